@@ -1,0 +1,193 @@
+"""Carry out a plan, step by step. This is the only writer in the house.
+
+Each statement runs in a worker thread while this one watches: it can say what the statement waits for, end it at its
+deadline or at Ctrl-C, and undo what a cancelled statement may have left half made.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from rdsrepl import errors
+from rdsrepl.plan import Plan, Protocol, Statement
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+
+_LOOK_AFTER_SECONDS: Final = 1.0
+_CANCEL_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A step that was done.
+
+    Attributes:
+        step: the statement.
+        returned: the one row it gave, by column name; empty when it gives none.
+        seconds: how long it took.
+    """
+
+    step: Statement
+    returned: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+Done = Callable[[Outcome], None]
+Waiting = Callable[[Statement, float, list[str]], None]
+
+
+def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting) -> list[Outcome]:
+    """Apply every step of PLAN in order.
+
+    Args:
+        plan: what ``settle`` has shown.
+        target: the database it was made for.
+        done: called after each step.
+        waiting: called about once a second while a step waits, with the seconds so far and what it waits for.
+
+    Raises:
+        AppliedInPart: a step failed and some before it were done; the cause is chained.
+        Error: the first step failed, so nothing was done.
+    """
+    outcomes: list[Outcome] = []
+    connections: dict[Protocol, Connection] = {}
+    with ExitStack() as stack:
+        for number, step in enumerate(plan.steps):
+            try:
+                if step.protocol not in connections:
+                    connections[step.protocol] = _enter(stack, target, step.protocol)
+                outcome = _run(step, connections[step.protocol], target, waiting)
+            except (errors.Error, KeyboardInterrupt) as exc:
+                if number == 0:
+                    raise
+                raise _in_part(plan, number, exc) from exc
+            outcomes.append(outcome)
+            done(outcome)
+    return outcomes
+
+
+def _enter(stack: ExitStack, target: Target, protocol: Protocol) -> Connection:
+    from rdsrepl.postgres import connection
+
+    conn = connection.connect(target, replication=protocol == "replication")
+    stack.callback(conn.close)
+    if protocol == "sql" and connection.server_version(conn) >= 14:
+        # Should this process be killed, the server notices and ends the statement instead of finishing it later.
+        conn.execute("SET client_connection_check_interval = '1s'")
+    return conn
+
+
+def _in_part(plan: Plan, number: int, exc: BaseException) -> errors.AppliedInPart:
+    failed = plan.steps[number]
+    cause = exc.message if isinstance(exc, errors.Error) else "interrupted"
+    hint = exc.hint if isinstance(exc, errors.Error) else None
+    return errors.AppliedInPart(
+        f"{plan.title}: step {number + 1} of {len(plan.steps)} failed ({failed.summary}): {cause}",
+        hint=hint or "mend the cause and run the command again: it plans only what is still missing",
+        done=[step.summary for step in plan.steps[:number]],
+        not_done=[step.summary for step in plan.steps[number:]],
+    )
+
+
+def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) -> Outcome:
+    import psycopg
+    from psycopg.rows import dict_row
+
+    result: list[dict[str, Any] | None] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with conn.cursor(row_factory=dict_row) as cursor:
+                cursor.execute(step.sql)
+                result.append(cursor.fetchone() if cursor.description else {})
+        except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits
+            failure.append(exc)
+
+    started = time.monotonic()
+    worker = threading.Thread(target=work, name="statement", daemon=True)
+    worker.start()
+    blockers: list[str] = []
+    timed_out = False
+    try:
+        while worker.is_alive():
+            elapsed = time.monotonic() - started
+            left = None if step.timeout_seconds is None else step.timeout_seconds - elapsed
+            if left is not None and left <= 0:
+                timed_out = True
+                # What it waits for must be asked before it is gone.
+                blockers = _blockers(step, conn, target) or blockers
+                _cancel(conn, target, worker)
+                break
+            worker.join(_LOOK_AFTER_SECONDS if left is None else min(left, _LOOK_AFTER_SECONDS))
+            if worker.is_alive() and time.monotonic() - started >= _LOOK_AFTER_SECONDS:
+                blockers = _blockers(step, conn, target)
+                waiting(step, time.monotonic() - started, blockers)
+    except KeyboardInterrupt:
+        _cancel(conn, target, worker)
+        _undo(step, target)
+        raise
+    if timed_out and not result:
+        _undo(step, target)
+        cause = f"; it waits for {'; '.join(blockers)}" if blockers else ""
+        raise errors.TimedOut(
+            f"{step.summary}: not done within {step.timeout_seconds:g} s{cause}",
+            hint="end what it waits for, or allow more time with --timeout; nothing was left behind",
+        )
+    if failure:
+        if isinstance(failure[0], psycopg.Error):
+            from rdsrepl.postgres.connection import translate
+
+            raise translate(failure[0]) from failure[0]
+        raise failure[0]
+    if step.guard is not None and not result[0]:
+        raise errors.StalePlan(
+            f"{step.summary}: {step.guard}", hint="nothing was changed by this step; look again and repeat the command"
+        )
+    return Outcome(step, result[0] or {}, time.monotonic() - started)
+
+
+def _blockers(step: Statement, conn: Connection, target: Target) -> list[str]:
+    """Ask a second connection what the statement waits for; not knowing is no reason to fail."""
+    from rdsrepl.postgres import connection
+
+    if step.blockers is None:
+        return []
+    try:
+        with connection.open(target, settings={"statement_timeout": "2s"}) as watcher:
+            return [str(row[0]) for row in watcher.execute(step.blockers, {"pid": conn.info.backend_pid})]
+    except errors.Error:
+        return []
+
+
+def _cancel(conn: Connection, target: Target, worker: threading.Thread) -> None:
+    """End the statement; a backend that does not heed a cancel request is terminated."""
+    import psycopg
+
+    from rdsrepl.postgres import connection
+
+    pid = conn.info.backend_pid
+    try:
+        conn.cancel_safe(timeout=_CANCEL_SECONDS)
+        worker.join(_CANCEL_SECONDS)
+    except psycopg.Error:
+        pass
+    if worker.is_alive():
+        with connection.open(target) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        worker.join(_CANCEL_SECONDS)
+
+
+def _undo(step: Statement, target: Target) -> None:
+    from rdsrepl.postgres import connection
+
+    if step.undo is not None:
+        with connection.open(target) as conn:
+            conn.execute(step.undo)

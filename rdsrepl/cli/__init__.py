@@ -1,0 +1,1 @@
+"""The command line: ``main`` (root and error boundary), ``options``, ``settle``, and one file a noun."""

@@ -1,0 +1,100 @@
+"""``rdsrepl config``: the file that holds the targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from rdsrepl import config
+from rdsrepl.cli.options import Reader, shared
+from rdsrepl.cli.talk import note, warn
+from rdsrepl.errors import NotFound
+from rdsrepl.render import emit, facts, listing
+
+app = typer.Typer(no_args_is_help=True, help="Targets: named databases in the config file.")
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A target as ``config show`` prints it: secrets masked."""
+
+    name: str
+    current: bool
+    settings: dict[str, str]
+
+
+@app.command(cls=Reader)
+def path(ctx: typer.Context) -> None:
+    """Print where the config file is, or would be.
+
+    Example: rdsrepl config path
+    """
+    emit({"path": str(config.config_path())}, shared(ctx).output, lambda: str(config.config_path()))
+
+
+@app.command(cls=Reader)
+def show(ctx: typer.Context, name: Annotated[str | None, typer.Argument(help="One target only.")] = None) -> None:
+    """Show the targets, secrets masked.
+
+    Example: rdsrepl config show prod
+    """
+    loaded = config.load()
+    targets = {name: loaded.get(name)} if name else dict(sorted(loaded.targets.items()))
+    rows = [Shown(key, key == loaded.current, target.masked()) for key, target in targets.items()]
+    if name:
+        emit(rows[0], shared(ctx).output, lambda: facts([("target", name), *rows[0].settings.items()]))
+        return
+    emit(
+        rows,
+        shared(ctx).output,
+        lambda: listing(
+            rows,
+            [
+                ("TARGET", lambda row: row.name),
+                ("CURRENT", lambda row: "*" if row.current else ""),
+                ("SETTINGS", lambda row: " ".join(f"{key}={value}" for key, value in row.settings.items())),
+            ],
+            empty=f"no targets in {loaded.path}",
+        ),
+    )
+
+
+@app.command(cls=Reader)
+def use(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="The target.", autocompletion=lambda: sorted(config.load().targets))],
+) -> None:
+    """Make a target the current one: it is used where neither --dsn nor --target says otherwise.
+
+    Example: rdsrepl config use prod
+    """
+    written = config.use(name)
+    emit({"current": name, "path": str(written)}, shared(ctx).output, lambda: f"current target: {name}")
+
+
+@app.command(cls=Reader)
+def check(ctx: typer.Context) -> None:
+    """Read the config file and say what is wrong with it: file, line and key.
+
+    Example: rdsrepl config check
+    """
+    loaded = config.load()
+    if not loaded.path.exists():
+        raise NotFound(f"no config file at {loaded.path}", hint="write one: see docs/concepts.md, 'Where'")
+    secret = any(
+        config.MASK in value or key in config.SECRETS
+        for target in loaded.targets.values()
+        for key, value in target.masked().items()
+    )
+    mode = loaded.path.stat().st_mode & 0o077
+    if secret and mode:
+        warn(ctx, f"{loaded.path} holds a password and others may read it: chmod 600 {loaded.path}")
+    elif secret:
+        note(ctx, "the file holds a password; ~/.pgpass is the better place")
+    emit(
+        {"path": str(loaded.path), "targets": len(loaded.targets), "current": loaded.current},
+        shared(ctx).output,
+        lambda: f"{loaded.path}: {len(loaded.targets)} targets, current: {loaded.current or 'none'}",
+    )

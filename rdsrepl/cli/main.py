@@ -1,0 +1,140 @@
+"""The root of the command line, and the one boundary where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from itertools import pairwise
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from rdsrepl import __version__
+from rdsrepl.cli import config as config_command
+from rdsrepl.cli import demo, publication, role, sandbox, slot
+from rdsrepl.cli.options import Globals, remember, root_options, shared
+from rdsrepl.errors import Error, ExitCode
+from rdsrepl.render import Format
+
+
+class Root(TyperGroup):
+    """The root group: takes the shared options, and renders every error that reaches it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params = [*self.params, *root_options()]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the shared options out of what the root's function receives."""
+        rest = super().parse_args(ctx, args)
+        remember(ctx, {str(option.name): ctx.params.pop(option.name, None) for option in root_options()})
+        return rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; turn our errors into a message on stderr and their exit code."""
+        try:
+            return super().invoke(ctx)
+        except Error as exc:
+            options = shared(ctx)
+            if options.verbose >= 2:
+                import traceback
+
+                traceback.print_exception(exc)
+            show_error(exc, options)
+            raise typer.Exit(exc.exit_code) from exc
+        except BrokenPipeError:
+            # The reader of our output went away; nothing more can be said to it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(ExitCode.FAILED) from None
+
+    def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
+        """Run the program; with ``-o json`` a usage error is an object on stderr, too."""
+        words = sys.argv[1:] if args is None else list(args)
+        if not _wants_json(words) or extra.get("standalone_mode") is False:
+            return super().main(words, *rest, **extra)
+        try:
+            code = super().main(words, *rest, **{**extra, "standalone_mode": False})
+        except typer.TyperException as exc:
+            # Typer's own exceptions know the message and the code, not our JSON.
+            document = {
+                "error": "usage_error",
+                "message": exc.format_message(),
+                "hint": None,
+                "exit_code": exc.exit_code,
+            }
+            sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
+            sys.exit(exc.exit_code)
+        except typer.Abort:
+            sys.exit(ExitCode.FAILED)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def show_error(exc: Error, options: Globals) -> None:
+    """Print what failed and the remedy to stderr; one JSON object with ``-o json``."""
+    if options.output is Format.json:
+        sys.stderr.write(json.dumps(exc.document(), ensure_ascii=False) + "\n")
+        return
+    from rdsrepl.render import console
+
+    out = console(sys.stderr)
+    code = f" [{exc.sqlstate}]" if exc.sqlstate else ""
+    out.print(f"error: {exc.message}{code}", style=None if options.no_color else "bold red")
+    for name in ("done", "not_done"):
+        for item in getattr(exc, name, ()):
+            out.print(f"  {name.replace('_', ' ')}: {item}")
+    if exc.hint:
+        out.print(f"hint: {exc.hint}")
+
+
+def _wants_json(words: list[str]) -> bool:
+    if any(word in ("-ojson", "--output=json") for word in words):
+        return True
+    if any(a in ("-o", "--output") and b == "json" for a, b in pairwise(words)):
+        return True
+    return os.environ.get("RDSREPL_OUTPUT") == "json"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"rdsrepl {__version__}\n")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=Root,
+    name="rdsrepl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version.", show_default=False
+    ),
+) -> None:
+    """Operate PostgreSQL logical replication on Amazon RDS, Aurora, and any PostgreSQL 13 or later.
+
+    Changes are shown before they are made: --dry-run stops after the plan, --yes does not ask.
+    """
+
+
+app.add_typer(slot.app, name="slot")
+app.add_typer(publication.app, name="publication")
+app.add_typer(role.app, name="role")
+app.add_typer(config_command.app, name="config")
+app.add_typer(sandbox.app, name="sandbox")
+app.command("demo", cls=demo.Verb)(demo.demo)
+
+
+def run() -> None:
+    """Start the program."""
+    app()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,248 @@
+"""Each shared option, declared once, and the two classes that give them to every command.
+
+``Reader`` is the class of a command that only looks, ``Writer`` of one that changes something. Connection and output
+options stand before the noun and after the verb alike; the one nearer to the verb wins. The environment twins
+(``RDSREPL_*``) belong to the root, so that they never override a word of the command line.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+
+import typer
+from typer.core import TyperCommand, TyperOption
+
+from rdsrepl import config
+from rdsrepl.errors import BadValue
+from rdsrepl.lsn import Lsn
+from rdsrepl.render import Format
+from rdsrepl.units import parse_duration
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+
+_T = TypeVar("_T")
+_PANEL = "Connection and output"
+_CHANGE_PANEL = "Changes"
+
+
+def parsed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Make a parser of ours fit for an option: what it refuses is reported under the option's name."""
+
+    def parser(text: str) -> _T:
+        if not isinstance(text, str):  # a default, already parsed
+            return cast(_T, text)
+        try:
+            return parse(text)
+        except BadValue as exc:
+            raise typer.BadParameter(exc.message + (f"; {exc.hint}" if exc.hint else "")) from exc
+
+    return parser
+
+
+Duration = Annotated[float, typer.Option(parser=parsed(parse_duration), metavar="DURATION")]
+LsnOption = Annotated[Lsn | None, typer.Option(parser=parsed(Lsn.parse), metavar="LSN")]
+
+
+@dataclass(frozen=True, slots=True)
+class Globals:
+    """What the shared options say.
+
+    Attributes:
+        target: a target's name in the config file.
+        dsn: a libpq connection string.
+        output: how documents are printed.
+        verbose: 1 names what is connected to and each statement; 2 also shows tracebacks.
+        quiet: no progress and no notes.
+        no_color: plain text on a terminal, too.
+    """
+
+    target: str | None = None
+    dsn: str | None = None
+    output: Format = Format.table
+    verbose: int = 0
+    quiet: bool = False
+    no_color: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """What a writing command may do without asking."""
+
+    yes: bool = False
+    dry_run: bool = False
+    check: bool = False
+
+
+def _shared(
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="NAME",
+            envvar="RDSREPL_TARGET",
+            help="A target of the config file.",
+            rich_help_panel=_PANEL,
+            autocompletion=lambda: _target_names(),
+        ),
+    ] = None,
+    dsn: Annotated[
+        str | None,
+        typer.Option(
+            "--dsn",
+            metavar="CONNINFO",
+            envvar="RDSREPL_DSN",
+            help="A libpq connection string or URI; leave the password to .pgpass or PGPASSWORD.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    output: Annotated[
+        Format | None,
+        typer.Option(
+            "--output",
+            "-o",
+            envvar="RDSREPL_OUTPUT",
+            help="How to print.",
+            rich_help_panel=_PANEL,
+            show_default="table",
+        ),
+    ] = None,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            help="Say what is connected to and run; -vv shows tracebacks.",
+            rich_help_panel=_PANEL,
+            show_default=False,
+        ),
+    ] = 0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=_PANEL, show_default=False)
+    ] = False,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", help="No colours.", rich_help_panel=_PANEL, show_default=False)
+    ] = False,
+) -> None:
+    """Hold the declarations; never called."""
+
+
+def _consent(
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=_CHANGE_PANEL, show_default=False)
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the plan, change nothing.", rich_help_panel=_CHANGE_PANEL, show_default=False
+        ),
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Show the plan, change nothing, exit 7 when it is not empty.",
+            rich_help_panel=_CHANGE_PANEL,
+            show_default=False,
+        ),
+    ] = False,
+) -> None:
+    """Hold the declarations; never called."""
+
+
+def _target_names() -> list[str]:
+    try:
+        return sorted(config.load().targets)
+    except Exception:  # noqa: BLE001 - completion never complains
+        return []
+
+
+@cache
+def _declared(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
+    """Return the options a function declares, as Typer builds them."""
+    app = typer.Typer(add_completion=False)
+    app.command()(holder)
+    return tuple(p for p in typer.main.get_command(app).params if isinstance(p, TyperOption) and p.name != "help")
+
+
+def root_options() -> Iterable[TyperOption]:
+    """Return the shared options with their environment twins, for the root."""
+    return _declared(_shared)
+
+
+@cache
+def _verb_options(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
+    options = tuple(copy.copy(option) for option in _declared(holder))
+    for option in options:
+        option.envvar = None
+    return options
+
+
+class Reader(TyperCommand):
+    """A command that only looks: takes the connection and output options."""
+
+    _holders: tuple[Callable[..., None], ...] = (_shared,)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params = [*self.params, *(option for holder in self._holders for option in _verb_options(holder))]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the shared options out of what the command's function receives."""
+        rest = super().parse_args(ctx, args)
+        own = {option.name: ctx.params.pop(option.name) for holder in self._holders for option in _verb_options(holder)}
+        remember(ctx, own)
+        consent = {name: own[name] for name in ("yes", "dry_run", "check") if name in own}
+        ctx.meta["rdsrepl.consent"] = Consent(**consent)
+        return rest
+
+
+class Writer(Reader):
+    """A command that changes something: takes ``--yes``, ``--dry-run`` and ``--check`` as well."""
+
+    _holders = (_shared, _consent)
+
+
+def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
+    """Lay the shared options found at one level over those of the levels before it."""
+    root = ctx.find_root()
+    before = root.obj if isinstance(root.obj, Globals) else Globals()
+    names = Globals.__dataclass_fields__
+    now = replace(before, **{name: value for name, value in given.items() if name in names and value})
+    if given.get("dsn") is not None and not given.get("target"):
+        now = replace(now, target=None)
+    root.obj = ctx.obj = now
+
+
+def shared(ctx: typer.Context) -> Globals:
+    """Return what the shared options say for this command."""
+    found = ctx.find_root().obj
+    return found if isinstance(found, Globals) else Globals()
+
+
+def consent(ctx: typer.Context) -> Consent:
+    """Return what this writing command may do without asking."""
+    found = ctx.meta.get("rdsrepl.consent")
+    return found if isinstance(found, Consent) else Consent()
+
+
+def where(ctx: typer.Context) -> Target:
+    """Return the database this command works on.
+
+    Raises:
+        ConfigError, NotFound: the config file is wrong or lacks the target.
+    """
+    from rdsrepl.cli.talk import note
+
+    options = shared(ctx)
+    target = config.resolve(dsn=options.dsn, target=options.target)
+    if options.verbose:
+        settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
+        note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
+    return target

@@ -1,0 +1,12 @@
+"""``rdsrepl role``."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="role")
+
+
+@app.callback()
+def group() -> None:
+    """Hold the verbs."""

@@ -1,0 +1,311 @@
+"""The only door to PostgreSQL: one connection factory, and driver errors turned into ours.
+
+Secrets come from libpq's own means and stay inside libpq. TLS defaults are safe where libpq's are not: to a host that
+is not this machine, ``sslmode`` is ``require`` unless somebody chose, and to an RDS endpoint ``verify-full``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from rdsrepl import errors
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from rdsrepl.config import Target
+
+    Connection = psycopg.Connection[tuple[Any, ...]]
+
+CONNECT_TIMEOUT_SECONDS: Final = 10
+RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
+RDS_BUNDLE: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
+
+_PG_LSN_OID: Final = 3220
+
+# A failed connection attempt carries no SQLSTATE in libpq, only the server's text (which RDS writes in English).
+_CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], ...]] = (
+    (
+        r"password authentication failed|no password supplied|SCRAM|authentication failed for user",
+        errors.AuthenticationFailed,
+        "28P01",
+        "check the user, and its password in ~/.pgpass, PGPASSFILE or PGPASSWORD",
+    ),
+    (
+        r"role .* does not exist|is not permitted to log in",
+        errors.AuthenticationFailed,
+        "28000",
+        "name another user (user=… in the dsn, or PGUSER), or make it: rdsrepl role create NAME",
+    ),
+    (
+        r"no pg_hba\.conf entry",
+        errors.AuthenticationFailed,
+        "28000",
+        "the server's pg_hba.conf does not let this client in (on RDS: rds.force_ssl); try sslmode=require",
+    ),
+    (
+        r"superuser or replication role to (start|connect)|permission denied to start WAL sender",
+        errors.Denied,
+        "42501",
+        "the role may not replicate; grant it: rdsrepl role grant NAME",
+    ),
+    (
+        r"(too many (clients|connections)|remaining connection slots|max_wal_senders)",
+        errors.SlotsExhausted,
+        "53300",
+        "raise max_wal_senders or max_connections, or end a connection (pg_stat_activity lists them)",
+    ),
+    (
+        r"database .* does not exist",
+        errors.NotFound,
+        "3D000",
+        "name an existing database: dbname=… in the dsn, or PGDATABASE",
+    ),
+    (
+        r"the database system is (starting up|shutting down|in recovery|not yet accepting)",
+        errors.ConnectionLost,
+        "57P03",
+        "wait for the server to finish starting, then try again",
+    ),
+    (
+        r"terminating connection|server closed the connection|Connection reset|SSL SYSCALL|SSL error: unexpected eof",
+        errors.ConnectionLost,
+        "57P01",
+        "the server is restarting or failing over; try again",
+    ),
+    (
+        r"root certificate file .* does not exist",
+        errors.Unreachable,
+        None,
+        f"download the RDS bundle from {RDS_BUNDLE} and name it with sslrootcert=FILE",
+    ),
+    (
+        r"certificate verify failed|does not match host name",
+        errors.Unreachable,
+        None,
+        f"use the endpoint's own name and the current bundle ({RDS_BUNDLE}) with sslrootcert=FILE",
+    ),
+    (
+        r"server does not support SSL",
+        errors.Unreachable,
+        None,
+        "turn SSL on at the server, or accept clear text knowingly with sslmode=disable",
+    ),
+    (
+        r"could not translate host name|Name or service not known|nodename nor servname",
+        errors.Unreachable,
+        None,
+        "check the host name (-v shows where it came from)",
+    ),
+    (
+        r"timeout expired|timed out",
+        errors.Unreachable,
+        None,
+        "check host, port, security group and route; connect_timeout=SECONDS allows more time",
+    ),
+    (
+        r"definition of service .* not found|service file .* not found",
+        errors.UsageError,
+        None,
+        "define the service in ~/.pg_service.conf (PGSERVICEFILE), or name another",
+    ),
+)
+
+# SQLSTATE (manual, appendix A) → our error and remedy. Nouns look first and say it better; this is for the rest.
+_SQLSTATES: Final[Mapping[str, tuple[type[errors.Error], str | None]]] = {
+    "42501": (errors.Denied, "use a role that has the right (rdsrepl role list shows who may replicate)"),
+    "42710": (errors.AlreadyExists, "choose another name"),
+    "42P07": (errors.AlreadyExists, "choose another name"),
+    "42704": (errors.NotFound, None),
+    "42P01": (errors.NotFound, "check the name and its schema"),
+    "3F000": (errors.NotFound, "check the schema's name"),
+    "42703": (errors.NotFound, "check the column's name"),
+    "55006": (errors.SlotActive, "stop its consumer first (rdsrepl slot show NAME names it)"),
+    "53400": (
+        errors.SlotsExhausted,
+        "drop a slot nobody uses (rdsrepl slot list), or raise max_replication_slots (a restart)",
+    ),
+    "53300": (errors.SlotsExhausted, "end a connection, or raise max_connections"),
+    "25006": (errors.NotPrimary, "connect to the primary (on RDS: the writer endpoint)"),
+    "58P01": (errors.PluginNotAllowed, "install the plugin on the server, or use another: --plugin pgoutput"),
+    "57014": (errors.TimedOut, "allow it more time with --timeout"),
+    "0A000": (errors.Unsupported, None),
+    "42601": (errors.BadValue, "mend the text"),
+    "22023": (errors.BadValue, None),
+    "42602": (errors.BadValue, None),
+    "42939": (errors.BadValue, "choose a name that is not reserved"),
+    "57P01": (errors.ConnectionLost, "the server ended the connection; try again"),
+    "57P02": (errors.ConnectionLost, "the server crashed and restarts; try again"),
+    "57P03": (errors.ConnectionLost, "the server is starting; try again"),
+}
+
+
+@contextmanager
+def open(
+    target: Target, *, replication: bool = False, settings: Mapping[str, str] | None = None
+) -> Iterator[Connection]:
+    """Connect, yield an autocommit connection, close it; ``pg_lsn`` values arrive as ``Lsn``.
+
+    Args:
+        target: the database.
+        replication: open a walsender connection (``replication=database``), which takes replication commands and the
+            simple query protocol only.
+        settings: server parameters for this session alone.
+
+    Raises:
+        Error: whatever went wrong, while connecting or inside the ``with`` block, as one of ours.
+    """
+    import psycopg
+
+    connection = connect(target, replication=replication, settings=settings)
+    try:
+        yield connection
+    except psycopg.Error as exc:
+        raise translate(exc) from exc
+    finally:
+        connection.close()
+
+
+def connect(target: Target, *, replication: bool = False, settings: Mapping[str, str] | None = None) -> Connection:
+    """Open a connection that the caller closes; see ``open``."""
+    import psycopg
+
+    from rdsrepl.postgres.types import LsnLoader
+
+    keywords = _keywords(target, replication=replication, settings=settings or {})
+    try:
+        connection = psycopg.connect("", autocommit=True, prepare_threshold=None, **keywords)  # type: ignore[arg-type]
+    except psycopg.Error as exc:
+        raise _connect_error(exc, target, keywords) from exc
+    connection.adapters.register_loader(_PG_LSN_OID, LsnLoader)
+    return connection
+
+
+def server_version(connection: Connection) -> int:
+    """Return the server's major version: 13 … 18."""
+    return connection.info.server_version // 10000
+
+
+def in_recovery(connection: Connection) -> bool:
+    """Say whether the server is a standby."""
+    row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+    assert row is not None
+    return bool(row[0])
+
+
+def setting(connection: Connection, name: str) -> str:
+    """Return a server parameter's value as ``SHOW`` prints it; works on a replication connection, too."""
+    from psycopg import sql
+
+    row = connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def translate(exc: psycopg.Error) -> errors.Error:
+    """Turn a driver's error into ours, keeping the server's text, detail and SQLSTATE."""
+    import psycopg
+
+    state = exc.sqlstate
+    if state is None:
+        text = _one_line(str(exc))
+        if isinstance(exc, psycopg.OperationalError):
+            return errors.ConnectionLost(f"the connection broke: {text}", hint="try again")
+        return errors.ServerError(text)
+    text = _one_line(exc.diag.message_primary or str(exc))
+    if exc.diag.message_detail:
+        text += f" ({_one_line(exc.diag.message_detail)})"
+    kind, hint = _classify(state, text)
+    return kind(text, hint=hint or _hint(exc), sqlstate=state)
+
+
+def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
+    """Tell apart what shares SQLSTATE 55000 (object_not_in_prerequisite_state); the wording is PostgreSQL's own."""
+    if state == "55000":
+        if "wal_level" in text:
+            return errors.WalLevelNotLogical, (
+                "set wal_level = logical and restart (on RDS: rds.logical_replication = 1 in the parameter group)"
+            )
+        if "recovery" in text or "RO (Read Only)" in text:
+            return errors.NotPrimary, "connect to the primary (on RDS: the writer endpoint)"
+        if "synchroniz" in text or "synced" in text:
+            return errors.SlotBeingSynced, "consume the slot on the primary; it becomes usable here after a promotion"
+        if "invalidated" in text or "can no longer" in text:
+            return errors.SlotInvalidated, (
+                "its changes are gone: drop it, create it anew and copy the tables again (rdsrepl slot drop NAME)"
+            )
+    if state in _SQLSTATES:
+        return _SQLSTATES[state]
+    if state[:2] == "08":
+        return errors.ConnectionLost, "try again"
+    if state[:2] == "28":
+        return errors.AuthenticationFailed, "check the user and its password"
+    return errors.ServerError, None
+
+
+def _hint(exc: psycopg.Error) -> str | None:
+    return _one_line(exc.diag.message_hint) if exc.diag.message_hint else None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str]) -> dict[str, str]:
+    import psycopg
+    from psycopg import pq
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        given = conninfo_to_dict(target.dsn, **target.keywords)
+    except psycopg.ProgrammingError as exc:
+        raise errors.BadValue(
+            f"{target.label}: not a connection string",
+            hint="postgresql://user@host:5432/dbname, or host=… dbname=… user=…",
+        ) from exc
+    keywords = {key: str(value) for key, value in given.items() if value is not None}
+    defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
+    keywords.setdefault("application_name", "rdsrepl")
+    if not keywords.get("connect_timeout") and not defaults.get("connect_timeout"):
+        keywords["connect_timeout"] = str(CONNECT_TIMEOUT_SECONDS)
+    if "sslmode" not in keywords and "PGSSLMODE" not in os.environ and defaults.get("sslmode") == "prefer":
+        sslmode = _safe_sslmode(keywords.get("hostaddr") or keywords.get("host") or defaults.get("host") or "")
+        if sslmode and "service" not in keywords:
+            keywords["sslmode"] = sslmode
+    options = keywords.get("options", defaults.get("options", ""))
+    for name, value in settings.items():
+        escaped = value.replace("\\", "\\\\").replace(" ", "\\ ")
+        options += f" -c {name}={escaped}"
+    if options:
+        keywords["options"] = options.strip()
+    # UTF8 is what every decoder and printer here expects, whatever the database's own encoding.
+    keywords["client_encoding"] = "UTF8"
+    if replication:
+        keywords["replication"] = "database"
+    return keywords
+
+
+def _safe_sslmode(hosts: str) -> str | None:
+    """Return the mode to ask for when nobody chose one; None where libpq's own default will do (this machine)."""
+    names = [name.strip() for name in hosts.split(",") if name.strip()]
+    if any(name.endswith(RDS_SUFFIXES) for name in names):
+        return "verify-full"
+    local = ("localhost", "::1")
+    if all(name in local or name.startswith(("/", "@", "127.")) for name in names):
+        return None
+    return "require"
+
+
+def _connect_error(exc: psycopg.Error, target: Target, keywords: Mapping[str, str]) -> errors.Error:
+    text = re.sub(r"^(connection (failed|is bad)|Multiple connection attempts failed.*?): ", "", _one_line(str(exc)))
+    where = f"{target.label}: {keywords.get('host', '')}".rstrip(": ")
+    for pattern, kind, state, hint in _CONNECT_FAILURES:
+        if re.search(pattern, text):
+            return kind(f"{where}: {text}", hint=hint, sqlstate=exc.sqlstate or state)
+    return errors.Unreachable(
+        f"{where}: {text}", hint="check that the server runs, and its host and port", sqlstate=exc.sqlstate
+    )

@@ -1,0 +1,140 @@
+"""Any object as a table, JSON or YAML. Nothing else prints data; talk goes to stderr through ``say``.
+
+Rows are frozen dataclasses; a document's keys are their field names, which are a documented contract.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rdsrepl.lsn import Lsn
+from rdsrepl.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Column = tuple[str, Callable[[Any], object]]
+
+
+class Format(StrEnum):
+    """What ``--output`` takes."""
+
+    table = "table"
+    json = "json"
+    yaml = "yaml"
+
+
+def document(value: object) -> Any:
+    """Return VALUE as plain data, ready for JSON or YAML: LSNs and times as text, dataclasses as mappings."""
+    if isinstance(value, Lsn):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value.value if isinstance(value, Enum) else value
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: document(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): document(item) for key, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [document(item) for item in value]
+    return str(value)
+
+
+def emit(value: object, output: Format, table: Callable[[], object]) -> None:
+    """Print VALUE to stdout as one JSON or YAML document, or what TABLE makes for a person (``listing``, ``facts``)."""
+    if output is Format.json:
+        sys.stdout.write(json.dumps(document(value), ensure_ascii=False, indent=2) + "\n")
+    elif output is Format.yaml:
+        import yaml
+
+        yaml.safe_dump(document(value), sys.stdout, sort_keys=False, allow_unicode=True)
+    else:
+        console(sys.stdout).print(table())
+
+
+def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> object:
+    """Return rows as a table; EMPTY is said where there are none."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        return Text(empty)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, _ in columns:
+        table.add_column(heading, no_wrap=True, overflow="ignore")
+    for row in rows:
+        table.add_row(*(_cell(getter(row)) for _, getter in columns))
+    return table
+
+
+def facts(pairs: Sequence[tuple[str, object]]) -> object:
+    """Return one thing's facts as two columns: name and value."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, _cell(value))
+    return table
+
+
+def size(size_bytes: int | None) -> str:
+    """Print bytes for a table; unknown is a dash."""
+    return "-" if size_bytes is None else format_size(size_bytes)
+
+
+def ago(moment: datetime | None, now: datetime) -> str:
+    """Print how long ago a moment was, for a table."""
+    return "-" if moment is None else format_duration(max(0.0, (now - moment).total_seconds())) + " ago"
+
+
+def console(stream: TextIO) -> Console:
+    """Return a rich console on a stream; plain and unwrapped when that is no terminal, or colours are not wanted."""
+    from rich.console import Console
+
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=not terminal,
+        width=None if terminal else 32_000,
+        no_color=not colours(stream),
+        force_terminal=terminal,
+    )
+
+
+def colours(stream: TextIO) -> bool:
+    """Say whether colours are wanted on a stream: a terminal, and neither ``NO_COLOR`` nor ``--no-color``."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _cell(value: object) -> Any:
+    from rich.text import Text
+
+    if isinstance(value, Text):
+        return value
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value) or "-"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    return str(value)

@@ -1,0 +1,1 @@
+"""Tail a slot: receive, decode, format, deliver, confirm (design: at least once, nothing lost)."""

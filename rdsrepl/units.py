@@ -1,0 +1,86 @@
+"""Sizes and durations: one parser and one printer for each."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from rdsrepl.errors import BadValue
+
+# PostgreSQL's own units are powers of 1024 (manual, section 20.1.1); KiB and friends are accepted as synonyms.
+_BYTES: Final = {
+    "": 1,
+    "b": 1,
+    "k": 1 << 10,
+    "kb": 1 << 10,
+    "kib": 1 << 10,
+    "m": 1 << 20,
+    "mb": 1 << 20,
+    "mib": 1 << 20,
+    "g": 1 << 30,
+    "gb": 1 << 30,
+    "gib": 1 << 30,
+    "t": 1 << 40,
+    "tb": 1 << 40,
+    "tib": 1 << 40,
+}
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
+_DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d)")
+
+
+def parse_size(text: str) -> int:
+    """Read a size such as ``512MB``, ``10 GiB`` or ``4096`` into bytes.
+
+    Raises:
+        BadValue: TEXT is no size.
+    """
+    match = _SIZE.match(text.strip())
+    factor = _BYTES.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise BadValue(
+            f"{text!r} is not a size", hint="a size is a number with kB, MB, GB or TB, such as 512MB or 10GB"
+        )
+    return int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration such as ``90s``, ``1h30m``, ``500ms`` or ``2d`` into seconds; a bare number is seconds.
+
+    Raises:
+        BadValue: TEXT is no duration.
+    """
+    stripped = text.strip()
+    if re.fullmatch(r"\d+(\.\d+)?", stripped):
+        return float(stripped)
+    seconds, position = 0.0, 0
+    while match := _DURATION_PART.match(stripped, position):
+        seconds += float(match[1]) * _SECONDS[match[2]]
+        position = match.end()
+    if not stripped or position != len(stripped):
+        raise BadValue(
+            f"{text!r} is not a duration", hint="a duration is a number with ms, s, m, h or d, such as 30s or 1h30m"
+        )
+    return seconds
+
+
+def format_size(size_bytes: int) -> str:
+    """Print bytes for a person: ``1.5 GB`` (powers of 1024, as PostgreSQL's ``pg_size_pretty``)."""
+    sign, value = ("-" if size_bytes < 0 else ""), float(abs(size_bytes))
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1024:
+            return f"{sign}{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{sign}{value:.1f} {unit}"
+        value /= 1024
+    return f"{sign}{value:.1f} TB"
+
+
+def format_duration(seconds: float) -> str:
+    """Print seconds for a person: ``1.2s``, ``3m20s``, ``4h05m``, ``2d03h``."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
