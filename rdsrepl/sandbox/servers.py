@@ -1,0 +1,496 @@
+"""One PostgreSQL server on loopback: made, started, cloned, promoted, stopped, removed.
+
+The sandbox runs its writer and its standby with this, the tests theirs. A server listens on 127.0.0.1 with SCRAM
+passwords, and on a unix socket in a directory only its owner may enter; there its superuser needs no password.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from rdsrepl.errors import Error, TimedOut
+from rdsrepl.sandbox import processes
+from rdsrepl.sandbox.binaries import Binaries
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+
+HOST: Final = "127.0.0.1"
+SUPERUSER: Final = "rdsadmin"
+# Below the range from which systems take the ports of outgoing connections, so that none of those steals a server's
+# port while it restarts.
+PORTS: Final = range(20000, 32000)
+
+StopMode = Literal["smart", "fast", "immediate"]
+
+_SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
+    "smart": signal.SIGTERM,
+    "fast": signal.SIGINT,
+    "immediate": signal.SIGQUIT,
+}
+_CONF: Final = "rdsrepl.conf"
+_SETTINGS: Final[Mapping[str, str]] = {
+    "listen_addresses": HOST,
+    "unix_socket_permissions": "0700",
+    "wal_level": "logical",
+    "max_wal_senders": "35",
+    "max_replication_slots": "20",
+    "hot_standby": "on",
+    "hot_standby_feedback": "on",
+    "password_encryption": "scram-sha-256",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "lc_messages": "C",
+    "shared_buffers": "32MB",
+    "jit": "off",
+    # Other kinds leave a file behind, outside the data directory, when a server is killed.
+    "dynamic_shared_memory_type": "mmap",
+    "log_line_prefix": "%m [%p] %q%u@%d %a ",
+}
+_FAST: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}
+# A unix socket's path holds 107 bytes on Linux, 103 on macOS.
+_SOCKET_PATH_BYTES: Final = 103
+_BIND_ATTEMPTS: Final = 8
+_BIND_FAILURE: Final = re.compile(r"could not bind|could not create any TCP/IP sockets|Address already in use")
+
+
+@dataclass(slots=True)
+class Server:
+    """One PostgreSQL server: a data directory, and how to run it.
+
+    The methods work from any process: which one runs is read from the data directory.
+
+    Attributes:
+        data_dir: made by ``initdb`` or ``clone``.
+        binaries: the programs.
+        port: on 127.0.0.1; 0 is a free one, chosen at the first start and kept.
+        socket_dir: for the unix socket; None is a new short directory under the temporary one, removed by ``remove``.
+        superuser: the role that ``initdb`` makes.
+        settings: parameters on top of our own; written at each start.
+        durable: whether files are fsynced. They need not be, to survive a killed server; only a crash of the machine
+            costs what was not.
+    """
+
+    data_dir: Path
+    binaries: Binaries
+    port: int = 0
+    socket_dir: Path | None = None
+    superuser: str = SUPERUSER
+    settings: dict[str, str] = field(default_factory=dict)
+    durable: bool = False
+    # What the servers of one sandbox hold open while they are being made: its lock.
+    keep_open: tuple[int, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        self.data_dir = self.data_dir.absolute()
+
+    @property
+    def log_file(self) -> Path:
+        """The server's log, beside its data directory."""
+        return self.data_dir.with_name(self.data_dir.name + ".log")
+
+    @property
+    def version(self) -> int:
+        """The major version: 13 … 18."""
+        return self.binaries.major
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id; None when it does not run."""
+        lines = self._pid_file()
+        if not lines or not lines[0].lstrip("-").isdecimal():
+            return None
+        pid = int(lines[0])
+        # After a crash the number may be another process's; a postmaster has its data directory among its words.
+        return pid if str(self.data_dir) in processes.command_line(pid) and processes.started(pid) else None
+
+    def is_running(self) -> bool:
+        """Say whether the server's postmaster lives."""
+        return self.pid is not None
+
+    def exists(self) -> bool:
+        """Say whether there is a complete data directory."""
+        return (self.data_dir / _CONF).exists()
+
+    def keywords(self, *, user: str | None = None, dbname: str = "postgres") -> dict[str, str]:
+        """Return libpq's keywords for it: the superuser through the unix socket, any other role through TCP."""
+        host = str(self._sockets()) if user in (None, self.superuser) else HOST
+        return {"host": host, "port": str(self.port), "user": user or self.superuser, "dbname": dbname}
+
+    def dsn(self, *, user: str | None = None, dbname: str = "postgres") -> str:
+        """Return ``keywords`` as a connection string."""
+        from psycopg.conninfo import make_conninfo
+
+        return make_conninfo("", **self.keywords(user=user, dbname=dbname))
+
+    def target(self, *, user: str | None = None, dbname: str = "postgres") -> Target:
+        """Return ``keywords`` as a target that nothing in the environment turns elsewhere."""
+        from rdsrepl.config import Target
+
+        keywords = self.keywords(user=user, dbname=dbname)
+        return Target(f"server {self.data_dir.name}", keywords={**keywords, "hostaddr": "", "options": ""})
+
+    def connect(self, *, user: str | None = None, dbname: str = "postgres", replication: bool = False) -> Connection:
+        """Open an autocommit connection that the caller closes; see ``rdsrepl.postgres.connection.connect``."""
+        from rdsrepl.postgres import connection
+
+        return connection.connect(self.target(user=user, dbname=dbname), replication=replication)
+
+    def initdb(self) -> None:
+        """Make the data directory: UTF8, SCRAM, the superuser without a password.
+
+        Raises:
+            Error: ``initdb`` failed; nothing is left.
+        """
+        self._make_data_dir()
+        words = [
+            self.binaries.program("initdb"),
+            f"--pgdata={self.data_dir}",
+            f"--username={self.superuser}",
+            "--encoding=UTF8",
+            "--auth=trust",
+            "--no-sync",
+        ]
+        try:
+            try:
+                self._run([*words, "--locale=C.UTF-8"])
+            except Error:
+                # Not every system has that locale; UTF8 it stays, letters outside ASCII just sort by code point.
+                self._make_data_dir()
+                self._run([*words, "--locale=C"])
+            self._adopt()
+        except BaseException:
+            shutil.rmtree(self.data_dir, ignore_errors=True)
+            raise
+
+    def clone(self, data_dir: Path, *, slot: str, settings: Mapping[str, str] | None = None) -> Server:
+        """Make a standby of this running server, not yet started, which streams through the physical slot SLOT.
+
+        From version 17 on it keeps the failover slots in step.
+
+        Raises:
+            Error: the copy failed; nothing is left.
+        """
+        standby = Server(
+            data_dir,
+            self.binaries,
+            socket_dir=None if self.socket_dir is None else self._sockets(),
+            superuser=self.superuser,
+            settings={**self.settings, **(settings or {}), "primary_slot_name": slot},
+            durable=self.durable,
+            keep_open=self.keep_open,
+        )
+        standby.follow(self)
+        if self.version >= 17:
+            standby.settings.setdefault("sync_replication_slots", "on")
+        standby._make_data_dir()
+        try:
+            self._run(
+                [
+                    self.binaries.program("pg_basebackup"),
+                    f"--pgdata={standby.data_dir}",
+                    f"--host={self._sockets()}",
+                    f"--port={self.port}",
+                    f"--username={self.superuser}",
+                    "--wal-method=stream",
+                    "--checkpoint=fast",
+                    "--create-slot",
+                    f"--slot={slot}",
+                    "--no-password",
+                    "--no-sync",
+                ]
+            )
+            standby._adopt()
+            signal_file = standby.data_dir / "standby.signal"
+            signal_file.touch(mode=0o600)
+            standby._own(signal_file)
+        except BaseException:
+            shutil.rmtree(standby.data_dir, ignore_errors=True)
+            raise
+        return standby
+
+    def follow(self, primary: Server) -> None:
+        """Make PRIMARY the server that this standby streams from; takes effect at the next start."""
+        pairs = {**primary.keywords(), "application_name": self.data_dir.name}
+        # The database's name is what slot synchronisation connects to (17+).
+        self.settings["primary_conninfo"] = " ".join(f"{key}={_conninfo_value(value)}" for key, value in pairs.items())
+
+    def start(self, *, timeout_seconds: float = 60.0) -> None:
+        """Start the server and wait until it takes connections; does nothing when it runs.
+
+        Raises:
+            Error: it did not start; the message is the last line of its log.
+            TimedOut: it takes no connections yet; it goes on starting.
+        """
+        if self.is_running():
+            self._wait_ready(timeout_seconds)
+            return
+        chosen = self.port
+        for attempt in range(_BIND_ATTEMPTS):
+            self.port = chosen or free_port()
+            self._configure()
+            logged = self.log_file.stat().st_size if self.log_file.exists() else 0
+            way = self._way()
+            words = [self.binaries.program("postgres"), "-D", str(self.data_dir)]
+            pid = processes.spawn(way, words, self.log_file)
+            try:
+                self._wait_ready(timeout_seconds, pid=pid)
+                return
+            except _Ended:
+                with self.log_file.open("rb") as log:
+                    log.seek(logged)
+                    said = log.read().decode(errors="replace")
+                if not _BIND_FAILURE.search(said) or attempt == _BIND_ATTEMPTS - 1:
+                    raise _start_error(self, said) from None
+                # Another program was faster. A port of our own choice is changed; a given one is waited for.
+                if chosen:
+                    time.sleep(0.1 * 2**attempt)
+
+    def stop(self, mode: StopMode = "fast", *, timeout_seconds: float = 60.0) -> None:
+        """Stop the server and wait until its process has ended; does nothing when it does not run.
+
+        Raises:
+            TimedOut: it still runs.
+        """
+        pid = self.pid
+        if pid is None:
+            return
+        identity = processes.started(pid)
+        with suppress(ProcessLookupError):
+            os.kill(pid, _SIGNALS[mode])
+        if not processes.wait(lambda: processes.started(pid) != identity, timeout_seconds):
+            raise TimedOut(
+                f"server {self.data_dir.name} (pid {pid}) still runs after {timeout_seconds:.0f} s",
+                hint=f"its log: {self.log_file}",
+            )
+
+    def restart(self, mode: StopMode = "fast", *, timeout_seconds: float = 60.0) -> None:
+        """Stop and start it, on the same port, with the settings as they are now."""
+        self.stop(mode, timeout_seconds=timeout_seconds)
+        self.start(timeout_seconds=timeout_seconds)
+
+    def reload(self) -> None:
+        """Write the settings and have the server read them; those that need a restart wait for it."""
+        self._configure()
+        if (pid := self.pid) is not None:
+            os.kill(pid, signal.SIGHUP)
+
+    def kill(self) -> None:
+        """Kill the postmaster (SIGKILL), as a crash would; its children notice and end."""
+        if (pid := self.pid) is not None:
+            identity = processes.started(pid) or ""
+            processes.end(pid, identity, how=signal.SIGKILL)
+            processes.wait(lambda: not self._left_behind(), 10.0)
+
+    def promote(self, *, timeout_seconds: float = 60.0) -> None:
+        """Make a standby a primary, and wait until it is one.
+
+        Raises:
+            TimedOut: it still is a standby.
+        """
+        with closing(self.connect()) as conn:
+            row = conn.execute("SELECT pg_promote(true, %s)", [int(timeout_seconds)]).fetchone()
+        if row is None or not row[0]:
+            raise TimedOut(
+                f"server {self.data_dir.name} is still a standby after {timeout_seconds:.0f} s",
+                hint=f"its log: {self.log_file}",
+            )
+        for name in ("primary_conninfo", "primary_slot_name"):
+            self.settings.pop(name, None)
+
+    def remove(self) -> None:
+        """End every process of this server, whatever state it is in, and remove its files."""
+        try:
+            self.stop("fast", timeout_seconds=10.0)
+        except TimedOut:
+            with suppress(TimedOut):
+                self.stop("immediate", timeout_seconds=10.0)
+        self._sweep()
+        if self.socket_dir is not None:
+            for name in (f".s.PGSQL.{self.port}", f".s.PGSQL.{self.port}.lock"):
+                (self.socket_dir / name).unlink(missing_ok=True)
+            if self.socket_dir.name.startswith(_SOCKET_PREFIX):
+                with suppress(OSError):
+                    self.socket_dir.rmdir()
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+        self.log_file.unlink(missing_ok=True)
+
+    def _left_behind(self) -> list[int]:
+        return processes.working_in(self.data_dir)
+
+    def _sweep(self) -> None:
+        """End what a killed postmaster or a killed ``initdb`` left, and its one piece of shared memory."""
+        if not processes.wait(lambda: not self._left_behind(), 2.0):
+            for pid in self._left_behind():
+                processes.end(pid, processes.started(pid) or "", how=signal.SIGKILL)
+        lines = self._pid_file()
+        if len(lines) >= 7 and len(parts := lines[6].split()) == 2:
+            _free_shared_memory(key=parts[0], shmid=parts[1], creator=lines[0])
+
+    def _pid_file(self) -> list[str]:
+        try:
+            return [line.strip() for line in (self.data_dir / "postmaster.pid").read_text().splitlines()]
+        except (OSError, UnicodeDecodeError):
+            return []
+
+    def _way(self) -> processes.Launcher:
+        return processes.launcher(self.binaries.program("postgres"))
+
+    def _own(self, path: Path) -> None:
+        self._way().own(path)
+
+    def _run(self, words: list[str]) -> None:
+        processes.run(self._way(), words, timeout_seconds=300.0, keep_open=self.keep_open)
+
+    def _sockets(self) -> Path:
+        if self.socket_dir is None:
+            self.socket_dir = make_socket_dir()
+            self._own(self.socket_dir)
+        return self.socket_dir
+
+    def _make_data_dir(self) -> None:
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+        self.data_dir.mkdir(mode=0o700, parents=True)
+        self._own(self.data_dir)
+
+    def _adopt(self) -> None:
+        """Make a fresh data directory one of ours: who may connect, and our file of settings."""
+        self._write(
+            "pg_hba.conf",
+            "# type database user address method\n"
+            f"local all {_hba_name(self.superuser)} trust\n"
+            f"local replication {_hba_name(self.superuser)} trust\n"
+            f"host all {_hba_name(self.superuser)} {HOST}/32 reject\n"
+            f"host replication {_hba_name(self.superuser)} {HOST}/32 reject\n"
+            f"host all all {HOST}/32 scram-sha-256\n"
+            f"host replication all {HOST}/32 scram-sha-256\n",
+        )
+        conf = self.data_dir / "postgresql.conf"
+        included = f"include = '{_CONF}'\n"
+        text = conf.read_text(encoding="utf-8")
+        if not text.endswith(included):
+            self._write("postgresql.conf", text + included)
+        self._configure()
+
+    def _configure(self) -> None:
+        settings = {
+            **_SETTINGS,
+            **({} if self.durable else _FAST),
+            "port": str(self.port or 5432),
+            "unix_socket_directories": str(self._sockets()),
+            **self.settings,
+        }
+        self._write(_CONF, "".join(f"{name} = {_quote(value)}\n" for name, value in settings.items()))
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.data_dir / name
+        new = path.with_name(name + ".new")
+        with processes.umask(0o077):
+            new.write_text(text, encoding="utf-8")
+        self._own(new)
+        new.replace(path)
+
+    def _wait_ready(self, timeout_seconds: float, *, pid: int | None = None) -> None:
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            lines = self._pid_file()
+            # The eighth line is what pg_ctl goes by, too.
+            if len(lines) >= 8 and lines[7] in ("ready", "standby") and pid in (None, int(lines[0])):
+                with suppress(ValueError):
+                    self.port = int(lines[3])
+                return
+            if pid is not None and processes.started(pid) is None:
+                raise _Ended
+            if time.monotonic() > deadline:
+                raise TimedOut(
+                    f"server {self.data_dir.name} takes no connections after {timeout_seconds:.0f} s",
+                    hint=f"its log: {self.log_file}",
+                )
+            time.sleep(0.02)
+
+
+class _Ended(Exception):
+    """The postmaster ended while it was starting."""
+
+
+def _start_error(server: Server, said: str) -> Error:
+    lines = [line for line in said.splitlines() if re.search(r"(FATAL|PANIC|error):", line)] or said.splitlines()
+    last = re.sub(r"^.*?(FATAL|PANIC|error):\s*", "", lines[-1]) if lines else "it said nothing"
+    return Error(f"server {server.data_dir.name} did not start: {last}", hint=f"its log: {server.log_file}")
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on just now."""
+    for _ in range(1000):
+        port = random.choice(PORTS)
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+                probe.listen(1)
+            except OSError:
+                continue
+        return port
+    raise Error(f"no free port on {HOST} between {PORTS.start} and {PORTS.stop}", hint="end what listens there")
+
+
+_SOCKET_PREFIX: Final = "rdsrepl-"
+
+
+def new_socket_dir() -> Path:
+    """Return a path, short enough for a socket in it, of a directory that does not exist yet."""
+    for base in (tempfile.gettempdir(), "/tmp"):
+        path = Path(base) / f"{_SOCKET_PREFIX}{random.SystemRandom().randrange(16**8):08x}"
+        plain = re.fullmatch(r"[A-Za-z0-9/._-]+", str(path))
+        if plain and len(os.fsencode(path / ".s.PGSQL.65535.lock")) <= _SOCKET_PATH_BYTES:
+            return path
+    raise Error("the temporary directory's path is too long for a unix socket", hint="set TMPDIR to a short one")
+
+
+def make_socket_dir(path: Path | None = None) -> Path:
+    """Make a directory for unix sockets that only its owner may enter, and return it."""
+    path = path or new_socket_dir()
+    path.mkdir(mode=0o700)
+    return path
+
+
+def _free_shared_memory(*, key: str, shmid: str, creator: str) -> None:
+    """Remove a killed server's System V segment, when it still is that one and nobody is attached."""
+    try:
+        rows = [line.split() for line in Path("/proc/sysvipc/shm").read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return
+    if not rows:
+        return
+    for values in rows[1:]:
+        row = dict(zip(rows[0], values, strict=False))
+        same = row.get("shmid") == shmid and int(row.get("key", "0")) & 0xFFFFFFFF == int(key) & 0xFFFFFFFF
+        if same and row.get("nattch") == "0" and row.get("cpid") == creator:
+            with suppress(OSError):
+                subprocess.run(["ipcrm", "-m", shmid], capture_output=True, check=False)
+
+
+def _quote(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _conninfo_value(value: str) -> str:
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _hba_name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
