@@ -1,12 +1,135 @@
-"""``rdsrepl sandbox``."""
+"""``rdsrepl sandbox``: a local stand-in for RDS."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="sandbox")
+from rdsrepl.cli.options import Reader, shared
+from rdsrepl.cli.talk import note
+from rdsrepl.errors import Error, NotFound
+from rdsrepl.render import emit, facts, size
+
+if TYPE_CHECKING:
+    from rdsrepl.sandbox.lifecycle import Report, ServerReport
+
+app = typer.Typer(
+    no_args_is_help=True, help="A local stand-in for RDS: real PostgreSQL servers on loopback, with RDS's roles."
+)
+
+# What would lead libpq elsewhere although the variables of `env` are set.
+_IN_THE_WAY = ("PGHOSTADDR", "PGSERVICE", "PGPASSWORD", "PGSSLMODE", "PGTARGETSESSIONATTRS")
 
 
-@app.callback()
-def group() -> None:
-    """Hold the verbs."""
+@app.command(cls=Reader)
+def up(
+    ctx: typer.Context,
+    postgres_bin: Annotated[
+        Path | None,
+        typer.Option(
+            "--postgres-bin",
+            metavar="DIR",
+            help="PostgreSQL's programs; default: the machine's newest, else those of rdsrepl[sandbox].",
+            show_default=False,
+        ),
+    ] = None,
+    no_standby: Annotated[bool, typer.Option("--no-standby", help="A writer only.", show_default=False)] = False,
+) -> None:
+    """Start a writer and a standby, and write the target 'sandbox'; report them when they run.
+
+    What a crash or a reboot ended is started again.
+
+    Example: rdsrepl sandbox up && rdsrepl -t sandbox slot list
+    """
+    from rdsrepl.sandbox import lifecycle
+
+    report = lifecycle.up(bin_dir=postgres_bin, standby=not no_standby, say=lambda text: note(ctx, text))
+    if no_standby and report.reader_port is not None:
+        note(ctx, "it was made with a standby; to have it without: rdsrepl sandbox down, then up --no-standby")
+    if postgres_bin is not None and str(postgres_bin.resolve()) != report.bin_dir:
+        note(ctx, "it was made of other programs; to change them: rdsrepl sandbox down, then up --postgres-bin")
+    _show(ctx, report)
+
+
+@app.command(cls=Reader)
+def status(ctx: typer.Context) -> None:
+    """Show what runs; exit 3 when nothing does.
+
+    Example: rdsrepl sandbox status -o json
+    """
+    report = _report()
+    _show(ctx, report)
+    if report.state != "running":
+        kind = NotFound if report.state in ("stopped", "incomplete") else Error
+        raise kind(f"the sandbox is {report.state}", hint="rdsrepl sandbox up starts it again")
+
+
+@app.command(cls=Reader)
+def env(ctx: typer.Context) -> None:
+    """Print the shell's lines that point psql and every other client of libpq to the writer.
+
+    Example: eval "$(rdsrepl sandbox env)" && psql
+    """
+    from rdsrepl.sandbox import lifecycle
+
+    variables = lifecycle.variables(_report())
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    emit(variables, shared(ctx).output, lambda: "\n".join([f"unset {' '.join(_IN_THE_WAY)}", *lines]))
+
+
+@app.command(cls=Reader)
+def down(ctx: typer.Context) -> None:
+    """End every process of the sandbox; remove its files and its target.
+
+    Example: rdsrepl sandbox down
+    """
+    from rdsrepl.sandbox import lifecycle
+
+    removed = lifecycle.down(say=lambda text: note(ctx, text))
+    said = "the sandbox is gone" if removed.was_there else "there is no sandbox: nothing to do"
+    emit(removed, shared(ctx).output, lambda: said)
+
+
+def _report() -> Report:
+    from rdsrepl.sandbox import lifecycle
+
+    report = lifecycle.status()
+    if report is None:
+        raise NotFound("no sandbox is running", hint="start one: rdsrepl sandbox up")
+    return report
+
+
+def _show(ctx: typer.Context, report: Report) -> None:
+    emit(report, shared(ctx).output, lambda: facts(_facts(report)))
+
+
+def _facts(report: Report) -> list[tuple[str, object]]:
+    reader = "none" if report.reader_port is None else f"{report.host}:{report.reader_port}"
+    return [
+        ("state", report.state),
+        ("PostgreSQL", f"{report.version} ({', '.join(report.plugins)})"),
+        ("writer endpoint", f"{report.host}:{report.port}"),
+        ("reader endpoint", reader),
+        ("user, database", f"{report.user}, {report.dbname}"),
+        ("password in", report.passfile),
+        *((server.name, _server(server)) for server in report.servers),
+        ("use it", f"rdsrepl -t {report.target} slot list"),
+        ("psql", 'eval "$(rdsrepl sandbox env)"; psql'),
+    ]
+
+
+def _server(server: ServerReport) -> str:
+    if not server.running:
+        return f"stopped; log: {server.log_file}"
+    if server.in_recovery is None:
+        kind = "does not answer"
+    elif not server.in_recovery:
+        kind = "primary"
+    elif server.streaming:
+        kind = f"standby, streaming, {size(server.replay_lag_bytes)} to replay"
+    else:
+        kind = "standby, not streaming"
+    return f"{kind}, pid {server.pid}, port {server.port}"

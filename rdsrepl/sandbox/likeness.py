@@ -1,0 +1,139 @@
+"""What makes a plain PostgreSQL look like one of RDS: its roles, and what their members may do.
+
+On RDS membership of ``rds_replication`` is enough to replicate, and of ``rds_superuser`` to publish all tables. Plain
+PostgreSQL asks for the ``REPLICATION`` attribute and for a superuser, and neither is inherited. So here
+
+- the SQL functions on slots are made anew to run as their owner, the superuser, and only members of
+  ``rds_replication`` may call them;
+- ``CREATE`` and ``ALTER PUBLICATION`` of all tables or of schemas make a member of ``rds_superuser`` a superuser from
+  the start to the end of that one statement, in its own transaction, so nobody ever sees it;
+- a replication connection gets the attribute on loan from the endpoint (``endpoint.py``).
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.sandbox.servers import Server
+
+MASTER_USER: Final = "dbadmin"
+DATABASE: Final = "app"
+
+_ROLES: Final = ("rds_superuser", "rds_replication", "rds_password", "rds_iam")
+
+# What rds_superuser holds, and may pass on, by the version that brought it.
+_SUPERUSER_HOLDS: Final[tuple[tuple[str, int], ...]] = (
+    ("rds_replication", 0),
+    ("rds_password", 0),
+    ("pg_monitor", 0),
+    ("pg_signal_backend", 0),
+    ("pg_checkpoint", 15),
+    ("pg_create_subscription", 16),
+    ("pg_use_reserved_connections", 16),
+)
+
+# Every function that checks has_rolreplication(); the signatures differ by version, so they are taken from pg_proc.
+# The longest name, with _BUILTIN before it, still has fewer than 64 bytes.
+_BUILTIN: Final = "rdsadmin_builtin_"
+_SLOT_FUNCTIONS: Final = """
+    SELECT oid::regprocedure::text, proname::text, pg_get_functiondef(oid)
+    FROM pg_proc
+    WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN (
+        'pg_create_logical_replication_slot', 'pg_create_physical_replication_slot',
+        'pg_copy_logical_replication_slot', 'pg_copy_physical_replication_slot',
+        'pg_drop_replication_slot', 'pg_replication_slot_advance', 'pg_sync_replication_slots',
+        'pg_logical_slot_get_changes', 'pg_logical_slot_get_binary_changes',
+        'pg_logical_slot_peek_changes', 'pg_logical_slot_peek_binary_changes')
+"""
+
+_RAISE: Final = r"""
+    CREATE FUNCTION rdsadmin.before_publication() RETURNS event_trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    DECLARE
+        caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
+    BEGIN
+        IF current_query() ~* '\m(all\s+tables|all\s+sequences|tables\s+in\s+schema)\M'
+           AND pg_has_role(caller, 'rds_superuser', 'USAGE')
+           AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = caller)
+        THEN
+            EXECUTE format('ALTER ROLE %I SUPERUSER', caller);
+            PERFORM set_config('rdsadmin.raised', caller, true);
+        END IF;
+    END $$
+"""
+_LOWER: Final = r"""
+    CREATE FUNCTION rdsadmin.after_publication() RETURNS event_trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    DECLARE
+        caller text := current_setting('rdsadmin.raised', true);
+    BEGIN
+        IF caller <> '' THEN
+            EXECUTE format('ALTER ROLE %I NOSUPERUSER', caller);
+            PERFORM set_config('rdsadmin.raised', '', true);
+        END IF;
+    END $$
+"""
+_TRIGGERS: Final = (
+    "CREATE EVENT TRIGGER rdsadmin_before_publication ON ddl_command_start"
+    " WHEN TAG IN ('CREATE PUBLICATION', 'ALTER PUBLICATION') EXECUTE FUNCTION rdsadmin.before_publication()",
+    "CREATE EVENT TRIGGER rdsadmin_after_publication ON ddl_command_end"
+    " WHEN TAG IN ('CREATE PUBLICATION', 'ALTER PUBLICATION') EXECUTE FUNCTION rdsadmin.after_publication()",
+)
+
+
+def apply(server: Server, password: str) -> None:
+    """Make a fresh, running server look like RDS, with the master user and its database.
+
+    Raises:
+        Error: the server refused.
+    """
+    from psycopg import sql
+
+    with closing(server.connect()) as conn:
+        for name in _ROLES:
+            conn.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
+        for held, since in _SUPERUSER_HOLDS:
+            if server.version >= since:
+                conn.execute(sql.SQL("GRANT {} TO rds_superuser WITH ADMIN OPTION").format(sql.Identifier(held)))
+        if server.version >= 16:
+            # To pass it on without holding it: a holder would have to log in with an IAM token.
+            conn.execute("GRANT rds_iam TO rds_superuser WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
+            conn.execute("GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO rds_superuser")
+        master = sql.Identifier(MASTER_USER)
+        verifier = conn.pgconn.encrypt_password(password.encode(), MASTER_USER.encode(), b"scram-sha-256").decode()
+        conn.execute(
+            sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER CREATEDB CREATEROLE PASSWORD {}").format(
+                master, sql.Literal(verifier)
+            )
+        )
+        conn.execute(sql.SQL("GRANT rds_superuser TO {} WITH ADMIN OPTION").format(master))
+        conn.execute("ALTER DATABASE template0 WITH ALLOW_CONNECTIONS true")
+    # Databases made later are copies of a template.
+    for dbname in ("template0", "template1", "postgres"):
+        with closing(server.connect(dbname=dbname)) as conn:
+            _equip(conn)
+    with closing(server.connect()) as conn:
+        conn.execute("ALTER DATABASE template0 WITH ALLOW_CONNECTIONS false")
+        conn.execute(sql.SQL("ALTER DATABASE postgres OWNER TO {}").format(master))
+        conn.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(DATABASE), master))
+
+
+def _equip(conn: Connection) -> None:
+    from psycopg import sql
+
+    for signature, name, definition in conn.execute(_SLOT_FUNCTIONS).fetchall():
+        # regprocedure prints it quoted where it must be.
+        function = sql.SQL(signature)
+        # The server calls a function by a number it was built with directly, and never looks whether that one is
+        # SECURITY DEFINER (fmgr_isbuiltin in fmgr.c). So the old one steps aside and a new one gets its name.
+        conn.execute(sql.SQL("ALTER FUNCTION {} RENAME TO {}").format(function, sql.Identifier(_BUILTIN + name)))
+        conn.execute(definition)
+        conn.execute(sql.SQL("ALTER FUNCTION {} SECURITY DEFINER").format(function))
+        conn.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(function))
+        conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO rds_replication").format(function))
+    conn.execute("CREATE SCHEMA rdsadmin")
+    for statement in (_RAISE, _LOWER, *_TRIGGERS):
+        conn.execute(statement)
