@@ -1,1 +1,48 @@
-"""Where changes go."""
+"""Where changes go. A sink accepts batches at once, writes them in a thread of its own, and tells what is durable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Sink(Protocol):
+    """What the tail needs of a sink."""
+
+    def put(self, number: int, lines: Sequence[str] | Sequence[bytes]) -> None:
+        """Accept batch NUMBER; returns at once.
+
+        Raises:
+            Error: an earlier batch could not be written.
+        """
+        ...
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much is accepted and not yet written."""
+        ...
+
+    @property
+    def durable(self) -> int:
+        """The number up to which every batch is durable.
+
+        Raises:
+            Error: a batch could not be written.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Ask for everything accepted to become durable soon; no batch comes after this."""
+        ...
+
+    def wake_fd(self) -> int:
+        """Return a file descriptor that is readable after progress."""
+        ...
+
+    def drain_wake(self) -> None:
+        """Take the progress signal off ``wake_fd``."""
+        ...
+
+    def close(self) -> None:
+        """Give up what belongs to the sink; what is not durable by now is not confirmed either."""
+        ...

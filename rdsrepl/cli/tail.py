@@ -1,0 +1,460 @@
+"""``rdsrepl slot tail`` and ``rdsrepl slot peek``: a slot's changes, streamed or only looked at."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from rdsrepl.cli.options import Reader, parsed, shared, where
+from rdsrepl.cli.talk import note, warn
+from rdsrepl.errors import BadValue, NotFound, WrongPlugin
+from rdsrepl.lsn import Lsn
+from rdsrepl.tail.pipeline import FormatName
+from rdsrepl.units import format_duration, format_size, parse_duration
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.tail.engine import Bounds, Progress, Summary
+    from rdsrepl.tail.preflight import Findings
+
+_BEAT_SECONDS: Final = 30.0
+_REFRESH_SECONDS: Final = 1.0
+
+_STREAM: Final = "What to stream"
+_BOUNDS: Final = "When to stop"
+
+Name = Annotated[str, typer.Argument(metavar="SLOT", help="The slot.", show_default=False)]
+FormatOption = Annotated[
+    FormatName | None,
+    typer.Option(
+        "--format",
+        "-f",
+        help="How to print a change; by default pretty on a terminal, json in a pipe or a file.",
+        rich_help_panel=_STREAM,
+        show_default=False,
+    ),
+]
+PublicationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--publication",
+        metavar="NAME",
+        help="A publication (pgoutput); may be left out where there is only one.",
+        rich_help_panel=_STREAM,
+    ),
+]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option("--plugin-option", metavar="K=V", help="An option of the output plugin.", rich_help_panel=_STREAM),
+]
+TableOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--table",
+        metavar="PATTERN",
+        help="Only tables like this: sales.*, or orders in any schema.",
+        rich_help_panel=_STREAM,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What the options say, in one piece."""
+
+    slot_name: str
+    format: FormatName
+    publications: tuple[str, ...]
+    plugin_options: Mapping[str, str]
+    tables: tuple[str, ...]
+    from_lsn: Lsn | None
+    bounds: Bounds
+    until_now: bool
+    confirm: bool
+    active_wait_seconds: float | None
+
+
+def tail(
+    ctx: typer.Context,
+    slot: Name,
+    to: Annotated[
+        str, typer.Option("--to", metavar="SINK", help="Where to: - is standard output.", rich_help_panel=_STREAM)
+    ] = "-",
+    format: FormatOption = None,
+    publication: PublicationOption = None,
+    plugin_option: PluginOption = None,
+    table: TableOption = None,
+    from_lsn: Annotated[
+        Lsn | None,
+        typer.Option(
+            "--from-lsn",
+            parser=parsed(Lsn.parse),
+            metavar="LSN",
+            help="Begin there instead of where the slot stands: what lies before is given up.",
+            rich_help_panel=_STREAM,
+        ),
+    ] = None,
+    until_lsn: Annotated[
+        Lsn | None,
+        typer.Option(
+            "--until-lsn",
+            parser=parsed(Lsn.parse),
+            metavar="LSN",
+            help="Stop when everything committed before LSN is delivered.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = None,
+    until_now: Annotated[
+        bool,
+        typer.Option(
+            "--until-now",
+            help="Stop when everything committed before the start is delivered.",
+            rich_help_panel=_BOUNDS,
+            show_default=False,
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Stop after N changes.", rich_help_panel=_BOUNDS)
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(
+            "--duration",
+            parser=parsed(parse_duration),
+            metavar="DURATION",
+            help="Stop after this long.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = None,
+    idle_exit: Annotated[
+        float | None,
+        typer.Option(
+            "--idle-exit",
+            parser=parsed(parse_duration),
+            metavar="DURATION",
+            help="Stop after this long without a change.",
+            rich_help_panel=_BOUNDS,
+        ),
+    ] = None,
+    no_confirm: Annotated[
+        bool,
+        typer.Option(
+            "--no-confirm",
+            help="Confirm nothing: the slot stays where it is, and keeps its WAL.",
+            rich_help_panel=_STREAM,
+            show_default=False,
+        ),
+    ] = False,
+    create: Annotated[
+        str | None,
+        typer.Option(
+            "--create",
+            metavar="PLUGIN",
+            help="Create the slot with this output plugin where there is none.",
+            rich_help_panel=_STREAM,
+        ),
+    ] = None,
+    wait_active: Annotated[
+        float | None,
+        typer.Option(
+            "--wait-active",
+            parser=parsed(parse_duration),
+            metavar="DURATION",
+            help="How long to wait for a slot in use; by default a little over wal_sender_timeout.",
+            rich_help_panel=_STREAM,
+        ),
+    ] = None,
+) -> None:
+    """Stream a slot's changes to standard output, at least once and in commit order.
+
+    A position is confirmed to the server only when the output has it. Connection loss, restarts and failovers are
+    waited out. Ctrl-C stops cleanly: what was received is delivered and confirmed.
+
+    Example: rdsrepl slot tail orders_cdc --publication orders --format json > orders.jsonl
+    """
+    from rdsrepl.tail.engine import Bounds
+
+    if to != "-":
+        raise BadValue(f"--to {to}: no such sink", hint="- is standard output, the only sink of this version")
+    if until_lsn is not None and until_now:
+        raise BadValue("--until-lsn and --until-now exclude each other", hint="give one of them")
+    wish = _Wish(
+        slot,
+        format or _default_format(),
+        tuple(publication or ()),
+        _pairs(plugin_option or ()),
+        tuple(table or ()),
+        from_lsn,
+        Bounds(until_lsn, limit, duration, idle_exit),
+        until_now,
+        not no_confirm,
+        wait_active,
+    )
+    target = where(ctx)
+    if create is not None:
+        _create(ctx, target, wish, create)
+    summary = _run(ctx, target, wish)
+    _report(ctx, wish, summary)
+
+
+def peek(
+    ctx: typer.Context,
+    slot: Name,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most N changes.")] = 10,
+    timeout: Annotated[
+        float,
+        typer.Option("--timeout", parser=parsed(parse_duration), metavar="DURATION", help="At most this long."),
+    ] = 30.0,
+    format: FormatOption = None,
+    publication: PublicationOption = None,
+    plugin_option: PluginOption = None,
+    table: TableOption = None,
+) -> None:
+    """Look at a slot's next changes and consume nothing.
+
+    The look is bounded: it ends after N changes, at the end of the WAL as it stands, or after the timeout, also in
+    the middle of a transaction of any size.
+
+    Example: rdsrepl slot peek orders_cdc --limit 5
+    """
+    from rdsrepl.tail.engine import Bounds
+
+    wish = _Wish(
+        slot,
+        format or _default_format(),
+        tuple(publication or ()),
+        _pairs(plugin_option or ()),
+        tuple(table or ()),
+        None,
+        Bounds(None, limit, timeout, None),
+        True,
+        False,
+        0.0,
+    )
+    summary = _run(ctx, where(ctx), wish)
+    if summary.progress.changes == 0:
+        note(ctx, f"slot {slot}: no change waits" if "until" in summary.reason else f"slot {slot}: {summary.reason}")
+
+
+class _Talker:
+    """Tells a person at stderr how the tail is doing."""
+
+    def __init__(self, ctx: typer.Context, target: Target) -> None:
+        self._ctx = ctx
+        self._terminal = sys.stderr.isatty() and not sys.stdout.isatty()
+        self._beats = not sys.stderr.isatty()
+        self._every = _REFRESH_SECONDS if self._terminal else _BEAT_SECONDS
+        self._quiet = shared(ctx).quiet or not (self._terminal or self._beats)
+        self._last_at = time.monotonic()
+        self._last: Progress | None = None
+        self._shown = False
+        self._watch = _WalWatch(target, self._every)
+
+    def note(self, text: str) -> None:
+        """Say a word, on a line of its own."""
+        self.clear()
+        note(self._ctx, text)
+
+    def progress(self, progress: Progress) -> None:
+        """Show the progress from time to time."""
+        now = time.monotonic()
+        if self._quiet or now - self._last_at < self._every:
+            return
+        self._watch.begin()
+        before, seconds = self._last, now - self._last_at
+        self._last, self._last_at = progress, now
+        changes = progress.changes - (before.changes if before else 0)
+        received = progress.received_bytes - (before.received_bytes if before else 0)
+        lag = self._watch.lag_bytes(progress.confirmed_lsn)
+        text = (
+            f"{progress.changes} changes, {changes / seconds:.0f}/s, {received / seconds / 1e6:.1f} MB/s, "
+            f"lag {'?' if lag is None else format_size(lag)}, at {progress.received_lsn}, "
+            f"confirmed {progress.confirmed_lsn}"
+        )
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+            self._shown = True
+        else:
+            note(self._ctx, text)
+
+    def clear(self) -> None:
+        """Take the progress line away."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False
+
+
+class _WalWatch:
+    """Asks the server now and then how far its WAL is, in a thread: the tail never waits for the answer."""
+
+    def __init__(self, target: Target, every_seconds: float) -> None:
+        self._target = target
+        self._every = every_seconds
+        self._lsn: int | None = None
+        self._begun = False
+
+    def begin(self) -> None:
+        """Start asking, the first time it is called."""
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=self._work, name="wal-watch", daemon=True).start()
+
+    def lag_bytes(self, confirmed_lsn: int) -> int | None:
+        """Return how much WAL is not confirmed; None before anything is known."""
+        return None if self._lsn is None or not confirmed_lsn else max(0, self._lsn - confirmed_lsn)
+
+    def _work(self) -> None:
+        from rdsrepl.errors import Error
+        from rdsrepl.postgres import connection
+
+        while True:
+            try:
+                with connection.open(self._target) as conn:
+                    while True:
+                        query = (
+                            "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() "
+                            "ELSE pg_current_wal_lsn() END"
+                        )
+                        row = conn.execute(query).fetchone()
+                        self._lsn = row[0] if row else None
+                        time.sleep(max(5.0, self._every))
+            except Error:
+                time.sleep(max(5.0, self._every))
+
+
+def _run(ctx: typer.Context, target: Target, wish: _Wish) -> Summary:
+    """Look, assemble, stream."""
+    from rdsrepl.render import colours
+    from rdsrepl.tail import preflight
+    from rdsrepl.tail.catalog import Catalog
+    from rdsrepl.tail.changes import TableFilter
+    from rdsrepl.tail.engine import Stream, Tail
+    from rdsrepl.tail.pipeline import assemble
+    from rdsrepl.tail.sinks.stdout import StdoutSink, mend_torn_line
+
+    findings = preflight.look(target, wish.slot_name, wish.publications)
+    if len(findings.publications) == 1 and not wish.publications:
+        note(ctx, f"publication {findings.publications[0]}: the only one here")
+    bounds = replace(wish.bounds, until_lsn=int(findings.current_lsn)) if wish.until_now else wish.bounds
+    _check_from(ctx, wish, findings)
+    if wish.format is FormatName.raw and findings.slot.plugin == "pgoutput" and sys.stdout.isatty():
+        raise WrongPlugin(
+            "pgoutput's messages are binary, and this is a terminal", hint="--format json, or redirect the output"
+        )
+    catalog = Catalog(target)
+    pipeline = assemble(
+        findings,
+        wish.format,
+        catalog,
+        tables=TableFilter(wish.tables),
+        given=wish.plugin_options,
+        until_lsn=bounds.until_lsn,
+        colour=colours(sys.stdout) and not shared(ctx).no_color,
+    )
+    if wish.format in (FormatName.json, FormatName.debezium, FormatName.wal2json) and (torn := mend_torn_line()):
+        note(ctx, f"took an unfinished line of {torn} bytes off the end of the file; its change comes again")
+    talker = _Talker(ctx, target)
+    stream = Stream(
+        target,
+        wish.slot_name,
+        pipeline.options,
+        pipeline.settings,
+        int(wish.from_lsn or 0),
+        wish.confirm,
+        wish.active_wait_seconds,
+    )
+    run = Tail(
+        stream,
+        bounds,
+        pipeline.decoder,
+        StdoutSink(),
+        talker,
+        lambda: preflight.look(target, wish.slot_name, findings.publications),
+    )
+    try:
+        return run.run()
+    finally:
+        talker.clear()
+        catalog.close()
+
+
+def _create(ctx: typer.Context, target: Target, wish: _Wish, plugin: str) -> None:
+    """Create the slot where there is none; whatever streaming needs is looked at before."""
+    from rdsrepl import apply
+    from rdsrepl.postgres import connection, slots
+    from rdsrepl.tail import preflight
+
+    with connection.open(target) as conn:
+        try:
+            slots.get(conn, wish.slot_name)
+            return
+        except NotFound:
+            pass
+        if plugin == "pgoutput":
+            preflight.published(conn, wish.publications)
+        plan = slots.create(conn, wish.slot_name, plugin=plugin)
+    outcomes = apply.run(
+        plan,
+        target,
+        done=lambda outcome: None,
+        waiting=lambda step, seconds, blockers: note(ctx, f"{step.summary}: waits for {'; '.join(blockers) or '…'}"),
+    )
+    position = outcomes[0].returned.get("lsn", "")
+    note(ctx, f"created slot {wish.slot_name} ({plugin}) at {position}: changes committed from now on are in it")
+
+
+def _check_from(ctx: typer.Context, wish: _Wish, findings: Findings) -> None:
+    confirmed = findings.slot.confirmed_flush_lsn
+    if wish.from_lsn is None or confirmed is None:
+        return
+    if wish.from_lsn < confirmed:
+        raise BadValue(
+            f"--from-lsn {wish.from_lsn}: slot {wish.slot_name} has confirmed up to {confirmed}, and cannot go back",
+            hint="leave --from-lsn out: the stream begins where the slot stands",
+        )
+    if wish.from_lsn > confirmed and wish.confirm:
+        warn(
+            ctx,
+            f"--from-lsn skips {format_size(wish.from_lsn - confirmed)} of WAL after {confirmed}; "
+            "transactions there are never delivered once later ones are confirmed",
+        )
+
+
+def _report(ctx: typer.Context, wish: _Wish, summary: Summary) -> None:
+    progress = summary.progress
+    rate = progress.changes / progress.seconds if progress.seconds else 0.0
+    again = f", {progress.reconnects} reconnects" if progress.reconnects else ""
+    confirmed = f"confirmed {progress.confirmed_lsn}" if wish.confirm else "nothing confirmed (--no-confirm)"
+    note(
+        ctx,
+        f"slot {wish.slot_name}: {progress.changes} changes in {format_duration(progress.seconds)} ({rate:.0f}/s), "
+        f"{format_size(progress.received_bytes)} received, {confirmed}{again}; stopped: {summary.reason}",
+    )
+
+
+def _default_format() -> FormatName:
+    return FormatName.pretty if sys.stdout.isatty() else FormatName.json
+
+
+def _pairs(options: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for option in options:
+        key, mark, value = option.partition("=")
+        if not mark or not key:
+            raise BadValue(f"--plugin-option {option}: not K=V", hint="for example --plugin-option format-version=1")
+        pairs[key] = value
+    return pairs
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to ``rdsrepl slot``."""
+    app.command("tail", cls=Reader)(tail)
+    app.command("peek", cls=Reader)(peek)

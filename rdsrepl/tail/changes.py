@@ -1,0 +1,128 @@
+"""The words that decoders and formats share: a relation, a transaction, a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import Final, Protocol
+
+from rdsrepl.lsn import Lsn
+
+_PG_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as pgoutput's Relation message names it."""
+
+    name: str
+    type_oid: int
+    typmod: int
+    is_key: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table as pgoutput's Relation message names it.
+
+    Attributes:
+        oid: ``pg_class.oid``.
+        schema, table: its name at the time of the change.
+        replica_identity: ``pg_class.relreplident``: d, n, f or i.
+        columns: the published ones.
+    """
+
+    oid: int
+    schema: str
+    table: str
+    replica_identity: str
+    columns: tuple[Column, ...]
+
+
+@dataclass(slots=True)
+class Transaction:
+    """The transaction that is being read; made once for each, read for every change.
+
+    Attributes:
+        xid: its id; None for a message outside of a transaction, or where the plugin does not say.
+        commit_lsn: where its commit record begins.
+        commit_time: when it committed, ISO 8601; None where the plugin does not say.
+        commit_ms: the same in milliseconds since 1970.
+        suffix: the end of each of its lines in the ``json`` format, up to ``seq``.
+    """
+
+    xid: int | None
+    commit_lsn: str
+    commit_time: str | None
+    commit_ms: int | None
+    suffix: str = ""
+
+    @classmethod
+    def of(cls, xid: int | None, commit_lsn: int, microseconds: int | None) -> Transaction:
+        """Make one from pgoutput's numbers: LSN, and microseconds since 2000."""
+        moment = None if microseconds is None else _PG_EPOCH + timedelta(microseconds=microseconds)
+        return cls.at(xid, str(Lsn(commit_lsn)), moment)
+
+    @classmethod
+    def at(cls, xid: int | None, commit_lsn: str, moment: datetime | None) -> Transaction:
+        """Make one from text and a time."""
+        time = None if moment is None else moment.astimezone(UTC).isoformat()
+        quoted = "null" if time is None else f'"{time}"'
+        suffix = f'","commit_lsn":"{commit_lsn}","commit_time":{quoted},"xid":{"null" if xid is None else xid},"seq":'
+        return cls(xid, commit_lsn, time, None if moment is None else int(moment.timestamp() * 1000), suffix)
+
+
+class Stop(Enum):
+    """Why a decoder reads no further."""
+
+    UNTIL = "reached --until-lsn"
+
+
+@dataclass(slots=True)
+class Batch:
+    """What became of some messages.
+
+    Attributes:
+        lines: output, each with its newline; text, or bytes from the raw format.
+        changes: how many changes they hold.
+        commit_end_lsn: the end of the last commit among them; None without one.
+        in_transaction: whether the last message stands in the middle of a transaction.
+        stop: set when a bound was reached; messages behind it were not read.
+    """
+
+    lines: list[str] | list[bytes]
+    changes: int
+    commit_end_lsn: int | None
+    in_transaction: bool
+    stop: Stop | None = None
+
+
+class Decoder(Protocol):
+    """Turns XLogData messages into lines."""
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Decode messages in their order."""
+        ...
+
+    def reset(self) -> None:
+        """Begin anew on a new connection: the server sends open transactions again, whole."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TableFilter:
+    """Which tables are wanted: shell patterns on ``schema.table``, or on the table's name alone without a dot."""
+
+    patterns: tuple[str, ...] = field(default=())
+
+    def __bool__(self) -> bool:
+        return bool(self.patterns)
+
+    def wants(self, schema: str, table: str) -> bool:
+        """Say whether a table's changes are wanted."""
+        if not self.patterns:
+            return True
+        return any(fnmatchcase(f"{schema}.{table}" if "." in p else table, p) for p in self.patterns)

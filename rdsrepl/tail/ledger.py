@@ -1,0 +1,93 @@
+"""What may be confirmed to the server. Pure: no I/O, no clock.
+
+The rule (contract, points 1 and 3): a position is confirmed only when everything before it is durable, and it moves at
+commit boundaries, or, when nothing is outstanding, to the keepalive's WAL end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class Ledger:
+    """Pairs the batches handed to the sink with the WAL positions that their delivery releases.
+
+    Batches are numbered from 1 in the order in which they are handed over; the sink reports the number up to which
+    everything is durable. ``flush_lsn`` never moves back, and never past a change that is not durable.
+    """
+
+    __slots__ = ("_delivered", "_handed_over", "_in_transaction", "_marks", "commit_lsn", "flush_lsn")
+
+    def __init__(self) -> None:
+        #: what may be confirmed; 0 means nothing yet.
+        self.flush_lsn = 0
+        #: the end of the last commit handed over, durable or not; a new connection may go on from there.
+        self.commit_lsn = 0
+        self._handed_over = 0
+        self._delivered = 0
+        self._in_transaction = False
+        self._marks: deque[tuple[int, int]] = deque()
+
+    @property
+    def handed_over(self) -> int:
+        """The number of the last batch."""
+        return self._handed_over
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything handed over is durable and no transaction is half received."""
+        return self._delivered == self._handed_over and not self._in_transaction
+
+    def hand_over(self, commit_end_lsn: int | None, *, in_transaction: bool) -> int:
+        """Record a batch and return its number.
+
+        Args:
+            commit_end_lsn: the end of the last commit in the batch, if there is one.
+            in_transaction: whether the batch ends in the middle of a transaction.
+        """
+        self._handed_over += 1
+        self._in_transaction = in_transaction
+        if commit_end_lsn is not None:
+            self._mark(commit_end_lsn)
+            self.commit_lsn = max(self.commit_lsn, commit_end_lsn)
+        return self._handed_over
+
+    def keepalive(self, wal_end_lsn: int) -> None:
+        """Record that the server has sent everything before this position.
+
+        In the middle of a transaction it says nothing: the transaction's own commit will move the position.
+        """
+        if not self._in_transaction:
+            self._mark(wal_end_lsn)
+
+    def deliver(self, number: int) -> None:
+        """Record that every batch up to NUMBER is durable."""
+        if number > self._handed_over:
+            raise ValueError("delivered more than was handed over")
+        if number > self._delivered:
+            self._delivered = number
+            self._release()
+
+    def connection_lost(self) -> None:
+        """Forget the transaction that was half received: the server sends it again, whole."""
+        self._in_transaction = False
+
+    def history_changed(self) -> None:
+        """Forget all positions: the server's WAL is no longer the one they belong to.
+
+        A promoted standby may have branched off before them, and the same numbers then mean other changes.
+        """
+        self._in_transaction = False
+        self._marks.clear()
+        self.flush_lsn = self.commit_lsn = 0
+
+    def _mark(self, lsn: int) -> None:
+        if self._marks and self._marks[-1][0] == self._handed_over:
+            self._marks[-1] = (self._handed_over, max(lsn, self._marks[-1][1]))
+        else:
+            self._marks.append((self._handed_over, lsn))
+        self._release()
+
+    def _release(self) -> None:
+        while self._marks and self._marks[0][0] <= self._delivered:
+            self.flush_lsn = max(self.flush_lsn, self._marks.popleft()[1])

@@ -1,0 +1,170 @@
+"""Which decoder, which plugin options and which session settings a slot and a format need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.errors import WrongPlugin
+from rdsrepl.tail.catalog import Catalog
+from rdsrepl.tail.changes import Decoder, TableFilter
+from rdsrepl.tail.formats import DebeziumFormat, Format, JsonFormat, PrettyFormat, Wal2jsonFormat
+from rdsrepl.tail.pgoutput import PgoutputDecoder, RawPgoutput
+from rdsrepl.tail.test_decoding import TestDecoding
+from rdsrepl.tail.wal2json import PARSED_OPTIONS, ParsedWal2json, RawWal2json, RawWal2jsonV1
+
+if TYPE_CHECKING:
+    from rdsrepl.tail.preflight import Findings
+
+_MESSAGES_SINCE: Final = 14
+_FALSE: Final = frozenset({"false", "f", "off", "no", "0", "n"})
+_FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
+    "pgoutput": ("json", "wal2json", "debezium", "pretty", "raw"),
+    "wal2json": ("json", "wal2json", "debezium", "pretty", "raw"),
+    "test_decoding": ("raw", "pretty"),
+}
+
+
+class FormatName(StrEnum):
+    """What ``--format`` takes."""
+
+    json = "json"
+    wal2json = "wal2json"
+    debezium = "debezium"
+    raw = "raw"
+    pretty = "pretty"
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What turns a slot's messages into lines.
+
+    Attributes:
+        decoder: reads the plugin's messages, writes the format's lines.
+        options: the plugin's options for START_REPLICATION.
+        settings: server parameters of the session.
+    """
+
+    decoder: Decoder
+    options: dict[str, str]
+    settings: dict[str, str]
+
+
+def assemble(
+    findings: Findings,
+    name: FormatName,
+    catalog: Catalog,
+    *,
+    tables: TableFilter,
+    given: Mapping[str, str],
+    until_lsn: int | None,
+    colour: bool,
+) -> Pipeline:
+    """Return the pipeline for a slot and a format.
+
+    Args:
+        findings: the preflight's.
+        name: the format.
+        catalog: where types are looked up.
+        tables: which tables are wanted.
+        given: the user's plugin options; they win over ours.
+        until_lsn: where to stop.
+        colour: whether ``pretty`` is coloured.
+
+    Raises:
+        WrongPlugin: the slot's plugin cannot serve the format or an option.
+    """
+    slot = findings.slot
+    plugin = slot.plugin or ""
+    served = _FORMATS.get(plugin, ("raw",))
+    if name.value not in served:
+        raise WrongPlugin(
+            f"slot {slot.slot_name} uses {plugin}, which cannot be printed as {name.value}",
+            hint=f"--format {'|'.join(served)}, or a slot with --plugin pgoutput",
+        )
+    fmt = _format(name, findings, catalog, colour)
+    if plugin == "pgoutput":
+        return _pgoutput(findings, fmt, tables, given, until_lsn)
+    if plugin == "wal2json":
+        return _wal2json(findings, name, fmt, catalog, tables, given, until_lsn)
+    decoder = TestDecoding(tables, until_lsn=until_lsn, colour=colour and name is FormatName.pretty)
+    return Pipeline(decoder, dict(given), {})
+
+
+def _format(name: FormatName, findings: Findings, catalog: Catalog, colour: bool) -> Format | None:
+    if name is FormatName.json:
+        return JsonFormat(catalog)
+    if name is FormatName.debezium:
+        return DebeziumFormat(catalog, database=findings.database, name=findings.slot.slot_name)
+    if name is FormatName.pretty:
+        return PrettyFormat(catalog, colour=colour)
+    if name is FormatName.wal2json:
+        return Wal2jsonFormat(catalog)
+    return None
+
+
+def _pgoutput(
+    findings: Findings, fmt: Format | None, tables: TableFilter, given: Mapping[str, str], until_lsn: int | None
+) -> Pipeline:
+    from psycopg import sql
+
+    for option in ("streaming", "two_phase", "binary"):
+        if given.get(option, "false").lower() not in _FALSE:
+            raise WrongPlugin(
+                f"--plugin-option {option}={given[option]}: the tail reads whole transactions in text form",
+                hint=f"leave {option} out; transactions of any size stream through all the same",
+            )
+    if given.get("proto_version", "1") != "1":
+        raise WrongPlugin("--plugin-option proto_version: the tail speaks version 1", hint="leave it out")
+    names = ",".join(sql.Identifier(publication).as_string(None) for publication in findings.publications)
+    options = {"proto_version": "1", "publication_names": names}
+    if findings.version >= _MESSAGES_SINCE:
+        options["messages"] = "true"
+    options.update(given)
+    if fmt is None:
+        return Pipeline(RawPgoutput(until_lsn=until_lsn), options, {})
+    decoder = PgoutputDecoder(fmt, tables, until_lsn=until_lsn, lenient=findings.lenient_text)
+    return Pipeline(decoder, options, dict(fmt.settings))
+
+
+def _wal2json(
+    findings: Findings,
+    name: FormatName,
+    fmt: Format | None,
+    catalog: Catalog,
+    tables: TableFilter,
+    given: Mapping[str, str],
+    until_lsn: int | None,
+) -> Pipeline:
+    slot = findings.slot.slot_name
+    version = given.get("format-version", "2")
+    if given.get("include-transaction", "true").lower() in _FALSE:
+        raise WrongPlugin(
+            f"slot {slot}: include-transaction=false hides where a transaction ends, and so what may be confirmed",
+            hint="leave it out",
+        )
+    if given.get("write-in-chunks", "false").lower() not in _FALSE:
+        raise WrongPlugin(
+            f"slot {slot}: write-in-chunks cuts a transaction into pieces that are no JSON",
+            hint="use format-version=2 (the default here): one message a change",
+        )
+    if version == "1" and name is FormatName.wal2json:
+        raise WrongPlugin(
+            "--format wal2json is format-version 2", hint="for version 1 use --format raw with format-version=1"
+        )
+    if name in (FormatName.raw, FormatName.wal2json):
+        if version == "1":
+            if tables:
+                raise WrongPlugin(
+                    "--table cannot look into version 1, where a message is a whole transaction",
+                    hint="use the plugin's own: --plugin-option add-tables=schema.table",
+                )
+            return Pipeline(RawWal2jsonV1(until_lsn=until_lsn), {"format-version": "1", **given}, {})
+        return Pipeline(RawWal2json(tables, until_lsn=until_lsn), {"format-version": "2", **given}, {})
+    assert fmt is not None
+    options = {**PARSED_OPTIONS, **given}
+    if version == "1":
+        del options["include-transaction"]
+    return Pipeline(ParsedWal2json(fmt, tables, catalog, until_lsn=until_lsn), options, dict(fmt.settings))

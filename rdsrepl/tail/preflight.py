@@ -1,0 +1,149 @@
+"""What is looked at before a slot is streamed, on an ordinary connection.
+
+So a bad start is an error with a remedy, and not the server's last words in the middle of the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl import errors
+from rdsrepl.lsn import Lsn
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.postgres.slots import Slot
+
+_CURRENT_LSN: Final = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
+"""
+_ABOUT: Final = "SELECT current_database(), current_setting('server_encoding')"
+_PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY pubname"
+_LOGICAL_ON_STANDBY: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the server says before streaming.
+
+    Attributes:
+        slot: the slot.
+        database: the connection's database.
+        version: the server's major version.
+        in_recovery: whether it is a standby.
+        current_lsn: how far its WAL reaches (on a standby: is replayed).
+        publications: the publications to stream; empty for other plugins.
+        lenient_text: the database's text may be no UTF-8 (SQL_ASCII).
+    """
+
+    slot: Slot
+    database: str
+    version: int
+    in_recovery: bool
+    current_lsn: Lsn
+    publications: tuple[str, ...]
+    lenient_text: bool
+
+
+def look(target: Target, slot_name: str, publications: Sequence[str]) -> Findings:
+    """Look at the slot and what streaming it needs.
+
+    Raises:
+        NotFound: no such slot or publication.
+        WrongPlugin, Refused, SlotInvalidated, SlotBeingSynced, NotPrimary, WalLevelNotLogical, Denied: it cannot be
+            streamed, each with its remedy.
+        Unreachable: no server answered.
+    """
+    from rdsrepl.postgres import connection, slots
+
+    with connection.open(target) as conn:
+        version, in_recovery = connection.server_version(conn), connection.in_recovery(conn)
+        if connection.setting(conn, "wal_level") != "logical":
+            raise errors.WalLevelNotLogical(
+                f"wal_level is {connection.setting(conn, 'wal_level')}, not logical: this server has no logical slots",
+                hint="set wal_level = logical and restart (on RDS: rds.logical_replication = 1, then reboot)",
+            )
+        if in_recovery and version < _LOGICAL_ON_STANDBY:
+            raise errors.NotPrimary(
+                f"the server is a standby, and PostgreSQL {version} decodes on a primary only",
+                hint="connect to the primary (on RDS: the writer endpoint); standbys can since PostgreSQL 16",
+            )
+        slots.require_replication_right(conn)
+        slot = slots.get(conn, slot_name)
+        row = conn.execute(_ABOUT).fetchone()
+        assert row is not None
+        database, encoding = row
+        _fit(slot, database)
+        names: tuple[str, ...] = ()
+        if slot.plugin == "pgoutput":
+            names = published(conn, publications)
+        elif publications:
+            raise errors.WrongPlugin(
+                f"slot {slot_name} uses {slot.plugin}, which knows no publications",
+                hint="leave --publication out; --table PATTERN picks tables",
+            )
+        position = conn.execute(_CURRENT_LSN).fetchone()
+        assert position is not None
+        return Findings(slot, database, version, in_recovery, position[0], names, encoding == "SQL_ASCII")
+
+
+def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return the publications to stream: those wanted, or the database's only one.
+
+    Raises:
+        NotFound: one of them does not exist, or none was named and there is not exactly one.
+    """
+    present = [row[0] for row in conn.execute(_PUBLICATIONS)]
+    listed = ", ".join(present) or "none (rdsrepl publication create NAME --table …)"
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        raise errors.NotFound(f"no publication {', '.join(missing)}", hint=f"publications here: {listed}")
+    if wanted:
+        return tuple(wanted)
+    if len(present) == 1:
+        return tuple(present)
+    raise errors.NotFound(
+        "a pgoutput slot needs a publication, and none was named",
+        hint=f"add --publication NAME; publications here: {listed}",
+    )
+
+
+def holder(slot: Slot) -> str:
+    """Return in words who holds an active slot."""
+    sender = slot.walsender
+    if sender is None:
+        return f"PID {slot.active_pid}"
+    about = [
+        f"user {sender.user}" if sender.user else "",
+        f"application {sender.application}" if sender.application else "",
+    ]
+    about += [f"from {sender.client}" if sender.client else ""]
+    return f"PID {slot.active_pid} ({', '.join(part for part in about if part)})"
+
+
+def _fit(slot: Slot, database: str) -> None:
+    name = slot.slot_name
+    if slot.slot_type != "logical":
+        raise errors.WrongPlugin(
+            f"slot {name} is physical: it feeds a standby and has no changes to print",
+            hint="name a logical slot (rdsrepl slot list)",
+        )
+    if slot.database != database:
+        raise errors.Refused(
+            f"slot {name} belongs to database {slot.database}, and this connection to {database}",
+            hint=f"connect to it: dbname={slot.database}",
+        )
+    if slot.wal_status == "lost" or slot.invalidation_reason or slot.conflicting:
+        why = slot.invalidation_reason or ("conflict with recovery" if slot.conflicting else "its WAL was removed")
+        raise errors.SlotInvalidated(
+            f"slot {name} is invalidated ({why}): the changes it held are gone",
+            hint=f"drop it (rdsrepl slot drop {name}), create it anew, and copy the tables again: there is a gap",
+        )
+    if slot.synced:
+        raise errors.SlotBeingSynced(
+            f"slot {name} is being synchronised here from the primary",
+            hint="tail it on the primary; it becomes usable here after a promotion",
+        )

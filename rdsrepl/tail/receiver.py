@@ -1,0 +1,217 @@
+"""The replication connection: START_REPLICATION, COPY-BOTH on libpq, status updates.
+
+Protocol: manual, section 55.4 (streaming replication). Messages from the server are XLogData (``w``: start LSN, end
+LSN, send time, 8 bytes each, then the plugin's payload) and keepalives (``k``: WAL end LSN, time, reply requested).
+
+Reading what has gathered, instead of waking for each message, is what makes this cheap: after a read that brought
+much, the reader rests a moment before it looks again, and waits for the socket only when nothing came.
+"""
+
+from __future__ import annotations
+
+import select
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.errors import ConnectionLost
+from rdsrepl.lsn import Lsn
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+
+#: where the plugin's payload starts in an XLogData message.
+PAYLOAD: Final = 25
+
+_XLOGDATA: Final = 0x77
+_KEEPALIVE: Final = struct.Struct(">QQB")
+_STATUS: Final = struct.Struct(">cQQQQB")
+_UNIX_TO_PG_EPOCH_SECONDS: Final = 946_684_800
+_READ_BYTES: Final = 256 * 1024
+_REST_SECONDS: Final = 0.001
+_MUCH_BYTES: Final = 16 * 1024
+
+
+class Receiver:
+    """One replication connection to one slot, from START_REPLICATION to its end.
+
+    Attributes:
+        wal_sender_timeout_seconds: the server's; 0 when it has none.
+        system_id, timeline: which server this is (IDENTIFY_SYSTEM), to know after a reconnect.
+        server_lsn: how far its WAL reached when we connected (IDENTIFY_SYSTEM).
+        wal_end_lsn: the last keepalive's WAL end; 0 before the first.
+        reply_requested: a keepalive asked for a status update.
+    """
+
+    def __init__(self, target: Target, settings: Mapping[str, str]) -> None:
+        """Connect, without starting to stream.
+
+        Raises:
+            Error: the server cannot be reached or refuses the connection.
+        """
+        from rdsrepl.postgres import connection
+
+        self._conn: Connection = connection.connect(target, replication=True, settings=settings)
+        try:
+            row = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
+            assert row is not None
+            self.system_id, self.timeline, self.server_lsn = str(row[0]), int(row[1]), Lsn.parse(str(row[2]))
+            self.wal_sender_timeout_seconds = _seconds(connection.setting(self._conn, "wal_sender_timeout"))
+        except BaseException as exc:
+            self._conn.close()
+            raise self._translated(exc) from exc
+        self._pgconn = self._conn.pgconn
+        self._much = False
+        self.wal_end_lsn = 0
+        self.reply_requested = False
+        self._keepalive = False
+
+    def start(self, slot: str, lsn: int, options: Mapping[str, str]) -> None:
+        """Begin to stream SLOT from LSN (0: from where the slot stands).
+
+        Raises:
+            Error: the server refuses: slot missing, active, invalidated, plugin not allowed, …
+        """
+        from psycopg import pq, sql
+
+        command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {}").format(sql.Identifier(slot), sql.SQL(str(Lsn(lsn))))
+        if options:
+            pairs = [sql.SQL("{} {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in options.items()]
+            command += sql.SQL(" (") + sql.SQL(", ").join(pairs) + sql.SQL(")")
+        result = self._pgconn.exec_(command.as_bytes(None))
+        if result.status != pq.ExecStatus.COPY_BOTH:
+            raise self._failure(result)
+        self._pgconn.nonblocking = 1
+
+    def read(self) -> list[bytes]:
+        """Return the XLogData messages that have arrived, in order, up to a few hundred kilobytes; maybe none.
+
+        Stops after a keepalive, so that ``wal_end_lsn`` belongs to the end of the returned list.
+
+        Raises:
+            ConnectionLost: the connection ended.
+            Error: the server ended the stream with an error.
+        """
+        get = self._pgconn.get_copy_data
+        messages: list[bytes] = []
+        append = messages.append
+        size = 0
+        try:
+            while size < _READ_BYTES:
+                length, view = get(1)
+                if length == 0:
+                    if self._much:
+                        # Let messages gather: one wake-up for many instead of one for each.
+                        time.sleep(_REST_SECONDS)
+                        self._much = False
+                    self._pgconn.consume_input()
+                    length, view = get(1)
+                    if length == 0:
+                        break
+                if length < 0:
+                    raise self._ended()
+                message = view.tobytes()
+                size += length
+                if message[0] == _XLOGDATA:
+                    append(message)
+                    continue
+                self.wal_end_lsn, _, reply = _KEEPALIVE.unpack_from(message, 1)
+                self.reply_requested = self.reply_requested or bool(reply)
+                self._keepalive = True
+                break
+        except Exception as exc:
+            raise self._translated(exc) from exc
+        self._much = size >= _MUCH_BYTES
+        return messages
+
+    def take_keepalive(self) -> bool:
+        """Say whether a keepalive ended the last ``read``, and forget it."""
+        seen, self._keepalive = self._keepalive, False
+        return seen
+
+    def wait(self, seconds: float, wake: Sequence[int], *, read: bool = True) -> None:
+        """Wait until the server sends something, one of the file descriptors WAKE is readable, or time is up."""
+        reading = [*wake, self._pgconn.socket] if read else list(wake)
+        writing = [self._pgconn.socket] if self._flush() else []
+        select.select(reading, writing, [], max(0.0, seconds))
+
+    def send_status(self, written_lsn: int, flushed_lsn: int, *, reply: bool = False) -> None:
+        """Send a standby status update: FLUSHED_LSN is what the server may forget (0: nothing new).
+
+        Args:
+            written_lsn: how far we have received.
+            flushed_lsn: what is confirmed.
+            reply: ask the server for a keepalive in return.
+
+        Raises:
+            ConnectionLost: the connection ended.
+        """
+        now = int((time.time() - _UNIX_TO_PG_EPOCH_SECONDS) * 1_000_000)
+        try:
+            self._pgconn.put_copy_data(_STATUS.pack(b"r", written_lsn, flushed_lsn, flushed_lsn, now, reply))
+            self._flush()
+        except Exception as exc:
+            raise self._translated(exc) from exc
+        self.reply_requested = False
+
+    def close(self, *, polite: bool = False) -> None:
+        """Close the connection; POLITE ends the stream first and waits for the server to let go of the slot."""
+        import psycopg
+
+        try:
+            if polite:
+                self._end_stream()
+        except (psycopg.Error, OSError):
+            pass  # it is going away either way; what was confirmed was confirmed before
+        finally:
+            self._conn.close()
+
+    def _end_stream(self) -> None:
+        """Send CopyDone and read until the server has answered it, so that the last status update has arrived."""
+        deadline = time.monotonic() + 5.0
+        self._pgconn.put_copy_end()
+        while time.monotonic() < deadline:
+            self._flush()
+            length, _ = self._pgconn.get_copy_data(1)
+            if length == -1:
+                break
+            if length == 0:
+                select.select([self._pgconn.socket], [], [], 0.1)
+                self._pgconn.consume_input()
+
+    def _flush(self) -> bool:
+        """Write what libpq holds back; return whether something is left."""
+        return bool(self._pgconn.flush())
+
+    def _ended(self) -> Exception:
+        """Say why the server ended the stream."""
+        from psycopg import pq
+
+        self._pgconn.nonblocking = 0
+        result = self._pgconn.get_result()
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            return self._failure(result)
+        return ConnectionLost("the server ended the stream", hint="it is shutting down or failing over; try again")
+
+    def _failure(self, result: object) -> Exception:
+        from psycopg import errors as driver
+
+        from rdsrepl.postgres.connection import translate
+
+        return translate(driver.error_from_result(result))  # type: ignore[arg-type]
+
+    def _translated(self, exc: BaseException) -> BaseException:
+        import psycopg
+
+        from rdsrepl.postgres.connection import translate
+
+        return translate(exc) if isinstance(exc, psycopg.Error) else exc
+
+
+def _seconds(text: str) -> float:
+    """Read a time setting as SHOW prints it (``1min``, ``30s``, ``2500ms``, ``0``) into seconds."""
+    from rdsrepl.units import parse_duration
+
+    return parse_duration(text)

@@ -1,0 +1,202 @@
+"""Standard output as a sink: a terminal, a pipe, a regular file.
+
+Durable means: for a regular file, on disk (fsync); for a pipe or a terminal, accepted by the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rdsrepl.errors import Error
+
+_FSYNC_SECONDS: Final = 1.0
+_WRITE_BYTES: Final = 1 << 20
+_TORN_BYTES: Final = 64 << 20
+
+
+class SinkFailed(Error):
+    """The output cannot be written; nothing beyond what it has taken is confirmed."""
+
+
+class StdoutSink:
+    """Writes batches to a file descriptor from a thread of its own, so that a stalled reader stalls nothing else."""
+
+    def __init__(self, fd: int = 1) -> None:
+        self._fd = fd
+        self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._changed = threading.Condition()
+        self._pending = 0
+        self._written = 0
+        self._durable = 0
+        self._finishing = False
+        self._failure: Error | None = None
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._thread = threading.Thread(target=self._work, name="stdout", daemon=True)
+        self._thread.start()
+
+    def put(self, number: int, lines: Sequence[str] | Sequence[bytes]) -> None:
+        """Accept batch NUMBER."""
+        if self._failure is not None:
+            raise self._failure
+        data = _joined(lines)
+        with self._changed:
+            self._queue.append((number, data))
+            self._pending += len(data)
+            self._changed.notify()
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much is accepted and not yet written."""
+        return self._pending
+
+    @property
+    def durable(self) -> int:
+        """The number up to which every batch is durable."""
+        if self._failure is not None:
+            raise self._failure
+        return self._durable
+
+    def finish(self) -> None:
+        """Ask for everything accepted to become durable soon."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify()
+
+    def wake_fd(self) -> int:
+        """Return a file descriptor that is readable after progress."""
+        return self._wake_read
+
+    def drain_wake(self) -> None:
+        """Take the progress signal off ``wake_fd``."""
+        try:
+            while os.read(self._wake_read, 4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Let the thread end once it has written what it has; a stalled reader is not waited for."""
+        self.finish()
+        self._thread.join(timeout=0.5)
+        if not self._thread.is_alive():
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _work(self) -> None:
+        synced_at = time.monotonic()
+        try:
+            while True:
+                with self._changed:
+                    while not self._queue and not self._finishing and self._written == self._durable:
+                        self._changed.wait()
+                    if not self._queue and not self._finishing:
+                        # Written and not yet on disk: wait for more until the next fsync is due.
+                        self._changed.wait(max(0.0, synced_at + _FSYNC_SECONDS - time.monotonic()))
+                    chunk: list[tuple[int, bytes]] = []
+                    size = 0
+                    while self._queue and size < _WRITE_BYTES:
+                        chunk.append(self._queue.popleft())
+                        size += len(chunk[-1][1])
+                    idle = not chunk and not self._queue
+                    finishing = self._finishing
+                if chunk:
+                    self._write(b"".join(data for _, data in chunk))
+                    self._written = chunk[-1][0]
+                    with self._changed:
+                        self._pending -= size
+                if not self._regular:
+                    self._durable = self._written
+                elif self._written != self._durable and (
+                    time.monotonic() - synced_at >= _FSYNC_SECONDS or (idle and finishing)
+                ):
+                    self._sync()
+                    synced_at = time.monotonic()
+                self._wake()
+                if finishing and idle:
+                    return
+        except OSError as exc:
+            self._failure = _failure(exc)
+            self._wake()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:  # somebody made it non-blocking
+                select.select([], [self._fd], [])
+
+    def _sync(self) -> None:
+        number = self._written
+        os.fsync(self._fd)
+        self._durable = number
+
+    def _wake(self) -> None:
+        # Full: the reader will wake anyway. Closed: there is no reader.
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"!")
+
+
+def mend_torn_line(fd: int = 1) -> int:
+    """Take an unfinished JSON line off the end of a regular file that is appended to; return its size in bytes.
+
+    A process that was killed may have written half a line. The first line of the next run would stick to it and be
+    lost to every parser; the server sends the torn change again. Only the beginning of a JSON object is taken away:
+    whatever else stands there is closed with a newline instead (and 0 returned).
+    """
+    status = os.fstat(fd)
+    if (
+        not stat.S_ISREG(status.st_mode)
+        or status.st_size == 0
+        or os.lseek(fd, 0, os.SEEK_CUR) not in (0, status.st_size)
+    ):
+        return 0
+    try:
+        with Path(f"/dev/fd/{fd}").open("rb") as file:
+            start = max(0, status.st_size - _TORN_BYTES)
+            file.seek(start)
+            tail = file.read()
+    except OSError:
+        os.write(fd, b"\n")  # cannot look: an empty line harms less than a glued one
+        return 0
+    if tail.endswith(b"\n"):
+        return 0
+    newline = tail.rfind(b"\n")
+    torn = tail[newline + 1 :]
+    if torn.startswith(b"{") and (newline >= 0 or start == 0):
+        os.ftruncate(fd, status.st_size - len(torn))
+        os.lseek(fd, 0, os.SEEK_END)
+        return len(torn)
+    os.write(fd, b"\n")
+    return 0
+
+
+def _joined(lines: Sequence[str] | Sequence[bytes]) -> bytes:
+    if lines and isinstance(lines[0], bytes):
+        return b"".join(lines)  # type: ignore[arg-type]
+    return "".join(lines).encode("utf-8", "surrogateescape")  # type: ignore[arg-type]
+
+
+def _failure(exc: OSError) -> SinkFailed:
+    if exc.errno == errno.EPIPE:
+        return SinkFailed(
+            "the reader of standard output went away",
+            hint="nothing it did not take is confirmed; start again and the stream goes on from there",
+        )
+    return SinkFailed(
+        f"standard output cannot be written: {exc.strerror}",
+        hint="make room or mend the disk, then start again: nothing that was not written is confirmed",
+    )

@@ -1,0 +1,280 @@
+r"""PostgreSQL's text form of a value → JSON text.
+
+Two dialects. ``json`` is what the server's own ``to_json`` would print, which is also the oracle of its tests: numbers
+with every digit, ``NaN`` and infinities as strings, json as JSON, bytea as ``"\\x…"``, arrays as arrays, composites as
+objects, times in ISO 8601, a domain as its base type, everything else as a string. ``wal2json`` is what the
+wal2json plugin prints: numbers bare (``null`` for NaN and infinities), booleans, bytea as bare hex, else strings.
+
+A relation's columns are compiled once into one function (``compile_tuple``), so that a row costs no call per column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum, auto
+from json.encoder import encode_basestring as quote
+from struct import Struct
+from typing import Any, Final, Literal, NamedTuple
+
+Convert = Callable[[str], str]
+Dialect = Literal["json", "wal2json"]
+#: ``parse(message, position)``: the JSON text of every column (None: unchanged TOAST), then the position behind them.
+Parse = Callable[[bytes, int], tuple[Any, ...]]
+
+
+class Kind(Enum):
+    """How a type's text becomes JSON."""
+
+    INTEGER = auto()
+    NUMBER = auto()
+    BOOLEAN = auto()
+    TEXT = auto()
+    TIMESTAMP = auto()
+    TIMESTAMPTZ = auto()
+    BYTEA = auto()
+    JSON = auto()
+    JSONB = auto()
+    CONVERT = auto()
+
+
+class Shape(NamedTuple):
+    """A column's way to JSON: a kind, and for ``CONVERT`` the function."""
+
+    kind: Kind
+    convert: Convert | None = None
+
+
+#: the built-in types whose text needs more than quoting (``pg_type.dat``); array, domain, composite: see ``catalog``.
+BUILT_IN: Final[Mapping[int, Kind]] = {
+    16: Kind.BOOLEAN,
+    17: Kind.BYTEA,
+    20: Kind.INTEGER,
+    21: Kind.INTEGER,
+    23: Kind.INTEGER,
+    114: Kind.JSON,
+    700: Kind.NUMBER,
+    701: Kind.NUMBER,
+    1114: Kind.TIMESTAMP,
+    1184: Kind.TIMESTAMPTZ,
+    1700: Kind.NUMBER,
+    3802: Kind.JSONB,
+}
+#: built-in scalars that are plain strings, so that common tables need no look-up: "char", name, text, bpchar, varchar,
+#: date, time, timetz, interval, bit, varbit, uuid, inet, cidr, macaddr, macaddr8, xml, money, oid.
+PLAIN: Final = frozenset(
+    {18, 19, 25, 26, 142, 650, 774, 790, 829, 869, 1042, 1043, 1082, 1083, 1186, 1266, 1560, 1562, 2950}
+)
+
+_OID: Final = 26
+_WAL2JSON: Final[Mapping[int, Kind]] = {
+    16: Kind.BOOLEAN,
+    17: Kind.BYTEA,
+    20: Kind.INTEGER,
+    21: Kind.INTEGER,
+    23: Kind.INTEGER,
+    _OID: Kind.INTEGER,
+    700: Kind.NUMBER,
+    701: Kind.NUMBER,
+    1700: Kind.NUMBER,
+}
+
+# `m` is the message, `p` and `q` bound the value's bytes.
+_EXPRESSIONS: Final[Mapping[Dialect, Mapping[Kind, str]]] = {
+    "json": {
+        Kind.INTEGER: "m[p:q].decode()",
+        Kind.NUMBER: "m[p:q].decode() if m[q - 1] < 58 else quote(m[p:q].decode())",
+        Kind.BOOLEAN: "'true' if m[p] == 116 else 'false'",
+        Kind.TEXT: "quote(m[p:q].decode())",
+        Kind.TIMESTAMP: "'\"' + m[p:q].decode().replace(' ', 'T', 1) + '\"'",
+        Kind.TIMESTAMPTZ: (
+            "'\"' + m[p:q].decode().replace(' ', 'T', 1) + ':00\"' if m[q - 3] == 43 else timestamptz(m[p:q].decode())"
+        ),
+        Kind.BYTEA: "'\"\\\\' + m[p:q].decode() + '\"'",
+        Kind.JSON: "m[p:q].decode().replace('\\n', ' ').replace('\\r', ' ')",
+        Kind.JSONB: "m[p:q].decode()",
+    },
+    "wal2json": {
+        Kind.INTEGER: "m[p:q].decode()",
+        Kind.NUMBER: "m[p:q].decode() if m[q - 1] < 58 else 'null'",
+        Kind.BOOLEAN: "'true' if m[p] == 116 else 'false'",
+        Kind.TEXT: "quote(m[p:q].decode())",
+        Kind.BYTEA: "'\"' + m[p + 2:q].decode() + '\"'",
+    },
+}
+_LENGTH: Final = Struct(">I").unpack_from
+
+
+def wal2json_shape(type_oid: int) -> Shape:
+    """Return the wal2json plugin's treatment of a type; it looks at the type itself, so a domain is a string."""
+    return Shape(_WAL2JSON.get(type_oid, Kind.TEXT))
+
+
+def compile_tuple(shapes: Sequence[Shape], dialect: Dialect, *, lenient: bool = False) -> Parse:
+    """Return a function that reads a pgoutput TupleData with these columns (manual, section 55.9).
+
+    The source is made of the fixed expressions above alone; names and values never enter it.
+
+    Args:
+        shapes: one for each column, in order.
+        dialect: which JSON.
+        lenient: keep bytes that are no UTF-8 as surrogates (a SQL_ASCII database has such text).
+    """
+    lines = ["def parse(m, p):"]
+    namespace: dict[str, Any] = {"length": _LENGTH, "quote": quote, "timestamptz": timestamptz}
+    for number, shape in enumerate(shapes):
+        if shape.kind is Kind.CONVERT:
+            namespace[f"convert{number}"] = shape.convert
+            expression = f"convert{number}(m[p:q].decode())"
+        else:
+            expression = _EXPRESSIONS[dialect][shape.kind]
+        if lenient:
+            expression = expression.replace(".decode()", ".decode('utf-8', 'surrogateescape')")
+        lines += [
+            "    k = m[p]",
+            "    if k == 116:",
+            "        q = p + 5 + length(m, p + 1)[0]",
+            "        p += 5",
+            f"        v{number} = {expression}",
+            "        p = q",
+            "    else:",
+            f"        v{number} = 'null' if k == 110 else None",
+            "        p += 1",
+        ]
+    lines.append("    return (" + "".join(f"v{number}, " for number in range(len(shapes))) + "p,)")
+    exec("\n".join(lines), namespace)
+    parse: Parse = namespace["parse"]
+    return parse
+
+
+def to_json(shape: Shape) -> Convert:
+    """Return the function that turns a value's text into the ``json`` dialect, for values inside others."""
+    if shape.convert is not None:
+        return shape.convert
+    return _CONVERTS[shape.kind]
+
+
+def timestamptz(text: str) -> str:
+    """``2024-01-31 12:00:00+05:30`` → ISO 8601 in quotes; ``infinity`` stays a word; ``BC`` stays behind."""
+    era = " BC" if text.endswith(" BC") else ""
+    body = text.removesuffix(" BC").replace(" ", "T", 1)
+    if len(body) > 3 and body[-3] in "+-" and "T" in body:
+        body += ":00"
+    return f'"{body}{era}"'
+
+
+def array(element: Convert, delimiter: str = ",") -> Convert:
+    """Return the conversion of an array whose elements convert by ELEMENT."""
+
+    def convert(text: str) -> str:
+        position = text.index("=") + 1 if text[:1] == "[" else 0  # "[2:3]={7,8}": the bounds go
+        return _array(text, position, element, delimiter)[0]
+
+    return convert
+
+
+def vector(text: str) -> str:
+    """Convert ``int2vector`` and ``oidvector``: numbers between blanks."""
+    return "[" + ",".join(text.split()) + "]"
+
+
+def oidvector(text: str) -> str:
+    """Convert ``oidvector``; the server prints an oid as a string."""
+    return "[" + ",".join(f'"{part}"' for part in text.split()) + "]"
+
+
+def composite(attributes: Sequence[tuple[str, Convert]]) -> Convert:
+    """Return the conversion of a composite type with these attributes."""
+    names = [quote(name) for name, _ in attributes]
+    converts = [convert for _, convert in attributes]
+
+    def convert(text: str) -> str:
+        fields = _record_fields(text)
+        if len(fields) != len(names):  # the type was altered since; its text is still the truth
+            return quote(text)
+        pairs = zip(names, converts, fields, strict=True)
+        return "{" + ",".join(f"{n}:{'null' if value is None else c(value)}" for n, c, value in pairs) + "}"
+
+    return convert
+
+
+def _array(text: str, position: int, element: Convert, delimiter: str) -> tuple[str, int]:
+    """Read the array that begins at POSITION; return its JSON and the position behind it (manual, section 8.15.6)."""
+    items: list[str] = []
+    position += 1
+    while text[position] != "}":
+        if text[position] == "{":
+            item, position = _array(text, position, element, delimiter)
+            items.append(item)
+        elif text[position] == '"':
+            value, position = _quoted(text, position)
+            items.append(element(value))
+        else:
+            end = position
+            while text[end] not in (delimiter, "}"):
+                end += 1
+            word = text[position:end]
+            items.append("null" if word.upper() == "NULL" else element(word))
+            position = end
+        if text[position] == delimiter:
+            position += 1
+    return "[" + ",".join(items) + "]", position + 1
+
+
+def _quoted(text: str, position: int) -> tuple[str, int]:
+    parts: list[str] = []
+    position += 1
+    while True:
+        character = text[position]
+        if character == "\\":
+            parts.append(text[position + 1])
+            position += 2
+        elif character != '"':
+            parts.append(character)
+            position += 1
+        elif text[position + 1 : position + 2] == '"':  # a record doubles its quotes
+            parts.append('"')
+            position += 2
+        else:
+            return "".join(parts), position + 1
+
+
+def _record_fields(text: str) -> list[str | None]:
+    """Split a composite's text ``(1,"a b",)`` into its fields (manual, section 8.16.6); None is NULL."""
+    fields: list[str | None] = []
+    position = 1
+    while True:
+        if text[position] in ",)":
+            fields.append(None)
+        else:
+            parts: list[str] = []
+            while text[position] not in ",)":
+                if text[position] == '"':
+                    part, position = _quoted(text, position)
+                    parts.append(part)
+                elif text[position] == "\\":
+                    parts.append(text[position + 1])
+                    position += 2
+                else:
+                    parts.append(text[position])
+                    position += 1
+            fields.append("".join(parts))
+        if text[position] == ")":
+            return fields
+        position += 1
+
+
+def _number(text: str) -> str:
+    return text if text[-1] < ":" else quote(text)
+
+
+_CONVERTS: Final[Mapping[Kind, Convert]] = {
+    Kind.INTEGER: lambda text: text,
+    Kind.NUMBER: _number,
+    Kind.BOOLEAN: lambda text: "true" if text == "t" else "false",
+    Kind.TEXT: quote,
+    Kind.TIMESTAMP: lambda text: f'"{text.replace(" ", "T", 1)}"',
+    Kind.TIMESTAMPTZ: timestamptz,
+    Kind.BYTEA: quote,
+    Kind.JSON: lambda text: text.replace("\n", " ").replace("\r", " "),
+    Kind.JSONB: lambda text: text,
+}

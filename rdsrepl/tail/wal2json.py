@@ -1,0 +1,275 @@
+"""The decoders of wal2json's messages: passed through (``raw``), or parsed into the other formats.
+
+Format version 2 is one message a change, with B and C around a transaction; version 1 is one message a transaction.
+The XLogData start of the message that ends a transaction is the end of its commit record, which is what is confirmed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from json.encoder import encode_basestring as quote
+from struct import Struct
+from typing import Any, Final
+
+from rdsrepl.errors import ServerError
+from rdsrepl.lsn import Lsn
+from rdsrepl.tail.catalog import Catalog
+from rdsrepl.tail.changes import Batch, Column, Relation, Stop, TableFilter, Transaction
+from rdsrepl.tail.formats import Format, Values, Writer
+from rdsrepl.tail.receiver import PAYLOAD
+from rdsrepl.tail.values import to_json
+
+_LSN64: Final = Struct(">Q").unpack_from
+_LSN: Final = Struct(">II").unpack_from
+# {"action":"C" — the action's letter, counted from the start of the XLogData message.
+_ACTION_AT: Final = PAYLOAD + len('{"action":"')
+_BEGIN, _COMMIT = ord("B"), ord("C")
+
+#: what the parsed formats need the plugin to say.
+PARSED_OPTIONS: Final = {
+    "format-version": "2",
+    "include-xids": "true",
+    "include-timestamp": "true",
+    "include-lsn": "true",
+    "include-pk": "true",
+    "include-transaction": "true",
+}
+
+
+class RawWal2json:
+    """Version 2 as it comes, each message on a line."""
+
+    def __init__(self, tables: TableFilter, *, until_lsn: int | None = None) -> None:
+        self._tables = tables
+        self._until = until_lsn
+        self._open = False
+
+    def reset(self) -> None:
+        """Begin anew on a new connection."""
+        self._open = False
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Pass messages through; only their first letter is looked at."""
+        lines: list[bytes] = []
+        append = lines.append
+        markers, dropped, commit_end, stop = 0, 0, None, None
+        is_open, until, filtered = self._open, self._until, bool(self._tables)
+        for m in messages:
+            action = m[_ACTION_AT]
+            if action == _COMMIT:
+                commit_end = _LSN64(m, 1)[0]
+                is_open = False
+                markers += 1
+                if until is not None and commit_end >= until:
+                    append(m[PAYLOAD:])
+                    stop = Stop.UNTIL
+                    break
+            elif action == _BEGIN:
+                if until is not None and _LSN64(m, 1)[0] >= until:
+                    stop = Stop.UNTIL
+                    break
+                is_open = True
+                markers += 1
+            elif filtered and not self._wanted(m):
+                dropped += 1
+                continue
+            append(m[PAYLOAD:])
+        self._open = is_open
+        if not lines:
+            return Batch(lines, 0, commit_end, is_open, stop)
+        changes = len(lines) - markers
+        return Batch([b"\n".join(lines), b"\n"], changes, commit_end, is_open, stop)
+
+    def _wanted(self, m: bytes) -> bool:
+        event = json.loads(m[PAYLOAD:].decode("utf-8", "surrogateescape"))
+        return "table" not in event or self._tables.wants(event["schema"], event["table"])
+
+
+class RawWal2jsonV1:
+    """Version 1 as it comes: every message is a whole transaction."""
+
+    def __init__(self, *, until_lsn: int | None = None) -> None:
+        self._until = until_lsn
+
+    def reset(self) -> None:
+        """Begin anew on a new connection."""
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Pass messages through."""
+        lines: list[bytes] = []
+        commit_end, stop = None, None
+        for m in messages:
+            commit_end = _LSN64(m, 1)[0]
+            lines += [m[PAYLOAD:], b"\n"]
+            if self._until is not None and commit_end >= self._until:
+                stop = Stop.UNTIL
+                break
+        return Batch(lines, len(lines) // 2, commit_end, False, stop)
+
+
+class _Number(str):
+    """A JSON number kept as it was written, with every digit."""
+
+    __slots__ = ()
+
+
+class ParsedWal2json:
+    """Version 2 or 1, parsed and written in another format.
+
+    What the plugin leaves out stays out: NaN and infinities are null there, and the key is the primary key.
+    """
+
+    def __init__(self, fmt: Format, tables: TableFilter, catalog: Catalog, *, until_lsn: int | None = None) -> None:
+        self._format = fmt
+        self._tables = tables
+        self._catalog = catalog
+        self._until = until_lsn
+        self._writers: dict[tuple[Any, ...], Writer] = {}
+        self._tx = Transaction.of(None, 0, None)
+        self._seq = 0
+        self._open = False
+
+    def reset(self) -> None:
+        """Begin anew on a new connection."""
+        self._seq, self._open = 0, False
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Parse and write messages in their order.
+
+        Raises:
+            ServerError: a message is not what the plugin prints.
+        """
+        batch = Batch([], 0, None, self._open)
+        lines: list[str] = []
+        for m in messages:
+            start = _LSN64(m, 1)[0]
+            try:
+                document = json.loads(
+                    m[PAYLOAD:].decode("utf-8", "surrogateescape"), parse_int=_Number, parse_float=_Number
+                )
+            except ValueError as exc:
+                raise ServerError(f"wal2json sent what is no JSON: {exc}") from exc
+            if "action" not in document:
+                self._transaction_v1(document, lines, batch)
+                batch.commit_end_lsn = start
+                if self._until is not None and start >= self._until:
+                    batch.stop = Stop.UNTIL
+                    break
+            elif not self._message_v2(document, m, start, lines, batch):
+                break
+        self._open = batch.in_transaction
+        batch.lines = lines
+        return batch
+
+    def _message_v2(self, event: dict[str, Any], m: bytes, start: int, lines: list[str], batch: Batch) -> bool:
+        """Write one message; return False where a bound was reached before it."""
+        action = event["action"]
+        if action == "B":
+            commit_lsn = event.get("lsn", "0/0")
+            if self._until is not None and int(Lsn.parse(commit_lsn)) >= self._until:
+                batch.stop = Stop.UNTIL
+                return False
+            self._begin(event, commit_lsn)
+            batch.in_transaction = True
+            lines.append(self._format.begin(self._tx))
+        elif action == "C":
+            lines.append(self._format.commit(self._tx))
+            batch.commit_end_lsn = start
+            batch.in_transaction = False
+        else:
+            self._change(event, "%X/%X" % _LSN(m, 1), lines, batch)
+        return True
+
+    def _transaction_v1(self, document: dict[str, Any], lines: list[str], batch: Batch) -> None:
+        self._begin(document, document.get("nextlsn", "0/0"))
+        lines.append(self._format.begin(self._tx))
+        for change in document["change"]:
+            event = {**change, "action": {"insert": "I", "update": "U", "delete": "D"}.get(change["kind"], "M")}
+            if "columnnames" in change:
+                event["columns"] = _zipped(change["columnnames"], change["columntypes"], change["columnvalues"])
+            if "oldkeys" in change:
+                old = change["oldkeys"]
+                event["identity"] = _zipped(old["keynames"], old["keytypes"], old["keyvalues"])
+            if "pk" in change:
+                event["pk"] = _zipped(change["pk"]["pknames"], change["pk"]["pktypes"], change["pk"]["pknames"])
+            self._change(event, self._tx.commit_lsn, lines, batch)
+        lines.append(self._format.commit(self._tx))
+
+    def _begin(self, event: dict[str, Any], commit_lsn: str) -> None:
+        stamp = event.get("timestamp")
+        moment = None
+        if stamp is not None:
+            # "2026-01-31 12:00:00.5+00": fromisoformat takes the short offset since Python 3.11.
+            moment = datetime.fromisoformat(stamp)
+        xid = event.get("xid")
+        self._tx = Transaction.at(None if xid is None else int(xid), commit_lsn, moment)
+        self._seq = 0
+
+    def _change(self, event: dict[str, Any], lsn: str, lines: list[str], batch: Batch) -> None:
+        self._seq += 1
+        action = event["action"]
+        if action == "M":
+            content = event["content"].encode("utf-8", "surrogateescape")
+            tx, seq = self._tx, self._seq
+            if not event["transactional"]:
+                tx, seq = Transaction.at(None, lsn, None), 1
+            lines.append(self._format.message(event["prefix"], content, event["transactional"], lsn, tx, seq))
+            batch.changes += 1
+            return
+        schema, table = event["schema"], event["table"]
+        if not self._tables.wants(schema, table):
+            return
+        batch.changes += 1
+        if action == "T":
+            relation = Relation(0, schema, table, "d", ())
+            lines.append(self._format.truncate(relation, False, False, lsn, self._tx, self._seq))
+            return
+        writer, new, old, whole = self._row(schema, table, event)
+        if action == "I":
+            lines.append(writer.insert(new, lsn, self._tx, self._seq))
+        elif action == "U":
+            lines.append(writer.update(new, old, whole, lsn, self._tx, self._seq))
+        else:
+            assert old is not None
+            lines.append(writer.delete(old, whole, lsn, self._tx, self._seq))
+
+    def _row(self, schema: str, table: str, event: dict[str, Any]) -> tuple[Writer, Values, Values | None, bool]:
+        """Bring an event into the form of pgoutput's: a relation, the new values, the old ones."""
+        columns: list[dict[str, Any]] = event.get("columns", [])
+        identity: list[dict[str, Any]] = event.get("identity", [])
+        new = {column["name"]: self._json(column) for column in columns}
+        old = {column["name"]: self._json(column) for column in identity}
+        primary = {column["name"] for column in event.get("pk", [])} or set(old)
+        types = {column["name"]: column.get("type", "text") for column in [*columns, *identity]}
+        names = list(types)
+        whole = bool(old) and set(old) != primary
+        key = (schema, table, tuple(types.items()), frozenset(primary), whole)
+        writer = self._writers.get(key)
+        if writer is None:
+            relation = Relation(0, schema, table, "d", tuple(Column(name, 25, -1, name in primary) for name in names))
+            writer = self._writers[key] = self._format.writer(relation)
+        new_values: Values = tuple(new.get(name) for name in names)
+        old_values: Values | None = tuple(old.get(name, "null") for name in names)
+        if event["action"] != "D" and not whole and all(old[name] == new.get(name, old[name]) for name in old):
+            old_values = None
+        return writer, new_values, old_values, whole
+
+    def _json(self, column: dict[str, Any]) -> str:
+        """Return a value as JSON text in our dialect."""
+        value = column.get("value")
+        if value is None:
+            return "null"
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if isinstance(value, _Number):
+            return quote(value) if column.get("type") == "oid" else str(value)
+        kind = column.get("type", "text")
+        if kind == "bytea":
+            return f'"\\\\x{value}"'
+        return to_json(self._catalog.shape_by_name(kind))(value)
+
+
+def _zipped(names: list[str], types: list[str], contents: list[Any]) -> list[dict[str, Any]]:
+    return [{"name": n, "type": t, "value": v} for n, t, v in zip(names, types, contents, strict=True)]
