@@ -202,6 +202,9 @@ def _build(home: Directory, programs: Binaries, standby: bool, lock: int, say: S
     )
     home.write(state)
     _make_socket_dir(state)
+    if processes.launcher(programs.program("postgres")).user is not None:
+        # Another user's servers have to pass; what is in here has its own modes.
+        home.path.chmod(0o711)
 
     say("making the writer")
     primary = _server(home, state, state.servers[0], (lock,))
@@ -307,7 +310,13 @@ def _programs(state: State) -> Binaries:
 @cache
 def _settings(programs: Binaries) -> Mapping[str, str]:
     # 30 s is what RDS has.
-    settings = {"wal_sender_timeout": "30s", "wal_receiver_timeout": "30s", "wal_receiver_status_interval": "1s"}
+    settings = {
+        "wal_sender_timeout": "30s",
+        "wal_receiver_timeout": "30s",
+        # A standby on the same machine need not be patient: it says what it has, and comes back after a restart, soon.
+        "wal_receiver_status_interval": "1s",
+        "wal_retrieve_retry_interval": "200ms",
+    }
     if programs.knows("output_plugin_libraries"):
         settings["output_plugin_libraries"] = "pgoutput,test_decoding,wal2json"
     return settings

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -239,6 +240,7 @@ class Server:
         if self.is_running():
             self._wait_ready(timeout_seconds)
             return
+        self._forget_crash()
         chosen = self.port
         for attempt in range(_BIND_ATTEMPTS):
             self.port = chosen or free_port()
@@ -321,7 +323,7 @@ class Server:
                 self.stop("immediate", timeout_seconds=10.0)
         self._sweep()
         if self.socket_dir is not None:
-            for name in (f".s.PGSQL.{self.port}", f".s.PGSQL.{self.port}.lock"):
+            for name in self._socket_files():
                 (self.socket_dir / name).unlink(missing_ok=True)
             if self.socket_dir.name.startswith(_SOCKET_PREFIX):
                 with suppress(OSError):
@@ -340,6 +342,21 @@ class Server:
         lines = self._pid_file()
         if len(lines) >= 7 and len(parts := lines[6].split()) == 2:
             _free_shared_memory(key=parts[0], shmid=parts[1], creator=lines[0])
+
+    def _forget_crash(self) -> None:
+        """Remove the lock files of a killed server, once nothing of it lives.
+
+        PostgreSQL does so itself, unless another process has got the number, or nobody has taken note of the death.
+        """
+        if sys.platform.startswith("linux") and self._pid_file():
+            self._sweep()
+            (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
+            if self.port:
+                for name in self._socket_files():
+                    (self._sockets() / name).unlink(missing_ok=True)
+
+    def _socket_files(self) -> tuple[str, str]:
+        return f".s.PGSQL.{self.port}", f".s.PGSQL.{self.port}.lock"
 
     def _pid_file(self) -> list[str]:
         try:
