@@ -80,7 +80,8 @@ class RawWal2json:
         if not lines:
             return Batch(lines, 0, commit_end, is_open, stop)
         changes = len(lines) - markers
-        return Batch([b"\n".join(lines), b"\n"], changes, commit_end, is_open, stop)
+        append(b"")  # so that one join gives every message its newline
+        return Batch([b"\n".join(lines)], changes, commit_end, is_open, stop)
 
     def _wanted(self, m: bytes) -> bool:
         event = json.loads(m[PAYLOAD:].decode("utf-8", "surrogateescape"))

@@ -21,6 +21,7 @@ from rdsrepl.errors import Error
 
 _FSYNC_SECONDS: Final = 1.0
 _WRITE_BYTES: Final = 1 << 20
+_VECTORS: Final = 256
 _TORN_BYTES: Final = 64 << 20
 
 
@@ -113,7 +114,7 @@ class StdoutSink:
                     idle = not chunk and not self._queue
                     finishing = self._finishing
                 if chunk:
-                    self._write(b"".join(data for _, data in chunk))
+                    self._write([memoryview(data) for _, data in chunk if data])
                     self._written = chunk[-1][0]
                     with self._changed:
                         self._pending -= size
@@ -131,13 +132,19 @@ class StdoutSink:
             self._failure = _failure(exc)
             self._wake()
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
+    def _write(self, views: list[memoryview]) -> None:
+        position = 0
+        while position < len(views):
             try:
-                view = view[os.write(self._fd, view) :]
+                written = os.writev(self._fd, views[position : position + _VECTORS])
             except BlockingIOError:  # somebody made it non-blocking
                 select.select([], [self._fd], [])
+                continue
+            while position < len(views) and written >= len(views[position]):
+                written -= len(views[position])
+                position += 1
+            if written:
+                views[position] = views[position][written:]
 
     def _sync(self) -> None:
         number = self._written
@@ -186,6 +193,8 @@ def mend_torn_line(fd: int = 1) -> int:
 
 def _joined(lines: Sequence[str] | Sequence[bytes]) -> bytes:
     if lines and isinstance(lines[0], bytes):
+        if len(lines) == 1:
+            return lines[0]
         return b"".join(lines)  # type: ignore[arg-type]
     return "".join(lines).encode("utf-8", "surrogateescape")  # type: ignore[arg-type]
 
