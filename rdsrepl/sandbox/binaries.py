@@ -85,10 +85,10 @@ def of(bin_dir: Path) -> Binaries:
         Unsupported: they are older than PostgreSQL 13.
         Error: they cannot be run.
     """
-    if not bin_dir.is_dir():
+    if not os.path.isdir(bin_dir):  # noqa: PTH112 - as below
         raise NotFound(f"{bin_dir} is no directory", hint="name the one that holds initdb and postgres")
     # A lone symbolic link to pg_ctl is common; the programs that belong together are where it points.
-    resolved = bin_dir.resolve()
+    resolved = Path(os.path.realpath(bin_dir))
     missing = [name for name in NEEDED if not os.access(resolved / name, os.X_OK)]
     if missing:
         raise NotFound(
@@ -101,7 +101,7 @@ def of(bin_dir: Path) -> Binaries:
 def machine() -> Iterator[Binaries]:
     """Yield what the machine has: in ``PATH`` (links followed), and where distributions and Homebrew put it."""
     named = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
-    linked = [(entry / name).resolve().parent for entry in named for name in ("postgres", "pg_ctl")]
+    linked = [Path(os.path.realpath(entry / name)).parent for entry in named for name in ("postgres", "pg_ctl")]
     placed = [path for pattern in _PLACES for path in Path("/").glob(pattern)]
     yield from _usable([*linked, *placed])
 
@@ -116,7 +116,8 @@ def wheel() -> Iterator[Binaries]:
 
 
 def _usable(places: list[Path]) -> Iterator[Binaries]:
-    for place in dict.fromkeys(path.resolve() for path in places if path.is_dir()):
+    # os.path, as pathlib raises where PATH names a directory that we may not enter.
+    for place in dict.fromkeys(Path(os.path.realpath(path)) for path in places if os.path.isdir(path)):  # noqa: PTH112
         # What others left half installed is no reason to stop looking.
         try:
             yield of(place)

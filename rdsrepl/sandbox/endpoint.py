@@ -435,7 +435,9 @@ def _refusal(text: str) -> bytes:
 def main() -> None:
     """Serve the sandbox in the directory that is the only argument."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # Missing, it shall be missed now, not at the first replication connection.
+    import psycopg  # noqa: F401
+
     asyncio.run(Endpoint(Directory(Path(sys.argv[1]))).run())
 
 

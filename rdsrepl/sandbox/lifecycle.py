@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import sys
@@ -346,8 +347,9 @@ def _start_endpoint(home: Directory, state: State) -> State:
     logged = home.endpoint_log.stat().st_size if home.endpoint_log.exists() else 0
     home.endpoint_log.touch(mode=0o600)
     words = [sys.executable, "-m", "rdsrepl.sandbox.endpoint", str(home.path)]
-    # It runs in another directory, so an rdsrepl that is not installed must be named; -P of the same meaning is 3.11's.
-    extra = {"PYTHONPATH": str(Path(rdsrepl.__file__).parents[1]), "PYTHONSAFEPATH": "1"}
+    # It runs in another directory, so an rdsrepl that is not installed has to be named.
+    places = [str(Path(rdsrepl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    extra = {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
     pid = processes.spawn(processes.Launcher(), words, home.endpoint_log, extra=extra)
     processes.wait(lambda: home.endpoint() is not None or processes.started(pid) is None, _ENDPOINT_SECONDS)
     endpoint = home.endpoint()
