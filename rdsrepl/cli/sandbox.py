@@ -32,7 +32,7 @@ def up(
         typer.Option(
             "--postgres-bin",
             metavar="DIR",
-            help="PostgreSQL's programs; default: the machine's newest, else those of rdsrepl[sandbox].",
+            help="PostgreSQL's programs; default: the machine's newest, else those of the 'sandbox' extra.",
             show_default=False,
         ),
     ] = None,
