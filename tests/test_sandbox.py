@@ -193,6 +193,25 @@ def test_writer_only(home: Path) -> None:
     assert leftovers(home, report) == []
 
 
+def test_variables_of_another_server_do_not_matter(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "PGHOST": "192.0.2.1",
+        "PGHOSTADDR": "192.0.2.1",
+        "PGPORT": "1",
+        "PGUSER": "nobody",
+        "PGDATABASE": "nothing",
+        "PGOPTIONS": "-c nope=1",
+        "PGSSLMODE": "require",
+        "PGTARGETSESSIONATTRS": "standby",
+    }.items():
+        monkeypatch.setenv(name, text)
+    assert lifecycle.up().state == "running"
+    monkeypatch.delenv("PGOPTIONS")
+    monkeypatch.delenv("PGTARGETSESSIONATTRS")
+    with psycopg.connect(**config.load().get("sandbox").keywords) as conn:  # type: ignore[arg-type]
+        assert value(conn, "SELECT current_user") == "dbadmin"
+
+
 def test_two_ups_at_once_make_one(home: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = (job.result() for job in [pool.submit(cli, "sandbox", "up", "-o", "json") for _ in range(2)])

@@ -399,10 +399,12 @@ def _refuse_foreign_target(home: Directory) -> None:
 def _add_target(home: Directory, state: State) -> None:
     settings = {
         "host": HOST,
+        "hostaddr": HOST,  # and not PGHOSTADDR's
         "port": str(state.writer_port),
         "dbname": state.dbname,
         "user": state.user,
         "passfile": str(home.passfile),
+        "sslmode": "disable",
     }
     if _own_target() != {**settings, "dsn": ""}:
         config.add_target(TARGET, settings)

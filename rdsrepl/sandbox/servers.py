@@ -63,6 +63,14 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "log_line_prefix": "%m [%p] %q%u@%d %a ",
 }
 _FAST: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}
+# What PG* variables that are meant for another server would change.
+_UNDISTURBED: Final[Mapping[str, str]] = {
+    "hostaddr": "",
+    "options": "",
+    "sslmode": "disable",
+    "gssencmode": "disable",
+    "target_session_attrs": "any",
+}
 # A unix socket's path holds 107 bytes on Linux, 103 on macOS.
 _SOCKET_PATH_BYTES: Final = 103
 _BIND_ATTEMPTS: Final = 8
@@ -142,8 +150,8 @@ class Server:
         """Return ``keywords`` as a target that nothing in the environment turns elsewhere."""
         from rdsrepl.config import Target
 
-        keywords = self.keywords(user=user, dbname=dbname)
-        return Target(f"server {self.data_dir.name}", keywords={**keywords, "hostaddr": "", "options": ""})
+        keywords = {**_UNDISTURBED, **self.keywords(user=user, dbname=dbname)}
+        return Target(f"server {self.data_dir.name}", keywords=keywords)
 
     def connect(self, *, user: str | None = None, dbname: str = "postgres", replication: bool = False) -> Connection:
         """Open an autocommit connection that the caller closes; see ``rdsrepl.postgres.connection.connect``."""
