@@ -213,7 +213,7 @@ class Result:
     @property
     def lines(self) -> list[Any]:
         """Stdout as one JSON object a line."""
-        return [json.loads(line) for line in self.out.splitlines()]
+        return [json.loads(line) for line in self.out.split("\n")[:-1]]
 
     @property
     def error(self) -> Any:
@@ -282,5 +282,3 @@ def rdsrepl(tmp_path: Path) -> Program:
 def pg_recvlogical(server: Server) -> str:
     """Return the path of a server's own ``pg_recvlogical``."""
     return server.binaries.program("pg_recvlogical")
-
-

@@ -1,12 +1,192 @@
-"""``rdsrepl slot``."""
+"""``rdsrepl slot``: replication slots."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="slot")
+from rdsrepl.cli import tail
+from rdsrepl.cli.options import Reader, Writer, parsed, shared, where
+from rdsrepl.cli.settle import settle
+from rdsrepl.errors import BadValue
+from rdsrepl.lsn import Lsn
+from rdsrepl.render import ago, emit, facts, listing, size
+from rdsrepl.units import parse_duration
+
+app = typer.Typer(no_args_is_help=True, help="Replication slots: create, look, stream, move, drop.")
 
 
-@app.callback()
-def group() -> None:
-    """Hold the verbs."""
+class Plugin(StrEnum):
+    """What ``--plugin`` takes."""
+
+    pgoutput = "pgoutput"
+    wal2json = "wal2json"
+    test_decoding = "test_decoding"
+
+
+def complete_slot() -> list[str]:
+    """Return slot names for the shell; silent and quick, whatever happens."""
+    try:
+        from rdsrepl import config
+        from rdsrepl.postgres import connection, slots
+
+        target = config.resolve(dsn=None, target=None)
+        with connection.open(target, settings={"statement_timeout": "2s"}) as conn:
+            return [slot.slot_name for slot in slots.ls(conn) if slot.slot_type == "logical"]
+    except Exception:  # noqa: BLE001 - completion never complains
+        return []
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The slot.", autocompletion=complete_slot, show_default=False)
+]
+
+
+@app.command(cls=Writer)
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new slot.", show_default=False)],
+    plugin: Annotated[Plugin, typer.Option("--plugin", help="The output plugin.")] = Plugin.pgoutput,
+    two_phase: Annotated[
+        bool, typer.Option("--two-phase", help="Decode prepared transactions (14+).", show_default=False)
+    ] = False,
+    failover: Annotated[
+        bool, typer.Option("--failover", help="Keep it in step on standbys (17+).", show_default=False)
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            parser=parsed(parse_duration),
+            metavar="DURATION",
+            help="Give up after this long: the creation waits for every transaction that is running.",
+        ),
+    ] = 60.0,
+) -> None:
+    """Create a logical slot in the connection's database.
+
+    From then on the server keeps the WAL of all changes until the slot is consumed, so create it when its consumer
+    is ready. While it waits for a running transaction, that transaction's session is named.
+
+    Example: rdsrepl slot create orders_cdc --plugin pgoutput --failover
+    """
+    from rdsrepl.postgres import connection, slots
+
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = slots.create(
+            conn, name, plugin=plugin.value, two_phase=two_phase, failover=failover, timeout_seconds=timeout
+        )
+    settle(ctx, plan, target=target)
+
+
+@app.command("list", cls=Reader)
+def list_(ctx: typer.Context) -> None:
+    """List the server's slots: who holds them, how much WAL they keep, how far behind they are.
+
+    Example: rdsrepl slot list -o json
+    """
+    from rdsrepl.postgres import connection, slots
+
+    with connection.open(where(ctx)) as conn:
+        rows = slots.ls(conn)
+    now = datetime.now(UTC)
+    emit(
+        rows,
+        shared(ctx).output,
+        lambda: listing(
+            rows,
+            [
+                ("SLOT", lambda row: row.slot_name),
+                ("PLUGIN", lambda row: row.plugin or "(physical)"),
+                ("DATABASE", lambda row: row.database),
+                ("ACTIVE", lambda row: f"PID {row.active_pid}" if row.active else "no"),
+                ("RETAINED", lambda row: size(row.retained_bytes)),
+                ("LAG", lambda row: size(row.lag_bytes)),
+                ("WAL", lambda row: row.wal_status),
+                ("XMIN AGE", lambda row: row.catalog_xmin_age),
+                ("INACTIVE", lambda row: "" if row.active else ago(row.inactive_since, now)),
+            ],
+            empty="no replication slots",
+        ),
+    )
+
+
+@app.command(cls=Reader)
+def show(ctx: typer.Context, name: Name) -> None:
+    """Show one slot with everything the server knows about it.
+
+    Example: rdsrepl slot show orders_cdc
+    """
+    from rdsrepl.postgres import connection, slots
+    from rdsrepl.render import document
+
+    with connection.open(where(ctx)) as conn:
+        slot = slots.get(conn, name)
+
+    def table() -> object:
+        values = document(slot)
+        values.pop("walsender")
+        pairs = [(key, value) for key, value in values.items() if value is not None]
+        pairs += [("retained", size(slot.retained_bytes)), ("lag", size(slot.lag_bytes))]
+        return facts([*pairs, ("holder", slot.holder if slot.active else "nobody")])
+
+    emit(slot, shared(ctx).output, table)
+
+
+@app.command(cls=Writer)
+def drop(ctx: typer.Context, name: Name) -> None:
+    """Drop a slot that nobody uses; shows before what is lost and what is freed.
+
+    An active slot is refused, and named is who holds it. The statement itself checks once more that the slot is
+    inactive and where it was.
+
+    Example: rdsrepl slot drop old_cdc --dry-run
+    """
+    from rdsrepl.postgres import connection, slots
+
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = slots.drop(slots.get(conn, name))
+    settle(ctx, plan, target=target)
+
+
+@app.command(cls=Writer)
+def advance(
+    ctx: typer.Context,
+    name: Name,
+    lsn: Annotated[
+        str | None, typer.Argument(metavar="LSN", help="The position to move to.", show_default=False)
+    ] = None,
+    to_current: Annotated[
+        bool, typer.Option("--to-current", help="Move to the server's current position.", show_default=False)
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            "--timeout",
+            parser=parsed(parse_duration),
+            metavar="DURATION",
+            help="Give up after this long: the server decodes what it passes over.",
+        ),
+    ] = 600.0,
+) -> None:
+    """Move a slot forward without reading it: the changes in between are given up.
+
+    Example: rdsrepl slot advance orders_cdc --to-current
+    """
+    from rdsrepl.postgres import connection, slots
+
+    if (lsn is None) == (not to_current):
+        raise BadValue("say where to: an LSN, or --to-current", hint="rdsrepl slot advance NAME 16/B374D848")
+    goal = None if lsn is None else Lsn.parse(lsn)
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = slots.advance(conn, slots.get(conn, name), goal, timeout_seconds=timeout)
+    settle(ctx, plan, target=target)
+
+
+tail.register(app)

@@ -225,6 +225,8 @@ def translate(exc: psycopg.Error) -> errors.Error:
 
 def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
     """Tell apart what shares SQLSTATE 55000 (object_not_in_prerequisite_state); the wording is PostgreSQL's own."""
+    if "output_plugin_libraries" in text:
+        return errors.PluginNotAllowed, "add the plugin to output_plugin_libraries and reload, or use --plugin pgoutput"
     if state == "55000":
         if "wal_level" in text:
             return errors.WalLevelNotLogical, (

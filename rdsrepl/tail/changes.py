@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from fnmatch import fnmatchcase
+from json.encoder import encode_basestring as quote
 from typing import Final, Protocol
 
 from rdsrepl.lsn import Lsn
@@ -61,17 +62,19 @@ class Transaction:
     suffix: str = ""
 
     @classmethod
-    def of(cls, xid: int | None, commit_lsn: int, microseconds: int | None) -> Transaction:
-        """Make one from pgoutput's numbers: LSN, and microseconds since 2000."""
+    def of(cls, xid: int | None, commit_lsn: int, microseconds: int | None, gid: str | None = None) -> Transaction:
+        """Make one from pgoutput's numbers: LSN, and microseconds since 2000; GID names a prepared one."""
         moment = None if microseconds is None else _PG_EPOCH + timedelta(microseconds=microseconds)
-        return cls.at(xid, str(Lsn(commit_lsn)), moment)
+        return cls.at(xid, str(Lsn(commit_lsn)), moment, gid)
 
     @classmethod
-    def at(cls, xid: int | None, commit_lsn: str, moment: datetime | None) -> Transaction:
+    def at(cls, xid: int | None, commit_lsn: str, moment: datetime | None, gid: str | None = None) -> Transaction:
         """Make one from text and a time."""
         time = None if moment is None else moment.astimezone(UTC).isoformat()
         quoted = "null" if time is None else f'"{time}"'
-        suffix = f'","commit_lsn":"{commit_lsn}","commit_time":{quoted},"xid":{"null" if xid is None else xid},"seq":'
+        number = "null" if xid is None else xid
+        prepared = "" if gid is None else f'"gid":{quote(gid)},'
+        suffix = f'","commit_lsn":"{commit_lsn}","commit_time":{quoted},"xid":{number},{prepared}"seq":'
         return cls(xid, commit_lsn, time, None if moment is None else int(moment.timestamp() * 1000), suffix)
 
 

@@ -284,10 +284,8 @@ class Tail:
         return self._ledger.commit_lsn or self._stream.from_lsn
 
     def _held(self, exc: errors.SlotActive, seconds: float) -> errors.SlotActive:
-        from rdsrepl.tail.preflight import holder
-
         with contextlib.suppress(errors.Error):
-            who = holder(self._look().slot)
+            who = self._look().slot.holder
             return errors.SlotActive(
                 f"slot {self._stream.slot_name} is in use by {who}; waited {seconds:g}s",
                 hint="stop that consumer, or end it: SELECT pg_terminate_backend(pid)",

@@ -79,6 +79,10 @@ class Format(Protocol):
         """Write a message of ``pg_logical_emit_message``."""
         ...
 
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:
+        """Write what became of a prepared transaction: ``commit_prepared`` or ``rollback_prepared``."""
+        ...
+
 
 def template(parts: Sequence[str | int]) -> Callable[[Values], str]:
     """Compile constants (text) and values (column numbers) into a function of a row."""
@@ -195,6 +199,13 @@ class JsonFormat:
             f'"lsn":"{lsn}{tx.suffix}{seq}}}\n'
         )
 
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:  # noqa: ARG002 - the suffix has the gid
+        """Write what became of a prepared transaction."""
+        return (
+            f'{{"op":"{verb}","schema":null,"table":null,"key":null,"before":null,"after":null,'
+            f'"lsn":"{lsn}{tx.suffix}0}}\n'
+        )
+
 
 class _JsonWriter:
     __slots__ = ("_deletes", "_head", "_images", "_insert", "_update")
@@ -281,13 +292,17 @@ class Wal2jsonFormat:
         text = quote(content.decode("utf-8", "surrogateescape"))
         return f'{{"action":"M","transactional":{_bool(transactional)},"prefix":{quote(prefix)},"content":{text}}}\n'
 
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:  # noqa: ARG002
+        """Fail: the format has no word for it, and such slots are refused before."""
+        raise AssertionError(verb)
+
 
 class _Wal2jsonWriter:
     __slots__ = ("_delete", "_entries", "_full", "_head", "_identity", "_insert", "_key", "_update")
 
     def __init__(self, relation: Relation, type_names: Sequence[str]) -> None:
         self._entries = [
-            f'{{"name":{quote(column.name)},"type":{quote(name)},"value":'
+            f'{{"name":{quote(column.name)},"type":{_type_name(name)},"value":'
             for column, name in zip(relation.columns, type_names, strict=True)
         ]
         self._head = f'"schema":{quote(relation.schema)},"table":{quote(relation.table)}'
@@ -381,6 +396,10 @@ class DebeziumFormat:
         message = f'"message":{{"prefix":{quote(prefix)},"content":"{b64encode(content).decode()}"}},'
         return f'{{"op":"m",{message}{self._source(chr(34) * 2, chr(34) * 2, lsn, tx, seq)}'
 
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:  # noqa: ARG002
+        """Fail: the format has no word for it, and such slots are refused before."""
+        raise AssertionError(verb)
+
     def envelope(
         self, before: str, after: str, op: str, schema: str, table: str, lsn: str, tx: Transaction, seq: int
     ) -> str:
@@ -471,12 +490,16 @@ class PrettyFormat:
         """Write a message."""
         return self.line("MESSAGE", prefix, quote(text_of(content)[0]), lsn, tx)
 
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:
+        """Write what became of a prepared transaction."""
+        return self.line(verb.replace("_", " ").upper(), quote(gid), "", lsn, tx)
+
     def line(self, verb: str, subject: str, rest: str, lsn: str, tx: Transaction) -> str:
         """Write one line: commit time, position, transaction, verb, table, values."""
         clock = tx.commit_time[11:23] if tx.commit_time else "-"
         if not self._colour:
             return f"{clock} {lsn} {tx.xid or '-'} {verb:<8} {subject} {rest}".rstrip() + "\n"
-        code = self._COLOURS[verb]
+        code = self._COLOURS.get(verb, "36")
         return (
             f"\x1b[2m{clock} {lsn} {tx.xid or '-'}\x1b[0m \x1b[{code}m{verb:<8}\x1b[0m \x1b[1m{subject}\x1b[0m {rest}\n"
         )
@@ -513,6 +536,14 @@ class _PrettyWriter:
 
     def _pairs(self, values: Values) -> str:
         return " ".join(f"{name}={value}" for name, value in zip(self._names, values, strict=False))
+
+
+def _type_name(name: str) -> str:
+    """Print a type's name as the plugin does: a name that SQL quotes already is not quoted again.
+
+    Where that would be no JSON (quotes inside, or an array of such a type) ours is, and the plugin's is not.
+    """
+    return name if name[0] == name[-1] == '"' and '""' not in name and "\\" not in name else quote(name)
 
 
 def _bool(value: bool) -> str:

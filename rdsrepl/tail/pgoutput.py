@@ -1,7 +1,8 @@
-"""The decoder of pgoutput's messages, protocol version 1 (manual, section 55.9).
+"""The decoder of pgoutput's messages, protocol versions 1 and 3 (manual, section 55.9).
 
 Version 1 sends each transaction whole and in commit order, a prepared one at its COMMIT PREPARED; that is what the
-delivery contract wants, so no newer version is asked for.
+delivery contract wants. Version 3 is for slots made with two-phase decoding alone: there a prepared transaction's
+changes come when it is prepared, and later a word that says whether it was committed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _OID: Final = Struct(">I").unpack_from
 _LSN: Final = Struct(">II").unpack_from
 _BEGIN: Final = Struct(">QqI").unpack_from
 _COMMIT: Final = Struct(">BQQ").unpack_from
+_BEGIN_PREPARE: Final = Struct(">QQqI").unpack_from
+_COMMIT_PREPARED: Final = Struct(">BQQqI").unpack_from
+_ROLLBACK_PREPARED: Final = Struct(">BQQqqI").unpack_from
 _ATTRIBUTE: Final = Struct(">Ii").unpack_from
 _MESSAGE: Final = Struct(">BQ").unpack_from
 _TRUNCATE: Final = Struct(">IB").unpack_from
@@ -72,7 +76,7 @@ class PgoutputDecoder:
         """Decode messages in their order.
 
         Raises:
-            ServerError: the stream holds what protocol version 1 has no word for.
+            ServerError: the stream holds what these protocol versions have no word for.
         """
         lines: list[str] = []
         append = lines.append
@@ -128,10 +132,35 @@ class PgoutputDecoder:
                 seq += 1
                 append(self._message(m, tx, seq))
                 changes += 1
+            elif kind == 0x62:  # Begin Prepare: a two-phase slot sends the changes when they are prepared
+                prepare_lsn, _, microseconds, xid = _BEGIN_PREPARE(m, _AT + 1)
+                if self._until is not None and prepare_lsn >= self._until:
+                    stop = Stop.UNTIL
+                    break
+                gid = _string(m, _AT + 29)[0]
+                tx, seq, self._open = Transaction.of(xid, prepare_lsn, microseconds, gid), 0, True
+            elif kind == 0x50:  # Prepare
+                commit_end = _COMMIT(m, _AT + 1)[2]
+                tx, seq, self._open = _NO_TRANSACTION, 0, False
+            elif kind == 0x4B or kind == 0x72:  # Commit Prepared, Rollback Prepared
+                line, commit_end = self._resolution(m)
+                append(line)
+                changes += 1
             elif kind not in (0x4F, 0x59):  # Origin and Type say nothing that we print
                 raise ServerError(f"pgoutput sent a message of unknown kind {chr(kind)!r}")
         self._tx, self._seq = tx, seq
         return Batch(lines, changes, commit_end, self._open, stop)
+
+    def _resolution(self, m: bytes) -> tuple[str, int]:
+        """Write what became of a prepared transaction; return the line and the end of its record."""
+        if m[_AT] == 0x4B:
+            _, lsn, end_lsn, microseconds, xid = _COMMIT_PREPARED(m, _AT + 1)
+            verb, position = "commit_prepared", _AT + 30
+        else:
+            _, _, end_lsn, _, microseconds, xid = _ROLLBACK_PREPARED(m, _AT + 1)
+            verb, position, lsn = "rollback_prepared", _AT + 38, end_lsn
+        tx = Transaction.of(xid, lsn, microseconds, _string(m, position)[0])
+        return self._format.resolution(verb, _string(m, position)[0], "%X/%X" % _LSN(m, 1), tx), end_lsn
 
     def _learn(self, m: bytes) -> None:
         """Read a Relation message; it comes before the relation's first change and whenever its definition changed."""
@@ -205,7 +234,9 @@ class RawPgoutput:
                     stop = Stop.UNTIL
                     break
                 self._open = True
-            elif kind == 0x43:
+            elif kind == 0x62:
+                self._open = True
+            elif kind in (0x43, 0x50, 0x4B):  # Commit, Prepare, Commit Prepared
                 commit_end, self._open = _COMMIT(m, _AT + 1)[2], False
             elif kind != 0x52 and kind != 0x59:
                 changes += 1

@@ -116,12 +116,24 @@ def _pgoutput(
                 f"--plugin-option {option}={given[option]}: the tail reads whole transactions in text form",
                 hint=f"leave {option} out; transactions of any size stream through all the same",
             )
-    if given.get("proto_version", "1") != "1":
-        raise WrongPlugin("--plugin-option proto_version: the tail speaks version 1", hint="leave it out")
+    protocol = "1"
+    if findings.slot.two_phase:
+        if isinstance(fmt, Wal2jsonFormat | DebeziumFormat):
+            raise WrongPlugin(
+                f"slot {findings.slot.slot_name} decodes prepared transactions, for which this format has no word",
+                hint="--format json, or a slot made without --two-phase: it sends them at COMMIT PREPARED",
+            )
+        protocol = "3"
+    if given.get("proto_version", protocol) != protocol:
+        raise WrongPlugin(
+            f"--plugin-option proto_version: the tail speaks version {protocol} here", hint="leave it out"
+        )
     names = ",".join(sql.Identifier(publication).as_string(None) for publication in findings.publications)
-    options = {"proto_version": "1", "publication_names": names}
+    options = {"proto_version": protocol, "publication_names": names}
     if findings.version >= _MESSAGES_SINCE:
         options["messages"] = "true"
+    if protocol == "3":
+        options["two_phase"] = "true"
     options.update(given)
     if fmt is None:
         return Pipeline(RawPgoutput(until_lsn=until_lsn), options, {})

@@ -111,19 +111,6 @@ def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def holder(slot: Slot) -> str:
-    """Return in words who holds an active slot."""
-    sender = slot.walsender
-    if sender is None:
-        return f"PID {slot.active_pid}"
-    about = [
-        f"user {sender.user}" if sender.user else "",
-        f"application {sender.application}" if sender.application else "",
-    ]
-    about += [f"from {sender.client}" if sender.client else ""]
-    return f"PID {slot.active_pid} ({', '.join(part for part in about if part)})"
-
-
 def _fit(slot: Slot, database: str) -> None:
     name = slot.slot_name
     if slot.slot_type != "logical":

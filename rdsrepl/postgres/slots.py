@@ -1,0 +1,486 @@
+"""Replication slots: ``pg_replication_slots`` and the functions around it (manual, sections 54.20 and 9.28.6).
+
+A slot is dropped or moved only by a statement that carries its own proof: still inactive, still where it was when the
+plan was made.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from rdsrepl import errors
+from rdsrepl.lsn import Lsn
+from rdsrepl.plan import Plan, Statement
+from rdsrepl.postgres.connection import in_recovery, server_version, setting
+from rdsrepl.units import format_size
+
+if TYPE_CHECKING:
+    from psycopg.sql import SQL, Composable, Composed
+
+    from rdsrepl.postgres.connection import Connection
+
+PLUGINS: Final = ("pgoutput", "wal2json", "test_decoding")
+CREATE_TIMEOUT_SECONDS: Final = 60.0
+ADVANCE_TIMEOUT_SECONDS: Final = 600.0
+
+_NAME: Final = re.compile(r"[a-z0-9_]{1,63}\Z")
+_DMS: Final = re.compile(r"[a-z0-9]{16}_\d{8}_[0-9a-f]{8}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{12}\Z")
+_TWO_PHASE_SINCE, _FAILOVER_SINCE, _LOGICAL_ON_STANDBY_SINCE = 14, 17, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Walsender:
+    """Who holds an active slot.
+
+    Attributes:
+        pid: the server process.
+        user, application, client: who is connected, with what, from where; None where this role may not see it.
+        state: ``pg_stat_replication.state``, or ``pg_stat_activity.state`` for a slot read through SQL.
+    """
+
+    pid: int
+    user: str | None
+    application: str | None
+    client: str | None
+    state: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A row of ``pg_replication_slots``; what the server's version does not know is None.
+
+    Attributes:
+        retained_bytes: WAL kept for it: current position minus ``restart_lsn``. On a standby the current position is
+            the last one replayed.
+        lag_bytes: not consumed yet: current position minus ``confirmed_flush_lsn``.
+        catalog_xmin_age: how many transactions old ``catalog_xmin`` is.
+        walsender: who holds it, while it is active.
+    """
+
+    slot_name: str
+    plugin: str | None
+    slot_type: str
+    datoid: int | None
+    database: str | None
+    temporary: bool
+    active: bool
+    active_pid: int | None
+    xmin: str | None
+    catalog_xmin: str | None
+    restart_lsn: Lsn | None
+    confirmed_flush_lsn: Lsn | None
+    wal_status: str | None
+    safe_wal_size: int | None
+    two_phase: bool | None
+    two_phase_at: Lsn | None
+    inactive_since: datetime | None
+    conflicting: bool | None
+    invalidation_reason: str | None
+    failover: bool | None
+    synced: bool | None
+    retained_bytes: int | None
+    lag_bytes: int | None
+    catalog_xmin_age: int | None
+    walsender: Walsender | None
+
+    @property
+    def holder(self) -> str:
+        """Who holds the slot, in words."""
+        if self.walsender is None:
+            return f"PID {self.active_pid}"
+        about = [f"{name} {value}" for name, value in _about(self.walsender) if value]
+        return f"PID {self.active_pid}" + (f" ({', '.join(about)})" if about else "")
+
+
+# Columns that came with a version; before it they read as NULL.
+_COLUMNS: Final[tuple[tuple[int, str, str], ...]] = (
+    (14, "two_phase", "boolean"),
+    (18, "two_phase_at", "pg_lsn"),
+    (17, "inactive_since", "timestamptz"),
+    (16, "conflicting", "boolean"),
+    (17, "invalidation_reason", "text"),
+    (17, "failover", "boolean"),
+    (17, "synced", "boolean"),
+)
+_LIST: Final = """
+SELECT s.slot_name::text, s.plugin::text, s.slot_type, s.datoid::bigint, s.database::text, s.temporary, s.active,
+       s.active_pid, s.xmin::text, s.catalog_xmin::text, s.restart_lsn, s.confirmed_flush_lsn, s.wal_status,
+       s.safe_wal_size, {columns},
+       greatest(pg_wal_lsn_diff(w.lsn, s.restart_lsn), 0)::bigint AS retained_bytes,
+       greatest(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::bigint AS lag_bytes,
+       age(s.catalog_xmin) AS catalog_xmin_age,
+       coalesce(r.usename, a.usename)::text, coalesce(r.application_name, a.application_name),
+       coalesce(host(r.client_addr) || ':' || r.client_port, host(a.client_addr) || ':' || a.client_port,
+                CASE WHEN a.client_port = -1 THEN 'local' END),
+       coalesce(r.state, a.state)
+  FROM pg_catalog.pg_replication_slots s
+ CROSS JOIN (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                         ELSE pg_current_wal_lsn() END AS lsn) w
+  LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid
+  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
+ ORDER BY s.slot_name
+"""
+_MAY_REPLICATE: Final = """
+SELECT current_user::text, r.rolsuper OR r.rolreplication
+       OR EXISTS (SELECT FROM pg_catalog.pg_roles m
+                   WHERE m.rolname = 'rds_replication' AND pg_has_role(r.oid, m.oid, 'member'))
+  FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
+"""
+_IN_USE: Final = "SELECT count(*), current_setting('max_replication_slots')::int FROM pg_catalog.pg_replication_slots"
+_MAY_CALL: Final = """
+SELECT bool_or(has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc
+ WHERE proname = 'pg_create_logical_replication_slot'
+"""
+_ALLOWED_PLUGINS: Final = "SELECT current_setting('output_plugin_libraries', true)"
+#: what a slot that is being created waits for: the transactions that were running when it began.
+_BLOCKERS: Final = """
+SELECT CASE WHEN b.pid = 0 THEN coalesce((
+            SELECT string_agg(format('prepared transaction %%L (user %%s, %%s old)', p.gid, p.owner,
+                              date_trunc('second', now() - p.prepared)), ', ') FROM pg_catalog.pg_prepared_xacts p),
+            'a prepared transaction')
+       ELSE format('PID %%s (user %%s, application %%s, %%s, transaction %%s old)', b.pid, a.usename,
+                   coalesce(nullif(a.application_name, ''), '-'), a.state,
+                   date_trunc('second', clock_timestamp() - a.xact_start)) END
+  FROM (SELECT DISTINCT unnest(pg_blocking_pids(%(pid)s)) AS pid) b
+  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
+UNION ALL
+SELECT 'a snapshot of the primary (run SELECT pg_log_standby_snapshot() there)' WHERE pg_is_in_recovery()
+"""
+
+
+def ls(conn: Connection) -> list[Slot]:
+    """Return all slots of the server, by name."""
+    return [_slot(row) for row in conn.execute(_query(server_version(conn))).fetchall()]
+
+
+def get(conn: Connection, name: str) -> Slot:
+    """Return one slot.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    everything = ls(conn)
+    for slot in everything:
+        if slot.slot_name == name:
+            return slot
+    near = difflib.get_close_matches(name, [slot.slot_name for slot in everything], n=1)
+    raise errors.NotFound(
+        f"no replication slot {name} on this server",
+        hint=f"did you mean {near[0]}?"
+        if near
+        else "rdsrepl slot list shows them; slots do not move to another server",
+    )
+
+
+def require_replication_right(conn: Connection) -> None:
+    """Make sure that this connection's role may use replication slots.
+
+    Membership of ``rds_replication`` is what counts on RDS; ``rolreplication`` is false there for an able role.
+
+    Raises:
+        Denied: it may not.
+    """
+    row = conn.execute(_MAY_REPLICATE).fetchone()
+    assert row is not None
+    if not row[1]:
+        raise errors.Denied(
+            f"role {row[0]} may not use replication slots",
+            hint=f"as an administrator: rdsrepl role grant {row[0]}",
+            sqlstate="42501",
+        )
+
+
+def create(
+    conn: Connection,
+    name: str,
+    *,
+    plugin: str,
+    two_phase: bool = False,
+    failover: bool = False,
+    timeout_seconds: float = CREATE_TIMEOUT_SECONDS,
+) -> Plan:
+    """Return the plan that creates a logical slot in this connection's database.
+
+    Through SQL where the role may call the function, else through the replication protocol. The creation waits for
+    every transaction that runs when it begins; it ends after ``timeout_seconds``, and leaves no slot behind then.
+
+    Raises:
+        BadValue: NAME cannot be a slot's name.
+        AlreadyExists, Denied, WalLevelNotLogical, NotPrimary, SlotsExhausted, PluginNotAllowed, Unsupported: it would
+            fail, each with its remedy.
+    """
+    from psycopg import sql
+
+    check_name(name)
+    require_replication_right(conn)
+    _require_logical(conn, two_phase=two_phase, failover=failover)
+    _require_free(conn, name, plugin)
+    _require_plugin(conn, plugin)
+    version = server_version(conn)
+    row = conn.execute(_MAY_CALL).fetchone()
+    through_sql = row is not None and bool(row[0])
+    statement: SQL | Composed
+    if through_sql:
+        arguments: list[Composable] = [sql.Literal(name), sql.Literal(plugin)]
+        if two_phase or failover:
+            arguments += [sql.SQL("false"), sql.Literal(two_phase)]
+        if failover:
+            arguments.append(sql.Literal(failover))
+        statement = sql.SQL("SELECT slot_name, lsn FROM pg_create_logical_replication_slot({})").format(
+            sql.SQL(", ").join(arguments)
+        )
+    else:
+        statement = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {}").format(
+            sql.Identifier(name), sql.Identifier(plugin)
+        )
+        words = [word for word, wanted in (("TWO_PHASE", two_phase), ("FAILOVER", failover)) if wanted]
+        if words and version >= 15:
+            statement += sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.SQL, words)))
+        elif words:
+            statement += sql.SQL(" " + " ".join(words))
+    step = Statement(
+        f"create logical replication slot {name} ({plugin})",
+        statement,
+        protocol="sql" if through_sql else "replication",
+        timeout_seconds=timeout_seconds,
+        blockers=_BLOCKERS,
+        undo=sql.SQL(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
+            "WHERE slot_name = {} AND NOT active AND confirmed_flush_lsn IS NOT NULL"
+        ).format(sql.Literal(name)),
+    )
+    warning = "from now on the server keeps WAL for this slot until it is consumed or dropped"
+    return Plan(f"create replication slot {name}", (step,), (warning,))
+
+
+def drop(slot: Slot) -> Plan:
+    """Return the plan that drops a slot.
+
+    Raises:
+        SlotActive: somebody consumes it.
+        SlotBeingSynced: it is a standby's copy.
+        Refused: it is physical: a standby lives on it.
+    """
+    from psycopg import sql
+
+    name = slot.slot_name
+    if slot.slot_type != "logical":
+        owner = "RDS for a read replica or reader" if name.startswith("rds") else "a standby or a backup"
+        raise errors.Refused(
+            f"slot {name} is physical, made by {owner}; it is not dropped here",
+            hint="remove the replica, and its slot goes with it",
+        )
+    if slot.synced:
+        raise errors.SlotBeingSynced(
+            f"slot {name} is a copy that this standby keeps in step with its primary",
+            hint="drop it on the primary; the copy goes with it",
+        )
+    if slot.active:
+        raise errors.SlotActive(
+            f"slot {name} is in use by {slot.holder}", hint="stop that consumer first; an active slot is never dropped"
+        )
+    step = Statement(
+        f"drop replication slot {name}",
+        sql.SQL(
+            "SELECT slot_name, pg_drop_replication_slot(slot_name)::text AS dropped FROM pg_replication_slots "
+            "WHERE slot_name = {} AND NOT active AND {}"
+        ).format(sql.Literal(name), _unmoved(slot)),
+        guard="it was consumed, moved or dropped since the plan was made",
+    )
+    return Plan(f"drop replication slot {name}", (step,), tuple(_drop_warnings(slot)))
+
+
+def advance(conn: Connection, slot: Slot, lsn: Lsn | None, *, timeout_seconds: float = ADVANCE_TIMEOUT_SECONDS) -> Plan:
+    """Return the plan that moves a slot forward, to LSN or (None) to the server's current position.
+
+    Raises:
+        BadValue: LSN lies behind the slot, or beyond the server's WAL.
+        SlotActive, SlotInvalidated, SlotBeingSynced, Refused: the slot cannot be moved.
+    """
+    from psycopg import sql
+
+    name = slot.slot_name
+    row = conn.execute("SELECT current_database()").fetchone()
+    assert row is not None
+    if slot.slot_type != "logical":
+        raise errors.Refused(f"slot {name} is physical; its standby moves it", hint="name a logical slot")
+    if slot.database != row[0]:
+        raise errors.Refused(
+            f"slot {name} belongs to database {slot.database}, and this connection to {row[0]}",
+            hint=f"connect to it: dbname={slot.database}",
+        )
+    if slot.active:
+        raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")
+    if slot.synced:
+        raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
+    if slot.wal_status == "lost" or slot.invalidation_reason:
+        raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: rdsrepl slot drop {name}")
+    current = _current_lsn(conn)
+    goal = current if lsn is None else lsn
+    start = slot.confirmed_flush_lsn or Lsn(0)
+    if goal > current:
+        raise errors.BadValue(f"{goal} lies beyond the server's WAL, which ends at {current}", hint="use --to-current")
+    if lsn is not None and goal < start:
+        raise errors.BadValue(
+            f"slot {name} stands at {start} already, behind which it cannot go", hint="a slot only moves forward"
+        )
+    if goal <= start:
+        return Plan(f"advance replication slot {name}", (), unchanged=f"it stands at {start} already")
+    step = Statement(
+        f"advance replication slot {name} from {start} to {goal}",
+        sql.SQL(
+            "SELECT a.slot_name, a.end_lsn FROM (SELECT slot_name FROM pg_replication_slots "
+            "WHERE slot_name = {} AND NOT active AND {}) s, LATERAL pg_replication_slot_advance(s.slot_name, {}) a"
+        ).format(sql.Literal(name), _unmoved(slot), sql.Literal(str(goal))),
+        guard="it was consumed, moved or dropped since the plan was made",
+        timeout_seconds=timeout_seconds,
+    )
+    warning = f"changes in these {format_size(goal - start)} of WAL are given up: no consumer of {name} will see them"
+    return Plan(f"advance replication slot {name}", (step,), (warning,))
+
+
+def check_name(name: str) -> None:
+    """Make sure that NAME can be a slot's.
+
+    Raises:
+        BadValue: it cannot.
+    """
+    if not _NAME.match(name):
+        raise errors.BadValue(
+            f"{name!r} cannot be a slot's name", hint="up to 63 lower-case letters, digits and underscores"
+        )
+    if name.startswith("rds"):
+        raise errors.BadValue(f"slot name {name}: names that begin with rds belong to RDS", hint="choose another name")
+
+
+def foreign_owner(name: str) -> str | None:
+    """Return which product's naming a slot follows; such a slot is that product's to drop."""
+    if _DMS.match(name):
+        return "AWS DMS"
+    if name.startswith("pgl_"):
+        return "pglogical"
+    return None
+
+
+def plugin_allowed(libraries: str | None, plugin: str) -> bool:
+    """Say whether ``output_plugin_libraries`` lets a plugin in; None: the server does not say."""
+    if libraries is None:
+        return True
+    return plugin in [entry.strip().strip('"') for entry in libraries.split(",")]
+
+
+def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> None:
+    version, standby = server_version(conn), in_recovery(conn)
+    if (level := setting(conn, "wal_level")) != "logical":
+        raise errors.WalLevelNotLogical(
+            f"wal_level is {level}, not logical: no logical slot can be made",
+            hint="set wal_level = logical and restart (on RDS: rds.logical_replication = 1, then reboot)",
+        )
+    if standby and version < _LOGICAL_ON_STANDBY_SINCE:
+        raise errors.NotPrimary(
+            f"the server is a standby, and PostgreSQL {version} decodes on a primary only",
+            hint="connect to the primary (on RDS: the writer endpoint)",
+        )
+    for wanted, since, what in (
+        (two_phase, _TWO_PHASE_SINCE, "--two-phase"),
+        (failover, _FAILOVER_SINCE, "--failover"),
+    ):
+        if wanted and version < since:
+            raise errors.Unsupported(
+                f"{what} needs PostgreSQL {since}, and this is {version}", hint="leave it out, or upgrade"
+            )
+    if failover and standby:
+        raise errors.NotPrimary("a failover slot is made on the primary", hint="connect to the primary")
+
+
+def _require_free(conn: Connection, name: str, plugin: str) -> None:
+    present = ls(conn)
+    for slot in present:
+        if slot.slot_name == name:
+            same = (
+                f"with the same plugin, in database {slot.database}"
+                if slot.plugin == plugin
+                else f"it is {slot.plugin}"
+            )
+            raise errors.AlreadyExists(
+                f"slot {name} exists already ({same})", hint=f"rdsrepl slot show {name}, or choose another name"
+            )
+    row = conn.execute(_IN_USE).fetchone()
+    assert row is not None
+    if row[0] >= row[1]:
+        idle = [slot for slot in present if not slot.active and slot.slot_type == "logical"]
+        idle.sort(key=lambda slot: -(slot.retained_bytes or 0))
+        which = f"; inactive: {', '.join(slot.slot_name for slot in idle[:3])}" if idle else ""
+        raise errors.SlotsExhausted(
+            f"all {row[1]} replication slots are in use",
+            hint=f"drop one that nobody uses, or raise max_replication_slots (a restart){which}",
+        )
+
+
+def _require_plugin(conn: Connection, plugin: str) -> None:
+    row = conn.execute(_ALLOWED_PLUGINS).fetchone()
+    libraries = row[0] if row else None
+    if not plugin_allowed(libraries, plugin):
+        raise errors.PluginNotAllowed(
+            f"the server allows no output plugin {plugin} (output_plugin_libraries = {libraries})",
+            hint=f"add {plugin} to output_plugin_libraries and reload, or use --plugin pgoutput",
+        )
+
+
+def _drop_warnings(slot: Slot) -> list[str]:
+    name = slot.slot_name
+    retained = "an unknown amount" if slot.retained_bytes is None else format_size(slot.retained_bytes)
+    lag = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
+    since = f", inactive since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
+    warnings = [
+        f"{name} ({slot.plugin}, {slot.database}{since}) holds {retained} of WAL, which the server may then remove",
+        f"{lag} of WAL after {slot.confirmed_flush_lsn} was never consumed: the changes in it are lost to its consumer",
+    ]
+    if owner := foreign_owner(name):
+        warnings.append(f"the name is one that {owner} gives: let {owner} drop it, or be sure its task is gone")
+    if slot.failover:
+        warnings.append("it is a failover slot: its copies on the standbys go with it")
+    return warnings
+
+
+def _unmoved(slot: Slot) -> Composed:
+    from psycopg import sql
+
+    position = None if slot.confirmed_flush_lsn is None else str(slot.confirmed_flush_lsn)
+    return sql.SQL("confirmed_flush_lsn IS NOT DISTINCT FROM {}::pg_lsn").format(sql.Literal(position))
+
+
+def _current_lsn(conn: Connection) -> Lsn:
+    row = conn.execute(
+        "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END"
+    ).fetchone()
+    assert row is not None
+    return Lsn(row[0])
+
+
+def _query(version: int) -> Composed:
+    from psycopg import sql
+
+    columns = [
+        sql.SQL("s.{}").format(sql.Identifier(name))
+        if version >= since
+        else sql.SQL("NULL::{} AS {}").format(sql.SQL(kind), sql.Identifier(name))
+        for since, name, kind in _COLUMNS
+    ]
+    return sql.SQL(_LIST).format(columns=sql.SQL(", ").join(columns))
+
+
+def _slot(row: tuple[Any, ...]) -> Slot:
+    *columns, user, application, client, state = row
+    slot = Slot(*(*columns, None))
+    if not slot.active or slot.active_pid is None:
+        return slot
+    return replace(slot, walsender=Walsender(slot.active_pid, user, application, client, state))
+
+
+def _about(sender: Walsender) -> tuple[tuple[str, str | None], ...]:
+    return ("user", sender.user), ("application", sender.application), ("from", sender.client)
