@@ -240,6 +240,11 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
             return errors.SlotInvalidated, (
                 "its changes are gone: drop it, create it anew and copy the tables again (rdsrepl slot drop NAME)"
             )
+    if state == "42704" and "publication" in text:
+        return errors.NotFound, (
+            "make it again (rdsrepl publication create); changes older than a publication cannot be decoded with it, "
+            "so a new one also needs a new slot, or one moved past them (rdsrepl slot advance NAME --to-current)"
+        )
     if state in _SQLSTATES:
         return _SQLSTATES[state]
     if state[:2] == "08":
