@@ -30,8 +30,11 @@ _KEEPALIVE: Final = struct.Struct(">QQB")
 _STATUS: Final = struct.Struct(">cQQQQB")
 _UNIX_TO_PG_EPOCH_SECONDS: Final = 946_684_800
 _READ_BYTES: Final = 256 * 1024
-_REST_SECONDS: Final = 0.001
-_MUCH_BYTES: Final = 16 * 1024
+# How long to let messages gather. Shorter starves the server of time (each message wakes us up), longer fills the
+# socket's buffer and stops it; a unix socket holds a few hundred small messages only. Measured, 600,000 messages: TCP
+# 3.8 s at 0.3 ms, 2.8 s at 2 ms, 5.0 s at 4 ms; unix 6.6 s without a rest, 5.4 s at 0.2 ms, 13 s at 1 ms.
+_REST_TCP_SECONDS: Final = 0.0015
+_REST_UNIX_SECONDS: Final = 0.0002
 
 
 class Receiver:
@@ -63,7 +66,8 @@ class Receiver:
             self._conn.close()
             raise self._translated(exc) from exc
         self._pgconn = self._conn.pgconn
-        self._much = False
+        self._rest_seconds = _REST_UNIX_SECONDS if self._conn.info.host.startswith(("/", "@")) else _REST_TCP_SECONDS
+        self._busy = False
         self.wal_end_lsn = 0
         self.reply_requested = False
         self._keepalive = False
@@ -102,10 +106,10 @@ class Receiver:
             while size < _READ_BYTES:
                 length, view = get(1)
                 if length == 0:
-                    if self._much:
+                    if self._busy:
                         # Let messages gather: one wake-up for many instead of one for each.
-                        time.sleep(_REST_SECONDS)
-                        self._much = False
+                        time.sleep(self._rest_seconds)
+                        self._busy = False
                     self._pgconn.consume_input()
                     length, view = get(1)
                     if length == 0:
@@ -123,7 +127,7 @@ class Receiver:
                 break
         except Exception as exc:
             raise self._translated(exc) from exc
-        self._much = size >= _MUCH_BYTES
+        self._busy = bool(messages)
         return messages
 
     def take_keepalive(self) -> bool:

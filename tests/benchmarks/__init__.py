@@ -1,0 +1,1 @@
+"""Our speed beside the peers', on the same work in one run (``make bench``). Nothing here is a test."""
