@@ -1,12 +1,177 @@
-"""``rdsrepl role``."""
+"""``rdsrepl role``: who may replicate."""
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="role")
+from rdsrepl.cli.options import Reader, Writer, consent, shared, where
+from rdsrepl.cli.settle import settle
+from rdsrepl.cli.talk import can_ask
+from rdsrepl.errors import BadValue
+from rdsrepl.render import emit, listing
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.roles import Role
+
+app = typer.Typer(no_args_is_help=True, help="Roles: who may replicate, and why.")
 
 
-@app.callback()
-def group() -> None:
-    """Hold the verbs."""
+def complete_role() -> list[str]:
+    """Return role names for the shell; silent and quick, whatever happens."""
+    try:
+        from rdsrepl import config
+        from rdsrepl.postgres import connection, roles
+
+        with connection.open(config.resolve(dsn=None, target=None), settings={"statement_timeout": "2s"}) as conn:
+            return [role.rolname for role in roles.ls(conn)]
+    except Exception:  # noqa: BLE001 - completion never complains
+        return []
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The role.", autocompletion=complete_role, show_default=False)
+]
+Tables = Annotated[
+    list[str] | None,
+    typer.Option("--grant-select", metavar="TABLE", help="Let it read this table; may be repeated."),
+]
+Schemas = Annotated[
+    list[str] | None,
+    typer.Option("--schema", metavar="SCHEMA", help="Let it read all tables of this schema, future ones too."),
+]
+
+
+@app.command(cls=Writer)
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new role.", show_default=False)],
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input.", show_default=False)
+    ] = False,
+    generate_password: Annotated[
+        bool, typer.Option("--generate-password", help="Make a password and print it once.", show_default=False)
+    ] = False,
+    no_password: Annotated[
+        bool, typer.Option("--no-password", help="Give it none: IAM or certificates.", show_default=False)
+    ] = False,
+    grant_select: Tables = None,
+    schema: Schemas = None,
+    connection_limit: Annotated[
+        int | None, typer.Option("--connection-limit", min=1, metavar="N", help="At most N connections.")
+    ] = None,
+) -> None:
+    """Create a role that may log in and replicate: a member of rds_replication, or REPLICATION where there is none.
+
+    The password is asked for on a terminal. It travels as a SCRAM verifier, so neither a plan nor the server's log
+    ever holds it.
+
+    Example: rdsrepl role create cdc --generate-password --schema sales
+    """
+    from rdsrepl.postgres import connection, roles
+
+    if sum((password_stdin, generate_password, no_password)) > 1:
+        raise BadValue("only one of --password-stdin, --generate-password, --no-password", hint="choose one")
+    password: str | None = None
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+        if not password:
+            raise BadValue("standard input held no password", hint="printf '%s' \"$PASSWORD\" | rdsrepl role create …")
+    elif generate_password:
+        password = roles.generate_password()
+    elif not no_password:
+        looks_only = consent(ctx).dry_run or consent(ctx).check
+        if not can_ask() and not looks_only:
+            raise BadValue(
+                "no terminal to ask for a password", hint="add --password-stdin, --generate-password or --no-password"
+            )
+        password = roles.generate_password() if looks_only else _ask_password(name)
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = roles.create(
+            conn,
+            name,
+            password=password,
+            tables=grant_select or (),
+            schemas=schema or (),
+            connection_limit=connection_limit,
+        )
+    settle(ctx, plan, target=target, reveal={"password": password} if generate_password and password else None)
+
+
+@app.command("list", cls=Reader)
+def list_(
+    ctx: typer.Context,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also those that may not replicate.", show_default=False)
+    ] = False,
+) -> None:
+    """List who may replicate, and why.
+
+    Example: rdsrepl role list --all
+    """
+    from rdsrepl.postgres import connection, roles
+
+    with connection.open(where(ctx)) as conn:
+        rows = [role for role in roles.ls(conn) if every or role.may_replicate]
+    _show(ctx, rows)
+
+
+@app.command(cls=Writer)
+def grant(ctx: typer.Context, name: Name, grant_select: Tables = None, schema: Schemas = None) -> None:
+    """Give a role the right to replicate, and to read what is named; only what it lacks is done.
+
+    Example: rdsrepl role grant app --grant-select sales.orders
+    """
+    from rdsrepl.postgres import connection, roles
+
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = roles.grant(conn, name, tables=grant_select or (), schemas=schema or ())
+    settle(ctx, plan, target=target)
+
+
+@app.command(cls=Writer)
+def drop(ctx: typer.Context, name: Name) -> None:
+    """Drop a role that is connected nowhere and owns nothing; its grants in this database go first.
+
+    Example: rdsrepl role drop cdc --dry-run
+    """
+    from rdsrepl.postgres import connection, roles
+
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = roles.drop(conn, name)
+    settle(ctx, plan, target=target)
+
+
+def _ask_password(name: str) -> str:
+    import getpass
+
+    password = getpass.getpass(f"Password for role {name}: ", stream=sys.stderr)
+    if not password:
+        raise BadValue("an empty password", hint="type one, or use --generate-password or --no-password")
+    if password != getpass.getpass("Again: ", stream=sys.stderr):
+        raise BadValue("the two passwords differ", hint="try again")
+    return password
+
+
+def _show(ctx: typer.Context, rows: list[Role]) -> None:
+    emit(
+        rows,
+        shared(ctx).output,
+        lambda: listing(
+            rows,
+            [
+                ("ROLE", lambda role: role.rolname),
+                ("MAY REPLICATE", lambda role: role.may_replicate),
+                ("WHY", lambda role: ", ".join(role.reasons)),
+                ("LOGIN", lambda role: role.rolcanlogin),
+                ("LIMIT", lambda role: "" if role.rolconnlimit < 0 else role.rolconnlimit),
+                ("VALID UNTIL", lambda role: role.rolvaliduntil),
+            ],
+            empty="no role may replicate",
+        ),
+    )
