@@ -1,12 +1,268 @@
-"""``rdsrepl publication``."""
+"""``rdsrepl publication``: what a pgoutput slot sends."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="publication")
+from rdsrepl.cli.options import Reader, Writer, shared, where
+from rdsrepl.cli.settle import settle
+from rdsrepl.errors import BadValue, ExitCode
+from rdsrepl.render import emit, facts, listing
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.publications import Scope
+
+app = typer.Typer(no_args_is_help=True, help="Publications: which changes a pgoutput slot sends.")
 
 
-@app.callback()
-def group() -> None:
-    """Hold the verbs."""
+def complete_publication() -> list[str]:
+    """Return publication names for the shell; silent and quick, whatever happens."""
+    try:
+        from rdsrepl import config
+        from rdsrepl.postgres import connection, publications
+
+        with connection.open(config.resolve(dsn=None, target=None), settings={"statement_timeout": "2s"}) as conn:
+            return [publication.pubname for publication in publications.ls(conn)]
+    except Exception:  # noqa: BLE001 - completion never complains
+        return []
+
+
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="The publication.", autocompletion=complete_publication, show_default=False),
+]
+Tables = Annotated[
+    list[str] | None, typer.Option("--table", metavar="TABLE", help="A table, as SQL names it; may be repeated.")
+]
+Schemas = Annotated[
+    list[str] | None, typer.Option("--schema", metavar="SCHEMA", help="All tables of a schema, future ones too (15+).")
+]
+Columns = Annotated[
+    list[str] | None, typer.Option("--columns", metavar="TABLE=A,B", help="Only these columns of a table (15+).")
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option("--where", metavar="'TABLE: PREDICATE'", help="Only rows for which this SQL holds (15+)."),
+]
+
+
+@app.command(cls=Writer)
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new publication.", show_default=False)],
+    table: Tables = None,
+    schema: Schemas = None,
+    all_tables: Annotated[
+        bool, typer.Option("--all-tables", help="Every table, future ones too.", show_default=False)
+    ] = False,
+    columns: Columns = None,
+    where_: Where = None,
+    publish: Annotated[
+        str, typer.Option("--publish", metavar="OPERATIONS", help="Which operations.")
+    ] = "insert,update,delete,truncate",
+    via_root: Annotated[
+        bool, typer.Option("--via-root", help="Publish partitions under their root's name.", show_default=False)
+    ] = False,
+) -> None:
+    """Create a publication.
+
+    Create it before the slot: changes older than a publication cannot be decoded with it.
+
+    Example: rdsrepl publication create shop --table sales.orders --where 'sales.orders: amount > 0'
+    """
+    from rdsrepl.postgres import connection, publications
+
+    scope = _scope(table, schema, columns, where_, all_tables=all_tables)
+    operations = [word.strip() for word in publish.split(",") if word.strip()]
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = publications.create(conn, name, scope, publish=operations, via_root=via_root)
+    settle(ctx, plan, target=target)
+
+
+@app.command("list", cls=Reader)
+def list_(ctx: typer.Context) -> None:
+    """List the database's publications.
+
+    Example: rdsrepl publication list
+    """
+    from rdsrepl.postgres import connection, publications
+
+    with connection.open(where(ctx)) as conn:
+        rows = publications.ls(conn)
+    emit(
+        rows,
+        shared(ctx).output,
+        lambda: listing(
+            rows,
+            [
+                ("PUBLICATION", lambda row: row.pubname),
+                ("OWNER", lambda row: row.owner),
+                ("TABLES", lambda row: f"all ({row.table_count})" if row.puballtables else row.table_count),
+                ("SCHEMAS", lambda row: row.schemas),
+                ("PUBLISH", lambda row: row.publish),
+                ("VIA ROOT", lambda row: row.pubviaroot),
+            ],
+            empty="no publications in this database",
+        ),
+    )
+
+
+@app.command(cls=Reader)
+def show(ctx: typer.Context, name: Name) -> None:
+    """Show a publication and its tables: replica identity, columns, row filter.
+
+    Example: rdsrepl publication show shop
+    """
+    from rdsrepl.postgres import connection, publications
+
+    with connection.open(where(ctx)) as conn:
+        found = publications.published(conn, name)
+
+    def table() -> object:
+        from rich.console import Group
+
+        head = found.publication
+        pairs = [
+            ("publication", head.pubname),
+            ("owner", head.owner),
+            ("all tables", head.puballtables),
+            ("schemas", head.schemas),
+            ("publish", head.publish),
+            ("via root", head.pubviaroot),
+        ]
+        columns = [
+            ("TABLE", lambda row: f"{row.schemaname}.{row.tablename}"),
+            ("REPLICA IDENTITY", lambda row: f"{row.replica_identity} ({', '.join(row.identity_columns) or 'none'})"),
+            ("COLUMNS", lambda row: "all" if row.attnames is None else ", ".join(row.attnames)),
+            ("ROW FILTER", lambda row: row.rowfilter),
+            ("PARTITION OF", lambda row: row.partition_of),
+        ]
+        return Group(facts(pairs), "", listing(found.tables, columns, empty="no tables: nothing is published"))  # type: ignore[arg-type]
+
+    emit(found, shared(ctx).output, table)
+
+
+@app.command(cls=Writer)
+def add(
+    ctx: typer.Context,
+    name: Name,
+    table: Tables = None,
+    schema: Schemas = None,
+    columns: Columns = None,
+    where_: Where = None,
+) -> None:
+    """Add tables or schemas to a publication; what it has already is left alone.
+
+    Example: rdsrepl publication add shop --table sales.items
+    """
+    from rdsrepl.postgres import connection, publications
+
+    scope = _scope(table, schema, columns, where_)
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = publications.add(conn, name, scope)
+    settle(ctx, plan, target=target)
+
+
+@app.command(cls=Writer)
+def remove(ctx: typer.Context, name: Name, table: Tables = None, schema: Schemas = None) -> None:
+    """Take tables or schemas out of a publication.
+
+    Example: rdsrepl publication remove shop --table sales.items
+    """
+    from rdsrepl.postgres import connection, publications
+
+    scope = _scope(table, schema, None, None)
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = publications.remove(conn, name, scope)
+    settle(ctx, plan, target=target)
+
+
+@app.command(cls=Writer)
+def drop(ctx: typer.Context, name: Name) -> None:
+    """Drop a publication; the slots that may stream it are named before.
+
+    Example: rdsrepl publication drop shop --dry-run
+    """
+    from rdsrepl.postgres import connection, publications
+
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = publications.drop(conn, name)
+    settle(ctx, plan, target=target)
+
+
+@app.command(cls=Reader)
+def check(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="The publication; all of them by default.", autocompletion=complete_publication,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Say what of a publication will not replicate, or will fail.
+
+    Ends with 0 where nothing was found, 8 with warnings, 9 where something is critical.
+
+    Example: rdsrepl publication check shop
+    """
+    from rdsrepl.postgres import connection, publication_checks, publications
+    from rdsrepl.postgres.publication_checks import Level
+
+    with connection.open(where(ctx)) as conn:
+        names = [name] if name else [publication.pubname for publication in publications.ls(conn)]
+        found = [finding for each in names for finding in publication_checks.check(publications.facts(conn, each))]
+
+    def table() -> object:
+        columns = [
+            ("LEVEL", lambda row: row.level.value),
+            ("CHECK", lambda row: row.check),
+            ("OBJECT", lambda row: row.object),
+            ("MESSAGE", lambda row: row.message),
+            ("REMEDY", lambda row: row.remedy),
+        ]
+        what = f"publication {name}" if name else f"{len(names)} publications"
+        return listing(found, columns, empty=f"{what}: nothing found")
+
+    emit(found, shared(ctx).output, table)
+    if any(finding.level is Level.critical for finding in found):
+        raise typer.Exit(ExitCode.CRITICAL)
+    if found:
+        raise typer.Exit(ExitCode.WARNING)
+
+
+def _scope(
+    table: Sequence[str] | None,
+    schema: Sequence[str] | None,
+    columns: Sequence[str] | None,
+    where_: Sequence[str] | None,
+    *,
+    all_tables: bool = False,
+) -> Scope:
+    from rdsrepl.postgres.publications import Scope
+
+    lists: dict[str, tuple[str, ...]] = {}
+    for text in columns or ():
+        name, mark, names = text.rpartition("=")
+        if not mark or not name or not names:
+            raise BadValue(f"--columns {text}: not TABLE=A,B", hint="for example --columns sales.orders=id,amount")
+        lists[name.strip()] = tuple(column.strip() for column in names.split(","))
+    filters: dict[str, str] = {}
+    for text in where_ or ():
+        name, mark, predicate = text.partition(":")
+        if not mark or not name.strip() or not predicate.strip():
+            raise BadValue(
+                f"--where {text}: not 'TABLE: PREDICATE'", hint="for example --where 'sales.orders: amount > 0'"
+            )
+        filters[name.strip()] = predicate.strip()
+    if not (table or schema or all_tables):
+        raise BadValue("nothing named", hint="add --table TABLE, --schema SCHEMA or, for create, --all-tables")
+    return Scope(tuple(table or ()), tuple(schema or ()), all_tables, lists, filters)
