@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from psycopg import pq
 
 from rdsrepl.config import Target
 from rdsrepl.sandbox import binaries
@@ -139,7 +140,9 @@ class Database:
         with closing(self.connect()) as conn:
             for statement in statements:
                 cursor = conn.execute(statement)  # type: ignore[call-overload]
-                rows = cursor.fetchall() if cursor.description else []
+                # Not `description`: a SELECT without columns has rows as well.
+                has_rows = cursor.pgresult is not None and cursor.pgresult.status == pq.ExecStatus.TUPLES_OK
+                rows = cursor.fetchall() if has_rows else []
         return rows
 
     def value(self, query: str) -> Any:

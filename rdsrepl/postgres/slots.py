@@ -6,6 +6,7 @@ plan was made.
 
 from __future__ import annotations
 
+import csv
 import difflib
 import re
 from dataclasses import dataclass, replace
@@ -370,7 +371,8 @@ def plugin_allowed(libraries: str | None, plugin: str) -> bool:
     """Say whether ``output_plugin_libraries`` lets a plugin in; None: the server does not say."""
     if libraries is None:
         return True
-    return plugin in [entry.strip().strip('"') for entry in libraries.split(",")]
+    entries = next(csv.reader([libraries], skipinitialspace=True), [])
+    return plugin in [entry.strip() for entry in entries]
 
 
 def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> None:

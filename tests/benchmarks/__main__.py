@@ -18,7 +18,7 @@ from rdsrepl.sandbox.servers import Server
 from tests.conftest import find
 
 ROUNDS = 3
-TRANSACTIONS = 200_000
+TRANSACTIONS = 400_000
 SCRIPT = str(Path(sys.executable).with_name("rdsrepl"))
 
 

@@ -1,0 +1,1 @@
+complete --command rdsrepl --no-files --arguments "(env _RDSREPL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) rdsrepl)" --condition "env _RDSREPL_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) rdsrepl"
