@@ -289,6 +289,9 @@ def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str])
         options += f" -c {name}={escaped}"
     if options:
         keywords["options"] = options.strip()
+    if "passfile" in keywords and "password" not in keywords:
+        # libpq would prefer PGPASSWORD, which then is meant for another server; an empty password means: look it up.
+        keywords["password"] = ""
     # UTF8 is what every decoder and printer here expects, whatever the database's own encoding.
     keywords["client_encoding"] = "UTF8"
     if replication:
