@@ -62,7 +62,18 @@ def emit(value: object, output: Format, table: Callable[[], object]) -> None:
 
         yaml.safe_dump(document(value), sys.stdout, sort_keys=False, allow_unicode=True)
     else:
-        console(sys.stdout).print(table())
+        _print(table())
+
+
+def _print(renderable: object) -> None:
+    out = console(sys.stdout)
+    if sys.stdout.isatty():
+        out.print(renderable)
+        return
+    # A table pads its last column; for a program that reads lines that is noise.
+    with out.capture() as captured:
+        out.print(renderable)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> object:
