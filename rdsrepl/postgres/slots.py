@@ -438,12 +438,13 @@ def _drop_warnings(slot: Slot) -> list[str]:
     retained = "an unknown amount" if slot.retained_bytes is None else format_size(slot.retained_bytes)
     lag = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
     since = f", inactive since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
-    warnings = [
-        f"{name} ({slot.plugin}, {slot.database}{since}) holds {retained} of WAL, which the server may then remove",
+    consumed = (
         f"everything up to {slot.confirmed_flush_lsn}, the end of the WAL, was consumed"
         if slot.lag_bytes == 0
-        else f"{lag} of WAL after {slot.confirmed_flush_lsn} was never consumed: the changes in it are lost to its consumer",
-    ]
+        else f"{lag} of WAL after {slot.confirmed_flush_lsn} was never consumed: its changes are lost to the consumer"
+    )
+    held = f"{name} ({slot.plugin}, {slot.database}{since}) holds {retained} of WAL, which the server may then remove"
+    warnings = [held, consumed]
     if owner := foreign_owner(name):
         warnings.append(f"the name is one that {owner} gives: let {owner} drop it, or be sure its task is gone")
     if slot.failover:
