@@ -204,6 +204,76 @@ def test_restarts_and_terminations_lose_nothing(
     check_order(parsed(out), wanted)
 
 
+def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
+    """A synchronised standby is promoted while the tail streams: it finds the new primary and goes on, no gap."""
+    writer = Server(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
+    writer.initdb()
+    writer.start()
+    reader = writer.clone(tmp_path / "r", slot="reader")
+    out = tmp_path / "out.jsonl"
+    try:
+        reader.start()
+        with closing(writer.connect()) as conn:
+            conn.execute("CREATE TABLE t (id integer PRIMARY KEY)")
+            conn.execute("CREATE PUBLICATION p FOR TABLE t")
+        assert rdsrepl("slot", "create", "fo", "--failover", "--yes", dsn=writer.dsn()).code == 0
+        one, two = writer.keywords(), reader.keywords()
+        dsn = (
+            f"host={one['host']},{two['host']} port={one['port']},{two['port']} user={one['user']} dbname=postgres "
+            "target_session_attrs=read-write"
+        )
+        with out.open("wb") as file:
+            tail = rdsrepl.start("slot", "tail", "fo", dsn=dsn, stdout=file, stderr=subprocess.PIPE)
+            for number in range(1, 11):
+                with closing(writer.connect()) as conn:
+                    conn.execute("INSERT INTO t VALUES (%s)", (number,))
+                    conn.execute("SELECT pg_log_standby_snapshot()")
+            until(lambda: len(out.read_text().splitlines()) == 10, "the changes before the failover")
+            # A synchronised slot outlives the promotion once the primary's has moved on (facts of PostgreSQL 17).
+            ready = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'fo' AND synced AND NOT temporary"
+
+            def synced() -> Any:
+                with closing(writer.connect()) as conn:
+                    conn.execute("SELECT pg_logical_emit_message(false, 'x', '', true)")
+                    conn.execute("SELECT pg_log_standby_snapshot()")
+                with closing(reader.connect()) as conn:
+                    return conn.execute(ready).fetchone()
+
+            until(synced, "the slot is synchronised")
+            with closing(writer.connect()) as conn:
+                conn.execute("INSERT INTO t VALUES (11)")
+                end = conn.execute("SELECT pg_current_wal_lsn()").fetchone()
+            with closing(reader.connect()) as conn:
+                replayed = "SELECT pg_last_wal_replay_lsn() >= %s"
+                until(lambda: conn.execute(replayed, end).fetchone() == (True,), "the standby has it")
+            writer.stop("immediate")
+            reader.promote()
+            with closing(reader.connect()) as conn:
+                for number in range(12, 21):
+                    conn.execute("INSERT INTO t VALUES (%s)", (number,))
+
+            def ids() -> list[int]:
+                return [event["after"]["id"] for event in parsed(out) if event["op"] == "c"]
+
+            until(lambda: 20 in ids(), "the changes after the failover")
+            tail.send_signal(signal.SIGINT)
+            _, err = tail.communicate(timeout=30)
+        assert tail.returncode == 0, err
+        assert b"connecting again" in err
+        assert sorted(set(ids())) == list(range(1, 21))
+        first = list(dict.fromkeys(ids()))
+        assert first == sorted(first)
+        with closing(reader.connect()) as conn:
+            row = conn.execute(
+                "SELECT confirmed_flush_lsn <= pg_current_wal_lsn() FROM pg_replication_slots"
+            ).fetchone()
+            assert row == (True,)
+    finally:
+        for server in (reader, writer):
+            server.stop("immediate")
+            server.remove()
+
+
 def test_a_stalled_reader_does_not_cost_the_connection(
     own_server: Server, make_database: Any, rdsrepl: Program
 ) -> None:

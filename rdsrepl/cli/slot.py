@@ -150,7 +150,7 @@ def drop(ctx: typer.Context, name: Name) -> None:
 
     target = where(ctx)
     with connection.open(target) as conn:
-        plan = slots.drop(slots.get(conn, name))
+        plan = slots.drop(slots.get(conn, name), standby=connection.in_recovery(conn))
     settle(ctx, plan, target=target)
 
 

@@ -271,7 +271,7 @@ class _Talker:
         self._last, self._last_at = progress, now
         changes = progress.changes - (before.changes if before else 0)
         received = progress.received_bytes - (before.received_bytes if before else 0)
-        lag = self._watch.lag_bytes(progress.confirmed_lsn)
+        lag = self._watch.lag_bytes(progress.confirmed_lsn or progress.received_lsn)
         text = (
             f"{progress.changes} changes, {changes / seconds:.0f}/s, {received / seconds / 1e6:.1f} MB/s, "
             f"lag {'?' if lag is None else format_size(lag)}, at {progress.received_lsn}, "
@@ -307,9 +307,9 @@ class _WalWatch:
             self._begun = True
             threading.Thread(target=self._work, name="wal-watch", daemon=True).start()
 
-    def lag_bytes(self, confirmed_lsn: int) -> int | None:
-        """Return how much WAL is not confirmed; None before anything is known."""
-        return None if self._lsn is None or not confirmed_lsn else max(0, self._lsn - confirmed_lsn)
+    def lag_bytes(self, lsn: int) -> int | None:
+        """Return how much WAL lies behind a position; None before anything is known."""
+        return None if self._lsn is None or not lsn else max(0, self._lsn - lsn)
 
     def _work(self) -> None:
         from rdsrepl.errors import Error

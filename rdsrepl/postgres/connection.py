@@ -25,7 +25,6 @@ CONNECT_TIMEOUT_SECONDS: Final = 10
 RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 RDS_BUNDLE: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
 
-_PG_LSN_OID: Final = 3220
 
 # A failed connection attempt carries no SQLSTATE in libpq, only the server's text (which RDS writes in English).
 _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], ...]] = (
@@ -174,14 +173,16 @@ def connect(target: Target, *, replication: bool = False, settings: Mapping[str,
     """Open a connection that the caller closes; see ``open``."""
     import psycopg
 
-    from rdsrepl.postgres.types import LsnLoader
+    from rdsrepl.lsn import Lsn
+    from rdsrepl.postgres.types import PG_LSN_OID, LsnDumper, LsnLoader
 
     keywords = _keywords(target, replication=replication, settings=settings or {})
     try:
         connection = psycopg.connect("", autocommit=True, prepare_threshold=None, **keywords)  # type: ignore[arg-type]
     except psycopg.Error as exc:
         raise _connect_error(exc, target, keywords) from exc
-    connection.adapters.register_loader(_PG_LSN_OID, LsnLoader)
+    connection.adapters.register_loader(PG_LSN_OID, LsnLoader)
+    connection.adapters.register_dumper(Lsn, LsnDumper)
     return connection
 
 

@@ -258,8 +258,8 @@ def create(
     return Plan(f"create replication slot {name}", (step,), (warning,))
 
 
-def drop(slot: Slot) -> Plan:
-    """Return the plan that drops a slot.
+def drop(slot: Slot, *, standby: bool) -> Plan:
+    """Return the plan that drops a slot; STANDBY: the server is in recovery, where `synced` has a meaning.
 
     Raises:
         SlotActive: somebody consumes it.
@@ -275,7 +275,7 @@ def drop(slot: Slot) -> Plan:
             f"slot {name} is physical, made by {owner}; it is not dropped here",
             hint="remove the replica, and its slot goes with it",
         )
-    if slot.synced:
+    if slot.synced and standby:
         raise errors.SlotBeingSynced(
             f"slot {name} is a copy that this standby keeps in step with its primary",
             hint="drop it on the primary; the copy goes with it",
@@ -316,7 +316,7 @@ def advance(conn: Connection, slot: Slot, lsn: Lsn | None, *, timeout_seconds: f
         )
     if slot.active:
         raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")
-    if slot.synced:
+    if slot.synced and in_recovery(conn):
         raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
     if slot.wal_status == "lost" or slot.invalidation_reason:
         raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: rdsrepl slot drop {name}")

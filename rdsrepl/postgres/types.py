@@ -1,10 +1,14 @@
-"""How values of PostgreSQL's own types become Python's; imported only where psycopg already is."""
+"""How values of PostgreSQL's own types become Python's, and back; imported only where psycopg already is."""
 
 from __future__ import annotations
 
-from psycopg.adapt import Buffer, Loader  # noqa: TID253 - this module is itself imported inside functions
+from typing import Any
+
+from psycopg.adapt import Buffer, Dumper, Loader  # noqa: TID253 - this module is itself imported inside functions
 
 from rdsrepl.lsn import Lsn
+
+PG_LSN_OID = 3220
 
 
 class LsnLoader(Loader):
@@ -13,3 +17,13 @@ class LsnLoader(Loader):
     def load(self, data: Buffer) -> Lsn:
         """Read the text form."""
         return Lsn.parse(bytes(data).decode())
+
+
+class LsnDumper(Dumper):
+    """``Lsn`` → ``pg_lsn``; without it an ``Lsn`` would travel as the number it also is."""
+
+    oid = PG_LSN_OID
+
+    def dump(self, obj: Any) -> bytes:
+        """Write the text form."""
+        return str(obj).encode()

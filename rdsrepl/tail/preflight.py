@@ -76,7 +76,7 @@ def look(target: Target, slot_name: str, publications: Sequence[str]) -> Finding
         row = conn.execute(_ABOUT).fetchone()
         assert row is not None
         database, encoding = row
-        _fit(slot, database)
+        _fit(slot, database, in_recovery)
         names: tuple[str, ...] = ()
         if slot.plugin == "pgoutput":
             names = published(conn, publications)
@@ -111,7 +111,7 @@ def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _fit(slot: Slot, database: str) -> None:
+def _fit(slot: Slot, database: str, in_recovery: bool) -> None:
     name = slot.slot_name
     if slot.slot_type != "logical":
         raise errors.WrongPlugin(
@@ -129,7 +129,8 @@ def _fit(slot: Slot, database: str) -> None:
             f"slot {name} is invalidated ({why}): the changes it held are gone",
             hint=f"drop it (rdsrepl slot drop {name}), create it anew, and copy the tables again: there is a gap",
         )
-    if slot.synced:
+    # On a promoted standby the mark stays, and means nothing any more.
+    if slot.synced and in_recovery:
         raise errors.SlotBeingSynced(
             f"slot {name} is being synchronised here from the primary",
             hint="tail it on the primary; it becomes usable here after a promotion",
