@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rdsrepl.cli.options import Reader, parsed, shared
+from rdsrepl.cli.options import Reader, duration_option, shared
 from rdsrepl.errors import Error
-from rdsrepl.units import parse_duration
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -49,9 +48,7 @@ def demo(
     ctx: typer.Context,
     seconds: Annotated[
         float,
-        typer.Option(
-            "--duration", parser=parsed(parse_duration), metavar="DURATION", help="How long the stream is shown."
-        ),
+        duration_option("--duration", help="How long the stream is shown."),
     ] = 6.0,
 ) -> None:
     """Walk the whole path on a sandbox of its own: role, publication, slot, live changes, clean-up.

@@ -44,8 +44,14 @@ def parsed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
     return parser
 
 
-Duration = Annotated[float, typer.Option(parser=parsed(parse_duration), metavar="DURATION")]
-LsnOption = Annotated[Lsn | None, typer.Option(parser=parsed(Lsn.parse), metavar="LSN")]
+def duration_option(name: str, *, help: str, panel: str | None = None) -> Any:
+    """Declare an option that takes a duration; the command receives seconds."""
+    return typer.Option(name, parser=parsed(parse_duration), metavar="DURATION", help=help, rich_help_panel=panel)
+
+
+def lsn_option(name: str, *, help: str, panel: str | None = None) -> Any:
+    """Declare an option that takes an LSN."""
+    return typer.Option(name, parser=parsed(Lsn.parse), metavar="LSN", help=help, rich_help_panel=panel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +230,13 @@ def shared(ctx: typer.Context) -> Globals:
     """Return what the shared options say for this command."""
     found = ctx.find_root().obj
     return found if isinstance(found, Globals) else Globals()
+
+
+def hurried(ctx: typer.Context) -> Target:
+    """Return the database a half-typed command names, for completions: who presses Tab waits two seconds at most."""
+    options = shared(ctx)
+    target = config.resolve(dsn=options.dsn, target=options.target)
+    return replace(target, keywords={**target.keywords, "connect_timeout": "2"})
 
 
 def consent(ctx: typer.Context) -> Consent:

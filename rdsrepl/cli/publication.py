@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rdsrepl.cli.completion import from_database
 from rdsrepl.cli.options import Reader, Writer, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue, ExitCode
@@ -19,15 +20,10 @@ app = typer.Typer(no_args_is_help=True, help="Publications: which changes a pgou
 
 
 def complete_publication() -> list[str]:
-    """Return publication names for the shell; silent and quick, whatever happens."""
-    try:
-        from rdsrepl import config
-        from rdsrepl.postgres import connection, publications
+    """Return publication names for the shell."""
+    from rdsrepl.postgres import publications
 
-        with connection.open(config.resolve(dsn=None, target=None), settings={"statement_timeout": "2s"}) as conn:
-            return [publication.pubname for publication in publications.ls(conn)]
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []
+    return from_database(lambda conn: [publication.pubname for publication in publications.ls(conn)])
 
 
 Name = Annotated[
@@ -133,6 +129,7 @@ def show(ctx: typer.Context, name: Name) -> None:
             ("schemas", head.schemas),
             ("publish", head.publish),
             ("via root", head.pubviaroot),
+            *([("generated columns", head.pubgencols)] if head.pubgencols else []),
         ]
         columns = [
             ("TABLE", lambda row: f"{row.schemaname}.{row.tablename}"),
@@ -140,6 +137,7 @@ def show(ctx: typer.Context, name: Name) -> None:
             ("COLUMNS", lambda row: "all" if row.attnames is None else ", ".join(row.attnames)),
             ("ROW FILTER", lambda row: row.rowfilter),
             ("PARTITION OF", lambda row: row.partition_of),
+            ("PARTITIONS", lambda row: row.partition_count),
         ]
         return Group(facts(pairs), "", listing(found.tables, columns, empty="no tables: nothing is published"))  # type: ignore[arg-type]
 
@@ -223,14 +221,16 @@ def check(
 
     def table() -> object:
         columns = [
+            *([] if name else [("PUBLICATION", lambda row: row.publication)]),
             ("LEVEL", lambda row: row.level.value),
             ("CHECK", lambda row: row.check),
             ("OBJECT", lambda row: row.object),
             ("MESSAGE", lambda row: row.message),
             ("REMEDY", lambda row: row.remedy),
         ]
-        what = f"publication {name}" if name else f"{len(names)} publications"
-        return listing(found, columns, empty=f"{what}: nothing found")
+        if not names:
+            return "no publications in this database"
+        return listing(found, columns, empty=f"publication {', '.join(names)}: nothing found")
 
     emit(found, shared(ctx).output, table)
     if any(finding.level is Level.critical for finding in found):
@@ -247,22 +247,13 @@ def _scope(
     *,
     all_tables: bool = False,
 ) -> Scope:
-    from rdsrepl.postgres.publications import Scope
+    from rdsrepl.postgres.publications import Scope, parse_columns, parse_filter
 
-    lists: dict[str, tuple[str, ...]] = {}
-    for text in columns or ():
-        name, mark, names = text.rpartition("=")
-        if not mark or not name or not names:
-            raise BadValue(f"--columns {text}: not TABLE=A,B", hint="for example --columns sales.orders=id,amount")
-        lists[name.strip()] = tuple(column.strip() for column in names.split(","))
-    filters: dict[str, str] = {}
-    for text in where_ or ():
-        name, mark, predicate = text.partition(":")
-        if not mark or not name.strip() or not predicate.strip():
-            raise BadValue(
-                f"--where {text}: not 'TABLE: PREDICATE'", hint="for example --where 'sales.orders: amount > 0'"
-            )
-        filters[name.strip()] = predicate.strip()
+    lists = [parse_columns(text) for text in columns or ()]
+    filters = [parse_filter(text) for text in where_ or ()]
+    for option, names in (("--columns", [name for name, _ in lists]), ("--where", [name for name, _ in filters])):
+        if len(set(names)) < len(names):
+            raise BadValue(f"{option} names a table twice", hint=f"one {option} for each table")
     if not (table or schema or all_tables):
         raise BadValue("nothing named", hint="add --table TABLE, --schema SCHEMA or, for create, --all-tables")
-    return Scope(tuple(table or ()), tuple(schema or ()), all_tables, lists, filters)
+    return Scope(tuple(table or ()), tuple(schema or ()), all_tables, dict(lists), dict(filters))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli.options import Reader, Writer, consent, shared, where
+from rdsrepl.cli.completion import from_database
+from rdsrepl.cli.options import Reader, Writer, consent, hurried, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.cli.talk import can_ask
 from rdsrepl.errors import BadValue
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Roles: who may replicate, and why.")
 
 
-def complete_role() -> list[str]:
+def complete_role(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return role names for the shell; silent and quick, whatever happens."""
     try:
-        from rdsrepl import config
         from rdsrepl.postgres import connection, roles
 
-        with connection.open(config.resolve(dsn=None, target=None), settings={"statement_timeout": "2s"}) as conn:
-            return [role.rolname for role in roles.ls(conn)]
+        with connection.open(hurried(ctx), settings={"statement_timeout": "2s"}) as conn:
+            return [role.rolname for role in roles.ls(conn) if role.rolname.startswith(incomplete)]
     except Exception:  # noqa: BLE001 - completion never complains
         return []
 
@@ -76,9 +76,7 @@ def create(
         raise BadValue("only one of --password-stdin, --generate-password, --no-password", hint="choose one")
     password: str | None = None
     if password_stdin:
-        password = sys.stdin.readline().rstrip("\r\n")
-        if not password:
-            raise BadValue("standard input held no password", hint="printf '%s' \"$PASSWORD\" | rdsrepl role create …")
+        password = _read_password()
     elif generate_password:
         password = roles.generate_password()
     elif not no_password:
@@ -135,7 +133,7 @@ def grant(ctx: typer.Context, name: Name, grant_select: Tables = None, schema: S
 
 @app.command(cls=Writer)
 def drop(ctx: typer.Context, name: Name) -> None:
-    """Drop a role that is connected nowhere and owns nothing; its grants in this database go first.
+    """Drop a role that is connected nowhere and owns nothing; its privileges in this database go first.
 
     Example: rdsrepl role drop cdc --dry-run
     """
@@ -145,6 +143,17 @@ def drop(ctx: typer.Context, name: Name) -> None:
     with connection.open(target) as conn:
         plan = roles.drop(conn, name)
     settle(ctx, plan, target=target)
+
+
+def _read_password() -> str:
+    try:
+        password = sys.stdin.buffer.readline().decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        # Not chained: that error holds the bytes themselves.
+        raise BadValue("the password on standard input is not UTF-8", hint="convert it, or choose another") from None
+    if not password:
+        raise BadValue("standard input held no password", hint="printf '%s' \"$PASSWORD\" | rdsrepl role create …")
+    return password
 
 
 def _ask_password(name: str) -> str:

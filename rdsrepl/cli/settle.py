@@ -12,7 +12,7 @@ from rdsrepl import apply
 from rdsrepl.cli.options import consent, shared, where
 from rdsrepl.cli.talk import ask, can_ask, note, warn
 from rdsrepl.config import Target
-from rdsrepl.errors import ExitCode, NotConfirmed
+from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.render import Format, console, emit
 from rdsrepl.units import format_duration
@@ -56,12 +56,24 @@ def settle(
     else:
         for warning in plan.warnings:
             warn(ctx, warning)
-    outcomes = apply.run(
-        plan,
-        target if target is not None else where(ctx),
-        done=lambda outcome: note(ctx, f"done: {outcome.step.summary} ({format_duration(outcome.seconds)})"),
-        waiting=lambda step, seconds, blockers: _waiting(ctx, step, seconds, blockers),
-    )
+    outcomes: list[apply.Outcome] = []
+
+    def done(outcome: apply.Outcome) -> None:
+        outcomes.append(outcome)
+        note(ctx, f"done: {outcome.step.summary} ({format_duration(outcome.seconds)})")
+
+    try:
+        apply.run(
+            plan,
+            target if target is not None else where(ctx),
+            done=done,
+            waiting=lambda step, seconds, blockers: _waiting(ctx, step, seconds, blockers),
+        )
+    except AppliedInPart:
+        # What is made already is of no use without it: the role is there, and nobody else knows its password.
+        if reveal:
+            _report(ctx, plan, "partial", outcomes, reveal)
+        raise
     _report(ctx, plan, "applied", outcomes, reveal or {})
     return outcomes
 
@@ -109,7 +121,7 @@ def _report(
 
         if status == "unchanged":
             return Text(f"{plan.title}: {plan.unchanged}")
-        lines = [f"{plan.title}: done"]
+        lines = [f"{plan.title}: {'done' if status == 'applied' else 'done in part'}"]
         for outcome in outcomes:
             shown = {key: item for key, item in outcome.returned.items() if item not in (None, "")}
             if shown:

@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from rdsrepl.cli import tail
-from rdsrepl.cli.options import Reader, Writer, parsed, shared, where
+from rdsrepl.cli.completion import from_database
+from rdsrepl.cli.options import Reader, Writer, duration_option, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import ago, emit, facts, listing, size
-from rdsrepl.units import parse_duration
 
 app = typer.Typer(no_args_is_help=True, help="Replication slots: create, look, stream, move, drop.")
 
@@ -28,16 +28,10 @@ class Plugin(StrEnum):
 
 
 def complete_slot() -> list[str]:
-    """Return slot names for the shell; silent and quick, whatever happens."""
-    try:
-        from rdsrepl import config
-        from rdsrepl.postgres import connection, slots
+    """Return slot names for the shell."""
+    from rdsrepl.postgres import slots
 
-        target = config.resolve(dsn=None, target=None)
-        with connection.open(target, settings={"statement_timeout": "2s"}) as conn:
-            return [slot.slot_name for slot in slots.ls(conn) if slot.slot_type == "logical"]
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []
+    return from_database(lambda conn: [slot.slot_name for slot in slots.ls(conn) if slot.slot_type == "logical"])
 
 
 Name = Annotated[
@@ -58,11 +52,8 @@ def create(
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option(
-            "--timeout",
-            parser=parsed(parse_duration),
-            metavar="DURATION",
-            help="Give up after this long: the creation waits for every transaction that is running.",
+        duration_option(
+            "--timeout", help="Give up after this long: the creation waits for every transaction that is running."
         ),
     ] = 60.0,
 ) -> None:
@@ -166,12 +157,7 @@ def advance(
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option(
-            "--timeout",
-            parser=parsed(parse_duration),
-            metavar="DURATION",
-            help="Give up after this long: the server decodes what it passes over.",
-        ),
+        duration_option("--timeout", help="Give up after this long: the server decodes what it passes over."),
     ] = 600.0,
 ) -> None:
     """Move a slot forward without reading it: the changes in between are given up.

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rdsrepl.cli.options import Reader, parsed, shared, where
+from rdsrepl.cli.options import Reader, duration_option, lsn_option, shared, where
 from rdsrepl.cli.talk import note, warn
 from rdsrepl.errors import BadValue, NotFound, WrongPlugin
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.pipeline import FormatName
-from rdsrepl.units import format_duration, format_size, parse_duration
+from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -92,23 +92,15 @@ def tail(
     table: TableOption = None,
     from_lsn: Annotated[
         Lsn | None,
-        typer.Option(
+        lsn_option(
             "--from-lsn",
-            parser=parsed(Lsn.parse),
-            metavar="LSN",
             help="Begin there instead of where the slot stands: what lies before is given up.",
-            rich_help_panel=_STREAM,
+            panel=_STREAM,
         ),
     ] = None,
     until_lsn: Annotated[
         Lsn | None,
-        typer.Option(
-            "--until-lsn",
-            parser=parsed(Lsn.parse),
-            metavar="LSN",
-            help="Stop when everything committed before LSN is delivered.",
-            rich_help_panel=_BOUNDS,
-        ),
+        lsn_option("--until-lsn", help="Stop when everything committed before LSN is delivered.", panel=_BOUNDS),
     ] = None,
     until_now: Annotated[
         bool,
@@ -124,23 +116,11 @@ def tail(
     ] = None,
     duration: Annotated[
         float | None,
-        typer.Option(
-            "--duration",
-            parser=parsed(parse_duration),
-            metavar="DURATION",
-            help="Stop after this long.",
-            rich_help_panel=_BOUNDS,
-        ),
+        duration_option("--duration", help="Stop after this long.", panel=_BOUNDS),
     ] = None,
     idle_exit: Annotated[
         float | None,
-        typer.Option(
-            "--idle-exit",
-            parser=parsed(parse_duration),
-            metavar="DURATION",
-            help="Stop after this long without a change.",
-            rich_help_panel=_BOUNDS,
-        ),
+        duration_option("--idle-exit", help="Stop after this long without a change.", panel=_BOUNDS),
     ] = None,
     no_confirm: Annotated[
         bool,
@@ -162,12 +142,10 @@ def tail(
     ] = None,
     wait_active: Annotated[
         float | None,
-        typer.Option(
+        duration_option(
             "--wait-active",
-            parser=parsed(parse_duration),
-            metavar="DURATION",
             help="How long to wait for a slot in use; by default a little over wal_sender_timeout.",
-            rich_help_panel=_STREAM,
+            panel=_STREAM,
         ),
     ] = None,
 ) -> None:
@@ -209,7 +187,7 @@ def peek(
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most N changes.")] = 10,
     timeout: Annotated[
         float,
-        typer.Option("--timeout", parser=parsed(parse_duration), metavar="DURATION", help="At most this long."),
+        duration_option("--timeout", help="At most this long."),
     ] = 30.0,
     format: FormatOption = None,
     publication: PublicationOption = None,
@@ -319,12 +297,7 @@ class _WalWatch:
             try:
                 with connection.open(self._target) as conn:
                     while True:
-                        query = (
-                            "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() "
-                            "ELSE pg_current_wal_lsn() END"
-                        )
-                        row = conn.execute(query).fetchone()
-                        self._lsn = row[0] if row else None
+                        self._lsn = connection.current_lsn(conn)
                         time.sleep(max(5.0, self._every))
             except Error:
                 time.sleep(max(5.0, self._every))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from rdsrepl.config import Target
+    from rdsrepl.lsn import Lsn
 
     Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -25,6 +26,10 @@ CONNECT_TIMEOUT_SECONDS: Final = 10
 RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 RDS_BUNDLE: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
 
+
+_CURRENT_LSN: Final = """
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
+"""
 
 # A failed connection attempt carries no SQLSTATE in libpq, only the server's text (which RDS writes in English).
 _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], ...]] = (
@@ -196,6 +201,14 @@ def in_recovery(connection: Connection) -> bool:
     row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
     assert row is not None
     return bool(row[0])
+
+
+def current_lsn(connection: Connection) -> Lsn:
+    """Return how far the server's WAL is written; on a standby, how far it is replayed."""
+    row = connection.execute(_CURRENT_LSN).fetchone()
+    assert row is not None
+    lsn: Lsn = row[0]
+    return lsn
 
 
 def setting(connection: Connection, name: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Plan, Statement
-from rdsrepl.postgres.connection import in_recovery, server_version, setting
+from rdsrepl.postgres.connection import current_lsn, in_recovery, server_version, setting
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ def advance(conn: Connection, slot: Slot, lsn: Lsn | None, *, timeout_seconds: f
         raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
     if slot.wal_status == "lost" or slot.invalidation_reason:
         raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: rdsrepl slot drop {name}")
-    current = _current_lsn(conn)
+    current = current_lsn(conn)
     goal = current if lsn is None else lsn
     start = slot.confirmed_flush_lsn or Lsn(0)
     if goal > current:
@@ -457,14 +457,6 @@ def _unmoved(slot: Slot) -> Composed:
 
     position = None if slot.confirmed_flush_lsn is None else str(slot.confirmed_flush_lsn)
     return sql.SQL("confirmed_flush_lsn IS NOT DISTINCT FROM {}::pg_lsn").format(sql.Literal(position))
-
-
-def _current_lsn(conn: Connection) -> Lsn:
-    row = conn.execute(
-        "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END"
-    ).fetchone()
-    assert row is not None
-    return Lsn(row[0])
 
 
 def _query(version: int) -> Composed:

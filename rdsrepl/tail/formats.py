@@ -154,8 +154,8 @@ def _fill(values: Values, old: Values) -> Values:
     return tuple(b if a is None else a for a, b in zip(values, old, strict=True))
 
 
-class JsonFormat:
-    """One object a line; ``(commit_lsn, seq)`` identifies a change for ever."""
+class _ChangesOnly:
+    """What our own formats share: values in our dialect, and nothing said of a transaction's begin and end."""
 
     dialect: ClassVar[Dialect] = "json"
     settings: ClassVar[Mapping[str, str]] = _ISO_SETTINGS
@@ -167,10 +167,6 @@ class JsonFormat:
         """Return each column's way to JSON."""
         return [self._catalog.shape(column.type_oid) for column in relation.columns]
 
-    def writer(self, relation: Relation) -> Writer:
-        """Return what writes a relation's changes."""
-        return _JsonWriter(_RowImages(relation, self._catalog))
-
     def begin(self, tx: Transaction) -> str:  # noqa: ARG002
         """Write nothing."""
         return ""
@@ -178,6 +174,14 @@ class JsonFormat:
     def commit(self, tx: Transaction) -> str:  # noqa: ARG002
         """Write nothing."""
         return ""
+
+
+class JsonFormat(_ChangesOnly):
+    """One object a line; ``(commit_lsn, seq)`` identifies a change for ever."""
+
+    def writer(self, relation: Relation) -> Writer:
+        """Return what writes a relation's changes."""
+        return _JsonWriter(_RowImages(relation, self._catalog))
 
     def truncate(
         self, relation: Relation, cascade: bool, restart_identity: bool, lsn: str, tx: Transaction, seq: int
@@ -345,11 +349,8 @@ class _Wal2jsonWriter:
         return template(self._list([n for n in self._key if values[n] is not None]))(values)
 
 
-class DebeziumFormat:
+class DebeziumFormat(_ChangesOnly):
     """Debezium's envelope: ``before``, ``after``, ``source``, ``op``, ``ts_ms``."""
-
-    dialect: ClassVar[Dialect] = "json"
-    settings: ClassVar[Mapping[str, str]] = _ISO_SETTINGS
 
     def __init__(self, catalog: Catalog, *, database: str, name: str) -> None:
         """Make the format.
@@ -359,25 +360,13 @@ class DebeziumFormat:
             database: ``source.db``.
             name: ``source.name``, Debezium's logical server name; we give the slot's.
         """
-        self._catalog = catalog
+        super().__init__(catalog)
         self._database = quote(database)
         self._name = quote(name)
-
-    def shapes(self, relation: Relation) -> list[Shape]:
-        """Return each column's way to JSON."""
-        return [self._catalog.shape(column.type_oid) for column in relation.columns]
 
     def writer(self, relation: Relation) -> Writer:
         """Return what writes a relation's changes."""
         return _DebeziumWriter(self, _RowImages(relation, self._catalog))
-
-    def begin(self, tx: Transaction) -> str:  # noqa: ARG002
-        """Write nothing."""
-        return ""
-
-    def commit(self, tx: Transaction) -> str:  # noqa: ARG002
-        """Write nothing."""
-        return ""
 
     def truncate(
         self,
@@ -445,33 +434,18 @@ class _DebeziumWriter:
         return self._format.envelope(before, "null", "d", self._schema, self._table, lsn, tx, seq)
 
 
-class PrettyFormat:
+class PrettyFormat(_ChangesOnly):
     """For eyes: one line a change, in colours where they are wanted."""
-
-    dialect: ClassVar[Dialect] = "json"
-    settings: ClassVar[Mapping[str, str]] = _ISO_SETTINGS
 
     _COLOURS: Final = {"INSERT": "32", "UPDATE": "33", "DELETE": "31", "TRUNCATE": "35", "MESSAGE": "36"}
 
     def __init__(self, catalog: Catalog, *, colour: bool) -> None:
-        self._catalog = catalog
+        super().__init__(catalog)
         self._colour = colour
-
-    def shapes(self, relation: Relation) -> list[Shape]:
-        """Return each column's way to JSON."""
-        return [self._catalog.shape(column.type_oid) for column in relation.columns]
 
     def writer(self, relation: Relation) -> Writer:
         """Return what writes a relation's changes."""
         return _PrettyWriter(self, relation, key_numbers(relation, self._catalog))
-
-    def begin(self, tx: Transaction) -> str:  # noqa: ARG002
-        """Write nothing."""
-        return ""
-
-    def commit(self, tx: Transaction) -> str:  # noqa: ARG002
-        """Write nothing."""
-        return ""
 
     def truncate(
         self,

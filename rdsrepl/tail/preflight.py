@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.slots import Slot
 
-_CURRENT_LSN: Final = """
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
-"""
 _ABOUT: Final = "SELECT current_database(), current_setting('server_encoding')"
 _PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY pubname"
 _LOGICAL_ON_STANDBY: Final = 16
@@ -85,9 +82,8 @@ def look(target: Target, slot_name: str, publications: Sequence[str]) -> Finding
                 f"slot {slot_name} uses {slot.plugin}, which knows no publications",
                 hint="leave --publication out; --table PATTERN picks tables",
             )
-        position = conn.execute(_CURRENT_LSN).fetchone()
-        assert position is not None
-        return Findings(slot, database, version, in_recovery, position[0], names, encoding == "SQL_ASCII")
+        current_lsn = connection.current_lsn(conn)
+        return Findings(slot, database, version, in_recovery, current_lsn, names, encoding == "SQL_ASCII")
 
 
 def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:
