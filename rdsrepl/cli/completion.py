@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from rdsrepl.cli.options import Globals, shared
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
+# Somebody waits at the Tab key.
+_CONNECT_TIMEOUT_SECONDS: Final = 2
 
-def from_database(read: Callable[[Connection], Iterable[str]]) -> list[str]:
-    """Return what READ finds in the current target's database; nothing when anything at all goes wrong."""
+
+def from_database(read: Callable[[Connection], Iterable[str]], ctx: typer.Context | None = None) -> list[str]:
+    """Return what READ finds in a database; nothing when anything at all goes wrong.
+
+    Args:
+        read: asks the database.
+        ctx: the half-typed command, whose ``--dsn`` or ``--target`` then counts; without it the current target.
+    """
     try:
         from rdsrepl import config
         from rdsrepl.postgres import connection
 
-        target = config.resolve(dsn=None, target=None)
+        options = shared(ctx) if ctx is not None else Globals()
+        target = config.resolve(dsn=options.dsn, target=options.target)
+        target = replace(target, keywords={**target.keywords, "connect_timeout": str(_CONNECT_TIMEOUT_SECONDS)})
         with connection.open(target, settings={"statement_timeout": "2s"}) as conn:
             return list(read(conn))
     except Exception:  # noqa: BLE001 - completion never complains

@@ -232,13 +232,6 @@ def shared(ctx: typer.Context) -> Globals:
     return found if isinstance(found, Globals) else Globals()
 
 
-def hurried(ctx: typer.Context) -> Target:
-    """Return the database a half-typed command names, for completions: who presses Tab waits two seconds at most."""
-    options = shared(ctx)
-    target = config.resolve(dsn=options.dsn, target=options.target)
-    return replace(target, keywords={**target.keywords, "connect_timeout": "2"})
-
-
 def consent(ctx: typer.Context) -> Consent:
     """Return what this writing command may do without asking."""
     found = ctx.meta.get("rdsrepl.consent")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.completion import from_database
-from rdsrepl.cli.options import Reader, Writer, consent, hurried, shared, where
+from rdsrepl.cli.options import Reader, Writer, consent, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.cli.talk import can_ask
 from rdsrepl.errors import BadValue
@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Roles: who may replicate, and why.")
 
 
-def complete_role(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return role names for the shell; silent and quick, whatever happens."""
-    try:
-        from rdsrepl.postgres import connection, roles
+def complete_role(ctx: typer.Context) -> list[str]:
+    """Return role names for the shell."""
+    from rdsrepl.postgres import roles
 
-        with connection.open(hurried(ctx), settings={"statement_timeout": "2s"}) as conn:
-            return [role.rolname for role in roles.ls(conn) if role.rolname.startswith(incomplete)]
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []
+    return from_database(lambda conn: [role.rolname for role in roles.ls(conn)], ctx)
 
 
 Name = Annotated[
