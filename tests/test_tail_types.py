@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from psycopg import sql
 
 from rdsrepl.tail import values
-from tests.workload import HOSTILE_COLUMNS, SCHEMA, hostile, hostile_text, insert_every_type
+from tests.workload import (
+    HOSTILE_COLUMNS,
+    HOSTILE_SCHEMA,
+    HOSTILE_TABLE,
+    SCHEMA,
+    hostile,
+    hostile_text,
+    insert_every_type,
+)
 
 if TYPE_CHECKING:
+    from rdsrepl.sandbox.servers import Server
     from tests.conftest import Database, Program
 
 
@@ -149,6 +160,57 @@ def _hostile_change(conn: Any, table: sql.Identifier, rng: random.Random, number
     else:
         one = sql.SQL("SELECT ctid FROM {} ORDER BY {} DESC LIMIT 1").format(table, names[1])
         conn.execute(sql.SQL("DELETE FROM {} WHERE ctid = ({})").format(table, one))
+
+
+def test_hostile_names_and_values_in_json(slots: Database, rdsrepl: Program) -> None:
+    """Each row comes out as the server's own row_to_json has it, and through pretty and debezium it stays one line."""
+    slots.run("SELECT pg_create_logical_replication_slot('h', 'pgoutput')")
+    slots.run("SELECT pg_create_logical_replication_slot('i', 'pgoutput')")
+    rng = random.Random(5)
+    with closing(slots.connect()) as conn:
+        table = hostile(conn)
+        for number in range(30):
+            _hostile_change(conn, table, rng, 0 if number < 25 else number)
+        rows = conn.execute(sql.SQL("SELECT row_to_json(t)::text FROM {} t").format(table)).fetchall()
+    events = rdsrepl("slot", "tail", "g", "--until-now", "--format", "json", dsn=slots.dsn).lines
+    state: dict[str, Any] = {}
+    for event in events:
+        assert (event["schema"], event["table"]) == (HOSTILE_SCHEMA, HOSTILE_TABLE)
+        if event["before"] is not None:
+            state.pop(
+                json.dumps({k: v for k, v in event["before"].items() if k in (HOSTILE_COLUMNS[1], HOSTILE_COLUMNS[4])})
+            )
+        if event["after"] is not None:
+            state[json.dumps(event["key"])] = event["after"]
+    expected = [json.dumps(json.loads(row[0]), sort_keys=True) for row in rows]
+    assert sorted(json.dumps(row, sort_keys=True) for row in state.values()) == sorted(expected)
+    for slot, fmt in (("h", "pretty"), ("i", "debezium")):
+        out = rdsrepl("slot", "tail", slot, "--until-now", "--format", fmt, dsn=slots.dsn).out
+        assert out.count("\n") >= len(events)
+    assert len(out.split("\n")) - 1 == len(events)
+
+
+def test_text_that_is_no_utf8_passes_through(pg15: Server, rdsrepl: Program) -> None:
+    """A SQL_ASCII database holds any bytes; they come out as they are."""
+    name = "sql_ascii_bytes"
+    with closing(pg15.connect()) as conn:
+        conn.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    dsn = pg15.dsn(dbname=name)
+    try:
+        with closing(psycopg.connect(f"{dsn} client_encoding=SQL_ASCII", autocommit=True)) as conn:
+            conn.execute("CREATE TABLE t (id integer PRIMARY KEY, v text)")
+            conn.execute("CREATE PUBLICATION p FOR TABLE t")
+            conn.execute("SELECT pg_create_logical_replication_slot('ascii_bytes', 'pgoutput')")
+            conn.execute("INSERT INTO t VALUES (1, E'caf\\xe9')")
+        tail = rdsrepl.start("-q", "slot", "tail", "ascii_bytes", "--until-now", dsn=dsn, stdout=subprocess.PIPE)
+        out, _ = tail.communicate(timeout=60)
+        assert tail.returncode == 0
+        assert b'"v":"caf\xe9"' in out
+    finally:
+        with closing(pg15.connect(dbname=name)) as conn:
+            conn.execute("SELECT pg_drop_replication_slot('ascii_bytes')")
+        with closing(pg15.connect()) as conn:
+            conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_keys_old_rows_and_unchanged_values(slots: Database, rdsrepl: Program) -> None:

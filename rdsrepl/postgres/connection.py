@@ -217,7 +217,12 @@ def setting(connection: Connection, name: str) -> str:
 
     row = connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone()
     assert row is not None
-    return str(row[0])
+    return text(row[0])
+
+
+def text(value: str | bytes) -> str:
+    """Return a text value as ``str``; a connection with client_encoding SQL_ASCII gives bytes."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
 
 
 def translate(exc: psycopg.Error) -> errors.Error:
@@ -254,7 +259,9 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
             return errors.SlotInvalidated, (
                 "its changes are gone: drop it, create it anew and copy the tables again (rdsrepl slot drop NAME)"
             )
-    if state == "42704" and "publication" in text:
+    if "publication WHERE" in text:
+        return errors.BadValue, "a row filter may use columns, built-in immutable functions and operators only"
+    if state == "42704" and "publication" in text and "does not exist" in text:
         return errors.NotFound, (
             "make it again (rdsrepl publication create); changes older than a publication cannot be decoded with it, "
             "so a new one also needs a new slot, or one moved past them (rdsrepl slot advance NAME --to-current)"
@@ -298,7 +305,11 @@ def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str])
         if sslmode and "service" not in keywords:
             keywords["sslmode"] = sslmode
     options = keywords.get("options", defaults.get("options", ""))
+    # UTF8 is what every decoder and printer here expects, whatever the database's own encoding.
+    keywords["client_encoding"] = settings.get("client_encoding", "UTF8")
     for name, value in settings.items():
+        if name == "client_encoding":
+            continue  # libpq's own keyword
         escaped = value.replace("\\", "\\\\").replace(" ", "\\ ")
         options += f" -c {name}={escaped}"
     if options:
@@ -306,8 +317,6 @@ def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str])
     if "passfile" in keywords and "password" not in keywords:
         # libpq would prefer PGPASSWORD, which then is meant for another server; an empty password means: look it up.
         keywords["password"] = ""
-    # UTF8 is what every decoder and printer here expects, whatever the database's own encoding.
-    keywords["client_encoding"] = "UTF8"
     if replication:
         keywords["replication"] = "database"
     return keywords

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -86,11 +86,16 @@ def assemble(
         )
     fmt = _format(name, findings, catalog, colour)
     if plugin == "pgoutput":
-        return _pgoutput(findings, fmt, tables, given, until_lsn)
-    if plugin == "wal2json":
-        return _wal2json(findings, name, fmt, catalog, tables, given, until_lsn)
-    decoder = TestDecoding(tables, until_lsn=until_lsn, colour=colour and name is FormatName.pretty)
-    return Pipeline(decoder, dict(given), {})
+        pipeline = _pgoutput(findings, fmt, tables, given, until_lsn)
+    elif plugin == "wal2json":
+        pipeline = _wal2json(findings, name, fmt, catalog, tables, given, until_lsn)
+    else:
+        decoder = TestDecoding(tables, until_lsn=until_lsn, colour=colour and name is FormatName.pretty)
+        pipeline = Pipeline(decoder, dict(given), {})
+    if findings.lenient_text:
+        # Such a server knows no conversion, and refuses to send bytes that are no UTF-8 as UTF-8.
+        return replace(pipeline, settings={**pipeline.settings, "client_encoding": "SQL_ASCII"})
+    return pipeline
 
 
 def _format(name: FormatName, findings: Findings, catalog: Catalog, colour: bool) -> Format | None:

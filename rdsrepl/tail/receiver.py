@@ -60,7 +60,8 @@ class Receiver:
         try:
             row = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
             assert row is not None
-            self.system_id, self.timeline, self.server_lsn = str(row[0]), int(row[1]), Lsn.parse(str(row[2]))
+            self.system_id, self.timeline = connection.text(row[0]), int(row[1])
+            self.server_lsn = Lsn.parse(connection.text(row[2]))
             self.wal_sender_timeout_seconds = _seconds(connection.setting(self._conn, "wal_sender_timeout"))
         except BaseException as exc:
             self._conn.close()
