@@ -5,9 +5,12 @@ The rules are PostgreSQL's own (manual, sections 31.1 to 31.10 and 31.8, restric
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from rdsrepl.units import format_size
 
 
 class Level(StrEnum):
@@ -27,6 +30,7 @@ class Finding:
         object: the table, or other object, it is about.
         message: one line.
         remedy: what to do, with the statement where there is one.
+        publication: the publication it was found in.
     """
 
     level: Level
@@ -34,6 +38,7 @@ class Finding:
     object: str
     message: str
     remedy: str
+    publication: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,19 @@ class TableFacts:
         relkind: ``pg_class.relkind``: r, p (partitioned), f (foreign), v, m.
         relpersistence: p, u (unlogged), t (temporary).
         replica_identity: d, n, f or i.
-        identity_columns: the columns that identify a row: the primary key's or the chosen index's; empty without.
+        identity_columns: the columns that identify a row: the primary key's or the chosen index's; empty without one
+            that serves (a deferrable key and an invalid index do not).
+        deferrable_key: it has a primary key, and that is deferrable.
         row_filter, filter_columns: the row filter and the columns it reads; None without.
         column_list: the published columns; None is all of them.
         generated_columns: stored generated columns.
-        sequences: sequences that feed its columns.
+        virtual_columns: virtual generated columns (18+).
+        sequences: sequences that feed its columns: serial, identity, or named in a default.
         large_object_columns: columns of type oid or lo.
         parent: the partitioned root, for a partition.
+        partition_count: for a partitioned table, how many partitions hold its rows.
         references: tables with a foreign key to this one.
-        approximate_bytes: its size.
+        approximate_bytes: its size on disk, indexes and TOAST left out.
     """
 
     name: str
@@ -61,13 +70,16 @@ class TableFacts:
     relpersistence: str = "p"
     replica_identity: str = "d"
     identity_columns: tuple[str, ...] = ()
+    deferrable_key: bool = False
     row_filter: str | None = None
     filter_columns: tuple[str, ...] = ()
     column_list: tuple[str, ...] | None = None
     generated_columns: tuple[str, ...] = ()
+    virtual_columns: tuple[str, ...] = ()
     sequences: tuple[str, ...] = ()
     large_object_columns: tuple[str, ...] = ()
     parent: str | None = None
+    partition_count: int | None = None
     references: tuple[str, ...] = ()
     approximate_bytes: int = 0
 
@@ -79,8 +91,12 @@ class PublicationFacts:
     Attributes:
         pubname … pubviaroot: as in ``pg_publication``.
         publishes_generated: whether stored generated columns are published (18+).
-        tables: what is published.
-        left_out: what stands in its scope (its schemas; the database for all tables) and cannot be published.
+        tables: what is published, under the name that its changes carry; and, without ``pubviaroot``, the partitioned
+            tables whose partitions carry their own names.
+        partitions: with ``pubviaroot``, the partitions behind ``tables``, with their root's column list and filter:
+            it is their own replica identity that counts.
+        left_out: what stands in its scope (its schemas; the database for all tables; partitions) and cannot be
+            published.
         large_objects: how many large objects the database holds.
     """
 
@@ -95,25 +111,44 @@ class PublicationFacts:
     tables: tuple[TableFacts, ...]
     left_out: tuple[TableFacts, ...] = ()
     large_objects: int = 0
+    partitions: tuple[TableFacts, ...] = ()
 
     @property
     def needs_identity(self) -> bool:
         """Whether UPDATE or DELETE is published."""
         return self.pubupdate or self.pubdelete
 
+    @property
+    def verbs(self) -> str:
+        """The statements that need a replica identity, in words."""
+        return " and ".join(verb for verb, on in (("UPDATE", self.pubupdate), ("DELETE", self.pubdelete)) if on)
+
+    @property
+    def stores(self) -> tuple[TableFacts, ...]:
+        """The tables that hold the rows: partitioned ones give way to their partitions."""
+        return (*(table for table in self.tables if table.relkind != "p"), *self.partitions)
+
 
 def check(facts: PublicationFacts) -> list[Finding]:
     """Return all findings, the critical ones first."""
     found = [finding for rule in RULES for finding in rule(facts)]
-    return sorted(found, key=lambda finding: finding.level is not Level.critical)
+    ordered = sorted(found, key=lambda finding: finding.level is not Level.critical)
+    return [replace(finding, publication=facts.pubname) for finding in ordered]
+
+
+def failing(facts: PublicationFacts) -> list[Finding]:
+    """Return only what makes statements on the publisher fail."""
+    return [*replica_identity(facts), *identity_covered(facts)]
 
 
 def empty(facts: PublicationFacts) -> Iterator[Finding]:
     """Find a publication without tables: it looks healthy, and nothing flows."""
-    if not facts.tables:
+    # A partitioned table without partitions, published under their names, gives nothing either.
+    if not any(table.relkind != "p" or facts.pubviaroot for table in facts.tables):
         yield Finding(
             Level.critical, "empty", facts.pubname, "it has no tables: its slot stays green, nothing flows",
-            f"rdsrepl publication add {facts.pubname} --table schema.table",
+            "create the tables in its scope, or check that this is the right database" if facts.puballtables
+            else f"rdsrepl publication add {shlex.quote(facts.pubname)} --table SCHEMA.TABLE",
         )  # fmt: skip
 
 
@@ -122,7 +157,7 @@ def nothing_published(facts: PublicationFacts) -> Iterator[Finding]:
     if not (facts.pubinsert or facts.pubupdate or facts.pubdelete or facts.pubtruncate):
         yield Finding(
             Level.critical, "publishes_nothing", facts.pubname, "it publishes no operation (publish = '')",
-            f"ALTER PUBLICATION {facts.pubname} SET (publish = 'insert, update, delete, truncate')",
+            f"ALTER PUBLICATION {_quoted(facts.pubname)} SET (publish = 'insert, update, delete, truncate')",
         )  # fmt: skip
 
 
@@ -130,39 +165,40 @@ def replica_identity(facts: PublicationFacts) -> Iterator[Finding]:
     """Without a replica identity, UPDATE and DELETE fail on the publisher itself."""
     if not facts.needs_identity:
         return
-    verbs = " and ".join(verb for verb, on in (("UPDATE", facts.pubupdate), ("DELETE", facts.pubdelete)) if on)
-    for table in facts.tables:
-        if table.relkind == "p" and not facts.pubviaroot:
-            continue  # its partitions are looked at
-        if table.replica_identity != "f" and not table.identity_columns:
-            why = {"d": "no primary key", "n": "REPLICA IDENTITY NOTHING", "i": "its identity index is gone"}
-            yield Finding(
-                Level.critical, "replica_identity", table.name,
-                f"{verbs} on it will fail: {why.get(table.replica_identity, 'no replica identity')}",
-                f"ALTER TABLE {table.name} ADD PRIMARY KEY (…), or REPLICA IDENTITY USING INDEX …, or FULL",
-            )  # fmt: skip
+    reasons = {"n": "REPLICA IDENTITY NOTHING", "i": "its replica identity index is gone or invalid"}
+    for table in facts.stores:
+        if table.replica_identity == "f" or table.identity_columns:
+            continue
+        key = "its primary key is deferrable, which does not serve" if table.deferrable_key else "no primary key"
+        yield Finding(
+            Level.critical, "replica_identity", table.name,
+            f"{facts.verbs} on it will fail: {reasons.get(table.replica_identity, key)}",
+            f"ALTER TABLE {table.name} REPLICA IDENTITY DEFAULT with a primary key, USING INDEX with a unique index, "
+            "or FULL; or publish inserts only",
+        )  # fmt: skip
 
 
 def identity_covered(facts: PublicationFacts) -> Iterator[Finding]:
-    """Column lists and row filters must cover, or stay within, the replica identity."""
+    """Column lists must cover the replica identity, and row filters stay within it."""
     if not facts.needs_identity:
         return
-    for table in facts.tables:
+    for table in facts.stores:
         identity = set(table.identity_columns)
-        if table.column_list is not None:
-            missing = identity - set(table.column_list)
-            if table.replica_identity == "f" or missing:
-                what = "REPLICA IDENTITY FULL" if table.replica_identity == "f" else ", ".join(sorted(missing))
-                yield Finding(
-                    Level.critical, "column_list", table.name,
-                    f"UPDATE and DELETE on it will fail: the column list leaves out the replica identity ({what})",
-                    "add these columns to the list, or publish inserts only",
-                )  # fmt: skip
-        outside = set(table.filter_columns) - identity
-        if table.row_filter is not None and table.replica_identity != "f" and outside:
+        full = table.replica_identity == "f"
+        missing = sorted(identity - set(table.column_list or ()))
+        if table.column_list is not None and (full or missing):
+            yield Finding(
+                Level.critical, "column_list", table.name,
+                f"{facts.verbs} on it will fail: the column list leaves out the replica identity "
+                f"({'REPLICA IDENTITY FULL, which is every column' if full else ', '.join(missing)})",
+                f"ALTER TABLE {table.name} REPLICA IDENTITY DEFAULT, or leave the column list out" if full
+                else "add these columns to the list, or publish inserts only",
+            )  # fmt: skip
+        outside = sorted(set(table.filter_columns) - identity)
+        if table.row_filter is not None and not full and outside:
             yield Finding(
                 Level.critical, "row_filter", table.name,
-                f"UPDATE and DELETE on it will fail: the row filter reads {', '.join(sorted(outside))}, "
+                f"{facts.verbs} on it will fail: the row filter reads {', '.join(outside)}, "
                 "outside the replica identity",
                 f"filter on identity columns, ALTER TABLE {table.name} REPLICA IDENTITY FULL, or publish inserts only",
             )  # fmt: skip
@@ -170,31 +206,35 @@ def identity_covered(facts: PublicationFacts) -> Iterator[Finding]:
 
 def full_identity(facts: PublicationFacts) -> Iterator[Finding]:
     """REPLICA IDENTITY FULL writes the whole old row to the WAL, and subscribers may have to scan."""
-    for table in facts.tables:
-        if facts.needs_identity and table.replica_identity == "f":
+    if not facts.needs_identity:
+        return
+    for table in facts.stores:
+        if table.replica_identity == "f":
+            size = format_size(table.approximate_bytes)
             yield Finding(
                 Level.warning, "replica_identity_full", table.name,
-                "each UPDATE and DELETE writes the whole old row to the WAL, and a subscriber without an index scans",
+                f"REPLICA IDENTITY FULL: each {facts.verbs.replace('and', 'or')} writes the whole old row to the WAL, "
+                f"and a subscriber without a usable index scans the table ({size}) for each row",
                 f"a primary key is cheaper: ALTER TABLE {table.name} REPLICA IDENTITY DEFAULT",
             )  # fmt: skip
 
 
 def not_replicable(facts: PublicationFacts) -> Iterator[Finding]:
     """Unlogged, temporary and foreign tables, views and materialised views are silently left out."""
-    kinds = {"f": "a foreign table", "v": "a view", "m": "a materialised view"}
-    persistence = {"u": "unlogged", "t": "temporary"}
+    remedies = {
+        "f": ("a foreign table", "publish it where its rows are stored"),
+        "v": ("a view", "publish the tables behind it, and create the view at the subscriber"),
+        "m": ("a materialised view", "publish the tables behind it, and refresh it at the subscriber"),
+    }
     for table in facts.left_out:
-        what = kinds.get(table.relkind) or f"{persistence.get(table.relpersistence, 'a')} table"
-        remedy = (
-            f"ALTER TABLE {table.name} SET LOGGED" if table.relpersistence == "u" else "publish the tables behind it"
-        )
+        what, remedy = remedies.get(table.relkind, ("a temporary table", "use an ordinary table"))
+        if table.relkind == "r" and table.relpersistence == "u":
+            what, remedy = "an unlogged table", f"ALTER TABLE {table.name} SET LOGGED"
+        where = f" and a partition of {table.parent}" if table.parent else ""
         yield Finding(
-            Level.warning,
-            "not_replicable",
-            table.name,
-            f"it is {what} in the publication's scope: not replicated",
-            remedy,
-        )
+            Level.warning, "not_replicable", table.name,
+            f"it is {what}{where} in the publication's scope: not replicated", remedy,
+        )  # fmt: skip
 
 
 def partitions(facts: PublicationFacts) -> Iterator[Finding]:
@@ -204,7 +244,8 @@ def partitions(facts: PublicationFacts) -> Iterator[Finding]:
             yield Finding(
                 Level.warning, "partition_root", table.name,
                 "its changes come under the names of its partitions; the subscriber needs the same partitions",
-                f"ALTER PUBLICATION {facts.pubname} SET (publish_via_partition_root = true) to use the root's name",
+                f"ALTER PUBLICATION {_quoted(facts.pubname)} SET (publish_via_partition_root = true) "
+                "to use the root's name",
             )  # fmt: skip
 
 
@@ -214,20 +255,27 @@ def sequences(facts: PublicationFacts) -> Iterator[Finding]:
         if table.sequences:
             yield Finding(
                 Level.warning, "sequences", table.name, f"sequences are not replicated: {', '.join(table.sequences)}",
-                "before a switch-over, set them on the subscriber with setval()",
+                "before a switch-over, set them at the subscriber with setval()",
             )  # fmt: skip
 
 
 def large_objects(facts: PublicationFacts) -> Iterator[Finding]:
     """Large objects do not replicate; a column only holds their number."""
-    for table in facts.tables:
-        if facts.large_objects and table.large_object_columns:
-            yield Finding(
-                Level.warning, "large_objects", table.name,
-                f"{', '.join(table.large_object_columns)} may refer to large objects ({facts.large_objects} in this "
-                "database), which are not replicated",
-                "store the content in a bytea column",
-            )  # fmt: skip
+    if not facts.large_objects:
+        return
+    pointing = [table for table in facts.tables if table.large_object_columns]
+    remedy = "store the content in a bytea column"
+    for table in pointing:
+        yield Finding(
+            Level.warning, "large_objects", table.name,
+            f"{', '.join(table.large_object_columns)} may refer to large objects ({facts.large_objects} in this "
+            "database), which are not replicated", remedy,
+        )  # fmt: skip
+    if facts.puballtables and not pointing:
+        yield Finding(
+            Level.warning, "large_objects", facts.pubname,
+            f"the database holds {facts.large_objects} large objects, which are not replicated", remedy,
+        )  # fmt: skip
 
 
 def truncate(facts: PublicationFacts) -> Iterator[Finding]:
@@ -246,19 +294,22 @@ def truncate(facts: PublicationFacts) -> Iterator[Finding]:
 
 
 def generated(facts: PublicationFacts) -> Iterator[Finding]:
-    """Find generated columns: they are left out, unless 18 is told otherwise."""
-    if facts.publishes_generated:
-        return
+    """Find generated columns: they are left out, unless 18 is told otherwise; virtual ones always."""
     for table in facts.tables:
-        left_out = [
-            name for name in table.generated_columns if table.column_list is None or name not in table.column_list
-        ]
+        listed = set(table.column_list or ())
+        stored = () if facts.publishes_generated else table.generated_columns
+        left_out = [name for name in (*stored, *table.virtual_columns) if name not in listed]
         if left_out:
             yield Finding(
                 Level.warning, "generated_columns", table.name,
                 f"generated columns are not published: {', '.join(left_out)}",
-                "compute them at the subscriber; PostgreSQL 18 can: publish_generated_columns = stored",
+                "generate them at the subscriber as well; "
+                "PostgreSQL 18 can publish stored ones: publish_generated_columns = stored",
             )  # fmt: skip
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 RULES = (

@@ -1,16 +1,22 @@
-"""Publications: ``pg_publication`` and its tables (manual, sections 31.1 and 54.17)."""
+"""Publications: ``pg_publication`` and its tables (manual, sections 31.1 and 54.17).
+
+A statement here needs no guard of its own: CREATE fails on a taken name, ADD on a table that is in, DROP TABLE on one
+that is out, and DROP on a publication that is gone, each leaving everything as it was.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
-from rdsrepl.postgres.connection import server_version, translate
-from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts
+from rdsrepl.postgres.connection import in_recovery, server_version, setting, translate
+from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts, failing
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
@@ -19,6 +25,24 @@ if TYPE_CHECKING:
 
 OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 _FILTERS_SINCE, _GENERATED_SINCE = 15, 18
+_NAME_BYTES: Final = 63
+_FOREWARNED: Final = 5
+
+_PART: Final = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\W\d][\w$]*))\s*')
+_UPPER_TO_LOWER: Final = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+# PostgreSQL's lexical rules (manual, section 4.1), as far as they decide where text ends and what stands in it.
+_TOKEN: Final = re.compile(
+    r"""(?P<space>\s+)
+      | (?P<comment>--|/\*)
+      | (?P<text>[eE]'(?:[^'\\]|''|\\.)*' | '(?:[^']|'')*' | \$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$)
+      | (?P<quoted>"(?:[^"]|"")+")
+      | (?P<parameter>\$\d+)
+      | (?P<word>[^\W\d][\w$]*)
+      | (?P<number>\d[\w.]*)
+      | (?P<open>\() | (?P<close>\)) | (?P<end>;) | (?P<unfinished>['"$])
+      | (?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +56,8 @@ class Table:
         attnames: the published columns; None is all.
         rowfilter: the row filter; None without.
         partition_of: the partitioned root, for a partition.
+        relkind: ``r`` for an ordinary table, ``p`` for a partitioned one, published under its own name.
+        partition_count: for a partitioned one, how many partitions hold its rows.
     """
 
     schemaname: str
@@ -41,6 +67,8 @@ class Table:
     attnames: tuple[str, ...] | None
     rowfilter: str | None
     partition_of: str | None
+    relkind: str
+    partition_count: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +110,13 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to publish, as the user named it; names as SQL writes them.
+    """What to publish, as the user named it: names as SQL writes them, with quotes where they are needed.
 
     Attributes:
-        tables: tables.
+        tables: tables; without a schema they are looked up in ``search_path``.
         schemas: whole schemas (15+).
         all_tables: everything, now and later.
-        columns: by table, the columns to publish (15+).
+        columns: by table, the columns to publish (15+), as SQL writes them.
         filters: by table, a predicate of SQL (15+).
     """
 
@@ -97,6 +125,44 @@ class Scope:
     all_tables: bool = False
     columns: Mapping[str, tuple[str, ...]] | None = None
     filters: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Relation:
+    oid: int
+    schema: str
+    name: str
+    quoted: str
+    relkind: str
+    relpersistence: str
+    may_publish: bool
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A table to publish, looked up and checked."""
+
+    relation: _Relation
+    columns: tuple[str, ...] | None
+    predicate: str | None
+    filter_columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A table that a publication names itself."""
+
+    columns: tuple[str, ...] | None
+    predicate: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    oid: int
+    schemaname: str
+    tablename: str
+    facts: TableFacts
 
 
 _LIST: Final = """
@@ -110,77 +176,148 @@ coalesce((SELECT array_agg(n.nspname::text ORDER BY n.nspname) FROM pg_catalog.p
             JOIN pg_catalog.pg_namespace n ON n.oid = pn.pnnspid WHERE pn.pnpubid = p.oid), '{}')
 """
 _GENCOLS: Final = "CASE p.pubgencols WHEN 's' THEN 'stored' ELSE 'none' END"
-# All that is known of tables; `published` and `left_out` pick theirs.
+# All that is known of tables; the parts below pick theirs. A deferrable key and an invalid index identify no row.
 _TABLE_FACTS: Final = """
-SELECT n.nspname::text, c.relname::text, format('%%I.%%I', n.nspname, c.relname), c.relkind::text,
+SELECT c.oid, n.nspname::text, c.relname::text, format('%%I.%%I', n.nspname, c.relname), c.relkind::text,
        c.relpersistence::text, c.relreplident::text,
        coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_index i
                    JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-                  WHERE i.indrelid = c.oid AND i.indisvalid
+                  WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
                     AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident
                         ELSE false END), '{{}}'),
+       EXISTS (SELECT FROM pg_catalog.pg_index i
+                WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate),
        {filter}, {filter_columns}, {columns},
        coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
                   WHERE a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped), '{{}}'),
-       coalesce((SELECT array_agg(DISTINCT d.objid::regclass::text) FROM pg_catalog.pg_depend d
-                   JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
-                  WHERE d.refobjid = c.oid AND d.deptype IN ('a', 'i')), '{{}}'),
+       coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+                  WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped), '{{}}'),
+       coalesce((SELECT array_agg(DISTINCT format('%%I.%%I', sn.nspname, s.relname))
+                   FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
+                  WHERE s.relkind = 'S' AND (
+                        EXISTS (SELECT FROM pg_catalog.pg_depend d
+                                 WHERE d.classid = 'pg_class'::regclass AND d.objid = s.oid
+                                   AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
+                                   AND d.deptype IN ('a', 'i'))
+                     OR s.oid IN (SELECT d.refobjid FROM pg_catalog.pg_attrdef e
+                                    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_attrdef'::regclass
+                                         AND d.objid = e.oid AND d.refclassid = 'pg_class'::regclass
+                                   WHERE e.adrelid = c.oid))), '{{}}'),
        coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
                    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND t.typname IN ('oid', 'lo') AND NOT a.attisdropped),
                 '{{}}'),
-       (SELECT pg_partition_root(c.oid)::regclass::text WHERE c.relispartition),
+       {parent},
+       CASE c.relkind WHEN 'p' THEN (SELECT count(*) FROM pg_partition_tree(c.oid) pt WHERE pt.isleaf) END,
        coalesce((SELECT array_agg(DISTINCT format('%%I.%%I', fn.nspname, fc.relname)) FROM pg_catalog.pg_constraint k
                    JOIN pg_catalog.pg_class fc ON fc.oid = k.conrelid
                    JOIN pg_catalog.pg_namespace fn ON fn.oid = fc.relnamespace
                   WHERE k.confrelid = c.oid AND k.contype = 'f' AND k.conparentid = 0 AND k.conrelid <> c.oid), '{{}}'),
-       pg_relation_size(c.oid)
+       coalesce(pg_relation_size(c.oid), 0)
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+"""
+# A partition's parent: its root, or among the tables in question the one that is published in its place.
+_ROOT: Final = """
+(SELECT format('%%I.%%I', rn.nspname, rc.relname) FROM pg_catalog.pg_class rc
+   JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace
+  WHERE c.relispartition AND rc.oid = pg_partition_root(c.oid))
+"""
+_PUBLISHED_ROOT: Final = """
+(SELECT format('%%I.%%I', rn.nspname, rc.relname) FROM pg_partition_ancestors(c.oid) pa
+   JOIN pg_catalog.pg_class rc ON rc.oid = pa.relid JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace
+  WHERE c.relispartition AND pa.relid <> c.oid AND pa.relid = ANY (%(roots)s) LIMIT 1)
 """
 _PUBLISHED: Final = """
   JOIN pg_catalog.pg_publication_tables t ON t.schemaname = n.nspname AND t.tablename = c.relname
   LEFT JOIN pg_catalog.pg_publication_rel pr ON pr.prrelid = c.oid
        AND pr.prpubid = (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = t.pubname)
- WHERE t.pubname = %(name)s ORDER BY 1, 2
+ WHERE t.pubname = %(name)s ORDER BY n.nspname, c.relname
 """
-_ROOTS: Final = """
-  JOIN pg_catalog.pg_publication_rel pr ON pr.prrelid = c.oid
- WHERE c.relkind = 'p' AND pr.prpubid = (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = %(name)s)
-   AND NOT EXISTS (SELECT FROM pg_catalog.pg_publication_tables t
-                    WHERE t.pubname = %(name)s AND t.schemaname = n.nspname AND t.tablename = c.relname)
- ORDER BY 1, 2
+_PARTITIONED: Final = """
+  LEFT JOIN pg_catalog.pg_publication_rel pr ON pr.prrelid = c.oid
+       AND pr.prpubid = (SELECT oid FROM pg_catalog.pg_publication WHERE pubname = %(name)s)
+ WHERE c.relkind = 'p'
+   AND (pr.oid IS NOT NULL OR (NOT c.relispartition AND (%(all)s OR n.nspname = ANY (%(schemas)s))))
+ ORDER BY n.nspname, c.relname
 """
+_PARTITIONS: Final = """
+  LEFT JOIN pg_catalog.pg_publication_rel pr ON false
+ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND c.relispartition
+   AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a WHERE a.relid = ANY (%(roots)s))
+ ORDER BY n.nspname, c.relname
+"""
+# Other sessions' temporary tables are their own affair; an extension's objects are the extension's.
 _LEFT_OUT: Final = """
   LEFT JOIN pg_catalog.pg_publication_rel pr ON false
  WHERE (c.relkind IN ('v', 'm', 'f') OR (c.relkind = 'r' AND c.relpersistence <> 'p'))
    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_(toast|temp)'
-   AND (%(all)s OR n.nspname = ANY (%(schemas)s))
-   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e')
- ORDER BY 1, 2
+   AND (%(all)s OR n.nspname = ANY (%(schemas)s)
+        OR (c.relispartition AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a WHERE a.relid = ANY (%(roots)s))))
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+ ORDER BY n.nspname, c.relname
+"""
+_REQUESTED: Final = """
+  LEFT JOIN pg_catalog.pg_publication_rel pr ON false
+ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+   AND (%(all)s OR n.nspname = ANY (%(schemas)s) OR c.oid = ANY (%(roots)s)
+        OR (c.relispartition AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a WHERE a.relid = ANY (%(roots)s))))
+ ORDER BY n.nspname, c.relname
+"""
+_MEMBERS: Final = """
+SELECT pr.prrelid, {columns}, {filter} FROM pg_catalog.pg_publication_rel pr
+  JOIN pg_catalog.pg_publication p ON p.oid = pr.prpubid WHERE p.pubname = %s
+"""
+_MEMBER_COLUMNS: Final = """
+(SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
+  WHERE a.attrelid = pr.prrelid AND a.attnum = ANY (pr.prattrs::int2[]))
+"""
+_MEMBER_FILTER: Final = "pg_get_expr(pr.prqual, pr.prrelid)"
+_FILTER_COLUMNS: Final = """
+coalesce((SELECT array_agg(DISTINCT a.attname::text) FROM pg_catalog.pg_attribute a
+           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND pr.prqual::text ~
+                 (':varno 1 :varattno ' || a.attnum || ' ')), '{}')
 """
 _FIND: Final = """
-SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text,
-       pg_has_role(c.relowner, 'usage'), pg_get_userbyid(c.relowner)::text
+SELECT c.oid, n.nspname::text, c.relname::text, format('%%I.%%I', n.nspname, c.relname), c.relkind::text,
+       c.relpersistence::text, pg_has_role(c.relowner, 'usage'), pg_get_userbyid(c.relowner)::text
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.oid = to_regclass(%s)
+ WHERE CASE WHEN %(schema)s::text IS NULL THEN c.oid = to_regclass(quote_ident(%(table)s))
+            ELSE n.nspname = %(schema)s::text AND c.relname = %(table)s::text END
 """
 _NAMES: Final = """
-SELECT format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
+SELECT n.nspname::text, c.relname::text, format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
   JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+ WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2
+"""
+_SCHEMA_NAMES: Final = """
+SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname <> 'information_schema' AND nspname !~ '^pg_'
 """
 _COLUMNS: Final = """
-SELECT attname::text FROM pg_catalog.pg_attribute
- WHERE attrelid = format('%%I.%%I', %s::text, %s::text)::regclass AND attnum > 0 AND NOT attisdropped
+SELECT attname::text, attgenerated::text FROM pg_catalog.pg_attribute
+ WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+# Names in front of a parenthesis that are functions, none of them built in and immutable.
+_NOT_IMMUTABLE: Final = """
+SELECT p.proname::text FROM pg_catalog.pg_proc p
+ WHERE p.proname = ANY (%s)
+   AND NOT EXISTS (SELECT FROM pg_get_keywords() k WHERE k.word = p.proname AND k.catcode = 'R')
+ GROUP BY 1 HAVING NOT bool_or(p.provolatile = 'i' AND p.oid < 16384) ORDER BY 1
 """
 _RIGHTS: Final = """
 SELECT r.rolsuper OR EXISTS (SELECT FROM pg_catalog.pg_roles s WHERE s.rolname = 'rds_superuser'
                                 AND pg_has_role(r.oid, s.oid, 'member')),
-       has_database_privilege(current_database(), 'CREATE'), r.rolname::text, current_database()::text
+       has_database_privilege(current_database(), 'CREATE'), r.rolname::text, quote_ident(r.rolname),
+       quote_ident(current_database())
   FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
 """
+_OWNER: Final = """
+SELECT pg_has_role(pubowner, 'usage'), pg_get_userbyid(pubowner)::text, current_user::text
+  FROM pg_catalog.pg_publication WHERE pubname = %s
+"""
 _CONSUMERS: Final = """
-SELECT s.slot_name::text, s.active_pid FROM pg_catalog.pg_replication_slots s
+SELECT s.slot_name::text, s.active_pid, w.usename::text, nullif(w.application_name, '')
+  FROM pg_catalog.pg_replication_slots s LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid
  WHERE s.database = current_database() AND s.plugin = 'pgoutput' ORDER BY s.slot_name
 """
 _IDENTITY: Final = {"d": "default", "n": "nothing", "f": "full", "i": "index"}
@@ -226,7 +363,7 @@ def published(conn: Connection, name: str) -> Published:
     """
     publication = get(conn, name)
     rows = _facts(conn, _PUBLISHED, {"name": name})
-    return Published(publication, tuple(_table(schema, table, facts) for schema, table, facts in rows))
+    return Published(publication, tuple(_table(row) for row in rows))
 
 
 def facts(conn: Connection, name: str) -> PublicationFacts:
@@ -236,25 +373,95 @@ def facts(conn: Connection, name: str) -> PublicationFacts:
         NotFound: there is no such publication.
     """
     publication = get(conn, name)
-    tables = _facts(conn, _PUBLISHED, {"name": name})
-    roots = _facts(conn, _ROOTS, {"name": name})
-    scope = {"all": publication.puballtables, "schemas": list(publication.schemas)}
-    left_out = _facts(conn, _LEFT_OUT, scope) if publication.puballtables or publication.schemas else []
-    row = conn.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata").fetchone()
-    assert row is not None
+    scope = {"name": name, "all": publication.puballtables, "schemas": list(publication.schemas)}
+    tables = _facts(conn, _PUBLISHED, scope)
+    # With pubviaroot the partitioned tables are among the published ones already.
+    roots = [] if publication.pubviaroot else _facts(conn, _PARTITIONED, scope)
+    scope["roots"] = [row.oid for row in (*tables, *roots) if row.facts.relkind == "p"]
+    partitions: list[TableFacts] = []
+    if publication.pubviaroot and scope["roots"]:
+        lists = {row.facts.name: row.facts for row in tables}
+        for row in _facts(conn, _PARTITIONS, scope, parent=_PUBLISHED_ROOT):
+            root = lists[row.facts.parent or ""]
+            partitions.append(
+                replace(
+                    row.facts,
+                    column_list=root.column_list,
+                    row_filter=root.row_filter,
+                    filter_columns=root.filter_columns,
+                )
+            )
+    count = conn.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata").fetchone()
+    assert count is not None
     return PublicationFacts(
-        name,
-        publication.puballtables,
-        publication.pubinsert,
-        publication.pubupdate,
-        publication.pubdelete,
-        publication.pubtruncate,
-        publication.pubviaroot,
-        publication.pubgencols == "stored",
-        tuple(entry[2] for entry in [*tables, *roots]),
-        tuple(entry[2] for entry in left_out),
-        row[0],
+        pubname=name,
+        puballtables=publication.puballtables,
+        pubinsert=publication.pubinsert,
+        pubupdate=publication.pubupdate,
+        pubdelete=publication.pubdelete,
+        pubtruncate=publication.pubtruncate,
+        pubviaroot=publication.pubviaroot,
+        publishes_generated=publication.pubgencols == "stored",
+        tables=tuple(row.facts for row in (*tables, *roots)),
+        partitions=tuple(partitions),
+        left_out=tuple(row.facts for row in _facts(conn, _LEFT_OUT, scope)),
+        large_objects=count[0],
     )
+
+
+def parse_name(text: str) -> tuple[str, ...]:
+    """Return the parts of a name as SQL reads it: ``"We""ird".Orders`` is ``We"ird`` and ``orders``.
+
+    Raises:
+        BadValue: it is not a name.
+    """
+    parts, end = _take_name(text)
+    if end != len(text):
+        raise _not_a_name(text)
+    return parts
+
+
+def parse_columns(text: str) -> tuple[str, tuple[str, ...]]:
+    """Split ``TABLE=A,B`` into the table and its columns, all still as SQL writes them.
+
+    Raises:
+        BadValue: it is not that.
+    """
+    wrong = errors.BadValue(f"--columns {text}: not TABLE=A,B", hint="for example --columns sales.orders=id,amount")
+    try:
+        _, position = _take_name(text)
+        table = text[:position].strip()
+        columns: list[str] = []
+        while position < len(text) and text[position] == ("," if columns else "="):
+            start = position + 1
+            parts, position = _take_name(text, start)
+            if len(parts) != 1:
+                raise wrong
+            columns.append(text[start:position].strip())
+    except errors.BadValue as exc:
+        raise wrong from exc
+    if not columns or position != len(text):
+        raise wrong
+    return table, tuple(columns)
+
+
+def parse_filter(text: str) -> tuple[str, str]:
+    """Split ``TABLE: PREDICATE`` into its two.
+
+    Raises:
+        BadValue: it is not that.
+    """
+    wrong = errors.BadValue(
+        f"--where {text}: not 'TABLE: PREDICATE'", hint="for example --where 'sales.orders: amount > 0'"
+    )
+    try:
+        _, end = _take_name(text)
+    except errors.BadValue as exc:
+        raise wrong from exc
+    predicate = text[end + 1 :].strip()
+    if text[end : end + 1] != ":" or not predicate:
+        raise wrong
+    return text[:end].strip(), predicate
 
 
 def create(
@@ -270,34 +477,56 @@ def create(
     """
     from psycopg import sql
 
-    if not name or len(name.encode()) > 63:
-        raise errors.BadValue(f"{name!r} cannot be a publication's name", hint="1 to 63 bytes")
-    if any(publication.pubname == name for publication in ls(conn)):
-        raise errors.AlreadyExists(
-            f"publication {name} exists already", hint=f"rdsrepl publication show {name}, add or remove tables there"
-        )
+    if not name or len(name.encode()) > _NAME_BYTES:
+        raise errors.BadValue(f"{name!r} cannot be a publication's name", hint=f"1 to {_NAME_BYTES} bytes")
     if not (scope.tables or scope.schemas or scope.all_tables):
         raise errors.BadValue("a publication of nothing", hint="add --table, --schema or --all-tables")
+    if scope.all_tables and (scope.tables or scope.schemas or scope.columns or scope.filters):
+        raise errors.BadValue("--all-tables stands alone", hint="leave --table, --schema, --columns and --where out")
     if unknown := [operation for operation in publish if operation not in OPERATIONS]:
         raise errors.BadValue(f"--publish {', '.join(unknown)}: no such operation", hint=", ".join(OPERATIONS))
-    _require_create(conn, scope)
+    if not publish:
+        raise errors.BadValue("--publish names no operation", hint=", ".join(OPERATIONS))
+    _require_primary(conn)
+    if any(publication.pubname == name for publication in ls(conn)):
+        word = shlex.quote(name)
+        raise errors.AlreadyExists(
+            f"publication {name} exists already",
+            hint=f"rdsrepl publication show {word}; rdsrepl publication add {word} adds to it",
+        )
+    entries, schemas = _resolve(conn, scope, via_root=via_root)
+    _require_rights(conn, whole=scope.all_tables or bool(schemas), creates=True)
+    _require_owned(entries)
     statement: SQL | Composed = sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name))
-    if scope.all_tables:
-        if scope.tables or scope.schemas or scope.columns or scope.filters:
-            raise errors.BadValue(
-                "--all-tables stands alone", hint="leave --table, --schema, --columns and --where out"
-            )
-        statement += sql.SQL(" FOR ALL TABLES")
-    else:
-        statement += sql.SQL(" FOR ") + _objects(conn, scope)
+    statement += sql.SQL(" FOR ALL TABLES") if scope.all_tables else sql.SQL(" FOR ") + _objects(entries, schemas)
     options: list[SQL | Composed] = []
-    if tuple(publish) != OPERATIONS:
-        options.append(sql.SQL("publish = {}").format(sql.Literal(", ".join(publish))))
+    operations = tuple(operation for operation in OPERATIONS if operation in publish)
+    if operations != OPERATIONS:
+        options.append(sql.SQL("publish = {}").format(sql.Literal(", ".join(operations))))
     if via_root:
         options.append(sql.SQL("publish_via_partition_root = true"))
     if options:
         statement += sql.SQL(" WITH ({})").format(sql.SQL(", ").join(options))
-    return Plan(f"create publication {name}", (Statement(f"create publication {name}", statement),))
+    planned = Publication(
+        pubname=name,
+        owner="",
+        puballtables=scope.all_tables,
+        pubinsert="insert" in operations,
+        pubupdate="update" in operations,
+        pubdelete="delete" in operations,
+        pubtruncate="truncate" in operations,
+        pubviaroot=via_root,
+        pubgencols=None,
+        schemas=(),
+        table_count=0,
+    )
+    warnings = _forewarn(conn, planned, entries, schemas)
+    if (wal_level := setting(conn, "wal_level")) != "logical":
+        warnings.append(
+            f"wal_level is {wal_level}: nothing can be streamed before it is logical "
+            "(a restart; on RDS: rds.logical_replication = 1 in the parameter group)"
+        )
+    return Plan(f"create publication {name}", (Statement(f"create publication {name}", statement),), tuple(warnings))
 
 
 def add(conn: Connection, name: str, scope: Scope) -> Plan:
@@ -305,55 +534,84 @@ def add(conn: Connection, name: str, scope: Scope) -> Plan:
 
     Raises:
         NotFound: the publication, a table, schema or column does not exist.
-        Refused: it publishes all tables, or a table cannot be published.
+        Refused: it publishes all tables, a table cannot be published, or is in with another column list or filter.
         BadValue, Denied, Unsupported: as in ``create``.
     """
     from psycopg import sql
 
     publication = get(conn, name)
     _require_partial(publication)
-    if scope.schemas:
-        _require_create(conn, scope)
-    present = {(table.schemaname, table.tablename) for table in published(conn, name).tables}
-    tables = tuple(text for text in scope.tables if _find(conn, text)[:2] not in present)
-    schemas = tuple(schema for schema in scope.schemas if schema not in publication.schemas)
+    _require_primary(conn)
+    entries, wanted = _resolve(conn, scope, via_root=publication.pubviaroot)
+    _require_publication_owner(conn, name)
+    members = _members(conn, name)
+    schemas = [schema for schema in wanted if schema not in publication.schemas]
+    new: list[_Entry] = []
+    for entry in entries:
+        member = members.get(entry.relation.oid)
+        if member is not None:
+            _require_same(name, entry, member)
+        elif entry.columns or entry.predicate or entry.relation.schema not in publication.schemas:
+            new.append(entry)
     title = f"add to publication {name}"
-    if not tables and not schemas:
+    if not new and not schemas:
         return Plan(title, (), unchanged="it has all that already")
-    rest = Scope(tables, schemas, columns=scope.columns, filters=scope.filters)
-    statement = sql.SQL("ALTER PUBLICATION {} ADD ").format(sql.Identifier(name)) + _objects(conn, rest)
-    warning = "only changes from now on are published; rows that are there already are not copied"
-    return Plan(title, (Statement(f"add {', '.join([*tables, *schemas])} to {name}", statement),), (warning,))
+    listed = [entry for entry in new if entry.columns]
+    if (listed and publication.schemas) or (schemas and any(member.columns for member in members.values())):
+        raise errors.Refused(
+            f"publication {name} would have a column list and a whole schema, which PostgreSQL does not allow",
+            hint="keep column lists in a publication of their own",
+        )
+    if schemas:
+        _require_rights(conn, whole=True, creates=False)
+    _require_owned(new)
+    statement = sql.SQL("ALTER PUBLICATION {} ADD ").format(sql.Identifier(name)) + _objects(new, schemas)
+    what = ", ".join([*(entry.relation.quoted for entry in new), *(f"schema {schema}" for schema in schemas)])
+    warnings = ["only changes from now on are published; rows that are there already are not copied"]
+    warnings += _forewarn(conn, publication, new, schemas)
+    return Plan(title, (Statement(f"add {what} to {name}", statement),), tuple(warnings))
 
 
 def remove(conn: Connection, name: str, scope: Scope) -> Plan:
     """Return the plan that takes tables or schemas out of a publication; those it does not have are left out.
 
     Raises:
-        NotFound: the publication or a table does not exist.
-        Refused: it publishes all tables.
+        NotFound: the publication, a table or a schema does not exist.
+        Refused: it publishes all tables, or a table stands in it with its whole schema.
+        Denied: the publication belongs to another role.
     """
     from psycopg import sql
 
     publication = get(conn, name)
     _require_partial(publication)
-    present = {(table.schemaname, table.tablename) for table in published(conn, name).tables}
-    found = [_find(conn, text) for text in scope.tables]
-    tables = [entry[:2] for entry in found if entry[:2] in present or entry[2] == "p"]
-    schemas = [schema for schema in scope.schemas if schema in publication.schemas]
+    _require_primary(conn)
+    found = list(dict.fromkeys(_find(conn, text) for text in scope.tables))
+    wanted = [_schema(conn, text) for text in scope.schemas]
+    _require_publication_owner(conn, name)
+    members = _members(conn, name)
+    schemas = [schema for schema in dict.fromkeys(wanted) if schema in publication.schemas]
+    tables: list[_Relation] = []
+    for relation in found:
+        if relation.oid in members:
+            tables.append(relation)
+        elif relation.schema in publication.schemas and relation.schema not in schemas:
+            raise errors.Refused(
+                f"{relation.quoted} is published with its whole schema; it cannot be taken out alone",
+                hint=f"rdsrepl publication remove {shlex.quote(name)} --schema …, then add the tables to be kept",
+            )
     title = f"remove from publication {name}"
     if not tables and not schemas:
         return Plan(title, (), unchanged="it has none of that")
     parts: list[Composed] = []
     if tables:
-        names = sql.SQL(", ").join(sql.Identifier(*entry) for entry in tables)
+        names = sql.SQL(", ").join(sql.Identifier(relation.schema, relation.name) for relation in tables)
         parts.append(sql.SQL("TABLE {}").format(names))
     if schemas:
         parts.append(sql.SQL("TABLES IN SCHEMA {}").format(sql.SQL(", ").join(map(sql.Identifier, schemas))))
     statement = sql.SQL("ALTER PUBLICATION {} DROP {}").format(sql.Identifier(name), sql.SQL(", ").join(parts))
-    what = ", ".join([*(".".join(entry) for entry in tables), *schemas])
+    what = ", ".join([*(relation.quoted for relation in tables), *(f"schema {schema}" for schema in schemas)])
     warnings = [f"changes of {what} are published no more"]
-    if publication.table_count <= len(tables):
+    if len(tables) == len(members) and len(schemas) == len(publication.schemas):
         warnings.append(f"{name} is empty then: its consumers stay connected and receive nothing")
     return Plan(title, (Statement(f"remove {what} from {name}", statement),), tuple(warnings))
 
@@ -363,54 +621,127 @@ def drop(conn: Connection, name: str) -> Plan:
 
     Raises:
         NotFound: there is no such publication.
+        Denied: it belongs to another role.
+        NotPrimary: the server is a standby.
     """
     from psycopg import sql
 
     get(conn, name)
+    _require_primary(conn)
+    _require_publication_owner(conn, name)
     warnings: list[str] = []
-    for slot, pid in conn.execute(_CONSUMERS).fetchall():
-        state = f"in use by PID {pid}" if pid else "inactive"
+    for slot, pid, user, application in conn.execute(_CONSUMERS).fetchall():
+        who = "".join([f", user {user}" if user else "", f", application {application}" if application else ""])
+        state = f"in use by PID {pid}{who}" if pid else "inactive"
         warnings.append(f"slot {slot} ({state}) may stream it: its next change then fails, until another slot is made")
     statement = sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name))
     return Plan(f"drop publication {name}", (Statement(f"drop publication {name}", statement),), tuple(warnings))
 
 
-def _facts(conn: Connection, which: str, parameters: Mapping[str, Any]) -> list[tuple[str, str, TableFacts]]:
+def _facts(conn: Connection, which: str, parameters: Mapping[str, Any], *, parent: str = _ROOT) -> list[_Row]:
     from psycopg import sql
 
     new = server_version(conn) >= _FILTERS_SINCE
     query = sql.SQL(_TABLE_FACTS).format(
-        filter=sql.SQL("pg_get_expr(pr.prqual, pr.prrelid)" if new else "NULL::text"),
-        filter_columns=sql.SQL(
-            """coalesce((SELECT array_agg(DISTINCT a.attname::text) FROM pg_catalog.pg_attribute a
-                          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND pr.prqual::text ~
-                                (':varno 1 :varattno ' || a.attnum || ' ')), '{}')"""
-            if new
-            else "'{}'::text[]"
-        ),
-        columns=sql.SQL(
-            """(SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
-                 WHERE a.attrelid = c.oid AND a.attnum = ANY (pr.prattrs::int2[]))"""
-            if new
-            else "NULL::text[]"
-        ),
+        filter=sql.SQL(_MEMBER_FILTER if new else "NULL::text"),
+        filter_columns=sql.SQL(_FILTER_COLUMNS if new else "'{}'::text[]"),
+        columns=sql.SQL(_MEMBER_COLUMNS if new else "NULL::text[]"),
+        parent=sql.SQL(parent),
     )
-    found: list[tuple[str, str, TableFacts]] = []
+    found: list[_Row] = []
     for row in conn.execute(query + sql.SQL(which), parameters).fetchall():
-        schema, table, name, kind, persistence, identity, keys, filter_, read, columns, *rest = row
-        generated, sequences, large, parent, references, size = rest
+        oid, schema, table, name, kind, persistence, identity, keys, deferrable, filter_, read, columns, *rest = row
+        generated, virtual, sequences, large, root, count, references, size = rest
         fact = TableFacts(
-            name, kind, persistence, identity, tuple(keys), filter_, tuple(read),
-            None if columns is None else tuple(columns), tuple(generated), tuple(sequences), tuple(large), parent,
-            tuple(references), size,
-        )  # fmt: skip
-        found.append((schema, table, fact))
+            name=name,
+            relkind=kind,
+            relpersistence=persistence,
+            replica_identity=identity,
+            identity_columns=tuple(keys),
+            deferrable_key=deferrable,
+            row_filter=filter_,
+            filter_columns=tuple(read),
+            column_list=None if columns is None else tuple(columns),
+            generated_columns=tuple(generated),
+            virtual_columns=tuple(virtual),
+            sequences=tuple(sequences),
+            large_object_columns=tuple(large),
+            parent=root,
+            partition_count=count,
+            references=tuple(references),
+            approximate_bytes=size,
+        )
+        found.append(_Row(oid, schema, table, fact))
     return found
 
 
-def _table(schema: str, table: str, facts: TableFacts) -> Table:
-    identity = _IDENTITY.get(facts.replica_identity, facts.replica_identity)
-    return Table(schema, table, identity, facts.identity_columns, facts.column_list, facts.row_filter, facts.parent)
+def _members(conn: Connection, name: str) -> dict[int, _Member]:
+    from psycopg import sql
+
+    new = server_version(conn) >= _FILTERS_SINCE
+    query = sql.SQL(_MEMBERS).format(
+        columns=sql.SQL(_MEMBER_COLUMNS if new else "NULL::text[]"),
+        filter=sql.SQL(_MEMBER_FILTER if new else "NULL::text"),
+    )
+    rows = conn.execute(query, (name,)).fetchall()
+    return {oid: _Member(None if columns is None else tuple(columns), filter_) for oid, columns, filter_ in rows}
+
+
+def _forewarn(
+    conn: Connection, publication: Publication, entries: Sequence[_Entry], schemas: Sequence[str]
+) -> list[str]:
+    """Say which statements the server will refuse once these are published: the surprise that stops applications."""
+    oids = [entry.relation.oid for entry in entries]
+    scope = {"all": publication.puballtables, "schemas": list(schemas), "roots": oids}
+    given = {entry.relation.quoted: entry for entry in entries}
+    tables: list[TableFacts] = []
+    for row in _facts(conn, _REQUESTED, scope, parent=_PUBLISHED_ROOT):
+        entry = given.get(row.facts.name) or given.get(row.facts.parent or "")
+        if entry is not None:
+            fact = replace(
+                row.facts,
+                column_list=entry.columns,
+                row_filter=entry.predicate,
+                filter_columns=entry.filter_columns,
+            )
+            tables.append(fact)
+        else:
+            tables.append(row.facts)
+    found = failing(
+        PublicationFacts(
+            pubname=publication.pubname,
+            puballtables=publication.puballtables,
+            pubinsert=publication.pubinsert,
+            pubupdate=publication.pubupdate,
+            pubdelete=publication.pubdelete,
+            pubtruncate=publication.pubtruncate,
+            pubviaroot=publication.pubviaroot,
+            publishes_generated=False,
+            tables=tuple(tables),
+        )
+    )
+    said = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in found[:_FOREWARNED]]
+    if len(found) > _FOREWARNED:
+        said.append(
+            f"and {len(found) - _FOREWARNED} more of that kind; afterwards rdsrepl publication check "
+            f"{shlex.quote(publication.pubname)} lists them"
+        )
+    return said
+
+
+def _table(row: _Row) -> Table:
+    facts = row.facts
+    return Table(
+        schemaname=row.schemaname,
+        tablename=row.tablename,
+        replica_identity=_IDENTITY.get(facts.replica_identity, facts.replica_identity),
+        identity_columns=facts.identity_columns,
+        attnames=facts.column_list,
+        rowfilter=facts.row_filter,
+        partition_of=facts.parent,
+        relkind=facts.relkind,
+        partition_count=facts.partition_count,
+    )
 
 
 def _require_partial(publication: Publication) -> None:
@@ -421,116 +752,234 @@ def _require_partial(publication: Publication) -> None:
         )
 
 
-def _require_create(conn: Connection, scope: Scope) -> None:
+def _require_primary(conn: Connection) -> None:
+    if in_recovery(conn):
+        raise errors.NotPrimary(
+            "this server is a standby; a publication is made and changed on the primary",
+            hint="connect to the primary (on RDS: the writer endpoint)",
+        )
+
+
+def _require_rights(conn: Connection, *, whole: bool, creates: bool) -> None:
     row = conn.execute(_RIGHTS).fetchone()
     assert row is not None
-    is_super, may_create, role, database = row
-    if (scope.all_tables or scope.schemas) and not is_super:
+    is_super, may_create, role, role_quoted, database = row
+    if whole and not is_super:
         raise errors.Denied(
             f"role {role} may not publish all tables of a database or schema",
             hint="connect as a superuser (on RDS: a member of rds_superuser), or name the tables with --table",
             sqlstate="42501",
         )
-    if not may_create:
+    if creates and not may_create:
         raise errors.Denied(
             f"role {role} may not create anything in database {database}",
-            hint=f"as the owner: GRANT CREATE ON DATABASE {database} TO {role}",
+            hint=f"as its owner: GRANT CREATE ON DATABASE {database} TO {role_quoted}",
             sqlstate="42501",
         )
 
 
-def _objects(conn: Connection, scope: Scope) -> Composed:
-    """Return what follows FOR or ADD: tables with their columns and filters, then schemas."""
-    from psycopg import sql
+def _require_publication_owner(conn: Connection, name: str) -> None:
+    row = conn.execute(_OWNER, (name,)).fetchone()
+    if row is not None and not row[0]:
+        raise errors.Denied(
+            f"publication {name} belongs to {row[1]}, and {row[2]} is not a member of that role",
+            hint=f"connect as {row[1]}, or as a member of that role",
+            sqlstate="42501",
+        )
 
+
+def _require_owned(entries: Iterable[_Entry]) -> None:
+    for entry in entries:
+        relation = entry.relation
+        if not relation.may_publish:
+            raise errors.Denied(
+                f"{relation.quoted} belongs to {relation.owner}; only its owner can publish it",
+                hint=f"connect as {relation.owner}, or as a member of that role",
+                sqlstate="42501",
+            )
+
+
+def _require_same(name: str, entry: _Entry, member: _Member) -> None:
+    """Refuse to call a table unchanged that is published, but not like that."""
+    columns = entry.columns is None or set(entry.columns) == set(member.columns or ())
+    predicate = entry.predicate is None or _loosely(entry.predicate) == _loosely(member.predicate or "")
+    if not (columns and predicate):
+        table = entry.relation.quoted
+        raise errors.Refused(
+            f"{table} is in publication {name} already, with another column list or row filter",
+            hint=f"take it out and add it anew (changes in between are lost to consumers): "
+            f"rdsrepl publication remove {shlex.quote(name)} --table {shlex.quote(table)}",
+        )
+
+
+def _loosely(predicate: str) -> str:
+    """Return a predicate without the spaces and outer parentheses that the server adds."""
+    return re.sub(r"[\s()]+", "", predicate)
+
+
+def _resolve(conn: Connection, scope: Scope, *, via_root: bool) -> tuple[list[_Entry], list[str]]:
+    """Look up and check all that a scope names: the tables, and the schemas' exact names."""
     version = server_version(conn)
     columns, filters = dict(scope.columns or {}), dict(scope.filters or {})
     if (columns or filters or scope.schemas) and version < _FILTERS_SINCE:
         raise errors.Unsupported(
-            f"column lists, row filters and schemas need PostgreSQL 15, and this is {version}", hint="name whole tables"
+            f"column lists, row filters and schemas need PostgreSQL 15, and this is {version}",
+            hint="name whole tables with --table",
         )
-    by_name = {_find(conn, text)[:2]: text for text in scope.tables}
-    list_of = {_find(conn, text)[:2]: names for text, names in columns.items()}
-    filter_of = {_find(conn, text)[:2]: predicate for text, predicate in filters.items()}
-    for kind, given in (("--columns", list_of), ("--where", filter_of)):
-        for schema, table in given:
-            if (schema, table) not in by_name:
-                raise errors.BadValue(f"{kind} names {schema}.{table}, which is no --table", hint="add it with --table")
+    relations = list(dict.fromkeys(_find(conn, text) for text in scope.tables))
+    schemas = list(dict.fromkeys(_schema(conn, text) for text in scope.schemas))
+    list_of = {_find(conn, text): names for text, names in columns.items()}
+    filter_of = {_find(conn, text): predicate for text, predicate in filters.items()}
+    for kind, given, count in (("--columns", list_of, len(columns)), ("--where", filter_of, len(filters))):
+        if len(given) < count:
+            raise errors.BadValue(f"{kind} names a table twice", hint=f"one {kind} for each table")
+        for relation in given:
+            if relation not in relations:
+                raise errors.BadValue(
+                    f"{kind} names {relation.quoted}, which is no --table", hint=f"add --table {relation.quoted}"
+                )
+            if relation.relkind == "p" and not via_root:
+                raise errors.BadValue(
+                    f"{kind} {relation.quoted}: a partitioned table's partitions are published one by one here",
+                    hint="publish it under its own name with create --via-root, or name the partitions",
+                )
+    if list_of and schemas:
+        raise errors.BadValue(
+            "--columns and --schema exclude each other in one publication", hint="name the tables with --table"
+        )
+    entries: list[_Entry] = []
+    for relation in relations:
+        _require_publishable(relation)
+        names = _columns(conn, relation, list_of[relation]) if relation in list_of else None
+        predicate = filter_of.get(relation)
+        read = () if predicate is None else _check_predicate(conn, relation, predicate)
+        entries.append(_Entry(relation, names, predicate, read))
+    return entries, schemas
+
+
+def _objects(entries: Sequence[_Entry], schemas: Sequence[str]) -> Composed:
+    """Return what follows FOR or ADD: tables with their columns and filters, then schemas."""
+    from psycopg import sql
+
     parts: list[Composed] = []
     tables: list[Composed] = []
-    for key, text in by_name.items():
-        _require_publishable(conn, text)
-        entry: Composed = sql.SQL("{}").format(sql.Identifier(*key))
-        if key in list_of:
-            _require_columns(conn, key, list_of[key])
-            entry += sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, list_of[key])))
-        if key in filter_of:
-            predicate = _checked(conn, key, filter_of[key])
-            entry += sql.SQL(" WHERE ({})").format(predicate)
-        tables.append(entry)
+    for entry in entries:
+        table = sql.SQL("{}").format(sql.Identifier(entry.relation.schema, entry.relation.name))
+        if entry.columns is not None:
+            table += sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, entry.columns)))
+        if entry.predicate is not None:
+            # The user's own SQL, checked: shown in the plan as it stands.
+            table += sql.SQL(" WHERE ({})").format(sql.SQL(entry.predicate))
+        tables.append(table)
     if tables:
         parts.append(sql.SQL("TABLE {}").format(sql.SQL(", ").join(tables)))
-    if scope.schemas:
-        for schema in scope.schemas:
-            if conn.execute("SELECT FROM pg_catalog.pg_namespace WHERE nspname = %s", (schema,)).fetchone() is None:
-                raise errors.NotFound(f"no schema {schema}", hint="check the name and the database")
-        parts.append(sql.SQL("TABLES IN SCHEMA {}").format(sql.SQL(", ").join(map(sql.Identifier, scope.schemas))))
+    if schemas:
+        parts.append(sql.SQL("TABLES IN SCHEMA {}").format(sql.SQL(", ").join(map(sql.Identifier, schemas))))
     return sql.SQL(", ").join(parts)
 
 
-def _find(conn: Connection, text: str) -> tuple[str, str, str, str, bool, str]:
-    import psycopg
-
-    try:
-        row = conn.execute(_FIND, (text,)).fetchone()
-    except psycopg.Error as exc:
-        raise errors.BadValue(
-            f"{text!r} is not a table's name", hint='schema.table, as SQL writes it: sales.orders, "Odd Name"."t"'
-        ) from exc
+def _find(conn: Connection, text: str) -> _Relation:
+    parts = parse_name(text)
+    if len(parts) > 2:
+        raise _not_a_name(text)
+    schema, table = (None, parts[0]) if len(parts) == 1 else (parts[0], parts[1])
+    row = conn.execute(_FIND, {"schema": schema, "table": table}).fetchone()
     if row is not None:
-        return row
-    near = difflib.get_close_matches(text, [name for (name,) in conn.execute(_NAMES)], n=1, cutoff=0.5)
+        return _Relation(*row)
+    near = _near_table(conn, schema, table)
     raise errors.NotFound(
-        f"no table {text}", hint=f"did you mean {near[0]}?" if near else "check the name, its schema and the database"
+        f"no table {text}",
+        hint=f"did you mean {near}?" if near else "check the name, its schema and the database",
     )
 
 
-def _require_publishable(conn: Connection, text: str) -> None:
-    schema, table, kind, persistence, is_owner, owner = _find(conn, text)
-    kinds = {"v": "a view", "m": "a materialised view", "f": "a foreign table", "S": "a sequence", "i": "an index"}
-    what = kinds.get(kind) or {"u": "an unlogged table", "t": "a temporary table"}.get(persistence)
+def _near_table(conn: Connection, schema: str | None, table: str) -> str | None:
+    """Return the table that was probably meant: another schema's, another case's, or nearly so."""
+    everything: list[tuple[str, str, str]] = conn.execute(_NAMES).fetchall()
+    for same in (
+        [quoted for _, name, quoted in everything if name == table],
+        [quoted for _, name, quoted in everything if name.lower() == table.lower()],
+    ):
+        if same:
+            return min(same, key=lambda quoted: -difflib.SequenceMatcher(None, quoted, f"{schema}.{table}").ratio())
+    if schema is not None:
+        names = {f"{namespace}.{name}": quoted for namespace, name, quoted in everything}
+        near = difflib.get_close_matches(f"{schema}.{table}", names, n=1)
+    else:
+        names = {name: quoted for _, name, quoted in everything}
+        near = difflib.get_close_matches(table, names, n=1)
+    return names[near[0]] if near else None
+
+
+def _schema(conn: Connection, text: str) -> str:
+    parts = parse_name(text)
+    if len(parts) != 1:
+        raise errors.BadValue(f"{text!r} is not a schema's name", hint='as SQL writes it: sales, "Odd Name"')
+    names = [name for (name,) in conn.execute(_SCHEMA_NAMES)]
+    if parts[0] in names:
+        return parts[0]
+    if parts[0] == "information_schema" or parts[0].startswith("pg_"):
+        raise errors.Refused(f"schema {parts[0]} is the system's and cannot be published", hint="name another schema")
+    near = difflib.get_close_matches(parts[0].lower(), {name.lower(): name for name in names}, n=1)
+    meant = next((name for name in names if near and name.lower() == near[0]), None)
+    raise errors.NotFound(
+        f"no schema {text}", hint=f"did you mean {_quoted(meant)}?" if meant else "check the name and the database"
+    )
+
+
+def _require_publishable(relation: _Relation) -> None:
+    kinds = {"v": "a view", "m": "a materialised view", "f": "a foreign table", "S": "a sequence", "c": "a type"}
+    what = kinds.get(relation.relkind)
+    if what is None and relation.relkind not in ("r", "p"):
+        what = "not a table"
+    if what is None:
+        what = {"u": "an unlogged table", "t": "a temporary table"}.get(relation.relpersistence)
+    if what is None and relation.schema in ("pg_catalog", "information_schema"):
+        what = "a system table"
     if what is not None:
-        raise errors.Refused(f"{schema}.{table} is {what}, which cannot be published", hint="name ordinary tables")
-    if not is_owner:
-        raise errors.Denied(
-            f"{schema}.{table} belongs to {owner}; only its owner can publish it",
-            hint=f"connect as {owner}, or as a member of that role",
-            sqlstate="42501",
+        raise errors.Refused(
+            f"{relation.quoted} is {what} and cannot be published", hint="name ordinary tables with --table"
         )
 
 
-def _require_columns(conn: Connection, key: tuple[str, str], wanted: Sequence[str]) -> None:
-    present = [name for (name,) in conn.execute(_COLUMNS, key)]
-    for column in wanted:
+def _columns(conn: Connection, relation: _Relation, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return the exact names of a column list."""
+    present: dict[str, str] = dict(conn.execute(_COLUMNS, (relation.oid,)).fetchall())
+    stored = server_version(conn) >= _GENERATED_SINCE
+    found: list[str] = []
+    for text in wanted:
+        (column,) = parse_name(text)
         if column not in present:
-            near = difflib.get_close_matches(column, present, n=1)
+            near = [name for name in present if name.lower() == column.lower()]
+            near = near or difflib.get_close_matches(column, present, n=1)
             raise errors.NotFound(
-                f"table {'.'.join(key)} has no column {column!r}",
-                hint=f"did you mean {near[0]}?" if near else f"its columns: {', '.join(present)}",
+                f"table {relation.quoted} has no column {text}",
+                hint=f"did you mean {_quoted(near[0])}?" if near else f"its columns: {', '.join(present)}",
             )
+        if column in found:
+            raise errors.BadValue(f"--columns {relation.quoted} names {text} twice", hint="name it once")
+        if present[column] and not (stored and present[column] == "s"):
+            raise errors.Unsupported(
+                f"{relation.quoted}.{text} is a generated column, which a column list cannot name here",
+                hint="leave it out; PostgreSQL 18 can publish stored ones",
+            )
+        found.append(column)
+    return tuple(found)
 
 
-def _checked(conn: Connection, key: tuple[str, str], predicate: str) -> SQL:
-    """Have the server parse a predicate before anything is changed; one expression, and nothing behind it.
+def _check_predicate(conn: Connection, relation: _Relation, predicate: str) -> tuple[str, ...]:
+    """Make sure that a predicate is one boolean expression and nothing behind it; return the columns it reads.
 
-    The extended protocol takes a single statement, so text that closes the parenthesis and begins another statement
-    fails to parse; the transaction is read-only besides.
+    The lexer holds it within our parentheses; the server then prepares it, in a read-only transaction that is rolled
+    back, through the extended protocol, which takes a single statement.
     """
     import psycopg
     from psycopg import sql
 
-    expression = sql.SQL(predicate)  # the user's own SQL: shown in the plan as it stands
-    probe = sql.SQL("SELECT FROM {} WHERE ({}\n) LIMIT 0").format(sql.Identifier(*key), expression)
+    words, called = _words(relation, predicate)
+    probe = sql.SQL("SELECT 1 FROM {} WHERE ({}\n)").format(
+        sql.Identifier(relation.schema, relation.name), sql.SQL(predicate)
+    )
     try:
         with conn.transaction(force_rollback=True):
             conn.execute("SET TRANSACTION READ ONLY")
@@ -539,28 +988,84 @@ def _checked(conn: Connection, key: tuple[str, str], predicate: str) -> SQL:
                 raise psycopg.errors.error_from_result(result)
     except psycopg.Error as exc:
         cause = translate(exc)
-        raise errors.BadValue(
-            f"--where {'.'.join(key)}: {cause.message}", hint=f"the predicate was: {predicate}", sqlstate=cause.sqlstate
-        ) from exc
-    if _leaves_parenthesis(predicate):
-        raise errors.BadValue(f"--where {'.'.join(key)}: its parentheses do not match", hint=f"it was: {predicate}")
-    return expression
+        if isinstance(cause, errors.Denied | errors.Unreachable):
+            raise cause from exc
+        raise _bad_predicate(relation, cause.message, predicate, cause.sqlstate) from exc
+    mutable = [name for (name,) in conn.execute(_NOT_IMMUTABLE, (sorted(called),))]
+    if mutable:
+        reason = f"a row filter may call built-in immutable functions only, not {', '.join(mutable)}"
+        raise _bad_predicate(relation, reason, predicate)
+    columns = [name for (name, _) in conn.execute(_COLUMNS, (relation.oid,))]
+    return tuple(name for name in columns if name in words)
 
 
-def _leaves_parenthesis(predicate: str) -> bool:
-    """Say whether the text closes more parentheses than it opens, outside quotes: it would leave ours."""
-    depth, quote_, comment = 0, "", False
-    for position, character in enumerate(predicate):
-        if comment:
-            comment = character != "\n"
-        elif quote_:
-            quote_ = "" if character == quote_ else quote_
-        elif character in "'\"":
-            quote_ = character
-        elif predicate.startswith("--", position):
-            comment = True
-        elif character in "()":
-            depth += 1 if character == "(" else -1
+def _words(relation: _Relation, predicate: str) -> tuple[set[str], set[str]]:
+    """Read a predicate as PostgreSQL's lexer does; return the names in it, and those in front of a parenthesis.
+
+    Raises:
+        BadValue: it leaves the parentheses it will stand in, or is not a single plain expression.
+    """
+    words: set[str] = set()
+    called: set[str] = set()
+    depth, last = 0, ""
+    reasons = {
+        "comment": "a comment",
+        "parameter": "a parameter",
+        "end": "a semicolon",
+        "unfinished": "a quotation that does not end",
+    }
+    for token in _TOKEN.finditer(predicate):
+        kind = token.lastgroup or "other"
+        kind = "text" if kind == "tag" else kind
+        if kind == "space":
+            continue
+        if kind in reasons:
+            raise _bad_predicate(relation, f"it contains {reasons[kind]}", predicate)
+        if kind == "open":
+            depth += 1
+            if last:
+                called.add(last)
+        elif kind == "close":
+            depth -= 1
             if depth < 0:
-                return True
-    return depth != 0 or comment
+                break
+        last = ""
+        if kind in ("word", "quoted"):
+            (last,) = parse_name(token[0])
+            words.add(last)
+            if kind == "word" and last == "select":
+                raise _bad_predicate(relation, "a row filter cannot have a subquery", predicate)
+    if depth != 0:
+        raise _bad_predicate(relation, "its parentheses do not match", predicate)
+    return words, called
+
+
+def _bad_predicate(relation: _Relation, reason: str, predicate: str, sqlstate: str | None = None) -> errors.BadValue:
+    return errors.BadValue(
+        f"--where {relation.quoted}: {reason}", hint=f"mend the predicate: {predicate}", sqlstate=sqlstate
+    )
+
+
+def _take_name(text: str, position: int = 0) -> tuple[tuple[str, ...], int]:
+    """Read a name with its dots from a position on; return its parts and where it ends."""
+    parts: list[str] = []
+    while match := _PART.match(text, position):
+        quoted, plain = match.groups()
+        # The server folds ASCII alone in UTF-8.
+        parts.append(quoted.replace('""', '"') if quoted is not None else plain.translate(_UPPER_TO_LOWER))
+        position = match.end()
+        if text[position : position + 1] != ".":
+            return tuple(parts), position
+        position += 1
+    raise _not_a_name(text)
+
+
+def _not_a_name(text: str) -> errors.BadValue:
+    return errors.BadValue(
+        f"{text!r} is not a table's name", hint='schema.table, as SQL writes it: sales.orders, "Odd Name"."t"'
+    )
+
+
+def _quoted(name: str) -> str:
+    """Return a name as SQL writes it."""
+    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
