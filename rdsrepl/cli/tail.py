@@ -350,7 +350,7 @@ def _run(ctx: typer.Context, target: Target, wish: _Wish) -> Summary:
         pipeline.decoder,
         StdoutSink(),
         talker,
-        lambda: preflight.look(target, wish.slot_name, findings.publications),
+        lambda primary: preflight.look(target, wish.slot_name, findings.publications, primary=primary),
     )
     try:
         return run.run()

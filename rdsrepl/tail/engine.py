@@ -163,7 +163,7 @@ class Tail:
         decoder: Decoder,
         sink: Sink,
         observer: Observer,
-        look: Callable[[], Findings],
+        look: Callable[[bool], Findings],
     ) -> None:
         """Prepare a run.
 
@@ -173,7 +173,7 @@ class Tail:
             decoder: turns messages into lines.
             sink: takes the lines.
             observer: is told what happens.
-            look: the preflight, repeated before each new connection.
+            look: the preflight, repeated before each new connection; takes whether it must find a primary.
         """
         self._stream = stream
         self._bounds = bounds
@@ -208,10 +208,12 @@ class Tail:
         delay = _FIRST_DELAY_SECONDS
         while True:
             receiver: Receiver | None = None
-            changes = self._changes
+            connected_at = time.monotonic()
             try:
                 receiver = self._connect()
+                connected_at = time.monotonic()
                 if receiver is None:
+                    self._drain(None)
                     return self._summary(f"signal {self._signals.received}")
                 reason = self._loop(receiver)
                 self._finish(receiver)
@@ -223,8 +225,8 @@ class Tail:
                     receiver.close()
                 if self._history is None or not isinstance(exc, _WEATHER):
                     raise
-                if self._changes > changes:
-                    delay = _FIRST_DELAY_SECONDS
+                if time.monotonic() - connected_at > _LONGEST_DELAY_SECONDS:
+                    delay = _FIRST_DELAY_SECONDS  # it was a good connection, and this is new weather
                 pause = delay * random.uniform(0.5, 1.0)
                 self._observer.note(f"{exc.message}; connecting again in {pause:.1f}s")
             self._ledger.connection_lost()
@@ -239,11 +241,7 @@ class Tail:
         """Return a connection that streams; None where a signal came while it waited for the slot."""
         waited_since: float | None = None
         while True:
-            findings = self._look()
-            if findings.in_recovery and self._was_primary:
-                raise errors.NotPrimary(
-                    "the server is a standby now", hint="connect to the primary (on RDS: the writer endpoint)"
-                )
+            findings = self._look(self._was_primary)
             receiver = Receiver(self._stream.target, self._stream.settings)
             start_lsn = self._start_lsn(receiver)
             try:
@@ -285,7 +283,7 @@ class Tail:
 
     def _held(self, exc: errors.SlotActive, seconds: float) -> errors.SlotActive:
         with contextlib.suppress(errors.Error):
-            who = self._look().slot.holder
+            who = self._look(self._was_primary).slot.holder
             return errors.SlotActive(
                 f"slot {self._stream.slot_name} is in use by {who}; waited {seconds:g}s",
                 hint="stop that consumer, or end it: SELECT pg_terminate_backend(pid)",
@@ -319,7 +317,8 @@ class Tail:
             if receiver.take_keepalive():
                 self._received_lsn = max(self._received_lsn, receiver.wal_end_lsn)
                 ledger.keepalive(receiver.wal_end_lsn)
-                if bounds.until_lsn is not None and receiver.wal_end_lsn >= bounds.until_lsn:
+                reached = bounds.until_lsn is not None and receiver.wal_end_lsn >= bounds.until_lsn
+                if reached and not ledger.in_transaction:
                     return Stop.UNTIL.value
             elif not messages:
                 if bounds.until_lsn is not None and now - self._asked >= _CONFIRM_SECONDS:

@@ -34,6 +34,11 @@ class Ledger:
         return self._handed_over
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is half received."""
+        return self._in_transaction
+
+    @property
     def settled(self) -> bool:
         """Whether everything handed over is durable and no transaction is half received."""
         return self._delivered == self._handed_over and not self._in_transaction

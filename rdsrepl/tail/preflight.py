@@ -45,8 +45,10 @@ class Findings:
     lenient_text: bool
 
 
-def look(target: Target, slot_name: str, publications: Sequence[str]) -> Findings:
+def look(target: Target, slot_name: str, publications: Sequence[str], *, primary: bool = False) -> Findings:
     """Look at the slot and what streaming it needs.
+
+    PRIMARY: a standby will not do, whatever it has; the slot was streamed from a primary, and this is another server.
 
     Raises:
         NotFound: no such slot or publication.
@@ -67,6 +69,10 @@ def look(target: Target, slot_name: str, publications: Sequence[str]) -> Finding
             raise errors.NotPrimary(
                 f"the server is a standby, and PostgreSQL {version} decodes on a primary only",
                 hint="connect to the primary (on RDS: the writer endpoint); standbys can since PostgreSQL 16",
+            )
+        if in_recovery and primary:
+            raise errors.NotPrimary(
+                "the server is a standby now", hint="connect to the primary (on RDS: the writer endpoint)"
             )
         slots.require_replication_right(conn)
         slot = slots.get(conn, slot_name)

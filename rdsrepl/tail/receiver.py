@@ -12,7 +12,8 @@ from __future__ import annotations
 import select
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import ConnectionLost
@@ -58,14 +59,15 @@ class Receiver:
 
         self._conn: Connection = connection.connect(target, replication=True, settings=settings)
         try:
-            row = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
-            assert row is not None
-            self.system_id, self.timeline = connection.text(row[0]), int(row[1])
-            self.server_lsn = Lsn.parse(connection.text(row[2]))
-            self.wal_sender_timeout_seconds = _seconds(connection.setting(self._conn, "wal_sender_timeout"))
-        except BaseException as exc:
+            with _translating():
+                row = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
+                assert row is not None
+                self.system_id, self.timeline = connection.text(row[0]), int(row[1])
+                self.server_lsn = Lsn.parse(connection.text(row[2]))
+                self.wal_sender_timeout_seconds = _seconds(connection.setting(self._conn, "wal_sender_timeout"))
+        except BaseException:
             self._conn.close()
-            raise self._translated(exc) from exc
+            raise
         self._pgconn = self._conn.pgconn
         self._rest_seconds = _REST_UNIX_SECONDS if self._conn.info.host.startswith(("/", "@")) else _REST_TCP_SECONDS
         self._busy = False
@@ -103,7 +105,7 @@ class Receiver:
         messages: list[bytes] = []
         append = messages.append
         size = 0
-        try:
+        with _translating():
             while size < _READ_BYTES:
                 length, view = get(1)
                 if length == 0:
@@ -126,8 +128,6 @@ class Receiver:
                 self.reply_requested = self.reply_requested or bool(reply)
                 self._keepalive = True
                 break
-        except Exception as exc:
-            raise self._translated(exc) from exc
         self._busy = bool(messages)
         return messages
 
@@ -154,11 +154,9 @@ class Receiver:
             ConnectionLost: the connection ended.
         """
         now = int((time.time() - _UNIX_TO_PG_EPOCH_SECONDS) * 1_000_000)
-        try:
+        with _translating():
             self._pgconn.put_copy_data(_STATUS.pack(b"r", written_lsn, flushed_lsn, flushed_lsn, now, reply))
             self._flush()
-        except Exception as exc:
-            raise self._translated(exc) from exc
         self.reply_requested = False
 
     def close(self, *, polite: bool = False) -> None:
@@ -207,12 +205,18 @@ class Receiver:
 
         return translate(driver.error_from_result(result))  # type: ignore[arg-type]
 
-    def _translated(self, exc: BaseException) -> BaseException:
-        import psycopg
 
-        from rdsrepl.postgres.connection import translate
+@contextmanager
+def _translating() -> Iterator[None]:
+    """Turn the driver's errors into ours."""
+    import psycopg
 
-        return translate(exc) if isinstance(exc, psycopg.Error) else exc
+    from rdsrepl.postgres.connection import translate
+
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise translate(exc) from exc
 
 
 def _seconds(text: str) -> float:
