@@ -141,7 +141,9 @@ SELECT current_user::text AS name, session_user::text AS session, current_databa
                   AND pg_has_role(current_user, m.member, 'usage')) AS group_admin
   FROM pg_catalog.pg_roles WHERE rolname = current_user
 """
-# The name exactly as given first, then as SQL reads it.
+# The name exactly as given first, then as SQL reads it. Two queries: the planner would try both at once, and before 16
+# what is no name to SQL is an error.
+_SCHEMA_NAMED: Final = ("SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s", "SELECT to_regnamespace(%s)::oid")
 _SCHEMA: Final = """
 SELECT n.nspname::text AS name, pg_get_userbyid(n.nspowner)::text AS owner,
        NOT has_schema_privilege(%(reader)s, n.oid, 'USAGE') AS lacking,
@@ -151,8 +153,7 @@ SELECT n.nspname::text AS name, pg_get_userbyid(n.nspowner)::text AS owner,
                   AND d.defaclrole = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
                   AND a.grantee = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %(reader)s)) AS has_default
   FROM pg_catalog.pg_namespace n
- WHERE n.oid = coalesce((SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %(schema)s),
-                        to_regnamespace(%(schema)s))
+ WHERE n.oid = %(oid)s
 """
 _TABLES: Final = """
 SELECT n.nspname::text AS schema, c.relname::text AS name, pg_get_userbyid(c.relowner)::text AS owner,
@@ -571,11 +572,16 @@ def _schema(conn: Connection, text: str, reader: str) -> _Schema:
     import psycopg
     from psycopg.rows import class_row
 
-    try:
-        with conn.cursor(row_factory=class_row(_Schema)) as cursor:
-            found = cursor.execute(_SCHEMA, {"schema": text, "reader": reader}).fetchone()
-    except (psycopg.ProgrammingError, psycopg.NotSupportedError):  # before 16 text that is no name at all
-        found = None
+    found = None
+    for query in _SCHEMA_NAMED:
+        try:
+            named = conn.execute(query, (text,)).fetchone()
+        except (psycopg.ProgrammingError, psycopg.NotSupportedError):
+            break
+        if named is not None and named[0] is not None:
+            with conn.cursor(row_factory=class_row(_Schema)) as cursor:
+                found = cursor.execute(_SCHEMA, {"oid": named[0], "reader": reader}).fetchone()
+            break
     if found is None:
         raise errors.NotFound(f"no schema {text}", hint="check the name and the database")
     if found.name in ("pg_catalog", "information_schema") or found.name.startswith("pg_"):
