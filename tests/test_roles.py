@@ -115,8 +115,6 @@ def test_bad_words_touch_nothing(db18: Database, rdsrepl: Program) -> None:
 def test_a_role_in_use_is_not_dropped(database: Database, role: str, rdsrepl: Program) -> None:
     quoted = sql.Identifier(role).as_string(None)
     database.run(f"CREATE ROLE {quoted} LOGIN PASSWORD 'x'", "CREATE TABLE t (id integer)")
-    with closing(database.server.connect()) as conn:
-        conn.execute(f"ALTER TABLE IF EXISTS t OWNER TO {quoted}")
     database.run(f"ALTER TABLE t OWNER TO {quoted}")
     owner = rdsrepl("role", "drop", role, "--yes", dsn=database.dsn)
     assert owner.code == 4
@@ -136,8 +134,6 @@ def test_a_role_in_use_is_not_dropped(database: Database, role: str, rdsrepl: Pr
     assert busy.code == 4
     assert "PID" in busy.err
     until(lambda: not database.run(f"SELECT 1 FROM pg_stat_activity WHERE usename = $${role}$$"), "it goes")
-    for other in (database.server.superuser, "pg_monitor"):
-        assert rdsrepl("role", "drop", other, "--yes", dsn=database.dsn).code in (3, 4)
     assert rdsrepl("role", "drop", role, "--yes", dsn=database.dsn).code == 0
 
 
