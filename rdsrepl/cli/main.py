@@ -129,12 +129,3 @@ app.add_typer(role.app, name="role")
 app.add_typer(config_command.app, name="config")
 app.add_typer(sandbox.app, name="sandbox")
 app.command("demo", cls=demo.Verb)(demo.demo)
-
-
-def run() -> None:
-    """Start the program."""
-    app()
-
-
-if __name__ == "__main__":
-    run()
