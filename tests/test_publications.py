@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from rdsrepl import errors
-from rdsrepl.postgres import publications
+from rdsrepl.postgres import connection, publications
 from rdsrepl.postgres.publication_checks import Level, PublicationFacts, TableFacts, check
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ def test_create_show_add_remove_drop(shop: Database, rdsrepl: Program) -> None:
         ("sales", 'We"ird. T', ["a b"]),
         ("sales", "orders", ["id"]),
     ]
-    assert run("add", "P é", "--table", "sales.orders")["status"] == "unchanged"
     assert run("add", "P é", "--table", "sales.orders", "--table", "items", "--yes")["status"] == "applied"
     assert len(run("show", "P é")["tables"]) == 3
     removed = run("remove", "P é", "--table", odd, "--table", "items", "--table", "sales.orders", "--yes")
@@ -62,15 +61,19 @@ def test_columns_filters_and_schemas(shop: Database, rdsrepl: Program) -> None:
     words = ("publication", "create", "f", "--table", "sales.orders", "--table", "items")
     words += ("--columns", "sales.orders=id,amount", "--where", "items: id > 5 AND v <> 'a) b'", "--yes")
     assert rdsrepl(*words, dsn=shop.dsn).code == 0
-    tables = {t["tablename"]: t for t in rdsrepl("publication", "show", "f", "-o", "json", dsn=shop.dsn).json["tables"]}
-    assert tables["orders"]["attnames"] == ["id", "amount"]
-    assert "5" in tables["items"]["rowfilter"]
-    assert rdsrepl("publication", "create", "s", "--schema", "sales", "--yes", dsn=shop.dsn).code == 0
-    (s,) = [p for p in rdsrepl("publication", "list", "-o", "json", dsn=shop.dsn).json if p["pubname"] == "s"]
-    assert (s["schemas"], s["table_count"]) == (["sales"], 2)
-    assert rdsrepl("publication", "create", "a", "--all-tables", "--yes", dsn=shop.dsn).code == 0
-    refused = rdsrepl("publication", "add", "a", "--table", "items", "--yes", "-o", "json", dsn=shop.dsn)
-    assert (refused.code, refused.error["error"]) == (4, "refused")
+    with closing(shop.connect()) as conn:
+        tables = {table.tablename: table for table in publications.published(conn, "f").tables}
+        assert tables["orders"].attnames == ("id", "amount")
+        assert "5" in (tables["items"].rowfilter or "")
+        for name, scope in (
+            ("s", publications.Scope(schemas=("Sales",))),
+            ("a", publications.Scope(all_tables=True)),
+        ):
+            conn.execute(publications.create(conn, name, scope).steps[0].sql)
+        assert (publications.get(conn, "s").schemas, publications.get(conn, "s").table_count) == (("sales",), 2)
+        for verb in (publications.add, publications.remove):
+            with pytest.raises(errors.Refused, match="publishes all tables"):
+                verb(conn, "a", publications.Scope(tables=("items",)))
 
 
 BAD_WORDS: list[tuple[int, tuple[str, ...]]] = [
@@ -95,6 +98,8 @@ BAD_WORDS: list[tuple[int, tuple[str, ...]]] = [
     (2, ("--table", "items", "--where", "items: id")),
     (2, ("--table", "items", "--where", "items: id IN (SELECT 1)")),
     (2, ("--table", "items", "--where", "items: now() > '2020-01-01'")),
+    (2, ("--table", "items", "--where", "items: XMIN::text = '1'")),
+    (2, ("--table", "items", "--where", "items: id = 1 AND count(*) > 1")),
     (2, ("--table", "items", "--where", "items: id > 1", "--where", "ITEMS: id > 2")),
     (2, ("--table", "items", "--columns", "items=id,id")),
     (2, ("--table", "items", "--columns", "items=id", "--schema", "sales")),
@@ -310,7 +315,7 @@ def test_a_plan_names_the_statements_that_will_fail(database: Database) -> None:
         assert any(text.startswith("public.bare") for text in added)
 
 
-def test_add_and_remove_know_members_from_schemas_and_roots(db18: Database, rdsrepl: Program) -> None:
+def test_add_and_remove_know_members_from_schemas_and_roots(db18: Database) -> None:
     db18.run(
         "CREATE SCHEMA s",
         "CREATE TABLE s.a (id integer PRIMARY KEY, v text)",
@@ -320,23 +325,83 @@ def test_add_and_remove_know_members_from_schemas_and_roots(db18: Database, rdsr
         "CREATE PUBLICATION p FOR TABLE b (id) WHERE (id > 1), part",
         "CREATE PUBLICATION q FOR TABLES IN SCHEMA s",
     )
+    with closing(db18.connect()) as conn:
 
-    def run(*words: str) -> tuple[int, str]:
-        result = rdsrepl("publication", *words, "--yes", "-o", "json", dsn=db18.dsn)
-        return result.code, result.json["status"] if result.code == 0 else result.error["error"]
+        def run(verb: Any, name: str, *tables: str, **more: Any) -> int:
+            """Apply the plan; return how many steps it had."""
+            plan = verb(conn, name, publications.Scope(tables=tables, **more))
+            for step in plan.steps:
+                conn.execute(step.sql)
+            return len(plan.steps)
 
-    assert run("add", "p", "--table", "part") == (0, "unchanged")
-    assert run("add", "p", "--table", "b", "--where", "b: id > 1", "--columns", "b=ID") == (0, "unchanged")
-    assert run("add", "p", "--table", "b", "--where", "b: id > 2") == (4, "refused")
-    assert run("add", "p", "--table", "b", "--columns", "b=id,v") == (4, "refused")
-    assert run("add", "p", "--schema", "s") == (4, "refused")
-    assert run("add", "q", "--table", "s.a") == (0, "unchanged")
-    assert run("remove", "q", "--table", "s.a") == (4, "refused")
-    assert run("remove", "q", "--table", "b") == (0, "unchanged")
-    assert run("remove", "q", "--schema", "s") == (0, "applied")
-    assert run("remove", "p", "--table", "part1") == (0, "unchanged")
-    assert run("remove", "p", "--table", "part", "--table", "part") == (0, "applied")
-    assert run("create", "p", "--all-tables") == (4, "already_exists")
+        add, remove = publications.add, publications.remove
+        assert run(add, "p", "part") == 0
+        assert run(add, "p", "b", filters={"B": "( id>1 )"}, columns={"b": ("ID",)}) == 0
+        assert run(add, "q", "s.a") == 0
+        assert run(remove, "q", "b") == 0
+        assert run(remove, "p", "part1") == 0
+        for verb, name, tables, more in (
+            (add, "p", ("b",), {"filters": {"b": "id > 2"}}),
+            (add, "p", ("b",), {"columns": {"b": ("id", "v")}}),
+            (add, "p", (), {"schemas": ("s",)}),
+            (add, "q", ("b",), {"columns": {"b": ("id",)}}),
+            (remove, "q", ("s.a",), {}),
+        ):
+            with pytest.raises(errors.Refused) as caught:
+                run(verb, name, *tables, **more)
+            assert caught.value.hint
+        with pytest.raises(errors.AlreadyExists):
+            run(publications.create, "p", all_tables=True)
+        assert run(remove, "q", "s.a", schemas=("S",)) == 1
+        assert run(remove, "p", "part", "public.part") == 1
+        assert run(add, "q", "b", "part", schemas=("s",)) == 1
+        assert [table.tablename for table in publications.published(conn, "q").tables] == ["b", "part1", "a"]
+
+
+def test_the_same_filter_is_recognised_and_another_is_not() -> None:
+    same = publications._bare
+    assert same("id > 1") == same("((id>1))") == same("( ID > 1 )")
+    assert same("(a) or (b)") == ["(", "a", ")", "or", "(", "b", ")"]
+    assert same("v = 'a b'") != same("v = 'ab'")
+    assert same("(a or b) and c") != same("a or (b and c)")
+
+
+def test_a_type_is_no_column(db15: Database) -> None:
+    db15.run("CREATE TABLE t (id integer PRIMARY KEY, text text, date date)")
+    with closing(db15.connect()) as conn:
+        for predicate, read in (("id::text > '1'", ""), ("date > date '2020-01-01'", "date"), ("t.text = ''", "text")):
+            plan = publications.create(conn, "p", publications.Scope(tables=("t",), filters={"t": predicate}))
+            assert [f"reads {read}," in warning for warning in plan.warnings] == ([True] if read else [])
+
+
+def test_a_standby_is_told_apart_before(db15: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    db15.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
+    monkeypatch.setattr(publications, "in_recovery", lambda conn: True)
+    monkeypatch.setattr(publications, "setting", lambda conn, name: "replica")
+    scope = publications.Scope(tables=("t",))
+    with closing(db15.connect()) as conn:
+        for plan in (publications.add, publications.remove):
+            with pytest.raises(errors.NotPrimary):
+                plan(conn, "p", scope)
+        with pytest.raises(errors.NotPrimary):
+            publications.drop(conn, "p")
+        with pytest.raises(errors.NotPrimary):
+            publications.create(conn, "q", scope)
+        monkeypatch.setattr(publications, "in_recovery", lambda conn: False)
+        (warning,) = publications.create(conn, "q", scope).warnings
+        assert warning.startswith("wal_level is replica")
+
+
+def test_drop_names_who_streams(database: Database) -> None:
+    slot = f"s_{database.name}"
+    database.run("CREATE PUBLICATION p", f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
+    with closing(connection.connect(database.target, replication=True)) as sender, closing(database.connect()) as conn:
+        (idle,) = publications.drop(conn, "p").warnings
+        assert idle.startswith(f"slot {slot} (inactive)")
+        start = f"START_REPLICATION SLOT {slot} LOGICAL 0/0 (proto_version '1', publication_names 'p')"
+        sender.pgconn.exec_(start.encode())
+        (busy,) = publications.drop(conn, "p").warnings
+        assert f"PID {sender.info.backend_pid}, user {sender.info.user}, application rdsrepl" in busy
 
 
 def test_only_the_owner_changes_a_publication(db15: Database, rdsrepl: Program) -> None:
@@ -390,6 +455,27 @@ def test_check_looks_behind_the_root(database: Database, rdsrepl: Program) -> No
         t["tablename"]: t for t in rdsrepl("publication", "show", "p", "-o", "json", dsn=database.dsn).json["tables"]
     }
     assert (tables["part"]["relkind"], tables["part"]["partition_count"]) == ("p", 2)
+
+
+def test_foreign_and_unlogged_partitions_are_left_out(database: Database) -> None:
+    database.run(
+        "CREATE FOREIGN DATA WRAPPER w",
+        "CREATE SERVER far FOREIGN DATA WRAPPER w",
+        "CREATE TABLE part (id integer PRIMARY KEY) PARTITION BY RANGE (id)",
+        "CREATE TABLE part1 PARTITION OF part FOR VALUES FROM (0) TO (5)",
+        "CREATE UNLOGGED TABLE part2 PARTITION OF part FOR VALUES FROM (5) TO (9)",
+        "CREATE TABLE away (id integer) PARTITION BY RANGE (id)",
+        "CREATE FOREIGN TABLE away1 PARTITION OF away DEFAULT SERVER far",
+        "CREATE PUBLICATION p FOR TABLE part, away",
+        "CREATE PUBLICATION rooted FOR TABLE part, away WITH (publish_via_partition_root = true)",
+    )
+    with closing(database.connect()) as conn:
+        for name, more in (
+            ("p", [("partition_root", "public.away"), ("partition_root", "public.part")]),
+            ("rooted", []),
+        ):
+            found = [(finding.check, finding.object) for finding in check(publications.facts(conn, name))]
+            assert found == [("not_replicable", "public.away1"), ("not_replicable", "public.part2"), *more]
 
 
 def test_virtual_columns_and_lists_on_18(db18: Database, rdsrepl: Program) -> None:
@@ -475,6 +561,10 @@ FACTS = PublicationFacts("p", False, True, True, True, True, False, False, (TABL
         (replace(FACTS, tables=(replace(TABLE, column_list=("v",)),)), ["column_list"]),
         (replace(FACTS, tables=(replace(TABLE, row_filter="x", filter_columns=("id",)),)), []),
         (replace(FACTS, tables=(replace(TABLE, row_filter="x", filter_columns=("v",)),)), ["row_filter"]),
+        (
+            replace(FACTS, tables=(TableFacts("t", column_list=("v",), row_filter="x", filter_columns=("v",)),)),
+            ["replica_identity"],
+        ),
         (replace(FACTS, tables=(replace(TABLE, references=("t",)),)), []),
         (replace(FACTS, tables=(replace(TABLE, references=("u",)),)), ["truncate"]),
         (replace(FACTS, pubtruncate=False, tables=(replace(TABLE, references=("u",)),)), []),

@@ -91,8 +91,8 @@ class PublicationFacts:
     Attributes:
         pubname … pubviaroot: as in ``pg_publication``.
         publishes_generated: whether stored generated columns are published (18+).
-        tables: what is published, under the name that its changes carry; and, without ``pubviaroot``, the partitioned
-            tables whose partitions carry their own names.
+        tables: what is published, under the name that its changes carry, foreign and unlogged partitions left out; and,
+            without ``pubviaroot``, the partitioned tables whose partitions carry their own names.
         partitions: with ``pubviaroot``, the partitions behind ``tables``, with their root's column list and filter:
             it is their own replica identity that counts.
         left_out: what stands in its scope (its schemas; the database for all tables; partitions) and cannot be
@@ -165,16 +165,19 @@ def replica_identity(facts: PublicationFacts) -> Iterator[Finding]:
     """Without a replica identity, UPDATE and DELETE fail on the publisher itself."""
     if not facts.needs_identity:
         return
-    reasons = {"n": "REPLICA IDENTITY NOTHING", "i": "its replica identity index is gone or invalid"}
+    reasons = {"n": "it has REPLICA IDENTITY NOTHING", "i": "its replica identity index is gone or invalid"}
     for table in facts.stores:
         if table.replica_identity == "f" or table.identity_columns:
             continue
-        key = "its primary key is deferrable, which does not serve" if table.deferrable_key else "no primary key"
+        key = "its primary key is deferrable, which does not serve" if table.deferrable_key else "it has no primary key"
+        repairs = ["REPLICA IDENTITY USING INDEX …", "REPLICA IDENTITY FULL"]
+        if not table.deferrable_key:
+            default = "REPLICA IDENTITY DEFAULT (its primary key)"
+            repairs.insert(0, "ADD PRIMARY KEY (…)" if table.replica_identity == "d" else default)
         yield Finding(
             Level.critical, "replica_identity", table.name,
             f"{facts.verbs} on it will fail: {reasons.get(table.replica_identity, key)}",
-            f"ALTER TABLE {table.name} REPLICA IDENTITY DEFAULT with a primary key, USING INDEX with a unique index, "
-            "or FULL; or publish inserts only",
+            f"ALTER TABLE {table.name} {', or '.join(repairs)}; or publish inserts only",
         )  # fmt: skip
 
 
@@ -185,6 +188,8 @@ def identity_covered(facts: PublicationFacts) -> Iterator[Finding]:
     for table in facts.stores:
         identity = set(table.identity_columns)
         full = table.replica_identity == "f"
+        if not identity and not full:
+            continue  # nothing to cover: `replica_identity` says so
         missing = sorted(identity - set(table.column_list or ()))
         if table.column_list is not None and (full or missing):
             yield Finding(
@@ -274,7 +279,7 @@ def large_objects(facts: PublicationFacts) -> Iterator[Finding]:
     if facts.puballtables and not pointing:
         yield Finding(
             Level.warning, "large_objects", facts.pubname,
-            f"the database holds {facts.large_objects} large objects, which are not replicated", remedy,
+            f"large objects are in use in this database ({facts.large_objects}) and are not replicated", remedy,
         )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 _FILTERS_SINCE, _GENERATED_SINCE = 15, 18
 _NAME_BYTES: Final = 63
 _FOREWARNED: Final = 5
+_SYSTEM_COLUMNS: Final = frozenset({"tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"})
 
 _PART: Final = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([^\W\d][\w$]*))\s*')
 _UPPER_TO_LOWER: Final = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
@@ -56,7 +57,8 @@ class Table:
         attnames: the published columns; None is all.
         rowfilter: the row filter; None without.
         partition_of: the partitioned root, for a partition.
-        relkind: ``r`` for an ordinary table, ``p`` for a partitioned one, published under its own name.
+        relkind: ``r`` for an ordinary table, ``p`` for a partitioned one, published under its own name, ``f`` for a
+            foreign partition, which is listed and not replicated.
         partition_count: for a partitioned one, how many partitions hold its rows.
     """
 
@@ -374,7 +376,12 @@ def facts(conn: Connection, name: str) -> PublicationFacts:
     """
     publication = get(conn, name)
     scope = {"name": name, "all": publication.puballtables, "schemas": list(publication.schemas)}
-    tables = _facts(conn, _PUBLISHED, scope)
+    # The server's view lists foreign and unlogged partitions as well; they belong to what is left out.
+    tables = [
+        row
+        for row in _facts(conn, _PUBLISHED, scope)
+        if row.facts.relkind in ("r", "p") and row.facts.relpersistence == "p"
+    ]
     # With pubviaroot the partitioned tables are among the published ones already.
     roots = [] if publication.pubviaroot else _facts(conn, _PARTITIONED, scope)
     scope["roots"] = [row.oid for row in (*tables, *roots) if row.facts.relkind == "p"]
@@ -801,20 +808,31 @@ def _require_owned(entries: Iterable[_Entry]) -> None:
 
 def _require_same(name: str, entry: _Entry, member: _Member) -> None:
     """Refuse to call a table unchanged that is published, but not like that."""
-    columns = entry.columns is None or set(entry.columns) == set(member.columns or ())
-    predicate = entry.predicate is None or _loosely(entry.predicate) == _loosely(member.predicate or "")
-    if not (columns and predicate):
+    same_columns = entry.columns is None or set(entry.columns) == set(member.columns or ())
+    same_filter = entry.predicate is None or _bare(entry.predicate) == _bare(member.predicate or "")
+    if not (same_columns and same_filter):
         table = entry.relation.quoted
+        columns = "all columns" if member.columns is None else f"columns {', '.join(member.columns)}"
+        rows = "all rows" if member.predicate is None else f"rows WHERE {member.predicate}"
         raise errors.Refused(
-            f"{table} is in publication {name} already, with another column list or row filter",
-            hint=f"take it out and add it anew (changes in between are lost to consumers): "
+            f"{table} is in publication {name} already, with {columns} and {rows}",
+            hint="to publish it otherwise take it out and add it anew; what changes in between is not streamed: "
             f"rdsrepl publication remove {shlex.quote(name)} --table {shlex.quote(table)}",
         )
 
 
-def _loosely(predicate: str) -> str:
-    """Return a predicate without the spaces and outer parentheses that the server adds."""
-    return re.sub(r"[\s()]+", "", predicate)
+def _bare(predicate: str) -> list[str]:
+    """Return a predicate's tokens without the pair of parentheses around it all, to compare it with the server's."""
+    tokens = [token for token in _TOKEN.finditer(predicate) if token.lastgroup != "space"]
+    words = [token[0].lower() if token.lastgroup == "word" else token[0] for token in tokens]
+    while words[:1] == ["("] and words[-1:] == [")"]:
+        depth = 0
+        for position, word in enumerate(words):
+            depth += {"(": 1, ")": -1}.get(word, 0)
+            if depth == 0 and position < len(words) - 1:
+                return words
+        words = words[1:-1]
+    return words
 
 
 def _resolve(conn: Connection, scope: Scope, *, via_root: bool) -> tuple[list[_Entry], list[str]]:
@@ -968,24 +986,14 @@ def _columns(conn: Connection, relation: _Relation, wanted: Sequence[str]) -> tu
 
 
 def _check_predicate(conn: Connection, relation: _Relation, predicate: str) -> tuple[str, ...]:
-    """Make sure that a predicate is one boolean expression and nothing behind it; return the columns it reads.
-
-    The lexer holds it within our parentheses; the server then prepares it, in a read-only transaction that is rolled
-    back, through the extended protocol, which takes a single statement.
-    """
+    """Make sure that a predicate is one boolean expression and nothing behind it; return the columns it reads."""
     import psycopg
     from psycopg import sql
 
     words, called = _words(relation, predicate)
-    probe = sql.SQL("SELECT 1 FROM {} WHERE ({}\n)").format(
-        sql.Identifier(relation.schema, relation.name), sql.SQL(predicate)
-    )
+    table = sql.Identifier(relation.schema, relation.name)
     try:
-        with conn.transaction(force_rollback=True):
-            conn.execute("SET TRANSACTION READ ONLY")
-            result = conn.pgconn.prepare(b"", probe.as_bytes(None))
-            if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
-                raise psycopg.errors.error_from_result(result)
+        _prepare(conn, sql.SQL("SELECT 1 FROM {}").format(table), predicate)
     except psycopg.Error as exc:
         cause = translate(exc)
         if isinstance(cause, errors.Denied | errors.Unreachable):
@@ -996,7 +1004,31 @@ def _check_predicate(conn: Connection, relation: _Relation, predicate: str) -> t
         reason = f"a row filter may call built-in immutable functions only, not {', '.join(mutable)}"
         raise _bad_predicate(relation, reason, predicate)
     columns = [name for (name, _) in conn.execute(_COLUMNS, (relation.oid,))]
-    return tuple(name for name in columns if name in words)
+    read: list[str] = []
+    for column in columns:
+        if column not in words:
+            continue
+        # The word may be a type's name or the like; it is the column if the predicate cannot do without that.
+        others = sql.SQL(", ").join(sql.Identifier(other) for other in columns if other != column)
+        source = sql.SQL("SELECT 1 FROM (SELECT {} FROM {}) AS {}").format(others, table, sql.Identifier(relation.name))
+        try:
+            _prepare(conn, source, predicate)
+        except psycopg.errors.ProgrammingError:
+            read.append(column)
+    return tuple(read)
+
+
+def _prepare(conn: Connection, source: Composed, predicate: str) -> None:
+    """Have the server analyse a predicate without running anything: one statement, read-only, rolled back."""
+    import psycopg
+    from psycopg import sql
+
+    probe = source + sql.SQL(" WHERE ({}\n)").format(sql.SQL(predicate))
+    with conn.transaction(force_rollback=True):
+        conn.execute("SET TRANSACTION READ ONLY")
+        result = conn.pgconn.prepare(b"", probe.as_bytes(None))
+        if result.status != psycopg.pq.ExecStatus.COMMAND_OK:
+            raise psycopg.errors.error_from_result(result)
 
 
 def _words(relation: _Relation, predicate: str) -> tuple[set[str], set[str]]:
@@ -1033,6 +1065,8 @@ def _words(relation: _Relation, predicate: str) -> tuple[set[str], set[str]]:
         if kind in ("word", "quoted"):
             (last,) = parse_name(token[0])
             words.add(last)
+            if last in _SYSTEM_COLUMNS:
+                raise _bad_predicate(relation, f"a row filter cannot read the system column {last}", predicate)
             if kind == "word" and last == "select":
                 raise _bad_predicate(relation, "a row filter cannot have a subquery", predicate)
     if depth != 0:
