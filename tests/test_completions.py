@@ -68,7 +68,9 @@ def test_targets_and_slots(rdsrepl: Program, db15: Database) -> None:
     config.write_text(f"current: prod\ntargets:\n  prod:\n    dsn: {db15.dsn!r}\n  staging:\n    host: h\n")
     assert complete(rdsrepl, "--target", "st") == ["staging"]
     db15.run(f"SELECT pg_create_logical_replication_slot('done_{db15.name}', 'pgoutput')")
-    assert complete(rdsrepl, "slot", "show", f"done_{db15.name}"[:9]) == [f"done_{db15.name}"]
+    for verb in ("show", "tail"):
+        assert complete(rdsrepl, "slot", verb, f"done_{db15.name}"[:9]) == [f"done_{db15.name}"]
+    assert complete(rdsrepl, "--target", "staging", "slot", "show", "done_") == []
 
 
 def test_no_server_no_words(rdsrepl: Program) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from rdsrepl.cli.options import Globals, shared
+from rdsrepl.cli.options import shared
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
@@ -17,21 +17,28 @@ if TYPE_CHECKING:
 _CONNECT_TIMEOUT_SECONDS: Final = 2
 
 
-def from_database(read: Callable[[Connection], Iterable[str]], ctx: typer.Context | None = None) -> list[str]:
+def from_database(ctx: typer.Context, read: Callable[[Connection], Iterable[str]]) -> list[str]:
     """Return what READ finds in a database; nothing when anything at all goes wrong.
 
     Args:
+        ctx: the half-typed command, whose ``--dsn`` or ``--target`` counts as it will when it runs.
         read: asks the database.
-        ctx: the half-typed command, whose ``--dsn`` or ``--target`` then counts; without it the current target.
     """
     try:
         from rdsrepl import config
         from rdsrepl.postgres import connection
 
-        options = shared(ctx) if ctx is not None else Globals()
+        options = shared(ctx)
         target = config.resolve(dsn=options.dsn, target=options.target)
         target = replace(target, keywords={**target.keywords, "connect_timeout": str(_CONNECT_TIMEOUT_SECONDS)})
         with connection.open(target, settings={"statement_timeout": "2s"}) as conn:
             return list(read(conn))
     except Exception:  # noqa: BLE001 - completion never complains
         return []
+
+
+def complete_slot(ctx: typer.Context) -> list[str]:
+    """Return the names of logical slots for the shell."""
+    from rdsrepl.postgres import slots
+
+    return from_database(ctx, lambda conn: [slot.slot_name for slot in slots.ls(conn) if slot.slot_type == "logical"])

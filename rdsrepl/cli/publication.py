@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Publications: which changes a pgoutput slot sends.")
 
 
-def complete_publication() -> list[str]:
+def complete_publication(ctx: typer.Context) -> list[str]:
     """Return publication names for the shell."""
     from rdsrepl.postgres import publications
 
-    return from_database(lambda conn: [publication.pubname for publication in publications.ls(conn)])
+    return from_database(ctx, lambda conn: [publication.pubname for publication in publications.ls(conn)])
 
 
 Name = Annotated[

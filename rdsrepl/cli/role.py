@@ -24,7 +24,7 @@ def complete_role(ctx: typer.Context) -> list[str]:
     """Return role names for the shell."""
     from rdsrepl.postgres import roles
 
-    return from_database(lambda conn: [role.rolname for role in roles.ls(conn)], ctx)
+    return from_database(ctx, lambda conn: [role.rolname for role in roles.ls(conn)])
 
 
 Name = Annotated[

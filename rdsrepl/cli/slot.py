@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rdsrepl.cli import tail
-from rdsrepl.cli.completion import from_database
+from rdsrepl.cli.completion import complete_slot
 from rdsrepl.cli.options import Reader, Writer, duration_option, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue
@@ -25,13 +25,6 @@ class Plugin(StrEnum):
     pgoutput = "pgoutput"
     wal2json = "wal2json"
     test_decoding = "test_decoding"
-
-
-def complete_slot() -> list[str]:
-    """Return slot names for the shell."""
-    from rdsrepl.postgres import slots
-
-    return from_database(lambda conn: [slot.slot_name for slot in slots.ls(conn) if slot.slot_type == "logical"])
 
 
 Name = Annotated[

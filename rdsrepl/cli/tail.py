@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from rdsrepl.cli.completion import complete_slot
 from rdsrepl.cli.options import Reader, duration_option, lsn_option, shared, where
 from rdsrepl.cli.talk import note, warn
 from rdsrepl.errors import BadValue, NotFound, WrongPlugin
@@ -29,7 +30,9 @@ _REFRESH_SECONDS: Final = 1.0
 _STREAM: Final = "What to stream"
 _BOUNDS: Final = "When to stop"
 
-Name = Annotated[str, typer.Argument(metavar="SLOT", help="The slot.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="SLOT", help="The slot.", autocompletion=complete_slot, show_default=False)
+]
 FormatOption = Annotated[
     FormatName | None,
     typer.Option(
