@@ -194,29 +194,37 @@ SELECT c.oid, n.nspname::text, c.relname::text, format('%%I.%%I', n.nspname, c.r
                   WHERE a.attrelid = c.oid AND a.attgenerated = 's' AND NOT a.attisdropped), '{{}}'),
        coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
                   WHERE a.attrelid = c.oid AND a.attgenerated = 'v' AND NOT a.attisdropped), '{{}}'),
-       coalesce((SELECT array_agg(DISTINCT format('%%I.%%I', sn.nspname, s.relname))
-                   FROM pg_catalog.pg_class s JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
-                  WHERE s.relkind = 'S' AND (
-                        EXISTS (SELECT FROM pg_catalog.pg_depend d
-                                 WHERE d.classid = 'pg_class'::regclass AND d.objid = s.oid
-                                   AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
-                                   AND d.deptype IN ('a', 'i'))
-                     OR s.oid IN (SELECT d.refobjid FROM pg_catalog.pg_attrdef e
-                                    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_attrdef'::regclass
-                                         AND d.objid = e.oid AND d.refclassid = 'pg_class'::regclass
-                                   WHERE e.adrelid = c.oid))), '{{}}'),
        coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_catalog.pg_attribute a
                    JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
                   WHERE a.attrelid = c.oid AND a.attnum > 0 AND t.typname IN ('oid', 'lo') AND NOT a.attisdropped),
                 '{{}}'),
        {parent},
        CASE c.relkind WHEN 'p' THEN (SELECT count(*) FROM pg_partition_tree(c.oid) pt WHERE pt.isleaf) END,
-       coalesce((SELECT array_agg(DISTINCT format('%%I.%%I', fn.nspname, fc.relname)) FROM pg_catalog.pg_constraint k
-                   JOIN pg_catalog.pg_class fc ON fc.oid = k.conrelid
-                   JOIN pg_catalog.pg_namespace fn ON fn.oid = fc.relnamespace
-                  WHERE k.confrelid = c.oid AND k.contype = 'f' AND k.conparentid = 0 AND k.conrelid <> c.oid), '{{}}'),
        coalesce(pg_relation_size(c.oid), 0)
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+"""
+# These stand apart from _TABLE_FACTS, and are joined here: where tables are many and statistics old, the server's
+# joins of pg_depend take seconds for every thousand tables.
+_SEQUENCES: Final = """
+SELECT s.oid, format('%I.%I', n.nspname, s.relname) FROM pg_catalog.pg_class s
+  JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace WHERE s.relkind = 'S' ORDER BY 2
+"""
+_FEEDS: Final = """
+SELECT d.objid, d.refobjid FROM pg_catalog.pg_depend d
+ WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+   AND d.objid = ANY (%(sequences)s)
+UNION
+SELECT d.refobjid, e.adrelid FROM pg_catalog.pg_attrdef e
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = e.oid
+       AND d.refclassid = 'pg_class'::regclass
+ WHERE d.refobjid = ANY (%(sequences)s)
+"""
+_REFERENCES: Final = """
+SELECT k.confrelid, array_agg(DISTINCT format('%I.%I', n.nspname, c.relname))
+  FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conrelid <> k.confrelid
+ GROUP BY k.confrelid
 """
 # A partition's parent: its root, or among the tables in question the one that is published in its place.
 _ROOT: Final = """
@@ -398,6 +406,8 @@ def facts(conn: Connection, name: str) -> PublicationFacts:
                     filter_columns=root.filter_columns,
                 )
             )
+    sequences = _sequences(conn)
+    references: dict[int, list[str]] = dict(conn.execute(_REFERENCES).fetchall())
     count = conn.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata").fetchone()
     assert count is not None
     return PublicationFacts(
@@ -409,7 +419,14 @@ def facts(conn: Connection, name: str) -> PublicationFacts:
         pubtruncate=publication.pubtruncate,
         pubviaroot=publication.pubviaroot,
         publishes_generated=publication.pubgencols == "stored",
-        tables=tuple(row.facts for row in (*tables, *roots)),
+        tables=tuple(
+            replace(
+                row.facts,
+                sequences=tuple(sequences.get(row.oid, ())),
+                references=tuple(references.get(row.oid, ())),
+            )
+            for row in (*tables, *roots)
+        ),
         partitions=tuple(partitions),
         left_out=tuple(row.facts for row in _facts(conn, _LEFT_OUT, scope)),
         large_objects=count[0],
@@ -658,7 +675,7 @@ def _facts(conn: Connection, which: str, parameters: Mapping[str, Any], *, paren
     found: list[_Row] = []
     for row in conn.execute(query + sql.SQL(which), parameters).fetchall():
         oid, schema, table, name, kind, persistence, identity, keys, deferrable, filter_, read, columns, *rest = row
-        generated, virtual, sequences, large, root, count, references, size = rest
+        generated, virtual, large, root, count, size = rest
         fact = TableFacts(
             name=name,
             relkind=kind,
@@ -671,15 +688,22 @@ def _facts(conn: Connection, which: str, parameters: Mapping[str, Any], *, paren
             column_list=None if columns is None else tuple(columns),
             generated_columns=tuple(generated),
             virtual_columns=tuple(virtual),
-            sequences=tuple(sequences),
             large_object_columns=tuple(large),
             parent=root,
             partition_count=count,
-            references=tuple(references),
             approximate_bytes=size,
         )
         found.append(_Row(oid, schema, table, fact))
     return found
+
+
+def _sequences(conn: Connection) -> dict[int, list[str]]:
+    """Return, by table, the sequences that feed its columns."""
+    names: dict[int, str] = dict(conn.execute(_SEQUENCES).fetchall())
+    found: dict[int, list[str]] = {}
+    for sequence, table in conn.execute(_FEEDS, {"sequences": list(names)}).fetchall():
+        found.setdefault(table, []).append(names[sequence])
+    return {table: sorted(fed) for table, fed in found.items()}
 
 
 def _members(conn: Connection, name: str) -> dict[int, _Member]:
