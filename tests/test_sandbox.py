@@ -127,9 +127,11 @@ def leftovers(home: Path, report: Report) -> list[str]:
 
 
 def kill_all(report: Report) -> None:
-    for pid in [report.endpoint_pid, *(server.pid for server in report.servers)]:
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
+    pids = [pid for pid in (report.endpoint_pid, *(server.pid for server in report.servers)) if pid is not None]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:  # death takes a moment, and a busy machine longer
+        assert processes.wait(lambda pid=pid: not processes.command_line(pid), 20.0)
 
 
 # --- its life, by the command line

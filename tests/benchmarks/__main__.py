@@ -99,6 +99,9 @@ def backlog(server: Server) -> int:
                 INSERT INTO history (tid, aid, delta, at) VALUES (i % 100, i % 10000, i / 7.0, clock_timestamp());
                 COMMIT; END LOOP; END $$"""
         )
+        # A commit that is waited for: everything before it is written, and so before the end that is read next.
+        conn.execute("SET synchronous_commit = on")
+        conn.execute("SELECT pg_current_xact_id()")
     return TRANSACTIONS * 5
 
 
