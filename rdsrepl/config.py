@@ -23,7 +23,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,17 +44,25 @@ KEYWORDS: Final = frozenset(
         "service",
         "connect_timeout",
         "options",
+        "application_name",
         "channel_binding",
+        "requirepeer",
         "require_auth",
         "sslmode",
         "sslrootcert",
         "sslcert",
         "sslkey",
+        "sslcertmode",
         "sslcrl",
+        "sslcrldir",
         "sslpassword",
+        "sslsni",
         "ssl_min_protocol_version",
+        "ssl_max_protocol_version",
         "sslnegotiation",
         "gssencmode",
+        "gssdelegation",
+        "gsslib",
         "krbsrvname",
         "target_session_attrs",
         "load_balance_hosts",
@@ -67,6 +75,23 @@ KEYWORDS: Final = frozenset(
 )
 SECRETS: Final = frozenset({"password", "sslpassword"})
 MASK: Final = "********"
+
+# Keywords with a known set of values, or a number: a wrong one is found in the file and not at the server.
+_VALUES: Final[Mapping[str, str]] = {
+    "port": r"\d{1,5}(,\d{1,5})*",
+    "connect_timeout": r"\d+",
+    "keepalives": "0|1",
+    "keepalives_idle": r"\d+",
+    "keepalives_interval": r"\d+",
+    "keepalives_count": r"\d+",
+    "tcp_user_timeout": r"\d+",
+    "sslmode": "disable|allow|prefer|require|verify-ca|verify-full",
+    "sslnegotiation": "postgres|direct",
+    "channel_binding": "disable|prefer|require",
+    "gssencmode": "disable|prefer|require",
+    "load_balance_hosts": "disable|random",
+    "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
+}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 
 
@@ -154,9 +179,26 @@ def resolve(*, dsn: str | None, target: str | None) -> Target:
 
 
 def mask_dsn(dsn: str) -> str:
-    """Return a connection string or URI without its password."""
-    masked = re.sub(r"(?<=://)([^:@/?]*):[^@]*(?=@)", rf"\1:{MASK}", dsn)
-    return re.sub(r"(?i)\b((?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", rf"\1{MASK}", masked)
+    """Return a connection string or URI without its secrets; one that is not well formed may lose more than those."""
+    if re.match(r"postgres(ql)?://", dsn):
+        masked = re.sub(r"(?s)^([a-z]+://[^:@/?]*):.*@", rf"\1:{MASK}@", dsn)
+        base, mark, query = masked.partition("?")
+        return base + mark + "&".join(_mask_parameter(parameter) for parameter in query.split("&"))
+    return _SECRET_KEYWORD.sub(rf"\1{MASK}", dsn)
+
+
+# A secret's value ends where the next keyword begins: a blank may stand in it by mistake.
+_SECRET_KEYWORD: Final = re.compile(
+    rf"(?is)\b((?:{'|'.join(sorted(SECRETS))})\s*=\s*)"
+    r"(?:'(?:[^'\\]|\\.)*(?:'|\\?\Z))?(?:\\.|[^\\]|\\\Z)*?(?=\s+\w+\s*=|\s*\Z)"
+)
+
+
+def _mask_parameter(parameter: str) -> str:
+    from urllib.parse import unquote
+
+    key, equals, value = parameter.partition("=")
+    return key + equals + (MASK if value and unquote(key).lower() in SECRETS else value)
 
 
 def use(name: str) -> Path:
@@ -165,16 +207,21 @@ def use(name: str) -> Path:
     Raises:
         NotFound: no target of that name.
     """
+    import yaml
+
     config = load()
     config.get(name)
-    lines = config.path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        if re.match(r"current\s*:", line):
-            lines[number] = f"current: {name}\n"
-            break
+    text = config.path.read_text(encoding="utf-8")
+    root = _compose(config.path, text)
+    assert isinstance(root, yaml.MappingNode)
+    current, word = _child(root, "current"), _plain(name)
+    if current is not None:
+        text = text[: current.start_mark.index] + word + text[current.end_mark.index :]
     else:
-        lines.insert(0, f"current: {name}\n")
-    _write(config.path, "".join(lines))
+        first = root.value[0][0].start_mark
+        comma = ", " if root.flow_style else "\n" + " " * first.column
+        text = f"{text[: first.index]}current: {word}{comma}{text[first.index :]}"
+    _write(config.path, _checked(text, replace(config, current=name)))
     return config.path
 
 
@@ -184,24 +231,30 @@ def add_target(name: str, settings: Mapping[str, str]) -> Path:
     Raises:
         ConfigError: the file as it stands is wrong.
     """
-    import yaml
-
-    remove_target(name)
-    path = config_path()
-    block = yaml.safe_dump({name: dict(settings)}, sort_keys=False, allow_unicode=True)
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    node = _child(_compose(path, text), "targets")
-    if isinstance(node, yaml.MappingNode) and node.value and not node.flow_style:
-        at, indent = node.start_mark.line, node.start_mark.column
-        lines = text.splitlines(keepends=True)
-        lines[at:at] = [" " * indent + line for line in block.splitlines(keepends=True)]
-        text = "".join(lines)
+    config = load()
+    text = config.path.read_text(encoding="utf-8") if config.path.exists() else ""
+    if name in config.targets:
+        text = _without(config.path, text, name)
+    keywords = {key: value for key, value in settings.items() if key != "dsn"}
+    targets = {**config.targets, name: Target(f"target {name}", settings.get("dsn", ""), keywords)}
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    at, indent = len(lines), "  "
+    root = _compose(config.path, text)
+    for key, value in getattr(root, "value", ()):
+        if key.value == "targets":
+            at = _last_line(value)
+            indent = (
+                " " * value.value[0][0].start_mark.column if isinstance(value.value, list) and value.value else indent
+            )
+            break
     else:
-        text = re.sub(r"(?m)^targets\s*:.*\n?", "", text)
-        text += "" if not text or text.endswith("\n") else "\n"
-        text += "targets:\n" + "".join("  " + line for line in block.splitlines(keepends=True))
-    _write(path, text)
-    return path
+        lines.append("targets:\n")
+        at += 1
+    lines[at:at] = [indent + line for line in _yaml({name: dict(settings)}).splitlines(keepends=True)]
+    _write(config.path, _checked("".join(lines), replace(config, targets=targets)))
+    return config.path
 
 
 def remove_target(name: str) -> bool:
@@ -213,29 +266,74 @@ def remove_target(name: str) -> bool:
     config = load()
     if name not in config.targets:
         return False
-    text = config.path.read_text(encoding="utf-8")
-    targets = _child(_compose(config.path, text), "targets")
-    assert targets is not None
-    lines = text.splitlines(keepends=True)
-    for key, value in targets.value:
-        if key.value == name:
-            # A block value's end mark stands at the start of whatever comes next.
-            end = value.end_mark.line + (1 if value.end_mark.column and value.end_mark.line < len(lines) else 0)
-            if value.end_mark.line < len(lines) and not lines[value.end_mark.line][: value.end_mark.column].strip():
-                end = value.end_mark.line
-            del lines[key.start_mark.line : end]
-            break
-    text = "".join(line for line in lines if not (config.current == name and re.match(r"current\s*:", line)))
-    _write(config.path, text)
+    text = _without(config.path, config.path.read_text(encoding="utf-8"), name)
+    targets = {key: target for key, target in config.targets.items() if key != name}
+    current = config.current
+    if current == name:
+        current = None
+        lines = text.splitlines(keepends=True)
+        node = _child(_compose(config.path, text), "current")
+        assert node is not None
+        del lines[node.start_mark.line]
+        text = "".join(lines)
+    _write(config.path, _checked(text, replace(config, current=current, targets=targets)))
     return True
 
 
+def _without(path: Path, text: str, name: str) -> str:
+    """Return the file's text without one target; comments around it stay."""
+    targets = _child(_compose(path, text), "targets")
+    assert targets is not None
+    lines = text.splitlines(keepends=True)
+    key, value = next(entry for entry in targets.value if entry[0].value == name)
+    del lines[key.start_mark.line : _last_line(value)]
+    return "".join(lines)
+
+
+def _last_line(node: Any) -> int:
+    """Return the line after a node's last; a block's own end mark stands behind the comments that follow it."""
+    if isinstance(node.value, list) and node.value and not node.flow_style:
+        return _last_line(node.value[-1][1])
+    end = node.end_mark
+    return int(end.line + (end.column > 0 or end.line == node.start_mark.line))
+
+
+def _checked(text: str, wanted: Config) -> str:
+    """Return an edited text if it says what is wanted, else (flow style, anchors) the same written afresh."""
+    try:
+        if _parse(wanted.path, text) == wanted:
+            return text
+    except ConfigError:
+        pass
+    targets = {
+        name: {**({"dsn": target.dsn} if target.dsn else {}), **target.keywords}
+        for name, target in wanted.targets.items()
+    }
+    fresh = _yaml({**({"current": wanted.current} if wanted.current else {}), "targets": targets})
+    _parse(wanted.path, fresh)
+    return fresh
+
+
+def _yaml(value: object) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=2**31)
+    return text
+
+
+def _plain(word: str) -> str:
+    """Return a name as YAML writes it: quoted where it would be a number or a truth value."""
+    return _yaml([word]).removeprefix("- ").rstrip("\n")
+
+
 def _write(path: Path, text: str) -> None:
-    """Replace the file in one step; a new one is for its owner's eyes only."""
+    """Replace the file in one step, where a link points to; a new one is for its owner's eyes only."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
     temporary = path.with_name(path.name + ".new")
-    temporary.touch(mode=0o600)
+    temporary.unlink(missing_ok=True)
+    temporary.touch(mode=0o600, exist_ok=False)
     temporary.write_text(text, encoding="utf-8")
     temporary.chmod(mode)
     temporary.replace(path)
@@ -250,8 +348,9 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {exc.problem or exc}", hint="mend that line") from exc
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"{path}:1: not YAML: {exc}", hint="mend the file") from exc
+    except yaml.reader.ReaderError as exc:
+        line = text.count("\n", 0, exc.position) + 1
+        raise ConfigError(f"{path}:{line}: not YAML: a character that is not allowed", hint="mend that line") from exc
     return node
 
 
@@ -304,8 +403,11 @@ def _target(path: Path, name: str, node: yaml.Node) -> Target:
                 f"{path}:{line}: targets.{name}: unknown key {key!r}",
                 hint="the keys there are dsn and libpq's connection keywords (host, port, dbname, user, sslmode, …)",
             )
-        if key == "port" and not re.fullmatch(r"\d{1,5}(,\d{1,5})*", keywords["port"]):
-            raise ConfigError(f"{path}:{line}: targets.{name}.port: not a port number", hint="for example 5432")
+        if key in _VALUES and not re.fullmatch(_VALUES[key], keywords[key]):
+            known = "a number" if "\\d" in _VALUES[key] else _VALUES[key].replace("|", ", ")
+            raise ConfigError(
+                f"{path}:{line}: targets.{name}.{key}: {keywords[key]!r} is none of its values", hint=f"write {known}"
+            )
     return Target(f"target {name}", dsn, keywords)
 
 
@@ -315,11 +417,12 @@ def _check_dsn(path: Path, line: int, name: str, dsn: str) -> None:
 
     try:
         conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as exc:
+    except psycopg.ProgrammingError:
+        # Not as the cause: libpq quotes what it stumbled over, which may be a piece of the password.
         raise ConfigError(
             f"{path}:{line}: targets.{name}.dsn: not a connection string",
             hint="postgresql://user@host:5432/dbname, or host=… dbname=… user=…",
-        ) from exc
+        ) from None
 
 
 def _entries(path: Path, node: Any, where: str) -> list[tuple[str, Any, int]]:
@@ -331,6 +434,8 @@ def _entries(path: Path, node: Any, where: str) -> list[tuple[str, Any, int]]:
     entries: list[tuple[str, Any, int]] = []
     for key, value in node.value:
         at = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{path}:{at}: {where}: a key must be one word", hint="write it as 'key: value' lines")
         if key.value in {entry[0] for entry in entries}:
             raise ConfigError(f"{path}:{at}: {where}: {key.value!r} stands there twice", hint="remove one of them")
         entries.append((key.value, value, at))

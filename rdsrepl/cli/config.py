@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rdsrepl import config
-from rdsrepl.cli.options import Reader, shared
+from rdsrepl.cli.options import Reader, shared, target_names
 from rdsrepl.cli.talk import note, warn
 from rdsrepl.errors import NotFound
 from rdsrepl.render import emit, facts, listing
@@ -35,7 +35,12 @@ def path(ctx: typer.Context) -> None:
 
 
 @app.command(cls=Reader)
-def show(ctx: typer.Context, name: Annotated[str | None, typer.Argument(help="One target only.")] = None) -> None:
+def show(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One target only.", autocompletion=target_names)
+    ] = None,
+) -> None:
     """Show the targets, secrets masked.
 
     Example: rdsrepl config show prod
@@ -64,7 +69,7 @@ def show(ctx: typer.Context, name: Annotated[str | None, typer.Argument(help="On
 @app.command(cls=Reader)
 def use(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(help="The target.", autocompletion=lambda: sorted(config.load().targets))],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The target.", autocompletion=target_names)],
 ) -> None:
     """Make a target the current one: it is used where neither --dsn nor --target says otherwise.
 

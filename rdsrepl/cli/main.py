@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from itertools import pairwise
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from rdsrepl import __version__
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli import demo, publication, role, sandbox, slot
-from rdsrepl.cli.options import Globals, remember, root_options, shared
+from rdsrepl.cli.options import Globals, Noun, remember, root_options, shared
 from rdsrepl.errors import Error, ExitCode
 from rdsrepl.render import Format
 
 
-class Root(TyperGroup):
+class Root(Noun):
     """The root group: takes the shared options, and renders every error that reaches it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -52,6 +52,9 @@ class Root(TyperGroup):
     def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
         """Run the program; with ``-o json`` a usage error is an object on stderr, too."""
         words = sys.argv[1:] if args is None else list(args)
+        if "--no-color" in words:
+            # Help and usage errors are rendered by rich before any option of ours is looked at.
+            os.environ["NO_COLOR"] = "1"
         if not _wants_json(words) or extra.get("standalone_mode") is False:
             return super().main(words, *rest, **extra)
         try:
@@ -60,7 +63,7 @@ class Root(TyperGroup):
             # Typer's own exceptions know the message and the code, not our JSON.
             document = {
                 "error": "usage_error",
-                "message": exc.format_message(),
+                "message": exc.format_message() or "Missing command.",
                 "hint": None,
                 "exit_code": exc.exit_code,
             }
@@ -89,11 +92,12 @@ def show_error(exc: Error, options: Globals) -> None:
 
 
 def _wants_json(words: list[str]) -> bool:
-    if any(word in ("-ojson", "--output=json") for word in words):
-        return True
-    if any(a in ("-o", "--output") and b == "json" for a, b in pairwise(words)):
-        return True
-    return os.environ.get("RDSREPL_OUTPUT") == "json"
+    """Say what ``--output`` asks for in a command line that could not be parsed: the word nearest to its end."""
+    output = os.environ.get("RDSREPL_OUTPUT")
+    for word, following in pairwise([*words, ""]):
+        if match := re.fullmatch(r"(?:--output=?|-[vq]*o)(.*)", word):
+            output = match[1] or following
+    return output == "json"
 
 
 def _version(wanted: bool) -> None:
@@ -123,9 +127,9 @@ def root(
     """
 
 
-app.add_typer(slot.app, name="slot")
-app.add_typer(publication.app, name="publication")
-app.add_typer(role.app, name="role")
-app.add_typer(config_command.app, name="config")
-app.add_typer(sandbox.app, name="sandbox")
+app.add_typer(slot.app, name="slot", cls=Noun)
+app.add_typer(publication.app, name="publication", cls=Noun)
+app.add_typer(role.app, name="role", cls=Noun)
+app.add_typer(config_command.app, name="config", cls=Noun)
+app.add_typer(sandbox.app, name="sandbox", cls=Noun)
 app.command("demo", cls=demo.Verb)(demo.demo)

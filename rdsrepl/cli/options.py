@@ -11,10 +11,11 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from rdsrepl import config
 from rdsrepl.errors import BadValue
@@ -94,7 +95,7 @@ def _shared(
             envvar="RDSREPL_TARGET",
             help="A target of the config file.",
             rich_help_panel=_PANEL,
-            autocompletion=lambda: _target_names(),
+            autocompletion=lambda: target_names(),
         ),
     ] = None,
     dsn: Annotated[
@@ -113,9 +114,8 @@ def _shared(
             "--output",
             "-o",
             envvar="RDSREPL_OUTPUT",
-            help="How to print.",
+            help="How to print; by default a table.",
             rich_help_panel=_PANEL,
-            show_default="table",
         ),
     ] = None,
     verbose: Annotated[
@@ -162,7 +162,8 @@ def _consent(
     """Hold the declarations; never called."""
 
 
-def _target_names() -> list[str]:
+def target_names() -> list[str]:
+    """Return the config file's targets for the shell."""
     try:
         return sorted(config.load().targets)
     except Exception:  # noqa: BLE001 - completion never complains
@@ -190,6 +191,37 @@ def _verb_options(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
     return options
 
 
+class _Quick(TyperOption):
+    """An option that leaves alone what nobody gave; Typer would import pydantic (0.06 s) to look at it."""
+
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        """Convert a value that was given."""
+        if value is None or (self.count and value == 0):
+            return value if self.callback is None else self.callback(ctx, self, value)
+        return super().process_value(ctx, value)
+
+
+def tidy(option: Any) -> Any:
+    """Make an option of Typer's quick, and its help plain: no type beside a flag, a default duration with its unit."""
+    if not isinstance(option, TyperOption):
+        return option
+    if option.is_flag or option.count:
+        option.metavar = ""
+    if option.metavar == "DURATION" and isinstance(option.default, float):
+        option.default = f"{option.default:g}s"
+    if not option.required and not option.multiple and not option.prompt:
+        option.__class__ = _Quick
+    return option
+
+
+class Noun(TyperGroup):
+    """A group of verbs."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return all parameters, Typer's own among them, as ours look."""
+        return [tidy(parameter) for parameter in super().get_params(ctx)]
+
+
 class Reader(TyperCommand):
     """A command that only looks: takes the connection and output options."""
 
@@ -197,7 +229,12 @@ class Reader(TyperCommand):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.help = _paragraphs(self.help)
         self.params = [*self.params, *(option for holder in self._holders for option in _verb_options(holder))]
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return all parameters, Typer's own among them, as ours look."""
+        return [tidy(parameter) for parameter in super().get_params(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the shared options out of what the command's function receives."""
@@ -207,6 +244,11 @@ class Reader(TyperCommand):
         consent = {name: own[name] for name in ("yes", "dry_run", "check") if name in own}
         ctx.meta["rdsrepl.consent"] = Consent(**consent)
         return rest
+
+
+def _paragraphs(text: str | None) -> str | None:
+    """Return a docstring with one line a paragraph: help is as wide as the terminal, not as the source."""
+    return None if text is None else "\n\n".join(" ".join(part.split()) for part in cleandoc(text).split("\n\n"))
 
 
 class Writer(Reader):
@@ -220,10 +262,22 @@ def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
     root = ctx.find_root()
     before = root.obj if isinstance(root.obj, Globals) else Globals()
     names = Globals.__dataclass_fields__
+    for name in ("dsn", "target"):
+        if given.get(name) == "" and not ctx.resilient_parsing:
+            # An unset variable in a script must not end at another database.
+            raise typer.BadParameter("it is empty", ctx=ctx, param_hint=f"'--{name}'")
     now = replace(before, **{name: value for name, value in given.items() if name in names and value})
-    if given.get("dsn") is not None and not given.get("target"):
+    # Of two places the one nearer to the verb wins, and a word wins over the environment; side by side --dsn wins.
+    if given.get("dsn") and not (given.get("target") and _from_environment(ctx, "dsn")):
         now = replace(now, target=None)
+    elif given.get("target"):
+        now = replace(now, dsn=None)
     root.obj = ctx.obj = now
+
+
+def _from_environment(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "ENVIRONMENT"
 
 
 def shared(ctx: typer.Context) -> Globals:

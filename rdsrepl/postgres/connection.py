@@ -26,6 +26,9 @@ CONNECT_TIMEOUT_SECONDS: Final = 10
 RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 RDS_BUNDLE: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
 
+_LOCAL: Final = re.compile(r"(localhost|::1|127(\.\d{1,3}){3})\Z|[/@]")
+_NOBODY_CHOSE: Final = "nobody chose"
+
 
 _CURRENT_LSN: Final = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
@@ -33,6 +36,13 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curre
 
 # A failed connection attempt carries no SQLSTATE in libpq, only the server's text (which RDS writes in English).
 _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], ...]] = (
+    (
+        r"invalid \w+ value: |invalid (integer|port) |invalid value for|could not match \d+|^weak sslmode"
+        r"|could not parse network address",
+        errors.BadValue,
+        None,
+        "mend that keyword in the dsn, the target or the environment (-v shows what was given)",
+    ),
     (
         r"password authentication failed|no password supplied|SCRAM|authentication failed for user",
         errors.AuthenticationFailed,
@@ -285,24 +295,33 @@ def _one_line(text: str) -> str:
 
 def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str]) -> dict[str, str]:
     import psycopg
-    from psycopg import pq
     from psycopg.conninfo import conninfo_to_dict
 
     try:
         given = conninfo_to_dict(target.dsn, **target.keywords)
-    except psycopg.ProgrammingError as exc:
+    except psycopg.ProgrammingError:
+        # Not as the cause: libpq quotes what it stumbled over, which may be a piece of the password.
         raise errors.BadValue(
             f"{target.label}: not a connection string",
             hint="postgresql://user@host:5432/dbname, or host=… dbname=… user=…",
-        ) from exc
+        ) from None
     keywords = {key: str(value) for key, value in given.items() if value is not None}
-    defaults = {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
-    keywords.setdefault("application_name", "rdsrepl")
+    if not re.fullmatch(r"[\d,]*", keywords.get("port", "")) or re.search(r"[^,]@", keywords.get("host", "")):
+        raise errors.BadValue(
+            f"{target.label}: no host and port can be read from it",
+            hint="in a URI, write what is special in user and password percent-encoded: @ as %40, / as %2F, : as %3A",
+        )
+    defaults = _defaults(keywords.get("service"))
+    keywords.setdefault("fallback_application_name", "rdsrepl")
+    if keywords.get("host") and "hostaddr" not in keywords and defaults["hostaddr"]:
+        keywords["hostaddr"] = ""  # PGHOSTADDR belongs to the environment's host, not to this one
     if not keywords.get("connect_timeout") and not defaults.get("connect_timeout"):
         keywords["connect_timeout"] = str(CONNECT_TIMEOUT_SECONDS)
-    if "sslmode" not in keywords and "PGSSLMODE" not in os.environ and defaults.get("sslmode") == "prefer":
-        sslmode = _safe_sslmode(keywords.get("hostaddr") or keywords.get("host") or defaults.get("host") or "")
-        if sslmode and "service" not in keywords:
+    if not keywords.get("sslmode") and defaults["sslmode"] == _NOBODY_CHOSE:
+        sslmode = _safe_sslmode(
+            keywords.get("host", defaults["host"]), hostaddr=keywords.get("hostaddr", defaults["hostaddr"])
+        )
+        if sslmode and keywords.get("sslrootcert", defaults["sslrootcert"]) != "system":  # that implies verify-full
             keywords["sslmode"] = sslmode
     options = keywords.get("options", defaults.get("options", ""))
     # UTF8 is what every decoder and printer here expects, whatever the database's own encoding.
@@ -322,15 +341,37 @@ def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str])
     return keywords
 
 
-def _safe_sslmode(hosts: str) -> str | None:
+def _defaults(service: str | None) -> dict[str, str]:
+    """Return what libpq will take from the environment and the service file for keywords that nobody gives."""
+    from psycopg import pq
+
+    # libpq looks up PGSERVICE here. The mark shows whether anybody chose an sslmode, be it the default one.
+    marks = {"PGSERVICE": service or os.environ.get("PGSERVICE"), "PGSSLMODE": os.environ.get("PGSSLMODE")}
+    before = dict(marks, PGSERVICE=os.environ.get("PGSERVICE"))
+    if not marks["PGSSLMODE"] and "PGREQUIRESSL" not in os.environ:
+        marks["PGSSLMODE"] = _NOBODY_CHOSE
+    try:
+        _set_environment(marks)
+        return {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _safe_sslmode(hosts: str, *, hostaddr: str = "") -> str | None:
     """Return the mode to ask for when nobody chose one; None where libpq's own default will do (this machine)."""
-    names = [name.strip() for name in hosts.split(",") if name.strip()]
-    if any(name.endswith(RDS_SUFFIXES) for name in names):
+    names = [name.strip().lower() for name in hosts.split(",") if name.strip()]
+    if any(name.rstrip(".").endswith(RDS_SUFFIXES) for name in names):
         return "verify-full"
-    local = ("localhost", "::1")
-    if all(name in local or name.startswith(("/", "@", "127.")) for name in names):
-        return None
-    return "require"
+    addresses = [address.strip() for address in hostaddr.split(",") if address.strip()] or names
+    return None if all(_LOCAL.match(address) for address in addresses) else "require"
 
 
 def _connect_error(exc: psycopg.Error, target: Target, keywords: Mapping[str, str]) -> errors.Error:
