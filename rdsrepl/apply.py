@@ -1,7 +1,8 @@
 """Carry out a plan, step by step. This is the only writer in the house.
 
 Each statement runs in a worker thread while this one watches: it can say what the statement waits for, end it at its
-deadline or at Ctrl-C, and undo what a cancelled statement may have left half made.
+deadline or at Ctrl-C, and undo what a cancelled statement may have left half made. An AWS call is made as it was shown;
+a wait looks until its condition holds, and forgives a look that could not be taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
-from rdsrepl.plan import Plan, Protocol, Statement
+from rdsrepl.plan import AwsCall, Condition, Plan, Protocol, Statement, Step, Wait
+from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
 _LOOK_AFTER_SECONDS: Final = 1.0
 _CANCEL_SECONDS: Final = 10.0
+# A look costs AWS next to nothing, but there are limits: often at first, then every ten seconds.
+_FIRST_POLL_SECONDS: Final = 0.25
+_POLL_GROWTH: Final = 1.3
+_LAST_POLL_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +35,20 @@ class Outcome:
     """A step that was done.
 
     Attributes:
-        step: the statement.
-        returned: the one row it gave, by column name; empty when it gives none.
+        step: the step.
+        returned: the one row a statement gave, by column name, or what a wait found; empty when there is none.
         seconds: how long it took.
+        skipped: it turned out not to be needed.
     """
 
-    step: Statement
+    step: Step
     returned: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    skipped: bool = False
 
 
 Done = Callable[[Outcome], None]
-Waiting = Callable[[Statement, float, list[str]], None]
+Waiting = Callable[[Step, float, list[str]], None]
 
 
 def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting) -> list[Outcome]:
@@ -50,7 +58,8 @@ def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting) -> list[Out
         plan: what ``settle`` has shown.
         target: the database it was made for.
         done: called after each step.
-        waiting: called about once a second while a step waits, with the seconds so far and what it waits for.
+        waiting: called about once a second while a step waits, with the seconds so far and what it waits for, or
+            how far it is.
 
     Raises:
         AppliedInPart: a step failed and some before it were done; the cause is chained.
@@ -61,16 +70,55 @@ def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting) -> list[Out
     with ExitStack() as stack:
         for number, step in enumerate(plan.steps):
             try:
-                if step.protocol not in connections:
-                    connections[step.protocol] = _enter(stack, target, step.protocol)
-                outcome = _run(step, connections[step.protocol], target, waiting)
+                if isinstance(step, AwsCall):
+                    outcome = _call(step, target)
+                elif isinstance(step, Wait):
+                    outcome = _wait(step, target, waiting)
+                else:
+                    if step.protocol not in connections:
+                        connections[step.protocol] = _enter(stack, target, step.protocol)
+                    outcome = _run(step, connections[step.protocol], target, waiting)
             except (errors.Error, KeyboardInterrupt) as exc:
-                if number == 0:
+                if all(isinstance(step, Wait) for step in plan.steps[:number]):
                     raise
                 raise _in_part(plan, number, exc) from exc
             outcomes.append(outcome)
             done(outcome)
     return outcomes
+
+
+def _call(step: AwsCall, target: Target) -> Outcome:
+    from rdsrepl.aws import session
+
+    started = time.monotonic()
+    if step.needed is not None and not step.needed(target):
+        return Outcome(step, skipped=True)
+    session.call(target.aws, step.service, step.operation, step.parameters)
+    return Outcome(step, seconds=time.monotonic() - started)
+
+
+def _wait(step: Wait, target: Target, waiting: Waiting) -> Outcome:
+    started = time.monotonic()
+    pause = _FIRST_POLL_SECONDS
+    found = Condition(False, "not looked yet")
+    while True:
+        try:
+            found = step.probe(target)
+        except errors.Unreachable as exc:
+            found = Condition(False, exc.message)
+        elapsed = time.monotonic() - started
+        if found.met:
+            return Outcome(step, dict(found.facts), elapsed)
+        if found.failed is not None:
+            raise errors.Error(f"{step.summary}: {found.failed}", hint=found.remedy)
+        if elapsed >= step.timeout_seconds:
+            raise errors.TimedOut(
+                f"{step.summary}: not so after {format_duration(step.timeout_seconds)}; it is: {found.state}",
+                hint="it may still come to be so: look again, or allow more time with --timeout",
+            )
+        waiting(step, elapsed, [found.state])
+        time.sleep(min(pause, step.timeout_seconds - elapsed))
+        pause = min(pause * _POLL_GROWTH, _LAST_POLL_SECONDS)
 
 
 def _enter(stack: ExitStack, target: Target, protocol: Protocol) -> Connection:

@@ -13,17 +13,22 @@ The file is ``$XDG_CONFIG_HOME/rdsrepl/config.yaml``::
       lab:
         dsn: postgresql://dba@127.0.0.1:5433/lab
 
-A target's keys are ``dsn`` and libpq's own connection keywords (manual, section 34.1.2). What no option and no target
-says, libpq takes from ``PG*``, ``pg_service.conf`` and ``.pgpass`` as always. AWS identities (profile, region,
-cluster, instance) will be further keys of the same mapping.
+      orders:
+        profile: prod
+        region: eu-west-1
+        cluster: orders
+
+A target's keys are ``dsn`` and libpq's own connection keywords (manual, section 34.1.2), and those of ``Aws``. What no
+option and no target says, libpq takes from ``PG*``, ``pg_service.conf`` and ``.pgpass``, and boto3 from ``AWS_*`` and
+its own files, as always.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -93,6 +98,45 @@ _VALUES: Final[Mapping[str, str]] = {
     "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
 }
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+# What says where a database is and who logs in; the rest says how, and is as good for another one.
+_LOCATION: Final = frozenset({"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service"})
+
+
+@dataclass(frozen=True, slots=True)
+class Aws:
+    """An AWS identity, and the cluster or instance to work on.
+
+    Attributes:
+        profile: of the shared config and credentials files; boto3's usual chain where it is None.
+        region: where the cluster or instance lives.
+        endpoint_url: of every service, in place of AWS's own.
+        aws_config_file: in place of ``~/.aws/config``.
+        aws_credentials_file: in place of ``~/.aws/credentials``.
+        cluster: a DB cluster's identifier (Multi-AZ or Aurora).
+        instance: a DB instance's identifier.
+        secret: name or ARN of the Secrets Manager secret that holds the role's password.
+        auth: how the role logs in: ``password``, or ``iam`` with a token made anew for each attempt.
+    """
+
+    profile: str | None = None
+    region: str | None = None
+    endpoint_url: str | None = None
+    aws_config_file: str | None = None
+    aws_credentials_file: str | None = None
+    cluster: str | None = None
+    instance: str | None = None
+    secret: str | None = None
+    auth: str | None = None
+
+    @property
+    def identifier(self) -> str | None:
+        """The cluster's or the instance's identifier."""
+        return self.cluster or self.instance
+
+
+_NO_AWS: Final = Aws()
+AWS_KEYS: Final = tuple(Aws.__dataclass_fields__)
+_AWS_VALUES: Final = {"auth": "password|iam", "endpoint_url": r"https?://\S+"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +147,26 @@ class Target:
         label: how messages call it: ``target prod``, ``--dsn``, ``the environment``.
         dsn: a libpq connection string or URI; empty when keywords or the environment say it all.
         keywords: libpq keywords that go on top of ``dsn``.
+        aws: the AWS identity, and the cluster or instance.
+        renew: asked before each attempt to connect for further keywords: an endpoint, a password, a token.
     """
 
     label: str
     dsn: str = field(default="", repr=False)
     keywords: Mapping[str, str] = field(default_factory=dict, repr=False)
+    aws: Aws = _NO_AWS
+    renew: Callable[[], Mapping[str, str]] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def located(self) -> bool:
+        """Whether dsn or keywords themselves say where the database is."""
+        return bool(self.dsn) or any(self.keywords.get(key) for key in ("host", "hostaddr", "service"))
 
     def masked(self) -> dict[str, str]:
         """Return the settings with their secrets hidden."""
         shown = {key: MASK if key in SECRETS else value for key, value in self.keywords.items()}
-        return {"dsn": mask_dsn(self.dsn), **shown} if self.dsn else shown
+        shown = {"dsn": mask_dsn(self.dsn), **shown} if self.dsn else shown
+        return {**shown, **{key: value for key, value in asdict(self.aws).items() if value is not None}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +216,30 @@ def load(path: Path | None = None) -> Config:
     return _parse(path, text)
 
 
-def resolve(*, dsn: str | None, target: str | None) -> Target:
+def resolve(*, dsn: str | None, target: str | None, aws: Aws = _NO_AWS) -> Target:
     """Return the database to work on: ``dsn``, else the named target, else the current one, else the environment.
+
+    Args:
+        dsn: a libpq connection string.
+        target: a target's name.
+        aws: what options say: each lies over what the target says. A cluster or instance that is not the target's own
+            takes the place of its host and login, and keeps its AWS identity.
 
     Raises:
         ConfigError, NotFound: the config file is wrong, or has no such target.
     """
     if dsn is not None:
-        return Target("--dsn", dsn)
-    if target is not None:
-        return load().get(target)
+        return Target("--dsn", dsn, aws=aws)
     config = load()
-    if config.current is not None:
-        return config.get(config.current)
-    return Target("the environment")
+    name = target if target is not None else config.current
+    found = config.get(name) if name is not None else Target("the environment")
+    if aws.identifier and (aws.cluster, aws.instance) != (found.aws.cluster, found.aws.instance):
+        kind = "cluster" if aws.cluster else "instance"
+        keywords = {key: value for key, value in found.keywords.items() if key not in _LOCATION}
+        own = replace(found.aws, cluster=None, instance=None, secret=None, auth=None)
+        found = Target(f"{kind} {aws.identifier}", keywords=keywords, aws=own)
+    given = {key: value for key, value in asdict(aws).items() if value is not None}
+    return replace(found, aws=replace(found.aws, **given))
 
 
 def mask_dsn(dsn: str) -> str:
@@ -235,8 +299,7 @@ def add_target(name: str, settings: Mapping[str, str]) -> Path:
     text = config.path.read_text(encoding="utf-8") if config.path.exists() else ""
     if name in config.targets:
         text = _without(config.path, text, name)
-    keywords = {key: value for key, value in settings.items() if key != "dsn"}
-    targets = {**config.targets, name: Target(f"target {name}", settings.get("dsn", ""), keywords)}
+    targets = {**config.targets, name: _made(name, settings)}
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
@@ -306,7 +369,11 @@ def _checked(text: str, wanted: Config) -> str:
     except ConfigError:
         pass
     targets = {
-        name: {**({"dsn": target.dsn} if target.dsn else {}), **target.keywords}
+        name: {
+            **({"dsn": target.dsn} if target.dsn else {}),
+            **target.keywords,
+            **{key: value for key, value in asdict(target.aws).items() if value is not None},
+        }
         for name, target in wanted.targets.items()
     }
     fresh = _yaml({**({"current": wanted.current} if wanted.current else {}), "targets": targets})
@@ -390,25 +457,37 @@ def _parse(path: Path, text: str) -> Config:
     return Config(path, current, targets)
 
 
+def _made(name: str, settings: Mapping[str, str]) -> Target:
+    keywords = {key: value for key, value in settings.items() if key != "dsn" and key not in AWS_KEYS}
+    aws = Aws(**{key: value for key, value in settings.items() if key in AWS_KEYS})
+    return Target(f"target {name}", settings.get("dsn", ""), keywords, aws)
+
+
 def _target(path: Path, name: str, node: yaml.Node) -> Target:
-    dsn, keywords = "", {}
+    settings: dict[str, str] = {}
     for key, value, line in _entries(path, node, f"targets.{name}"):
-        if key == "dsn":
-            dsn = _scalar(path, value, f"targets.{name}.dsn")
-            _check_dsn(path, line, name, dsn)
-        elif key in KEYWORDS:
-            keywords[key] = _scalar(path, value, f"targets.{name}.{key}")
-        else:
+        if key != "dsn" and key not in KEYWORDS and key not in AWS_KEYS:
             raise ConfigError(
                 f"{path}:{line}: targets.{name}: unknown key {key!r}",
-                hint="the keys there are dsn and libpq's connection keywords (host, port, dbname, user, sslmode, …)",
+                hint="the keys there are dsn, libpq's connection keywords (host, port, dbname, user, sslmode, …) and "
+                + ", ".join(AWS_KEYS),
             )
-        if key in _VALUES and not re.fullmatch(_VALUES[key], keywords[key]):
-            known = "a number" if "\\d" in _VALUES[key] else _VALUES[key].replace("|", ", ")
+        settings[key] = _scalar(path, value, f"targets.{name}.{key}")
+        if key == "dsn":
+            _check_dsn(path, line, name, settings[key])
+        values = _VALUES.get(key) or _AWS_VALUES.get(key)
+        if values and not re.fullmatch(values, settings[key]):
+            known = {"endpoint_url": "http://… or https://…"}.get(key) or (
+                "a number" if "\\d" in values else values.replace("|", ", ")
+            )
             raise ConfigError(
-                f"{path}:{line}: targets.{name}.{key}: {keywords[key]!r} is none of its values", hint=f"write {known}"
+                f"{path}:{line}: targets.{name}.{key}: {settings[key]!r} is none of its values", hint=f"write {known}"
             )
-    return Target(f"target {name}", dsn, keywords)
+        if {"cluster", "instance"} <= settings.keys():
+            raise ConfigError(
+                f"{path}:{line}: targets.{name}: cluster and instance exclude each other", hint="keep one of them"
+            )
+    return _made(name, settings)
 
 
 def _check_dsn(path: Path, line: int, name: str, dsn: str) -> None:

@@ -19,14 +19,21 @@
     │   ├── WalLevelNotLogical
     │   ├── NotPrimary
     │   ├── StalePlan                 the guard in a statement found another state than the plan
+    │   ├── NotAvailable              an AWS resource is in a state in which this cannot be done
+    │   ├── InUse                     something still needs what was to be deleted
+    │   ├── QuotaExceeded             AWS allows this account no more of them
     │   └── Unsupported               this server's version cannot
     ├── Denied                    5   a server or a person's right said no
-    │   └── AuthenticationFailed
+    │   ├── AuthenticationFailed
+    │   ├── NoCredentials             no AWS credentials were found, or they are not valid
+    │   └── ExpiredCredentials        the AWS credentials were valid once
     ├── Unreachable               5
-    │   └── ConnectionLost            in the middle of the work; worth another attempt
+    │   ├── ConnectionLost            in the middle of the work; worth another attempt
+    │   └── Throttled                 AWS answers too many requests, after all retries
     ├── AppliedInPart             6
     ├── TimedOut                  1
-    └── ServerError               1   anything else the server says
+    ├── ServerError               1   anything else the server says
+    └── AwsError                  1   anything else AWS says
 """
 
 from __future__ import annotations
@@ -59,16 +66,28 @@ class Error(Exception):
         message: one line, no final full stop.
         hint: the remedy, with the next command to type where there is one.
         sqlstate: the server's five-character code, when a server said it.
+        aws_code: AWS's error code, when AWS said it.
+        request_id: AWS's id of the refused request, which its support asks for.
         exit_code: what the process ends with.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
-    def __init__(self, message: str, *, hint: str | None = None, sqlstate: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        sqlstate: str | None = None,
+        aws_code: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.sqlstate = sqlstate
+        self.aws_code = aws_code
+        self.request_id = request_id
 
     @property
     def name(self) -> str:
@@ -78,8 +97,8 @@ class Error(Exception):
     def document(self) -> dict[str, Any]:
         """Return the error as the JSON object that ends stderr with ``-o json``."""
         fields: dict[str, Any] = {"error": self.name, "message": self.message, "hint": self.hint}
-        if self.sqlstate is not None:
-            fields["sqlstate"] = self.sqlstate
+        codes = {"sqlstate": self.sqlstate, "aws_code": self.aws_code, "request_id": self.request_id}
+        fields |= {name: code for name, code in codes.items() if code is not None}
         return {**fields, "exit_code": int(self.exit_code)}
 
 
@@ -153,6 +172,18 @@ class StalePlan(Refused):
     """The guard in a statement found another state than the plan was made for."""
 
 
+class NotAvailable(Refused):
+    """An AWS resource is in a state in which this cannot be done."""
+
+
+class InUse(Refused):
+    """Something still needs what was to be deleted."""
+
+
+class QuotaExceeded(Refused):
+    """AWS allows this account no more of them."""
+
+
 class Unsupported(Refused):
     """The server's version or kind cannot do this."""
 
@@ -167,6 +198,14 @@ class AuthenticationFailed(Denied):
     """The server did not accept the role or its password."""
 
 
+class NoCredentials(Denied):
+    """No AWS credentials were found, or they are not valid."""
+
+
+class ExpiredCredentials(Denied):
+    """The AWS credentials were valid once."""
+
+
 class Unreachable(Error):
     """No server answered, or it would not take a connection."""
 
@@ -175,6 +214,10 @@ class Unreachable(Error):
 
 class ConnectionLost(Unreachable):
     """The connection broke in the middle of the work; another attempt is worth it."""
+
+
+class Throttled(Unreachable):
+    """AWS answers too many requests, after all retries."""
 
 
 class AppliedInPart(Error):
@@ -198,3 +241,7 @@ class TimedOut(Error):
 
 class ServerError(Error):
     """Anything else a server says."""
+
+
+class AwsError(Error):
+    """Anything else AWS says."""

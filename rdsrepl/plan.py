@@ -1,12 +1,17 @@
 """A plan: what a command would do, as frozen data with two readers, ``settle`` (show) and ``apply`` (run).
 
-The text of a statement is complete: literals are composed into it, so what is shown is what runs.
+The text of a step is complete: literals are composed into a statement, and a call's parameters are all there, so what
+is shown is what runs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from rdsrepl.config import MASK, Target
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
@@ -47,18 +52,96 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True)
+class AwsCall:
+    """One call of an AWS API.
+
+    Attributes:
+        summary: one line in plain words: ``reboot instance orders-2``.
+        service: as boto3 names it: ``rds``.
+        operation: as the API reference names it: ``RebootDBInstance``.
+        parameters: the request.
+        secrets: the parameters that are not shown.
+        needed: asked just before the call, which is left out where the answer is no; ``condition`` says the same in
+            words: ``if it is still pending-reboot``.
+    """
+
+    summary: str
+    service: str
+    operation: str
+    parameters: Mapping[str, Any]
+    secrets: frozenset[str] = frozenset()
+    needed: Callable[[Target], bool] | None = None
+    condition: str = ""
+
+    @property
+    def text(self) -> str:
+        """The call as the aws CLI would make it, its secrets hidden."""
+        from botocore import xform_name
+
+        shown = {name: MASK if name in self.secrets else value for name, value in self.parameters.items()}
+        indent = 2 if len(json.dumps(shown)) > 80 else None
+        request = json.dumps(shown, ensure_ascii=False, indent=indent, default=str).replace("'", "'\\''")
+        return f"aws {self.service} {xform_name(self.operation, '-')} --cli-input-json '{request}'"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a probe found.
+
+    Attributes:
+        met: what was waited for is so.
+        state: how it is, in a few words: ``writer modifying, 1 of 3 members in-sync``.
+        failed: why it will never be so; the wait ends with it as an error.
+        remedy: what to do about that.
+        facts: what to report when it is so, by name.
+    """
+
+    met: bool
+    state: str
+    failed: str | None = None
+    remedy: str | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+Probe = Callable[[Target], Condition]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait until something is so, looking again and again; also a proof, when it must be so at once.
+
+    Attributes:
+        summary: one line in plain words: ``wait until cluster orders is available``.
+        probe: looks, and changes nothing.
+        timeout_seconds: after this long the wait ends in an error that names the state.
+    """
+
+    summary: str
+    probe: Probe
+    timeout_seconds: float
+
+    @property
+    def text(self) -> str:
+        """How long it may take."""
+        return f"(looks again and again, at most {self.timeout_seconds:g} s)"
+
+
+Step = Statement | AwsCall | Wait
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Steps in their order; an empty plan means there is nothing to do.
 
     Attributes:
         title: what the steps are for: ``create replication slot orders``.
-        steps: applied one after the other, each in a transaction of its own.
+        steps: applied one after the other, each statement in a transaction of its own.
         warnings: what it costs, to be read before the question is answered.
         unchanged: said when there are no steps: ``role reader already has all that``.
     """
 
     title: str
-    steps: tuple[Statement, ...]
+    steps: tuple[Step, ...]
     warnings: tuple[str, ...] = ()
     unchanged: str = "nothing to do"
 

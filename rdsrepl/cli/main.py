@@ -82,7 +82,8 @@ def show_error(exc: Error, options: Globals) -> None:
     from rdsrepl.render import console
 
     out = console(sys.stderr)
-    code = f" [{exc.sqlstate}]" if exc.sqlstate else ""
+    request = f", request {exc.request_id}" if exc.request_id else ""
+    code = f" [{exc.aws_code or exc.sqlstate}{request}]" if exc.aws_code or exc.sqlstate else ""
     out.print(f"error: {exc.message}{code}", style=None if options.no_color else "bold red")
     for name in ("done", "not_done"):
         for item in getattr(exc, name, ()):

@@ -62,6 +62,10 @@ class Globals:
     Attributes:
         target: a target's name in the config file.
         dsn: a libpq connection string.
+        profile: an AWS profile.
+        region: an AWS region.
+        cluster: a DB cluster's identifier.
+        instance: a DB instance's identifier.
         output: how documents are printed.
         verbose: 1 names what is connected to and each statement; 2 also shows tracebacks.
         quiet: no progress and no notes.
@@ -70,6 +74,10 @@ class Globals:
 
     target: str | None = None
     dsn: str | None = None
+    profile: str | None = None
+    region: str | None = None
+    cluster: str | None = None
+    instance: str | None = None
     output: Format = Format.table
     verbose: int = 0
     quiet: bool = False
@@ -105,6 +113,46 @@ def _shared(
             metavar="CONNINFO",
             envvar="RDSREPL_DSN",
             help="A libpq connection string or URI; leave the password to .pgpass or PGPASSWORD.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="ID",
+            envvar="RDSREPL_CLUSTER",
+            help="A DB cluster, Multi-AZ or Aurora: its writer endpoint and secret are found through the RDS API.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    instance: Annotated[
+        str | None,
+        typer.Option(
+            "--instance",
+            metavar="ID",
+            envvar="RDSREPL_INSTANCE",
+            help="A DB instance, found in the same way.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            metavar="NAME",
+            envvar="RDSREPL_PROFILE",
+            help="An AWS profile; default: as boto3 finds it.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            "--region",
+            metavar="NAME",
+            envvar="RDSREPL_REGION",
+            help="An AWS region; default: as boto3 finds it.",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -262,7 +310,7 @@ def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
     root = ctx.find_root()
     before = root.obj if isinstance(root.obj, Globals) else Globals()
     names = Globals.__dataclass_fields__
-    for name in ("dsn", "target"):
+    for name in ("dsn", "target", "cluster", "instance", "profile", "region"):
         if given.get(name) == "" and not ctx.resilient_parsing:
             # An unset variable in a script must not end at another database.
             raise typer.BadParameter("it is empty", ctx=ctx, param_hint=f"'--{name}'")
@@ -272,6 +320,12 @@ def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
         now = replace(now, target=None)
     elif given.get("target"):
         now = replace(now, dsn=None)
+    if given.get("cluster") and given.get("instance"):
+        raise typer.BadParameter("it excludes --instance", ctx=ctx, param_hint="'--cluster'")
+    if given.get("cluster"):
+        now = replace(now, instance=None)
+    elif given.get("instance"):
+        now = replace(now, cluster=None)
     root.obj = ctx.obj = now
 
 
@@ -293,16 +347,30 @@ def consent(ctx: typer.Context) -> Consent:
 
 
 def where(ctx: typer.Context) -> Target:
-    """Return the database this command works on.
+    """Return the database this command works on; a cluster's or an instance's is found when it is connected to.
 
     Raises:
         ConfigError, NotFound: the config file is wrong or lacks the target.
     """
     from rdsrepl.cli.talk import note
 
-    options = shared(ctx)
-    target = config.resolve(dsn=options.dsn, target=options.target)
-    if options.verbose:
+    target = identity(ctx)
+    if shared(ctx).verbose:
         settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
         note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
+    if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
+        from rdsrepl.aws import locations
+
+        return locations.connected(target)
     return target
+
+
+def identity(ctx: typer.Context) -> Target:
+    """Return what options and config say of the database and of the AWS identity, nothing looked up.
+
+    Raises:
+        ConfigError, NotFound: the config file is wrong or lacks the target.
+    """
+    options = shared(ctx)
+    aws = config.Aws(profile=options.profile, region=options.region, cluster=options.cluster, instance=options.instance)
+    return config.resolve(dsn=options.dsn, target=options.target, aws=aws)

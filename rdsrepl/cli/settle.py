@@ -10,10 +10,10 @@ import typer
 
 from rdsrepl import apply
 from rdsrepl.cli.options import consent, shared, where
-from rdsrepl.cli.talk import ask, can_ask, note, warn
-from rdsrepl.config import Target
+from rdsrepl.cli.talk import Progress, ask, can_ask, note, warn
+from rdsrepl.config import MASK, Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
-from rdsrepl.plan import Plan, Statement
+from rdsrepl.plan import AwsCall, Plan, Statement, Step
 from rdsrepl.render import Format, console, emit
 from rdsrepl.units import format_duration
 
@@ -57,23 +57,28 @@ def settle(
         for warning in plan.warnings:
             warn(ctx, warning)
     outcomes: list[apply.Outcome] = []
+    progress = Progress(ctx)
 
     def done(outcome: apply.Outcome) -> None:
         outcomes.append(outcome)
-        note(ctx, f"done: {outcome.step.summary} ({format_duration(outcome.seconds)})")
+        progress.clear()
+        how = "not needed" if outcome.skipped else f"({format_duration(outcome.seconds)})"
+        note(ctx, f"done: {outcome.step.summary} {how}")
 
     try:
         apply.run(
             plan,
             target if target is not None else where(ctx),
             done=done,
-            waiting=lambda step, seconds, blockers: _waiting(ctx, step, seconds, blockers),
+            waiting=lambda step, seconds, states: _waiting(progress, step, seconds, states),
         )
     except AppliedInPart:
         # What is made already is of no use without it: the role is there, and nobody else knows its password.
         if reveal:
             _report(ctx, plan, "partial", outcomes, reveal)
         raise
+    finally:
+        progress.clear()
     _report(ctx, plan, "applied", outcomes, reveal or {})
     return outcomes
 
@@ -83,18 +88,33 @@ def _show(ctx: typer.Context, plan: Plan, *, to_stdout: bool) -> None:
     colour = not shared(ctx).no_color
     out.print(f"Plan: {plan.title}", style="bold" if colour else None)
     for number, step in enumerate(plan.steps, 1):
-        out.print(f"  {number}. {step.summary}")
+        condition = f", {step.condition}" if isinstance(step, AwsCall) and step.condition else ""
+        out.print(f"  {number}. {step.summary}{condition}")
         for line in step.text.splitlines():
             out.print(f"     {line}", style="cyan" if colour else None)
     for warning in plan.warnings:
         warn(ctx, warning)
 
 
-def _waiting(ctx: typer.Context, step: Statement, seconds: float, blockers: list[str]) -> None:
-    # The first second, then every ten: a heartbeat, not a flood.
-    if round(seconds) == 1 or round(seconds) % 10 == 0:
-        cause = f" for {'; '.join(blockers)}" if blockers else ""
-        note(ctx, f"{step.summary}: waiting{cause} ({format_duration(seconds)})")
+def _waiting(progress: Progress, step: Step, seconds: float, states: list[str]) -> None:
+    how = "; ".join(states)
+    if isinstance(step, Statement):
+        how = f"waiting for {how}" if how else "waiting"
+    progress.say(f"{step.summary}: {how}", seconds)
+
+
+def _step_document(step: Step) -> dict[str, Any]:
+    if isinstance(step, Statement):
+        return {"protocol": step.protocol, "statement": step.text}
+    if isinstance(step, AwsCall):
+        parameters = {key: MASK if key in step.secrets else value for key, value in step.parameters.items()}
+        return {
+            "service": step.service,
+            "operation": step.operation,
+            "parameters": parameters,
+            "condition": step.condition or None,
+        }
+    return {"wait_seconds": step.timeout_seconds}
 
 
 def _report(
@@ -108,8 +128,7 @@ def _report(
     steps: list[dict[str, Any]] = [
         {
             "summary": step.summary,
-            "protocol": step.protocol,
-            "statement": step.text,
+            **_step_document(step),
             "returned": returned.get(id(step), {}),
         }
         for step in plan.steps

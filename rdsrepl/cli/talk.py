@@ -7,6 +7,7 @@ import sys
 import typer
 
 from rdsrepl.cli.options import shared
+from rdsrepl.units import format_duration
 
 
 def note(ctx: typer.Context, text: str) -> None:
@@ -30,6 +31,43 @@ def ask(question: str) -> bool:
 def can_ask() -> bool:
     """Say whether there is a person to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+class Progress:
+    """How far something is that takes its time.
+
+    On a terminal one line that is written anew; elsewhere a line when the state changes, and a heartbeat.
+    """
+
+    def __init__(self, ctx: typer.Context, *, heartbeat_seconds: float = 30.0) -> None:
+        self._ctx = ctx
+        self._live = sys.stderr.isatty()
+        self._heartbeat_seconds = heartbeat_seconds
+        self._said = ""
+        self._said_at = 0.0
+        self._shown = False
+
+    def say(self, text: str, seconds: float) -> None:
+        """Say how it is after so many seconds; the first second is not worth a word."""
+        if shared(self._ctx).quiet or seconds < 1:
+            return
+        if self._live:
+            from rdsrepl.render import console
+
+            line = f"{text} ({format_duration(seconds)})"
+            sys.stderr.write("\r\x1b[2K" + line[: console(sys.stderr).width - 1])
+            sys.stderr.flush()
+            self._shown = True
+        elif text != self._said or seconds - self._said_at >= self._heartbeat_seconds:
+            note(self._ctx, f"{text} ({format_duration(seconds)})")
+            self._said, self._said_at = text, seconds
+
+    def clear(self) -> None:
+        """Take the line off the terminal; what comes next begins afresh."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+        self._shown, self._said, self._said_at = False, "", 0.0
 
 
 def _print(ctx: typer.Context, text: str, *, style: str) -> None:

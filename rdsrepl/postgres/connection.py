@@ -10,9 +10,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
+from rdsrepl.config import config_path
 
 if TYPE_CHECKING:
     import psycopg
@@ -26,6 +28,7 @@ CONNECT_TIMEOUT_SECONDS: Final = 10
 RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 RDS_BUNDLE: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
 
+_BUNDLE_PLACE: Final = "~/.config/rdsrepl/global-bundle.pem"
 _LOCAL: Final = re.compile(r"(localhost|::1|127(\.\d{1,3}){3})\Z|[/@]")
 _NOBODY_CHOSE: Final = "nobody chose"
 
@@ -95,7 +98,7 @@ _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], 
         r"root certificate file .* does not exist",
         errors.Unreachable,
         None,
-        f"download the RDS bundle from {RDS_BUNDLE} and name it with sslrootcert=FILE",
+        f"get the RDS bundle: curl -o {_BUNDLE_PLACE} {RDS_BUNDLE} (or name another file: sslrootcert=FILE)",
     ),
     (
         r"certificate verify failed|does not match host name",
@@ -201,6 +204,11 @@ def connect(target: Target, *, replication: bool = False, settings: Mapping[str,
     return connection
 
 
+def rds_bundle_file() -> Path:
+    """Return where the RDS bundle is looked for when nobody named a file: beside the config file."""
+    return config_path().with_name("global-bundle.pem")
+
+
 def server_version(connection: Connection) -> int:
     """Return the server's major version: 13 … 18."""
     return connection.info.server_version // 10000
@@ -297,8 +305,9 @@ def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str])
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
+    renewed = target.renew() if target.renew is not None else {}
     try:
-        given = conninfo_to_dict(target.dsn, **target.keywords)
+        given = conninfo_to_dict(target.dsn, **{**renewed, **target.keywords})
     except psycopg.ProgrammingError:
         # Not as the cause: libpq quotes what it stumbled over, which may be a piece of the password.
         raise errors.BadValue(
@@ -323,6 +332,13 @@ def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str])
         )
         if sslmode and keywords.get("sslrootcert", defaults["sslrootcert"]) != "system":  # that implies verify-full
             keywords["sslmode"] = sslmode
+            bundle = rds_bundle_file()
+            if (
+                sslmode == "verify-full"
+                and not keywords.get("sslrootcert", defaults["sslrootcert"])
+                and bundle.exists()
+            ):
+                keywords["sslrootcert"] = str(bundle)
     options = keywords.get("options", defaults.get("options", ""))
     # UTF8 is what every decoder and printer here expects, whatever the database's own encoding.
     keywords["client_encoding"] = settings.get("client_encoding", "UTF8")

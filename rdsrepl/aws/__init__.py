@@ -1,0 +1,1 @@
+"""The door to AWS, and its nouns."""
