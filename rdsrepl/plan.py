@@ -130,6 +130,27 @@ Step = Statement | AwsCall | Wait
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """One parameter's line in the table above a plan's steps.
+
+    Attributes:
+        name: the parameter.
+        default: what it is without the change; None where the engine decides.
+        value: what it will be; None where it stays.
+        apply_type: ``static`` or ``dynamic``.
+        apply_method: ``immediate`` or ``pending-reboot``.
+        reason: why, in a few words.
+    """
+
+    name: str
+    default: str | None
+    value: str | None
+    apply_type: str
+    apply_method: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Steps in their order; an empty plan means there is nothing to do.
 
@@ -138,12 +159,14 @@ class Plan:
         steps: applied one after the other, each statement in a transaction of its own.
         warnings: what it costs, to be read before the question is answered.
         unchanged: said when there are no steps: ``role reader already has all that``.
+        changes: the parameters the steps are about.
     """
 
     title: str
     steps: tuple[Step, ...]
     warnings: tuple[str, ...] = ()
     unchanged: str = "nothing to do"
+    changes: tuple[Change, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.steps)

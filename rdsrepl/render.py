@@ -103,6 +103,13 @@ def facts(pairs: Sequence[tuple[str, object]]) -> object:
     return table
 
 
+def stacked(*parts: object) -> object:
+    """Return several of them, one below the other."""
+    from rich.console import Group
+
+    return Group(*parts)  # type: ignore[arg-type]
+
+
 def size(size_bytes: int | None) -> str:
     """Print bytes for a table; unknown is a dash."""
     return "-" if size_bytes is None else format_size(size_bytes)

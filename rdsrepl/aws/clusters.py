@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Literal
 
 from rdsrepl.aws import session
-from rdsrepl.config import Aws
+from rdsrepl.config import Aws, Target
+from rdsrepl.errors import BadValue, NotAvailable, NotFound, Refused
+from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
 
 Kind = Literal["multi_az_cluster", "aurora"]
+
+# In none of these does a wait for `available` ever end (RDS user guide, "DB cluster status").
+_DEAD_ENDS: Final = frozenset(
+    ["failed", "incompatible-parameters", "incompatible-restore", "inaccessible-encryption-credentials", "deleting"]
+)
+_MULTI_AZ_NAME_LENGTH: Final = 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,43 @@ class Cluster:
         return next((member.instance_id for member in self.members if member.is_writer), None)
 
 
+@dataclass(frozen=True, slots=True)
+class NewCluster:
+    """What ``create`` shall make; None leaves it to AWS.
+
+    Attributes:
+        instances: of an Aurora cluster, writer included; a Multi-AZ DB cluster always has three.
+        password: the master user's; None lets RDS make one and keep it in Secrets Manager.
+    """
+
+    cluster_id: str
+    kind: Kind
+    instance_class: str
+    engine_version: str | None = None
+    instances: int = 2
+    storage_gib: int | None = None
+    storage_type: str | None = None
+    iops: int | None = None
+    subnet_group: str | None = None
+    security_groups: tuple[str, ...] = ()
+    parameter_group: str | None = None
+    master_user: str = "dbadmin"
+    password: str | None = field(default=None, repr=False)
+    database_name: str | None = None
+    port: int | None = None
+    deletion_protection: bool = False
+
+    @property
+    def engine(self) -> str:
+        """The engine's name in the API."""
+        return "aurora-postgresql" if self.kind == "aurora" else "postgres"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The identifiers of the instances to be made for an Aurora cluster."""
+        return tuple(f"{self.cluster_id}-{number}" for number in range(1, self.instances + 1))
+
+
 def ls(aws: Aws) -> tuple[Cluster, ...]:
     """Return every PostgreSQL cluster of the region (DescribeDBClusters).
 
@@ -84,6 +131,247 @@ def get(aws: Aws, cluster_id: str) -> Cluster:
     """
     answer = session.call(aws, "rds", "DescribeDBClusters", {"DBClusterIdentifier": cluster_id})
     return _cluster(answer["DBClusters"][0])
+
+
+def check_name(name: str, kind: Kind | None = None) -> str:
+    """Return NAME as AWS keeps it, in lower case, if a cluster may have it (CreateDBCluster).
+
+    Raises:
+        BadValue: it may not.
+    """
+    lower = name.lower()
+    length = _MULTI_AZ_NAME_LENGTH if kind == "multi_az_cluster" else 63
+    if not re.fullmatch(r"[a-z](-?[a-z0-9])*", lower) or len(lower) > length:
+        raise BadValue(
+            f"{name!r} cannot be a cluster's identifier",
+            hint=f"1 to {length} letters, digits and hyphens; a letter first, no hyphen last, no two in a row",
+        )
+    return lower
+
+
+def check_snapshot_name(name: str) -> str:
+    """Return NAME if a final snapshot may have it.
+
+    Raises:
+        BadValue: it may not.
+    """
+    if not re.fullmatch(r"[A-Za-z](-?[A-Za-z0-9])*", name) or len(name) > 255:
+        raise BadValue(
+            f"{name!r} cannot be a snapshot's identifier",
+            hint="1 to 255 letters, digits and hyphens; a letter first, no hyphen last, no two in a row",
+        )
+    return name
+
+
+def require_available(cluster: Cluster) -> None:
+    """Refuse work on a cluster that is in the middle of something else.
+
+    Raises:
+        NotAvailable: it is.
+    """
+    if cluster.status != "available":
+        raise NotAvailable(
+            f"cluster {cluster.cluster_id} is {cluster.status}, not available",
+            hint=f"wait for it: rdsrepl cluster show {cluster.cluster_id}",
+        )
+
+
+def create(new: NewCluster, *, timeout_seconds: float) -> Plan:
+    """Plan to make a cluster and wait until it is available (CreateDBCluster, CreateDBInstance)."""
+    request: dict[str, Any] = {
+        "DBClusterIdentifier": new.cluster_id,
+        "Engine": new.engine,
+        "EngineVersion": new.engine_version,
+        "MasterUsername": new.master_user,
+        "MasterUserPassword": new.password,
+        "ManageMasterUserPassword": True if new.password is None else None,
+        "DatabaseName": new.database_name,
+        "DBSubnetGroupName": new.subnet_group,
+        "VpcSecurityGroupIds": list(new.security_groups) or None,
+        "DBClusterParameterGroupName": new.parameter_group,
+        "Port": new.port,
+        "StorageType": new.storage_type,
+        "DeletionProtection": new.deletion_protection or None,
+    }
+    if new.kind == "multi_az_cluster":
+        request |= {
+            "DBClusterInstanceClass": new.instance_class,
+            "AllocatedStorage": new.storage_gib,
+            "Iops": new.iops,
+        }
+    request = {key: value for key, value in request.items() if value is not None}
+    steps: list[Step] = [
+        AwsCall(
+            f"create cluster {new.cluster_id}", "rds", "CreateDBCluster", request, frozenset({"MasterUserPassword"})
+        )
+    ]
+    if new.kind == "aurora":
+        for member in new.members:
+            instance = {
+                "DBInstanceIdentifier": member,
+                "DBClusterIdentifier": new.cluster_id,
+                "DBInstanceClass": new.instance_class,
+                "Engine": new.engine,
+            }
+            steps.append(AwsCall(f"create instance {member}", "rds", "CreateDBInstance", instance))
+    steps.append(wait_available(new.cluster_id, timeout_seconds, members=1))
+    return Plan(f"create cluster {new.cluster_id}", tuple(steps))
+
+
+def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Plan:
+    """Plan to make another member the writer (FailoverDBCluster).
+
+    Raises:
+        NotAvailable: the cluster is in the middle of something else.
+        Refused: there is no other member, or ``to`` is the writer already.
+        NotFound: ``to`` is no member.
+    """
+    require_available(cluster)
+    readers = [member.instance_id for member in cluster.members if not member.is_writer]
+    if to is not None and to not in readers:
+        if to == cluster.writer:
+            raise Refused(f"{to} is the writer of {cluster.cluster_id} already", hint="nothing to do")
+        raise NotFound(
+            f"{to} is no member of cluster {cluster.cluster_id}", hint=f"its readers: {', '.join(readers) or 'none'}"
+        )
+    if not readers:
+        raise Refused(
+            f"cluster {cluster.cluster_id} has no reader to fail over to", hint="add one: rdsrepl instance create"
+        )
+    request = {
+        "DBClusterIdentifier": cluster.cluster_id,
+        **({"TargetDBInstanceIdentifier": to} if to else {}),
+    }
+    return Plan(
+        f"fail cluster {cluster.cluster_id} over to {to or 'a reader of AWS’s choice'}",
+        (
+            AwsCall(f"fail over cluster {cluster.cluster_id}", "rds", "FailoverDBCluster", request),
+            Wait(
+                f"wait until {to or 'another member'} is the writer",
+                partial(_other_writer, cluster_id=cluster.cluster_id, old=str(cluster.writer), new=to),
+                timeout_seconds,
+            ),
+        ),
+        warnings=("connections to the writer break, for about 35 s on a Multi-AZ cluster and 60 s on Aurora",),
+    )
+
+
+def attach(cluster: Cluster, group: str, *, timeout_seconds: float) -> tuple[AwsCall, Wait]:
+    """Return the steps that attach a cluster parameter group; it takes effect at the reboots (ModifyDBCluster)."""
+    request = {
+        "DBClusterIdentifier": cluster.cluster_id,
+        "DBClusterParameterGroupName": group,
+        "ApplyImmediately": True,
+    }
+    probe = partial(_attached, cluster_id=cluster.cluster_id, group=group)
+    return (
+        AwsCall(f"attach group {group} to cluster {cluster.cluster_id}", "rds", "ModifyDBCluster", request),
+        Wait(f"wait until cluster {cluster.cluster_id} has it, pending reboots", probe, timeout_seconds),
+    )
+
+
+def reboot_writer(cluster: Cluster, *, only_pending: bool = False) -> AwsCall:
+    """Return the call that reboots a Multi-AZ DB cluster's writer without a failover (RebootDBCluster)."""
+    return AwsCall(
+        f"reboot cluster {cluster.cluster_id}, which reboots its writer",
+        "rds",
+        "RebootDBCluster",
+        {"DBClusterIdentifier": cluster.cluster_id},
+        needed=partial(_writer_pending, cluster_id=cluster.cluster_id) if only_pending else None,
+        condition="if its writer is still pending-reboot" if only_pending else "",
+    )
+
+
+def _attached(target: Target, *, cluster_id: str, group: str) -> Condition:
+    cluster = get(target.aws, cluster_id)
+    states = {member.instance_id: member.parameter_group_status for member in cluster.members}
+    met = (
+        cluster.status == "available"
+        and cluster.parameter_group == group
+        and set(states.values()) <= {"pending-reboot"}
+    )
+    said = [f"cluster {cluster.status}", *(f"{name} {status}" for name, status in states.items())]
+    return Condition(met, ", ".join(said))
+
+
+def _writer_pending(target: Target, *, cluster_id: str) -> bool:
+    members = get(target.aws, cluster_id).members
+    return any(member.is_writer and member.parameter_group_status == "pending-reboot" for member in members)
+
+
+def delete(cluster: Cluster, *, final_snapshot: str | None, timeout_seconds: float) -> Plan:
+    """Plan to delete a cluster with its members, and to wait until it is gone (DeleteDBCluster).
+
+    Raises:
+        Refused: it is protected against deletion.
+    """
+    if cluster.deletion_protection:
+        raise Refused(
+            f"cluster {cluster.cluster_id} is protected against deletion",
+            hint="take the protection off knowingly: aws rds modify-db-cluster --no-deletion-protection "
+            f"--db-cluster-identifier {cluster.cluster_id}",
+        )
+    steps: list[Step] = []
+    if cluster.kind == "aurora":
+        # Readers first: deleting the writer would make one of them the next one.
+        for member in reversed(cluster.members):
+            request: dict[str, Any] = {"DBInstanceIdentifier": member.instance_id, "SkipFinalSnapshot": True}
+            steps.append(AwsCall(f"delete instance {member.instance_id}", "rds", "DeleteDBInstance", request))
+    request = {"DBClusterIdentifier": cluster.cluster_id, "SkipFinalSnapshot": final_snapshot is None}
+    if final_snapshot is not None:
+        request["FinalDBSnapshotIdentifier"] = final_snapshot
+    steps.append(AwsCall(f"delete cluster {cluster.cluster_id}", "rds", "DeleteDBCluster", request))
+    steps.append(
+        Wait(
+            f"wait until cluster {cluster.cluster_id} is gone",
+            partial(_gone, cluster_id=cluster.cluster_id),
+            timeout_seconds,
+        )
+    )
+    kept = f"the final snapshot {final_snapshot} is kept" if final_snapshot else "no snapshot is taken: all is lost"
+    return Plan(f"delete cluster {cluster.cluster_id}", tuple(steps), warnings=(kept,))
+
+
+def wait_available(cluster_id: str, timeout_seconds: float, *, members: int = 0) -> Wait:
+    """Return the step that waits until a cluster, and so many members of it with a writer, are available."""
+    probe = partial(_available, cluster_id=cluster_id, members=members)
+    return Wait(f"wait until cluster {cluster_id} is available", probe, timeout_seconds)
+
+
+def _available(target: Target, *, cluster_id: str, members: int) -> Condition:
+    cluster = get(target.aws, cluster_id)
+    if cluster.status in _DEAD_ENDS:
+        return Condition(False, cluster.status, failed=f"it is {cluster.status}", remedy="see its events in RDS")
+    states = _member_states(target.aws, cluster)
+    ready = cluster.writer is not None or members == 0
+    met = cluster.status == "available" and ready and len(states) >= members and set(states.values()) <= {"available"}
+    said = [f"cluster {cluster.status}", *(f"{name} {status}" for name, status in states.items())]
+    facts = {"endpoint": f"{cluster.endpoint}:{cluster.port}", "writer": cluster.writer or "-"}
+    return Condition(met, ", ".join(said), facts=facts)
+
+
+def _other_writer(target: Target, *, cluster_id: str, old: str, new: str | None) -> Condition:
+    cluster = get(target.aws, cluster_id)
+    changed = cluster.writer is not None and (cluster.writer == new if new else cluster.writer != old)
+    return Condition(
+        changed and cluster.status == "available",
+        f"cluster {cluster.status}, writer {cluster.writer or 'none'}",
+        facts={"writer": cluster.writer or "-"},
+    )
+
+
+def _gone(target: Target, *, cluster_id: str) -> Condition:
+    try:
+        cluster = get(target.aws, cluster_id)
+    except NotFound:
+        return Condition(True, "gone")
+    return Condition(False, f"cluster {cluster.status}")
+
+
+def _member_states(aws: Aws, cluster: Cluster) -> dict[str, str]:
+    filters = {"Filters": [{"Name": "db-cluster-id", "Values": [cluster.cluster_id]}]}
+    rows = session.pages(aws, "rds", "DescribeDBInstances", "DBInstances", filters)
+    return {row["DBInstanceIdentifier"]: row["DBInstanceStatus"] for row in rows}
 
 
 def _cluster(row: Mapping[str, Any]) -> Cluster:

@@ -12,8 +12,8 @@ from typing import Any
 import typer
 
 from rdsrepl import __version__
+from rdsrepl.cli import cluster, demo, instance, param_group, publication, role, sandbox, slot
 from rdsrepl.cli import config as config_command
-from rdsrepl.cli import demo, publication, role, sandbox, slot
 from rdsrepl.cli.options import Globals, Noun, remember, root_options, shared
 from rdsrepl.errors import Error, ExitCode
 from rdsrepl.render import Format
@@ -128,6 +128,9 @@ def root(
     """
 
 
+app.add_typer(param_group.app, name="param-group", cls=Noun)
+app.add_typer(cluster.app, name="cluster", cls=Noun)
+app.add_typer(instance.app, name="instance", cls=Noun)
 app.add_typer(slot.app, name="slot", cls=Noun)
 app.add_typer(publication.app, name="publication", cls=Noun)
 app.add_typer(role.app, name="role", cls=Noun)

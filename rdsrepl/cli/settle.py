@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import typer
 
 from rdsrepl import apply
 from rdsrepl.cli.options import consent, shared, where
-from rdsrepl.cli.talk import Progress, ask, can_ask, note, warn
+from rdsrepl.cli.talk import Progress, ask, ask_for, can_ask, note, warn
 from rdsrepl.config import MASK, Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
 from rdsrepl.plan import AwsCall, Plan, Statement, Step
-from rdsrepl.render import Format, console, emit
+from rdsrepl.render import Column, Format, console, emit, listing
 from rdsrepl.units import format_duration
 
 
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A confirmation that is more than a yes: the identifier of what is to be deleted.
+
+    Attributes:
+        identifier: what must be typed.
+        option: which option may carry it.
+        given: what that option carries; None asks on the terminal.
+    """
+
+    identifier: str
+    option: str
+    given: str | None
+
+
 def settle(
-    ctx: typer.Context, plan: Plan, *, target: Target | None = None, reveal: Mapping[str, str] | None = None
+    ctx: typer.Context,
+    plan: Plan,
+    *,
+    target: Target | None = None,
+    reveal: Mapping[str, str] | None = None,
+    typed: Typed | None = None,
 ) -> list[apply.Outcome]:
     """Show PLAN, ask on a terminal, apply it, report each step.
 
@@ -28,6 +49,7 @@ def settle(
         plan: what to do.
         target: the database it was made for; by default the command's own.
         reveal: printed once with the result and nowhere else, such as a generated password.
+        typed: what must be typed, on the terminal or in an option, where a yes is not enough.
 
     Raises:
         NotConfirmed: nobody said yes.
@@ -44,15 +66,14 @@ def settle(
         if may.check:
             raise typer.Exit(ExitCode.CHANGES_PENDING)
         return []
-    if not may.yes:
+    if (typed is None and not may.yes) or (typed is not None and typed.given is None):
         _show(ctx, plan, to_stdout=False)
-        if not can_ask():
-            raise NotConfirmed(
-                f"{plan.title}: nobody to ask, nothing was changed",
-                hint="add --yes to go ahead, or --dry-run to see the plan",
-            )
-        if not ask("Go ahead?"):
-            raise NotConfirmed(f"{plan.title}: not confirmed, nothing was changed", hint="answer y, or add --yes")
+        _ask(plan, typed)
+    elif typed is not None and typed.given != typed.identifier:
+        raise NotConfirmed(
+            f"{plan.title}: {typed.option} names {typed.given}, not {typed.identifier}; nothing was changed",
+            hint=f"{typed.option} {typed.identifier}, if that is what you mean",
+        )
     else:
         for warning in plan.warnings:
             warn(ctx, warning)
@@ -83,10 +104,35 @@ def settle(
     return outcomes
 
 
+def _ask(plan: Plan, typed: Typed | None) -> None:
+    way = "--yes" if typed is None else f"{typed.option} {typed.identifier}"
+    if not can_ask():
+        raise NotConfirmed(
+            f"{plan.title}: nobody to ask, nothing was changed",
+            hint=f"add {way} to go ahead, or --dry-run to see the plan",
+        )
+    agreed = ask("Go ahead?") if typed is None else ask_for(f"Type {typed.identifier} to go ahead:", typed.identifier)
+    if not agreed:
+        answer = "answer y" if typed is None else f"type {typed.identifier}"
+        raise NotConfirmed(f"{plan.title}: not confirmed, nothing was changed", hint=f"{answer}, or add {way}")
+
+
+_CHANGES: Final[tuple[Column, ...]] = (
+    ("PARAMETER", lambda change: change.name),
+    ("DEFAULT", lambda change: change.default),
+    ("VALUE", lambda change: change.value or "(stays)"),
+    ("TYPE", lambda change: change.apply_type),
+    ("APPLIES", lambda change: change.apply_method if change.value else ""),
+    ("WHY", lambda change: change.reason),
+)
+
+
 def _show(ctx: typer.Context, plan: Plan, *, to_stdout: bool) -> None:
     out = console(sys.stdout if to_stdout else sys.stderr)
     colour = not shared(ctx).no_color
     out.print(f"Plan: {plan.title}", style="bold" if colour else None)
+    if plan.changes:
+        out.print(listing(plan.changes, _CHANGES, empty=""))
     for number, step in enumerate(plan.steps, 1):
         condition = f", {step.condition}" if isinstance(step, AwsCall) and step.condition else ""
         out.print(f"  {number}. {step.summary}{condition}")
@@ -133,7 +179,15 @@ def _report(
         }
         for step in plan.steps
     ]
-    value = {"title": plan.title, "status": status, "steps": steps, "warnings": list(plan.warnings), **(reveal or {})}
+    value: dict[str, Any] = {
+        "title": plan.title,
+        "status": status,
+        "steps": steps,
+        "warnings": list(plan.warnings),
+        **(reveal or {}),
+    }
+    if plan.changes:
+        value["changes"] = plan.changes
 
     def table() -> object:
         from rich.text import Text

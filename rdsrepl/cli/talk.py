@@ -28,6 +28,13 @@ def ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def ask_for(question: str, wanted: str) -> bool:
+    """Ask a person at the terminal to type something; return whether it is that."""
+    sys.stderr.write(f"{question} ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip() == wanted
+
+
 def can_ask() -> bool:
     """Say whether there is a person to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()

@@ -1,0 +1,394 @@
+"""``rdsrepl cluster``: Multi-AZ DB clusters and Aurora clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
+from rdsrepl.cli.settle import Typed, settle
+from rdsrepl.cli.talk import note
+from rdsrepl.errors import BadValue, Error, UsageError
+from rdsrepl.render import emit, facts, listing, stacked
+
+if TYPE_CHECKING:
+    from rdsrepl.aws.clusters import Cluster
+    from rdsrepl.aws.instances import Instance
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.slots import Slot
+
+app = typer.Typer(no_args_is_help=True, help="DB clusters: Multi-AZ DB clusters of RDS, and Aurora's.")
+
+_LOGIN_PANEL: Final = "Master user"
+_STORAGE_PANEL: Final = "Storage and network"
+
+
+class ClusterEngine(StrEnum):
+    """What ``--engine`` takes."""
+
+    postgres = "postgres"
+    aurora_postgresql = "aurora-postgresql"
+
+
+@dataclass(frozen=True, slots=True)
+class MemberShown:
+    """A member as ``cluster show`` prints it."""
+
+    instance_id: str
+    role: str
+    status: str
+    availability_zone: str | None
+    instance_class: str
+    parameter_group_status: str
+    endpoint: str
+
+
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="The cluster's identifier.", autocompletion=lambda ctx: _names(ctx))
+]
+Timeout = Annotated[float, duration_option("--timeout", help="Give up after each wait of this long.")]
+
+
+@app.command("list", cls=Reader)
+def list_(ctx: typer.Context) -> None:
+    """List the PostgreSQL clusters of the region.
+
+    Example: rdsrepl cluster list
+    """
+    from rdsrepl.aws import clusters
+
+    rows = clusters.ls(identity(ctx).aws)
+    emit(
+        rows,
+        shared(ctx).output,
+        lambda: listing(
+            rows,
+            [
+                ("CLUSTER", lambda row: row.cluster_id),
+                ("KIND", lambda row: row.kind.replace("_", " ")),
+                ("VERSION", lambda row: row.engine_version),
+                ("STATUS", lambda row: row.status),
+                ("WRITER", lambda row: row.writer),
+                ("MEMBERS", lambda row: len(row.members)),
+                ("PARAMETER GROUP", lambda row: row.parameter_group),
+            ],
+            empty="no PostgreSQL clusters in this region (instances: rdsrepl instance list)",
+        ),
+    )
+
+
+@app.command(cls=Reader)
+def show(ctx: typer.Context, cluster_id: Id) -> None:
+    """Show a cluster: members, roles, zones, parameter group and its status, endpoints, whether it can replicate.
+
+    Example: rdsrepl cluster show orders
+    """
+    from rdsrepl import versions
+    from rdsrepl.aws import clusters, instances
+
+    aws = identity(ctx).aws
+    cluster = clusters.get(aws, cluster_id)
+    known = {instance.instance_id: instance for instance in instances.of_cluster(aws, cluster.cluster_id)}
+    members = [
+        _member(member.instance_id, member.is_writer, member.parameter_group_status, known)
+        for member in cluster.members
+    ]
+    support = versions.logical_replication(cluster.kind, cluster.engine_version)
+    value = {"cluster": cluster, "members": members, "logical_replication": support}
+    emit(
+        value,
+        shared(ctx).output,
+        lambda: stacked(
+            facts(
+                [
+                    ("cluster", cluster.cluster_id),
+                    ("kind, engine", f"{cluster.kind.replace('_', ' ')}, {cluster.engine} {cluster.engine_version}"),
+                    ("status", cluster.status),
+                    ("writer endpoint", f"{cluster.endpoint}:{cluster.port}"),
+                    ("reader endpoint", f"{cluster.reader_endpoint}:{cluster.port}"),
+                    ("parameter group", cluster.parameter_group),
+                    ("storage", storage_words(cluster)),
+                    ("master user", _login(cluster)),
+                    ("logical replication", support.words),
+                ]
+            ),
+            listing(
+                members,
+                [
+                    ("MEMBER", lambda row: row.instance_id),
+                    ("ROLE", lambda row: row.role),
+                    ("STATUS", lambda row: row.status),
+                    ("ZONE", lambda row: row.availability_zone),
+                    ("CLASS", lambda row: row.instance_class),
+                    ("PARAMETERS", lambda row: row.parameter_group_status),
+                    ("ENDPOINT", lambda row: row.endpoint),
+                ],
+                empty="no members",
+            ),
+        ),
+    )
+
+
+@app.command(cls=Writer)
+def create(
+    ctx: typer.Context,
+    cluster_id: Annotated[str, typer.Argument(metavar="ID", help="The new cluster's identifier.")],
+    instance_class: Annotated[str, typer.Option("--class", metavar="CLASS", help="db.r6gd.large, …")],
+    engine: Annotated[
+        ClusterEngine, typer.Option(help="postgres makes a Multi-AZ DB cluster of a writer and two readers.")
+    ] = ClusterEngine.postgres,
+    engine_version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="16.4, …", show_default="AWS's default")
+    ] = None,
+    instances: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Members of an Aurora cluster.")] = 2,
+    param_group: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A cluster parameter group.", show_default="AWS's default")
+    ] = None,
+    master_user: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=_LOGIN_PANEL)] = "dbadmin",
+    master_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECRET",
+            help="Take the master user's password from this Secrets Manager secret.",
+            rich_help_panel=_LOGIN_PANEL,
+            show_default="RDS makes and keeps one",
+        ),
+    ] = None,
+    dbname: Annotated[str | None, typer.Option(metavar="NAME", help="A first database.")] = None,
+    storage: Annotated[
+        int | None, typer.Option(min=1, metavar="GIB", help="Allocated storage.", rich_help_panel=_STORAGE_PANEL)
+    ] = None,
+    storage_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="gp3, io1, io2, …", rich_help_panel=_STORAGE_PANEL)
+    ] = None,
+    iops: Annotated[int | None, typer.Option(min=1, metavar="N", rich_help_panel=_STORAGE_PANEL)] = None,
+    subnet_group: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_STORAGE_PANEL)] = None,
+    security_group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Again for more.", rich_help_panel=_STORAGE_PANEL, show_default=False),
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1150, max=65535, rich_help_panel=_STORAGE_PANEL)] = None,
+    deletion_protection: Annotated[
+        bool, typer.Option("--deletion-protection", help="AWS refuses to delete it.", show_default=False)
+    ] = False,
+    timeout: Timeout = 3600.0,
+) -> None:
+    """Make a cluster and wait until it is available.
+
+    Example: rdsrepl cluster create orders --class db.r6gd.large --storage 200 --param-group orders-logical
+    """
+    from rdsrepl.aws import clusters, secrets
+
+    kind: clusters.Kind = "aurora" if engine is ClusterEngine.aurora_postgresql else "multi_az_cluster"
+    if kind == "aurora" and (storage or iops):
+        raise UsageError("Aurora's storage grows by itself", hint="omit --storage and --iops")
+    if kind == "multi_az_cluster" and storage is None:
+        raise UsageError("how much storage?", hint="a Multi-AZ DB cluster needs --storage GIB")
+    cluster_id = clusters.check_name(cluster_id, kind)
+    check_class(instance_class)
+    target = identity(ctx)
+    password = None if master_secret is None else secrets.get(target.aws, master_secret).password
+    new = clusters.NewCluster(
+        cluster_id=cluster_id,
+        kind=kind,
+        instance_class=instance_class,
+        engine_version=engine_version,
+        instances=instances,
+        storage_gib=storage,
+        storage_type=storage_type,
+        iops=iops,
+        subnet_group=subnet_group,
+        security_groups=tuple(security_group or ()),
+        parameter_group=param_group,
+        master_user=master_user,
+        password=password,
+        database_name=dbname,
+        port=port,
+        deletion_protection=deletion_protection,
+    )
+    settle(ctx, clusters.create(new, timeout_seconds=timeout), target=target)
+    note(ctx, f"next: rdsrepl doctor --cluster {cluster_id}")
+
+
+@app.command(cls=Writer)
+def reboot(ctx: typer.Context, cluster_id: Id, timeout: Timeout = 1800.0) -> None:
+    """Reboot every member of a cluster, one at a time, readers first; no failover.
+
+    Example: rdsrepl cluster reboot orders
+    """
+    from rdsrepl import rollouts
+    from rdsrepl.aws import clusters
+    from rdsrepl.plan import Plan
+
+    target = identity(ctx)
+    cluster = clusters.get(target.aws, cluster_id)
+    clusters.require_available(cluster)
+    steps = rollouts.reboot_cluster(cluster, rollouts.Direction((), ()), only_pending=False, timeout_seconds=timeout)
+    warning = "each server is rebooted, one at a time, and its connections break"
+    settle(ctx, Plan(f"reboot cluster {cluster.cluster_id}", tuple(steps), (warning,)), target=target)
+
+
+@app.command(cls=Writer)
+def failover(
+    ctx: typer.Context,
+    cluster_id: Id,
+    to: Annotated[
+        str | None, typer.Option(metavar="MEMBER", help="The new writer.", show_default="AWS's choice")
+    ] = None,
+    timeout: Timeout = 900.0,
+) -> None:
+    """Make another member the writer; prove that each logical slot is still there, and show how far it is.
+
+    Example: rdsrepl cluster failover orders --to orders-2
+    """
+    from rdsrepl.aws import clusters
+    from rdsrepl.postgres import proofs
+
+    target = database_of(ctx, cluster=cluster_id)
+    cluster = clusters.get(target.aws, cluster_id)
+    plan = clusters.failover(cluster, to=to, timeout_seconds=timeout)
+    slots, unknown = _logical_slots(target)
+    if unknown is not None:
+        plan = replace(
+            plan, warnings=(*plan.warnings, f"the slots cannot be read, so nothing is proven of them: {unknown}")
+        )
+    elif slots:
+        plan = replace(plan, steps=(*plan.steps, proofs.slots([slot.slot_name for slot in slots])))
+    show_slots(ctx, "before", slots)
+    if settle(ctx, plan, target=target):
+        show_slots(ctx, "after", _logical_slots(target)[0])
+
+
+@app.command(cls=Writer)
+def delete(
+    ctx: typer.Context,
+    cluster_id: Id,
+    final_snapshot: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the data in a snapshot of this name.")
+    ] = None,
+    skip_final_snapshot: Annotated[
+        bool, typer.Option("--skip-final-snapshot", help="Lose the data for ever.", show_default=False)
+    ] = False,
+    confirm: Annotated[
+        str | None, typer.Option(metavar="ID", help="The identifier once more, in place of typing it when asked.")
+    ] = None,
+    timeout: Timeout = 3600.0,
+) -> None:
+    """Delete a cluster with all its members; the identifier must be typed.
+
+    Example: rdsrepl cluster delete orders --final-snapshot orders-final
+    """
+    from rdsrepl.aws import clusters
+
+    require_decision(final_snapshot, skip_final_snapshot)
+    target = database_of(ctx, cluster=cluster_id)
+    cluster = clusters.get(target.aws, cluster_id)
+    plan = clusters.delete(cluster, final_snapshot=final_snapshot, timeout_seconds=timeout)
+    slots, _ = _logical_slots(target)
+    if slots:
+        names = ", ".join(slot.slot_name for slot in slots)
+        plan = replace(plan, warnings=(*plan.warnings, f"its logical slots go with it: {names}"))
+    settle(ctx, plan, target=target, typed=Typed(cluster.cluster_id, "--confirm", confirm))
+
+
+def require_decision(final_snapshot: str | None, skip: bool) -> None:
+    """Refuse a deletion that does not say what becomes of the data.
+
+    Raises:
+        UsageError: neither or both of the two options were given.
+        BadValue: no snapshot may have that name.
+    """
+    from rdsrepl.aws import clusters
+
+    if (final_snapshot is None) != skip:
+        raise UsageError(
+            "what shall become of the data?", hint="--final-snapshot NAME keeps it, --skip-final-snapshot loses it"
+        )
+    if final_snapshot is not None:
+        clusters.check_snapshot_name(final_snapshot)
+
+
+def check_class(name: str) -> None:
+    """Refuse what cannot be an instance class.
+
+    Raises:
+        BadValue: it cannot.
+    """
+    import re
+
+    if not re.fullmatch(r"db\.[a-z0-9-]+(\.[a-z0-9-]+)?", name):
+        raise BadValue(f"{name!r} is no instance class", hint="for example db.r6gd.large, or db.serverless")
+
+
+def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str | None = None) -> Target:
+    """Return the database of the cluster or instance that a command names, with the identity of its options."""
+    from dataclasses import asdict
+
+    from rdsrepl import config
+    from rdsrepl.aws import locations
+
+    options = shared(ctx)
+    found = identity(ctx)
+    if (cluster, instance) == (found.aws.cluster, found.aws.instance) and found.located:
+        return locations.connected(found) if found.aws.secret or found.aws.auth == "iam" else found
+    own = {key: value for key, value in asdict(found.aws).items() if key not in ("cluster", "instance")}
+    aws = config.Aws(**{**own, "cluster": cluster, "instance": instance})
+    target = config.resolve(dsn=options.dsn, target=options.target, aws=aws)
+    return target if target.located else locations.connected(target)
+
+
+def show_slots(ctx: typer.Context, when: str, slots: tuple[Slot, ...]) -> None:
+    """Say how far each logical slot is."""
+    for slot in slots:
+        consumer = f", read by PID {slot.active_pid}" if slot.active_pid else ", inactive"
+        note(ctx, f"{when}: slot {slot.slot_name} at {slot.confirmed_flush_lsn}, {slot.wal_status}{consumer}")
+
+
+def storage_words(found: Cluster | Instance) -> str:
+    """Return storage in words: ``200 GiB io1, 3000 IOPS``."""
+    if found.engine.startswith("aurora"):
+        return "Aurora's, grows by itself"
+    iops = f", {found.iops} IOPS" if found.iops else ""
+    return f"{found.allocated_storage_gib} GiB {found.storage_type or ''}".rstrip() + iops
+
+
+def _logical_slots(target: Target) -> tuple[tuple[Slot, ...], str | None]:
+    """Return the writer's logical slots; or none, and why they cannot be read."""
+    from rdsrepl.postgres import connection, slots
+
+    try:
+        with connection.open(target, settings={"statement_timeout": "10s"}) as conn:
+            return tuple(slot for slot in slots.ls(conn) if slot.slot_type == "logical" and not slot.temporary), None
+    except Error as exc:
+        return (), exc.message
+
+
+def _member(instance_id: str, is_writer: bool, group_status: str, known: dict[str, Instance]) -> MemberShown:
+    instance = known.get(instance_id)
+    return MemberShown(
+        instance_id=instance_id,
+        role="writer" if is_writer else "reader",
+        status=instance.status if instance else "?",
+        availability_zone=instance.availability_zone if instance else None,
+        instance_class=instance.instance_class if instance else "",
+        parameter_group_status=group_status,
+        endpoint=f"{instance.endpoint}:{instance.port}" if instance and instance.endpoint else "",
+    )
+
+
+def _login(cluster: Cluster) -> str:
+    ways = [f"password in {cluster.master_secret}"] if cluster.master_secret else []
+    ways += ["IAM login enabled"] if cluster.iam_auth else []
+    return ", ".join([cluster.master_user or "-", *ways])
+
+
+def _names(ctx: typer.Context) -> list[str]:
+    try:
+        from rdsrepl.aws import clusters
+
+        return sorted(cluster.cluster_id for cluster in clusters.ls(identity(ctx).aws))
+    except Exception:  # noqa: BLE001 - completion never complains
+        return []

@@ -1,0 +1,274 @@
+"""``rdsrepl instance``: DB instances, read replicas, members of clusters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from rdsrepl.cli.cluster import check_class, require_decision, storage_words
+from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
+from rdsrepl.cli.settle import Typed, settle
+from rdsrepl.cli.talk import note
+from rdsrepl.errors import Refused, UsageError
+from rdsrepl.render import emit, facts, listing
+
+if TYPE_CHECKING:
+    from rdsrepl.aws.instances import Instance
+
+app = typer.Typer(no_args_is_help=True, help="DB instances: single ones, read replicas, members of clusters.")
+
+_LOGIN_PANEL: Final = "Master user"
+_STORAGE_PANEL: Final = "Storage and network"
+
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="The instance's identifier.", autocompletion=lambda ctx: _names(ctx))
+]
+Timeout = Annotated[float, duration_option("--timeout", help="Give up after each wait of this long.")]
+
+
+@app.command("list", cls=Reader)
+def list_(ctx: typer.Context) -> None:
+    """List the PostgreSQL instances of the region.
+
+    Example: rdsrepl instance list
+    """
+    from rdsrepl.aws import instances
+
+    rows = instances.ls(identity(ctx).aws)
+    emit(
+        rows,
+        shared(ctx).output,
+        lambda: listing(
+            rows,
+            [
+                ("INSTANCE", lambda row: row.instance_id),
+                ("PART OF", _part),
+                ("VERSION", lambda row: row.engine_version),
+                ("STATUS", lambda row: row.status),
+                ("CLASS", lambda row: row.instance_class),
+                ("ZONE", lambda row: row.availability_zone),
+                ("PARAMETER GROUP", lambda row: row.parameter_group),
+                ("PARAMETERS", lambda row: row.parameter_group_status),
+            ],
+            empty="no PostgreSQL instances in this region",
+        ),
+    )
+
+
+@app.command(cls=Reader)
+def show(ctx: typer.Context, instance_id: Id) -> None:
+    """Show an instance: status, endpoint, parameter group and its status, replicas, whether it can replicate.
+
+    Example: rdsrepl instance show orders-1
+    """
+    from rdsrepl import versions
+    from rdsrepl.aws import instances
+
+    instance = instances.get(identity(ctx).aws, instance_id)
+    kind: versions.Kind = "aurora" if instance.engine.startswith("aurora") else "instance"
+    if kind == "instance" and instance.cluster_id is not None:
+        kind = "multi_az_cluster"
+    support = versions.logical_replication(kind, instance.engine_version)
+    value = {"instance": instance, "logical_replication": support}
+    emit(
+        value,
+        shared(ctx).output,
+        lambda: facts(
+            [
+                ("instance", instance.instance_id),
+                ("engine", f"{instance.engine} {instance.engine_version}"),
+                ("part of", _part(instance)),
+                ("status", instance.status),
+                ("class, zone", f"{instance.instance_class}, {instance.availability_zone or '-'}"),
+                ("multi-AZ", instance.multi_az),
+                ("endpoint", f"{instance.endpoint}:{instance.port}" if instance.endpoint else None),
+                ("parameter group", f"{instance.parameter_group}, {instance.parameter_group_status}"),
+                ("read replicas", instance.replicas),
+                ("storage", storage_words(instance)),
+                ("master user", instance.master_user),
+                ("logical replication", support.words),
+            ]
+        ),
+    )
+
+
+@app.command(cls=Writer)
+def create(
+    ctx: typer.Context,
+    instance_id: Annotated[str, typer.Argument(metavar="ID", help="The new instance's identifier.")],
+    instance_class: Annotated[str, typer.Option("--class", metavar="CLASS", help="db.r6g.large, …")],
+    replica_of: Annotated[
+        str | None, typer.Option(metavar="ID", help="Make it a read replica of that instance.")
+    ] = None,
+    in_cluster: Annotated[
+        str | None, typer.Option(metavar="ID", help="Make it a member of that Aurora cluster.")
+    ] = None,
+    engine_version: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="16.4, …", show_default="AWS's default")
+    ] = None,
+    param_group: Annotated[
+        str | None, typer.Option(metavar="NAME", help="An instance parameter group.", show_default="AWS's default")
+    ] = None,
+    master_user: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_LOGIN_PANEL, show_default="dbadmin")
+    ] = None,
+    master_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECRET",
+            help="Take the master user's password from this Secrets Manager secret.",
+            rich_help_panel=_LOGIN_PANEL,
+            show_default="RDS makes and keeps one",
+        ),
+    ] = None,
+    dbname: Annotated[str | None, typer.Option(metavar="NAME", help="A first database.")] = None,
+    storage: Annotated[
+        int | None, typer.Option(min=1, metavar="GIB", help="Allocated storage.", rich_help_panel=_STORAGE_PANEL)
+    ] = None,
+    storage_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="gp3, io1, io2, …", rich_help_panel=_STORAGE_PANEL)
+    ] = None,
+    iops: Annotated[int | None, typer.Option(min=1, metavar="N", rich_help_panel=_STORAGE_PANEL)] = None,
+    multi_az: Annotated[
+        bool, typer.Option("--multi-az", help="With a standby in another zone.", show_default=False)
+    ] = False,
+    subnet_group: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_STORAGE_PANEL)] = None,
+    security_group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Again for more.", rich_help_panel=_STORAGE_PANEL, show_default=False),
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1150, max=65535, rich_help_panel=_STORAGE_PANEL)] = None,
+    deletion_protection: Annotated[
+        bool, typer.Option("--deletion-protection", help="AWS refuses to delete it.", show_default=False)
+    ] = False,
+    timeout: Timeout = 3600.0,
+) -> None:
+    """Make an instance, a read replica, or another member of an Aurora cluster, and wait until it is available.
+
+    Example: rdsrepl instance create orders --class db.r6g.large --storage 100 --param-group orders-logical
+    """
+    from rdsrepl.aws import instances, secrets
+
+    if replica_of and in_cluster:
+        raise UsageError("--replica-of and --in-cluster exclude each other", hint="choose one")
+    if (replica_of or in_cluster) and (master_user or master_secret or dbname or engine_version):
+        raise UsageError("login, database and version are the source's", hint="omit those options")
+    if in_cluster and (storage or storage_type or iops or multi_az or subnet_group or security_group or port):
+        raise UsageError("storage and network are the cluster's", hint="omit those options")
+    if replica_of and storage:
+        raise UsageError("a read replica's storage is its source's", hint="omit --storage")
+    if not replica_of and not in_cluster and storage is None:
+        raise UsageError("how much storage?", hint="an instance needs --storage GIB")
+    instance_id = instances.check_name(instance_id)
+    check_class(instance_class)
+    target = identity(ctx)
+    password = None if master_secret is None else secrets.get(target.aws, master_secret).password
+    new = instances.NewInstance(
+        instance_id=instance_id,
+        instance_class=instance_class,
+        engine_version=engine_version,
+        replica_of=replica_of,
+        cluster_id=in_cluster,
+        storage_gib=storage,
+        storage_type=storage_type,
+        iops=iops,
+        multi_az=multi_az,
+        subnet_group=subnet_group,
+        security_groups=tuple(security_group or ()),
+        parameter_group=param_group,
+        master_user=master_user or "dbadmin",
+        password=password,
+        database_name=dbname,
+        port=port,
+        deletion_protection=deletion_protection,
+    )
+    settle(ctx, instances.create(new, timeout_seconds=timeout), target=target)
+    note(ctx, f"next: rdsrepl doctor --instance {instance_id}")
+
+
+@app.command(cls=Writer)
+def reboot(ctx: typer.Context, instance_id: Id, timeout: Timeout = 1800.0) -> None:
+    """Reboot an instance; no failover.
+
+    Example: rdsrepl instance reboot orders-2
+    """
+    from rdsrepl.aws import instances
+
+    target = identity(ctx)
+    instances.require_available(instances.get(target.aws, instance_id))
+    settle(ctx, instances.reboot(instance_id, timeout_seconds=timeout), target=target)
+
+
+@app.command(cls=Writer)
+def failover(ctx: typer.Context, instance_id: Id, timeout: Timeout = 1800.0) -> None:
+    """Reboot a Multi-AZ instance with failover to its standby.
+
+    Example: rdsrepl instance failover orders
+    """
+    from rdsrepl.aws import instances
+
+    target = identity(ctx)
+    instance = instances.get(target.aws, instance_id)
+    instances.require_available(instance)
+    if instance.cluster_id is not None:
+        raise Refused(
+            f"{instance.instance_id} is a member of cluster {instance.cluster_id}",
+            hint=f"fail over the cluster: rdsrepl cluster failover {instance.cluster_id}",
+        )
+    if not instance.multi_az:
+        raise Refused(
+            f"instance {instance.instance_id} has no standby in another zone",
+            hint="only a Multi-AZ instance can fail over",
+        )
+    settle(ctx, instances.reboot(instance_id, timeout_seconds=timeout, failover=True), target=target)
+
+
+@app.command(cls=Writer)
+def delete(
+    ctx: typer.Context,
+    instance_id: Id,
+    final_snapshot: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the data in a snapshot of this name.")
+    ] = None,
+    skip_final_snapshot: Annotated[
+        bool, typer.Option("--skip-final-snapshot", help="Lose the data for ever.", show_default=False)
+    ] = False,
+    confirm: Annotated[
+        str | None, typer.Option(metavar="ID", help="The identifier once more, in place of typing it when asked.")
+    ] = None,
+    timeout: Timeout = 3600.0,
+) -> None:
+    """Delete an instance; the identifier must be typed.
+
+    Example: rdsrepl instance delete orders --final-snapshot orders-final
+    """
+    from rdsrepl.aws import instances
+
+    target = identity(ctx)
+    instance = instances.get(target.aws, instance_id)
+    if instance.cluster_id is None and instance.replica_of is None:
+        require_decision(final_snapshot, skip_final_snapshot)
+    elif final_snapshot is not None:
+        raise UsageError(
+            f"AWS takes no final snapshot of {instance.instance_id}: {_part(instance)}", hint="omit --final-snapshot"
+        )
+    plan = instances.delete(instance, final_snapshot=final_snapshot, timeout_seconds=timeout)
+    settle(ctx, plan, target=target, typed=Typed(instance.instance_id, "--confirm", confirm))
+
+
+def _part(instance: Instance) -> str:
+    if instance.cluster_id is not None:
+        return f"cluster {instance.cluster_id}"
+    if instance.replica_of is not None:
+        return f"read replica of {instance.replica_of}"
+    return "alone"
+
+
+def _names(ctx: typer.Context) -> list[str]:
+    try:
+        from rdsrepl.aws import instances
+
+        return sorted(instance.instance_id for instance in instances.ls(identity(ctx).aws))
+    except Exception:  # noqa: BLE001 - completion never complains
+        return []

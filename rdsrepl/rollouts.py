@@ -1,0 +1,187 @@
+"""In what order a parameter group comes into force: what is attached, what is rebooted, one server at a time.
+
+A hot standby must never have less room in shared memory than its primary (manual, "Administrator's Overview" of hot
+standby), so five parameters are raised on standbys first and lowered on the primary first. Pure: the nouns' data come
+in, a plan goes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rdsrepl.aws import clusters, instances
+from rdsrepl.aws.clusters import Cluster
+from rdsrepl.aws.instances import Instance
+from rdsrepl.errors import Refused
+from rdsrepl.plan import Plan, Step
+
+SHARED_MEMORY: Final = (
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+)
+
+Values = Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """Which of the five parameters grow, and which shrink."""
+
+    raised: tuple[str, ...]
+    lowered: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """The order and its reason."""
+        if self.lowered:
+            return f"the primary first, because {', '.join(self.lowered)} become smaller"
+        if self.raised:
+            return f"standbys first, because {', '.join(self.raised)} become larger"
+        return "standbys first"
+
+
+def direction(before: Values, after: Values) -> Direction:
+    """Compare the five parameters; one that is unknown on either side counts as unchanged."""
+    known = [(name, before.get(name), after.get(name)) for name in SHARED_MEMORY]
+    return Direction(
+        tuple(name for name, old, new in known if old is not None and new is not None and new > old),
+        tuple(name for name, old, new in known if old is not None and new is not None and new < old),
+    )
+
+
+def attach_to_cluster(cluster: Cluster, group: str, moves: Direction, *, reboot: bool, timeout_seconds: float) -> Plan:
+    """Plan to attach a group to a cluster and, if wanted, to reboot its members one at a time.
+
+    Raises:
+        NotAvailable: the cluster is in the middle of something else.
+        Refused: some of the five parameters grow and others shrink, so no order is safe.
+    """
+    clusters.require_available(cluster)
+    steps: list[Step] = []
+    if cluster.parameter_group != group:
+        steps += clusters.attach(cluster, group, timeout_seconds=timeout_seconds)
+    pending = {member.instance_id for member in cluster.members if member.parameter_group_status != "in-sync"}
+    if reboot and (steps or pending):
+        if cluster.kind == "multi_az_cluster" and len(cluster.members) > 1:
+            _refuse_both_ways(moves, group)
+        steps += reboot_cluster(cluster, moves, only_pending=True, timeout_seconds=timeout_seconds)
+    return Plan(
+        f"attach parameter group {group} to cluster {cluster.cluster_id}",
+        tuple(steps),
+        warnings=_warnings(reboot, bool(steps), moves, f"rdsrepl param-group attach {group}", cluster.cluster_id),
+        unchanged=f"cluster {cluster.cluster_id} has group {group} already, and nothing waits for a reboot"
+        if not pending
+        else f"cluster {cluster.cluster_id} has group {group} already; add --reboot for what is pending",
+    )
+
+
+def reboot_cluster(cluster: Cluster, moves: Direction, *, only_pending: bool, timeout_seconds: float) -> list[Step]:
+    """Return the steps that reboot every member of a cluster, one at a time.
+
+    A Multi-AZ DB cluster's writer is rebooted through its cluster; AWS knows no such call for Aurora.
+    """
+    writers = [member.instance_id for member in cluster.members if member.is_writer]
+    readers = [member.instance_id for member in cluster.members if not member.is_writer]
+    steps: list[Step] = []
+    for member in [*writers, *readers] if moves.lowered else [*readers, *writers]:
+        plan = instances.reboot(member, timeout_seconds=timeout_seconds, only_pending=only_pending)
+        call, wait = plan.steps
+        if member in writers and cluster.kind == "multi_az_cluster":
+            call = clusters.reboot_writer(cluster, only_pending=only_pending)
+        steps += [call, wait]
+    return steps
+
+
+def attach_to_instance(
+    instance: Instance,
+    group: str,
+    moves: Direction,
+    replicas: Mapping[str, tuple[Instance, Direction]],
+    *,
+    reboot: bool,
+    with_replicas: bool,
+    timeout_seconds: float,
+) -> Plan:
+    """Plan to attach a group to an instance and, if wanted, to its read replicas, in the safe order.
+
+    Args:
+        instance: the one.
+        group: the group's name.
+        moves: what changes on the instance.
+        replicas: its read replicas by identifier, each with what would change from its values now to the group's.
+        reboot: whether they are rebooted, one at a time.
+        with_replicas: whether the replicas get the group, too.
+        timeout_seconds: how long each wait may take.
+
+    Raises:
+        NotAvailable: one of them is in the middle of something else.
+        Refused: a replica would be left with less than its source, or no order is safe.
+    """
+    instances.require_available(instance)
+    followers = [replica for replica, _ in replicas.values()]
+    if not with_replicas:
+        small = {name: moved.raised for name, (_, moved) in replicas.items() if moved.raised}
+        if small:
+            name, parameters = next(iter(small.items()))
+            raise Refused(
+                f"read replica {name} has less than {group} gives its source: {', '.join(parameters)}",
+                hint="a standby with less than its primary stops replaying; raise the replicas first: add "
+                "--with-replicas, or attach a group of theirs to them",
+            )
+    steps: list[Step] = []
+    chosen = followers if with_replicas else []
+    for one in chosen:
+        instances.require_available(one)
+    if chosen:
+        _refuse_both_ways(moves, group)
+    for one in [instance, *chosen] if moves.lowered else [*chosen, instance]:
+        attached = one.parameter_group == group
+        if not attached:
+            steps += instances.attach(one, group, timeout_seconds=timeout_seconds)
+        if reboot and (not attached or one.parameter_group_status != "in-sync"):
+            steps += instances.reboot(one.instance_id, timeout_seconds=timeout_seconds, only_pending=True).steps
+    return Plan(
+        f"attach parameter group {group} to instance {instance.instance_id}"
+        + (f" and its {len(chosen)} read replicas" if chosen else ""),
+        tuple(steps),
+        warnings=_warnings(reboot, bool(steps), moves if chosen else None, f"rdsrepl param-group attach {group}", ""),
+        unchanged=f"instance {instance.instance_id} has group {group} already, and nothing waits for a reboot"
+        if instance.parameter_group_status == "in-sync"
+        else f"instance {instance.instance_id} has group {group} already; add --reboot for what is pending",
+    )
+
+
+def require_group_fits(group_family: str, family: str, what: str) -> None:
+    """Refuse a group of another engine or version than what it is to be attached to.
+
+    Raises:
+        Refused: the families differ.
+    """
+    if group_family != family:
+        raise Refused(
+            f"the group is for {group_family}, and {what} needs one for {family}",
+            hint=f"make one: rdsrepl param-group create NAME --family {family}",
+        )
+
+
+def _refuse_both_ways(moves: Direction, group: str) -> None:
+    if moves.raised and moves.lowered:
+        raise Refused(
+            f"group {group} raises {', '.join(moves.raised)} and lowers {', '.join(moves.lowered)}: no order is safe",
+            hint="do it in two steps: first a group that only raises, then one that only lowers",
+        )
+
+
+def _warnings(reboot: bool, anything: bool, moves: Direction | None, command: str, cluster_id: str) -> tuple[str, ...]:
+    if not anything:
+        return ()
+    where = f" --cluster {cluster_id}" if cluster_id else ""
+    if not reboot:
+        return (f"nothing of it holds before a reboot: {command}{where} --reboot",)
+    order = f"; {moves.words}" if moves is not None else ""
+    return (f"each server is rebooted, one at a time, and its connections break{order}",)
