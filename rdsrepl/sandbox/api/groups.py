@@ -516,5 +516,6 @@ def _bad_name(kind: Kind) -> Fault:
     return fault(
         "InvalidParameterValue",
         f"The parameter {_noun(kind)}Name is not a valid identifier. Identifiers must begin with a letter; must "
-        "contain only ASCII letters, digits, and hyphens; and must not end with a hyphen or contain two consecutive hyphens.",
+        "contain only ASCII letters, digits, and hyphens; and must not end with a hyphen or contain two consecutive "
+        "hyphens.",
     )

@@ -1,0 +1,69 @@
+"""The process that is the sandbox's AWS: ``python -m rdsrepl.sandbox.api DIRECTORY [REGION]``, run by ``up``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from rdsrepl.sandbox import processes
+from rdsrepl.sandbox.api.groups import Groups
+from rdsrepl.sandbox.api.operations import REGION, NullFleet, Service
+from rdsrepl.sandbox.api.server import Server
+from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.state import Directory
+
+log = logging.getLogger("rdsrepl.sandbox.api")
+
+_LOOK_SECONDS: Final = 1.0
+
+
+def run(directory: Directory, region: str) -> None:
+    """Serve until SIGTERM, or until the sandbox's directory is gone.
+
+    Where it listens is in ``api.json`` as soon as it does.
+
+    Raises:
+        SystemExit: there is no sandbox there.
+    """
+    if not directory.state_file.exists():
+        raise SystemExit(f"there is no sandbox in {directory.path}")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    store = Store(directory.path / "aws.json")
+    service = Service(store, Groups(store), NullFleet(), region)
+    own_file = directory.path / "api.json"
+    with Server(service, _port_of_before(own_file)) as server:
+        threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
+        own = {"pid": os.getpid(), "started": processes.started(os.getpid()) or "", "port": server.port}
+        directory.save(own_file, {**own, "region": region})
+        log.info("listening on port %d for %s", server.port, region)
+        while not stop.wait(_LOOK_SECONDS) and directory.state_file.exists():
+            pass
+        server.shutdown()
+    log.info("stopped")
+
+
+def _port_of_before(own_file: Path) -> int:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(own_file.read_text(encoding="utf-8"))["port"])
+    return 0
+
+
+def main() -> None:
+    """Serve the sandbox in the directory that is the first argument."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    # moto's server says each request.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    run(Directory(Path(sys.argv[1])), sys.argv[2] if len(sys.argv) > 2 else REGION)
+
+
+if __name__ == "__main__":
+    main()
