@@ -79,8 +79,10 @@ def _session(aws: Aws) -> boto3.Session:
     for name, path in (("config_file", aws.aws_config_file), ("credentials_file", aws.aws_credentials_file)):
         if path is not None:
             core.set_config_variable(name, path)
+    # boto3 reads AWS_DEFAULT_REGION alone; containers, Lambda and the other SDKs have AWS_REGION.
+    region_name = aws.region or os.environ.get("AWS_REGION")
     try:
-        return boto3.Session(botocore_session=core, profile_name=aws.profile, region_name=aws.region)
+        return boto3.Session(botocore_session=core, profile_name=aws.profile, region_name=region_name)
     except botocore.exceptions.BotoCoreError as exc:
         raise translate(exc, "Session", aws) from exc
 

@@ -209,8 +209,8 @@ def create(
         port=port,
         deletion_protection=deletion_protection,
     )
-    settle(ctx, clusters.create(new, timeout_seconds=timeout), target=target)
-    note(ctx, f"next: rdsrepl doctor --cluster {cluster_id}")
+    if settle(ctx, clusters.create(new, timeout_seconds=timeout), target=target):
+        note(ctx, f"next: rdsrepl doctor --cluster {cluster_id}")
 
 
 @app.command(cls=Writer)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -31,7 +33,7 @@ _TABLES: Final = (
     "INSERT INTO customers VALUES (1, 'Ada', 'ada@example.com'), (2, 'Grace', NULL), (3, 'Edgar', 'ted@example.com')",
 )
 _WORK: Final = (
-    "INSERT INTO orders (customer, item, amount) VALUES (1 + %(n)s %% 3, 'item ' || %(n)s, 9.99 + %(n)s)",
+    "INSERT INTO orders (customer, item, amount) VALUES (1 + %(n)s %% 3, 'order ' || %(n)s, 9.99 + %(n)s)",
     "UPDATE orders SET paid = true WHERE id = (SELECT max(id) FROM orders)",
     "UPDATE customers SET email = 'n' || %(n)s || '@example.com' WHERE id = 1 + %(n)s %% 3",
     "DELETE FROM orders WHERE id = (SELECT min(id) FROM orders) AND (SELECT count(*) FROM orders) > 5",
@@ -49,9 +51,9 @@ def demo(
     seconds: Annotated[
         float,
         duration_option("--duration", help="How long the stream is shown."),
-    ] = 6.0,
+    ] = 8.0,
 ) -> None:
-    """Walk the whole path on a sandbox of its own: role, publication, slot, live changes, clean-up.
+    """Walk the whole path on a sandbox of its own: parameter group, reboot, role, slot, stream, failover, clean-up.
 
     Nothing of yours is touched: the servers run on loopback in a temporary directory, which is removed at the end.
 
@@ -85,51 +87,93 @@ class _Demo:
         """Run all steps.
 
         Raises:
-            DemoFailed: one of them failed.
+            DemoFailed: one of them failed, or a change is missing.
         """
-        self._say("1. A writer and a standby: real PostgreSQL servers with RDS's roles, on loopback.")
+        self._say(
+            "1. A Multi-AZ DB cluster as RDS makes one: real PostgreSQL servers on loopback, an RDS API before them."
+        )
         self._up = True
-        self._run("sandbox", "up")
+        self._run("sandbox", "up", "--default-group")
         target = self._target()
-        self._say("2. An application with two tables, as any other.")
-        _execute(target, *_TABLES)
 
-        self._say("3. A role that may replicate through rds_replication, as on RDS, and read the tables.")
+        self._say("2. Is it ready for logical replication? Not with the default parameter group.")
+        self._run("-t", "sandbox", "doctor", allowed=(8, 9))
+
+        self._say("3. A parameter group with every value it needs, sized, and why: shown, then made.")
+        size = ("param-group", "create", "shop-logical", "--slots", "4")
+        self._run("-t", "sandbox", *size, "--dry-run")
+        self._run("-t", "sandbox", *size, "--yes")
+
+        self._say("4. Attached, each server rebooted in the safe order, the result proven over SQL.")
+        self._run("-t", "sandbox", "param-group", "attach", "shop-logical", "--reboot", "--yes")
+        self._run("-t", "sandbox", "cluster", "show", "sandbox")
+
+        self._say("5. An application with two tables; a role that may replicate through rds_replication, as on RDS.")
+        _execute(target, *_TABLES)
         created = self._json("role", "create", "cdc", "--generate-password", "--schema", "public", "--yes")
         self._passfile.touch(mode=0o600)
         self._passfile.write_text(f"*:*:*:cdc:{created['password']}\n")
 
-        self._say("4. What is published, and whether all of it can be.")
+        self._say("6. What is published, and whether all of it can be; the slot.")
         self._run(
             "-t", "sandbox", "publication", "create", "shop", "--table", "customers", "--table", "orders", "--yes"
         )
         self._run("-t", "sandbox", "publication", "check", "shop", allowed=(0, 8))
-
-        self._say("5. The slot: shown before it is made, then made.")
-        self._run("-t", "sandbox", "slot", "create", "shop_cdc", "--plugin", "pgoutput", "--dry-run")
         self._run("-t", "sandbox", "slot", "create", "shop_cdc", "--plugin", "pgoutput", "--yes")
 
-        self._say(f"6. The stream, as role cdc, while the application works for {seconds:g} s.")
+        self._say(f"7. The stream, as role cdc, for {seconds:g} s of work, and a failover in the middle of it.")
         keywords = target.keywords
         dsn = f"host={keywords['host']} port={keywords['port']} dbname={keywords['dbname']} user=cdc"
         tail = ("--dsn", dsn, "slot", "tail", "shop_cdc", "--publication", "shop", "--format", "pretty")
-        with _working(target):
-            self._run(*tail, "--duration", f"{seconds:g}s", env={"PGPASSFILE": str(self._passfile)})
+        self._stream(tail, target, seconds)
 
-        self._say("7. Where the slot stands: what it keeps on the server is what a forgotten slot would pile up.")
+        self._say("8. Where the slot stands: what it keeps on the server is what a forgotten slot would pile up.")
         self._run("-t", "sandbox", "slot", "list")
 
-        self._say("8. The same as JSON, for programs: what came after the stream ended, not consumed.")
+        self._say("9. The same as JSON, for programs: what came after the stream ended, not consumed.")
         _execute(target, "INSERT INTO orders (customer, item, amount) VALUES (2, 'the last one', 1.10)")
         self._run(
             "--dsn", dsn, "slot", "peek", "shop_cdc", "--publication", "shop", "--limit", "1", "--format", "json",
             env={"PGPASSFILE": str(self._passfile)},
         )  # fmt: skip
 
-        self._say("9. Clean-up: the slot first, for it is what costs.")
+        self._say("10. Clean-up: the slot first, for it is what costs; the cluster leaves a final snapshot.")
         self._run("-t", "sandbox", "slot", "drop", "shop_cdc", "--yes")
         self._run("-t", "sandbox", "publication", "drop", "shop", "--yes")
         self._run("-t", "sandbox", "role", "drop", "cdc", "--yes")
+        self._run(
+            "-t", "sandbox", "cluster", "delete", "sandbox", "--final-snapshot", "shop-final", "--confirm", "sandbox"
+        )
+        self._run("-t", "sandbox", "param-group", "delete", "shop-logical", "--yes")
+
+    def _stream(self, tail: tuple[str, ...], target: Target, seconds: float) -> None:
+        """Tail while an application works and the cluster fails over; every order must arrive.
+
+        Raises:
+            DemoFailed: the tail failed, or an order did not come.
+        """
+        words = (*tail, "--idle-exit", "3s")
+        self._show(words)
+        env = {**self._env, "PGPASSFILE": str(self._passfile)}
+        reader = subprocess.Popen([*_program(), *words], env=env, stdout=subprocess.PIPE, text=True)
+        seen = _Seen(reader, quiet=self._quiet)
+        work = _Work(target)
+        try:
+            with work:
+                time.sleep(seconds / 2)
+                self._run("-t", "sandbox", "cluster", "failover", "sandbox", "--yes")
+                time.sleep(seconds / 2)
+            self._check(words, seen.finish(), (0,))
+        finally:
+            reader.terminate()
+        missing = work.committed - seen.orders
+        if missing:
+            raise DemoFailed(f"{len(missing)} of {len(work.committed)} orders did not come through the stream")
+        if not self._quiet:
+            print(
+                f"All {len(work.committed)} orders that were committed came through; "
+                f"the longest pause between two lines was {seen.longest_pause_seconds:.1f} s, the failover's."
+            )
 
     def leave(self) -> None:
         """Take the sandbox down, however the walk ended."""
@@ -186,25 +230,68 @@ def _execute(target: Target, *statements: str) -> None:
             conn.execute(statement.encode())
 
 
-@contextlib.contextmanager
-def _working(target: Target) -> Iterator[None]:
-    """Let an application work: a small transaction four times a second."""
-    done = threading.Event()
+class _Seen:
+    """Passes on what the tail prints, and notes which orders came and how long the longest pause was."""
 
-    def work() -> None:
+    def __init__(self, reader: subprocess.Popen[str], *, quiet: bool) -> None:
+        self.orders: set[int] = set()
+        self.longest_pause_seconds = 0.0
+        self._reader = reader
+        self._quiet = quiet
+        self._thread = threading.Thread(target=self._read, name="stream", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> int:
+        """Wait until the tail ends; return its exit code."""
+        self._thread.join()
+        return self._reader.wait()
+
+    def _read(self) -> None:
+        assert self._reader.stdout is not None
+        before: float | None = None
+        for line in self._reader.stdout:
+            now = time.monotonic()
+            if before is not None:
+                self.longest_pause_seconds = max(self.longest_pause_seconds, now - before)
+            before = now
+            if match := re.search(r"\border (\d+)\b", line):
+                self.orders.add(int(match[1]))
+            if not self._quiet:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+
+
+class _Work:
+    """An application at work, a small transaction four times a second; a broken connection is opened anew.
+
+    Attributes:
+        committed: the orders whose commit the server has acknowledged.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self.committed: set[int] = set()
+        self._target = target
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="application", daemon=True)
+
+    def __enter__(self) -> _Work:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
         from rdsrepl.postgres import connection
 
-        with contextlib.suppress(Error), connection.open(target) as conn:
-            number = 0
-            while not done.wait(_PAUSE_SECONDS):
-                with conn.transaction():
-                    conn.execute(_WORK[number % len(_WORK)].encode(), {"n": number})
-                number += 1
-
-    thread = threading.Thread(target=work, name="application", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+        number = 0
+        while not self._done.is_set():
+            with contextlib.suppress(Error), connection.open(self._target) as conn:
+                while not self._done.wait(_PAUSE_SECONDS):
+                    number += 1
+                    with conn.transaction():
+                        conn.execute(_WORK[number % len(_WORK)].encode(), {"n": number})
+                    if number % len(_WORK) == 0:
+                        self.committed.add(number)
+            self._done.wait(_PAUSE_SECONDS)

@@ -183,8 +183,8 @@ def create(
         port=port,
         deletion_protection=deletion_protection,
     )
-    settle(ctx, instances.create(new, timeout_seconds=timeout), target=target)
-    note(ctx, f"next: rdsrepl doctor --instance {instance_id}")
+    if settle(ctx, instances.create(new, timeout_seconds=timeout), target=target):
+        note(ctx, f"next: rdsrepl doctor --instance {instance_id}")
 
 
 @app.command(cls=Writer)

@@ -318,8 +318,7 @@ def create(
     plan = replace(plan, changes=tuple(map(_change, sized.proposals)), warnings=(*plan.warnings, *warnings))
     for line in sized.notes:
         note(ctx, line)
-    settle(ctx, plan, target=identity(ctx))
-    if plan:
+    if settle(ctx, plan, target=identity(ctx)):
         way = f"--cluster {place.cluster.cluster_id}" if place and place.cluster else ""
         way = way or (f"--instance {place.instance.instance_id}" if place and place.instance else f"--{chosen} ID")
         note(ctx, f"next: rdsrepl param-group attach {name} {way} --reboot")
