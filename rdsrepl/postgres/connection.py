@@ -204,6 +204,15 @@ def connect(target: Target, *, replication: bool = False, settings: Mapping[str,
     return connection
 
 
+def keywords(target: Target) -> dict[str, str]:
+    """Return everything libpq is given for a target, secrets included, for another client of libpq.
+
+    Raises:
+        Error: the target's dsn is none, or its cluster, instance or secret was not found.
+    """
+    return _keywords(target, replication=False, settings={})
+
+
 def rds_bundle_file() -> Path:
     """Return where the RDS bundle is looked for when nobody named a file: beside the config file."""
     return config_path().with_name("global-bundle.pem")
