@@ -25,7 +25,7 @@ from psycopg.errors import InsufficientPrivilege
 
 from rdsrepl import config
 from rdsrepl.errors import Error, NotFound, Refused
-from rdsrepl.sandbox import binaries, endpoint, lifecycle, processes, servers
+from rdsrepl.sandbox import binaries, endpoint, lifecycle, processes, roster, servers
 from rdsrepl.sandbox.binaries import Binaries
 from rdsrepl.sandbox.lifecycle import Report
 from rdsrepl.sandbox.servers import Server
@@ -35,13 +35,14 @@ ALL = sorted([*binaries.machine(), *binaries.wheel()], key=lambda found: found.v
 EACH_VERSION = [pytest.param(found, id=f"pg{found.major}") for found in {b.major: b for b in ALL}.values()]
 NEWEST = ALL[-1]
 PASSWORD = "open sesame"
+WRITER, READER = "servers/sandbox-instance-1", "servers/sandbox-instance-2"
 
 pytestmark = pytest.mark.timeout(120)
 
 
 def isolate(patch: pytest.MonkeyPatch, tmp: Path) -> None:
     """Keep the sandbox out of the user's own directories, and the user's own servers out of the tests."""
-    for name in [name for name in os.environ if name.startswith(("PG", "RDSREPL_"))]:
+    for name in [name for name in os.environ if name.startswith(("PG", "RDSREPL_", "AWS_"))]:
         patch.delenv(name)
     patch.setenv("XDG_CONFIG_HOME", str(tmp / "config"))
     patch.setenv("XDG_STATE_HOME", str(tmp / "state"))
@@ -120,14 +121,17 @@ def cli(*words: str) -> subprocess.CompletedProcess[str]:
 def leftovers(home: Path, report: Report) -> list[str]:
     """Return what is left of a sandbox: processes, files, its target."""
     left = [f"pid {pid}" for server in report.servers for pid in processes.working_in(Path(server.data_dir))]
-    if report.endpoint_pid is not None and str(home) in processes.command_line(report.endpoint_pid):
-        left.append("endpoint")
+    for name, pid in (("endpoint", report.endpoint_pid), ("API", report.api_pid)):
+        if pid is not None and str(home) in processes.command_line(pid):
+            left.append(name)
     left += [str(path) for path in (home, config.config_path().parent) if path.exists()]
     return left
 
 
 def kill_all(report: Report) -> None:
-    pids = [pid for pid in (report.endpoint_pid, *(server.pid for server in report.servers)) if pid is not None]
+    # The API first: it would bring back what dies.
+    servers = (server.pid for server in report.servers)
+    pids = [pid for pid in (report.api_pid, report.endpoint_pid, *servers) if pid is not None]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     for pid in pids:  # death takes a moment, and a busy machine longer
@@ -163,15 +167,21 @@ def test_life(home: Path) -> None:
     assert status.returncode == 0 and "primary" in status.stdout and "standby" in status.stdout
 
     shell = f'eval "$({sys.executable} -m rdsrepl sandbox env)"; env'
-    environment = {**os.environ, "PGPASSWORD": "wrong", "PGHOSTADDR": "192.0.2.1"}
+    environment = {**os.environ, "PGPASSWORD": "wrong", "PGHOSTADDR": "192.0.2.1", "AWS_SESSION_TOKEN": "x"}
     printed = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, env=environment).stdout.splitlines()
-    variables = dict(line.partition("=")[::2] for line in printed if line.startswith("PG"))
+    variables = dict(line.partition("=")[::2] for line in printed if line.startswith(("PG", "AWS_")))
     assert variables == {
         "PGHOST": "127.0.0.1",
         "PGPORT": str(made["port"]),
         "PGUSER": "dbadmin",
         "PGDATABASE": "app",
         "PGPASSFILE": str(home / "pgpass"),
+        "AWS_PROFILE": "sandbox",
+        "AWS_CONFIG_FILE": str(home / "aws" / "config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(home / "aws" / "credentials"),
+        "AWS_ENDPOINT_URL": made["endpoint_url"],
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
     }
     target = config.load().get("sandbox")
     with psycopg.connect(**target.keywords) as conn:  # type: ignore[arg-type]
@@ -254,7 +264,7 @@ def test_wrong_programs(home: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_start_leaves_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "_settings", lambda _: {"no_such_setting": "1"})
+    monkeypatch.setattr(roster, "base_settings", lambda _: {"no_such_setting": "1"})
     with pytest.raises(Error, match="did not start"):
         lifecycle.up()
     assert not home.exists() and config.load().targets == {}
@@ -280,7 +290,7 @@ def test_up_after_a_crash(home: Path) -> None:
     # The endpoint was killed between lending the attribute and taking it back.
     with closing(lifecycle.writer().connect()) as admin:
         admin.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(member)))
-    directory().save(directory().lent_file, [member])
+    directory().save(directory().lent_file, [["sandbox", member]])
     kill_all(report)
 
     after = lifecycle.up()
@@ -292,7 +302,7 @@ def test_up_after_a_crash(home: Path) -> None:
 
 
 def test_down_after_a_killed_up(home: Path) -> None:
-    for wanted in ("state.json", "writer-1/PG_VERSION", "writer-1/postmaster.pid", "reader-1/backup_label"):
+    for wanted in ("state.json", f"{WRITER}/PG_VERSION", f"{WRITER}/postmaster.pid", f"{READER}/backup_label"):
         with subprocess.Popen(
             [sys.executable, "-m", "rdsrepl", "sandbox", "up"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         ) as up:
@@ -311,7 +321,7 @@ def test_strangers_are_left_alone(home: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         try:
             # Their process ids now are another process's.
-            file = home / "writer-1" / "postmaster.pid"
+            file = home / WRITER / "postmaster.pid"
             file.write_text("\n".join([str(stranger.pid), *file.read_text().splitlines()[1:]]) + "\n")
             said = json.loads((home / "endpoint.json").read_text())
             (home / "endpoint.json").write_text(json.dumps({**said, "pid": stranger.pid}))
@@ -548,6 +558,9 @@ def test_client_that_closes_its_half_gets_its_answer(running: Running) -> None:
 def test_server_down_is_said(home: Path) -> None:
     report = lifecycle.up(standby=False)
     lab = Running(report, NEWEST)
+    assert report.api_pid is not None
+    os.kill(report.api_pid, signal.SIGKILL)  # it would start the server again
+    assert processes.wait(lambda: not processes.command_line(report.api_pid or 0), 20.0)
     with lab.connect() as conn:
         lifecycle.writer().stop("immediate")
         with pytest.raises(psycopg.OperationalError):

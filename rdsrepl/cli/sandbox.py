@@ -14,14 +14,17 @@ from rdsrepl.errors import Error, NotFound
 from rdsrepl.render import emit, facts, size
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.lifecycle import Report, ServerReport
+    from rdsrepl.sandbox.lifecycle import ClusterReport, Report, ServerReport
 
 app = typer.Typer(
     no_args_is_help=True, help="A local stand-in for RDS: real PostgreSQL servers on loopback, with RDS's roles."
 )
 
-# What would lead libpq elsewhere although the variables of `env` are set.
-_IN_THE_WAY = ("PGHOSTADDR", "PGSERVICE", "PGPASSWORD", "PGSSLMODE", "PGTARGETSESSIONATTRS")
+# What would lead libpq, or the clients of AWS, elsewhere although the variables of `env` are set.
+_IN_THE_WAY = (
+    *("PGHOSTADDR", "PGSERVICE", "PGPASSWORD", "PGSSLMODE", "PGTARGETSESSIONATTRS"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"),
+)
 
 
 @app.command(cls=Reader)
@@ -37,8 +40,16 @@ def up(
         ),
     ] = None,
     no_standby: Annotated[bool, typer.Option("--no-standby", help="A writer only.", show_default=False)] = False,
+    default_group: Annotated[
+        bool,
+        typer.Option(
+            "--default-group",
+            help="Leave the family's default parameter group attached, as on a new cluster: wal_level is replica.",
+            show_default=False,
+        ),
+    ] = False,
 ) -> None:
-    """Start a writer and a standby, and write the target 'sandbox'; report them when they run.
+    """Start a cluster of a writer and a standby, and RDS's API; write the target 'sandbox'; report what runs.
 
     What a crash or a reboot ended is started again.
 
@@ -46,9 +57,17 @@ def up(
     """
     from rdsrepl.sandbox import lifecycle
 
-    report = lifecycle.up(bin_dir=postgres_bin, standby=not no_standby, say=lambda text: note(ctx, text))
+    report = lifecycle.up(
+        bin_dir=postgres_bin,
+        standby=not no_standby,
+        default_group=default_group,
+        say=lambda text: note(ctx, text),
+    )
     if no_standby and report.reader_port is not None:
         note(ctx, "it was made with a standby; to have it without: rdsrepl sandbox down, then up --no-standby")
+    group = next((cluster.parameter_group for cluster in report.clusters if cluster.name == lifecycle.CLUSTER), "")
+    if default_group and not group.startswith("default."):
+        note(ctx, f"it has the group {group}; for the default one: rdsrepl sandbox down, then up --default-group")
     if postgres_bin is not None and str(postgres_bin.resolve()) != report.bin_dir:
         note(ctx, "it was made of other programs; to change them: rdsrepl sandbox down, then up --postgres-bin")
     _show(ctx, report)
@@ -69,9 +88,9 @@ def status(ctx: typer.Context) -> None:
 
 @app.command(cls=Reader)
 def env(ctx: typer.Context) -> None:
-    """Print the shell's lines that point psql and every other client of libpq to the writer.
+    """Print the shell's lines that point libpq's clients to the writer, and AWS's to the API.
 
-    Example: eval "$(rdsrepl sandbox env)" && psql
+    Example: eval "$(rdsrepl sandbox env)" && psql && aws rds describe-db-clusters
     """
     from rdsrepl.sandbox import lifecycle
 
@@ -111,17 +130,32 @@ def _facts(report: Report) -> list[tuple[str, object]]:
     return [
         ("state", report.state),
         ("PostgreSQL", f"{report.version} ({', '.join(report.plugins)})"),
-        ("writer endpoint", f"{report.host}:{report.port}"),
+        ("writer endpoint", f"{report.host}:{report.port}" if report.port else "none"),
         ("reader endpoint", reader),
         ("user, database", f"{report.user}, {report.dbname}"),
         ("password in", report.passfile),
+        ("AWS", _api(report)),
+        *((f"cluster {cluster.name}", _cluster(cluster)) for cluster in report.clusters),
         *((server.name, _server(server)) for server in report.servers),
         ("use it", f"rdsrepl -t {report.target} slot list"),
-        ("psql", 'eval "$(rdsrepl sandbox env)"; psql'),
+        ("psql, aws", 'eval "$(rdsrepl sandbox env)"; psql; aws rds describe-db-clusters'),
     ]
 
 
+def _api(report: Report) -> str:
+    return "stopped" if report.api_pid is None else f"{report.endpoint_url} ({report.region}), pid {report.api_pid}"
+
+
+def _cluster(cluster: ClusterReport) -> str:
+    return f"{cluster.status}, {cluster.engine} {cluster.version}, group {cluster.parameter_group}"
+
+
 def _server(server: ServerReport) -> str:
+    told = "" if server.status in ("available", None) else f"{server.status}; "
+    return told + _running(server)
+
+
+def _running(server: ServerReport) -> str:
     if not server.running:
         return f"stopped; log: {server.log_file}"
     if server.in_recovery is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -48,16 +49,27 @@ class Binaries:
         """Return a program's path."""
         return str(self.bin_dir / name)
 
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The server's parameters, in lower case, each with when it takes a new value: ``postmaster``, ``sighup`` …."""
+        return _parameters(self.program("postgres"))
+
     def knows(self, setting: str) -> bool:
         """Say whether the server has a parameter of that name; with an unknown one in its file it does not start."""
-        way = processes.launcher(self.program("postgres"))
-        described = processes.run(way, [self.program("postgres"), "--describe-config"], timeout_seconds=30)
-        return any(line.partition("\t")[0] == setting for line in described.splitlines())
+        return setting.lower() in self.parameters
 
     def has_plugin(self, name: str) -> bool:
         """Say whether an output plugin's library is there: ``wal2json``, ``test_decoding``."""
         places = (self.bin_dir.parent / "lib", self.bin_dir.parent / "lib/postgresql", self.bin_dir.parent / "lib64")
         return any((place / f"{name}{suffix}").exists() for place in places for suffix in (".so", ".dylib"))
+
+
+@cache
+def _parameters(postgres: str) -> Mapping[str, str]:
+    way = processes.launcher(postgres)
+    described = processes.run(way, [postgres, "--describe-config"], timeout_seconds=30)
+    rows = (line.split("\t") for line in described.splitlines())
+    return {row[0].lower(): row[1] for row in rows if len(row) > 1}
 
 
 def find(bin_dir: Path | None = None) -> Binaries:

@@ -1,9 +1,10 @@
 """The sandbox's stable endpoints: a process that relays connections to whichever server is the writer, or a reader.
 
 Clients keep their address while servers restart, move or change roles: each new connection reads the state file anew.
-Nothing is decoded, but the first packet: a replication connection of a member of ``rds_replication`` gets the
-``REPLICATION`` attribute, on which plain PostgreSQL insists, on loan from before its authentication until just after,
-so that ``rolreplication`` is false on either side of that moment, as it is on RDS.
+Endpoints that the state names are listened on within a moment, those that it no longer names are closed. Nothing is
+decoded, but the first packet: a replication connection of a member of ``rds_replication`` gets the ``REPLICATION``
+attribute, on which plain PostgreSQL insists, on loan from before its authentication until just after, so that
+``rolreplication`` is false on either side of that moment, as it is on RDS.
 
 Run as ``python -m rdsrepl.sandbox.endpoint DIRECTORY``, by ``up``.
 """
@@ -19,13 +20,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.sandbox import processes
 from rdsrepl.sandbox.servers import HOST, PORTS, SUPERUSER
-from rdsrepl.sandbox.state import Directory, EndpointState, Role, ServerState, State
+from rdsrepl.sandbox.state import Directory, EndpointState, RelayState, ServerState, State
 
 if TYPE_CHECKING:
     import psycopg
@@ -45,6 +46,9 @@ _ADMIN_SECONDS: Final = 5
 _REPLAY_SECONDS: Final = 15.0
 # A client that reads slowly shall still get a server's last words.
 _CLOSE_SECONDS: Final = 30.0
+# How late a new endpoint may be listened on.
+_LOOK_SECONDS: Final = 0.05
+_SETTLE_SECONDS: Final = 1.0
 
 _MAY: Final = """
     SELECT rolreplication OR rolsuper, EXISTS (
@@ -93,6 +97,14 @@ class AuthenticationEnd:
         return False
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Holder:
+    """A role of one primary and its standbys (``State.family``)."""
+
+    family: str
+    role: str
+
+
 @dataclass(slots=True)
 class Loans:
     """The ``REPLICATION`` attribute, lent to roles while they log in.
@@ -104,83 +116,88 @@ class Loans:
 
     directory: Directory
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _holders: dict[str, int] = field(default_factory=dict)
-    _owed: set[str] = field(default_factory=set)
-    _lsn: dict[str, str] = field(default_factory=dict)
+    _holders: dict[Holder, int] = field(default_factory=dict)
+    _owed: set[Holder] = field(default_factory=set)
+    _lsn: dict[Holder, str] = field(default_factory=dict)
 
     def load(self) -> None:
         """Read what an earlier process left owing."""
-        with suppress(OSError, ValueError):
-            self._owed = set(json.loads(self.directory.lent_file.read_text(encoding="utf-8")))
+        with suppress(OSError, ValueError, TypeError):
+            owed = json.loads(self.directory.lent_file.read_text(encoding="utf-8"))
+            self._owed = {Holder(family, role) for family, role in owed}
 
-    async def lend(self, role: str, reader: ServerState | None) -> bool:
-        """Lend ROLE the attribute when it may have it; return whether it did and ``give_back`` is due.
+    async def lend(self, role: str, server: ServerState) -> Holder | None:
+        """Lend ROLE the attribute when it may have it; return whom ``give_back`` is due for, None when it did not.
 
         Args:
             role: the role that logs in.
-            reader: the standby it logs in to, which has to learn of it first; None is the writer.
+            server: the one it logs in to; a standby has to learn of it first.
         """
+        state = self.directory.read()
+        if state is None:
+            return None
+        holder = Holder(state.family(server), role)
         async with self._lock:
-            if not self._holders.get(role) and not await self._give(role):
-                return False
-            self._holders[role] = self._holders.get(role, 0) + 1
-            lsn = self._lsn[role]
-        if reader is not None:
+            if not self._holders.get(holder) and not await self._give(holder):
+                return None
+            self._holders[holder] = self._holders.get(holder, 0) + 1
+            lsn = self._lsn[holder]
+        if server.source:
             try:
-                await self._replayed(reader, lsn)
+                await self._replayed(server, lsn)
             except BaseException:
-                await self.give_back(role)
+                await self.give_back(holder)
                 raise
-        return True
+        return holder
 
-    async def give_back(self, role: str) -> None:
-        """Take the attribute back when this was the last connection of ROLE that needed it."""
+    async def give_back(self, holder: Holder) -> None:
+        """Take the attribute back when this was the last connection of the role that needed it."""
         async with self._lock:
-            self._holders[role] -= 1
-            if self._holders[role] == 0:
-                del self._holders[role]
-                await self._take(role)
+            self._holders[holder] -= 1
+            if self._holders[holder] == 0:
+                del self._holders[holder]
+                await self._take(holder)
 
     async def settle(self) -> None:
         """Take back what could not be taken back before: the server was down, or we were killed."""
         if self._owed - self._holders.keys():
             async with self._lock:
-                for role in self._owed - self._holders.keys():
-                    await self._take(role)
+                for holder in self._owed - self._holders.keys():
+                    await self._take(holder)
 
-    async def _give(self, role: str) -> bool:
+    async def _give(self, holder: Holder) -> bool:
         import psycopg
         from psycopg import sql
 
         try:
-            async with self._writer() as conn:
-                row = await (await conn.execute(_MAY, [role])).fetchone()
-                if row is None or (row[0] and role not in self._owed) or not row[1]:
+            async with self._primary(holder) as conn:
+                row = await (await conn.execute(_MAY, [holder.role])).fetchone()
+                if row is None or (row[0] and holder not in self._owed) or not row[1]:
                     return False
-                self._owed.add(role)
+                self._owed.add(holder)
                 self._save()
-                await conn.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(role)))
+                await conn.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(holder.role)))
                 where = await (await conn.execute("SELECT pg_current_wal_flush_lsn()::text")).fetchone()
-                self._lsn[role] = where[0] if where is not None else "0/0"
+                self._lsn[holder] = where[0] if where is not None else "0/0"
         except (psycopg.Error, OSError, UnicodeError) as exc:
             # The client learns from its own server what is wrong.
-            log.warning("could not lend REPLICATION to %r: %s", role, exc)
+            log.warning("could not lend REPLICATION to %r of %s: %s", holder.role, holder.family, exc)
             return False
         return True
 
-    async def _take(self, role: str) -> None:
+    async def _take(self, holder: Holder) -> None:
         import psycopg
         from psycopg import sql
 
         try:
-            async with self._writer() as conn:
-                await conn.execute(sql.SQL("ALTER ROLE {} NOREPLICATION").format(sql.Identifier(role)))
-        except psycopg.errors.UndefinedObject:
+            async with self._primary(holder) as conn:
+                await conn.execute(sql.SQL("ALTER ROLE {} NOREPLICATION").format(sql.Identifier(holder.role)))
+        except (psycopg.errors.UndefinedObject, _Gone):
             pass
         except (psycopg.Error, OSError) as exc:
-            log.warning("could not take REPLICATION back from %r, will try again: %s", role, exc)
+            log.warning("could not take REPLICATION back from %r of %s: %s", holder.role, holder.family, exc)
             return
-        self._owed.discard(role)
+        self._owed.discard(holder)
         self._save()
 
     async def _replayed(self, reader: ServerState, lsn: str) -> None:
@@ -197,11 +214,13 @@ class Loans:
         except (psycopg.Error, OSError) as exc:  # TimeoutError is an OSError
             log.warning("server %s has not replayed %s: %s", reader.name, lsn, exc or "too far behind")
 
-    def _writer(self) -> Any:
+    def _primary(self, holder: Holder) -> Any:
         state = self.directory.read()
-        if state is None or not (writers := state.with_role("writer")):
-            raise OSError("there is no writer")
-        return self._admin(writers[0])
+        servers = state.servers if state is not None else ()
+        found = [s for s in servers if s.source is None and holder.family in (s.cluster or s.name, s.name)]
+        if not found:
+            raise _Gone(f"there is no writer in {holder.family}")
+        return self._admin(found[0])
 
     @asynccontextmanager
     async def _admin(self, server: ServerState) -> AsyncIterator[Connection]:
@@ -222,71 +241,90 @@ class Loans:
 
     def _save(self) -> None:
         if self._owed:
-            self.directory.save(self.directory.lent_file, sorted(self._owed))
+            self.directory.save(self.directory.lent_file, [[h.family, h.role] for h in sorted(self._owed)])
         else:
             self.directory.lent_file.unlink(missing_ok=True)
 
 
-class Endpoint:
-    """Both endpoints, and the connections that go through them."""
+class _Gone(OSError):
+    """There is no such primary any more."""
+
+
+@dataclass(slots=True)
+class _Listener:
+    """One endpoint that is listened on, and the connections through it."""
+
+    server: asyncio.Server
+    port: int
+    tasks: set[asyncio.Task[None]]
+
+    async def close(self) -> None:
+        self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+class Relay:
+    """All endpoints, and the connections that go through them."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._loans = Loans(directory)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: dict[str, _Listener] = {}
         self._stamp: tuple[int, int] | None = None
         self._state: State | None = None
 
     async def run(self) -> None:
         """Listen until SIGTERM, or until the sandbox's directory is gone."""
-        state = self._current()
-        if state is None:
+        if self._current() is None:
             raise SystemExit(f"there is no sandbox in {self._directory.path}")
         self._loans.load()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        writer, writer_port = await self._listen("writer", state.writer_port)
-        listeners = [writer]
-        reader_port = None
-        if state.with_role("reader"):
-            reader, reader_port = await self._listen("reader", state.reader_port or 0)
-            listeners.append(reader)
-        own = EndpointState(os.getpid(), processes.started(os.getpid()) or "", writer_port, reader_port)
-        self._directory.save(
-            self._directory.endpoint_file,
-            {
-                "pid": own.pid,
-                "started": own.started,
-                "writer_port": own.writer_port,
-                "reader_port": own.reader_port,
-            },
-        )
-        log.info("listening: writer %d, reader %s", writer_port, reader_port)
+        settled = 0.0
+        said: dict[str, int] | None = None
         while not stop.is_set() and self._directory.state_file.exists():
-            await self._loans.settle()
+            await self._follow(self._current())
+            ports = {key: listener.port for key, listener in self._listeners.items()}
+            if ports != said:
+                own = RelayState(os.getpid(), processes.started(os.getpid()) or "", ports)
+                self._directory.save(self._directory.endpoint_file, asdict(own))
+                log.info("listening: %s", ", ".join(f"{key} {port}" for key, port in ports.items()) or "nowhere")
+                said = ports
+            if loop.time() > settled + _SETTLE_SECONDS:
+                await self._loans.settle()
+                settled = loop.time()
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 1.0)
-        for listener in listeners:
-            listener.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+                await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
+        for listener in self._listeners.values():
+            await listener.close()
         await self._loans.settle()
         log.info("stopped")
 
-    async def _listen(self, role: Role, wanted: int) -> tuple[asyncio.Server, int]:
+    async def _follow(self, state: State | None) -> None:
+        """Listen on the endpoints that the state names, and on no others."""
+        wanted = {endpoint.key: endpoint for endpoint in state.endpoints} if state is not None else {}
+        for key in self._listeners.keys() - wanted.keys():
+            await self._listeners.pop(key).close()
+        for key in wanted.keys() - self._listeners.keys():
+            self._listeners[key] = await self._listen(wanted[key])
+
+    async def _listen(self, endpoint: EndpointState) -> _Listener:
+        tasks: set[asyncio.Task[None]] = set()
+
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.create_task(self._serve(role, reader, writer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task = asyncio.create_task(self._serve(endpoint, reader, writer))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
         # The port of before if it is still free, else any.
-        for port in [*([wanted] if wanted else []), *random.sample(PORTS, 200)]:
+        for port in [*([endpoint.port] if endpoint.port else []), *random.sample(PORTS, 200)]:
             with suppress(OSError):
                 server = await asyncio.start_server(connected, HOST, port, limit=CHUNK_BYTES, backlog=512)
-                return server, port
+                return _Listener(server, port, tasks)
         raise SystemExit(f"no free port on {HOST}")
 
     def _current(self) -> State | None:
@@ -298,33 +336,37 @@ class Endpoint:
                 self._state, self._stamp = self._directory.read(), stamp
         return self._state
 
-    def _backend(self, role: Role) -> ServerState | None:
+    def _backend(self, endpoint: EndpointState) -> ServerState | None:
         state = self._current()
-        servers = state.with_role(role) if state is not None else ()
+        servers = state.backends(endpoint) if state is not None else ()
         return random.choice(servers) if servers else None
 
-    async def _serve(self, role: Role, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, endpoint: EndpointState, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take one connection from its first byte to its last."""
         try:
             async with asyncio.timeout(_HANDSHAKE_SECONDS):
                 startup = await _startup(reader, writer)
             if startup is not None:
-                await self._relay(role, startup, reader, writer)
+                await self._relay(endpoint, startup, reader, writer)
         except (OSError, asyncio.IncompleteReadError):
             pass
         except Exception:
-            log.exception("a connection to the %s broke", role)
+            log.exception("a connection to %s broke", endpoint.key)
         finally:
             await _close(writer)
 
     async def _relay(
-        self, role: Role, startup: Startup, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        endpoint: EndpointState,
+        startup: Startup,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
-        backend = self._backend(role)
+        backend = self._backend(endpoint)
         if backend is None or backend.port == 0:
-            writer.write(_refusal(f"the sandbox has no {role} now"))
+            writer.write(_refusal(f"the sandbox has no server behind {endpoint.key} now"))
             return
-        lent = startup.logical and await self._loans.lend(startup.user, backend if role == "reader" else None)
+        lent = await self._loans.lend(startup.user, backend) if startup.logical else None
         try:
             try:
                 up_reader, up_writer = await asyncio.open_connection(HOST, backend.port, limit=CHUNK_BYTES)
@@ -333,19 +375,19 @@ class Endpoint:
                 return
             try:
                 up_writer.write(startup.packet)
-                if lent:
-                    lent = False
-                    await self._authenticate(startup.user, reader, writer, up_reader, up_writer)
+                if lent is not None:
+                    holder, lent = lent, None
+                    await self._authenticate(holder, reader, writer, up_reader, up_writer)
                 await _both_ways(reader, writer, up_reader, up_writer)
             finally:
                 await _close(up_writer)
         finally:
-            if lent:
-                await self._loans.give_back(startup.user)
+            if lent is not None:
+                await self._loans.give_back(lent)
 
     async def _authenticate(
         self,
-        user: str,
+        holder: Holder,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         up_reader: asyncio.StreamReader,
@@ -365,7 +407,7 @@ class Endpoint:
             # Nothing is lost: what the task has read it has written, and it only ever waits for more.
             to_server.cancel()
             await asyncio.gather(to_server, return_exceptions=True)
-            await self._loans.give_back(user)
+            await self._loans.give_back(holder)
         writer.write(data)
 
 
@@ -438,7 +480,7 @@ def main() -> None:
     # Missing, it shall be missed now, not at the first replication connection.
     import psycopg  # noqa: F401
 
-    asyncio.run(Endpoint(Directory(Path(sys.argv[1]))).run())
+    asyncio.run(Relay(Directory(Path(sys.argv[1]))).run())
 
 
 if __name__ == "__main__":

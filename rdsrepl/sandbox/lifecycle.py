@@ -2,11 +2,14 @@
 
 ::
 
-    client ── writer endpoint ──┬── writer (data directory "writer-1")
-    client ── reader endpoint ──┼── standby ("reader-1"), streams from the writer
-                                └── state file: which server is which
+    client ── endpoints ── relay ──┬── servers (data directories "servers/…"): primaries and their standbys
+                             │     │
+                           state: which server is whose, and which is the writer
+                             │     │
+    client ── base URL ── API: RDS over those servers, moto's services beside it
 
-``up`` finishes what an earlier one began, or starts again what ended; ``down`` undoes whatever it finds.
+``up`` finishes what an earlier one began, or starts again what ended; ``down`` undoes whatever it finds. While the API
+runs, it alone starts and stops servers; what is done here is done before it starts, or after it has ended.
 """
 
 from __future__ import annotations
@@ -17,42 +20,52 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import rdsrepl
 from rdsrepl import config
 from rdsrepl.errors import Error, Refused
-from rdsrepl.sandbox import binaries, likeness, processes, servers
+from rdsrepl.sandbox import binaries, likeness, processes, roster, servers
 from rdsrepl.sandbox.binaries import Binaries
 from rdsrepl.sandbox.servers import HOST, Server
-from rdsrepl.sandbox.state import Directory, ServerState, State, directory
+from rdsrepl.sandbox.state import Directory, EndpointState, ProcessState, ServerState, State, directory
+
+if TYPE_CHECKING:
+    from rdsrepl.sandbox.api.resources import Cluster, Records
 
 TARGET: Final = "sandbox"
-WRITER: Final = "writer-1"
-READER: Final = "reader-1"
-# Named as RDS names those of its replicas.
-STANDBY_SLOT: Final = "rds_local_db_reader_1"
-_ENDPOINT_SECONDS: Final = 20.0
+CLUSTER: Final = "sandbox"
+PROFILE: Final = "sandbox"
+# Any is taken; it only has to be there.
+ACCESS_KEY: Final = "AKIASANDBOX000000000"
+_PROCESS_SECONDS: Final = 20.0
+_SERVERS_SECONDS: Final = 60.0
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ServerReport:
-    """One server as it is now.
+    """One server, which is one DB instance, as it is now.
 
     Attributes:
-        role: the endpoint that leads to it.
+        name: the instance's identifier.
+        role: ``reader`` when it is a standby.
+        cluster: whose member it is.
+        status: what RDS says of it; None when the API has no record of it.
+        endpoint_port: the instance endpoint's; None before it listens.
         in_recovery: whether it is a standby; None when it does not answer.
-        streaming: whether it receives WAL from the writer; None when it is no standby, or does not answer.
+        streaming: whether it receives WAL from its source; None when it is no standby, or does not answer.
         replay_lag_bytes: what it has received and not yet replayed.
     """
 
     name: str
     role: Literal["writer", "reader"]
+    cluster: str | None
+    status: str | None
+    endpoint_port: int | None
     running: bool
     pid: int | None
     port: int
@@ -64,11 +77,34 @@ class ServerReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterReport:
+    """One DB cluster as it is now.
+
+    Attributes:
+        status: what RDS says of it.
+        port: the writer endpoint's; None before it listens.
+        reader_port: the reader endpoint's; None without one.
+        members: the instances, the writer first.
+    """
+
+    name: str
+    engine: str
+    version: str
+    status: str
+    parameter_group: str
+    port: int | None
+    reader_port: int | None
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """The sandbox as it is now; the document that ``up`` and ``status`` print.
 
     Attributes:
         state: ``running``; ``degraded`` when a part of it is not; ``stopped``; ``incomplete`` when ``up`` was killed.
+        port: the writer endpoint's of the cluster that the sandbox begins with; 0 when that was deleted.
+        endpoint_url: of RDS, and of moto's services.
         plugins: the output plugins that the servers have.
     """
 
@@ -80,9 +116,16 @@ class Report:
     user: str
     dbname: str
     passfile: str
+    endpoint_url: str
+    region: str
+    profile: str
+    aws_config_file: str
+    aws_credentials_file: str
     version: str
     plugins: tuple[str, ...]
     endpoint_pid: int | None
+    api_pid: int | None
+    clusters: tuple[ClusterReport, ...]
     servers: tuple[ServerReport, ...]
     bin_dir: str
     directory: str
@@ -97,12 +140,20 @@ class Removed:
     directory: str
 
 
-def up(*, bin_dir: Path | None = None, standby: bool = True, say: Say = lambda _: None) -> Report:
+def up(
+    *,
+    bin_dir: Path | None = None,
+    standby: bool = True,
+    default_group: bool = False,
+    say: Say = lambda _: None,
+) -> Report:
     """Bring the sandbox up, or report the one that is.
 
     Args:
         bin_dir: PostgreSQL's programs; None is the newest found.
         standby: whether a new sandbox gets a standby.
+        default_group: whether its cluster has the family's default parameter group, with which ``wal_level`` is
+            ``replica``, as a new cluster on RDS has.
         say: told what goes on, a line at a time.
 
     Raises:
@@ -119,7 +170,7 @@ def up(*, bin_dir: Path | None = None, standby: bool = True, say: Say = lambda _
         if state is not None:
             return _revive(home, state, say)
         try:
-            return _build(home, binaries.find(bin_dir), standby, lock, say)
+            return _build(home, binaries.find(bin_dir), standby, default_group, lock, say)
         except BaseException as exc:
             _clear(home, home.read())
             home.vanish()
@@ -149,7 +200,7 @@ def down(*, say: Say = lambda _: None) -> Removed:
         # A state that cannot be read is no reason to keep its processes.
         with suppress(Error):
             state = home.read()
-        was_there = state is not None or home.endpoint_file.exists() or bool(_data_dirs(home))
+        was_there = state is not None or home.endpoint_file.exists() or bool(roster.data_dirs(home))
         if was_there:
             say("stopping the servers")
         _clear(home, state)
@@ -161,30 +212,39 @@ def down(*, say: Say = lambda _: None) -> Removed:
 
 
 def variables(report: Report) -> dict[str, str]:
-    """Return the libpq variables that lead to the writer; the password stays in a file."""
+    """Return the variables that lead libpq to the writer and AWS's clients to the API; the password stays in a file."""
     return {
         "PGHOST": report.host,
         "PGPORT": str(report.port),
         "PGUSER": report.user,
         "PGDATABASE": report.dbname,
         "PGPASSFILE": report.passfile,
+        "AWS_PROFILE": report.profile,
+        "AWS_CONFIG_FILE": report.aws_config_file,
+        "AWS_SHARED_CREDENTIALS_FILE": report.aws_credentials_file,
+        "AWS_ENDPOINT_URL": report.endpoint_url,
+        "AWS_REGION": report.region,
+        "AWS_DEFAULT_REGION": report.region,
     }
 
 
 def writer(home: Directory | None = None) -> Server:
-    """Return the server that is the writer now, for superuser's work on it.
+    """Return the server that is the writer now of the cluster the sandbox begins with, for superuser's work on it.
 
     Raises:
-        Error: there is no sandbox.
+        Error: there is no sandbox, or that cluster was deleted.
     """
     home = home or directory()
     state = home.read()
-    if state is None:
+    members = state.members(CLUSTER) if state is not None else ()
+    if state is None or not members:
         raise Error(f"no sandbox in {home.path}", hint="rdsrepl sandbox up")
-    return _server(home, state, state.with_role("writer")[0])
+    return roster.server(home, state, members[0])
 
 
-def _build(home: Directory, programs: Binaries, standby: bool, lock: int, say: Say) -> Report:
+def _build(home: Directory, programs: Binaries, standby: bool, default_group: bool, lock: int, say: Say) -> Report:
+    from rdsrepl.sandbox.api import founding
+
     version = ".".join(map(str, programs.version))
     say(f"PostgreSQL {version} from {programs.bin_dir}")
     config_file = config.config_path()
@@ -195,68 +255,115 @@ def _build(home: Directory, programs: Binaries, standby: bool, lock: int, say: S
         socket_dir=str(servers.new_socket_dir()),
         user=likeness.MASTER_USER,
         dbname=likeness.DATABASE,
-        writer_port=0,
-        reader_port=None,
         config_file=str(config_file),
         config_was_there=config_file.exists(),
-        servers=(ServerState(WRITER, "writer"), *((ServerState(READER, "reader"),) if standby else ())),
     )
     home.write(state)
+    state = founding.found(home, state, CLUSTER, standby=standby, default_group=default_group)
+    home.write(state)
     _make_socket_dir(state)
+    home.servers_dir.mkdir(mode=0o700)
     if processes.launcher(programs.program("postgres")).user is not None:
         # Another user's servers have to pass; what is in here has its own modes.
-        home.path.chmod(0o711)
+        for path in (home.path, home.servers_dir):
+            path.chmod(0o711)
+    # They take a moment to start, which the servers' making is as well.
+    api = _spawn(home, "rdsrepl.sandbox.api", home.api_log, founding.REGION)
+    relay = _spawn(home, "rdsrepl.sandbox.endpoint", home.endpoint_log)
 
     say("making the writer")
-    primary = _server(home, state, state.servers[0], (lock,))
+    first, *others = state.servers
+    primary = roster.server(home, state, first, (lock,))
     primary.initdb()
     primary.start()
-    state = state.with_server(replace(state.servers[0], port=primary.port))
-    home.write(state)
+    home.update(lambda now: now.with_server(replace(first, port=primary.port)))
     password = secrets.token_urlsafe(24)
     likeness.apply(primary, password)
-
-    if standby:
+    for entry in others:
         say("making the standby")
-        copy = primary.clone(home.path / READER, slot=STANDBY_SLOT)
+        copy = primary.clone(home.servers_dir / entry.name, slot=entry.slot or "", settings=dict(entry.settings))
         copy.start()
-        state = state.with_server(replace(state.servers[1], port=copy.port))
-        home.write(state)
+        home.update(lambda now, entry=entry, copy=copy: now.with_server(replace(entry, port=copy.port)))  # type: ignore[misc]
 
-    say("starting the endpoints")
-    state = _start_endpoint(home, state)
+    say("starting the endpoints and the API")
+    _await_relay(home, relay)
+    _await_api(home, api)
+    state = _remember_ports(home)
     _write_passfile(home, state, password)
+    _write_aws_files(home)
     _add_target(home, state)
-    state = replace(state, phase="ready")
-    home.write(state)
+    state = home.update(lambda now: replace(now, phase="ready"))
     return _report(home, state)
 
 
 def _revive(home: Directory, state: State, say: Say) -> Report:
     """Start what has ended of a complete sandbox."""
-    programs = _programs(state)
-    if not (programs.bin_dir / "postgres").exists():
-        raise Error(
-            f"the sandbox's PostgreSQL is gone from {programs.bin_dir}",
-            hint="make it anew: rdsrepl sandbox down, then rdsrepl sandbox up",
-        )
-    for entry in state.servers:
-        server = _server(home, state, entry)
-        if not server.is_running():
-            say(f"starting {entry.name}")
-            _make_socket_dir(state)
-            server.start()
-            state = state.with_server(replace(entry, port=server.port))
-            home.write(state)
-    endpoint = home.endpoint()
-    if endpoint is None or not endpoint.is_running():
+    for bin_dir in sorted({entry.bin_dir for entry in state.servers}):
+        if not (Path(bin_dir) / "postgres").exists():
+            raise Error(
+                f"the sandbox's PostgreSQL is gone from {bin_dir}",
+                hint="make it anew: rdsrepl sandbox down, then rdsrepl sandbox up",
+            )
+    _make_socket_dir(state)
+    api = home.api()
+    if api is not None and api.is_running():
+        down = [entry.name for entry in state.servers if not _is_up(home, state, entry)]
+        if down:
+            say(f"waiting for {', '.join(down)}")
+            processes.wait(lambda: _all_up(home), _SERVERS_SECONDS)
+    else:
+        state = _start_servers(home, state, say)
+        say("starting the API")
+        _await_api(home, _spawn(home, "rdsrepl.sandbox.api", home.api_log, *([api.region] if api else [])))
+    relay = home.relay()
+    if relay is None or not relay.is_running():
         say("starting the endpoints")
         password = _read_password(home)
-        state = _start_endpoint(home, state)
-        _write_passfile(home, state, password)
-        home.write(state)
+        _await_relay(home, _spawn(home, "rdsrepl.sandbox.endpoint", home.endpoint_log))
+        _write_passfile(home, _remember_ports(home), password)
+    state = _remember_ports(home)
+    _write_aws_files(home)
     _add_target(home, state)
     return _report(home, state)
+
+
+def _start_servers(home: Directory, state: State, say: Say) -> State:
+    """Start what has ended, primaries first."""
+    for entry in sorted(state.servers, key=lambda entry: entry.source is not None):
+        server = roster.server(home, state, entry)
+        if server.is_running() or not server.exists():
+            continue
+        say(f"starting {entry.name}")
+        try:
+            server.start()
+        except Error as exc:
+            if entry.cluster == CLUSTER:
+                raise
+            say(f"{entry.name} stays down: {exc}")
+            continue
+        port = server.port
+        state = home.update(lambda now, entry=entry, port=port: now.with_server(replace(entry, port=port)))  # type: ignore[misc]
+    return state
+
+
+def _is_up(home: Directory, state: State, entry: ServerState) -> bool:
+    return roster.server(home, state, entry).is_running() or _status(home, entry.name) in _NOT_TO_BE_UP
+
+
+# What an instance is that need not run, in RDS's words.
+_NOT_TO_BE_UP: Final = ("creating", "deleting", "failed", "incompatible-parameters", "stopped")
+
+
+def _all_up(home: Directory) -> bool:
+    state = home.read()
+    return state is not None and all(_is_up(home, state, entry) for entry in state.servers)
+
+
+def _status(home: Directory, name: str) -> str | None:
+    from rdsrepl.sandbox.api.resources import Instance
+
+    found = _records(home).find(Instance, name)
+    return found.status if found is not None else None
 
 
 def _make_socket_dir(state: State) -> None:
@@ -270,17 +377,18 @@ def _clear(home: Directory, state: State | None) -> None:
     """End every process and remove every file but the lock."""
     if state is not None and state.phase != "removing":
         home.write(replace(state, phase="removing"))
-    endpoint = None
-    with suppress(Error):
-        endpoint = home.endpoint()
-    if endpoint is not None:
-        processes.end(endpoint.pid, endpoint.started)
-    programs = Binaries(Path(), (0,)) if state is None else _programs(state)
+    # The API first, as it starts servers, and then what its programs are about to make.
+    for process in _python_processes(home):
+        processes.end(process.pid, process.started, timeout_seconds=20.0)
+    home.await_programs()
     socket_dir = None if state is None else Path(state.socket_dir)
-    ports = {} if state is None else {entry.name: entry.port for entry in state.servers}
-    # Standbys first: the writer waits for them at its end.
-    for data_dir in sorted(_data_dirs(home), key=lambda path: path.name == WRITER):
-        Server(data_dir, programs, port=ports.get(data_dir.name, 0), socket_dir=socket_dir).remove()
+    entries = {} if state is None else {entry.name: entry for entry in state.servers}
+    data_dirs = roster.data_dirs(home)
+    # Standbys first: a primary waits for them at its end.
+    for data_dir in sorted(data_dirs, key=lambda path: path.name in entries and entries[path.name].source is None):
+        entry = entries.get(data_dir.name)
+        programs = Binaries(Path(entry.bin_dir), entry.version) if entry is not None else Binaries(Path(), (0,))
+        Server(data_dir, programs, port=entry.port if entry is not None else 0, socket_dir=socket_dir).remove()
     if socket_dir is not None:
         shutil.rmtree(socket_dir, ignore_errors=True)
     for path in home.path.iterdir():
@@ -288,6 +396,17 @@ def _clear(home: Directory, state: State | None) -> None:
         if path not in (home.lock_file, home.state_file):
             _delete(path)
     home.state_file.unlink(missing_ok=True)
+
+
+def _python_processes(home: Directory) -> list[ProcessState]:
+    """Return the API's and the relay's processes, also those that have not said a word yet."""
+    found: list[ProcessState] = list(home.spawned().values())
+    for said in (home.api, home.relay):
+        with suppress(Error):
+            process = said()
+            if process is not None:
+                found.append(process)
+    return found
 
 
 def _delete(path: Path) -> None:
@@ -300,71 +419,91 @@ def _delete(path: Path) -> None:
         raise Error(f"{path} cannot be removed: {exc}", hint="remove it, then rdsrepl sandbox down again") from exc
 
 
-def _data_dirs(home: Directory) -> list[Path]:
-    return [path for name in (WRITER, READER) if (path := home.path / name).is_dir()]
-
-
 def _programs(state: State) -> Binaries:
     return Binaries(Path(state.bin_dir), state.version)
 
 
-@cache
-def _settings(programs: Binaries) -> Mapping[str, str]:
-    # 30 s is what RDS has.
-    settings = {
-        "wal_sender_timeout": "30s",
-        "wal_receiver_timeout": "30s",
-        # A standby on the same machine need not be patient: it says what it has, and comes back after a restart, soon.
-        "wal_receiver_status_interval": "1s",
-        "wal_retrieve_retry_interval": "200ms",
-    }
-    if programs.knows("output_plugin_libraries"):
-        settings["output_plugin_libraries"] = "pgoutput,test_decoding,wal2json"
-    return settings
-
-
-def _server(home: Directory, state: State, entry: ServerState, keep_open: tuple[int, ...] = ()) -> Server:
-    """Return one of the sandbox's servers, ready to be made or started."""
-    server = Server(
-        home.path / entry.name,
-        _programs(state),
-        port=entry.port,
-        socket_dir=Path(state.socket_dir),
-        settings=dict(_settings(_programs(state))),
-        keep_open=keep_open,
-    )
-    if entry.role == "reader":
-        server.settings["primary_slot_name"] = STANDBY_SLOT
-        if server.version >= 17:
-            server.settings["sync_replication_slots"] = "on"
-        server.follow(_server(home, state, state.with_role("writer")[0]))
-    return server
-
-
-def _start_endpoint(home: Directory, state: State) -> State:
-    """Start the relay process and wait until it listens; return the state with its ports."""
-    home.endpoint_file.unlink(missing_ok=True)
-    logged = home.endpoint_log.stat().st_size if home.endpoint_log.exists() else 0
-    home.endpoint_log.touch(mode=0o600)
-    words = [sys.executable, "-m", "rdsrepl.sandbox.endpoint", str(home.path)]
+def _spawn(home: Directory, module: str, log: Path, *words: str) -> int:
+    """Start one of the sandbox's own processes; return its id."""
+    log.touch(mode=0o600)
     # It runs in another directory, so an rdsrepl that is not installed has to be named.
     places = [str(Path(rdsrepl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     extra = {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
-    pid = processes.spawn(processes.Launcher(), words, home.endpoint_log, extra=extra)
-    processes.wait(lambda: home.endpoint() is not None or processes.started(pid) is None, _ENDPOINT_SECONDS)
-    endpoint = home.endpoint()
-    if endpoint is None:
-        said = home.endpoint_log.read_text(encoding="utf-8", errors="replace")[logged:].strip().splitlines()
-        raise Error(f"the endpoints did not start: {said[-1] if said else 'no word from them'}")
-    return replace(state, writer_port=endpoint.writer_port, reader_port=endpoint.reader_port)
+    words = (sys.executable, "-m", module, str(home.path), *words)
+    pid = processes.spawn(processes.Launcher(), words, log, extra=extra)
+    # Noted at once, so that it is ended also when we are killed before it has said where it listens.
+    home.note_spawned(module, ProcessState(pid, processes.started(pid) or ""))
+    return pid
+
+
+def _await_relay(home: Directory, pid: int) -> None:
+    """Wait until the relay listens on every endpoint."""
+    state = home.read()
+    wanted = {endpoint.key for endpoint in state.endpoints} if state is not None else set()
+
+    def listens() -> bool:
+        relay = home.relay()
+        return relay is not None and relay.pid == pid and wanted <= relay.ports.keys()
+
+    _await(listens, pid, home.endpoint_log, "the endpoints")
+
+
+def _await_api(home: Directory, pid: int) -> None:
+    """Wait until the API takes requests."""
+
+    def listens() -> bool:
+        api = home.api()
+        return api is not None and api.pid == pid
+
+    _await(listens, pid, home.api_log, "the API")
+
+
+def _await(listens: Callable[[], bool], pid: int, log: Path, what: str) -> None:
+    processes.wait(lambda: listens() or processes.started(pid) is None, _PROCESS_SECONDS)
+    if not listens():
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise Error(f"{what} did not start: {said[-1] if said else 'no word from there'}", hint=f"the log: {log}")
+
+
+def _remember_ports(home: Directory) -> State:
+    relay = home.relay()
+    return home.update(lambda now: now.with_ports(relay.ports if relay is not None else {}))
+
+
+def _base_url(home: Directory) -> str:
+    api = home.api()
+    return f"http://{HOST}:{api.port if api is not None else 0}"
+
+
+def _region(home: Directory) -> str:
+    api = home.api()
+    return api.region if api is not None else ""
+
+
+def _write_aws_files(home: Directory) -> None:
+    """Write the profile for AWS's own tools."""
+    files = {
+        home.aws_config_file: f"[profile {PROFILE}]\nregion = {_region(home)}\nendpoint_url = {_base_url(home)}\n",
+        home.aws_credentials_file: (
+            f"[{PROFILE}]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = sandbox\n"
+        ),
+    }
+    with processes.umask(0o077):
+        for path, text in files.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
 
 
 def _write_passfile(home: Directory, state: State, password: str) -> None:
-    ports = [state.writer_port, *([state.reader_port] if state.reader_port else [])]
+    ports = [endpoint.port for endpoint in state.endpoints if _of_first_cluster(state, endpoint)]
     with processes.umask(0o077):
         home.passfile.write_text(
             "".join(f"{HOST}:{port}:*:{state.user}:{password}\n" for port in ports), encoding="utf-8"
         )
+
+
+def _of_first_cluster(state: State, endpoint: EndpointState) -> bool:
+    return endpoint.of == CLUSTER or endpoint.of in {entry.name for entry in state.members(CLUSTER)}
 
 
 def _read_password(home: Directory) -> str:
@@ -379,7 +518,10 @@ def _read_password(home: Directory) -> str:
 def _own_target() -> Mapping[str, str] | None:
     """Return the settings of the target called ``sandbox``; None where there is none."""
     target = config.load().targets.get(TARGET)
-    return None if target is None else {**target.keywords, "dsn": target.dsn}
+    if target is None:
+        return None
+    aws = {key: value for key, value in asdict(target.aws).items() if value is not None}
+    return {**target.keywords, **aws, "dsn": target.dsn}
 
 
 def _refuse_foreign_target(home: Directory) -> None:
@@ -397,14 +539,22 @@ def _refuse_foreign_target(home: Directory) -> None:
 
 
 def _add_target(home: Directory, state: State) -> None:
+    if state.port("writer", CLUSTER) is None:
+        return  # that cluster was deleted; the target is left as it was
     settings = {
         "host": HOST,
         "hostaddr": HOST,  # and not PGHOSTADDR's
-        "port": str(state.writer_port),
+        "port": str(state.port("writer", CLUSTER)),
         "dbname": state.dbname,
         "user": state.user,
         "passfile": str(home.passfile),
         "sslmode": "disable",
+        "region": _region(home),
+        "profile": PROFILE,
+        "endpoint_url": _base_url(home),
+        "aws_credentials_file": str(home.aws_credentials_file),
+        "aws_config_file": str(home.aws_config_file),
+        "cluster": CLUSTER,
     }
     if _own_target() != {**settings, "dsn": ""}:
         config.add_target(TARGET, settings)
@@ -426,10 +576,19 @@ def _remove_target(home: Directory, state: State | None) -> bool:
 
 
 def _report(home: Directory, state: State) -> Report:
-    endpoint = home.endpoint()
+    from rdsrepl.sandbox.api.resources import Cluster, Instance
+
+    endpoint, api = home.relay(), home.api()
     endpoint_pid = endpoint.pid if endpoint is not None and endpoint.is_running() else None
-    reports = tuple(_server_report(home, state, entry) for entry in state.servers)
-    alive = [endpoint_pid is not None, *(report.running and report.in_recovery is not None for report in reports)]
+    api_pid = api.pid if api is not None and api.is_running() else None
+    records = _records(home)
+    statuses = {instance.identifier: instance.status for instance in records.all(Instance)}
+    reports = tuple(_server_report(home, state, entry, statuses.get(entry.name)) for entry in state.servers)
+    alive = [
+        endpoint_pid is not None,
+        api_pid is not None,
+        *(r.running and r.in_recovery is not None for r in reports if r.status not in _NOT_TO_BE_UP),
+    ]
     if state.phase != "ready":
         condition: Literal["running", "degraded", "stopped", "incomplete"] = "incomplete"
     else:
@@ -440,17 +599,45 @@ def _report(home: Directory, state: State) -> Report:
         state=condition,
         target=TARGET,
         host=HOST,
-        port=state.writer_port,
-        reader_port=state.reader_port,
+        port=state.port("writer", CLUSTER) or 0,
+        reader_port=state.port("reader", CLUSTER),
         user=state.user,
         dbname=state.dbname,
         passfile=str(home.passfile),
+        endpoint_url=_base_url(home),
+        region=_region(home),
+        profile=PROFILE,
+        aws_config_file=str(home.aws_config_file),
+        aws_credentials_file=str(home.aws_credentials_file),
         version=".".join(map(str, state.version)),
         plugins=("pgoutput", *plugins),
         endpoint_pid=endpoint_pid,
+        api_pid=api_pid,
+        clusters=tuple(_cluster_report(state, cluster) for cluster in records.all(Cluster)),
         servers=reports,
         bin_dir=state.bin_dir,
         directory=str(home.path),
+    )
+
+
+def _records(home: Directory) -> Records:
+    """Return what the API last wrote."""
+    from rdsrepl.sandbox.api.resources import Records
+    from rdsrepl.sandbox.api.store import Store
+
+    return Records(Store(home.aws_file))
+
+
+def _cluster_report(state: State, cluster: Cluster) -> ClusterReport:
+    return ClusterReport(
+        name=cluster.identifier,
+        engine=cluster.engine,
+        version=cluster.version,
+        status=cluster.status,
+        parameter_group=cluster.parameter_group,
+        port=state.port("writer", cluster.identifier),
+        reader_port=state.port("reader", cluster.identifier),
+        members=tuple(entry.name for entry in state.members(cluster.identifier)),
     )
 
 
@@ -461,8 +648,8 @@ _HOW_IT_IS: Final = """
 """
 
 
-def _server_report(home: Directory, state: State, entry: ServerState) -> ServerReport:
-    server = Server(home.path / entry.name, _programs(state), port=entry.port, socket_dir=Path(state.socket_dir))
+def _server_report(home: Directory, state: State, entry: ServerState, status: str | None) -> ServerReport:
+    server = roster.server(home, state, entry)
     pid = server.pid
     in_recovery = streaming = lag = None
     if pid is not None:
@@ -474,6 +661,9 @@ def _server_report(home: Directory, state: State, entry: ServerState) -> ServerR
     return ServerReport(
         name=entry.name,
         role=entry.role,
+        cluster=entry.cluster,
+        status=status,
+        endpoint_port=state.port("instance", entry.name),
         running=pid is not None,
         pid=pid,
         port=entry.port,

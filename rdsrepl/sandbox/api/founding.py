@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from rdsrepl.errors import Unsupported
@@ -51,7 +52,7 @@ def found(home: Directory, state: State, name: str, *, standby: bool, default_gr
     groups, records = Groups(store), Records(store)
     family = f"postgres{major}"
     group = default_name(family) if default_group else _make_group(groups, name, family).name
-    programs = Binaries(home.path / state.bin_dir, state.version)
+    programs = Binaries(Path(state.bin_dir), state.version)
     wanted = settings(groups, Attached(INSTANCE_CLASS, cluster=group), programs)
     version, moment = ".".join(map(str, state.version[:2])), now()
     records.put(
@@ -106,11 +107,9 @@ def found(home: Directory, state: State, name: str, *, standby: bool, default_gr
         )
     for server in servers:
         state = state.with_server(server)
-    kinds = ("writer", "reader") if standby else ("writer",)
-    return state.with_endpoints(
-        *(EndpointState(kind, name) for kind in kinds),
-        *(EndpointState("instance", server.name) for server in servers),
-    )
+    readers = (EndpointState("reader", name),) if standby else ()
+    members = (EndpointState("instance", server.name) for server in servers)
+    return state.with_endpoints(EndpointState("writer", name), *readers, *members)
 
 
 def _make_group(groups: Groups, name: str, family: str) -> Group:
