@@ -42,6 +42,7 @@ class Scope:
         account: twelve digits.
         cluster: a DB cluster's identifier, or a pattern with ``*`` and ``?``.
         instance: a DB instance's, likewise.
+        members: the cluster's members, or the instance's read replicas, likewise.
         parameter_group: a parameter group's name, likewise.
         secret: name or ARN of the secret that holds the password; without it, those that RDS keeps itself.
         kms_key: id or ARN of the customer managed key that encrypts the secret; AWS's own key needs no grant.
@@ -54,6 +55,7 @@ class Scope:
     account: str | None = None
     cluster: str | None = None
     instance: str | None = None
+    members: str | None = None
     parameter_group: str | None = None
     secret: str | None = None
     kms_key: str | None = None
@@ -249,6 +251,7 @@ _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
         _Grant("cloudwatch:GetMetricData", ("*",)),
         _SQL,
     ),
+    "psql": (_SQL,),
     "slot create": (_SQL,),
     "slot list": (_SQL,),
     "slot show": (_SQL,),
@@ -345,6 +348,8 @@ def _arns(place: str, scope: Scope) -> Sequence[str]:
         "snapshot": None,
         "cluster-snapshot": None,
     }
+    if place == "db" and scope.members:
+        return [*rds("db", scope.members), *(rds("db", scope.instance) if scope.instance else ())]
     if place in names:
         return rds(place, names[place])
     if place == "service-role":
@@ -391,7 +396,7 @@ def _nouns() -> tuple[str, ...]:
 
 def _known() -> Iterable[str]:
     for noun in _nouns():
-        verbs = [name.split()[1] for name in COMMANDS if name.startswith(f"{noun} ")]
+        verbs = [name.removeprefix(f"{noun} ") for name in COMMANDS if name.startswith(f"{noun} ")]
         yield f"{noun} {'|'.join(verbs)}" if verbs else noun
 
 
@@ -401,6 +406,7 @@ def _check(scope: Scope) -> None:
         ("account", scope.account, _ACCOUNT, "an account is twelve digits: aws sts get-caller-identity"),
         ("cluster", scope.cluster, _NAME, "an identifier, or a pattern such as orders-*"),
         ("instance", scope.instance, _NAME, "an identifier, or a pattern such as orders-*"),
+        ("member", scope.members, _NAME, "an identifier, or a pattern such as orders-*"),
         ("parameter group", scope.parameter_group, _NAME, "a group's name, or a pattern such as orders-*"),
         ("secret", scope.secret, _SECRET, "a secret's name or its ARN"),
         ("KMS key", scope.kms_key, _KMS_KEY, "a key's id or its ARN"),

@@ -17,7 +17,7 @@ from rdsrepl.iam import COMMANDS, Policy, Scope, commands, policy
 if TYPE_CHECKING:
     from tests.conftest import Program
 
-HERE = {"region": "eu-west-1", "account": "123456789012"}
+HERE: dict[str, Any] = {"region": "eu-west-1", "account": "123456789012"}
 ARN = "arn:aws:rds:eu-west-1:123456789012"
 # Actions that are no API operation: https://docs.aws.amazon.com/service-authorization/ lists them all the same.
 NO_OPERATION = {"rds-db:connect"}
@@ -191,12 +191,21 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
         ),
         (
             "cluster reboot",
-            Scope(**HERE, cluster="orders", instance="orders-*"),
+            Scope(**HERE, cluster="orders", members="orders-*"),
             {
                 "rds:DescribeDBClusters": {f"{ARN}:cluster:orders"},
                 "rds:DescribeDBInstances": {f"{ARN}:db:*"},
                 "rds:RebootDBCluster": {f"{ARN}:cluster:orders"},
                 "rds:RebootDBInstance": {f"{ARN}:db:orders-*"},
+            },
+        ),
+        (
+            "instance reboot",
+            Scope(**HERE, instance="orders", members="Replica-?"),
+            {
+                "rds:DescribeDBClusters": {f"{ARN}:cluster:*"},
+                "rds:DescribeDBInstances": {f"{ARN}:db:orders", f"{ARN}:db:replica-?"},
+                "rds:RebootDBInstance": {f"{ARN}:db:orders", f"{ARN}:db:replica-?"},
             },
         ),
         (
@@ -242,7 +251,7 @@ def test_a_nouns_policy_is_that_of_its_verbs() -> None:
 
 
 def test_the_whole_fits_into_one_managed_policy() -> None:
-    scope = Scope(**HERE, cluster="c" * 63, instance="i" * 63, parameter_group="g" * 60, secret="s" * 60)
+    scope = Scope(**HERE, cluster="c" * 63, members="m" * 63, parameter_group="g" * 60, secret="s" * 60)
     text = json.dumps(policy([], scope).document(), separators=(",", ":"))
     assert len(text) <= 6144, "IAM counts characters without white space"
 
@@ -254,6 +263,7 @@ def test_the_whole_fits_into_one_managed_policy() -> None:
         Scope(account="12345"),
         Scope(cluster='x"'),
         Scope(instance=""),
+        Scope(members="-"),
         Scope(parameter_group="1st"),
         Scope(secret="two words"),
         Scope(kms_key="a/b"),

@@ -38,6 +38,10 @@ def iam_policy(
     account: Annotated[
         str | None, typer.Option("--account", metavar="ID", help="The AWS account, twelve digits.")
     ] = None,
+    members: Annotated[
+        str | None,
+        typer.Option("--members", metavar="NAME", help="The cluster's members, or the instance's replicas: orders-*."),
+    ] = None,
     param_group: Annotated[
         str | None, typer.Option("--param-group", metavar="NAME", help="The parameter group, or a pattern: orders-*.")
     ] = None,
@@ -76,6 +80,7 @@ def iam_policy(
         account=account,
         cluster=aws.cluster,
         instance=aws.instance,
+        members=members,
         parameter_group=param_group,
         secret=secret or aws.secret,
         kms_key=kms_key,
