@@ -705,6 +705,35 @@ def test_orderable_instance_classes(running: Api) -> None:
         engines.instance_class("db.r9")
 
 
+@pytest.mark.parametrize(
+    ("resource", "code"),
+    [
+        ("cluster:gone", "DBClusterNotFoundFault"),
+        ("db:gone", "DBInstanceNotFound"),
+        ("cluster-snapshot:gone", "DBClusterSnapshotNotFoundFault"),
+        ("snapshot:gone", "DBSnapshotNotFound"),
+        ("subgrp:gone", "DBSubnetGroupNotFoundFault"),
+        ("cluster-pg:gone", "DBParameterGroupNotFound"),
+        ("moon:gone", "InvalidParameterValue"),
+        ("gone", "InvalidParameterValue"),
+    ],
+)
+def test_tags_of_what_is_not_there(running: Api, resource: str, code: str) -> None:
+    rds = running.client("rds")
+    arn = f"arn:aws:rds:{REGION}:123456789012:{resource}"
+    assert refused(lambda: rds.list_tags_for_resource(ResourceName=arn))[0] == code
+    assert refused(lambda: rds.add_tags_to_resource(ResourceName=arn, Tags=[{"Key": "a", "Value": "b"}]))[0] == code
+
+
+@pytest.mark.parametrize("key", ["", "aws:x", "rds:x", "k" * 129])
+def test_tags_that_are_refused(api: Api, key: str) -> None:
+    rds = api.client("rds")
+    code, _ = refused(lambda: create(rds, "instance", Tags=[{"Key": key, "Value": "b"}]))
+    assert code == "InvalidParameterValue"
+    # A group is made whole or not at all.
+    assert "mine" not in names(rds, "instance")
+
+
 # What the fleet is told and asked.
 
 

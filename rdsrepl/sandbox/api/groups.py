@@ -304,6 +304,8 @@ def _copy(service: Service, kind: Kind, p: Parameters) -> Result:
 
 
 def _created(service: Service, group: Group, p: Parameters) -> Result:
+    # Before there is a group that they could leave behind.
+    tags.checked(p.get("Tags", ()))
     created = service.groups.create(group)
     tags.put(service.store, _arn(service, created), p.get("Tags", ()))
     return _described(service, created)

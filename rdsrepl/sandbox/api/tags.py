@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.operations import Kind, Parameters, Result, Service, operation
 from rdsrepl.sandbox.api.store import Store
 
@@ -28,19 +28,31 @@ def put(store: Store, arn: str, given: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         Fault: a key is not allowed, or there are too many.
     """
-    new = {tag.get("Key", ""): tag.get("Value", "") for tag in given}
+    new = checked(given)
     if not new:
         return
-    for key in new:
-        if not 1 <= len(key) <= 128 or key.lower().startswith(("aws:", "rds:")):
-            raise fault("InvalidParameterValue", f"Invalid tag key: {key}")
     with store.lock:
         section = store.section(_SECTION)
         both = {**section.get(arn, {}), **new}
         if len(both) > MOST:
-            raise fault("InvalidParameterValue", f"A resource can have {MOST} tags at the most")
+            raise _too_many()
         section[arn] = both
         store.save()
+
+
+def checked(given: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return a request's tags by their keys; whoever makes a resource asks for them before it is there.
+
+    Raises:
+        Fault: a key is not allowed, or there are too many.
+    """
+    new = {str(tag.get("Key", "")): str(tag.get("Value", "")) for tag in given}
+    for key in new:
+        if not 1 <= len(key) <= 128 or key.lower().startswith(("aws:", "rds:")):
+            raise fault("InvalidParameterValue", f"Invalid tag key: {key}")
+    if len(new) > MOST:
+        raise _too_many()
+    return new
 
 
 def of(store: Store, arn: str) -> list[Result]:
@@ -81,9 +93,13 @@ def remove_tags(service: Service, p: Parameters) -> Result:
     return {}
 
 
+def _too_many() -> Fault:
+    return fault("InvalidParameterValue", f"A resource can have {MOST} tags at the most")
+
+
 def _resource(service: Service, arn: str) -> str:
-    """Return the ARN when there is such a resource."""
-    words = arn.split(":")
+    """Return the ARN, in lower case as the records have it, when there is such a resource."""
+    words = arn.lower().split(":")
     if len(words) != 7 or words[:3] != ["arn", "aws", "rds"] or words[3:5] != [service.region, service.account]:
         raise fault("InvalidParameterValue", f"Invalid resource name: {arn}")
     kind, name = words[5:]
@@ -95,4 +111,4 @@ def _resource(service: Service, arn: str) -> str:
             raise fault(missing, f"{name} not found")
     else:
         raise fault("InvalidParameterValue", f"Invalid resource name: {arn}")
-    return arn
+    return arn.lower()
