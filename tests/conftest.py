@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -280,6 +281,67 @@ def rdsrepl(tmp_path: Path) -> Program:
     home = tmp_path / "home"
     home.mkdir()
     return Program(home)
+
+
+class Cloud:
+    """A sandbox with its AWS half, shared by the tests of a session, and the program pointed at it."""
+
+    def __init__(self, home: Path) -> None:
+        self.program = Program(home)
+        up = self.program("-q", "-o", "json", "sandbox", "up", "--default-group", timeout=120)
+        assert up.code == 0, up.err
+        self.report = up.json
+        variables = self.program("-o", "json", "sandbox", "env").json
+        self.url: str = variables["AWS_ENDPOINT_URL"]
+        # Retries are for tests that are about them.
+        self.program.env |= {key: value for key, value in variables.items() if key.startswith("AWS_")}
+        self.program.env["AWS_MAX_ATTEMPTS"] = "2"
+
+    def __call__(self, *words: str, **options: Any) -> Result:
+        """Run the program in the sandbox's AWS, on no target."""
+        options.setdefault("timeout", 120)
+        return self.program(*words, **options)
+
+    def faults(self, *rules: Mapping[str, Any]) -> None:
+        """Let requests fail: see ``rdsrepl.sandbox.api.injection``; none ends it."""
+        self._request("DELETE", "faults", None)
+        if rules:
+            self._request("POST", "faults", list(rules))
+
+    def _request(self, method: str, path: str, body: object) -> None:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/_sandbox/{path}", data=data, method=method)
+        with urllib.request.urlopen(request, timeout=10):
+            pass
+
+    def client(self, service: str) -> Any:
+        """Return boto3's own client for it."""
+        import boto3
+
+        return boto3.client(  # type: ignore[call-overload]
+            service,
+            endpoint_url=self.url,
+            region_name=self.program.env["AWS_REGION"],
+            aws_access_key_id="AKIATEST",
+            aws_secret_access_key="any",
+        )
+
+
+@pytest.fixture(scope="session")
+def running_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """The sandbox, for the whole session."""
+    home = tmp_path_factory.mktemp("cloud")
+    made = Cloud(home)
+    yield made
+    assert made("sandbox", "down").code == 0
+
+
+@pytest.fixture
+def cloud(running_cloud: Cloud) -> Iterator[Cloud]:
+    """The same, without faults that another test wanted."""
+    running_cloud.faults()
+    yield running_cloud
+    running_cloud.faults()
 
 
 def pg_recvlogical(server: Server) -> str:

@@ -29,7 +29,7 @@ _LIST_COMMANDS: Final[Mapping[str, str]] = {
     "DBParameterGroup": "rdsrepl param-group list",
     "DBClusterParameterGroup": "rdsrepl param-group list",
 }
-_THROTTLED: Final = frozenset(
+THROTTLED: Final = frozenset(
     [
         "Throttling",
         "ThrottlingException",
@@ -41,9 +41,9 @@ _THROTTLED: Final = frozenset(
         "ProvisionedThroughputExceededException",
     ]
 )
-_DENIED: Final = frozenset(["AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized"])
-_EXPIRED: Final = frozenset(["ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"])
-_BAD_CREDENTIALS: Final = frozenset(
+DENIED: Final = frozenset(["AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized"])
+EXPIRED: Final = frozenset(["ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"])
+BAD_CREDENTIALS: Final = frozenset(
     [
         "InvalidClientTokenId",
         "UnrecognizedClientException",
@@ -55,7 +55,7 @@ _BAD_CREDENTIALS: Final = frozenset(
         "OptInRequired",
     ]
 )
-_BAD_VALUES: Final = frozenset(
+BAD_VALUES: Final = frozenset(
     [
         "InvalidParameterValue",
         "InvalidParameterCombination",
@@ -66,7 +66,7 @@ _BAD_VALUES: Final = frozenset(
         "InvalidRequestException",
     ]
 )
-_FAILURES: Final = frozenset(["InternalFailure", "InternalError", "InternalServiceError", "ServiceUnavailable"])
+FAILURES: Final = frozenset(["InternalFailure", "InternalError", "InternalServiceError", "ServiceUnavailable"])
 
 
 @lru_cache(maxsize=16)
@@ -230,15 +230,15 @@ def _refused(exc: Any, operation: str, aws: Aws) -> errors.Error:
 
 def _classify(code: str, text: str, operation: str, aws: Aws) -> tuple[type[errors.Error], str | None]:
     plain = code.removesuffix("Fault").removesuffix("Exception")
-    if code in _THROTTLED:
+    if code in THROTTLED:
         return errors.Throttled, "wait a while and repeat the command: it plans only what is still missing"
-    if code in _DENIED:
+    if code in DENIED:
         action = re.search(r"to perform: ([\w-]+:\w+)", text)
         name = action[1] if action else operation
         return errors.Denied, f"the identity lacks {name}; rdsrepl iam-policy prints the policy each command needs"
-    if code in _EXPIRED:
+    if code in EXPIRED:
         return errors.ExpiredCredentials, "get new ones: aws sso login, or assume the role again"
-    if code in _BAD_CREDENTIALS:
+    if code in BAD_CREDENTIALS:
         return errors.NoCredentials, "check the access key and the clock of this machine: aws sts get-caller-identity"
     if plain.endswith("NotFound") or code == "ResourceNotFoundException":
         listing = _LIST_COMMANDS.get(plain.removesuffix("NotFound"), "check the name")
@@ -249,9 +249,9 @@ def _classify(code: str, text: str, operation: str, aws: Aws) -> tuple[type[erro
         return errors.QuotaExceeded, "delete one that nobody uses, or ask AWS for more (Service Quotas)"
     if plain.startswith("Invalid") and "State" in plain:
         return errors.NotAvailable, "wait until it is available, then repeat the command: rdsrepl cluster list"
-    if code in _BAD_VALUES or plain.startswith(("Invalid", "Insufficient")):
+    if code in BAD_VALUES or plain.startswith(("Invalid", "Insufficient")):
         return errors.BadValue, "mend that value; nothing was changed by this call"
-    if code in _FAILURES:
+    if code in FAILURES:
         return errors.Unreachable, "AWS itself failed, after all retries; repeat the command in a while"
     return errors.AwsError, None
 

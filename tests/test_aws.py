@@ -1,0 +1,277 @@
+"""The door to AWS: every code that is handled, credentials and regions, retries, secrets and tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from rdsrepl import config
+from rdsrepl.aws import locations, secrets, session
+from rdsrepl.config import Aws, Target
+from rdsrepl.errors import Error, NotFound, UsageError
+from tests.conftest import Cloud
+
+# What AWS says, on which call, and what becomes of it.
+CODES = [
+    ("Throttling", 400, "throttled", 5),
+    ("ThrottlingException", 400, "throttled", 5),
+    ("ThrottledException", 400, "throttled", 5),
+    ("RequestThrottled", 400, "throttled", 5),
+    ("RequestLimitExceeded", 400, "throttled", 5),
+    ("TooManyRequestsException", 400, "throttled", 5),
+    ("LimitExceededException", 400, "throttled", 5),
+    ("ProvisionedThroughputExceededException", 400, "throttled", 5),
+    ("AccessDenied", 403, "denied", 5),
+    ("AccessDeniedException", 403, "denied", 5),
+    ("UnauthorizedOperation", 403, "denied", 5),
+    ("NotAuthorized", 403, "denied", 5),
+    ("ExpiredToken", 403, "expired_credentials", 5),
+    ("ExpiredTokenException", 403, "expired_credentials", 5),
+    ("RequestExpired", 400, "expired_credentials", 5),
+    ("TokenRefreshRequired", 400, "expired_credentials", 5),
+    ("InvalidClientTokenId", 403, "no_credentials", 5),
+    ("UnrecognizedClientException", 403, "no_credentials", 5),
+    ("SignatureDoesNotMatch", 403, "no_credentials", 5),
+    ("AuthFailure", 401, "no_credentials", 5),
+    ("InvalidAccessKeyId", 403, "no_credentials", 5),
+    ("MissingAuthenticationToken", 403, "no_credentials", 5),
+    ("IncompleteSignature", 403, "no_credentials", 5),
+    ("OptInRequired", 403, "no_credentials", 5),
+    ("DBClusterNotFoundFault", 404, "not_found", 3),
+    ("DBInstanceNotFound", 404, "not_found", 3),
+    ("DBParameterGroupNotFound", 404, "not_found", 3),
+    ("DBClusterParameterGroupNotFound", 404, "not_found", 3),
+    ("DBSubnetGroupNotFoundFault", 404, "not_found", 3),
+    ("ResourceNotFoundException", 404, "not_found", 3),
+    ("DBParameterGroupAlreadyExists", 400, "already_exists", 4),
+    ("DBClusterAlreadyExistsFault", 400, "already_exists", 4),
+    ("DBInstanceAlreadyExists", 400, "already_exists", 4),
+    ("DBParameterGroupQuotaExceeded", 400, "quota_exceeded", 4),
+    ("DBClusterQuotaExceededFault", 403, "quota_exceeded", 4),
+    ("InstanceQuotaExceeded", 400, "quota_exceeded", 4),
+    ("SnapshotQuotaExceeded", 400, "quota_exceeded", 4),
+    ("InvalidDBParameterGroupState", 400, "not_available", 4),
+    ("InvalidDBInstanceState", 400, "not_available", 4),
+    ("InvalidDBClusterStateFault", 400, "not_available", 4),
+    ("InvalidParameterValue", 400, "bad_value", 2),
+    ("InvalidParameterCombination", 400, "bad_value", 2),
+    ("InvalidParameterException", 400, "bad_value", 2),
+    ("InvalidRequestException", 400, "bad_value", 2),
+    ("ValidationError", 400, "bad_value", 2),
+    ("ValidationException", 400, "bad_value", 2),
+    ("MissingParameter", 400, "bad_value", 2),
+    ("InsufficientDBInstanceCapacity", 400, "bad_value", 2),
+    ("InternalFailure", 500, "unreachable", 5),
+    ("InternalError", 500, "unreachable", 5),
+    ("InternalServiceError", 500, "unreachable", 5),
+    ("ServiceUnavailable", 503, "unreachable", 5),
+    ("KMSKeyNotAccessibleFault", 400, "aws_error", 1),
+]
+
+
+def fault(operation: str, code: str, status: int = 400, **more: Any) -> Mapping[str, Any]:
+    return {"service": "rds", "operation": operation, "code": code, "status": status, "message": "no", **more}
+
+
+@pytest.mark.parametrize(("code", "status", "name", "exit_code"), CODES, ids=[row[0] for row in CODES])
+def test_each_code_becomes_one_of_ours_with_a_remedy(
+    cloud: Cloud, code: str, status: int, name: str, exit_code: int
+) -> None:
+    cloud.faults(fault("DescribeDBClusters", code, status, times=100))
+    identity = Aws(region="us-east-1", endpoint_url=cloud.url, **_credentials(cloud))
+    with pytest.raises(Error) as caught:
+        session.call(identity, "rds", "DescribeDBClusters", {})
+    assert (caught.value.name, int(caught.value.exit_code)) == (name, exit_code)
+    assert caught.value.aws_code == code and caught.value.request_id
+    assert caught.value.hint or name == "aws_error"
+
+
+def test_the_table_has_every_code_that_is_named_in_the_session() -> None:
+    named = session.THROTTLED | session.DENIED | session.EXPIRED | session.BAD_CREDENTIALS | session.BAD_VALUES
+    assert (named | session.FAILURES) - {row[0] for row in CODES} == set()
+
+
+@pytest.fixture(autouse=True)
+def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+
+
+def _credentials(cloud: Cloud) -> dict[str, str]:
+    env = cloud.program.env
+    return {"profile": "sandbox", "aws_credentials_file": env["AWS_SHARED_CREDENTIALS_FILE"],
+            "aws_config_file": env["AWS_CONFIG_FILE"]}  # fmt: skip
+
+
+def test_an_error_is_one_line_with_code_request_and_remedy(cloud: Cloud) -> None:
+    cloud.faults(fault("DescribeDBClusters", "AccessDenied", 403, times=9))
+    failed = cloud("cluster", "list")
+    assert failed.code == 5
+    assert failed.err.splitlines()[0].startswith("error: DescribeDBClusters: no [AccessDenied, request ")
+    assert "DescribeDBClusters" in failed.err.splitlines()[1] and "iam-policy" in failed.err.splitlines()[1]
+    document = cloud("cluster", "list", "-o", "json").error
+    assert document["aws_code"] == "AccessDenied" and document["request_id"] and document["exit_code"] == 5
+
+
+def test_a_denied_key_names_the_action(cloud: Cloud) -> None:
+    failed = cloud("cluster", "list", env=_keys("AKIADENIED0000000000"))
+    assert failed.code == 5 and "rds:DescribeDBClusters" in failed.err.splitlines()[1]
+
+
+def test_expired_credentials(cloud: Cloud) -> None:
+    failed = cloud("instance", "list", env=_keys("AKIAEXPIRED000000000"))
+    assert failed.code == 5 and "aws sso login" in failed.err
+
+
+def test_no_credentials(cloud: Cloud) -> None:
+    env = {"AWS_PROFILE": "", "AWS_SHARED_CREDENTIALS_FILE": "/nowhere", "AWS_CONFIG_FILE": "/nowhere",
+           "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
+    failed = cloud("cluster", "list", env=env)
+    assert failed.code == 5 and "unable to locate credentials" in failed.err and "AWS_PROFILE" in failed.err
+
+
+def test_an_unknown_profile(cloud: Cloud) -> None:
+    failed = cloud("cluster", "list", "--profile", "nobody")
+    assert failed.code == 3 and "list-profiles" in failed.err
+
+
+def test_no_region(cloud: Cloud) -> None:
+    env = {"AWS_REGION": "", "AWS_DEFAULT_REGION": "", "AWS_PROFILE": "", "AWS_CONFIG_FILE": "/nowhere"}
+    failed = cloud("cluster", "list", env={**env, **_keys("AKIATEST")})
+    assert failed.code == 2 and "--region" in failed.err
+
+
+def test_another_region_sees_nothing_and_says_where_it_looked(cloud: Cloud) -> None:
+    assert cloud("cluster", "list", "--region", "eu-west-1", "-o", "json").json == []
+    failed = cloud("cluster", "show", "sandbox", "--region", "eu-west-1")
+    assert failed.code == 3 and "region eu-west-1" in failed.err
+
+
+def test_nobody_listens(cloud: Cloud) -> None:
+    failed = cloud("cluster", "list", env={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    assert failed.code == 5 and "AWS_ENDPOINT_URL" in failed.err
+
+
+def test_an_endpoint_that_is_none(cloud: Cloud) -> None:
+    failed = cloud("cluster", "list", env={"AWS_ENDPOINT_URL": "nonsense"})
+    assert failed.code == 2 and "endpoint" in failed.err
+
+
+def test_throttling_is_waited_out(cloud: Cloud) -> None:
+    cloud.faults(fault("DescribeDBClusters", "Throttling", times=2))
+    listed = cloud("cluster", "list", "-o", "json", env={"AWS_MAX_ATTEMPTS": "4"})
+    assert listed.code == 0 and [row["cluster_id"] for row in listed.json] == ["sandbox"]
+
+
+def test_throttling_for_ever_ends_and_says_what_to_do(cloud: Cloud) -> None:
+    cloud.faults(fault("DescribeDBClusters", "Throttling", times=100))
+    failed = cloud("cluster", "list")
+    assert failed.code == 5 and "wait a while" in failed.err
+
+
+def test_cluster_and_instance_exclude_each_other(cloud: Cloud) -> None:
+    failed = cloud("slot", "list", "--cluster", "a", "--instance", "b")
+    assert failed.code == 2
+
+
+def test_sql_commands_find_a_cluster_s_database(cloud: Cloud) -> None:
+    """The place from the API; the login from the target, which is the cluster's own."""
+    missing = cloud("slot", "list", "--cluster", "nowhere")
+    assert missing.code == 3 and "rdsrepl cluster list" in missing.err
+    found = cloud("-t", "sandbox", "slot", "list", "--cluster", "sandbox", "-o", "json")
+    assert found.code == 0 and any(slot["slot_type"] == "physical" for slot in found.json)
+
+
+def test_the_endpoint_alone_comes_from_the_api(cloud: Cloud) -> None:
+    identity = Aws(region="us-east-1", endpoint_url=cloud.url, cluster="sandbox", **_credentials(cloud))
+    found = locations.locate(identity)
+    assert (found.host, found.port, found.user) == ("127.0.0.1", cloud.report["port"], "dbadmin")
+
+
+def test_a_password_is_fetched_anew_for_each_attempt(cloud: Cloud) -> None:
+    manager = cloud.client("secretsmanager")
+    name = "rotating"
+    manager.create_secret(Name=name, SecretString=json.dumps({"username": "cdc", "password": "one"}))
+    identity = Aws(region="us-east-1", endpoint_url=cloud.url, cluster="sandbox", secret=name, **_credentials(cloud))
+    target = locations.connected(Target("test", aws=identity))
+    assert target.renew is not None
+    first = target.renew()
+    manager.put_secret_value(SecretId=name, SecretString=json.dumps({"username": "cdc", "password": "two"}))
+    second = target.renew()
+    assert (first["user"], first["password"], second["password"]) == ("cdc", "one", "two")
+    assert "one" not in repr(target) and "two" not in repr(target)
+    manager.delete_secret(SecretId=name, ForceDeleteWithoutRecovery=True)
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", '{"username": "cdc"}', '"text"'])
+def test_a_secret_in_another_shape_is_not_quoted(cloud: Cloud, text: str) -> None:
+    manager = cloud.client("secretsmanager")
+    manager.create_secret(Name="odd", SecretString=text)
+    identity = Aws(region="us-east-1", endpoint_url=cloud.url, **_credentials(cloud))
+    try:
+        with pytest.raises(Error) as caught:
+            secrets.get(identity, "odd")
+        assert caught.value.hint is not None and '"password"' in caught.value.hint
+        assert text not in caught.value.message and caught.value.__cause__ is None
+    finally:
+        manager.delete_secret(SecretId="odd", ForceDeleteWithoutRecovery=True)
+
+
+def test_a_secret_that_is_not_there(cloud: Cloud) -> None:
+    identity = Aws(region="us-east-1", endpoint_url=cloud.url, **_credentials(cloud))
+    with pytest.raises(NotFound):
+        secrets.get(identity, "nothing")
+
+
+def test_an_iam_token_is_made_anew_for_each_attempt(cloud: Cloud) -> None:
+    identity = Aws(region="us-east-1", endpoint_url=cloud.url, cluster="sandbox", auth="iam", **_credentials(cloud))
+    target = locations.connected(Target("test", keywords={"user": "cdc"}, aws=identity))
+    assert target.renew is not None
+    keywords = target.renew()
+    token = keywords["password"]
+    assert token.startswith(f"127.0.0.1:{cloud.report['port']}/?Action=connect&DBUser=cdc&X-Amz-Algorithm=")
+    assert "X-Amz-Expires=900" in token and "Credential" in token
+
+
+def test_an_iam_token_needs_a_user(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGUSER", raising=False)
+    identity = Aws(region="us-east-1", endpoint_url=cloud.url, auth="iam", **_credentials(cloud))
+    target = locations.connected(Target("test", keywords={"host": "h"}, aws=identity))
+    assert target.renew is not None
+    with pytest.raises(UsageError, match="needs a host and a user"):
+        target.renew()
+
+
+def test_options_lie_over_the_target(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "targets:\n  prod:\n    host: h\n    user: u\n    sslrootcert: /ca.pem\n    profile: p\n    region: r1\n"
+        "    cluster: one\n"
+    )
+    monkeypatch.setenv("RDSREPL_CONFIG", str(path))
+    same = config.resolve(dsn=None, target="prod", aws=Aws(cluster="one", region="r2"))
+    assert same.keywords["host"] == "h" and same.aws == Aws(profile="p", region="r2", cluster="one")
+    other = config.resolve(dsn=None, target="prod", aws=Aws(cluster="two"))
+    assert dict(other.keywords) == {"sslrootcert": "/ca.pem"}, "another cluster's host and login are not this one's"
+    assert other.aws == Aws(profile="p", region="r1", cluster="two") and other.label == "cluster two"
+
+
+def test_the_keys_of_a_target_are_checked(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.yaml"
+    monkeypatch.setenv("RDSREPL_CONFIG", str(path))
+    for line, said in [
+        ("auth: kerberos", "password, iam"),
+        ("endpoint_url: nonsense", "http://"),
+        ("cluster: a\n    instance: b", "keep one"),
+        ("regoin: x", "region"),
+    ]:
+        path.write_text(f"targets:\n  prod:\n    {line}\n")
+        with pytest.raises(Error) as caught:
+            config.load()
+        assert said in str(caught.value.hint)
+
+
+def _keys(key: str) -> dict[str, str]:
+    return {"AWS_PROFILE": "", "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": "any"}
