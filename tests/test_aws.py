@@ -81,7 +81,7 @@ def test_each_code_becomes_one_of_ours_with_a_remedy(
     cloud: Cloud, code: str, status: int, name: str, exit_code: int
 ) -> None:
     cloud.faults(fault("DescribeDBClusters", code, status, times=100))
-    identity = Aws(region="us-east-1", endpoint_url=cloud.url, **_credentials(cloud))
+    identity = Aws(region="eu-west-1", endpoint_url=cloud.url, **_credentials(cloud))
     with pytest.raises(Error) as caught:
         session.call(identity, "rds", "DescribeDBClusters", {})
     assert (caught.value.name, int(caught.value.exit_code)) == (name, exit_code)
@@ -144,9 +144,9 @@ def test_no_region(cloud: Cloud) -> None:
 
 
 def test_another_region_sees_nothing_and_says_where_it_looked(cloud: Cloud) -> None:
-    assert cloud("cluster", "list", "--region", "eu-west-1", "-o", "json").json == []
-    failed = cloud("cluster", "show", "sandbox", "--region", "eu-west-1")
-    assert failed.code == 3 and "region eu-west-1" in failed.err
+    assert cloud("cluster", "list", "--region", "ap-south-1", "-o", "json").json == []
+    failed = cloud("cluster", "show", "sandbox", "--region", "ap-south-1")
+    assert failed.code == 3 and "region ap-south-1" in failed.err
 
 
 def test_nobody_listens(cloud: Cloud) -> None:
@@ -185,7 +185,7 @@ def test_sql_commands_find_a_cluster_s_database(cloud: Cloud) -> None:
 
 
 def test_the_endpoint_alone_comes_from_the_api(cloud: Cloud) -> None:
-    identity = Aws(region="us-east-1", endpoint_url=cloud.url, cluster="sandbox", **_credentials(cloud))
+    identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", **_credentials(cloud))
     found = locations.locate(identity)
     assert (found.host, found.port, found.user) == ("127.0.0.1", cloud.report["port"], "dbadmin")
 
@@ -194,7 +194,7 @@ def test_a_password_is_fetched_anew_for_each_attempt(cloud: Cloud) -> None:
     manager = cloud.client("secretsmanager")
     name = "rotating"
     manager.create_secret(Name=name, SecretString=json.dumps({"username": "cdc", "password": "one"}))
-    identity = Aws(region="us-east-1", endpoint_url=cloud.url, cluster="sandbox", secret=name, **_credentials(cloud))
+    identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", secret=name, **_credentials(cloud))
     target = locations.connected(Target("test", aws=identity))
     assert target.renew is not None
     first = target.renew()
@@ -209,7 +209,7 @@ def test_a_password_is_fetched_anew_for_each_attempt(cloud: Cloud) -> None:
 def test_a_secret_in_another_shape_is_not_quoted(cloud: Cloud, text: str) -> None:
     manager = cloud.client("secretsmanager")
     manager.create_secret(Name="odd", SecretString=text)
-    identity = Aws(region="us-east-1", endpoint_url=cloud.url, **_credentials(cloud))
+    identity = Aws(region="eu-west-1", endpoint_url=cloud.url, **_credentials(cloud))
     try:
         with pytest.raises(Error) as caught:
             secrets.get(identity, "odd")
@@ -220,13 +220,13 @@ def test_a_secret_in_another_shape_is_not_quoted(cloud: Cloud, text: str) -> Non
 
 
 def test_a_secret_that_is_not_there(cloud: Cloud) -> None:
-    identity = Aws(region="us-east-1", endpoint_url=cloud.url, **_credentials(cloud))
+    identity = Aws(region="eu-west-1", endpoint_url=cloud.url, **_credentials(cloud))
     with pytest.raises(NotFound):
         secrets.get(identity, "nothing")
 
 
 def test_an_iam_token_is_made_anew_for_each_attempt(cloud: Cloud) -> None:
-    identity = Aws(region="us-east-1", endpoint_url=cloud.url, cluster="sandbox", auth="iam", **_credentials(cloud))
+    identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", auth="iam", **_credentials(cloud))
     target = locations.connected(Target("test", keywords={"user": "cdc"}, aws=identity))
     assert target.renew is not None
     keywords = target.renew()
@@ -237,7 +237,7 @@ def test_an_iam_token_is_made_anew_for_each_attempt(cloud: Cloud) -> None:
 
 def test_an_iam_token_needs_a_user(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGUSER", raising=False)
-    identity = Aws(region="us-east-1", endpoint_url=cloud.url, auth="iam", **_credentials(cloud))
+    identity = Aws(region="eu-west-1", endpoint_url=cloud.url, auth="iam", **_credentials(cloud))
     target = locations.connected(Target("test", keywords={"host": "h"}, aws=identity))
     assert target.renew is not None
     with pytest.raises(UsageError, match="needs a host and a user"):

@@ -1,4 +1,4 @@
-"""``param-group`` over the sandbox's RDS: plans, sizes, bad names and values, attaching, and what the server then says."""
+"""``param-group`` over the sandbox's RDS: plans, sizes, bad names and values, and in what order things come into force."""
 
 from __future__ import annotations
 

@@ -180,8 +180,8 @@ def test_life(home: Path) -> None:
         "AWS_CONFIG_FILE": str(home / "aws" / "config"),
         "AWS_SHARED_CREDENTIALS_FILE": str(home / "aws" / "credentials"),
         "AWS_ENDPOINT_URL": made["endpoint_url"],
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "eu-west-1",
+        "AWS_DEFAULT_REGION": "eu-west-1",
     }
     target = config.load().get("sandbox")
     with psycopg.connect(**target.keywords) as conn:  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.state import Directory
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-REGION = "us-east-1"
+REGION = "eu-west-1"
 
 
 @dataclass
@@ -873,7 +873,7 @@ def test_answers_are_what_botocore_reads() -> None:
                 "AllocatedStorage": 100,
                 "MultiAZ": True,
                 "ClusterCreateTime": "2026-01-02T03:04:05+00:00",
-                "AvailabilityZones": ["us-east-1a", "us-east-1b"],
+                "AvailabilityZones": ["eu-west-1a", "eu-west-1b"],
                 "DBClusterMembers": [{"DBInstanceIdentifier": "w", "IsClusterWriter": True}],
                 "Iops": None,
             }
@@ -918,10 +918,10 @@ def test_a_denied_action_is_named(api: Api) -> None:
     assert code == "AccessDenied"
     assert message.startswith(
         "User: arn:aws:iam::123456789012:user/denied is not authorized to perform: rds:DescribeDBClusters on resource: "
-        "arn:aws:rds:us-east-1:123456789012:cluster:*"
+        "arn:aws:rds:eu-west-1:123456789012:cluster:*"
     )
     _, message = refused(lambda: create(rds, "cluster"))
-    assert "rds:CreateDBClusterParameterGroup on resource: arn:aws:rds:us-east-1:123456789012:cluster-pg:*" in message
+    assert "rds:CreateDBClusterParameterGroup on resource: arn:aws:rds:eu-west-1:123456789012:cluster-pg:*" in message
     _, message = refused(api.client("cloudwatch", "AKIADENIED1").list_metrics)
     assert "cloudwatch:ListMetrics" in message
     assert api.client("sts", "AKIADENIED1").get_caller_identity()["Account"] == "123456789012"
@@ -929,22 +929,22 @@ def test_a_denied_action_is_named(api: Api) -> None:
 
 def test_another_region_has_its_own(api: Api) -> None:
     create(api.client("rds"), "instance", "here")
-    there = api.client("rds", region="eu-west-1")
+    there = api.client("rds", region="ap-south-1")
     assert "here" not in names(there, "instance")
     assert refused(lambda: held(there, "instance", "here"))[0] == "DBParameterGroupNotFound"
     made = create(there, "instance", "there")
-    assert made["DBParameterGroupArn"] == "arn:aws:rds:eu-west-1:123456789012:pg:there"
+    assert made["DBParameterGroupArn"] == "arn:aws:rds:ap-south-1:123456789012:pg:there"
     assert "there" not in names(api.client("rds"), "instance")
     version = there.describe_db_engine_versions(Engine="postgres", EngineVersion="16.1")["DBEngineVersions"][0]
-    assert version["DBEngineVersionArn"].startswith("arn:aws:rds:eu-west-1:")
+    assert version["DBEngineVersionArn"].startswith("arn:aws:rds:ap-south-1:")
     zones = there.describe_orderable_db_instance_options(Engine="postgres", DBInstanceClass="db.t3.micro")
-    assert zones["OrderableDBInstanceOptions"][0]["AvailabilityZones"][0] == {"Name": "eu-west-1a"}
-    assert refused(lambda: there.list_tags_for_resource(ResourceName="arn:aws:rds:us-east-1:123456789012:pg:here")) == (
+    assert zones["OrderableDBInstanceOptions"][0]["AvailabilityZones"][0] == {"Name": "ap-south-1a"}
+    assert refused(lambda: there.list_tags_for_resource(ResourceName="arn:aws:rds:eu-west-1:123456789012:pg:here")) == (
         "InvalidParameterValue",
-        "Invalid resource name: arn:aws:rds:us-east-1:123456789012:pg:here",
+        "Invalid resource name: arn:aws:rds:eu-west-1:123456789012:pg:here",
     )
     api.client("kinesis").create_stream(StreamName="here", ShardCount=1)
-    assert "here" not in api.client("kinesis", region="eu-west-1").list_streams()["StreamNames"]
+    assert "here" not in api.client("kinesis", region="ap-south-1").list_streams()["StreamNames"]
 
 
 SERVICES: list[tuple[str, str, str]] = [
@@ -1088,7 +1088,7 @@ def test_the_process_keeps_its_port_and_its_groups_and_ends_with_the_sandbox(tmp
 
 # The aws CLI of version 1 sends RDS's requests for us-east-1 to AWS itself, whatever endpoint_url a profile or the
 # environment names; only its own option is heeded there.
-@pytest.mark.parametrize("region", [REGION, "eu-central-1"])
+@pytest.mark.parametrize("region", [REGION, "us-east-1"])
 def test_the_aws_cli_works(tmp_path: Path, region: str) -> None:
     (tmp_path / "state.json").write_text("{}")
     api = start(tmp_path, region)

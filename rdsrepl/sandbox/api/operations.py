@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rdsrepl.sandbox.api.store import Store
 
 ACCOUNT: Final = "123456789012"
-REGION: Final = "us-east-1"
+# Not us-east-1: there the aws CLI of version 1 goes to AWS itself, whatever endpoint a profile names.
+REGION: Final = "eu-west-1"
 
 Kind = Literal["cluster", "instance"]
 ApplyType = Literal["static", "dynamic"]
