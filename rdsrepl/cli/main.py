@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from rdsrepl import __version__
-from rdsrepl.cli import cluster, demo, iam_policy, instance, param_group, psql, publication, role, sandbox, slot
+from rdsrepl.cli import cluster, demo, doctor, iam_policy, instance, param_group, psql, publication, role, sandbox, slot
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli.options import Globals, Noun, Reader, remember, root_options, shared
 from rdsrepl.errors import Error, ExitCode
@@ -138,4 +138,5 @@ app.add_typer(config_command.app, name="config", cls=Noun)
 app.add_typer(sandbox.app, name="sandbox", cls=Noun)
 app.command("iam-policy", cls=Reader)(iam_policy.iam_policy)
 app.command("psql", cls=psql.Verb)(psql.psql)
+app.command("doctor", cls=doctor.Verb)(doctor.doctor)
 app.command("demo", cls=demo.Verb)(demo.demo)

@@ -1,0 +1,62 @@
+"""CloudWatch metrics of RDS (namespace ``AWS/RDS``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from rdsrepl.aws import session
+from rdsrepl.config import Aws
+
+_NAMESPACE: Final = "AWS/RDS"
+_PERIOD_SECONDS: Final = 60
+
+
+def latest(
+    aws: Aws, names: Sequence[str], dimensions: Mapping[str, str], *, within_seconds: float = 900
+) -> dict[str, float]:
+    """Return each metric's newest value, in CloudWatch's unit for it; one without a value is absent (GetMetricData).
+
+    Args:
+        aws: the identity.
+        names: at most 500.
+        dimensions: such as ``{"DBInstanceIdentifier": "orders"}``.
+        within_seconds: older values do not count; RDS gives one a minute, some minutes late.
+
+    Raises:
+        Error: AWS refused.
+    """
+    # Never a Unit: one that is not the metric's own gives no data.
+    stated = [{"Name": key, "Value": value} for key, value in dimensions.items()]
+    queries: list[dict[str, Any]] = [
+        {
+            "Id": f"m{number}",
+            "MetricStat": {
+                "Metric": {"Namespace": _NAMESPACE, "MetricName": name, "Dimensions": stated},
+                "Period": _PERIOD_SECONDS,
+                "Stat": "Average",
+            },
+        }
+        for number, name in enumerate(names)
+    ]
+    if not queries:
+        return {}
+    now = datetime.now(UTC)
+    request: dict[str, Any] = {
+        "MetricDataQueries": queries,
+        "StartTime": now - timedelta(seconds=within_seconds),
+        "EndTime": now + timedelta(seconds=_PERIOD_SECONDS),
+        "ScanBy": "TimestampDescending",
+    }
+    found: dict[str, float] = {}
+    while True:
+        answer = session.call(aws, "cloudwatch", "GetMetricData", request)
+        for result in answer.get("MetricDataResults", ()):
+            name = names[int(result["Id"][1:])]
+            points = sorted(zip(result["Timestamps"], result["Values"], strict=True), reverse=True)
+            if points:
+                found.setdefault(name, float(points[0][1]))
+        if not answer.get("NextToken"):
+            return found
+        request["NextToken"] = answer["NextToken"]

@@ -1,0 +1,118 @@
+"""``rdsrepl doctor``: is logical replication ready here, and what to do about each finding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rdsrepl.cli.options import Reader, shared, where
+from rdsrepl.errors import BadValue, ExitCode
+from rdsrepl.render import emit
+
+if TYPE_CHECKING:
+    from rdsrepl.doctor.facts import Demand
+    from rdsrepl.doctor.findings import Diagnosis
+
+Verb = Reader
+
+
+def complete_check() -> list[str]:
+    """Return the names of all checks for the shell."""
+    from rdsrepl.doctor.checks import ALL
+
+    return [check.name for check in ALL]
+
+
+def doctor(
+    ctx: typer.Context,
+    for_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            metavar="slots=N,…",
+            help="Check the room for a plan on top of what is there: slots=N, subscriptions=N, replicas=N.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="CHECK", help="Only this check; may be repeated.", autocompletion=complete_check,
+            show_default=False,
+        ),
+    ] = None,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip", metavar="CHECK", help="Not this check; may be repeated.", autocompletion=complete_check,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Say whether logical replication is ready here, and what to do about each finding.
+
+    Looks over SQL and, with --cluster or --instance, over the RDS API; either alone is enough. With -v the checks that
+    passed are listed, too. Ends with 0, with 8 where there are warnings, with 9 where something is critical.
+
+    Example: rdsrepl doctor --cluster orders --for slots=4
+    """
+    from rdsrepl.doctor import checks, facts, findings
+
+    demand = _demand(for_ or [])
+    wanted = findings.chosen(checks.ALL, only=only or (), skip=skip or ())
+    gathered = facts.gather(where(ctx), demand=demand)
+    diagnosis = findings.diagnose(gathered, wanted, checks.summary(gathered))
+    options = shared(ctx)
+    emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))
+    worst = diagnosis.worst()
+    if worst is findings.Severity.critical:
+        raise typer.Exit(ExitCode.CRITICAL)
+    if worst is findings.Severity.warning:
+        raise typer.Exit(ExitCode.WARNING)
+
+
+def _demand(texts: list[str]) -> Demand | None:
+    from rdsrepl.doctor.facts import Demand
+
+    counts: dict[str, int] = {}
+    for word in ",".join(texts).split(",") if texts else ():
+        name, equals, number = word.strip().partition("=")
+        if name not in Demand.__dataclass_fields__ or not equals or not number.isascii() or not number.isdigit():
+            raise BadValue(f"--for: {word.strip()!r} is no plan", hint="--for slots=4,subscriptions=2,replicas=1")
+        if name in counts:
+            raise BadValue(f"--for names {name} twice", hint="once is enough")
+        counts[name] = int(number)
+    return Demand(**counts) if counts else None
+
+
+def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    from rdsrepl.render import stacked
+
+    styles = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
+    parts: list[object] = []
+    if diagnosis.findings:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("SEVERITY", "CHECK"):
+            table.add_column(heading, no_wrap=True, overflow="ignore")
+        table.add_column("FINDING", overflow="fold")
+        for finding in diagnosis.findings:
+            text = Text(f"{finding.subject}: {finding.message}\n")
+            text.append(f"→ {finding.remedy}", style="dim")
+            table.add_row(Text(finding.severity.value, style=styles[finding.severity.value]), finding.check, text)
+        parts.append(table)
+    passed = [check for check in diagnosis.checks if check.status == "ok"]
+    skipped = [check for check in diagnosis.checks if check.status == "skipped"]
+    parts.append(Text(f"{len(passed)} checks passed"))
+    if verbose:
+        parts += [Text(f"  {check.name}: {check.question}") for check in passed]
+    if skipped:
+        parts.append(Text(f"{len(skipped)} skipped"))
+        reasons: dict[str, list[str]] = {}
+        for check in skipped:
+            reasons.setdefault(check.reason or "", []).append(check.name)
+        parts += [Text(f"  {', '.join(names)}: {reason}") for reason, names in reasons.items()]
+    return stacked(*parts)

@@ -1,0 +1,1 @@
+"""Is logical replication ready here: facts gathered once, then pure checks over them."""

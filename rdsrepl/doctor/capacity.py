@@ -1,0 +1,258 @@
+"""Checks of limits: what is in use, what is planned, and the sums of the sizing rules (``docs/sizing.md``). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from rdsrepl import formulas
+from rdsrepl.doctor import remedies, versions
+from rdsrepl.doctor.facts import Demand, Facts
+from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
+from rdsrepl.errors import BadValue
+from rdsrepl.instance_classes import hardware
+
+_SPARE_WALSENDERS: Final = 2
+_MULTI_AZ_READERS: Final = 2
+_SYNC_WORKERS: Final = 2
+_LEAST_SLOT_WAL_MB: Final = 4096
+_SOME_SLOT_WAL_MB: Final = 51200
+_NONE: Final = Demand()
+
+
+def replication_slots(facts: Facts) -> Iterator[Problem]:
+    """Check max_replication_slots."""
+    name, plan = "max_replication_slots", facts.demand or _NONE
+    limit = _limit(facts, name)
+    used = _slots_in_use(facts)
+    need = used + plan.slots + _new_standbys(facts)
+    reserve = _reserve(facts)
+    # Up to 17 it limits the subscriber's origins, too.
+    origins = 0 if (facts.major or 0) >= versions.OWN_ORIGINS_SINCE else _origins(facts)
+    if used >= limit and not facts.demand:
+        yield critical(
+            name,
+            f"all {limit} slots are in use: no slot can be made",
+            f"drop one that nobody needs (rdsrepl slot list), or {_raise(facts, name, used + 1 + reserve + origins)}",
+        )
+    elif need > limit:
+        yield critical(
+            name,
+            f"{used} in use{_planned(facts)}, {need} together, and the limit is {limit}",
+            _raise(facts, name, need + reserve + origins),
+        )
+    elif need + reserve + origins > limit:
+        yield warning(
+            name,
+            f"{used} in use{_planned(facts)}, {reserve} for a subscriber's first copy, {origins} origins of "
+            f"subscriptions: {need + reserve + origins}, and the limit is {limit}",
+            _raise(facts, name, need + reserve + origins),
+        )
+
+
+def wal_senders(facts: Facts) -> Iterator[Problem]:
+    """Check max_wal_senders."""
+    name, plan = "max_wal_senders", facts.demand or _NONE
+    limit = _limit(facts, name)
+    senders = facts.senders or ()
+    if senders and len(senders) >= limit:
+        yield critical(
+            name,
+            f"all {limit} walsenders are in use: no consumer can connect",
+            _raise(facts, name, len(senders) + _SPARE_WALSENDERS),
+        )
+        return
+    slotless = sum(1 for sender in senders if sender.slot is None)
+    standing = _slots_in_use(facts) + slotless
+    need = standing + plan.slots + _new_standbys(facts)
+    enough = need + (_reserve(facts) if need else 0) + _SPARE_WALSENDERS
+    parts = f"{standing} slots and standbys{_planned(facts)}"
+    if need > limit:
+        make = critical if facts.demand else warning
+        yield make(
+            name,
+            f"{parts} need {need} walsenders, and the limit is {limit}: they cannot all be consumed at once",
+            _raise(facts, name, enough),
+        )
+    elif need and enough > limit:
+        yield warning(
+            name,
+            f"{parts}, with room for a subscriber's first copy and for reconnects, need {enough} walsenders, "
+            f"and the limit is {limit}",
+            _raise(facts, name, enough),
+        )
+
+
+def logical_workers(facts: Facts) -> Iterator[Problem]:
+    """Check max_logical_replication_workers: an apply worker for each subscription, and those that copy tables."""
+    name = "max_logical_replication_workers"
+    limit, apply = _limit(facts, name), _subscriptions(facts)
+    if not apply:
+        return
+    enough = _origins(facts)
+    if apply > limit:
+        yield critical(
+            name,
+            f"{apply} subscriptions{_hint_of_plan(facts)} need an apply worker each, and the limit is {limit}",
+            _raise(facts, name, enough),
+        )
+    elif (enough if facts.demand else apply + 1) > limit:
+        yield warning(
+            name,
+            f"{apply} subscriptions{_hint_of_plan(facts)} and their table copies need up to {enough} workers, "
+            f"and the limit is {limit}: first copies wait",
+            _raise(facts, name, enough),
+        )
+
+
+def replication_origins(facts: Facts) -> Iterator[Problem]:
+    """Check max_active_replication_origins, which 18 brought."""
+    if (facts.major or versions.OWN_ORIGINS_SINCE) < versions.OWN_ORIGINS_SINCE:
+        raise NotApplicable("before 18 max_replication_slots limits the origins")
+    name = "max_active_replication_origins"
+    limit, apply, enough = _limit(facts, name), _subscriptions(facts), _origins(facts)
+    if apply > limit:
+        yield critical(
+            name,
+            f"{apply} subscriptions{_hint_of_plan(facts)} need an origin each, and the limit is {limit}",
+            _raise(facts, name, enough),
+        )
+    elif facts.demand and enough > limit:
+        yield warning(
+            name,
+            f"{apply} subscriptions and their table copies need up to {enough} origins, and the limit is {limit}",
+            _raise(facts, name, enough),
+        )
+
+
+def worker_processes(facts: Facts) -> Iterator[Problem]:
+    """Check max_worker_processes, from which a subscriber's workers come."""
+    name = "max_worker_processes"
+    limit, apply = _limit(facts, name), _subscriptions(facts)
+    if not apply:
+        return
+    logical = max(_limit(facts, "max_logical_replication_workers"), _origins(facts) if facts.demand else 0)
+    others = [_limit(facts, other) for other in ("autovacuum_max_workers", "max_parallel_workers")]
+    need = logical + sum(others)
+    if apply + 1 > limit:
+        yield critical(
+            name,
+            f"{apply} subscriptions and their launcher need {apply + 1} processes, and the limit is {limit}",
+            _raise(facts, name, need),
+        )
+    elif need > limit:
+        yield warning(
+            name,
+            f"{logical} logical, {others[0]} autovacuum and {others[1]} parallel workers are {need}, and the "
+            f"limit is {limit}: apply workers may not start",
+            _raise(facts, name, need),
+        )
+
+
+def slot_wal_keep_size(facts: Facts) -> Iterator[Problem]:
+    """Find slots that may hold WAL without limit."""
+    name = "max_slot_wal_keep_size"
+    value = facts.value(name)
+    if value is None:
+        parameter = (facts.parameters or {}).get(name)
+        if parameter is None:
+            raise NotApplicable(f"{name} is not known")
+        value = parameter.value or "-1"
+    if value != "-1":
+        return
+    if facts.topology == "aurora":
+        yield info(
+            name,
+            "it is unlimited: the volume grows, and is paid for, while a slot is not consumed",
+            "watch rdsrepl slot list; " + remedies.change(facts, name, str(_SOME_SLOT_WAL_MB)),
+        )
+        return
+    storage = facts.cloud.allocated_storage_gib if facts.cloud else 0
+    megabytes = max(_LEAST_SLOT_WAL_MB, storage * 1024 // 4) if storage else _SOME_SLOT_WAL_MB
+    yield warning(
+        name,
+        "it is unlimited: a slot that nobody consumes fills the disk, until the server stops",
+        f"choose what the disk can spare, here {megabytes} MB: {remedies.change(facts, name, str(megabytes))}",
+    )
+
+
+def _limit(facts: Facts, name: str) -> int:
+    """Return a parameter in force, or as the group has it where the server was not asked."""
+    value = facts.value(name)
+    if value is not None:
+        return int(value)
+    if facts.settings is None and (limit := _in_group(facts, name)) is not None:
+        return limit
+    raise NotApplicable(f"{name} is not known")
+
+
+def _in_group(facts: Facts, name: str) -> int | None:
+    parameter = (facts.parameters or {}).get(name)
+    if parameter is None or not parameter.value or facts.cloud is None:
+        return None
+    writer = facts.cloud.writer
+    try:
+        return formulas.evaluate(parameter.value, hardware(writer.instance_class or "") if writer else None)
+    except BadValue:
+        return None
+
+
+def _raise(facts: Facts, name: str, value: int) -> str:
+    """Return how to raise a limit; a reboot alone, where the group has room already."""
+    limit = _in_group(facts, name)
+    if facts.settings is not None and limit is not None and limit >= value and remedies.is_static(facts, name):
+        return f"the parameter group says {limit}, in force after a reboot: {remedies.reboot(facts)}"
+    return remedies.change(facts, name, str(value))
+
+
+def _slots_in_use(facts: Facts) -> int:
+    """Return how many slots there are; where the server was not asked, those that standbys must have."""
+    standbys = _standbys(facts)
+    if facts.slots is None:
+        return standbys
+    physical = sum(1 for slot in facts.slots if slot.slot_type == "physical")
+    return len(facts.slots) - physical + max(physical, standbys)
+
+
+def _standbys(facts: Facts) -> int:
+    if facts.cloud is None or facts.cloud.topology == "aurora":
+        return 0
+    return _MULTI_AZ_READERS if facts.cloud.topology == "multi_az_cluster" else len(facts.cloud.replicas)
+
+
+def _new_standbys(facts: Facts) -> int:
+    return 0 if facts.demand is None or facts.topology == "aurora" else facts.demand.replicas
+
+
+def _sync_workers(facts: Facts) -> int:
+    value = facts.value("max_sync_workers_per_subscription")
+    if value is not None:
+        return int(value)
+    in_group = _in_group(facts, "max_sync_workers_per_subscription")
+    return _SYNC_WORKERS if in_group is None else in_group
+
+
+def _reserve(facts: Facts) -> int:
+    """Return how many slots of its own a subscriber makes here while it copies tables."""
+    planned = facts.demand.slots if facts.demand else 0
+    return _sync_workers(facts) if facts.logical_slots or planned else 0
+
+
+def _subscriptions(facts: Facts) -> int:
+    enabled = sum(1 for subscription in facts.subscriptions or () if subscription.enabled)
+    return enabled + (facts.demand.subscriptions if facts.demand else 0)
+
+
+def _origins(facts: Facts) -> int:
+    return _subscriptions(facts) * (1 + _sync_workers(facts))
+
+
+def _planned(facts: Facts) -> str:
+    if facts.demand is None:
+        return ""
+    replicas = _new_standbys(facts)
+    return f", {facts.demand.slots} slots planned" + (f", {replicas} replicas planned" if replicas else "")
+
+
+def _hint_of_plan(facts: Facts) -> str:
+    return f" ({facts.demand.subscriptions} of them planned)" if facts.demand and facts.demand.subscriptions else ""

@@ -1,0 +1,356 @@
+"""What the checks look at, gathered once: over SQL, over the RDS API, or both.
+
+What could not be gathered is None, and ``missing`` says why; nothing else fails because of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from rdsrepl import errors
+from rdsrepl.aws import clusters, instances, metrics, parameter_groups
+from rdsrepl.aws.instances import Instance
+from rdsrepl.aws.parameter_groups import Kind, Parameter
+from rdsrepl.config import Aws, Target
+from rdsrepl.postgres import activity, connection, publications, roles, settings, slots, subscriptions
+from rdsrepl.postgres.activity import Sender, Server, Transaction
+from rdsrepl.postgres.publication_checks import PublicationFacts
+from rdsrepl.postgres.roles import Role
+from rdsrepl.postgres.settings import Setting
+from rdsrepl.postgres.slots import Slot
+from rdsrepl.postgres.subscriptions import Subscription
+from rdsrepl.versions import Release
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+
+Topology = Literal["instance", "multi_az_cluster", "aurora", "postgresql"]
+
+#: how old a transaction is before it is called a blocker.
+OLD_TRANSACTION_SECONDS: Final = 300.0
+#: publications whose tables are looked at; a database has few.
+PUBLICATIONS_AT_MOST: Final = 20
+
+_STATEMENT_TIMEOUT: Final = "15s"
+_SETTINGS: Final = (
+    "autovacuum_freeze_max_age",
+    "autovacuum_max_workers",
+    "hot_standby_feedback",
+    "idle_replication_slot_timeout",
+    "max_active_replication_origins",
+    "max_logical_replication_workers",
+    "max_parallel_workers",
+    "max_replication_slots",
+    "max_slot_wal_keep_size",
+    "max_sync_workers_per_subscription",
+    "max_wal_senders",
+    "max_worker_processes",
+    "output_plugin_libraries",
+    "primary_slot_name",
+    "rds.force_ssl",
+    "rds.logical_replication",
+    "sync_replication_slots",
+    "synchronized_standby_slots",
+    "wal_level",
+    "wal_receiver_timeout",
+    "wal_sender_timeout",
+)
+_METRICS: Final = (
+    "FreeStorageSpace",
+    "FreeStorageSpaceLogVolume",
+    "MaximumUsedTransactionIDs",
+    "OldestReplicationSlotLag",
+    "TransactionLogsDiskUsage",
+)
+_SQL: Final = ("server", "settings", "slots", "senders", "transactions", "roles", "publications", "subscriptions")
+_AWS: Final = ("cloud", "parameters", "metrics")
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is planned on top of what is there."""
+
+    slots: int = 0
+    subscriptions: int = 0
+    replicas: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A server of a cluster; a single instance is its own only one.
+
+    Attributes:
+        group_status: of the group that holds the replication parameters: ``in-sync``, ``pending-reboot``, …
+    """
+
+    instance_id: str
+    is_writer: bool
+    status: str
+    group_status: str
+    instance_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """What the RDS API knows of the cluster or the instance.
+
+    Attributes:
+        kind: which kind of group holds the replication parameters, and which option names it: ``--cluster``.
+        replicas: read replicas of an instance.
+        allocated_storage_gib: 0 on Aurora.
+        autoscaling: whether the storage grows by itself.
+    """
+
+    identifier: str
+    kind: Kind
+    topology: Topology
+    engine_version: str
+    status: str
+    parameter_group: str
+    members: tuple[Member, ...]
+    replicas: tuple[str, ...] = ()
+    replica_of: str | None = None
+    allocated_storage_gib: int = 0
+    autoscaling: bool = False
+
+    @property
+    def has_default_group(self) -> bool:
+        """Whether its group is AWS's own, which nobody can change."""
+        return self.parameter_group.startswith("default.")
+
+    @property
+    def writer(self) -> Member | None:
+        """The writer; None while there is none."""
+        return next((member for member in self.members if member.is_writer), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything; what is None was not gathered, and ``missing`` has the reason under its name.
+
+    Attributes:
+        label: how messages call the place.
+        demand: what ``--for`` plans; None without.
+        remedies: hints that came with what is missing, by the same names.
+    """
+
+    label: str
+    demand: Demand | None = None
+    server: Server | None = None
+    settings: Mapping[str, Setting] | None = None
+    slots: tuple[Slot, ...] | None = None
+    senders: tuple[Sender, ...] | None = None
+    transactions: tuple[Transaction, ...] | None = None
+    roles: tuple[Role, ...] | None = None
+    publications: tuple[PublicationFacts, ...] | None = None
+    subscriptions: tuple[Subscription, ...] | None = None
+    cloud: Cloud | None = None
+    parameters: Mapping[str, Parameter] | None = None
+    metrics: Mapping[str, float] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    remedies: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def topology(self) -> Topology | None:
+        """What kind it is; None for one of RDS, of which SQL alone does not say whether it is a cluster."""
+        if self.cloud is not None:
+            return self.cloud.topology
+        if self.server is None or self.server.flavour == "rds":
+            return None
+        return self.server.flavour
+
+    @property
+    def version(self) -> str | None:
+        """The engine's version: ``16.4``; of AWS with its revision: ``15.3-R2``."""
+        if self.cloud is not None:
+            return self.cloud.engine_version
+        return self.server.version.split()[0] if self.server is not None else None
+
+    @property
+    def major(self) -> int | None:
+        """PostgreSQL's major version."""
+        if self.server is not None:
+            return self.server.major
+        if self.cloud is None:
+            return None
+        try:
+            return Release.parse(self.cloud.engine_version).major
+        except errors.BadValue:
+            return None
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether the connection leads to a standby or a reader; an instance that replicates is one, too."""
+        if self.server is not None:
+            return self.server.in_recovery
+        return self.cloud is not None and self.cloud.replica_of is not None
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether it is RDS's or Aurora's."""
+        return self.cloud is not None or (self.server is not None and self.server.flavour != "postgresql")
+
+    @property
+    def logical_slots(self) -> tuple[Slot, ...]:
+        """The logical slots that stay."""
+        return tuple(slot for slot in self.slots or () if slot.slot_type == "logical" and not slot.temporary)
+
+    @property
+    def physical_slots(self) -> tuple[Slot, ...]:
+        """The physical slots that stay: standbys and backups live on them."""
+        return tuple(slot for slot in self.slots or () if slot.slot_type == "physical" and not slot.temporary)
+
+    def value(self, name: str) -> str | None:
+        """Return a parameter's value in force; None where it is not known."""
+        setting = (self.settings or {}).get(name)
+        return None if setting is None else setting.setting
+
+
+def gather(target: Target, *, demand: Demand | None = None) -> Facts:
+    """Ask the server and the RDS API, as far as TARGET leads to each.
+
+    Args:
+        target: the database; with a cluster or an instance in its ``aws``, that is asked, too.
+        demand: what is planned.
+
+    Raises:
+        Error: neither can be reached; the database cannot, and no cluster or instance is named; the target is wrong.
+    """
+    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    remedies: dict[str, str] = {}
+
+    def ask(name: str, question: Callable[[], object]) -> None:
+        try:
+            found[name] = question()
+        except errors.Error as exc:
+            missing[name] = exc.message
+            remedies[name] = exc.hint or ""
+
+    refusal: errors.Error | None = None
+    if target.aws.identifier:
+        try:
+            found["cloud"] = cloud = look_up(target.aws)
+        except errors.UsageError:
+            raise
+        except errors.Error as exc:
+            refusal = exc
+            missing.update(dict.fromkeys(_AWS, exc.message))
+            remedies["cloud"] = exc.hint or ""
+        else:
+            group = cloud.parameter_group
+            ask("parameters", lambda: _parameters(target.aws, cloud.kind, group))
+            ask("metrics", lambda: _metrics(target.aws, cloud))
+    else:
+        missing.update(dict.fromkeys(_AWS, "no cluster or instance is named: --cluster ID or --instance ID"))
+    try:
+        _over_sql(target, found, missing)
+    except errors.UsageError:
+        raise
+    except errors.Error as exc:
+        if "server" not in found:
+            if "cloud" not in found:
+                raise refusal or exc from exc
+            remedies["server"] = exc.hint or ""
+        for name in _SQL:
+            if name not in found:
+                missing.setdefault(name, f"the database cannot be reached: {exc.message}")
+    label = found["cloud"].identifier if "cloud" in found else target.label
+    return Facts(label=label, demand=demand, missing=missing, remedies=remedies, **found)
+
+
+def look_up(aws: Aws) -> Cloud:
+    """Ask the RDS API about the cluster or the instance; of a cluster's member, about its cluster.
+
+    Raises:
+        Error: AWS refused, or there is none of that name.
+    """
+    if aws.cluster is not None:
+        return _of_cluster(aws, aws.cluster)
+    assert aws.instance is not None
+    instance = instances.get(aws, aws.instance)
+    if instance.cluster_id is not None:
+        return _of_cluster(aws, instance.cluster_id)
+    member = Member(
+        instance.instance_id, True, instance.status, instance.parameter_group_status, instance.instance_class
+    )
+    return Cloud(
+        identifier=instance.instance_id,
+        kind="instance",
+        topology="instance",
+        engine_version=instance.engine_version,
+        status=instance.status,
+        parameter_group=instance.parameter_group,
+        members=(member,),
+        replicas=instance.replicas,
+        replica_of=instance.replica_of,
+        allocated_storage_gib=instance.allocated_storage_gib,
+        autoscaling=instance.max_allocated_storage_gib is not None,
+    )
+
+
+def _of_cluster(aws: Aws, cluster_id: str) -> Cloud:
+    cluster = clusters.get(aws, cluster_id)
+    servers: dict[str, Instance] = {row.instance_id: row for row in instances.of_cluster(aws, cluster.cluster_id)}
+
+    def member(row: clusters.Member) -> Member:
+        server = servers.get(row.instance_id)
+        status, size = (server.status, server.instance_class) if server else ("unknown", cluster.instance_class)
+        return Member(row.instance_id, row.is_writer, status, row.parameter_group_status, size)
+
+    return Cloud(
+        identifier=cluster.cluster_id,
+        kind="cluster",
+        topology=cluster.kind,
+        engine_version=cluster.engine_version,
+        status=cluster.status,
+        parameter_group=cluster.parameter_group,
+        members=tuple(map(member, cluster.members)),
+        allocated_storage_gib=0 if cluster.kind == "aurora" else cluster.allocated_storage_gib,
+    )
+
+
+def _parameters(aws: Aws, kind: Kind, group: str) -> dict[str, Parameter]:
+    return {parameter.name: parameter for parameter in parameter_groups.parameters(aws, kind, group)}
+
+
+def _metrics(aws: Aws, cloud: Cloud) -> dict[str, float]:
+    writer = cloud.writer
+    if writer is None:
+        return {}
+    return metrics.latest(aws, _METRICS, {"DBInstanceIdentifier": writer.instance_id})
+
+
+def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str]) -> None:
+    import psycopg
+
+    limits = {"statement_timeout": _STATEMENT_TIMEOUT, "lock_timeout": "2s"}
+    questions: tuple[tuple[str, Callable[[Connection], object]], ...] = (
+        ("server", activity.server),
+        ("settings", lambda conn: settings.ls(conn, _SETTINGS, pending=True)),
+        ("slots", lambda conn: tuple(slots.ls(conn))),
+        ("senders", lambda conn: tuple(activity.senders(conn))),
+        (
+            "transactions",
+            lambda conn: tuple(activity.transactions(conn, older_than_seconds=OLD_TRANSACTION_SECONDS)),
+        ),
+        ("roles", lambda conn: tuple(roles.ls(conn))),
+        ("subscriptions", lambda conn: tuple(subscriptions.ls(conn))),
+        ("publications", _publications),
+    )
+    with connection.open(target, settings=limits) as conn:
+        for name, question in questions:
+            try:
+                found[name] = question(conn)
+            except psycopg.Error as exc:
+                missing[name] = connection.translate(exc).message
+            except errors.Error as exc:
+                missing[name] = exc.message
+
+
+def _publications(conn: Connection) -> tuple[PublicationFacts, ...]:
+    names = [publication.pubname for publication in publications.ls(conn)]
+    return tuple(publications.facts(conn, name) for name in names[:PUBLICATIONS_AT_MOST])

@@ -1,0 +1,73 @@
+"""Checks of what is sent and what is received: publications, subscriptions. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import Final
+
+from rdsrepl.doctor.facts import Facts
+from rdsrepl.doctor.findings import Problem, critical, info, warning
+from rdsrepl.postgres import publication_checks
+from rdsrepl.postgres.publication_checks import Level
+
+_NAMED_AT_MOST: Final = 5
+
+
+def publications(facts: Facts) -> Iterator[Problem]:
+    """Sum up what ``publication check`` finds, and find pgoutput slots without a publication."""
+    found = facts.publications or ()
+    for publication in found:
+        name = publication.pubname
+        command = f"rdsrepl publication check {shlex.quote(name)}"
+        problems = publication_checks.check(publication)
+        worst = [problem for problem in problems if problem.level is Level.critical]
+        for problem in worst[:_NAMED_AT_MOST]:
+            where = name if problem.object == name else f"{name}: {problem.object}"
+            yield critical(where, problem.message, problem.remedy)
+        if len(worst) > _NAMED_AT_MOST:
+            yield critical(name, f"{len(worst) - _NAMED_AT_MOST} more critical findings", command)
+        rest = [problem.check for problem in problems if problem.level is not Level.critical]
+        if rest:
+            kinds = ", ".join(f"{kind} ({rest.count(kind)})" for kind in dict.fromkeys(rest))
+            yield warning(name, f"not all of it replicates, or cheaply: {kinds}", command)
+    here = facts.server.database if facts.server else None
+    slots = [slot.slot_name for slot in facts.logical_slots if slot.plugin == "pgoutput" and slot.database == here]
+    if slots and not found and not facts.is_standby:
+        yield warning(
+            ", ".join(slots),
+            f"pgoutput sends what a publication says, and database {here} has none",
+            "rdsrepl publication create NAME --table SCHEMA.TABLE; changes older than it cannot be decoded with it",
+        )
+
+
+def subscriptions(facts: Facts) -> Iterator[Problem]:
+    """Find subscriptions that do not run."""
+    for subscription in facts.subscriptions or ():
+        name = f"{subscription.database}.{subscription.subname}"
+        if not subscription.enabled:
+            held = f"; slot {subscription.slot} on its publisher holds WAL" if subscription.slot else ""
+            yield warning(
+                name,
+                f"it is disabled: nothing is received{held}",
+                f"see the server's log for the reason, then ALTER SUBSCRIPTION {subscription.subname} ENABLE",
+            )
+        elif subscription.worker_pid is None and not facts.is_standby:
+            yield critical(
+                name,
+                "it has no apply worker: nothing is received",
+                "see the server's log; the checks logical_workers and worker_processes say whether there is room",
+            )
+        errors = (subscription.apply_errors or 0) + (subscription.sync_errors or 0)
+        if errors:
+            yield warning(
+                name,
+                f"applying failed {subscription.apply_errors} times, copying {subscription.sync_errors} times",
+                "see the server's log; then start the count again: SELECT pg_stat_reset_subscription_stats(NULL)",
+            )
+        if subscription.enabled and subscription.tables_not_ready:
+            yield info(
+                name,
+                f"{subscription.tables_not_ready} tables are still being copied",
+                "wait; SELECT srrelid::regclass, srsubstate FROM pg_subscription_rel shows them",
+            )

@@ -1,0 +1,59 @@
+"""Subscriptions: what this server receives (manual, sections 52.54 and 27.2.8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.postgres.connection import server_version
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+_STATISTICS_SINCE: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A subscription of any database of the server, without its connection string.
+
+    Attributes:
+        database: the one it belongs to.
+        slot: the publisher's slot; None where it has none.
+        worker_pid: its apply worker; None while none runs.
+        apply_errors, sync_errors: how often applying and copying failed; None before 15.
+        tables_not_ready: tables that are still being copied; None for a subscription of another database.
+    """
+
+    subname: str
+    database: str
+    enabled: bool
+    slot: str | None
+    worker_pid: int | None
+    apply_errors: int | None
+    sync_errors: int | None
+    tables_not_ready: int | None
+
+
+_LIST: Final = """
+SELECT s.subname::text, d.datname::text, s.subenabled, s.subslotname::text,
+       (SELECT min(w.pid) FROM pg_catalog.pg_stat_subscription w WHERE w.subid = s.oid AND w.relid IS NULL),
+       {errors},
+       CASE WHEN d.datname = current_database() THEN
+            (SELECT count(*) FROM pg_catalog.pg_subscription_rel r WHERE r.srsubid = s.oid AND r.srsubstate <> 'r') END
+  FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid {statistics}
+ ORDER BY 2, 1
+"""
+_STATISTICS: Final = "LEFT JOIN pg_catalog.pg_stat_subscription_stats e ON e.subid = s.oid"
+
+
+def ls(conn: Connection) -> list[Subscription]:
+    """Return the server's subscriptions, by database and name."""
+    from psycopg import sql
+
+    new = server_version(conn) >= _STATISTICS_SINCE
+    query = sql.SQL(_LIST).format(
+        errors=sql.SQL("e.apply_error_count, e.sync_error_count" if new else "NULL::bigint, NULL::bigint"),
+        statistics=sql.SQL(_STATISTICS if new else ""),
+    )
+    return [Subscription(*row) for row in conn.execute(query).fetchall()]
