@@ -1,0 +1,244 @@
+"""``cluster`` and ``instance`` over the sandbox's RDS: what is shown, refused, waited for, and typed before it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import Cloud
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def name(cloud: Cloud) -> Iterator[str]:
+    """A name that is free; the instance or cluster of it goes with the test."""
+    made = f"c-{uuid.uuid4().hex[:8]}"
+    yield made
+    cloud.faults()
+    for kind in ("instance", "cluster"):
+        if cloud(kind, "show", made).code == 0:
+            deleted = cloud(kind, "delete", made, "--skip-final-snapshot", "--confirm", made)
+            assert deleted.code == 0, deleted.err
+
+
+def test_list_and_show(cloud: Cloud) -> None:
+    rows = {row["cluster_id"]: row for row in cloud("cluster", "list", "-o", "json").json}
+    assert rows["sandbox"]["kind"] == "multi_az_cluster" and rows["sandbox"]["status"] == "available"
+    shown = cloud("cluster", "show", "sandbox", "-o", "json").json
+    assert [member["role"] for member in shown["members"]] == ["writer", "reader"]
+    assert shown["logical_replication"]["supported"] is True
+    text = cloud("cluster", "show", "sandbox").out
+    for word in ("writer endpoint", "parameter group", "sandbox-instance-1", "in-sync", "logical replication"):
+        assert word in text
+    members = {row["instance_id"] for row in cloud("instance", "list", "-o", "json").json}
+    assert {"sandbox-instance-1", "sandbox-instance-2"} <= members
+    instance = cloud("instance", "show", "sandbox-instance-1").out
+    assert "cluster sandbox" in instance and "default.postgres" in instance
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("cluster", "create", "x", "--class", "db.r6gd.large"), 2, "--storage"),
+        (("cluster", "create", "x", "--class", "large", "--storage", "100"), 2, "db.r6gd.large"),
+        (("cluster", "create", "x--y", "--class", "db.r6gd.large", "--storage", "100"), 2, "hyphen"),
+        (("cluster", "create", "x" * 53, "--class", "db.r6gd.large", "--storage", "100"), 2, "52"),
+        (("cluster", "create", "x", "--class", "db.r6gd.large", "--engine", "aurora-postgresql", "--storage", "9"), 2,
+         "omit --storage"),
+        (("cluster", "create", "x", "--class", "db.r6gd.large", "--storage", "100", "--engine-version", "99"), 2,
+         "Cannot find version"),
+        (("cluster", "create", "x", "--class", "db.r6gd.large", "--storage", "100", "--param-group", "nope"), 3,
+         "param-group list"),
+        (("cluster", "create", "x", "--class", "db.r6gd.large", "--storage", "100", "--subnet-group", "nope"), 3,
+         "--region"),
+        (("cluster", "create", "x", "--class", "db.r6gd.large", "--storage", "100", "--master-secret", "nope"), 3, ""),
+        (("cluster", "create", "sandbox", "--class", "db.r6gd.large", "--storage", "100"), 4, "another name"),
+        (("cluster", "failover", "nope"), 3, "cluster list"),
+        (("cluster", "failover", "sandbox", "--to", "nope"), 3, "sandbox-instance-2"),
+        (("cluster", "failover", "sandbox", "--to", "sandbox-instance-1"), 4, "already"),
+        (("cluster", "reboot", "nope"), 3, "cluster list"),
+        (("cluster", "delete", "sandbox"), 2, "--final-snapshot"),
+        (("cluster", "delete", "sandbox", "--final-snapshot", "a", "--skip-final-snapshot"), 2, "--final-snapshot"),
+        (("cluster", "delete", "sandbox", "--final-snapshot", "a_b"), 2, "hyphens"),
+        (("cluster", "delete", "nope", "--skip-final-snapshot"), 3, "cluster list"),
+        (("instance", "create", "x", "--class", "db.r6g.large"), 2, "--storage"),
+        (("instance", "create", "x", "--class", "db.r6g.large", "--replica-of", "a", "--in-cluster", "b"), 2, "exclude"),
+        (("instance", "create", "x", "--class", "db.r6g.large", "--replica-of", "a", "--dbname", "b"), 2, "source"),
+        (("instance", "create", "x", "--class", "db.r6g.large", "--replica-of", "nope"), 3, "instance list"),
+        (("instance", "create", "x", "--class", "db.r6g.large", "--in-cluster", "b", "--multi-az"), 2, "cluster's"),
+        (("instance", "failover", "sandbox-instance-1"), 4, "cluster failover sandbox"),
+        (("instance", "reboot", "nope"), 3, "instance list"),
+        (("instance", "delete", "nope", "--skip-final-snapshot"), 3, "instance list"),
+        (("instance", "delete", "sandbox-instance-2", "--final-snapshot", "a"), 2, "omit --final-snapshot"),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
+)  # fmt: skip
+def test_bad_input(cloud: Cloud, words: tuple[str, ...], code: int, said: str) -> None:
+    failed = cloud(*words, *(["--yes"] if words[1] != "delete" else []))
+    assert failed.code == code, failed.out + failed.err
+    assert said in failed.err and "Traceback" not in failed.err
+    assert "hint: " in failed.err
+
+
+def test_a_delete_needs_the_identifier_and_yes_is_not_it(cloud: Cloud) -> None:
+    words = ("cluster", "delete", "sandbox", "--skip-final-snapshot")
+    unconfirmed = cloud(*words, "--yes")
+    assert unconfirmed.code == 4 and "--confirm sandbox" in unconfirmed.err
+    assert "all is lost" in unconfirmed.err, "the plan and its cost are shown"
+    wrong = cloud(*words, "--confirm", "sandbx")
+    assert wrong.code == 4 and "not sandbox" in wrong.err
+    planned = cloud(*words, "--dry-run", "-o", "json").json
+    assert [step.get("operation") for step in planned["steps"]] == ["DeleteDBCluster", None]
+    assert cloud("cluster", "show", "sandbox").code == 0
+
+
+def test_the_identifier_is_typed_at_a_terminal(cloud: Cloud, name: str) -> None:
+    made = cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    assert made.code == 0, made.err
+    assert typed(cloud, name, "something else") == 4
+    assert cloud("instance", "show", name).code == 0
+    assert typed(cloud, name, name) == 0
+    assert cloud("instance", "show", name).code == 3
+
+
+def typed(cloud: Cloud, name: str, answer: str) -> int:
+    """Run the deletion at a terminal of its own and answer its question; return the exit code."""
+    ours, theirs = pty.openpty()
+    words = [*cloud.program.command, "instance", "delete", name, "--skip-final-snapshot"]
+    process = subprocess.Popen(words, env=cloud.program.env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said, answered, deadline = b"", False, time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                said += os.read(ours, 65536)
+            except OSError:
+                break
+        if not answered and f"Type {name} to go ahead:".encode() in said:
+            os.write(ours, answer.encode() + b"\n")
+            answered = True
+    os.close(ours)
+    assert answered, said.decode()
+    return process.wait(30)
+
+
+def test_an_instance_with_a_password_from_a_secret(cloud: Cloud, name: str) -> None:
+    manager = cloud.client("secretsmanager")
+    secret = manager.create_secret(Name=f"{name}-login", SecretString=json.dumps({"password": "from-the-secret"}))
+    words = ("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--master-secret", secret["ARN"])
+    planned = cloud(*words, "--dry-run")
+    assert "********" in planned.out and "from-the-secret" not in planned.out + planned.err
+    as_json = cloud(*words, "--dry-run", "-o", "json")
+    assert as_json.json["steps"][0]["parameters"]["MasterUserPassword"] == "********"
+    assert "from-the-secret" not in as_json.out
+    done = cloud(*words, "--yes", "-o", "json")
+    assert done.code == 0 and "from-the-secret" not in done.out + done.err
+    shown = cloud("psql", "--instance", name, "--", "-Atc", "SELECT current_user",
+                  env={"PGPASSWORD": "from-the-secret"})  # fmt: skip
+    assert shown.out == "dbadmin\n", shown.err
+    manager.delete_secret(SecretId=secret["ARN"], ForceDeleteWithoutRecovery=True)
+
+
+def test_a_reboot_is_seen_and_waited_for(cloud: Cloud, name: str) -> None:
+    cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    started = "SELECT pg_postmaster_start_time()"
+    before = cloud("psql", "--instance", name, "--", "-Atc", started).out
+    done = cloud("instance", "reboot", name, "--yes", "-o", "json")
+    assert done.code == 0, done.err
+    assert cloud("psql", "--instance", name, "--", "-Atc", started).out > before
+
+
+def test_a_reboot_that_does_not_end_in_time(cloud: Cloud, name: str) -> None:
+    cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    late = cloud("instance", "reboot", name, "--yes", "--timeout", "0.01s", "-o", "json")
+    assert late.code == 6, late.out + late.err
+    assert late.error["done"] == [f"reboot instance {name}"], "what was done is said"
+    assert f"{name} rebooting" in late.error["message"] and "--timeout" in late.error["hint"]
+    deadline = time.monotonic() + 60
+    while cloud("instance", "show", name, "-o", "json").json["instance"]["status"] != "available":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_what_is_in_the_middle_of_something_is_refused(cloud: Cloud, name: str) -> None:
+    cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    cloud.client("rds").reboot_db_instance(DBInstanceIdentifier=name)
+    refused = cloud("instance", "reboot", name, "--yes")
+    # Either it is refused, or the machine was so slow that the first reboot was over.
+    assert refused.code in (0, 4)
+    if refused.code == 4:
+        assert "is rebooting, not available" in refused.err and f"instance show {name}" in refused.err
+
+
+def test_a_protected_instance_is_not_deleted(cloud: Cloud, name: str) -> None:
+    words = ("--class", "db.r6g.large", "--storage", "20", "--deletion-protection", "--yes")
+    assert cloud("instance", "create", name, *words).code == 0
+    refused = cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
+    assert refused.code == 4 and "no-deletion-protection" in refused.err
+    cloud.client("rds").modify_db_instance(DBInstanceIdentifier=name, DeletionProtection=False, ApplyImmediately=True)
+
+
+def test_a_plan_that_breaks_says_what_was_done(cloud: Cloud, name: str) -> None:
+    cloud.faults({"service": "rds", "operation": "CreateDBInstance", "code": "InstanceQuotaExceeded", "status": 400,
+                  "message": "Cannot create more", "times": 5})  # fmt: skip
+    words = ("--engine", "aurora-postgresql", "--class", "db.r6g.large", "--yes", "-o", "json")
+    broken = cloud("cluster", "create", name, *words)
+    assert broken.code == 6
+    assert broken.error["done"] == [f"create cluster {name}"]
+    assert broken.error["not_done"][0] == f"create instance {name}-1"
+
+
+def test_attach_walks_the_replicas_first_and_proves_it(cloud: Cloud, name: str) -> None:
+    """The path of an instance with a read replica: refused alone, safe together, and back again the other way round."""
+    replica = f"{name}-r"
+    big, small = f"{name}-big", f"{name}-small"
+    version = "15"
+    base = ("--class", "db.r6g.large", "--yes")
+    assert cloud("instance", "create", name, *base, "--storage", "20", "--engine-version", version).code == 0
+    made = cloud("instance", "create", replica, *base, "--replica-of", name)
+    assert made.code == 0, made.err
+    try:
+        for group, senders in ((big, "60"), (small, "30")):
+            words = ("--family", f"postgres{version}", "--kind", "instance", "--set", f"max_wal_senders={senders}")
+            assert cloud("param-group", "create", group, *words, "--yes").code == 0
+        alone = cloud("param-group", "attach", big, "--instance", name, "--reboot", "--yes")
+        assert alone.code == 4 and "--with-replicas" in alone.err and replica in alone.err
+        both = ("--instance", name, "--with-replicas", "--reboot", "--yes", "-o", "json")
+        up = cloud("param-group", "attach", big, *both)
+        assert up.code == 0, up.err
+        assert calls(up.json) == [replica, replica, name, name]
+        proof = up.json["steps"][-1]["returned"]
+        assert proof["wal_level"] == "logical" and proof["max_wal_senders"] == "60"
+        again = cloud("param-group", "attach", big, *both)
+        assert again.json["status"] == "unchanged"
+        down = cloud("param-group", "attach", small, *both)
+        assert down.code == 0, down.err
+        assert calls(down.json) == [name, name, replica, replica]
+        live = cloud("param-group", "diff", small, "--live", "--instance", name, "-o", "json").json
+        assert not [row for row in live if row["name"] in ("max_wal_senders", "rds.logical_replication")]
+        other = cloud("param-group", "create", f"{name}-16", "--family", "postgres16", "--kind", "instance", "--yes")
+        assert other.code == 0
+        misfit = cloud("param-group", "attach", f"{name}-16", "--instance", name, "--yes")
+        assert misfit.code == 4 and "needs one for postgres15" in misfit.err
+        used = cloud("param-group", "delete", small, "--yes")
+        assert used.code == 4 and f"instance {name}" in used.err
+    finally:
+        cloud("instance", "delete", replica, "--confirm", replica)
+        cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
+        for group in (big, small, f"{name}-16"):
+            cloud("param-group", "delete", group, "--yes")
+
+
+def calls(document: dict[str, list[dict[str, object]]]) -> list[object]:
+    """Return which instance each call of a plan is about."""
+    requests = [step["parameters"] for step in document["steps"] if "operation" in step]
+    return [request["DBInstanceIdentifier"] for request in requests if isinstance(request, dict)]

@@ -1,0 +1,165 @@
+"""A tail under load through failovers: every committed row is there, in order, and the gap is known."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import Cloud
+
+CLUSTER = "loaded"
+FAILOVERS = 3
+ROWS = 3
+WORKERS = 2
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def loaded(running_cloud: Cloud) -> Iterator[Cloud]:
+    """A cluster of its own, with logical replication on."""
+    cloud = running_cloud
+    cloud.faults()
+    words = ("--class", "db.r6gd.large", "--storage", "100", "--engine-version", "15", "--dbname", "app")
+    for step in (
+        ("param-group", "create", CLUSTER, "--family", "postgres15", "--kind", "cluster", "--yes"),
+        ("cluster", "create", CLUSTER, *words, "--param-group", CLUSTER, "--yes"),
+    ):
+        done = cloud(*step)
+        assert done.code == 0, done.err
+    yield cloud
+    done = cloud("cluster", "delete", CLUSTER, "--skip-final-snapshot", "--confirm", CLUSTER)
+    assert done.code == 0, done.err
+    assert cloud("param-group", "delete", CLUSTER, "--yes").code == 0
+
+
+class Load:
+    """Clients that commit small transactions as fast as they can, and remember what the server acknowledged."""
+
+    def __init__(self, connect: Callable[[], psycopg.Connection[Any]]) -> None:
+        self.acknowledged: list[tuple[float, int]] = []
+        self._connect = connect
+        self._done = threading.Event()
+        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(WORKERS)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self, worker: int) -> None:
+        number = 0
+        while not self._done.is_set():
+            with suppress(psycopg.Error), closing(self._connect()) as conn:
+                while not self._done.is_set():
+                    number += 1
+                    key = worker * 10_000_000 + number
+                    with conn.transaction():
+                        conn.execute(
+                            "INSERT INTO load SELECT %s, part FROM generate_series(1, %s) AS part", (key, ROWS)
+                        )
+                    self.acknowledged.append((time.monotonic(), key))
+            self._done.wait(0.05)
+
+
+def test_three_failovers_under_load_lose_nothing(
+    loaded: Cloud, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    cloud = loaded
+    password = json.loads(
+        cloud.client("secretsmanager").get_secret_value(
+            SecretId=cloud("cluster", "show", CLUSTER, "-o", "json").json["cluster"]["master_secret"]
+        )["SecretString"]
+    )["password"]
+    endpoint = cloud("cluster", "show", CLUSTER, "-o", "json").json["cluster"]
+
+    def connect() -> psycopg.Connection[Any]:
+        return psycopg.connect(
+            host=endpoint["endpoint"], port=endpoint["port"], user="dbadmin", password=password, dbname="app",
+            autocommit=True, connect_timeout=3, keepalives_idle=2,
+        )  # fmt: skip
+
+    with closing(connect()) as conn:
+        conn.execute("CREATE TABLE load (id bigint, part int, PRIMARY KEY (id, part))")
+        conn.execute("CREATE PUBLICATION load FOR TABLE load")
+    assert cloud("slot", "create", "load", "--cluster", CLUSTER, "--yes").code == 0
+    out = tmp_path / "out.jsonl"
+    with out.open("wb") as file, (tmp_path / "err").open("wb") as err:
+        tail = cloud.program.start("slot", "tail", "load", "--cluster", CLUSTER, stdout=file, stderr=err)
+        try:
+            with Load(connect) as load:
+                time.sleep(2)
+                for _ in range(FAILOVERS):
+                    done = cloud("cluster", "failover", CLUSTER, "--yes", "-o", "json")
+                    assert done.code == 0, done.err
+                    proof = done.json["steps"][-1]["returned"]
+                    assert set(proof) == {"load"}, "the slot is proven to be there"
+                    time.sleep(2)
+            with closing(connect()) as conn:
+                expected = {
+                    row[0] for row in conn.execute("SELECT id FROM load GROUP BY id HAVING count(*) = %s", (ROWS,))
+                }
+            keys = {key for _, key in load.acknowledged}
+            assert keys <= expected, "the server kept what it acknowledged"
+            _wait(lambda: expected <= _ids(out), 60, lambda: f"{len(expected - _ids(out))} rows have not come")
+        finally:
+            tail.terminate()
+            assert tail.wait(30) == 0, (tmp_path / "err").read_text()
+    changes = [json.loads(line) for line in out.read_text().splitlines()]
+    _check_order(changes)
+    times = sorted({datetime.fromisoformat(change["commit_time"]).timestamp() for change in changes})
+    # The last change before each failover, and the first after.
+    gaps = sorted((after - before for before, after in pairwise(times)), reverse=True)[:FAILOVERS]
+    rate = len(keys) / (times[-1] - times[0] - sum(gaps))
+    repeats = len(changes) - len({(change["after"]["id"], change["after"]["part"]) for change in changes})
+    pauses = ", ".join(f"{gap:.2f}" for gap in gaps)
+    said = f"{rate:.0f} transactions/s, gaps {pauses} s, {len(changes)} changes, {repeats} of them repeats"
+    record_property("failover", said)
+    print(said)
+    assert len(load.acknowledged) >= 2000, "that was no load"
+
+
+def _ids(path: Path) -> set[int]:
+    found: dict[int, set[int]] = {}
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            row = json.loads(line)["after"]
+            found.setdefault(row["id"], set()).add(row["part"])
+    return {key for key, parts in found.items() if len(parts) == ROWS}
+
+
+def _check_order(changes: list[Any]) -> None:
+    """First arrivals come in commit order, and each transaction's rows in theirs."""
+    seen: dict[tuple[int, int], int] = {}
+    for position, change in enumerate(changes):
+        seen.setdefault((change["after"]["id"], change["after"]["part"]), position)
+    for (key, part), position in seen.items():
+        if part > 1:
+            assert seen[key, part - 1] < position
+    for worker in range(WORKERS):
+        # Each client waits for its commit before it begins the next transaction.
+        own = sorted(key for key, part in seen if part == 1 and key // 10_000_000 == worker)
+        firsts = [seen[key, 1] for key in own]
+        assert firsts == sorted(firsts)
+
+
+def _wait(condition: Callable[[], bool], seconds: float, complaint: Callable[[], str]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, complaint()
+        time.sleep(0.5)
