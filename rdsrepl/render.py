@@ -84,8 +84,10 @@ def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> ob
     if not rows:
         return Text(empty)
     table = Table(box=None, pad_edge=False, header_style="bold")
+    # Lines are for programs; on a narrow terminal a cell is folded rather than cut.
+    terminal = sys.stdout.isatty()
     for heading, _ in columns:
-        table.add_column(heading, no_wrap=True, overflow="ignore")
+        table.add_column(heading, no_wrap=not terminal, overflow="fold" if terminal else "ignore")
     for row in rows:
         table.add_row(*(_cell(getter(row)) for _, getter in columns))
     return table

@@ -264,7 +264,9 @@ def create(
     name = parameter_groups.check_name(name)
     overrides = _pairs(set_ or [])
     aws = identity(ctx).aws
-    place = _place(aws)
+    # A target's own cluster is only meant where nothing else says what the group is for.
+    named = shared(ctx).cluster or shared(ctx).instance
+    place = _place(aws) if named or (family is None and kind is None) else None
     if place is None and family is None and copy_from is None:
         raise UsageError(
             "which family is the group for?", hint="--cluster ID, --instance ID or --family postgres16 says it"

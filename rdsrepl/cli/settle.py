@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -14,9 +14,12 @@ from rdsrepl.cli.options import consent, shared, where
 from rdsrepl.cli.talk import Progress, ask, ask_for, can_ask, note, warn
 from rdsrepl.config import MASK, Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
-from rdsrepl.plan import AwsCall, Plan, Statement, Step
-from rdsrepl.render import Column, Format, console, emit, listing
+from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step
+from rdsrepl.render import Format, console, emit
 from rdsrepl.units import format_duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,29 +120,37 @@ def _ask(plan: Plan, typed: Typed | None) -> None:
         raise NotConfirmed(f"{plan.title}: not confirmed, nothing was changed", hint=f"{answer}, or add {way}")
 
 
-_CHANGES: Final[tuple[Column, ...]] = (
-    ("PARAMETER", lambda change: change.name),
-    ("DEFAULT", lambda change: change.default),
-    ("VALUE", lambda change: change.value or "(stays)"),
-    ("TYPE", lambda change: change.apply_type),
-    ("APPLIES", lambda change: change.apply_method if change.value else ""),
-    ("WHY", lambda change: change.reason),
-)
-
-
 def _show(ctx: typer.Context, plan: Plan, *, to_stdout: bool) -> None:
     out = console(sys.stdout if to_stdout else sys.stderr)
     colour = not shared(ctx).no_color
     out.print(f"Plan: {plan.title}", style="bold" if colour else None)
-    if plan.changes:
-        out.print(listing(plan.changes, _CHANGES, empty=""))
+    for change in plan.changes:
+        out.print(f"  {_change(change)}")
+        _indented(out, change.reason, style="dim" if colour else None)
     for number, step in enumerate(plan.steps, 1):
         condition = f", {step.condition}" if isinstance(step, AwsCall) and step.condition else ""
         out.print(f"  {number}. {step.summary}{condition}")
-        for line in step.text.splitlines():
-            out.print(f"     {line}", style="cyan" if colour else None)
+        _indented(out, step.text, style="cyan" if colour else None)
     for warning in plan.warnings:
         warn(ctx, warning)
+
+
+def _change(change: Change) -> str:
+    default = "(engine's)" if change.default is None else change.default
+    if change.value is None:
+        return f"{change.name}: {default}, stays"
+    return f"{change.name}: {default} → {change.value} ({change.apply_type}, {change.apply_method})"
+
+
+def _indented(out: Console, text: str, *, style: str | None) -> None:
+    for line in text.splitlines():
+        if out.is_terminal:
+            from rich.padding import Padding
+            from rich.text import Text
+
+            out.print(Padding(Text(line, style=style or ""), (0, 0, 0, 5)))
+        else:
+            out.print(f"     {line}")
 
 
 def _waiting(progress: Progress, step: Step, seconds: float, states: list[str]) -> None:
