@@ -84,8 +84,14 @@ _TRIGGERS: Final = (
 )
 
 
-def apply(server: Server, password: str) -> None:
+def apply(server: Server, password: str, *, user: str = MASTER_USER, dbname: str | None = DATABASE) -> None:
     """Make a fresh, running server look like RDS, with the master user and its database.
+
+    Args:
+        server: has nothing but what ``initdb`` made.
+        password: the master user's.
+        user: the master user.
+        dbname: a database for it; None is ``postgres`` alone.
 
     Raises:
         Error: the server refused.
@@ -102,8 +108,8 @@ def apply(server: Server, password: str) -> None:
             # To pass it on without holding it: a holder would have to log in with an IAM token.
             conn.execute("GRANT rds_iam TO rds_superuser WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
             conn.execute("GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO rds_superuser")
-        master = sql.Identifier(MASTER_USER)
-        verifier = conn.pgconn.encrypt_password(password.encode(), MASTER_USER.encode(), b"scram-sha-256").decode()
+        master = sql.Identifier(user)
+        verifier = _verifier(conn, user, password)
         conn.execute(
             sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER CREATEDB CREATEROLE PASSWORD {}").format(
                 master, sql.Literal(verifier)
@@ -112,13 +118,32 @@ def apply(server: Server, password: str) -> None:
         conn.execute(sql.SQL("GRANT rds_superuser TO {} WITH ADMIN OPTION").format(master))
         conn.execute("ALTER DATABASE template0 WITH ALLOW_CONNECTIONS true")
     # Databases made later are copies of a template.
-    for dbname in ("template0", "template1", "postgres"):
-        with closing(server.connect(dbname=dbname)) as conn:
+    for template in ("template0", "template1", "postgres"):
+        with closing(server.connect(dbname=template)) as conn:
             _equip(conn)
     with closing(server.connect()) as conn:
         conn.execute("ALTER DATABASE template0 WITH ALLOW_CONNECTIONS false")
         conn.execute(sql.SQL("ALTER DATABASE postgres OWNER TO {}").format(master))
-        conn.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(DATABASE), master))
+        if dbname not in (None, "postgres"):
+            conn.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(dbname or ""), master))
+
+
+def set_password(server: Server, user: str, password: str) -> None:
+    """Give the master user of a running primary another password.
+
+    Raises:
+        Error: the server refused.
+    """
+    from psycopg import sql
+
+    with closing(server.connect()) as conn:
+        verifier = sql.Literal(_verifier(conn, user, password))
+        conn.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(user), verifier))
+
+
+def _verifier(conn: Connection, user: str, password: str) -> str:
+    # Made here, so that the password itself is not in the server's log.
+    return conn.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
 
 
 def _equip(conn: Connection) -> None:

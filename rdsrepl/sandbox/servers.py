@@ -224,9 +224,7 @@ class Server:
                 ]
             )
             standby._adopt()
-            signal_file = standby.data_dir / "standby.signal"
-            signal_file.touch(mode=0o600)
-            standby._own(signal_file)
+            standby.become_standby()
         except BaseException:
             shutil.rmtree(standby.data_dir, ignore_errors=True)
             raise
@@ -307,20 +305,39 @@ class Server:
             processes.wait(lambda: not self._left_behind(), 10.0)
 
     def promote(self, *, timeout_seconds: float = 60.0) -> None:
-        """Make a standby a primary, and wait until it is one.
+        """Make a standby a primary, and wait until it is one; it first replays all the WAL it has.
+
+        Works where no session is possible, too: it is the postmaster who is told.
 
         Raises:
             TimedOut: it still is a standby.
+            Error: it does not run, or ended meanwhile.
         """
-        with closing(self.connect()) as conn:
-            row = conn.execute("SELECT pg_promote(true, %s)", [int(timeout_seconds)]).fetchone()
-        if row is None or not row[0]:
+        pid = self.pid
+        if pid is None:
+            raise Error(f"server {self.data_dir.name} does not run", hint=f"its log: {self.log_file}")
+        self._write("promote", "")
+        os.kill(pid, signal.SIGUSR1)
+        if not processes.wait(lambda: self._status() == "ready" or self.pid != pid, timeout_seconds):
             raise TimedOut(
                 f"server {self.data_dir.name} is still a standby after {timeout_seconds:.0f} s",
                 hint=f"its log: {self.log_file}",
             )
+        if self.pid != pid:
+            raise Error(f"server {self.data_dir.name} ended while it was promoted", hint=f"its log: {self.log_file}")
         for name in ("primary_conninfo", "primary_slot_name"):
             self.settings.pop(name, None)
+
+    def become_standby(self) -> None:
+        """Mark a stopped server as a standby; where it streams from is for ``follow`` to say."""
+        self._write("standby.signal", "")
+
+    def adopt_files(self, *names: str) -> None:
+        """Give what somebody else put into the data directory to the user the server runs as."""
+        if self._way().owner is not None:
+            for name in names:
+                for path in (self.data_dir / name).rglob("*"):
+                    self._own(path)
 
     def remove(self) -> None:
         """End every process of this server, whatever state it is in, and remove its files."""
@@ -329,7 +346,7 @@ class Server:
         except TimedOut:
             with suppress(TimedOut):
                 self.stop("immediate", timeout_seconds=10.0)
-        self._sweep()
+        self.sweep()
         if self.socket_dir is not None:
             for name in self._socket_files():
                 (self.socket_dir / name).unlink(missing_ok=True)
@@ -342,7 +359,7 @@ class Server:
     def _left_behind(self) -> list[int]:
         return processes.working_in(self.data_dir)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """End what a killed postmaster or a killed ``initdb`` left, and its one piece of shared memory."""
         if not processes.wait(lambda: not self._left_behind(), 2.0):
             for pid in self._left_behind():
@@ -357,7 +374,7 @@ class Server:
         PostgreSQL does so itself, unless another process has got the number, or nobody has taken note of the death.
         """
         if sys.platform.startswith("linux") and self._pid_file():
-            self._sweep()
+            self.sweep()
             (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
             if self.port:
                 for name in self._socket_files():
@@ -365,6 +382,11 @@ class Server:
 
     def _socket_files(self) -> tuple[str, str]:
         return f".s.PGSQL.{self.port}", f".s.PGSQL.{self.port}.lock"
+
+    def _status(self) -> str:
+        lines = self._pid_file()
+        # The eighth line is what pg_ctl goes by, too.
+        return lines[7] if len(lines) >= 8 else ""
 
     def _pid_file(self) -> list[str]:
         try:
@@ -432,9 +454,8 @@ class Server:
     def _wait_ready(self, timeout_seconds: float, *, pid: int | None = None) -> None:
         deadline = time.monotonic() + timeout_seconds
         while True:
-            lines = self._pid_file()
-            # The eighth line is what pg_ctl goes by, too.
-            if len(lines) >= 8 and lines[7] in ("ready", "standby") and pid in (None, int(lines[0])):
+            status, lines = self._status(), self._pid_file()
+            if status in ("ready", "standby") and lines and pid in (None, int(lines[0])):
                 with suppress(ValueError):
                     self.port = int(lines[3])
                 return

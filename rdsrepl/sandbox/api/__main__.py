@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from rdsrepl.sandbox import processes
+from rdsrepl.sandbox.api import clusters, instances, inventory  # noqa: F401 - their operations
+from rdsrepl.sandbox.api.fleet import Fleet
 from rdsrepl.sandbox.api.groups import Groups
-from rdsrepl.sandbox.api.operations import REGION, NullFleet, Service
+from rdsrepl.sandbox.api.operations import REGION, Service
 from rdsrepl.sandbox.api.server import Server
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.state import Directory
@@ -38,15 +40,19 @@ def run(directory: Directory, region: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     store = Store(directory.path / "aws.json")
-    service = Service(store, Groups(store), NullFleet(), region)
+    groups = Groups(store)
+    fleet = Fleet(directory, store, groups, region)
+    service = Service(store, groups, fleet, region)
     own_file = directory.path / "api.json"
-    with Server(service, _port_of_before(own_file)) as server:
+    with Server(service, _port_of_before(own_file), fleet) as server:
         threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
         own = {"pid": os.getpid(), "started": processes.started(os.getpid()) or "", "port": server.port}
         directory.save(own_file, {**own, "region": region})
+        fleet.start()
         log.info("listening on port %d for %s", server.port, region)
         while not stop.wait(_LOOK_SECONDS) and directory.state_file.exists():
             pass
+        fleet.stop()
         server.shutdown()
     log.info("stopped")
 

@@ -1,7 +1,8 @@
 """The HTTP server: RDS's requests are ours, those to other services moto's, on the same address.
 
 Which service a request is meant for is read from its signature, as the address is one for all. ``/_sandbox/faults``
-takes faults on demand: ``POST`` adds, ``GET`` shows, ``DELETE`` clears.
+takes faults on demand: ``POST`` adds, ``GET`` shows, ``DELETE`` clears. ``POST /_sandbox/…`` does what else the
+sandbox can that no service offers.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
+from rdsrepl.errors import Error
 from rdsrepl.sandbox.api import operations, protocol
 from rdsrepl.sandbox.api.calls import Call
 from rdsrepl.sandbox.api.faults import Fault, fault
@@ -30,13 +32,28 @@ from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.servers import HOST, PORTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 log = logging.getLogger("rdsrepl.sandbox.api")
 
 # Kinesis takes 10 MiB, which base64 makes a third larger.
 _LARGEST_BODY: Final = 64 * 1024 * 1024
-_FAULTS_PATH: Final = "/_sandbox/faults"
+_OWN_PATH: Final = "/_sandbox/"
+_FAULTS_PATH: Final = f"{_OWN_PATH}faults"
+
+
+class Hooks(Protocol):
+    """What the servers' side adds to what is answered here."""
+
+    def before(self, service: str) -> None:
+        """Hear that another service than RDS is about to answer."""
+
+    def act(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what was posted to ``/_sandbox/NAME``.
+
+        Raises:
+            Error: that cannot be done.
+        """
 
 
 class Others:
@@ -89,16 +106,18 @@ class Server(socketserver.ThreadingTCPServer):
     block_on_close = False
     request_queue_size = 512
 
-    def __init__(self, service: Service, port: int = 0) -> None:
+    def __init__(self, service: Service, port: int = 0, hooks: Hooks | None = None) -> None:
         """Bind to PORT if it is free, else to any of the sandbox's.
 
         Args:
             service: RDS in the sandbox's own region.
             port: the port of before; 0 is none.
+            hooks: what the servers' side adds.
 
         Raises:
             OSError: no port is free.
         """
+        self.hooks = hooks
         self.injection = Injection()
         self.others = Others()
         self._services = {service.region: service}
@@ -162,6 +181,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.partition("?")[0] == _FAULTS_PATH:
             self._faults(body)
             return
+        if self.path.startswith(_OWN_PATH):
+            self._act(self.path.removeprefix(_OWN_PATH), body)
+            return
         call = Call.read({name.lower(): value for name, value in self.headers.items()}, body)
         request_id = str(uuid.uuid4())
         try:
@@ -173,6 +195,8 @@ class Handler(BaseHTTPRequestHandler):
                 text = protocol.write(request.operation, answer, request_id)
                 self._send(200, [("Content-Type", protocol.CONTENT_TYPE), ("x-amzn-RequestId", request_id)], text)
             else:
+                if self.server.hooks is not None:
+                    self.server.hooks.before(call.service)
                 self._send(*self.server.others.answer(self._environ(body)))
         except Fault as exc:
             self._refuse(call, exc, request_id)
@@ -197,6 +221,15 @@ class Handler(BaseHTTPRequestHandler):
                 raise ValueError(f"{self.command} is not known here")
             status, answer = 200, json.dumps(injection.rules())
         except (ValueError, TypeError) as exc:
+            status, answer = 400, json.dumps({"message": str(exc)})
+        self._send(status, [("Content-Type", "application/json")], answer.encode() + b"\n")
+
+    def _act(self, name: str, body: bytes) -> None:
+        try:
+            if self.server.hooks is None or self.command != "POST":
+                raise ValueError(f"{self.command} {self.path} is not known here")
+            status, answer = 200, json.dumps(self.server.hooks.act(name, json.loads(body or b"{}")))
+        except (ValueError, TypeError, AttributeError, Error) as exc:
             status, answer = 400, json.dumps({"message": str(exc)})
         self._send(status, [("Content-Type", "application/json")], answer.encode() + b"\n")
 

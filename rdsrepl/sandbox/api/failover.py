@@ -1,0 +1,218 @@
+"""A change of the writer, on disk: what makes a standby take over without losing a change or a logical slot.
+
+Both servers are stopped when it happens, on one machine: so the new writer gets the old one's WAL to the last byte,
+its logical slots as they were saved, and what decoding from them needs. This is how a Multi-AZ cluster's slots survive
+on every version; PostgreSQL's own slot synchronisation (17+) covers less.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rdsrepl.errors import Error, TimedOut
+from rdsrepl.sandbox import processes
+from rdsrepl.sandbox.servers import Server
+
+# After that long of a fast stop, consumers of logical slots are cut off: a stopping server waits for them to confirm.
+_CONSUMERS_SECONDS: Final = 0.3
+_STOP_SECONDS: Final = 10.0
+
+# Of pg_control, the same from version 11 on: the place of the last checkpoint record, and where its redo begins.
+_CONTROL: Final = struct.Struct("=Q I I i 4x q Q Q")
+# Of pg_replslot/NAME/state: the header (magic, checksum, version, length), then the slot as it is in memory.
+_SLOT: Final = struct.Struct("=4I 64s I i I I Q")
+_PERSISTENT: Final = 0
+# Of a segment's first page: magic, info, timeline, page address.
+_PAGE: Final = struct.Struct("=H H I Q")
+_SEGMENT: Final = re.compile(r"[0-9A-F]{24}")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSlot:
+    """A logical slot as a stopped server has saved it.
+
+    Attributes:
+        restart_lsn: the oldest WAL it needs.
+    """
+
+    name: str
+    restart_lsn: int
+
+
+def redo(data_dir: Path) -> int:
+    """Return the position from which a stopped server's recovery would begin.
+
+    Raises:
+        Error: the control file cannot be read.
+    """
+    try:
+        fields = _CONTROL.unpack_from((data_dir / "global" / "pg_control").read_bytes())
+    except (OSError, struct.error) as exc:
+        raise Error(f"the control file of {data_dir.name} cannot be read: {exc}") from exc
+    return int(fields[6])
+
+
+def saved_slots(data_dir: Path) -> list[SavedSlot]:
+    """Return the logical slots that a stopped server would have again when it starts."""
+    found = []
+    for directory in sorted((data_dir / "pg_replslot").glob("*")):
+        with suppress(OSError, struct.error):
+            fields = _SLOT.unpack_from((directory / "state").read_bytes())
+            database, persistency, restart_lsn = fields[5], fields[6], fields[9]
+            if database and persistency == _PERSISTENT and not directory.name.endswith(".tmp"):
+                found.append(SavedSlot(directory.name, restart_lsn))
+    return found
+
+
+def carry(old: Server, new: Server, received: int | None) -> list[str]:
+    """Give a stopped standby what its stopped primary has and it has not; return the logical slots it has got.
+
+    Args:
+        old: the primary, stopped or crashed.
+        new: the standby, stopped.
+        received: the WAL up to here is in its ``pg_wal``; None where that is not known.
+
+    Raises:
+        Error: a file cannot be read or written.
+    """
+    slots = saved_slots(old.data_dir)
+    try:
+        complete = received if received is not None else redo(new.data_dir)
+        needed = min((slot.restart_lsn for slot in slots if slot.restart_lsn), default=complete)
+        _carry_wal(old.data_dir / "pg_wal", new.data_dir / "pg_wal", complete, needed)
+        for part in ("snapshots", "mappings"):
+            _carry_missing(old.data_dir / "pg_logical" / part, new.data_dir / "pg_logical" / part)
+        for slot in slots:
+            target = new.data_dir / "pg_replslot" / slot.name
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(mode=0o700)
+            shutil.copyfile(old.data_dir / "pg_replslot" / slot.name / "state", target / "state")
+            (target / "state").chmod(0o600)
+        new.adopt_files("pg_wal", "pg_logical", "pg_replslot")
+    except OSError as exc:
+        raise Error(f"{new.data_dir.name} cannot take over from {old.data_dir.name}: {exc}") from exc
+    return [slot.name for slot in slots]
+
+
+def forget_slots(server: Server) -> None:
+    """Remove every slot of a stopped server that is to be a standby: nobody would move them there."""
+    for directory in (server.data_dir / "pg_replslot").glob("*"):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def stop(server: Server) -> None:
+    """Stop a server as RDS does, without waiting for slow consumers of its logical slots.
+
+    Raises:
+        TimedOut: it still runs.
+    """
+    pid = server.pid
+    if pid is None:
+        return
+    consumers: list[tuple[int, str]] = []
+    query = "SELECT active_pid FROM pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL"
+    with suppress(Error), closing(server.connect()) as conn:
+        pids = [row[0] for row in conn.execute(query).fetchall()]
+        consumers = [(consumer, processes.started(consumer) or "") for consumer in pids]
+    identity = processes.started(pid)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT)
+    if not processes.wait(lambda: processes.started(pid) != identity, _CONSUMERS_SECONDS):
+        for consumer, started in consumers:
+            if processes.started(consumer) == started:
+                with suppress(ProcessLookupError):
+                    os.kill(consumer, signal.SIGTERM)
+    try:
+        server.stop("fast", timeout_seconds=_STOP_SECONDS)
+    except TimedOut:
+        server.stop("immediate", timeout_seconds=_STOP_SECONDS)
+
+
+def received_lsn(standby: Server) -> int | None:
+    """Return up to where a running standby has its WAL; None when it does not say."""
+    query = "SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::numeric::text"
+    with suppress(Error), closing(standby.connect()) as conn:
+        row = conn.execute(query).fetchone()
+        return int(row[0]) if row is not None and row[0] is not None else None
+    return None
+
+
+def prepare_slots(primary: Server, wanted: list[str]) -> None:
+    """Make the physical slots through which standbys are to stream, where they are not there yet.
+
+    Raises:
+        Error: the server refused.
+    """
+    with closing(primary.connect()) as conn:
+        for name in wanted:
+            conn.execute(
+                "SELECT pg_create_physical_replication_slot(%s, true)"
+                " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s)",
+                [name, name],
+            )
+
+
+def streams(primary: Server, standby: str) -> bool:
+    """Say whether a primary sends a standby its WAL, which has caught up."""
+    query = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming')"
+    with suppress(Error), closing(primary.connect()) as conn:
+        row = conn.execute(query, [standby]).fetchone()
+        return row is not None and bool(row[0])
+    return False
+
+
+def wait(condition: Callable[[], bool], timeout_seconds: float) -> bool:
+    """Wait for what a query tells, asking not too often; return whether it came to hold in time."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _carry_wal(old: Path, new: Path, complete: int, needed: int) -> None:
+    for history in old.glob("*.history"):
+        if not (new / history.name).exists():
+            _copy(history, new / history.name)
+    for segment, number, size in _segments(old):
+        # What the standby has of a segment it was still receiving is the beginning of it.
+        lacks = not (new / segment.name).exists() and number >= needed // size
+        if lacks or number >= complete // size:
+            _copy(segment, new / segment.name)
+
+
+def _segments(pg_wal: Path) -> Iterator[tuple[Path, int, int]]:
+    """Yield the segments that hold WAL, each with its number and its size; those kept for later use hold older WAL."""
+    for path in sorted(pg_wal.iterdir()):
+        if not _SEGMENT.fullmatch(path.name):
+            continue
+        size = path.stat().st_size
+        number = int(path.name[8:16], 16) * (2**32 // size) + int(path.name[16:], 16)
+        with path.open("rb") as file:
+            head = file.read(_PAGE.size)
+        if len(head) == _PAGE.size and _PAGE.unpack(head)[3] == number * size:
+            yield path, number, size
+
+
+def _carry_missing(old: Path, new: Path) -> None:
+    for path in old.iterdir() if old.is_dir() else ():
+        if path.is_file() and not (new / path.name).exists():
+            _copy(path, new / path.name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    made = target.with_name(target.name + ".carried")
+    shutil.copyfile(source, made)
+    made.chmod(0o600)
+    made.replace(target)

@@ -1,0 +1,111 @@
+"""What CloudWatch tells of an instance, measured on its server and its files, sent to moto in this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rdsrepl.sandbox.api.operations import ACCOUNT
+from rdsrepl.sandbox.api.resources import Instance
+from rdsrepl.sandbox.servers import Server
+
+NAMESPACE: Final = "AWS/RDS"
+_GIB: Final = 1024**3
+# Asked more often, the answer is that of just before.
+_LEAST_SECONDS: Final = 1.0
+
+_QUERY: Final = """
+    WITH here AS (
+        SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn
+    )
+    SELECT pg_is_in_recovery(),
+           pg_wal_lsn_diff(here.lsn, '0/0')::bigint,
+           (SELECT max(pg_wal_lsn_diff(here.lsn, restart_lsn))::bigint FROM pg_replication_slots),
+           (SELECT max(pg_wal_lsn_diff(here.lsn, restart_lsn))::bigint
+            FROM pg_replication_slots WHERE slot_type = 'logical'),
+           (SELECT max(age(datfrozenxid)) FROM pg_database),
+           (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+           CASE WHEN pg_is_in_recovery() AND pg_last_wal_receive_lsn() <> pg_last_wal_replay_lsn()
+                THEN extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8 ELSE 0 END
+    FROM here
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    at: float
+    lsn: int
+
+
+class Publisher:
+    """Sends metrics of one region's instances."""
+
+    def __init__(self, region: str) -> None:
+        self._region = region
+        self._lock = threading.Lock()
+        self._seen: dict[str, _Seen] = {}
+
+    def publish(self, instance: Instance, server: Server, data_bytes: int) -> None:
+        """Measure and send an instance's metrics, unless that was done just now.
+
+        Args:
+            instance: the instance.
+            server: its server, running.
+            data_bytes: the size of its data directory.
+
+        Raises:
+            Error: the server does not answer.
+        """
+        with self._lock:
+            before, moment = self._seen.get(instance.identifier), time.monotonic()
+            if before is not None and moment - before.at < _LEAST_SECONDS:
+                return
+            with closing(server.connect()) as conn:
+                row = conn.execute(_QUERY).fetchone()
+            assert row is not None
+            standby, lsn, lag, logical_lag, xids, sessions, replica_lag = row
+            self._seen[instance.identifier] = _Seen(moment, lsn)
+        written = 0.0 if before is None else max(0, lsn - before.lsn) / (moment - before.at)
+        aurora = instance.engine == "aurora-postgresql"
+        free = instance.allocated_gib * _GIB - data_bytes
+        values: dict[str, tuple[float | None, str]] = {
+            "FreeLocalStorage" if aurora else "FreeStorageSpace": (max(0, free), "Bytes"),
+            "TransactionLogsDiskUsage": (_size(server.data_dir / "pg_wal"), "Bytes"),
+            "TransactionLogsGeneration": (written, "Bytes/Second"),
+            "ReplicationSlotDiskUsage": (_size(server.data_dir / "pg_replslot"), "Bytes"),
+            "OldestReplicationSlotLag": (lag, "Bytes"),
+            "OldestLogicalReplicationSlotLag": (logical_lag, "Bytes"),
+            "MaximumUsedTransactionIDs": (xids, "Count"),
+            "DatabaseConnections": (sessions, "Count"),
+            "ReplicaLag": (replica_lag if standby else None, "Seconds"),
+        }
+        dimensions = [{"Name": "DBInstanceIdentifier", "Value": instance.identifier}]
+        _send(
+            self._region,
+            [
+                {"MetricName": name, "Dimensions": dimensions, "Value": float(value), "Unit": unit}
+                for name, (value, unit) in values.items()
+                if value is not None
+            ],
+        )
+
+
+def _send(region: str, data: list[dict[str, Any]]) -> None:
+    from moto.backends import get_backend
+
+    backend: Any = get_backend("cloudwatch")[ACCOUNT][region]
+    backend.put_metric_data(NAMESPACE, data)
+
+
+def _size(directory: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                total += Path(parent, name).stat().st_size
+    return total
