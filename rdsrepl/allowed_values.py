@@ -8,8 +8,9 @@ from typing import Final
 from rdsrepl import formulas
 from rdsrepl.errors import BadValue
 
-_NUMBER: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?\Z")
-_RANGE: Final = re.compile(r"\s*(-?[0-9]+(?:\.[0-9]+)?)\s*-\s*(-?[0-9]+(?:\.[0-9]+)?)\s*\Z")
+_DIGITS: Final = r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
+_NUMBER: Final = re.compile(rf"{_DIGITS}\Z")
+_RANGE: Final = re.compile(rf"\s*({_DIGITS})\s*-\s*({_DIGITS})\s*\Z")
 _TEXTS: Final = frozenset({"string", "list"})
 
 
@@ -46,8 +47,8 @@ def upper_bound(allowed_values: str | None) -> int | None:
     tops = []
     for item in (allowed_values or "").split(","):
         if match := _RANGE.match(item):
-            tops.append(int(float(match[2])) if "." in match[2] else int(match[2]))
-        elif _NUMBER.match(item.strip()) and "." not in item:
+            tops.append(int(match[2]) if match[2].lstrip("-").isdigit() else int(float(match[2])))
+        elif item.strip().lstrip("-").isdigit():
             tops.append(int(item))
     return max(tops, default=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,14 +249,14 @@ class Program:
         self,
         *words: str,
         dsn: str | None = None,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         input: str | None = None,
         timeout: float = 60,
     ) -> Result:
-        """Run to the end."""
+        """Run to the end; a variable that is None is not set."""
         done = subprocess.run(
             self._words(words, dsn),
-            env={**self.env, **(env or {})},
+            env={name: value for name, value in {**self.env, **(env or {})}.items() if value is not None},
             input=input,
             stdin=None if input is not None else subprocess.DEVNULL,
             capture_output=True,
@@ -297,10 +298,34 @@ class Cloud:
         self.program.env |= {key: value for key, value in variables.items() if key.startswith("AWS_")}
         self.program.env["AWS_MAX_ATTEMPTS"] = "2"
 
-    def __call__(self, *words: str, **options: Any) -> Result:
-        """Run the program in the sandbox's AWS, on no target."""
-        options.setdefault("timeout", 120)
-        return self.program(*words, **options)
+    def __call__(self, *words: str, env: Mapping[str, str | None] | None = None) -> Result:
+        """Run the program in the sandbox's AWS, on no target; in this process, which is ten times as fast.
+
+        What replaces the process (psql) or lives by its signals (tail) runs in one of its own.
+        """
+        if words[0] == "psql" or "tail" in words:
+            return self.program(*words, env=env, timeout=120)
+        from rdsrepl.aws import session
+        from rdsrepl.cli.main import app
+
+        kept = dict(os.environ)
+        wanted = {name: value for name, value in {**self.program.env, **(env or {})}.items() if value is not None}
+        out, err = io.StringIO(), io.StringIO()
+        # Another identity may stand behind the same names.
+        session.forget()
+        os.environ.clear()
+        os.environ.update(wanted)
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                app(list(words))
+            code = 0
+        except SystemExit as exc:
+            code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        finally:
+            os.environ.clear()
+            os.environ.update(kept)
+            session.forget()
+        return Result(code, out.getvalue(), err.getvalue())
 
     def faults(self, *rules: Mapping[str, Any]) -> None:
         """Let requests fail: see ``rdsrepl.sandbox.api.injection``; none ends it."""

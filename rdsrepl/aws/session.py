@@ -121,6 +121,12 @@ def client(aws: Aws, service: str) -> Any:
     return _client(_identity(aws), service)
 
 
+def forget() -> None:
+    """Forget every session and client: what they were made of, the environment, may have changed."""
+    _client.cache_clear()
+    _session.cache_clear()
+
+
 def region(aws: Aws) -> str:
     """Return the region in which calls are made.
 

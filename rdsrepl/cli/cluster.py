@@ -162,7 +162,13 @@ def create(
         int | None, typer.Option(min=1, metavar="GIB", help="Allocated storage.", rich_help_panel=_STORAGE_PANEL)
     ] = None,
     storage_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="gp3, io1, io2, …", rich_help_panel=_STORAGE_PANEL)
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="gp3, io1, io2, …",
+            rich_help_panel=_STORAGE_PANEL,
+            show_default="gp3; io1 with --iops",
+        ),
     ] = None,
     iops: Annotated[int | None, typer.Option(min=1, metavar="N", rich_help_panel=_STORAGE_PANEL)] = None,
     subnet_group: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_STORAGE_PANEL)] = None,
@@ -198,7 +204,8 @@ def create(
         engine_version=engine_version,
         instances=instances,
         storage_gib=storage,
-        storage_type=storage_type,
+        # AWS's own default is io1, for which it then wants to know the IOPS.
+        storage_type=storage_type or (None if kind == "aurora" else "io1" if iops else "gp3"),
         iops=iops,
         subnet_group=subnet_group,
         security_groups=tuple(security_group or ()),

@@ -106,7 +106,7 @@ def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:
         parts.append(table)
     passed = [check for check in diagnosis.checks if check.status == "ok"]
     skipped = [check for check in diagnosis.checks if check.status == "skipped"]
-    parts.append(Text(f"{len(passed)} checks passed"))
+    parts.append(Text(f"{len(passed)} check{'' if len(passed) == 1 else 's'} passed"))
     if verbose:
         parts += [Text(f"  {check.name}: {check.question}") for check in passed]
     if skipped:
