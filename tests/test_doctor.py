@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -12,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rdsrepl.aws import metrics
 from rdsrepl.aws.parameter_groups import Parameter
+from rdsrepl.config import Aws
 from rdsrepl.doctor import checks, findings
 from rdsrepl.doctor.facts import OLD_TRANSACTION_SECONDS, Cloud, Demand, Facts, Member
 from rdsrepl.lsn import Lsn
@@ -25,6 +29,7 @@ from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.subscriptions import Subscription
 
 if TYPE_CHECKING:
+    from tests.conftest import Cloud as SandboxCloud
     from tests.conftest import Database, Program, Servers
 
 NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
@@ -314,8 +319,8 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
     ("writer_endpoint", major(15, STANDBY), "critical", "15 decodes on a primary only", "writer endpoint"),
     ("writer_endpoint", replace(STANDBY, cloud=AURORA), "critical", "Aurora", "writer endpoint"),
     ("writer_endpoint", STANDBY, "info", "standby", "pg_log_standby_snapshot"),
-    ("writer_endpoint", replace(AWS_ONLY, cloud=replace(INSTANCE, replica_of="x", engine_version="15.4")), "critical",
-     "standby", "writer endpoint"),
+    ("writer_endpoint", replace(AWS_ONLY, cloud=replace(INSTANCE, replica_of="x", is_reader=True, engine_version="15.4")), "critical",
+     "standby", "use its source: --instance x"),
     ("parameter_group", default_group(having(wal_level="replica")), "critical", "default cluster parameter group",
      "rdsrepl param-group create orders-logical --cluster orders --slots 1, then rdsrepl param-group attach "
      "orders-logical --cluster orders --reboot"),
@@ -370,6 +375,8 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
     ("worker_processes", limited(subscribed({}), max_worker_processes="8"), "warning", "are 23", "processes=23"),
     ("worker_processes", limited(subscribed({}), max_worker_processes="1"), "critical", "2 processes", "processes=23"),
     ("slot_wal_keep_size", having(max_slot_wal_keep_size="-1"), "warning", "unlimited",
+     "says 51200 MB, in force then: rdsrepl cluster reboot orders"),
+    ("slot_wal_keep_size", limited(max_slot_wal_keep_size="-1"), "warning", "unlimited",
      "param-group set orders-logical max_slot_wal_keep_size=51200"),
     ("slot_wal_keep_size", group_value("max_slot_wal_keep_size", None, AWS_ONLY), "warning", "unlimited", "=51200"),
     ("slot_wal_keep_size", having(SQL_ONLY, max_slot_wal_keep_size="-1"), "warning", "unlimited", "pg_reload_conf"),
@@ -692,6 +699,124 @@ def test_few_statements(db18: Database) -> None:
     db18.server.reload()
     assert facts.missing.keys() == {"cloud", "parameters", "metrics"}
     assert 1 <= text.count("statement: ") + text.count("execute ") - before <= 9
+
+
+# Over the sandbox's AWS.
+
+
+@pytest.fixture
+def instance(cloud: SandboxCloud) -> Iterator[str]:
+    """An instance with the default group, as on a new account."""
+    name = f"doc-{uuid.uuid4().hex[:8]}"
+    made = cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "100", "--yes")
+    assert made.code == 0, made.err
+    yield name
+    gone = cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name, "--yes")
+    assert gone.code == 0, gone.err
+    cloud("param-group", "delete", f"{name}-logical", "--kind", "instance", "--yes")
+
+
+def diagnose(cloud: SandboxCloud, code: int, *words: str) -> dict[str, Any]:
+    result = cloud("doctor", "-o", "json", *words)
+    assert result.code == code, result.out + result.err
+    return {finding["check"]: finding for finding in result.json["findings"]}
+
+
+def follow(cloud: SandboxCloud, command: str) -> None:
+    """Run what a remedy says, word for word."""
+    program, *words = shlex.split(command)
+    assert program == "rdsrepl"
+    done = cloud(*words, "--yes")
+    assert done.code == 0, command + done.err
+
+
+def test_following_the_remedies_makes_it_ready(cloud: SandboxCloud, instance: str) -> None:
+    here = ("--instance", instance)
+    found = diagnose(cloud, 9, *here, "--for", "slots=3")
+    assert {"parameter_group", "wal_level"} <= found.keys()
+    create, attach = found["parameter_group"]["remedy"].split(", then ")
+    follow(cloud, create)
+    follow(cloud, attach.removesuffix(" --reboot"))
+    found = diagnose(cloud, 9, *here)
+    assert {"wal_level", "logical_replication", "pending_reboot"} <= found.keys()
+    assert "parameter_group" not in found
+    assert found["logical_replication"]["remedy"] == f"rdsrepl instance reboot {instance}"
+    follow(cloud, found["logical_replication"]["remedy"])
+    assert diagnose(cloud, 8, *here, "--for", "slots=3").keys() == {"replication_roles"}
+    # A dynamic parameter, off in the group: the remedy holds at once.
+    follow(cloud, f"rdsrepl param-group set {instance}-logical rds.force_ssl=0")
+    follow(cloud, diagnose(cloud, 8, *here)["ssl"]["remedy"])
+    assert "ssl" not in diagnose(cloud, 8, *here)
+    document = cloud("doctor", "-o", "json", *here).json
+    assert document["ready"] is True
+    assert (document["facts"]["topology"], document["facts"]["target"]) == ("instance", instance)
+
+
+def test_aws_alone_goes_on_where_the_database_cannot_be_reached(cloud: SandboxCloud, instance: str) -> None:
+    result = cloud(
+        "doctor", "-o", "json", "--instance", instance, "--dsn", "host=127.0.0.1 port=1", "--for", "slots=90"
+    )
+    assert result.code == 9, result.err
+    seen = statuses(result.json)
+    assert (seen["database"], seen["parameter_group"], seen["replication_slots"]) == ("critical",) * 3
+    assert (seen["wal_level"], seen["availability"], seen["aws"]) == ("skipped", "ok", "ok")
+    reasons = {check["name"]: check["reason"] for check in result.json["checks"]}
+    assert "Connection refused" in reasons["wal_level"]
+
+
+@pytest.mark.parametrize(
+    ("service", "operation", "lost"),
+    [("rds", "DescribeDBParameters", "logical_replication"), ("monitoring", "GetMetricData", None)],
+)
+def test_what_the_identity_may_not_ask_is_a_warning(
+    service: str, operation: str, lost: str | None, cloud: SandboxCloud, instance: str
+) -> None:
+    text = f"User: arn:aws:iam::123456789012:user/x is not authorized to perform: {service}:{operation}"
+    cloud.faults({"service": service, "operation": operation, "code": "AccessDenied", "status": 403, "message": text})
+    result = cloud("doctor", "-o", "json", "--instance", instance)
+    found = {finding["check"]: finding for finding in result.json["findings"]}
+    assert operation in found["aws"]["message"]
+    assert "iam-policy" in found["aws"]["remedy"]
+    assert lost is None or statuses(result.json)[lost] == "skipped"
+    assert statuses(result.json)["engine_version"] == "ok"
+
+
+def test_neither_answers(cloud: SandboxCloud) -> None:
+    missing = cloud("doctor", "-o", "json", "--cluster", "nope")
+    assert (missing.code, missing.error["error"]) == (3, "not_found")
+
+
+def test_a_member_is_looked_at_as_its_cluster(cloud: SandboxCloud) -> None:
+    member = cloud.client("rds").describe_db_clusters(DBClusterIdentifier="sandbox")["DBClusters"][0]
+    reader = next(m["DBInstanceIdentifier"] for m in member["DBClusterMembers"] if not m["IsClusterWriter"])
+    variables = cloud("-o", "json", "sandbox", "env").json
+    document = cloud("doctor", "-o", "json", "--instance", reader, env={"PGPASSFILE": variables["PGPASSFILE"]}).json
+    assert document["facts"]["topology"] == "multi_az_cluster"
+    assert statuses(document)["writer_endpoint"] in ("critical", "info")
+    assert document["facts"]["in_recovery"] is True
+    # Nor is it the writer where its server does not say so.
+    alone = cloud("doctor", "-o", "json", "--instance", reader, "--dsn", "host=127.0.0.1 port=1").json
+    assert statuses(alone)["writer_endpoint"] == statuses(document)["writer_endpoint"]
+
+
+def test_the_newest_metric_counts(cloud: SandboxCloud) -> None:
+    client, name = cloud.client("cloudwatch"), f"i-{uuid.uuid4().hex[:8]}"
+    dimensions = [{"Name": "DBInstanceIdentifier", "Value": name}]
+    now = datetime.now(UTC)
+    for minutes, value in ((10, 1.0), (3, 3.0), (7, 2.0)):
+        point = {"MetricName": "FreeStorageSpace", "Dimensions": dimensions, "Value": value, "Unit": "Bytes"}
+        client.put_metric_data(
+            Namespace="AWS/RDS", MetricData=[{**point, "Timestamp": now - timedelta(minutes=minutes)}]
+        )
+    made = Aws(
+        region="eu-west-1", endpoint_url=cloud.url, profile="sandbox",
+        aws_credentials_file=cloud.program.env["AWS_SHARED_CREDENTIALS_FILE"],
+        aws_config_file=cloud.program.env["AWS_CONFIG_FILE"],
+    )  # fmt: skip
+    asked = ("TransactionLogsDiskUsage", "FreeStorageSpace")
+    assert metrics.latest(made, asked, {"DBInstanceIdentifier": name}) == {"FreeStorageSpace": 3.0}
+    assert metrics.latest(made, asked, {"DBInstanceIdentifier": name}, within_seconds=60) == {}
+    assert metrics.latest(made, (), {}) == {}
 
 
 @pytest.mark.parametrize(

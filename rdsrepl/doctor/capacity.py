@@ -17,6 +17,7 @@ _MULTI_AZ_READERS: Final = 2
 _SYNC_WORKERS: Final = 2
 _LEAST_SLOT_WAL_MB: Final = 4096
 _SOME_SLOT_WAL_MB: Final = 51200
+_FILLS: Final = "it is unlimited: a slot that nobody consumes fills the disk, until the server stops"
 _NONE: Final = Demand()
 
 
@@ -167,11 +168,18 @@ def slot_wal_keep_size(facts: Facts) -> Iterator[Problem]:
             "watch rdsrepl slot list; " + remedies.change(facts, name, str(_SOME_SLOT_WAL_MB)),
         )
         return
+    if facts.cloud is not None and facts.cloud.has_default_group:
+        yield warning(name, _FILLS, remedies.own_group(facts))  # which chooses a limit
+        return
+    in_group = _in_group(facts, name)
+    if facts.settings is not None and in_group is not None and in_group > 0:
+        yield warning(name, _FILLS, f"the parameter group says {in_group} MB, in force then: {remedies.reboot(facts)}")
+        return
     storage = facts.cloud.allocated_storage_gib if facts.cloud else 0
     megabytes = max(_LEAST_SLOT_WAL_MB, storage * 1024 // 4) if storage else _SOME_SLOT_WAL_MB
     yield warning(
         name,
-        "it is unlimited: a slot that nobody consumes fills the disk, until the server stops",
+        _FILLS,
         f"choose what the disk can spare, here {megabytes} MB: {remedies.change(facts, name, str(megabytes))}",
     )
 
@@ -191,6 +199,8 @@ def _in_group(facts: Facts, name: str) -> int | None:
     if parameter is None or not parameter.value or facts.cloud is None:
         return None
     writer = facts.cloud.writer
+    if parameter.value.startswith("-"):
+        return int(parameter.value)  # no formula has a sign
     try:
         return formulas.evaluate(parameter.value, hardware(writer.instance_class or "") if writer else None)
     except BadValue:

@@ -66,8 +66,13 @@ def writer_endpoint(facts: Facts) -> Iterator[Problem]:
     """Find a connection, or an instance, that is a standby or a reader."""
     if not facts.is_standby:
         return
-    writer = facts.cloud.writer if facts.cloud else None
+    cloud = facts.cloud
+    writer = cloud.writer if cloud else None
     remedy = "connect to the primary (on RDS: the writer endpoint, --cluster ID)"
+    if cloud is not None and cloud.kind == "cluster":
+        remedy = f"use the writer endpoint: --cluster {cloud.identifier}"
+    elif cloud is not None and cloud.replica_of:
+        remedy = f"use its source: --instance {cloud.replica_of}"
     if facts.topology == "aurora":
         yield critical(facts.label, "this is a reader of Aurora, on which no slot can be used", remedy)
     elif (facts.major or 0) < versions.DECODES_ON_STANDBY_SINCE:

@@ -6,7 +6,7 @@ What could not be gathered is None, and ``missing`` says why; nothing else fails
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rdsrepl import errors
@@ -100,6 +100,7 @@ class Cloud:
     Attributes:
         kind: which kind of group holds the replication parameters, and which option names it: ``--cluster``.
         replicas: read replicas of an instance.
+        is_reader: whether what was named is a read replica, or a member that is not the writer.
         allocated_storage_gib: 0 on Aurora.
         autoscaling: whether the storage grows by itself.
     """
@@ -113,6 +114,7 @@ class Cloud:
     members: tuple[Member, ...]
     replicas: tuple[str, ...] = ()
     replica_of: str | None = None
+    is_reader: bool = False
     allocated_storage_gib: int = 0
     autoscaling: bool = False
 
@@ -183,10 +185,10 @@ class Facts:
 
     @property
     def is_standby(self) -> bool:
-        """Whether the connection leads to a standby or a reader; an instance that replicates is one, too."""
+        """Whether the connection leads to a standby; where the server was not asked, whether a reader was named."""
         if self.server is not None:
             return self.server.in_recovery
-        return self.cloud is not None and self.cloud.replica_of is not None
+        return self.cloud is not None and self.cloud.is_reader
 
     @property
     def is_managed(self) -> bool:
@@ -258,8 +260,8 @@ def gather(target: Target, *, demand: Demand | None = None) -> Facts:
         for name in _SQL:
             if name not in found:
                 missing.setdefault(name, f"the database cannot be reached: {exc.message}")
-    label = found["cloud"].identifier if "cloud" in found else target.label
-    return Facts(label=label, demand=demand, missing=missing, remedies=remedies, **found)
+    label = target.aws.identifier if "cloud" in found else target.label
+    return Facts(label=str(label), demand=demand, missing=missing, remedies=remedies, **found)
 
 
 def look_up(aws: Aws) -> Cloud:
@@ -273,7 +275,8 @@ def look_up(aws: Aws) -> Cloud:
     assert aws.instance is not None
     instance = instances.get(aws, aws.instance)
     if instance.cluster_id is not None:
-        return _of_cluster(aws, instance.cluster_id)
+        cloud = _of_cluster(aws, instance.cluster_id)
+        return replace(cloud, is_reader=cloud.writer is not None and cloud.writer.instance_id != instance.instance_id)
     member = Member(
         instance.instance_id, True, instance.status, instance.parameter_group_status, instance.instance_class
     )
@@ -287,6 +290,7 @@ def look_up(aws: Aws) -> Cloud:
         members=(member,),
         replicas=instance.replicas,
         replica_of=instance.replica_of,
+        is_reader=instance.replica_of is not None,
         allocated_storage_gib=instance.allocated_storage_gib,
         autoscaling=instance.max_allocated_storage_gib is not None,
     )

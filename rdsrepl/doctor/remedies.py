@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
+from rdsrepl import sizing
 from rdsrepl.doctor.facts import Facts
 
 
@@ -52,8 +53,8 @@ def change(facts: Facts, name: str, value: str) -> str:
     """Return how to give a parameter a value, and what brings it into force."""
     cloud = facts.cloud
     if cloud is not None and cloud.has_default_group:
-        own = {} if name == "rds.logical_replication" else {name: value}
-        return own_group(facts, own)
+        # What has a sizing rule is sized by `create` itself.
+        return own_group(facts, {} if name in sizing.RULED else {name: value})
     pair = shlex.quote(f"{name}={value}")
     static = is_static(facts, name)
     if facts.is_managed:
