@@ -44,6 +44,9 @@ _SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
     "immediate": signal.SIGQUIT,
 }
 _CONF: Final = "rdsrepl.conf"
+# Where the control file says how the server is, the same in every version, and what it says of a primary.
+_CONTROL_STATE: Final = 16
+_IN_PRODUCTION: Final = 6
 _SETTINGS: Final[Mapping[str, str]] = {
     "listen_addresses": HOST,
     "unix_socket_permissions": "0700",
@@ -318,7 +321,7 @@ class Server:
             raise Error(f"server {self.data_dir.name} does not run", hint=f"its log: {self.log_file}")
         self._write("promote", "")
         os.kill(pid, signal.SIGUSR1)
-        if not processes.wait(lambda: self._status() == "ready" or self.pid != pid, timeout_seconds):
+        if not processes.wait(lambda: self._in_production() or self.pid != pid, timeout_seconds):
             raise TimedOut(
                 f"server {self.data_dir.name} is still a standby after {timeout_seconds:.0f} s",
                 hint=f"its log: {self.log_file}",
@@ -382,6 +385,11 @@ class Server:
 
     def _socket_files(self) -> tuple[str, str]:
         return f".s.PGSQL.{self.port}", f".s.PGSQL.{self.port}.lock"
+
+    def _in_production(self) -> bool:
+        """Say whether the server, which runs, is a primary: by its control file, as pg_ctl does."""
+        with (self.data_dir / "global" / "pg_control").open("rb") as file:
+            return file.read(_CONTROL_STATE + 4)[_CONTROL_STATE:] == _IN_PRODUCTION.to_bytes(4, sys.byteorder)
 
     def _status(self) -> str:
         lines = self._pid_file()
