@@ -27,6 +27,7 @@ from rdsrepl.postgres.roles import Role
 from rdsrepl.postgres.settings import Setting
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.subscriptions import Subscription
+from tests.conftest import VERSIONS
 
 if TYPE_CHECKING:
     from tests.conftest import Cloud as SandboxCloud
@@ -319,7 +320,8 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
     ("writer_endpoint", major(15, STANDBY), "critical", "15 decodes on a primary only", "writer endpoint"),
     ("writer_endpoint", replace(STANDBY, cloud=AURORA), "critical", "Aurora", "writer endpoint"),
     ("writer_endpoint", STANDBY, "info", "standby", "pg_log_standby_snapshot"),
-    ("writer_endpoint", replace(AWS_ONLY, cloud=replace(INSTANCE, replica_of="x", is_reader=True, engine_version="15.4")), "critical",
+    ("writer_endpoint", replace(AWS_ONLY, cloud=replace(INSTANCE, replica_of="x", is_reader=True,
+                                                        engine_version="15.4")), "critical",
      "standby", "use its source: --instance x"),
     ("parameter_group", default_group(having(wal_level="replica")), "critical", "default cluster parameter group",
      "rdsrepl param-group create orders-logical --cluster orders --slots 1, then rdsrepl param-group attach "
@@ -331,6 +333,8 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
      "rdsrepl instance reboot orders-1"),
     ("pending_reboot", member_status("pending-reboot", ON_INSTANCE), "warning", "reboot",
      "rdsrepl instance reboot orders"),
+    ("pending_reboot", having(member_status("pending-reboot"), max_wal_senders="10", rds__logical_replication="off"),
+     "warning", "by itself: max_wal_senders 10 → 20, rds.logical_replication off → 1", "reboot"),
     ("pending_reboot", member_status("failed-to-apply"), "critical", "failed-to-apply", "param-group diff"),
     ("pending_reboot", member_status("applying"), "info", "applied", "wait"),
     ("pending_reboot", replace(SQL_ONLY, settings={"max_wal_senders": setting("max_wal_senders", "5", pending=True)}),
@@ -409,7 +413,9 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
      "slot drop cdc"),
     ("xid_age", replace(HEALTHY, slots=(slot(catalog_xmin_age=1_500_000_000),)), "critical", "2,147,483,648", "cdc"),
     ("xid_age", replace(HEALTHY, server=replace(SERVER, oldest_xmin_slot="rds_a", oldest_xmin_age=120_000_000)),
-     "warning", "120,000,000", "rds_a"),
+     "warning", "120,000,000", "standby back"),
+    ("xid_age", replace(HEALTHY, slots=(physical("rds_a", catalog_xmin_age=150_000_000),)), "warning", "150,000,000",
+     "bring its standby back"),
     ("xid_age", replace(AWS_ONLY, metrics={"MaximumUsedTransactionIDs": 1.2e9}), "warning", "1,200,000,000",
      "slot list"),
     ("storage", replace(HEALTHY, slots=(slot(retained_bytes=100 * GIB),)), "warning", "hold 100", "slot list"),
@@ -439,7 +445,8 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
                               synchronized_standby_slots="rds_a, gone"), "critical", "does not exist",
      "synchronized_standby_slots=rds_a"),
     ("failover_slots", having(replace(ON_INSTANCE, slots=(slot(), physical("rds_a", active=False))),
-                              synchronized_standby_slots="rds_a"), "critical", "has no standby", "synchronized"),
+                              synchronized_standby_slots="rds_a"), "critical", "has no standby",
+     "param-group reset orders-logical synchronized_standby_slots"),
     ("failover_slots", having(replace(ON_INSTANCE, slots=(slot(), physical("rds_a"))), synchronized_standby_slots=""),
      "info", "ahead of the standby", "synchronized_standby_slots=rds_a"),
     ("failover_slots", replace(ON_INSTANCE, slots=(slot(), physical(xmin=None, catalog_xmin=None))), "warning",
@@ -557,15 +564,22 @@ def test_the_worst_comes_first_and_nothing_falls_over_where_all_is_missing() -> 
 # Over real servers.
 
 
+@pytest.fixture(scope="module", params=VERSIONS, ids=[f"pg{version}" for version in VERSIONS])
+def fit_server(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Any]:
+    """A server that is ready, and that no other test leaves anything on."""
+    programs = servers.get(request.param).binaries
+    made = servers.make(f"doctor-{request.param}", programs, max_slot_wal_keep_size="10GB")
+    with closing(made.connect()) as conn:
+        conn.execute("CREATE ROLE cdc LOGIN REPLICATION")
+    yield made
+    made.stop("immediate")
+    made.remove()
+
+
 @pytest.fixture
-def fit(database: Database) -> Iterator[Database]:
-    """A database whose server has a role of its own that may replicate, and a limit for slots."""
-    name = f"cdc_{database.name}"
-    database.run(f"CREATE ROLE {name} LOGIN REPLICATION", "ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'")
-    database.server.reload()
-    yield database
-    database.run("ALTER SYSTEM RESET max_slot_wal_keep_size", f"DROP ROLE {name}")
-    database.server.reload()
+def fit(fit_server: Any, make_database: Callable[..., Database]) -> Database:
+    """A database on it."""
+    return make_database(fit_server)
 
 
 def statuses(document: Any) -> dict[str, str]:
@@ -665,7 +679,7 @@ def test_a_subscription_of_a_real_server(pg16: Any, make_database: Callable[...,
 @pytest.mark.parametrize("version", [15, 16, 18])
 def test_on_a_standby(version: int, servers: Servers, tmp_path: Path, rdsrepl: Program) -> None:
     primary = servers.get(version)
-    name = f"standby_{version}"
+    name, kept = f"standby_{version}", f"kept_{version}"
     standby = primary.clone(tmp_path / "standby", slot=name, settings={"hot_standby_feedback": "on"})
     try:
         standby.start()
@@ -673,14 +687,19 @@ def test_on_a_standby(version: int, servers: Servers, tmp_path: Path, rdsrepl: P
         seen = statuses(result.json)
         assert seen["writer_endpoint"] == ("critical" if version < 16 else "info")
         assert "skipped" not in (seen["replication_slots"], seen["publications"], seen["long_transactions"])
-        primary_seen = statuses(rdsrepl("doctor", "-o", "json", dsn=primary.dsn()).json)
-        assert primary_seen["writer_endpoint"] == "ok"
+        with closing(primary.connect()) as conn:
+            conn.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (kept,))
+        document = rdsrepl("doctor", "-o", "json", dsn=primary.dsn()).json
+        assert statuses(document)["writer_endpoint"] == "ok"
+        assert statuses(document)["failover_slots"] == ("info" if version < 17 else "warning")
+        assert kept in [f["subject"] for f in document["findings"] if f["check"] == "failover_slots"]
     finally:
         standby.stop("immediate")
         standby.remove()
         with closing(primary.connect()) as conn:
             conn.execute(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s", (name,)
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ANY (%s)",
+                ([name, kept],),
             )
 
 

@@ -12,6 +12,7 @@ from rdsrepl.versions import logical_replication as logical_replication_support
 
 SWITCH: Final = "rds.logical_replication"
 _ON: Final = frozenset({"1", "on", "true", "yes"})
+_OFF: Final = frozenset({"0", "off", "false", "no"})
 _DEAD_ENDS: Final = frozenset({"storage-full", "failed", "incompatible-parameters", "incompatible-restore", "deleting"})
 _IN_FORCE: Final = frozenset({"in-sync", ""})
 
@@ -107,11 +108,13 @@ def pending_reboot(facts: Facts) -> Iterator[Problem]:
     """Find parameters that wait for a reboot: by member as AWS says, by name as the server says."""
     waiting = sorted(name for name, setting in (facts.settings or {}).items() if setting.pending_restart)
     members = facts.cloud.members if facts.cloud else ()
+    changes = ", ".join(_changes(facts))
     for member in members:
         if member.group_status == "pending-reboot":
             yield warning(
                 member.instance_id,
-                "its parameter group takes effect at a reboot, which AWS never makes by itself",
+                "its parameter group takes effect at a reboot, which AWS never makes by itself"
+                + (f": {changes}" if changes else ""),
                 remedies.reboot(facts),
             )
         elif member.group_status == "applying":
@@ -164,6 +167,21 @@ def logical_replication(facts: Facts) -> Iterator[Problem]:
         )
     elif not on and not cloud.has_default_group:  # of a default group its own check speaks
         yield critical(SWITCH, f"it is off in {where}", remedies.change(facts, SWITCH, "1"))
+
+
+def _changes(facts: Facts) -> Iterator[str]:
+    """Name what the group sets and the server does not have: ``max_wal_senders 10 → 20``."""
+    for name, parameter in sorted((facts.parameters or {}).items()):
+        running, wanted = facts.value(name), parameter.value
+        if parameter.source != "user" or running is None or not wanted or wanted.startswith(("{", "$", "G", "L", "S")):
+            continue  # not set, not seen, or a formula, which the class decides
+        if _plain(running) != _plain(wanted):
+            yield f"{name} {running} → {wanted}"
+
+
+def _plain(value: str) -> str:
+    lower = value.lower()
+    return "1" if lower in _ON else "0" if lower in _OFF else lower
 
 
 def _on_in_group(facts: Facts) -> bool | None:

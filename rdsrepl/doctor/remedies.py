@@ -50,7 +50,7 @@ def own_group(facts: Facts, values: Mapping[str, str] | None = None) -> str:
 
 
 def change(facts: Facts, name: str, value: str) -> str:
-    """Return how to give a parameter a value, and what brings it into force."""
+    """Return how to give a parameter a value (an empty one: to take it away), and what brings it into force."""
     cloud = facts.cloud
     if cloud is not None and cloud.has_default_group:
         # What has a sizing rule is sized by `create` itself.
@@ -59,6 +59,8 @@ def change(facts: Facts, name: str, value: str) -> str:
     static = is_static(facts, name)
     if facts.is_managed:
         group = cloud.parameter_group if cloud is not None else "GROUP"
+        if not value:
+            return f"rdsrepl param-group reset {group} {name}"
         return f"rdsrepl param-group set {group} {pair}" + (f", then {reboot(facts)}" if static else "")
     text = value if name == "output_plugin_libraries" else "'" + value.replace("'", "''") + "'"
     then = "restart the server" if static else "SELECT pg_reload_conf()"

@@ -123,6 +123,7 @@ def xid_age(facts: Facts) -> Iterator[Problem]:
     if facts.server is not None and facts.server.oldest_xmin_slot is not None:
         name, age = facts.server.oldest_xmin_slot, facts.server.oldest_xmin_age or 0
         ages[name] = max(age, ages.get(name, 0))
+    physical = {slot.slot_name for slot in facts.physical_slots}
     for name, age in sorted(ages.items(), key=lambda item: -item[1]):
         if age >= freeze // 2:
             make = critical if age >= OLD_XID else warning
@@ -130,7 +131,9 @@ def xid_age(facts: Facts) -> Iterator[Problem]:
                 name,
                 f"VACUUM can remove and freeze nothing that is younger than {age:,} transactions"
                 f"{' of 2,147,483,648 that there are' if age >= OLD_XID else ''}: tables or catalogs bloat",
-                f"let its consumer catch up, or drop it: rdsrepl slot drop {name}",
+                "bring its standby back, end old queries there, or set hot_standby_feedback off there"
+                if name in physical
+                else f"let its consumer catch up, or drop it: rdsrepl slot drop {name}",
             )
     used = (facts.metrics or {}).get("MaximumUsedTransactionIDs", 0.0)
     if facts.slots is None and used >= OLD_XID:
@@ -280,7 +283,8 @@ def _on_the_standby(facts: Facts) -> Iterator[Problem]:
             what = (
                 "its primary's failover slots are not copied" if name.startswith("sync") else "copies are not kept safe"
             )
-            yield warning(name, f"it is off on this standby: {what}", remedies.change(facts, name, "on"))
+            on = "1" if facts.is_managed else "on"
+            yield warning(name, f"it is off on this standby: {what}", remedies.change(facts, name, on))
     if not facts.is_managed and facts.value("primary_slot_name") == "":
         yield warning(
             "primary_slot_name",
