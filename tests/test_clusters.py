@@ -164,6 +164,10 @@ def test_a_reboot_that_does_not_end_in_time(cloud: Cloud, name: str) -> None:
     assert late.code == 6, late.out + late.err
     assert late.error["done"] == [f"reboot instance {name}"], "what was done is said"
     assert f"{name} rebooting" in late.error["message"] and "--timeout" in late.error["hint"]
+    until_available(cloud, name)
+
+
+def until_available(cloud: Cloud, name: str) -> None:
     deadline = time.monotonic() + 60
     while cloud("instance", "show", name, "-o", "json").json["instance"]["status"] != "available":
         assert time.monotonic() < deadline
@@ -178,6 +182,7 @@ def test_what_is_in_the_middle_of_something_is_refused(cloud: Cloud, name: str) 
     assert refused.code in (0, 4)
     if refused.code == 4:
         assert "is rebooting, not available" in refused.err and f"instance show {name}" in refused.err
+    until_available(cloud, name)
 
 
 def test_a_protected_instance_is_not_deleted(cloud: Cloud, name: str) -> None:
@@ -186,6 +191,7 @@ def test_a_protected_instance_is_not_deleted(cloud: Cloud, name: str) -> None:
     refused = cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
     assert refused.code == 4 and "no-deletion-protection" in refused.err
     cloud.client("rds").modify_db_instance(DBInstanceIdentifier=name, DeletionProtection=False, ApplyImmediately=True)
+    until_available(cloud, name)
 
 
 def test_a_plan_that_breaks_says_what_was_done(cloud: Cloud, name: str) -> None:
@@ -196,6 +202,16 @@ def test_a_plan_that_breaks_says_what_was_done(cloud: Cloud, name: str) -> None:
     assert broken.code == 6
     assert broken.error["done"] == [f"create cluster {name}"]
     assert broken.error["not_done"][0] == f"create instance {name}-1"
+    cloud.faults()
+    again = cloud("cluster", "create", name, *words)
+    assert again.code == 0, again.err
+    assert "exists already" in again.json["warnings"][0]
+    members = cloud("cluster", "show", name, "-o", "json").json["members"]
+    assert [(member["instance_id"], member["role"]) for member in members] == [
+        (f"{name}-1", "writer"),
+        (f"{name}-2", "reader"),
+    ]
+    assert cloud("cluster", "create", name, *words).code == 4, "and then there is nothing left to make"
 
 
 def test_attach_walks_the_replicas_first_and_proves_it(cloud: Cloud, name: str) -> None:

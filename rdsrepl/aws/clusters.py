@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from rdsrepl.aws import session
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import BadValue, NotAvailable, NotFound, Refused
+from rdsrepl.errors import AlreadyExists, BadValue, NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
 
 Kind = Literal["multi_az_cluster", "aurora"]
@@ -176,8 +176,24 @@ def require_available(cluster: Cluster) -> None:
         )
 
 
-def create(new: NewCluster, *, timeout_seconds: float) -> Plan:
-    """Plan to make a cluster and wait until it is available (CreateDBCluster, CreateDBInstance)."""
+def create(new: NewCluster, *, existing: Cluster | None, timeout_seconds: float) -> Plan:
+    """Plan to make a cluster and wait until it is available (CreateDBCluster, CreateDBInstance).
+
+    Args:
+        new: what to make.
+        existing: the cluster of that name, if there is one: an Aurora cluster that lacks members is completed.
+        timeout_seconds: how long each wait may take.
+
+    Raises:
+        AlreadyExists: there is one of that name with nothing to complete.
+    """
+    there = {member.instance_id for member in existing.members} if existing is not None else set()
+    missing = [member for member in new.members if member not in there] if new.kind == "aurora" else []
+    if existing is not None and (existing.kind != new.kind or not missing):
+        raise AlreadyExists(
+            f"cluster {new.cluster_id} exists already (status {existing.status})",
+            hint=f"choose another name, or look at it: rdsrepl cluster show {new.cluster_id}",
+        )
     request: dict[str, Any] = {
         "DBClusterIdentifier": new.cluster_id,
         "Engine": new.engine,
@@ -200,22 +216,24 @@ def create(new: NewCluster, *, timeout_seconds: float) -> Plan:
             "Iops": new.iops,
         }
     request = {key: value for key, value in request.items() if value is not None}
-    steps: list[Step] = [
-        AwsCall(
-            f"create cluster {new.cluster_id}", "rds", "CreateDBCluster", request, frozenset({"MasterUserPassword"})
-        )
-    ]
-    if new.kind == "aurora":
-        for member in new.members:
-            instance = {
-                "DBInstanceIdentifier": member,
-                "DBClusterIdentifier": new.cluster_id,
-                "DBInstanceClass": new.instance_class,
-                "Engine": new.engine,
-            }
-            steps.append(AwsCall(f"create instance {member}", "rds", "CreateDBInstance", instance))
-    steps.append(wait_available(new.cluster_id, timeout_seconds, members=1))
-    return Plan(f"create cluster {new.cluster_id}", tuple(steps))
+    steps: list[Step] = []
+    if existing is None:
+        summary = f"create cluster {new.cluster_id}"
+        steps.append(AwsCall(summary, "rds", "CreateDBCluster", request, frozenset({"MasterUserPassword"})))
+    for member in missing:
+        instance = {
+            "DBInstanceIdentifier": member,
+            "DBClusterIdentifier": new.cluster_id,
+            "DBInstanceClass": new.instance_class,
+            "Engine": new.engine,
+        }
+        steps.append(AwsCall(f"create instance {member}", "rds", "CreateDBInstance", instance))
+        if not there and member == missing[0] and len(missing) > 1:
+            # The first that is there becomes the writer.
+            steps.append(wait_available(new.cluster_id, timeout_seconds, members=1))
+    steps.append(wait_available(new.cluster_id, timeout_seconds, members=len(new.members) if missing else 1))
+    warnings = (f"cluster {new.cluster_id} exists already: what it lacks is made",) if existing is not None else ()
+    return Plan(f"create cluster {new.cluster_id}", tuple(steps), warnings)
 
 
 def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Plan:

@@ -11,7 +11,7 @@ import typer
 from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
-from rdsrepl.errors import BadValue, Error, UsageError
+from rdsrepl.errors import BadValue, Error, NotFound, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 
 if TYPE_CHECKING:
@@ -216,7 +216,11 @@ def create(
         port=port,
         deletion_protection=deletion_protection,
     )
-    if settle(ctx, clusters.create(new, timeout_seconds=timeout), target=target):
+    try:
+        existing = clusters.get(target.aws, cluster_id)
+    except NotFound:
+        existing = None
+    if settle(ctx, clusters.create(new, existing=existing, timeout_seconds=timeout), target=target):
         note(ctx, f"next: rdsrepl doctor --cluster {cluster_id}")
 
 
