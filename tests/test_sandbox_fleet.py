@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 import urllib.request
@@ -180,7 +181,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         try:
             yield Lab(lifecycle.up(default_group=True))
         finally:
+            status = lifecycle.status()
             lifecycle.down()
+        assert status is not None and not Path(status.directory).exists()
+        assert [pid for server in status.servers for pid in processes.working_in(Path(server.data_dir))] == []
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +222,9 @@ def test_the_first_cluster_is_as_new_as_one_of_rds(lab: Lab) -> None:
     options = {"user": "dbadmin", "dbname": "app", "password": None, "passfile": lab.report.passfile}
     assert lab.query(cluster, "SHOW wal_level", **options) == [("replica",)]
     assert lab.query(cluster, "SHOW rds.logical_replication", **options) == [("off",)]
+    if sys.platform == "linux":  # elsewhere loopback has one address, and so one port a cluster
+        reader = {"Address": cluster["ReaderEndpoint"], "Port": cluster["Port"]}
+        assert lab.query(reader, "SELECT pg_is_in_recovery()", **options) == [(True,)]
     for member in lab.members("sandbox"):
         endpoint = lab.instance(member)["Endpoint"]
         standby = lab.query(endpoint, "SELECT pg_is_in_recovery()", **options)[0][0]
@@ -718,3 +725,35 @@ def test_a_restarted_api_knows_and_serves_what_was_there(lab: Lab, newest: str) 
     assert {k: v for k, v in after.items() if k not in moving} == {k: v for k, v in before.items() if k not in moving}
     time.sleep(0.5)
     assert set(lab.members(newest).values()) <= {"in-sync", "pending-reboot"}
+
+
+def test_down_after_the_api_was_killed_at_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("RDSREPL_SANDBOX_DIR", str(tmp_path / "sandbox"))
+    servers = tmp_path / "sandbox" / "servers"
+    for wanted in ("half-instance-1/PG_VERSION", "half-instance-2/backup_label", "half-instance-3/postmaster.pid"):
+        report = lifecycle.up(standby=False)
+        assert report.api_pid is not None
+        Lab(report).rds.create_db_cluster(**multi_az("half", MAJORS[0]))
+        assert processes.wait((servers / wanted).exists, 20.0)
+        os.kill(report.api_pid, 9)
+        status = lifecycle.status()
+        assert status is not None
+        sockets = Path(json.loads((tmp_path / "sandbox" / "state.json").read_text())["socket_dir"])
+        lifecycle.down()
+        assert not (tmp_path / "sandbox").exists() and not sockets.exists()
+        assert [pid for one in status.servers for pid in processes.working_in(Path(one.data_dir))] == []
+
+
+def test_the_first_cluster_can_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("RDSREPL_SANDBOX_DIR", str(tmp_path / "sandbox"))
+    try:
+        lab = Lab(lifecycle.up(standby=False))
+        lab.rds.delete_db_cluster(DBClusterIdentifier="sandbox", SkipFinalSnapshot=True)
+        lab.rds.get_waiter("db_cluster_deleted").wait(DBClusterIdentifier="sandbox", WaiterConfig=WAIT)
+        again = lifecycle.up()
+        assert (again.state, again.port, again.clusters, again.servers) == ("running", 0, (), ())
+        assert again.endpoint_url == lab.report.endpoint_url
+    finally:
+        assert lifecycle.down().target_removed

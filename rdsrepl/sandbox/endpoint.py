@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.sandbox import processes
-from rdsrepl.sandbox.servers import HOST, PORTS, SUPERUSER
+from rdsrepl.sandbox.servers import HOST, PORTS, READER_HOST, SUPERUSER
 from rdsrepl.sandbox.state import Directory, EndpointState, RelayState, ServerState, State
 
 if TYPE_CHECKING:
@@ -254,12 +254,13 @@ class _Gone(OSError):
 class _Listener:
     """One endpoint that is listened on, and the connections through it."""
 
-    server: asyncio.Server
+    server: asyncio.Server | None
     port: int
     tasks: set[asyncio.Task[None]]
 
     async def close(self) -> None:
-        self.server.close()
+        if self.server is not None:
+            self.server.close()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -309,7 +310,8 @@ class Relay:
         wanted = {endpoint.key: endpoint for endpoint in state.endpoints} if state is not None else {}
         for key in self._listeners.keys() - wanted.keys():
             await self._listeners.pop(key).close()
-        for key in wanted.keys() - self._listeners.keys():
+        # The writers' ports have to be known before those that are to have the same.
+        for key in sorted(wanted.keys() - self._listeners.keys(), reverse=True):
             self._listeners[key] = await self._listen(wanted[key])
 
     async def _listen(self, endpoint: EndpointState) -> _Listener:
@@ -320,6 +322,13 @@ class Relay:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
+        if endpoint.kind == "reader-host":
+            writer = self._listeners.get(EndpointState("writer", endpoint.of).key)
+            with suppress(OSError):
+                if writer is not None:
+                    server = await asyncio.start_server(connected, READER_HOST, writer.port, limit=CHUNK_BYTES)
+                    return _Listener(server, writer.port, tasks)
+            return _Listener(None, 0, tasks)
         # The port of before if it is still free, else any.
         for port in [*([endpoint.port] if endpoint.port else []), *random.sample(PORTS, 200)]:
             with suppress(OSError):

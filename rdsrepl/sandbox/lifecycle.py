@@ -29,7 +29,7 @@ from rdsrepl import config
 from rdsrepl.errors import Error, Refused
 from rdsrepl.sandbox import binaries, likeness, processes, roster, servers
 from rdsrepl.sandbox.binaries import Binaries
-from rdsrepl.sandbox.servers import HOST, Server
+from rdsrepl.sandbox.servers import HOST, READER_HOST, Server
 from rdsrepl.sandbox.state import Directory, EndpointState, ProcessState, ServerState, State, directory
 
 if TYPE_CHECKING:
@@ -495,10 +495,14 @@ def _write_aws_files(home: Directory) -> None:
 
 
 def _write_passfile(home: Directory, state: State, password: str) -> None:
-    ports = [endpoint.port for endpoint in state.endpoints if _of_first_cluster(state, endpoint)]
+    hosts = [
+        (READER_HOST if endpoint.kind == "reader-host" else HOST, endpoint.port)
+        for endpoint in state.endpoints
+        if endpoint.port and _of_first_cluster(state, endpoint)
+    ]
     with processes.umask(0o077):
         home.passfile.write_text(
-            "".join(f"{HOST}:{port}:*:{state.user}:{password}\n" for port in ports), encoding="utf-8"
+            "".join(f"{host}:{port}:*:{state.user}:{password}\n" for host, port in hosts), encoding="utf-8"
         )
 
 

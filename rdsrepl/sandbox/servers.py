@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 HOST: Final = "127.0.0.1"
+# The readers' address on the writer's port: on RDS both endpoints of a cluster have one port. Linux only.
+READER_HOST: Final = "127.0.0.2"
 SUPERUSER: Final = "rdsadmin"
 # Below the range from which systems take the ports of outgoing connections, so that none of those steals a server's
 # port while it restarts.

@@ -23,7 +23,7 @@ FORMAT: Final = 2
 LOCK_WAIT_SECONDS: Final = 180.0
 
 Role = Literal["writer", "reader"]
-EndpointKind = Literal["writer", "reader", "instance"]
+EndpointKind = Literal["writer", "reader", "instance", "reader-host"]
 Phase = Literal["building", "ready", "removing"]
 
 
@@ -62,9 +62,10 @@ class EndpointState:
     """A port that stays while servers come, go and change their roles.
 
     Attributes:
-        kind: what it leads to: a cluster's writer, its readers, or one instance.
+        kind: what it leads to: a cluster's writer, its readers, or one instance; ``reader-host`` leads to the readers
+            on the writer's port of another address.
         of: the identifier of the cluster or the instance.
-        port: 0 is any free one.
+        port: 0 is any free one, and where there is no such address, none.
     """
 
     kind: EndpointKind
@@ -131,8 +132,9 @@ class State:
         if endpoint.kind == "instance":
             return tuple(server for server in self.servers if server.name == endpoint.of)
         members = self.members(endpoint.of)
-        wanted = tuple(server for server in members if server.role == endpoint.kind)
-        return wanted or (members if endpoint.kind == "reader" else ())
+        if endpoint.kind == "writer":
+            return tuple(server for server in members if server.role == "writer")
+        return tuple(server for server in members if server.role == "reader") or members
 
     def port(self, kind: EndpointKind, of: str) -> int | None:
         """Return an endpoint's port; None where there is no such endpoint, or it does not listen yet."""

@@ -28,7 +28,7 @@ from rdsrepl.sandbox.api.resources import (
 )
 from rdsrepl.sandbox.api.settings import settings
 from rdsrepl.sandbox.binaries import Binaries
-from rdsrepl.sandbox.servers import HOST
+from rdsrepl.sandbox.servers import HOST, READER_HOST
 from rdsrepl.sandbox.state import ServerState
 
 MEMBERS: Final = 3
@@ -231,6 +231,7 @@ def described(service: Service, cluster: Cluster) -> Result:
     entries = state.members(cluster.identifier) if state is not None else ()
     port = state.port("writer", cluster.identifier) if state is not None else None
     has_reader = state is not None and state.port("reader", cluster.identifier) is not None
+    own_host = state is not None and state.port("reader-host", cluster.identifier) == port
     known = zones(service.region)
     return {
         "DBClusterIdentifier": cluster.identifier,
@@ -244,7 +245,7 @@ def described(service: Service, cluster: Cluster) -> Result:
         "MasterUsername": cluster.master_user,
         "MasterUserSecret": secret(cluster),
         "Endpoint": HOST if port else None,
-        "ReaderEndpoint": HOST if has_reader else None,
+        "ReaderEndpoint": (READER_HOST if own_host else HOST) if has_reader else None,
         "Port": port or engines.PORT,
         "MultiAZ": cluster.multi_az or len({member.zone for member in members.values()}) > 1,
         "AvailabilityZones": known,

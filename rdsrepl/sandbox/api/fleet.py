@@ -26,7 +26,7 @@ from rdsrepl.sandbox.api.resources import Cluster, Instance, Records, Snapshot
 from rdsrepl.sandbox.api.settings import Attached, reloadable, settings
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.servers import Server
-from rdsrepl.sandbox.state import Directory, EndpointState, ServerState, State
+from rdsrepl.sandbox.state import Directory, EndpointKind, EndpointState, ServerState, State
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -166,9 +166,8 @@ class Fleet:
 
     def listen(self, cluster: str) -> None:
         """Give a new cluster its endpoints, and wait until they are there."""
-        self._change(
-            lambda state: state.with_endpoints(EndpointState("writer", cluster), EndpointState("reader", cluster))
-        )
+        kinds: tuple[EndpointKind, ...] = ("writer", "reader", "reader-host")
+        self._change(lambda state: state.with_endpoints(*(EndpointState(kind, cluster) for kind in kinds)))
         self._await_endpoints()
 
     def reboot(self, identifiers: Sequence[str], *, cluster: str | None = None) -> None:

@@ -107,7 +107,7 @@ def found(home: Directory, state: State, name: str, *, standby: bool, default_gr
         )
     for server in servers:
         state = state.with_server(server)
-    readers = (EndpointState("reader", name),) if standby else ()
+    readers = (EndpointState("reader", name), EndpointState("reader-host", name)) if standby else ()
     members = (EndpointState("instance", server.name) for server in servers)
     return state.with_endpoints(EndpointState("writer", name), *readers, *members)
 
