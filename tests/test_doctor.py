@@ -262,6 +262,7 @@ HEALTHY_CASES: list[tuple[str, Facts]] = [
     ("logical_workers", replace(HEALTHY, demand=Demand(subscriptions=4))),
     ("logical_workers", limited(subscribed({}, {"enabled": False}), max_logical_replication_workers="2")),
     ("replication_origins", limited(major(18), max_active_replication_origins="10")),
+    ("logical_workers", replace(AWS_ONLY, parameters={})),  # no subscription asks for one
     ("worker_processes", limited(max_worker_processes="8")),  # no subscriber
     ("worker_processes", subscribed({})),
     ("slot_wal_keep_size", AWS_ONLY),
@@ -496,6 +497,7 @@ SKIPPED_CASES: list[tuple[str, Facts, str]] = [
     ("replication_origins", HEALTHY, "before 18"),
     ("idle_slot_timeout", HEALTHY, "came with 18"),
     ("replication_slots", replace(AWS_ONLY, parameters={}), "not known"),
+    ("logical_workers", replace(AWS_ONLY, parameters={}, demand=Demand(subscriptions=1)), "not known"),
     ("output_plugins", replace(HEALTHY, slots=(PLUGIN,), server=replace(SERVER, sees_settings=False)), "may not see"),
     ("long_transactions", replace(HEALTHY, server=replace(SERVER, sees_sessions=False)), "pg_monitor"),
     ("idle_database", replace(HEALTHY, senders=(sender(unsent_bytes=None),),
@@ -717,6 +719,8 @@ def test_few_statements(db18: Database) -> None:
         conn.execute("ALTER SYSTEM RESET log_statement")
     db18.server.reload()
     assert facts.missing.keys() == {"cloud", "parameters", "metrics"}
+    fewer = gather(db18.target, wanted=frozenset({"settings"}))
+    assert (fewer.publications, fewer.roles, fewer.settings is None) == (None, None, False)
     assert 1 <= text.count("statement: ") + text.count("execute ") - before <= 9
 
 

@@ -61,7 +61,8 @@ def doctor(
 
     demand = _demand(for_ or [])
     wanted = findings.chosen(checks.ALL, only=only or (), skip=skip or ())
-    gathered = facts.gather(where(ctx), demand=demand)
+    needed = frozenset(name for check in wanted for group in check.needs for name in group)
+    gathered = facts.gather(where(ctx), demand=demand, wanted=needed)
     diagnosis = findings.diagnose(gathered, wanted, checks.summary(gathered))
     options = shared(ctx)
     emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))

@@ -87,10 +87,10 @@ def wal_senders(facts: Facts) -> Iterator[Problem]:
 def logical_workers(facts: Facts) -> Iterator[Problem]:
     """Check max_logical_replication_workers: an apply worker for each subscription, and those that copy tables."""
     name = "max_logical_replication_workers"
-    limit, apply = _limit(facts, name), _subscriptions(facts)
+    apply, enough = _subscriptions(facts), _origins(facts)
     if not apply:
         return
-    enough = _origins(facts)
+    limit = _limit(facts, name)
     if apply > limit:
         yield critical(
             name,
@@ -111,7 +111,10 @@ def replication_origins(facts: Facts) -> Iterator[Problem]:
     if (facts.major or versions.OWN_ORIGINS_SINCE) < versions.OWN_ORIGINS_SINCE:
         raise NotApplicable("before 18 max_replication_slots limits the origins")
     name = "max_active_replication_origins"
-    limit, apply, enough = _limit(facts, name), _subscriptions(facts), _origins(facts)
+    apply, enough = _subscriptions(facts), _origins(facts)
+    if not apply:
+        return
+    limit = _limit(facts, name)
     if apply > limit:
         yield critical(
             name,
@@ -129,9 +132,10 @@ def replication_origins(facts: Facts) -> Iterator[Problem]:
 def worker_processes(facts: Facts) -> Iterator[Problem]:
     """Check max_worker_processes, from which a subscriber's workers come."""
     name = "max_worker_processes"
-    limit, apply = _limit(facts, name), _subscriptions(facts)
+    apply = _subscriptions(facts)
     if not apply:
         return
+    limit = _limit(facts, name)
     logical = max(_limit(facts, "max_logical_replication_workers"), _origins(facts) if facts.demand else 0)
     others = [_limit(facts, other) for other in ("autovacuum_max_workers", "max_parallel_workers")]
     need = logical + sum(others)

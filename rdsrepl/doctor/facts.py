@@ -66,6 +66,8 @@ _METRICS: Final = (
     "TransactionLogsDiskUsage",
 )
 _SQL: Final = ("server", "settings", "slots", "senders", "transactions", "roles", "publications", "subscriptions")
+# Each of use to one check alone, and dear where there is much.
+_OPTIONAL: Final = frozenset({"publications", "roles", "transactions"})
 _AWS: Final = ("cloud", "parameters", "metrics")
 
 
@@ -211,12 +213,13 @@ class Facts:
         return None if setting is None else setting.setting
 
 
-def gather(target: Target, *, demand: Demand | None = None) -> Facts:
+def gather(target: Target, *, demand: Demand | None = None, wanted: frozenset[str] = _OPTIONAL) -> Facts:
     """Ask the server and the RDS API, as far as TARGET leads to each.
 
     Args:
         target: the database; with a cluster or an instance in its ``aws``, that is asked, too.
         demand: what is planned.
+        wanted: names of ``Facts`` that the checks to run need; what none of them needs may be left out.
 
     Raises:
         Error: neither can be reached; the database cannot, and no cluster or instance is named; the target is wrong.
@@ -249,7 +252,7 @@ def gather(target: Target, *, demand: Demand | None = None) -> Facts:
     else:
         missing.update(dict.fromkeys(_AWS, "no cluster or instance is named: --cluster ID or --instance ID"))
     try:
-        _over_sql(target, found, missing)
+        _over_sql(target, found, missing, left_out=_OPTIONAL - wanted)
     except errors.UsageError:
         raise
     except errors.Error as exc:
@@ -328,7 +331,7 @@ def _metrics(aws: Aws, cloud: Cloud) -> dict[str, float]:
     return metrics.latest(aws, _METRICS, {"DBInstanceIdentifier": writer.instance_id})
 
 
-def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str]) -> None:
+def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str], *, left_out: frozenset[str]) -> None:
     import psycopg
 
     limits = {"statement_timeout": _STATEMENT_TIMEOUT, "lock_timeout": "2s"}
@@ -347,6 +350,9 @@ def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str]) ->
     )
     with connection.open(target, settings=limits) as conn:
         for name, question in questions:
+            if name in left_out:
+                missing[name] = "not asked for"
+                continue
             try:
                 found[name] = question(conn)
             except psycopg.Error as exc:
