@@ -110,7 +110,7 @@ def test_an_error_is_one_line_with_code_request_and_remedy(cloud: Cloud) -> None
     failed = cloud("cluster", "list")
     assert failed.code == 5
     assert failed.err.splitlines()[0].startswith("error: DescribeDBClusters: no [AccessDenied, request ")
-    assert "DescribeDBClusters" in failed.err.splitlines()[1] and "iam-policy" in failed.err.splitlines()[1]
+    assert "rds:DescribeDBClusters" in failed.err.splitlines()[1] and "iam-policy" in failed.err.splitlines()[1]
     document = cloud("cluster", "list", "-o", "json").error
     assert document["aws_code"] == "AccessDenied" and document["request_id"] and document["exit_code"] == 5
 

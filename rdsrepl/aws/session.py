@@ -84,7 +84,7 @@ def _session(aws: Aws) -> boto3.Session:
     try:
         return boto3.Session(botocore_session=core, profile_name=aws.profile, region_name=region_name)
     except botocore.exceptions.BotoCoreError as exc:
-        raise translate(exc, "Session", aws) from exc
+        raise translate(exc, "", "Session", aws) from exc
 
 
 @lru_cache(maxsize=64)
@@ -105,7 +105,7 @@ def _client(aws: Aws, service: str) -> Any:
         made = _session(aws)
         return made.client(service, endpoint_url=aws.endpoint_url, config=config)  # type: ignore[call-overload]
     except (botocore.exceptions.BotoCoreError, ValueError) as exc:
-        raise translate(exc, "Session", aws) from exc
+        raise translate(exc, "", "Session", aws) from exc
 
 
 def client(aws: Aws, service: str) -> Any:
@@ -144,7 +144,7 @@ def call(aws: Aws, service: str, operation: str, parameters: Mapping[str, Any]) 
     """
     from botocore import xform_name
 
-    with _translated(operation, aws):
+    with _translated(service, operation, aws):
         answer: dict[str, Any] = getattr(client(aws, service), xform_name(operation))(**parameters)
     return answer
 
@@ -159,7 +159,7 @@ def pages(
     """
     from botocore import xform_name
 
-    with _translated(operation, aws):
+    with _translated(service, operation, aws):
         for page in client(aws, service).get_paginator(xform_name(operation)).paginate(**(parameters or {})):
             for part in key.split("."):
                 page = page.get(part, [])
@@ -172,27 +172,27 @@ def token(aws: Aws, *, host: str, port: int, user: str) -> str:
     Raises:
         Error: there are no credentials.
     """
-    with _translated("GenerateDBAuthToken", aws):
+    with _translated("rds", "GenerateDBAuthToken", aws):
         made: str = client(aws, "rds").generate_db_auth_token(DBHostname=host, Port=port, DBUsername=user)
     return made
 
 
 @contextmanager
-def _translated(operation: str, aws: Aws) -> Iterator[None]:
+def _translated(service: str, operation: str, aws: Aws) -> Iterator[None]:
     import botocore.exceptions
 
     try:
         yield
     except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
-        raise translate(exc, operation, aws) from exc
+        raise translate(exc, service, operation, aws) from exc
 
 
-def translate(exc: Exception, operation: str, aws: Aws) -> errors.Error:
+def translate(exc: Exception, service: str, operation: str, aws: Aws) -> errors.Error:
     """Turn boto3's error into ours, keeping AWS's text, code and request id."""
     import botocore.exceptions as boto
 
     if isinstance(exc, boto.ClientError):
-        return _refused(exc, operation, aws)
+        return _refused(exc, service, operation, aws)
     text = " ".join(str(exc).split()).rstrip(".")
     if isinstance(exc, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         return errors.NoCredentials(
@@ -225,23 +225,24 @@ def translate(exc: Exception, operation: str, aws: Aws) -> errors.Error:
     return errors.AwsError(f"{operation}: {text}")
 
 
-def _refused(exc: Any, operation: str, aws: Aws) -> errors.Error:
+def _refused(exc: Any, service: str, operation: str, aws: Aws) -> errors.Error:
     said: Mapping[str, Any] = exc.response.get("Error", {})
     code = str(said.get("Code", "Unknown"))
     text = " ".join(str(said.get("Message") or code).split()).rstrip(".")
-    kind, hint = _classify(code, text, operation, aws)
+    kind, hint = _classify(code, text, f"{service}:{operation}", aws)
     request_id = exc.response.get("ResponseMetadata", {}).get("RequestId")
     return kind(f"{operation}: {text}", hint=hint, aws_code=code, request_id=request_id)
 
 
-def _classify(code: str, text: str, operation: str, aws: Aws) -> tuple[type[errors.Error], str | None]:
+def _classify(code: str, text: str, action: str, aws: Aws) -> tuple[type[errors.Error], str | None]:
     plain = code.removesuffix("Fault").removesuffix("Exception")
     if code in THROTTLED:
         return errors.Throttled, "wait a while and repeat the command: it plans only what is still missing"
     if code in DENIED:
-        action = re.search(r"to perform: ([\w-]+:\w+)", text)
-        name = action[1] if action else operation
-        return errors.Denied, f"the identity lacks {name}; rdsrepl iam-policy prints the policy each command needs"
+        # AWS names what was missing, which may be another action (kms:Decrypt) than the one called.
+        named = re.search(r"to perform: ([\w-]+:\w+)", text)
+        lacking = named[1] if named else action
+        return errors.Denied, f"the identity lacks {lacking}; rdsrepl iam-policy prints the policy each command needs"
     if code in EXPIRED:
         return errors.ExpiredCredentials, "get new ones: aws sso login, or assume the role again"
     if code in BAD_CREDENTIALS:

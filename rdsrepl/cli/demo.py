@@ -121,23 +121,29 @@ class _Demo:
         self._run("-t", "sandbox", "publication", "check", "shop", allowed=(0, 8))
         self._run("-t", "sandbox", "slot", "create", "shop_cdc", "--plugin", "pgoutput", "--yes")
 
-        self._say(f"7. The stream, as role cdc, for {seconds:g} s of work, and a failover in the middle of it.")
+        self._say(
+            f"7. The stream, as role cdc, for {seconds:g} s of work, and a failover in the middle of it. At least "
+            "once: the new writer's copy of the slot stands a little behind, so some changes come twice."
+        )
         keywords = target.keywords
         dsn = f"host={keywords['host']} port={keywords['port']} dbname={keywords['dbname']} user=cdc"
         tail = ("--dsn", dsn, "slot", "tail", "shop_cdc", "--publication", "shop", "--format", "pretty")
         self._stream(tail, target, seconds)
 
-        self._say("8. Where the slot stands: what it keeps on the server is what a forgotten slot would pile up.")
+        self._say("8. Ready now? What is left are things to know.")
+        self._run("-t", "sandbox", "doctor", allowed=(0, 8))
+
+        self._say("9. Where the slot stands: what it keeps on the server is what a forgotten slot would pile up.")
         self._run("-t", "sandbox", "slot", "list")
 
-        self._say("9. The same as JSON, for programs: what came after the stream ended, not consumed.")
+        self._say("10. The same as JSON, for programs: what came after the stream ended, not consumed.")
         _execute(target, "INSERT INTO orders (customer, item, amount) VALUES (2, 'the last one', 1.10)")
         self._run(
             "--dsn", dsn, "slot", "peek", "shop_cdc", "--publication", "shop", "--limit", "1", "--format", "json",
             env={"PGPASSFILE": str(self._passfile)},
         )  # fmt: skip
 
-        self._say("10. Clean-up: the slot first, for it is what costs; the cluster leaves a final snapshot.")
+        self._say("11. Clean-up: the slot first, for it is what costs; the cluster leaves a final snapshot.")
         self._run("-t", "sandbox", "slot", "drop", "shop_cdc", "--yes")
         self._run("-t", "sandbox", "publication", "drop", "shop", "--yes")
         self._run("-t", "sandbox", "role", "drop", "cdc", "--yes")

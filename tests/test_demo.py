@@ -1,0 +1,48 @@
+"""The demo: the whole path, driven by the program's own commands alone, on a fresh sandbox each time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Program
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+
+COMMANDS = (
+    "sandbox up --default-group",
+    "doctor",
+    "param-group create shop-logical --slots 4 --yes",
+    "param-group attach shop-logical --reboot --yes",
+    "role create cdc",
+    "publication create shop",
+    "slot create shop_cdc",
+    "slot tail shop_cdc",
+    "cluster failover sandbox --yes",
+    "slot list",
+    "slot peek shop_cdc",
+    "slot drop shop_cdc",
+    "cluster delete sandbox --final-snapshot shop-final --confirm sandbox",
+    "param-group delete shop-logical --yes",
+    "sandbox down",
+)
+
+
+@pytest.mark.parametrize("run", [1, 2, 3])
+def test_the_whole_path_on_a_fresh_sandbox(rdsrepl: Program, tmp_path: Path, run: int) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = rdsrepl("demo", "--duration", "4s", env={"TMPDIR": str(temporary)}, timeout=150)
+    assert done.code == 0, done.out + done.err
+    position = 0
+    for command in COMMANDS:
+        found = re.search(rf"^\$ rdsrepl .*{re.escape(command)}", done.out[position:], re.M)
+        assert found, f"{command} did not run, or not in its turn"
+        position += found.end()
+    assert re.search(r"^  wal_level logical, max_replication_slots 20", done.out, re.M)
+    proven = re.search(r"^All (\d+) orders that were committed came through; .* was ([\d.]+) s", done.out, re.M)
+    assert proven and int(proven[1]) >= 2, done.out
+    assert re.search(r"^  shop_cdc at 0/", done.out, re.M), "the slot was proven to be there after the failover"
+    assert not list(temporary.iterdir()), "nothing is left behind"
