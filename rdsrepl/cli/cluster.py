@@ -147,7 +147,9 @@ def create(
     param_group: Annotated[
         str | None, typer.Option(metavar="NAME", help="A cluster parameter group.", show_default="AWS's default")
     ] = None,
-    master_user: Annotated[str, typer.Option(metavar="NAME", rich_help_panel=_LOGIN_PANEL)] = "dbadmin",
+    master_user: Annotated[
+        str, typer.Option(metavar="NAME", help="Its name.", rich_help_panel=_LOGIN_PANEL)
+    ] = "dbadmin",
     master_secret: Annotated[
         str | None,
         typer.Option(
@@ -170,13 +172,24 @@ def create(
             show_default="gp3; io1 with --iops",
         ),
     ] = None,
-    iops: Annotated[int | None, typer.Option(min=1, metavar="N", rich_help_panel=_STORAGE_PANEL)] = None,
-    subnet_group: Annotated[str | None, typer.Option(metavar="NAME", rich_help_panel=_STORAGE_PANEL)] = None,
+    iops: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Provisioned IOPS.", rich_help_panel=_STORAGE_PANEL)
+    ] = None,
+    subnet_group: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A DB subnet group.", rich_help_panel=_STORAGE_PANEL)
+    ] = None,
     security_group: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="Again for more.", rich_help_panel=_STORAGE_PANEL, show_default=False),
+        typer.Option(
+            metavar="ID",
+            help="A VPC security group; again for more.",
+            rich_help_panel=_STORAGE_PANEL,
+            show_default=False,
+        ),
     ] = None,
-    port: Annotated[int | None, typer.Option(min=1150, max=65535, rich_help_panel=_STORAGE_PANEL)] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1150, max=65535, help="Where it listens.", rich_help_panel=_STORAGE_PANEL)
+    ] = None,
     deletion_protection: Annotated[
         bool, typer.Option("--deletion-protection", help="AWS refuses to delete it.", show_default=False)
     ] = False,
