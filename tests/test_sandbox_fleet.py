@@ -24,7 +24,7 @@ from botocore.exceptions import ClientError
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from rdsrepl.sandbox import binaries, lifecycle, processes
+from rdsrepl.sandbox import binaries, lifecycle, processes, roster, state
 from rdsrepl.sandbox.api import failover
 from rdsrepl.sandbox.api.resources import Cluster, Instance, Records
 from rdsrepl.sandbox.api.store import Store
@@ -424,6 +424,18 @@ def test_a_consumer_that_does_not_confirm_does_not_hold_a_failover_up(lab: Lab, 
     lab.query(cluster, "SELECT pg_drop_replication_slot('held')")
 
 
+def test_a_failover_applies_what_was_lowered_too(lab: Lab, newest: str) -> None:
+    old = lab.writer(newest)
+    lab.set(newest, max_connections="60")
+    lab.rds.failover_db_cluster(DBClusterIdentifier=newest)
+    lab.settled(newest)
+    # With fewer connections than the WAL speaks of neither of the two could be a standby as it is.
+    assert lab.writer(newest) != old
+    assert lab.value(lab.cluster(newest), "SHOW max_connections") == "60"
+    assert lab.value(lab.instance(old)["Endpoint"], "SHOW max_connections") == "60"
+    assert processes.wait(lambda: bool(lab.server(old).streaming), 20.0)
+
+
 def test_a_dead_reader_comes_back(lab: Lab, newest: str) -> None:
     reader = next(member for member in lab.members(newest) if member != lab.writer(newest))
     lab.act("crash", instance=reader)
@@ -743,6 +755,34 @@ def test_down_after_the_api_was_killed_at_its_work(tmp_path: Path, monkeypatch: 
         lifecycle.down()
         assert not (tmp_path / "sandbox").exists() and not sockets.exists()
         assert [pid for one in status.servers for pid in processes.working_in(Path(one.data_dir))] == []
+
+
+def test_an_interrupted_failover_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("RDSREPL_SANDBOX_DIR", str(tmp_path / "sandbox"))
+    try:
+        report = lifecycle.up()
+        assert report.api_pid is not None
+        os.kill(report.api_pid, 9)
+        assert processes.wait(lambda: not processes.command_line(report.api_pid or 0), 10.0)
+        # As it is between the promotion and the state's change.
+        home = state.directory()
+        now = home.read()
+        assert now is not None
+        first, second = now.members("sandbox")
+        roster.server(home, now, first).stop("immediate")
+        roster.server(home, now, second).promote()
+        records = Records(Store(home.aws_file))
+        with records.edit(Cluster, "sandbox") as cluster:
+            cluster.status = "failing-over"
+        lab = Lab(lifecycle.up())
+        lab.settled("sandbox")
+        assert lab.writer("sandbox") == second.name
+        assert processes.wait(lambda: bool(lab.server(first.name).streaming), 20.0)
+        options = {"user": "dbadmin", "dbname": "app", "password": None, "passfile": report.passfile}
+        assert lab.query(lab.cluster("sandbox"), "SELECT pg_is_in_recovery()", **options) == [(False,)]
+    finally:
+        lifecycle.down()
 
 
 def test_the_first_cluster_can_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -610,7 +610,8 @@ class Fleet:
         primary, *readers = state.members(cluster)
         writer = roster.server(self.home, state, primary)
         for reader in readers:
-            if not failover.wait(lambda name=reader.name: failover.streams(writer, name), _STREAM_SECONDS):  # type: ignore[misc]
+            runs = roster.server(self.home, state, reader).is_running()
+            if not runs or not failover.wait(lambda name=reader.name: failover.streams(writer, name), _STREAM_SECONDS):  # type: ignore[misc]
                 log.warning("%s does not stream from %s: making it anew", reader.name, primary.name)
                 self._rebuild(reader)
 
