@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
-from rdsrepl.aws import session
+from rdsrepl.aws import identifiers, session
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import AlreadyExists, BadValue, NotAvailable, NotFound, Refused
+from rdsrepl.errors import AlreadyExists, NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
 
 Kind = Literal["multi_az_cluster", "aurora"]
@@ -19,7 +18,7 @@ Kind = Literal["multi_az_cluster", "aurora"]
 _DEAD_ENDS: Final = frozenset(
     ["failed", "incompatible-parameters", "incompatible-restore", "inaccessible-encryption-credentials", "deleting"]
 )
-_MULTI_AZ_NAME_LENGTH: Final = 52
+_LONGEST_NAME: Final[Mapping[Kind, int]] = {"multi_az_cluster": 52, "aurora": 63}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,34 +132,13 @@ def get(aws: Aws, cluster_id: str) -> Cluster:
     return _cluster(answer["DBClusters"][0])
 
 
-def check_name(name: str, kind: Kind | None = None) -> str:
-    """Return NAME as AWS keeps it, in lower case, if a cluster may have it (CreateDBCluster).
+def check_name(name: str, kind: Kind) -> str:
+    """Return NAME as AWS keeps it, in lower case, if a new cluster may have it (CreateDBCluster).
 
     Raises:
         BadValue: it may not.
     """
-    lower = name.lower()
-    length = _MULTI_AZ_NAME_LENGTH if kind == "multi_az_cluster" else 63
-    if not re.fullmatch(r"[a-z](-?[a-z0-9])*", lower) or len(lower) > length:
-        raise BadValue(
-            f"{name!r} cannot be a cluster's identifier",
-            hint=f"1 to {length} letters, digits and hyphens; a letter first, no hyphen last, no two in a row",
-        )
-    return lower
-
-
-def check_snapshot_name(name: str) -> str:
-    """Return NAME if a final snapshot may have it.
-
-    Raises:
-        BadValue: it may not.
-    """
-    if not re.fullmatch(r"[A-Za-z](-?[A-Za-z0-9])*", name) or len(name) > 255:
-        raise BadValue(
-            f"{name!r} cannot be a snapshot's identifier",
-            hint="1 to 255 letters, digits and hyphens; a letter first, no hyphen last, no two in a row",
-        )
-    return name
+    return identifiers.check(name, "a cluster", longest=_LONGEST_NAME[kind])
 
 
 def require_available(cluster: Cluster) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from rdsrepl.aws import session
+from rdsrepl.aws import identifiers, session
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import BadValue, NotAvailable, NotFound, Refused
+from rdsrepl.errors import NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 
 POSTGRES_ENGINES: Final = ("postgres", "aurora-postgresql")
@@ -131,18 +130,12 @@ def of_cluster(aws: Aws, cluster_id: str) -> tuple[Instance, ...]:
 
 
 def check_name(name: str) -> str:
-    """Return NAME as AWS keeps it, in lower case, if an instance may have it (CreateDBInstance).
+    """Return NAME as AWS keeps it, in lower case, if a new instance may have it (CreateDBInstance).
 
     Raises:
         BadValue: it may not.
     """
-    lower = name.lower()
-    if not re.fullmatch(r"[a-z](-?[a-z0-9])*", lower) or len(lower) > 63:
-        raise BadValue(
-            f"{name!r} cannot be an instance's identifier",
-            hint="1 to 63 letters, digits and hyphens; a letter first, no hyphen last, no two in a row",
-        )
-    return lower
+    return identifiers.check(name, "an instance", longest=63)
 
 
 def require_available(instance: Instance) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
-from rdsrepl.aws import session
+from rdsrepl.aws import identifiers, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import AlreadyExists, BadValue, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
@@ -160,12 +160,7 @@ def check_name(name: str) -> str:
     Raises:
         BadValue: it may not.
     """
-    lower = name.lower()
-    if not re.fullmatch(r"[a-z](-?[a-z0-9])*", lower) or len(lower) > 255:
-        raise BadValue(
-            f"{name!r} cannot be a parameter group's name",
-            hint="1 to 255 letters, digits and hyphens; a letter first, no hyphen last, no two hyphens in a row",
-        )
+    lower = identifiers.check(name, "a parameter group", longest=255)
     if lower.startswith("default-") or lower == "default":
         raise BadValue(f"{name!r} looks like one of AWS's default groups", hint="choose another name")
     return lower

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
+from rdsrepl.cli import provisioning
+from rdsrepl.cli.options import Reader, Writer, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
-from rdsrepl.errors import BadValue, Error, NotFound, UsageError
+from rdsrepl.errors import Error, NotFound, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.slots import Slot
 
 app = typer.Typer(no_args_is_help=True, help="DB clusters: Multi-AZ DB clusters of RDS, and Aurora's.")
-
-_LOGIN_PANEL: Final = "Master user"
-_STORAGE_PANEL: Final = "Storage and network"
 
 
 class ClusterEngine(StrEnum):
@@ -49,7 +47,6 @@ class MemberShown:
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="The cluster's identifier.", autocompletion=lambda ctx: _names(ctx))
 ]
-Timeout = Annotated[float, duration_option("--timeout", help="Give up after each wait of this long.")]
 
 
 @app.command("list", cls=Reader)
@@ -110,7 +107,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
                     ("writer endpoint", f"{cluster.endpoint}:{cluster.port}"),
                     ("reader endpoint", f"{cluster.reader_endpoint}:{cluster.port}"),
                     ("parameter group", cluster.parameter_group),
-                    ("storage", storage_words(cluster)),
+                    ("storage", provisioning.storage_words(cluster)),
                     ("master user", _login(cluster)),
                     ("logical replication", support.words),
                 ]
@@ -136,64 +133,26 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
 def create(
     ctx: typer.Context,
     cluster_id: Annotated[str, typer.Argument(metavar="ID", help="The new cluster's identifier.")],
-    instance_class: Annotated[str, typer.Option("--class", metavar="CLASS", help="db.r6gd.large, …")],
+    instance_class: provisioning.InstanceClass,
     engine: Annotated[
         ClusterEngine, typer.Option(help="postgres makes a Multi-AZ DB cluster of a writer and two readers.")
     ] = ClusterEngine.postgres,
-    engine_version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="16.4, …", show_default="AWS's default")
-    ] = None,
+    engine_version: provisioning.EngineVersion = None,
     instances: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Members of an Aurora cluster.")] = 2,
     param_group: Annotated[
         str | None, typer.Option(metavar="NAME", help="A cluster parameter group.", show_default="AWS's default")
     ] = None,
-    master_user: Annotated[
-        str, typer.Option(metavar="NAME", help="Its name.", rich_help_panel=_LOGIN_PANEL)
-    ] = "dbadmin",
-    master_secret: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SECRET",
-            help="Take the master user's password from this Secrets Manager secret.",
-            rich_help_panel=_LOGIN_PANEL,
-            show_default="RDS makes and keeps one",
-        ),
-    ] = None,
-    dbname: Annotated[str | None, typer.Option(metavar="NAME", help="A first database.")] = None,
-    storage: Annotated[
-        int | None, typer.Option(min=1, metavar="GIB", help="Allocated storage.", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
-    storage_type: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TYPE",
-            help="gp3, io1, io2, …",
-            rich_help_panel=_STORAGE_PANEL,
-            show_default="gp3; io1 with --iops",
-        ),
-    ] = None,
-    iops: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Provisioned IOPS.", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
-    subnet_group: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A DB subnet group.", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
-    security_group: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ID",
-            help="A VPC security group; again for more.",
-            rich_help_panel=_STORAGE_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1150, max=65535, help="Where it listens.", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
-    deletion_protection: Annotated[
-        bool, typer.Option("--deletion-protection", help="AWS refuses to delete it.", show_default=False)
-    ] = False,
-    timeout: Timeout = 3600.0,
+    master_user: provisioning.MasterUser = None,
+    master_secret: provisioning.MasterSecret = None,
+    dbname: provisioning.Dbname = None,
+    storage: provisioning.Storage = None,
+    storage_type: provisioning.StorageType = None,
+    iops: provisioning.Iops = None,
+    subnet_group: provisioning.SubnetGroup = None,
+    security_group: provisioning.SecurityGroup = None,
+    port: provisioning.Port = None,
+    deletion_protection: provisioning.DeletionProtection = False,
+    timeout: provisioning.Timeout = 3600.0,
 ) -> None:
     """Make a cluster and wait until it is available.
 
@@ -207,7 +166,7 @@ def create(
     if kind == "multi_az_cluster" and storage is None:
         raise UsageError("how much storage?", hint="a Multi-AZ DB cluster needs --storage GIB")
     cluster_id = clusters.check_name(cluster_id, kind)
-    check_class(instance_class)
+    provisioning.check_class(instance_class)
     target = identity(ctx)
     password = None if master_secret is None else secrets.get(target.aws, master_secret).password
     new = clusters.NewCluster(
@@ -223,7 +182,7 @@ def create(
         subnet_group=subnet_group,
         security_groups=tuple(security_group or ()),
         parameter_group=param_group,
-        master_user=master_user,
+        master_user=master_user or "dbadmin",
         password=password,
         database_name=dbname,
         port=port,
@@ -238,7 +197,7 @@ def create(
 
 
 @app.command(cls=Writer)
-def reboot(ctx: typer.Context, cluster_id: Id, timeout: Timeout = 1800.0) -> None:
+def reboot(ctx: typer.Context, cluster_id: Id, timeout: provisioning.Timeout = 1800.0) -> None:
     """Reboot every member of a cluster, one at a time, readers first; no failover.
 
     Example: rdsrepl cluster reboot orders
@@ -262,7 +221,7 @@ def failover(
     to: Annotated[
         str | None, typer.Option(metavar="MEMBER", help="The new writer.", show_default="AWS's choice")
     ] = None,
-    timeout: Timeout = 900.0,
+    timeout: provisioning.Timeout = 900.0,
 ) -> None:
     """Make another member the writer; prove that each logical slot is still there, and show how far it is.
 
@@ -290,16 +249,10 @@ def failover(
 def delete(
     ctx: typer.Context,
     cluster_id: Id,
-    final_snapshot: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keep the data in a snapshot of this name.")
-    ] = None,
-    skip_final_snapshot: Annotated[
-        bool, typer.Option("--skip-final-snapshot", help="Lose the data for ever.", show_default=False)
-    ] = False,
-    confirm: Annotated[
-        str | None, typer.Option(metavar="ID", help="The identifier once more, in place of typing it when asked.")
-    ] = None,
-    timeout: Timeout = 3600.0,
+    final_snapshot: provisioning.FinalSnapshot = None,
+    skip_final_snapshot: provisioning.SkipFinalSnapshot = False,
+    confirm: provisioning.Confirm = None,
+    timeout: provisioning.Timeout = 3600.0,
 ) -> None:
     """Delete a cluster with all its members; the identifier must be typed.
 
@@ -307,7 +260,7 @@ def delete(
     """
     from rdsrepl.aws import clusters
 
-    require_decision(final_snapshot, skip_final_snapshot)
+    provisioning.require_decision(final_snapshot, skip_final_snapshot)
     target = database_of(ctx, cluster=cluster_id)
     cluster = clusters.get(target.aws, cluster_id)
     plan = clusters.delete(cluster, final_snapshot=final_snapshot, timeout_seconds=timeout)
@@ -316,35 +269,6 @@ def delete(
         names = ", ".join(slot.slot_name for slot in slots)
         plan = replace(plan, warnings=(*plan.warnings, f"its logical slots go with it: {names}"))
     settle(ctx, plan, target=target, typed=Typed(cluster.cluster_id, "--confirm", confirm))
-
-
-def require_decision(final_snapshot: str | None, skip: bool) -> None:
-    """Refuse a deletion that does not say what becomes of the data.
-
-    Raises:
-        UsageError: neither or both of the two options were given.
-        BadValue: no snapshot may have that name.
-    """
-    from rdsrepl.aws import clusters
-
-    if (final_snapshot is None) != skip:
-        raise UsageError(
-            "what shall become of the data?", hint="--final-snapshot NAME keeps it, --skip-final-snapshot loses it"
-        )
-    if final_snapshot is not None:
-        clusters.check_snapshot_name(final_snapshot)
-
-
-def check_class(name: str) -> None:
-    """Refuse what cannot be an instance class.
-
-    Raises:
-        BadValue: it cannot.
-    """
-    import re
-
-    if not re.fullmatch(r"db\.[a-z0-9-]+(\.[a-z0-9-]+)?", name):
-        raise BadValue(f"{name!r} is no instance class", hint="for example db.r6gd.large, or db.serverless")
 
 
 def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str | None = None) -> Target:
@@ -369,14 +293,6 @@ def show_slots(ctx: typer.Context, when: str, slots: tuple[Slot, ...]) -> None:
     for slot in slots:
         consumer = f", read by PID {slot.active_pid}" if slot.active_pid else ", inactive"
         note(ctx, f"{when}: slot {slot.slot_name} at {slot.confirmed_flush_lsn}, {slot.wal_status}{consumer}")
-
-
-def storage_words(found: Cluster | Instance) -> str:
-    """Return storage in words: ``200 GiB io1, 3000 IOPS``."""
-    if found.engine.startswith("aurora"):
-        return "Aurora's, grows by itself"
-    iops = f", {found.iops} IOPS" if found.iops else ""
-    return f"{found.allocated_storage_gib} GiB {found.storage_type or ''}".rstrip() + iops
 
 
 def _logical_slots(target: Target) -> tuple[tuple[Slot, ...], str | None]:

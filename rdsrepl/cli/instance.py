@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli.cluster import check_class, require_decision, storage_words
-from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
+from rdsrepl.cli import provisioning
+from rdsrepl.cli.options import Reader, Writer, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import Refused, UsageError
@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="DB instances: single ones, read replicas, members of clusters.")
 
-_LOGIN_PANEL: Final = "Master user"
-_STORAGE_PANEL: Final = "Storage and network"
-
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="The instance's identifier.", autocompletion=lambda ctx: _names(ctx))
 ]
-Timeout = Annotated[float, duration_option("--timeout", help="Give up after each wait of this long.")]
 
 
 @app.command("list", cls=Reader)
@@ -85,7 +81,7 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
                 ("endpoint", f"{instance.endpoint}:{instance.port}" if instance.endpoint else None),
                 ("parameter group", f"{instance.parameter_group}, {instance.parameter_group_status}"),
                 ("read replicas", instance.replicas),
-                ("storage", storage_words(instance)),
+                ("storage", provisioning.storage_words(instance)),
                 ("master user", instance.master_user),
                 ("logical replication", support.words),
             ]
@@ -97,63 +93,31 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
 def create(
     ctx: typer.Context,
     instance_id: Annotated[str, typer.Argument(metavar="ID", help="The new instance's identifier.")],
-    instance_class: Annotated[str, typer.Option("--class", metavar="CLASS", help="db.r6g.large, …")],
+    instance_class: provisioning.InstanceClass,
     replica_of: Annotated[
         str | None, typer.Option(metavar="ID", help="Make it a read replica of that instance.")
     ] = None,
     in_cluster: Annotated[
         str | None, typer.Option(metavar="ID", help="Make it a member of that Aurora cluster.")
     ] = None,
-    engine_version: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="16.4, …", show_default="AWS's default")
-    ] = None,
+    engine_version: provisioning.EngineVersion = None,
     param_group: Annotated[
         str | None, typer.Option(metavar="NAME", help="An instance parameter group.", show_default="AWS's default")
     ] = None,
-    master_user: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its name.", rich_help_panel=_LOGIN_PANEL, show_default="dbadmin")
-    ] = None,
-    master_secret: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SECRET",
-            help="Take the master user's password from this Secrets Manager secret.",
-            rich_help_panel=_LOGIN_PANEL,
-            show_default="RDS makes and keeps one",
-        ),
-    ] = None,
-    dbname: Annotated[str | None, typer.Option(metavar="NAME", help="A first database.")] = None,
-    storage: Annotated[
-        int | None, typer.Option(min=1, metavar="GIB", help="Allocated storage.", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
-    storage_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="gp3, io1, io2, …", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
-    iops: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Provisioned IOPS.", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
+    master_user: provisioning.MasterUser = None,
+    master_secret: provisioning.MasterSecret = None,
+    dbname: provisioning.Dbname = None,
+    storage: provisioning.Storage = None,
+    storage_type: provisioning.StorageType = None,
+    iops: provisioning.Iops = None,
     multi_az: Annotated[
         bool, typer.Option("--multi-az", help="With a standby in another zone.", show_default=False)
     ] = False,
-    subnet_group: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A DB subnet group.", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
-    security_group: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ID",
-            help="A VPC security group; again for more.",
-            rich_help_panel=_STORAGE_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(min=1150, max=65535, help="Where it listens.", rich_help_panel=_STORAGE_PANEL)
-    ] = None,
-    deletion_protection: Annotated[
-        bool, typer.Option("--deletion-protection", help="AWS refuses to delete it.", show_default=False)
-    ] = False,
-    timeout: Timeout = 3600.0,
+    subnet_group: provisioning.SubnetGroup = None,
+    security_group: provisioning.SecurityGroup = None,
+    port: provisioning.Port = None,
+    deletion_protection: provisioning.DeletionProtection = False,
+    timeout: provisioning.Timeout = 3600.0,
 ) -> None:
     """Make an instance, a read replica, or another member of an Aurora cluster, and wait until it is available.
 
@@ -172,7 +136,7 @@ def create(
     if not replica_of and not in_cluster and storage is None:
         raise UsageError("how much storage?", hint="an instance needs --storage GIB")
     instance_id = instances.check_name(instance_id)
-    check_class(instance_class)
+    provisioning.check_class(instance_class)
     target = identity(ctx)
     password = None if master_secret is None else secrets.get(target.aws, master_secret).password
     new = instances.NewInstance(
@@ -199,7 +163,7 @@ def create(
 
 
 @app.command(cls=Writer)
-def reboot(ctx: typer.Context, instance_id: Id, timeout: Timeout = 1800.0) -> None:
+def reboot(ctx: typer.Context, instance_id: Id, timeout: provisioning.Timeout = 1800.0) -> None:
     """Reboot an instance; no failover.
 
     Example: rdsrepl instance reboot orders-2
@@ -212,7 +176,7 @@ def reboot(ctx: typer.Context, instance_id: Id, timeout: Timeout = 1800.0) -> No
 
 
 @app.command(cls=Writer)
-def failover(ctx: typer.Context, instance_id: Id, timeout: Timeout = 1800.0) -> None:
+def failover(ctx: typer.Context, instance_id: Id, timeout: provisioning.Timeout = 1800.0) -> None:
     """Reboot a Multi-AZ instance with failover to its standby.
 
     Example: rdsrepl instance failover orders
@@ -239,16 +203,10 @@ def failover(ctx: typer.Context, instance_id: Id, timeout: Timeout = 1800.0) -> 
 def delete(
     ctx: typer.Context,
     instance_id: Id,
-    final_snapshot: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keep the data in a snapshot of this name.")
-    ] = None,
-    skip_final_snapshot: Annotated[
-        bool, typer.Option("--skip-final-snapshot", help="Lose the data for ever.", show_default=False)
-    ] = False,
-    confirm: Annotated[
-        str | None, typer.Option(metavar="ID", help="The identifier once more, in place of typing it when asked.")
-    ] = None,
-    timeout: Timeout = 3600.0,
+    final_snapshot: provisioning.FinalSnapshot = None,
+    skip_final_snapshot: provisioning.SkipFinalSnapshot = False,
+    confirm: provisioning.Confirm = None,
+    timeout: provisioning.Timeout = 3600.0,
 ) -> None:
     """Delete an instance; the identifier must be typed.
 
@@ -259,7 +217,7 @@ def delete(
     target = identity(ctx)
     instance = instances.get(target.aws, instance_id)
     if instance.cluster_id is None and instance.replica_of is None:
-        require_decision(final_snapshot, skip_final_snapshot)
+        provisioning.require_decision(final_snapshot, skip_final_snapshot)
     elif final_snapshot is not None:
         raise UsageError(
             f"AWS takes no final snapshot of {instance.instance_id}: {_part(instance)}", hint="omit --final-snapshot"

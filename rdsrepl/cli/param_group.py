@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared, where
+from rdsrepl.cli import provisioning
+from rdsrepl.cli.options import Reader, Writer, identity, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import BadValue, InUse, NotFound, UsageError
@@ -17,20 +18,20 @@ from rdsrepl.render import emit, facts, listing, stacked
 
 if TYPE_CHECKING:
     from rdsrepl import sizing
-    from rdsrepl.aws.clusters import Cluster
+    from rdsrepl.aws.attachments import Place
     from rdsrepl.aws.instances import Instance
     from rdsrepl.aws.parameter_groups import Kind, NewValue, Parameter, ParameterGroup
     from rdsrepl.config import Aws
-    from rdsrepl.instance_classes import Hardware
     from rdsrepl.plan import Change, Plan, Wait
+    from rdsrepl.rollouts import Direction
 
 app = typer.Typer(
     no_args_is_help=True, help="Parameter groups: what turns logical replication on, and how much room it has."
 )
 
 _SIZE_PANEL: Final = "What it must serve"
-# What --live and the proof after a reboot look at: what logical replication needs, and what standbys must match.
-_PROVEN: Final = (
+# What `show` prints beside what was set and what has a rule.
+_SHOWN: Final = (
     "max_replication_slots",
     "max_wal_senders",
     "max_logical_replication_workers",
@@ -51,7 +52,6 @@ _Kind = Annotated[
     typer.Option("--kind", help="cluster (Multi-AZ DB clusters, Aurora) or instance.", show_default="as found"),
 ]
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="The group.", autocompletion=lambda ctx: _names(ctx))]
-_Timeout = Annotated[float, duration_option("--timeout", help="Give up after each wait of this long.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,51 +65,6 @@ class Listed:
     used_by: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A parameter that two sides see differently, as ``diff`` prints it."""
-
-    name: str
-    left: str | None
-    right: str | None
-    apply_type: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What ``--cluster`` or ``--instance`` leads to."""
-
-    cluster: Cluster | None = None
-    instance: Instance | None = None
-
-    @property
-    def kind(self) -> Kind:
-        """Which kind of group holds the replication parameters there: a member's are its cluster's."""
-        return "cluster" if self.cluster is not None else "instance"
-
-    @property
-    def group(self) -> str:
-        """The group attached there now."""
-        if self.cluster is not None:
-            return self.cluster.parameter_group
-        return self.instance.parameter_group if self.instance is not None else ""
-
-    @property
-    def words(self) -> str:
-        """How messages call it."""
-        if self.cluster is not None:
-            return f"cluster {self.cluster.cluster_id}"
-        return f"instance {self.instance.instance_id}" if self.instance is not None else "nothing"
-
-    @property
-    def engine(self) -> tuple[str, str]:
-        """The engine's name and version."""
-        found = self.cluster or self.instance
-        assert found is not None
-        return found.engine, found.engine_version
-
-
 @app.command("list", cls=Reader)
 def list_(
     ctx: typer.Context,
@@ -120,10 +75,10 @@ def list_(
 
     Example: rdsrepl param-group list
     """
-    from rdsrepl.aws import parameter_groups
+    from rdsrepl.aws import attachments, parameter_groups
 
     aws = identity(ctx).aws
-    users = _users(aws)
+    users = attachments.users(aws)
     groups = [
         group for group in parameter_groups.ls(aws, kind.value if kind else None) if defaults or not group.is_default
     ]
@@ -162,17 +117,17 @@ def show(
     Example: rdsrepl param-group show orders-logical
     """
     from rdsrepl import sizing
-    from rdsrepl.aws import parameter_groups
+    from rdsrepl.aws import attachments, parameter_groups
 
     aws = identity(ctx).aws
     group = parameter_groups.find(aws, name, _given(kind))
-    wanted = {*sizing.RULED, *_PROVEN}
+    wanted = {*sizing.RULED, *_SHOWN}
     rows = [
         parameter
         for parameter in parameter_groups.parameters(aws, group.kind, group.name)
         if every or parameter.source == "user" or parameter.name in wanted
     ]
-    users = _users(aws).get((group.kind, group.name), [])
+    users = attachments.users_of(aws, group)
     value = {"group": group, "used_by": users, "parameters": rows}
     emit(
         value,
@@ -259,14 +214,14 @@ def create(
     Example: rdsrepl param-group create orders-logical --cluster orders --slots 4
     """
     from rdsrepl import sizing
-    from rdsrepl.aws import engines, parameter_groups
+    from rdsrepl.aws import attachments, engines, parameter_groups
 
     name = parameter_groups.check_name(name)
     overrides = _pairs(set_ or [])
     aws = identity(ctx).aws
     # A target's own cluster is only meant where nothing else says what the group is for.
     named = shared(ctx).cluster or shared(ctx).instance
-    place = _place(aws) if named or (family is None and kind is None) else None
+    place = attachments.place(aws) if named or (family is None and kind is None) else None
     if place is None and family is None and copy_from is None:
         raise UsageError(
             "which family is the group for?", hint="--cluster ID, --instance ID or --family postgres16 says it"
@@ -314,15 +269,14 @@ def create(
     )
     warnings = []
     if existing is not None and plan:
-        users = _users(aws).get((chosen, name), [])
+        users = attachments.users_of(aws, existing)
         used = f", and {', '.join(users)} uses it" if users else ""
         warnings.append(f"group {name} exists already{used}: what differs is set in it")
     plan = replace(plan, changes=tuple(map(_change, sized.proposals)), warnings=(*plan.warnings, *warnings))
     for line in sized.notes:
         note(ctx, line)
     if settle(ctx, plan, target=identity(ctx)):
-        way = f"--cluster {place.cluster.cluster_id}" if place and place.cluster else ""
-        way = way or (f"--instance {place.instance.instance_id}" if place and place.instance else f"--{chosen} ID")
+        way = f"--{place.kind} {place.identifier}" if place is not None else f"--{chosen} ID"
         note(ctx, f"next: rdsrepl param-group attach {name} {way} --reboot")
 
 
@@ -339,7 +293,7 @@ def set_values(
 
     Example: rdsrepl param-group set orders-logical max_slot_wal_keep_size=51200
     """
-    from rdsrepl.aws import parameter_groups
+    from rdsrepl.aws import attachments, parameter_groups
 
     values = _pairs(pairs)
     parameter_groups.refuse_default(name)
@@ -355,7 +309,7 @@ def set_values(
         for value in new
         if known[value.name].value != value.value
     ]  # fmt: skip
-    settle(ctx, _with_changes(plan, changes, _users(aws).get((group.kind, group.name), [])), target=identity(ctx))
+    settle(ctx, _with_changes(plan, changes, attachments.users_of(aws, group)), target=identity(ctx))
 
 
 @app.command(cls=Writer)
@@ -372,7 +326,7 @@ def reset(
 
     Example: rdsrepl param-group reset orders-logical max_slot_wal_keep_size
     """
-    from rdsrepl.aws import parameter_groups
+    from rdsrepl.aws import attachments, parameter_groups
 
     if bool(parameters) == every:
         raise UsageError("name parameters, or --all", hint="rdsrepl param-group reset NAME PARAMETER...")
@@ -393,7 +347,7 @@ def reset(
         )
         for row in chosen
     ]
-    settle(ctx, _with_changes(plan, changes, _users(aws).get((group.kind, group.name), [])), target=identity(ctx))
+    settle(ctx, _with_changes(plan, changes, attachments.users_of(aws, group)), target=identity(ctx))
 
 
 @app.command(cls=Writer)
@@ -412,7 +366,7 @@ def attach(
         bool,
         typer.Option("--no-proof", help="Do not connect to the database to prove the result.", show_default=False),
     ] = False,
-    timeout: _Timeout = 1800.0,
+    timeout: provisioning.Timeout = 1800.0,
 ) -> None:
     """Attach a group to a cluster (--cluster) or an instance (--instance); with --reboot it comes into force.
 
@@ -422,18 +376,17 @@ def attach(
     Example: rdsrepl param-group attach orders-logical --cluster orders --reboot
     """
     from rdsrepl import rollouts
-    from rdsrepl.aws import engines, parameter_groups
+    from rdsrepl.aws import attachments, engines, parameter_groups
 
     target = where(ctx)
     aws = target.aws
-    place = _place(aws)
+    place = attachments.place(aws)
     if place is None:
         raise UsageError("attach it to what?", hint="--cluster ID or --instance ID says it")
     group = parameter_groups.find(aws, name, place.kind)
     rollouts.require_group_fits(group.family, engines.family(aws, *place.engine), place.words)
-    before = _numbers(aws, place.kind, place.group, _hardware(place))
-    after_values = _values(aws, group.kind, group.name)
-    after = _evaluated(after_values, _hardware(place))
+    before = attachments.numbers(aws, place.kind, place.group, place.hardware)
+    after = attachments.numbers(aws, group.kind, group.name, place.hardware)
     moves = rollouts.direction(before, after)
     if place.cluster is not None:
         if with_replicas:
@@ -445,7 +398,7 @@ def attach(
             place.instance,
             group.name,
             moves,
-            _followers(aws, place.instance, after_values),
+            _followers(aws, place.instance, group),
             reboot=reboot,
             with_replicas=with_replicas,
             timeout_seconds=timeout,
@@ -461,12 +414,12 @@ def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
 
     Example: rdsrepl param-group delete orders-logical
     """
-    from rdsrepl.aws import parameter_groups
+    from rdsrepl.aws import attachments, parameter_groups
 
     parameter_groups.refuse_default(name)
     aws = identity(ctx).aws
     group = parameter_groups.find(aws, name, _given(kind))
-    users = _users(aws).get((group.kind, group.name))
+    users = attachments.users_of(aws, group)
     if users:
         raise InUse(
             f"parameter group {group.name} is attached to {', '.join(users)}",
@@ -496,13 +449,14 @@ def diff(
 
     Example: rdsrepl param-group diff orders-logical --live --cluster orders
     """
-    from rdsrepl.aws import parameter_groups
+    from rdsrepl import parameter_diff
+    from rdsrepl.aws import attachments, parameter_groups
 
     if live and other is not None:
         raise UsageError("another group and --live exclude each other", hint="choose one")
     target = where(ctx)
     aws = target.aws
-    place = _place(aws) if live else None
+    place = attachments.place(aws) if live else None
     group = parameter_groups.find(aws, name, _given(kind) or (place.kind if place else None))
     left = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
     if live:
@@ -510,8 +464,12 @@ def diff(
 
         with connection.open(target) as conn:
             running = settings.ls(conn, list(left))
-        pending = _pending(place)
-        rows = _against_server(left, running, _hardware(place), pending)
+        rows = parameter_diff.server(
+            left,
+            running,
+            place.hardware if place else None,
+            pending_reboot=place is not None and place.pending_reboot,
+        )
         heading = "SERVER"
     else:
         right = (
@@ -519,11 +477,7 @@ def diff(
             if other
             else parameter_groups.defaults(aws, group.kind, group.family)
         )
-        rows = [
-            Difference(key, _value_of(left, key), _value_of(right, key), (left.get(key) or right[key]).apply_type, "")
-            for key in sorted({*left, *right})
-            if _value_of(left, key) != _value_of(right, key)
-        ]
+        rows = parameter_diff.groups(left, right)
         heading = (other or f"{group.family} defaults").upper()
     emit(
         rows,
@@ -557,20 +511,6 @@ def _short(text: str | None) -> str | None:
 
 def _given(kind: GroupKind | None) -> Kind | None:
     return None if kind is None else kind.value
-
-
-def _place(aws: Aws) -> Place | None:
-    """Look up what --cluster or --instance (or the target) names; a member counts as its cluster."""
-    from rdsrepl.aws import clusters, instances
-
-    if aws.cluster is not None:
-        return Place(cluster=clusters.get(aws, aws.cluster))
-    if aws.instance is None:
-        return None
-    instance = instances.get(aws, aws.instance)
-    if instance.cluster_id is not None:
-        return Place(cluster=clusters.get(aws, instance.cluster_id))
-    return Place(instance=instance)
 
 
 def _kind_for(kind: GroupKind | None, place: Place | None, source: ParameterGroup | None, family: str) -> Kind:
@@ -617,15 +557,13 @@ def _demand(
     topology: sizing.Topology = (
         "aurora" if engine == "aurora-postgresql" else "multi_az_cluster" if kind == "cluster" else "instance"
     )
-    hardware, storage = _hardware(place), None
+    hardware = place.hardware if place is not None else None
     if instance_class is not None:
         hardware = instance_classes.hardware(instance_class)
         if hardware is None:
             raise BadValue(f"{instance_class!r} is no instance class that is known", hint="for example db.r6g.large")
-    if place is not None:
-        storage = (place.cluster or place.instance).allocated_storage_gib or None  # type: ignore[union-attr]
-        if replicas is None and place.instance is not None:
-            replicas = len(place.instance.replicas)
+    if replicas is None and place is not None and place.kind == "instance" and place.instance is not None:
+        replicas = len(place.instance.replicas)
     return sizing.Demand(
         engine=engine,
         topology=topology,
@@ -634,7 +572,7 @@ def _demand(
         subscriptions=subscriptions,
         replicas=replicas or 0,
         hardware=hardware,
-        storage_gib=storage,
+        storage_gib=place.storage_gib if place is not None else None,
         overrides=overrides,
     )
 
@@ -722,63 +660,17 @@ def _method(row: Parameter) -> Any:
     return "pending-reboot" if row.apply_type == "static" else "immediate"
 
 
-def _users(aws: Aws) -> dict[tuple[str, str], list[str]]:
-    """Return who uses each group, as ``cluster orders`` and ``instance orders-1``, by kind and name."""
-    from rdsrepl.aws import clusters, instances
-
-    users: dict[tuple[str, str], list[str]] = {}
-    for cluster in clusters.ls(aws):
-        users.setdefault(("cluster", cluster.parameter_group), []).append(f"cluster {cluster.cluster_id}")
-    for instance in instances.ls(aws):
-        users.setdefault(("instance", instance.parameter_group), []).append(f"instance {instance.instance_id}")
-    return users
-
-
-def _hardware(place: Place | None) -> Hardware | None:
-    from rdsrepl import instance_classes
-
-    if place is None:
-        return None
-    name = place.cluster.instance_class if place.cluster else place.instance.instance_class if place.instance else None
-    return None if name is None else instance_classes.hardware(name)
-
-
-def _values(aws: Aws, kind: Kind, name: str) -> dict[str, str]:
-    from rdsrepl.aws import parameter_groups
-
-    rows = parameter_groups.parameters(aws, kind, name)
-    return {row.name: row.value for row in rows if row.value is not None}
-
-
-def _evaluated(values: Mapping[str, str], hardware: Hardware | None) -> dict[str, int | None]:
-    from rdsrepl import formulas
-
-    numbers: dict[str, int | None] = {}
-    for name in {*_PROVEN, "max_prepared_transactions", "max_locks_per_transaction", "rds.logical_replication"}:
-        if name in values:
-            try:
-                numbers[name] = formulas.evaluate(values[name], hardware)
-            except BadValue:
-                numbers[name] = None
-    return numbers
-
-
-def _numbers(aws: Aws, kind: Kind, name: str, hardware: Hardware | None) -> dict[str, int | None]:
-    return _evaluated(_values(aws, kind, name), hardware)
-
-
-def _followers(aws: Aws, instance: Instance, after: Mapping[str, str]) -> dict[str, Any]:
+def _followers(aws: Aws, instance: Instance, group: ParameterGroup) -> dict[str, tuple[Instance, Direction]]:
+    """Return an instance's read replicas, each with what the group would change there."""
     from rdsrepl import instance_classes, rollouts
-    from rdsrepl.aws import instances
+    from rdsrepl.aws import attachments
 
     found = {}
-    for name in instance.replicas:
-        if name.startswith("arn:"):
-            continue  # in another region: it has slots of its own there
-        replica = instances.get(aws, name)
+    for replica in attachments.replicas(aws, instance):
         hardware = instance_classes.hardware(replica.instance_class)
-        before = _numbers(aws, "instance", replica.parameter_group, hardware)
-        found[name] = (replica, rollouts.direction(before, _evaluated(after, hardware)))
+        before = attachments.numbers(aws, "instance", replica.parameter_group, hardware)
+        after = attachments.numbers(aws, "instance", group.name, hardware)
+        found[replica.instance_id] = (replica, rollouts.direction(before, after))
     return found
 
 
@@ -790,49 +682,3 @@ def _proof(after: Mapping[str, int | None]) -> Wait:
         if (number := after.get(name)) is not None:
             expected[name] = str(number)
     return proofs.settings(expected)
-
-
-def _pending(place: Place | None) -> bool:
-    if place is None:
-        return False
-    if place.cluster is not None:
-        return any(member.parameter_group_status == "pending-reboot" for member in place.cluster.members)
-    return place.instance is not None and place.instance.parameter_group_status == "pending-reboot"
-
-
-def _against_server(
-    group: Mapping[str, Parameter], running: Mapping[str, Any], hardware: Hardware | None, pending: bool
-) -> list[Difference]:
-    rows = []
-    for name, row in sorted(group.items()):
-        if name not in running or row.value is None:
-            continue
-        wanted, found = _plain(row.value, hardware), _plain(running[name].setting, None)
-        if wanted is None or wanted == found:
-            continue
-        waits = running[name].pending_restart or (pending and row.apply_type == "static")
-        text = "waits for a reboot" if waits else ""
-        rows.append(Difference(name, row.value, running[name].setting, row.apply_type, text))
-    return rows
-
-
-def _plain(value: str, hardware: Hardware | None) -> str | None:
-    """Return a value as both sides can be compared: switches as 1 and 0, formulas evaluated; None where unknown."""
-    from rdsrepl import formulas
-
-    lower = value.lower()
-    if lower in ("on", "true", "yes"):
-        return "1"
-    if lower in ("off", "false", "no"):
-        return "0"
-    if "{" in value:
-        try:
-            number = formulas.evaluate(value, hardware)
-        except BadValue:
-            return None
-        return None if number is None else str(number)
-    return value
-
-
-def _value_of(rows: Mapping[str, Parameter], name: str) -> str | None:
-    return rows[name].value if name in rows else None
