@@ -348,6 +348,9 @@ def test_master_user(running: Running) -> None:
         assert value(conn, "SHOW wal_level") == "logical"
         assert value(conn, "SHOW server_encoding") == "UTF8"
         assert str(value(conn, "SHOW server_version")).startswith(str(running.programs.major))
+        query = "SELECT setting, context, pending_restart FROM pg_settings WHERE name = 'rds.logical_replication'"
+        assert conn.execute(query).fetchone() == ("on", "postmaster", False)
+        conn.execute("UPDATE pg_settings SET setting = '8000' WHERE name = 'work_mem'")
     with pytest.raises(psycopg.OperationalError, match=r"pg_hba\.conf rejects"):
         running.connect("rdsadmin")
 

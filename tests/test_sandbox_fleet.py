@@ -83,6 +83,13 @@ class Lab:
     def ready(self, name: str) -> None:
         self.rds.get_waiter("db_instance_available").wait(DBInstanceIdentifier=name, WaiterConfig=WAIT)
 
+    def in_step(self, name: str) -> None:
+        """Reboot the members that wait for it."""
+        for member in (one for one, status in self.members(name).items() if status == "pending-reboot"):
+            self.rds.reboot_db_instance(DBInstanceIdentifier=member)
+            self.ready(member)
+        assert set(self.members(name).values()) == {"in-sync"}
+
     def make_cluster(self, name: str, major: int, **more: Any) -> None:
         self.rds.create_db_cluster(**{**multi_az(name, major), **more})
         self.settled(name)
@@ -301,10 +308,7 @@ def test_dynamic_changes_apply_at_once_static_ones_wait(lab: Lab, newest: str) -
     lab.rds.failover_db_cluster(DBClusterIdentifier=newest)
     lab.settled(newest)
     assert lab.value(lab.cluster(newest), "SHOW max_logical_replication_workers") == "7"
-    for member in (one for one, status in lab.members(newest).items() if status == "pending-reboot"):
-        lab.rds.reboot_db_instance(DBInstanceIdentifier=member)
-        lab.ready(member)
-    assert set(lab.members(newest).values()) == {"in-sync"}
+    lab.in_step(newest)
 
 
 # --- failover
@@ -434,6 +438,7 @@ def test_a_failover_applies_what_was_lowered_too(lab: Lab, newest: str) -> None:
     assert lab.value(lab.cluster(newest), "SHOW max_connections") == "60"
     assert lab.value(lab.instance(old)["Endpoint"], "SHOW max_connections") == "60"
     assert processes.wait(lambda: bool(lab.server(old).streaming), 20.0)
+    lab.in_step(newest)
 
 
 def test_a_dead_reader_comes_back(lab: Lab, newest: str) -> None:

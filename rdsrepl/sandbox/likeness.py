@@ -7,6 +7,7 @@ PostgreSQL asks for the ``REPLICATION`` attribute and for a superuser, and neith
   ``rds_replication`` may call them;
 - ``CREATE`` and ``ALTER PUBLICATION`` of all tables or of schemas make a member of ``rds_superuser`` a superuser from
   the start to the end of that one statement, in its own transaction, so nobody ever sees it;
+- ``pg_settings`` lists RDS's own parameters as well, as it does there;
 - a replication connection gets the attribute on loan from the endpoint (``endpoint.py``).
 """
 
@@ -84,6 +85,19 @@ _TRIGGERS: Final = (
 )
 
 
+# PostgreSQL lists no parameter that it does not know itself, not even one that its file of settings has.
+_SHOWN: Final = """
+    CREATE OR REPLACE VIEW pg_catalog.pg_settings AS
+    SELECT * FROM pg_show_all_settings() AS a
+    UNION ALL
+    SELECT name, current_setting(name, true), NULL, 'Customized Options', 'Set by the parameter group.', NULL, context,
+           'bool', 'configuration file', NULL, NULL, NULL, 'off', current_setting(name, true), NULL, NULL, false
+    FROM (VALUES ('rds.force_ssl', 'sighup'), ('rds.iam_auth_for_replication', 'sighup'),
+                 ('rds.logical_replication', 'postmaster')) AS rds (name, context)
+    WHERE current_setting(name, true) IS NOT NULL
+"""
+
+
 def apply(server: Server, password: str, *, user: str = MASTER_USER, dbname: str | None = DATABASE) -> None:
     """Make a fresh, running server look like RDS, with the master user and its database.
 
@@ -159,6 +173,9 @@ def _equip(conn: Connection) -> None:
         conn.execute(sql.SQL("ALTER FUNCTION {} SECURITY DEFINER").format(function))
         conn.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(function))
         conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO rds_replication").format(function))
+    conn.execute("SET allow_system_table_mods = on")
+    conn.execute(_SHOWN)
+    conn.execute("RESET allow_system_table_mods")
     conn.execute("CREATE SCHEMA rdsadmin")
     for statement in (_RAISE, _LOWER, *_TRIGGERS):
         conn.execute(statement)
