@@ -629,7 +629,7 @@ class Fleet:
     # --- looking after what runs
 
     def _supervise(self) -> None:
-        recovered = False
+        recovered, said = False, ""
         while not self._stopping.wait(_LOOK_SECONDS):
             try:
                 state = self.home.read()
@@ -644,6 +644,11 @@ class Fleet:
                 for instance in self.records.all(Instance):
                     if instance.status == "available":
                         self._look_after(instance)
+            except Error as exc:
+                # Four times a second: once is enough.
+                if str(exc) != said:
+                    said = str(exc)
+                    log.warning("nobody looks after the servers: %s", said)
             except Exception:
                 log.exception("the supervisor stumbled")
 
