@@ -97,6 +97,7 @@ def test_the_table_has_every_code_that_is_named_in_the_session() -> None:
 @pytest.fixture(autouse=True)
 def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_RETRY_MODE", "standard")  # adaptive goes slowly after a throttle
 
 
 def _credentials(cloud: Cloud) -> dict[str, str]:
