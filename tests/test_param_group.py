@@ -1,4 +1,4 @@
-"""``param-group`` over the sandbox's RDS: plans, sizes, bad names and values, and in what order things come into force."""
+"""``param-group`` over the sandbox's RDS: plans, sizes, bad names and values, and the order of reboots."""
 
 from __future__ import annotations
 
