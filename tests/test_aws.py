@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from rdsrepl import config
 from rdsrepl.aws import locations, secrets, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import Error, NotFound, UsageError
+from rdsrepl.postgres import connection
 from tests.conftest import Cloud
 
 # What AWS says, on which call, and what becomes of it.
@@ -243,6 +245,23 @@ def test_an_iam_token_needs_a_user(cloud: Cloud, monkeypatch: pytest.MonkeyPatch
     assert target.renew is not None
     with pytest.raises(UsageError, match="needs a host and a user"):
         target.renew()
+
+
+def test_the_rds_bundle_is_found_beside_the_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RDS endpoints are verified; without a bundle the error says where to get it and where to put it."""
+    for name in ("PGSSLMODE", "PGSSLROOTCERT", "PGSERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RDSREPL_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    host = "orders.cluster-abc.eu-west-1.rds.amazonaws.com"
+    target = Target("test", keywords={"host": host, "hostaddr": "127.0.0.1", "port": "1", "user": "u"})
+    found = connection.keywords(target)
+    assert found["sslmode"] == "verify-full" and "sslrootcert" not in found
+    (tmp_path / "global-bundle.pem").write_text("")
+    assert connection.keywords(target)["sslrootcert"] == str(tmp_path / "global-bundle.pem")
+    own = Target("test", keywords={**target.keywords, "sslrootcert": "/own.pem"})
+    assert connection.keywords(own)["sslrootcert"] == "/own.pem"
+    assert connection.keywords(Target("test", keywords={"host": "db.example.com"}))["sslmode"] == "require"
 
 
 def test_options_lie_over_the_target(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

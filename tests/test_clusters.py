@@ -158,6 +158,42 @@ def test_a_reboot_is_seen_and_waited_for(cloud: Cloud, name: str) -> None:
     assert cloud("psql", "--instance", name, "--", "-Atc", started).out > before
 
 
+def test_a_cluster_is_rebooted_member_by_member(cloud: Cloud) -> None:
+    started = {member: start_time(cloud, member) for member in ("sandbox-instance-1", "sandbox-instance-2")}
+    done = cloud("-t", "sandbox", "cluster", "reboot", "sandbox", "--yes", "-o", "json")
+    assert done.code == 0, done.err
+    operations = [step["operation"] for step in done.json["steps"] if "operation" in step]
+    assert operations == ["RebootDBInstance", "RebootDBCluster"], "the reader first, the writer through the cluster"
+    for member, before in started.items():
+        assert start_time(cloud, member) > before
+    writer = cloud("cluster", "show", "sandbox", "-o", "json").json["members"][0]
+    assert writer["role"] == "writer" and writer["instance_id"] == "sandbox-instance-1", "no failover"
+
+
+def start_time(cloud: Cloud, member: str) -> str:
+    """Ask a member of the sandbox's cluster, at its own endpoint, since when it runs."""
+    instance = cloud("instance", "show", member, "-o", "json").json["instance"]
+    dsn = f"host={instance['endpoint']} port={instance['port']} dbname=app user=dbadmin"
+    query = "SELECT pg_postmaster_start_time()"
+    shown = cloud("--dsn", dsn, "psql", "--", "-Atc", query, env={"PGPASSFILE": cloud.report["passfile"]})
+    assert shown.code == 0, shown.err
+    return shown.out
+
+
+def test_a_multi_az_instance_fails_over(cloud: Cloud, name: str) -> None:
+    base = ("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    assert cloud(*base, "--multi-az").code == 0
+    done = cloud("instance", "failover", name, "--yes", "-o", "json")
+    assert done.code == 0, done.err
+    assert done.json["steps"][0]["parameters"] == {"DBInstanceIdentifier": name, "ForceFailover": True}
+
+
+def test_an_instance_without_a_standby_cannot_fail_over(cloud: Cloud, name: str) -> None:
+    cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    refused = cloud("instance", "failover", name, "--yes")
+    assert refused.code == 4 and "only a Multi-AZ instance" in refused.err
+
+
 def test_a_reboot_that_does_not_end_in_time(cloud: Cloud, name: str) -> None:
     cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
     late = cloud("instance", "reboot", name, "--yes", "--timeout", "0.01s", "-o", "json")
