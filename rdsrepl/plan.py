@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rdsrepl.config import MASK, Target
+from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
@@ -123,7 +124,7 @@ class Wait:
     @property
     def text(self) -> str:
         """How long it may take."""
-        return f"(looks again and again, at most {self.timeout_seconds:g} s)"
+        return f"(at most {format_duration(self.timeout_seconds)})"
 
 
 Step = Statement | AwsCall | Wait

@@ -238,7 +238,7 @@ def failover(
         plan = replace(
             plan, warnings=(*plan.warnings, f"the slots cannot be read, so nothing is proven of them: {unknown}")
         )
-    elif slots:
+    else:
         plan = replace(plan, steps=(*plan.steps, proofs.slots([slot.slot_name for slot in slots])))
     show_slots(ctx, "before", slots)
     if settle(ctx, plan, target=target):

@@ -30,9 +30,9 @@ def settings(expected: Mapping[str, str]) -> Wait:
 
 
 def slots(names: Sequence[str]) -> Wait:
-    """Return the step that proves over SQL that the writer has these logical slots, and how far each is."""
-    probe = partial(_slots, names=tuple(names))
-    return Wait(f"prove over SQL that the writer has slots {', '.join(names)}", probe, PROOF_SECONDS)
+    """Return the step that proves over SQL that the endpoint leads to a writer, and how far each slot is there."""
+    what = f"the writer has slots {', '.join(names)}" if names else "the endpoint leads to the writer"
+    return Wait(f"prove over SQL that {what}", partial(_slots, names=tuple(names)), PROOF_SECONDS)
 
 
 def _settings(target: Target, *, expected: Mapping[str, str]) -> Condition:
