@@ -26,6 +26,12 @@ CODES = [
     ("TooManyRequestsException", 400, "throttled", 5),
     ("LimitExceededException", 400, "throttled", 5),
     ("ProvisionedThroughputExceededException", 400, "throttled", 5),
+    ("KMSThrottlingException", 400, "throttled", 5),
+    ("KMSAccessDeniedException", 400, "denied", 5),
+    ("KMSDisabledException", 400, "not_available", 4),
+    ("KMSInvalidStateException", 400, "not_available", 4),
+    ("KMSNotFoundException", 400, "not_available", 4),
+    ("KMSOptInRequired", 400, "not_available", 4),
     ("AccessDenied", 403, "denied", 5),
     ("AccessDeniedException", 403, "denied", 5),
     ("UnauthorizedOperation", 403, "denied", 5),
@@ -93,6 +99,7 @@ def test_each_code_becomes_one_of_ours_with_a_remedy(
 
 def test_the_table_has_every_code_that_is_named_in_the_session() -> None:
     named = session.THROTTLED | session.DENIED | session.EXPIRED | session.BAD_CREDENTIALS | session.BAD_VALUES
+    named |= session.BAD_KEYS
     assert (named | session.FAILURES) - {row[0] for row in CODES} == set()
 
 

@@ -34,6 +34,7 @@ THROTTLED: Final = frozenset(
         "Throttling",
         "ThrottlingException",
         "ThrottledException",
+        "KMSThrottlingException",
         "RequestLimitExceeded",
         "TooManyRequestsException",
         "RequestThrottled",
@@ -41,7 +42,19 @@ THROTTLED: Final = frozenset(
         "ProvisionedThroughputExceededException",
     ]
 )
-DENIED: Final = frozenset(["AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "NotAuthorized"])
+DENIED: Final = frozenset(
+    [
+        "AccessDenied",
+        "AccessDeniedException",
+        "KMSAccessDeniedException",
+        "NotAuthorized",
+        "UnauthorizedOperation",
+    ]
+)
+# The key that a stream is encrypted with.
+BAD_KEYS: Final = frozenset(
+    ["KMSDisabledException", "KMSInvalidStateException", "KMSNotFoundException", "KMSOptInRequired"]
+)
 EXPIRED: Final = frozenset(["ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"])
 BAD_CREDENTIALS: Final = frozenset(
     [
@@ -119,6 +132,31 @@ def client(aws: Aws, service: str) -> Any:
         Error: the profile, the region or the endpoint is wrong.
     """
     return _client(_identity(aws), service)
+
+
+def bare_client(aws: Aws, service: str) -> Any:
+    """Return a client of its own that tries each call once and checks no parameters: for who retries by itself.
+
+    Raises:
+        Error: the profile, the region or the endpoint is wrong.
+    """
+    import botocore.exceptions
+    from botocore.config import Config
+
+    config = Config(
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        parameter_validation=False,
+        max_pool_connections=64,
+        tcp_keepalive=True,
+        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
+        read_timeout=_READ_TIMEOUT_SECONDS,
+        user_agent_extra=f"rdsrepl/{__version__}",
+    )
+    try:
+        made = _session(_identity(aws))
+        return made.client(service, endpoint_url=aws.endpoint_url, config=config)  # type: ignore[call-overload]
+    except (botocore.exceptions.BotoCoreError, ValueError) as exc:
+        raise translate(exc, "", "Session", aws) from exc
 
 
 def forget() -> None:
@@ -243,6 +281,8 @@ def _classify(code: str, text: str, action: str, aws: Aws) -> tuple[type[errors.
         named = re.search(r"to perform: ([\w-]+:\w+)", text)
         lacking = named[1] if named else action
         return errors.Denied, f"the identity lacks {lacking}; rdsrepl iam-policy prints the policy each command needs"
+    if code in BAD_KEYS:
+        return errors.NotAvailable, "enable the KMS key it is encrypted with, or encrypt it with another"
     if code in EXPIRED:
         return errors.ExpiredCredentials, "get new ones: aws sso login, or assume the role again"
     if code in BAD_CREDENTIALS:

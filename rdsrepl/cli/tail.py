@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Final
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -20,15 +22,20 @@ from rdsrepl.tail.pipeline import FormatName
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from rdsrepl.aws.streams import Stream
     from rdsrepl.config import Target
     from rdsrepl.tail.engine import Bounds, Progress, Summary
     from rdsrepl.tail.preflight import Findings
+    from rdsrepl.tail.sinks.kinesis import KinesisSink
 
 _BEAT_SECONDS: Final = 30.0
 _REFRESH_SECONDS: Final = 1.0
+_LINGER_SECONDS: Final = 0.01
+_REQUESTS: Final = 4
 
 _STREAM: Final = "What to stream"
 _BOUNDS: Final = "When to stop"
+_KINESIS: Final = "To Kinesis"
 
 Name = Annotated[
     str, typer.Argument(metavar="SLOT", help="The slot.", autocompletion=complete_slot, show_default=False)
@@ -67,6 +74,27 @@ TableOption = Annotated[
 ]
 
 
+class OversizePolicy(StrEnum):
+    """What ``--oversize`` takes."""
+
+    fail = "fail"
+    drop_columns = "drop-columns"
+
+
+@dataclass(frozen=True, slots=True)
+class _KinesisWish:
+    """What the options say of Kinesis."""
+
+    stream: str
+    partition_by: str
+    aggregate: bool
+    linger_seconds: float
+    requests: int
+    oversize: Literal["fail", "drop-columns"]
+    dead_letter: Path | None
+    endpoint_url: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Wish:
     """What the options say, in one piece."""
@@ -81,13 +109,20 @@ class _Wish:
     until_now: bool
     confirm: bool
     active_wait_seconds: float | None
+    kinesis: _KinesisWish | None = None
 
 
 def tail(
     ctx: typer.Context,
     slot: Name,
     to: Annotated[
-        str, typer.Option("--to", metavar="SINK", help="Where to: - is standard output.", rich_help_panel=_STREAM)
+        str,
+        typer.Option(
+            "--to",
+            metavar="SINK",
+            help="Where to: - is standard output, kinesis:STREAM a data stream (name or ARN).",
+            rich_help_panel=_STREAM,
+        ),
     ] = "-",
     format: FormatOption = None,
     publication: PublicationOption = None,
@@ -151,8 +186,64 @@ def tail(
             panel=_STREAM,
         ),
     ] = None,
+    partition_by: Annotated[
+        str | None,
+        typer.Option(
+            "--partition-by",
+            metavar="WHAT",
+            help="Partition key: key (table and primary key), table, transaction, or a column's name.",
+            rich_help_panel=_KINESIS,
+            show_default="key",
+        ),
+    ] = None,
+    aggregate: Annotated[
+        bool,
+        typer.Option(
+            "--aggregate",
+            help="Changes of one key that wait go as one record, in the format of the KPL.",
+            rich_help_panel=_KINESIS,
+            show_default=False,
+        ),
+    ] = False,
+    linger: Annotated[
+        float | None,
+        duration_option("--linger", help="How long a change may wait for company; by default 10ms.", panel=_KINESIS),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            "--requests",
+            min=1,
+            max=64,
+            metavar="N",
+            help="Requests on their way at once.",
+            rich_help_panel=_KINESIS,
+            show_default="4",
+        ),
+    ] = None,
+    oversize: Annotated[
+        OversizePolicy | None,
+        typer.Option(
+            "--oversize",
+            help="A change larger than the stream takes: stop, or leave its largest values out and name them.",
+            rich_help_panel=_KINESIS,
+            show_default="fail",
+        ),
+    ] = None,
+    dead_letter: Annotated[
+        Path | None,
+        typer.Option(
+            "--dead-letter", metavar="FILE", help="Keep changes that are too large there.", rich_help_panel=_KINESIS
+        ),
+    ] = None,
+    endpoint_url: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint-url", metavar="URL", help="Of Kinesis, in place of AWS's own.", rich_help_panel=_KINESIS
+        ),
+    ] = None,
 ) -> None:
-    """Stream a slot's changes to standard output, at least once and in commit order.
+    """Stream a slot's changes to standard output or to Kinesis, at least once and in commit order.
 
     A position is confirmed to the server only when the output has it. Connection loss, restarts and failovers are
     waited out. Ctrl-C stops cleanly: what was received is delivered and confirmed.
@@ -161,13 +252,24 @@ def tail(
     """
     from rdsrepl.tail.engine import Bounds
 
-    if to != "-":
-        raise BadValue(f"--to {to}: no such sink", hint="- is standard output, the only sink of this version")
+    kinesis = _kinesis(
+        to,
+        format,
+        {
+            "--partition-by": partition_by,
+            "--aggregate": aggregate or None,
+            "--linger": linger,
+            "--requests": requests,
+            "--oversize": oversize,
+            "--dead-letter": dead_letter,
+            "--endpoint-url": endpoint_url,
+        },
+    )
     if until_lsn is not None and until_now:
         raise BadValue("--until-lsn and --until-now exclude each other", hint="give one of them")
     wish = _Wish(
         slot,
-        format or _default_format(),
+        format or (_default_format() if kinesis is None else FormatName.json),
         tuple(publication or ()),
         _pairs(plugin_option or ()),
         tuple(table or ()),
@@ -176,6 +278,7 @@ def tail(
         until_now,
         not no_confirm,
         wait_active,
+        kinesis,
     )
     target = where(ctx)
     if create is not None:
@@ -221,6 +324,45 @@ def peek(
     summary = _run(ctx, where(ctx), wish)
     if summary.progress.changes == 0:
         note(ctx, f"slot {slot}: no change waits" if "until" in summary.reason else f"slot {slot}: {summary.reason}")
+
+
+def _kinesis(to: str, format: FormatName | None, options: Mapping[str, Any]) -> _KinesisWish | None:
+    """Return what the options say of Kinesis; None for standard output.
+
+    Raises:
+        BadValue: there is no such sink, or an option makes no sense with it.
+    """
+    kind, _, name = to.partition(":")
+    given = {option: value for option, value in options.items() if value is not None}
+    if to == "-":
+        if given:
+            raise BadValue(f"{next(iter(given))} is for --to kinesis:STREAM", hint="leave it out, or name a stream")
+        return None
+    if kind != "kinesis" or not name:
+        raise BadValue(f"--to {to}: no such sink", hint="- is standard output, kinesis:STREAM a data stream")
+    by = given.get("--partition-by", "key")
+    allowed = {FormatName.json, FormatName.debezium}
+    if by == "transaction":
+        allowed.add(FormatName.wal2json)  # its begin and commit belong to no table
+    if format is not None and format not in allowed:
+        raise BadValue(
+            f"--format {format.value} does not go to Kinesis with --partition-by {by}",
+            hint="--format json or debezium; wal2json with --partition-by transaction",
+        )
+    if not by:
+        raise BadValue("--partition-by is empty", hint="key, table, transaction, or a column's name")
+    if "--oversize" in given and given["--oversize"] == "drop-columns" and format is FormatName.wal2json:
+        raise BadValue("--oversize drop-columns knows json and debezium", hint="--dead-letter FILE keeps any change")
+    return _KinesisWish(
+        stream=name,
+        partition_by=by,
+        aggregate="--aggregate" in given,
+        linger_seconds=given.get("--linger", _LINGER_SECONDS),
+        requests=given.get("--requests", _REQUESTS),
+        oversize=given["--oversize"].value if "--oversize" in given else "fail",
+        dead_letter=given.get("--dead-letter"),
+        endpoint_url=given.get("--endpoint-url"),
+    )
 
 
 class _Talker:
@@ -316,6 +458,7 @@ def _run(ctx: typer.Context, target: Target, wish: _Wish) -> Summary:
     from rdsrepl.tail.pipeline import assemble
     from rdsrepl.tail.sinks.stdout import StdoutSink, mend_torn_line
 
+    stream_to = None if wish.kinesis is None else _stream(target, wish.kinesis)
     findings = preflight.look(target, wish.slot_name, wish.publications)
     if len(findings.publications) == 1 and not wish.publications:
         note(ctx, f"publication {findings.publications[0]}: the only one here")
@@ -334,8 +477,13 @@ def _run(ctx: typer.Context, target: Target, wish: _Wish) -> Summary:
         given=wish.plugin_options,
         until_lsn=bounds.until_lsn,
         colour=colours(sys.stdout) and not shared(ctx).no_color,
+        partition_by=None if wish.kinesis is None else wish.kinesis.partition_by,
     )
-    if wish.format in (FormatName.json, FormatName.debezium, FormatName.wal2json) and (torn := mend_torn_line()):
+    if (
+        wish.kinesis is None
+        and wish.format in (FormatName.json, FormatName.debezium, FormatName.wal2json)
+        and (torn := mend_torn_line())
+    ):
         note(ctx, f"took an unfinished line of {torn} bytes off the end of the file; its change comes again")
     talker = _Talker(ctx, target)
     stream = Stream(
@@ -347,11 +495,12 @@ def _run(ctx: typer.Context, target: Target, wish: _Wish) -> Summary:
         wish.confirm,
         wish.active_wait_seconds,
     )
+    kinesis = None if stream_to is None else _kinesis_sink(target, wish, stream_to, talker)
     run = Tail(
         stream,
         bounds,
         pipeline.decoder,
-        StdoutSink(),
+        StdoutSink() if kinesis is None else kinesis,
         talker,
         lambda primary: preflight.look(target, wish.slot_name, findings.publications, primary=primary),
     )
@@ -360,6 +509,44 @@ def _run(ctx: typer.Context, target: Target, wish: _Wish) -> Summary:
     finally:
         talker.clear()
         catalog.close()
+        if kinesis is not None:
+            counts = kinesis.counts
+            note(
+                ctx,
+                f"{counts.records} records acknowledged in {counts.requests} requests, "
+                f"{counts.retries} sent again, {counts.throttles} of them throttled",
+            )
+
+
+def _stream(target: Target, wish: _KinesisWish) -> Stream:
+    """Look at the stream before anything is streamed.
+
+    Raises:
+        Error: there is none, it takes nothing now, or it may not be looked at.
+    """
+    from rdsrepl.aws import streams
+
+    aws = target.aws if wish.endpoint_url is None else replace(target.aws, endpoint_url=wish.endpoint_url)
+    found = streams.get(aws, wish.stream)
+    streams.require_usable(found)
+    return found
+
+
+def _kinesis_sink(target: Target, wish: _Wish, stream: Stream, talker: _Talker) -> KinesisSink:
+    from rdsrepl.tail.sinks.kinesis import KinesisSink, limits
+    from rdsrepl.tail.sinks.oversize import Oversize
+
+    assert wish.kinesis is not None
+    given = wish.kinesis
+    aws = target.aws if given.endpoint_url is None else replace(target.aws, endpoint_url=given.endpoint_url)
+    return KinesisSink(
+        aws,
+        stream,
+        limits(stream, linger_seconds=given.linger_seconds, aggregate=given.aggregate),
+        requests=given.requests,
+        oversize=Oversize(given.oversize, given.dead_letter),
+        say=talker.note,
+    )
 
 
 def _create(ctx: typer.Context, target: Target, wish: _Wish, plugin: str) -> None:

@@ -50,8 +50,15 @@ class Writer(Protocol):
 class Format(Protocol):
     """How changes are written."""
 
-    dialect: ClassVar[Dialect]
-    settings: ClassVar[Mapping[str, str]]
+    @property
+    def dialect(self) -> Dialect:
+        """Which values' spelling it takes."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What a session must set so that values come in one form."""
+        ...
 
     def shapes(self, relation: Relation) -> list[Shape]:
         """Return each column's way to JSON."""

@@ -11,6 +11,7 @@ from rdsrepl.errors import WrongPlugin
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Decoder, TableFilter
 from rdsrepl.tail.formats import DebeziumFormat, Format, JsonFormat, PrettyFormat, Wal2jsonFormat
+from rdsrepl.tail.keys import KeyedFormat
 from rdsrepl.tail.pgoutput import PgoutputDecoder, RawPgoutput
 from rdsrepl.tail.test_decoding import TestDecoding
 from rdsrepl.tail.wal2json import PARSED_OPTIONS, ParsedWal2json, RawWal2json, RawWal2jsonV1
@@ -61,6 +62,7 @@ def assemble(
     given: Mapping[str, str],
     until_lsn: int | None,
     colour: bool,
+    partition_by: str | None = None,
 ) -> Pipeline:
     """Return the pipeline for a slot and a format.
 
@@ -72,6 +74,7 @@ def assemble(
         given: the user's plugin options; they win over ours.
         until_lsn: where to stop.
         colour: whether ``pretty`` is coloured.
+        partition_by: lines begin with a partition key made of this (``keys.KeyedFormat``).
 
     Raises:
         WrongPlugin: the slot's plugin cannot serve the format or an option.
@@ -85,8 +88,15 @@ def assemble(
             hint=f"--format {'|'.join(served)}, or a slot with --plugin pgoutput",
         )
     fmt = _format(name, findings, catalog, colour)
+    if partition_by is not None:
+        if fmt is None or (plugin == "wal2json" and name is FormatName.wal2json):
+            raise WrongPlugin(
+                f"slot {slot.slot_name} uses {plugin}, whose own lines have no partition key",
+                hint="--format json, or a slot with --plugin pgoutput",
+            )
+        fmt = KeyedFormat(fmt, catalog, partition_by)
     if plugin == "pgoutput":
-        pipeline = _pgoutput(findings, fmt, tables, given, until_lsn)
+        pipeline = _pgoutput(findings, name, fmt, tables, given, until_lsn)
     elif plugin == "wal2json":
         pipeline = _wal2json(findings, name, fmt, catalog, tables, given, until_lsn)
     else:
@@ -111,7 +121,12 @@ def _format(name: FormatName, findings: Findings, catalog: Catalog, colour: bool
 
 
 def _pgoutput(
-    findings: Findings, fmt: Format | None, tables: TableFilter, given: Mapping[str, str], until_lsn: int | None
+    findings: Findings,
+    name: FormatName,
+    fmt: Format | None,
+    tables: TableFilter,
+    given: Mapping[str, str],
+    until_lsn: int | None,
 ) -> Pipeline:
     from psycopg import sql
 
@@ -123,7 +138,7 @@ def _pgoutput(
             )
     protocol = "1"
     if findings.slot.two_phase:
-        if isinstance(fmt, Wal2jsonFormat | DebeziumFormat):
+        if name in (FormatName.wal2json, FormatName.debezium):
             raise WrongPlugin(
                 f"slot {findings.slot.slot_name} decodes prepared transactions, for which this format has no word",
                 hint="--format json, or a slot made without --two-phase: it sends them at COMMIT PREPARED",

@@ -1,0 +1,307 @@
+"""Kinesis as a sink: at least once, and in order for each partition key, whatever Kinesis refuses.
+
+``Dispatch`` says what may go when; the threads here send it. Throttles, server errors and broken connections are
+retried for ever, with jitter, only what failed; what no retry can mend stops the tail with nothing confirmed that is
+not in. Signing, endpoints and credentials are botocore's; the request's body is written here and the usual answer
+("all in") recognised by a glance, because botocore's own serialising costs more than everything else together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any, Final
+
+from rdsrepl.aws import session
+from rdsrepl.aws.streams import Stream
+from rdsrepl.config import Aws
+from rdsrepl.errors import Error, Unreachable
+from rdsrepl.tail.keys import split
+from rdsrepl.tail.sinks.aggregation import aggregated
+from rdsrepl.tail.sinks.dispatch import REQUEST_BYTES, Dispatch, Item, Limits
+from rdsrepl.tail.sinks.oversize import Oversize
+
+_FIRST_DELAY_SECONDS: Final = 0.02
+_LONGEST_DELAY_SECONDS: Final = 5.0
+_SAY_EVERY_SECONDS: Final = 10.0
+_ALL_IN: Final = b'"FailedRecordCount":0'
+_NOTHING: Final = b'{"FailedRecordCount":0,"Records":[]}'
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was sent so far.
+
+    Attributes:
+        records: acknowledged.
+        requests: answered or not.
+        retries: records that were refused and sent again.
+        throttles: of these, those Kinesis had no room for.
+    """
+
+    records: int = 0
+    requests: int = 0
+    retries: int = 0
+    throttles: int = 0
+
+
+class KinesisSink:
+    """Writes keyed lines to a stream from threads of its own."""
+
+    def __init__(
+        self,
+        aws: Aws,
+        stream: Stream,
+        limits: Limits,
+        *,
+        requests: int,
+        oversize: Oversize,
+        say: Callable[[str], None],
+    ) -> None:
+        """Begin to send.
+
+        Args:
+            aws: the identity.
+            stream: where to.
+            limits: of a request.
+            requests: how many may be on their way at once.
+            oversize: what becomes of a record that is too large.
+            say: told from time to time that Kinesis refuses.
+        """
+        self.counts = Counts()
+        self._dispatch = Dispatch(limits)
+        self._stream = stream
+        self._oversize = oversize
+        self._say = say
+        self._said_at = 0.0
+        self._failure: Error | None = None
+        self._finishing = False
+        self._closed = False
+        self._sending = 0
+        self._changed = threading.Condition()
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._caller = _Caller(aws, stream)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"kinesis-{number}", daemon=True) for number in range(requests)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, number: int, lines: Sequence[str] | Sequence[bytes]) -> None:
+        """Accept batch NUMBER of keyed lines.
+
+        Raises:
+            Error: an earlier one could not be written, or a record of this one is too large.
+        """
+        if self._failure is not None:
+            raise self._failure
+        records = []
+        limit = self._stream.record_bytes
+        for line in lines:
+            for one in _lines(line):
+                key, text = split(one)
+                data = text.encode("utf-8", "surrogateescape")
+                if len(data) + len(key) > limit and len(data) + len(key.encode()) > limit:
+                    fitting = self._oversize.fit(key, data, limit)
+                    if fitting is None:
+                        continue
+                    data = fitting
+                records.append((key, data))
+        with self._changed:
+            self._dispatch.accept(number, records, time.monotonic())
+            self._changed.notify()
+        if not records:
+            self._wake()
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much memory is taken by what is not acknowledged, about."""
+        return self._dispatch.pending_bytes
+
+    @property
+    def durable(self) -> int:
+        """The number up to which Kinesis has acknowledged every record.
+
+        Raises:
+            Error: Kinesis refuses for good.
+        """
+        if self._failure is not None:
+            raise self._failure
+        return self._dispatch.durable
+
+    def finish(self) -> None:
+        """Let nothing wait for company any more."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+
+    def wake_fd(self) -> int:
+        """Return a file descriptor that is readable after progress."""
+        return self._wake_read
+
+    def drain_wake(self) -> None:
+        """Take the progress signal off ``wake_fd``."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake_read, 4096):
+                pass
+
+    def close(self) -> None:
+        """Send no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=0.5)
+        self._oversize.close()
+        if not any(thread.is_alive() for thread in self._threads):
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def _work(self) -> None:
+        try:
+            while (items := self._next()) is not None:
+                self._send(items)
+        except Error as exc:
+            self._fail(exc)
+        except Exception as exc:  # noqa: BLE001 - a thread that dies in silence would hold the stream for ever
+            self._fail(Error(f"writing to stream {self._stream.name} broke: {exc!r}", hint="please report it"))
+
+    def _next(self) -> list[Item] | None:
+        """Wait for the next request's items; None at the end."""
+        with self._changed:
+            while not self._closed and self._failure is None:
+                now = time.monotonic()
+                due = self._dispatch.due_in(now)
+                if due is not None and (due == 0.0 or self._finishing):
+                    items = self._dispatch.take(now, flush=self._finishing)
+                    if items:
+                        self._changed.notify()  # there may be more for the next thread
+                        return items
+                self._changed.wait(due)
+            return None
+
+    def _send(self, items: list[Item]) -> None:
+        self.counts.requests += 1
+        try:
+            refused, why = self._caller.put(items)
+        except Unreachable as exc:
+            refused, why = list(range(len(items))), exc.aws_code or exc.message
+        now = time.monotonic()
+        if not refused:
+            with self._changed:
+                self._dispatch.acknowledged(items, now)
+                self.counts.records += sum(map(len, items))
+                self._changed.notify()
+            self._wake()
+            return
+        failed = set(refused)
+        back = [items[position] for position in refused]
+        with self._changed:
+            self._dispatch.acknowledged((item for n, item in enumerate(items) if n not in failed), now)
+            for item in back:
+                # Each by its own bad luck: a shard that is full says nothing of the others. Never all together.
+                longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** min(item[0].refusals, 10))
+                self._dispatch.refused(item, now + random.uniform(longest / 10, longest))
+            again = sum(map(len, back))
+            self.counts.records += sum(map(len, items)) - again
+            self.counts.retries += again
+            if "Throughput" in why or "Throttl" in why:
+                self.counts.throttles += again
+            self._changed.notify()
+        if len(back) == len(items) and now - self._said_at > _SAY_EVERY_SECONDS:
+            self._said_at = now
+            self._say(f"stream {self._stream.name} takes nothing now ({why}); trying again, the slot is held")
+        self._wake()
+
+    def _fail(self, failure: Error) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"!")
+
+
+class _Caller:
+    """PutRecords through botocore, with bodies and answers of our own."""
+
+    def __init__(self, aws: Aws, stream: Stream) -> None:
+        self._aws = aws
+        self._head = f'{{"StreamARN":{quote(stream.arn)},"Records":['.encode()
+        self._local = threading.local()
+        self._client = session.bare_client(aws, "kinesis")
+        events = self._client.meta.events
+        events.register("before-call.kinesis.PutRecords", self._body)
+        events.register("before-parse.kinesis.PutRecords", self._answer)
+
+    def put(self, items: Sequence[Item]) -> tuple[list[int], str]:
+        """Send one request; return the positions of the items that were refused, and why.
+
+        Raises:
+            Unreachable: it did not go through, or nobody knows; it is worth another attempt.
+            Error: Kinesis will never take it.
+        """
+        import botocore.exceptions
+
+        self._local.body = self._head + b",".join(map(_record, items)) + b"]}"
+        self._local.answer = b""
+        try:
+            # The parameters are checked by what made the records; botocore signs and sends the body above.
+            self._client.put_records(StreamARN="", Records=[])
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
+            raise session.translate(exc, "kinesis", "PutRecords", self._aws) from exc
+        answer: bytes = self._local.answer
+        if _ALL_IN in answer:
+            return [], ""
+        results = json.loads(answer)["Records"]
+        refused = [position for position, result in enumerate(results) if result.get("ErrorCode")]
+        codes = sorted({results[position]["ErrorCode"] for position in refused})
+        return refused, ", ".join(codes)
+
+    def _body(self, params: dict[str, Any], **_: Any) -> None:
+        params["body"] = self._local.body
+
+    def _answer(self, response_dict: dict[str, Any], **_: Any) -> None:
+        if response_dict["status_code"] < 300:
+            self._local.answer = response_dict["body"]
+            response_dict["body"] = _NOTHING
+
+
+def _record(item: Item) -> bytes:
+    data = item[0].data if len(item) == 1 else aggregated(item)
+    return b'{"Data":"%b","PartitionKey":%b}' % (b64encode(data), quote(item[0].key).encode())
+
+
+def _lines(line: str | bytes) -> Sequence[str]:
+    """Return the records in what a decoder gave as one piece: each ends with a newline of its own."""
+    assert isinstance(line, str)
+    if not line:
+        return ()
+    return line[:-1].split("\n") if line.count("\n") > 1 else (line[:-1],)
+
+
+def limits(stream: Stream, *, linger_seconds: float, aggregate: bool) -> Limits:
+    """Return what a request to a stream may hold."""
+    return Limits(
+        linger_seconds=linger_seconds,
+        request_bytes=max(REQUEST_BYTES, stream.record_bytes),
+        aggregate_bytes=min(stream.record_bytes, _AGGREGATE_BYTES) - _AGGREGATE_HEAD_BYTES if aggregate else None,
+    )
+
+
+# As the KPL does by default: large enough to be worth it, small enough for a shard's second.
+_AGGREGATE_BYTES: Final = 51_200
+# Magic number, MD5, the table of keys (the key itself is counted with the data).
+_AGGREGATE_HEAD_BYTES: Final = 64

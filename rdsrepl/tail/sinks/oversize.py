@@ -1,0 +1,124 @@
+"""What becomes of a record that is larger than the stream takes: never a silent loss, never an endless loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rdsrepl.errors import Error, Refused
+
+# Fractions are kept as they were written: a float would lose digits.
+_FRACTION: Final = re.compile(r'"\\u0000([0-9.eE+-]+)\\u0000"')
+
+Policy = Literal["fail", "drop-columns"]
+
+
+class Oversize:
+    """Decides about records that are too large."""
+
+    def __init__(self, policy: Policy, dead_letter: Path | None) -> None:
+        """Decide by POLICY; with DEAD_LETTER such a record is written there instead, and counts as delivered.
+
+        Raises:
+            Error: the dead letter file cannot be written.
+        """
+        self.dropped = 0
+        self.dead_letters = 0
+        self._policy = policy
+        self._path = dead_letter
+        try:
+            self._fd = (
+                None if dead_letter is None else os.open(dead_letter, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            )
+        except OSError as exc:
+            raise Error(
+                f"--dead-letter {dead_letter} cannot be written: {exc.strerror}", hint="name another file"
+            ) from exc
+
+    def fit(self, key: str, data: bytes, limit: int) -> bytes | None:
+        """Return the data made to fit; None where it lies in the dead letter file now, safely on disk.
+
+        Args:
+            key: the partition key.
+            data: the record.
+            limit: what key and data together may take.
+
+        Raises:
+            Refused: it is to fail; the message names table, key and LSN.
+            Error: the dead letter file cannot be written.
+        """
+        event = _event(data)
+        if self._policy == "drop-columns" and event is not None:
+            smaller = _without_largest(event, limit - len(key.encode()))
+            if smaller is not None:
+                self.dropped += 1
+                return smaller
+        if self._fd is not None:
+            self._write(key, data)
+            self.dead_letters += 1
+            return None
+        raise Refused(
+            f"a change of {_where(event)} takes {len(data)} bytes, and the stream {limit} a record (key {key[:80]})",
+            hint="--oversize drop-columns leaves the largest values out and names them; --dead-letter FILE keeps such "
+            "changes aside; or let the stream take larger records (UpdateMaxRecordSize). Nothing of it is confirmed",
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _write(self, key: str, data: bytes) -> None:
+        assert self._fd is not None
+        entry = {"partition_key": key, "data": data.decode("utf-8", "replace")}
+        try:
+            view = memoryview(json.dumps(entry, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            while view:
+                view = view[os.write(self._fd, view) :]
+            os.fsync(self._fd)
+        except OSError as exc:
+            raise Error(
+                f"--dead-letter {self._path} cannot be written: {exc.strerror}",
+                hint="make room, then start again: nothing that is not kept is confirmed",
+            ) from exc
+
+
+def _event(data: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(data, parse_float=lambda digits: f"\0{digits}\0")
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _where(event: dict[str, Any] | None) -> str:
+    if event is None:
+        return "an unknown table"
+    source = event.get("source") if isinstance(event.get("source"), dict) else event
+    assert source is not None
+    return f"{source.get('schema')}.{source.get('table')} at {event.get('lsn', source.get('lsn'))}"
+
+
+def _without_largest(event: dict[str, Any], limit: int) -> bytes | None:
+    """Take the largest values out of both images, one after the other, until the event fits; None if it never does."""
+    key = set(event.get("key") or ())
+    sizes = [
+        (len(json.dumps(value, ensure_ascii=False)), image, column)
+        for image in ("before", "after")
+        for column, value in (event.get(image) or {}).items()
+        if column not in key
+    ]
+    dropped: list[str] = []
+    for _, image, column in sorted(sizes, reverse=True):
+        del event[image][column]
+        if column not in dropped:
+            dropped.append(column)
+        smaller = json.dumps({**event, "dropped": dropped}, ensure_ascii=False, separators=(",", ":"))
+        encoded = _FRACTION.sub(r"\1", smaller).encode("utf-8", "surrogateescape")
+        if len(encoded) <= limit:
+            return encoded
+    return None

@@ -1,0 +1,448 @@
+"""Changes to Kinesis: in order for each key, none lost, nothing confirmed that is not in, whatever Kinesis does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdsrepl.tail.keys import SEPARATOR, split
+from rdsrepl.tail.sinks.aggregation import aggregated
+from rdsrepl.tail.sinks.dispatch import Dispatch, Item, Limits
+from rdsrepl.tail.sinks.oversize import Oversize
+from tests.conftest import Cloud, Database, Program
+from tests.kinesis_standin import StandIn
+
+STREAM = "changes"
+
+
+# What may go when: pure.
+
+
+class World:
+    """An endpoint in memory that refuses at random; time is a number."""
+
+    def __init__(self, seed: int, limits: Limits) -> None:
+        self.random = random.Random(seed)
+        self.dispatch = Dispatch(limits)
+        self.now = 0.0
+        self.arrived: list[tuple[str, bytes]] = []
+        self.on_their_way: list[list[Item]] = []
+
+    def step(self, flush: bool) -> None:
+        if self.on_their_way and self.random.random() < 0.5:
+            items = self.on_their_way.pop(self.random.randrange(len(self.on_their_way)))
+            refused = [item for item in items if self.random.random() < 0.3]
+            kept = [item for item in items if item not in refused]
+            for item in self.random.sample(kept, len(kept)):  # PutRecords promises no order
+                self.arrived += [(record.key, record.data) for record in item]
+            self.dispatch.acknowledged(kept, self.now)
+            for item in refused:
+                self.dispatch.refused(item, self.now + self.random.random())
+        elif items := self.dispatch.take(self.now, flush=flush):
+            keys = [item[0].key for item in items]
+            busy = [item[0].key for other in self.on_their_way for item in other]
+            assert len(keys) == len(set(keys)) and not set(keys) & set(busy), "a key is in one place at a time"
+            self.on_their_way.append(items)
+        self.now += self.random.random() / 20
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    batches=st.lists(st.lists(st.integers(0, 6), max_size=30), min_size=1, max_size=12),
+    aggregate=st.sampled_from([None, 60, 10_000]),
+    most=st.integers(1, 8),
+)
+def test_order_per_key_and_no_loss_whatever_is_refused(
+    seed: int, batches: list[list[int]], aggregate: int | None, most: int
+) -> None:
+    world = World(seed, Limits(records=most, request_bytes=200, linger_seconds=0.01, aggregate_bytes=aggregate))
+    sent: list[tuple[str, bytes]] = []
+    ends: list[int] = []
+    number = 0
+    for number, keys in enumerate(batches, 1):
+        records = [(f"k{key}", f"{number}.{position}".encode()) for position, key in enumerate(keys)]
+        sent += records
+        ends.append(len(sent))
+        world.dispatch.accept(number, records, world.now)
+        for _ in range(3):
+            world.step(flush=False)
+            assert set(sent[: ends[world.dispatch.durable - 1]] if world.dispatch.durable else []) <= set(world.arrived)
+    for _ in range(20_000):
+        if world.dispatch.durable == number:
+            break
+        world.step(flush=True)
+    assert world.dispatch.durable == number and world.dispatch.pending_bytes == 0
+    assert sorted(world.arrived) == sorted(sent), "each once: nothing was refused after it had arrived"
+    for key in {key for key, _ in sent}:
+        assert [d for k, d in world.arrived if k == key] == [d for k, d in sent if k == key]
+
+
+def test_a_lone_record_waits_for_company_no_longer_than_said() -> None:
+    dispatch = Dispatch(Limits(linger_seconds=0.01))
+    dispatch.accept(1, [("k", b"x")], 5.0)
+    assert dispatch.take(5.005) == [] and dispatch.due_in(5.005) == pytest.approx(0.005)
+    assert [record.data for item in dispatch.take(5.011) for record in item] == [b"x"]
+    assert dispatch.due_in(5.011) is None, "the next of its key may not go yet"
+
+
+def test_a_full_request_waits_for_nothing() -> None:
+    dispatch = Dispatch(Limits(records=3))
+    dispatch.accept(1, [(f"k{n}", b"x") for n in range(7)], 0.0)
+    assert [len(dispatch.take(0.0)) for _ in range(2)] == [3, 3]
+
+
+def test_an_empty_batch_is_durable_in_its_turn() -> None:
+    dispatch = Dispatch(Limits())
+    dispatch.accept(1, [("k", b"x")], 0.0)
+    dispatch.accept(2, [], 0.0)
+    assert dispatch.durable == 0
+    dispatch.acknowledged(dispatch.take(1.0), 1.0)
+    assert dispatch.durable == 2
+
+
+def test_aggregated_records_come_apart_with_the_library_itself() -> None:
+    from aws_kinesis_agg.deaggregator import deaggregate_records
+
+    dispatch = Dispatch(Limits(aggregate_bytes=50_000))
+    dispatch.accept(1, [("hot", f"change {n}".encode()) for n in range(100)], 0.0)
+    (first,) = dispatch.take(1.0)
+    assert len(first) == 100
+    record = {"kinesis": {"data": aggregated(first), "partitionKey": "hot", "sequenceNumber": "1",
+                          "kinesisSchemaVersion": "1.0", "approximateArrivalTimestamp": 0}, "eventID": "1",
+              "eventSource": "", "eventVersion": "", "eventName": "", "invokeIdentityArn": "", "awsRegion": "",
+              "eventSourceARN": ""}  # fmt: skip
+    import base64
+
+    record["kinesis"]["data"] = base64.b64encode(record["kinesis"]["data"])  # type: ignore[index]
+    apart = [base64.b64decode(one["kinesis"]["data"]) for one in deaggregate_records([record])]
+    assert apart == [f"change {n}".encode() for n in range(100)]
+
+
+def test_a_key_that_kinesis_would_not_take_is_hashed_never_cut() -> None:
+    long = "x" * 257
+    assert split(f"{'x' * 256}{SEPARATOR}line") == ("x" * 256, "line")
+    key, text = split(f"{long}{SEPARATOR}line")
+    assert len(key) == 64 and text == "line" and key != split(f"{long}y{SEPARATOR}line")[0]
+    assert len(split(f"\udcff{SEPARATOR}line")[0]) == 64
+
+
+def test_drop_columns_takes_the_largest_and_keeps_every_digit() -> None:
+    after = '{"id":1,"big":"' + "x" * 5000 + '","n":1.10,"mid":"' + "y" * 300 + '"}'
+    event = '{"op":"u","schema":"public","table":"t","key":{"id":1},"before":null,"after":' + after + ',"lsn":"0/1"}'
+    fitted = Oversize("drop-columns", None).fit("k", event.encode(), 1000)
+    assert fitted is not None and b'"n":1.10' in fitted
+    smaller = json.loads(fitted)
+    assert smaller["dropped"] == ["big"] and set(smaller["after"]) == {"id", "n", "mid"}
+
+
+# Through the program.
+
+
+@pytest.fixture
+def standin() -> Iterator[StandIn]:
+    with StandIn(STREAM) as server:
+        yield server
+
+
+@pytest.fixture
+def source(db15: Database) -> Database:
+    db15.run(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, v text)",
+        "CREATE PUBLICATION p FOR TABLE t",
+        f"SELECT pg_create_logical_replication_slot('{slot_of(db15)}', 'pgoutput')",
+    )
+    return db15
+
+
+def slot_of(database: Database) -> str:
+    return f"s_{database.name}"
+
+
+AWS = {
+    "AWS_ACCESS_KEY_ID": "AKIATEST",
+    "AWS_SECRET_ACCESS_KEY": "any",
+    "AWS_REGION": "eu-west-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+def words(source: Database, *more: str) -> tuple[str, ...]:
+    return ("slot", "tail", slot_of(source), "--to", f"kinesis:{STREAM}", *more)
+
+
+def to_kinesis(rdsrepl: Program, source: Database, standin: StandIn, *more: str) -> Any:
+    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    return rdsrepl(*words(source, "--until-now", *more), dsn=source.dsn, env=env, timeout=100)
+
+
+def confirmed(source: Database) -> str:
+    return str(
+        source.value(f"SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{slot_of(source)}'")
+    )
+
+
+def events(standin: StandIn) -> list[tuple[str, Any]]:
+    return [(key, json.loads(data)) for key, data in standin.records(STREAM)]
+
+
+def check(standin: StandIn, expected: dict[int, int]) -> int:
+    """Every change present, the first arrivals of each key in commit order; return how many came twice."""
+    first: dict[int, list[int]] = {}
+    seen: set[tuple[str, int]] = set()
+    repeats = 0
+    for _, event in events(standin):
+        identity = (event["commit_lsn"], event["seq"])
+        if identity in seen:
+            repeats += 1
+            continue
+        seen.add(identity)
+        first.setdefault(event["after"]["id"], []).append(event["after"]["n"])
+    assert {key: len(values) for key, values in first.items()} == expected
+    for values in first.values():
+        assert values == list(range(1, len(values) + 1))
+    return repeats
+
+
+def work(source: Database, transactions: int, keys: int, hot: int = 5) -> dict[int, int]:
+    """Change rows, half of them the hot ones; each row's n counts its changes. Return the counts."""
+    chosen = random.Random(1)
+    counts: dict[int, int] = {}
+    with closing(source.connect()) as conn:
+        for _ in range(transactions):
+            rows = sorted(
+                {chosen.randrange(hot) if chosen.random() < 0.5 else chosen.randrange(keys) for _ in range(20)}
+            )
+            conn.execute(
+                "INSERT INTO t SELECT i, 1, repeat('x', 100) FROM unnest(%s::int[]) i "
+                "ON CONFLICT (id) DO UPDATE SET n = t.n + 1",
+                (rows,),
+            )
+            for row in rows:
+                counts[row] = counts.get(row, 0) + 1
+    return counts
+
+
+def test_changes_arrive_under_their_keys_and_are_confirmed(
+    rdsrepl: Program, source: Database, standin: StandIn
+) -> None:
+    source.run(
+        "INSERT INTO t VALUES (1, 1, 'a'), (2, 1, NULL)",
+        "UPDATE t SET n = 2 WHERE id = 1",
+        "DELETE FROM t WHERE id = 2",
+    )
+    before = confirmed(source)
+    done = to_kinesis(rdsrepl, source, standin)
+    assert done.code == 0 and done.out == "" and "4 records acknowledged" in done.err
+    assert [(key, event["op"]) for key, event in events(standin) if key == "public.t:1"] == [
+        ("public.t:1", "c"),
+        ("public.t:1", "u"),
+    ]
+    assert sorted(key for key, _ in events(standin)) == ["public.t:1"] * 2 + ["public.t:2"] * 2
+    assert confirmed(source) != before
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"), [("table", {"public.t"}), ("v", {'public.t:"a"', "public.t:null"}), ("transaction", None)]
+)
+def test_partition_by(rdsrepl: Program, source: Database, standin: StandIn, by: str, expected: set[str] | None) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, 'a'), (2, 1, NULL)")
+    assert to_kinesis(rdsrepl, source, standin, "--partition-by", by).code == 0
+    found = {key for key, _ in events(standin)}
+    assert found == expected if expected else len(found) == 1
+
+
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_partial_failures_5xx_cuts_and_limits_cost_nothing_but_time(
+    rdsrepl: Program, source: Database, standin: StandIn, aggregate: bool
+) -> None:
+    counts = work(source, 100, 200)
+    standin.faults.partial, standin.faults.server_error, standin.faults.cut = 0.3, 0.1, 0.1
+    done = to_kinesis(rdsrepl, source, standin, *(["--aggregate"] if aggregate else []))
+    assert done.code == 0, done.err
+    assert "sent again" in done.err
+    if not aggregate:
+        check(standin, counts)
+
+
+def test_shard_limits_are_waited_out(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 8000) i")
+    standin.faults.shard_limits = True
+    done = to_kinesis(rdsrepl, source, standin)
+    assert done.code == 0 and len(events(standin)) == 8000
+    assert " 0 of them throttled" not in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(170)
+def test_kills_while_kinesis_fails_in_part_lose_nothing_and_reorder_nothing(
+    rdsrepl: Program, source: Database, standin: StandIn, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    counts = work(source, 500, 2000)
+    standin.faults.partial, standin.faults.slow_seconds = 0.3, 0.002
+    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    chosen = random.Random(2)
+    kills = 0
+    with (tmp_path / "err").open("wb") as err:
+        for _ in range(20):
+            process = rdsrepl.start(*words(source, "--until-now"), dsn=source.dsn, env=env, stdout=err, stderr=err)
+            time.sleep(0.4 + chosen.random() * 0.5)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+            process.wait()
+            _confirmed_is_in(source, standin)
+    done = to_kinesis(rdsrepl, source, standin)
+    assert done.code == 0, done.err
+    repeats = check(standin, counts)
+    record_property("kinesis", f"{sum(counts.values())} changes, {kills} kills, {repeats} repeats")
+    assert kills >= 5
+
+
+def _confirmed_is_in(source: Database, standin: StandIn) -> None:
+    """Everything committed before the confirmed position is in the stream: by what the table's history says."""
+    from rdsrepl.lsn import Lsn
+
+    position = Lsn.parse(confirmed(source))
+    seqs: dict[str, set[int]] = {}
+    for _, event in events(standin):
+        seqs.setdefault(event["commit_lsn"], set()).add(event["seq"])
+    for commit, numbers in seqs.items():
+        if Lsn.parse(commit) < position:
+            assert numbers == set(range(1, max(numbers) + 1)), "a transaction was confirmed that is not wholly in"
+
+
+def test_kinesis_down_is_back_pressure_and_weather(
+    rdsrepl: Program, source: Database, standin: StandIn, tmp_path: Path
+) -> None:
+    source.run("INSERT INTO t SELECT i, 1, repeat('x', 500) FROM generate_series(1, 100000) i")
+    standin.faults.down = True
+    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    # The stream is looked at once it answers; then it goes down.
+    standin.faults.down = False
+    with (tmp_path / "err").open("wb") as err:
+        process = rdsrepl.start(*words(source, "--until-now"), dsn=source.dsn, env=env, stdout=err, stderr=err)
+        while standin.requests < 2:
+            time.sleep(0.01)
+        standin.faults.down = True
+        time.sleep(5)
+        peak = int(next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                        if line.startswith("VmHWM")).split()[1])  # fmt: skip
+        assert process.poll() is None, (tmp_path / "err").read_text()
+        standin.faults.down = False
+        assert process.wait(60) == 0, (tmp_path / "err").read_text()
+    assert len({event["after"]["id"] for _, event in events(standin)}) == 100000
+    assert peak < 150_000, f"{peak} kB"
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "said"),
+    [
+        ("AccessDeniedException", 5, "kinesis:PutRecords"),
+        ("ResourceNotFoundException", 3, "check the name"),
+        ("KMSAccessDeniedException", 5, "kinesis:PutRecords"),
+        ("KMSDisabledException", 4, "KMS"),
+        ("InvalidArgumentException", 2, "mend"),
+        ("ExpiredTokenException", 5, "aws sso login"),
+    ],
+)
+def test_what_no_retry_mends_stops_and_confirms_nothing(
+    rdsrepl: Program, source: Database, standin: StandIn, code: str, exit_code: int, said: str
+) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    before = confirmed(source)
+    standin.faults.code = code
+    failed = to_kinesis(rdsrepl, source, standin)
+    assert failed.code == exit_code and said in failed.err and "Traceback" not in failed.err
+    assert confirmed(source) == before
+
+
+def test_an_oversized_change_stops_names_itself_and_confirms_nothing(
+    rdsrepl: Program, source: Database, tmp_path: Path
+) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, repeat('x', 1100000)), (2, 1, 'small')")
+    before = confirmed(source)
+    with StandIn(STREAM) as standin:
+        failed = to_kinesis(rdsrepl, source, standin)
+        assert failed.code == 4 and "public.t at " in failed.err and "--dead-letter" in failed.err
+        assert confirmed(source) == before
+        kept = tmp_path / "dead.jsonl"
+        done = to_kinesis(rdsrepl, source, standin, "--dead-letter", str(kept))
+        assert done.code == 0
+        entry = json.loads(kept.read_text())
+        assert entry["partition_key"] == "public.t:1" and json.loads(entry["data"])["after"]["id"] == 1
+        assert [event["after"]["id"] for _, event in events(standin)] == [2]
+
+
+def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, repeat('x', 1100000))")
+    assert to_kinesis(rdsrepl, source, standin, "--oversize", "drop-columns").code == 0
+    ((_, event),) = events(standin)
+    assert event["dropped"] == ["v"] and event["after"] == {"id": 1, "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--to", "sqs:x"), "kinesis:STREAM"),
+        (("--to", "kinesis:"), "kinesis:STREAM"),
+        (("--to", "kinesis:a b"), "1 to 128"),
+        (("--to", "-", "--aggregate"), "--aggregate is for"),
+        (("--to", "kinesis:x", "--format", "pretty"), "json or debezium"),
+        (("--to", "kinesis:x", "--format", "wal2json"), "--partition-by transaction"),
+        (("--to", "kinesis:x", "--partition-by", ""), "empty"),
+        (("--to", "kinesis:x", "--endpoint-url", "nonsense"), "endpoint"),
+    ],
+)
+def test_bad_words(rdsrepl: Program, source: Database, more: tuple[str, ...], said: str) -> None:
+    failed = rdsrepl("slot", "tail", slot_of(source), *more, dsn=source.dsn, env=AWS)
+    assert failed.code == 2 and said in failed.err
+
+
+def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    failed = to_kinesis(rdsrepl, source, standin, "--partition-by", "customer")
+    assert failed.code == 2 and "public.t has no such column" in failed.err and events(standin) == []
+
+
+def test_a_stream_that_is_not_there_or_going_away(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    missing = rdsrepl("slot", "tail", slot_of(source), "--to", "kinesis:nope", dsn=source.dsn, env=env)
+    assert missing.code == 3 and "region eu-west-1" in missing.err
+    standin.status = "DELETING"
+    going = to_kinesis(rdsrepl, source, standin)
+    assert going.code == 4 and "DELETING" in going.err
+
+
+def test_moto_takes_it_too_and_an_idle_change_is_there_soon(cloud: Cloud, source: Database) -> None:
+    kinesis = cloud.client("kinesis")
+    kinesis.create_stream(StreamName=STREAM, ShardCount=1)
+    iterator = None
+    process = cloud.program.start(*words(source), dsn=source.dsn)
+    try:
+        shard = kinesis.list_shards(StreamName=STREAM)["Shards"][0]["ShardId"]
+        iterator = kinesis.get_shard_iterator(StreamName=STREAM, ShardId=shard, ShardIteratorType="TRIM_HORIZON")
+        position = iterator["ShardIterator"]
+        for number in range(5):
+            source.run(f"INSERT INTO t VALUES ({number}, 1, 'a')")
+            deadline = time.monotonic() + 30
+            found: list[Any] = []
+            while not found:
+                assert time.monotonic() < deadline
+                answer = kinesis.get_records(ShardIterator=position)
+                found, position = answer["Records"], answer["NextShardIterator"]
+            assert json.loads(found[0]["Data"])["after"]["id"] == number
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        kinesis.delete_stream(StreamName=STREAM)
