@@ -21,6 +21,7 @@ _ACCOUNT: Final = re.compile(r"\d{12}\Z")
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9.*?-]{0,254}\Z")
 _SECRET: Final = re.compile(r"(arn:aws[a-z-]*:secretsmanager:[^\s\"]+|[A-Za-z0-9/_+=.@!*?-]{1,512})\Z")
 _KMS_KEY: Final = re.compile(r"(arn:aws[a-z-]*:kms:[^\s\"]+|[A-Za-z0-9-]{1,128})\Z")
+_STREAM: Final = re.compile(r"(arn:aws[a-z-]*:kinesis:[^\s\"]+|[a-zA-Z0-9_.*?-]{1,128})\Z")
 _USER: Final = re.compile(r"[^\s/\"]{1,63}\Z")
 _PARTITIONS: Final = {
     "cn-": "aws-cn",
@@ -49,6 +50,7 @@ class Scope:
         user: the database role that logs in with an IAM token.
         resource_id: ``DbiResourceId`` or ``DbClusterResourceId``, which ``rds-db:connect`` goes by.
         auth: how SQL commands log in.
+        stream: a Kinesis stream's name or ARN, or a pattern.
     """
 
     region: str | None = None
@@ -62,6 +64,7 @@ class Scope:
     user: str | None = None
     resource_id: str | None = None
     auth: Auth = "password"
+    stream: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,20 @@ _REBOOTS: Final = (
     _Grant("rds:RebootDBInstance", ("db",)),
 )
 
+_READ_STREAM: Final = _Grant("kinesis:DescribeStreamSummary", ("stream",))
+_READER: Final = (
+    _READ_STREAM,
+    _Grant("kinesis:ListShards", ("stream",)),
+    _Grant("kinesis:GetShardIterator", ("stream",)),
+    _Grant("kinesis:GetRecords", ("stream",)),
+    _Grant("kms:Decrypt", ("kms-key",), conditions=(("StringLike", "kms:ViaService", "kinesis.*"),)),
+)
+_WRITER: Final = (
+    _READ_STREAM,
+    _Grant("kinesis:PutRecords", ("stream",)),
+    _Grant("kms:GenerateDataKey", ("kms-key",), conditions=(("StringLike", "kms:ViaService", "kinesis.*"),)),
+)
+
 _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
     "param-group list": (*_all("Describe", "ParameterGroups"), *_USERS),
     "param-group show": (*_READ_GROUP, *_USERS),
@@ -251,6 +268,11 @@ _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
         _Grant("cloudwatch:GetMetricData", ("*",)),
         _SQL,
     ),
+    "stream list": (_Grant("kinesis:ListStreams", ("*",)),),
+    "stream show": (_READ_STREAM, _Grant("cloudwatch:GetMetricStatistics", ("*",))),
+    "stream create": (_READ_STREAM, _Grant("kinesis:CreateStream", ("stream",))),
+    "stream delete": (_READ_STREAM, _Grant("kinesis:DeleteStream", ("stream",))),
+    "stream tail": _READER,
     "psql": (_SQL,),
     "slot create": (_SQL,),
     "slot list": (_SQL,),
@@ -315,6 +337,26 @@ def policy(names: Sequence[str], scope: Scope) -> Policy:
     )
 
 
+def stream_policy(side: Literal["writer", "reader"], scope: Scope) -> Policy:
+    """Return the least policy for writing to a stream (``slot tail --to kinesis:…``), or for reading it.
+
+    Raises:
+        BadValue: something in SCOPE is malformed.
+    """
+    _check(scope)
+    statements: dict[tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]], list[str]] = {}
+    for grant in _WRITER if side == "writer" else _READER:
+        arns = tuple(arn for place in grant.on for arn in _arns(place, scope))
+        if arns:
+            statements.setdefault((arns, grant.conditions), []).append(grant.action)
+    return Policy(
+        tuple(
+            Statement(tuple(sorted(actions)), arns, {test: {key: value} for test, key, value in conditions})
+            for (arns, conditions), actions in statements.items()
+        )
+    )
+
+
 def _grants(names: Iterable[str], scope: Scope) -> Iterable[_Grant]:
     kinds = {kind for kind, name in (("cluster", scope.cluster), ("instance", scope.instance)) if name}
     for name in names:
@@ -352,6 +394,10 @@ def _arns(place: str, scope: Scope) -> Sequence[str]:
         return [*rds("db", scope.members), *(rds("db", scope.instance) if scope.instance else ())]
     if place in names:
         return rds(place, names[place])
+    if place == "stream":
+        if scope.stream is not None and scope.stream.startswith("arn:"):
+            return (scope.stream,)
+        return (f"arn:{partition}:kinesis:{region}:{account}:stream/{scope.stream or '*'}",)
     if place == "service-role":
         role = "aws-service-role/rds.amazonaws.com/AWSServiceRoleForRDS"
         return (f"arn:{partition}:iam::{account}:role/{role}",)
@@ -410,6 +456,7 @@ def _check(scope: Scope) -> None:
         ("parameter group", scope.parameter_group, _NAME, "a group's name, or a pattern such as orders-*"),
         ("secret", scope.secret, _SECRET, "a secret's name or its ARN"),
         ("KMS key", scope.kms_key, _KMS_KEY, "a key's id or its ARN"),
+        ("stream", scope.stream, _STREAM, "a stream's name or its ARN"),
         ("user", scope.user, _USER, "a database role's name"),
         ("resource id", scope.resource_id, _NAME, "db-… or cluster-…, as rdsrepl instance show prints it"),
     ):

@@ -285,7 +285,8 @@ class Program:
         """
         wanted = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
         verbs = [word for word in words if not word.startswith("-")]
-        alone = {"tail", "peek", "demo", "sandbox", "psql"} & set(verbs) or len(verbs) < 2 or "--help" in words
+        tail = "slot" in verbs and {"tail", "peek"} & set(verbs)
+        alone = tail or {"demo", "sandbox", "psql"} & set(verbs) or len(verbs) < 2 or "--help" in words
         if not alone and not any(name.startswith("_RDSREPL") for name in wanted):
             return _here(self._words(words, dsn)[len(self.command) :], wanted, input)
         done = subprocess.run(

@@ -34,6 +34,7 @@ class Faults:
         down: whether requests are cut off without being carried out.
         code: answered to every PutRecords instead of doing it.
         null: accept and forget.
+        expire_iterators: whether now and then a read finds its iterator too old.
     """
 
     partial: float = 0.0
@@ -44,6 +45,7 @@ class Faults:
     down: bool = False
     code: str | None = None
     null: bool = False
+    expire_iterators: bool = False
 
 
 @dataclass
@@ -53,10 +55,16 @@ class Shard:
     number: int
     first: int
     last: int
+    parent: int | None = None
+    is_open: bool = True
     records: list[tuple[str, bytes]] = field(default_factory=list)
     second: int = 0
     taken: int = 0
     taken_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"shardId-{self.number:012d}"
 
     def has_room(self, size: int) -> bool:
         now = int(time.monotonic())
@@ -106,6 +114,15 @@ class StandIn:
         """Return what arrived, shard by shard, in the order of arrival there."""
         return [record for shard in self.shards[stream] for record in shard.records]
 
+    def split(self, stream: str, number: int) -> None:
+        """Split a shard in the middle: it closes and keeps what it has; two children take what comes."""
+        shards = self.shards[stream]
+        parent = shards[number]
+        middle = (parent.first + parent.last) // 2
+        parent.is_open = False
+        shards.append(Shard(len(shards), parent.first, middle, number))
+        shards.append(Shard(len(shards), middle, parent.last, number))
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, limit=64 << 20))
@@ -150,12 +167,13 @@ class StandIn:
             return None
         request = json.loads(body or b"{}")
         name = request.get("StreamName") or request.get("StreamARN", "").rpartition("/")[2]
+        name = name or request.get("ShardIterator", "").partition(":")[0]
         if name not in self.shards:
             return _error("ResourceNotFoundException", f"Stream {name} under account 123456789012 not found.")
         if operation == "DescribeStreamSummary":
             return 200, json.dumps({"StreamDescriptionSummary": self._summary(name)}).encode()
         if operation != "PutRecords":
-            return _error("UnknownOperationException", operation)
+            return self._read(operation, name, request)
         if faults.code is not None:
             return _error(faults.code, "no")
         if self.random.random() < faults.server_error:
@@ -163,6 +181,38 @@ class StandIn:
         answer = self._put(name, request["Records"])
         if self.random.random() < faults.cut:
             return None
+        return 200, json.dumps(answer).encode()
+
+    def _read(self, operation: str, name: str, request: dict[str, Any]) -> tuple[int, bytes]:
+        shards = self.shards[name]
+        if operation == "ListShards":
+            return 200, json.dumps({"Shards": [_listed(shard) for shard in shards]}).encode()
+        if operation == "GetShardIterator":
+            shard = next(shard for shard in shards if shard.name == request["ShardId"])
+            position = {"TRIM_HORIZON": 0, "LATEST": len(shard.records)}.get(request["ShardIteratorType"])
+            if position is None:
+                position = int(request["StartingSequenceNumber"]) + 1
+            return 200, json.dumps({"ShardIterator": f"{name}:{shard.number}:{position}"}).encode()
+        if operation != "GetRecords":
+            return _error("UnknownOperationException", operation)
+        if self.faults.expire_iterators and self.random.random() < 0.3:
+            return _error("ExpiredIteratorException", "Iterator expired.")
+        _, number, start = request["ShardIterator"].split(":")
+        shard, position = shards[int(number)], int(start)
+        rows = shard.records[position : position + 3]
+        answer: dict[str, Any] = {
+            "Records": [
+                {
+                    "SequenceNumber": str(position + offset),
+                    "ApproximateArrivalTimestamp": 0,
+                    "PartitionKey": key,
+                    "Data": base64.b64encode(data).decode(),
+                }
+                for offset, (key, data) in enumerate(rows)
+            ]
+        }
+        if shard.is_open or position + len(rows) < len(shard.records):
+            answer["NextShardIterator"] = f"{name}:{number}:{position + len(rows)}"
         return 200, json.dumps(answer).encode()
 
     def _put(self, name: str, records: list[dict[str, str]]) -> dict[str, Any]:
@@ -190,7 +240,7 @@ class StandIn:
 
     def _shard(self, name: str, key: str) -> Shard:
         value = int.from_bytes(hashlib.md5(key.encode()).digest(), "big")
-        return next(shard for shard in self.shards[name] if shard.first <= value < shard.last)
+        return next(s for s in self.shards[name] if s.is_open and s.first <= value < s.last)
 
     def _summary(self, name: str) -> dict[str, Any]:
         return {
@@ -205,6 +255,13 @@ class StandIn:
             "OpenShardCount": len(self.shards[name]),
             "MaxRecordSizeInKiB": self.record_kib,
         }
+
+
+def _listed(shard: Shard) -> dict[str, Any]:
+    numbers = {"StartingSequenceNumber": "0"} | ({} if shard.is_open else {"EndingSequenceNumber": "9"})
+    hashes = {"StartingHashKey": str(shard.first), "EndingHashKey": str(shard.last - 1)}
+    parent = {} if shard.parent is None else {"ParentShardId": f"shardId-{shard.parent:012d}"}
+    return {"ShardId": shard.name, "HashKeyRange": hashes, "SequenceNumberRange": numbers, **parent}
 
 
 def _error(code: str, message: str) -> tuple[int, bytes]:

@@ -22,7 +22,10 @@ ARN = "arn:aws:rds:eu-west-1:123456789012"
 # Actions that are no API operation: https://docs.aws.amazon.com/service-authorization/ lists them all the same.
 NO_OPERATION = {"rds-db:connect"}
 # Commands that never leave this machine.
-LOCAL = ("config", "sandbox", "demo", "iam-policy")
+LOCAL = ("config", "sandbox", "demo", "iam-policy", "stream policy")
+
+
+NOUNS = tuple(dict.fromkeys(command.split()[0] for command in COMMANDS))
 
 
 def by_action(made: Policy) -> dict[str, set[str]]:
@@ -37,7 +40,7 @@ def verbs() -> Iterator[str]:
     for noun, group in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         if noun not in LOCAL:
             children: Mapping[str, Any] = getattr(group, "commands", {"": None})
-            yield from (f"{noun} {verb}".strip() for verb in children)
+            yield from (words for verb in children if (words := f"{noun} {verb}".strip()) not in LOCAL)
 
 
 @pytest.mark.parametrize("command", sorted(verbs()))
@@ -60,6 +63,14 @@ def test_every_action_is_an_operation_of_the_service(auth: iam.Auth) -> None:
 # Which resource types an action takes, by the service authorization reference ("*": none).
 TYPES = {
     "cloudwatch:GetMetricData": {"*"},
+    "cloudwatch:GetMetricStatistics": {"*"},
+    "kinesis:CreateStream": {"stream"},
+    "kinesis:DeleteStream": {"stream"},
+    "kinesis:DescribeStreamSummary": {"stream"},
+    "kinesis:GetRecords": {"stream"},
+    "kinesis:GetShardIterator": {"stream"},
+    "kinesis:ListShards": {"stream"},
+    "kinesis:ListStreams": {"*"},
     "iam:CreateServiceLinkedRole": {"role"},
     "kms:Decrypt": {"key"},
     "kms:DescribeKey": {"key"},
@@ -117,15 +128,15 @@ def test_resources_are_of_the_types_that_the_action_takes(auth: iam.Auth) -> Non
     }
 
 
-_PASSWORD_ONLY = {"secretsmanager:GetSecretValue", "kms:Decrypt"}
+_PASSWORD_ONLY = {"secretsmanager:GetSecretValue"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_only_writers_may_write(command: str) -> None:
-    reads = ("Describe", "Get", "Decrypt", "connect")
+    reads = ("Describe", "Get", "List", "Decrypt", "connect")
     writes = [a for a in by_action(policy([command], Scope(**HERE))) if not a.split(":")[1].startswith(reads)]
-    aws = command.split()[0] in ("param-group", "cluster", "instance")
-    reader = command.split()[-1] in ("list", "show", "diff", "doctor")
+    aws = command.split()[0] in ("param-group", "cluster", "instance", "stream")
+    reader = command.split()[-1] in ("list", "show", "diff", "doctor", "tail")
     assert bool(writes) == (aws and not reader)
 
 
@@ -235,8 +246,11 @@ def test_partitions(region: str | None, partition: str) -> None:
     assert all(arn.startswith(f"arn:{partition}:rds:") for arn in arns)
 
 
-def test_keys_are_only_used_through_secrets_manager_and_roles_only_made_for_rds() -> None:
-    made = policy([], Scope(**HERE, kms_key="1234"))
+def test_keys_are_only_used_through_their_service_and_roles_only_made_for_rds() -> None:
+    reader = policy(["stream tail"], Scope(**HERE, kms_key="1234"))
+    (condition,) = [s.conditions for s in reader.statements if "kms:Decrypt" in s.actions]
+    assert condition == {"StringLike": {"kms:ViaService": "kinesis.*"}}
+    made = policy([noun for noun in NOUNS if noun != "stream"], Scope(**HERE, kms_key="1234"))
     conditions = {action: statement.conditions for statement in made.statements for action in statement.actions}
     assert conditions["kms:Decrypt"] == {"StringLike": {"kms:ViaService": "secretsmanager.*"}}
     assert conditions["iam:CreateServiceLinkedRole"] == {"StringLike": {"iam:AWSServiceName": "rds.amazonaws.com"}}

@@ -349,7 +349,7 @@ def test_kinesis_down_is_back_pressure_and_weather(
     ("code", "exit_code", "said"),
     [
         ("AccessDeniedException", 5, "kinesis:PutRecords"),
-        ("ResourceNotFoundException", 3, "check the name"),
+        ("ResourceNotFoundException", 3, "stream list"),
         ("KMSAccessDeniedException", 5, "kinesis:PutRecords"),
         ("KMSDisabledException", 4, "KMS"),
         ("InvalidArgumentException", 2, "mend"),

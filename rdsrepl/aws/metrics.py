@@ -1,4 +1,4 @@
-"""CloudWatch metrics of RDS (namespace ``AWS/RDS``)."""
+"""CloudWatch metrics: RDS's newest values, and how much of something there was in a while."""
 
 from __future__ import annotations
 
@@ -60,3 +60,23 @@ def latest(
         if not answer.get("NextToken"):
             return found
         request["NextToken"] = answer["NextToken"]
+
+
+def total(aws: Aws, namespace: str, name: str, dimensions: Mapping[str, str], *, within_seconds: int = 3600) -> float:
+    """Return the sum of a metric over the last while; 0 where there is none (GetMetricStatistics).
+
+    Raises:
+        Error: AWS refused.
+    """
+    now = datetime.now(UTC)
+    request = {
+        "Namespace": namespace,
+        "MetricName": name,
+        "Dimensions": [{"Name": key, "Value": value} for key, value in dimensions.items()],
+        "StartTime": now - timedelta(seconds=within_seconds),
+        "EndTime": now + timedelta(seconds=_PERIOD_SECONDS),
+        "Period": _PERIOD_SECONDS,
+        "Statistics": ["Sum"],
+    }
+    answer = session.call(aws, "cloudwatch", "GetMetricStatistics", request)
+    return float(sum(point["Sum"] for point in answer.get("Datapoints", ())))

@@ -28,6 +28,7 @@ _LIST_COMMANDS: Final[Mapping[str, str]] = {
     "DBInstance": "rdsrepl instance list",
     "DBParameterGroup": "rdsrepl param-group list",
     "DBClusterParameterGroup": "rdsrepl param-group list",
+    "Stream": "rdsrepl stream list",
 }
 THROTTLED: Final = frozenset(
     [
@@ -288,8 +289,9 @@ def _classify(code: str, text: str, action: str, aws: Aws) -> tuple[type[errors.
     if code in BAD_CREDENTIALS:
         return errors.NoCredentials, "check the access key and the clock of this machine: aws sts get-caller-identity"
     if plain.endswith("NotFound") or code == "ResourceNotFoundException":
-        listing = _LIST_COMMANDS.get(plain.removesuffix("NotFound"), "check the name")
-        return errors.NotFound, f"{listing} shows what there is in {_region(aws)}; another region: --region"
+        noun = "Stream" if action.startswith("kinesis:") else plain.removesuffix("NotFound")
+        listing = f"{_LIST_COMMANDS[noun]} shows what there is in" if noun in _LIST_COMMANDS else "check the name, in"
+        return errors.NotFound, f"{listing} {_region(aws)}; another region: --region"
     if plain.endswith("AlreadyExists"):
         return errors.AlreadyExists, "choose another name"
     if "QuotaExceeded" in plain or "LimitExceeded" in plain:

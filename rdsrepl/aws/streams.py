@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from rdsrepl.aws import session
-from rdsrepl.config import Aws
-from rdsrepl.errors import BadValue, NotAvailable
+from rdsrepl.config import Aws, Target
+from rdsrepl.errors import AlreadyExists, BadValue, NotAvailable, NotFound
+from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 
 # What a record may have where the stream says nothing else (MaxRecordSizeInKiB).
 _RECORD_KIB: Final = 1024
@@ -34,6 +36,107 @@ class Stream:
     record_bytes: int
     retention_hours: int
     encryption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A shard, as ListShards gives it.
+
+    Attributes:
+        parents: the shards it was split from, or merged of; some may be gone already.
+        is_open: whether it still takes records.
+    """
+
+    shard_id: str
+    parents: tuple[str, ...]
+    is_open: bool
+
+
+def ls(aws: Aws) -> tuple[str, ...]:
+    """Return the names of the region's streams (ListStreams).
+
+    Raises:
+        Error: AWS refused.
+    """
+    return tuple(str(name) for name in session.pages(aws, "kinesis", "ListStreams", "StreamNames"))
+
+
+def shards(aws: Aws, name: str) -> tuple[Shard, ...]:
+    """Return a stream's shards, closed ones that still hold records included (ListShards).
+
+    Raises:
+        NotFound: there is no such stream.
+    """
+    found = []
+    for row in session.pages(aws, "kinesis", "ListShards", "Shards", reference(name)):
+        parents = (row.get("ParentShardId"), row.get("AdjacentParentShardId"))
+        is_open = "EndingSequenceNumber" not in row["SequenceNumberRange"]
+        found.append(Shard(row["ShardId"], tuple(parent for parent in parents if parent), is_open))
+    return tuple(found)
+
+
+def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, timeout_seconds: float) -> Plan:
+    """Plan to make a stream and wait until it is active (CreateStream).
+
+    Args:
+        aws: the identity.
+        name: the stream's name.
+        shards: how many; None is on-demand.
+        record_kib: how large a record may be, in KiB; None is AWS's default.
+        timeout_seconds: how long the wait may take.
+
+    Raises:
+        BadValue: there can be no stream of that name.
+        AlreadyExists: there is one.
+    """
+    if "StreamARN" in reference(name):
+        raise BadValue(f"{name!r} is an ARN", hint="a new stream has a name only")
+    try:
+        there = get(aws, name)
+    except NotFound:
+        pass
+    else:
+        raise AlreadyExists(
+            f"stream {name} exists already ({there.status})", hint=f"look at it: rdsrepl stream show {name}"
+        )
+    mode = "ON_DEMAND" if shards is None else "PROVISIONED"
+    request: dict[str, Any] = {"StreamName": name, "StreamModeDetails": {"StreamMode": mode}}
+    request |= {} if shards is None else {"ShardCount": shards}
+    request |= {} if record_kib is None else {"MaxRecordSizeInKiB": record_kib}
+    return Plan(
+        f"create stream {name}",
+        (
+            AwsCall(f"create stream {name}", "kinesis", "CreateStream", request),
+            Wait(f"wait until stream {name} is active", partial(_active, name=name), timeout_seconds),
+        ),
+    )
+
+
+def delete(stream: Stream, *, timeout_seconds: float) -> Plan:
+    """Plan to delete a stream and wait until it is gone (DeleteStream)."""
+    request = {"StreamARN": stream.arn}
+    return Plan(
+        f"delete stream {stream.name}",
+        (
+            AwsCall(f"delete stream {stream.name}", "kinesis", "DeleteStream", request),
+            Wait(f"wait until stream {stream.name} is gone", partial(_gone, name=stream.name), timeout_seconds),
+        ),
+        warnings=(f"its records of the last {stream.retention_hours} hours are lost, read or not",),
+    )
+
+
+def _active(target: Target, *, name: str) -> Condition:
+    stream = get(target.aws, name)
+    facts = {"arn": stream.arn, "shards": str(stream.shards)}
+    return Condition(stream.status == "ACTIVE", f"stream {stream.status}", facts=facts)
+
+
+def _gone(target: Target, *, name: str) -> Condition:
+    try:
+        stream = get(target.aws, name)
+    except NotFound:
+        return Condition(True, "gone")
+    return Condition(False, f"stream {stream.status}")
 
 
 def get(aws: Aws, name: str) -> Stream:

@@ -12,7 +12,20 @@ from typing import Any
 import typer
 
 from rdsrepl import __version__
-from rdsrepl.cli import cluster, demo, doctor, iam_policy, instance, param_group, psql, publication, role, sandbox, slot
+from rdsrepl.cli import (
+    cluster,
+    demo,
+    doctor,
+    iam_policy,
+    instance,
+    param_group,
+    psql,
+    publication,
+    role,
+    sandbox,
+    slot,
+    stream,
+)
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli.options import Globals, Noun, Reader, remember, root_options, shared
 from rdsrepl.errors import Error, ExitCode
@@ -134,6 +147,7 @@ app.add_typer(instance.app, name="instance", cls=Noun)
 app.add_typer(slot.app, name="slot", cls=Noun)
 app.add_typer(publication.app, name="publication", cls=Noun)
 app.add_typer(role.app, name="role", cls=Noun)
+app.add_typer(stream.app, name="stream", cls=Noun)
 app.add_typer(config_command.app, name="config", cls=Noun)
 app.add_typer(sandbox.app, name="sandbox", cls=Noun)
 app.command("iam-policy", cls=Reader)(iam_policy.iam_policy)

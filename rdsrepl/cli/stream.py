@@ -1,0 +1,247 @@
+"""``rdsrepl stream``: Kinesis data streams, where ``slot tail --to kinesis:STREAM`` writes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rdsrepl.cli import provisioning
+from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
+from rdsrepl.cli.settle import Typed, settle
+from rdsrepl.cli.talk import note
+from rdsrepl.errors import BadValue, Error
+from rdsrepl.render import Format, emit, facts, listing, size
+
+if TYPE_CHECKING:
+    from rdsrepl.aws.stream_reader import Received, Start
+
+app = typer.Typer(no_args_is_help=True, help="Kinesis data streams: where slot tail --to kinesis:STREAM writes.")
+
+Name = Annotated[
+    str, typer.Argument(metavar="STREAM", help="The stream's name, or its ARN.", autocompletion=lambda ctx: _names(ctx))
+]
+
+
+class Side(StrEnum):
+    """What ``policy --for`` takes."""
+
+    writer = "writer"
+    reader = "reader"
+
+
+@app.command("list", cls=Reader)
+def list_(ctx: typer.Context) -> None:
+    """List the region's streams.
+
+    Example: rdsrepl stream list
+    """
+    from rdsrepl.aws import streams
+
+    rows = streams.ls(identity(ctx).aws)
+    emit(
+        rows,
+        shared(ctx).output,
+        lambda: listing(rows, [("STREAM", lambda row: row)], empty="no streams in this region"),
+    )
+
+
+@app.command(cls=Reader)
+def show(ctx: typer.Context, stream: Name) -> None:
+    """Show a stream: status, shards, how large a record may be, and how often it refused writes in the last hour.
+
+    Example: rdsrepl stream show changes
+    """
+    from rdsrepl.aws import metrics, streams
+
+    aws = identity(ctx).aws
+    found = streams.get(aws, stream)
+    refused: float | None
+    try:
+        name = {"StreamName": found.name}
+        refused = metrics.total(aws, "AWS/Kinesis", "WriteProvisionedThroughputExceeded", name)
+    except Error as exc:
+        note(ctx, f"CloudWatch was not to be asked: {exc.message}")
+        refused = None
+    emit(
+        {"stream": found, "write_throttles_last_hour": refused},
+        shared(ctx).output,
+        lambda: facts(
+            [
+                ("stream", found.name),
+                ("ARN", found.arn),
+                ("status", found.status),
+                ("mode, shards", f"{found.mode.lower().replace('_', '-')}, {found.shards}"),
+                ("record", f"up to {size(found.record_bytes)}, partition key included"),
+                ("retention", f"{found.retention_hours} hours"),
+                ("encryption", found.encryption),
+                ("writes throttled", "?" if refused is None else f"{refused:g} records in the last hour"),
+            ]
+        ),
+    )
+
+
+@app.command(cls=Writer)
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="STREAM", help="The new stream's name.")],
+    shards: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="A fixed number of shards.", show_default="on-demand")
+    ] = None,
+    record_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1024, max=10240, metavar="KIB", help="How large a record may be, in KiB.", show_default="1024"
+        ),
+    ] = None,
+    timeout: provisioning.Timeout = 300.0,
+) -> None:
+    """Make a stream and wait until it is active.
+
+    A shard takes 1 MB and 1,000 records a second; on-demand grows with the load.
+
+    Example: rdsrepl stream create changes --shards 2
+    """
+    from rdsrepl.aws import streams
+
+    target = identity(ctx)
+    plan = streams.create(target.aws, name, shards=shards, record_kib=record_size, timeout_seconds=timeout)
+    if settle(ctx, plan, target=target):
+        note(ctx, f"next: rdsrepl slot tail SLOT --to kinesis:{name}")
+
+
+@app.command(cls=Writer)
+def delete(
+    ctx: typer.Context, stream: Name, confirm: provisioning.Confirm = None, timeout: provisioning.Timeout = 300.0
+) -> None:
+    """Delete a stream and what is in it; its name must be typed.
+
+    Example: rdsrepl stream delete changes
+    """
+    from rdsrepl.aws import streams
+
+    target = identity(ctx)
+    found = streams.get(target.aws, stream)
+    plan = streams.delete(found, timeout_seconds=timeout)
+    settle(ctx, plan, target=target, typed=Typed(found.name, "--confirm", confirm))
+
+
+@app.command(cls=Reader)
+def tail(
+    ctx: typer.Context,
+    stream: Name,
+    from_: Annotated[
+        str, typer.Option("--from", metavar="WHERE", help="latest, trim-horizon, or a time such as 2026-01-31T12:00Z.")
+    ] = "latest",
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N records.")] = None,
+    duration: Annotated[float | None, duration_option("--duration", help="Stop after this long.")] = None,
+    idle_exit: Annotated[
+        float | None, duration_option("--idle-exit", help="Stop after this long without a record.")
+    ] = None,
+) -> None:
+    """Print what is in a stream, from all its shards, and what comes; aggregated records one by one.
+
+    With -o json one object a record, with its partition key, shard and sequence number. Resharding is followed.
+
+    Example: rdsrepl stream tail changes --from trim-horizon --limit 10
+    """
+    from rdsrepl.aws import stream_reader, streams
+
+    start = _start(from_)
+    aws = identity(ctx).aws
+    found = streams.get(aws, stream)
+    as_json = shared(ctx).output is not Format.table
+    began = last = time.monotonic()
+    count = 0
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with suppress(KeyboardInterrupt):
+            for batch in stream_reader.read(aws, stream, start):
+                wanted = batch if limit is None else batch[: limit - count]
+                for record in wanted:
+                    _print(record, as_json=as_json)
+                sys.stdout.flush()
+                count += len(wanted)
+                now = time.monotonic()
+                last = now if batch else last
+                if (limit is not None and count >= limit) or (duration is not None and now - began >= duration):
+                    break
+                if idle_exit is not None and now - last >= idle_exit:
+                    break
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    note(ctx, f"stream {found.name}: {count} records")
+
+
+@app.command(cls=Reader)
+def policy(
+    ctx: typer.Context,
+    stream: Name,
+    side: Annotated[Side, typer.Option("--for", help="Who it is for: slot tail, or a consumer.")] = Side.writer,
+    account: Annotated[
+        str | None, typer.Option("--account", metavar="ID", help="The AWS account, twelve digits.")
+    ] = None,
+    kms_key: Annotated[
+        str | None, typer.Option("--kms-key", metavar="ID", help="The customer managed key it is encrypted with.")
+    ] = None,
+) -> None:
+    """Print the least IAM policy for writing to a stream, or for reading it. Nothing is asked of AWS.
+
+    Example: rdsrepl stream policy changes --for reader --region eu-west-1 --account 123456789012
+    """
+    from rdsrepl import iam
+    from rdsrepl.aws import streams
+
+    streams.reference(stream)
+    scope = iam.Scope(region=identity(ctx).aws.region, account=account, stream=stream, kms_key=kms_key)
+    document = iam.stream_policy(side.value, scope).document()
+    output = shared(ctx).output
+    emit(document, Format.yaml if output is Format.yaml else Format.json, lambda: "")
+
+
+def _print(record: Received, *, as_json: bool) -> None:
+    if not as_json:
+        sys.stdout.write(record.data.decode("utf-8", "replace") + "\n")
+        return
+    document: dict[str, Any] = {
+        "shard_id": record.shard_id,
+        "sequence_number": record.sequence_number,
+        "arrived": record.arrived.astimezone(UTC).isoformat(),
+        "partition_key": record.partition_key,
+    }
+    try:
+        document["data"] = record.data.decode()
+    except UnicodeDecodeError:
+        document["data_base64"] = base64.b64encode(record.data).decode()
+    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+
+
+def _start(text: str) -> Start:
+    from rdsrepl.aws.stream_reader import Start
+
+    if text in ("latest", "trim-horizon"):
+        return Start(text.upper().replace("-", "_"))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadValue(
+            f"--from {text}: neither latest nor trim-horizon nor a time", hint="for example 2026-01-31T12:00:00+00:00"
+        ) from None
+    return Start("AT_TIMESTAMP", moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+
+
+def _names(ctx: typer.Context) -> list[str]:
+    try:
+        from rdsrepl.aws import streams
+
+        return sorted(streams.ls(identity(ctx).aws))
+    except Exception:  # noqa: BLE001 - completion never complains
+        return []
