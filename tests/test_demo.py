@@ -23,6 +23,10 @@ COMMANDS = (
     "cluster failover sandbox --yes",
     "slot list",
     "slot peek shop_cdc",
+    "stream create shop",
+    "slot tail shop_cdc --publication shop --to kinesis:shop --until-now",
+    "stream tail shop --from trim-horizon --limit 6",
+    "stream delete shop --confirm shop",
     "slot drop shop_cdc",
     "cluster delete sandbox --final-snapshot shop-final --confirm sandbox",
     "param-group delete shop-logical --yes",
@@ -45,4 +49,5 @@ def test_the_whole_path_on_a_fresh_sandbox(rdsrepl: Program, tmp_path: Path, run
     proven = re.search(r"^All (\d+) orders that were committed came through; .* was ([\d.]+) s", done.out, re.M)
     assert proven and int(proven[1]) >= 2, done.out
     assert re.search(r"^  shop_cdc at 0/", done.out, re.M), "the slot was proven to be there after the failover"
+    assert done.out.count('"item":"in bulk"') == 5 and '"item":"the last one"' in done.out, "read back from Kinesis"
     assert not list(temporary.iterdir()), "nothing is left behind"

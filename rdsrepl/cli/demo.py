@@ -143,7 +143,17 @@ class _Demo:
             env={"PGPASSFILE": str(self._passfile)},
         )  # fmt: skip
 
-        self._say("11. Clean-up: the slot first, for it is what costs; the cluster leaves a final snapshot.")
+        self._say("11. The same slot to Kinesis: confirmed when Kinesis has it; and read back.")
+        self._run("-t", "sandbox", "stream", "create", "shop", "--shards", "2", "--yes")
+        _execute(
+            target, "INSERT INTO orders (customer, item, amount) SELECT 1, 'in bulk', n FROM generate_series(1, 5) n"
+        )
+        to_kinesis = ("slot", "tail", "shop_cdc", "--publication", "shop", "--to", "kinesis:shop", "--until-now")
+        self._run("-t", "sandbox", *to_kinesis)
+        self._run("-t", "sandbox", "stream", "tail", "shop", "--from", "trim-horizon", "--limit", "6")
+        self._run("-t", "sandbox", "stream", "delete", "shop", "--confirm", "shop")
+
+        self._say("12. Clean-up: the slot first, for it is what costs; the cluster leaves a final snapshot.")
         self._run("-t", "sandbox", "slot", "drop", "shop_cdc", "--yes")
         self._run("-t", "sandbox", "publication", "drop", "shop", "--yes")
         self._run("-t", "sandbox", "role", "drop", "cdc", "--yes")
