@@ -228,12 +228,11 @@ class Result:
 
 def _here(words: Sequence[str], env: Mapping[str, str], input: str | None) -> Result:
     """Run the program in this process, in another environment."""
-    from rdsrepl.aws import session
     from rdsrepl.cli.main import app
 
     kept, stdin = dict(os.environ), sys.stdin
     out, err = io.StringIO(), io.StringIO()
-    session.forget()  # another identity may stand behind the same names
+    _forget_clients()  # another identity may stand behind the same names
     os.environ.clear()
     os.environ.update(env)
     sys.stdin = io.TextIOWrapper(io.BytesIO((input or "").encode()), encoding="utf-8")
@@ -247,8 +246,15 @@ def _here(words: Sequence[str], env: Mapping[str, str], input: str | None) -> Re
         sys.stdin = stdin
         os.environ.clear()
         os.environ.update(kept)
-        session.forget()
+        _forget_clients()
     return Result(int(code), out.getvalue(), err.getvalue())
+
+
+def _forget_clients() -> None:
+    from rdsrepl.aws import session
+
+    session._client.cache_clear()
+    session._session.cache_clear()
 
 
 class Program:

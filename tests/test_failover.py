@@ -134,6 +134,47 @@ def test_three_failovers_under_load_lose_nothing(
     assert len(load.acknowledged) >= 2000, "that was no load"
 
 
+def test_a_password_that_is_rotated_under_the_tail_is_weather(loaded: Cloud, tmp_path: Path) -> None:
+    """The server has the new password before the secret has it, and the connection breaks in between."""
+    cloud = loaded
+    manager = cloud.client("secretsmanager")
+    manager.create_secret(Name="cdc-login", SecretString=json.dumps({"username": "cdc", "password": "before-it"}))
+
+    def sql(*statements: str) -> None:
+        words = [word for statement in statements for word in ("-c", statement)]
+        done = cloud("psql", "--cluster", CLUSTER, "--", "-q", "-v", "ON_ERROR_STOP=1", *words)
+        assert done.code == 0, done.err
+
+    sql(
+        "CREATE ROLE cdc LOGIN PASSWORD 'before-it'",
+        "GRANT rds_replication TO cdc",
+        "CREATE TABLE rotated (id int PRIMARY KEY)",
+        "CREATE PUBLICATION rotated FOR TABLE rotated",
+    )
+    assert cloud("slot", "create", "rotated", "--cluster", CLUSTER, "--yes").code == 0
+    config = tmp_path / "config.yaml"
+    config.write_text(f"targets:\n  cdc:\n    cluster: {CLUSTER}\n    secret: cdc-login\n    dbname: app\n")
+    out, err = tmp_path / "out.jsonl", tmp_path / "err"
+    with out.open("wb") as file, err.open("wb") as talk:
+        words = ("-t", "cdc", "slot", "tail", "rotated", "--publication", "rotated")
+        tail = cloud.program.start(*words, stdout=file, stderr=talk, env={"RDSREPL_CONFIG": str(config)})
+        try:
+            sql("INSERT INTO rotated VALUES (1)")
+            _wait(lambda: '"id":1' in out.read_text(), 30, err.read_text)
+            end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'cdc'"
+            sql("ALTER ROLE cdc PASSWORD 'after-it'", end, "INSERT INTO rotated VALUES (2)")
+            _wait(lambda: "password authentication failed" in err.read_text(), 30, err.read_text)
+            login = json.dumps({"username": "cdc", "password": "after-it"})
+            manager.put_secret_value(SecretId="cdc-login", SecretString=login)
+            _wait(lambda: '"id":2' in out.read_text(), 60, err.read_text)
+        finally:
+            tail.terminate()
+            assert tail.wait(30) == 0, err.read_text()
+    assert "-it" not in out.read_text() + err.read_text(), "the password is nowhere"
+    assert cloud("slot", "drop", "rotated", "--cluster", CLUSTER, "--yes").code == 0
+    manager.delete_secret(SecretId="cdc-login", ForceDeleteWithoutRecovery=True)
+
+
 def _ids(path: Path) -> set[int]:
     found: dict[int, set[int]] = {}
     for line in path.read_text().splitlines(keepends=True):

@@ -160,21 +160,6 @@ def bare_client(aws: Aws, service: str) -> Any:
         raise translate(exc, "", "Session", aws) from exc
 
 
-def forget() -> None:
-    """Forget every session and client: what they were made of, the environment, may have changed."""
-    _client.cache_clear()
-    _session.cache_clear()
-
-
-def region(aws: Aws) -> str:
-    """Return the region in which calls are made.
-
-    Raises:
-        UsageError: none is known.
-    """
-    return str(client(aws, "rds").meta.region_name)
-
-
 def call(aws: Aws, service: str, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Make one call and return its answer.
 

@@ -516,6 +516,11 @@ def _run(ctx: typer.Context, target: Target, wish: _Wish) -> Summary:
                 f"{counts.records} records acknowledged in {counts.requests} requests, "
                 f"{counts.retries} sent again, {counts.throttles} of them throttled",
             )
+            if counts.shortened:
+                warn(ctx, f"{counts.shortened} changes were too large: their largest values were left out")
+            if counts.dead_letters:
+                where_to = wish.kinesis.dead_letter if wish.kinesis is not None else None
+                warn(ctx, f"{counts.dead_letters} changes were too large and lie in {where_to}")
 
 
 def _stream(target: Target, wish: _KinesisWish) -> Stream:

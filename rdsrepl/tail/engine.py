@@ -36,6 +36,8 @@ _FIRST_DELAY_SECONDS: Final = 0.1
 _LONGEST_DELAY_SECONDS: Final = 10.0
 _ACTIVE_POLL_SECONDS: Final = 0.5
 _ACTIVE_MARGIN_SECONDS: Final = 5.0
+# A password that is being rotated is wrong for a while, either in the secret or at the server: about a minute's tries.
+_DENIALS: Final = 12
 
 #: what passes by itself, once the slot has been streamed: a restart, a failover, a name that points elsewhere for now.
 _WEATHER: Final = (errors.Unreachable, errors.NotPrimary, errors.SlotBeingSynced, errors.SlotsExhausted)
@@ -190,6 +192,7 @@ class Tail:
         self._received_lsn = 0
         self._last_status = self._asked = 0.0
         self._sent_flush = 0
+        self._denials = 0
 
     def run(self) -> Summary:
         """Stream until a bound, a signal or an error that does not pass.
@@ -223,7 +226,7 @@ class Tail:
                 if receiver is not None:
                     self._confirm_quietly(receiver)
                     receiver.close()
-                if self._history is None or not isinstance(exc, _WEATHER):
+                if self._history is None or not self._passes(exc):
                     raise
                 if time.monotonic() - connected_at > _LONGEST_DELAY_SECONDS:
                     delay = _FIRST_DELAY_SECONDS  # it was a good connection, and this is new weather
@@ -236,6 +239,13 @@ class Tail:
                 self._drain(None)
                 return self._summary(f"signal {self._signals.received}")
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+
+    def _passes(self, exc: errors.Error) -> bool:
+        """Say whether an error passes by itself."""
+        if isinstance(exc, errors.AuthenticationFailed) and self._stream.target.renew is not None:
+            self._denials += 1
+            return self._denials <= _DENIALS
+        return isinstance(exc, _WEATHER)
 
     def _connect(self) -> Receiver | None:
         """Return a connection that streams; None where a signal came while it waited for the slot."""
@@ -267,6 +277,7 @@ class Tail:
                 self._observer.note(f"streaming again from {where}")
             self._history = (receiver.system_id, receiver.timeline)
             self._was_primary = not findings.in_recovery
+            self._denials = 0
             self._last_status = time.monotonic()
             self._sent_flush = 0
             return receiver

@@ -45,12 +45,16 @@ class Counts:
         requests: answered or not.
         retries: records that were refused and sent again.
         throttles: of these, those Kinesis had no room for.
+        shortened: changes whose largest values were left out.
+        dead_letters: changes that lie in the dead letter file.
     """
 
     records: int = 0
     requests: int = 0
     retries: int = 0
     throttles: int = 0
+    shortened: int = 0
+    dead_letters: int = 0
 
 
 class KinesisSink:
@@ -85,7 +89,6 @@ class KinesisSink:
         self._failure: Error | None = None
         self._finishing = False
         self._closed = False
-        self._sending = 0
         self._changed = threading.Condition()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -114,7 +117,9 @@ class KinesisSink:
                 if len(data) + len(key) > limit and len(data) + len(key.encode()) > limit:
                     fitting = self._oversize.fit(key, data, limit)
                     if fitting is None:
+                        self.counts.dead_letters += 1
                         continue
+                    self.counts.shortened += 1
                     data = fitting
                 records.append((key, data))
         with self._changed:

@@ -25,8 +25,6 @@ class Oversize:
         Raises:
             Error: the dead letter file cannot be written.
         """
-        self.dropped = 0
-        self.dead_letters = 0
         self._policy = policy
         self._path = dead_letter
         try:
@@ -54,11 +52,9 @@ class Oversize:
         if self._policy == "drop-columns" and event is not None:
             smaller = _without_largest(event, limit - len(key.encode()))
             if smaller is not None:
-                self.dropped += 1
                 return smaller
         if self._fd is not None:
             self._write(key, data)
-            self.dead_letters += 1
             return None
         raise Refused(
             f"a change of {_where(event)} takes {len(data)} bytes, and the stream {limit} a record (key {key[:80]})",
