@@ -172,6 +172,9 @@ class StandIn:
             return _error("ResourceNotFoundException", f"Stream {name} under account 123456789012 not found.")
         if operation == "DescribeStreamSummary":
             return 200, json.dumps({"StreamDescriptionSummary": self._summary(name)}).encode()
+        if operation == "PutRecord":
+            answer = self._put(name, [request])
+            return 200, json.dumps(answer["Records"][0]).encode()
         if operation != "PutRecords":
             return self._read(operation, name, request)
         if faults.code is not None:

@@ -6,77 +6,18 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers import Server
-from tests.conftest import find
+from tests.benchmarks import kinesis
+from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 
 ROUNDS = 3
 TRANSACTIONS = 400_000
-SCRIPT = str(Path(sys.executable).with_name("rdsrepl"))
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a process took: wall and CPU seconds, peak memory in MB."""
-
-    wall: float
-    cpu: float
-    memory: float
-
-
-def run(command: Sequence[str], out: Path | None = None) -> Cost:
-    """Run a command to its end and measure it."""
-    with (out or Path(os.devnull)).open("wb") as file:
-        started = time.monotonic()
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE)
-        status = Path(f"/proc/{process.pid}/status")
-        peak = 0
-        while True:
-            # ru_maxrss would begin with this parent's memory; VmHWM begins with the program's own.
-            for line in status.read_text().splitlines() if status.exists() else ():
-                if line.startswith("VmHWM"):
-                    peak = max(peak, int(line.split()[1]))
-            pid, code, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            time.sleep(0.01)
-        wall = time.monotonic() - started
-    assert process.stderr is not None
-    err = process.stderr.read().decode()
-    process.stderr.close()
-    process.returncode = os.waitstatus_to_exitcode(code)
-    if process.returncode:
-        raise SystemExit(f"{command}: ended with {process.returncode}: {err}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, peak / 1000)
-
-
-@contextmanager
-def own_server() -> Iterator[Server]:
-    """Give a server with a database ``bench``."""
-    programs = find(15)
-    if programs is None:
-        raise SystemExit("PostgreSQL 15 with wal2json is needed: apt-get install postgresql-15 postgresql-15-wal2json")
-    with tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory:
-        settings = {"max_wal_size": "16GB", "autovacuum": "off", "shared_buffers": "512MB", "synchronous_commit": "off"}
-        server = Server(Path(directory) / "pg", programs, settings=settings)
-        server.initdb()
-        server.start()
-        try:
-            with closing(server.connect()) as conn:
-                conn.execute("CREATE DATABASE bench")
-                conn.execute("CREATE ROLE bench SUPERUSER LOGIN PASSWORD 'bench'")
-            os.environ["PGPASSWORD"] = "bench"  # over TCP, as to RDS
-            yield server
-        finally:
-            server.stop("immediate")
-            server.remove()
 
 
 def backlog(server: Server) -> int:
@@ -227,6 +168,7 @@ def main() -> None:
         streams(server, Path(directory))
         million(server)
         latency(server)
+        kinesis.compare(server)
 
 
 main()

@@ -1,0 +1,45 @@
+"""The script people copy: psycopg2, one put_record a message, one partition key. Measured beside ours, never used.
+
+python -m tests.benchmarks.copied_script DSN SLOT ENDPOINT MESSAGES
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+import boto3
+import psycopg2
+from psycopg2.extras import LogicalReplicationConnection
+
+
+class Done(Exception):
+    """As many messages as were wanted have come."""
+
+
+def main() -> None:
+    """Read the slot, put each message by itself."""
+    dsn, slot, endpoint, wanted = sys.argv[1:]
+    client = boto3.client(
+        "kinesis", endpoint_url=endpoint, region_name="eu-west-1", aws_access_key_id="a", aws_secret_access_key="b"
+    )
+    cursor = psycopg2.connect(dsn, connection_factory=LogicalReplicationConnection).cursor()
+    cursor.start_replication(
+        slot_name=slot, options={"format-version": "2", "include-transaction": "false"}, decode=True
+    )
+    seen = 0
+
+    def consume(message: Any) -> None:
+        nonlocal seen
+        client.put_record(StreamName="changes", Data=message.payload, PartitionKey="default")
+        message.cursor.send_feedback(flush_lsn=message.data_start)
+        seen += 1
+        if seen >= int(wanted):
+            raise Done
+
+    with suppress(Done):
+        cursor.consume_stream(consume)
+
+
+main()
