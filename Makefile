@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	@$(BIN)/rdsrepl demo
 
 test: $(INSTALLED) postgres lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -99,8 +99,9 @@ def test_three_failovers_under_load_lose_nothing(
         conn.execute("CREATE PUBLICATION load FOR TABLE load")
     assert cloud("slot", "create", "load", "--cluster", CLUSTER, "--yes").code == 0
     out = tmp_path / "out.jsonl"
+    words = ("slot", "tail", "load", "--publication", "load", "--cluster", CLUSTER)
     with out.open("wb") as file, (tmp_path / "err").open("wb") as err:
-        tail = cloud.program.start("slot", "tail", "load", "--cluster", CLUSTER, stdout=file, stderr=err)
+        tail = cloud.program.start(*words, stdout=file, stderr=err)
         try:
             with Load(connect) as load:
                 time.sleep(2)
