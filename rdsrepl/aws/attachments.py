@@ -121,20 +121,20 @@ def replicas(aws: Aws, instance: Instance) -> tuple[Instance, ...]:
     return tuple(instances.get(aws, name) for name in instance.replicas if not name.startswith("arn:"))
 
 
-def numbers(aws: Aws, kind: Kind, group: str, hardware: Hardware | None) -> dict[str, int | None]:
-    """Return what a group's whole-number parameters come to on a class; None where that is not known.
+def values(aws: Aws, kind: Kind, group: str) -> dict[str, str]:
+    """Return what a group's parameters are set to, formulas as they stand.
 
     Raises:
         NotFound: there is no such group.
     """
     rows = parameter_groups.parameters(aws, kind, group)
-    return evaluated({row.name: row.value for row in rows if row.value is not None}, hardware)
+    return {row.name: row.value for row in rows if row.value is not None}
 
 
-def evaluated(values: Mapping[str, str], hardware: Hardware | None) -> dict[str, int | None]:
+def evaluated(texts: Mapping[str, str], hardware: Hardware | None) -> dict[str, int | None]:
     """Return what values and formulas come to on a class; what is no number is left out."""
     found: dict[str, int | None] = {}
-    for name, value in values.items():
+    for name, value in texts.items():
         try:
             found[name] = formulas.evaluate(value, hardware)
         except BadValue:

@@ -93,7 +93,7 @@ class _Reader:
             rows = answer["Records"]
             if rows:
                 self._last[shard_id] = rows[-1]["SequenceNumber"]
-                yield [one for row in rows for one in _received(shard_id, row)]
+                yield [one for row in rows for one in received(shard_id, row)]
             if following := answer.get("NextShardIterator"):
                 self._iterators[shard_id] = following
             else:
@@ -141,7 +141,12 @@ class _Reader:
         return str(session.call(self._aws, "kinesis", "GetShardIterator", request)["ShardIterator"])
 
 
-def _received(shard_id: str, row: Mapping[str, Any]) -> Iterator[Received]:
+def received(shard_id: str, row: Mapping[str, Any]) -> Iterator[Received]:
+    """Take a record of GetRecords apart, if it is an aggregated one.
+
+    Raises:
+        Error: it is, and the library that knows the format is not installed.
+    """
     data: bytes = row["Data"]
     number, arrived = row["SequenceNumber"], row["ApproximateArrivalTimestamp"]
     if not data.startswith(_AGGREGATED):

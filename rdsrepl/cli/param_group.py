@@ -385,8 +385,9 @@ def attach(
         raise UsageError("attach it to what?", hint="--cluster ID or --instance ID says it")
     group = parameter_groups.find(aws, name, place.kind)
     rollouts.require_group_fits(group.family, engines.family(aws, *place.engine), place.words)
-    before = attachments.numbers(aws, place.kind, place.group, place.hardware)
-    after = attachments.numbers(aws, group.kind, group.name, place.hardware)
+    before = attachments.evaluated(attachments.values(aws, place.kind, place.group), place.hardware)
+    wanted = attachments.values(aws, group.kind, group.name)
+    after = attachments.evaluated(wanted, place.hardware)
     moves = rollouts.direction(before, after)
     if place.cluster is not None:
         if with_replicas:
@@ -398,7 +399,7 @@ def attach(
             place.instance,
             group.name,
             moves,
-            _followers(aws, place.instance, group),
+            _followers(aws, place.instance, wanted),
             reboot=reboot,
             with_replicas=with_replicas,
             timeout_seconds=timeout,
@@ -660,16 +661,16 @@ def _method(row: Parameter) -> Any:
     return "pending-reboot" if row.apply_type == "static" else "immediate"
 
 
-def _followers(aws: Aws, instance: Instance, group: ParameterGroup) -> dict[str, tuple[Instance, Direction]]:
-    """Return an instance's read replicas, each with what the group would change there."""
+def _followers(aws: Aws, instance: Instance, wanted: Mapping[str, str]) -> dict[str, tuple[Instance, Direction]]:
+    """Return an instance's read replicas, each with what the wanted values would change there."""
     from rdsrepl import instance_classes, rollouts
     from rdsrepl.aws import attachments
 
     found = {}
     for replica in attachments.replicas(aws, instance):
         hardware = instance_classes.hardware(replica.instance_class)
-        before = attachments.numbers(aws, "instance", replica.parameter_group, hardware)
-        after = attachments.numbers(aws, "instance", group.name, hardware)
+        before = attachments.evaluated(attachments.values(aws, "instance", replica.parameter_group), hardware)
+        after = attachments.evaluated(wanted, hardware)
         found[replica.instance_id] = (replica, rollouts.direction(before, after))
     return found
 
