@@ -58,7 +58,7 @@ class Slot:
         retained_bytes: WAL kept for it: current position minus ``restart_lsn``. On a standby the current position is
             the last one replayed.
         lag_bytes: not consumed yet: current position minus ``confirmed_flush_lsn``.
-        catalog_xmin_age: how many transactions old ``catalog_xmin`` is.
+        xmin_age, catalog_xmin_age: how many transactions old ``xmin`` and ``catalog_xmin`` are.
         walsender: who holds it, while it is active.
     """
 
@@ -85,6 +85,7 @@ class Slot:
     synced: bool | None
     retained_bytes: int | None
     lag_bytes: int | None
+    xmin_age: int | None
     catalog_xmin_age: int | None
     walsender: Walsender | None
 
@@ -113,7 +114,7 @@ SELECT s.slot_name::text, s.plugin::text, s.slot_type, s.datoid::bigint, s.datab
        s.safe_wal_size, {columns},
        greatest(pg_wal_lsn_diff(w.lsn, s.restart_lsn), 0)::bigint AS retained_bytes,
        greatest(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::bigint AS lag_bytes,
-       age(s.catalog_xmin) AS catalog_xmin_age,
+       age(s.xmin) AS xmin_age, age(s.catalog_xmin) AS catalog_xmin_age,
        coalesce(r.usename, a.usename)::text, coalesce(r.application_name, a.application_name),
        coalesce(host(r.client_addr) || ':' || r.client_port, host(a.client_addr) || ':' || a.client_port,
                 CASE WHEN a.client_port = -1 THEN 'local' END),

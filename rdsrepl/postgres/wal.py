@@ -1,0 +1,83 @@
+"""The write-ahead log as a whole: how far it is, what limits it, since when this server writes it.
+
+Manual, sections 9.28.3 (``pg_current_wal_lsn``), 20.6.1 (``max_slot_wal_keep_size``), 25.1.5 (wraparound).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.lsn import Lsn
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Wal:
+    """The server's WAL at one moment.
+
+    Attributes:
+        at: the server's clock.
+        lsn: the end of the WAL; on a standby what it has replayed.
+        timeline: None on a standby.
+        started_at: since when the server runs.
+        slot_keep_bytes: ``max_slot_wal_keep_size``; None is unlimited.
+        keep_bytes: ``wal_keep_size``: kept with or without slots.
+        checkpoint_seconds: ``checkpoint_timeout``: a slot over its limit is given up at a checkpoint.
+        next_xid: the next transaction's 64-bit number.
+        freeze_max_age: ``autovacuum_freeze_max_age``.
+    """
+
+    at: datetime
+    version: int
+    in_recovery: bool
+    lsn: Lsn
+    timeline: int | None
+    started_at: datetime
+    slot_keep_bytes: int | None
+    keep_bytes: int
+    checkpoint_seconds: int
+    next_xid: int
+    freeze_max_age: int
+
+
+# A timeline has no function of its own; it is the first eight digits of the current segment's name.
+_WAL: Final = """
+SELECT clock_timestamp(), current_setting('server_version_num')::integer / 10000, w.in_recovery,
+       CASE WHEN w.in_recovery THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+       CASE WHEN NOT w.in_recovery
+            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
+       pg_postmaster_start_time(),
+       nullif((SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'), -1) << 20,
+       coalesce((SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_keep_size'), 0) << 20,
+       (SELECT setting::integer FROM pg_catalog.pg_settings WHERE name = 'checkpoint_timeout'),
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+       current_setting('autovacuum_freeze_max_age')::bigint
+  FROM (SELECT pg_is_in_recovery() AS in_recovery) w
+"""
+_SYSTEM_IDENTIFIER: Final = "SELECT system_identifier::text FROM pg_control_system()"
+
+
+def get(conn: Connection) -> Wal:
+    """Return the WAL's state."""
+    row = conn.execute(_WAL).fetchone()
+    assert row is not None
+    return Wal(*row)
+
+
+def server_identity(conn: Connection) -> str:
+    """Return what identifies the server, a promoted standby as its primary: the system identifier.
+
+    Where this role may not see that, it is the address.
+    """
+    import psycopg
+
+    try:
+        row = conn.execute(_SYSTEM_IDENTIFIER).fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        return f"{conn.info.host}:{conn.info.port}"
+    assert row is not None
+    return str(row[0])
