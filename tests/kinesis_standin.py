@@ -35,6 +35,7 @@ class Faults:
         code: answered to every PutRecords instead of doing it.
         null: accept and forget.
         expire_iterators: whether now and then a read finds its iterator too old.
+        expired_keys: access keys that are no longer good.
     """
 
     partial: float = 0.0
@@ -46,6 +47,7 @@ class Faults:
     code: str | None = None
     null: bool = False
     expire_iterators: bool = False
+    expired_keys: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -85,6 +87,7 @@ class StandIn:
         self.status = "ACTIVE"
         self.record_kib = record_kib
         self.requests = 0
+        self.access_keys: set[str] = set()
         self.random = random.Random(seed)
         width = _HASHES // shards
         self.shards = {
@@ -142,7 +145,14 @@ class StandIn:
                 headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
                 headers = {name.lower(): value for name, value in headers.items()}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                answer = await self._answer(headers.get("x-amz-target", "").rpartition(".")[2], body)
+                key = headers.get("authorization", "").partition("Credential=")[2].partition("/")[0]
+                self.access_keys.add(key)
+                expired = _error("ExpiredTokenException", "The security token included in the request is expired")
+                answer = (
+                    expired
+                    if key in self.faults.expired_keys
+                    else await self._answer(headers.get("x-amz-target", "").rpartition(".")[2], body)
+                )
                 if answer is None:
                     break
                 status, payload = answer
