@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, TextIO
@@ -63,6 +63,13 @@ def emit(value: object, output: Format, table: Callable[[], object]) -> None:
         yaml.safe_dump(document(value), sys.stdout, sort_keys=False, allow_unicode=True)
     else:
         _print(table())
+
+
+def log(level: str, message: str, **fields: object) -> None:
+    """Write one JSON object to stderr: ``time`` (UTC), ``level``, ``message`` and FIELDS."""
+    document = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "message": message}
+    sys.stderr.write(json.dumps({**document, **fields}, ensure_ascii=False) + "\n")
+    sys.stderr.flush()
 
 
 def _print(renderable: object) -> None:

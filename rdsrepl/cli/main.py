@@ -14,6 +14,7 @@ import typer
 from rdsrepl import __version__
 from rdsrepl.cli import (
     cluster,
+    completion,
     demo,
     doctor,
     iam_policy,
@@ -27,9 +28,9 @@ from rdsrepl.cli import (
     stream,
 )
 from rdsrepl.cli import config as config_command
-from rdsrepl.cli.options import Globals, Noun, Reader, remember, root_options, shared
+from rdsrepl.cli.options import Globals, LogFormat, Noun, Reader, remember, root_options, shared
 from rdsrepl.errors import Error, ExitCode
-from rdsrepl.render import Format
+from rdsrepl.render import Format, log
 
 
 class Root(Noun):
@@ -65,6 +66,8 @@ class Root(Noun):
     def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
         """Run the program; with ``-o json`` a usage error is an object on stderr, too."""
         words = sys.argv[1:] if args is None else list(args)
+        if os.environ.get(completion.VARIABLE, "").startswith("complete_"):
+            completion.run(lambda: super(Root, self).main(words, *rest, **extra))
         if "--no-color" in words:
             # Help and usage errors are rendered by rich before any option of ours is looked at.
             os.environ["NO_COLOR"] = "1"
@@ -89,6 +92,9 @@ class Root(Noun):
 
 def show_error(exc: Error, options: Globals) -> None:
     """Print what failed and the remedy to stderr; one JSON object with ``-o json``."""
+    if options.log_format is LogFormat.json:
+        log("error", exc.message, event="error", **{k: v for k, v in exc.document().items() if k != "message"})
+        return
     if options.output is Format.json:
         sys.stderr.write(json.dumps(exc.document(), ensure_ascii=False) + "\n")
         return

@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cache
 from inspect import cleandoc
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
@@ -55,6 +57,13 @@ def lsn_option(name: str, *, help: str, panel: str | None = None) -> Any:
     return typer.Option(name, parser=parsed(Lsn.parse), metavar="LSN", help=help, rich_help_panel=panel)
 
 
+class LogFormat(StrEnum):
+    """What ``--log-format`` takes."""
+
+    text = "text"
+    json = "json"
+
+
 @dataclass(frozen=True, slots=True)
 class Globals:
     """What the shared options say.
@@ -70,6 +79,7 @@ class Globals:
         verbose: 1 names what is connected to and each statement; 2 also shows tracebacks.
         quiet: no progress and no notes.
         no_color: plain text on a terminal, too.
+        log_format: how notes, warnings, progress and errors are written to stderr.
     """
 
     target: str | None = None
@@ -82,6 +92,7 @@ class Globals:
     verbose: int = 0
     quiet: bool = False
     no_color: bool = False
+    log_format: LogFormat = LogFormat.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +135,7 @@ def _shared(
             envvar="RDSREPL_CLUSTER",
             help="A DB cluster, Multi-AZ or Aurora: its writer endpoint and secret are found through the RDS API.",
             rich_help_panel=_PANEL,
+            autocompletion=lambda ctx: _completion().complete_cluster(ctx),
         ),
     ] = None,
     instance: Annotated[
@@ -134,6 +146,7 @@ def _shared(
             envvar="RDSREPL_INSTANCE",
             help="A DB instance, found in the same way.",
             rich_help_panel=_PANEL,
+            autocompletion=lambda ctx: _completion().complete_instance(ctx),
         ),
     ] = None,
     profile: Annotated[
@@ -144,6 +157,7 @@ def _shared(
             envvar="RDSREPL_PROFILE",
             help="An AWS profile; default: as boto3 finds it.",
             rich_help_panel=_PANEL,
+            autocompletion=lambda: _completion().complete_profile(),
         ),
     ] = None,
     region: Annotated[
@@ -208,6 +222,13 @@ def _consent(
     ] = False,
 ) -> None:
     """Hold the declarations; never called."""
+
+
+def _completion() -> ModuleType:
+    # It needs what stands here.
+    from rdsrepl.cli import completion
+
+    return completion
 
 
 def target_names() -> list[str]:
@@ -320,7 +341,7 @@ def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
         now = replace(now, target=None)
     elif given.get("target"):
         now = replace(now, dsn=None)
-    if given.get("cluster") and given.get("instance"):
+    if given.get("cluster") and given.get("instance") and not ctx.resilient_parsing:
         raise typer.BadParameter("it excludes --instance", ctx=ctx, param_hint="'--cluster'")
     if given.get("cluster"):
         now = replace(now, instance=None)
@@ -338,6 +359,12 @@ def shared(ctx: typer.Context) -> Globals:
     """Return what the shared options say for this command."""
     found = ctx.find_root().obj
     return found if isinstance(found, Globals) else Globals()
+
+
+def log_as(ctx: typer.Context, log_format: LogFormat) -> None:
+    """Have everything that is said from now on written in this format."""
+    root = ctx.find_root()
+    root.obj = ctx.obj = replace(shared(ctx), log_format=log_format)
 
 
 def consent(ctx: typer.Context) -> Consent:
@@ -358,6 +385,11 @@ def where(ctx: typer.Context) -> Target:
     if shared(ctx).verbose:
         settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
         note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
+    return located(target)
+
+
+def located(target: Target) -> Target:
+    """Return a target that finds place and login by itself when it is connected to, where AWS knows them."""
     if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
         from rdsrepl.aws import locations
 

@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rdsrepl.cli.completion import complete_slot
-from rdsrepl.cli.options import Reader, duration_option, lsn_option, shared, where
-from rdsrepl.cli.talk import note, warn
-from rdsrepl.errors import BadValue, NotFound, WrongPlugin
+from rdsrepl.cli.completion import complete_publication, complete_sink, complete_slot
+from rdsrepl.cli.options import LogFormat, Reader, duration_option, log_as, lsn_option, shared, where
+from rdsrepl.cli.talk import note, tell, warn
+from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.pipeline import FormatName
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from rdsrepl.aws.streams import Stream
     from rdsrepl.config import Target
-    from rdsrepl.tail.engine import Bounds, Progress, Summary
-    from rdsrepl.tail.preflight import Findings
-    from rdsrepl.tail.sinks.kinesis import KinesisSink
+    from rdsrepl.tail.engine import Progress
+    from rdsrepl.tail.job import Job, Outcome
+    from rdsrepl.tail.wal_watch import WalWatch
 
 _BEAT_SECONDS: Final = 30.0
 _REFRESH_SECONDS: Final = 1.0
-_LINGER_SECONDS: Final = 0.01
-_REQUESTS: Final = 4
 
 _STREAM: Final = "What to stream"
 _BOUNDS: Final = "When to stop"
 _KINESIS: Final = "To Kinesis"
+_SERVICE: Final = "As a service"
 
 Name = Annotated[
     str, typer.Argument(metavar="SLOT", help="The slot.", autocompletion=complete_slot, show_default=False)
@@ -57,6 +53,7 @@ PublicationOption = Annotated[
         metavar="NAME",
         help="A publication (pgoutput); may be left out where there is only one.",
         rich_help_panel=_STREAM,
+        autocompletion=complete_publication,
     ),
 ]
 PluginOption = Annotated[
@@ -81,37 +78,6 @@ class OversizePolicy(StrEnum):
     drop_columns = "drop-columns"
 
 
-@dataclass(frozen=True, slots=True)
-class _KinesisWish:
-    """What the options say of Kinesis."""
-
-    stream: str
-    partition_by: str
-    aggregate: bool
-    linger_seconds: float
-    requests: int
-    oversize: Literal["fail", "drop-columns"]
-    dead_letter: Path | None
-    endpoint_url: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Wish:
-    """What the options say, in one piece."""
-
-    slot_name: str
-    format: FormatName
-    publications: tuple[str, ...]
-    plugin_options: Mapping[str, str]
-    tables: tuple[str, ...]
-    from_lsn: Lsn | None
-    bounds: Bounds
-    until_now: bool
-    confirm: bool
-    active_wait_seconds: float | None
-    kinesis: _KinesisWish | None = None
-
-
 def tail(
     ctx: typer.Context,
     slot: Name,
@@ -122,6 +88,7 @@ def tail(
             metavar="SINK",
             help="Where to: - is standard output, kinesis:STREAM a data stream (name or ARN).",
             rich_help_panel=_STREAM,
+            autocompletion=complete_sink,
         ),
     ] = "-",
     format: FormatOption = None,
@@ -159,6 +126,14 @@ def tail(
     idle_exit: Annotated[
         float | None,
         duration_option("--idle-exit", help="Stop after this long without a change.", panel=_BOUNDS),
+    ] = None,
+    drain_timeout: Annotated[
+        float | None,
+        duration_option(
+            "--drain-timeout",
+            help="At the end, deliver what was received for at most this long; the rest comes again.",
+            panel=_BOUNDS,
+        ),
     ] = None,
     no_confirm: Annotated[
         bool,
@@ -242,6 +217,56 @@ def tail(
             "--endpoint-url", metavar="URL", help="Of Kinesis, in place of AWS's own.", rich_help_panel=_KINESIS
         ),
     ] = None,
+    heartbeat: Annotated[
+        float | None,
+        duration_option(
+            "--heartbeat",
+            help="Write a small message to the WAL this often, so that other consumers of a quiet database move on.",
+            panel=_SERVICE,
+        ),
+    ] = None,
+    heartbeat_table: Annotated[
+        str | None,
+        typer.Option(
+            "--heartbeat-table",
+            metavar="TABLE",
+            help="Write a row of this table instead (slot_name, beat_at).",
+            rich_help_panel=_SERVICE,
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Give Prometheus metrics at /metrics, and /healthz; 0 takes a free port.",
+            rich_help_panel=_SERVICE,
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics-host",
+            metavar="ADDRESS",
+            help="Where to listen; 0.0.0.0 is everywhere.",
+            rich_help_panel=_SERVICE,
+            show_default="127.0.0.1",
+        ),
+    ] = None,
+    unhealthy_after: Annotated[
+        float | None,
+        duration_option(
+            "--unhealthy-after",
+            help="/healthz: nothing confirmed for this long although the lag grew; by default 5m.",
+            panel=_SERVICE,
+        ),
+    ] = None,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option("--log-format", help="How notes and progress are written to stderr.", rich_help_panel=_SERVICE),
+    ] = LogFormat.text,
 ) -> None:
     """Stream a slot's changes to standard output or to Kinesis, at least once and in commit order.
 
@@ -251,8 +276,12 @@ def tail(
     Example: rdsrepl slot tail orders_cdc --publication orders --format json > orders.jsonl
     """
     from rdsrepl.tail.engine import Bounds
+    from rdsrepl.tail.heartbeat import beat
+    from rdsrepl.tail.job import Job, delivery
+    from rdsrepl.tail.metrics import exposure
 
-    kinesis = _kinesis(
+    log_as(ctx, log_format)
+    to_kinesis = delivery(
         to,
         format,
         {
@@ -260,31 +289,32 @@ def tail(
             "--aggregate": aggregate or None,
             "--linger": linger,
             "--requests": requests,
-            "--oversize": oversize,
+            "--oversize": oversize and oversize.value,
             "--dead-letter": dead_letter,
             "--endpoint-url": endpoint_url,
         },
     )
     if until_lsn is not None and until_now:
         raise BadValue("--until-lsn and --until-now exclude each other", hint="give one of them")
-    wish = _Wish(
+    job = Job(
         slot,
-        format or (_default_format() if kinesis is None else FormatName.json),
+        format or (_default_format() if to_kinesis is None else FormatName.json),
         tuple(publication or ()),
         _pairs(plugin_option or ()),
         tuple(table or ()),
         from_lsn,
-        Bounds(until_lsn, limit, duration, idle_exit),
+        Bounds(until_lsn, limit, duration, idle_exit, drain_timeout),
         until_now,
         not no_confirm,
         wait_active,
-        kinesis,
+        to_kinesis,
+        beat(heartbeat, heartbeat_table),
+        exposure(metrics_port, metrics_host, unhealthy_after),
     )
     target = where(ctx)
     if create is not None:
-        _create(ctx, target, wish, create)
-    summary = _run(ctx, target, wish)
-    _report(ctx, wish, summary)
+        _create(ctx, target, job, create)
+    _report(ctx, job, _run(ctx, target, job))
 
 
 def peek(
@@ -308,86 +338,53 @@ def peek(
     Example: rdsrepl slot peek orders_cdc --limit 5
     """
     from rdsrepl.tail.engine import Bounds
+    from rdsrepl.tail.job import Job
 
-    wish = _Wish(
+    job = Job(
         slot,
         format or _default_format(),
         tuple(publication or ()),
         _pairs(plugin_option or ()),
         tuple(table or ()),
-        None,
-        Bounds(None, limit, timeout, None),
-        True,
-        False,
-        0.0,
+        bounds=Bounds(limit=limit, duration_seconds=timeout),
+        until_now=True,
+        confirm=False,
+        active_wait_seconds=0.0,
     )
-    summary = _run(ctx, where(ctx), wish)
+    summary = _run(ctx, where(ctx), job).summary
     if summary.progress.changes == 0:
         note(ctx, f"slot {slot}: no change waits" if "until" in summary.reason else f"slot {slot}: {summary.reason}")
 
 
-def _kinesis(to: str, format: FormatName | None, options: Mapping[str, Any]) -> _KinesisWish | None:
-    """Return what the options say of Kinesis; None for standard output.
-
-    Raises:
-        BadValue: there is no such sink, or an option makes no sense with it.
-    """
-    kind, _, name = to.partition(":")
-    given = {option: value for option, value in options.items() if value is not None}
-    if to == "-":
-        if given:
-            raise BadValue(f"{next(iter(given))} is for --to kinesis:STREAM", hint="leave it out, or name a stream")
-        return None
-    if kind != "kinesis" or not name:
-        raise BadValue(f"--to {to}: no such sink", hint="- is standard output, kinesis:STREAM a data stream")
-    by = given.get("--partition-by", "key")
-    allowed = {FormatName.json, FormatName.debezium}
-    if by == "transaction":
-        allowed.add(FormatName.wal2json)  # its begin and commit belong to no table
-    if format is not None and format not in allowed:
-        raise BadValue(
-            f"--format {format.value} does not go to Kinesis with --partition-by {by}",
-            hint="--format json or debezium; wal2json with --partition-by transaction",
-        )
-    if not by:
-        raise BadValue("--partition-by is empty", hint="key, table, transaction, or a column's name")
-    if "--oversize" in given and given["--oversize"] == "drop-columns" and format is FormatName.wal2json:
-        raise BadValue("--oversize drop-columns knows json and debezium", hint="--dead-letter FILE keeps any change")
-    return _KinesisWish(
-        stream=name,
-        partition_by=by,
-        aggregate="--aggregate" in given,
-        linger_seconds=given.get("--linger", _LINGER_SECONDS),
-        requests=given.get("--requests", _REQUESTS),
-        oversize=given["--oversize"].value if "--oversize" in given else "fail",
-        dead_letter=given.get("--dead-letter"),
-        endpoint_url=given.get("--endpoint-url"),
-    )
-
-
 class _Talker:
-    """Tells a person at stderr how the tail is doing."""
+    """Tells a person at stderr how the tail is doing, or a program line by line."""
 
-    def __init__(self, ctx: typer.Context, target: Target) -> None:
+    def __init__(self, ctx: typer.Context, watch: WalWatch) -> None:
         self._ctx = ctx
-        self._terminal = sys.stderr.isatty() and not sys.stdout.isatty()
-        self._beats = not sys.stderr.isatty()
-        self._every = _REFRESH_SECONDS if self._terminal else _BEAT_SECONDS
-        self._quiet = shared(ctx).quiet or not (self._terminal or self._beats)
+        person = shared(ctx).log_format is LogFormat.text
+        self._terminal = person and sys.stderr.isatty() and not sys.stdout.isatty()
+        beats = not (person and sys.stderr.isatty())
+        self.every_seconds = _REFRESH_SECONDS if self._terminal else _BEAT_SECONDS
+        self._quiet = shared(ctx).quiet or not (self._terminal or beats)
         self._last_at = time.monotonic()
         self._last: Progress | None = None
         self._shown = False
-        self._watch = _WalWatch(target, self._every)
+        self._watch = watch
 
     def note(self, text: str) -> None:
         """Say a word, on a line of its own."""
         self.clear()
         note(self._ctx, text)
 
+    def warn(self, text: str) -> None:
+        """Say what must be read, on a line of its own."""
+        self.clear()
+        warn(self._ctx, text)
+
     def progress(self, progress: Progress) -> None:
         """Show the progress from time to time."""
         now = time.monotonic()
-        if self._quiet or now - self._last_at < self._every:
+        if self._quiet or now - self._last_at < self.every_seconds:
             return
         self._watch.begin()
         before, seconds = self._last, now - self._last_at
@@ -405,7 +402,15 @@ class _Talker:
             sys.stderr.flush()
             self._shown = True
         else:
-            note(self._ctx, text)
+            tell(
+                self._ctx,
+                text,
+                event="progress",
+                changes_per_second=round(changes / seconds, 1),
+                received_bytes_per_second=round(received / seconds),
+                lag_bytes=lag,
+                **_fields(progress),
+            )
 
     def clear(self) -> None:
         """Take the progress line away."""
@@ -415,146 +420,20 @@ class _Talker:
             self._shown = False
 
 
-class _WalWatch:
-    """Asks the server now and then how far its WAL is, in a thread: the tail never waits for the answer."""
-
-    def __init__(self, target: Target, every_seconds: float) -> None:
-        self._target = target
-        self._every = every_seconds
-        self._lsn: int | None = None
-        self._begun = False
-
-    def begin(self) -> None:
-        """Start asking, the first time it is called."""
-        if not self._begun:
-            self._begun = True
-            threading.Thread(target=self._work, name="wal-watch", daemon=True).start()
-
-    def lag_bytes(self, lsn: int) -> int | None:
-        """Return how much WAL lies behind a position; None before anything is known."""
-        return None if self._lsn is None or not lsn else max(0, self._lsn - lsn)
-
-    def _work(self) -> None:
-        from rdsrepl.errors import Error
-        from rdsrepl.postgres import connection
-
-        while True:
-            try:
-                with connection.open(self._target) as conn:
-                    while True:
-                        self._lsn = connection.current_lsn(conn)
-                        time.sleep(max(5.0, self._every))
-            except Error:
-                time.sleep(max(5.0, self._every))
-
-
-def _run(ctx: typer.Context, target: Target, wish: _Wish) -> Summary:
-    """Look, assemble, stream."""
+def _run(ctx: typer.Context, target: Target, job: Job) -> Outcome:
     from rdsrepl.render import colours
-    from rdsrepl.tail import preflight
-    from rdsrepl.tail.catalog import Catalog
-    from rdsrepl.tail.changes import TableFilter
-    from rdsrepl.tail.engine import Stream, Tail
-    from rdsrepl.tail.pipeline import assemble
-    from rdsrepl.tail.sinks.stdout import StdoutSink, mend_torn_line
+    from rdsrepl.tail import job as jobs
+    from rdsrepl.tail.wal_watch import WalWatch
 
-    stream_to = None if wish.kinesis is None else _stream(target, wish.kinesis)
-    findings = preflight.look(target, wish.slot_name, wish.publications)
-    if len(findings.publications) == 1 and not wish.publications:
-        note(ctx, f"publication {findings.publications[0]}: the only one here")
-    bounds = replace(wish.bounds, until_lsn=int(findings.current_lsn)) if wish.until_now else wish.bounds
-    _check_from(ctx, wish, findings)
-    if wish.format is FormatName.raw and findings.slot.plugin == "pgoutput" and sys.stdout.isatty():
-        raise WrongPlugin(
-            "pgoutput's messages are binary, and this is a terminal", hint="--format json, or redirect the output"
-        )
-    catalog = Catalog(target)
-    pipeline = assemble(
-        findings,
-        wish.format,
-        catalog,
-        tables=TableFilter(wish.tables),
-        given=wish.plugin_options,
-        until_lsn=bounds.until_lsn,
-        colour=colours(sys.stdout) and not shared(ctx).no_color,
-        partition_by=None if wish.kinesis is None else wish.kinesis.partition_by,
-    )
-    if (
-        wish.kinesis is None
-        and wish.format in (FormatName.json, FormatName.debezium, FormatName.wal2json)
-        and (torn := mend_torn_line())
-    ):
-        note(ctx, f"took an unfinished line of {torn} bytes off the end of the file; its change comes again")
-    talker = _Talker(ctx, target)
-    stream = Stream(
-        target,
-        wish.slot_name,
-        pipeline.options,
-        pipeline.settings,
-        int(wish.from_lsn or 0),
-        wish.confirm,
-        wish.active_wait_seconds,
-    )
-    kinesis = None if stream_to is None else _kinesis_sink(target, wish, stream_to, talker)
-    run = Tail(
-        stream,
-        bounds,
-        pipeline.decoder,
-        StdoutSink() if kinesis is None else kinesis,
-        talker,
-        lambda primary: preflight.look(target, wish.slot_name, findings.publications, primary=primary),
-    )
+    watch = WalWatch(target)
+    talker = _Talker(ctx, watch)
     try:
-        return run.run()
+        return jobs.run(target, job, talker, colour=colours(sys.stdout) and not shared(ctx).no_color, watch=watch)
     finally:
         talker.clear()
-        catalog.close()
-        if kinesis is not None:
-            counts = kinesis.counts
-            note(
-                ctx,
-                f"{counts.records} records acknowledged in {counts.requests} requests, "
-                f"{counts.retries} sent again, {counts.throttles} of them throttled",
-            )
-            if counts.shortened:
-                warn(ctx, f"{counts.shortened} changes were too large: their largest values were left out")
-            if counts.dead_letters:
-                where_to = wish.kinesis.dead_letter if wish.kinesis is not None else None
-                warn(ctx, f"{counts.dead_letters} changes were too large and lie in {where_to}")
 
 
-def _stream(target: Target, wish: _KinesisWish) -> Stream:
-    """Look at the stream before anything is streamed.
-
-    Raises:
-        Error: there is none, it takes nothing now, or it may not be looked at.
-    """
-    from rdsrepl.aws import streams
-
-    aws = target.aws if wish.endpoint_url is None else replace(target.aws, endpoint_url=wish.endpoint_url)
-    found = streams.get(aws, wish.stream)
-    streams.require_usable(found)
-    return found
-
-
-def _kinesis_sink(target: Target, wish: _Wish, stream: Stream, talker: _Talker) -> KinesisSink:
-    from rdsrepl.tail.sinks.kinesis import KinesisSink, limits
-    from rdsrepl.tail.sinks.oversize import Oversize
-
-    assert wish.kinesis is not None
-    given = wish.kinesis
-    aws = target.aws if given.endpoint_url is None else replace(target.aws, endpoint_url=given.endpoint_url)
-    return KinesisSink(
-        aws,
-        stream,
-        limits(stream, linger_seconds=given.linger_seconds, aggregate=given.aggregate),
-        requests=given.requests,
-        oversize=Oversize(given.oversize, given.dead_letter),
-        say=talker.note,
-    )
-
-
-def _create(ctx: typer.Context, target: Target, wish: _Wish, plugin: str) -> None:
+def _create(ctx: typer.Context, target: Target, job: Job, plugin: str) -> None:
     """Create the slot where there is none; whatever streaming needs is looked at before."""
     from rdsrepl import apply
     from rdsrepl.postgres import connection, slots
@@ -562,13 +441,13 @@ def _create(ctx: typer.Context, target: Target, wish: _Wish, plugin: str) -> Non
 
     with connection.open(target) as conn:
         try:
-            slots.get(conn, wish.slot_name)
+            slots.get(conn, job.slot_name)
             return
         except NotFound:
             pass
         if plugin == "pgoutput":
-            preflight.published(conn, wish.publications)
-        plan = slots.create(conn, wish.slot_name, plugin=plugin)
+            preflight.published(conn, job.publications)
+        plan = slots.create(conn, job.slot_name, plugin=plugin)
     outcomes = apply.run(
         plan,
         target,
@@ -576,36 +455,37 @@ def _create(ctx: typer.Context, target: Target, wish: _Wish, plugin: str) -> Non
         waiting=lambda step, seconds, blockers: note(ctx, f"{step.summary}: waits for {'; '.join(blockers) or '…'}"),
     )
     position = outcomes[0].returned.get("lsn", "")
-    note(ctx, f"created slot {wish.slot_name} ({plugin}) at {position}: changes committed from now on are in it")
+    note(ctx, f"created slot {job.slot_name} ({plugin}) at {position}: changes committed from now on are in it")
 
 
-def _check_from(ctx: typer.Context, wish: _Wish, findings: Findings) -> None:
-    confirmed = findings.slot.confirmed_flush_lsn
-    if wish.from_lsn is None or confirmed is None:
-        return
-    if wish.from_lsn < confirmed:
-        raise BadValue(
-            f"--from-lsn {wish.from_lsn}: slot {wish.slot_name} has confirmed up to {confirmed}, and cannot go back",
-            hint="leave --from-lsn out: the stream begins where the slot stands",
-        )
-    if wish.from_lsn > confirmed and wish.confirm:
-        warn(
-            ctx,
-            f"--from-lsn skips {format_size(wish.from_lsn - confirmed)} of WAL after {confirmed}; "
-            "transactions there are never delivered once later ones are confirmed",
-        )
-
-
-def _report(ctx: typer.Context, wish: _Wish, summary: Summary) -> None:
+def _report(ctx: typer.Context, job: Job, outcome: Outcome) -> None:
+    summary = outcome.summary
     progress = summary.progress
     rate = progress.changes / progress.seconds if progress.seconds else 0.0
     again = f", {progress.reconnects} reconnects" if progress.reconnects else ""
-    confirmed = f"confirmed {progress.confirmed_lsn}" if wish.confirm else "nothing confirmed (--no-confirm)"
-    note(
+    confirmed = f"confirmed {progress.confirmed_lsn}" if job.confirm else "nothing confirmed (--no-confirm)"
+    tell(
         ctx,
-        f"slot {wish.slot_name}: {progress.changes} changes in {format_duration(progress.seconds)} ({rate:.0f}/s), "
+        f"slot {job.slot_name}: {progress.changes} changes in {format_duration(progress.seconds)} ({rate:.0f}/s), "
         f"{format_size(progress.received_bytes)} received, {confirmed}{again}; stopped: {summary.reason}",
+        event="stopped",
+        slot=job.slot_name,
+        reason=summary.reason,
+        **_fields(progress),
     )
+
+
+def _fields(progress: Progress) -> dict[str, object]:
+    """Return a progress as a log's fields."""
+    return {
+        "changes": progress.changes,
+        "received_bytes": progress.received_bytes,
+        "received_lsn": str(progress.received_lsn),
+        "confirmed_lsn": str(progress.confirmed_lsn),
+        "oldest_undelivered_seconds": round(progress.oldest_undelivered_seconds, 3),
+        "seconds": round(progress.seconds, 3),
+        "reconnects": progress.reconnects,
+    }
 
 
 def _default_format() -> FormatName:

@@ -6,19 +6,32 @@ import sys
 
 import typer
 
-from rdsrepl.cli.options import shared
+from rdsrepl.cli.options import LogFormat, shared
+from rdsrepl.render import log
 from rdsrepl.units import format_duration
 
 
 def note(ctx: typer.Context, text: str) -> None:
     """Say something worth knowing; ``--quiet`` leaves it out."""
-    if not shared(ctx).quiet:
+    tell(ctx, text, event="note")
+
+
+def tell(ctx: typer.Context, text: str, *, event: str, **fields: object) -> None:
+    """Say something worth knowing, with FIELDS for those who read logs; ``--quiet`` leaves it out."""
+    if shared(ctx).quiet:
+        return
+    if shared(ctx).log_format is LogFormat.json:
+        log("info", text, event=event, **fields)
+    else:
         _print(ctx, text, style="dim")
 
 
 def warn(ctx: typer.Context, text: str) -> None:
     """Say something that must be read."""
-    _print(ctx, f"warning: {text}", style="yellow")
+    if shared(ctx).log_format is LogFormat.json:
+        log("warning", text, event="warning")
+    else:
+        _print(ctx, f"warning: {text}", style="yellow")
 
 
 def ask(question: str) -> bool:

@@ -12,6 +12,8 @@ from typing import Final, Protocol
 
 from rdsrepl.lsn import Lsn
 
+#: the prefix of our own heartbeat's messages, which are not passed on.
+HEARTBEAT_PREFIX: Final = "rdsrepl.heartbeat"
 _PG_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 

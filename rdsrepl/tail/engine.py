@@ -12,6 +12,7 @@ import random
 import select
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
@@ -38,6 +39,7 @@ _ACTIVE_POLL_SECONDS: Final = 0.5
 _ACTIVE_MARGIN_SECONDS: Final = 5.0
 # A password that is being rotated is wrong for a while, either in the secret or at the server: about a minute's tries.
 _DENIALS: Final = 12
+_SAMPLE_SECONDS: Final = 0.25
 
 #: what passes by itself, once the slot has been streamed: a restart, a failover, a name that points elsewhere for now.
 _WEATHER: Final = (errors.Unreachable, errors.NotPrimary, errors.SlotBeingSynced, errors.SlotsExhausted)
@@ -52,12 +54,15 @@ class Bounds:
         limit: after so many changes.
         duration_seconds: after so long.
         idle_seconds: after so long without a change.
+        drain_seconds: how long what was received may take to be delivered at the end; what is not in by then is not
+            confirmed, and comes again.
     """
 
     until_lsn: int | None = None
     limit: int | None = None
     duration_seconds: float | None = None
     idle_seconds: float | None = None
+    drain_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,9 @@ class Progress:
         confirmed_lsn: what the server may forget.
         seconds: since its start.
         reconnects: how often the connection was made anew.
+        connected: whether the slot is being streamed now.
+        pending_bytes: received, not durable, and held in memory.
+        oldest_undelivered_seconds: for how long the oldest change that is not durable has waited since it was received.
     """
 
     changes: int
@@ -102,6 +110,9 @@ class Progress:
     confirmed_lsn: Lsn
     seconds: float
     reconnects: int
+    connected: bool = False
+    pending_bytes: int = 0
+    oldest_undelivered_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +128,10 @@ class Observer(Protocol):
 
     def note(self, text: str) -> None:
         """Take a word worth reading."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Take a word that must be read."""
         ...
 
     def progress(self, progress: Progress) -> None:
@@ -193,6 +208,9 @@ class Tail:
         self._last_status = self._asked = 0.0
         self._sent_flush = 0
         self._denials = 0
+        self._connected = False
+        # When batches were handed over: (number, time), one in a quarter of a second at most.
+        self._handed_over_at: deque[tuple[int, float]] = deque()
 
     def run(self) -> Summary:
         """Stream until a bound, a signal or an error that does not pass.
@@ -216,13 +234,14 @@ class Tail:
                 receiver = self._connect()
                 connected_at = time.monotonic()
                 if receiver is None:
-                    self._drain(None)
-                    return self._summary(f"signal {self._signals.received}")
+                    return self._give_up()
+                self._connected = True
                 reason = self._loop(receiver)
                 self._finish(receiver)
                 receiver.close(polite=True)
                 return self._summary(reason)
             except errors.Error as exc:
+                self._connected = False
                 if receiver is not None:
                     self._confirm_quietly(receiver)
                     receiver.close()
@@ -235,10 +254,15 @@ class Tail:
             self._ledger.connection_lost()
             self._decoder.reset()
             self._reconnects += 1
+            self._observer.progress(self._progress())
             if self._rest(pause):
-                self._drain(None)
-                return self._summary(f"signal {self._signals.received}")
+                return self._give_up()
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+
+    def _give_up(self) -> Summary:
+        """Stop without a connection: what the sink still gets is not confirmed, and comes again."""
+        self._drain(None)
+        return self._summary(self._time_is_up(time.monotonic()) or f"signal {self._signals.received}")
 
     def _passes(self, exc: errors.Error) -> bool:
         """Say whether an error passes by itself."""
@@ -363,13 +387,16 @@ class Tail:
 
     def _hand_over(self, batch: Batch, size: int) -> None:
         number = self._ledger.hand_over(batch.commit_end_lsn, in_transaction=batch.in_transaction)
+        now = time.monotonic()
+        if not self._handed_over_at or now - self._handed_over_at[-1][1] >= _SAMPLE_SECONDS:
+            self._handed_over_at.append((number, now))
         self._sink.put(number, batch.lines)
         self._bytes += size
         if batch.commit_end_lsn is not None:
             self._received_lsn = max(self._received_lsn, batch.commit_end_lsn)
         if batch.changes:
             self._changes += batch.changes
-            self._last_change = time.monotonic()
+            self._last_change = now
 
     def _confirmable(self) -> int:
         return self._ledger.flush_lsn if self._stream.confirm else 0
@@ -393,9 +420,13 @@ class Tail:
             due.append(self._last_change + self._bounds.idle_seconds - now)
         return max(0.001, min(due))
 
+    def _duration_is_over(self, now: float) -> bool:
+        allowed = self._bounds.duration_seconds
+        return allowed is not None and now - self._started >= allowed
+
     def _time_is_up(self, now: float) -> str | None:
         bounds = self._bounds
-        if bounds.duration_seconds is not None and now - self._started >= bounds.duration_seconds:
+        if self._duration_is_over(now):
             return "reached --duration"
         idle = now - self._last_change
         if bounds.idle_seconds is not None and idle >= bounds.idle_seconds and self._ledger.settled:
@@ -411,8 +442,15 @@ class Tail:
     def _drain(self, receiver: Receiver | None) -> None:
         """Wait until the sink has everything; the connection, if there is one, is kept alive meanwhile."""
         self._sink.finish()
+        allowed = self._bounds.drain_seconds
+        deadline = None if allowed is None else time.monotonic() + allowed
         while self._sink.durable < self._ledger.handed_over:
             self._ledger.deliver(self._sink.durable)
+            if deadline is not None and time.monotonic() >= deadline:
+                self._observer.warn(
+                    f"not everything was delivered within {allowed:g}s: what is not confirmed comes again"
+                )
+                return
             if receiver is None:
                 time.sleep(0.05)
                 continue
@@ -430,20 +468,31 @@ class Tail:
             receiver.send_status(max(self._received_lsn, self._confirmable()), self._confirmable())
 
     def _rest(self, seconds: float) -> bool:
-        """Wait; return whether a signal came."""
+        """Wait; return whether it is time to stop: a signal came, or the duration is over."""
         deadline = time.monotonic() + seconds
+        if self._bounds.duration_seconds is not None:
+            deadline = min(deadline, self._started + self._bounds.duration_seconds)
         while self._signals.received is None and (left := deadline - time.monotonic()) > 0:
             select.select([self._signals.fd()], [], [], left)
-        return self._signals.received is not None
+        return self._signals.received is not None or self._duration_is_over(time.monotonic())
 
     def _progress(self) -> Progress:
+        waiting, durable, last = self._handed_over_at, self._ledger.delivered, self._ledger.handed_over
+        while waiting and waiting[0][0] <= durable:
+            at = waiting.popleft()[1]
+            if not waiting and durable < last:
+                waiting.append((last, at))
+        now = time.monotonic()
         return Progress(
             self._changes,
             self._bytes,
             Lsn(self._received_lsn),
             Lsn(self._sent_flush),
-            time.monotonic() - self._started,
+            now - self._started,
             self._reconnects,
+            self._connected,
+            self._sink.pending_bytes,
+            now - waiting[0][1] if waiting else 0.0,
         )
 
     def _summary(self, reason: str) -> Summary:

@@ -34,6 +34,11 @@ class Ledger:
         return self._handed_over
 
     @property
+    def delivered(self) -> int:
+        """The number up to which every batch is durable."""
+        return self._delivered
+
+    @property
     def in_transaction(self) -> bool:
         """Whether a transaction is half received."""
         return self._in_transaction

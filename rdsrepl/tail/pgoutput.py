@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Final
 
 from rdsrepl.errors import ServerError
-from rdsrepl.tail.changes import Batch, Column, Relation, Stop, TableFilter, Transaction
+from rdsrepl.tail.changes import HEARTBEAT_PREFIX, Batch, Column, Relation, Stop, TableFilter, Transaction
 from rdsrepl.tail.formats import Format, Writer
 from rdsrepl.tail.receiver import PAYLOAD
 from rdsrepl.tail.values import Parse, compile_tuple
@@ -29,6 +29,7 @@ _ATTRIBUTE: Final = Struct(">Ii").unpack_from
 _MESSAGE: Final = Struct(">BQ").unpack_from
 _TRUNCATE: Final = Struct(">IB").unpack_from
 
+_HEARTBEAT: Final = HEARTBEAT_PREFIX.encode() + b"\0"
 _KEY, _OLD = 0x4B, 0x4F
 _NO_TRANSACTION: Final = Transaction.of(None, 0, None)
 
@@ -130,8 +131,9 @@ class PgoutputDecoder:
                 changes += len(written)
             elif kind == 0x4D:  # Message
                 seq += 1
-                append(self._message(m, tx, seq))
-                changes += 1
+                if not m.startswith(_HEARTBEAT, _AT + 10):
+                    append(self._message(m, tx, seq))
+                    changes += 1
             elif kind == 0x62:  # Begin Prepare: a two-phase slot sends the changes when they are prepared
                 prepare_lsn, _, microseconds, xid = _BEGIN_PREPARE(m, _AT + 1)
                 if self._until is not None and prepare_lsn >= self._until:

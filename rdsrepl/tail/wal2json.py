@@ -16,7 +16,7 @@ from typing import Any, Final
 from rdsrepl.errors import ServerError
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.catalog import Catalog
-from rdsrepl.tail.changes import Batch, Column, Relation, Stop, TableFilter, Transaction
+from rdsrepl.tail.changes import HEARTBEAT_PREFIX, Batch, Column, Relation, Stop, TableFilter, Transaction
 from rdsrepl.tail.formats import Format, Values, Writer
 from rdsrepl.tail.receiver import PAYLOAD
 from rdsrepl.tail.values import to_json
@@ -212,6 +212,8 @@ class ParsedWal2json:
         self._seq += 1
         action = event["action"]
         if action == "M":
+            if event["prefix"] == HEARTBEAT_PREFIX:
+                return
             content = event["content"].encode("utf-8", "surrogateescape")
             tx, seq = self._tx, self._seq
             if not event["transactional"]:

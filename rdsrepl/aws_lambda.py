@@ -1,0 +1,230 @@
+"""A Lambda function that streams a slot to Kinesis for as long as it may run: ``rdsrepl.aws_lambda.handler``.
+
+Meant to be run on a schedule. PostgreSQL lets one connection at a time read a slot, so runs that overlap do no harm:
+the second one finds the slot busy, says so and ends. What a run did not get acknowledged in its time is not confirmed,
+and the next run delivers it.
+
+The event, or environment variables of the same names in capitals with ``RDSREPL_`` before them, say what to do; the
+event wins::
+
+    slot              the slot (required)
+    to                kinesis:STREAM, a name or an ARN (required)
+    publications      names, comma-separated or a list; may be left out where there is one (pgoutput)
+    tables            patterns of the tables wanted
+    format            json (default), debezium, wal2json
+    partition_by      key (default), table, transaction, or a column's name
+    aggregate         true: changes of one key that wait go as one record
+    linger, requests, oversize
+                      as ``rdsrepl slot tail --help`` has them
+    idle_exit         end after this long without a change; without it the run lasts as long as it may
+    margin            how long before the function's own end the run stops; by default 10s
+    target            of a config file that is packed with the function (RDSREPL_CONFIG says where)
+    cluster, instance, region, secret, auth, endpoint_url
+                      where the database is, as in a target
+    host, port, dbname, user, sslmode, sslrootcert
+                      libpq's own; never a password
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from rdsrepl import config
+from rdsrepl.config import Aws, Target
+from rdsrepl.errors import BadValue, SlotActive
+from rdsrepl.render import document, log
+from rdsrepl.tail import job as jobs
+from rdsrepl.tail.engine import Bounds, Progress
+from rdsrepl.tail.pipeline import FormatName
+from rdsrepl.units import parse_duration
+
+if TYPE_CHECKING:
+    from rdsrepl.tail.job import Job
+
+_AWS: Final = ("cluster", "instance", "region", "secret", "auth", "endpoint_url")
+_LIBPQ: Final = ("host", "port", "dbname", "user", "sslmode", "sslrootcert")
+_OWN: Final = (
+    "slot", "to", "publications", "tables", "format", "partition_by", "aggregate", "linger", "requests", "oversize",
+    "idle_exit", "margin", "target",
+)  # fmt: skip
+KEYS: Final = (*_OWN, *_AWS, *_LIBPQ)
+MARGIN_SECONDS: Final = 10.0
+_SHORTEST_RUN_SECONDS: Final = 1.0
+# Another run may be at its end; longer than this the next one on the schedule may wait.
+_ACTIVE_WAIT_SECONDS: Final = 5.0
+_TRUE: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
+
+
+class Context(Protocol):
+    """What Lambda passes beside the event."""
+
+    def get_remaining_time_in_millis(self) -> int:
+        """Return for how long the function may still run, in milliseconds."""
+        ...
+
+
+def handler(event: Mapping[str, Any] | None, context: Context) -> dict[str, Any]:
+    """Stream until the function's time is nearly over; return what came of it.
+
+    Returns:
+        ``status`` (``done``, or ``busy`` where another run holds the slot), ``slot``, ``reason``, and of a run that is
+        done ``changes``, ``records``, ``retries``, ``throttles``, ``received_bytes``, ``confirmed_lsn``,
+        ``undelivered`` (whether something received was not acknowledged in time), ``reconnects``, ``seconds``.
+
+    Raises:
+        Error: the event is wrong, or streaming failed for good; Lambda counts the run as failed.
+    """
+    given = _given(event or {})
+    margin = _seconds(given, "margin", MARGIN_SECONDS)
+    allowed = context.get_remaining_time_in_millis() / 1000 - margin
+    if allowed < _SHORTEST_RUN_SECONDS:
+        raise BadValue(
+            f"the function may run for {allowed + margin:.1f}s, and {margin:g}s of that are kept for its end",
+            hint="raise the function's timeout (up to 15 minutes), or say a smaller margin",
+        )
+    job = _job(given, allowed, margin)
+    observer = _Observer()
+    try:
+        outcome = jobs.run(_target(given), job, observer)
+    except SlotActive as exc:
+        log("warning", exc.message, event="busy", slot=job.slot_name)
+        return {"status": "busy", "slot": job.slot_name, "reason": exc.message}
+    summary, counts = outcome.summary, outcome.counts
+    progress = summary.progress
+    result = {
+        "status": "done",
+        "slot": job.slot_name,
+        "reason": summary.reason,
+        "changes": progress.changes,
+        "records": counts.records if counts else 0,
+        "retries": counts.retries if counts else 0,
+        "throttles": counts.throttles if counts else 0,
+        "received_bytes": progress.received_bytes,
+        "confirmed_lsn": document(progress.confirmed_lsn),
+        "undelivered": progress.pending_bytes > 0,
+        "reconnects": progress.reconnects,
+        "seconds": round(progress.seconds, 3),
+    }
+    log("info", f"slot {job.slot_name}: {summary.reason}", event="result", **result)
+    return result
+
+
+class _Observer:
+    """Writes the function's log: one JSON object a line."""
+
+    _EVERY_SECONDS: Final = 30.0
+
+    def __init__(self) -> None:
+        self._last_at = time.monotonic()
+
+    def note(self, text: str) -> None:
+        log("info", text, event="note")
+
+    def warn(self, text: str) -> None:
+        log("warning", text, event="warning")
+
+    def progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last_at >= self._EVERY_SECONDS:
+            self._last_at = now
+            log("info", f"{progress.changes} changes", event="progress", **document(progress))
+
+
+def _given(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the event laid over the environment.
+
+    Raises:
+        BadValue: a key that is not known, or not a text, a number, a truth value or a list of texts.
+    """
+    for key, value in event.items():
+        if key not in KEYS:
+            raise BadValue(f"the event has an unknown key {key!r}", hint=f"the keys there are: {', '.join(KEYS)}")
+        plain = isinstance(value, str | bool | int | float)
+        if not plain and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            raise BadValue(f"the event's {key} must be a text, a number, a truth value or a list of texts", hint=_HELP)
+    environment = {key: os.environ[name] for key in KEYS if (name := f"RDSREPL_{key.upper()}") in os.environ}
+    given = {**environment, **event}
+    for key in ("slot", "to"):
+        if not given.get(key):
+            raise BadValue(f"no {key} is named", hint=f"say it in the event ({key}) or in RDSREPL_{key.upper()}")
+    return given
+
+
+_HELP: Final = "rdsrepl.aws_lambda's own documentation has all keys"
+
+
+def _job(given: Mapping[str, Any], allowed: float, margin: float) -> Job:
+    format_name = given.get("format", "json")
+    if format_name not in {one.value for one in FormatName}:
+        raise BadValue(f"there is no format {format_name!r}", hint="json, debezium or wal2json")
+    form = FormatName(format_name)
+    requests = given.get("requests")
+    oversize = given.get("oversize")
+    if oversize not in (None, "fail", "drop-columns"):
+        raise BadValue(f"oversize: there is no {oversize!r}", hint="fail or drop-columns")
+    if requests is not None and not (str(requests).isdigit() and 1 <= int(requests) <= 64):
+        raise BadValue(f"requests: {requests!r} is not between 1 and 64", hint="4 is the default")
+    delivery = jobs.delivery(
+        str(given["to"]),
+        form,
+        {
+            "--partition-by": given.get("partition_by"),
+            "--aggregate": _truth(given, "aggregate") or None,
+            "--linger": _seconds(given, "linger", None),
+            "--requests": None if requests is None else int(requests),
+            "--oversize": oversize,
+        },
+    )
+    if delivery is None:
+        raise BadValue("a function has no standard output to stream to", hint="to: kinesis:STREAM")
+    return jobs.Job(
+        slot_name=str(given["slot"]),
+        format=form,
+        publications=_names(given, "publications"),
+        tables=_names(given, "tables"),
+        bounds=Bounds(
+            duration_seconds=allowed, idle_seconds=_seconds(given, "idle_exit", None), drain_seconds=margin / 2
+        ),
+        active_wait_seconds=_ACTIVE_WAIT_SECONDS,
+        delivery=delivery,
+    )
+
+
+def _target(given: Mapping[str, Any]) -> Target:
+    """Return the database; its password comes from a secret, an IAM token or libpq's own means."""
+    target = config.resolve(
+        dsn=None,
+        target=given.get("target"),
+        aws=Aws(**{key: str(given[key]) for key in _AWS if given.get(key)}),
+    )
+    keywords = {key: str(given[key]) for key in _LIBPQ if given.get(key)}
+    target = replace(target, keywords={**target.keywords, **keywords})
+    if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
+        from rdsrepl.aws import locations
+
+        return locations.connected(target)
+    return target
+
+
+def _names(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = given.get(key, ())
+    names = value.split(",") if isinstance(value, str) else value
+    return tuple(stripped for name in names if (stripped := str(name).strip()))
+
+
+def _truth(given: Mapping[str, Any], key: str) -> bool:
+    value = given.get(key, False)
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() not in _TRUE:
+        raise BadValue(f"{key}: {value!r} is neither true nor false", hint="true or false")
+    return _TRUE[str(value).lower()]
+
+
+def _seconds(given: Mapping[str, Any], key: str, default: float | None) -> Any:
+    value = given.get(key)
+    return default if value is None else parse_duration(str(value))

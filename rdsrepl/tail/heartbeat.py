@@ -1,0 +1,137 @@
+"""A heartbeat: a small transaction in the slot's database now and then, so that a quiet one moves its slot.
+
+A slot moves when its consumer confirms a commit of its own database. Where that is quiet and others on the server are
+busy, their WAL is kept for nothing. ``slot tail`` confirms idle positions by itself; other consumers of the same
+database (DMS, Debezium) need the beat, and a failover slot is synchronised only after it moved.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.errors import BadValue, Denied, Error, NotFound, NotPrimary, Refused
+from rdsrepl.tail.changes import HEARTBEAT_PREFIX
+
+if TYPE_CHECKING:
+    from psycopg.sql import Composed
+
+    from rdsrepl.config import Target
+    from rdsrepl.tail.preflight import Findings
+
+_MESSAGE: Final = "SELECT pg_logical_emit_message(true, %s, %s)"
+_RETRY_SECONDS: Final = 5.0
+_SHORTEST_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """How often, and into which table; without one it is a message of ``pg_logical_emit_message``."""
+
+    every_seconds: float
+    table: str | None = None
+
+
+def beat(every_seconds: float | None, table: str | None) -> Beat | None:
+    """Return what the options say.
+
+    Raises:
+        BadValue: they do not go together, or the interval is too short.
+    """
+    if every_seconds is None:
+        if table is not None:
+            raise BadValue("--heartbeat-table needs --heartbeat", hint="say how often: --heartbeat 1m")
+        return None
+    if every_seconds < _SHORTEST_SECONDS:
+        raise BadValue(
+            f"--heartbeat {every_seconds:g}s is too often: each is a transaction", hint="--heartbeat 10s or longer"
+        )
+    if table is not None:
+        from rdsrepl.postgres.publications import parse_name
+
+        parse_name(table)
+    return Beat(every_seconds, table)
+
+
+class Heartbeat:
+    """Beats in a thread of its own, on a connection of its own."""
+
+    def __init__(self, target: Target, slot_name: str, beat: Beat, note: Callable[[str], None]) -> None:
+        self._target = target
+        self._slot_name = slot_name
+        self._beat = beat
+        self._note = note
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def check(self, findings: Findings) -> None:
+        """Beat once, so that what cannot work is said before the stream begins.
+
+        Raises:
+            NotPrimary: a standby writes nothing.
+            NotFound, Denied, Refused: the table is not there, may not be written, or has other columns.
+        """
+        from rdsrepl.postgres import connection
+
+        if findings.in_recovery:
+            raise NotPrimary(
+                "--heartbeat writes, and this server is a standby", hint="beat at the primary, or leave it out"
+            )
+        try:
+            with connection.open(self._target) as conn:
+                self._once(conn.execute)
+        except Error as exc:
+            if self._beat.table is None or exc.sqlstate is None:
+                raise
+            kind: type[Error] = {"42P01": NotFound, "3F000": NotFound, "42501": Denied}.get(exc.sqlstate, Refused)
+            raise kind(
+                f"--heartbeat-table {self._beat.table}: {exc.message}",
+                hint=f"CREATE TABLE {self._beat.table} (slot_name text PRIMARY KEY, beat_at timestamptz NOT NULL), "
+                "and GRANT SELECT, INSERT, UPDATE on it",
+                sqlstate=exc.sqlstate,
+            ) from exc
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join(timeout=0.5)
+
+    def _work(self) -> None:
+        from rdsrepl.postgres import connection
+
+        failing = False
+        while not self._over.wait(min(_RETRY_SECONDS, self._beat.every_seconds) if failing else 0.0):
+            try:
+                with connection.open(self._target) as conn:
+                    while not self._over.wait(self._beat.every_seconds):
+                        self._once(conn.execute)
+                        failing = False
+            except Error as exc:
+                if not failing:
+                    self._note(f"heartbeat: {exc.message}; trying again")
+                failing = True
+
+    def _once(self, execute: Callable[..., object]) -> None:
+        if self._beat.table is None:
+            execute(_MESSAGE, (HEARTBEAT_PREFIX, self._slot_name))
+        else:
+            execute(self._upsert(), (self._slot_name,))
+
+    def _upsert(self) -> Composed:
+        from psycopg import sql
+
+        from rdsrepl.postgres.publications import parse_name
+
+        table = sql.Identifier(*parse_name(self._beat.table or ""))
+        return sql.SQL(
+            "INSERT INTO {} AS h (slot_name, beat_at) VALUES (%s, clock_timestamp()) "
+            "ON CONFLICT (slot_name) DO UPDATE SET beat_at = excluded.beat_at"
+        ).format(table)

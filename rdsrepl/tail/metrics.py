@@ -1,0 +1,214 @@
+"""The tail's metrics for Prometheus, and a health check, over HTTP.
+
+``/metrics`` in the exposition format; ``/healthz`` is 200, or 503 when nothing was confirmed for a while although the
+lag grew. A thread answers; the tail only leaves its last progress here.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from rdsrepl.errors import BadValue, UsageError
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+    from rdsrepl.tail.engine import Observer, Progress
+    from rdsrepl.tail.sinks.kinesis import Counts
+    from rdsrepl.tail.wal_watch import WalWatch
+
+UNHEALTHY_SECONDS: Final = 300.0
+Start = Callable[[str, list[tuple[str, str]]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """Where metrics are given, and after how long without a confirmation the tail is unhealthy."""
+
+    port: int
+    host: str = "127.0.0.1"
+    unhealthy_seconds: float = UNHEALTHY_SECONDS
+
+
+def exposure(port: int | None, host: str | None, unhealthy_seconds: float | None) -> Exposure | None:
+    """Return what the options say.
+
+    Raises:
+        BadValue: an option for metrics without a port.
+    """
+    if port is None:
+        given = {"--metrics-host": host, "--unhealthy-after": unhealthy_seconds}
+        for option, value in given.items():
+            if value is not None:
+                raise BadValue(f"{option} needs --metrics-port", hint="name a port, such as --metrics-port 9187")
+        return None
+    return Exposure(port, host or "127.0.0.1", UNHEALTHY_SECONDS if unhealthy_seconds is None else unhealthy_seconds)
+
+
+class Health:
+    """Whether the tail gets on. Pure: time is passed in.
+
+    It is unhealthy when the confirmed position has not moved for a while and the lag is larger than when it last did.
+    A server that cannot be asked says nothing about the lag: an outage is no fault of the tail.
+    """
+
+    def __init__(self, unhealthy_seconds: float) -> None:
+        self._unhealthy_seconds = unhealthy_seconds
+        self._confirmed_lsn = -1
+        self._moved_at = 0.0
+        self._lag_then: int | None = None
+        self._lag: int | None = None
+
+    def observe(self, confirmed_lsn: int, lag_bytes: int | None, now: float) -> None:
+        """Take a measure."""
+        if confirmed_lsn != self._confirmed_lsn:
+            self._confirmed_lsn, self._moved_at, self._lag_then = confirmed_lsn, now, lag_bytes
+        if lag_bytes is not None:
+            self._lag = lag_bytes
+            if self._lag_then is None:
+                self._lag_then = lag_bytes
+
+    def stuck_seconds(self, now: float) -> float | None:
+        """Return for how long it has been stuck, in seconds; None while it is healthy."""
+        idle = now - self._moved_at
+        grown = self._lag is not None and self._lag_then is not None and self._lag > self._lag_then
+        return idle if grown and idle >= self._unhealthy_seconds else None
+
+
+class Exporter:
+    """Passes on what the tail tells, and shows it to whoever asks over HTTP."""
+
+    def __init__(self, exposure: Exposure, slot_name: str, observer: Observer, watch: WalWatch) -> None:
+        """Begin to answer.
+
+        Raises:
+            UsageError: the port is taken, or not ours to take.
+        """
+        from socketserver import TCPServer
+        from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+        class Silent(WSGIRequestHandler):
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        class Server(WSGIServer):
+            def server_bind(self) -> None:
+                # Not HTTPServer's: that asks the resolver for our own name, which may take long where there is none.
+                TCPServer.server_bind(self)
+                self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+                self.setup_environ()
+
+        self.counts: Counts | None = None
+        self._observer = observer
+        self._slot_name = slot_name
+        self._watch = watch
+        self._health = Health(exposure.unhealthy_seconds)
+        self._progress: Progress | None = None
+        self._health.observe(0, None, time.monotonic())
+        try:
+            self._server = make_server(exposure.host, exposure.port, self._application(), Server, Silent)
+        except OSError as exc:
+            raise UsageError(
+                f"--metrics-port {exposure.port}: cannot listen on {exposure.host}: {exc.strerror or exc}",
+                hint="choose another port, or stop what listens there",
+            ) from exc
+        watch.begin()
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        observer.note(f"metrics: http://{exposure.host}:{self._server.server_port}/metrics, and /healthz")
+
+    def note(self, text: str) -> None:
+        """Pass a word on."""
+        self._observer.note(text)
+
+    def warn(self, text: str) -> None:
+        """Pass a warning on."""
+        self._observer.warn(text)
+
+    def progress(self, progress: Progress) -> None:
+        """Keep the last progress, and pass it on."""
+        self._progress = progress
+        self._observer.progress(progress)
+
+    def close(self) -> None:
+        """Answer no more."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics as they are now (a collector of prometheus_client)."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        for kind, name, text, value in self._values():
+            family = (CounterMetricFamily if kind == "counter" else GaugeMetricFamily)(
+                f"rdsrepl_tail_{name}", text, labels=["slot"]
+            )
+            family.add_metric([self._slot_name], float(value))
+            yield family
+
+    def _values(self) -> Iterator[tuple[str, str, str, float]]:
+        now = self._progress
+        if now is not None:
+            yield "counter", "changes", "Changes received.", now.changes
+            yield "counter", "received_bytes", "Bytes received from the server.", now.received_bytes
+            yield "counter", "reconnects", "Connections made anew.", now.reconnects
+            yield "gauge", "connected", "Whether the slot is being streamed (1) or not (0).", now.connected
+            yield "gauge", "received_lsn", "How far the server has sent, as a number of bytes.", now.received_lsn
+            yield "gauge", "confirmed_lsn", "What was confirmed to the server, as a number of bytes.", now.confirmed_lsn
+            yield "gauge", "pending_bytes", "What was received and is not acknowledged, in memory.", now.pending_bytes
+            yield (
+                "gauge",
+                "oldest_undelivered_seconds",
+                "For how long the oldest change that was received has waited to be acknowledged.",
+                now.oldest_undelivered_seconds,
+            )
+            lag = self._watch.lag_bytes(now.confirmed_lsn)
+            if lag is not None:
+                yield "gauge", "lag_bytes", "WAL of the server that is not confirmed.", lag
+        if self.counts is not None:
+            yield "counter", "records", "Changes acknowledged by Kinesis.", self.counts.records
+            yield "counter", "requests", "PutRecords requests.", self.counts.requests
+            yield "counter", "retries", "Changes sent again.", self.counts.retries
+            yield "counter", "throttles", "Changes for which the stream had no room.", self.counts.throttles
+            yield "counter", "dead_letters", "Changes that went to the dead letter file.", self.counts.dead_letters
+        yield "gauge", "healthy", "Whether /healthz says so.", self._stuck_seconds() is None
+
+    def _stuck_seconds(self) -> float | None:
+        now, progress = time.monotonic(), self._progress
+        if progress is not None:
+            self._health.observe(progress.confirmed_lsn, self._watch.lag_bytes(progress.confirmed_lsn), now)
+        return self._health.stuck_seconds(now)
+
+    def _application(self) -> Callable[[dict[str, Any], Start], Iterable[bytes]]:
+        from prometheus_client import CollectorRegistry, make_wsgi_app
+
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        metrics = make_wsgi_app(registry)
+
+        def answer(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+            if environ["PATH_INFO"] == "/healthz":
+                return self._healthz(start)
+            if environ["PATH_INFO"] == "/metrics":
+                return metrics(environ, start)  # type: ignore[no-any-return]
+            start("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"/metrics and /healthz are here\n"]
+
+        return answer
+
+    def _healthz(self, start: Start) -> Iterable[bytes]:
+        stuck = self._stuck_seconds()
+        progress = self._progress
+        document = {
+            "healthy": stuck is None,
+            "slot": self._slot_name,
+            "confirmed_lsn": None if progress is None else str(progress.confirmed_lsn),
+            "lag_bytes": None if progress is None else self._watch.lag_bytes(progress.confirmed_lsn),
+            "stuck_seconds": None if stuck is None else round(stuck, 1),
+        }
+        start("200 OK" if stuck is None else "503 Service Unavailable", [("Content-Type", "application/json")])
+        return [json.dumps(document).encode() + b"\n"]
