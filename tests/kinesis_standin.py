@@ -87,6 +87,8 @@ class StandIn:
         self.status = "ACTIVE"
         self.record_kib = record_kib
         self.requests = 0
+        #: how many records were refused, by chance or by a shard's limit.
+        self.refused = 0
         self.access_keys: set[str] = set()
         self.random = random.Random(seed)
         width = _HASHES // shards
@@ -243,6 +245,7 @@ class StandIn:
             refused = self.random.random() < self.faults.partial
             if refused or (self.faults.shard_limits and not shard.has_room(size)):
                 failed += 1
+                self.refused += 1
                 code = "InternalFailure" if refused and failed % 2 else "ProvisionedThroughputExceededException"
                 results.append({"ErrorCode": code, "ErrorMessage": "no"})
                 continue
