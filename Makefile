@@ -2,13 +2,14 @@
 # make test   lint, types, architecture, all tests
 # make bench  our speed beside the peers', in one run
 # make docs   rewrite what is generated: command reference, completions
+# make lambda the package of the Lambda function: build/rdsrepl-lambda.zip
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint bench docs postgres clean
+.PHONY: demo test lint bench docs lambda postgres clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -29,6 +30,16 @@ bench: $(INSTALLED) postgres
 docs: $(INSTALLED)
 	RDSREPL_UPDATE=1 $(BIN)/python -m pytest -q tests/test_reference.py tests/test_completions.py
 
+# For Lambda's runtimes: make lambda LAMBDA_PYTHON=3.12 LAMBDA_PLATFORM=manylinux2014_aarch64
+LAMBDA_PYTHON := 3.13
+LAMBDA_PLATFORM := manylinux2014_x86_64
+lambda: $(INSTALLED)
+	rm -rf build/lambda build/rdsrepl-lambda.zip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --only-binary=:all: \
+		--python-version $(LAMBDA_PYTHON) --platform $(LAMBDA_PLATFORM) --target build/lambda '.[kinesis]'
+	$(BIN)/python -c 'import shutil; shutil.make_archive("build/rdsrepl-lambda", "zip", "build/lambda")'
+	@ls -l build/rdsrepl-lambda.zip
+
 # PostgreSQL 15 with wal2json and test_decoding, which the tests compare with. Where it cannot be installed the tests
 # that need it are left out and named; with CI=true that is a failure.
 postgres:
@@ -43,4 +54,4 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

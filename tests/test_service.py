@@ -425,3 +425,44 @@ def test_lambda_fails_for_good_where_no_retry_helps(invoke: Any) -> None:
         invoke(5.0, slot="nowhere")
     with pytest.raises(NotFound, match="missing"):
         invoke(5.0, to="kinesis:missing")
+
+
+# The page.
+
+PAGE = (Path(__file__).parent.parent / "docs" / "service.md").read_text()
+
+
+def without_a_database(rdsrepl: Program, line: list[str]) -> Any:
+    """Run a command line of the page where it can reach nothing: past its options, it fails as unreachable."""
+    config = rdsrepl.home / "config.yaml"
+    config.write_text("targets:\n  orders: {host: 127.0.0.1, port: 1, region: eu-west-1}\n")
+    env = {**AWS, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1", "RDSREPL_CONFIG": str(config)}
+    return rdsrepl(*line, env=env)
+
+
+def test_the_unit_of_the_page_runs(rdsrepl: Program) -> None:
+    found = re.search(r"^ExecStart=/opt/rdsrepl/bin/rdsrepl (.*?[^\\])$", PAGE, re.M | re.S)
+    assert found is not None
+    done = without_a_database(rdsrepl, found[1].replace("\\\n", " ").split())
+    assert done.code == 5, done.err
+
+
+def test_the_task_definition_of_the_page_is_one_and_its_command_runs(rdsrepl: Program) -> None:
+    import botocore.session
+    from botocore.validate import ParamValidator
+
+    found = re.search(r"^```json ecs\n(.*?)^```", PAGE, re.M | re.S)
+    assert found is not None
+    task = json.loads(found[1])
+    model = botocore.session.get_session().get_service_model("ecs")
+    report = ParamValidator().validate(task, model.operation_model("RegisterTaskDefinition").input_shape)
+    assert not report.has_errors(), report.generate_report()
+    done = without_a_database(rdsrepl, task["containerDefinitions"][0]["command"])
+    assert done.code == 5, done.err
+
+
+def test_the_event_and_the_result_of_the_page_are_as_it_says(invoke: Any, source: Database, standin: StandIn) -> None:
+    event, result = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S))
+    assert set(event) <= set(aws_lambda.KEYS)
+    assert all(f"`{key}`" in PAGE for key in aws_lambda.KEYS)
+    assert set(invoke(60.0, idle_exit="300ms")) == set(result)
