@@ -314,7 +314,7 @@ def policy(names: Sequence[str], scope: Scope) -> Policy:
 
     Args:
         names: what people type: ``param-group create``, ``slot``; none means every command.
-        scope: what they are used on.
+        scope: what they are used on; with a stream, ``slot tail`` may write to it.
 
     Raises:
         BadValue: a command is not known, or something in SCOPE is malformed.
@@ -322,7 +322,8 @@ def policy(names: Sequence[str], scope: Scope) -> Policy:
     _check(scope)
     wanted = dict.fromkeys(name for words in names or _nouns() for name in commands(words))
     by_action: dict[tuple[str, tuple[tuple[str, str, str], ...]], dict[str, None]] = {}
-    for grant in _grants(wanted, scope):
+    to_kinesis = _WRITER if scope.stream is not None and "slot tail" in wanted else ()
+    for grant in (*_grants(wanted, scope), *to_kinesis):
         arns = [arn for place in grant.on for arn in _arns(place, scope)]
         if arns:
             by_action.setdefault((grant.action, grant.conditions), {}).update(dict.fromkeys(arns))

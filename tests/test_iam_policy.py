@@ -320,3 +320,12 @@ def test_the_command_refuses_what_it_does_not_know(rdsrepl: Program) -> None:
     assert result.code == 2
     assert "'slot tails' is no command" in result.err
     assert "tail" in result.err.split("hint:")[1]
+
+
+def test_slot_tail_may_write_to_the_stream_that_is_named_and_only_then() -> None:
+    def actions(**scope: str) -> set[str]:
+        return {action for one in policy(["slot tail"], Scope(**HERE, **scope)).statements for action in one.actions}
+
+    assert actions(stream="changes") - actions() == {"kinesis:DescribeStreamSummary", "kinesis:PutRecords"}
+    assert "kms:GenerateDataKey" in actions(stream="changes", kms_key="1234")
+    assert not any("kinesis" in action for action in actions())

@@ -61,6 +61,10 @@ def iam_policy(
     user: Annotated[
         str | None, typer.Option("--user", metavar="ROLE", help="The database role that logs in with --auth iam.")
     ] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option("--stream", metavar="NAME", help="The stream to which slot tail --to kinesis: writes, or its ARN."),
+    ] = None,
     resource_id: Annotated[
         str | None,
         typer.Option("--resource-id", metavar="ID", help="db-… or cluster-…: what --auth iam is limited to."),
@@ -84,6 +88,7 @@ def iam_policy(
         parameter_group=param_group,
         secret=secret or aws.secret,
         kms_key=kms_key,
+        stream=stream,
         user=user,
         resource_id=resource_id,
         auth="iam" if (auth.value if auth else aws.auth) == "iam" else "password",
