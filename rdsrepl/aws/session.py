@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 6
 _CONNECT_TIMEOUT_SECONDS: Final = 10
 _READ_TIMEOUT_SECONDS: Final = 60
+_HURRY_SECONDS: Final[ContextVar[float | None]] = ContextVar("hurry_seconds", default=None)
 
 _LIST_COMMANDS: Final[Mapping[str, str]] = {
     "DBCluster": "rdsrepl cluster list",
@@ -80,6 +82,8 @@ BAD_VALUES: Final = frozenset(
         "InvalidRequestException",
     ]
 )
+_FAILED_HINT: Final = "AWS itself failed, after all retries; repeat the command in a while"
+_CHECK_ENDPOINT: Final = "check AWS_ENDPOINT_URL, or endpoint_url in the target"
 FAILURES: Final = frozenset(["InternalFailure", "InternalError", "InternalServiceError", "ServiceUnavailable"])
 
 
@@ -102,17 +106,19 @@ def _session(aws: Aws) -> boto3.Session:
 
 
 @lru_cache(maxsize=64)
-def _client(aws: Aws, service: str) -> Any:
+def _client(aws: Aws, service: str, hurry_seconds: float | None = None) -> Any:
     import botocore.exceptions
     from botocore.config import Config
 
     retries: dict[str, Any] = {"mode": os.environ.get("AWS_RETRY_MODE", "adaptive")}
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
+    if hurry_seconds is not None:
+        retries = {"mode": "standard", "total_max_attempts": 1}
+    elif "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = _ATTEMPTS
     config = Config(
         retries=retries,  # type: ignore[arg-type]
-        connect_timeout=_CONNECT_TIMEOUT_SECONDS,
-        read_timeout=_READ_TIMEOUT_SECONDS,
+        connect_timeout=hurry_seconds or _CONNECT_TIMEOUT_SECONDS,
+        read_timeout=hurry_seconds or _READ_TIMEOUT_SECONDS,
         user_agent_extra=f"rdsrepl/{__version__}",
     )
     try:
@@ -132,7 +138,17 @@ def client(aws: Aws, service: str) -> Any:
     Raises:
         Error: the profile, the region or the endpoint is wrong.
     """
-    return _client(_identity(aws), service)
+    return _client(_identity(aws), service, _HURRY_SECONDS.get())
+
+
+@contextmanager
+def hurried(seconds: float) -> Iterator[None]:
+    """Within it each call of this thread is tried once and waits so long: for who would rather have no answer."""
+    token = _HURRY_SECONDS.set(seconds)
+    try:
+        yield
+    finally:
+        _HURRY_SECONDS.reset(token)
 
 
 def bare_client(aws: Aws, service: str) -> Any:
@@ -207,7 +223,7 @@ def _translated(service: str, operation: str, aws: Aws) -> Iterator[None]:
 
     try:
         yield
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
+    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, ValueError) as exc:
         raise translate(exc, service, operation, aws) from exc
 
 
@@ -245,7 +261,7 @@ def translate(exc: Exception, service: str, operation: str, aws: Aws) -> errors.
             hint=f"check the network, the region ({_region(aws)}) and the endpoint (AWS_ENDPOINT_URL, endpoint_url)",
         )
     if isinstance(exc, ValueError):
-        return errors.BadValue(text, hint="check AWS_ENDPOINT_URL, or endpoint_url in the target")
+        return errors.BadValue(text if "endpoint" in text else f"endpoint: {text}", hint=_CHECK_ENDPOINT)
     return errors.AwsError(f"{operation}: {text}")
 
 
@@ -254,7 +270,14 @@ def _refused(exc: Any, service: str, operation: str, aws: Aws) -> errors.Error:
     code = str(said.get("Code", "Unknown"))
     text = " ".join(str(said.get("Message") or code).split()).rstrip(".")
     kind, hint = _classify(code, text, f"{service}:{operation}", aws)
-    request_id = exc.response.get("ResponseMetadata", {}).get("RequestId")
+    about: Mapping[str, Any] = exc.response.get("ResponseMetadata", {})
+    if code.isdecimal():
+        # botocore's code for a body that no AWS service writes: a balancer's, a proxy's, another server's.
+        text = f"HTTP {code} from something that is no AWS service, or broken"
+        kind, hint = errors.Unreachable, f"{_CHECK_ENDPOINT}, or repeat the command in a while"
+    elif kind is errors.AwsError and about.get("HTTPStatusCode", 0) >= 500:
+        kind, hint = errors.Unreachable, _FAILED_HINT
+    request_id = about.get("RequestId")
     return kind(f"{operation}: {text}", hint=hint, aws_code=code, request_id=request_id)
 
 
@@ -286,7 +309,7 @@ def _classify(code: str, text: str, action: str, aws: Aws) -> tuple[type[errors.
     if code in BAD_VALUES or plain.startswith(("Invalid", "Insufficient")):
         return errors.BadValue, "mend that value; nothing was changed by this call"
     if code in FAILURES:
-        return errors.Unreachable, "AWS itself failed, after all retries; repeat the command in a while"
+        return errors.Unreachable, _FAILED_HINT
     return errors.AwsError, None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli import provisioning
+from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
 from rdsrepl.cli.options import Reader, Writer, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
@@ -44,9 +45,7 @@ class MemberShown:
     endpoint: str
 
 
-Id = Annotated[
-    str, typer.Argument(metavar="ID", help="The cluster's identifier.", autocompletion=lambda ctx: _names(ctx))
-]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The cluster's identifier.", autocompletion=complete_cluster)]
 
 
 @app.command("list", cls=Reader)
@@ -140,7 +139,13 @@ def create(
     engine_version: provisioning.EngineVersion = None,
     instances: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Members of an Aurora cluster.")] = 2,
     param_group: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A cluster parameter group.", show_default="AWS's default")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A cluster parameter group.",
+            autocompletion=complete_param_group,
+            show_default="AWS's default",
+        ),
     ] = None,
     master_user: provisioning.MasterUser = None,
     master_secret: provisioning.MasterSecret = None,
@@ -219,7 +224,13 @@ def failover(
     ctx: typer.Context,
     cluster_id: Id,
     to: Annotated[
-        str | None, typer.Option(metavar="MEMBER", help="The new writer.", show_default="AWS's choice")
+        str | None,
+        typer.Option(
+            metavar="MEMBER",
+            help="The new writer.",
+            autocompletion=complete_instance,
+            show_default="AWS's choice",
+        ),
     ] = None,
     timeout: provisioning.Timeout = 900.0,
 ) -> None:
@@ -323,12 +334,3 @@ def _login(cluster: Cluster) -> str:
     ways = [f"password in {cluster.master_secret}"] if cluster.master_secret else []
     ways += ["IAM login enabled"] if cluster.iam_auth else []
     return ", ".join([cluster.master_user or "-", *ways])
-
-
-def _names(ctx: typer.Context) -> list[str]:
-    try:
-        from rdsrepl.aws import clusters
-
-        return sorted(cluster.cluster_id for cluster in clusters.ls(identity(ctx).aws))
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []

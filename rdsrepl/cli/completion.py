@@ -1,44 +1,315 @@
-"""Values for the shell's completion, asked of the database: quick, silent, and nothing where it cannot be asked."""
+"""Names for the shell's completion: from the cache or else asked, quick, silent, and none where they cannot be asked.
+
+What a Tab may cost: a cached answer imports neither psycopg nor boto3; a question ends after ``_PATIENCE_SECONDS``,
+whatever hangs (a name server, a sign-in, a server that does not answer). A failure is remembered for a moment, too, so
+that the second Tab does not wait as well. A change through ``settle`` empties the cache; one made elsewhere is seen
+when the time is up: 30 seconds for what a database has, 5 minutes for what AWS has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import typer
 
-from rdsrepl.cli.options import shared
+from rdsrepl import config, name_cache
+from rdsrepl.cli.options import Globals, identity, located, shared
 
 if TYPE_CHECKING:
+    from rdsrepl.config import Aws
     from rdsrepl.postgres.connection import Connection
 
+VARIABLE: Final = "_RDSREPL_COMPLETE"
+
 # Somebody waits at the Tab key.
-_CONNECT_TIMEOUT_SECONDS: Final = 2
+_TIMEOUT_SECONDS: Final = 2
+_PATIENCE_SECONDS: Final = 4.0
+_DATABASE_SECONDS: Final = 30.0
+_AWS_SECONDS: Final = 300.0
+_FAILURE_SECONDS: Final = 5.0
 
-
-def from_database(ctx: typer.Context, read: Callable[[Connection], Iterable[str]]) -> list[str]:
-    """Return what READ finds in a database; nothing when anything at all goes wrong.
-
-    Args:
-        ctx: the half-typed command, whose ``--dsn`` or ``--target`` counts as it will when it runs.
-        read: asks the database.
-    """
-    try:
-        from rdsrepl import config
-        from rdsrepl.postgres import connection
-
-        options = shared(ctx)
-        target = config.resolve(dsn=options.dsn, target=options.target)
-        target = replace(target, keywords={**target.keywords, "connect_timeout": str(_CONNECT_TIMEOUT_SECONDS)})
-        with connection.open(target, settings={"statement_timeout": "2s"}) as conn:
-            return list(read(conn))
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []
+# What a shell takes as one word, and runs nothing of: anybody who may create a publication chooses its name.
+_PLAIN: Final = re.compile(r"[\w.:/@%+,-][\w.:/@%+,=-]*")
+# bash cuts words at these (COMP_WORDBREAKS).
+_BREAKS: Final = re.compile(r"[:=@]+")
+_SECRET_VARIABLE: Final = re.compile(r"PASSWORD|SECRET|TOKEN")
 
 
 def complete_slot(ctx: typer.Context) -> list[str]:
     """Return the names of logical slots for the shell."""
+    return _from_database(ctx, "logical slots", _logical_slots)
+
+
+def complete_any_slot(ctx: typer.Context) -> list[str]:
+    """Return the names of all slots for the shell, physical ones too."""
+    return _from_database(ctx, "slots", _slots)
+
+
+def complete_publication(ctx: typer.Context) -> list[str]:
+    """Return publication names for the shell."""
+    return _from_database(ctx, "publications", _publications)
+
+
+def complete_role(ctx: typer.Context) -> list[str]:
+    """Return role names for the shell."""
+    return _from_database(ctx, "roles", _roles)
+
+
+def complete_cluster(ctx: typer.Context) -> list[str]:
+    """Return identifiers of DB clusters for the shell."""
+    return _from_aws(ctx, "clusters", _clusters)
+
+
+def complete_instance(ctx: typer.Context) -> list[str]:
+    """Return identifiers of DB instances for the shell."""
+    return _from_aws(ctx, "instances", _instances)
+
+
+def complete_param_group(ctx: typer.Context) -> list[str]:
+    """Return names of parameter groups for the shell; AWS's own, which nobody may change, are left out."""
+    return _from_aws(ctx, "parameter groups", _param_groups)
+
+
+def complete_stream(ctx: typer.Context) -> list[str]:
+    """Return names of data streams for the shell."""
+    return _from_aws(ctx, "streams", _streams)
+
+
+def complete_sink(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return what ``slot tail --to`` takes for the shell; streams are asked for when one is meant."""
+    if not incomplete.startswith("k"):
+        return ["-", "kinesis:"]
+    return [f"kinesis:{name}" for name in complete_stream(ctx)]
+
+
+def complete_profile() -> list[str]:
+    """Return the AWS profiles for the shell, read from boto3's own files without boto3."""
+    from configparser import ConfigParser, Error
+
+    names: set[str] = set()
+    for variable, default in (
+        ("AWS_CONFIG_FILE", "~/.aws/config"),
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+    ):
+        parser = ConfigParser(interpolation=None, strict=False)
+        with contextlib.suppress(OSError, UnicodeDecodeError, Error):
+            parser.read(os.path.expanduser(os.environ.get(variable) or default), encoding="utf-8")  # noqa: PTH111
+        for section in parser.sections():
+            kind, _, name = section.rpartition(" ")
+            if kind in ("", "profile"):
+                names.add(name)
+    return _plain(names)
+
+
+def run(program: Callable[[], object]) -> NoReturn:
+    """Answer the shell: run PROGRAM, which completes and prints; nothing of it reaches stderr.
+
+    bash cuts its words at colons, at signs and equals signs: they are put together again, so that a connection URI
+    earlier on the line counts, and of the answer only what bash is to add is printed.
+    """
+    before = _join_words() if os.environ[VARIABLE] == "complete_bash" else ""
+    out, code = io.StringIO(), 0
+    with _silent(), contextlib.redirect_stdout(out):
+        try:
+            program()
+        except SystemExit as exc:
+            # fish asks with the exit code whether there is anything.
+            code = exc.code if isinstance(exc.code, int) else 1
+        except (Exception, KeyboardInterrupt):  # noqa: BLE001 - completion never complains
+            code = 1
+    for line in out.getvalue().splitlines():
+        sys.stdout.write(line.removeprefix(before) + "\n")
+    sys.exit(code)
+
+
+def _join_words() -> str:
+    """Undo bash's cuts in ``COMP_WORDS`` and ``COMP_CWORD``; return what stands before the piece bash completes."""
+    pieces = os.environ.get("COMP_WORDS", "").split("\n")
+    if len(pieces) == 1:  # not from bash's own array
+        return ""
+    current = int(os.environ.get("COMP_CWORD", "0") or 0)
+    words: list[str] = []
+    at, glue = len(pieces), False
+    before = ""
+    for number, piece in enumerate(pieces):
+        is_break = number > 0 and _BREAKS.fullmatch(piece) is not None
+        joined = bool(words) and (is_break or glue) and piece != ""
+        if number == current:
+            # What is completed after a break is a new piece to bash; the break itself stands already.
+            before = "" if not joined else words[-1] + (piece if is_break else "")
+            at = len(words) - 1 if joined else len(words)
+        if joined:
+            words[-1] += piece
+        else:
+            words.append(piece)
+        glue = is_break
+    # What stands behind the cursor is not looked at.
+    os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(words[: at + 1]), str(at)
+    # The name of an option is taken off by the parser.
+    return re.sub(r"\A--[\w-]+=", "", before)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Send whatever anybody writes to stderr, programs that fetch credentials too, to nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _logical_slots(conn: Connection) -> Iterable[str]:
     from rdsrepl.postgres import slots
 
-    return from_database(ctx, lambda conn: [slot.slot_name for slot in slots.ls(conn) if slot.slot_type == "logical"])
+    return (slot.slot_name for slot in slots.ls(conn) if slot.slot_type == "logical")
+
+
+def _slots(conn: Connection) -> Iterable[str]:
+    from rdsrepl.postgres import slots
+
+    return (slot.slot_name for slot in slots.ls(conn))
+
+
+def _publications(conn: Connection) -> Iterable[str]:
+    from rdsrepl.postgres import publications
+
+    return (publication.pubname for publication in publications.ls(conn))
+
+
+def _roles(conn: Connection) -> Iterable[str]:
+    from rdsrepl.postgres import roles
+
+    return (role.rolname for role in roles.ls(conn))
+
+
+def _clusters(aws: Aws) -> Iterable[str]:
+    from rdsrepl.aws import clusters
+
+    return (cluster.cluster_id for cluster in clusters.ls(aws))
+
+
+def _instances(aws: Aws) -> Iterable[str]:
+    from rdsrepl.aws import instances
+
+    return (instance.instance_id for instance in instances.ls(aws))
+
+
+def _param_groups(aws: Aws) -> Iterable[str]:
+    from rdsrepl.aws import parameter_groups
+
+    return {group.name for group in parameter_groups.ls(aws) if not group.is_default}
+
+
+def _streams(aws: Aws) -> Iterable[str]:
+    from rdsrepl.aws import streams
+
+    return streams.ls(aws)
+
+
+def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], Iterable[str]]) -> list[str]:
+    """Return what READ finds in the database that the half-typed command would work on."""
+    options = _expanded(shared(ctx))
+    whom = {
+        "dsn": None if options.dsn is None else config.mask_dsn(options.dsn),
+        "cluster": options.cluster,
+        "instance": options.instance,
+        **_identity_key(options),
+    }
+
+    def ask() -> Iterable[str]:
+        from rdsrepl.postgres import connection
+
+        target = located(identity(ctx))
+        target = replace(target, keywords={**target.keywords, "connect_timeout": str(_TIMEOUT_SECONDS)})
+        with connection.open(target, settings={"statement_timeout": f"{_TIMEOUT_SECONDS}s"}) as conn:
+            return list(read(conn))
+
+    return _cached(ctx, options, {"kind": kind, **whom}, ask, _DATABASE_SECONDS)
+
+
+def _from_aws(ctx: typer.Context, kind: str, read: Callable[[Aws], Iterable[str]]) -> list[str]:
+    """Return what READ finds under the AWS identity that the half-typed command would have."""
+    options = _expanded(shared(ctx))
+    # With a connection string no target counts, and so not its identity.
+    whom = {"dsn": options.dsn is not None, **_identity_key(options)}
+    return _cached(ctx, options, {"kind": kind, **whom}, lambda: list(read(identity(ctx).aws)), _AWS_SECONDS)
+
+
+def _cached(
+    ctx: typer.Context, options: Globals, key: dict[str, Any], ask: Callable[[], Iterable[str]], seconds: float
+) -> list[str]:
+    text = json.dumps(key, sort_keys=True)
+    names = name_cache.read(text, now=time.time())
+    if names is None:
+        ctx.find_root().obj = ctx.obj = options
+        found = _within(_PATIENCE_SECONDS, ask)
+        names = [] if found is None else _plain(found)
+        name_cache.write(text, names, seconds=_FAILURE_SECONDS if found is None else seconds, now=time.time())
+    return _plain(names)
+
+
+def _within(seconds: float, ask: Callable[[], Iterable[str]]) -> list[str] | None:
+    """Return what ASK returns; None when it fails or takes longer, and then it is left to end with the process."""
+    from threading import Thread
+
+    answers: list[list[str]] = []
+
+    def work() -> None:
+        # Whatever goes wrong is no answer.
+        with contextlib.suppress(Exception):
+            from rdsrepl.aws import session
+
+            with session.hurried(_TIMEOUT_SECONDS):
+                answers.append(list(ask()))
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
+
+
+def _identity_key(options: Globals) -> dict[str, Any]:
+    """Return what else decides where a command looks: no secrets, of the config file only that it is the same."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("PG", "AWS_")) and not _SECRET_VARIABLE.search(name)
+    }
+    path = config.config_path()
+    try:
+        found = path.stat()
+        file: list[Any] = [str(path), found.st_ino, found.st_size, found.st_mtime_ns]
+    except OSError:
+        file = [str(path)]
+    return {
+        "target": options.target,
+        "profile": options.profile,
+        "region": options.region,
+        "config": file,
+        "environment": environment,
+    }
+
+
+def _expanded(options: Globals) -> Globals:
+    """Return the options with ``$VARIABLES`` put in: a half-typed line has not been through the shell yet."""
+    names = ("target", "dsn", "profile", "region", "cluster", "instance")
+    given = {name: os.path.expandvars(value) for name in names if (value := getattr(options, name))}
+    return replace(options, **given)
+
+
+def _plain(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if _PLAIN.fullmatch(name))

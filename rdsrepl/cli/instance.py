@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli import provisioning
+from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
 from rdsrepl.cli.options import Reader, Writer, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="DB instances: single ones, read replicas, members of clusters.")
 
-Id = Annotated[
-    str, typer.Argument(metavar="ID", help="The instance's identifier.", autocompletion=lambda ctx: _names(ctx))
-]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The instance's identifier.", autocompletion=complete_instance)]
 
 
 @app.command("list", cls=Reader)
@@ -95,14 +94,22 @@ def create(
     instance_id: Annotated[str, typer.Argument(metavar="ID", help="The new instance's identifier.")],
     instance_class: provisioning.InstanceClass,
     replica_of: Annotated[
-        str | None, typer.Option(metavar="ID", help="Make it a read replica of that instance.")
+        str | None,
+        typer.Option(metavar="ID", help="Make it a read replica of that instance.", autocompletion=complete_instance),
     ] = None,
     in_cluster: Annotated[
-        str | None, typer.Option(metavar="ID", help="Make it a member of that Aurora cluster.")
+        str | None,
+        typer.Option(metavar="ID", help="Make it a member of that Aurora cluster.", autocompletion=complete_cluster),
     ] = None,
     engine_version: provisioning.EngineVersion = None,
     param_group: Annotated[
-        str | None, typer.Option(metavar="NAME", help="An instance parameter group.", show_default="AWS's default")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="An instance parameter group.",
+            autocompletion=complete_param_group,
+            show_default="AWS's default",
+        ),
     ] = None,
     master_user: provisioning.MasterUser = None,
     master_secret: provisioning.MasterSecret = None,
@@ -232,12 +239,3 @@ def _part(instance: Instance) -> str:
     if instance.replica_of is not None:
         return f"read replica of {instance.replica_of}"
     return "alone"
-
-
-def _names(ctx: typer.Context) -> list[str]:
-    try:
-        from rdsrepl.aws import instances
-
-        return sorted(instance.instance_id for instance in instances.ls(identity(ctx).aws))
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from rdsrepl import config
 from rdsrepl.errors import BadValue
@@ -265,13 +265,25 @@ class _Quick(TyperOption):
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Convert a value that was given."""
+        if ctx.resilient_parsing:  # the shell completes the line: words are enough
+            return value
         if value is None or (self.count and value == 0):
             return value if self.callback is None else self.callback(ctx, self, value)
         return super().process_value(ctx, value)
 
 
+class _QuickArgument(TyperArgument):
+    """An argument that is left alone while the shell completes the line."""
+
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        """Convert the value of a line that is complete."""
+        return value if ctx.resilient_parsing else super().process_value(ctx, value)
+
+
 def tidy(option: Any) -> Any:
     """Make an option of Typer's quick, and its help plain: no type beside a flag, a default duration with its unit."""
+    if type(option) is TyperArgument:
+        option.__class__ = _QuickArgument
     if not isinstance(option, TyperOption):
         return option
     if option.is_flag or option.count:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from rdsrepl.cli import provisioning
+from rdsrepl.cli.completion import complete_param_group
 from rdsrepl.cli.options import Reader, Writer, identity, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.cli.talk import note
@@ -51,7 +52,7 @@ _Kind = Annotated[
     GroupKind | None,
     typer.Option("--kind", help="cluster (Multi-AZ DB clusters, Aurora) or instance.", show_default="as found"),
 ]
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="The group.", autocompletion=lambda ctx: _names(ctx))]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="The group.", autocompletion=complete_param_group)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,13 @@ def create(
         ),
     ] = None,
     copy_from: Annotated[
-        str | None, typer.Option("--copy-from", metavar="GROUP", help="Keep that custom group's other settings.")
+        str | None,
+        typer.Option(
+            "--copy-from",
+            metavar="GROUP",
+            help="Keep that custom group's other settings.",
+            autocompletion=complete_param_group,
+        ),
     ] = None,
     description: Annotated[
         str, typer.Option(metavar="TEXT", help="The group's description.")
@@ -434,7 +441,12 @@ def diff(
     ctx: typer.Context,
     name: _Name,
     other: Annotated[
-        str | None, typer.Argument(metavar="[OTHER]", help="Another group; default: the family's defaults.")
+        str | None,
+        typer.Argument(
+            metavar="[OTHER]",
+            help="Another group; default: the family's defaults.",
+            autocompletion=complete_param_group,
+        ),
     ] = None,
     live: Annotated[
         bool,
@@ -495,15 +507,6 @@ def diff(
             empty="no difference",
         ),
     )
-
-
-def _names(ctx: typer.Context) -> list[str]:
-    try:
-        from rdsrepl.aws import parameter_groups
-
-        return sorted(group.name for group in parameter_groups.ls(identity(ctx).aws) if not group.is_default)
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []
 
 
 def _short(text: str | None) -> str | None:

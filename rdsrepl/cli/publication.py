@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli.completion import from_database
+from rdsrepl.cli.completion import complete_publication
 from rdsrepl.cli.options import Reader, Writer, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue, ExitCode
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.publications import Scope
 
 app = typer.Typer(no_args_is_help=True, help="Publications: which changes a pgoutput slot sends.")
-
-
-def complete_publication(ctx: typer.Context) -> list[str]:
-    """Return publication names for the shell."""
-    from rdsrepl.postgres import publications
-
-    return from_database(ctx, lambda conn: [publication.pubname for publication in publications.ls(conn)])
 
 
 Name = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli.completion import from_database
+from rdsrepl.cli.completion import complete_role
 from rdsrepl.cli.options import Reader, Writer, consent, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.cli.talk import can_ask
@@ -18,13 +18,6 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.roles import Role
 
 app = typer.Typer(no_args_is_help=True, help="Roles: who may replicate, and why.")
-
-
-def complete_role(ctx: typer.Context) -> list[str]:
-    """Return role names for the shell."""
-    from rdsrepl.postgres import roles
-
-    return from_database(ctx, lambda conn: [role.rolname for role in roles.ls(conn)])
 
 
 Name = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rdsrepl import apply
+from rdsrepl import apply, name_cache
 from rdsrepl.cli.options import consent, shared, where
 from rdsrepl.cli.talk import Progress, ask, ask_for, can_ask, note, warn
 from rdsrepl.config import MASK, Target
@@ -103,6 +103,7 @@ def settle(
         raise
     finally:
         progress.clear()
+        name_cache.clear()  # the next Tab must see it
     _report(ctx, plan, "applied", outcomes, reveal or {})
     return outcomes
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rdsrepl.cli import tail
-from rdsrepl.cli.completion import complete_slot
+from rdsrepl.cli.completion import complete_any_slot, complete_slot
 from rdsrepl.cli.options import Reader, Writer, duration_option, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue
@@ -28,6 +28,9 @@ class Plugin(StrEnum):
 
 
 Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The slot.", autocompletion=complete_any_slot, show_default=False)
+]
+LogicalName = Annotated[
     str, typer.Argument(metavar="NAME", help="The slot.", autocompletion=complete_slot, show_default=False)
 ]
 
@@ -141,7 +144,7 @@ def drop(ctx: typer.Context, name: Name) -> None:
 @app.command(cls=Writer)
 def advance(
     ctx: typer.Context,
-    name: Name,
+    name: LogicalName,
     lsn: Annotated[
         str | None, typer.Argument(metavar="LSN", help="The position to move to.", show_default=False)
     ] = None,

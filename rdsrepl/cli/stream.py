@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rdsrepl.cli import provisioning
+from rdsrepl.cli.completion import complete_stream
 from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Kinesis data streams: where slot tail --to kinesis:STREAM writes.")
 
 Name = Annotated[
-    str, typer.Argument(metavar="STREAM", help="The stream's name, or its ARN.", autocompletion=lambda ctx: _names(ctx))
+    str, typer.Argument(metavar="STREAM", help="The stream's name, or its ARN.", autocompletion=complete_stream)
 ]
 
 
@@ -236,12 +237,3 @@ def _start(text: str) -> Start:
             f"--from {text}: neither latest nor trim-horizon nor a time", hint="for example 2026-01-31T12:00:00+00:00"
         ) from None
     return Start("AT_TIMESTAMP", moment if moment.tzinfo else moment.replace(tzinfo=UTC))
-
-
-def _names(ctx: typer.Context) -> list[str]:
-    try:
-        from rdsrepl.aws import streams
-
-        return sorted(streams.ls(identity(ctx).aws))
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []

@@ -1,0 +1,85 @@
+"""Names that the shell's completion found a moment ago, so that the next Tab costs no connection.
+
+``$XDG_CACHE_HOME/rdsrepl/names/<key>.json``, for the owner's eyes only. A file holds names and a time, no secret; its
+own name is a hash. A file that cannot be read or written costs the memory and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+# No entry is believed for longer, whatever stands in it.
+LONGEST_SECONDS: Final = 300.0
+_MANY: Final = 64
+
+
+def directory() -> Path:
+    """Return where the names are kept: under ``XDG_CACHE_HOME``.
+
+    Raises:
+        RuntimeError: nobody knows where this user's home is.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "rdsrepl" / "names"
+
+
+def read(key: str, *, now: float) -> list[str] | None:
+    """Return the names kept under KEY, none of them too; None where nothing is kept that still holds.
+
+    Args:
+        key: what identifies the question and whom it was asked.
+        now: seconds since the epoch.
+    """
+    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
+        entry = json.loads(_path(key).read_bytes())
+        names = entry["names"]
+        # A clock set back, or a file from elsewhere, must not be believed for years.
+        if now < float(entry["until"]) <= now + LONGEST_SECONDS and all(isinstance(name, str) for name in names):
+            return list(names)
+    return None
+
+
+def write(key: str, names: Sequence[str], *, seconds: float, now: float) -> bool:
+    """Keep names for some seconds; return whether that could be done."""
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _path(key)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _sweep(path.parent, now)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump({"until": now + min(seconds, LONGEST_SECONDS), "names": list(names)}, file)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return True
+    return False
+
+
+def clear() -> None:
+    """Forget all names: something was changed, and whoever completes next must see it."""
+    with contextlib.suppress(OSError, RuntimeError):
+        for path in directory().iterdir():
+            path.unlink(missing_ok=True)
+
+
+def _sweep(place: Path, now: float) -> None:
+    """Take away what no longer holds, once there is a lot of it."""
+    kept = list(place.iterdir())
+    if len(kept) > _MANY:
+        for path in kept:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < now - LONGEST_SECONDS:
+                    path.unlink()
+
+
+def _path(key: str) -> Path:
+    return directory() / f"{sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
