@@ -1,0 +1,442 @@
+"""What the delivery to Kinesis promises, at full size: kills, refusals and a failover at once; a minute of no Kinesis.
+
+python -m tests.benchmarks.ordeal
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from rdsrepl.aws.stream_reader import received
+from rdsrepl.lsn import Lsn
+from rdsrepl.sandbox.servers import Server
+from tests.benchmarks.measure import own_server
+from tests.conftest import Program
+from tests.kinesis_standin import StandIn
+
+STREAM = "changes"
+AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-west-1"}
+HOT = 5
+# Changes of a transaction, and how many of them go to hot keys: a fifth.
+ROWS = 20
+HOT_ROWS = 4
+_CHANGE = (
+    "INSERT INTO t SELECT i, 1, repeat('x', 100) FROM unnest(%s::int[]) i ON CONFLICT (id) DO UPDATE SET n = t.n + 1"
+)
+
+Connect = Callable[[], "psycopg.Connection[Any]"]
+# (commit LSN, position in its transaction): a change, for ever.
+Identity = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How hard it is.
+
+    Attributes:
+        changes: at least so many are committed.
+        per_second: how fast they are.
+        keys: over so many rows; a fifth of the changes goes to five of them.
+        kills: so often the tail is killed.
+        life_seconds: how long a tail lives, from and to.
+        partial: the share of records that Kinesis refuses.
+        aggregate: whether --aggregate is given.
+        seed: of everything random.
+    """
+
+    changes: int = 200_000
+    per_second: int = 2_500
+    keys: int = 5_000
+    kills: int = 20
+    life_seconds: tuple[float, float] = (1.0, 5.0)
+    partial: float = 0.3
+    aggregate: bool = False
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it; that nothing was lost or out of order was checked.
+
+    Attributes:
+        changes: committed.
+        arrived: those in the stream, repeats included.
+        refused: records that Kinesis refused.
+        kills: of a living tail.
+        failover_seconds: what the command for it took.
+        seconds: from the first change to the last one confirmed.
+    """
+
+    changes: int
+    arrived: int
+    refused: int
+    kills: int
+    failover_seconds: float
+    seconds: float
+
+    @property
+    def repeats(self) -> int:
+        """How many changes came again."""
+        return self.arrived - self.changes
+
+
+class Writer(threading.Thread):
+    """A client that commits transactions at a steady rate and goes on through a failover."""
+
+    def __init__(self, connect: Connect, size: Size) -> None:
+        super().__init__(daemon=True)
+        self.committed = 0
+        self.failure: BaseException | None = None
+        self._stopped = False
+        self._connect = connect
+        self._size = size
+        self._random = random.Random(size.seed)
+
+    def stop(self) -> None:
+        """Let it end, however few there are."""
+        self._stopped = True
+        self.join()
+
+    def _goes_on(self) -> bool:
+        return not self._stopped and self.committed < self._size.changes
+
+    def run(self) -> None:
+        """Commit until there are enough."""
+        try:
+            while self._goes_on():
+                with suppress(psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction):
+                    self._work()
+                time.sleep(0.05)
+        except BaseException as exc:
+            self.failure = exc
+            raise
+
+    def _work(self) -> None:
+        with closing(self._connect()) as conn:
+            began, before = time.monotonic(), self.committed
+            while self._goes_on():
+                hot = self._random.sample(range(HOT), HOT_ROWS)
+                others = self._random.sample(range(HOT, self._size.keys), ROWS - HOT_ROWS)
+                conn.execute(_CHANGE, (hot + others,))
+                self.committed += ROWS
+                due = began + (self.committed - before) / self._size.per_second
+                time.sleep(max(0.0, due - time.monotonic()))
+
+
+@dataclass
+class Tail:
+    """The program under test, started and killed again and again."""
+
+    program: Program
+    words: tuple[str, ...]
+    env: Mapping[str, str]
+    log: Path
+    dsn: str | None = None
+    starts: int = 0
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
+        """Start it."""
+        self.starts += 1
+        with self.log.open("ab") as err:
+            self.process = self.program.start(*self.words, *more, dsn=self.dsn, env=self.env, stdout=err, stderr=err)
+        return self.process
+
+    def kill(self) -> None:
+        """Kill it, at once."""
+        assert self.process is not None
+        assert self.process.poll() is None, f"it ended by itself: {self.log.read_text()[-2000:]}"
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> None:
+        """Leave none behind."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """At a kill: how much was in each shard, and then what the server had been told."""
+
+    arrived: tuple[int, ...]
+    confirmed: int
+
+
+@dataclass
+class Sandbox:
+    """A cluster that can fail over, and a client's way to its writer."""
+
+    program: Program
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """Connect to whoever is the writer."""
+        found = self.variables
+        password = Path(found["PGPASSFILE"]).read_text().split(":")[4].split("\n")[0]
+        return psycopg.connect(
+            host=found["PGHOST"], port=found["PGPORT"], user=found["PGUSER"], dbname=found["PGDATABASE"],
+            password=password, autocommit=True, connect_timeout=3, keepalives_idle=2,
+        )  # fmt: skip
+
+    def value(self, query: str) -> Any:
+        """Return a query's one value."""
+        with closing(self.connect()) as conn:
+            row = conn.execute(query).fetchone()
+        assert row is not None
+        return row[0]
+
+    def run(self, *words: str) -> str:
+        """Run the program to its end, in a process of its own; return its output."""
+        process = self.program.start("-q", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, f"{words}: {err.decode()}"
+        return out.decode()
+
+
+@contextmanager
+def sandbox(home: Path) -> Iterator[Sandbox]:
+    """Start a sandbox of its own in HOME."""
+    made = Sandbox(Program(home))
+    try:
+        made.run("sandbox", "up")
+        made.variables = json.loads(made.run("-o", "json", "sandbox", "env"))
+        yield made
+    finally:
+        made.run("sandbox", "down")
+
+
+def ordeal(home: Path, size: Size) -> Outcome:
+    """Change, refuse, kill and fail over; check that all is in and in order.
+
+    Raises:
+        AssertionError: it is not.
+    """
+    chosen = random.Random(size.seed + 1)
+    with sandbox(home) as box, StandIn(STREAM, seed=size.seed + 2) as kinesis:
+        with closing(box.connect()) as conn:
+            conn.execute("CREATE TABLE t (id int PRIMARY KEY, n int, v text)")
+            conn.execute("CREATE PUBLICATION ordeal FOR TABLE t")
+        box.run("-t", "sandbox", "slot", "create", "ordeal", "--yes")
+        kinesis.faults.partial, kinesis.faults.slow_seconds = size.partial, 0.002
+        words: tuple[str, ...] = (
+            "-t",
+            "sandbox",
+            "slot",
+            "tail",
+            "ordeal",
+            "--publication",
+            "ordeal",
+            "--to",
+            f"kinesis:{STREAM}",
+        )
+        words += ("--endpoint-url", kinesis.url, *(["--aggregate"] if size.aggregate else []))
+        tail = Tail(box.program, words, {}, home / "tail.log")
+        writer = Writer(box.connect, size)
+        marks: list[Mark] = []
+        failover_seconds = 0.0
+        began = time.monotonic()
+        try:
+            writer.start()
+            for kill in range(size.kills):
+                tail.start()
+                if kill == size.kills // 2:
+                    time.sleep(size.life_seconds[0])
+                    failing = time.monotonic()
+                    box.run("-t", "sandbox", "cluster", "failover", "sandbox", "--yes")
+                    failover_seconds = time.monotonic() - failing
+                    assert writer.is_alive(), "the load ended before the failover"
+                time.sleep(chosen.uniform(*size.life_seconds))
+                tail.kill()
+                arrived = tuple(len(shard.records) for shard in kinesis.shards[STREAM])
+                marks.append(Mark(arrived, _confirmed(box)))
+            writer.join()
+            assert writer.failure is None
+            last = tail.start("--until-now")
+            assert last.wait(600) == 0, tail.log.read_text()[-2000:]
+        finally:
+            tail.end()
+        seconds = time.monotonic() - began
+        with closing(box.connect()) as conn:
+            expected = dict(conn.execute("SELECT id, n FROM t").fetchall())
+        assert sum(expected.values()) >= writer.committed >= size.changes, "the server kept what it acknowledged"
+        arrived_changes = _check(kinesis, expected, marks)
+    return Outcome(sum(expected.values()), arrived_changes, kinesis.refused, len(marks), failover_seconds, seconds)
+
+
+def _confirmed(box: Sandbox) -> int:
+    query = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'ordeal'"
+    return int(Lsn.parse(box.value(query)))
+
+
+def _check(kinesis: StandIn, expected: dict[int, int], marks: list[Mark]) -> int:
+    """Every change present, first arrivals of each key in order, nothing confirmed that was not in; return how many."""
+    arrived = 0
+    first: dict[int, list[tuple[Identity, int]]] = {}
+    # Of each change, where it was first: shard and position.
+    places: dict[Identity, tuple[int, int]] = {}
+    for number, shard in enumerate(kinesis.shards[STREAM]):
+        for position, (key, data) in enumerate(shard.records):
+            row = {
+                "Data": data,
+                "SequenceNumber": str(position),
+                "ApproximateArrivalTimestamp": datetime.fromtimestamp(0, UTC),
+                "PartitionKey": key,
+            }
+            for one in received(shard.name, row):
+                arrived += 1
+                event = json.loads(one.data)
+                identity = (int(Lsn.parse(event["commit_lsn"])), int(event["seq"]))
+                if identity not in places:
+                    places[identity] = (number, position)
+                    first.setdefault(event["after"]["id"], []).append((identity, event["after"]["n"]))
+    assert {key: len(changes) for key, changes in first.items()} == expected, "each change once, but for repeats"
+    for row_id, changes in first.items():
+        assert changes == sorted(changes), f"commit order of row {row_id}"
+        assert [n for _, n in changes] == list(range(1, expected[row_id] + 1)), f"values of row {row_id}"
+    for mark in marks:
+        for (commit_lsn, _), (number, position) in places.items():
+            assert commit_lsn >= mark.confirmed or position < mark.arrived[number], "confirmed, and not in"
+    return arrived
+
+
+@dataclass(frozen=True)
+class Outage:
+    """How a tail came through Kinesis being down.
+
+    Attributes:
+        seconds: down.
+        per_second: changes that went on being committed.
+        memory: peak, in MB.
+        reply_gap: the longest time between two status updates that the server saw.
+        connections: how many the server saw; 1 is an unbroken one.
+        caught_up_seconds: from Kinesis' return until nothing older than a second was missing.
+        caught_up_rate: changes a second that arrived in that time.
+    """
+
+    seconds: float
+    per_second: int
+    memory: float
+    reply_gap: float
+    connections: int
+    caught_up_seconds: float
+    caught_up_rate: float
+
+
+def outage(server: Server, home: Path, *, seconds: float, per_second: int) -> Outage:
+    """Let Kinesis be down under load, and come back."""
+    dsn = server.dsn(user="bench", dbname="bench")
+    with closing(server.connect(dbname="bench")) as conn:
+        conn.execute("ALTER SYSTEM SET wal_sender_timeout = '5s'")
+        conn.execute("SELECT pg_reload_conf()")
+        conn.execute("DROP TABLE IF EXISTS t CASCADE")
+        conn.execute("CREATE TABLE t (id int PRIMARY KEY, n int, v text)")
+        conn.execute("DROP PUBLICATION IF EXISTS outage")
+        conn.execute("CREATE PUBLICATION outage FOR TABLE t")
+        conn.execute("SELECT pg_create_logical_replication_slot('outage', 'pgoutput')")
+    with StandIn(STREAM) as kinesis:
+        words: tuple[str, ...] = ("slot", "tail", "outage", "--publication", "outage", "--to", f"kinesis:{STREAM}")
+        words += ("--endpoint-url", kinesis.url)
+        tail = Tail(Program(home), words, {**AWS, "PGPASSWORD": "bench"}, home / "outage.log", dsn)
+        size = Size(changes=1 << 40, per_second=per_second)
+        writer = Writer(lambda: psycopg.connect(dsn, autocommit=True), size)
+        process = tail.start()
+        pids: set[int] = set()
+        gap = 0.0
+
+        def watch(until: Callable[[], bool]) -> float:
+            nonlocal gap
+            began = time.monotonic()
+            while not until():
+                row = conn.execute(
+                    "SELECT pid, extract(epoch FROM clock_timestamp() - reply_time)::float8 FROM pg_stat_replication"
+                ).fetchone()
+                assert process.poll() is None, tail.log.read_text()
+                assert row is not None, "the server has no walsender"
+                pids.add(row[0])
+                gap = max(gap, row[1] or 0.0)
+                time.sleep(0.25)
+            return time.monotonic() - began
+
+        try:
+            with closing(server.connect(dbname="bench")) as conn:
+                while conn.execute("SELECT 1 FROM pg_stat_replication").fetchone() is None:
+                    time.sleep(0.05)
+                writer.start()
+                watch(_after(5))
+                kinesis.faults.down = True
+                watch(_after(seconds))
+                memory = _peak_mb(process.pid)
+                kinesis.faults.down = False
+                before = _arrived(kinesis)
+                took = watch(lambda: _arrived(kinesis) >= writer.committed - per_second)
+                caught = _arrived(kinesis) - before
+                writer.stop()
+                watch(lambda: _arrived(kinesis) >= writer.committed)
+                memory = max(memory, _peak_mb(process.pid))
+            process.terminate()
+            assert process.wait(60) == 0, tail.log.read_text()
+        finally:
+            tail.end()
+        with closing(server.connect(dbname="bench")) as conn:
+            expected: dict[int, int] = dict(conn.execute("SELECT id, n FROM t").fetchall())
+            conn.execute("SELECT pg_drop_replication_slot('outage')")
+        _check(kinesis, expected, [])
+    return Outage(seconds, per_second, memory, gap, len(pids), took, caught / took)
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() >= end
+
+
+def _arrived(kinesis: StandIn) -> int:
+    return sum(len(shard.records) for shard in kinesis.shards[STREAM])
+
+
+def _peak_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1000
+
+
+def report(server: Server) -> None:
+    """Run everything, and print what it cost."""
+    with tempfile.TemporaryDirectory(prefix="rdsrepl-ordeal-") as directory:
+        home = Path(directory)
+        for size in (Size(aggregate=True), Size(changes=50_000, per_second=600)):
+            name = "with --aggregate" if size.aggregate else "without"
+            (home / name).mkdir()
+            came = ordeal(home / name, size)
+            print(
+                f"\nOrdeal {name}: {came.changes:,} changes over {size.keys:,} keys, a fifth of them over {HOT}; "
+                f"{size.partial:.0%} of the records refused, one failover under load"
+            )
+            print(f"  nothing lost, each key in commit order, nothing confirmed that was not in; {came.seconds:.0f} s")
+            print(f"  {came.kills} kills (-9), failover {came.failover_seconds:.1f} s, {came.refused:,} refusals")
+            print(f"  {came.repeats:,} changes came again: {came.repeats / came.changes:.1%}")
+        down = outage(server, home, seconds=60, per_second=5_000)
+        print(f"\nKinesis down for {down.seconds:.0f} s while {down.per_second:,} changes/s are committed")
+        print(f"  peak {down.memory:.1f} MB; status updates at most {down.reply_gap:.1f} s old", end="")
+        print(f" (wal_sender_timeout 5 s), {down.connections} connection")
+        print(f"  caught up {down.caught_up_seconds:.1f} s after its return, at {down.caught_up_rate:,.0f} changes/s")
+
+
+if __name__ == "__main__":
+    with own_server() as server:
+        report(server)
