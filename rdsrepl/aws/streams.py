@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rdsrepl.aws import session
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import AlreadyExists, BadValue, NotAvailable, NotFound
+from rdsrepl.errors import AlreadyExists, BadValue, NotAvailable, NotFound, Unreachable
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 
 # What a record may have where the stream says nothing else (MaxRecordSizeInKiB).
@@ -149,8 +149,14 @@ def get(aws: Aws, name: str) -> Stream:
     Raises:
         BadValue: there can be no stream of that name.
         NotFound: there is none in the region.
+        Unreachable: something else than Kinesis answers there.
     """
     answer = session.call(aws, "kinesis", "DescribeStreamSummary", reference(name))
+    if "StreamDescriptionSummary" not in answer:
+        raise Unreachable(
+            "DescribeStreamSummary: what answered is not Kinesis",
+            hint="check --endpoint-url, AWS_ENDPOINT_URL, or endpoint_url in the target",
+        )
     return _stream(answer["StreamDescriptionSummary"])
 
 

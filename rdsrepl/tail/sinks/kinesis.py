@@ -270,10 +270,7 @@ class _Caller:
         answer: bytes = self._local.answer
         if _ALL_IN in answer:
             return [], ""
-        results = json.loads(answer)["Records"]
-        refused = [position for position, result in enumerate(results) if result.get("ErrorCode")]
-        codes = sorted({results[position]["ErrorCode"] for position in refused})
-        return refused, ", ".join(codes)
+        return _refusals(answer, len(items))
 
     def _body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._local.body
@@ -282,6 +279,22 @@ class _Caller:
         if response_dict["status_code"] < 300:
             self._local.answer = response_dict["body"]
             response_dict["body"] = _NOTHING
+
+
+def _refusals(answer: bytes, count: int) -> tuple[list[int], str]:
+    """Return the positions of the records that were refused, and why.
+
+    Raises:
+        Unreachable: this is no answer of Kinesis to COUNT records, so nobody knows what is in.
+    """
+    try:
+        results = json.loads(answer)["Records"]
+        codes = {n: str(result["ErrorCode"]) for n, result in enumerate(results) if result.get("ErrorCode")}
+        if len(results) == count:
+            return list(codes), ", ".join(sorted(set(codes.values())))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        pass
+    raise Unreachable("PutRecords: what answered is not Kinesis", hint="check the endpoint, and proxies on the way")
 
 
 def _record(item: Item) -> bytes:
