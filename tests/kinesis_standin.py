@@ -33,6 +33,7 @@ class Faults:
         shard_limits: whether a shard takes no more than 1,000 records and 1 MiB a second.
         down: whether requests are cut off without being carried out.
         code: answered to every PutRecords instead of doing it.
+        page: answered to everything, by status and body, as a server does that is no Kinesis.
         null: accept and forget.
         expire_iterators: whether now and then a read finds its iterator too old.
         expired_keys: access keys that are no longer good.
@@ -45,6 +46,7 @@ class Faults:
     shard_limits: bool = False
     down: bool = False
     code: str | None = None
+    page: tuple[int, bytes] | None = None
     null: bool = False
     expire_iterators: bool = False
     expired_keys: frozenset[str] = frozenset()
@@ -177,6 +179,8 @@ class StandIn:
             await asyncio.sleep(faults.slow_seconds)
         if faults.down:
             return None
+        if faults.page is not None:
+            return faults.page
         request = json.loads(body or b"{}")
         name = request.get("StreamName") or request.get("StreamARN", "").rpartition("/")[2]
         name = name or request.get("ShardIterator", "").partition(":")[0]
@@ -184,6 +188,11 @@ class StandIn:
             return _error("ResourceNotFoundException", f"Stream {name} under account 123456789012 not found.")
         if operation == "DescribeStreamSummary":
             return 200, json.dumps({"StreamDescriptionSummary": self._summary(name)}).encode()
+        if operation == "DescribeStream":
+            shards = [_listed(shard) for shard in self.shards[name]]
+            return 200, json.dumps({"StreamDescription": self._summary(name) | {"Shards": shards}}).encode()
+        if operation == "CreateStream":
+            return _error("ResourceInUseException", f"Stream {name} under account 123456789012 already exists.")
         if operation == "PutRecord":
             answer = self._put(name, [request])
             return 200, json.dumps(answer["Records"][0]).encode()
