@@ -1,19 +1,31 @@
-"""To Kinesis: ours beside the copied script, on the same backlog and the same stand-in; and our own ceiling."""
+"""To Kinesis: ours beside its peers, on the same backlog and stand-in; our own ceiling; how soon a change is there.
+
+The peers are the script that people copy, and pg2kinesis, which is installed for the occasion.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
 
 from rdsrepl.sandbox.servers import Server
 from tests.benchmarks.measure import SCRIPT, run
+from tests.conftest import Cloud
 
 CHANGES = 600_000
+ROWS = 100
 KEYS = 5_000
 COPIED = 5_000
+SINGLE = 50
 AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-west-1"}
 
 
@@ -37,9 +49,17 @@ def compare(server: Server) -> None:
     with closing(server.connect(dbname="bench")) as conn:
         conn.execute("CREATE TABLE changes (id int PRIMARY KEY, k int, v text)")
         conn.execute("CREATE PUBLICATION k FOR TABLE changes")
-        for slot, plugin in (("k", "pgoutput"), ("kw", "wal2json")):
+        for slot, plugin in (("k", "pgoutput"), ("kw", "wal2json"), ("kp", "wal2json")):
             conn.execute("SELECT pg_create_logical_replication_slot(%s, %s)", (slot, plugin))
-        conn.execute(f"INSERT INTO changes SELECT i, i % {KEYS}, repeat('x', 150) FROM generate_series(1, {CHANGES}) i")
+        conn.execute(
+            f"""DO $$ BEGIN FOR t IN 1..{CHANGES // ROWS} LOOP
+                INSERT INTO changes SELECT i, i % {KEYS}, repeat('x', 150)
+                FROM generate_series(1 + (t - 1) * {ROWS}, t * {ROWS}) i;
+                COMMIT; END LOOP; END $$"""
+        )
+        # A commit that is waited for: everything before it is written.
+        conn.execute("SET synchronous_commit = on")
+        conn.execute("SELECT pg_current_xact_id()")
     dsn = server.dsn(user="bench", dbname="bench")
     ours = [SCRIPT, "-q", "--dsn", dsn, "slot", "tail", "k", "--publication", "k", "--to", "kinesis:changes"]
     ours += ["--no-confirm", "--endpoint-url"]
@@ -57,7 +77,86 @@ def compare(server: Server) -> None:
     with stand_in() as url:
         copied = run([sys.executable, "-m", "tests.benchmarks.copied_script", dsn, "kw", url, str(COPIED)])
         mine = run([*ours, url, "--limit", str(20 * COPIED)])
+        packed = run([*ours, url, "--limit", str(20 * COPIED), "--aggregate"])
+        peer = pg2kinesis(server, url, 20 * COPIED)
     theirs, rate = COPIED / copied.wall, 20 * COPIED / mine.wall
     print("\nTo the same stand-in, which keeps what it takes (changes/s)")
     print(f"  {'copied script':<28} {theirs:9,.0f}   one put_record a message, one key")
-    print(f"  {'rdsrepl':<28} {rate:9,.0f}   × {rate / theirs:.1f}")
+    if isinstance(peer, str):
+        print(f"  {'pg2kinesis':<28} {'-':>9}   {peer}")
+    else:
+        print(f"  {'pg2kinesis':<28} {peer:9,.0f}   full changes, aggregated under a transaction's id")
+    print(f"  {'rdsrepl':<28} {rate:9,.0f}   × {rate / theirs:.1f} of the copied script", end="")
+    print("" if isinstance(peer, str) else f", × {rate / peer:.1f} of pg2kinesis")
+    print(f"  {'rdsrepl --aggregate':<28} {20 * COPIED / packed.wall:9,.0f}")
+    latency(server)
+
+
+def pg2kinesis(server: Server, url: str, wanted: int) -> float | str:
+    """Return how many changes a second it sends, or why it does not."""
+    with tempfile.TemporaryDirectory(prefix="rdsrepl-peer-") as directory:
+        # Without what it depends on: we have that, boto3 and psycopg2 in the versions the others are measured with.
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", directory]
+        done = subprocess.run([*pip, "pg2kinesis", "click"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return f"cannot be installed: {(done.stderr.splitlines() or ['?'])[-1]}"
+        where = server.keywords(user="bench", dbname="bench")
+        command = [sys.executable, "-m", "pg2kinesis", "-h", where["host"], "-p", where["port"], "-u", where["user"]]
+        command += ["-d", "bench", "-s", "kp", "-k", "changes", "--pg-slot-output-plugin", "wal2json", "--full-change"]
+        env = {**os.environ, "PYTHONPATH": directory, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "eu-west-1"}
+        started = time.monotonic()
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        sent, last = 0, ""
+        for line in process.stderr:
+            last = line.strip() or last
+            if found := re.search(r"Sending (\d+) records", line):
+                sent += int(found[1])
+            if sent >= wanted:
+                break
+        took = time.monotonic() - started
+        process.terminate()
+        process.wait()
+        process.stderr.close()
+    return sent / took if sent >= wanted else f"does not run: {last}"
+
+
+def latency(server: Server) -> None:
+    """From before INSERT to the record in a consumer's hands, on an idle server, through moto."""
+    with (
+        tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory,
+        closing(server.connect(dbname="bench")) as conn,
+    ):
+        cloud = Cloud(Path(directory))
+        cloud.program.env["PGPASSWORD"] = os.environ["PGPASSWORD"]
+        kinesis = cloud.client("kinesis")
+        kinesis.create_stream(StreamName="single", ShardCount=1)
+        conn.execute("CREATE TABLE single (id int PRIMARY KEY)")
+        conn.execute("CREATE PUBLICATION single FOR TABLE single")
+        conn.execute("SELECT pg_create_logical_replication_slot('single', 'pgoutput')")
+        conn.execute("SET synchronous_commit = on")
+        words = ("-q", "slot", "tail", "single", "--publication", "single", "--to", "kinesis:single")
+        process = cloud.program.start(*words, dsn=server.dsn(user="bench", dbname="bench"))
+        shard = kinesis.list_shards(StreamName="single")["Shards"][0]["ShardId"]
+        position = kinesis.get_shard_iterator(StreamName="single", ShardId=shard, ShardIteratorType="TRIM_HORIZON")
+        iterator: str = position["ShardIterator"]
+        took: list[float] = []
+        try:
+            for change in range(SINGLE + 5):
+                time.sleep(0.2)
+                started = time.monotonic()
+                conn.execute("INSERT INTO single VALUES (%s)", (change,))
+                rows: list[Any] = []
+                while not rows:
+                    answer = kinesis.get_records(ShardIterator=iterator)
+                    rows, iterator = answer["Records"], answer["NextShardIterator"]
+                took.append((time.monotonic() - started) * 1000)
+        finally:
+            process.terminate()
+            process.wait()
+            cloud("sandbox", "down")
+        # The first wait for the program to start.
+        took = sorted(took[5:])
+        print(f"\nFrom before INSERT to the record read from moto, idle server, {SINGLE} changes", end="")
+        print(" (median, 95th percentile, ms)")
+        print(f"  {'rdsrepl':<28} {statistics.median(took):6.1f} {took[int(SINGLE * 0.95)]:6.1f}")
