@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -81,6 +82,38 @@ def _print(renderable: object) -> None:
     with out.capture() as captured:
         out.print(renderable)
     sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+
+def paged(renderable: object) -> None:
+    """Print to the terminal; through ``PAGER`` (by default less) when that is longer than the screen."""
+    import shlex
+    import signal
+    import subprocess
+    from pathlib import Path
+
+    out = console(sys.stdout)
+    with out.capture() as captured:
+        out.print(renderable)
+    text = captured.get()
+    try:
+        pager = shlex.split(os.environ.get("PAGER", "less"))
+    except ValueError:  # a quote without its other half
+        pager = []
+    if text.count("\n") < out.height or pager in ([], ["cat"]):
+        sys.stdout.write(text)
+        return
+    if Path(pager[0]).name == "less":
+        pager.append("-R")
+    else:  # nobody knows whether it takes colours
+        text = re.sub(r"\x1b\[[\d;]*m", "", text)
+    sys.stdout.flush()
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # the pager's own business
+    try:
+        subprocess.run(pager, input=text.encode(), env={"LESS": "FX", **os.environ}, check=False)
+    except OSError:
+        sys.stdout.write(text)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> object:

@@ -28,6 +28,7 @@ from rdsrepl.cli import (
     stream,
 )
 from rdsrepl.cli import config as config_command
+from rdsrepl.cli import help as help_command
 from rdsrepl.cli.options import Globals, LogFormat, Noun, Reader, remember, root_options, shared
 from rdsrepl.errors import Error, ExitCode
 from rdsrepl.render import Format, log
@@ -160,3 +161,4 @@ app.command("iam-policy", cls=Reader)(iam_policy.iam_policy)
 app.command("psql", cls=psql.Verb)(psql.psql)
 app.command("doctor", cls=doctor.Verb)(doctor.doctor)
 app.command("demo", cls=demo.Verb)(demo.demo)
+app.command("help", cls=help_command.Verb)(help_command.help_)

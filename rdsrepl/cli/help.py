@@ -1,0 +1,109 @@
+"""``rdsrepl help``: the pages of the documentation, at the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from rdsrepl import topics
+from rdsrepl.cli.options import Reader, shared
+from rdsrepl.cli.talk import note
+from rdsrepl.errors import Error
+from rdsrepl.render import Format, emit, listing, paged
+
+Verb = Reader
+
+
+def complete_topic(ctx: typer.Context) -> list[str]:
+    """Return topics and commands for the shell, and after a noun its verbs."""
+    given = ctx.params.get("words") or ()
+    command = _command(ctx, given)
+    verbs = list(getattr(command, "commands", ()))
+    if given:
+        return verbs
+    try:
+        return sorted({*topics.names(), *verbs})
+    except (Error, OSError):
+        return verbs
+
+
+def help_(
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TOPIC]",
+            help="A topic, or a command such as: slot tail.",
+            autocompletion=complete_topic,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Print a page of the documentation, or list the pages there are.
+
+    On a terminal it is laid out, and goes through $PAGER when it is longer than the screen; elsewhere it is the page's
+    own Markdown. With a command's words it is what --help prints.
+
+    Example: rdsrepl help exit-codes
+    """
+    output = shared(ctx).output
+    if not words:
+        rows = topics.ls()
+        emit(
+            rows,
+            output,
+            lambda: listing(rows, [("TOPIC", lambda row: row.topic), ("PAGE", lambda row: row.title)], empty="none"),
+        )
+        if output is Format.table:
+            note(ctx, "one of them: rdsrepl help TOPIC; a command's options: rdsrepl help slot tail")
+        return
+    name = topics.find(words)
+    if name is not None:
+        _page(ctx, name)
+        return
+    command = _command(ctx, words)
+    if command is None:
+        raise topics.unknown(words, _all_commands(ctx.find_root().command, ""))
+    if output is Format.table:
+        # Exactly what --help does: usage, arguments, options.
+        ctx.find_root().command.main([*words, "--help"], prog_name=ctx.find_root().info_name, standalone_mode=False)
+        return
+    emit({"command": " ".join(words), "help": command.help}, output, lambda: "")
+
+
+def _page(ctx: typer.Context, name: str) -> None:
+    text = topics.read(name)
+    output = shared(ctx).output
+    if output is not Format.table:
+        (topic,) = (row for row in topics.ls() if row.topic == name)
+        emit({"topic": topic.topic, "title": topic.title, "text": text}, output, lambda: "")
+        return
+    if not sys.stdout.isatty():
+        sys.stdout.write(text)
+        return
+    from rich.markdown import Markdown
+
+    shown = topics.for_terminal(text)
+    if _command(ctx, [name]) is not None:
+        shown += f"\n\nIts options: `rdsrepl {name} --help`\n"
+    # The palette of the terminal itself: a page is read on light ones, too.
+    paged(Markdown(shown, hyperlinks=False, code_theme="ansi_dark"))
+
+
+def _command(ctx: typer.Context, words: Any) -> Any:
+    """Return the command of these words, a group too; None where there is none."""
+    command: Any = ctx.find_root().command
+    for word in words:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            return None
+    return command
+
+
+def _all_commands(command: Any, before: str) -> Iterator[str]:
+    for name, child in getattr(command, "commands", {}).items():
+        yield before + name
+        yield from _all_commands(child, f"{before}{name} ")
