@@ -34,6 +34,7 @@ class Faults:
         down: whether requests are cut off without being carried out.
         code: answered to every PutRecords instead of doing it.
         page: answered to everything, by status and body, as a server does that is no Kinesis.
+        pages: the same for the next PutRecords, one each.
         null: accept and forget.
         expire_iterators: whether now and then a read finds its iterator too old.
         expired_keys: access keys that are no longer good.
@@ -47,6 +48,7 @@ class Faults:
     down: bool = False
     code: str | None = None
     page: tuple[int, bytes] | None = None
+    pages: list[tuple[int, bytes]] = field(default_factory=list)
     null: bool = False
     expire_iterators: bool = False
     expired_keys: frozenset[str] = frozenset()
@@ -198,6 +200,8 @@ class StandIn:
             return 200, json.dumps(answer["Records"][0]).encode()
         if operation != "PutRecords":
             return self._read(operation, name, request)
+        if faults.pages:
+            return faults.pages.pop(0)
         if faults.code is not None:
             return _error(faults.code, "no")
         if self.random.random() < faults.server_error:

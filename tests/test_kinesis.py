@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -18,9 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdsrepl.aws.stream_reader import received
+from rdsrepl.aws.streams import Stream
+from rdsrepl.config import Aws
 from rdsrepl.tail.keys import SEPARATOR, split
 from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.dispatch import Dispatch, Item, Limits
+from rdsrepl.tail.sinks.dispatch import Batch, Dispatch, Item, Limits, Record
+from rdsrepl.tail.sinks.kinesis import _Caller
 from rdsrepl.tail.sinks.oversize import Oversize
 from tests.conftest import Cloud, Database, Program
 from tests.kinesis_standin import StandIn
@@ -177,6 +181,9 @@ AWS = {
     "AWS_REGION": "eu-west-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+# Of calls that are made before anything is streamed.
+ONCE = {"AWS_MAX_ATTEMPTS": "1"}
 
 
 def words(source: Database, *more: str) -> tuple[str, ...]:
@@ -378,6 +385,87 @@ def test_what_no_retry_mends_stops_and_confirms_nothing(
     assert confirmed(source) == before
 
 
+def test_what_is_no_answer_of_kinesis_acknowledges_nothing_and_is_asked_again(
+    rdsrepl: Program, source: Database, standin: StandIn
+) -> None:
+    """A proxy's page, a balancer's, a login page with status 200, too few results, an error nobody has heard of."""
+    source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 50) i")
+    page = b"<html>Bad gateway</html>"
+    few = b'{"FailedRecordCount":1,"Records":[{"ErrorCode":"InternalFailure"}]}'
+    standin.faults.pages = [(502, page), (404, page), (302, b""), (200, page), (200, b"{}"), (200, b"[1]"), (200, few),
+                            (500, b'{"__type":"SomethingNew"}')]  # fmt: skip
+    done = to_kinesis(rdsrepl, source, standin)
+    assert done.code == 0, done.err
+    assert standin.faults.pages == [] and len(events(standin)) == 50
+
+
+@pytest.mark.parametrize("page", [(200, b"<html>Welcome</html>"), (404, b"<html>no</html>"), (200, b"{}"), (503, b"")])
+def test_a_server_that_is_no_kinesis(
+    rdsrepl: Program, source: Database, standin: StandIn, page: tuple[int, bytes]
+) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    before = confirmed(source)
+    standin.faults.page = page
+    failed = rdsrepl(*words(source), "--endpoint-url", standin.url, dsn=source.dsn, env={**AWS, **ONCE})
+    assert failed.code == 5 and "endpoint" in failed.err and "Traceback" not in failed.err
+    assert confirmed(source) == before
+
+
+@pytest.mark.parametrize(
+    ("url", "exit_code", "said"),
+    [("http://127.0.0.1:1", 5, "127.0.0.1:1"), ("http://127.0.0.1:99999", 2, "0-65535"), ("ftp://127.0.0.1", 5, "ftp")],
+)
+def test_an_endpoint_that_nobody_serves(
+    rdsrepl: Program, source: Database, url: str, exit_code: int, said: str
+) -> None:
+    failed = rdsrepl(*words(source), "--endpoint-url", url, dsn=source.dsn, env={**AWS, **ONCE})
+    assert failed.code == exit_code and said in failed.err and "endpoint" in failed.err
+    assert "Traceback" not in failed.err
+
+
+def test_no_right_to_look_at_the_stream(cloud: Cloud, source: Database) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    before = confirmed(source)
+    cloud.faults({"service": "kinesis", "operation": "DescribeStreamSummary", "code": "AccessDeniedException",
+                  "status": 400, "message": "no"})  # fmt: skip
+    failed = cloud.program(*words(source), dsn=source.dsn)
+    assert failed.code == 5 and "the identity lacks kinesis:DescribeStreamSummary" in failed.err
+    assert "rdsrepl iam-policy" in failed.err and confirmed(source) == before
+
+
+def test_an_arn_of_another_region(rdsrepl: Program, source: Database) -> None:
+    arn = f"arn:aws:kinesis:us-east-1:123456789012:stream/{STREAM}"
+    failed = rdsrepl("slot", "tail", slot_of(source), "--to", f"kinesis:{arn}", dsn=source.dsn, env=AWS)
+    assert failed.code == 2 and "--region us-east-1" in failed.err
+
+
+def test_without_an_endpoint_of_ones_own_requests_go_to_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other test names an endpoint, and botocore then asks nothing of the ARN."""
+    from botocore.awsrequest import AWSRequest, AWSResponse
+
+    for name, value in AWS.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    arn = f"arn:aws:kinesis:ap-southeast-2:123456789012:stream/{STREAM}"
+    stream = Stream(STREAM, arn, "ACTIVE", "PROVISIONED", 1, 1 << 20, 24, "NONE")
+    sent: list[AWSRequest] = []
+
+    def answer(request: AWSRequest, **_: Any) -> AWSResponse:
+        sent.append(request)
+        raw = io.BytesIO(b'{"FailedRecordCount":0,"Records":[{}]}')
+        raw.stream = lambda *_, **__: iter([raw.read()])  # type: ignore[attr-defined]
+        return AWSResponse(request.url, 200, {}, raw)
+
+    caller = _Caller(Aws(region="ap-southeast-2"), stream)
+    caller._client.meta.events.register("before-send.kinesis.PutRecords", answer)
+    assert caller.put([[Record("k", b"data", Batch(1, 1))]]) == ([], "")
+    (request,) = sent
+    assert request.url == "https://123456789012.data-kinesis.ap-southeast-2.amazonaws.com/"
+    assert json.loads(request.body) == {"StreamARN": arn, "Records": [{"Data": "ZGF0YQ==", "PartitionKey": "k"}]}
+    assert int(request.headers["Content-Length"]) == len(request.body)
+
+
 def test_an_oversized_change_stops_names_itself_and_confirms_nothing(
     rdsrepl: Program, source: Database, tmp_path: Path
 ) -> None:
@@ -422,8 +510,10 @@ def test_bad_words(rdsrepl: Program, source: Database, more: tuple[str, ...], sa
 
 def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin: StandIn) -> None:
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    before = confirmed(source)
     failed = to_kinesis(rdsrepl, source, standin, "--partition-by", "customer")
     assert failed.code == 2 and "public.t has no such column" in failed.err and events(standin) == []
+    assert confirmed(source) == before
 
 
 def test_a_stream_that_is_not_there_or_going_away(rdsrepl: Program, source: Database, standin: StandIn) -> None:

@@ -323,9 +323,18 @@ def _identity(aws: Aws) -> Aws:
     )
 
 
+def region(aws: Aws) -> str | None:
+    """Return the identity's region; None where none is known.
+
+    Raises:
+        Error: the profile is wrong.
+    """
+    return _session(_identity(aws)).region_name
+
+
 def _region(aws: Aws) -> str:
     try:
-        name = _session(_identity(aws)).region_name
+        name = region(aws)
     except errors.Error:
         name = None
     return f"region {name}" if name else "no region"

@@ -147,11 +147,14 @@ def get(aws: Aws, name: str) -> Stream:
         name: the stream's name or ARN.
 
     Raises:
-        BadValue: there can be no stream of that name.
+        BadValue: there can be no stream of that name, or its ARN is of another region than ours.
         NotFound: there is none in the region.
         Unreachable: something else than Kinesis answers there.
     """
-    answer = session.call(aws, "kinesis", "DescribeStreamSummary", reference(name))
+    named = reference(name)
+    if "StreamARN" in named and (here := session.region(aws)) not in (None, there := name.split(":")[3]):
+        raise BadValue(f"stream {name} is not in region {here}", hint=f"--region {there}")
+    answer = session.call(aws, "kinesis", "DescribeStreamSummary", named)
     if "StreamDescriptionSummary" not in answer:
         raise Unreachable(
             "DescribeStreamSummary: what answered is not Kinesis",

@@ -244,6 +244,7 @@ class _Caller:
 
     def __init__(self, aws: Aws, stream: Stream) -> None:
         self._aws = aws
+        self._arn = stream.arn
         self._head = f'{{"StreamARN":{quote(stream.arn)},"Records":['.encode()
         self._local = threading.local()
         self._client = session.bare_client(aws, "kinesis")
@@ -263,8 +264,9 @@ class _Caller:
         self._local.body = self._head + b",".join(map(_record, items)) + b"]}"
         self._local.answer = b""
         try:
-            # The parameters are checked by what made the records; botocore signs and sends the body above.
-            self._client.put_records(StreamARN="", Records=[])
+            # The parameters are checked by what made the records; botocore signs and sends the body above, to the
+            # endpoint that it finds by the ARN.
+            self._client.put_records(StreamARN=self._arn, Records=[])
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
             raise session.translate(exc, "kinesis", "PutRecords", self._aws) from exc
         answer: bytes = self._local.answer
