@@ -96,45 +96,50 @@ class Outcome:
 
 
 class Writer(threading.Thread):
-    """A client that commits transactions at a steady rate and goes on through a failover."""
+    """A client that commits transactions at a steady rate until it is stopped, through a failover too."""
 
-    def __init__(self, connect: Connect, size: Size) -> None:
+    def __init__(self, connect: Connect, *, keys: int, per_second: int, seed: int) -> None:
         super().__init__(daemon=True)
         self.committed = 0
-        self.failure: BaseException | None = None
+        self._failure: BaseException | None = None
         self._stopped = False
         self._connect = connect
-        self._size = size
-        self._random = random.Random(size.seed)
+        self._keys = keys
+        self._per_second = per_second
+        self._random = random.Random(seed)
 
-    def stop(self) -> None:
-        """Let it end, however few there are."""
+    def stop(self, *, after: int = 0) -> None:
+        """Let it end when it has committed so many.
+
+        Raises:
+            AssertionError: it has broken.
+        """
+        while self._failure is None and self.committed < after:
+            time.sleep(0.05)
         self._stopped = True
         self.join()
-
-    def _goes_on(self) -> bool:
-        return not self._stopped and self.committed < self._size.changes
+        assert self._failure is None, repr(self._failure)
 
     def run(self) -> None:
-        """Commit until there are enough."""
+        """Commit."""
         try:
-            while self._goes_on():
+            while not self._stopped:
                 with suppress(psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction):
                     self._work()
                 time.sleep(0.05)
         except BaseException as exc:
-            self.failure = exc
+            self._failure = exc
             raise
 
     def _work(self) -> None:
         with closing(self._connect()) as conn:
             began, before = time.monotonic(), self.committed
-            while self._goes_on():
+            while not self._stopped:
                 hot = self._random.sample(range(HOT), HOT_ROWS)
-                others = self._random.sample(range(HOT, self._size.keys), ROWS - HOT_ROWS)
+                others = self._random.sample(range(HOT, self._keys), ROWS - HOT_ROWS)
                 conn.execute(_CHANGE, (hot + others,))
                 self.committed += ROWS
-                due = began + (self.committed - before) / self._size.per_second
+                due = began + (self.committed - before) / self._per_second
                 time.sleep(max(0.0, due - time.monotonic()))
 
 
@@ -248,7 +253,7 @@ def ordeal(home: Path, size: Size) -> Outcome:
         )
         words += ("--endpoint-url", kinesis.url, *(["--aggregate"] if size.aggregate else []))
         tail = Tail(box.program, words, {}, home / "tail.log")
-        writer = Writer(box.connect, size)
+        writer = Writer(box.connect, keys=size.keys, per_second=size.per_second, seed=size.seed)
         marks: list[Mark] = []
         failover_seconds = 0.0
         began = time.monotonic()
@@ -261,13 +266,11 @@ def ordeal(home: Path, size: Size) -> Outcome:
                     failing = time.monotonic()
                     box.run("-t", "sandbox", "cluster", "failover", "sandbox", "--yes")
                     failover_seconds = time.monotonic() - failing
-                    assert writer.is_alive(), "the load ended before the failover"
                 time.sleep(chosen.uniform(*size.life_seconds))
                 tail.kill()
                 arrived = tuple(len(shard.records) for shard in kinesis.shards[STREAM])
                 marks.append(Mark(arrived, _confirmed(box)))
-            writer.join()
-            assert writer.failure is None
+            writer.stop(after=size.changes)
             last = tail.start("--until-now")
             assert last.wait(600) == 0, tail.log.read_text()[-2000:]
         finally:
@@ -354,8 +357,7 @@ def outage(server: Server, home: Path, *, seconds: float, per_second: int) -> Ou
         words: tuple[str, ...] = ("slot", "tail", "outage", "--publication", "outage", "--to", f"kinesis:{STREAM}")
         words += ("--endpoint-url", kinesis.url)
         tail = Tail(Program(home), words, {**AWS, "PGPASSWORD": "bench"}, home / "outage.log", dsn)
-        size = Size(changes=1 << 40, per_second=per_second)
-        writer = Writer(lambda: psycopg.connect(dsn, autocommit=True), size)
+        writer = Writer(lambda: psycopg.connect(dsn, autocommit=True), keys=5_000, per_second=per_second, seed=1)
         process = tail.start()
         pids: set[int] = set()
         gap = 0.0
@@ -419,7 +421,7 @@ def report(server: Server) -> None:
     """Run everything, and print what it cost."""
     with tempfile.TemporaryDirectory(prefix="rdsrepl-ordeal-") as directory:
         home = Path(directory)
-        for size in (Size(aggregate=True), Size(changes=50_000, per_second=600)):
+        for size in (Size(aggregate=True), Size(changes=30_000, per_second=700, kills=10)):
             name = "with --aggregate" if size.aggregate else "without"
             (home / name).mkdir()
             came = ordeal(home / name, size)
