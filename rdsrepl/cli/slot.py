@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from rdsrepl.cli import tail
+from rdsrepl.cli import prune, tail, watch
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
+from rdsrepl.cli.drops import DropTrail, require_unprotected
 from rdsrepl.cli.options import Reader, Writer, duration_option, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue
@@ -125,11 +126,18 @@ def show(ctx: typer.Context, name: Name) -> None:
 
 
 @app.command(cls=Writer)
-def drop(ctx: typer.Context, name: Name) -> None:
+def drop(
+    ctx: typer.Context,
+    name: Name,
+    unprotect: Annotated[
+        list[str] | None,
+        typer.Option("--unprotect", metavar="NAME", help="This slot, though the config file protects it."),
+    ] = None,
+) -> None:
     """Drop a slot that nobody uses; shows before what is lost and what is freed.
 
     An active slot is refused, and named is who holds it. The statement itself checks once more that the slot is
-    inactive and where it was.
+    inactive and where it was. The drop is written to the audit file.
 
     Example: rdsrepl slot drop old_cdc --dry-run
     """
@@ -137,8 +145,11 @@ def drop(ctx: typer.Context, name: Name) -> None:
 
     target = where(ctx)
     with connection.open(target) as conn:
-        plan = slots.drop(slots.get(conn, name), standby=connection.in_recovery(conn))
-    settle(ctx, plan, target=target)
+        slot = slots.get(conn, name)
+        plan = slots.drop(slot, standby=connection.in_recovery(conn))
+        require_unprotected(name, frozenset(unprotect or ()))
+        trail = DropTrail(conn, "slot drop", {id(step): slot for step in plan.steps})
+    settle(ctx, plan, target=target, witness=trail)
 
 
 @app.command(cls=Writer)
@@ -172,3 +183,5 @@ def advance(
 
 
 tail.register(app)
+watch.register(app)
+prune.register(app)

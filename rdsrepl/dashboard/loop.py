@@ -1,0 +1,219 @@
+"""The one loop of the dashboard, and the lines it degrades to where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from rdsrepl.dashboard import view
+from rdsrepl.dashboard.looks import Looker, Watched
+from rdsrepl.dashboard.state import Asked, Event, Failed, Key, Look, Looked, State, reduced
+from rdsrepl.dashboard.terminal import Terminal
+from rdsrepl.errors import Error
+
+#: the clock and the age of the last look are kept going.
+_TICK_SECONDS: Final = 1.0
+_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.5, 15.0
+#: a look that takes longer is at a server that is not there any more.
+_LONGEST_LOOK_SECONDS: Final = 15.0
+_ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(slots=True)
+class _Pace:
+    """When the next look begins."""
+
+    due_at: float = 0.0
+    delay_seconds: float = _FIRST_DELAY_SECONDS
+
+    def succeeded(self, began_at: float, interval_seconds: float) -> None:
+        self.due_at, self.delay_seconds = began_at + interval_seconds, _FIRST_DELAY_SECONDS
+
+    def failed(self) -> float:
+        """Return how many seconds the next attempt waits: longer each time, and not with everybody else."""
+        pause = self.delay_seconds * random.uniform(0.5, 1.0)
+        self.due_at = time.monotonic() + pause
+        self.delay_seconds = min(self.delay_seconds * 2, _LONGEST_DELAY_SECONDS)
+        return pause
+
+
+def full_screen(watched: Watched, state: State, *, colour: bool, limit: int | None = None) -> None:
+    """Show the dashboard until the user leaves, or after LIMIT looks.
+
+    Raises:
+        Error: the first look failed; later failures are shown, and looked again.
+    """
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    os.set_blocking(wake_read, False)
+    looker = Looker(watched, wake=lambda: _poke(wake_write))
+    pace, looks, began_at = _Pace(), 0, 0.0
+    try:
+        with _signals(wake_write), Terminal() as terminal:
+            while not state.done:
+                now = time.monotonic()
+                if not looker.busy and not state.paused and now >= pace.due_at:
+                    began_at = now
+                    state = reduced(state, Asked(datetime.now(UTC)))
+                    looker.begin()
+                looker.cut_after(_LONGEST_LOOK_SECONDS)
+                terminal.draw(_drawn(state, terminal.size(), colour=colour))
+                wait = _TICK_SECONDS if looker.busy or state.paused else min(_TICK_SECONDS, pace.due_at - now)
+                ready, _, _ = select.select([terminal.fileno(), wake_read], [], [], max(0.0, wait))
+                if terminal.fileno() in ready:
+                    keys = terminal.keys()
+                    if keys is None:
+                        return
+                    for key in keys:
+                        if key == "redraw":
+                            terminal.forget()
+                        before = state
+                        state = reduced(state, Key(key))
+                        if before.paused and not state.paused:
+                            pace.due_at = 0.0
+                        elif before.interval_seconds != state.interval_seconds and state.failure is None:
+                            pace.due_at = began_at + state.interval_seconds
+                for number in _woken(wake_read) if wake_read in ready else b"":
+                    if number in _ENDS:
+                        return
+                    _obey(number, terminal)
+                if (found := looker.take()) is not None:
+                    state = reduced(state, _event(found, state, pace, began_at))
+                    looks += isinstance(found, Look)
+                    if limit is not None and looks >= limit:
+                        return
+    finally:
+        looker.stop()
+        os.close(wake_read)
+        os.close(wake_write)
+
+
+def as_lines(
+    watched: Watched,
+    state: State,
+    *,
+    emit: Callable[[Look], None],
+    note: Callable[[str], None],
+    limit: int | None = None,
+) -> None:
+    """Give every look to EMIT until a signal comes, or after LIMIT looks.
+
+    Args:
+        watched: what is looked at.
+        state: how often to look.
+        emit: prints a look.
+        note: is told when the connection is lost, and when it is there again.
+        limit: stop after so many looks.
+
+    Raises:
+        Error: the first look failed; later failures are told, and looked again.
+    """
+    looker = Looker(watched)
+    pace, looks, lost = _Pace(), 0, False
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while limit is None or looks < limit:
+            time.sleep(max(0.0, pace.due_at - time.monotonic()))
+            began_at = time.monotonic()
+            looker.begin()
+            while (found := looker.take(timeout=_TICK_SECONDS)) is None:
+                looker.cut_after(_LONGEST_LOOK_SECONDS)
+            if isinstance(found, Look):
+                if lost:
+                    note("connected again")
+                looks, lost = looks + 1, False
+                pace.succeeded(began_at, state.interval_seconds)
+                emit(found)
+            elif isinstance(found, Error) and looks:
+                pause = pace.failed()
+                if not lost:
+                    note(f"{found.message}; connecting again in {pause:.1f}s, and until it succeeds")
+                lost = True
+            else:
+                raise found
+    except KeyboardInterrupt:
+        return
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        looker.stop()
+
+
+def _event(found: Look | BaseException, state: State, pace: _Pace, began_at: float) -> Event:
+    now = datetime.now(UTC)
+    if isinstance(found, Look):
+        pace.succeeded(began_at, state.interval_seconds)
+        return Looked(found, now)
+    if not isinstance(found, Error) or state.look is None:
+        raise found
+    pause = pace.failed()
+    return Failed(found.message, now, now + timedelta(seconds=pause))
+
+
+def _drawn(state: State, size: tuple[int, int], *, colour: bool) -> list[str]:
+    from rich.console import Console
+
+    width, height = size
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=True,
+        no_color=not colour,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    with console.capture() as captured:
+        console.print(view.view(state, width, height, datetime.now(UTC)))
+    return captured.get().splitlines()
+
+
+@contextmanager
+def _signals(wake: int) -> Iterator[None]:
+    """Have signals come through a pipe while the screen is ours."""
+    numbers = (*_ENDS, signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    descriptor = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _obey(number: int, terminal: Terminal) -> None:
+    if number == signal.SIGTSTP:
+        terminal.leave()
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        # To this thread, so that it does not go on before all have stopped.
+        signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+    if number in (signal.SIGTSTP, signal.SIGCONT):
+        terminal.enter()
+    elif number == signal.SIGWINCH:
+        terminal.forget()
+
+
+def _poke(descriptor: int) -> None:
+    try:
+        os.write(descriptor, b"\0")
+    except OSError:
+        return  # full, so the loop wakes anyway; or closed, so there is none
+
+
+def _woken(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 4096)
+    except BlockingIOError:
+        return b""

@@ -1,0 +1,316 @@
+"""What the dashboard knows and shows, and how a key or a new look changes it. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Final, TypeVar
+
+from rdsrepl.postgres.activity import Sender, Server
+from rdsrepl.retention import Holding, Retention, Severity
+
+#: what ``+`` and ``-`` go through.
+INTERVALS_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+#: how far the sparklines reach back.
+TREND_SECONDS: Final = 300.0
+_PAGE: Final = 10
+_RANK: Final = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+class Sort(StrEnum):
+    """What the slots are ordered by; the largest first, names from a to z."""
+
+    severity = "severity"
+    retained = "retained"
+    undelivered = "undelivered"
+    growth = "growth"
+    name = "name"
+
+
+class Only(StrEnum):
+    """Which slots are shown."""
+
+    all = "all"
+    inactive = "inactive"
+    problems = "problems"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the slots held at one moment, in bytes."""
+
+    at: datetime
+    retained: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one look at the server found.
+
+    Attributes:
+        server: as it was when the connection was made.
+        senders: the walsenders; None where this role may not ask for them.
+        past: what the slots held, oldest first, up to this look.
+        notes: what could not be found out, and why.
+    """
+
+    server: Server
+    retention: Retention
+    senders: tuple[Sender, ...] | None
+    past: tuple[Sample, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there are no new looks.
+
+    Attributes:
+        since: when the first attempt failed.
+        retry_at: when the next one begins.
+    """
+
+    since: datetime
+    message: str
+    attempts: int
+    retry_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key: a character, or a name such as ``up``, ``enter``, ``escape``."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A look has begun."""
+
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A look has succeeded."""
+
+    look: Look
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A look has failed; there will be another."""
+
+    message: str
+    at: datetime
+    retry_at: datetime
+
+
+Event = Key | Asked | Looked | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything that decides what is on the screen.
+
+    Attributes:
+        label: the target.
+        window_seconds: rates are taken over so long.
+        filter: only slots with this text in name, plugin, database or holder.
+        typing: the filter is being typed; ``filter_before`` comes back with Escape.
+        selected: a slot's name; None stays at the top, whoever is there.
+        look, looked_at: the last look and when it arrived.
+        asked_at: since when a look is under way.
+        gone, gone_at: slots that the last look no longer found.
+        done: the user wants to leave.
+    """
+
+    label: str
+    interval_seconds: float = 2.0
+    window_seconds: float = 60.0
+    sort: Sort = Sort.severity
+    reverse: bool = False
+    filter: str = ""
+    filter_before: str = ""
+    typing: bool = False
+    only: Only = Only.all
+    selected: str | None = None
+    paused: bool = False
+    help: bool = False
+    look: Look | None = None
+    looked_at: datetime | None = None
+    asked_at: datetime | None = None
+    failure: Failure | None = None
+    gone: tuple[str, ...] = ()
+    gone_at: datetime | None = None
+    done: bool = False
+
+
+def reduced(state: State, event: Event) -> State:
+    """Return the state after something has happened."""
+    match event:
+        case Key(name):
+            return _typed(state, name) if state.typing else _pressed(state, name)
+        case Asked(at):
+            return replace(state, asked_at=at)
+        case Looked(look, at):
+            return _looked(replace(state, asked_at=None), look, at)
+        case Failed(message, at, retry_at):
+            before = state.failure
+            since, attempts = (before.since, before.attempts) if before is not None else (at, 0)
+            return replace(state, asked_at=None, failure=Failure(since, message, attempts + 1, retry_at))
+
+
+def visible(state: State) -> tuple[Holding, ...]:
+    """Return the slots that are shown, in their order."""
+    if state.look is None:
+        return ()
+    wanted = state.filter.lower()
+    found = [
+        one
+        for one in state.look.retention.holdings
+        if _is_wanted(one, state.only) and (not wanted or wanted in _text(one))
+    ]
+    found.sort(key=lambda one: one.slot.slot_name)
+    if state.sort is not Sort.name:
+        found.sort(key=lambda one: _weight(one, state.sort), reverse=True)
+    return tuple(reversed(found)) if state.reverse else tuple(found)
+
+
+def selection(state: State, shown: Sequence[Holding]) -> int:
+    """Return which of the slots that are shown is selected; the first where it is not among them."""
+    return next((index for index, one in enumerate(shown) if one.slot.slot_name == state.selected), 0)
+
+
+def trend(past: Sequence[Sample], name: str, *, points: int, interval_seconds: float) -> tuple[int | None, ...]:
+    """Return what a slot held in the recent past, a value a step; None where nobody looked.
+
+    The steps are as long as a look takes its time at first; later they reach back ``TREND_SECONDS``.
+    """
+    if not past or points < 1:
+        return ()
+    end = past[-1].at
+    known = (end - past[0].at).total_seconds()
+    step = min(TREND_SECONDS, max(points * interval_seconds, known)) / points
+    values: list[int | None] = [None] * points
+    for sample in past:
+        index = points - 1 - int((end - sample.at).total_seconds() / step)
+        if index >= 0 and name in sample.retained:
+            values[index] = sample.retained[name]
+    # A look that came late leaves a hole that means nothing.
+    return tuple(
+        values[index - 1] if value is None and 0 < index < points - 1 and values[index + 1] is not None else value
+        for index, value in enumerate(values)
+    )
+
+
+def _looked(state: State, look: Look, at: datetime) -> State:
+    if state.paused:
+        return state
+    here = {one.slot.slot_name for one in look.retention.holdings}
+    before = state.look.retention.holdings if state.look is not None else ()
+    lost = tuple(one.slot.slot_name for one in before if one.slot.slot_name not in here)
+    if lost:
+        state = replace(state, gone=lost, gone_at=at)
+    elif state.gone and here.intersection(state.gone):
+        state = replace(state, gone=(), gone_at=None)
+    return replace(state, look=look, looked_at=at, failure=None)
+
+
+def _pressed(state: State, key: str) -> State:
+    if key == "q":
+        return replace(state, done=True)
+    if state.help:
+        return replace(state, help=False)
+    match key:
+        case "?" | "h":
+            return replace(state, help=True)
+        case "up" | "k":
+            return _moved(state, -1)
+        case "down" | "j":
+            return _moved(state, 1)
+        case "page-up":
+            return _moved(state, -_PAGE)
+        case "page-down":
+            return _moved(state, _PAGE)
+        case "home" | "g":
+            return replace(state, selected=None)
+        case "end" | "G":
+            return _moved(state, 1 << 30)
+        case "s":
+            return replace(state, sort=_next(state.sort))
+        case "r":
+            return replace(state, reverse=not state.reverse)
+        case "a":
+            return replace(state, only=_next(state.only))
+        case "p" | " ":
+            return replace(state, paused=not state.paused)
+        case "+" | "=":
+            longer = [one for one in INTERVALS_SECONDS if one > state.interval_seconds]
+            return replace(state, interval_seconds=longer[0] if longer else state.interval_seconds)
+        case "-" | "_":
+            shorter = [one for one in INTERVALS_SECONDS if one < state.interval_seconds]
+            return replace(state, interval_seconds=shorter[-1] if shorter else state.interval_seconds)
+        case "/":
+            return replace(state, typing=True, filter_before=state.filter)
+        case "escape":
+            return replace(state, filter="")
+    return state
+
+
+def _typed(state: State, key: str) -> State:
+    match key:
+        case "enter":
+            return replace(state, typing=False)
+        case "escape":
+            return replace(state, typing=False, filter=state.filter_before)
+        case "backspace":
+            return replace(state, filter=state.filter[:-1])
+        case "clear":
+            return replace(state, filter="")
+        case "up" | "down" | "page-up" | "page-down":
+            return _pressed(state, key)
+    return replace(state, filter=state.filter + key) if len(key) == 1 and key.isprintable() else state
+
+
+def _moved(state: State, by: int) -> State:
+    shown = visible(state)
+    if not shown:
+        return state
+    index = min(len(shown) - 1, max(0, selection(state, shown) + by))
+    return replace(state, selected=shown[index].slot.slot_name)
+
+
+def _next(choice: _Choice) -> _Choice:
+    choices = list(type(choice))
+    return choices[(choices.index(choice) + 1) % len(choices)]
+
+
+def _is_wanted(one: Holding, only: Only) -> bool:
+    if only is Only.inactive:
+        return not one.slot.active
+    return only is Only.all or one.severity is not Severity.OK
+
+
+def _text(one: Holding) -> str:
+    slot = one.slot
+    holder = slot.holder if slot.active else ""
+    return " ".join((slot.slot_name, slot.plugin or "physical", slot.database or "", holder)).lower()
+
+
+def _weight(one: Holding, sort: Sort) -> tuple[float, float]:
+    retained = float(one.retained_bytes or 0)
+    match sort:
+        case Sort.severity:
+            return _RANK[one.severity], retained
+        case Sort.undelivered:
+            return float(-1 if one.undelivered_bytes is None else one.undelivered_bytes), retained
+        case Sort.growth:
+            return float("-inf") if one.growth is None else one.growth.per_second, retained
+        case _:
+            return retained, 0.0

@@ -1,0 +1,112 @@
+"""The terminal while the dashboard has it: another screen, keys one by one, and everything as it was at the end."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import select
+import sys
+import termios
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final
+
+from rdsrepl.dashboard.keys import decoded
+
+_ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[2J"
+_LEAVE: Final = "\x1b[0m\x1b[?25h\x1b[?1049l"
+#: the rest of an arrow key's sequence comes within this, or it was Escape.
+_ESCAPE_SECONDS: Final = 0.05
+#: for a terminal that is not said to take UTF-8.
+_PLAIN: Final = str.maketrans("·─…▁▂▃▄▅▆▇█↑↓›▏", "|-~_.:-=+*#^v>_")
+
+
+class Terminal:
+    """The terminal at stdin and stdout; use it with ``with``."""
+
+    def __init__(self) -> None:
+        self._in, self._out = sys.stdin.fileno(), sys.stdout.fileno()
+        self._encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+        self._shown: list[str] = []
+        self._rest = b""
+        self._before = termios.tcgetattr(self._in)
+        self._entered = False
+
+    def __enter__(self) -> Terminal:
+        self.enter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.leave()
+
+    def enter(self) -> None:
+        """Take the terminal, also once more after it was somebody else's."""
+        attributes = list(self._before)
+        attributes[3] &= ~(termios.ECHO | termios.ICANON)
+        characters = list(self._before[6])
+        characters[termios.VMIN], characters[termios.VTIME] = 1, 0
+        attributes[6] = characters
+        self._entered = True
+        termios.tcsetattr(self._in, termios.TCSADRAIN, attributes)
+        self._write(_ENTER)
+        self._shown = []
+
+    def leave(self) -> None:
+        """Give the terminal back as it was."""
+        if not self._entered:
+            return
+        self._entered = False
+        with contextlib.suppress(OSError):  # nobody is there to see it
+            self._write(_LEAVE)
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(self._in, termios.TCSADRAIN, self._before)
+
+    def fileno(self) -> int:
+        """Return what becomes readable with a key."""
+        return self._in
+
+    def size(self) -> tuple[int, int]:
+        """Return columns and rows."""
+        found = os.get_terminal_size(self._out)
+        return found.columns or 80, found.lines or 24
+
+    def forget(self) -> None:
+        """Draw everything anew the next time."""
+        self._shown = []
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Show lines, each no wider than the terminal; what is on the screen already is not written again."""
+        changed = [] if self._shown else ["\x1b[2J"]
+        for row, line in enumerate(lines, start=1):
+            if row > len(self._shown) or self._shown[row - 1] != line:
+                # Erased first: after a line of full width the cursor still stands in its last column.
+                changed.append(f"\x1b[{row};1H\x1b[2K{line}")
+        if len(lines) < len(self._shown):
+            changed.append(f"\x1b[{len(lines) + 1};1H\x1b[J")
+        if changed:
+            self._write("".join(changed))
+        self._shown = list(lines)
+
+    def keys(self) -> list[str] | None:
+        """Return the keys that wait; None where the terminal is gone."""
+        try:
+            data = os.read(self._in, 4096)
+        except OSError:
+            return None
+        if not data:
+            return None
+        keys, self._rest = decoded(self._rest + data, more=True)
+        if self._rest and not select.select([self._in], [], [], _ESCAPE_SECONDS)[0]:
+            more, self._rest = decoded(self._rest, more=False)
+            keys += more
+        return keys
+
+    def _write(self, text: str) -> None:
+        if self._encoding != "utf-8":
+            text = text.translate(_PLAIN)
+        data = text.encode(self._encoding, "replace")
+        while data:
+            data = data[os.write(self._out, data) :]

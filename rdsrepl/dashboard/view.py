@@ -1,0 +1,511 @@
+"""What the dashboard looks like: a state and a size become lines. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.dashboard.state import Look, Only, Sort, State, selection, trend, visible
+from rdsrepl.postgres.activity import Sender
+from rdsrepl.postgres.wal import Wal
+from rdsrepl.retention import Breakage, Holding, Rate, Severity
+from rdsrepl.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.text import Text
+
+#: what breaks later than this is not worth a column.
+FAR_SECONDS: Final = 366 * 86400.0
+_GONE_SECONDS: Final = 60.0
+_LATE_SECONDS: Final = 3.0
+_FEWEST_ROWS: Final = 4
+_MOST_DETAILS: Final = 8
+_BARS: Final = "▁▂▃▄▅▆▇█"
+_STYLES: Final = {Severity.OK: "", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
+# Colours are not for everybody: the mark says the same.
+_MARKS: Final = {Severity.OK: " ", Severity.WARNING: "!", Severity.CRITICAL: "‼"}
+_BREAK_SHORT: Final = {"slot_invalidated": "slot", "storage_full": "disk", "xid_wraparound": "xids"}
+_BREAK_LONG: Final = {
+    "slot_invalidated": "the slot is invalidated",
+    "storage_full": "the disk is full",
+    "xid_wraparound": "transaction numbers run out",
+}
+_KEYS: Final = (
+    ("q", "quit"),
+    ("↑↓", "select"),
+    ("s", "sort"),
+    ("/", "filter"),
+    ("a", "all/idle/problems"),
+    ("p", "pause"),
+    ("?", "help"),
+    ("r", "reverse"),
+    ("+-", "interval"),
+)
+_HELP: Final = (
+    ("↑ ↓  k j", "select a slot; PgUp PgDn by ten, Home and g follow the top, End and G go to the bottom"),
+    ("s", "sort by severity, retained, undelivered, growth, name"),
+    ("r", "reverse the order"),
+    ("/", "filter by text in name, plugin, database, holder: Enter keeps it, Esc takes it back"),
+    ("Esc", "no filter"),
+    ("a", "all slots, only inactive ones, only those with problems"),
+    ("p  Space", "pause, and go on"),
+    ("+ -", "look less often, more often"),
+    ("Ctrl-L", "draw everything anew"),
+    ("q  Ctrl-C", "quit"),
+    ("", ""),
+    ("RETAINED", "WAL that the server keeps for the slot (from restart_lsn)"),
+    ("UNDELIVERED", "WAL that its consumer has not confirmed (from confirmed_flush_lsn)"),
+    ("GROWTH/s", "by how much RETAINED grows in a second; negative while a consumer catches up"),
+    ("DELIVERY/s", "how much WAL the consumer confirms in a second"),
+    ("BREAKS IN", "when the slot is invalidated (slot), the disk full (disk), transaction numbers used up (xids)"),
+    ("ACTIVE", "the holder's PID, or since when there is none"),
+    ("! ‼", "worth a word, worth acting on: the reasons stand under the table"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of the slots' table.
+
+    Attributes:
+        rank: the highest are left out first where the terminal is narrow.
+    """
+
+    heading: str
+    width: int
+    rank: int
+    cell: Callable[[Holding], str]
+    right: bool = False
+
+
+_COLUMNS: Final = (
+    _Column("PLUGIN", 13, 8, lambda one: one.slot.plugin or "(physical)"),
+    _Column("DATABASE", 14, 10, lambda one: one.slot.database or "-"),
+    _Column("ACTIVE", 9, 3, lambda one: _active(one)),
+    _Column("RETAINED", 8, 1, lambda one: _size(one.retained_bytes), right=True),
+    _Column("UNDELIVERED", 11, 4, lambda one: _size(one.undelivered_bytes), right=True),
+    _Column("BEHIND", 8, 9, lambda one: _duration(one.lag_seconds), right=True),
+    _Column("GROWTH/s", 8, 5, lambda one: _rate(one.growth), right=True),
+    _Column("DELIVERY/s", 10, 7, lambda one: _rate(one.delivery), right=True),
+    _Column("BREAKS IN", 11, 2, lambda one: _breaks(one)),
+    _Column("WAL", 10, 6, lambda one: one.slot.wal_status or "-"),
+)
+_NARROWEST, _LOWEST = 40, 8
+_USUAL_NAME: Final = 32
+_NARROWEST_TREND, _USUAL_TREND, _WIDEST_TREND = 8, 12, 30
+_Piece = tuple[str, str]
+
+
+def view(state: State, width: int, height: int, now: datetime) -> Group:
+    """Return the screen: at most HEIGHT lines, none wider than WIDTH."""
+    from rich.console import Group
+
+    return Group(*lines(state, width, height, now))
+
+
+def lines(state: State, width: int, height: int, now: datetime) -> list[Text]:
+    """Return the screen's lines; see ``view``."""
+    if width < _NARROWEST or height < _LOWEST:
+        return [_line(width, ("the terminal is too small", "bold"))]
+    head = _header(state, width, now)
+    foot = [_footer(state, width)]
+    room = height - len(head) - len(foot)
+    if state.help:
+        body = _help(width)[:room]
+    elif state.look is None:
+        body = [_line(width), _line(width, (f"connecting to {state.label} …", "dim"))][:room]
+    else:
+        body = _body(state, state.look, width, room)
+    body += [_line(width)] * (room - len(body))
+    return [*head, *body, *foot][:height]
+
+
+def _header(state: State, width: int, now: datetime) -> list[Text]:
+    look = state.look
+    clock = now.strftime("%H:%M:%S UTC")
+    title: list[_Piece] = [(" rdsrepl slot watch ", "reverse"), ("  ", ""), (state.label, "bold")]
+    if look is None:
+        return [_spread(width, title, clock), _status(state, width, now)]
+    wal = look.retention.wal
+    role = "standby" if wal.in_recovery else "primary"
+    flavour = {"aurora": "Aurora PostgreSQL", "rds": "RDS PostgreSQL"}.get(look.server.flavour, "PostgreSQL")
+    title += [("  ", ""), (f"{flavour} {look.server.version.split()[0]} ", ""), (role, "bold")]
+    return [_spread(width, title, clock), _facts(look, width), _status(state, width, now)]
+
+
+def _facts(look: Look, width: int) -> Text:
+    found = look.retention
+    every = len(found.holdings)
+    counts = [
+        (count, severity)
+        for severity in (Severity.CRITICAL, Severity.WARNING)
+        if (count := sum(one.severity is severity for one in found.holdings))
+    ]
+    slots: list[_Piece] = [(f"{every} slot{'' if every == 1 else 's'}", "")]
+    for number, (count, severity) in enumerate(counts):
+        slots += [(", " if number else ": ", ""), (f"{count} {severity}", _STYLES[severity])]
+    rate = f" +{_rate(found.wal_rate)}/s" if found.wal_rate is not None else ""
+    parts: list[list[_Piece]] = [slots, [(f"WAL {found.wal.lsn}{rate}", "")]]
+    if (storage := found.storage) is not None:
+        grows = f" +{format_size(storage.may_grow_bytes)} by autoscaling" if storage.may_grow_bytes else ""
+        parts.append([(f"storage {format_size(storage.free_bytes)} free{grows} ({storage.source})", "")])
+    if found.wal.slot_keep_bytes is not None:
+        parts.append([(f"max_slot_wal_keep_size {format_size(found.wal.slot_keep_bytes)}", "")])
+    if found.blamed is not None and every > 1:
+        parts.append([(f"{found.blamed} holds most", "")])
+    parts += [[(note, "yellow")] for note in look.notes]
+    return _joined(width, parts)
+
+
+def _status(state: State, width: int, now: datetime) -> Text:
+    def ago(moment: datetime) -> str:
+        return format_duration(float(int(max(0.0, (now - moment).total_seconds())))).replace(".0s", "s")
+
+    parts: list[list[_Piece]] = []
+    failure = state.failure
+    if failure is not None and state.looked_at is not None:
+        wait = (failure.retry_at - now).total_seconds()
+        soon = f"reconnecting in {wait:.0f}s" if wait >= 0.5 and state.asked_at is None else "reconnecting"
+        stale = f"STALE for {ago(state.looked_at)}, {soon} (attempt {failure.attempts + 1})"
+        return _joined(width, [[(stale, "bold red")], [(_clean(failure.message), "red")]], cut=True)
+    if state.paused:
+        parts.append([("PAUSED", "bold yellow")])
+    late = state.asked_at is not None and (now - state.asked_at).total_seconds() > _LATE_SECONDS
+    if late and state.asked_at is not None and not state.paused:
+        parts.append([(f"no answer from the server for {ago(state.asked_at)}", "bold yellow")])
+    if state.looked_at is not None:
+        every = format_duration(state.interval_seconds).replace(".0s", "s")
+        parts.append([(f"looked {ago(state.looked_at)} ago, every {every}", "")])
+    parts.append([(f"by {state.sort}{', reversed' if state.reverse else ''}", "")])
+    if state.only is not Only.all:
+        parts.append([(f"only {state.only}", "bold")])
+    if state.filter and not state.typing:
+        parts.append([(f"filter {state.filter}", "bold")])
+    if state.gone and state.gone_at is not None and (now - state.gone_at).total_seconds() < _GONE_SECONDS:
+        names = ", ".join(state.gone[:3]) + (f" and {len(state.gone) - 3} more" if len(state.gone) > 3 else "")
+        parts.insert(0, [(f"gone: {names}", "bold yellow")])
+    if state.look is not None and (rate := state.look.retention.wal_rate) is not None and rate.window_seconds:
+        parts.append([(f"rates over {format_duration(float(round(rate.window_seconds))).replace('.0s', 's')}", "")])
+    return _joined(width, parts)
+
+
+def _footer(state: State, width: int) -> Text:
+    if state.typing:
+        return _line(width, ("/", "bold"), (state.filter, "bold"), ("▏", "blink"), ("  Enter keeps it, Esc not", "dim"))
+    if state.help:
+        return _line(width, ("any key", "bold"), (" goes back, ", "dim"), ("q", "bold"), (" quits", "dim"))
+    return _joined(width, [[(key, "bold"), (f" {what}", "dim")] for key, what in _KEYS], between="  ")
+
+
+def _help(width: int) -> list[Text]:
+    found = [_line(width)]
+    wide = 13
+    for key, words in _HELP:
+        wrapped = textwrap.wrap(words, max(10, width - wide)) or [""]
+        found.append(_line(width, (f"{key:<{wide}}", "bold"), (wrapped[0], "")))
+        found += [_line(width, (" " * wide + more, "")) for more in wrapped[1:]]
+    return found
+
+
+def _body(state: State, look: Look, width: int, room: int) -> list[Text]:
+    """Share the room out: the slots first, then what is selected, then the walsenders."""
+    shown = visible(state)
+    index = selection(state, shown)
+    table_needs = 1 + max(1, len(shown))
+    details = _details(shown[index], look.retention.wal, width) if shown else []
+    most_details = min(len(details), _MOST_DETAILS if room >= 24 else 5)
+    senders = _senders(look, shown[index] if shown else None, width)
+    table_least = min(table_needs, 1 + _FEWEST_ROWS)
+    left = room - table_least
+    details_get = min(most_details + 1, left) if details and left >= 3 else 0
+    left -= details_get
+    senders_get = min(len(senders), 4, left) if left >= 3 else 0
+    left -= senders_get
+    table_gets = table_least + min(left, table_needs - table_least)
+    left = room - details_get - senders_get - table_gets
+    if senders_get:
+        more = min(left, len(senders) - senders_get)
+        senders_get, left = senders_get + more, left - more
+    if details_get:
+        details_get += min(left, len(details) + 1 - details_get)
+    found = _table(state, look, shown, index, width, table_gets)
+    if details_get:
+        found.append(_title(width, shown[index].slot.slot_name))
+        found += _shortened(details, details_get - 1, width)
+    if senders_get:
+        found += _shortened(senders, senders_get, width)
+    return found[:room]
+
+
+def _table(state: State, look: Look, shown: Sequence[Holding], index: int, width: int, room: int) -> list[Text]:
+    if not look.retention.holdings:
+        return [_line(width), _line(width, ("no replication slots", "dim"))][:room]
+    if not shown:
+        what = "no slot is " + ("inactive" if state.only is Only.inactive else "in trouble")
+        return [_line(width), _line(width, (what if not state.filter else "no slot fits the filter", "dim"))][:room]
+    longest = max(len(one.slot.slot_name) for one in look.retention.holdings)
+    name_wide, columns, trend_wide = _fitting(width, longest)
+    sorted_by = {Sort.retained: "RETAINED", Sort.undelivered: "UNDELIVERED", Sort.growth: "GROWTH/s", Sort.name: "SLOT"}
+    heading: list[_Piece] = [("  ", "")]
+    for text, wide, right in (
+        ("SLOT", name_wide, False),
+        *((column.heading, column.width, column.right) for column in columns),
+        *((("TREND", trend_wide, False),) if trend_wide else ()),
+    ):
+        style = "bold underline" if sorted_by.get(state.sort) == text else "bold"
+        gap = " " * (wide - len(text))
+        heading += [(gap, ""), (text, style), (" ", "")] if right else [(text, style), (gap + " ", "")]
+    found = [_line(width, *heading[:-1], (heading[-1][0].rstrip(), ""))]
+    rows = max(1, room - 1)
+    first = min(max(0, index - rows // 2), max(0, len(shown) - rows))
+    more_below, more_above = len(shown) - first - rows, first
+    for number in range(first, min(len(shown), first + rows)):
+        one = shown[number]
+        cells = [
+            f"{_MARKS[one.severity]} {_cut(one.slot.slot_name, name_wide):<{name_wide}}",
+            *(_aligned(column, one) for column in columns),
+        ]
+        if trend_wide:
+            values = trend(
+                look.past, one.slot.slot_name, points=trend_wide, interval_seconds=max(1.0, state.interval_seconds)
+            )
+            cells.append(f"{sparkline(values):<{trend_wide}}")
+        text = _line(width, (" ".join(cells), _STYLES[one.severity]))
+        if number == index:
+            text.stylize("reverse")
+        found.append(text)
+    if (more_above or more_below > 0) and found:
+        counts = f"{first + 1}-{min(len(shown), first + rows)} of {len(shown)}"
+        # In the heading, so that it costs no row.
+        found[0] = _beside(found[0], counts, width)
+    return found
+
+
+def _fitting(width: int, longest: int) -> tuple[int, list[_Column], int]:
+    """Return how wide the names are, which columns there is room for, and how wide the sparkline is."""
+    names = min(longest, max(16, min(width // 3, _USUAL_NAME)))
+    kept: list[_Column] = []
+    left = width - 2 - names
+    for column in sorted(_COLUMNS, key=lambda one: one.rank):
+        if left < column.width + 1:
+            # From here on a narrower but less wanted one would come and go with the names' length.
+            break
+        # The sparkline comes before the database and the time behind.
+        if column.rank > 8 and left < column.width + 2 + _NARROWEST_TREND:
+            break
+        kept.append(column)
+        left -= column.width + 1
+    trends = min(_USUAL_TREND, left - 1) if left > _NARROWEST_TREND else 0
+    left -= trends + 1 if trends else 0
+    more = min(left, longest - names)
+    trends += min(_WIDEST_TREND - trends, left - more) if trends else 0
+    return max(4, names + more), [column for column in _COLUMNS if column in kept], trends
+
+
+def _aligned(column: _Column, one: Holding) -> str:
+    text = _cut(_clean(column.cell(one)), column.width)
+    return f"{text:>{column.width}}" if column.right else f"{text:<{column.width}}"
+
+
+def _details(one: Holding, wal: Wal, width: int) -> list[Text]:
+    slot = one.slot
+    found: list[Text] = []
+
+    def add(text: str, style: str = "") -> None:
+        found.extend(
+            _line(width, (part, style))
+            for part in textwrap.wrap(_clean(text), width, subsequent_indent="  ", break_long_words=True)
+        )
+
+    for reason in one.reasons:
+        add(f"{_MARKS[reason.severity]} {reason.text}", _STYLES[reason.severity])
+    if not one.reasons:
+        add("nothing is wrong with it", "green")
+    kind = f"{slot.plugin}, database {slot.database}" if slot.plugin else "physical"
+    marks = [word for word, is_so in (("two-phase", slot.two_phase), ("failover", slot.failover)) if is_so]
+    marks += ["synchronised from the primary"] if slot.synced else []
+    if slot.active:
+        state = slot.walsender.state if slot.walsender is not None else None
+        held = f"held by {slot.holder}" + (f", {state}" if state else "")
+    elif one.inactive_seconds is not None and one.inactive_seconds >= 1:
+        held = f"nobody has consumed it for {format_duration(one.inactive_seconds)}"
+    else:
+        held = "nobody consumes it"
+    add(f"{', '.join((kind, *marks))}; {held}")
+    said = {reason.measure for reason in one.reasons}
+    for breakage in one.breaks[1 if "breaks" in said else 0 :]:
+        if breakage.seconds <= FAR_SECONDS:
+            add(f"{_BREAK_LONG[breakage.what]} {_when(breakage)}: {breakage.reason}")
+    if one.retained_bytes:
+        rest = f"; {one.shared_with} holds the rest, too" if one.shared_with is not None else ""
+        if not rest and one.freed_bytes < one.retained_bytes and wal.keep_bytes:
+            rest = f"; the server keeps {format_size(wal.keep_bytes)} without slots, too (wal_keep_size)"
+        add(f"dropping it frees {format_size(one.freed_bytes)} of {format_size(one.retained_bytes)}{rest}")
+    behind = f"{format_duration(one.lag_seconds)} behind; " if one.lag_seconds else ""
+    positions = [
+        f"{name} {value}"
+        for name, value in (("restart", slot.restart_lsn), ("confirmed", slot.confirmed_flush_lsn))
+        if value is not None
+    ]
+    ages = [f"xmin {one.xid_age:,} transactions old"] if one.xid_age is not None else []
+    status = [f"wal_status {slot.wal_status}"] if slot.wal_status else []
+    safe = [f"safe_wal_size {format_size(slot.safe_wal_size)}"] if slot.safe_wal_size is not None else []
+    add(behind + ", ".join((*positions, *status, *safe, *ages)))
+    return found
+
+
+def _senders(look: Look, selected: Holding | None, width: int) -> list[Text]:
+    if look.senders is None:
+        return [_title(width, "walsenders"), _line(width, ("this role may not see them", "dim"))]
+    title = f"{len(look.senders)} walsender{'' if len(look.senders) == 1 else 's'}"
+    if not look.senders:
+        return [_title(width, "no walsenders")]
+    rows = [
+        (
+            str(one.pid),
+            _known(one.user),
+            _known(one.application),
+            _known(one.state),
+            "?" if one.unsent_bytes is None else format_size(one.unsent_bytes),
+            "?" if one.unflushed_bytes is None else format_size(one.unflushed_bytes),
+            one.slot or "-",
+        )
+        for one in look.senders
+    ]
+    headings = ("PID", "USER", "APPLICATION", "STATE", "UNSENT", "UNFLUSHED", "SLOT")
+    wide = [max(len(heading), *(len(row[place]) for row in rows)) for place, heading in enumerate(headings)]
+    # The names share what the rest leaves: the longest give way first.
+    names = (1, 2, 6)
+    room = width - 2 - sum(wide[place] + 1 for place in range(7) if place not in names) - len(names) + 1
+    while sum(wide[place] for place in names) > room:
+        longest = max(names, key=lambda place: wide[place])
+        if wide[longest] <= 4:
+            break
+        wide[longest] -= 1
+
+    def row(cells: Sequence[str], style: str) -> Text:
+        parts = [
+            f"{_cut(cell, wide[place]):>{wide[place]}}"
+            if place in (4, 5)
+            else f"{_cut(cell, wide[place]):<{wide[place]}}"
+            for place, cell in enumerate(cells)
+        ]
+        return _line(width, ("  " + " ".join(parts), style))
+
+    def style(one: Sender) -> str:
+        return "bold" if selected is not None and one.slot == selected.slot.slot_name else ""
+
+    return [
+        _title(width, title),
+        row(headings, "bold"),
+        *(row(cells, style(one)) for cells, one in zip(rows, look.senders, strict=True)),
+    ]
+
+
+def sparkline(values: Sequence[int | None]) -> str:
+    """Return values as bars from the lowest to the highest; unknown is a space, and what hardly moves is flat."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    span = max(high - low, high // 20, 1)
+    return "".join(" " if value is None else _BARS[(value - low) * (len(_BARS) - 1) // span] for value in values)
+
+
+def _active(one: Holding) -> str:
+    if one.slot.active:
+        return str(one.slot.active_pid)
+    if one.inactive_seconds is None or one.inactive_seconds < 1:
+        return "no"
+    return f"no {format_duration(float(int(one.inactive_seconds))).replace('.0s', 's')}"
+
+
+def _breaks(one: Holding) -> str:
+    soonest = one.breaks[0] if one.breaks else None
+    if soonest is None or soonest.seconds > FAR_SECONDS:
+        return "-"
+    if one.slot.wal_status == "lost":
+        return "lost"
+    return f"{_duration(soonest.seconds) if soonest.seconds else 'now'} {_BREAK_SHORT[soonest.what]}"
+
+
+def _when(breakage: Breakage) -> str:
+    return f"in {format_duration(breakage.seconds)}" if breakage.seconds else "now"
+
+
+def _size(size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else format_size(size_bytes)
+
+
+def _rate(rate: Rate | None) -> str:
+    return "-" if rate is None else format_size(round(rate.per_second))
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return format_duration(float(round(seconds))).replace(".0s", "s") if seconds >= 10 else format_duration(seconds)
+
+
+def _known(text: str | None) -> str:
+    return "?" if text is None else _clean(text) or "-"
+
+
+def _clean(text: str) -> str:
+    """Return text without what would move the cursor: names on a server are anybody's."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+def _line(width: int, *pieces: _Piece) -> Text:
+    from rich.text import Text
+
+    text = Text.assemble(*pieces, no_wrap=True, overflow="crop")
+    text.truncate(width, overflow="ellipsis")
+    return text
+
+
+def _title(width: int, text: str) -> Text:
+    text = _cut(text, width - 6)
+    return _line(width, ("── ", "dim"), (text, "bold"), (" " + "─" * (width - len(text) - 4), "dim"))
+
+
+def _spread(width: int, left: list[_Piece], right: str) -> Text:
+    return _beside(_line(width, *left), right, width)
+
+
+def _beside(left: Text, right: str, width: int) -> Text:
+    """Put a word at the right edge, over what stands there."""
+    left = left.copy()
+    left.truncate(max(0, width - len(right) - 1), overflow="ellipsis", pad=True)
+    left.append(" ")
+    left.append(right, style="bold")
+    return left
+
+
+def _joined(width: int, parts: Iterable[Sequence[_Piece]], *, between: str = " · ", cut: bool = False) -> Text:
+    """Join as many parts as there is room for; with CUT the first that is too long is cut, not left out."""
+    pieces: list[_Piece] = []
+    used = 0
+    for part in parts:
+        wide = sum(len(text) for text, _ in part) + (len(between) if pieces else 0)
+        if used + wide > width and pieces and not cut:
+            continue
+        pieces += [(between, "dim")] if pieces else []
+        pieces += part
+        used += wide
+    return _line(width, *pieces)
+
+
+def _shortened(rows: Sequence[Text], room: int, width: int) -> list[Text]:
+    """Return as many rows as there is room for; the last one says how many are left out."""
+    if len(rows) <= room or room < 1:
+        return list(rows[:room])
+    return [*rows[: room - 1], _line(width, (f"  … {len(rows) - room + 1} more lines", "dim"))]
