@@ -232,7 +232,8 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
         )
     if not readers:
         raise Refused(
-            f"cluster {cluster.cluster_id} has no reader to fail over to", hint="add one: rdsrepl instance create"
+            f"cluster {cluster.cluster_id} has no reader to fail over to",
+            hint=f"add one: rdsrepl instance create ID --class CLASS --in-cluster {cluster.cluster_id}",
         )
     request = {
         "DBClusterIdentifier": cluster.cluster_id,
@@ -337,7 +338,8 @@ def wait_available(cluster_id: str, timeout_seconds: float, *, members: int = 0)
 def _available(target: Target, *, cluster_id: str, members: int) -> Condition:
     cluster = get(target.aws, cluster_id)
     if cluster.status in _DEAD_ENDS:
-        return Condition(False, cluster.status, failed=f"it is {cluster.status}", remedy="see its events in RDS")
+        events = f"aws rds describe-events --source-type db-cluster --source-identifier {cluster_id}"
+        return Condition(False, cluster.status, failed=f"it is {cluster.status}", remedy=f"see its events: {events}")
     states = _member_states(target.aws, cluster)
     ready = cluster.writer is not None or members == 0
     met = cluster.status == "available" and ready and len(states) >= members and set(states.values()) <= {"available"}

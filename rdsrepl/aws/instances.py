@@ -348,7 +348,8 @@ def _available(target: Target, *, instance_id: str) -> Condition:
 def _state(instance: Instance) -> Condition:
     said = f"{instance.instance_id} {instance.status}"
     if instance.status in _DEAD_ENDS:
-        return Condition(False, said, failed=f"it is {instance.status}", remedy="see its events in RDS")
+        events = f"aws rds describe-events --source-type db-instance --source-identifier {instance.instance_id}"
+        return Condition(False, said, failed=f"it is {instance.status}", remedy=f"see its events: {events}")
     facts = {"endpoint": f"{instance.endpoint}:{instance.port}"}
     return Condition(instance.status == "available", said, facts=facts)
 

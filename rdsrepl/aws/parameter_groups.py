@@ -175,7 +175,8 @@ def refuse_default(name: str) -> None:
     if name.startswith("default."):
         raise Refused(
             f"{name} is a default group, which nobody can change",
-            hint="make one of your own: rdsrepl param-group create NAME --cluster ID, then param-group attach NAME",
+            hint="make one of your own: rdsrepl param-group create NAME --cluster ID, "
+            "then rdsrepl param-group attach NAME --cluster ID",
         )
 
 

@@ -187,7 +187,9 @@ def require_usable(stream: Stream) -> None:
     if stream.status not in _USABLE:
         raise NotAvailable(
             f"stream {stream.name} is {stream.status}",
-            hint="wait until it is ACTIVE" if stream.status == "CREATING" else "it is going away: name another",
+            hint=f"wait until it is ACTIVE: rdsrepl stream show {stream.name}"
+            if stream.status == "CREATING"
+            else "it is going away: name another (rdsrepl stream list)",
         )
 
 

@@ -87,7 +87,7 @@ def check(ctx: typer.Context) -> None:
     """
     loaded = config.load()
     if not loaded.path.exists():
-        raise NotFound(f"no config file at {loaded.path}", hint="write one: see docs/concepts.md, 'Where'")
+        raise NotFound(f"no config file at {loaded.path}", hint="write one; how: rdsrepl help concepts")
     secret = any(
         config.MASK in value or key in config.SECRETS
         for target in loaded.targets.values()

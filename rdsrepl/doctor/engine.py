@@ -39,7 +39,8 @@ def availability(facts: Facts) -> Iterator[Problem]:
     assert cloud is not None
     show = f"rdsrepl {cloud.kind} show {cloud.identifier}"
     if cloud.status in _DEAD_ENDS:
-        remedy = "give it more storage" if cloud.status == "storage-full" else "see its events in RDS"
+        events = f"aws rds describe-events --source-type db-{cloud.kind} --source-identifier {cloud.identifier}"
+        remedy = "give it more storage" if cloud.status == "storage-full" else f"see its events: {events}"
         yield critical(cloud.identifier, f"it is {cloud.status}", f"{remedy}; {show}")
     elif cloud.status != "available":
         yield warning(cloud.identifier, f"it is {cloud.status}, not available", f"wait for it: {show}")

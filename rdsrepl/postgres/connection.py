@@ -276,7 +276,8 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
     if state == "55000":
         if "wal_level" in text:
             return errors.WalLevelNotLogical, (
-                "set wal_level = logical and restart (on RDS: rds.logical_replication = 1 in the parameter group)"
+                "set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
+                "rdsrepl param-group attach NAME --cluster ID --reboot)"
             )
         if "recovery" in text or "RO (Read Only)" in text:
             return errors.NotPrimary, "connect to the primary (on RDS: the writer endpoint)"
@@ -290,8 +291,8 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
         return errors.BadValue, "a row filter may use columns, built-in immutable functions and operators only"
     if state == "42704" and "publication" in text and "does not exist" in text:
         return errors.NotFound, (
-            "make it again (rdsrepl publication create); changes older than a publication cannot be decoded with it, "
-            "so a new one also needs a new slot, or one moved past them (rdsrepl slot advance NAME --to-current)"
+            "make it again (rdsrepl publication create NAME …); changes older than a publication cannot be decoded with "
+            "it, so a new one also needs a new slot, or one moved past them (rdsrepl slot advance NAME --to-current)"
         )
     if state in _SQLSTATES:
         return _SQLSTATES[state]

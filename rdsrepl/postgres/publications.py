@@ -548,7 +548,8 @@ def create(
     if (wal_level := setting(conn, "wal_level")) != "logical":
         warnings.append(
             f"wal_level is {wal_level}: nothing can be streamed before it is logical "
-            "(a restart; on RDS: rds.logical_replication = 1 in the parameter group)"
+            "(a restart; on RDS: rdsrepl param-group create NAME --cluster ID, then "
+            "rdsrepl param-group attach NAME --cluster ID --reboot)"
         )
     return Plan(f"create publication {name}", (Statement(f"create publication {name}", statement),), tuple(warnings))
 

@@ -347,7 +347,9 @@ def drop(conn: Connection, name: str) -> Plan:
     me = _me(conn)
     if name in (me.name, me.session) or role.rolsuper or _is_internal(name):
         why = _whose(name) if _is_internal(name) else "a superuser" if role.rolsuper else "this connection's own role"
-        raise errors.Refused(f"role {name} is {why}; it is not dropped here", hint="name a replication role")
+        raise errors.Refused(
+            f"role {name} is {why}; it is not dropped here", hint="name a replication role (rdsrepl role list)"
+        )
     _refuse_connected(conn, name)
     if not me.is_super and not (
         me.create_role and (server_version(conn) < _ADMIN_OPTION_SINCE or _may_administer(conn, name))
@@ -620,7 +622,10 @@ def _refuse_connected(conn: Connection, name: str) -> None:
         for pid, application, active, slot in conn.execute(_SESSIONS, (name,)).fetchall()
     ]
     if found:
-        raise errors.Refused(f"role {name} is connected: {_some(found)}", hint="stop its consumer first")
+        raise errors.Refused(
+            f"role {name} is connected: {_some(found)}",
+            hint="stop its consumer first (rdsrepl slot list shows who streams)",
+        )
 
 
 def _refuse_dependent(conn: Connection, me: _Me, name: str) -> None:

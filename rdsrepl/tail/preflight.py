@@ -63,7 +63,8 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
         if connection.setting(conn, "wal_level") != "logical":
             raise errors.WalLevelNotLogical(
                 f"wal_level is {connection.setting(conn, 'wal_level')}, not logical: this server has no logical slots",
-                hint="set wal_level = logical and restart (on RDS: rds.logical_replication = 1, then reboot)",
+                hint="set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
+                "rdsrepl param-group attach NAME --cluster ID --reboot)",
             )
         if in_recovery and version < _LOGICAL_ON_STANDBY:
             raise errors.NotPrimary(
