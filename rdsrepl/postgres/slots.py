@@ -309,7 +309,9 @@ def advance(conn: Connection, slot: Slot, lsn: Lsn | None, *, timeout_seconds: f
     row = conn.execute("SELECT current_database()").fetchone()
     assert row is not None
     if slot.slot_type != "logical":
-        raise errors.Refused(f"slot {name} is physical; its standby moves it", hint="name a logical slot")
+        raise errors.Refused(
+            f"slot {name} is physical; its standby moves it", hint="name a logical slot (rdsrepl slot list)"
+        )
     if slot.database != row[0]:
         raise errors.Refused(
             f"slot {name} belongs to database {slot.database}, and this connection to {row[0]}",
@@ -381,7 +383,8 @@ def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> No
     if (level := setting(conn, "wal_level")) != "logical":
         raise errors.WalLevelNotLogical(
             f"wal_level is {level}, not logical: no logical slot can be made",
-            hint="set wal_level = logical and restart (on RDS: rds.logical_replication = 1, then reboot)",
+            hint="set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
+            "rdsrepl param-group attach NAME --cluster ID --reboot)",
         )
     if standby and version < _LOGICAL_ON_STANDBY_SINCE:
         raise errors.NotPrimary(
@@ -420,7 +423,7 @@ def _require_free(conn: Connection, name: str, plugin: str) -> None:
         which = f"; inactive: {', '.join(slot.slot_name for slot in idle[:3])}" if idle else ""
         raise errors.SlotsExhausted(
             f"all {row[1]} replication slots are in use",
-            hint=f"drop one that nobody uses, or raise max_replication_slots (a restart){which}",
+            hint=f"drop one that nobody uses (rdsrepl slot list), or raise max_replication_slots (a restart){which}",
         )
 
 
