@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rdsrepl import errors
-from rdsrepl.plan import AwsCall, Condition, Plan, Protocol, Statement, Step, Wait
+from rdsrepl.plan import AwsCall, Condition, Plan, Statement, Step, Wait
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ _CANCEL_SECONDS: Final = 10.0
 _FIRST_POLL_SECONDS: Final = 0.25
 _POLL_GROWTH: Final = 1.3
 _LAST_POLL_SECONDS: Final = 10.0
+# A crash recovery, or a failover.
+_SERVER_BACK_SECONDS: Final = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,31 @@ Done = Callable[[Outcome], None]
 Waiting = Callable[[Step, float, list[str]], None]
 
 
-def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting) -> list[Outcome]:
+class Witness(Protocol):
+    """Writes down what happens, before and after each step."""
+
+    def before(self, step: Step) -> None:
+        """Take note that a step is about to be applied.
+
+        Raises:
+            Error: it cannot be written down; the step is not applied.
+        """
+        ...
+
+    def after(self, step: Step, failure: BaseException | None) -> None:
+        """Take note of how a step ended; ``errors.OutcomeUnknown`` is one of which nobody knows."""
+        ...
+
+
+class _NoWitness:
+    def before(self, step: Step) -> None:
+        pass
+
+    def after(self, step: Step, failure: BaseException | None) -> None:
+        pass
+
+
+def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting, witness: Witness | None = None) -> list[Outcome]:
     """Apply every step of PLAN in order.
 
     Args:
@@ -60,31 +86,98 @@ def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting) -> list[Out
         done: called after each step.
         waiting: called about once a second while a step waits, with the seconds so far and what it waits for, or
             how far it is.
+        witness: is told before and after each step.
 
     Raises:
-        AppliedInPart: a step failed and some before it were done; the cause is chained.
-        Error: the first step failed, so nothing was done.
+        AppliedInPart: a step failed and others were done; the cause is chained.
+        Error: nothing was done.
     """
     outcomes: list[Outcome] = []
-    connections: dict[Protocol, Connection] = {}
+    failures: list[tuple[int, errors.Error | KeyboardInterrupt]] = []
+    connections: dict[str, Connection] = {}
+    witness = witness or _NoWitness()
     with ExitStack() as stack:
         for number, step in enumerate(plan.steps):
             try:
-                if isinstance(step, AwsCall):
-                    outcome = _call(step, target)
-                elif isinstance(step, Wait):
-                    outcome = _wait(step, target, waiting)
-                else:
-                    if step.protocol not in connections:
-                        connections[step.protocol] = _enter(stack, target, step.protocol)
-                    outcome = _run(step, connections[step.protocol], target, waiting)
+                outcome = _step(step, target, stack, connections, waiting, witness)
             except (errors.Error, KeyboardInterrupt) as exc:
-                if all(isinstance(step, Wait) for step in plan.steps[:number]):
-                    raise
-                raise _in_part(plan, number, exc) from exc
+                failures.append((number, exc))
+                # What the server did not do for one reason it may do for the next; but not when it is gone.
+                if plan.independent and not isinstance(exc, (errors.Unreachable, KeyboardInterrupt)):
+                    continue
+                break
             outcomes.append(outcome)
             done(outcome)
+    if failures:
+        cause = failures[0][1]
+        failure = _failed(plan, outcomes, failures)
+        if failure is cause:
+            raise failure
+        raise failure from cause
     return outcomes
+
+
+def _step(
+    step: Step,
+    target: Target,
+    stack: ExitStack,
+    connections: dict[str, Connection],
+    waiting: Waiting,
+    witness: Witness,
+) -> Outcome:
+    if isinstance(step, Statement) and step.protocol not in connections:
+        connections[step.protocol] = _enter(stack, target, step.protocol)
+    witness.before(step)
+    try:
+        if isinstance(step, AwsCall):
+            outcome = _call(step, target)
+        elif isinstance(step, Wait):
+            outcome = _wait(step, target, waiting)
+        else:
+            outcome = _run(step, connections[step.protocol], target, waiting)
+    except BaseException as exc:
+        if isinstance(step, Statement) and step.done_if is not None and isinstance(exc, errors.Unreachable):
+            try:
+                was_done = _was_done(step, target, waiting)
+            except errors.Error:
+                unknown = errors.OutcomeUnknown(
+                    f"{step.summary}: the connection broke, and nobody knows whether it was done",
+                    hint="look at it when the server is back: rdsrepl slot list",
+                    sqlstate=exc.sqlstate,
+                )
+                witness.after(step, unknown)
+                raise unknown from exc
+            if was_done:
+                witness.after(step, None)
+                return Outcome(step)
+        witness.after(step, exc)
+        raise
+    witness.after(step, None)
+    return outcome
+
+
+def _was_done(step: Statement, target: Target, waiting: Waiting) -> bool:
+    """Ask the server, once it answers again, whether a statement was carried out that it never answered.
+
+    Raises:
+        Unreachable: it does not answer for too long.
+    """
+    from rdsrepl.postgres import connection
+
+    assert step.done_if is not None
+    started = time.monotonic()
+    pause = _FIRST_POLL_SECONDS
+    while True:
+        try:
+            with connection.open(target) as conn:
+                return conn.execute(step.done_if).fetchone() is not None
+        except errors.Unreachable:
+            elapsed = time.monotonic() - started
+            if elapsed >= _SERVER_BACK_SECONDS:
+                raise
+            waiting(step, elapsed, ["the server to answer again"])
+            time.sleep(pause)
+            pause = min(pause * _POLL_GROWTH, _LAST_POLL_SECONDS)
 
 
 def _call(step: AwsCall, target: Target) -> Outcome:
@@ -121,7 +214,7 @@ def _wait(step: Wait, target: Target, waiting: Waiting) -> Outcome:
         pause = min(pause * _POLL_GROWTH, _LAST_POLL_SECONDS)
 
 
-def _enter(stack: ExitStack, target: Target, protocol: Protocol) -> Connection:
+def _enter(stack: ExitStack, target: Target, protocol: str) -> Connection:
     from rdsrepl.postgres import connection
 
     conn = connection.connect(target, replication=protocol == "replication")
@@ -132,15 +225,35 @@ def _enter(stack: ExitStack, target: Target, protocol: Protocol) -> Connection:
     return conn
 
 
-def _in_part(plan: Plan, number: int, exc: BaseException) -> errors.AppliedInPart:
-    failed = plan.steps[number]
-    cause = exc.message if isinstance(exc, errors.Error) else "interrupted"
-    hint = exc.hint if isinstance(exc, errors.Error) else None
+def _failed(
+    plan: Plan, outcomes: Sequence[Outcome], failures: Sequence[tuple[int, errors.Error | KeyboardInterrupt]]
+) -> BaseException:
+    """Return the error that says what was done and what was not."""
+    number, first = failures[0]
+    causes = {n: exc.message if isinstance(exc, errors.Error) else "interrupted" for n, exc in failures}
+    done = {id(outcome.step) for outcome in outcomes}
+    unknown = any(isinstance(exc, errors.OutcomeUnknown) for _, exc in failures)
+    if not unknown and all(isinstance(outcome.step, Wait) for outcome in outcomes) and len(failures) == 1:
+        return first
+    if not unknown and not outcomes and isinstance(first, errors.Error):
+        return type(first)(
+            f"{plan.title}: nothing was done: {'; '.join(causes.values())}",
+            hint=first.hint,
+            sqlstate=first.sqlstate,
+            aws_code=first.aws_code,
+        )
+    hint = first.hint if isinstance(first, errors.Error) else None
+    more = f", and {len(failures) - 1} more" if len(failures) > 1 else ""
     return errors.AppliedInPart(
-        f"{plan.title}: step {number + 1} of {len(plan.steps)} failed ({failed.summary}): {cause}",
+        f"{plan.title}: step {number + 1} of {len(plan.steps)} failed ({plan.steps[number].summary}): "
+        f"{causes[number]}{more}",
         hint=hint or "mend the cause and run the command again: it plans only what is still missing",
-        done=[step.summary for step in plan.steps[:number]],
-        not_done=[step.summary for step in plan.steps[number:]],
+        done=[step.summary for step in plan.steps if id(step) in done],
+        not_done=[
+            step.summary + (f": {causes[n]}" if plan.independent and n in causes else "")
+            for n, step in enumerate(plan.steps)
+            if id(step) not in done
+        ],
     )
 
 

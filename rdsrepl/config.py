@@ -3,6 +3,7 @@
 The file is ``$XDG_CONFIG_HOME/rdsrepl/config.yaml``::
 
     current: prod
+    protect: [orders_cdc, 'prod_*']
     targets:
       prod:
         host: orders.cluster-abc.eu-west-1.rds.amazonaws.com
@@ -171,11 +172,19 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The config file as read: its path, the current target's name, all targets."""
+    """The config file as read.
+
+    Attributes:
+        path: where it is.
+        current: the current target's name.
+        targets: all targets.
+        protect: shell patterns of slots that are dropped only when they are named as exceptions.
+    """
 
     path: Path
     current: str | None
     targets: Mapping[str, Target]
+    protect: tuple[str, ...] = ()
 
     def get(self, name: str) -> Target:
         """Return one target.
@@ -376,7 +385,8 @@ def _checked(text: str, wanted: Config) -> str:
         }
         for name, target in wanted.targets.items()
     }
-    fresh = _yaml({**({"current": wanted.current} if wanted.current else {}), "targets": targets})
+    head = {"current": wanted.current, "protect": list(wanted.protect)}
+    fresh = _yaml({**{key: value for key, value in head.items() if value}, "targets": targets})
     _parse(wanted.path, fresh)
     return fresh
 
@@ -434,9 +444,12 @@ def _parse(path: Path, text: str) -> Config:
         return Config(path, None, {})
     current: str | None = None
     targets: dict[str, Target] = {}
+    protect: tuple[str, ...] = ()
     for key, node, line in _entries(path, root, "the file"):
         if key == "current":
             current = _scalar(path, node, "current")
+        elif key == "protect":
+            protect = _patterns(path, node)
         elif key == "targets":
             if getattr(node, "value", None) in ("", "null", "~"):
                 continue
@@ -447,14 +460,28 @@ def _parse(path: Path, text: str) -> Config:
                     )
                 targets[name] = _target(path, name, settings)
         else:
-            raise ConfigError(f"{path}:{line}: unknown key {key!r}", hint="the keys there are: current, targets")
+            raise ConfigError(
+                f"{path}:{line}: unknown key {key!r}", hint="the keys there are: current, protect, targets"
+            )
     if current is not None and current not in targets:
         line = next(n for n, text_line in enumerate(text.splitlines(), 1) if re.match(r"current\s*:", text_line))
         raise ConfigError(
             f"{path}:{line}: current: no target {current!r}",
             hint="targets there: " + (", ".join(sorted(targets)) or "none"),
         )
-    return Config(path, current, targets)
+    return Config(path, current, targets, protect)
+
+
+def _patterns(path: Path, node: yaml.Node) -> tuple[str, ...]:
+    import yaml
+
+    items = node.value if isinstance(node, yaml.SequenceNode) else None
+    if items is None or not all(isinstance(item, yaml.ScalarNode) and item.value.strip() for item in items):
+        raise ConfigError(
+            f"{path}:{node.start_mark.line + 1}: protect: must be a list of slot names and patterns",
+            hint="write protect: [orders_cdc, 'prod_*']",
+        )
+    return tuple(str(item.value) for item in items)
 
 
 def _made(name: str, settings: Mapping[str, str]) -> Target:

@@ -6,6 +6,7 @@
     ├── UsageError                2   wrong usage, found before anything was touched
     │   ├── BadValue                  a malformed LSN, size, duration, name or pattern
     │   ├── ConfigError               the config file: names file, line and key
+    │   ├── BadPage                   a runbook's page: names file and line
     │   └── WrongPlugin               a format or option the slot's plugin cannot serve
     ├── NotFound                  3   slot, publication, role, target … does not exist
     ├── Refused                   4   unsafe, unsupported, or nobody confirmed
@@ -30,7 +31,9 @@
     ├── Unreachable               5
     │   ├── ConnectionLost            in the middle of the work; worth another attempt
     │   └── Throttled                 AWS answers too many requests, after all retries
+    ├── StepFailed                1   a runbook's step, before anything was changed
     ├── AppliedInPart             6
+    ├── OutcomeUnknown            1   the connection broke, and nobody knows whether it was done
     ├── TimedOut                  1
     ├── ServerError               1   anything else the server says
     └── AwsError                  1   anything else AWS says
@@ -114,6 +117,10 @@ class BadValue(UsageError):
 
 class ConfigError(UsageError):
     """The config file is wrong; the message names file, line and key."""
+
+
+class BadPage(UsageError):
+    """A runbook's page breaks a rule; the message names file and line."""
 
 
 class WrongPlugin(UsageError):
@@ -233,6 +240,14 @@ class AppliedInPart(Error):
     def document(self) -> dict[str, Any]:
         """Add what was done and what was not."""
         return {**super().document(), "done": self.done, "not_done": self.not_done}
+
+
+class OutcomeUnknown(Error):
+    """The connection broke under the work, and nobody knows whether it was done."""
+
+
+class StepFailed(Error):
+    """A runbook's step did not end as its page says, and nothing was changed before it."""
 
 
 class TimedOut(Error):

@@ -29,6 +29,7 @@ class SlotSeen:
     Attributes:
         restart_lsn, confirmed_flush_lsn: where it stood; None where it had no such position.
         xmin_age: the age of the older of ``xmin`` and ``catalog_xmin``, in transactions.
+        holder: who consumed it, in words; None while nobody did.
     """
 
     slot_name: str
@@ -36,6 +37,7 @@ class SlotSeen:
     restart_lsn: Lsn | None
     confirmed_flush_lsn: Lsn | None
     xmin_age: int | None
+    holder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,14 @@ def _document(seen: Observation) -> dict[str, Any]:
         "lsn": str(seen.lsn),
         "next_xid": seen.next_xid,
         "slots": [
-            [slot.slot_name, slot.active, _text(slot.restart_lsn), _text(slot.confirmed_flush_lsn), slot.xmin_age]
+            [
+                slot.slot_name,
+                slot.active,
+                _text(slot.restart_lsn),
+                _text(slot.confirmed_flush_lsn),
+                slot.xmin_age,
+                slot.holder,
+            ]
             for slot in seen.slots
         ],
     }
@@ -141,8 +150,8 @@ def _read(line: bytes) -> Observation | None:
             Lsn.parse(row["lsn"]),
             row["next_xid"],
             tuple(
-                SlotSeen(name, active, _lsn(restart), _lsn(confirmed), age)
-                for name, active, restart, confirmed, age in row["slots"]
+                SlotSeen(name, active, _lsn(restart), _lsn(confirmed), age, holder)
+                for name, active, restart, confirmed, age, holder in row["slots"]
             ),
         )
     return None

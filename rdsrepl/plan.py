@@ -35,6 +35,8 @@ class Statement:
         blockers: a query with ``%(pid)s``, run on a second connection while the statement waits: each row's one
             text column names something it waits for.
         undo: run when the statement timed out or was interrupted, so that nothing half made stays behind.
+        done_if: a query, asked on a new connection when the old one broke under the statement; returns a row if it
+            was carried out all the same.
     """
 
     summary: str
@@ -45,6 +47,7 @@ class Statement:
     timeout_seconds: float | None = None
     blockers: str | None = None
     undo: SQL | Composed | None = None
+    done_if: SQL | Composed | None = None
 
     @property
     def text(self) -> str:
@@ -161,6 +164,7 @@ class Plan:
         warnings: what it costs, to be read before the question is answered.
         unchanged: said when there are no steps: ``role reader already has all that``.
         changes: the parameters the steps are about.
+        independent: each step stands for itself: one that fails does not keep the others from being applied.
     """
 
     title: str
@@ -168,6 +172,7 @@ class Plan:
     warnings: tuple[str, ...] = ()
     unchanged: str = "nothing to do"
     changes: tuple[Change, ...] = ()
+    independent: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.steps)

@@ -116,6 +116,16 @@ def paged(renderable: object) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def say(renderable: object, *, to_stdout: bool, plain: bool) -> None:
+    """Print something made for a person: on stdout where it is what was asked for, else on stderr."""
+    if to_stdout:
+        _print(renderable)
+    else:
+        out = console(sys.stderr)
+        out.no_color = out.no_color or plain
+        out.print(renderable)
+
+
 def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> object:
     """Return rows as a table; EMPTY is said where there are none."""
     from rich.table import Table

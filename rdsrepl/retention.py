@@ -163,7 +163,14 @@ class Retention:
 def observe(wal: Wal, slots: Iterable[Slot]) -> Observation:
     """Return a look at a server as it is remembered."""
     seen = (
-        SlotSeen(slot.slot_name, slot.active, slot.restart_lsn, slot.confirmed_flush_lsn, xid_age(slot))
+        SlotSeen(
+            slot.slot_name,
+            slot.active,
+            slot.restart_lsn,
+            slot.confirmed_flush_lsn,
+            xid_age(slot),
+            slot.holder if slot.active else None,
+        )
         for slot in slots
         if not slot.temporary
     )

@@ -63,7 +63,7 @@ def iam_policy(
     ] = None,
     stream: Annotated[
         str | None,
-        typer.Option("--stream", metavar="NAME", help="The stream to which slot tail --to kinesis: writes, or its ARN."),
+        typer.Option("--stream", metavar="NAME", help="The stream slot tail writes to, by name or ARN."),
     ] = None,
     resource_id: Annotated[
         str | None,

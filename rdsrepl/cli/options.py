@@ -23,7 +23,7 @@ from rdsrepl import config
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format
-from rdsrepl.units import parse_duration
+from rdsrepl.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -50,6 +50,11 @@ def parsed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
 def duration_option(name: str, *, help: str, panel: str | None = None) -> Any:
     """Declare an option that takes a duration; the command receives seconds."""
     return typer.Option(name, parser=parsed(parse_duration), metavar="DURATION", help=help, rich_help_panel=panel)
+
+
+def size_option(name: str, *, help: str, panel: str | None = None) -> Any:
+    """Declare an option that takes a size; the command receives bytes."""
+    return typer.Option(name, parser=parsed(parse_size), metavar="SIZE", help=help, rich_help_panel=panel)
 
 
 def lsn_option(name: str, *, help: str, panel: str | None = None) -> Any:

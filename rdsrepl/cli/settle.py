@@ -44,6 +44,7 @@ def settle(
     target: Target | None = None,
     reveal: Mapping[str, str] | None = None,
     typed: Typed | None = None,
+    witness: apply.Witness | None = None,
 ) -> list[apply.Outcome]:
     """Show PLAN, ask on a terminal, apply it, report each step.
 
@@ -53,6 +54,7 @@ def settle(
         target: the database it was made for; by default the command's own.
         reveal: printed once with the result and nowhere else, such as a generated password.
         typed: what must be typed, on the terminal or in an option, where a yes is not enough.
+        witness: is told before and after each step.
 
     Raises:
         NotConfirmed: nobody said yes.
@@ -95,6 +97,7 @@ def settle(
             target if target is not None else where(ctx),
             done=done,
             waiting=lambda step, seconds, states: _waiting(progress, step, seconds, states),
+            witness=witness,
         )
     except AppliedInPart:
         # What is made already is of no use without it: the role is there, and nobody else knows its password.

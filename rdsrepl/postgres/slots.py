@@ -259,8 +259,13 @@ def create(
     return Plan(f"create replication slot {name}", (step,), (warning,))
 
 
-def drop(slot: Slot, *, standby: bool) -> Plan:
-    """Return the plan that drops a slot; STANDBY: the server is in recovery, where `synced` has a meaning.
+def drop(slot: Slot, *, standby: bool, physical: bool = False) -> Plan:
+    """Return the plan that drops a slot.
+
+    Args:
+        slot: as it was looked at; the statement drops this one, in this state, and no other.
+        standby: the server is in recovery, where `synced` has a meaning.
+        physical: a physical slot may be dropped, too; RDS's own never.
 
     Raises:
         SlotActive: somebody consumes it.
@@ -270,7 +275,7 @@ def drop(slot: Slot, *, standby: bool) -> Plan:
     from psycopg import sql
 
     name = slot.slot_name
-    if slot.slot_type != "logical":
+    if slot.slot_type != "logical" and (not physical or name.startswith("rds")):
         owner = "RDS for a read replica or reader" if name.startswith("rds") else "a standby or a backup"
         raise errors.Refused(
             f"slot {name} is physical, made by {owner}; it is not dropped here",
@@ -292,6 +297,9 @@ def drop(slot: Slot, *, standby: bool) -> Plan:
             "WHERE slot_name = {} AND NOT active AND {}"
         ).format(sql.Literal(name), _unmoved(slot)),
         guard="it was consumed, moved or dropped since the plan was made",
+        done_if=sql.SQL("SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {})").format(
+            sql.Literal(name)
+        ),
     )
     return Plan(f"drop replication slot {name}", (step,), tuple(_drop_warnings(slot)))
 
@@ -457,10 +465,26 @@ def _drop_warnings(slot: Slot) -> list[str]:
 
 
 def _unmoved(slot: Slot) -> Composed:
+    """Return the condition under which a row is still the slot that was looked at, untouched since."""
     from psycopg import sql
 
-    position = None if slot.confirmed_flush_lsn is None else str(slot.confirmed_flush_lsn)
-    return sql.SQL("confirmed_flush_lsn IS NOT DISTINCT FROM {}::pg_lsn").format(sql.Literal(position))
+    same: list[tuple[str, object, str]] = [
+        ("plugin", slot.plugin, "name"),
+        ("slot_type", slot.slot_type, "text"),
+        ("datoid", slot.datoid, "oid"),
+        ("restart_lsn", None if slot.restart_lsn is None else str(slot.restart_lsn), "pg_lsn"),
+        ("confirmed_flush_lsn", None if slot.confirmed_flush_lsn is None else str(slot.confirmed_flush_lsn), "pg_lsn"),
+        ("xmin", slot.xmin, "xid"),
+        ("catalog_xmin", slot.catalog_xmin, "xid"),
+    ]
+    if slot.inactive_since is not None:
+        same.append(("inactive_since", slot.inactive_since.isoformat(), "timestamptz"))
+    return sql.SQL(" AND ").join(
+        sql.SQL("{} = {}::{}").format(sql.Identifier(column), sql.Literal(value), sql.SQL(kind))
+        if value is not None
+        else sql.SQL("{} IS NULL").format(sql.Identifier(column))
+        for column, value, kind in same
+    )
 
 
 def _query(version: int) -> Composed:

@@ -1,0 +1,399 @@
+"""``rdsrepl slot prune``: drop the slots that nobody uses, and no other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from rdsrepl import config, retention
+from rdsrepl.cli.completion import complete_slot
+from rdsrepl.cli.drops import DropTrail
+from rdsrepl.cli.options import Writer, consent, duration_option, shared, size_option, where
+from rdsrepl.cli.settle import Typed, settle
+from rdsrepl.cli.talk import Progress, note, warn
+from rdsrepl.errors import BadValue, Error, ExitCode, NotFound
+from rdsrepl.plan import Plan, Statement
+from rdsrepl.render import Format, emit, facts, stacked
+from rdsrepl.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.pruning import Criteria, Verdict
+    from rdsrepl.standing import Standing
+
+_WHICH: Final = "Which slots"
+_PROOF: Final = "What counts as idle"
+_SHOWN_KEPT: Final = 20
+
+
+def prune(
+    ctx: typer.Context,
+    slot: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slot",
+            metavar="NAME",
+            help="A slot, or a pattern such as 'old_*'; may be repeated. Default: every logical slot.",
+            autocompletion=complete_slot,
+            rich_help_panel=_WHICH,
+        ),
+    ] = None,
+    inactive_for: Annotated[
+        float | None,
+        duration_option(
+            "--inactive-for", help="Proven to be idle for at least this long; by default 1h.", panel=_PROOF
+        ),
+    ] = None,
+    retaining_over: Annotated[
+        int | None, size_option("--retaining-over", help="Only slots that hold more WAL than this.", panel=_WHICH)
+    ] = None,
+    lost: Annotated[
+        bool,
+        typer.Option("--lost", help="Only slots the server has given up.", rich_help_panel=_WHICH, show_default=False),
+    ] = False,
+    every: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="A pattern may mean every logical slot there is.",
+            rich_help_panel=_WHICH,
+            show_default=False,
+        ),
+    ] = False,
+    include_physical: Annotated[
+        bool,
+        typer.Option(
+            "--include-physical",
+            help="Physical slots, too; RDS's own never.",
+            rich_help_panel=_WHICH,
+            show_default=False,
+        ),
+    ] = False,
+    unprotect: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--unprotect", metavar="NAME", help="A slot that the config file protects.", rich_help_panel=_WHICH
+        ),
+    ] = None,
+    subscriber: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subscriber",
+            metavar="TARGET",
+            help="A server whose subscriptions use slots here: a target, or a connection string; may be repeated.",
+            rich_help_panel=_PROOF,
+        ),
+    ] = None,
+    observe: Annotated[
+        float | None,
+        duration_option(
+            "--observe",
+            help="Before PostgreSQL 17: watch the slots for this long; what stands still is idle.",
+            panel=_PROOF,
+        ),
+    ] = None,
+    free_space: Annotated[
+        int | None, size_option("--free-space", help="Free storage, for the forecast.", panel=_PROOF)
+    ] = None,
+    keep_last: Annotated[
+        bool,
+        typer.Option(
+            "--keep-last",
+            help="Keep the slots and give up their backlog: advance each to the current position.",
+            rich_help_panel=_WHICH,
+            show_default=False,
+        ),
+    ] = False,
+    confirm: Annotated[
+        str | None,
+        typer.Option("--confirm", metavar="WORDS", help="With --all, in place of typing it: 'N slots'."),
+    ] = None,
+) -> None:
+    """Drop logical slots that are proven to be idle, after showing what each holds and what is lost with it.
+
+    Never dropped: a slot in use, RDS's own, a standby's synchronised copy, one the config file protects. Failover slots
+    and those of known consumers (DMS, pglogical, Debezium, subscriptions) must be named one by one. Each statement
+    checks once more that the slot is untouched; each drop is written to the audit file.
+
+    Example: rdsrepl slot prune --inactive-for 7d --retaining-over 1GB --dry-run
+    """
+    from rdsrepl import pruning
+    from rdsrepl.postgres import connection, slots
+
+    patterns = tuple(slot or ())
+    if not (patterns or lost or every or inactive_for is not None or retaining_over is not None):
+        raise BadValue(
+            "which slots? Nothing says so",
+            hint="--slot NAME, --inactive-for 7d, --retaining-over 10GB or --lost; see with --dry-run",
+        )
+    if confirm is not None and not every:
+        raise BadValue("--confirm goes with --all", hint="leave it out; --yes does not ask")
+    criteria = pruning.Criteria(
+        patterns=patterns,
+        idle_seconds=next(
+            given for given in (inactive_for, observe, pruning.DEFAULT_IDLE_SECONDS) if given is not None
+        ),
+        retaining_over_bytes=retaining_over,
+        lost=lost,
+        include_physical=include_physical,
+        protected=config.load().protect,
+        unprotected=frozenset(unprotect or ()),
+    )
+    pruning.check(criteria)
+    target = where(ctx)
+    criteria = replace(criteria, in_use_elsewhere=_subscriptions(subscriber or ()))
+    storage = None if free_space is None else retention.Storage(free_space, source="--free-space")
+    with connection.open(target) as conn:
+        standing, verdicts = _look(ctx, conn, criteria, observe, storage)
+        _require_match(criteria, standing)
+        sweeping = pruning.is_sweeping(criteria, standing.slots)
+        if sweeping and not every:
+            raise BadValue(
+                f"--slot {' '.join(patterns)} means every logical slot there is",
+                hint="name those that are to go, or add --all",
+            )
+        candidates = [one for one in verdicts if one.is_candidate]
+        steps: dict[int, slots.Slot] = {}
+        plans = []
+        for one in candidates:
+            plan = (
+                _advance(ctx, conn, one)
+                if keep_last
+                else slots.drop(one.slot, standby=standing.wal.in_recovery, physical=include_physical)
+            )
+            plans.append(plan)
+            steps |= {id(step): one.slot for step in plan.steps}
+        title = f"{'advance' if keep_last else 'drop'} {_count(len(candidates))}" if candidates else "prune"
+        plan = Plan(
+            title,
+            tuple(step for one in plans for step in one.steps),
+            (),
+            unchanged="nothing to prune",
+            independent=True,
+        )
+        trail = None if keep_last or not steps or not _changes(ctx) else DropTrail(conn, "slot prune", steps)
+    if not _changes(ctx) and shared(ctx).output is not Format.table:
+        emit(_document(standing, verdicts, plan), shared(ctx).output, lambda: "")
+        if consent(ctx).check and plan:
+            raise typer.Exit(ExitCode.CHANGES_PENDING)
+        return
+    _explain(ctx, standing, verdicts, keep_last=keep_last)
+    typed = Typed(_count(len(candidates)), "--confirm", confirm) if every and candidates else None
+    settle(ctx, plan, target=target, typed=typed, witness=trail)
+
+
+def _changes(ctx: typer.Context) -> bool:
+    return not (consent(ctx).dry_run or consent(ctx).check)
+
+
+def _look(
+    ctx: typer.Context,
+    conn: Connection,
+    criteria: Criteria,
+    observe: float | None,
+    storage: retention.Storage | None,
+) -> tuple[Standing, tuple[Verdict, ...]]:
+    """Look at the slots, and where only a second look can prove that they are idle, wait for it."""
+    from rdsrepl import pruning, standing
+
+    found = standing.look(conn, storage=storage)
+    verdicts = pruning.judge(found.assessed(), found.slots, found.history, criteria)
+    if observe is None:
+        return found, verdicts
+    missing = pruning.needs_a_look(verdicts, found.wal.version, criteria.idle_seconds)
+    if missing > 0:
+        seconds = min(observe, missing)
+        note(ctx, f"watching the slots for {format_duration(seconds)}")
+        progress = Progress(ctx)
+        started = time.monotonic()
+        # A little longer than asked for: the server's clock counts, between one look and the other.
+        while (elapsed := time.monotonic() - started) < seconds + 0.1:
+            time.sleep(min(1.0, seconds + 0.1 - elapsed))
+            progress.say("watching the slots", time.monotonic() - started)
+        progress.clear()
+        found = standing.look(conn, storage=storage)
+        verdicts = pruning.judge(found.assessed(), found.slots, found.history, criteria)
+    return found, verdicts
+
+
+def _require_match(criteria: Criteria, standing: Standing) -> None:
+    from rdsrepl import pruning
+
+    for pattern in criteria.patterns:
+        if not any(pruning.selects(replace(criteria, patterns=(pattern,)), slot) for slot in standing.slots):
+            raise NotFound(f"no replication slot {pattern} on this server", hint="rdsrepl slot list shows them")
+    if not standing.slots:
+        raise NotFound("no replication slots on this server", hint="rdsrepl slot list shows them, where there are some")
+
+
+def _subscriptions(subscribers: Sequence[str]) -> dict[str, str]:
+    """Return the slots that subscriptions of other servers name.
+
+    Raises:
+        Error: one of these servers cannot be asked; what it uses is not known then, so nothing is pruned.
+    """
+    from rdsrepl.postgres import connection, subscriptions
+
+    found: dict[str, str] = {}
+    for words in subscribers:
+        if not words:
+            raise BadValue("--subscriber is empty", hint="name a target or a connection string")
+        target = _elsewhere(words)
+        try:
+            with connection.open(target) as conn:
+                for one in subscriptions.ls(conn):
+                    if one.slot is not None:
+                        found[one.slot] = f"subscription {one.subname} of {conn.info.host}/{one.database}"
+        except Error as exc:
+            raise type(exc)(
+                f"--subscriber: {exc.message}", hint=exc.hint, sqlstate=exc.sqlstate, aws_code=exc.aws_code
+            ) from exc
+    return found
+
+
+def _elsewhere(words: str) -> Target:
+    from rdsrepl.aws import locations
+
+    is_dsn = "=" in words or "://" in words
+    target = config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words)
+    if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
+        return locations.connected(target)
+    return target
+
+
+def _advance(ctx: typer.Context, conn: Connection, one: Verdict) -> Plan:
+    """Return the plan that gives up a slot's backlog; an empty one where that cannot be done from here."""
+    from rdsrepl.postgres import slots
+
+    try:
+        return slots.advance(conn, one.slot, None)
+    except Error as exc:
+        warn(ctx, f"{exc.message}: it is left as it is" + (f" ({exc.hint})" if exc.hint else ""))
+        return Plan(f"advance replication slot {one.slot.slot_name}", ())
+
+
+def _count(number: int) -> str:
+    return f"{number} slot{'' if number == 1 else 's'}"
+
+
+def _explain(ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict], *, keep_last: bool) -> None:
+    """Say what is to go, what is lost with it, and why the others stay: on stderr, or stdout where that is all."""
+    from rich.text import Text
+
+    from rdsrepl.render import say
+
+    candidates = [one for one in verdicts if one.is_candidate]
+    parts: list[object] = []
+    for one in candidates:
+        parts += [Text(one.slot.slot_name, style="bold"), facts(_facts(one, keep_last=keep_last)), Text("")]
+    if candidates and not keep_last:
+        freed, keeper = retention.freed_by_dropping(
+            [one.slot.slot_name for one in candidates], standing.slots, standing.wal
+        )
+        kept = f"; slot {keeper} keeps the rest" if keeper is not None else ""
+        parts.append(Text(f"Freed altogether: about {format_size(freed)} of WAL, at the next checkpoint{kept}"))
+    kept_slots = [one for one in verdicts if one.obstacles and one.obstacles[0].rule != "not_selected"]
+    if kept_slots:
+        parts.append(Text("Kept:" if candidates else "Nothing to prune. Kept:"))
+        lines = [
+            (f"  {one.slot.slot_name}", "; ".join(obstacle.reason for obstacle in one.obstacles))
+            for one in kept_slots[:_SHOWN_KEPT]
+        ]
+        if len(kept_slots) > _SHOWN_KEPT:
+            lines.append(("  …", f"and {len(kept_slots) - _SHOWN_KEPT} more: --dry-run -o json has all"))
+        parts.append(facts(lines))
+    if parts and not shared(ctx).quiet:
+        say(stacked(*parts), to_stdout=not _changes(ctx), plain=shared(ctx).no_color)
+
+
+def _facts(one: Verdict, *, keep_last: bool) -> list[tuple[str, object]]:
+    """Return what a person must know before a slot goes."""
+    slot, holding = one.slot, one.holding
+    rows: list[tuple[str, object]] = [
+        ("  what", f"{slot.plugin or 'physical'}, database {slot.database}, {slot.wal_status or 'no WAL'}"),
+        ("  idle", one.idleness.text),
+        ("  last consumer", one.last_consumer or one.owner or "none was seen by earlier runs"),
+    ]
+    if one.owner is not None:
+        rows.append(("  belongs to", f"{one.owner}: be sure that it is gone"))
+    held = "no WAL any more" if slot.retained_bytes is None else f"{format_size(slot.retained_bytes)} of WAL"
+    alone = "" if holding.shared_with is None else f" (alone it frees {format_size(holding.freed_bytes)}: "
+    alone += "" if holding.shared_with is None else f"{holding.shared_with} holds the rest as well)"
+    rows.append(("  holds", held + alone))
+    if holding.xid_age:
+        rows.append(("  keeps from VACUUM", f"{holding.xid_age:,} transactions"))
+    rows += [("  if it stays", f"{breakage.reason}; {_when(breakage.seconds)}") for breakage in holding.breaks[:1]]
+    rows.append(("  lost for ever", _lost(one)))
+    if not keep_last:
+        rows.append(("  to make it again", one.recreate))
+        if slot.slot_type == "logical" and not retention.is_lost(slot):
+            rows.append(("  instead", f"rdsrepl slot advance {slot.slot_name} --to-current keeps it, not its backlog"))
+    return rows
+
+
+def _when(seconds: float) -> str:
+    return f"in about {format_duration(seconds)}" if seconds else "now"
+
+
+def _lost(one: Verdict) -> str:
+    slot = one.slot
+    if retention.is_lost(slot):
+        return "nothing more: its changes are gone already"
+    if slot.slot_type != "logical":
+        return "its standby must be built anew, unless it has all it needs elsewhere"
+    if slot.lag_bytes == 0:
+        return "nothing: everything was consumed"
+    size = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
+    seconds = one.holding.lag_seconds
+    oldest = "" if seconds is None else f", the oldest about {format_duration(seconds)} old"
+    return f"the changes in {size} of WAL after {slot.confirmed_flush_lsn}{oldest}"
+
+
+def _document(standing: Standing, verdicts: Sequence[Verdict], plan: Plan) -> dict[str, Any]:
+    """Return everything for a review: the keys are a contract (docs/prune.md)."""
+    candidates = [one for one in verdicts if one.is_candidate]
+    freed, keeper = retention.freed_by_dropping(
+        [one.slot.slot_name for one in candidates], standing.slots, standing.wal
+    )
+    return {
+        "at": standing.wal.at,
+        "server": standing.server,
+        "title": plan.title,
+        "status": "planned" if plan else "unchanged",
+        "freed_bytes": freed,
+        "freed_limited_by": keeper,
+        "statements": [step.text for step in plan.steps if isinstance(step, Statement)],
+        "candidates": [_row(one) for one in candidates],
+        "kept": [_row(one) for one in verdicts if not one.is_candidate],
+    }
+
+
+def _row(one: Verdict) -> dict[str, Any]:
+    holding = one.holding
+    return {
+        "slot_name": one.slot.slot_name,
+        "owner": one.owner,
+        "last_consumer": one.last_consumer,
+        "idle_seconds": one.idleness.seconds,
+        "idle_proof": one.idleness.proof,
+        "retained_bytes": holding.retained_bytes,
+        "undelivered_bytes": holding.undelivered_bytes,
+        "undelivered_seconds": holding.lag_seconds,
+        "xid_age": holding.xid_age,
+        "freed_bytes": holding.freed_bytes,
+        "shared_with": holding.shared_with,
+        "breaks": holding.breaks,
+        "recreate": one.recreate,
+        "obstacles": one.obstacles,
+        "slot": one.slot,
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``rdsrepl slot``."""
+    app.command("prune", cls=Writer)(prune)
