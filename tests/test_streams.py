@@ -199,3 +199,47 @@ def test_policy(cloud: Cloud, side: str, actions: set[str]) -> None:
     }
     with_key = json.dumps(cloud(*words, "--kms-key", "abc").json)
     assert ("kms:GenerateDataKey" if side == "writer" else "kms:Decrypt") in with_key
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("ListStreams", ("list",)),
+        ("DescribeStreamSummary", ("show", "{name}")),
+        ("DescribeStreamSummary", ("create", "{name}", "--yes")),
+        ("DescribeStreamSummary", ("delete", "{name}", "--confirm", "{name}")),
+        ("DescribeStreamSummary", ("tail", "{name}")),
+        ("CreateStream", ("create", "{name}-2", "--yes")),
+        ("DeleteStream", ("delete", "{name}", "--confirm", "{name}")),
+        ("ListShards", ("tail", "{name}")),
+        ("GetShardIterator", ("tail", "{name}")),
+        ("GetRecords", ("tail", "{name}")),
+    ],
+)
+def test_a_right_that_is_missing_is_named(cloud: Cloud, name: str, action: str, words: tuple[str, ...]) -> None:
+    create(cloud, name, 1)
+    # AWS names what is lacking, which is not always the action that was called.
+    right = "kms:Decrypt" if action == "GetRecords" else f"kinesis:{action}"
+    user = "arn:aws:iam::123456789012:user/cdc"
+    cloud.faults({"service": "kinesis", "operation": action, "code": "AccessDeniedException", "status": 400,
+                  "message": f"User: {user} is not authorized to perform: {right} on resource: x"})  # fmt: skip
+    failed = cloud("stream", *(word.format(name=name) for word in words))
+    assert failed.code == 5 and f"the identity lacks {right}; rdsrepl iam-policy" in failed.err
+    cloud.faults()
+    assert cloud("stream", "list", "-o", "json").json.count(name) == 1, "nothing was changed"
+
+
+def test_a_server_that_is_no_kinesis(cloud: Cloud) -> None:
+    with StandIn("changes") as standin:
+        standin.faults.page = (200, b"<html>Welcome</html>")
+        failed = cloud("stream", "tail", "changes", env={"AWS_ENDPOINT_URL": standin.url})
+    assert failed.code == 5 and "not Kinesis" in failed.err and "endpoint" in failed.err
+
+
+def test_an_arn_says_which_region(cloud: Cloud, name: str) -> None:
+    create(cloud, name, 1)
+    arn = cloud("stream", "show", name, "-o", "json").json["stream"]["arn"]
+    assert cloud("stream", "show", arn, "-o", "json").json["stream"]["name"] == name
+    failed = cloud("stream", "show", arn, "--region", "us-east-1")
+    assert failed.code == 2 and "--region eu-west-1" in failed.err
+    assert cloud("stream", "show", name, "--region", "us-east-1").code == 3
