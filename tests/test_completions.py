@@ -10,13 +10,16 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 
 from rdsrepl import name_cache
 from rdsrepl.cli import completion
+from rdsrepl.cli.main import app
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers import Server
@@ -376,3 +379,32 @@ def test_words_behind_the_cursor_are_not_what_is_completed(monkeypatch: pytest.M
     monkeypatch.setenv("COMP_CWORD", "3")
     assert completion._join_words() == ""
     assert (os.environ["COMP_WORDS"], os.environ["COMP_CWORD"]) == ("rdsrepl\nslot\nshow\n", "3")
+
+
+def takers() -> Iterator[tuple[str, Any]]:
+    """Every parameter that takes the name of something there is, by command and name."""
+    new = {"create", "up"}
+    options = {"--target", "--cluster", "--instance", "--profile", "--publication", "--param-group", "--slot"}
+    options |= {"--copy-from", "--replica-of", "--in-cluster"}
+    arguments = {"name", "slot", "slots", "cluster_id", "instance_id", "stream", "other"}
+
+    def walk(words: list[str], command: Any) -> Iterator[tuple[str, Any]]:
+        for name, child in getattr(command, "commands", {}).items():
+            yield from walk([*words, name], child)
+        for parameter in command.params:
+            takes = parameter.name in arguments and not new & set(words)
+            if takes or options & set(parameter.opts):
+                yield " ".join([*words, parameter.opts[0]]), parameter
+
+    yield from walk([], typer.main.get_command(app))
+
+
+def test_a_name_is_completed_wherever_one_is_taken() -> None:
+    # A policy is for what need not exist yet.
+    lacking = [
+        words
+        for words, parameter in takers()
+        if parameter._custom_shell_complete is None and not words.startswith("iam-policy")
+    ]
+    assert lacking == []
+    assert len(list(takers())) > 200
