@@ -472,13 +472,38 @@ def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, st
         (("--to", "-", "--aggregate"), "--aggregate is for"),
         (("--to", "kinesis:x", "--format", "pretty"), "json or debezium"),
         (("--to", "kinesis:x", "--format", "wal2json"), "--partition-by transaction"),
+        (("--to", "kinesis:x", "--format", "raw"), "json or debezium"),
         (("--to", "kinesis:x", "--partition-by", ""), "empty"),
+        (
+            (
+                "--to",
+                "kinesis:x",
+                "--oversize",
+                "drop-columns",
+                "--format",
+                "wal2json",
+                "--partition-by",
+                "transaction",
+            ),
+            "--dead-letter",
+        ),
+        (("--to", "kinesis:x", "--linger", "-1s"), "--linger"),
+        (("--to", "kinesis:x", "--requests", "0"), "--requests"),
+        (("--to", "kinesis:arn:aws:s3:::bucket"), "the stream's ARN"),
         (("--to", "kinesis:x", "--endpoint-url", "nonsense"), "endpoint"),
     ],
 )
 def test_bad_words(rdsrepl: Program, source: Database, more: tuple[str, ...], said: str) -> None:
     failed = rdsrepl("slot", "tail", slot_of(source), *more, dsn=source.dsn, env=AWS)
     assert failed.code == 2 and said in failed.err
+
+
+def test_a_slot_whose_plugin_has_no_keys(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    slot = f"td_{source.name}"
+    source.run(f"SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')")
+    to = ("--to", f"kinesis:{STREAM}", "--endpoint-url", standin.url)
+    failed = rdsrepl("slot", "tail", slot, *to, dsn=source.dsn, env=AWS)
+    assert failed.code == 2 and "hint: a slot with --plugin pgoutput" in failed.err
 
 
 def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin: StandIn) -> None:

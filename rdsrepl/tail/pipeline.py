@@ -85,7 +85,8 @@ def assemble(
     if name.value not in served:
         raise WrongPlugin(
             f"slot {slot.slot_name} uses {plugin}, which cannot be printed as {name.value}",
-            hint=f"--format {'|'.join(served)}, or a slot with --plugin pgoutput",
+            hint=(f"--format {'|'.join(served)}, or " if partition_by is None else "")
+            + "a slot with --plugin pgoutput",
         )
     fmt = _format(name, findings, catalog, colour)
     if partition_by is not None:

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers import Server
-from tests.benchmarks import kinesis
+from tests.benchmarks import kinesis, ordeal
 from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 
 ROUNDS = 3
@@ -169,6 +169,7 @@ def main() -> None:
         million(server)
         latency(server)
         kinesis.compare(server)
+        ordeal.report(server)
 
 
 main()
