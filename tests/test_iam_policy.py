@@ -22,7 +22,7 @@ ARN = "arn:aws:rds:eu-west-1:123456789012"
 # Actions that are no API operation: https://docs.aws.amazon.com/service-authorization/ lists them all the same.
 NO_OPERATION = {"rds-db:connect"}
 # Commands that never leave this machine.
-LOCAL = ("config", "sandbox", "demo", "help", "iam-policy", "stream policy")
+LOCAL = ("config", "sandbox", "demo", "help", "iam-policy", "runbook", "stream policy")
 
 
 NOUNS = tuple(dict.fromkeys(command.split()[0] for command in COMMANDS))

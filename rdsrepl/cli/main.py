@@ -23,6 +23,7 @@ from rdsrepl.cli import (
     psql,
     publication,
     role,
+    runbook,
     sandbox,
     slot,
     stream,
@@ -155,6 +156,7 @@ app.add_typer(slot.app, name="slot", cls=Noun)
 app.add_typer(publication.app, name="publication", cls=Noun)
 app.add_typer(role.app, name="role", cls=Noun)
 app.add_typer(stream.app, name="stream", cls=Noun)
+app.add_typer(runbook.app, name="runbook", cls=Noun)
 app.add_typer(config_command.app, name="config", cls=Noun)
 app.add_typer(sandbox.app, name="sandbox", cls=Noun)
 app.command("iam-policy", cls=Reader)(iam_policy.iam_policy)

@@ -1,0 +1,383 @@
+"""``rdsrepl runbook``: the pages of ``docs/runbooks``, read and run."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rdsrepl.cli.options import Reader, identity, shared
+from rdsrepl.cli.talk import can_ask, note, warn
+from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, Refused
+from rdsrepl.render import Format, console, emit, facts, listing, paged, stacked
+from rdsrepl.units import format_duration
+
+if TYPE_CHECKING:
+    from rdsrepl.runbooks.journal import Past
+    from rdsrepl.runbooks.pages import Runbook, Step
+    from rdsrepl.runbooks.runner import Answer, Order, Place, Result
+
+app = typer.Typer(no_args_is_help=True, help="Runbooks: pages to read, and to run step by step.")
+
+
+def complete_runbook() -> list[str]:
+    """Return the runbooks' names for the shell."""
+    from rdsrepl.runbooks import pages
+
+    try:
+        return list(pages.names())
+    except (Error, OSError):
+        return []
+
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="The runbook, or a file of your own (./mine.md).",
+        autocompletion=complete_runbook,
+        show_default=False,
+    ),
+]
+
+
+@app.command("list", cls=Reader)
+def list_(ctx: typer.Context) -> None:
+    """List the runbooks, and when to use each.
+
+    Example: rdsrepl runbook list
+    """
+    from rdsrepl.runbooks import pages
+
+    rows = [pages.load(name) for name in pages.names()]
+    value = [
+        {"name": row.name, "title": row.title, "when": row.when, "needs": row.needs, "steps": len(row.steps)}
+        for row in rows
+    ]
+    emit(
+        value,
+        shared(ctx).output,
+        lambda: listing(
+            rows,
+            [
+                ("RUNBOOK", lambda row: row.name),
+                ("STEPS", lambda row: len(row.steps)),
+                ("WHEN", lambda row: row.when),
+            ],
+            empty="no runbooks",
+        ),
+    )
+
+
+@app.command(cls=Reader)
+def show(ctx: typer.Context, name: Name) -> None:
+    """Show a runbook: when to use it, its variables, its steps, how to go back.
+
+    On a terminal it is laid out, and paged when it is longer than the screen; elsewhere it is the page's own Markdown.
+
+    Example: rdsrepl runbook show abandoned-slot
+    """
+    from rdsrepl.runbooks import pages
+
+    runbook = pages.load(name)
+    output = shared(ctx).output
+    if output is not Format.table:
+        emit(pages.documented(runbook), output, lambda: "")
+        return
+    if not sys.stdout.isatty():
+        sys.stdout.write(runbook.path.read_text(encoding="utf-8"))
+        return
+    from rich.markdown import Markdown
+    from rich.text import Text
+
+    from rdsrepl import topics
+
+    known = [("when", runbook.when), ("works on", " or ".join(runbook.needs) or "any database")]
+    known += [(f"--var {variable.name}", _described(variable)) for variable in runbook.variables]
+    page = Markdown(topics.for_terminal(runbook.body), hyperlinks=False, code_theme="ansi_dark")
+    paged(stacked(facts(known), Text(), page))
+
+
+def _described(variable: Any) -> str:
+    if variable.required:
+        return f"{variable.help} (needed)"
+    return (
+        f"{variable.help} (default: {variable.default})" if variable.default else f"{variable.help} (may be left out)"
+    )
+
+
+@app.command(cls=Reader)
+def run(
+    ctx: typer.Context,
+    name: Name,
+    var: Annotated[
+        list[str] | None,
+        typer.Option("--var", metavar="NAME=VALUE", help="A variable; again for more.", show_default=False),
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="STEP", help="Begin at this step: its number or its name.")
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where the last run of it here stopped, with that run's variables.",
+            show_default=False,
+        ),
+    ] = False,
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", "-y", help="Do not ask; steps that a person must do are passed over.", show_default=False
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show every step with its command, run nothing.", show_default=False)
+    ] = False,
+) -> None:
+    """Run a runbook step by step, here: on the --target, --cluster, --instance or --dsn of this command.
+
+    Each step is shown with its command filled in. Checks only look, and run at once; before anything else you are
+    asked: y runs it, s skips it, q stops. A change shows its plan before the question. The run stops at the first step
+    whose exit code or output is not what the page says, and a journal in the state directory lets it resume.
+
+    Example: rdsrepl runbook run abandoned-slot --var slot=old_cdc --cluster orders
+    """
+    from rdsrepl.runbooks import pages, runner, variables
+    from rdsrepl.runbooks.journal import Journal, last
+
+    runbook = pages.load(name)
+    if from_ is not None and resume:
+        raise BadValue("--from and --resume exclude each other", hint="--resume finds the step itself")
+    first = 1 if from_ is None else runbook.step(from_).number
+    given = variables.given(var or (), runbook.variables)
+    place = _place(ctx)
+    runner.require_place(runbook, place)
+    past = last(runbook.name, place.described())
+    if resume:
+        past, first = _resumed(runbook, past, given)
+        given = dict(past.variables)
+    order = runner.Order(
+        runbook,
+        variables.complete(given, runbook.variables),
+        place,
+        first=first,
+        past=past if resume else None,
+        ask=not yes,
+    )
+    if dry_run:
+        _show_plan(ctx, order, runner.planned(order))
+        return
+    if not yes and not can_ask():
+        raise NotConfirmed(
+            f"runbook {runbook.name}: nobody to ask, nothing was run",
+            hint="add --yes to go ahead, or --dry-run to see the steps",
+        )
+    if past is not None and not resume and from_ is None and past.ended != "done":
+        note(ctx, f"the run of {past.at} stopped{_at(past)}; going on with it: {runner.resume_command(order)}")
+    journal = Journal(runbook.name)
+    face = _Face(ctx, runbook)
+    try:
+        results = runner.run(order, journal, face)
+    except Error as exc:
+        face.close()
+        if isinstance(exc, AppliedInPart) and shared(ctx).output is Format.table:
+            _say_go_back(ctx, order)
+        raise
+    finally:
+        if journal.failed:
+            warn(ctx, f"no journal of this run was kept: {journal.failed}")
+    face.close()
+    passed = sum(result.status in ("skipped", "passed_over") for result in results)
+    rest = f", {passed} of them skipped or passed over" if passed else ""
+    note(ctx, f"runbook {runbook.name}: all {len(results)} steps are behind you{rest}; journal: {journal.path}")
+
+
+def _place(ctx: typer.Context) -> Place:
+    """Return where the run works; the current target is named, so that it stays the same while the run lasts."""
+    from rdsrepl import config
+    from rdsrepl.runbooks.runner import Place
+
+    options = shared(ctx)
+    names = ("target", "dsn", "cluster", "instance", "profile", "region")
+    given: dict[str, str] = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if "target" not in given and "dsn" not in given and (current := config.load().current) is not None:
+        given["target"] = current
+    aws = identity(ctx).aws
+    return Place(given, aws.cluster, aws.instance)
+
+
+def _resumed(runbook: Runbook, past: Past | None, given: dict[str, str]) -> tuple[Past, int]:
+    """Return the run to go on with, and the number of the step it goes on at.
+
+    Raises:
+        NotFound: there is none, or it came to its end.
+        Refused: the page is another one now.
+        BadValue: other variables were given.
+    """
+    if past is None or past.ended == "done":
+        what = "no run of it here is recorded" if past is None else f"its last run, of {past.at}, came to its end"
+        raise NotFound(f"runbook {runbook.name}: nothing to resume: {what}", hint="run it without --resume")
+    if past.digest != runbook.digest:
+        raise Refused(
+            f"runbook {runbook.name}: its page has changed since the run of {past.at}",
+            hint="look at it, and name the step to go on at: --from STEP",
+        )
+    for name, value in given.items():
+        if past.variables.get(name) != value:
+            raise BadValue(
+                f"--var {name}={value}: the run that is resumed had {past.variables.get(name)!r}",
+                hint="omit it, or begin anew: without --resume",
+            )
+    for step in runbook.steps:
+        if step.name not in past.settled and (past.stopped_at is None or step.name == past.stopped_at):
+            return past, step.number
+    raise NotFound(f"runbook {runbook.name}: nothing to resume: all its steps are done", hint="run it without --resume")
+
+
+def _at(past: Past) -> str:
+    if past.stopped_at is None:
+        return ""
+    return f" at {past.stopped_at}" + (", and how that step ended is not known" if past.unknown else "")
+
+
+def _show_plan(ctx: typer.Context, order: Order, results: list[Result]) -> None:
+    from rdsrepl.runbooks import runner
+
+    if shared(ctx).output is not Format.table:
+        _emit_all(ctx, results)
+        return
+    out = console(sys.stdout)
+    colour = not shared(ctx).no_color
+    out.print(f"Runbook {order.runbook.name}: {order.runbook.title}", style="bold" if colour else None)
+    for result in results:
+        step = result.step
+        out.print(f"\n{step.number}. {step.title} ({step.kind.value})", style="bold" if colour else None)
+        if words := runner.words_of(order, step):
+            out.print(words)
+        for line in result.command.splitlines():
+            out.print(f"    {line}", style="cyan" if colour else None)
+        if result.reason:
+            out.print(f"passed over: {result.reason}")
+
+
+def _say_go_back(ctx: typer.Context, order: Order) -> None:
+    from rdsrepl.runbooks import runner
+
+    if shared(ctx).quiet:
+        return
+    out = console(sys.stderr)
+    out.print("\nGo back:", style=None if shared(ctx).no_color else "bold")
+    out.print(runner.go_back_of(order))
+    out.print()
+
+
+def _document(result: Result) -> dict[str, Any]:
+    step = result.step
+    return {
+        "number": step.number,
+        "step": step.name,
+        "title": step.title,
+        "kind": step.kind.value,
+        "command": result.command,
+        "status": result.status,
+        "reason": result.reason,
+        "exit_code": result.exit_code,
+        "seconds": round(result.seconds, 3),
+        "output": result.output,
+    }
+
+
+def _emit_all(ctx: typer.Context, results: list[Result]) -> None:
+    if shared(ctx).output is Format.json:
+        for result in results:
+            _emit_line(result)
+    else:
+        emit([_document(result) for result in results], shared(ctx).output, lambda: "")
+
+
+def _emit_line(result: Result) -> None:
+    import json
+
+    sys.stdout.write(json.dumps(_document(result), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+class _Face:
+    """Shows a run: words, commands and questions on stderr, the steps' output (or one object a step) on stdout."""
+
+    def __init__(self, ctx: typer.Context, runbook: Runbook) -> None:
+        self._ctx = ctx
+        self._total = len(runbook.steps)
+        self._output = shared(ctx).output
+        self._out = console(sys.stderr)
+        self._colour = not shared(ctx).no_color
+        self._results: list[Result] = []
+        self._open_line = False
+        self._closed = False
+
+    def begin(self, step: Step, words: str, command: str) -> None:
+        if shared(self._ctx).quiet:
+            return
+        self._say(f"\nStep {step.number} of {self._total}: {step.title}", "bold")
+        if words:
+            self._say(words, None)
+        for number, line in enumerate(command.splitlines()):
+            mark = "" if step.kind.value == "manual" else "$ " if number == 0 else "  "
+            self._say(f"  {mark}{line}", "cyan")
+
+    def planning(self, command: str) -> None:
+        if not shared(self._ctx).quiet:
+            self._say(f"its plan: {command}", "dim")
+
+    def decide(self, step: Step) -> Answer:
+        from rdsrepl.runbooks.runner import Answer
+
+        question = "Done by hand?" if step.kind.value == "manual" else "Run it?"
+        answers = {"y": Answer.yes, "yes": Answer.yes, "s": Answer.skip, "skip": Answer.skip, "q": Answer.quit}
+        while True:
+            self._end_line()
+            sys.stderr.write(f"{question} [y = yes, s = skip, q = quit] ")
+            sys.stderr.flush()
+            line = sys.stdin.readline()
+            if not line:  # the terminal is gone
+                return Answer.quit
+            word = line.strip().lower()
+            if word in (*answers, "quit"):
+                return answers.get(word, Answer.quit)
+
+    def output(self, text: str) -> None:
+        if self._output is Format.table and text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            self._open_line = not text.endswith("\n")
+
+    def end(self, result: Result) -> None:
+        self._end_line()
+        self._results.append(result)
+        if self._output is Format.json:
+            _emit_line(result)
+        if shared(self._ctx).quiet:
+            return
+        if result.status == "done":
+            took = "" if result.exit_code is None else f" (exit {result.exit_code}, {format_duration(result.seconds)})"
+            self._say(f"ok{took}", "green")
+        else:
+            how = result.status.replace("_", " ")
+            title = f"step {result.step.number}, {result.step.title}: " if result.status == "passed_over" else ""
+            self._say(f"{title}{how}" + (f": {result.reason}" if result.reason else ""), "yellow")
+
+    def close(self) -> None:
+        if self._output is Format.yaml and not self._closed:
+            _emit_all(self._ctx, self._results)
+        self._closed = True
+
+    def _end_line(self) -> None:
+        if self._open_line:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        self._open_line = False
+
+    def _say(self, text: str, style: str | None) -> None:
+        self._out.print(text, style=style if self._colour else None)
