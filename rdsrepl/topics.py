@@ -75,6 +75,8 @@ def for_terminal(text: str) -> str:
         name = path.removesuffix(".md")
         if name in known:
             return f"{words} (`rdsrepl help {name}`)"
+        if path.endswith(".md") and name.rpartition("/")[0].endswith("runbooks"):
+            return f"{words} (`rdsrepl runbook show {name.rpartition('/')[2]}`)"
         return f"{words} ({goal})" if "://" in goal else words
 
     return _LINK.sub(led, text)
@@ -90,9 +92,11 @@ def unknown(words: Iterable[str], commands: Iterable[str]) -> NotFound:
     import difflib
 
     asked = " ".join(words)
-    near = difflib.get_close_matches(asked.lower(), [*names(), *commands], n=1, cutoff=0.6)
+    pages = {name: f"rdsrepl help {name}" for name in [*names(), *commands]}
+    pages |= {path.stem: f"rdsrepl runbook show {path.stem}" for path in (directory() / "runbooks").glob("*.md")}
+    near = difflib.get_close_matches(asked.lower(), pages, n=1, cutoff=0.6)
     if near:
-        hint = f"near to it: rdsrepl help {near[0]}"
+        hint = f"near to it: {pages[near[0]]}"
     elif found := [name for name in names() if asked.lower() in read(name).lower()]:
         hint = "pages that mention it: " + ", ".join(f"rdsrepl help {name}" for name in found[:4])
     else:

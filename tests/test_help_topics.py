@@ -64,6 +64,7 @@ def test_the_words_of_a_command_print_its_help(rdsrepl: Program, words: tuple[st
         (("exit-code",), "rdsrepl help exit-codes"),
         (("slot", "tial"), "rdsrepl help slot tail"),
         (("wal2json",), "rdsrepl help formats"),
+        (("abandoned",), "rdsrepl runbook show abandoned-slot"),
         (("zzzzzz",), "rdsrepl help lists the topics"),
         (("reference",), ""),
         (("../README",), ""),
@@ -89,7 +90,8 @@ def test_links_lead_somewhere_on_a_terminal() -> None:
         "See [roles](roles.md#x), [below](#y), [AWS](https://aws.amazon.com/x), ![picture](p.png), [rb](runbooks/a.md)."
     )
     assert topics.for_terminal(text) == (
-        "See roles (`rdsrepl help roles`), below, AWS (https://aws.amazon.com/x), ![picture](p.png), rb."
+        "See roles (`rdsrepl help roles`), below, AWS (https://aws.amazon.com/x), ![picture](p.png), "
+        "rb (`rdsrepl runbook show a`)."
     )
 
 
