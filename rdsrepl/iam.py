@@ -188,6 +188,16 @@ _WRITER: Final = (
     _Grant("kms:GenerateDataKey", ("kms-key",), conditions=(("StringLike", "kms:ViaService", "kinesis.*"),)),
 )
 
+# `role password --secret`.
+_KEEP_PASSWORD: Final = (
+    _Grant("secretsmanager:GetSecretValue", ("secret",)),
+    _Grant("secretsmanager:PutSecretValue", ("secret",)),
+    _Grant("secretsmanager:UpdateSecretVersionStage", ("secret",)),
+    _Grant("secretsmanager:CreateSecret", ("secret",)),
+    _Grant("kms:Decrypt", ("kms-key",), conditions=_VIA_SECRETS_MANAGER),
+    _Grant("kms:GenerateDataKey", ("kms-key",), conditions=_VIA_SECRETS_MANAGER),
+)
+
 _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
     "param-group list": (*_all("Describe", "ParameterGroups"), *_USERS),
     "param-group show": (*_READ_GROUP, *_USERS),
@@ -293,6 +303,7 @@ _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
     "role create": (_SQL,),
     "role list": (_SQL,),
     "role grant": (_SQL,),
+    "role password": (_SQL,),
     "role drop": (_SQL,),
 }
 COMMANDS: Final = tuple(_COMMANDS)
@@ -316,7 +327,8 @@ def policy(names: Sequence[str], scope: Scope) -> Policy:
 
     Args:
         names: what people type: ``param-group create``, ``slot``; none means every command.
-        scope: what they are used on; with a stream, ``slot tail`` may write to it.
+        scope: what they are used on; with a stream, ``slot tail`` may write to it; likewise a secret and
+            ``role password``.
 
     Raises:
         BadValue: a command is not known, or something in SCOPE is malformed.
@@ -325,7 +337,8 @@ def policy(names: Sequence[str], scope: Scope) -> Policy:
     wanted = dict.fromkeys(name for words in names or _nouns() for name in commands(words))
     by_action: dict[tuple[str, tuple[tuple[str, str, str], ...]], dict[str, None]] = {}
     to_kinesis = _WRITER if scope.stream is not None and "slot tail" in wanted else ()
-    for grant in (*_grants(wanted, scope), *to_kinesis):
+    to_secret = _KEEP_PASSWORD if scope.secret is not None and "role password" in wanted else ()
+    for grant in (*_grants(wanted, scope), *to_kinesis, *to_secret):
         arns = [arn for place in grant.on for arn in _arns(place, scope)]
         if arns:
             by_action.setdefault((grant.action, grant.conditions), {}).update(dict.fromkeys(arns))

@@ -452,3 +452,27 @@ def test_names_are_completed_from_the_named_database(db18: Database, rdsrepl: Pr
         assert (result.out.split(), result.err) == ([name], "")
     finally:
         db18.run(f"DROP ROLE {name}")
+
+
+def test_a_password_is_changed_and_never_shown(database: Database, role: str, rdsrepl: Program) -> None:
+    assert rdsrepl("role", "create", role, "--no-password", "--yes", dsn=database.dsn).code == 0
+    words = ("role", "password", role, "--yes")
+    given = rdsrepl(*words, "--password-stdin", "-vv", dsn=database.dsn, input="s3 cret\n")
+    assert given.code == 0, given.err
+    assert "s3 cret" not in given.out + given.err
+    as_role = database.server.dsn(user=role, dbname=database.name)
+    with psycopg.connect(as_role, password="s3 cret"):
+        pass
+    made = rdsrepl(*words, "--generate-password", "-o", "json", dsn=database.dsn)
+    assert "********" in made.json["steps"][0]["statement"]
+    with psycopg.connect(as_role, password=made.json["password"]) as conn:
+        assert conn.execute("SELECT current_user").fetchone() == (role,)
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(as_role, password="s3 cret").close()
+    for refused, code in (("rds_superuser", 3), ("pg_monitor", 4)):
+        assert rdsrepl("role", "password", refused, "--generate-password", "--yes", dsn=database.dsn).code == code
+    assert rdsrepl("role", "password", role, dsn=database.dsn).code == 2
+    own = rdsrepl(*words, "--generate-password", dsn=as_role, env={"PGPASSWORD": made.json["password"]})
+    # Before 16 the REPLICATION attribute takes its own password out of a role's hands; on RDS nobody has the attribute.
+    assert own.code == (5 if database.server.version < 16 else 0), own.err
+    assert own.code == 0 or "as a superuser" in own.err

@@ -64,17 +64,8 @@ def create(
     if sum((password_stdin, generate_password, no_password)) > 1:
         raise BadValue("only one of --password-stdin, --generate-password, --no-password", hint="choose one")
     password: str | None = None
-    if password_stdin:
-        password = _read_password()
-    elif generate_password:
-        password = roles.generate_password()
-    elif not no_password:
-        looks_only = consent(ctx).dry_run or consent(ctx).check
-        if not can_ask() and not looks_only:
-            raise BadValue(
-                "no terminal to ask for a password", hint="add --password-stdin, --generate-password or --no-password"
-            )
-        password = roles.generate_password() if looks_only else _ask_password(name)
+    if not no_password:
+        password = _new_password(ctx, name, password_stdin=password_stdin, generate=generate_password, or_none=True)
     target = where(ctx)
     with connection.open(target) as conn:
         plan = roles.create(
@@ -121,6 +112,56 @@ def grant(ctx: typer.Context, name: Name, grant_select: Tables = None, schema: S
 
 
 @app.command(cls=Writer)
+def password(
+    ctx: typer.Context,
+    name: Name,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input.", show_default=False)
+    ] = False,
+    generate_password: Annotated[
+        bool,
+        typer.Option(
+            "--generate-password", help="Make one; it is printed once where no secret keeps it.", show_default=False
+        ),
+    ] = False,
+    secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SECRET",
+            help="Keep it in this Secrets Manager secret, which is made where there is none.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Change a role's password, and the secret that its consumers read it from.
+
+    The password is asked for on a terminal. It reaches the server as a SCRAM verifier. With --secret it is put there
+    beside the old one first, then made the role's, then made current, so that it is never the role's and unknown.
+
+    Example: rdsrepl role password cdc --generate-password --secret prod/cdc
+    """
+    from dataclasses import replace
+
+    from rdsrepl.postgres import connection, roles
+
+    if password_stdin and generate_password:
+        raise BadValue("only one of --password-stdin, --generate-password", hint="choose one")
+    new = _new_password(ctx, name, password_stdin=password_stdin, generate=generate_password)
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = roles.change_password(conn, name, new)
+        place = {"host": conn.info.host, "port": str(conn.info.port), "dbname": conn.info.dbname}
+    if secret is not None:
+        from rdsrepl.aws import secrets
+
+        (change,) = plan.steps
+        steps = secrets.keep_password(target.aws, secret, username=name, password=new, place=place, change=change)
+        plan = replace(plan, steps=steps)
+    printed = generate_password and secret is None
+    settle(ctx, plan, target=target, reveal={"password": new} if printed else None)
+
+
+@app.command(cls=Writer)
 def drop(ctx: typer.Context, name: Name) -> None:
     """Drop a role that is connected nowhere and owns nothing; its privileges in this database go first.
 
@@ -132,6 +173,24 @@ def drop(ctx: typer.Context, name: Name) -> None:
     with connection.open(target) as conn:
         plan = roles.drop(conn, name)
     settle(ctx, plan, target=target)
+
+
+def _new_password(ctx: typer.Context, name: str, *, password_stdin: bool, generate: bool, or_none: bool = False) -> str:
+    from rdsrepl.postgres import roles
+
+    if password_stdin:
+        return _read_password()
+    looks_only = consent(ctx).dry_run or consent(ctx).check
+    if generate or looks_only:
+        return roles.generate_password()
+    if not can_ask():
+        ways = (
+            "--password-stdin, --generate-password or --no-password"
+            if or_none
+            else ("--password-stdin or --generate-password")
+        )
+        raise BadValue("no terminal to ask for a password", hint=f"add {ways}")
+    return _ask_password(name)
 
 
 def _read_password() -> str:

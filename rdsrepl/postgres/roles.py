@@ -331,6 +331,49 @@ def grant(conn: Connection, name: str, *, tables: Sequence[str] = (), schemas: S
     )
 
 
+def change_password(conn: Connection, name: str, password: str) -> Plan:
+    """Return the plan that gives a role another password.
+
+    Args:
+        conn: a connection to any database of the server.
+        name: the role.
+        password: in clear; it leaves as a SCRAM-SHA-256 verifier.
+
+    Raises:
+        BadValue: it cannot be a password.
+        NotFound: there is no such role.
+        Refused: the role is the server's or RDS's own.
+        Denied: this connection's role may not do it.
+        NotPrimary: the server is a standby.
+    """
+    from psycopg import sql
+
+    role = get(conn, name)
+    if _is_internal(name):
+        raise errors.Refused(f"role {name} is {_whose(name)}; it is left alone", hint="name a role of your own")
+    me = _me(conn)
+    since_16 = server_version(conn) >= _ADMIN_OPTION_SINCE
+    # Before 16 a role with the REPLICATION attribute is a superuser's to alter, its own password included.
+    superusers = role.rolsuper or (role.rolreplication and not since_16)
+    may = name == me.name or (me.create_role and (not since_16 or _may_administer(conn, name)))
+    if not me.is_super and (superusers or not may):
+        raise errors.Denied(
+            f"role {me.name} may not change the password of role {name}",
+            hint="connect as a superuser" if superusers else _admin_hint(conn, me, name),
+            sqlstate=_NO_RIGHT,
+        )
+    head = sql.SQL("ALTER ROLE {} PASSWORD ").format(sql.Identifier(name))
+    step = Statement(
+        f"change the password of role {name}",
+        head + sql.Literal(_verifier(conn, name, password)),
+        shown=head.as_string(None) + _MASK,
+    )
+    warnings = [f"whoever logs in as {name} needs the new password; connections that are open stay open"]
+    if role.rolvaliduntil is not None:
+        warnings.append(f"the new password, too, is valid until {role.rolvaliduntil.isoformat(sep=' ')} only")
+    return Plan(f"change the password of role {name}", (step,), tuple(warnings))
+
+
 def drop(conn: Connection, name: str) -> Plan:
     """Return the plan that takes a role's privileges in this database away and drops it.
 
