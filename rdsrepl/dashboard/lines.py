@@ -44,7 +44,7 @@ def as_document(look: Look, shown: Sequence[Holding]) -> dict[str, Any]:
     return {
         "at": document(found.wal.at),
         "server": {
-            "version": look.server.version,
+            "version": look.server.version.split()[0],
             "flavour": look.server.flavour,
             "role": "standby" if found.wal.in_recovery else "primary",
         },
@@ -55,7 +55,6 @@ def as_document(look: Look, shown: Sequence[Holding]) -> dict[str, Any]:
         "blamed": found.blamed,
         "slots": document(shown),
         "walsenders": document(look.senders),
-        "notes": document(look.notes),
     }
 
 

@@ -24,7 +24,7 @@ from rdsrepl.retention import Storage
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
-    from rdsrepl.postgres.activity import Sender, Server
+    from rdsrepl.postgres.activity import Server
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.slots import Slot
 
@@ -54,7 +54,6 @@ class Watched:
         self._connected_at = 0.0
         self._identity: str | None = None
         self._server: Server | None = None
-        self._may_ask_for_senders = True
         self._was_primary = False
         self._history: tuple[Observation, ...] = ()
         self._past: deque[Sample] = deque(maxlen=_MOST_SAMPLES)
@@ -68,13 +67,13 @@ class Watched:
         """
         import psycopg
 
-        from rdsrepl.postgres import connection, slots, wal
+        from rdsrepl.postgres import activity, connection, slots, wal
 
         try:
             conn = self._connection()
             now = wal.get(conn)
             rows = slots.ls(conn)
-            senders = self._senders(conn)
+            senders = tuple(activity.senders(conn))
         except psycopg.Error as exc:
             self.close()
             raise connection.translate(exc) from exc
@@ -89,8 +88,7 @@ class Watched:
         if now.in_recovery and self._was_primary and time.monotonic() - self._connected_at > _WRITER_SECONDS:
             self.close()
         self._was_primary = self._was_primary or not now.in_recovery
-        notes = () if senders is not None else ("this role may not see the walsenders (pg_stat_replication)",)
-        return Look(self._server, found, senders, tuple(self._past), notes)
+        return Look(self._server, found, senders, tuple(self._past))
 
     def cut(self) -> None:
         """End a look that hangs, from another thread: it fails as it would when the connection broke."""
@@ -113,7 +111,6 @@ class Watched:
             self.close()
             conn = self._conn = connection.connect(self._target)
             self._connected_at = time.monotonic()
-            self._may_ask_for_senders = True
             identity = wal.server_identity(conn)
             self._server = activity.server(conn)
             if identity != self._identity:
@@ -122,18 +119,6 @@ class Watched:
                 self._past.clear()
                 self._past.extend(_sample(one) for one in self._history)
         return self._conn
-
-    def _senders(self, conn: Connection) -> tuple[Sender, ...] | None:
-        import psycopg
-
-        from rdsrepl.postgres import activity
-
-        if self._may_ask_for_senders:
-            try:
-                return tuple(activity.senders(conn))
-            except psycopg.errors.InsufficientPrivilege:
-                self._may_ask_for_senders = False
-        return None
 
     def _storage(self, rows: Sequence[Slot]) -> Storage | None:
         """Return what is left of the free storage that was known at the first look."""

@@ -15,6 +15,7 @@ from rdsrepl.retention import Holding, Retention, Severity
 INTERVALS_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 #: how far the sparklines reach back.
 TREND_SECONDS: Final = 300.0
+_BRIDGED_SECONDS: Final = 120.0
 _PAGE: Final = 10
 _RANK: Final = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
 
@@ -53,16 +54,14 @@ class Look:
 
     Attributes:
         server: as it was when the connection was made.
-        senders: the walsenders; None where this role may not ask for them.
+        senders: the walsenders.
         past: what the slots held, oldest first, up to this look.
-        notes: what could not be found out, and why.
     """
 
     server: Server
     retention: Retention
-    senders: tuple[Sender, ...] | None
+    senders: tuple[Sender, ...]
     past: tuple[Sample, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +189,7 @@ def selection(state: State, shown: Sequence[Holding]) -> int:
 def trend(past: Sequence[Sample], name: str, *, points: int, interval_seconds: float) -> tuple[int | None, ...]:
     """Return what a slot held in the recent past, a value a step; None where nobody looked.
 
-    The steps are as long as a look takes its time at first; later they reach back ``TREND_SECONDS``.
+    A step is as long as the interval at first; later all of them reach back ``TREND_SECONDS``.
     """
     if not past or points < 1:
         return ()
@@ -199,14 +198,17 @@ def trend(past: Sequence[Sample], name: str, *, points: int, interval_seconds: f
     step = min(TREND_SECONDS, max(points * interval_seconds, known)) / points
     values: list[int | None] = [None] * points
     for sample in past:
-        index = points - 1 - int((end - sample.at).total_seconds() / step)
-        if index >= 0 and name in sample.retained:
-            values[index] = sample.retained[name]
-    # A look that came late leaves a hole that means nothing.
-    return tuple(
-        values[index - 1] if value is None and 0 < index < points - 1 and values[index + 1] is not None else value
-        for index, value in enumerate(values)
-    )
+        age = (end - sample.at).total_seconds()
+        if age <= points * step and name in sample.retained:
+            values[max(0, points - 1 - int(age / step))] = sample.retained[name]
+    # Looks are minutes apart before the watch began: nothing is known between them, but it is no hole either.
+    last = None
+    for index, value in enumerate(values):
+        if value is not None:
+            last = index
+        elif last is not None and (index - last) * step <= _BRIDGED_SECONDS:
+            values[index] = values[last]
+    return tuple(values)
 
 
 def _looked(state: State, look: Look, at: datetime) -> State:

@@ -117,7 +117,7 @@ def lines(state: State, width: int, height: int, now: datetime) -> list[Text]:
     if state.help:
         body = _help(width)[:room]
     elif state.look is None:
-        body = [_line(width), _line(width, (f"connecting to {state.label} …", "dim"))][:room]
+        body = [_line(width), _line(width, (f"connecting to {_clean(state.label)} …", "dim"))][:room]
     else:
         body = _body(state, state.look, width, room)
     body += [_line(width)] * (room - len(body))
@@ -127,13 +127,16 @@ def lines(state: State, width: int, height: int, now: datetime) -> list[Text]:
 def _header(state: State, width: int, now: datetime) -> list[Text]:
     look = state.look
     clock = now.strftime("%H:%M:%S UTC")
-    title: list[_Piece] = [(" rdsrepl slot watch ", "reverse"), ("  ", ""), (state.label, "bold")]
+    name: _Piece = (" slot watch ", "reverse")
     if look is None:
-        return [_spread(width, title, clock), _status(state, width, now)]
+        return [_spread(width, [name, ("  ", ""), (_clean(state.label), "bold")], clock), _status(state, width, now)]
     wal = look.retention.wal
     role = "standby" if wal.in_recovery else "primary"
     flavour = {"aurora": "Aurora PostgreSQL", "rds": "RDS PostgreSQL"}.get(look.server.flavour, "PostgreSQL")
-    title += [("  ", ""), (f"{flavour} {look.server.version.split()[0]} ", ""), (role, "bold")]
+    server = f"{flavour} {look.server.version.split()[0]} "
+    room = width - len(name[0]) - len(server) - len(role) - len(clock) - 5
+    label = _cut(_clean(state.label), max(8, room))
+    title = [name, ("  ", ""), (label, "bold"), ("  ", ""), (server, ""), (role, "bold")]
     return [_spread(width, title, clock), _facts(look, width), _status(state, width, now)]
 
 
@@ -157,7 +160,6 @@ def _facts(look: Look, width: int) -> Text:
         parts.append([(f"max_slot_wal_keep_size {format_size(found.wal.slot_keep_bytes)}", "")])
     if found.blamed is not None and every > 1:
         parts.append([(f"{found.blamed} holds most", "")])
-    parts += [[(note, "yellow")] for note in look.notes]
     return _joined(width, parts)
 
 
@@ -325,18 +327,18 @@ def _details(one: Holding, wal: Wal, width: int) -> list[Text]:
         add(f"{_MARKS[reason.severity]} {reason.text}", _STYLES[reason.severity])
     if not one.reasons:
         add("nothing is wrong with it", "green")
+    said = {reason.measure for reason in one.reasons}
     kind = f"{slot.plugin}, database {slot.database}" if slot.plugin else "physical"
     marks = [word for word, is_so in (("two-phase", slot.two_phase), ("failover", slot.failover)) if is_so]
     marks += ["synchronised from the primary"] if slot.synced else []
     if slot.active:
         state = slot.walsender.state if slot.walsender is not None else None
         held = f"held by {slot.holder}" + (f", {state}" if state else "")
-    elif one.inactive_seconds is not None and one.inactive_seconds >= 1:
-        held = f"nobody has consumed it for {format_duration(one.inactive_seconds)}"
+    elif one.inactive_seconds is not None and one.inactive_seconds >= 1 and "inactive" not in said:
+        held = f"nobody has consumed it for {_duration(one.inactive_seconds)}"
     else:
         held = "nobody consumes it"
     add(f"{', '.join((kind, *marks))}; {held}")
-    said = {reason.measure for reason in one.reasons}
     for breakage in one.breaks[1 if "breaks" in said else 0 :]:
         if breakage.seconds <= FAR_SECONDS:
             add(f"{_BREAK_LONG[breakage.what]} {_when(breakage)}: {breakage.reason}")
@@ -345,7 +347,7 @@ def _details(one: Holding, wal: Wal, width: int) -> list[Text]:
         if not rest and one.freed_bytes < one.retained_bytes and wal.keep_bytes:
             rest = f"; the server keeps {format_size(wal.keep_bytes)} without slots, too (wal_keep_size)"
         add(f"dropping it frees {format_size(one.freed_bytes)} of {format_size(one.retained_bytes)}{rest}")
-    behind = f"{format_duration(one.lag_seconds)} behind; " if one.lag_seconds else ""
+    behind = f"{_duration(one.lag_seconds)} behind; " if one.lag_seconds else ""
     positions = [
         f"{name} {value}"
         for name, value in (("restart", slot.restart_lsn), ("confirmed", slot.confirmed_flush_lsn))
@@ -359,9 +361,9 @@ def _details(one: Holding, wal: Wal, width: int) -> list[Text]:
 
 
 def _senders(look: Look, selected: Holding | None, width: int) -> list[Text]:
-    if look.senders is None:
-        return [_title(width, "walsenders"), _line(width, ("this role may not see them", "dim"))]
     title = f"{len(look.senders)} walsender{'' if len(look.senders) == 1 else 's'}"
+    if any(one.state is None for one in look.senders) and not look.server.sees_sessions:
+        title += " (? is what only a member of pg_read_all_stats sees)"
     if not look.senders:
         return [_title(width, "no walsenders")]
     rows = [
