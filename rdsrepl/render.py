@@ -73,15 +73,17 @@ def log(level: str, message: str, **fields: object) -> None:
     sys.stderr.flush()
 
 
-def _print(renderable: object) -> None:
-    out = console(sys.stdout)
-    if sys.stdout.isatty():
+def _print(renderable: object, stream: TextIO | None = None, *, plain: bool = False) -> None:
+    stream = stream or sys.stdout
+    out = console(stream)
+    out.no_color = out.no_color or plain
+    if stream.isatty():
         out.print(renderable)
         return
     # A table pads its last column; for a program that reads lines that is noise.
     with out.capture() as captured:
         out.print(renderable)
-    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+    stream.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def paged(renderable: object) -> None:
@@ -118,12 +120,7 @@ def paged(renderable: object) -> None:
 
 def say(renderable: object, *, to_stdout: bool, plain: bool) -> None:
     """Print something made for a person: on stdout where it is what was asked for, else on stderr."""
-    if to_stdout:
-        _print(renderable)
-    else:
-        out = console(sys.stderr)
-        out.no_color = out.no_color or plain
-        out.print(renderable)
+    _print(renderable, sys.stdout if to_stdout else sys.stderr, plain=plain)
 
 
 def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> object:

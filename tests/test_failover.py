@@ -176,6 +176,42 @@ def test_a_password_that_is_rotated_under_the_tail_is_weather(loaded: Cloud, tmp
     manager.delete_secret(SecretId="cdc-login", ForceDeleteWithoutRecovery=True)
 
 
+def test_a_slot_whose_consumer_is_away_for_the_failover_is_no_candidate_for_pruning(
+    loaded: Cloud, tmp_path: Path
+) -> None:
+    cloud = loaded
+    place = ("--cluster", CLUSTER)
+    judge = ("slot", "prune", "--slot", "away", "--inactive-for", "60s", "--dry-run", "-o", "json", *place)
+    assert cloud("psql", *place, "--", "-qc", "CREATE TABLE away (); CREATE PUBLICATION away FOR TABLE away").code == 0
+    assert cloud("slot", "create", "away", "--yes", *place).code == 0
+
+    def state() -> str:
+        """Judge the slot; return what keeps it."""
+        judged = cloud(*judge)
+        assert judged.code == 0 and judged.json["candidates"] == [], judged
+        (kept,) = (one for one in judged.json["kept"] if one["slot_name"] == "away")
+        assert kept["idle_seconds"] < 60
+        return str(kept["obstacles"][0]["rule"])
+
+    with (tmp_path / "err").open("wb") as err:
+        words = ("slot", "tail", "away", "--publication", "away", *place)
+        tail = cloud.program.start(*words, stdout=err, stderr=err)
+        try:
+            _wait(lambda: state() == "active", 30, lambda: "never active")
+            tail.kill()
+            tail.wait(20)
+            assert cloud("cluster", "failover", CLUSTER, "--yes").code == 0
+            back = time.monotonic() + 5
+            while time.monotonic() < back:
+                assert state() == "not_idle"
+            tail = cloud.program.start(*words, stdout=err, stderr=err)
+            _wait(lambda: state() == "active", 30, lambda: "never active again")
+        finally:
+            tail.kill()
+            tail.wait(20)
+    _wait(lambda: cloud("slot", "drop", "away", "--yes", *place).code == 0, 30, lambda: "not dropped")
+
+
 def _ids(path: Path) -> set[int]:
     found: dict[int, set[int]] = {}
     for line in path.read_text().splitlines(keepends=True):

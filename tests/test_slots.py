@@ -253,7 +253,7 @@ def test_a_server_that_is_not_ready_says_why(lonely: Server, rdsrepl: Program) -
     for words in (("slot", "create", "s", "--yes"), ("slot", "tail", "s")):
         result = rdsrepl(*words, "-o", "json", dsn=lonely.dsn())
         assert (result.code, result.error["error"]) == (4, "wal_level_not_logical")
-        assert "rds.logical_replication" in result.error["hint"]
+        assert "param-group create NAME --cluster ID" in result.error["hint"]
     lonely.settings["wal_level"] = "logical"
     lonely.restart()
     assert rdsrepl("slot", "create", "first", "--yes", dsn=lonely.dsn()).code == 0

@@ -291,8 +291,8 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
         return errors.BadValue, "a row filter may use columns, built-in immutable functions and operators only"
     if state == "42704" and "publication" in text and "does not exist" in text:
         return errors.NotFound, (
-            "make it again (rdsrepl publication create NAME …); changes older than a publication cannot be decoded with "
-            "it, so a new one also needs a new slot, or one moved past them (rdsrepl slot advance NAME --to-current)"
+            "make it again (rdsrepl publication create NAME …); changes older than a publication cannot be decoded "
+            "with it: a new one also needs a new slot, or one moved past them (rdsrepl slot advance NAME --to-current)"
         )
     if state in _SQLSTATES:
         return _SQLSTATES[state]

@@ -1,0 +1,529 @@
+"""``slot prune`` on real servers: what goes, what stays, races, crashes, and what the audit file says of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from rdsrepl import apply, errors, observations, pruning, standing
+from rdsrepl.config import Target
+from rdsrepl.plan import Plan
+from rdsrepl.postgres import connection, slots
+from rdsrepl.sandbox.servers import Server
+from tests.conftest import Database, Program, find
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Place:
+    """A server of one test's own, and the program on it: whatever a test prunes, no other test's slots are there."""
+
+    def __init__(self, server: Server, rdsrepl: Program) -> None:
+        self.server = server
+        self.dsn = server.dsn()
+        self.rdsrepl = rdsrepl
+
+    @property
+    def target(self) -> Target:
+        return Target("test", self.dsn)
+
+    def run(self, *statements: str) -> list[Any]:
+        with closing(psycopg.connect(self.dsn, autocommit=True)) as conn:
+            rows: list[Any] = []
+            for statement in statements:
+                cursor = conn.execute(statement)  # type: ignore[arg-type]
+                rows = cursor.fetchall() if cursor.description else []
+            return rows
+
+    def make(self, *names: str, plugin: str = "pgoutput") -> None:
+        self.run(*(f"SELECT pg_create_logical_replication_slot('{name}', '{plugin}')" for name in names))
+
+    def names(self) -> set[str]:
+        return {row[0] for row in self.run("SELECT slot_name FROM pg_replication_slots")}
+
+    def prune(self, *words: str, **more: Any) -> Any:
+        return self.rdsrepl("slot", "prune", *words, dsn=self.dsn, **more)
+
+    def age(self, seconds: float) -> None:
+        """Have an earlier run have looked: the same slots, so long ago. (Before 17 that is the proof.)"""
+        with connection.open(self.target) as conn:
+            found = standing.look(conn)
+        now = observations.history(found.server)[-1]
+        past = now.at - timedelta(seconds=seconds)
+        path = observations._path(found.server)
+        document = observations._document(now)
+        path.write_text(json.dumps({**document, "at": past.isoformat(), "started_at": document["started_at"]}) + "\n")
+
+    def audit(self) -> list[Any]:
+        return [json.loads(line) for line in (self.rdsrepl.home / "state/rdsrepl/audit.jsonl").read_text().splitlines()]
+
+
+def start(directory: Path, version: int, **settings: str) -> Server:
+    programs = find(version)
+    assert programs is not None
+    made = Server(
+        directory,
+        programs,
+        settings={
+            "wal_level": "logical",
+            "max_replication_slots": "210",
+            "max_wal_senders": "10",
+            "wal_sender_timeout": "5s",
+            "autovacuum": "off",
+            **settings,
+        },
+    )
+    made.initdb()
+    made.start()
+    return made
+
+
+@pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = start(tmp_path_factory.mktemp("prune") / "pg", request.param)
+    yield made
+    made.stop("immediate")
+    made.remove()
+
+
+@pytest.fixture
+def place(shared_server: Server, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A place without slots, where a second of idleness is enough and old slots can be made."""
+    monkeypatch.setattr(pruning, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
+    made = Place(shared_server, rdsrepl)
+    yield made
+    for name in made.names():
+        made.run(f"SELECT pg_drop_replication_slot('{name}')")
+
+
+def is_new(place: Place) -> bool:
+    return place.server.binaries.major >= 17
+
+
+def settle_down(place: Place) -> tuple[str, ...]:
+    """Let the slots be idle for a second, provably, and return the option that asks for it."""
+    time.sleep(1.05)
+    if not is_new(place):
+        place.age(1.0)
+    return ("--inactive-for", "1s")
+
+
+def test_what_is_idle_goes_and_is_written_down(place: Place) -> None:
+    place.make("old", "older")
+    place.run(
+        "CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 500)"
+    )
+    idle = settle_down(place)
+    done = place.prune("--slot", "old*", "--all", "--confirm", "2 slots", *idle)
+    assert done.code == 0, done.err
+    assert place.names() == set()
+    for said in ("lost for ever", "idle for", "rdsrepl slot create old --plugin pgoutput", "Freed altogether"):
+        assert said in done.err
+    entries = place.audit()
+    assert [(one["phase"], one["slot"]["slot_name"]) for one in entries] == [
+        ("intent", "old"),
+        ("outcome", "old"),
+        ("intent", "older"),
+        ("outcome", "older"),
+    ] or [(one["phase"], one["slot"]["slot_name"]) for one in entries] == [
+        ("intent", "older"),
+        ("outcome", "older"),
+        ("intent", "old"),
+        ("outcome", "old"),
+    ]
+    last = entries[-1]
+    assert (
+        last["outcome"] == "dropped" and last["command"] == "slot prune" and last["os_user"] and last["database_user"]
+    )
+    assert last["server"] == place.run("SELECT system_identifier::text FROM pg_control_system()")[0][0]
+    assert last["slot"]["confirmed_flush_lsn"] and last["slot"]["plugin"] == "pgoutput"
+    on_stderr = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
+    assert on_stderr == [one for one in entries if one["phase"] == "outcome"]
+
+
+def test_what_a_review_gets(place: Place) -> None:
+    place.make("old", "debezium_orders", "prod_a")
+    config = place.rdsrepl.home / "config.yaml"
+    config.write_text("protect: ['prod_*']\n")
+    idle = settle_down(place)
+    done = place.prune(*idle, "--dry-run", "-o", "json", env={"RDSREPL_CONFIG": str(config)})
+    assert done.code == 0 and place.names() == {"old", "debezium_orders", "prod_a"}
+    (candidate,) = done.json["candidates"]
+    assert candidate["slot_name"] == "old" and candidate["idle_seconds"] >= 1
+    assert candidate["idle_proof"] == ("server" if is_new(place) else "observed")
+    assert candidate["recreate"] == "rdsrepl slot create old --plugin pgoutput"
+    kept = {one["slot_name"]: [obstacle["rule"] for obstacle in one["obstacles"]] for one in done.json["kept"]}
+    assert kept == {"debezium_orders": ["named_only"], "prod_a": ["protected"]}
+    (statement,) = done.json["statements"]
+    assert "'old'" in statement and "NOT active" in statement and '"restart_lsn" = ' in statement
+    checked = place.prune(*idle, "--check", "-o", "json", env={"RDSREPL_CONFIG": str(config)})
+    assert checked.code == 7
+    assert not (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").exists()
+    plain = place.prune(*idle, "--dry-run", env={"RDSREPL_CONFIG": str(config)})
+    assert "pg_drop_replication_slot" in plain.out and "the config file protects prod_*" in plain.out
+
+
+def test_protection_and_its_exception(place: Place) -> None:
+    place.make("prod_a")
+    config = place.rdsrepl.home / "config.yaml"
+    config.write_text("protect: ['prod_*']\n")
+    env = {"RDSREPL_CONFIG": str(config)}
+    idle = settle_down(place)
+    refused = place.rdsrepl("slot", "drop", "prod_a", "--yes", dsn=place.dsn, env=env)
+    assert refused.code == 4 and "is protected (prod_*" in refused.err and "--unprotect prod_a" in refused.err
+    kept = place.prune("--slot", "prod_a", *idle, "--yes", env=env)
+    assert kept.code == 0 and "nothing to prune" in kept.out and place.names() == {"prod_a"}
+    gone = place.prune("--slot", "prod_a", "--unprotect", "prod_a", *idle, "--yes", env=env)
+    assert gone.code == 0 and place.names() == set(), gone.err
+
+
+def test_nobody_says_yes(place: Place) -> None:
+    place.make("old")
+    refused = place.prune("--slot", "old", *settle_down(place))
+    assert refused.code == 4 and place.names() == {"old"}
+    assert not (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "which slots? Nothing says so"),
+        (("--slot", "*", "--inactive-for", "1s"), 2, "means every logical slot there is"),
+        (("--slot", "nothing"), 3, "no replication slot nothing"),
+        (("--slot", "old", "--slot", "none*"), 3, "no replication slot none*"),
+        (("--slot", ""), 2, "--slot is empty"),
+        (("--retaining-over", "lots"), 2, "'lots' is not a size"),
+        (("--inactive-for", "yesterday"), 2, "'yesterday' is not a duration"),
+        (("--lost", "--retaining-over", "1GB"), 2, "exclude each other"),
+        (("--slot", "old", "--confirm", "1 slot"), 2, "--confirm goes with --all"),
+        (("--slot", "old", "--subscriber", "host=127.0.0.1 port=1"), 5, "--subscriber:"),
+    ],
+)
+def test_bad_input(place: Place, words: tuple[str, ...], code: int, said: str) -> None:
+    place.make("old", "other")
+    done = place.prune(*words, "--yes")
+    assert done.code == code and said in done.err, done.err
+    assert place.names() == {"old", "other"}
+
+
+def test_less_than_a_failover_takes_proves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    done = place.prune("--slot", "old", "--inactive-for", "30s", "--yes")
+    assert done.code == 2 and "after a failover a good consumer is away for that long" in done.err
+
+
+def test_the_wrong_words_are_no_confirmation(place: Place) -> None:
+    place.make("a", "b")
+    done = place.prune("--slot", "*", "--all", "--confirm", "3 slots", *settle_down(place))
+    assert done.code == 4 and "names 3 slots, not 2 slots" in done.err and place.names() == {"a", "b"}
+    silent = place.prune("--slot", "*", "--all", "--yes", *settle_down(place))
+    assert silent.code == 4 and "--confirm 2 slots" in silent.err and place.names() == {"a", "b"}
+
+
+def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place) -> None:
+    if is_new(place):
+        place.make("old")
+        fresh = place.prune("--slot", "old", "--inactive-for", "1h", "--yes")
+        assert "says the server" in fresh.err and place.names() == {"old"}
+        return
+    place.make("old")
+    first = place.prune("--slot", "old", "--yes")
+    assert first.code == 0 and "nothing is known yet" in first.err and place.names() == {"old"}
+    short = place.prune("--slot", "old", "--inactive-for", "1h", "--observe", "1s", "--yes")
+    assert "not for 1h" in short.err and place.names() == {"old"}, "the longer time must be proven all the same"
+    place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+    place.run("SELECT pg_replication_slot_advance('old', pg_current_wal_lsn())")
+    watched = place.prune("--slot", "old", "--observe", "1s", "--yes")
+    assert watched.code == 0 and place.names() == set(), watched.err
+    assert "watching the slots" in watched.err and "nothing moved at 2 looks" in watched.err
+
+
+def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
+    place.make("behind")
+    place.run(
+        "CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 500)"
+    )
+    idle = settle_down(place)
+    before = place.run("SELECT pg_current_wal_lsn()")[0][0]
+    done = place.prune("--slot", "behind", *idle, "--keep-last", "--yes")
+    assert done.code == 0, done.err
+    assert place.names() == {"behind"}
+    assert place.run(f"SELECT confirmed_flush_lsn >= '{before}' FROM pg_replication_slots")[0][0]
+    assert not (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").exists(), "nothing was dropped"
+
+
+def test_physical_slots_go_only_when_they_are_included_and_rds_own_never(place: Place) -> None:
+    place.run(
+        "SELECT pg_create_physical_replication_slot('standby_1', true)",
+        "SELECT pg_create_physical_replication_slot('rds_eu_west_1_db_abc', true)",
+    )
+    idle = settle_down(place)
+    done = place.prune("--slot", "standby_1", "--slot", "rds_*", *idle, "--yes")
+    assert done.code == 0 and len(place.names()) == 2 and "--include-physical" in done.err
+    done = place.prune("--slot", "standby_1", "--slot", "rds_*", "--include-physical", *idle, "--yes")
+    assert done.code == 0 and place.names() == {"rds_eu_west_1_db_abc"}, done.err
+
+
+def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: Server) -> None:
+    subscriber: Database = make_database(pg16)
+    place.make("shop")
+    subscriber.run(
+        "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
+        "WITH (connect = false, slot_name = 'shop')"
+    )
+    try:
+        idle = settle_down(place)
+        done = place.prune(*idle, "--subscriber", subscriber.dsn, "--yes")
+        assert done.code == 0 and place.names() == {"shop"}
+        assert "it is the slot of subscription s of" in done.err and "--slot shop" in done.err
+    finally:
+        subscriber.run("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
+
+
+def test_no_audit_no_drop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.make("old")
+    idle = settle_down(place)
+    trail = place.rdsrepl.home / "state/rdsrepl/audit.jsonl"
+    trail.mkdir(parents=True)
+    for words in (("prune", "--slot", "old", *idle), ("drop", "old")):
+        done = place.rdsrepl("slot", *words, "--yes", dsn=place.dsn)
+        assert done.code == 4 and "the audit trail cannot be written" in done.err, done.err
+        assert "RDSREPL_STATE_DIR" in done.err and place.names() == {"old"}
+
+
+def test_slot_drop_is_written_down_too(place: Place) -> None:
+    place.make("old")
+    assert place.rdsrepl("slot", "drop", "old", "--yes", dsn=place.dsn).code == 0
+    assert [(one["phase"], one["command"]) for one in place.audit()] == [
+        ("intent", "slot drop"),
+        ("outcome", "slot drop"),
+    ]
+    assert (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_torn_line_in_the_audit_file_spoils_no_other(place: Place) -> None:
+    place.make("old")
+    trail = place.rdsrepl.home / "state/rdsrepl/audit.jsonl"
+    trail.parent.mkdir(parents=True)
+    trail.write_text('{"time": "2026')
+    assert place.rdsrepl("slot", "drop", "old", "--yes", dsn=place.dsn).code == 0
+    torn, *rest = trail.read_text().splitlines()
+    assert torn == '{"time": "2026' and [json.loads(line)["phase"] for line in rest] == ["intent", "outcome"]
+
+
+# Races: between the plan and the drop.
+
+
+def silent(**_: Any) -> dict[str, Any]:
+    return {"done": lambda outcome: None, "waiting": lambda step, seconds, states: None}
+
+
+def consume(place: Place, name: str) -> None:
+    place.run(f"SELECT count(*) FROM pg_logical_slot_get_binary_changes('{name}', NULL, NULL, 'proto_version', '1', "
+              "'publication_names', 'none')")  # fmt: skip
+
+
+@contextmanager
+def attached(place: Place, name: str) -> Iterator[None]:
+    """Hold a slot as a consumer does."""
+    info = psycopg.conninfo.conninfo_to_dict(place.dsn, replication="database")
+    held = psycopg.pq.PGconn.connect(psycopg.conninfo.make_conninfo("", **info).encode())
+    try:
+        held.send_query(
+            f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'none')".encode()
+        )
+        deadline = time.monotonic() + 10
+        while not place.run(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'")[0][0]:
+            assert time.monotonic() < deadline
+        yield
+    finally:
+        held.finish()
+
+
+def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place) -> None:
+    place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
+    place.make("raced")
+    ways: list[Callable[[], Any]] = [
+        lambda: place.run("SELECT pg_replication_slot_advance('raced', pg_current_wal_lsn())"),
+        lambda: consume(place, "raced"),
+        lambda: place.run(
+            "SELECT pg_drop_replication_slot('raced')",
+            "SELECT pg_create_logical_replication_slot('raced', 'pgoutput')",
+        ),
+    ]
+    for number in range(90):
+        with connection.open(place.target) as conn:
+            plan = slots.drop(slots.get(conn, "raced"), standby=False)
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')", "SELECT pg_log_standby_snapshot()") if is_new(
+            place
+        ) else place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        ways[number % 3]()
+        with pytest.raises(errors.StalePlan):
+            apply.run(plan, place.target, **silent())
+        assert place.names() == {"raced"}, number
+    for _ in range(10):
+        with connection.open(place.target) as conn:
+            plan = slots.drop(slots.get(conn, "raced"), standby=False)
+        with attached(place, "raced"), pytest.raises(errors.StalePlan):
+            apply.run(plan, place.target, **silent())
+        assert place.names() == {"raced"}
+        wait = time.monotonic() + 10
+        while place.run("SELECT active FROM pg_replication_slots")[0][0]:
+            assert time.monotonic() < wait
+
+
+def test_a_consumer_that_comes_at_any_moment_keeps_its_slot(place: Place) -> None:
+    """Whoever wins: either it streams and the slot is there, or the slot is gone and it was told so."""
+    place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
+    for number in range(20):
+        place.make("raced")
+        with connection.open(place.target) as conn:
+            plan = slots.drop(slots.get(conn, "raced"), standby=False)
+        came: list[str] = []
+        decided = threading.Event()
+
+        def come(came: list[str] = came, decided: threading.Event = decided, number: int = number) -> None:
+            time.sleep(number % 10 / 2000)
+            try:
+                with attached(place, "raced"):
+                    came.append("in")
+                    decided.wait(20)
+            except (AssertionError, IndexError):
+                came.append("gone")
+
+        consumer = threading.Thread(target=come)
+        consumer.start()
+        try:
+            apply.run(plan, place.target, **silent())
+            dropped = True
+        except errors.Error:
+            dropped = False
+        there = place.names() == {"raced"}
+        decided.set()
+        consumer.join(20)
+        assert there is not dropped and came == (["gone"] if dropped else ["in"]), number
+        while place.run("SELECT count(*) FROM pg_replication_slots WHERE active")[0][0]:
+            time.sleep(0.01)
+        for name in place.names():
+            place.run(f"SELECT pg_drop_replication_slot('{name}')")
+
+
+def test_one_that_fails_hides_no_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.make("a", "b", "c")
+    idle = settle_down(place)
+    real = apply.run
+
+    def late(plan: Plan, target: Target, **more: Any) -> Any:
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        place.run("SELECT pg_replication_slot_advance('b', pg_current_wal_lsn())")
+        return real(plan, target, **more)
+
+    monkeypatch.setattr(apply, "run", late)
+    done = place.prune("--slot", "a", "--slot", "b", "--slot", "c", *idle, "--yes", "-o", "json")
+    assert done.code == 6 and place.names() == {"b"}
+    assert done.error["done"] == ["drop replication slot a", "drop replication slot c"]
+    (left,) = done.error["not_done"]
+    assert left.startswith("drop replication slot b: ") and "consumed, moved or dropped" in left
+    outcomes = {one["slot"]["slot_name"]: one["outcome"] for one in place.audit() if one["phase"] == "outcome"}
+    assert outcomes == {"a": "dropped", "b": "not_dropped", "c": "dropped"}
+
+
+def test_all_that_fail_change_nothing_and_say_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.make("a", "b")
+    idle = settle_down(place)
+    real = apply.run
+
+    def late(plan: Plan, target: Target, **more: Any) -> Any:
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        for name in ("a", "b"):
+            place.run(f"SELECT pg_replication_slot_advance('{name}', pg_current_wal_lsn())")
+        return real(plan, target, **more)
+
+    monkeypatch.setattr(apply, "run", late)
+    done = place.prune("--slot", "a", "--slot", "b", *idle, "--yes", "-o", "json")
+    assert done.code == 4 and done.error["error"] == "stale_plan" and "nothing was done" in done.error["message"]
+    assert place.names() == {"a", "b"}
+
+
+# Many.
+
+
+def test_two_hundred_slots_take_few_statements(place: Place, tmp_path: Path) -> None:
+    place.run(
+        "SELECT count(pg_create_logical_replication_slot('many_' || n, 'pgoutput')) FROM generate_series(1, 200) n"
+    )
+    idle = settle_down(place)
+    seen: list[str] = []
+    real = psycopg.Connection.execute
+
+    def counted(self: Any, query: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(str(query))
+        return real(self, query, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psycopg.Connection, "execute", counted)
+        done = place.prune("--slot", "many_*", "--all", *idle, "--dry-run", "-o", "json")
+    assert done.code == 0 and len(done.json["candidates"]) == 200
+    assert len(seen) <= 5, seen
+
+
+# A crash: on a server of its own.
+
+
+def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path: Path) -> None:
+    programs = find(18)
+    assert programs is not None
+    settings = {"wal_level": "logical", "max_replication_slots": "20", "restart_after_crash": "on"}
+    server = Server(tmp_path / "durable", programs, settings=settings, durable=True)
+    server.initdb()
+    server.start()
+    try:
+        place = Place(server, rdsrepl)
+        place.make(*(f"s{number}" for number in range(10)))
+        time.sleep(1.1)
+        words = [word for number in range(10) for word in ("--slot", f"s{number}")]
+        script = (
+            "import sys; from rdsrepl import pruning; pruning.LEAST_IDLE_SECONDS = 0\n"
+            "from rdsrepl.__main__ import run; sys.argv = sys.argv[1:]; run()"
+        )
+        command = [rdsrepl.command[0].replace("bin/rdsrepl", "bin/python"), "-c", script, "rdsrepl", "--dsn", place.dsn]
+        process = subprocess.Popen(
+            [*command, "slot", "prune", *words, "--inactive-for", "1s", "--yes", "-o", "json"],
+            env=rdsrepl.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        trail = rdsrepl.home / "state/rdsrepl/audit.jsonl"
+        deadline = time.monotonic() + 30
+        while not trail.exists() or trail.read_text().count('"outcome": "dropped"') < 3:
+            assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        server.kill()
+        time.sleep(0.5)
+        server.start()
+        out, err = process.communicate(timeout=100)
+        left = place.names()
+        said = json.loads(err.splitlines()[-1])
+        assert process.returncode == 6 and said["error"] == "applied_in_part", (out, err)
+        reported_done = {line.removeprefix("drop replication slot ") for line in said["done"]}
+        entries = [json.loads(line) for line in trail.read_text().splitlines()]
+        outcomes = {one["slot"]["slot_name"]: one["outcome"] for one in entries if one["phase"] == "outcome"}
+        every = {f"s{number}" for number in range(10)}
+        assert reported_done == every - left == {name for name, how in outcomes.items() if how == "dropped"}
+        assert "unknown" not in outcomes.values() and len(outcomes) >= 3 and left
+        intents = {one["slot"]["slot_name"] for one in entries if one["phase"] == "intent"}
+        assert intents == set(outcomes), "whatever was begun has an end"
+    finally:
+        server.stop("immediate")
+        server.remove()
