@@ -175,8 +175,9 @@ class StandIn:
     async def _answer(self, operation: str, body: bytes) -> tuple[int, bytes] | None:
         self.requests += 1
         faults = self.faults
-        if faults.null and operation == "PutRecords":
-            return 200, b'{"FailedRecordCount":0,"Records":[]}'
+        if faults.null and operation.startswith("PutRecord"):
+            one = operation == "PutRecord"
+            return 200, b'{"SequenceNumber":"1"}' if one else b'{"FailedRecordCount":0,"Records":[]}'
         if faults.slow_seconds:
             await asyncio.sleep(faults.slow_seconds)
         if faults.down:

@@ -63,6 +63,12 @@ def compare(server: Server) -> None:
     dsn = server.dsn(user="bench", dbname="bench")
     ours = [SCRIPT, "-q", "--dsn", dsn, "slot", "tail", "k", "--publication", "k", "--to", "kinesis:changes"]
     ours += ["--no-confirm", "--endpoint-url"]
+    with tempfile.TemporaryDirectory(prefix="rdsrepl-peer-") as directory:
+        _compare(dsn, ours, Pg2kinesis(server, directory))
+    latency(server)
+
+
+def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
     with stand_in("--null") as url:
         print(f"\nTo Kinesis that takes everything at once: {CHANGES:,} rows of 200 bytes (changes/s, peak MB)")
         for name, words, count in (
@@ -74,36 +80,40 @@ def compare(server: Server) -> None:
         ):
             cost = run([*ours, url, *words])
             print(f"  {name:<28} {count / cost.wall:9,.0f} {cost.memory:6.1f}")
+        print(pg2kinesis.line(pg2kinesis.rate(url, CHANGES // 2)))
     with stand_in() as url:
         copied = run([sys.executable, "-m", "tests.benchmarks.copied_script", dsn, "kw", url, str(COPIED)])
         mine = run([*ours, url, "--limit", str(20 * COPIED)])
         packed = run([*ours, url, "--limit", str(20 * COPIED), "--aggregate"])
-        peer = pg2kinesis(server, url, 20 * COPIED)
+        peer = pg2kinesis.rate(url, 20 * COPIED)
     theirs, rate = COPIED / copied.wall, 20 * COPIED / mine.wall
     print("\nTo the same stand-in, which keeps what it takes (changes/s)")
     print(f"  {'copied script':<28} {theirs:9,.0f}   one put_record a message, one key")
-    if isinstance(peer, str):
-        print(f"  {'pg2kinesis':<28} {'-':>9}   {peer}")
-    else:
-        print(f"  {'pg2kinesis':<28} {peer:9,.0f}   full changes, aggregated under a transaction's id")
+    print(pg2kinesis.line(peer))
     print(f"  {'rdsrepl':<28} {rate:9,.0f}   × {rate / theirs:.1f} of the copied script", end="")
-    print("" if isinstance(peer, str) else f", × {rate / peer:.1f} of pg2kinesis")
+    print(f", × {rate / peer:.1f} of pg2kinesis" if peer else "")
     print(f"  {'rdsrepl --aggregate':<28} {20 * COPIED / packed.wall:9,.0f}")
-    latency(server)
 
 
-def pg2kinesis(server: Server, url: str, wanted: int) -> float | str:
-    """Return how many changes a second it sends, or why it does not."""
-    with tempfile.TemporaryDirectory(prefix="rdsrepl-peer-") as directory:
+class Pg2kinesis:
+    """The peer from PyPI, installed into a directory of its own."""
+
+    def __init__(self, server: Server, directory: str) -> None:
         # Without what it depends on: we have that, boto3 and psycopg2 in the versions the others are measured with.
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", directory]
         done = subprocess.run([*pip, "pg2kinesis", "click"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            return f"cannot be installed: {(done.stderr.splitlines() or ['?'])[-1]}"
-        where = server.keywords(user="bench", dbname="bench")
+        self.trouble = f"cannot be installed: {(done.stderr.splitlines() or ['?'])[-1]}" if done.returncode else ""
+        self._directory = directory
+        self._where = server.keywords(user="bench", dbname="bench")
+
+    def rate(self, url: str, wanted: int) -> float:
+        """Return how many changes a second it sends until it has sent so many; 0 where it does not, see ``trouble``."""
+        if self.trouble:
+            return 0.0
+        where = self._where
         command = [sys.executable, "-m", "pg2kinesis", "-h", where["host"], "-p", where["port"], "-u", where["user"]]
         command += ["-d", "bench", "-s", "kp", "-k", "changes", "--pg-slot-output-plugin", "wal2json", "--full-change"]
-        env = {**os.environ, "PYTHONPATH": directory, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "eu-west-1"}
+        env = {**os.environ, "PYTHONPATH": self._directory, "AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "eu-west-1"}
         started = time.monotonic()
         process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
         assert process.stderr is not None
@@ -118,7 +128,15 @@ def pg2kinesis(server: Server, url: str, wanted: int) -> float | str:
         process.terminate()
         process.wait()
         process.stderr.close()
-    return sent / took if sent >= wanted else f"does not run: {last}"
+        if sent >= wanted:
+            return sent / took
+        self.trouble = f"does not run: {last}"
+        return 0.0
+
+    def line(self, rate: float) -> str:
+        """Return what to print."""
+        said = self.trouble or "full changes, aggregated under a transaction's id"
+        return f"  {'pg2kinesis':<28} {rate:9,.0f}   {said}"
 
 
 def latency(server: Server) -> None:
