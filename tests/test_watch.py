@@ -29,7 +29,7 @@ from rich.cells import cell_len
 
 from rdsrepl import retention
 from rdsrepl.config import Target
-from rdsrepl.dashboard import view
+from rdsrepl.dashboard import looks, view
 from rdsrepl.dashboard.keys import decoded
 from rdsrepl.dashboard.looks import Watched, thinned
 from rdsrepl.dashboard.state import (
@@ -46,20 +46,24 @@ from rdsrepl.dashboard.state import (
     trend,
     visible,
 )
+from rdsrepl.errors import ConnectionLost
 from rdsrepl.lsn import Lsn
 from rdsrepl.observations import Observation
-from rdsrepl.postgres.activity import Sender, Server
+from rdsrepl.postgres import wal
+from rdsrepl.postgres.activity import Sender
+from rdsrepl.postgres.activity import Server as ServerFacts
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention import Rate, Storage
 
 if TYPE_CHECKING:
+    from rdsrepl.sandbox.servers import Server
     from tests.conftest import Database, Program, Servers
 
 NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
 MIB, GIB = 1 << 20, 1 << 30
 DOCS = Path(__file__).parent.parent / "docs" / "watch.md"
-SERVER = Server("16.4 (Debian)", 16, "rds", False, "app", "dba", True, False, True, True, NOW)
+SERVER = ServerFacts("16.4 (Debian)", 16, "rds", False, "app", "dba", True, False, True, True, NOW)
 WAL = Wal(NOW, 16, False, Lsn(1000 * GIB), 1, NOW - timedelta(days=30), 200 * GIB, 0, 300, 10_000, 200_000_000)
 
 
@@ -109,10 +113,10 @@ SENDERS = (
 )
 
 
-def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, wal: Wal = WAL) -> Look:
+def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) -> Look:
     """Make a look up, with one before it in which there was 1 GiB less WAL a minute ago."""
-    at = wal.at + timedelta(seconds=seconds)
-    now = replace(wal, at=at)
+    at = of.at + timedelta(seconds=seconds)
+    now = replace(of, at=at)
     earlier = [
         replace(
             one, restart_lsn=Lsn(one.restart_lsn - GIB), confirmed_flush_lsn=Lsn((one.confirmed_flush_lsn or 0) - GIB)
@@ -124,8 +128,8 @@ def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, wal: Wal = WAL)
     before = replace(
         retention.observe(now, earlier),
         at=at - timedelta(seconds=60),
-        lsn=Lsn(wal.lsn - GIB),
-        next_xid=wal.next_xid - 100,
+        lsn=Lsn(of.lsn - GIB),
+        next_xid=of.next_xid - 100,
     )
     found = retention.assess(now, slots, (before,), storage=Storage(500 * GIB, source="CloudWatch"))
     past = tuple(
@@ -465,6 +469,47 @@ def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.
         db15.run(f"DROP ROLE {role}")
 
 
+def test_it_goes_on_where_the_name_leads_to(
+    pg15: Server, pg18: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The address is asked anew for each connection, and another server's WAL is not compared with the old one's."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
+    place = pg15.keywords()
+    watched = Watched(Target("x", "", renew=lambda: place), window_seconds=60)
+    try:
+        assert watched.look().server.major == 15
+        watched.look()
+        place = pg18.keywords()
+        watched.cut()
+        with pytest.raises(ConnectionLost):
+            watched.look()
+        moved = watched.look()
+        assert (moved.server.major, moved.retention.wal_rate, len(moved.past)) == (18, None, 1)
+    finally:
+        watched.close()
+
+
+def test_a_former_writer_is_left_again(pg15: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After a failover the name may still lead to what is a standby now: it is shown, and asked for anew."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(looks, "_WRITER_SECONDS", -1)
+    asked: list[int] = []
+    get = wal.get
+
+    def standby_now(conn: Any) -> Wal:
+        asked.append(conn.info.backend_pid)
+        return replace(get(conn), in_recovery=len(asked) > 2)
+
+    monkeypatch.setattr(wal, "get", standby_now)
+    watched = Watched(pg15.target(), window_seconds=60)
+    try:
+        roles = [watched.look().retention.wal.in_recovery for _ in range(4)]
+    finally:
+        watched.close()
+    assert roles == [False, False, True, True]
+    assert asked[0] == asked[1] == asked[2] != asked[3]
+
+
 # In a pipe
 
 
@@ -532,12 +577,12 @@ def test_a_restart_while_lines_are_printed(rdsrepl: Program, servers: Servers) -
         while json.loads(running.stdout.readline())["wal"]["started_at"] == first["wal"]["started_at"]:
             pass
         running.send_signal(signal.SIGTERM)
-        running.communicate(timeout=30)
-        told = ""
+        told = running.communicate(timeout=30)[1].decode()
     finally:
         running.kill()
         running.wait()
     assert running.returncode == 0, told
+    assert "and until it succeeds" in told and told.splitlines()[-1] == "connected again"
 
 
 # On a terminal
@@ -678,7 +723,7 @@ def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
     assert b"\x1b[31m" not in terminal.raw  # NO_COLOR holds
 
 
-@pytest.mark.parametrize("end", ["\x03", signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("end", ["\x03", "\x1c", signal.SIGTERM, signal.SIGHUP])
 def test_every_end_gives_the_terminal_back(rdsrepl: Program, db15: Database, end: str | signal.Signals) -> None:
     """Ctrl-C and signals are good ends."""
     with on_terminal(rdsrepl, "slot", "watch", dsn=db15.dsn) as terminal:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from rdsrepl.dashboard.state import Look
+from rdsrepl.dashboard.view import FAR_SECONDS
 from rdsrepl.render import document
 from rdsrepl.retention import Holding, Rate
 from rdsrepl.units import format_duration, format_size
@@ -59,7 +60,7 @@ def as_document(look: Look, shown: Sequence[Holding]) -> dict[str, Any]:
 
 
 def _cells(one: Holding) -> tuple[str, ...]:
-    soonest = one.breaks[0] if one.breaks else None
+    soonest = one.breaks[0] if one.breaks and one.breaks[0].seconds <= FAR_SECONDS else None
     return (
         str(one.severity),
         str(one.slot.active_pid) if one.slot.active else "no",

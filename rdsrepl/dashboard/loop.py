@@ -26,7 +26,7 @@ _TICK_SECONDS: Final = 1.0
 _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.5, 15.0
 #: a look that takes longer is at a server that is not there any more.
 _LONGEST_LOOK_SECONDS: Final = 15.0
-_ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(slots=True)

@@ -45,6 +45,7 @@ class Terminal:
     def enter(self) -> None:
         """Take the terminal, also once more after it was somebody else's."""
         attributes = list(self._before)
+        attributes[0] &= ~termios.IXON  # Ctrl-S would hold the screen, and the program with it
         attributes[3] &= ~(termios.ECHO | termios.ICANON)
         characters = list(self._before[6])
         characters[termios.VMIN], characters[termios.VTIME] = 1, 0
