@@ -16,7 +16,7 @@ _NEEDS_A_SHELL: Final = frozenset("|&;<>()`*?[]{}~!#")
 _REFERENCE: Final = re.compile(r"\$(?:\{([A-Z][A-Z0-9_]*)\}|([A-Z][A-Z0-9_]*))")
 # In a text for people, a reference may stand in quotes that its value brings itself.
 _QUOTED_REFERENCE: Final = re.compile(rf'"{_REFERENCE.pattern}"|{_REFERENCE.pattern}')
-_ANYTHING: Final = "…"
+_ANYTHING: Final = re.compile(r"\A… | …\Z|…")
 
 
 class NotACommand(ValueError):
@@ -156,5 +156,6 @@ class Expectation:
 
 
 def _pattern(line: str) -> re.Pattern[str]:
-    pieces = [re.escape(piece) for piece in " ".join(line.split()).split(_ANYTHING)]
-    return re.compile(".*".join(pieces))
+    # At either end, the blank beside it is (part of) anything, too.
+    pieces = _ANYTHING.split(" ".join(line.split()))
+    return re.compile(".*".join(map(re.escape, pieces)))

@@ -1,0 +1,266 @@
+"""Every runbook of docs/runbooks run from its page, on the sandbox; and the engine that runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from rdsrepl.cli.main import app
+from rdsrepl.cli.options import Writer
+from rdsrepl.runbooks import commands, pages
+from rdsrepl.runbooks.pages import Kind
+from tests.conftest import Cloud, Program, Result
+
+pytestmark = pytest.mark.timeout(300)
+
+NEW = ("--engine-version", "16", "--dbname", "app", "--yes")
+IDLE = "60s"
+
+
+def runbook(cloud: Cloud, name: str, *words: str, code: int = 0) -> list[Any]:
+    """Run a page to its end; return each step as it went."""
+    done = cloud("runbook", "run", name, *words, "--yes", "-o", "json")
+    assert done.code == code, "\n".join((*done.out.splitlines()[-1:], *done.err.splitlines()[-1:]))
+    return done.lines
+
+
+def status(steps: list[Any]) -> dict[str, str]:
+    return {step["step"]: step["status"] for step in steps}
+
+
+def ok(done: Result) -> Result:
+    assert done.code == 0, done.out + done.err
+    return done
+
+
+def sql(cloud: Cloud, cluster: str, statement: str) -> str:
+    return ok(cloud("psql", "--cluster", cluster, "--", "-Atqc", statement)).out
+
+
+@pytest.fixture(scope="module")
+def cluster(running_cloud: Cloud) -> Iterator[str]:
+    """A Multi-AZ DB cluster in which its runbook has enabled logical replication, with a table."""
+    cloud, name = running_cloud, "books"
+    storage = ("--storage", "100", "--storage-type", "io1", "--iops", "1000")
+    ok(cloud("cluster", "create", name, "--class", "db.r6gd.large", *storage, *NEW))
+    steps = runbook(
+        cloud, "enable-logical-replication", "--cluster", name, "--var", "group=books-logical", "--var", "slots=8"
+    )
+    assert status(steps)["attach-it-to-the-instance-and-reboot"] == "passed_over"
+    sql(cloud, name, "CREATE TABLE orders (id int PRIMARY KEY, item text)")
+    ok(cloud("publication", "create", "books", "--table", "orders", "--cluster", name, "--yes"))
+    yield name
+    ok(cloud("cluster", "delete", name, "--skip-final-snapshot", "--confirm", name))
+    ok(cloud("param-group", "delete", "books-logical", "--yes"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def abandoned(running_cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    """The runbook of an abandoned slot, on Aurora, under way: to prove that a slot is idle takes a minute."""
+    cloud, name = running_cloud, "idle-books"
+    ok(cloud("cluster", "create", name, "--engine", "aurora-postgresql", "--instances", "1", "--class", "db.r6g.large", *NEW))
+    steps = runbook(cloud, "enable-logical-replication", "--cluster", name, "--var", "group=idle-logical")
+    assert status(steps)["attach-it-to-the-cluster-and-reboot"] == "done"
+    ok(cloud("slot", "create", "old_cdc", "--cluster", name, "--yes"))
+    words = ("--cluster", name, "--var", "slot=old_cdc", "--var", f"idle={IDLE}", "--yes", "-o", "json")
+    out = tmp_path_factory.mktemp("abandoned")
+    with (out / "stdout").open("wb") as stdout, (out / "stderr").open("wb") as stderr:
+        process = cloud.program.start("runbook", "run", "abandoned-slot", *words, stdout=stdout, stderr=stderr)
+    process.out = out  # type: ignore[attr-defined]
+    yield process
+    process.kill()
+    process.wait()
+    ok(cloud("cluster", "delete", name, "--skip-final-snapshot", "--confirm", name))
+    ok(cloud("param-group", "delete", "idle-logical", "--yes"))
+
+
+@pytest.fixture
+def slot(cloud: Cloud, cluster: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A slot of the test's own."""
+    name = request.node.name.removeprefix("test_")[:60]
+    ok(cloud("slot", "create", name, "--cluster", cluster, "--yes"))
+    yield name
+    cloud("slot", "drop", name, "--cluster", cluster, "--yes")
+
+
+def test_first_stream(cloud: Cloud, cluster: str) -> None:
+    sql(cloud, cluster, "CREATE TABLE parcels (id int PRIMARY KEY)")
+    words = ("table=parcels", "slot=first_cdc", "publication=first", "role=first", "secret=books/first", "stream=first")
+    steps = runbook(
+        cloud, "first-stream-to-kinesis", "--cluster", cluster, *(word for each in words for word in ("--var", each))
+    )
+    assert status(steps)["start-the-service"] == "passed_over"
+    sql(cloud, cluster, "INSERT INTO parcels VALUES (7)")
+    ok(
+        cloud(
+            "slot", "tail", "first_cdc", "--publication", "first", "--to", "kinesis:first", "--until-now",
+            "--cluster", cluster,
+        )
+    )  # fmt: skip
+    again = runbook(
+        cloud, "first-stream-to-kinesis", "--cluster", cluster, "--from", "the-changes-arrive",
+        *(word for each in words for word in ("--var", each)),
+    )  # fmt: skip
+    assert '"id":7' in again[0]["output"].replace(" ", "").replace("\\", "")
+
+    gone = ("slot=first_cdc", "publication=first", "role=first", "stream=first")
+    steps = runbook(cloud, "tear-down", "--cluster", cluster, *(word for each in gone for word in ("--var", each)))
+    assert status(steps) == {
+        "what-is-there": "done",
+        "stop-the-consumer": "passed_over",
+        "drop-the-slot": "done",
+        "drop-the-publication": "done",
+        "drop-the-role": "done",
+        "delete-the-stream": "done",
+        "delete-the-cluster": "passed_over",
+        "delete-the-instance": "passed_over",
+        "delete-the-parameter-group": "passed_over",
+        "nothing-of-it-costs-any-more": "done",
+        "nothing-of-it-costs-any-more-instances": "passed_over",
+    }
+    assert cloud("slot", "show", "first_cdc", "--cluster", cluster).code == 3
+
+
+def test_disk_is_filling(cloud: Cloud, cluster: str, slot: str) -> None:
+    looked = runbook(cloud, "disk-is-filling", "--cluster", cluster)
+    assert status(looked)["drop-the-slot"] == "passed_over"
+    assert slot in looked[1]["output"]
+    words = ("--var", f"slot={slot}", "--var", "group=books-logical", "--var", "keep_mb=4096")
+    mended = status(runbook(cloud, "disk-is-filling", "--cluster", cluster, *words))
+    assert mended["drop-the-slot"] == mended["limit-what-a-slot-may-hold"] == "done"
+    assert sql(cloud, cluster, "SHOW max_slot_wal_keep_size") == "4GB\n"
+
+
+def test_consumer_fell_behind(cloud: Cloud, cluster: str, slot: str) -> None:
+    sql(cloud, cluster, "INSERT INTO orders SELECT n, repeat('x', 1000) FROM generate_series(1, 1000) n")
+    words = ("--cluster", cluster, "--var", f"slot={slot}")
+    behind = runbook(cloud, "consumer-fell-behind", *words)
+    assert status(behind)["give-up-the-backlog"] == "passed_over"
+    runbook(cloud, "consumer-fell-behind", *words, "--var", "give_up_backlog=yes")
+    assert cloud("slot", "show", slot, "--cluster", cluster, "-o", "json").json["lag_bytes"] < 1_000_000
+    sql(cloud, cluster, "TRUNCATE orders")
+
+
+def test_planned_failover(cloud: Cloud, cluster: str, slot: str) -> None:
+    before = writer(cloud, cluster)
+    steps = runbook(cloud, "planned-failover", "--cluster", cluster)
+    assert status(steps)["fail-over-the-instance"] == "passed_over"
+    assert writer(cloud, cluster) != before
+    assert slot in next(step["output"] for step in steps if step["step"] == "the-slots-are-there")
+
+
+def test_unplanned_failover(cloud: Cloud, cluster: str, slot: str) -> None:
+    before = writer(cloud, cluster)
+    cloud._request("POST", "crash", {"instance": before})
+    settled(cloud, cluster, other_than=before)
+    words = ("--cluster", cluster, "--var", f"slot={slot}", "--var", "publication=books", "--var", "timeout=1s")
+    steps = status(runbook(cloud, "unplanned-failover", *words))
+    assert steps["make-the-slot-anew"] == "passed_over"
+    ok(cloud("slot", "drop", slot, "--cluster", cluster, "--yes"))
+    steps = status(runbook(cloud, "unplanned-failover", *words, "--var", "recreate=yes"))
+    assert steps["make-the-slot-anew"] == "done"
+
+
+def test_major_upgrade(cloud: Cloud, cluster: str, slot: str) -> None:
+    words = ("--var", f"slot={slot}", "--var", "publication=books", "--var", "version=16")
+    steps = status(runbook(cloud, "major-upgrade", "--cluster", cluster, *words))
+    assert steps["upgrade"] == "passed_over"
+    assert steps["make-the-slot-anew"] == "done"
+    # A slot that still holds a change is not dropped.
+    sql(cloud, cluster, "INSERT INTO orders VALUES (-1, 'not delivered')")
+    stopped = runbook(cloud, "major-upgrade", "--cluster", cluster, *words, code=1)
+    assert stopped[-1]["step"] == "is-there-anything-left-in-the-slot"
+    assert stopped[-1]["reason"].startswith("its output lacks the line")
+    assert cloud("slot", "show", slot, "--cluster", cluster).code == 0
+
+
+def test_rotate_password(cloud: Cloud, cluster: str) -> None:
+    ok(cloud("role", "create", "rotated", "--no-password", "--cluster", cluster, "--yes"))
+    shown = ok(cloud("cluster", "show", cluster, "-o", "json")).json["cluster"]
+    config = Path(cloud.program.env["XDG_CONFIG_HOME"]) / "rdsrepl" / "config.yaml"
+    before = config.read_text()
+    login = {
+        "host": shown["endpoint"], "port": str(shown["port"]), "dbname": "app", "user": "rotated", "sslmode": "disable",
+        "secret": "books/rotated", "region": cloud.program.env["AWS_REGION"],
+    }  # fmt: skip
+    config.write_text(before + "  rotated:\n" + "".join(f"    {key}: '{value}'\n" for key, value in login.items()))
+    words = ("--cluster", cluster, "--var", "role=rotated", "--var", "secret=books/rotated", "--var", "login=rotated")
+    read = cloud.client("secretsmanager").get_secret_value
+    try:
+        runbook(cloud, "rotate-password", *words)
+        first = json.loads(read(SecretId="books/rotated")["SecretString"])
+        assert first["username"] == "rotated"
+        steps = runbook(cloud, "rotate-password", *words)
+        second = json.loads(read(SecretId="books/rotated")["SecretString"])
+        assert status(steps)["it-logs-in"] == "done"
+        assert second == {**first, "password": second["password"]} != first
+        previous = read(SecretId="books/rotated", VersionStage="AWSPREVIOUS")
+        assert json.loads(previous["SecretString"]) == first
+        journals = "".join(path.read_text() for path in journal_files(cloud.program))
+        assert first["password"] not in journals and second["password"] not in journals
+        # Another role's secret, and RDS's own, are left alone.
+        ok(cloud("role", "create", "other", "--no-password", "--cluster", cluster, "--yes"))
+        for secret in ("books/rotated", "rds!cluster-x"):
+            refused = cloud(
+                "role", "password", "other", "--generate-password", "--secret", secret, "--cluster", cluster, "--yes"
+            )
+            assert refused.code == 4, refused.err
+    finally:
+        config.write_text(before)
+        for role in ("rotated", "other"):
+            cloud("role", "drop", role, "--cluster", cluster, "--yes")
+
+
+def test_instance_from_nothing_to_nothing(cloud: Cloud) -> None:
+    ok(cloud("instance", "create", "book", "--class", "db.r6g.large", "--storage", "100", "--multi-az", *NEW))
+    place = ("--instance", "book")
+    steps = status(runbook(cloud, "enable-logical-replication", *place, "--var", "group=book-logical"))
+    assert steps["attach-it-to-the-instance-and-reboot"] == "done"
+    assert steps["attach-it-to-the-cluster-and-reboot"] == "passed_over"
+    ok(cloud("slot", "create", "book_cdc", *place, "--yes"))
+    assert status(runbook(cloud, "planned-failover", *place))["fail-over-the-instance"] == "done"
+    words = ("slot=book_cdc", "delete_server=book", "snapshot=book-final", "group=book-logical")
+    steps = status(runbook(cloud, "tear-down", *place, *(word for each in words for word in ("--var", each))))
+    assert steps["delete-the-instance"] == steps["delete-the-parameter-group"] == "done"
+    assert cloud("instance", "show", "book").code == 3
+    cloud.client("rds").delete_db_snapshot(DBSnapshotIdentifier="book-final")
+
+
+def test_abandoned_slot(cloud: Cloud, abandoned: subprocess.Popen[bytes]) -> None:
+    code = abandoned.wait(timeout=120)
+    out: Path = abandoned.out  # type: ignore[attr-defined]
+    assert code == 0, (out / "stdout").read_text() + (out / "stderr").read_text()
+    steps = status([json.loads(line) for line in (out / "stdout").read_text().splitlines()])
+    assert steps.pop("find-its-owner") == "passed_over"
+    assert set(steps.values()) == {"done"}
+    assert cloud("slot", "show", "old_cdc", "--cluster", "idle-books").code == 3
+
+
+def writer(cloud: Cloud, cluster: str) -> str:
+    members = ok(cloud("cluster", "show", cluster, "-o", "json")).json["members"]
+    found: str = next(member["instance_id"] for member in members if member["role"] == "writer")
+    return found
+
+
+def settled(cloud: Cloud, cluster: str, *, other_than: str) -> None:
+    """Wait until another member is the writer, and all are well."""
+    import time
+
+    deadline = time.monotonic() + 60
+    while True:
+        shown = ok(cloud("cluster", "show", cluster, "-o", "json")).json
+        states = {shown["cluster"]["status"], *(member["status"] for member in shown["members"])}
+        if states == {"available"} and writer(cloud, cluster) != other_than:
+            return
+        assert time.monotonic() < deadline, states
+        time.sleep(0.2)
+
+
+def journal_files(program: Program) -> list[Path]:
+    return sorted((Path(program.env["XDG_STATE_HOME"]) / "rdsrepl" / "runbooks").glob("*.jsonl"))
