@@ -198,6 +198,9 @@ _KEEP_PASSWORD: Final = (
     _Grant("kms:GenerateDataKey", ("kms-key",), conditions=_VIA_SECRETS_MANAGER),
 )
 
+# What is free, and how fast WAL is written; without these rights the slots are shown all the same.
+_STANDING: Final = (_READ_CLUSTERS, _READ_INSTANCES, _Grant("cloudwatch:GetMetricData", ("*",)), _SQL)
+
 _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
     "param-group list": (*_all("Describe", "ParameterGroups"), *_USERS),
     "param-group show": (*_READ_GROUP, *_USERS),
@@ -289,7 +292,12 @@ _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
     "slot show": (_SQL,),
     "slot advance": (_SQL,),
     "slot drop": (_SQL,),
-    "slot prune": (_SQL,),
+    "slot prune": _STANDING,
+    "slot lag": _STANDING,
+    "slot check": (
+        *_STANDING,
+        _Grant("cloudwatch:PutMetricData", ("*",), conditions=(("StringEquals", "cloudwatch:namespace", "rdsrepl"),)),
+    ),
     "slot tail": (_SQL,),
     "slot peek": (_SQL,),
     "slot watch": (_SQL,),

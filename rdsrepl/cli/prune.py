@@ -12,6 +12,7 @@ import typer
 from rdsrepl import config, retention
 from rdsrepl.cli.completion import complete_slot
 from rdsrepl.cli.drops import DropTrail
+from rdsrepl.cli.look import around, look
 from rdsrepl.cli.options import Writer, consent, duration_option, shared, size_option, where
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import Progress, note, warn
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.pruning import Criteria, Verdict
     from rdsrepl.standing import Standing
+    from rdsrepl.surroundings import Surroundings
 
 _WHICH: Final = "Which slots"
 _PROOF: Final = "What counts as idle"
@@ -147,9 +149,9 @@ def prune(
     pruning.check(criteria)
     target = where(ctx)
     criteria = replace(criteria, in_use_elsewhere=_subscriptions(subscriber or ()))
-    storage = None if free_space is None else retention.Storage(free_space, source="--free-space")
+    surroundings = around(ctx, target, free_space)
     with connection.open(target) as conn:
-        standing, verdicts = _look(ctx, conn, criteria, observe, storage)
+        standing, verdicts = _look(ctx, conn, criteria, observe, surroundings)
         _require_match(criteria, standing)
         sweeping = pruning.is_sweeping(criteria, standing.slots)
         if sweeping and not every:
@@ -196,12 +198,12 @@ def _look(
     conn: Connection,
     criteria: Criteria,
     observe: float | None,
-    storage: retention.Storage | None,
+    surroundings: Surroundings,
 ) -> tuple[Standing, tuple[Verdict, ...]]:
     """Look at the slots, and where only a second look can prove that they are idle, wait for it."""
-    from rdsrepl import pruning, standing
+    from rdsrepl import pruning
 
-    found = standing.look(conn, storage=storage)
+    found = look(conn, surroundings)
     verdicts = pruning.judge(found.assessed(), found.slots, found.history, criteria)
     if observe is None:
         return found, verdicts
@@ -216,7 +218,7 @@ def _look(
             time.sleep(min(1.0, seconds + 0.1 - elapsed))
             progress.say("watching the slots", time.monotonic() - started)
         progress.clear()
-        found = standing.look(conn, storage=storage)
+        found = look(conn, surroundings)
         verdicts = pruning.judge(found.assessed(), found.slots, found.history, criteria)
     return found, verdicts
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from rdsrepl.cli import prune, tail, watch
+from rdsrepl.cli import check, lag, prune, tail, watch
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
 from rdsrepl.cli.drops import DropTrail, require_unprotected
 from rdsrepl.cli.options import Reader, Writer, duration_option, shared, where
@@ -77,11 +76,13 @@ def list_(ctx: typer.Context) -> None:
 
     Example: rdsrepl slot list -o json
     """
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl import standing
+    from rdsrepl.postgres import connection
+    from rdsrepl.retention import xid_age
 
     with connection.open(where(ctx)) as conn:
-        rows = slots.ls(conn)
-    now = datetime.now(UTC)
+        found = standing.look(conn)
+    rows, now = found.slots, found.wal.at
     emit(
         rows,
         shared(ctx).output,
@@ -95,7 +96,7 @@ def list_(ctx: typer.Context) -> None:
                 ("RETAINED", lambda row: size(row.retained_bytes)),
                 ("LAG", lambda row: size(row.lag_bytes)),
                 ("WAL", lambda row: row.wal_status),
-                ("XMIN AGE", lambda row: row.catalog_xmin_age),
+                ("XMIN AGE", xid_age),
                 ("INACTIVE", lambda row: "" if row.active else ago(row.inactive_since, now)),
             ],
             empty="no replication slots",
@@ -183,5 +184,7 @@ def advance(
 
 
 tail.register(app)
+lag.register(app)
 watch.register(app)
+check.register(app)
 prune.register(app)

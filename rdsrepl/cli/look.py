@@ -1,0 +1,41 @@
+"""What ``slot lag``, ``slot check`` and ``slot prune`` share: one look at the slots, with what AWS knows beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from rdsrepl.cli.talk import note
+from rdsrepl.retention import Storage
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.standing import Standing
+    from rdsrepl.surroundings import Surroundings
+
+
+def around(ctx: typer.Context, target: Target, free_bytes: int | None) -> Surroundings:
+    """Return what is known of the server from elsewhere; what could not be found out is said, and goes without.
+
+    Args:
+        ctx: the command's context.
+        target: the database.
+        free_bytes: free storage, where somebody says it; that wins over CloudWatch.
+    """
+    from dataclasses import replace
+
+    from rdsrepl import surroundings
+
+    found = surroundings.gather(target)
+    for text in found.notes:
+        note(ctx, text)
+    return found if free_bytes is None else replace(found, storage=Storage(free_bytes, source="--free-space"))
+
+
+def look(conn: Connection, found: Surroundings) -> Standing:
+    """Look at the slots once."""
+    from rdsrepl import standing
+
+    return standing.look(conn, storage=found.storage, wal_rate=found.wal_rate, notes=found.notes)
