@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
-# Half of what PutRecords takes in one request: larger ones gain nothing.
-REQUEST_BYTES: Final = 5 << 20
+# A fifth of what PutRecords takes in one request: larger ones gain nothing, and each is in memory twice on its way.
+REQUEST_BYTES: Final = 2 << 20
 # What a queued record takes beside its bytes, about.
 RECORD_OVERHEAD_BYTES: Final = 250
 # What a user record takes in an aggregated one beside its data: tags and lengths.
@@ -80,7 +80,8 @@ class Dispatch:
     # The first record of each key that has none on its way.
     _ready: deque[Record] = field(default_factory=deque)
     # A key is in here while a record of it is ready, on its way or to be sent again; with those that wait for that.
-    _behind: dict[str, deque[Record]] = field(default_factory=dict)
+    # None instead of an empty deque, which takes more than most records do.
+    _behind: dict[str, deque[Record] | None] = field(default_factory=dict)
     _again: list[tuple[float, int, Item]] = field(default_factory=list)
     _serial: count[int] = field(default_factory=count)
     _due: float | None = None
@@ -94,10 +95,11 @@ class Dispatch:
             record = Record(key, data, batch)
             batch.left += 1
             size += len(data) + len(key) + RECORD_OVERHEAD_BYTES
-            waiting = behind.get(key)
-            if waiting is None:
-                behind[key] = deque()
+            if key not in behind:
+                behind[key] = None
                 ready.append(record)
+            elif (waiting := behind[key]) is None:
+                behind[key] = deque((record,))
             else:
                 waiting.append(record)
         self.pending_bytes += size

@@ -261,7 +261,7 @@ class _Caller:
         """
         import botocore.exceptions
 
-        self._local.body = self._head + b",".join(map(_record, items)) + b"]}"
+        self._local.body = _joined(self._head, items)
         self._local.answer = b""
         try:
             # The parameters are checked by what made the records; botocore signs and sends the body above, to the
@@ -269,6 +269,8 @@ class _Caller:
             self._client.put_records(StreamARN=self._arn, Records=[])
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
             raise session.translate(exc, "kinesis", "PutRecords", self._aws) from exc
+        finally:
+            self._local.body = b""
         answer: bytes = self._local.answer
         if _ALL_IN in answer:
             return [], ""
@@ -297,6 +299,15 @@ def _refusals(answer: bytes, count: int) -> tuple[list[int], str]:
     except (ValueError, LookupError, TypeError, AttributeError):
         pass
     raise Unreachable("PutRecords: what answered is not Kinesis", hint="check the endpoint, and proxies on the way")
+
+
+def _joined(head: bytes, items: Sequence[Item]) -> bytes:
+    """Return a request's body, made in one piece: each copy more is megabytes for each request on its way."""
+    parts = [head]
+    for item in items:
+        parts += (_record(item), b",")
+    parts[-1] = b"]}"
+    return b"".join(parts)
 
 
 def _record(item: Item) -> bytes:
