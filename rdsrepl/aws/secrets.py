@@ -35,7 +35,7 @@ def get(aws: Aws, secret: str) -> Login:
     Raises:
         Error: there is none, it may not be read, or it holds no password.
     """
-    answer = session.call(aws, "secretsmanager", "GetSecretValue", {"SecretId": secret})
+    answer = session.call(aws, "secretsmanager", "GetSecretValue", _current(secret))
     try:
         fields = json.loads(answer["SecretString"])
         port = fields.get("port")
@@ -79,7 +79,7 @@ def keep_password(
             f"secret {secret} is RDS's own", hint="RDS rotates it: aws secretsmanager rotate-secret --secret-id …"
         )
     try:
-        answer = session.call(aws, "secretsmanager", "GetSecretValue", {"SecretId": secret})
+        answer = session.call(aws, "secretsmanager", "GetSecretValue", _current(secret))
     except NotFound:
         return _new_secret(secret, {"engine": "postgres", "username": username, "password": password, **place}), change
     try:
@@ -118,6 +118,11 @@ def keep_password(
         change,
         AwsCall(f"make it what secret {secret} is read as", "secretsmanager", "UpdateSecretVersionStage", move),
     )
+
+
+def _current(secret: str) -> dict[str, str]:
+    # AWS's default; a stand-in may take another version for it after a rotation.
+    return {"SecretId": secret, "VersionStage": "AWSCURRENT"}
 
 
 def _new_secret(secret: str, fields: Mapping[str, str]) -> AwsCall:
