@@ -22,7 +22,10 @@ from rdsrepl.units import format_duration, format_size
 LAST_XID_AGE: Final = 2**31 - 3_000_000
 #: a rate over less than this says little.
 SHORTEST_WINDOW_SECONDS: Final = 1.0
+_GOOD_WINDOW_SECONDS: Final = 60.0
 _HOUR: Final = 3600.0
+# A rate says nothing about what is further away than so many times its window: a quarter of an hour is good for a day.
+_FAR_SIGHTED: Final = 100
 
 
 class Severity(StrEnum):
@@ -99,11 +102,18 @@ class Breakage:
         what: which of the three.
         seconds: from now; 0 is now.
         reason: in words.
+        window_seconds: over how long the rate behind it was observed; None where it needs none or is AWS's.
     """
 
     what: Break
     seconds: float
     reason: str
+    window_seconds: float | None = None
+
+    @property
+    def is_founded(self) -> bool:
+        """Whether the rate was observed for long enough to look so far ahead: a burst is no trend."""
+        return self.window_seconds is None or self.seconds <= self.window_seconds * _FAR_SIGHTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +205,7 @@ def assess(
         slots: all slots of the server.
         history: what was seen before, oldest first.
         storage: the room there is, where that is known.
-        wal_rate: where it is known from elsewhere; what was observed wins.
+        wal_rate: where it is known from elsewhere; what was observed for a minute or longer wins.
         warn: from where on it is worth a word.
         critical: from where on somebody must act.
         window_seconds: rates are taken over so long, or the longest there is below it.
@@ -203,11 +213,12 @@ def assess(
     now = observe(wal, slots)
     earlier = tuple(one for one in history if _same_wal(one, now))
     start = _window_start(earlier, now, window_seconds)
-    rate = _rate(start.lsn, now.lsn, _between(start, now)) if start is not None else wal_rate
-    rate = rate or wal_rate
+    rate = None if start is None else _rate(start.lsn, now.lsn, _between(start, now))
+    if rate is None or (wal_rate is not None and rate.window_seconds < _GOOD_WINDOW_SECONDS):
+        rate = wal_rate
     kept = [slot for slot in slots if not slot.temporary]
     oldest = max((slot.retained_bytes or 0 for slot in kept), default=0)
-    xids = None if start is None else (now.next_xid - start.next_xid) / max(_between(start, now), 1e-9)
+    xids = None if start is None else _rate(start.next_xid, now.next_xid, _between(start, now))
     holdings = []
     for slot in kept:
         before = None if start is None else start.slot(slot.slot_name)
@@ -378,10 +389,11 @@ def _lag_seconds(slot: Slot, earlier: Sequence[Observation], now: Observation) -
 
 
 def _breaks(
-    one: Holding, wal: Wal, storage: Storage | None, oldest: int, xids: float | None, before: SlotSeen | None
+    one: Holding, wal: Wal, storage: Storage | None, oldest: int, xids: Rate | None, before: SlotSeen | None
 ) -> tuple[Breakage, ...]:
     found: list[Breakage] = []
     slot, growth = one.slot, one.growth.per_second if one.growth is not None else 0.0
+    window = (one.growth.window_seconds or None) if one.growth is not None else None
     if is_lost(slot):
         return (Breakage("slot_invalidated", 0.0, "the server has given it up: its changes are gone"),)
     if slot.wal_status == "unreserved":
@@ -395,6 +407,7 @@ def _breaks(
                 max(0, slot.safe_wal_size) / growth,
                 f"{format_size(max(0, slot.safe_wal_size))} more WAL and it is over max_slot_wal_keep_size "
                 f"({format_size(wal.slot_keep_bytes)}); the checkpoint after that ends it",
+                window,
             )
         )
     if storage is not None and growth > 0 and one.retained_bytes is not None and not wal.in_recovery:
@@ -408,16 +421,18 @@ def _breaks(
                     "storage_full",
                     max(0, room) / growth,
                     f"{format_size(storage.free_bytes)} of storage is free{grows}, by {storage.source}",
+                    window,
                 )
             )
-    if one.xid_age is not None and xids is not None and xids > 0:
+    if one.xid_age is not None and xids is not None and xids.per_second > 0:
         stands = before is None or before.xmin_age is None or one.xid_age > before.xmin_age
         if stands:
             found.append(
                 Breakage(
                     "xid_wraparound",
-                    max(0, LAST_XID_AGE - one.xid_age) / xids,
+                    max(0, LAST_XID_AGE - one.xid_age) / xids.per_second,
                     f"{one.xid_age:,} of {LAST_XID_AGE:,} transaction numbers are used that it keeps from being frozen",
+                    xids.window_seconds,
                 )
             )
     return tuple(sorted(found, key=lambda item: item.seconds))
@@ -442,7 +457,7 @@ def _over(one: Holding, breaks: Sequence[Breakage], severity: Severity, limits: 
         yield Reason(severity, "wal_status", f"wal_status is {slot.wal_status}")
     elif is_lost(slot) and "lost" in limits.wal_status:
         yield Reason(severity, "wal_status", f"it is invalidated ({slot.invalidation_reason or 'conflict'})")
-    soonest = breaks[0] if breaks else None
+    soonest = next((one for one in breaks if one.is_founded), None)
     if limits.breaks_seconds is not None and soonest is not None and soonest.seconds <= limits.breaks_seconds:
         when = f"in {format_duration(soonest.seconds)}" if soonest.seconds else "now"
         yield Reason(severity, "breaks", f"{_BREAK_WORDS[soonest.what]} {when}: {soonest.reason}")

@@ -154,7 +154,7 @@ def _remarks(found: Retention) -> list[str]:
         lines.append(rate)
     blamed = next((one for one in found.holdings if one.slot.slot_name == found.blamed), None)
     if blamed is not None and blamed.retained_bytes:
-        lines.append(f"{blamed.slot.slot_name} holds the most: {_freed(blamed)}")
+        lines.append(f"{blamed.slot.slot_name} holds the most: {_freed(found, blamed)}")
     lines += [
         f"{one.slot.slot_name}: {one.severity.value}: {reason.text}"
         for one in found.holdings
@@ -163,9 +163,13 @@ def _remarks(found: Retention) -> list[str]:
     return lines
 
 
-def _freed(one: Holding) -> str:
-    shared_with = "" if one.shared_with is None else f"; {one.shared_with} keeps the rest"
-    return f"dropping it alone would free about {format_size(one.freed_bytes)}{shared_with}"
+def _freed(found: Retention, one: Holding) -> str:
+    rest = ""
+    if one.shared_with is not None:
+        rest = f"; {one.shared_with} keeps the rest"
+    elif one.freed_bytes < (one.retained_bytes or 0):
+        rest = f"; wal_keep_size ({format_size(found.wal.keep_bytes)}) keeps the rest"
+    return f"dropping it alone would free about {format_size(one.freed_bytes)}{rest}"
 
 
 def _story(standing: Standing, found: Retention, one: Holding) -> list[tuple[str, object]]:
@@ -187,8 +191,12 @@ def _story(standing: Standing, found: Retention, one: Holding) -> list[tuple[str
         rows.append(("inactive", f"for {format_duration(one.inactive_seconds)}, as far as is known"))
     if one.xid_age is not None:
         rows.append(("held from VACUUM", f"{one.xid_age:,} transactions"))
-    rows += [("breaks", f"{_WHAT[item.what]} {_when(item.seconds)}: {item.reason}") for item in one.breaks]
-    rows.append(("if it is dropped", _freed(one)))
+    rows += [
+        ("breaks", f"{_WHAT[item.what]} {_when(item.seconds)}: {item.reason}")
+        for item in one.breaks
+        if item.seconds <= _FAR_SECONDS
+    ]
+    rows.append(("if it is dropped", _freed(found, one)))
     rows.append(("last hour", _spark(standing, one) or "not seen before"))
     if found.wal_rate is not None:
         rows.append(("WAL", f"{_per_second(found.wal_rate)}, {_window(found.wal_rate)}"))

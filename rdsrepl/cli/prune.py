@@ -297,7 +297,10 @@ def _explain(ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict]
         freed, keeper = retention.freed_by_dropping(
             [one.slot.slot_name for one in candidates], standing.slots, standing.wal
         )
+        held = max((one.slot.retained_bytes or 0 for one in candidates), default=0)
         kept = f"; slot {keeper} keeps the rest" if keeper is not None else ""
+        if keeper is None and freed < held:
+            kept = f"; wal_keep_size ({format_size(standing.wal.keep_bytes)}) keeps the rest"
         parts.append(Text(f"Freed altogether: about {format_size(freed)} of WAL, at the next checkpoint{kept}"))
     kept_slots = [one for one in verdicts if one.obstacles and one.obstacles[0].rule != "not_selected"]
     if kept_slots:
