@@ -140,7 +140,7 @@ def test_disk_is_filling(cloud: Cloud, cluster: str, slot: str) -> None:
     assert status(looked)["drop-the-slot"] == "passed_over"
     assert slot in looked[1]["output"]
     words = ("--var", f"slot={slot}", "--var", "group=books-logical", "--var", "keep_mb=4096")
-    mended = status(runbook(cloud, "disk-is-filling", "--cluster", cluster, *words))
+    mended = status(runbook(cloud, "disk-is-filling", "--cluster", cluster, *words, "--from", "drop-the-slot"))
     assert mended["drop-the-slot"] == mended["limit-what-a-slot-may-hold"] == "done"
     assert sql(cloud, cluster, "SHOW max_slot_wal_keep_size") == "4GB\n"
 
@@ -150,7 +150,7 @@ def test_consumer_fell_behind(cloud: Cloud, cluster: str, slot: str) -> None:
     words = ("--cluster", cluster, "--var", f"slot={slot}")
     behind = runbook(cloud, "consumer-fell-behind", *words)
     assert status(behind)["give-up-the-backlog"] == "passed_over"
-    runbook(cloud, "consumer-fell-behind", *words, "--var", "give_up_backlog=yes")
+    runbook(cloud, "consumer-fell-behind", *words, "--var", "give_up_backlog=yes", "--from", "4")
     assert cloud("slot", "show", slot, "--cluster", cluster, "-o", "json").json["lag_bytes"] < 1_000_000
     sql(cloud, cluster, "TRUNCATE orders")
 
@@ -171,7 +171,7 @@ def test_unplanned_failover(cloud: Cloud, cluster: str, slot: str) -> None:
     steps = status(runbook(cloud, "unplanned-failover", *words))
     assert steps["make-the-slot-anew"] == "passed_over"
     ok(cloud("slot", "drop", slot, "--cluster", cluster, "--yes"))
-    steps = status(runbook(cloud, "unplanned-failover", *words, "--var", "recreate=yes"))
+    steps = status(runbook(cloud, "unplanned-failover", *words, "--var", "recreate=yes", "--from", "4"))
     assert steps["make-the-slot-anew"] == "done"
 
 
