@@ -64,6 +64,7 @@ _METRICS: Final = (
     "MaximumUsedTransactionIDs",
     "OldestReplicationSlotLag",
     "TransactionLogsDiskUsage",
+    "TransactionLogsGeneration",
 )
 _SQL: Final = ("server", "settings", "slots", "senders", "transactions", "roles", "publications", "subscriptions")
 # Each of use to one check alone, and dear where there is much.

@@ -28,6 +28,8 @@ LITTLE_ROOM: Final = 0.1
 OLD_XID: Final = 1_000_000_000
 _FREEZE_MAX_AGE: Final = 200_000_000
 _UNLIMITED: Final = -1
+_HOUR_SECONDS: Final = 3600
+_DAY_SECONDS: Final = 86_400
 #: without CloudWatch and without a known size, this much WAL is much.
 MUCH_WAL_BYTES: Final = 10 * _GIB
 
@@ -362,12 +364,32 @@ def storage(facts: Facts) -> Iterator[Problem]:
                 "give it more storage",
             )
         yield from _limit_above_free(facts, held, free)
+        yield from _full_in(facts, held, free)
     elif total:
         if held >= total / 10:
             make = critical if held >= total / 2 else warning
             yield make("storage", f"slots hold {format_size(held)} of WAL, of {format_size(total)} of storage", remedy)
     elif held >= MUCH_WAL_BYTES:
         yield warning("storage", f"slots hold {format_size(held)} of WAL; how much is free is not known", remedy)
+
+
+def _full_in(facts: Facts, held: int, free: float) -> Iterator[Problem]:
+    """Say when the disk is full of the WAL that the oldest slot holds, if nobody consumes it."""
+    rate = (facts.metrics or {}).get("TransactionLogsGeneration", 0.0)
+    blamed = max(facts.slots or (), key=lambda slot: slot.retained_bytes or 0, default=None)
+    if blamed is None or blamed.active or not blamed.retained_bytes or rate <= 0 or _is_copy(facts, blamed):
+        return
+    keep = int(facts.value("max_slot_wal_keep_size") or _UNLIMITED)
+    if keep > 0 and keep * _MIB - held <= free:
+        return  # the slot is lost before
+    seconds = free / rate
+    if seconds <= _DAY_SECONDS:
+        yield (critical if seconds <= _HOUR_SECONDS else warning)(
+            blamed.slot_name,
+            f"nobody consumes it, and WAL is written at {format_size(int(rate))}/s: the disk is full in "
+            f"{format_duration(seconds)}",
+            f"start its consumer; see what dropping it costs: rdsrepl slot prune --slot {blamed.slot_name} --dry-run",
+        )
 
 
 def _limit_above_free(facts: Facts, held: int, free: float) -> Iterator[Problem]:
