@@ -501,7 +501,7 @@ def test_quitting_before_a_change_is_a_refusal(rdsrepl: Program, db18: Database,
 SLEEP = "\n### {n}. Sleep\n\n```sh run\nrdsrepl psql -- -c 'SELECT pg_sleep(60)'\n```\n"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_interrupted_says_where_it_was(
     rdsrepl: Program, db18: Database, write: Any, name: str, sent: signal.Signals
 ) -> None:
@@ -510,12 +510,16 @@ def test_a_run_that_is_interrupted_says_where_it_was(
     process = rdsrepl.start(*words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     asleep = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = '{db18.name}'"
     until(lambda: db18.value(asleep) == 1, "the step runs")
-    os.killpg(process.pid, sent)
+    if sent == signal.SIGTERM:
+        process.send_signal(sent)  # as a service manager does: the step's own process hears of it from us
+    else:
+        os.killpg(process.pid, sent)
     _, err = process.communicate(timeout=30)
     (journal,) = journals(rdsrepl)
-    if sent == signal.SIGINT:
+    if sent != signal.SIGKILL:
         assert process.returncode == 130, err
         assert journal[-1]["status"] == "interrupted"
+        until(lambda: db18.value(asleep) == 0, "the step has ended, too")
     else:
         assert journal[-1]["event"] == "step_begin"
     shown = rdsrepl("runbook", "run", path, "--resume", "--dry-run", "-o", "json", dsn=db18.dsn)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -179,7 +183,8 @@ def run(
     journal = Journal(runbook.name)
     face = _Face(ctx, runbook)
     try:
-        results = runner.run(order, journal, face)
+        with _terminated_like_interrupted():
+            results = runner.run(order, journal, face)
     except Error as exc:
         face.close()
         if isinstance(exc, AppliedInPart) and shared(ctx).output is Format.table:
@@ -192,6 +197,20 @@ def run(
     passed = sum(result.status in ("skipped", "passed_over") for result in results)
     rest = f", {passed} of them skipped or passed over" if passed else ""
     note(ctx, f"runbook {runbook.name}: all {len(results)} steps are behind you{rest}; journal: {journal.path}")
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the step that runs and be written down, as Ctrl-C is."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _place(ctx: typer.Context) -> Place:
@@ -255,7 +274,7 @@ def _show_plan(ctx: typer.Context, order: Order, results: list[Result]) -> None:
         step = result.step
         out.print(f"\n{step.number}. {step.title} ({step.kind.value})", style="bold" if colour else None)
         if words := runner.words_of(order, step):
-            out.print(words)
+            out.print(_flowing(words))
         for line in result.command.splitlines():
             out.print(f"    {line}", style="cyan" if colour else None)
         if result.reason:
@@ -269,7 +288,7 @@ def _say_go_back(ctx: typer.Context, order: Order) -> None:
         return
     out = console(sys.stderr)
     out.print("\nGo back:", style=None if shared(ctx).no_color else "bold")
-    out.print(runner.go_back_of(order))
+    out.print(_flowing(runner.go_back_of(order)))
     out.print()
 
 
@@ -287,6 +306,12 @@ def _document(result: Result) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "output": result.output,
     }
+
+
+def _flowing(text: str) -> str:
+    """Return Markdown with a line a paragraph, for a console that breaks lines itself; blocks stay as they are."""
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.M | re.S)
+    return "".join(part if part.startswith("```") else re.sub(r"(?<=\S)\n(?=[^\s|*-])", " ", part) for part in parts)
 
 
 def _emit_all(ctx: typer.Context, results: list[Result]) -> None:
@@ -322,7 +347,7 @@ class _Face:
             return
         self._say(f"\nStep {step.number} of {self._total}: {step.title}", "bold")
         if words:
-            self._say(words, None)
+            self._say(_flowing(words), None)
         for number, line in enumerate(command.splitlines()):
             mark = "" if step.kind.value == "manual" else "$ " if number == 0 else "  "
             self._say(f"  {mark}{line}", "cyan")

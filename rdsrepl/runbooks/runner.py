@@ -147,20 +147,19 @@ class Order:
 
 def command_of(order: Order, step: Step) -> str:
     """Return a step's command as a person can type it, variables filled in."""
-    values = _values(order)
     if step.kind is Kind.manual:
-        return commands.filled_text(step.text, values)
-    return order.place.shown(commands.filled(step.command, values))
+        return commands.filled_text(step.text, _known(order))
+    return order.place.shown(commands.filled(step.command, _values(order)))
 
 
 def words_of(order: Order, step: Step) -> str:
     """Return a step's prose, variables filled in."""
-    return commands.filled_text(step.words, _values(order))
+    return commands.filled_text(step.words, _known(order))
 
 
 def go_back_of(order: Order) -> str:
     """Return the page's way back, variables filled in."""
-    return commands.filled_text(order.runbook.go_back, _values(order))
+    return commands.filled_text(order.runbook.go_back, _known(order))
 
 
 def not_for(order: Order, step: Step) -> str | None:
@@ -357,6 +356,11 @@ def _values(order: Order) -> dict[str, str]:
         | known
         | {name.upper(): value for name, value in order.values.items()}
     )
+
+
+def _known(order: Order) -> dict[str, str]:
+    """Return the values for a text: what has none stays as the page writes it."""
+    return {name: value for name, value in _values(order).items() if value}
 
 
 def _with(words: list[str], option: str) -> list[str]:
