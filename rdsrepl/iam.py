@@ -300,7 +300,7 @@ _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
     ),
     "slot tail": (_SQL,),
     "slot peek": (_SQL,),
-    "slot watch": (_SQL,),
+    "slot watch": _STANDING,
     "publication create": (_SQL,),
     "publication list": (_SQL,),
     "publication show": (_SQL,),

@@ -50,11 +50,17 @@ def test_a_clusters_writer_is_asked(cloud: Cloud) -> None:
     assert done.code == 0 and done.json["storage"]["source"] == "CloudWatch"
     assert done.json["storage"]["free_bytes"] == done.json["metrics"]["FreeStorageSpace"] > GIB
     assert done.json["metrics"]["TransactionLogsDiskUsage"] > 0 and "ReplicationSlotDiskUsage" in done.json["metrics"]
+    watched = cloud("-t", "sandbox", "slot", "watch", "--limit-looks", "1", "-o", "json")
+    assert watched.json["storage"]["source"] == "CloudWatch"
     by_hand = cloud("-t", "sandbox", "slot", "lag", "-o", "json", "--free-space", "7GB")
     assert by_hand.json["storage"] == {"free_bytes": 7 * GIB, "may_grow_bytes": 0, "source": "--free-space"}
 
 
-@pytest.mark.parametrize("verb", [("lag",), ("check",), ("prune", "--inactive-for", "1h", "--dry-run")])
+@pytest.mark.parametrize(
+    "verb",
+    [("lag",), ("check",), ("prune", "--inactive-for", "1h", "--dry-run"), ("watch", "--limit-looks", "1")],
+    ids=["lag", "check", "prune", "watch"],
+)
 def test_without_cloudwatch_it_goes_on_and_says_so(cloud: Cloud, verb: tuple[str, ...]) -> None:
     cloud.faults({"service": "cloudwatch", "code": "AccessDenied", "status": 403, "message": "not you", "times": 9})
     done = cloud("-t", "sandbox", "slot", *verb)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rdsrepl.cli.options import Reader, duration_option, parsed, shared, where
+from rdsrepl.cli.look import around
+from rdsrepl.cli.options import Reader, duration_option, shared, size_option, where
 from rdsrepl.cli.talk import note
 from rdsrepl.dashboard.state import Sort
 from rdsrepl.errors import BadValue
 from rdsrepl.render import Format
-from rdsrepl.units import parse_size
 
 if TYPE_CHECKING:
     from rdsrepl.dashboard.state import Look, State
@@ -38,12 +38,7 @@ def watch(
     ] = "",
     free_space: Annotated[
         int | None,
-        typer.Option(
-            "--free-space",
-            parser=parsed(parse_size),
-            metavar="SIZE",
-            help="The free storage as it is now, for the forecast.",
-        ),
+        size_option("--free-space", help="The free storage as it is now, where CloudWatch does not say it."),
     ] = None,
     limit_looks: Annotated[
         int | None, typer.Option("--limit-looks", min=1, metavar="N", help="Stop after N looks.")
@@ -57,7 +52,7 @@ def watch(
     Example: rdsrepl slot watch --interval 5s
     """
     from rdsrepl.dashboard import loop
-    from rdsrepl.dashboard.looks import Watched
+    from rdsrepl.dashboard.looks import Around, Watched
     from rdsrepl.dashboard.state import State
     from rdsrepl.render import colours
 
@@ -66,7 +61,9 @@ def watch(
     if window <= 0:
         raise BadValue("--window must be longer than nothing", hint="for example --window 1m")
     target = where(ctx)
-    watched = Watched(target, window_seconds=window, free_bytes=free_space)
+    watched = Watched(
+        target, window_seconds=window, free_bytes=free_space, around=Around(target, around(ctx, target, free_space))
+    )
     state = State(target.label, interval, window, sort, filter=filter)
     output = shared(ctx).output
     if output is Format.table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":

@@ -27,25 +27,37 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.activity import Server
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.slots import Slot
+    from rdsrepl.surroundings import Surroundings
 
 #: how often a look is written to the history that other commands use as well.
 _RECORD_SECONDS: Final = 60.0
 #: after a failover a name may lead to the old writer for a while; then it is looked up anew this often.
 _WRITER_SECONDS: Final = 5.0
 _MOST_SAMPLES: Final = 600
+#: CloudWatch has a new value once a minute.
+_AROUND_SECONDS: Final = 60.0
 
 
 class Watched:
     """One server, looked at again and again. Not for two threads at once, but for ``cut``."""
 
-    def __init__(self, target: Target, *, window_seconds: float, free_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        window_seconds: float,
+        free_bytes: int | None = None,
+        around: Around | None = None,
+    ) -> None:
         """Look at nothing yet.
 
         Args:
             target: the database.
             window_seconds: rates are taken over so long.
             free_bytes: free storage at the first look, where somebody knows it.
+            around: what AWS knows, where a cluster or an instance is named.
         """
+        self._around = around
         self._target = target
         self._window_seconds = window_seconds
         self._free_bytes = free_bytes
@@ -82,7 +94,12 @@ class Watched:
             raise
         assert self._server is not None
         found = retention.assess(
-            now, rows, self._history, storage=self._storage(rows), window_seconds=self._window_seconds
+            now,
+            rows,
+            self._history,
+            storage=self._storage(rows),
+            wal_rate=None if self._around is None else self._around.latest.wal_rate,
+            window_seconds=self._window_seconds,
         )
         self._remember(retention.observe(now, rows))
         if now.in_recovery and self._was_primary and time.monotonic() - self._connected_at > _WRITER_SECONDS:
@@ -121,9 +138,9 @@ class Watched:
         return self._conn
 
     def _storage(self, rows: Sequence[Slot]) -> Storage | None:
-        """Return what is left of the free storage that was known at the first look."""
+        """Return CloudWatch's free storage, or what is left of that which was known at the first look."""
         if self._free_bytes is None:
-            return None
+            return None if self._around is None else self._around.latest.storage
         retained = max((slot.retained_bytes or 0 for slot in rows), default=0)
         if self._first_retained_bytes is None:
             self._first_retained_bytes = retained
@@ -139,6 +156,32 @@ class Watched:
         if self._identity is not None and time.monotonic() - self._recorded_at >= _RECORD_SECONDS:
             self._recorded_at = time.monotonic()
             observations.record(self._identity, seen)
+
+
+class Around:
+    """What AWS knows of the server, asked once a minute in a thread: no look waits for it."""
+
+    def __init__(self, target: Target, first: Surroundings) -> None:
+        """Begin to ask, where there is somebody to ask.
+
+        Args:
+            target: the database.
+            first: the first answer.
+        """
+        self.latest = first
+        self._target = target
+        if target.aws.identifier:
+            threading.Thread(target=self._work, name="around", daemon=True).start()
+
+    def _work(self) -> None:
+        from rdsrepl import surroundings
+
+        while True:
+            time.sleep(_AROUND_SECONDS)
+            with contextlib.suppress(Error):
+                found = surroundings.gather(self._target)
+                if found.metrics:  # an outage of CloudWatch does not take away what is known
+                    self.latest = found
 
 
 class Looker:
