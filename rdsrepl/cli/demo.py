@@ -135,6 +135,7 @@ class _Demo:
 
         self._say("9. Where the slot stands: what it keeps on the server is what a forgotten slot would pile up.")
         self._run("-t", "sandbox", "slot", "list")
+        self._run("-t", "sandbox", "slot", "lag", "shop_cdc")
 
         self._say("10. The same as JSON, for programs: what came after the stream ended, not consumed.")
         _execute(target, "INSERT INTO orders (customer, item, amount) VALUES (2, 'the last one', 1.10)")
@@ -153,7 +154,10 @@ class _Demo:
         self._run("-t", "sandbox", "stream", "tail", "shop", "--from", "trim-horizon", "--limit", "6")
         self._run("-t", "sandbox", "stream", "delete", "shop", "--confirm", "shop")
 
-        self._say("12. Clean-up: the slot first, for it is what costs; the cluster leaves a final snapshot.")
+        self._say("12. May it go? Not by prune: it was in use a moment ago, and nothing proves that it is idle.")
+        self._run("-t", "sandbox", "slot", "prune", "--slot", "shop_cdc", "--dry-run")
+
+        self._say("13. Clean-up: the slot first, for it is what costs; the cluster leaves a final snapshot.")
         self._run("-t", "sandbox", "slot", "drop", "shop_cdc", "--yes")
         self._run("-t", "sandbox", "publication", "drop", "shop", "--yes")
         self._run("-t", "sandbox", "role", "drop", "cdc", "--yes")
