@@ -12,14 +12,15 @@ import json
 import os
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 from rdsrepl.lsn import Lsn
 
-# Enough for weeks of a check every five minutes with a few slots; with 200 slots for a day of one a minute.
-_MOST_BYTES: Final = 8 << 20
+# Weeks of a check every five minutes with a few slots, a day with 200; and every command reads all of it.
+_MOST_BYTES: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class SlotSeen:
     holder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # not slotted: the index is made when it is first asked for
 class Observation:
     """One look at a server.
 
@@ -61,7 +62,11 @@ class Observation:
 
     def slot(self, name: str) -> SlotSeen | None:
         """Return one slot as it was; None where there was none of that name."""
-        return next((seen for seen in self.slots if seen.slot_name == name), None)
+        return self._by_name.get(name)
+
+    @cached_property
+    def _by_name(self) -> dict[str, SlotSeen]:
+        return {seen.slot_name: seen for seen in self.slots}
 
 
 def state_directory() -> Path:

@@ -51,7 +51,7 @@ def test_the_words_of_a_command_print_its_help(rdsrepl: Program, words: tuple[st
     asked, own = rdsrepl("help", *words), rdsrepl(*words, "--help")
     assert (asked.code, asked.err) == (0, "")
     # But for the name of the program, which runs inside the tests here.
-    one, other = (re.sub(r"Usage: \w+ ", "", " ".join(out.split())) for out in (asked.out, own.out))
+    one, other = (re.sub(r"Usage: [\w.-]+ ", "", " ".join(out.split())) for out in (asked.out, own.out))
     assert one == other
     document = rdsrepl("help", *words, "-o", "json").json
     assert document["command"] == " ".join(words) and document["help"]

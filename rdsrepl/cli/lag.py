@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -18,6 +19,7 @@ from rdsrepl.retention import Holding, Rate, Retention, Severity
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from rdsrepl.observations import Observation
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.standing import Standing
     from rdsrepl.surroundings import Surroundings
@@ -87,17 +89,22 @@ def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, nam
 
 def _print(ctx: typer.Context, standing: Standing, surroundings: Surroundings, name: str | None) -> None:
     found = _picked(standing.assessed(), name)
-    if found.wal_rate is None and found.holdings and shared(ctx).output is Format.table:
+    output = shared(ctx).output
+    if found.wal_rate is None and found.holdings and output is Format.table:
         note(ctx, "no rate is known yet, so no forecast: look again in a while, or with --watch")
-    emit(
-        {**document(found), "server": standing.server, "metrics": document(surroundings.metrics)}
-        | {
-            "recent_seconds": _RECENT_SECONDS,
-            "recent": {one.slot.slot_name: _recent(standing, one) for one in found.holdings},
-        },
-        shared(ctx).output,
-        lambda: _table(standing, found, name),
-    )
+    value = None if output is Format.table else _document(standing, surroundings, found)
+    emit(value, output, lambda: _table(standing, found, name))
+
+
+def _document(standing: Standing, surroundings: Surroundings, found: Retention) -> dict[str, object]:
+    past = _past(standing)
+    return {
+        **document(found),
+        "server": standing.server,
+        "metrics": document(surroundings.metrics),
+        "recent_seconds": _RECENT_SECONDS,
+        "recent": {one.slot.slot_name: _recent(past, one) for one in found.holdings},
+    }
 
 
 def _picked(found: Retention, name: str | None) -> Retention:
@@ -121,7 +128,7 @@ def _table(standing: Standing, found: Retention, name: str | None) -> object:
         return facts(_story(standing, found, found.holdings[0]))
     from rich.text import Text
 
-    rows = found.holdings
+    rows, past = found.holdings, _past(standing)
     table = listing(
         rows,
         [
@@ -131,7 +138,7 @@ def _table(standing: Standing, found: Retention, name: str | None) -> object:
             ("BEHIND", lambda one: _seconds(one.lag_seconds)),
             ("GROWS", lambda one: _per_second(one.growth)),
             ("BREAKS", _breaks),
-            ("LAST HOUR", lambda one: _spark(standing, one)),
+            ("LAST HOUR", lambda one: _spark(past, one)),
         ],
         empty="no replication slots",
     )
@@ -197,7 +204,7 @@ def _story(standing: Standing, found: Retention, one: Holding) -> list[tuple[str
         if item.seconds <= _FAR_SECONDS
     ]
     rows.append(("if it is dropped", _freed(found, one)))
-    rows.append(("last hour", _spark(standing, one) or "not seen before"))
+    rows.append(("last hour", _spark(_past(standing), one) or "not seen before"))
     if found.wal_rate is not None:
         rows.append(("WAL", f"{_per_second(found.wal_rate)}, {_window(found.wal_rate)}"))
     return rows
@@ -226,17 +233,25 @@ def _breaks(one: Holding) -> str:
     return f"{_WHAT[soonest.what]} {_when(soonest.seconds)}"
 
 
-def _recent(standing: Standing, one: Holding) -> list[float | None]:
+def _past(standing: Standing) -> tuple[Observation, ...]:
+    """Return the looks of the last hour, this one among them."""
     from rdsrepl import retention
 
-    past = (*standing.history, retention.observe(standing.wal, standing.slots))
+    now = retention.observe(standing.wal, standing.slots)
+    recent = (one for one in standing.history if (now.at - one.at).total_seconds() <= _RECENT_SECONDS)
+    return (*recent, now)
+
+
+def _recent(past: Sequence[Observation], one: Holding) -> list[float | None]:
+    from rdsrepl import retention
+
     return list(retention.history_rates(past, one.slot.slot_name, points=_RECENT_POINTS, seconds=_RECENT_SECONDS))
 
 
-def _spark(standing: Standing, one: Holding) -> str:
+def _spark(past: Sequence[Observation], one: Holding) -> str:
     from rdsrepl.dashboard.view import sparkline
 
-    return sparkline([None if value is None else int(value) for value in _recent(standing, one)])
+    return sparkline([None if value is None else int(value) for value in _recent(past, one)])
 
 
 def register(app: typer.Typer) -> None:
