@@ -527,3 +527,44 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
     finally:
         server.stop("immediate")
         server.remove()
+
+
+def test_a_standbys_copy_is_never_dropped_and_a_promotion_proves_nothing(rdsrepl: Program, tmp_path: Path) -> None:
+    writer = start(tmp_path / "writer", 18)
+    copy = writer.clone(tmp_path / "copy", slot="copy")
+    try:
+        copy.start()
+        there, here = Place(writer, rdsrepl), Place(copy, rdsrepl)
+        there.run("SELECT pg_create_logical_replication_slot('synced', 'pgoutput', false, false, true)")
+
+        def is_synced() -> bool:
+            # A copy stays only once its primary's slot has moved after the synchronisation began.
+            there.run(
+                "SELECT pg_logical_emit_message(true, 'x', 'y')",
+                "SELECT pg_log_standby_snapshot()",
+                "SELECT pg_replication_slot_advance('synced', pg_current_wal_lsn())",
+            )
+            rows = here.run("SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = 'synced'")
+            return rows == [(True,)]
+
+        deadline = time.monotonic() + 60
+        while not is_synced():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        judge = ("--slot", "synced", "--inactive-for", "60s", "--dry-run", "-o", "json")
+        (kept,) = here.prune(*judge).json["kept"]
+        assert "synced" in {one["rule"] for one in kept["obstacles"]}
+        assert "drop it on the primary" in rdsrepl("slot", "drop", "synced", "--yes", dsn=here.dsn).err
+        assert "synced" in here.names()
+        writer.stop("immediate")
+        copy.promote()
+        for _ in range(3):
+            found = here.prune(*judge).json
+            assert found["candidates"] == [] and "synced" in here.names()
+            (kept,) = (one for one in found["kept"] if one["slot_name"] == "synced")
+            assert [one["rule"] for one in kept["obstacles"]] == ["not_idle"] and kept["idle_seconds"] < 60
+            time.sleep(0.5)
+    finally:
+        for each in (copy, writer):
+            each.stop("immediate")
+            each.remove()
