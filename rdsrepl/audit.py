@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rdsrepl.config import state_directory
 from rdsrepl.errors import Refused
-from rdsrepl.observations import state_directory
 
 
 def audit_file() -> Path:
@@ -30,7 +30,7 @@ def who() -> dict[str, Any]:
 
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):
+    except (KeyError, OSError):  # a container's user without a name
         user = str(os.getuid())
     return {"os_user": user, "client": socket.gethostname(), "client_pid": os.getpid()}
 

@@ -209,6 +209,14 @@ def config_path() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "rdsrepl" / "config.yaml"
 
 
+def state_directory() -> Path:
+    """Return where rdsrepl keeps what it must remember: ``RDSREPL_STATE_DIR``, or under ``XDG_STATE_HOME``."""
+    if explicit := os.environ.get("RDSREPL_STATE_DIR"):
+        return Path(explicit)
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "rdsrepl"
+
+
 def load(path: Path | None = None) -> Config:
     """Read the config file; a missing file is an empty config.
 

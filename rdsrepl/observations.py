@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from rdsrepl.config import state_directory
 from rdsrepl.lsn import Lsn
 
 # Weeks of a check every five minutes with a few slots, a day with 200; and every command reads all of it.
@@ -67,14 +68,6 @@ class Observation:
     @cached_property
     def _by_name(self) -> dict[str, SlotSeen]:
         return {seen.slot_name: seen for seen in self.slots}
-
-
-def state_directory() -> Path:
-    """Return where rdsrepl keeps what it must remember: ``RDSREPL_STATE_DIR``, or under ``XDG_STATE_HOME``."""
-    if explicit := os.environ.get("RDSREPL_STATE_DIR"):
-        return Path(explicit)
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "state") / "rdsrepl"
 
 
 def history(server: str) -> tuple[Observation, ...]:

@@ -7,10 +7,8 @@ outputs (one may carry a password) and no secrets: a connection string is masked
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
-import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from rdsrepl.observations import state_directory
+from rdsrepl import audit
+from rdsrepl.config import state_directory
 
 # How a step can have ended so that a resumed run goes on behind it.
 SETTLED: Final = ("done", "skipped", "passed_over")
@@ -81,11 +80,8 @@ def directory() -> Path:
 
 def who() -> str:
     """Return who runs this, and on which machine."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+    found = audit.who()
+    return f"{found['os_user']}@{found['client']}"
 
 
 def last(runbook: str, where: Mapping[str, str]) -> Past | None:
