@@ -32,6 +32,7 @@ class SlotSeen:
         restart_lsn, confirmed_flush_lsn: where it stood; None where it had no such position.
         xmin_age: the age of the older of ``xmin`` and ``catalog_xmin``, in transactions.
         holder: who consumed it, in words; None while nobody did.
+        total_bytes: what was decoded for it (14): it moves when somebody reads, confirmed or not.
     """
 
     slot_name: str
@@ -40,6 +41,7 @@ class SlotSeen:
     confirmed_flush_lsn: Lsn | None
     xmin_age: int | None
     holder: str | None = None
+    total_bytes: int | None = None
 
 
 @dataclass(frozen=True)  # not slotted: the index is made when it is first asked for
@@ -132,6 +134,7 @@ def _document(seen: Observation) -> dict[str, Any]:
                 _text(slot.confirmed_flush_lsn),
                 slot.xmin_age,
                 slot.holder,
+                slot.total_bytes,
             ]
             for slot in seen.slots
         ],
@@ -148,8 +151,8 @@ def _read(line: bytes) -> Observation | None:
             Lsn.parse(row["lsn"]),
             row["next_xid"],
             tuple(
-                SlotSeen(name, active, _lsn(restart), _lsn(confirmed), age, holder)
-                for name, active, restart, confirmed, age, holder in row["slots"]
+                SlotSeen(name, active, _lsn(restart), _lsn(confirmed), age, holder, total)
+                for name, active, restart, confirmed, age, holder, total in row["slots"]
             ),
         )
     return None

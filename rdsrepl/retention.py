@@ -180,6 +180,7 @@ def observe(wal: Wal, slots: Iterable[Slot]) -> Observation:
             slot.confirmed_flush_lsn,
             xid_age(slot),
             slot.holder if slot.active else None,
+            slot.total_bytes,
         )
         for slot in slots
         if not slot.temporary
@@ -275,8 +276,8 @@ def inactive_seconds(slot: Slot, history: Sequence[Observation], wal: Wal) -> fl
     """Return for how long nobody has consumed a slot, as far as that is known; None while it is active.
 
     From 17 on the server says it. Before, it is since the first of the looks in an unbroken row up to now at which the
-    slot was inactive and stood where it stands. No claim reaches back behind the server's start or a promotion: a
-    consumer that reconnects after a failover is no idle one.
+    slot was inactive, stood where it stands, and had been read no further. No claim reaches back behind the server's
+    start or a promotion: a consumer that reconnects after a failover is no idle one.
 
     Args:
         slot: as it is now.
@@ -297,6 +298,7 @@ def inactive_seconds(slot: Slot, history: Sequence[Observation], wal: Wal) -> fl
                 and seen is not None
                 and not seen.active
                 and (seen.restart_lsn, seen.confirmed_flush_lsn) == (slot.restart_lsn, slot.confirmed_flush_lsn)
+                and seen.total_bytes == slot.total_bytes
             )
             if not still or one.at > wal.at:
                 break

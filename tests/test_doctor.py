@@ -106,6 +106,8 @@ def slot(name: str = "cdc", **columns: Any) -> Slot:
         lag_bytes=0,
         xmin_age=None,
         catalog_xmin_age=10,
+        total_txns=None,
+        total_bytes=None,
         walsender=Walsender(42, "cdc", "debezium", "10.0.0.1:5", "streaming"),
     )
     return replace(made, **columns)

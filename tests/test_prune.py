@@ -249,6 +249,26 @@ def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place
     assert "watching the slots" in watched.err and "nothing moved at 2 looks" in watched.err
 
 
+def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> None:
+    """It comes, fails and comes again: the slot stands still, and is in use all the same."""
+    place.run("DROP PUBLICATION IF EXISTS all_of_it", "CREATE PUBLICATION all_of_it FOR ALL TABLES")
+    place.make("used")
+    place.run("CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t VALUES ('a')")
+    idle = settle_down(place)
+    words = ("--slot", "used", *idle, "--dry-run", "-o", "json")
+    assert len(place.prune(*words).json["candidates"]) == 1
+    with connection.open(place.target) as conn:
+        plan = slots.drop(slots.get(conn, "used"), standby=False)
+    place.run(
+        "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('used', NULL, NULL, 'proto_version', '1', "
+        "'publication_names', 'all_of_it')"
+    )
+    assert place.prune(*words).json["candidates"] == []
+    with pytest.raises(errors.StalePlan):
+        apply.run(plan, place.target, **silent())
+    assert place.names() == {"used"}
+
+
 def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
     place.make("behind")
     place.run(

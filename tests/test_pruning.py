@@ -56,6 +56,8 @@ def slot(name: str = "old", **other: Any) -> Slot:
         lag_bytes=1 << 30,
         xmin_age=None,
         catalog_xmin_age=300,
+        total_txns=None,
+        total_bytes=None,
         walsender=None,
     )
     return replace(made, **other)
@@ -204,8 +206,11 @@ def test_looks_at_which_nothing_moved_are_a_proof() -> None:
         seen(NOW - timedelta(minutes=30), started=NOW - timedelta(days=31)),
         seen(NOW - timedelta(minutes=30), timeline=2),
         replace(seen(NOW - timedelta(minutes=30)), slots=()),
+        replace(
+            seen(NOW - timedelta(minutes=30)), slots=(SlotSeen("old", False, Lsn(9 << 30), Lsn(9 << 30), 1, None, 7),)
+        ),
     ],
-    ids=["active", "moved", "restarted", "promoted", "absent"],
+    ids=["active", "moved", "restarted", "promoted", "absent", "read"],
 )
 def test_a_look_that_breaks_the_row_ends_the_proof(between: Observation) -> None:
     history = (seen(NOW - timedelta(hours=5)), between, seen(NOW - timedelta(minutes=10)))

@@ -25,7 +25,7 @@ KEYS = {
     "slot_name", "plugin", "slot_type", "datoid", "database", "temporary", "active", "active_pid", "xmin",
     "catalog_xmin", "restart_lsn", "confirmed_flush_lsn", "wal_status", "safe_wal_size", "two_phase", "two_phase_at",
     "inactive_since", "conflicting", "invalidation_reason", "failover", "synced", "retained_bytes", "lag_bytes",
-    "xmin_age", "catalog_xmin_age", "walsender",
+    "xmin_age", "catalog_xmin_age", "total_txns", "total_bytes", "walsender",
 }  # fmt: skip
 
 

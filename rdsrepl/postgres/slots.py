@@ -30,7 +30,7 @@ ADVANCE_TIMEOUT_SECONDS: Final = 600.0
 
 _NAME: Final = re.compile(r"[a-z0-9_]{1,63}\Z")
 _DMS: Final = re.compile(r"[a-z0-9]{16}_\d{8}_[0-9a-f]{8}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{12}\Z")
-_TWO_PHASE_SINCE, _FAILOVER_SINCE, _LOGICAL_ON_STANDBY_SINCE = 14, 17, 16
+_TWO_PHASE_SINCE, _FAILOVER_SINCE, _LOGICAL_ON_STANDBY_SINCE, _STATISTICS_SINCE = 14, 17, 16, 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ class Slot:
             the last one replayed.
         lag_bytes: not consumed yet: current position minus ``confirmed_flush_lsn``.
         xmin_age, catalog_xmin_age: how many transactions old ``xmin`` and ``catalog_xmin`` are.
+        total_txns, total_bytes: what was decoded for it, of ``pg_stat_replication_slots`` (14): they move when a
+            consumer reads, whether it confirms anything or not.
         walsender: who holds it, while it is active.
     """
 
@@ -87,6 +89,8 @@ class Slot:
     lag_bytes: int | None
     xmin_age: int | None
     catalog_xmin_age: int | None
+    total_txns: int | None
+    total_bytes: int | None
     walsender: Walsender | None
 
     @property
@@ -115,6 +119,7 @@ SELECT s.slot_name::text, s.plugin::text, s.slot_type, s.datoid::bigint, s.datab
        greatest(pg_wal_lsn_diff(w.lsn, s.restart_lsn), 0)::bigint AS retained_bytes,
        greatest(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::bigint AS lag_bytes,
        age(s.xmin) AS xmin_age, age(s.catalog_xmin) AS catalog_xmin_age,
+       {totals},
        coalesce(r.usename, a.usename)::text, coalesce(r.application_name, a.application_name),
        coalesce(host(r.client_addr) || ':' || r.client_port, host(a.client_addr) || ':' || a.client_port,
                 CASE WHEN a.client_port = -1 THEN 'local' END),
@@ -124,8 +129,10 @@ SELECT s.slot_name::text, s.plugin::text, s.slot_type, s.datoid::bigint, s.datab
                          ELSE pg_current_wal_lsn() END AS lsn) w
   LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid
   LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
+  {statistics}
  ORDER BY s.slot_name
 """
+_STATISTICS: Final = "LEFT JOIN pg_catalog.pg_stat_replication_slots d ON d.slot_name = s.slot_name"
 _MAY_REPLICATE: Final = """
 SELECT current_user::text, r.rolsuper OR r.rolreplication
        OR EXISTS (SELECT FROM pg_catalog.pg_roles m
@@ -479,12 +486,20 @@ def _unmoved(slot: Slot) -> Composed:
     ]
     if slot.inactive_since is not None:
         same.append(("inactive_since", slot.inactive_since.isoformat(), "timestamptz"))
-    return sql.SQL(" AND ").join(
+    conditions = [
         sql.SQL("{} = {}::{}").format(sql.Identifier(column), sql.Literal(value), sql.SQL(kind))
         if value is not None
         else sql.SQL("{} IS NULL").format(sql.Identifier(column))
         for column, value, kind in same
-    )
+    ]
+    if slot.inactive_since is None and slot.total_bytes is not None:
+        # Nothing says when it was used last; but whoever read from it since is counted.
+        conditions.append(
+            sql.SQL("{} = (SELECT total_bytes FROM pg_stat_replication_slots d WHERE d.slot_name = {})").format(
+                sql.Literal(slot.total_bytes), sql.Literal(slot.slot_name)
+            )
+        )
+    return sql.SQL(" AND ").join(conditions)
 
 
 def _query(version: int) -> Composed:
@@ -496,7 +511,12 @@ def _query(version: int) -> Composed:
         else sql.SQL("NULL::{} AS {}").format(sql.SQL(kind), sql.Identifier(name))
         for since, name, kind in _COLUMNS
     ]
-    return sql.SQL(_LIST).format(columns=sql.SQL(", ").join(columns))
+    known = version >= _STATISTICS_SINCE
+    return sql.SQL(_LIST).format(
+        columns=sql.SQL(", ").join(columns),
+        totals=sql.SQL("d.total_txns, d.total_bytes" if known else "NULL::bigint, NULL::bigint"),
+        statistics=sql.SQL(_STATISTICS if known else ""),
+    )
 
 
 def _slot(row: tuple[Any, ...]) -> Slot:
