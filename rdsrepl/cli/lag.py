@@ -28,6 +28,12 @@ _RECENT_SECONDS: Final = 3600.0
 _RECENT_POINTS: Final = 12
 _FAR_SECONDS: Final = 366 * 86400.0
 _WHAT: Final = {"slot_invalidated": "invalidated", "storage_full": "disk full", "xid_wraparound": "no xids"}
+_MEASURED: Final = (
+    ("TransactionLogsDiskUsage", "of WAL on disk"),
+    ("OldestReplicationSlotLag", "behind the oldest slot"),
+    ("ReplicationSlotDiskUsage", "spilled by decoding"),
+    ("FreeLocalStorage", "of local storage free"),
+)
 _STYLE: Final = {Severity.OK: "", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
 
 
@@ -81,7 +87,8 @@ def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, nam
         with Live(console=console(sys.stdout), auto_refresh=False) as screen:
             while True:
                 standing = look(conn, surroundings)
-                screen.update(_table(standing, _picked(standing.assessed(), name), name), refresh=True)  # type: ignore[arg-type]
+                found = _picked(standing.assessed(), name)
+                screen.update(_table(standing, surroundings, found, name), refresh=True)  # type: ignore[arg-type]
                 time.sleep(interval)
     except KeyboardInterrupt:
         return
@@ -93,7 +100,7 @@ def _print(ctx: typer.Context, standing: Standing, surroundings: Surroundings, n
     if found.wal_rate is None and found.holdings and output is Format.table:
         note(ctx, "no rate is known yet, so no forecast: look again in a while, or with --watch")
     value = None if output is Format.table else _document(standing, surroundings, found)
-    emit(value, output, lambda: _table(standing, found, name))
+    emit(value, output, lambda: _table(standing, surroundings, found, name))
 
 
 def _document(standing: Standing, surroundings: Surroundings, found: Retention) -> dict[str, object]:
@@ -123,9 +130,10 @@ def _picked(found: Retention, name: str | None) -> Retention:
     return replace(found, holdings=holdings)
 
 
-def _table(standing: Standing, found: Retention, name: str | None) -> object:
+def _table(standing: Standing, surroundings: Surroundings, found: Retention, name: str | None) -> object:
     if name is not None:
-        return facts(_story(standing, found, found.holdings[0]))
+        story = _story(standing, found, found.holdings[0])
+        return facts([*story, *(("CloudWatch", line) for line in _measured(surroundings))])
     from rich.text import Text
 
     rows, past = found.holdings, _past(standing)
@@ -142,7 +150,7 @@ def _table(standing: Standing, found: Retention, name: str | None) -> object:
         ],
         empty="no replication slots",
     )
-    lines = [Text(line) for line in _remarks(found)]
+    lines = [Text(line) for line in (*_remarks(found), *(f"CloudWatch: {line}" for line in _measured(surroundings)))]
     return stacked(table, *lines) if rows else table
 
 
@@ -168,6 +176,16 @@ def _remarks(found: Retention) -> list[str]:
         for reason in one.reasons[:1]
     ]
     return lines
+
+
+def _measured(surroundings: Surroundings) -> list[str]:
+    """Return what CloudWatch says of the writer's WAL; it knows no single slots."""
+    words = [
+        f"{format_size(int(value))} {what}"
+        for name, what in _MEASURED
+        if (value := surroundings.metrics.get(name)) is not None and value >= 0
+    ]
+    return [", ".join(words)] if words else []
 
 
 def _freed(found: Retention, one: Holding) -> str:
