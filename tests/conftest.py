@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from psycopg import pq
@@ -43,6 +43,17 @@ def find(version: int) -> binaries.Binaries | None:
         if found.major == version and (version != 15 or found.has_plugin("wal2json")):
             return found
     return None
+
+
+# Of the longest files, the longest first: the last one to begin must not keep one of the workers waiting.
+_LONG: Final = ("test_runbooks", "test_kinesis", "test_tail_delivery", "test_clusters", "test_walkthrough", "test_demo")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first; the rest stays in the order of chance."""
+    places = {name: number for number, name in enumerate(_LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def pytest_report_header() -> str:

@@ -284,7 +284,7 @@ def test_partition_by(rdsrepl: Program, source: Database, standin: StandIn, by: 
 def test_partial_failures_5xx_cuts_and_limits_cost_nothing_but_time(
     rdsrepl: Program, source: Database, standin: StandIn, aggregate: bool
 ) -> None:
-    counts = work(source, 100, 200)
+    counts = work(source, 100, 100)
     standin.faults.partial, standin.faults.server_error, standin.faults.cut = 0.3, 0.1, 0.1
     done = to_kinesis(rdsrepl, source, standin, *(["--aggregate"] if aggregate else []))
     assert done.code == 0, done.err

@@ -96,6 +96,8 @@ def slot(name: str, *, retained: int = 0, lag: int = 0, active: bool = False, **
         lag_bytes=lag,
         xmin_age=None,
         catalog_xmin_age=1_234,
+        total_txns=None,
+        total_bytes=None,
         walsender=sender,
         **given,
     )
