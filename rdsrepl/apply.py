@@ -30,6 +30,12 @@ _POLL_GROWTH: Final = 1.3
 _LAST_POLL_SECONDS: Final = 10.0
 # A crash recovery, or a failover.
 _SERVER_BACK_SECONDS: Final = 90.0
+_STILL_THERE: Final = """
+SELECT FROM pg_catalog.pg_stat_activity
+ WHERE pid = %s AND pid <> pg_backend_pid() AND usename = current_user
+"""
+# After these no further step is tried, however independent it is.
+_THE_END: Final = (errors.Unreachable, errors.OutcomeUnknown, KeyboardInterrupt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,10 @@ Done = Callable[[Outcome], None]
 Waiting = Callable[[Step, float, list[str]], None]
 
 
+class Cancelled(KeyboardInterrupt):
+    """Ctrl-C, and the statement that ran was ended by it: it is not done, for certain."""
+
+
 class Witness(Protocol):
     """Writes down what happens, before and after each step."""
 
@@ -65,7 +75,10 @@ class Witness(Protocol):
         ...
 
     def after(self, step: Step, failure: BaseException | None) -> None:
-        """Take note of how a step ended; ``errors.OutcomeUnknown`` is one of which nobody knows."""
+        """Take note of how a step ended.
+
+        Of ``errors.OutcomeUnknown`` nobody knows, nor of a ``KeyboardInterrupt`` that is not ``Cancelled``.
+        """
         ...
 
 
@@ -91,19 +104,23 @@ def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting, witness: Wi
     Raises:
         AppliedInPart: a step failed and others were done; the cause is chained.
         Error: nothing was done.
+        KeyboardInterrupt: Ctrl-C, and nothing was done.
     """
     outcomes: list[Outcome] = []
     failures: list[tuple[int, errors.Error | KeyboardInterrupt]] = []
     connections: dict[str, Connection] = {}
     witness = witness or _NoWitness()
+    interrupted = False
     with ExitStack() as stack:
         for number, step in enumerate(plan.steps):
             try:
-                outcome = _step(step, target, stack, connections, waiting, witness)
+                if interrupted:
+                    raise Cancelled
+                outcome, interrupted = _step(step, target, stack, connections, waiting, witness)
             except (errors.Error, KeyboardInterrupt) as exc:
                 failures.append((number, exc))
                 # What the server did not do for one reason it may do for the next; but not when it is gone.
-                if plan.independent and not isinstance(exc, (errors.Unreachable, KeyboardInterrupt)):
+                if plan.independent and not isinstance(exc, _THE_END):
                     continue
                 break
             outcomes.append(outcome)
@@ -124,40 +141,64 @@ def _step(
     connections: dict[str, Connection],
     waiting: Waiting,
     witness: Witness,
-) -> Outcome:
-    if isinstance(step, Statement) and step.protocol not in connections:
-        connections[step.protocol] = _enter(stack, target, step.protocol)
+) -> tuple[Outcome, bool]:
+    """Apply one step; return what came of it, and whether Ctrl-C was pressed when it was done already."""
+    pid = 0
+    if isinstance(step, Statement):
+        if step.protocol not in connections:
+            connections[step.protocol] = _enter(stack, target, step.protocol)
+        if connections[step.protocol].closed:
+            # Not sent, so not done; a new connection may lead to another server than the one that was looked at.
+            raise errors.ConnectionLost(
+                f"{step.summary}: not begun, as the connection broke before it", hint="run the command again"
+            )
+        pid = connections[step.protocol].info.backend_pid
     witness.before(step)
+    interrupted = False
     try:
         if isinstance(step, AwsCall):
             outcome = _call(step, target)
         elif isinstance(step, Wait):
             outcome = _wait(step, target, waiting)
         else:
-            outcome = _run(step, connections[step.protocol], target, waiting)
+            outcome, interrupted = _run(step, connections[step.protocol], target, waiting)
     except BaseException as exc:
-        if isinstance(step, Statement) and step.done_if is not None and isinstance(exc, errors.Unreachable):
-            try:
-                was_done = _was_done(step, target, waiting)
-            except errors.Error:
-                unknown = errors.OutcomeUnknown(
-                    f"{step.summary}: the connection broke, and nobody knows whether it was done",
-                    hint="look at it when the server is back: rdsrepl slot list",
-                    sqlstate=exc.sqlstate,
-                )
-                witness.after(step, unknown)
-                raise unknown from exc
-            if was_done:
-                witness.after(step, None)
-                return Outcome(step)
-        witness.after(step, exc)
-        raise
+        is_open = isinstance(exc, (errors.Unreachable, KeyboardInterrupt)) and not isinstance(exc, Cancelled)
+        if not is_open or not isinstance(step, Statement) or step.done_if is None:
+            witness.after(step, exc)
+            raise
+        try:
+            was_done = _was_done(step, target, pid, waiting)
+        except (errors.Error, KeyboardInterrupt):
+            was_done = None
+        if was_done is None:
+            unknown = errors.OutcomeUnknown(
+                f"{step.summary}: the connection broke, and nobody knows whether it was done",
+                hint="look at it when the server is back: rdsrepl slot list",
+                sqlstate=exc.sqlstate if isinstance(exc, errors.Error) else None,
+            )
+            witness.after(step, unknown)
+            raise unknown from exc
+        interrupted = isinstance(exc, KeyboardInterrupt)
+        if not was_done:
+            witness.after(step, Cancelled() if interrupted else exc)
+            raise
+        outcome = Outcome(step)
     witness.after(step, None)
-    return outcome
+    return outcome, interrupted
 
 
-def _was_done(step: Statement, target: Target, waiting: Waiting) -> bool:
+def _was_done(step: Statement, target: Target, pid: int, waiting: Waiting) -> bool | None:
     """Ask the server, once it answers again, whether a statement was carried out that it never answered.
+
+    Args:
+        step: the statement.
+        target: where it was sent.
+        pid: the server process it was sent to. That may outlive its connection: the answer counts when it is gone.
+        waiting: is told what this waits for.
+
+    Returns:
+        None where the server cannot tell.
 
     Raises:
         Unreachable: it does not answer for too long.
@@ -170,14 +211,21 @@ def _was_done(step: Statement, target: Target, waiting: Waiting) -> bool:
     while True:
         try:
             with connection.open(target) as conn:
-                return conn.execute(step.done_if).fetchone() is not None
-        except errors.Unreachable:
-            elapsed = time.monotonic() - started
-            if elapsed >= _SERVER_BACK_SECONDS:
-                raise
-            waiting(step, elapsed, ["the server to answer again"])
-            time.sleep(pause)
-            pause = min(pause * _POLL_GROWTH, _LAST_POLL_SECONDS)
+                if conn.execute(_STILL_THERE, (pid,)).fetchone() is None:
+                    row = conn.execute(step.done_if).fetchone()
+                    return None if row is None or row[0] is None else bool(row[0])
+            what = f"PID {pid} of the server to end"
+            failure: errors.Unreachable | None = None
+        except errors.Unreachable as exc:
+            what, failure = "the server to answer again", exc
+        elapsed = time.monotonic() - started
+        if elapsed >= _SERVER_BACK_SECONDS:
+            if failure is None:
+                return None
+            raise failure
+        waiting(step, elapsed, [what])
+        time.sleep(pause)
+        pause = min(pause * _POLL_GROWTH, _LAST_POLL_SECONDS)
 
 
 def _call(step: AwsCall, target: Target) -> Outcome:
@@ -257,7 +305,8 @@ def _failed(
     )
 
 
-def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) -> Outcome:
+def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) -> tuple[Outcome, bool]:
+    """Run a statement; return what it gave, and whether Ctrl-C was pressed when it was too late to end it."""
     import psycopg
     from psycopg.rows import dict_row
 
@@ -276,7 +325,7 @@ def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) ->
     worker = threading.Thread(target=work, name="statement", daemon=True)
     worker.start()
     blockers: list[str] = []
-    timed_out = False
+    timed_out = interrupted = False
     try:
         while worker.is_alive():
             elapsed = time.monotonic() - started
@@ -292,9 +341,13 @@ def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) ->
                 blockers = _blockers(step, conn, target)
                 waiting(step, time.monotonic() - started, blockers)
     except KeyboardInterrupt:
+        interrupted = True
         _cancel(conn, target, worker)
-        _undo(step, target)
-        raise
+        if not result:
+            _undo(step, target)
+            if failure and isinstance(failure[0], psycopg.Error) and failure[0].sqlstate and not conn.closed:
+                raise Cancelled from None  # the server said that it did not do it
+            raise
     if timed_out and not result:
         _undo(step, target)
         cause = f"; it waits for {'; '.join(blockers)}" if blockers else ""
@@ -312,7 +365,7 @@ def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) ->
         raise errors.StalePlan(
             f"{step.summary}: {step.guard}", hint="nothing was changed by this step; look again and repeat the command"
         )
-    return Outcome(step, result[0] or {}, time.monotonic() - started)
+    return Outcome(step, result[0] or {}, time.monotonic() - started), interrupted
 
 
 def _blockers(step: Statement, conn: Connection, target: Target) -> list[str]:

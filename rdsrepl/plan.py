@@ -35,8 +35,8 @@ class Statement:
         blockers: a query with ``%(pid)s``, run on a second connection while the statement waits: each row's one
             text column names something it waits for.
         undo: run when the statement timed out or was interrupted, so that nothing half made stays behind.
-        done_if: a query, asked on a new connection when the old one broke under the statement; returns a row if it
-            was carried out all the same.
+        done_if: a query, asked on a new connection when the old one broke under the statement: was it carried out all
+            the same? One row of one boolean; NULL where this server cannot tell, as it is another one by now.
     """
 
     summary: str

@@ -25,7 +25,8 @@ from rdsrepl.units import format_duration, format_size
 #: a consumer that reconnects after a failover is away for less.
 LEAST_IDLE_SECONDS: Final = 60.0
 DEFAULT_IDLE_SECONDS: Final = 3600.0
-_SAYS_SINCE_WHEN: Final = 17
+#: from here on the server says since when a slot is inactive.
+SAYS_SINCE_WHEN: Final = 17
 _GLOB: Final = re.compile(r"[*?\[]")
 
 Rule = Literal[
@@ -77,12 +78,14 @@ class Idleness:
         proof: who says so: ``server`` (``inactive_since``), ``observed`` (nothing moved between looks), ``lost``
             (nobody can consume it any more), ``none``.
         looks: how many looks prove it.
+        counted_from: what ``since`` is, where it is not the slot's own doing; empty else.
     """
 
     seconds: float
     since: datetime
     proof: Literal["server", "observed", "lost", "none"]
     looks: int = 0
+    counted_from: str = ""
 
     @property
     def text(self) -> str:
@@ -92,6 +95,7 @@ class Idleness:
         if self.proof == "none":
             return "nothing is known yet of how long it has been idle"
         how = "says the server" if self.proof == "server" else f"nothing moved at {self.looks} looks"
+        how += f", counted from {self.counted_from}" if self.counted_from else ""
         return f"idle for {format_duration(self.seconds)} ({how})"
 
 
@@ -127,7 +131,12 @@ class Verdict:
 
 
 def judge(
-    found: Retention, slots: Sequence[Slot], history: Sequence[Observation], criteria: Criteria
+    found: Retention,
+    slots: Sequence[Slot],
+    history: Sequence[Observation],
+    criteria: Criteria,
+    *,
+    promoted_at: datetime | None = None,
 ) -> tuple[Verdict, ...]:
     """Return a verdict on every slot of the server, in the order of what they hold.
 
@@ -136,6 +145,7 @@ def judge(
         slots: all of them.
         history: what was seen before, oldest first.
         criteria: what the options say.
+        promoted_at: when the server was promoted, where that is known.
     """
     holdings = {holding.slot.slot_name: holding for holding in found.holdings}
     verdicts = []
@@ -144,14 +154,15 @@ def judge(
         holding = holdings.get(slot.slot_name) or Holding(
             slot, slot.retained_bytes, slot.lag_bytes, None, None, None, None, None, (), 0, None
         )
-        idleness = idle(slot, history, found.wal)
-        whose = owner(slot, criteria.in_use_elsewhere or {})
+        idleness = idle(slot, history, found.wal, promoted_at)
+        consumer = last_consumer(slot.slot_name, history)
+        whose = owner(slot, criteria.in_use_elsewhere or {}, consumer)
         verdicts.append(
             Verdict(
                 holding,
                 whose,
                 idleness,
-                last_consumer(slot.slot_name, history),
+                consumer,
                 tuple(_obstacles(slot, whose, idleness, found.wal, criteria)),
                 recreate(slot),
             )
@@ -167,8 +178,12 @@ def selects(criteria: Criteria, slot: Slot) -> bool:
 
 
 def is_sweeping(criteria: Criteria, slots: Iterable[Slot]) -> bool:
-    """Say whether patterns, and not names, mean every logical slot there is."""
-    logical = [slot for slot in slots if slot.slot_type == "logical" and not slot.temporary]
+    """Say whether patterns, and not names, mean every logical slot there is; RDS's own are none of them."""
+    logical = [
+        slot
+        for slot in slots
+        if slot.slot_type == "logical" and not slot.temporary and not slot.slot_name.startswith("rds")
+    ]
     named = {pattern for pattern in criteria.patterns if not _GLOB.search(pattern)}
     by_pattern = [slot for slot in logical if slot.slot_name not in named]
     globs = [pattern for pattern in criteria.patterns if _GLOB.search(pattern)]
@@ -198,28 +213,59 @@ def check(criteria: Criteria) -> None:
         )
 
 
-def idle(slot: Slot, history: Sequence[Observation], wal: Wal) -> Idleness:
+def idle(slot: Slot, history: Sequence[Observation], wal: Wal, promoted_at: datetime | None = None) -> Idleness:
     """Return for how long a slot is proven to be idle, and by what.
 
     From 17 on the server says since when it is inactive. Before, the proof is an unbroken row of looks up to now at
-    which it was inactive and stood where it stands. Neither reaches back behind the server's start.
+    which it was inactive and stood where it stands. No claim reaches back behind the server's start, its promotion, or
+    a look at which the slot was in use, be it at the primary before this one.
+
+    Args:
+        slot: as it is now.
+        history: what was seen before, oldest first.
+        wal: the WAL as it is now.
+        promoted_at: when the server was promoted; None where that is not known.
     """
     if slot.active:
         return Idleness(0.0, wal.at, "none")
     if retention.is_lost(slot):
         return Idleness(0.0, wal.at, "lost")
+    if slot.inactive_since is not None:
+        since, counted_from = max(
+            [(slot.inactive_since, ""), *_bounds(slot, history, wal, promoted_at)], key=lambda bound: bound[0]
+        )
+        return Idleness(max(0.0, (wal.at - since).total_seconds()), since, "server", counted_from=counted_from)
     seconds = retention.inactive_seconds(slot, history, wal) or 0.0
-    since = max(wal.started_at, slot.inactive_since) if slot.inactive_since is not None else None
-    if since is not None:
-        return Idleness(seconds, since, "server")
     looks = [one for one in history if 0 <= (wal.at - one.at).total_seconds() <= seconds + 0.001]
     if not looks:
         return Idleness(0.0, wal.at, "none")
     return Idleness(seconds, looks[0].at, "observed", len(looks) + 1)
 
 
-def owner(slot: Slot, in_use_elsewhere: Mapping[str, str]) -> str | None:
-    """Return whose slot it is, as far as a subscription, its name or its plugin tells."""
+def _bounds(
+    slot: Slot, history: Sequence[Observation], wal: Wal, promoted_at: datetime | None
+) -> Iterable[tuple[datetime, str]]:
+    """Yield the moments behind which the server's word counts for nothing, and what they are."""
+    yield wal.started_at, "the server's start"
+    if wal.timeline is not None and wal.timeline > 1:
+        # A standby's own slots, and such as a service copied there, keep their time through its promotion.
+        if promoted_at is not None:
+            yield promoted_at, "the server's promotion"
+        else:
+            same = (one.at for one in history if (one.started_at, one.timeline) == (wal.started_at, wal.timeline))
+            yield (
+                min(next(same, wal.at), wal.at),
+                "the first look after the server's promotion (only a role with pg_monitor may see when that was)",
+            )
+    for one in reversed(history):
+        seen = one.slot(slot.slot_name)
+        if seen is not None and seen.active:
+            yield min(one.at, wal.at), "a look at which it was in use"
+            break
+
+
+def owner(slot: Slot, in_use_elsewhere: Mapping[str, str], consumer: str | None = None) -> str | None:
+    """Return whose slot it is, as far as a subscription, its name, its plugin or its last consumer tells."""
     name = slot.slot_name
     if name in in_use_elsewhere:
         return in_use_elsewhere[name]
@@ -230,9 +276,14 @@ def owner(slot: Slot, in_use_elsewhere: Mapping[str, str]) -> str | None:
     for pattern, who in _OWNERS:
         if pattern.match(name):
             return who
+    if consumer is not None and (found := _APPLICATION.search(consumer)):
+        return _APPLICATIONS[found.group(1).lower()]
     return None
 
 
+# How consumers name themselves; slots are often given a name of one's own.
+_APPLICATIONS: Final = {"debezium": "Debezium", "fivetran": "Fivetran", "airbyte": "Airbyte", "peerdb": "PeerDB"}
+_APPLICATION: Final = re.compile(rf"(?i)application [^,)]*({'|'.join(_APPLICATIONS)})")
 _OWNERS: Final = tuple(
     (re.compile(pattern), who)
     for pattern, who in (
@@ -245,6 +296,8 @@ _OWNERS: Final = tuple(
         (r"(.*_)?airbyte", "Airbyte"),
         (r"peerflow_slot_", "PeerDB"),
         (r"materialize_", "Materialize"),
+        (r"electric_slot_", "Electric"),
+        (r"spk_", "Spock"),
     )
 )
 
@@ -264,7 +317,8 @@ def recreate(slot: Slot) -> str:
         return f"SELECT pg_create_physical_replication_slot('{slot.slot_name}')"
     words = ["rdsrepl slot create", slot.slot_name, "--plugin", slot.plugin or "?"]
     words += [option for option, wanted in (("--two-phase", slot.two_phase), ("--failover", slot.failover)) if wanted]
-    return " ".join(words)
+    # Which database a slot belongs to is the connection's to say, and no option's.
+    return " ".join(words) + (f"  # connected to database {slot.database}" if slot.database else "")
 
 
 def needs_a_look(verdicts: Iterable[Verdict], version: int, idle_seconds: float) -> float:
@@ -272,7 +326,7 @@ def needs_a_look(verdicts: Iterable[Verdict], version: int, idle_seconds: float)
 
     From 17 on watching proves nothing that the server does not say itself.
     """
-    if version >= _SAYS_SINCE_WHEN:
+    if version >= SAYS_SINCE_WHEN:
         return 0.0
     missing = [
         idle_seconds - one.idleness.seconds

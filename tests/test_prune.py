@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
+import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
-from rdsrepl import apply, errors, observations, pruning, standing
+from rdsrepl import apply, audit, errors, observations, pruning, standing
 from rdsrepl.config import Target
-from rdsrepl.plan import Plan
-from rdsrepl.postgres import connection, slots
+from rdsrepl.plan import Plan, Statement, Step
+from rdsrepl.postgres import connection, slots, wal
 from rdsrepl.sandbox.servers import Server
 from tests.conftest import Database, Program, find
 
@@ -55,11 +60,14 @@ class Place:
         return self.rdsrepl("slot", "prune", *words, dsn=self.dsn, **more)
 
     def age(self, seconds: float) -> None:
-        """Have an earlier run have looked: the same slots, so long ago. (Before 17 that is the proof.)"""
+        """Have an earlier run have looked: the same slots, so long ago, or when the server started.
+
+        Before 17 that is the proof.
+        """
         with connection.open(self.target) as conn:
             found = standing.look(conn)
         now = observations.history(found.server)[-1]
-        past = now.at - timedelta(seconds=seconds)
+        past = max(now.at - timedelta(seconds=seconds), now.started_at)
         path = observations._path(found.server)
         document = observations._document(now)
         path.write_text(json.dumps({**document, "at": past.isoformat(), "started_at": document["started_at"]}) + "\n")
@@ -162,7 +170,7 @@ def test_what_a_review_gets(place: Place) -> None:
     (candidate,) = done.json["candidates"]
     assert candidate["slot_name"] == "old" and candidate["idle_seconds"] >= 0.2
     assert candidate["idle_proof"] == ("server" if is_new(place) else "observed")
-    assert candidate["recreate"] == "rdsrepl slot create old --plugin pgoutput"
+    assert candidate["recreate"] == "rdsrepl slot create old --plugin pgoutput  # connected to database postgres"
     kept = {one["slot_name"]: [obstacle["rule"] for obstacle in one["obstacles"]] for one in done.json["kept"]}
     assert kept == {"debezium_orders": ["named_only"], "prod_a": ["protected"]}
     (statement,) = done.json["statements"]
@@ -208,12 +216,15 @@ def test_nobody_says_yes(place: Place) -> None:
         (("--lost", "--retaining-over", "1GB"), 2, "exclude each other"),
         (("--slot", "old", "--confirm", "1 slot"), 2, "--confirm goes with --all"),
         (("--slot", "old", "--subscriber", "host=127.0.0.1 port=1"), 5, "--subscriber:"),
+        (("--slot", "old", "--subscriber", "host=127.0.0.1 password=geheim"), 2, "a password on the command line"),
+        (("--slot", "old", "--subscriber", "postgresql://a:geheim@127.0.0.1/b"), 2, "a password on the command line"),
     ],
 )
 def test_bad_input(place: Place, words: tuple[str, ...], code: int, said: str) -> None:
     place.make("old", "other")
     done = place.prune(*words, "--yes")
     assert done.code == code and said in done.err, done.err
+    assert "geheim" not in done.err
     assert place.names() == {"old", "other"}
 
 
@@ -236,6 +247,9 @@ def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place
         place.make("old")
         fresh = place.prune("--slot", "old", "--inactive-for", "1h", "--yes")
         assert "says the server" in fresh.err and place.names() == {"old"}
+        (kept,) = place.prune("--slot", "old", "--observe", "60s", "--dry-run", "-o", "json").json["kept"]
+        (obstacle,) = kept["obstacles"]
+        assert obstacle["rule"] == "not_idle" and "not for 1h" in obstacle["reason"], "watching asks for nothing less"
         return
     place.make("old")
     first = place.prune("--slot", "old", "--yes")
@@ -258,7 +272,7 @@ def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> Non
     words = ("--slot", "used", *idle, "--dry-run", "-o", "json")
     assert len(place.prune(*words).json["candidates"]) == 1
     with connection.open(place.target) as conn:
-        plan = slots.drop(slots.get(conn, "used"), standby=False)
+        plan = slots.drop(slots.get(conn, "used"), here=connection.here(conn))
     place.run(
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('used', NULL, NULL, 'proto_version', '1', "
         "'publication_names', 'all_of_it')"
@@ -281,6 +295,24 @@ def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
     assert place.names() == {"behind"}
     assert place.run(f"SELECT confirmed_flush_lsn >= '{before}' FROM pg_replication_slots")[0][0]
     assert not (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").exists(), "nothing was dropped"
+
+
+def test_a_backlog_goes_only_where_it_can(place: Place) -> None:
+    """A slot can be moved from its own database only; what cannot be moved is said, and counted by nobody."""
+    place.run("CREATE DATABASE elsewhere")
+    try:
+        place.make("here")
+        with closing(psycopg.connect(place.dsn, dbname="elsewhere", autocommit=True)) as conn:
+            conn.execute("SELECT pg_create_logical_replication_slot('there', 'pgoutput')")
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        before = place.run("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'there'")
+        words = ("--slot", "*", "--all", *settle_down(place), "--keep-last", "--confirm", "1 slot")
+        done = place.prune(*words)
+        assert done.code == 0 and "advance 1 slot: done" in done.out, done.err
+        assert "slot there belongs to database elsewhere" in done.err and "it is left as it is" in done.err
+        assert place.run("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'there'") == before
+    finally:
+        place.run("SELECT pg_drop_replication_slot('there')", "DROP DATABASE elsewhere")
 
 
 def test_physical_slots_go_only_when_they_are_included_and_rds_own_never(place: Place) -> None:
@@ -309,6 +341,20 @@ def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: Ser
         assert "it is the slot of subscription s of" in done.err and "--slot shop" in done.err
     finally:
         subscriber.run("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
+
+
+def test_a_subscription_of_the_server_itself_is_known(place: Place) -> None:
+    place.make("shop")
+    place.run(
+        "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
+        "WITH (connect = false, slot_name = 'shop')"
+    )
+    try:
+        done = place.prune(*settle_down(place), "--yes")
+        assert done.code == 0 and place.names() == {"shop"}
+        assert "it is the slot of subscription s of this server's database postgres" in done.err
+    finally:
+        place.run("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
 
 
 def test_no_audit_no_drop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,6 +386,36 @@ def test_a_torn_line_in_the_audit_file_spoils_no_other(place: Place) -> None:
     assert place.rdsrepl("slot", "drop", "old", "--yes", dsn=place.dsn).code == 0
     torn, *rest = trail.read_text().splitlines()
     assert torn == '{"time": "2026' and [json.loads(line)["phase"] for line in rest] == ["intent", "outcome"]
+
+
+def test_an_intent_that_is_written_in_part_is_not_written(tmp_path: Path) -> None:
+    """A disk that fills up takes a piece of a line and says nothing; a limit on the file's size does as well."""
+    script = (
+        "import os, resource\n"
+        "from rdsrepl import audit, errors\n"
+        "audit.append({'n': 1, 'pad': 'x' * 100})\n"
+        "size = os.path.getsize(audit.audit_file())\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    audit.append({'n': 2, 'pad': 'y' * 100})\n"
+        "except errors.Refused as exc:\n"
+        "    print(exc.message)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "print(audit.append({'n': 3}))\n"
+        "print(audit.who()['os_user'])\n"
+    )
+    environment = {
+        **os.environ,
+        "RDSREPL_STATE_DIR": str(tmp_path),
+        "USER": "somebody_else",
+        "LOGNAME": "somebody_else",
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    refused, line, user = done.stdout.splitlines()
+    assert "the audit trail cannot be written" in refused and "No space left" in refused
+    lines = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(one)["n"] for one in lines] == [1, 3] and lines[-1] == line
+    assert user == pwd.getpwuid(os.getuid()).pw_name, "not what the environment says"
 
 
 # Races: between the plan and the drop.
@@ -384,7 +460,7 @@ def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place
     ]
     for number in range(90):
         with connection.open(place.target) as conn:
-            plan = slots.drop(slots.get(conn, "raced"), standby=False)
+            plan = slots.drop(slots.get(conn, "raced"), here=connection.here(conn))
         place.run("SELECT pg_logical_emit_message(true, 'x', 'y')", "SELECT pg_log_standby_snapshot()") if is_new(
             place
         ) else place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
@@ -394,7 +470,7 @@ def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place
         assert place.names() == {"raced"}, number
     for _ in range(10):
         with connection.open(place.target) as conn:
-            plan = slots.drop(slots.get(conn, "raced"), standby=False)
+            plan = slots.drop(slots.get(conn, "raced"), here=connection.here(conn))
         with attached(place, "raced"), pytest.raises(errors.StalePlan):
             apply.run(plan, place.target, **silent())
         assert place.names() == {"raced"}
@@ -409,7 +485,7 @@ def test_a_consumer_that_comes_at_any_moment_keeps_its_slot(place: Place) -> Non
     for number in range(20):
         place.make("raced")
         with connection.open(place.target) as conn:
-            plan = slots.drop(slots.get(conn, "raced"), standby=False)
+            plan = slots.drop(slots.get(conn, "raced"), here=connection.here(conn))
         came: list[str] = []
         decided = threading.Event()
 
@@ -476,6 +552,120 @@ def test_all_that_fail_change_nothing_and_say_so(place: Place, monkeypatch: pyte
     assert place.names() == {"a", "b"}
 
 
+@pytest.mark.parametrize("verb", ["drop", "advance"])
+def test_a_plan_made_before_a_restart_is_stale(place: Place, verb: str) -> None:
+    """Every slot is inactive then, and stands where it stood: its consumer is on its way back."""
+    place.make("old")
+    place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+    with connection.open(place.target) as conn:
+        slot, here = slots.get(conn, "old"), connection.here(conn)
+    before = place.run("SELECT restart_lsn, confirmed_flush_lsn FROM pg_replication_slots")
+    plan = slots.drop(slot, here=here) if verb == "drop" else slots.advance(slot, None, here=here)
+    assert plan
+    place.server.restart()
+    assert place.run("SELECT restart_lsn, confirmed_flush_lsn FROM pg_replication_slots") == before
+    with pytest.raises(errors.StalePlan, match="restarted or failed over"):
+        apply.run(plan, place.target, **silent())
+    assert place.names() == {"old"}
+
+
+def test_seconds_after_a_restart_no_slot_is_idle_whatever_was_seen_before(place: Place) -> None:
+    place.make("away")
+    idle = settle_down(place)
+    words = ("--slot", "away", "--dry-run", "-o", "json")
+    assert len(place.prune(*words, *idle).json["candidates"]) == 1
+    place.server.restart()
+    (kept,) = place.prune(*words, "--inactive-for", "60s").json["kept"]
+    assert [one["rule"] for one in kept["obstacles"]] == ["not_idle"]
+    assert is_new(place) or kept["idle_proof"] == "none", "no look from before the restart counts"
+
+
+# When the connection breaks, or somebody presses Ctrl-C.
+
+
+class Trail:
+    """A witness that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def before(self, step: Step) -> None:
+        self.lines.append(("intent", step.summary))
+
+    def after(self, step: Step, failure: BaseException | None) -> None:
+        self.lines.append(("done" if failure is None else type(failure).__name__, step.summary))
+
+
+def slowly(name: str, seconds: float) -> Statement:
+    """A drop that takes its time before it drops."""
+    return Statement(
+        f"drop {name}",
+        sql.SQL(
+            "SELECT slot_name, pg_drop_replication_slot(slot_name)::text "
+            "FROM pg_sleep({}), pg_replication_slots WHERE slot_name = {}"
+        ).format(sql.Literal(seconds), sql.Literal(name)),
+        guard="it is gone",
+        done_if=sql.SQL("SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {})").format(
+            sql.Literal(name)
+        ),
+    )
+
+
+def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked at once, the server would say that the slot is there, and drop it a moment later."""
+    place.make("slow", "next")
+    real = apply._run
+
+    def cut(step: Statement, conn: connection.Connection, *rest: Any) -> Any:
+        def off() -> None:
+            time.sleep(0.2)
+            with socket.socket(fileno=os.dup(conn.pgconn.socket)) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+        if step.summary == "drop slow":
+            threading.Thread(target=off).start()
+        return real(step, conn, *rest)
+
+    monkeypatch.setattr(apply, "_run", cut)
+    trail = Trail()
+    plan = Plan("drop 2", (slowly("slow", 0.8), slowly("next", 0)), independent=True)
+    with pytest.raises(errors.AppliedInPart) as caught:
+        apply.run(plan, place.target, witness=trail, **silent())
+    assert caught.value.done == ["drop slow"] and place.names() == {"next"}
+    assert "not begun" in caught.value.not_done[0]
+    assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")], "what was not sent has no intent"
+
+
+def test_ctrl_c_that_comes_too_late_is_told_so(place: Place) -> None:
+    place.make("slow", "next")
+
+    def late(*_: object) -> None:
+        while "slow" in place.names():
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    trail = Trail()
+    plan = Plan("drop 2", (slowly("slow", 1.2), slowly("next", 0)), independent=True)
+    with pytest.raises(errors.AppliedInPart) as caught:
+        apply.run(plan, place.target, done=lambda outcome: None, waiting=late, witness=trail)
+    assert caught.value.done == ["drop slow"] and caught.value.not_done == ["drop next: interrupted"]
+    assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")] and place.names() == {"next"}
+
+
+def test_ctrl_c_in_time_ends_the_statement_for_certain(place: Place) -> None:
+    place.make("slow", "next")
+
+    def now(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    trail = Trail()
+    plan = Plan("drop 2", (slowly("slow", 60), slowly("next", 0)), independent=True)
+    with pytest.raises(KeyboardInterrupt):
+        apply.run(plan, place.target, done=lambda outcome: None, waiting=now, witness=trail)
+    assert trail.lines == [("intent", "drop slow"), ("Cancelled", "drop slow")]
+    assert place.names() == {"slow", "next"}
+
+
 # Many.
 
 
@@ -494,7 +684,12 @@ def test_two_hundred_slots_take_few_statements(place: Place, tmp_path: Path) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psycopg.Connection, "execute", counted)
         done = place.prune("--slot", "many_*", "--all", *idle, "--dry-run", "-o", "json")
-    assert done.code == 0 and len(done.json["candidates"]) == 200
+        assert done.code == 0 and len(done.json["candidates"]) == 200
+        assert len(seen) <= 5, seen
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        seen.clear()
+        done = place.prune("--slot", "many_*", "--all", *idle, "--dry-run", "--keep-last", "-o", "json")
+    assert done.code == 0 and len(done.json["statements"]) == 200
     assert len(seen) <= 5, seen
 
 
@@ -547,6 +742,122 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
     finally:
         server.stop("immediate")
         server.remove()
+
+
+def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new primary never had the slots: that they are not there says nothing of the one that had them."""
+    monkeypatch.setattr(pruning, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
+    writer = start(tmp_path / "writer", 15)
+    reader = writer.clone(tmp_path / "reader", slot="reader")
+    try:
+        reader.start()
+        place = Place(writer, rdsrepl)
+        names = [f"s{number}" for number in range(5)]
+        place.make(*names)
+        idle = settle_down(place)
+        first, second = (psycopg.conninfo.conninfo_to_dict(server.dsn()) for server in (writer, reader))
+        both = {key: f"{first[key]},{second[key]}" for key in ("host", "port")}
+        dsn = psycopg.conninfo.make_conninfo(place.dsn, **both, target_session_attrs="read-write")
+        begun: list[str] = []
+        real = audit.append
+
+        def third(entry: Mapping[str, Any]) -> str:
+            line = real(entry)
+            if entry["phase"] == "intent":
+                begun.append(entry["slot"]["slot_name"])
+                if len(begun) == 3:
+                    writer.kill()
+                    reader.promote()
+            return line
+
+        monkeypatch.setattr(audit, "append", third)
+        words = [word for name in names for word in ("--slot", name)]
+        done = rdsrepl("slot", "prune", *words, *idle, "--yes", "-o", "json", dsn=dsn)
+        assert done.code == 6, done.err
+        assert done.error["done"] == [f"drop replication slot {name}" for name in begun[:2]]
+        assert len(done.error["not_done"]) == 3 and "nobody knows whether it was done" in done.error["not_done"][0]
+        outcomes = [(one["slot"]["slot_name"], one["outcome"]) for one in place.audit() if one["phase"] == "outcome"]
+        assert outcomes == [(begun[0], "dropped"), (begun[1], "dropped"), (begun[2], "unknown")]
+        assert len(begun) == 3, "nothing more was begun"
+        reader.stop("immediate")
+        writer.start()
+        assert place.names() >= set(names) - set(begun), "the old primary has what was not begun"
+    finally:
+        for each in (reader, writer):
+            each.stop("immediate")
+            each.remove()
+
+
+def test_a_server_that_stays_away_ends_the_prune(
+    rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apply, "_SERVER_BACK_SECONDS", 0.5)
+    server = start(tmp_path / "gone", 18)
+    try:
+        place = Place(server, rdsrepl)
+        place.make("a", "b", "c")
+        with connection.open(place.target) as conn:
+            here = connection.here(conn)
+            steps = [slots.drop(one, here=here).steps[0] for one in slots.ls(conn)]
+
+        class Deadly(Trail):
+            def before(self, step: Step) -> None:
+                super().before(step)
+                if step is steps[1]:
+                    server.kill()
+
+        trail = Deadly()
+        with pytest.raises(errors.AppliedInPart) as caught:
+            apply.run(Plan("drop 3", tuple(steps), independent=True), place.target, witness=trail, **silent())
+        assert [line.rpartition(" ")[2] for line in caught.value.done] == ["a"] and len(caught.value.not_done) == 2
+        assert [how for how, _ in trail.lines] == ["intent", "done", "intent", "OutcomeUnknown"]
+    finally:
+        server.stop("immediate")
+        server.remove()
+
+
+@pytest.mark.parametrize("version", [16, 18])
+def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
+    version: int, rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its consumer reconnects seconds later; until then nothing is proven, however long it lay there before."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
+    monkeypatch.setattr(pruning, "LEAST_IDLE_SECONDS", 0.0)
+    writer = start(tmp_path / "writer", version)
+    reader = writer.clone(tmp_path / "reader", slot="reader")
+    try:
+        reader.start()
+        there, here = Place(writer, rdsrepl), Place(reader, rdsrepl)
+        made = threading.Thread(target=here.make, args=("own",))
+        made.start()
+        while made.is_alive():  # it waits for a snapshot of the primary
+            there.run("SELECT pg_log_standby_snapshot()")
+            made.join(0.1)
+        time.sleep(2.5)
+        here.age(2.2)
+        judge = ("--slot", "own", "--inactive-for", "2s", "--dry-run", "-o", "json")
+        assert [one["slot_name"] for one in here.prune(*judge).json["candidates"]] == ["own"], "on the standby it is"
+        writer.stop("immediate")
+        ((asked,),) = here.run("SELECT clock_timestamp()")
+        reader.promote()
+        found = here.prune("--slot", "own", "--inactive-for", "60s", "--dry-run", "-o", "json").json
+        (kept,) = (one for one in found["kept"] if one["slot_name"] == "own")
+        assert [one["rule"] for one in kept["obstacles"]] == ["not_idle"]
+        assert datetime.fromisoformat(found["at"]) - timedelta(seconds=kept["idle_seconds"]) >= asked
+        assert version == 16 or "the server's promotion" in kept["obstacles"][0]["reason"]
+        here.run("CREATE ROLE cdc LOGIN REPLICATION")
+        with closing(psycopg.connect(reader.dsn(), autocommit=True)) as conn:
+            conn.execute("SET ROLE cdc")
+            assert wal.promoted_at(conn, 2) is None, "without pg_monitor nobody knows"
+            conn.execute("RESET ROLE")
+            promoted = wal.promoted_at(conn, 2)
+            started = conn.execute("SELECT pg_postmaster_start_time()").fetchone()
+            assert promoted is not None and started is not None and promoted > started[0]
+    finally:
+        for each in (reader, writer):
+            each.stop("immediate")
+            each.remove()
 
 
 def test_a_standbys_copy_is_never_dropped_and_a_promotion_proves_nothing(rdsrepl: Program, tmp_path: Path) -> None:

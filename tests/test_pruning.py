@@ -106,6 +106,8 @@ def test_an_idle_slot_is_a_candidate() -> None:
         (slot("debezium"), wal(), "named_only"),
         (slot("inventory_debezium_1"), wal(), "named_only"),
         (slot("any", plugin="decoderbufs"), wal(), "named_only"),
+        (slot("electric_slot_default"), wal(), "named_only"),
+        (slot("spk_app_n1_sub_n2n1"), wal(), "named_only"),
         (slot("pg_16394_sync_16385_7500000000000000000"), wal(), "named_only"),
         (slot(inactive_since=NOW - timedelta(minutes=30)), wal(), "not_idle"),
         (slot(), wal(started_at=NOW - timedelta(minutes=30)), "not_idle"),
@@ -230,6 +232,73 @@ def test_no_claim_reaches_behind_the_servers_start(minutes: list[int], up_minute
     assert pruning.idle(one, history, here).seconds <= up_minutes * 60
 
 
+LONG_UP = wal(started_at=NOW - timedelta(days=30), timeline=2)
+
+
+@pytest.mark.parametrize(
+    ("history", "promoted_minutes", "idle_minutes", "counted_from"),
+    [
+        ((), 30, 30, "the server's promotion"),
+        ((), 60 * 24 * 20, 60 * 24 * 10, ""),
+        ((), None, 0, "pg_monitor"),
+        ((seen(NOW - timedelta(minutes=90), timeline=2),), None, 90, "pg_monitor"),
+        ((seen(NOW - timedelta(minutes=90), timeline=1),), None, 0, "pg_monitor"),
+        ((seen(NOW - timedelta(minutes=90), timeline=2, started=NOW - timedelta(days=1)),), None, 0, "pg_monitor"),
+        ((seen(NOW - timedelta(minutes=20), active=True, timeline=1),), 30, 20, "in use"),
+    ],
+    ids=["promoted", "long ago", "unknown", "looked at since", "before it", "another server", "in use at the primary"],
+)
+def test_what_the_server_says_counts_from_its_promotion(
+    history: tuple[Observation, ...], promoted_minutes: int | None, idle_minutes: int, counted_from: str
+) -> None:
+    """A promoted standby has not been restarted, and may have slots whose time is older than its promotion."""
+    promoted = None if promoted_minutes is None else NOW - timedelta(minutes=promoted_minutes)
+    found = pruning.idle(slot(), history, LONG_UP, promoted)
+    assert found.seconds == idle_minutes * 60 and found.proof == "server"
+    assert counted_from in found.text and (counted_from or not found.counted_from)
+
+
+def test_a_server_that_never_was_promoted_has_no_such_bound() -> None:
+    assert pruning.idle(slot(), (), wal()).seconds == 10 * 24 * HOUR
+    assert pruning.idle(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
+
+
+@given(
+    inactive=st.integers(0, 600),
+    up=st.integers(0, 600),
+    promoted=st.integers(0, 600),
+    used=st.one_of(st.none(), st.integers(0, 600)),
+    looks=st.lists(st.tuples(st.integers(0, 600), st.integers(1, 3)), max_size=5),
+)
+def test_no_claim_of_the_server_reaches_behind_any_bound(
+    inactive: int, up: int, promoted: int, used: int | None, looks: list[tuple[int, int]]
+) -> None:
+    here = wal(started_at=NOW - timedelta(minutes=up), timeline=3)
+    ages = [(minutes, False, timeline) for minutes, timeline in looks]
+    ages += [] if used is None else [(used, True, 2)]
+    history = tuple(
+        seen(NOW - timedelta(minutes=minutes), active=active, timeline=timeline, started=here.started_at)
+        for minutes, active, timeline in sorted(ages, reverse=True)
+    )
+    one = slot(inactive_since=NOW - timedelta(minutes=inactive))
+    bound = min([inactive, up] + ([] if used is None else [used])) * 60
+    assert pruning.idle(one, history, here, NOW - timedelta(minutes=promoted)).seconds == min(bound, promoted * 60)
+    since_promotion = max((minutes for minutes, _, timeline in ages if timeline == 3), default=0)
+    assert pruning.idle(one, history, here).seconds == min(bound, since_promotion * 60)
+
+
+@pytest.mark.parametrize(
+    ("application", "who"),
+    [("Debezium Streaming", "Debezium"), ("airbyte-source", "Airbyte"), ("psql", None), ("", None)],
+)
+def test_a_slot_is_its_last_consumers_whatever_its_name(application: str, who: str | None) -> None:
+    about = f"PID 7 (user debezium_reader, application {application}, client 10.0.0.1:5)"
+    history = (seen(NOW - timedelta(days=20), active=True, holder=about if application else "PID 7"),)
+    verdict = judged(slot(), Criteria(), history=history)
+    assert verdict.owner == who and rules(verdict) == ({"named_only"} if who else set())
+    assert judged(slot(), Criteria(patterns=("old",)), history=history).is_candidate
+
+
 def test_how_long_to_watch() -> None:
     def verdicts(*slots: Slot, here: Wal = OLD) -> list[Verdict]:
         history = (seen(NOW - timedelta(minutes=20)),)
@@ -263,6 +332,8 @@ def test_a_pattern_that_means_everything() -> None:
     assert not pruning.is_sweeping(Criteria(patterns=("a*",)), slots)
     assert not pruning.is_sweeping(Criteria(patterns=("a", "b")), slots), "each is named"
     assert not pruning.is_sweeping(Criteria(), slots)
+    blue = [*slots, slot("rds_blue")]
+    assert pruning.is_sweeping(Criteria(patterns=("[!r]*",)), blue), "RDS's own are left out in any case"
 
 
 @pytest.mark.parametrize(
@@ -281,6 +352,6 @@ def test_criteria_that_make_no_sense(criteria: Criteria) -> None:
 
 def test_how_a_slot_is_made_again() -> None:
     assert pruning.recreate(slot(two_phase=True, failover=True)) == (
-        "rdsrepl slot create old --plugin pgoutput --two-phase --failover"
+        "rdsrepl slot create old --plugin pgoutput --two-phase --failover  # connected to database app"
     )
     assert pruning.recreate(slot(slot_type="physical")) == "SELECT pg_create_physical_replication_slot('old')"

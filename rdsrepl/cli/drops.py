@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from rdsrepl import audit, config
+from rdsrepl.apply import Cancelled
 from rdsrepl.errors import Error, OutcomeUnknown, Refused
 from rdsrepl.render import document
 
@@ -59,7 +60,13 @@ class DropTrail:
         outcome = "dropped" if failure is None else "unknown" if _is_open(failure) else "not_dropped"
         entry = self._entry("outcome", slot, outcome=outcome)
         if failure is not None:
-            entry["error"] = failure.message if isinstance(failure, Error) else type(failure).__name__
+            entry["error"] = (
+                failure.message
+                if isinstance(failure, Error)
+                else "interrupted"
+                if isinstance(failure, KeyboardInterrupt)
+                else type(failure).__name__
+            )
         try:
             line = audit.append(entry)
         except Refused as exc:
@@ -71,8 +78,8 @@ class DropTrail:
 
 
 def _is_open(failure: BaseException) -> bool:
-    """Say whether nobody knows how it ended: the connection broke, or somebody pressed Ctrl-C."""
-    return isinstance(failure, OutcomeUnknown) or not isinstance(failure, Error)
+    """Say whether nobody knows how it ended."""
+    return isinstance(failure, OutcomeUnknown) or not isinstance(failure, (Error, Cancelled))
 
 
 def require_unprotected(name: str, unprotected: frozenset[str]) -> None:

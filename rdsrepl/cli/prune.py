@@ -23,7 +23,7 @@ from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
-    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.postgres.connection import Connection, Here
     from rdsrepl.pruning import Criteria, Verdict
     from rdsrepl.standing import Standing
     from rdsrepl.surroundings import Surroundings
@@ -125,7 +125,7 @@ def prune(
     Example: rdsrepl slot prune --inactive-for 7d --retaining-over 1GB --dry-run
     """
     from rdsrepl import pruning
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl.postgres import connection, slots, subscriptions
 
     patterns = tuple(slot or ())
     if not (patterns or lost or every or inactive_for is not None or retaining_over is not None):
@@ -151,6 +151,14 @@ def prune(
     criteria = replace(criteria, in_use_elsewhere=_subscriptions(subscriber or ()))
     surroundings = around(ctx, target, free_space)
     with connection.open(target) as conn:
+        own = {
+            slot: f"subscription {name} of this server's database {database}"
+            for slot, name, database in subscriptions.slots_in_use(conn)
+        }
+        criteria = replace(criteria, in_use_elsewhere={**own, **(criteria.in_use_elsewhere or {})})
+        if inactive_for is None and connection.server_version(conn) >= pruning.SAYS_SINCE_WHEN:
+            # Watching proves nothing there that the server does not say, so it asks for nothing less, either.
+            criteria = replace(criteria, idle_seconds=max(criteria.idle_seconds, pruning.DEFAULT_IDLE_SECONDS))
         standing, verdicts = _look(ctx, conn, criteria, observe, surroundings)
         _require_match(criteria, standing)
         sweeping = pruning.is_sweeping(criteria, standing.slots)
@@ -160,17 +168,20 @@ def prune(
                 hint="name those that are to go, or add --all",
             )
         candidates = [one for one in verdicts if one.is_candidate]
+        here = connection.Here(
+            conn.info.dbname,
+            standing.wal.started_at,
+            standing.wal.in_recovery,
+            standing.wal.lsn,
+            standing.wal.timeline,
+        )
         steps: dict[int, slots.Slot] = {}
         plans = []
         for one in candidates:
-            plan = (
-                _advance(ctx, conn, one)
-                if keep_last
-                else slots.drop(one.slot, standby=standing.wal.in_recovery, physical=include_physical)
-            )
+            plan = _advance(ctx, one, here) if keep_last else slots.drop(one.slot, here=here, physical=include_physical)
             plans.append(plan)
             steps |= {id(step): one.slot for step in plan.steps}
-        title = f"{'advance' if keep_last else 'drop'} {_count(len(candidates))}" if candidates else "prune"
+        title = f"{'advance' if keep_last else 'drop'} {_count(len(steps))}" if steps else "prune"
         plan = Plan(
             title,
             tuple(step for one in plans for step in one.steps),
@@ -185,7 +196,7 @@ def prune(
             raise typer.Exit(ExitCode.CHANGES_PENDING)
         return
     _explain(ctx, standing, verdicts, keep_last=keep_last)
-    typed = Typed(_count(len(candidates)), "--confirm", confirm) if every and candidates else None
+    typed = Typed(_count(len(steps)), "--confirm", confirm) if every and steps else None
     settle(ctx, plan, target=target, typed=typed, witness=trail)
 
 
@@ -204,7 +215,7 @@ def _look(
     from rdsrepl import pruning
 
     found = look(conn, surroundings)
-    verdicts = pruning.judge(found.assessed(), found.slots, found.history, criteria)
+    verdicts = _judge(conn, found, criteria)
     if observe is None:
         return found, verdicts
     missing = pruning.needs_a_look(verdicts, found.wal.version, criteria.idle_seconds)
@@ -219,8 +230,19 @@ def _look(
             progress.say("watching the slots", time.monotonic() - started)
         progress.clear()
         found = look(conn, surroundings)
-        verdicts = pruning.judge(found.assessed(), found.slots, found.history, criteria)
+        verdicts = _judge(conn, found, criteria)
     return found, verdicts
+
+
+def _judge(conn: Connection, found: Standing, criteria: Criteria) -> tuple[Verdict, ...]:
+    from rdsrepl import pruning
+    from rdsrepl.postgres import wal
+
+    now = found.wal
+    promoted = None
+    if now.timeline is not None and now.timeline > 1 and now.version >= pruning.SAYS_SINCE_WHEN:
+        promoted = wal.promoted_at(conn, now.timeline)
+    return pruning.judge(found.assessed(), found.slots, found.history, criteria, promoted_at=promoted)
 
 
 def _require_match(criteria: Criteria, standing: Standing) -> None:
@@ -248,9 +270,8 @@ def _subscriptions(subscribers: Sequence[str]) -> dict[str, str]:
         target = _elsewhere(words)
         try:
             with connection.open(target) as conn:
-                for one in subscriptions.ls(conn):
-                    if one.slot is not None:
-                        found[one.slot] = f"subscription {one.subname} of {conn.info.host}/{one.database}"
+                for slot, name, database in subscriptions.slots_in_use(conn):
+                    found[slot] = f"subscription {name} of {conn.info.host}/{database}"
         except Error as exc:
             raise type(exc)(
                 f"--subscriber: {exc.message}", hint=exc.hint, sqlstate=exc.sqlstate, aws_code=exc.aws_code
@@ -262,18 +283,23 @@ def _elsewhere(words: str) -> Target:
     from rdsrepl.aws import locations
 
     is_dsn = "=" in words or "://" in words
+    if is_dsn and config.mask_dsn(words) != words:
+        raise BadValue(
+            "--subscriber: a password on the command line is there for everybody to see",
+            hint="leave it to ~/.pgpass or PGPASSFILE, or name a target of the config file",
+        )
     target = config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words)
     if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
         return locations.connected(target)
     return target
 
 
-def _advance(ctx: typer.Context, conn: Connection, one: Verdict) -> Plan:
+def _advance(ctx: typer.Context, one: Verdict, here: Here) -> Plan:
     """Return the plan that gives up a slot's backlog; an empty one where that cannot be done from here."""
     from rdsrepl.postgres import slots
 
     try:
-        return slots.advance(conn, one.slot, None)
+        return slots.advance(one.slot, None, here=here)
     except Error as exc:
         warn(ctx, f"{exc.message}: it is left as it is" + (f" ({exc.hint})" if exc.hint else ""))
         return Plan(f"advance replication slot {one.slot.slot_name}", ())

@@ -147,7 +147,7 @@ def drop(
     target = where(ctx)
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
-        plan = slots.drop(slot, standby=connection.in_recovery(conn))
+        plan = slots.drop(slot, here=connection.here(conn))
         require_unprotected(name, frozenset(unprotect or ()))
         trail = DropTrail(conn, "slot drop", {id(step): slot for step in plan.steps})
     settle(ctx, plan, target=target, witness=trail)
@@ -179,7 +179,7 @@ def advance(
     goal = None if lsn is None else Lsn.parse(lsn)
     target = where(ctx)
     with connection.open(target) as conn:
-        plan = slots.advance(conn, slots.get(conn, name), goal, timeout_seconds=timeout)
+        plan = slots.advance(slots.get(conn, name), goal, here=connection.here(conn), timeout_seconds=timeout)
     settle(ctx, plan, target=target)
 
 

@@ -10,6 +10,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +37,13 @@ _NOBODY_CHOSE: Final = "nobody chose"
 
 _CURRENT_LSN: Final = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
+"""
+
+_HERE: Final = """
+SELECT current_database()::text, pg_postmaster_start_time(), w.in_recovery,
+       CASE WHEN w.in_recovery THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+       CASE WHEN NOT w.in_recovery THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END
+  FROM (SELECT pg_is_in_recovery() AS in_recovery) w
 """
 
 # A failed connection attempt carries no SQLSTATE in libpq, only the server's text (which RDS writes in English).
@@ -161,6 +170,25 @@ _SQLSTATES: Final[Mapping[str, tuple[type[errors.Error], str | None]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Where a connection led to: what a statement that is planned on it may ask for when it is carried out.
+
+    Attributes:
+        database: its name.
+        started_at: since when this server runs; a restart, and another server behind the same address, differ.
+        in_recovery: it is a standby.
+        lsn: the end of its WAL; on a standby what it has replayed.
+        timeline: None on a standby; a promotion differs, a crash does not.
+    """
+
+    database: str
+    started_at: datetime
+    in_recovery: bool
+    lsn: Lsn
+    timeline: int | None
+
+
 @contextmanager
 def open(
     target: Target, *, replication: bool = False, settings: Mapping[str, str] | None = None
@@ -228,6 +256,13 @@ def in_recovery(connection: Connection) -> bool:
     row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
     assert row is not None
     return bool(row[0])
+
+
+def here(connection: Connection) -> Here:
+    """Return where a connection leads to."""
+    row = connection.execute(_HERE).fetchone()
+    assert row is not None
+    return Here(*row)
 
 
 def current_lsn(connection: Connection) -> Lsn:

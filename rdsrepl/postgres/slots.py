@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any, Final
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Plan, Statement
-from rdsrepl.postgres.connection import current_lsn, in_recovery, server_version, setting
+from rdsrepl.postgres.connection import in_recovery, server_version, setting
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composable, Composed
 
-    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.postgres.connection import Connection, Here
 
 PLUGINS: Final = ("pgoutput", "wal2json", "test_decoding")
 CREATE_TIMEOUT_SECONDS: Final = 60.0
 ADVANCE_TIMEOUT_SECONDS: Final = 600.0
 
+_MOVED: Final = "it was consumed, moved or dropped since the plan was made, or the server was restarted or failed over"
 _NAME: Final = re.compile(r"[a-z0-9_]{1,63}\Z")
 _DMS: Final = re.compile(r"[a-z0-9]{16}_\d{8}_[0-9a-f]{8}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{12}\Z")
 _TWO_PHASE_SINCE, _FAILOVER_SINCE, _LOGICAL_ON_STANDBY_SINCE, _STATISTICS_SINCE = 14, 17, 16, 14
@@ -266,12 +267,12 @@ def create(
     return Plan(f"create replication slot {name}", (step,), (warning,))
 
 
-def drop(slot: Slot, *, standby: bool, physical: bool = False) -> Plan:
+def drop(slot: Slot, *, here: Here, physical: bool = False) -> Plan:
     """Return the plan that drops a slot.
 
     Args:
         slot: as it was looked at; the statement drops this one, in this state, and no other.
-        standby: the server is in recovery, where `synced` has a meaning.
+        here: where it was looked at; the statement drops it there, and not after a restart or a failover.
         physical: a physical slot may be dropped, too; RDS's own never.
 
     Raises:
@@ -288,7 +289,7 @@ def drop(slot: Slot, *, standby: bool, physical: bool = False) -> Plan:
             f"slot {name} is physical, made by {owner}; it is not dropped here",
             hint="remove the replica, and its slot goes with it",
         )
-    if slot.synced and standby:
+    if slot.synced and here.in_recovery:
         raise errors.SlotBeingSynced(
             f"slot {name} is a copy that this standby keeps in step with its primary",
             hint="drop it on the primary; the copy goes with it",
@@ -301,18 +302,22 @@ def drop(slot: Slot, *, standby: bool, physical: bool = False) -> Plan:
         f"drop replication slot {name}",
         sql.SQL(
             "SELECT slot_name, pg_drop_replication_slot(slot_name)::text AS dropped FROM pg_replication_slots "
-            "WHERE slot_name = {} AND NOT active AND {}"
-        ).format(sql.Literal(name), _unmoved(slot)),
-        guard="it was consumed, moved or dropped since the plan was made",
-        done_if=sql.SQL("SELECT 1 WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {})").format(
-            sql.Literal(name)
-        ),
+            "WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
+        ).format(sql.Literal(name), _unmoved(slot), _still_here(here)),
+        guard=_MOVED,
+        done_if=_gone(name, here),
     )
     return Plan(f"drop replication slot {name}", (step,), tuple(_drop_warnings(slot)))
 
 
-def advance(conn: Connection, slot: Slot, lsn: Lsn | None, *, timeout_seconds: float = ADVANCE_TIMEOUT_SECONDS) -> Plan:
+def advance(slot: Slot, lsn: Lsn | None, *, here: Here, timeout_seconds: float = ADVANCE_TIMEOUT_SECONDS) -> Plan:
     """Return the plan that moves a slot forward, to LSN or (None) to the server's current position.
+
+    Args:
+        slot: as it was looked at.
+        lsn: where to.
+        here: where it was looked at.
+        timeout_seconds: after this long the statement is cancelled.
 
     Raises:
         BadValue: LSN lies behind the slot, or beyond the server's WAL.
@@ -321,24 +326,22 @@ def advance(conn: Connection, slot: Slot, lsn: Lsn | None, *, timeout_seconds: f
     from psycopg import sql
 
     name = slot.slot_name
-    row = conn.execute("SELECT current_database()").fetchone()
-    assert row is not None
     if slot.slot_type != "logical":
         raise errors.Refused(
             f"slot {name} is physical; its standby moves it", hint="name a logical slot (rdsrepl slot list)"
         )
-    if slot.database != row[0]:
+    if slot.database != here.database:
         raise errors.Refused(
-            f"slot {name} belongs to database {slot.database}, and this connection to {row[0]}",
+            f"slot {name} belongs to database {slot.database}, and this connection to {here.database}",
             hint=f"connect to it: dbname={slot.database}",
         )
     if slot.active:
         raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")
-    if slot.synced and in_recovery(conn):
+    if slot.synced and here.in_recovery:
         raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
     if slot.wal_status == "lost" or slot.invalidation_reason:
         raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: rdsrepl slot drop {name}")
-    current = current_lsn(conn)
+    current = here.lsn
     goal = current if lsn is None else lsn
     start = slot.confirmed_flush_lsn or Lsn(0)
     if goal > current:
@@ -353,9 +356,10 @@ def advance(conn: Connection, slot: Slot, lsn: Lsn | None, *, timeout_seconds: f
         f"advance replication slot {name} from {start} to {goal}",
         sql.SQL(
             "SELECT a.slot_name, a.end_lsn FROM (SELECT slot_name FROM pg_replication_slots "
-            "WHERE slot_name = {} AND NOT active AND {}) s, LATERAL pg_replication_slot_advance(s.slot_name, {}) a"
-        ).format(sql.Literal(name), _unmoved(slot), sql.Literal(str(goal))),
-        guard="it was consumed, moved or dropped since the plan was made",
+            "WHERE slot_name = {} AND NOT active AND {} AND {}) s, "
+            "LATERAL pg_replication_slot_advance(s.slot_name, {}) a"
+        ).format(sql.Literal(name), _unmoved(slot), _still_here(here), sql.Literal(str(goal))),
+        guard=_MOVED,
         timeout_seconds=timeout_seconds,
     )
     warning = f"changes in these {format_size(goal - start)} of WAL are given up: no consumer of {name} will see them"
@@ -469,6 +473,41 @@ def _drop_warnings(slot: Slot) -> list[str]:
     if slot.failover:
         warnings.append("it is a failover slot: its copies on the standbys go with it")
     return warnings
+
+
+def _still_here(here: Here) -> Composed:
+    """Return the condition under which a server is still the one that was looked at, and has not been down since.
+
+    After a restart or a failover every slot is inactive where it stood: consumers are only on their way back.
+    """
+    from psycopg import sql
+
+    return sql.SQL("pg_postmaster_start_time() = {}::timestamptz AND pg_is_in_recovery() = {}").format(
+        sql.Literal(here.started_at.isoformat()), sql.Literal(here.in_recovery)
+    )
+
+
+def _gone(name: str, here: Here) -> Composed:
+    """Return the query whether a slot is gone, for when a drop was sent and not answered.
+
+    It is NULL where this server cannot tell: a standby that was promoted meanwhile never had the slot, which says
+    nothing of the server that had it.
+    """
+    from psycopg import sql
+
+    same = (
+        sql.SQL("WHEN pg_postmaster_start_time() = {}::timestamptz THEN true").format(
+            sql.Literal(here.started_at.isoformat())
+        )
+        if here.timeline is None
+        else sql.SQL(
+            "WHEN pg_is_in_recovery() THEN NULL "
+            "WHEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint = {} THEN true"
+        ).format(sql.Literal(here.timeline))
+    )
+    return sql.SQL(
+        "SELECT CASE WHEN EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {}) THEN false {} END"
+    ).format(sql.Literal(name), same)
 
 
 def _unmoved(slot: Slot) -> Composed:

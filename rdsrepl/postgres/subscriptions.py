@@ -47,6 +47,20 @@ SELECT s.subname::text, d.datname::text, s.subenabled, s.subslotname::text,
 _STATISTICS: Final = "LEFT JOIN pg_catalog.pg_stat_subscription_stats e ON e.subid = s.oid"
 
 
+# Columns that everybody may read, in every version.
+_SLOTS: Final = """
+SELECT s.subslotname::text, s.subname::text, d.datname::text
+  FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+ WHERE s.subslotname IS NOT NULL
+ ORDER BY 3, 2
+"""
+
+
+def slots_in_use(conn: Connection) -> list[tuple[str, str, str]]:
+    """Return the publishers' slots that this server's subscriptions use: slot, subscription and its database."""
+    return [(slot, name, database) for slot, name, database in conn.execute(_SLOTS).fetchall()]
+
+
 def ls(conn: Connection) -> list[Subscription]:
     """Return the server's subscriptions, by database and name."""
     from psycopg import sql

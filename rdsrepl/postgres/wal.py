@@ -58,6 +58,11 @@ SELECT clock_timestamp(), current_setting('server_version_num')::integer / 10000
        current_setting('autovacuum_freeze_max_age')::bigint
   FROM (SELECT pg_is_in_recovery() AS in_recovery) w
 """
+# The file that says where a timeline left the one before is written by the promotion; its time has whole seconds.
+_PROMOTED: Final = """
+SELECT modification + interval '1 second' FROM pg_ls_waldir()
+ WHERE name = upper(lpad(to_hex(%s::bigint), 8, '0')) || '.history'
+"""
 _SYSTEM_IDENTIFIER: Final = "SELECT system_identifier::text FROM pg_control_system()"
 
 
@@ -66,6 +71,28 @@ def get(conn: Connection) -> Wal:
     row = conn.execute(_WAL).fetchone()
     assert row is not None
     return Wal(*row)
+
+
+def promoted_at(conn: Connection, timeline: int) -> datetime | None:
+    """Return when the server became a primary by a promotion, not earlier than it did; None where that is not known.
+
+    A standby that is promoted goes on running: ``started_at`` says nothing of it.
+
+    Args:
+        conn: the server, a primary.
+        timeline: its timeline, which is not the first.
+    """
+    import psycopg
+
+    try:
+        row = conn.execute(_PROMOTED, (timeline,)).fetchone()
+    except (
+        psycopg.errors.InsufficientPrivilege,  # it needs pg_monitor
+        psycopg.errors.FeatureNotSupported,
+        psycopg.errors.UndefinedFunction,
+    ):
+        return None
+    return row[0] if row is not None else None
 
 
 def server_identity(conn: Connection) -> str:
