@@ -361,7 +361,9 @@ def _facts(one: Verdict, *, keep_last: bool) -> list[tuple[str, object]]:
     rows += [("  if it stays", f"{breakage.reason}; {_when(breakage.seconds)}") for breakage in holding.breaks[:1]]
     rows.append(("  lost for ever", _lost(one)))
     if not keep_last:
-        rows.append(("  to make it again", one.recreate))
+        # The comment stands by itself: broken by the terminal's width it would be no comment any more.
+        command, _, comment = one.recreate.partition("  # ")
+        rows += [("  to make it again", command), *([("", comment)] if comment else [])]
         if slot.slot_type == "logical" and not retention.is_lost(slot):
             rows.append(("  instead", f"rdsrepl slot advance {slot.slot_name} --to-current keeps it, not its backlog"))
     return rows
