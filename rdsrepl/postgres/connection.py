@@ -42,8 +42,10 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curre
 _HERE: Final = """
 SELECT current_database()::text, pg_postmaster_start_time(), w.in_recovery,
        CASE WHEN w.in_recovery THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-       CASE WHEN NOT w.in_recovery THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END
-  FROM (SELECT pg_is_in_recovery() AS in_recovery) w
+       CASE WHEN NOT w.in_recovery AND NOT w.aurora
+            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END
+  FROM (SELECT pg_is_in_recovery() AS in_recovery,
+               EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version') AS aurora) w
 """
 
 # A failed connection attempt carries no SQLSTATE in libpq, only the server's text (which RDS writes in English).
@@ -179,7 +181,7 @@ class Here:
         started_at: since when this server runs; a restart, and another server behind the same address, differ.
         in_recovery: it is a standby.
         lsn: the end of its WAL; on a standby what it has replayed.
-        timeline: None on a standby; a promotion differs, a crash does not.
+        timeline: None on a standby, and on Aurora; a promotion differs, a crash does not.
     """
 
     database: str

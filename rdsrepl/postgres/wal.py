@@ -22,7 +22,7 @@ class Wal:
     Attributes:
         at: the server's clock.
         lsn: the end of the WAL; on a standby what it has replayed.
-        timeline: None on a standby.
+        timeline: None on a standby, and on Aurora.
         started_at: since when the server runs.
         slot_keep_bytes: ``max_slot_wal_keep_size``; None is unlimited.
         keep_bytes: ``wal_keep_size``: kept with or without slots.
@@ -44,11 +44,12 @@ class Wal:
     freeze_max_age: int
 
 
-# A timeline has no function of its own; it is the first eight digits of the current segment's name.
+# A timeline has no function of its own; it is the first eight digits of the current segment's name. Aurora's storage
+# knows no segments, and no timelines.
 _WAL: Final = """
 SELECT clock_timestamp(), current_setting('server_version_num')::integer / 10000, w.in_recovery,
        CASE WHEN w.in_recovery THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
-       CASE WHEN NOT w.in_recovery
+       CASE WHEN NOT w.in_recovery AND NOT w.aurora
             THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END,
        pg_postmaster_start_time(),
        nullif((SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'), -1) << 20,
@@ -56,7 +57,8 @@ SELECT clock_timestamp(), current_setting('server_version_num')::integer / 10000
        (SELECT setting::integer FROM pg_catalog.pg_settings WHERE name = 'checkpoint_timeout'),
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
        current_setting('autovacuum_freeze_max_age')::bigint
-  FROM (SELECT pg_is_in_recovery() AS in_recovery) w
+  FROM (SELECT pg_is_in_recovery() AS in_recovery,
+               EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version') AS aurora) w
 """
 # The file that says where a timeline left the one before is written by the promotion; its time has whole seconds.
 _PROMOTED: Final = """
