@@ -83,7 +83,11 @@ class Servers:
         return self._running[key]
 
     def make(self, name: str, programs: binaries.Binaries, **settings: str) -> Server:
-        server = Server(self._directory / name, programs, settings={**_SETTINGS, **settings})
+        base = dict(_SETTINGS)
+        if programs.knows("output_plugin_libraries"):
+            # Recent minor releases decode with the plugins named here and no others.
+            base["output_plugin_libraries"] = "pgoutput,test_decoding,wal2json"
+        server = Server(self._directory / name, programs, settings={**base, **settings})
         server.initdb()
         server.start()
         return server
