@@ -634,6 +634,10 @@ def test_server(programs: Binaries, tmp_path: Path) -> None:
             with closing(primary.connect()) as conn:
                 assert value(conn, "SHOW cluster_name") == "it's \\ a"
                 conn.execute("CREATE TABLE t (a int)")
+                written = value(conn, "SELECT pg_current_wal_flush_lsn()")
+            # A promotion keeps what the standby has received, and a killed primary sends nothing more.
+            with closing(standby.connect()) as conn:
+                assert processes.wait(lambda: value(conn, "SELECT pg_last_wal_replay_lsn()") >= written, 20.0)
             primary.kill()
             assert not primary.is_running()
             primary.restart("immediate")
