@@ -14,9 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from rdsrepl.state.json_lines import Damaged, parse, read_end, typed
+
 # No entry is believed for longer, whatever stands in it.
 LONGEST_SECONDS: Final = 300.0
 _MANY: Final = 64
+_MOST_BYTES: Final = 1 << 20
 
 
 def directory() -> Path:
@@ -36,12 +39,13 @@ def read(key: str, *, now: float) -> list[str] | None:
         key: what identifies the question and whom it was asked.
         now: seconds since the epoch.
     """
-    with contextlib.suppress(OSError, RuntimeError, ValueError, TypeError, KeyError):
-        entry = json.loads(_path(key).read_bytes())
-        names = entry["names"]
+    with contextlib.suppress(OSError, RuntimeError, Damaged, KeyError):
+        entry = typed(parse(read_end(_path(key), _MOST_BYTES)), dict)
+        names = [typed(name, str) for name in typed(entry["names"], list)]
         # A clock set back, or a file from elsewhere, must not be believed for years.
-        if now < float(entry["until"]) <= now + LONGEST_SECONDS and all(isinstance(name, str) for name in names):
-            return list(names)
+        until = entry["until"]
+        if isinstance(until, int | float) and now < until <= now + LONGEST_SECONDS:
+            return names
     return None
 
 

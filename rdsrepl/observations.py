@@ -7,9 +7,6 @@ secrets. A file that cannot be read or written costs the history and nothing els
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import os
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -18,10 +15,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from rdsrepl.config import state_directory
+from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
+from rdsrepl.state import json_lines
+from rdsrepl.state.json_lines import Damaged, moment, typed, whole
 
 # Weeks of a check every five minutes with a few slots, a day with 200; and every command reads all of it.
 _MOST_BYTES: Final = 2 << 20
+# A look that waits for the history would be late; without this one the history is as good.
+_LOCK_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,40 +81,28 @@ def history(server: str) -> tuple[Observation, ...]:
         server: what identifies it, the same on every run: its system identifier, or else its address.
     """
     try:
-        lines = _path(server).read_bytes().splitlines()
+        return tuple(json_lines.read(_path(server), _observation, 2 * _MOST_BYTES))
     except OSError:
         return ()
-    return tuple(found for line in lines if (found := _read(line)) is not None)
 
 
 def record(server: str, seen: Observation) -> bool:
     """Add a look to a server's history; return whether that could be done."""
-    path = _path(server)
-    line = json.dumps(_document(seen), separators=(",", ":")).encode() + b"\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if file.seek(0, os.SEEK_END) + len(line) > _MOST_BYTES:
-                _thin_out(file)
-            file.write(line)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        json_lines.append(
+            _path(server), _document(seen), most_bytes=_MOST_BYTES, thin=_thinned, lock_seconds=_LOCK_SECONDS
+        )
+        return True
+    return False
 
 
-def _thin_out(file: Any) -> None:
+def _thinned(lines: list[bytes]) -> list[bytes]:
     """Leave out every second look of the older half, and make sure that room is won."""
-    file.seek(0)
-    lines = file.read().splitlines(keepends=True)
     half = len(lines) // 2
     kept = lines[:half:2] + lines[half:]
     while kept and sum(map(len, kept)) > _MOST_BYTES * 3 // 4:
         kept = kept[::2] if len(kept) > 2 else kept[1:]
-    file.seek(0)
-    file.truncate()
-    file.write(b"".join(kept))
+    return kept
 
 
 def _path(server: str) -> Path:
@@ -141,26 +131,39 @@ def _document(seen: Observation) -> dict[str, Any]:
     }
 
 
-def _read(line: bytes) -> Observation | None:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        row = json.loads(line)
-        return Observation(
-            datetime.fromisoformat(row["at"]),
-            datetime.fromisoformat(row["started_at"]),
-            row["timeline"],
-            Lsn.parse(row["lsn"]),
-            row["next_xid"],
-            tuple(
-                SlotSeen(name, active, _lsn(restart), _lsn(confirmed), age, holder, total)
-                for name, active, restart, confirmed, age, holder, total in row["slots"]
-            ),
-        )
-    return None
+def _observation(row: dict[str, Any]) -> Observation:
+    timeline = row["timeline"]
+    return Observation(
+        moment(row["at"]),
+        moment(row["started_at"]),
+        None if timeline is None else whole(timeline),
+        _lsn(row["lsn"]),
+        whole(row["next_xid"]),
+        tuple(_slot_seen(slot) for slot in typed(row["slots"], list)),
+    )
+
+
+def _slot_seen(values: object) -> SlotSeen:
+    if len(typed(values, list)) != 7:
+        raise Damaged("7 values of a slot are expected")
+    name, active, restart, confirmed, age, holder, total = typed(values, list)
+    return SlotSeen(
+        typed(name, str),
+        typed(active, bool),
+        None if restart is None else _lsn(restart),
+        None if confirmed is None else _lsn(confirmed),
+        None if age is None else whole(age),
+        None if holder is None else typed(holder, str),
+        None if total is None else whole(total),
+    )
 
 
 def _text(lsn: Lsn | None) -> str | None:
     return None if lsn is None else str(lsn)
 
 
-def _lsn(text: str | None) -> Lsn | None:
-    return None if text is None else Lsn.parse(text)
+def _lsn(text: object) -> Lsn:
+    try:
+        return Lsn.parse(typed(text, str))
+    except BadValue as exc:
+        raise Damaged(exc.message) from None

@@ -158,7 +158,12 @@ def run(
     given = variables.given(var or (), runbook.variables)
     place = _place(ctx)
     runner.require_place(runbook, place)
-    past = last(runbook.name, place.described())
+    try:
+        past = last(runbook.name, place.described())
+    except Refused:
+        if resume:
+            raise
+        past = None
     if resume:
         past, first = _resumed(runbook, past, given)
         given = dict(past.variables)
@@ -249,15 +254,17 @@ def _resumed(runbook: Runbook, past: Past | None, given: dict[str, str]) -> tupl
                 f"--var {name}={value}: the run that is resumed had {past.variables.get(name)!r}",
                 hint="omit it, or begin anew: without --resume",
             )
+    # Steps run in their order: whatever stands before one that is behind the run is behind it, too.
+    behind = max((step.number for step in runbook.steps if step.name in past.settled), default=0)
     for step in runbook.steps:
-        if step.name not in past.settled and (past.stopped_at is None or step.name == past.stopped_at):
+        if step.name == past.stopped_at or (past.stopped_at is None and step.number > behind):
             return past, step.number
     raise NotFound(f"runbook {runbook.name}: nothing to resume: all its steps are done", hint="run it without --resume")
 
 
 def _at(past: Past) -> str:
     if past.stopped_at is None:
-        return ""
+        return ", and how its last step ended is not known" if past.unknown else ""
     return f" at {past.stopped_at}" + (", and how that step ended is not known" if past.unknown else "")
 
 

@@ -7,8 +7,6 @@ outputs (one may carry a password) and no secrets: a connection string is masked
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +16,13 @@ from typing import Any, Final
 
 from rdsrepl import audit
 from rdsrepl.config import state_directory
+from rdsrepl.errors import Refused
+from rdsrepl.state import json_lines
+from rdsrepl.state.json_lines import Damaged, typed
 
 # How a step can have ended so that a resumed run goes on behind it.
 SETTLED: Final = ("done", "skipped", "passed_over")
+_MOST_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Past:
         settled: the steps that are behind it, by name, and how each ended.
         changed: whether a step of it changed something.
         stopped_at: the step that was begun and did not end well; None where it stopped between two.
-        unknown: that step was begun, and nothing says how it ended.
+        unknown: that step, or the next one where none is named, may have been begun; nothing says how it ended.
         ended: how the whole run ended: ``done``, ``failed``, ``quit``, ``interrupted``; None where nothing says so.
     """
 
@@ -62,13 +64,8 @@ class Journal:
     def write(self, event: str, **fields: Any) -> None:
         """Add a line; where that cannot be done, ``failed`` says why, and the run goes on."""
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"at": moment, "run": self.run, "event": event, **fields}, ensure_ascii=False) + "\n"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                file.write(line.encode("utf-8", "surrogateescape"))
-                os.fsync(file.fileno())
+            json_lines.append(self.path, {"at": moment, "run": self.run, "event": event, **fields}, sync=True)
         except OSError as exc:
             self.failed = str(exc)
 
@@ -85,51 +82,74 @@ def who() -> str:
 
 
 def last(runbook: str, where: Mapping[str, str]) -> Past | None:
-    """Return the latest run of a runbook at a place; None where there is none, or none that can be read."""
+    """Return the latest run of a runbook at a place; None where there is none, or none that can be read.
+
+    Raises:
+        Refused: the first line of the latest file is damaged, so that nothing says which run it was.
+    """
     try:
         found = sorted(directory().glob(f"*-{runbook}-*.jsonl"), reverse=True)
     except OSError:
         return None
     for path in found:
-        past = _read(path, runbook, where)
-        if past is not None:
-            return past
+        with contextlib.suppress(OSError):
+            rows = json_lines.rows(path, _MOST_BYTES)
+            if rows[1:] and rows[0] is None:
+                raise Refused(
+                    f"runbook {runbook}: the journal of its last run is damaged: {path}",
+                    hint="find out which steps that run did, and begin at the next one: --from STEP",
+                )
+            # A single damaged line was cut short by a kill, before any step began.
+            if rows and rows[0] is not None and (past := _past(rows[0], rows[1:], runbook, where)) is not None:
+                return past
     return None
 
 
-def _read(path: Path, runbook: str, where: Mapping[str, str]) -> Past | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        begin = json.loads(lines[0])
+def _past(begin: Mapping[str, Any], rows: list[dict[str, Any] | None], runbook: str, where: Any) -> Past | None:
+    with contextlib.suppress(Damaged, KeyError):
         if begin["runbook"] != runbook or begin["where"] != dict(where):
             return None
-        settled: dict[str, str] = dict(begin["settled"])
-        changed, open_step, failed, ended = bool(begin["changed"]), None, None, None
-        for line in lines[1:]:
-            try:
-                row = json.loads(line)
-            except ValueError:  # the last one, cut by a kill
-                break
-            if row["event"] == "step_begin":
-                open_step, failed = row["step"], None
-            elif row["event"] == "step_end":
+        settled = _texts(begin["settled"])
+        changed, open_step, failed, ended, lacking = typed(begin["changed"], bool), None, None, None, False
+        for row in rows:
+            event, step, status = _event(row)
+            lacking = event is None
+            if event == "step_begin" and step is not None:
+                if open_step is not None:  # it did end well, or no other would have begun; the line is damaged
+                    settled[open_step], changed = "done", True
+                open_step, failed = step, None
+            elif event == "step_end" and step is not None and row is not None:
                 open_step = None
-                changed = changed or bool(row["changed"])
-                if row["status"] in SETTLED:
-                    settled[row["step"]] = row["status"]
+                changed = changed or row.get("changed") is not False
+                if status in SETTLED:
+                    settled[step] = status
                 else:
-                    failed = row["step"]
-            elif row["event"] == "end":
-                ended = row["status"]
+                    failed = step
+            elif event == "end":
+                ended = status
         return Past(
-            run=begin["run"],
-            at=begin["at"],
-            digest=begin["digest"],
-            variables=begin["variables"],
+            run=typed(begin["run"], str),
+            at=typed(begin["at"], str),
+            digest=typed(begin["digest"], str),
+            variables=_texts(begin["variables"]),
             settled=settled,
             changed=changed,
             stopped_at=open_step or failed,
-            unknown=open_step is not None,
+            unknown=open_step is not None or lacking,
             ended=ended,
         )
     return None
+
+
+def _event(row: Mapping[str, Any] | None) -> tuple[str | None, str | None, str]:
+    """Return a line's event (None: it is damaged), step and status."""
+    with contextlib.suppress(Damaged, KeyError):
+        if row is not None:
+            event = typed(row["event"], str)
+            step = typed(row["step"], str) if event.startswith("step_") else None
+            return event, step, "" if event == "step_begin" else typed(row["status"], str)
+    return None, None, ""
+
+
+def _texts(value: object) -> dict[str, str]:
+    return {name: typed(text, str) for name, text in typed(value, dict).items()}

@@ -1,0 +1,320 @@
+"""What is damaged, stopped, silent or endless around the program: it says so, and neither waits nor breaks for it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rdsrepl import audit, errors, observations
+from rdsrepl.lsn import Lsn
+from rdsrepl.observations import Observation, SlotSeen
+from rdsrepl.runbooks import journal
+from rdsrepl.state import json_lines
+from tests.conftest import Database, Program
+
+pytestmark = pytest.mark.timeout(120)
+
+# State files.
+
+NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
+DEEP = "[" * 200_000
+
+
+def look(minutes: int, *slots: SlotSeen) -> Observation:
+    return Observation(NOW + timedelta(minutes=minutes), NOW, 1, Lsn(4096 + minutes), 700 + minutes, slots)
+
+
+SLOT = SlotSeen("orders", True, Lsn(100), Lsn(200), 7, "psql on 10.0.0.1", 4096)
+
+
+def damaged(line: str) -> list[bytes]:
+    """Return what a line of the history may become."""
+    row = json.loads(line)
+    columns: list[Any] = row["slots"][0]
+
+    def with_(**fields: Any) -> bytes:
+        return json.dumps({**row, **fields}).encode()
+
+    def slot(number: int, value: Any) -> bytes:
+        return with_(slots=[[*columns[:number], value, *columns[number + 1 :]]])
+
+    whole = line.encode()
+    return [
+        whole[: len(whole) // 2],
+        whole[len(whole) // 2 :],
+        whole.replace(b'"', b"'"),
+        b"\0" * 4096,
+        whole[:20] + b"\0" + whole[20:],
+        whole.replace(b"orders", b"or\xff\xfeders"),
+        whole.replace(b"orders", b"\xed\xa0\x80"),
+        DEEP.encode(),
+        whole.replace(b'"slots":[', b'"slots":' + DEEP.encode()),
+        (b'{"a":' * 100_000),
+        b"null",
+        b"[]",
+        b'"text"',
+        b"7",
+        b"NaN",
+        with_(lsn=None),
+        with_(lsn=7),
+        with_(lsn="no LSN"),
+        with_(at=None),
+        with_(at="2026-11-21T12:00:00"),
+        with_(at="0001-01-01T00:00:00+14:00"),
+        with_(at="9999-12-31T23:59:59-14:00"),
+        with_(at="2026-99-99T00:00:00+00:00"),
+        with_(started_at="2026-11-21T12:00:00"),
+        with_(started_at=1.5),
+        with_(next_xid="many"),
+        with_(next_xid=10**400),
+        whole.replace(b'"next_xid":', b'"next_xid":' + b"9" * 5000),
+        whole.replace(b'"next_xid":', b'"next_xid":1e999,"x":'),
+        whole.replace(b'"next_xid":', b'"next_xid":NaN,"x":'),
+        whole.replace(b'"next_xid":', b'"next_xid":-Infinity,"x":'),
+        with_(next_xid=True),
+        with_(timeline="one"),
+        with_(timeline=[]),
+        with_(slots=None),
+        with_(slots={}),
+        with_(slots=[None]),
+        with_(slots=[[]]),
+        with_(slots=[columns[:-1]]),
+        with_(slots=["1234567"]),
+        slot(0, []),
+        slot(0, {}),
+        slot(0, None),
+        slot(1, "yes"),
+        slot(2, "XYZ"),
+        slot(2, 7),
+        slot(3, ["0/1"]),
+        slot(4, "old"),
+        slot(4, 1e300),
+        slot(5, 7),
+        slot(6, "1 GB"),
+        slot(6, 10**100),
+        whole[:-1] + b',"at":"2026-11-21T12:00:00+00:00"}',
+        b"\xef\xbb\xbf" + whole,
+        line.encode("utf-16"),
+    ]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A state directory of this test's own, for calls in this process."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def history_file(directory: Path) -> Path:
+    (path,) = (directory / "observations").glob("*.jsonl")
+    return path
+
+
+@contextmanager
+def stopped_holder(path: Path) -> Iterator[int]:
+    """Have a process that is stopped hold the lock of a file."""
+    script = (
+        "import fcntl, os, signal, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script + "; os.kill(os.getpid(), signal.SIGSTOP)", str(path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_a_damaged_line_costs_itself_only(state: Path) -> None:
+    assert observations.record("s", look(0, SLOT)) and observations.record("s", look(1, SLOT))
+    path = history_file(state)
+    first, second = path.read_bytes().splitlines(keepends=True)
+    kinds = damaged(first.decode().rstrip())
+    for line in kinds:
+        path.write_bytes(first + line + b"\n" + second)
+        assert observations.history("s") == (look(0, SLOT), look(1, SLOT)), line[:200]
+    path.write_bytes(b"\n".join([first, *kinds, second]) + kinds[0])
+    assert observations.record("s", look(2)), "the line before was cut short"
+    assert observations.history("s") == (look(0, SLOT), look(1, SLOT), look(2))
+
+
+def test_no_slot_command_breaks_over_its_state_files(rdsrepl: Program, db18: Database) -> None:
+    db18.run(f"SELECT pg_create_logical_replication_slot('{db18.name}', 'pgoutput')")
+    commands = (
+        ("slot", "check"),
+        ("slot", "lag"),
+        ("slot", "list"),
+        ("slot", "prune", "--dry-run", "--inactive-for", "1d"),
+    )
+
+    def outcomes(*wanted: tuple[str, ...]) -> None:
+        for words in wanted or commands:
+            done = rdsrepl(*words, dsn=db18.dsn)
+            assert done.code in (0, 8, 9), (words, done.code, done.err)
+
+    outcomes()
+    path = history_file(rdsrepl.home / "state" / "rdsrepl")
+    line = path.read_bytes().splitlines()[-1].decode()
+    path.write_bytes(b"\n".join([*damaged(line), line.encode()]) + b"\n")
+    outcomes()
+    with path.open("ab") as file:
+        file.truncate(1 << 30)  # a sparse gigabyte of NUL bytes
+    outcomes()
+    assert path.stat().st_size < 3 << 20, "the next look leaves out what is too much"
+    with stopped_holder(path):
+        outcomes(("slot", "check"))
+    path.unlink()
+    os.mkfifo(path)
+    outcomes()
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    outcomes()
+    path.unlink()
+    path.mkdir()
+    outcomes()
+
+
+def test_a_history_that_others_could_have_written_proves_nothing(state: Path) -> None:
+    assert observations.record("s", look(0, SLOT))
+    path = history_file(state)
+    path.chmod(0o666)
+    assert observations.history("s") == ()
+    path.chmod(0o600)
+    assert observations.history("s") == (look(0, SLOT),)
+    if os.geteuid() == 0:
+        os.chown(path, 65534, 65534)
+        assert observations.history("s") == ()
+
+
+def test_a_history_is_thinned_out_in_one_step_while_others_wait(state: Path) -> None:
+    """The file that takes its place is whole, and whoever waited for the old one's lock writes into the new one."""
+    path = state / "many.jsonl"
+    for number in range(50):
+        json_lines.append(path, {"n": number})
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        script = (
+            "import sys; from pathlib import Path; from rdsrepl.state import json_lines\n"
+            "print(flush=True); json_lines.append(Path(sys.argv[1]), {'n': 'late'}, lock_seconds=60)"
+        )
+        with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as waiting:
+            assert waiting.stdout is not None
+            waiting.stdout.readline()
+            json_lines._replace(path, [b'{"n": "kept"}\n'])
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert waiting.wait(60) == 0
+    assert [row and row["n"] for row in json_lines.rows(path, 1 << 20)] == ["kept", "late"]
+    json_lines.append(path, {"n": "more"}, most_bytes=10, thin=lambda lines: lines[-1:])
+    assert [row and row["n"] for row in json_lines.rows(path, 1 << 20)] == ["late", "more"]
+    assert [entry.name for entry in state.iterdir()] == ["many.jsonl"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_audit_trail_says_why_it_cannot_be_written(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_lines.append, "__kwdefaults__", {**json_lines.append.__kwdefaults__, "lock_seconds": 0.1})
+    audit.append({"n": 1, "client": "caf\udce9"})  # a name that is no UTF-8
+    with stopped_holder(audit.audit_file()) as pid, pytest.raises(errors.Refused, match="has held its lock") as refused:
+        audit.append({"n": 2})
+    assert f"(pid {pid})" in refused.value.message and "kill -CONT" in str(refused.value.hint)
+    assert [json.loads(line)["n"] for line in audit.audit_file().read_text().splitlines()] == [1]
+    for make in (os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/full")):
+        audit.audit_file().unlink(missing_ok=True)
+        make(audit.audit_file())
+        with pytest.raises(errors.Refused, match=r"not a regular file|Is a directory"):
+            audit.append({"n": 3})
+        (audit.audit_file().rmdir if audit.audit_file().is_dir() else audit.audit_file().unlink)()
+
+
+def test_a_full_disk_and_a_file_system_that_is_read_only(state: Path) -> None:
+    """Neither leaves a piece of a line; the history is not lost when it cannot be thinned out."""
+    script = """
+import os, resource, sys
+from pathlib import Path
+from rdsrepl.state import json_lines
+path = Path(sys.argv[1])
+json_lines.append(path, {"n": 1, "pad": "x" * 4000})
+size = path.stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))
+for bound in (None, 10):
+    try:
+        json_lines.append(path, {"n": 2, "pad": "y" * 5000}, most_bytes=bound, thin=lambda lines: lines)
+    except OSError as exc:
+        print(exc.strerror)
+assert path.stat().st_size == size and [entry.name for entry in path.parent.iterdir()] == [path.name]
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(state / "f.jsonl")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["No space left on device"] * 2
+    # Not by the directory's mode, which says nothing to root.
+    with pytest.raises(OSError, match=r"denied|Read-only|Operation not permitted|No such file"):
+        json_lines.append(Path("/proc/sys/x.jsonl"), {})
+
+
+def test_json_is_read_strictly() -> None:
+    for text in ("[1e999]", "[-1e999]", "[NaN]", "[Infinity]", '{"a":1,"a":1}', DEEP, '{"a":' * 10**5, "9" * 5000, ""):
+        with pytest.raises(json_lines.Damaged):
+            json_lines.parse(text)
+        with pytest.raises(json_lines.Damaged):
+            json_lines.parse(text.encode())
+    assert json_lines.parse(b'{"a":[1,1.5e10,null,true,"\\u00e9\xc3\xa9"]}') == {"a": [1, 1.5e10, None, True, "éé"]}
+
+
+STEPS = ("a", "b", "c")
+
+
+def journal_of(state: Path, *, without: tuple[int, ...] = (), garbage: bytes = b"\0\0{", events: int = 7) -> None:
+    """Write the journal of a run that was killed in its third step, with damaged lines."""
+    for path in journal.directory().glob("*"):
+        path.unlink()
+    book = journal.Journal("book")
+    book.write(
+        "begin", runbook="book", digest="d", where={}, variables={"v": "1\u2028\x85\x1c2"}, settled={}, changed=False
+    )
+    for step in STEPS:
+        book.write("step_begin", step=step)
+        if step != "c":
+            book.write("step_end", step=step, status="done", changed=False)
+    assert book.failed is None
+    lines = book.path.read_bytes().split(b"\n")[:-1][:events]
+    book.path.write_bytes(b"".join((garbage if n in without else line) + b"\n" for n, line in enumerate(lines)))
+
+
+def test_a_damaged_line_of_a_journal_repeats_no_step(state: Path) -> None:
+    def past(**how: Any) -> journal.Past:
+        journal_of(state, **how)
+        found = journal.last("book", {})
+        assert found is not None
+        return found
+
+    whole = past()
+    assert (dict(whole.settled), whole.stopped_at, whole.unknown) == ({"a": "done", "b": "done"}, "c", True)
+    assert whole.variables == {"v": "1\u2028\x85\x1c2"}
+    for garbage in (b"", b"{}", b"7", b'{"event":[]}', b'{"event":"step_end","step":[]}', DEEP.encode(), b"\xff"):
+        for number in (1, 2, 3, 4):  # that a step began or ended: what came after it says as much
+            found = past(without=(number,), garbage=garbage)
+            assert set(found.settled) == {"a", "b"} and (found.stopped_at, found.unknown) == ("c", True)
+    last = past(without=(5,))  # whether the third was begun
+    assert set(last.settled) == {"a", "b"} and last.stopped_at is None and last.unknown
+    assert past(without=(4,), events=5).unknown
+    journal_of(state, without=(0,))
+    with pytest.raises(errors.Refused, match="is damaged"):
+        journal.last("book", {})
+    journal_of(state, without=(0,), events=1)  # a kill in the first line: nothing was begun
+    assert journal.last("book", {}) is None
+    (path,) = journal.directory().iterdir()
+    path.unlink()
+    os.mkfifo(path)
+    assert journal.last("book", {}) is None
