@@ -19,8 +19,10 @@ import pytest
 from psycopg import pq
 
 from rdsrepl.config import Target
-from rdsrepl.sandbox import binaries
+from rdsrepl.sandbox import binaries, credentials
+from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.servers import Server
+from rdsrepl.sandbox.state import Directory
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
@@ -340,6 +342,25 @@ def rdsrepl(tmp_path: Path) -> Program:
     return Program(home)
 
 
+def signed(
+    keys: Credentials,
+    url: str,
+    data: bytes | None = None,
+    *,
+    method: str = "POST",
+    service: str = "sandbox",
+    headers: Mapping[str, str] | None = None,
+) -> urllib.request.Request:
+    """Return a request to a sandbox's API, signed as AWS's clients sign."""
+    from botocore.auth import SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials as Signer
+
+    unsigned = AWSRequest(method=method, url=url, data=data, headers=dict(headers or {}))
+    SigV4Auth(Signer(keys.access_key, keys.secret_key), service, "eu-west-1").add_auth(unsigned)
+    return urllib.request.Request(url, data=data, method=method, headers=dict(unsigned.headers.items()))
+
+
 class Cloud:
     """A sandbox with its AWS half, shared by the tests of a session, and the program pointed at it."""
 
@@ -350,6 +371,7 @@ class Cloud:
         self.report = up.json
         variables = self.program("-o", "json", "sandbox", "env").json
         self.url: str = variables["AWS_ENDPOINT_URL"]
+        self.credentials = credentials.read(Directory(Path(self.report["directory"])))
         # Retries are for tests that are about them.
         self.program.env |= {key: value for key, value in variables.items() if key.startswith("AWS_")}
         self.program.env["AWS_MAX_ATTEMPTS"] = "2"
@@ -366,7 +388,7 @@ class Cloud:
 
     def _request(self, method: str, path: str, body: object) -> None:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}/_sandbox/{path}", data=data, method=method)
+        request = signed(self.credentials, f"{self.url}/_sandbox/{path}", data, method=method)
         with urllib.request.urlopen(request, timeout=10):
             pass
 
@@ -378,8 +400,8 @@ class Cloud:
             service,
             endpoint_url=self.url,
             region_name=self.program.env["AWS_REGION"],
-            aws_access_key_id="AKIATEST",
-            aws_secret_access_key="any",
+            aws_access_key_id=self.credentials.access_key,
+            aws_secret_access_key=self.credentials.secret_key,
         )
 
 

@@ -126,12 +126,12 @@ def test_an_error_is_one_line_with_code_request_and_remedy(cloud: Cloud) -> None
 
 
 def test_a_denied_key_names_the_action(cloud: Cloud) -> None:
-    failed = cloud("cluster", "list", env=_keys("AKIADENIED0000000000"))
+    failed = cloud("cluster", "list", env=_keys("AKIADENIED0000000000", cloud.credentials.secret_key))
     assert failed.code == 5 and "rds:DescribeDBClusters" in failed.err.splitlines()[1]
 
 
 def test_expired_credentials(cloud: Cloud) -> None:
-    failed = cloud("instance", "list", env=_keys("AKIAEXPIRED000000000"))
+    failed = cloud("instance", "list", env=_keys("AKIAEXPIRED000000000", cloud.credentials.secret_key))
     assert failed.code == 5 and "aws sso login" in failed.err
 
 
@@ -300,5 +300,5 @@ def test_the_keys_of_a_target_are_checked(tmp_path: Any, monkeypatch: pytest.Mon
         assert said in str(caught.value.hint)
 
 
-def _keys(key: str) -> dict[str, str | None]:
-    return {"AWS_PROFILE": None, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": "any"}
+def _keys(key: str, secret: str = "any") -> dict[str, str | None]:
+    return {"AWS_PROFILE": None, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,13 +22,16 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.api import engines, model, operations, parameters, protocol
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.groups import Change, Group, Groups
 from rdsrepl.sandbox.api.injection import Rule
 from rdsrepl.sandbox.api.operations import Kind, Service
 from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.state import Directory
+from tests.conftest import signed
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 REGION = "eu-west-1"
@@ -41,31 +45,35 @@ class Api:
     process: subprocess.Popen[bytes]
     port: int
 
+    @cached_property
+    def credentials(self) -> Credentials:
+        return credentials.read(Directory(self.path))
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self, name: str, key: str = "AKIATEST", region: str = REGION, attempts: int = 1) -> Any:
+    def client(self, name: str, key: str = "", region: str = REGION, attempts: int = 1) -> Any:
         return boto3.client(  # type: ignore[call-overload]
             name,
             endpoint_url=self.url,
             region_name=region,
-            aws_access_key_id=key,
-            aws_secret_access_key="any",
+            aws_access_key_id=key or self.credentials.access_key,
+            aws_secret_access_key=self.credentials.secret_key,
             config=Config(retries={"total_max_attempts": attempts, "mode": "standard"}, parameter_validation=False),
         )
 
     def sandbox(self, method: str, given: object = None, path: str = "faults") -> Any:
         data = None if given is None else json.dumps(given).encode()
-        with urllib.request.urlopen(
-            urllib.request.Request(f"{self.url}/_sandbox/{path}", data=data, method=method), timeout=10
-        ) as answer:
+        request = signed(self.credentials, f"{self.url}/_sandbox/{path}", data, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
     def post(self, body: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
         """Send a form as it is, signed for RDS unless HEADERS say otherwise."""
-        signed = {"Authorization": f"AWS4-HMAC-SHA256 Credential=AKIATEST/20260101/{REGION}/rds/aws4_request, x=y"}
-        request = urllib.request.Request(self.url, data=body.encode(), headers=dict(headers or signed), method="POST")
+        request = signed(self.credentials, self.url, body.encode(), service="rds")
+        if headers is not None:
+            request = urllib.request.Request(self.url, data=body.encode(), headers=dict(headers), method="POST")
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -1104,7 +1112,7 @@ def walk_with_aws_cli(api: Api, region: str, options: list[str]) -> None:
     config = api.path / "config"
     config.write_text(
         f"[profile sandbox]\nregion = {region}\nendpoint_url = {api.url}\noutput = json\n"
-        "aws_access_key_id = AKIASANDBOX\naws_secret_access_key = sandbox\n"
+        f"aws_access_key_id = {api.credentials.access_key}\naws_secret_access_key = {api.credentials.secret_key}\n"
     )
     env = {
         "PATH": os.environ["PATH"],

@@ -24,11 +24,13 @@ from botocore.exceptions import ClientError
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from rdsrepl.sandbox import binaries, lifecycle, processes, roster, state
+from rdsrepl.sandbox import binaries, credentials, lifecycle, processes, roster, state
 from rdsrepl.sandbox.api import failover
 from rdsrepl.sandbox.api.resources import Cluster, Instance, Records
 from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.lifecycle import Report
+from tests.conftest import signed
 
 PASSWORD = "open-sesame-1"
 CLASS, AURORA_CLASS = "db.m5d.large", "db.r6g.large"
@@ -45,10 +47,14 @@ class Lab:
 
     report: Report
 
+    @cached_property
+    def credentials(self) -> Credentials:
+        return credentials.read(state.Directory(Path(self.report.directory)))
+
     def client(self, service: str, **more: Any) -> Any:
         session = boto3.Session(
-            aws_access_key_id=lifecycle.ACCESS_KEY,
-            aws_secret_access_key="x",
+            aws_access_key_id=self.credentials.access_key,
+            aws_secret_access_key=self.credentials.secret_key,
             region_name=more.pop("region", self.report.region),
         )
         return session.client(service, endpoint_url=self.report.endpoint_url, **more)
@@ -140,7 +146,7 @@ class Lab:
 
     def act(self, name: str, **body: str) -> dict[str, Any]:
         url = f"{self.report.endpoint_url}/_sandbox/{name}"
-        request = urllib.request.Request(url, json.dumps(body).encode(), method="POST")
+        request = signed(self.credentials, url, json.dumps(body).encode())
         with urllib.request.urlopen(request, timeout=20) as answer:
             return dict(json.load(answer))
 

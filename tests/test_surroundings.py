@@ -93,8 +93,8 @@ def test_each_slots_numbers_are_published(cloud: Cloud) -> None:
 
 def test_many_values_go_in_several_calls(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     aws = Aws(region=cloud.program.env["AWS_REGION"], endpoint_url=cloud.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "any")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", cloud.credentials.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", cloud.credentials.secret_key)
     metrics.put(aws, "many", [metrics.Datum("M", float(n), "Count", {"SlotName": f"s{n}"}) for n in range(1100)])
     pages = cloud.client("cloudwatch").get_paginator("list_metrics").paginate(Namespace="many")
     assert len({row["Dimensions"][0]["Value"] for page in pages for row in page["Metrics"]}) == 1100

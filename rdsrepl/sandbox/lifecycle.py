@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import rdsrepl
 from rdsrepl import config
 from rdsrepl.errors import Error, Refused
-from rdsrepl.sandbox import binaries, likeness, processes, roster, servers
+from rdsrepl.sandbox import binaries, credentials, likeness, processes, roster, servers
 from rdsrepl.sandbox.binaries import Binaries
 from rdsrepl.sandbox.servers import HOST, READER_HOST, Server
 from rdsrepl.sandbox.state import Directory, EndpointState, ProcessState, ServerState, State, directory
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 TARGET: Final = "sandbox"
 CLUSTER: Final = "sandbox"
 PROFILE: Final = "sandbox"
-# Any is taken; it only has to be there.
-ACCESS_KEY: Final = "AKIASANDBOX000000000"
 _PROCESS_SECONDS: Final = 20.0
 _SERVERS_SECONDS: Final = 60.0
 
@@ -482,10 +480,11 @@ def _region(home: Directory) -> str:
 
 def _write_aws_files(home: Directory) -> None:
     """Write the profile for AWS's own tools."""
+    own = credentials.make(home)
     files = {
         home.aws_config_file: f"[profile {PROFILE}]\nregion = {_region(home)}\nendpoint_url = {_base_url(home)}\n",
         home.aws_credentials_file: (
-            f"[{PROFILE}]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = sandbox\n"
+            f"[{PROFILE}]\naws_access_key_id = {own.access_key}\naws_secret_access_key = {own.secret_key}\n"
         ),
     }
     with processes.umask(0o077):

@@ -243,6 +243,11 @@ class Directory:
         return self.path / "aws" / "credentials"
 
     @property
+    def credentials_file(self) -> Path:
+        """What requests to the API are signed with (``credentials``)."""
+        return self.path / "credentials.json"
+
+    @property
     def programs_lock_file(self) -> Path:
         """Held, shared, by the programs that the API runs: what is left of them is waited for."""
         return self.path / "programs.lock"

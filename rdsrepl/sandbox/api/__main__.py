@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from rdsrepl.sandbox import processes
+from rdsrepl.sandbox import credentials, processes
 from rdsrepl.sandbox.api import clusters, instances, inventory  # noqa: F401 - their operations
 from rdsrepl.sandbox.api.fleet import Fleet
 from rdsrepl.sandbox.api.groups import Groups
@@ -44,7 +44,7 @@ def run(directory: Directory, region: str) -> None:
     fleet = Fleet(directory, store, groups, region)
     service = Service(store, groups, fleet, region)
     own_file = directory.path / "api.json"
-    with Server(service, _port_of_before(own_file), fleet) as server:
+    with Server(service, credentials.make(directory), _port_of_before(own_file), fleet) as server:
         threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
         own = {"pid": os.getpid(), "started": processes.started(os.getpid()) or "", "port": server.port}
         directory.save(own_file, {**own, "region": region})

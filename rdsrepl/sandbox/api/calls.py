@@ -1,7 +1,7 @@
 """What a request to any service of AWS says of itself before it is carried out, and refusals in its own protocol.
 
-Signatures are not checked, so every secret key will do. Access keys that begin with certain words are refused, so that
-clients can be shown how AWS says it.
+Access keys that begin with certain words are refused although the signature is right (``signatures`` has verified it,
+with the sandbox's own secret key), so that clients can be shown how AWS says it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from rdsrepl.sandbox.api.operations import ACCOUNT, REGION
 
 EXPIRED: Final = "AKIAEXPIRED"
 DENIED: Final = "AKIADENIED"
-INVALID: Final = "AKIAINVALID"
 
 _CREDENTIAL: Final = re.compile(r"Credential=([^/,\s]+)/\d{8}/([^/,\s]+)/([^/,\s]+)/aws4_request")
 _ACTION: Final = re.compile(rb"(?:^|&)Action=([^&]*)")
@@ -84,15 +83,10 @@ class Call:
 
     def refusal(self) -> Fault | None:
         """Return how AWS refuses the caller, or None when it does not."""
-        if self.service == "rds" and not self.access_key:
-            return Fault("MissingAuthenticationToken", "Request is missing Authentication Token", 403)
         if self.access_key.startswith(EXPIRED):
             return self._named(
                 "ExpiredToken", "ExpiredTokenException", "The security token included in the request is expired"
             )
-        if self.access_key.startswith(INVALID):
-            message = "The security token included in the request is invalid."
-            return self._named("InvalidClientTokenId", "UnrecognizedClientException", message)
         # Everybody may ask who they are.
         if self.access_key.startswith(DENIED) and self.permission != "sts:GetCallerIdentity":
             return self._named(

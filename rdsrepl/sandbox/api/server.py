@@ -3,6 +3,9 @@
 Which service a request is meant for is read from its signature, as the address is one for all. ``/_sandbox/faults``
 takes faults on demand: ``POST`` adds, ``GET`` shows, ``DELETE`` clears. ``POST /_sandbox/…`` does what else the
 sandbox can that no service offers.
+
+Every local user, and every page in a local browser, can connect. So every request, those to ``/_sandbox/`` too, must be
+signed with the sandbox's own credentials, and must name this address as its host.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import sys
 import threading
 import uuid
 from contextlib import suppress
+from datetime import UTC
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
@@ -22,13 +26,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from rdsrepl.errors import Error
-from rdsrepl.sandbox.api import operations, protocol
-from rdsrepl.sandbox.api.calls import Call
+from rdsrepl.sandbox.api import operations, protocol, signatures
+from rdsrepl.sandbox.api.calls import DENIED, EXPIRED, Call
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.groups import Groups
 from rdsrepl.sandbox.api.injection import Injection
 from rdsrepl.sandbox.api.operations import NullFleet, Service
+from rdsrepl.sandbox.api.signatures import Secret, Signed
 from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.servers import HOST, PORTS
 
 if TYPE_CHECKING:
@@ -40,6 +46,8 @@ log = logging.getLogger("rdsrepl.sandbox.api")
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 _OWN_PATH: Final = "/_sandbox/"
 _FAULTS_PATH: Final = f"{_OWN_PATH}faults"
+# What moto's server answers on every host, whatever is signed: its own controls, and an instance's metadata.
+_NEVER: Final = ("/moto-api", "/favicon.ico", "/latest/meta-data", "/latest/api")
 
 
 class Hooks(Protocol):
@@ -84,6 +92,21 @@ class Others:
                 close()
         return status[-1], headers, body
 
+    def session(self, access_key: str) -> Secret | None:
+        """Return what the access key of an assumed role signs with; None when STS has not handed out such a key."""
+        with self._lock:
+            if self._made is None:
+                return None
+        from moto.backends import get_backend
+
+        for partitions in get_backend("sts").values():
+            for backend in partitions.values():
+                for role in backend.assumed_roles:
+                    if role.access_key_id == access_key:
+                        expires = role.expiration.replace(tzinfo=UTC)
+                        return Secret(role.secret_access_key, role.session_token, expires)
+        return None
+
     def _app(self) -> Callable[..., Iterable[bytes]]:
         # At the first request, as it takes a moment and RDS shall not wait for it.
         with self._lock:
@@ -106,11 +129,12 @@ class Server(socketserver.ThreadingTCPServer):
     block_on_close = False
     request_queue_size = 512
 
-    def __init__(self, service: Service, port: int = 0, hooks: Hooks | None = None) -> None:
+    def __init__(self, service: Service, credentials: Credentials, port: int = 0, hooks: Hooks | None = None) -> None:
         """Bind to PORT if it is free, else to any of the sandbox's.
 
         Args:
             service: RDS in the sandbox's own region.
+            credentials: what requests have to be signed with.
             port: the port of before; 0 is none.
             hooks: what the servers' side adds.
 
@@ -120,6 +144,7 @@ class Server(socketserver.ThreadingTCPServer):
         self.hooks = hooks
         self.injection = Injection()
         self.others = Others()
+        self._credentials = credentials
         self._services = {service.region: service}
         self._lock = threading.Lock()
         candidates = [*([port] if port else []), *random.sample(PORTS, 200)]
@@ -141,6 +166,13 @@ class Server(socketserver.ThreadingTCPServer):
                 store = Store(None)
                 self._services[region] = Service(store, Groups(store), NullFleet(), region)
             return self._services[region]
+
+    def secret(self, access_key: str) -> Secret | None:
+        """Return what an access key signs with; None is an unknown key."""
+        # Keys that are there to be refused sign with the same secret key.
+        if access_key == self._credentials.access_key or access_key.startswith((DENIED, EXPIRED)):
+            return Secret(self._credentials.secret_key)
+        return self.others.session(access_key)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's
         """Log what broke a connection, unless the client just went away."""
@@ -178,16 +210,28 @@ class Handler(BaseHTTPRequestHandler):
         body = self._body()
         if body is None:
             return
-        if self.path.partition("?")[0] == _FAULTS_PATH:
-            self._faults(body)
+        # A page whose own name leads to this address (DNS rebinding) sends that name.
+        hosts = [f"{name}:{self.server.port}" for name in (HOST, "localhost")]
+        if [host.lower() for host in self.headers.get_all("Host", [])] not in [[host] for host in hosts]:
+            self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             return
-        if self.path.startswith(_OWN_PATH):
-            self._act(self.path.removeprefix(_OWN_PATH), body)
+        environ = self._environ(body)
+        if not self.path.startswith("/") or environ["PATH_INFO"].startswith(_NEVER):
+            self.send_error(HTTPStatus.NOT_FOUND)
             return
         call = Call.read({name.lower(): value for name, value in self.headers.items()}, body)
         request_id = str(uuid.uuid4())
+        signed = Signed(self.command, self.path, self.headers.items(), body)
         try:
-            if refused := call.refusal() or self.server.injection.take(call):
+            if refused := signatures.refusal(signed, call, self.server.secret) or call.refusal():
+                raise refused
+            if self.path.startswith(_OWN_PATH):
+                if self.path.partition("?")[0] == _FAULTS_PATH:
+                    self._faults(body)
+                else:
+                    self._act(self.path.removeprefix(_OWN_PATH), body)
+                return
+            if refused := self.server.injection.take(call):
                 raise refused
             if call.service == "rds":
                 request = protocol.read(body)
@@ -197,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 if self.server.hooks is not None:
                     self.server.hooks.before(call.service)
-                self._send(*self.server.others.answer(self._environ(body)))
+                self._send(*self.server.others.answer(environ))
         except Fault as exc:
             self._refuse(call, exc, request_id)
         except OSError:

@@ -1,0 +1,243 @@
+"""What other local users, pages in a browser and the sandbox's own master user cannot do with a sandbox."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+
+from rdsrepl.sandbox import credentials
+from rdsrepl.sandbox.credentials import Credentials
+from rdsrepl.sandbox.state import Directory
+from tests.conftest import signed
+from tests.test_sandbox_api import Api, start
+
+Headers = Mapping[str, str] | list[tuple[str, str]]
+
+RDS = b"Action=DescribeDBParameterGroups&Version=2014-10-31"
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+LIST_STREAMS = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": "Kinesis_20131202.ListStreams"}
+LIST_SECRETS = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": "secretsmanager.ListSecrets"}
+# Service, body, headers.
+QUERY: list[tuple[str, bytes, dict[str, str]]] = [
+    ("rds", RDS, FORM),
+    ("sts", b"Action=GetCallerIdentity&Version=2011-06-15", FORM),
+    ("monitoring", b"Action=ListMetrics&Version=2010-08-01", FORM),
+]
+JSON: list[tuple[str, bytes, dict[str, str]]] = [
+    ("kinesis", b"{}", LIST_STREAMS),
+    ("secretsmanager", b"{}", LIST_SECRETS),
+]
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """The API's process, without servers."""
+    path = tmp_path_factory.mktemp("api")
+    (path / "state.json").write_text("{}")
+    made = start(path)
+    yield made
+    made.process.terminate()
+    assert made.process.wait(10) == 0
+
+
+def send(api: Api, method: str, target: str, body: bytes, headers: Headers) -> tuple[int, str]:
+    """Send a request as it is; return the status and the body."""
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=20)
+    pairs = list(headers.items()) if isinstance(headers, Mapping) else headers
+    connection.putrequest(method, target, skip_host=any(name.lower() == "host" for name, _ in pairs))
+    for name, value in [*pairs, ("Content-Length", str(len(body)))]:
+        connection.putheader(name, value)
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+def sign(
+    api: Api,
+    service: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    keys: Credentials | None = None,
+    target: str = "/",
+    method: str = "POST",
+) -> dict[str, str]:
+    """Return the headers of a signed request."""
+    made = signed(keys or api.credentials, api.url + target, body, method=method, service=service, headers=headers)
+    return {name.title(): value for name, value in made.header_items()}
+
+
+def code(answer: tuple[int, str]) -> tuple[int, str]:
+    """Return the status and the error's code, of either protocol."""
+    status, text = answer
+    found = re.search(r"<Code>(\w+)</Code>", text)
+    return status, found[1] if found else str(json.loads(text or "{}").get("__type", ""))
+
+
+@pytest.mark.parametrize(
+    ("service", "body", "headers"), [*QUERY, *JSON], ids=lambda one: one if isinstance(one, str) else ""
+)
+def test_requests_that_are_not_signed_with_the_sandboxs_credentials_are_refused(
+    api: Api, service: str, body: bytes, headers: dict[str, str]
+) -> None:
+    in_json = "json" in headers["Content-Type"]
+
+    def refused(
+        wanted: str, wanted_in_json: str, changed: Mapping[str, str] | list[tuple[str, str]], sent: bytes = body
+    ) -> None:
+        expected = (400, wanted_in_json) if in_json else (400 if wanted == "IncompleteSignature" else 403, wanted)
+        assert code(send(api, "POST", "/", sent, changed)) == expected
+
+    good = sign(api, service, body, headers)
+    assert send(api, "POST", "/", body, good)[0] == 200
+    refused("MissingAuthenticationToken", "MissingAuthenticationTokenException", headers)
+    own = api.credentials
+    for keys, wanted in (
+        (Credentials("AKIATEST", "any"), ("InvalidClientTokenId", "UnrecognizedClientException")),
+        (Credentials(own.access_key[:-1], own.secret_key), ("InvalidClientTokenId", "UnrecognizedClientException")),
+        (Credentials(own.access_key, "any"), ("SignatureDoesNotMatch", "InvalidSignatureException")),
+        (Credentials(own.access_key, own.secret_key + "x"), ("SignatureDoesNotMatch", "InvalidSignatureException")),
+    ):
+        refused(*wanted, sign(api, service, body, headers, keys=keys))
+    mismatch = ("SignatureDoesNotMatch", "InvalidSignatureException")
+    refused(*mismatch, good, body + b" ")
+    refused(*mismatch, {**good, "Authorization": good["Authorization"].replace("eu-west-1", "us-east-1")})
+    refused(*mismatch, {**good, "Authorization": good["Authorization"].replace(f"/{service}/", "/iam/")})
+    refused(*mismatch, {**good, "Content-Type": headers["Content-Type"] + ";charset=x"})
+    refused(*mismatch, {**good, "X-Amz-Extra": "not signed"})
+    refused(*mismatch, {**good, "X-Amz-Date": "20200101T000000Z"})
+    refused(*mismatch, {**good, "Authorization": good["Authorization"].replace("host;", "")})
+    signature = good["Authorization"]
+    for broken in ("", "AWS4-HMAC-SHA256", "Bearer x", "Basic YTpi", signature[:-1], signature + ", " + signature):
+        refused("IncompleteSignature", "IncompleteSignatureException", {**good, "Authorization": broken})
+    twice = [*good.items(), ("Authorization", signature)]
+    refused("IncompleteSignature", "IncompleteSignatureException", twice)
+    no_date = {name: value for name, value in good.items() if name != "X-Amz-Date"}
+    refused("IncompleteSignature", "IncompleteSignatureException", no_date)
+    # A session token does not belong to keys that do not expire.
+    token = sign(api, service, body, {**headers, "X-Amz-Security-Token": "x"})
+    refused("InvalidClientTokenId", "UnrecognizedClientException", token)
+    # A body that the signature leaves open.
+    for open_body in ("UNSIGNED-PAYLOAD", hashlib.sha256(b"another").hexdigest()):
+        refused(*mismatch, sign(api, service, body, {**headers, "X-Amz-Content-Sha256": open_body}))
+
+
+def test_a_signature_holds_for_five_minutes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    import botocore.auth
+
+    def answer(offset: timedelta) -> tuple[int, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(botocore.auth, "get_current_datetime", lambda: datetime.now(UTC) + offset)
+            headers = sign(api, "rds", RDS, FORM)
+        return send(api, "POST", "/", RDS, headers)
+
+    assert answer(timedelta(minutes=-4))[0] == answer(timedelta(minutes=4))[0] == 200
+    for offset, said in ((timedelta(minutes=-6), "Signature expired"), (timedelta(minutes=6), "Signature not yet")):
+        late = answer(offset)
+        assert code(late) == (403, "SignatureDoesNotMatch") and said in late[1]
+
+
+def test_a_signature_in_the_query_string_is_not_taken(api: Api) -> None:
+    from botocore.auth import SigV4QueryAuth
+    from botocore.awsrequest import AWSRequest
+
+    keys = api.credentials
+    request = AWSRequest(method="GET", url=f"{api.url}/?Action=GetCallerIdentity&Version=2011-06-15")
+    import botocore.credentials
+
+    SigV4QueryAuth(botocore.credentials.Credentials(keys.access_key, keys.secret_key), "sts", "eu-west-1").add_auth(
+        request
+    )
+    assert send(api, "GET", request.url.removeprefix(api.url), b"", {})[0] == 403
+
+
+def test_a_role_that_was_assumed_signs_with_its_session(api: Api) -> None:
+    sts = api.client("sts")
+    made = sts.assume_role(RoleArn="arn:aws:iam::123456789012:role/reader", RoleSessionName="s", DurationSeconds=900)
+    session = made["Credentials"]
+
+    def who(**changed: str) -> str:
+        fields = {"secret": session["SecretAccessKey"], "token": session["SessionToken"], **changed}
+        client = boto3.client(
+            "sts",
+            endpoint_url=api.url,
+            region_name="eu-west-1",
+            aws_access_key_id=session["AccessKeyId"],
+            aws_secret_access_key=fields["secret"],
+            aws_session_token=fields["token"] or None,
+        )
+        try:
+            return str(client.get_caller_identity()["Arn"])
+        except ClientError as exc:
+            return str(exc.response["Error"]["Code"])
+
+    assert who() == "arn:aws:sts::123456789012:assumed-role/reader/s"
+    assert who(token="") == who(token="x") == "InvalidClientTokenId"
+    assert who(secret="x") == "SignatureDoesNotMatch"
+
+
+def test_a_page_under_another_name_is_refused(api: Api) -> None:
+    for host in ("attacker.example", f"attacker.example:{api.port}", "127.0.0.1", "127.0.0.1:1", ""):
+        good = sign(api, "rds", RDS, {**FORM, "Host": host})
+        assert send(api, "POST", "/", RDS, {**good, "Host": host})[0] == 421
+    local = sign(api, "rds", RDS, {**FORM, "Host": f"localhost:{api.port}"})
+    assert send(api, "POST", "/", RDS, local)[0] == 200
+    twice = [*sign(api, "rds", RDS, FORM).items(), ("Host", f"127.0.0.1:{api.port}"), ("Host", "attacker.example")]
+    assert send(api, "POST", "/", RDS, twice)[0] == 421
+    # As a page elsewhere posts without asking first.
+    plain = {"Content-Type": "text/plain", "Origin": "http://attacker.example"}
+    assert code(send(api, "POST", "/", RDS, plain)) == (403, "MissingAuthenticationToken")
+
+
+def test_what_no_service_offers_is_signed_too(api: Api) -> None:
+    rule = json.dumps({"service": "rds", "code": "Throttling", "times": None}).encode()
+    for method in ("POST", "GET", "DELETE"):
+        assert send(api, method, "/_sandbox/faults", rule, {})[0] == 403
+    assert send(api, "POST", "/_sandbox/crash", b'{"instance": "x"}', FORM)[0] == 403
+    # Signed for another path.
+    assert send(api, "POST", "/_sandbox/faults", rule, sign(api, "sandbox", rule, {}))[0] == 403
+    assert api.sandbox("GET") == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/moto-api", "/moto-api/reset", "/moto-api/data.json", "/%6doto-api/reset", "/latest/meta-data/iam/"]
+)
+def test_motos_own_controls_are_never_reached(api: Api, path: str) -> None:
+    for headers in (FORM, sign(api, "rds", b"", FORM, target=path)):
+        assert send(api, "POST", path, b"", headers)[0] == 404
+    for target in (f"/{path}", f"{api.url}{path}"):
+        headers = sign(api, "rds", b"", FORM, target=f"/{path}")
+        assert send(api, "POST", target, b"", headers)[0] in (400, 403, 404)
+
+
+def test_each_sandbox_has_its_own_credentials(api: Api, tmp_path: Path) -> None:
+    home = Directory(tmp_path)
+    made = credentials.make(home)
+    assert credentials.make(home) == credentials.read(home) == made != api.credentials
+    assert re.fullmatch("AKIA[A-Z2-7]{16}", made.access_key) and len(made.secret_key) == 40
+    assert made.secret_key not in repr(made)
+    for path in (home.credentials_file, Directory(api.path).credentials_file):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert [entry.name for entry in tmp_path.iterdir()] == ["credentials.json"]
+    seen = Path(f"/proc/{api.process.pid}")
+    if seen.is_dir():
+        shown = (seen / "cmdline").read_bytes() + (seen / "environ").read_bytes()
+        assert api.credentials.secret_key.encode() not in shown and api.credentials.access_key.encode() not in shown
+    # What another user put there is not written through.
+    home.credentials_file.unlink()
+    (tmp_path / "elsewhere").write_text("")
+    home.credentials_file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(Exception, match=r"credentials\.json could not be read"):
+        credentials.make(home)
+    assert (tmp_path / "elsewhere").read_text() == ""
