@@ -11,6 +11,7 @@ from json.encoder import encode_basestring as quote
 from typing import Final, Protocol
 
 from rdsrepl.lsn import Lsn
+from rdsrepl.tail.timelines import Timelines
 
 #: the prefix of our own heartbeat's messages, which are not passed on.
 HEARTBEAT_PREFIX: Final = "rdsrepl.heartbeat"
@@ -49,35 +50,50 @@ class Relation:
 class Transaction:
     """The transaction that is being read; made once for each, read for every change.
 
+    ``timeline``, ``commit_lsn`` and ``seq`` identify a line for ever, and order the lines of a stream. What stands in
+    a transaction is numbered from 1 and carries where the transaction's commit record **begins**. What stands in none
+    (a message that is not transactional, ROLLBACK PREPARED) is number 0 and carries where its record **ends**. One
+    record's end may be the next one's beginning, so the number 0 keeps the two apart, in their order.
+
     Attributes:
         xid: its id; None for a message outside of a transaction, or where the plugin does not say.
-        commit_lsn: where its commit record begins.
+        commit_lsn: where its commit record begins (of a prepared one: its PREPARE); of what is no transaction, where
+            its own record ends.
+        timeline: the one on which that record was written.
         commit_time: when it committed, ISO 8601; None where the plugin does not say.
         commit_ms: the same in milliseconds since 1970.
         suffix: the end of each of its lines in the ``json`` format, up to ``seq``.
     """
 
     xid: int | None
+    timeline: int
     commit_lsn: str
     commit_time: str | None
     commit_ms: int | None
     suffix: str = ""
 
     @classmethod
-    def of(cls, xid: int | None, commit_lsn: int, microseconds: int | None, gid: str | None = None) -> Transaction:
+    def of(
+        cls, xid: int | None, timeline: int, commit_lsn: int, microseconds: int | None, gid: str | None = None
+    ) -> Transaction:
         """Make one from pgoutput's numbers: LSN, and microseconds since 2000; GID names a prepared one."""
         moment = None if microseconds is None else _PG_EPOCH + timedelta(microseconds=microseconds)
-        return cls.at(xid, str(Lsn(commit_lsn)), moment, gid)
+        return cls.at(xid, timeline, str(Lsn(commit_lsn)), moment, gid)
 
     @classmethod
-    def at(cls, xid: int | None, commit_lsn: str, moment: datetime | None, gid: str | None = None) -> Transaction:
+    def at(
+        cls, xid: int | None, timeline: int, commit_lsn: str, moment: datetime | None, gid: str | None = None
+    ) -> Transaction:
         """Make one from text and a time."""
         time = None if moment is None else moment.astimezone(UTC).isoformat()
         quoted = "null" if time is None else f'"{time}"'
         number = "null" if xid is None else xid
         prepared = "" if gid is None else f'"gid":{quote(gid)},'
-        suffix = f'","commit_lsn":"{commit_lsn}","commit_time":{quoted},"xid":{number},{prepared}"seq":'
-        return cls(xid, commit_lsn, time, None if moment is None else int(moment.timestamp() * 1000), suffix)
+        suffix = (
+            f'","timeline":{timeline},"commit_lsn":"{commit_lsn}","commit_time":{quoted},"xid":{number},'
+            f'{prepared}"seq":'
+        )
+        return cls(xid, timeline, commit_lsn, time, None if moment is None else int(moment.timestamp() * 1000), suffix)
 
 
 class Stop(Enum):
@@ -93,16 +109,21 @@ class Batch:
     Attributes:
         lines: output, each with its newline; text, or bytes from the raw format.
         changes: how many changes they hold.
-        commit_end_lsn: the end of the last commit among them; None without one.
+        commits: for each commit among them where it ends, and how many of the changes come before that.
         in_transaction: whether the last message stands in the middle of a transaction.
         stop: set when a bound was reached; messages behind it were not read.
     """
 
     lines: list[str] | list[bytes]
     changes: int
-    commit_end_lsn: int | None
+    commits: list[tuple[int, int]]
     in_transaction: bool
     stop: Stop | None = None
+
+    @property
+    def commit_end_lsn(self) -> int | None:
+        """The end of the last commit among them; None without one."""
+        return self.commits[-1][0] if self.commits else None
 
 
 class Decoder(Protocol):
@@ -112,8 +133,8 @@ class Decoder(Protocol):
         """Decode messages in their order."""
         ...
 
-    def reset(self) -> None:
-        """Begin anew on a new connection: the server sends open transactions again, whole."""
+    def reset(self, timelines: Timelines) -> None:
+        """Begin a new connection, to a server with these timelines: it sends open transactions again, whole."""
         ...
 
 

@@ -23,6 +23,7 @@ from rdsrepl.tail.changes import Batch, Decoder, Stop
 from rdsrepl.tail.ledger import Ledger
 from rdsrepl.tail.receiver import Receiver
 from rdsrepl.tail.sinks import Sink
+from rdsrepl.tail.timelines import Timelines
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -252,7 +253,6 @@ class Tail:
                 pause = delay * random.uniform(0.5, 1.0)
                 self._observer.note(f"{exc.message}; connecting again in {pause:.1f}s")
             self._ledger.connection_lost()
-            self._decoder.reset()
             self._reconnects += 1
             self._observer.progress(self._progress())
             if self._rest(pause):
@@ -279,6 +279,7 @@ class Tail:
             receiver = Receiver(self._stream.target, self._stream.settings)
             start_lsn = self._start_lsn(receiver)
             try:
+                timelines = receiver.timelines() if findings.has_timelines else Timelines(0)
                 receiver.start(self._stream.slot_name, start_lsn, self._stream.options)
             except errors.SlotActive as exc:
                 receiver.close()
@@ -300,6 +301,7 @@ class Tail:
                 where = Lsn(start_lsn) if start_lsn else "the slot's confirmed position"
                 self._observer.note(f"streaming again from {where}")
             self._history = (receiver.system_id, receiver.timeline)
+            self._decoder.reset(timelines)
             self._was_primary = not findings.in_recovery
             self._denials = 0
             self._last_status = time.monotonic()

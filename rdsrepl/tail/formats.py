@@ -86,7 +86,7 @@ class Format(Protocol):
         """Write a message of ``pg_logical_emit_message``."""
         ...
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
         """Write what became of a prepared transaction: ``commit_prepared`` or ``rollback_prepared``."""
         ...
 
@@ -184,7 +184,7 @@ class _ChangesOnly:
 
 
 class JsonFormat(_ChangesOnly):
-    """One object a line; ``(commit_lsn, seq)`` identifies a change for ever."""
+    """One object a line; ``(timeline, commit_lsn, seq)`` identifies it for ever (``changes.Transaction``)."""
 
     def writer(self, relation: Relation) -> Writer:
         """Return what writes a relation's changes."""
@@ -210,11 +210,11 @@ class JsonFormat(_ChangesOnly):
             f'"lsn":"{lsn}{tx.suffix}{seq}}}\n'
         )
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:  # noqa: ARG002 - the suffix has the gid
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002 - the suffix has the gid
         """Write what became of a prepared transaction."""
         return (
             f'{{"op":"{verb}","schema":null,"table":null,"key":null,"before":null,"after":null,'
-            f'"lsn":"{lsn}{tx.suffix}0}}\n'
+            f'"lsn":"{lsn}{tx.suffix}{seq}}}\n'
         )
 
 
@@ -303,7 +303,7 @@ class Wal2jsonFormat:
         text = quote(content.decode("utf-8", "surrogateescape"))
         return f'{{"action":"M","transactional":{_bool(transactional)},"prefix":{quote(prefix)},"content":{text}}}\n'
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:  # noqa: ARG002
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
         """Fail: the format has no word for it, and such slots are refused before."""
         raise AssertionError(verb)
 
@@ -392,7 +392,7 @@ class DebeziumFormat(_ChangesOnly):
         message = f'"message":{{"prefix":{quote(prefix)},"content":"{b64encode(content).decode()}"}},'
         return f'{{"op":"m",{message}{self._source(chr(34) * 2, chr(34) * 2, lsn, tx, seq)}'
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:  # noqa: ARG002
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
         """Fail: the format has no word for it, and such slots are refused before."""
         raise AssertionError(verb)
 
@@ -409,7 +409,8 @@ class DebeziumFormat(_ChangesOnly):
         return (
             f'"source":{{"version":"{__version__}","connector":"postgresql","name":{self._name},"ts_ms":{milliseconds},'
             f'"snapshot":"false","db":{self._database},"sequence":{sequence},"schema":{schema},"table":{table},'
-            f'"txId":{xid},"lsn":{int(Lsn.parse(lsn))},"xmin":null}},"ts_ms":{int(time.time() * 1000)},'
+            f'"txId":{xid},"lsn":{int(Lsn.parse(lsn))},"xmin":null,"timeline":{tx.timeline},'
+            f'"commit_lsn":{int(Lsn.parse(tx.commit_lsn))},"seq":{seq}}},"ts_ms":{int(time.time() * 1000)},'
             f'"transaction":null}}\n'
         )
 
@@ -471,7 +472,7 @@ class PrettyFormat(_ChangesOnly):
         """Write a message."""
         return self.line("MESSAGE", prefix, quote(text_of(content)[0]), lsn, tx)
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
         """Write what became of a prepared transaction."""
         return self.line(verb.replace("_", " ").upper(), quote(gid), "", lsn, tx)
 

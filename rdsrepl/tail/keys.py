@@ -104,9 +104,9 @@ class KeyedFormat:
             return self._of_transaction(line, tx)
         return f"{_plain(prefix) or 'message'}{SEPARATOR}{line}"
 
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction) -> str:
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
         """Write what became of a prepared transaction."""
-        return self._of_transaction(self._inner.resolution(verb, gid, lsn, tx), tx)
+        return self._of_transaction(self._inner.resolution(verb, gid, lsn, tx, seq), tx)
 
     @staticmethod
     def _of_transaction(line: str, tx: Transaction) -> str:

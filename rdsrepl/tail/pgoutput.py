@@ -15,6 +15,7 @@ from rdsrepl.errors import ServerError
 from rdsrepl.tail.changes import HEARTBEAT_PREFIX, Batch, Column, Relation, Stop, TableFilter, Transaction
 from rdsrepl.tail.formats import Format, Writer
 from rdsrepl.tail.receiver import PAYLOAD
+from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.values import Parse, compile_tuple
 
 _AT: Final = PAYLOAD
@@ -31,7 +32,8 @@ _TRUNCATE: Final = Struct(">IB").unpack_from
 
 _HEARTBEAT: Final = HEARTBEAT_PREFIX.encode() + b"\0"
 _KEY, _OLD = 0x4B, 0x4F
-_NO_TRANSACTION: Final = Transaction.of(None, 0, None)
+_NO_TRANSACTION: Final = Transaction.of(None, 0, 0, None)
+_UNKNOWN: Final = Timelines(0)
 
 
 class _Known:
@@ -63,13 +65,15 @@ class PgoutputDecoder:
         self._tables = tables
         self._until = until_lsn
         self._lenient = lenient
+        self._timelines = _UNKNOWN
         self._relations: dict[int, _Known] = {}
         self._tx = _NO_TRANSACTION
         self._seq = 0
         self._open = False
 
-    def reset(self) -> None:
-        """Begin anew on a new connection."""
+    def reset(self, timelines: Timelines) -> None:
+        """Begin a new connection."""
+        self._timelines = timelines
         self._relations.clear()
         self._tx, self._seq, self._open = _NO_TRANSACTION, 0, False
 
@@ -83,7 +87,8 @@ class PgoutputDecoder:
         append = lines.append
         relations = self._relations
         tx, seq = self._tx, self._seq
-        changes, commit_end, stop = 0, None, None
+        commits: list[tuple[int, int]] = []
+        changes, stop = 0, None
         for m in messages:
             kind = m[_AT]
             if kind == 0x49:  # Insert: relation, 'N', tuple
@@ -115,11 +120,11 @@ class PgoutputDecoder:
                 if self._until is not None and commit_lsn >= self._until:
                     stop = Stop.UNTIL
                     break
-                tx, seq, self._open = Transaction.of(xid, commit_lsn, microseconds), 0, True
+                tx, seq, self._open = self._transaction(xid, commit_lsn, microseconds), 0, True
                 if marker := self._format.begin(tx):
                     append(marker)
             elif kind == 0x43:  # Commit
-                commit_end = _COMMIT(m, _AT + 1)[2]
+                commits.append((_COMMIT(m, _AT + 1)[2], changes))
                 if marker := self._format.commit(tx):
                     append(marker)
                 tx, seq, self._open = _NO_TRANSACTION, 0, False
@@ -130,7 +135,7 @@ class PgoutputDecoder:
                 lines += written
                 changes += len(written)
             elif kind == 0x4D:  # Message
-                seq += 1
+                seq += m[_AT + 1] & 1  # one that is not transactional stands in no transaction, wherever it comes
                 if not m.startswith(_HEARTBEAT, _AT + 10):
                     append(self._message(m, tx, seq))
                     changes += 1
@@ -140,29 +145,36 @@ class PgoutputDecoder:
                     stop = Stop.UNTIL
                     break
                 gid = _string(m, _AT + 29)[0]
-                tx, seq, self._open = Transaction.of(xid, prepare_lsn, microseconds, gid), 0, True
+                tx, seq, self._open = self._transaction(xid, prepare_lsn, microseconds, gid), 0, True
             elif kind == 0x50:  # Prepare
-                commit_end = _COMMIT(m, _AT + 1)[2]
+                commits.append((_COMMIT(m, _AT + 1)[2], changes))
                 tx, seq, self._open = _NO_TRANSACTION, 0, False
             elif kind == 0x4B or kind == 0x72:  # Commit Prepared, Rollback Prepared
-                line, commit_end = self._resolution(m)
+                line, end_lsn = self._resolution(m)
                 append(line)
                 changes += 1
+                commits.append((end_lsn, changes))
             elif kind not in (0x4F, 0x59):  # Origin and Type say nothing that we print
                 raise ServerError(f"pgoutput sent a message of unknown kind {chr(kind)!r}")
         self._tx, self._seq = tx, seq
-        return Batch(lines, changes, commit_end, self._open, stop)
+        return Batch(lines, changes, commits, self._open, stop)
+
+    def _transaction(self, xid: int, lsn: int, microseconds: int, gid: str | None = None) -> Transaction:
+        """Return the transaction whose COMMIT, PREPARE or COMMIT PREPARED record begins at LSN."""
+        return Transaction.of(xid, self._timelines.of_start(lsn), lsn, microseconds, gid)
 
     def _resolution(self, m: bytes) -> tuple[str, int]:
         """Write what became of a prepared transaction; return the line and the end of its record."""
         if m[_AT] == 0x4B:
             _, lsn, end_lsn, microseconds, xid = _COMMIT_PREPARED(m, _AT + 1)
-            verb, position = "commit_prepared", _AT + 30
-        else:
+            gid = _string(m, _AT + 30)[0]
+            verb, seq, tx = "commit_prepared", 1, self._transaction(xid, lsn, microseconds, gid)
+        else:  # the message does not say where the record begins
             _, _, end_lsn, _, microseconds, xid = _ROLLBACK_PREPARED(m, _AT + 1)
-            verb, position, lsn = "rollback_prepared", _AT + 38, end_lsn
-        tx = Transaction.of(xid, lsn, microseconds, _string(m, position)[0])
-        return self._format.resolution(verb, _string(m, position)[0], "%X/%X" % _LSN(m, 1), tx), end_lsn
+            gid = _string(m, _AT + 38)[0]
+            verb, seq = "rollback_prepared", 0
+            tx = Transaction.of(xid, self._timelines.of_end(end_lsn), end_lsn, microseconds, gid)
+        return self._format.resolution(verb, gid, "%X/%X" % _LSN(m, 1), tx, seq), end_lsn
 
     def _learn(self, m: bytes) -> None:
         """Read a Relation message; it comes before the relation's first change and whenever its definition changed."""
@@ -203,9 +215,9 @@ class PgoutputDecoder:
         prefix, position = _string(m, _AT + 10)
         length = int.from_bytes(m[position : position + 4])
         content = m[position + 4 : position + 4 + length]
-        if not flags & 1:  # outside of any transaction: its own position identifies it
-            tx = Transaction.of(None, lsn, None)
-            seq = 1
+        if not flags & 1:  # outside of any transaction: the end of its own record identifies it
+            tx = Transaction.of(None, self._timelines.of_end(lsn), lsn, None)
+            seq = 0
         return self._format.message(prefix, content, bool(flags & 1), "%X/%X" % _LSN(m, 1), tx, seq)
 
 
@@ -221,14 +233,15 @@ class RawPgoutput:
         self._until = until_lsn
         self._open = False
 
-    def reset(self) -> None:
-        """Begin anew on a new connection."""
+    def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
+        """Begin a new connection."""
         self._open = False
 
     def feed(self, messages: Sequence[bytes]) -> Batch:
         """Pass messages through; only Begin and Commit are looked at."""
         lines: list[bytes] = []
-        changes, commit_end, stop = 0, None, None
+        commits: list[tuple[int, int]] = []
+        changes, stop = 0, None
         for m in messages:
             kind = m[_AT]
             if kind == 0x42:
@@ -239,8 +252,9 @@ class RawPgoutput:
             elif kind == 0x62:
                 self._open = True
             elif kind in (0x43, 0x50, 0x4B):  # Commit, Prepare, Commit Prepared
-                commit_end, self._open = _COMMIT(m, _AT + 1)[2], False
+                commits.append((_COMMIT(m, _AT + 1)[2], changes))
+                self._open = False
             elif kind != 0x52 and kind != 0x59:
                 changes += 1
             lines += [m[_AT:], b"\n"]
-        return Batch(lines, changes, commit_end, self._open, stop)
+        return Batch(lines, changes, commits, self._open, stop)

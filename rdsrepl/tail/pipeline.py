@@ -196,6 +196,10 @@ def _wal2json(
                 )
             return Pipeline(RawWal2jsonV1(until_lsn=until_lsn), {"format-version": "1", **given}, {})
         return Pipeline(RawWal2json(tables, until_lsn=until_lsn), {"format-version": "2", **given}, {})
+    if given.get("include-lsn", "true").lower() in _FALSE:
+        raise WrongPlugin(
+            f"slot {slot}: include-lsn=false hides the position that identifies a change", hint="leave it out"
+        )
     assert fmt is not None
     options = {**PARSED_OPTIONS, **given}
     if version == "1":

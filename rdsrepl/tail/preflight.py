@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.slots import Slot
 
-_ABOUT: Final = "SELECT current_database(), current_setting('server_encoding')"
+_ABOUT: Final = """
+SELECT current_database(), current_setting('server_encoding'),
+       NOT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version')
+"""
 _PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY pubname"
 _LOGICAL_ON_STANDBY: Final = 16
 
@@ -34,6 +37,8 @@ class Findings:
         current_lsn: how far its WAL reaches (on a standby: is replayed).
         publications: the publications to stream; empty for other plugins.
         lenient_text: the database's text may be no UTF-8 (SQL_ASCII).
+        has_timelines: whether a promotion begins a new timeline. Aurora's storage is one for all servers of a cluster:
+            a failover gives no position twice, and there are no timelines.
     """
 
     slot: Slot
@@ -43,6 +48,7 @@ class Findings:
     current_lsn: Lsn
     publications: tuple[str, ...]
     lenient_text: bool
+    has_timelines: bool
 
 
 def look(target: Target, slot_name: str, publications: Sequence[str], *, primary: bool = False) -> Findings:
@@ -79,7 +85,7 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
         slot = slots.get(conn, slot_name)
         row = conn.execute(_ABOUT).fetchone()
         assert row is not None
-        database, encoding = row
+        database, encoding, has_timelines = row
         _fit(slot, database, in_recovery)
         names: tuple[str, ...] = ()
         if slot.plugin == "pgoutput":
@@ -90,7 +96,8 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
                 hint="leave --publication out; --table PATTERN picks tables",
             )
         current_lsn = connection.current_lsn(conn)
-        return Findings(slot, database, version, in_recovery, current_lsn, names, encoding == "SQL_ASCII")
+        lenient = encoding == "SQL_ASCII"
+        return Findings(slot, database, version, in_recovery, current_lsn, names, lenient, has_timelines)
 
 
 def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -14,12 +14,16 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import ConnectionLost
 from rdsrepl.lsn import Lsn
+from rdsrepl.tail.timelines import Timelines
 
 if TYPE_CHECKING:
+    from psycopg.errors import Diagnostic
+
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
 
@@ -38,6 +42,39 @@ _REST_TCP_SECONDS: Final = 0.0015
 _REST_UNIX_SECONDS: Final = 0.0002
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A warning or notice of the server's.
+
+    Attributes:
+        severity: WARNING, NOTICE, INFO, LOG; never translated.
+        sqlstate: its code.
+        message, detail, hint: the server's words, which may be translated and may hold anything.
+        source: the server's function that said it; never translated.
+    """
+
+    severity: str
+    sqlstate: str
+    message: str
+    detail: str | None
+    hint: str | None
+    source: str
+
+    @property
+    def skips_publication(self) -> bool:
+        """Whether it says that changes are left out because a publication did not exist yet when they were made (18).
+
+        Older servers end the stream with an error instead.
+        """
+        return self.sqlstate == "55000" and self.source == "LoadPublications"
+
+    @property
+    def text(self) -> str:
+        """What it says, on one line that a terminal can show."""
+        said = self.message + (f" ({self.detail})" if self.detail else "") + (f"; {self.hint}" if self.hint else "")
+        return "".join(c if c.isprintable() else "?" for c in " ".join(said.split()))
+
+
 class Receiver:
     """One replication connection to one slot, from START_REPLICATION to its end.
 
@@ -45,6 +82,7 @@ class Receiver:
         wal_sender_timeout_seconds: the server's; 0 when it has none.
         system_id, timeline: which server this is (IDENTIFY_SYSTEM), to know after a reconnect.
         server_lsn: how far its WAL reached when we connected (IDENTIFY_SYSTEM).
+        notices: what the server said beside the stream, each with how many messages of the last ``read`` came before.
         wal_end_lsn: the last keepalive's WAL end; 0 before the first.
         reply_requested: a keepalive asked for a status update.
     """
@@ -57,7 +95,12 @@ class Receiver:
         """
         from rdsrepl.postgres import connection
 
-        self._conn: Connection = connection.connect(target, replication=True, settings=settings)
+        self.notices: list[tuple[int, Notice]] = []
+        self._messages: list[bytes] = []
+        # Whatever the role's default is: some of what is lost is told in warnings alone.
+        wanted = {"client_min_messages": "notice", **settings}
+        self._conn: Connection = connection.connect(target, replication=True, settings=wanted)
+        self._conn.add_notice_handler(self._take_notice)
         try:
             with _translating():
                 row = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
@@ -74,6 +117,39 @@ class Receiver:
         self.wal_end_lsn = 0
         self.reply_requested = False
         self._keepalive = False
+
+    def timelines(self) -> Timelines:
+        """Return the server's timeline with those it descends from; before ``start`` alone.
+
+        Raises:
+            Error: the connection ended.
+        """
+        import psycopg
+
+        if self.timeline <= 1:
+            return Timelines(self.timeline)
+        with _translating():
+            try:
+                cursor = self._conn.execute(f"TIMELINE_HISTORY {self.timeline:d}".encode())
+            except psycopg.OperationalError as exc:
+                # A timeline whose history file is gone has no known ancestors: the server decodes on that footing, too.
+                if exc.sqlstate is None or self._conn.closed:
+                    raise
+                return Timelines(self.timeline)
+            assert cursor.pgresult is not None
+            content = cursor.pgresult.get_value(0, 1) or b""
+        return Timelines.parse(self.timeline, content.decode("utf-8", "replace"))
+
+    def current_timeline(self) -> int:
+        """Return the server's timeline now; before ``start`` alone.
+
+        Raises:
+            Error: the connection ended.
+        """
+        with _translating():
+            row = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
+        assert row is not None
+        return int(row[1])
 
     def start(self, slot: str, lsn: int, options: Mapping[str, str]) -> None:
         """Begin to stream SLOT from LSN (0: from where the slot stands).
@@ -102,7 +178,7 @@ class Receiver:
             Error: the server ended the stream with an error.
         """
         get = self._pgconn.get_copy_data
-        messages: list[bytes] = []
+        messages = self._messages = []
         append = messages.append
         size = 0
         with _translating():
@@ -129,7 +205,13 @@ class Receiver:
                 self._keepalive = True
                 break
         self._busy = bool(messages)
+        self._messages = []  # a notice that comes outside of a read comes before the next one's messages
         return messages
+
+    def take_notices(self) -> list[tuple[int, Notice]]:
+        """Return the notices that came until the end of the last ``read``, and forget them."""
+        taken, self.notices = self.notices, []
+        return taken
 
     def take_keepalive(self) -> bool:
         """Say whether a keepalive ended the last ``read``, and forget it."""
@@ -183,6 +265,18 @@ class Receiver:
             if length == 0:
                 select.select([self._pgconn.socket], [], [], 0.1)
                 self._pgconn.consume_input()
+
+    def _take_notice(self, diag: Diagnostic) -> None:
+        """Keep a notice, with its place among the messages; libpq hands it over when it comes to it in the stream."""
+        notice = Notice(
+            diag.severity_nonlocalized or diag.severity or "NOTICE",
+            diag.sqlstate or "",
+            diag.message_primary or "",
+            diag.message_detail,
+            diag.message_hint,
+            diag.source_function or "",
+        )
+        self.notices.append((len(self._messages), notice))
 
     def _flush(self) -> bool:
         """Write what libpq holds back; return whether something is left."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from rdsrepl.tail.changes import Batch, Stop, TableFilter
 from rdsrepl.tail.receiver import PAYLOAD
+from rdsrepl.tail.timelines import Timelines
 
 _LSN64: Final = Struct(">Q").unpack_from
 _ENDS: Final = (b"COMMIT", b"PREPARE TRANSACTION", b"ROLLBACK PREPARED")
@@ -27,18 +28,20 @@ class TestDecoding:
         self._colour = colour
         self._open = False
 
-    def reset(self) -> None:
-        """Begin anew on a new connection."""
+    def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
+        """Begin a new connection."""
         self._open = False
 
     def feed(self, messages: Sequence[bytes]) -> Batch:
         """Pass messages through."""
         lines: list[bytes] = []
-        changes, commit_end, stop = 0, None, None
+        commits: list[tuple[int, int]] = []
+        changes, stop = 0, None
         for m in messages:
             payload = m[PAYLOAD:]
             if payload.startswith(_ENDS):
                 commit_end = _LSN64(m, 1)[0]
+                commits.append((commit_end, changes))
                 self._open = False
                 if self._until is not None and commit_end >= self._until:
                     stop = Stop.UNTIL
@@ -54,7 +57,7 @@ class TestDecoding:
             lines += [self._painted(payload) if self._colour else payload, b"\n"]
             if stop:
                 break
-        return Batch(lines, changes, commit_end, self._open, stop)
+        return Batch(lines, changes, commits, self._open, stop)
 
     def _wanted(self, payload: bytes) -> bool:
         match = _TABLE.match(payload.decode("utf-8", "surrogateescape"))

@@ -1,7 +1,8 @@
 """The decoders of wal2json's messages: passed through (``raw``), or parsed into the other formats.
 
 Format version 2 is one message a change, with B and C around a transaction; version 1 is one message a transaction.
-The XLogData start of the message that ends a transaction is the end of its commit record, which is what is confirmed.
+The XLogData start of the message that ends a transaction is the end of its commit record, which is what is confirmed;
+in version 1 it is the beginning of the transaction, and ``nextlsn`` is the end.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import HEARTBEAT_PREFIX, Batch, Column, Relation, Stop, TableFilter, Transaction
 from rdsrepl.tail.formats import Format, Values, Writer
 from rdsrepl.tail.receiver import PAYLOAD
+from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.values import to_json
 
 _LSN64: Final = Struct(">Q").unpack_from
-_LSN: Final = Struct(">II").unpack_from
 # {"action":"C" — the action's letter, counted from the start of the XLogData message.
 _ACTION_AT: Final = PAYLOAD + len('{"action":"')
 _BEGIN, _COMMIT = ord("B"), ord("C")
+_STRAY_COMMA: Final = '{"change":[,'
 
 #: what the parsed formats need the plugin to say.
 PARSED_OPTIONS: Final = {
@@ -46,20 +48,22 @@ class RawWal2json:
         self._until = until_lsn
         self._open = False
 
-    def reset(self) -> None:
-        """Begin anew on a new connection."""
+    def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
+        """Begin a new connection."""
         self._open = False
 
     def feed(self, messages: Sequence[bytes]) -> Batch:
         """Pass messages through; only their first letter is looked at."""
         lines: list[bytes] = []
         append = lines.append
-        markers, dropped, commit_end, stop = 0, 0, None, None
+        commits: list[tuple[int, int]] = []
+        markers, stop = 0, None
         is_open, until, filtered = self._open, self._until, bool(self._tables)
         for m in messages:
             action = m[_ACTION_AT]
             if action == _COMMIT:
                 commit_end = _LSN64(m, 1)[0]
+                commits.append((commit_end, len(lines) - markers))
                 is_open = False
                 markers += 1
                 if until is not None and commit_end >= until:
@@ -73,15 +77,14 @@ class RawWal2json:
                 is_open = True
                 markers += 1
             elif filtered and not self._wanted(m):
-                dropped += 1
                 continue
             append(m[PAYLOAD:])
         self._open = is_open
         if not lines:
-            return Batch(lines, 0, commit_end, is_open, stop)
+            return Batch(lines, 0, commits, is_open, stop)
         changes = len(lines) - markers
         append(b"")  # so that one join gives every message its newline
-        return Batch([b"\n".join(lines)], changes, commit_end, is_open, stop)
+        return Batch([b"\n".join(lines)], changes, commits, is_open, stop)
 
     def _wanted(self, m: bytes) -> bool:
         event = json.loads(m[PAYLOAD:].decode("utf-8", "surrogateescape"))
@@ -94,20 +97,22 @@ class RawWal2jsonV1:
     def __init__(self, *, until_lsn: int | None = None) -> None:
         self._until = until_lsn
 
-    def reset(self) -> None:
-        """Begin anew on a new connection."""
+    def reset(self, timelines: Timelines) -> None:
+        """Begin a new connection."""
 
     def feed(self, messages: Sequence[bytes]) -> Batch:
         """Pass messages through."""
         lines: list[bytes] = []
-        commit_end, stop = None, None
+        commits: list[tuple[int, int]] = []
+        stop = None
         for m in messages:
             commit_end = _LSN64(m, 1)[0]
             lines += [m[PAYLOAD:], b"\n"]
+            commits.append((commit_end, len(lines) // 2))
             if self._until is not None and commit_end >= self._until:
                 stop = Stop.UNTIL
                 break
-        return Batch(lines, len(lines) // 2, commit_end, False, stop)
+        return Batch(lines, len(lines) // 2, commits, False, stop)
 
 
 class _Number(str):
@@ -128,13 +133,14 @@ class ParsedWal2json:
         self._catalog = catalog
         self._until = until_lsn
         self._writers: dict[tuple[Any, ...], Writer] = {}
-        self._tx = Transaction.of(None, 0, None)
+        self._timelines = Timelines(0)
+        self._tx = Transaction.of(None, 0, 0, None)
         self._seq = 0
         self._open = False
 
-    def reset(self) -> None:
-        """Begin anew on a new connection."""
-        self._seq, self._open = 0, False
+    def reset(self, timelines: Timelines) -> None:
+        """Begin a new connection."""
+        self._timelines, self._seq, self._open = timelines, 0, False
 
     def feed(self, messages: Sequence[bytes]) -> Batch:
         """Parse and write messages in their order.
@@ -142,29 +148,32 @@ class ParsedWal2json:
         Raises:
             ServerError: a message is not what the plugin prints.
         """
-        batch = Batch([], 0, None, self._open)
+        batch = Batch([], 0, [], self._open)
         lines: list[str] = []
         for m in messages:
             start = _LSN64(m, 1)[0]
+            text = m[PAYLOAD:].decode("utf-8", "surrogateescape")
+            if text.startswith(_STRAY_COMMA):  # version 1 puts one before a message that follows another
+                text = _STRAY_COMMA[:-1] + text[len(_STRAY_COMMA) :]
             try:
-                document = json.loads(
-                    m[PAYLOAD:].decode("utf-8", "surrogateescape"), parse_int=_Number, parse_float=_Number
-                )
+                document = json.loads(text, parse_int=_Number, parse_float=_Number)
             except ValueError as exc:
                 raise ServerError(f"wal2json sent what is no JSON: {exc}") from exc
             if "action" not in document:
-                self._transaction_v1(document, lines, batch)
-                batch.commit_end_lsn = start
-                if self._until is not None and start >= self._until:
+                # The message begins where the transaction does; one outside of a transaction has no other position.
+                end_lsn = int(Lsn.parse(document["nextlsn"])) if "nextlsn" in document else start
+                self._transaction_v1(document, end_lsn, lines, batch)
+                batch.commits.append((end_lsn, batch.changes))
+                if self._until is not None and end_lsn >= self._until:
                     batch.stop = Stop.UNTIL
                     break
-            elif not self._message_v2(document, m, start, lines, batch):
+            elif not self._message_v2(document, start, lines, batch):
                 break
         self._open = batch.in_transaction
         batch.lines = lines
         return batch
 
-    def _message_v2(self, event: dict[str, Any], m: bytes, start: int, lines: list[str], batch: Batch) -> bool:
+    def _message_v2(self, event: dict[str, Any], start: int, lines: list[str], batch: Batch) -> bool:
         """Write one message; return False where a bound was reached before it."""
         action = event["action"]
         if action == "B":
@@ -172,19 +181,20 @@ class ParsedWal2json:
             if self._until is not None and int(Lsn.parse(commit_lsn)) >= self._until:
                 batch.stop = Stop.UNTIL
                 return False
-            self._begin(event, commit_lsn)
+            self._begin(event, commit_lsn, self._timelines.of_start(int(Lsn.parse(commit_lsn))))
             batch.in_transaction = True
             lines.append(self._format.begin(self._tx))
         elif action == "C":
             lines.append(self._format.commit(self._tx))
-            batch.commit_end_lsn = start
+            batch.commits.append((start, batch.changes))
             batch.in_transaction = False
         else:
-            self._change(event, "%X/%X" % _LSN(m, 1), lines, batch)
+            self._change(event, start, lines, batch)
         return True
 
-    def _transaction_v1(self, document: dict[str, Any], lines: list[str], batch: Batch) -> None:
-        self._begin(document, document.get("nextlsn", "0/0"))
+    def _transaction_v1(self, document: dict[str, Any], end_lsn: int, lines: list[str], batch: Batch) -> None:
+        """Write a transaction, or a message that stands in none; this version says where its record ends alone."""
+        self._begin(document, str(Lsn(end_lsn)), self._timelines.of_end(end_lsn))
         lines.append(self._format.begin(self._tx))
         for change in document["change"]:
             event = {**change, "action": {"insert": "I", "update": "U", "delete": "D"}.get(change["kind"], "M")}
@@ -195,32 +205,34 @@ class ParsedWal2json:
                 event["identity"] = _zipped(old["keynames"], old["keytypes"], old["keyvalues"])
             if "pk" in change:
                 event["pk"] = _zipped(change["pk"]["pknames"], change["pk"]["pktypes"], change["pk"]["pknames"])
-            self._change(event, self._tx.commit_lsn, lines, batch)
+            self._change(event, end_lsn, lines, batch)
         lines.append(self._format.commit(self._tx))
 
-    def _begin(self, event: dict[str, Any], commit_lsn: str) -> None:
+    def _begin(self, event: dict[str, Any], commit_lsn: str, timeline: int) -> None:
         stamp = event.get("timestamp")
         moment = None
         if stamp is not None:
             # "2026-01-31 12:00:00.5+00": fromisoformat takes the short offset since Python 3.11.
             moment = datetime.fromisoformat(stamp)
         xid = event.get("xid")
-        self._tx = Transaction.at(None if xid is None else int(xid), commit_lsn, moment)
+        self._tx = Transaction.at(None if xid is None else int(xid), timeline, commit_lsn, moment)
         self._seq = 0
 
-    def _change(self, event: dict[str, Any], lsn: str, lines: list[str], batch: Batch) -> None:
-        self._seq += 1
+    def _change(self, event: dict[str, Any], position: int, lines: list[str], batch: Batch) -> None:
+        lsn = str(Lsn(position))
         action = event["action"]
         if action == "M":
+            self._seq += event["transactional"]
             if event["prefix"] == HEARTBEAT_PREFIX:
                 return
             content = event["content"].encode("utf-8", "surrogateescape")
             tx, seq = self._tx, self._seq
-            if not event["transactional"]:
-                tx, seq = Transaction.at(None, lsn, None), 1
+            if not event["transactional"]:  # outside of any transaction: the end of its own record identifies it
+                tx, seq = Transaction.of(None, self._timelines.of_end(position), position, None), 0
             lines.append(self._format.message(event["prefix"], content, event["transactional"], lsn, tx, seq))
             batch.changes += 1
             return
+        self._seq += 1
         schema, table = event["schema"], event["table"]
         if not self._tables.wants(schema, table):
             return
