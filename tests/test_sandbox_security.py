@@ -6,18 +6,28 @@ import hashlib
 import http.client
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import boto3
+import psycopg
 import pytest
 from botocore.exceptions import ClientError
+from psycopg.errors import InsufficientPrivilege
 
-from rdsrepl.sandbox import credentials
+from rdsrepl.errors import Error
+from rdsrepl.sandbox import credentials, likeness, roster
 from rdsrepl.sandbox.credentials import Credentials
+from rdsrepl.sandbox.servers import Server
 from rdsrepl.sandbox.state import Directory
-from tests.conftest import signed
+from tests.conftest import find, signed
+from tests.test_sandbox import value
 from tests.test_sandbox_api import Api, start
 
 Headers = Mapping[str, str] | list[tuple[str, str]]
@@ -54,13 +64,13 @@ def send(api: Api, method: str, target: str, body: bytes, headers: Headers) -> t
     connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=20)
     pairs = list(headers.items()) if isinstance(headers, Mapping) else headers
     connection.putrequest(method, target, skip_host=any(name.lower() == "host" for name, _ in pairs))
-    for name, value in [*pairs, ("Content-Length", str(len(body)))]:
-        connection.putheader(name, value)
+    for name, text in [*pairs, ("Content-Length", str(len(body)))]:
+        connection.putheader(name, text)
     connection.endheaders(body)
     answer = connection.getresponse()
-    text = answer.read().decode()
+    said = answer.read().decode()
     connection.close()
-    return answer.status, text
+    return answer.status, said
 
 
 def sign(
@@ -241,3 +251,194 @@ def test_each_sandbox_has_its_own_credentials(api: Api, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"credentials\.json could not be read"):
         credentials.make(home)
     assert (tmp_path / "elsewhere").read_text() == ""
+
+
+# --- the master user
+
+
+@dataclass(frozen=True)
+class Master:
+    """A server that looks like RDS, and what its master user does there."""
+
+    server: Server
+    marker: Path
+
+    def connect(self, **more: Any) -> psycopg.Connection[Any]:
+        return psycopg.connect(
+            host="127.0.0.1",
+            port=self.server.port,
+            autocommit=True,
+            **{"user": "dbadmin", "password": "secret", "dbname": "app", **more},
+        )
+
+    @property
+    def command(self) -> str:
+        """SQL that runs a program, for a role that may."""
+        return f"COPY (SELECT 1) TO PROGRAM 'cat > {self.marker}'"
+
+    def superusers(self) -> list[str]:
+        with closing(self.server.connect()) as conn:
+            query = "SELECT rolname FROM pg_roles WHERE rolsuper AND rolname !~ '^pg_' ORDER BY 1"
+            return [row[0] for row in conn.execute(query).fetchall()]
+
+
+@pytest.fixture(scope="module", params=(15, 18), ids=["pg15", "pg18"])
+def master(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
+    programs = find(request.param)
+    assert programs is not None
+    path = tmp_path_factory.mktemp("likeness")
+    server = Server(path / "server", programs, settings=dict(roster.base_settings(programs)))
+    spool = Path(tempfile.mkdtemp(prefix="rdsrepl-test-"))
+    spool.chmod(0o777)
+    try:
+        server.initdb()
+        server.start()
+        likeness.apply(server, "secret")
+        yield Master(server, spool / "marker")
+    finally:
+        with suppress(Error):
+            server.stop("immediate")
+        server.remove()
+        shutil.rmtree(spool)
+
+
+# Statements in which what the user wrote would run between the start and the end of a publication's DDL.
+BAD = "('(1)'::hostile_row IS NOT NULL)"
+HOSTILE = (
+    "CREATE TYPE hostile_row AS (a guarded)",
+    f"CREATE PUBLICATION x FOR TABLE held WHERE {BAD}, TABLES IN SCHEMA public",
+    "CREATE PUBLICATION x FOR TABLE held WHERE ('(1)'::hostile_row IS NOT NULL AND 'ALL TABLES' = '')",
+    f"/* FOR ALL TABLES */ CREATE PUBLICATION x FOR TABLE held WHERE {BAD}",
+    f"CREATE PUBLICATION x FOR TABLE held WHERE {BAD} WITH (publish = 'insert') -- ALL TABLES",
+    f'CREATE PUBLICATION "x FOR ALL TABLES" FOR TABLE held WHERE {BAD}',
+    f"DO $$ BEGIN CREATE PUBLICATION x FOR TABLE held WHERE {BAD}, TABLES IN SCHEMA public; END $$",
+    f"SELECT 1; CREATE PUBLICATION x FOR TABLE held WHERE {BAD}, TABLES IN SCHEMA public",
+    "CREATE PUBLICATION base FOR TABLE held",
+    f"ALTER PUBLICATION base SET TABLE held WHERE {BAD}, TABLES IN SCHEMA public",
+)
+
+
+def test_the_master_user_is_no_superuser_while_its_code_runs(master: Master) -> None:
+    with master.connect() as conn:
+        conn.execute("CREATE TABLE held (a int PRIMARY KEY)")
+        conn.execute("CREATE TABLE seen (super bool)")
+        conn.execute(
+            "CREATE FUNCTION guard(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN "
+            "IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN "
+            f"EXECUTE $e${master.command}$e$; RAISE EXCEPTION 'is a superuser'; END IF; RETURN true; END $$"
+        )
+        conn.execute("CREATE DOMAIN guarded AS int CHECK (guard(VALUE))")
+        # The same between a parameter's text and a statement that is raised by itself.
+        conn.execute(
+            "CREATE FUNCTION nested(int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN "
+            f"CREATE PUBLICATION inner_one FOR TABLE held WHERE {BAD}, TABLES IN SCHEMA public;"
+            " RETURN true; END $$"
+        )
+        conn.execute("CREATE DOMAIN nesting AS int CHECK (nested(VALUE))")
+        said = []
+        for statement in HOSTILE:
+            try:
+                conn.execute(statement)  # type: ignore[call-overload]
+            except psycopg.Error as exc:
+                said.append(str(exc))
+        oid = value(conn, "SELECT 'nesting'::regtype::oid::int")
+        conn.pgconn.prepare(b"bound", b"CREATE PUBLICATION outer_one FOR ALL TABLES", [oid])
+        said.append(conn.pgconn.exec_prepared(b"bound", [b"1"]).error_message.decode())
+        assert not [one for one in said if "is a superuser" in one] and len(said) > 5
+        assert not master.marker.exists()
+        assert master.superusers() == ["rdsadmin"]
+        # What the user can set does not lower another role.
+        conn.execute("SET rdsadmin.raised = 'rdsadmin'")
+        conn.execute("CREATE PUBLICATION plain FOR TABLE held")
+        assert master.superusers() == ["rdsadmin"]
+
+
+def test_publications_that_rds_superuser_makes(master: Master) -> None:
+    made = (
+        "CREATE PUBLICATION a FOR ALL TABLES",
+        " create publication A2\n\tfor all tables with (publish = 'insert', publish_via_partition_root = true) ;\n",
+        'CREATE PUBLICATION "odd "" name" FOR ALL TABLES',
+        'CREATE PUBLICATION b FOR TABLES IN SCHEMA public, "Odd"',
+        "CREATE PUBLICATION c FOR TABLE one, ONLY public.one2, TABLES IN SCHEMA \"Odd\" WITH (publish = 'delete')",
+        "CREATE PUBLICATION d FOR TABLE one",
+        "ALTER PUBLICATION d ADD TABLES IN SCHEMA public",
+        'ALTER PUBLICATION d SET TABLE one2, TABLES IN SCHEMA "Odd"',
+    )
+    statements = [statement.replace("ONLY public.one2", "public.one2") for statement in made]
+    with master.connect() as conn:
+        conn.execute('CREATE SCHEMA "Odd"')
+        conn.execute("CREATE TABLE one (a int PRIMARY KEY)")
+        conn.execute("CREATE TABLE one2 (a int PRIMARY KEY)")
+        for statement in statements:
+            if master.server.version >= 15:
+                with conn.transaction():
+                    conn.execute(statement)  # type: ignore[call-overload]
+                    assert not value(conn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+        assert value(conn, "SELECT count(*) FROM pg_publication WHERE puballtables") == 3
+        assert master.superusers() == ["rdsadmin"]
+        # In a function it is not raised.
+        with pytest.raises(InsufficientPrivilege):
+            conn.execute("DO $$ BEGIN CREATE PUBLICATION z FOR ALL TABLES; END $$")
+
+
+def test_the_master_user_gets_no_rights_on_programs_and_files(master: Master) -> None:
+    with master.connect() as conn:
+        for role in ("pg_execute_server_program", "pg_read_server_files", "pg_write_server_files", "rdsadmin"):
+            for statement in (f"GRANT {role} TO dbadmin", f"GRANT {role} TO rds_superuser", f"SET ROLE {role}"):
+                with pytest.raises(InsufficientPrivilege):
+                    conn.execute(statement)  # type: ignore[call-overload]
+            assert not value(conn, "SELECT pg_has_role('dbadmin', %s, 'MEMBER')", role)
+        conn.execute("CREATE ROLE helper CREATEROLE LOGIN PASSWORD 'secret' IN ROLE rds_superuser")
+        with master.connect(user="helper") as helper, pytest.raises(InsufficientPrivilege):
+            helper.execute("GRANT pg_execute_server_program TO helper")
+        for attack in (
+            master.command,
+            "COPY held FROM '/etc/passwd'",
+            "SELECT pg_read_file('/etc/passwd')",
+            "SELECT lo_import('/etc/passwd')",
+            "CREATE FUNCTION c() RETURNS int LANGUAGE c AS 'libc', 'system'",
+            "CREATE EXTENSION file_fdw",
+            "ALTER ROLE dbadmin SUPERUSER",
+            "ALTER FUNCTION rdsadmin.before_publication() SECURITY INVOKER",
+            "ALTER EVENT TRIGGER rdsadmin_after_publication DISABLE",
+            "DROP SCHEMA rdsadmin CASCADE",
+            "ALTER SYSTEM SET archive_command = 'x'",
+        ):
+            with pytest.raises(psycopg.Error) as refused:
+                conn.execute(attack)  # type: ignore[call-overload]
+            assert refused.value.sqlstate in ("42501", "58P01", "0A000", "42P01"), attack
+        conn.execute("DROP ROLE helper")
+        owner = "SELECT DISTINCT r.rolname FROM pg_proc p JOIN pg_roles r ON r.oid = proowner WHERE prosecdef"
+        owners = {row[0] for row in conn.execute(owner + " AND proname !~ 'publication'")}
+        assert owners == {"rdsrepladmin"}
+        attributes = "SELECT rolsuper, rolcanlogin, rolcreaterole, rolreplication FROM pg_roles WHERE rolname = %s"
+        assert conn.execute(attributes, ["rdsrepladmin"]).fetchone() == (False, False, False, True)
+    assert not master.marker.exists()
+
+
+def test_what_the_master_user_makes_does_not_run_in_the_sandboxs_own_sessions(master: Master) -> None:
+    hostile = (
+        "CREATE SCHEMA evil",
+        "CREATE FUNCTION evil.same(text, text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN "
+        f"IF (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname OPERATOR(pg_catalog.=) current_user) THEN "
+        f"EXECUTE $e${master.command}$e$; END IF; RETURN $1 OPERATOR(pg_catalog.=) $2; END $$",
+        "CREATE OPERATOR evil.= (leftarg = text, rightarg = text, function = evil.same)",
+        "CREATE FUNCTION evil.count() RETURNS bigint LANGUAGE sql AS 'SELECT 1::bigint / 0'",
+        "ALTER DATABASE postgres SET search_path = evil, pg_catalog",
+        "ALTER DATABASE postgres SET default_transaction_read_only = on",
+        "ALTER DATABASE postgres SET role = dbadmin",
+    )
+    with master.connect(dbname="postgres") as conn:
+        for statement in hostile:
+            conn.execute(statement)  # type: ignore[call-overload]
+    try:
+        with closing(master.server.administer()) as conn:
+            assert value(conn, "SELECT current_user::text = 'rdsadmin' AND 'a'::text = 'a'::text AND count(*) = 1")
+            assert value(conn, "SHOW search_path") == '""' or value(conn, "SHOW search_path") == ""
+        likeness.set_password(master.server, "dbadmin", "secret")
+        assert not master.marker.exists()
+    finally:
+        with master.connect(dbname="postgres") as conn:
+            conn.execute("SET default_transaction_read_only = off")
+            conn.execute("ALTER DATABASE postgres RESET ALL")
+            conn.execute("DROP SCHEMA evil CASCADE")

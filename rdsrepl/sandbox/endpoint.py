@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.sandbox import processes
-from rdsrepl.sandbox.servers import HOST, PORTS, READER_HOST, SUPERUSER
+from rdsrepl.sandbox.servers import ADMIN_OPTIONS, HOST, PORTS, READER_HOST, SUPERUSER
 from rdsrepl.sandbox.state import Directory, EndpointState, RelayState, ServerState, State
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class Loans:
             dbname="postgres",
             connect_timeout=_ADMIN_SECONDS,
             application_name="rdsrepl sandbox endpoint",
-            options=f"-c statement_timeout={_ADMIN_SECONDS}s",
+            options=f"{ADMIN_OPTIONS} -c statement_timeout={_ADMIN_SECONDS}s",
             autocommit=True,
         ) as conn:
             yield conn

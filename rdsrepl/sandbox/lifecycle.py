@@ -656,7 +656,7 @@ def _server_report(home: Directory, state: State, entry: ServerState, status: st
     pid = server.pid
     in_recovery = streaming = lag = None
     if pid is not None:
-        with suppress(Error), closing(server.connect()) as conn:
+        with suppress(Error), closing(server.administer()) as conn:
             row = conn.execute(_HOW_IT_IS).fetchone()
             assert row is not None
             in_recovery = bool(row[0])

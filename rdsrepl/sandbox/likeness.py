@@ -3,12 +3,17 @@
 On RDS membership of ``rds_replication`` is enough to replicate, and of ``rds_superuser`` to publish all tables. Plain
 PostgreSQL asks for the ``REPLICATION`` attribute and for a superuser, and neither is inherited. So here
 
-- the SQL functions on slots are made anew to run as their owner, the superuser, and only members of
-  ``rds_replication`` may call them;
+- the SQL functions on slots are made anew to run as their owner, ``rdsrepladmin``, which has the ``REPLICATION``
+  attribute and nothing else, and only members of ``rds_replication`` may call them;
 - ``CREATE`` and ``ALTER PUBLICATION`` of all tables or of schemas make a member of ``rds_superuser`` a superuser from
   the start to the end of that one statement, in its own transaction, so nobody ever sees it;
 - ``pg_settings`` lists RDS's own parameters as well, as it does there;
 - a replication connection gets the attribute on loan from the endpoint (``endpoint.py``).
+
+A superuser runs programs as whoever started the server. So the master user must never be one while code of its own
+runs. The statement that is raised is the whole query that the client sent, no function's, no DO block's and no
+parameter's; and by its grammar it has names and options in it, but no expression (a row filter's constants are
+evaluated while the statement is read, and the CHECK of a domain in them is a function of anybody's).
 """
 
 from __future__ import annotations
@@ -36,6 +41,11 @@ _SUPERUSER_HOLDS: Final[tuple[tuple[str, int], ...]] = (
     ("pg_use_reserved_connections", 16),
 )
 
+# Owns the functions on slots; RDS has a role of that name and with that attribute.
+_REPLICATOR: Final = "rdsrepladmin"
+# Before 16 whoever may create roles may grant any but a superuser's. These run programs and read files as the server.
+_PROGRAM_ROLES: Final = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server_files")
+
 # Every function that checks has_rolreplication(); the signatures differ by version, so they are taken from pg_proc.
 # The longest name, with _BUILTIN before it, still has fewer than 64 bytes.
 _BUILTIN: Final = "rdsadmin_builtin_"
@@ -50,28 +60,48 @@ _SLOT_FUNCTIONS: Final = """
         'pg_logical_slot_peek_changes', 'pg_logical_slot_peek_binary_changes')
 """
 
-_RAISE: Final = r"""
+# The statements that are raised. Nothing in them is evaluated: the one pair of parentheses holds WITH's options.
+_SPACE: Final = r"[ \t\n\r\f\v]"
+_NAME: Final = r'(?:[a-z_][a-z0-9_$]*|"(?:[^"]|"")+")'
+_TABLE: Final = rf"TABLE{_SPACE}+(?:ONLY{_SPACE}+)?{_NAME}(?:\.{_NAME})?"
+_SCHEMA: Final = rf"TABLES{_SPACE}+IN{_SPACE}+SCHEMA{_SPACE}+{_NAME}"
+_MORE: Final = rf"{_NAME}(?:\.{_NAME})?"
+_WHOLE: Final = rf"ALL{_SPACE}+(?:TABLES|SEQUENCES)"
+_OBJECT: Final = rf"(?:{_WHOLE}|{_SCHEMA}|{_TABLE}|{_MORE})"
+_OBJECTS: Final = rf"{_OBJECT}(?:{_SPACE}*,{_SPACE}*{_OBJECT})*"
+_RAISED: Final = (
+    rf"^{_SPACE}*(?:CREATE{_SPACE}+PUBLICATION{_SPACE}+{_NAME}{_SPACE}+FOR"
+    rf"|ALTER{_SPACE}+PUBLICATION{_SPACE}+{_NAME}{_SPACE}+(?:ADD|SET)){_SPACE}+{_OBJECTS}"
+    rf"(?:{_SPACE}+WITH{_SPACE}*\([^()]*\))?{_SPACE}*;?{_SPACE}*$"
+)
+# Outside a function PG_CONTEXT has one line, the trigger's own.
+_RAISE: Final = """
     CREATE FUNCTION rdsadmin.before_publication() RETURNS event_trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
     DECLARE
         caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
+        context text;
     BEGIN
-        IF current_query() ~* '\m(all\s+tables|all\s+sequences|tables\s+in\s+schema)\M'
+        GET DIAGNOSTICS context = PG_CONTEXT;
+        PERFORM set_config('rdsadmin.raised', '', true);
+        IF strpos(context, chr(10)) = 0
+           AND current_query() ~* $grammar$@$grammar$
            AND pg_has_role(caller, 'rds_superuser', 'USAGE')
            AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = caller)
         THEN
             EXECUTE format('ALTER ROLE %I SUPERUSER', caller);
             PERFORM set_config('rdsadmin.raised', caller, true);
         END IF;
-    END $$
-"""
+    END $body$
+""".replace("@", _RAISED)
+# The setting is anybody's to change where nothing was raised: so no other role than the caller is lowered.
 _LOWER: Final = r"""
     CREATE FUNCTION rdsadmin.after_publication() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DECLARE
-        caller text := current_setting('rdsadmin.raised', true);
+        caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
     BEGIN
-        IF caller <> '' THEN
+        IF current_setting('rdsadmin.raised', true) = caller::text THEN
             EXECUTE format('ALTER ROLE %I NOSUPERUSER', caller);
             PERFORM set_config('rdsadmin.raised', '', true);
         END IF;
@@ -112,9 +142,12 @@ def apply(server: Server, password: str, *, user: str = MASTER_USER, dbname: str
     """
     from psycopg import sql
 
-    with closing(server.connect()) as conn:
+    with closing(server.administer()) as conn:
         for name in _ROLES:
             conn.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
+        conn.execute(sql.SQL("CREATE ROLE {} NOLOGIN NOINHERIT REPLICATION").format(sql.Identifier(_REPLICATOR)))
+        if server.version < 16:
+            conn.execute("UPDATE pg_authid SET rolsuper = true WHERE rolname = ANY(%s)", [list(_PROGRAM_ROLES)])
         for held, since in _SUPERUSER_HOLDS:
             if server.version >= since:
                 conn.execute(sql.SQL("GRANT {} TO rds_superuser WITH ADMIN OPTION").format(sql.Identifier(held)))
@@ -135,7 +168,7 @@ def apply(server: Server, password: str, *, user: str = MASTER_USER, dbname: str
     for template in ("template0", "template1", "postgres"):
         with closing(server.connect(dbname=template)) as conn:
             _equip(conn)
-    with closing(server.connect()) as conn:
+    with closing(server.administer()) as conn:
         conn.execute("ALTER DATABASE template0 WITH ALLOW_CONNECTIONS false")
         conn.execute(sql.SQL("ALTER DATABASE postgres OWNER TO {}").format(master))
         if dbname not in (None, "postgres"):
@@ -150,7 +183,7 @@ def set_password(server: Server, user: str, password: str) -> None:
     """
     from psycopg import sql
 
-    with closing(server.connect()) as conn:
+    with closing(server.administer()) as conn:
         verifier = sql.Literal(_verifier(conn, user, password))
         conn.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(user), verifier))
 
@@ -171,6 +204,7 @@ def _equip(conn: Connection) -> None:
         conn.execute(sql.SQL("ALTER FUNCTION {} RENAME TO {}").format(function, sql.Identifier(_BUILTIN + name)))
         conn.execute(definition)
         conn.execute(sql.SQL("ALTER FUNCTION {} SECURITY DEFINER").format(function))
+        conn.execute(sql.SQL("ALTER FUNCTION {} OWNER TO {}").format(function, sql.Identifier(_REPLICATOR)))
         conn.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(function))
         conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO rds_replication").format(function))
     conn.execute("SET allow_system_table_mods = on")

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -76,6 +76,8 @@ _UNDISTURBED: Final[Mapping[str, str]] = {
     "gssencmode": "disable",
     "target_session_attrs": "any",
 }
+# What the owner of a database cannot change for a session that says it itself (ALTER DATABASE … SET).
+ADMIN_OPTIONS: Final = "-c search_path= -c role=none -c default_transaction_read_only=off -c statement_timeout=0"
 # A unix socket's path holds 107 bytes on Linux, 103 on macOS.
 _SOCKET_PATH_BYTES: Final = 103
 _BIND_ATTEMPTS: Final = 8
@@ -163,6 +165,17 @@ class Server:
         from rdsrepl.postgres import connection
 
         return connection.connect(self.target(user=user, dbname=dbname), replication=replication)
+
+    def administer(self) -> Connection:
+        """Open the superuser's session for the sandbox's own statements; the caller closes it.
+
+        The database belongs to the master user, who may set its parameters and make operators in it: the session has
+        none of either.
+        """
+        from rdsrepl.postgres import connection
+
+        target = self.target()
+        return connection.connect(replace(target, keywords={**target.keywords, "options": ADMIN_OPTIONS}))
 
     def initdb(self) -> None:
         """Make the data directory: UTF8, SCRAM, the superuser without a password.

@@ -121,7 +121,7 @@ def stop(server: Server) -> None:
         return
     consumers: list[tuple[int, str]] = []
     query = "SELECT active_pid FROM pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL"
-    with suppress(Error), closing(server.connect()) as conn:
+    with suppress(Error), closing(server.administer()) as conn:
         pids = [row[0] for row in conn.execute(query).fetchall()]
         consumers = [(consumer, processes.started(consumer) or "") for consumer in pids]
     identity = processes.started(pid)
@@ -141,7 +141,7 @@ def stop(server: Server) -> None:
 def received_lsn(standby: Server) -> int | None:
     """Return up to where a running standby has its WAL; None when it does not say."""
     query = "SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::numeric::text"
-    with suppress(Error), closing(standby.connect()) as conn:
+    with suppress(Error), closing(standby.administer()) as conn:
         row = conn.execute(query).fetchone()
         return int(row[0]) if row is not None and row[0] is not None else None
     return None
@@ -153,7 +153,7 @@ def prepare_slots(primary: Server, wanted: list[str]) -> None:
     Raises:
         Error: the server refused.
     """
-    with closing(primary.connect()) as conn:
+    with closing(primary.administer()) as conn:
         for name in wanted:
             conn.execute(
                 "SELECT pg_create_physical_replication_slot(%s, true)"
@@ -165,7 +165,7 @@ def prepare_slots(primary: Server, wanted: list[str]) -> None:
 def streams(primary: Server, standby: str) -> bool:
     """Say whether a primary sends a standby its WAL, which has caught up."""
     query = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming')"
-    with suppress(Error), closing(primary.connect()) as conn:
+    with suppress(Error), closing(primary.administer()) as conn:
         row = conn.execute(query, [standby]).fetchone()
         return row is not None and bool(row[0])
     return False

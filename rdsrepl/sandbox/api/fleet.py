@@ -781,7 +781,7 @@ def _drop_slot(primary: Server, slot: str | None) -> None:
     query = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
     # The sender of a standby that has just ended takes a moment to notice.
     for _ in range(20):
-        with suppress(Error), closing(primary.connect()) as conn:
+        with suppress(Error), closing(primary.administer()) as conn:
             conn.execute(query, [slot])
             row = conn.execute("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [slot]).fetchone()
             if row is not None and row[0] == 0:

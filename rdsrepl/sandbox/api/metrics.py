@@ -65,7 +65,7 @@ class Publisher:
             before, moment = self._seen.get(instance.identifier), time.monotonic()
             if before is not None and moment - before.at < _LEAST_SECONDS:
                 return
-            with closing(server.connect()) as conn:
+            with closing(server.administer()) as conn:
                 row = conn.execute(_QUERY).fetchone()
             assert row is not None
             standby, lsn, lag, logical_lag, xids, sessions, replica_lag = row
