@@ -32,8 +32,9 @@ _LAST_POLL_SECONDS: Final = 10.0
 _SERVER_BACK_SECONDS: Final = 90.0
 _STILL_THERE: Final = """
 SELECT FROM pg_catalog.pg_stat_activity
- WHERE pid = %s AND pid <> pg_backend_pid() AND usename = current_user
+ WHERE pid = %s AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user
 """
+_TERMINATE: Final = "SELECT pg_catalog.pg_terminate_backend(%s)"
 # After these no further step is tried, however independent it is.
 _THE_END: Final = (errors.Unreachable, errors.OutcomeUnknown, KeyboardInterrupt)
 
@@ -152,6 +153,7 @@ def _step(
             raise errors.ConnectionLost(
                 f"{step.summary}: not begun, as the connection broke before it", hint="run the command again"
             )
+        _require_own_session(step, connections[step.protocol])
         pid = connections[step.protocol].info.backend_pid
     witness.before(step)
     interrupted = False
@@ -269,8 +271,25 @@ def _enter(stack: ExitStack, target: Target, protocol: str) -> Connection:
     stack.callback(conn.close)
     if protocol == "sql" and connection.server_version(conn) >= 14:
         # Should this process be killed, the server notices and ends the statement instead of finishing it later.
-        conn.execute("SET client_connection_check_interval = '1s'")
+        connection.configure(conn, {"client_connection_check_interval": "1s"})
     return conn
+
+
+def _require_own_session(step: Statement, conn: Connection) -> None:
+    """Refuse behind a pooler what must know its server process: to look what it waits for, to end it, to ask after it.
+
+    Raises:
+        Refused: it is such a statement.
+    """
+    from rdsrepl.postgres import connection
+
+    watched = step.timeout_seconds is not None or step.blockers or step.undo or step.done_if
+    if watched and connection.is_pooled(conn):
+        raise errors.Refused(
+            f"{step.summary}: a connection pooler stands between, which does not say which server process runs it",
+            hint="connect to the server itself, by its own host and port (on RDS: the endpoint of the cluster or "
+            "instance, not of the proxy)",
+        )
 
 
 def _failed(
@@ -393,9 +412,9 @@ def _cancel(conn: Connection, target: Target, worker: threading.Thread) -> None:
         worker.join(_CANCEL_SECONDS)
     except psycopg.Error:
         pass
-    if worker.is_alive():
+    if worker.is_alive() and not connection.is_pooled(conn):  # a pooler tells a number of its own
         with connection.open(target) as other:
-            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+            other.execute(_TERMINATE, (pid,))
         worker.join(_CANCEL_SECONDS)
 
 

@@ -150,8 +150,10 @@ class Database:
         return Target("the test's database", self.dsn)
 
     def connect(self) -> Connection:
-        """Open an autocommit connection as superuser; the caller closes it."""
-        return self.server.connect(dbname=self.name)
+        """Open an autocommit connection as superuser, with the server's own settings; the caller closes it."""
+        conn = self.server.connect(dbname=self.name)
+        conn.execute("RESET ALL")  # the program's connections have an empty search_path
+        return conn
 
     def run(self, *statements: str) -> list[tuple[Any, ...]]:
         """Run statements one by one; return the last one's rows."""

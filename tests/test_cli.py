@@ -116,10 +116,10 @@ def test_a_plan_that_stops_half_way_says_so(rdsrepl: Program, db15: Database) ->
     from rdsrepl.plan import Plan, Statement
 
     steps = [
-        Statement("make a", sql.SQL("CREATE TABLE a ()")),
-        Statement("make it again", sql.SQL("CREATE TABLE a ()")),
+        Statement("make a", sql.SQL("CREATE TABLE public.a ()")),
+        Statement("make it again", sql.SQL("CREATE TABLE public.a ()")),
     ]
-    steps.append(Statement("never", sql.SQL("CREATE TABLE b ()")))
+    steps.append(Statement("never", sql.SQL("CREATE TABLE public.b ()")))
     with pytest.raises(errors.AppliedInPart) as caught:
         apply.run(Plan("three steps", tuple(steps)), db15.target, done=lambda o: None, waiting=lambda s, t, b: None)
     assert caught.value.exit_code == 6

@@ -118,7 +118,7 @@ def test_a_role_in_use_is_not_dropped(database: Database, role: str, rdsrepl: Pr
     database.run(f"ALTER TABLE t OWNER TO {quoted}")
     owner = rdsrepl("role", "drop", role, "--yes", dsn=database.dsn)
     assert owner.code == 4
-    assert "table t" in owner.err
+    assert "table public.t " in owner.err
     database.run("DROP TABLE t")
     script = "import psycopg, sys; c = psycopg.connect(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
     psql = subprocess.Popen(
@@ -211,10 +211,10 @@ def test_admin_option_alone_is_no_membership(master: Connection) -> None:
 def test_rights_are_looked_at_before_anything_is_done(like_rds: Server, master: Connection) -> None:
     """PostgreSQL only warns of a GRANT that grants nothing, when the role holds any other privilege there."""
     with closing(like_rds.connect()) as admin:
-        admin.execute("CREATE TABLE theirs (id integer)")
-        admin.execute("GRANT INSERT ON theirs TO master")
+        admin.execute("CREATE TABLE public.theirs (id integer)")
+        admin.execute("GRANT INSERT ON public.theirs TO master")
         admin.execute("CREATE ROLE their_reader LOGIN")
-        admin.execute("GRANT SELECT ON theirs TO their_reader")
+        admin.execute("GRANT SELECT ON public.theirs TO their_reader")
         admin.execute("CREATE ROLE maker LOGIN CREATEROLE")
     master.execute("CREATE SCHEMA mine CREATE TABLE t (id integer)")
     try:
@@ -232,7 +232,7 @@ def test_rights_are_looked_at_before_anything_is_done(like_rds: Server, master: 
         with pytest.raises(errors.Refused, match="granted by"):
             roles.drop(master, "their_reader")
         with closing(like_rds.connect()) as admin:
-            admin.execute("DROP TABLE theirs")
+            admin.execute("DROP TABLE public.theirs")
         carry_out(master, roles.drop(master, "their_reader"))
         with closing(like_rds.connect()) as admin:
             admin.execute("SET SESSION AUTHORIZATION maker")

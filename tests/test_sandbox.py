@@ -633,7 +633,7 @@ def test_server(programs: Binaries, tmp_path: Path) -> None:
         try:
             with closing(primary.connect()) as conn:
                 assert value(conn, "SHOW cluster_name") == "it's \\ a"
-                conn.execute("CREATE TABLE t (a int)")
+                conn.execute("CREATE TABLE public.t (a int)")
                 written = value(conn, "SELECT pg_current_wal_flush_lsn()")
             # A promotion keeps what the standby has received, and a killed primary sends nothing more.
             with closing(standby.connect()) as conn:
@@ -644,7 +644,7 @@ def test_server(programs: Binaries, tmp_path: Path) -> None:
             assert primary.port == port and primary.pid != pid
             standby.promote()
             with closing(standby.connect()) as conn:
-                conn.execute("INSERT INTO t VALUES (1)")
+                conn.execute("INSERT INTO public.t VALUES (1)")
         finally:
             standby.remove()
     finally:

@@ -299,9 +299,9 @@ def test_on_a_standby(version: int, servers: Any, rdsrepl: Program, tmp_path: Pa
             helper.join()
         assert created.code == 0, created.err
         with closing(writer.connect()) as conn:
-            conn.execute("CREATE TABLE t (id integer PRIMARY KEY)")
+            conn.execute("CREATE TABLE public.t (id integer PRIMARY KEY)")
             conn.execute("CREATE PUBLICATION p FOR ALL TABLES")
-            conn.execute("INSERT INTO t VALUES (7)")
+            conn.execute("INSERT INTO public.t VALUES (7)")
         tail = rdsrepl("slot", "tail", "onstandby", "--limit", "1", "--publication", "p", dsn=reader.dsn())
         assert tail.lines[0]["after"] == {"id": 7}, tail.err
     finally:

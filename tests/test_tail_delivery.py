@@ -214,8 +214,8 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
     try:
         reader.start()
         with closing(writer.connect()) as conn:
-            conn.execute("CREATE TABLE t (id integer PRIMARY KEY)")
-            conn.execute("CREATE PUBLICATION p FOR TABLE t")
+            conn.execute("CREATE TABLE public.t (id integer PRIMARY KEY)")
+            conn.execute("CREATE PUBLICATION p FOR TABLE public.t")
         assert rdsrepl("slot", "create", "fo", "--failover", "--yes", dsn=writer.dsn()).code == 0
         one, two = writer.keywords(), reader.keywords()
         dsn = (
@@ -226,7 +226,7 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
             tail = rdsrepl.start("slot", "tail", "fo", dsn=dsn, stdout=file, stderr=subprocess.PIPE)
             for number in range(1, 11):
                 with closing(writer.connect()) as conn:
-                    conn.execute("INSERT INTO t VALUES (%s)", (number,))
+                    conn.execute("INSERT INTO public.t VALUES (%s)", (number,))
                     conn.execute("SELECT pg_log_standby_snapshot()")
             until(lambda: len(out.read_text().splitlines()) == 10, "the changes before the failover")
             # A synchronised slot outlives the promotion once the primary's has moved on (facts of PostgreSQL 17).
@@ -241,7 +241,7 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
 
             until(synced, "the slot is synchronised")
             with closing(writer.connect()) as conn:
-                conn.execute("INSERT INTO t VALUES (11)")
+                conn.execute("INSERT INTO public.t VALUES (11)")
                 end = conn.execute("SELECT pg_current_wal_lsn()").fetchone()
             with closing(reader.connect()) as conn:
                 replayed = "SELECT pg_last_wal_replay_lsn() >= %s"
@@ -250,7 +250,7 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
             reader.promote()
             with closing(reader.connect()) as conn:
                 for number in range(12, 21):
-                    conn.execute("INSERT INTO t VALUES (%s)", (number,))
+                    conn.execute("INSERT INTO public.t VALUES (%s)", (number,))
 
             def ids() -> list[int]:
                 return [event["after"]["id"] for event in parsed(out) if event["op"] == "c"]

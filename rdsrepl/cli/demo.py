@@ -27,16 +27,18 @@ if TYPE_CHECKING:
 Verb = Reader
 
 _TABLES: Final = (
-    "CREATE TABLE customers (id integer PRIMARY KEY, name text NOT NULL, email text)",
-    "CREATE TABLE orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer integer REFERENCES customers, "
-    "item text, amount numeric(10,2), paid boolean NOT NULL DEFAULT false)",
-    "INSERT INTO customers VALUES (1, 'Ada', 'ada@example.com'), (2, 'Grace', NULL), (3, 'Edgar', 'ted@example.com')",
+    "CREATE TABLE public.customers (id integer PRIMARY KEY, name text NOT NULL, email text)",
+    "CREATE TABLE public.orders (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, customer integer "
+    "REFERENCES public.customers, item text, amount numeric(10,2), paid boolean NOT NULL DEFAULT false)",
+    "INSERT INTO public.customers "
+    "VALUES (1, 'Ada', 'ada@example.com'), (2, 'Grace', NULL), (3, 'Edgar', 'ted@example.com')",
 )
 _WORK: Final = (
-    "INSERT INTO orders (customer, item, amount) VALUES (1 + %(n)s %% 3, 'order ' || %(n)s, 9.99 + %(n)s)",
-    "UPDATE orders SET paid = true WHERE id = (SELECT max(id) FROM orders)",
-    "UPDATE customers SET email = 'n' || %(n)s || '@example.com' WHERE id = 1 + %(n)s %% 3",
-    "DELETE FROM orders WHERE id = (SELECT min(id) FROM orders) AND (SELECT count(*) FROM orders) > 5",
+    "INSERT INTO public.orders (customer, item, amount) VALUES (1 + %(n)s %% 3, 'order ' || %(n)s, 9.99 + %(n)s)",
+    "UPDATE public.orders SET paid = true WHERE id = (SELECT max(id) FROM public.orders)",
+    "UPDATE public.customers SET email = 'n' || %(n)s || '@example.com' WHERE id = 1 + %(n)s %% 3",
+    "DELETE FROM public.orders WHERE id = (SELECT min(id) FROM public.orders) "
+    "AND (SELECT count(*) FROM public.orders) > 5",
 )
 _PAUSE_SECONDS: Final = 0.25
 _DROP_PASSWORD: Final = ("PGPASSWORD", "PGSERVICE", "PGHOSTADDR", "PGSSLMODE", "RDSREPL_DSN", "RDSREPL_TARGET")
@@ -138,7 +140,7 @@ class _Demo:
         self._run("-t", "sandbox", "slot", "lag", "shop_cdc")
 
         self._say("10. The same as JSON, for programs: what came after the stream ended, not consumed.")
-        _execute(target, "INSERT INTO orders (customer, item, amount) VALUES (2, 'the last one', 1.10)")
+        _execute(target, "INSERT INTO public.orders (customer, item, amount) VALUES (2, 'the last one', 1.10)")
         self._run(
             "--dsn", dsn, "slot", "peek", "shop_cdc", "--publication", "shop", "--limit", "1", "--format", "json",
             env={"PGPASSFILE": str(self._passfile)},
@@ -147,7 +149,8 @@ class _Demo:
         self._say("11. The same slot to Kinesis: confirmed when Kinesis has it; and read back.")
         self._run("-t", "sandbox", "stream", "create", "shop", "--shards", "2", "--yes")
         _execute(
-            target, "INSERT INTO orders (customer, item, amount) SELECT 1, 'in bulk', n FROM generate_series(1, 5) n"
+            target,
+            "INSERT INTO public.orders (customer, item, amount) SELECT 1, 'in bulk', n FROM generate_series(1, 5) n",
         )
         to_kinesis = ("slot", "tail", "shop_cdc", "--publication", "shop", "--to", "kinesis:shop", "--until-now")
         self._run("-t", "sandbox", *to_kinesis)

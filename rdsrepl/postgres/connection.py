@@ -2,6 +2,9 @@
 
 Secrets come from libpq's own means and stay inside libpq. TLS defaults are safe where libpq's are not: to a host that
 is not this machine, ``sslmode`` is ``require`` unless somebody chose, and to an RDS endpoint ``verify-full``.
+
+Every session begins with an empty ``search_path`` and with the other parameters of ``session.py``. A name that a user
+typed without a schema is looked up by ``relation_oid``.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from rdsrepl import errors
 from rdsrepl.config import config_path
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from rdsrepl.config import Target
     from rdsrepl.lsn import Lsn
+    from rdsrepl.postgres.session import Session
 
     Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -36,17 +40,28 @@ _NOBODY_CHOSE: Final = "nobody chose"
 
 
 _CURRENT_LSN: Final = """
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END
+SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
+            ELSE pg_catalog.pg_current_wal_lsn() END
 """
 
 _HERE: Final = """
-SELECT current_database()::text, pg_postmaster_start_time(), w.in_recovery,
-       CASE WHEN w.in_recovery THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END,
+SELECT pg_catalog.current_database()::text, pg_catalog.pg_postmaster_start_time(), w.in_recovery,
+       CASE WHEN w.in_recovery THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END,
        CASE WHEN NOT w.in_recovery AND NOT w.aurora
-            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint END
-  FROM (SELECT pg_is_in_recovery() AS in_recovery,
+            THEN ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))
+                 ::bit(32)::bigint END
+  FROM (SELECT pg_catalog.pg_is_in_recovery() AS in_recovery,
                EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version') AS aurora) w
 """
+
+_IN_RECOVERY: Final = "SELECT pg_catalog.pg_is_in_recovery()"
+
+# The path that this session would have without us. Both statements are safe on any path.
+_OWN_PATH: Final = """
+SELECT pg_catalog.set_config('search_path', s.reset_val, true) FROM pg_catalog.pg_settings s
+ WHERE s.name OPERATOR(pg_catalog.=) 'search_path'
+"""
+_RELATION: Final = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid"
 
 # A failed connection attempt carries no SQLSTATE in libpq, only the server's text (which RDS writes in English).
 _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], ...]] = (
@@ -56,6 +71,13 @@ _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], 
         errors.BadValue,
         None,
         "mend that keyword in the dsn, the target or the environment (-v shows what was given)",
+    ),
+    (
+        r"unsupported startup parameter( in options)?: (\"?(options|replication|database|search_path)|\S+)",
+        errors.Unsupported,
+        None,
+        "a connection pooler answers here, which passes on no replication connection and no options: connect to the "
+        "server itself (on RDS: the cluster's or the instance's own endpoint), and leave out PGOPTIONS and options=",
     ),
     (
         r"password authentication failed|no password supplied|SCRAM|authentication failed for user",
@@ -201,7 +223,7 @@ def open(
         target: the database.
         replication: open a walsender connection (``replication=database``), which takes replication commands and the
             simple query protocol only.
-        settings: server parameters for this session alone.
+        settings: server parameters for this session alone; they win over the ones that every session is given.
 
     Raises:
         Error: whatever went wrong, while connecting or inside the ``with`` block, as one of ours.
@@ -222,15 +244,31 @@ def connect(target: Target, *, replication: bool = False, settings: Mapping[str,
     import psycopg
 
     from rdsrepl.lsn import Lsn
+    from rdsrepl.postgres.session import Session, pinned
     from rdsrepl.postgres.types import PG_LSN_OID, LsnDumper, LsnLoader
 
-    keywords = _keywords(target, replication=replication, settings=settings or {})
+    settings = dict(settings or {})
+    encoding = settings.pop("client_encoding", None)
+    keywords, options = _keywords(target)
+    if encoding is not None:
+        keywords["client_encoding"] = encoding
+    if replication:
+        keywords["replication"] = "database"
+        keywords["options"] = _with_options(options, pinned(settings, options, version=0))
     try:
-        connection = psycopg.connect("", autocommit=True, prepare_threshold=None, **keywords)  # type: ignore[arg-type]
+        connection = Session.connect("", autocommit=True, prepare_threshold=None, **keywords)  # type: ignore[arg-type]
     except psycopg.Error as exc:
         raise _connect_error(exc, target, keywords) from exc
     connection.adapters.register_loader(PG_LSN_OID, LsnLoader)
     connection.adapters.register_dumper(Lsn, LsnDumper)
+    if not replication:
+        try:
+            connection.begin(pinned(settings, options, version=server_version(connection)))
+        except BaseException as exc:
+            connection.close()
+            if isinstance(exc, psycopg.Error):
+                raise translate(exc) from exc
+            raise
     return connection
 
 
@@ -240,7 +278,44 @@ def keywords(target: Target) -> dict[str, str]:
     Raises:
         Error: the target's dsn is none, or its cluster, instance or secret was not found.
     """
-    return _keywords(target, replication=False, settings={})
+    return _keywords(target)[0]
+
+
+def configure(connection: Connection, settings: Mapping[str, str]) -> None:
+    """Set more server parameters for a session that ``connect`` opened."""
+    cast("Session", connection).begin(settings)
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Say whether a connection pooler stands between, so that one statement's session may not be the next one's."""
+    return cast("Session", connection).pins is not None
+
+
+@contextmanager
+def own_path(connection: Connection) -> Iterator[None]:
+    """Give a transaction the ``search_path`` that the role, the database and the user's own options have set.
+
+    In it every function, operator, type and relation must be named with its schema. What is done is rolled back.
+    """
+    with connection.transaction(force_rollback=True):
+        connection.execute(_OWN_PATH)
+        yield
+
+
+def relation_oid(connection: Connection, name: str) -> int | None:
+    """Return the OID of the relation that NAME means, as SQL writes it; None where there is none.
+
+    Without a schema it is looked up in the ``search_path`` that the role, the database and the user's own options give.
+    That is read as data: nothing else is looked up there.
+
+    Raises:
+        psycopg.ProgrammingError: NAME is no name to SQL.
+    """
+    with own_path(connection):
+        row = connection.execute(_RELATION, (name,)).fetchone()
+    assert row is not None
+    oid: int | None = row[0]
+    return oid
 
 
 def rds_bundle_file() -> Path:
@@ -255,7 +330,7 @@ def server_version(connection: Connection) -> int:
 
 def in_recovery(connection: Connection) -> bool:
     """Say whether the server is a standby."""
-    row = connection.execute("SELECT pg_is_in_recovery()").fetchone()
+    row = connection.execute(_IN_RECOVERY).fetchone()
     assert row is not None
     return bool(row[0])
 
@@ -348,7 +423,8 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str]) -> dict[str, str]:
+def _keywords(target: Target) -> tuple[dict[str, str], str]:
+    """Return what libpq is given, and the ``options`` that hold, whoever gave them."""
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
@@ -386,22 +462,19 @@ def _keywords(target: Target, *, replication: bool, settings: Mapping[str, str])
                 and bundle.exists()
             ):
                 keywords["sslrootcert"] = str(bundle)
-    options = keywords.get("options", defaults.get("options", ""))
     # UTF8 is what every decoder and printer here expects, whatever the database's own encoding.
-    keywords["client_encoding"] = settings.get("client_encoding", "UTF8")
-    for name, value in settings.items():
-        if name == "client_encoding":
-            continue  # libpq's own keyword
-        escaped = value.replace("\\", "\\\\").replace(" ", "\\ ")
-        options += f" -c {name}={escaped}"
-    if options:
-        keywords["options"] = options.strip()
+    keywords["client_encoding"] = "UTF8"
     if "passfile" in keywords and "password" not in keywords:
         # libpq would prefer PGPASSWORD, which then is meant for another server; an empty password means: look it up.
         keywords["password"] = ""
-    if replication:
-        keywords["replication"] = "database"
-    return keywords
+    return keywords, keywords.get("options", defaults.get("options", ""))
+
+
+def _with_options(options: str, settings: Mapping[str, str]) -> str:
+    for name, value in settings.items():
+        escaped = value.replace("\\", "\\\\").replace(" ", "\\ ")
+        options += f" -c {name}={escaped}"
+    return options.strip()
 
 
 def _defaults(service: str | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
-from rdsrepl.postgres.connection import in_recovery, server_version, setting, translate
+from rdsrepl.postgres.connection import in_recovery, relation_oid, server_version, setting, translate
 from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts, failing
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ _FIND: Final = """
 SELECT c.oid, n.nspname::text, c.relname::text, format('%%I.%%I', n.nspname, c.relname), c.relkind::text,
        c.relpersistence::text, pg_has_role(c.relowner, 'usage'), pg_get_userbyid(c.relowner)::text
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
- WHERE CASE WHEN %(schema)s::text IS NULL THEN c.oid = to_regclass(quote_ident(%(table)s))
+ WHERE CASE WHEN %(schema)s::text IS NULL THEN c.oid = %(oid)s
             ELSE n.nspname = %(schema)s::text AND c.relname = %(table)s::text END
 """
 _NAMES: Final = """
@@ -922,11 +922,15 @@ def _objects(entries: Sequence[_Entry], schemas: Sequence[str]) -> Composed:
 
 
 def _find(conn: Connection, text: str) -> _Relation:
+    from psycopg import sql
+
     parts = parse_name(text)
     if len(parts) > 2:
         raise _not_a_name(text)
     schema, table = (None, parts[0]) if len(parts) == 1 else (parts[0], parts[1])
-    row = conn.execute(_FIND, {"schema": schema, "table": table}).fetchone()
+    # Not the server's own parser for a name with a schema: it refuses a schema that this role may not use.
+    oid = relation_oid(conn, sql.Identifier(table).as_string(None)) if schema is None else None
+    row = conn.execute(_FIND, {"schema": schema, "table": table, "oid": oid}).fetchone()
     if row is not None:
         return _Relation(*row)
     near = _near_table(conn, schema, table)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
-from rdsrepl.postgres.connection import server_version
+from rdsrepl.postgres.connection import relation_oid, server_version
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
@@ -572,7 +572,7 @@ def _reads(
 
     for schema in {schema.name: schema for schema in (_schema(conn, text, reader) for text in schemas)}.values():
         use(schema)
-        inside = _tables(conn, reader, "n.nspname = %(schema)s", schema.name)
+        inside = _tables(conn, reader, "n.nspname = %(value)s", schema.name)
         lacking = [table for table in inside if table.lacking]
         for table in lacking:
             if not table.grantable:
@@ -638,11 +638,12 @@ def _table(conn: Connection, text: str, reader: str) -> _Table:
     import psycopg
 
     try:
-        found = _tables(conn, reader, "c.oid = to_regclass(%(table)s)", text)
+        oid = relation_oid(conn, text)
     except (psycopg.ProgrammingError, psycopg.NotSupportedError) as exc:
         raise errors.BadValue(
             f"{text!r} is not a table's name", hint='schema.table, as SQL writes it: sales.orders, "Odd Name"."t"'
         ) from exc
+    found = [] if oid is None else _tables(conn, reader, "c.oid = %(value)s", oid)
     if not found:
         raise errors.NotFound(
             f"no table {text}", hint="check name, schema and database; odd names in double quotes: sales.'\"Orders\"'"
@@ -650,13 +651,13 @@ def _table(conn: Connection, text: str, reader: str) -> _Table:
     return found[0]
 
 
-def _tables(conn: Connection, reader: str, condition: str, value: str) -> list[_Table]:
+def _tables(conn: Connection, reader: str, condition: str, value: str | int) -> list[_Table]:
     from psycopg import sql
     from psycopg.rows import class_row
 
     with conn.cursor(row_factory=class_row(_Table)) as cursor:
         query = sql.SQL(_TABLES).format(sql.SQL(condition))
-        return cursor.execute(query, {"reader": reader, "schema": value, "table": value}).fetchall()
+        return cursor.execute(query, {"reader": reader, "value": value}).fetchall()
 
 
 def _refuse_connected(conn: Connection, name: str) -> None:

@@ -8,6 +8,7 @@ catalogue is today's, the change may be older: a type dropped since is treated a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rdsrepl.tail import values
@@ -27,9 +28,12 @@ _ATTRIBUTES = """
 SELECT attname, atttypid FROM pg_catalog.pg_attribute
  WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
+# Runs on the role's own search_path, as the schemas on it are left out of the names: nothing may be looked up there.
 _TYPE_NAMES = """
-SELECT pg_catalog.format_type(oid, typmod)
-  FROM unnest(%s::oid[], %s::int4[]) WITH ORDINALITY AS c (oid, typmod, number) ORDER BY number
+SELECT pg_catalog.format_type(c.oid, c.typmod)
+  FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.oid[]), pg_catalog.unnest(%s::pg_catalog.int4[]))
+       WITH ORDINALITY AS c (oid, typmod, number)
+ ORDER BY c.number
 """
 _PRIMARY_KEY = """
 SELECT a.attname FROM pg_catalog.pg_index i
@@ -69,7 +73,7 @@ class Catalog:
 
     def type_names(self, oids: Sequence[int], typmods: Sequence[int]) -> list[str]:
         """Return the SQL names of types with their modifiers, as ``format_type`` prints them."""
-        return [row[0] for row in self._ask(_TYPE_NAMES, (list(oids), list(typmods)))]
+        return [row[0] for row in self._ask(_TYPE_NAMES, (list(oids), list(typmods)), own_path=True)]
 
     def primary_key(self, relation_oid: int) -> frozenset[str]:
         """Return the names of a table's primary key columns; empty when it has none."""
@@ -107,7 +111,7 @@ class Catalog:
             return Shape(Kind.CONVERT, values.composite(attributes))
         return Shape(Kind.TEXT)
 
-    def _ask(self, query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    def _ask(self, query: str, parameters: tuple[Any, ...], *, own_path: bool = False) -> list[tuple[Any, ...]]:
         import psycopg
 
         from rdsrepl.postgres import connection
@@ -115,7 +119,8 @@ class Catalog:
         if self._conn is None:
             self._conn = connection.connect(self._target)
         try:
-            return self._conn.execute(query, parameters).fetchall()
+            with connection.own_path(self._conn) if own_path else nullcontext():
+                return self._conn.execute(query, parameters).fetchall()
         except psycopg.Error as exc:
             self.close()
             raise connection.translate(exc) from exc

@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from psycopg.sql import Composed
 
     from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
     from rdsrepl.tail.preflight import Findings
 
-_MESSAGE: Final = "SELECT pg_logical_emit_message(true, %s, %s)"
+_MESSAGE: Final = "SELECT pg_catalog.pg_logical_emit_message(true, %s, %s)"
+_NAME: Final = """
+SELECT n.nspname::text, c.relname::text
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
+"""
+# The table may have policies of its own; to write into it is no reading.
+_SETTINGS: Final = {"row_security": "on"}
 _RETRY_SECONDS: Final = 5.0
 _SHORTEST_SECONDS: Final = 0.1
 
@@ -80,8 +87,8 @@ class Heartbeat:
                 "--heartbeat writes, and this server is a standby", hint="beat at the primary, or leave it out"
             )
         try:
-            with connection.open(self._target) as conn:
-                self._once(conn.execute)
+            with connection.open(self._target, settings=_SETTINGS) as conn:
+                self._once(conn)
         except Error as exc:
             if self._beat.table is None or exc.sqlstate is None:
                 raise
@@ -110,28 +117,31 @@ class Heartbeat:
         failing = False
         while not self._over.wait(min(_RETRY_SECONDS, self._beat.every_seconds) if failing else 0.0):
             try:
-                with connection.open(self._target) as conn:
+                with connection.open(self._target, settings=_SETTINGS) as conn:
                     while not self._over.wait(self._beat.every_seconds):
-                        self._once(conn.execute)
+                        self._once(conn)
                         failing = False
             except Error as exc:
                 if not failing:
                     self._note(f"heartbeat: {exc.message}; trying again")
                 failing = True
 
-    def _once(self, execute: Callable[..., object]) -> None:
+    def _once(self, conn: Connection) -> None:
         if self._beat.table is None:
-            execute(_MESSAGE, (HEARTBEAT_PREFIX, self._slot_name))
+            conn.execute(_MESSAGE, (HEARTBEAT_PREFIX, self._slot_name))
         else:
-            execute(self._upsert(), (self._slot_name,))
+            conn.execute(self._upsert(conn, self._beat.table), (self._slot_name,))
 
-    def _upsert(self) -> Composed:
+    def _upsert(self, conn: Connection, table: str) -> Composed:
         from psycopg import sql
 
+        from rdsrepl.postgres import connection
         from rdsrepl.postgres.publications import parse_name
 
-        table = sql.Identifier(*parse_name(self._beat.table or ""))
+        parts = parse_name(table)
+        if len(parts) == 1 and (oid := connection.relation_oid(conn, sql.Identifier(*parts).as_string(None))):
+            parts = conn.execute(_NAME, (oid,)).fetchone() or parts
         return sql.SQL(
-            "INSERT INTO {} AS h (slot_name, beat_at) VALUES (%s, clock_timestamp()) "
+            "INSERT INTO {} AS h (slot_name, beat_at) VALUES (%s, pg_catalog.clock_timestamp()) "
             "ON CONFLICT (slot_name) DO UPDATE SET beat_at = excluded.beat_at"
-        ).format(table)
+        ).format(sql.Identifier(*parts))

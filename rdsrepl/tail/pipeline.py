@@ -102,7 +102,7 @@ def assemble(
         pipeline = _wal2json(findings, name, fmt, catalog, tables, given, until_lsn)
     else:
         decoder = TestDecoding(tables, until_lsn=until_lsn, colour=colour and name is FormatName.pretty)
-        pipeline = Pipeline(decoder, dict(given), {})
+        pipeline = Pipeline(decoder, dict(given), {"search_path": findings.search_path})
     if findings.lenient_text:
         # Such a server knows no conversion, and refuses to send bytes that are no UTF-8 as UTF-8.
         return replace(pipeline, settings={**pipeline.settings, "client_encoding": "SQL_ASCII"})
@@ -188,14 +188,15 @@ def _wal2json(
             "--format wal2json is format-version 2", hint="for version 1 use --format raw with format-version=1"
         )
     if name in (FormatName.raw, FormatName.wal2json):
+        as_it_prints = {"search_path": findings.search_path}
         if version == "1":
             if tables:
                 raise WrongPlugin(
                     "--table cannot look into version 1, where a message is a whole transaction",
                     hint="use the plugin's own: --plugin-option add-tables=schema.table",
                 )
-            return Pipeline(RawWal2jsonV1(until_lsn=until_lsn), {"format-version": "1", **given}, {})
-        return Pipeline(RawWal2json(tables, until_lsn=until_lsn), {"format-version": "2", **given}, {})
+            return Pipeline(RawWal2jsonV1(until_lsn=until_lsn), {"format-version": "1", **given}, as_it_prints)
+        return Pipeline(RawWal2json(tables, until_lsn=until_lsn), {"format-version": "2", **given}, as_it_prints)
     if given.get("include-lsn", "true").lower() in _FALSE:
         raise WrongPlugin(
             f"slot {slot}: include-lsn=false hides the position that identifies a change", hint="leave it out"

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.slots import Slot
 
 _ABOUT: Final = """
-SELECT current_database(), current_setting('server_encoding'),
-       NOT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version')
+SELECT pg_catalog.current_database(), pg_catalog.current_setting('server_encoding'),
+       NOT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version'),
+       (SELECT s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = 'search_path')
 """
 _PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY pubname"
 _LOGICAL_ON_STANDBY: Final = 16
@@ -39,6 +40,8 @@ class Findings:
         lenient_text: the database's text may be no UTF-8 (SQL_ASCII).
         has_timelines: whether a promotion begins a new timeline. Aurora's storage is one for all servers of a cluster:
             a failover gives no position twice, and there are no timelines.
+        search_path: the one that the role and the database have set. A plugin that prints types' names leaves out the
+            schemas on it; nothing is looked up there.
     """
 
     slot: Slot
@@ -49,6 +52,7 @@ class Findings:
     publications: tuple[str, ...]
     lenient_text: bool
     has_timelines: bool
+    search_path: str
 
 
 def look(target: Target, slot_name: str, publications: Sequence[str], *, primary: bool = False) -> Findings:
@@ -85,7 +89,7 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
         slot = slots.get(conn, slot_name)
         row = conn.execute(_ABOUT).fetchone()
         assert row is not None
-        database, encoding, has_timelines = row
+        database, encoding, has_timelines, path = row
         _fit(slot, database, in_recovery)
         names: tuple[str, ...] = ()
         if slot.plugin == "pgoutput":
@@ -97,7 +101,7 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
             )
         current_lsn = connection.current_lsn(conn)
         lenient = encoding == "SQL_ASCII"
-        return Findings(slot, database, version, in_recovery, current_lsn, names, lenient, has_timelines)
+        return Findings(slot, database, version, in_recovery, current_lsn, names, lenient, has_timelines, path)
 
 
 def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,117 @@
+"""What a session depends on, set when it begins, whatever its role, its database and its server have set.
+
+The empty ``search_path`` is the guard against the objects of others: without it, whoever may create a function, an
+operator or a type in a schema on the path decides what our statements run, with the rights of whoever runs the command
+(CVE-2018-1058). The other parameters decide how values are written, and whether a statement is ended.
+
+Behind a connection pooler a session is not ours: nothing may stay behind in it, and in transaction mode the next
+statement may reach another one. There everything is set for one transaction at a time. A pooler is recognised by the
+process number: it tells its client another one than the server's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import psycopg  # noqa: TID253 - this module is itself imported inside functions
+from psycopg.pq import TransactionStatus  # noqa: TID253
+
+Row = tuple[Any, ...]
+
+# Since which version, the parameter, its value.
+_PINS: Final[tuple[tuple[int, str, str], ...]] = (
+    (0, "search_path", ""),
+    # How values are written and read; psycopg refuses other date styles.
+    (0, "DateStyle", "ISO, MDY"),
+    (0, "IntervalStyle", "postgres"),
+    (0, "TimeZone", "UTC"),
+    (0, "extra_float_digits", "1"),
+    (0, "bytea_output", "hex"),
+    (0, "standard_conforming_strings", "on"),
+    (0, "quote_all_identifiers", "off"),
+    # Rows that a policy hides are an error, not fewer rows.
+    (0, "row_security", "off"),
+    # A standby has no serializable transactions.
+    (0, "default_transaction_isolation", "read committed"),
+    # What ends a statement or a session is for the command to decide, or for the user's own `options`.
+    (0, "statement_timeout", "0"),
+    (0, "lock_timeout", "0"),
+    (0, "idle_in_transaction_session_timeout", "0"),
+    (14, "idle_session_timeout", "0"),
+    (17, "transaction_timeout", "0"),
+)
+_OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([\w.-]+)=")
+
+_PIN: Final = """
+SELECT pg_catalog.pg_backend_pid(),
+       pg_catalog.count(pg_catalog.set_config(p.name, p.value,
+                        pg_catalog.int4ne(pg_catalog.pg_backend_pid(), %(told)s::pg_catalog.int4)))
+  FROM ROWS FROM (pg_catalog.unnest(%(names)s::pg_catalog.text[]),
+                  pg_catalog.unnest(%(values)s::pg_catalog.text[])) AS p (name, value)
+"""
+
+
+class Session(psycopg.Connection[Row]):
+    """A connection whose parameters are pinned.
+
+    Attributes:
+        pins: behind a pooler, what is set anew in every transaction; None where the session is this client's own.
+    """
+
+    pins: dict[str, str] | None = None
+
+    def begin(self, wanted: Mapping[str, str]) -> None:
+        """Set parameters: for the session, or behind a pooler from now on for each transaction."""
+        # The server's process, if this is no pooler: decided in the statement itself, which leaves nothing behind.
+        told = self.info.backend_pid
+        if self._pin(wanted) != told:
+            self.pins = {**(self.pins or {}), **wanted}
+            self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            self.cursor_factory = _PooledCursor
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """Begin a transaction, as ``psycopg.Connection.transaction`` does, with the parameters in it."""
+        with super().transaction(savepoint_name, force_rollback) as transaction:
+            if self.pins is not None:
+                self._pin(self.pins)
+            yield transaction
+
+    def _pin(self, wanted: Mapping[str, str]) -> int:
+        given = {"told": self.info.backend_pid, "names": list(wanted), "values": list(wanted.values())}
+        row = psycopg.Cursor(self).execute(_PIN, given).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+class _PooledCursor(psycopg.Cursor[Row]):
+    """Runs each statement in a transaction, where nobody began one."""
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> _PooledCursor:
+        if self.connection.info.transaction_status != TransactionStatus.IDLE:
+            return super().execute(query, params, **options)
+        with self.connection.transaction():
+            # Inside, as the values' readers are chosen here, by the DateStyle and the TimeZone of the transaction.
+            return super().execute(query, params, **options)
+
+
+def pinned(settings: Mapping[str, str], options: str, *, version: int) -> dict[str, str]:
+    """Return the parameters of a session.
+
+    Args:
+        settings: the caller's own, which win.
+        options: libpq's ``options`` as the user gave them; time-outs in them win over ours.
+        version: the server's major version; 0 is not known yet.
+    """
+    chosen = {name.replace("-", "_").lower() for name in _OPTION.findall(options)}
+    pins = {
+        name: value
+        for since, name, value in _PINS
+        if since <= version and not (name.endswith("_timeout") and name in chosen)
+    }
+    return {**pins, **settings}
