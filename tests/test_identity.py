@@ -178,7 +178,8 @@ def test_identities_of_any_stream(kinds: list[str], left_at: int, rng: random.Ra
     history = Timelines(2, ((1, wal.switch),)) if wal.switch else Timelines(1)
 
     def decoded(messages: list[bytes]) -> list[dict[str, Any]]:
-        decoder = PgoutputDecoder(JsonFormat(Catalog(None)), TableFilter())  # type: ignore[arg-type]
+        catalog = Catalog(None)  # type: ignore[arg-type]
+        decoder = PgoutputDecoder(JsonFormat(catalog), TableFilter(), catalog)
         decoder.reset(history)
         lines: list[dict[str, Any]] = []
         while messages:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -37,6 +37,8 @@ class Relation:
         schema, table: its name at the time of the change.
         replica_identity: ``pg_class.relreplident``: d, n, f or i.
         columns: the published ones.
+        key: the names of the columns that identify a row, where the decoder knows them; None: the flagged columns, or
+            with FULL the primary key's.
     """
 
     oid: int
@@ -44,6 +46,7 @@ class Relation:
     table: str
     replica_identity: str
     columns: tuple[Column, ...]
+    key: frozenset[str] | None = None
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ class Transaction:
         commit_time: when it committed, ISO 8601; None where the plugin does not say.
         commit_ms: the same in milliseconds since 1970.
         suffix: the end of each of its lines in the ``json`` format, up to ``seq``.
+        as_text: a member of a line, with its comma, that names the columns given as text; empty where there are none.
     """
 
     xid: int | None
@@ -71,6 +75,12 @@ class Transaction:
     commit_time: str | None
     commit_ms: int | None
     suffix: str = ""
+    as_text: str = ""
+
+    def with_text(self, columns: Sequence[str]) -> Transaction:
+        """Return the same transaction for a change whose values of these columns are given as the server's text."""
+        member = f'"as_text":[{",".join(map(quote, columns))}],'
+        return replace(self, as_text=member, suffix=f'",{member}{self.suffix[2:]}')
 
     @classmethod
     def of(

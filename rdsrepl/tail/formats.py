@@ -16,7 +16,7 @@ from rdsrepl import __version__
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Relation, Transaction
-from rdsrepl.tail.values import Dialect, Shape, wal2json_shape
+from rdsrepl.tail.values import AsText, Dialect, Shape, wal2json_shape
 
 #: JSON texts of a row's columns (None: unchanged TOAST), then anything.
 Values = tuple[Any, ...]
@@ -115,11 +115,39 @@ def members(relation: Relation, numbers: Sequence[int]) -> list[str | int]:
 
 def key_numbers(relation: Relation, catalog: Catalog) -> list[int]:
     """Return which columns identify a row: the replica identity, or with FULL the primary key, if there is one."""
+    if relation.key is not None:
+        return [n for n, column in enumerate(relation.columns) if column.name in relation.key]
     if relation.replica_identity == "f":
         # pgoutput flags every column then; the primary key identifies just as well, and says it shorter.
         primary = catalog.primary_key(relation.oid)
         return [n for n, column in enumerate(relation.columns) if column.name in primary]
     return [n for n, column in enumerate(relation.columns) if column.is_key]
+
+
+class TextMarkingWriter:
+    """Another writer, for a relation with values that may be given as text: each line names their columns."""
+
+    __slots__ = ("_inner", "_names")
+
+    def __init__(self, inner: Writer, relation: Relation) -> None:
+        self._inner = inner
+        self._names = [column.name for column in relation.columns]
+
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write an INSERT."""
+        return self._inner.insert(new, lsn, self._marked(tx, new), seq)
+
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write an UPDATE; a column is named when its old or its new value is given as text."""
+        return self._inner.update(new, old, whole, lsn, self._marked(tx, new, old or ()), seq)
+
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write a DELETE."""
+        return self._inner.delete(old, whole, lsn, self._marked(tx, old), seq)
+
+    def _marked(self, tx: Transaction, *rows: Values) -> Transaction:
+        numbers = {number for row in rows for number, value in enumerate(row) if type(value) is AsText}
+        return tx.with_text([self._names[number] for number in sorted(numbers)]) if numbers else tx
 
 
 def text_of(content: bytes) -> tuple[str, bool]:
@@ -159,6 +187,11 @@ class _RowImages:
 def _fill(values: Values, old: Values) -> Values:
     """Give a key column that came as unchanged the old value: an unchanged key is the same key."""
     return tuple(b if a is None else a for a, b in zip(values, old, strict=True))
+
+
+def _known(values: Values) -> Values:
+    """Give a key column whose value nobody sent a null: servers before 13.6 leave out a large key that is unchanged."""
+    return tuple("null" if value is None else value for value in values) if None in values else values
 
 
 class _ChangesOnly:
@@ -245,7 +278,7 @@ class _JsonWriter:
             return f"{self._update(new)}{lsn}{tx.suffix}{seq}}}\n"
         images = self._images
         after, unchanged = images.known_after(new)
-        key = template(images.key)(new if old is None else _fill(new, old))
+        key = template(images.key)(_known(new if old is None else _fill(new, old)))
         before = "null" if old is None else template(images.before(whole))(old)
         rest = f',"unchanged":{unchanged}' if unchanged != "[]" else ""
         return (
@@ -400,7 +433,9 @@ class DebeziumFormat(_ChangesOnly):
         self, before: str, after: str, op: str, schema: str, table: str, lsn: str, tx: Transaction, seq: int
     ) -> str:
         """Write one event."""
-        return f'{{"before":{before},"after":{after},"op":"{op}",{self._source(schema, table, lsn, tx, seq)}'
+        return (
+            f'{{"before":{before},"after":{after},{tx.as_text}"op":"{op}",{self._source(schema, table, lsn, tx, seq)}'
+        )
 
     def _source(self, schema: str, table: str, lsn: str, tx: Transaction, seq: int) -> str:
         xid = "null" if tx.xid is None else tx.xid

@@ -177,7 +177,7 @@ def run(
     heartbeat = None if job.beat is None else Heartbeat(target, job.slot_name, job.beat, observer.note)
     if heartbeat is not None:
         heartbeat.check(findings)
-    catalog = Catalog(target)
+    catalog = Catalog(target, observer.warn)
     exporter: Exporter | None = None
     sink: Sink | None = None
     try:

@@ -12,8 +12,9 @@ from struct import Struct
 from typing import Final
 
 from rdsrepl.errors import ServerError
+from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import HEARTBEAT_PREFIX, Batch, Column, Relation, Stop, TableFilter, Transaction
-from rdsrepl.tail.formats import Format, Writer
+from rdsrepl.tail.formats import Format, TextMarkingWriter, Writer
 from rdsrepl.tail.receiver import PAYLOAD
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.values import Parse, compile_tuple
@@ -51,18 +52,26 @@ class PgoutputDecoder:
     """Decodes XLogData messages of a pgoutput slot into a format's lines."""
 
     def __init__(
-        self, fmt: Format, tables: TableFilter, *, until_lsn: int | None = None, lenient: bool = False
+        self,
+        fmt: Format,
+        tables: TableFilter,
+        catalog: Catalog,
+        *,
+        until_lsn: int | None = None,
+        lenient: bool = False,
     ) -> None:
         """Make a decoder.
 
         Args:
             fmt: writes the lines.
             tables: which tables are wanted.
+            catalog: is told what the stream says about types.
             until_lsn: stop before the first transaction whose commit record begins there or later.
             lenient: the database's text may be no UTF-8.
         """
         self._format = fmt
         self._tables = tables
+        self._catalog = catalog
         self._until = until_lsn
         self._lenient = lenient
         self._timelines = _UNKNOWN
@@ -86,6 +95,8 @@ class PgoutputDecoder:
         lines: list[str] = []
         append = lines.append
         relations = self._relations
+        catalog = self._catalog
+        catalog.batch_received()
         tx, seq = self._tx, self._seq
         commits: list[tuple[int, int]] = []
         changes, stop = 0, None
@@ -121,6 +132,7 @@ class PgoutputDecoder:
                     stop = Stop.UNTIL
                     break
                 tx, seq, self._open = self._transaction(xid, commit_lsn, microseconds), 0, True
+                catalog.xid = xid
                 if marker := self._format.begin(tx):
                     append(marker)
             elif kind == 0x43:  # Commit
@@ -130,6 +142,8 @@ class PgoutputDecoder:
                 tx, seq, self._open = _NO_TRANSACTION, 0, False
             elif kind == 0x52:  # Relation
                 self._learn(m)
+            elif kind == 0x59:  # Type: comes before the Relation message that uses it
+                self._name_type(m)
             elif kind == 0x54:  # Truncate
                 written, seq = self._truncate(m, tx, seq)
                 lines += written
@@ -146,6 +160,7 @@ class PgoutputDecoder:
                     break
                 gid = _string(m, _AT + 29)[0]
                 tx, seq, self._open = self._transaction(xid, prepare_lsn, microseconds, gid), 0, True
+                catalog.xid = xid
             elif kind == 0x50:  # Prepare
                 commits.append((_COMMIT(m, _AT + 1)[2], changes))
                 tx, seq, self._open = _NO_TRANSACTION, 0, False
@@ -154,7 +169,7 @@ class PgoutputDecoder:
                 append(line)
                 changes += 1
                 commits.append((end_lsn, changes))
-            elif kind not in (0x4F, 0x59):  # Origin and Type say nothing that we print
+            elif kind != 0x4F:  # Origin says nothing that we print
                 raise ServerError(f"pgoutput sent a message of unknown kind {chr(kind)!r}")
         self._tx, self._seq = tx, seq
         return Batch(lines, changes, commits, self._open, stop)
@@ -196,8 +211,15 @@ class PgoutputDecoder:
         if not self._tables.wants(relation.schema, table):
             self._relations[oid] = _Known(relation, None, None)
             return
-        parse = compile_tuple(self._format.shapes(relation), self._format.dialect, lenient=self._lenient)
-        self._relations[oid] = _Known(relation, self._format.writer(relation), parse)
+        shapes, writer = self._format.shapes(relation), self._format.writer(relation)
+        if any(shape.uncertain for shape in shapes):
+            writer = TextMarkingWriter(writer, relation)
+        parse = compile_tuple(shapes, self._format.dialect, lenient=self._lenient)
+        self._relations[oid] = _Known(relation, writer, parse)
+
+    def _name_type(self, m: bytes) -> None:
+        schema, position = _string(m, _AT + 5)
+        self._catalog.type_named(_OID(m, _AT + 1)[0], schema, _string(m, position)[0])
 
     def _truncate(self, m: bytes, tx: Transaction, seq: int) -> tuple[list[str], int]:
         count, flags = _TRUNCATE(m, _AT + 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.errors import WrongPlugin
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Decoder, TableFilter
+from rdsrepl.tail.encodings import decoder
 from rdsrepl.tail.formats import DebeziumFormat, Format, JsonFormat, PrettyFormat, Wal2jsonFormat
 from rdsrepl.tail.keys import KeyedFormat
 from rdsrepl.tail.pgoutput import PgoutputDecoder, RawPgoutput
@@ -97,7 +98,7 @@ def assemble(
             )
         fmt = KeyedFormat(fmt, catalog, partition_by)
     if plugin == "pgoutput":
-        pipeline = _pgoutput(findings, name, fmt, tables, given, until_lsn)
+        pipeline = _pgoutput(findings, name, fmt, catalog, tables, given, until_lsn)
     elif plugin == "wal2json":
         pipeline = _wal2json(findings, name, fmt, catalog, tables, given, until_lsn)
     else:
@@ -125,6 +126,7 @@ def _pgoutput(
     findings: Findings,
     name: FormatName,
     fmt: Format | None,
+    catalog: Catalog,
     tables: TableFilter,
     given: Mapping[str, str],
     until_lsn: int | None,
@@ -158,7 +160,7 @@ def _pgoutput(
     options.update(given)
     if fmt is None:
         return Pipeline(RawPgoutput(until_lsn=until_lsn), options, {})
-    decoder = PgoutputDecoder(fmt, tables, until_lsn=until_lsn, lenient=findings.lenient_text)
+    decoder = PgoutputDecoder(fmt, tables, catalog, until_lsn=until_lsn, lenient=findings.lenient_text)
     return Pipeline(decoder, options, dict(fmt.settings))
 
 
@@ -187,6 +189,7 @@ def _wal2json(
         raise WrongPlugin(
             "--format wal2json is format-version 2", hint="for version 1 use --format raw with format-version=1"
         )
+    decode = decoder(findings.encoding, catalog.converted)
     if name in (FormatName.raw, FormatName.wal2json):
         as_it_prints = {"search_path": findings.search_path}
         if version == "1":
@@ -196,13 +199,20 @@ def _wal2json(
                     hint="use the plugin's own: --plugin-option add-tables=schema.table",
                 )
             return Pipeline(RawWal2jsonV1(until_lsn=until_lsn), {"format-version": "1", **given}, as_it_prints)
-        return Pipeline(RawWal2json(tables, until_lsn=until_lsn), {"format-version": "2", **given}, as_it_prints)
+        raw = RawWal2json(tables, decode=decode, as_utf8=name is FormatName.wal2json, until_lsn=until_lsn)
+        return Pipeline(raw, {"format-version": "2", **given}, as_it_prints)
     if given.get("include-lsn", "true").lower() in _FALSE:
         raise WrongPlugin(
             f"slot {slot}: include-lsn=false hides the position that identifies a change", hint="leave it out"
         )
     assert fmt is not None
+    if given.get("include-type-oids", "true").lower() in _FALSE:
+        raise WrongPlugin(
+            f"slot {slot}: include-type-oids=false hides the columns' types, which --format {name.value} needs",
+            hint="leave it out",
+        )
     options = {**PARSED_OPTIONS, **given}
     if version == "1":
         del options["include-transaction"]
-    return Pipeline(ParsedWal2json(fmt, tables, catalog, until_lsn=until_lsn), options, dict(fmt.settings))
+    parsed = ParsedWal2json(fmt, tables, catalog, decode=decode, until_lsn=until_lsn)
+    return Pipeline(parsed, options, dict(fmt.settings))

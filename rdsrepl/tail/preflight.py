@@ -38,6 +38,7 @@ class Findings:
         current_lsn: how far its WAL reaches (on a standby: is replayed).
         publications: the publications to stream; empty for other plugins.
         lenient_text: the database's text may be no UTF-8 (SQL_ASCII).
+        encoding: the database's own (``server_encoding``).
         has_timelines: whether a promotion begins a new timeline. Aurora's storage is one for all servers of a cluster:
             a failover gives no position twice, and there are no timelines.
         search_path: the one that the role and the database have set. A plugin that prints types' names leaves out the
@@ -51,6 +52,7 @@ class Findings:
     current_lsn: Lsn
     publications: tuple[str, ...]
     lenient_text: bool
+    encoding: str
     has_timelines: bool
     search_path: str
 
@@ -101,7 +103,9 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
             )
         current_lsn = connection.current_lsn(conn)
         lenient = encoding == "SQL_ASCII"
-        return Findings(slot, database, version, in_recovery, current_lsn, names, lenient, has_timelines, path)
+        return Findings(
+            slot, database, version, in_recovery, current_lsn, names, lenient, encoding, has_timelines, path
+        )
 
 
 def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -6,10 +6,16 @@ objects, times in ISO 8601, a domain as its base type, everything else as a stri
 wal2json plugin prints: numbers bare (``null`` for NaN and infinities), booleans, bytea as bare hex, else strings.
 
 A relation's columns are compiled once into one function (``compile_tuple``), so that a row costs no call per column.
+
+The server says a column's type, but not what a composite type is made of: that comes from the catalogue, which may be
+newer than the value. So everything inside a composite is checked against its type's grammar, and a text that does not
+fit raises ``ValueError``; ``catalog`` then gives the text itself, as ``AsText``.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from json.encoder import encode_basestring as quote
@@ -38,10 +44,30 @@ class Kind(Enum):
 
 
 class Shape(NamedTuple):
-    """A column's way to JSON: a kind, and for ``CONVERT`` the function."""
+    """A column's way to JSON.
+
+    Attributes:
+        kind: how the text becomes JSON.
+        convert: for ``CONVERT`` the function, for text that certainly has this shape.
+        checked: the same for text that may not have it; raises ValueError where it does not fit.
+        uncertain: ``convert`` may return ``AsText``.
+    """
 
     kind: Kind
     convert: Convert | None = None
+    checked: Convert | None = None
+    uncertain: bool = False
+
+
+class AsText(str):
+    """The JSON string of a value's text, where its type is not known for certain; the line names the column."""
+
+    __slots__ = ()
+
+
+def as_text(text: str) -> AsText:
+    """Return a value as the server's text, marked."""
+    return AsText(quote(text))
 
 
 #: the built-in types whose text needs more than quoting (``pg_type.dat``); array, domain, composite: see ``catalog``.
@@ -147,10 +173,13 @@ def compile_tuple(shapes: Sequence[Shape], dialect: Dialect, *, lenient: bool = 
 
 
 def to_json(shape: Shape) -> Convert:
-    """Return the function that turns a value's text into the ``json`` dialect, for values inside others."""
-    if shape.convert is not None:
-        return shape.convert
-    return _CONVERTS[shape.kind]
+    """Return the function that turns a value's text into the ``json`` dialect; the text must have the shape."""
+    return shape.convert or _CONVERTS[shape.kind]
+
+
+def checked(shape: Shape) -> Convert:
+    """Return the same function for text that may have another shape: it raises ValueError where it does not fit."""
+    return shape.checked or shape.convert or _CHECKED[shape.kind]
 
 
 def timestamptz(text: str) -> str:
@@ -163,36 +192,55 @@ def timestamptz(text: str) -> str:
 
 
 def array(element: Convert, delimiter: str = ",") -> Convert:
-    """Return the conversion of an array whose elements convert by ELEMENT."""
+    """Return the conversion of an array whose elements convert by ELEMENT.
+
+    It raises ValueError or IndexError for text that is no array, and RecursionError for one that is nested too deeply.
+    """
 
     def convert(text: str) -> str:
-        position = text.index("=") + 1 if text[:1] == "[" else 0  # "[2:3]={7,8}": the bounds go
-        return _array(text, position, element, delimiter)[0]
+        position = text.index("=") + 1 if text[0] == "[" else 0  # "[2:3]={7,8}": the bounds go
+        if '"' not in text and "{" not in text[position + 1 :]:
+            if text[position] != "{" or text.find("}") != len(text) - 1:
+                raise ValueError(text)
+            items = text[position + 1 : -1]
+            if not items:
+                return "[]"
+            words = items.split(delimiter)
+            return "[" + ",".join(["null" if word == "NULL" else element(word) for word in words]) + "]"
+        json_text, end = _array(text, position, element, delimiter)
+        if end != len(text):
+            raise ValueError(text)
+        return json_text
 
     return convert
 
 
 def vector(text: str) -> str:
-    """Convert ``int2vector`` and ``oidvector``: numbers between blanks."""
-    return "[" + ",".join(text.split()) + "]"
+    """Convert ``int2vector``: numbers between blanks."""
+    return "[" + ",".join([_integer(part) for part in text.split()]) + "]"
 
 
 def oidvector(text: str) -> str:
     """Convert ``oidvector``; the server prints an oid as a string."""
-    return "[" + ",".join(f'"{part}"' for part in text.split()) + "]"
+    return "[" + ",".join([f'"{_integer(part)}"' for part in text.split()]) + "]"
 
 
 def composite(attributes: Sequence[tuple[str, Convert]]) -> Convert:
-    """Return the conversion of a composite type with these attributes."""
+    """Return the conversion of a composite type with these attributes, whose conversions check what they get.
+
+    It raises ValueError, IndexError or RecursionError for text of another shape.
+    """
     names = [quote(name) for name, _ in attributes]
     converts = [convert for _, convert in attributes]
 
     def convert(text: str) -> str:
         fields = _record_fields(text)
-        if len(fields) != len(names):  # the type was altered since; its text is still the truth
-            return quote(text)
+        if not names and text == "()":
+            fields = []
+        if len(fields) != len(names):
+            raise ValueError(text)
         pairs = zip(names, converts, fields, strict=True)
-        return "{" + ",".join(f"{n}:{'null' if value is None else c(value)}" for n, c, value in pairs) + "}"
+        return "{" + ",".join([f"{n}:{'null' if value is None else c(value)}" for n, c, value in pairs]) + "}"
 
     return convert
 
@@ -200,6 +248,8 @@ def composite(attributes: Sequence[tuple[str, Convert]]) -> Convert:
 def _array(text: str, position: int, element: Convert, delimiter: str) -> tuple[str, int]:
     """Read the array that begins at POSITION; return its JSON and the position behind it (manual, section 8.15.6)."""
     items: list[str] = []
+    if text[position] != "{":
+        raise ValueError(text)
     position += 1
     while text[position] != "}":
         if text[position] == "{":
@@ -213,10 +263,12 @@ def _array(text: str, position: int, element: Convert, delimiter: str) -> tuple[
             while text[end] not in (delimiter, "}"):
                 end += 1
             word = text[position:end]
-            items.append("null" if word.upper() == "NULL" else element(word))
+            items.append("null" if word == "NULL" else element(word))
             position = end
         if text[position] == delimiter:
             position += 1
+        elif text[position] != "}":
+            raise ValueError(text)
     return "[" + ",".join(items) + "]", position + 1
 
 
@@ -241,6 +293,8 @@ def _quoted(text: str, position: int) -> tuple[str, int]:
 def _record_fields(text: str) -> list[str | None]:
     """Split a composite's text ``(1,"a b",)`` into its fields (manual, section 8.16.6); None is NULL."""
     fields: list[str | None] = []
+    if text[0] != "(":
+        raise ValueError(text)
     position = 1
     while True:
         if text[position] in ",)":
@@ -259,6 +313,8 @@ def _record_fields(text: str) -> list[str | None]:
                     position += 1
             fields.append("".join(parts))
         if text[position] == ")":
+            if position + 1 != len(text):
+                raise ValueError(text)
             return fields
         position += 1
 
@@ -277,4 +333,64 @@ _CONVERTS: Final[Mapping[Kind, Convert]] = {
     Kind.BYTEA: quote,
     Kind.JSON: lambda text: text.replace("\n", " ").replace("\r", " "),
     Kind.JSONB: lambda text: text,
+}
+
+_INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)").fullmatch
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?").fullmatch
+_NO_NUMBER: Final = frozenset({"NaN", "Infinity", "-Infinity"})
+_BYTEA: Final = re.compile(r"\\x(?:[0-9a-f]{2})*").fullmatch
+_TIME: Final = r"-?infinity|[0-9]{4,}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
+_TIMESTAMP: Final = re.compile(rf"(?:{_TIME})(?: BC)?").fullmatch
+_TIMESTAMPTZ: Final = re.compile(rf"(?:{_TIME}[+-][0-9]{{2}}(?::[0-9]{{2}}){{0,2}})(?: BC)?|-?infinity").fullmatch
+
+
+def _integer(text: str) -> str:
+    if _INTEGER(text) is None:
+        raise ValueError(text)
+    return text
+
+
+def _checked_number(text: str) -> str:
+    if text in _NO_NUMBER:
+        return quote(text)
+    if _NUMBER(text) is None:
+        raise ValueError(text)
+    return text
+
+
+def _boolean(text: str) -> str:
+    if text not in ("t", "f"):
+        raise ValueError(text)
+    return "true" if text == "t" else "false"
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(text)  # Python would read NaN and Infinity, which are no JSON
+
+
+def _json(text: str) -> str:
+    json.loads(text, parse_int=str, parse_float=str, parse_constant=_no_constant)
+    return _CONVERTS[Kind.JSON](text)
+
+
+def _matching(matches: Callable[[str], object], convert: Convert) -> Convert:
+    def check(text: str) -> str:
+        if matches(text) is None:
+            raise ValueError(text)
+        return convert(text)
+
+    return check
+
+
+#: the same for text that may have another shape.
+_CHECKED: Final[Mapping[Kind, Convert]] = {
+    Kind.INTEGER: _integer,
+    Kind.NUMBER: _checked_number,
+    Kind.BOOLEAN: _boolean,
+    Kind.TEXT: quote,
+    Kind.TIMESTAMP: _matching(_TIMESTAMP, _CONVERTS[Kind.TIMESTAMP]),
+    Kind.TIMESTAMPTZ: _matching(_TIMESTAMPTZ, timestamptz),
+    Kind.BYTEA: _matching(_BYTEA, quote),
+    Kind.JSON: _json,
+    Kind.JSONB: _json,
 }

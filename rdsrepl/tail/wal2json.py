@@ -8,9 +8,9 @@ in version 1 it is the beginning of the transaction, and ``nextlsn`` is the end.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from json.encoder import encode_basestring as quote
 from struct import Struct
 from typing import Any, Final
 
@@ -18,20 +18,25 @@ from rdsrepl.errors import ServerError
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import HEARTBEAT_PREFIX, Batch, Column, Relation, Stop, TableFilter, Transaction
-from rdsrepl.tail.formats import Format, Values, Writer
+from rdsrepl.tail.encodings import Decode, utf8
+from rdsrepl.tail.formats import Format, TextMarkingWriter, Values, Writer
 from rdsrepl.tail.receiver import PAYLOAD
 from rdsrepl.tail.timelines import Timelines
-from rdsrepl.tail.values import to_json
+from rdsrepl.tail.values import Convert, to_json
 
 _LSN64: Final = Struct(">Q").unpack_from
 # {"action":"C" — the action's letter, counted from the start of the XLogData message.
 _ACTION_AT: Final = PAYLOAD + len('{"action":"')
 _BEGIN, _COMMIT = ord("B"), ord("C")
 _STRAY_COMMA: Final = '{"change":[,'
+_BYTEA: Final = 17
 
-#: what the parsed formats need the plugin to say.
+#: what the parsed formats need the plugin to say. Types come as OIDs: their names are printed without escapes, which is
+#: not always JSON, and a name may by now be another type's.
 PARSED_OPTIONS: Final = {
     "format-version": "2",
+    "include-types": "false",
+    "include-type-oids": "true",
     "include-xids": "true",
     "include-timestamp": "true",
     "include-lsn": "true",
@@ -43,8 +48,25 @@ PARSED_OPTIONS: Final = {
 class RawWal2json:
     """Version 2 as it comes, each message on a line."""
 
-    def __init__(self, tables: TableFilter, *, until_lsn: int | None = None) -> None:
+    def __init__(
+        self,
+        tables: TableFilter,
+        *,
+        decode: Decode,
+        as_utf8: bool,
+        until_lsn: int | None = None,
+    ) -> None:
+        """Make a decoder.
+
+        Args:
+            tables: which tables are wanted.
+            decode: reads the database's encoding, in which the plugin prints.
+            as_utf8: write UTF-8, and not the plugin's own bytes.
+            until_lsn: stop before the first transaction whose commit record begins there or later.
+        """
         self._tables = tables
+        self._decode = decode
+        self._as_utf8 = as_utf8 and decode is not utf8
         self._until = until_lsn
         self._open = False
 
@@ -84,10 +106,13 @@ class RawWal2json:
             return Batch(lines, 0, commits, is_open, stop)
         changes = len(lines) - markers
         append(b"")  # so that one join gives every message its newline
-        return Batch([b"\n".join(lines)], changes, commits, is_open, stop)
+        text = b"\n".join(lines)
+        if self._as_utf8:
+            text = self._decode(text).encode("utf-8", "surrogateescape")
+        return Batch([text], changes, commits, is_open, stop)
 
     def _wanted(self, m: bytes) -> bool:
-        event = json.loads(m[PAYLOAD:].decode("utf-8", "surrogateescape"))
+        event = json.loads(self._decode(m[PAYLOAD:]))
         return "table" not in event or self._tables.wants(event["schema"], event["table"])
 
 
@@ -115,6 +140,19 @@ class RawWal2jsonV1:
         return Batch(lines, len(lines) // 2, commits, False, stop)
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table as some of its events describe it.
+
+    Attributes:
+        writer: writes such an event.
+        converts: of each column, in the writer's order.
+    """
+
+    writer: Writer
+    converts: Mapping[str, Convert]
+
+
 class _Number(str):
     """A JSON number kept as it was written, with every digit."""
 
@@ -124,15 +162,34 @@ class _Number(str):
 class ParsedWal2json:
     """Version 2 or 1, parsed and written in another format.
 
-    What the plugin leaves out stays out: NaN and infinities are null there, and the key is the primary key.
+    What the plugin leaves out stays out: NaN and infinities are null there. It does not say which columns are the
+    replica identity, but in an UPDATE or a DELETE by their presence; the catalogue says it for the others.
     """
 
-    def __init__(self, fmt: Format, tables: TableFilter, catalog: Catalog, *, until_lsn: int | None = None) -> None:
+    def __init__(
+        self,
+        fmt: Format,
+        tables: TableFilter,
+        catalog: Catalog,
+        *,
+        decode: Decode,
+        until_lsn: int | None = None,
+    ) -> None:
+        """Make a decoder.
+
+        Args:
+            fmt: writes the lines.
+            tables: which tables are wanted.
+            catalog: where types and replica identities are looked up.
+            decode: reads the database's encoding, in which the plugin prints.
+            until_lsn: stop before the first transaction whose commit record begins there or later.
+        """
         self._format = fmt
         self._tables = tables
         self._catalog = catalog
+        self._decode = decode
         self._until = until_lsn
-        self._writers: dict[tuple[Any, ...], Writer] = {}
+        self._known: dict[tuple[Any, ...], _Table] = {}
         self._timelines = Timelines(0)
         self._tx = Transaction.of(None, 0, 0, None)
         self._seq = 0
@@ -150,9 +207,10 @@ class ParsedWal2json:
         """
         batch = Batch([], 0, [], self._open)
         lines: list[str] = []
+        self._catalog.batch_received()
         for m in messages:
             start = _LSN64(m, 1)[0]
-            text = m[PAYLOAD:].decode("utf-8", "surrogateescape")
+            text = self._decode(m[PAYLOAD:])
             if text.startswith(_STRAY_COMMA):  # version 1 puts one before a message that follows another
                 text = _STRAY_COMMA[:-1] + text[len(_STRAY_COMMA) :]
             try:
@@ -199,12 +257,12 @@ class ParsedWal2json:
         for change in document["change"]:
             event = {**change, "action": {"insert": "I", "update": "U", "delete": "D"}.get(change["kind"], "M")}
             if "columnnames" in change:
-                event["columns"] = _zipped(change["columnnames"], change["columntypes"], change["columnvalues"])
+                event["columns"] = _zipped(change["columnnames"], change["columntypeoids"], change["columnvalues"])
             if "oldkeys" in change:
                 old = change["oldkeys"]
-                event["identity"] = _zipped(old["keynames"], old["keytypes"], old["keyvalues"])
+                event["identity"] = _zipped(old["keynames"], old["keytypeoids"], old["keyvalues"])
             if "pk" in change:
-                event["pk"] = _zipped(change["pk"]["pknames"], change["pk"]["pktypes"], change["pk"]["pknames"])
+                event["pk"] = [{"name": name} for name in change["pk"]["pknames"]]
             self._change(event, end_lsn, lines, batch)
         lines.append(self._format.commit(self._tx))
 
@@ -214,8 +272,9 @@ class ParsedWal2json:
         if stamp is not None:
             # "2026-01-31 12:00:00.5+00": fromisoformat takes the short offset since Python 3.11.
             moment = datetime.fromisoformat(stamp)
-        xid = event.get("xid")
-        self._tx = Transaction.at(None if xid is None else int(xid), timeline, commit_lsn, moment)
+        xid = None if event.get("xid") is None else int(event["xid"])
+        self._catalog.xid = xid
+        self._tx = Transaction.at(xid, timeline, commit_lsn, moment)
         self._seq = 0
 
     def _change(self, event: dict[str, Any], position: int, lines: list[str], batch: Batch) -> None:
@@ -252,39 +311,81 @@ class ParsedWal2json:
 
     def _row(self, schema: str, table: str, event: dict[str, Any]) -> tuple[Writer, Values, Values | None, bool]:
         """Bring an event into the form of pgoutput's: a relation, the new values, the old ones."""
-        columns: list[dict[str, Any]] = event.get("columns", [])
-        identity: list[dict[str, Any]] = event.get("identity", [])
-        new = {column["name"]: self._json(column) for column in columns}
-        old = {column["name"]: self._json(column) for column in identity}
-        primary = {column["name"] for column in event.get("pk", [])} or set(old)
-        types = {column["name"]: column.get("type", "text") for column in [*columns, *identity]}
-        names = list(types)
-        whole = bool(old) and set(old) != primary
-        key = (schema, table, tuple(types.items()), frozenset(primary), whole)
-        writer = self._writers.get(key)
-        if writer is None:
-            relation = Relation(0, schema, table, "d", tuple(Column(name, 25, -1, name in primary) for name in names))
-            writer = self._writers[key] = self._format.writer(relation)
-        new_values: Values = tuple(new.get(name) for name in names)
-        old_values: Values | None = tuple(old.get(name, "null") for name in names)
-        if event["action"] != "D" and not whole and all(old[name] == new.get(name, old[name]) for name in old):
+        new = {column["name"]: column for column in event.get("columns", [])}
+        old = {column["name"]: column for column in event.get("identity", [])}
+        primary = frozenset(column["name"] for column in event.get("pk", []))
+        whole, key = self._identity(schema, table, event, frozenset(new), frozenset(old), primary)
+        # The old row has every column; without it the new one has them, but for unchanged TOAST values.
+        columns = {**old, **new} if whole else {**new, **old}
+        types = tuple((name, _type_oid(column)) for name, column in columns.items())
+        described = (schema, table, types, primary if whole else key, whole)
+        if described not in self._known:
+            self._known[described] = self._describe(*described)
+        known = self._known[described]
+        converts = known.converts
+        new_values: Values = tuple(
+            _converted(convert, new[name]) if name in new else None for name, convert in converts.items()
+        )
+        old_values: Values | None = tuple(
+            _converted(convert, old[name]) if name in old else "null" for name, convert in converts.items()
+        )
+        # The plugin fills in the identity where it did not change.
+        if not old or (new and not whole and all(old[n]["value"] == new.get(n, old[n])["value"] for n in old)):
             old_values = None
-        return writer, new_values, old_values, whole
+        return known.writer, new_values, old_values, whole
 
-    def _json(self, column: dict[str, Any]) -> str:
-        """Return a value as JSON text in our dialect."""
-        value = column.get("value")
-        if value is None:
-            return "null"
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        if isinstance(value, _Number):
-            return quote(value) if column.get("type") == "oid" else str(value)
-        kind = column.get("type", "text")
-        if kind == "bytea":
-            return f'"\\\\x{value}"'
-        return to_json(self._catalog.shape_by_name(kind))(value)
+    def _identity(
+        self,
+        schema: str,
+        table: str,
+        event: dict[str, Any],
+        new: frozenset[str],
+        old: frozenset[str],
+        primary: frozenset[str],
+    ) -> tuple[bool, frozenset[str]]:
+        """Return whether the replica identity is FULL, and its columns if it is not.
+
+        The catalogue says it, where what it says fits the event; a replica identity that was changed since does not.
+        """
+        now = self._catalog.replica_identity(schema, table)
+        full = now is not None and now.kind == "f"
+        if event["action"] == "I":
+            return full, primary if now is None or full or not now.columns <= new else now.columns
+        # Version 1 leaves a null out of the old row.
+        if full and (new <= old or "kind" in event):
+            return True, old
+        if old == primary or (now is not None and now.columns == old):
+            return False, old
+        return new <= old and primary <= old, old
+
+    def _describe(
+        self, schema: str, table: str, types: tuple[tuple[str, int], ...], key: frozenset[str], whole: bool
+    ) -> _Table:
+        columns = tuple(Column(name, type_oid, -1, name in key) for name, type_oid in types)
+        relation = Relation(0, schema, table, "f" if whole else "d", columns, key)
+        shapes, writer = self._format.shapes(relation), self._format.writer(relation)
+        if any(shape.uncertain for shape in shapes):
+            writer = TextMarkingWriter(writer, relation)
+        converts = {name: to_json(shape) for (name, _), shape in zip(types, shapes, strict=True)}
+        return _Table(writer, converts)
 
 
-def _zipped(names: list[str], types: list[str], contents: list[Any]) -> list[dict[str, Any]]:
-    return [{"name": n, "type": t, "value": v} for n, t, v in zip(names, types, contents, strict=True)]
+def _converted(convert: Convert, column: dict[str, Any]) -> str:
+    """Return a value as JSON text; the plugin prints some types as JSON itself, and bytea without its mark."""
+    value = column["value"]
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return convert("t" if value else "f")
+    if isinstance(value, _Number):
+        return convert(str(value))
+    return convert(f"\\x{value}" if _type_oid(column) == _BYTEA else value)
+
+
+def _zipped(names: list[str], type_oids: list[int], contents: list[Any]) -> list[dict[str, Any]]:
+    return [{"name": n, "typeoid": t, "value": v} for n, t, v in zip(names, type_oids, contents, strict=True)]
+
+
+def _type_oid(column: dict[str, Any]) -> int:
+    """Return a column's type; the plugin prints an OID of 2^31 and above as a negative number."""
+    return int(column["typeoid"]) & 0xFFFFFFFF
