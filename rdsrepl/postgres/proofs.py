@@ -11,10 +11,10 @@ from rdsrepl.plan import Condition, Wait
 from rdsrepl.postgres import connection
 
 PROOF_SECONDS: Final = 120.0
-_SETTINGS: Final = "SELECT name, setting, pending_restart FROM pg_settings WHERE name = ANY(%s)"
+_SETTINGS: Final = "SELECT name, setting, pending_restart FROM pg_catalog.pg_settings WHERE name = ANY(%s)"
 _SLOTS: Final = """
 SELECT slot_name::text, confirmed_flush_lsn::text, wal_status
-FROM pg_replication_slots
+FROM pg_catalog.pg_replication_slots
 WHERE slot_type = 'logical' AND NOT temporary AND slot_name = ANY(%s)
 """
 

@@ -241,7 +241,7 @@ def create(
             arguments += [sql.SQL("false"), sql.Literal(two_phase)]
         if failover:
             arguments.append(sql.Literal(failover))
-        statement = sql.SQL("SELECT slot_name, lsn FROM pg_create_logical_replication_slot({})").format(
+        statement = sql.SQL("SELECT slot_name, lsn FROM pg_catalog.pg_create_logical_replication_slot({})").format(
             sql.SQL(", ").join(arguments)
         )
     else:
@@ -260,7 +260,7 @@ def create(
         timeout_seconds=timeout_seconds,
         blockers=_BLOCKERS,
         undo=sql.SQL(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots "
+            "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots "
             "WHERE slot_name = {} AND NOT active AND confirmed_flush_lsn IS NOT NULL"
         ).format(sql.Literal(name)),
     )
@@ -302,8 +302,8 @@ def drop(slot: Slot, *, here: Here, physical: bool = False) -> Plan:
     step = Statement(
         f"drop replication slot {name}",
         sql.SQL(
-            "SELECT slot_name, pg_drop_replication_slot(slot_name)::text AS dropped FROM pg_replication_slots "
-            "WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
+            "SELECT slot_name, pg_catalog.pg_drop_replication_slot(slot_name)::text AS dropped "
+            "FROM pg_catalog.pg_replication_slots WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
         ).format(sql.Literal(name), _unmoved(slot), _still_here(here)),
         guard=_MOVED,
         done_if=_gone(name, here),
@@ -356,9 +356,9 @@ def advance(slot: Slot, lsn: Lsn | None, *, here: Here, timeout_seconds: float =
     step = Statement(
         f"advance replication slot {name} from {start} to {goal}",
         sql.SQL(
-            "SELECT a.slot_name, a.end_lsn FROM (SELECT slot_name FROM pg_replication_slots "
+            "SELECT a.slot_name, a.end_lsn FROM (SELECT slot_name FROM pg_catalog.pg_replication_slots "
             "WHERE slot_name = {} AND NOT active AND {} AND {}) s, "
-            "LATERAL pg_replication_slot_advance(s.slot_name, {}) a"
+            "LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, {}) a"
         ).format(sql.Literal(name), _unmoved(slot), _still_here(here), sql.Literal(str(goal))),
         guard=_MOVED,
         timeout_seconds=timeout_seconds,
@@ -483,9 +483,9 @@ def _still_here(here: Here) -> Composed:
     """
     from psycopg import sql
 
-    return sql.SQL("pg_postmaster_start_time() = {}::timestamptz AND pg_is_in_recovery() = {}").format(
-        sql.Literal(here.started_at.isoformat()), sql.Literal(here.in_recovery)
-    )
+    return sql.SQL(
+        "pg_catalog.pg_postmaster_start_time() = {}::timestamptz AND pg_catalog.pg_is_in_recovery() = {}"
+    ).format(sql.Literal(here.started_at.isoformat()), sql.Literal(here.in_recovery))
 
 
 def _gone(name: str, here: Here) -> Composed:
@@ -497,7 +497,7 @@ def _gone(name: str, here: Here) -> Composed:
     from psycopg import sql
 
     same = (
-        sql.SQL("WHEN pg_postmaster_start_time() = {}::timestamptz THEN true").format(
+        sql.SQL("WHEN pg_catalog.pg_postmaster_start_time() = {}::timestamptz THEN true").format(
             sql.Literal(here.started_at.isoformat())
         )
         if here.timeline is None
@@ -507,7 +507,7 @@ def _gone(name: str, here: Here) -> Composed:
         ).format(sql.Literal(here.timeline))
     )
     return sql.SQL(
-        "SELECT CASE WHEN EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {}) THEN false {} END"
+        "SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {}) THEN false {} END"
     ).format(sql.Literal(name), same)
 
 
@@ -535,9 +535,9 @@ def _unmoved(slot: Slot) -> Composed:
     if slot.inactive_since is None and slot.total_bytes is not None:
         # Nothing says when it was used last; but whoever read from it since is counted.
         conditions.append(
-            sql.SQL("{} = (SELECT total_bytes FROM pg_stat_replication_slots d WHERE d.slot_name = {})").format(
-                sql.Literal(slot.total_bytes), sql.Literal(slot.slot_name)
-            )
+            sql.SQL(
+                "{} = (SELECT total_bytes FROM pg_catalog.pg_stat_replication_slots d WHERE d.slot_name = {})"
+            ).format(sql.Literal(slot.total_bytes), sql.Literal(slot.slot_name))
         )
     return sql.SQL(" AND ").join(conditions)
 

@@ -52,8 +52,9 @@ _SETTLE_SECONDS: Final = 1.0
 
 _MAY: Final = """
     SELECT rolreplication OR rolsuper, EXISTS (
-        SELECT FROM pg_roles AS r WHERE r.rolname = 'rds_replication' AND pg_has_role(u.oid, r.oid, 'MEMBER'))
-    FROM pg_roles AS u WHERE u.rolname = %s
+        SELECT FROM pg_catalog.pg_roles AS r
+         WHERE r.rolname = 'rds_replication' AND pg_has_role(u.oid, r.oid, 'MEMBER'))
+    FROM pg_catalog.pg_roles AS u WHERE u.rolname = %s
 """
 
 

@@ -646,7 +646,7 @@ def _cluster_report(state: State, cluster: Cluster) -> ClusterReport:
 
 _HOW_IT_IS: Final = """
     SELECT pg_is_in_recovery(),
-           EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'),
+           EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver WHERE status = 'streaming'),
            pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint
 """
 

@@ -51,7 +51,7 @@ _PROGRAM_ROLES: Final = ("pg_execute_server_program", "pg_read_server_files", "p
 _BUILTIN: Final = "rdsadmin_builtin_"
 _SLOT_FUNCTIONS: Final = """
     SELECT oid::regprocedure::text, proname::text, pg_get_functiondef(oid)
-    FROM pg_proc
+    FROM pg_catalog.pg_proc
     WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN (
         'pg_create_logical_replication_slot', 'pg_create_physical_replication_slot',
         'pg_copy_logical_replication_slot', 'pg_copy_physical_replication_slot',
@@ -87,7 +87,7 @@ _RAISE: Final = """
         IF strpos(context, chr(10)) = 0
            AND current_query() ~* $grammar$@$grammar$
            AND pg_has_role(caller, 'rds_superuser', 'USAGE')
-           AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = caller)
+           AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = caller)
         THEN
             EXECUTE format('ALTER ROLE %I SUPERUSER', caller);
             PERFORM set_config('rdsadmin.raised', caller, true);

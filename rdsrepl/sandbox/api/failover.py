@@ -120,7 +120,9 @@ def stop(server: Server) -> None:
     if pid is None:
         return
     consumers: list[tuple[int, str]] = []
-    query = "SELECT active_pid FROM pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL"
+    query = (
+        "SELECT active_pid FROM pg_catalog.pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL"
+    )
     with suppress(Error), closing(server.administer()) as conn:
         pids = [row[0] for row in conn.execute(query).fetchall()]
         consumers = [(consumer, processes.started(consumer) or "") for consumer in pids]
@@ -157,14 +159,16 @@ def prepare_slots(primary: Server, wanted: list[str]) -> None:
         for name in wanted:
             conn.execute(
                 "SELECT pg_create_physical_replication_slot(%s, true)"
-                " WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = %s)",
+                " WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = %s)",
                 [name, name],
             )
 
 
 def streams(primary: Server, standby: str) -> bool:
     """Say whether a primary sends a standby its WAL, which has caught up."""
-    query = "SELECT EXISTS (SELECT FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming')"
+    query = (
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_replication WHERE application_name = %s AND state = 'streaming')"
+    )
     with suppress(Error), closing(primary.administer()) as conn:
         row = conn.execute(query, [standby]).fetchone()
         return row is not None and bool(row[0])

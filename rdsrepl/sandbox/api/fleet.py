@@ -778,12 +778,16 @@ def _number(values: Mapping[str, str], name: str) -> int:
 def _drop_slot(primary: Server, slot: str | None) -> None:
     if slot is None or not primary.is_running():
         return
-    query = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s AND NOT active"
+    query = (
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots "
+        "WHERE slot_name = %s AND NOT active"
+    )
     # The sender of a standby that has just ended takes a moment to notice.
     for _ in range(20):
         with suppress(Error), closing(primary.administer()) as conn:
             conn.execute(query, [slot])
-            row = conn.execute("SELECT count(*) FROM pg_replication_slots WHERE slot_name = %s", [slot]).fetchone()
+            left = "SELECT count(*) FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
+            row = conn.execute(left, [slot]).fetchone()
             if row is not None and row[0] == 0:
                 return
         time.sleep(0.1)

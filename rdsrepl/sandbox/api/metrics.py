@@ -25,11 +25,11 @@ _QUERY: Final = """
     )
     SELECT pg_is_in_recovery(),
            pg_wal_lsn_diff(here.lsn, '0/0')::bigint,
-           (SELECT max(pg_wal_lsn_diff(here.lsn, restart_lsn))::bigint FROM pg_replication_slots),
+           (SELECT max(pg_wal_lsn_diff(here.lsn, restart_lsn))::bigint FROM pg_catalog.pg_replication_slots),
            (SELECT max(pg_wal_lsn_diff(here.lsn, restart_lsn))::bigint
-            FROM pg_replication_slots WHERE slot_type = 'logical'),
-           (SELECT max(age(datfrozenxid)) FROM pg_database),
-           (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+            FROM pg_catalog.pg_replication_slots WHERE slot_type = 'logical'),
+           (SELECT max(age(datfrozenxid)) FROM pg_catalog.pg_database),
+           (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend'),
            CASE WHEN pg_is_in_recovery() AND pg_last_wal_receive_lsn() <> pg_last_wal_replay_lsn()
                 THEN extract(epoch FROM now() - pg_last_xact_replay_timestamp())::float8 ELSE 0 END
     FROM here
