@@ -64,10 +64,10 @@ SELECT a.attname FROM pg_catalog.pg_index i
  WHERE i.indrelid = %s AND i.indisprimary
 """
 _REPLICA_IDENTITY = """
-SELECT c.relreplident::text, a.attname
+SELECT c.relreplident::text, a.attname,
+       CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END, i.indisprimary
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  LEFT JOIN pg_catalog.pg_index i
-    ON i.indrelid = c.oid AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END
+  LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)
   LEFT JOIN pg_catalog.pg_attribute a
     ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
  WHERE n.nspname = %s AND c.relname = %s
@@ -105,10 +105,12 @@ class ReplicaIdentity:
     Attributes:
         kind: ``pg_class.relreplident``: d, n, f or i.
         columns: those of its index; empty with NOTHING and FULL.
+        primary_key: the primary key's columns.
     """
 
     kind: str
     columns: frozenset[str]
+    primary_key: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +199,9 @@ class Catalog:
         name = (schema, table)
         if name not in self._identities:
             rows = self._ask(_REPLICA_IDENTITY, name)
-            columns = frozenset(column for _, column in rows if column is not None)
-            self._identities[name] = ReplicaIdentity(rows[0][0], columns) if rows else None
+            columns = frozenset(column for _, column, is_identity, _ in rows if is_identity)
+            primary_key = frozenset(column for _, column, _, is_primary in rows if is_primary)
+            self._identities[name] = ReplicaIdentity(rows[0][0], columns, primary_key) if rows else None
         return self._identities[name]
 
     def converted(self, characters: Sequence[bytes]) -> list[str | None]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from rdsrepl.errors import ServerError
 from rdsrepl.lsn import Lsn
-from rdsrepl.tail.catalog import Catalog
+from rdsrepl.tail.catalog import Catalog, ReplicaIdentity
 from rdsrepl.tail.changes import HEARTBEAT_PREFIX, Batch, Column, Relation, Stop, TableFilter, Transaction
 from rdsrepl.tail.encodings import Decode, utf8
 from rdsrepl.tail.formats import Format, TextMarkingWriter, Values, Writer
@@ -313,8 +313,12 @@ class ParsedWal2json:
         """Bring an event into the form of pgoutput's: a relation, the new values, the old ones."""
         new = {column["name"]: column for column in event.get("columns", [])}
         old = {column["name"]: column for column in event.get("identity", [])}
-        primary = frozenset(column["name"] for column in event.get("pk", []))
-        whole, key = self._identity(schema, table, event, frozenset(new), frozenset(old), primary)
+        now = self._catalog.replica_identity(schema, table)
+        if "pk" in event:
+            primary = frozenset(column["name"] for column in event["pk"])
+        else:  # version 1 does not say it with FULL
+            primary = frozenset() if now is None else now.primary_key & (new.keys() | old.keys())
+        whole, key = self._identity(now, event, frozenset(new), frozenset(old), primary)
         # The old row has every column; without it the new one has them, but for unchanged TOAST values.
         columns = {**old, **new} if whole else {**new, **old}
         types = tuple((name, _type_oid(column)) for name, column in columns.items())
@@ -336,8 +340,7 @@ class ParsedWal2json:
 
     def _identity(
         self,
-        schema: str,
-        table: str,
+        now: ReplicaIdentity | None,
         event: dict[str, Any],
         new: frozenset[str],
         old: frozenset[str],
@@ -347,7 +350,6 @@ class ParsedWal2json:
 
         The catalogue says it, where what it says fits the event; a replica identity that was changed since does not.
         """
-        now = self._catalog.replica_identity(schema, table)
         full = now is not None and now.kind == "f"
         if event["action"] == "I":
             return full, primary if now is None or full or not now.columns <= new else now.columns
