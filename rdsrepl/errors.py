@@ -35,6 +35,7 @@
     ├── AppliedInPart             6
     ├── OutcomeUnknown            1   the connection broke, and nobody knows whether it was done
     ├── TimedOut                  1
+    ├── MalformedMessage          1   a message of the stream is none of the output plugin's
     ├── ServerError               1   anything else the server says
     └── AwsError                  1   anything else AWS says
 """
@@ -252,6 +253,10 @@ class StepFailed(Error):
 
 class TimedOut(Error):
     """The work did not end within its time."""
+
+
+class MalformedMessage(Error):
+    """A message of the stream is none of the output plugin's; nothing is confirmed past it."""
 
 
 class ServerError(Error):

@@ -237,7 +237,13 @@ class Tail:
                 if receiver is None:
                     return self._give_up()
                 self._connected = True
-                reason = self._loop(receiver)
+                try:
+                    reason = self._loop(receiver)
+                except errors.MalformedMessage:
+                    # All that stands before it, so that the slot's position says exactly where it stands.
+                    self._finish(receiver)
+                    receiver.close(polite=True)
+                    raise
                 self._finish(receiver)
                 receiver.close(polite=True)
                 return self._summary(reason)
@@ -399,6 +405,8 @@ class Tail:
         if batch.changes:
             self._changes += batch.changes
             self._last_change = now
+        if batch.error is not None:
+            raise batch.error
 
     def _confirmable(self) -> int:
         return self._ledger.flush_lsn if self._stream.confirm else 0

@@ -338,7 +338,7 @@ class Wal2jsonFormat:
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
         """Fail: the format has no word for it, and such slots are refused before."""
-        raise AssertionError(verb)
+        raise ValueError(f"{verb} has no form in this format")
 
 
 class _Wal2jsonWriter:
@@ -427,7 +427,7 @@ class DebeziumFormat(_ChangesOnly):
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
         """Fail: the format has no word for it, and such slots are refused before."""
-        raise AssertionError(verb)
+        raise ValueError(f"{verb} has no form in this format")
 
     def envelope(
         self, before: str, after: str, op: str, schema: str, table: str, lsn: str, tx: Transaction, seq: int

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.errors import ConnectionLost
+from rdsrepl.errors import ConnectionLost, MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.timelines import Timelines
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 PAYLOAD: Final = 25
 
 _XLOGDATA: Final = 0x77
-_KEEPALIVE: Final = struct.Struct(">QQB")
+_KEEPALIVE_KIND: Final = 0x6B
+_KEEPALIVE: Final = struct.Struct(">cQQB")
 _STATUS: Final = struct.Struct(">cQQQQB")
 _UNIX_TO_PG_EPOCH_SECONDS: Final = 946_684_800
 _READ_BYTES: Final = 256 * 1024
@@ -117,6 +118,7 @@ class Receiver:
         self.wal_end_lsn = 0
         self.reply_requested = False
         self._keepalive = False
+        self._malformed: MalformedMessage | None = None
 
     def timelines(self) -> Timelines:
         """Return the server's timeline with those it descends from; before ``start`` alone.
@@ -175,6 +177,7 @@ class Receiver:
 
         Raises:
             ConnectionLost: the connection ended.
+            MalformedMessage: the server sent neither XLogData nor a keepalive; what came before it was returned.
             Error: the server ended the stream with an error.
         """
         get = self._pgconn.get_copy_data
@@ -182,7 +185,7 @@ class Receiver:
         append = messages.append
         size = 0
         with _translating():
-            while size < _READ_BYTES:
+            while size < _READ_BYTES and self._malformed is None:
                 length, view = get(1)
                 if length == 0:
                     if self._busy:
@@ -200,10 +203,15 @@ class Receiver:
                 if message[0] == _XLOGDATA:
                     append(message)
                     continue
-                self.wal_end_lsn, _, reply = _KEEPALIVE.unpack_from(message, 1)
+                if len(message) != _KEEPALIVE.size or message[0] != _KEEPALIVE_KIND:
+                    self._malformed = _neither(message, messages)
+                    break
+                _, self.wal_end_lsn, _, reply = _KEEPALIVE.unpack(message)
                 self.reply_requested = self.reply_requested or bool(reply)
                 self._keepalive = True
                 break
+        if self._malformed is not None and not messages:
+            raise self._malformed
         self._busy = bool(messages)
         self._messages = []  # a notice that comes outside of a read comes before the next one's messages
         return messages
@@ -298,6 +306,14 @@ class Receiver:
         from rdsrepl.postgres.connection import translate
 
         return translate(driver.error_from_result(result))  # type: ignore[arg-type]
+
+
+def _neither(message: bytes, before: Sequence[bytes]) -> MalformedMessage:
+    after = f", behind {Lsn(int.from_bytes(before[-1][1:9]))}" if before else ""
+    return MalformedMessage(
+        f"a message of the replication protocol{after} is neither XLogData nor a keepalive: {message[:20].hex()}",
+        hint="everything before it is delivered, nothing past it is confirmed; run the command again",
+    )
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from struct import Struct
 from typing import Final
 
-from rdsrepl.tail.changes import Batch, Stop, TableFilter
+from rdsrepl.tail.changes import MALFORMED, Batch, Stop, TableFilter, end_of_commit, malformed
 from rdsrepl.tail.receiver import PAYLOAD
 from rdsrepl.tail.timelines import Timelines
 
@@ -36,28 +36,36 @@ class TestDecoding:
         """Pass messages through."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
-        changes, stop = 0, None
-        for m in messages:
-            payload = m[PAYLOAD:]
-            if payload.startswith(_ENDS):
-                commit_end = _LSN64(m, 1)[0]
-                commits.append((commit_end, changes))
-                self._open = False
-                if self._until is not None and commit_end >= self._until:
-                    stop = Stop.UNTIL
-            elif payload.startswith(b"BEGIN"):
-                if self._until is not None and _LSN64(m, 1)[0] >= self._until:
-                    stop = Stop.UNTIL
+        changes, stop, error = 0, None, None
+        m = b""
+        try:
+            for m in messages:
+                payload = m[PAYLOAD:]
+                if payload.startswith(_ENDS):
+                    commit_end = end_of_commit(m)
+                    commits.append((commit_end, changes))
+                    self._open = False
+                    if self._until is not None and commit_end >= self._until:
+                        stop = Stop.UNTIL
+                elif payload.startswith(b"BEGIN"):
+                    if self._open:
+                        raise ValueError("a transaction begins inside of another one")
+                    if self._until is not None and _LSN64(m, 1)[0] >= self._until:
+                        stop = Stop.UNTIL
+                        break
+                    self._open = True
+                elif not payload:
+                    raise ValueError("it is empty")
+                else:
+                    if self._tables and not self._wanted(payload):
+                        continue
+                    changes += 1
+                lines += [self._painted(payload) if self._colour else payload, b"\n"]
+                if stop:
                     break
-                self._open = True
-            else:
-                if self._tables and not self._wanted(payload):
-                    continue
-                changes += 1
-            lines += [self._painted(payload) if self._colour else payload, b"\n"]
-            if stop:
-                break
-        return Batch(lines, changes, commits, self._open, stop)
+        except MALFORMED as exc:
+            error = malformed("test_decoding", m, None, exc)
+        return Batch(lines, changes, commits, self._open, stop, error)
 
     def _wanted(self, payload: bytes) -> bool:
         match = _TABLE.match(payload.decode("utf-8", "surrogateescape"))

@@ -146,7 +146,7 @@ def compile_tuple(shapes: Sequence[Shape], dialect: Dialect, *, lenient: bool = 
         lenient: keep bytes that are no UTF-8 as surrogates (a SQL_ASCII database has such text).
     """
     lines = ["def parse(m, p):"]
-    namespace: dict[str, Any] = {"length": _LENGTH, "quote": quote, "timestamptz": timestamptz}
+    namespace: dict[str, Any] = {"length": _LENGTH, "quote": quote, "timestamptz": timestamptz, "unknown": _unknown}
     for number, shape in enumerate(shapes):
         if shape.kind is Kind.CONVERT:
             namespace[f"convert{number}"] = shape.convert
@@ -163,13 +163,17 @@ def compile_tuple(shapes: Sequence[Shape], dialect: Dialect, *, lenient: bool = 
             f"        v{number} = {expression}",
             "        p = q",
             "    else:",
-            f"        v{number} = 'null' if k == 110 else None",
+            f"        v{number} = 'null' if k == 110 else None if k == 117 else unknown(k)",
             "        p += 1",
         ]
     lines.append("    return (" + "".join(f"v{number}, " for number in range(len(shapes))) + "p,)")
     exec("\n".join(lines), namespace)
     parse: Parse = namespace["parse"]
     return parse
+
+
+def _unknown(kind: int) -> None:
+    raise ValueError(f"no value of its protocol begins with {chr(kind)!r}")
 
 
 def to_json(shape: Shape) -> Convert:

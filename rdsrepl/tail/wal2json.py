@@ -8,16 +8,28 @@ in version 1 it is the beginning of the transaction, and ``nextlsn`` is the end.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from struct import Struct
 from typing import Any, Final
 
-from rdsrepl.errors import ServerError
+from rdsrepl.errors import BadValue, MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.catalog import Catalog, ReplicaIdentity
-from rdsrepl.tail.changes import HEARTBEAT_PREFIX, Batch, Column, Relation, Stop, TableFilter, Transaction
+from rdsrepl.tail.changes import (
+    HEARTBEAT_PREFIX,
+    MALFORMED,
+    Batch,
+    Column,
+    Relation,
+    Stop,
+    TableFilter,
+    Transaction,
+    end_of_commit,
+    malformed,
+)
 from rdsrepl.tail.encodings import Decode, utf8
 from rdsrepl.tail.formats import Format, TextMarkingWriter, Values, Writer
 from rdsrepl.tail.receiver import PAYLOAD
@@ -27,7 +39,8 @@ from rdsrepl.tail.values import Convert, to_json
 _LSN64: Final = Struct(">Q").unpack_from
 # {"action":"C" — the action's letter, counted from the start of the XLogData message.
 _ACTION_AT: Final = PAYLOAD + len('{"action":"')
-_BEGIN, _COMMIT = ord("B"), ord("C")
+_BEGIN, _COMMIT, _MESSAGE = ord("B"), ord("C"), ord("M")
+_TABLE: Final = re.compile(rb'"schema":("(?:[^"\\]|\\.)*"),"table":("(?:[^"\\]|\\.)*")')
 _STRAY_COMMA: Final = '{"change":[,'
 _BYTEA: Final = 17
 
@@ -79,37 +92,47 @@ class RawWal2json:
         lines: list[bytes] = []
         append = lines.append
         commits: list[tuple[int, int]] = []
-        markers, stop = 0, None
+        markers, stop, error = 0, None, None
         is_open, until, filtered = self._open, self._until, bool(self._tables)
-        for m in messages:
-            action = m[_ACTION_AT]
-            if action == _COMMIT:
-                commit_end = _LSN64(m, 1)[0]
-                commits.append((commit_end, len(lines) - markers))
-                is_open = False
-                markers += 1
-                if until is not None and commit_end >= until:
-                    append(m[PAYLOAD:])
-                    stop = Stop.UNTIL
-                    break
-            elif action == _BEGIN:
-                if until is not None and _LSN64(m, 1)[0] >= until:
-                    stop = Stop.UNTIL
-                    break
-                is_open = True
-                markers += 1
-            elif filtered and not self._wanted(m):
-                continue
-            append(m[PAYLOAD:])
+        m = b""
+        try:
+            for m in messages:
+                action = m[_ACTION_AT]
+                if action == _COMMIT:
+                    if not is_open:
+                        raise ValueError("it ends a transaction that did not begin")
+                    commit_end = end_of_commit(m)
+                    commits.append((commit_end, len(lines) - markers))
+                    is_open = False
+                    markers += 1
+                    if until is not None and commit_end >= until:
+                        append(m[PAYLOAD:])
+                        stop = Stop.UNTIL
+                        break
+                elif action == _BEGIN:
+                    if is_open:
+                        raise ValueError("a transaction begins inside of another one")
+                    if until is not None and _LSN64(m, 1)[0] >= until:
+                        stop = Stop.UNTIL
+                        break
+                    is_open = True
+                    markers += 1
+                elif not is_open and action != _MESSAGE:
+                    raise ValueError("a change outside of a transaction")
+                elif filtered and not self._wanted(m):
+                    continue
+                append(m[PAYLOAD:])
+        except MALFORMED as exc:
+            error = _malformed(m, exc)
         self._open = is_open
         if not lines:
-            return Batch(lines, 0, commits, is_open, stop)
+            return Batch(lines, 0, commits, is_open, stop, error)
         changes = len(lines) - markers
         append(b"")  # so that one join gives every message its newline
         text = b"\n".join(lines)
         if self._as_utf8:
             text = self._decode(text).encode("utf-8", "surrogateescape")
-        return Batch([text], changes, commits, is_open, stop)
+        return Batch([text], changes, commits, is_open, stop, error)
 
     def _wanted(self, m: bytes) -> bool:
         event = json.loads(self._decode(m[PAYLOAD:]))
@@ -129,15 +152,19 @@ class RawWal2jsonV1:
         """Pass messages through."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
-        stop = None
-        for m in messages:
-            commit_end = _LSN64(m, 1)[0]
-            lines += [m[PAYLOAD:], b"\n"]
-            commits.append((commit_end, len(lines) // 2))
-            if self._until is not None and commit_end >= self._until:
-                stop = Stop.UNTIL
-                break
-        return Batch(lines, len(lines) // 2, commits, False, stop)
+        stop, error = None, None
+        m = b""
+        try:
+            for m in messages:
+                commit_end = end_of_commit(m)
+                lines += [m[PAYLOAD:], b"\n"]
+                commits.append((commit_end, len(lines) // 2))
+                if self._until is not None and commit_end >= self._until:
+                    stop = Stop.UNTIL
+                    break
+        except MALFORMED as exc:
+            error = _malformed(m, exc)
+        return Batch(lines, len(lines) // 2, commits, False, stop, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,33 +227,35 @@ class ParsedWal2json:
         self._timelines, self._seq, self._open = timelines, 0, False
 
     def feed(self, messages: Sequence[bytes]) -> Batch:
-        """Parse and write messages in their order.
-
-        Raises:
-            ServerError: a message is not what the plugin prints.
-        """
+        """Parse and write messages in their order; the first malformed one ends the batch, which has its ``error``."""
         batch = Batch([], 0, [], self._open)
         lines: list[str] = []
         self._catalog.batch_received()
-        for m in messages:
-            start = _LSN64(m, 1)[0]
-            text = self._decode(m[PAYLOAD:])
-            if text.startswith(_STRAY_COMMA):  # version 1 puts one before a message that follows another
-                text = _STRAY_COMMA[:-1] + text[len(_STRAY_COMMA) :]
-            try:
+        m, whole = b"", (0, 0)
+        try:
+            for m in messages:
+                start = end_of_commit(m)
+                text = self._decode(m[PAYLOAD:])
+                if text.startswith(_STRAY_COMMA):  # version 1 puts one before a message that follows another
+                    text = _STRAY_COMMA[:-1] + text[len(_STRAY_COMMA) :]
                 document = json.loads(text, parse_int=_Number, parse_float=_Number)
-            except ValueError as exc:
-                raise ServerError(f"wal2json sent what is no JSON: {exc}") from exc
-            if "action" not in document:
-                # The message begins where the transaction does; one outside of a transaction has no other position.
-                end_lsn = int(Lsn.parse(document["nextlsn"])) if "nextlsn" in document else start
-                self._transaction_v1(document, end_lsn, lines, batch)
-                batch.commits.append((end_lsn, batch.changes))
-                if self._until is not None and end_lsn >= self._until:
-                    batch.stop = Stop.UNTIL
+                if "action" not in document:
+                    # The message begins where the transaction does; one outside of a transaction has no other position.
+                    end_lsn = int(_lsn(document["nextlsn"])) if "nextlsn" in document else start
+                    if end_lsn < start:
+                        raise ValueError(f"its nextlsn lies before its beginning: {Lsn(end_lsn)}")
+                    self._transaction_v1(document, end_lsn, lines, batch)
+                    batch.commits.append((end_lsn, batch.changes))
+                    if self._until is not None and end_lsn >= self._until:
+                        batch.stop = Stop.UNTIL
+                        break
+                elif not self._message_v2(document, start, lines, batch):
                     break
-            elif not self._message_v2(document, start, lines, batch):
-                break
+                whole = len(lines), batch.changes
+        except MALFORMED as exc:
+            batch.error = _malformed(m, exc)
+            del lines[whole[0] :]
+            batch.changes = whole[1]
         self._open = batch.in_transaction
         batch.lines = lines
         return batch
@@ -235,18 +264,24 @@ class ParsedWal2json:
         """Write one message; return False where a bound was reached before it."""
         action = event["action"]
         if action == "B":
-            commit_lsn = event.get("lsn", "0/0")
-            if self._until is not None and int(Lsn.parse(commit_lsn)) >= self._until:
+            if batch.in_transaction:
+                raise ValueError("a transaction begins inside of another one")
+            commit_lsn = _lsn(event.get("lsn", "0/0"))
+            if self._until is not None and commit_lsn >= self._until:
                 batch.stop = Stop.UNTIL
                 return False
-            self._begin(event, commit_lsn, self._timelines.of_start(int(Lsn.parse(commit_lsn))))
+            self._begin(event, str(commit_lsn), self._timelines.of_start(commit_lsn))
             batch.in_transaction = True
             lines.append(self._format.begin(self._tx))
         elif action == "C":
+            if not batch.in_transaction:
+                raise ValueError("it ends a transaction that did not begin")
             lines.append(self._format.commit(self._tx))
             batch.commits.append((start, batch.changes))
             batch.in_transaction = False
         else:
+            if not batch.in_transaction and (action != "M" or event["transactional"]):
+                raise ValueError("a change outside of a transaction")
             self._change(event, start, lines, batch)
         return True
 
@@ -305,8 +340,9 @@ class ParsedWal2json:
             lines.append(writer.insert(new, lsn, self._tx, self._seq))
         elif action == "U":
             lines.append(writer.update(new, old, whole, lsn, self._tx, self._seq))
+        elif action != "D" or old is None:
+            raise ValueError(f"no change of the plugin is {action!r}, with what this one has")
         else:
-            assert old is not None
             lines.append(writer.delete(old, whole, lsn, self._tx, self._seq))
 
     def _row(self, schema: str, table: str, event: dict[str, Any]) -> tuple[Writer, Values, Values | None, bool]:
@@ -381,6 +417,8 @@ def _converted(convert: Convert, column: dict[str, Any]) -> str:
         return convert("t" if value else "f")
     if isinstance(value, _Number):
         return convert(str(value))
+    if not isinstance(value, str):
+        raise ValueError("a value is an object or a list")
     return convert(f"\\x{value}" if _type_oid(column) == _BYTEA else value)
 
 
@@ -391,3 +429,16 @@ def _zipped(names: list[str], type_oids: list[int], contents: list[Any]) -> list
 def _type_oid(column: dict[str, Any]) -> int:
     """Return a column's type; the plugin prints an OID of 2^31 and above as a negative number."""
     return int(column["typeoid"]) & 0xFFFFFFFF
+
+
+def _lsn(text: str) -> Lsn:
+    try:
+        return Lsn.parse(text)
+    except BadValue as exc:
+        raise ValueError(exc.message) from None
+
+
+def _malformed(m: bytes, exc: Exception) -> MalformedMessage:
+    names = _TABLE.search(m, PAYLOAD)
+    relation = None if names is None else b".".join(names.groups()).decode("utf-8", "backslashreplace")
+    return malformed("wal2json", m, relation, exc)

@@ -1,0 +1,33 @@
+"""Every decoder and every parser on mutated input: a value or a typed error, always, and no position that is false."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from rdsrepl.sandbox.servers import Server
+from tests import fuzzing
+from tests.conftest import Database
+
+pytestmark = pytest.mark.timeout(120)
+
+SEED = 20261121
+MESSAGES = 400
+
+
+@pytest.fixture(scope="module")
+def recorded(pg15: Server) -> Iterator[list[fuzzing.Recorded]]:
+    """What PostgreSQL 15 sends for each decoder."""
+    with pg15.connect() as conn:
+        conn.execute("CREATE DATABASE fuzz TEMPLATE template0")
+    database = Database(pg15, "fuzz")
+    with fuzzing.record(database.connect, database.target) as found:
+        yield found
+
+
+def test_no_decoder_ends_in_an_untyped_error(recorded: list[fuzzing.Recorded]) -> None:
+    for one in recorded:
+        tally = fuzzing.fuzz_decoder(one, MESSAGES, SEED)
+        assert tally.mutated >= MESSAGES and tally.accepted and tally.refused, (one.name, tally)
+        assert tally.kinds == {"MalformedMessage"}, (one.name, tally)
