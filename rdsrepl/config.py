@@ -28,12 +28,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from rdsrepl.errors import ConfigError, NotFound
+from rdsrepl.errors import ConfigError, NotFound, UsageError
 
 if TYPE_CHECKING:
     import yaml
@@ -99,6 +99,8 @@ _VALUES: Final[Mapping[str, str]] = {
     "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
 }
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+# What belongs to one role; another one has its own.
+_LOGIN: Final = frozenset({"user", "password", "passfile", "sslcert", "sslkey", "sslpassword"})
 # What says where a database is and who logs in; the rest says how, and is as good for another one.
 _LOCATION: Final = frozenset({"host", "hostaddr", "port", "dbname", "user", "password", "passfile", "service"})
 
@@ -140,6 +142,18 @@ AWS_KEYS: Final = tuple(Aws.__dataclass_fields__)
 _AWS_VALUES: Final = {"auth": "password|iam", "endpoint_url": r"https?://\S+"}
 
 
+class Lookup(Protocol):
+    """Finds, through AWS, libpq keywords that a target does not have itself."""
+
+    def place(self) -> Mapping[str, str]:
+        """Return host, port, dbname and user as far as the RDS API knows them; no secret."""
+        ...
+
+    def keywords(self) -> Mapping[str, str]:
+        """Return everything for the next attempt to connect, secrets included."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A database to work on.
@@ -156,7 +170,7 @@ class Target:
     dsn: str = field(default="", repr=False)
     keywords: Mapping[str, str] = field(default_factory=dict, repr=False)
     aws: Aws = _NO_AWS
-    renew: Callable[[], Mapping[str, str]] | None = field(default=None, repr=False, compare=False)
+    renew: Lookup | None = field(default=None, repr=False, compare=False)
 
     @property
     def located(self) -> bool:
@@ -233,30 +247,56 @@ def load(path: Path | None = None) -> Config:
     return _parse(path, text)
 
 
-def resolve(*, dsn: str | None, target: str | None, aws: Aws = _NO_AWS) -> Target:
+def resolve(
+    *,
+    dsn: str | None,
+    target: str | None,
+    aws: Aws = _NO_AWS,
+    defaults: Aws = _NO_AWS,
+    dbname: str | None = None,
+    user: str | None = None,
+) -> Target:
     """Return the database to work on: ``dsn``, else the named target, else the current one, else the environment.
 
     Args:
         dsn: a libpq connection string.
-        target: a target's name.
-        aws: what options say: each lies over what the target says. A cluster or instance that is not the target's own
-            takes the place of its host and login, and keeps its AWS identity.
+        target: a target's name. With a dsn it gives the AWS identity, and may name no other server.
+        aws: what options say: each replaces what the target says. A cluster or instance that is not the target's own
+            replaces its host and login, and keeps its AWS identity.
+        defaults: what holds where neither ``aws`` nor the target says anything.
+        dbname: replaces the database that dsn or target names.
+        user: replaces the role that dsn or target names; a password or secret that belongs to that one is left out.
 
     Raises:
         ConfigError, NotFound: the config file is wrong, or has no such target.
+        UsageError: dsn and target name different servers.
     """
     if dsn is not None:
-        return Target("--dsn", dsn, aws=aws)
-    config = load()
-    name = target if target is not None else config.current
-    found = config.get(name) if name is not None else Target("the environment")
-    if aws.identifier and (aws.cluster, aws.instance) != (found.aws.cluster, found.aws.instance):
-        kind = "cluster" if aws.cluster else "instance"
-        keywords = {key: value for key, value in found.keywords.items() if key not in _LOCATION}
-        own = replace(found.aws, cluster=None, instance=None, secret=None, auth=None)
-        found = Target(f"{kind} {aws.identifier}", keywords=keywords, aws=own)
+        found = Target("--dsn", dsn)
+        if target is not None:
+            named = load().get(target)
+            if named.located or named.aws.identifier:
+                raise UsageError(
+                    f"--dsn and --target {target} both name a server", hint=f"leave one of them out: --target {target}"
+                )
+            found = replace(found, keywords=named.keywords, aws=named.aws)
+    else:
+        config = load()
+        name = target if target is not None else config.current
+        found = config.get(name) if name is not None else Target("the environment")
+        if aws.identifier and (aws.cluster, aws.instance) != (found.aws.cluster, found.aws.instance):
+            kind = "cluster" if aws.cluster else "instance"
+            keywords = {key: value for key, value in found.keywords.items() if key not in _LOCATION}
+            own = replace(found.aws, cluster=None, instance=None, secret=None, auth=None)
+            found = Target(f"{kind} {aws.identifier}", keywords=keywords, aws=own)
+    if user is not None and user != found.keywords.get("user"):
+        keywords = {key: value for key, value in found.keywords.items() if key not in _LOGIN}
+        found = replace(found, keywords={**keywords, "user": user}, aws=replace(found.aws, secret=None))
+    if dbname is not None:
+        found = replace(found, keywords={**found.keywords, "dbname": dbname})
+    said = {key: value for key, value in asdict(found.aws).items() if value is not None}
     given = {key: value for key, value in asdict(aws).items() if value is not None}
-    return replace(found, aws=replace(found.aws, **given))
+    return replace(found, aws=Aws(**{**asdict(defaults), **said, **given}))
 
 
 def mask_dsn(dsn: str) -> str:

@@ -55,11 +55,13 @@ def test_shared_options_stand_before_the_noun_and_after_the_verb(rdsrepl: Progra
     for words in (
         ("--dsn", db15.dsn, "-o", "json", "slot", "list"),
         ("slot", "list", "--dsn", db15.dsn, "-o", "json"),
-        ("--dsn", bad, "-o", "yaml", "slot", "list", "--dsn", db15.dsn, "--output", "json"),
+        ("--dsn", db15.dsn, "-o", "yaml", "slot", "list", "--dsn", db15.dsn, "--output", "json"),
     ):
         result = rdsrepl(*words)
         assert result.code == 0, result.err
         assert isinstance(result.json, list)
+    twice = rdsrepl("--dsn", bad, "slot", "list", "--dsn", db15.dsn)
+    assert twice.code == 2 and "it is given twice" in twice.err
 
 
 def test_the_environment_twins_give_way_to_words(rdsrepl: Program, db15: Database) -> None:

@@ -126,7 +126,7 @@ def test_precedence(rdsrepl: Program, db15: Database) -> None:
     assert rdsrepl("-t", "there", "slot", "list", env=good).code == 5
     assert rdsrepl("config", "use", "here").code == 0
     assert rdsrepl("slot", "list", env=bad).code == 0
-    assert rdsrepl("-t", "there", "slot", "list", dsn=db15.dsn).code == 0
+    assert rdsrepl("-t", "there", "slot", "list", dsn=db15.dsn).code == 2  # two servers
     service = rdsrepl.home / "services"
     service.write_text("[mine]\n" + "".join(f"{key}={value}\n" for key, value in keywords.items()))
     assert rdsrepl("slot", "list", dsn="service=mine", env={"PGSERVICEFILE": str(service)}).code == 0

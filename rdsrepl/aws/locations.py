@@ -78,8 +78,36 @@ def connected(target: Target) -> Target:
 
     Nothing is looked up here.
     """
-    source = _Source(target)
-    return replace(target, renew=source.keywords)
+    return replace(target, renew=_Source(target))
+
+
+def require_same_server(target: Target) -> None:
+    """Make sure that a target's connection string leads to the cluster or instance that it names, too.
+
+    Raises:
+        UsageError: the connection string names no host, or another one.
+        NotFound, NotAvailable: the RDS API does not know the endpoint.
+    """
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    aws = target.aws
+    option = f"--{'cluster' if aws.cluster else 'instance'} {aws.identifier}"
+    try:
+        host = str(conninfo_to_dict(target.dsn).get("host") or "")
+    except ProgrammingError:
+        return  # reported when it is connected to
+    if not host:
+        raise UsageError(
+            f"{target.label} names no host, and {option} names a server",
+            hint=f"leave {target.label} out and use {option} with --dbname and --user",
+        )
+    endpoint = locate(aws).host
+    if host.rstrip(".").lower() != endpoint.rstrip(".").lower():
+        raise UsageError(
+            f"{target.label} and {option} name different servers: {host} and {endpoint}",
+            hint=f"leave one of them out; through a tunnel: host={endpoint} hostaddr=127.0.0.1 port=…",
+        )
 
 
 class _Source:
@@ -88,26 +116,29 @@ class _Source:
         self._location: Location | None = None
         self._looked_at = 0.0
 
+    def place(self) -> Mapping[str, str]:
+        """Return where the database is and who logs in, without a secret."""
+        target, aws = self._target, self._target.aws
+        if not aws.identifier or target.located:
+            return {}
+        location = self._locate()
+        keywords = {
+            "host": location.host,
+            "port": str(location.port),
+            "dbname": os.environ.get("PGDATABASE") or location.dbname or "postgres",
+        }
+        user = target.keywords.get("user") or os.environ.get("PGUSER") or location.user
+        return {**keywords, "user": user} if user else keywords
+
     def keywords(self) -> Mapping[str, str]:
         """Return libpq keywords for the next attempt: place, user, database, password."""
         target, aws = self._target, self._target.aws
-        keywords: dict[str, str] = {}
-        location = None
-        if aws.identifier and not target.located:
-            location = self._locate()
-            keywords = {
-                "host": location.host,
-                "port": str(location.port),
-                "dbname": os.environ.get("PGDATABASE") or location.dbname or "postgres",
-            }
-            user = target.keywords.get("user") or os.environ.get("PGUSER") or location.user
-            if user:
-                keywords["user"] = user
+        keywords = dict(self.place())
         if target.keywords.get("password") or target.keywords.get("passfile"):
             return keywords
         if aws.auth == "iam":
             return {**keywords, **_token(target, keywords)}
-        secret = aws.secret
+        secret, location = aws.secret, self._location
         if secret is None and location is not None and keywords.get("user") == location.user:
             secret = location.secret
         if secret is not None:

@@ -10,7 +10,7 @@ import typer
 
 from rdsrepl.cli import provisioning
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
-from rdsrepl.cli.options import Reader, Writer, identity, shared
+from rdsrepl.cli.options import Reader, Writer, database_of, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import Error, NotFound, UsageError
@@ -280,23 +280,6 @@ def delete(
         names = ", ".join(slot.slot_name for slot in slots)
         plan = replace(plan, warnings=(*plan.warnings, f"its logical slots go with it: {names}"))
     settle(ctx, plan, target=target, typed=Typed(cluster.cluster_id, "--confirm", confirm))
-
-
-def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str | None = None) -> Target:
-    """Return the database of the cluster or instance that a command names, with the identity of its options."""
-    from dataclasses import asdict
-
-    from rdsrepl import config
-    from rdsrepl.aws import locations
-
-    options = shared(ctx)
-    found = identity(ctx)
-    if (cluster, instance) == (found.aws.cluster, found.aws.instance) and found.located:
-        return locations.connected(found) if found.aws.secret or found.aws.auth == "iam" else found
-    own = {key: value for key, value in asdict(found.aws).items() if key not in ("cluster", "instance")}
-    aws = config.Aws(**{**own, "cluster": cluster, "instance": instance})
-    target = config.resolve(dsn=options.dsn, target=options.target, aws=aws)
-    return target if target.located else locations.connected(target)
 
 
 def show_slots(ctx: typer.Context, when: str, slots: tuple[Slot, ...]) -> None:

@@ -14,19 +14,17 @@ from enum import StrEnum
 from functools import cache
 from inspect import cleandoc
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from rdsrepl import config
-from rdsrepl.errors import BadValue
+from rdsrepl.config import Target
+from rdsrepl.errors import BadValue, UsageError
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format
 from rdsrepl.units import parse_duration, parse_size
-
-if TYPE_CHECKING:
-    from rdsrepl.config import Target
 
 _T = TypeVar("_T")
 _PANEL = "Connection and output"
@@ -80,6 +78,10 @@ class Globals:
         region: an AWS region.
         cluster: a DB cluster's identifier.
         instance: a DB instance's identifier.
+        dbname: the database on that server; replaces the one that the target, dsn or RDS API names.
+        user: the role to log in as; replaces the one that the target, dsn or RDS API names.
+        typed: which of these stand on the command line; the others come from ``RDSREPL_*``.
+        ignored: what the environment says of the server and does not count because a selector was typed.
         output: how documents are printed.
         verbose: 1 names what is connected to and each statement; 2 also shows tracebacks.
         quiet: no progress and no notes.
@@ -93,6 +95,10 @@ class Globals:
     region: str | None = None
     cluster: str | None = None
     instance: str | None = None
+    dbname: str | None = None
+    user: str | None = None
+    typed: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
     output: Format = Format.table
     verbose: int = 0
     quiet: bool = False
@@ -152,6 +158,28 @@ def _shared(
             help="A DB instance, found in the same way.",
             rich_help_panel=_PANEL,
             autocompletion=lambda ctx: _completion().complete_instance(ctx),
+        ),
+    ] = None,
+    dbname: Annotated[
+        str | None,
+        typer.Option(
+            "--dbname",
+            "-d",
+            metavar="NAME",
+            envvar="RDSREPL_DBNAME",
+            help="The database on that server; default: the target's, or PGDATABASE.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            "--user",
+            "-U",
+            metavar="ROLE",
+            envvar="RDSREPL_USER",
+            help="The role to log in as; default: the target's, or PGUSER.",
+            rich_help_panel=_PANEL,
         ),
     ] = None,
     profile: Annotated[
@@ -316,7 +344,12 @@ class Reader(TyperCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.help = _paragraphs(self.help)
-        self.params = [*self.params, *(option for holder in self._holders for option in _verb_options(holder))]
+        own = {flag for option in self.params for flag in option.opts}
+        # An option of the command's own takes the place of the shared one: --dbname of `cluster create` is a new one.
+        self._added = [
+            option for holder in self._holders for option in _verb_options(holder) if not own & set(option.opts)
+        ]
+        self.params = [*self.params, *self._added]
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters, Typer's own among them, as ours look."""
@@ -325,7 +358,7 @@ class Reader(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the shared options out of what the command's function receives."""
         rest = super().parse_args(ctx, args)
-        own = {option.name: ctx.params.pop(option.name) for holder in self._holders for option in _verb_options(holder)}
+        own = {option.name: ctx.params.pop(option.name) for option in self._added}
         remember(ctx, own)
         consent = {name: own[name] for name in ("yes", "dry_run", "check") if name in own}
         ctx.meta["rdsrepl.consent"] = Consent(**consent)
@@ -343,28 +376,51 @@ class Writer(Reader):
     _holders = (_shared, _consent)
 
 
+#: the options that say which server a command works on.
+_SELECTORS: Final = ("target", "dsn", "cluster", "instance")
+_PLACE: Final = (*_SELECTORS, "dbname", "user", "profile", "region")
+
+
 def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
-    """Lay the shared options found at one level over those of the levels before it."""
+    """Add the shared options found at one level to those of the levels before it.
+
+    What is typed wins over the environment: the selectors of the environment count only where none is typed.
+
+    Raises:
+        typer.BadParameter: an option is empty, or two typed ones name different servers.
+    """
     root = ctx.find_root()
     before = root.obj if isinstance(root.obj, Globals) else Globals()
     names = Globals.__dataclass_fields__
-    for name in ("dsn", "target", "cluster", "instance", "profile", "region"):
-        if given.get(name) == "" and not ctx.resilient_parsing:
+    now = replace(before, **{name: value for name, value in given.items() if name in names and value})
+    strict = not ctx.resilient_parsing  # while the shell completes a line nothing is refused
+    for name in _PLACE:
+        if strict and given.get(name) == "":
             # An unset variable in a script must not end at another database.
             raise typer.BadParameter("it is empty", ctx=ctx, param_hint=f"'--{name}'")
-    now = replace(before, **{name: value for name, value in given.items() if name in names and value})
-    # Of two places the one nearer to the verb wins, and a word wins over the environment; side by side --dsn wins.
-    if given.get("dsn") and not (given.get("target") and _from_environment(ctx, "dsn")):
-        now = replace(now, target=None)
-    elif given.get("target"):
-        now = replace(now, dsn=None)
-    if given.get("cluster") and given.get("instance") and not ctx.resilient_parsing:
+    here = frozenset(name for name in _PLACE if given.get(name) and not _from_environment(ctx, name))
+    for name in _SELECTORS:
+        if strict and name in here & before.typed and given[name] != getattr(before, name):
+            raise typer.BadParameter(
+                f"it is given twice: {_shown(before, name)} and {_shown(now, name)}",
+                ctx=ctx,
+                param_hint=f"'--{name}'",
+            )
+    now = replace(now, typed=before.typed | here)
+    if now.typed.intersection(_SELECTORS):
+        # A target is an AWS identity as well, and keeps being one where a cluster or an instance of it was typed.
+        kept = now.typed if "dsn" in now.typed else now.typed | {"target"}
+        stray = tuple(name for name in (*_SELECTORS, "dbname", "user") if getattr(now, name) and name not in kept)
+        dropped: dict[str, Any] = dict.fromkeys(stray)
+        now = replace(now, ignored=tuple(dict.fromkeys((*before.ignored, *stray))), **dropped)
+    if strict and now.cluster and now.instance:
         raise typer.BadParameter("it excludes --instance", ctx=ctx, param_hint="'--cluster'")
-    if given.get("cluster"):
-        now = replace(now, instance=None)
-    elif given.get("instance"):
-        now = replace(now, cluster=None)
     root.obj = ctx.obj = now
+
+
+def _shown(options: Globals, name: str) -> str:
+    value = getattr(options, name)
+    return config.mask_dsn(value) if name == "dsn" else str(value)
 
 
 def _from_environment(ctx: typer.Context, name: str) -> bool:
@@ -393,16 +449,30 @@ def consent(ctx: typer.Context) -> Consent:
 def where(ctx: typer.Context) -> Target:
     """Return the database this command works on; a cluster's or an instance's is found when it is connected to.
 
+    It is the same object for the whole command, so that a cluster is looked up once.
+
     Raises:
         ConfigError, NotFound: the config file is wrong or lacks the target.
+        UsageError: the options name two different servers.
     """
     from rdsrepl.cli.talk import note
 
-    target = identity(ctx)
-    if shared(ctx).verbose:
+    meta = ctx.find_root().meta
+    known = meta.get("rdsrepl.where")
+    if isinstance(known, Target):
+        return known
+    options, target = shared(ctx), identity(ctx)
+    if options.verbose:
+        for name in options.ignored:
+            note(ctx, f"RDSREPL_{name.upper()} is ignored: the command line names the server")
         settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
         note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
-    return located(target)
+    if options.dsn and target.aws.identifier:
+        from rdsrepl.aws import locations
+
+        locations.require_same_server(target)
+    meta["rdsrepl.where"] = found = located(target)
+    return found
 
 
 def located(target: Target) -> Target:
@@ -419,7 +489,45 @@ def identity(ctx: typer.Context) -> Target:
 
     Raises:
         ConfigError, NotFound: the config file is wrong or lacks the target.
+        UsageError: --dsn and --target name different servers.
+    """
+    return _resolved(shared(ctx))
+
+
+def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str | None = None) -> Target:
+    """Return the database of the cluster or instance that a command has as its argument.
+
+    The argument names the server: selectors of the environment do not count, and typed ones must agree with it.
+
+    Raises:
+        ConfigError, NotFound: the config file is wrong or lacks the target.
+        UsageError: an option names another server.
     """
     options = shared(ctx)
-    aws = config.Aws(profile=options.profile, region=options.region, cluster=options.cluster, instance=options.instance)
-    return config.resolve(dsn=options.dsn, target=options.target, aws=aws)
+    for name, value, wanted in (("cluster", options.cluster, cluster), ("instance", options.instance, instance)):
+        if name in options.typed and value != wanted:
+            raise UsageError(
+                f"--{name} {value} and {cluster or instance} name different servers", hint="omit the option"
+            )
+    dsn = options.dsn if "dsn" in options.typed else None
+    target = _resolved(replace(options, cluster=cluster, instance=instance, dsn=dsn))
+    if target.dsn and dsn:
+        from rdsrepl.aws import locations
+
+        locations.require_same_server(target)
+    return located(target)
+
+
+def _resolved(options: Globals) -> Target:
+    aws = config.Aws(cluster=options.cluster, instance=options.instance)
+    chosen = {"profile": options.profile, "region": options.region}
+    # A typed target's own identity wins over RDSREPL_PROFILE and RDSREPL_REGION, which then fill what it leaves open.
+    typed = {key: value for key, value in chosen.items() if key in options.typed or "target" not in options.typed}
+    return config.resolve(
+        dsn=options.dsn,
+        target=options.target,
+        aws=replace(aws, **typed),
+        defaults=config.Aws(**chosen),
+        dbname=options.dbname,
+        user=options.user,
+    )

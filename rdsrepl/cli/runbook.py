@@ -224,7 +224,9 @@ def _place(ctx: typer.Context) -> Place:
     from rdsrepl.runbooks.runner import Place
 
     options = shared(ctx)
-    names = ("target", "dsn", "cluster", "instance", "profile", "region")
+    names = ["target", "dsn", "cluster", "instance", "dbname", "user"]
+    # RDSREPL_PROFILE and RDSREPL_REGION do not count over a typed target's own.
+    names += [name for name in ("profile", "region") if name in options.typed or "target" not in options.typed]
     given: dict[str, str] = {name: value for name in names if (value := getattr(options, name)) is not None}
     if "target" not in given and "dsn" not in given and (current := config.load().current) is not None:
         given["target"] = current

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -37,6 +37,53 @@ class Typed:
     given: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a plan is applied, as plans and prompts name it.
+
+    Attributes:
+        label: what selected it: ``cluster orders``, ``target prod``, ``--dsn``.
+        host, port, dbname, user: of the database; None for a plan that makes AWS calls alone.
+        region, profile: of the AWS calls; None for a plan that makes none.
+    """
+
+    label: str
+    host: str | None = None
+    port: str | None = None
+    dbname: str | None = None
+    user: str | None = None
+    region: str | None = None
+    profile: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The same in words."""
+        account = f"AWS region {self.region or '-'}" + (f", profile {self.profile}" if self.profile else "")
+        if self.host is None:
+            return account
+        user = f", as {self.user}" if self.user else ""
+        writer = "writer " if self.label.startswith("cluster ") else ""
+        place = f"{self.label} ({writer}{self.host}:{self.port}/{self.dbname}{user})"
+        return place if self.region is None else f"{place}, {account}"
+
+
+def server_of(plan: Plan, target: Target) -> Server:
+    """Return where PLAN is applied; nothing is connected to.
+
+    Raises:
+        Error: the cluster or instance was not found.
+    """
+    from rdsrepl.aws import session
+    from rdsrepl.postgres import connection
+
+    server = Server(target.label)
+    if any(not isinstance(step, Statement) for step in plan.steps):
+        server = replace(server, region=session.region(target.aws), profile=target.aws.profile)
+    if any(isinstance(step, Statement) for step in plan.steps):
+        server = replace(server, **asdict(connection.address(target)))
+    return server
+
+
 def settle(
     ctx: typer.Context,
     plan: Plan,
@@ -64,22 +111,25 @@ def settle(
     may, options = consent(ctx), shared(ctx)
     machine = options.output is not Format.table
     if not plan:
-        _report(ctx, plan, "unchanged", [])
+        _report(ctx, plan, None, "unchanged", [])
         return []
+    target = target if target is not None else where(ctx)
+    server = server_of(plan, target)
     if may.dry_run or may.check:
-        _show(ctx, plan, to_stdout=True) if not machine else _report(ctx, plan, "planned", [])
+        _show(ctx, plan, server, to_stdout=True) if not machine else _report(ctx, plan, server, "planned", [])
         if may.check:
             raise typer.Exit(ExitCode.CHANGES_PENDING)
         return []
     if (typed is None and not may.yes) or (typed is not None and typed.given is None):
-        _show(ctx, plan, to_stdout=False)
-        _ask(plan, typed)
+        _show(ctx, plan, server, to_stdout=False)
+        _ask(plan, server, typed)
     elif typed is not None and typed.given != typed.identifier:
         raise NotConfirmed(
             f"{plan.title}: {typed.option} names {typed.given}, not {typed.identifier}; nothing was changed",
             hint=f"{typed.option} {typed.identifier}, if that is what you mean",
         )
     else:
+        note(ctx, f"On {server.text}")
         for warning in plan.warnings:
             warn(ctx, warning)
     outcomes: list[apply.Outcome] = []
@@ -94,7 +144,7 @@ def settle(
     try:
         apply.run(
             plan,
-            target if target is not None else where(ctx),
+            target,
             done=done,
             waiting=lambda step, seconds, states: _waiting(progress, step, seconds, states),
             witness=witness,
@@ -102,31 +152,35 @@ def settle(
     except AppliedInPart:
         # What is made already is of no use without it: the role is there, and nobody else knows its password.
         if reveal:
-            _report(ctx, plan, "partial", outcomes, reveal)
+            _report(ctx, plan, server, "partial", outcomes, reveal)
         raise
     finally:
         progress.clear()
         name_cache.clear()  # the next Tab must see it
-    _report(ctx, plan, "applied", outcomes, reveal or {})
+    _report(ctx, plan, server, "applied", outcomes, reveal or {})
     return outcomes
 
 
-def _ask(plan: Plan, typed: Typed | None) -> None:
+def _ask(plan: Plan, server: Server, typed: Typed | None) -> None:
     way = "--yes" if typed is None else f"{typed.option} {typed.identifier}"
     if not can_ask():
         raise NotConfirmed(
             f"{plan.title}: nobody to ask, nothing was changed",
             hint=f"add {way} to go ahead, or --dry-run to see the plan",
         )
-    agreed = ask("Go ahead?") if typed is None else ask_for(f"Type {typed.identifier} to go ahead:", typed.identifier)
+    if typed is None:
+        agreed = ask(f"Apply this plan on {server.text}?")
+    else:
+        agreed = ask_for(f"On {server.text}: type {typed.identifier} to go ahead:", typed.identifier)
     if not agreed:
         answer = "answer y" if typed is None else f"type {typed.identifier}"
         raise NotConfirmed(f"{plan.title}: not confirmed, nothing was changed", hint=f"{answer}, or add {way}")
 
 
-def _show(ctx: typer.Context, plan: Plan, *, to_stdout: bool) -> None:
+def _show(ctx: typer.Context, plan: Plan, server: Server, *, to_stdout: bool) -> None:
     out = console(sys.stdout if to_stdout else sys.stderr)
     colour = not shared(ctx).no_color
+    out.print(f"On {server.text}", style="bold" if colour else None)
     out.print(f"Plan: {plan.title}", style="bold" if colour else None)
     for change in plan.changes:
         out.print(f"  {_change(change)}")
@@ -181,6 +235,7 @@ def _step_document(step: Step) -> dict[str, Any]:
 def _report(
     ctx: typer.Context,
     plan: Plan,
+    server: Server | None,
     status: str,
     outcomes: list[apply.Outcome],
     reveal: Mapping[str, str] | None = None,
@@ -197,6 +252,7 @@ def _report(
     value: dict[str, Any] = {
         "title": plan.title,
         "status": status,
+        "server": server,
         "steps": steps,
         "warnings": list(plan.warnings),
         **(reveal or {}),

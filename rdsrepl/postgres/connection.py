@@ -318,6 +318,39 @@ def relation_oid(connection: Connection, name: str) -> int | None:
     return oid
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a target leads to, as far as it is known before it is connected to.
+
+    Attributes:
+        host: name, address, or directory of the unix socket; several are separated by commas.
+        user: None where the login names it, such as a secret.
+    """
+
+    host: str
+    port: str
+    dbname: str
+    user: str | None
+
+
+def address(target: Target) -> Address:
+    """Return where a target leads to; nothing is connected to and no secret is read.
+
+    Raises:
+        Error: the target's dsn is none, or its cluster or instance was not found.
+    """
+    given = _merged(target, target.renew.place() if target.renew is not None else {})
+    defaults = _defaults(given.get("service"))
+    said = {key: given.get(key) or defaults.get(key, "") for key in ("host", "hostaddr", "port", "dbname", "user")}
+    user = given.get("user") or (None if target.aws.secret else said["user"])
+    return Address(
+        host=said["host"] or said["hostaddr"] or "local socket",
+        port=said["port"] or "5432",
+        dbname=said["dbname"] or said["user"],
+        user=user or None,
+    )
+
+
 def rds_bundle_file() -> Path:
     """Return where the RDS bundle is looked for when nobody named a file: beside the config file."""
     return config_path().with_name("global-bundle.pem")
@@ -423,14 +456,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _keywords(target: Target) -> tuple[dict[str, str], str]:
-    """Return what libpq is given, and the ``options`` that hold, whoever gave them."""
+def _merged(target: Target, found: Mapping[str, str]) -> dict[str, str]:
+    """Return the keywords of a target's dsn, of what was FOUND through AWS, and its own; the later ones win."""
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
-    renewed = target.renew() if target.renew is not None else {}
     try:
-        given = conninfo_to_dict(target.dsn, **{**renewed, **target.keywords})
+        dsn = conninfo_to_dict(target.dsn)
+        if target.keywords.get("user", dsn.get("user")) != dsn.get("user"):
+            dsn.pop("password", None)  # it belongs to the role that the dsn names
+        given = conninfo_to_dict("", **{**dsn, **found, **target.keywords})
     except psycopg.ProgrammingError:
         # Not as the cause: libpq quotes what it stumbled over, which may be a piece of the password.
         raise errors.BadValue(
@@ -443,6 +478,12 @@ def _keywords(target: Target) -> tuple[dict[str, str], str]:
             f"{target.label}: no host and port can be read from it",
             hint="in a URI, write what is special in user and password percent-encoded: @ as %40, / as %2F, : as %3A",
         )
+    return keywords
+
+
+def _keywords(target: Target) -> tuple[dict[str, str], str]:
+    """Return what libpq is given, and the ``options`` that hold, whoever gave them."""
+    keywords = _merged(target, target.renew.keywords() if target.renew is not None else {})
     defaults = _defaults(keywords.get("service"))
     keywords.setdefault("fallback_application_name", "rdsrepl")
     if keywords.get("host") and "hostaddr" not in keywords and defaults["hostaddr"]:

@@ -26,7 +26,7 @@ from rdsrepl.runbooks.journal import Journal, Past, who
 from rdsrepl.runbooks.pages import Kind, Runbook, Step
 
 # What may say where a command works; a step that says so itself gets none of the run's.
-_OPTIONS: Final = ("target", "dsn", "cluster", "instance", "profile", "region")
+_OPTIONS: Final = ("target", "dsn", "cluster", "instance", "dbname", "user", "profile", "region")
 _OWN_PLACE: Final = ("--target", "-t", "--dsn")
 # Enough for what a person reads; a stream of changes may be much longer.
 _KEPT_CHARACTERS: Final = 65_536
