@@ -113,7 +113,7 @@ _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], 
         r"database .* does not exist",
         errors.NotFound,
         "3D000",
-        "name an existing database: dbname=… in the dsn, or PGDATABASE",
+        "name an existing database: --dbname NAME, or PGDATABASE",
     ),
     (
         r"the database system is (starting up|shutting down|in recovery|not yet accepting)",

@@ -334,7 +334,7 @@ def advance(slot: Slot, lsn: Lsn | None, *, here: Here, timeout_seconds: float =
     if slot.database != here.database:
         raise errors.Refused(
             f"slot {name} belongs to database {slot.database}, and this connection to {here.database}",
-            hint=f"connect to it: dbname={slot.database}",
+            hint=f"connect to it: --dbname {slot.database}",
         )
     if slot.active:
         raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")

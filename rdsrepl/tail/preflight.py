@@ -139,7 +139,7 @@ def _fit(slot: Slot, database: str, in_recovery: bool) -> None:
     if slot.database != database:
         raise errors.Refused(
             f"slot {name} belongs to database {slot.database}, and this connection to {database}",
-            hint=f"connect to it: dbname={slot.database}",
+            hint=f"connect to it: --dbname {slot.database}",
         )
     if slot.wal_status == "lost" or slot.invalidation_reason or slot.conflicting:
         why = slot.invalidation_reason or ("conflict with recovery" if slot.conflicting else "its WAL was removed")
