@@ -171,7 +171,16 @@ class Database:
         return self.run(query)[0][0]
 
 
-def _drop(made: Database) -> None:
+def new_database(server: Server) -> Database:
+    """Make an empty database; ``drop_database`` removes it."""
+    database = Database(server, f"t_{uuid.uuid4().hex[:12]}")
+    with closing(server.connect()) as conn:
+        conn.execute(f'CREATE DATABASE "{database.name}" TEMPLATE template0')
+    return database
+
+
+def drop_database(made: Database) -> None:
+    """Remove a database with its slots."""
     with closing(made.server.connect()) as conn:
         slots = "FROM pg_replication_slots WHERE database = %s"
         conn.execute(f"SELECT pg_terminate_backend(active_pid) {slots} AND active", (made.name,))
@@ -189,15 +198,12 @@ def make_database() -> Iterator[Any]:
     made: list[Database] = []
 
     def make(server: Server) -> Database:
-        database = Database(server, f"t_{uuid.uuid4().hex[:12]}")
-        with closing(server.connect()) as conn:
-            conn.execute(f'CREATE DATABASE "{database.name}" TEMPLATE template0')
-        made.append(database)
-        return database
+        made.append(new_database(server))
+        return made[-1]
 
     yield make
     for database in made:
-        _drop(database)
+        drop_database(database)
 
 
 @pytest.fixture

@@ -147,7 +147,9 @@ def apply(server: Server, password: str, *, user: str = MASTER_USER, dbname: str
             conn.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(name)))
         conn.execute(sql.SQL("CREATE ROLE {} NOLOGIN NOINHERIT REPLICATION").format(sql.Identifier(_REPLICATOR)))
         if server.version < 16:
-            conn.execute("UPDATE pg_authid SET rolsuper = true WHERE rolname = ANY(%s)", [list(_PROGRAM_ROLES)])
+            conn.execute(
+                "UPDATE pg_catalog.pg_authid SET rolsuper = true WHERE rolname = ANY(%s)", [list(_PROGRAM_ROLES)]
+            )
         for held, since in _SUPERUSER_HOLDS:
             if server.version >= since:
                 conn.execute(sql.SQL("GRANT {} TO rds_superuser WITH ADMIN OPTION").format(sql.Identifier(held)))

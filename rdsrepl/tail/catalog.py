@@ -79,10 +79,12 @@ _CONVERTED = """
 SELECT pg_catalog.convert_from(c, pg_catalog.getdatabaseencoding())
   FROM pg_catalog.unnest(%s::bytea[]) WITH ORDINALITY AS given (c, number) ORDER BY number
 """
-# As format_type prints a name: with its schema unless the search path finds it without.
+# As format_type prints a name: with its schema unless the role's own search_path, on which this runs, finds it without.
 _QUOTED_NAME = """
-SELECT CASE WHEN %(schema)s = ANY (pg_catalog.current_schemas(true)) THEN ''
-            ELSE pg_catalog.quote_ident(%(schema)s) || '.' END || pg_catalog.quote_ident(%(name)s)
+SELECT pg_catalog.concat(
+           CASE WHEN %(schema)s::pg_catalog.name OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(true)) THEN ''
+           ELSE pg_catalog.concat(pg_catalog.quote_ident(%(schema)s::pg_catalog.text), '.') END,
+           pg_catalog.quote_ident(%(name)s::pg_catalog.text))
 """
 _INSUFFICIENT_PRIVILEGE = "42501"
 # character_not_in_repertoire, untranslatable_character
