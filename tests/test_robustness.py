@@ -5,15 +5,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from rdsrepl import audit, errors, observations
 from rdsrepl.lsn import Lsn
@@ -21,6 +24,7 @@ from rdsrepl.observations import Observation, SlotSeen
 from rdsrepl.runbooks import journal
 from rdsrepl.state import json_lines
 from tests.conftest import Database, Program
+from tests.test_service import base_url, health, scrape, tailing
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -318,3 +322,118 @@ def test_a_damaged_line_of_a_journal_repeats_no_step(state: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     assert journal.last("book", {}) is None
+
+
+# The metrics' port.
+
+
+def test_silent_slow_and_huge_clients_hold_up_neither_metrics_nor_the_end(rdsrepl: Program, db18: Database) -> None:
+    db18.run("CREATE PUBLICATION p FOR ALL TABLES")
+    db18.run(f"SELECT pg_create_logical_replication_slot('{db18.name}', 'pgoutput')")
+    line = ("slot", "tail", db18.name, "--metrics-port", "0")
+    with tailing(rdsrepl, *line, dsn=db18.dsn) as (process, log), ExitStack() as clients:
+        url = base_url(log)
+        port = int(url.rpartition(":")[2])
+
+        def client(said: bytes) -> socket.socket:
+            made = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            made.sendall(said)
+            return made
+
+        silent = [client(b"") for _ in range(100)]
+        trickling = client(b"GET /met")
+        greedy = client(b"GET /metrics HTTP/1.0\r\n\r\n")  # takes nothing of its answer
+        with suppress(ConnectionError):
+            client(b"GET /" + b"x" * 3_000_000)
+        with suppress(ConnectionError):
+            client(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 300_000)
+        client(b"\0\xff\r\n\r\n")
+        assert health(url)[0] == 200 and scrape(url)["healthy"] == 1
+        assert silent[0].recv(1) == b"", "the oldest of too many are ended"
+        large = client(b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 70_000)
+        assert large.recv(16).startswith(b"HTTP/1.0 431")
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+        assert trickling.fileno() >= 0 and greedy.fileno() >= 0, "they are still there"
+
+
+# Malformed messages, from a server's socket to the slot's position.
+
+
+class Damaging:
+    """Stands between the program and a server; damages the XLogData message that holds some bytes."""
+
+    def __init__(self, upstream: str, marked: bytes, damage: Callable[[bytes], bytes]) -> None:
+        self._upstream = upstream
+        self._marked = marked
+        self._damage = damage
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._upstream)
+                threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        with suppress(OSError):
+            while data := client.recv(65536):
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        """Pass on message by message: a letter, a length that counts itself, and the rest."""
+        with closing(server), closing(client), suppress(OSError), server.makefile("rb") as stream:
+            while head := stream.read(5):
+                body = stream.read(int.from_bytes(head[1:]) - 4)
+                if head[:1] == b"d" and self._marked in body:
+                    body = self._damage(body)
+                client.sendall(head[:1] + (len(body) + 4).to_bytes(4) + body)
+
+
+def cut(body: bytes) -> bytes:
+    return body[:-3]
+
+
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "a tuple that is cut": ("json", cut, "public.t"),
+    "no message of the replication protocol": (
+        "json",
+        lambda body: b"x" + body[1:],
+        "neither XLogData nor a keepalive",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_nothing_is_confirmed_past_a_malformed_message(rdsrepl: Program, db18: Database, kind: str) -> None:
+    fmt, damage, said = DAMAGES[kind]
+    db18.run("CREATE TABLE t (id int PRIMARY KEY, v text)", "CREATE PUBLICATION p FOR ALL TABLES")
+    db18.run(f"SELECT pg_create_logical_replication_slot('{db18.name}', 'pgoutput')")
+    db18.run("INSERT INTO t VALUES (1, 'good')")
+    before = db18.value("SELECT pg_current_wal_insert_lsn()::text")
+    db18.run("INSERT INTO t VALUES (2, 'po' || 'ison')", "INSERT INTO t VALUES (3, 'behind')")
+    keywords = db18.server.keywords(dbname=db18.name)
+    between = Damaging(f"{keywords['host']}/.s.PGSQL.{keywords['port']}", b"poison", damage)
+    dsn = make_conninfo(db18.dsn, host="127.0.0.1", port=between.port, sslmode="disable")
+    try:
+        done = rdsrepl("slot", "tail", db18.name, "--format", fmt, dsn=dsn)
+        assert done.code == 1 and said in done.err and "Traceback" not in done.err, done.err
+        assert "good" in done.out and "poison" not in done.out and "behind" not in done.out
+    finally:
+        between.close()
+    state = f"FROM pg_replication_slots WHERE slot_name = '{db18.name}'"
+    assert db18.value(f"SELECT confirmed_flush_lsn <= '{before}' {state}"), "nothing past it"
+    assert db18.value(f"SELECT confirmed_flush_lsn > '{before}'::pg_lsn - 400 {state}"), "all that stands before it"
+    done = rdsrepl("slot", "tail", db18.name, "--format", "json", "--until-now", dsn=db18.dsn)
+    assert done.code == 0 and [row["after"]["v"] for row in done.lines] == ["poison", "behind"], done.err

@@ -1,12 +1,15 @@
 """The tail's metrics for Prometheus, and a health check, over HTTP.
 
 ``/metrics`` in the exposition format; ``/healthz`` is 200, or 503 when nothing was confirmed for a while although the
-lag grew. A thread answers; the tail only leaves its last progress here.
+lag grew. Threads answer; the tail only leaves its last progress here, and never waits for whoever asks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from rdsrepl.errors import BadValue, UsageError
 
 if TYPE_CHECKING:
+    from wsgiref.simple_server import WSGIServer
+
     from prometheus_client.core import Metric
 
     from rdsrepl.tail.engine import Observer, Progress
@@ -23,6 +28,10 @@ if TYPE_CHECKING:
     from rdsrepl.tail.wal_watch import WalWatch
 
 UNHEALTHY_SECONDS: Final = 300.0
+# A request must have come, and its answer must have been taken, within this time.
+_REQUEST_SECONDS: Final = 5.0
+_LARGEST_REQUEST: Final = 64 << 10
+_MOST_CONNECTIONS: Final = 32
 Start = Callable[[str, list[tuple[str, str]]], object]
 
 
@@ -89,20 +98,6 @@ class Exporter:
         Raises:
             UsageError: the port is taken, or not ours to take.
         """
-        from socketserver import TCPServer
-        from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-        class Silent(WSGIRequestHandler):
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        class Server(WSGIServer):
-            def server_bind(self) -> None:
-                # Not HTTPServer's: that asks the resolver for our own name, which may take long where there is none.
-                TCPServer.server_bind(self)
-                self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-                self.setup_environ()
-
         self.counts: Counts | None = None
         self._observer = observer
         self._slot_name = slot_name
@@ -110,15 +105,16 @@ class Exporter:
         self._health = Health(exposure.unhealthy_seconds)
         self._progress: Progress | None = None
         self._health.observe(0, None, time.monotonic())
+        self._lock = threading.Lock()
         try:
-            self._server = make_server(exposure.host, exposure.port, self._application(), Server, Silent)
+            self._server = _server(exposure.host, exposure.port, self._application())
         except OSError as exc:
             raise UsageError(
                 f"--metrics-port {exposure.port}: cannot listen on {exposure.host}: {exc.strerror or exc}",
                 hint="choose another port, or stop what listens there",
             ) from exc
         watch.begin()
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
         observer.note(f"metrics: http://{exposure.host}:{self._server.server_port}/metrics, and /healthz")
 
     def note(self, text: str) -> None:
@@ -135,7 +131,7 @@ class Exporter:
         self._observer.progress(progress)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Answer no more; whoever is being answered is not waited for."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -178,10 +174,11 @@ class Exporter:
         yield "gauge", "healthy", "Whether /healthz says so.", self._stuck_seconds() is None
 
     def _stuck_seconds(self) -> float | None:
-        now, progress = time.monotonic(), self._progress
-        if progress is not None:
-            self._health.observe(progress.confirmed_lsn, self._watch.lag_bytes(progress.confirmed_lsn), now)
-        return self._health.stuck_seconds(now)
+        with self._lock:
+            now, progress = time.monotonic(), self._progress
+            if progress is not None:
+                self._health.observe(progress.confirmed_lsn, self._watch.lag_bytes(progress.confirmed_lsn), now)
+            return self._health.stuck_seconds(now)
 
     def _application(self) -> Callable[[dict[str, Any], Start], Iterable[bytes]]:
         from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -212,3 +209,85 @@ class Exporter:
         }
         start("200 OK" if stuck is None else "503 Service Unavailable", [("Content-Type", "application/json")])
         return [json.dumps(document).encode() + b"\n"]
+
+
+def _server(host: str, port: int, application: Callable[[dict[str, Any], Start], Iterable[bytes]]) -> WSGIServer:
+    """Return a server that gives each connection a thread, a time and a size; of too many it ends the oldest."""
+    from socketserver import TCPServer, ThreadingMixIn
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    class Handler(WSGIRequestHandler):
+        timeout = _REQUEST_SECONDS
+
+        def setup(self) -> None:
+            super().setup()
+            head = _head(self.connection)
+            self.is_too_large = len(head) > _LARGEST_REQUEST
+            self.rfile = io.BufferedReader(io.BytesIO(head))
+
+        def handle(self) -> None:
+            if self.is_too_large:
+                self.requestline, self.request_version, self.command = "", "HTTP/1.0", ""
+                self.send_error(431)
+            else:
+                super().handle()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def get_stderr(self) -> Any:
+            return io.StringIO()
+
+    class Server(ThreadingMixIn, WSGIServer):
+        daemon_threads = True
+        block_on_close = False
+        request_queue_size = _MOST_CONNECTIONS
+
+        def server_bind(self) -> None:
+            # Not HTTPServer's: that asks the resolver for our own name, which may take long where there is none.
+            TCPServer.server_bind(self)
+            self.socket.setblocking(False)  # who hung up before being accepted must not be waited for
+            self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+            self.setup_environ()
+            self.connections: dict[int, socket.socket] = {}
+            self.lock = threading.Lock()
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            with self.lock:
+                if len(self.connections) >= _MOST_CONNECTIONS:
+                    oldest = self.connections.pop(next(iter(self.connections)))
+                    with contextlib.suppress(OSError):
+                        oldest.shutdown(socket.SHUT_RDWR)
+                self.connections[id(request)] = request
+            super().process_request(request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            with self.lock:
+                self.connections.pop(id(request), None)
+            super().shutdown_request(request)
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # who was too slow, or went away
+
+    return make_server(host, port, application, Server, Handler)
+
+
+def _head(connection: socket.socket) -> bytes:
+    """Return a request up to the end of its head, or a little more than the largest that is read.
+
+    Raises:
+        TimeoutError: it has not come in time, however it trickles in.
+    """
+    deadline = time.monotonic() + _REQUEST_SECONDS
+    head = b""
+    while b"\n\r\n" not in head and b"\n\n" not in head and len(head) <= _LARGEST_REQUEST:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        piece = connection.recv(8192)
+        if not piece:
+            break
+        head += piece
+    connection.settimeout(_REQUEST_SECONDS)
+    return head
