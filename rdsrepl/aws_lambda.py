@@ -16,6 +16,8 @@ event wins::
     aggregate         true: changes of one key that wait go as one record
     linger, requests, oversize
                       as ``rdsrepl slot tail --help`` has them
+    accept_gap, allow_missing_publication
+                      true: go on where changes are missing (``rdsrepl slot tail --help``)
     idle_exit         end after this long without a change; without it the run lasts as long as it may
     margin            how long before the function's own end the run stops; by default 10s
     target            of a config file that is packed with the function (RDSREPL_CONFIG says where)
@@ -49,7 +51,7 @@ _AWS: Final = ("cluster", "instance", "region", "secret", "auth", "endpoint_url"
 _LIBPQ: Final = ("host", "port", "dbname", "user", "sslmode", "sslrootcert")
 _OWN: Final = (
     "slot", "to", "publications", "tables", "format", "partition_by", "aggregate", "linger", "requests", "oversize",
-    "idle_exit", "margin", "target",
+    "accept_gap", "allow_missing_publication", "idle_exit", "margin", "target",
 )  # fmt: skip
 KEYS: Final = (*_OWN, *_AWS, *_LIBPQ)
 MARGIN_SECONDS: Final = 10.0
@@ -191,6 +193,8 @@ def _job(given: Mapping[str, Any], allowed: float, margin: float) -> Job:
         ),
         active_wait_seconds=_ACTIVE_WAIT_SECONDS,
         delivery=delivery,
+        accept_gap=_truth(given, "accept_gap"),
+        allow_missing_publication=_truth(given, "allow_missing_publication"),
     )
 
 

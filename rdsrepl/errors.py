@@ -15,6 +15,7 @@
     │   ├── SlotActive
     │   ├── SlotInvalidated
     │   ├── SlotBeingSynced
+    │   ├── SlotMoved                 changes are missing between what was delivered and where the slot stands
     │   ├── SlotsExhausted
     │   ├── PluginNotAllowed
     │   ├── WalLevelNotLogical
@@ -158,6 +159,10 @@ class SlotInvalidated(Refused):
 
 class SlotBeingSynced(Refused):
     """The slot is a copy that this standby keeps in step with its primary."""
+
+
+class SlotMoved(Refused):
+    """The slot is beyond what was delivered: made again, or moved by somebody else; changes are missing."""
 
 
 class SlotsExhausted(Refused):

@@ -12,6 +12,7 @@ from rdsrepl import audit, config
 from rdsrepl.apply import Cancelled
 from rdsrepl.errors import Error, OutcomeUnknown, Refused
 from rdsrepl.render import document
+from rdsrepl.state import streamed_slots
 
 if TYPE_CHECKING:
     from rdsrepl.plan import Step
@@ -57,6 +58,8 @@ class DropTrail:
         """Write the outcome: ``dropped``, ``not_dropped`` or ``unknown``; what is done is done, written or not."""
         if (slot := self._dropped.get(id(step))) is None:
             return
+        if failure is None:
+            streamed_slots.forget(self._where["server"], slot.slot_name)
         outcome = "dropped" if failure is None else "unknown" if _is_open(failure) else "not_dropped"
         entry = self._entry("outcome", slot, outcome=outcome)
         if failure is not None:

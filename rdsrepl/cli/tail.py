@@ -161,6 +161,24 @@ def tail(
             panel=_STREAM,
         ),
     ] = None,
+    accept_gap: Annotated[
+        bool,
+        typer.Option(
+            "--accept-gap",
+            help="Go on where changes are missing: the slot was moved or made again behind what was delivered.",
+            rich_help_panel=_STREAM,
+            show_default=False,
+        ),
+    ] = False,
+    allow_missing_publication: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing-publication",
+            help="Go on where the server leaves changes out that are older than a publication (PostgreSQL 18).",
+            rich_help_panel=_STREAM,
+            show_default=False,
+        ),
+    ] = False,
     partition_by: Annotated[
         str | None,
         typer.Option(
@@ -310,6 +328,8 @@ def tail(
         to_kinesis,
         beat(heartbeat, heartbeat_table),
         exposure(metrics_port, metrics_host, unhealthy_after),
+        accept_gap,
+        allow_missing_publication,
     )
     target = where(ctx)
     if create is not None:

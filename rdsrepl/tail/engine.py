@@ -12,6 +12,8 @@ import random
 import select
 import signal
 import time
+from array import array
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +21,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
+from rdsrepl.tail import continuity
 from rdsrepl.tail.changes import Batch, Decoder, Stop
 from rdsrepl.tail.ledger import Ledger
-from rdsrepl.tail.receiver import Receiver
+from rdsrepl.tail.receiver import Notice, Receiver
 from rdsrepl.tail.sinks import Sink
 from rdsrepl.tail.timelines import Timelines
 
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from rdsrepl.config import Target
+    from rdsrepl.state.streamed_slots import SlotMark
+    from rdsrepl.tail.continuity import LastRun
     from rdsrepl.tail.preflight import Findings
 
 QUEUE_BYTES: Final = 16 << 20
@@ -41,6 +46,8 @@ _ACTIVE_MARGIN_SECONDS: Final = 5.0
 # A password that is being rotated is wrong for a while, either in the secret or at the server: about a minute's tries.
 _DENIALS: Final = 12
 _SAMPLE_SECONDS: Final = 0.25
+# Of the server's notices; one that tells of every change says something new each time.
+_MOST_TOLD: Final = 1000
 
 #: what passes by itself, once the slot has been streamed: a restart, a failover, a name that points elsewhere for now.
 _WEATHER: Final = (errors.Unreachable, errors.NotPrimary, errors.SlotBeingSynced, errors.SlotsExhausted)
@@ -79,6 +86,8 @@ class Stream:
         confirm: whether positions are confirmed.
         active_wait_seconds: how long to wait for a slot that another connection holds; None is a little longer than
             the server's ``wal_sender_timeout``, after which it lets go of a dead consumer.
+        accept_gap: go on where the slot is beyond what was received.
+        allow_missing_publication: go on where the server leaves changes out because a publication did not exist yet.
     """
 
     target: Target
@@ -88,6 +97,45 @@ class Stream:
     from_lsn: int = 0
     confirm: bool = True
     active_wait_seconds: float | None = None
+    accept_gap: bool = False
+    allow_missing_publication: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """Which server a connection led to; ``timeline`` is what it says itself, on Aurora as well."""
+
+    system_id: str
+    timeline: int
+    timelines: Timelines
+
+
+class _Commits:
+    """How many changes were handed over up to each of the last commits."""
+
+    _MOST: Final = 1 << 16
+
+    def __init__(self, changes: int = 0) -> None:
+        self._before = changes
+        self._ends = array("Q")
+        self._changes = array("Q")
+        self._forgotten = False
+
+    def add(self, end_lsn: int, changes: int) -> None:
+        """Take a commit that ends at a position, and how many changes came until then."""
+        self._ends.append(end_lsn)
+        self._changes.append(changes)
+        if len(self._ends) > 2 * self._MOST:
+            del self._ends[: self._MOST], self._changes[: self._MOST]
+            self._forgotten = True
+
+    def beyond(self, lsn: int) -> tuple[int, bool]:
+        """Return how many changes are of commits that end behind a position, and whether that is exact."""
+        first = bisect_right(self._ends, lsn)
+        if first == len(self._ends):
+            return 0, True
+        known = self._changes[first - 1] if first else self._changes[0] if self._forgotten else self._before
+        return self._changes[-1] - known, bool(first) or not self._forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +230,7 @@ class Tail:
         sink: Sink,
         observer: Observer,
         look: Callable[[bool], Findings],
+        last_run: LastRun | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -191,7 +240,8 @@ class Tail:
             decoder: turns messages into lines.
             sink: takes the lines.
             observer: is told what happens.
-            look: the preflight, repeated before each new connection; takes whether it must find a primary.
+            look: the preflight, repeated for each new connection; takes whether it must find a primary.
+            last_run: what is remembered from run to run; None where positions are not confirmed.
         """
         self._stream = stream
         self._bounds = bounds
@@ -201,7 +251,14 @@ class Tail:
         self._look = look
         self._ledger = Ledger()
         self._signals = _Signals()
-        self._history: tuple[str, int] | None = None
+        self._last_run = last_run
+        self._server: _Server | None = None
+        self._mark: SlotMark | None = None
+        self._plugin: str | None = None
+        self._commits = _Commits()
+        # What was confirmed, or was about to be when a connection broke.
+        self._claimed = 0
+        self._told: set[str] = set()
         self._was_primary = False
         self._started = self._last_change = time.monotonic()
         self._changes = self._bytes = self._reconnects = 0
@@ -245,14 +302,21 @@ class Tail:
                     receiver.close(polite=True)
                     raise
                 self._finish(receiver)
+                if self._last_run is not None:
+                    with contextlib.suppress(errors.Error):  # what was seen at the connection's start will do
+                        self._remember(self._look(self._was_primary))
                 receiver.close(polite=True)
+                if self._last_run is not None:
+                    self._last_run.ended()
                 return self._summary(reason)
             except errors.Error as exc:
                 self._connected = False
                 if receiver is not None:
                     self._confirm_quietly(receiver)
                     receiver.close()
-                if self._history is None or not self._passes(exc):
+                if isinstance(exc, errors.SlotMoved):
+                    self._drain(None)  # the server does not have it any more
+                if self._server is None or not self._passes(exc):
                     raise
                 if time.monotonic() - connected_at > _LONGEST_DELAY_SECONDS:
                     delay = _FIRST_DELAY_SECONDS  # it was a good connection, and this is new weather
@@ -283,10 +347,17 @@ class Tail:
         while True:
             findings = self._look(self._was_primary)
             receiver = Receiver(self._stream.target, self._stream.settings)
-            start_lsn = self._start_lsn(receiver)
             try:
                 timelines = receiver.timelines() if findings.has_timelines else Timelines(0)
+                server = _Server(receiver.system_id, receiver.timeline, timelines)
+                goes_on = self._goes_on(server, receiver.server_lsn)
+                start_lsn = self._stream.from_lsn if self._server is None else 0
+                if goes_on:
+                    start_lsn = self._ledger.commit_lsn or self._stream.from_lsn
                 receiver.start(self._stream.slot_name, start_lsn, self._stream.options)
+                # Only now that this connection holds the slot does nobody else move it.
+                findings = self._look(self._was_primary)
+                self._take_up(server, findings, goes_on, start_lsn)
             except errors.SlotActive as exc:
                 receiver.close()
                 allowed = self._stream.active_wait_seconds
@@ -303,10 +374,6 @@ class Tail:
             except BaseException:
                 receiver.close()
                 raise
-            if self._history is not None:
-                where = Lsn(start_lsn) if start_lsn else "the slot's confirmed position"
-                self._observer.note(f"streaming again from {where}")
-            self._history = (receiver.system_id, receiver.timeline)
             self._decoder.reset(timelines)
             self._was_primary = not findings.in_recovery
             self._denials = 0
@@ -314,15 +381,108 @@ class Tail:
             self._sent_flush = 0
             return receiver
 
-    def _start_lsn(self, receiver: Receiver) -> int:
-        """Return where to go on: behind the last commit handed over if this is still the same WAL, else 0."""
-        if self._history is None:
-            return self._stream.from_lsn
-        if self._history != (receiver.system_id, receiver.timeline) or receiver.server_lsn < self._ledger.commit_lsn:
-            self._ledger.history_changed()
-            self._received_lsn = 0
-            return 0
-        return self._ledger.commit_lsn or self._stream.from_lsn
+    def _goes_on(self, server: _Server, server_lsn: int) -> bool:
+        """Say whether the stream can go on behind the last commit that was handed over: this is still the same WAL.
+
+        Raises:
+            SlotMoved: it is another database system, and positions cannot be compared.
+        """
+        if self._server is None:
+            return False
+        if server.system_id != self._server.system_id:
+            moved = errors.SlotMoved(
+                f"another database system answers now ({server.system_id}, before {self._server.system_id}): whether "
+                f"slot {self._stream.slot_name} there goes on where this run ended cannot be told",
+                hint="connect to the server you mean; if it is this one, start again, or let it pass: --accept-gap",
+            )
+            if not self._stream.accept_gap:
+                raise moved
+            self._observer.warn(moved.message)
+            return False
+        return server == self._server and server_lsn >= self._ledger.commit_lsn
+
+    def _take_up(self, server: _Server, findings: Findings, goes_on: bool, start_lsn: int) -> None:
+        """Compare where the slot stands, which this connection holds now, with what was received and confirmed.
+
+        Raises:
+            SlotMoved: changes are missing in between.
+        """
+        slot, observer = findings.slot, self._observer
+        at = int(slot.confirmed_flush_lsn or 0)
+        if self._server is None:
+            self._ledger.begin(max(at, self._stream.from_lsn))
+            self._claimed = at
+            if self._last_run is not None:
+                self._last_run.compare(server.system_id, server.timelines, findings)
+        elif slot.plugin != self._plugin:
+            raise errors.SlotMoved(
+                f"slot {slot.slot_name} was made again, with plugin {slot.plugin} in place of {self._plugin}",
+                hint="start again: the changes between the two slots are missing",
+            )
+        elif goes_on:
+            if at > self._ledger.received_lsn:
+                self._require_no_gap(findings, self._ledger.received_lsn)
+            elif at > self._claimed:
+                observer.warn(
+                    f"slot {slot.slot_name} was moved to {Lsn(at)} by another consumer or an advance; this run "
+                    "received everything before that, and delivers it, but does not get it again"
+                )
+            self._ledger.begin(at)
+            observer.note(f"streaming again from {Lsn(start_lsn) if start_lsn else Lsn(at)}")
+        else:
+            self._change_history(server, findings)
+        self._claimed = max(self._claimed, at)
+        self._server, self._mark, self._plugin = server, continuity.mark_of(findings), slot.plugin
+        self._remember(findings)
+
+    def _remember(self, findings: Findings) -> None:
+        """Remember the slot, which this connection holds, as it is now."""
+        if self._last_run is not None and self._server is not None:
+            self._last_run.connected(self._server.system_id, self._server.timelines, findings, self._claimed)
+
+    def _change_history(self, server: _Server, findings: Findings) -> None:
+        """Go back to where the slot stands on another timeline, and say what that means.
+
+        Raises:
+            SlotMoved: changes are missing between what was received of the history that both have, and the slot.
+        """
+        assert self._server is not None
+        observer, received, at = self._observer, self._ledger.received_lsn, findings.slot.confirmed_flush_lsn or Lsn(0)
+        fork = self._server.timelines.common_end(server.timelines)
+        if server.system_id == self._server.system_id:
+            if server.timelines != self._server.timelines:
+                begins = Lsn(server.timelines.begins_at)
+                observer.note(f"the server is on timeline {server.timelines.current} now, which begins at {begins}")
+            elif server.timelines.current and not findings.in_recovery:  # a restarted standby replays its WAL again
+                observer.warn(
+                    f"the server's WAL ends before {Lsn(self._ledger.commit_lsn)}, up to which this run received it, "
+                    "on the same timeline: an older state was restored; other changes may come under known identities"
+                )
+            base = received if fork is None else min(received, fork)
+            self._require_no_gap(findings, base)
+            if fork is not None and received > fork:
+                beyond, is_exact = self._commits.beyond(fork)
+                if beyond:
+                    observer.warn(
+                        f"{'' if is_exact else 'at least '}{beyond} changes that were received of timeline "
+                        f"{self._server.timelines.current} beyond {Lsn(fork)} are not on this server"
+                    )
+        observer.note(f"streaming again from {at}, where the slot stands: changes after that may come again")
+        self._ledger.history_changed()
+        self._ledger.begin(at)
+        self._commits = _Commits(self._changes)
+        self._received_lsn = self._claimed = 0
+
+    def _require_no_gap(self, findings: Findings, received: int) -> None:
+        """Make sure that the slot is not beyond what this run received; ``accept_gap`` makes that a warning."""
+        at = int(findings.slot.confirmed_flush_lsn or 0)
+        if at <= received:
+            return
+        made_again = self._mark is not None and self._mark.is_another(continuity.mark_of(findings))
+        found = continuity.gap(self._stream.slot_name, at, received, made_again=made_again)
+        if not self._stream.accept_gap:
+            raise found
+        self._observer.warn(found.message)
 
     def _held(self, exc: errors.SlotActive, seconds: float) -> errors.SlotActive:
         with contextlib.suppress(errors.Error):
@@ -355,6 +515,8 @@ class Tail:
                 sink.drain_wake()
                 continue
             messages = receiver.read()
+            for before, notice in receiver.take_notices():
+                self._take_notice(messages[:before], notice)
             if messages and (reason := self._take(messages)) is not None:
                 return reason
             if receiver.take_keepalive():
@@ -366,10 +528,33 @@ class Tail:
             elif not messages:
                 if bounds.until_lsn is not None and now - self._asked >= _CONFIRM_SECONDS:
                     # Nothing comes: ask how far the server is, so that a quiet database ends the run as well.
-                    receiver.send_status(self._received_lsn, self._confirmable(), reply=True)
+                    self._confirm(receiver, reply=True)
                     self._asked = now
                 receiver.wait(self._until_next(now, interval), wake)
                 sink.drain_wake()
+
+    def _take_notice(self, before: Sequence[bytes], notice: Notice) -> None:
+        """Pass on what the server says; each text once a run.
+
+        Raises:
+            NotFound: it leaves changes out, because a publication did not exist yet when they were made. What came
+                BEFORE is handed over, and nothing behind it.
+        """
+        if notice.skips_publication and not self._stream.allow_missing_publication:
+            if before:
+                self._take(before)
+            raise errors.NotFound(
+                f"the server leaves changes out: {notice.text}",
+                hint="a publication must be older than the slot's position. Make a new slot, or move this one past "
+                f"these changes (rdsrepl slot advance {self._stream.slot_name} --to-current), or let them be left out: "
+                "--allow-missing-publication",
+                sqlstate=notice.sqlstate,
+            )
+        text = f"the server says: {notice.text}"
+        if text in self._told or len(self._told) >= _MOST_TOLD:
+            return
+        self._told.add(text)
+        (self._observer.warn if notice.severity == "WARNING" else self._observer.note)(text)
 
     def _take(self, messages: Sequence[bytes]) -> str | None:
         """Decode and hand over; return a reason to stop, if there is one."""
@@ -402,6 +587,8 @@ class Tail:
         self._bytes += size
         if batch.commit_end_lsn is not None:
             self._received_lsn = max(self._received_lsn, batch.commit_end_lsn)
+        for end_lsn, changes in batch.commits:
+            self._commits.add(end_lsn, self._changes + changes)
         if batch.changes:
             self._changes += batch.changes
             self._last_change = now
@@ -413,11 +600,21 @@ class Tail:
 
     def _status(self, receiver: Receiver, now: float, interval: float) -> None:
         """Send a status update when one is due: asked for, something new to confirm, or the interval is over."""
-        flush = self._confirmable()
         age = now - self._last_status
-        if receiver.reply_requested or age >= interval or (flush > self._sent_flush and age >= _CONFIRM_SECONDS):
-            receiver.send_status(max(self._received_lsn, flush), flush)
-            self._last_status, self._sent_flush = now, flush
+        news = self._confirmable() > self._sent_flush
+        if receiver.reply_requested or age >= interval or (news and age >= _CONFIRM_SECONDS):
+            self._confirm(receiver)
+            self._last_status = now
+
+    def _confirm(self, receiver: Receiver, *, reply: bool = False) -> None:
+        """Send a status update, and remember before what it confirms."""
+        flush = self._confirmable()
+        if flush > self._claimed:
+            self._claimed = flush
+            if self._last_run is not None:
+                self._last_run.confirming(flush)
+        receiver.send_status(max(self._received_lsn, flush), flush, reply=reply)
+        self._sent_flush = flush
 
     def _until_next(self, now: float, interval: float) -> float:
         """Return how long the loop may sleep, in seconds."""
@@ -446,8 +643,7 @@ class Tail:
     def _finish(self, receiver: Receiver) -> None:
         """Read no more; deliver what was received, and confirm it."""
         self._drain(receiver)
-        receiver.send_status(max(self._received_lsn, self._confirmable()), self._confirmable())
-        self._sent_flush = self._confirmable()
+        self._confirm(receiver)
 
     def _drain(self, receiver: Receiver | None) -> None:
         """Wait until the sink has everything; the connection, if there is one, is kept alive meanwhile."""
@@ -475,7 +671,7 @@ class Tail:
         with contextlib.suppress(Exception):
             self._ledger.deliver(self._sink.durable)
         with contextlib.suppress(Exception):
-            receiver.send_status(max(self._received_lsn, self._confirmable()), self._confirmable())
+            self._confirm(receiver)
 
     def _rest(self, seconds: float) -> bool:
         """Wait; return whether it is time to stop: a signal came, or the duration is over."""

@@ -6,16 +6,17 @@ The command line and the Lambda function say what they want as a ``Job``; this i
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from rdsrepl.errors import BadValue, WrongPlugin
+from rdsrepl.errors import BadValue, Error, Unsupported, WrongPlugin
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail import preflight
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import TableFilter
+from rdsrepl.tail.continuity import LastRun
 from rdsrepl.tail.engine import Bounds, Observer, Stream, Summary, Tail
 from rdsrepl.tail.heartbeat import Beat, Heartbeat
 from rdsrepl.tail.metrics import Exporter, Exposure
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 LINGER_SECONDS: Final = 0.01
 REQUESTS: Final = 4
+_MISSING_PUBLICATION_SINCE: Final = 18
 _TEXT_FORMATS: Final = (FormatName.json, FormatName.debezium, FormatName.wal2json)
 
 
@@ -79,6 +81,8 @@ class Job:
         delivery: to Kinesis; None is standard output.
         beat: a heartbeat in the database.
         exposure: metrics over HTTP.
+        accept_gap: go on where changes are missing between what was delivered and where the slot stands.
+        allow_missing_publication: go on where the server (18) leaves changes out that were made before a publication.
     """
 
     slot_name: str
@@ -94,6 +98,8 @@ class Job:
     delivery: Delivery | None = None
     beat: Beat | None = None
     exposure: Exposure | None = None
+    accept_gap: bool = False
+    allow_missing_publication: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +176,12 @@ def run(
         observer.note(f"publication {findings.publications[0]}: the only one here")
     bounds = replace(job.bounds, until_lsn=int(findings.current_lsn)) if job.until_now else job.bounds
     _check_from(job, findings, observer)
+    if job.allow_missing_publication and findings.version < _MISSING_PUBLICATION_SINCE:
+        raise Unsupported(
+            f"--allow-missing-publication: PostgreSQL {findings.version} ends the stream at such a change, and leaves "
+            "none out",
+            hint="leave it out; it is for PostgreSQL 18 and later",
+        )
     if job.format is FormatName.raw and findings.slot.plugin == "pgoutput" and sys.stdout.isatty():
         raise WrongPlugin(
             "pgoutput's messages are binary, and this is a terminal", hint="--format json, or redirect the output"
@@ -209,12 +221,15 @@ def run(
                 int(job.from_lsn or 0),
                 job.confirm,
                 job.active_wait_seconds,
+                job.accept_gap,
+                job.allow_missing_publication,
             ),
             bounds,
             pipeline.decoder,
             sink,
             observer,
             lambda primary: preflight.look(target, job.slot_name, findings.publications, primary=primary),
+            _last_run(target, job, findings, observer) if job.confirm else None,
         )
         if heartbeat is not None:
             heartbeat.start()
@@ -229,6 +244,16 @@ def run(
         if exporter is not None:
             exporter.close()
         catalog.close()
+
+
+def _last_run(target: Target, job: Job, findings: Findings, observer: Observer) -> LastRun:
+    def discarded(before: Sequence[str]) -> list[str]:
+        try:
+            return preflight.discarded(target, before, findings.publications)
+        except Error:
+            return []  # it is told without the tables' names
+
+    return LastRun(job.slot_name, discarded, observer, accept_gap=job.accept_gap)
 
 
 def _tell(counts: Counts, job: Job, observer: Observer) -> None:

@@ -16,13 +16,15 @@ class Ledger:
     everything is durable. ``flush_lsn`` never moves back, and never past a change that is not durable.
     """
 
-    __slots__ = ("_delivered", "_handed_over", "_in_transaction", "_marks", "commit_lsn", "flush_lsn")
+    __slots__ = ("_delivered", "_handed_over", "_in_transaction", "_marks", "commit_lsn", "flush_lsn", "received_lsn")
 
     def __init__(self) -> None:
         #: what may be confirmed; 0 means nothing yet.
         self.flush_lsn = 0
         #: the end of the last commit handed over, durable or not; a new connection may go on from there.
         self.commit_lsn = 0
+        #: everything before it was handed over, or was given up before the run began.
+        self.received_lsn = 0
         self._handed_over = 0
         self._delivered = 0
         self._in_transaction = False
@@ -60,6 +62,7 @@ class Ledger:
         if commit_end_lsn is not None:
             self._mark(commit_end_lsn)
             self.commit_lsn = max(self.commit_lsn, commit_end_lsn)
+            self.received_lsn = max(self.received_lsn, commit_end_lsn)
         return self._handed_over
 
     def keepalive(self, wal_end_lsn: int) -> None:
@@ -69,6 +72,7 @@ class Ledger:
         """
         if not self._in_transaction:
             self._mark(wal_end_lsn)
+            self.received_lsn = max(self.received_lsn, wal_end_lsn)
 
     def deliver(self, number: int) -> None:
         """Record that every batch up to NUMBER is durable."""
@@ -89,7 +93,11 @@ class Ledger:
         """
         self._in_transaction = False
         self._marks.clear()
-        self.flush_lsn = self.commit_lsn = 0
+        self.flush_lsn = self.commit_lsn = self.received_lsn = 0
+
+    def begin(self, lsn: int) -> None:
+        """Record that the slot stands at a position: what lies before it was delivered or given up earlier."""
+        self.received_lsn = max(self.received_lsn, lsn)
 
     def _mark(self, lsn: int) -> None:
         if self._marks and self._marks[-1][0] == self._handed_over:

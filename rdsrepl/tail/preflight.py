@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 _ABOUT: Final = """
 SELECT pg_catalog.current_database(), pg_catalog.current_setting('server_encoding'),
        NOT EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version'),
-       (SELECT s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = 'search_path')
+       (SELECT s.reset_val FROM pg_catalog.pg_settings s WHERE s.name = 'search_path'),
+       pg_catalog.pg_postmaster_start_time()::pg_catalog.text
+"""
+_STATS_RESET: Final = """
+SELECT stats_reset::pg_catalog.text FROM pg_catalog.pg_stat_replication_slots WHERE slot_name = %s
+"""
+_STATISTICS_SINCE: Final = 14
+_DISCARDED: Final = """
+SELECT DISTINCT o.schemaname || '.' || o.tablename FROM pg_catalog.pg_publication_tables o
+ WHERE o.pubname = ANY (%(before)s) AND NOT EXISTS (
+       SELECT FROM pg_catalog.pg_publication_tables n
+        WHERE n.pubname = ANY (%(now)s) AND n.schemaname = o.schemaname AND n.tablename = o.tablename)
+ ORDER BY 1
 """
 _PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY pubname"
 _LOGICAL_ON_STANDBY: Final = 16
@@ -43,6 +55,8 @@ class Findings:
             a failover gives no position twice, and there are no timelines.
         search_path: the one that the role and the database have set. A plugin that prints types' names leaves out the
             schemas on it; nothing is looked up there.
+        started_at: since when the server runs, as it prints it.
+        stats_reset: when the slot's statistics were reset, as it prints it; None is never, or not known before 14.
     """
 
     slot: Slot
@@ -55,6 +69,8 @@ class Findings:
     encoding: str
     has_timelines: bool
     search_path: str
+    started_at: str
+    stats_reset: str | None
 
 
 def look(target: Target, slot_name: str, publications: Sequence[str], *, primary: bool = False) -> Findings:
@@ -91,7 +107,8 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
         slot = slots.get(conn, slot_name)
         row = conn.execute(_ABOUT).fetchone()
         assert row is not None
-        database, encoding, has_timelines, path = row
+        database, encoding, has_timelines, path, started_at = row
+        statistics = conn.execute(_STATS_RESET, (slot_name,)).fetchone() if version >= _STATISTICS_SINCE else None
         _fit(slot, database, in_recovery)
         names: tuple[str, ...] = ()
         if slot.plugin == "pgoutput":
@@ -102,10 +119,33 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
                 hint="leave --publication out; --table PATTERN picks tables",
             )
         current_lsn = connection.current_lsn(conn)
-        lenient = encoding == "SQL_ASCII"
         return Findings(
-            slot, database, version, in_recovery, current_lsn, names, lenient, encoding, has_timelines, path
+            slot,
+            database,
+            version,
+            in_recovery,
+            current_lsn,
+            names,
+            encoding == "SQL_ASCII",
+            encoding,
+            has_timelines,
+            path,
+            started_at,
+            statistics[0] if statistics else None,
         )
+
+
+def discarded(target: Target, before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """Return the tables that the publications BEFORE publish today and NOW do not.
+
+    Raises:
+        Error: the server cannot be asked.
+    """
+    from rdsrepl.postgres import connection
+
+    with connection.open(target) as conn:
+        rows = conn.execute(_DISCARDED, {"before": list(before), "now": list(now)})
+        return [row[0] for row in rows]
 
 
 def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ class Notice:
     def text(self) -> str:
         """What it says, on one line that a terminal can show."""
         said = self.message + (f" ({self.detail})" if self.detail else "") + (f"; {self.hint}" if self.hint else "")
-        return "".join(c if c.isprintable() else "?" for c in " ".join(said.split()))
+        return printable(" ".join(said.split()))
 
 
 class Receiver:
@@ -327,6 +327,11 @@ def _translating() -> Iterator[None]:
         yield
     except psycopg.Error as exc:
         raise translate(exc) from exc
+
+
+def printable(text: str) -> str:
+    """Return text of a server's without what could steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _seconds(text: str) -> float:

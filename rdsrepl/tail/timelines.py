@@ -53,6 +53,10 @@ class Timelines:
         """Return the timeline of the record that ends at LSN: where one is left, its last record ends."""
         return self.of_start(lsn - 1)
 
+    def end_of(self, timeline: int) -> int | None:
+        """Return where a timeline was left, beyond any position for the current one; None where it is no ancestor."""
+        return dict(self._all()).get(timeline)
+
     def common_end(self, other: Timelines) -> int | None:
         """Return up to which position both have the same history; None where they have no timeline in common."""
         end: int | None = None

@@ -1,0 +1,169 @@
+"""Whether a slot still is where the tail left it: nothing may be missing between what it has and what comes next.
+
+Two comparisons, with different consequences:
+
+- **Within a run**, at each new connection: the tail knows exactly up to where it received everything. A slot that is
+  beyond that has lost changes for this output: the run stops.
+- **Between runs**, with what this machine remembers of its last one. Another machine may have streamed the slot
+  meanwhile, and rightly so: that the slot moved proves nothing and is only told. That it is another slot, made again
+  under the same name, is proof, and stops the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Protocol
+
+from rdsrepl.errors import SlotMoved
+from rdsrepl.lsn import Lsn
+from rdsrepl.state import streamed_slots
+from rdsrepl.state.streamed_slots import SlotMark, StreamedSlot
+from rdsrepl.tail.receiver import printable
+from rdsrepl.units import format_size
+
+if TYPE_CHECKING:
+    from rdsrepl.tail.preflight import Findings
+    from rdsrepl.tail.timelines import Timelines
+
+_TABLES_NAMED: Final = 10
+_REMEDY: Final = (
+    "copy the tables again to fill the gap, or go on without what is missing: --accept-gap (the stream begins where "
+    "the slot stands)"
+)
+
+
+class Voice(Protocol):
+    """Who is told."""
+
+    def note(self, text: str) -> None:
+        """Take a word worth reading."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Take a word that must be read."""
+        ...
+
+
+def mark_of(findings: Findings) -> SlotMark:
+    """Return what tells the slot from another one that is made later under its name."""
+    slot = findings.slot
+    return SlotMark(
+        None if slot.restart_lsn is None else int(slot.restart_lsn),
+        None if slot.catalog_xmin is None else int(slot.catalog_xmin),
+        slot.total_bytes,
+        findings.stats_reset,
+        findings.started_at,
+    )
+
+
+def gap(slot_name: str, stands_at: int, received: int, *, made_again: bool) -> SlotMoved:
+    """Return the error for a slot that is beyond what this run received."""
+    how = "another consumer or an advance moved it, or it was made again"
+    if made_again:
+        how = "it was dropped and made again"
+    return SlotMoved(
+        f"slot {slot_name} is at {Lsn(stands_at)} now, and this run received everything up to {Lsn(received)}: {how}; "
+        f"changes committed in these {format_size(stands_at - received)} of WAL were not delivered",
+        hint=_REMEDY,
+    )
+
+
+class LastRun:
+    """What is remembered of a slot from run to run."""
+
+    def __init__(
+        self, slot_name: str, discarded: Callable[[Sequence[str]], list[str]], voice: Voice, *, accept_gap: bool
+    ) -> None:
+        """Remember a slot.
+
+        Args:
+            slot_name: the slot.
+            discarded: given the publications of the last run, returns the tables of which nothing comes any more.
+            voice: is told what is found.
+            accept_gap: go on where changes are missing.
+        """
+        self._slot_name = slot_name
+        self._discarded = discarded
+        self._voice = voice
+        self._accept_gap = accept_gap
+        self._system_id = ""
+        self._timelines: Timelines | None = None
+        self._streamed: StreamedSlot | None = None
+
+    def compare(self, system_id: str, timelines: Timelines, findings: Findings) -> None:
+        """Compare the slot, which this run holds now, with what the last one left; nothing is confirmed yet.
+
+        Raises:
+            SlotMoved: it is another slot, made again since.
+        """
+        before = streamed_slots.load(system_id, self._slot_name)
+        if before is not None:
+            self._compare_positions(before, timelines, findings)
+            if before.publications and set(before.publications) != set(findings.publications):
+                self._tell_publications(before, findings)
+
+    def connected(self, system_id: str, timelines: Timelines, findings: Findings, claimed: int) -> None:
+        """Take the slot as it is on a new connection; up to CLAIMED it is confirmed, or was about to be."""
+        self._system_id, self._timelines = system_id, timelines
+        self._streamed = StreamedSlot(
+            datetime.now(UTC),
+            timelines.of_end(claimed),
+            Lsn(claimed),
+            findings.publications,
+            mark_of(findings),
+            is_final=False,
+        )
+
+    def confirming(self, lsn: int) -> None:
+        """Remember that everything up to LSN is about to be confirmed."""
+        if self._streamed is None or self._timelines is None or lsn <= self._streamed.confirmed_lsn:
+            return
+        self._streamed = replace(
+            self._streamed, at=datetime.now(UTC), timeline=self._timelines.of_end(lsn), confirmed_lsn=Lsn(lsn)
+        )
+        streamed_slots.save(self._system_id, self._slot_name, self._streamed)
+
+    def ended(self) -> None:
+        """Make what is remembered durable: the run ended in order."""
+        if self._streamed is not None:
+            streamed_slots.save(self._system_id, self._slot_name, replace(self._streamed, is_final=True))
+
+    def _compare_positions(self, before: StreamedSlot, timelines: Timelines, findings: Findings) -> None:
+        left_at = timelines.end_of(before.timeline)
+        if left_at is None:
+            return  # its history does not know that timeline: the positions cannot be compared
+        voice, name, at = self._voice, self._slot_name, findings.slot.confirmed_flush_lsn or Lsn(0)
+        last, when = before.confirmed_lsn, before.at.isoformat(timespec="seconds")
+        base = Lsn(min(last, left_at))
+        if last > base:
+            voice.warn(
+                f"the last run here ({when}) confirmed slot {name} up to {last} on timeline {before.timeline}, which "
+                f"the server left at {base}: what was delivered beyond {base} is not on this server"
+            )
+        if at < base:
+            voice.note(f"slot {name} is at {at}, before {base}: changes in between were delivered, and come again")
+        elif at > base and before.timeline == timelines.current and before.mark.is_another(mark_of(findings)):
+            found = gap(name, at, base, made_again=True)
+            if not self._accept_gap:
+                raise found
+            voice.warn(found.message)
+        elif at > base:
+            voice.note(
+                f"slot {name} moved from {base} to {at} since the last run here ({when}): another consumer or an "
+                "advance moved it, or it was made again; if nothing else delivers its changes, those in between are "
+                "missing"
+            )
+
+    def _tell_publications(self, before: StreamedSlot, findings: Findings) -> None:
+        tables = [printable(table) for table in self._discarded(before.publications)]
+        lost = "today those of before publish no other table"
+        if tables:
+            named = ", ".join(tables[:_TABLES_NAMED]) + (", …" if len(tables) > _TABLES_NAMED else "")
+            lost = f"changes of {named} are left out, and given up once later positions are confirmed"
+        self._voice.warn(
+            f"slot {self._slot_name} was streamed with {printable(', '.join(before.publications))} until now, and is "
+            f"with {printable(', '.join(findings.publications)) or 'none'} from "
+            f"{findings.slot.confirmed_flush_lsn} on: {lost}"
+        )
