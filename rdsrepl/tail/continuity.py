@@ -111,7 +111,7 @@ class LastRun:
             datetime.now(UTC),
             timelines.of_end(claimed),
             Lsn(claimed),
-            findings.publications,
+            tuple(sorted(findings.publications)),
             mark_of(findings),
             is_final=False,
         )

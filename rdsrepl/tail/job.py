@@ -21,6 +21,7 @@ from rdsrepl.tail.engine import Bounds, Observer, Stream, Summary, Tail
 from rdsrepl.tail.heartbeat import Beat, Heartbeat
 from rdsrepl.tail.metrics import Exporter, Exposure
 from rdsrepl.tail.pipeline import FormatName, assemble
+from rdsrepl.tail.receiver import printable
 from rdsrepl.tail.sinks.stdout import StdoutSink, mend_torn_line
 from rdsrepl.tail.wal_watch import WalWatch
 from rdsrepl.units import format_size
@@ -173,7 +174,7 @@ def run(
     stream = None if job.delivery is None else _stream(target, job.delivery)
     findings = preflight.look(target, job.slot_name, job.publications)
     if len(findings.publications) == 1 and not job.publications:
-        observer.note(f"publication {findings.publications[0]}: the only one here")
+        observer.note(f"publication {printable(findings.publications[0])}: the only one here")
     bounds = replace(job.bounds, until_lsn=int(findings.current_lsn)) if job.until_now else job.bounds
     _check_from(job, findings, observer)
     if job.allow_missing_publication and findings.version < _MISSING_PUBLICATION_SINCE:
