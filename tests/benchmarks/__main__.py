@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers import Server
-from tests.benchmarks import kinesis, ordeal
+from tests.benchmarks import kinesis, ordeal, replay_oracle
 from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 
 ROUNDS = 3
@@ -170,6 +170,7 @@ def main() -> None:
         latency(server)
         kinesis.compare(server)
         ordeal.report(server)
+    replay_oracle.report()
 
 
 main()
