@@ -12,8 +12,13 @@ def run() -> None:
 
         sys.stdout.write(f"rdsrepl {__version__}\n")
         return
-    from rdsrepl.cli.main import app
+    import threading
 
+    from rdsrepl.cli.main import app
+    from rdsrepl.render import write_traceback
+
+    # Python's own would show the secrets in messages; the first thread's errors are `app`'s.
+    threading.excepthook = lambda args: write_traceback(args.exc_value) if args.exc_value is not None else None
     app()
 
 

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rdsrepl.errors import ConfigError, NotFound, UsageError
+from rdsrepl.text.masking import MASK, mask
 
 if TYPE_CHECKING:
     import yaml
@@ -80,7 +81,6 @@ KEYWORDS: Final = frozenset(
     ]
 )
 SECRETS: Final = frozenset({"password", "sslpassword"})
-MASK: Final = "********"
 
 # Keywords with a known set of values, or a number: a wrong one is found in the file and not at the server.
 _VALUES: Final[Mapping[str, str]] = {
@@ -180,7 +180,7 @@ class Target:
     def masked(self) -> dict[str, str]:
         """Return the settings with their secrets hidden."""
         shown = {key: MASK if key in SECRETS else value for key, value in self.keywords.items()}
-        shown = {"dsn": mask_dsn(self.dsn), **shown} if self.dsn else shown
+        shown = {"dsn": mask(self.dsn), **shown} if self.dsn else shown
         return {**shown, **{key: value for key, value in asdict(self.aws).items() if value is not None}}
 
 
@@ -297,29 +297,6 @@ def resolve(
     said = {key: value for key, value in asdict(found.aws).items() if value is not None}
     given = {key: value for key, value in asdict(aws).items() if value is not None}
     return replace(found, aws=Aws(**{**asdict(defaults), **said, **given}))
-
-
-def mask_dsn(dsn: str) -> str:
-    """Return a connection string or URI without its secrets; one that is not well formed may lose more than those."""
-    if re.match(r"postgres(ql)?://", dsn):
-        masked = re.sub(r"(?s)^([a-z]+://[^:@/?]*):.*@", rf"\1:{MASK}@", dsn)
-        base, mark, query = masked.partition("?")
-        return base + mark + "&".join(_mask_parameter(parameter) for parameter in query.split("&"))
-    return _SECRET_KEYWORD.sub(rf"\1{MASK}", dsn)
-
-
-# A secret's value ends where the next keyword begins: a blank may stand in it by mistake.
-_SECRET_KEYWORD: Final = re.compile(
-    rf"(?is)\b((?:{'|'.join(sorted(SECRETS))})\s*=\s*)"
-    r"(?:'(?:[^'\\]|\\.)*(?:'|\\?\Z))?(?:\\.|[^\\]|\\\Z)*?(?=\s+\w+\s*=|\s*\Z)"
-)
-
-
-def _mask_parameter(parameter: str) -> str:
-    from urllib.parse import unquote
-
-    key, equals, value = parameter.partition("=")
-    return key + equals + (MASK if value and unquote(key).lower() in SECRETS else value)
 
 
 def use(name: str) -> Path:
@@ -470,12 +447,14 @@ def _compose(path: Path, text: str) -> yaml.Node | None:
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as exc:
+        # Neither as the cause nor with what it quotes: a piece of that line may be a piece of a password.
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{path}:{line}: not YAML: {exc.problem or exc}", hint="mend that line") from exc
+        problem = re.sub(r"'[^']{2,}'|\"[^\"]{2,}\"", "…", exc.problem or "cannot be read")
+        raise ConfigError(f"{path}:{line}: not YAML: {problem}", hint="mend that line") from None
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
-        raise ConfigError(f"{path}:{line}: not YAML: a character that is not allowed", hint="mend that line") from exc
+        raise ConfigError(f"{path}:{line}: not YAML: a character that is not allowed", hint="mend that line") from None
     return node
 
 

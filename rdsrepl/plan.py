@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from rdsrepl.config import MASK, Target
+from rdsrepl.config import Target
+from rdsrepl.text.escapes import json_text, shown
+from rdsrepl.text.masking import MASK
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
-    from psycopg.sql import SQL, Composed
+    from psycopg.sql import SQL, Composable, Composed
 
 Protocol = Literal["sql", "replication"]
 
@@ -84,7 +86,7 @@ class AwsCall:
 
         shown = {name: MASK if name in self.secrets else value for name, value in self.parameters.items()}
         indent = 2 if len(json.dumps(shown)) > 80 else None
-        request = json.dumps(shown, ensure_ascii=False, indent=indent, default=str).replace("'", "'\\''")
+        request = json_text(shown, indent=indent).replace("'", "'\\''")
         return f"aws {self.service} {xform_name(self.operation, '-')} --cli-input-json '{request}'"
 
 
@@ -131,6 +133,24 @@ class Wait:
 
 
 Step = Statement | AwsCall | Wait
+
+
+def readable(step: Step) -> str:
+    """Return a step's text for a terminal: its line breaks are ours, and those inside a name or a literal escaped."""
+    if not isinstance(step, Statement):
+        return step.text
+    if step.shown is not None:
+        return shown(step.shown)
+    return _readable(step.sql)
+
+
+def _readable(sql: Composable) -> str:
+    from psycopg.sql import SQL, Composed
+
+    if isinstance(sql, Composed):
+        return "".join(map(_readable, sql))
+    text = sql.as_string(None)
+    return text if isinstance(sql, SQL) else shown(text)
 
 
 @dataclass(frozen=True, slots=True)

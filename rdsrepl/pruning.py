@@ -20,6 +20,8 @@ from rdsrepl.observations import Observation
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention import Holding, Retention
+from rdsrepl.text.commands import command, sql
+from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration, format_size
 
 #: a consumer that reconnects after a failover is away for less.
@@ -314,11 +316,11 @@ def last_consumer(name: str, history: Sequence[Observation]) -> str | None:
 def recreate(slot: Slot) -> str:
     """Return the command that makes such a slot again; it begins with changes that are committed after that."""
     if slot.slot_type != "logical":
-        return f"SELECT pg_create_physical_replication_slot('{slot.slot_name}')"
-    words = ["rdsrepl slot create", slot.slot_name, "--plugin", slot.plugin or "?"]
-    words += [option for option, wanted in (("--two-phase", slot.two_phase), ("--failover", slot.failover)) if wanted]
-    # Which database a slot belongs to is the connection's to say, and no option's.
-    return " ".join(words) + (f"  # connected to database {slot.database}" if slot.database else "")
+        return sql("SELECT pg_create_physical_replication_slot({})", slot.slot_name)
+    flags = [flag for flag, wanted in ((" --two-phase", slot.two_phase), (" --failover", slot.failover)) if wanted]
+    again = command("slot create {} --plugin {}" + "".join(flags), slot.slot_name, slot.plugin or "PLUGIN")
+    # Which database a slot belongs to is the connection's to say, and no option's. The comment ends with its line.
+    return again + (f"  # connected to database {shown(slot.database)}" if slot.database else "")
 
 
 def needs_a_look(verdicts: Iterable[Verdict], version: int, idle_seconds: float) -> float:

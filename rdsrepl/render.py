@@ -1,11 +1,13 @@
 """Any object as a table, JSON or YAML. Nothing else prints data; talk goes to stderr through ``say``.
 
+What was not written by us is made safe here, at the one place where it is rendered: every text given to ``console`` is
+shown on one line with its control characters escaped, and what goes to stderr has its secrets masked.
+
 Rows are frozen dataclasses; a document's keys are their field names, which are a documented contract.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -14,13 +16,17 @@ from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum, StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rdsrepl.lsn import Lsn
+from rdsrepl.text.escapes import json_text, shown, yaml_text
+from rdsrepl.text.masking import mask, masked
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 Column = tuple[str, Callable[[Any], object]]
 
@@ -57,11 +63,9 @@ def document(value: object) -> Any:
 def emit(value: object, output: Format, table: Callable[[], object]) -> None:
     """Print VALUE to stdout as one JSON or YAML document, or what TABLE makes for a person (``listing``, ``facts``)."""
     if output is Format.json:
-        sys.stdout.write(json.dumps(document(value), ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json_text(document(value), indent=2) + "\n")
     elif output is Format.yaml:
-        import yaml
-
-        yaml.safe_dump(document(value), sys.stdout, sort_keys=False, allow_unicode=True)
+        sys.stdout.write(yaml_text(document(value)))
     else:
         _print(table())
 
@@ -69,8 +73,27 @@ def emit(value: object, output: Format, table: Callable[[], object]) -> None:
 def log(level: str, message: str, **fields: object) -> None:
     """Write one JSON object to stderr: ``time`` (UTC), ``level``, ``message`` and FIELDS."""
     document = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "message": message}
-    sys.stderr.write(json.dumps({**document, **fields}, ensure_ascii=False) + "\n")
+    write_object({**document, **fields})
+
+
+def write_object(value: object) -> None:
+    """Write one JSON object to stderr, on a line of its own."""
+    sys.stderr.write(json_text(masked(value)) + "\n")
     sys.stderr.flush()
+
+
+def write_traceback(exc: BaseException) -> None:
+    """Write an error with its causes and where they were raised to stderr."""
+    import traceback
+
+    text = "".join(traceback.format_exception(exc))
+    sys.stderr.write(shown(mask(text), keep="\n").rstrip("\n") + "\n")
+    sys.stderr.flush()
+
+
+def line_for_person(text: str) -> str:
+    """Return what is said on stderr without ``console``, such as a question: one line, secrets masked."""
+    return shown(mask(text))
 
 
 def _print(renderable: object, stream: TextIO | None = None, *, plain: bool = False) -> None:
@@ -126,10 +149,9 @@ def say(renderable: object, *, to_stdout: bool, plain: bool) -> None:
 def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> object:
     """Return rows as a table; EMPTY is said where there are none."""
     from rich.table import Table
-    from rich.text import Text
 
     if not rows:
-        return Text(empty)
+        return empty
     table = Table(box=None, pad_edge=False, header_style="bold")
     # Lines are for programs; on a narrow terminal a cell is folded rather than cut.
     terminal = sys.stdout.isatty()
@@ -159,6 +181,26 @@ def stacked(*parts: object) -> object:
     return Group(*parts)  # type: ignore[arg-type]
 
 
+def styled(text: str, style: str) -> Text:
+    """Return one line in a style."""
+    from rich.text import Text
+
+    return Text(shown(text), style=style)
+
+
+def cell_lines(*parts: str | Text) -> Text:
+    """Return several lines as one cell of a table."""
+    from rich.text import Text
+
+    return Text("\n").join(Text(shown(part)) if isinstance(part, str) else part for part in parts)
+
+
+def print_lines(out: Console, text: str, *, style: str | None = None) -> None:
+    """Print a text of several lines whose line breaks are ours, such as a page's."""
+    for line in text.split("\n"):
+        out.print(line, style=style)
+
+
 def size(size_bytes: int | None) -> str:
     """Print bytes for a table; unknown is a dash."""
     return "-" if size_bytes is None else format_size(size_bytes)
@@ -169,12 +211,19 @@ def ago(moment: datetime | None, now: datetime) -> str:
     return "-" if moment is None else format_duration(max(0.0, (now - moment).total_seconds())) + " ago"
 
 
-def console(stream: TextIO) -> Console:
-    """Return a rich console on a stream; plain and unwrapped when that is no terminal, or colours are not wanted."""
-    from rich.console import Console
+def console(stream: TextIO, *, hides_secrets: bool | None = None) -> Console:
+    """Return a rich console on a stream; plain and unwrapped when that is no terminal, or colours are not wanted.
 
+    Every text printed on it, and every cell of a table, is one line in which control characters are escaped.
+
+    Args:
+        stream: stdout or stderr.
+        hides_secrets: mask what looks like one; by default on stderr only, since stdout is data.
+    """
     terminal = stream.isatty()
-    return Console(
+    hides = stream is sys.stderr if hides_secrets is None else hides_secrets
+    made: Console = _console_class()(
+        (lambda text: shown(mask(text))) if hides else shown,
         file=stream,
         highlight=False,
         markup=False,
@@ -184,6 +233,24 @@ def console(stream: TextIO) -> Console:
         no_color=not colours(stream),
         force_terminal=terminal,
     )
+    return made
+
+
+@cache
+def _console_class() -> Any:
+    from rich.console import Console
+
+    class Safe(Console):
+        """Shows no text as it came."""
+
+        def __init__(self, safe: Callable[[str], str], **options: Any) -> None:
+            super().__init__(**options)
+            self._safe = safe
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(self._safe(text), **options)
+
+    return Safe
 
 
 def colours(stream: TextIO) -> bool:

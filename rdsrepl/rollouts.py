@@ -16,6 +16,7 @@ from rdsrepl.aws.clusters import Cluster
 from rdsrepl.aws.instances import Instance
 from rdsrepl.errors import Refused
 from rdsrepl.plan import Plan, Step
+from rdsrepl.text.commands import command
 
 SHARED_MEMORY: Final = (
     "max_connections",
@@ -73,7 +74,7 @@ def attach_to_cluster(cluster: Cluster, group: str, moves: Direction, *, reboot:
     return Plan(
         f"attach parameter group {group} to cluster {cluster.cluster_id}",
         tuple(steps),
-        warnings=_warnings(reboot, bool(steps), moves, f"rdsrepl param-group attach {group}", cluster.cluster_id),
+        warnings=_warnings(reboot, bool(steps), moves, group, cluster.cluster_id),
         unchanged=f"cluster {cluster.cluster_id} has group {group} already, and nothing waits for a reboot"
         if not pending
         else f"cluster {cluster.cluster_id} has group {group} already; add --reboot for what is pending",
@@ -149,7 +150,7 @@ def attach_to_instance(
         f"attach parameter group {group} to instance {instance.instance_id}"
         + (f" and its {len(chosen)} read replicas" if chosen else ""),
         tuple(steps),
-        warnings=_warnings(reboot, bool(steps), moves if chosen else None, f"rdsrepl param-group attach {group}", ""),
+        warnings=_warnings(reboot, bool(steps), moves if chosen else None, group, ""),
         unchanged=f"instance {instance.instance_id} has group {group} already, and nothing waits for a reboot"
         if instance.parameter_group_status == "in-sync"
         else f"instance {instance.instance_id} has group {group} already; add --reboot for what is pending",
@@ -165,7 +166,7 @@ def require_group_fits(group_family: str, family: str, what: str) -> None:
     if group_family != family:
         raise Refused(
             f"the group is for {group_family}, and {what} needs one for {family}",
-            hint=f"make one: rdsrepl param-group create NAME --family {family}",
+            hint=f"make one: {command('param-group create NAME --family {}', family)}",
         )
 
 
@@ -177,11 +178,12 @@ def _refuse_both_ways(moves: Direction, group: str) -> None:
         )
 
 
-def _warnings(reboot: bool, anything: bool, moves: Direction | None, command: str, cluster_id: str) -> tuple[str, ...]:
+def _warnings(reboot: bool, anything: bool, moves: Direction | None, group: str, cluster_id: str) -> tuple[str, ...]:
     if not anything:
         return ()
-    where = f" --cluster {cluster_id}" if cluster_id else ""
     if not reboot:
-        return (f"nothing of it holds before a reboot: {command}{where} --reboot",)
+        where = ("--cluster {} ", (cluster_id,)) if cluster_id else ("", ())
+        again = command(f"param-group attach {{}} {where[0]}--reboot", group, *where[1])
+        return (f"nothing of it holds before a reboot: {again}",)
     order = f"; {moves.words}" if moves is not None else ""
     return (f"each server is rebooted, one at a time, and its connections break{order}",)

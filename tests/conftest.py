@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -253,8 +254,6 @@ class Result:
 
 def _here(words: Sequence[str], env: Mapping[str, str], input: str | None) -> Result:
     """Run the program in this process, in another environment."""
-    from rdsrepl.cli.main import app
-
     kept, stdin = dict(os.environ), sys.stdin
     out, err = io.StringIO(), io.StringIO()
     _forget_clients()  # another identity may stand behind the same names
@@ -263,7 +262,7 @@ def _here(words: Sequence[str], env: Mapping[str, str], input: str | None) -> Re
     sys.stdin = io.TextIOWrapper(io.BytesIO((input or "").encode()), encoding="utf-8")
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            app(list(words))
+            _program()(list(words))
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -273,6 +272,16 @@ def _here(words: Sequence[str], env: Mapping[str, str], input: str | None) -> Re
         os.environ.update(kept)
         _forget_clients()
     return Result(int(code), out.getvalue(), err.getvalue())
+
+
+@cache
+def _program() -> Any:
+    """Build the command line once: Typer takes longer for that than most commands run."""
+    import typer
+
+    from rdsrepl.cli.main import app
+
+    return typer.main.get_command(app)
 
 
 def _forget_clients() -> None:

@@ -37,6 +37,10 @@ class Said:
 
 
 def _text(node: ast.AST) -> str:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "command":
+        return "rdsrepl " + _text(node.args[0]).replace("{}", HOLE)
+    if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Call):
+        return _text(node.value)
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else HOLE
     if isinstance(node, ast.JoinedStr):
@@ -48,6 +52,9 @@ def _text(node: ast.AST) -> str:
 
 def _pieces(node: ast.AST) -> Iterator[tuple[int, str]]:
     """The texts an expression can come to: each side of a condition, not the pieces of an f-string."""
+    if isinstance(node, ast.Call) and _text(node) != HOLE:
+        yield node.lineno, _text(node)
+        return
     if isinstance(node, ast.JoinedStr | ast.BinOp) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
         yield node.lineno, _text(node)
         return
@@ -198,3 +205,35 @@ def test_options_in_hints_exist() -> None:
 )
 def test_this_test_can_fail(text: str, wrong: list[str]) -> None:
     assert _wrong(text) == wrong
+
+
+def test_no_command_is_composed_by_hand() -> None:
+    """A command with a value in it comes from ``command``, which quotes the value and refuses control characters."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        name = str(path.relative_to(SOURCE))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.JoinedStr | ast.BinOp):
+                continue
+            raw = "".join(
+                value.value if isinstance(value, ast.Constant) else HOLE
+                for value in (node.values if isinstance(node, ast.JoinedStr) else [])
+                if not isinstance(value, ast.Constant) or isinstance(value.value, str)
+            )
+            found += [f"{name}: rdsrepl{match[1]}" for match in _COMMAND.finditer(raw) if HOLE in match[1]]
+    assert sorted(set(found) - _BY_HAND) == []
+
+
+# Names of our own pages and commands, and sentences.
+_BY_HAND = {
+    f"__main__.py: rdsrepl {HOLE}",
+    f"cli/demo.py: rdsrepl {HOLE}",
+    f"cli/demo.py: rdsrepl {HOLE} ended with {HOLE}",
+    f"cli/help.py: rdsrepl {HOLE} --help",
+    f"cli/main.py: rdsrepl {HOLE}",
+    f"doctor/access.py: rdsrepl role grant NAME{HOLE}",
+    f"sandbox/state.py: rdsrepl sandbox command has been at work for {HOLE} s",
+    f"text/commands.py: rdsrepl {HOLE}",
+    f"topics.py: rdsrepl help {HOLE}",
+    f"topics.py: rdsrepl runbook show {HOLE}",
+}

@@ -11,6 +11,7 @@ from rdsrepl.aws import identifiers, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import AlreadyExists, NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
+from rdsrepl.text.commands import command
 
 Kind = Literal["multi_az_cluster", "aurora"]
 
@@ -150,7 +151,7 @@ def require_available(cluster: Cluster) -> None:
     if cluster.status != "available":
         raise NotAvailable(
             f"cluster {cluster.cluster_id} is {cluster.status}, not available",
-            hint=f"wait for it: rdsrepl cluster show {cluster.cluster_id}",
+            hint=f"wait for it: {command('cluster show {}', cluster.cluster_id)}",
         )
 
 
@@ -170,7 +171,7 @@ def create(new: NewCluster, *, existing: Cluster | None, timeout_seconds: float)
     if existing is not None and (existing.kind != new.kind or not missing):
         raise AlreadyExists(
             f"cluster {new.cluster_id} exists already (status {existing.status})",
-            hint=f"choose another name, or look at it: rdsrepl cluster show {new.cluster_id}",
+            hint=f"choose another name, or look at it: {command('cluster show {}', new.cluster_id)}",
         )
     request: dict[str, Any] = {
         "DBClusterIdentifier": new.cluster_id,
@@ -233,7 +234,7 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
     if not readers:
         raise Refused(
             f"cluster {cluster.cluster_id} has no reader to fail over to",
-            hint=f"add one: rdsrepl instance create ID --class CLASS --in-cluster {cluster.cluster_id}",
+            hint=f"add one: {command('instance create ID --class CLASS --in-cluster {}', cluster.cluster_id)}",
         )
     request = {
         "DBClusterIdentifier": cluster.cluster_id,

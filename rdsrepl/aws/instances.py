@@ -12,6 +12,7 @@ from rdsrepl.aws import identifiers, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
+from rdsrepl.text.commands import command
 
 POSTGRES_ENGINES: Final = ("postgres", "aurora-postgresql")
 # In none of these does a wait for `available` ever end (RDS user guide, "DB instance status").
@@ -147,7 +148,7 @@ def require_available(instance: Instance) -> None:
     if instance.status != "available":
         raise NotAvailable(
             f"instance {instance.instance_id} is {instance.status}, not available",
-            hint=f"wait for it: rdsrepl instance show {instance.instance_id}",
+            hint=f"wait for it: {command('instance show {}', instance.instance_id)}",
         )
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from rdsrepl.aws import clusters, instances, secrets, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotAvailable, UsageError
+from rdsrepl.text.commands import command
 
 _KNOWN_FOR_SECONDS: Final = 30.0
 
@@ -68,7 +69,8 @@ def locate(aws: Aws) -> Location:
             dbname, secret = dbname or cluster.database_name, cluster.master_secret
     if host is None or port is None:
         raise NotAvailable(
-            f"{kind} {name} has no endpoint yet (status {status})", hint=f"wait for it: rdsrepl {kind} show {name}"
+            f"{kind} {name} has no endpoint yet (status {status})",
+            hint=f"wait for it: {command(f'{kind} show {{}}', name)}",
         )
     return Location(name, kind, host, port, user, dbname, secret)
 

@@ -12,6 +12,7 @@ from rdsrepl.aws import session
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import AlreadyExists, BadValue, NotAvailable, NotFound, Unreachable
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
+from rdsrepl.text.commands import command
 
 # What a record may have where the stream says nothing else (MaxRecordSizeInKiB).
 _RECORD_KIB: Final = 1024
@@ -97,7 +98,7 @@ def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, t
         pass
     else:
         raise AlreadyExists(
-            f"stream {name} exists already ({there.status})", hint=f"look at it: rdsrepl stream show {name}"
+            f"stream {name} exists already ({there.status})", hint=f"look at it: {command('stream show {}', name)}"
         )
     mode = "ON_DEMAND" if shards is None else "PROVISIONED"
     request: dict[str, Any] = {"StreamName": name, "StreamModeDetails": {"StreamMode": mode}}
@@ -187,7 +188,7 @@ def require_usable(stream: Stream) -> None:
     if stream.status not in _USABLE:
         raise NotAvailable(
             f"stream {stream.name} is {stream.status}",
-            hint=f"wait until it is ACTIVE: rdsrepl stream show {stream.name}"
+            hint=f"wait until it is ACTIVE: {command('stream show {}', stream.name)}"
             if stream.status == "CREATING"
             else "it is going away: name another (rdsrepl stream list)",
         )

@@ -16,6 +16,8 @@ from rdsrepl.cli.talk import note
 from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, UsageError
 from rdsrepl.render import document, emit, listing, stacked
 from rdsrepl.retention import Holding, Retention, Severity, Thresholds
+from rdsrepl.text.escapes import shown
+from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -94,7 +96,9 @@ def check(
         if not nagios or isinstance(exc, UsageError):
             raise
         missing = isinstance(exc, NotFound) and bool(names)
-        sys.stdout.write(f"SLOTS {'CRITICAL' if missing else 'UNKNOWN'} - {_one_line(exc.message)}\n")
+        sys.stdout.write(
+            f"SLOTS {'CRITICAL' if missing else 'UNKNOWN'} - {_one_line(mask(exc.message).replace('|', '/'))}\n"
+        )
         # A slot that should be there and is not means a gap.
         raise typer.Exit(_NAGIOS[Severity.CRITICAL] if missing else _NAGIOS_UNKNOWN) from exc
     if nagios:
@@ -145,11 +149,9 @@ def _assess(
 
 
 def _table(found: Retention) -> object:
-    from rich.text import Text
-
     bad = [(one, reason) for one in found.holdings for reason in one.reasons]
     if not bad:
-        return Text(f"{len(found.holdings)} slots, nothing found" if found.holdings else "no replication slots")
+        return f"{len(found.holdings)} slots, nothing found" if found.holdings else "no replication slots"
     table = listing(
         bad,
         [
@@ -160,7 +162,7 @@ def _table(found: Retention) -> object:
         empty="",
     )
     good = len(found.holdings) - len({one.slot.slot_name for one, _ in bad})
-    return stacked(table, Text(f"{good} more {'slot' if good == 1 else 'slots'}, nothing found")) if good else table
+    return stacked(table, f"{good} more {'slot' if good == 1 else 'slots'}, nothing found") if good else table
 
 
 def _nagios_line(found: Retention, limits: tuple[Thresholds, Thresholds]) -> str:
@@ -168,7 +170,7 @@ def _nagios_line(found: Retention, limits: tuple[Thresholds, Thresholds]) -> str
     reasons = [f"{one.slot.slot_name}: {one.reasons[0].text}" for one in found.holdings if one.reasons]
     text = "; ".join(reasons) or f"{len(found.holdings)} slots, nothing found"
     data = " ".join(item for one in found.holdings for item in _performance(one, limits))
-    return _one_line(f"SLOTS {found.severity.name} - {text}".replace("|", "/")) + (f" | {data}" if data else "")
+    return _one_line(f"SLOTS {found.severity.name} - {text}") + (f" | {data}" if data else "")
 
 
 def _performance(one: Holding, limits: tuple[Thresholds, Thresholds]) -> Iterable[str]:
@@ -180,11 +182,11 @@ def _performance(one: Holding, limits: tuple[Thresholds, Thresholds]) -> Iterabl
     ):
         if value is not None:
             bounds = ";".join("" if bound is None else str(bound) for bound in (first, second))
-            yield f"'{one.slot.slot_name}_{label}'={value}{unit};{bounds};0"
+            yield f"'{shown(one.slot.slot_name)}_{label}'={value}{unit};{bounds};0"
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return shown(" ".join(text.split())).replace("|", "/")
 
 
 def _exposition(found: Retention) -> str:
@@ -224,21 +226,23 @@ def _families(found: Retention) -> Iterable[Metric]:
         for one in found.holdings:
             number = value(one)
             if number is not None:
-                family.add_metric([one.slot.slot_name, one.slot.database or "", one.slot.plugin or ""], float(number))
+                family.add_metric(_labels(one), float(number))
         yield family
     breaks = GaugeMetricFamily(
         "rdsrepl_slot_seconds_to_break", "Until something breaks on its account.", labels=(*labels, "what")
     )
     for one in found.holdings:
         for item in one.breaks:
-            breaks.add_metric(
-                [one.slot.slot_name, one.slot.database or "", one.slot.plugin or "", item.what], float(item.seconds)
-            )
+            breaks.add_metric([*_labels(one), item.what], float(item.seconds))
     yield breaks
     if found.wal_rate is not None:
         rate = GaugeMetricFamily("rdsrepl_wal_bytes_per_second", "How fast the server writes WAL.")
         rate.add_metric([], found.wal_rate.per_second)
         yield rate
+
+
+def _labels(one: Holding) -> list[str]:
+    return [shown(one.slot.slot_name), shown(one.slot.database or ""), shown(one.slot.plugin or "")]
 
 
 def _put(ctx: typer.Context, target: Target, found: Retention, namespace: str) -> None:

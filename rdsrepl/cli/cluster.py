@@ -15,6 +15,7 @@ from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import Error, NotFound, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl.aws.clusters import Cluster
@@ -198,7 +199,7 @@ def create(
     except NotFound:
         existing = None
     if settle(ctx, clusters.create(new, existing=existing, timeout_seconds=timeout), target=target):
-        note(ctx, f"next: rdsrepl doctor --cluster {cluster_id}")
+        note(ctx, f"next: {command('doctor --cluster {}', cluster_id)}")
 
 
 @app.command(cls=Writer)

@@ -23,6 +23,7 @@ import typer
 
 from rdsrepl import config, name_cache
 from rdsrepl.cli.options import Globals, identity, located, shared
+from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
     from rdsrepl.config import Aws
@@ -224,7 +225,7 @@ def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], I
     """Return what READ finds in the database that the half-typed command would work on."""
     options = _expanded(shared(ctx))
     whom = {
-        "dsn": None if options.dsn is None else config.mask_dsn(options.dsn),
+        "dsn": None if options.dsn is None else mask(options.dsn),
         "cluster": options.cluster,
         "instance": options.instance,
         **_identity_key(options),

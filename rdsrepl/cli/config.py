@@ -12,6 +12,8 @@ from rdsrepl.cli.options import Reader, shared, target_names
 from rdsrepl.cli.talk import note, warn
 from rdsrepl.errors import NotFound
 from rdsrepl.render import emit, facts, listing
+from rdsrepl.text.commands import shell
+from rdsrepl.text.masking import MASK
 
 app = typer.Typer(no_args_is_help=True, help="Targets: named databases in the config file.")
 
@@ -89,13 +91,13 @@ def check(ctx: typer.Context) -> None:
     if not loaded.path.exists():
         raise NotFound(f"no config file at {loaded.path}", hint="write one; how: rdsrepl help concepts")
     secret = any(
-        config.MASK in value or key in config.SECRETS
+        MASK in value or key in config.SECRETS
         for target in loaded.targets.values()
         for key, value in target.masked().items()
     )
     mode = loaded.path.stat().st_mode & 0o077
     if secret and mode:
-        warn(ctx, f"{loaded.path} holds a password and others may read it: chmod 600 {loaded.path}")
+        warn(ctx, f"{loaded.path} holds a password and others may read it: {shell('chmod 600 {}', loaded.path)}")
     elif secret:
         note(ctx, "the file holds a password; ~/.pgpass is the better place")
     emit(

@@ -89,9 +89,8 @@ def _demand(texts: list[str]) -> Demand | None:
 
 def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:
     from rich.table import Table
-    from rich.text import Text
 
-    from rdsrepl.render import stacked
+    from rdsrepl.render import cell_lines, stacked, styled
 
     styles = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
     parts: list[object] = []
@@ -101,19 +100,18 @@ def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:
             table.add_column(heading, no_wrap=True, overflow="ignore")
         table.add_column("FINDING", overflow="fold")
         for finding in diagnosis.findings:
-            text = Text(f"{finding.subject}: {finding.message}\n")
-            text.append(f"→ {finding.remedy}", style="dim")
-            table.add_row(Text(finding.severity.value, style=styles[finding.severity.value]), finding.check, text)
+            text = cell_lines(f"{finding.subject}: {finding.message}", styled(f"→ {finding.remedy}", "dim"))
+            table.add_row(styled(finding.severity.value, styles[finding.severity.value]), finding.check, text)
         parts.append(table)
     passed = [check for check in diagnosis.checks if check.status == "ok"]
     skipped = [check for check in diagnosis.checks if check.status == "skipped"]
-    parts.append(Text(f"{len(passed)} check{'' if len(passed) == 1 else 's'} passed"))
+    parts.append(f"{len(passed)} check{'' if len(passed) == 1 else 's'} passed")
     if verbose:
-        parts += [Text(f"  {check.name}: {check.question}") for check in passed]
+        parts += [f"  {check.name}: {check.question}" for check in passed]
     if skipped:
-        parts.append(Text(f"{len(skipped)} skipped"))
+        parts.append(f"{len(skipped)} skipped")
         reasons: dict[str, list[str]] = {}
         for check in skipped:
             reasons.setdefault(check.reason or "", []).append(check.name)
-        parts += [Text(f"  {', '.join(names)}: {reason}") for reason, names in reasons.items()]
+        parts += [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     return stacked(*parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -13,6 +12,8 @@ from rdsrepl.apply import Cancelled
 from rdsrepl.errors import Error, OutcomeUnknown, Refused
 from rdsrepl.render import document
 from rdsrepl.state import streamed_slots
+from rdsrepl.text.escapes import json_text
+from rdsrepl.text.masking import masked
 
 if TYPE_CHECKING:
     from rdsrepl.plan import Step
@@ -71,9 +72,9 @@ class DropTrail:
                 else type(failure).__name__
             )
         try:
-            line = audit.append(entry)
+            line = audit.append(masked(entry))
         except Refused as exc:
-            line = json.dumps({**entry, "audit": exc.message}, ensure_ascii=False)
+            line = json_text(masked({**entry, "audit": exc.message}))
         sys.stderr.write(line + "\n")
 
     def _entry(self, phase: str, slot: Slot, **more: str) -> dict[str, Any]:

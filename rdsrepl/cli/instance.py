@@ -13,6 +13,7 @@ from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import Refused, UsageError
 from rdsrepl.render import emit, facts, listing
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl.aws.instances import Instance
@@ -166,7 +167,7 @@ def create(
         deletion_protection=deletion_protection,
     )
     if settle(ctx, instances.create(new, timeout_seconds=timeout), target=target):
-        note(ctx, f"next: rdsrepl doctor --instance {instance_id}")
+        note(ctx, f"next: {command('doctor --instance {}', instance_id)}")
 
 
 @app.command(cls=Writer)
@@ -196,7 +197,7 @@ def failover(ctx: typer.Context, instance_id: Id, timeout: provisioning.Timeout 
     if instance.cluster_id is not None:
         raise Refused(
             f"{instance.instance_id} is a member of cluster {instance.cluster_id}",
-            hint=f"fail over the cluster: rdsrepl cluster failover {instance.cluster_id}",
+            hint=f"fail over the cluster: {command('cluster failover {}', instance.cluster_id)}",
         )
     if not instance.multi_az:
         raise Refused(

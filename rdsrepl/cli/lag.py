@@ -14,7 +14,7 @@ from rdsrepl.cli.look import around, look
 from rdsrepl.cli.options import Reader, duration_option, shared, size_option, where
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import BadValue, NotFound
-from rdsrepl.render import Format, document, emit, facts, listing, size, stacked
+from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
 from rdsrepl.retention import Holding, Rate, Retention, Severity
 from rdsrepl.units import format_duration, format_size
 
@@ -134,13 +134,11 @@ def _table(standing: Standing, surroundings: Surroundings, found: Retention, nam
     if name is not None:
         story = _story(standing, found, found.holdings[0])
         return facts([*story, *(("CloudWatch", line) for line in _measured(surroundings))])
-    from rich.text import Text
-
     rows, past = found.holdings, _past(standing)
     table = listing(
         rows,
         [
-            ("SLOT", lambda one: Text(one.slot.slot_name, style=_STYLE[one.severity])),
+            ("SLOT", lambda one: styled(one.slot.slot_name, _STYLE[one.severity])),
             ("RETAINED", lambda one: size(one.retained_bytes)),
             ("UNDELIVERED", lambda one: size(one.undelivered_bytes)),
             ("BEHIND", lambda one: _seconds(one.lag_seconds)),
@@ -150,7 +148,7 @@ def _table(standing: Standing, surroundings: Surroundings, found: Retention, nam
         ],
         empty="no replication slots",
     )
-    lines = [Text(line) for line in (*_remarks(found), *(f"CloudWatch: {line}" for line in _measured(surroundings)))]
+    lines = [*_remarks(found), *(f"CloudWatch: {line}" for line in _measured(surroundings))]
     return stacked(table, *lines) if rows else table
 
 

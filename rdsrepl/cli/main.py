@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -32,7 +33,7 @@ from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
 from rdsrepl.cli.options import Globals, LogFormat, Noun, Reader, remember, root_options, shared
 from rdsrepl.errors import Error, ExitCode
-from rdsrepl.render import Format, log
+from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback
 
 
 class Root(Noun):
@@ -44,20 +45,20 @@ class Root(Noun):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the shared options out of what the root's function receives."""
-        rest = super().parse_args(ctx, args)
+        with _safe_usage():
+            rest = super().parse_args(ctx, args)
         remember(ctx, {str(option.name): ctx.params.pop(option.name, None) for option in root_options()})
         return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; turn our errors into a message on stderr and their exit code."""
         try:
-            return super().invoke(ctx)
+            with _safe_usage():
+                return super().invoke(ctx)
         except Error as exc:
             options = shared(ctx)
             if options.verbose >= 2:
-                import traceback
-
-                traceback.print_exception(exc)
+                write_traceback(exc)
             show_error(exc, options)
             raise typer.Exit(exc.exit_code) from exc
         except BrokenPipeError:
@@ -68,6 +69,21 @@ class Root(Noun):
     def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
         """Run the program; with ``-o json`` a usage error is an object on stderr, too."""
         words = sys.argv[1:] if args is None else list(args)
+        try:
+            return self._main(words, *rest, **extra)
+        except Exception as exc:
+            if extra.get("standalone_mode") is False:
+                raise
+            # A defect of ours. Python's own traceback would show the secrets in messages.
+            write_traceback(exc)
+            if _wants_json(words):
+                message = f"{type(exc).__name__}: {exc}"
+                write_object(
+                    {"error": "internal_error", "message": message, "hint": None, "exit_code": ExitCode.FAILED}
+                )
+            sys.exit(ExitCode.FAILED)
+
+    def _main(self, words: list[str], *rest: Any, **extra: Any) -> Any:
         if os.environ.get(completion.VARIABLE, "").startswith("complete_"):
             completion.run(lambda: super(Root, self).main(words, *rest, **extra))
         if "--no-color" in words:
@@ -85,7 +101,7 @@ class Root(Noun):
                 "hint": None,
                 "exit_code": exc.exit_code,
             }
-            sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
+            write_object(document)
             sys.exit(exc.exit_code)
         except typer.Abort:
             sys.exit(ExitCode.FAILED)
@@ -98,7 +114,7 @@ def show_error(exc: Error, options: Globals) -> None:
         log("error", exc.message, event="error", **{k: v for k, v in exc.document().items() if k != "message"})
         return
     if options.output is Format.json:
-        sys.stderr.write(json.dumps(exc.document(), ensure_ascii=False) + "\n")
+        write_object(exc.document())
         return
     from rdsrepl.render import console
 
@@ -111,6 +127,18 @@ def show_error(exc: Error, options: Globals) -> None:
             out.print(f"  {name.replace('_', ' ')}: {item}")
     if exc.hint:
         out.print(f"hint: {exc.hint}")
+
+
+@contextmanager
+def _safe_usage() -> Iterator[None]:
+    """Make what a usage error quotes of the command line safe before Typer lays it out."""
+    try:
+        yield
+    except typer.TyperException as exc:
+        for name, value in vars(exc).items():
+            if isinstance(value, str):
+                setattr(exc, name, line_for_person(value))
+        raise
 
 
 def _wants_json(words: list[str]) -> bool:

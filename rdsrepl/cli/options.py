@@ -24,6 +24,7 @@ from rdsrepl.config import Target
 from rdsrepl.errors import BadValue, UsageError
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format
+from rdsrepl.text.masking import mask
 from rdsrepl.units import parse_duration, parse_size
 
 _T = TypeVar("_T")
@@ -420,7 +421,7 @@ def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
 
 def _shown(options: Globals, name: str) -> str:
     value = getattr(options, name)
-    return config.mask_dsn(value) if name == "dsn" else str(value)
+    return mask(value) if name == "dsn" else str(value)
 
 
 def _from_environment(ctx: typer.Context, name: str) -> bool:

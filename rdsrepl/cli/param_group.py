@@ -16,6 +16,7 @@ from rdsrepl.cli.settle import settle
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import BadValue, InUse, NotFound, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl import sizing
@@ -283,8 +284,8 @@ def create(
     for line in sized.notes:
         note(ctx, line)
     if settle(ctx, plan, target=identity(ctx)):
-        way = f"--{place.kind} {place.identifier}" if place is not None else f"--{chosen} ID"
-        note(ctx, f"next: rdsrepl param-group attach {name} {way} --reboot")
+        option, identifier = (place.kind, place.identifier) if place is not None else (chosen, "ID")
+        note(ctx, f"next: {command(f'param-group attach {{}} --{option} {{}} --reboot', name, identifier)}")
 
 
 @app.command("set", cls=Writer)
@@ -429,9 +430,11 @@ def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
     group = parameter_groups.find(aws, name, _given(kind))
     users = attachments.users_of(aws, group)
     if users:
+        option, user = users[0].split(" ", 1)
+        other = command(f"param-group attach {{}} --{option} {{}}", f"default.{group.family}", user)
         raise InUse(
             f"parameter group {group.name} is attached to {', '.join(users)}",
-            hint=f"attach another to it first: rdsrepl param-group attach default.{group.family} --{users[0]}",
+            hint=f"attach another to it first: {other}",
         )
     settle(ctx, parameter_groups.delete(group.kind, group.name), target=identity(ctx))
 

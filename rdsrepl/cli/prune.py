@@ -19,6 +19,8 @@ from rdsrepl.cli.talk import Progress, note, warn
 from rdsrepl.errors import BadValue, Error, ExitCode, NotFound
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.render import Format, emit, facts, stacked
+from rdsrepl.text.commands import command
+from rdsrepl.text.masking import mask
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -283,7 +285,7 @@ def _elsewhere(words: str) -> Target:
     from rdsrepl.aws import locations
 
     is_dsn = "=" in words or "://" in words
-    if is_dsn and config.mask_dsn(words) != words:
+    if is_dsn and mask(words) != words:
         raise BadValue(
             "--subscriber: a password on the command line is there for everybody to see",
             hint="leave it to ~/.pgpass or PGPASSFILE, or name a target of the config file",
@@ -311,14 +313,12 @@ def _count(number: int) -> str:
 
 def _explain(ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict], *, keep_last: bool) -> None:
     """Say what is to go, what is lost with it, and why the others stay: on stderr, or stdout where that is all."""
-    from rich.text import Text
-
-    from rdsrepl.render import say
+    from rdsrepl.render import say, styled
 
     candidates = [one for one in verdicts if one.is_candidate]
     parts: list[object] = []
     for one in candidates:
-        parts += [Text(one.slot.slot_name, style="bold"), facts(_facts(one, keep_last=keep_last)), Text("")]
+        parts += [styled(one.slot.slot_name, "bold"), facts(_facts(one, keep_last=keep_last)), ""]
     if candidates and not keep_last:
         freed, keeper = retention.freed_by_dropping(
             [one.slot.slot_name for one in candidates], standing.slots, standing.wal
@@ -327,10 +327,10 @@ def _explain(ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict]
         kept = f"; slot {keeper} keeps the rest" if keeper is not None else ""
         if keeper is None and freed < held:
             kept = f"; wal_keep_size ({format_size(standing.wal.keep_bytes)}) keeps the rest"
-        parts.append(Text(f"Freed altogether: about {format_size(freed)} of WAL, at the next checkpoint{kept}"))
+        parts.append(f"Freed altogether: about {format_size(freed)} of WAL, at the next checkpoint{kept}")
     kept_slots = [one for one in verdicts if one.obstacles and one.obstacles[0].rule != "not_selected"]
     if kept_slots:
-        parts.append(Text("Kept:" if candidates else "Nothing to prune. Kept:"))
+        parts.append("Kept:" if candidates else "Nothing to prune. Kept:")
         lines = [
             (f"  {one.slot.slot_name}", "; ".join(obstacle.reason for obstacle in one.obstacles))
             for one in kept_slots[:_SHOWN_KEPT]
@@ -362,10 +362,11 @@ def _facts(one: Verdict, *, keep_last: bool) -> list[tuple[str, object]]:
     rows.append(("  lost for ever", _lost(one)))
     if not keep_last:
         # The comment stands by itself: broken by the terminal's width it would be no comment any more.
-        command, _, comment = one.recreate.partition("  # ")
-        rows += [("  to make it again", command), *([("", comment)] if comment else [])]
+        again, _, comment = one.recreate.partition("  # ")
+        rows += [("  to make it again", again), *([("", comment)] if comment else [])]
         if slot.slot_type == "logical" and not retention.is_lost(slot):
-            rows.append(("  instead", f"rdsrepl slot advance {slot.slot_name} --to-current keeps it, not its backlog"))
+            advance = command("slot advance {} --to-current", slot.slot_name)
+            rows.append(("  instead", f"{advance} keeps it, not its backlog"))
     return rows
 
 

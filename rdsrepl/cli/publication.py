@@ -11,7 +11,7 @@ from rdsrepl.cli.completion import complete_publication
 from rdsrepl.cli.options import Reader, Writer, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue, ExitCode
-from rdsrepl.render import emit, facts, listing
+from rdsrepl.render import emit, facts, listing, stacked
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.publications import Scope
@@ -112,8 +112,6 @@ def show(ctx: typer.Context, name: Name) -> None:
         found = publications.published(conn, name)
 
     def table() -> object:
-        from rich.console import Group
-
         head = found.publication
         pairs = [
             ("publication", head.pubname),
@@ -132,7 +130,7 @@ def show(ctx: typer.Context, name: Name) -> None:
             ("PARTITION OF", lambda row: row.partition_of),
             ("PARTITIONS", lambda row: row.partition_count),
         ]
-        return Group(facts(pairs), "", listing(found.tables, columns, empty="no tables: nothing is published"))  # type: ignore[arg-type]
+        return stacked(facts(pairs), "", listing(found.tables, columns, empty="no tables: nothing is published"))
 
     emit(found, shared(ctx).output, table)
 

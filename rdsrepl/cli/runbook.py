@@ -14,7 +14,8 @@ import typer
 from rdsrepl.cli.options import Reader, identity, shared
 from rdsrepl.cli.talk import can_ask, note, warn
 from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, Refused
-from rdsrepl.render import Format, console, emit, facts, listing, paged, stacked
+from rdsrepl.render import Format, console, emit, facts, listing, paged, print_lines, stacked
+from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -93,14 +94,13 @@ def show(ctx: typer.Context, name: Name) -> None:
         sys.stdout.write(runbook.path.read_text(encoding="utf-8"))
         return
     from rich.markdown import Markdown
-    from rich.text import Text
 
     from rdsrepl import topics
 
     known = [("when", runbook.when), ("works on", " or ".join(runbook.needs) or "any database")]
     known += [(f"--var {variable.name}", _described(variable)) for variable in runbook.variables]
-    page = Markdown(topics.for_terminal(runbook.body), hyperlinks=False, code_theme="ansi_dark")
-    paged(stacked(facts(known), Text(), page))
+    page = Markdown(shown(topics.for_terminal(runbook.body), keep="\n\t"), hyperlinks=False, code_theme="ansi_dark")
+    paged(stacked(facts(known), "", page))
 
 
 def _described(variable: Any) -> str:
@@ -281,10 +281,11 @@ def _show_plan(ctx: typer.Context, order: Order, results: list[Result]) -> None:
     out.print(f"Runbook {order.runbook.name}: {order.runbook.title}", style="bold" if colour else None)
     for result in results:
         step = result.step
-        out.print(f"\n{step.number}. {step.title} ({step.kind.value})", style="bold" if colour else None)
+        out.print()
+        out.print(f"{step.number}. {step.title} ({step.kind.value})", style="bold" if colour else None)
         if words := runner.words_of(order, step):
-            out.print(_flowing(words))
-        for line in result.command.splitlines():
+            print_lines(out, _flowing(words))
+        for line in result.command.split("\n"):
             out.print(f"    {line}", style="cyan" if colour else None)
         if result.reason:
             out.print(f"passed over: {result.reason}")
@@ -296,8 +297,9 @@ def _say_go_back(ctx: typer.Context, order: Order) -> None:
     if shared(ctx).quiet:
         return
     out = console(sys.stderr)
-    out.print("\nGo back:", style=None if shared(ctx).no_color else "bold")
-    out.print(_flowing(runner.go_back_of(order)))
+    out.print()
+    out.print("Go back:", style=None if shared(ctx).no_color else "bold")
+    print_lines(out, _flowing(runner.go_back_of(order)))
     out.print()
 
 
@@ -332,9 +334,7 @@ def _emit_all(ctx: typer.Context, results: list[Result]) -> None:
 
 
 def _emit_line(result: Result) -> None:
-    import json
-
-    sys.stdout.write(json.dumps(_document(result), ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(_document(result)) + "\n")
     sys.stdout.flush()
 
 
@@ -354,10 +354,11 @@ class _Face:
     def begin(self, step: Step, words: str, command: str) -> None:
         if shared(self._ctx).quiet:
             return
-        self._say(f"\nStep {step.number} of {self._total}: {step.title}", "bold")
+        self._out.print()
+        self._say(f"Step {step.number} of {self._total}: {step.title}", "bold")
         if words:
             self._say(_flowing(words), None)
-        for number, line in enumerate(command.splitlines()):
+        for number, line in enumerate(command.split("\n")):
             mark = "" if step.kind.value == "manual" else "$ " if number == 0 else "  "
             self._say(f"  {mark}{line}", "cyan")
 
@@ -414,4 +415,4 @@ class _Face:
         self._open_line = False
 
     def _say(self, text: str, style: str | None) -> None:
-        self._out.print(text, style=style if self._colour else None)
+        print_lines(self._out, text, style=style if self._colour else None)

@@ -11,7 +11,8 @@ import typer
 from rdsrepl.cli.options import Reader, shared
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import Error, NotFound
-from rdsrepl.render import emit, facts, size
+from rdsrepl.render import emit, facts, size, stacked
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.lifecycle import ClusterReport, Report, ServerReport
@@ -96,7 +97,7 @@ def env(ctx: typer.Context) -> None:
 
     variables = lifecycle.variables(_report())
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    emit(variables, shared(ctx).output, lambda: "\n".join([f"unset {' '.join(_IN_THE_WAY)}", *lines]))
+    emit(variables, shared(ctx).output, lambda: stacked(f"unset {' '.join(_IN_THE_WAY)}", *lines))
 
 
 @app.command(cls=Reader)
@@ -137,7 +138,7 @@ def _facts(report: Report) -> list[tuple[str, object]]:
         ("AWS", _api(report)),
         *((f"cluster {cluster.name}", _cluster(cluster)) for cluster in report.clusters),
         *((server.name, _server(server)) for server in report.servers),
-        ("use it", f"rdsrepl -t {report.target} slot list"),
+        ("use it", command("-t {} slot list", report.target)),
         ("psql, aws", 'eval "$(rdsrepl sandbox env)"; psql; aws rds describe-db-clusters'),
     ]
 

@@ -12,10 +12,11 @@ import typer
 from rdsrepl import apply, name_cache
 from rdsrepl.cli.options import consent, shared, where
 from rdsrepl.cli.talk import Progress, ask, ask_for, can_ask, note, warn
-from rdsrepl.config import MASK, Target
+from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
-from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step
-from rdsrepl.render import Format, console, emit
+from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step, readable
+from rdsrepl.render import Format, console, emit, stacked
+from rdsrepl.text.masking import MASK, mask, masked
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _ask(plan: Plan, server: Server, typed: Typed | None) -> None:
 
 
 def _show(ctx: typer.Context, plan: Plan, server: Server, *, to_stdout: bool) -> None:
-    out = console(sys.stdout if to_stdout else sys.stderr)
+    out = console(sys.stdout if to_stdout else sys.stderr, hides_secrets=True)
     colour = not shared(ctx).no_color
     out.print(f"On {server.text}", style="bold" if colour else None)
     out.print(f"Plan: {plan.title}", style="bold" if colour else None)
@@ -188,7 +189,7 @@ def _show(ctx: typer.Context, plan: Plan, server: Server, *, to_stdout: bool) ->
     for number, step in enumerate(plan.steps, 1):
         condition = f", {step.condition}" if isinstance(step, AwsCall) and step.condition else ""
         out.print(f"  {number}. {step.summary}{condition}")
-        _indented(out, step.text, style="cyan" if colour else None)
+        _indented(out, readable(step), style="cyan" if colour else None)
     for warning in plan.warnings:
         warn(ctx, warning)
 
@@ -201,12 +202,11 @@ def _change(change: Change) -> str:
 
 
 def _indented(out: Console, text: str, *, style: str | None) -> None:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if out.is_terminal:
             from rich.padding import Padding
-            from rich.text import Text
 
-            out.print(Padding(Text(line, style=style or ""), (0, 0, 0, 5)))
+            out.print(Padding(line, (0, 0, 0, 5)), style=style)
         else:
             out.print(f"     {line}")
 
@@ -220,13 +220,13 @@ def _waiting(progress: Progress, step: Step, seconds: float, states: list[str]) 
 
 def _step_document(step: Step) -> dict[str, Any]:
     if isinstance(step, Statement):
-        return {"protocol": step.protocol, "statement": step.text}
+        return {"protocol": step.protocol, "statement": mask(step.text)}
     if isinstance(step, AwsCall):
         parameters = {key: MASK if key in step.secrets else value for key, value in step.parameters.items()}
         return {
             "service": step.service,
             "operation": step.operation,
-            "parameters": parameters,
+            "parameters": masked(parameters),
             "condition": step.condition or None,
         }
     return {"wait_seconds": step.timeout_seconds}
@@ -243,34 +243,32 @@ def _report(
     returned = {id(outcome.step): outcome.returned for outcome in outcomes}
     steps: list[dict[str, Any]] = [
         {
-            "summary": step.summary,
+            "summary": mask(step.summary),
             **_step_document(step),
             "returned": returned.get(id(step), {}),
         }
         for step in plan.steps
     ]
     value: dict[str, Any] = {
-        "title": plan.title,
+        "title": mask(plan.title),
         "status": status,
         "server": server,
         "steps": steps,
-        "warnings": list(plan.warnings),
+        "warnings": masked(plan.warnings),
         **(reveal or {}),
     }
     if plan.changes:
         value["changes"] = plan.changes
 
     def table() -> object:
-        from rich.text import Text
-
         if status == "unchanged":
-            return Text(f"{plan.title}: {plan.unchanged}")
+            return f"{plan.title}: {plan.unchanged}"
         lines = [f"{plan.title}: {'done' if status == 'applied' else 'done in part'}"]
         for outcome in outcomes:
             shown = {key: item for key, item in outcome.returned.items() if item not in (None, "")}
             if shown:
                 lines.append("  " + ", ".join(f"{key} {item}" for key, item in shown.items()))
         lines += [f"{key}: {item}" for key, item in (reveal or {}).items()]
-        return Text("\n".join(lines))
+        return stacked(*lines)
 
     emit(value, shared(ctx).output, table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import signal
 import sys
 import time
@@ -21,6 +20,8 @@ from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import BadValue, Error
 from rdsrepl.render import Format, emit, facts, listing, size
+from rdsrepl.text.commands import command
+from rdsrepl.text.escapes import json_text, shown
 
 if TYPE_CHECKING:
     from rdsrepl.aws.stream_reader import Received, Start
@@ -116,7 +117,7 @@ def create(
     target = identity(ctx)
     plan = streams.create(target.aws, name, shards=shards, record_kib=record_size, timeout_seconds=timeout)
     if settle(ctx, plan, target=target):
-        note(ctx, f"next: rdsrepl slot tail SLOT --to kinesis:{name}")
+        note(ctx, f"next: {command('slot tail SLOT --to kinesis:{}', name)}")
 
 
 @app.command(cls=Writer)
@@ -210,7 +211,9 @@ def policy(
 
 def _print(record: Received, *, as_json: bool) -> None:
     if not as_json:
-        sys.stdout.write(record.data.decode("utf-8", "replace") + "\n")
+        text = record.data.decode("utf-8", "replace")
+        # A program gets a record as it is; what a producer put in must not act on a terminal.
+        sys.stdout.write((shown(text) if sys.stdout.isatty() else text) + "\n")
         return
     document: dict[str, Any] = {
         "shard_id": record.shard_id,
@@ -222,7 +225,7 @@ def _print(record: Received, *, as_json: bool) -> None:
         document["data"] = record.data.decode()
     except UnicodeDecodeError:
         document["data_base64"] = base64.b64encode(record.data).decode()
-    sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(document) + "\n")
 
 
 def _start(text: str) -> Start:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from rdsrepl.cli.options import LogFormat, shared
-from rdsrepl.render import log
+from rdsrepl.render import line_for_person, log
 from rdsrepl.units import format_duration
 
 
@@ -36,14 +36,14 @@ def warn(ctx: typer.Context, text: str) -> None:
 
 def ask(question: str) -> bool:
     """Ask a person at the terminal; anything but ``y`` or ``yes`` is no."""
-    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.write(f"{line_for_person(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def ask_for(question: str, wanted: str) -> bool:
     """Ask a person at the terminal to type something; return whether it is that."""
-    sys.stderr.write(f"{question} ")
+    sys.stderr.write(f"{line_for_person(question)} ")
     sys.stderr.flush()
     return sys.stdin.readline().strip() == wanted
 
@@ -74,7 +74,7 @@ class Progress:
         if self._live:
             from rdsrepl.render import console
 
-            line = f"{text} ({format_duration(seconds)})"
+            line = line_for_person(f"{text} ({format_duration(seconds)})")
             sys.stderr.write("\r\x1b[2K" + line[: console(sys.stderr).width - 1])
             sys.stderr.flush()
             self._shown = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Final
@@ -15,6 +14,7 @@ from rdsrepl.cli.talk import note
 from rdsrepl.dashboard.state import Sort
 from rdsrepl.errors import BadValue
 from rdsrepl.render import Format
+from rdsrepl.text.escapes import json_text, yaml_text
 
 if TYPE_CHECKING:
     from rdsrepl.dashboard.state import Look, State
@@ -93,13 +93,9 @@ class _Printer:
             self._begun = True
             text = "".join(line + "\n" for line in (*heading, *lines.rows(look, shown)))
         elif self._output is Format.json:
-            text = json.dumps(lines.as_document(look, shown), ensure_ascii=False) + "\n"
+            text = json_text(lines.as_document(look, shown)) + "\n"
         else:
-            import yaml
-
-            text = yaml.safe_dump(
-                lines.as_document(look, shown), sort_keys=False, allow_unicode=True, explicit_start=True
-            )
+            text = yaml_text(lines.as_document(look, shown), explicit_start=True)
         sys.stdout.write(text)
         sys.stdout.flush()
 

@@ -9,6 +9,7 @@ from rdsrepl.dashboard.state import Look
 from rdsrepl.dashboard.view import FAR_SECONDS
 from rdsrepl.render import document
 from rdsrepl.retention import Holding, Rate
+from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration, format_size
 
 _WIDTHS: Final = (20, 8, 8, 9, 11, 9, 10, 10, 16, 10, 4)
@@ -76,7 +77,7 @@ def _cells(one: Holding) -> tuple[str, ...]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)).rstrip()
+    return " ".join(f"{cell:<{width}}" for cell, width in zip(map(shown, cells), _WIDTHS, strict=True)).rstrip()
 
 
 def _size(size_bytes: int | None) -> str:

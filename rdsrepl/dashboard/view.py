@@ -12,6 +12,7 @@ from rdsrepl.dashboard.state import Look, Only, Sort, State, selection, trend, v
 from rdsrepl.postgres.activity import Sender
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention import Breakage, Holding, Rate, Severity
+from rdsrepl.text.escapes import shown as _shown
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def lines(state: State, width: int, height: int, now: datetime) -> list[Text]:
     if state.help:
         body = _help(width)[:room]
     elif state.look is None:
-        body = [_line(width), _line(width, (f"connecting to {_clean(state.label)} …", "dim"))][:room]
+        body = [_line(width), _line(width, (f"connecting to {_shown(state.label)} …", "dim"))][:room]
     else:
         body = _body(state, state.look, width, room)
     body += [_line(width)] * (room - len(body))
@@ -129,13 +130,13 @@ def _header(state: State, width: int, now: datetime) -> list[Text]:
     clock = now.strftime("%H:%M:%S UTC")
     name: _Piece = (" slot watch ", "reverse")
     if look is None:
-        return [_spread(width, [name, ("  ", ""), (_clean(state.label), "bold")], clock), _status(state, width, now)]
+        return [_spread(width, [name, ("  ", ""), (_shown(state.label), "bold")], clock), _status(state, width, now)]
     wal = look.retention.wal
     role = "standby" if wal.in_recovery else "primary"
     flavour = {"aurora": "Aurora PostgreSQL", "rds": "RDS PostgreSQL"}.get(look.server.flavour, "PostgreSQL")
     server = f"{flavour} {look.server.version.split()[0]} "
     room = width - len(name[0]) - len(server) - len(role) - len(clock) - 5
-    label = _cut(_clean(state.label), max(8, room))
+    label = _cut(_shown(state.label), max(8, room))
     title = [name, ("  ", ""), (label, "bold"), ("  ", ""), (server, ""), (role, "bold")]
     return [_spread(width, title, clock), _facts(look, width), _status(state, width, now)]
 
@@ -173,7 +174,7 @@ def _status(state: State, width: int, now: datetime) -> Text:
         wait = (failure.retry_at - now).total_seconds()
         soon = f"reconnecting in {wait:.0f}s" if wait >= 0.5 and state.asked_at is None else "reconnecting"
         stale = f"STALE for {ago(state.looked_at)}, {soon} (attempt {failure.attempts + 1})"
-        return _joined(width, [[(stale, "bold red")], [(_clean(failure.message), "red")]], cut=True)
+        return _joined(width, [[(stale, "bold red")], [(_shown(failure.message), "red")]], cut=True)
     if state.paused:
         parts.append([("PAUSED", "bold yellow")])
     late = state.asked_at is not None and (now - state.asked_at).total_seconds() > _LATE_SECONDS
@@ -309,7 +310,7 @@ def _fitting(width: int, longest: int) -> tuple[int, list[_Column], int]:
 
 
 def _aligned(column: _Column, one: Holding) -> str:
-    text = _cut(_clean(column.cell(one)), column.width)
+    text = _cut(_shown(column.cell(one)), column.width)
     return f"{text:>{column.width}}" if column.right else f"{text:<{column.width}}"
 
 
@@ -320,7 +321,7 @@ def _details(one: Holding, wal: Wal, width: int) -> list[Text]:
     def add(text: str, style: str = "") -> None:
         found.extend(
             _line(width, (part, style))
-            for part in textwrap.wrap(_clean(text), width, subsequent_indent="  ", break_long_words=True)
+            for part in textwrap.wrap(_shown(text), width, subsequent_indent="  ", break_long_words=True)
         )
 
     for reason in one.reasons:
@@ -454,12 +455,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def _known(text: str | None) -> str:
-    return "?" if text is None else _clean(text) or "-"
-
-
-def _clean(text: str) -> str:
-    """Return text without what would move the cursor: names on a server are anybody's."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return "?" if text is None else _shown(text) or "-"
 
 
 def _cut(text: str, width: int) -> str:
@@ -469,7 +465,7 @@ def _cut(text: str, width: int) -> str:
 def _line(width: int, *pieces: _Piece) -> Text:
     from rich.text import Text
 
-    text = Text.assemble(*pieces, no_wrap=True, overflow="crop")
+    text = Text.assemble(*((_shown(words), style) for words, style in pieces), no_wrap=True, overflow="crop")
     text.truncate(width, overflow="ellipsis")
     return text
 

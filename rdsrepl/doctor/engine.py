@@ -8,6 +8,7 @@ from typing import Final
 from rdsrepl.doctor import remedies, versions
 from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
+from rdsrepl.text.commands import command, shell
 from rdsrepl.versions import logical_replication as logical_replication_support
 
 SWITCH: Final = "rds.logical_replication"
@@ -37,9 +38,11 @@ def availability(facts: Facts) -> Iterator[Problem]:
     """Find a cluster, an instance or a member that is not available."""
     cloud = facts.cloud
     assert cloud is not None
-    show = f"rdsrepl {cloud.kind} show {cloud.identifier}"
+    show = command(f"{cloud.kind} show {{}}", cloud.identifier)
     if cloud.status in _DEAD_ENDS:
-        events = f"aws rds describe-events --source-type db-{cloud.kind} --source-identifier {cloud.identifier}"
+        events = shell(
+            f"aws rds describe-events --source-type db-{cloud.kind} --source-identifier {{}}", cloud.identifier
+        )
         remedy = "give it more storage" if cloud.status == "storage-full" else f"see its events: {events}"
         yield critical(cloud.identifier, f"it is {cloud.status}", f"{remedy}; {show}")
     elif cloud.status != "available":
@@ -124,8 +127,8 @@ def pending_reboot(facts: Facts) -> Iterator[Problem]:
             yield critical(
                 member.instance_id,
                 f"its parameter group is {member.group_status}",
-                "compare the group with the server: rdsrepl param-group diff "
-                f"{facts.cloud.parameter_group if facts.cloud else 'NAME'} --live",
+                "compare the group with the server: "
+                + command("param-group diff {} --live", facts.cloud.parameter_group if facts.cloud else "NAME"),
             )
     if waiting:
         yield warning(", ".join(waiting), "set, and waiting for a restart of the server", remedies.reboot(facts))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 
 from rdsrepl import sizing
 from rdsrepl.doctor.facts import Facts
+from rdsrepl.text.commands import command
 
 
 def place(facts: Facts) -> str:
@@ -22,11 +22,11 @@ def reboot(facts: Facts) -> str:
         return "reboot it (rdsrepl instance reboot ID)" if facts.is_managed else "restart the server"
     pending = [member.instance_id for member in cloud.members if member.group_status == "pending-reboot"]
     if cloud.kind == "cluster" and len(pending) in (0, len(cloud.members)):
-        return f"rdsrepl cluster reboot {cloud.identifier}"
+        return command("cluster reboot {}", cloud.identifier)
     names = pending or [member.instance_id for member in cloud.members]
     # Readers before the writer: they need at least as much room as it.
     writers = {member.instance_id for member in cloud.members if member.is_writer}
-    return " && ".join(f"rdsrepl instance reboot {name}" for name in sorted(names, key=lambda n: n in writers))
+    return " && ".join(command("instance reboot {}", name) for name in sorted(names, key=lambda n: n in writers))
 
 
 def own_group(facts: Facts, values: Mapping[str, str] | None = None) -> str:
@@ -40,13 +40,11 @@ def own_group(facts: Facts, values: Mapping[str, str] | None = None) -> str:
         "replicas": demand.replicas if demand else 0,
     }
     counts["replicas"] += len(cloud.replicas) if counts["replicas"] else 0
-    words = [f"--{key} {count}" for key, count in counts.items() if count]
-    words += [f"--set {shlex.quote(f'{key}={value}')}" for key, value in (values or {}).items()]
-    extra = "".join(f" {word}" for word in words)
-    return (
-        f"rdsrepl param-group create {name} {place(facts)}{extra}, "
-        f"then rdsrepl param-group attach {name} {place(facts)} --reboot"
-    )
+    settings = [f"{key}={value}" for key, value in (values or {}).items()]
+    extra = "".join(f" --{key} {count}" for key, count in counts.items() if count) + " --set {}" * len(settings)
+    create = command(f"param-group create {{}} --{cloud.kind} {{}}{extra}", name, cloud.identifier, *settings)
+    attach = command(f"param-group attach {{}} --{cloud.kind} {{}} --reboot", name, cloud.identifier)
+    return f"{create}, then {attach}"
 
 
 def change(facts: Facts, name: str, value: str) -> str:
@@ -55,13 +53,14 @@ def change(facts: Facts, name: str, value: str) -> str:
     if cloud is not None and cloud.has_default_group:
         # What has a sizing rule is sized by `create` itself.
         return own_group(facts, {} if name in sizing.RULED else {name: value})
-    pair = shlex.quote(f"{name}={value}")
     static = is_static(facts, name)
     if facts.is_managed:
         group = cloud.parameter_group if cloud is not None else "GROUP"
         if not value:
-            return f"rdsrepl param-group reset {group} {name}"
-        return f"rdsrepl param-group set {group} {pair}" + (f", then {reboot(facts)}" if static else "")
+            return command("param-group reset {} {}", group, name)
+        return command("param-group set {} {}", group, f"{name}={value}") + (
+            f", then {reboot(facts)}" if static else ""
+        )
     text = value if name == "output_plugin_libraries" else "'" + value.replace("'", "''") + "'"
     then = "restart the server" if static else "SELECT pg_reload_conf()"
     return f"ALTER SYSTEM SET {name} = {text}, then {then}"

@@ -11,6 +11,7 @@ from rdsrepl.doctor import remedies, versions
 from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
 from rdsrepl.postgres.slots import Slot, foreign_owner, plugin_allowed
+from rdsrepl.text.commands import command, sql
 from rdsrepl.units import format_duration, format_size
 
 _GIB: Final = 1 << 30
@@ -75,12 +76,12 @@ def _inactive_remedy(slot: Slot) -> str:
     if slot.slot_type != "logical":
         if name.startswith("rds"):
             return "its read replica does not stream: rdsrepl instance list; delete a replica that is not needed"
-        return f"bring its standby back; if that is gone: SELECT pg_drop_replication_slot('{name}')"
+        return f"bring its standby back; if that is gone: {sql('SELECT pg_drop_replication_slot({})', name)}"
     if owner := foreign_owner(name):
         return (
             f"the name is one that {owner} gives: start its task again, or delete the task, and the slot goes with it"
         )
-    return f"start its consumer (rdsrepl slot tail {name}); if nobody needs it: rdsrepl slot drop {name}"
+    return f"start its consumer ({command('slot tail {}', name)}); if nobody needs it: {command('slot drop {}', name)}"
 
 
 def lost_slots(facts: Facts) -> Iterator[Problem]:
@@ -92,7 +93,7 @@ def lost_slots(facts: Facts) -> Iterator[Problem]:
         if _is_lost(slot):
             why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
             remedy = (
-                f"drop it (rdsrepl slot drop {name}), make it again, and copy the tables anew"
+                f"drop it ({command('slot drop {}', name)}), make it again, and copy the tables anew"
                 if slot.slot_type == "logical"
                 else "build its standby anew"
             )
@@ -135,7 +136,7 @@ def xid_age(facts: Facts) -> Iterator[Problem]:
                 f"{' of 2,147,483,648 that there are' if age >= OLD_XID else ''}: tables or catalogs bloat",
                 "bring its standby back, end old queries there, or set hot_standby_feedback off there"
                 if name in physical
-                else f"let its consumer catch up, or drop it: rdsrepl slot drop {name}",
+                else f"let its consumer catch up, or drop it: {command('slot drop {}', name)}",
             )
     used = (facts.metrics or {}).get("MaximumUsedTransactionIDs", 0.0)
     if facts.slots is None and used >= OLD_XID:
@@ -312,7 +313,7 @@ def _on_the_standby(facts: Facts) -> Iterator[Problem]:
 
 def _standby_change(name: str, facts: Facts) -> str:
     if facts.is_managed:
-        return f"rdsrepl param-group set GROUP {name}=1"
+        return command("param-group set GROUP {}", f"{name}=1")
     return f"ALTER SYSTEM SET {name} = on, then SELECT pg_reload_conf()"
 
 
@@ -388,7 +389,8 @@ def _full_in(facts: Facts, held: int, free: float) -> Iterator[Problem]:
             blamed.slot_name,
             f"nobody consumes it, and WAL is written at {format_size(int(rate))}/s: the disk is full in "
             f"{format_duration(seconds)}",
-            f"start its consumer; see what dropping it costs: rdsrepl slot prune --slot {blamed.slot_name} --dry-run",
+            "start its consumer; see what dropping it costs: "
+            + command("slot prune --slot {} --dry-run", blamed.slot_name),
         )
 
 

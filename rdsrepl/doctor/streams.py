@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Final
 
@@ -10,6 +9,7 @@ from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import Problem, critical, info, warning
 from rdsrepl.postgres import publication_checks
 from rdsrepl.postgres.publication_checks import Level
+from rdsrepl.text.commands import command
 
 _NAMED_AT_MOST: Final = 5
 
@@ -19,18 +19,18 @@ def publications(facts: Facts) -> Iterator[Problem]:
     found = facts.publications or ()
     for publication in found:
         name = publication.pubname
-        command = f"rdsrepl publication check {shlex.quote(name)}"
+        more = command("publication check {}", name)
         problems = publication_checks.check(publication)
         worst = [problem for problem in problems if problem.level is Level.critical]
         for problem in worst[:_NAMED_AT_MOST]:
             where = name if problem.object == name else f"{name}: {problem.object}"
             yield critical(where, problem.message, problem.remedy)
         if len(worst) > _NAMED_AT_MOST:
-            yield critical(name, f"{len(worst) - _NAMED_AT_MOST} more critical findings", command)
+            yield critical(name, f"{len(worst) - _NAMED_AT_MOST} more critical findings", more)
         rest = [problem.check for problem in problems if problem.level is not Level.critical]
         if rest:
             kinds = ", ".join(f"{kind} ({rest.count(kind)})" for kind in dict.fromkeys(rest))
-            yield warning(name, f"not all of it replicates, or cheaply: {kinds}", command)
+            yield warning(name, f"not all of it replicates, or cheaply: {kinds}", more)
     here = facts.server.database if facts.server else None
     slots = [slot.slot_name for slot in facts.logical_slots if slot.plugin == "pgoutput" and slot.database == here]
     if slots and not found and not facts.is_standby:

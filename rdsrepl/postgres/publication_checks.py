@@ -5,11 +5,11 @@ The rules are PostgreSQL's own (manual, sections 31.1 to 31.10 and 31.8, restric
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from rdsrepl.text.commands import command
 from rdsrepl.units import format_size
 
 
@@ -148,7 +148,7 @@ def empty(facts: PublicationFacts) -> Iterator[Finding]:
         yield Finding(
             Level.critical, "empty", facts.pubname, "it has no tables: its slot stays green, nothing flows",
             "create the tables in its scope, or check that this is the right database" if facts.puballtables
-            else f"rdsrepl publication add {shlex.quote(facts.pubname)} --table SCHEMA.TABLE",
+            else command("publication add {} --table SCHEMA.TABLE", facts.pubname),
         )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +16,7 @@ from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.postgres.connection import in_recovery, relation_oid, server_version, setting, translate
 from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts, failing
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
@@ -513,10 +513,9 @@ def create(
         raise errors.BadValue("--publish names no operation", hint=", ".join(OPERATIONS))
     _require_primary(conn)
     if any(publication.pubname == name for publication in ls(conn)):
-        word = shlex.quote(name)
         raise errors.AlreadyExists(
             f"publication {name} exists already",
-            hint=f"rdsrepl publication show {word}; rdsrepl publication add {word} adds to it",
+            hint=f"{command('publication show {}', name)}; {command('publication add {}', name)} adds to it",
         )
     entries, schemas = _resolve(conn, scope, via_root=via_root)
     _require_rights(conn, whole=scope.all_tables or bool(schemas), creates=True)
@@ -622,7 +621,7 @@ def remove(conn: Connection, name: str, scope: Scope) -> Plan:
         elif relation.schema in publication.schemas and relation.schema not in schemas:
             raise errors.Refused(
                 f"{relation.quoted} is published with its whole schema; it cannot be taken out alone",
-                hint=f"rdsrepl publication remove {shlex.quote(name)} --schema …, then add the tables to be kept",
+                hint=f"{command('publication remove {} --schema …', name)}, then add the tables to be kept",
             )
     title = f"remove from publication {name}"
     if not tables and not schemas:
@@ -755,8 +754,8 @@ def _forewarn(
     said = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in found[:_FOREWARNED]]
     if len(found) > _FOREWARNED:
         said.append(
-            f"and {len(found) - _FOREWARNED} more of that kind; afterwards rdsrepl publication check "
-            f"{shlex.quote(publication.pubname)} lists them"
+            f"and {len(found) - _FOREWARNED} more of that kind; afterwards "
+            f"{command('publication check {}', publication.pubname)} lists them"
         )
     return said
 
@@ -842,7 +841,7 @@ def _require_same(name: str, entry: _Entry, member: _Member) -> None:
         raise errors.Refused(
             f"{table} is in publication {name} already, with {columns} and {rows}",
             hint="to publish it otherwise take it out and add it anew; what changes in between is not streamed: "
-            f"rdsrepl publication remove {shlex.quote(name)} --table {shlex.quote(table)}",
+            + command("publication remove {} --table {}", name, table),
         )
 
 

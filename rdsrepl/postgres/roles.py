@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.postgres.connection import relation_oid, server_version
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
@@ -276,7 +277,7 @@ def create(
     _check_name(name)
     if any(role.rolname == name for role in _all(conn)):
         raise errors.AlreadyExists(
-            f"role {name} exists already", hint=f"give it what it lacks: rdsrepl role grant {_word(name)}"
+            f"role {name} exists already", hint=f"give it what it lacks: {command('role grant {}', name)}"
         )
     me = _me(conn)
     via_group = _require_right(conn, me, creates=True)
@@ -449,13 +450,6 @@ def _is_internal(name: str) -> bool:
 
 def _whose(name: str) -> str:
     return "one of RDS's own" if name.startswith("rds") else "reserved by PostgreSQL"
-
-
-def _word(name: str) -> str:
-    """Return NAME as a word for the shell."""
-    import shlex
-
-    return shlex.quote(name)
 
 
 def _quoted(name: str) -> str:

@@ -17,6 +17,7 @@ from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.postgres.connection import in_recovery, server_version, setting
+from rdsrepl.text.commands import command
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def require_replication_right(conn: Connection) -> None:
     if not row[1]:
         raise errors.Denied(
             f"role {row[0]} may not use replication slots",
-            hint=f"as an administrator: rdsrepl role grant {row[0]}",
+            hint=f"as an administrator: {command('role grant {}', row[0])}",
             sqlstate="42501",
         )
 
@@ -341,7 +342,7 @@ def advance(slot: Slot, lsn: Lsn | None, *, here: Here, timeout_seconds: float =
     if slot.synced and here.in_recovery:
         raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
     if slot.wal_status == "lost" or slot.invalidation_reason:
-        raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: rdsrepl slot drop {name}")
+        raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: {command('slot drop {}', name)}")
     current = here.lsn
     goal = current if lsn is None else lsn
     start = slot.confirmed_flush_lsn or Lsn(0)
@@ -433,7 +434,7 @@ def _require_free(conn: Connection, name: str, plugin: str) -> None:
                 else f"it is {slot.plugin}"
             )
             raise errors.AlreadyExists(
-                f"slot {name} exists already ({same})", hint=f"rdsrepl slot show {name}, or choose another name"
+                f"slot {name} exists already ({same})", hint=f"{command('slot show {}', name)}, or choose another name"
             )
     row = conn.execute(_IN_USE).fetchone()
     assert row is not None

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
-from rdsrepl import config
 from rdsrepl.errors import AppliedInPart, BadValue, Error, ExitCode, NotConfirmed, StepFailed
 from rdsrepl.runbooks import commands
 from rdsrepl.runbooks.journal import Journal, Past, who
 from rdsrepl.runbooks.pages import Kind, Runbook, Step
+from rdsrepl.text.commands import command
+from rdsrepl.text.masking import mask
 
 # What may say where a command works; a step that says so itself gets none of the run's.
 _OPTIONS: Final = ("target", "dsn", "cluster", "instance", "dbname", "user", "profile", "region")
@@ -58,7 +59,7 @@ class Place:
         """Return the options, no secret among them."""
         shown = {**self.options}
         if "dsn" in shown:
-            shown["dsn"] = config.mask_dsn(shown["dsn"])
+            shown["dsn"] = mask(shown["dsn"])
         return shown
 
     def environment(self, words: Sequence[str]) -> dict[str, str]:
@@ -326,7 +327,7 @@ class _Run:
         message = f"runbook {runbook.name}: {place}, {why}"
         hint = (
             f"go on with: {resume_command(self._order)} (or --from {step.number}, or a later step); "
-            f"go back: the page's section Go back, rdsrepl runbook show {runbook.path_or_name}"
+            f"go back: the page's section Go back, {command('runbook show {}', runbook.path_or_name)}"
         )
         if self._changed:
             done = [f"{item.number}. {item.title}" for item in runbook.steps if self._settled.get(item.name) == "done"]

@@ -20,6 +20,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from rdsrepl.text.escapes import json_text
+
 T = TypeVar("T")
 
 LOCK_SECONDS: Final = 5.0
@@ -214,12 +216,7 @@ def _end(file: FileIO, most_bytes: int) -> bytes:
 
 
 def _written(row: Mapping[str, Any]) -> str:
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of the operating system that are no text
-        text = json.dumps(row, allow_nan=False, separators=(",", ":"))
-    return text
+    return json_text(row, compact=True)  # bytes of the operating system that are no text are escaped, too
 
 
 def _write(file: FileIO, data: bytes, end: int) -> None:

@@ -17,6 +17,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Relation, Transaction
 from rdsrepl.tail.values import AsText, Dialect, Shape, wal2json_shape
+from rdsrepl.text.escapes import shown
 
 #: JSON texts of a row's columns (None: unchanged TOAST), then anything.
 Values = tuple[Any, ...]
@@ -513,6 +514,8 @@ class PrettyFormat(_ChangesOnly):
 
     def line(self, verb: str, subject: str, rest: str, lsn: str, tx: Transaction) -> str:
         """Write one line: commit time, position, transaction, verb, table, values."""
+        # Names and values are anybody's; a line is one line.
+        subject, rest = shown(subject), shown(rest)
         clock = tx.commit_time[11:23] if tx.commit_time else "-"
         if not self._colour:
             return f"{clock} {lsn} {tx.xid or '-'} {verb:<8} {subject} {rest}".rstrip() + "\n"

@@ -102,7 +102,7 @@ def assemble(
     elif plugin == "wal2json":
         pipeline = _wal2json(findings, name, fmt, catalog, tables, given, until_lsn)
     else:
-        decoder = TestDecoding(tables, until_lsn=until_lsn, colour=colour and name is FormatName.pretty)
+        decoder = TestDecoding(tables, until_lsn=until_lsn, pretty=name is FormatName.pretty, colour=colour)
         pipeline = Pipeline(decoder, dict(given), {"search_path": findings.search_path})
     if findings.lenient_text:
         # Such a server knows no conversion, and refuses to send bytes that are no UTF-8 as UTF-8.

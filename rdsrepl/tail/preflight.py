@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -185,7 +186,8 @@ def _fit(slot: Slot, database: str, in_recovery: bool) -> None:
         why = slot.invalidation_reason or ("conflict with recovery" if slot.conflicting else "its WAL was removed")
         raise errors.SlotInvalidated(
             f"slot {name} is invalidated ({why}): the changes it held are gone",
-            hint=f"drop it (rdsrepl slot drop {name}), create it anew, and copy the tables again: there is a gap",
+            hint=f"drop it ({command('slot drop {}', name)}), create it anew, and copy the tables again: "
+            "there is a gap",
         )
     # On a promoted standby the mark stays, and means nothing any more.
     if slot.synced and in_recovery:

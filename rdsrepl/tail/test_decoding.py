@@ -10,6 +10,7 @@ from typing import Final
 from rdsrepl.tail.changes import MALFORMED, Batch, Stop, TableFilter, end_of_commit, malformed
 from rdsrepl.tail.receiver import PAYLOAD
 from rdsrepl.tail.timelines import Timelines
+from rdsrepl.text.escapes import shown
 
 _LSN64: Final = Struct(">Q").unpack_from
 _ENDS: Final = (b"COMMIT", b"PREPARE TRANSACTION", b"ROLLBACK PREPARED")
@@ -18,13 +19,16 @@ _COLOURS: Final = {"INSERT": "32", "UPDATE": "33", "DELETE": "31", "TRUNCATE": "
 
 
 class TestDecoding:
-    """Lines as they come; with COLOUR the verbs are coloured."""
+    """Lines as they come; with PRETTY cleaned for a terminal, and with COLOUR their verbs coloured."""
 
     __test__ = False  # a decoder, whatever its name looks like to pytest
 
-    def __init__(self, tables: TableFilter, *, until_lsn: int | None = None, colour: bool = False) -> None:
+    def __init__(
+        self, tables: TableFilter, *, until_lsn: int | None = None, pretty: bool = False, colour: bool = False
+    ) -> None:
         self._tables = tables
         self._until = until_lsn
+        self._pretty = pretty
         self._colour = colour
         self._open = False
 
@@ -60,7 +64,7 @@ class TestDecoding:
                     if self._tables and not self._wanted(payload):
                         continue
                     changes += 1
-                lines += [self._painted(payload) if self._colour else payload, b"\n"]
+                lines += [self._painted(payload) if self._pretty else payload, b"\n"]
                 if stop:
                     break
         except MALFORMED as exc:
@@ -72,7 +76,9 @@ class TestDecoding:
         return match is None or self._tables.wants(_bare(match[1]), _bare(match[2]))
 
     def _painted(self, payload: bytes) -> bytes:
-        text = payload.decode("utf-8", "surrogateescape")
+        text = shown(payload.decode("utf-8", "surrogateescape"))
+        if not self._colour:
+            return text.encode()
         match = _TABLE.match(text)
         if match is None or match[3] not in _COLOURS:
             return f"\x1b[2m{text}\x1b[0m".encode("utf-8", "surrogateescape")

@@ -1,0 +1,60 @@
+"""Commands that are printed to be pasted: every value is quoted, and one that a line cannot carry is refused."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+
+from rdsrepl.text.escapes import is_plain, shown
+
+
+def command(template: str, *values: object) -> str:
+    """Return an ``rdsrepl`` command: ``command("slot drop {}", name)``; see ``shell``."""
+    return shell(f"rdsrepl {template}", *values)
+
+
+def shell(template: str, *values: object) -> str:
+    """Return a command line for a shell.
+
+    Args:
+        template: our own words, with ``{}`` for each value.
+        values: names from anywhere; each becomes one word of the line. One that begins with a hyphen and is no
+            option's value stands behind ``--``.
+
+    Returns:
+        The line; or, in parentheses, why there is none: a value has control characters, which act on the terminal
+        that the line is pasted into, whatever quotes stand around them.
+    """
+    return _refused(values) or _line(template.split(" "), [str(value) for value in values])
+
+
+def sql(template: str, *values: object) -> str:
+    """Return a statement to be pasted into psql, with ``{}`` for each string literal; or why there is none."""
+    quoted = ["'" + str(value).replace("'", "''") + "'" for value in values]
+    return _refused(values) or template.format(*quoted)
+
+
+def _refused(values: tuple[object, ...]) -> str:
+    for value in values:
+        if not is_plain(str(value)):
+            return f"(no command is shown: '{shown(str(value))}' has characters that must not be pasted)"
+    return ""
+
+
+def _line(words: list[str], values: list[str]) -> str:
+    rest = iter(values)
+    placed: list[str] = []
+    operands: list[str] = []
+    for number, word in enumerate(words):
+        text = _filled(word, lambda: next(rest))
+        is_operand = word == "{}" and not words[number - 1].startswith("-")
+        (operands if is_operand and (operands or text.startswith("-")) else placed).append(text)
+    return " ".join([*placed, "--", *operands] if operands else placed)
+
+
+def _filled(word: str, value: Callable[[], str]) -> str:
+    """Return one word of a template; what stands around ``{}`` in it is quoted together with the value."""
+    if "{}" not in word:
+        return word
+    first, *pieces = word.split("{}")
+    return shlex.quote(first + "".join(value() + piece for piece in pieces))

@@ -1,0 +1,197 @@
+"""Secrets in a text that is about to be shown: connection strings, passwords, keys, tokens and verifiers.
+
+It goes by what a text looks like, since a connection string that libpq refuses has no parser. In doubt more is hidden
+than the secret. Used where text reaches stderr, a log, a traceback or a plan; data on stdout stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Final
+
+MASK: Final = "********"
+
+# A name that ends in one of these has a secret for its value: PGPASSWORD, db.passwd, client_secret, MasterUserPassword.
+_SECRET_NAME: Final = (
+    r"(?:pass(?:word|wd|phrase|code)|passw|pwd|passwort"
+    r"|secret[._-]?(?:access[._-]?)?key|secret[._-]?string|secret[._-]?binary|client[._-]?secret|secret[._-]?value"
+    r"|(?:session|security|access|auth|refresh|id|bearer|api|oauth)[._-]?token|api[._-]?key|private[._-]?key"
+    r"|access[._-]?key|scram_(?:client|server)_key|x-amz-(?:signature|security-token|credential)|authorization)"
+)
+# Alone these are ordinary words; as a parameter's name they are not.
+_SECRET_PARAMETER: Final = frozenset({"pass", "pw", "token", "sig", "signature"})
+# libpq quotes what it could not read: a password with a character that its syntax gives another meaning.
+_LIBPQ: Final = (
+    r'missing "=" after "|invalid connection option "|invalid URI query parameter: "|invalid percent-encoded token: "'
+    r'|(?:extra|missing) key/value separator "=" in URI query parameter: "|in (?:IPv6 host address in )?URI[^"]*: "'
+    r'|in URI \(expected [^)]*\): "|forbidden value %00 in percent-encoded value: "|unexpected spaces found in "'
+    r'|invalid (?:integer value|port number): ?"(?!\d+")|invalid integer value "(?!\d+")'
+    r'|could not translate host name "(?=[^"]*@)|could not parse network address "'
+)
+
+
+def mask(text: str) -> str:
+    """Return TEXT with every secret in it replaced by asterisks; a text without one is returned as it is."""
+    if len(text) < _SHORTEST or not _hint().search(text):
+        return text
+    for pattern, replacement in _shapes():
+        text = pattern.sub(replacement, text)
+    return _without_values(text)
+
+
+def masked(value: Any) -> Any:
+    """Return plain data with every secret in it masked: in its texts, and under keys that name one."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if isinstance(item, str) and item and is_secret_name(str(key)) else masked(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [masked(item) for item in value]
+    return value
+
+
+def is_secret_name(name: str) -> bool:
+    """Say whether NAME is that of a keyword, variable or parameter that holds a secret."""
+    from urllib.parse import unquote
+
+    word = unquote(name).lower()
+    return word in _SECRET_PARAMETER or _secret_name().search(word) is not None
+
+
+_SHORTEST: Final = 4
+_NO_SECRETS: Final = frozenset({"", MASK, "true", "false", "null", "None", "True", "False"})
+
+
+@cache
+def _secret_name() -> re.Pattern[str]:
+    return re.compile(rf"{_SECRET_NAME}\Z")
+
+
+@cache
+def _hint() -> re.Pattern[str]:
+    """Return what every text with a secret has somewhere: most texts have none of it."""
+    return re.compile(r"[=@:'\"$%]|(?i:bearer|basic|password|private key)|[A-Za-z0-9+/]{40}|eyJ|md5")
+
+
+@cache
+def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
+    """Return what is a secret by its own look, and what stands in its place."""
+    base64 = r"(?=[A-Za-z0-9/+]*[A-Z])(?=[A-Za-z0-9/+]*[a-z])(?=[A-Za-z0-9/+]*\d)"
+    return tuple(
+        (re.compile(pattern), replacement)
+        for pattern, replacement in (
+            (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),
+            (r"SCRAM-SHA-(256|1|512)(-PLUS)?\$\d+:[^\s'\",;)]+", rf"SCRAM-SHA-\1${MASK}"),
+            (r"\bmd5[0-9a-f]{32}\b", f"md5{MASK}"),
+            (r"\beyJ[\w-]{5,4000}\.[\w-]{5,}(?:\.[\w-]*)*", MASK),
+            (r"(?i)\b(bearer|basic)(\s+)(?=\S*[\d=._/+-])[\w.~+/=-]{8,}", rf"\1\2{MASK}"),
+            (rf'(?m)({_LIBPQ})[^\n]{{0,4000}}(")', rf"\1{MASK}\2"),
+            # scheme://user:password@host, up to the last @ of the word; a password may hold anything.
+            (
+                r"(?i)((?:(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,40}:/{1,3}|(?<![\w:/])//)[^\s:@/'\"]{0,200}:)(?!\*{8}@)"
+                r"[^\s]{0,2000}(@)",
+                rf"\1{MASK}\2",
+            ),
+            # … with a blank in it, unless what follows the colon is a port.
+            (
+                r"(?i)((?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,40}://[^\s:@/\['\"]{0,200}:)(?!\*{8}@)"
+                r"(?!\d{1,5}(?:[/\s,?;)'\"]|\Z))[^@\n]{0,2000}(@)(?=[\w.\[%/-])",
+                rf"\1{MASK}\2",
+            ),
+            (r"(?i)(%3a(?:%2f){2}(?:(?!%3a|%40)\S){0,200}%3a)(?:(?!%40)\S){1,2000}(%40)", rf"\1{MASK}\2"),
+            (r"(?i)((?:password|passwd|pwd)%3d)[^\s&\"']*?(?=%26|[\s&\"']|\Z)", rf"\1{MASK}"),
+            (r"(?i)\b(https?://)[\w-]{16,}(@)", rf"\1{MASK}\2"),
+            # user:password@host without a scheme.
+            (
+                r"(?<![\w/.:%+*@-])(?!mailto:)([A-Za-z_][\w.%+-]{0,100}:)(?![*/:]|\\)[^\s@'\"]{1,2000}(@[\w.\[-]+)",
+                rf"\1{MASK}\2",
+            ),
+            (
+                r"(?i)\b(password|passphrase|identified\s+by)(\s+)E?'(?!\*{8}')(?:[^'\\]|''|\\.)*(?:'|\Z)",
+                rf"\1\2'{MASK}'",
+            ),
+            (
+                r"(?i)(?<![\w-])(--?(?:\w{1,40}-){0,6}(?:password|passwd|passphrase|secret-key|token)\s+)(?!-)\S+",
+                rf"\1{MASK}",
+            ),
+            (rf"(?<![A-Za-z0-9/+=]){base64}(?![0-9a-f]{{40}}\b)[A-Za-z0-9/+]{{40}}(?![A-Za-z0-9/+=])", MASK),
+            (rf"(?<![A-Za-z0-9/+=]){base64}[A-Za-z0-9/+]{{100,}}={{0,2}}", MASK),
+        )
+    )
+
+
+@cache
+def _pair() -> re.Pattern[str]:
+    return re.compile(
+        r"(?P<quote>\\?[\"']|(?<![\w%.-]))(?P<name>[A-Za-z_%-][\w%.-]{0,100})(?P=quote)"
+        r"(?P<mark>\s{0,20}(?:=>|:=|=)\s{0,20}|\s{0,20}:\s{0,20})"
+    )
+
+
+@cache
+def _ends() -> Mapping[str, re.Pattern[str]]:
+    """Return where a value without quotes ends, by what stands before its name."""
+    return {
+        # The next parameter of a URL, the next keyword, a closing quote, the end of the line.
+        "query": re.compile(r"[&;](?=[\w%.-]+=)|\s+(?=[\w.-]+\s*=)|[\"'](?=[\s,.;:)\]}]|\Z)|\n|\Z"),
+        # The next keyword: a blank may stand in a value by mistake.
+        "keyword": re.compile(r"[;,](?=\s*[\w.-]+\s*=)|\s+(?=[\w.-]+\s*=)|[\"'](?=[\s,.;:)\]}]|\Z)|\n|\Z"),
+        "yaml": re.compile(r"\n|\Z"),
+        "flow": re.compile(r"[,}\]](?=[\s,}\]]|\Z)|\n|\Z"),
+    }
+
+
+def _without_values(text: str) -> str:
+    """Mask what stands behind the name of a secret, in any of the usual spellings."""
+    pieces: list[str] = []
+    done = 0
+    for match in _pair().finditer(text):
+        if match.start() < done or not is_secret_name(match["name"]):
+            continue
+        end = _end_of_value(text, match)
+        value = text[match.end() : end]
+        if value.strip().strip("\"'") in _NO_SECRETS or not _is_assignment(text, match):
+            continue
+        quote = value[0] if value[0] in "\"'" else ""
+        closing = quote if quote and value[-1] == quote and len(value) > 1 else ""
+        pieces += [text[done : match.end()], quote, MASK, closing]
+        done = end
+    return "".join([*pieces, text[done:]]) if pieces else text
+
+
+def _is_assignment(text: str, match: re.Match[str]) -> bool:
+    """Say whether the name is given a value; ``targets.prod.password: must be one value`` is a message."""
+    if "=" in match["mark"] or match["quote"]:
+        return True
+    if match["name"].lower() in _SECRET_PARAMETER:
+        return False
+    return "." not in match["name"] or text[: match.start()].rpartition("\n")[2].strip(" -") == ""
+
+
+def _end_of_value(text: str, match: re.Match[str]) -> int:
+    start = match.end()
+    quote = text[start : start + 1]
+    if quote in ("'", '"'):
+        closed = re.compile(rf"{quote}(?:[^{quote}\\]|\\.|{quote}{quote})*({quote})", re.S).match(text, start)
+        # A quote inside the value, or none at its end: the rest of the text may be the secret.
+        if closed is not None and re.match(r"[\s,;&)\]}.:'\"]|\Z", text[closed.end() :]):
+            return closed.end()
+        kind = "yaml"
+    elif text[start : start + 2] in ('\\"', "\\'"):
+        found = text.find(text[start : start + 2], start + 2)
+        return len(text) if found < 0 else found + 2
+    elif ":" in match["mark"] and "=" not in match["mark"]:
+        before = text[: match.start()].rpartition("\n")[2].rstrip()
+        if block := re.compile(r"[|>][+-]?\d?[+-]?[ ]*\n(?:[ \t]+[^\n]*(?:\n|\Z)|[ \t]*\n)*").match(text, start):
+            return block.end()
+        kind = "flow" if match["quote"] or before.endswith(("{", ",")) else "yaml"
+    else:
+        before = text[: match.start()][-1:]
+        kind = "query" if before in "?&;" and before else "keyword"
+    found_end = _ends()[kind].search(text, start)
+    return found_end.start() if found_end is not None else len(text)
