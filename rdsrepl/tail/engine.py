@@ -27,6 +27,7 @@ from rdsrepl.tail.ledger import Ledger
 from rdsrepl.tail.receiver import Notice, Receiver
 from rdsrepl.tail.sinks import Sink
 from rdsrepl.tail.timelines import Timelines
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -546,7 +547,8 @@ class Tail:
             raise errors.NotFound(
                 f"the server leaves changes out: {notice.text}",
                 hint="a publication must be older than the slot's position. Make a new slot, or move this one past "
-                f"these changes (rdsrepl slot advance {self._stream.slot_name} --to-current), or let them be left out: "
+                f"these changes ({command('slot advance {} --to-current', self._stream.slot_name)}), or let them be "
+                "left out: "
                 "--allow-missing-publication",
                 sqlstate=notice.sqlstate,
             )
