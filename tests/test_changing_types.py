@@ -50,11 +50,14 @@ class Tail:
         with closing(self.database.connect()) as conn:
             conn.execute("SET bytea_output = 'hex'")
             rows = conn.execute(_CHANGES).fetchall()
-        return [b"w" + pack(">QQq", int(Lsn.parse(str(lsn))), 0, 0) + data for lsn, data in rows]
+        positions = [int(Lsn.parse(str(lsn))) for lsn, _ in rows]
+        return [b"w" + pack(">QQq", at, at, 0) + data for at, (_, data) in zip(positions, rows, strict=True)]
 
     def __call__(self) -> list[Any]:
         """Decode what the slot has."""
-        return [json.loads(line) for line in self.decoder.feed(self.messages()).lines]
+        batch = self.decoder.feed(self.messages())
+        assert batch.error is None
+        return [json.loads(line) for line in batch.lines]
 
 
 @contextmanager
