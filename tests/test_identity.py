@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import signal
 import struct
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,14 +20,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdsrepl.lsn import Lsn
+from rdsrepl.sandbox.servers import Server
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import TableFilter
 from rdsrepl.tail.formats import JsonFormat
 from rdsrepl.tail.pgoutput import PgoutputDecoder
 from rdsrepl.tail.timelines import Timelines
+from tests import identity_kills
+from tests.test_tail_delivery import until
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program
+    from tests.conftest import Database, Program, Servers
 
 Identity = tuple[int, int, int]
 
@@ -39,18 +47,18 @@ def check(events: Sequence[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def stream(database: Database) -> Iterator[Database]:
+def stream(db18: Database) -> Iterator[Database]:
     """A table, its publication, an ordinary slot and one that decodes prepared transactions when they are prepared."""
-    database.run(
+    db18.run(
         "CREATE TABLE t (id bigint PRIMARY KEY, v text)",
         "CREATE TABLE u (id bigint PRIMARY KEY)",
         "CREATE PUBLICATION p FOR TABLE t, u",
         "SELECT pg_create_logical_replication_slot('g', 'pgoutput')",
         "SELECT pg_create_logical_replication_slot('tp', 'pgoutput', false, true)",
     )
-    yield database
-    for (gid,) in database.run("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
-        database.run(f"ROLLBACK PREPARED '{gid}'")
+    yield db18
+    for (gid,) in db18.run("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"):
+        db18.run(f"ROLLBACK PREPARED '{gid}'")
 
 
 def hostile(database: Database) -> None:
@@ -209,3 +217,93 @@ def test_a_history_file() -> None:
     assert history.common_end(Timelines(2, ((1, 0x30000A0),))) == 0xA00000000
     assert history.common_end(Timelines(2, ((1, 0x3000000),))) == 0x3000000
     assert Timelines(5).common_end(history) is None
+
+
+def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
+    """The standby lacks the last changes and gives their positions to others: nothing is mistaken for a repeat."""
+    writer = Server(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
+    writer.initdb()
+    writer.start()
+    reader = writer.clone(tmp_path / "r", slot="reader")
+    out = tmp_path / "out.jsonl"
+
+    def write(server: Server, *values: str) -> None:
+        with closing(server.connect()) as conn:
+            for value in values:
+                conn.execute("INSERT INTO public.t (v) VALUES (%s)", (value,))
+
+    def events() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in out.read_text().split("\n")[:-1]]
+
+    def arrived(value: str) -> bool:
+        return any(event["after"]["v"] == value for event in events())
+
+    try:
+        reader.start()
+        with closing(writer.connect()) as conn:
+            conn.execute("CREATE TABLE public.t (id bigserial PRIMARY KEY, v text)")
+            conn.execute("CREATE PUBLICATION p FOR TABLE public.t")
+        assert rdsrepl("slot", "create", "fo", "--failover", "--yes", dsn=writer.dsn()).code == 0
+        one, two = writer.keywords(), reader.keywords()
+        dsn = (
+            f"host={one['host']},{two['host']} port={one['port']},{two['port']} user={one['user']} dbname=postgres "
+            "target_session_attrs=read-write"
+        )
+        ready = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'fo' AND synced AND NOT temporary"
+
+        def synced() -> Any:
+            with closing(writer.connect()) as conn:
+                conn.execute("SELECT pg_log_standby_snapshot()")
+                conn.execute("SELECT pg_replication_slot_advance('fo', pg_current_wal_lsn())")
+            with closing(reader.connect()) as conn:
+                return conn.execute(ready).fetchone()
+
+        until(synced, "the slot is synchronised")
+        with out.open("wb") as file:
+            # It confirms nothing, so everything comes again.
+            words = ("slot", "tail", "fo", "--no-confirm", "-f", "json")
+            tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=subprocess.PIPE)
+            write(writer, "both 1", "both 2", "both 3")
+            until(lambda: arrived("both 3"), "the changes before")
+            with closing(reader.connect()) as conn, closing(writer.connect()) as source:
+                end = source.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
+                until(lambda: conn.execute("SELECT pg_last_wal_replay_lsn() >= %s", end).fetchone() == (True,), "it")
+                conn.execute("ALTER SYSTEM SET primary_conninfo = ''")
+                conn.execute("SELECT pg_reload_conf()")
+                gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)"
+                until(lambda: conn.execute(gone).fetchone() == (True,), "the standby receives no more")
+            write(writer, "lost 1", "lost 2", "lost 3")
+            until(lambda: arrived("lost 3"), "the changes that only the old primary has")
+            writer.stop("immediate")
+            reader.promote()
+            write(reader, "new 1", "new 2", "new 3", "new 4")
+            until(lambda: arrived("new 4"), "the changes after")
+            tail.send_signal(signal.SIGINT)
+            _, err = tail.communicate(timeout=30)
+        text = err.decode()
+        assert tail.returncode == 0, text
+        fork = min(int(Lsn.parse(event["commit_lsn"])) for event in events() if event["after"]["v"] == "new 1")
+        begins = re.search(r"on timeline 2 now, which begins at ([0-9A-F/]+)", text)
+        assert begins is not None, text
+        assert int(Lsn.parse(begins[1])) <= fork
+        assert f"3 changes that were received of timeline 1 beyond {begins[1]} are not on this server" in text
+        assert "where the slot stands: changes after that may come again" in text
+        seen: dict[Identity, str] = {}
+        for event in events():
+            assert event["timeline"] == (2 if event["after"]["v"].startswith("new") else 1)
+            assert seen.setdefault(identity(event), event["after"]["v"]) == event["after"]["v"]
+        assert len(events()) > len(seen)  # there were repeats, under the identity that they had on the old primary
+        assert sorted(seen.values()) == sorted(
+            [f"both {n}" for n in (1, 2, 3)] + [f"lost {n}" for n in (1, 2, 3)] + [f"new {n}" for n in (1, 2, 3, 4)]
+        )
+    finally:
+        for server in (reader, writer):
+            server.stop("immediate")
+            server.remove()
+
+
+def test_a_replay_with_kills_that_drops_by_the_identity(db18: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """The long version is in ``make bench``."""
+    db18.run(*identity_kills.SETUP)
+    kept, _, messages = identity_kills.ordeal(db18.dsn, tmp_path, partial(rdsrepl.start, dsn=db18.dsn), kills=3)
+    assert kept > messages > 0

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers import Server
-from tests.benchmarks import kinesis, ordeal, replay_oracle
+from tests.benchmarks import identity, kinesis, ordeal, replay_oracle
 from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 
 ROUNDS = 3
@@ -171,6 +171,7 @@ def main() -> None:
         kinesis.compare(server)
         ordeal.report(server)
     replay_oracle.report()
+    identity.report()
 
 
 main()

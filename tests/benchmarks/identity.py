@@ -1,0 +1,36 @@
+"""The long replay with kills that drops repeats by the identity of each line, on each version."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from tests import identity_kills
+from tests.conftest import VERSIONS, Database, Program, Servers
+
+KILLS = 60
+
+
+def report(kills: int = KILLS) -> None:
+    """Run it and print what was dropped."""
+    for version in VERSIONS:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="rdsrepl-identity-") as directory:
+            home = Path(directory)
+            program, servers = Program(home), Servers(home)
+            try:
+                database = Database(servers.get(version), "postgres")
+                database.run(*identity_kills.SETUP)
+                start = partial(program.start, dsn=database.dsn)
+                kept, dropped, messages = identity_kills.ordeal(database.dsn, home, start, kills)
+            finally:
+                servers.stop()
+        print(f"\nPostgreSQL {version}, two tails killed {kills} times each: {kept:,} lines, every identity its own")
+        print(f"  {dropped:,} repeats dropped, {messages:,} messages, 0 differences; {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    report(int(sys.argv[1]) if len(sys.argv) > 1 else KILLS)
