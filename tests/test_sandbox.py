@@ -120,7 +120,9 @@ def cli(*words: str) -> subprocess.CompletedProcess[str]:
 
 def leftovers(home: Path, report: Report) -> list[str]:
     """Return what is left of a sandbox: processes, files, its target."""
-    left = [f"pid {pid}" for server in report.servers for pid in processes.working_in(Path(server.data_dir))]
+    left = [
+        f"pid {left.pid}" for server in report.servers for left in processes.left_by_a_server(Path(server.data_dir))
+    ]
     for name, pid in (("endpoint", report.endpoint_pid), ("API", report.api_pid)):
         if pid is not None and str(home) in processes.command_line(pid):
             left.append(name)
@@ -176,6 +178,7 @@ def test_life(home: Path) -> None:
         "PGUSER": "dbadmin",
         "PGDATABASE": "app",
         "PGPASSFILE": str(home / "pgpass"),
+        "PGREQUIREAUTH": "scram-sha-256",
         "AWS_PROFILE": "sandbox",
         "AWS_CONFIG_FILE": str(home / "aws" / "config"),
         "AWS_SHARED_CREDENTIALS_FILE": str(home / "aws" / "credentials"),

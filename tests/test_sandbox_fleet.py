@@ -197,7 +197,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             status = lifecycle.status()
             lifecycle.down()
         assert status is not None and not Path(status.directory).exists()
-        assert [pid for server in status.servers for pid in processes.working_in(Path(server.data_dir))] == []
+        assert [pid for server in status.servers for pid in processes.left_by_a_server(Path(server.data_dir))] == []
 
 
 @pytest.fixture(scope="module")
@@ -765,7 +765,7 @@ def test_down_after_the_api_was_killed_at_its_work(tmp_path: Path, monkeypatch: 
         sockets = Path(json.loads((tmp_path / "sandbox" / "state.json").read_text())["socket_dir"])
         lifecycle.down()
         assert not (tmp_path / "sandbox").exists() and not sockets.exists()
-        assert [pid for one in status.servers for pid in processes.working_in(Path(one.data_dir))] == []
+        assert [pid for one in status.servers for pid in processes.left_by_a_server(Path(one.data_dir))] == []
 
 
 def test_an_interrupted_failover_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -19,15 +24,17 @@ import boto3
 import psycopg
 import pytest
 from botocore.exceptions import ClientError
+from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
 from rdsrepl.errors import Error
-from rdsrepl.sandbox import credentials, likeness, roster
+from rdsrepl.sandbox import credentials, lifecycle, likeness, processes, roster, servers
 from rdsrepl.sandbox.credentials import Credentials
+from rdsrepl.sandbox.lifecycle import Report
 from rdsrepl.sandbox.servers import Server
 from rdsrepl.sandbox.state import Directory
 from tests.conftest import find, signed
-from tests.test_sandbox import value
+from tests.test_sandbox import NEWEST, isolate, kill_all, value
 from tests.test_sandbox_api import Api, start
 
 Headers = Mapping[str, str] | list[tuple[str, str]]
@@ -442,3 +449,296 @@ def test_what_the_master_user_makes_does_not_run_in_the_sandboxs_own_sessions(ma
             conn.execute("SET default_transaction_read_only = off")
             conn.execute("ALTER DATABASE postgres RESET ALL")
             conn.execute("DROP SCHEMA evil CASCADE")
+
+
+# --- processes, directories and other users
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A sandbox of a writer alone, whose owner has a secret in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        isolate(patch, tmp_path_factory.mktemp("lab"))
+        patch.setenv("OWNERS_TOKEN", "open sesame")
+        try:
+            lifecycle.up(standby=False)
+            yield
+        finally:
+            lifecycle.down()
+
+
+@pytest.fixture
+def lab(sandbox: None) -> Report:
+    """The same as it is now."""
+    report = lifecycle.status()
+    assert report is not None
+    return report
+
+
+def run_in(server: Server, script: str, spool: Path) -> str:
+    """Run a shell script as the superuser of a server can; return what it printed."""
+    printed = spool / "printed"
+    with closing(server.connect()) as conn:
+        conn.execute(
+            sql.SQL("COPY (SELECT 1) TO PROGRAM {}").format(
+                sql.Literal(f"cat > /dev/null; ({script}) > {printed} 2>&1; true")
+            )
+        )
+    return printed.read_text()
+
+
+@pytest.fixture
+def spool() -> Iterator[Path]:
+    """A directory that every user may write to."""
+    path = Path(tempfile.mkdtemp(prefix="rdsrepl-test-", dir="/tmp"))
+    path.chmod(0o777)
+    yield path
+    shutil.rmtree(path)
+
+
+def test_a_server_has_no_more_rights_than_its_own_user(lab: Report, spool: Path) -> None:
+    """As root, whose servers must not be root's equals; an ordinary user's servers are that user's."""
+    server = lifecycle.writer()
+    status = (Path("/proc") / str(server.pid) / "status").read_text()
+    uids = next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1:]
+    if os.geteuid() != 0:
+        assert set(uids) == {str(os.geteuid())}
+        return
+    assert "0" not in uids and "Groups:\t\n" in status.replace(" ", "")
+    assert next(line for line in status.splitlines() if line.startswith("CapEff:")).split()[1].strip("0") == ""
+    home = Path(lab.directory)
+    secret = spool / "root's"
+    secret.write_text("root's own")
+    secret.chmod(0o600)
+    for path in (secret, home / "credentials.json", home / "pgpass", home / "state.json", Path("/proc/1/environ")):
+        assert "Permission denied" in run_in(server, f'cat "{path}"', spool)
+    assert "Permission denied" in run_in(server, f"ls {home}; touch /etc/rdsrepl-test; touch {home}/x", spool)
+    assert not Path("/etc/rdsrepl-test").exists() and not (home / "x").exists()
+    assert "not permitted" in run_in(server, f"kill -9 {lab.api_pid} {os.getpid()}", spool)
+    assert run_in(server, "id -u; umask 0; unshare --user --map-root-user true; id -u", spool).split()[0] == uids[0]
+
+
+def test_a_server_does_not_have_the_owners_environment(lab: Report, spool: Path) -> None:
+    seen = run_in(lifecycle.writer(), "env; cat /proc/$PPID/environ", spool)
+    assert "PATH=" in seen and "open sesame" not in seen and "OWNERS_TOKEN" not in seen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers are another user's")
+def test_links_in_a_servers_directory_do_not_lead_root_elsewhere(lab: Report, spool: Path) -> None:
+    server = lifecycle.writer()
+    kept = Path(lab.directory) / "kept"
+    kept.write_text("root's own")
+    data = server.data_dir
+    try:
+        for name in ("rdsrepl.conf.new", "promote.new"):
+            run_in(server, f"ln -sf {kept} {name}", spool)
+        assert (data / "rdsrepl.conf.new").is_symlink()
+        with pytest.raises(PermissionError):
+            server.reload()
+        (data / "pg_logical" / "mappings" / "stolen").symlink_to(kept)
+        (data / "pg_logical" / "snapshots.carried").symlink_to(kept)
+        with server.inside() as (place,):
+            with pytest.raises(PermissionError):
+                (place / "pg_logical" / "mappings" / "stolen").read_text()
+            (place / "made").write_text("")
+        assert (data / "made").stat().st_uid == data.stat().st_uid != 0
+        assert kept.read_text() == "root's own" and kept.stat().st_uid == 0
+    finally:
+        links = (
+            "rdsrepl.conf.new",
+            "promote.new",
+            "pg_logical/mappings/stolen",
+            "pg_logical/snapshots.carried",
+            "made",
+        )
+        for link in links:
+            (data / link).unlink(missing_ok=True)
+        kept.unlink()
+    server.reload()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to be another user")
+def test_another_user_gets_nowhere(lab: Report) -> None:
+    state = Directory(Path(lab.directory)).read()
+    assert state is not None
+    pids = [str(pid) for pid in (lab.api_pid, lab.endpoint_pid, lifecycle.writer().pid)]
+    done = subprocess.run(
+        [sys.executable, "-c", ATTACK, lab.directory, state.socket_dir, lab.endpoint_url, *pids],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+# What another user of the machine tries; what works is printed.
+ATTACK = """
+import os, sys, urllib.error, urllib.request
+home, sockets, url, *pids = sys.argv[1:]
+url_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+def attempt(what, action, *words):
+    try:
+        action(*words)
+    except (PermissionError, urllib.error.HTTPError):
+        return
+    print(what)
+attempt("warm up", lambda: url_open(url))
+os.setgroups([])
+os.setgid(12345)
+os.setuid(12345)
+for name in ("credentials.json", "aws/credentials", "pgpass", "state.json", "aws.json", "api.log", "servers"):
+    attempt(name, open, os.path.join(home, name))
+attempt("home", os.listdir, home)
+attempt("sockets", os.listdir, sockets)
+for pid in pids:
+    attempt(f"environment of {pid}", open, f"/proc/{pid}/environ", "rb")
+    attempt(f"end of {pid}", os.kill, int(pid), 15)
+for path in ("/", "/_sandbox/faults", "/_sandbox/crash", "/moto-api/reset"):
+    attempt(path, url_open, url + path, b"Action=ModifyDBCluster&Version=2014-10-31")
+print("done")
+"""
+
+
+def test_secrets_are_in_no_command_line(lab: Report) -> None:
+    own = credentials.read(Directory(Path(lab.directory)))
+    password = Path(lab.passfile).read_text().strip().rpartition(":")[2]
+    everybody = b"\0".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
+    for secret in (own.access_key, own.secret_key, password):
+        assert secret.encode() not in everybody
+    for path in Path(lab.directory).rglob("*"):
+        if "servers/" not in str(path.relative_to(lab.directory)) and path.is_file():
+            assert path.stat().st_mode & 0o077 == 0 or path.stat().st_size == 0, path
+
+
+def test_only_recorded_processes_are_ended(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server", NEWEST)
+    strangers: list[subprocess.Popen[bytes]] = []
+    try:
+        server.initdb()
+        server.start()
+        pid = server.pid
+        assert pid is not None
+        # A shell that stands there, and one whose id is in the server's own file.
+        strangers += [subprocess.Popen(["/bin/sh", "-c", "sleep 60 & wait"], cwd=server.data_dir) for _ in range(2)]
+        assert processes.left_by_a_server(server.data_dir)
+        server.kill()
+        recorded = json.loads(server.process_file.read_text())
+        assert recorded["pid"] == pid and recorded["command"].endswith("/postgres")
+        (server.data_dir / "postmaster.pid").write_text(f"{strangers[1].pid}\n{server.data_dir}\n")
+        for changed in (
+            {"pid": strangers[1].pid},  # the id has become another's
+            {"pid": strangers[1].pid, "started": processes.started(strangers[1].pid)},  # not the program
+        ):
+            server.process_file.write_text(json.dumps({**recorded, **changed}))
+            assert server.pid is None
+            server.stop()
+            server.kill()
+            server.sweep()
+        assert [stranger.poll() for stranger in strangers] == [None, None]
+        server.start()
+        assert server.is_running() and server.pid not in (pid, strangers[1].pid)
+    finally:
+        server.remove()
+        alive = [stranger.poll() for stranger in strangers]
+        for stranger in strangers:
+            stranger.kill()
+            stranger.wait()
+    assert alive == [None, None] and list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_postmaster_runs_ends_with_it(tmp_path: Path, spool: Path) -> None:
+    server = Server(tmp_path / "server", NEWEST)
+    try:
+        server.initdb()
+        server.start()
+        with closing(server.connect()) as conn, closing(server.connect()) as other:
+            backend = value(conn, "SELECT pg_backend_pid()")
+            busy = f"COPY (SELECT 1) TO PROGRAM 'echo $$ > {spool}/pid; exec sleep 300'"
+            waiting = threading.Thread(target=_ignored, args=(conn, busy))
+            waiting.start()
+            assert processes.wait(lambda: (spool / "pid").exists() and (spool / "pid").read_text() != "", 10.0)
+            program = int((spool / "pid").read_text())
+            assert value(other, "SELECT 1") == 1
+            os.kill(server.pid or 0, signal.SIGKILL)
+            server.sweep()
+            waiting.join(10.0)
+        assert processes.wait(lambda: not processes.left_by_a_server(server.data_dir), 10.0)
+        assert processes.started(backend) is None and processes.started(program) is None
+    finally:
+        server.remove()
+
+
+def _ignored(conn: psycopg.Connection[Any], statement: str) -> None:
+    with suppress(psycopg.Error):
+        conn.execute(statement)  # type: ignore[call-overload]
+
+
+def test_a_program_begins_only_when_it_was_written_down(tmp_path: Path) -> None:
+    def refuse(_: processes.Identity) -> None:
+        raise RuntimeError("killed")
+
+    touch = ["/usr/bin/env", "touch", str(tmp_path / "begun")]
+    way = processes.Launcher()
+    with pytest.raises(RuntimeError):
+        processes.spawn(way, touch, tmp_path / "log", note=refuse, env=processes.environment())
+    with pytest.raises(RuntimeError):
+        processes.run(way, touch, timeout_seconds=10, note=refuse)
+    noted: list[processes.Identity] = []
+    # Whoever is killed before the line is written has closed the pipe.
+    killed = [sys.executable, "-c", KILLED.format(words=touch, log=str(tmp_path / "log"))]
+    assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
+    pid = int((tmp_path / "noted").read_text()) if (tmp_path / "noted").exists() else 0
+    assert processes.wait(lambda: processes.started(pid) is None, 10.0)
+    assert not (tmp_path / "begun").exists()
+    processes.run(way, touch, timeout_seconds=10, note=noted.append)
+    assert (tmp_path / "begun").exists() and noted[0].command == "/usr/bin/env"
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from rdsrepl.sandbox import processes
+def note(process):
+    Path({log!r}).with_name("noted").write_text(str(process.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+processes.spawn(processes.Launcher(), {words!r}, Path({log!r}), note=note, env=processes.environment())
+"""
+
+
+def test_a_socket_directory_that_somebody_else_made_is_not_used(lab: Report, spool: Path) -> None:
+    home = Directory(Path(lab.directory))
+    before = home.read()
+    assert before is not None
+    sockets, way = Path(before.socket_dir), processes.launcher(NEWEST.program("postgres"))
+    kill_all(lab)
+    # As after a reboot, which empties the temporary directory.
+    shutil.rmtree(sockets)
+    sockets.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(sockets, 12345, 12345)
+    else:
+        sockets.chmod(0o755)
+    (sockets / ".s.PGSQL.1").write_text("")
+    try:
+        report = lifecycle.up()
+        after = home.read()
+        assert report.state == "running" and after is not None and after.socket_dir != before.socket_dir
+        assert servers.is_socket_dir(Path(after.socket_dir), way)
+        assert [entry.name for entry in sockets.iterdir()] == [".s.PGSQL.1"]
+    finally:
+        shutil.rmtree(sockets)
+
+    with pytest.raises(FileExistsError):
+        servers.make_socket_dir(spool, way)
+    real = servers.make_socket_dir(spool / "real", way)
+    assert servers.is_socket_dir(real, way)
+    (spool / "link").symlink_to(real)
+    real.with_name("file").touch(mode=0o700)
+    for name in ("link", "file", "none", "."):
+        assert not servers.is_socket_dir(spool / name, way)
+    real.chmod(0o750)
+    assert not servers.is_socket_dir(real, way)
+    # Where others can rename what is ours, it is not made.
+    assert not servers._is_safe(spool, way) and servers._is_safe(Path("/tmp"), way)

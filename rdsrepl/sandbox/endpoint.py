@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.sandbox import processes
-from rdsrepl.sandbox.servers import ADMIN_OPTIONS, HOST, PORTS, READER_HOST, SUPERUSER
+from rdsrepl.sandbox.servers import ADMIN_OPTIONS, HOST, PORTS, READER_HOST, SUPERUSER, peer
 from rdsrepl.sandbox.state import Directory, EndpointState, RelayState, ServerState, State
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ class Loans:
         import psycopg
 
         state = self.directory.read()
+        behind: dict[str, Any] = {**peer(processes.launcher(str(Path(server.bin_dir) / "postgres")))}
         async with await psycopg.AsyncConnection.connect(
             host=state.socket_dir if state is not None else "",
             port=server.port,
@@ -237,6 +238,7 @@ class Loans:
             application_name="rdsrepl sandbox endpoint",
             options=f"{ADMIN_OPTIONS} -c statement_timeout={_ADMIN_SECONDS}s",
             autocommit=True,
+            **behind,
         ) as conn:
             yield conn
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
@@ -29,6 +30,7 @@ from rdsrepl import config
 from rdsrepl.errors import Error, Refused
 from rdsrepl.sandbox import binaries, credentials, likeness, processes, roster, servers
 from rdsrepl.sandbox.binaries import Binaries
+from rdsrepl.sandbox.processes import Identity
 from rdsrepl.sandbox.servers import HOST, READER_HOST, Server
 from rdsrepl.sandbox.state import Directory, EndpointState, ProcessState, ServerState, State, directory
 
@@ -217,6 +219,8 @@ def variables(report: Report) -> dict[str, str]:
         "PGUSER": report.user,
         "PGDATABASE": report.dbname,
         "PGPASSFILE": report.passfile,
+        # Another user may listen on the port while the sandbox is down, and ask for the password as it is (libpq 16).
+        "PGREQUIREAUTH": "scram-sha-256",
         "AWS_PROFILE": report.profile,
         "AWS_CONFIG_FILE": report.aws_config_file,
         "AWS_SHARED_CREDENTIALS_FILE": report.aws_credentials_file,
@@ -250,7 +254,7 @@ def _build(home: Directory, programs: Binaries, standby: bool, default_group: bo
         phase="building",
         bin_dir=str(programs.bin_dir),
         version=programs.version,
-        socket_dir=str(servers.new_socket_dir()),
+        socket_dir=str(servers.new_socket_dir(processes.launcher(programs.program("postgres")))),
         user=likeness.MASTER_USER,
         dbname=likeness.DATABASE,
         config_file=str(config_file),
@@ -259,12 +263,8 @@ def _build(home: Directory, programs: Binaries, standby: bool, default_group: bo
     home.write(state)
     state = founding.found(home, state, CLUSTER, standby=standby, default_group=default_group)
     home.write(state)
-    _make_socket_dir(state)
+    state = _make_socket_dir(home, state)
     home.servers_dir.mkdir(mode=0o700)
-    if processes.launcher(programs.program("postgres")).user is not None:
-        # Another user's servers have to pass; what is in here has its own modes.
-        for path in (home.path, home.servers_dir):
-            path.chmod(0o711)
     # They take a moment to start, which the servers' making is as well.
     api = _spawn(home, "rdsrepl.sandbox.api", home.api_log, founding.REGION)
     relay = _spawn(home, "rdsrepl.sandbox.endpoint", home.endpoint_log)
@@ -302,7 +302,7 @@ def _revive(home: Directory, state: State, say: Say) -> Report:
                 f"the sandbox's PostgreSQL is gone from {bin_dir}",
                 hint="make it anew: rdsrepl sandbox down, then rdsrepl sandbox up",
             )
-    _make_socket_dir(state)
+    state = _make_socket_dir(home, state)
     api = home.api()
     if api is not None and api.is_running():
         down = [entry.name for entry in state.servers if not _is_up(home, state, entry)]
@@ -364,11 +364,27 @@ def _status(home: Directory, name: str) -> str | None:
     return found.status if found is not None else None
 
 
-def _make_socket_dir(state: State) -> None:
+def _make_socket_dir(home: Directory, state: State) -> State:
+    """Make the directory of the unix sockets where it is missing; return the state that names it.
+
+    A reboot empties the temporary directory, and then anybody can make one of that name. Who holds it hears what the
+    superuser says: so another is made then, and what still runs, with its sockets out of reach, is ended.
+    """
+    way = processes.launcher(_programs(state).program("postgres"))
     path = Path(state.socket_dir)
-    if not path.exists():  # a reboot empties the temporary directory
-        servers.make_socket_dir(path)
-        processes.launcher(_programs(state).program("postgres")).own(path)
+    while not servers.is_socket_dir(path, way):
+        if os.path.lexists(path):
+            with suppress(OSError):  # made by an `up` that was killed just then
+                path.rmdir()
+            path = servers.new_socket_dir(way)
+            for process in _python_processes(home):
+                process.end()
+            for entry in state.servers:
+                roster.server(home, state, entry).stop("immediate")
+            state = home.update(lambda now, path=path: replace(now, socket_dir=str(path)))  # type: ignore[misc]
+        with suppress(FileExistsError):
+            servers.make_socket_dir(path, way)
+    return state
 
 
 def _clear(home: Directory, state: State | None) -> None:
@@ -377,7 +393,7 @@ def _clear(home: Directory, state: State | None) -> None:
         home.write(replace(state, phase="removing"))
     # The API first, as it starts servers, and then what its programs are about to make.
     for process in _python_processes(home):
-        processes.end(process.pid, process.started, timeout_seconds=20.0)
+        process.end(timeout_seconds=20.0)
     home.await_programs()
     socket_dir = None if state is None else Path(state.socket_dir)
     entries = {} if state is None else {entry.name: entry for entry in state.servers}
@@ -387,7 +403,7 @@ def _clear(home: Directory, state: State | None) -> None:
         entry = entries.get(data_dir.name)
         programs = Binaries(Path(entry.bin_dir), entry.version) if entry is not None else Binaries(Path(), (0,))
         Server(data_dir, programs, port=entry.port if entry is not None else 0, socket_dir=socket_dir).remove()
-    if socket_dir is not None:
+    if state is not None and socket_dir is not None and _is_ours(state, socket_dir):
         shutil.rmtree(socket_dir, ignore_errors=True)
     for path in home.path.iterdir():
         # The state goes last: without it nobody would know of the rest.
@@ -396,7 +412,17 @@ def _clear(home: Directory, state: State | None) -> None:
     home.state_file.unlink(missing_ok=True)
 
 
-def _python_processes(home: Directory) -> list[ProcessState]:
+def _is_ours(state: State, socket_dir: Path) -> bool:
+    with suppress(OSError, Error):
+        if servers.is_socket_dir(socket_dir, processes.launcher(_programs(state).program("postgres"))):
+            return True
+    with suppress(OSError):
+        found = socket_dir.lstat()
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return False
+
+
+def _python_processes(home: Directory) -> list[Identity]:
     """Return the API's and the relay's processes, also those that have not said a word yet."""
     found: list[ProcessState] = list(home.spawned().values())
     for said in (home.api, home.relay):
@@ -404,7 +430,7 @@ def _python_processes(home: Directory) -> list[ProcessState]:
             process = said()
             if process is not None:
                 found.append(process)
-    return found
+    return [Identity(process.pid, process.started, "rdsrepl.sandbox.") for process in found]
 
 
 def _delete(path: Path) -> None:
@@ -428,10 +454,12 @@ def _spawn(home: Directory, module: str, log: Path, *words: str) -> int:
     places = [str(Path(rdsrepl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     extra = {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
     words = (sys.executable, "-m", module, str(home.path), *words)
-    pid = processes.spawn(processes.Launcher(), words, log, extra=extra)
-    # Noted at once, so that it is ended also when we are killed before it has said where it listens.
-    home.note_spawned(module, ProcessState(pid, processes.started(pid) or ""))
-    return pid
+
+    def note(process: Identity) -> None:
+        # So that it is ended also when we are killed before it has said where it listens.
+        home.note_spawned(module, ProcessState(process.pid, process.started))
+
+    return processes.spawn(processes.Launcher(), words, log, note=note, env={**processes.environment(), **extra})
 
 
 def _await_relay(home: Directory, pid: int) -> None:
@@ -652,11 +680,14 @@ _HOW_IT_IS: Final = """
 
 
 def _server_report(home: Directory, state: State, entry: ServerState, status: str | None) -> ServerReport:
+    import psycopg
+
     server = roster.server(home, state, entry)
     pid = server.pid
     in_recovery = streaming = lag = None
     if pid is not None:
-        with suppress(Error), closing(server.administer()) as conn:
+        # One that ends just now has nothing more to say.
+        with suppress(Error, psycopg.Error), closing(server.administer()) as conn:
             row = conn.execute(_HOW_IT_IS).fetchone()
             assert row is not None
             in_recovery = bool(row[0])

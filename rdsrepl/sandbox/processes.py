@@ -1,14 +1,15 @@
 """Processes of the sandbox: started detached, recognised for certain, ended one by one.
 
-A process is never sought by its name. It is ours when its start time is the recorded one, or when it works in a data
-directory of ours; a process id alone proves nothing after a crash or a reboot.
+A process is never sought by its name or by where it stands. It is ours when its id, its start time and its command are
+those that were written down, and they are written down before its program begins: it waits at a gate until then. What
+a killed postmaster leaves is the one exception: programs called ``postgres`` that work in a data directory of ours.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,66 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rdsrepl.errors import Error
 
 _PROC: Final = Path("/proc")
-_UNPRIVILEGED: Final = 65534
+# The user that root's servers run as. Not `postgres`, which owns real servers' files where those are installed.
+_SERVANT: Final = "nobody"
 _POLL_SECONDS: Final = 0.02
+# A program begins when a line comes, and not at all when we are killed before: then there is the end of the file.
+_GATE: Final = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
+# What a server may know of our environment: programs that its users run see it.
+_FOR_SERVERS: Final = frozenset(
+    {"PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which process it is; an id alone proves nothing after a crash or a reboot.
+
+    Attributes:
+        pid: its id.
+        started: when it started (``started``), which no other process of that id shares.
+        command: a part of one of its words: the program's path.
+    """
+
+    pid: int
+    started: str
+    command: str
+
+    def is_running(self) -> bool:
+        """Say whether that very process lives."""
+        return started(self.pid) == self.started and any(self.command in word for word in command_line(self.pid))
+
+    def send(self, how: signal.Signals) -> bool:
+        """Send a signal to that very process; return whether it was there."""
+        try:
+            # Between the look at a process and the signal its id can become another's, but a descriptor cannot.
+            descriptor = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
+        except OSError:
+            return False
+        try:
+            if not self.is_running():
+                return False
+            if descriptor >= 0:
+                signal.pidfd_send_signal(descriptor, how)
+            else:
+                os.kill(self.pid, how)
+        except ProcessLookupError:
+            return False
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        return True
+
+    def end(self, *, how: signal.Signals = signal.SIGTERM, timeout_seconds: float = 10.0) -> None:
+        """Ask the process to end, and kill it when it has not after the time."""
+        if self.send(how) and not wait(lambda: started(self.pid) != self.started, timeout_seconds):
+            self.send(signal.SIGKILL)
+            wait(lambda: started(self.pid) != self.started, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,75 +87,113 @@ class Launcher:
     """How to run a PostgreSQL program, which refuses to be root.
 
     Attributes:
-        prefix: the words before the program's own.
-        user: the user id to run as; None is whoever we are.
-        group: the group id that goes with ``user``.
-        owner: who must own the data directory, as (user id, group id); None is whoever we are.
+        owner: whom the programs run as, and who owns their directories, as (user id, group id); None is whoever we are.
     """
 
-    prefix: tuple[str, ...] = ()
-    user: int | None = None
-    group: int | None = None
     owner: tuple[int, int] | None = None
 
     def own(self, path: Path) -> None:
-        """Give PATH to the user the programs run as."""
+        """Give PATH, which is in a directory of ours, to the user the programs run as."""
         if self.owner is not None:
-            os.chown(path, *self.owner)
+            os.chown(path, *self.owner, follow_symlinks=False)
+
+    @contextmanager
+    def reach(self, directory: Path) -> Iterator[tuple[Path, tuple[int, ...]]]:
+        """Yield a path by which the programs reach DIRECTORY, and the file descriptors that they inherit for it.
+
+        The directories above may be root's own, which the programs' user cannot enter: a descriptor leads past them.
+        """
+        if self.owner is None:
+            yield directory, ()
+            return
+        descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            yield Path(f"/proc/self/fd/{descriptor}"), (descriptor,)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Read, write and make files as the user the programs run as; for this thread only.
+
+        What is in a server's directory is that user's: a symbolic link there must not lead us where only root may go.
+
+        Raises:
+            Error: the system does not allow it.
+        """
+        if self.owner is None:
+            yield
+            return
+        try:
+            _act_as(*self.owner)
+            yield
+        finally:
+            _act_as(os.geteuid(), os.getegid())
+
+    def options(self) -> dict[str, Any]:
+        """Return what ``subprocess`` is told to run a program so."""
+        if self.owner is None:
+            return {}
+        return {"user": self.owner[0], "group": self.owner[1], "extra_groups": []}
+
+    @property
+    def user_name(self) -> str | None:
+        """The name of the user the programs run as; None when it has none."""
+        with suppress(KeyError):
+            return pwd.getpwuid(os.geteuid() if self.owner is None else self.owner[0]).pw_name
+        return None
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _act_as(user: int, group: int) -> None:
+    for call, number in ((_libc().setfsgid, group), (_libc().setfsuid, user)):
+        call(number)
+        # It never says whether it worked; asked for an impossible number, it says which one is in force.
+        if call(-1) != number:
+            raise Error(f"could not read and write files as user id {user}", hint="run the sandbox as an ordinary user")
 
 
 @cache
 def launcher(program: str) -> Launcher:
     """Return a way to run PostgreSQL's PROGRAM (a path) that works for this user, on this machine.
 
-    An ordinary user needs none. For root there are three, the first that works is taken: a user namespace in which
-    root has another number (nothing changes its owner, and root's own 0700 directories stay readable); another user
-    that keeps the right to pass such directories; that user without it.
+    An ordinary user needs none. Root's servers run as ``nobody``, with no right of root's: so do the programs that a
+    server's users make it run. A user namespace would not do: outside of it such a process is root.
 
     Raises:
-        Error: none of them works.
+        Error: it does not work.
     """
     if os.geteuid() != 0:
         return Launcher()
-    ways = [
-        Launcher(("unshare", "--user", f"--map-user={_UNPRIVILEGED}", f"--map-group={_UNPRIVILEGED}", "--")),
-    ]
-    if (entry := _servant()) is not None:
-        owner = (entry.pw_uid, entry.pw_gid)
-        names = (f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups")
-        caps = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
-        ways.append(Launcher(("setpriv", *names, *caps, "--"), owner=owner))
-        ways.append(Launcher(user=entry.pw_uid, group=entry.pw_gid, owner=owner))
-    for way in ways:
-        if (not way.prefix or shutil.which(way.prefix[0])) and _works(way, program):
-            return way
-    raise Error(
-        f"cannot run {program} as root: PostgreSQL refuses root, and no other user here can run it",
-        hint="run the sandbox as an ordinary user, or name binaries that every user may read: --postgres-bin DIR",
-    )
-
-
-def _servant() -> pwd.struct_passwd | None:
-    for name in ("postgres", "nobody"):
-        with suppress(KeyError):
-            return pwd.getpwnam(name)
-    return None
+    hint = "run the sandbox as an ordinary user, or name binaries that every user may read: --postgres-bin DIR"
+    try:
+        entry = pwd.getpwnam(_SERVANT)
+    except KeyError:
+        raise Error(f"cannot run {program} as root: there is no user {_SERVANT}", hint=hint) from None
+    way = Launcher((entry.pw_uid, entry.pw_gid))
+    if not sys.platform.startswith("linux") or entry.pw_uid == 0 or not _works(way, program):
+        raise Error(
+            f"cannot run {program} as root: PostgreSQL refuses root, and user {_SERVANT} cannot run it", hint=hint
+        )
+    return way
 
 
 def _works(way: Launcher, program: str) -> bool:
     try:
         done = subprocess.run(
-            [*way.prefix, program, "--version"],
+            [program, "--version"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            user=way.user,
-            group=way.group,
-            extra_groups=None if way.user is None else [],
-            env=environment(),
+            env=server_environment(),
             timeout=30,
             check=False,
             cwd="/",
+            **way.options(),
         )
     except (OSError, subprocess.SubprocessError):
         return False
@@ -114,7 +206,19 @@ def environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C.UTF-8"}
 
 
-def run(way: Launcher, words: Sequence[str], *, timeout_seconds: float, keep_open: Sequence[int] = ()) -> str:
+def server_environment() -> dict[str, str]:
+    """Return what PostgreSQL's programs need of our environment; it may hold secrets that are not for them."""
+    return {**{key: value for key, value in os.environ.items() if key in _FOR_SERVERS}, "LC_ALL": "C.UTF-8"}
+
+
+def run(
+    way: Launcher,
+    words: Sequence[str],
+    *,
+    timeout_seconds: float,
+    keep_open: Sequence[int] = (),
+    note: Callable[[Identity], None] = lambda _: None,
+) -> str:
     """Run a PostgreSQL program to its end and return what it printed.
 
     Args:
@@ -122,65 +226,80 @@ def run(way: Launcher, words: Sequence[str], *, timeout_seconds: float, keep_ope
         words: the program and its arguments.
         timeout_seconds: after that long it is killed.
         keep_open: file descriptors that it shall hold while it lives (the sandbox's lock).
+        note: told which process it is, before the program begins.
 
     Raises:
         Error: it failed, or took too long; the message is its own last line.
     """
     name = Path(words[0]).name
     try:
-        done = subprocess.run(
-            [*way.prefix, *words],
-            stdin=subprocess.DEVNULL,
+        with subprocess.Popen(
+            [*_GATE, *words],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
             errors="replace",
-            user=way.user,
-            group=way.group,
-            extra_groups=None if way.user is None else [],
-            env=environment(),
-            timeout=timeout_seconds,
-            check=False,
-            pass_fds=keep_open,
+            env=server_environment(),
+            pass_fds=tuple(keep_open),
             cwd="/",
-        )
+            **way.options(),
+        ) as process:
+            try:
+                note(Identity(process.pid, started(process.pid) or "", words[0]))
+                printed: str = process.communicate("go\n", timeout=timeout_seconds)[0]
+            except BaseException:
+                process.kill()
+                raise
     except subprocess.TimeoutExpired as exc:
         raise Error(f"{name} did not end within {timeout_seconds:.0f} s", hint="is the machine very busy?") from exc
     except OSError as exc:
         raise Error(f"{words[0]} cannot be run: {exc}", hint="name other binaries: --postgres-bin DIR") from exc
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    if process.returncode != 0:
+        lines = [line.strip() for line in printed.splitlines() if line.strip()]
         said = next((line for line in lines if "error:" in line or "FATAL" in line), lines[-1] if lines else "")
-        refused = "Permission denied" in done.stdout and way.user is not None
-        raise Error(
-            f"{name} failed: {said or f'exit code {done.returncode}'}",
-            hint="user "
-            + pwd.getpwuid(way.user).pw_name
-            + " must be able to enter the directory: set RDSREPL_SANDBOX_DIR to one under /var/tmp"
-            if refused and way.user is not None
-            else None,
-        )
-    return done.stdout
+        raise Error(f"{name} failed: {said or f'exit code {process.returncode}'}")
+    return printed
 
 
-def spawn(way: Launcher, words: Sequence[str], log: Path, *, extra: Mapping[str, str] | None = None) -> int:
-    """Start a process that outlives us, its output appended to LOG; return its id."""
+def spawn(
+    way: Launcher,
+    words: Sequence[str],
+    log: Path,
+    *,
+    note: Callable[[Identity], None],
+    env: Mapping[str, str],
+    keep_open: Sequence[int] = (),
+) -> int:
+    """Start a process that outlives us, its output appended to LOG; return its id.
+
+    Args:
+        way: how to run it.
+        words: the program and its arguments.
+        log: made when it is not there.
+        note: told which process it is, before the program begins; when that fails it never does.
+        env: its environment.
+        keep_open: file descriptors that it inherits.
+    """
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [*way.prefix, *words],
-            stdin=subprocess.DEVNULL,
+            [*_GATE, *words],
+            stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
-            user=way.user,
-            group=way.group,
-            extra_groups=None if way.user is None else [],
-            env={**environment(), **(extra or {})},
+            env=dict(env),
+            pass_fds=tuple(keep_open),
             start_new_session=True,
             cwd="/",
+            **way.options(),
         )
     # Whoever of us two ends first: if it is the child, somebody has to take note of it, or it stays a zombie.
     threading.Thread(target=process.wait, name=f"wait-{process.pid}", daemon=True).start()
+    assert process.stdin is not None
+    with suppress(BrokenPipeError), process.stdin:
+        note(Identity(process.pid, started(process.pid) or "", words[0]))
+        process.stdin.write(b"go\n")
     return process.pid
 
 
@@ -226,36 +345,28 @@ def command_line(pid: int) -> tuple[str, ...]:
     return tuple(done.stdout.split())
 
 
-def working_in(directory: Path) -> list[int]:
-    """Return the processes whose working directory is DIRECTORY itself: a PostgreSQL server's, all of them.
+def left_by_a_server(data_dir: Path) -> list[Identity]:
+    """Return the processes of a server whose postmaster is gone, and the programs that those run.
 
-    Only Linux can tell; elsewhere the answer is empty.
+    They are known by their program, ``postgres``, and their working directory, DATA_DIR itself. A shell that stands
+    there is none of them. Only Linux can tell; elsewhere the answer is empty.
     """
+    if not _PROC.is_dir():
+        return []
+    parents: dict[int, list[int]] = {}
     found = []
-    wanted = str(directory)
-    for entry in _PROC.iterdir() if _PROC.is_dir() else ():
+    for entry in _PROC.iterdir():
         if entry.name.isdecimal():
-            with suppress(OSError):
-                if (entry / "cwd").readlink() == Path(wanted) and started(int(entry.name)) is not None:
+            with suppress(OSError, ValueError, IndexError):
+                stat = (entry / "stat").read_text(encoding="ascii", errors="replace")
+                parents.setdefault(int(stat[stat.rindex(")") + 2 :].split()[1]), []).append(int(entry.name))
+                program = (entry / "exe").readlink().name.removesuffix(" (deleted)")
+                if program == "postgres" and (entry / "cwd").readlink() == data_dir:
                     found.append(int(entry.name))
-    return found
-
-
-def end(pid: int, identity: str, *, how: signal.Signals = signal.SIGTERM, timeout_seconds: float = 10.0) -> None:
-    """Ask a process to end, and kill it when it has not after the time; another process of that id is left alone."""
-    if _signal(pid, identity, how) and not wait(lambda: started(pid) != identity, timeout_seconds):
-        _signal(pid, identity, signal.SIGKILL)
-        wait(lambda: started(pid) != identity, 5.0)
-
-
-def _signal(pid: int, identity: str, how: signal.Signals) -> bool:
-    if started(pid) != identity:
-        return False
-    try:
-        os.kill(pid, how)
-    except ProcessLookupError:
-        return False
-    return True
+    for pid in found:
+        found += [child for child in parents.get(pid, ()) if child not in found]
+    moments = [(pid, started(pid)) for pid in found]
+    return [Identity(pid, moment, "") for pid, moment in moments if moment is not None]
 
 
 def wait(condition: Callable[[], bool], timeout_seconds: float) -> bool:

@@ -6,25 +6,28 @@ passwords, and on a unix socket in a directory only its owner may enter; there i
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from rdsrepl.errors import Error, TimedOut
 from rdsrepl.sandbox import processes
 from rdsrepl.sandbox.binaries import Binaries
+from rdsrepl.sandbox.processes import Identity
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -46,6 +49,7 @@ _SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
     "immediate": signal.SIGQUIT,
 }
 _CONF: Final = "rdsrepl.conf"
+_PGDATA: Final = "--pgdata={}"
 # Where the control file says how the server is, the same in every version, and what it says of a primary.
 _CONTROL_STATE: Final = 16
 _IN_PRODUCTION: Final = 6
@@ -120,6 +124,11 @@ class Server:
         return self.data_dir.with_name(self.data_dir.name + ".log")
 
     @property
+    def process_file(self) -> Path:
+        """Which process works on the data directory, beside it: the postmaster, or the program that makes it."""
+        return self.data_dir.with_name(self.data_dir.name + ".process")
+
+    @property
     def version(self) -> int:
         """The major version: 13 … 18."""
         return self.binaries.major
@@ -127,12 +136,8 @@ class Server:
     @property
     def pid(self) -> int | None:
         """The postmaster's process id; None when it does not run."""
-        lines = self._pid_file()
-        if not lines or not lines[0].lstrip("-").isdecimal():
-            return None
-        pid = int(lines[0])
-        # After a crash the number may be another process's; a postmaster has its data directory among its words.
-        return pid if str(self.data_dir) in processes.command_line(pid) and processes.started(pid) else None
+        postmaster = self._postmaster()
+        return None if postmaster is None else postmaster.pid
 
     def is_running(self) -> bool:
         """Say whether the server's postmaster lives."""
@@ -158,6 +163,8 @@ class Server:
         from rdsrepl.config import Target
 
         keywords = {**_UNDISTURBED, **self.keywords(user=user, dbname=dbname)}
+        if keywords["user"] == self.superuser:
+            keywords |= peer(self._way())
         return Target(f"server {self.data_dir.name}", keywords=keywords)
 
     def connect(self, *, user: str | None = None, dbname: str = "postgres", replication: bool = False) -> Connection:
@@ -186,7 +193,7 @@ class Server:
         self._make_data_dir()
         words = [
             self.binaries.program("initdb"),
-            f"--pgdata={self.data_dir}",
+            _PGDATA,
             f"--username={self.superuser}",
             "--encoding=UTF8",
             "--auth=trust",
@@ -226,10 +233,10 @@ class Server:
             standby.settings.setdefault("sync_replication_slots", "on")
         standby._make_data_dir()
         try:
-            self._run(
+            standby._run(
                 [
                     self.binaries.program("pg_basebackup"),
-                    f"--pgdata={standby.data_dir}",
+                    _PGDATA,
                     f"--host={self._sockets()}",
                     f"--port={self.port}",
                     f"--username={self.superuser}",
@@ -250,7 +257,7 @@ class Server:
 
     def follow(self, primary: Server) -> None:
         """Make PRIMARY the server that this standby streams from; takes effect at the next start."""
-        pairs = {**primary.keywords(), "application_name": self.data_dir.name}
+        pairs = {**primary.keywords(), **peer(primary._way()), "application_name": self.data_dir.name}
         # The database's name is what slot synchronisation connects to (17+).
         self.settings["primary_conninfo"] = " ".join(f"{key}={_conninfo_value(value)}" for key, value in pairs.items())
 
@@ -271,8 +278,15 @@ class Server:
             self._configure()
             logged = self.log_file.stat().st_size if self.log_file.exists() else 0
             way = self._way()
-            words = [self.binaries.program("postgres"), "-D", str(self.data_dir)]
-            pid = processes.spawn(way, words, self.log_file)
+            with way.reach(self.data_dir) as (place, inherited):
+                pid = processes.spawn(
+                    way,
+                    [self.binaries.program("postgres"), "-D", str(place)],
+                    self.log_file,
+                    note=self._note,
+                    env=processes.server_environment(),
+                    keep_open=inherited,
+                )
             try:
                 self._wait_ready(timeout_seconds, pid=pid)
                 return
@@ -292,13 +306,12 @@ class Server:
         Raises:
             TimedOut: it still runs.
         """
-        pid = self.pid
-        if pid is None:
+        postmaster = self._postmaster()
+        if postmaster is None:
             return
-        identity = processes.started(pid)
-        with suppress(ProcessLookupError):
-            os.kill(pid, _SIGNALS[mode])
-        if not processes.wait(lambda: processes.started(pid) != identity, timeout_seconds):
+        pid = postmaster.pid
+        postmaster.send(_SIGNALS[mode])
+        if not processes.wait(lambda: not postmaster.is_running(), timeout_seconds):
             raise TimedOut(
                 f"server {self.data_dir.name} (pid {pid}) still runs after {timeout_seconds:.0f} s",
                 hint=f"its log: {self.log_file}",
@@ -312,15 +325,14 @@ class Server:
     def reload(self) -> None:
         """Write the settings and have the server read them; those that need a restart wait for it."""
         self._configure()
-        if (pid := self.pid) is not None:
-            os.kill(pid, signal.SIGHUP)
+        if (postmaster := self._postmaster()) is not None:
+            postmaster.send(signal.SIGHUP)
 
     def kill(self) -> None:
         """Kill the postmaster (SIGKILL), as a crash would; its children notice and end."""
-        if (pid := self.pid) is not None:
-            identity = processes.started(pid) or ""
-            processes.end(pid, identity, how=signal.SIGKILL)
-            processes.wait(lambda: not self._left_behind(), 10.0)
+        if (postmaster := self._postmaster()) is not None:
+            postmaster.end(how=signal.SIGKILL)
+            processes.wait(lambda: not processes.left_by_a_server(self.data_dir), 10.0)
 
     def promote(self, *, timeout_seconds: float = 60.0) -> None:
         """Make a standby a primary, and wait until it is one; it first replays all the WAL it has.
@@ -331,11 +343,12 @@ class Server:
             TimedOut: it still is a standby.
             Error: it does not run, or ended meanwhile.
         """
-        pid = self.pid
-        if pid is None:
+        postmaster = self._postmaster()
+        if postmaster is None:
             raise Error(f"server {self.data_dir.name} does not run", hint=f"its log: {self.log_file}")
+        pid = postmaster.pid
         self._write("promote", "")
-        os.kill(pid, signal.SIGUSR1)
+        postmaster.send(signal.SIGUSR1)
         if not processes.wait(lambda: self._in_production() or self.pid != pid, timeout_seconds):
             raise TimedOut(
                 f"server {self.data_dir.name} is still a standby after {timeout_seconds:.0f} s",
@@ -350,12 +363,14 @@ class Server:
         """Mark a stopped server as a standby; where it streams from is for ``follow`` to say."""
         self._write("standby.signal", "")
 
-    def adopt_files(self, *names: str) -> None:
-        """Give what somebody else put into the data directory to the user the server runs as."""
-        if self._way().owner is not None:
-            for name in names:
-                for path in (self.data_dir / name).rglob("*"):
-                    self._own(path)
+    @contextmanager
+    def inside(self, *others: Server) -> Iterator[tuple[Path, ...]]:
+        """Yield paths of the data directory and of OTHERS', to read and write there as the servers' user."""
+        way = self._way()
+        with ExitStack() as stack:
+            places = [stack.enter_context(way.reach(server.data_dir))[0] for server in (self, *others)]
+            stack.enter_context(way.acting())
+            yield tuple(places)
 
     def remove(self) -> None:
         """End every process of this server, whatever state it is in, and remove its files."""
@@ -366,22 +381,21 @@ class Server:
                 self.stop("immediate", timeout_seconds=10.0)
         self.sweep()
         if self.socket_dir is not None:
-            for name in self._socket_files():
-                (self.socket_dir / name).unlink(missing_ok=True)
+            self._forget_sockets()
             if self.socket_dir.name.startswith(_SOCKET_PREFIX):
                 with suppress(OSError):
                     self.socket_dir.rmdir()
         shutil.rmtree(self.data_dir, ignore_errors=True)
         self.log_file.unlink(missing_ok=True)
-
-    def _left_behind(self) -> list[int]:
-        return processes.working_in(self.data_dir)
+        self.process_file.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         """End what a killed postmaster or a killed ``initdb`` left, and its one piece of shared memory."""
-        if not processes.wait(lambda: not self._left_behind(), 2.0):
-            for pid in self._left_behind():
-                processes.end(pid, processes.started(pid) or "", how=signal.SIGKILL)
+        if (recorded := self._recorded()) is not None:
+            recorded.end(how=signal.SIGKILL)
+        if not processes.wait(lambda: not processes.left_by_a_server(self.data_dir), 2.0):
+            for process in processes.left_by_a_server(self.data_dir):
+                process.end(how=signal.SIGKILL)
         lines = self._pid_file()
         if len(lines) >= 7 and len(parts := lines[6].split()) == 2:
             _free_shared_memory(key=parts[0], shmid=parts[1], creator=lines[0])
@@ -393,17 +407,18 @@ class Server:
         """
         if sys.platform.startswith("linux") and self._pid_file():
             self.sweep()
-            (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
-            if self.port:
-                for name in self._socket_files():
-                    (self._sockets() / name).unlink(missing_ok=True)
+            with self.inside() as (place,):
+                (place / "postmaster.pid").unlink(missing_ok=True)
+            self._forget_sockets()
 
-    def _socket_files(self) -> tuple[str, str]:
-        return f".s.PGSQL.{self.port}", f".s.PGSQL.{self.port}.lock"
+    def _forget_sockets(self) -> None:
+        if self.socket_dir is not None and is_socket_dir(self.socket_dir, self._way()):
+            for suffix in ("", ".lock"):
+                (self.socket_dir / f".s.PGSQL.{self.port}{suffix}").unlink(missing_ok=True)
 
     def _in_production(self) -> bool:
         """Say whether the server, which runs, is a primary: by its control file, as pg_ctl does."""
-        with (self.data_dir / "global" / "pg_control").open("rb") as file:
+        with self.inside() as (place,), (place / "global" / "pg_control").open("rb") as file:
             return file.read(_CONTROL_STATE + 4)[_CONTROL_STATE:] == _IN_PRODUCTION.to_bytes(4, sys.byteorder)
 
     def _status(self) -> str:
@@ -413,29 +428,54 @@ class Server:
 
     def _pid_file(self) -> list[str]:
         try:
-            return [line.strip() for line in (self.data_dir / "postmaster.pid").read_text().splitlines()]
+            with self.inside() as (place,):
+                return [line.strip() for line in (place / "postmaster.pid").read_text().splitlines()]
         except (OSError, UnicodeDecodeError):
             return []
+
+    def _note(self, process: Identity) -> None:
+        new = self.process_file.with_name(f"{self.process_file.name}.new")
+        with processes.umask(0o077):
+            new.write_text(json.dumps(asdict(process)), encoding="utf-8")
+        new.replace(self.process_file)
+
+    def _recorded(self) -> Identity | None:
+        """Return the process that was started last for this data directory."""
+        try:
+            return Identity(**json.loads(self.process_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _postmaster(self) -> Identity | None:
+        """Return the server's postmaster; None when it does not run."""
+        process = self._recorded()
+        runs = process is not None and Path(process.command).name == "postgres" and process.is_running()
+        return process if runs else None
 
     def _way(self) -> processes.Launcher:
         return processes.launcher(self.binaries.program("postgres"))
 
-    def _own(self, path: Path) -> None:
-        self._way().own(path)
-
     def _run(self, words: list[str]) -> None:
-        processes.run(self._way(), words, timeout_seconds=300.0, keep_open=self.keep_open)
+        """Run a program that makes the data directory, which its arguments call ``{}``."""
+        way = self._way()
+        with way.reach(self.data_dir) as (place, inherited):
+            processes.run(
+                way,
+                [word.replace("{}", str(place)) if word == _PGDATA else word for word in words],
+                timeout_seconds=300.0,
+                keep_open=(*self.keep_open, *inherited),
+                note=self._note,
+            )
 
     def _sockets(self) -> Path:
         if self.socket_dir is None:
-            self.socket_dir = make_socket_dir()
-            self._own(self.socket_dir)
+            self.socket_dir = make_socket_dir(new_socket_dir(self._way()), self._way())
         return self.socket_dir
 
     def _make_data_dir(self) -> None:
         shutil.rmtree(self.data_dir, ignore_errors=True)
         self.data_dir.mkdir(mode=0o700, parents=True)
-        self._own(self.data_dir)
+        self._way().own(self.data_dir)
 
     def _adopt(self) -> None:
         """Make a fresh data directory one of ours: who may connect, and our file of settings."""
@@ -449,9 +489,9 @@ class Server:
             f"host all all {HOST}/32 scram-sha-256\n"
             f"host replication all {HOST}/32 scram-sha-256\n",
         )
-        conf = self.data_dir / "postgresql.conf"
         included = f"include = '{_CONF}'\n"
-        text = conf.read_text(encoding="utf-8")
+        with self.inside() as (place,):
+            text = (place / "postgresql.conf").read_text(encoding="utf-8")
         if not text.endswith(included):
             self._write("postgresql.conf", text + included)
         self._configure()
@@ -467,18 +507,16 @@ class Server:
         self._write(_CONF, "".join(f"{name} = {_quote(value)}\n" for name, value in settings.items()))
 
     def _write(self, name: str, text: str) -> None:
-        path = self.data_dir / name
-        new = path.with_name(name + ".new")
-        with processes.umask(0o077):
+        with self.inside() as (place,), processes.umask(0o077):
+            new = place / f"{name}.new"
             new.write_text(text, encoding="utf-8")
-        self._own(new)
-        new.replace(path)
+            new.replace(place / name)
 
     def _wait_ready(self, timeout_seconds: float, *, pid: int | None = None) -> None:
         deadline = time.monotonic() + timeout_seconds
         while True:
             status, lines = self._status(), self._pid_file()
-            if status in ("ready", "standby") and lines and pid in (None, int(lines[0])):
+            if status in ("ready", "standby") and lines and pid in (None, _number(lines[0])):
                 with suppress(ValueError):
                     self.port = int(lines[3])
                 return
@@ -492,6 +530,10 @@ class Server:
             time.sleep(0.02)
 
 
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) < 20 else None
+
+
 class _Ended(Exception):
     """The postmaster ended while it was starting."""
 
@@ -500,6 +542,11 @@ def _start_error(server: Server, said: str) -> Error:
     lines = [line for line in said.splitlines() if re.search(r"(FATAL|PANIC|error):", line)] or said.splitlines()
     last = re.sub(r"^.*?(FATAL|PANIC|error):\s*", "", lines[-1]) if lines else "it said nothing"
     return Error(f"server {server.data_dir.name} did not start: {last}", hint=f"its log: {server.log_file}")
+
+
+def peer(way: processes.Launcher) -> dict[str, str]:
+    """Return what has libpq refuse a unix socket behind which there is not the servers' user."""
+    return {} if way.user_name is None else {"requirepeer": way.user_name}
 
 
 def free_port() -> int:
@@ -520,21 +567,56 @@ def free_port() -> int:
 _SOCKET_PREFIX: Final = "rdsrepl-"
 
 
-def new_socket_dir() -> Path:
-    """Return a path, short enough for a socket in it, of a directory that does not exist yet."""
+def new_socket_dir(way: processes.Launcher) -> Path:
+    """Return the path of a directory for unix sockets that does not exist yet.
+
+    It is short enough for a socket in it, and once it is made nobody can put another in its place.
+    """
     for base in (tempfile.gettempdir(), "/tmp"):
         path = Path(base) / f"{_SOCKET_PREFIX}{random.SystemRandom().randrange(16**8):08x}"
         plain = re.fullmatch(r"[A-Za-z0-9/._-]+", str(path))
-        if plain and len(os.fsencode(path / ".s.PGSQL.65535.lock")) <= _SOCKET_PATH_BYTES:
+        if not plain or len(os.fsencode(path / ".s.PGSQL.65535.lock")) > _SOCKET_PATH_BYTES:
+            continue
+        if _is_safe(Path(base), way):
             return path
-    raise Error("the temporary directory's path is too long for a unix socket", hint="set TMPDIR to a short one")
+    raise Error(
+        "no temporary directory does for unix sockets: a short path, and one in which others cannot rename our files",
+        hint="set TMPDIR to such a directory",
+    )
 
 
-def make_socket_dir(path: Path | None = None) -> Path:
-    """Make a directory for unix sockets that only its owner may enter, and return it."""
-    path = path or new_socket_dir()
+def make_socket_dir(path: Path, way: processes.Launcher) -> Path:
+    """Make a directory for unix sockets that only the servers' user may enter, and return it.
+
+    Raises:
+        FileExistsError: somebody else has made something of that name.
+    """
     path.mkdir(mode=0o700)
+    way.own(path)
     return path
+
+
+def is_socket_dir(path: Path, way: processes.Launcher) -> bool:
+    """Say whether PATH is a directory that ``make_socket_dir`` made, and nobody else."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    mine = way.owner[0] if way.owner is not None else os.geteuid()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == mine and stat.S_IMODE(found.st_mode) == 0o700
+
+
+def _is_safe(base: Path, way: processes.Launcher) -> bool:
+    """Say whether nobody else can rename what is in BASE, and the servers' user can get there."""
+    real = Path(os.path.realpath(base))
+    for place in (real, *real.parents):
+        found = place.stat()
+        theirs = found.st_uid not in (0, os.geteuid())
+        if theirs or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+            return False
+        if way.owner is not None and not found.st_mode & stat.S_IXOTH:
+            return False
+    return True
 
 
 def _free_shared_memory(*, key: str, shmid: str, creator: str) -> None:

@@ -7,7 +7,6 @@ on every version; PostgreSQL's own slot synchronisation (17+) covers less.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ from typing import Final
 
 from rdsrepl.errors import Error, TimedOut
 from rdsrepl.sandbox import processes
+from rdsrepl.sandbox.processes import Identity
 from rdsrepl.sandbox.servers import Server
 
 # After that long of a fast stop, consumers of logical slots are cut off: a stopping server waits for them to confirm.
@@ -85,20 +85,20 @@ def carry(old: Server, new: Server, received: int | None) -> list[str]:
     Raises:
         Error: a file cannot be read or written.
     """
-    slots = saved_slots(old.data_dir)
     try:
-        complete = received if received is not None else redo(new.data_dir)
-        needed = min((slot.restart_lsn for slot in slots if slot.restart_lsn), default=complete)
-        _carry_wal(old.data_dir / "pg_wal", new.data_dir / "pg_wal", complete, needed)
-        for part in ("snapshots", "mappings"):
-            _carry_missing(old.data_dir / "pg_logical" / part, new.data_dir / "pg_logical" / part)
-        for slot in slots:
-            target = new.data_dir / "pg_replslot" / slot.name
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(mode=0o700)
-            shutil.copyfile(old.data_dir / "pg_replslot" / slot.name / "state", target / "state")
-            (target / "state").chmod(0o600)
-        new.adopt_files("pg_wal", "pg_logical", "pg_replslot")
+        with new.inside(old) as (target, source):
+            slots = saved_slots(source)
+            complete = received if received is not None else redo(target)
+            needed = min((slot.restart_lsn for slot in slots if slot.restart_lsn), default=complete)
+            _carry_wal(source / "pg_wal", target / "pg_wal", complete, needed)
+            for part in ("snapshots", "mappings"):
+                _carry_missing(source / "pg_logical" / part, target / "pg_logical" / part)
+            for slot in slots:
+                place = target / "pg_replslot" / slot.name
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir(mode=0o700)
+                shutil.copyfile(source / "pg_replslot" / slot.name / "state", place / "state")
+                (place / "state").chmod(0o600)
     except OSError as exc:
         raise Error(f"{new.data_dir.name} cannot take over from {old.data_dir.name}: {exc}") from exc
     return [slot.name for slot in slots]
@@ -106,8 +106,9 @@ def carry(old: Server, new: Server, received: int | None) -> list[str]:
 
 def forget_slots(server: Server) -> None:
     """Remove every slot of a stopped server that is to be a standby: nobody would move them there."""
-    for directory in (server.data_dir / "pg_replslot").glob("*"):
-        shutil.rmtree(directory, ignore_errors=True)
+    with server.inside() as (place,):
+        for directory in (place / "pg_replslot").glob("*"):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def stop(server: Server) -> None:
@@ -116,24 +117,21 @@ def stop(server: Server) -> None:
     Raises:
         TimedOut: it still runs.
     """
-    pid = server.pid
-    if pid is None:
+    if not server.is_running():
         return
-    consumers: list[tuple[int, str]] = []
+    consumers: list[Identity] = []
     query = (
         "SELECT active_pid FROM pg_catalog.pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL"
     )
     with suppress(Error), closing(server.administer()) as conn:
         pids = [row[0] for row in conn.execute(query).fetchall()]
-        consumers = [(consumer, processes.started(consumer) or "") for consumer in pids]
-    identity = processes.started(pid)
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGINT)
-    if not processes.wait(lambda: processes.started(pid) != identity, _CONSUMERS_SECONDS):
-        for consumer, started in consumers:
-            if processes.started(consumer) == started:
-                with suppress(ProcessLookupError):
-                    os.kill(consumer, signal.SIGTERM)
+        consumers = [Identity(consumer, processes.started(consumer) or "", "") for consumer in pids]
+    try:
+        server.stop("fast", timeout_seconds=_CONSUMERS_SECONDS)
+        return
+    except TimedOut:
+        for consumer in consumers:
+            consumer.send(signal.SIGTERM)
     try:
         server.stop("fast", timeout_seconds=_STOP_SECONDS)
     except TimedOut:
