@@ -478,10 +478,10 @@ class Oracle:
         self._stack = ExitStack()
         self.role = f"replay_{uuid4().hex[:12]}"
         self.source = self._database()
-        # (slot, plugin, format)
-        self.streams = [("g_json", "pgoutput", "json"), ("g_debezium", "pgoutput", "debezium")]
+        # (slot, plugin, format); a name used before would be a slot made again, which the tail refuses.
+        self.streams = [(f"{self.role}_j", "pgoutput", "json"), (f"{self.role}_d", "pgoutput", "debezium")]
         if server.binaries.has_plugin("wal2json"):
-            self.streams.append(("w_json", "wal2json", "json"))
+            self.streams.append((f"{self.role}_w", "wal2json", "json"))
         self.workload = Workload(self.source, seed, numbers_only=len(self.streams) > 2)
         self._stack.callback(self.workload.close)
         self.source.run(

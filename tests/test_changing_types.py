@@ -6,11 +6,13 @@ The decoder reads what a real slot gives, over SQL, so that each change of a typ
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from struct import pack
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,9 +25,11 @@ from rdsrepl.tail.changes import TableFilter
 from rdsrepl.tail.formats import DebeziumFormat, Format, JsonFormat, PrettyFormat, Wal2jsonFormat
 from rdsrepl.tail.keys import KeyedFormat
 from rdsrepl.tail.pgoutput import PgoutputDecoder
+from tests.conftest import Database
 
 if TYPE_CHECKING:
-    from tests.conftest import Database
+    from rdsrepl.sandbox.servers import Server
+    from tests.conftest import Program
 
 _CHANGES = (
     "SELECT lsn, data FROM pg_logical_slot_get_binary_changes('g', NULL, NULL, "
@@ -249,6 +253,33 @@ def test_a_role_that_may_not_read_the_types(slot: Database) -> None:
             assert {name: event["after"][name] for name in _COLUMNS} == wanted({"a": "t", "b": 7})
     finally:
         slot.run(f"DROP OWNED BY {slot.name}", f"DROP ROLE {slot.name}")
+
+
+@pytest.mark.parametrize("plugin", ["pgoutput", "wal2json"])
+def test_names_that_are_no_utf8(pg15: Server, rdsrepl: Program, plugin: str) -> None:
+    """A SQL_ASCII database has names of any bytes: of tables, keys, types and attributes; they come as they are."""
+    made = Database(pg15, f"names_{plugin}")
+    with closing(pg15.connect()) as conn:
+        conn.execute(f"CREATE DATABASE {made.name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
+    try:
+        with closing(psycopg.connect(f"{made.dsn} client_encoding=SQL_ASCII", autocommit=True)) as conn:
+            for statement in (
+                b'CREATE TYPE "c\xe9" AS ("a\xe9" integer)',
+                b'CREATE TABLE "t\xe9" ("i\xe9" integer PRIMARY KEY, c "c\xe9")',
+                b'ALTER TABLE "t\xe9" REPLICA IDENTITY FULL',
+                b"CREATE PUBLICATION p FOR ALL TABLES",
+                f"SELECT pg_create_logical_replication_slot('names_{plugin}', '{plugin}')".encode(),
+                b"INSERT INTO \"t\xe9\" VALUES (1, '(2)')",
+            ):
+                conn.execute(statement)
+        tail = rdsrepl.start("-q", "slot", "tail", made.name, "--until-now", dsn=made.dsn, stdout=subprocess.PIPE)
+        out, _ = tail.communicate(timeout=60)
+        assert tail.returncode == 0
+        assert b'"table":"t\xe9","key":{"i\xe9":1},"before":null,"after":{"i\xe9":1,"c":{"a\xe9":2}}' in out
+    finally:
+        with closing(pg15.connect()) as conn:
+            conn.execute("SELECT pg_drop_replication_slot(%s)", (made.name,))
+            conn.execute(f"DROP DATABASE {made.name} WITH (FORCE)")
 
 
 _INNER = values.composite([("n", values.checked(values.Shape(values.Kind.NUMBER)))])

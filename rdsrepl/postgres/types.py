@@ -27,3 +27,11 @@ class LsnDumper(Dumper):
     def dump(self, obj: Any) -> bytes:
         """Write the text form."""
         return str(obj).encode()
+
+
+class AnyTextDumper(Dumper):
+    """Sends text of a SQL_ASCII database as it came: bytes that are no UTF-8 are surrogates in Python."""
+
+    def dump(self, obj: Any) -> bytes:
+        """Return the bytes that the server sent."""
+        return str(obj).encode("utf-8", "surrogateescape")

@@ -350,15 +350,21 @@ class Catalog:
         import psycopg
 
         from rdsrepl.postgres import connection
+        from rdsrepl.postgres.types import AnyTextDumper
 
         if self._conn is None:
             self._conn = connection.connect(self._target)
+            if self._conn.info.parameter_status("server_encoding") == "SQL_ASCII":
+                # Names may be no UTF-8 there, and the server refuses to send them to a client that wants UTF-8.
+                self._conn.execute("SET client_encoding = 'SQL_ASCII'")
+                self._conn.adapters.register_dumper(str, AnyTextDumper)
         try:
             with connection.own_path(self._conn) if own_path else nullcontext():
-                return self._conn.execute(query, parameters).fetchall()
+                rows = self._conn.execute(query, parameters).fetchall()
         except psycopg.Error as exc:
             self.close()
             raise connection.translate(exc) from exc
+        return [tuple(connection.text(value) if type(value) is bytes else value for value in row) for row in rows]
 
 
 def _follows(xid: int | None, earlier: int | None) -> bool:
