@@ -36,7 +36,7 @@ class Writer(threading.Thread):
         super().__init__()
         self.over = threading.Event()
         self.messages: set[str] = set()
-        self.failure: Exception | None = None
+        self.failure: psycopg.Error | None = None
         self._dsn = dsn
         self._number = number
         self._rng = random.Random(number)
@@ -47,7 +47,7 @@ class Writer(threading.Thread):
             with closing(psycopg.connect(self._dsn, autocommit=True)) as conn:
                 while not self.over.is_set():
                     self._transaction(conn)
-        except Exception as exc:
+        except psycopg.Error as exc:
             self.failure = exc
 
     def _transaction(self, conn: psycopg.Connection[Any]) -> None:

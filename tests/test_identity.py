@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from itertools import pairwise
@@ -27,7 +28,7 @@ from rdsrepl.tail.formats import JsonFormat
 from rdsrepl.tail.pgoutput import PgoutputDecoder
 from rdsrepl.tail.timelines import Timelines
 from tests import identity_kills
-from tests.test_tail_delivery import until
+from tests.test_tail_delivery import parsed, until
 
 if TYPE_CHECKING:
     from tests.conftest import Database, Program, Servers
@@ -219,13 +220,21 @@ def test_a_history_file() -> None:
     assert Timelines(5).common_end(history) is None
 
 
+def _slot_on_standby(standby: Server, primary: Server) -> None:
+    """Make slot ``sb`` there, which waits for the primary to log which transactions run."""
+    with ThreadPoolExecutor(1) as pool, closing(standby.connect()) as conn, closing(primary.connect()) as source:
+        made = pool.submit(conn.execute, "SELECT pg_create_logical_replication_slot('sb', 'pgoutput')")
+        until(lambda: source.execute("SELECT pg_log_standby_snapshot()") and made.done(), "the slot is made")
+        made.result()
+
+
 def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
     """The standby lacks the last changes and gives their positions to others: nothing is mistaken for a repeat."""
     writer = Server(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
     writer.initdb()
     writer.start()
     reader = writer.clone(tmp_path / "r", slot="reader")
-    out = tmp_path / "out.jsonl"
+    out, other = tmp_path / "out.jsonl", tmp_path / "other.jsonl"
 
     def write(server: Server, *values: str) -> None:
         with closing(server.connect()) as conn:
@@ -233,7 +242,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
                 conn.execute("INSERT INTO public.t (v) VALUES (%s)", (value,))
 
     def events() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in out.read_text().split("\n")[:-1]]
+        return parsed(out)
 
     def arrived(value: str) -> bool:
         return any(event["after"]["v"] == value for event in events())
@@ -259,7 +268,11 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
                 return conn.execute(ready).fetchone()
 
         until(synced, "the slot is synchronised")
-        with out.open("wb") as file:
+        _slot_on_standby(reader, writer)
+        with out.open("wb") as file, other.open("wb") as second:
+            # Reads from the standby, and is not interrupted by the promotion.
+            words = ("slot", "tail", "sb", "-f", "json")
+            beside = rdsrepl.start(*words, dsn=reader.dsn(), stdout=second, stderr=subprocess.PIPE)
             # It confirms nothing, so everything comes again.
             words = ("slot", "tail", "fo", "--no-confirm", "-f", "json")
             tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=subprocess.PIPE)
@@ -277,8 +290,10 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
             writer.stop("immediate")
             reader.promote()
             write(reader, "new 1", "new 2", "new 3", "new 4")
-            until(lambda: arrived("new 4"), "the changes after")
-            tail.send_signal(signal.SIGINT)
+            until(lambda: arrived("new 4") and "new 4" in other.read_text(), "the changes after")
+            for process in (beside, tail):
+                process.send_signal(signal.SIGINT)
+            _, told = beside.communicate(timeout=30)
             _, err = tail.communicate(timeout=30)
         text = err.decode()
         assert tail.returncode == 0, text
@@ -288,6 +303,9 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
         assert int(Lsn.parse(begins[1])) <= fork
         assert f"3 changes that were received of timeline 1 beyond {begins[1]} are not on this server" in text
         assert "where the slot stands: changes after that may come again" in text
+        assert b"timeline 2 now" in told
+        on_standby = {event["after"]["v"]: event["timeline"] for event in parsed(other)}
+        assert on_standby == {f"both {n}": 1 for n in (1, 2, 3)} | {f"new {n}": 2 for n in (1, 2, 3, 4)}
         seen: dict[Identity, str] = {}
         for event in events():
             assert event["timeline"] == (2 if event["after"]["v"].startswith("new") else 1)

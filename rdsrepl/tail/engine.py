@@ -350,6 +350,8 @@ class Tail:
             receiver = Receiver(self._stream.target, self._stream.settings)
             try:
                 timelines = receiver.timelines() if findings.has_timelines else Timelines(0)
+                if findings.in_recovery:
+                    receiver.follow_timeline(self._stream.target)
                 server = _Server(receiver.system_id, receiver.timeline, timelines)
                 goes_on = self._goes_on(server, receiver.server_lsn)
                 start_lsn = self._stream.from_lsn if self._server is None else 0
@@ -518,6 +520,8 @@ class Tail:
             messages = receiver.read()
             for before, notice in receiver.take_notices():
                 self._take_notice(messages[:before], notice)
+            if messages:
+                receiver.require_timeline()
             if messages and (reason := self._take(messages)) is not None:
                 return reason
             if receiver.take_keepalive():

@@ -97,6 +97,7 @@ class Receiver:
         from rdsrepl.postgres import connection
 
         self.notices: list[tuple[int, Notice]] = []
+        self._twin: Receiver | None = None
         self._messages: list[bytes] = []
         # Whatever the role's default is: some of what is lost is told in warnings alone.
         wanted = {"client_min_messages": "notice", **settings}
@@ -142,16 +143,37 @@ class Receiver:
             content = cursor.pgresult.get_value(0, 1) or b""
         return Timelines.parse(self.timeline, content.decode("utf-8", "replace"))
 
-    def current_timeline(self) -> int:
-        """Return the server's timeline now; before ``start`` alone.
+    def follow_timeline(self, target: Target) -> None:
+        """Open a second connection, on which a standby says on which timeline it is while this one streams.
+
+        A standby goes on streaming when it is promoted, or follows its promoted primary: the stream itself does not
+        say so. Before ``start`` alone.
 
         Raises:
-            Error: the connection ended.
+            ConnectionLost: the second connection led to another server.
+            Error: the server refuses it.
         """
+        self._twin = Receiver(target, {"idle_session_timeout": "0"})
+        if self._twin._started_at() != self._started_at():
+            raise ConnectionLost("two servers answer in turn under this address", hint="name one of them")
+
+    def require_timeline(self) -> None:
+        """Make sure that all that was received until now was written on the timelines that are known.
+
+        Raises:
+            ConnectionLost: the standby, whose timeline is followed, is on another timeline now.
+        """
+        if self._twin is None:
+            return
         with _translating():
-            row = self._conn.execute("IDENTIFY_SYSTEM").fetchone()
+            row = self._twin._conn.execute("IDENTIFY_SYSTEM").fetchone()
         assert row is not None
-        return int(row[1])
+        if int(row[1]) != self.timeline:
+            raise ConnectionLost(f"the standby is on timeline {row[1]} now", hint="try again")
+
+    def _started_at(self) -> object:
+        with _translating():
+            return self._conn.execute("SELECT pg_catalog.pg_postmaster_start_time()").fetchone()
 
     def start(self, slot: str, lsn: int, options: Mapping[str, str]) -> None:
         """Begin to stream SLOT from LSN (0: from where the slot stands).
@@ -260,6 +282,8 @@ class Receiver:
             pass  # it is going away either way; what was confirmed was confirmed before
         finally:
             self._conn.close()
+            if self._twin is not None:
+                self._twin.close()
 
     def _end_stream(self) -> None:
         """Send CopyDone and read until the server has answered it, so that the last status update has arrived."""
