@@ -15,7 +15,7 @@ import pytest
 
 from rdsrepl import errors
 from rdsrepl.config import Target
-from rdsrepl.postgres import connection
+from rdsrepl.postgres import connection, proofs, settings
 from tests.conftest import Database, Program, Servers, drop_database, new_database
 from tests.test_tail_delivery import until
 
@@ -95,6 +95,28 @@ def test_a_session_has_what_the_program_depends_on(place: Database) -> None:
         with connection.open(as_boss(place, options=options), replication=replication) as conn:
             found = [shown(conn, name) for name in ("statement_timeout", "lock_timeout", "geqo", "search_path")]
             assert found == ["7s", "9s", "off", ""]
+
+
+def test_a_timeout_that_no_statement_meets(place: Database, rdsrepl: Program) -> None:
+    here = f"ALTER ROLE boss IN DATABASE {place.name} SET"
+    place.run(f"{here} statement_timeout = 1", f"{here} idle_in_transaction_session_timeout = 1")
+    try:
+        for _ in range(5):
+            with connection.open(as_boss(place)) as conn:
+                assert shown(conn, "statement_timeout") == "0"
+                assert conn.execute("SELECT pg_sleep(0.01)").fetchone() is not None
+                assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    finally:
+        for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            place.run(f"{here} {name} = '{_ROLE_SETTINGS[name]}'")
+
+
+def test_what_the_server_has_is_read_not_what_the_session_has(place: Database) -> None:
+    """A parameter group is compared with the server's values, and proven by them."""
+    wanted = {"statement_timeout": "300000", "lock_timeout": "1000", "bytea_output": "escape"}
+    with connection.open(as_boss(place)) as conn:
+        assert {name: found.setting for name, found in settings.ls(conn, wanted).items()} == wanted
+    assert proofs.settings(wanted).probe(as_boss(place)).met
 
 
 def test_a_name_without_a_schema_is_looked_up_in_the_roles_own_path(place: Database) -> None:

@@ -180,7 +180,11 @@ _SQLSTATES: Final[Mapping[str, tuple[type[errors.Error], str | None]]] = {
         "drop a slot nobody uses (rdsrepl slot list), or raise max_replication_slots (a restart)",
     ),
     "53300": (errors.SlotsExhausted, "end a connection, or raise max_connections"),
-    "25006": (errors.NotPrimary, "connect to the primary (on RDS: the writer endpoint)"),
+    "25006": (
+        errors.NotPrimary,
+        "connect to the primary (on RDS: the writer endpoint); if this is it, the role, the database or the server has "
+        "default_transaction_read_only = on",
+    ),
     "58P01": (errors.PluginNotAllowed, "install the plugin on the server, or use another: --plugin pgoutput"),
     "57014": (errors.TimedOut, "allow it more time with --timeout"),
     "0A000": (errors.Unsupported, None),

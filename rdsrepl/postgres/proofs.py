@@ -11,7 +11,11 @@ from rdsrepl.plan import Condition, Wait
 from rdsrepl.postgres import connection
 
 PROOF_SECONDS: Final = 120.0
-_SETTINGS: Final = "SELECT name, setting, pending_restart FROM pg_catalog.pg_settings WHERE name = ANY(%s)"
+# What this program has set for its own session says nothing of the server.
+_SETTINGS: Final = """
+SELECT name, CASE source WHEN 'session' THEN reset_val ELSE setting END, pending_restart
+  FROM pg_catalog.pg_settings WHERE name = ANY(%s)
+"""
 _SLOTS: Final = """
 SELECT slot_name::text, confirmed_flush_lsn::text, wal_status
 FROM pg_catalog.pg_replication_slots

@@ -45,6 +45,7 @@ _PINS: Final[tuple[tuple[int, str, str], ...]] = (
 )
 _OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([\w.-]+)=")
 
+_NO_TIMEOUT: Final = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
 _PIN: Final = """
 SELECT pg_catalog.pg_backend_pid(),
        pg_catalog.count(pg_catalog.set_config(p.name, p.value,
@@ -67,7 +68,14 @@ class Session(psycopg.Connection[Row]):
         """Set parameters: for the session, or behind a pooler from now on for each transaction."""
         # The server's process, if this is no pooler: decided in the statement itself, which leaves nothing behind.
         told = self.info.backend_pid
-        if self._pin(wanted) != told:
+        try:
+            real = self._pin(wanted)
+        except psycopg.errors.QueryCanceled:
+            # Somebody has set a time-out that no statement can meet. In one message, so that no other ends it either.
+            self.pgconn.exec_(_NO_TIMEOUT.encode())
+            real = self._pin(wanted)
+            self.commit()
+        if real != told:
             self.pins = {**(self.pins or {}), **wanted}
             self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             self.cursor_factory = _PooledCursor

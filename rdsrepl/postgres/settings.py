@@ -37,8 +37,9 @@ class Setting:
         return self.context == "postmaster"
 
 
+# What this program has set for its own session says nothing of the server.
 _LIST: Final = """
-SELECT name, setting, unit, context, pending_restart, source
+SELECT name, CASE source WHEN 'session' THEN reset_val ELSE setting END, unit, context, pending_restart, source
   FROM pg_catalog.pg_settings
  WHERE name = ANY (%s) OR (%s AND pending_restart)
  ORDER BY name
