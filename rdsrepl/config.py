@@ -11,6 +11,7 @@ The file is ``$XDG_CONFIG_HOME/rdsrepl/config.yaml``::
         user: repl
         sslmode: verify-full
         sslrootcert: /etc/ssl/rds/global-bundle.pem
+        protect: [billing_cdc]
       lab:
         dsn: postgresql://dba@127.0.0.1:5433/lab
 
@@ -164,6 +165,8 @@ class Target:
         keywords: libpq keywords that go on top of ``dsn``.
         aws: the AWS identity, and the cluster or instance.
         renew: asked before each attempt to connect for further keywords: an endpoint, a password, a token.
+        protect: shell patterns of slots that are dropped only when they are named as exceptions; on this target, beside
+            the config file's own.
     """
 
     label: str
@@ -171,6 +174,7 @@ class Target:
     keywords: Mapping[str, str] = field(default_factory=dict, repr=False)
     aws: Aws = _NO_AWS
     renew: Lookup | None = field(default=None, repr=False, compare=False)
+    protect: tuple[str, ...] = ()
 
     @property
     def located(self) -> bool:
@@ -407,6 +411,7 @@ def _checked(text: str, wanted: Config) -> str:
             **({"dsn": target.dsn} if target.dsn else {}),
             **target.keywords,
             **{key: value for key, value in asdict(target.aws).items() if value is not None},
+            **({"protect": list(target.protect)} if target.protect else {}),
         }
         for name, target in wanted.targets.items()
     }
@@ -476,7 +481,7 @@ def _parse(path: Path, text: str) -> Config:
         if key == "current":
             current = _scalar(path, node, "current")
         elif key == "protect":
-            protect = _patterns(path, node)
+            protect = _patterns(path, node, key)
         elif key == "targets":
             if getattr(node, "value", None) in ("", "null", "~"):
                 continue
@@ -499,13 +504,13 @@ def _parse(path: Path, text: str) -> Config:
     return Config(path, current, targets, protect)
 
 
-def _patterns(path: Path, node: yaml.Node) -> tuple[str, ...]:
+def _patterns(path: Path, node: yaml.Node, where: str) -> tuple[str, ...]:
     import yaml
 
     items = node.value if isinstance(node, yaml.SequenceNode) else None
     if items is None or not all(isinstance(item, yaml.ScalarNode) and item.value.strip() for item in items):
         raise ConfigError(
-            f"{path}:{node.start_mark.line + 1}: protect: must be a list of slot names and patterns",
+            f"{path}:{node.start_mark.line + 1}: {where}: must be a list of slot names and patterns",
             hint="write protect: [orders_cdc, 'prod_*']",
         )
     return tuple(str(item.value) for item in items)
@@ -519,12 +524,16 @@ def _made(name: str, settings: Mapping[str, str]) -> Target:
 
 def _target(path: Path, name: str, node: yaml.Node) -> Target:
     settings: dict[str, str] = {}
+    protect: tuple[str, ...] = ()
     for key, value, line in _entries(path, node, f"targets.{name}"):
+        if key == "protect":
+            protect = _patterns(path, value, f"targets.{name}.protect")
+            continue
         if key != "dsn" and key not in KEYWORDS and key not in AWS_KEYS:
             raise ConfigError(
                 f"{path}:{line}: targets.{name}: unknown key {key!r}",
                 hint="the keys there are dsn, libpq's connection keywords (host, port, dbname, user, sslmode, …) and "
-                + ", ".join(AWS_KEYS),
+                + ", ".join([*AWS_KEYS, "protect"]),
             )
         settings[key] = _scalar(path, value, f"targets.{name}.{key}")
         if key == "dsn":
@@ -541,7 +550,7 @@ def _target(path: Path, name: str, node: yaml.Node) -> Target:
             raise ConfigError(
                 f"{path}:{line}: targets.{name}: cluster and instance exclude each other", hint="keep one of them"
             )
-    return _made(name, settings)
+    return replace(_made(name, settings), protect=protect)
 
 
 def _check_dsn(path: Path, line: int, name: str, dsn: str) -> None:

@@ -1,13 +1,16 @@
 """What earlier runs saw of a server's slots, kept in the state directory: rates, sparklines, and proof of idleness.
 
 ``$XDG_STATE_HOME/rdsrepl/observations/<server>.jsonl``, a line a look, oldest first. It holds names and positions, no
-secrets. A file that cannot be read or written costs the history and nothing else.
+secrets. A file that cannot be read or written costs the history and nothing else. A file's name is made of the server's
+system identifier and its address; within it, looks at one run of one server have the same start and timeline.
 """
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
@@ -31,10 +34,10 @@ class SlotSeen:
     """One slot at one moment.
 
     Attributes:
-        restart_lsn, confirmed_flush_lsn: where it stood; None where it had no such position.
+        restart_lsn, confirmed_flush_lsn: where it stood; None where it had no such position, or was invalidated.
         xmin_age: the age of the older of ``xmin`` and ``catalog_xmin``, in transactions.
         holder: who consumed it, in words; None while nobody did.
-        total_bytes: what was decoded for it (14): it moves when somebody reads, confirmed or not.
+        counters: ``Slot.counters`` (14): they move when somebody reads, confirmed or not.
     """
 
     slot_name: str
@@ -43,7 +46,12 @@ class SlotSeen:
     confirmed_flush_lsn: Lsn | None
     xmin_age: int | None
     holder: str | None = None
-    total_bytes: int | None = None
+    counters: tuple[int | str | None, ...] | None = None
+
+    @property
+    def position(self) -> tuple[object, ...]:
+        """What stays the same while nobody uses it."""
+        return self.restart_lsn, self.confirmed_flush_lsn, self.counters
 
 
 @dataclass(frozen=True)  # not slotted: the index is made when it is first asked for
@@ -56,6 +64,8 @@ class Observation:
         timeline: None on a standby.
         lsn: the end of its WAL.
         next_xid: the next transaction's number.
+        clock_skew_seconds: how far the server's clock was ahead of this machine's.
+        partial: of the slots only those are left at which something had changed: that one is absent says nothing.
     """
 
     at: datetime
@@ -64,6 +74,8 @@ class Observation:
     lsn: Lsn
     next_xid: int
     slots: tuple[SlotSeen, ...]
+    clock_skew_seconds: float = 0.0
+    partial: bool = False
 
     def slot(self, name: str) -> SlotSeen | None:
         """Return one slot as it was; None where there was none of that name."""
@@ -78,7 +90,7 @@ def history(server: str) -> tuple[Observation, ...]:
     """Return what was seen of a server, oldest first; nothing where nothing can be read.
 
     Args:
-        server: what identifies it, the same on every run: its system identifier, or else its address.
+        server: what identifies it, the same on every run: ``wal.history_key``.
     """
     try:
         return tuple(json_lines.read(_path(server), _observation, 2 * _MOST_BYTES))
@@ -96,13 +108,84 @@ def record(server: str, seen: Observation) -> bool:
     return False
 
 
+def changes(history: Sequence[Observation]) -> list[frozenset[str]]:
+    """Return for each look the slots at which something had changed since the look before.
+
+    A slot came, went, came into use, was left, was taken by somebody else, or moved although it was never seen in use.
+    That a slot in use moves on is no change. The look before a change is one of its own: it ends what was before.
+    """
+    found: list[set[str]] = [set() for _ in history]
+    known: dict[str, tuple[int, SlotSeen]] = {}
+    for number, one in enumerate(history):
+        gone = set() if one.partial else known.keys() - {seen.slot_name for seen in one.slots}
+        for name in gone:
+            found[known.pop(name)[0]].add(name)
+        for seen in one.slots:
+            before = known.get(seen.slot_name)
+            if before is None and number:
+                found[number].add(seen.slot_name)
+            elif before is not None and not _is_same(before[1], seen):
+                found[before[0]].add(seen.slot_name)
+                found[number].add(seen.slot_name)
+            known[seen.slot_name] = (number, seen)
+    return [frozenset(names) for names in found]
+
+
+def _is_same(old: SlotSeen, new: SlotSeen) -> bool:
+    if old.active or new.active:
+        return (old.active, old.holder) == (new.active, new.holder)
+    return old.position == new.position
+
+
+def reduced(history: Sequence[Observation], kept: Sequence[bool], *, last_only: bool = False) -> list[Observation]:
+    """Return a history without some of its looks, of which the slots stay at which something had changed.
+
+    Args:
+        history: oldest first.
+        kept: which of the looks stay whole.
+        last_only: of the others only each slot's last change and its last use stay: then there are never more than two
+            entries a slot besides the whole looks.
+    """
+    names = changes(history)
+    if last_only:
+        last: dict[tuple[str, bool], int] = {}
+        for number, one in enumerate(history):
+            for name in names[number]:
+                last[name, False] = number
+            last.update({(seen.slot_name, True): number for seen in one.slots if seen.active})
+        wanted: list[set[str]] = [set() for _ in history]
+        for (name, _), number in last.items():
+            wanted[number].add(name)
+        names = [frozenset(one) for one in wanted]
+    found = []
+    for number, one in enumerate(history):
+        if kept[number]:
+            found.append(one)
+        elif rest := tuple(seen for seen in one.slots if seen.slot_name in names[number]):
+            found.append(replace(one, slots=rest, partial=True))
+    return found
+
+
 def _thinned(lines: list[bytes]) -> list[bytes]:
-    """Leave out every second look of the older half, and make sure that room is won."""
-    half = len(lines) // 2
-    kept = lines[:half:2] + lines[half:]
-    while kept and sum(map(len, kept)) > _MOST_BYTES * 3 // 4:
-        kept = kept[::2] if len(kept) > 2 else kept[1:]
+    """Leave out every second look of the older half, but for what had changed, and make sure that room is won."""
+    looks = []
+    for line in lines:
+        with contextlib.suppress(Damaged, KeyError):
+            looks.append(_observation(typed(json_lines.parse(line), dict)))
+    half = len(looks) // 2
+    kept = _lines(reduced(looks, [number >= half or number % 2 == 0 for number in range(len(looks))]))
+    newest = half
+    while sum(map(len, kept)) > _MOST_BYTES * 3 // 4 and newest < len(looks):
+        # So much changes all the time that all of it is too much: of older looks only each slot's last change stays.
+        newest = (newest + len(looks) + 1) // 2
+        kept = _lines(reduced(looks, [number >= newest for number in range(len(looks))], last_only=True))
+    while sum(map(len, kept)) > _MOST_BYTES * 3 // 4:  # thousands of slots that are long gone
+        del kept[: len(kept) // 2 + 1]
     return kept
+
+
+def _lines(looks: Sequence[Observation]) -> list[bytes]:
+    return [json.dumps(_document(one), separators=(",", ":")).encode() + b"\n" for one in looks]
 
 
 def _path(server: str) -> Path:
@@ -116,6 +199,8 @@ def _document(seen: Observation) -> dict[str, Any]:
         "timeline": seen.timeline,
         "lsn": str(seen.lsn),
         "next_xid": seen.next_xid,
+        "skew": round(seen.clock_skew_seconds, 1),
+        **({"partial": True} if seen.partial else {}),
         "slots": [
             [
                 slot.slot_name,
@@ -124,7 +209,7 @@ def _document(seen: Observation) -> dict[str, Any]:
                 _text(slot.confirmed_flush_lsn),
                 slot.xmin_age,
                 slot.holder,
-                slot.total_bytes,
+                slot.counters,
             ]
             for slot in seen.slots
         ],
@@ -140,13 +225,19 @@ def _observation(row: dict[str, Any]) -> Observation:
         _lsn(row["lsn"]),
         whole(row["next_xid"]),
         tuple(_slot_seen(slot) for slot in typed(row["slots"], list)),
+        _seconds(row["skew"]),
+        typed(row.get("partial", False), bool),
     )
+
+
+def _seconds(value: object) -> float:
+    return typed(value, float) if isinstance(value, float) else float(whole(value))
 
 
 def _slot_seen(values: object) -> SlotSeen:
     if len(typed(values, list)) != 7:
         raise Damaged("7 values of a slot are expected")
-    name, active, restart, confirmed, age, holder, total = typed(values, list)
+    name, active, restart, confirmed, age, holder, counters = typed(values, list)
     return SlotSeen(
         typed(name, str),
         typed(active, bool),
@@ -154,7 +245,15 @@ def _slot_seen(values: object) -> SlotSeen:
         None if confirmed is None else _lsn(confirmed),
         None if age is None else whole(age),
         None if holder is None else typed(holder, str),
-        None if total is None else whole(total),
+        None if counters is None else _counters(counters),
+    )
+
+
+def _counters(values: object) -> tuple[int | str | None, ...]:
+    *numbers, reset = typed(values, list) or [None]
+    return (
+        *(None if number is None else whole(number) for number in numbers),
+        None if reset is None else typed(reset, str),
     )
 
 

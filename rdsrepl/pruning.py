@@ -10,16 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Final, Literal
 
-from rdsrepl import retention
 from rdsrepl.errors import BadValue
 from rdsrepl.observations import Observation
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention import Holding, Retention
+from rdsrepl.retention import Holding, Idleness, Retention
 from rdsrepl.text.commands import command, sql
 from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration, format_size
@@ -71,37 +69,6 @@ class Obstacle:
 
 
 @dataclass(frozen=True, slots=True)
-class Idleness:
-    """What is known of a slot's being idle.
-
-    Attributes:
-        seconds: for how long it is proven.
-        since: from when on.
-        proof: who says so: ``server`` (``inactive_since``), ``observed`` (nothing moved between looks), ``lost``
-            (nobody can consume it any more), ``none``.
-        looks: how many looks prove it.
-        counted_from: what ``since`` is, where it is not the slot's own doing; empty else.
-    """
-
-    seconds: float
-    since: datetime
-    proof: Literal["server", "observed", "lost", "none"]
-    looks: int = 0
-    counted_from: str = ""
-
-    @property
-    def text(self) -> str:
-        """The proof in words."""
-        if self.proof == "lost":
-            return "nobody can consume it any more"
-        if self.proof == "none":
-            return "nothing is known yet of how long it has been idle"
-        how = "says the server" if self.proof == "server" else f"nothing moved at {self.looks} looks"
-        how += f", counted from {self.counted_from}" if self.counted_from else ""
-        return f"idle for {format_duration(self.seconds)} ({how})"
-
-
-@dataclass(frozen=True, slots=True)
 class Verdict:
     """One slot, judged; without obstacles it is a candidate.
 
@@ -137,8 +104,6 @@ def judge(
     slots: Sequence[Slot],
     history: Sequence[Observation],
     criteria: Criteria,
-    *,
-    promoted_at: datetime | None = None,
 ) -> tuple[Verdict, ...]:
     """Return a verdict on every slot of the server, in the order of what they hold.
 
@@ -147,16 +112,26 @@ def judge(
         slots: all of them.
         history: what was seen before, oldest first.
         criteria: what the options say.
-        promoted_at: when the server was promoted, where that is known.
     """
     holdings = {holding.slot.slot_name: holding for holding in found.holdings}
     verdicts = []
     for slot in slots:
         # A temporary slot is none of retention's: it goes with its connection.
         holding = holdings.get(slot.slot_name) or Holding(
-            slot, slot.retained_bytes, slot.lag_bytes, None, None, None, None, None, (), 0, None
+            slot,
+            slot.retained_bytes,
+            slot.lag_bytes,
+            None,
+            None,
+            None,
+            None,
+            Idleness(0.0, found.wal.at, "none"),
+            None,
+            (),
+            0,
+            None,
         )
-        idleness = idle(slot, history, found.wal, promoted_at)
+        idleness = holding.idleness
         consumer = last_consumer(slot.slot_name, history)
         whose = owner(slot, criteria.in_use_elsewhere or {}, consumer)
         verdicts.append(
@@ -213,57 +188,6 @@ def check(criteria: Criteria) -> None:
         raise BadValue(
             "--lost and --retaining-over exclude each other: a lost slot holds no WAL", hint="give one of them"
         )
-
-
-def idle(slot: Slot, history: Sequence[Observation], wal: Wal, promoted_at: datetime | None = None) -> Idleness:
-    """Return for how long a slot is proven to be idle, and by what.
-
-    From 17 on the server says since when it is inactive. Before, the proof is an unbroken row of looks up to now at
-    which it was inactive and stood where it stands. No claim reaches back behind the server's start, its promotion, or
-    a look at which the slot was in use, be it at the primary before this one.
-
-    Args:
-        slot: as it is now.
-        history: what was seen before, oldest first.
-        wal: the WAL as it is now.
-        promoted_at: when the server was promoted; None where that is not known.
-    """
-    if slot.active:
-        return Idleness(0.0, wal.at, "none")
-    if retention.is_lost(slot):
-        return Idleness(0.0, wal.at, "lost")
-    if slot.inactive_since is not None:
-        since, counted_from = max(
-            [(slot.inactive_since, ""), *_bounds(slot, history, wal, promoted_at)], key=lambda bound: bound[0]
-        )
-        return Idleness(max(0.0, (wal.at - since).total_seconds()), since, "server", counted_from=counted_from)
-    seconds = retention.inactive_seconds(slot, history, wal) or 0.0
-    looks = [one for one in history if 0 <= (wal.at - one.at).total_seconds() <= seconds + 0.001]
-    if not looks:
-        return Idleness(0.0, wal.at, "none")
-    return Idleness(seconds, looks[0].at, "observed", len(looks) + 1)
-
-
-def _bounds(
-    slot: Slot, history: Sequence[Observation], wal: Wal, promoted_at: datetime | None
-) -> Iterable[tuple[datetime, str]]:
-    """Yield the moments behind which the server's word counts for nothing, and what they are."""
-    yield wal.started_at, "the server's start"
-    if wal.timeline is not None and wal.timeline > 1:
-        # A standby's own slots, and such as a service copied there, keep their time through its promotion.
-        if promoted_at is not None:
-            yield promoted_at, "the server's promotion"
-        else:
-            same = (one.at for one in history if (one.started_at, one.timeline) == (wal.started_at, wal.timeline))
-            yield (
-                min(next(same, wal.at), wal.at),
-                "the first look after the server's promotion (only a role with pg_monitor may see when that was)",
-            )
-    for one in reversed(history):
-        seen = one.slot(slot.slot_name)
-        if seen is not None and seen.active:
-            yield min(one.at, wal.at), "a look at which it was in use"
-            break
 
 
 def owner(slot: Slot, in_use_elsewhere: Mapping[str, str], consumer: str | None = None) -> str | None:
@@ -326,16 +250,15 @@ def recreate(slot: Slot) -> str:
 def needs_a_look(verdicts: Iterable[Verdict], version: int, idle_seconds: float) -> float:
     """Return for how long the slots must be watched before idleness alone keeps none of them; 0 where none needs it.
 
-    From 17 on watching proves nothing that the server does not say itself.
+    From 17 on watching proves nothing that the server does not say itself, unless its clock cannot be trusted.
     """
-    if version >= SAYS_SINCE_WHEN:
-        return 0.0
-    missing = [
-        idle_seconds - one.idleness.seconds
+    missing = any(
+        one.obstacles
+        and all(obstacle.rule == "not_idle" for obstacle in one.obstacles)
+        and (version < SAYS_SINCE_WHEN or one.idleness.doubt)
         for one in verdicts
-        if one.obstacles and all(obstacle.rule == "not_idle" for obstacle in one.obstacles)
-    ]
-    return max(missing, default=0.0)
+    )
+    return idle_seconds if missing else 0.0
 
 
 def _obstacles(slot: Slot, whose: str | None, idleness: Idleness, wal: Wal, criteria: Criteria) -> Iterable[Obstacle]:
@@ -362,10 +285,13 @@ def _obstacles(slot: Slot, whose: str | None, idleness: Idleness, wal: Wal, crit
             yield Obstacle("named_only", f"it is the slot of {whose}: name it yourself (--slot {name})")
         elif slot.failover:
             yield Obstacle("named_only", f"it is a failover slot: name it yourself (--slot {name})")
-    if criteria.lost and not retention.is_lost(slot):
+    if criteria.lost and not slot.is_lost:
         yield Obstacle("not_lost", "the server has not given it up")
     over = criteria.retaining_over_bytes
     if over is not None and (slot.retained_bytes or 0) <= over:
         yield Obstacle("too_small", f"it holds {format_size(slot.retained_bytes or 0)}, not over {format_size(over)}")
-    if not slot.active and idleness.proof != "lost" and idleness.seconds < criteria.idle_seconds:
+    if not slot.active and not idleness.is_proven:
+        watch = f"; --observe {format_duration(criteria.idle_seconds)} watches it without a break"
+        yield Obstacle("not_idle", idleness.text + watch)
+    elif not slot.active and idleness.proof != "lost" and idleness.seconds < criteria.idle_seconds:
         yield Obstacle("not_idle", f"{idleness.text}, not for {format_duration(criteria.idle_seconds)}")

@@ -7,9 +7,9 @@ needs cannot be frozen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final, Literal
 
@@ -35,6 +35,9 @@ class Severity(StrEnum):
     WARNING = "warning"
     CRITICAL = "critical"
 
+
+#: clocks that differ by more than this prove nothing; NTP keeps them within milliseconds.
+CLOCK_TOLERANCE_SECONDS: Final = 10.0
 
 Measure = Literal["retained", "undelivered", "breaks", "inactive", "xid_age", "wal_status"]
 Break = Literal["slot_invalidated", "storage_full", "xid_wraparound"]
@@ -126,6 +129,69 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
+class Watched:
+    """A slot that was sampled without a break up to now, and at which nothing was seen to happen.
+
+    Attributes:
+        seconds: for how long, by this machine's monotonic clock.
+        since: the server's clock at the first sample.
+        samples: how many.
+        widest_gap_seconds: the longest time between two of them: a consumer that came and went in it, and read nothing,
+            was not seen.
+    """
+
+    seconds: float
+    since: datetime
+    samples: int
+    widest_gap_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Idleness:
+    """What is known of a slot's being idle.
+
+    Attributes:
+        seconds: for how long.
+        since: from when on.
+        proof: who says so: ``server`` (``inactive_since``), ``observed`` (one run sampled it without a break, and
+            nothing moved), ``looks`` (it stood still at every look of separate runs, which proves nothing of the time
+            between them), ``lost`` (nobody can consume it any more), ``none``.
+        looks: at how many looks or samples.
+        counted_from: what ``since`` is, where it is not the slot's own doing; empty else.
+        doubt: why nothing is known, where there is a reason; empty else.
+        widest_gap_seconds: of ``observed``: the longest time between two samples.
+    """
+
+    seconds: float
+    since: datetime
+    proof: Literal["server", "observed", "looks", "lost", "none"]
+    looks: int = 0
+    counted_from: str = ""
+    doubt: str = ""
+    widest_gap_seconds: float | None = None
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether a slot may be dropped for it."""
+        return self.proof in ("server", "observed", "lost")
+
+    @property
+    def text(self) -> str:
+        """The proof in words."""
+        if self.proof == "lost":
+            return "nobody can consume it any more"
+        if self.proof == "none":
+            return self.doubt or "nothing is known yet of how long it has been idle"
+        how = {
+            "server": "says the server",
+            "observed": f"no activity in {self.looks} samples, at most {self.widest_gap_seconds or 0:.1f}s apart",
+            "looks": f"not in use at {self.looks} looks, which prove nothing of the time between them",
+        }[self.proof]
+        how += f", counted from {self.counted_from}" if self.counted_from else ""
+        return f"idle for {format_duration(self.seconds)} ({how})"
+
+
+@dataclass(frozen=True, slots=True)
 class Holding:
     """What one slot holds back, and what comes of it; unknown is None.
 
@@ -136,6 +202,7 @@ class Holding:
         growth: of ``retained_bytes``; negative while a consumer catches up.
         delivery: bytes of WAL its consumer confirms in a second.
         inactive_seconds: for how long nobody consumes it, as far as that is known; None while it is active.
+        idleness: the same, and what says so.
         lag_seconds: how old the WAL is that its consumer confirmed last, by what was observed.
         breaks: what breaks on its account, the soonest first.
         freed_bytes: what dropping it alone would free.
@@ -150,6 +217,7 @@ class Holding:
     growth: Rate | None
     delivery: Rate | None
     inactive_seconds: float | None
+    idleness: Idleness
     lag_seconds: float | None
     breaks: tuple[Breakage, ...]
     freed_bytes: int
@@ -176,16 +244,16 @@ def observe(wal: Wal, slots: Iterable[Slot]) -> Observation:
         SlotSeen(
             slot.slot_name,
             slot.active,
-            slot.restart_lsn,
+            slot.held_lsn,
             slot.confirmed_flush_lsn,
             xid_age(slot),
             slot.holder if slot.active else None,
-            slot.total_bytes,
+            slot.counters,
         )
         for slot in slots
         if not slot.temporary
     )
-    return Observation(wal.at, wal.started_at, wal.timeline, wal.lsn, wal.next_xid, tuple(seen))
+    return Observation(wal.at, wal.started_at, wal.timeline, wal.lsn, wal.next_xid, tuple(seen), wal.clock_skew_seconds)
 
 
 def assess(
@@ -198,6 +266,8 @@ def assess(
     warn: Thresholds = WARN,
     critical: Thresholds = CRITICAL,
     window_seconds: float = 900.0,
+    promoted_at: datetime | None = None,
+    watched: Mapping[str, Watched] | None = None,
 ) -> Retention:
     """Return what every slot holds and what comes of it, the worst first.
 
@@ -210,9 +280,11 @@ def assess(
         warn: from where on it is worth a word.
         critical: from where on somebody must act.
         window_seconds: rates are taken over so long, or the longest there is below it.
+        promoted_at: when the server was promoted, where that is known.
+        watched: slots that were sampled without a break up to now, by name.
     """
     now = observe(wal, slots)
-    earlier = tuple(one for one in history if _same_wal(one, now))
+    earlier = tuple(one for one in history if not one.partial and _same_wal(one, now))
     start = _window_start(earlier, now, window_seconds)
     rate = None if start is None else _rate(start.lsn, now.lsn, _between(start, now))
     if rate is None or (wal_rate is not None and rate.window_seconds < _GOOD_WINDOW_SECONDS):
@@ -225,6 +297,7 @@ def assess(
         before = None if start is None else start.slot(slot.slot_name)
         growth, delivery = _movement(slot, before, start, now, rate)
         freed, shared = freed_by_dropping([slot.slot_name], slots, wal)
+        idle = idleness(slot, history, wal, promoted_at=promoted_at, watched=(watched or {}).get(slot.slot_name))
         holding = Holding(
             slot=slot,
             retained_bytes=slot.retained_bytes,
@@ -232,7 +305,8 @@ def assess(
             xid_age=xid_age(slot),
             growth=growth,
             delivery=delivery,
-            inactive_seconds=inactive_seconds(slot, earlier, wal),
+            inactive_seconds=None if slot.active else idle.seconds,
+            idleness=idle,
             lag_seconds=_lag_seconds(slot, earlier, now),
             breaks=(),
             freed_bytes=freed,
@@ -255,55 +329,110 @@ def freed_by_dropping(names: Iterable[str], slots: Sequence[Slot], wal: Wal) -> 
     The server keeps ``wal_keep_size`` in any case. The name is None where no other slot keeps anything they hold.
     """
     dropped = set(names)
-    ours = [slot for slot in slots if slot.slot_name in dropped and slot.restart_lsn is not None]
+    held = {slot.slot_name: slot.held_lsn for slot in slots if slot.held_lsn is not None}
+    ours = [lsn for name, lsn in held.items() if name in dropped]
     if not ours:
         return 0, None
-    oldest = min(slot.restart_lsn for slot in ours if slot.restart_lsn is not None)
+    oldest = min(ours)
     floor = max(0, wal.lsn - wal.keep_bytes)
-    others = [slot for slot in slots if slot.slot_name not in dropped and slot.restart_lsn is not None]
-    keeper = min(others, key=lambda slot: slot.restart_lsn or 0, default=None)
-    if keeper is None or keeper.restart_lsn is None or keeper.restart_lsn >= floor:
+    keeper, kept = min(
+        ((name, lsn) for name, lsn in held.items() if name not in dropped), key=lambda one: one[1], default=(None, None)
+    )
+    if kept is None or kept >= floor:
         return max(0, floor - oldest), None
-    return max(0, keeper.restart_lsn - oldest), keeper.slot_name
+    return max(0, kept - oldest), keeper
 
 
 def xid_age(slot: Slot) -> int | None:
-    """Return the age of the older of ``xmin`` and ``catalog_xmin``, in transactions."""
+    """Return the age of the older of ``xmin`` and ``catalog_xmin``, in transactions; an invalidated slot holds none."""
+    if slot.is_lost:
+        return None
     return max((age for age in (slot.xmin_age, slot.catalog_xmin_age) if age is not None), default=None)
 
 
-def inactive_seconds(slot: Slot, history: Sequence[Observation], wal: Wal) -> float | None:
-    """Return for how long nobody has consumed a slot, as far as that is known; None while it is active.
+def idleness(
+    slot: Slot,
+    history: Sequence[Observation],
+    wal: Wal,
+    *,
+    promoted_at: datetime | None = None,
+    watched: Watched | None = None,
+) -> Idleness:
+    """Return for how long a slot is known to be idle, and by what.
 
-    From 17 on the server says it. Before, it is since the first of the looks in an unbroken row up to now at which the
-    slot was inactive, stood where it stands, and had been read no further. No claim reaches back behind the server's
-    start or a promotion: a consumer that reconnects after a failover is no idle one.
+    From 17 on the server says since when it is inactive. Before, only a row of samples without a break proves it; looks
+    of separate runs at which it stood still are worth knowing, and no proof. No claim reaches back behind the server's
+    start, its promotion, a look at which the slot was in use, be it at the primary before this one, or a clock that was
+    set.
 
     Args:
         slot: as it is now.
         history: what was seen before, oldest first.
         wal: the WAL as it is now.
+        promoted_at: when the server was promoted; None where that is not known.
+        watched: what a row of samples up to now saw of it.
     """
     if slot.active:
-        return None
+        return Idleness(0.0, wal.at, "none")
+    found = _idle_by_clock(slot, history, wal, promoted_at)
+    if slot.is_lost:
+        return replace(found, proof="lost")
+    if watched is not None and (not found.is_proven or found.seconds < watched.seconds):
+        return Idleness(
+            watched.seconds, watched.since, "observed", watched.samples, widest_gap_seconds=watched.widest_gap_seconds
+        )
+    return found
+
+
+def _idle_by_clock(slot: Slot, history: Sequence[Observation], wal: Wal, promoted_at: datetime | None) -> Idleness:
+    if abs(wal.clock_skew_seconds) > CLOCK_TOLERANCE_SECONDS:
+        return Idleness(0.0, wal.at, "none", doubt=clock_doubt(wal, ()) or "")
+    bounds = list(_bounds(slot, history, wal, promoted_at))
     if slot.inactive_since is not None:
-        since = slot.inactive_since
-    else:
-        since = wal.at
-        for one in reversed(history):
-            seen = one.slot(slot.slot_name)
-            still = (
-                one.started_at == wal.started_at
-                and one.timeline == wal.timeline
-                and seen is not None
-                and not seen.active
-                and (seen.restart_lsn, seen.confirmed_flush_lsn) == (slot.restart_lsn, slot.confirmed_flush_lsn)
-                and seen.total_bytes == slot.total_bytes
+        since, counted_from = max([(slot.inactive_since, ""), *bounds], key=lambda bound: bound[0])
+        return Idleness(max(0.0, (wal.at - since).total_seconds()), since, "server", counted_from=counted_from)
+    state = (slot.held_lsn, slot.confirmed_flush_lsn, slot.counters)
+    looks: list[datetime] = []
+    for one in reversed(history):
+        seen = one.slot(slot.slot_name)
+        if (one.started_at, one.timeline) != (wal.started_at, wal.timeline) or (seen is None and one.partial):
+            continue  # another server, or a look of which only the changes are left
+        if seen is None or seen.active or seen.position != state or one.at > wal.at:
+            break
+        looks.append(one.at)
+    since, counted_from = max([(looks[-1] if looks else wal.at, ""), *bounds], key=lambda bound: bound[0])
+    count = sum(at >= since for at in looks)
+    if not count:
+        return Idleness(0.0, wal.at, "none")
+    return Idleness((wal.at - since).total_seconds(), since, "looks", count + 1, counted_from)
+
+
+def _bounds(
+    slot: Slot, history: Sequence[Observation], wal: Wal, promoted_at: datetime | None
+) -> Iterable[tuple[datetime, str]]:
+    """Yield the moments behind which no word on idleness counts for anything, and what they are."""
+    yield wal.started_at, "the server's start"
+    if wal.timeline is not None and wal.timeline > 1:
+        # A standby's own slots, and such as a service copied there, keep their time through its promotion.
+        if promoted_at is not None:
+            yield promoted_at, "the server's promotion"
+        else:
+            same = (one.at for one in history if (one.started_at, one.timeline) == (wal.started_at, wal.timeline))
+            yield (
+                min(next(same, wal.at), wal.at),
+                "the first look after the server's promotion (only a role with pg_monitor may see when that was)",
             )
-            if not still or one.at > wal.at:
-                break
-            since = one.at
-    return max(0.0, (wal.at - max(since, wal.started_at)).total_seconds())
+    for one in reversed(history):
+        seen = one.slot(slot.slot_name)
+        if seen is not None and seen.active:
+            yield min(one.at, wal.at), "a look at which it was in use"
+            break
+    after = wal.at
+    for one in reversed(history):
+        if clock_jumped(one, wal.clock_skew_seconds):
+            yield after, "the first look after a clock was set"
+            break
+        after = min(one.at, wal.at)
 
 
 def history_rates(
@@ -338,8 +467,45 @@ _RANK: Final = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
 
 
 def _same_wal(one: Observation, now: Observation) -> bool:
-    """Say whether positions of an earlier look can be compared: the WAL may have been another one."""
-    return one.timeline == now.timeline and one.lsn <= now.lsn and one.at < now.at
+    """Say whether an earlier look can be compared: it was at the same run of the same server, by the same clock.
+
+    A restored copy, a standby and a server that was restarted have another start; their WAL may be another one.
+    """
+    return (
+        (one.started_at, one.timeline) == (now.started_at, now.timeline)
+        and one.lsn <= now.lsn
+        and one.at < now.at
+        and not clock_jumped(one, now.clock_skew_seconds)
+    )
+
+
+def clock_jumped(one: Observation, skew_seconds: float) -> bool:
+    """Say whether one of the two clocks was set between an earlier look and now.
+
+    Args:
+        one: the earlier look.
+        skew_seconds: how far the server's clock is ahead of this machine's now.
+    """
+    return abs(one.clock_skew_seconds - skew_seconds) > CLOCK_TOLERANCE_SECONDS
+
+
+def clock_doubt(wal: Wal, history: Sequence[Observation]) -> str | None:
+    """Return what is wrong with the clocks, in words; None where nothing is.
+
+    Args:
+        wal: the server as it is now.
+        history: what was seen before, oldest first.
+    """
+    skew = wal.clock_skew_seconds
+    if abs(skew) > CLOCK_TOLERANCE_SECONDS:
+        how = "ahead of" if skew > 0 else "behind"
+        return f"the server's clock is {format_duration(abs(skew))} {how} this machine's, so no time is proven"
+    if history and clock_jumped(history[-1], skew):
+        return (
+            f"since the last look one of the clocks, the server's or this machine's, was set by "
+            f"{format_duration(abs(history[-1].clock_skew_seconds - skew))}: what was before proves nothing"
+        )
+    return None
 
 
 def _between(one: Observation, other: Observation) -> float:
@@ -396,7 +562,7 @@ def _breaks(
     found: list[Breakage] = []
     slot, growth = one.slot, one.growth.per_second if one.growth is not None else 0.0
     window = (one.growth.window_seconds or None) if one.growth is not None else None
-    if is_lost(slot):
+    if slot.is_lost:
         return (Breakage("slot_invalidated", 0.0, "the server has given it up: its changes are gone"),)
     if slot.wal_status == "unreserved":
         found.append(
@@ -412,6 +578,7 @@ def _breaks(
                 window,
             )
         )
+    found += _idle_timeout(slot, wal)
     if storage is not None and growth > 0 and one.retained_bytes is not None and not wal.in_recovery:
         # Slots share WAL: this one fills the disk only with what it holds beyond the oldest.
         room = storage.free_bytes + storage.may_grow_bytes + oldest - one.retained_bytes
@@ -440,9 +607,21 @@ def _breaks(
     return tuple(sorted(found, key=lambda item: item.seconds))
 
 
-def is_lost(slot: Slot) -> bool:
-    """Say whether the server has given a slot up."""
-    return slot.wal_status == "lost" or bool(slot.invalidation_reason) or bool(slot.conflicting)
+def _idle_timeout(slot: Slot, wal: Wal) -> Iterable[Breakage]:
+    """Yield when ``idle_replication_slot_timeout`` (18) ends a slot; a standby's synchronised copies are spared."""
+    limit = wal.idle_timeout_seconds
+    if not limit or slot.active or slot.inactive_since is None or slot.restart_lsn is None:
+        return
+    if slot.synced and wal.in_recovery:
+        return
+    idle = max(0.0, (wal.at - slot.inactive_since).total_seconds())
+    yield Breakage(
+        "slot_invalidated",
+        max(0.0, limit - idle),
+        f"it has been idle for {format_duration(idle)}, and idle_replication_slot_timeout is "
+        f"{format_duration(limit)}; the checkpoint after that ends it",
+        idle,  # a consumer that is away for a moment only is no trend
+    )
 
 
 def _reasons(one: Holding, breaks: Sequence[Breakage], warn: Thresholds, critical: Thresholds) -> tuple[Reason, ...]:
@@ -457,7 +636,7 @@ def _over(one: Holding, breaks: Sequence[Breakage], severity: Severity, limits: 
     slot = one.slot
     if slot.wal_status is not None and slot.wal_status in limits.wal_status:
         yield Reason(severity, "wal_status", f"wal_status is {slot.wal_status}")
-    elif is_lost(slot) and "lost" in limits.wal_status:
+    elif slot.is_lost and "lost" in limits.wal_status:
         yield Reason(severity, "wal_status", f"it is invalidated ({slot.invalidation_reason or 'conflict'})")
     soonest = next((one for one in breaks if one.is_founded), None)
     if limits.breaks_seconds is not None and soonest is not None and soonest.seconds <= limits.breaks_seconds:
@@ -474,7 +653,12 @@ def _over(one: Holding, breaks: Sequence[Breakage], severity: Severity, limits: 
         and one.inactive_seconds is not None
         and one.inactive_seconds >= limits.inactive_seconds
     ):
-        yield Reason(severity, "inactive", f"nobody has consumed it for {format_duration(one.inactive_seconds)}")
+        how = (
+            f"not in use at {one.idleness.looks} looks in"
+            if one.idleness.proof == "looks"
+            else "nobody has consumed it for"
+        )
+        yield Reason(severity, "inactive", f"{how} {format_duration(one.inactive_seconds)}")
     if limits.xid_age is not None and one.xid_age is not None and one.xid_age >= limits.xid_age:
         yield Reason(severity, "xid_age", f"it holds back {one.xid_age:,} transactions from VACUUM")
 

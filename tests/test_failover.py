@@ -188,7 +188,7 @@ def test_a_slot_whose_consumer_is_away_for_the_failover_is_no_candidate_for_prun
     def state() -> str:
         """Judge the slot; return what keeps it."""
         judged = cloud(*judge)
-        assert judged.code == 0 and judged.json["candidates"] == [], judged
+        assert judged.code == 4 and judged.json["candidates"] == [], judged
         (kept,) = (one for one in judged.json["kept"] if one["slot_name"] == "away")
         assert kept["idle_seconds"] < 60
         return str(kept["obstacles"][0]["rule"])

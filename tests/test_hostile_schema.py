@@ -9,7 +9,8 @@ import ast
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import pytest
 from psycopg import sql
 
 import rdsrepl as package
+from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, slots
 from tests.conftest import Database, Program, Servers, drop_database, new_database
@@ -318,7 +320,14 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
     run("slot", "advance", name, "--to-current", "--yes")
     with connection.open(victim.target) as conn:
         here, slot = connection.here(conn), slots.get(conn, name)
-        steps = (*slots.create(conn, f"{name}_b", plugin="pgoutput").steps, *slots.drop(slot, here=here).steps)
+        behind = replace(slot, confirmed_flush_lsn=Lsn(1))
+        stale = slots.drop(slot, here=here, saved=datetime(2000, 1, 1, tzinfo=UTC)).steps[0]
+        assert isinstance(stale, Statement) and conn.execute(stale.sql).fetchone() is None, "it was written since"
+        steps = (
+            *slots.create(conn, f"{name}_b", plugin="pgoutput").steps,
+            *slots.drop(slot, here=here).steps,
+            *slots.advance(behind, None, here=here).steps,
+        )
         for step in steps:  # what is sent only when something breaks
             assert isinstance(step, Statement)
             for query in (step.undo, step.done_if):

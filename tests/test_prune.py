@@ -20,7 +20,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from rdsrepl import apply, audit, errors, observations, pruning, standing
+from rdsrepl import apply, audit, errors, pruning
 from rdsrepl.config import Target
 from rdsrepl.plan import Plan, Statement, Step
 from rdsrepl.postgres import connection, slots, wal
@@ -58,19 +58,6 @@ class Place:
 
     def prune(self, *words: str, **more: Any) -> Any:
         return self.rdsrepl("slot", "prune", *words, dsn=self.dsn, **more)
-
-    def age(self, seconds: float) -> None:
-        """Have an earlier run have looked: the same slots, so long ago, or when the server started.
-
-        Before 17 that is the proof.
-        """
-        with connection.open(self.target) as conn:
-            found = standing.look(conn)
-        now = observations.history(found.server)[-1]
-        past = max(now.at - timedelta(seconds=seconds), now.started_at)
-        path = observations._path(found.server)
-        document = observations._document(now)
-        path.write_text(json.dumps({**document, "at": past.isoformat(), "started_at": document["started_at"]}) + "\n")
 
     def audit(self) -> list[Any]:
         return [json.loads(line) for line in (self.rdsrepl.home / "state/rdsrepl/audit.jsonl").read_text().splitlines()]
@@ -120,10 +107,10 @@ def is_new(place: Place) -> bool:
 
 
 def settle_down(place: Place) -> tuple[str, ...]:
-    """Let the slots be idle for a moment, provably, and return the option that asks for it."""
-    time.sleep(0.25)
+    """Let the slots be idle for a moment, and return the options that ask for it and, before 17, prove it."""
     if not is_new(place):
-        place.age(0.2)  # not before the server's start: that would prove nothing
+        return ("--inactive-for", "200ms", "--observe", "200ms")
+    time.sleep(0.25)
     return ("--inactive-for", "200ms")
 
 
@@ -191,7 +178,7 @@ def test_protection_and_its_exception(place: Place) -> None:
     refused = place.rdsrepl("slot", "drop", "prod_a", "--yes", dsn=place.dsn, env=env)
     assert refused.code == 4 and "is protected (prod_*" in refused.err and "--unprotect prod_a" in refused.err
     kept = place.prune("--slot", "prod_a", *idle, "--yes", env=env)
-    assert kept.code == 0 and "nothing to prune" in kept.out and place.names() == {"prod_a"}
+    assert kept.code == 4 and "slot prod_a may not be pruned" in kept.err and place.names() == {"prod_a"}
     gone = place.prune("--slot", "prod_a", "--unprotect", "prod_a", *idle, "--yes", env=env)
     assert gone.code == 0 and place.names() == set(), gone.err
 
@@ -253,14 +240,14 @@ def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place
         return
     place.make("old")
     first = place.prune("--slot", "old", "--yes")
-    assert first.code == 0 and "nothing is known yet" in first.err and place.names() == {"old"}
+    assert first.code == 4 and "nothing is known yet" in first.err and place.names() == {"old"}
     short = place.prune("--slot", "old", "--inactive-for", "1h", "--observe", "1s", "--yes")
     assert "not for 1h" in short.err and place.names() == {"old"}, "the longer time must be proven all the same"
     place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
     place.run("SELECT pg_replication_slot_advance('old', pg_current_wal_lsn())")
     watched = place.prune("--slot", "old", "--observe", "1s", "--yes")
     assert watched.code == 0 and place.names() == set(), watched.err
-    assert "watching the slots" in watched.err and "nothing moved at 2 looks" in watched.err
+    assert "watching the slots" in watched.err and "no activity in" in watched.err and "samples" in watched.err
 
 
 def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> None:
@@ -277,7 +264,9 @@ def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> Non
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('used', NULL, NULL, 'proto_version', '1', "
         "'publication_names', 'all_of_it')"
     )
-    assert place.prune(*words).json["candidates"] == []
+    if is_new(place):  # before, what counts is what is seen from now on (test_prune_safety.py)
+        words = ("--slot", "used", "--inactive-for", "60s", "--dry-run", "-o", "json")
+        assert place.prune(*words).json["candidates"] == []
     with pytest.raises(errors.StalePlan):
         apply.run(plan, place.target, **silent())
     assert place.names() == {"used"}
@@ -290,11 +279,16 @@ def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
     )
     idle = settle_down(place)
     before = place.run("SELECT pg_current_wal_lsn()")[0][0]
-    done = place.prune("--slot", "behind", *idle, "--keep-last", "--yes")
+    done = place.prune("--slot", "behind", *idle, "--advance", "--yes")
     assert done.code == 0, done.err
     assert place.names() == {"behind"}
     assert place.run(f"SELECT confirmed_flush_lsn >= '{before}' FROM pg_replication_slots")[0][0]
-    assert not (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").exists(), "nothing was dropped"
+    assert [(one["event"], one["phase"], one.get("outcome")) for one in place.audit()] == [
+        ("slot_advance", "intent", None),
+        ("slot_advance", "outcome", "advanced"),
+    ]
+    renamed = place.prune("--slot", "behind", *idle, "--keep-last", "--yes")
+    assert renamed.code == 2 and "--advance" in renamed.err
 
 
 def test_a_backlog_goes_only_where_it_can(place: Place) -> None:
@@ -306,7 +300,7 @@ def test_a_backlog_goes_only_where_it_can(place: Place) -> None:
             conn.execute("SELECT pg_create_logical_replication_slot('there', 'pgoutput')")
         place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
         before = place.run("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'there'")
-        words = ("--slot", "*", "--all", *settle_down(place), "--keep-last", "--confirm", "1 slot")
+        words = ("--slot", "*", "--all", *settle_down(place), "--advance", "--confirm", "1 slot")
         done = place.prune(*words)
         assert done.code == 0 and "advance 1 slot: done" in done.out, done.err
         assert "slot there belongs to database elsewhere" in done.err and "it is left as it is" in done.err
@@ -322,7 +316,7 @@ def test_physical_slots_go_only_when_they_are_included_and_rds_own_never(place: 
     )
     idle = settle_down(place)
     done = place.prune("--slot", "standby_1", "--slot", "rds_*", *idle, "--yes")
-    assert done.code == 0 and len(place.names()) == 2 and "--include-physical" in done.err
+    assert done.code == 4 and len(place.names()) == 2 and "--include-physical" in done.err
     done = place.prune("--slot", "standby_1", "--slot", "rds_*", "--include-physical", *idle, "--yes")
     assert done.code == 0 and place.names() == {"rds_eu_west_1_db_abc"}, done.err
 
@@ -337,7 +331,7 @@ def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: Ser
     try:
         idle = settle_down(place)
         done = place.prune(*idle, "--subscriber", subscriber.dsn, "--yes")
-        assert done.code == 0 and place.names() == {"shop"}
+        assert done.code == 0 and place.names() == {"shop"}, done.err
         assert "it is the slot of subscription s of" in done.err and "--slot shop" in done.err
     finally:
         subscriber.run("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
@@ -685,12 +679,12 @@ def test_two_hundred_slots_take_few_statements(place: Place, tmp_path: Path) -> 
         patch.setattr(psycopg.Connection, "execute", counted)
         done = place.prune("--slot", "many_*", "--all", *idle, "--dry-run", "-o", "json")
         assert done.code == 0 and len(done.json["candidates"]) == 200
-        assert len(seen) <= 5, seen
+        assert len(seen) <= (5 if is_new(place) else 30), seen
         place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
         seen.clear()
-        done = place.prune("--slot", "many_*", "--all", *idle, "--dry-run", "--keep-last", "-o", "json")
+        done = place.prune("--slot", "many_*", "--all", *idle, "--dry-run", "--advance", "-o", "json")
     assert done.code == 0 and len(done.json["statements"]) == 200
-    assert len(seen) <= 5, seen
+    assert len(seen) <= (5 if is_new(place) else 30), seen
 
 
 # A crash: on a server of its own.
@@ -722,7 +716,7 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
         )
         trail = rdsrepl.home / "state/rdsrepl/audit.jsonl"
         deadline = time.monotonic() + 30
-        while not trail.exists() or trail.read_text().count('"outcome": "dropped"') < 3:
+        while not trail.exists() or trail.read_text().count('"outcome":"dropped"') < 3:
             assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         server.kill()
         time.sleep(0.5)
@@ -735,8 +729,11 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
         entries = [json.loads(line) for line in trail.read_text().splitlines()]
         outcomes = {one["slot"]["slot_name"]: one["outcome"] for one in entries if one["phase"] == "outcome"}
         every = {f"s{number}" for number in range(10)}
-        assert reported_done == every - left == {name for name, how in outcomes.items() if how == "dropped"}
-        assert "unknown" not in outcomes.values() and len(outcomes) >= 3 and left
+        # After a restart nothing tells the server from a snapshot of it: the one that was under way stays unknown.
+        open_ = {name for name, how in outcomes.items() if how == "unknown"}
+        assert reported_done == {name for name, how in outcomes.items() if how == "dropped"}
+        assert reported_done | open_ >= every - left >= reported_done
+        assert len(open_) <= 1 and len(outcomes) >= 3 and left
         intents = {one["slot"]["slot_name"] for one in entries if one["phase"] == "intent"}
         assert intents == set(outcomes), "whatever was begun has an end"
     finally:
@@ -834,9 +831,10 @@ def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
         while made.is_alive():  # it waits for a snapshot of the primary
             there.run("SELECT pg_log_standby_snapshot()")
             made.join(0.1)
-        time.sleep(2.5)
-        here.age(2.2)
-        judge = ("--slot", "own", "--inactive-for", "2s", "--dry-run", "-o", "json")
+        if version >= 17:
+            time.sleep(2.5)
+        watch = () if version >= 17 else ("--observe", "2s")
+        judge = ("--slot", "own", "--inactive-for", "2s", *watch, "--dry-run", "-o", "json")
         assert [one["slot_name"] for one in here.prune(*judge).json["candidates"]] == ["own"], "on the standby it is"
         writer.stop("immediate")
         ((asked,),) = here.run("SELECT clock_timestamp()")

@@ -18,6 +18,7 @@ from rdsrepl.observations import Observation, SlotSeen
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.pruning import Criteria, Verdict
+from rdsrepl.retention import Watched
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 HOUR = 3600.0
@@ -63,9 +64,17 @@ def slot(name: str = "old", **other: Any) -> Slot:
     return replace(made, **other)
 
 
-def judged(one: Slot, criteria: Criteria, *, here: Wal | None = None, history: tuple[Observation, ...] = ()) -> Verdict:
+def judged(
+    one: Slot,
+    criteria: Criteria,
+    *,
+    here: Wal | None = None,
+    history: tuple[Observation, ...] = (),
+    watched_seconds: float | None = None,
+) -> Verdict:
     here = here or wal()
-    (verdict,) = pruning.judge(retention.assess(here, [one], history), [one], history, criteria)
+    watched = {} if watched_seconds is None else {one.slot_name: Watched(watched_seconds, NOW, 9, 0.3)}
+    (verdict,) = pruning.judge(retention.assess(here, [one], history, watched=watched), [one], history, criteria)
     return verdict
 
 
@@ -193,11 +202,15 @@ OLD = wal(version=15)
 STILL = slot(inactive_since=None)
 
 
-def test_looks_at_which_nothing_moved_are_a_proof() -> None:
+def test_looks_of_separate_runs_are_worth_knowing_and_no_proof() -> None:
     history = tuple(seen(NOW - timedelta(minutes=minutes)) for minutes in (90, 60, 30))
     verdict = judged(STILL, Criteria(), here=OLD, history=history)
-    assert verdict.is_candidate and verdict.idleness.proof == "observed"
+    assert rules(verdict) == {"not_idle"} and verdict.idleness.proof == "looks" and not verdict.idleness.is_proven
     assert verdict.idleness.seconds == 1.5 * HOUR and verdict.idleness.looks == 4
+    assert "--observe 1h00m" in verdict.obstacles[0].reason
+    watched = judged(STILL, Criteria(), here=OLD, history=history, watched_seconds=HOUR)
+    assert watched.is_candidate and watched.idleness.proof == "observed" and watched.idleness.seconds == HOUR
+    assert rules(judged(STILL, Criteria(), here=OLD, watched_seconds=HOUR - 1)) == {"not_idle"}
 
 
 @pytest.mark.parametrize(
@@ -205,14 +218,13 @@ def test_looks_at_which_nothing_moved_are_a_proof() -> None:
     [
         seen(NOW - timedelta(minutes=30), active=True),
         seen(NOW - timedelta(minutes=30), lsn=(9 << 30) - 1),
-        seen(NOW - timedelta(minutes=30), started=NOW - timedelta(days=31)),
-        seen(NOW - timedelta(minutes=30), timeline=2),
         replace(seen(NOW - timedelta(minutes=30)), slots=()),
         replace(
-            seen(NOW - timedelta(minutes=30)), slots=(SlotSeen("old", False, Lsn(9 << 30), Lsn(9 << 30), 1, None, 7),)
+            seen(NOW - timedelta(minutes=30)),
+            slots=(SlotSeen("old", False, Lsn(9 << 30), Lsn(9 << 30), 1, None, (0, 0, 0, 0, 0, 0, 0, 7, None)),),
         ),
     ],
-    ids=["active", "moved", "restarted", "promoted", "absent", "read"],
+    ids=["active", "moved", "absent", "read"],
 )
 def test_a_look_that_breaks_the_row_ends_the_proof(between: Observation) -> None:
     history = (seen(NOW - timedelta(hours=5)), between, seen(NOW - timedelta(minutes=10)))
@@ -229,7 +241,7 @@ def test_no_claim_reaches_behind_the_servers_start(minutes: list[int], up_minute
     here = wal(started_at=NOW - timedelta(minutes=up_minutes))
     history = tuple(seen(NOW - timedelta(minutes=n), started=here.started_at) for n in sorted(minutes, reverse=True))
     one = slot(inactive_since=None if inactive is None else NOW - timedelta(minutes=inactive))
-    assert pruning.idle(one, history, here).seconds <= up_minutes * 60
+    assert retention.idleness(one, history, here).seconds <= up_minutes * 60
 
 
 LONG_UP = wal(started_at=NOW - timedelta(days=30), timeline=2)
@@ -253,14 +265,14 @@ def test_what_the_server_says_counts_from_its_promotion(
 ) -> None:
     """A promoted standby has not been restarted, and may have slots whose time is older than its promotion."""
     promoted = None if promoted_minutes is None else NOW - timedelta(minutes=promoted_minutes)
-    found = pruning.idle(slot(), history, LONG_UP, promoted)
+    found = retention.idleness(slot(), history, LONG_UP, promoted_at=promoted)
     assert found.seconds == idle_minutes * 60 and found.proof == "server"
     assert counted_from in found.text and (counted_from or not found.counted_from)
 
 
 def test_a_server_that_never_was_promoted_has_no_such_bound() -> None:
-    assert pruning.idle(slot(), (), wal()).seconds == 10 * 24 * HOUR
-    assert pruning.idle(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
+    assert retention.idleness(slot(), (), wal()).seconds == 10 * 24 * HOUR
+    assert retention.idleness(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
 
 
 @given(
@@ -282,9 +294,10 @@ def test_no_claim_of_the_server_reaches_behind_any_bound(
     )
     one = slot(inactive_since=NOW - timedelta(minutes=inactive))
     bound = min([inactive, up] + ([] if used is None else [used])) * 60
-    assert pruning.idle(one, history, here, NOW - timedelta(minutes=promoted)).seconds == min(bound, promoted * 60)
+    promoted_at = NOW - timedelta(minutes=promoted)
+    assert retention.idleness(one, history, here, promoted_at=promoted_at).seconds == min(bound, promoted * 60)
     since_promotion = max((minutes for minutes, _, timeline in ages if timeline == 3), default=0)
-    assert pruning.idle(one, history, here).seconds == min(bound, since_promotion * 60)
+    assert retention.idleness(one, history, here).seconds == min(bound, since_promotion * 60)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +317,7 @@ def test_how_long_to_watch() -> None:
         history = (seen(NOW - timedelta(minutes=20)),)
         return [judged(one, Criteria(idle_seconds=1800.0), here=here, history=history) for one in slots]
 
-    assert pruning.needs_a_look(verdicts(STILL), 15, 1800.0) == 600
+    assert pruning.needs_a_look(verdicts(STILL), 15, 1800.0) == 1800, "what was seen before counts for nothing"
     assert pruning.needs_a_look(verdicts(STILL, slot("new", inactive_since=None)), 15, 1800.0) == 1800
     assert pruning.needs_a_look(verdicts(replace(STILL, **ACTIVE)), 15, 1800.0) == 0, "watching would not help it"
     assert pruning.needs_a_look(verdicts(slot(inactive_since=NOW), here=wal()), 18, 1800.0) == 0

@@ -38,7 +38,7 @@ def look(minutes: int, *slots: SlotSeen) -> Observation:
     return Observation(NOW + timedelta(minutes=minutes), NOW, 1, Lsn(4096 + minutes), 700 + minutes, slots)
 
 
-SLOT = SlotSeen("orders", True, Lsn(100), Lsn(200), 7, "psql on 10.0.0.1", 4096)
+SLOT = SlotSeen("orders", True, Lsn(100), Lsn(200), 7, "psql on 10.0.0.1", (1, 2, 3, 4, 5, 6, 7, 4096, None))
 
 
 def damaged(line: str) -> list[bytes]:

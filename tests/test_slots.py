@@ -26,6 +26,7 @@ KEYS = {
     "catalog_xmin", "restart_lsn", "confirmed_flush_lsn", "wal_status", "safe_wal_size", "two_phase", "two_phase_at",
     "inactive_since", "conflicting", "invalidation_reason", "failover", "synced", "retained_bytes", "lag_bytes",
     "xmin_age", "catalog_xmin_age", "total_txns", "total_bytes", "walsender",
+    "spill_txns", "spill_count", "spill_bytes", "stream_txns", "stream_count", "stream_bytes", "stats_reset",
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.look import around, look
 from rdsrepl.cli.options import Reader, shared, size_option, where
 from rdsrepl.cli.talk import note
-from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, UsageError
+from rdsrepl.errors import BadValue, ExitCode, NotFound, UsageError
 from rdsrepl.render import document, emit, listing, stacked
 from rdsrepl.retention import Holding, Retention, Severity, Thresholds
 from rdsrepl.text.escapes import shown
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 _EXIT: Final = {Severity.OK: ExitCode.DONE, Severity.WARNING: ExitCode.WARNING, Severity.CRITICAL: ExitCode.CRITICAL}
 _NAGIOS: Final = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
-_NAGIOS_UNKNOWN: Final = 3
 _NAMESPACE: Final = "rdsrepl"
 
 
@@ -83,24 +82,23 @@ def check(
     if namespace is not None and not put_metric:
         raise BadValue("--namespace goes with --put-metric", hint="add that, or leave it out")
     limits = thresholds.parse(warn or (), critical or ())
-    try:
-        target = where(ctx)
-        if put_metric and target.aws.identifier is None:
-            raise UsageError(
-                "--put-metric needs to know which cluster or instance this is", hint="--cluster ID or --instance ID"
-            )
-        found = _assess(ctx, target, names or (), limits, free_space)
-        if put_metric:
-            _put(ctx, target, found, namespace or _NAMESPACE)
-    except Error as exc:
-        if not nagios or isinstance(exc, UsageError):
-            raise
-        missing = isinstance(exc, NotFound) and bool(names)
-        sys.stdout.write(
-            f"SLOTS {'CRITICAL' if missing else 'UNKNOWN'} - {_one_line(mask(exc.message).replace('|', '/'))}\n"
+    target = where(ctx)
+    if put_metric and target.aws.identifier is None:
+        raise UsageError(
+            "--put-metric needs to know which cluster or instance this is", hint="--cluster ID or --instance ID"
         )
-        # A slot that should be there and is not means a gap.
-        raise typer.Exit(_NAGIOS[Severity.CRITICAL] if missing else _NAGIOS_UNKNOWN) from exc
+    found = _assess(ctx, target, limits, free_space)
+    if missing := sorted(set(names or ()) - {one.slot.slot_name for one in found.holdings}):
+        gap = NotFound(f"no replication slot {', '.join(missing)} on this server", hint="rdsrepl slot list shows them")
+        if not nagios:
+            raise gap
+        # A slot that should be there and is not means a gap. What else fails is UNKNOWN (cli/main.py).
+        sys.stdout.write(f"SLOTS CRITICAL - {_one_line(mask(gap.message))}\n")
+        raise typer.Exit(_NAGIOS[Severity.CRITICAL])
+    if names:
+        found = _only(found, names)
+    if put_metric:
+        _put(ctx, target, found, namespace or _NAMESPACE)
     if nagios:
         sys.stdout.write(_nagios_line(found, limits) + "\n")
         raise typer.Exit(_NAGIOS[found.severity])
@@ -128,7 +126,6 @@ def check(
 def _assess(
     ctx: typer.Context,
     target: Target,
-    names: Sequence[str],
     limits: tuple[Thresholds, Thresholds],
     free_space: int | None,
 ) -> Retention:
@@ -136,12 +133,11 @@ def _assess(
 
     surroundings = around(ctx, target, free_space)
     with connection.open(target) as conn:
-        found = look(conn, surroundings).assessed(warn=limits[0], critical=limits[1])
-    if not names:
-        return found
-    present = {one.slot.slot_name for one in found.holdings}
-    if missing := [name for name in names if name not in present]:
-        raise NotFound(f"no replication slot {', '.join(missing)} on this server", hint="rdsrepl slot list shows them")
+        return look(ctx, conn, surroundings).assessed(warn=limits[0], critical=limits[1])
+
+
+def _only(found: Retention, names: Sequence[str]) -> Retention:
+    """Return the same with these slots alone."""
     kept = tuple(one for one in found.holdings if one.slot.slot_name in names)
     order = (Severity.OK, Severity.WARNING, Severity.CRITICAL)
     worst = max((one.severity for one in kept), key=order.index, default=Severity.OK)

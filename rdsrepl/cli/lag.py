@@ -66,7 +66,7 @@ def lag(
     surroundings = around(ctx, target, free_space)
     with connection.open(target) as conn:
         if not watch:
-            standing = look(conn, surroundings)
+            standing = look(ctx, conn, surroundings)
             _print(ctx, standing, surroundings, name)
             return
         _watch(ctx, conn, surroundings, name, interval)
@@ -77,7 +77,7 @@ def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, nam
     try:
         if not live:
             while True:
-                _print(ctx, look(conn, surroundings), surroundings, name)
+                _print(ctx, look(ctx, conn, surroundings), surroundings, name)
                 sys.stdout.flush()
                 time.sleep(interval)
         from rich.live import Live
@@ -86,7 +86,7 @@ def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, nam
 
         with Live(console=console(sys.stdout), auto_refresh=False) as screen:
             while True:
-                standing = look(conn, surroundings)
+                standing = look(ctx, conn, surroundings)
                 found = _picked(standing.assessed(), name)
                 screen.update(_table(standing, surroundings, found, name), refresh=True)  # type: ignore[arg-type]
                 time.sleep(interval)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from rdsrepl.cli.talk import note
+from rdsrepl.cli.talk import note, warn
 from rdsrepl.retention import Storage
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
-    from rdsrepl.standing import Standing
+    from rdsrepl.standing import Standing, Watch
     from rdsrepl.surroundings import Surroundings
 
 
@@ -34,8 +34,13 @@ def around(ctx: typer.Context, target: Target, free_bytes: int | None) -> Surrou
     return found if free_bytes is None else replace(found, storage=Storage(free_bytes, source="--free-space"))
 
 
-def look(conn: Connection, found: Surroundings) -> Standing:
-    """Look at the slots once."""
+def look(ctx: typer.Context, conn: Connection, found: Surroundings, *, watch: Watch | None = None) -> Standing:
+    """Look at the slots once; clocks that cannot be trusted are said, once a run."""
     from rdsrepl import standing
 
-    return standing.look(conn, storage=found.storage, wal_rate=found.wal_rate, notes=found.notes)
+    seen = standing.look(conn, storage=found.storage, wal_rate=found.wal_rate, notes=found.notes, watch=watch)
+    doubt = seen.clock_doubt
+    if doubt is not None and "rdsrepl.clock_doubt" not in ctx.meta:
+        ctx.meta["rdsrepl.clock_doubt"] = doubt
+        warn(ctx, doubt)
+    return seen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -34,6 +34,10 @@ from rdsrepl.cli import help as help_command
 from rdsrepl.cli.options import Globals, LogFormat, Noun, Reader, remember, root_options, shared
 from rdsrepl.errors import Error, ExitCode
 from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback
+from rdsrepl.text.escapes import shown
+from rdsrepl.text.masking import mask
+
+_NAGIOS_UNKNOWN = 3
 
 
 class Root(Noun):
@@ -42,6 +46,7 @@ class Root(Noun):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params = [*self.params, *root_options()]
+        self._is_plugin = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the shared options out of what the root's function receives."""
@@ -60,8 +65,12 @@ class Root(Noun):
             if options.verbose >= 2:
                 write_traceback(exc)
             show_error(exc, options)
+            if self._is_plugin:
+                raise _Unknown(exc.message) from exc
             raise typer.Exit(exc.exit_code) from exc
         except BrokenPipeError:
+            if self._is_plugin:
+                raise
             # The reader of our output went away; nothing more can be said to it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.FAILED) from None
@@ -89,6 +98,9 @@ class Root(Noun):
         if "--no-color" in words:
             # Help and usage errors are rendered by rich before any option of ours is looked at.
             os.environ["NO_COLOR"] = "1"
+        if "--nagios" in words and extra.get("standalone_mode") is not False:
+            self._is_plugin = True
+            sys.exit(_plugin(lambda: super(Root, self).main(words, *rest, **{**extra, "standalone_mode": False})))
         if not _wants_json(words) or extra.get("standalone_mode") is False:
             return super().main(words, *rest, **extra)
         try:
@@ -106,6 +118,36 @@ class Root(Noun):
         except typer.Abort:
             sys.exit(ExitCode.FAILED)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Unknown(Exception):
+    """A monitoring plugin could not find out what it was asked for."""
+
+
+def _plugin(run: Callable[[], Any]) -> int:
+    """Run a command as a monitoring plugin: whatever fails, and wherever, is UNKNOWN, one line on stdout and exit 3.
+
+    Nagios reads 1 and 2 as WARNING and CRITICAL: a wrong option or a traceback must not end in one of these.
+    """
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.TyperException as exc:  # wrong usage
+        why = exc.format_message() or "missing command"
+    except typer.Abort:
+        why = "interrupted"
+    except _Unknown as exc:
+        why = str(exc)
+    except Exception as exc:  # noqa: BLE001 - a defect of ours is no finding about the slots
+        write_traceback(exc)
+        why = f"{type(exc).__name__}: {exc}"
+    try:
+        sys.stdout.write(f"SLOTS UNKNOWN - {shown(' '.join(mask(why).replace('|', '/').split()))}\n")
+        sys.stdout.flush()
+    except OSError:  # nobody reads it, or the disk is full: the exit code says it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return _NAGIOS_UNKNOWN
 
 
 def show_error(exc: Error, options: Globals) -> None:

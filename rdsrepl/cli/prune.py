@@ -11,12 +11,12 @@ import typer
 
 from rdsrepl import config, retention
 from rdsrepl.cli.completion import complete_slot
-from rdsrepl.cli.drops import DropTrail
+from rdsrepl.cli.drops import SlotTrail, protected
 from rdsrepl.cli.look import around, look
 from rdsrepl.cli.options import Writer, consent, duration_option, shared, size_option, where
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import Progress, note, warn
-from rdsrepl.errors import BadValue, Error, ExitCode, NotFound
+from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, Refused
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.render import Format, emit, facts, stacked
 from rdsrepl.text.commands import command
@@ -24,6 +24,8 @@ from rdsrepl.text.masking import mask
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection, Here
     from rdsrepl.pruning import Criteria, Verdict
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 _WHICH: Final = "Which slots"
 _PROOF: Final = "What counts as idle"
 _SHOWN_KEPT: Final = 20
+# What the options themselves ask for: a slot that does not meet it is none that is meant.
+_CONDITIONS: Final = frozenset({"not_selected", "too_small", "not_lost"})
 
 
 def prune(
@@ -97,22 +101,23 @@ def prune(
         float | None,
         duration_option(
             "--observe",
-            help="Before PostgreSQL 17: watch the slots for this long; what stands still is idle.",
+            help="Before PostgreSQL 17: sample the slots for this long without a break; what stands still is idle.",
             panel=_PROOF,
         ),
     ] = None,
     free_space: Annotated[
         int | None, size_option("--free-space", help="Free storage, for the forecast.", panel=_PROOF)
     ] = None,
-    keep_last: Annotated[
+    advance: Annotated[
         bool,
         typer.Option(
-            "--keep-last",
+            "--advance",
             help="Keep the slots and give up their backlog: advance each to the current position.",
             rich_help_panel=_WHICH,
             show_default=False,
         ),
     ] = False,
+    keep_last: Annotated[bool, typer.Option("--keep-last", hidden=True, help="Now --advance.")] = False,
     confirm: Annotated[
         str | None,
         typer.Option("--confirm", metavar="WORDS", help="With --all, in place of typing it: 'N slots'."),
@@ -122,13 +127,15 @@ def prune(
 
     Never dropped: a slot in use, RDS's own, a standby's synchronised copy, one the config file protects. Failover slots
     and those of known consumers (DMS, pglogical, Debezium, subscriptions) must be named one by one. Each statement
-    checks once more that the slot is untouched; each drop is written to the audit file.
+    checks once more that the slot is untouched; each drop, and each advance, is written to the audit file.
 
     Example: rdsrepl slot prune --inactive-for 7d --retaining-over 1GB --dry-run
     """
     from rdsrepl import pruning
     from rdsrepl.postgres import connection, slots, subscriptions
 
+    if keep_last:
+        raise BadValue("--keep-last is called --advance", hint="rdsrepl slot prune … --advance")
     patterns = tuple(slot or ())
     if not (patterns or lost or every or inactive_for is not None or retaining_over is not None):
         raise BadValue(
@@ -145,12 +152,15 @@ def prune(
         retaining_over_bytes=retaining_over,
         lost=lost,
         include_physical=include_physical,
-        protected=config.load().protect,
         unprotected=frozenset(unprotect or ()),
     )
     pruning.check(criteria)
     target = where(ctx)
-    criteria = replace(criteria, in_use_elsewhere=_subscriptions(subscriber or ()))
+    criteria = replace(
+        criteria,
+        protected=protected(target),
+        in_use_elsewhere=_subscriptions(subscriber or ()),
+    )
     surroundings = around(ctx, target, free_space)
     with connection.open(target) as conn:
         own = {
@@ -176,14 +186,21 @@ def prune(
             standing.wal.in_recovery,
             standing.wal.lsn,
             standing.wal.timeline,
+            standing.server if standing.server.isdigit() else None,
         )
         steps: dict[int, slots.Slot] = {}
         plans = []
+        saved = slots.saved_at(conn, [one.slot.slot_name for one in candidates])
         for one in candidates:
-            plan = _advance(ctx, one, here) if keep_last else slots.drop(one.slot, here=here, physical=include_physical)
+            written = saved.get(one.slot.slot_name)
+            plan = (
+                _advance(ctx, one, here, written)
+                if advance
+                else slots.drop(one.slot, here=here, physical=include_physical, saved=written)
+            )
             plans.append(plan)
             steps |= {id(step): one.slot for step in plan.steps}
-        title = f"{'advance' if keep_last else 'drop'} {_count(len(steps))}" if steps else "prune"
+        title = f"{'advance' if advance else 'drop'} {_count(len(steps))}" if steps else "prune"
         plan = Plan(
             title,
             tuple(step for one in plans for step in one.steps),
@@ -191,13 +208,18 @@ def prune(
             unchanged="nothing to prune",
             independent=True,
         )
-        trail = None if keep_last or not steps or not _changes(ctx) else DropTrail(conn, "slot prune", steps)
+        trail = None if not steps or not _changes(ctx) else SlotTrail(conn, "slot prune", steps, advances=advance)
+    refused = _refusal(criteria, verdicts)
     if not _changes(ctx) and shared(ctx).output is not Format.table:
         emit(_document(standing, verdicts, plan), shared(ctx).output, lambda: "")
+        if refused is not None:
+            raise refused
         if consent(ctx).check and plan:
             raise typer.Exit(ExitCode.CHANGES_PENDING)
         return
-    _explain(ctx, standing, verdicts, keep_last=keep_last)
+    _explain(ctx, standing, verdicts, advance=advance)
+    if refused is not None:
+        raise refused
     typed = Typed(_count(len(steps)), "--confirm", confirm) if every and steps else None
     settle(ctx, plan, target=target, typed=typed, witness=trail)
 
@@ -216,35 +238,62 @@ def _look(
     """Look at the slots, and where only a second look can prove that they are idle, wait for it."""
     from rdsrepl import pruning
 
-    found = look(conn, surroundings)
-    verdicts = _judge(conn, found, criteria)
+    found = look(ctx, conn, surroundings)
+    verdicts = _judge(found, criteria)
     if observe is None:
         return found, verdicts
     missing = pruning.needs_a_look(verdicts, found.wal.version, criteria.idle_seconds)
     if missing > 0:
-        seconds = min(observe, missing)
-        note(ctx, f"watching the slots for {format_duration(seconds)}")
-        progress = Progress(ctx)
-        started = time.monotonic()
-        # A little longer than asked for: the server's clock counts, between one look and the other.
-        while (elapsed := time.monotonic() - started) < seconds + 0.1:
-            time.sleep(min(1.0, seconds + 0.1 - elapsed))
-            progress.say("watching the slots", time.monotonic() - started)
-        progress.clear()
-        found = look(conn, surroundings)
-        verdicts = _judge(conn, found, criteria)
+        found = _observe(ctx, conn, min(observe, missing), surroundings)
+        verdicts = _judge(found, criteria)
     return found, verdicts
 
 
-def _judge(conn: Connection, found: Standing, criteria: Criteria) -> tuple[Verdict, ...]:
-    from rdsrepl import pruning
+def _observe(ctx: typer.Context, conn: Connection, seconds: float, surroundings: Surroundings) -> Standing:
+    """Sample the slots for so long without a break; each sample at which something has changed is remembered."""
+    from rdsrepl import observations
     from rdsrepl.postgres import wal
+    from rdsrepl.standing import LONGEST_GAP_SECONDS, SAMPLE_SECONDS, Watch
 
-    now = found.wal
-    promoted = None
-    if now.timeline is not None and now.timeline > 1 and now.version >= pruning.SAYS_SINCE_WHEN:
-        promoted = wal.promoted_at(conn, now.timeline)
-    return pruning.judge(found.assessed(), found.slots, found.history, criteria, promoted_at=promoted)
+    note(ctx, f"watching the slots for {format_duration(seconds)}")
+    progress, watch, key = Progress(ctx), Watch(), wal.history_key(conn)
+    started = time.monotonic()
+    # A server that did not answer for a moment makes it longer, twice as long at most.
+    while watch.seconds < seconds and (elapsed := time.monotonic() - started) < 2 * seconds + LONGEST_GAP_SECONDS:
+        now, rows = watch.sample(conn)
+        if watch.changed:
+            observations.record(key, retention.observe(now, rows))
+        progress.say("watching the slots", elapsed)
+        time.sleep(min(SAMPLE_SECONDS, max(0.0, seconds - watch.seconds)))
+    progress.clear()
+    found = look(ctx, conn, surroundings, watch=watch)
+    for text in watch.breaks:
+        warn(ctx, f"the row of samples began anew at {text}")
+    return found
+
+
+def _judge(found: Standing, criteria: Criteria) -> tuple[Verdict, ...]:
+    from rdsrepl import pruning
+
+    return pruning.judge(found.assessed(), found.slots, found.history, criteria)
+
+
+def _refusal(criteria: Criteria, verdicts: Sequence[Verdict]) -> Refused | None:
+    """Return why nothing is done: a slot that is named itself may not be dropped; None where each of them may."""
+    kept = [
+        (one.slot.slot_name, [each.reason for each in one.obstacles])
+        for one in verdicts
+        if one.slot.slot_name in criteria.patterns
+        and one.obstacles
+        and not any(each.rule in _CONDITIONS for each in one.obstacles)
+    ]
+    if not kept:
+        return None
+    more = f" (and {len(kept) - 1} more of those named)" if len(kept) > 1 else ""
+    return Refused(
+        f"slot {kept[0][0]} may not be pruned{more}: {'; '.join(kept[0][1])}",
+        hint="nothing was changed; see to the reason, or name the other slots without it",
+    )
 
 
 def _require_match(criteria: Criteria, standing: Standing) -> None:
@@ -296,12 +345,12 @@ def _elsewhere(words: str) -> Target:
     return target
 
 
-def _advance(ctx: typer.Context, one: Verdict, here: Here) -> Plan:
+def _advance(ctx: typer.Context, one: Verdict, here: Here, saved: datetime | None) -> Plan:
     """Return the plan that gives up a slot's backlog; an empty one where that cannot be done from here."""
     from rdsrepl.postgres import slots
 
     try:
-        return slots.advance(one.slot, None, here=here)
+        return slots.advance(one.slot, None, here=here, saved=saved)
     except Error as exc:
         warn(ctx, f"{exc.message}: it is left as it is" + (f" ({exc.hint})" if exc.hint else ""))
         return Plan(f"advance replication slot {one.slot.slot_name}", ())
@@ -311,15 +360,15 @@ def _count(number: int) -> str:
     return f"{number} slot{'' if number == 1 else 's'}"
 
 
-def _explain(ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict], *, keep_last: bool) -> None:
+def _explain(ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict], *, advance: bool) -> None:
     """Say what is to go, what is lost with it, and why the others stay: on stderr, or stdout where that is all."""
     from rdsrepl.render import say, styled
 
     candidates = [one for one in verdicts if one.is_candidate]
     parts: list[object] = []
     for one in candidates:
-        parts += [styled(one.slot.slot_name, "bold"), facts(_facts(one, keep_last=keep_last)), ""]
-    if candidates and not keep_last:
+        parts += [styled(one.slot.slot_name, "bold"), facts(_facts(one, advance=advance)), ""]
+    if candidates and not advance:
         freed, keeper = retention.freed_by_dropping(
             [one.slot.slot_name for one in candidates], standing.slots, standing.wal
         )
@@ -342,7 +391,7 @@ def _explain(ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict]
         say(stacked(*parts), to_stdout=not _changes(ctx), plain=shared(ctx).no_color)
 
 
-def _facts(one: Verdict, *, keep_last: bool) -> list[tuple[str, object]]:
+def _facts(one: Verdict, *, advance: bool) -> list[tuple[str, object]]:
     """Return what a person must know before a slot goes."""
     slot, holding = one.slot, one.holding
     rows: list[tuple[str, object]] = [
@@ -360,13 +409,13 @@ def _facts(one: Verdict, *, keep_last: bool) -> list[tuple[str, object]]:
         rows.append(("  keeps from VACUUM", f"{holding.xid_age:,} transactions"))
     rows += [("  if it stays", f"{breakage.reason}; {_when(breakage.seconds)}") for breakage in holding.breaks[:1]]
     rows.append(("  lost for ever", _lost(one)))
-    if not keep_last:
+    if not advance:
         # The comment stands by itself: broken by the terminal's width it would be no comment any more.
         again, _, comment = one.recreate.partition("  # ")
         rows += [("  to make it again", again), *([("", comment)] if comment else [])]
-        if slot.slot_type == "logical" and not retention.is_lost(slot):
-            advance = command("slot advance {} --to-current", slot.slot_name)
-            rows.append(("  instead", f"{advance} keeps it, not its backlog"))
+        if slot.slot_type == "logical" and not slot.is_lost:
+            instead = command("slot advance {} --to-current", slot.slot_name)
+            rows.append(("  instead", f"{instead} keeps it, not its backlog"))
     return rows
 
 
@@ -376,7 +425,7 @@ def _when(seconds: float) -> str:
 
 def _lost(one: Verdict) -> str:
     slot = one.slot
-    if retention.is_lost(slot):
+    if slot.is_lost:
         return "nothing more: its changes are gone already"
     if slot.slot_type != "logical":
         return "its standby must be built anew, unless it has all it needs elsewhere"

@@ -9,7 +9,7 @@ import typer
 
 from rdsrepl.cli import check, lag, prune, tail, watch
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
-from rdsrepl.cli.drops import DropTrail, require_unprotected
+from rdsrepl.cli.drops import SlotTrail, require_unprotected
 from rdsrepl.cli.options import Reader, Writer, duration_option, shared, where
 from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue
@@ -147,9 +147,9 @@ def drop(
     target = where(ctx)
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
-        plan = slots.drop(slot, here=connection.here(conn))
-        require_unprotected(name, frozenset(unprotect or ()))
-        trail = DropTrail(conn, "slot drop", {id(step): slot for step in plan.steps})
+        plan = slots.drop(slot, here=connection.here(conn), saved=slots.saved_at(conn, [name]).get(name))
+        require_unprotected(name, target, frozenset(unprotect or ()))
+        trail = SlotTrail(conn, "slot drop", {id(step): slot for step in plan.steps})
     settle(ctx, plan, target=target, witness=trail)
 
 
@@ -168,7 +168,9 @@ def advance(
         duration_option("--timeout", help="Give up after this long: the server decodes what it passes over."),
     ] = 600.0,
 ) -> None:
-    """Move a slot forward without reading it: the changes in between are given up.
+    """Move a slot forward without reading it: the changes in between are given up, and no consumer sees them.
+
+    It is written to the audit file, as a drop is.
 
     Example: rdsrepl slot advance orders_cdc --to-current
     """
@@ -179,8 +181,11 @@ def advance(
     goal = None if lsn is None else Lsn.parse(lsn)
     target = where(ctx)
     with connection.open(target) as conn:
-        plan = slots.advance(slots.get(conn, name), goal, here=connection.here(conn), timeout_seconds=timeout)
-    settle(ctx, plan, target=target)
+        slot = slots.get(conn, name)
+        saved = slots.saved_at(conn, [name]).get(name)
+        plan = slots.advance(slot, goal, here=connection.here(conn), timeout_seconds=timeout, saved=saved)
+        trail = SlotTrail(conn, "slot advance", {id(step): slot for step in plan.steps}, advances=True)
+    settle(ctx, plan, target=target, witness=trail)
 
 
 tail.register(app)

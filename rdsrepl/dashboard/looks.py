@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.activity import Server
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.slots import Slot
+    from rdsrepl.postgres.wal import Wal
     from rdsrepl.surroundings import Surroundings
 
 #: how often a look is written to the history that other commands use as well.
@@ -65,6 +66,7 @@ class Watched:
         self._conn: Connection | None = None
         self._connected_at = 0.0
         self._identity: str | None = None
+        self._promotion: tuple[datetime, int, datetime | None] | None = None
         self._server: Server | None = None
         self._was_primary = False
         self._history: tuple[Observation, ...] = ()
@@ -100,6 +102,7 @@ class Watched:
             storage=self._storage(rows),
             wal_rate=None if self._around is None else self._around.latest.wal_rate,
             window_seconds=self._window_seconds,
+            promoted_at=self._promoted(conn, now),
         )
         self._remember(retention.observe(now, rows))
         if now.in_recovery and self._was_primary and time.monotonic() - self._connected_at > _WRITER_SECONDS:
@@ -128,7 +131,7 @@ class Watched:
             self.close()
             conn = self._conn = connection.connect(self._target)
             self._connected_at = time.monotonic()
-            identity = wal.server_identity(conn)
+            identity = wal.history_key(conn)
             self._server = activity.server(conn)
             if identity != self._identity:
                 self._identity = identity
@@ -136,6 +139,16 @@ class Watched:
                 self._past.clear()
                 self._past.extend(_sample(one) for one in self._history)
         return self._conn
+
+    def _promoted(self, conn: Connection, now: Wal) -> datetime | None:
+        """Return when the server was promoted, where that is known; asked once a connection and timeline."""
+        from rdsrepl.postgres import wal
+
+        if now.timeline is None or now.timeline == 1:
+            return None
+        if self._promotion is None or self._promotion[:2] != (now.started_at, now.timeline):
+            self._promotion = (now.started_at, now.timeline, wal.promoted_at(conn, now.timeline))
+        return self._promotion[2]
 
     def _storage(self, rows: Sequence[Slot]) -> Storage | None:
         """Return CloudWatch's free storage, or what is left of that which was known at the first look."""
@@ -254,17 +267,20 @@ class Looker:
 def thinned(history: Sequence[Observation], *, share: float = 0.05) -> tuple[Observation, ...]:
     """Return a history with less of what is long ago: the steps between looks are a share of their age.
 
-    A long watch, or months of history, would cost more at every look otherwise.
+    A long watch, or months of history, would cost more at every look otherwise. Of a look that is left out each slot's
+    last change and last use stay.
     """
-    kept: list[Observation] = []
     if not history:
         return ()
-    end = history[-1].at
-    for one in reversed(history):
-        age = (end - one.at).total_seconds()
-        if not kept or (kept[-1].at - one.at).total_seconds() >= age * share:
-            kept.append(one)
-    return tuple(reversed(kept))
+    kept = [False] * len(history)
+    end, last = history[-1].at, None
+    for number in reversed(range(len(history))):
+        one = history[number]
+        if not one.partial and (
+            last is None or (last - one.at).total_seconds() >= (end - one.at).total_seconds() * share
+        ):
+            kept[number], last = True, one.at
+    return tuple(observations.reduced(history, kept, last_only=True))
 
 
 def _sample(seen: Observation) -> Sample:

@@ -59,7 +59,7 @@ def output_plugins(facts: Facts) -> Iterator[Problem]:
 def inactive_slots(facts: Facts) -> Iterator[Problem]:
     """Find slots that nobody consumes, and that hold WAL all the same."""
     for slot in (*facts.logical_slots, *facts.physical_slots):
-        if slot.active or _is_lost(slot) or slot.restart_lsn is None or _is_copy(facts, slot):
+        if slot.active or slot.is_lost or slot.restart_lsn is None or _is_copy(facts, slot):
             continue
         held = (
             "an unknown amount of WAL" if slot.retained_bytes is None else f"{format_size(slot.retained_bytes)} of WAL"
@@ -90,7 +90,7 @@ def lost_slots(facts: Facts) -> Iterator[Problem]:
     keep_bytes = int(keep) * _MIB if keep is not None and int(keep) > 0 else None
     for slot in (*facts.logical_slots, *facts.physical_slots):
         name = slot.slot_name
-        if _is_lost(slot):
+        if slot.is_lost:
             why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
             remedy = (
                 f"drop it ({command('slot drop {}', name)}), make it again, and copy the tables anew"
@@ -150,7 +150,7 @@ def xid_age(facts: Facts) -> Iterator[Problem]:
 def slot_lag(facts: Facts) -> Iterator[Problem]:
     """Find consumers that are far behind, and slots that an old transaction holds back."""
     for slot in facts.logical_slots:
-        if not slot.active or _is_lost(slot) or slot.lag_bytes is None:
+        if not slot.active or slot.is_lost or slot.lag_bytes is None:
             continue
         holder = slot.holder
         if slot.lag_bytes >= FAR_BEHIND_BYTES and not _has_everything(facts, slot):
@@ -202,7 +202,7 @@ def upgrade_slots(facts: Facts) -> Iterator[Problem]:
             "only before such an upgrade: let the consumers finish, rdsrepl slot drop each, make them anew after it",
         )
         return
-    behind = [slot.slot_name for slot in facts.logical_slots if slot.lag_bytes or _is_lost(slot)]
+    behind = [slot.slot_name for slot in facts.logical_slots if slot.lag_bytes or slot.is_lost]
     if behind:
         yield info(
             ", ".join(behind),
@@ -326,7 +326,7 @@ def idle_slot_timeout(facts: Facts) -> Iterator[Problem]:
     if not seconds or facts.server is None:
         return
     for slot in (*facts.logical_slots, *facts.physical_slots):
-        if slot.active or slot.inactive_since is None or _is_lost(slot) or _is_copy(facts, slot):
+        if slot.active or slot.inactive_since is None or slot.is_lost or _is_copy(facts, slot):
             continue
         idle = (facts.server.now - slot.inactive_since).total_seconds()
         if idle >= seconds / 2:
@@ -403,10 +403,6 @@ def _limit_above_free(facts: Facts, held: int, free: float) -> Iterator[Problem]
             f"{format_size(int(free))} that is free: the disk fills first",
             "give it more storage, or " + remedies.change(facts, "max_slot_wal_keep_size", str(int(free / 2) // _MIB)),
         )
-
-
-def _is_lost(slot: Slot) -> bool:
-    return slot.wal_status == "lost" or bool(slot.invalidation_reason) or bool(slot.conflicting)
 
 
 def _is_copy(facts: Facts, slot: Slot) -> bool:

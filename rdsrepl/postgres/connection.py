@@ -44,6 +44,8 @@ SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_repl
             ELSE pg_catalog.pg_current_wal_lsn() END
 """
 
+_SYSTEM_IDENTIFIER: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
+
 _HERE: Final = """
 SELECT pg_catalog.current_database()::text, pg_catalog.pg_postmaster_start_time(), w.in_recovery,
        CASE WHEN w.in_recovery THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END,
@@ -208,6 +210,8 @@ class Here:
         in_recovery: it is a standby.
         lsn: the end of its WAL; on a standby what it has replayed.
         timeline: None on a standby, and on Aurora; a promotion differs, a crash does not.
+        system_identifier: what ``initdb`` gave the cluster; its standbys and restored copies have the same. None where
+            this role may not see it.
     """
 
     database: str
@@ -215,6 +219,7 @@ class Here:
     in_recovery: bool
     lsn: Lsn
     timeline: int | None
+    system_identifier: str | None = None
 
 
 @contextmanager
@@ -376,7 +381,18 @@ def here(connection: Connection) -> Here:
     """Return where a connection leads to."""
     row = connection.execute(_HERE).fetchone()
     assert row is not None
-    return Here(*row)
+    return Here(*(*row, system_identifier(connection)))
+
+
+def system_identifier(connection: Connection) -> str | None:
+    """Return what ``initdb`` gave the cluster; None where this role may not see it."""
+    import psycopg
+
+    try:
+        row = connection.execute(_SYSTEM_IDENTIFIER).fetchone()
+    except psycopg.errors.InsufficientPrivilege:
+        return None
+    return None if row is None else str(row[0])
 
 
 def current_lsn(connection: Connection) -> Lsn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -61,8 +62,9 @@ class Slot:
             the last one replayed.
         lag_bytes: not consumed yet: current position minus ``confirmed_flush_lsn``.
         xmin_age, catalog_xmin_age: how many transactions old ``xmin`` and ``catalog_xmin`` are.
-        total_txns, total_bytes: what was decoded for it, of ``pg_stat_replication_slots`` (14): they move when a
-            consumer reads, whether it confirms anything or not.
+        total_txns … stats_reset: ``pg_stat_replication_slots`` (14): what was decoded for it. They move when a consumer
+            reads, whether it confirms anything or not; the totals at a transaction's end, the spill and stream counters
+            in the middle of a large one.
         walsender: who holds it, while it is active.
     """
 
@@ -94,6 +96,40 @@ class Slot:
     total_txns: int | None
     total_bytes: int | None
     walsender: Walsender | None
+    spill_txns: int | None = None
+    spill_count: int | None = None
+    spill_bytes: int | None = None
+    stream_txns: int | None = None
+    stream_count: int | None = None
+    stream_bytes: int | None = None
+    stats_reset: datetime | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server has invalidated it: nobody can consume it any more, and no WAL is kept for it."""
+        return self.wal_status == "lost" or bool(self.invalidation_reason) or bool(self.conflicting)
+
+    @property
+    def held_lsn(self) -> Lsn | None:
+        """The position from which the server keeps WAL for it; None where it keeps none.
+
+        The server passes over invalidated slots when it decides what to keep, although ``restart_lsn`` may still be
+        shown (16 and later, slot.c, ``ReplicationSlotsComputeRequiredLSN``).
+        """
+        return None if self.is_lost else self.restart_lsn
+
+    @property
+    def counters(self) -> tuple[int | str | None, ...] | None:
+        """Its counters of ``pg_stat_replication_slots``, to be compared as a whole; None where there are none."""
+        values = tuple(getattr(self, name) for name in COUNTERS)
+        if all(value is None for value in values):
+            return None
+        return (*values, None if self.stats_reset is None else self.stats_reset.isoformat())
+
+    @property
+    def state(self) -> tuple[object, ...]:
+        """Everything that tells whether it was used or replaced in between, to be compared as a whole."""
+        return (*(getattr(self, column) for column, _ in _UNMOVED), self.inactive_since, self.counters)
 
     @property
     def holder(self) -> str:
@@ -104,6 +140,22 @@ class Slot:
         return f"PID {self.active_pid}" + (f" ({', '.join(about)})" if about else "")
 
 
+#: ``pg_stat_replication_slots`` (14): any of them moves when somebody reads from the slot.
+COUNTERS: Final = (
+    "spill_txns", "spill_count", "spill_bytes", "stream_txns", "stream_count", "stream_bytes", "total_txns",
+    "total_bytes",
+)  # fmt: skip
+# What an untouched slot keeps, and the types to compare it in.
+_UNMOVED: Final = (
+    ("plugin", "name"),
+    ("slot_type", "text"),
+    ("datoid", "oid"),
+    ("restart_lsn", "pg_lsn"),
+    ("confirmed_flush_lsn", "pg_lsn"),
+    ("xmin", "xid"),
+    ("catalog_xmin", "xid"),
+    ("two_phase", "boolean"),
+)
 # Columns that came with a version; before it they read as NULL.
 _COLUMNS: Final[tuple[tuple[int, str, str], ...]] = (
     (14, "two_phase", "boolean"),
@@ -118,10 +170,12 @@ _LIST: Final = """
 SELECT s.slot_name::text, s.plugin::text, s.slot_type, s.datoid::bigint, s.database::text, s.temporary, s.active,
        s.active_pid, s.xmin::text, s.catalog_xmin::text, s.restart_lsn, s.confirmed_flush_lsn, s.wal_status,
        s.safe_wal_size, {columns},
-       greatest(pg_wal_lsn_diff(w.lsn, s.restart_lsn), 0)::bigint AS retained_bytes,
-       greatest(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::bigint AS lag_bytes,
+       CASE WHEN s.restart_lsn IS NOT NULL
+            THEN greatest(pg_wal_lsn_diff(w.lsn, s.restart_lsn), 0)::bigint END AS retained_bytes,
+       CASE WHEN s.confirmed_flush_lsn IS NOT NULL
+            THEN greatest(pg_wal_lsn_diff(w.lsn, s.confirmed_flush_lsn), 0)::bigint END AS lag_bytes,
        age(s.xmin) AS xmin_age, age(s.catalog_xmin) AS catalog_xmin_age,
-       {totals},
+       {statistics},
        coalesce(r.usename, a.usename)::text, coalesce(r.application_name, a.application_name),
        coalesce(host(r.client_addr) || ':' || r.client_port, host(a.client_addr) || ':' || a.client_port,
                 CASE WHEN a.client_port = -1 THEN 'local' END),
@@ -131,10 +185,18 @@ SELECT s.slot_name::text, s.plugin::text, s.slot_type, s.datoid::bigint, s.datab
                          ELSE pg_current_wal_lsn() END AS lsn) w
   LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid
   LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid
-  {statistics}
+  {statistics_view}
  ORDER BY s.slot_name
 """
-_STATISTICS: Final = "LEFT JOIN pg_catalog.pg_stat_replication_slots d ON d.slot_name = s.slot_name"
+_STATISTICS_VIEW: Final = "LEFT JOIN pg_catalog.pg_stat_replication_slots d ON d.slot_name = s.slot_name"
+# A slot's state is written when it is made, and at checkpoints and by its consumers when it has changed.
+_SAVED_AT: Final = """
+SELECT n.name, f.modification
+  FROM pg_catalog.unnest(%s::text[]) AS n (name),
+       LATERAL pg_catalog.pg_ls_replslotdir(n.name) AS f (name, size, modification)
+ WHERE f.name = 'state'
+"""
+_SAVED_AT_IN: Final = (15, 16)
 _MAY_REPLICATE: Final = """
 SELECT current_user::text, r.rolsuper OR r.rolreplication
        OR EXISTS (SELECT FROM pg_catalog.pg_roles m
@@ -269,13 +331,30 @@ def create(
     return Plan(f"create replication slot {name}", (step,), (warning,))
 
 
-def drop(slot: Slot, *, here: Here, physical: bool = False) -> Plan:
+def saved_at(conn: Connection, names: Sequence[str]) -> dict[str, datetime]:
+    """Return when the server last wrote each slot's state to disk; nothing where that is not known.
+
+    On 15 and 16 it tells a slot from another one that was copied to its name and position, which no column does
+    (17 and later have ``inactive_since``). It needs ``pg_monitor``. Whole seconds.
+    """
+    import psycopg
+
+    if server_version(conn) not in _SAVED_AT_IN or not names:
+        return {}
+    try:
+        return dict(conn.execute(_SAVED_AT, (list(names),)).fetchall())
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedFunction, psycopg.errors.UndefinedObject):
+        return {}
+
+
+def drop(slot: Slot, *, here: Here, physical: bool = False, saved: datetime | None = None) -> Plan:
     """Return the plan that drops a slot.
 
     Args:
         slot: as it was looked at; the statement drops this one, in this state, and no other.
         here: where it was looked at; the statement drops it there, and not after a restart or a failover.
         physical: a physical slot may be dropped, too; RDS's own never.
+        saved: what ``saved_at`` says of it.
 
     Raises:
         SlotActive: somebody consumes it.
@@ -305,14 +384,26 @@ def drop(slot: Slot, *, here: Here, physical: bool = False) -> Plan:
         sql.SQL(
             "SELECT slot_name, pg_catalog.pg_drop_replication_slot(slot_name)::text AS dropped "
             "FROM pg_catalog.pg_replication_slots WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
-        ).format(sql.Literal(name), _unmoved(slot), _still_here(here)),
+        ).format(sql.Literal(name), _unmoved(slot, saved), _still_here(here)),
         guard=_MOVED,
-        done_if=_gone(name, here),
+        done_if=_answered_by(
+            here,
+            sql.SQL("NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {})").format(
+                sql.Literal(name)
+            ),
+        ),
     )
     return Plan(f"drop replication slot {name}", (step,), tuple(_drop_warnings(slot)))
 
 
-def advance(slot: Slot, lsn: Lsn | None, *, here: Here, timeout_seconds: float = ADVANCE_TIMEOUT_SECONDS) -> Plan:
+def advance(
+    slot: Slot,
+    lsn: Lsn | None,
+    *,
+    here: Here,
+    timeout_seconds: float = ADVANCE_TIMEOUT_SECONDS,
+    saved: datetime | None = None,
+) -> Plan:
     """Return the plan that moves a slot forward, to LSN or (None) to the server's current position.
 
     Args:
@@ -320,6 +411,7 @@ def advance(slot: Slot, lsn: Lsn | None, *, here: Here, timeout_seconds: float =
         lsn: where to.
         here: where it was looked at.
         timeout_seconds: after this long the statement is cancelled.
+        saved: what ``saved_at`` says of it.
 
     Raises:
         BadValue: LSN lies behind the slot, or beyond the server's WAL.
@@ -341,7 +433,7 @@ def advance(slot: Slot, lsn: Lsn | None, *, here: Here, timeout_seconds: float =
         raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")
     if slot.synced and here.in_recovery:
         raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
-    if slot.wal_status == "lost" or slot.invalidation_reason:
+    if slot.is_lost:
         raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: {command('slot drop {}', name)}")
     current = here.lsn
     goal = current if lsn is None else lsn
@@ -360,9 +452,15 @@ def advance(slot: Slot, lsn: Lsn | None, *, here: Here, timeout_seconds: float =
             "SELECT a.slot_name, a.end_lsn FROM (SELECT slot_name FROM pg_catalog.pg_replication_slots "
             "WHERE slot_name = {} AND NOT active AND {} AND {}) s, "
             "LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, {}) a"
-        ).format(sql.Literal(name), _unmoved(slot), _still_here(here), sql.Literal(str(goal))),
+        ).format(sql.Literal(name), _unmoved(slot, saved), _still_here(here), sql.Literal(str(goal))),
         guard=_MOVED,
         timeout_seconds=timeout_seconds,
+        done_if=_answered_by(
+            here,
+            sql.SQL(
+                "(SELECT confirmed_flush_lsn >= {}::pg_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = {})"
+            ).format(sql.Literal(str(goal)), sql.Literal(name)),
+        ),
     )
     warning = f"changes in these {format_size(goal - start)} of WAL are given up: no consumer of {name} will see them"
     return Plan(f"advance replication slot {name}", (step,), (warning,))
@@ -464,17 +562,40 @@ def _drop_warnings(slot: Slot) -> list[str]:
     lag = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
     since = f", inactive since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
     consumed = (
-        f"everything up to {slot.confirmed_flush_lsn}, the end of the WAL, was consumed"
+        "what its standby has not received yet is lost to that standby"
+        if slot.slot_type != "logical"
+        else "it is invalidated: its changes are gone already"
+        if slot.is_lost
+        else f"everything up to {slot.confirmed_flush_lsn}, the end of the WAL, was consumed"
         if slot.lag_bytes == 0
         else f"{lag} of WAL after {slot.confirmed_flush_lsn} was never consumed: its changes are lost to the consumer"
     )
-    held = f"{name} ({slot.plugin}, {slot.database}{since}) holds {retained} of WAL, which the server may then remove"
+    kind = f"{slot.plugin}, {slot.database}" if slot.slot_type == "logical" else "physical"
+    held = f"{name} ({kind}{since}) holds {retained} of WAL, which the server may then remove"
     warnings = [held, consumed]
     if owner := foreign_owner(name):
         warnings.append(f"the name is one that {owner} gives: let {owner} drop it, or be sure its task is gone")
     if slot.failover:
         warnings.append("it is a failover slot: its copies on the standbys go with it")
     return warnings
+
+
+def _same_server(here: Here) -> Composed:
+    """Return the condition under which the server that answers is the one that was looked at, not restarted since."""
+    from psycopg import sql
+
+    conditions = [
+        sql.SQL("pg_catalog.pg_postmaster_start_time() = {}::timestamptz").format(
+            sql.Literal(here.started_at.isoformat())
+        )
+    ]
+    if here.system_identifier is not None:
+        conditions.append(
+            sql.SQL("(SELECT system_identifier::text FROM pg_catalog.pg_control_system()) = {}").format(
+                sql.Literal(here.system_identifier)
+            )
+        )
+    return sql.SQL(" AND ").join(conditions)
 
 
 def _still_here(here: Here) -> Composed:
@@ -484,63 +605,72 @@ def _still_here(here: Here) -> Composed:
     """
     from psycopg import sql
 
-    return sql.SQL(
-        "pg_catalog.pg_postmaster_start_time() = {}::timestamptz AND pg_catalog.pg_is_in_recovery() = {}"
-    ).format(sql.Literal(here.started_at.isoformat()), sql.Literal(here.in_recovery))
+    return sql.SQL("{} AND pg_catalog.pg_is_in_recovery() = {}").format(
+        _same_server(here), sql.Literal(here.in_recovery)
+    )
 
 
-def _gone(name: str, here: Here) -> Composed:
-    """Return the query whether a slot is gone, for when a drop was sent and not answered.
+def _answered_by(here: Here, done: Composed) -> Composed:
+    """Return the query whether a statement was carried out, for when it was sent and not answered.
 
-    It is NULL where this server cannot tell: a standby that was promoted meanwhile never had the slot, which says
-    nothing of the server that had it.
+    It is NULL where another server answers, or the same one after a restart: a restored snapshot, the other side of a
+    blue/green deployment, a promoted standby and a server that crashed tell nothing of what the first one did.
+
+    Args:
+        here: where the statement was sent.
+        done: the condition that says so there.
     """
     from psycopg import sql
 
-    same = (
-        sql.SQL("WHEN pg_catalog.pg_postmaster_start_time() = {}::timestamptz THEN true").format(
-            sql.Literal(here.started_at.isoformat())
-        )
-        if here.timeline is None
-        else sql.SQL(
-            "WHEN pg_is_in_recovery() THEN NULL "
-            "WHEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint = {} THEN true"
-        ).format(sql.Literal(here.timeline))
-    )
-    return sql.SQL(
-        "SELECT CASE WHEN EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {}) THEN false {} END"
-    ).format(sql.Literal(name), same)
+    same = _same_server(here)
+    if here.timeline is not None:
+        # The walfile's name is no matter of a standby's.
+        same = sql.SQL(
+            "NOT pg_catalog.pg_is_in_recovery() AND {} AND "
+            "('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint = {}"
+        ).format(same, sql.Literal(here.timeline))
+    return sql.SQL("SELECT CASE WHEN {} THEN {} END").format(same, done)
 
 
-def _unmoved(slot: Slot) -> Composed:
+def _unmoved(slot: Slot, saved: datetime | None = None) -> Composed:
     """Return the condition under which a row is still the slot that was looked at, untouched since."""
     from psycopg import sql
 
-    same: list[tuple[str, object, str]] = [
-        ("plugin", slot.plugin, "name"),
-        ("slot_type", slot.slot_type, "text"),
-        ("datoid", slot.datoid, "oid"),
-        ("restart_lsn", None if slot.restart_lsn is None else str(slot.restart_lsn), "pg_lsn"),
-        ("confirmed_flush_lsn", None if slot.confirmed_flush_lsn is None else str(slot.confirmed_flush_lsn), "pg_lsn"),
-        ("xmin", slot.xmin, "xid"),
-        ("catalog_xmin", slot.catalog_xmin, "xid"),
-    ]
+    conditions = []
+    for column, kind in _UNMOVED:
+        value = getattr(slot, column)
+        if column == "two_phase" and value is None:
+            continue  # before 14 there is no such column
+        conditions.append(_is(sql.Identifier(column), str(value) if isinstance(value, Lsn) else value, kind))
     if slot.inactive_since is not None:
-        same.append(("inactive_since", slot.inactive_since.isoformat(), "timestamptz"))
-    conditions = [
-        sql.SQL("{} = {}::{}").format(sql.Identifier(column), sql.Literal(value), sql.SQL(kind))
-        if value is not None
-        else sql.SQL("{} IS NULL").format(sql.Identifier(column))
-        for column, value, kind in same
-    ]
-    if slot.inactive_since is None and slot.total_bytes is not None:
-        # Nothing says when it was used last; but whoever read from it since is counted.
+        conditions.append(_is(sql.Identifier("inactive_since"), slot.inactive_since.isoformat(), "timestamptz"))
+    if slot.counters is not None:
+        # Whoever read from it since is counted, whether it confirmed anything or not; a slot made anew begins at 0.
+        same = [_is(sql.Identifier(name), getattr(slot, name), "bigint") for name in COUNTERS]
+        reset = None if slot.stats_reset is None else slot.stats_reset.isoformat()
+        same.append(_is(sql.Identifier("stats_reset"), reset, "timestamptz"))
+        conditions.append(
+            sql.SQL("EXISTS (SELECT FROM pg_catalog.pg_stat_replication_slots d WHERE d.slot_name = {} AND {})").format(
+                sql.Literal(slot.slot_name), sql.SQL(" AND ").join(same)
+            )
+        )
+    if saved is not None:
         conditions.append(
             sql.SQL(
-                "{} = (SELECT total_bytes FROM pg_catalog.pg_stat_replication_slots d WHERE d.slot_name = {})"
-            ).format(sql.Literal(slot.total_bytes), sql.Literal(slot.slot_name))
+                "(SELECT f.modification = {}::timestamptz FROM pg_catalog.pg_ls_replslotdir({}) f "
+                "WHERE f.name = 'state')"
+            ).format(sql.Literal(saved.isoformat()), sql.Literal(slot.slot_name))
         )
     return sql.SQL(" AND ").join(conditions)
+
+
+def _is(column: Composable, value: object, kind: str) -> Composed:
+    """Return the condition that a column has a value, or none."""
+    from psycopg import sql
+
+    if value is None:
+        return sql.SQL("{} IS NULL").format(column)
+    return sql.SQL("{} = {}::{}").format(column, sql.Literal(value), sql.SQL(kind))
 
 
 def _query(version: int) -> Composed:
@@ -555,14 +685,23 @@ def _query(version: int) -> Composed:
     known = version >= _STATISTICS_SINCE
     return sql.SQL(_LIST).format(
         columns=sql.SQL(", ").join(columns),
-        totals=sql.SQL("d.total_txns, d.total_bytes" if known else "NULL::bigint, NULL::bigint"),
-        statistics=sql.SQL(_STATISTICS if known else ""),
+        statistics=sql.SQL(", ").join(
+            [sql.SQL("d.{}").format(sql.Identifier(name)) for name in (*COUNTERS, "stats_reset")]
+            if known
+            else [*[sql.SQL("NULL::bigint")] * len(COUNTERS), sql.SQL("NULL::timestamptz")]
+        ),
+        statistics_view=sql.SQL(_STATISTICS_VIEW if known else ""),
     )
 
 
 def _slot(row: tuple[Any, ...]) -> Slot:
-    *columns, user, application, client, state = row
-    slot = Slot(*(*columns, None))
+    *values, user, application, client, state = row
+    own = len(values) - len(COUNTERS) - 1
+    statistics = dict(zip((*COUNTERS, "stats_reset"), values[own:], strict=True))
+    totals = statistics.pop("total_txns"), statistics.pop("total_bytes")
+    slot = Slot(*(*values[:own], *totals, None), **statistics)
+    if slot.is_lost:
+        slot = replace(slot, retained_bytes=0)  # whatever restart_lsn still shows
     if not slot.active or slot.active_pid is None:
         return slot
     return replace(slot, walsender=Walsender(slot.active_pid, user, application, client, state))

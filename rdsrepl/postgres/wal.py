@@ -5,8 +5,8 @@ Manual, sections 9.28.3 (``pg_current_wal_lsn``), 20.6.1 (``max_slot_wal_keep_si
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.lsn import Lsn
@@ -29,6 +29,9 @@ class Wal:
         checkpoint_seconds: ``checkpoint_timeout``: a slot over its limit is given up at a checkpoint.
         next_xid: the next transaction's 64-bit number.
         freeze_max_age: ``autovacuum_freeze_max_age``.
+        idle_timeout_seconds: ``idle_replication_slot_timeout`` (18); None where it is off or not known.
+        clock_skew_seconds: how far the server's clock is ahead of this machine's; 0 where they agree within the time
+            that the question took.
     """
 
     at: datetime
@@ -42,6 +45,8 @@ class Wal:
     checkpoint_seconds: int
     next_xid: int
     freeze_max_age: int
+    idle_timeout_seconds: int | None = None
+    clock_skew_seconds: float = 0.0
 
 
 # A timeline has no function of its own; it is the first eight digits of the current segment's name. Aurora's storage
@@ -56,7 +61,9 @@ SELECT clock_timestamp(), current_setting('server_version_num')::integer / 10000
        coalesce((SELECT setting::bigint FROM pg_catalog.pg_settings WHERE name = 'wal_keep_size'), 0) << 20,
        (SELECT setting::integer FROM pg_catalog.pg_settings WHERE name = 'checkpoint_timeout'),
        pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
-       current_setting('autovacuum_freeze_max_age')::bigint
+       current_setting('autovacuum_freeze_max_age')::bigint,
+       (SELECT nullif(setting::bigint, 0) * CASE unit WHEN 'min' THEN 60 ELSE 1 END FROM pg_catalog.pg_settings
+         WHERE name = 'idle_replication_slot_timeout')
   FROM (SELECT pg_is_in_recovery() AS in_recovery,
                EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version') AS aurora) w
 """
@@ -65,14 +72,22 @@ _PROMOTED: Final = """
 SELECT modification + interval '1 second' FROM pg_ls_waldir()
  WHERE name = upper(lpad(to_hex(%s::bigint), 8, '0')) || '.history'
 """
-_SYSTEM_IDENTIFIER: Final = "SELECT system_identifier::text FROM pg_control_system()"
 
 
 def get(conn: Connection) -> Wal:
     """Return the WAL's state."""
+    asked = _now()
     row = conn.execute(_WAL).fetchone()
+    answered = _now()
     assert row is not None
-    return Wal(*row)
+    found = Wal(*row)
+    skew = max((found.at - answered).total_seconds(), 0.0) or min((found.at - asked).total_seconds(), 0.0)
+    return replace(found, clock_skew_seconds=skew)
+
+
+def _now() -> datetime:
+    """Return this machine's clock."""
+    return datetime.now(UTC)
 
 
 def promoted_at(conn: Connection, timeline: int) -> datetime | None:
@@ -102,11 +117,15 @@ def server_identity(conn: Connection) -> str:
 
     Where this role may not see that, it is the address.
     """
-    import psycopg
+    from rdsrepl.postgres.connection import system_identifier
 
-    try:
-        row = conn.execute(_SYSTEM_IDENTIFIER).fetchone()
-    except psycopg.errors.InsufficientPrivilege:
-        return f"{conn.info.host}:{conn.info.port}"
-    assert row is not None
-    return str(row[0])
+    return system_identifier(conn) or f"{conn.info.host}:{conn.info.port}"
+
+
+def history_key(conn: Connection) -> str:
+    """Return under what name looks at this server are remembered: its system identifier and its address.
+
+    A restored copy and a standby have their origin's identifier, but not its address. Where they take over the address
+    each look still says since when its server ran, and on which timeline.
+    """
+    return f"{server_identity(conn)} {conn.info.host}:{conn.info.port}"

@@ -182,7 +182,7 @@ def _fit(slot: Slot, database: str, in_recovery: bool) -> None:
             f"slot {name} belongs to database {slot.database}, and this connection to {database}",
             hint=f"connect to it: --dbname {slot.database}",
         )
-    if slot.wal_status == "lost" or slot.invalidation_reason or slot.conflicting:
+    if slot.is_lost:
         why = slot.invalidation_reason or ("conflict with recovery" if slot.conflicting else "its WAL was removed")
         raise errors.SlotInvalidated(
             f"slot {name} is invalidated ({why}): the changes it held are gone",
