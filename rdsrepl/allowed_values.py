@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -11,6 +12,7 @@ from rdsrepl.errors import BadValue
 _DIGITS: Final = r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 _NUMBER: Final = re.compile(rf"{_DIGITS}\Z")
 _RANGE: Final = re.compile(rf"\s*({_DIGITS})\s*-\s*({_DIGITS})\s*\Z")
+_WHOLE: Final = re.compile(r"-?[0-9]{1,300}\Z")
 _TEXTS: Final = frozenset({"string", "list"})
 
 
@@ -47,10 +49,18 @@ def upper_bound(allowed_values: str | None) -> int | None:
     tops = []
     for item in (allowed_values or "").split(","):
         if match := _RANGE.match(item):
-            tops.append(int(match[2]) if match[2].lstrip("-").isdigit() else int(float(match[2])))
-        elif item.strip().lstrip("-").isdigit():
-            tops.append(int(item))
-    return max(tops, default=None)
+            tops.append(_whole(match[2]))
+        elif _WHOLE.match(item.strip()):
+            tops.append(_whole(item.strip()))
+    return max((top for top in tops if top is not None), default=None)
+
+
+def _whole(text: str) -> int | None:
+    """Return a number without its fraction; None where it is too large to be one of a parameter."""
+    if _WHOLE.match(text):
+        return int(text)
+    number = float(text)
+    return int(number) if math.isfinite(number) else None
 
 
 def _within(number: str, item: str, kind: str) -> bool:

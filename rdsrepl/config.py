@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rdsrepl.errors import ConfigError, NotFound, UsageError
+from rdsrepl.state.yaml_nodes import NotYaml, compose
 from rdsrepl.text.masking import MASK, mask
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def load(path: Path | None = None) -> Config:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return Config(path, None, {})
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, ValueError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}", hint="make the file readable UTF-8") from exc
     return _parse(path, text)
 
@@ -447,20 +448,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _compose(path: Path, text: str) -> yaml.Node | None:
-    import yaml
-
     try:
-        node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as exc:
-        # Neither as the cause nor with what it quotes: a piece of that line may be a piece of a password.
-        mark = exc.problem_mark or exc.context_mark
-        line = mark.line + 1 if mark else 1
-        problem = re.sub(r"'[^']{2,}'|\"[^\"]{2,}\"", "…", exc.problem or "cannot be read")
-        raise ConfigError(f"{path}:{line}: not YAML: {problem}", hint="mend that line") from None
-    except yaml.reader.ReaderError as exc:
-        line = text.count("\n", 0, exc.position) + 1
-        raise ConfigError(f"{path}:{line}: not YAML: a character that is not allowed", hint="mend that line") from None
-    return node
+        return compose(text)
+    except NotYaml as exc:
+        raise ConfigError(f"{path}:{exc.line}: {exc.problem}", hint="mend that line") from None
 
 
 def _child(node: yaml.Node | None, key: str) -> yaml.Node | None:
@@ -475,11 +466,12 @@ def _parse(path: Path, text: str) -> Config:
     if root is None:
         return Config(path, None, {})
     current: str | None = None
+    current_line = 1
     targets: dict[str, Target] = {}
     protect: tuple[str, ...] = ()
     for key, node, line in _entries(path, root, "the file"):
         if key == "current":
-            current = _scalar(path, node, "current")
+            current, current_line = _scalar(path, node, "current"), line
         elif key == "protect":
             protect = _patterns(path, node, key)
         elif key == "targets":
@@ -496,9 +488,8 @@ def _parse(path: Path, text: str) -> Config:
                 f"{path}:{line}: unknown key {key!r}", hint="the keys there are: current, protect, targets"
             )
     if current is not None and current not in targets:
-        line = next(n for n, text_line in enumerate(text.splitlines(), 1) if re.match(r"current\s*:", text_line))
         raise ConfigError(
-            f"{path}:{line}: current: no target {current!r}",
+            f"{path}:{current_line}: current: no target {current!r}",
             hint="targets there: " + (", ".join(sorted(targets)) or "none"),
         )
     return Config(path, current, targets, protect)
@@ -559,7 +550,7 @@ def _check_dsn(path: Path, line: int, name: str, dsn: str) -> None:
 
     try:
         conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, ValueError):
         # Not as the cause: libpq quotes what it stumbled over, which may be a piece of the password.
         raise ConfigError(
             f"{path}:{line}: targets.{name}.dsn: not a connection string",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -22,7 +23,7 @@ def _status(text: str) -> frozenset[str]:
 
 def _transactions(text: str) -> int:
     plain = text.replace("_", "").replace(",", "")
-    if not plain.isdigit():
+    if not re.fullmatch(r"[0-9]{1,18}", plain):
         raise BadValue(f"{text!r} is not a number of transactions", hint="such as 500000000")
     return int(plain)
 

@@ -25,8 +25,13 @@ _BYTES: Final = {
     "tib": 1 << 40,
 }
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
-_DURATION_PART: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|min|s|m|h|d)\s*")
+_DIGITS: Final = r"[0-9]{1,30}(?:\.[0-9]{1,30})?"
+_SIZE: Final = re.compile(rf"({_DIGITS})\s*([A-Za-z]*)\Z")
+_DURATION: Final = re.compile(_DIGITS)
+_DURATION_PART: Final = re.compile(rf"({_DIGITS})\s*(ms|min|s|m|h|d)\s*")
+# Beyond these neither PostgreSQL's bigint nor the clocks of this machine count.
+_LARGEST_BYTES: Final = 2**63 - 1
+_LONGEST_SECONDS: Final = 100 * 366 * 86400.0
 
 
 def parse_size(text: str) -> int:
@@ -41,7 +46,10 @@ def parse_size(text: str) -> int:
         raise BadValue(
             f"{text!r} is not a size", hint="a size is a number with kB, MB, GB or TB, such as 512MB or 10GB"
         )
-    return int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+    size = int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+    if size > _LARGEST_BYTES:
+        raise BadValue(f"{text!r} is too large", hint="a size is less than 8 EB")
+    return size
 
 
 def parse_duration(text: str) -> float:
@@ -51,8 +59,8 @@ def parse_duration(text: str) -> float:
         BadValue: TEXT is no duration.
     """
     stripped = text.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", stripped):
-        return float(stripped)
+    if _DURATION.fullmatch(stripped):
+        return _checked(float(stripped), text)
     seconds, position = 0.0, 0
     while match := _DURATION_PART.match(stripped, position):
         seconds += float(match[1]) * _SECONDS[match[2]]
@@ -61,6 +69,12 @@ def parse_duration(text: str) -> float:
         raise BadValue(
             f"{text!r} is not a duration", hint="a duration is a number with ms, s, m, h or d, such as 30s or 1h30m"
         )
+    return _checked(seconds, text)
+
+
+def _checked(seconds: float, text: str) -> float:
+    if seconds > _LONGEST_SECONDS:
+        raise BadValue(f"{text!r} is too long", hint="a duration is less than 100 years")
     return seconds
 
 

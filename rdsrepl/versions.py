@@ -30,7 +30,7 @@ class Release:
         Raises:
             BadValue: TEXT is none of these.
         """
-        match = re.fullmatch(r"(\d+)(?:\.(\d+))?(?:\.\d+)?(?:[.-][Rr](\d+))?", text.strip())
+        match = re.fullmatch(r"([0-9]{1,4})(?:\.([0-9]{1,9}))?(?:\.[0-9]+)?(?:[.-][Rr]([0-9]{1,9}))?", text.strip())
         if match is None:
             raise BadValue(f"{text!r} is no engine version", hint="for example 16.4 or 15.3-R2")
         return cls(int(match[1]), int(match[2] or 0), int(match[3] or 1))

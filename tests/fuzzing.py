@@ -8,21 +8,29 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from psycopg import sql
 
-from rdsrepl import errors
+from rdsrepl import allowed_values, config, errors, formulas, observations, thresholds, topics, units
 from rdsrepl.config import Target
+from rdsrepl.instance_classes import Hardware
 from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import publications
+from rdsrepl.runbooks import commands, pages
+from rdsrepl.runbooks.variables import TYPES, Variable, check
+from rdsrepl.state import json_lines
 from rdsrepl.tail import preflight
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Decoder, TableFilter
 from rdsrepl.tail.pipeline import FormatName, Pipeline, assemble
 from rdsrepl.tail.timelines import Timelines
+from rdsrepl.text import masking
+from rdsrepl.versions import Release
 from tests.workload import SCHEMA, hostile, insert_every_type
 
 HEADER = 25
@@ -246,3 +254,169 @@ def fuzz_decoder(recorded: Recorded, messages: int, seed: int) -> Tally:
                 # Version 1 alone says the end in its text only, which nothing else confirms.
                 assert "'format-version': '1'" in recorded.name and end >= min(starts), [m.hex() for m in batch]
     return tally
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A parser of text, and texts that it takes: a mutated one is taken, or refused with a typed error."""
+
+    name: str
+    parse: Callable[[str], object]
+    seeds: tuple[str, ...]
+
+
+def parsers(directory: Path) -> list[Texts]:
+    """Return every parser of sizes, durations, positions, pages, names, formulas, thresholds and files."""
+    page = next(iter(sorted(pages.directory().glob("*.md")))).read_text()
+    config_text = (
+        "current: prod\nprotect: [a, 'b_*']\ntargets:\n  prod: {host: h, port: 5432, user: u}\n"
+        "  lab: &lab\n    dsn: postgresql://u@h:5433/d\n  x:\n    profile: p\n    cluster: c\n    endpoint_url: http://h\n"
+    )
+    kinds = tuple(Variable(kind, "help", kind) for kind in TYPES)
+
+    def checked(text: str) -> None:
+        for kind in kinds:
+            with suppress(errors.BadValue):
+                check(kind, text)
+
+    def history(text: str) -> None:
+        file = directory / "rows.jsonl"
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        json_lines.read(file, observations._observation, 1 << 20)
+
+    def allowed_value(text: str) -> None:
+        left, _, right = text.partition("|")
+        for kind in ("integer", "float", "boolean", "list", "string", None):
+            allowed_values.allowed(left, right, kind)
+        allowed_values.upper_bound(right)
+
+    def formula(text: str) -> None:
+        formulas.evaluate(text, Hardware(2, 8 << 30))
+        formulas.raise_floor(text, 20)
+
+    def threshold(text: str) -> None:
+        thresholds.parse([text], [])
+
+    def topic(text: str) -> None:
+        topics.find([text])
+        topics.for_terminal(text)
+
+    def identity(kind: str) -> Callable[[str], object]:
+        return lambda text: publications.parse_columns(text) if kind == "columns" else publications.parse_filter(text)
+
+    sizes, durations = ("512MB", "10 GiB", "4096", "1.5TB", "0"), ("90s", "1h30m", "500ms", "2d", "1.5", "2 min")
+    seen = (
+        '{"at":"2026-11-21T12:00:00+00:00","started_at":"2026-11-21T11:00:00+00:00","timeline":1,"lsn":"0/1000",'
+        '"next_xid":700,"slots":[["orders",true,"0/64","0/C8",7,"psql",4096]]}\n'
+    )
+    return [
+        Texts("size", units.parse_size, sizes),
+        Texts("duration", units.parse_duration, durations),
+        Texts("LSN", Lsn.parse, ("16/B374D848", "0/0", "FFFFFFFF/FFFFFFFF")),
+        Texts("release", Release.parse, ("16.4", "15.3-R2", "16", "14.8.R2")),
+        Texts("name", publications.parse_name, ("sales.orders", '"We""ird".Orders', "t", '"a b"."c.d"')),
+        Texts("columns", identity("columns"), ("sales.orders=id,amount", 't="a,b",c')),
+        Texts("filter", identity("filter"), ("sales.orders: amount > 0", "\"T\": x = 'y'")),
+        Texts(
+            "formula", formula, ("GREATEST({DBInstanceVCPU*2},8)", "${DBInstanceClassMemory/9531392}", "SUM(1,-2)*3/4")
+        ),
+        Texts(
+            "allowed values",
+            allowed_value,
+            ("5|1-100", "on|on,off", "{DBInstanceVCPU}|0,30-3600", "-1.5e3|-1-2147483647"),
+        ),
+        Texts(
+            "threshold", threshold, ("retained=10GB", "inactive=1d,xid-age=1000", "wal-status=lost", "time-to-full=6h")
+        ),
+        Texts("variable", checked, ("orders_cdc", "sales.orders", "30s", "512MB", "16/B374D848", "a b", "arn:aws:x:y")),
+        Texts("command", lambda text: commands.parse(text), ('slot drop "$SLOT" --yes', "a 'b c' \\\n d", 'x "${Y}z"')),
+        Texts("page", lambda text: pages.parse(Path("x.md"), text), (page, page[: len(page) // 2])),
+        Texts("config file", lambda text: config._parse(Path("c.yaml"), text), (config_text, "targets: {}", "")),
+        Texts("DSN to show", masking.mask, ("postgresql://u:pw@h/d?password=x&a=b", "host=h password='a b' user=u")),
+        Texts("history", history, (seen, seen * 3)),
+        Texts("topic", topic, ("exit-codes", "[a](exit-codes.md#x) [b](http://x)")),
+        Texts(
+            "timeline history", lambda text: Timelines.parse(3, text), ("1\t0/3000000\tno reason\n2\t0/5000000\tx\n",)
+        ),
+    ]
+
+
+_WORDS = (
+    *(
+        "\0",
+        "\ud800",
+        "\udcff",
+        "\u0663",
+        "\u00b2",
+        "\u2028",
+        "\x85",
+        "\x1b[31m",
+        "\r",
+        "\n",
+        "\t",
+        " ",
+        "'",
+        '"',
+        "\\",
+        "$",
+    ),
+    *(
+        "9" * 5000,
+        "1e400",
+        "-1e400",
+        "1e999",
+        "NaN",
+        "Infinity",
+        "0x10",
+        "1_000",
+        "-0",
+        "--",
+        "/",
+        "(" * 5000,
+        "[" * 5000,
+    ),
+    *(
+        "{" * 5000,
+        "{a: " * 3000,
+        "- " * 3000,
+        "&a [*a]",
+        "*b",
+        "!!python/object:x",
+        "<<: *a",
+        "%YAML 1.9999\n---\n",
+        "---\n",
+    ),
+    *('"\\UFFFFFFFF"', "? ", ": ", "#", "```", "## ", "<!--", "|", "=", ",", ".", "$X", "${", "é" * 300, "null", "~"),
+)
+
+
+def fuzz_parser(texts: Texts, count: int, seed: int) -> tuple[int, int]:
+    """Give a parser mutated texts; return how many it took and how many it refused."""
+    rng = random.Random(f"{texts.name} {seed}")
+    taken = refused = 0
+    for _ in range(count):
+        text = rng.choice(texts.seeds)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            at = rng.randrange(len(text) + 1)
+            way = rng.randrange(6)
+            if way == 0:
+                text = text[:at] + rng.choice(_WORDS) + text[at + rng.randrange(3) :]
+            elif way == 1:
+                text = text[:at]
+            elif way == 2:
+                text = text[:at] + chr(rng.choice((rng.randrange(128), rng.randrange(0x110000)))) + text[at + 1 :]
+            elif way == 3:
+                text = text[:at] + text[at + rng.randrange(9) :]
+            elif way == 4:
+                text = text[:at] + rng.choice(texts.seeds)[rng.randrange(9) :]
+            else:
+                text = text[:at] + text[at : at + rng.randrange(9)] * rng.choice((2, 9)) + text[at:]
+        try:
+            texts.parse(text)
+            taken += 1
+        except (errors.Error, commands.NotACommand):
+            refused += 1
+        except Exception as exc:
+            exc.add_note(f"{texts.name}, seed {seed}: {text[:500]!r}")
+            raise
+    return taken, refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,8 @@ from tests.conftest import Database
 pytestmark = pytest.mark.timeout(120)
 
 SEED = 20261121
-MESSAGES = 400
+MESSAGES = 150
+TEXTS = 150
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +33,11 @@ def test_no_decoder_ends_in_an_untyped_error(recorded: list[fuzzing.Recorded]) -
         tally = fuzzing.fuzz_decoder(one, MESSAGES, SEED)
         assert tally.mutated >= MESSAGES and tally.accepted and tally.refused, (one.name, tally)
         assert tally.kinds == {"MalformedMessage"}, (one.name, tally)
+
+
+def test_no_parser_ends_in_an_untyped_error(tmp_path: Path) -> None:
+    for one in fuzzing.parsers(tmp_path):
+        for seed in one.seeds:
+            one.parse(seed) if one.name not in ("page", "config file") else None
+        taken, refused = fuzzing.fuzz_parser(one, TEXTS, SEED)
+        assert taken + refused == TEXTS, one.name

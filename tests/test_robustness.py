@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -437,3 +439,56 @@ def test_nothing_is_confirmed_past_a_malformed_message(rdsrepl: Program, db18: D
     assert db18.value(f"SELECT confirmed_flush_lsn > '{before}'::pg_lsn - 400 {state}"), "all that stands before it"
     done = rdsrepl("slot", "tail", db18.name, "--format", "json", "--until-now", dsn=db18.dsn)
     assert done.code == 0 and [row["after"]["v"] for row in done.lines] == ["poison", "behind"], done.err
+
+
+# Texts that are nested, repeated, endless.
+
+
+def test_deep_and_repeated_yaml_is_refused_or_bounded(rdsrepl: Program, tmp_path: Path) -> None:
+    config = rdsrepl.home / "config" / "rdsrepl" / "config.yaml"
+    config.parent.mkdir(parents=True)
+    bomb = "a: &a [x]\n" + "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in pairwise("abcdefgh")
+    )
+    texts = {
+        "[" * 5000: "nested too deep",
+        "targets: " + "{a: " * 5000: "nested too deep",
+        "- " * 5000: "nested too deep",
+        bomb: "unknown key 'a'",
+        "targets:\n  t: &t\n    host: *t\n": "must be one value",
+        'targets: {t: {host: "\\UFFFFFFFF"}}': "out of range",
+        "#" * 300_000: "characters",
+        "targets: {t: {host: h}}\n'current': x": "no target 'x'",
+        "{current: x}": "no target 'x'",
+    }
+    for text, said in texts.items():
+        config.write_text(text)
+        done = rdsrepl("config", "show")
+        assert done.code == 2 and said in done.err, (text[:80], done.err)
+        page = tmp_path / "page.md"
+        page.write_text(f"---\nwhen: now\nvariables: {text}\n---\n# Title\n")
+        config.unlink()
+        done = rdsrepl("runbook", "show", str(page))
+        assert done.code == 2 and str(page) in done.err, (text[:80], done.err)
+
+
+@pytest.mark.parametrize("moment", ["import typer", "build the command line"])
+def test_ctrl_c_while_the_program_starts_says_nothing(tmp_path: Path, moment: str) -> None:
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\n"
+    start = "import sys; sys.argv[:] = ['rdsrepl', 'slot', 'list']; from rdsrepl.__main__ import run; run()"
+    if moment == "import typer":
+        (tmp_path / "typer.py").write_text(
+            f"try:\n    {interrupt}    pass\nexcept BaseException as exc:\n    print(exc)\n"
+        )
+    else:
+        start = f"import typer.main; typer.main.get_command = lambda *_: exec({interrupt!r}); {start}"
+    done = subprocess.run(
+        [sys.executable, "-c", start],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

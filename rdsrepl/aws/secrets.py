@@ -46,7 +46,7 @@ def get(aws: Aws, secret: str) -> Login:
             port=int(port) if port else None,
             dbname=fields.get("dbname"),
         )
-    except (KeyError, ValueError, TypeError, AttributeError):
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
         # Not as the cause: it would quote the secret.
         raise Error(
             f"secret {secret} holds no JSON object with a password",
@@ -84,7 +84,7 @@ def keep_password(
         return _new_secret(secret, {"engine": "postgres", "username": username, "password": password, **place}), change
     try:
         fields: dict[str, Any] = dict(json.loads(answer["SecretString"]))
-    except (KeyError, ValueError, TypeError):
+    except (LookupError, ValueError, TypeError, RecursionError):
         # Not as the cause: it would quote the secret.
         raise Error(
             f"secret {secret} holds no JSON object, and is left alone",

@@ -22,6 +22,7 @@ from rdsrepl import topics
 from rdsrepl.errors import BadPage, BadValue, NotFound
 from rdsrepl.runbooks import commands
 from rdsrepl.runbooks.variables import TYPES, Variable, check
+from rdsrepl.state.yaml_nodes import NotYaml, compose
 
 SECTIONS: Final = ("Checks first", "Steps", "Verify", "Go back")
 # What the place gives: the cluster or instance of --cluster, --instance or the target.
@@ -151,7 +152,7 @@ def load(name: str) -> Runbook:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise NotFound(f"no file {path}", hint="a runbook by its name: rdsrepl runbook list") from None
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, ValueError) as exc:
         raise BadPage(f"{path}: cannot be read: {exc}", hint="make the file readable UTF-8") from exc
     return parse(path, text)
 
@@ -188,7 +189,7 @@ def parse(path: Path, text: str) -> Runbook:
         go_back=go_back,
         body="\n".join(lines[end + 1 :]).strip() + "\n",
         path=path,
-        digest=sha256(text.encode()).hexdigest()[:16],
+        digest=sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16],
     )
 
 
@@ -197,16 +198,10 @@ def _bad(path: Path, line: int, message: str, hint: str) -> BadPage:
 
 
 def _front_matter(path: Path, text: str) -> tuple[str, tuple[str, ...], tuple[Variable, ...]]:
-    import yaml
-
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as exc:
-        mark = exc.problem_mark or exc.context_mark
-        raise _bad(path, (mark.line if mark else 0) + 2, f"not YAML: {exc.problem or exc}", "mend that line") from exc
-    except yaml.reader.ReaderError as exc:
-        line = text.count("\n", 0, exc.position) + 2
-        raise _bad(path, line, "not YAML: a character that is not allowed", "mend that line") from exc
+        root = compose(text)
+    except NotYaml as exc:
+        raise _bad(path, exc.line + 1, exc.problem, "mend that line") from None
     when = ""
     needs: tuple[str, ...] = ()
     variables: tuple[Variable, ...] = ()

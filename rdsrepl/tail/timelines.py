@@ -13,7 +13,7 @@ from typing import Final
 
 from rdsrepl.lsn import Lsn
 
-_LINE: Final = re.compile(r"\s*(\d+)\s+([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})")
+_LINE: Final = re.compile(r"\s*([0-9]{1,10})\s+([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8})")
 
 
 @dataclass(frozen=True, slots=True)
