@@ -352,6 +352,7 @@ class Catalog:
         from rdsrepl.postgres import connection
         from rdsrepl.postgres.types import AnyTextDumper
 
+        is_new = self._conn is None
         if self._conn is None:
             self._conn = connection.connect(self._target)
             if self._conn.info.parameter_status("server_encoding") == "SQL_ASCII":
@@ -362,7 +363,10 @@ class Catalog:
             with connection.own_path(self._conn) if own_path else nullcontext():
                 rows = self._conn.execute(query, parameters).fetchall()
         except psycopg.Error as exc:
+            was_cut = self._conn.closed and not is_new
             self.close()
+            if was_cut:  # by idle_session_timeout, or by hand: between two questions it may be idle for days
+                return self._ask(query, parameters, own_path=own_path)
             raise connection.translate(exc) from exc
         return [tuple(connection.text(value) if type(value) is bytes else value for value in row) for row in rows]
 
