@@ -98,8 +98,8 @@ class Root(Noun):
         if "--no-color" in words:
             # Help and usage errors are rendered by rich before any option of ours is looked at.
             os.environ["NO_COLOR"] = "1"
-        if "--nagios" in words and extra.get("standalone_mode") is not False:
-            self._is_plugin = True
+        self._is_plugin = "--nagios" in words and extra.get("standalone_mode") is not False
+        if self._is_plugin:
             sys.exit(_plugin(lambda: super(Root, self).main(words, *rest, **{**extra, "standalone_mode": False})))
         if not _wants_json(words) or extra.get("standalone_mode") is False:
             return super().main(words, *rest, **extra)
