@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers import Server
-from tests.benchmarks import identity, kinesis, ordeal, replay_oracle
+from tests.benchmarks import fuzz, identity, kinesis, ordeal, replay_oracle
 from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 
 ROUNDS = 3
@@ -172,6 +172,7 @@ def main() -> None:
         ordeal.report(server)
     replay_oracle.report()
     identity.report()
+    fuzz.report()
 
 
 main()
