@@ -240,7 +240,7 @@ def last_consumer(name: str, history: Sequence[Observation]) -> str | None:
 def recreate(slot: Slot) -> str:
     """Return the command that makes such a slot again; it begins with changes that are committed after that."""
     if slot.slot_type != "logical":
-        return sql("SELECT pg_create_physical_replication_slot({})", slot.slot_name)
+        return sql("SELECT pg_catalog.pg_create_physical_replication_slot({})", slot.slot_name)
     flags = [flag for flag, wanted in ((" --two-phase", slot.two_phase), (" --failover", slot.failover)) if wanted]
     again = command("slot create {} --plugin {}" + "".join(flags), slot.slot_name, slot.plugin or "PLUGIN")
     # Which database a slot belongs to is the connection's to say, and no option's. The comment ends with its line.

@@ -367,4 +367,6 @@ def test_how_a_slot_is_made_again() -> None:
     assert pruning.recreate(slot(two_phase=True, failover=True)) == (
         "rdsrepl slot create old --plugin pgoutput --two-phase --failover  # connected to database app"
     )
-    assert pruning.recreate(slot(slot_type="physical")) == "SELECT pg_create_physical_replication_slot('old')"
+    assert (
+        pruning.recreate(slot(slot_type="physical")) == "SELECT pg_catalog.pg_create_physical_replication_slot('old')"
+    )

@@ -28,7 +28,7 @@ def long_transactions(facts: Facts) -> Iterator[Problem]:
                 f"its transaction ({transaction.user}, {transaction.about}) is open for "
                 f"{format_duration(transaction.age_seconds)}: the creation of a slot waits for it, and slots hold WAL "
                 "since it began",
-                f"let it end, or end it: SELECT pg_terminate_backend({transaction.id})",
+                f"let it end, or end it: SELECT pg_catalog.pg_terminate_backend({transaction.id})",
             )
 
 

@@ -62,7 +62,7 @@ def change(facts: Facts, name: str, value: str) -> str:
             f", then {reboot(facts)}" if static else ""
         )
     text = value if name == "output_plugin_libraries" else "'" + value.replace("'", "''") + "'"
-    then = "restart the server" if static else "SELECT pg_reload_conf()"
+    then = "restart the server" if static else "SELECT pg_catalog.pg_reload_conf()"
     return f"ALTER SYSTEM SET {name} = {text}, then {then}"
 
 

@@ -76,7 +76,7 @@ def _inactive_remedy(slot: Slot) -> str:
     if slot.slot_type != "logical":
         if name.startswith("rds"):
             return "its read replica does not stream: rdsrepl instance list; delete a replica that is not needed"
-        return f"bring its standby back; if that is gone: {sql('SELECT pg_drop_replication_slot({})', name)}"
+        return f"bring its standby back; if that is gone: {sql('SELECT pg_catalog.pg_drop_replication_slot({})', name)}"
     if owner := foreign_owner(name):
         return (
             f"the name is one that {owner} gives: start its task again, or delete the task, and the slot goes with it"
@@ -301,7 +301,7 @@ def _on_the_standby(facts: Facts) -> Iterator[Problem]:
                 slot.slot_name,
                 "its copy is not ready: at a promotion it would vanish",
                 "let its consumer on the primary move on once, then log a snapshot there: "
-                "SELECT pg_log_standby_snapshot()",
+                "SELECT pg_catalog.pg_log_standby_snapshot()",
             )
     if not copies and facts.value("sync_replication_slots") == "on":
         yield info(
@@ -314,7 +314,7 @@ def _on_the_standby(facts: Facts) -> Iterator[Problem]:
 def _standby_change(name: str, facts: Facts) -> str:
     if facts.is_managed:
         return command("param-group set GROUP {}", f"{name}=1")
-    return f"ALTER SYSTEM SET {name} = on, then SELECT pg_reload_conf()"
+    return f"ALTER SYSTEM SET {name} = on, then SELECT pg_catalog.pg_reload_conf()"
 
 
 def idle_slot_timeout(facts: Facts) -> Iterator[Problem]:

@@ -63,7 +63,8 @@ def subscriptions(facts: Facts) -> Iterator[Problem]:
             yield warning(
                 name,
                 f"applying failed {subscription.apply_errors} times, copying {subscription.sync_errors} times",
-                "see the server's log; then start the count again: SELECT pg_stat_reset_subscription_stats(NULL)",
+                "see the server's log; then start the count again: "
+                "SELECT pg_catalog.pg_stat_reset_subscription_stats(NULL)",
             )
         if subscription.enabled and subscription.tables_not_ready:
             yield info(

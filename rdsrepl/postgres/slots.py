@@ -222,7 +222,7 @@ SELECT CASE WHEN b.pid = 0 THEN coalesce((
   FROM (SELECT DISTINCT unnest(pg_blocking_pids(%(pid)s)) AS pid) b
   LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
 UNION ALL
-SELECT 'a snapshot of the primary (run SELECT pg_log_standby_snapshot() there)' WHERE pg_is_in_recovery()
+SELECT 'a snapshot of the primary (run SELECT pg_catalog.pg_log_standby_snapshot() there)' WHERE pg_is_in_recovery()
 """
 
 

@@ -492,7 +492,7 @@ class Tail:
             who = self._look(self._was_primary).slot.holder
             return errors.SlotActive(
                 f"slot {self._stream.slot_name} is in use by {who}; waited {seconds:g}s",
-                hint="stop that consumer, or end it: SELECT pg_terminate_backend(pid)",
+                hint="stop that consumer, or end it: SELECT pg_catalog.pg_terminate_backend(pid)",
                 sqlstate=exc.sqlstate,
             )
         return exc
