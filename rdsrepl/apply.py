@@ -1,22 +1,24 @@
 """Carry out a plan, step by step. This is the only writer in the house.
 
 Each statement runs in a worker thread while this one watches: it can say what the statement waits for, end it at its
-deadline or at Ctrl-C, and undo what a cancelled statement may have left half made. An AWS call is made as it was shown;
-a wait looks until its condition holds, and forgives a look that could not be taken.
+deadline or at Ctrl-C, and undo what a cancelled statement may have left half made. An AWS call is made as it was shown,
+and made again for some minutes while AWS refuses it only for the moment. A wait looks until its condition holds; a look
+that could not be taken, or that did not find what was made a moment ago, is no failure.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rdsrepl import errors
 from rdsrepl.plan import AwsCall, Condition, Plan, Statement, Step, Wait
-from rdsrepl.units import format_duration
+from rdsrepl.units import format_duration, parse_duration
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -28,6 +30,7 @@ _CANCEL_SECONDS: Final = 10.0
 _FIRST_POLL_SECONDS: Final = 0.25
 _POLL_GROWTH: Final = 1.3
 _LAST_POLL_SECONDS: Final = 10.0
+_POLL_VARIABLE: Final = "RDSREPL_POLL_INTERVAL"
 # A crash recovery, or a failover.
 _SERVER_BACK_SECONDS: Final = 90.0
 _STILL_THERE: Final = """
@@ -54,6 +57,52 @@ class Outcome:
     returned: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often AWS is asked again; all in seconds.
+
+    Attributes:
+        poll: the longest pause between two looks, and between two attempts to make a call.
+        busy: so long a call is tried again that is refused for the moment.
+        missing: so long what is not found counts as not there yet.
+        clock: the time, which only moves forward.
+        sleep: wait so long.
+    """
+
+    poll: float = _LAST_POLL_SECONDS
+    busy: float = 600.0
+    missing: float = 300.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def from_environment(cls) -> Pace:
+        """Return the pace, with the longest pause from ``RDSREPL_POLL_INTERVAL`` where that is set.
+
+        Raises:
+            BadValue: it is no duration, or none at all.
+        """
+        given = os.environ.get(_POLL_VARIABLE)
+        if not given:
+            return cls()
+        poll = parse_duration(given)
+        if poll <= 0:
+            raise errors.BadValue(f"{_POLL_VARIABLE} is {given!r}", hint="for example 10s")
+        return cls(poll=poll)
+
+    def pauses(self) -> Iterator[float]:
+        """Yield how long to pause: short at first, then longer and longer."""
+        pause = min(_FIRST_POLL_SECONDS, self.poll)
+        while True:
+            yield pause
+            pause = min(pause * _POLL_GROWTH, self.poll)
+
+    @property
+    def confirm(self) -> float:
+        """Between two looks that are to find the same."""
+        return self.poll / 5
 
 
 Done = Callable[[Outcome], None]
@@ -91,7 +140,15 @@ class _NoWitness:
         pass
 
 
-def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting, witness: Witness | None = None) -> list[Outcome]:
+def run(
+    plan: Plan,
+    target: Target,
+    *,
+    done: Done,
+    waiting: Waiting,
+    witness: Witness | None = None,
+    pace: Pace | None = None,
+) -> list[Outcome]:
     """Apply every step of PLAN in order.
 
     Args:
@@ -101,6 +158,7 @@ def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting, witness: Wi
         waiting: called about once a second while a step waits, with the seconds so far and what it waits for, or
             how far it is.
         witness: is told before and after each step.
+        pace: how often AWS is asked again.
 
     Raises:
         AppliedInPart: a step failed and others were done; the cause is chained.
@@ -111,13 +169,14 @@ def run(plan: Plan, target: Target, *, done: Done, waiting: Waiting, witness: Wi
     failures: list[tuple[int, errors.Error | KeyboardInterrupt]] = []
     connections: dict[str, Connection] = {}
     witness = witness or _NoWitness()
+    cloud = _Cloud(target, waiting, pace or Pace())
     interrupted = False
     with ExitStack() as stack:
         for number, step in enumerate(plan.steps):
             try:
                 if interrupted:
                     raise Cancelled
-                outcome, interrupted = _step(step, target, stack, connections, waiting, witness)
+                outcome, interrupted = _step(step, target, stack, connections, waiting, witness, cloud)
             except (errors.Error, KeyboardInterrupt) as exc:
                 failures.append((number, exc))
                 # What the server did not do for one reason it may do for the next; but not when it is gone.
@@ -142,6 +201,7 @@ def _step(
     connections: dict[str, Connection],
     waiting: Waiting,
     witness: Witness,
+    cloud: _Cloud,
 ) -> tuple[Outcome, bool]:
     """Apply one step; return what came of it, and whether Ctrl-C was pressed when it was done already."""
     pid = 0
@@ -159,9 +219,9 @@ def _step(
     interrupted = False
     try:
         if isinstance(step, AwsCall):
-            outcome = _call(step, target)
+            outcome = cloud.call(step)
         elif isinstance(step, Wait):
-            outcome = _wait(step, target, waiting)
+            outcome = cloud.wait(step)
         else:
             outcome, interrupted = _run(step, connections[step.protocol], target, waiting)
     except BaseException as exc:
@@ -230,38 +290,105 @@ def _was_done(step: Statement, target: Target, pid: int, waiting: Waiting) -> bo
         pause = min(pause * _POLL_GROWTH, _LAST_POLL_SECONDS)
 
 
-def _call(step: AwsCall, target: Target) -> Outcome:
-    from rdsrepl.aws import session
+class _Cloud:
+    """A plan's AWS calls and waits: where whatever passes by itself is waited out."""
 
-    started = time.monotonic()
-    if step.needed is not None and not step.needed(target):
-        return Outcome(step, skipped=True)
-    session.call(target.aws, step.service, step.operation, step.parameters)
-    return Outcome(step, seconds=time.monotonic() - started)
+    def __init__(self, target: Target, waiting: Waiting, pace: Pace) -> None:
+        self._target = target
+        self._waiting = waiting
+        self._pace = pace
+        self._made: frozenset[str] = frozenset()
 
+    def call(self, step: AwsCall) -> Outcome:
+        """Make a call, again and again while AWS refuses it only for the moment.
 
-def _wait(step: Wait, target: Target, waiting: Waiting) -> Outcome:
-    started = time.monotonic()
-    pause = _FIRST_POLL_SECONDS
-    found = Condition(False, "not looked yet")
-    while True:
+        Raises:
+            Error: AWS refuses it for good, or has refused it for minutes.
+        """
+        from rdsrepl.aws import refusals, session
+
+        started = self._pace.clock()
+        named = refusals.names(step.parameters)
+        for pause in self._pace.pauses():
+            try:
+                if step.needed is not None and not self._is_needed(step.needed):
+                    return Outcome(step, seconds=self._pace.clock() - started, skipped=True)
+                session.call(self._target.aws, step.service, step.operation, step.parameters)
+                break
+            except errors.Error as exc:
+                elapsed = self._pace.clock() - started
+                if isinstance(exc, _NotAsked):
+                    limit, exc = self._pace.busy, exc.cause
+                elif refusals.is_busy(exc):
+                    limit = self._pace.busy
+                elif refusals.is_missing(exc) and step.operation.startswith("Delete"):
+                    return Outcome(step, seconds=elapsed, skipped=True)
+                elif refusals.is_missing(exc) and named & self._made:
+                    limit = self._pace.missing
+                else:
+                    raise
+                if elapsed >= limit:
+                    exc.message += f" (refused for {format_duration(elapsed)})"
+                    raise exc from exc.__cause__
+                refusals.check_status(self._target.aws, step.operation, step.parameters)
+                self._waiting(step, elapsed, [f"trying again: {exc.message}"])
+            self._pace.sleep(pause)
+        if step.operation.startswith(("Create", "Copy")):
+            self._made |= named
+        return Outcome(step, seconds=self._pace.clock() - started)
+
+    def wait(self, step: Wait) -> Outcome:
+        """Look until it is so in as many looks in a row as the step asks for.
+
+        Raises:
+            TimedOut: it is not so in time.
+            Error: it will never be so.
+        """
+        from rdsrepl.aws import refusals
+
+        clock, started = self._pace.clock, self._pace.clock()
+        in_a_row, missing_since = 0, None
+        for pause in self._pace.pauses():
+            try:
+                found = step.probe(self._target)
+                missing_since = None
+                in_a_row = in_a_row + 1 if found.met else 0
+            except errors.Unreachable as exc:
+                found = Condition(False, exc.message)
+            except errors.NotFound as exc:
+                missing_since = clock() if missing_since is None else missing_since
+                if not refusals.is_missing(exc) or clock() - missing_since >= self._pace.missing:
+                    raise
+                found, in_a_row = Condition(False, "not found yet"), 0
+            elapsed = clock() - started
+            if in_a_row >= step.confirmations:
+                return Outcome(step, dict(found.facts), elapsed)
+            if found.failed is not None:
+                raise errors.Error(f"{step.summary}: {found.failed}", hint=found.remedy)
+            if elapsed >= step.timeout_seconds and not found.met:
+                raise errors.TimedOut(
+                    f"{step.summary}: not so after {format_duration(step.timeout_seconds)}; it is: {found.state}",
+                    hint="it may still come to be so: look again, or allow more time with --timeout",
+                )
+            self._waiting(step, elapsed, [found.state])
+            left = max(step.timeout_seconds - elapsed, 0.0)
+            self._pace.sleep(self._pace.confirm if found.met else min(pause, left))
+        raise AssertionError("the pauses do not end")
+
+    def _is_needed(self, needed: Callable[[Target], bool]) -> bool:
         try:
-            found = step.probe(target)
+            return needed(self._target)
         except errors.Unreachable as exc:
-            found = Condition(False, exc.message)
-        elapsed = time.monotonic() - started
-        if found.met:
-            return Outcome(step, dict(found.facts), elapsed)
-        if found.failed is not None:
-            raise errors.Error(f"{step.summary}: {found.failed}", hint=found.remedy)
-        if elapsed >= step.timeout_seconds:
-            raise errors.TimedOut(
-                f"{step.summary}: not so after {format_duration(step.timeout_seconds)}; it is: {found.state}",
-                hint="it may still come to be so: look again, or allow more time with --timeout",
-            )
-        waiting(step, elapsed, [found.state])
-        time.sleep(min(pause, step.timeout_seconds - elapsed))
-        pause = min(pause * _POLL_GROWTH, _LAST_POLL_SECONDS)
+            # The look failed, nothing was sent.
+            raise _NotAsked(exc) from exc
+
+
+class _NotAsked(errors.Error):
+    """It could not be looked up whether a call is needed."""
+
+    def __init__(self, cause: errors.Error) -> None:
+        super().__init__(cause.message)
+        self.cause = cause
 
 
 def _enter(stack: ExitStack, target: Target, protocol: str) -> Connection:
@@ -300,7 +427,8 @@ def _failed(
     causes = {n: exc.message if isinstance(exc, errors.Error) else "interrupted" for n, exc in failures}
     done = {id(outcome.step) for outcome in outcomes}
     unknown = any(isinstance(exc, errors.OutcomeUnknown) for _, exc in failures)
-    if not unknown and all(isinstance(outcome.step, Wait) for outcome in outcomes) and len(failures) == 1:
+    changed = [outcome for outcome in outcomes if not isinstance(outcome.step, Wait) and not outcome.skipped]
+    if not unknown and not changed and len(failures) == 1:
         return first
     if not unknown and not outcomes and isinstance(first, errors.Error):
         return type(first)(

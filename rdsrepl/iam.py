@@ -169,7 +169,10 @@ _MASTER_SECRET: Final = (
     ),
 )
 _CREATE_MEMBER: Final = _Grant("rds:CreateDBInstance", ("db", "cluster", "default-pg", "og", "subgrp"))
+# What proves a reboot where the server cannot be asked over SQL.
+_EVENTS: Final = _Grant("rds:DescribeEvents", ("*",))
 _REBOOTS: Final = (
+    _EVENTS,
     _Grant("rds:RebootDBCluster", ("cluster",), "cluster"),
     _Grant("rds:RebootDBInstance", ("db",)),
 )
@@ -244,6 +247,8 @@ _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
         _READ_INSTANCES,
         _Grant("rds:RebootDBCluster", ("cluster",)),
         _Grant("rds:RebootDBInstance", ("db",)),
+        _EVENTS,
+        _SQL,
     ),
     "cluster failover": (_READ_CLUSTER, _READ_INSTANCES, _Grant("rds:FailoverDBCluster", ("cluster",)), _SQL),
     "cluster delete": (
@@ -259,13 +264,17 @@ _COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
     "instance create": (
         _Grant("rds:CreateDBInstance", ("db", "cluster", "pg", "default-pg", "og", "subgrp")),
         _Grant("rds:CreateDBInstanceReadReplica", ("db", "every-db", "pg", "default-pg", "og", "subgrp")),
+        # A read replica's parameter group is attached after it was made.
+        _Grant("rds:ModifyDBInstance", ("db", "pg")),
+        _Grant("rds:RebootDBInstance", ("db",)),
+        _EVENTS,
         *_MASTER_SECRET,
         _READ_INSTANCE,
         _READ_CLUSTERS,
         _READ_VERSIONS,
     ),
-    "instance reboot": (_READ_INSTANCE, _READ_CLUSTERS, _Grant("rds:RebootDBInstance", ("db",))),
-    "instance failover": (_READ_INSTANCE, _READ_CLUSTERS, _Grant("rds:RebootDBInstance", ("db",)), _SQL),
+    "instance reboot": (_READ_INSTANCES, _READ_CLUSTERS, _Grant("rds:RebootDBInstance", ("db",)), _EVENTS, _SQL),
+    "instance failover": (_READ_INSTANCES, _READ_CLUSTERS, _Grant("rds:RebootDBInstance", ("db",)), _EVENTS, _SQL),
     "instance delete": (
         _READ_INSTANCE,
         _READ_CLUSTERS,

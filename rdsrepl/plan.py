@@ -67,8 +67,8 @@ class AwsCall:
         operation: as the API reference names it: ``RebootDBInstance``.
         parameters: the request.
         secrets: the parameters that are not shown.
-        needed: asked just before the call, which is left out where the answer is no; ``condition`` says the same in
-            words: ``if it is still pending-reboot``.
+        needed: asked just before each attempt to make the call, which is left out where the answer is no;
+            ``condition`` says the same in words: ``if it is still pending-reboot``.
     """
 
     summary: str
@@ -120,11 +120,13 @@ class Wait:
         summary: one line in plain words: ``wait until cluster orders is available``.
         probe: looks, and changes nothing.
         timeout_seconds: after this long the wait ends in an error that names the state.
+        confirmations: so many looks in a row must find it so, where a describe may show what was before.
     """
 
     summary: str
     probe: Probe
     timeout_seconds: float
+    confirmations: int = 1
 
     @property
     def text(self) -> str:

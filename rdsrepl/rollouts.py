@@ -7,13 +7,14 @@ in, a plan goes out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rdsrepl.aws import clusters, instances
+from rdsrepl.aws import clusters, instances, pending_modifications, reboots
 from rdsrepl.aws.clusters import Cluster
 from rdsrepl.aws.instances import Instance
+from rdsrepl.aws.reboots import Server
 from rdsrepl.errors import Refused
 from rdsrepl.plan import Plan, Step
 from rdsrepl.text.commands import command
@@ -27,6 +28,7 @@ SHARED_MEMORY: Final = (
 )
 
 Values = Mapping[str, int | None]
+_NOBODY: Final[Mapping[str, Server]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,34 +57,75 @@ def direction(before: Values, after: Values) -> Direction:
     )
 
 
-def attach_to_cluster(cluster: Cluster, group: str, moves: Direction, *, reboot: bool, timeout_seconds: float) -> Plan:
+def attach_to_cluster(
+    cluster: Cluster,
+    group: str,
+    moves: Direction,
+    *,
+    reboot: bool,
+    timeout_seconds: float,
+    members: Sequence[Instance] = (),
+    waiting: Collection[str] = (),
+    servers: Mapping[str, Server] = _NOBODY,
+    with_pending: bool = False,
+) -> Plan:
     """Plan to attach a group to a cluster and, if wanted, to reboot its members one at a time.
+
+    Args:
+        cluster: the one.
+        group: the group's name.
+        moves: what changes.
+        reboot: whether the members are rebooted that need it.
+        timeout_seconds: how long each wait may take.
+        members: its instances, for what is queued on them.
+        waiting: the members whose servers say themselves that values wait for a restart.
+        servers: by identifier, what they are asked over SQL; one that is not there is not asked.
+        with_pending: whether the reboots may set off queued modifications.
 
     Raises:
         NotAvailable: the cluster is in the middle of something else.
-        Refused: some of the five parameters grow and others shrink, so no order is safe.
+        Refused: some of the five parameters grow and others shrink, so no order is safe; or modifications are queued.
     """
     clusters.require_available(cluster)
     steps: list[Step] = []
+    queued = queued_on(cluster, *members)
     if cluster.parameter_group != group:
         steps += clusters.attach(cluster, group, timeout_seconds=timeout_seconds)
     pending = {member.instance_id for member in cluster.members if member.parameter_group_status != "in-sync"}
+    pending |= set(waiting)
+    notes = pending_modifications.kept(queued) if steps else ()
     if reboot and (steps or pending):
         if cluster.kind == "multi_az_cluster" and len(cluster.members) > 1:
             _refuse_both_ways(moves, group)
-        steps += reboot_cluster(cluster, moves, only_pending=True, timeout_seconds=timeout_seconds)
+        notes = pending_modifications.check_reboot(queued, allowed=with_pending)
+        steps += reboot_cluster(cluster, moves, only_needed=True, timeout_seconds=timeout_seconds, servers=servers)
     return Plan(
         f"attach parameter group {group} to cluster {cluster.cluster_id}",
         tuple(steps),
-        warnings=_warnings(reboot, bool(steps), moves, group, cluster.cluster_id),
+        warnings=(
+            *_warnings(reboot, bool(steps), moves, group, cluster.cluster_id),
+            *notes,
+        ),
         unchanged=f"cluster {cluster.cluster_id} has group {group} already, and nothing waits for a reboot"
         if not pending
         else f"cluster {cluster.cluster_id} has group {group} already; add --reboot for what is pending",
     )
 
 
-def reboot_cluster(cluster: Cluster, moves: Direction, *, only_pending: bool, timeout_seconds: float) -> list[Step]:
-    """Return the steps that reboot every member of a cluster, one at a time.
+def queued_on(*found: Cluster | Instance) -> dict[str, Mapping[str, str]]:
+    """Return what is queued for the maintenance window, by what it is queued on."""
+    return {
+        f"cluster {one.cluster_id}" if isinstance(one, Cluster) else f"instance {one.instance_id}": (
+            one.pending_modifications
+        )
+        for one in found
+    }
+
+
+def reboot_cluster(
+    cluster: Cluster, moves: Direction, *, only_needed: bool, timeout_seconds: float, servers: Mapping[str, Server]
+) -> list[Step]:
+    """Return the steps that reboot every member of a cluster, or those that need it, one at a time.
 
     A Multi-AZ DB cluster's writer is rebooted through its cluster; AWS knows no such call for Aurora.
     """
@@ -90,11 +133,13 @@ def reboot_cluster(cluster: Cluster, moves: Direction, *, only_pending: bool, ti
     readers = [member.instance_id for member in cluster.members if not member.is_writer]
     steps: list[Step] = []
     for member in [*writers, *readers] if moves.lowered else [*readers, *writers]:
-        plan = instances.reboot(member, timeout_seconds=timeout_seconds, only_pending=only_pending)
-        call, wait = plan.steps
-        if member in writers and cluster.kind == "multi_az_cluster":
-            call = clusters.reboot_writer(cluster, only_pending=only_pending)
-        steps += [call, wait]
+        steps += reboots.steps(
+            member,
+            timeout_seconds=timeout_seconds,
+            cluster=cluster if member in writers and cluster.kind == "multi_az_cluster" else None,
+            only_needed=only_needed,
+            server=servers.get(member),
+        )
     return steps
 
 
@@ -107,6 +152,9 @@ def attach_to_instance(
     reboot: bool,
     with_replicas: bool,
     timeout_seconds: float,
+    waiting: Collection[str] = (),
+    servers: Mapping[str, Server] = _NOBODY,
+    with_pending: bool = False,
 ) -> Plan:
     """Plan to attach a group to an instance and, if wanted, to its read replicas, in the safe order.
 
@@ -118,10 +166,13 @@ def attach_to_instance(
         reboot: whether they are rebooted, one at a time.
         with_replicas: whether the replicas get the group, too.
         timeout_seconds: how long each wait may take.
+        waiting: those whose servers say themselves that values wait for a restart.
+        servers: by identifier, what they are asked over SQL; one that is not there is not asked.
+        with_pending: whether the reboots may set off queued modifications.
 
     Raises:
         NotAvailable: one of them is in the middle of something else.
-        Refused: a replica would be left with less than its source, or no order is safe.
+        Refused: a replica would be left with less than its source, or no order is safe; or modifications are queued.
     """
     instances.require_available(instance)
     followers = [replica for replica, _ in replicas.values()]
@@ -140,17 +191,26 @@ def attach_to_instance(
         instances.require_available(one)
     if chosen:
         _refuse_both_ways(moves, group)
+    notes: list[str] = []
     for one in [instance, *chosen] if moves.lowered else [*chosen, instance]:
         attached = one.parameter_group == group
         if not attached:
-            steps += instances.attach(one, group, timeout_seconds=timeout_seconds)
-        if reboot and (not attached or one.parameter_group_status != "in-sync"):
-            steps += instances.reboot(one.instance_id, timeout_seconds=timeout_seconds, only_pending=True).steps
+            steps += instances.attach(one.instance_id, group, timeout_seconds=timeout_seconds)
+        if reboot and (not attached or one.parameter_group_status != "in-sync" or one.instance_id in waiting):
+            notes += pending_modifications.check_reboot(queued_on(one), allowed=with_pending)
+            steps += reboots.steps(
+                one.instance_id, timeout_seconds=timeout_seconds, only_needed=True, server=servers.get(one.instance_id)
+            )
+        elif not attached:
+            notes += pending_modifications.kept(queued_on(one))
     return Plan(
         f"attach parameter group {group} to instance {instance.instance_id}"
         + (f" and its {len(chosen)} read replicas" if chosen else ""),
         tuple(steps),
-        warnings=_warnings(reboot, bool(steps), moves if chosen else None, group, ""),
+        warnings=(
+            *_warnings(reboot, bool(steps), moves if chosen else None, group, ""),
+            *notes,
+        ),
         unchanged=f"instance {instance.instance_id} has group {group} already, and nothing waits for a reboot"
         if instance.parameter_group_status == "in-sync"
         else f"instance {instance.instance_id} has group {group} already; add --reboot for what is pending",
@@ -184,6 +244,6 @@ def _warnings(reboot: bool, anything: bool, moves: Direction | None, group: str,
     if not reboot:
         where = ("--cluster {} ", (cluster_id,)) if cluster_id else ("", ())
         again = command(f"param-group attach {{}} {where[0]}--reboot", group, *where[1])
-        return (f"nothing of it holds before a reboot: {again}",)
+        return (f"static parameters take effect after a reboot: {again}",)
     order = f"; {moves.words}" if moves is not None else ""
-    return (f"each server is rebooted, one at a time, and its connections break{order}",)
+    return (f"each server that needs it is rebooted, one at a time, and its connections break{order}",)

@@ -392,6 +392,7 @@ class Cloud:
         # Retries are for tests that are about them.
         self.program.env |= {key: value for key, value in variables.items() if key.startswith("AWS_")}
         self.program.env["AWS_MAX_ATTEMPTS"] = "2"
+        self.program.env["RDSREPL_POLL_INTERVAL"] = "500ms"
 
     def __call__(self, *words: str, env: Mapping[str, str | None] | None = None) -> Result:
         """Run the program in the sandbox's AWS, on no target."""
@@ -402,6 +403,10 @@ class Cloud:
         self._request("DELETE", "faults", None)
         if rules:
             self._request("POST", "faults", list(rules))
+
+    def delays(self, **switches: object) -> None:
+        """Delay the control plane: see ``rdsrepl.sandbox.api.consistency``; none ends it."""
+        self._request("POST", "consistency", switches)
 
     def _request(self, method: str, path: str, body: object) -> None:
         data = None if body is None else json.dumps(body).encode()
@@ -437,6 +442,14 @@ def cloud(running_cloud: Cloud) -> Iterator[Cloud]:
     running_cloud.faults()
     yield running_cloud
     running_cloud.faults()
+
+
+@pytest.fixture
+def delayed(cloud: Cloud) -> Iterator[None]:
+    """AWS's control plane as it is: describes that lag, what is new is not found yet, refusals for a moment."""
+    cloud.delays(lag_seconds=0.4, not_found_seconds=0.4, busy_seconds=0.4)
+    yield
+    cloud.delays()
 
 
 def pg_recvlogical(server: Server) -> str:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Cloud
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("delayed")]
 
 
 @pytest.fixture

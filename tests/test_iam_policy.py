@@ -94,6 +94,7 @@ TYPES = {
     "rds:DescribeDBClusterParameters": {"cluster-pg"},
     "rds:DescribeDBClusters": {"cluster"},
     "rds:DescribeDBEngineVersions": {"*"},
+    "rds:DescribeEvents": {"*"},
     "rds:DescribeDBInstances": {"db"},
     "rds:DescribeDBParameterGroups": {"pg"},
     "rds:DescribeDBParameters": {"pg"},
@@ -209,6 +210,8 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
                 "rds:DescribeDBInstances": {f"{ARN}:db:*"},
                 "rds:RebootDBCluster": {f"{ARN}:cluster:orders"},
                 "rds:RebootDBInstance": {f"{ARN}:db:orders-*"},
+                "rds:DescribeEvents": {"*"},
+                "secretsmanager:GetSecretValue": {"arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds!cluster-*"},
             },
         ),
         (
@@ -216,8 +219,10 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
             Scope(**HERE, instance="orders", members="Replica-?"),
             {
                 "rds:DescribeDBClusters": {f"{ARN}:cluster:*"},
-                "rds:DescribeDBInstances": {f"{ARN}:db:orders", f"{ARN}:db:replica-?"},
+                "rds:DescribeDBInstances": {f"{ARN}:db:*"},
                 "rds:RebootDBInstance": {f"{ARN}:db:orders", f"{ARN}:db:replica-?"},
+                "rds:DescribeEvents": {"*"},
+                "secretsmanager:GetSecretValue": {"arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds!db-*"},
             },
         ),
         (

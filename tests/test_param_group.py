@@ -15,6 +15,8 @@ from rdsrepl.errors import BadValue, NotAvailable, Refused
 from rdsrepl.plan import AwsCall, Plan, Wait
 from tests.conftest import Cloud
 
+pytestmark = pytest.mark.usefixtures("delayed")
+
 FAMILY = "postgres16"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
-from rdsrepl.aws import identifiers, session
+from rdsrepl.aws import identifiers, pending_modifications, session, statuses
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import AlreadyExists, NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
@@ -15,10 +15,9 @@ from rdsrepl.text.commands import command
 
 Kind = Literal["multi_az_cluster", "aurora"]
 
-# In none of these does a wait for `available` ever end (RDS user guide, "DB cluster status").
-_DEAD_ENDS: Final = frozenset(
-    ["failed", "incompatible-parameters", "incompatible-restore", "inaccessible-encryption-credentials", "deleting"]
-)
+# Describes may still show what was before.
+_ATTACH_CONFIRMATIONS: Final = 3
+_FAILOVER_CONFIRMATIONS: Final = 2
 _LONGEST_NAME: Final[Mapping[Kind, int]] = {"multi_az_cluster": 52, "aurora": 63}
 
 
@@ -45,6 +44,7 @@ class Cluster:
         members: the writer first.
         instance_class: of a Multi-AZ DB cluster; Aurora's members have their own.
         resource_id: ``cluster-…``.
+        pending_modifications: what is queued for the maintenance window, by the API's name.
     """
 
     cluster_id: str
@@ -69,6 +69,7 @@ class Cluster:
     arn: str = ""
     database_name: str | None = None
     deletion_protection: bool = False
+    pending_modifications: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def writer(self) -> str | None:
@@ -243,11 +244,19 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
     return Plan(
         f"fail cluster {cluster.cluster_id} over to {to or 'a reader of AWS’s choice'}",
         (
-            AwsCall(f"fail over cluster {cluster.cluster_id}", "rds", "FailoverDBCluster", request),
+            AwsCall(
+                f"fail over cluster {cluster.cluster_id}",
+                "rds",
+                "FailoverDBCluster",
+                request,
+                needed=lambda target: not _has_writer(get(target.aws, cluster.cluster_id), str(cluster.writer), to),
+                condition="unless that has happened by then",
+            ),
             Wait(
                 f"wait until {to or 'another member'} is the writer",
                 partial(_other_writer, cluster_id=cluster.cluster_id, old=str(cluster.writer), new=to),
                 timeout_seconds,
+                _FAILOVER_CONFIRMATIONS,
             ),
         ),
         warnings=("connections to the writer break, for about 35 s on a Multi-AZ cluster and 60 s on Aurora",),
@@ -255,50 +264,46 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
 
 
 def attach(cluster: Cluster, group: str, *, timeout_seconds: float) -> tuple[AwsCall, Wait]:
-    """Return the steps that attach a cluster parameter group; it takes effect at the reboots (ModifyDBCluster)."""
-    request = {
-        "DBClusterIdentifier": cluster.cluster_id,
-        "DBClusterParameterGroupName": group,
-        "ApplyImmediately": True,
-    }
+    """Return the steps that attach a cluster parameter group (ModifyDBCluster).
+
+    AWS applies some parameters at once and the others at each member's reboot; which members are ``pending-reboot``
+    afterwards differs.
+    """
+    # Without ApplyImmediately, which would also set off every modification that is queued; a group does not need it.
+    request = {"DBClusterIdentifier": cluster.cluster_id, "DBClusterParameterGroupName": group}
     probe = partial(_attached, cluster_id=cluster.cluster_id, group=group)
     return (
         AwsCall(f"attach group {group} to cluster {cluster.cluster_id}", "rds", "ModifyDBCluster", request),
-        Wait(f"wait until cluster {cluster.cluster_id} has it, pending reboots", probe, timeout_seconds),
-    )
-
-
-def reboot_writer(cluster: Cluster, *, only_pending: bool = False) -> AwsCall:
-    """Return the call that reboots a Multi-AZ DB cluster's writer without a failover (RebootDBCluster)."""
-    return AwsCall(
-        f"reboot cluster {cluster.cluster_id}, which reboots its writer",
-        "rds",
-        "RebootDBCluster",
-        {"DBClusterIdentifier": cluster.cluster_id},
-        needed=partial(_writer_pending, cluster_id=cluster.cluster_id) if only_pending else None,
-        condition="if its writer is still pending-reboot" if only_pending else "",
+        Wait(f"wait until cluster {cluster.cluster_id} has it", probe, timeout_seconds, _ATTACH_CONFIRMATIONS),
     )
 
 
 def _attached(target: Target, *, cluster_id: str, group: str) -> Condition:
     cluster = get(target.aws, cluster_id)
-    states = {member.instance_id: member.parameter_group_status for member in cluster.members}
+    groups = {member.instance_id: member.parameter_group_status for member in cluster.members}
+    states = _member_states(target.aws, cluster)
     met = (
-        cluster.status == "available"
+        cluster.status == statuses.AVAILABLE
         and cluster.parameter_group == group
-        and set(states.values()) <= {"pending-reboot"}
+        and "applying" not in groups.values()
+        and set(states.values()) <= {statuses.AVAILABLE}
     )
-    said = [f"cluster {cluster.status}", *(f"{name} {status}" for name, status in states.items())]
-    return Condition(met, ", ".join(said))
+    said = [
+        f"cluster {cluster.status}, group {cluster.parameter_group}",
+        *(f"{name} {states.get(name, '?')}, parameters {status}" for name, status in groups.items()),
+    ]
+    end = _dead_end(cluster)
+    return Condition(met, "; ".join(said), failed=end.failed, remedy=end.remedy)
 
 
-def _writer_pending(target: Target, *, cluster_id: str) -> bool:
-    members = get(target.aws, cluster_id).members
-    return any(member.is_writer and member.parameter_group_status == "pending-reboot" for member in members)
-
-
-def delete(cluster: Cluster, *, final_snapshot: str | None, timeout_seconds: float) -> Plan:
+def delete(cluster: Cluster, members: Sequence[AwsCall], *, final_snapshot: str | None, timeout_seconds: float) -> Plan:
     """Plan to delete a cluster with its members, and to wait until it is gone (DeleteDBCluster).
+
+    Args:
+        cluster: which; where it is being deleted already, that is waited for.
+        members: the calls that delete Aurora's members, in their order; a Multi-AZ DB cluster goes with its own.
+        final_snapshot: the name of one that is kept; None keeps nothing.
+        timeout_seconds: how long it may take.
 
     Raises:
         Refused: it is protected against deletion.
@@ -309,25 +314,34 @@ def delete(cluster: Cluster, *, final_snapshot: str | None, timeout_seconds: flo
             hint="take the protection off knowingly: aws rds modify-db-cluster --no-deletion-protection "
             f"--db-cluster-identifier {cluster.cluster_id}",
         )
-    steps: list[Step] = []
-    if cluster.kind == "aurora":
-        # Readers first: deleting the writer would make one of them the next one.
-        for member in reversed(cluster.members):
-            request: dict[str, Any] = {"DBInstanceIdentifier": member.instance_id, "SkipFinalSnapshot": True}
-            steps.append(AwsCall(f"delete instance {member.instance_id}", "rds", "DeleteDBInstance", request))
-    request = {"DBClusterIdentifier": cluster.cluster_id, "SkipFinalSnapshot": final_snapshot is None}
+    title = f"delete cluster {cluster.cluster_id}"
+    wait = Wait(
+        f"wait until cluster {cluster.cluster_id} is gone",
+        partial(_gone, cluster_id=cluster.cluster_id),
+        timeout_seconds,
+    )
+    if cluster.status == statuses.DELETING:
+        return Plan(title, (wait,), warnings=("it is being deleted already",))
+    request: dict[str, Any] = {"DBClusterIdentifier": cluster.cluster_id, "SkipFinalSnapshot": final_snapshot is None}
     if final_snapshot is not None:
         request["FinalDBSnapshotIdentifier"] = final_snapshot
-    steps.append(AwsCall(f"delete cluster {cluster.cluster_id}", "rds", "DeleteDBCluster", request))
-    steps.append(
-        Wait(
-            f"wait until cluster {cluster.cluster_id} is gone",
-            partial(_gone, cluster_id=cluster.cluster_id),
-            timeout_seconds,
-        )
+    call = AwsCall(
+        title,
+        "rds",
+        "DeleteDBCluster",
+        request,
+        needed=partial(_is_there, cluster_id=cluster.cluster_id),
+        condition="unless it is being deleted",
     )
     kept = f"the final snapshot {final_snapshot} is kept" if final_snapshot else "no snapshot is taken: all is lost"
-    return Plan(f"delete cluster {cluster.cluster_id}", tuple(steps), warnings=(kept,))
+    return Plan(title, (*members, call, wait), warnings=(kept,))
+
+
+def _is_there(target: Target, *, cluster_id: str) -> bool:
+    try:
+        return get(target.aws, cluster_id).status != statuses.DELETING
+    except NotFound:
+        return False
 
 
 def wait_available(cluster_id: str, timeout_seconds: float, *, members: int = 0) -> Wait:
@@ -338,9 +352,8 @@ def wait_available(cluster_id: str, timeout_seconds: float, *, members: int = 0)
 
 def _available(target: Target, *, cluster_id: str, members: int) -> Condition:
     cluster = get(target.aws, cluster_id)
-    if cluster.status in _DEAD_ENDS:
-        events = f"aws rds describe-events --source-type db-cluster --source-identifier {cluster_id}"
-        return Condition(False, cluster.status, failed=f"it is {cluster.status}", remedy=f"see its events: {events}")
+    if (end := _dead_end(cluster)).failed is not None:
+        return end
     states = _member_states(target.aws, cluster)
     ready = cluster.writer is not None or members == 0
     met = cluster.status == "available" and ready and len(states) >= members and set(states.values()) <= {"available"}
@@ -349,14 +362,24 @@ def _available(target: Target, *, cluster_id: str, members: int) -> Condition:
     return Condition(met, ", ".join(said), facts=facts)
 
 
+def _dead_end(cluster: Cluster) -> Condition:
+    if cluster.status not in statuses.DEAD_ENDS:
+        return Condition(False, cluster.status)
+    events = f"aws rds describe-events --source-type db-cluster --source-identifier {cluster.cluster_id}"
+    return Condition(False, cluster.status, failed=f"it is {cluster.status}", remedy=f"see its events: {events}")
+
+
 def _other_writer(target: Target, *, cluster_id: str, old: str, new: str | None) -> Condition:
     cluster = get(target.aws, cluster_id)
-    changed = cluster.writer is not None and (cluster.writer == new if new else cluster.writer != old)
     return Condition(
-        changed and cluster.status == "available",
+        _has_writer(cluster, old, new) and cluster.status == "available",
         f"cluster {cluster.status}, writer {cluster.writer or 'none'}",
         facts={"writer": cluster.writer or "-"},
     )
+
+
+def _has_writer(cluster: Cluster, old: str, new: str | None) -> bool:
+    return cluster.writer is not None and (cluster.writer == new if new else cluster.writer != old)
 
 
 def _gone(target: Target, *, cluster_id: str) -> Condition:
@@ -405,4 +428,5 @@ def _cluster(row: Mapping[str, Any]) -> Cluster:
         arn=row.get("DBClusterArn", ""),
         database_name=row.get("DatabaseName"),
         deletion_protection=bool(row.get("DeletionProtection")),
+        pending_modifications=pending_modifications.parse(row.get("PendingModifiedValues")),
     )

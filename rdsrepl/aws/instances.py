@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from rdsrepl.aws import identifiers, session
+from rdsrepl.aws import identifiers, pending_modifications, session, statuses
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 from rdsrepl.text.commands import command
 
 POSTGRES_ENGINES: Final = ("postgres", "aurora-postgresql")
-# In none of these does a wait for `available` ever end (RDS user guide, "DB instance status").
-_DEAD_ENDS: Final = frozenset(
-    [
-        "failed",
-        "incompatible-parameters",
-        "incompatible-restore",
-        "incompatible-network",
-        "incompatible-option-group",
-        "inaccessible-encryption-credentials",
-        "deleting",
-    ]
-)
-# How long a reboot that was asked for may take to show in the status; longer, and it was over before we looked.
-_REBOOT_SHOWS_SECONDS: Final = 15.0
+# Describes may still show what was before.
+_ATTACH_CONFIRMATIONS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +30,7 @@ class Instance:
         allocated_storage_gib: 0 or 1 on Aurora, whose storage belongs to the cluster.
         max_allocated_storage_gib: where storage autoscaling ends; None when it is off.
         resource_id: ``db-…``; part of the name of the physical slot a replica uses.
+        pending_modifications: what is queued for the maintenance window, by the API's name.
     """
 
     instance_id: str
@@ -70,6 +58,7 @@ class Instance:
     arn: str = ""
     database_name: str | None = None
     deletion_protection: bool = False
+    pending_modifications: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +142,15 @@ def require_available(instance: Instance) -> None:
 
 
 def create(new: NewInstance, *, timeout_seconds: float) -> Plan:
-    """Plan to make an instance, a member of an Aurora cluster or a read replica, and wait until it is available."""
+    """Plan to make an instance, a member of an Aurora cluster or a read replica, and wait until it is available.
+
+    AWS takes no parameter group for a new read replica of engine postgres: that is attached afterwards (``attach``).
+    """
     common: dict[str, Any] = {
         "DBInstanceIdentifier": new.instance_id,
         "DBInstanceClass": new.instance_class,
-        "DBParameterGroupName": new.parameter_group,
     }
+    group = {"DBParameterGroupName": new.parameter_group}
     alone: dict[str, Any] = {
         "StorageType": new.storage_type,
         "Iops": new.iops,
@@ -173,11 +165,12 @@ def create(new: NewInstance, *, timeout_seconds: float) -> Plan:
         request = {**common, **alone, "SourceDBInstanceIdentifier": new.replica_of}
     elif new.cluster_id is not None:
         operation, kind = "CreateDBInstance", f"in cluster {new.cluster_id}"
-        request = {**common, "DBClusterIdentifier": new.cluster_id, "Engine": "aurora-postgresql"}
+        request = {**common, **group, "DBClusterIdentifier": new.cluster_id, "Engine": "aurora-postgresql"}
     else:
         operation, kind = "CreateDBInstance", ""
         request = {
             **common,
+            **group,
             **alone,
             "Engine": "postgres",
             "EngineVersion": new.engine_version,
@@ -198,32 +191,8 @@ def create(new: NewInstance, *, timeout_seconds: float) -> Plan:
     )
 
 
-def reboot(instance_id: str, *, timeout_seconds: float, failover: bool = False, only_pending: bool = False) -> Plan:
-    """Plan to reboot one instance and wait until it is back (RebootDBInstance).
-
-    Args:
-        instance_id: which.
-        timeout_seconds: how long it may take.
-        failover: to its standby in another zone (Multi-AZ instances).
-        only_pending: leave the call out when by then nothing waits for a reboot any more.
-    """
-    request = {"DBInstanceIdentifier": instance_id, **({"ForceFailover": True} if failover else {})}
-    call = AwsCall(
-        f"reboot instance {instance_id}" + (" with failover" if failover else ""),
-        "rds",
-        "RebootDBInstance",
-        request,
-        needed=partial(_pending, instance_id=instance_id) if only_pending else None,
-        condition="if it is still pending-reboot" if only_pending else "",
-    )
-    # Where something was pending, being in sync proves the reboot; else the reboot itself must have been seen.
-    probe = partial(in_sync, instance_id=instance_id) if only_pending else Rebooted(instance_id)
-    wait = Wait(f"wait until instance {instance_id} is back", probe, timeout_seconds)
-    return Plan(f"reboot instance {instance_id}", (call, wait), warnings=("its connections break",))
-
-
 def delete(instance: Instance, *, final_snapshot: str | None, timeout_seconds: float) -> Plan:
-    """Plan to delete an instance and wait until it is gone (DeleteDBInstance).
+    """Plan to delete an instance, unless it is being deleted already, and wait until it is gone (DeleteDBInstance).
 
     Raises:
         Refused: it is protected against deletion.
@@ -234,29 +203,42 @@ def delete(instance: Instance, *, final_snapshot: str | None, timeout_seconds: f
             hint="take the protection off knowingly: aws rds modify-db-instance --no-deletion-protection "
             f"--db-instance-identifier {instance.instance_id}",
         )
-    request: dict[str, Any] = {
-        "DBInstanceIdentifier": instance.instance_id,
-        "SkipFinalSnapshot": final_snapshot is None,
-    }
-    if final_snapshot is not None:
-        request["FinalDBSnapshotIdentifier"] = final_snapshot
     kept = f"the final snapshot {final_snapshot} is kept" if final_snapshot else "no snapshot is taken: all is lost"
     if instance.cluster_id is not None:
         kept = f"it is a member of cluster {instance.cluster_id}, which keeps its data"
     elif instance.replica_of is not None:
         kept = f"it is a read replica of {instance.replica_of}; RDS takes no final snapshot of one"
-    return Plan(
-        f"delete instance {instance.instance_id}",
-        (
-            AwsCall(f"delete instance {instance.instance_id}", "rds", "DeleteDBInstance", request),
-            Wait(
-                f"wait until instance {instance.instance_id} is gone",
-                partial(_gone, instance_id=instance.instance_id),
-                timeout_seconds,
-            ),
-        ),
-        warnings=(kept,),
+    wait = Wait(
+        f"wait until instance {instance.instance_id} is gone",
+        partial(_gone, instance_id=instance.instance_id),
+        timeout_seconds,
     )
+    if instance.status == statuses.DELETING:
+        return Plan(f"delete instance {instance.instance_id}", (wait,), warnings=("it is being deleted already",))
+    call = delete_call(instance.instance_id, final_snapshot=final_snapshot)
+    return Plan(f"delete instance {instance.instance_id}", (call, wait), warnings=(kept,))
+
+
+def delete_call(instance_id: str, *, final_snapshot: str | None = None) -> AwsCall:
+    """Return the call that deletes an instance; it is left out where that is deleted by then (DeleteDBInstance)."""
+    request: dict[str, Any] = {"DBInstanceIdentifier": instance_id, "SkipFinalSnapshot": final_snapshot is None}
+    if final_snapshot is not None:
+        request["FinalDBSnapshotIdentifier"] = final_snapshot
+    return AwsCall(
+        f"delete instance {instance_id}",
+        "rds",
+        "DeleteDBInstance",
+        request,
+        needed=partial(_is_there, instance_id=instance_id),
+        condition="unless it is being deleted",
+    )
+
+
+def _is_there(target: Target, *, instance_id: str) -> bool:
+    try:
+        return get(target.aws, instance_id).status != statuses.DELETING
+    except NotFound:
+        return False
 
 
 def wait_available(instance_id: str, timeout_seconds: float) -> Wait:
@@ -265,90 +247,52 @@ def wait_available(instance_id: str, timeout_seconds: float) -> Wait:
     return Wait(f"wait until instance {instance_id} is available", probe, timeout_seconds)
 
 
-class Rebooted:
-    """A probe: an instance that was told to reboot is back, and nothing waits for a reboot any more."""
-
-    def __init__(self, instance_id: str) -> None:
-        self._instance_id = instance_id
-        self._first_look: float | None = None
-        self._seen_down = False
-
-    def __call__(self, target: Target) -> Condition:
-        """Look."""
-        if self._first_look is None:
-            self._first_look = time.monotonic()
-        instance = get(target.aws, self._instance_id)
-        condition = _state(instance)
-        if instance.status != "available":
-            self._seen_down = True
-            return condition
-        groups = {instance.parameter_group_status, *cluster_group_status(target.aws, instance).values()} - {""}
-        waited = time.monotonic() - self._first_look > _REBOOT_SHOWS_SECONDS
-        # In sync proves a reboot only where something was pending: so a reboot must have been seen, or had its time.
-        met = groups <= {"in-sync"} and (self._seen_down or waited)
-        return Condition(met, f"{instance.instance_id} available, parameters {', '.join(sorted(groups))}")
-
-
-def in_sync(target: Target, *, instance_id: str) -> Condition:
-    """Look whether an instance is available and runs with its groups' values: the probe behind ``reboot``."""
-    instance = get(target.aws, instance_id)
-    condition = _state(instance)
-    if instance.status != "available":
-        return condition
-    groups = {instance.parameter_group_status, *cluster_group_status(target.aws, instance).values()} - {""}
-    return Condition(groups <= {"in-sync"}, f"{instance_id} available, parameters {', '.join(sorted(groups))}")
-
-
-def attach(instance: Instance, group: str, *, timeout_seconds: float) -> tuple[AwsCall, Wait]:
-    """Return the steps that attach a parameter group; it takes effect at the next reboot (ModifyDBInstance)."""
-    request = {
-        "DBInstanceIdentifier": instance.instance_id,
-        "DBParameterGroupName": group,
-        "ApplyImmediately": True,
-    }
-    probe = partial(_attached, instance_id=instance.instance_id, group=group)
+def attach(instance_id: str, group: str, *, timeout_seconds: float) -> tuple[AwsCall, Wait]:
+    """Return the steps that attach a parameter group; static parameters take effect at a reboot (ModifyDBInstance)."""
+    # Without ApplyImmediately, which would also set off every modification that is queued; a group does not need it.
+    request = {"DBInstanceIdentifier": instance_id, "DBParameterGroupName": group}
     return (
-        AwsCall(f"attach group {group} to instance {instance.instance_id}", "rds", "ModifyDBInstance", request),
-        Wait(f"wait until instance {instance.instance_id} has it, pending a reboot", probe, timeout_seconds),
+        AwsCall(
+            f"attach group {group} to instance {instance_id}",
+            "rds",
+            "ModifyDBInstance",
+            request,
+            needed=partial(_has_other_group, instance_id=instance_id, group=group),
+            condition="unless it has it",
+        ),
+        Wait(
+            f"wait until instance {instance_id} has it",
+            partial(_attached, instance_id=instance_id, group=group),
+            timeout_seconds,
+            _ATTACH_CONFIRMATIONS,
+        ),
     )
 
 
 def _attached(target: Target, *, instance_id: str, group: str) -> Condition:
     instance = get(target.aws, instance_id)
     met = (
-        instance.status == "available"
+        instance.status == statuses.AVAILABLE
         and instance.parameter_group == group
-        and instance.parameter_group_status == "pending-reboot"
+        and instance.parameter_group_status != "applying"
     )
-    return Condition(met, f"{instance_id} {instance.status}, parameters {instance.parameter_group_status}")
+    said = f"{instance_id} {instance.status}, group {instance.parameter_group} {instance.parameter_group_status}"
+    return Condition(met, said, failed=state(instance).failed, remedy=state(instance).remedy)
 
 
-def cluster_group_status(aws: Aws, instance: Instance) -> dict[str, str]:
-    """Return the status of the cluster's parameter group on this member; nothing for an instance of no cluster."""
-    if instance.cluster_id is None:
-        return {}
-    answer = session.call(aws, "rds", "DescribeDBClusters", {"DBClusterIdentifier": instance.cluster_id})
-    return {
-        member["DBInstanceIdentifier"]: member.get("DBClusterParameterGroupStatus", "")
-        for member in answer["DBClusters"][0].get("DBClusterMembers") or ()
-        if member["DBInstanceIdentifier"] == instance.instance_id
-    }
-
-
-def _pending(target: Target, *, instance_id: str) -> bool:
-    instance = get(target.aws, instance_id)
-    states = {instance.parameter_group_status, *cluster_group_status(target.aws, instance).values()}
-    return "pending-reboot" in states
+def _has_other_group(target: Target, *, instance_id: str, group: str) -> bool:
+    return get(target.aws, instance_id).parameter_group != group
 
 
 def _available(target: Target, *, instance_id: str) -> Condition:
     instance = get(target.aws, instance_id)
-    return _state(instance)
+    return state(instance)
 
 
-def _state(instance: Instance) -> Condition:
+def state(instance: Instance) -> Condition:
+    """Return whether an instance is available, or never will be."""
     said = f"{instance.instance_id} {instance.status}"
-    if instance.status in _DEAD_ENDS:
+    if instance.status in statuses.DEAD_ENDS:
         events = f"aws rds describe-events --source-type db-instance --source-identifier {instance.instance_id}"
         return Condition(False, said, failed=f"it is {instance.status}", remedy=f"see its events: {events}")
     facts = {"endpoint": f"{instance.endpoint}:{instance.port}"}
@@ -396,4 +340,5 @@ def _instance(row: Mapping[str, Any]) -> Instance:
         arn=row.get("DBInstanceArn", ""),
         database_name=row.get("DBName"),
         deletion_protection=bool(row.get("DeletionProtection")),
+        pending_modifications=pending_modifications.parse(row.get("PendingModifiedValues")),
     )

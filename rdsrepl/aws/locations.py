@@ -14,7 +14,7 @@ from typing import Final
 
 from rdsrepl.aws import clusters, instances, secrets, session
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import NotAvailable, UsageError
+from rdsrepl.errors import Error, NotAvailable, UsageError
 from rdsrepl.text.commands import command
 
 _KNOWN_FOR_SECONDS: Final = 30.0
@@ -110,6 +110,20 @@ def require_same_server(target: Target) -> None:
             f"{target.label} and {option} name different servers: {host} and {endpoint}",
             hint=f"leave one of them out; through a tunnel: host={endpoint} hostaddr=127.0.0.1 port=…",
         )
+
+
+def at_endpoint(target: Target, host: str, port: int) -> Target:
+    """Return the same database and login at another endpoint, such as one member's of a cluster."""
+    place = {"host": host, "hostaddr": "", "port": str(port)}
+    moved = replace(target, keywords={**target.keywords, **place})
+    if target.aws.auth != "iam" or target.renew is None:
+        return moved
+    # A token is good for one endpoint alone; what else was found of the target stays.
+    try:
+        found = {key: value for key, value in target.renew.place().items() if key in ("user", "dbname")}
+    except Error:
+        return moved
+    return connected(replace(moved, keywords={**found, **moved.keywords}, renew=None))
 
 
 class _Source:

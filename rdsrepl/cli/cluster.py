@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rdsrepl.aws.clusters import Cluster
     from rdsrepl.aws.instances import Instance
     from rdsrepl.config import Target
+    from rdsrepl.plan import Plan
     from rdsrepl.postgres.slots import Slot
 
 app = typer.Typer(no_args_is_help=True, help="DB clusters: Multi-AZ DB clusters of RDS, and Aurora's.")
@@ -44,6 +45,7 @@ class MemberShown:
     instance_class: str
     parameter_group_status: str
     endpoint: str
+    pending_modifications: str | None
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The cluster's identifier.", autocompletion=complete_cluster)]
@@ -108,6 +110,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
                     ("reader endpoint", f"{cluster.reader_endpoint}:{cluster.port}"),
                     ("parameter group", cluster.parameter_group),
                     ("storage", provisioning.storage_words(cluster)),
+                    ("queued", provisioning.pending_words(cluster)),
                     ("master user", _login(cluster)),
                     ("logical replication", support.words),
                 ]
@@ -122,6 +125,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
                     ("CLASS", lambda row: row.instance_class),
                     ("PARAMETERS", lambda row: row.parameter_group_status),
                     ("ENDPOINT", lambda row: row.endpoint),
+                    ("QUEUED", lambda row: row.pending_modifications),
                 ],
                 empty="no members",
             ),
@@ -203,21 +207,36 @@ def create(
 
 
 @app.command(cls=Writer)
-def reboot(ctx: typer.Context, cluster_id: Id, timeout: provisioning.Timeout = 1800.0) -> None:
+def reboot(
+    ctx: typer.Context,
+    cluster_id: Id,
+    with_pending: provisioning.WithPending = False,
+    timeout: provisioning.Timeout = 1800.0,
+) -> None:
     """Reboot every member of a cluster, one at a time, readers first; no failover.
 
     Example: rdsrepl cluster reboot orders
     """
     from rdsrepl import rollouts
-    from rdsrepl.aws import clusters
+    from rdsrepl.aws import clusters, instances, pending_modifications
     from rdsrepl.plan import Plan
+    from rdsrepl.postgres import proofs
 
-    target = identity(ctx)
+    target = database_of(ctx, cluster=cluster_id)
     cluster = clusters.get(target.aws, cluster_id)
     clusters.require_available(cluster)
-    steps = rollouts.reboot_cluster(cluster, rollouts.Direction((), ()), only_pending=False, timeout_seconds=timeout)
+    members = instances.of_cluster(target.aws, cluster.cluster_id)
+    queued = rollouts.queued_on(cluster, *members)
+    notes = pending_modifications.check_reboot(queued, allowed=with_pending)
+    steps = rollouts.reboot_cluster(
+        cluster,
+        rollouts.Direction((), ()),
+        only_needed=False,
+        timeout_seconds=timeout,
+        servers={member.instance_id: proofs.Server() for member in members},
+    )
     warning = "each server is rebooted, one at a time, and its connections break"
-    settle(ctx, Plan(f"reboot cluster {cluster.cluster_id}", tuple(steps), (warning,)), target=target)
+    settle(ctx, Plan(f"reboot cluster {cluster.cluster_id}", tuple(steps), (warning, *notes)), target=target)
 
 
 @app.command(cls=Writer)
@@ -239,22 +258,14 @@ def failover(
 
     Example: rdsrepl cluster failover orders --to orders-2
     """
-    from rdsrepl.aws import clusters
-    from rdsrepl.postgres import proofs
+    from rdsrepl import rollouts
+    from rdsrepl.aws import clusters, pending_modifications
 
     target = database_of(ctx, cluster=cluster_id)
     cluster = clusters.get(target.aws, cluster_id)
     plan = clusters.failover(cluster, to=to, timeout_seconds=timeout)
-    slots, unknown = _logical_slots(target)
-    if unknown is not None:
-        plan = replace(
-            plan, warnings=(*plan.warnings, f"the slots cannot be read, so nothing is proven of them: {unknown}")
-        )
-    else:
-        plan = replace(plan, steps=(*plan.steps, proofs.slots([slot.slot_name for slot in slots])))
-    show_slots(ctx, "before", slots)
-    if settle(ctx, plan, target=target):
-        show_slots(ctx, "after", _logical_slots(target)[0])
+    notes = pending_modifications.kept(rollouts.queued_on(cluster))
+    fail_over(ctx, target, replace(plan, warnings=(*plan.warnings, *notes)))
 
 
 @app.command(cls=Writer)
@@ -270,17 +281,38 @@ def delete(
 
     Example: rdsrepl cluster delete orders --final-snapshot orders-final
     """
-    from rdsrepl.aws import clusters
+    from rdsrepl.aws import clusters, instances, statuses
 
     provisioning.require_decision(final_snapshot, skip_final_snapshot)
     target = database_of(ctx, cluster=cluster_id)
     cluster = clusters.get(target.aws, cluster_id)
-    plan = clusters.delete(cluster, final_snapshot=final_snapshot, timeout_seconds=timeout)
+    calls = []
+    if cluster.kind == "aurora":
+        known = {one.instance_id: one.status for one in instances.of_cluster(target.aws, cluster.cluster_id)}
+        # Readers first: deleting the writer would make one of them the next one.
+        order = [member.instance_id for member in reversed(cluster.members)]
+        calls = [instances.delete_call(name) for name in order if known.get(name) != statuses.DELETING]
+    plan = clusters.delete(cluster, calls, final_snapshot=final_snapshot, timeout_seconds=timeout)
     slots, _ = _logical_slots(target)
     if slots:
         names = ", ".join(slot.slot_name for slot in slots)
         plan = replace(plan, warnings=(*plan.warnings, f"its logical slots go with it: {names}"))
     settle(ctx, plan, target=target, typed=Typed(cluster.cluster_id, "--confirm", confirm))
+
+
+def fail_over(ctx: typer.Context, target: Target, plan: Plan) -> None:
+    """Carry out a failover: show the logical slots before it and after it, and prove that they are still there."""
+    from rdsrepl.postgres import proofs
+
+    slots, unknown = _logical_slots(target)
+    if unknown is not None:
+        warning = f"the slots cannot be read, so nothing is proven of them: {unknown}"
+        plan = replace(plan, warnings=(*plan.warnings, warning))
+    else:
+        plan = replace(plan, steps=(*plan.steps, proofs.slots([slot.slot_name for slot in slots])))
+    show_slots(ctx, "before", slots)
+    if settle(ctx, plan, target=target):
+        show_slots(ctx, "after", _logical_slots(target)[0])
 
 
 def show_slots(ctx: typer.Context, when: str, slots: tuple[Slot, ...]) -> None:
@@ -311,6 +343,7 @@ def _member(instance_id: str, is_writer: bool, group_status: str, known: dict[st
         instance_class=instance.instance_class if instance else "",
         parameter_group_status=group_status,
         endpoint=f"{instance.endpoint}:{instance.port}" if instance and instance.endpoint else "",
+        pending_modifications=provisioning.pending_words(instance) if instance else None,
     )
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli import provisioning
+from rdsrepl.cli.cluster import fail_over
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
-from rdsrepl.cli.options import Reader, Writer, identity, shared
+from rdsrepl.cli.options import Reader, Writer, database_of, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
 from rdsrepl.errors import Refused, UsageError
@@ -17,6 +18,7 @@ from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl.aws.instances import Instance
+    from rdsrepl.plan import Plan
 
 app = typer.Typer(no_args_is_help=True, help="DB instances: single ones, read replicas, members of clusters.")
 
@@ -82,6 +84,7 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
                 ("parameter group", f"{instance.parameter_group}, {instance.parameter_group_status}"),
                 ("read replicas", instance.replicas),
                 ("storage", provisioning.storage_words(instance)),
+                ("queued", provisioning.pending_words(instance)),
                 ("master user", instance.master_user),
                 ("logical replication", support.words),
             ]
@@ -131,7 +134,9 @@ def create(
 
     Example: rdsrepl instance create orders --class db.r6g.large --storage 100 --param-group orders-logical
     """
-    from rdsrepl.aws import instances, secrets
+    from dataclasses import replace
+
+    from rdsrepl.aws import instances, reboots, secrets
 
     if replica_of and in_cluster:
         raise UsageError("--replica-of and --in-cluster exclude each other", hint="choose one")
@@ -166,32 +171,50 @@ def create(
         port=port,
         deletion_protection=deletion_protection,
     )
-    if settle(ctx, instances.create(new, timeout_seconds=timeout), target=target):
+    plan = instances.create(new, timeout_seconds=timeout)
+    if replica_of and param_group:
+        attach = instances.attach(instance_id, param_group, timeout_seconds=timeout)
+        reboot = reboots.steps(instance_id, timeout_seconds=timeout, only_needed=True)
+        plan = replace(plan, steps=(*plan.steps, *attach, *reboot))
+    if settle(ctx, plan, target=target):
         note(ctx, f"next: {command('doctor --instance {}', instance_id)}")
 
 
 @app.command(cls=Writer)
-def reboot(ctx: typer.Context, instance_id: Id, timeout: provisioning.Timeout = 1800.0) -> None:
+def reboot(
+    ctx: typer.Context,
+    instance_id: Id,
+    with_pending: provisioning.WithPending = False,
+    timeout: provisioning.Timeout = 1800.0,
+) -> None:
     """Reboot an instance; no failover.
 
     Example: rdsrepl instance reboot orders-2
     """
     from rdsrepl.aws import instances
 
-    target = identity(ctx)
-    instances.require_available(instances.get(target.aws, instance_id))
-    settle(ctx, instances.reboot(instance_id, timeout_seconds=timeout), target=target)
+    target = database_of(ctx, instance=instance_id)
+    instance = instances.get(target.aws, instance_id)
+    instances.require_available(instance)
+    settle(ctx, _reboot(instance, failover=False, with_pending=with_pending, timeout_seconds=timeout), target=target)
 
 
 @app.command(cls=Writer)
-def failover(ctx: typer.Context, instance_id: Id, timeout: provisioning.Timeout = 1800.0) -> None:
-    """Reboot a Multi-AZ instance with failover to its standby.
+def failover(
+    ctx: typer.Context,
+    instance_id: Id,
+    with_pending: provisioning.WithPending = False,
+    timeout: provisioning.Timeout = 1800.0,
+) -> None:
+    """Reboot a Multi-AZ instance with failover to its standby; prove that each logical slot is still there.
+
+    Static parameters that wait for a reboot are not applied by it.
 
     Example: rdsrepl instance failover orders
     """
     from rdsrepl.aws import instances
 
-    target = identity(ctx)
+    target = database_of(ctx, instance=instance_id)
     instance = instances.get(target.aws, instance_id)
     instances.require_available(instance)
     if instance.cluster_id is not None:
@@ -204,7 +227,7 @@ def failover(ctx: typer.Context, instance_id: Id, timeout: provisioning.Timeout 
             f"instance {instance.instance_id} has no standby in another zone",
             hint="only a Multi-AZ instance can fail over",
         )
-    settle(ctx, instances.reboot(instance_id, timeout_seconds=timeout, failover=True), target=target)
+    fail_over(ctx, target, _reboot(instance, failover=True, with_pending=with_pending, timeout_seconds=timeout))
 
 
 @app.command(cls=Writer)
@@ -232,6 +255,27 @@ def delete(
         )
     plan = instances.delete(instance, final_snapshot=final_snapshot, timeout_seconds=timeout)
     settle(ctx, plan, target=target, typed=Typed(instance.instance_id, "--confirm", confirm))
+
+
+def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_seconds: float) -> Plan:
+    """Plan to reboot an instance, with failover or without.
+
+    Raises:
+        Refused: modifications are queued which the reboot may set off.
+    """
+    from rdsrepl import rollouts
+    from rdsrepl.aws import pending_modifications, reboots
+    from rdsrepl.plan import Plan
+    from rdsrepl.postgres import proofs
+
+    instance_id = instance.instance_id
+    notes = pending_modifications.check_reboot(rollouts.queued_on(instance), allowed=with_pending)
+    if failover and instance.parameter_group_status == "pending-reboot":
+        stay = "static parameters that wait for a reboot stay pending through a failover: rdsrepl instance reboot"
+        notes = (*notes, f"{stay} {instance_id} applies them")
+    steps = reboots.steps(instance_id, timeout_seconds=timeout_seconds, failover=failover, server=proofs.Server())
+    title = f"fail over instance {instance_id}" if failover else f"reboot instance {instance_id}"
+    return Plan(title, steps, ("its connections break", *notes))
 
 
 def _part(instance: Instance) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rdsrepl.aws.parameter_groups import Kind, NewValue, Parameter, ParameterGroup
     from rdsrepl.config import Aws
     from rdsrepl.plan import Change, Plan, Wait
+    from rdsrepl.postgres import proofs
     from rdsrepl.rollouts import Direction
 
 app = typer.Typer(
@@ -374,6 +375,7 @@ def attach(
         bool,
         typer.Option("--no-proof", help="Do not connect to the database to prove the result.", show_default=False),
     ] = False,
+    with_pending: provisioning.WithPending = False,
     timeout: provisioning.Timeout = 1800.0,
 ) -> None:
     """Attach a group to a cluster (--cluster) or an instance (--instance); with --reboot it comes into force.
@@ -384,7 +386,7 @@ def attach(
     Example: rdsrepl param-group attach orders-logical --cluster orders --reboot
     """
     from rdsrepl import rollouts
-    from rdsrepl.aws import attachments, engines, parameter_groups
+    from rdsrepl.aws import attachments, engines, instances, parameter_groups, reboots
 
     target = where(ctx)
     aws = target.aws
@@ -397,20 +399,44 @@ def attach(
     wanted = attachments.values(aws, group.kind, group.name)
     after = attachments.evaluated(wanted, place.hardware)
     moves = rollouts.direction(before, after)
+    followers = _followers(aws, place.instance, wanted) if place.kind == "instance" and place.instance else {}
+    chosen = [replica for replica, _ in followers.values()] if with_replicas else []
+    members = instances.of_cluster(aws, place.cluster.cluster_id) if place.cluster else (place.instance, *chosen)
+    servers = {one.instance_id: _server(one, wanted) for one in members if one is not None and not no_proof}
+    # While the group is not attached, its parameters' status is all there is to say.
+    attached = [one for one in members if one is not None and place.group == group.name]
+    waiting = [
+        one.instance_id
+        for one in attached
+        if reboot and one.instance_id in servers and reboots.needed(target, one, servers[one.instance_id])
+    ]
     if place.cluster is not None:
         if with_replicas:
             raise UsageError("--with-replicas is for instances; a cluster's group is all its members'", hint="omit it")
-        plan = rollouts.attach_to_cluster(place.cluster, group.name, moves, reboot=reboot, timeout_seconds=timeout)
+        plan = rollouts.attach_to_cluster(
+            place.cluster,
+            group.name,
+            moves,
+            reboot=reboot,
+            timeout_seconds=timeout,
+            members=[one for one in members if one is not None],
+            waiting=waiting,
+            servers=servers,
+            with_pending=with_pending,
+        )
     else:
         assert place.instance is not None
         plan = rollouts.attach_to_instance(
             place.instance,
             group.name,
             moves,
-            _followers(aws, place.instance, wanted),
+            followers,
             reboot=reboot,
             with_replicas=with_replicas,
             timeout_seconds=timeout,
+            waiting=waiting,
+            servers=servers,
+            with_pending=with_pending,
         )
     if plan and reboot and not no_proof:
         plan = replace(plan, steps=(*plan.steps, _proof(after)))
@@ -684,8 +710,23 @@ def _followers(aws: Aws, instance: Instance, wanted: Mapping[str, str]) -> dict[
 def _proof(after: Mapping[str, int | None]) -> Wait:
     from rdsrepl.postgres import proofs
 
+    return proofs.settings(_expected(after))
+
+
+def _server(instance: Instance, wanted: Mapping[str, str]) -> proofs.Server:
+    """Return what one server is asked, whose instance class the group's formulas are evaluated for."""
+    from rdsrepl import instance_classes
+    from rdsrepl.aws import attachments
+    from rdsrepl.postgres import proofs
+
+    after = attachments.evaluated(wanted, instance_classes.hardware(instance.instance_class))
+    return proofs.Server(_expected(after))
+
+
+def _expected(after: Mapping[str, int | None]) -> dict[str, str]:
+    """Return what ``pg_settings`` is to say, by name."""
     expected = {"wal_level": "logical" if after.get("rds.logical_replication") == 1 else "replica"}
     for name in ("max_replication_slots", "max_wal_senders"):
         if (number := after.get(name)) is not None:
             expected[name] = str(number)
-    return proofs.settings(expected)
+    return expected

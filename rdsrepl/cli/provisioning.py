@@ -72,6 +72,14 @@ DeletionProtection = Annotated[
     bool, typer.Option("--deletion-protection", help="AWS refuses to delete it.", show_default=False)
 ]
 Timeout = Annotated[float, duration_option("--timeout", help="Give up after each wait of this long.")]
+WithPending = Annotated[
+    bool,
+    typer.Option(
+        "--with-pending",
+        help="Reboot although queued modifications (PendingModifiedValues) may take effect then.",
+        show_default=False,
+    ),
+]
 FinalSnapshot = Annotated[
     str | None,
     typer.Option("--final-snapshot", metavar="NAME", help="Keep the data in a snapshot of this name."),
@@ -110,6 +118,11 @@ def check_class(name: str) -> None:
     """
     if not re.fullmatch(r"db\.[a-z0-9-]+(\.[a-z0-9-]+)?", name):
         raise BadValue(f"{name!r} is no instance class", hint="for example db.r6gd.large, or db.serverless")
+
+
+def pending_words(found: Cluster | Instance) -> str | None:
+    """Return what is queued for the maintenance window: ``EngineVersion 17.2, MultiAZ true``; None is nothing."""
+    return ", ".join(f"{name} {value}" for name, value in found.pending_modifications.items()) or None
 
 
 def storage_words(found: Cluster | Instance) -> str:

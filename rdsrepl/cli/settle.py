@@ -110,6 +110,7 @@ def settle(
         typer.Exit: ``--check`` found changes pending (7).
     """
     may, options = consent(ctx), shared(ctx)
+    pace = apply.Pace.from_environment()
     machine = options.output is not Format.table
     if not plan:
         _report(ctx, plan, None, "unchanged", [])
@@ -149,6 +150,7 @@ def settle(
             done=done,
             waiting=lambda step, seconds, states: _waiting(progress, step, seconds, states),
             witness=witness,
+            pace=pace,
         )
     except AppliedInPart:
         # What is made already is of no use without it: the role is there, and nobody else knows its password.

@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final, LiteralString
 
 from rdsrepl.config import Target
+from rdsrepl.errors import Error
 from rdsrepl.plan import Condition, Wait
 from rdsrepl.postgres import connection
 
 PROOF_SECONDS: Final = 120.0
 # What this program has set for its own session says nothing of the server.
-_SETTINGS: Final = """
-SELECT name, CASE source WHEN 'session' THEN reset_val ELSE setting END, pending_restart
-  FROM pg_catalog.pg_settings WHERE name = ANY(%s)
+_SELECT: Final = """
+SELECT name, CASE source WHEN 'session' THEN reset_val ELSE setting END, pending_restart FROM pg_catalog.pg_settings
 """
+_SETTINGS: Final = _SELECT + "WHERE name = ANY(%s)"
+# Whatever it is that waits, a restart is what it waits for.
+_RESTART: Final = _SELECT + "WHERE pending_restart OR name = ANY(%s)"
+_STARTED: Final = "SELECT pg_catalog.pg_postmaster_start_time()::text"
+_CONNECT_SECONDS: Final = "5"
 _SLOTS: Final = """
 SELECT slot_name::text, confirmed_flush_lsn::text, wal_status
 FROM pg_catalog.pg_replication_slots
 WHERE slot_type = 'logical' AND NOT temporary AND slot_name = ANY(%s)
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What one server says of itself, where it can be asked.
+
+    Attributes:
+        expected: values as ``pg_settings.setting`` has them, by name.
+    """
+
+    expected: Mapping[str, str] = field(default_factory=dict)
+
+    def started(self, target: Target) -> str | None:
+        """Return since when the server runs; None where it cannot be asked."""
+        rows = _asked(target, _STARTED, ())
+        return str(rows[0][0]) if rows else None
+
+    def needs_restart(self, target: Target) -> bool | None:
+        """Say whether values wait for a restart, or expected ones are not in force; None where it cannot be asked."""
+        rows = _asked(target, _RESTART, (list(self.expected),))
+        if rows is None:
+            return None
+        return any(pending or self.expected.get(name, setting) != setting for name, setting, pending in rows)
 
 
 def settings(expected: Mapping[str, str]) -> Wait:
@@ -37,6 +66,15 @@ def slots(names: Sequence[str]) -> Wait:
     """Return the step that proves over SQL that the endpoint leads to a writer, and how far each slot is there."""
     what = f"the writer has slots {', '.join(names)}" if names else "the endpoint leads to the writer"
     return Wait(f"prove over SQL that {what}", partial(_slots, names=tuple(names)), PROOF_SECONDS)
+
+
+def _asked(target: Target, query: LiteralString, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]] | None:
+    wanted = {"connect_timeout": _CONNECT_SECONDS, **target.keywords}
+    try:
+        with connection.open(replace(target, keywords=wanted), settings={"statement_timeout": "10s"}) as conn:
+            return conn.execute(query, parameters).fetchall()
+    except Error:
+        return None
 
 
 def _settings(target: Target, *, expected: Mapping[str, str]) -> Condition:

@@ -14,6 +14,7 @@ from typing import Final
 
 from rdsrepl.sandbox import credentials, processes
 from rdsrepl.sandbox.api import clusters, instances, inventory  # noqa: F401 - their operations
+from rdsrepl.sandbox.api.consistency import Consistency
 from rdsrepl.sandbox.api.fleet import Fleet
 from rdsrepl.sandbox.api.groups import Groups
 from rdsrepl.sandbox.api.operations import REGION, Service
@@ -41,8 +42,9 @@ def run(directory: Directory, region: str) -> None:
         signal.signal(number, lambda *_: stop.set())
     store = Store(directory.path / "aws.json")
     groups = Groups(store)
-    fleet = Fleet(directory, store, groups, region)
-    service = Service(store, groups, fleet, region)
+    consistency = Consistency()
+    fleet = Fleet(directory, store, groups, region, consistency)
+    service = Service(store, groups, fleet, region, consistency=consistency)
     own_file = directory.path / "api.json"
     with Server(service, credentials.make(directory), _port_of_before(own_file), fleet) as server:
         threading.Thread(target=server.serve_forever, name="http", daemon=True).start()

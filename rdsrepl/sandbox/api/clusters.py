@@ -12,11 +12,12 @@ from rdsrepl.sandbox.api.engines import EngineVersion
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.fleet import Fleet, fleet_of
 from rdsrepl.sandbox.api.groups import Group, default_name
-from rdsrepl.sandbox.api.operations import Kind, Parameters, Result, Service, operation
+from rdsrepl.sandbox.api.operations import Kind, Parameters, Result, Service, operation, view
 from rdsrepl.sandbox.api.resources import (
     DEFAULT_SUBNET_GROUP,
     Cluster,
     Instance,
+    ParameterStatus,
     Records,
     Snapshot,
     SubnetGroup,
@@ -100,14 +101,33 @@ def describe(service: Service, p: Parameters) -> Result:
     """Answer with clusters."""
     records = Records(service.store)
     name = p.get("DBClusterIdentifier")
+    names = [plain_name(name)] if name else sorted(every(service).keys() | service.consistency.known("cluster"))
     chosen = {}
-    for cluster in [records.get(Cluster, name)] if name else records.all(Cluster):
-        arn = service.arn("cluster", cluster.identifier)
-        fields = dict(zip(_FILTERS, ((cluster.identifier, arn), cluster.resource_id, cluster.engine), strict=True))
+    for identifier in names:
+        record = records.find(Cluster, identifier)
+        fresh = None if record is None else described(service, record)
+        shown = service.consistency.view("cluster", identifier, fresh)
+        if shown is None:
+            if name:
+                raise fault("DBClusterNotFoundFault", f"DBCluster {name} not found.")
+            continue
+        own = (shown["DBClusterIdentifier"], shown["DBClusterArn"])
+        fields = dict(zip(_FILTERS, (own, shown["DbClusterResourceId"], shown["Engine"]), strict=True))
         if paging.passes(p, fields):
-            chosen[cluster.identifier] = described(service, cluster)
+            chosen[identifier] = shown
     page, marker = paging.page(chosen, p)
     return {"DBClusters": page, "Marker": marker}
+
+
+@view("cluster")
+def every(service: Service) -> dict[str, Result]:
+    """Return every cluster as it is, described."""
+    return {cluster.identifier: described(service, cluster) for cluster in Records(service.store).all(Cluster)}
+
+
+def plain_name(name: str) -> str:
+    """Return an identifier, of an ARN the one in it, as it is kept."""
+    return (name.rpartition(":")[2] if name.startswith("arn:") else name).lower()
 
 
 @operation("ModifyDBCluster", needs_servers=True)
@@ -129,13 +149,13 @@ def modify(service: Service, p: Parameters) -> Result:
                 "InvalidParameterCombination", "Aurora clusters have no instance class or storage of their own."
             )
         reclassed = p.get("DBClusterInstanceClass", cluster.instance_class) != cluster.instance_class
-        cluster.version = release.version
+        wanted_storage = _queued(cluster, p, release.version)
         cluster.parameter_group = group.name if group is not None else cluster.parameter_group
         cluster.deletion_protection = p.get("DeletionProtection", cluster.deletion_protection)
         cluster.iam_auth = p.get("EnableIAMDatabaseAuthentication", cluster.iam_auth)
         cluster.backup_days = p.get("BackupRetentionPeriod", cluster.backup_days)
         if cluster.multi_az:
-            _choose_storage(cluster, p, current=cluster)
+            _choose_storage(cluster, wanted_storage, current=cluster)
         if password:
             fleet.manage_secret(cluster, password if _managed(p, cluster) else None)
         elif p.get("ManageMasterUserPassword") is False:
@@ -152,9 +172,8 @@ def modify(service: Service, p: Parameters) -> Result:
         if password and writer is not None:
             fleet.set_password(writer, cluster.master_user, password)
         for member in records.members(cluster.identifier):
-            with records.edit(Instance, member.identifier) as one:
-                if one.cluster_status == "applying":
-                    one.cluster_status = "pending-reboot"
+            if member.cluster_status == "applying":
+                fleet.regroup(member.identifier)
             if reclassed:
                 fleet.restart(member.identifier)
 
@@ -172,6 +191,7 @@ def reboot(service: Service, p: Parameters) -> Result:
             message = "RebootDBCluster is for Multi-AZ DB clusters; reboot the instances of an Aurora cluster instead."
             raise fault("InvalidParameterCombination", message)
         writer = fleet.state().members(cluster.identifier)[0].name
+        # Its own status says so, the writer's does not.
         fleet.reboot([writer], cluster=cluster.identifier)
     return {"DBCluster": described(service, fleet.records.get(Cluster, cluster.identifier))}
 
@@ -255,7 +275,7 @@ def described(service: Service, cluster: Cluster) -> Result:
             {
                 "DBInstanceIdentifier": entry.name,
                 "IsClusterWriter": entry.source is None,
-                "DBClusterParameterGroupStatus": members[entry.name].cluster_status,
+                "DBClusterParameterGroupStatus": group_status(service, members[entry.name].cluster_status),
                 "PromotionTier": members[entry.name].promotion_tier,
             }
             for entry in sorted(entries, key=lambda entry: entry.name)
@@ -265,6 +285,7 @@ def described(service: Service, cluster: Cluster) -> Result:
         "StorageType": cluster.storage_type,
         "Iops": cluster.iops,
         "DBClusterInstanceClass": cluster.instance_class,
+        "PendingModifiedValues": cluster.pending or None,
         "BackupRetentionPeriod": cluster.backup_days,
         "PreferredBackupWindow": "03:00-03:30",
         "PreferredMaintenanceWindow": "sun:05:00-sun:05:30",
@@ -287,6 +308,12 @@ def described(service: Service, cluster: Cluster) -> Result:
         "ReadReplicaIdentifiers": [],
         "TagList": tags.of(service.store, service.arn("cluster", cluster.identifier)),
     }
+
+
+def group_status(service: Service, status: ParameterStatus) -> ParameterStatus:
+    """Return the status of a parameter group on a server as it is described."""
+    hidden = service.consistency.delays.hide_pending and status == "pending-reboot"
+    return "in-sync" if hidden else status
 
 
 def available(records: Records, identifier: str) -> Cluster:
@@ -533,6 +560,23 @@ def _choose_storage(cluster: Cluster, p: Parameters, current: Cluster | None = N
         raise fault("InvalidParameterCombination", message)
     cluster.instance_class = chosen["DBClusterInstanceClass"]
     cluster.storage_type, cluster.allocated_gib, cluster.iops = storage(chosen, default="io1")
+
+
+def _queued(cluster: Cluster, p: Parameters, version: str) -> Parameters:
+    """Queue what waits for the maintenance window, or take over all that is queued; return what holds from now on."""
+    wanted: dict[str, Any] = {}
+    if version != cluster.version:
+        wanted["EngineVersion"] = version
+    if cluster.multi_az:
+        wanted |= {name: p[name] for name in ("AllocatedStorage", "Iops", "StorageType") if name in p}
+    others = {name: value for name, value in p.items() if name not in wanted}
+    if not p.get("ApplyImmediately", False):
+        cluster.pending |= wanted
+        return others
+    wanted = {**cluster.pending, **wanted}
+    cluster.pending = {}
+    cluster.version = wanted.get("EngineVersion", cluster.version)
+    return {**others, **wanted}
 
 
 def storage(p: Mapping[str, Any], *, default: str) -> tuple[str, int, int | None]:

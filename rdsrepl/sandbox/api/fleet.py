@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rdsrepl.errors import Error, NotFound
 from rdsrepl.sandbox import likeness, processes, roster
 from rdsrepl.sandbox.api import failover, metrics, secrets
+from rdsrepl.sandbox.api.consistency import Consistency
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.groups import Groups
 from rdsrepl.sandbox.api.operations import ApplyType, Kind, Service
@@ -51,10 +52,13 @@ _NOT_LESS: Final = (
 class Fleet:
     """All servers of the sandbox, and what RDS says of them."""
 
-    def __init__(self, home: Directory, store: Store, groups: Groups, region: str) -> None:
+    def __init__(
+        self, home: Directory, store: Store, groups: Groups, region: str, consistency: Consistency | None = None
+    ) -> None:
         self.home = home
         self.region = region
         self.groups = groups
+        self.consistency = consistency or Consistency()
         self.records = Records(store)
         self._locks: dict[str, threading.RLock] = {}
         self._locks_lock = threading.Lock()
@@ -82,11 +86,16 @@ class Fleet:
             self._restore_secrets()
 
     def act(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what no operation of RDS does, for tests: ``crash`` kills the server of an ``instance``.
+        """Do what no operation of RDS does, for tests.
+
+        ``crash`` kills the server of an ``instance``; ``consistency`` sets the delays of ``consistency.Delays``.
 
         Raises:
             NotFound: there is no such action, or no such server.
+            ValueError: there is no such delay.
         """
+        if name == "consistency":
+            return self.consistency.configure(body)
         if name != "crash":
             raise NotFound(f"{name} is not known here")
         identifier = str(body.get("instance", ""))
@@ -170,14 +179,41 @@ class Fleet:
         self._change(lambda state: state.with_endpoints(*(EndpointState(kind, cluster) for kind in kinds)))
         self._await_endpoints()
 
-    def reboot(self, identifiers: Sequence[str], *, cluster: str | None = None) -> None:
-        """Restart servers with their groups' values, one after the other; their records say ``rebooting``."""
+    def reboot(self, identifiers: Sequence[str], *, cluster: str | None = None, applies: bool = True) -> None:
+        """Restart servers, one after the other.
+
+        Args:
+            identifiers: their instances.
+            cluster: its record says ``rebooting``, and those of the instances do not.
+            applies: with their groups' values; else with those they have.
+        """
 
         def job() -> None:
             for identifier in identifiers:
-                self._reboot(identifier)
+                self._reboot(identifier, applies=applies)
 
-        self._run(job, "rebooting", cluster, identifiers)
+        self._run(job, "rebooting", cluster, [] if cluster is not None else identifiers)
+
+    def regroup(self, identifier: str) -> None:
+        """Give a member what its cluster's new group changes at once; the rest waits for its reboot."""
+        instance = self.records.get(Instance, identifier)
+        cluster = self.records.get(Cluster, instance.cluster or "")
+        static, dynamic = ["its group is gone"], []
+        if self.groups.exists("cluster", instance.active_cluster_group) is not None:
+            old, new = (
+                self.groups.values("cluster", group, instance.instance_class)
+                for group in (instance.active_cluster_group, cluster.parameter_group)
+            )
+            known = self.groups.get("cluster", cluster.parameter_group).defaults
+            differ = [name for name in known if old.get(name) != new.get(name)]
+            static = [name for name in differ if known[name].apply_type == "static"]
+            dynamic = [name for name in differ if known[name].apply_type != "static"]
+        if dynamic:
+            self._apply(identifier, dynamic)
+        with self.records.edit(Instance, identifier) as one:
+            one.cluster_status = "pending-reboot" if static else "in-sync"
+            if not static:
+                one.active_cluster_group = cluster.parameter_group
 
     def restart(self, identifier: str) -> None:
         """Restart a server with its groups' values, here and now; as a part of other work."""
@@ -213,6 +249,7 @@ class Fleet:
                 self._remove(identifier)
             if (record := self.records.find(Instance, identifier)) is not None:
                 self.records.drop(record)
+                self.consistency.settled("instance-group", [record.parameter_group])
 
         self._run(job, "deleting", None, [identifier])
 
@@ -234,6 +271,7 @@ class Fleet:
                 self.records.drop(instance)
             if (record := self.records.find(Cluster, cluster)) is not None:
                 self.records.drop(record)
+                self.consistency.settled("cluster-group", [record.parameter_group])
 
         names = [instance.identifier for instance in self.records.members(cluster)]
         self._run(job, "deleting", cluster, names)
@@ -285,6 +323,8 @@ class Fleet:
                 log.exception("%s %s: %s failed", cluster or "", ", ".join(instances), status)
             time.sleep(max(0.0, began + _LEAST_SECONDS - time.monotonic()))
             after = "available" if worked or status not in ("creating", "deleting") else "failed"
+            self.consistency.settled("cluster", [cluster] if cluster is not None else [])
+            self.consistency.settled("instance", instances)
             self._set_status(after, cluster, instances, only=status)
 
         threading.Thread(target=work, name=f"{status} {cluster or instances[0]}", daemon=True).start()
@@ -446,16 +486,18 @@ class Fleet:
             if server.is_running():
                 server.reload()
 
-    def _reboot(self, identifier: str) -> None:
+    def _reboot(self, identifier: str, *, applies: bool = True) -> None:
         with self._family(identifier):
-            self._refresh(identifier)
+            if applies:
+                self._refresh(identifier)
             server = self.server(identifier)
             if server is None:
                 raise NotFound(f"there is no server {identifier}")
             failover.stop(server)
             self.records.happened("db-instance", identifier, "RDS-EVENT-0004", ["availability"], "DB instance shutdown")
             if self._start(identifier):
-                self._in_force(identifier)
+                if applies:
+                    self._in_force(identifier)
                 self.records.happened(
                     "db-instance", identifier, "RDS-EVENT-0006", ["availability"], "DB instance restarted"
                 )

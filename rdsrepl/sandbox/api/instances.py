@@ -13,6 +13,8 @@ from rdsrepl.sandbox.api.clusters import (
     entry,
     final_snapshot,
     find_release,
+    group_status,
+    plain_name,
     same_major,
     secret,
     storage,
@@ -20,7 +22,7 @@ from rdsrepl.sandbox.api.clusters import (
 )
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.fleet import Fleet, fleet_of
-from rdsrepl.sandbox.api.operations import Parameters, Result, Service, operation
+from rdsrepl.sandbox.api.operations import Parameters, Result, Service, operation, view
 from rdsrepl.sandbox.api.resources import (
     Cluster,
     Instance,
@@ -108,6 +110,9 @@ def create_replica(service: Service, p: Parameters) -> Result:
     if "SourceDBInstanceIdentifier" not in p:
         message = "A read replica needs SourceDBInstanceIdentifier; the sandbox has none of DB clusters."
         raise fault("InvalidParameterCombination", message)
+    if "DBParameterGroupName" in p:
+        message = "A parameter group can't be specified during Read Replica creation for the following DB engine: "
+        raise fault("InvalidParameterCombination", f"{message}postgres")
     with service.store.lock:
         source = available(fleet.records, p["SourceDBInstanceIdentifier"])
         if source.cluster is not None:
@@ -117,7 +122,7 @@ def create_replica(service: Service, p: Parameters) -> Result:
             message = f"Automated backups are not enabled for this database instance: {source.identifier}."
             raise fault("InvalidDBInstanceStateFault", message)
         release = same_major(source.engine, source.version, None)
-        group = attachable(service, "instance", p.get("DBParameterGroupName") or source.parameter_group, release)
+        group = attachable(service, "instance", source.parameter_group, release)
         zone = _zone(service, p) if "AvailabilityZone" in p else _other_zone(service, source.zone)
         instance = Instance(
             identifier,
@@ -154,19 +159,33 @@ def describe(service: Service, p: Parameters) -> Result:
     """Answer with instances."""
     records = Records(service.store)
     name = p.get("DBInstanceIdentifier")
+    names = [plain_name(name)] if name else sorted(every(service).keys() | service.consistency.known("instance"))
     chosen = {}
-    for instance in [records.get(Instance, name)] if name else records.all(Instance):
-        cluster = () if instance.cluster is None else (instance.cluster, service.arn("cluster", instance.cluster))
+    for identifier in names:
+        record = records.find(Instance, identifier)
+        fresh = None if record is None else described(service, record)
+        shown = service.consistency.view("instance", identifier, fresh)
+        if shown is None:
+            if name:
+                raise fault("DBInstanceNotFoundFault", f"DBInstance {name} not found.")
+            continue
+        of = shown["DBClusterIdentifier"]
         values = (
-            (instance.identifier, service.arn("db", instance.identifier)),
-            cluster,
-            instance.resource_id,
-            instance.engine,
+            (shown["DBInstanceIdentifier"], shown["DBInstanceArn"]),
+            () if of is None else (of, service.arn("cluster", of)),
+            shown["DbiResourceId"],
+            shown["Engine"],
         )
         if paging.passes(p, dict(zip(_FILTERS, values, strict=True))):
-            chosen[instance.identifier] = described(service, instance)
+            chosen[identifier] = shown
     page, marker = paging.page(chosen, p)
     return {"DBInstances": page, "Marker": marker}
+
+
+@view("instance")
+def every(service: Service) -> dict[str, Result]:
+    """Return every instance as it is, described."""
+    return {instance.identifier: described(service, instance) for instance in Records(service.store).all(Instance)}
 
 
 @operation("ModifyDBInstance", needs_servers=True)
@@ -223,7 +242,7 @@ def modify(service: Service, p: Parameters) -> Result:
 
 @operation("RebootDBInstance", needs_servers=True)
 def reboot(service: Service, p: Parameters) -> Result:
-    """Restart an instance with its groups' values; with a failover it moves to its other zone."""
+    """Restart an instance with its groups' values; with a failover it moves to its other zone and applies nothing."""
     fleet = fleet_of(service)
     with service.store.lock:
         instance = fleet.records.get(Instance, p["DBInstanceIdentifier"])
@@ -246,7 +265,7 @@ def reboot(service: Service, p: Parameters) -> Result:
                 ["failover"],
                 "Multi-AZ instance failover completed",
             )
-        fleet.reboot([instance.identifier])
+        fleet.reboot([instance.identifier], applies=not p.get("ForceFailover", False))
     return {"DBInstance": described(service, fleet.records.get(Instance, instance.identifier))}
 
 
@@ -303,6 +322,7 @@ def described(service: Service, instance: Instance) -> Result:
     port = state.port("instance", instance.identifier) if state is not None else None
     cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
     subnets = records.find(SubnetGroup, instance.subnet_group)
+    status = group_status(service, instance.parameter_status)
     return {
         "DBInstanceIdentifier": instance.identifier,
         "DBInstanceArn": service.arn("db", instance.identifier),
@@ -324,9 +344,7 @@ def described(service: Service, instance: Instance) -> Result:
         "AvailabilityZone": instance.zone,
         "MultiAZ": instance.multi_az,
         "SecondaryAvailabilityZone": instance.secondary_zone,
-        "DBParameterGroups": [
-            {"DBParameterGroupName": instance.parameter_group, "ParameterApplyStatus": instance.parameter_status}
-        ],
+        "DBParameterGroups": [{"DBParameterGroupName": instance.parameter_group, "ParameterApplyStatus": status}],
         "DBSubnetGroup": {
             "DBSubnetGroupName": instance.subnet_group,
             "DBSubnetGroupDescription": subnets.description if subnets is not None else "default",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
+from rdsrepl.sandbox.api.consistency import Consistency
 from rdsrepl.sandbox.api.faults import fault
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Service:
         fleet: the servers.
         region: the one the request is signed for.
         account: AWS's number of the account.
+        consistency: what describes show of a change, and when.
     """
 
     store: Store
@@ -74,6 +76,7 @@ class Service:
     fleet: Fleet
     region: str = REGION
     account: str = ACCOUNT
+    consistency: Consistency = field(default_factory=Consistency)
 
     def arn(self, kind: str, name: str) -> str:
         """Return the ARN of a resource: KIND is ``cluster``, ``db``, ``pg``, ``cluster-pg``, ``subgrp`` …."""
@@ -90,6 +93,15 @@ class _Entry:
 
 
 _registry: dict[str, _Entry] = {}
+# Return every resource of a kind as it is described, by identifier.
+_views: dict[Kind, Callable[[Service], dict[str, Result]]] = {}
+# What a call works on, by the parameter that names it: the kind, and how it is refused while it is busy.
+_BUSY: Final = {
+    "DBInstanceIdentifier": ("instance", "InvalidDBInstanceStateFault", "Instance"),
+    "DBClusterIdentifier": ("cluster", "InvalidDBClusterStateFault", "Cluster"),
+}
+_BUSY_GROUPS: Final = {"DBParameterGroupName": "instance-group", "DBClusterParameterGroupName": "cluster-group"}
+_READ_ONLY: Final = ("Describe", "List")
 
 
 def operation(name: str, *, needs_servers: bool = False) -> Callable[[Operation], Operation]:
@@ -125,4 +137,47 @@ def dispatch(service: Service, request: Request) -> Result:
         raise fault("NotImplemented", f"The sandbox does not have the operation {request.operation}.")
     if entry.needs_servers and isinstance(service.fleet, NullFleet):
         raise fault("NotImplemented", f"The sandbox has no servers in {service.region}.")
-    return entry.function(service, request.parameters)
+    if request.operation.startswith(_READ_ONLY):
+        return entry.function(service, request.parameters)
+    _refuse_busy(service, request)
+    delays = service.consistency.delays
+    if not delays.lag_seconds and not delays.not_found_seconds:
+        return _noted(service, request, entry.function(service, request.parameters))
+    before = _every(service)
+    answer = entry.function(service, request.parameters)
+    service.consistency.changed(before, _every(service))
+    return _noted(service, request, answer)
+
+
+def view(kind: Kind) -> Callable[[Callable[[Service], dict[str, Result]]], Callable[[Service], dict[str, Result]]]:
+    """Register the function that describes every resource of a kind as it is."""
+
+    def register(function: Callable[[Service], dict[str, Result]]) -> Callable[[Service], dict[str, Result]]:
+        _views[kind] = function
+        return function
+
+    return register
+
+
+def _every(service: Service) -> dict[tuple[Kind, str], Result]:
+    return {(kind, name): described for kind, every in _views.items() for name, described in every(service).items()}
+
+
+def _refuse_busy(service: Service, request: Request) -> None:
+    for parameter, (kind, code, noun) in _BUSY.items():
+        if service.consistency.is_busy(kind, str(request.parameters.get(parameter, "")).lower()):
+            raise fault(code, f"{noun} cannot currently be changed due to an in-progress management operation.")
+    if request.operation.startswith(("Reset", "Delete")):
+        for parameter, kind in _BUSY_GROUPS.items():
+            name = str(request.parameters.get(parameter, "")).lower()
+            if service.consistency.is_busy(kind, name):
+                raise fault("InvalidDBParameterGroupStateFault", f"Parameter group {name} has pending changes.")
+
+
+def _noted(service: Service, request: Request, answer: Result) -> Result:
+    """Note that a parameter group was changed."""
+    if request.operation.startswith(("Modify", "Reset")) and "ParameterGroup" in request.operation:
+        for parameter, kind in _BUSY_GROUPS.items():
+            if name := request.parameters.get(parameter):
+                service.consistency.settled(kind, [str(name).lower()])
+    return answer

@@ -38,6 +38,7 @@ class Cluster:
         parameter_group: the one that is attached, of which members may not be aware yet.
         secret_arn: of the secret with the master password, where RDS keeps it.
         password: the same secret's content, as Secrets Manager forgets it with its process.
+        pending: changes that wait for the maintenance window: the members of ``PendingModifiedValues``.
         created: a moment in ISO 8601, as all moments here.
     """
 
@@ -63,6 +64,7 @@ class Cluster:
     encrypted: bool = False
     secret_arn: str | None = None
     password: str | None = field(default=None, repr=False)
+    pending: dict[str, Any] = field(default_factory=dict)
 
     @property
     def multi_az(self) -> bool:

@@ -1,0 +1,370 @@
+"""AWS as it is: queued modifications, describes that lag, refusals for a moment, reboots that do not show."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from rdsrepl import apply, errors
+from rdsrepl.aws import instances, refusals, session
+from rdsrepl.config import Aws, Target
+from rdsrepl.plan import AwsCall, Condition, Plan, Wait
+from tests.conftest import Cloud, Result
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("delayed")]
+
+BUSY = "Instance cannot currently reboot due to an in-progress management operation."
+
+
+@pytest.fixture
+def name(cloud: Cloud) -> str:
+    """A name that is free."""
+    return f"k-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def tidy(cloud: Cloud) -> Iterator[Callable[..., None]]:
+    """Take commands that are run at the end, the last one first."""
+    later: list[tuple[str, ...]] = []
+    yield lambda *words: later.append(words)
+    cloud.faults()
+    cloud.delays()
+    for words in reversed(later):
+        done = cloud(*words)
+        assert done.code == 0, done.err
+
+
+def ok(done: Result) -> Result:
+    assert done.code == 0, done.err
+    return done
+
+
+def fault(operation: str, code: str, message: str, times: int | None = 1) -> dict[str, Any]:
+    return {"service": "rds", "operation": operation, "code": code, "status": 400, "message": message, "times": times}
+
+
+def groups(cloud: Cloud) -> dict[str, str]:
+    members = cloud("cluster", "show", "sandbox", "-o", "json").json["members"]
+    return {member["instance_id"]: member["parameter_group_status"] for member in members}
+
+
+def skipped(done: Result) -> list[str]:
+    return [line for line in done.err.splitlines() if line.endswith("not needed")]
+
+
+# Items 1, 3, 5, 8, 9, 15: one instance's life.
+
+
+def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., None]) -> None:
+    group, other, replica = f"{name}-g", f"{name}-o", f"{name}-r"
+    for one, value in ((group, "40"), (other, "50")):
+        words = ("--family", "postgres15", "--kind", "instance", "--set", f"max_wal_senders={value}", "--yes")
+        ok(cloud("param-group", "create", one, *words))
+        tidy("param-group", "delete", one, "--yes")
+    base = ("--class", "db.r6g.large", "--yes")
+    # Nothing is found for a moment, some looks are throttled: neither ends the wait.
+    cloud.faults(
+        fault("CreateDBInstance", "InvalidDBInstanceState", BUSY, 2),
+        {**fault("DescribeDBInstances", "Throttling", "Rate exceeded", 6)},
+    )
+    made = ("--storage", "20", "--engine-version", "15", "--multi-az", "--param-group", group)
+    ok(cloud("instance", "create", name, *base, *made, env={"AWS_MAX_ATTEMPTS": "1"}))
+    tidy("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
+    ok(cloud("slot", "create", "kept", "--instance", name, "--yes"))
+
+    # 5: a group is refused at the creation of a replica, and attached after it.
+    done = ok(cloud("instance", "create", replica, *base, "--replica-of", name, "--param-group", other, "-o", "json"))
+    tidy("instance", "delete", replica, "--confirm", replica)
+    calls = [step["operation"] for step in done.json["steps"] if "operation" in step]
+    assert calls == ["CreateDBInstanceReadReplica", "ModifyDBInstance", "RebootDBInstance"]
+    shown = cloud("instance", "show", replica, "-o", "json").json["instance"]
+    assert (shown["parameter_group"], shown["parameter_group_status"]) == (other, "in-sync")
+    assert show(cloud, replica, "max_wal_senders") == "50", "and it is in force"
+
+    # 1: what is queued is shown, stays queued, and is a reason not to reboot.
+    cloud.delays()
+    cloud.client("rds").modify_db_instance(DBInstanceIdentifier=replica, DBInstanceClass="db.r6g.xlarge")
+    cloud.client("rds").get_waiter("db_instance_available").wait(
+        DBInstanceIdentifier=replica, WaiterConfig={"Delay": 0.1, "MaxAttempts": 100}
+    )
+    shown = cloud("instance", "show", replica, "-o", "json").json["instance"]
+    assert shown["pending_modifications"] == {"DBInstanceClass": "db.r6g.xlarge"}
+    assert "DBInstanceClass db.r6g.xlarge" in cloud("instance", "show", replica).out
+    for words in (("param-group", "attach", group, "--instance", replica, "--reboot"), ("instance", "reboot", replica)):
+        refused = cloud(*words, "--yes")
+        assert refused.code == 4 and "DBInstanceClass db.r6g.xlarge" in refused.err, refused.err
+        assert f"aws rds modify-db-instance --db-instance-identifier {replica} --apply-immediately" in refused.err
+        assert "--with-pending" in refused.err
+    attached = ok(cloud("param-group", "attach", group, "--instance", replica, "--yes", "-o", "json"))
+    assert any("stay queued" in warning for warning in attached.json["warnings"])
+    shown = cloud("instance", "show", replica, "-o", "json").json["instance"]
+    assert (shown["instance_class"], shown["parameter_group"]) == ("db.r6g.large", group)
+    assert shown["pending_modifications"] == {"DBInstanceClass": "db.r6g.xlarge"}
+
+    # 9, 15: a failover applies nothing that is pending, and the slots are there before and after.
+    cloud.delays(lag_seconds=0.4, busy_seconds=0.4)
+    ok(cloud("param-group", "set", group, "max_wal_senders=45", "--yes"))
+    cloud.faults(fault("RebootDBInstance", "InvalidDBInstanceState", BUSY, 2))
+    failed_over = ok(cloud("instance", "failover", name, "--yes", "--timeout", "30s", "-o", "json"))
+    assert any("stay pending" in warning for warning in failed_over.json["warnings"])
+    *_, back, proof = failed_over.json["steps"]
+    assert back["returned"]["restarted"].startswith("the server runs since ")
+    assert set(proof["returned"]) == {"kept"}
+    assert "before: slot kept at " in failed_over.err and "after: slot kept at " in failed_over.err
+    assert "trying again: RebootDBInstance: " + BUSY.rstrip(".") in failed_over.err or "done: reboot" in failed_over.err
+    assert cloud("instance", "show", name, "-o", "json").json["instance"]["parameter_group_status"] == "pending-reboot"
+    assert show(cloud, name, "max_wal_senders") == "40"
+    # A refusal that does not pass is not tried again.
+    cloud.faults(fault("RebootDBInstance", "InvalidDBInstanceState", "Instance is in state stopped", None))
+    stopped = cloud("instance", "reboot", name, "--yes")
+    assert stopped.code == 4 and "stopped" in stopped.err and "trying again" not in stopped.err
+    cloud.faults()
+    ok(cloud("instance", "reboot", name, "--yes", "--timeout", "30s"))
+    assert show(cloud, name, "max_wal_senders") == "45"
+    # A group that has just lost its last user, or was just changed, is refused for a moment.
+    ok(cloud("param-group", "reset", group, "max_wal_senders", "--yes"))
+    ok(cloud("param-group", "reset", group, "--all", "--yes"))
+    ok(cloud("slot", "drop", "kept", "--instance", name, "--yes"))
+
+
+def show(cloud: Cloud, instance: str, parameter: str) -> str:
+    source = instance.removesuffix("-r")
+    secret = cloud("instance", "show", source, "-o", "json").json["instance"]["master_secret"]
+    value = cloud.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
+    env = {"PGPASSWORD": json.loads(value)["password"]}
+    shown = ok(cloud("psql", "--instance", instance, "--", "-d", "postgres", "-Atc", f"SHOW {parameter}", env=env))
+    return shown.out.strip()
+
+
+# Items 2 and 7: the members of a cluster.
+
+
+def test_the_members_of_a_cluster(cloud: Cloud, name: str, tidy: Callable[..., None]) -> None:
+    """Some are in-sync at once, some say they are and are not; the reboot is proven, one at a time."""
+    cluster = ("--cluster", "sandbox", "--reboot", "--yes", "--timeout", "20s", "-o", "json")
+    shown = cloud("cluster", "show", "sandbox", "-o", "json").json
+    default = shown["cluster"]["parameter_group"]
+    family, members = default.removeprefix("default."), [one["instance_id"] for one in shown["members"]]
+    words = ("--family", family, "--kind", "cluster", "--yes")
+    for group in (f"{name}-d", f"{name}-s"):
+        made = ("param-group", "create", group, "--description", group, *words)
+        ok(cloud(*made))
+        tidy("param-group", "delete", group, "--yes")
+    tidy("-t", "sandbox", "param-group", "attach", default, *cluster)
+    ok(cloud("param-group", "reset", f"{name}-d", "--all", "--yes"))
+    ok(cloud("param-group", "set", f"{name}-d", "wal_sender_timeout=20000", "--yes"))
+
+    done = ok(cloud("-t", "sandbox", "param-group", "attach", f"{name}-d", *cluster))
+    assert set(groups(cloud).values()) == {"in-sync"}, "dynamic differences are applied at once"
+    assert len(skipped(done)) == len(members), "and nothing is rebooted for them"
+
+    cloud.delays(lag_seconds=0.4, busy_seconds=0.4, hide_pending=True)
+    done = ok(cloud("-t", "sandbox", "param-group", "attach", f"{name}-s", *cluster))
+    assert skipped(done) == [], "the servers themselves say that they need it"
+    assert done.json["steps"][-1]["returned"]["wal_level"] == "logical"
+    assert one_at_a_time(cloud, members) >= len(members)
+    again = ok(cloud("-t", "sandbox", "param-group", "attach", f"{name}-s", *cluster))
+    assert again.json["status"] == "unchanged"
+    ok(cloud("param-group", "set", f"{name}-s", "max_wal_senders=60", "--yes"))
+    assert set(groups(cloud).values()) == {"in-sync"}
+    ok(cloud("-t", "sandbox", "param-group", "attach", f"{name}-s", *cluster))
+    dsn = f"host=127.0.0.1 port={cloud.report['port']} dbname=app user=dbadmin"
+    words = ("--dsn", dsn, "psql", "--", "-Atc", "SHOW max_wal_senders")
+    assert ok(cloud(*words, env={"PGPASSFILE": cloud.report["passfile"]})).out == "60\n"
+
+    # Where the servers cannot be asked, RDS's events prove it.
+    cloud.delays(lag_seconds=0.6, busy_seconds=0.4)
+    done = ok(cloud("cluster", "reboot", "sandbox", "--yes", "--timeout", "20s", "-o", "json"))
+    proofs = [step["returned"]["restarted"] for step in done.json["steps"] if "operation" not in step]
+    assert len(proofs) == len(members) and all(re.match(r"RDS event .*DB instance restarted", one) for one in proofs)
+    one_at_a_time(cloud, members)
+
+
+def one_at_a_time(cloud: Cloud, members: list[str]) -> int:
+    """Check from RDS's events that no member was shut down while another one was down; return how many were."""
+    rds = cloud.client("rds")
+    events = [
+        (event["Date"], event["Message"], member)
+        for member in members
+        for event in rds.describe_events(SourceType="db-instance", SourceIdentifier=member)["Events"]
+        if event["Message"] in ("DB instance shutdown", "DB instance restarted")
+    ]
+    down: set[str] = set()
+    for _, message, member in sorted(events, key=lambda event: (event[0], event[1].endswith("shutdown"))):
+        if message == "DB instance shutdown":
+            assert down == set(), "two at once"
+            down.add(member)
+        else:
+            down.discard(member)
+    return len(events) // 2
+
+
+# Items 8 and 10: what is made is not there yet, what is being deleted is not deleted again.
+
+
+def test_a_deletion_that_is_run_again_converges(cloud: Cloud, name: str) -> None:
+    words = ("--engine", "aurora-postgresql", "--class", "db.r6g.large", "--yes", "-o", "json")
+    ok(cloud("cluster", "create", name, *words))
+    delete = ("cluster", "delete", name, "--skip-final-snapshot", "--confirm", name, "-o", "json")
+    # The plan still sees the member that is being deleted.
+    cloud.delays(lag_seconds=60.0)
+    cloud.client("rds").delete_db_instance(DBInstanceIdentifier=f"{name}-2")
+    late = cloud(*delete, "--timeout", "0.01s")
+    assert late.code == 6, late.err
+    assert late.error["done"][-2:] == [f"delete instance {name}-1", f"delete cluster {name}"]
+    cloud.delays()
+    again = cloud(*delete)
+    assert again.code in (0, 3), again.err  # 3: it was gone already
+    if again.code == 0:
+        assert [step for step in again.json["steps"] if "operation" in step] == []
+    assert cloud("cluster", "show", name).code == 3
+
+
+# The mechanisms by themselves, by a clock that stands until somebody sleeps.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def pace(self) -> apply.Pace:
+        return apply.Pace(clock=lambda: self.now, sleep=self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def one_attempt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Botocore's own retries are out of the way: they sleep by another clock."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_RETRY_MODE", "standard")
+    session._client.cache_clear()
+    yield
+    session._client.cache_clear()
+
+
+def target(cloud: Cloud) -> Target:
+    env = cloud.program.env
+    files = {"aws_credentials_file": env["AWS_SHARED_CREDENTIALS_FILE"], "aws_config_file": env["AWS_CONFIG_FILE"]}
+    return Target("test", aws=Aws(profile="sandbox", region="eu-west-1", endpoint_url=cloud.url, **files))
+
+
+def run(plan: Plan, cloud: Cloud, clock: Clock) -> tuple[list[apply.Outcome], list[str]]:
+    said: list[str] = []
+    outcomes = apply.run(
+        plan,
+        target(cloud),
+        done=lambda outcome: None,
+        waiting=lambda step, seconds, states: said.extend(states),
+        pace=clock.pace(),
+    )
+    return outcomes, said
+
+
+def call(operation: str, **parameters: str) -> AwsCall:
+    return AwsCall(operation, "rds", operation, parameters)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "passes"),
+    [
+        ("InvalidDBInstanceState", BUSY, True),
+        ("InvalidDBInstanceStateFault", "Database instance is not in available state.", True),
+        ("InvalidDBClusterStateFault", "Db Cluster is not available for modification with status backing-up", True),
+        ("InvalidDBParameterGroupState", "Parameter group x has pending changes", True),
+        ("InvalidDBParameterGroupState", "One or more database instances are still members of this group", True),
+        ("InvalidDBInstanceState", "Instance x is in state stopped", False),
+        ("InvalidDBInstanceState", "Instance x is incompatible-parameters", False),
+        ("InvalidDBInstanceState", "Automated backups are not enabled for this database instance: x", False),
+        ("InvalidDBClusterStateFault", "Cluster x is in inaccessible-encryption-credentials-recoverable state", False),
+        ("InvalidParameterValue", "in-progress management operation", False),
+        ("AccessDenied", "not authorized", False),
+        ("DBInstanceNotFound", "DBInstance x not found", False),
+    ],
+)
+def test_which_refusals_pass(cloud: Cloud, code: str, message: str, passes: bool) -> None:
+    clock = Clock()
+    cloud.faults(fault("RebootDBCluster", code, message, None))
+    with pytest.raises(errors.Error) as caught:
+        run(Plan("reboot", (call("RebootDBCluster", DBClusterIdentifier="sandbox"),)), cloud, clock)
+    assert caught.value.aws_code == code
+    assert (clock.now >= 600) is passes and clock.now < 620, "minutes, or at once"
+    assert ("refused for 10m" in caught.value.message) is passes
+
+
+def test_a_status_that_does_not_pass_ends_the_attempts(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusals.statuses, "DEAD_ENDS", frozenset({"available"}))
+    clock = Clock()
+    cloud.faults(fault("RebootDBCluster", "InvalidDBClusterStateFault", "not now", None))
+    with pytest.raises(errors.NotAvailable, match="sandbox is available, which does not pass"):
+        run(Plan("reboot", (call("RebootDBCluster", DBClusterIdentifier="sandbox"),)), cloud, clock)
+    assert clock.now == 0
+
+
+def test_what_a_plan_has_made_is_not_there_yet_for_its_next_call(cloud: Cloud, name: str) -> None:
+    made = call(
+        "CreateDBParameterGroup", DBParameterGroupName=name, DBParameterGroupFamily="postgres16", Description="x"
+    )
+    delete = call("DeleteDBParameterGroup", DBParameterGroupName=name)
+    modify = AwsCall(
+        "reset", "rds", "ResetDBParameterGroup", {"DBParameterGroupName": name, "ResetAllParameters": True}
+    )
+    cloud.faults(fault("ResetDBParameterGroup", "DBParameterGroupNotFound", "not found", 3))
+    outcomes, said = run(Plan("both", (made, modify)), cloud, Clock())
+    assert len(outcomes) == 2 and len([one for one in said if "trying again" in one]) == 3
+    cloud.delays()
+    run(Plan("delete", (delete,)), cloud, Clock())
+    with pytest.raises(errors.NotFound):
+        run(Plan("alone", (modify,)), cloud, Clock())
+    outcomes, _ = run(Plan("alone", (delete,)), cloud, Clock())
+    assert outcomes[0].skipped, "what is gone already need not be deleted"
+
+
+@pytest.mark.usefixtures("one_attempt")
+def test_a_wait_takes_not_found_as_not_yet_and_a_throttled_look_as_none(cloud: Cloud) -> None:
+    def probe(where: Target) -> Condition:
+        return Condition(True, instances.get(where.aws, "sandbox-instance-1").status)
+
+    wait = Wait("wait", probe, 3600, confirmations=3)
+    cloud.faults(
+        fault("DescribeDBInstances", "DBInstanceNotFound", "not found", 4),
+        fault("DescribeDBInstances", "Throttling", "Rate exceeded", 4),
+    )
+    clock = Clock()
+    _, said = run(Plan("wait", (wait,)), cloud, clock)
+    assert said.count("not found yet") == 4 and any("Rate exceeded" in one for one in said)
+    assert said[-2:] == ["available"] * 2, "three looks in a row"
+    throttled = call("DescribeDBParameterGroups")
+    cloud.faults(fault("DescribeDBParameterGroups", "Throttling", "Rate exceeded", 3))
+    _, said = run(Plan("call", (throttled,)), cloud, Clock())
+    assert len(said) == 3, "a throttled call was not carried out either"
+    cloud.faults(fault("DescribeDBInstances", "DBInstanceNotFound", "not found", None))
+    clock = Clock()
+    with pytest.raises(errors.NotFound):
+        run(Plan("wait", (wait,)), cloud, clock)
+    assert 300 <= clock.now < 320
+
+
+def test_a_condition_that_comes_and_goes_is_none(cloud: Cloud) -> None:
+    looks = iter([True, True, False, True, True, True])
+    clock = Clock()
+    outcomes, said = run(
+        Plan("wait", (Wait("wait", lambda where: Condition(next(looks), "so"), 60, confirmations=3),)), cloud, clock
+    )
+    assert len(outcomes) == 1 and next(looks, None) is None and len(said) == 5
+
+
+def test_the_poll_interval_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RDSREPL_POLL_INTERVAL", "500ms")
+    pauses = apply.Pace.from_environment().pauses()
+    assert max(next(pauses) for _ in range(20)) == 0.5
+    for text in ("soon", "0s", "-1s"):
+        monkeypatch.setenv("RDSREPL_POLL_INTERVAL", text)
+        with pytest.raises(errors.UsageError):
+            apply.Pace.from_environment()
