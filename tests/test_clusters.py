@@ -196,6 +196,7 @@ def test_an_instance_without_a_standby_cannot_fail_over(cloud: Cloud, name: str)
 
 def test_a_reboot_that_does_not_end_in_time(cloud: Cloud, name: str) -> None:
     cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    cloud.delays()
     late = cloud("instance", "reboot", name, "--yes", "--timeout", "0.01s", "-o", "json")
     assert late.code == 6, late.out + late.err
     assert late.error["done"] == [f"reboot instance {name}"], "what was done is said"
@@ -212,6 +213,7 @@ def until_available(cloud: Cloud, name: str) -> None:
 
 def test_what_is_in_the_middle_of_something_is_refused(cloud: Cloud, name: str) -> None:
     cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    cloud.delays()
     cloud.client("rds").reboot_db_instance(DBInstanceIdentifier=name)
     refused = cloud("instance", "reboot", name, "--yes")
     # Either it is refused, or the machine was so slow that the first reboot was over.
@@ -226,6 +228,7 @@ def test_a_protected_instance_is_not_deleted(cloud: Cloud, name: str) -> None:
     assert cloud("instance", "create", name, *words).code == 0
     refused = cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
     assert refused.code == 4 and "no-deletion-protection" in refused.err
+    cloud.delays()
     cloud.client("rds").modify_db_instance(DBInstanceIdentifier=name, DeletionProtection=False, ApplyImmediately=True)
     until_available(cloud, name)
 
