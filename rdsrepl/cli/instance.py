@@ -271,8 +271,8 @@ def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_s
     instance_id = instance.instance_id
     notes = pending_modifications.check_reboot(rollouts.queued_on(instance), allowed=with_pending)
     if failover:
-        stay = "static parameters that wait for a reboot stay pending through a failover: rdsrepl instance reboot"
-        notes = (*notes, f"{stay} {instance_id} applies them")
+        stay = "static parameters that wait for a reboot stay pending through a failover"
+        notes = (*notes, f"{stay}: {command('instance reboot {}', instance_id)} applies them")
     steps = reboots.steps(instance_id, timeout_seconds=timeout_seconds, failover=failover, server=proofs.Server())
     title = f"fail over instance {instance_id}" if failover else f"reboot instance {instance_id}"
     return Plan(title, steps, ("its connections break", *notes))
