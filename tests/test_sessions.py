@@ -166,12 +166,13 @@ class Pooler:
         return pid[0], dict(rows)
 
 
-@pytest.fixture(params=["session", "transaction"])
-def pooler(request: pytest.FixtureRequest, place: Database) -> Iterator[Pooler]:
+@pytest.fixture
+def pooler(place: Database) -> Iterator[Pooler]:
+    """Session pooling in front of the one version, transaction pooling in front of the other."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pooler-")))
         directory.chmod(0o777)
-        made = Pooler(place, request.param, directory)
+        made = Pooler(place, "session" if place.server.version == 15 else "transaction", directory)
         stack.callback(made.process.wait, 10)
         stack.callback(made.process.terminate)
         yield made
