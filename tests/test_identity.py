@@ -96,13 +96,13 @@ def test_each_line_has_an_identity_of_its_own_in_the_order_of_the_stream(stream:
     hostile(stream)
     for slot in ("g", "tp"):
         words = ("slot", "tail", slot, "--until-now", "--no-confirm", "--format", "json")
-        first, again = (rdsrepl(*words, dsn=stream.dsn) for _ in range(2))
+        first = rdsrepl(*words, dsn=stream.dsn)
         assert first.code == 0, first.err
         check(first.lines)
         assert {event["op"] for event in first.lines} >= {"c", "t", "m"}
         assert {event["timeline"] for event in first.lines} == {1}
-        assert again.out == first.out
         if slot == "tp":
+            assert rdsrepl(*words, dsn=stream.dsn).out == first.out
             assert [event["op"] for event in first.lines if event["op"].endswith("prepared")] == [
                 "rollback_prepared",
                 "commit_prepared",
@@ -128,6 +128,12 @@ def test_a_wal2json_slot_has_identities_too(db15: Database, rdsrepl: Program, ve
     assert result.code == 0, result.err
     check(result.lines)
     assert len([event for event in result.lines if event["op"] == "m"]) >= 4
+    if version == "1":
+        return
+    # Aurora's storage has no timelines, and what the server says of them is not asked for.
+    db15.run("CREATE FUNCTION aurora_version() RETURNS text LANGUAGE sql AS $$SELECT '15.4'$$")
+    on_aurora = rdsrepl(*words, dsn=db15.dsn).lines
+    assert on_aurora == [{**event, "timeline": 0} for event in result.lines]
 
 
 def _wrapped(start: int, payload: bytes) -> bytes:
@@ -323,5 +329,5 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
 def test_a_replay_with_kills_that_drops_by_the_identity(db18: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """The long version is in ``make bench``."""
     db18.run(*identity_kills.SETUP)
-    kept, _, messages = identity_kills.ordeal(db18.dsn, tmp_path, partial(rdsrepl.start, dsn=db18.dsn), kills=3)
+    kept, _, messages = identity_kills.ordeal(db18.dsn, tmp_path, partial(rdsrepl.start, dsn=db18.dsn), kills=2)
     assert kept > messages > 0

@@ -41,7 +41,7 @@ def test_a_publication_that_is_younger_than_the_slot_ends_the_run(
         conn.execute("COMMIT")
         conn.execute("CREATE PUBLICATION p FOR TABLE t")
         conn.execute("INSERT INTO t (v) VALUES ('in time')")
-    for format in ("json", "raw", "json"):
+    for format in ("raw", "json") if version >= 18 else ("json",):
         result = rdsrepl("slot", "tail", "g", "--until-now", "-f", format, "-o", "json", dsn=database.dsn)
         assert (result.code, result.out) == (3, ""), result.err
         assert "p" in result.error["message"]
