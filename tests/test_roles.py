@@ -357,7 +357,7 @@ def test_odd_passwords_names_and_times(database: Database, role: str) -> None:
             with pytest.raises(errors.BadValue, match="cannot be a password") as caught:
                 roles.create(conn, role, password=bad)
             assert caught.value.__context__ is None or bad not in repr(caught.value.__cause__)
-        for bad in ("", "é" * 32, "\udcff", "pg_x", "rds_x", "rdsadmin", "public", "none"):
+        for bad in ("", "é" * 32, "\udcff", "pg_x", "rds_x", "rdsadmin", "rdsrepladmin", "public", "none"):
             with pytest.raises(errors.BadValue):
                 roles.create(conn, bad, password=None)
         plan = roles.create(conn, role, password="pässwörd '", connection_limit=3)

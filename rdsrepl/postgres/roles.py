@@ -445,7 +445,7 @@ def _check_name(name: str) -> None:
 
 
 def _is_internal(name: str) -> bool:
-    return name.startswith(("pg_", "rds_")) or name == "rdsadmin"
+    return name.startswith(("pg_", "rds_")) or name in ("rdsadmin", "rdsrepladmin")
 
 
 def _whose(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from rdsrepl.errors import Error, TimedOut
+from rdsrepl.errors import Error, Refused, TimedOut
 from rdsrepl.sandbox import processes
 
 FORMAT: Final = 2
@@ -277,12 +278,29 @@ class Directory:
         """Held by the command at work, and by the programs it runs."""
         return self.path / "lock"
 
+    def require_own(self) -> None:
+        """Refuse a directory in which another user may put files: the state names programs that are run.
+
+        Raises:
+            Refused: it is another user's, or others may write to it.
+        """
+        for found in (self.path.lstat(), self.path.stat()):
+            writable = not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022
+            if found.st_uid != os.geteuid() or writable:
+                raise Refused(
+                    f"the sandbox's directory {self.path} belongs to another user, or others may write to it",
+                    hint="set RDSREPL_SANDBOX_DIR to a directory that does not exist yet",
+                )
+
     def read(self) -> State | None:
         """Return what is remembered; None where there is no sandbox.
 
         Raises:
             Error: the file is not one this version wrote.
+            Refused: another user may have written it.
         """
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self.require_own()
         fields = self._load(self.state_file)
         if fields is None:
             return None
@@ -412,7 +430,8 @@ class Directory:
         while True:
             try:
                 self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self.require_own()
+                descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:  # a `down` removed the directory between the two lines
                 continue
             except OSError as exc:

@@ -37,7 +37,10 @@ MOST_CLUSTERS: Final = 40
 MOST_INSTANCES: Final = 40
 _LONGEST: Final = 63
 _LONGEST_MULTI_AZ: Final = 52
-_RESERVED_USERS: Final = ("rdsadmin", "rds_superuser", "rds_replication", "rds_password", "rds_iam", "public", "none")
+_RESERVED_USERS: Final = (
+    *("rdsadmin", "rdsrepladmin", "rds_superuser", "rds_replication", "rds_password", "rds_iam"),
+    *("public", "none"),
+)
 _FILTERS: Final = ("db-cluster-id", "db-cluster-resource-id", "engine")
 
 
