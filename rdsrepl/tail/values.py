@@ -276,22 +276,21 @@ def _array(text: str, position: int, element: Convert, delimiter: str) -> tuple[
     return "[" + ",".join(items) + "]", position + 1
 
 
+# One pass, without going back: an unfinished one must not take long.
+_QUOTED: Final = re.compile(r'"((?:[^"\\]++|""|\\.)*+)"', re.DOTALL).match
+_BARE: Final = re.compile(r'[^"\\(),]*+').match
+_ESCAPED: Final = re.compile(r'\\(.)|"(")', re.DOTALL)
+
+
 def _quoted(text: str, position: int) -> tuple[str, int]:
-    parts: list[str] = []
-    position += 1
-    while True:
-        character = text[position]
-        if character == "\\":
-            parts.append(text[position + 1])
-            position += 2
-        elif character != '"':
-            parts.append(character)
-            position += 1
-        elif text[position + 1 : position + 2] == '"':  # a record doubles its quotes
-            parts.append('"')
-            position += 2
-        else:
-            return "".join(parts), position + 1
+    """Read the quoted text that begins at POSITION; arrays escape with a backslash, records double what is special."""
+    found = _QUOTED(text, position)
+    if found is None:
+        raise ValueError(text)
+    inner = found[1]
+    if '"' in inner or "\\" in inner:
+        inner = _ESCAPED.sub(lambda escaped: escaped[1] or escaped[2], inner)
+    return inner, found.end()
 
 
 def _record_fields(text: str) -> list[str | None]:
@@ -299,28 +298,22 @@ def _record_fields(text: str) -> list[str | None]:
     fields: list[str | None] = []
     if text[0] != "(":
         raise ValueError(text)
-    position = 1
-    while True:
-        if text[position] in ",)":
-            fields.append(None)
-        else:
-            parts: list[str] = []
-            while text[position] not in ",)":
-                if text[position] == '"':
-                    part, position = _quoted(text, position)
-                    parts.append(part)
-                elif text[position] == "\\":
-                    parts.append(text[position + 1])
-                    position += 2
-                else:
-                    parts.append(text[position])
-                    position += 1
-            fields.append("".join(parts))
-        if text[position] == ")":
-            if position + 1 != len(text):
-                raise ValueError(text)
-            return fields
+    position = 0
+    while text[position] != ")":
         position += 1
+        if text[position] == '"':
+            field, position = _quoted(text, position)
+            fields.append(field)
+        else:
+            found = _BARE(text, position)
+            assert found is not None  # it may be empty
+            fields.append(found[0] or None)
+            position = found.end()
+        if text[position] not in ",)":
+            raise ValueError(text)
+    if position + 1 != len(text):
+        raise ValueError(text)
+    return fields
 
 
 def _number(text: str) -> str:
