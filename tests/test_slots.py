@@ -217,7 +217,7 @@ def test_advance(database: Database, name: str, rdsrepl: Program) -> None:
         assert advance(*words, "--yes").code == code
     other = rdsrepl("slot", "advance", name, "--to-current", "--yes", dsn=database.server.dsn())
     assert other.code == 4
-    assert f"dbname={database.name}" in other.err
+    assert f"--dbname {database.name}" in other.err
 
 
 def test_a_missing_slot_suggests_its_neighbour(database: Database, name: str, rdsrepl: Program) -> None:

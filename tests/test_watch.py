@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -477,7 +477,14 @@ def test_it_goes_on_where_the_name_leads_to(
     """The address is asked anew for each connection, and another server's WAL is not compared with the old one's."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     place = pg15.keywords()
-    watched = Watched(Target("x", "", renew=lambda: place), window_seconds=60)
+
+    class Found:
+        def place(self) -> Mapping[str, str]:
+            return place
+
+        keywords = place
+
+    watched = Watched(Target("x", "", renew=Found()), window_seconds=60)
     try:
         assert watched.look().server.major == 15
         watched.look()
