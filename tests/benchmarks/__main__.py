@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers import Server
-from tests.benchmarks import fuzz, identity, kinesis, ordeal, replay_oracle
+from tests.benchmarks import fuzz, identity, kinesis, ordeal, replay_oracle, sandbox_kills
 from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 
 ROUNDS = 3
@@ -173,6 +173,7 @@ def main() -> None:
     replay_oracle.report()
     identity.report()
     fuzz.report()
+    sandbox_kills.report()
 
 
 main()
