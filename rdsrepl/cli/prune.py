@@ -258,8 +258,9 @@ def _observe(ctx: typer.Context, conn: Connection, seconds: float, surroundings:
     note(ctx, f"watching the slots for {format_duration(seconds)}")
     progress, watch, key = Progress(ctx), Watch(), wal.history_key(conn)
     started = time.monotonic()
-    # A server that did not answer for a moment makes it longer, twice as long at most.
-    while watch.seconds < seconds and (elapsed := time.monotonic() - started) < 2 * seconds + LONGEST_GAP_SECONDS:
+    # A server that did not answer for a moment makes it longer: twice as long and ten seconds at most.
+    longest = 2 * seconds + 10 * LONGEST_GAP_SECONDS
+    while watch.seconds < seconds and (elapsed := time.monotonic() - started) < longest:
         now, rows = watch.sample(conn)
         if watch.changed:
             observations.record(key, retention.observe(now, rows))
