@@ -21,7 +21,7 @@ from psycopg import sql
 import rdsrepl as package
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Statement
-from rdsrepl.postgres import connection, slots
+from rdsrepl.postgres import connection, proofs, slots
 from tests.conftest import Database, Program, Servers, drop_database, new_database
 
 _BEGINS: Final = re.compile(
@@ -322,6 +322,8 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
     run(*tail, "--no-confirm", "--format", "wal2json", *beat)
     run(*tail, "--heartbeat", "1s")
     run("slot", "advance", name, "--to-current", "--yes")
+    assert proofs.settings({"wal_level": "logical"}).probe(victim.target).met
+    assert proofs.Server({"wal_level": "logical"}).needs_restart(victim.target) is False
     with connection.open(victim.target) as conn:
         here, slot = connection.here(conn), slots.get(conn, name)
         behind = replace(slot, confirmed_flush_lsn=Lsn(1))
