@@ -320,6 +320,10 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
         assert sorted(seen.values()) == sorted(
             [f"both {n}" for n in (1, 2, 3)] + [f"lost {n}" for n in (1, 2, 3)] + [f"new {n}" for n in (1, 2, 3, 4)]
         )
+        (reader.data_dir / "pg_wal" / "00000002.history").unlink()
+        without = rdsrepl("slot", "tail", "fo", "--until-now", "--no-confirm", "-f", "json", dsn=reader.dsn())
+        assert "the history of timeline 2 cannot be read" in without.err
+        assert {event["timeline"] for event in without.lines} == {2}
     finally:
         for server in (reader, writer):
             server.stop("immediate")

@@ -134,10 +134,15 @@ class Receiver:
         with _translating():
             try:
                 cursor = self._conn.execute(f"TIMELINE_HISTORY {self.timeline:d}".encode())
-            except psycopg.OperationalError as exc:
-                # A timeline whose history file is gone has no known ancestors: the server decodes on that footing, too.
+            except psycopg.DatabaseError as exc:
                 if exc.sqlstate is None or self._conn.closed:
                     raise
+                # Without its history file a timeline has no known ancestors; the server decodes on that footing, too.
+                text = (
+                    f"the history of timeline {self.timeline} cannot be read: changes that are older than it, and come "
+                    "again, come under another identity than before"
+                )
+                self.notices.append((0, Notice("WARNING", exc.sqlstate, text, exc.diag.message_primary, None, "")))
                 return Timelines(self.timeline)
             assert cursor.pgresult is not None
             content = cursor.pgresult.get_value(0, 1) or b""
