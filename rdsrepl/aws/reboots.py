@@ -87,7 +87,7 @@ def steps(
 
 def needed(target: Target, instance: Instance, server: Server) -> bool:
     """Say whether a server's values wait for a restart, as it says itself over SQL; no where it cannot be asked."""
-    return bool(server.needs_restart(_endpoint(target, instance)))
+    return bool(_needs_restart(server, target, instance))
 
 
 class _Reboot:
@@ -112,9 +112,9 @@ class _Reboot:
             # An attempt whose answer was lost may have been carried out.
             return self._proof(target, instance, cluster) is None
         is_pending = _PENDING in _group_states(instance, cluster)
-        if self._only_needed and not is_pending and not self._needs_restart(target, instance):
+        if self._only_needed and not is_pending and not _needs_restart(self._server, target, instance):
             return False
-        started = None if self._server is None else self._server.started(_endpoint(target, instance))
+        started = _started(self._server, target, instance)
         events = _events(target.aws, self._instance_id) if started is None else None
         self._before = _Before(started, events, is_pending)
         return True
@@ -146,7 +146,9 @@ class _Reboot:
         groups = _group_states(instance, cluster)
         said.append(f"parameters {', '.join(sorted(groups))}")
         # A describe that lags behind still says pending when the server itself has all its values.
-        is_in_force = self._failover or _PENDING not in groups or self._needs_restart(target, instance) is False
+        is_in_force = (
+            self._failover or _PENDING not in groups or _needs_restart(self._server, target, instance) is False
+        )
         met = _APPLYING not in groups and is_in_force
         facts = {**condition.facts, **({"restarted": proof} if proof is not None else {})}
         return Condition(met, ", ".join(said), facts=facts)
@@ -156,8 +158,7 @@ class _Reboot:
         before = self._before
         assert before is not None
         if before.started is not None:
-            assert self._server is not None
-            started = self._server.started(_endpoint(target, instance))
+            started = _started(self._server, target, instance)
             return f"the server runs since {started}" if started not in (None, before.started) else None
         if before.events is not None:
             found = _events(target.aws, self._instance_id) or frozenset()
@@ -169,12 +170,17 @@ class _Reboot:
             return "the parameters are in-sync"
         return None
 
-    def _needs_restart(self, target: Target, instance: Instance) -> bool | None:
-        return None if self._server is None else self._server.needs_restart(_endpoint(target, instance))
+
+def _started(server: Server | None, target: Target, instance: Instance) -> str | None:
+    if server is None or instance.endpoint is None or instance.port is None:
+        return None
+    return server.started(locations.at_endpoint(target, instance.endpoint, instance.port))
 
 
-def _endpoint(target: Target, instance: Instance) -> Target:
-    return locations.at_endpoint(target, str(instance.endpoint), int(instance.port or 0))
+def _needs_restart(server: Server | None, target: Target, instance: Instance) -> bool | None:
+    if server is None or instance.endpoint is None or instance.port is None:
+        return None
+    return server.needs_restart(locations.at_endpoint(target, instance.endpoint, instance.port))
 
 
 def _cluster_of(aws: Aws, instance: Instance) -> Cluster | None:
