@@ -146,10 +146,8 @@ class _Reboot:
         groups = _group_states(instance, cluster)
         said.append(f"parameters {', '.join(sorted(groups))}")
         # A describe that lags behind still says pending when the server itself has all its values.
-        is_in_force = (
-            self._failover or _PENDING not in groups or _needs_restart(self._server, target, instance) is False
-        )
-        met = _APPLYING not in groups and is_in_force
+        is_pending = _PENDING in groups and _needs_restart(self._server, target, instance) is not False
+        met = _APPLYING not in groups and (self._failover or not is_pending)
         facts = {**condition.facts, **({"restarted": proof} if proof is not None else {})}
         return Condition(met, ", ".join(said), facts=facts)
 
