@@ -80,6 +80,8 @@ class _Demo:
             **kept,
             "RDSREPL_CONFIG": str(directory / "config.yaml"),
             "RDSREPL_SANDBOX_DIR": str(directory / "sandbox"),
+            # Its servers restart within a second, not within minutes.
+            "RDSREPL_POLL_INTERVAL": os.environ.get("RDSREPL_POLL_INTERVAL") or "1s",
         }
         self._passfile = directory / "pgpass"
         self._up = False
