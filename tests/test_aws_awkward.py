@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from rdsrepl import apply, errors
-from rdsrepl.aws import instances, refusals, session
+from rdsrepl.aws import instances, pending_modifications, reboots, refusals, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
+from rdsrepl.sandbox.api.consistency import Consistency
 from tests.conftest import Cloud, Result
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("delayed")]
@@ -368,3 +369,66 @@ def test_the_poll_interval_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("RDSREPL_POLL_INTERVAL", text)
         with pytest.raises(errors.UsageError):
             apply.Pace.from_environment()
+
+
+def test_queued_modifications_are_read_whatever_they_are_and_no_password_is_shown() -> None:
+    given = {
+        "EngineVersion": "17.2",
+        "MultiAZ": True,
+        "MasterUserPassword": "****",
+        "SomethingNew": {"a": [1]},
+        "Iops": None,
+    }
+    found = pending_modifications.parse(given)
+    assert found == {
+        "EngineVersion": "17.2",
+        "MultiAZ": "true",
+        "MasterUserPassword": "********",
+        "SomethingNew": '{"a": [1]}',
+    }
+    assert pending_modifications.parse({}) == pending_modifications.parse(None) == {}
+    assert pending_modifications.check_reboot({"instance a": {}}, allowed=False) == ()
+    with pytest.raises(errors.Refused, match=r"cluster c: EngineVersion 17\.2") as caught:
+        pending_modifications.check_reboot({"instance a": {}, "cluster c": found}, allowed=False)
+    assert "aws rds modify-db-cluster --db-cluster-identifier c --apply-immediately" in str(caught.value.hint)
+    (warning,) = pending_modifications.check_reboot({"cluster c": found}, allowed=True)
+    assert "EngineVersion 17.2" in warning
+
+
+def test_an_answer_that_was_lost_is_no_reason_to_reboot_again(cloud: Cloud) -> None:
+    """The first attempt was carried out and its answer lost; the refusal of the next one is not the last word."""
+    started = iter(["before", "after"])
+
+    class Restarted:
+        def started(self, target: Target) -> str:  # noqa: ARG002 - the protocol's
+            return next(started)
+
+        def needs_restart(self, target: Target) -> bool:  # noqa: ARG002 - the protocol's
+            return False
+
+    cloud.faults(fault("RebootDBInstance", "InvalidDBInstanceState", BUSY, 1))
+    steps = reboots.steps("sandbox-instance-2", timeout_seconds=60, server=Restarted())
+    outcomes, said = run(Plan("reboot", steps[:1]), cloud, Clock())
+    assert outcomes[0].skipped and len(said) == 1
+
+
+def test_the_sandbox_shows_changes_late_and_new_things_later() -> None:
+    clock = Clock()
+    sandbox = Consistency(lambda: clock.now)
+    sandbox.configure({"lag_seconds": 5, "not_found_seconds": 9, "busy_seconds": 2})
+    member = {"DBClusterIdentifier": "c", "DBInstanceStatus": "available"}
+    before: dict[Any, Any] = {("cluster", "c"): {"Status": "available"}, ("instance", "m"): member}
+    after = {**before, ("instance", "m"): {**member, "DBInstanceStatus": "rebooting"}, ("instance", "n"): member}
+    sandbox.changed(before, after)
+    sandbox.settled("instance", ["m"])
+    assert sandbox.view("instance", "m", after["instance", "m"]) == member and sandbox.is_busy("instance", "m")
+    assert sandbox.view("instance", "n", member) is None and sandbox.known("instance") == {"m", "n"}
+    assert sandbox.view("cluster", "c", {"Status": "rebooting"}) == {"Status": "available"}
+    clock.now = 6
+    assert sandbox.view("instance", "m", after["instance", "m"]) == after["instance", "m"]
+    assert sandbox.view("instance", "n", member) is None and not sandbox.is_busy("instance", "m")
+    clock.now = 10
+    assert sandbox.view("instance", "n", member) == member
+    for wrong in ({"lag": 1}, {"lag_seconds": -1}, {"lag_seconds": True}, {"hide_pending": 1}, {"busy_seconds": "1"}):
+        with pytest.raises(ValueError, match=r"switch|seconds"):
+            sandbox.configure(wrong)

@@ -260,6 +260,7 @@ def test_a_group_takes_effect_member_by_member_at_their_reboots(lab: Lab, name: 
 
     answer = lab.rds.reboot_db_cluster(DBClusterIdentifier=name)
     assert answer["DBCluster"]["Status"] == "rebooting"
+    assert lab.instance(lab.writer(name))["DBInstanceStatus"] == "available", "its writer does not show it"
     fails("InvalidDBClusterStateFault", lab.rds.reboot_db_cluster, DBClusterIdentifier=name)
     lab.settled(name)
     writer = lab.writer(name)
@@ -477,6 +478,13 @@ def test_read_replicas_follow_in_the_order_that_postgresql_asks_for(lab: Lab, na
     lab.make_group(name, f"postgres{major}", "instance", rds__logical_replication="1")
     lab.rds.create_db_instance(**single(name, major), DBParameterGroupName=name)
     lab.ready(name)
+    source_of = {"DBInstanceIdentifier": replica, "SourceDBInstanceIdentifier": name}
+    fails(
+        "InvalidParameterCombination",
+        lab.rds.create_db_instance_read_replica,
+        **source_of,
+        DBParameterGroupName=name,
+    )
     made = lab.rds.create_db_instance_read_replica(DBInstanceIdentifier=replica, SourceDBInstanceIdentifier=name)
     assert made["DBInstance"]["ReadReplicaSourceDBInstanceIdentifier"] == name
     lab.ready(replica)
