@@ -261,7 +261,10 @@ def test_the_ten_are_there(rdsrepl: Program) -> None:
         (("rotate-password", "--var", "role=-c", "--var", "secret=s"), 2, "not what role takes"),
         (("abandoned-slot", "--var", "slot=x", "--from", "drop-itt"), 2, "no step 'drop-itt'"),
         (("abandoned-slot", "--var", "slot=x", "--from", "99"), 2, "no step '99'"),
-        (("abandoned-slot", "--from", "1", "--resume"), 2, "exclude each other"),
+        (("abandoned-slot", "--from", "1", "--resume"), 3, "nothing to resume"),
+        (("abandoned-slot", "--var", "slot=x", "--yes", "--skip-manual", "find-it"), 2, "no step 'find-it'"),
+        (("abandoned-slot", "--var", "slot=x", "--yes", "--skip-manual", "1"), 2, "is not a manual step"),
+        (("abandoned-slot", "--var", "slot=x", "--yes"), 4, "--yes cannot do what a person must do: 3. Find its owner"),
         (("abandoned-slot", "--resume"), 3, "nothing to resume"),
         (("planned-failover",), 2, "works on a cluster or an instance"),
         (("abandoned-slot", "--var", "slot=x"), 4, "nobody to ask"),
@@ -343,7 +346,12 @@ def test_a_step_that_fails_after_a_change_and_the_way_on(
     words = ("runbook", "run", path, "--yes")
     stopped = rdsrepl(*words, "--var", f"slot={name}", dsn=db18.dsn)
     assert stopped.code == 6
-    for said in ("done: 2. Make it", "not done: 3. Needs another", f"Go back:\nDrop {name}.", "--resume (or --from 3"):
+    for said in (
+        "done: 2. Make it",
+        "not done: 3. Needs another",
+        f"Go back:\nDrop {name}.",
+        "--resume (add --from STEP",
+    ):
         assert said in stopped.err
     # It is not forgotten when somebody begins anew, and not confused with another place.
     noted = rdsrepl("runbook", "run", path, "--yes", "--var", f"slot={name}", dsn=db18.dsn)
@@ -367,6 +375,10 @@ def test_a_run_is_not_resumed_on_another_page(rdsrepl: Program, db18: Database, 
     assert rdsrepl("runbook", "run", write(NEED), "--var", f"slot={name}", "--yes", dsn=db18.dsn).code == 1
     changed = rdsrepl("runbook", "run", write(MAKE, NEED), "--resume", "--yes", dsn=db18.dsn)
     assert changed.code == 4 and "its page has changed" in changed.err
+    # A step that is named is gone on at, with the variables of the run before.
+    named = rdsrepl("runbook", "run", write(MAKE, NEED), "--resume", "--from", "2", "--yes", "-o", "json", dsn=db18.dsn)
+    assert ended(named) == {"make-it": "done", "needs-another": "failed"} and named.code == 6
+    assert journals(rdsrepl)[-1][0]["variables"] == {"slot": name, "other": ""}
 
 
 def test_what_the_page_expects_is_looked_for(rdsrepl: Program, db18: Database, tmp_path: Path, name: str) -> None:
@@ -386,11 +398,17 @@ def test_steps_for_other_places_and_by_hand_are_passed_over_and_said(
         '\n### {n}. By hand\n\n```sh manual\naws rds | anything > "$SLOT"\n```\n',
         MAKE,
     )
-    done = rdsrepl("runbook", "run", path, "--var", f"slot={name}", "--yes", dsn=db18.dsn)
+    words = ("runbook", "run", path, "--var", f"slot={name}", "--yes")
+    # What only a person can do is not passed over without a word: nothing runs.
+    refused = rdsrepl(*words, "-o", "json", dsn=db18.dsn)
+    assert refused.code == 4 and refused.out == "" and journals(rdsrepl) == []
+    assert "a person must do: 4. By hand; nothing was run" in refused.error["message"]
+    assert refused.error["hint"].endswith(f"--var slot={name} --skip-manual by-hand")
+    done = rdsrepl(*words, "--skip-manual", "by-hand", dsn=db18.dsn)
     assert done.code == 0, done.err
-    for said in ("for a cluster only", "with --var other=… only", "a person must do it", "3 of them skipped"):
+    for said in ("for a cluster only", "with --var other=… only", "--skip-manual names it", "3 of them skipped"):
         assert said in done.err
-    with_other = ("--var", f"other={name}", "--from", "3", "--yes", "-o", "json")
+    with_other = ("--var", f"other={name}", "--from", "3", "--yes", "--skip-manual", "4", "-o", "json")
     again = rdsrepl("runbook", "run", path, "--var", f"slot={name}", *with_other, dsn=db18.dsn)
     assert ended(again)["with-other"] == "done"
 

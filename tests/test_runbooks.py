@@ -16,11 +16,33 @@ pytestmark = pytest.mark.timeout(300)
 
 NEW = ("--engine-version", "16", "--dbname", "app", "--yes")
 IDLE = "60s"
+# What a person does on each page, and the tests do otherwise or not at all.
+MANUAL = {
+    "abandoned-slot": ("find-its-owner",),
+    "consumer-fell-behind": ("mend-the-consumer",),
+    "disk-is-filling": ("win-time", "start-the-consumer"),
+    "enable-logical-replication": (),
+    "first-stream-to-kinesis": ("start-the-service",),
+    "major-upgrade": (
+        "stop-the-writers",
+        "let-the-consumer-come-to-the-end-and-stop-it",
+        "upgrade",
+        "start-the-consumer-then-the-writers",
+    ),
+    "planned-failover": ("the-consumers-are-back",),
+    "rotate-password": ("who-else-uses-the-password", "restart-one-of-them"),
+    "tear-down": ("stop-the-consumer",),
+    "unplanned-failover": ("copy-the-tables-again", "bring-the-consumer-back"),
+}
+
+
+def skips(name: str) -> list[str]:
+    return [word for step in MANUAL[name] for word in ("--skip-manual", step)]
 
 
 def runbook(cloud: Cloud, name: str, *words: str, code: int = 0) -> list[Any]:
     """Run a page to its end; return each step as it went."""
-    done = cloud("runbook", "run", name, *words, "--yes", "-o", "json")
+    done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json")
     assert done.code == code, "\n".join((*done.out.splitlines()[-1:], *done.err.splitlines()[-1:]))
     return done.lines
 
@@ -76,7 +98,18 @@ def abandoned(running_cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) ->
     steps = runbook(cloud, "enable-logical-replication", "--cluster", name, "--var", "group=idle-logical")
     assert status(steps)["attach-it-to-the-cluster-and-reboot"] == "done"
     ok(cloud("slot", "create", "old_cdc", "--cluster", name, "--yes"))
-    words = ("--cluster", name, "--var", "slot=old_cdc", "--var", f"idle={IDLE}", "--yes", "-o", "json")
+    words = (
+        "--cluster",
+        name,
+        "--var",
+        "slot=old_cdc",
+        "--var",
+        f"idle={IDLE}",
+        *skips("abandoned-slot"),
+        "--yes",
+        "-o",
+        "json",
+    )
     out = tmp_path_factory.mktemp("abandoned")
     with (out / "stdout").open("wb") as stdout, (out / "stderr").open("wb") as stderr:
         process = cloud.program.start("runbook", "run", "abandoned-slot", *words, stdout=stdout, stderr=stderr)

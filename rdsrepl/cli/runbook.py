@@ -120,7 +120,12 @@ def run(
         typer.Option("--var", metavar="NAME=VALUE", help="A variable; again for more.", show_default=False),
     ] = None,
     from_: Annotated[
-        str | None, typer.Option("--from", metavar="STEP", help="Begin at this step: its number or its name.")
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STEP",
+            help="Begin at this step: its number or its name; with --resume, with that run's variables.",
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -133,9 +138,21 @@ def run(
     yes: Annotated[
         bool,
         typer.Option(
-            "--yes", "-y", help="Do not ask; steps that a person must do are passed over.", show_default=False
+            "--yes",
+            "-y",
+            help="Do not ask; refused (4) while a manual step is ahead that no --skip-manual names.",
+            show_default=False,
         ),
     ] = False,
+    skip_manual: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--skip-manual",
+            metavar="STEP",
+            help="Pass over this manual step: its name or its number; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show every step with its command, run nothing.", show_default=False)
     ] = False,
@@ -152,9 +169,8 @@ def run(
     from rdsrepl.runbooks.journal import Journal, last
 
     runbook = pages.load(name)
-    if from_ is not None and resume:
-        raise BadValue("--from and --resume exclude each other", hint="--resume finds the step itself")
-    first = 1 if from_ is None else runbook.step(from_).number
+    first = None if from_ is None else runbook.step(from_).number
+    skipped = runner.skipped_by_name(runbook, skip_manual or ())
     given = variables.given(var or (), runbook.variables)
     place = _place(ctx)
     runner.require_place(runbook, place)
@@ -165,15 +181,17 @@ def run(
             raise
         past = None
     if resume:
-        past, first = _resumed(runbook, past, given)
-        given = dict(past.variables)
+        past, first = _resumed(runbook, past, given, first)
+        known = {variable.name: variable for variable in runbook.variables}
+        given = {name: variables.check(known[name], value) for name, value in past.variables.items() if name in known}
     order = runner.Order(
         runbook,
         variables.complete(given, runbook.variables),
         place,
-        first=first,
+        first=first or 1,
         past=past if resume else None,
         ask=not yes,
+        skip_manual=skipped,
     )
     if dry_run:
         _show_plan(ctx, order, runner.planned(order))
@@ -183,6 +201,7 @@ def run(
             f"runbook {runbook.name}: nobody to ask, nothing was run",
             hint="add --yes to go ahead, or --dry-run to see the steps",
         )
+    runner.require_nothing_manual(order, _again(runbook, var, from_, skip_manual, resume=resume))
     if past is not None and not resume and from_ is None and past.ended != "done":
         note(ctx, f"the run of {past.at} stopped{_at(past)}; going on with it: {runner.resume_command(order)}")
     journal = Journal(runbook.name)
@@ -234,21 +253,38 @@ def _place(ctx: typer.Context) -> Place:
     return Place(given, aws.cluster, aws.instance)
 
 
-def _resumed(runbook: Runbook, past: Past | None, given: dict[str, str]) -> tuple[Past, int]:
+def _again(
+    runbook: Runbook, var: list[str] | None, from_: str | None, skip_manual: list[str] | None, *, resume: bool
+) -> list[str]:
+    """Return the words of this command, to be given once more."""
+    words = ["runbook", "run", runbook.path_or_name, "--yes", *(["--resume"] if resume else [])]
+    words += [] if from_ is None else ["--from", from_]
+    for option, values in (("--var", var), ("--skip-manual", skip_manual)):
+        words += [word for value in values or () for word in (option, value)]
+    return words
+
+
+def _resumed(runbook: Runbook, past: Past | None, given: dict[str, str], first: int | None) -> tuple[Past, int]:
     """Return the run to go on with, and the number of the step it goes on at.
+
+    Args:
+        runbook: the page.
+        past: its last run here.
+        given: the variables that were given once more.
+        first: the step that ``--from`` names; None is where the last run stopped.
 
     Raises:
         NotFound: there is none, or it came to its end.
-        Refused: the page is another one now.
+        Refused: the page is another one now, and no step is named.
         BadValue: other variables were given.
     """
     if past is None or past.ended == "done":
         what = "no run of it here is recorded" if past is None else f"its last run, of {past.at}, came to its end"
         raise NotFound(f"runbook {runbook.name}: nothing to resume: {what}", hint="run it without --resume")
-    if past.digest != runbook.digest:
+    if past.digest != runbook.digest and first is None:
         raise Refused(
             f"runbook {runbook.name}: its page has changed since the run of {past.at}",
-            hint="look at it, and name the step to go on at: --from STEP",
+            hint="look at it, and name the step to go on at: --resume --from STEP",
         )
     for name, value in given.items():
         if past.variables.get(name) != value:
@@ -256,6 +292,8 @@ def _resumed(runbook: Runbook, past: Past | None, given: dict[str, str]) -> tupl
                 f"--var {name}={value}: the run that is resumed had {past.variables.get(name)!r}",
                 hint="omit it, or begin anew: without --resume",
             )
+    if first is not None:
+        return past, first
     # Steps run in their order: whatever stands before one that is behind the run is behind it, too.
     behind = max((step.number for step in runbook.steps if step.name in past.settled), default=0)
     for step in runbook.steps:

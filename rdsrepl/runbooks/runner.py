@@ -136,6 +136,7 @@ class Order:
         first: the number of the first step.
         past: the run that this one goes on with.
         ask: whether somebody is asked before each step that acts.
+        skip_manual: the names of the manual steps that are passed over.
     """
 
     runbook: Runbook
@@ -144,6 +145,7 @@ class Order:
     first: int = 1
     past: Past | None = None
     ask: bool = True
+    skip_manual: frozenset[str] = frozenset()
 
 
 def command_of(order: Order, step: Step) -> str:
@@ -169,6 +171,8 @@ def not_for(order: Order, step: Step) -> str | None:
         return f"for {'an' if step.only == 'instance' else 'a'} {step.only} only"
     if step.given is not None and not order.values[step.given]:
         return f"for a run with --var {step.given}=… only"
+    if step.name in order.skip_manual:
+        return "a person must do it, and --skip-manual names it"
     return None
 
 
@@ -183,6 +187,54 @@ def require_place(runbook: Runbook, place: Place) -> None:
             f"runbook {runbook.name} works on a {' or an '.join(runbook.needs)}, and none is named",
             hint=" or ".join(f"--{kind} ID" for kind in runbook.needs),
         )
+
+
+def skipped_by_name(runbook: Runbook, names: Sequence[str]) -> frozenset[str]:
+    """Return the manual steps that NAMES (names or numbers) name.
+
+    Raises:
+        BadValue: a name is no step's, or the step is not a manual one.
+    """
+    steps = [runbook.step(name) for name in names]
+    for step in steps:
+        if step.kind is not Kind.manual:
+            manual = ", ".join(each.name for each in runbook.steps if each.kind is Kind.manual)
+            raise BadValue(
+                f"--skip-manual {step.name}: step {step.number} is not a manual step ({step.kind.value})",
+                hint=f"the manual steps: {manual}" if manual else f"runbook {runbook.name} has no manual step",
+            )
+    return frozenset(step.name for step in steps)
+
+
+def require_nothing_manual(order: Order, words: Sequence[str]) -> None:
+    """Refuse a run without questions that has a manual step ahead of it which nobody said to skip.
+
+    It is refused before its first step: stopped at the manual step, it could leave a slot without a consumer.
+
+    Args:
+        order: what is to be run.
+        words: the command as it was given, for the hint.
+
+    Raises:
+        NotConfirmed: it has one.
+    """
+    ahead = [
+        step
+        for step in order.runbook.steps
+        if step.number >= order.first
+        and step.kind is Kind.manual
+        and step.name not in order.skip_manual
+        and not_for(order, step) is None
+    ]
+    if order.ask or not ahead:
+        return
+    listed = ", ".join(f"{step.number}. {step.title}" for step in ahead)
+    skips = [word for step in ahead for word in ("--skip-manual", step.name)]
+    raise NotConfirmed(
+        f"runbook {order.runbook.name}: --yes cannot do what a person must do: {listed}; nothing was run",
+        hint=f"run it at a terminal without --yes, or, if these steps are done or not needed: "
+        f"{order.place.shown([*words, *skips])}",
+    )
 
 
 def planned(order: Order) -> list[Result]:
@@ -277,8 +329,6 @@ class _Run:
             return Result(step, command, "passed_over", why)
         self._face.begin(step, words_of(self._order, step), command)
         if step.kind is Kind.manual:
-            if not self._order.ask:
-                return Result(step, command, "passed_over", "a person must do it")
             answer = self._face.decide(step)
             status = {Answer.yes: "done", Answer.skip: "skipped", Answer.quit: "quit"}[answer]
             return Result(step, command, status, changed=answer is Answer.yes)
@@ -326,7 +376,7 @@ class _Run:
         why = f"failed: {result.reason}" if result.status == "failed" else "was not confirmed"
         message = f"runbook {runbook.name}: {place}, {why}"
         hint = (
-            f"go on with: {resume_command(self._order)} (or --from {step.number}, or a later step); "
+            f"go on with: {resume_command(self._order)} (add --from STEP to go on at another step); "
             f"go back: the page's section Go back, {command('runbook show {}', runbook.path_or_name)}"
         )
         if self._changed:
