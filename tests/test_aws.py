@@ -207,9 +207,9 @@ def test_a_password_is_fetched_anew_for_each_attempt(cloud: Cloud) -> None:
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", secret=name, **_credentials(cloud))
     target = locations.connected(Target("test", aws=identity))
     assert target.renew is not None
-    first = target.renew()
+    first = target.renew.keywords()
     manager.put_secret_value(SecretId=name, SecretString=json.dumps({"username": "cdc", "password": "second-word"}))
-    second = target.renew()
+    second = target.renew.keywords()
     assert (first["user"], first["password"], second["password"]) == ("cdc", "first-word", "second-word")
     assert "-word" not in repr(target)
     manager.delete_secret(SecretId=name, ForceDeleteWithoutRecovery=True)
@@ -239,7 +239,7 @@ def test_an_iam_token_is_made_anew_for_each_attempt(cloud: Cloud) -> None:
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", auth="iam", **_credentials(cloud))
     target = locations.connected(Target("test", keywords={"user": "cdc"}, aws=identity))
     assert target.renew is not None
-    keywords = target.renew()
+    keywords = target.renew.keywords()
     token = keywords["password"]
     assert token.startswith(f"127.0.0.1:{cloud.report['port']}/?Action=connect&DBUser=cdc&X-Amz-Algorithm=")
     assert "X-Amz-Expires=900" in token and "Credential" in token
@@ -251,7 +251,7 @@ def test_an_iam_token_needs_a_user(cloud: Cloud, monkeypatch: pytest.MonkeyPatch
     target = locations.connected(Target("test", keywords={"host": "h"}, aws=identity))
     assert target.renew is not None
     with pytest.raises(UsageError, match="needs a host and a user"):
-        target.renew()
+        target.renew.keywords()
 
 
 def test_the_rds_bundle_is_found_beside_the_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -242,6 +242,7 @@ def test_a_plan_that_breaks_says_what_was_done(cloud: Cloud, name: str) -> None:
     assert broken.error["done"] == [f"create cluster {name}"]
     assert broken.error["not_done"][0] == f"create instance {name}-1"
     cloud.faults()
+    cloud.delays()  # else the cluster that was just made may not be found yet, and would be made again
     again = cloud("cluster", "create", name, *words)
     assert again.code == 0, again.err
     assert "exists already" in again.json["warnings"][0]
