@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from rdsrepl import errors
 from rdsrepl.plan import AwsCall, Condition, Plan, Statement, Step, Wait
@@ -38,6 +38,9 @@ SELECT FROM pg_catalog.pg_stat_activity
  WHERE pid = %s AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user
 """
 _TERMINATE: Final = "SELECT pg_catalog.pg_terminate_backend(%s)"
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+_AGAIN: Final = "run the command again: it plans only what is still missing"
 # After these no further step is tried, however independent it is.
 _THE_END: Final = (errors.Unreachable, errors.OutcomeUnknown, KeyboardInterrupt)
 
@@ -161,9 +164,9 @@ def run(
         pace: how often AWS is asked again.
 
     Raises:
+        Interrupted: Ctrl-C; it says what was done and what was not.
         AppliedInPart: a step failed and others were done; the cause is chained.
         Error: nothing was done.
-        KeyboardInterrupt: Ctrl-C, and nothing was done.
     """
     outcomes: list[Outcome] = []
     failures: list[tuple[int, errors.Error | KeyboardInterrupt]] = []
@@ -205,23 +208,26 @@ def _step(
 ) -> tuple[Outcome, bool]:
     """Apply one step; return what came of it, and whether Ctrl-C was pressed when it was done already."""
     pid = 0
-    if isinstance(step, Statement):
-        if step.protocol not in connections:
-            connections[step.protocol] = _enter(stack, target, step.protocol)
-        if connections[step.protocol].closed:
-            # Not sent, so not done; a new connection may lead to another server than the one that was looked at.
-            raise errors.ConnectionLost(
-                f"{step.summary}: not begun, as the connection broke before it", hint="run the command again"
-            )
-        _require_own_session(step, connections[step.protocol])
-        pid = connections[step.protocol].info.backend_pid
-    witness.before(step)
+    try:
+        if isinstance(step, Statement):
+            if step.protocol not in connections:
+                connections[step.protocol] = _enter(stack, target, step.protocol)
+            if connections[step.protocol].closed:
+                # Not sent, so not done; a new connection may lead to another server than the one that was looked at.
+                raise errors.ConnectionLost(
+                    f"{step.summary}: not begun, as the connection broke before it", hint="run the command again"
+                )
+            _require_own_session(step, connections[step.protocol])
+            pid = connections[step.protocol].info.backend_pid
+        witness.before(step)
+    except KeyboardInterrupt:
+        raise Cancelled from None
     interrupted = False
     try:
         if isinstance(step, AwsCall):
             outcome = cloud.call(step)
         elif isinstance(step, Wait):
-            outcome = cloud.wait(step)
+            outcome = _not_sent(cloud.wait, step)
         else:
             outcome, interrupted = _run(step, connections[step.protocol], target, waiting)
     except BaseException as exc:
@@ -311,7 +317,7 @@ class _Cloud:
         named = refusals.names(step.parameters)
         for pause in self._pace.pauses():
             try:
-                if step.needed is not None and not self._is_needed(step.needed):
+                if step.needed is not None and not _not_sent(self._is_needed, step.needed):
                     return Outcome(step, seconds=self._pace.clock() - started, skipped=True)
                 session.call(self._target.aws, step.service, step.operation, step.parameters)
                 break
@@ -332,7 +338,7 @@ class _Cloud:
                     raise exc from exc.__cause__
                 refusals.check_status(self._target.aws, step.operation, step.parameters)
                 self._waiting(step, elapsed, [f"trying again: {exc.message}"])
-            self._pace.sleep(pause)
+            _not_sent(self._pace.sleep, pause)
         if step.operation.startswith(("Create", "Copy")):
             self._made |= named
         return Outcome(step, seconds=self._pace.clock() - started)
@@ -383,6 +389,14 @@ class _Cloud:
             raise _NotAsked(exc) from exc
 
 
+def _not_sent(look: Callable[[_A], _R], argument: _A) -> _R:
+    """Do what changes nothing: Ctrl-C in it leaves the step undone, for certain."""
+    try:
+        return look(argument)
+    except KeyboardInterrupt:
+        raise Cancelled from None
+
+
 class _NotAsked(errors.Error):
     """It could not be looked up whether a call is needed."""
 
@@ -428,6 +442,23 @@ def _failed(
     done = {id(outcome.step) for outcome in outcomes}
     unknown = any(isinstance(exc, errors.OutcomeUnknown) for _, exc in failures)
     changed = [outcome for outcome in outcomes if not isinstance(outcome.step, Wait) and not outcome.skipped]
+    stopped = next(((n, exc) for n, exc in failures if _is_interrupt(exc)), None)
+    if stopped is not None:
+        at, interrupt = stopped
+        if not isinstance(interrupt, Cancelled) and not isinstance(plan.steps[at], Wait):
+            causes[at] = "interrupted, and it is not known whether it was done"
+        elif not unknown and not changed:
+            return errors.Interrupted(f"{plan.title}: interrupted; nothing was changed")
+        return errors.Interrupted(
+            f"{plan.title}: interrupted in step {at + 1} of {len(plan.steps)} ({plan.steps[at].summary})",
+            hint=_AGAIN,
+            done=[step.summary for step in plan.steps if id(step) in done],
+            not_done=[
+                step.summary + (f": {causes[n]}" if n in causes else "")
+                for n, step in enumerate(plan.steps)
+                if id(step) not in done
+            ],
+        )
     if not unknown and not changed and len(failures) == 1:
         return first
     if not unknown and not outcomes and isinstance(first, errors.Error):
@@ -442,7 +473,7 @@ def _failed(
     return errors.AppliedInPart(
         f"{plan.title}: step {number + 1} of {len(plan.steps)} failed ({plan.steps[number].summary}): "
         f"{causes[number]}{more}",
-        hint=hint or "mend the cause and run the command again: it plans only what is still missing",
+        hint=hint or f"remove the cause, then {_AGAIN}",
         done=[step.summary for step in plan.steps if id(step) in done],
         not_done=[
             step.summary + (f": {causes[n]}" if plan.independent and n in causes else "")
@@ -450,6 +481,10 @@ def _failed(
             if id(step) not in done
         ],
     )
+
+
+def _is_interrupt(failure: BaseException) -> bool:
+    return isinstance(failure if failure.__cause__ is None else failure.__cause__, KeyboardInterrupt)
 
 
 def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) -> tuple[Outcome, bool]:

@@ -34,6 +34,7 @@
     │   └── Throttled                 AWS answers too many requests, after all retries
     ├── StepFailed                1   a runbook's step, before anything was changed
     ├── AppliedInPart             6
+    │   └── Interrupted         130   Ctrl-C; says whether something was changed, and what
     ├── OutcomeUnknown            1   the connection broke, and nobody knows whether it was done
     ├── TimedOut                  1
     ├── MalformedMessage          1   a message of the stream is none of the output plugin's
@@ -246,6 +247,17 @@ class AppliedInPart(Error):
     def document(self) -> dict[str, Any]:
         """Add what was done and what was not."""
         return {**super().document(), "done": self.done, "not_done": self.not_done}
+
+
+class Interrupted(AppliedInPart):
+    """Ctrl-C; ``done`` and ``not_done`` are empty where nothing was changed."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, done: list[str] | None = None, not_done: list[str] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, done=done or [], not_done=not_done or [])
 
 
 class OutcomeUnknown(Error):

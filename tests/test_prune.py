@@ -654,7 +654,7 @@ def test_ctrl_c_in_time_ends_the_statement_for_certain(place: Place) -> None:
 
     trail = Trail()
     plan = Plan("drop 2", (slowly("slow", 60), slowly("next", 0)), independent=True)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(errors.Interrupted, match="interrupted; nothing was changed"):
         apply.run(plan, place.target, done=lambda outcome: None, waiting=now, witness=trail)
     assert trail.lines == [("intent", "drop slow"), ("Cancelled", "drop slow")]
     assert place.names() == {"slow", "next"}

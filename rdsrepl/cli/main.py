@@ -32,7 +32,7 @@ from rdsrepl.cli import (
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
 from rdsrepl.cli.options import Globals, LogFormat, Noun, Reader, remember, root_options, shared
-from rdsrepl.errors import Error, ExitCode
+from rdsrepl.errors import Error, ExitCode, Interrupted
 from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.masking import mask
@@ -60,14 +60,15 @@ class Root(Noun):
         try:
             with _safe_usage():
                 return super().invoke(ctx)
-        except Error as exc:
+        except (Error, KeyboardInterrupt) as exc:
+            error = exc if isinstance(exc, Error) else Interrupted("interrupted")
             options = shared(ctx)
             if options.verbose >= 2:
                 write_traceback(exc)
-            show_error(exc, options)
+            show_error(error, options)
             if self._is_plugin:
-                raise _Unknown(exc.message) from exc
-            raise typer.Exit(exc.exit_code) from exc
+                raise _Unknown(error.message) from exc
+            raise typer.Exit(error.exit_code) from exc
         except BrokenPipeError:
             if self._is_plugin:
                 raise

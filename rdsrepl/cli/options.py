@@ -21,7 +21,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from rdsrepl import config
 from rdsrepl.config import Target
-from rdsrepl.errors import BadValue, UsageError
+from rdsrepl.errors import BadValue, Interrupted, UsageError
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format
 from rdsrepl.text.masking import mask
@@ -329,6 +329,9 @@ def tidy(option: Any) -> Any:
     return option
 
 
+_APPLIED: Final = "rdsrepl.applied"
+
+
 class Noun(TyperGroup):
     """A group of verbs."""
 
@@ -375,6 +378,19 @@ class Writer(Reader):
     """A command that changes something: takes ``--yes``, ``--dry-run`` and ``--check`` as well."""
 
     _holders = (_shared, _consent)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C outside of a plan's steps says whether the plan had been applied.
+
+        Raises:
+            Interrupted: Ctrl-C.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            title = ctx.meta.get(_APPLIED)
+            what = "nothing was changed" if title is None else f"all steps of the plan were done: {title}"
+            raise Interrupted(f"interrupted; {what}") from None
 
 
 #: the options that say which server a command works on.
@@ -445,6 +461,11 @@ def consent(ctx: typer.Context) -> Consent:
     """Return what this writing command may do without asking."""
     found = ctx.meta.get("rdsrepl.consent")
     return found if isinstance(found, Consent) else Consent()
+
+
+def applied(ctx: typer.Context, title: str) -> None:
+    """Take note that all steps of a plan were done, so that Ctrl-C after them does not say otherwise."""
+    ctx.meta[_APPLIED] = title
 
 
 def where(ctx: typer.Context) -> Target:

@@ -211,7 +211,7 @@ def run(
             results = runner.run(order, journal, face)
     except Error as exc:
         face.close()
-        if isinstance(exc, AppliedInPart) and shared(ctx).output is Format.table:
+        if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and shared(ctx).output is Format.table:
             _say_go_back(ctx, order)
         raise
     finally:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rdsrepl import apply, name_cache
-from rdsrepl.cli.options import consent, shared, where
+from rdsrepl.cli.options import applied, consent, shared, where
 from rdsrepl.cli.talk import Progress, ask, ask_for, can_ask, note, warn
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
@@ -152,14 +152,15 @@ def settle(
             witness=witness,
             pace=pace,
         )
-    except AppliedInPart:
+    except AppliedInPart as exc:
         # What is made already is of no use without it: the role is there, and nobody else knows its password.
-        if reveal:
+        if reveal and (exc.done or exc.not_done):
             _report(ctx, plan, server, "partial", outcomes, reveal)
         raise
     finally:
         progress.clear()
         name_cache.clear()  # the next Tab must see it
+    applied(ctx, plan.title)
     _report(ctx, plan, server, "applied", outcomes, reveal or {})
     return outcomes
 

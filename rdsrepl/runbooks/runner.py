@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
-from rdsrepl.errors import AppliedInPart, BadValue, Error, ExitCode, NotConfirmed, StepFailed
+from rdsrepl.errors import AppliedInPart, BadValue, Error, ExitCode, Interrupted, NotConfirmed, StepFailed
 from rdsrepl.runbooks import commands
 from rdsrepl.runbooks.journal import Journal, Past, who
 from rdsrepl.runbooks.pages import Kind, Runbook, Step
@@ -253,7 +253,7 @@ def run(order: Order, journal: Journal, face: Face) -> list[Result]:
         StepFailed: a step did not end as the page says, nothing was changed before.
         AppliedInPart: the same, or the person stopped, after something was changed.
         NotConfirmed: the person stopped before anything was changed.
-        KeyboardInterrupt: somebody interrupted it; the journal says so.
+        Interrupted: Ctrl-C; the steps that were done are listed, if any changed something.
     """
     return _Run(order, journal, face).all()
 
@@ -268,6 +268,8 @@ class _Run:
         self._settled = dict(past.settled) if past else {}
         self._changed = past.changed if past else False
         self._results: list[Result] = []
+        # Whether a command is under way that may change something.
+        self._acting = False
 
     def all(self) -> list[Result]:
         order, runbook = self._order, self._order.runbook
@@ -288,17 +290,14 @@ class _Run:
         for step in runbook.steps:
             if step.number < order.first:
                 continue
-            self._journal.write("step_begin", step=step.name, number=step.number, kind=step.kind.value)
             try:
+                self._journal.write("step_begin", step=step.name, number=step.number, kind=step.kind.value)
                 result = self._step(step)
             except KeyboardInterrupt:
                 # What was under way may have changed something before it heard of it.
-                acts = step.kind in (Kind.change, Kind.run)
-                self._end(Result(step, command_of(order, step), "interrupted", changed=acts))
-                self._journal.write("end", status="interrupted", exit_code=int(ExitCode.INTERRUPTED))
-                raise
+                result = Result(step, command_of(order, step), "interrupted", changed=self._acting)
             self._end(result)
-            if result.status in ("failed", "quit"):
+            if result.status in ("failed", "quit", "interrupted"):
                 error = self._stopped(result)
                 self._journal.write("end", status=result.status, exit_code=int(error.exit_code))
                 raise error
@@ -353,10 +352,12 @@ class _Run:
         expect = step.expect if "--dry-run" not in words else ()
         expectation = commands.Expectation(expect, self._values)
         started = time.monotonic()
+        self._acting = acts
         code, output = _spawn(words, self._order.place.environment(words), expectation.see, self._face.output)
         seconds = time.monotonic() - started
         if code in (-signal.SIGINT, ExitCode.INTERRUPTED):
             raise KeyboardInterrupt
+        self._acting = False
         missing = expectation.missing
         reason = None
         if code not in step.exit_codes:
@@ -373,7 +374,9 @@ class _Run:
     def _stopped(self, result: Result) -> Error:
         runbook, step = self._order.runbook, result.step
         place = f"step {step.number} of {len(runbook.steps)}, {step.name}"
-        why = f"failed: {result.reason}" if result.status == "failed" else "was not confirmed"
+        interrupted = result.status == "interrupted"
+        why = "interrupted" if interrupted else "was not confirmed"
+        why = f"failed: {result.reason}" if result.status == "failed" else why
         message = f"runbook {runbook.name}: {place}, {why}"
         hint = (
             f"go on with: {resume_command(self._order)} (add --from STEP to go on at another step); "
@@ -386,7 +389,11 @@ class _Run:
                 for item in runbook.steps
                 if item.number >= self._order.first and item.name not in self._settled
             ]
+            if interrupted:
+                return Interrupted(message, hint=hint, done=done, not_done=left)
             return AppliedInPart(message, hint=hint, done=done, not_done=left)
+        if interrupted:
+            return Interrupted(f"{message}; nothing was changed", hint=hint)
         if result.status == "quit":
             return NotConfirmed(f"{message}; nothing was changed", hint=hint)
         return StepFailed(f"{message}; nothing was changed", hint=hint)
@@ -443,6 +450,9 @@ def _spawn(
             # At a terminal Ctrl-C went to both, and a second one would cut its tidy end short.
             if process.poll() is None and not sys.stdin.isatty():
                 process.send_signal(signal.SIGINT)
+            # What it says of the interruption is worth reading.
+            while piece := os.read(process.stdout.fileno(), 65_536):
+                output(decoder.decode(piece))
             process.wait()
             raise
     if rest:
