@@ -398,3 +398,39 @@ def execute(conn: psycopg.Connection[Any], constant: Constant) -> None:
     given: Any = dict.fromkeys(names) if names else [None] * constant.text.count("%s")
     with conn.transaction(force_rollback=True):
         conn.execute(constant.text.encode(), given or None)
+
+
+def test_a_row_filter_reads_no_constant_of_a_user_defined_type(victim: Database, rdsrepl: Program) -> None:
+    """The input of an array or a range of a domain runs the domain's CHECK, while the server reads the statement."""
+    statements = (
+        "CREATE DOMAIN public.sly AS text CHECK (evil.trip('a domain in a constant'))",
+        "CREATE TYPE public.span AS RANGE (subtype = public.sly)",
+        "CREATE TYPE public.box2 AS (a public.sly)",
+        "CREATE TABLE public.typed (id int PRIMARY KEY, l public.sly[], s public.span, b public.box2, d public.sly)",
+    )
+    with closing(victim.connect()) as conn:
+        conn.execute("SET search_path = pg_catalog")
+        for statement in statements:
+            conn.execute(statement.encode())
+    disarm(victim)
+
+    def refused(predicate: str) -> str:
+        where = ("--table", "public.typed", "--where", f"public.typed: {predicate}")
+        result = rdsrepl("publication", "create", "sly", *where, "--dry-run", dsn=victim.dsn)
+        return result.err if result.code == 2 else ""
+
+    for predicate, why in {
+        "l = '{x}'": "column l is of type public.sly[]",
+        "id > 1 AND TYPED . s = '[a,b]'": "column s is of type public.span",
+        "public.typed.d = 'x'": "column d is of type public.sly",
+        "coalesce(typed, '(1,{x},,,)') IS NULL": "cannot read a whole row",
+        "coalesce(typed.*, '(1,{x},,,)') IS NULL": "typed with a dot",
+        "coalesce(public.typed, '(1,{x},,,)') IS NULL": "not public.typed",
+        "'(x)'::public.box2 IS NULL": "not public.box2",
+        "id OPERATOR(public.=) '{x}'": "public with a dot",
+        "evil.trip('x')": "not evil.trip",
+    }.items():
+        assert why in refused(predicate), predicate
+    assert not tripped(victim)
+    for predicate in ("public.typed.id > 1.5", "typed.id OPERATOR(pg_catalog.>) 1", "id::pg_catalog.int8 > 1"):
+        assert refused(predicate) == ""

@@ -307,6 +307,20 @@ _COLUMNS: Final = """
 SELECT attname::text, attgenerated::text FROM pg_catalog.pg_attribute
  WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
+# A column's type where it is not built in.
+_COLUMN_TYPES: Final = """
+SELECT attname::text, CASE WHEN atttypid >= 16384 THEN pg_catalog.format_type(atttypid, atttypmod) END
+  FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped
+"""
+_USER_DEFINED: Final = """
+SELECT pg_catalog.format('%%I.%%I', n.nspname, o.name)
+  FROM (SELECT typname, typnamespace, oid FROM pg_catalog.pg_type
+        UNION ALL SELECT proname, pronamespace, oid FROM pg_catalog.pg_proc) AS o (name, namespace, oid)
+  JOIN pg_catalog.pg_namespace n ON n.oid = o.namespace
+  JOIN ROWS FROM (pg_catalog.unnest(%(schemas)s::text[]), pg_catalog.unnest(%(names)s::text[])) AS g (schema, name)
+    ON g.schema = n.nspname AND g.name = o.name
+ WHERE o.oid >= 16384 LIMIT 1
+"""
 # Names in front of a parenthesis that are functions, none of them built in and immutable.
 _NOT_IMMUTABLE: Final = """
 SELECT p.proname::text FROM pg_catalog.pg_proc p
@@ -1018,7 +1032,8 @@ def _check_predicate(conn: Connection, relation: _Relation, predicate: str) -> t
     import psycopg
     from psycopg import sql
 
-    words, called = _words(relation, predicate)
+    words, called, paths = _words(relation, predicate)
+    _require_built_in(conn, relation, paths, predicate)
     table = sql.Identifier(relation.schema, relation.name)
     try:
         _prepare(conn, sql.SQL("SELECT 1 FROM {}").format(table), predicate)
@@ -1046,6 +1061,39 @@ def _check_predicate(conn: Connection, relation: _Relation, predicate: str) -> t
     return tuple(read)
 
 
+def _require_built_in(conn: Connection, relation: _Relation, paths: set[tuple[str, ...]], predicate: str) -> None:
+    """Make sure, before the server reads a predicate, that it has built-in types, functions and operators only.
+
+    PostgreSQL refuses the others in a row filter, but only after it has read the constants: what is compared with an
+    array or a range of a domain runs the domain's CHECK, with the rights of whoever asks.
+
+    Args:
+        conn: the database.
+        relation: the table.
+        paths: the names in the predicate, each with what stands before it and a dot; ``""`` is no name.
+        predicate: for the message.
+
+    Raises:
+        BadValue: it has something else.
+    """
+    own: dict[str, str | None] = dict(conn.execute(_COLUMN_TYPES, (relation.oid,)))
+    for path in sorted(paths):
+        if path == (relation.name,) and relation.name not in own:
+            raise _bad_predicate(relation, "a row filter cannot read a whole row", predicate)
+        if path[-1] == "" and path != ("pg_catalog", ""):
+            raise _bad_predicate(relation, f"{'.'.join(path[:-1])} with a dot is not followed by a name", predicate)
+        column = own.get(path[-1]) if len(path) == 1 or path[-2] == relation.name else None
+        if column is not None:
+            reason = f"a row filter may use built-in types only, and column {path[-1]} is of type {column}"
+            raise _bad_predicate(relation, reason, predicate)
+    pairs = sorted(path for path in paths if len(path) == 2)
+    given = {"schemas": [schema for schema, _ in pairs], "names": [name for _, name in pairs]}
+    if pairs and (row := conn.execute(_USER_DEFINED, given).fetchone()):
+        raise _bad_predicate(
+            relation, f"a row filter may use built-in types, functions and operators only, not {row[0]}", predicate
+        )
+
+
 def _prepare(conn: Connection, source: Composed, predicate: str) -> None:
     """Have the server analyse a predicate without running anything: one statement, read-only, rolled back."""
     import psycopg
@@ -1059,15 +1107,20 @@ def _prepare(conn: Connection, source: Composed, predicate: str) -> None:
             raise psycopg.errors.error_from_result(result)
 
 
-def _words(relation: _Relation, predicate: str) -> tuple[set[str], set[str]]:
-    """Read a predicate as PostgreSQL's lexer does; return the names in it, and those in front of a parenthesis.
+def _words(relation: _Relation, predicate: str) -> tuple[set[str], set[str], set[tuple[str, ...]]]:
+    """Read a predicate as PostgreSQL's lexer does.
+
+    Returns:
+        The names in it; those in front of a parenthesis; and all with what stands before them and a dot: ``n`` is
+        ``("n",)``, ``t.n`` is ``("t", "n")``, and ``t.*`` is ``("t", "")``.
 
     Raises:
         BadValue: it leaves the parentheses it will stand in, or is not a single plain expression.
     """
     words: set[str] = set()
     called: set[str] = set()
-    depth, last = 0, ""
+    paths: list[tuple[str, ...]] = []
+    depth, last, may_go_on = 0, "", False
     reasons = {
         "comment": "a comment",
         "parameter": "a parameter",
@@ -1092,14 +1145,18 @@ def _words(relation: _Relation, predicate: str) -> tuple[set[str], set[str]]:
         last = ""
         if kind in ("word", "quoted"):
             (last,) = parse_name(token[0])
+            paths.append((*paths.pop()[:-1], last) if may_go_on and paths[-1][-1] == "" else (last,))
             words.add(last)
             if last in _SYSTEM_COLUMNS:
                 raise _bad_predicate(relation, f"a row filter cannot read the system column {last}", predicate)
             if kind == "word" and last == "select":
                 raise _bad_predicate(relation, "a row filter cannot have a subquery", predicate)
+        elif token[0] == "." and may_go_on:
+            paths[-1] = (*paths[-1], "")
+        may_go_on = kind in ("word", "quoted") or (token[0] == "." and may_go_on)
     if depth != 0:
         raise _bad_predicate(relation, "its parentheses do not match", predicate)
-    return words, called
+    return words, called, set(paths)
 
 
 def _bad_predicate(relation: _Relation, reason: str, predicate: str, sqlstate: str | None = None) -> errors.BadValue:
