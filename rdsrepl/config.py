@@ -168,6 +168,7 @@ class Target:
         renew: asked before each attempt to connect for further keywords: an endpoint, a password, a token.
         protect: shell patterns of slots that are dropped only when they are named as exceptions; on this target, beside
             the config file's own.
+        answer_seconds: how long a connection waits for the server's answer to a statement; None is for ever.
     """
 
     label: str
@@ -176,6 +177,7 @@ class Target:
     aws: Aws = _NO_AWS
     renew: Lookup | None = field(default=None, repr=False, compare=False)
     protect: tuple[str, ...] = ()
+    answer_seconds: float | None = None
 
     @property
     def located(self) -> bool:

@@ -161,6 +161,14 @@ def tail(
             panel=_STREAM,
         ),
     ] = None,
+    receive_timeout: Annotated[
+        float | None,
+        duration_option(
+            "--receive-timeout",
+            help="Connect again after the server was silent this long; by default wal_sender_timeout, 0 is never.",
+            panel=_STREAM,
+        ),
+    ] = None,
     accept_gap: Annotated[
         bool,
         typer.Option(
@@ -330,6 +338,7 @@ def tail(
         exposure(metrics_port, metrics_host, unhealthy_after),
         accept_gap,
         allow_missing_publication,
+        receive_timeout,
     )
     target = where(ctx)
     if create is not None:

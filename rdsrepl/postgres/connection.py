@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     Connection = psycopg.Connection[tuple[Any, ...]]
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
+# libpq's keywords that end a connection whose other end is gone: 60 s after the last packet, and 30 s after one that
+# nobody acknowledged. The kernel's own defaults are two hours and a quarter of one.
+_KEEPALIVES: Final = {
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
 RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 RDS_BUNDLE: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bundle.pem"
 
@@ -268,6 +276,7 @@ def connect(target: Target, *, replication: bool = False, settings: Mapping[str,
         connection = Session.connect("", autocommit=True, prepare_threshold=None, **keywords)  # type: ignore[arg-type]
     except psycopg.Error as exc:
         raise _connect_error(exc, target, keywords) from exc
+    connection.answer_seconds = target.answer_seconds
     connection.adapters.register_loader(PG_LSN_OID, LsnLoader)
     connection.adapters.register_dumper(Lsn, LsnDumper)
     if not replication:
@@ -510,6 +519,9 @@ def _keywords(target: Target) -> tuple[dict[str, str], str]:
         keywords["hostaddr"] = ""  # PGHOSTADDR belongs to the environment's host, not to this one
     if not keywords.get("connect_timeout") and not defaults.get("connect_timeout"):
         keywords["connect_timeout"] = str(CONNECT_TIMEOUT_SECONDS)
+    for keyword, value in _KEEPALIVES.items():
+        if not keywords.get(keyword) and not defaults.get(keyword):
+            keywords[keyword] = value
     if not keywords.get("sslmode") and defaults["sslmode"] == _NOBODY_CHOSE:
         sslmode = _safe_sslmode(
             keywords.get("host", defaults["host"]), hostaddr=keywords.get("hostaddr", defaults["hostaddr"])

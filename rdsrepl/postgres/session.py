@@ -12,14 +12,19 @@ process number: it tells its client another one than the server's.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg  # noqa: TID253 - this module is itself imported inside functions
 from psycopg.pq import TransactionStatus  # noqa: TID253
 
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+
 Row = tuple[Any, ...]
+Returned = TypeVar("Returned")
 
 # Since which version, the parameter, its value.
 _PINS: Final[tuple[tuple[int, str, str], ...]] = (
@@ -60,9 +65,35 @@ class Session(psycopg.Connection[Row]):
 
     Attributes:
         pins: behind a pooler, what is set anew in every transaction; None where the session is this client's own.
+        answer_seconds: how long to wait for the answer to a statement; None is for ever.
     """
 
     pins: dict[str, str] | None = None
+    answer_seconds: float | None = None
+
+    def wait(self, gen: PQGen[Returned], *arguments: Any, **options: Any) -> Returned:
+        """Wait for the server, as ``psycopg.Connection.wait`` does, but not longer than ``answer_seconds``.
+
+        Raises:
+            psycopg.OperationalError: no answer came in time; the connection is closed.
+        """
+        if self.answer_seconds is not None:
+            gen = self._in_time(gen, self.answer_seconds)
+        return super().wait(gen, *arguments, **options)
+
+    def _in_time(self, gen: PQGen[Returned], seconds: float) -> PQGen[Returned]:
+        deadline = time.monotonic() + seconds
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() >= deadline:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(f"the server did not answer within {seconds:g}s")
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            returned: Returned = done.value
+            return returned
 
     def begin(self, wanted: Mapping[str, str]) -> None:
         """Set parameters: for the session, or behind a pooler from now on for each transaction."""

@@ -25,6 +25,7 @@ from rdsrepl.tail import continuity
 from rdsrepl.tail.changes import Batch, Decoder, Stop
 from rdsrepl.tail.ledger import Ledger
 from rdsrepl.tail.receiver import Notice, Receiver
+from rdsrepl.tail.shutdown import ShutdownWatch
 from rdsrepl.tail.sinks import Sink
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.text.commands import command
@@ -47,6 +48,12 @@ _ACTIVE_MARGIN_SECONDS: Final = 5.0
 # A password that is being rotated is wrong for a while, either in the secret or at the server: about a minute's tries.
 _DENIALS: Final = 12
 _SAMPLE_SECONDS: Final = 0.25
+# How long a server without wal_sender_timeout may be silent; PostgreSQL's default of that parameter.
+_SILENCE_SECONDS: Final = 60.0
+# So many connections in a row on which the server was silent for too long, behind the same position, end the run.
+_FRUITLESS: Final = 4
+# Output that has not taken a change for this long is slow enough to hold up a shutdown of the server.
+_STALLED_SECONDS: Final = 3.0
 # Of the server's notices; one that tells of every change says something new each time.
 _MOST_TOLD: Final = 1000
 
@@ -89,6 +96,8 @@ class Stream:
             the server's ``wal_sender_timeout``, after which it lets go of a dead consumer.
         accept_gap: go on where the slot is beyond what was received.
         allow_missing_publication: go on where the server leaves changes out because a publication did not exist yet.
+        receive_timeout_seconds: after how long without a sign of the server's the connection is taken for dead; 0 is
+            never, None is ``wal_sender_timeout``.
     """
 
     target: Target
@@ -100,6 +109,7 @@ class Stream:
     active_wait_seconds: float | None = None
     accept_gap: bool = False
     allow_missing_publication: bool = False
+    receive_timeout_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +277,10 @@ class Tail:
         self._last_status = self._asked = 0.0
         self._sent_flush = 0
         self._denials = 0
+        # Connections in a row that brought nothing new, and up to where everything had been received before the last.
+        self._fruitless = 0
+        self._received_before = 0
+        self._watch: ShutdownWatch | None = None
         self._connected = False
         # When batches were handed over: (number, time), one in a quarter of a second at most.
         self._handed_over_at: deque[tuple[int, float]] = deque()
@@ -283,6 +297,7 @@ class Tail:
                 return self._run()
             finally:
                 self._sink.close()
+                self._stop_watch()
 
     def _run(self) -> Summary:
         delay = _FIRST_DELAY_SECONDS
@@ -315,6 +330,8 @@ class Tail:
                 if receiver is not None:
                     self._confirm_quietly(receiver)
                     receiver.close()
+                    if isinstance(exc, errors.Unreachable):
+                        self._require_progress(receiver)
                 if isinstance(exc, errors.SlotMoved):
                     self._drain(None)  # the server does not have it any more
                 if self._server is None or not self._passes(exc):
@@ -382,6 +399,8 @@ class Tail:
             self._denials = 0
             self._last_status = time.monotonic()
             self._sent_flush = 0
+            if self._ledger.received_lsn != self._received_before:
+                self._received_before, self._fruitless = self._ledger.received_lsn, 0
             return receiver
 
     def _goes_on(self, server: _Server, server_lsn: int) -> bool:
@@ -508,12 +527,15 @@ class Tail:
             now = time.monotonic()
             ledger.deliver(sink.durable)
             self._status(receiver, now, interval)
-            self._observer.progress(self._progress())
+            progress = self._progress()
+            self._yield_to_shutdown(progress)
+            self._observer.progress(progress)
             if self._signals.received is not None:
                 return f"signal {self._signals.received}"
             if (reason := self._time_is_up(now)) is not None:
                 return reason
             if sink.pending_bytes >= QUEUE_BYTES:
+                receiver.heard()
                 receiver.wait(min(_CONFIRM_SECONDS, interval), wake, read=False)
                 sink.drain_wake()
                 continue
@@ -535,8 +557,82 @@ class Tail:
                     # Nothing comes: ask how far the server is, so that a quiet database ends the run as well.
                     self._confirm(receiver, reply=True)
                     self._asked = now
-                receiver.wait(self._until_next(now, interval), wake)
+                self._require_sign(receiver, now)
+                receiver.wait(self._until_next(receiver, now, interval), wake)
                 sink.drain_wake()
+
+    def _silence_seconds(self, receiver: Receiver) -> float:
+        """Return for how long the server may be silent; 0 is for ever."""
+        given = self._stream.receive_timeout_seconds
+        if given is not None:
+            return given
+        # A server that decodes for longer than that gets the time, where it is only slow.
+        return (receiver.wal_sender_timeout_seconds or _SILENCE_SECONDS) * (1 << self._fruitless)
+
+    def _require_sign(self, receiver: Receiver, now: float) -> None:
+        """Ask a server that is silent for a sign, and make sure that it comes.
+
+        By itself it says nothing where it has nothing to send and gets our status updates.
+
+        Raises:
+            ConnectionLost: it did not come.
+        """
+        half = self._silence_seconds(receiver) / 2
+        if not half:
+            return
+        if receiver.asked_at is not None:
+            if now - receiver.asked_at >= half:
+                silent = now - receiver.heard_at
+                raise errors.ConnectionLost(f"the server has been silent for {silent:.1f}s, and was asked for a reply")
+        elif now - receiver.heard_at >= half:
+            self._confirm(receiver, reply=True)
+
+    def _require_progress(self, receiver: Receiver) -> None:
+        """Count connections that ended in silence and brought nothing, although the server has something.
+
+        Raises:
+            TimedOut: it was one too many: the server decodes for longer than it, or we, wait for the other side.
+        """
+        at, allowed = self._ledger.received_lsn, receiver.wal_sender_timeout_seconds
+        silent = max(receiver.longest_silence_seconds, time.monotonic() - receiver.heard_at)
+        is_stalled = self._sink.pending_bytes >= QUEUE_BYTES
+        if at != self._received_before or receiver.server_lsn <= at or is_stalled:
+            self._fruitless = 0
+            return
+        limits = [seconds for seconds in (self._silence_seconds(receiver), allowed) if seconds]
+        if not limits or silent < min(limits) / 2:
+            return
+        self._fruitless += 1
+        if self._fruitless >= _FRUITLESS:
+            raise errors.TimedOut(
+                f"slot {self._stream.slot_name}: {_FRUITLESS} connections in a row brought nothing behind {Lsn(at)}, "
+                f"and ended after the server was silent for up to {silent:.1f}s: it decodes a change or a transaction "
+                f"for longer than wal_sender_timeout ({allowed:g}s) and --receive-timeout allow, or the network passes no "
+                "large packets",
+                hint="allow more: PGOPTIONS='-c wal_sender_timeout=30min -c logical_decoding_work_mem=1GB' and "
+                "--receive-timeout 30min",
+            )
+
+    def _yield_to_shutdown(self, progress: Progress) -> None:
+        """Watch the server while the output is slow, and leave it when it shuts down: it would wait for us.
+
+        Raises:
+            ConnectionLost: it shuts down.
+        """
+        if progress.oldest_undelivered_seconds < _STALLED_SECONDS:
+            self._stop_watch()
+        elif self._watch is None:
+            self._watch = ShutdownWatch(self._stream.target)
+        elif self._watch.seen:
+            self._stop_watch()
+            raise errors.ConnectionLost(
+                "the server is shutting down, and what the output has not taken yet is not waited for"
+            )
+
+    def _stop_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
 
     def _take_notice(self, before: Sequence[bytes], notice: Notice) -> None:
         """Pass on what the server says; each text once a run.
@@ -622,9 +718,11 @@ class Tail:
         receiver.send_status(max(self._received_lsn, flush), flush, reply=reply)
         self._sent_flush = flush
 
-    def _until_next(self, now: float, interval: float) -> float:
+    def _until_next(self, receiver: Receiver, now: float, interval: float) -> float:
         """Return how long the loop may sleep, in seconds."""
         due = [interval - (now - self._last_status)]
+        if silence := self._silence_seconds(receiver):
+            due.append((receiver.asked_at or receiver.heard_at) + silence / 2 - now)
         if not self._ledger.settled or self._confirmable() > self._sent_flush or self._bounds.until_lsn is not None:
             due.append(_CONFIRM_SECONDS)
         if self._bounds.duration_seconds is not None:
@@ -648,11 +746,15 @@ class Tail:
 
     def _finish(self, receiver: Receiver) -> None:
         """Read no more; deliver what was received, and confirm it."""
-        self._drain(receiver)
-        self._confirm(receiver)
+        if self._drain(receiver):
+            self._confirm(receiver)
 
-    def _drain(self, receiver: Receiver | None) -> None:
-        """Wait until the sink has everything; the connection, if there is one, is kept alive meanwhile."""
+    def _drain(self, receiver: Receiver | None) -> bool:
+        """Wait until the sink has everything; the connection, if there is one, is kept alive meanwhile.
+
+        Returns:
+            Whether there still is one at the end.
+        """
         self._sink.finish()
         allowed = self._bounds.drain_seconds
         deadline = None if allowed is None else time.monotonic() + allowed
@@ -662,15 +764,24 @@ class Tail:
                 self._observer.warn(
                     f"not everything was delivered within {allowed:g}s: what is not confirmed comes again"
                 )
-                return
+                break
             if receiver is None:
                 time.sleep(0.05)
                 continue
             interval = (receiver.wal_sender_timeout_seconds or 3 * _STATUS_SECONDS) / 3
-            self._status(receiver, time.monotonic(), min(interval, _STATUS_SECONDS))
+            try:
+                self._status(receiver, time.monotonic(), min(interval, _STATUS_SECONDS))
+                self._yield_to_shutdown(self._progress())
+            except errors.Unreachable as exc:
+                self._observer.warn(f"{exc.message}; what is delivered from now on is not confirmed, and comes again")
+                self._confirm_quietly(receiver)
+                receiver.close()
+                receiver = None
+                continue
             receiver.wait(0.5, [self._sink.wake_fd()], read=False)
             self._sink.drain_wake()
         self._ledger.deliver(self._sink.durable)
+        return receiver is not None
 
     def _confirm_quietly(self, receiver: Receiver) -> None:
         """Confirm what is durable before an error ends the connection, if it still carries that."""

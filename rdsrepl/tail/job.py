@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 LINGER_SECONDS: Final = 0.01
 REQUESTS: Final = 4
 _MISSING_PUBLICATION_SINCE: Final = 18
+_ANSWER_SECONDS: Final = 30.0
 _TEXT_FORMATS: Final = (FormatName.json, FormatName.debezium, FormatName.wal2json)
 
 
@@ -84,6 +85,8 @@ class Job:
         exposure: metrics over HTTP.
         accept_gap: go on where changes are missing between what was delivered and where the slot stands.
         allow_missing_publication: go on where the server (18) leaves changes out that were made before a publication.
+        receive_timeout_seconds: after how long without a sign of the server's a connection is taken for dead; 0 is
+            never, None is ``wal_sender_timeout``, and half a minute for the answer to a statement.
     """
 
     slot_name: str
@@ -101,6 +104,7 @@ class Job:
     exposure: Exposure | None = None
     accept_gap: bool = False
     allow_missing_publication: bool = False
+    receive_timeout_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,8 @@ def run(
             What was delivered until then is confirmed as far as the connection still allows.
     """
     stream = None if job.delivery is None else _stream(target, job.delivery)
+    # Not for the heartbeat, whose statement may wait for a lock: another one would only queue behind it.
+    beating, target = target, replace(target, answer_seconds=_answer_seconds(job))
     findings = preflight.look(target, job.slot_name, job.publications)
     if len(findings.publications) == 1 and not job.publications:
         observer.note(f"publication {printable(findings.publications[0])}: the only one here")
@@ -187,7 +193,7 @@ def run(
         raise WrongPlugin(
             "pgoutput's messages are binary, and this is a terminal", hint="--format json, or redirect the output"
         )
-    heartbeat = None if job.beat is None else Heartbeat(target, job.slot_name, job.beat, observer.note)
+    heartbeat = None if job.beat is None else Heartbeat(beating, job.slot_name, job.beat, observer.note)
     if heartbeat is not None:
         heartbeat.check(findings)
     catalog = Catalog(target, observer.warn)
@@ -224,6 +230,7 @@ def run(
                 job.active_wait_seconds,
                 job.accept_gap,
                 job.allow_missing_publication,
+                job.receive_timeout_seconds,
             ),
             bounds,
             pipeline.decoder,
@@ -245,6 +252,11 @@ def run(
         if exporter is not None:
             exporter.close()
         catalog.close()
+
+
+def _answer_seconds(job: Job) -> float | None:
+    given = job.receive_timeout_seconds
+    return _ANSWER_SECONDS if given is None else given or None
 
 
 def _last_run(target: Target, job: Job, findings: Findings, observer: Observer) -> LastRun:

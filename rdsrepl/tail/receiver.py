@@ -86,6 +86,9 @@ class Receiver:
         notices: what the server said beside the stream, each with how many messages of the last ``read`` came before.
         wal_end_lsn: the last keepalive's WAL end; 0 before the first.
         reply_requested: a keepalive asked for a status update.
+        heard_at: when something was received last, or reading began again; on the monotonic clock.
+        longest_silence_seconds: between two signs of the server's.
+        asked_at: when the server was asked for a reply that did not come yet; None where nothing is expected.
     """
 
     def __init__(self, target: Target, settings: Mapping[str, str]) -> None:
@@ -118,6 +121,9 @@ class Receiver:
         self._busy = False
         self.wal_end_lsn = 0
         self.reply_requested = False
+        self.heard_at = time.monotonic()
+        self.asked_at: float | None = None
+        self.longest_silence_seconds = 0.0
         self._keepalive = False
         self._malformed: MalformedMessage | None = None
 
@@ -186,16 +192,26 @@ class Receiver:
         Raises:
             Error: the server refuses: slot missing, active, invalidated, plugin not allowed, …
         """
-        from psycopg import pq, sql
+        from psycopg import generators, pq, sql
 
         command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {}").format(sql.Identifier(slot), sql.SQL(str(Lsn(lsn))))
         if options:
             pairs = [sql.SQL("{} {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in options.items()]
             command += sql.SQL(" (") + sql.SQL(", ").join(pairs) + sql.SQL(")")
-        result = self._pgconn.exec_(command.as_bytes(None))
+        self._pgconn.send_query(command.as_bytes(None))
+        with _translating():
+            result = self._conn.wait(generators.execute(self._pgconn))[0]
         if result.status != pq.ExecStatus.COPY_BOTH:
             raise self._failure(result)
         self._pgconn.nonblocking = 1
+        self.heard()
+
+    def heard(self) -> None:
+        """Take note that the server was heard just now, or could not be, as nothing was read."""
+        now = time.monotonic()
+        self.longest_silence_seconds = max(self.longest_silence_seconds, now - self.heard_at)
+        self.heard_at = now
+        self.asked_at = None
 
     def read(self) -> list[bytes]:
         """Return the XLogData messages that have arrived, in order, up to a few hundred kilobytes; maybe none.
@@ -240,6 +256,8 @@ class Receiver:
         if self._malformed is not None and not messages:
             raise self._malformed
         self._busy = bool(messages)
+        if messages or self._keepalive:
+            self.heard()
         self._messages = []  # a notice that comes outside of a read comes before the next one's messages
         return messages
 
@@ -257,7 +275,9 @@ class Receiver:
         """Wait until the server sends something, one of the file descriptors WAKE is readable, or time is up."""
         reading = [*wake, self._pgconn.socket] if read else list(wake)
         writing = [self._pgconn.socket] if self._flush() else []
-        select.select(reading, writing, [], max(0.0, seconds))
+        # Not only what `read` returns: a large message arrives for a long time.
+        if self._pgconn.socket in select.select(reading, writing, [], max(0.0, seconds))[0]:
+            self.heard()
 
     def send_status(self, written_lsn: int, flushed_lsn: int, *, reply: bool = False) -> None:
         """Send a standby status update: FLUSHED_LSN is what the server may forget (0: nothing new).
@@ -275,6 +295,8 @@ class Receiver:
             self._pgconn.put_copy_data(_STATUS.pack(b"r", written_lsn, flushed_lsn, flushed_lsn, now, reply))
             self._flush()
         self.reply_requested = False
+        if reply and self.asked_at is None:
+            self.asked_at = time.monotonic()
 
     def close(self, *, polite: bool = False) -> None:
         """Close the connection; POLITE ends the stream first and waits for the server to let go of the slot."""

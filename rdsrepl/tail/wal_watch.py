@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
 
 _SHORTEST_SECONDS: Final = 5.0
+_ANSWER_SECONDS: Final = 10.0
 
 
 class WalWatch:
     """Asks the server how far its WAL is."""
 
     def __init__(self, target: Target, every_seconds: float = _SHORTEST_SECONDS) -> None:
-        self._target = target
+        self._target = replace(target, answer_seconds=_ANSWER_SECONDS)
         self._every = max(_SHORTEST_SECONDS, every_seconds)
         self._lsn: int | None = None
         self._begun = False
