@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rdsrepl.config import Target
+from rdsrepl.errors import AlreadyExists
 from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.text.masking import MASK
 from rdsrepl.units import format_duration
@@ -135,6 +136,31 @@ class Wait:
 
 
 Step = Statement | AwsCall | Wait
+
+
+def require_same(what: str, compared: Mapping[str, tuple[object, object]], *, hint: str) -> None:
+    """Refuse to call an object that exists the one that a command would make, where it differs.
+
+    Args:
+        what: the object: ``stream changes``.
+        compared: by attribute, how it is and how it is wanted; None as wanted is not compared.
+        hint: what to do about it.
+
+    Raises:
+        AlreadyExists: it differs; the message names each difference.
+    """
+    differences = [
+        f"{name} is {'-' if found is None else found}, not {wanted}"
+        for name, (found, wanted) in compared.items()
+        if wanted is not None and found != wanted
+    ]
+    if differences:
+        raise AlreadyExists(f"{what} exists already, and differs: {'; '.join(differences)}", hint=hint)
+
+
+def version_as_asked(found: str, wanted: str | None) -> str | None:
+    """Return WANTED where FOUND is a version of it (16.4 is one of 16), else FOUND; for ``require_same``."""
+    return wanted if wanted is not None and f"{found}.".startswith(f"{wanted}.") else found
 
 
 def readable(step: Step) -> str:

@@ -67,8 +67,11 @@ def test_create_use_grant_drop(database: Database, role: str, rdsrepl: Program) 
     assert database.value(f"SELECT has_table_privilege($${role}$$, 's.later', 'SELECT')")
     listed = {entry["rolname"]: entry for entry in rdsrepl("role", "list", "-o", "json", dsn=database.dsn).json}
     assert (listed[role]["may_replicate"], listed[role]["reasons"]) == (True, ["REPLICATION attribute"])
-    taken = rdsrepl("role", "create", role, "--no-password", "--yes", "-o", "json", dsn=database.dsn)
+    create = ("role", "create", role, "--no-password", "--yes", "-o", "json")
+    assert rdsrepl(*create, dsn=database.dsn).json["status"] == "unchanged"
+    taken = rdsrepl(*create, "--connection-limit", "3", dsn=database.dsn)
     assert (taken.code, taken.error["error"]) == (4, "already_exists")
+    assert "CONNECTION LIMIT is -1, not 3" in taken.error["message"]
     dropped = rdsrepl("role", "drop", role, "--yes", dsn=database.dsn)
     assert dropped.code == 0, dropped.err
     assert rdsrepl("role", "drop", role, "--yes", dsn=database.dsn).code == 3

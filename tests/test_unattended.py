@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from rdsrepl import apply, errors
@@ -115,3 +117,140 @@ def test_ctrl_c_among_aws_calls_says_what_is_done_and_what_is_not_known(
     monkeypatch.setattr(session, "call", interrupt)
     stopped = run(calls[0])
     assert stopped.not_done == ["make a: interrupted, and it is not known whether it was done"]
+
+
+# Run again.
+
+
+def killed_after(steps: int, words: tuple[str, ...], program: Program, **where: Any) -> None:
+    """Run a command in a process that is killed when it begins the step after so many."""
+    code = (
+        "import os, signal, sys\n"
+        "from rdsrepl import apply\n"
+        "real, begun = apply._step, []\n"
+        "def step(*words):\n"
+        "    begun.append(1)\n"
+        f"    if len(begun) > {steps}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*words)\n"
+        "apply._step = step\n"
+        "sys.argv[:] = ['rdsrepl', *sys.argv[1:]]\n"
+        "from rdsrepl.__main__ import run; run()\n"
+    )
+    env = {**program.env, **({"RDSREPL_DSN": where["dsn"]} if "dsn" in where else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_what_is_made_over_sql_converges_after_a_kill(rdsrepl: Program, db18: Database) -> None:
+    name = db18.name
+    db18.run(
+        "CREATE TABLE public.t (id int PRIMARY KEY, v int)",
+        "CREATE SCHEMA s",
+        "CREATE TABLE s.u (id int PRIMARY KEY)",
+        "DO $$ BEGIN CREATE ROLE rds_replication; EXCEPTION WHEN duplicate_object THEN END $$",
+    )
+
+    def run(*words: str) -> Any:
+        return rdsrepl(*words, "--yes", "-o", "json", dsn=db18.dsn)
+
+    def differs(said: str, *words: str) -> None:
+        done = run(*words)
+        assert (done.code, done.error["error"]) == (4, "already_exists"), done.err
+        assert said in done.error["message"]
+
+    try:
+        role = ("role", "create", name, "--generate-password", "--schema", "s")
+        planned = len(rdsrepl(*role, "--dry-run", "-o", "json", dsn=db18.dsn).json["steps"])
+        for steps in range(1, planned):
+            killed_after(steps, (*role, "--yes"), rdsrepl, dsn=db18.dsn)
+            again = run(*role)
+            assert again.code == 0, again.err
+            assert again.json["status"] == "applied" and "password" not in again.json
+            assert "its password stays as it is" in again.json["warnings"][0]
+            assert len(again.json["steps"]) == planned - steps
+            assert run(*role).json["status"] == "unchanged"
+            assert run("role", "drop", name).code == 0
+        assert len(run(*role).json["password"]) == 32
+
+        for words, others in (
+            (
+                ("publication", "create", "p", "--table", "public.t", "--columns", "public.t=id"),
+                {
+                    "public.t is in it with columns id": ("--table", "public.t"),
+                    "without s.u": ("--table", "s.u"),
+                    "with 1 more": ("--schema", "s"),
+                    "all tables is False, not True": ("--all-tables",),
+                    "publish is insert, update, delete, truncate, not insert": (
+                        "--table", "public.t", "--columns", "public.t=id", "--publish", "insert",
+                    ),
+                },
+            ),
+            (
+                ("publication", "create", "w", "--table", "s.u", "--where", "s.u: id > 1"),
+                {"rows WHERE": ("--table", "s.u")},
+            ),
+            (("publication", "create", "every", "--all-tables"), {"all tables is True": ("--schema", "s")}),
+            (("publication", "create", "schema", "--schema", "s"), {"schemas is s, not none": ("--table", "s.u")}),
+            (
+                ("slot", "create", name),
+                {"two_phase is False, not True": ("--two-phase",), "failover is False, not True": ("--failover",)},
+            ),
+        ):  # fmt: skip
+            assert run(*words).json["status"] == "applied"
+            assert run(*words).json["status"] == "unchanged"
+            for said, other in others.items():
+                differs(said, *words[:3], *other)
+
+        # A slot that somebody reads is not the one that this command would make.
+        with closing(psycopg.connect(f"{db18.dsn} replication=database")) as reader:
+            start = f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'p')"
+            reader.pgconn.send_query(start.encode())
+            until(lambda: db18.value(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'"), "it reads")
+            differs("state is in use by PID", "slot", "create", name)
+    finally:
+        until(lambda: rdsrepl("slot", "drop", name, "--yes", dsn=db18.dsn).code in (0, 3), "its reader is gone")
+        run("role", "drop", name)
+
+
+def test_what_is_made_on_aws_converges_after_a_kill(cloud: Cloud) -> None:
+    cloud.delays()
+    single = ("db.r6g.large", "--engine-version", "16")
+
+    def run(*words: str) -> Any:
+        return cloud(*words, "--yes", "-o", "json")
+
+    def converges(words: tuple[str, ...], kill_after: tuple[int, ...], **others: tuple[str, ...]) -> None:
+        for steps in kill_after:
+            killed_after(steps, (*words, "--yes"), cloud.program)
+            again = run(*words)
+            assert again.code == 0, again.err
+            assert again.json["status"] in ("applied", "unchanged")
+            assert run(*words).json["status"] == "unchanged"
+        for attribute, other in others.items():
+            taken = run(*words, *other)
+            assert (taken.code, taken.error["error"]) == (4, "already_exists"), taken.err
+            assert f"{attribute.replace('_', ' ')} is " in taken.error["message"]
+
+    try:
+        converges(("stream", "create", "again"), (1,), mode=("--shards", "3"), record_size=("--record-size", "2048"))
+        found = cloud("cluster", "show", "sandbox", "-o", "json").json["cluster"]
+        cluster = ("cluster", "create", "sandbox", "--class", found["instance_class"])
+        cluster += ("--storage", str(found["allocated_storage_gib"]), "--storage-type", found["storage_type"])
+        cluster += ("--iops", str(found["iops"])) if found["iops"] else ()
+        cluster += ("--master-user", found["master_user"])
+        others = {"master_user": ("--master-user", "other"), "version": ("--engine-version", "12")}
+        converges(cluster, (), **others, first_database=("--dbname", "other"))
+        assert run(*cluster).json["status"] == "unchanged"
+        source = ("instance", "create", "again-1x", "--class", *single, "--storage", "20")
+        converges(source, (1,), **{"class": ("--class", "db.r6g.xlarge")}, storage=("--storage", "30"))
+        group = ("param-group", "create", "again-group", "--family", "postgres16", "--kind", "instance")
+        converges((*group, "--class", "db.r6g.large"), (1,))
+        replica = ("instance", "create", "again-r", "--class", "db.r6g.large", "--replica-of", "again-1x")
+        converges((*replica, "--param-group", "again-group"), (3,), source=("--replica-of", "again"))
+    finally:
+        cloud("stream", "delete", "again", "--confirm", "again")
+        for name in ("again-r", "again-1x"):
+            cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
+        cloud("param-group", "delete", "again-group", "--yes")

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 
 from rdsrepl.aws import identifiers, pending_modifications, session, statuses
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import AlreadyExists, NotAvailable, NotFound, Refused
-from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
+from rdsrepl.errors import NotAvailable, NotFound, Refused
+from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait, require_same, version_as_asked
 from rdsrepl.text.commands import command
 
 Kind = Literal["multi_az_cluster", "aurora"]
@@ -156,24 +156,40 @@ def require_available(cluster: Cluster) -> None:
         )
 
 
-def create(new: NewCluster, *, existing: Cluster | None, timeout_seconds: float) -> Plan:
+def existing(target: Target, new: NewCluster) -> tuple[Cluster | None, bool]:
+    """Return the cluster of that name, if there is one, and whether nothing of it is missing or still being made.
+
+    Raises:
+        Error: AWS refused, or the cluster is in a state from which it does not become available.
+    """
+    try:
+        found = get(target.aws, new.cluster_id)
+    except NotFound:
+        return None, False
+    if new.kind == "aurora" and {member.instance_id for member in found.members} < set(new.members):
+        return found, False
+    return found, _available(target, cluster_id=found.cluster_id, members=1).met
+
+
+def create(new: NewCluster, *, existing: Cluster | None, ready: bool = False, timeout_seconds: float) -> Plan:
     """Plan to make a cluster and wait until it is available (CreateDBCluster, CreateDBInstance).
 
     Args:
         new: what to make.
-        existing: the cluster of that name, if there is one: an Aurora cluster that lacks members is completed.
+        existing: the cluster of that name, if there is one: what it lacks is made, and it is waited for.
+        ready: nothing of it is missing or still being made.
         timeout_seconds: how long each wait may take.
 
     Raises:
-        AlreadyExists: there is one of that name with nothing to complete.
+        AlreadyExists: there is one of that name that differs.
     """
+    title = f"create cluster {new.cluster_id}"
+    if existing is not None:
+        _require_same(existing, new)
     there = {member.instance_id for member in existing.members} if existing is not None else set()
     missing = [member for member in new.members if member not in there] if new.kind == "aurora" else []
-    if existing is not None and (existing.kind != new.kind or not missing):
-        raise AlreadyExists(
-            f"cluster {new.cluster_id} exists already (status {existing.status})",
-            hint=f"choose another name, or look at it: {command('cluster show {}', new.cluster_id)}",
-        )
+    if existing is not None and ready and not missing:
+        return Plan(title, (), unchanged="it exists already, as asked for")
     request: dict[str, Any] = {
         "DBClusterIdentifier": new.cluster_id,
         "Engine": new.engine,
@@ -211,9 +227,31 @@ def create(new: NewCluster, *, existing: Cluster | None, timeout_seconds: float)
         if not there and member == missing[0] and len(missing) > 1:
             # The first that is there becomes the writer.
             steps.append(wait_available(new.cluster_id, timeout_seconds, members=1))
-    steps.append(wait_available(new.cluster_id, timeout_seconds, members=len(new.members) if missing else 1))
-    warnings = (f"cluster {new.cluster_id} exists already: what it lacks is made",) if existing is not None else ()
-    return Plan(f"create cluster {new.cluster_id}", tuple(steps), warnings)
+    members = len(new.members) if new.kind == "aurora" else 1
+    steps.append(wait_available(new.cluster_id, timeout_seconds, members=members))
+    what = "what it lacks is made" if missing else "it is waited for"
+    warnings = (f"cluster {new.cluster_id} exists already: {what}",) if existing is not None else ()
+    return Plan(title, tuple(steps), warnings)
+
+
+def _require_same(found: Cluster, new: NewCluster) -> None:
+    multi_az = new.kind == "multi_az_cluster"
+    compared: dict[str, tuple[object, object]] = {
+        "status": (found.status, found.status if found.status != statuses.DELETING else "available"),
+        "engine": (found.engine, new.engine),
+        "version": (version_as_asked(found.engine_version, new.engine_version), new.engine_version),
+        "class": (found.instance_class, new.instance_class if multi_az else None),
+        "storage": (found.allocated_storage_gib, new.storage_gib if multi_az else None),
+        "storage type": (found.storage_type, new.storage_type),
+        "IOPS": (found.iops, new.iops),
+        "parameter group": (found.parameter_group, new.parameter_group and new.parameter_group.lower()),
+        "master user": (found.master_user, new.master_user),
+        "first database": (found.database_name, new.database_name),
+        "port": (found.port, new.port),
+        "deletion protection": (found.deletion_protection, new.deletion_protection or None),
+    }
+    hint = f"choose another name, or look at it: {command('cluster show {}', new.cluster_id)}"
+    require_same(f"cluster {new.cluster_id}", compared, hint=hint)
 
 
 def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Plan:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from rdsrepl.aws import identifiers, pending_modifications, session, statuses
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotAvailable, NotFound, Refused
-from rdsrepl.plan import AwsCall, Condition, Plan, Wait
+from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same, version_as_asked
 from rdsrepl.text.commands import command
 
 POSTGRES_ENGINES: Final = ("postgres", "aurora-postgresql")
@@ -141,10 +141,30 @@ def require_available(instance: Instance) -> None:
         )
 
 
-def create(new: NewInstance, *, timeout_seconds: float) -> Plan:
+def existing(aws: Aws, new: NewInstance) -> Instance | None:
+    """Return the instance of that name, if there is one.
+
+    Raises:
+        Error: AWS refused.
+    """
+    try:
+        return get(aws, new.instance_id)
+    except NotFound:
+        return None
+
+
+def create(new: NewInstance, *, existing: Instance | None = None, timeout_seconds: float) -> Plan:
     """Plan to make an instance, a member of an Aurora cluster or a read replica, and wait until it is available.
 
     AWS takes no parameter group for a new read replica of engine postgres: that is attached afterwards (``attach``).
+
+    Args:
+        new: what to make.
+        existing: the instance of that name, if there is one: it is waited for.
+        timeout_seconds: how long the wait may take.
+
+    Raises:
+        AlreadyExists: there is one of that name that differs.
     """
     common: dict[str, Any] = {
         "DBInstanceIdentifier": new.instance_id,
@@ -182,6 +202,12 @@ def create(new: NewInstance, *, timeout_seconds: float) -> Plan:
         }
     request = {key: value for key, value in request.items() if value is not None}
     summary = f"create instance {new.instance_id} {kind}".rstrip()
+    if existing is not None:
+        _require_same(existing, new, engine=request.get("Engine"))
+        if state(existing).met:
+            return Plan(summary, (), unchanged="it exists already, as asked for")
+        wait = wait_available(new.instance_id, timeout_seconds)
+        return Plan(summary, (wait,), (f"instance {new.instance_id} exists already: it is waited for",))
     return Plan(
         summary,
         (
@@ -189,6 +215,31 @@ def create(new: NewInstance, *, timeout_seconds: float) -> Plan:
             wait_available(new.instance_id, timeout_seconds),
         ),
     )
+
+
+def _require_same(found: Instance, new: NewInstance, *, engine: object) -> None:
+    # A replica's group is attached afterwards, and its login, storage and version are the source's.
+    group = None if new.replica_of is not None else new.parameter_group and new.parameter_group.lower()
+    alone = new.replica_of is None and new.cluster_id is None
+    compared: dict[str, tuple[object, object]] = {
+        "status": (found.status, found.status if found.status != statuses.DELETING else statuses.AVAILABLE),
+        "engine": (found.engine, engine),
+        "version": (version_as_asked(found.engine_version, new.engine_version), new.engine_version),
+        "class": (found.instance_class, new.instance_class),
+        "source": ((found.replica_of or "none").rsplit(":", 1)[-1], new.replica_of or "none"),
+        "cluster": (found.cluster_id or "none", new.cluster_id or "none"),
+        "storage": (found.allocated_storage_gib, new.storage_gib if alone else None),
+        "storage type": (found.storage_type, new.storage_type),
+        "IOPS": (found.iops, new.iops),
+        "multi-AZ": (found.multi_az, new.multi_az or None),
+        "parameter group": (found.parameter_group, group),
+        "master user": (found.master_user, new.master_user if alone else None),
+        "first database": (found.database_name, new.database_name),
+        "port": (found.port, new.port if found.port is not None else None),
+        "deletion protection": (found.deletion_protection, new.deletion_protection or None),
+    }
+    hint = f"choose another name, or look at it: {command('instance show {}', new.instance_id)}"
+    require_same(f"instance {new.instance_id}", compared, hint=hint)
 
 
 def delete(instance: Instance, *, final_snapshot: str | None, timeout_seconds: float) -> Plan:

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from rdsrepl.aws import session
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import AlreadyExists, BadValue, NotAvailable, NotFound, Unreachable
-from rdsrepl.plan import AwsCall, Condition, Plan, Wait
+from rdsrepl.errors import BadValue, NotAvailable, NotFound, Unreachable
+from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same
 from rdsrepl.text.commands import command
 
 # What a record may have where the stream says nothing else (MaxRecordSizeInKiB).
@@ -88,29 +88,33 @@ def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, t
 
     Raises:
         BadValue: there can be no stream of that name.
-        AlreadyExists: there is one.
+        AlreadyExists: there is one, and it differs or is being deleted. One that is as asked for is waited for.
     """
     if "StreamARN" in reference(name):
         raise BadValue(f"{name!r} is an ARN", hint="a new stream has a name only")
+    mode = "ON_DEMAND" if shards is None else "PROVISIONED"
+    title = f"create stream {name}"
+    wait = Wait(f"wait until stream {name} is active", partial(_active, name=name), timeout_seconds)
     try:
         there = get(aws, name)
     except NotFound:
         pass
     else:
-        raise AlreadyExists(
-            f"stream {name} exists already ({there.status})", hint=f"look at it: {command('stream show {}', name)}"
-        )
-    mode = "ON_DEMAND" if shards is None else "PROVISIONED"
+        compared: dict[str, tuple[object, object]] = {
+            "status": (there.status, there.status if there.status != "DELETING" else "ACTIVE"),
+            "mode": (there.mode, mode),
+            # While it is being made it has no shards yet.
+            "shards": (there.shards, None if there.status == "CREATING" else shards),
+            "record size": (there.record_bytes // 1024, record_kib),
+        }
+        require_same(f"stream {name}", compared, hint=f"look at it: {command('stream show {}', name)}")
+        if there.status == "ACTIVE":
+            return Plan(title, (), unchanged="it exists already, as asked for")
+        return Plan(title, (wait,), (f"stream {name} exists already: it is waited for",))
     request: dict[str, Any] = {"StreamName": name, "StreamModeDetails": {"StreamMode": mode}}
     request |= {} if shards is None else {"ShardCount": shards}
     request |= {} if record_kib is None else {"MaxRecordSizeInKiB": record_kib}
-    return Plan(
-        f"create stream {name}",
-        (
-            AwsCall(f"create stream {name}", "kinesis", "CreateStream", request),
-            Wait(f"wait until stream {name} is active", partial(_active, name=name), timeout_seconds),
-        ),
-    )
+    return Plan(title, (AwsCall(title, "kinesis", "CreateStream", request), wait))
 
 
 def delete(stream: Stream, *, timeout_seconds: float) -> Plan:

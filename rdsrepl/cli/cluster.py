@@ -13,7 +13,7 @@ from rdsrepl.cli.completion import complete_cluster, complete_instance, complete
 from rdsrepl.cli.options import Reader, Writer, database_of, identity, shared
 from rdsrepl.cli.settle import Typed, settle
 from rdsrepl.cli.talk import note
-from rdsrepl.errors import Error, NotFound, UsageError
+from rdsrepl.errors import Error, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command
 
@@ -198,11 +198,9 @@ def create(
         port=port,
         deletion_protection=deletion_protection,
     )
-    try:
-        existing = clusters.get(target.aws, cluster_id)
-    except NotFound:
-        existing = None
-    if settle(ctx, clusters.create(new, existing=existing, timeout_seconds=timeout), target=target):
+    existing, ready = clusters.existing(target, new)
+    plan = clusters.create(new, existing=existing, ready=ready, timeout_seconds=timeout)
+    if settle(ctx, plan, target=target):
         note(ctx, f"next: {command('doctor --cluster {}', cluster_id)}")
 
 

@@ -171,8 +171,10 @@ def create(
         port=port,
         deletion_protection=deletion_protection,
     )
-    plan = instances.create(new, timeout_seconds=timeout)
-    if replica_of and param_group:
+    there = instances.existing(target.aws, new)
+    plan = instances.create(new, existing=there, timeout_seconds=timeout)
+    has_group = there is not None and (there.parameter_group, there.parameter_group_status) == (param_group, "in-sync")
+    if replica_of and param_group and not has_group:
         attach = instances.attach(instance_id, param_group, timeout_seconds=timeout)
         reboot = reboots.steps(instance_id, timeout_seconds=timeout, only_needed=True)
         plan = replace(plan, steps=(*plan.steps, *attach, *reboot))

@@ -76,7 +76,9 @@ def create(
             schemas=schema or (),
             connection_limit=connection_limit,
         )
-    settle(ctx, plan, target=target, reveal={"password": password} if generate_password and password else None)
+        is_new = not roles.exists(conn, name)
+    reveal = {"password": password} if generate_password and password and is_new else None
+    settle(ctx, plan, target=target, reveal=reveal)
 
 
 @app.command("list", cls=Reader)

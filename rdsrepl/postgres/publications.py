@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
-from rdsrepl.plan import Plan, Statement
+from rdsrepl.plan import Plan, Statement, require_same
 from rdsrepl.postgres.connection import in_recovery, relation_oid, server_version, setting, translate
 from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts, failing
 from rdsrepl.text.commands import command
@@ -510,7 +510,7 @@ def create(
     Raises:
         BadValue: a name, operation, column list or predicate is malformed.
         NotFound: a table, schema or column does not exist.
-        AlreadyExists: the name is taken.
+        AlreadyExists: there is one that differs; with one that is the same there is nothing to do.
         Denied, Unsupported, Refused: this role, this server's version or a table's kind does not allow it.
     """
     from psycopg import sql
@@ -526,12 +526,11 @@ def create(
     if not publish:
         raise errors.BadValue("--publish names no operation", hint=", ".join(OPERATIONS))
     _require_primary(conn)
-    if any(publication.pubname == name for publication in ls(conn)):
-        raise errors.AlreadyExists(
-            f"publication {name} exists already",
-            hint=f"{command('publication show {}', name)}; {command('publication add {}', name)} adds to it",
-        )
     entries, schemas = _resolve(conn, scope, via_root=via_root)
+    found = next((publication for publication in ls(conn) if publication.pubname == name), None)
+    if found is not None:
+        _require_same_publication(conn, found, scope, entries, schemas, publish=publish, via_root=via_root)
+        return Plan(f"create publication {name}", (), unchanged="it exists already, as asked for")
     _require_rights(conn, whole=scope.all_tables or bool(schemas), creates=True)
     _require_owned(entries)
     statement: SQL | Composed = sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name))
@@ -842,6 +841,47 @@ def _require_owned(entries: Iterable[_Entry]) -> None:
                 hint=f"connect as {relation.owner}, or as a member of that role",
                 sqlstate="42501",
             )
+
+
+def _require_same_publication(
+    conn: Connection,
+    found: Publication,
+    scope: Scope,
+    entries: Sequence[_Entry],
+    schemas: Sequence[str],
+    *,
+    publish: Sequence[str],
+    via_root: bool,
+) -> None:
+    name, members = found.pubname, _members(conn, found.pubname)
+    listed = {entry.relation.oid: entry.relation.quoted for entry in entries}
+    lacking = ", ".join(quoted for oid, quoted in listed.items() if oid not in members)
+    others = sum(oid not in listed for oid in members)
+    wanted = ", ".join(operation for operation in OPERATIONS if operation in publish)
+    compared: dict[str, tuple[object, object]] = {
+        "all tables": (found.puballtables, scope.all_tables),
+        "tables": (f"without {lacking}" if lacking else f"with {others} more" if others else "these", "these"),
+        "schemas": (", ".join(found.schemas) or "none", ", ".join(sorted(schemas)) or "none"),
+        "publish": (", ".join(found.publish), wanted),
+        "via root": (found.pubviaroot, via_root),
+        "generated columns": (found.pubgencols or "none", "none"),
+    }
+    hint = f"{command('publication show {}', name)}; {command('publication add {}', name)} adds to it"
+    require_same(f"publication {name}", compared, hint=hint)
+    for entry in entries:
+        member = members[entry.relation.oid]
+        columns = None if entry.columns is None else set(entry.columns)
+        same_columns = columns == (None if member.columns is None else set(member.columns))
+        if not same_columns or _bare(entry.predicate or "") != _bare(member.predicate or ""):
+            raise errors.AlreadyExists(
+                f"publication {name} exists already, and differs: {_published_as(entry, member)}", hint=hint
+            )
+
+
+def _published_as(entry: _Entry, member: _Member) -> str:
+    columns = "all columns" if member.columns is None else f"columns {', '.join(member.columns)}"
+    rows = "all rows" if member.predicate is None else f"rows WHERE {member.predicate}"
+    return f"{entry.relation.quoted} is in it with {columns} and {rows}"
 
 
 def _require_same(name: str, entry: _Entry, member: _Member) -> None:

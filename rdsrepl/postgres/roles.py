@@ -10,12 +10,12 @@ import difflib
 import secrets
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
-from rdsrepl.plan import Plan, Statement
+from rdsrepl.plan import Plan, Statement, require_same
 from rdsrepl.postgres.connection import relation_oid, server_version
 from rdsrepl.text.commands import command
 
@@ -267,7 +267,7 @@ def create(
 
     Raises:
         BadValue: NAME cannot be a role's, or the password cannot be one.
-        AlreadyExists: it is taken.
+        AlreadyExists: there is one that differs. Another one is given what it lacks; its password stays as it is.
         NotFound: a table or schema does not exist.
         Denied: this connection's role may not do it.
         NotPrimary: the server is a standby.
@@ -275,10 +275,8 @@ def create(
     from psycopg import sql
 
     _check_name(name)
-    if any(role.rolname == name for role in _all(conn)):
-        raise errors.AlreadyExists(
-            f"role {name} exists already", hint=f"give it what it lacks: {command('role grant {}', name)}"
-        )
+    if (found := next((role for role in _all(conn) if role.rolname == name), None)) is not None:
+        return _complete(conn, found, tables, schemas, connection_limit, has_password=password is not None)
     me = _me(conn)
     via_group = _require_right(conn, me, creates=True)
     role = sql.Identifier(name)
@@ -297,6 +295,39 @@ def create(
     # A new role has what PUBLIC has.
     reads, warnings = _reads(conn, me, name, tables, schemas, reader="public")
     return Plan(f"create role {name}", (*steps, *reads), tuple(warnings))
+
+
+def exists(conn: Connection, name: str) -> bool:
+    """Say whether there is a role of that name."""
+    return any(role.rolname == name for role in _all(conn))
+
+
+def _complete(
+    conn: Connection,
+    found: Role,
+    tables: Sequence[str],
+    schemas: Sequence[str],
+    connection_limit: int | None,
+    *,
+    has_password: bool,
+) -> Plan:
+    """Plan what a role lacks that exists already, such as after a creation that was interrupted."""
+    name = found.rolname
+    compared: dict[str, tuple[object, object]] = {
+        "LOGIN": (found.rolcanlogin, True),
+        "SUPERUSER": (found.rolsuper, False),
+        "CONNECTION LIMIT": (found.rolconnlimit, connection_limit),
+    }
+    hint = f"choose another name, or give it what it lacks: {command('role grant {}', name)}"
+    require_same(f"role {name}", compared, hint=hint)
+    plan = grant(conn, name, tables=tables, schemas=schemas)
+    kept = f"; its password stays as it is ({command('role password {}', name)} changes it)" if has_password else ""
+    return replace(
+        plan,
+        title=f"create role {name}",
+        warnings=(f"role {name} exists already: it is given what it lacks{kept}", *plan.warnings),
+        unchanged=f"it exists already and has all that{kept}",
+    )
 
 
 def grant(conn: Connection, name: str, *, tables: Sequence[str] = (), schemas: Sequence[str] = ()) -> Plan:

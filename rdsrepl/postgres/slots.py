@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
-from rdsrepl.plan import Plan, Statement
+from rdsrepl.plan import Plan, Statement, require_same
 from rdsrepl.postgres.connection import in_recovery, server_version, setting
 from rdsrepl.text.commands import command
 from rdsrepl.units import format_size
@@ -284,7 +284,8 @@ def create(
 
     Raises:
         BadValue: NAME cannot be a slot's name.
-        AlreadyExists, Denied, WalLevelNotLogical, NotPrimary, SlotsExhausted, PluginNotAllowed, Unsupported: it would
+        AlreadyExists: there is one that differs, is in use or was invalidated; with another one there is nothing to do.
+        Denied, WalLevelNotLogical, NotPrimary, SlotsExhausted, PluginNotAllowed, Unsupported: it would
             fail, each with its remedy.
     """
     from psycopg import sql
@@ -292,7 +293,13 @@ def create(
     check_name(name)
     require_replication_right(conn)
     _require_logical(conn, two_phase=two_phase, failover=failover)
-    _require_free(conn, name, plugin)
+    title = f"create replication slot {name}"
+    present = ls(conn)
+    for slot in present:
+        if slot.slot_name == name:
+            _require_same(conn, slot, plugin, two_phase=two_phase, failover=failover)
+            return Plan(title, (), unchanged=f"it exists already, unused, at {slot.confirmed_flush_lsn}")
+    _require_free(conn, present)
     _require_plugin(conn, plugin)
     version = server_version(conn)
     row = conn.execute(_MAY_CALL).fetchone()
@@ -328,7 +335,7 @@ def create(
         ).format(sql.Literal(name)),
     )
     warning = "from now on the server keeps WAL for this slot until it is consumed or dropped"
-    return Plan(f"create replication slot {name}", (step,), (warning,))
+    return Plan(title, (step,), (warning,))
 
 
 def saved_at(conn: Connection, names: Sequence[str]) -> dict[str, datetime]:
@@ -522,18 +529,22 @@ def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> No
         raise errors.NotPrimary("a failover slot is made on the primary", hint="connect to the primary")
 
 
-def _require_free(conn: Connection, name: str, plugin: str) -> None:
-    present = ls(conn)
-    for slot in present:
-        if slot.slot_name == name:
-            same = (
-                f"with the same plugin, in database {slot.database}"
-                if slot.plugin == plugin
-                else f"it is {slot.plugin}"
-            )
-            raise errors.AlreadyExists(
-                f"slot {name} exists already ({same})", hint=f"{command('slot show {}', name)}, or choose another name"
-            )
+def _require_same(conn: Connection, slot: Slot, plugin: str, *, two_phase: bool, failover: bool) -> None:
+    state = "invalidated" if slot.is_lost else f"in use by PID {slot.active_pid}" if slot.active else "unused"
+    compared: dict[str, tuple[object, object]] = {
+        "type": (slot.slot_type, "logical"),
+        "plugin": (slot.plugin, plugin),
+        "database": (slot.database, conn.info.dbname),
+        "two_phase": (bool(slot.two_phase), two_phase),
+        "failover": (bool(slot.failover), failover),
+        "temporary": (slot.temporary, False),
+        "state": (state, "unused"),
+    }
+    hint = f"{command('slot show {}', slot.slot_name)}, or choose another name"
+    require_same(f"slot {slot.slot_name}", compared, hint=hint)
+
+
+def _require_free(conn: Connection, present: Sequence[Slot]) -> None:
     row = conn.execute(_IN_USE).fetchone()
     assert row is not None
     if row[0] >= row[1]:
