@@ -6,13 +6,15 @@ the slots without a break: before PostgreSQL 17 nothing else proves that a slot 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from rdsrepl import observations, retention
+from rdsrepl.errors import Refused
 from rdsrepl.observations import Observation
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
@@ -154,6 +156,74 @@ class Watch:
     def watched(self) -> dict[str, Watched]:
         """Return the slots that nobody was seen to touch, each with the row of samples that ends with the last one."""
         return dict(self._rows)
+
+
+class Vigil:
+    """Goes on sampling in a thread of its own, so that the proof reaches from ``Watch``'s last sample up to the drop.
+
+    Between them a person reads the plan, for minutes or over lunch. The connection is the thread's until the end.
+    """
+
+    def __init__(self, conn: Connection, watch: Watch) -> None:
+        """Take over a row of samples.
+
+        Args:
+            conn: where they were taken.
+            watch: the samples so far.
+        """
+        from rdsrepl.postgres import wal
+
+        self._conn, self._watch = conn, watch
+        self._key = wal.history_key(conn)
+        self._since = {name: row.since for name, row in watch.watched.items()}
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="vigil", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop; nothing waits for a server that does not answer."""
+        self._over.set()
+        self._thread.join(timeout=LONGEST_GAP_SECONDS)
+
+    def require_untouched(self, slot_name: str) -> None:
+        """Make sure that nobody was seen to touch a slot up to this moment.
+
+        Raises:
+            Refused: somebody was, or not all of the time was watched.
+        """
+        self._sample()
+        with self._lock:
+            row = self._watch.watched.get(slot_name)
+            unbroken = row is not None and row.since == self._since.get(slot_name)
+            if self._failure is None and unbroken:
+                return
+            why = str(self._failure or (self._watch.breaks or ["somebody used it"])[-1])
+        raise Refused(
+            f"slot {slot_name}: it is not proven any more that it is idle: since the plan was shown, {why}",
+            hint="nothing was done to it; run the command again",
+        )
+
+    def _work(self) -> None:
+        while self._failure is None and not self._over.wait(SAMPLE_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        with self._lock:
+            if self._failure is not None:
+                return
+            try:
+                now, rows = self._watch.sample(self._conn)
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is said when the slot is to go
+                self._failure = exc
+                return
+            if self._watch.changed:
+                observations.record(self._key, retention.observe(now, rows))
 
 
 def look(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ import psycopg
 import pytest
 
 from rdsrepl import apply, audit, config, errors, observations, pruning, retention, standing
-from rdsrepl.cli import drops
+from rdsrepl.cli import drops, settle
 from rdsrepl.lsn import Lsn
 from rdsrepl.observations import Observation, SlotSeen
 from rdsrepl.postgres import connection, slots, wal
@@ -149,6 +150,44 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
         done = place.prune("--slot", "used", *settle_down(place), "--yes")
     assert done.code == 4 and place.names() == {"used"}, done.err
     assert "slot used may not be pruned" in done.err and "not for 0.2s" in done.err.replace("200ms", "0.2s")
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
+    place: Place, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    """A consumer that comes and goes before the answer, and reads nothing, leaves no trace in any column."""
+    if is_new(place):
+        return  # the server says since when a slot is inactive, and the statement compares that
+    place.make("used")
+    place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
+    seen = threading.Event()
+    real = Watch.add
+
+    def add(watch: Watch, at: float, now: wal.Wal, rows: Sequence[Slot]) -> None:
+        real(watch, at, now, rows)
+        if any(one.active for one in rows):
+            seen.set()
+
+    def answer(_: str) -> bool:
+        if arrives:
+            with attached(place, "used"):
+                assert seen.wait(20), "no sample was taken while somebody was asked"
+            until(place, "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'used'")
+        return True
+
+    monkeypatch.setattr(Watch, "add", add)
+    monkeypatch.setattr(settle, "can_ask", lambda: True)
+    monkeypatch.setattr(settle, "ask", answer)
+    monkeypatch.setattr(standing, "LONGEST_GAP_SECONDS", 20.0)
+    monkeypatch.setattr(standing, "CLOCK_STEP_SECONDS", 20.0)
+    done = place.prune("--slot", "used", *settle_down(place))
+    if arrives:
+        assert done.code == 4 and "since the plan was shown, somebody used it" in done.err, done.err
+        assert place.names() == {"used"}
+        assert "intent" not in done.err and not audit.audit_file().exists()
+    else:
+        assert done.code == 0 and place.names() == set(), done.err
 
 
 def test_looks_of_separate_runs_prove_nothing_before_17(place: Place) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,15 @@ class SlotTrail:
     Both give up changes for ever.
     """
 
-    def __init__(self, conn: Connection, command: str, steps: Mapping[int, Slot], *, advances: bool = False) -> None:
+    def __init__(
+        self,
+        conn: Connection,
+        command: str,
+        steps: Mapping[int, Slot],
+        *,
+        advances: bool = False,
+        check: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Take note of where it happens.
 
         Args:
@@ -36,11 +44,13 @@ class SlotTrail:
             command: what was asked for: ``slot prune``.
             steps: the slots, by the identity of their steps.
             advances: they are advanced, not dropped.
+            check: is called with a slot's name before anything is done to it; raises ``Refused`` where that may not be.
         """
         from rdsrepl.postgres import wal
 
         info = conn.info
         self._slots = steps
+        self._check = check
         self._event, self._done = ("slot_advance", "advanced") if advances else ("slot_drop", "dropped")
         self._where = {
             **audit.who(),
@@ -56,9 +66,10 @@ class SlotTrail:
         """Write the intent.
 
         Raises:
-            Refused: it cannot be written; then nothing is done.
+            Refused: it cannot be written, or the slot may not go; then nothing is done.
         """
         if (slot := self._slots.get(id(step))) is not None:
+            self._check(slot.slot_name)
             audit.append(self._entry("intent", step, slot))
 
     def after(self, step: Step, failure: BaseException | None) -> None:

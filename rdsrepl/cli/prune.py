@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection, Here
     from rdsrepl.pruning import Criteria, Verdict
-    from rdsrepl.standing import Standing
+    from rdsrepl.standing import Standing, Watch
     from rdsrepl.surroundings import Surroundings
 
 _WHICH: Final = "Which slots"
@@ -133,6 +134,7 @@ def prune(
     """
     from rdsrepl import pruning
     from rdsrepl.postgres import connection, slots, subscriptions
+    from rdsrepl.standing import Vigil
 
     if keep_last:
         raise BadValue("--keep-last is called --advance", hint="rdsrepl slot prune … --advance")
@@ -162,7 +164,8 @@ def prune(
         in_use_elsewhere=_subscriptions(subscriber or ()),
     )
     surroundings = around(ctx, target, free_space)
-    with connection.open(target) as conn:
+    with ExitStack() as stack:
+        conn = stack.enter_context(connection.open(target))
         own = {
             slot: f"subscription {name} of this server's database {database}"
             for slot, name, database in subscriptions.slots_in_use(conn)
@@ -171,7 +174,7 @@ def prune(
         if inactive_for is None and connection.server_version(conn) >= pruning.SAYS_SINCE_WHEN:
             # Watching proves nothing there that the server does not say, so it asks for nothing less, either.
             criteria = replace(criteria, idle_seconds=max(criteria.idle_seconds, pruning.DEFAULT_IDLE_SECONDS))
-        standing, verdicts = _look(ctx, conn, criteria, observe, surroundings)
+        standing, verdicts, watch = _look(ctx, conn, criteria, observe, surroundings)
         _require_match(criteria, standing)
         sweeping = pruning.is_sweeping(criteria, standing.slots)
         if sweeping and not every:
@@ -208,20 +211,40 @@ def prune(
             unchanged="nothing to prune",
             independent=True,
         )
-        trail = None if not steps or not _changes(ctx) else SlotTrail(conn, "slot prune", steps, advances=advance)
-    refused = _refusal(criteria, verdicts)
-    if not _changes(ctx) and shared(ctx).output is not Format.table:
-        emit(_document(standing, verdicts, plan), shared(ctx).output, lambda: "")
+        typed = Typed(_count(len(steps)), "--confirm", confirm) if every and steps else None
+        vigil = None
+        if watch is not None and steps and _asks(ctx, typed):
+            vigil = stack.enter_context(Vigil(conn, watch))
+        trail = (
+            SlotTrail(
+                conn,
+                "slot prune",
+                steps,
+                advances=advance,
+                check=vigil.require_untouched if vigil is not None else lambda _: None,
+            )
+            if steps and _changes(ctx)
+            else None
+        )
+        if vigil is None:
+            conn.close()  # a person may think for long
+        refused = _refusal(criteria, verdicts)
+        if not _changes(ctx) and shared(ctx).output is not Format.table:
+            emit(_document(standing, verdicts, plan), shared(ctx).output, lambda: "")
+            if refused is not None:
+                raise refused
+            if consent(ctx).check and plan:
+                raise typer.Exit(ExitCode.CHANGES_PENDING)
+            return
+        _explain(ctx, standing, verdicts, advance=advance)
         if refused is not None:
             raise refused
-        if consent(ctx).check and plan:
-            raise typer.Exit(ExitCode.CHANGES_PENDING)
-        return
-    _explain(ctx, standing, verdicts, advance=advance)
-    if refused is not None:
-        raise refused
-    typed = Typed(_count(len(steps)), "--confirm", confirm) if every and steps else None
-    settle(ctx, plan, target=target, typed=typed, witness=trail)
+        settle(ctx, plan, target=target, typed=typed, witness=trail)
+
+
+def _asks(ctx: typer.Context, typed: Typed | None) -> bool:
+    """Say whether somebody will be asked before anything is done."""
+    return _changes(ctx) and (not consent(ctx).yes if typed is None else typed.given is None)
 
 
 def _changes(ctx: typer.Context) -> bool:
@@ -234,22 +257,24 @@ def _look(
     criteria: Criteria,
     observe: float | None,
     surroundings: Surroundings,
-) -> tuple[Standing, tuple[Verdict, ...]]:
-    """Look at the slots, and where only a second look can prove that they are idle, wait for it."""
+) -> tuple[Standing, tuple[Verdict, ...], Watch | None]:
+    """Look at the slots, and where only samples can prove that they are idle, take them; return those, too."""
     from rdsrepl import pruning
 
     found = look(ctx, conn, surroundings)
     verdicts = _judge(found, criteria)
     if observe is None:
-        return found, verdicts
+        return found, verdicts, None
     missing = pruning.needs_a_look(verdicts, found.wal.version, criteria.idle_seconds)
     if missing > 0:
-        found = _observe(ctx, conn, min(observe, missing), surroundings)
-        verdicts = _judge(found, criteria)
-    return found, verdicts
+        found, watch = _observe(ctx, conn, min(observe, missing), surroundings)
+        return found, _judge(found, criteria), watch
+    return found, verdicts, None
 
 
-def _observe(ctx: typer.Context, conn: Connection, seconds: float, surroundings: Surroundings) -> Standing:
+def _observe(
+    ctx: typer.Context, conn: Connection, seconds: float, surroundings: Surroundings
+) -> tuple[Standing, Watch]:
     """Sample the slots for so long without a break; each sample at which something has changed is remembered."""
     from rdsrepl import observations
     from rdsrepl.postgres import wal
@@ -270,7 +295,7 @@ def _observe(ctx: typer.Context, conn: Connection, seconds: float, surroundings:
     found = look(ctx, conn, surroundings, watch=watch)
     for text in watch.breaks:
         warn(ctx, f"the row of samples began anew at {text}")
-    return found
+    return found, watch
 
 
 def _judge(found: Standing, criteria: Criteria) -> tuple[Verdict, ...]:
