@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -178,6 +180,24 @@ def test_every_failure_of_the_plugin_is_unknown(rdsrepl: Program, words: tuple[s
     (line,) = done.out.splitlines()
     assert line.startswith("SLOTS UNKNOWN - ") and said in line and "|" not in line
     assert "Traceback" not in done.err
+
+
+def test_an_encoding_without_the_characters_ends_no_command(place: Place) -> None:
+    """Monitoring agents and cron jobs often run in another locale than a UTF-8 one."""
+    env = {**place.rdsrepl.env, "PYTHONIOENCODING": "ascii"}
+    words = [*place.rdsrepl.command, "--dsn", place.dsn]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*words, *more], env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    gone = run("slot", "check", "\u00e9\U0001f600", "--nagios")
+    assert (gone.returncode, gone.stderr) == (2, "")
+    assert gone.stdout == "SLOTS CRITICAL - no replication slot \\u00e9\\ud83d\\ude00 on this server\n"
+    error = run("slot", "show", "\u00e9\U0001f600", "-o", "json")
+    without = ["sh", "-c", 'exec "$@" >&- 2>&- <&-', "sh"]
+    closed = subprocess.run([*without, *words, "slot", "check", "missing", "--nagios"], env=env, check=False)
+    assert closed.returncode == 2
+    assert error.returncode == 3 and "\u00e9\U0001f600" in json.loads(error.stderr)["message"]
 
 
 def test_a_config_file_and_a_defect_of_ours_are_unknown_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

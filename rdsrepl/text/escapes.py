@@ -6,10 +6,12 @@ Control characters (ESC, U+009B, newline), bidirectional overrides and invisible
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from functools import cache
-from typing import Any, Final
+from io import TextIOWrapper
+from typing import Any, Final, TextIO
 
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # Printable for Unicode, but without a glyph (Default_Ignorable_Code_Point, and the blank Braille pattern).
@@ -52,6 +54,26 @@ def yaml_text(value: Any, *, explicit_start: bool = False) -> str:
         value, Dumper=_dumper(), sort_keys=False, allow_unicode=True, explicit_start=explicit_start, width=_WIDE
     )
     return _unicode_escaped(text, keep="\n", astral="\\U{:08X}")
+
+
+def escape_unencodable(*streams: TextIO | None) -> None:
+    r"""Have streams write what their encoding does not have as ``\uXXXX``, which JSON reads as the same character.
+
+    A terminal or a monitoring agent in another locale than a UTF-8 one would end a command in an error otherwise.
+    """
+    codecs.register_error(_HANDLER, _replacement)
+    for stream in streams:
+        if isinstance(stream, TextIOWrapper) and stream.errors in ("strict", "backslashreplace"):
+            stream.reconfigure(errors=_HANDLER)
+
+
+_HANDLER: Final = "rdsrepl.escaped"
+
+
+def _replacement(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 _WIDE: Final = 120
