@@ -339,7 +339,7 @@ class _Cloud:
                 refusals.check_status(self._target.aws, step.operation, step.parameters)
                 self._waiting(step, elapsed, [f"trying again: {exc.message}"])
             _not_sent(self._pace.sleep, pause)
-        if step.operation.startswith(("Create", "Copy")):
+        if step.makes:
             self._made |= named
         return Outcome(step, seconds=self._pace.clock() - started)
 
@@ -494,8 +494,12 @@ def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) ->
 
     result: list[dict[str, Any] | None] = []
     failure: list[BaseException] = []
+    # Whoever takes it first decides: the worker begins, or Ctrl-C keeps it from beginning.
+    begins = threading.Lock()
 
     def work() -> None:
+        if not begins.acquire(blocking=False):
+            return
         try:
             with conn.cursor(row_factory=dict_row) as cursor:
                 cursor.execute(step.sql)
@@ -505,10 +509,10 @@ def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) ->
 
     started = time.monotonic()
     worker = threading.Thread(target=work, name="statement", daemon=True)
-    worker.start()
     blockers: list[str] = []
     timed_out = interrupted = False
     try:
+        worker.start()
         while worker.is_alive():
             elapsed = time.monotonic() - started
             left = None if step.timeout_seconds is None else step.timeout_seconds - elapsed
@@ -523,12 +527,15 @@ def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) ->
                 blockers = _blockers(step, conn, target)
                 waiting(step, time.monotonic() - started, blockers)
     except KeyboardInterrupt:
+        if begins.acquire(blocking=False):
+            raise Cancelled from None  # not sent
         interrupted = True
         _cancel(conn, target, worker)
         if not result:
             _undo(step, target)
-            if failure and isinstance(failure[0], psycopg.Error) and failure[0].sqlstate and not conn.closed:
-                raise Cancelled from None  # the server said that it did not do it
+            said = failure and isinstance(failure[0], psycopg.Error) and failure[0].sqlstate
+            if said and (not conn.closed or step.undo is not None):
+                raise Cancelled from None  # the server said that it did not do it, or it is undone
             raise
     if timed_out and not result:
         _undo(step, target)

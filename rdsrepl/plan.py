@@ -38,6 +38,7 @@ class Statement:
         blockers: a query with ``%(pid)s``, run on a second connection while the statement waits: each row's one
             text column names something it waits for.
         undo: run when the statement timed out or was interrupted, so that nothing half made stays behind.
+        makes: it makes something that was not there before.
         done_if: a query, asked on a new connection when the old one broke under the statement: was it carried out all
             the same? One row of one boolean; NULL where this server cannot tell, as it is another one by now.
     """
@@ -51,6 +52,7 @@ class Statement:
     blockers: str | None = None
     undo: SQL | Composed | None = None
     done_if: SQL | Composed | None = None
+    makes: bool = False
 
     @property
     def text(self) -> str:
@@ -79,6 +81,11 @@ class AwsCall:
     secrets: frozenset[str] = frozenset()
     needed: Callable[[Target], bool] | None = None
     condition: str = ""
+
+    @property
+    def makes(self) -> bool:
+        """Whether it makes something that was not there before."""
+        return self.operation.startswith(("Create", "Copy"))
 
     @property
     def text(self) -> str:

@@ -310,7 +310,10 @@ def test_a_run_to_its_end_and_its_journal(rdsrepl: Program, db18: Database, writ
     assert done.code == 0, done.err
     assert f"slot_name            {name}" in done.out
     (journal,) = journals(rdsrepl)
-    begin, *steps, end = journal
+    begin, *rows, end = journal
+    steps = [row for row in rows if row["event"] != "applied"]
+    (applied,) = [row for row in rows if row["event"] == "applied"]
+    assert applied["step"] == "make-it" and applied["makes"] and f"slot {name}" in applied["summary"]
     assert begin["runbook"] == "mine" and begin["variables"] == {"slot": name, "other": ""} and "@" in begin["who"]
     assert end == {**end, "event": "end", "status": "done", "exit_code": 0}
     assert [(row["event"], row["step"]) for row in steps] == [
@@ -349,14 +352,15 @@ def test_a_step_that_fails_after_a_change_and_the_way_on(
     for said in (
         "done: 2. Make it",
         "not done: 3. Needs another",
-        f"Go back:\nDrop {name}.",
+        f"Go back:\nThis run did: create logical replication slot {name} (pgoutput).\n\nDrop {name}.",
         "--resume (add --from STEP",
     ):
         assert said in stopped.err
     # It is not forgotten when somebody begins anew, and not confused with another place.
     noted = rdsrepl("runbook", "run", path, "--yes", "--var", f"slot={name}", dsn=db18.dsn)
     assert "stopped at needs-another; going on with it:" in noted.err
-    assert noted.code == 1  # the slot is there already
+    # The slot is there already: nothing is changed, and nothing to drop is listed.
+    assert noted.code == 1 and "nothing was changed" in noted.err and "Go back:" not in noted.err
     elsewhere = rdsrepl(*words, "--resume", dsn=f"{db18.dsn} application_name=x")
     assert elsewhere.code == 3 and "no run of it here" in elsewhere.err
 
@@ -378,6 +382,7 @@ def test_a_run_is_not_resumed_on_another_page(rdsrepl: Program, db18: Database, 
     # A step that is named is gone on at, with the variables of the run before.
     named = rdsrepl("runbook", "run", write(MAKE, NEED), "--resume", "--from", "2", "--yes", "-o", "json", dsn=db18.dsn)
     assert ended(named) == {"make-it": "done", "needs-another": "failed"} and named.code == 6
+    assert [line["made"] for line in named.lines] == [[f"create logical replication slot {name} (pgoutput)"], []]
     assert journals(rdsrepl)[-1][0]["variables"] == {"slot": name, "other": ""}
 
 

@@ -254,3 +254,40 @@ def test_what_is_made_on_aws_converges_after_a_kill(cloud: Cloud) -> None:
         for name in ("again-r", "again-1x"):
             cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
         cloud("param-group", "delete", "again-group", "--yes")
+
+
+# Go back.
+
+
+def test_go_back_lists_only_what_the_run_made(rdsrepl: Program, db18: Database, tmp_path: Path) -> None:
+    name = db18.name
+    db18.run("CREATE TABLE public.t (id int PRIMARY KEY)")
+    page = tmp_path / "mine.md"
+
+    def write(undoes: str = "make-the-slot") -> str:
+        page.write_text(
+            "---\nwhen: now\nvariables:\n  other: {help: a slot, type: slot, default: missing}\n---\n# Mine\n\n"
+            "## Checks first\n\n## Steps\n\n"
+            "### 1. Make the publication\n\n```sh change\nrdsrepl publication create p --table public.t\n```\n\n"
+            f"### 2. Make the slot\n\n```sh change\nrdsrepl slot create {name}\n```\n\n"
+            "## Verify\n\n### 3. See\n\n```sh check\nrdsrepl slot show \"$OTHER\"\n```\n\n"
+            "## Go back\n\nStop it.\n\n"
+            f"```sh made={undoes}\nrdsrepl slot drop {name}\n```\n\n"
+            "```sh made=make-the-publication\nrdsrepl publication drop p\n```\n\nTell somebody.\n"
+        )  # fmt: skip
+        return str(page)
+
+    bad = rdsrepl("runbook", "show", write("make-it"))
+    assert bad.code == 2 and "mine.md:36: made=make-it: there is no such step" in bad.err
+    assert rdsrepl("publication", "create", "p", "--table", "public.t", "--yes", dsn=db18.dsn).code == 0
+    run = ("runbook", "run", write(), "--yes")
+    stopped = rdsrepl(*run, dsn=db18.dsn)
+    assert stopped.code == 6
+    back = stopped.err[stopped.err.index("Go back:") :]
+    assert f"rdsrepl slot drop {name}" in back and "publication drop" not in back
+    assert "Stop it." in back and "Tell somebody." in back
+    # The run that goes on made nothing itself, and what the one before it made is still listed.
+    resumed = rdsrepl(*run, "--resume", dsn=db18.dsn)
+    assert resumed.code == 6 and f"rdsrepl slot drop {name}" in resumed.err
+    # A new run finds all of it there.
+    assert "Go back:" not in rdsrepl(*run, dsn=db18.dsn).err

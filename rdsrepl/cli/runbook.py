@@ -19,7 +19,7 @@ from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
-    from rdsrepl.runbooks.journal import Past
+    from rdsrepl.runbooks.journal import Journal, Past
     from rdsrepl.runbooks.pages import Runbook, Step
     from rdsrepl.runbooks.runner import Answer, Order, Place, Result
 
@@ -212,7 +212,7 @@ def run(
     except Error as exc:
         face.close()
         if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and shared(ctx).output is Format.table:
-            _say_go_back(ctx, order)
+            _say_go_back(ctx, order, journal)
         raise
     finally:
         if journal.failed:
@@ -329,7 +329,7 @@ def _show_plan(ctx: typer.Context, order: Order, results: list[Result]) -> None:
             out.print(f"passed over: {result.reason}")
 
 
-def _say_go_back(ctx: typer.Context, order: Order) -> None:
+def _say_go_back(ctx: typer.Context, order: Order, journal: Journal) -> None:
     from rdsrepl.runbooks import runner
 
     if shared(ctx).quiet:
@@ -337,7 +337,7 @@ def _say_go_back(ctx: typer.Context, order: Order) -> None:
     out = console(sys.stderr)
     out.print()
     out.print("Go back:", style=None if shared(ctx).no_color else "bold")
-    print_lines(out, _flowing(runner.go_back_of(order)))
+    print_lines(out, _flowing(runner.go_back_of(order, runner.made_in(order, journal))))
     out.print()
 
 
@@ -354,6 +354,7 @@ def _document(result: Result) -> dict[str, Any]:
         "exit_code": result.exit_code,
         "seconds": round(result.seconds, 3),
         "output": result.output,
+        "made": result.made,
     }
 
 

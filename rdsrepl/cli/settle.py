@@ -14,8 +14,9 @@ from rdsrepl.cli.options import applied, consent, shared, where
 from rdsrepl.cli.talk import Progress, ask, ask_for, can_ask, note, warn
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
-from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step, readable
+from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step, Wait, readable
 from rdsrepl.render import Format, console, emit, stacked
+from rdsrepl.runbooks import journal
 from rdsrepl.text.masking import MASK, mask, masked
 from rdsrepl.units import format_duration
 
@@ -139,6 +140,8 @@ def settle(
 
     def done(outcome: apply.Outcome) -> None:
         outcomes.append(outcome)
+        if not isinstance(outcome.step, Wait) and not outcome.skipped:
+            journal.applied(outcome.step.summary, makes=outcome.step.makes)
         progress.clear()
         how = "not needed" if outcome.skipped else f"({format_duration(outcome.seconds)})"
         note(ctx, f"done: {outcome.step.summary} {how}")

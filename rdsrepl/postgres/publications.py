@@ -563,7 +563,9 @@ def create(
             "(a restart; on RDS: rdsrepl param-group create NAME --cluster ID, then "
             "rdsrepl param-group attach NAME --cluster ID --reboot)"
         )
-    return Plan(f"create publication {name}", (Statement(f"create publication {name}", statement),), tuple(warnings))
+    return Plan(
+        f"create publication {name}", (Statement(f"create publication {name}", statement, makes=True),), tuple(warnings)
+    )
 
 
 def add(conn: Connection, name: str, scope: Scope) -> Plan:

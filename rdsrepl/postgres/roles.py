@@ -289,7 +289,7 @@ def create(
     if password is not None:
         shown = head.as_string(None) + f" PASSWORD {_MASK}"
         head += sql.SQL(" PASSWORD {}").format(sql.Literal(_verifier(conn, name, password)))
-    steps = [Statement(f"create role {name}", head, shown=shown)]
+    steps = [Statement(f"create role {name}", head, shown=shown, makes=True)]
     if via_group:
         steps.append(_join_group(name))
     # A new role has what PUBLIC has.

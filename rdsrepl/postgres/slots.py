@@ -329,6 +329,7 @@ def create(
         protocol="sql" if through_sql else "replication",
         timeout_seconds=timeout_seconds,
         blockers=_BLOCKERS,
+        makes=True,
         undo=sql.SQL(
             "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots "
             "WHERE slot_name = {} AND NOT active AND confirmed_flush_lsn IS NOT NULL"

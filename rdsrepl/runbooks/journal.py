@@ -7,6 +7,7 @@ outputs (one may carry a password) and no secrets: a connection string is masked
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from rdsrepl.config import state_directory
 from rdsrepl.errors import Refused
 from rdsrepl.state import json_lines
 from rdsrepl.state.json_lines import Damaged, typed
+from rdsrepl.text.masking import mask
 
 # How a step can have ended so that a resumed run goes on behind it.
 SETTLED: Final = ("done", "skipped", "passed_over")
+# Names the journal, the run and the step to the commands that a run starts.
+_VARIABLES: Final = ("_RDSREPL_JOURNAL", "_RDSREPL_JOURNAL_RUN", "_RDSREPL_JOURNAL_STEP")
 _MOST_BYTES: Final = 16 << 20
 
 
@@ -36,6 +40,7 @@ class Past:
         variables: as they were given or filled in.
         settled: the steps that are behind it, by name, and how each ended.
         changed: whether a step of it changed something.
+        made: by step, what it made that was not there before.
         stopped_at: the step that was begun and did not end well; None where it stopped between two.
         unknown: that step, or the next one where none is named, may have been begun; nothing says how it ended.
         ended: how the whole run ended: ``done``, ``failed``, ``quit``, ``interrupted``; None where nothing says so.
@@ -47,6 +52,7 @@ class Past:
     variables: Mapping[str, str]
     settled: Mapping[str, str]
     changed: bool
+    made: Mapping[str, tuple[str, ...]]
     stopped_at: str | None
     unknown: bool
     ended: str | None
@@ -68,6 +74,40 @@ class Journal:
             json_lines.append(self.path, {"at": moment, "run": self.run, "event": event, **fields}, sync=True)
         except OSError as exc:
             self.failed = str(exc)
+
+    def environment(self, step: str) -> dict[str, str]:
+        """Return what lets a step's command write down what it does (``applied``)."""
+        return dict(zip(_VARIABLES, (str(self.path), self.run, step), strict=True))
+
+    def applied(self, step: str) -> list[str] | None:
+        """Return what a step's commands made and changed so far: of each plan's step its summary; None is not known."""
+        if self.failed is not None:
+            return None
+        try:
+            return [row["summary"] for row in self._applied(step)]
+        except (OSError, KeyError):
+            return None
+
+    def made(self, step: str) -> tuple[str, ...]:
+        """Return what a step's commands made that was not there before."""
+        with contextlib.suppress(OSError, KeyError):
+            return tuple(row["summary"] for row in self._applied(step) if row["makes"] is True)
+        return ()
+
+    def _applied(self, step: str) -> list[dict[str, Any]]:
+        rows = json_lines.rows(self.path, _MOST_BYTES)
+        return [row for row in rows if row is not None and row.get("event") == "applied" and row.get("step") == step]
+
+
+def applied(summary: str, *, makes: bool) -> None:
+    """Write into the journal of the run that started this command, if one did, that a step of a plan was done."""
+    path, run, step = (os.environ.get(name) for name in _VARIABLES)
+    if path and run and step:
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        row = {"at": moment, "run": run, "event": "applied", "status": "done", "step": step}
+        # Nothing is to be changed because of it any more: a journal that cannot be written does not end the command.
+        with contextlib.suppress(OSError):
+            json_lines.append(Path(path), {**row, "summary": mask(summary), "makes": makes}, sync=True)
 
 
 def directory() -> Path:
@@ -110,6 +150,7 @@ def _past(begin: Mapping[str, Any], rows: list[dict[str, Any] | None], runbook: 
         if begin["runbook"] != runbook or begin["where"] != dict(where):
             return None
         settled = _texts(begin["settled"])
+        made = {step: (*lines,) for step, lines in typed(begin.get("made", {}), dict).items()}
         changed, open_step, failed, ended, lacking = typed(begin["changed"], bool), None, None, None, False
         for row in rows:
             event, step, status = _event(row)
@@ -125,6 +166,11 @@ def _past(begin: Mapping[str, Any], rows: list[dict[str, Any] | None], runbook: 
                     settled[step] = status
                 else:
                     failed = step
+            elif event == "applied" and row is not None:
+                changed = True
+                if row.get("makes") is True:
+                    name = typed(row["step"], str)
+                    made[name] = (*made.get(name, ()), typed(row["summary"], str))
             elif event == "end":
                 ended = status
         return Past(
@@ -134,6 +180,7 @@ def _past(begin: Mapping[str, Any], rows: list[dict[str, Any] | None], runbook: 
             variables=_texts(begin["variables"]),
             settled=settled,
             changed=changed,
+            made=made,
             stopped_at=open_step or failed,
             unknown=open_step is not None or lacking,
             ended=ended,

@@ -31,6 +31,7 @@ _KINDS_OF_PLACE: Final = ("cluster", "instance")
 _FENCE: Final = re.compile(r"(`{3,})\s*(.*?)\s*\Z")
 _HEADING: Final = re.compile(r"(#{1,6})\s+(.*?)\s*\Z")
 _STEP: Final = re.compile(r"(\d+)\.\s+(.+)\Z")
+_UNDOES: Final = re.compile(r"`{3,}\s*sh made=(\S+)\s*\Z")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -121,6 +122,12 @@ class Runbook:
         raise BadValue(f"runbook {self.name} has no step {name!r}", hint=hint)
 
 
+def undone_step(line: str) -> str | None:
+    """Return the step that a block under ``## Go back`` undoes, from the line that opens it: ``made=STEP``."""
+    match = _UNDOES.match(line)
+    return match[1] if match else None
+
+
 def directory() -> Path:
     """Return where the pages are.
 
@@ -179,6 +186,11 @@ def parse(path: Path, text: str) -> Runbook:
         for place, kind in zip(PLACE, _KINDS_OF_PLACE, strict=True):
             if place in commands.references(step.command) and step.only != kind and needs != (kind,):
                 raise _bad(path, step.line, f"${place} in a step for other places, too", f"add only={kind}")
+    names = {step.name for step in steps}
+    for line in go_back.split("\n"):
+        if (undone := undone_step(line)) is not None and undone not in names:
+            at = lines.index(line) + 1
+            raise _bad(path, at, f"made={undone}: there is no such step", "name the step that it undoes")
     return Runbook(
         name=path.stem,
         title=title,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from rdsrepl.errors import AppliedInPart, BadValue, Error, ExitCode, Interrupted, NotConfirmed, StepFailed
-from rdsrepl.runbooks import commands
+from rdsrepl.runbooks import commands, pages
 from rdsrepl.runbooks.journal import Journal, Past, who
 from rdsrepl.runbooks.pages import Kind, Runbook, Step
 from rdsrepl.text.commands import command
@@ -91,6 +92,7 @@ class Result:
         reason: why, where it is not done.
         changed: whether it may have changed something.
         output: the end of what it printed.
+        made: what it made that was not there before.
     """
 
     step: Step
@@ -101,6 +103,7 @@ class Result:
     exit_code: int | None = None
     seconds: float = 0.0
     output: str = field(default="", repr=False)
+    made: tuple[str, ...] = ()
 
 
 class Face(Protocol):
@@ -160,9 +163,40 @@ def words_of(order: Order, step: Step) -> str:
     return commands.filled_text(step.words, _known(order))
 
 
-def go_back_of(order: Order) -> str:
-    """Return the page's way back, variables filled in."""
-    return commands.filled_text(order.runbook.go_back, _known(order))
+def go_back_of(order: Order, made: Mapping[str, Sequence[str]]) -> str:
+    """Return the page's way back, variables filled in.
+
+    A block that undoes a step (``made=STEP``) is left out unless that step made something: what was there before the
+    run is not offered to be dropped.
+
+    Args:
+        order: what was run.
+        made: by step, what the run made that was not there before.
+    """
+    kept: list[str] = []
+    fence, leaves_out = "", False
+    for line in order.runbook.go_back.split("\n"):
+        if not fence and line.startswith("```"):
+            fence = line[: len(line) - len(line.lstrip("`"))]
+            undone = pages.undone_step(line)
+            leaves_out = undone is not None and not made.get(undone)
+            if not leaves_out:
+                kept.append(fence + "sh" if undone is not None else line)
+            continue
+        if not leaves_out:
+            kept.append(line)
+        if fence and line.strip() == fence:
+            fence, leaves_out = "", False
+    listed = [summary for lines in made.values() for summary in lines]
+    what = f"This run did: {', '.join(listed)}." if listed else "This run made nothing that was not there before."
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
+    return f"{what}\n\n{commands.filled_text(text, _known(order))}"
+
+
+def made_in(order: Order, journal: Journal) -> dict[str, tuple[str, ...]]:
+    """Return by step what the run, and the one that it goes on with, made that was not there before."""
+    before = order.past.made if order.past else {}
+    return {step.name: (*before.get(step.name, ()), *journal.made(step.name)) for step in order.runbook.steps}
 
 
 def not_for(order: Order, step: Step) -> str | None:
@@ -286,6 +320,7 @@ class _Run:
             resumes=order.past.run if order.past else None,
             settled=self._settled,
             changed=self._changed,
+            made=dict(order.past.made) if order.past else {},
         )
         for step in runbook.steps:
             if step.number < order.first:
@@ -295,7 +330,10 @@ class _Run:
                 result = self._step(step)
             except KeyboardInterrupt:
                 # What was under way may have changed something before it heard of it.
-                result = Result(step, command_of(order, step), "interrupted", changed=self._acting)
+                applied = self._journal.applied(step.name)
+                changed = self._acting and (applied is None or bool(applied) or step.kind is Kind.run)
+                made = self._journal.made(step.name)
+                result = Result(step, command_of(order, step), "interrupted", changed=changed, made=made)
             self._end(result)
             if result.status in ("failed", "quit", "interrupted"):
                 error = self._stopped(result)
@@ -353,7 +391,8 @@ class _Run:
         expectation = commands.Expectation(expect, self._values)
         started = time.monotonic()
         self._acting = acts
-        code, output = _spawn(words, self._order.place.environment(words), expectation.see, self._face.output)
+        env = self._order.place.environment(words) | self._journal.environment(step.name)
+        code, output = _spawn(words, env, expectation.see, self._face.output)
         seconds = time.monotonic() - started
         if code in (-signal.SIGINT, ExitCode.INTERRUPTED):
             raise KeyboardInterrupt
@@ -368,8 +407,12 @@ class _Run:
             reason = f"its output lacks the line: {missing}"
         # A plan that stopped half way, or a process that was killed, has changed something or may have.
         changed = acts and (code in (*step.exit_codes, ExitCode.PARTIAL) or code < 0)
+        applied = self._journal.applied(step.name)
+        if step.kind is Kind.change and applied is not None and code >= 0:
+            changed = acts and bool(applied)
         status = "done" if reason is None else "failed"
-        return Result(step, command, status, reason, changed, code, seconds, output)
+        made = self._journal.made(step.name) if acts else ()
+        return Result(step, command, status, reason, changed, code, seconds, output, made)
 
     def _stopped(self, result: Result) -> Error:
         runbook, step = self._order.runbook, result.step
