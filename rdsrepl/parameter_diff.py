@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from rdsrepl import formulas
 from rdsrepl.aws.parameter_groups import Parameter
-from rdsrepl.errors import BadValue
 from rdsrepl.instance_classes import Hardware
 from rdsrepl.postgres.settings import Setting
 
@@ -77,10 +76,7 @@ def _plain(value: str, hardware: Hardware | None) -> str | None:
         return "1"
     if lower in ("off", "false", "no"):
         return "0"
-    if "{" in value:
-        try:
-            number = formulas.evaluate(value, hardware)
-        except BadValue:
-            return None
+    if formulas.is_formula(value):
+        number = formulas.read(value, hardware)
         return None if number is None else str(number)
     return value

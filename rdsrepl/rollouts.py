@@ -38,14 +38,20 @@ class Direction:
     raised: tuple[str, ...]
     lowered: tuple[str, ...]
 
-    @property
-    def words(self) -> str:
-        """The order and its reason."""
+    def writer_first(self, cluster: Cluster | None) -> bool:
+        """Say whether the primary is rebooted before its standbys, where both wait for a reboot.
+
+        On Aurora it is, as its user guide says ("Setting up logical replication"), unless one of the five grows.
+        """
+        return bool(self.lowered) or (cluster is not None and cluster.kind == "aurora" and not self.raised)
+
+    def words(self, cluster: Cluster | None) -> str:
+        """Return the order and its reason."""
         if self.lowered:
             return f"the primary first, because {', '.join(self.lowered)} become smaller"
         if self.raised:
             return f"standbys first, because {', '.join(self.raised)} become larger"
-        return "standbys first"
+        return "the writer first, as Aurora's guide says" if self.writer_first(cluster) else "standbys first"
 
 
 def direction(before: Values, after: Values) -> Direction:
@@ -103,7 +109,7 @@ def attach_to_cluster(
         f"attach parameter group {group} to cluster {cluster.cluster_id}",
         tuple(steps),
         warnings=(
-            *_warnings(reboot, bool(steps), moves, group, cluster.cluster_id),
+            *_warnings(reboot, bool(steps), moves, group, cluster),
             *notes,
         ),
         unchanged=f"cluster {cluster.cluster_id} has group {group} already, and nothing waits for a reboot"
@@ -132,7 +138,7 @@ def reboot_cluster(
     writers = [member.instance_id for member in cluster.members if member.is_writer]
     readers = [member.instance_id for member in cluster.members if not member.is_writer]
     steps: list[Step] = []
-    for member in [*writers, *readers] if moves.lowered else [*readers, *writers]:
+    for member in [*writers, *readers] if moves.writer_first(cluster) else [*readers, *writers]:
         steps += reboots.steps(
             member,
             timeout_seconds=timeout_seconds,
@@ -208,7 +214,7 @@ def attach_to_instance(
         + (f" and its {len(chosen)} read replicas" if chosen else ""),
         tuple(steps),
         warnings=(
-            *_warnings(reboot, bool(steps), moves if chosen else None, group, ""),
+            *_warnings(reboot, bool(steps), moves if chosen else None, group, None),
             *notes,
         ),
         unchanged=f"instance {instance.instance_id} has group {group} already, and nothing waits for a reboot"
@@ -238,12 +244,14 @@ def _refuse_both_ways(moves: Direction, group: str) -> None:
         )
 
 
-def _warnings(reboot: bool, anything: bool, moves: Direction | None, group: str, cluster_id: str) -> tuple[str, ...]:
+def _warnings(
+    reboot: bool, anything: bool, moves: Direction | None, group: str, cluster: Cluster | None
+) -> tuple[str, ...]:
     if not anything:
         return ()
     if not reboot:
-        where = ("--cluster {} ", (cluster_id,)) if cluster_id else ("", ())
+        where = ("--cluster {} ", (cluster.cluster_id,)) if cluster is not None else ("", ())
         again = command(f"param-group attach {{}} {where[0]}--reboot", group, *where[1])
         return (f"static parameters take effect after a reboot: {again}",)
-    order = f"; {moves.words}" if moves is not None else ""
+    order = f"; {moves.words(cluster)}" if moves is not None else ""
     return (f"each server that needs it is rebooted, one at a time, and its connections break{order}",)

@@ -422,6 +422,13 @@ class _Sizer:
             self._check_enough(name, need, why)
             self._asked(name, f"asked for; needed: {why}", source)
             return self._by_class(name)
+        if default.value and not formulas.is_readable(default.value):
+            least = max(need(hardware) for hardware in self._classes)
+            self._keep(name, f"its default cannot be read, and is left; needed: {why}", source)
+            self._note(
+                f"{name}: its default {default.value} cannot be read; if it is below {least}: --set {name}={least}"
+            )
+            return need
         floor = self._floor(name, need)
         if floor is None:
             self._keep(name, f"enough: {why}" if why else "enough", source)
@@ -444,7 +451,7 @@ class _Sizer:
     def _raised(self, name: str, default: Default, need: _ByClass, floor: int) -> str:
         """Return the value that closes the gap: a formula stays one, so that it still grows with the class."""
         text = default.value
-        if text and formulas.variables(text):
+        if text and formulas.is_formula(text):
             return formulas.raise_floor(text, floor)
         if len({need(hardware) for hardware in self._classes}) == 1:
             return str(floor)
@@ -468,13 +475,15 @@ class _Sizer:
 
     def _by_class(self, name: str) -> _ByClass:
         if name in self._demand.overrides:
-            text = self._demand.overrides[name]
-            return lambda hardware: _number(text, hardware, _POSTGRESQL[name])
+            asked = self._demand.overrides[name]
+            return lambda hardware: _or(formulas.evaluate(asked, hardware), _POSTGRESQL[name])
         return self._default_by_class(name)
 
     def _default_by_class(self, name: str) -> _ByClass:
         default = self._defaults.get(name)
         text = None if default is None else default.value
+        if text and not formulas.is_readable(text):
+            self._note(f"{name}: its default {text} cannot be read; {_POSTGRESQL[name]} is assumed")
         return lambda hardware: _number(text, hardware, _POSTGRESQL[name])
 
     def _asked(self, name: str, reason: str, source: str) -> None:
@@ -508,18 +517,16 @@ class _Sizer:
 
 
 def _number(text: str | None, hardware: Hardware | None, unset: int) -> int:
-    """Return what a number comes to; UNSET where there is none, or its formula takes what a class does not say."""
-    value = formulas.evaluate(text, hardware) if text else None
+    """Return what a default comes to; UNSET where there is none, or it cannot be read or takes what is not known."""
+    return _or(formulas.read(text, hardware) if text else None, unset)
+
+
+def _or(value: int | None, unset: int) -> int:
     return unset if value is None else value
 
 
 def _evaluated(name: str, text: str | None, hardware: Hardware | None) -> int | None:
-    if not text:
-        return _POSTGRESQL.get(name)
-    try:
-        return formulas.evaluate(text, hardware)
-    except BadValue:
-        return None
+    return formulas.read(text, hardware) if text else _POSTGRESQL.get(name)
 
 
 def _sum(*parts: tuple[int, str]) -> str:

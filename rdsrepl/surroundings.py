@@ -23,11 +23,10 @@ METRICS: Final = (
     "FreeLocalStorage",
     "TransactionLogsDiskUsage",
     "TransactionLogsGeneration",
+    "OldestLogicalReplicationSlotLag",
     "OldestReplicationSlotLag",
     "ReplicationSlotDiskUsage",
 )
-#: of an Aurora cluster's volume, which grows by itself up to a limit.
-VOLUME_METRICS: Final = ("AuroraVolumeBytesLeftTotal",)
 _SECONDS: Final = 5.0
 _GIB: Final = 1 << 30
 
@@ -37,7 +36,8 @@ class Surroundings:
     """What is known from elsewhere than the database.
 
     Attributes:
-        storage: the room for WAL; None where nobody knows it, as on Aurora without its volume's metric.
+        storage: the room for WAL; None where nobody knows it, as on Aurora PostgreSQL, which has no metric for what
+            its volume may still grow (``AuroraVolumeBytesLeftTotal`` is Aurora MySQL's).
         wal_rate: bytes of WAL a second (``TransactionLogsGeneration``).
         metrics: the newest values by CloudWatch's names, in its units.
         instance_id: the writer, whose metrics these are.
@@ -89,8 +89,6 @@ def _ask(aws: Aws) -> Surroundings:
     if writer is None:
         return Surroundings(notes=("the cluster has no writer now, so CloudWatch was not asked",))
     found = metrics.latest(aws, METRICS, {"DBInstanceIdentifier": writer})
-    if cluster is not None and cluster.kind == "aurora":
-        found |= metrics.latest(aws, VOLUME_METRICS, {"DBClusterIdentifier": cluster.cluster_id})
     storage = _storage(found, cluster, instance)
     generation = found.get("TransactionLogsGeneration")
     notes = []
@@ -106,14 +104,11 @@ def _ask(aws: Aws) -> Surroundings:
 
 
 def _storage(found: Mapping[str, float], cluster: Cluster | None, instance: Instance | None) -> Storage | None:
-    """Return the room WAL has: a log volume of its own, the instance's storage, or what a volume may still grow."""
+    """Return the room WAL has: a log volume of its own, or the instance's storage; Aurora's volume has no figure."""
     # WAL lies on the log volume, where there is one; and that does not grow by itself.
     if (free := found.get("FreeStorageSpaceLogVolume")) is not None:
         return Storage(int(free), source="CloudWatch, log volume")
-    if cluster is not None and cluster.kind == "aurora":
-        left = found.get("AuroraVolumeBytesLeftTotal")
-        return None if left is None else Storage(int(left), source="CloudWatch, what the volume may grow")
-    if (free := found.get("FreeStorageSpace")) is None:
+    if (cluster is not None and cluster.kind == "aurora") or (free := found.get("FreeStorageSpace")) is None:
         return None
     may_grow = 0
     if instance is not None and instance.max_allocated_storage_gib is not None:

@@ -6,34 +6,35 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from rdsrepl.errors import BadValue
-
 Kind = Literal["instance", "multi_az_cluster", "aurora"]
 
 # Multi-AZ DB clusters learnt it late: by major version the first release as (minor, revision).
 _MULTI_AZ_SINCE: Final = {14: (8, 2), 15: (3, 2)}
 _INSTANCE_SINCE: Final = (10, 4)
+_VERSION: Final = re.compile(r"([0-9]{1,4})(?:\.([0-9]{1,9}))?((?:[.\-+_ ]|(?<=[0-9])[a-z]).{0,200})?", re.DOTALL)
+_REVISION: Final = re.compile(r"(?:^|[.-])[Rr]([0-9]{1,9})(?![0-9A-Za-z])")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Release:
-    """A release as AWS writes it: ``16.4``, ``15.3-R2``; the revision of a first release is 1."""
+    """A release as AWS writes it: ``16.4``, ``15.3-R2``; the revision of a first release is 1.
+
+    What stands behind them does not count: ``13.23-rds.20260224`` (Extended Support) is 13.23, and ``16.9-limitless``
+    is 16.9.
+    """
 
     major: int
     minor: int
     revision: int = 1
 
     @classmethod
-    def parse(cls, text: str) -> Release:
-        """Read ``15.3``, ``15.3-R2``, ``15.3.R2`` or ``16``.
-
-        Raises:
-            BadValue: TEXT is none of these.
-        """
-        match = re.fullmatch(r"([0-9]{1,4})(?:\.([0-9]{1,9}))?(?:\.[0-9]+)?(?:[.-][Rr]([0-9]{1,9}))?", text.strip())
+    def parse(cls, text: str) -> Release | None:
+        """Read a version, with a suffix or without; None where it does not begin as one: it is not known then."""
+        match = _VERSION.fullmatch(text.strip())
         if match is None:
-            raise BadValue(f"{text!r} is no engine version", hint="for example 16.4 or 15.3-R2")
-        return cls(int(match[1]), int(match[2] or 0), int(match[3] or 1))
+            return None
+        revision = _REVISION.search(match[3] or "")
+        return cls(int(match[1]), int(match[2] or 0), int(revision[1]) if revision else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +42,21 @@ class Support:
     """Whether a release can do logical replication, and since which one.
 
     Attributes:
-        supported: whether it can.
+        supported: whether it can; None where the version cannot be read.
         words: the same for people.
     """
 
-    supported: bool
+    supported: bool | None
     words: str
 
 
 def logical_replication(kind: Kind, version: str) -> Support:
-    """Say whether a release of RDS or Aurora can do logical replication.
-
-    Raises:
-        BadValue: the version cannot be read.
-    """
+    """Say whether a release of RDS or Aurora can do logical replication."""
     release = Release.parse(version)
     if kind == "aurora":
         return Support(True, f"supported by Aurora PostgreSQL {version}")
+    if release is None:
+        return Support(None, f"not known: version {version} cannot be read")
     if kind == "instance":
         supported = (release.major, release.minor) >= _INSTANCE_SINCE
         return Support(supported, "supported" if supported else "not supported before 10.4: upgrade")

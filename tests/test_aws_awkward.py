@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rdsrepl import apply, errors
-from rdsrepl.aws import instances, pending_modifications, reboots, refusals, session
+from rdsrepl.aws import instances, pending_modifications, reboots, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 from rdsrepl.sandbox.api.consistency import Consistency
@@ -299,11 +299,11 @@ def test_which_refusals_pass(cloud: Cloud, code: str, message: str, passes: bool
     assert ("refused for 10m" in caught.value.message) is passes
 
 
-def test_a_status_that_does_not_pass_ends_the_attempts(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals.statuses, "DEAD_ENDS", frozenset({"available"}))
+def test_a_status_that_does_not_pass_ends_the_attempts(cloud: Cloud) -> None:
+    cloud.delays(statuses={"sandbox": "stopped"})
     clock = Clock()
     cloud.faults(fault("RebootDBCluster", "InvalidDBClusterStateFault", "not now", None))
-    with pytest.raises(errors.NotAvailable, match="sandbox is available, which does not pass"):
+    with pytest.raises(errors.NotAvailable, match="sandbox is stopped, which does not pass"):
         run(Plan("reboot", (call("RebootDBCluster", DBClusterIdentifier="sandbox"),)), cloud, clock)
     assert clock.now == 0
 

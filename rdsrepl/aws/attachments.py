@@ -11,7 +11,6 @@ from rdsrepl.aws.clusters import Cluster
 from rdsrepl.aws.instances import Instance
 from rdsrepl.aws.parameter_groups import Kind, ParameterGroup
 from rdsrepl.config import Aws
-from rdsrepl.errors import BadValue
 from rdsrepl.instance_classes import Hardware
 
 
@@ -133,10 +132,4 @@ def values(aws: Aws, kind: Kind, group: str) -> dict[str, str]:
 
 def evaluated(texts: Mapping[str, str], hardware: Hardware | None) -> dict[str, int | None]:
     """Return what values and formulas come to on a class; what is no number is left out."""
-    found: dict[str, int | None] = {}
-    for name, value in texts.items():
-        try:
-            found[name] = formulas.evaluate(value, hardware)
-        except BadValue:
-            continue
-    return found
+    return {name: formulas.read(value, hardware) for name, value in texts.items() if formulas.is_readable(value)}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
-from rdsrepl.aws import identifiers, pending_modifications, session, statuses
+from rdsrepl.aws import database_engines, identifiers, pending_modifications, session, statuses
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait, require_same, version_as_asked
@@ -121,7 +121,7 @@ def ls(aws: Aws) -> tuple[Cluster, ...]:
         Error: AWS refused.
     """
     found = session.pages(aws, "rds", "DescribeDBClusters", "DBClusters")
-    return tuple(_cluster(row) for row in found if row["Engine"] in ("postgres", "aurora-postgresql"))
+    return tuple(_cluster(row) for row in found if database_engines.is_postgres(row))
 
 
 def get(aws: Aws, cluster_id: str) -> Cluster:
@@ -129,9 +129,12 @@ def get(aws: Aws, cluster_id: str) -> Cluster:
 
     Raises:
         NotFound: there is none of that name in the region.
+        Refused: it is not PostgreSQL.
     """
     answer = session.call(aws, "rds", "DescribeDBClusters", {"DBClusterIdentifier": cluster_id})
-    return _cluster(answer["DBClusters"][0])
+    row = answer["DBClusters"][0]
+    database_engines.require_postgres(row, "cluster", cluster_id)
+    return _cluster(row)
 
 
 def check_name(name: str, kind: Kind) -> str:
@@ -144,16 +147,16 @@ def check_name(name: str, kind: Kind) -> str:
 
 
 def require_available(cluster: Cluster) -> None:
-    """Refuse work on a cluster that is in the middle of something else.
+    """Refuse work on a cluster that is in the middle of something else, or that has to be repaired first.
 
     Raises:
         NotAvailable: it is.
     """
-    if cluster.status != "available":
-        raise NotAvailable(
-            f"cluster {cluster.cluster_id} is {cluster.status}, not available",
-            hint=f"wait for it: {command('cluster show {}', cluster.cluster_id)}",
-        )
+    if not statuses.is_usable(cluster.status):
+        hint = f"wait for it: {command('cluster show {}', cluster.cluster_id)}"
+        if statuses.is_dead_end(cluster.status):
+            hint = statuses.remedy(cluster.status, "cluster", cluster.cluster_id)
+        raise NotAvailable(f"cluster {cluster.cluster_id} is {cluster.status}, not available", hint=hint)
 
 
 def existing(target: Target, new: NewCluster) -> tuple[Cluster | None, bool]:
@@ -321,16 +324,16 @@ def _attached(target: Target, *, cluster_id: str, group: str) -> Condition:
     groups = {member.instance_id: member.parameter_group_status for member in cluster.members}
     states = _member_states(target.aws, cluster)
     met = (
-        cluster.status == statuses.AVAILABLE
+        statuses.is_usable(cluster.status)
         and cluster.parameter_group == group
         and "applying" not in groups.values()
-        and set(states.values()) <= {statuses.AVAILABLE}
+        and all(map(statuses.is_usable, states.values()))
     )
     said = [
         f"cluster {cluster.status}, group {cluster.parameter_group}",
         *(f"{name} {states.get(name, '?')}, parameters {status}" for name, status in groups.items()),
     ]
-    end = _dead_end(cluster)
+    end = dead_end(cluster, states)
     return Condition(met, "; ".join(said), failed=end.failed, remedy=end.remedy)
 
 
@@ -390,29 +393,36 @@ def wait_available(cluster_id: str, timeout_seconds: float, *, members: int = 0)
 
 def _available(target: Target, *, cluster_id: str, members: int) -> Condition:
     cluster = get(target.aws, cluster_id)
-    if (end := _dead_end(cluster)).failed is not None:
-        return end
     states = _member_states(target.aws, cluster)
+    if (end := dead_end(cluster, states)).failed is not None:
+        return end
     ready = cluster.writer is not None or members == 0
-    met = cluster.status == "available" and ready and len(states) >= members and set(states.values()) <= {"available"}
+    usable = all(map(statuses.is_usable, (cluster.status, *states.values())))
+    met = usable and ready and len(states) >= members
     said = [f"cluster {cluster.status}", *(f"{name} {status}" for name, status in states.items())]
     facts = {"endpoint": f"{cluster.endpoint}:{cluster.port}", "writer": cluster.writer or "-"}
     return Condition(met, ", ".join(said), facts=facts)
 
 
-def _dead_end(cluster: Cluster) -> Condition:
-    if cluster.status not in statuses.DEAD_ENDS:
-        return Condition(False, cluster.status)
-    events = f"aws rds describe-events --source-type db-cluster --source-identifier {cluster.cluster_id}"
-    return Condition(False, cluster.status, failed=f"it is {cluster.status}", remedy=f"see its events: {events}")
+def dead_end(cluster: Cluster, members: Mapping[str, str]) -> Condition:
+    """Return whether the cluster, or one of its members, has a status that does not pass by itself."""
+    found = [("cluster", cluster.cluster_id, cluster.status), *(("instance", *one) for one in members.items())]
+    for kind, name, status in found:
+        if statuses.is_dead_end(status):
+            said = f"{kind} {name} is {status}"
+            return Condition(False, said, failed=said, remedy=statuses.remedy(status, kind, name))
+    return Condition(False, cluster.status)
 
 
 def _other_writer(target: Target, *, cluster_id: str, old: str, new: str | None) -> Condition:
     cluster = get(target.aws, cluster_id)
+    end = dead_end(cluster, {})
     return Condition(
-        _has_writer(cluster, old, new) and cluster.status == "available",
+        _has_writer(cluster, old, new) and statuses.is_usable(cluster.status),
         f"cluster {cluster.status}, writer {cluster.writer or 'none'}",
         facts={"writer": cluster.writer or "-"},
+        failed=end.failed,
+        remedy=end.remedy,
     )
 
 

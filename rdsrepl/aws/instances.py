@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from rdsrepl.aws import identifiers, pending_modifications, session, statuses
+from rdsrepl.aws import database_engines, identifiers, pending_modifications, session, statuses
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same, version_as_asked
 from rdsrepl.text.commands import command
 
-POSTGRES_ENGINES: Final = ("postgres", "aurora-postgresql")
 # Describes may still show what was before.
 _ATTACH_CONFIRMATIONS: Final = 3
 
@@ -96,7 +95,7 @@ def ls(aws: Aws) -> tuple[Instance, ...]:
         Error: AWS refused.
     """
     found = session.pages(aws, "rds", "DescribeDBInstances", "DBInstances")
-    return tuple(instance for instance in map(_instance, found) if instance.engine in POSTGRES_ENGINES)
+    return tuple(_instance(row) for row in found if database_engines.is_postgres(row))
 
 
 def get(aws: Aws, instance_id: str) -> Instance:
@@ -104,9 +103,12 @@ def get(aws: Aws, instance_id: str) -> Instance:
 
     Raises:
         NotFound: there is none of that name in the region.
+        Refused: it is not PostgreSQL.
     """
     answer = session.call(aws, "rds", "DescribeDBInstances", {"DBInstanceIdentifier": instance_id})
-    return _instance(answer["DBInstances"][0])
+    row = answer["DBInstances"][0]
+    database_engines.require_postgres(row, "instance", instance_id)
+    return _instance(row)
 
 
 def of_cluster(aws: Aws, cluster_id: str) -> tuple[Instance, ...]:
@@ -129,16 +131,16 @@ def check_name(name: str) -> str:
 
 
 def require_available(instance: Instance) -> None:
-    """Refuse work on an instance that is in the middle of something else.
+    """Refuse work on an instance that is in the middle of something else, or that has to be repaired first.
 
     Raises:
         NotAvailable: it is.
     """
-    if instance.status != "available":
-        raise NotAvailable(
-            f"instance {instance.instance_id} is {instance.status}, not available",
-            hint=f"wait for it: {command('instance show {}', instance.instance_id)}",
-        )
+    if not statuses.is_usable(instance.status):
+        hint = f"wait for it: {command('instance show {}', instance.instance_id)}"
+        if statuses.is_dead_end(instance.status):
+            hint = statuses.remedy(instance.status, "instance", instance.instance_id)
+        raise NotAvailable(f"instance {instance.instance_id} is {instance.status}, not available", hint=hint)
 
 
 def existing(aws: Aws, new: NewInstance) -> Instance | None:
@@ -323,7 +325,7 @@ def attach(instance_id: str, group: str, *, timeout_seconds: float) -> tuple[Aws
 def _attached(target: Target, *, instance_id: str, group: str) -> Condition:
     instance = get(target.aws, instance_id)
     met = (
-        instance.status == statuses.AVAILABLE
+        statuses.is_usable(instance.status)
         and instance.parameter_group == group
         and instance.parameter_group_status != "applying"
     )
@@ -343,11 +345,11 @@ def _available(target: Target, *, instance_id: str) -> Condition:
 def state(instance: Instance) -> Condition:
     """Return whether an instance is available, or never will be."""
     said = f"{instance.instance_id} {instance.status}"
-    if instance.status in statuses.DEAD_ENDS:
-        events = f"aws rds describe-events --source-type db-instance --source-identifier {instance.instance_id}"
-        return Condition(False, said, failed=f"it is {instance.status}", remedy=f"see its events: {events}")
+    if statuses.is_dead_end(instance.status):
+        remedy = statuses.remedy(instance.status, "instance", instance.instance_id)
+        return Condition(False, said, failed=f"it is {instance.status}", remedy=remedy)
     facts = {"endpoint": f"{instance.endpoint}:{instance.port}"}
-    return Condition(instance.status == "available", said, facts=facts)
+    return Condition(statuses.is_usable(instance.status), said, facts=facts)
 
 
 def _gone(target: Target, *, instance_id: str) -> Condition:

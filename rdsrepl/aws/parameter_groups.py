@@ -48,7 +48,7 @@ class Parameter:
     Attributes:
         value: as text, in the unit of ``pg_settings``, or a formula; None where the engine's own default holds.
         apply_type: ``static`` (a reboot) or ``dynamic``. What ``apply_method`` says of a default group means nothing.
-        source: ``user``, ``engine-default`` or ``system``.
+        source: ``user``, ``engine-default`` or ``system``; not ``user`` where the value that was set is the default.
         allowed_values: ``0,1`` or ``5-262143``; None where anything goes.
     """
 
@@ -120,19 +120,21 @@ def find(aws: Aws, name: str, kind: Kind | None = None) -> ParameterGroup:
     return found[0]
 
 
-def parameters(aws: Aws, kind: Kind, name: str, *, source: str | None = None) -> tuple[Parameter, ...]:
+def parameters(aws: Aws, kind: Kind, name: str) -> tuple[Parameter, ...]:
     """Return a group's parameters.
+
+    All of them: AWS reports one that was set to its default with the default's source, so that a filter by source does
+    not find it.
 
     Args:
         aws: the identity.
         kind: the group's.
         name: the group's.
-        source: only those: ``user``, ``engine-default`` or ``system``.
 
     Raises:
         NotFound: there is no such group.
     """
-    request = {f"{_WORDS[kind]}Name": name, **({"Source": source} if source else {})}
+    request = {f"{_WORDS[kind]}Name": name}
     operation = f"Describe{_PARAMETERS[kind]}"
     return tuple(map(_parameter, session.pages(aws, "rds", operation, "Parameters", request)))
 
@@ -317,14 +319,14 @@ def _read_back(kind: Kind, name: str, values: Sequence[NewValue]) -> Wait:
 
 
 def _all_set(target: Target, *, kind: Kind, name: str, wanted: Mapping[str, str]) -> Condition:
-    found = {parameter.name: parameter.value for parameter in parameters(target.aws, kind, name, source="user")}
+    found = {parameter.name: parameter.value for parameter in parameters(target.aws, kind, name)}
     differ = [parameter for parameter, value in wanted.items() if found.get(parameter) != value]
     state = f"not yet read back: {', '.join(differ)}" if differ else "as set"
     return Condition(not differ, state, facts={"read back": f"{len(wanted)} parameters as set"})
 
 
 def _none_set(target: Target, *, kind: Kind, name: str, names: frozenset[str]) -> Condition:
-    found = {parameter.name for parameter in parameters(target.aws, kind, name, source="user")} & names
+    found = {row.name for row in parameters(target.aws, kind, name) if row.source == "user"} & names
     state = f"still set: {', '.join(sorted(found))}" if found else "at the engine's defaults"
     return Condition(not found, state, facts={"read back": f"{len(names)} parameters at the engine's defaults"})
 

@@ -131,11 +131,12 @@ class _Reboot:
         said = [condition.state]
         if cluster is not None:
             members = {one.instance_id: one.status for one in instances.of_cluster(target.aws, cluster.cluster_id)}
-            others = [f"{name} {status}" for name, status in members.items() if status != statuses.AVAILABLE]
+            others = [f"{name} {status}" for name, status in members.items() if not statuses.is_usable(status)]
             said += [f"cluster {cluster.status}", *(other for other in others if other != condition.state)]
             # Never two servers of a cluster at once.
-            if cluster.status != statuses.AVAILABLE or others:
-                return Condition(False, ", ".join(said))
+            if not statuses.is_usable(cluster.status) or others:
+                end = clusters.dead_end(cluster, members)
+                return Condition(False, ", ".join(said), failed=end.failed, remedy=end.remedy)
         if not condition.met:
             return condition
         proof = None

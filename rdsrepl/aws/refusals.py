@@ -14,7 +14,6 @@ from typing import Any, Final
 from rdsrepl.aws import session, statuses
 from rdsrepl.config import Aws
 from rdsrepl.errors import Error, NotAvailable, NotFound, Throttled
-from rdsrepl.text.commands import shell
 
 # Without the suffix "Fault", which some have on the wire and others have not.
 BUSY: Final = frozenset(["InvalidDBInstanceState", "InvalidDBClusterState", "InvalidDBParameterGroupState"])
@@ -24,8 +23,8 @@ _NEVER: Final = re.compile(
     re.IGNORECASE,
 )
 _STATUSES: Final = (
-    ("DBInstanceIdentifier", "DescribeDBInstances", "DBInstances", "DBInstanceStatus", "db-instance"),
-    ("DBClusterIdentifier", "DescribeDBClusters", "DBClusters", "Status", "db-cluster"),
+    ("DBInstanceIdentifier", "DescribeDBInstances", "DBInstances", "DBInstanceStatus", "instance"),
+    ("DBClusterIdentifier", "DescribeDBClusters", "DBClusters", "Status", "cluster"),
 )
 
 
@@ -64,7 +63,7 @@ def check_status(aws: Aws, operation: str, parameters: Mapping[str, Any]) -> Non
     """
     if operation.startswith("Delete"):
         return
-    for parameter, describe, key, field, source in _STATUSES:
+    for parameter, describe, key, field, kind in _STATUSES:
         identifier = parameters.get(parameter)
         if identifier is None:
             continue
@@ -73,9 +72,8 @@ def check_status(aws: Aws, operation: str, parameters: Mapping[str, Any]) -> Non
         except Error:
             return
         status = rows[0].get(field, "") if rows else ""
-        if status in statuses.DEAD_ENDS:
+        if statuses.is_dead_end(status):
             raise NotAvailable(
                 f"{operation}: {identifier} is {status}, which does not pass by itself",
-                hint="see its events: "
-                + shell("aws rds describe-events --source-type {} --source-identifier {}", source, identifier),
+                hint=statuses.remedy(status, kind, identifier),
             )

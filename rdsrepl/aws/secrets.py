@@ -6,12 +6,18 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rdsrepl.aws import session
-from rdsrepl.config import Aws
-from rdsrepl.errors import Error, NotFound, Refused
+from rdsrepl.config import Aws, Target
+from rdsrepl.errors import Error, NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Step
+from rdsrepl.text.commands import shell
+
+
+class NoValue(NotAvailable):
+    """The secret exists, and no version of it is ``AWSCURRENT`` yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ def get(aws: Aws, secret: str) -> Login:
     Raises:
         Error: there is none, it may not be read, or it holds no password.
     """
-    answer = session.call(aws, "secretsmanager", "GetSecretValue", _current(secret))
+    answer = _current(aws, secret)
     try:
         fields = json.loads(answer["SecretString"])
         port = fields.get("port")
@@ -60,7 +66,8 @@ def keep_password(
     """Return the steps that make a password the role's and keep it in a secret, so that it is never the one alone.
 
     It is put there first, beside the old one (``AWSPENDING``); then CHANGE makes it the role's; then it is what the
-    secret is read as (``AWSCURRENT``; the old one stays as ``AWSPREVIOUS``). A secret that does not exist is made.
+    secret is read as (``AWSCURRENT``; the old one stays as ``AWSPREVIOUS``). A secret that does not exist is made; one
+    that has no value yet gets its first one.
 
     Args:
         aws: the identity.
@@ -79,9 +86,11 @@ def keep_password(
             f"secret {secret} is RDS's own", hint="RDS rotates it: aws secretsmanager rotate-secret --secret-id …"
         )
     try:
-        answer = session.call(aws, "secretsmanager", "GetSecretValue", _current(secret))
+        answer = _current(aws, secret)
     except NotFound:
         return _new_secret(secret, {"engine": "postgres", "username": username, "password": password, **place}), change
+    except NoValue:
+        answer = {"SecretString": json.dumps({"engine": "postgres", **place})}
     try:
         fields: dict[str, Any] = dict(json.loads(answer["SecretString"]))
     except (LookupError, ValueError, TypeError, RecursionError):
@@ -105,7 +114,7 @@ def keep_password(
         "SecretId": secret,
         "VersionStage": "AWSCURRENT",
         "MoveToVersionId": version,
-        "RemoveFromVersionId": answer["VersionId"],
+        **({"RemoveFromVersionId": answer["VersionId"]} if "VersionId" in answer else {}),
     }
     return (
         AwsCall(
@@ -116,13 +125,40 @@ def keep_password(
             secrets=frozenset({"SecretString"}),
         ),
         change,
-        AwsCall(f"make it what secret {secret} is read as", "secretsmanager", "UpdateSecretVersionStage", move),
+        AwsCall(
+            f"make it what secret {secret} is read as",
+            "secretsmanager",
+            "UpdateSecretVersionStage",
+            move,
+            # AWS makes the first version of a secret AWSCURRENT by itself.
+            needed=None if "VersionId" in answer else partial(_is_not_current, secret=secret, version=version),
+            condition="" if "VersionId" in answer else "unless it is that already",
+        ),
     )
 
 
-def _current(secret: str) -> dict[str, str]:
-    # AWS's default; a stand-in may take another version for it after a rotation.
-    return {"SecretId": secret, "VersionStage": "AWSCURRENT"}
+def _current(aws: Aws, secret: str) -> dict[str, Any]:
+    # The stage is AWS's default; a stand-in may take another version for it after a rotation.
+    request = {"SecretId": secret, "VersionStage": "AWSCURRENT"}
+    try:
+        return session.call(aws, "secretsmanager", "GetSecretValue", request)
+    except NotAvailable as exc:
+        if exc.aws_code != "ResourceNotFoundException":
+            raise
+        put = "aws secretsmanager put-secret-value --secret-id {} --secret-string file://secret.json"
+        raise NoValue(
+            f"secret {secret} has no value yet",
+            hint=f"wait until it has one (AWSCURRENT), or give it one: {shell(put, secret)}",
+            aws_code=exc.aws_code,
+            request_id=exc.request_id,
+        ) from None
+
+
+def _is_not_current(target: Target, *, secret: str, version: str) -> bool:
+    try:
+        return bool(_current(target.aws, secret)["VersionId"] != version)
+    except NoValue:
+        return True
 
 
 def _new_secret(secret: str, fields: Mapping[str, str]) -> AwsCall:

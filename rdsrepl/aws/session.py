@@ -82,6 +82,8 @@ BAD_VALUES: Final = frozenset(
         "InvalidRequestException",
     ]
 )
+# Secrets Manager has one code for a secret that does not exist and for one without a value.
+_NO_VALUE: Final = re.compile(r"secret value|staging label", re.IGNORECASE)
 _FAILED_HINT: Final = "AWS itself failed, after all retries; repeat the command in a while"
 _CHECK_ENDPOINT: Final = "check AWS_ENDPOINT_URL, or endpoint_url in the target"
 FAILURES: Final = frozenset(["InternalFailure", "InternalError", "InternalServiceError", "ServiceUnavailable"])
@@ -296,12 +298,24 @@ def _classify(code: str, text: str, action: str, aws: Aws) -> tuple[type[errors.
         return errors.ExpiredCredentials, "get new ones: aws sso login, or assume the role again"
     if code in BAD_CREDENTIALS:
         return errors.NoCredentials, "check the access key and the clock of this machine: aws sts get-caller-identity"
+    if code == "ResourceNotFoundException" and _NO_VALUE.search(text):
+        return errors.NotAvailable, "the secret exists: wait until it has a value, or give it one"
     if plain.endswith("NotFound") or code == "ResourceNotFoundException":
         noun = "Stream" if action.startswith("kinesis:") else plain.removesuffix("NotFound")
         listing = f"{_LIST_COMMANDS[noun]} shows what there is in" if noun in _LIST_COMMANDS else "check the name, in"
         return errors.NotFound, f"{listing} {_region(aws)}; another region: --region"
-    if plain.endswith("AlreadyExists"):
-        return errors.AlreadyExists, "choose another name"
+    if plain.endswith("AlreadyExists") or plain == "ResourceExists":
+        return errors.AlreadyExists, "choose another name, or use the one that exists"
+    if plain == "ResourceInUse":
+        return errors.InUse, "it exists, or is being created, changed or deleted: wait until it is active; " + (
+            "rdsrepl stream list shows it"
+        )
+    if plain.startswith("Insufficient") and "Capacity" in plain:
+        return (
+            errors.NotAvailable,
+            "AWS has no capacity for that class there now: another class (--class), another "
+            + ("zone or subnet group, or the same later"),
+        )
     if "QuotaExceeded" in plain or "LimitExceeded" in plain:
         return errors.QuotaExceeded, "delete one that nobody uses, or ask AWS for more (Service Quotas)"
     if plain.startswith("Invalid") and "State" in plain:

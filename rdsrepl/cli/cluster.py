@@ -200,6 +200,8 @@ def create(
     )
     existing, ready = clusters.existing(target, new)
     plan = clusters.create(new, existing=existing, ready=ready, timeout_seconds=timeout)
+    if kind == "multi_az_cluster" and existing is None:
+        plan = replace(plan, warnings=(*plan.warnings, provisioning.cluster_storage_words(new)))
     if settle(ctx, plan, target=target):
         note(ctx, f"next: {command('doctor --cluster {}', cluster_id)}")
 
@@ -211,7 +213,7 @@ def reboot(
     with_pending: provisioning.WithPending = False,
     timeout: provisioning.Timeout = 1800.0,
 ) -> None:
-    """Reboot every member of a cluster, one at a time, readers first; no failover.
+    """Reboot every member of a cluster, one at a time, readers first (Aurora: the writer first); no failover.
 
     Example: rdsrepl cluster reboot orders
     """

@@ -31,6 +31,7 @@ _WHAT: Final = {"slot_invalidated": "invalidated", "storage_full": "disk full", 
 _MEASURED: Final = (
     ("TransactionLogsDiskUsage", "of WAL on disk"),
     ("OldestReplicationSlotLag", "behind the oldest slot"),
+    ("OldestLogicalReplicationSlotLag", "behind the oldest logical slot"),
     ("ReplicationSlotDiskUsage", "spilled by decoding"),
     ("FreeLocalStorage", "of local storage free"),
 )

@@ -259,7 +259,7 @@ def create(
     chosen: Kind = _kind_for(kind, place, source, family)
     defaults = parameter_groups.defaults(aws, chosen, family)
     if source is not None:
-        custom = parameter_groups.parameters(aws, chosen, source.name, source="user")
+        custom = parameter_groups.parameters(aws, chosen, source.name)
         defaults |= {parameter.name: parameter for parameter in custom}
     demand = _demand(place, chosen, family, slots, subscriptions, replicas, instance_class, overrides)
     sized = sizing.propose(demand, _as_defaults(defaults))
@@ -570,8 +570,8 @@ def _existing(aws: Aws, kind: Kind, name: str) -> tuple[ParameterGroup | None, M
         group = parameter_groups.get(aws, kind, name)
     except NotFound:
         return None, {}
-    set_there = parameter_groups.parameters(aws, kind, name, source="user")
-    return group, {row.name: row.value for row in set_there if row.value is not None}
+    rows = parameter_groups.parameters(aws, kind, name)
+    return group, {row.name: row.value for row in rows if row.value is not None}
 
 
 def _demand(

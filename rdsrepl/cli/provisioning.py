@@ -11,7 +11,7 @@ from rdsrepl.cli.options import duration_option
 from rdsrepl.errors import BadValue, UsageError
 
 if TYPE_CHECKING:
-    from rdsrepl.aws.clusters import Cluster
+    from rdsrepl.aws.clusters import Cluster, NewCluster
     from rdsrepl.aws.instances import Instance
 
 LOGIN_PANEL: Final = "Master user"
@@ -123,6 +123,16 @@ def check_class(name: str) -> None:
 def pending_words(found: Cluster | Instance) -> str | None:
     """Return what is queued for the maintenance window: ``EngineVersion 17.2, MultiAZ true``; None is nothing."""
     return ", ".join(f"{name} {value}" for name, value in found.pending_modifications.items()) or None
+
+
+def cluster_storage_words(new: NewCluster) -> str:
+    """Return which storage a new Multi-AZ DB cluster is asked for; AWS's pages differ on whether gp3 needs ``Iops``."""
+    asked = f"storage type {new.storage_type}"
+    if new.iops is not None:
+        return f"{asked} with Iops={new.iops} is sent"
+    if new.storage_type == "gp3":
+        return f"{asked} is sent without Iops; if AWS requires it, add --storage-type gp3 --iops 3000"
+    return f"{asked} is sent without Iops, which AWS requires for io1 and io2: --iops N"
 
 
 def storage_words(found: Cluster | Instance) -> str:

@@ -9,7 +9,6 @@ from rdsrepl import formulas
 from rdsrepl.doctor import remedies, versions
 from rdsrepl.doctor.facts import Demand, Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
-from rdsrepl.errors import BadValue
 from rdsrepl.instance_classes import hardware
 
 _SPARE_WALSENDERS: Final = 2
@@ -203,12 +202,7 @@ def _in_group(facts: Facts, name: str) -> int | None:
     if parameter is None or not parameter.value or facts.cloud is None:
         return None
     writer = facts.cloud.writer
-    if parameter.value.startswith("-"):
-        return int(parameter.value)  # no formula has a sign
-    try:
-        return formulas.evaluate(parameter.value, hardware(writer.instance_class or "") if writer else None)
-    except BadValue:
-        return None
+    return formulas.read(parameter.value, hardware(writer.instance_class or "") if writer else None)
 
 
 def _raise(facts: Facts, name: str, value: int) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from rdsrepl import formulas
+from rdsrepl.aws import statuses
 from rdsrepl.doctor import remedies, versions
 from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
-from rdsrepl.text.commands import command, shell
+from rdsrepl.text.commands import command
 from rdsrepl.versions import logical_replication as logical_replication_support
 
 SWITCH: Final = "rds.logical_replication"
 _ON: Final = frozenset({"1", "on", "true", "yes"})
 _OFF: Final = frozenset({"0", "off", "false", "no"})
-_DEAD_ENDS: Final = frozenset({"storage-full", "failed", "incompatible-parameters", "incompatible-restore", "deleting"})
 _IN_FORCE: Final = frozenset({"in-sync", ""})
 
 
@@ -39,17 +40,14 @@ def availability(facts: Facts) -> Iterator[Problem]:
     cloud = facts.cloud
     assert cloud is not None
     show = command(f"{cloud.kind} show {{}}", cloud.identifier)
-    if cloud.status in _DEAD_ENDS:
-        events = shell(
-            f"aws rds describe-events --source-type db-{cloud.kind} --source-identifier {{}}", cloud.identifier
-        )
-        remedy = "give it more storage" if cloud.status == "storage-full" else f"see its events: {events}"
-        yield critical(cloud.identifier, f"it is {cloud.status}", f"{remedy}; {show}")
-    elif cloud.status != "available":
-        yield warning(cloud.identifier, f"it is {cloud.status}, not available", f"wait for it: {show}")
-    for member in cloud.members:
-        if cloud.kind == "cluster" and member.status != "available":
-            yield warning(member.instance_id, f"it is {member.status}, not available", f"wait for it: {show}")
+    found = [(cloud.kind, cloud.identifier, cloud.status)]
+    if cloud.kind == "cluster":
+        found += [("instance", member.instance_id, member.status) for member in cloud.members]
+    for kind, name, status in found:
+        if statuses.is_dead_end(status):
+            yield critical(name, f"it is {status}", f"{statuses.remedy(status, kind, name)}; {show}")
+        elif not statuses.is_usable(status):
+            yield warning(name, f"it is {status}, not available", f"wait for it: {show}")
 
 
 def engine_version(facts: Facts) -> Iterator[Problem]:
@@ -60,7 +58,7 @@ def engine_version(facts: Facts) -> Iterator[Problem]:
     topology = facts.topology
     if topology is not None and topology != "postgresql":
         support = logical_replication_support(topology, version)
-        if not support.supported:
+        if support.supported is False:
             yield critical(version, f"logical replication is {support.words}", "upgrade the engine")
             return
     if major < versions.OLDEST_SERVED:
@@ -80,7 +78,9 @@ def writer_endpoint(facts: Facts) -> Iterator[Problem]:
         remedy = f"use its source: --instance {cloud.replica_of}"
     if facts.topology == "aurora":
         yield critical(facts.label, "this is a reader of Aurora, on which no slot can be used", remedy)
-    elif (facts.major or 0) < versions.DECODES_ON_STANDBY_SINCE:
+    elif facts.major is None:
+        raise NotApplicable("the engine's version cannot be read")
+    elif facts.major < versions.DECODES_ON_STANDBY_SINCE:
         yield critical(
             facts.label, f"this is a standby, and PostgreSQL {facts.major} decodes on a primary only", remedy
         )
@@ -177,8 +177,8 @@ def _changes(facts: Facts) -> Iterator[str]:
     """Name what the group sets and the server does not have: ``max_wal_senders 10 → 20``."""
     for name, parameter in sorted((facts.parameters or {}).items()):
         running, wanted = facts.value(name), parameter.value
-        if parameter.source != "user" or running is None or not wanted or wanted.startswith(("{", "$", "G", "L", "S")):
-            continue  # not set, not seen, or a formula, which the class decides
+        if parameter.apply_type != "static" or running is None or not wanted or formulas.is_formula(wanted):
+            continue  # needs no reboot, not seen, or a formula, which the class decides
         if _plain(running) != _plain(wanted):
             yield f"{name} {running} → {wanted}"
 

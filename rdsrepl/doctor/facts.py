@@ -62,6 +62,7 @@ _METRICS: Final = (
     "FreeStorageSpace",
     "FreeStorageSpaceLogVolume",
     "MaximumUsedTransactionIDs",
+    "OldestLogicalReplicationSlotLag",
     "OldestReplicationSlotLag",
     "TransactionLogsDiskUsage",
     "TransactionLogsGeneration",
@@ -181,10 +182,8 @@ class Facts:
             return self.server.major
         if self.cloud is None:
             return None
-        try:
-            return Release.parse(self.cloud.engine_version).major
-        except errors.BadValue:
-            return None
+        release = Release.parse(self.cloud.engine_version)
+        return None if release is None else release.major
 
     @property
     def is_standby(self) -> bool:

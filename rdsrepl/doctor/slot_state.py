@@ -194,11 +194,12 @@ def upgrade_slots(facts: Facts) -> Iterator[Problem]:
     if facts.is_standby or not facts.logical_slots:
         return
     names = [slot.slot_name for slot in facts.logical_slots]
+    aurora = facts.topology == "aurora"
     if (facts.major or 0) < versions.UPGRADE_KEEPS_SLOTS_SINCE:
         yield info(
             ", ".join(names),
-            f"{facts.major} cannot carry logical slots over: a major upgrade stops at its check, and a blue/"
-            "green deployment cannot be made",
+            f"{facts.major} cannot carry logical slots over: a major upgrade stops at its check; AWS makes no blue/"
+            "green deployment by logical replication of a server that publishes to others",
             "only before such an upgrade: let the consumers finish, rdsrepl slot drop each, make them anew after it",
         )
         return
@@ -209,6 +210,15 @@ def upgrade_slots(facts: Facts) -> Iterator[Problem]:
             "a major upgrade carries over slots that are consumed to the end; others make it fail",
             "only before an upgrade: stop writing, let the consumers finish; the new version's parameter group needs "
             "logical replication on, too",
+        )
+    if facts.is_managed and facts.topology != "multi_az_cluster":  # those have no blue/green deployments
+        yield info(
+            ", ".join(names),
+            "AWS makes no blue/green deployment by logical replication (always on Aurora, else for a major upgrade) of "
+            "a server that publishes to others"
+            + ("; editions of Aurora's guide differ on whether a major upgrade keeps slots" if aurora else ""),
+            f"only before such a deployment{' or upgrade' if aurora else ''}: let the consumers finish, rdsrepl slot "
+            "drop each, make them anew after it",
         )
 
 
@@ -344,7 +354,8 @@ def storage(facts: Facts) -> Iterator[Problem]:
     metrics = facts.metrics or {}
     held = max((slot.retained_bytes or 0 for slot in facts.slots or ()), default=0)
     if facts.slots is None:
-        held = int(max(0.0, metrics.get("OldestReplicationSlotLag", 0.0)))
+        lags = [metrics.get(f"Oldest{kind}ReplicationSlotLag", 0.0) for kind in ("", "Logical")]
+        held = int(max(0.0, *lags))
     total = facts.cloud.allocated_storage_gib * _GIB if facts.cloud else 0
     # A dedicated log volume is the disk the WAL lies on.
     volume = metrics.get("FreeStorageSpaceLogVolume")

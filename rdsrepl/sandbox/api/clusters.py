@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rdsrepl.sandbox import binaries
-from rdsrepl.sandbox.api import engines, paging, secrets, tags
+from rdsrepl.sandbox.api import engines, other_engines, paging, secrets, tags
 from rdsrepl.sandbox.api.engines import EngineVersion
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.fleet import Fleet, fleet_of
@@ -104,12 +104,14 @@ def describe(service: Service, p: Parameters) -> Result:
     """Answer with clusters."""
     records = Records(service.store)
     name = p.get("DBClusterIdentifier")
-    names = [plain_name(name)] if name else sorted(every(service).keys() | service.consistency.known("cluster"))
+    others = other_engines.described(service, "cluster")
+    known = {*every(service), *service.consistency.known("cluster"), *others}
+    names = [plain_name(name)] if name else sorted(known)
     chosen = {}
     for identifier in names:
         record = records.find(Cluster, identifier)
         fresh = None if record is None else described(service, record)
-        shown = service.consistency.view("cluster", identifier, fresh)
+        shown = others.get(identifier) or service.consistency.view("cluster", identifier, fresh)
         if shown is None:
             if name:
                 raise fault("DBClusterNotFoundFault", f"DBCluster {name} not found.")

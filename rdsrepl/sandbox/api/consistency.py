@@ -1,7 +1,8 @@
-"""The control plane's delays: describes that lag behind, resources that are not found yet, refusals for a moment.
+"""What a client of RDS meets only now and then, as switches: ``POST /_sandbox/consistency``.
 
-RDS is eventually consistent, which a client notices only now and then and then fails on. Here each delay can be
-switched on and has a length: ``POST /_sandbox/consistency``. All are off until somebody switches them on.
+Delays of the control plane, each with its length: describes that lag behind, resources that are not found yet, calls
+that are refused for a moment. And answers that are less common: statuses, versions with a suffix, other engines in the
+account, formulas in another spelling. All switches are off until somebody sets them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final, Literal
 
 Kind = Literal["cluster", "instance"]
@@ -33,12 +34,20 @@ class Delays:
             refused because of an operation in progress; so are the reset and the deletion of a parameter group after
             it was changed, or after its last user was deleted.
         hide_pending: servers that need a reboot for their parameter groups are described as ``in-sync``.
+        other_engines: clusters and instances of other engines are in the account (``other_engines.py``).
+        printed_formulas: default values that are formulas have no braces around their variables.
+        version_suffix: every version ends with it: ``-rds.20260224``, as those of Extended Support do.
+        statuses: clusters and instances, by identifier, that are described with this status.
     """
 
     lag_seconds: float = 0.0
     not_found_seconds: float = 0.0
     busy_seconds: float = 0.0
     hide_pending: bool = False
+    other_engines: bool = False
+    printed_formulas: bool = False
+    version_suffix: str = ""
+    statuses: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Delays:
@@ -49,14 +58,27 @@ class Delays:
         """
         if unknown := sorted(given.keys() - {field.name for field in fields(cls)}):
             raise ValueError(f"there is no switch {', '.join(unknown)}")
-        hide = given.get("hide_pending", False)
-        seconds = {name: value for name, value in given.items() if name != "hide_pending"}
-        if not isinstance(hide, bool) or not all(
-            isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 600
-            for value in seconds.values()
-        ):
-            raise ValueError("hide_pending is true or false, the others are seconds between 0 and 600")
-        return cls(**seconds, hide_pending=hide)
+        for name, value in given.items():
+            if name.endswith("_seconds"):
+                if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 600:
+                    raise ValueError(f"{name} is a number of seconds between 0 and 600")
+            elif name == "statuses":
+                if not isinstance(value, dict) or not all(isinstance(status, str) for status in value.values()):
+                    raise ValueError("statuses is an object: the status by identifier")
+            elif not isinstance(value, str if name == "version_suffix" else bool):
+                raise ValueError(f"{name} is {'a string' if name == 'version_suffix' else 'true or false'}")
+        return cls(**given)
+
+    def shown(self, identifier: str, described: _Result | None) -> _Result | None:
+        """Return what a describe shows of a cluster or an instance with these switches."""
+        if described is None:
+            return None
+        shown = dict(described)
+        if self.version_suffix:
+            shown["EngineVersion"] += self.version_suffix
+        if identifier in self.statuses:
+            shown["DBInstanceStatus" if "DBInstanceStatus" in shown else "Status"] = self.statuses[identifier]
+        return shown
 
 
 class Consistency:
@@ -116,9 +138,8 @@ class Consistency:
         """
         with self._lock:
             shown = self._shown.get((kind, identifier))
-            if shown is None or shown[1] <= self._clock():
-                return fresh
-            return shown[0]
+            is_late = shown is not None and shown[1] > self._clock()
+            return self.delays.shown(identifier, shown[0] if shown is not None and is_late else fresh)
 
     def known(self, kind: Kind) -> set[str]:
         """Return the identifiers of which something else than what is may be shown."""

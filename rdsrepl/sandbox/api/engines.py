@@ -315,7 +315,8 @@ class _Formula:
 @operation("DescribeDBEngineVersions")
 def describe_engine_versions(service: Service, p: Parameters) -> Result:
     """Answer with the releases that were asked for."""
-    wanted = p.get("EngineVersion")
+    suffix = service.consistency.delays.version_suffix
+    wanted = p["EngineVersion"].removesuffix(suffix) if "EngineVersion" in p else None
     chosen: dict[str, Result] = {}
     for release in versions():
         fields = {
@@ -343,7 +344,7 @@ def _described(service: Service, release: EngineVersion) -> Result:
     return {
         "Engine": release.engine,
         "MajorEngineVersion": str(release.major),
-        "EngineVersion": release.version,
+        "EngineVersion": f"{release.version}{service.consistency.delays.version_suffix}",
         "DBParameterGroupFamily": release.family,
         "DBEngineDescription": engine,
         "DBEngineVersionDescription": version.format(release.version),

@@ -265,25 +265,25 @@ def describe_cluster_groups(service: Service, p: Parameters) -> Result:
 @operation("DescribeDBParameters")
 def describe_instance_parameters(service: Service, p: Parameters) -> Result:
     """Answer with what a group holds."""
-    return _describe_parameters(service.groups.get("instance", p["DBParameterGroupName"]), p)
+    return _describe_parameters(service, service.groups.get("instance", p["DBParameterGroupName"]), p)
 
 
 @operation("DescribeDBClusterParameters")
 def describe_cluster_parameters(service: Service, p: Parameters) -> Result:
     """Answer with what a group holds."""
-    return _describe_parameters(service.groups.get("cluster", p["DBClusterParameterGroupName"]), p)
+    return _describe_parameters(service, service.groups.get("cluster", p["DBClusterParameterGroupName"]), p)
 
 
 @operation("DescribeEngineDefaultParameters")
-def describe_instance_defaults(service: Service, p: Parameters) -> Result:  # noqa: ARG001 - the same everywhere
+def describe_instance_defaults(service: Service, p: Parameters) -> Result:
     """Answer with a family's defaults."""
-    return _describe_defaults("instance", p)
+    return _describe_defaults(service, "instance", p)
 
 
 @operation("DescribeEngineDefaultClusterParameters")
-def describe_cluster_defaults(service: Service, p: Parameters) -> Result:  # noqa: ARG001 - the same everywhere
+def describe_cluster_defaults(service: Service, p: Parameters) -> Result:
     """Answer with a family's defaults."""
-    return _describe_defaults("cluster", p)
+    return _describe_defaults(service, "cluster", p)
 
 
 def _create(service: Service, kind: Kind, name: str, p: Parameters) -> Result:
@@ -380,16 +380,17 @@ def _described(service: Service, group: Group) -> Result:
     }
 
 
-def _describe_parameters(group: Group, p: Parameters) -> Result:
+def _describe_parameters(service: Service, group: Group, p: Parameters) -> Result:
     wanted = p.get("Source")
     if wanted not in (None, *_SOURCES):
         raise fault("InvalidParameterValue", f"Invalid parameter source: {wanted}")
     chosen: dict[str, Result] = {}
     for parameter in group.defaults.values():
         change = group.changes.get(parameter.name)
-        source = "user" if change is not None else parameter.source
+        # A value that is the default has the default's source, whoever set it.
+        source = "user" if change is not None and change.value != parameter.value else parameter.source
         if wanted in (None, source) and paging.passes(p, {"parameter-name": parameter.name}):
-            described = _parameter_described(group.family, parameter)
+            described = _parameter_described(service, group.family, parameter)
             described["Source"] = source
             # Of what nobody changed RDS says so of dynamic parameters as well.
             described["ApplyMethod"] = change.method if change is not None else "pending-reboot"
@@ -400,10 +401,10 @@ def _describe_parameters(group: Group, p: Parameters) -> Result:
     return {"Parameters": page, "Marker": marker}
 
 
-def _describe_defaults(kind: Kind, p: Parameters) -> Result:
+def _describe_defaults(service: Service, kind: Kind, p: Parameters) -> Result:
     family: str = p["DBParameterGroupFamily"]
     chosen = {
-        parameter.name: _parameter_described(family, parameter)
+        parameter.name: _parameter_described(service, family, parameter)
         for parameter in engines.defaults(family, kind).values()
         if paging.passes(p, {"parameter-name": parameter.name})
     }
@@ -411,10 +412,10 @@ def _describe_defaults(kind: Kind, p: Parameters) -> Result:
     return {"EngineDefaults": {"DBParameterGroupFamily": family, "Parameters": page, "Marker": marker}}
 
 
-def _parameter_described(family: str, parameter: EngineParameter) -> Result:
+def _parameter_described(service: Service, family: str, parameter: EngineParameter) -> Result:
     return {
         "ParameterName": parameter.name,
-        "ParameterValue": parameter.value,
+        "ParameterValue": _printed(service, parameter.value),
         "Description": parameter.description,
         "Source": parameter.source,
         "ApplyType": parameter.apply_type,
@@ -424,6 +425,16 @@ def _parameter_described(family: str, parameter: EngineParameter) -> Result:
         "MinimumEngineVersion": parameter.minimum_engine_version,
         "SupportedEngineModes": ["provisioned"] if family.startswith("aurora") else None,
     }
+
+
+def _printed(service: Service, value: str | None) -> str | None:
+    """Return a default as it is printed: formulas at times without braces, and with a dollar before a variable."""
+    if value is None or not service.consistency.delays.printed_formulas or not engines.is_formula(value):
+        return value
+    if "(" not in value:
+        return f"${value}" if value.startswith("{") else value
+    plain = re.sub(r"\$?\{([^{}]*)\}", r"\1", value)
+    return plain.replace("(DBInstanceVCPU", "($DBInstanceVCPU")
 
 
 def _editable(service: Service, kind: Kind, name: str) -> Group:

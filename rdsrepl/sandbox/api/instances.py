@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from rdsrepl.sandbox.api import engines, paging, tags
+from rdsrepl.sandbox.api import engines, other_engines, paging, tags
 from rdsrepl.sandbox.api.clusters import (
     attachable,
     check_quota,
@@ -159,12 +159,14 @@ def describe(service: Service, p: Parameters) -> Result:
     """Answer with instances."""
     records = Records(service.store)
     name = p.get("DBInstanceIdentifier")
-    names = [plain_name(name)] if name else sorted(every(service).keys() | service.consistency.known("instance"))
+    others = other_engines.described(service, "instance")
+    known = {*every(service), *service.consistency.known("instance"), *others}
+    names = [plain_name(name)] if name else sorted(known)
     chosen = {}
     for identifier in names:
         record = records.find(Instance, identifier)
         fresh = None if record is None else described(service, record)
-        shown = service.consistency.view("instance", identifier, fresh)
+        shown = others.get(identifier) or service.consistency.view("instance", identifier, fresh)
         if shown is None:
             if name:
                 raise fault("DBInstanceNotFoundFault", f"DBInstance {name} not found.")
