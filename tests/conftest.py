@@ -446,8 +446,9 @@ def cloud(running_cloud: Cloud) -> Iterator[Cloud]:
 
 @pytest.fixture
 def delayed(cloud: Cloud) -> Iterator[None]:
-    """AWS's control plane as it is: describes that lag, what is new is not found yet, refusals for a moment."""
-    cloud.delays(lag_seconds=0.4, not_found_seconds=0.4, busy_seconds=0.4)
+    """AWS as it is: describes that lag, what is new is not found yet, refusals for a moment; unusual values."""
+    unusual = {"version_suffix": "-rds.20260224", "other_engines": True, "printed_formulas": True}
+    cloud.delays(lag_seconds=0.4, not_found_seconds=0.4, busy_seconds=0.4, **unusual)
     yield
     cloud.delays()
 

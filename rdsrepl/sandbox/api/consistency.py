@@ -66,7 +66,7 @@ class Delays:
                 if not isinstance(value, dict) or not all(isinstance(status, str) for status in value.values()):
                     raise ValueError("statuses is an object: the status by identifier")
             elif not isinstance(value, str if name == "version_suffix" else bool):
-                raise ValueError(f"{name} is {'a string' if name == 'version_suffix' else 'true or false'}")
+                raise ValueError(f"the switch {name} is {'a string' if name == 'version_suffix' else 'true or false'}")
         return cls(**given)
 
     def shown(self, identifier: str, described: _Result | None) -> _Result | None:
