@@ -15,7 +15,7 @@ MASK: Final = "********"
 
 # A name that ends in one of these has a secret for its value: PGPASSWORD, db.passwd, client_secret, MasterUserPassword.
 _SECRET_NAME: Final = (
-    r"(?:pass(?:word|wd|phrase|code)|passw|pwd|passwort"
+    r"(?:pass(?:word|wd|phrase|code)|passw|pwd|passwort|(?:[._-]|db|pg|user)pass"
     r"|secret[._-]?(?:access[._-]?)?key|secret[._-]?string|secret[._-]?binary|client[._-]?secret|secret[._-]?value"
     r"|(?:session|security|access|auth|refresh|id|bearer|api|oauth)[._-]?token|api[._-]?key|private[._-]?key"
     r"|access[._-]?key|scram_(?:client|server)_key|x-amz-(?:signature|security-token|credential)|authorization)"
@@ -93,7 +93,7 @@ def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
             (rf'(?m)({_LIBPQ})[^\n]{{0,4000}}(")', rf"\1{MASK}\2"),
             # scheme://user:password@host, up to the last @ of the word; a password may hold anything.
             (
-                r"(?i)((?:(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,40}:/{1,3}|(?<![\w:/])//)[^\s:@/'\"]{0,200}:)(?!\*{8}@)"
+                r"(?i)((?:(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,40}:(?:\\{0,3}/){1,3}|(?<![\w:/])//)[^\s:@/'\"]{0,200}:)(?!\*{8}@)"
                 r"[^\s]{0,2000}(@)",
                 rf"\1{MASK}\2",
             ),
@@ -103,8 +103,30 @@ def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
                 r"(?!\d{1,5}(?:[/\s,?;)'\"]|\Z))[^@\n]{0,2000}(@)(?=[\w.\[%/-])",
                 rf"\1{MASK}\2",
             ),
-            (r"(?i)(%3a(?:%2f){2}(?:(?!%3a|%40)\S){0,200}%3a)(?:(?!%40)\S){1,2000}(%40)", rf"\1{MASK}\2"),
-            (r"(?i)((?:password|passwd|pwd)%3d)[^\s&\"']*?(?=%26|[\s&\"']|\Z)", rf"\1{MASK}"),
+            # … percent-encoded, once or more often, as a whole or in part.
+            (
+                r"(?i)((?:%(?:25)?3a|:)(?:%(?:25)?2f|/){2}(?:(?!%(?:25)?3a|%(?:25)?40|[:@/])\S){0,200}(?:%(?:25)?3a|:))"
+                r"(?:(?!%(?:25)?40)\S){1,300}(%(?:25)?40)",
+                rf"\1{MASK}\2",
+            ),
+            (
+                r"(?i)((?:password|passwd|pwd)(?:%20|\+)*%(?:25)?3d(?:%20|\+)*)[^\s&\"']*?(?=%(?:25)?26|[\s&\"']|\Z)",
+                rf"\1{MASK}",
+            ),
+            # A line of .pgpass.
+            (r"(?<![\w:./-])((?:[\w.*-]+|/[\w./-]*):(?:\d{4,5}|\*):[^\s:]{1,63}:[^\s:]{1,63}:)\S+", rf"\1{MASK}"),
+            # Words of a program, a pair, XML.
+            (
+                rf"(?i)((['\"])--?[\w-]{{0,40}}{_SECRET_NAME}\2,\s*)(['\"])(?:(?!\3)[^\\]|\\.){{0,2000}}\3",
+                rf"\1\3{MASK}\3",
+            ),
+            (
+                rf"(?i)([\[(]\s*b?(['\"])[\w.-]{{0,40}}{_SECRET_NAME}\2,\s*b?)(['\"])"
+                r"(?:(?!\3\s*[\])]).){0,2000}\3(?=\s*[\])])",
+                rf"\1\3{MASK}\3",
+            ),
+            (rf"(?i)(<[\w:.-]{{0,40}}{_SECRET_NAME}>)[^<]{{1,2000}}(</)", rf"\1{MASK}\2"),
+            (rf"(?i)(=\"[\w.-]{{0,40}}{_SECRET_NAME}\"\s+value=\")[^\"]{{1,2000}}", rf"\1{MASK}"),
             (r"(?i)\b(https?://)[\w-]{16,}(@)", rf"\1{MASK}\2"),
             # user:password@host without a scheme.
             (
@@ -112,8 +134,13 @@ def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
                 rf"\1{MASK}\2",
             ),
             (
-                r"(?i)\b(password|passphrase|identified\s+by)(\s+)E?'(?!\*{8}')(?:[^'\\]|''|\\.)*(?:'|\Z)",
+                r"(?i)\b(password|passphrase|identified\s+by)(\s+)(?:E|U&)?'(?!\*{8}')(?:[^'\\]|''|\\.)*(?:'|\Z)",
                 rf"\1\2'{MASK}'",
+            ),
+            (r'(?i)\b(password|passphrase|identified\s+by)(\s+)"(?!\*{8}")[^"]*(?:"|\Z)', rf'\1\2"{MASK}"'),
+            (
+                r"(?is)\b(password|passphrase|identified\s+by)(\s+)\$(\w{0,63})\$(?!\*{8}).*?(?:\$\3\$|\Z)",
+                rf"\1\2$\3${MASK}$\3$",
             ),
             (
                 r"(?i)(?<![\w-])(--?(?:\w{1,40}-){0,6}(?:password|passwd|passphrase|secret-key|token)\s+)(?!-)\S+",
@@ -128,7 +155,7 @@ def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
 @cache
 def _pair() -> re.Pattern[str]:
     return re.compile(
-        r"(?P<quote>\\?[\"']|(?<![\w%.-]))(?P<name>[A-Za-z_%-][\w%.-]{0,100})(?P=quote)"
+        r"(?P<quote>\\{0,7}[\"']|(?<![\w%.-]))(?P<name>[A-Za-z_%-][\w%.-]{0,100})(?P=quote)"
         r"(?P<mark>\s{0,20}(?:=>|:=|=)\s{0,20}|\s{0,20}:\s{0,20})"
     )
 
@@ -182,9 +209,9 @@ def _end_of_value(text: str, match: re.Match[str]) -> int:
         if closed is not None and re.match(r"[\s,;&)\]}.:'\"]|\Z", text[closed.end() :]):
             return closed.end()
         kind = "yaml"
-    elif text[start : start + 2] in ('\\"', "\\'"):
-        found = text.find(text[start : start + 2], start + 2)
-        return len(text) if found < 0 else found + 2
+    elif escaped := re.compile(r"\\{1,7}[\"']").match(text, start):
+        found = text.find(escaped[0], escaped.end())
+        return len(text) if found < 0 else found + len(escaped[0])
     elif ":" in match["mark"] and "=" not in match["mark"]:
         before = text[: match.start()].rpartition("\n")[2].rstrip()
         if block := re.compile(r"[|>][+-]?\d?[+-]?[ ]*\n(?:[ \t]+[^\n]*(?:\n|\Z)|[ \t]*\n)*").match(text, start):
