@@ -679,16 +679,18 @@ def test_with_no_right_at_all(fit: Database, rdsrepl: Program) -> None:
 
 def test_a_subscription_of_a_real_server(pg16: Any, make_database: Callable[..., Database], rdsrepl: Program) -> None:
     database = make_database(pg16)
-    database.run("CREATE SUBSCRIPTION sub CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false)")
+    sly = '"sub ENABLE; ALTER ROLE mallory SUPERUSER; --"'
+    database.run(f"CREATE SUBSCRIPTION {sly} CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false)")
     try:
         with closing(database.connect()) as conn:
             (found,) = [s for s in subscriptions.ls(conn) if s.database == database.name]
-        assert (found.subname, found.enabled, found.worker_pid) == ("sub", False, None)
+        assert (found.subname, found.enabled, found.worker_pid) == (sly[1:-1], False, None)
         result = rdsrepl("doctor", "--only", "subscriptions", "-o", "json", dsn=database.dsn)
         assert result.code == 8
-        assert [f["subject"] for f in result.json["findings"]] == [f"{database.name}.sub"]
+        assert [f["subject"] for f in result.json["findings"]] == [f"{database.name}.{sly[1:-1]}"]
+        assert f"ALTER SUBSCRIPTION {sly} ENABLE" in result.json["findings"][0]["remedy"], "it is there to be pasted"
     finally:
-        database.run("ALTER SUBSCRIPTION sub SET (slot_name = NONE)", "DROP SUBSCRIPTION sub")
+        database.run(f"ALTER SUBSCRIPTION {sly} SET (slot_name = NONE)", f"DROP SUBSCRIPTION {sly}")
 
 
 @pytest.mark.parametrize("version", [15, 16, 18])

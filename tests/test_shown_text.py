@@ -17,7 +17,7 @@ from rdsrepl import pruning
 from rdsrepl.plan import Statement, readable
 from rdsrepl.tail.changes import Transaction
 from rdsrepl.tail.formats import PrettyFormat
-from rdsrepl.text.commands import command, shell, sql
+from rdsrepl.text.commands import command, ddl, shell, sql
 from rdsrepl.text.escapes import is_plain, json_text, shown, yaml_text
 
 # What moves a cursor, breaks a line, turns text round, hides, or is markup for rich.
@@ -67,6 +67,8 @@ def test_commands() -> None:
     assert sql("SELECT f({})", "a'b") == "SELECT f('a''b')"
     assert r"'a\nb'" in command("slot drop {}", "a\nb") and "rdsrepl" not in command("slot drop {}", "a\nb")
     assert "no command is shown" in sql("SELECT f({})", "\x9b")
+    assert ddl("DROP TABLE {}", 'a"; b') == 'DROP TABLE "a""; b"'
+    assert "no command is shown" in ddl("DROP TABLE {}", "\x9b")
 
 
 def test_the_line_that_makes_a_slot_again_stays_one_line() -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from rdsrepl.doctor import remedies
 from rdsrepl.doctor.facts import OLD_TRANSACTION_SECONDS, Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, warning
+from rdsrepl.text.commands import sql
 from rdsrepl.units import format_duration
 
 _FORCE_SSL: Final = "rds.force_ssl"
@@ -36,12 +37,11 @@ def prepared_transactions(facts: Facts) -> Iterator[Problem]:
     """Find prepared transactions that nobody ended; they survive restarts."""
     for transaction in facts.transactions or ():
         if transaction.kind == "prepared" and transaction.age_seconds >= OLD_TRANSACTION_SECONDS:
-            name = "'" + transaction.id.replace("'", "''") + "'"
             yield warning(
                 transaction.id,
                 f"prepared {format_duration(transaction.age_seconds)} ago by {transaction.user} in "
                 f"{transaction.about}, and never ended: the creation of a slot waits for it",
-                f"in that database: COMMIT PREPARED {name} or ROLLBACK PREPARED {name}",
+                "in that database: " + sql("COMMIT PREPARED {0} or ROLLBACK PREPARED {0}", transaction.id),
             )
 
 

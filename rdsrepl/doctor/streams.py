@@ -9,7 +9,7 @@ from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import Problem, critical, info, warning
 from rdsrepl.postgres import publication_checks
 from rdsrepl.postgres.publication_checks import Level
-from rdsrepl.text.commands import command
+from rdsrepl.text.commands import command, ddl
 
 _NAMED_AT_MOST: Final = 5
 
@@ -46,11 +46,12 @@ def subscriptions(facts: Facts) -> Iterator[Problem]:
     for subscription in facts.subscriptions or ():
         name = f"{subscription.database}.{subscription.subname}"
         if not subscription.enabled:
+            enable = ddl("ALTER SUBSCRIPTION {} ENABLE", subscription.subname)
             held = f"; slot {subscription.slot} on its publisher holds WAL" if subscription.slot else ""
             yield warning(
                 name,
                 f"it is disabled: nothing is received{held}",
-                f"see the server's log for the reason, then ALTER SUBSCRIPTION {subscription.subname} ENABLE",
+                f"see the server's log for the reason, then {enable}",
             )
         elif subscription.worker_pid is None and not facts.is_standby:
             yield critical(
@@ -70,5 +71,5 @@ def subscriptions(facts: Facts) -> Iterator[Problem]:
             yield info(
                 name,
                 f"{subscription.tables_not_ready} tables are still being copied",
-                "wait; SELECT srrelid::regclass, srsubstate FROM pg_subscription_rel shows them",
+                "wait; SELECT srrelid::pg_catalog.regclass, srsubstate FROM pg_catalog.pg_subscription_rel shows them",
             )

@@ -34,6 +34,12 @@ def sql(template: str, *values: object) -> str:
     return _refused(values) or template.format(*quoted)
 
 
+def ddl(template: str, *names: str) -> str:
+    """Return a statement to be pasted into psql, with ``{}`` for each identifier; or why there is none."""
+    quoted = ['"' + name.replace('"', '""') + '"' for name in names]
+    return _refused(names) or template.format(*quoted)
+
+
 def _refused(values: tuple[object, ...]) -> str:
     for value in values:
         if not is_plain(str(value)):
