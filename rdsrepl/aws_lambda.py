@@ -16,6 +16,9 @@ event wins::
     aggregate         true: changes of one key that wait go as one record
     linger, requests, oversize
                       as ``rdsrepl slot tail --help`` has them
+    debezium_keys, debezium_time, debezium_decimal, debezium_binary, debezium_interval, debezium_hstore,
+    debezium_placeholder
+                      of the format debezium (``rdsrepl slot tail --help``)
     accept_gap, allow_missing_publication
                       true: go on where changes are missing (``rdsrepl slot tail --help``)
     idle_exit         end after this long without a change; without it the run lasts as long as it may
@@ -49,9 +52,11 @@ if TYPE_CHECKING:
 
 _AWS: Final = ("cluster", "instance", "region", "secret", "auth", "endpoint_url")
 _LIBPQ: Final = ("host", "port", "dbname", "user", "sslmode", "sslrootcert")
+_DEBEZIUM: Final = ("time", "decimal", "binary", "interval", "hstore", "placeholder")
 _OWN: Final = (
     "slot", "to", "publications", "tables", "format", "partition_by", "aggregate", "linger", "requests", "oversize",
     "accept_gap", "allow_missing_publication", "idle_exit", "margin", "target",
+    "debezium_keys", *(f"debezium_{name}" for name in _DEBEZIUM),
 )  # fmt: skip
 KEYS: Final = (*_OWN, *_AWS, *_LIBPQ)
 MARGIN_SECONDS: Final = 10.0
@@ -183,6 +188,10 @@ def _job(given: Mapping[str, Any], allowed: float, margin: float) -> Job:
     )
     if delivery is None:
         raise BadValue("a function has no standard output to stream to", hint="to: kinesis:STREAM")
+    debezium: dict[str, Any] = {"keys": _truth(given, "debezium_keys") or None}
+    for name in _DEBEZIUM:
+        value = given.get(f"debezium_{name}")
+        debezium[name] = None if value is None else str(value)
     return jobs.Job(
         slot_name=str(given["slot"]),
         format=form,
@@ -195,6 +204,7 @@ def _job(given: Mapping[str, Any], allowed: float, margin: float) -> Job:
         delivery=delivery,
         accept_gap=_truth(given, "accept_gap"),
         allow_missing_publication=_truth(given, "allow_missing_publication"),
+        debezium=jobs.debezium(form, debezium),
     )
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import time
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import psycopg
-from psycopg import pq, sql
+from psycopg import sql
 
 from rdsrepl.lsn import Lsn
 from tests.conftest import Database
@@ -44,6 +47,8 @@ _DDL: Final = "ddl"
 # json_populate_record.
 _LEFT_OUT: Final = frozenset({"iv2", "ov", "xm"})
 _LOST: Final = frozenset({"null", "[2:3]={7,8}", '{"b": 1,\n "a": [1, 2.50, null]}'})
+# A time's own offset is not in debezium, which has UTC.
+_LOCAL_TIMES: Final = frozenset({"12:00:00+05:30", "00:00:00-08"})
 _NO_NUMBERS: Final = frozenset({"NaN", "Infinity", "-Infinity"})
 _TEXTS: Final = [
     "",
@@ -60,6 +65,9 @@ _TEXTS: Final = [
     "(1,2)",
 ]
 _ROWS: Final = 12
+# Around a text that is JSON itself, and goes into a line as it is.
+_RAW: Final = "\ue000"
+_RAW_JSON: Final = re.compile(f'"{_RAW}(.*?){_RAW}"')
 
 _COMPARED: Final = """
 SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class c
@@ -74,11 +82,79 @@ SELECT a.attname FROM pg_catalog.pg_class c
 """
 
 
+_COLUMNS: Final = """
+WITH RECURSIVE columns (name, oid, typmod) AS (
+  SELECT a.attname, a.atttypid, a.atttypmod FROM pg_catalog.pg_attribute a
+   WHERE a.attrelid = pg_catalog.format('%%I.%%I', %s::text, %s::text)::pg_catalog.regclass
+     AND a.attnum > 0 AND NOT a.attisdropped
+  UNION ALL
+  SELECT c.name, t.typbasetype, greatest(c.typmod, t.typtypmod)
+    FROM columns c JOIN pg_catalog.pg_type t ON t.oid = c.oid WHERE t.typtype = 'd')
+SELECT c.name, t.typname, c.typmod FROM columns c JOIN pg_catalog.pg_type t ON t.oid = c.oid WHERE t.typtype <> 'd'
+"""
+
+
 def identity(event: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return what identifies a line of ``json`` or ``debezium`` (docs/formats.md, the identity of a line)."""
     where = event.get("source", event)
     lsn = where["commit_lsn"]
     return where["timeline"], lsn if isinstance(lsn, int) else int(Lsn.parse(lsn)), where["seq"]
+
+
+def from_debezium(value: Any, type_: str, typmod: int) -> Any:
+    """Return a value of ``debezium`` in the form that its type's input function takes."""
+    if value is None:
+        return None
+    if isinstance(value, list) and not type_.startswith("_"):
+        raise AssertionError(value)
+    if isinstance(value, list):
+        return [from_debezium(one, type_ if isinstance(one, list) else type_[1:], typmod) for one in value]
+    if type_ in ("json", "jsonb"):
+        return f"{_RAW}{value.replace(chr(10), ' ')}{_RAW}"
+    if type_ == "timestamptz" and value[0] in "+-" and value[-1] == "Z":
+        year, rest = int(value[: value.index("-", 1)]), value[value.index("-", 1) : -1]
+        return f"{year if year > 0 else 1 - year:04}{rest}+00{'' if year > 0 else ' BC'}"
+    if type_ in ("date", "time", "timestamp"):
+        return _moment(value, type_, typmod)
+    if type_ in ("numeric", "money"):
+        scale = 2 if type_ == "money" else (typmod - 4 & 0x7FF)
+        number = value if isinstance(value, str) else value["value"]
+        unscaled = int.from_bytes(b64decode(number, validate=True), signed=True)
+        shift = scale if isinstance(value, str) else value["scale"]
+        digits = f"{abs(unscaled):0{shift + 1}}"
+        whole, fraction = (digits[:-shift], digits[-shift:]) if shift else (digits, "")
+        return f"{'-' if unscaled < 0 else ''}{whole}{'.' * bool(fraction)}{fraction}"
+    if type_ == "bytea":
+        return "\\x" + b64decode(value, validate=True).hex()
+    if type_ in ("bit", "varbit"):
+        if isinstance(value, bool):
+            return str(int(value))
+        number = int.from_bytes(b64decode(value, validate=True), "little")
+        return f"{number:0{max(typmod, 1)}b}" if type_ == "bit" else f"{number:b}" if number else ""
+    if type_ == "point":
+        return f"({value['x']!r},{value['y']!r})"
+    return value
+
+
+def _moment(value: Any, type_: str, typmod: int) -> str:
+    if type_ == "date":
+        if value in (-2147472692, -2147472691):
+            return "infinity" if value == -2147472692 else "-infinity"
+        value = value * 86_400_000_000
+    elif 0 <= typmod <= 3:
+        value = value * 1000
+    if type_ == "timestamp" and value in (9223372036825200000, -9223372036832400000):
+        return "infinity" if value > 0 else "-infinity"
+    day, micros = divmod(value, 86_400_000_000)
+    seconds, fraction = divmod(micros, 1_000_000)
+    clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{fraction:06}"
+    if type_ == "time":
+        return "24:00:00" if day else clock
+    cycles, number = divmod(day + date(1970, 1, 1).toordinal() - 1, 146_097)
+    found = date.fromordinal(number + 1)
+    year = found.year + 400 * cycles
+    era = "" if year > 0 else " BC"
+    return f"{year if year > 0 else 1 - year:04}-{found.month:02}-{found.day:02}{f' {clock}' * (type_ != 'date')}{era}"
 
 
 def connect(database: Database) -> psycopg.Connection[Any]:
@@ -118,7 +194,7 @@ class Workload:
         self._texts = [text for text in _TEXTS if _fits(text, codec)]
         for name, (type_, values) in TYPES.items():
             if name not in _LEFT_OUT:
-                kept = [v for v in values if v not in _LOST and _fits(v, codec)]
+                kept = [v for v in values if v not in _LOST | _LOCAL_TIMES and _fits(v, codec)] or ["01:00:00+00"]
                 if self.numbers_only and name in ("num", "f4", "f8"):
                     kept = [v for v in kept if v not in _NO_NUMBERS]
                 self._values[name] = (type_, kept)
@@ -346,6 +422,9 @@ class Replica:
         for statement in schema:
             self._conn.execute(statement.encode())
         self._seen: set[tuple[int, int, int]] = set()
+        self._deleted: tuple[tuple[int, int, int], bytes] | None = None
+        self._returned = b""
+        self._types: dict[tuple[str, str], dict[str, tuple[str, int]]] = {}
         self.repeats = 0
 
     def close(self) -> None:
@@ -358,32 +437,73 @@ class Replica:
         Raises:
             AssertionError: it does not fit: no such row, no such table, a value that its type does not take.
         """
-        event = json.loads(line.decode("utf-8", "surrogateescape"))
+        text = line.decode("utf-8", "surrogateescape")
+        event = json.loads(text, parse_int=lambda digits: -0.0 if digits == "-0" else int(digits))
         if identity(event) in self._seen:
             self.repeats += 1
             return
         self._seen.add(identity(event))
         op = event["op"]
         if op == "m":
+            self._types.clear()
             self._conn.execute(_statement(event))
             return
         where = event.get("source", event)
+        if "source" in event:
+            event, line = self._from_debezium(event)
         table = sql.Identifier(where["schema"], where["table"])
         if op == "t":
-            self._write(sql.SQL("TRUNCATE {}").format(table), None)
+            self._write(sql.SQL("TRUNCATE {}").format(table))
             return
-        after = [name for name, value in (event["after"] or {}).items() if value != "__debezium_unavailable_value"]
+        after = list(event["after"] or {})
         columns = sql.SQL(", ").join(map(sql.Identifier, after))
         new = sql.SQL("SELECT {} FROM json_populate_record(NULL::{}, $1::json->'after')").format(columns, table)
-        if op == "c":
+        if op == "c" and event.get("unchanged"):
+            written = self._write(self._moved(event, table), line, self._deleted[1] if self._deleted else b"")
+        elif op == "c":
             written = self._write(sql.SQL("INSERT INTO {} ({}) {}").format(table, columns, new), line)
         elif op == "u":
             written = self._write(
                 sql.SQL("UPDATE {} SET ({}) = ({}) WHERE {}").format(table, columns, new, self._row(event, table)), line
             )
         else:
-            written = self._write(sql.SQL("DELETE FROM {} WHERE {}").format(table, self._row(event, table)), line)
+            delete = sql.SQL("DELETE FROM {0} t WHERE {1} RETURNING t::text").format(table, self._row(event, table))
+            written = self._write(delete, line)
+            self._deleted = (identity(event), self._returned)
         assert written == 1, f"{written} rows: {line!r}"
+
+    def _moved(self, event: Mapping[str, Any], table: sql.Identifier) -> sql.Composable:
+        """Return the INSERT of a row whose key changed: what is unchanged is in the row that was deleted before it."""
+        timeline, commit_lsn, seq = identity(event)
+        assert self._deleted is not None and self._deleted[0] == (timeline, commit_lsn, seq - 1), event
+        names = [*event["after"], *event["unchanged"]]
+        values = [sql.SQL("n.{}").format(sql.Identifier(name)) for name in event["after"]]
+        values += [sql.SQL("o.{}").format(sql.Identifier(name)) for name in event["unchanged"]]
+        return sql.SQL(
+            "INSERT INTO {0} ({1}) SELECT {2} FROM json_populate_record(NULL::{0}, $1::json->'after') n, "
+            "CAST($2::text AS {0}) o"
+        ).format(
+            table,
+            sql.SQL(", ").join(map(sql.Identifier, names)),
+            sql.SQL(", ").join(values),
+        )
+
+    def _from_debezium(self, event: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Return the event with values as the server's input functions take them, and without placeholders."""
+        table = (event["source"]["schema"], event["source"]["table"])
+        if table not in self._types:
+            rows = self._conn.execute(_COLUMNS, table).fetchall()
+            self._types[table] = {_str(name): (_str(type_), typmod) for name, type_, typmod in rows}
+        types, as_text = self._types[table], event.get("as_text", ())
+        plain: dict[str, Any] = dict(event)
+        for member in ("before", "after"):
+            plain[member] = event[member] and {
+                name: value if name in as_text else from_debezium(value, *types[name])
+                for name, value in event[member].items()
+                if member == "before" or name not in event.get("unchanged", ())
+            }
+        text = _RAW_JSON.sub(lambda found: str(json.loads(f'"{found[1]}"')), json.dumps(plain, ensure_ascii=False))
+        return plain, text.encode("utf-8", "surrogateescape")
 
     def _row(self, event: Mapping[str, Any], table: sql.Identifier) -> sql.Composable:
         """Return the condition that finds the old row: by all that the line says of it."""
@@ -401,21 +521,20 @@ class Replica:
             "(SELECT ROW({1})::text FROM json_populate_record(NULL::{0}, $1::json->{2})) LIMIT 1)"
         ).format(table, columns, sql.Literal(member))
 
-    def _write(self, query: sql.Composable, line: bytes | None) -> int:
+    def _write(self, query: sql.Composable, *parameters: bytes) -> int:
         text = query.as_string(self._conn).encode("utf-8", "surrogateescape")
-        result = self._conn.pgconn.exec_params(text, None if line is None else [line])
-        assert result.status == pq.ExecStatus.COMMAND_OK, (result.error_message, line, text)
+        result = self._conn.pgconn.exec_params(text, parameters or None)
+        assert not result.error_message, (result.error_message, parameters, text)
+        self._returned = result.get_value(0, 0) or b"" if result.ntuples else b""
         return result.command_tuples or 0
 
 
 def _statement(event: Mapping[str, Any]) -> bytes:
     """Return the DDL that a message carries."""
-    import base64
-
     message = event.get("message", event)
     assert message["prefix"] == _DDL
     content: str = message["content"]
-    return base64.b64decode(content) if "message" in event else content.encode()
+    return b64decode(content) if "message" in event else content.encode()
 
 
 def differences(source: Database, replica: Database) -> list[str]:
@@ -517,6 +636,8 @@ class Oracle:
 
     def _tail(self, slot: str, fmt: str, *words: str) -> subprocess.Popen[bytes]:
         dsn = self._server.dsn(user=self.role, dbname=self.source.name)
+        if fmt == "debezium":
+            words = ("--debezium-interval", "string", *words)
         words = ("-q", "slot", "tail", slot, "--format", fmt, *words)
         with self.out(slot).open("ab") as file:
             return self._program.start(*words, dsn=dsn, env={"PGPASSWORD": "x"}, stdout=file, stderr=subprocess.PIPE)

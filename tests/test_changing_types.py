@@ -22,7 +22,8 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.tail import values
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import TableFilter
-from rdsrepl.tail.formats import DebeziumFormat, Format, JsonFormat, PrettyFormat, Wal2jsonFormat
+from rdsrepl.tail.debezium import DebeziumFormat
+from rdsrepl.tail.formats import Format, JsonFormat, PrettyFormat, Wal2jsonFormat
 from rdsrepl.tail.keys import KeyedFormat
 from rdsrepl.tail.pgoutput import PgoutputDecoder
 from tests.conftest import Database

@@ -357,38 +357,6 @@ def test_a_wal2json_slot_gives_the_same_json(db15: Database, rdsrepl: Program, v
         assert {k: mine[k] for k in same} == {k: other[k] for k in same}
 
 
-def test_debezium_envelope(db15: Database, rdsrepl: Program) -> None:
-    db15.run(
-        "CREATE TABLE t (id integer PRIMARY KEY, v text)",
-        "CREATE PUBLICATION p FOR ALL TABLES",
-        "SELECT pg_create_logical_replication_slot('g', 'pgoutput')",
-        "INSERT INTO t VALUES (1, 'a')",
-        "UPDATE t SET id = 2",
-        "DELETE FROM t",
-        "TRUNCATE t",
-        "SELECT pg_logical_emit_message(true, 'p', 'hi')",
-    )
-    create, update, delete, truncate, message = rdsrepl(
-        "slot", "tail", "g", "--until-now", "--format", "debezium", dsn=db15.dsn
-    ).lines
-    assert (create["op"], create["before"], create["after"]) == ("c", None, {"id": 1, "v": "a"})
-    source = create["source"]
-    assert (source["connector"], source["db"], source["schema"], source["table"]) == (
-        "postgresql",
-        db15.name,
-        "public",
-        "t",
-    )
-    assert source["snapshot"] == "false"
-    assert isinstance(source["lsn"], int)
-    assert isinstance(source["txId"], int)
-    assert abs(create["ts_ms"] - source["ts_ms"]) < 600_000
-    assert (update["before"], update["after"]) == ({"id": 1}, {"id": 2, "v": "a"})
-    assert (delete["op"], delete["before"], delete["after"]) == ("d", {"id": 2}, None)
-    assert (truncate["op"], truncate["source"]["table"]) == ("t", "t")
-    assert message["message"] == {"prefix": "p", "content": "aGk="}
-
-
 def test_pretty_is_one_line_a_change(db15: Database, rdsrepl: Program) -> None:
     db15.run(
         "CREATE TABLE t (id integer PRIMARY KEY, v text)",

@@ -16,6 +16,14 @@ from rdsrepl.cli.options import LogFormat, Reader, duration_option, log_as, lsn_
 from rdsrepl.cli.talk import note, tell, warn
 from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.lsn import Lsn
+from rdsrepl.tail.debezium_values import (
+    PLACEHOLDER,
+    BinaryMode,
+    DecimalMode,
+    HstoreMode,
+    IntervalMode,
+    TimeMode,
+)
 from rdsrepl.tail.pipeline import FormatName
 from rdsrepl.units import format_duration, format_size
 
@@ -31,6 +39,7 @@ _REFRESH_SECONDS: Final = 1.0
 _STREAM: Final = "What to stream"
 _BOUNDS: Final = "When to stop"
 _KINESIS: Final = "To Kinesis"
+_DEBEZIUM: Final = "The format debezium, by the names of Debezium's properties"
 _SERVICE: Final = "As a service"
 
 Name = Annotated[
@@ -67,6 +76,71 @@ TableOption = Annotated[
         metavar="PATTERN",
         help="Only tables like this: sales.*, or orders in any schema.",
         rich_help_panel=_STREAM,
+    ),
+]
+
+DebeziumKeys = Annotated[
+    bool,
+    typer.Option(
+        "--debezium-keys",
+        show_default=False,
+        help='Write {"key":…,"value":…}, and a tombstone after each delete.',
+        rich_help_panel=_DEBEZIUM,
+    ),
+]
+DebeziumTime = Annotated[
+    TimeMode | None,
+    typer.Option(
+        "--debezium-time",
+        show_default="adaptive",
+        help="time.precision.mode: how dates and times are written.",
+        rich_help_panel=_DEBEZIUM,
+    ),
+]
+DebeziumDecimal = Annotated[
+    DecimalMode | None,
+    typer.Option(
+        "--debezium-decimal",
+        show_default="precise",
+        help="decimal.handling.mode: how numeric and money are written.",
+        rich_help_panel=_DEBEZIUM,
+    ),
+]
+DebeziumBinary = Annotated[
+    BinaryMode | None,
+    typer.Option(
+        "--debezium-binary",
+        show_default="bytes",
+        help="binary.handling.mode: how bytea is written.",
+        rich_help_panel=_DEBEZIUM,
+    ),
+]
+DebeziumInterval = Annotated[
+    IntervalMode | None,
+    typer.Option(
+        "--debezium-interval",
+        show_default="numeric",
+        help="interval.handling.mode: microseconds, or ISO 8601.",
+        rich_help_panel=_DEBEZIUM,
+    ),
+]
+DebeziumHstore = Annotated[
+    HstoreMode | None,
+    typer.Option(
+        "--debezium-hstore",
+        show_default="json",
+        help="hstore.handling.mode: a string of JSON, or an object.",
+        rich_help_panel=_DEBEZIUM,
+    ),
+]
+DebeziumPlaceholder = Annotated[
+    str | None,
+    typer.Option(
+        "--debezium-placeholder",
+        metavar="TEXT",
+        show_default=PLACEHOLDER,
+        help="unavailable.value.placeholder: what stands for an unchanged TOAST value.",
+        rich_help_panel=_DEBEZIUM,
     ),
 ]
 
@@ -243,6 +317,13 @@ def tail(
             "--endpoint-url", metavar="URL", help="Of Kinesis, in place of AWS's own.", rich_help_panel=_KINESIS
         ),
     ] = None,
+    debezium_keys: DebeziumKeys = False,
+    debezium_time: DebeziumTime = None,
+    debezium_decimal: DebeziumDecimal = None,
+    debezium_binary: DebeziumBinary = None,
+    debezium_interval: DebeziumInterval = None,
+    debezium_hstore: DebeziumHstore = None,
+    debezium_placeholder: DebeziumPlaceholder = None,
     heartbeat: Annotated[
         float | None,
         duration_option(
@@ -303,7 +384,7 @@ def tail(
     """
     from rdsrepl.tail.engine import Bounds
     from rdsrepl.tail.heartbeat import beat
-    from rdsrepl.tail.job import Job, delivery
+    from rdsrepl.tail.job import Job, debezium, delivery
     from rdsrepl.tail.metrics import exposure
 
     log_as(ctx, log_format)
@@ -318,6 +399,18 @@ def tail(
             "--oversize": oversize and oversize.value,
             "--dead-letter": dead_letter,
             "--endpoint-url": endpoint_url,
+        },
+    )
+    debezium_options = debezium(
+        format,
+        {
+            "keys": debezium_keys or None,
+            "time": debezium_time,
+            "decimal": debezium_decimal,
+            "binary": debezium_binary,
+            "interval": debezium_interval,
+            "hstore": debezium_hstore,
+            "placeholder": debezium_placeholder,
         },
     )
     if until_lsn is not None and until_now:
@@ -339,6 +432,7 @@ def tail(
         accept_gap,
         allow_missing_publication,
         receive_timeout,
+        debezium_options,
     )
     target = where(ctx)
     if create is not None:
@@ -358,6 +452,13 @@ def peek(
     publication: PublicationOption = None,
     plugin_option: PluginOption = None,
     table: TableOption = None,
+    debezium_keys: DebeziumKeys = False,
+    debezium_time: DebeziumTime = None,
+    debezium_decimal: DebeziumDecimal = None,
+    debezium_binary: DebeziumBinary = None,
+    debezium_interval: DebeziumInterval = None,
+    debezium_hstore: DebeziumHstore = None,
+    debezium_placeholder: DebeziumPlaceholder = None,
 ) -> None:
     """Look at a slot's next changes and consume nothing.
 
@@ -367,8 +468,20 @@ def peek(
     Example: rdsrepl slot peek orders_cdc --limit 5
     """
     from rdsrepl.tail.engine import Bounds
-    from rdsrepl.tail.job import Job
+    from rdsrepl.tail.job import Job, debezium
 
+    debezium_options = debezium(
+        format,
+        {
+            "keys": debezium_keys or None,
+            "time": debezium_time,
+            "decimal": debezium_decimal,
+            "binary": debezium_binary,
+            "interval": debezium_interval,
+            "hstore": debezium_hstore,
+            "placeholder": debezium_placeholder,
+        },
+    )
     job = Job(
         slot,
         format or _default_format(),
@@ -379,6 +492,7 @@ def peek(
         until_now=True,
         confirm=False,
         active_wait_seconds=0.0,
+        debezium=debezium_options,
     )
     summary = _run(ctx, where(ctx), job).summary
     if summary.progress.changes == 0:

@@ -15,6 +15,7 @@ composite type's attributes do, and any type may be dropped. So
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -34,6 +35,19 @@ SELECT t.typtype::text, t.typelem, t.typbasetype, t.typrelid, e.typdelim::text,
   FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem
  WHERE t.oid = %s
 """
+_DESCRIPTION = """
+SELECT t.typname, t.typtype::text, t.typbasetype, t.typtypmod, t.typelem, e.typdelim::text,
+       t.typlen = -1 AND t.typelem <> 0 AND t.typcategory = 'A'
+  FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem
+ WHERE t.oid = %s
+"""
+_TYPE_MODIFIERS = """
+SELECT a.attname, a.atttypid, a.atttypmod
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_NO_MONEY = "SELECT 0::pg_catalog.int4::pg_catalog.money::text"
 # The transaction id is null where the row stands as CREATE TYPE wrote it, in one command with the type itself, and
 # where it is of more than 2^31 transactions ago: everything that still waits is newer.
 _ATTRIBUTES = """
@@ -89,6 +103,8 @@ SELECT pg_catalog.concat(
 _INSUFFICIENT_PRIVILEGE = "42501"
 # character_not_in_repertoire, untranslatable_character
 _NO_TEXT = frozenset({"22021", "22P05"})
+# Zero, with a currency's sign before or behind: 0, $0.00, 0,000 KD.
+_ZERO_MONEY = re.compile(r"[^0-9]*0(?:[^0-9](0+))?[^0-9]*").fullmatch
 # What format_type prints for an OID that is no type's.
 _NO_TYPE = "???"
 
@@ -113,6 +129,28 @@ class ReplicaIdentity:
     kind: str
     columns: frozenset[str]
     primary_key: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TypeDescription:
+    """What a type is, as far as it never changes; composite types have more (``_Definition``).
+
+    Attributes:
+        name: without its schema.
+        is_base, is_domain, is_array: what kind it is.
+        base: a domain's type; of others 0.
+        typmod: the modifier of a domain's type; -1 without.
+        element, delimiter: an array's.
+    """
+
+    name: str
+    is_base: bool = False
+    is_domain: bool = False
+    is_array: bool = False
+    base: int = 0
+    typmod: int = -1
+    element: int = 0
+    delimiter: str = ","
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +183,8 @@ class Catalog:
         self._conn: Connection | None = None
         self._shapes: dict[int, Shape] = {}
         self._definitions: dict[int, _Definition | None] = {}
+        self._descriptions: dict[int, TypeDescription] = {}
+        self._money_digits: int | None = None
         self._current = False
         self._names: dict[int, tuple[str, str]] = {}
         self._identities: dict[tuple[str, str], ReplicaIdentity | None] = {}
@@ -172,6 +212,39 @@ class Catalog:
             if found is not _GONE:
                 self._shapes[oid] = found
         return found
+
+    def description(self, oid: int) -> TypeDescription | None:
+        """Return what a type is; None where the catalogue does not know it any more, or may not be read."""
+        if oid not in self._descriptions:
+            try:
+                rows = self._ask(_DESCRIPTION, (oid,))
+            except Denied as exc:
+                self._tell(exc)
+                return None
+            if rows:
+                name, kind, base, typmod, element, delimiter, is_array = rows[0]
+                self._descriptions[oid] = TypeDescription(
+                    name, kind == "b" and not is_array, kind == "d", is_array, base, typmod, element, delimiter or ","
+                )
+            else:
+                name = self._names.get(oid, ("", ""))
+                built_in = self._built_in(*name)
+                if built_in is None:
+                    return None
+                self._descriptions[oid] = TypeDescription(name[1], is_domain=True, base=built_in)
+        return self._descriptions[oid]
+
+    def type_modifiers(self, schema: str, table: str) -> dict[tuple[str, int], int]:
+        """Return a table's type modifiers as they are now, by column name and type OID."""
+        return {(name, oid): typmod for name, oid, typmod in self._ask(_TYPE_MODIFIERS, (schema, table))}
+
+    def money_digits(self) -> int | None:
+        """Return how many digits of money stand behind the point (``lc_monetary``); None where that is not clear."""
+        if self._money_digits is None:
+            printed = self._ask(_NO_MONEY, ())[0][0]
+            zeros = _ZERO_MONEY(printed)
+            self._money_digits = len(zeros[1] or "") if zeros else None
+        return self._money_digits
 
     def type_names(self, oids: Sequence[int], typmods: Sequence[int]) -> list[str]:
         """Return the SQL names of types with their modifiers, as ``format_type`` prints them.

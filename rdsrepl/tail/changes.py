@@ -19,6 +19,8 @@ from rdsrepl.tail.timelines import Timelines
 #: the prefix of our own heartbeat's messages, which are not passed on.
 HEARTBEAT_PREFIX: Final = "rdsrepl.heartbeat"
 _PG_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 _POSITIONS: Final = Struct(">QQ").unpack_from
 
 #: what the reading of a malformed message raises: decoders have one ``try`` around their loop and few checks inside.
@@ -71,18 +73,21 @@ class Transaction:
             its own record ends.
         timeline: the one on which that record was written.
         commit_time: when it committed, ISO 8601; None where the plugin does not say.
-        commit_ms: the same in milliseconds since 1970.
+        commit_us: the same in microseconds since 1970.
         suffix: the end of each of its lines in the ``json`` format, up to ``seq``.
         as_text: a member of a line, with its comma, that names the columns given as text; empty where there are none.
+        origin, origin_lsn: the replication origin from which it came, and its commit's position there; None without.
     """
 
     xid: int | None
     timeline: int
     commit_lsn: str
     commit_time: str | None
-    commit_ms: int | None
+    commit_us: int | None
     suffix: str = ""
     as_text: str = ""
+    origin: str | None = None
+    origin_lsn: int | None = None
 
     def with_text(self, columns: Sequence[str]) -> Transaction:
         """Return the same transaction for a change whose values of these columns are given as the server's text."""
@@ -110,7 +115,8 @@ class Transaction:
             f'","timeline":{timeline},"commit_lsn":"{commit_lsn}","commit_time":{quoted},"xid":{number},'
             f'{prepared}"seq":'
         )
-        return cls(xid, timeline, commit_lsn, time, None if moment is None else int(moment.timestamp() * 1000), suffix)
+        microseconds = None if moment is None else (moment - _UNIX_EPOCH) // _MICROSECOND
+        return cls(xid, timeline, commit_lsn, time, microseconds, suffix)
 
 
 class Stop(Enum):

@@ -1,19 +1,15 @@
-"""What a change looks like on the way out: ``json`` (ours), ``wal2json``, ``debezium``, ``pretty``.
+"""What a change looks like on the way out: ``json`` (ours), ``wal2json``, ``pretty``; ``debezium`` has its own module.
 
 A format gives each relation a writer, made once: its lines are ``%`` templates, so that writing a row is one C call.
 """
 
 from __future__ import annotations
 
-import time
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring as quote
 from operator import itemgetter
 from typing import Any, ClassVar, Final, Protocol
 
-from rdsrepl import __version__
-from rdsrepl.lsn import Lsn
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Relation, Transaction
 from rdsrepl.tail.values import AsText, Dialect, Shape, wal2json_shape
@@ -23,7 +19,7 @@ from rdsrepl.text.escapes import shown
 Values = tuple[Any, ...]
 
 #: what a session sets so that values come in one form, whatever the role's or the database's defaults are.
-_ISO_SETTINGS: Final = {
+ISO_SETTINGS: Final = {
     "DateStyle": "ISO",
     "IntervalStyle": "iso_8601",
     "TimeZone": "UTC",
@@ -159,22 +155,30 @@ def text_of(content: bytes) -> tuple[str, bool]:
         return content.hex(), True
 
 
-class _RowImages:
-    """The objects ``key``, ``before`` and ``after`` of a relation; shared by the JSON formats."""
+class RowImages:
+    """The objects ``key``, ``before`` and ``after`` of a relation; shared by the JSON formats.
 
-    __slots__ = ("after", "before_key", "before_row", "key", "relation")
+    Attributes:
+        relation: whose they are.
+        key_columns: the numbers of the columns that identify a row.
+        key, before_key, before_row, after: template parts.
+    """
+
+    __slots__ = ("after", "before_key", "before_row", "key", "key_columns", "relation")
 
     def __init__(self, relation: Relation, catalog: Catalog) -> None:
         every = list(range(len(relation.columns)))
         key = key_numbers(relation, catalog)
         flagged = [n for n, column in enumerate(relation.columns) if column.is_key]
         self.relation = relation
+        self.key_columns = key
         self.key: list[str | int] = members(relation, key) if key else ["null"]
         self.before_key: list[str | int] = members(relation, flagged) if flagged else ["null"]
         self.before_row = members(relation, every)
         self.after = members(relation, every)
 
     def before(self, whole: bool) -> list[str | int]:
+        """Return the parts of ``before``: of the whole old row, or of its key."""
         return self.before_row if whole else self.before_key
 
     def known_after(self, new: Values) -> tuple[list[str | int], str]:
@@ -185,12 +189,12 @@ class _RowImages:
         return members(self.relation, known), "[" + ",".join(unchanged) + "]"
 
 
-def _fill(values: Values, old: Values) -> Values:
+def fill(values: Values, old: Values) -> Values:
     """Give a key column that came as unchanged the old value: an unchanged key is the same key."""
     return tuple(b if a is None else a for a, b in zip(values, old, strict=True))
 
 
-def _known(values: Values) -> Values:
+def known(values: Values) -> Values:
     """Give a key column whose value nobody sent a null: servers before 13.6 leave out a large key that is unchanged."""
     return tuple("null" if value is None else value for value in values) if None in values else values
 
@@ -199,7 +203,7 @@ class _ChangesOnly:
     """What our own formats share: values in our dialect, and nothing said of a transaction's begin and end."""
 
     dialect: ClassVar[Dialect] = "json"
-    settings: ClassVar[Mapping[str, str]] = _ISO_SETTINGS
+    settings: ClassVar[Mapping[str, str]] = ISO_SETTINGS
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -222,7 +226,7 @@ class JsonFormat(_ChangesOnly):
 
     def writer(self, relation: Relation) -> Writer:
         """Return what writes a relation's changes."""
-        return _JsonWriter(_RowImages(relation, self._catalog))
+        return _JsonWriter(RowImages(relation, self._catalog))
 
     def truncate(
         self, relation: Relation, cascade: bool, restart_identity: bool, lsn: str, tx: Transaction, seq: int
@@ -255,7 +259,7 @@ class JsonFormat(_ChangesOnly):
 class _JsonWriter:
     __slots__ = ("_deletes", "_head", "_images", "_insert", "_update")
 
-    def __init__(self, images: _RowImages) -> None:
+    def __init__(self, images: RowImages) -> None:
         relation = images.relation
         self._images = images
         self._head = f'"schema":{quote(relation.schema)},"table":{quote(relation.table)},"key":'
@@ -279,7 +283,7 @@ class _JsonWriter:
             return f"{self._update(new)}{lsn}{tx.suffix}{seq}}}\n"
         images = self._images
         after, unchanged = images.known_after(new)
-        key = template(images.key)(_known(new if old is None else _fill(new, old)))
+        key = template(images.key)(known(new if old is None else fill(new, old)))
         before = "null" if old is None else template(images.before(whole))(old)
         rest = f',"unchanged":{unchanged}' if unchanged != "[]" else ""
         return (
@@ -388,94 +392,6 @@ class _Wal2jsonWriter:
 
     def _old(self, values: Values) -> str:
         return template(self._list([n for n in self._key if values[n] is not None]))(values)
-
-
-class DebeziumFormat(_ChangesOnly):
-    """Debezium's envelope: ``before``, ``after``, ``source``, ``op``, ``ts_ms``."""
-
-    def __init__(self, catalog: Catalog, *, database: str, name: str) -> None:
-        """Make the format.
-
-        Args:
-            catalog: where types are looked up.
-            database: ``source.db``.
-            name: ``source.name``, Debezium's logical server name; we give the slot's.
-        """
-        super().__init__(catalog)
-        self._database = quote(database)
-        self._name = quote(name)
-
-    def writer(self, relation: Relation) -> Writer:
-        """Return what writes a relation's changes."""
-        return _DebeziumWriter(self, _RowImages(relation, self._catalog))
-
-    def truncate(
-        self,
-        relation: Relation,
-        cascade: bool,  # noqa: ARG002
-        restart_identity: bool,  # noqa: ARG002
-        lsn: str,
-        tx: Transaction,
-        seq: int,
-    ) -> str:
-        """Write a TRUNCATE of one table."""
-        return self.envelope("null", "null", "t", quote(relation.schema), quote(relation.table), lsn, tx, seq)
-
-    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
-        """Write a message; Debezium gives the content in base64."""
-        message = f'"message":{{"prefix":{quote(prefix)},"content":"{b64encode(content).decode()}"}},'
-        return f'{{"op":"m",{message}{self._source(chr(34) * 2, chr(34) * 2, lsn, tx, seq)}'
-
-    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
-        """Fail: the format has no word for it, and such slots are refused before."""
-        raise ValueError(f"{verb} has no form in this format")
-
-    def envelope(
-        self, before: str, after: str, op: str, schema: str, table: str, lsn: str, tx: Transaction, seq: int
-    ) -> str:
-        """Write one event."""
-        return (
-            f'{{"before":{before},"after":{after},{tx.as_text}"op":"{op}",{self._source(schema, table, lsn, tx, seq)}'
-        )
-
-    def _source(self, schema: str, table: str, lsn: str, tx: Transaction, seq: int) -> str:
-        xid = "null" if tx.xid is None else tx.xid
-        milliseconds = "null" if tx.commit_ms is None else tx.commit_ms
-        sequence = quote(f'["{int(Lsn.parse(tx.commit_lsn))}","{int(Lsn.parse(lsn))}","{seq}"]')
-        return (
-            f'"source":{{"version":"{__version__}","connector":"postgresql","name":{self._name},"ts_ms":{milliseconds},'
-            f'"snapshot":"false","db":{self._database},"sequence":{sequence},"schema":{schema},"table":{table},'
-            f'"txId":{xid},"lsn":{int(Lsn.parse(lsn))},"xmin":null,"timeline":{tx.timeline},'
-            f'"commit_lsn":{int(Lsn.parse(tx.commit_lsn))},"seq":{seq}}},"ts_ms":{int(time.time() * 1000)},'
-            f'"transaction":null}}\n'
-        )
-
-
-class _DebeziumWriter:
-    __slots__ = ("_after", "_format", "_images", "_schema", "_table")
-
-    def __init__(self, fmt: DebeziumFormat, images: _RowImages) -> None:
-        self._format = fmt
-        self._images = images
-        self._schema = quote(images.relation.schema)
-        self._table = quote(images.relation.table)
-        self._after = template(images.after)
-
-    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
-        return self._format.envelope("null", self._after(new), "c", self._schema, self._table, lsn, tx, seq)
-
-    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
-        before = "null" if old is None else template(self._images.before(whole))(old)
-        if None not in new:
-            after = self._after(new)
-        else:
-            parts, unchanged = self._images.known_after(new)
-            after = f'{template(parts)(new)},"unchanged":{unchanged}'
-        return self._format.envelope(before, after, "u", self._schema, self._table, lsn, tx, seq)
-
-    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
-        before = template(self._images.before(whole))(old)
-        return self._format.envelope(before, "null", "d", self._schema, self._table, lsn, tx, seq)
 
 
 class PrettyFormat(_ChangesOnly):

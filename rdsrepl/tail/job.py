@@ -17,6 +17,7 @@ from rdsrepl.tail import preflight
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import TableFilter
 from rdsrepl.tail.continuity import LastRun
+from rdsrepl.tail.debezium_values import DebeziumOptions, debezium_options
 from rdsrepl.tail.engine import Bounds, Observer, Stream, Summary, Tail
 from rdsrepl.tail.heartbeat import Beat, Heartbeat
 from rdsrepl.tail.metrics import Exporter, Exposure
@@ -87,6 +88,7 @@ class Job:
         allow_missing_publication: go on where the server (18) leaves changes out that were made before a publication.
         receive_timeout_seconds: after how long without a sign of the server's a connection is taken for dead; 0 is
             never, None is ``wal_sender_timeout``, and half a minute for the answer to a statement.
+        debezium: how the format ``debezium`` writes keys and values.
     """
 
     slot_name: str
@@ -105,6 +107,7 @@ class Job:
     accept_gap: bool = False
     allow_missing_publication: bool = False
     receive_timeout_seconds: float | None = None
+    debezium: DebeziumOptions = field(default_factory=DebeziumOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +162,22 @@ def delivery(to: str, format: FormatName | None, options: Mapping[str, Any]) -> 
     )
 
 
+def debezium(format: FormatName | None, given: Mapping[str, Any]) -> DebeziumOptions:
+    """Return how the format ``debezium`` writes keys and values.
+
+    Args:
+        format: the one that was asked for.
+        given: the options by their attributes' names; None is not given.
+
+    Raises:
+        BadValue: there is no such mode, or the format is another one.
+    """
+    named = [name for name, value in given.items() if value is not None]
+    if named and format is not FormatName.debezium:
+        raise BadValue(f"--debezium-{named[0]} is for --format debezium", hint="add --format debezium, or leave it out")
+    return debezium_options(given)
+
+
 def run(
     target: Target, job: Job, observer: Observer, *, colour: bool = False, watch: WalWatch | None = None
 ) -> Outcome:
@@ -209,6 +228,7 @@ def run(
             until_lsn=bounds.until_lsn,
             colour=colour,
             partition_by=None if job.delivery is None else job.delivery.partition_by,
+            debezium=job.debezium,
         )
         if job.delivery is None and job.format in _TEXT_FORMATS and (torn := mend_torn_line()):
             observer.note(f"took an unfinished line of {torn} bytes off the end of the file; its change comes again")

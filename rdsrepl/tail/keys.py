@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from json.encoder import encode_basestring as quote
 from typing import Final
 
 from rdsrepl.errors import BadValue
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Relation, Transaction
-from rdsrepl.tail.formats import Format, Values, Writer, key_numbers, template
+from rdsrepl.tail.debezium import KeyUpdates
+from rdsrepl.tail.formats import Format, Values, Writer, key_numbers, members, template
 from rdsrepl.tail.values import Dialect, Shape
 
 SEPARATOR: Final = "\0"
@@ -43,14 +45,16 @@ def _is_unicode(text: str) -> bool:
 class KeyedFormat:
     """Another format whose lines begin with their partition key."""
 
-    def __init__(self, inner: Format, catalog: Catalog, by: str) -> None:
+    def __init__(self, inner: Format, catalog: Catalog, by: str, *, event_keys: bool = False) -> None:
         """Wrap INNER.
 
         Args:
             inner: writes the lines.
             catalog: knows primary keys.
             by: ``key``, ``table``, ``transaction``, or a column's name.
+            event_keys: by ``key``, the partition key is the event's own key, a JSON text (Debezium).
         """
+        self._event_keys = event_keys
         self._inner = inner
         self._catalog = catalog
         self._by = by
@@ -76,6 +80,11 @@ class KeyedFormat:
             BadValue: the table has no column of the wanted name.
         """
         inner = self._inner.writer(relation)
+        if isinstance(inner, KeyUpdates):  # its delete goes under the old key, its create under the new one
+            return inner.around(lambda events: self._keyed(events, relation))
+        return self._keyed(inner, relation)
+
+    def _keyed(self, inner: Writer, relation: Relation) -> Writer:
         if self._by == "transaction":
             return _ByTransaction(inner)
         return _ByValues(inner, self._keys(relation))
@@ -102,6 +111,8 @@ class KeyedFormat:
         line = self._inner.message(prefix, content, transactional, lsn, tx, seq)
         if self._by == "transaction":
             return self._of_transaction(line, tx)
+        if self._event_keys and self._by == "key":
+            return f'{{"prefix":{quote(prefix)}}}{SEPARATOR}{line}'
         return f"{_plain(prefix) or 'message'}{SEPARATOR}{line}"
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
@@ -118,6 +129,8 @@ class KeyedFormat:
             return lambda values: table
         if self._by == "key":
             numbers = key_numbers(relation, self._catalog)
+            if self._event_keys and numbers:
+                return template(members(relation, numbers))
         else:
             numbers = [n for n, column in enumerate(relation.columns) if column.name == self._by]
             if not numbers:

@@ -42,6 +42,7 @@ _ROLLBACK_PREPARED: Final = Struct(">BQQqqI").unpack_from
 _ATTRIBUTE: Final = Struct(">Ii").unpack_from
 _MESSAGE: Final = Struct(">BQ").unpack_from
 _TRUNCATE: Final = Struct(">IB").unpack_from
+_ORIGIN: Final = Struct(">Q").unpack_from
 
 _HEARTBEAT: Final = HEARTBEAT_PREFIX.encode() + b"\0"
 _KEY, _OLD = 0x4B, 0x4F
@@ -194,7 +195,11 @@ class PgoutputDecoder:
                     append(line)
                     changes += 1
                     commits.append((end_lsn, changes))
-                elif kind != 0x4F:  # Origin says nothing that we print
+                elif kind == 0x4F:  # Origin: comes after Begin, before the first change
+                    if not self._open:
+                        raise ValueError("an origin outside of a transaction")
+                    tx.origin_lsn, tx.origin = _ORIGIN(m, _AT + 1)[0], _string(m, _AT + 9)[0]
+                else:
                     raise ValueError(f"no message of its protocol begins with {chr(kind)!r}")
         except MALFORMED as exc:
             error = self._malformed(m, exc)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.errors import WrongPlugin
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Decoder, TableFilter
+from rdsrepl.tail.debezium import DebeziumFormat
+from rdsrepl.tail.debezium_values import DebeziumOptions
 from rdsrepl.tail.encodings import decoder
-from rdsrepl.tail.formats import DebeziumFormat, Format, JsonFormat, PrettyFormat, Wal2jsonFormat
+from rdsrepl.tail.formats import Format, JsonFormat, PrettyFormat, Wal2jsonFormat
 from rdsrepl.tail.keys import KeyedFormat
 from rdsrepl.tail.pgoutput import PgoutputDecoder, RawPgoutput
 from rdsrepl.tail.test_decoding import TestDecoding
@@ -64,6 +66,7 @@ def assemble(
     until_lsn: int | None,
     colour: bool,
     partition_by: str | None = None,
+    debezium: DebeziumOptions | None = None,
 ) -> Pipeline:
     """Return the pipeline for a slot and a format.
 
@@ -76,6 +79,7 @@ def assemble(
         until_lsn: where to stop.
         colour: whether ``pretty`` is coloured.
         partition_by: lines begin with a partition key made of this (``keys.KeyedFormat``).
+        debezium: how ``debezium`` writes keys and values; None is Debezium's defaults.
 
     Raises:
         WrongPlugin: the slot's plugin cannot serve the format or an option.
@@ -89,14 +93,14 @@ def assemble(
             hint=(f"--format {'|'.join(served)}, or " if partition_by is None else "")
             + "a slot with --plugin pgoutput",
         )
-    fmt = _format(name, findings, catalog, colour)
+    fmt = _format(name, findings, catalog, colour, debezium)
     if partition_by is not None:
         if fmt is None or (plugin == "wal2json" and name is FormatName.wal2json):
             raise WrongPlugin(
                 f"slot {slot.slot_name} uses {plugin}, whose own lines have no partition key",
                 hint="--format json, or a slot with --plugin pgoutput",
             )
-        fmt = KeyedFormat(fmt, catalog, partition_by)
+        fmt = KeyedFormat(fmt, catalog, partition_by, event_keys=debezium is not None and debezium.keys)
     if plugin == "pgoutput":
         pipeline = _pgoutput(findings, name, fmt, catalog, tables, given, until_lsn)
     elif plugin == "wal2json":
@@ -110,11 +114,13 @@ def assemble(
     return pipeline
 
 
-def _format(name: FormatName, findings: Findings, catalog: Catalog, colour: bool) -> Format | None:
+def _format(
+    name: FormatName, findings: Findings, catalog: Catalog, colour: bool, debezium: DebeziumOptions | None
+) -> Format | None:
     if name is FormatName.json:
         return JsonFormat(catalog)
     if name is FormatName.debezium:
-        return DebeziumFormat(catalog, database=findings.database, name=findings.slot.slot_name)
+        return DebeziumFormat(catalog, database=findings.database, name=findings.slot.slot_name, options=debezium)
     if name is FormatName.pretty:
         return PrettyFormat(catalog, colour=colour)
     if name is FormatName.wal2json:

@@ -24,7 +24,7 @@ from rdsrepl.aws import session
 from rdsrepl.aws.streams import Stream
 from rdsrepl.config import Aws
 from rdsrepl.errors import Error, Unreachable
-from rdsrepl.tail.keys import split
+from rdsrepl.tail.keys import SEPARATOR, split
 from rdsrepl.tail.sinks.aggregation import aggregated
 from rdsrepl.tail.sinks.dispatch import REQUEST_BYTES, Dispatch, Item, Limits
 from rdsrepl.tail.sinks.oversize import Oversize
@@ -320,7 +320,15 @@ def _lines(line: str | bytes) -> Sequence[str]:
     assert isinstance(line, str)
     if not line:
         return ()
-    return line[:-1].split("\n") if line.count("\n") > 1 else (line[:-1],)
+    if line.count("\n") == 1:
+        return (line[:-1],)
+    records: list[str] = []
+    for one in line[:-1].split("\n"):
+        # A tombstone comes without a partition key: it goes under that of the delete before it.
+        records.append(
+            one if SEPARATOR in one or not records else records[-1].partition(SEPARATOR)[0] + SEPARATOR + one
+        )
+    return records
 
 
 def limits(stream: Stream, *, linger_seconds: float, aggregate: bool) -> Limits:
