@@ -104,6 +104,8 @@ def test_three_failovers_under_load_lose_nothing(
         tail = cloud.program.start(*words, stdout=file, stderr=err)
         try:
             with Load(connect) as load:
+                # Only a slot that has been streamed is waited for through a failover.
+                _wait(lambda: out.stat().st_size > 0, 60, lambda: (tmp_path / "err").read_text())
                 time.sleep(2)
                 for _ in range(FAILOVERS):
                     done = cloud("cluster", "failover", CLUSTER, "--yes", "-o", "json")

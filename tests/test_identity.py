@@ -283,7 +283,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
             words = ("slot", "tail", "fo", "--no-confirm", "-f", "json")
             tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=subprocess.PIPE)
             write(writer, "both 1", "both 2", "both 3")
-            until(lambda: arrived("both 3"), "the changes before")
+            until(lambda: arrived("both 3") and "both 3" in other.read_text(), "the changes before")
             with closing(reader.connect()) as conn, closing(writer.connect()) as source:
                 end = source.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
                 until(lambda: conn.execute("SELECT pg_last_wal_replay_lsn() >= %s", end).fetchone() == (True,), "it")
