@@ -91,9 +91,19 @@ def _event(data: bytes) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
+def _body(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the event itself, where it comes with its key (Debezium)."""
+    return event["value"] if event.keys() == {"key", "value"} and isinstance(event["value"], dict) else event
+
+
+def _with_body(whole: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    return {**whole, "value": body} if whole.keys() == {"key", "value"} else body
+
+
 def _where(event: dict[str, Any] | None) -> str:
     if event is None:
         return "an unknown table"
+    event = _body(event)
     source = event.get("source") if isinstance(event.get("source"), dict) else event
     assert source is not None
     return f"{source.get('schema')}.{source.get('table')} at {event.get('lsn', source.get('lsn'))}"
@@ -102,6 +112,7 @@ def _where(event: dict[str, Any] | None) -> str:
 def _without_largest(event: dict[str, Any], limit: int) -> bytes | None:
     """Take the largest values out of both images, one after the other, until the event fits; None if it never does."""
     key = set(event.get("key") or ())
+    whole, event = event, _body(event)
     sizes = [
         (len(json.dumps(value, ensure_ascii=False)), image, column)
         for image in ("before", "after")
@@ -113,7 +124,9 @@ def _without_largest(event: dict[str, Any], limit: int) -> bytes | None:
         del event[image][column]
         if column not in dropped:
             dropped.append(column)
-        smaller = json.dumps({**event, "dropped": dropped}, ensure_ascii=False, separators=(",", ":"))
+        smaller = json.dumps(
+            _with_body(whole, {**event, "dropped": dropped}), ensure_ascii=False, separators=(",", ":")
+        )
         encoded = _FRACTION.sub(r"\1", smaller).encode("utf-8", "surrogateescape")
         if len(encoded) <= limit:
             return encoded
