@@ -245,8 +245,9 @@ def test_what_is_made_on_aws_converges_after_a_kill(cloud: Cloud) -> None:
         assert run(*cluster).json["status"] == "unchanged"
         source = ("instance", "create", "again-1x", "--class", *single, "--storage", "20")
         converges(source, (1,), **{"class": ("--class", "db.r6g.xlarge")}, storage=("--storage", "30"))
-        group = ("param-group", "create", "again-group", "--family", "postgres16", "--kind", "instance")
-        converges((*group, "--class", "db.r6g.large"), (1,))
+        cloud.client("rds").create_db_parameter_group(
+            DBParameterGroupName="again-group", DBParameterGroupFamily="postgres16", Description="empty: no reboot"
+        )
         replica = ("instance", "create", "again-r", "--class", "db.r6g.large", "--replica-of", "again-1x")
         converges((*replica, "--param-group", "again-group"), (3,), source=("--replica-of", "again"))
     finally:

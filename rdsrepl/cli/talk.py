@@ -36,20 +36,18 @@ def warn(ctx: typer.Context, text: str) -> None:
 
 def ask(question: str) -> bool:
     """Ask a person at the terminal; anything but ``y`` or ``yes`` is no."""
-    sys.stderr.write(f"{line_for_person(question)} [y/N] ")
-    sys.stderr.flush()
-    return _answer().lower() in ("y", "yes")
+    return _answer(f"{question} [y/N]").lower() in ("y", "yes")
 
 
 def ask_for(question: str, wanted: str) -> bool:
     """Ask a person at the terminal to type something; return whether it is that."""
-    sys.stderr.write(f"{line_for_person(question)} ")
-    sys.stderr.flush()
-    return _answer() == wanted
+    return _answer(question) == wanted
 
 
-def _answer() -> str:
+def _answer(question: str) -> str:
     try:
+        sys.stderr.write(f"{line_for_person(question)} ")
+        sys.stderr.flush()
         return sys.stdin.readline().strip()
     except KeyboardInterrupt:
         sys.stderr.write("\n")  # the terminal shows ^C behind the question
