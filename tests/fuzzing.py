@@ -27,6 +27,7 @@ from rdsrepl.state import json_lines
 from rdsrepl.tail import preflight
 from rdsrepl.tail.catalog import Catalog
 from rdsrepl.tail.changes import Decoder, TableFilter
+from rdsrepl.tail.debezium_values import debezium_options
 from rdsrepl.tail.pipeline import FormatName, Pipeline, assemble
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.text import masking
@@ -72,12 +73,15 @@ class Tally:
 SLOTS = {"g": ("pgoutput", False), "g2": ("pgoutput", True), "w": ("wal2json", False), "t": ("test_decoding", False)}
 _TABLES = TableFilter(("every_*", "*ile*.*", "log"))
 
+_OTHER_MODES = debezium_options({"keys": True, "time": "isostring", "interval": "string", "decimal": "double"})
+
 
 def _pipelines() -> Iterator[tuple[str, FormatName, dict[str, Any]]]:
     for name in FormatName:
         yield "g", name, {}
     yield "g", FormatName.json, {"partition_by": "key"}
     yield "g", FormatName.debezium, {"partition_by": "transaction"}
+    yield "g", FormatName.debezium, {"partition_by": "key", "debezium": _OTHER_MODES}
     yield "g", FormatName.json, {"tables": _TABLES}
     for name in (FormatName.json, FormatName.pretty, FormatName.raw):
         yield "g2", name, {}

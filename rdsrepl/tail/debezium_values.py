@@ -146,6 +146,8 @@ _TEXTS: Final = frozenset(
 _BUILT_IN: Final = _INTEGERS | _FLOATS | _TEXTS | {
     _BOOL, _BYTEA, _POINT, _BIT, _VARBIT, _DATE, _TIME, _TIMESTAMP, _TIMESTAMPTZ, _INTERVAL, _TIMETZ, _NUMERIC,
 }  # fmt: skip
+# int2vector and oidvector are arrays to the catalogue, but their text is not an array's.
+_BLANK_SEPARATED: Final = frozenset({22, 30})
 _HSTORE: Final = "hstore"
 _GEOMETRIES: Final = frozenset({"geometry", "geography"})
 _VECTORS: Final = frozenset({"vector", "halfvec"})
@@ -212,6 +214,8 @@ class DebeziumValues:
         options = self._options
         if type_oid in _BUILT_IN:
             return self._built_in(type_oid, typmod)
+        if type_oid in _BLANK_SEPARATED:
+            return _checked(lambda text: "[" + ",".join([_int64(int(word)) for word in text.split()]) + "]"), True
         if type_oid == _MONEY:
             return _money(options.decimal, self._catalog.money_digits()), True
         found = self._catalog.description(type_oid)
@@ -242,9 +246,7 @@ class DebeziumValues:
                 raise ValueError(text)
             return value
 
-        if not uncertain:
-            return array(inner, delimiter), False
-        return _checked(array(checked_element, delimiter)), True
+        return _checked(array(checked_element if uncertain else inner, delimiter)), True
 
     def _built_in(self, type_oid: int, typmod: int) -> tuple[Convert, bool]:
         options = self._options
@@ -257,7 +259,7 @@ class DebeziumValues:
         if type_oid in _TEXTS:
             return quote, False
         if type_oid == _BYTEA:
-            return lambda text: self.octets(bytes.fromhex(text[2:])), False
+            return _checked(lambda text: self.octets(bytes.fromhex(text[2:]))), True
         if type_oid == _POINT:
             return _checked(_point), True
         if type_oid in (_BIT, _VARBIT):
