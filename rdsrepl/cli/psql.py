@@ -66,7 +66,12 @@ def psql(
 
 
 # psql says itself who it is, and takes its encoding from the terminal; a key's password is no word for a command line.
-_LEFT_OUT: Final = frozenset({"fallback_application_name", "client_encoding", "sslpassword"})
+# Keepalives have no variable: as a connection string they would take the place of the database's name, so that psql
+# reads a `-d NAME` of the user's as well as this one, and this one as the user.
+_LEFT_OUT: Final = frozenset(
+    {"fallback_application_name", "client_encoding", "sslpassword"}
+    | {"keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"}
+)
 
 
 def _quoted(value: str) -> str:
