@@ -14,7 +14,7 @@ import typer
 from rdsrepl.cli.completion import complete_publication, complete_sink, complete_slot
 from rdsrepl.cli.options import LogFormat, Reader, duration_option, log_as, lsn_option, shared, where
 from rdsrepl.cli.talk import note, tell, warn
-from rdsrepl.errors import BadValue, NotFound
+from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.debezium_values import (
     PLACEHOLDER,
@@ -433,11 +433,9 @@ def tail(
         allow_missing_publication,
         receive_timeout,
         debezium_options,
+        create,
     )
-    target = where(ctx)
-    if create is not None:
-        _create(ctx, target, job, create)
-    _report(ctx, job, _run(ctx, target, job))
+    _report(ctx, job, _run(ctx, where(ctx), job))
 
 
 def peek(
@@ -571,26 +569,26 @@ def _run(ctx: typer.Context, target: Target, job: Job) -> Outcome:
     watch = WalWatch(target)
     talker = _Talker(ctx, watch)
     try:
-        return jobs.run(target, job, talker, colour=colours(sys.stdout) and not shared(ctx).no_color, watch=watch)
+        return jobs.run(
+            target,
+            job,
+            talker,
+            colour=colours(sys.stdout) and not shared(ctx).no_color,
+            watch=watch,
+            create=lambda: _create(ctx, target, job.slot_name, job.create or ""),
+        )
     finally:
         talker.clear()
 
 
-def _create(ctx: typer.Context, target: Target, job: Job, plugin: str) -> None:
-    """Create the slot where there is none; whatever streaming needs is looked at before."""
+def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> None:
     from rdsrepl import apply
     from rdsrepl.postgres import connection, slots
-    from rdsrepl.tail import preflight
 
     with connection.open(target) as conn:
-        try:
-            slots.get(conn, job.slot_name)
-            return
-        except NotFound:
-            pass
-        if plugin == "pgoutput":
-            preflight.published(conn, job.publications)
-        plan = slots.create(conn, job.slot_name, plugin=plugin)
+        plan = slots.create(conn, slot, plugin=plugin)
+    if not plan.steps:
+        return  # somebody else made it meanwhile
     outcomes = apply.run(
         plan,
         target,
@@ -598,7 +596,7 @@ def _create(ctx: typer.Context, target: Target, job: Job, plugin: str) -> None:
         waiting=lambda step, seconds, blockers: note(ctx, f"{step.summary}: waits for {'; '.join(blockers) or '…'}"),
     )
     position = outcomes[0].returned.get("lsn", "")
-    note(ctx, f"created slot {job.slot_name} ({plugin}) at {position}: changes committed from now on are in it")
+    note(ctx, f"created slot {slot} ({plugin}) at {position}: changes committed from now on are in it")
 
 
 def _report(ctx: typer.Context, job: Job, outcome: Outcome) -> None:

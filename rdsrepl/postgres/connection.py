@@ -445,8 +445,9 @@ def translate(exc: psycopg.Error) -> errors.Error:
 
 def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
     """Tell apart what shares SQLSTATE 55000 (object_not_in_prerequisite_state); the wording is PostgreSQL's own."""
-    if "output_plugin_libraries" in text:
-        return errors.PluginNotAllowed, "add the plugin to output_plugin_libraries and reload, or use --plugin pgoutput"
+    if (state == "42501" and "output plugin" in text) or "output_plugin_libraries" in text:
+        plugin = match[1] if (match := re.search(r'"([^"]+)"', text)) else "PLUGIN"
+        return errors.PluginNotAllowed, plugin_remedy("pgoutput, test_decoding", plugin)
     if state == "55000":
         if "wal_level" in text:
             return errors.WalLevelNotLogical, (
@@ -475,6 +476,15 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
     if state[:2] == "28":
         return errors.AuthenticationFailed, "check the user and its password"
     return errors.ServerError, None
+
+
+def plugin_remedy(libraries: str, plugin: str) -> str:
+    """Say how to let an output plugin in, where the server allows LIBRARIES (15.20, 17.11, 18.6 and later)."""
+    allowed = ", ".join(name for name in (libraries, plugin) if name)
+    return (
+        f"as superuser: ALTER SYSTEM SET output_plugin_libraries = {allowed}; SELECT pg_catalog.pg_reload_conf(); "
+        "(on RDS: in the parameter group); or use a slot with --plugin pgoutput"
+    )
 
 
 def _hint(exc: psycopg.Error) -> str | None:

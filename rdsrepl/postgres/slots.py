@@ -10,14 +10,14 @@ import csv
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Plan, Statement, require_same
-from rdsrepl.postgres.connection import in_recovery, server_version, setting
+from rdsrepl.postgres.connection import in_recovery, plugin_remedy, server_version, setting
 from rdsrepl.text.commands import command
 from rdsrepl.units import format_size
 
@@ -300,7 +300,7 @@ def create(
             _require_same(conn, slot, plugin, two_phase=two_phase, failover=failover)
             return Plan(title, (), unchanged=f"it exists already, unused, at {slot.confirmed_flush_lsn}")
     _require_free(conn, present)
-    _require_plugin(conn, plugin)
+    require_plugin(conn, plugin)
     version = server_version(conn)
     row = conn.execute(_MAY_CALL).fetchone()
     through_sql = row is not None and bool(row[0])
@@ -558,13 +558,25 @@ def _require_free(conn: Connection, present: Sequence[Slot]) -> None:
         )
 
 
-def _require_plugin(conn: Connection, plugin: str) -> None:
+def planned(name: str, plugin: str, database: str) -> Slot:
+    """Return a logical slot that is not there yet."""
+    row: dict[str, Any] = dict.fromkeys(field.name for field in fields(Slot))
+    row |= {"slot_name": name, "plugin": plugin, "slot_type": "logical", "database": database}
+    return Slot(**{**row, "temporary": False, "active": False})
+
+
+def require_plugin(conn: Connection, plugin: str) -> None:
+    """Make sure that the server allows an output plugin; where this role may not see that, nothing is said.
+
+    Raises:
+        PluginNotAllowed: it does not.
+    """
     row = conn.execute(_ALLOWED_PLUGINS).fetchone()
     libraries = row[0] if row else None
     if not plugin_allowed(libraries, plugin):
         raise errors.PluginNotAllowed(
             f"the server allows no output plugin {plugin} (output_plugin_libraries = {libraries})",
-            hint=f"add {plugin} to output_plugin_libraries and reload, or use --plugin pgoutput",
+            hint=plugin_remedy(libraries or "", plugin),
         )
 
 

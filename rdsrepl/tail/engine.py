@@ -51,7 +51,7 @@ _SAMPLE_SECONDS: Final = 0.25
 # How long a server without wal_sender_timeout may be silent; PostgreSQL's default of that parameter.
 _SILENCE_SECONDS: Final = 60.0
 # So many connections in a row on which the server was silent for too long, behind the same position, end the run.
-_FRUITLESS: Final = 4
+_FRUITLESS: Final = 5
 # Output that has not taken a change for this long is slow enough to hold up a shutdown of the server.
 _STALLED_SECONDS: Final = 3.0
 # Of the server's notices; one that tells of every change says something new each time.
@@ -200,7 +200,7 @@ class Observer(Protocol):
 
 
 class _Signals:
-    """SIGINT and SIGTERM while the tail runs: the first asks for a clean stop, a second exits at once."""
+    """SIGINT, SIGTERM and SIGHUP while the tail runs: the first asks for a clean stop, a second exits at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -213,7 +213,10 @@ class _Signals:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._take) for number in numbers}
         wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         try:
             yield
@@ -277,9 +280,9 @@ class Tail:
         self._last_status = self._asked = 0.0
         self._sent_flush = 0
         self._denials = 0
-        # Connections in a row that brought nothing new, and up to where everything had been received before the last.
+        # Connections in a row that brought nothing new, and the last commit before the last of them.
         self._fruitless = 0
-        self._received_before = 0
+        self._commit_before = 0
         self._watch: ShutdownWatch | None = None
         self._connected = False
         # When batches were handed over: (number, time), one in a quarter of a second at most.
@@ -399,8 +402,8 @@ class Tail:
             self._denials = 0
             self._last_status = time.monotonic()
             self._sent_flush = 0
-            if self._ledger.received_lsn != self._received_before:
-                self._received_before, self._fruitless = self._ledger.received_lsn, 0
+            if self._ledger.commit_lsn != self._commit_before:
+                self._commit_before, self._fruitless = self._ledger.commit_lsn, 0
             return receiver
 
     def _goes_on(self, server: _Server, server_lsn: int) -> bool:
@@ -593,10 +596,11 @@ class Tail:
         Raises:
             TimedOut: it was one too many: the server decodes for longer than it, or we, wait for the other side.
         """
-        at, allowed = self._ledger.received_lsn, receiver.wal_sender_timeout_seconds
+        at, allowed = self._ledger.commit_lsn, receiver.wal_sender_timeout_seconds
         silent = max(receiver.longest_silence_seconds, time.monotonic() - receiver.heard_at)
         is_stalled = self._sink.pending_bytes >= QUEUE_BYTES
-        if at != self._received_before or receiver.server_lsn <= at or is_stalled:
+        # Keepalives on the way to a commit are no progress: the server begins anew before it.
+        if at != self._commit_before or receiver.server_lsn <= self._ledger.received_lsn or is_stalled:
             self._fruitless = 0
             return
         limits = [seconds for seconds in (self._silence_seconds(receiver), allowed) if seconds]
@@ -605,10 +609,10 @@ class Tail:
         self._fruitless += 1
         if self._fruitless >= _FRUITLESS:
             raise errors.TimedOut(
-                f"slot {self._stream.slot_name}: {_FRUITLESS} connections in a row brought nothing behind {Lsn(at)}, "
-                f"and ended after the server was silent for up to {silent:.1f}s: it decodes a change or a transaction "
-                f"for longer than wal_sender_timeout ({allowed:g}s) and --receive-timeout allow, or the network passes no "
-                "large packets",
+                f"slot {self._stream.slot_name}: {_FRUITLESS} connections in a row brought nothing behind "
+                f"{Lsn(at or self._claimed)}, and ended after the server was silent for up to {silent:.1f}s: it "
+                f"decodes a change or a transaction for longer than wal_sender_timeout ({allowed:g}s) and "
+                "--receive-timeout allow, or the network passes no large packets",
                 hint="allow more: PGOPTIONS='-c wal_sender_timeout=30min -c logical_decoding_work_mem=1GB' and "
                 "--receive-timeout 30min",
             )

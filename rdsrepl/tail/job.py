@@ -6,7 +6,7 @@ The command line and the Lambda function say what they want as a ``Job``; this i
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -23,7 +23,7 @@ from rdsrepl.tail.heartbeat import Beat, Heartbeat
 from rdsrepl.tail.metrics import Exporter, Exposure
 from rdsrepl.tail.pipeline import FormatName, assemble
 from rdsrepl.tail.receiver import printable
-from rdsrepl.tail.sinks.stdout import StdoutSink, mend_torn_line
+from rdsrepl.tail.sinks.stdout import StdoutSink, mend_torn_line, require_writable
 from rdsrepl.tail.wal_watch import WalWatch
 from rdsrepl.units import format_size
 
@@ -38,7 +38,6 @@ LINGER_SECONDS: Final = 0.01
 REQUESTS: Final = 4
 _MISSING_PUBLICATION_SINCE: Final = 18
 _ANSWER_SECONDS: Final = 30.0
-_TEXT_FORMATS: Final = (FormatName.json, FormatName.debezium, FormatName.wal2json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +85,7 @@ class Job:
         exposure: metrics over HTTP.
         accept_gap: go on where changes are missing between what was delivered and where the slot stands.
         allow_missing_publication: go on where the server (18) leaves changes out that were made before a publication.
+        create: the output plugin of the slot to be made where there is none.
         receive_timeout_seconds: after how long without a sign of the server's a connection is taken for dead; 0 is
             never, None is ``wal_sender_timeout``, and half a minute for the answer to a statement.
         debezium: how the format ``debezium`` writes keys and values.
@@ -108,6 +108,7 @@ class Job:
     allow_missing_publication: bool = False
     receive_timeout_seconds: float | None = None
     debezium: DebeziumOptions = field(default_factory=DebeziumOptions)
+    create: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,13 @@ def debezium(format: FormatName | None, given: Mapping[str, Any]) -> DebeziumOpt
 
 
 def run(
-    target: Target, job: Job, observer: Observer, *, colour: bool = False, watch: WalWatch | None = None
+    target: Target,
+    job: Job,
+    observer: Observer,
+    *,
+    colour: bool = False,
+    watch: WalWatch | None = None,
+    create: Callable[[], None] | None = None,
 ) -> Outcome:
     """Stream until a bound, a signal or an error that does not pass.
 
@@ -189,6 +196,7 @@ def run(
         observer: is told what happens.
         colour: whether the ``pretty`` format is coloured.
         watch: knows how far the server's WAL is; made here where metrics need one.
+        create: makes the slot, where ``job.create`` names a plugin; called when everything else was checked.
 
     Raises:
         Error: the stream or the slot is not there, is held, is invalidated; an option does not fit; the sink failed.
@@ -197,7 +205,7 @@ def run(
     stream = None if job.delivery is None else _stream(target, job.delivery)
     # Not for the heartbeat, whose statement may wait for a lock: another one would only queue behind it.
     beating, target = target, replace(target, answer_seconds=_answer_seconds(job))
-    findings = preflight.look(target, job.slot_name, job.publications)
+    findings = preflight.look(target, job.slot_name, job.publications, create=job.create)
     if len(findings.publications) == 1 and not job.publications:
         observer.note(f"publication {printable(findings.publications[0])}: the only one here")
     bounds = replace(job.bounds, until_lsn=int(findings.current_lsn)) if job.until_now else job.bounds
@@ -230,7 +238,11 @@ def run(
             partition_by=None if job.delivery is None else job.delivery.partition_by,
             debezium=job.debezium,
         )
-        if job.delivery is None and job.format in _TEXT_FORMATS and (torn := mend_torn_line()):
+        # pgoutput's own messages are no lines: their bytes may hold newlines, and end where their content says.
+        is_lines = job.format is not FormatName.raw or findings.slot.plugin != "pgoutput"
+        if job.delivery is None:
+            require_writable()
+        if job.delivery is None and is_lines and (torn := mend_torn_line()):
             observer.note(f"took an unfinished line of {torn} bytes off the end of the file; its change comes again")
         if job.exposure is not None:
             exporter = Exporter(job.exposure, job.slot_name, observer, watch or WalWatch(target))
@@ -259,6 +271,12 @@ def run(
             lambda primary: preflight.look(target, job.slot_name, findings.publications, primary=primary),
             _last_run(target, job, findings, observer) if job.confirm else None,
         )
+        if findings.is_planned and create is not None:
+            try:
+                create()
+            except BaseException:
+                sink.close()
+                raise
         if heartbeat is not None:
             heartbeat.start()
         try:

@@ -58,6 +58,7 @@ class Findings:
             schemas on it; nothing is looked up there.
         started_at: since when the server runs, as it prints it.
         stats_reset: when the slot's statistics were reset, as it prints it; None is never, or not known before 14.
+        is_planned: the slot is not there yet.
     """
 
     slot: Slot
@@ -72,17 +73,31 @@ class Findings:
     search_path: str
     started_at: str
     stats_reset: str | None
+    is_planned: bool = False
 
 
-def look(target: Target, slot_name: str, publications: Sequence[str], *, primary: bool = False) -> Findings:
+def look(
+    target: Target,
+    slot_name: str,
+    publications: Sequence[str],
+    *,
+    primary: bool = False,
+    create: str | None = None,
+) -> Findings:
     """Look at the slot and what streaming it needs.
 
-    PRIMARY: a standby will not do, whatever it has; the slot was streamed from a primary, and this is another server.
+    Args:
+        target: the database.
+        slot_name: the slot.
+        publications: those to stream.
+        primary: a standby will not do, whatever it has; the slot was streamed from a primary, and this is another
+            server.
+        create: the output plugin of the slot to be made where there is none; whether that can be done is looked at.
 
     Raises:
         NotFound: no such slot or publication.
-        WrongPlugin, Refused, SlotInvalidated, SlotBeingSynced, NotPrimary, WalLevelNotLogical, Denied: it cannot be
-            streamed, each with its remedy.
+        PluginNotAllowed, WrongPlugin, Refused, SlotInvalidated, SlotBeingSynced, NotPrimary, WalLevelNotLogical,
+            Denied: it cannot be streamed, each with its remedy.
         Unreachable: no server answered.
     """
     from rdsrepl.postgres import connection, slots
@@ -105,12 +120,20 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
                 "the server is a standby now", hint="connect to the primary (on RDS: the writer endpoint)"
             )
         slots.require_replication_right(conn)
-        slot = slots.get(conn, slot_name)
         row = conn.execute(_ABOUT).fetchone()
         assert row is not None
         database, encoding, has_timelines, path, started_at = row
+        is_planned = False
+        try:
+            slot = slots.get(conn, slot_name)
+        except errors.NotFound:
+            if create is None:
+                raise
+            slots.create(conn, slot_name, plugin=create)  # only the plan, with what it checks
+            slot, is_planned = slots.planned(slot_name, create, database), True
         statistics = conn.execute(_STATS_RESET, (slot_name,)).fetchone() if version >= _STATISTICS_SINCE else None
         _fit(slot, database, in_recovery)
+        slots.require_plugin(conn, slot.plugin or "")
         names: tuple[str, ...] = ()
         if slot.plugin == "pgoutput":
             names = published(conn, publications)
@@ -133,6 +156,7 @@ def look(target: Target, slot_name: str, publications: Sequence[str], *, primary
             path,
             started_at,
             statistics[0] if statistics else None,
+            is_planned,
         )
 
 

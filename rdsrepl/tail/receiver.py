@@ -23,6 +23,7 @@ from rdsrepl.tail.timelines import Timelines
 
 if TYPE_CHECKING:
     from psycopg.errors import Diagnostic
+    from psycopg.sql import Composable
 
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
@@ -196,9 +197,9 @@ class Receiver:
 
         command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {}").format(sql.Identifier(slot), sql.SQL(str(Lsn(lsn))))
         if options:
-            pairs = [sql.SQL("{} {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in options.items()]
+            pairs = [sql.SQL("{} {}").format(sql.Identifier(k), _literal(v)) for k, v in options.items()]
             command += sql.SQL(" (") + sql.SQL(", ").join(pairs) + sql.SQL(")")
-        self._pgconn.send_query(command.as_bytes(None))
+        self._pgconn.send_query(command.as_string(None).encode("utf-8", "surrogateescape"))
         with _translating():
             result = self._conn.wait(generators.execute(self._pgconn))[0]
         if result.status != pq.ExecStatus.COPY_BOTH:
@@ -357,6 +358,13 @@ class Receiver:
         from rdsrepl.postgres.connection import translate
 
         return translate(driver.error_from_result(result))  # type: ignore[arg-type]
+
+
+def _literal(value: str) -> Composable:
+    """Quote a value for the replication grammar, which has no ``E''``: a backslash is one (repl_scanner.l)."""
+    from psycopg import sql
+
+    return sql.SQL("'" + value.replace("'", "''") + "'")
 
 
 def _neither(message: bytes, before: Sequence[bytes]) -> MalformedMessage:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import stat
+import sys
 import threading
 import time
 from collections import deque
@@ -155,6 +157,22 @@ class StdoutSink:
         # Full: the reader will wake anyway. Closed: there is no reader.
         with contextlib.suppress(OSError):
             os.write(self._wake_write, b"!")
+
+
+def require_writable(fd: int = 1) -> None:
+    """Make sure that a descriptor can be written to.
+
+    Raises:
+        SinkFailed: it is closed, or open for reading only.
+    """
+    if fd == 1 and sys.__stdout__ is None:  # by now something else has the number
+        raise SinkFailed("standard output is closed", hint="redirect it: > FILE, or to a pipe")
+    try:
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError as exc:
+        raise _failure(exc) from exc
+    if mode == os.O_RDONLY:
+        raise SinkFailed("standard output is open for reading only", hint="redirect it with >, or to a pipe")
 
 
 def mend_torn_line(fd: int = 1) -> int:
