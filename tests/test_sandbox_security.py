@@ -217,6 +217,14 @@ def test_a_page_under_another_name_is_refused(api: Api) -> None:
     assert code(send(api, "POST", "/", RDS, plain)) == (403, "MissingAuthenticationToken")
 
 
+def test_a_body_of_unknown_or_absurd_length_is_not_read(api: Api) -> None:
+    """What is left of it would be read as the next request."""
+    for coding in ("chunked", "Chunked", "gzip, chunked", "identity"):
+        assert send(api, "POST", "/", RDS, [("Transfer-Encoding", coding)])[0] == 411
+    for length in ("9" * 5000, str(65 * 1024 * 1024)):
+        assert send(api, "POST", "/", b"", [("Content-Length", length)])[0] == 413
+
+
 def test_what_no_service_offers_is_signed_too(api: Api) -> None:
     rule = json.dumps({"service": "rds", "code": "Throttling", "times": None}).encode()
     for method in ("POST", "GET", "DELETE"):

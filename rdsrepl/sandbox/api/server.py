@@ -279,10 +279,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes | None:
         length = self.headers.get("Content-Length", "0")
-        if not length.isdecimal() or "chunked" in self.headers.get("Transfer-Encoding", ""):
+        if not length.isdecimal() or "Transfer-Encoding" in self.headers:
             self.send_error(HTTPStatus.LENGTH_REQUIRED)
             return None
-        if int(length) > _LARGEST_BODY:
+        if len(length) > len(str(_LARGEST_BODY)) or int(length) > _LARGEST_BODY:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return None
         return self.rfile.read(int(length))
