@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rdsrepl import aws_lambda
+from rdsrepl.config import Target
 from rdsrepl.errors import BadValue, Refused
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail import preflight
@@ -27,6 +28,8 @@ from rdsrepl.tail.sinks.oversize import Oversize
 from tests.conftest import _here
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.conftest import Database, Program
 
 DEFAULT = "__debezium_unavailable_value"
@@ -255,11 +258,16 @@ def stream(rdsrepl: Program, database: Database, *words: str) -> list[dict[str, 
 
 
 def decoded(
-    database: Database, *modes: dict[str, str], slot: str = "g", partition_by: str | None = None
+    database: Database,
+    *modes: dict[str, Any],
+    slot: str = "g",
+    partition_by: str | None = None,
+    asked_of: Target | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> list[list[str]]:
     """Return the lines of all that waits in a slot, in each of the modes."""
     lines: list[list[str]] = []
-    with closing(Catalog(database.target)) as catalog, closing(database.connect()) as conn:
+    with closing(Catalog(asked_of or database.target, warn)) as catalog, closing(database.connect()) as conn:
         findings = preflight.look(database.target, slot, ("p",) if slot == "g" else ())
         for mode in modes:
             words: dict[str, Any] = {"tables": TableFilter(), "given": {}, "until_lsn": None, "colour": False}
@@ -510,6 +518,30 @@ def test_wrong_options(rdsrepl: Program) -> None:
             result = _here(["--dsn", "host=/nowhere", "slot", command, "absent", *words], rdsrepl.env, None)
             assert result.code == 2, (words, result.err)
             assert told in " ".join(result.err.replace("│", " ").split()), (words, result.err)
+
+
+def test_a_role_that_may_not_read_the_catalogue(db15: Database) -> None:
+    """The stream goes on, with text where a type is not known, and the warning says what to grant."""
+    db15.run(
+        "CREATE TYPE mood AS ENUM ('happy')",
+        "CREATE TABLE t (id integer PRIMARY KEY, n numeric(5,2), d date, m mood, a integer[])",
+        "CREATE PUBLICATION p FOR ALL TABLES",
+        "SELECT pg_create_logical_replication_slot('g', 'pgoutput')",
+        "INSERT INTO t VALUES (1, 1.5, '1970-01-02', 'happy', '{1}')",
+        f"CREATE ROLE {db15.name} LOGIN PASSWORD 'x'",
+        "REVOKE SELECT ON pg_catalog.pg_type, pg_catalog.pg_attribute FROM PUBLIC",
+    )
+    limited = Target("t", f"{db15.server.dsn(dbname=db15.name, user=db15.name)} password=x")
+    told: list[str] = []
+    try:
+        ((line,),) = decoded(db15, {}, asked_of=limited, warn=told.append)
+        event = json.loads(line)
+        assert event["after"] == {"id": 1, "n": unscaled("1.50", 2), "d": 1, "m": "happy", "a": "{1}"}
+        assert event["as_text"] == ["m", "a"]
+    finally:
+        db15.run(f"DROP ROLE {db15.name}")
+    assert told
+    assert all("GRANT SELECT ON pg_catalog.pg_type" in text for text in told)
 
 
 def test_to_kinesis(db15: Database) -> None:

@@ -235,8 +235,12 @@ class Catalog:
         return self._descriptions[oid]
 
     def type_modifiers(self, schema: str, table: str) -> dict[tuple[str, int], int]:
-        """Return a table's type modifiers as they are now, by column name and type OID."""
-        return {(name, oid): typmod for name, oid, typmod in self._ask(_TYPE_MODIFIERS, (schema, table))}
+        """Return a table's type modifiers as they are now, by column name and type OID; none may be read: none."""
+        try:
+            return {(name, oid): typmod for name, oid, typmod in self._ask(_TYPE_MODIFIERS, (schema, table))}
+        except Denied as exc:
+            self._tell(exc)
+            return {}
 
     def money_digits(self) -> int | None:
         """Return how many digits of money stand behind the point (``lc_monetary``); None where that is not clear."""
