@@ -23,7 +23,6 @@ from enum import StrEnum
 from hashlib import md5
 from json.encoder import encode_basestring as quote
 from typing import Any, Final
-from uuid import UUID
 
 from rdsrepl.errors import BadValue
 from rdsrepl.tail.catalog import Catalog
@@ -191,6 +190,8 @@ class DebeziumValues:
                 if found.element in _INTEGER_ARRAYS:
                     return json.dumps([octet - 256 if octet > 127 else octet for octet in octets])
                 if found.element == _UUID:
+                    from uuid import UUID  # takes longer to import than most commands have
+
                     return f'["{UUID(bytes=md5(octets, usedforsecurity=False).digest(), version=3)}"]'
             if found is not None and found.name == _HSTORE:
                 pairs = f"{{{quote(text)}:{quote(text)}}}"
