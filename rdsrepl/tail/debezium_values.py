@@ -17,7 +17,7 @@ import struct
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from datetime import date
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from hashlib import md5
@@ -397,6 +397,8 @@ def _bits(text: str) -> str:
 
 _DAY: Final = 86_400_000_000
 _EPOCH: Final = date(1970, 1, 1).toordinal()
+_MOMENT_0: Final = datetime(1970, 1, 1)
+_MICROSECOND: Final = timedelta(microseconds=1)
 _INT64: Final = 1 << 63
 _INFINITY: Final = {"infinity": 9_223_372_036_825_200_000, "-infinity": -9_223_372_036_832_400_000}
 # What Debezium has for these dates: the largest and the smallest 32-bit number, from 2000 on, wrapped around.
@@ -404,6 +406,9 @@ _INFINITE_DAYS: Final = {"infinity": -2_147_472_692, "-infinity": -2_147_472_691
 _DATE_TEXT: Final = re.compile(r"([0-9]{4,})-([0-9]{2})-([0-9]{2})").fullmatch
 _TIME_TEXT: Final = re.compile(r"([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,6}))?").fullmatch
 _OFFSET: Final = re.compile(r"(.*)([+-])([0-9]{2})(?::([0-9]{2}))?(?::([0-9]{2}))?").fullmatch
+_PLAIN_UTC: Final = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,6}))?\+00"
+).fullmatch
 _BC: Final = " BC"
 
 
@@ -453,6 +458,8 @@ def _time_micros(text: str) -> int:
 
 def _micros(text: str) -> int:
     """Return a timestamp's microseconds since 1970."""
+    if text[4:5] == "-" and text[10:11] == " " and text[-1] != "C":
+        return (datetime.fromisoformat(text) - _MOMENT_0) // _MICROSECOND
     body = text.removesuffix(_BC)
     day, _, time = body.partition(" ")
     return _ordinal(day, before_christ=body != text) * _DAY + _time_micros(time)
@@ -511,6 +518,11 @@ def _iso_timestamp(text: str) -> str:
 
 
 def _timestamptz(text: str, precision: int) -> str:
+    plain = _PLAIN_UTC(text)
+    if plain is not None:  # nearly all are: it is spelled anew, and not counted
+        day, clock, fraction = plain.groups("")
+        point = "." if precision else ""
+        return f'"{day}T{clock}{point}{fraction.ljust(precision, "0")[:precision]}Z"'
     if text in _INFINITY:
         return f'"{text}"'
     body = text.removesuffix(_BC)
