@@ -598,9 +598,9 @@ class Tail:
         """
         at, allowed = self._ledger.commit_lsn, receiver.wal_sender_timeout_seconds
         silent = max(receiver.longest_silence_seconds, time.monotonic() - receiver.heard_at)
-        is_stalled = self._sink.pending_bytes >= QUEUE_BYTES
-        # Keepalives on the way to a commit are no progress: the server begins anew before it.
-        if at != self._commit_before or receiver.server_lsn <= self._ledger.received_lsn or is_stalled:
+        # What comes on the way to a commit, keepalives included, is no progress: the server starts again before it.
+        has_more = self._ledger.in_transaction or receiver.server_lsn > self._ledger.received_lsn
+        if at != self._commit_before or not has_more:
             self._fruitless = 0
             return
         limits = [seconds for seconds in (self._silence_seconds(receiver), allowed) if seconds]
