@@ -71,7 +71,7 @@ CODES = [
     ("ValidationError", 400, "bad_value", 2),
     ("ValidationException", 400, "bad_value", 2),
     ("MissingParameter", 400, "bad_value", 2),
-    ("InsufficientDBInstanceCapacity", 400, "bad_value", 2),
+    ("InsufficientDBInstanceCapacity", 400, "not_available", 4),
     ("InternalFailure", 500, "unreachable", 5),
     ("InternalError", 500, "unreachable", 5),
     ("InternalServiceError", 500, "unreachable", 5),

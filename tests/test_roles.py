@@ -85,7 +85,7 @@ def test_the_clear_password_is_nowhere(database: Database, role: str, rdsrepl: P
     words = ("-vv", "role", "create", role, "--password-stdin", "--yes")
     result = rdsrepl(*words, dsn=database.dsn, input=secret + "\n")
     assert result.code == 0, result.err
-    failed = rdsrepl(*words, dsn=database.dsn, input=secret + "\n")
+    failed = rdsrepl(*words, "--connection-limit", "5", dsn=database.dsn, input=secret + "\n")
     assert failed.code == 4
     assert "Traceback" in failed.err
     log = database.server.log_file.read_text()
