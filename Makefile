@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	@$(BIN)/rdsrepl demo
 
 test: $(INSTALLED) postgres lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

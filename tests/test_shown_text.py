@@ -19,6 +19,8 @@ from rdsrepl.tail.changes import Transaction
 from rdsrepl.tail.formats import PrettyFormat
 from rdsrepl.text.commands import command, ddl, shell, sql
 from rdsrepl.text.escapes import is_plain, json_text, shown, yaml_text
+from tests.conftest import Database, Program
+from tests.test_help_topics import on_terminal
 
 # What moves a cursor, breaks a line, turns text round, hides, or is markup for rich.
 HOSTILE = "\x1b[2J\x1b]0;t\x07 \x9b31m\n\r\tx\u202e\u2066\u200b\u2028\ufeff\u00ad\x7f[red][link=http://x]y[/]"
@@ -177,3 +179,19 @@ def test_a_usage_error_quotes_the_command_line_clean(rdsrepl: Any) -> None:
 def test_every_list_of_bad_characters_is_bad() -> None:
     assert len(BAD) > 12 and not any(map(is_plain, BAD))
     assert subprocess.run(["printf", "%s", shown(HOSTILE)], capture_output=True, check=True).stdout.isascii()
+
+
+def test_lines_of_the_stream_act_on_no_terminal(rdsrepl: Program, db15: Database) -> None:
+    """A pipe gets the characters as they are; both are the same value to a JSON reader."""
+    name = f"s_{db15.name}"
+    db15.run(
+        "CREATE TABLE t (id int PRIMARY KEY, v text)",
+        "CREATE PUBLICATION p FOR TABLE t",
+        f"SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')",
+        "INSERT INTO t VALUES (1, E'a\\u009b2J\\u202eb')",
+    )
+    words = ("--dsn", db15.dsn, "-q", "slot", "peek", name, "--format", "json")
+    code, terminal = on_terminal(rdsrepl, *words, rows=24)
+    piped = rdsrepl(*words[2:], dsn=db15.dsn).out
+    assert code == 0 and "\\u009b" in terminal and "\u009b" not in terminal and "\u202e" not in terminal
+    assert "\u009b" in piped and json.loads(piped)["after"] == json.loads(terminal)["after"]

@@ -248,7 +248,7 @@ def run(
             exporter = Exporter(job.exposure, job.slot_name, observer, watch or WalWatch(target))
             observer = exporter
         kinesis = None if stream is None else _kinesis_sink(target, job, stream, observer)
-        sink = kinesis or StdoutSink()
+        sink = kinesis or StdoutSink(is_json=job.format not in (FormatName.raw, FormatName.pretty))
         if exporter is not None and kinesis is not None:
             exporter.counts = kinesis.counts
         tail = Tail(

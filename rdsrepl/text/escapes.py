@@ -46,6 +46,11 @@ def json_text(value: Any, *, indent: int | None = None, compact: bool = False) -
     return _unicode_escaped(text, keep="\n")
 
 
+def json_line(text: str) -> str:
+    r"""Return JSON that was written elsewhere so that no character of it acts on a terminal; the value is the same."""
+    return _unicode_escaped(text, keep="\n")
+
+
 def yaml_text(value: Any, *, explicit_start: bool = False) -> str:
     """Return YAML in which no character acts on a terminal: strings that ``shown`` changes are in double quotes."""
     import yaml

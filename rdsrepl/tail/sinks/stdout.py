@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from rdsrepl.errors import Error
+from rdsrepl.text.escapes import json_line
 
 _FSYNC_SECONDS: Final = 1.0
 _WRITE_BYTES: Final = 1 << 20
@@ -34,8 +35,15 @@ class SinkFailed(Error):
 class StdoutSink:
     """Writes batches to a file descriptor from a thread of its own, so that a stalled reader stalls nothing else."""
 
-    def __init__(self, fd: int = 1) -> None:
+    def __init__(self, fd: int = 1, *, is_json: bool = False) -> None:
+        """Prepare a sink.
+
+        Args:
+            fd: where to write.
+            is_json: the lines are JSON; on a terminal, characters in them that would act there are escaped.
+        """
         self._fd = fd
+        self._escapes = is_json and os.isatty(fd)
         self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
         self._queue: deque[tuple[int, bytes]] = deque()
         self._changed = threading.Condition()
@@ -55,6 +63,8 @@ class StdoutSink:
         if self._failure is not None:
             raise self._failure
         data = _joined(lines)
+        if self._escapes:
+            data = json_line(data.decode("utf-8", "surrogateescape")).encode()
         with self._changed:
             self._queue.append((number, data))
             self._pending += len(data)
