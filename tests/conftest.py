@@ -7,10 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -260,9 +261,13 @@ def _here(words: Sequence[str], env: Mapping[str, str], input: str | None) -> Re
     os.environ.clear()
     os.environ.update(env)
     sys.stdin = io.TextIOWrapper(io.BytesIO((input or "").encode()), encoding="utf-8")
+    written = b""
     try:
-        with redirect_stdout(out), redirect_stderr(err):
-            _program()(list(words))
+        with redirect_stdout(out), redirect_stderr(err), _descriptor_1() as read:
+            try:
+                _program()(list(words))
+            finally:
+                written = read()
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
@@ -271,7 +276,37 @@ def _here(words: Sequence[str], env: Mapping[str, str], input: str | None) -> Re
         os.environ.clear()
         os.environ.update(kept)
         _forget_clients()
-    return Result(int(code), out.getvalue(), err.getvalue())
+    return Result(int(code), out.getvalue() + written.decode(), err.getvalue())
+
+
+@contextmanager
+def _descriptor_1() -> Iterator[Callable[[], bytes]]:
+    """Take what is written to the descriptor itself, as the tail does; the function given ends that and returns it."""
+    pieces: list[bytes] = []
+    ours, theirs = os.pipe()
+    kept = os.dup(1)
+    os.dup2(theirs, 1)
+    os.close(theirs)
+
+    def take() -> None:
+        while piece := os.read(ours, 1 << 16):
+            pieces.append(piece)
+
+    reader = threading.Thread(target=take, daemon=True)
+    reader.start()
+
+    def read() -> bytes:
+        os.dup2(kept, 1)  # the last writer's end of the pipe is closed with that
+        reader.join(timeout=10)
+        return b"".join(pieces)
+
+    try:
+        yield read
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        reader.join(timeout=10)
+        os.close(ours)
 
 
 @cache
@@ -320,13 +355,12 @@ class Program:
     ) -> Result:
         """Run to the end; a variable that is None is not set.
 
-        In this process, which takes a tenth of the time, but for what writes to the descriptor itself (tail, peek),
-        lives by signals or processes (demo, sandbox, psql), or is about the process as such (no verb at all).
+        In this process, which takes a tenth of the time, but for what lives by signals or processes (demo, sandbox,
+        psql, a service), or is about the process as such (no verb at all).
         """
         wanted = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
         verbs = [word for word in words if not word.startswith("-")]
-        tail = "slot" in verbs and {"tail", "peek"} & set(verbs)
-        alone = tail or {"demo", "sandbox", "psql"} & set(verbs) or len(verbs) < 2 or "--help" in words
+        alone = {"demo", "sandbox", "psql"} & set(verbs) or len(verbs) < 2 or {"--help", "--metrics-port"} & set(words)
         if not alone and not any(name.startswith("_RDSREPL") for name in wanted):
             return _here(self._words(words, dsn)[len(self.command) :], wanted, input)
         done = subprocess.run(

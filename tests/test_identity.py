@@ -94,6 +94,7 @@ def hostile(database: Database) -> None:
 
 def test_each_line_has_an_identity_of_its_own_in_the_order_of_the_stream(stream: Database, rdsrepl: Program) -> None:
     hostile(stream)
+    stream.run("CREATE TABLE flushed ()")  # a message that is not transactional is not flushed by itself
     for slot in ("g", "tp"):
         words = ("slot", "tail", slot, "--until-now", "--no-confirm", "--format", "json")
         first = rdsrepl(*words, dsn=stream.dsn)
@@ -122,6 +123,7 @@ def test_a_wal2json_slot_has_identities_too(db15: Database, rdsrepl: Program, ve
         "SELECT pg_create_logical_replication_slot('w', 'wal2json')",
     )
     hostile(db15)
+    db15.run("CREATE TABLE flushed ()")  # see above
     option = f"format-version={version}"
     words = ("slot", "tail", "w", "--until-now", "--no-confirm", "--format", "json", "--plugin-option", option)
     result = rdsrepl(*words, dsn=db15.dsn)
