@@ -356,11 +356,13 @@ class Program:
         """Run to the end; a variable that is None is not set.
 
         In this process, which takes a tenth of the time, but for what lives by signals or processes (demo, sandbox,
-        psql, a service), or is about the process as such (no verb at all).
+        psql, a service), is about the process as such (no verb at all), or runs beside the test in a thread: the
+        environment and descriptor 1 belong to the whole process.
         """
         wanted = {name: value for name, value in {**self.env, **(env or {})}.items() if value is not None}
         verbs = [word for word in words if not word.startswith("-")]
         alone = {"demo", "sandbox", "psql"} & set(verbs) or len(verbs) < 2 or {"--help", "--metrics-port"} & set(words)
+        alone = alone or threading.current_thread() is not threading.main_thread()
         if not alone and not any(name.startswith("_RDSREPL") for name in wanted):
             return _here(self._words(words, dsn)[len(self.command) :], wanted, input)
         done = subprocess.run(
