@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from psycopg import pq
+from psycopg import pq, sql
 
 from rdsrepl.config import Target
 from rdsrepl.sandbox import binaries, credentials
@@ -194,18 +194,33 @@ def drop_database(made: Database) -> None:
         conn.execute(f'DROP DATABASE IF EXISTS "{made.name}" WITH (FORCE)')
 
 
+def role_names(server: Server) -> set[str]:
+    """Return the names of all roles of a server."""
+    with closing(server.connect()) as conn:
+        return {str(name) for (name,) in conn.execute("SELECT rolname FROM pg_roles")}
+
+
 @pytest.fixture
 def make_database() -> Iterator[Any]:
-    """Make databases on any server; they go with the test."""
+    """Make databases on any server; they are removed after the test, with the roles that it created there.
+
+    The servers are shared by the tests of a worker, and a role such as rds_replication changes what other tests see.
+    """
     made: list[Database] = []
+    roles: dict[Path, tuple[Server, set[str]]] = {}
 
     def make(server: Server) -> Database:
+        roles.setdefault(server.data_dir, (server, role_names(server)))
         made.append(new_database(server))
         return made[-1]
 
     yield make
     for database in made:
         drop_database(database)
+    for server, before in roles.values():
+        with closing(server.connect()) as conn:
+            for role in role_names(server) - before:
+                conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
 @pytest.fixture
