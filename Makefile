@@ -28,7 +28,7 @@ bench: $(INSTALLED) postgres
 	$(BIN)/python -m tests.benchmarks
 
 docs: $(INSTALLED)
-	RDSREPL_UPDATE=1 $(BIN)/python -m pytest -q tests/test_reference.py tests/test_completions.py
+	RDSREPL_UPDATE=1 $(BIN)/python -m pytest -q tests/cli/test_reference.py tests/cli/test_completions.py
 
 # For Lambda's runtimes: make lambda LAMBDA_PYTHON=3.12 LAMBDA_PLATFORM=manylinux2014_aarch64
 LAMBDA_PYTHON := 3.13

@@ -42,13 +42,13 @@ from rdsrepl import config
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import BadValue, SlotActive
 from rdsrepl.render import document, log
-from rdsrepl.tail import job as jobs
+from rdsrepl.tail import run as jobs
 from rdsrepl.tail.engine import Bounds, Progress
 from rdsrepl.tail.pipeline import FormatName
 from rdsrepl.units import parse_duration
 
 if TYPE_CHECKING:
-    from rdsrepl.tail.job import Job
+    from rdsrepl.tail.run import Job
 
 _AWS: Final = ("cluster", "instance", "region", "secret", "auth", "endpoint_url")
 _LIBPQ: Final = ("host", "port", "dbname", "user", "sslmode", "sslrootcert")

@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rdsrepl.errors import ConfigError, NotFound, UsageError
-from rdsrepl.state.yaml_nodes import NotYaml, compose
 from rdsrepl.text.masking import MASK, mask
+from rdsrepl.text.yaml_nodes import NotYaml, compose
 
 if TYPE_CHECKING:
     import yaml

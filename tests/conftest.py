@@ -21,9 +21,10 @@ import pytest
 from psycopg import pq, sql
 
 from rdsrepl.config import Target
-from rdsrepl.sandbox import binaries, credentials
+from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.credentials import Credentials
-from rdsrepl.sandbox.servers import Server
+from rdsrepl.sandbox.servers import binaries
+from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.sandbox.state import Directory
 
 if TYPE_CHECKING:
@@ -50,14 +51,21 @@ def find(version: int) -> binaries.Binaries | None:
 
 
 # Of the longest files, the longest first: the last one to begin must not keep one of the workers waiting.
-_LONG: Final = ("test_runbooks", "test_kinesis", "test_tail_delivery", "test_clusters", "test_walkthrough", "test_demo")
+_LONG: Final = (
+    "runbooks/test_pages",
+    "tail/test_kinesis",
+    "tail/test_delivery",
+    "aws/test_clusters",
+    "runbooks/test_walkthrough",
+    "cli/test_demo",
+)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the long files first; the rest stays in the order of chance."""
     places = {name: number for number, name in enumerate(_LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    items.sort(key=lambda item: places.get("/".join(item.path.with_suffix("").parts[-2:]), len(places)))
 
 
 def pytest_report_header() -> str:

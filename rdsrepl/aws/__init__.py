@@ -1,1 +1,1 @@
-"""The door to AWS, and its nouns."""
+"""Layer 3: AWS, one module per noun. Entry point: ``session.client``, the only place that makes clients."""

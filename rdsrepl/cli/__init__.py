@@ -1,1 +1,1 @@
-"""The command line: ``main`` (root and error boundary), ``options``, ``settle``, and one file a noun."""
+"""Layer 7: the command line. Entry point: ``main.app``; one module per noun, one package per noun with many verbs."""

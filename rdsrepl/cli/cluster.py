@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli import provisioning
+from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
+from rdsrepl.cli.confirm import Typed, settle
+from rdsrepl.cli.console import note
 from rdsrepl.cli.options import Reader, Writer, database_of, identity, shared
-from rdsrepl.cli.settle import Typed, settle
-from rdsrepl.cli.talk import note
 from rdsrepl.errors import Error, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command
@@ -85,8 +85,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
 
     Example: rdsrepl cluster show orders
     """
-    from rdsrepl import versions
-    from rdsrepl.aws import clusters, instances
+    from rdsrepl.aws import clusters, instances, release_support
 
     aws = identity(ctx).aws
     cluster = clusters.get(aws, cluster_id)
@@ -95,7 +94,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
         _member(member.instance_id, member.is_writer, member.parameter_group_status, known)
         for member in cluster.members
     ]
-    support = versions.logical_replication(cluster.kind, cluster.engine_version)
+    support = release_support.logical_replication(cluster.kind, cluster.engine_version)
     value = {"cluster": cluster, "members": members, "logical_replication": support}
     emit(
         value,
@@ -109,8 +108,8 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
                     ("writer endpoint", f"{cluster.endpoint}:{cluster.port}"),
                     ("reader endpoint", f"{cluster.reader_endpoint}:{cluster.port}"),
                     ("parameter group", cluster.parameter_group),
-                    ("storage", provisioning.storage_words(cluster)),
-                    ("queued", provisioning.pending_words(cluster)),
+                    ("storage", rds_options.storage_words(cluster)),
+                    ("queued", rds_options.pending_words(cluster)),
                     ("master user", _login(cluster)),
                     ("logical replication", support.words),
                 ]
@@ -137,11 +136,11 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
 def create(
     ctx: typer.Context,
     cluster_id: Annotated[str, typer.Argument(metavar="ID", help="The new cluster's identifier.")],
-    instance_class: provisioning.InstanceClass,
+    instance_class: rds_options.InstanceClass,
     engine: Annotated[
         ClusterEngine, typer.Option(help="postgres makes a Multi-AZ DB cluster of a writer and two readers.")
     ] = ClusterEngine.postgres,
-    engine_version: provisioning.EngineVersion = None,
+    engine_version: rds_options.EngineVersion = None,
     instances: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Members of an Aurora cluster.")] = 2,
     param_group: Annotated[
         str | None,
@@ -152,17 +151,17 @@ def create(
             show_default="AWS's default",
         ),
     ] = None,
-    master_user: provisioning.MasterUser = None,
-    master_secret: provisioning.MasterSecret = None,
-    dbname: provisioning.Dbname = None,
-    storage: provisioning.Storage = None,
-    storage_type: provisioning.StorageType = None,
-    iops: provisioning.Iops = None,
-    subnet_group: provisioning.SubnetGroup = None,
-    security_group: provisioning.SecurityGroup = None,
-    port: provisioning.Port = None,
-    deletion_protection: provisioning.DeletionProtection = False,
-    timeout: provisioning.Timeout = 3600.0,
+    master_user: rds_options.MasterUser = None,
+    master_secret: rds_options.MasterSecret = None,
+    dbname: rds_options.Dbname = None,
+    storage: rds_options.Storage = None,
+    storage_type: rds_options.StorageType = None,
+    iops: rds_options.Iops = None,
+    subnet_group: rds_options.SubnetGroup = None,
+    security_group: rds_options.SecurityGroup = None,
+    port: rds_options.Port = None,
+    deletion_protection: rds_options.DeletionProtection = False,
+    timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Make a cluster and wait until it is available.
 
@@ -176,7 +175,7 @@ def create(
     if kind == "multi_az_cluster" and storage is None:
         raise UsageError("how much storage?", hint="a Multi-AZ DB cluster needs --storage GIB")
     cluster_id = clusters.check_name(cluster_id, kind)
-    provisioning.check_class(instance_class)
+    rds_options.check_class(instance_class)
     target = identity(ctx)
     password = None if master_secret is None else secrets.get(target.aws, master_secret).password
     new = clusters.NewCluster(
@@ -201,7 +200,7 @@ def create(
     existing, ready = clusters.existing(target, new)
     plan = clusters.create(new, existing=existing, ready=ready, timeout_seconds=timeout)
     if kind == "multi_az_cluster" and existing is None:
-        plan = replace(plan, warnings=(*plan.warnings, provisioning.cluster_storage_words(new)))
+        plan = replace(plan, warnings=(*plan.warnings, rds_options.cluster_storage_words(new)))
     if settle(ctx, plan, target=target):
         note(ctx, f"next: {command('doctor --cluster {}', cluster_id)}")
 
@@ -210,30 +209,30 @@ def create(
 def reboot(
     ctx: typer.Context,
     cluster_id: Id,
-    with_pending: provisioning.WithPending = False,
-    timeout: provisioning.Timeout = 1800.0,
+    with_pending: rds_options.WithPending = False,
+    timeout: rds_options.Timeout = 1800.0,
 ) -> None:
     """Reboot every member of a cluster, one at a time, readers first (Aurora: the writer first); no failover.
 
     Example: rdsrepl cluster reboot orders
     """
-    from rdsrepl import rollouts
     from rdsrepl.aws import clusters, instances, pending_modifications
+    from rdsrepl.parameters import rollout
     from rdsrepl.plan import Plan
-    from rdsrepl.postgres import proofs
+    from rdsrepl.postgres import verification
 
     target = database_of(ctx, cluster=cluster_id)
     cluster = clusters.get(target.aws, cluster_id)
     clusters.require_available(cluster)
     members = instances.of_cluster(target.aws, cluster.cluster_id)
-    queued = rollouts.queued_on(cluster, *members)
+    queued = rollout.queued_on(cluster, *members)
     notes = pending_modifications.check_reboot(queued, allowed=with_pending)
-    steps = rollouts.reboot_cluster(
+    steps = rollout.reboot_cluster(
         cluster,
-        rollouts.Direction((), ()),
+        rollout.Direction((), ()),
         only_needed=False,
         timeout_seconds=timeout,
-        servers={member.instance_id: proofs.Server() for member in members},
+        servers={member.instance_id: verification.Server() for member in members},
     )
     warning = "each server is rebooted, one at a time, and its connections break"
     settle(ctx, Plan(f"reboot cluster {cluster.cluster_id}", tuple(steps), (warning, *notes)), target=target)
@@ -252,19 +251,19 @@ def failover(
             show_default="AWS's choice",
         ),
     ] = None,
-    timeout: provisioning.Timeout = 900.0,
+    timeout: rds_options.Timeout = 900.0,
 ) -> None:
     """Make another member the writer; prove that each logical slot is still there, and show how far it is.
 
     Example: rdsrepl cluster failover orders --to orders-2
     """
-    from rdsrepl import rollouts
     from rdsrepl.aws import clusters, pending_modifications
+    from rdsrepl.parameters import rollout
 
     target = database_of(ctx, cluster=cluster_id)
     cluster = clusters.get(target.aws, cluster_id)
     plan = clusters.failover(cluster, to=to, timeout_seconds=timeout)
-    notes = pending_modifications.kept(rollouts.queued_on(cluster))
+    notes = pending_modifications.kept(rollout.queued_on(cluster))
     fail_over(ctx, target, replace(plan, warnings=(*plan.warnings, *notes)))
 
 
@@ -272,10 +271,10 @@ def failover(
 def delete(
     ctx: typer.Context,
     cluster_id: Id,
-    final_snapshot: provisioning.FinalSnapshot = None,
-    skip_final_snapshot: provisioning.SkipFinalSnapshot = False,
-    confirm: provisioning.Confirm = None,
-    timeout: provisioning.Timeout = 3600.0,
+    final_snapshot: rds_options.FinalSnapshot = None,
+    skip_final_snapshot: rds_options.SkipFinalSnapshot = False,
+    confirm: rds_options.Confirm = None,
+    timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Delete a cluster with all its members; the identifier must be typed.
 
@@ -283,7 +282,7 @@ def delete(
     """
     from rdsrepl.aws import clusters, instances, statuses
 
-    provisioning.require_decision(final_snapshot, skip_final_snapshot)
+    rds_options.require_decision(final_snapshot, skip_final_snapshot)
     target = database_of(ctx, cluster=cluster_id)
     cluster = clusters.get(target.aws, cluster_id)
     calls = []
@@ -302,14 +301,14 @@ def delete(
 
 def fail_over(ctx: typer.Context, target: Target, plan: Plan) -> None:
     """Carry out a failover: show the logical slots before it and after it, and prove that they are still there."""
-    from rdsrepl.postgres import proofs
+    from rdsrepl.postgres import verification
 
     slots, unknown = _logical_slots(target)
     if unknown is not None:
         warning = f"the slots cannot be read, so nothing is proven of them: {unknown}"
         plan = replace(plan, warnings=(*plan.warnings, warning))
     else:
-        plan = replace(plan, steps=(*plan.steps, proofs.slots([slot.slot_name for slot in slots])))
+        plan = replace(plan, steps=(*plan.steps, verification.slots([slot.slot_name for slot in slots])))
     show_slots(ctx, "before", slots)
     if settle(ctx, plan, target=target):
         show_slots(ctx, "after", _logical_slots(target)[0])
@@ -343,7 +342,7 @@ def _member(instance_id: str, is_writer: bool, group_status: str, known: dict[st
         instance_class=instance.instance_class if instance else "",
         parameter_group_status=group_status,
         endpoint=f"{instance.endpoint}:{instance.port}" if instance and instance.endpoint else "",
-        pending_modifications=provisioning.pending_words(instance) if instance else None,
+        pending_modifications=rds_options.pending_words(instance) if instance else None,
     )
 
 

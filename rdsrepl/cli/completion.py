@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import typer
 
-from rdsrepl import config, name_cache
+from rdsrepl import config
 from rdsrepl.cli.options import Globals, identity, located, shared
+from rdsrepl.state import completion_cache
 from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
@@ -254,12 +255,12 @@ def _cached(
     ctx: typer.Context, options: Globals, key: dict[str, Any], ask: Callable[[], Iterable[str]], seconds: float
 ) -> list[str]:
     text = json.dumps(key, sort_keys=True)
-    names = name_cache.read(text, now=time.time())
+    names = completion_cache.read(text, now=time.time())
     if names is None:
         ctx.find_root().obj = ctx.obj = options
         found = _within(_PATIENCE_SECONDS, ask)
         names = [] if found is None else _plain(found)
-        name_cache.write(text, names, seconds=_FAILURE_SECONDS if found is None else seconds, now=time.time())
+        completion_cache.write(text, names, seconds=_FAILURE_SECONDS if found is None else seconds, now=time.time())
     return _plain(names)
 
 

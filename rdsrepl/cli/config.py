@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from rdsrepl import config
+from rdsrepl.cli.console import note, warn
 from rdsrepl.cli.options import Reader, shared, target_names
-from rdsrepl.cli.talk import note, warn
 from rdsrepl.errors import NotFound
 from rdsrepl.render import emit, facts, listing
 from rdsrepl.text.commands import shell

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from rdsrepl import topics
+from rdsrepl import help_topics
+from rdsrepl.cli.console import note
 from rdsrepl.cli.options import Reader, shared
-from rdsrepl.cli.talk import note
 from rdsrepl.errors import Error
 from rdsrepl.render import Format, emit, listing, paged
 
@@ -25,7 +25,7 @@ def complete_topic(ctx: typer.Context) -> list[str]:
     if given:
         return verbs
     try:
-        return sorted({*topics.names(), *verbs})
+        return sorted({*help_topics.names(), *verbs})
     except (Error, OSError):
         return verbs
 
@@ -51,7 +51,7 @@ def help_(
     """
     output = shared(ctx).output
     if not words:
-        rows = topics.ls()
+        rows = help_topics.ls()
         emit(
             rows,
             output,
@@ -60,13 +60,13 @@ def help_(
         if output is Format.table:
             note(ctx, "one of them: rdsrepl help TOPIC; a command's options: rdsrepl help slot tail")
         return
-    name = topics.find(words)
+    name = help_topics.find(words)
     if name is not None:
         _page(ctx, name)
         return
     command = _command(ctx, words)
     if command is None:
-        raise topics.unknown(words, _all_commands(ctx.find_root().command, ""))
+        raise help_topics.unknown(words, _all_commands(ctx.find_root().command, ""))
     if output is Format.table:
         # Exactly what --help does: usage, arguments, options.
         ctx.find_root().command.main([*words, "--help"], prog_name=ctx.find_root().info_name, standalone_mode=False)
@@ -75,10 +75,10 @@ def help_(
 
 
 def _page(ctx: typer.Context, name: str) -> None:
-    text = topics.read(name)
+    text = help_topics.read(name)
     output = shared(ctx).output
     if output is not Format.table:
-        (topic,) = (row for row in topics.ls() if row.topic == name)
+        (topic,) = (row for row in help_topics.ls() if row.topic == name)
         emit({"topic": topic.topic, "title": topic.title, "text": text}, output, lambda: "")
         return
     if not sys.stdout.isatty():
@@ -86,7 +86,7 @@ def _page(ctx: typer.Context, name: str) -> None:
         return
     from rich.markdown import Markdown
 
-    shown = topics.for_terminal(text)
+    shown = help_topics.for_terminal(text)
     if _command(ctx, [name]) is not None:
         shown += f"\n\nIts options: `rdsrepl {name} --help`\n"
     # The palette of the terminal itself: a page is read on light ones, too.

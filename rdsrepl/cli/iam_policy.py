@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rdsrepl import iam
+from rdsrepl.aws import iam_policy as iam
 from rdsrepl.cli.options import identity, shared
 from rdsrepl.render import Format, emit
 

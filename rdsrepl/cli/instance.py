@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli import provisioning
+from rdsrepl.cli import rds_options
 from rdsrepl.cli.cluster import fail_over
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
+from rdsrepl.cli.confirm import Typed, settle
+from rdsrepl.cli.console import note
 from rdsrepl.cli.options import Reader, Writer, database_of, identity, shared
-from rdsrepl.cli.settle import Typed, settle
-from rdsrepl.cli.talk import note
 from rdsrepl.errors import Refused, UsageError
 from rdsrepl.render import emit, facts, listing
 from rdsrepl.text.commands import command
@@ -60,14 +60,13 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
 
     Example: rdsrepl instance show orders-1
     """
-    from rdsrepl import versions
-    from rdsrepl.aws import instances
+    from rdsrepl.aws import instances, release_support
 
     instance = instances.get(identity(ctx).aws, instance_id)
-    kind: versions.Kind = "aurora" if instance.engine.startswith("aurora") else "instance"
+    kind: release_support.Kind = "aurora" if instance.engine.startswith("aurora") else "instance"
     if kind == "instance" and instance.cluster_id is not None:
         kind = "multi_az_cluster"
-    support = versions.logical_replication(kind, instance.engine_version)
+    support = release_support.logical_replication(kind, instance.engine_version)
     value = {"instance": instance, "logical_replication": support}
     emit(
         value,
@@ -83,8 +82,8 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
                 ("endpoint", f"{instance.endpoint}:{instance.port}" if instance.endpoint else None),
                 ("parameter group", f"{instance.parameter_group}, {instance.parameter_group_status}"),
                 ("read replicas", instance.replicas),
-                ("storage", provisioning.storage_words(instance)),
-                ("queued", provisioning.pending_words(instance)),
+                ("storage", rds_options.storage_words(instance)),
+                ("queued", rds_options.pending_words(instance)),
                 ("master user", instance.master_user),
                 ("logical replication", support.words),
             ]
@@ -96,7 +95,7 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
 def create(
     ctx: typer.Context,
     instance_id: Annotated[str, typer.Argument(metavar="ID", help="The new instance's identifier.")],
-    instance_class: provisioning.InstanceClass,
+    instance_class: rds_options.InstanceClass,
     replica_of: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Make it a read replica of that instance.", autocompletion=complete_instance),
@@ -105,7 +104,7 @@ def create(
         str | None,
         typer.Option(metavar="ID", help="Make it a member of that Aurora cluster.", autocompletion=complete_cluster),
     ] = None,
-    engine_version: provisioning.EngineVersion = None,
+    engine_version: rds_options.EngineVersion = None,
     param_group: Annotated[
         str | None,
         typer.Option(
@@ -115,20 +114,20 @@ def create(
             show_default="AWS's default",
         ),
     ] = None,
-    master_user: provisioning.MasterUser = None,
-    master_secret: provisioning.MasterSecret = None,
-    dbname: provisioning.Dbname = None,
-    storage: provisioning.Storage = None,
-    storage_type: provisioning.StorageType = None,
-    iops: provisioning.Iops = None,
+    master_user: rds_options.MasterUser = None,
+    master_secret: rds_options.MasterSecret = None,
+    dbname: rds_options.Dbname = None,
+    storage: rds_options.Storage = None,
+    storage_type: rds_options.StorageType = None,
+    iops: rds_options.Iops = None,
     multi_az: Annotated[
         bool, typer.Option("--multi-az", help="With a standby in another zone.", show_default=False)
     ] = False,
-    subnet_group: provisioning.SubnetGroup = None,
-    security_group: provisioning.SecurityGroup = None,
-    port: provisioning.Port = None,
-    deletion_protection: provisioning.DeletionProtection = False,
-    timeout: provisioning.Timeout = 3600.0,
+    subnet_group: rds_options.SubnetGroup = None,
+    security_group: rds_options.SecurityGroup = None,
+    port: rds_options.Port = None,
+    deletion_protection: rds_options.DeletionProtection = False,
+    timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Make an instance, a read replica, or another member of an Aurora cluster, and wait until it is available.
 
@@ -149,7 +148,7 @@ def create(
     if not replica_of and not in_cluster and storage is None:
         raise UsageError("how much storage?", hint="an instance needs --storage GIB")
     instance_id = instances.check_name(instance_id)
-    provisioning.check_class(instance_class)
+    rds_options.check_class(instance_class)
     target = identity(ctx)
     password = None if master_secret is None else secrets.get(target.aws, master_secret).password
     new = instances.NewInstance(
@@ -186,8 +185,8 @@ def create(
 def reboot(
     ctx: typer.Context,
     instance_id: Id,
-    with_pending: provisioning.WithPending = False,
-    timeout: provisioning.Timeout = 1800.0,
+    with_pending: rds_options.WithPending = False,
+    timeout: rds_options.Timeout = 1800.0,
 ) -> None:
     """Reboot an instance; no failover.
 
@@ -205,8 +204,8 @@ def reboot(
 def failover(
     ctx: typer.Context,
     instance_id: Id,
-    with_pending: provisioning.WithPending = False,
-    timeout: provisioning.Timeout = 1800.0,
+    with_pending: rds_options.WithPending = False,
+    timeout: rds_options.Timeout = 1800.0,
 ) -> None:
     """Reboot a Multi-AZ instance with failover to its standby; prove that each logical slot is still there.
 
@@ -236,10 +235,10 @@ def failover(
 def delete(
     ctx: typer.Context,
     instance_id: Id,
-    final_snapshot: provisioning.FinalSnapshot = None,
-    skip_final_snapshot: provisioning.SkipFinalSnapshot = False,
-    confirm: provisioning.Confirm = None,
-    timeout: provisioning.Timeout = 3600.0,
+    final_snapshot: rds_options.FinalSnapshot = None,
+    skip_final_snapshot: rds_options.SkipFinalSnapshot = False,
+    confirm: rds_options.Confirm = None,
+    timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Delete an instance; the identifier must be typed.
 
@@ -250,7 +249,7 @@ def delete(
     target = identity(ctx)
     instance = instances.get(target.aws, instance_id)
     if instance.cluster_id is None and instance.replica_of is None:
-        provisioning.require_decision(final_snapshot, skip_final_snapshot)
+        rds_options.require_decision(final_snapshot, skip_final_snapshot)
     elif final_snapshot is not None:
         raise UsageError(
             f"AWS takes no final snapshot of {instance.instance_id}: {_part(instance)}", hint="omit --final-snapshot"
@@ -265,17 +264,17 @@ def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_s
     Raises:
         Refused: modifications are queued which the reboot may set off.
     """
-    from rdsrepl import rollouts
     from rdsrepl.aws import pending_modifications, reboots
+    from rdsrepl.parameters import rollout
     from rdsrepl.plan import Plan
-    from rdsrepl.postgres import proofs
+    from rdsrepl.postgres import verification
 
     instance_id = instance.instance_id
-    notes = pending_modifications.check_reboot(rollouts.queued_on(instance), allowed=with_pending)
+    notes = pending_modifications.check_reboot(rollout.queued_on(instance), allowed=with_pending)
     if failover:
         stay = "static parameters that wait for a reboot stay pending through a failover"
         notes = (*notes, f"{stay}: {command('instance reboot {}', instance_id)} applies them")
-    steps = reboots.steps(instance_id, timeout_seconds=timeout_seconds, failover=failover, server=proofs.Server())
+    steps = reboots.steps(instance_id, timeout_seconds=timeout_seconds, failover=failover, server=verification.Server())
     title = f"fail over instance {instance_id}" if failover else f"reboot instance {instance_id}"
     return Plan(title, steps, ("its connections break", *notes))
 

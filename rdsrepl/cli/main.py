@@ -26,12 +26,12 @@ from rdsrepl.cli import (
     role,
     runbook,
     sandbox,
-    slot,
     stream,
 )
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
 from rdsrepl.cli.options import Globals, LogFormat, Noun, Reader, remember, root_options, shared
+from rdsrepl.cli.slot import commands
 from rdsrepl.errors import Error, ExitCode, Interrupted
 from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback
 from rdsrepl.text.escapes import shown
@@ -223,7 +223,7 @@ def root(
 app.add_typer(param_group.app, name="param-group", cls=Noun)
 app.add_typer(cluster.app, name="cluster", cls=Noun)
 app.add_typer(instance.app, name="instance", cls=Noun)
-app.add_typer(slot.app, name="slot", cls=Noun)
+app.add_typer(commands.app, name="slot", cls=Noun)
 app.add_typer(publication.app, name="publication", cls=Noun)
 app.add_typer(role.app, name="role", cls=Noun)
 app.add_typer(stream.app, name="stream", cls=Noun)

@@ -477,7 +477,7 @@ def where(ctx: typer.Context) -> Target:
         ConfigError, NotFound: the config file is wrong or lacks the target.
         UsageError: the options name two different servers.
     """
-    from rdsrepl.cli.talk import note
+    from rdsrepl.cli.console import note
 
     meta = ctx.find_root().meta
     known = meta.get("rdsrepl.where")

@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rdsrepl.cli import provisioning
+from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_param_group
+from rdsrepl.cli.confirm import settle
+from rdsrepl.cli.console import note
 from rdsrepl.cli.options import Reader, Writer, identity, shared, where
-from rdsrepl.cli.settle import settle
-from rdsrepl.cli.talk import note
 from rdsrepl.errors import BadValue, InUse, NotFound, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
-    from rdsrepl import sizing
-    from rdsrepl.aws.attachments import Place
     from rdsrepl.aws.instances import Instance
     from rdsrepl.aws.parameter_groups import Kind, NewValue, Parameter, ParameterGroup
     from rdsrepl.config import Aws
+    from rdsrepl.parameters import sizing
+    from rdsrepl.parameters.attachments import Place
+    from rdsrepl.parameters.rollout import Direction
     from rdsrepl.plan import Change, Plan, Wait
-    from rdsrepl.postgres import proofs
-    from rdsrepl.rollouts import Direction
+    from rdsrepl.postgres import verification
 
 app = typer.Typer(
     no_args_is_help=True, help="Parameter groups: what turns logical replication on, and how much room it has."
@@ -78,7 +78,8 @@ def list_(
 
     Example: rdsrepl param-group list
     """
-    from rdsrepl.aws import attachments, parameter_groups
+    from rdsrepl.aws import parameter_groups
+    from rdsrepl.parameters import attachments
 
     aws = identity(ctx).aws
     users = attachments.users(aws)
@@ -119,8 +120,8 @@ def show(
 
     Example: rdsrepl param-group show orders-logical
     """
-    from rdsrepl import sizing
-    from rdsrepl.aws import attachments, parameter_groups
+    from rdsrepl.aws import parameter_groups
+    from rdsrepl.parameters import attachments, sizing
 
     aws = identity(ctx).aws
     group = parameter_groups.find(aws, name, _given(kind))
@@ -222,8 +223,8 @@ def create(
 
     Example: rdsrepl param-group create orders-logical --cluster orders --slots 4
     """
-    from rdsrepl import sizing
-    from rdsrepl.aws import attachments, engines, parameter_groups
+    from rdsrepl.aws import engines, parameter_groups
+    from rdsrepl.parameters import attachments, sizing
 
     name = parameter_groups.check_name(name)
     overrides = _pairs(set_ or [])
@@ -302,7 +303,8 @@ def set_values(
 
     Example: rdsrepl param-group set orders-logical max_slot_wal_keep_size=51200
     """
-    from rdsrepl.aws import attachments, parameter_groups
+    from rdsrepl.aws import parameter_groups
+    from rdsrepl.parameters import attachments
 
     values = _pairs(pairs)
     parameter_groups.refuse_default(name)
@@ -335,7 +337,8 @@ def reset(
 
     Example: rdsrepl param-group reset orders-logical max_slot_wal_keep_size
     """
-    from rdsrepl.aws import attachments, parameter_groups
+    from rdsrepl.aws import parameter_groups
+    from rdsrepl.parameters import attachments
 
     if bool(parameters) == every:
         raise UsageError("name parameters, or --all", hint="rdsrepl param-group reset NAME PARAMETER...")
@@ -375,8 +378,8 @@ def attach(
         bool,
         typer.Option("--no-proof", help="Do not connect to the database to prove the result.", show_default=False),
     ] = False,
-    with_pending: provisioning.WithPending = False,
-    timeout: provisioning.Timeout = 1800.0,
+    with_pending: rds_options.WithPending = False,
+    timeout: rds_options.Timeout = 1800.0,
 ) -> None:
     """Attach a group to a cluster (--cluster) or an instance (--instance); with --reboot it comes into force.
 
@@ -385,8 +388,8 @@ def attach(
 
     Example: rdsrepl param-group attach orders-logical --cluster orders --reboot
     """
-    from rdsrepl import rollouts
-    from rdsrepl.aws import attachments, engines, instances, parameter_groups, reboots
+    from rdsrepl.aws import engines, instances, parameter_groups, reboots
+    from rdsrepl.parameters import attachments, rollout
 
     target = where(ctx)
     aws = target.aws
@@ -394,11 +397,11 @@ def attach(
     if place is None:
         raise UsageError("attach it to what?", hint="--cluster ID or --instance ID says it")
     group = parameter_groups.find(aws, name, place.kind)
-    rollouts.require_group_fits(group.family, engines.family(aws, *place.engine), place.words)
+    rollout.require_group_fits(group.family, engines.family(aws, *place.engine), place.words)
     before = attachments.evaluated(attachments.values(aws, place.kind, place.group), place.hardware)
     wanted = attachments.values(aws, group.kind, group.name)
     after = attachments.evaluated(wanted, place.hardware)
-    moves = rollouts.direction(before, after)
+    moves = rollout.direction(before, after)
     followers = _followers(aws, place.instance, wanted) if place.kind == "instance" and place.instance else {}
     chosen = [replica for replica, _ in followers.values()] if with_replicas else []
     members = instances.of_cluster(aws, place.cluster.cluster_id) if place.cluster else (place.instance, *chosen)
@@ -413,7 +416,7 @@ def attach(
     if place.cluster is not None:
         if with_replicas:
             raise UsageError("--with-replicas is for instances; a cluster's group is all its members'", hint="omit it")
-        plan = rollouts.attach_to_cluster(
+        plan = rollout.attach_to_cluster(
             place.cluster,
             group.name,
             moves,
@@ -426,7 +429,7 @@ def attach(
         )
     else:
         assert place.instance is not None
-        plan = rollouts.attach_to_instance(
+        plan = rollout.attach_to_instance(
             place.instance,
             group.name,
             moves,
@@ -449,7 +452,8 @@ def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
 
     Example: rdsrepl param-group delete orders-logical
     """
-    from rdsrepl.aws import attachments, parameter_groups
+    from rdsrepl.aws import parameter_groups
+    from rdsrepl.parameters import attachments
 
     parameter_groups.refuse_default(name)
     aws = identity(ctx).aws
@@ -491,8 +495,9 @@ def diff(
 
     Example: rdsrepl param-group diff orders-logical --live --cluster orders
     """
-    from rdsrepl import parameter_diff
-    from rdsrepl.aws import attachments, parameter_groups
+    from rdsrepl.aws import parameter_groups
+    from rdsrepl.parameters import attachments
+    from rdsrepl.parameters import diff as parameter_diff
 
     if live and other is not None:
         raise UsageError("another group and --live exclude each other", hint="choose one")
@@ -584,7 +589,7 @@ def _demand(
     instance_class: str | None,
     overrides: Mapping[str, str],
 ) -> sizing.Demand:
-    from rdsrepl import instance_classes, sizing
+    from rdsrepl.parameters import instance_classes, sizing
 
     engine: sizing.Engine = "aurora-postgresql" if family.startswith("aurora") else "postgres"
     topology: sizing.Topology = (
@@ -611,7 +616,7 @@ def _demand(
 
 
 def _as_defaults(parameters: Mapping[str, Parameter]) -> dict[str, sizing.Default]:
-    from rdsrepl import sizing
+    from rdsrepl.parameters import sizing
 
     return {
         name: sizing.Default(
@@ -677,8 +682,8 @@ def _known(known: Mapping[str, Parameter], name: str, group: ParameterGroup) -> 
 
 
 def _checked(known: Mapping[str, Parameter], name: str, value: str, group: ParameterGroup) -> NewValue:
-    from rdsrepl.allowed_values import allowed
     from rdsrepl.aws.parameter_groups import NewValue
+    from rdsrepl.parameters.allowed_values import allowed
 
     row = _known(known, name, group)
     if not row.is_modifiable:
@@ -695,32 +700,30 @@ def _method(row: Parameter) -> Any:
 
 def _followers(aws: Aws, instance: Instance, wanted: Mapping[str, str]) -> dict[str, tuple[Instance, Direction]]:
     """Return an instance's read replicas, each with what the wanted values would change there."""
-    from rdsrepl import instance_classes, rollouts
-    from rdsrepl.aws import attachments
+    from rdsrepl.parameters import attachments, instance_classes, rollout
 
     found = {}
     for replica in attachments.replicas(aws, instance):
         hardware = instance_classes.hardware(replica.instance_class)
         before = attachments.evaluated(attachments.values(aws, "instance", replica.parameter_group), hardware)
         after = attachments.evaluated(wanted, hardware)
-        found[replica.instance_id] = (replica, rollouts.direction(before, after))
+        found[replica.instance_id] = (replica, rollout.direction(before, after))
     return found
 
 
 def _proof(after: Mapping[str, int | None]) -> Wait:
-    from rdsrepl.postgres import proofs
+    from rdsrepl.postgres import verification
 
-    return proofs.settings(_expected(after))
+    return verification.settings(_expected(after))
 
 
-def _server(instance: Instance, wanted: Mapping[str, str]) -> proofs.Server:
+def _server(instance: Instance, wanted: Mapping[str, str]) -> verification.Server:
     """Return what one server is asked, whose instance class the group's formulas are evaluated for."""
-    from rdsrepl import instance_classes
-    from rdsrepl.aws import attachments
-    from rdsrepl.postgres import proofs
+    from rdsrepl.parameters import attachments, instance_classes
+    from rdsrepl.postgres import verification
 
     after = attachments.evaluated(wanted, instance_classes.hardware(instance.instance_class))
-    return proofs.Server(_expected(after))
+    return verification.Server(_expected(after))
 
 
 def _expected(after: Mapping[str, int | None]) -> dict[str, str]:

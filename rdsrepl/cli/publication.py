@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.completion import complete_publication
+from rdsrepl.cli.confirm import settle
 from rdsrepl.cli.options import Reader, Writer, shared, where
-from rdsrepl.cli.settle import settle
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit, facts, listing, stacked
 

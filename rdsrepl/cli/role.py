@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.completion import complete_role
+from rdsrepl.cli.confirm import settle
+from rdsrepl.cli.console import can_ask
 from rdsrepl.cli.options import Reader, Writer, consent, shared, where
-from rdsrepl.cli.settle import settle
-from rdsrepl.cli.talk import can_ask
 from rdsrepl.errors import BadValue
 from rdsrepl.render import emit, listing
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rdsrepl.cli.console import can_ask, note, warn
 from rdsrepl.cli.options import Reader, identity, shared
-from rdsrepl.cli.talk import can_ask, note, warn
 from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, Refused
 from rdsrepl.render import Format, console, emit, facts, listing, paged, print_lines, stacked
 from rdsrepl.text.escapes import json_text, shown
@@ -95,11 +95,13 @@ def show(ctx: typer.Context, name: Name) -> None:
         return
     from rich.markdown import Markdown
 
-    from rdsrepl import topics
+    from rdsrepl import help_topics
 
     known = [("when", runbook.when), ("works on", " or ".join(runbook.needs) or "any database")]
     known += [(f"--var {variable.name}", _described(variable)) for variable in runbook.variables]
-    page = Markdown(shown(topics.for_terminal(runbook.body), keep="\n\t"), hyperlinks=False, code_theme="ansi_dark")
+    page = Markdown(
+        shown(help_topics.for_terminal(runbook.body), keep="\n\t"), hyperlinks=False, code_theme="ansi_dark"
+    )
     paged(stacked(facts(known), "", page))
 
 

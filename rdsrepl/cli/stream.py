@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rdsrepl.cli import provisioning
+from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_stream
+from rdsrepl.cli.confirm import Typed, settle
+from rdsrepl.cli.console import note
 from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
-from rdsrepl.cli.settle import Typed, settle
-from rdsrepl.cli.talk import note
 from rdsrepl.errors import BadValue, Error
 from rdsrepl.render import Format, emit, facts, listing, size
 from rdsrepl.text.commands import command
@@ -104,7 +104,7 @@ def create(
             min=1024, max=10240, metavar="KIB", help="How large a record may be, in KiB.", show_default="1024"
         ),
     ] = None,
-    timeout: provisioning.Timeout = 300.0,
+    timeout: rds_options.Timeout = 300.0,
 ) -> None:
     """Make a stream and wait until it is active.
 
@@ -122,7 +122,7 @@ def create(
 
 @app.command(cls=Writer)
 def delete(
-    ctx: typer.Context, stream: Name, confirm: provisioning.Confirm = None, timeout: provisioning.Timeout = 300.0
+    ctx: typer.Context, stream: Name, confirm: rds_options.Confirm = None, timeout: rds_options.Timeout = 300.0
 ) -> None:
     """Delete a stream and what is in it; its name must be typed.
 
@@ -199,12 +199,11 @@ def policy(
 
     Example: rdsrepl stream policy changes --for reader --region eu-west-1 --account 123456789012
     """
-    from rdsrepl import iam
-    from rdsrepl.aws import streams
+    from rdsrepl.aws import iam_policy, streams
 
     streams.reference(stream)
-    scope = iam.Scope(region=identity(ctx).aws.region, account=account, stream=stream, kms_key=kms_key)
-    document = iam.stream_policy(side.value, scope).document()
+    scope = iam_policy.Scope(region=identity(ctx).aws.region, account=account, stream=stream, kms_key=kms_key)
+    document = iam_policy.stream_policy(side.value, scope).document()
     output = shared(ctx).output
     emit(document, Format.yaml if output is Format.yaml else Format.json, lambda: "")
 

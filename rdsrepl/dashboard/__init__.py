@@ -1,1 +1,1 @@
-"""``slot watch``: a pure state, a pure view, and one loop around them."""
+"""Layer 6: ``slot watch``, the live view. Entry points: ``poller.SlotPoller``, ``loop.run``."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from rdsrepl.dashboard import view
-from rdsrepl.dashboard.looks import Looker, Watched
+from rdsrepl.dashboard.poller import Looker, Watched
 from rdsrepl.dashboard.state import Asked, Event, Failed, Key, Look, Looked, State, reduced
 from rdsrepl.dashboard.terminal import Terminal
 from rdsrepl.errors import Error

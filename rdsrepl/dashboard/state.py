@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from rdsrepl.postgres.activity import Sender, Server
-from rdsrepl.retention import Holding, Retention, Severity
+from rdsrepl.retention.assessment import Holding, Retention, Severity
 
 #: what ``+`` and ``-`` go through.
 INTERVALS_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)

@@ -1,1 +1,1 @@
-"""Is logical replication ready here: facts gathered once, then pure checks over them."""
+"""Layer 6: check whether a server is ready for logical replication. Entry points: ``facts.gather``, ``checks.ALL``."""

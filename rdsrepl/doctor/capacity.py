@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from rdsrepl import formulas
-from rdsrepl.doctor import remedies, versions
+from rdsrepl.doctor import remedies
 from rdsrepl.doctor.facts import Demand, Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
-from rdsrepl.instance_classes import hardware
+from rdsrepl.parameters import formulas
+from rdsrepl.parameters.instance_classes import hardware
+from rdsrepl.postgres import versions
 
 _SPARE_WALSENDERS: Final = 2
 _MULTI_AZ_READERS: Final = 2

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from typing import Final
 
-from rdsrepl.doctor import access, capacity, engine, slot_state, streams
+from rdsrepl.doctor import capacity, configuration, publications, security, slots
 from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import Check
 
 _LIMITS: Final = (("settings", "parameters"),)
 
 ALL: Final[tuple[Check, ...]] = (
-    Check("database", "the database can be reached", (), engine.database),
-    Check("aws", "AWS answers", (), engine.aws),
-    Check("availability", "cluster, instance and members are available", (("cloud",),), engine.availability),
+    Check("database", "the database can be reached", (), configuration.database),
+    Check("aws", "AWS answers", (), configuration.aws),
+    Check("availability", "cluster, instance and members are available", (("cloud",),), configuration.availability),
     Check(
         "engine_version",
         "the engine's version can replicate logically",
         (("cloud", "server"),),
-        engine.engine_version,
+        configuration.engine_version,
     ),
-    Check("writer_endpoint", "this is the writer", (("server", "cloud"),), engine.writer_endpoint),
-    Check("parameter_group", "the parameter group is its own", (("cloud",),), engine.parameter_group),
-    Check("pending_reboot", "no parameter waits for a reboot", (("cloud", "settings"),), engine.pending_reboot),
-    Check("wal_level", "wal_level is logical", (("settings",),), engine.wal_level),
+    Check("writer_endpoint", "this is the writer", (("server", "cloud"),), configuration.writer_endpoint),
+    Check("parameter_group", "the parameter group is its own", (("cloud",),), configuration.parameter_group),
+    Check("pending_reboot", "no parameter waits for a reboot", (("cloud", "settings"),), configuration.pending_reboot),
+    Check("wal_level", "wal_level is logical", (("settings",),), configuration.wal_level),
     Check(
         "logical_replication",
         "rds.logical_replication is on, in the group and in force",
         (("parameters",),),
-        engine.logical_replication,
+        configuration.logical_replication,
     ),
     Check("replication_slots", "slots are left", _LIMITS, capacity.replication_slots),
     Check("wal_senders", "walsenders are left", _LIMITS, capacity.wal_senders),
@@ -36,32 +36,30 @@ ALL: Final[tuple[Check, ...]] = (
     Check("replication_origins", "origins for subscriptions are left", _LIMITS, capacity.replication_origins),
     Check("worker_processes", "worker processes are left", _LIMITS, capacity.worker_processes),
     Check("slot_wal_keep_size", "what slots may hold is limited", _LIMITS, capacity.slot_wal_keep_size),
-    Check("output_plugins", "the plugins in use are allowed", (("slots",), ("settings",)), slot_state.output_plugins),
-    Check("inactive_slots", "every slot is consumed", (("slots",),), slot_state.inactive_slots),
-    Check("lost_slots", "no slot is lost, or soon", (("slots",),), slot_state.lost_slots),
-    Check("slot_lag", "consumers keep up", (("slots",),), slot_state.slot_lag),
-    Check(
-        "idle_database", "consumers of quiet databases confirm", (("slots",), ("senders",)), slot_state.idle_database
-    ),
-    Check("xid_age", "no slot holds VACUUM up", (("slots", "metrics"),), slot_state.xid_age),
-    Check("storage", "the WAL that slots hold leaves room", (("slots", "metrics"),), slot_state.storage),
+    Check("output_plugins", "the plugins in use are allowed", (("slots",), ("settings",)), slots.output_plugins),
+    Check("inactive_slots", "every slot is consumed", (("slots",),), slots.inactive_slots),
+    Check("lost_slots", "no slot is lost, or soon", (("slots",),), slots.lost_slots),
+    Check("slot_lag", "consumers keep up", (("slots",),), slots.slot_lag),
+    Check("idle_database", "consumers of quiet databases confirm", (("slots",), ("senders",)), slots.idle_database),
+    Check("xid_age", "no slot holds VACUUM up", (("slots", "metrics"),), slots.xid_age),
+    Check("storage", "the WAL that slots hold leaves room", (("slots", "metrics"),), slots.storage),
     Check(
         "idle_slot_timeout",
         "no slot is about to be given up",
         (("slots",), ("settings",)),
-        slot_state.idle_slot_timeout,
+        slots.idle_slot_timeout,
     ),
-    Check("failover_slots", "slots survive a failover", (("slots",), ("server",)), slot_state.failover_slots),
-    Check("upgrade_slots", "slots survive a major upgrade", (("slots",),), slot_state.upgrade_slots),
-    Check("long_transactions", "no old transaction is open", (("transactions",),), access.long_transactions),
+    Check("failover_slots", "slots survive a failover", (("slots",), ("server",)), slots.failover_slots),
+    Check("upgrade_slots", "slots survive a major upgrade", (("slots",),), slots.upgrade_slots),
+    Check("long_transactions", "no old transaction is open", (("transactions",),), security.long_transactions),
     Check(
-        "prepared_transactions", "no old transaction is prepared", (("transactions",),), access.prepared_transactions
+        "prepared_transactions", "no old transaction is prepared", (("transactions",),), security.prepared_transactions
     ),
-    Check("replication_roles", "a role of its own may replicate", (("roles",),), access.replication_roles),
-    Check("publications", "publications replicate all they name", (("publications",),), streams.publications),
-    Check("subscriptions", "subscriptions run", (("subscriptions",),), streams.subscriptions),
-    Check("ssl", "connections are encrypted", (("server", "parameters"),), access.ssl),
-    Check("wal_sender_timeout", "dead consumers are noticed", (("settings",),), access.wal_sender_timeout),
+    Check("replication_roles", "a role of its own may replicate", (("roles",),), security.replication_roles),
+    Check("publications", "publications replicate all they name", (("publications",),), publications.publications),
+    Check("subscriptions", "subscriptions run", (("subscriptions",),), publications.subscriptions),
+    Check("ssl", "connections are encrypted", (("server", "parameters"),), security.ssl),
+    Check("wal_sender_timeout", "dead consumers are noticed", (("settings",),), security.wal_sender_timeout),
 )
 
 

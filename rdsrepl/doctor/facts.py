@@ -13,6 +13,7 @@ from rdsrepl import errors
 from rdsrepl.aws import clusters, instances, metrics, parameter_groups
 from rdsrepl.aws.instances import Instance
 from rdsrepl.aws.parameter_groups import Kind, Parameter
+from rdsrepl.aws.release_support import Release
 from rdsrepl.config import Aws, Target
 from rdsrepl.postgres import activity, connection, publications, roles, settings, slots, subscriptions
 from rdsrepl.postgres.activity import Sender, Server, Transaction
@@ -21,7 +22,6 @@ from rdsrepl.postgres.roles import Role
 from rdsrepl.postgres.settings import Setting
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.subscriptions import Subscription
-from rdsrepl.versions import Release
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection

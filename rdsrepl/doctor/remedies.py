@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rdsrepl import sizing
 from rdsrepl.doctor.facts import Facts
+from rdsrepl.parameters import sizing
 from rdsrepl.text.commands import command
 
 

@@ -1,1 +1,1 @@
-"""The door to PostgreSQL (``connection``), and the nouns behind it. The module is the noun, the function the verb."""
+"""Layer 3: PostgreSQL, one module per noun. Entry point: ``connection.connect``, the only place that connects."""

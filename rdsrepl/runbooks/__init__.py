@@ -1,1 +1,1 @@
-"""Runbooks: pages that people read and that ``rdsrepl runbook run`` runs. The page is the one source."""
+"""Layer 6: run the runbooks of ``docs/runbooks``. Entry points: ``pages.load``, ``runner.run``."""

@@ -15,10 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from rdsrepl import audit
 from rdsrepl.config import state_directory
 from rdsrepl.errors import Refused
-from rdsrepl.state import json_lines
+from rdsrepl.state import audit, json_lines
 from rdsrepl.state.json_lines import Damaged, typed
 from rdsrepl.text.masking import mask
 

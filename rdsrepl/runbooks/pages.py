@@ -18,11 +18,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from rdsrepl import topics
+from rdsrepl import help_topics
 from rdsrepl.errors import BadPage, BadValue, NotFound
 from rdsrepl.runbooks import commands
 from rdsrepl.runbooks.variables import TYPES, Variable, check
-from rdsrepl.state.yaml_nodes import NotYaml, compose
+from rdsrepl.text.yaml_nodes import NotYaml, compose
 
 SECTIONS: Final = ("Checks first", "Steps", "Verify", "Go back")
 # What the place gives: the cluster or instance of --cluster, --instance or the target.
@@ -134,7 +134,7 @@ def directory() -> Path:
     Raises:
         NotFound: this installation has none.
     """
-    return topics.directory() / "runbooks"
+    return help_topics.directory() / "runbooks"
 
 
 def names() -> tuple[str, ...]:

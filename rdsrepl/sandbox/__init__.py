@@ -1,4 +1,4 @@
-"""A local stand-in for RDS: real PostgreSQL servers on loopback that behave as RDS's do.
+"""Layer 5: a local stand-in for RDS, with real PostgreSQL servers on loopback that behave as those of RDS.
 
-``lifecycle`` is what the commands use; ``servers`` and ``binaries`` are also what the tests make their servers with.
+Entry point: ``lifecycle`` (``up``, ``down``, ``status``). ``servers`` also serves the tests.
 """

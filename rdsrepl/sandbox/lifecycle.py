@@ -28,14 +28,15 @@ from typing import TYPE_CHECKING, Final, Literal
 import rdsrepl
 from rdsrepl import config
 from rdsrepl.errors import Error, Refused
-from rdsrepl.sandbox import binaries, credentials, likeness, processes, roster, servers
-from rdsrepl.sandbox.binaries import Binaries
-from rdsrepl.sandbox.processes import Identity
-from rdsrepl.sandbox.servers import HOST, READER_HOST, Server
+from rdsrepl.sandbox import credentials, server_registry
+from rdsrepl.sandbox.servers import binaries, postgres_server, processes, rds_roles
+from rdsrepl.sandbox.servers.binaries import Binaries
+from rdsrepl.sandbox.servers.postgres_server import HOST, READER_HOST, Server
+from rdsrepl.sandbox.servers.processes import Identity
 from rdsrepl.sandbox.state import Directory, EndpointState, ProcessState, ServerState, State, directory
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.api.resources import Cluster, Records
+    from rdsrepl.sandbox.api.records import Cluster, Records
 
 TARGET: Final = "sandbox"
 CLUSTER: Final = "sandbox"
@@ -200,7 +201,7 @@ def down(*, say: Say = lambda _: None) -> Removed:
         # A state that cannot be read is no reason to keep its processes.
         with suppress(Error):
             state = home.read()
-        was_there = state is not None or home.endpoint_file.exists() or bool(roster.data_dirs(home))
+        was_there = state is not None or home.endpoint_file.exists() or bool(server_registry.data_dirs(home))
         if was_there:
             say("stopping the servers")
         _clear(home, state)
@@ -241,11 +242,11 @@ def writer(home: Directory | None = None) -> Server:
     members = state.members(CLUSTER) if state is not None else ()
     if state is None or not members:
         raise Error(f"no sandbox in {home.path}", hint="rdsrepl sandbox up")
-    return roster.server(home, state, members[0])
+    return server_registry.server(home, state, members[0])
 
 
 def _build(home: Directory, programs: Binaries, standby: bool, default_group: bool, lock: int, say: Say) -> Report:
-    from rdsrepl.sandbox.api import founding
+    from rdsrepl.sandbox.api import seed
 
     version = ".".join(map(str, programs.version))
     say(f"PostgreSQL {version} from {programs.bin_dir}")
@@ -254,29 +255,29 @@ def _build(home: Directory, programs: Binaries, standby: bool, default_group: bo
         phase="building",
         bin_dir=str(programs.bin_dir),
         version=programs.version,
-        socket_dir=str(servers.new_socket_dir(processes.launcher(programs.program("postgres")))),
-        user=likeness.MASTER_USER,
-        dbname=likeness.DATABASE,
+        socket_dir=str(postgres_server.new_socket_dir(processes.launcher(programs.program("postgres")))),
+        user=rds_roles.MASTER_USER,
+        dbname=rds_roles.DATABASE,
         config_file=str(config_file),
         config_was_there=config_file.exists(),
     )
     home.write(state)
-    state = founding.found(home, state, CLUSTER, standby=standby, default_group=default_group)
+    state = seed.found(home, state, CLUSTER, standby=standby, default_group=default_group)
     home.write(state)
     state = _make_socket_dir(home, state)
     home.servers_dir.mkdir(mode=0o700)
     # They take a moment to start, which the servers' making is as well.
-    api = _spawn(home, "rdsrepl.sandbox.api", home.api_log, founding.REGION)
-    relay = _spawn(home, "rdsrepl.sandbox.endpoint", home.endpoint_log)
+    api = _spawn(home, "rdsrepl.sandbox.api", home.api_log, seed.REGION)
+    relay = _spawn(home, "rdsrepl.sandbox.relay", home.endpoint_log)
 
     say("making the writer")
     first, *others = state.servers
-    primary = roster.server(home, state, first, (lock,))
+    primary = server_registry.server(home, state, first, (lock,))
     primary.initdb()
     primary.start()
     home.update(lambda now: now.with_server(replace(first, port=primary.port)))
     password = secrets.token_urlsafe(24)
-    likeness.apply(primary, password)
+    rds_roles.apply(primary, password)
     for entry in others:
         say("making the standby")
         copy = primary.clone(home.servers_dir / entry.name, slot=entry.slot or "", settings=dict(entry.settings))
@@ -317,7 +318,7 @@ def _revive(home: Directory, state: State, say: Say) -> Report:
     if relay is None or not relay.is_running():
         say("starting the endpoints")
         password = _read_password(home)
-        _await_relay(home, _spawn(home, "rdsrepl.sandbox.endpoint", home.endpoint_log))
+        _await_relay(home, _spawn(home, "rdsrepl.sandbox.relay", home.endpoint_log))
         _write_passfile(home, _remember_ports(home), password)
     state = _remember_ports(home)
     _write_aws_files(home)
@@ -328,7 +329,7 @@ def _revive(home: Directory, state: State, say: Say) -> Report:
 def _start_servers(home: Directory, state: State, say: Say) -> State:
     """Start what has ended, primaries first."""
     for entry in sorted(state.servers, key=lambda entry: entry.source is not None):
-        server = roster.server(home, state, entry)
+        server = server_registry.server(home, state, entry)
         if server.is_running() or not server.exists():
             continue
         say(f"starting {entry.name}")
@@ -345,7 +346,7 @@ def _start_servers(home: Directory, state: State, say: Say) -> State:
 
 
 def _is_up(home: Directory, state: State, entry: ServerState) -> bool:
-    return roster.server(home, state, entry).is_running() or _status(home, entry.name) in _NOT_TO_BE_UP
+    return server_registry.server(home, state, entry).is_running() or _status(home, entry.name) in _NOT_TO_BE_UP
 
 
 # What an instance is that need not run, in RDS's words.
@@ -358,7 +359,7 @@ def _all_up(home: Directory) -> bool:
 
 
 def _status(home: Directory, name: str) -> str | None:
-    from rdsrepl.sandbox.api.resources import Instance
+    from rdsrepl.sandbox.api.records import Instance
 
     found = _records(home).find(Instance, name)
     return found.status if found is not None else None
@@ -372,18 +373,18 @@ def _make_socket_dir(home: Directory, state: State) -> State:
     """
     way = processes.launcher(_programs(state).program("postgres"))
     path = Path(state.socket_dir)
-    while not servers.is_socket_dir(path, way):
+    while not postgres_server.is_socket_dir(path, way):
         if os.path.lexists(path):
             with suppress(OSError):  # made by an `up` that was killed just then
                 path.rmdir()
-            path = servers.new_socket_dir(way)
+            path = postgres_server.new_socket_dir(way)
             for process in _python_processes(home):
                 process.end()
             for entry in state.servers:
-                roster.server(home, state, entry).stop("immediate")
+                server_registry.server(home, state, entry).stop("immediate")
             state = home.update(lambda now, path=path: replace(now, socket_dir=str(path)))  # type: ignore[misc]
         with suppress(FileExistsError):
-            servers.make_socket_dir(path, way)
+            postgres_server.make_socket_dir(path, way)
     return state
 
 
@@ -397,7 +398,7 @@ def _clear(home: Directory, state: State | None) -> None:
     home.await_programs()
     socket_dir = None if state is None else Path(state.socket_dir)
     entries = {} if state is None else {entry.name: entry for entry in state.servers}
-    data_dirs = roster.data_dirs(home)
+    data_dirs = server_registry.data_dirs(home)
     # Standbys first: a primary waits for them at its end.
     for data_dir in sorted(data_dirs, key=lambda path: path.name in entries and entries[path.name].source is None):
         entry = entries.get(data_dir.name)
@@ -414,7 +415,7 @@ def _clear(home: Directory, state: State | None) -> None:
 
 def _is_ours(state: State, socket_dir: Path) -> bool:
     with suppress(OSError, Error):
-        if servers.is_socket_dir(socket_dir, processes.launcher(_programs(state).program("postgres"))):
+        if postgres_server.is_socket_dir(socket_dir, processes.launcher(_programs(state).program("postgres"))):
             return True
     with suppress(OSError):
         found = socket_dir.lstat()
@@ -607,7 +608,7 @@ def _remove_target(home: Directory, state: State | None) -> bool:
 
 
 def _report(home: Directory, state: State) -> Report:
-    from rdsrepl.sandbox.api.resources import Cluster, Instance
+    from rdsrepl.sandbox.api.records import Cluster, Instance
 
     endpoint, api = home.relay(), home.api()
     endpoint_pid = endpoint.pid if endpoint is not None and endpoint.is_running() else None
@@ -653,7 +654,7 @@ def _report(home: Directory, state: State) -> Report:
 
 def _records(home: Directory) -> Records:
     """Return what the API last wrote."""
-    from rdsrepl.sandbox.api.resources import Records
+    from rdsrepl.sandbox.api.records import Records
     from rdsrepl.sandbox.api.store import Store
 
     return Records(Store(home.aws_file))
@@ -682,7 +683,7 @@ _HOW_IT_IS: Final = """
 def _server_report(home: Directory, state: State, entry: ServerState, status: str | None) -> ServerReport:
     import psycopg
 
-    server = roster.server(home, state, entry)
+    server = server_registry.server(home, state, entry)
     pid = server.pid
     in_recovery = streaming = lag = None
     if pid is not None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rdsrepl.errors import Error, Refused, TimedOut
-from rdsrepl.sandbox import processes
+from rdsrepl.sandbox.servers import processes
 
 FORMAT: Final = 2
 LOCK_WAIT_SECONDS: Final = 180.0

@@ -1,5 +1,4 @@
-"""Local state files (layer 3, beside ``postgres`` and ``aws``; for now it imports no other module of ours).
+"""Layer 3: local state files: slot history, audit trail, streamed slots, completion cache.
 
-``json_lines`` is the one reader and the one appender of JSON lines: the audit trail, the slot history, the journals.
-``yaml_nodes`` reads YAML texts into nodes, for the config file and the runbooks.
+Entry point: ``json_lines``, the one reader and the one appender of JSON lines.
 """

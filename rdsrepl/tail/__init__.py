@@ -1,1 +1,1 @@
-"""Tail a slot: receive, decode, format, deliver, confirm (design: at least once, nothing lost)."""
+"""Layer 5: stream a slot's changes to a sink, confirming what the sink has stored. Entry point: ``run.Job``."""

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail import continuity
-from rdsrepl.tail.changes import Batch, Decoder, Stop
 from rdsrepl.tail.ledger import Ledger
+from rdsrepl.tail.model import Batch, Decoder, Stop
 from rdsrepl.tail.receiver import Notice, Receiver
 from rdsrepl.tail.shutdown import ShutdownWatch
 from rdsrepl.tail.sinks import Sink

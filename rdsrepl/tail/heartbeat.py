@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import BadValue, Denied, Error, NotFound, NotPrimary, Refused
-from rdsrepl.tail.changes import HEARTBEAT_PREFIX
+from rdsrepl.tail.model import HEARTBEAT_PREFIX
 
 if TYPE_CHECKING:
     from psycopg.sql import Composed

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from rdsrepl.tail.engine import Observer, Progress
     from rdsrepl.tail.sinks.kinesis import Counts
-    from rdsrepl.tail.wal_watch import WalWatch
+    from rdsrepl.tail.wal_position import WalWatch
 
 UNHEALTHY_SECONDS: Final = 300.0
 # A request must have come, and its answer must have been taken, within this time.

@@ -8,16 +8,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import WrongPlugin
-from rdsrepl.tail.catalog import Catalog
-from rdsrepl.tail.changes import Decoder, TableFilter
-from rdsrepl.tail.debezium import DebeziumFormat
-from rdsrepl.tail.debezium_values import DebeziumOptions
-from rdsrepl.tail.encodings import decoder
-from rdsrepl.tail.formats import Format, JsonFormat, PrettyFormat, Wal2jsonFormat
-from rdsrepl.tail.keys import KeyedFormat
-from rdsrepl.tail.pgoutput import PgoutputDecoder, RawPgoutput
-from rdsrepl.tail.test_decoding import TestDecoding
-from rdsrepl.tail.wal2json import PARSED_OPTIONS, ParsedWal2json, RawWal2json, RawWal2jsonV1
+from rdsrepl.tail.decoders.encodings import decoder
+from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder, RawPgoutput
+from rdsrepl.tail.decoders.testdecoding import TestDecoding
+from rdsrepl.tail.decoders.wal2json import PARSED_OPTIONS, ParsedWal2json, RawWal2json, RawWal2jsonV1
+from rdsrepl.tail.formats.base import Format, JsonFormat, PrettyFormat, Wal2jsonFormat
+from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.debezium import DebeziumFormat
+from rdsrepl.tail.formats.debezium_values import DebeziumOptions
+from rdsrepl.tail.formats.partition_keys import KeyedFormat
+from rdsrepl.tail.model import Decoder, TableFilter
 
 if TYPE_CHECKING:
     from rdsrepl.tail.preflight import Findings

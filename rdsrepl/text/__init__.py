@@ -1,5 +1,5 @@
-"""What may be shown of a text that somebody else wrote. Layer 1: pure functions on ``str``, used by every layer above.
+"""Layer 1: pure functions on text that others wrote.
 
 Entry points: ``escapes.shown`` (for a terminal), ``escapes.json_text`` and ``escapes.yaml_text`` (documents),
-``masking.mask`` (secrets), ``commands.command`` (a line to be pasted into a shell).
+``masking.mask`` (secrets), ``commands.command`` (a line to paste into a shell), ``yaml_nodes`` (YAML without objects).
 """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from rdsrepl.sandbox.servers import Server
+from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.benchmarks import fuzz, identity, kinesis, ordeal, replay_oracle, sandbox_kills
 from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tests import fuzzing
 from tests.conftest import Database, Servers
+from tests.workloads import fuzzing
 
 MESSAGES = 1_000_000
 SEED = 1

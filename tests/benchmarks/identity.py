@@ -8,8 +8,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests import identity_kills
 from tests.conftest import VERSIONS, Database, Program, Servers
+from tests.workloads import identity_kills
 
 KILLS = 60
 

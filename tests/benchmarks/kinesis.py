@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rdsrepl.sandbox.servers import Server
+from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.benchmarks.measure import SCRIPT, run
 from tests.conftest import Cloud
 
@@ -32,7 +32,7 @@ AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu
 @contextmanager
 def stand_in(*words: str) -> Iterator[str]:
     """Run the stand-in as a process of its own; give its address."""
-    command = [sys.executable, "-m", "tests.kinesis_standin", *words]
+    command = [sys.executable, "-m", "tests.workloads.kinesis_server", *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
     try:

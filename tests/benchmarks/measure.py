@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdsrepl.sandbox.servers import Server
+from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.conftest import find
 
 SCRIPT = str(Path(sys.executable).with_name("rdsrepl"))

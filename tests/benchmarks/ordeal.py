@@ -24,10 +24,10 @@ import psycopg
 
 from rdsrepl.aws.stream_reader import received
 from rdsrepl.lsn import Lsn
-from rdsrepl.sandbox.servers import Server
+from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.benchmarks.measure import own_server
 from tests.conftest import Program
-from tests.kinesis_standin import StandIn
+from tests.workloads.kinesis_server import StandIn
 
 STREAM = "changes"
 AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-west-1"}

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests.conftest import VERSIONS, Program, Servers
-from tests.replay import Oracle
+from tests.workloads.replay import Oracle
 
 SEEDS = 10
 KILLS = 5

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from rdsrepl.sandbox import processes
+from rdsrepl.sandbox.servers import processes
 from tests.benchmarks.measure import SCRIPT
 
 ROUNDS: Final = 20

@@ -1,5 +1,6 @@
-"""The sandbox's AWS: an RDS API on botocore's own service model, and moto's services beside it.
+"""The sandbox's AWS: an RDS API on botocore's own service model, and moto's services beside it, in one process.
 
-``server`` speaks HTTP, ``protocol`` the query protocol; ``operations`` knows which function answers which operation;
-``engines`` and ``groups`` are RDS's parameter groups. One process serves it all: ``python -m rdsrepl.sandbox.api``.
+Entry point: ``python -m rdsrepl.sandbox.api``. A call passes through ``http_server``, ``query_protocol`` and
+``service`` to the function of ``operations`` that implements it. ``records`` are what that reads and changes;
+``controller`` makes the servers follow the records.
 """

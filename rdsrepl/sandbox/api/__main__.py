@@ -12,14 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from rdsrepl.sandbox import credentials, processes
-from rdsrepl.sandbox.api import clusters, instances, inventory  # noqa: F401 - their operations
+from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.api.consistency import Consistency
-from rdsrepl.sandbox.api.fleet import Fleet
-from rdsrepl.sandbox.api.groups import Groups
-from rdsrepl.sandbox.api.operations import REGION, Service
-from rdsrepl.sandbox.api.server import Server
+from rdsrepl.sandbox.api.controller import Fleet
+from rdsrepl.sandbox.api.http_server import Server
+from rdsrepl.sandbox.api.operations import clusters, db_snapshots, instances  # noqa: F401 - their operations
+from rdsrepl.sandbox.api.parameter_groups import Groups
+from rdsrepl.sandbox.api.service import REGION, Service
 from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.state import Directory
 
 log = logging.getLogger("rdsrepl.sandbox.api")

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from rdsrepl.errors import Error, TimedOut
-from rdsrepl.sandbox import processes
-from rdsrepl.sandbox.processes import Identity
-from rdsrepl.sandbox.servers import Server
+from rdsrepl.sandbox.servers import processes
+from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.processes import Identity
 
 # After that long of a fast stop, consumers of logical slots are cut off: a stopping server waits for them to confirm.
 _CONSUMERS_SECONDS: Final = 0.3

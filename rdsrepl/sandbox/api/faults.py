@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from rdsrepl.sandbox.api import model
+from rdsrepl.sandbox.api import service_model
 
 # What every query service of AWS may answer, and no service model lists.
 _COMMON: Final[Mapping[str, int]] = {
@@ -53,5 +53,5 @@ def fault(name: str, message: str) -> Fault:
     """
     if name in _COMMON:
         return Fault(name, message, _COMMON[name])
-    code, status = model.errors()[name]
+    code, status = service_model.errors()[name]
     return Fault(code, message, status)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rdsrepl.sandbox.api.operations import ACCOUNT
-from rdsrepl.sandbox.api.resources import Instance
-from rdsrepl.sandbox.servers import Server
+from rdsrepl.sandbox.api.records import Instance
+from rdsrepl.sandbox.api.service import ACCOUNT
+from rdsrepl.sandbox.servers.postgres_server import Server
 
 NAMESPACE: Final = "AWS/RDS"
 _GIB: Final = 1024**3

@@ -8,7 +8,7 @@ import string
 from typing import Any, Final
 
 from rdsrepl.sandbox.api.faults import fault
-from rdsrepl.sandbox.api.operations import ACCOUNT
+from rdsrepl.sandbox.api.service import ACCOUNT
 
 _LENGTH: Final = 28
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.sandbox.api.faults import Fault
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.api.calls import Call
+    from rdsrepl.sandbox.api.request import Call
 
 # What RDS allows a clock to be off by, either way.
 SKEW: Final = timedelta(minutes=5)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from rdsrepl.sandbox.api.faults import Fault, fault
-from rdsrepl.sandbox.api.operations import Kind, Parameters, Result, Service, operation
+from rdsrepl.sandbox.api.service import Kind, Parameters, Result, Service, operation
 from rdsrepl.sandbox.api.store import Store
 
 MOST: Final = 50

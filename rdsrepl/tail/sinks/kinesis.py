@@ -24,7 +24,7 @@ from rdsrepl.aws import session
 from rdsrepl.aws.streams import Stream
 from rdsrepl.config import Aws
 from rdsrepl.errors import Error, Unreachable
-from rdsrepl.tail.keys import SEPARATOR, split
+from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
 from rdsrepl.tail.sinks.aggregation import aggregated
 from rdsrepl.tail.sinks.dispatch import REQUEST_BYTES, Dispatch, Item, Limits
 from rdsrepl.tail.sinks.oversize import Oversize

@@ -1,0 +1,281 @@
+"""Show a plan, ask, apply exactly what was shown, report. The one place where a command comes to change something."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from rdsrepl import apply
+from rdsrepl.cli.console import Progress, ask, ask_for, can_ask, note, warn
+from rdsrepl.cli.options import applied, consent, shared, where
+from rdsrepl.config import Target
+from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
+from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step, Wait, readable
+from rdsrepl.render import Format, console, emit, stacked
+from rdsrepl.runbooks import journal
+from rdsrepl.state import completion_cache
+from rdsrepl.text.masking import MASK, mask, masked
+from rdsrepl.units import format_duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A confirmation that is more than a yes: the identifier of what is to be deleted.
+
+    Attributes:
+        identifier: what must be typed.
+        option: which option may carry it.
+        given: what that option carries; None asks on the terminal.
+    """
+
+    identifier: str
+    option: str
+    given: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a plan is applied, as plans and prompts name it.
+
+    Attributes:
+        label: what selected it: ``cluster orders``, ``target prod``, ``--dsn``.
+        host, port, dbname, user: of the database; None for a plan that makes AWS calls alone.
+        region, profile: of the AWS calls; None for a plan that makes none.
+    """
+
+    label: str
+    host: str | None = None
+    port: str | None = None
+    dbname: str | None = None
+    user: str | None = None
+    region: str | None = None
+    profile: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The same in words."""
+        account = f"AWS region {self.region or '-'}" + (f", profile {self.profile}" if self.profile else "")
+        if self.host is None:
+            return account
+        user = f", as {self.user}" if self.user else ""
+        writer = "writer " if self.label.startswith("cluster ") else ""
+        place = f"{self.label} ({writer}{self.host}:{self.port}/{self.dbname}{user})"
+        return place if self.region is None else f"{place}, {account}"
+
+
+def server_of(plan: Plan, target: Target) -> Server:
+    """Return where PLAN is applied; nothing is connected to.
+
+    Raises:
+        Error: the cluster or instance was not found.
+    """
+    from rdsrepl.aws import session
+    from rdsrepl.postgres import connection
+
+    server = Server(target.label)
+    if any(not isinstance(step, Statement) for step in plan.steps):
+        server = replace(server, region=session.region(target.aws), profile=target.aws.profile)
+    if any(isinstance(step, Statement) for step in plan.steps):
+        server = replace(server, **asdict(connection.address(target)))
+    return server
+
+
+def settle(
+    ctx: typer.Context,
+    plan: Plan,
+    *,
+    target: Target | None = None,
+    reveal: Mapping[str, str] | None = None,
+    typed: Typed | None = None,
+    witness: apply.Witness | None = None,
+) -> list[apply.Outcome]:
+    """Show PLAN, ask on a terminal, apply it, report each step.
+
+    Args:
+        ctx: the command's context.
+        plan: what to do.
+        target: the database it was made for; by default the command's own.
+        reveal: printed once with the result and nowhere else, such as a generated password.
+        typed: what must be typed, on the terminal or in an option, where a yes is not enough.
+        witness: is told before and after each step.
+
+    Raises:
+        NotConfirmed: nobody said yes.
+        AppliedInPart: a later step failed.
+        typer.Exit: ``--check`` found changes pending (7).
+    """
+    may, options = consent(ctx), shared(ctx)
+    pace = apply.Pace.from_environment()
+    machine = options.output is not Format.table
+    if not plan:
+        _report(ctx, plan, None, "unchanged", [])
+        return []
+    target = target if target is not None else where(ctx)
+    server = server_of(plan, target)
+    if may.dry_run or may.check:
+        _show(ctx, plan, server, to_stdout=True) if not machine else _report(ctx, plan, server, "planned", [])
+        if may.check:
+            raise typer.Exit(ExitCode.CHANGES_PENDING)
+        return []
+    if (typed is None and not may.yes) or (typed is not None and typed.given is None):
+        _show(ctx, plan, server, to_stdout=False)
+        _ask(plan, server, typed)
+    elif typed is not None and typed.given != typed.identifier:
+        raise NotConfirmed(
+            f"{plan.title}: {typed.option} names {typed.given}, not {typed.identifier}; nothing was changed",
+            hint=f"{typed.option} {typed.identifier}, if that is what you mean",
+        )
+    else:
+        note(ctx, f"On {server.text}")
+        for warning in plan.warnings:
+            warn(ctx, warning)
+    outcomes: list[apply.Outcome] = []
+    progress = Progress(ctx)
+
+    def done(outcome: apply.Outcome) -> None:
+        outcomes.append(outcome)
+        if not isinstance(outcome.step, Wait) and not outcome.skipped:
+            journal.applied(outcome.step.summary, makes=outcome.step.makes)
+        progress.clear()
+        how = "not needed" if outcome.skipped else f"({format_duration(outcome.seconds)})"
+        note(ctx, f"done: {outcome.step.summary} {how}")
+
+    try:
+        apply.run(
+            plan,
+            target,
+            done=done,
+            waiting=lambda step, seconds, states: _waiting(progress, step, seconds, states),
+            witness=witness,
+            pace=pace,
+        )
+    except AppliedInPart as exc:
+        # What is made already is of no use without it: the role is there, and nobody else knows its password.
+        if reveal and (exc.done or exc.not_done):
+            _report(ctx, plan, server, "partial", outcomes, reveal)
+        raise
+    finally:
+        progress.clear()
+        completion_cache.clear()  # the next Tab must see it
+    applied(ctx, plan.title)
+    _report(ctx, plan, server, "applied", outcomes, reveal or {})
+    return outcomes
+
+
+def _ask(plan: Plan, server: Server, typed: Typed | None) -> None:
+    way = "--yes" if typed is None else f"{typed.option} {typed.identifier}"
+    if not can_ask():
+        raise NotConfirmed(
+            f"{plan.title}: nobody to ask, nothing was changed",
+            hint=f"add {way} to go ahead, or --dry-run to see the plan",
+        )
+    if typed is None:
+        agreed = ask(f"Apply this plan on {server.text}?")
+    else:
+        agreed = ask_for(f"On {server.text}: type {typed.identifier} to go ahead:", typed.identifier)
+    if not agreed:
+        answer = "answer y" if typed is None else f"type {typed.identifier}"
+        raise NotConfirmed(f"{plan.title}: not confirmed, nothing was changed", hint=f"{answer}, or add {way}")
+
+
+def _show(ctx: typer.Context, plan: Plan, server: Server, *, to_stdout: bool) -> None:
+    out = console(sys.stdout if to_stdout else sys.stderr, hides_secrets=True)
+    colour = not shared(ctx).no_color
+    out.print(f"On {server.text}", style="bold" if colour else None)
+    out.print(f"Plan: {plan.title}", style="bold" if colour else None)
+    for change in plan.changes:
+        out.print(f"  {_change(change)}")
+        _indented(out, change.reason, style="dim" if colour else None)
+    for number, step in enumerate(plan.steps, 1):
+        condition = f", {step.condition}" if isinstance(step, AwsCall) and step.condition else ""
+        out.print(f"  {number}. {step.summary}{condition}")
+        _indented(out, readable(step), style="cyan" if colour else None)
+    for warning in plan.warnings:
+        warn(ctx, warning)
+
+
+def _change(change: Change) -> str:
+    default = "(engine's)" if change.default is None else change.default
+    if change.value is None:
+        return f"{change.name}: {default}, stays"
+    return f"{change.name}: {default} → {change.value} ({change.apply_type}, {change.apply_method})"
+
+
+def _indented(out: Console, text: str, *, style: str | None) -> None:
+    for line in text.split("\n"):
+        if out.is_terminal:
+            from rich.padding import Padding
+
+            out.print(Padding(line, (0, 0, 0, 5)), style=style)
+        else:
+            out.print(f"     {line}")
+
+
+def _waiting(progress: Progress, step: Step, seconds: float, states: list[str]) -> None:
+    how = "; ".join(states)
+    if isinstance(step, Statement):
+        how = f"waiting for {how}" if how else "waiting"
+    progress.say(f"{step.summary}: {how}", seconds)
+
+
+def _step_document(step: Step) -> dict[str, Any]:
+    if isinstance(step, Statement):
+        return {"protocol": step.protocol, "statement": mask(step.text)}
+    if isinstance(step, AwsCall):
+        parameters = {key: MASK if key in step.secrets else value for key, value in step.parameters.items()}
+        return {
+            "service": step.service,
+            "operation": step.operation,
+            "parameters": masked(parameters),
+            "condition": step.condition or None,
+        }
+    return {"wait_seconds": step.timeout_seconds}
+
+
+def _report(
+    ctx: typer.Context,
+    plan: Plan,
+    server: Server | None,
+    status: str,
+    outcomes: list[apply.Outcome],
+    reveal: Mapping[str, str] | None = None,
+) -> None:
+    returned = {id(outcome.step): outcome.returned for outcome in outcomes}
+    steps: list[dict[str, Any]] = [
+        {
+            "summary": mask(step.summary),
+            **_step_document(step),
+            "returned": returned.get(id(step), {}),
+        }
+        for step in plan.steps
+    ]
+    value: dict[str, Any] = {
+        "title": mask(plan.title),
+        "status": status,
+        "server": server,
+        "steps": steps,
+        "warnings": masked(plan.warnings),
+        **(reveal or {}),
+    }
+    if plan.changes:
+        value["changes"] = plan.changes
+
+    def table() -> object:
+        if status == "unchanged":
+            return f"{plan.title}: {plan.unchanged}"
+        lines = [f"{plan.title}: {'done' if status == 'applied' else 'done in part'}"]
+        for outcome in outcomes:
+            shown = {key: item for key, item in outcome.returned.items() if item not in (None, "")}
+            if shown:
+                lines.append("  " + ", ".join(f"{key} {item}" for key, item in shown.items()))
+        lines += [f"{key}: {item}" for key, item in (reveal or {}).items()]
+        return stacked(*lines)
+
+    emit(value, shared(ctx).output, table)

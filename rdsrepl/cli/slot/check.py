@@ -1,0 +1,268 @@
+"""``rdsrepl slot check``: the slots against thresholds, for monitoring: exit code, Nagios, Prometheus, CloudWatch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from rdsrepl.cli.completion import complete_any_slot
+from rdsrepl.cli.console import note
+from rdsrepl.cli.options import Reader, shared, size_option, where
+from rdsrepl.cli.slot.server_state import around, look
+from rdsrepl.errors import BadValue, ExitCode, NotFound, UsageError
+from rdsrepl.render import document, emit, listing, stacked
+from rdsrepl.retention.assessment import Holding, Retention, Severity, Thresholds
+from rdsrepl.text.escapes import shown
+from rdsrepl.text.masking import mask
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+    from rdsrepl.config import Target
+
+_EXIT: Final = {Severity.OK: ExitCode.DONE, Severity.WARNING: ExitCode.WARNING, Severity.CRITICAL: ExitCode.CRITICAL}
+_NAGIOS: Final = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
+_NAMESPACE: Final = "rdsrepl"
+
+
+def check(
+    ctx: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...", help="Only these slots.", autocompletion=complete_any_slot, show_default=False
+        ),
+    ] = None,
+    warn: Annotated[
+        list[str] | None,
+        typer.Option("--warn", metavar="MEASURE=VALUE", help="A warning from there on; may be repeated."),
+    ] = None,
+    critical: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--critical",
+            metavar="MEASURE=VALUE",
+            help="Critical from there on. Of retained, undelivered, time-to-break, inactive, xid-age, wal-status.",
+        ),
+    ] = None,
+    nagios: Annotated[
+        bool,
+        typer.Option("--nagios", help="One line and the exit code of a Nagios plugin.", show_default=False),
+    ] = False,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="Prometheus's text format.", show_default=False)
+    ] = False,
+    free_space: Annotated[
+        int | None, size_option("--free-space", help="Free storage, where CloudWatch does not say it.")
+    ] = None,
+    put_metric: Annotated[
+        bool,
+        typer.Option("--put-metric", help="Publish each slot's numbers to CloudWatch.", show_default=False),
+    ] = False,
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", metavar="NAME", help="Of --put-metric.", show_default=_NAMESPACE),
+    ] = None,
+) -> None:
+    """Check the slots against thresholds: exit 0, 8 (warning) or 9 (critical); with --nagios 0, 1, 2 or 3.
+
+    By default: retained 10 GB and 100 GB, something breaks within a day and an hour, inactive for an hour (a warning),
+    500 million and a billion transactions held back, unreserved or lost (critical).
+
+    Example: rdsrepl slot check --warn retained=5GB --critical time-to-break=2h --nagios
+    """
+    from rdsrepl.retention import thresholds
+
+    if nagios and prometheus:
+        raise BadValue("--nagios and --prometheus exclude each other", hint="give one of them")
+    if namespace is not None and not put_metric:
+        raise BadValue("--namespace goes with --put-metric", hint="add that, or leave it out")
+    limits = thresholds.parse(warn or (), critical or ())
+    target = where(ctx)
+    if put_metric and target.aws.identifier is None:
+        raise UsageError(
+            "--put-metric needs to know which cluster or instance this is", hint="--cluster ID or --instance ID"
+        )
+    found = _assess(ctx, target, limits, free_space)
+    if missing := sorted(set(names or ()) - {one.slot.slot_name for one in found.holdings}):
+        gap = NotFound(f"no replication slot {', '.join(missing)} on this server", hint="rdsrepl slot list shows them")
+        if not nagios:
+            raise gap
+        # A slot that should be there and is not means a gap. What else fails is UNKNOWN (cli/main.py).
+        sys.stdout.write(f"SLOTS CRITICAL - {_one_line(mask(gap.message))}\n")
+        raise typer.Exit(_NAGIOS[Severity.CRITICAL])
+    if names:
+        found = _only(found, names)
+    if put_metric:
+        _put(ctx, target, found, namespace or _NAMESPACE)
+    if nagios:
+        sys.stdout.write(_nagios_line(found, limits) + "\n")
+        raise typer.Exit(_NAGIOS[found.severity])
+    if prometheus:
+        sys.stdout.write(_exposition(found))
+        raise typer.Exit(_EXIT[found.severity])
+    emit(
+        {
+            "severity": found.severity,
+            "findings": [
+                {"slot_name": one.slot.slot_name, **document(reason)}
+                for one in found.holdings
+                for reason in one.reasons
+            ],
+            "warn": limits[0],
+            "critical": limits[1],
+            **{key: value for key, value in document(found).items() if key != "severity"},
+        },
+        shared(ctx).output,
+        lambda: _table(found),
+    )
+    raise typer.Exit(_EXIT[found.severity])
+
+
+def _assess(
+    ctx: typer.Context,
+    target: Target,
+    limits: tuple[Thresholds, Thresholds],
+    free_space: int | None,
+) -> Retention:
+    from rdsrepl.postgres import connection
+
+    surroundings = around(ctx, target, free_space)
+    with connection.open(target) as conn:
+        return look(ctx, conn, surroundings).assessed(warn=limits[0], critical=limits[1])
+
+
+def _only(found: Retention, names: Sequence[str]) -> Retention:
+    """Return the same with these slots alone."""
+    kept = tuple(one for one in found.holdings if one.slot.slot_name in names)
+    order = (Severity.OK, Severity.WARNING, Severity.CRITICAL)
+    worst = max((one.severity for one in kept), key=order.index, default=Severity.OK)
+    return replace(found, holdings=kept, severity=worst)
+
+
+def _table(found: Retention) -> object:
+    bad = [(one, reason) for one in found.holdings for reason in one.reasons]
+    if not bad:
+        return f"{len(found.holdings)} slots, nothing found" if found.holdings else "no replication slots"
+    table = listing(
+        bad,
+        [
+            ("SLOT", lambda pair: pair[0].slot.slot_name),
+            ("SEVERITY", lambda pair: pair[1].severity.value),
+            ("WHY", lambda pair: pair[1].text),
+        ],
+        empty="",
+    )
+    good = len(found.holdings) - len({one.slot.slot_name for one, _ in bad})
+    return stacked(table, f"{good} more {'slot' if good == 1 else 'slots'}, nothing found") if good else table
+
+
+def _nagios_line(found: Retention, limits: tuple[Thresholds, Thresholds]) -> str:
+    """Return a plugin's line: state, what is wrong, performance data."""
+    reasons = [f"{one.slot.slot_name}: {one.reasons[0].text}" for one in found.holdings if one.reasons]
+    text = "; ".join(reasons) or f"{len(found.holdings)} slots, nothing found"
+    data = " ".join(item for one in found.holdings for item in _performance(one, limits))
+    return _one_line(f"SLOTS {found.severity.name} - {text}") + (f" | {data}" if data else "")
+
+
+def _performance(one: Holding, limits: tuple[Thresholds, Thresholds]) -> Iterable[str]:
+    warn, critical = limits
+    for label, value, unit, first, second in (
+        ("retained", one.retained_bytes, "B", warn.retained_bytes, critical.retained_bytes),
+        ("undelivered", one.undelivered_bytes, "B", warn.undelivered_bytes, critical.undelivered_bytes),
+        ("xid_age", one.xid_age, "", warn.xid_age, critical.xid_age),
+    ):
+        if value is not None:
+            bounds = ";".join("" if bound is None else str(bound) for bound in (first, second))
+            yield f"'{shown(one.slot.slot_name)}_{label}'={value}{unit};{bounds};0"
+
+
+def _one_line(text: str) -> str:
+    return shown(" ".join(text.split())).replace("|", "/")
+
+
+def _exposition(found: Retention) -> str:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    class Slots:
+        def collect(self) -> Iterable[Metric]:
+            return _families(found)
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Slots())
+    return generate_latest(registry).decode()
+
+
+def _families(found: Retention) -> Iterable[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    severities = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
+    labels = ("slot", "database", "plugin")
+    gauges: tuple[tuple[str, str, Any], ...] = (
+        ("retained_bytes", "WAL the server keeps for the slot.", lambda one: one.retained_bytes),
+        ("undelivered_bytes", "WAL the consumer has not confirmed.", lambda one: one.undelivered_bytes),
+        ("behind_seconds", "How old the WAL is that was confirmed last.", lambda one: one.lag_seconds),
+        (
+            "growth_bytes_per_second",
+            "How fast the retained WAL grows.",
+            lambda one: one.growth and one.growth.per_second,
+        ),
+        ("active", "Whether somebody consumes it.", lambda one: int(one.slot.active)),
+        ("inactive_seconds", "For how long nobody has, as far as is known.", lambda one: one.inactive_seconds),
+        ("xid_age", "Transactions it holds back from VACUUM.", lambda one: one.xid_age),
+        ("safe_wal_bytes", "WAL until it passes max_slot_wal_keep_size.", lambda one: one.slot.safe_wal_size),
+        ("severity", "0 ok, 1 warning, 2 critical.", lambda one: severities[one.severity]),
+    )
+    for name, text, value in gauges:
+        family = GaugeMetricFamily(f"rdsrepl_slot_{name}", text, labels=labels)
+        for one in found.holdings:
+            number = value(one)
+            if number is not None:
+                family.add_metric(_labels(one), float(number))
+        yield family
+    breaks = GaugeMetricFamily(
+        "rdsrepl_slot_seconds_to_break", "Until something breaks on its account.", labels=(*labels, "what")
+    )
+    for one in found.holdings:
+        for item in one.breaks:
+            breaks.add_metric([*_labels(one), item.what], float(item.seconds))
+    yield breaks
+    if found.wal_rate is not None:
+        rate = GaugeMetricFamily("rdsrepl_wal_bytes_per_second", "How fast the server writes WAL.")
+        rate.add_metric([], found.wal_rate.per_second)
+        yield rate
+
+
+def _labels(one: Holding) -> list[str]:
+    return [shown(one.slot.slot_name), shown(one.slot.database or ""), shown(one.slot.plugin or "")]
+
+
+def _put(ctx: typer.Context, target: Target, found: Retention, namespace: str) -> None:
+    """Publish each slot's numbers to CloudWatch, which has none of single slots."""
+    from rdsrepl.aws import metrics
+
+    aws = target.aws
+    place = "DBClusterIdentifier" if aws.cluster is not None else "DBInstanceIdentifier"
+    data = [
+        metrics.Datum(name, float(value), unit, {"SlotName": one.slot.slot_name, place: str(aws.identifier)})
+        for one in found.holdings
+        for name, value, unit in (
+            ("RetainedBytes", one.retained_bytes, "Bytes"),
+            ("UndeliveredBytes", one.undelivered_bytes, "Bytes"),
+            ("InactiveSeconds", one.inactive_seconds or 0.0, "Seconds"),
+            ("XidAge", one.xid_age, "Count"),
+            ("SecondsToBreak", one.breaks[0].seconds if one.breaks else None, "Seconds"),
+        )
+        if value is not None
+    ]
+    metrics.put(aws, namespace, data)
+    note(ctx, f"{len(data)} values published to CloudWatch, namespace {namespace}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``rdsrepl slot``."""
+    app.command("check", cls=Reader)(check)

@@ -1,0 +1,195 @@
+"""``rdsrepl slot``: replication slots."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from rdsrepl.cli.completion import complete_any_slot, complete_slot
+from rdsrepl.cli.confirm import settle
+from rdsrepl.cli.options import Reader, Writer, duration_option, shared, where
+from rdsrepl.cli.slot import check, lag, prune, tail, watch
+from rdsrepl.cli.slot.drop_audit import SlotTrail, require_unprotected
+from rdsrepl.errors import BadValue
+from rdsrepl.lsn import Lsn
+from rdsrepl.render import ago, emit, facts, listing, size
+
+app = typer.Typer(no_args_is_help=True, help="Replication slots: create, look, stream, move, drop.")
+
+
+class Plugin(StrEnum):
+    """What ``--plugin`` takes."""
+
+    pgoutput = "pgoutput"
+    wal2json = "wal2json"
+    test_decoding = "test_decoding"
+
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The slot.", autocompletion=complete_any_slot, show_default=False)
+]
+LogicalName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The slot.", autocompletion=complete_slot, show_default=False)
+]
+
+
+@app.command(cls=Writer)
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new slot.", show_default=False)],
+    plugin: Annotated[Plugin, typer.Option("--plugin", help="The output plugin.")] = Plugin.pgoutput,
+    two_phase: Annotated[
+        bool, typer.Option("--two-phase", help="Decode prepared transactions (14+).", show_default=False)
+    ] = False,
+    failover: Annotated[
+        bool, typer.Option("--failover", help="Keep it in step on standbys (17+).", show_default=False)
+    ] = False,
+    timeout: Annotated[
+        float,
+        duration_option(
+            "--timeout", help="Give up after this long: the creation waits for every transaction that is running."
+        ),
+    ] = 60.0,
+) -> None:
+    """Create a logical slot in the connection's database.
+
+    From then on the server keeps the WAL of all changes until the slot is consumed, so create it when its consumer
+    is ready. While it waits for a running transaction, that transaction's session is named.
+
+    Example: rdsrepl slot create orders_cdc --plugin pgoutput --failover
+    """
+    from rdsrepl.postgres import connection, slots
+
+    target = where(ctx)
+    with connection.open(target) as conn:
+        plan = slots.create(
+            conn, name, plugin=plugin.value, two_phase=two_phase, failover=failover, timeout_seconds=timeout
+        )
+    settle(ctx, plan, target=target)
+
+
+@app.command("list", cls=Reader)
+def list_(ctx: typer.Context) -> None:
+    """List the server's slots: who holds them, how much WAL they keep, how far behind they are.
+
+    Example: rdsrepl slot list -o json
+    """
+    from rdsrepl.postgres import connection
+    from rdsrepl.retention import server_state
+    from rdsrepl.retention.assessment import xid_age
+
+    with connection.open(where(ctx)) as conn:
+        found = server_state.look(conn)
+    rows, now = found.slots, found.wal.at
+    emit(
+        rows,
+        shared(ctx).output,
+        lambda: listing(
+            rows,
+            [
+                ("SLOT", lambda row: row.slot_name),
+                ("PLUGIN", lambda row: row.plugin or "(physical)"),
+                ("DATABASE", lambda row: row.database),
+                ("ACTIVE", lambda row: f"PID {row.active_pid}" if row.active else "no"),
+                ("RETAINED", lambda row: size(row.retained_bytes)),
+                ("LAG", lambda row: size(row.lag_bytes)),
+                ("WAL", lambda row: row.wal_status),
+                ("XMIN AGE", xid_age),
+                ("INACTIVE", lambda row: "" if row.active else ago(row.inactive_since, now)),
+            ],
+            empty="no replication slots",
+        ),
+    )
+
+
+@app.command(cls=Reader)
+def show(ctx: typer.Context, name: Name) -> None:
+    """Show one slot with everything the server knows about it.
+
+    Example: rdsrepl slot show orders_cdc
+    """
+    from rdsrepl.postgres import connection, slots
+    from rdsrepl.render import document
+
+    with connection.open(where(ctx)) as conn:
+        slot = slots.get(conn, name)
+
+    def table() -> object:
+        values = document(slot)
+        values.pop("walsender")
+        pairs = [(key, value) for key, value in values.items() if value is not None]
+        pairs += [("retained", size(slot.retained_bytes)), ("lag", size(slot.lag_bytes))]
+        return facts([*pairs, ("holder", slot.holder if slot.active else "nobody")])
+
+    emit(slot, shared(ctx).output, table)
+
+
+@app.command(cls=Writer)
+def drop(
+    ctx: typer.Context,
+    name: Name,
+    unprotect: Annotated[
+        list[str] | None,
+        typer.Option("--unprotect", metavar="NAME", help="This slot, though the config file protects it."),
+    ] = None,
+) -> None:
+    """Drop a slot that nobody uses; shows before what is lost and what is freed.
+
+    An active slot is refused, and named is who holds it. The statement itself checks once more that the slot is
+    inactive and where it was. The drop is written to the audit file.
+
+    Example: rdsrepl slot drop old_cdc --dry-run
+    """
+    from rdsrepl.postgres import connection, slots
+
+    target = where(ctx)
+    with connection.open(target) as conn:
+        slot = slots.get(conn, name)
+        plan = slots.drop(slot, here=connection.here(conn), saved=slots.saved_at(conn, [name]).get(name))
+        require_unprotected(name, target, frozenset(unprotect or ()))
+        trail = SlotTrail(conn, "slot drop", {id(step): slot for step in plan.steps})
+    settle(ctx, plan, target=target, witness=trail)
+
+
+@app.command(cls=Writer)
+def advance(
+    ctx: typer.Context,
+    name: LogicalName,
+    lsn: Annotated[
+        str | None, typer.Argument(metavar="LSN", help="The position to move to.", show_default=False)
+    ] = None,
+    to_current: Annotated[
+        bool, typer.Option("--to-current", help="Move to the server's current position.", show_default=False)
+    ] = False,
+    timeout: Annotated[
+        float,
+        duration_option("--timeout", help="Give up after this long: the server decodes what it passes over."),
+    ] = 600.0,
+) -> None:
+    """Move a slot forward without reading it: the changes in between are given up, and no consumer sees them.
+
+    It is written to the audit file, as a drop is.
+
+    Example: rdsrepl slot advance orders_cdc --to-current
+    """
+    from rdsrepl.postgres import connection, slots
+
+    if (lsn is None) == (not to_current):
+        raise BadValue("say where to: an LSN, or --to-current", hint="rdsrepl slot advance NAME 16/B374D848")
+    goal = None if lsn is None else Lsn.parse(lsn)
+    target = where(ctx)
+    with connection.open(target) as conn:
+        slot = slots.get(conn, name)
+        saved = slots.saved_at(conn, [name]).get(name)
+        plan = slots.advance(slot, goal, here=connection.here(conn), timeout_seconds=timeout, saved=saved)
+        trail = SlotTrail(conn, "slot advance", {id(step): slot for step in plan.steps}, advances=True)
+    settle(ctx, plan, target=target, witness=trail)
+
+
+tail.register(app)
+lag.register(app)
+watch.register(app)
+check.register(app)
+prune.register(app)

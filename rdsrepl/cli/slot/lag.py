@@ -1,0 +1,276 @@
+"""``rdsrepl slot lag``: what each slot holds back, what its consumer has not confirmed, and when something breaks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from rdsrepl.cli.completion import complete_any_slot
+from rdsrepl.cli.console import note
+from rdsrepl.cli.options import Reader, duration_option, shared, size_option, where
+from rdsrepl.cli.slot.server_state import around, look
+from rdsrepl.errors import BadValue, NotFound
+from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
+from rdsrepl.retention.assessment import Holding, Rate, Retention, Severity
+from rdsrepl.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.retention.rds_metrics import Surroundings
+    from rdsrepl.retention.server_state import Standing
+    from rdsrepl.state.slot_history import Observation
+
+_RECENT_SECONDS: Final = 3600.0
+_RECENT_POINTS: Final = 12
+_FAR_SECONDS: Final = 366 * 86400.0
+_WHAT: Final = {"slot_invalidated": "invalidated", "storage_full": "disk full", "xid_wraparound": "no xids"}
+_MEASURED: Final = (
+    ("TransactionLogsDiskUsage", "of WAL on disk"),
+    ("OldestReplicationSlotLag", "behind the oldest slot"),
+    ("OldestLogicalReplicationSlotLag", "behind the oldest logical slot"),
+    ("ReplicationSlotDiskUsage", "spilled by decoding"),
+    ("FreeLocalStorage", "of local storage free"),
+)
+_STYLE: Final = {Severity.OK: "", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
+
+
+def lag(
+    ctx: typer.Context,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="One slot, whole.", autocompletion=complete_any_slot, show_default=False),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.", show_default=False)
+    ] = False,
+    interval: Annotated[float, duration_option("--interval", help="With --watch: look this often.")] = 5.0,
+    free_space: Annotated[
+        int | None, size_option("--free-space", help="Free storage, where CloudWatch does not say it.")
+    ] = None,
+) -> None:
+    """Show both kinds of lag of each slot, how fast they grow, and when something breaks.
+
+    RETAINED is the WAL that the server keeps for a slot; it fills the disk. UNDELIVERED is the WAL whose changes the
+    consumer has not confirmed. A rate needs two looks: an earlier run's counts, and CloudWatch's word.
+
+    Example: rdsrepl slot lag shop_cdc
+    """
+    from rdsrepl.postgres import connection
+
+    if interval < 0.5:
+        raise BadValue(f"--interval {interval:g}s is too short", hint="half a second or longer")
+    target = where(ctx)
+    surroundings = around(ctx, target, free_space)
+    with connection.open(target) as conn:
+        if not watch:
+            standing = look(ctx, conn, surroundings)
+            _print(ctx, standing, surroundings, name)
+            return
+        _watch(ctx, conn, surroundings, name, interval)
+
+
+def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, name: str | None, interval: float) -> None:
+    live = sys.stdout.isatty() and shared(ctx).output is Format.table
+    try:
+        if not live:
+            while True:
+                _print(ctx, look(ctx, conn, surroundings), surroundings, name)
+                sys.stdout.flush()
+                time.sleep(interval)
+        from rich.live import Live
+
+        from rdsrepl.render import console
+
+        with Live(console=console(sys.stdout), auto_refresh=False) as screen:
+            while True:
+                standing = look(ctx, conn, surroundings)
+                found = _picked(standing.assessed(), name)
+                screen.update(_table(standing, surroundings, found, name), refresh=True)  # type: ignore[arg-type]
+                time.sleep(interval)
+    except KeyboardInterrupt:
+        return
+
+
+def _print(ctx: typer.Context, standing: Standing, surroundings: Surroundings, name: str | None) -> None:
+    found = _picked(standing.assessed(), name)
+    output = shared(ctx).output
+    if found.wal_rate is None and found.holdings and output is Format.table:
+        note(ctx, "no rate is known yet, so no forecast: look again in a while, or with --watch")
+    value = None if output is Format.table else _document(standing, surroundings, found)
+    emit(value, output, lambda: _table(standing, surroundings, found, name))
+
+
+def _document(standing: Standing, surroundings: Surroundings, found: Retention) -> dict[str, object]:
+    past = _past(standing)
+    return {
+        **document(found),
+        "server": standing.server,
+        "metrics": document(surroundings.metrics),
+        "recent_seconds": _RECENT_SECONDS,
+        "recent": {one.slot.slot_name: _recent(past, one) for one in found.holdings},
+    }
+
+
+def _picked(found: Retention, name: str | None) -> Retention:
+    """Return the same with one slot alone.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    from dataclasses import replace
+
+    if name is None:
+        return found
+    holdings = tuple(one for one in found.holdings if one.slot.slot_name == name)
+    if not holdings:
+        raise NotFound(f"no replication slot {name} on this server", hint="rdsrepl slot list shows them")
+    return replace(found, holdings=holdings)
+
+
+def _table(standing: Standing, surroundings: Surroundings, found: Retention, name: str | None) -> object:
+    if name is not None:
+        story = _story(standing, found, found.holdings[0])
+        return facts([*story, *(("CloudWatch", line) for line in _measured(surroundings))])
+    rows, past = found.holdings, _past(standing)
+    table = listing(
+        rows,
+        [
+            ("SLOT", lambda one: styled(one.slot.slot_name, _STYLE[one.severity])),
+            ("RETAINED", lambda one: size(one.retained_bytes)),
+            ("UNDELIVERED", lambda one: size(one.undelivered_bytes)),
+            ("BEHIND", lambda one: _seconds(one.lag_seconds)),
+            ("GROWS", lambda one: _per_second(one.growth)),
+            ("BREAKS", _breaks),
+            ("LAST HOUR", lambda one: _spark(past, one)),
+        ],
+        empty="no replication slots",
+    )
+    lines = [*_remarks(found), *(f"CloudWatch: {line}" for line in _measured(surroundings))]
+    return stacked(table, *lines) if rows else table
+
+
+def _remarks(found: Retention) -> list[str]:
+    """Return what is to be said of the server as a whole."""
+    lines = []
+    rate = "" if found.wal_rate is None else f"WAL grows by {format_size(round(found.wal_rate.per_second))}/s"
+    if found.wal_rate is not None:
+        rate += f" ({found.wal_rate.source}" + (
+            f" over {format_duration(found.wal_rate.window_seconds)})" if found.wal_rate.window_seconds else ")"
+        )
+    if found.storage is not None:
+        rate += f"{'; ' if rate else ''}{format_size(found.storage.free_bytes)} of storage is free"
+        rate += f" ({found.storage.source})"
+    if rate:
+        lines.append(rate)
+    blamed = next((one for one in found.holdings if one.slot.slot_name == found.blamed), None)
+    if blamed is not None and blamed.retained_bytes:
+        lines.append(f"{blamed.slot.slot_name} holds the most: {_freed(found, blamed)}")
+    lines += [
+        f"{one.slot.slot_name}: {one.severity.value}: {reason.text}"
+        for one in found.holdings
+        for reason in one.reasons[:1]
+    ]
+    return lines
+
+
+def _measured(surroundings: Surroundings) -> list[str]:
+    """Return what CloudWatch says of the writer's WAL; it knows no single slots."""
+    words = [
+        f"{format_size(int(value))} {what}"
+        for name, what in _MEASURED
+        if (value := surroundings.metrics.get(name)) is not None and value >= 0
+    ]
+    return [", ".join(words)] if words else []
+
+
+def _freed(found: Retention, one: Holding) -> str:
+    rest = ""
+    if one.shared_with is not None:
+        rest = f"; {one.shared_with} keeps the rest"
+    elif one.freed_bytes < (one.retained_bytes or 0):
+        rest = f"; wal_keep_size ({format_size(found.wal.keep_bytes)}) keeps the rest"
+    return f"dropping it alone would free about {format_size(one.freed_bytes)}{rest}"
+
+
+def _story(standing: Standing, found: Retention, one: Holding) -> list[tuple[str, object]]:
+    """Return everything about one slot."""
+    slot = one.slot
+    grows = "not known yet" if one.growth is None else f"{_per_second(one.growth)}, {_window(one.growth)}"
+    rows: list[tuple[str, object]] = [
+        ("slot", f"{slot.slot_name} ({slot.plugin or 'physical'}, database {slot.database or '-'})"),
+        ("consumer", slot.holder if slot.active else "nobody"),
+        ("severity", one.severity.value),
+        *(("", reason.text) for reason in one.reasons),
+        ("retained", f"{size(one.retained_bytes)} of WAL, kept for it from {slot.restart_lsn or '-'} on"),
+        ("undelivered", f"{size(one.undelivered_bytes)} of WAL, not confirmed after {slot.confirmed_flush_lsn or '-'}"),
+        ("behind", "not known yet" if one.lag_seconds is None else f"about {format_duration(one.lag_seconds)}"),
+        ("retained grows", grows),
+        ("is delivered", "not known yet" if one.delivery is None else _per_second(one.delivery)),
+    ]
+    if one.inactive_seconds is not None:
+        rows.append(("inactive", f"for {format_duration(one.inactive_seconds)}, as far as is known"))
+    if one.xid_age is not None:
+        rows.append(("held from VACUUM", f"{one.xid_age:,} transactions"))
+    rows += [
+        ("breaks", f"{_WHAT[item.what]} {_when(item.seconds)}: {item.reason}")
+        for item in one.breaks
+        if item.seconds <= _FAR_SECONDS
+    ]
+    rows.append(("if it is dropped", _freed(found, one)))
+    rows.append(("last hour", _spark(_past(standing), one) or "not seen before"))
+    if found.wal_rate is not None:
+        rows.append(("WAL", f"{_per_second(found.wal_rate)}, {_window(found.wal_rate)}"))
+    return rows
+
+
+def _window(rate: Rate) -> str:
+    return f"over {format_duration(rate.window_seconds)}" if rate.window_seconds else f"says {rate.source}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else format_duration(seconds)
+
+
+def _per_second(rate: Rate | None) -> str:
+    return "-" if rate is None else f"{format_size(round(rate.per_second))}/s"
+
+
+def _when(seconds: float) -> str:
+    return f"in {format_duration(seconds)}" if seconds else "now"
+
+
+def _breaks(one: Holding) -> str:
+    soonest = one.breaks[0] if one.breaks else None
+    if soonest is None or soonest.seconds > _FAR_SECONDS:
+        return "-"
+    return f"{_WHAT[soonest.what]} {_when(soonest.seconds)}"
+
+
+def _past(standing: Standing) -> tuple[Observation, ...]:
+    """Return the looks of the last hour, this one among them."""
+    from rdsrepl.retention import assessment
+
+    now = assessment.observe(standing.wal, standing.slots)
+    recent = (one for one in standing.history if (now.at - one.at).total_seconds() <= _RECENT_SECONDS)
+    return (*recent, now)
+
+
+def _recent(past: Sequence[Observation], one: Holding) -> list[float | None]:
+    from rdsrepl.retention import assessment
+
+    return list(assessment.history_rates(past, one.slot.slot_name, points=_RECENT_POINTS, seconds=_RECENT_SECONDS))
+
+
+def _spark(past: Sequence[Observation], one: Holding) -> str:
+    from rdsrepl.dashboard.view import sparkline
+
+    return sparkline([None if value is None else int(value) for value in _recent(past, one)])
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``rdsrepl slot``."""
+    app.command("lag", cls=Reader)(lag)

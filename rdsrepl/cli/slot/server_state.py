@@ -1,0 +1,46 @@
+"""What ``slot lag``, ``slot check`` and ``slot prune`` share: one look at the slots, with what AWS knows beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from rdsrepl.cli.console import note, warn
+from rdsrepl.retention.assessment import Storage
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.retention.rds_metrics import Surroundings
+    from rdsrepl.retention.server_state import Standing, Watch
+
+
+def around(ctx: typer.Context, target: Target, free_bytes: int | None) -> Surroundings:
+    """Return what is known of the server from elsewhere; what could not be found out is said, and goes without.
+
+    Args:
+        ctx: the command's context.
+        target: the database.
+        free_bytes: free storage, where somebody says it; that wins over CloudWatch.
+    """
+    from dataclasses import replace
+
+    from rdsrepl.retention import rds_metrics
+
+    found = rds_metrics.gather(target)
+    for text in found.notes:
+        note(ctx, text)
+    return found if free_bytes is None else replace(found, storage=Storage(free_bytes, source="--free-space"))
+
+
+def look(ctx: typer.Context, conn: Connection, found: Surroundings, *, watch: Watch | None = None) -> Standing:
+    """Look at the slots once; clocks that cannot be trusted are said, once a run."""
+    from rdsrepl.retention import server_state
+
+    seen = server_state.look(conn, storage=found.storage, wal_rate=found.wal_rate, notes=found.notes, watch=watch)
+    doubt = seen.clock_doubt
+    if doubt is not None and "rdsrepl.clock_doubt" not in ctx.meta:
+        ctx.meta["rdsrepl.clock_doubt"] = doubt
+        warn(ctx, doubt)
+    return seen

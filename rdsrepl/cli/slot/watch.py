@@ -1,0 +1,105 @@
+"""``rdsrepl slot watch``: the slots, live."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from rdsrepl.cli.console import note
+from rdsrepl.cli.options import Reader, duration_option, shared, size_option, where
+from rdsrepl.cli.slot.server_state import around
+from rdsrepl.dashboard.state import Sort
+from rdsrepl.errors import BadValue
+from rdsrepl.render import Format
+from rdsrepl.text.escapes import json_text, yaml_text
+
+if TYPE_CHECKING:
+    from rdsrepl.dashboard.state import Look, State
+
+_SHORTEST_SECONDS: Final = 0.5
+
+
+def watch(
+    ctx: typer.Context,
+    interval: Annotated[float, duration_option("--interval", help="Look this often; at most twice a second.")] = 2.0,
+    window: Annotated[float, duration_option("--window", help="Take rates and forecasts over this long.")] = 60.0,
+    sort: Annotated[Sort, typer.Option("--sort", help="What to order by.")] = Sort.severity,
+    filter: Annotated[
+        str,
+        typer.Option(
+            "--filter",
+            metavar="TEXT",
+            help="Only slots with this text in name, plugin, database or holder.",
+            show_default=False,
+        ),
+    ] = "",
+    free_space: Annotated[
+        int | None,
+        size_option("--free-space", help="The free storage as it is now, where CloudWatch does not say it."),
+    ] = None,
+    limit_looks: Annotated[
+        int | None, typer.Option("--limit-looks", min=1, metavar="N", help="Stop after N looks.")
+    ] = None,
+) -> None:
+    """Watch the slots live: what each holds back, how fast that grows, when something breaks; and the walsenders.
+
+    A full screen on a terminal (? shows the keys), a line a slot and look in a pipe, an object a look with -o json.
+    Connection loss and failovers are waited out; Ctrl-C ends it.
+
+    Example: rdsrepl slot watch --interval 5s
+    """
+    from rdsrepl.dashboard import loop
+    from rdsrepl.dashboard.poller import Around, Watched
+    from rdsrepl.dashboard.state import State
+    from rdsrepl.render import colours
+
+    if interval < _SHORTEST_SECONDS:
+        raise BadValue(f"--interval {interval:g}s is too short", hint="give at least 500ms")
+    if window <= 0:
+        raise BadValue("--window must be longer than nothing", hint="for example --window 1m")
+    target = where(ctx)
+    watched = Watched(
+        target, window_seconds=window, free_bytes=free_space, around=Around(target, around(ctx, target, free_space))
+    )
+    state = State(target.label, interval, window, sort, filter=filter)
+    output = shared(ctx).output
+    if output is Format.table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        loop.full_screen(watched, state, colour=colours(sys.stdout) and not shared(ctx).no_color, limit=limit_looks)
+        return
+    printer = _Printer(state, output)
+    loop.as_lines(watched, state, emit=printer, note=lambda text: note(ctx, text), limit=limit_looks)
+
+
+class _Printer:
+    """Prints looks to stdout."""
+
+    def __init__(self, state: State, output: Format) -> None:
+        self._state = state
+        self._output = output
+        self._begun = False
+
+    def __call__(self, look: Look) -> None:
+        from dataclasses import replace
+
+        from rdsrepl.dashboard import lines
+        from rdsrepl.dashboard.state import visible
+
+        shown = visible(replace(self._state, look=look))
+        if self._output is Format.table:
+            heading = [] if self._begun else [lines.heading()]
+            self._begun = True
+            text = "".join(line + "\n" for line in (*heading, *lines.rows(look, shown)))
+        elif self._output is Format.json:
+            text = json_text(lines.as_document(look, shown)) + "\n"
+        else:
+            text = yaml_text(lines.as_document(look, shown), explicit_start=True)
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``rdsrepl slot``."""
+    app.command("watch", cls=Reader)(watch)

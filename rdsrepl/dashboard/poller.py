@@ -1,0 +1,291 @@
+"""Looks at a server, one after the other: a connection that is kept, and a thread so that nobody waits for it.
+
+A look is three statements, however many slots there are. What identifies the server is asked once a connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.dashboard.state import TREND_SECONDS, Look, Sample
+from rdsrepl.errors import Error
+from rdsrepl.retention import assessment
+from rdsrepl.retention.assessment import Storage
+from rdsrepl.state import slot_history
+from rdsrepl.state.slot_history import Observation
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.activity import Server
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.postgres.slots import Slot
+    from rdsrepl.postgres.wal import Wal
+    from rdsrepl.retention.rds_metrics import Surroundings
+
+#: how often a look is written to the history that other commands use as well.
+_RECORD_SECONDS: Final = 60.0
+#: after a failover a name may lead to the old writer for a while; then it is looked up anew this often.
+_WRITER_SECONDS: Final = 5.0
+_MOST_SAMPLES: Final = 600
+#: CloudWatch has a new value once a minute.
+_AROUND_SECONDS: Final = 60.0
+
+
+class Watched:
+    """One server, looked at again and again. Not for two threads at once, but for ``cut``."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        window_seconds: float,
+        free_bytes: int | None = None,
+        around: Around | None = None,
+    ) -> None:
+        """Look at nothing yet.
+
+        Args:
+            target: the database.
+            window_seconds: rates are taken over so long.
+            free_bytes: free storage at the first look, where somebody knows it.
+            around: what AWS knows, where a cluster or an instance is named.
+        """
+        self._around = around
+        self._target = target
+        self._window_seconds = window_seconds
+        self._free_bytes = free_bytes
+        self._first_retained_bytes: int | None = None
+        self._conn: Connection | None = None
+        self._connected_at = 0.0
+        self._identity: str | None = None
+        self._promotion: tuple[datetime, int, datetime | None] | None = None
+        self._server: Server | None = None
+        self._was_primary = False
+        self._history: tuple[Observation, ...] = ()
+        self._past: deque[Sample] = deque(maxlen=_MOST_SAMPLES)
+        self._recorded_at = float("-inf")
+
+    def look(self) -> Look:
+        """Look once.
+
+        Raises:
+            Error: there is no connection, or it broke; the next look makes a new one.
+        """
+        import psycopg
+
+        from rdsrepl.postgres import activity, connection, slots, wal
+
+        try:
+            conn = self._connection()
+            now = wal.get(conn)
+            rows = slots.ls(conn)
+            senders = tuple(activity.senders(conn))
+        except psycopg.Error as exc:
+            self.close()
+            raise connection.translate(exc) from exc
+        except Error:
+            self.close()
+            raise
+        assert self._server is not None
+        found = assessment.assess(
+            now,
+            rows,
+            self._history,
+            storage=self._storage(rows),
+            wal_rate=None if self._around is None else self._around.latest.wal_rate,
+            window_seconds=self._window_seconds,
+            promoted_at=self._promoted(conn, now),
+        )
+        self._remember(assessment.observe(now, rows))
+        if now.in_recovery and self._was_primary and time.monotonic() - self._connected_at > _WRITER_SECONDS:
+            self.close()
+        self._was_primary = self._was_primary or not now.in_recovery
+        return Look(self._server, found, senders, tuple(self._past))
+
+    def cut(self) -> None:
+        """End a look that hangs, from another thread: it fails as it would when the connection broke."""
+        conn = self._conn
+        with contextlib.suppress(Exception):
+            if conn is not None:
+                with socket.socket(fileno=os.dup(conn.fileno())) as twin:
+                    twin.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the connection; the next look makes a new one."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def _connection(self) -> Connection:
+        if self._conn is None or self._conn.broken:
+            from rdsrepl.postgres import activity, connection, wal
+
+            self.close()
+            conn = self._conn = connection.connect(self._target)
+            self._connected_at = time.monotonic()
+            identity = wal.history_key(conn)
+            self._server = activity.server(conn)
+            if identity != self._identity:
+                self._identity = identity
+                self._history = thinned(slot_history.history(identity))
+                self._past.clear()
+                self._past.extend(_sample(one) for one in self._history)
+        return self._conn
+
+    def _promoted(self, conn: Connection, now: Wal) -> datetime | None:
+        """Return when the server was promoted, where that is known; asked once a connection and timeline."""
+        from rdsrepl.postgres import wal
+
+        if now.timeline is None or now.timeline == 1:
+            return None
+        if self._promotion is None or self._promotion[:2] != (now.started_at, now.timeline):
+            self._promotion = (now.started_at, now.timeline, wal.promoted_at(conn, now.timeline))
+        return self._promotion[2]
+
+    def _storage(self, rows: Sequence[Slot]) -> Storage | None:
+        """Return CloudWatch's free storage, or what is left of that which was known at the first look."""
+        if self._free_bytes is None:
+            return None if self._around is None else self._around.latest.storage
+        retained = max((slot.retained_bytes or 0 for slot in rows), default=0)
+        if self._first_retained_bytes is None:
+            self._first_retained_bytes = retained
+        return Storage(max(0, self._free_bytes - (retained - self._first_retained_bytes)), source="--free-space")
+
+    def _remember(self, seen: Observation) -> None:
+        self._history = thinned((*(one for one in self._history if one.at < seen.at), seen))
+        while self._past and self._past[-1].at >= seen.at:
+            self._past.pop()
+        self._past.append(_sample(seen))
+        while self._past[0].at < seen.at - timedelta(seconds=TREND_SECONDS):
+            self._past.popleft()
+        if self._identity is not None and time.monotonic() - self._recorded_at >= _RECORD_SECONDS:
+            self._recorded_at = time.monotonic()
+            slot_history.record(self._identity, seen)
+
+
+class Around:
+    """What AWS knows of the server, asked once a minute in a thread: no look waits for it."""
+
+    def __init__(self, target: Target, first: Surroundings) -> None:
+        """Begin to ask, where there is somebody to ask.
+
+        Args:
+            target: the database.
+            first: the first answer.
+        """
+        self.latest = first
+        self._target = target
+        if target.aws.identifier:
+            threading.Thread(target=self._work, name="around", daemon=True).start()
+
+    def _work(self) -> None:
+        from rdsrepl.retention import rds_metrics
+
+        while True:
+            time.sleep(_AROUND_SECONDS)
+            with contextlib.suppress(Error):
+                found = rds_metrics.gather(self._target)
+                if found.metrics:  # an outage of CloudWatch does not take away what is known
+                    self.latest = found
+
+
+class Looker:
+    """Has looks made in a thread; one at a time."""
+
+    def __init__(self, watched: Watched, *, wake: Callable[[], None] = lambda: None) -> None:
+        """Start the thread.
+
+        Args:
+            watched: what is looked at.
+            wake: called in the thread when there is a result.
+        """
+        self.results: SimpleQueue[Look | BaseException] = SimpleQueue()
+        self._watched = watched
+        self._wake = wake
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._began_at: float | None = None
+        self._thread = threading.Thread(target=self._work, name="looker", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a look is under way, or its result was not taken yet."""
+        return self._began_at is not None
+
+    def begin(self) -> None:
+        """Begin a look; ``results`` will have it, or why it failed."""
+        assert not self.busy
+        self._began_at = time.monotonic()
+        self._wanted.put(True)
+
+    def take(self, timeout: float | None = None) -> Look | BaseException | None:
+        """Return a result, None where there is none yet.
+
+        Args:
+            timeout: wait for it so long, in seconds; None does not wait.
+        """
+        from queue import Empty
+
+        try:
+            found = self.results.get(timeout=timeout) if timeout is not None else self.results.get_nowait()
+        except Empty:
+            return None
+        self._began_at = None
+        return found
+
+    def cut_after(self, seconds: float) -> None:
+        """End a look that has taken longer than this."""
+        if self._began_at is not None and time.monotonic() - self._began_at > seconds:
+            self._watched.cut()
+
+    def stop(self) -> None:
+        """End the thread; a look that hangs is not waited for."""
+        self._wake = lambda: None
+        self._wanted.put(False)
+        if self.busy:
+            self._watched.cut()
+        self._thread.join(timeout=0.5)
+
+    def _work(self) -> None:
+        while self._wanted.get():
+            try:
+                self.results.put(self._watched.look())
+            except Exception as exc:  # noqa: BLE001 - raised again in the main thread where it is none of the weather
+                self.results.put(exc)
+            self._wake()
+        self._watched.close()
+
+
+def thinned(history: Sequence[Observation], *, share: float = 0.05) -> tuple[Observation, ...]:
+    """Return a history with less of what is long ago: the steps between looks are a share of their age.
+
+    A long watch, or months of history, would cost more at every look otherwise. Of a look that is left out each slot's
+    last change and last use stay.
+    """
+    if not history:
+        return ()
+    kept = [False] * len(history)
+    end, last = history[-1].at, None
+    for number in reversed(range(len(history))):
+        one = history[number]
+        if not one.partial and (
+            last is None or (last - one.at).total_seconds() >= (end - one.at).total_seconds() * share
+        ):
+            kept[number], last = True, one.at
+    return tuple(slot_history.reduced(history, kept, last_only=True))
+
+
+def _sample(seen: Observation) -> Sample:
+    return Sample(
+        seen.at,
+        {one.slot_name: max(0, seen.lsn - one.restart_lsn) for one in seen.slots if one.restart_lsn is not None},
+    )

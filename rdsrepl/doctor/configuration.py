@@ -1,0 +1,199 @@
+"""Checks of the engine: is it there, can its version do it, is it switched on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from rdsrepl.aws import statuses
+from rdsrepl.aws.release_support import logical_replication as logical_replication_support
+from rdsrepl.doctor import remedies
+from rdsrepl.doctor.facts import Facts
+from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
+from rdsrepl.parameters import formulas
+from rdsrepl.postgres import versions
+from rdsrepl.text.commands import command
+
+SWITCH: Final = "rds.logical_replication"
+_ON: Final = frozenset({"1", "on", "true", "yes"})
+_OFF: Final = frozenset({"0", "off", "false", "no"})
+_IN_FORCE: Final = frozenset({"in-sync", ""})
+
+
+def database(facts: Facts) -> Iterator[Problem]:
+    """Find a database that cannot be reached."""
+    if facts.server is None and "server" in facts.missing:
+        remedy = facts.remedies.get("server") or "check host, port, user and password"
+        yield critical(facts.label, facts.missing["server"], remedy)
+
+
+def aws(facts: Facts) -> Iterator[Problem]:
+    """Find what the RDS API or CloudWatch would not tell."""
+    if facts.cloud is None and "cloud" not in facts.remedies:
+        raise NotApplicable(facts.missing.get("cloud", "no cluster or instance is named"))
+    for name, what in (("cloud", "RDS"), ("parameters", "parameter group"), ("metrics", "CloudWatch")):
+        if name in facts.remedies:
+            yield warning(what, facts.missing[name], facts.remedies[name] or "see what AWS says")
+
+
+def availability(facts: Facts) -> Iterator[Problem]:
+    """Find a cluster, an instance or a member that is not available."""
+    cloud = facts.cloud
+    assert cloud is not None
+    show = command(f"{cloud.kind} show {{}}", cloud.identifier)
+    found = [(cloud.kind, cloud.identifier, cloud.status)]
+    if cloud.kind == "cluster":
+        found += [("instance", member.instance_id, member.status) for member in cloud.members]
+    for kind, name, status in found:
+        if statuses.is_dead_end(status):
+            yield critical(name, f"it is {status}", f"{statuses.remedy(status, kind, name)}; {show}")
+        elif not statuses.is_usable(status):
+            yield warning(name, f"it is {status}, not available", f"wait for it: {show}")
+
+
+def engine_version(facts: Facts) -> Iterator[Problem]:
+    """Find a version that cannot do it."""
+    major, version = facts.major, facts.version
+    if major is None or version is None:
+        raise NotApplicable("the engine's version cannot be read")
+    topology = facts.topology
+    if topology is not None and topology != "postgresql":
+        support = logical_replication_support(topology, version)
+        if support.supported is False:
+            yield critical(version, f"logical replication is {support.words}", "upgrade the engine")
+            return
+    if major < versions.OLDEST_SERVED:
+        yield warning(version, "rdsrepl serves PostgreSQL 13 and later", "upgrade to 13 or later")
+
+
+def writer_endpoint(facts: Facts) -> Iterator[Problem]:
+    """Find a connection, or an instance, that is a standby or a reader."""
+    if not facts.is_standby:
+        return
+    cloud = facts.cloud
+    writer = cloud.writer if cloud else None
+    remedy = "connect to the primary (on RDS: the writer endpoint, --cluster ID)"
+    if cloud is not None and cloud.kind == "cluster":
+        remedy = f"use the writer endpoint: --cluster {cloud.identifier}"
+    elif cloud is not None and cloud.replica_of:
+        remedy = f"use its source: --instance {cloud.replica_of}"
+    if facts.topology == "aurora":
+        yield critical(facts.label, "this is a reader of Aurora, on which no slot can be used", remedy)
+    elif facts.major is None:
+        raise NotApplicable("the engine's version cannot be read")
+    elif facts.major < versions.DECODES_ON_STANDBY_SINCE:
+        yield critical(
+            facts.label, f"this is a standby, and PostgreSQL {facts.major} decodes on a primary only", remedy
+        )
+    else:
+        also = f" ({writer.instance_id} is the writer)" if writer and facts.topology == "multi_az_cluster" else ""
+        yield info(
+            facts.label,
+            f"this is a standby{also}: slots can be read here; publications are made on the primary",
+            "connect to the primary for everything else; a slot's creation here waits for pg_log_standby_snapshot() "
+            "there",
+        )
+
+
+def parameter_group(facts: Facts) -> Iterator[Problem]:
+    """Find a default group, in which nothing can be switched on."""
+    cloud = facts.cloud
+    assert cloud is not None
+    if cloud.has_default_group:
+        make = warning if facts.value("wal_level") == "logical" else critical
+        yield make(
+            cloud.parameter_group,
+            f"{cloud.identifier} has a default {cloud.kind} parameter group, which nobody can "
+            "change: logical replication is off in it",
+            remedies.own_group(facts),
+        )
+
+
+def pending_reboot(facts: Facts) -> Iterator[Problem]:
+    """Find parameters that wait for a reboot: by member as AWS says, by name as the server says."""
+    waiting = sorted(name for name, setting in (facts.settings or {}).items() if setting.pending_restart)
+    members = facts.cloud.members if facts.cloud else ()
+    changes = ", ".join(_changes(facts))
+    for member in members:
+        if member.group_status == "pending-reboot":
+            yield warning(
+                member.instance_id,
+                "its parameter group takes effect at a reboot, which AWS never makes by itself"
+                + (f": {changes}" if changes else ""),
+                remedies.reboot(facts),
+            )
+        elif member.group_status == "applying":
+            yield info(member.instance_id, "its parameter group is being applied", "wait a minute, and look again")
+        elif member.group_status not in _IN_FORCE:
+            yield critical(
+                member.instance_id,
+                f"its parameter group is {member.group_status}",
+                "compare the group with the server: "
+                + command("param-group diff {} --live", facts.cloud.parameter_group if facts.cloud else "NAME"),
+            )
+    if waiting:
+        yield warning(", ".join(waiting), "set, and waiting for a restart of the server", remedies.reboot(facts))
+
+
+def wal_level(facts: Facts) -> Iterator[Problem]:
+    """Find a running wal_level without which there is no logical decoding."""
+    level = facts.value("wal_level")
+    if level is None:
+        raise NotApplicable("the server does not say its wal_level")
+    if level == "logical":
+        return
+    if not facts.is_managed:
+        remedy = remedies.change(facts, "wal_level", "logical")
+    elif _on_in_group(facts):
+        remedy = remedies.reboot(facts)
+    else:
+        remedy = remedies.change(facts, SWITCH, "1")
+    yield critical("wal_level", f"it is {level}, not logical: no logical slot can be made or read", remedy)
+
+
+def logical_replication(facts: Facts) -> Iterator[Problem]:
+    """Compare the switch in the parameter group with what runs."""
+    cloud, on = facts.cloud, _on_in_group(facts)
+    assert cloud is not None
+    if on is None:
+        raise NotApplicable(f"parameter group {cloud.parameter_group} has no {SWITCH}")
+    running = _running(facts)
+    where = f"{cloud.kind} parameter group {cloud.parameter_group}"
+    pending = any(member.group_status == "pending-reboot" for member in cloud.members)
+    if on and (running is False or (running is None and pending)):
+        yield critical(SWITCH, f"it is on in {where}, and not in force before a reboot", remedies.reboot(facts))
+    elif not on and running:
+        make = critical if facts.logical_slots else warning
+        effect = "and with logical slots the server then does not start" if facts.logical_slots else "unnoticed"
+        yield make(
+            SWITCH,
+            f"it is off in {where} though it runs: the next reboot ends logical replication, {effect}",
+            remedies.change(facts, SWITCH, "1"),
+        )
+    elif not on and not cloud.has_default_group:  # of a default group its own check speaks
+        yield critical(SWITCH, f"it is off in {where}", remedies.change(facts, SWITCH, "1"))
+
+
+def _changes(facts: Facts) -> Iterator[str]:
+    """Name what the group sets and the server does not have: ``max_wal_senders 10 → 20``."""
+    for name, parameter in sorted((facts.parameters or {}).items()):
+        running, wanted = facts.value(name), parameter.value
+        if parameter.apply_type != "static" or running is None or not wanted or formulas.is_formula(wanted):
+            continue  # needs no reboot, not seen, or a formula, which the class decides
+        if _plain(running) != _plain(wanted):
+            yield f"{name} {running} → {wanted}"
+
+
+def _plain(value: str) -> str:
+    lower = value.lower()
+    return "1" if lower in _ON else "0" if lower in _OFF else lower
+
+
+def _on_in_group(facts: Facts) -> bool | None:
+    parameter = (facts.parameters or {}).get(SWITCH)
+    return None if parameter is None else (parameter.value or "0").lower() in _ON
+
+
+def _running(facts: Facts) -> bool | None:
+    level = facts.value("wal_level")
+    return None if level is None else level == "logical"

@@ -1,0 +1,82 @@
+"""Where two sides see a parameter differently: two groups, or a group and a running server. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rdsrepl.aws.parameter_groups import Parameter
+from rdsrepl.parameters import formulas
+from rdsrepl.parameters.instance_classes import Hardware
+from rdsrepl.postgres.settings import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A parameter that two sides see differently.
+
+    Attributes:
+        left: in the group.
+        right: in the other group, or on the server.
+        note: what there is to know, such as a reboot that is waited for.
+    """
+
+    name: str
+    left: str | None
+    right: str | None
+    apply_type: str
+    note: str = ""
+
+
+def groups(left: Mapping[str, Parameter], right: Mapping[str, Parameter]) -> list[Difference]:
+    """Compare two groups' parameters by name."""
+    return [
+        Difference(name, _value(left, name), _value(right, name), (left.get(name) or right[name]).apply_type)
+        for name in sorted({*left, *right})
+        if _value(left, name) != _value(right, name)
+    ]
+
+
+def server(
+    group: Mapping[str, Parameter],
+    running: Mapping[str, Setting],
+    hardware: Hardware | None,
+    *,
+    pending_reboot: bool,
+) -> list[Difference]:
+    """Compare a group with what a server runs with; formulas that cannot be evaluated are left out.
+
+    Args:
+        group: the group's parameters.
+        running: the server's, as ``pg_settings`` has them: in the same units as RDS.
+        hardware: the class's.
+        pending_reboot: whether RDS says that a reboot is due.
+    """
+    found = []
+    for name, parameter in sorted(group.items()):
+        if name not in running or parameter.value is None:
+            continue
+        wanted, has = _plain(parameter.value, hardware), _plain(running[name].setting, None)
+        if wanted is None or wanted == has:
+            continue
+        waits = running[name].pending_restart or (pending_reboot and parameter.apply_type == "static")
+        note = "waits for a reboot" if waits else ""
+        found.append(Difference(name, parameter.value, running[name].setting, parameter.apply_type, note))
+    return found
+
+
+def _value(parameters: Mapping[str, Parameter], name: str) -> str | None:
+    return parameters[name].value if name in parameters else None
+
+
+def _plain(value: str, hardware: Hardware | None) -> str | None:
+    """Return a value as both sides can be compared: switches as 1 and 0, formulas evaluated; None where unknown."""
+    lower = value.lower()
+    if lower in ("on", "true", "yes"):
+        return "1"
+    if lower in ("off", "false", "no"):
+        return "0"
+    if formulas.is_formula(value):
+        number = formulas.read(value, hardware)
+        return None if number is None else str(number)
+    return value

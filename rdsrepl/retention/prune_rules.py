@@ -1,0 +1,297 @@
+"""Which slots may be dropped, and why not the others. Pure: no I/O, no clock.
+
+Every rule that keeps a slot is looked at for every slot, so that a person sees all of them at once. What bends a rule
+is an option that names the slot itself. Nothing bends these: a slot in use, a temporary one, a copy that a standby
+keeps in step, and RDS's own are never dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final, Literal
+
+from rdsrepl.errors import BadValue
+from rdsrepl.postgres.slots import Slot
+from rdsrepl.postgres.wal import Wal
+from rdsrepl.retention.assessment import Holding, Idleness, Retention
+from rdsrepl.state.slot_history import Observation
+from rdsrepl.text.commands import command, sql
+from rdsrepl.text.escapes import shown
+from rdsrepl.units import format_duration, format_size
+
+#: a consumer that reconnects after a failover is away for less.
+LEAST_IDLE_SECONDS: Final = 60.0
+DEFAULT_IDLE_SECONDS: Final = 3600.0
+#: from here on the server says since when a slot is inactive.
+SAYS_SINCE_WHEN: Final = 17
+_GLOB: Final = re.compile(r"[*?\[]")
+
+Rule = Literal[
+    "not_selected", "active", "temporary", "rds", "synced", "physical", "protected", "named_only", "too_small",
+    "not_lost", "not_idle",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What the options say.
+
+    Attributes:
+        patterns: names and shell patterns; empty is every logical slot.
+        idle_seconds: for how long a slot must be proven to be idle.
+        retaining_over_bytes: only slots that hold more.
+        lost: only slots the server has given up.
+        include_physical: physical slots, too.
+        protected: patterns of the config file.
+        unprotected: names that are taken out of it.
+        in_use_elsewhere: slots that a subscription names, with its name in words.
+    """
+
+    patterns: tuple[str, ...] = ()
+    idle_seconds: float = DEFAULT_IDLE_SECONDS
+    retaining_over_bytes: int | None = None
+    lost: bool = False
+    include_physical: bool = False
+    protected: tuple[str, ...] = ()
+    unprotected: frozenset[str] = frozenset()
+    in_use_elsewhere: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A rule that keeps a slot, and the reason in words."""
+
+    rule: Rule
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One slot, judged; without obstacles it is a candidate.
+
+    Attributes:
+        holding: what it holds back.
+        owner: whose it is, by its name, its plugin or a subscription; None where nothing tells.
+        idleness: what is known of that.
+        last_consumer: who consumed it when an earlier look saw it active, and when.
+        obstacles: what keeps it.
+        recreate: the command that makes such a slot again, empty.
+    """
+
+    holding: Holding
+    owner: str | None
+    idleness: Idleness
+    last_consumer: str | None
+    obstacles: tuple[Obstacle, ...]
+    recreate: str
+
+    @property
+    def slot(self) -> Slot:
+        """The slot."""
+        return self.holding.slot
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it may be dropped."""
+        return not self.obstacles
+
+
+def judge(
+    found: Retention,
+    slots: Sequence[Slot],
+    history: Sequence[Observation],
+    criteria: Criteria,
+) -> tuple[Verdict, ...]:
+    """Return a verdict on every slot of the server, in the order of what they hold.
+
+    Args:
+        found: what the slots hold back.
+        slots: all of them.
+        history: what was seen before, oldest first.
+        criteria: what the options say.
+    """
+    holdings = {holding.slot.slot_name: holding for holding in found.holdings}
+    verdicts = []
+    for slot in slots:
+        # A temporary slot is none of retention's: it goes with its connection.
+        holding = holdings.get(slot.slot_name) or Holding(
+            slot,
+            slot.retained_bytes,
+            slot.lag_bytes,
+            None,
+            None,
+            None,
+            None,
+            Idleness(0.0, found.wal.at, "none"),
+            None,
+            (),
+            0,
+            None,
+        )
+        idleness = holding.idleness
+        consumer = last_consumer(slot.slot_name, history)
+        whose = owner(slot, criteria.in_use_elsewhere or {}, consumer)
+        verdicts.append(
+            Verdict(
+                holding,
+                whose,
+                idleness,
+                consumer,
+                tuple(_obstacles(slot, whose, idleness, found.wal, criteria)),
+                recreate(slot),
+            )
+        )
+    return tuple(sorted(verdicts, key=lambda one: (-(one.slot.retained_bytes or 0), one.slot.slot_name)))
+
+
+def selects(criteria: Criteria, slot: Slot) -> bool:
+    """Say whether the patterns mean a slot; without any they mean every logical one."""
+    if not criteria.patterns:
+        return slot.slot_type == "logical" or criteria.include_physical
+    return any(fnmatchcase(slot.slot_name, pattern) for pattern in criteria.patterns)
+
+
+def is_sweeping(criteria: Criteria, slots: Iterable[Slot]) -> bool:
+    """Say whether patterns, and not names, mean every logical slot there is; RDS's own are none of them."""
+    logical = [
+        slot
+        for slot in slots
+        if slot.slot_type == "logical" and not slot.temporary and not slot.slot_name.startswith("rds")
+    ]
+    named = {pattern for pattern in criteria.patterns if not _GLOB.search(pattern)}
+    by_pattern = [slot for slot in logical if slot.slot_name not in named]
+    globs = [pattern for pattern in criteria.patterns if _GLOB.search(pattern)]
+    return bool(globs and by_pattern) and all(
+        any(fnmatchcase(slot.slot_name, pattern) for pattern in globs) for slot in by_pattern
+    )
+
+
+def check(criteria: Criteria) -> None:
+    """Make sure that the criteria make sense.
+
+    Raises:
+        BadValue: a pattern is empty, or the time is shorter than a failover takes.
+    """
+    for pattern in criteria.patterns:
+        if not pattern.strip():
+            raise BadValue("--slot is empty", hint="name a slot, or a pattern such as 'old_*'")
+    if criteria.idle_seconds < LEAST_IDLE_SECONDS:
+        raise BadValue(
+            f"idle for {format_duration(criteria.idle_seconds)} proves nothing: after a failover a good consumer is "
+            "away for that long",
+            hint=f"at least {LEAST_IDLE_SECONDS:g}s",
+        )
+    if criteria.lost and criteria.retaining_over_bytes is not None:
+        raise BadValue(
+            "--lost and --retaining-over exclude each other: a lost slot holds no WAL", hint="give one of them"
+        )
+
+
+def owner(slot: Slot, in_use_elsewhere: Mapping[str, str], consumer: str | None = None) -> str | None:
+    """Return whose slot it is, as far as a subscription, its name, its plugin or its last consumer tells."""
+    name = slot.slot_name
+    if name in in_use_elsewhere:
+        return in_use_elsewhere[name]
+    if name.startswith("rds"):
+        return "RDS"
+    if slot.plugin == "decoderbufs":
+        return "Debezium"
+    for pattern, who in _OWNERS:
+        if pattern.match(name):
+            return who
+    if consumer is not None and (found := _APPLICATION.search(consumer)):
+        return _APPLICATIONS[found.group(1).lower()]
+    return None
+
+
+# How consumers name themselves; slots are often given a name of one's own.
+_APPLICATIONS: Final = {"debezium": "Debezium", "fivetran": "Fivetran", "airbyte": "Airbyte", "peerdb": "PeerDB"}
+_APPLICATION: Final = re.compile(rf"(?i)application [^,)]*({'|'.join(_APPLICATIONS)})")
+_OWNERS: Final = tuple(
+    (re.compile(pattern), who)
+    for pattern, who in (
+        (r"[a-z0-9]{16}_\d{8}_[0-9a-f]{8}(_[0-9a-f]{4}){3}_[0-9a-f]{12}\Z", "AWS DMS"),
+        (r"awsdms_", "AWS DMS"),
+        (r"pgl_", "pglogical"),
+        (r"pg_\d+_sync_\d+_\d+\Z", "a table's first copy for a subscription"),
+        (r"(.*_)?(debezium|dbz)(_|\Z)", "Debezium"),
+        (r"(.*_)?fivetran", "Fivetran"),
+        (r"(.*_)?airbyte", "Airbyte"),
+        (r"peerflow_slot_", "PeerDB"),
+        (r"materialize_", "Materialize"),
+        (r"electric_slot_", "Electric"),
+        (r"spk_", "Spock"),
+    )
+)
+
+
+def last_consumer(name: str, history: Sequence[Observation]) -> str | None:
+    """Return who held a slot when an earlier look last saw it active, and when."""
+    for one in reversed(history):
+        seen = one.slot(name)
+        if seen is not None and seen.active:
+            return f"{seen.holder or 'somebody'}, seen at {one.at:%Y-%m-%d %H:%M:%S %Z}"
+    return None
+
+
+def recreate(slot: Slot) -> str:
+    """Return the command that makes such a slot again; it begins with changes that are committed after that."""
+    if slot.slot_type != "logical":
+        return sql("SELECT pg_catalog.pg_create_physical_replication_slot({})", slot.slot_name)
+    flags = [flag for flag, wanted in ((" --two-phase", slot.two_phase), (" --failover", slot.failover)) if wanted]
+    again = command("slot create {} --plugin {}" + "".join(flags), slot.slot_name, slot.plugin or "PLUGIN")
+    # Which database a slot belongs to is the connection's to say, and no option's. The comment ends with its line.
+    return again + (f"  # connected to database {shown(slot.database)}" if slot.database else "")
+
+
+def needs_a_look(verdicts: Iterable[Verdict], version: int, idle_seconds: float) -> float:
+    """Return for how long the slots must be watched before idleness alone keeps none of them; 0 where none needs it.
+
+    From 17 on watching proves nothing that the server does not say itself, unless its clock cannot be trusted.
+    """
+    missing = any(
+        one.obstacles
+        and all(obstacle.rule == "not_idle" for obstacle in one.obstacles)
+        and (version < SAYS_SINCE_WHEN or one.idleness.doubt)
+        for one in verdicts
+    )
+    return idle_seconds if missing else 0.0
+
+
+def _obstacles(slot: Slot, whose: str | None, idleness: Idleness, wal: Wal, criteria: Criteria) -> Iterable[Obstacle]:
+    name = slot.slot_name
+    named = name in criteria.patterns
+    if not selects(criteria, slot):
+        yield Obstacle("not_selected", "it is not among those asked for")
+    if slot.active:
+        yield Obstacle("active", f"in use by {slot.holder}")
+    if slot.temporary:
+        yield Obstacle("temporary", "it is temporary, and goes with its connection")
+    if name.startswith("rds"):
+        yield Obstacle("rds", "it is RDS's own: delete the replica, and it goes with it")
+    if slot.synced and wal.in_recovery:
+        yield Obstacle("synced", "this standby keeps it in step with its primary: drop it there")
+    if slot.slot_type != "logical" and not criteria.include_physical:
+        yield Obstacle("physical", "it is physical: a standby or a backup may live on it (--include-physical)")
+    if name not in criteria.unprotected:
+        pattern = next((one for one in criteria.protected if fnmatchcase(name, one)), None)
+        if pattern is not None:
+            yield Obstacle("protected", f"the config file protects {pattern} (--unprotect {name})")
+    if not named:
+        if whose is not None and not name.startswith("rds"):
+            yield Obstacle("named_only", f"it is the slot of {whose}: name it yourself (--slot {name})")
+        elif slot.failover:
+            yield Obstacle("named_only", f"it is a failover slot: name it yourself (--slot {name})")
+    if criteria.lost and not slot.is_lost:
+        yield Obstacle("not_lost", "the server has not given it up")
+    over = criteria.retaining_over_bytes
+    if over is not None and (slot.retained_bytes or 0) <= over:
+        yield Obstacle("too_small", f"it holds {format_size(slot.retained_bytes or 0)}, not over {format_size(over)}")
+    if not slot.active and not idleness.is_proven:
+        watch = f"; --observe {format_duration(criteria.idle_seconds)} watches it without a break"
+        yield Obstacle("not_idle", idleness.text + watch)
+    elif not slot.active and idleness.proof != "lost" and idleness.seconds < criteria.idle_seconds:
+        yield Obstacle("not_idle", f"{idleness.text}, not for {format_duration(criteria.idle_seconds)}")

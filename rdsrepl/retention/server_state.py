@@ -1,0 +1,250 @@
+"""How the slots stand: one look at the server, what earlier looks saw, and the room there is, for ``retention``.
+
+Three statements, however many slots there are. Each look is added to the history (``observations``). ``Watch`` samples
+the slots without a break: before PostgreSQL 17 nothing else proves that a slot is idle.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Self
+
+from rdsrepl.errors import Refused
+from rdsrepl.postgres.slots import Slot
+from rdsrepl.postgres.wal import Wal
+from rdsrepl.retention import assessment
+from rdsrepl.retention.assessment import Rate, Retention, Storage, Thresholds, Watched
+from rdsrepl.state import slot_history
+from rdsrepl.state.slot_history import Observation
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+#: how often ``Watch`` is to be given a sample, and how far apart two may be: a consumer that stays for longer is seen.
+SAMPLE_SECONDS: Final = 0.25
+LONGEST_GAP_SECONDS: Final = 1.0
+#: between two samples; more is a clock that was set.
+CLOCK_STEP_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One look.
+
+    Attributes:
+        server: what identifies the server: its system identifier, or else its address.
+        history: what was seen before, oldest first, without this look.
+        storage, wal_rate: what is known from elsewhere.
+        notes: what could not be found out, and why.
+        promoted_at: when the server was promoted, where that is known.
+        watched: slots that were sampled without a break up to this look, by name.
+    """
+
+    server: str
+    wal: Wal
+    slots: tuple[Slot, ...]
+    history: tuple[Observation, ...] = ()
+    storage: Storage | None = None
+    wal_rate: Rate | None = None
+    notes: tuple[str, ...] = ()
+    promoted_at: datetime | None = None
+    watched: Mapping[str, Watched] = field(default_factory=dict)
+
+    @property
+    def clock_doubt(self) -> str | None:
+        """What is wrong with the clocks, in words; None where nothing is."""
+        return assessment.clock_doubt(self.wal, self.history)
+
+    def assessed(self, *, warn: Thresholds = assessment.WARN, critical: Thresholds = assessment.CRITICAL) -> Retention:
+        """Return what every slot holds and what comes of it."""
+        return assessment.assess(
+            self.wal,
+            self.slots,
+            self.history,
+            storage=self.storage,
+            wal_rate=self.wal_rate,
+            warn=warn,
+            critical=critical,
+            promoted_at=self.promoted_at,
+            watched=self.watched,
+        )
+
+
+class Watch:
+    """Samples the slots of a server for as long as it is asked to, and knows which of them nobody touched.
+
+    It is a proof only for what it sees. Two samples must not be further apart than ``LONGEST_GAP_SECONDS``: whoever
+    attaches for longer is seen, and so is whoever reads a change (14 and later: the counters move). Time is this
+    machine's monotonic clock; where the server's clock does not go along, the row begins anew.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin without a sample.
+
+        Args:
+            clock: seconds that only go forward.
+        """
+        self._clock = clock
+        self._asked_at = 0.0
+        self._sampled_at: float | None = None
+        self._wal: Wal | None = None
+        self._states: dict[str, tuple[object, ...]] = {}
+        self._rows: dict[str, Watched] = {}
+        #: for how long it has gone on without a break.
+        self.seconds = 0.0
+        #: when and why a row of samples ended and another one began, in words.
+        self.breaks: list[str] = []
+        #: whether the last sample found something else than the one before.
+        self.changed = False
+
+    def sample(self, conn: Connection) -> tuple[Wal, tuple[Slot, ...]]:
+        """Look at the slots once more; return what was found."""
+        from rdsrepl.postgres import slots, wal
+
+        self._asked_at = self._clock()
+        now = wal.get(conn)
+        rows = tuple(slots.ls(conn))
+        self.add(self._asked_at, now, rows)
+        return now, rows
+
+    def add(self, at: float, now: Wal, rows: Sequence[Slot]) -> None:
+        """Take note of a sample.
+
+        Args:
+            at: this machine's monotonic clock when it was asked for, in seconds.
+            now: the WAL then.
+            rows: all slots.
+        """
+        gap = 0.0 if self._sampled_at is None else at - self._sampled_at
+        why = self._break(gap, now)
+        self.seconds = self.seconds + gap if why is None else 0.0
+        if why is not None:
+            self.breaks.append(f"{now.at:%H:%M:%S}: {why}")
+        states = {slot.slot_name: slot.state for slot in rows if not slot.active}
+        self.changed = self._wal is None or why is not None or states != self._states
+        fresh = Watched(0.0, now.at, 1, 0.0)
+        self._rows = {
+            name: replace(
+                before,
+                seconds=before.seconds + gap,
+                samples=before.samples + 1,
+                widest_gap_seconds=max(before.widest_gap_seconds, gap),
+            )
+            if why is None and (before := self._rows.get(name)) is not None and self._states.get(name) == state
+            else fresh
+            for name, state in states.items()
+        }
+        self._sampled_at, self._wal, self._states = at, now, states
+
+    def _break(self, gap: float, now: Wal) -> str | None:
+        """Return why nothing connects this sample with the one before; None where it does."""
+        before = self._wal
+        if before is None:
+            return None
+        if (before.started_at, before.timeline, before.in_recovery) != (now.started_at, now.timeline, now.in_recovery):
+            return "the server was restarted, or another one answers"
+        if abs((now.at - before.at).total_seconds() - gap) > CLOCK_STEP_SECONDS:
+            return "a clock was set, or this machine was suspended"
+        if gap > LONGEST_GAP_SECONDS:
+            return f"{gap:.1f}s went by between two samples"
+        return None
+
+    @property
+    def watched(self) -> dict[str, Watched]:
+        """Return the slots that nobody was seen to touch, each with the row of samples that ends with the last one."""
+        return dict(self._rows)
+
+
+class Vigil:
+    """Goes on sampling in a thread of its own, so that the proof reaches from ``Watch``'s last sample up to the drop.
+
+    Between them a person reads the plan, for minutes or over lunch. The connection is the thread's until the end.
+    """
+
+    def __init__(self, conn: Connection, watch: Watch) -> None:
+        """Take over a row of samples.
+
+        Args:
+            conn: where they were taken.
+            watch: the samples so far.
+        """
+        from rdsrepl.postgres import wal
+
+        self._conn, self._watch = conn, watch
+        self._key = wal.history_key(conn)
+        self._since = {name: row.since for name, row in watch.watched.items()}
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="vigil", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop; nothing waits for a server that does not answer."""
+        self._over.set()
+        self._thread.join(timeout=LONGEST_GAP_SECONDS)
+
+    def require_untouched(self, slot_name: str) -> None:
+        """Make sure that nobody was seen to touch a slot up to this moment.
+
+        Raises:
+            Refused: somebody was, or not all of the time was watched.
+        """
+        self._sample()
+        with self._lock:
+            row = self._watch.watched.get(slot_name)
+            unbroken = row is not None and row.since == self._since.get(slot_name)
+            if self._failure is None and unbroken:
+                return
+            why = str(self._failure or (self._watch.breaks or ["somebody used it"])[-1])
+        raise Refused(
+            f"slot {slot_name}: it is not proven any more that it is idle: since the plan was shown, {why}",
+            hint="nothing was done to it; run the command again",
+        )
+
+    def _work(self) -> None:
+        while self._failure is None and not self._over.wait(SAMPLE_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        with self._lock:
+            if self._failure is not None:
+                return
+            try:
+                now, rows = self._watch.sample(self._conn)
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is said when the slot is to go
+                self._failure = exc
+                return
+            if self._watch.changed:
+                slot_history.record(self._key, assessment.observe(now, rows))
+
+
+def look(
+    conn: Connection,
+    *,
+    storage: Storage | None = None,
+    wal_rate: Rate | None = None,
+    notes: Sequence[str] = (),
+    watch: Watch | None = None,
+) -> Standing:
+    """Look at the server once, and remember it; with ``watch`` as its next sample."""
+    from rdsrepl.postgres import slots, wal
+
+    key = wal.history_key(conn)
+    now, rows = watch.sample(conn) if watch is not None else (wal.get(conn), tuple(slots.ls(conn)))
+    promoted_at = None
+    if now.timeline is not None and now.timeline > 1:
+        promoted_at = wal.promoted_at(conn, now.timeline)
+    past = slot_history.history(key)
+    slot_history.record(key, assessment.observe(now, rows))
+    watched = watch.watched if watch is not None else {}
+    server = key.partition(" ")[0]
+    return Standing(server, now, rows, past, storage, wal_rate, tuple(notes), promoted_at, watched)

@@ -1,0 +1,1 @@
+"""The operations of the RDS API, by noun. Importing this package registers them with ``service``."""

@@ -1,0 +1,521 @@
+"""RDS's operations on DB instances: those by themselves, read replicas, and clusters' members."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from rdsrepl.sandbox.api import engine_catalog, other_engines, paging, tags
+from rdsrepl.sandbox.api.controller import Fleet, fleet_of
+from rdsrepl.sandbox.api.faults import Fault, fault
+from rdsrepl.sandbox.api.operations.clusters import (
+    attachable,
+    check_quota,
+    credentials,
+    entry,
+    final_snapshot,
+    find_release,
+    group_status,
+    plain_name,
+    same_major,
+    secret,
+    storage,
+    subnet_group,
+)
+from rdsrepl.sandbox.api.records import (
+    Cluster,
+    Instance,
+    Records,
+    SubnetGroup,
+    check_identifier,
+    new_resource_id,
+    now,
+    zones,
+)
+from rdsrepl.sandbox.api.service import Parameters, Result, Service, operation, view
+from rdsrepl.sandbox.servers.binaries import Binaries
+from rdsrepl.sandbox.servers.postgres_server import HOST
+
+_LONGEST: Final = 63
+_FILTERS: Final = ("db-instance-id", "db-cluster-id", "dbi-resource-id", "engine")
+# Of a Multi-AZ cluster's member these are the cluster's to change.
+_OF_CLUSTER: Final = (
+    "DBInstanceClass",
+    "AllocatedStorage",
+    "Iops",
+    "StorageType",
+    "EngineVersion",
+    "MasterUserPassword",
+    "DBParameterGroupName",
+    "MultiAZ",
+)
+_REBOOTABLE: Final = ("available", "incompatible-parameters")
+
+
+@operation("CreateDBInstance", needs_servers=True)
+def create(service: Service, p: Parameters) -> Result:
+    """Make an instance by itself, or a member of an Aurora cluster."""
+    fleet = fleet_of(service)
+    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _LONGEST)
+    if "DBClusterIdentifier" in p:
+        return _create_member(service, fleet, identifier, p)
+    if p["Engine"] == "aurora-postgresql":
+        message = "An instance of aurora-postgresql needs a DB cluster: DBClusterIdentifier."
+        raise fault("InvalidParameterCombination", message)
+    release, programs = find_release(fleet, p["Engine"], p.get("EngineVersion"))
+    user, password = credentials(p, required=True)
+    group = attachable(service, "instance", p.get("DBParameterGroupName"), release)
+    if "AllocatedStorage" not in p:
+        raise fault("InvalidParameterCombination", "An instance needs the parameter AllocatedStorage.")
+    kind, size, iops = storage(p, default="gp3")
+    multi_az = p.get("MultiAZ", False)
+    zone = _zone(service, p)
+    instance = Instance(
+        identifier,
+        release.engine,
+        release.version,
+        engine_catalog.instance_class(p["DBInstanceClass"]).name,
+        user,
+        new_resource_id("db"),
+        zone,
+        group.name,
+        group.name,
+        now(),
+        dbname=p.get("DBName"),
+        multi_az=multi_az,
+        secondary_zone=_other_zone(service, zone) if multi_az else None,
+        allocated_gib=size,
+        max_allocated_gib=p.get("MaxAllocatedStorage"),
+        storage_type=kind,
+        iops=iops,
+        subnet_group=subnet_group(fleet.records, p),
+        deletion_protection=p.get("DeletionProtection", False),
+        iam_auth=p.get("EnableIAMDatabaseAuthentication", False),
+        public=p.get("PubliclyAccessible", False),
+        encrypted=p.get("StorageEncrypted", False),
+        backup_days=p.get("BackupRetentionPeriod", 1),
+    )
+    if p.get("ManageMasterUserPassword"):
+        fleet.manage_secret(instance, password)
+    _keep(service, fleet, instance, p)
+    fleet.create([entry(fleet, instance, programs, source=None)], password)
+    return {"DBInstance": described(service, fleet.records.get(Instance, identifier))}
+
+
+@operation("CreateDBInstanceReadReplica", needs_servers=True)
+def create_replica(service: Service, p: Parameters) -> Result:
+    """Make a read replica of an instance that is by itself, or of a replica."""
+    fleet = fleet_of(service)
+    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _LONGEST)
+    if "SourceDBInstanceIdentifier" not in p:
+        message = "A read replica needs SourceDBInstanceIdentifier; the sandbox has none of DB clusters."
+        raise fault("InvalidParameterCombination", message)
+    if "DBParameterGroupName" in p:
+        message = "A parameter group can't be specified during Read Replica creation for the following DB engine: "
+        raise fault("InvalidParameterCombination", f"{message}postgres")
+    with service.store.lock:
+        source = available(fleet.records, p["SourceDBInstanceIdentifier"])
+        if source.cluster is not None:
+            message = f"{source.identifier} is a member of a DB cluster and cannot have read replicas."
+            raise fault("InvalidDBInstanceStateFault", message)
+        if source.backup_days == 0:
+            message = f"Automated backups are not enabled for this database instance: {source.identifier}."
+            raise fault("InvalidDBInstanceStateFault", message)
+        release = same_major(source.engine, source.version, None)
+        group = attachable(service, "instance", source.parameter_group, release)
+        zone = _zone(service, p) if "AvailabilityZone" in p else _other_zone(service, source.zone)
+        instance = Instance(
+            identifier,
+            source.engine,
+            source.version,
+            engine_catalog.instance_class(p.get("DBInstanceClass", source.instance_class)).name,
+            source.master_user,
+            new_resource_id("db"),
+            zone,
+            group.name,
+            group.name,
+            now(),
+            source=source.identifier,
+            dbname=source.dbname,
+            multi_az=p.get("MultiAZ", False),
+            allocated_gib=p.get("AllocatedStorage", source.allocated_gib),
+            storage_type=p.get("StorageType", source.storage_type),
+            iops=p.get("Iops", source.iops),
+            subnet_group=source.subnet_group,
+            deletion_protection=p.get("DeletionProtection", False),
+            iam_auth=p.get("EnableIAMDatabaseAuthentication", source.iam_auth),
+            backup_days=0,
+        )
+        _keep(service, fleet, instance, p)
+    above = fleet.state().server(source.identifier)
+    assert above is not None
+    programs = Binaries(Path(above.bin_dir), above.version)
+    fleet.create([entry(fleet, instance, programs, source=source.identifier)])
+    return {"DBInstance": described(service, fleet.records.get(Instance, identifier))}
+
+
+@operation("DescribeDBInstances")
+def describe(service: Service, p: Parameters) -> Result:
+    """Answer with instances."""
+    records = Records(service.store)
+    name = p.get("DBInstanceIdentifier")
+    others = other_engines.described(service, "instance")
+    known = {*every(service), *service.consistency.known("instance"), *others}
+    names = [plain_name(name)] if name else sorted(known)
+    chosen = {}
+    for identifier in names:
+        record = records.find(Instance, identifier)
+        fresh = None if record is None else described(service, record)
+        shown = others.get(identifier) or service.consistency.view("instance", identifier, fresh)
+        if shown is None:
+            if name:
+                raise fault("DBInstanceNotFoundFault", f"DBInstance {name} not found.")
+            continue
+        of = shown["DBClusterIdentifier"]
+        values = (
+            (shown["DBInstanceIdentifier"], shown["DBInstanceArn"]),
+            () if of is None else (of, service.arn("cluster", of)),
+            shown["DbiResourceId"],
+            shown["Engine"],
+        )
+        if paging.passes(p, dict(zip(_FILTERS, values, strict=True))):
+            chosen[identifier] = shown
+    page, marker = paging.page(chosen, p)
+    return {"DBInstances": page, "Marker": marker}
+
+
+@view("instance")
+def every(service: Service) -> dict[str, Result]:
+    """Return every instance as it is, described."""
+    return {instance.identifier: described(service, instance) for instance in Records(service.store).all(Instance)}
+
+
+@operation("ModifyDBInstance", needs_servers=True)
+def modify(service: Service, p: Parameters) -> Result:
+    """Change an instance: what needs a restart at once only when it is asked to be."""
+    fleet = fleet_of(service)
+    records = fleet.records
+    if "NewDBInstanceIdentifier" in p:
+        raise fault("InvalidParameterCombination", "The sandbox does not rename instances.")
+    with service.store.lock:
+        instance = available(records, p["DBInstanceIdentifier"])
+        cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
+        if cluster is not None and cluster.multi_az and (refused := [name for name in _OF_CLUSTER if name in p]):
+            message = (
+                f"{refused[0]} cannot be changed on {instance.identifier}: it is a member of the Multi-AZ DB cluster "
+                f"{cluster.identifier}. Modify the DB cluster instead."
+            )
+            raise fault("InvalidParameterCombination", message)
+        release = same_major(instance.engine, instance.version, p.get("EngineVersion"))
+        wanted = p.get("DBParameterGroupName")
+        group = attachable(service, "instance", wanted, release) if wanted else None
+        _, password = credentials(p, required=False)
+        if group is not None and group.name != instance.parameter_group:
+            # Its name at once, its values after a reboot, whatever ApplyImmediately says.
+            instance.parameter_group, instance.parameter_status = group.name, "applying"
+        instance.deletion_protection = p.get("DeletionProtection", instance.deletion_protection)
+        instance.iam_auth = p.get("EnableIAMDatabaseAuthentication", instance.iam_auth)
+        instance.backup_days = p.get("BackupRetentionPeriod", instance.backup_days)
+        instance.max_allocated_gib = p.get("MaxAllocatedStorage", instance.max_allocated_gib)
+        instance.promotion_tier = p.get("PromotionTier", instance.promotion_tier)
+        instance.certificate = p.get("CACertificateIdentifier", instance.certificate)
+        instance.public = p.get("PubliclyAccessible", instance.public)
+        reclassed = _change_size(service, instance, p, release.version)
+        if password:
+            managed = bool(p.get("ManageMasterUserPassword", instance.secret_arn is not None))
+            fleet.manage_secret(instance, password if managed else None)
+        elif p.get("ManageMasterUserPassword") is False:
+            fleet.manage_secret(instance, None)
+        records.put(instance)
+    identifier = instance.identifier
+
+    def job() -> None:
+        if password:
+            fleet.set_password(identifier, instance.master_user, password)
+        with records.edit(Instance, identifier) as one:
+            if one.parameter_status == "applying":
+                one.parameter_status = "pending-reboot"
+        if reclassed:
+            fleet.restart(identifier)
+
+    fleet.settle(None, [identifier], job)
+    return {"DBInstance": described(service, records.get(Instance, identifier))}
+
+
+@operation("RebootDBInstance", needs_servers=True)
+def reboot(service: Service, p: Parameters) -> Result:
+    """Restart an instance with its groups' values; with a failover it moves to its other zone and applies nothing."""
+    fleet = fleet_of(service)
+    with service.store.lock:
+        instance = fleet.records.get(Instance, p["DBInstanceIdentifier"])
+        cluster = fleet.records.find(Cluster, instance.cluster) if instance.cluster else None
+        if instance.status not in _REBOOTABLE:
+            raise _state(instance)
+        if cluster is not None and cluster.status != "available":
+            message = f"Cluster {cluster.identifier} is not in available state: its status is {cluster.status}."
+            raise fault("InvalidDBInstanceStateFault", message)
+        if p.get("ForceFailover"):
+            if not instance.multi_az:
+                message = "Reboot Instance with Failover cannot be used for DB Instances that are not Multi-AZ."
+                raise fault("InvalidParameterCombination", message)
+            instance.zone, instance.secondary_zone = instance.secondary_zone or instance.zone, instance.zone
+            fleet.records.put(instance)
+            fleet.records.happened(
+                "db-instance",
+                instance.identifier,
+                "RDS-EVENT-0049",
+                ["failover"],
+                "Multi-AZ instance failover completed",
+            )
+        fleet.reboot([instance.identifier], applies=not p.get("ForceFailover", False))
+    return {"DBInstance": described(service, fleet.records.get(Instance, instance.identifier))}
+
+
+@operation("PromoteReadReplica", needs_servers=True)
+def promote(service: Service, p: Parameters) -> Result:
+    """Make a read replica an instance by itself."""
+    fleet = fleet_of(service)
+    with service.store.lock:
+        instance = available(fleet.records, p["DBInstanceIdentifier"])
+        if instance.source is None:
+            raise fault("InvalidDBInstanceStateFault", f"{instance.identifier} is not a read replica.")
+        instance.backup_days = p.get("BackupRetentionPeriod", 1)
+        fleet.records.put(instance)
+        fleet.promote(instance.identifier)
+    return {"DBInstance": described(service, fleet.records.get(Instance, instance.identifier))}
+
+
+@operation("DeleteDBInstance", needs_servers=True)
+def delete(service: Service, p: Parameters) -> Result:
+    """Remove an instance; its read replicas become instances by themselves."""
+    fleet = fleet_of(service)
+    records = fleet.records
+    with service.store.lock:
+        instance = records.get(Instance, p["DBInstanceIdentifier"])
+        cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
+        if instance.status in ("creating", "deleting", "modifying", "rebooting"):
+            raise _state(instance)
+        if cluster is not None and cluster.multi_az:
+            message = f"{instance.identifier} is a member of a Multi-AZ DB cluster; delete the cluster instead."
+            raise fault("InvalidDBInstanceStateFault", message)
+        if instance.deletion_protection:
+            message = "Cannot delete protected DB Instance, please disable deletion protection and try again."
+            raise fault("InvalidParameterCombination", message)
+        snapshot = None
+        if cluster is None and instance.source is None:
+            snapshot = final_snapshot(records, p, instance)
+        elif "FinalDBSnapshotIdentifier" in p:
+            what = "a member of a DB cluster" if cluster is not None else "a read replica"
+            message = f"FinalDBSnapshotIdentifier can not be specified when deleting {what}."
+            raise fault("InvalidParameterCombination", message)
+        answer = described(service, instance) | {"DBInstanceStatus": "deleting"}
+        fleet.manage_secret(instance, None)
+        records.put(instance)
+        tags.drop(service.store, service.arn("db", instance.identifier))
+        fleet.delete(instance.identifier, snapshot)
+    return {"DBInstance": answer}
+
+
+def described(service: Service, instance: Instance) -> Result:
+    """Return an instance as RDS describes it."""
+    fleet = service.fleet
+    records = Records(service.store)
+    state = fleet.state() if isinstance(fleet, Fleet) else None
+    port = state.port("instance", instance.identifier) if state is not None else None
+    cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
+    subnets = records.find(SubnetGroup, instance.subnet_group)
+    status = group_status(service, instance.parameter_status)
+    return {
+        "DBInstanceIdentifier": instance.identifier,
+        "DBInstanceArn": service.arn("db", instance.identifier),
+        "DbiResourceId": instance.resource_id,
+        "DBInstanceClass": instance.instance_class,
+        "DBInstanceStatus": instance.status,
+        "Engine": instance.engine,
+        "EngineVersion": instance.version,
+        "MasterUsername": instance.master_user,
+        "MasterUserSecret": secret(instance),
+        "DBName": instance.dbname,
+        "Endpoint": {"Address": HOST, "Port": port, "HostedZoneId": "Z2R2ITUGPM61AM"} if port else None,
+        "DbInstancePort": 0,
+        "AllocatedStorage": instance.allocated_gib,
+        "MaxAllocatedStorage": instance.max_allocated_gib,
+        "StorageType": instance.storage_type,
+        "Iops": instance.iops,
+        "InstanceCreateTime": instance.created,
+        "AvailabilityZone": instance.zone,
+        "MultiAZ": instance.multi_az,
+        "SecondaryAvailabilityZone": instance.secondary_zone,
+        "DBParameterGroups": [{"DBParameterGroupName": instance.parameter_group, "ParameterApplyStatus": status}],
+        "DBSubnetGroup": {
+            "DBSubnetGroupName": instance.subnet_group,
+            "DBSubnetGroupDescription": subnets.description if subnets is not None else "default",
+            "SubnetGroupStatus": "Complete",
+        },
+        "DBClusterIdentifier": cluster.identifier if cluster is not None else None,
+        "PromotionTier": instance.promotion_tier if cluster is not None else None,
+        "ReadReplicaSourceDBInstanceIdentifier": instance.source,
+        "ReadReplicaDBInstanceIdentifiers": [one.identifier for one in records.replicas(instance.identifier)],
+        "PendingModifiedValues": instance.pending,
+        "BackupRetentionPeriod": instance.backup_days,
+        "PreferredBackupWindow": "03:00-03:30",
+        "PreferredMaintenanceWindow": "sun:05:00-sun:05:30",
+        "LatestRestorableTime": now() if instance.backup_days else None,
+        "AutoMinorVersionUpgrade": True,
+        "LicenseModel": "postgresql-license",
+        "PubliclyAccessible": instance.public,
+        "StorageEncrypted": instance.encrypted,
+        "CACertificateIdentifier": instance.certificate,
+        "CertificateDetails": {"CAIdentifier": instance.certificate},
+        "DeletionProtection": instance.deletion_protection,
+        "IAMDatabaseAuthenticationEnabled": instance.iam_auth,
+        "PerformanceInsightsEnabled": False,
+        "MonitoringInterval": 0,
+        "CopyTagsToSnapshot": False,
+        "NetworkType": "IPV4",
+        "BackupTarget": "region",
+        "DedicatedLogVolume": False,
+        "DBSecurityGroups": [],
+        "VpcSecurityGroups": [{"VpcSecurityGroupId": "sg-0a1b2c3d4e5f60718", "Status": "active"}],
+        "OptionGroupMemberships": [],
+        "TagList": tags.of(service.store, service.arn("db", instance.identifier)),
+    }
+
+
+def available(records: Records, identifier: str) -> Instance:
+    """Return an instance that can be changed now.
+
+    Raises:
+        Fault: there is none, or its status is another.
+    """
+    instance = records.get(Instance, identifier)
+    if instance.status != "available":
+        raise _state(instance)
+    return instance
+
+
+def _create_member(service: Service, fleet: Fleet, identifier: str, p: Parameters) -> Result:
+    """Make a member of an Aurora cluster; the first is its writer."""
+    with service.store.lock:
+        cluster = fleet.records.get(Cluster, p["DBClusterIdentifier"])
+        if cluster.status not in ("available", "creating"):
+            message = f"Cluster {cluster.identifier} is not in available state: its status is {cluster.status}."
+            raise fault("InvalidDBClusterStateFault", message)
+        if cluster.multi_az:
+            message = "The members of a Multi-AZ DB cluster are made with it; no more can be added."
+            raise fault("InvalidParameterCombination", message)
+        if p["Engine"] != cluster.engine:
+            message = f"The engine of an instance has to be its cluster's: {cluster.engine}"
+            raise fault("InvalidParameterCombination", message)
+        if forbidden := {"MasterUsername", "MasterUserPassword", "AllocatedStorage", "DBName"} & p.keys():
+            message = f"The requested DB Instance will be a member of a DB Cluster. Set {min(forbidden)} on that."
+            raise fault("InvalidParameterCombination", message)
+        release = same_major(cluster.engine, cluster.version, p.get("EngineVersion"))
+        _, programs = find_release(fleet, cluster.engine, cluster.version)
+        group = attachable(service, "instance", p.get("DBParameterGroupName"), release)
+        if not engine_catalog.instance_class(p["DBInstanceClass"]).aurora:
+            message = f"RDS does not support creating an Aurora instance of the class {p['DBInstanceClass']}."
+            raise fault("InvalidParameterCombination", message)
+        members = fleet.state().members(cluster.identifier)
+        if members and not members[0].port:
+            message = f"The first instance of {cluster.identifier} is still being made."
+            raise fault("InvalidDBClusterStateFault", message)
+        taken = {member.zone for member in fleet.records.members(cluster.identifier)}
+        free = [zone for zone in zones(service.region) if zone not in taken] or zones(service.region)
+        instance = Instance(
+            identifier,
+            cluster.engine,
+            cluster.version,
+            p["DBInstanceClass"],
+            cluster.master_user,
+            new_resource_id("db"),
+            p.get("AvailabilityZone") or free[0],
+            group.name,
+            group.name,
+            now(),
+            cluster=cluster.identifier,
+            active_cluster_group=cluster.parameter_group,
+            promotion_tier=p.get("PromotionTier", 1),
+            dbname=cluster.dbname,
+            allocated_gib=1,
+            storage_type="aurora",
+            iam_auth=cluster.iam_auth,
+            encrypted=cluster.encrypted,
+            subnet_group=cluster.subnet_group,
+            public=p.get("PubliclyAccessible", False),
+        )
+        _keep(service, fleet, instance, p)
+        made = entry(fleet, instance, programs, source=members[0].name if members else None)
+        fleet.create([made], cluster.password or "")
+    return {"DBInstance": described(service, fleet.records.get(Instance, identifier))}
+
+
+def _keep(service: Service, fleet: Fleet, instance: Instance, p: Parameters) -> None:
+    """Keep the record of a new instance.
+
+    Raises:
+        Fault: its identifier is taken, or there are too many.
+    """
+    with service.store.lock:
+        fleet.records.refuse(Instance, instance.identifier)
+        check_quota(fleet.records, 1)
+        tags.put(service.store, service.arn("db", instance.identifier), p.get("Tags", ()))
+        fleet.records.put(instance)
+
+
+def _change_size(service: Service, instance: Instance, p: Parameters, version: str) -> bool:
+    """Change class, storage, version and zones, or have them wait; return whether the server restarts for it.
+
+    Raises:
+        Fault: there is no such class, or no such storage.
+    """
+    wanted: dict[str, Any] = {}
+    if (name := p.get("DBInstanceClass", instance.instance_class)) != instance.instance_class:
+        wanted["DBInstanceClass"] = engine_catalog.instance_class(name).name
+    if instance.cluster is None and {"AllocatedStorage", "StorageType", "Iops"} & p.keys():
+        current = {
+            "AllocatedStorage": instance.allocated_gib,
+            "StorageType": instance.storage_type,
+            "Iops": instance.iops,
+        }
+        kind, size, iops = storage({**current, **p}, default="gp3")
+        if size < instance.allocated_gib:
+            raise fault("InvalidParameterCombination", "Requested storage size is smaller than the current one.")
+        chosen = {"AllocatedStorage": size, "StorageType": kind, "Iops": iops}
+        wanted |= {key: value for key, value in chosen.items() if value is not None and value != current[key]}
+    if version != instance.version:
+        wanted["EngineVersion"] = version
+    if p.get("MultiAZ", instance.multi_az) != instance.multi_az:
+        wanted["MultiAZ"] = p["MultiAZ"]
+    if not p.get("ApplyImmediately", False):
+        instance.pending |= wanted
+        return False
+    wanted = {**instance.pending, **wanted}
+    instance.pending = {}
+    instance.instance_class = wanted.get("DBInstanceClass", instance.instance_class)
+    instance.allocated_gib = wanted.get("AllocatedStorage", instance.allocated_gib)
+    instance.storage_type = wanted.get("StorageType", instance.storage_type)
+    instance.iops = wanted.get("Iops", instance.iops)
+    instance.version = wanted.get("EngineVersion", instance.version)
+    instance.multi_az = wanted.get("MultiAZ", instance.multi_az)
+    instance.secondary_zone = _other_zone(service, instance.zone) if instance.multi_az else None
+    return "DBInstanceClass" in wanted
+
+
+def _zone(service: Service, p: Parameters) -> str:
+    known = zones(service.region)
+    zone = p.get("AvailabilityZone", known[0])
+    if zone not in known:
+        raise fault("InvalidParameterValue", f"Invalid availability zone: {zone}")
+    return str(zone)
+
+
+def _other_zone(service: Service, zone: str) -> str:
+    return next(other for other in zones(service.region) if other != zone)
+
+
+def _state(instance: Instance) -> Fault:
+    return fault(
+        "InvalidDBInstanceStateFault",
+        f"Instance {instance.identifier} is not in available state: its status is {instance.status}.",
+    )

@@ -1,0 +1,115 @@
+"""The cluster that the sandbox begins with, as RDS would know it: its records, its group, its servers' entries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from rdsrepl.errors import Unsupported
+from rdsrepl.sandbox.api import parameter_catalog
+from rdsrepl.sandbox.api.parameter_groups import Change, Group, Groups, default_name
+from rdsrepl.sandbox.api.records import Cluster, Instance, Records, new_resource_id, now, slot_name, zones
+from rdsrepl.sandbox.api.server_settings import Attached, settings
+from rdsrepl.sandbox.api.service import REGION
+from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.servers.binaries import Binaries
+from rdsrepl.sandbox.state import Directory, EndpointState, ServerState, State
+
+INSTANCE_CLASS: Final = "db.m5d.large"
+ALLOCATED_GIB: Final = 100
+IOPS: Final = 3000
+
+__all__ = ["REGION", "found"]
+
+
+def found(home: Directory, state: State, name: str, *, standby: bool, default_group: bool) -> State:
+    """Write the records of a new Multi-AZ cluster; return the state with its servers and endpoints, not yet made.
+
+    Args:
+        home: the sandbox's directory; its API does not run.
+        state: a state without servers.
+        name: the cluster's.
+        standby: whether it has a reader.
+        default_group: whether the family's default group is attached, and not one in which logical replication is on.
+
+    Raises:
+        Unsupported: there are no parameter groups for this version of PostgreSQL.
+    """
+    major = state.version[0]
+    if major not in parameter_catalog.MAJORS:
+        raise Unsupported(
+            f"PostgreSQL {major} is none that RDS has", hint="name the programs of another: --postgres-bin DIR"
+        )
+    store = Store(home.aws_file)
+    groups, records = Groups(store), Records(store)
+    family = f"postgres{major}"
+    group = default_name(family) if default_group else _make_group(groups, name, family).name
+    programs = Binaries(Path(state.bin_dir), state.version)
+    wanted = settings(groups, Attached(INSTANCE_CLASS, cluster=group), programs)
+    version, moment = ".".join(map(str, state.version[:2])), now()
+    records.put(
+        Cluster(
+            name,
+            "postgres",
+            version,
+            state.user,
+            new_resource_id("cluster"),
+            group,
+            moment,
+            status="available",
+            dbname=state.dbname,
+            instance_class=INSTANCE_CLASS,
+            allocated_gib=ALLOCATED_GIB,
+            storage_type="io1",
+            iops=IOPS,
+        )
+    )
+    servers: list[ServerState] = []
+    for number, zone in enumerate(zones(REGION)[: 2 if standby else 1], 1):
+        instance = Instance(
+            f"{name}-instance-{number}",
+            "postgres",
+            version,
+            INSTANCE_CLASS,
+            state.user,
+            new_resource_id("db"),
+            zone,
+            default_name(family),
+            default_name(family),
+            moment,
+            status="available",
+            cluster=name,
+            active_cluster_group=group,
+            dbname=state.dbname,
+            allocated_gib=ALLOCATED_GIB,
+            storage_type="io1",
+            iops=IOPS,
+        )
+        records.put(instance)
+        servers.append(
+            ServerState(
+                instance.identifier,
+                state.bin_dir,
+                state.version,
+                cluster=name,
+                source=servers[0].name if servers else None,
+                slot=slot_name(REGION, instance.resource_id),
+                settings=wanted,
+            )
+        )
+    for server in servers:
+        state = state.with_server(server)
+    readers = (EndpointState("reader", name), EndpointState("reader-host", name)) if standby else ()
+    members = (EndpointState("instance", server.name) for server in servers)
+    return state.with_endpoints(EndpointState("writer", name), *readers, *members)
+
+
+def _make_group(groups: Groups, name: str, family: str) -> Group:
+    changes = {"rds.logical_replication": Change("1", "pending-reboot")}
+    group = Group(name, "cluster", family, "The sandbox's: logical replication is on", changes)
+    if "sync_replication_slots" in group.defaults:
+        # What RDS does for the readers of such a cluster by itself: they have the slots, too.
+        group = Group(
+            name, "cluster", family, group.description, {**changes, "sync_replication_slots": Change("1", "immediate")}
+        )
+    return groups.create(group)

@@ -1,0 +1,121 @@
+"""What a server's file of settings says, made from the values of the parameter groups that it is to have.
+
+Every parameter that this version of PostgreSQL knows is passed on, but for what would not work on one machine: paths,
+libraries, sizes made for the memory of an instance class. Parameters of RDS's own (``rds.…``) can be shown, no more;
+``rds.logical_replication`` also decides ``wal_level``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rdsrepl.sandbox.api.parameter_groups import Groups
+from rdsrepl.sandbox.servers.binaries import Binaries
+
+# Of the sandbox itself, or in need of what is not installed.
+_KEPT: Final = frozenset(
+    {
+        "archive_command",
+        "archive_mode",
+        "archive_timeout",
+        "bonjour",
+        "cluster_name",
+        "config_file",
+        "data_directory",
+        "dynamic_shared_memory_type",
+        "external_pid_file",
+        "fsync",
+        "full_page_writes",
+        "hba_file",
+        "hot_standby",
+        "huge_pages",
+        "ident_file",
+        "listen_addresses",
+        "log_destination",
+        "log_directory",
+        "log_filename",
+        "log_line_prefix",
+        "logging_collector",
+        "max_files_per_process",
+        "max_stack_depth",
+        "password_encryption",
+        "port",
+        "primary_conninfo",
+        "primary_slot_name",
+        "session_preload_libraries",
+        "shared_memory_type",
+        "shared_preload_libraries",
+        "ssl",
+        "unix_socket_directories",
+        "unix_socket_group",
+        "unix_socket_permissions",
+        "wal_level",
+    }
+)
+# What a default that was made for an instance class is replaced by.
+_SMALL: Final[Mapping[str, str]] = {
+    "autovacuum_work_mem": "-1",
+    "effective_cache_size": "131072",
+    "maintenance_work_mem": "65536",
+    "max_connections": "100",
+    "shared_buffers": "4096",
+    "wal_compression": "off",
+}
+_MOST_SHARED_BUFFERS: Final = 16384
+_BOOLEAN: Final = ("rds.logical_replication", "rds.force_ssl", "rds.iam_auth_for_replication")
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The groups whose values a server is to have.
+
+    Attributes:
+        instance_class: what formulas are evaluated for.
+        cluster: the cluster's group; None outside a cluster.
+        instance: the instance's group; a Multi-AZ cluster's member has none that counts.
+    """
+
+    instance_class: str
+    cluster: str | None = None
+    instance: str | None = None
+
+
+def settings(groups: Groups, attached: Attached, programs: Binaries) -> dict[str, str]:
+    """Return the settings.
+
+    On Aurora both groups count: what the instance's changes lies over the cluster's.
+
+    Raises:
+        Fault: a group is gone, or there is no such class.
+    """
+    values: dict[str, str] = {}
+    chosen: set[str] = set()
+    if attached.cluster is not None:
+        values = groups.values("cluster", attached.cluster, attached.instance_class)
+        chosen = set(groups.get("cluster", attached.cluster).changes)
+    if attached.instance is not None:
+        own = groups.values("instance", attached.instance, attached.instance_class)
+        changed = set(groups.get("instance", attached.instance).changes)
+        if attached.cluster is not None:
+            own = {name: value for name, value in own.items() if name in changed}
+        values |= own
+        chosen |= changed
+    made = {
+        name: value if name in chosen else _SMALL.get(name, value)
+        for name, value in values.items()
+        if name.lower() in programs.parameters and name not in _KEPT
+    }
+    if int(made.get("shared_buffers", "0")) > _MOST_SHARED_BUFFERS:
+        made["shared_buffers"] = str(_MOST_SHARED_BUFFERS)
+    for name, value in values.items():
+        if name.startswith("rds."):
+            made[name] = {"0": "off", "1": "on"}.get(value, value) if name in _BOOLEAN else value
+    made["wal_level"] = "logical" if made.get("rds.logical_replication") == "on" else "replica"
+    return made
+
+
+def reloadable(name: str, programs: Binaries) -> bool:
+    """Say whether a running server takes a new value of a parameter."""
+    return programs.parameters.get(name.lower(), "sighup") not in ("postmaster", "internal")

@@ -1,0 +1,1 @@
+"""Decode the messages of one output plugin each into ``tail.model``."""

@@ -1,0 +1,363 @@
+"""The decoder of pgoutput's messages, protocol versions 1 and 3 (manual, section 55.9).
+
+Version 1 sends each transaction whole and in commit order, a prepared one at its COMMIT PREPARED; that is what the
+delivery contract wants. Version 3 is for slots made with two-phase decoding alone: there a prepared transaction's
+changes come when it is prepared, and later a word that says whether it was committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final
+
+from rdsrepl.errors import MalformedMessage
+from rdsrepl.lsn import Lsn
+from rdsrepl.tail.formats.base import Format, TextMarkingWriter, Writer
+from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.values import Parse, compile_tuple
+from rdsrepl.tail.model import (
+    HEARTBEAT_PREFIX,
+    MALFORMED,
+    Batch,
+    Column,
+    Relation,
+    Stop,
+    TableFilter,
+    Transaction,
+    end_of_commit,
+    malformed,
+)
+from rdsrepl.tail.receiver import PAYLOAD
+from rdsrepl.tail.timelines import Timelines
+
+_AT: Final = PAYLOAD
+_OID: Final = Struct(">I").unpack_from
+_LSN: Final = Struct(">II").unpack_from
+_BEGIN: Final = Struct(">QqI").unpack_from
+_COMMIT: Final = Struct(">BQQ").unpack_from
+_BEGIN_PREPARE: Final = Struct(">QQqI").unpack_from
+_COMMIT_PREPARED: Final = Struct(">BQQqI").unpack_from
+_ROLLBACK_PREPARED: Final = Struct(">BQQqqI").unpack_from
+_ATTRIBUTE: Final = Struct(">Ii").unpack_from
+_MESSAGE: Final = Struct(">BQ").unpack_from
+_TRUNCATE: Final = Struct(">IB").unpack_from
+_ORIGIN: Final = Struct(">Q").unpack_from
+
+_HEARTBEAT: Final = HEARTBEAT_PREFIX.encode() + b"\0"
+_KEY, _OLD = 0x4B, 0x4F
+_NOT_ITS_LENGTH: Final = "its values do not end where it ends"
+_NO_TRANSACTION: Final = Transaction.of(None, 0, 0, None)
+_UNKNOWN: Final = Timelines(0)
+
+
+class _Known:
+    """A relation with what was compiled for it; None where its changes are not wanted."""
+
+    __slots__ = ("parse", "relation", "writer")
+
+    def __init__(self, relation: Relation, writer: Writer | None, parse: Parse | None) -> None:
+        self.relation = relation
+        self.writer = writer
+        self.parse = parse
+
+
+_NO_RELATIONS: Final[dict[int, _Known]] = {}
+
+
+class PgoutputDecoder:
+    """Decodes XLogData messages of a pgoutput slot into a format's lines."""
+
+    def __init__(
+        self,
+        fmt: Format,
+        tables: TableFilter,
+        catalog: Catalog,
+        *,
+        until_lsn: int | None = None,
+        lenient: bool = False,
+    ) -> None:
+        """Make a decoder.
+
+        Args:
+            fmt: writes the lines.
+            tables: which tables are wanted.
+            catalog: is told what the stream says about types.
+            until_lsn: stop before the first transaction whose commit record begins there or later.
+            lenient: the database's text may be no UTF-8.
+        """
+        self._format = fmt
+        self._tables = tables
+        self._catalog = catalog
+        self._until = until_lsn
+        self._lenient = lenient
+        self._timelines = _UNKNOWN
+        self._relations: dict[int, _Known] = {}
+        self._tx = _NO_TRANSACTION
+        self._seq = 0
+        self._open = False
+        self._commit_lsn = 0
+
+    def reset(self, timelines: Timelines) -> None:
+        """Begin a new connection."""
+        self._timelines = timelines
+        self._relations.clear()
+        self._tx, self._seq, self._open = _NO_TRANSACTION, 0, False
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Decode messages in their order; the first malformed one ends the batch, which has its ``error``."""
+        lines: list[str] = []
+        append = lines.append
+        # Outside of a transaction no relation has a change.
+        relations = self._relations if self._open else _NO_RELATIONS
+        catalog = self._catalog
+        catalog.batch_received()
+        tx, seq = self._tx, self._seq
+        commits: list[tuple[int, int]] = []
+        changes, stop, error = 0, None, None
+        m = b""
+        try:
+            for m in messages:
+                kind = m[_AT]
+                if kind == 0x49:  # Insert: relation, 'N', tuple
+                    known = relations[_OID(m, _AT + 1)[0]]
+                    seq += 1
+                    if known.writer is not None and known.parse is not None:
+                        new = known.parse(m, _AT + 8)
+                        if new[-1] != len(m):
+                            raise ValueError(_NOT_ITS_LENGTH)
+                        append(known.writer.insert(new, "%X/%X" % _LSN(m, 1), tx, seq))
+                        changes += 1
+                elif kind == 0x55:  # Update: relation, maybe 'K' or 'O' and a tuple, 'N', tuple
+                    known = relations[_OID(m, _AT + 1)[0]]
+                    seq += 1
+                    if known.writer is not None and known.parse is not None:
+                        old, mark, position = None, m[_AT + 5], _AT + 8
+                        if mark == _KEY or mark == _OLD:
+                            old = known.parse(m, position)
+                            position = old[-1] + 3
+                        new = known.parse(m, position)
+                        if new[-1] != len(m):
+                            raise ValueError(_NOT_ITS_LENGTH)
+                        append(known.writer.update(new, old, mark == _OLD, "%X/%X" % _LSN(m, 1), tx, seq))
+                        changes += 1
+                elif kind == 0x44:  # Delete: relation, 'K' or 'O', tuple
+                    known = relations[_OID(m, _AT + 1)[0]]
+                    seq += 1
+                    if known.writer is not None and known.parse is not None:
+                        old = known.parse(m, _AT + 8)
+                        if old[-1] != len(m):
+                            raise ValueError(_NOT_ITS_LENGTH)
+                        append(known.writer.delete(old, m[_AT + 5] == _OLD, "%X/%X" % _LSN(m, 1), tx, seq))
+                        changes += 1
+                elif kind == 0x42:  # Begin
+                    commit_lsn, microseconds, xid = _BEGIN(m, _AT + 1)
+                    if self._until is not None and commit_lsn >= self._until:
+                        stop = Stop.UNTIL
+                        break
+                    tx, seq = self._begun(self._transaction(xid, commit_lsn, microseconds), commit_lsn), 0
+                    relations = self._relations
+                    catalog.xid = xid
+                    if marker := self._format.begin(tx):
+                        append(marker)
+                elif kind == 0x43:  # Commit
+                    commits.append((self._ended(m), changes))
+                    if marker := self._format.commit(tx):
+                        append(marker)
+                    tx, seq, relations = _NO_TRANSACTION, 0, _NO_RELATIONS
+                elif kind == 0x52:  # Relation
+                    self._learn(m)
+                elif kind == 0x59:  # Type: comes before the Relation message that uses it
+                    self._name_type(m)
+                elif kind == 0x54:  # Truncate
+                    written, seq = self._truncate(m, tx, seq)
+                    lines += written
+                    changes += len(written)
+                elif kind == 0x4D:  # Message
+                    seq += m[_AT + 1] & 1  # one that is not transactional stands in no transaction, wherever it comes
+                    if not m.startswith(_HEARTBEAT, _AT + 10):
+                        append(self._message(m, tx, seq))
+                        changes += 1
+                elif kind == 0x62:  # Begin Prepare: a two-phase slot sends the changes when they are prepared
+                    prepare_lsn, _, microseconds, xid = _BEGIN_PREPARE(m, _AT + 1)
+                    if self._until is not None and prepare_lsn >= self._until:
+                        stop = Stop.UNTIL
+                        break
+                    gid = _string(m, _AT + 29)[0]
+                    tx, seq = self._begun(self._transaction(xid, prepare_lsn, microseconds, gid), prepare_lsn), 0
+                    relations = self._relations
+                    catalog.xid = xid
+                elif kind == 0x50:  # Prepare
+                    commits.append((self._ended(m), changes))
+                    tx, seq, relations = _NO_TRANSACTION, 0, _NO_RELATIONS
+                elif kind == 0x4B or kind == 0x72:  # Commit Prepared, Rollback Prepared
+                    line, end_lsn = self._resolution(m)
+                    append(line)
+                    changes += 1
+                    commits.append((end_lsn, changes))
+                elif kind == 0x4F:  # Origin: comes after Begin, before the first change
+                    if not self._open:
+                        raise ValueError("an origin outside of a transaction")
+                    tx.origin_lsn, tx.origin = _ORIGIN(m, _AT + 1)[0], _string(m, _AT + 9)[0]
+                else:
+                    raise ValueError(f"no message of its protocol begins with {chr(kind)!r}")
+        except MALFORMED as exc:
+            error = self._malformed(m, exc)
+        self._tx, self._seq = tx, seq
+        return Batch(lines, changes, commits, self._open, stop, error)
+
+    def _begun(self, tx: Transaction, commit_lsn: int) -> Transaction:
+        if self._open:
+            raise ValueError("a transaction begins inside of another one")
+        self._open, self._commit_lsn = True, commit_lsn
+        return tx
+
+    def _ended(self, m: bytes) -> int:
+        """Return the end of a transaction's last record, as Commit or Prepare says it; the tail confirms it."""
+        _, commit_lsn, end_lsn = _COMMIT(m, _AT + 1)
+        if not self._open or commit_lsn != self._commit_lsn:
+            raise ValueError("it ends a transaction that did not begin")
+        _check_end(m, end_lsn)
+        self._open = False
+        return int(end_lsn)
+
+    def _malformed(self, m: bytes, exc: Exception) -> MalformedMessage:
+        relation = None
+        if m[_AT : _AT + 1] in (b"I", b"U", b"D") and len(m) >= _AT + 5:
+            oid = _OID(m, _AT + 1)[0]
+            known = self._relations.get(oid)
+            relation = f"with OID {oid}" if known is None else f"{known.relation.schema}.{known.relation.table}"
+            if isinstance(exc, KeyError):
+                exc = ValueError("it has not been described" if self._open else "a change outside of a transaction")
+        return malformed("pgoutput", m, relation, exc)
+
+    def _transaction(self, xid: int, lsn: int, microseconds: int, gid: str | None = None) -> Transaction:
+        """Return the transaction whose COMMIT, PREPARE or COMMIT PREPARED record begins at LSN."""
+        return Transaction.of(xid, self._timelines.of_start(lsn), lsn, microseconds, gid)
+
+    def _resolution(self, m: bytes) -> tuple[str, int]:
+        """Write what became of a prepared transaction; return the line and the end of its record."""
+        if m[_AT] == 0x4B:
+            _, lsn, end_lsn, microseconds, xid = _COMMIT_PREPARED(m, _AT + 1)
+            gid = _string(m, _AT + 30)[0]
+            verb, seq, tx = "commit_prepared", 1, self._transaction(xid, lsn, microseconds, gid)
+        else:  # the message does not say where the record begins
+            _, _, end_lsn, _, microseconds, xid = _ROLLBACK_PREPARED(m, _AT + 1)
+            gid = _string(m, _AT + 38)[0]
+            verb, seq = "rollback_prepared", 0
+            tx = Transaction.of(xid, self._timelines.of_end(end_lsn), end_lsn, microseconds, gid)
+        _check_end(m, end_lsn)
+        return self._format.resolution(verb, gid, "%X/%X" % _LSN(m, 1), tx, seq), end_lsn
+
+    def _learn(self, m: bytes) -> None:
+        """Read a Relation message; it comes before the relation's first change and whenever its definition changed."""
+        oid = _OID(m, _AT + 1)[0]
+        schema, position = _string(m, _AT + 5)
+        table, position = _string(m, position)
+        identity = chr(m[position])
+        count = int.from_bytes(m[position + 1 : position + 3])
+        position += 3
+        columns: list[Column] = []
+        for _ in range(count):
+            flags = m[position]
+            name, position = _string(m, position + 1)
+            type_oid, typmod = _ATTRIBUTE(m, position)
+            position += 8
+            columns.append(Column(name, type_oid, typmod, bool(flags & 1)))
+        # An empty namespace stands for pg_catalog.
+        relation = Relation(oid, schema or "pg_catalog", table, identity, tuple(columns))
+        if not self._tables.wants(relation.schema, table):
+            self._relations[oid] = _Known(relation, None, None)
+            return
+        shapes, writer = self._format.shapes(relation), self._format.writer(relation)
+        if any(shape.uncertain for shape in shapes):
+            writer = TextMarkingWriter(writer, relation)
+        parse = compile_tuple(shapes, self._format.dialect, lenient=self._lenient)
+        self._relations[oid] = _Known(relation, writer, parse)
+
+    def _name_type(self, m: bytes) -> None:
+        schema, position = _string(m, _AT + 5)
+        self._catalog.type_named(_OID(m, _AT + 1)[0], schema, _string(m, position)[0])
+
+    def _truncate(self, m: bytes, tx: Transaction, seq: int) -> tuple[list[str], int]:
+        count, flags = _TRUNCATE(m, _AT + 1)
+        if not self._open:
+            raise ValueError("a change outside of a transaction")
+        lsn = "%X/%X" % _LSN(m, 1)
+        lines: list[str] = []
+        for number in range(count):
+            seq += 1
+            known = self._relations[_OID(m, _AT + 6 + 4 * number)[0]]
+            if known.writer is not None:
+                lines.append(self._format.truncate(known.relation, bool(flags & 1), bool(flags & 2), lsn, tx, seq))
+        return lines, seq
+
+    def _message(self, m: bytes, tx: Transaction, seq: int) -> str:
+        flags, lsn = _MESSAGE(m, _AT + 1)
+        prefix, position = _string(m, _AT + 10)
+        length = int.from_bytes(m[position : position + 4])
+        content = m[position + 4 :]
+        if len(content) != length:
+            raise ValueError(_NOT_ITS_LENGTH)
+        if flags & 1 and not self._open:
+            raise ValueError("a change outside of a transaction")
+        if not flags & 1:  # outside of any transaction: the end of its own record identifies it
+            tx = Transaction.of(None, self._timelines.of_end(lsn), lsn, None)
+            seq = 0
+        return self._format.message(prefix, content, bool(flags & 1), "%X/%X" % _LSN(m, 1), tx, seq)
+
+
+def _string(m: bytes, position: int) -> tuple[str, int]:
+    end = m.index(0, position)
+    return m[position:end].decode("utf-8", "surrogateescape"), end + 1
+
+
+def _check_end(m: bytes, end_lsn: int) -> None:
+    if end_lsn != end_of_commit(m):
+        raise ValueError(f"it and its header differ about the end of the transaction: {Lsn(end_lsn)}")
+
+
+class RawPgoutput:
+    """pgoutput's own bytes, each message followed by a newline, as ``pg_recvlogical`` writes them."""
+
+    def __init__(self, *, until_lsn: int | None = None) -> None:
+        self._until = until_lsn
+        self._open = False
+
+    def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
+        """Begin a new connection."""
+        self._open = False
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Pass messages through; only Begin and Commit are looked at."""
+        lines: list[bytes] = []
+        commits: list[tuple[int, int]] = []
+        changes, stop, error = 0, None, None
+        m = b""
+        try:
+            for m in messages:
+                kind = m[_AT]
+                if kind == 0x42 or kind == 0x62:  # Begin, Begin Prepare
+                    if self._open:
+                        raise ValueError("a transaction begins inside of another one")
+                    if kind == 0x42 and self._until is not None and _BEGIN(m, _AT + 1)[0] >= self._until:
+                        stop = Stop.UNTIL
+                        break
+                    self._open = True
+                elif kind in (0x43, 0x50, 0x4B):  # Commit, Prepare, Commit Prepared
+                    if self._open is (kind == 0x4B):
+                        raise ValueError("it ends a transaction that did not begin")
+                    end_lsn = _COMMIT(m, _AT + 1)[2]
+                    _check_end(m, end_lsn)
+                    commits.append((end_lsn, changes))
+                    self._open = False
+                elif kind != 0x52 and kind != 0x59:
+                    if not self._open and kind in b"IUDT":
+                        raise ValueError("a change outside of a transaction")
+                    if kind not in b"IUDTMOr":
+                        raise ValueError(f"no message of its protocol begins with {chr(kind)!r}")
+                    changes += 1
+                lines += [m[_AT:], b"\n"]
+        except MALFORMED as exc:
+            error = malformed("pgoutput", m, None, exc)
+        return Batch(lines, changes, commits, self._open, stop, error)

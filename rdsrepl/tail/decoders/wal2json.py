@@ -1,0 +1,444 @@
+"""The decoders of wal2json's messages: passed through (``raw``), or parsed into the other formats.
+
+Format version 2 is one message a change, with B and C around a transaction; version 1 is one message a transaction.
+The XLogData start of the message that ends a transaction is the end of its commit record, which is what is confirmed;
+in version 1 it is the beginning of the transaction, and ``nextlsn`` is the end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from struct import Struct
+from typing import Any, Final
+
+from rdsrepl.errors import BadValue, MalformedMessage
+from rdsrepl.lsn import Lsn
+from rdsrepl.tail.decoders.encodings import Decode, utf8
+from rdsrepl.tail.formats.base import Format, TextMarkingWriter, Values, Writer
+from rdsrepl.tail.formats.catalog import Catalog, ReplicaIdentity
+from rdsrepl.tail.formats.values import Convert, to_json
+from rdsrepl.tail.model import (
+    HEARTBEAT_PREFIX,
+    MALFORMED,
+    Batch,
+    Column,
+    Relation,
+    Stop,
+    TableFilter,
+    Transaction,
+    end_of_commit,
+    malformed,
+)
+from rdsrepl.tail.receiver import PAYLOAD
+from rdsrepl.tail.timelines import Timelines
+
+_LSN64: Final = Struct(">Q").unpack_from
+# {"action":"C" — the action's letter, counted from the start of the XLogData message.
+_ACTION_AT: Final = PAYLOAD + len('{"action":"')
+_BEGIN, _COMMIT, _MESSAGE = ord("B"), ord("C"), ord("M")
+_TABLE: Final = re.compile(rb'"schema":("(?:[^"\\]|\\.)*"),"table":("(?:[^"\\]|\\.)*")')
+_STRAY_COMMA: Final = '{"change":[,'
+_BYTEA: Final = 17
+
+#: what the parsed formats need the plugin to say. Types come as OIDs: their names are printed without escapes, which is
+#: not always JSON, and a name may by now be another type's.
+PARSED_OPTIONS: Final = {
+    "format-version": "2",
+    "include-types": "false",
+    "include-type-oids": "true",
+    "include-xids": "true",
+    "include-timestamp": "true",
+    "include-lsn": "true",
+    "include-pk": "true",
+    "include-transaction": "true",
+}
+
+
+class RawWal2json:
+    """Version 2 as it comes, each message on a line."""
+
+    def __init__(
+        self,
+        tables: TableFilter,
+        *,
+        decode: Decode,
+        as_utf8: bool,
+        until_lsn: int | None = None,
+    ) -> None:
+        """Make a decoder.
+
+        Args:
+            tables: which tables are wanted.
+            decode: reads the database's encoding, in which the plugin prints.
+            as_utf8: write UTF-8, and not the plugin's own bytes.
+            until_lsn: stop before the first transaction whose commit record begins there or later.
+        """
+        self._tables = tables
+        self._decode = decode
+        self._as_utf8 = as_utf8 and decode is not utf8
+        self._until = until_lsn
+        self._open = False
+
+    def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
+        """Begin a new connection."""
+        self._open = False
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Pass messages through; only their first letter is looked at."""
+        lines: list[bytes] = []
+        append = lines.append
+        commits: list[tuple[int, int]] = []
+        markers, stop, error = 0, None, None
+        is_open, until, filtered = self._open, self._until, bool(self._tables)
+        m = b""
+        try:
+            for m in messages:
+                action = m[_ACTION_AT]
+                if action == _COMMIT:
+                    if not is_open:
+                        raise ValueError("it ends a transaction that did not begin")
+                    commit_end = end_of_commit(m)
+                    commits.append((commit_end, len(lines) - markers))
+                    is_open = False
+                    markers += 1
+                    if until is not None and commit_end >= until:
+                        append(m[PAYLOAD:])
+                        stop = Stop.UNTIL
+                        break
+                elif action == _BEGIN:
+                    if is_open:
+                        raise ValueError("a transaction begins inside of another one")
+                    if until is not None and _LSN64(m, 1)[0] >= until:
+                        stop = Stop.UNTIL
+                        break
+                    is_open = True
+                    markers += 1
+                elif not is_open and action != _MESSAGE:
+                    raise ValueError("a change outside of a transaction")
+                elif filtered and not self._wanted(m):
+                    continue
+                append(m[PAYLOAD:])
+        except MALFORMED as exc:
+            error = _malformed(m, exc)
+        self._open = is_open
+        if not lines:
+            return Batch(lines, 0, commits, is_open, stop, error)
+        changes = len(lines) - markers
+        append(b"")  # so that one join gives every message its newline
+        text = b"\n".join(lines)
+        if self._as_utf8:
+            text = self._decode(text).encode("utf-8", "surrogateescape")
+        return Batch([text], changes, commits, is_open, stop, error)
+
+    def _wanted(self, m: bytes) -> bool:
+        event = json.loads(self._decode(m[PAYLOAD:]))
+        return "table" not in event or self._tables.wants(event["schema"], event["table"])
+
+
+class RawWal2jsonV1:
+    """Version 1 as it comes: every message is a whole transaction."""
+
+    def __init__(self, *, until_lsn: int | None = None) -> None:
+        self._until = until_lsn
+
+    def reset(self, timelines: Timelines) -> None:
+        """Begin a new connection."""
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Pass messages through."""
+        lines: list[bytes] = []
+        commits: list[tuple[int, int]] = []
+        stop, error = None, None
+        m = b""
+        try:
+            for m in messages:
+                commit_end = end_of_commit(m)
+                lines += [m[PAYLOAD:], b"\n"]
+                commits.append((commit_end, len(lines) // 2))
+                if self._until is not None and commit_end >= self._until:
+                    stop = Stop.UNTIL
+                    break
+        except MALFORMED as exc:
+            error = _malformed(m, exc)
+        return Batch(lines, len(lines) // 2, commits, False, stop, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table as some of its events describe it.
+
+    Attributes:
+        writer: writes such an event.
+        converts: of each column, in the writer's order.
+    """
+
+    writer: Writer
+    converts: Mapping[str, Convert]
+
+
+class _Number(str):
+    """A JSON number kept as it was written, with every digit."""
+
+    __slots__ = ()
+
+
+class ParsedWal2json:
+    """Version 2 or 1, parsed and written in another format.
+
+    What the plugin leaves out stays out: NaN and infinities are null there. It does not say which columns are the
+    replica identity, but in an UPDATE or a DELETE by their presence; the catalogue says it for the others.
+    """
+
+    def __init__(
+        self,
+        fmt: Format,
+        tables: TableFilter,
+        catalog: Catalog,
+        *,
+        decode: Decode,
+        until_lsn: int | None = None,
+    ) -> None:
+        """Make a decoder.
+
+        Args:
+            fmt: writes the lines.
+            tables: which tables are wanted.
+            catalog: where types and replica identities are looked up.
+            decode: reads the database's encoding, in which the plugin prints.
+            until_lsn: stop before the first transaction whose commit record begins there or later.
+        """
+        self._format = fmt
+        self._tables = tables
+        self._catalog = catalog
+        self._decode = decode
+        self._until = until_lsn
+        self._known: dict[tuple[Any, ...], _Table] = {}
+        self._timelines = Timelines(0)
+        self._tx = Transaction.of(None, 0, 0, None)
+        self._seq = 0
+        self._open = False
+
+    def reset(self, timelines: Timelines) -> None:
+        """Begin a new connection."""
+        self._timelines, self._seq, self._open = timelines, 0, False
+
+    def feed(self, messages: Sequence[bytes]) -> Batch:
+        """Parse and write messages in their order; the first malformed one ends the batch, which has its ``error``."""
+        batch = Batch([], 0, [], self._open)
+        lines: list[str] = []
+        self._catalog.batch_received()
+        m, whole = b"", (0, 0)
+        try:
+            for m in messages:
+                start = end_of_commit(m)
+                text = self._decode(m[PAYLOAD:])
+                if text.startswith(_STRAY_COMMA):  # version 1 puts one before a message that follows another
+                    text = _STRAY_COMMA[:-1] + text[len(_STRAY_COMMA) :]
+                document = json.loads(text, parse_int=_Number, parse_float=_Number)
+                if "action" not in document:
+                    # The message begins where the transaction does; one outside of a transaction has no other position.
+                    end_lsn = int(_lsn(document["nextlsn"])) if "nextlsn" in document else start
+                    if end_lsn < start:
+                        raise ValueError(f"its nextlsn lies before its beginning: {Lsn(end_lsn)}")
+                    self._transaction_v1(document, end_lsn, lines, batch)
+                    batch.commits.append((end_lsn, batch.changes))
+                    if self._until is not None and end_lsn >= self._until:
+                        batch.stop = Stop.UNTIL
+                        break
+                elif not self._message_v2(document, start, lines, batch):
+                    break
+                whole = len(lines), batch.changes
+        except MALFORMED as exc:
+            batch.error = _malformed(m, exc)
+            del lines[whole[0] :]
+            batch.changes = whole[1]
+        self._open = batch.in_transaction
+        batch.lines = lines
+        return batch
+
+    def _message_v2(self, event: dict[str, Any], start: int, lines: list[str], batch: Batch) -> bool:
+        """Write one message; return False where a bound was reached before it."""
+        action = event["action"]
+        if action == "B":
+            if batch.in_transaction:
+                raise ValueError("a transaction begins inside of another one")
+            commit_lsn = _lsn(event.get("lsn", "0/0"))
+            if self._until is not None and commit_lsn >= self._until:
+                batch.stop = Stop.UNTIL
+                return False
+            self._begin(event, str(commit_lsn), self._timelines.of_start(commit_lsn))
+            batch.in_transaction = True
+            lines.append(self._format.begin(self._tx))
+        elif action == "C":
+            if not batch.in_transaction:
+                raise ValueError("it ends a transaction that did not begin")
+            lines.append(self._format.commit(self._tx))
+            batch.commits.append((start, batch.changes))
+            batch.in_transaction = False
+        else:
+            if not batch.in_transaction and (action != "M" or event["transactional"]):
+                raise ValueError("a change outside of a transaction")
+            self._change(event, start, lines, batch)
+        return True
+
+    def _transaction_v1(self, document: dict[str, Any], end_lsn: int, lines: list[str], batch: Batch) -> None:
+        """Write a transaction, or a message that stands in none; this version says where its record ends alone."""
+        self._begin(document, str(Lsn(end_lsn)), self._timelines.of_end(end_lsn))
+        lines.append(self._format.begin(self._tx))
+        for change in document["change"]:
+            event = {**change, "action": {"insert": "I", "update": "U", "delete": "D"}.get(change["kind"], "M")}
+            if "columnnames" in change:
+                event["columns"] = _zipped(change["columnnames"], change["columntypeoids"], change["columnvalues"])
+            if "oldkeys" in change:
+                old = change["oldkeys"]
+                event["identity"] = _zipped(old["keynames"], old["keytypeoids"], old["keyvalues"])
+            if "pk" in change:
+                event["pk"] = [{"name": name} for name in change["pk"]["pknames"]]
+            self._change(event, end_lsn, lines, batch)
+        lines.append(self._format.commit(self._tx))
+
+    def _begin(self, event: dict[str, Any], commit_lsn: str, timeline: int) -> None:
+        stamp = event.get("timestamp")
+        moment = None
+        if stamp is not None:
+            # "2026-01-31 12:00:00.5+00": fromisoformat takes the short offset since Python 3.11.
+            moment = datetime.fromisoformat(stamp)
+        xid = None if event.get("xid") is None else int(event["xid"])
+        self._catalog.xid = xid
+        self._tx = Transaction.at(xid, timeline, commit_lsn, moment)
+        self._seq = 0
+
+    def _change(self, event: dict[str, Any], position: int, lines: list[str], batch: Batch) -> None:
+        lsn = str(Lsn(position))
+        action = event["action"]
+        if action == "M":
+            self._seq += event["transactional"]
+            if event["prefix"] == HEARTBEAT_PREFIX:
+                return
+            content = event["content"].encode("utf-8", "surrogateescape")
+            tx, seq = self._tx, self._seq
+            if not event["transactional"]:  # outside of any transaction: the end of its own record identifies it
+                tx, seq = Transaction.of(None, self._timelines.of_end(position), position, None), 0
+            lines.append(self._format.message(event["prefix"], content, event["transactional"], lsn, tx, seq))
+            batch.changes += 1
+            return
+        self._seq += 1
+        schema, table = event["schema"], event["table"]
+        if not self._tables.wants(schema, table):
+            return
+        batch.changes += 1
+        if action == "T":
+            relation = Relation(0, schema, table, "d", ())
+            lines.append(self._format.truncate(relation, False, False, lsn, self._tx, self._seq))
+            return
+        writer, new, old, whole = self._row(schema, table, event)
+        if action == "I":
+            lines.append(writer.insert(new, lsn, self._tx, self._seq))
+        elif action == "U":
+            lines.append(writer.update(new, old, whole, lsn, self._tx, self._seq))
+        elif action != "D" or old is None:
+            raise ValueError(f"no change of the plugin is {action!r}, with what this one has")
+        else:
+            lines.append(writer.delete(old, whole, lsn, self._tx, self._seq))
+
+    def _row(self, schema: str, table: str, event: dict[str, Any]) -> tuple[Writer, Values, Values | None, bool]:
+        """Bring an event into the form of pgoutput's: a relation, the new values, the old ones."""
+        new = {column["name"]: column for column in event.get("columns", [])}
+        old = {column["name"]: column for column in event.get("identity", [])}
+        now = self._catalog.replica_identity(schema, table)
+        if "pk" in event:
+            primary = frozenset(column["name"] for column in event["pk"])
+        else:  # version 1 does not say it with FULL
+            primary = frozenset() if now is None else now.primary_key & (new.keys() | old.keys())
+        whole, key = self._identity(now, event, frozenset(new), frozenset(old), primary)
+        # The old row has every column; without it the new one has them, but for unchanged TOAST values.
+        columns = {**old, **new} if whole else {**new, **old}
+        types = tuple((name, _type_oid(column)) for name, column in columns.items())
+        described = (schema, table, types, primary if whole else key, whole)
+        if described not in self._known:
+            self._known[described] = self._describe(*described)
+        known = self._known[described]
+        converts = known.converts
+        new_values: Values = tuple(
+            _converted(convert, new[name]) if name in new else None for name, convert in converts.items()
+        )
+        old_values: Values | None = tuple(
+            _converted(convert, old[name]) if name in old else "null" for name, convert in converts.items()
+        )
+        # The plugin fills in the identity where it did not change.
+        if not old or (new and not whole and all(old[n]["value"] == new.get(n, old[n])["value"] for n in old)):
+            old_values = None
+        return known.writer, new_values, old_values, whole
+
+    def _identity(
+        self,
+        now: ReplicaIdentity | None,
+        event: dict[str, Any],
+        new: frozenset[str],
+        old: frozenset[str],
+        primary: frozenset[str],
+    ) -> tuple[bool, frozenset[str]]:
+        """Return whether the replica identity is FULL, and its columns if it is not.
+
+        The catalogue says it, where what it says fits the event; a replica identity that was changed since does not.
+        """
+        full = now is not None and now.kind == "f"
+        if event["action"] == "I":
+            return full, primary if now is None or full or not now.columns <= new else now.columns
+        # Version 1 leaves a null out of the old row.
+        if full and (new <= old or "kind" in event):
+            return True, old
+        if old == primary or (now is not None and now.columns == old):
+            return False, old
+        return new <= old and primary <= old, old
+
+    def _describe(
+        self, schema: str, table: str, types: tuple[tuple[str, int], ...], key: frozenset[str], whole: bool
+    ) -> _Table:
+        columns = tuple(Column(name, type_oid, -1, name in key) for name, type_oid in types)
+        relation = Relation(0, schema, table, "f" if whole else "d", columns, key)
+        shapes, writer = self._format.shapes(relation), self._format.writer(relation)
+        if any(shape.uncertain for shape in shapes):
+            writer = TextMarkingWriter(writer, relation)
+        converts = {name: to_json(shape) for (name, _), shape in zip(types, shapes, strict=True)}
+        return _Table(writer, converts)
+
+
+def _converted(convert: Convert, column: dict[str, Any]) -> str:
+    """Return a value as JSON text; the plugin prints some types as JSON itself, and bytea without its mark."""
+    value = column["value"]
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return convert("t" if value else "f")
+    if isinstance(value, _Number):
+        return convert(str(value))
+    if not isinstance(value, str):
+        raise ValueError("a value is an object or a list")
+    return convert(f"\\x{value}" if _type_oid(column) == _BYTEA else value)
+
+
+def _zipped(names: list[str], type_oids: list[int], contents: list[Any]) -> list[dict[str, Any]]:
+    return [{"name": n, "typeoid": t, "value": v} for n, t, v in zip(names, type_oids, contents, strict=True)]
+
+
+def _type_oid(column: dict[str, Any]) -> int:
+    """Return a column's type; the plugin prints an OID of 2^31 and above as a negative number."""
+    return int(column["typeoid"]) & 0xFFFFFFFF
+
+
+def _lsn(text: str) -> Lsn:
+    try:
+        return Lsn.parse(text)
+    except BadValue as exc:
+        raise ValueError(exc.message) from None
+
+
+def _malformed(m: bytes, exc: Exception) -> MalformedMessage:
+    names = _TABLE.search(m, PAYLOAD)
+    relation = None if names is None else b".".join(names.groups()).decode("utf-8", "backslashreplace")
+    return malformed("wal2json", m, relation, exc)

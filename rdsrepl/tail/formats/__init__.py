@@ -1,0 +1,1 @@
+"""Write ``tail.model`` in one output format each. Entry point: ``base.Format``."""

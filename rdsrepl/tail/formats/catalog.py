@@ -1,0 +1,459 @@
+"""What the stream does not say about types and tables, asked of the server's catalogue when it is needed.
+
+pgoutput names a column's type by OID only. For the common built-in types that is enough; for the others (arrays,
+domains, composites, the type names that wal2json prints) one short query on an ordinary connection tells.
+
+The catalogue is today's; a change may be older. An array's element type and a domain's base type never change, but a
+composite type's attributes do, and any type may be dropped. So
+
+- a composite type that was altered after it was made is used only for transactions that are newer than that: the
+  newest ``xmin`` of its ``pg_attribute`` rows is compared with the transaction's id;
+- once for each batch of messages it is checked, after the messages were received, that the ``pg_attribute`` rows are
+  still the ones that were read: so the definition in use is never older than a change;
+- a value whose type is gone, whose definition is newer, or whose text does not fit, is given as text (``AsText``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rdsrepl.errors import Denied, ServerError
+from rdsrepl.tail.formats import values
+from rdsrepl.tail.formats.values import BUILT_IN, PLAIN, Convert, Kind, Shape, as_text
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+
+_TYPE = """
+SELECT t.typtype::text, t.typelem, t.typbasetype, t.typrelid, e.typdelim::text,
+       t.typlen = -1 AND t.typelem <> 0 AND t.typcategory = 'A'
+  FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem
+ WHERE t.oid = %s
+"""
+_DESCRIPTION = """
+SELECT t.typname, t.typtype::text, t.typbasetype, t.typtypmod, t.typelem, e.typdelim::text,
+       t.typlen = -1 AND t.typelem <> 0 AND t.typcategory = 'A'
+  FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem
+ WHERE t.oid = %s
+"""
+_TYPE_MODIFIERS = """
+SELECT a.attname, a.atttypid, a.atttypmod
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_NO_MONEY = "SELECT 0::pg_catalog.int4::pg_catalog.money::text"
+# The transaction id is null where the row stands as CREATE TYPE wrote it, in one command with the type itself, and
+# where it is of more than 2^31 transactions ago: everything that still waits is newer.
+_ATTRIBUTES = """
+SELECT a.attname, a.atttypid, a.attisdropped,
+       CASE WHEN pg_catalog.age(a.xmin) BETWEEN 0 AND 2147483646
+             AND NOT (a.xmin = t.xmin AND a.cmin = t.cmin AND a.xmax = '0' AND t.xmax = '0')
+            THEN a.xmin::text::bigint END,
+       a.attnum, a.xmin::text, a.ctid::text
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.typrelid = a.attrelid
+ WHERE a.attrelid = %s AND a.attnum > 0 ORDER BY a.attnum
+"""
+# Which versions of the rows these are: every ALTER TYPE writes new ones.
+_ROW_VERSIONS = """
+SELECT attrelid, attnum, xmin::text, ctid::text FROM pg_catalog.pg_attribute
+ WHERE attrelid = ANY (%s) AND attnum > 0 ORDER BY attrelid, attnum
+"""
+# Runs on the role's own search_path, as the schemas on it are left out of the names: nothing may be looked up there.
+_TYPE_NAMES = """
+SELECT pg_catalog.format_type(c.oid, c.typmod)
+  FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.oid[]), pg_catalog.unnest(%s::pg_catalog.int4[]))
+       WITH ORDINALITY AS c (oid, typmod, number)
+ ORDER BY c.number
+"""
+_PRIMARY_KEY = """
+SELECT a.attname FROM pg_catalog.pg_index i
+  JOIN pg_catalog.pg_attribute a
+    ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+ WHERE i.indrelid = %s AND i.indisprimary
+"""
+_REPLICA_IDENTITY = """
+SELECT c.relreplident::text, a.attname,
+       CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END, i.indisprimary
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  LEFT JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND (i.indisprimary OR i.indisreplident)
+  LEFT JOIN pg_catalog.pg_attribute a
+    ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+ WHERE n.nspname = %s AND c.relname = %s
+"""
+_BUILT_IN_BY_NAME = """
+SELECT oid FROM pg_catalog.pg_type WHERE typname = %s AND typnamespace = 'pg_catalog'::pg_catalog.regnamespace
+"""
+_CONVERTED = """
+SELECT pg_catalog.convert_from(c, pg_catalog.getdatabaseencoding())
+  FROM pg_catalog.unnest(%s::bytea[]) WITH ORDINALITY AS given (c, number) ORDER BY number
+"""
+# As format_type prints a name: with its schema unless the role's own search_path, on which this runs, finds it without.
+_QUOTED_NAME = """
+SELECT pg_catalog.concat(
+           CASE WHEN %(schema)s::pg_catalog.name OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(true)) THEN ''
+           ELSE pg_catalog.concat(pg_catalog.quote_ident(%(schema)s::pg_catalog.text), '.') END,
+           pg_catalog.quote_ident(%(name)s::pg_catalog.text))
+"""
+_INSUFFICIENT_PRIVILEGE = "42501"
+# character_not_in_repertoire, untranslatable_character
+_NO_TEXT = frozenset({"22021", "22P05"})
+# Zero, with a currency's sign before or behind: 0, $0.00, 0,000 KD.
+_ZERO_MONEY = re.compile(r"[^0-9]*0(?:[^0-9](0+))?[^0-9]*").fullmatch
+# What format_type prints for an OID that is no type's.
+_NO_TYPE = "???"
+
+_INT2VECTOR, _OIDVECTOR = 22, 30
+
+
+# (attnum, xmin, ctid) of each attribute
+_Versions = tuple[tuple[int, str, str], ...]
+_GONE = Shape(Kind.CONVERT, as_text, uncertain=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaIdentity:
+    """A table's replica identity.
+
+    Attributes:
+        kind: ``pg_class.relreplident``: d, n, f or i.
+        columns: those of its index; empty with NOTHING and FULL.
+        primary_key: the primary key's columns.
+    """
+
+    kind: str
+    columns: frozenset[str]
+    primary_key: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TypeDescription:
+    """What a type is, as far as it never changes; composite types have more (``_Definition``).
+
+    Attributes:
+        name: without its schema.
+        is_base, is_domain, is_array: what kind it is.
+        base: a domain's type; of others 0.
+        typmod: the modifier of a domain's type; -1 without.
+        element, delimiter: an array's.
+    """
+
+    name: str
+    is_base: bool = False
+    is_domain: bool = False
+    is_array: bool = False
+    base: int = 0
+    typmod: int = -1
+    element: int = 0
+    delimiter: str = ","
+
+
+@dataclass(frozen=True, slots=True)
+class _Definition:
+    """What a type that contains composite types was made of when it was looked up.
+
+    Attributes:
+        convert: checks what it gets.
+        altered_by: the newest transaction that altered one of them; None where none did.
+        versions: of each composite type within (``pg_class.oid``), which versions of its attributes' rows were read.
+    """
+
+    convert: Convert
+    altered_by: int | None
+    versions: Mapping[int, _Versions]
+
+
+class Catalog:
+    """A lazily opened connection to the catalogue, with what it has told so far."""
+
+    def __init__(self, target: Target, warn: Callable[[str], None] | None = None) -> None:
+        """Prepare to ask.
+
+        Args:
+            target: the database.
+            warn: is told once when the role may not read the catalogue's types.
+        """
+        self._target = target
+        self._warn = warn
+        self._conn: Connection | None = None
+        self._shapes: dict[int, Shape] = {}
+        self._definitions: dict[int, _Definition | None] = {}
+        self._descriptions: dict[int, TypeDescription] = {}
+        self._money_digits: int | None = None
+        self._current = False
+        self._names: dict[int, tuple[str, str]] = {}
+        self._identities: dict[tuple[str, str], ReplicaIdentity | None] = {}
+        #: the transaction whose changes are being read; set by the decoder.
+        self.xid: int | None = None
+
+    def batch_received(self) -> None:
+        """Take note that more messages were received: what they hold may be newer than what was looked up."""
+        self._current = False
+        self._identities.clear()
+
+    def type_named(self, oid: int, schema: str, name: str) -> None:
+        """Take note of a type's name as of the changes that follow; a domain comes with its base type's."""
+        self._names[oid] = (schema, name)
+
+    def shape(self, oid: int) -> Shape:
+        """Return how values of a type become JSON in the ``json`` dialect."""
+        if oid in BUILT_IN:
+            return Shape(BUILT_IN[oid])
+        if oid in PLAIN:
+            return Shape(Kind.TEXT)
+        found = self._shapes.get(oid)
+        if found is None:
+            found = self._look_up(oid)
+            if found is not _GONE:
+                self._shapes[oid] = found
+        return found
+
+    def description(self, oid: int) -> TypeDescription | None:
+        """Return what a type is; None where the catalogue does not know it any more, or may not be read."""
+        if oid not in self._descriptions:
+            try:
+                rows = self._ask(_DESCRIPTION, (oid,))
+            except Denied as exc:
+                self._tell(exc)
+                return None
+            if rows:
+                name, kind, base, typmod, element, delimiter, is_array = rows[0]
+                self._descriptions[oid] = TypeDescription(
+                    name, kind == "b" and not is_array, kind == "d", is_array, base, typmod, element, delimiter or ","
+                )
+            else:
+                name = self._names.get(oid, ("", ""))
+                built_in = self._built_in(*name)
+                if built_in is None:
+                    return None
+                self._descriptions[oid] = TypeDescription(name[1], is_domain=True, base=built_in)
+        return self._descriptions[oid]
+
+    def type_modifiers(self, schema: str, table: str) -> dict[tuple[str, int], int]:
+        """Return a table's type modifiers as they are now, by column name and type OID; none may be read: none."""
+        try:
+            return {(name, oid): typmod for name, oid, typmod in self._ask(_TYPE_MODIFIERS, (schema, table))}
+        except Denied as exc:
+            self._tell(exc)
+            return {}
+
+    def money_digits(self) -> int | None:
+        """Return how many digits of money stand behind the point (``lc_monetary``); None where that is not clear."""
+        if self._money_digits is None:
+            printed = self._ask(_NO_MONEY, ())[0][0]
+            zeros = _ZERO_MONEY(printed)
+            self._money_digits = len(zeros[1] or "") if zeros else None
+        return self._money_digits
+
+    def type_names(self, oids: Sequence[int], typmods: Sequence[int]) -> list[str]:
+        """Return the SQL names of types with their modifiers, as ``format_type`` prints them.
+
+        A type that was dropped since has the name that the stream gave it, and a domain its base type's.
+        """
+        names: list[str] = []
+        for (name,), oid, typmod in zip(
+            self._ask(_TYPE_NAMES, (list(oids), list(typmods)), own_path=True), oids, typmods, strict=True
+        ):
+            if name == _NO_TYPE and oid in self._names:
+                schema, known = self._names[oid]
+                base = self._built_in(schema, known)
+                if base is not None:
+                    name = self._ask(_TYPE_NAMES, ([base], [typmod]))[0][0]
+                else:
+                    name = self._ask(_QUOTED_NAME, {"schema": schema, "name": known}, own_path=True)[0][0]
+            names.append(name)
+        return names
+
+    def primary_key(self, relation_oid: int) -> frozenset[str]:
+        """Return the names of a table's primary key columns; empty when it has none."""
+        return frozenset(row[0] for row in self._ask(_PRIMARY_KEY, (relation_oid,)))
+
+    def replica_identity(self, schema: str, table: str) -> ReplicaIdentity | None:
+        """Return a table's replica identity, asked once for each batch; None where there is no such table now."""
+        name = (schema, table)
+        if name not in self._identities:
+            rows = self._ask(_REPLICA_IDENTITY, name)
+            columns = frozenset(column for _, column, is_identity, _ in rows if is_identity)
+            primary_key = frozenset(column for _, column, _, is_primary in rows if is_primary)
+            self._identities[name] = ReplicaIdentity(rows[0][0], columns, primary_key) if rows else None
+        return self._identities[name]
+
+    def converted(self, characters: Sequence[bytes]) -> list[str | None]:
+        """Return the text of characters in the database's encoding; None where Unicode has none."""
+        try:
+            return [row[0] for row in self._ask(_CONVERTED, (list(characters),))]
+        except ServerError as exc:
+            if exc.sqlstate not in _NO_TEXT:
+                raise
+        if len(characters) == 1:
+            return [None]
+        return [text for character in characters for text in self.converted([character])]
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._conn is not None:
+            self._conn.close()
+            self._conn = None
+
+    def _look_up(self, oid: int) -> Shape:
+        try:
+            return self._shape_of(oid)
+        except Denied as exc:
+            self._tell(exc)
+            return _GONE
+
+    def _tell(self, exc: Denied) -> None:
+        """Say that the catalogue may not be read; raise what is anything else."""
+        if exc.sqlstate != _INSUFFICIENT_PRIVILEGE:
+            raise exc
+        if self._warn is not None:
+            self._warn(
+                f"types cannot be looked up ({exc.message}): values of arrays, domains, composites and other types are "
+                "given as text, their columns named in as_text (remedy: GRANT SELECT ON pg_catalog.pg_type, "
+                "pg_catalog.pg_attribute TO the role)"
+            )
+            self._warn = None
+
+    def _shape_of(self, oid: int) -> Shape:
+        if oid == _INT2VECTOR:
+            return Shape(Kind.CONVERT, values.vector)
+        if oid == _OIDVECTOR:
+            return Shape(Kind.CONVERT, values.oidvector)
+        rows = self._ask(_TYPE, (oid,))
+        if not rows:
+            base = self._built_in(*self._names.get(oid, ("", "")))
+            return _GONE if base is None else self.shape(base)
+        typtype, element, base_type, _, delimiter, is_array = rows[0]
+        if is_array:
+            inner = self.shape(element)
+            if not inner.uncertain:
+                return Shape(
+                    Kind.CONVERT,
+                    values.array(values.to_json(inner), delimiter),
+                    values.array(values.checked(inner), delimiter),
+                )
+        elif typtype == "d":
+            inner = self.shape(base_type)
+            if not inner.uncertain:
+                return inner
+        elif typtype != "c":
+            return Shape(Kind.TEXT)
+        return Shape(Kind.CONVERT, self._converter(oid), uncertain=True)
+
+    def _converter(self, oid: int) -> Convert:
+        """Return the conversion of a type with composite types inside, which follows their changes."""
+
+        def convert(text: str) -> str:
+            definition = self._definition(oid)
+            if definition is None or not _follows(self.xid, definition.altered_by):
+                return as_text(text)
+            try:
+                return definition.convert(text)
+            except (ValueError, IndexError, RecursionError):
+                return as_text(text)
+
+        return convert
+
+    def _definition(self, oid: int) -> _Definition | None:
+        """Return what a type is made of, as of now; None where the catalogue does not know it any more."""
+        if not self._current:
+            self._forget_altered()
+            self._current = True
+        if oid not in self._definitions:
+            try:
+                self._definitions[oid] = self._define(oid)
+            except Denied as exc:
+                self._tell(exc)
+                self._definitions[oid] = None
+        return self._definitions[oid]
+
+    def _forget_altered(self) -> None:
+        """Drop the definitions of types that were altered or dropped since they were looked up."""
+        relations = {relation for found in self._definitions.values() if found for relation in found.versions}
+        now: dict[int, _Versions] = dict.fromkeys(relations, ())
+        if relations:
+            for relation, *version in self._ask(_ROW_VERSIONS, (list(relations),)):
+                now[relation] += (tuple(version),)
+        self._definitions = {
+            oid: found
+            for oid, found in self._definitions.items()
+            if found is not None and all(now[relation] == known for relation, known in found.versions.items())
+        }
+
+    def _define(self, oid: int) -> _Definition | None:
+        shape = self.shape(oid)
+        if not shape.uncertain:
+            return _Definition(values.checked(shape), None, {})
+        rows = self._ask(_TYPE, (oid,))
+        if not rows:
+            return None
+        typtype, element, base_type, relation, delimiter, is_array = rows[0]
+        if is_array:
+            inner = self._define(element)
+            return None if inner is None else replace(inner, convert=values.array(inner.convert, delimiter))
+        if typtype == "d":
+            return self._define(base_type)
+        attributes: list[tuple[str, Convert]] = []
+        altered_by: int | None = None
+        found = self._ask(_ATTRIBUTES, (relation,))
+        versions: dict[int, _Versions] = {relation: tuple((row[4], row[5], row[6]) for row in found)}
+        for name, type_oid, is_dropped, xid, *_ in found:
+            altered_by = _newer(altered_by, xid)
+            if is_dropped:
+                continue
+            attribute = self._define(type_oid)
+            if attribute is None:
+                return None
+            attributes.append((name, attribute.convert))
+            altered_by = _newer(altered_by, attribute.altered_by)
+            versions |= attribute.versions
+        return _Definition(values.composite(attributes), altered_by, versions)
+
+    def _built_in(self, schema: str, name: str) -> int | None:
+        """Return the OID of a type in pg_catalog, which the stream names by an empty schema."""
+        if schema or not name:
+            return None
+        rows = self._ask(_BUILT_IN_BY_NAME, (name,))
+        return rows[0][0] if rows else None
+
+    def _ask(
+        self, query: str, parameters: Sequence[Any] | Mapping[str, Any], *, own_path: bool = False
+    ) -> list[tuple[Any, ...]]:
+        import psycopg
+
+        from rdsrepl.postgres import connection
+        from rdsrepl.postgres.types import AnyTextDumper
+
+        is_new = self._conn is None
+        if self._conn is None:
+            self._conn = connection.connect(self._target)
+            if self._conn.info.parameter_status("server_encoding") == "SQL_ASCII":
+                # Names may be no UTF-8 there, and the server refuses to send them to a client that wants UTF-8.
+                self._conn.execute("SET client_encoding = 'SQL_ASCII'")
+                self._conn.adapters.register_dumper(str, AnyTextDumper)
+        try:
+            with connection.own_path(self._conn) if own_path else nullcontext():
+                rows = self._conn.execute(query, parameters).fetchall()
+        except psycopg.Error as exc:
+            was_cut = self._conn.closed and not is_new
+            self.close()
+            if was_cut:  # by idle_session_timeout, or by hand: between two questions it may be idle for days
+                return self._ask(query, parameters, own_path=own_path)
+            raise connection.translate(exc) from exc
+        return [tuple(connection.text(value) if type(value) is bytes else value for value in row) for row in rows]
+
+
+def _follows(xid: int | None, earlier: int | None) -> bool:
+    """Say whether a transaction began after another one did; ids wrap around (manual, section 25.1.5)."""
+    return earlier is None or (xid is not None and (earlier - xid) & 0xFFFFFFFF >= 0x80000000)
+
+
+def _newer(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return one if other is None else other
+    return one if _follows(one, other) else other

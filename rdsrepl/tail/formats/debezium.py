@@ -1,0 +1,230 @@
+"""The ``debezium`` format: the events of Debezium's PostgreSQL connector, as its JSON converter prints them.
+
+A change is one event, but for an update that changes the row's key: that is a delete of the old key and a create of the
+new one. With ``DebeziumOptions.keys`` each line is ``{"key":…,"value":…}``, and a delete is followed by a tombstone,
+which is the same key with the value null.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from json.encoder import encode_basestring as quote
+from typing import ClassVar, Final
+
+from rdsrepl import __version__
+from rdsrepl.tail.formats.base import ISO_SETTINGS, RowImages, Values, Writer, fill, known, template
+from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.debezium_values import DebeziumOptions, DebeziumValues
+from rdsrepl.tail.formats.values import Dialect, Shape
+from rdsrepl.tail.model import Relation, Transaction
+
+_NO_TABLE: Final = '""'
+_NO_TYPMOD: Final = -1
+
+
+class DebeziumFormat:
+    """Debezium's envelope: ``before``, ``after``, ``source``, ``transaction``, ``op``, ``ts_ms``, ``ts_us``, ``ts_ns``.
+
+    ``source`` has three members more than Debezium's: ``timeline``, ``commit_lsn`` and ``seq``, which identify the
+    event (``changes.Transaction``). Its ``seq`` is twice the change's number, so that the delete of an update of the
+    key has a number of its own: the odd one before that of its create.
+    """
+
+    dialect: ClassVar[Dialect] = "json"
+    settings: ClassVar[Mapping[str, str]] = ISO_SETTINGS
+
+    def __init__(self, catalog: Catalog, *, database: str, name: str, options: DebeziumOptions | None = None) -> None:
+        """Make the format.
+
+        Args:
+            catalog: where types are looked up.
+            database: ``source.db``.
+            name: ``source.name``, Debezium's ``topic.prefix``; we give the slot's.
+            options: how keys and values are written; None is Debezium's defaults.
+        """
+        self.options = options or DebeziumOptions()
+        self._catalog = catalog
+        self._values = DebeziumValues(catalog, self.options)
+        self._head = f'"source":{{"version":"{__version__}","connector":"postgresql","name":{quote(name)},"ts_ms":'
+        self._database = f',"snapshot":"false","db":{quote(database)},"sequence":"[\\"'
+        self._of: Transaction | None = None
+        self._parts = ("", "", "", "")
+
+    def shapes(self, relation: Relation) -> list[Shape]:
+        """Return each column's way to JSON."""
+        typmods: Mapping[tuple[str, int], int] = {}
+        if not relation.oid:  # wal2json does not send the modifiers of types
+            typmods = self._catalog.type_modifiers(relation.schema, relation.table)
+        return [
+            self._values.shape(c.type_oid, typmods.get((c.name, c.type_oid), _NO_TYPMOD) if typmods else c.typmod)
+            for c in relation.columns
+        ]
+
+    def writer(self, relation: Relation) -> Writer:
+        """Return what writes a relation's changes."""
+        images = RowImages(relation, self._catalog)
+        placeholders = tuple(self._values.placeholder(column.type_oid) for column in relation.columns)
+        events = _Events(self, images, placeholders)
+        return KeyUpdates(events, images.key_columns, len(relation.columns))
+
+    def begin(self, tx: Transaction) -> str:  # noqa: ARG002
+        """Write nothing: Debezium does not by default."""
+        return ""
+
+    def commit(self, tx: Transaction) -> str:  # noqa: ARG002
+        """Write nothing."""
+        return ""
+
+    def truncate(
+        self,
+        relation: Relation,
+        cascade: bool,  # noqa: ARG002
+        restart_identity: bool,  # noqa: ARG002
+        lsn: str,
+        tx: Transaction,
+        seq: int,
+    ) -> str:
+        """Write a TRUNCATE of one table."""
+        schema, table = quote(relation.schema), quote(relation.table)
+        return self.line("null", self.envelope("null", "null", "t", schema, table, lsn, tx, 2 * seq))
+
+    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+        """Write a message; its content is bytes, in the binary mode."""
+        source = self._source(_NO_TABLE, _NO_TABLE, lsn, tx, 2 * seq)
+        text = f'{{"prefix":{quote(prefix)},"content":{self._values.octets(content)}}}'
+        value = f'{{"op":"m",{_now()},{source},"transaction":null,"message":{text}}}'
+        return self.line(f'{{"prefix":{quote(prefix)}}}', value)
+
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
+        """Fail: Debezium has no such event, and such slots are refused before."""
+        raise ValueError(f"{verb} has no form in this format")
+
+    def line(self, key: str, value: str) -> str:
+        """Return an event's line."""
+        return f'{{"key":{key},"value":{value}}}\n' if self.options.keys else f"{value}\n"
+
+    def envelope(
+        self, before: str, after: str, op: str, schema: str, table: str, lsn: str, tx: Transaction, seq: int
+    ) -> str:
+        """Write one event; SEQ is its number in this format."""
+        source = self._source(schema, table, lsn, tx, seq)
+        return f'{{"before":{before},"after":{after},{tx.as_text}{source},"transaction":null,"op":"{op}",{_now()}}}'
+
+    def _source(self, schema: str, table: str, lsn: str, tx: Transaction, seq: int) -> str:
+        if self._of is not tx:
+            self._of, self._parts = tx, self._of_transaction(tx)
+        head, times, xid, rest = self._parts
+        number = _position(lsn)
+        return f'{head}{number}{times}"schema":{schema},"table":{table}{xid}{number}{rest}{seq}}}'
+
+    def _of_transaction(self, tx: Transaction) -> tuple[str, str, str, str]:
+        """Return what the ``source`` of all events of a transaction shares, around what each has of its own."""
+        # What stands in no transaction has no time of its own: as in Debezium, when it was read.
+        micros = time.time_ns() // 1000 if tx.commit_us is None else tx.commit_us
+        commit = _position(tx.commit_lsn)
+        xid = "null" if tx.xid is None else tx.xid
+        origin = "null" if tx.origin is None else quote(tx.origin)
+        origin_lsn = "null" if tx.origin_lsn is None else tx.origin_lsn
+        return (
+            f'{self._head}{micros // 1000}{self._database}{commit}\\",\\"',
+            f'\\"]","ts_us":{micros},"ts_ns":{micros * 1000},',
+            f',"txId":{xid},"lsn":',
+            f',"xmin":null,"origin":{origin},"origin_lsn":{origin_lsn},"timeline":{tx.timeline},'
+            f'"commit_lsn":{commit},"seq":',
+        )
+
+
+def _now() -> str:
+    nanoseconds = time.time_ns()
+    return f'"ts_ms":{nanoseconds // 1_000_000},"ts_us":{nanoseconds // 1000},"ts_ns":{nanoseconds}'
+
+
+def _position(lsn: str) -> int:
+    high, _, low = lsn.partition("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+class _Events:
+    """Writes each change of a relation as one event, under the number that it is given."""
+
+    __slots__ = ("_after", "_format", "_images", "_key", "_placeholders", "_schema", "_table")
+
+    def __init__(self, fmt: DebeziumFormat, images: RowImages, placeholders: Values) -> None:
+        self._format = fmt
+        self._images = images
+        self._placeholders = placeholders
+        self._schema = quote(images.relation.schema)
+        self._table = quote(images.relation.table)
+        self._after = template(images.after)
+        self._key = template(images.key)
+
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
+        return self._event("c", new, "null", self._row(new), lsn, tx, seq)
+
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        before = "null" if old is None else template(self._images.before(whole))(old)
+        return self._event("u", new, before, self._row(new), lsn, tx, seq)
+
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        before = template(self._images.before(whole))(old)
+        event = self._event("d", old, before, "null", lsn, tx, seq)
+        if not self._format.options.keys or not self._images.key_columns:
+            return event
+        return event + self._format.line(self._key(known(old)), "null")
+
+    def _row(self, new: Values) -> str:
+        if None not in new:
+            return self._after(new)
+        _, unchanged = self._images.known_after(new)
+        placeholders = self._placeholders
+        row = tuple(placeholders[number] if value is None else value for number, value in enumerate(new))
+        return f'{self._after(row)},"unchanged":{unchanged}'
+
+    def _event(self, op: str, keyed_by: Values, before: str, after: str, lsn: str, tx: Transaction, seq: int) -> str:
+        value = self._format.envelope(before, after, op, self._schema, self._table, lsn, tx, seq)
+        return self._format.line(self._key(known(keyed_by)) if self._format.options.keys else "null", value)
+
+
+class KeyUpdates:
+    """Another writer's events, where an update that changes the key is a delete and a create (``DebeziumFormat``)."""
+
+    __slots__ = ("_count", "_inner", "_key")
+
+    def __init__(self, inner: Writer, key: Sequence[int], count: int) -> None:
+        """Wrap INNER.
+
+        Args:
+            inner: writes the events.
+            key: which columns are the key.
+            count: how many columns there are.
+        """
+        self._inner = inner
+        self._key = key
+        self._count = count
+
+    def around(self, wrap: Callable[[Writer], Writer]) -> KeyUpdates:
+        """Return the same with another writer around the inner one, which so sees the delete and the create."""
+        return KeyUpdates(wrap(self._inner), self._key, self._count)
+
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write an INSERT."""
+        return self._inner.insert(new, lsn, tx, 2 * seq)
+
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write an UPDATE."""
+        if old is not None:
+            # With REPLICA IDENTITY FULL the old row has every value; else the key's alone, and nulls for the others.
+            new = fill(new, old) if whole else self._with_key(new, old)
+            if any(new[number] != old[number] for number in self._key):
+                return self._inner.delete(old, whole, lsn, tx, 2 * seq - 1) + self._inner.insert(new, lsn, tx, 2 * seq)
+        return self._inner.update(new, old, whole, lsn, tx, 2 * seq)
+
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write a DELETE."""
+        return self._inner.delete(old, whole, lsn, tx, 2 * seq)
+
+    def _with_key(self, new: Values, old: Values) -> Values:
+        return tuple(
+            old[number] if new[number] is None and number in self._key else new[number] for number in range(self._count)
+        )

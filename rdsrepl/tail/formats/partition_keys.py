@@ -1,0 +1,189 @@
+"""Which partition key a change goes under; written before its line, with a NUL between, which no JSON text holds.
+
+A key is made of a row's own values, so that all changes of a row are in one shard and in order. An update that changes
+the key goes under the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from json.encoder import encode_basestring as quote
+from typing import Final
+
+from rdsrepl.errors import BadValue
+from rdsrepl.tail.formats.base import Format, Values, Writer, key_numbers, members, template
+from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.debezium import KeyUpdates
+from rdsrepl.tail.formats.values import Dialect, Shape
+from rdsrepl.tail.model import Relation, Transaction
+
+SEPARATOR: Final = "\0"
+# PutRecords takes 1 to 256 characters.
+_LONGEST_KEY: Final = 256
+
+Keys = Callable[[Values], str]
+
+
+def split(line: str) -> tuple[str, str]:
+    """Return a keyed line's partition key and its text; a key that Kinesis would not take comes as its SHA-256."""
+    key, _, text = line.partition(SEPARATOR)
+    # Bytes that are no text (from a SQL_ASCII server) are in no Unicode string, which a key must be.
+    if len(key) > _LONGEST_KEY or not (key.isascii() or _is_unicode(key)):
+        key = sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    return key, text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class KeyedFormat:
+    """Another format whose lines begin with their partition key."""
+
+    def __init__(self, inner: Format, catalog: Catalog, by: str, *, event_keys: bool = False) -> None:
+        """Wrap INNER.
+
+        Args:
+            inner: writes the lines.
+            catalog: knows primary keys.
+            by: ``key``, ``table``, ``transaction``, or a column's name.
+            event_keys: by ``key``, the partition key is the event's own key, a JSON text (Debezium).
+        """
+        self._event_keys = event_keys
+        self._inner = inner
+        self._catalog = catalog
+        self._by = by
+
+    @property
+    def dialect(self) -> Dialect:
+        """The inner format's."""
+        return self._inner.dialect
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """The inner format's."""
+        return self._inner.settings
+
+    def shapes(self, relation: Relation) -> list[Shape]:
+        """Return each column's way to JSON."""
+        return self._inner.shapes(relation)
+
+    def writer(self, relation: Relation) -> Writer:
+        """Return what writes a relation's changes.
+
+        Raises:
+            BadValue: the table has no column of the wanted name.
+        """
+        inner = self._inner.writer(relation)
+        if isinstance(inner, KeyUpdates):  # its delete goes under the old key, its create under the new one
+            return inner.around(lambda events: self._keyed(events, relation))
+        return self._keyed(inner, relation)
+
+    def _keyed(self, inner: Writer, relation: Relation) -> Writer:
+        if self._by == "transaction":
+            return _ByTransaction(inner)
+        return _ByValues(inner, self._keys(relation))
+
+    def begin(self, tx: Transaction) -> str:
+        """Write a transaction's begin."""
+        return self._of_transaction(self._inner.begin(tx), tx)
+
+    def commit(self, tx: Transaction) -> str:
+        """Write a transaction's end."""
+        return self._of_transaction(self._inner.commit(tx), tx)
+
+    def truncate(
+        self, relation: Relation, cascade: bool, restart_identity: bool, lsn: str, tx: Transaction, seq: int
+    ) -> str:
+        """Write a TRUNCATE of one table, under the table's name."""
+        line = self._inner.truncate(relation, cascade, restart_identity, lsn, tx, seq)
+        if self._by == "transaction":
+            return self._of_transaction(line, tx)
+        return f"{relation.schema}.{relation.table}{SEPARATOR}{line}"
+
+    def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write a message, under its prefix."""
+        line = self._inner.message(prefix, content, transactional, lsn, tx, seq)
+        if self._by == "transaction":
+            return self._of_transaction(line, tx)
+        if self._event_keys and self._by == "key":
+            return f'{{"prefix":{quote(prefix)}}}{SEPARATOR}{line}'
+        return f"{_plain(prefix) or 'message'}{SEPARATOR}{line}"
+
+    def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
+        """Write what became of a prepared transaction."""
+        return self._of_transaction(self._inner.resolution(verb, gid, lsn, tx, seq), tx)
+
+    @staticmethod
+    def _of_transaction(line: str, tx: Transaction) -> str:
+        return f"{_transaction(tx)}{SEPARATOR}{line}" if line else line
+
+    def _keys(self, relation: Relation) -> Keys:
+        table = f"{_plain(relation.schema)}.{_plain(relation.table)}"
+        if self._by == "table":
+            return lambda values: table
+        if self._by == "key":
+            numbers = key_numbers(relation, self._catalog)
+            if self._event_keys and numbers:
+                return template(members(relation, numbers))
+        else:
+            numbers = [n for n, column in enumerate(relation.columns) if column.name == self._by]
+            if not numbers:
+                raise BadValue(
+                    f"--partition-by {self._by}: table {relation.schema}.{relation.table} has no such column",
+                    hint="--partition-by key takes each table's own key; --table leaves a table out",
+                )
+        parts: list[str | int] = [table]
+        for number in numbers:
+            parts += [":", number]
+        return template(parts)
+
+
+class _ByTransaction:
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: Writer) -> None:
+        self._inner = inner
+
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
+        return f"{_transaction(tx)}{SEPARATOR}{self._inner.insert(new, lsn, tx, seq)}"
+
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        return f"{_transaction(tx)}{SEPARATOR}{self._inner.update(new, old, whole, lsn, tx, seq)}"
+
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        return f"{_transaction(tx)}{SEPARATOR}{self._inner.delete(old, whole, lsn, tx, seq)}"
+
+
+class _ByValues:
+    __slots__ = ("_inner", "_keys")
+
+    def __init__(self, inner: Writer, keys: Keys) -> None:
+        self._inner = inner
+        self._keys = keys
+
+    def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
+        return self._keys(new) + SEPARATOR + self._inner.insert(new, lsn, tx, seq)
+
+    def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        values = new
+        if old is not None and None in new:
+            # An unchanged TOAST value that is part of the key is the old one.
+            values = tuple(b if a is None else a for a, b in zip(new, old, strict=True))
+        return self._keys(values) + SEPARATOR + self._inner.update(new, old, whole, lsn, tx, seq)
+
+    def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
+        return self._keys(old) + SEPARATOR + self._inner.delete(old, whole, lsn, tx, seq)
+
+
+def _transaction(tx: Transaction) -> str:
+    return str(tx.xid) if tx.xid is not None else str(tx.commit_lsn or "message")
+
+
+def _plain(name: str) -> str:
+    return name.replace(SEPARATOR, "")

@@ -1,0 +1,245 @@
+"""``stream`` over moto's Kinesis: made, shown, read through resharding, taken apart, deleted."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from rdsrepl.tail.sinks.aggregation import aggregated
+from rdsrepl.tail.sinks.dispatch import Batch, Record
+from tests.conftest import Cloud
+from tests.workloads.kinesis_server import StandIn
+
+
+@pytest.fixture
+def name(cloud: Cloud) -> Iterator[str]:
+    """A name that is free; the stream of it goes with the test."""
+    made = f"s-{uuid.uuid4().hex[:10]}"
+    yield made
+    cloud.faults()
+    cloud("stream", "delete", made, "--confirm", made)
+
+
+def create(cloud: Cloud, name: str, shards: int = 2) -> None:
+    done = cloud("stream", "create", name, "--shards", str(shards), "--yes")
+    assert done.code == 0, done.err
+
+
+def put(cloud: Cloud, name: str, *pairs: tuple[str, bytes]) -> None:
+    records = [{"PartitionKey": key, "Data": data} for key, data in pairs]
+    assert cloud.client("kinesis").put_records(StreamName=name, Records=records)["FailedRecordCount"] == 0
+
+
+def read(cloud: Cloud, name: str, *more: str) -> list[Any]:
+    done = cloud("stream", "tail", name, "--from", "trim-horizon", "--idle-exit", "0.5s", "-o", "json", *more)
+    assert done.code == 0, done.err
+    return done.lines
+
+
+def test_made_shown_listed_and_deleted(cloud: Cloud, name: str) -> None:
+    create(cloud, name)
+    assert name in cloud("stream", "list", "-o", "json").json
+    shown = cloud("stream", "show", name, "-o", "json").json
+    assert (shown["stream"]["mode"], shown["stream"]["shards"]) == ("PROVISIONED", 2)
+    assert shown["stream"]["record_bytes"] == 1 << 20 and shown["write_throttles_last_hour"] == 0
+    assert "partition key included" in cloud("stream", "show", name).out
+    taken = cloud("stream", "create", name, "--yes")
+    assert taken.code == 4 and f"stream show {name}" in taken.err
+    unconfirmed = cloud("stream", "delete", name, "--yes")
+    assert unconfirmed.code == 4 and "are lost" in unconfirmed.err
+    assert cloud("stream", "delete", name, "--confirm", name).code == 0
+    assert cloud("stream", "show", name).code == 3
+
+
+def test_on_demand(cloud: Cloud, name: str) -> None:
+    planned = cloud("stream", "create", name, "--dry-run", "-o", "json").json
+    assert planned["steps"][0]["parameters"]["StreamModeDetails"] == {"StreamMode": "ON_DEMAND"}
+    assert cloud("stream", "create", name, "--yes").code == 0
+    assert cloud("stream", "show", name, "-o", "json").json["stream"]["mode"] == "ON_DEMAND"
+
+
+def test_throttles_come_from_cloudwatch(cloud: Cloud, name: str) -> None:
+    create(cloud, name)
+    cloud.client("cloudwatch").put_metric_data(
+        Namespace="AWS/Kinesis",
+        MetricData=[
+            {
+                "MetricName": "WriteProvisionedThroughputExceeded",
+                "Dimensions": [{"Name": "StreamName", "Value": name}],
+                "Value": 7,
+            }
+        ],
+    )
+    assert cloud("stream", "show", name, "-o", "json").json["write_throttles_last_hour"] == 7
+    cloud.faults({"service": "monitoring", "operation": "*", "code": "AccessDenied", "status": 403, "message": "no",
+                  "times": 5})  # fmt: skip
+    shown = cloud("stream", "show", name, "-o", "json")
+    assert shown.code == 0 and shown.json["write_throttles_last_hour"] is None and "CloudWatch" in shown.err
+
+
+def test_every_shard_is_read_in_its_order(cloud: Cloud, name: str) -> None:
+    create(cloud, name, 3)
+    put(cloud, name, *[(f"k{n % 7}", f"{n}".encode()) for n in range(50)])
+    rows = read(cloud, name)
+    assert len(rows) == 50 and len({row["shard_id"] for row in rows}) > 1
+    for key in {row["partition_key"] for row in rows}:
+        numbers = [int(row["data"]) for row in rows if row["partition_key"] == key]
+        assert numbers == sorted(numbers)
+    plain = cloud("stream", "tail", name, "--from", "trim-horizon", "--limit", "3")
+    assert len(plain.out.splitlines()) == 3 and plain.out.replace("\n", "").isdigit()
+
+
+@pytest.mark.parametrize("expire", [False, True], ids=["", "iterators expire"])
+def test_resharding_is_followed_parents_before_children(cloud: Cloud, expire: bool) -> None:
+    """On our own stand-in: moto moves a split shard's records, and never ends it."""
+    with StandIn("split", shards=2) as standin:
+        kinesis = boto3.client(
+            "kinesis", endpoint_url=standin.url, region_name="eu-west-1", aws_access_key_id="a",
+            aws_secret_access_key="b",
+        )  # fmt: skip
+        for round_ in range(3):
+            records = [{"PartitionKey": f"k{n}", "Data": f"{round_}".encode()} for n in range(20)]
+            kinesis.put_records(StreamName="split", Records=records)
+            if round_ < 2:
+                standin.split("split", round_)
+        standin.faults.expire_iterators = expire
+        words = ("stream", "tail", "split", "--from", "trim-horizon", "--idle-exit", "1s", "-o", "json")
+        done = cloud(*words, env={"AWS_ENDPOINT_URL": standin.url})
+    assert done.code == 0, done.err
+    assert len(done.lines) == 60 and len({row["shard_id"] for row in done.lines}) == 6
+    for key in {row["partition_key"] for row in done.lines}:
+        assert [row["data"] for row in done.lines if row["partition_key"] == key] == ["0", "1", "2"]
+
+
+def test_aggregated_records_come_one_by_one(cloud: Cloud, name: str) -> None:
+    create(cloud, name, 1)
+    item = [Record("hot", f"part {n}".encode(), Batch(1, 0)) for n in range(3)]
+    put(cloud, name, ("hot", aggregated(item)), ("cold", b"whole"))
+    rows = read(cloud, name)
+    assert [(row["partition_key"], row["data"]) for row in rows] == [
+        ("hot", "part 0"),
+        ("hot", "part 1"),
+        ("hot", "part 2"),
+        ("cold", "whole"),
+    ]
+
+
+def test_what_is_no_text_is_base64(cloud: Cloud, name: str) -> None:
+    create(cloud, name, 1)
+    put(cloud, name, ("k", b"\xff\x00"))
+    assert read(cloud, name)[0]["data_base64"] == "/wA="
+
+
+def test_latest_is_what_comes_and_a_signal_ends_it_cleanly(cloud: Cloud, name: str, tmp_path: Path) -> None:
+    create(cloud, name, 1)
+    put(cloud, name, ("k", b"before"))
+    out = tmp_path / "out"
+    with out.open("wb") as file:
+        process = cloud.program.start("stream", "tail", name, stdout=file)
+    try:
+        deadline = time.monotonic() + 30
+        while b"after" not in out.read_bytes():
+            assert time.monotonic() < deadline
+            put(cloud, name, ("k", b"after"))
+            time.sleep(0.3)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert b"before" not in out.read_bytes()
+
+
+def test_a_time_to_begin_at(cloud: Cloud, name: str) -> None:
+    create(cloud, name, 1)
+    put(cloud, name, ("k", b"x"))
+    done = cloud("stream", "tail", name, "--from", "2020-01-01", "--idle-exit", "0.5s")
+    assert done.out == "x\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("show", "nope"), 3, "region eu-west-1"),
+        (("show", "a b"), 2, "1 to 128"),
+        (("create", "a b"), 2, "1 to 128"),
+        (("create", "arn:aws:kinesis:eu-west-1:123456789012:stream/x"), 2, "a name only"),
+        (("tail", "nope"), 3, "stream list"),
+        (("tail", "nope", "--from", "yesterday"), 2, "trim-horizon"),
+        (("delete", "nope"), 3, "stream list"),
+        (("policy", "a b"), 2, "1 to 128"),
+    ],
+)
+def test_bad_words(cloud: Cloud, words: tuple[str, ...], code: int, said: str) -> None:
+    failed = cloud("stream", *words, *(["--yes"] if words[0] == "create" else []))
+    assert failed.code == code and said in failed.err
+
+
+@pytest.mark.parametrize(
+    ("side", "actions"),
+    [
+        ("writer", {"kinesis:DescribeStreamSummary", "kinesis:PutRecords"}),
+        (
+            "reader",
+            {"kinesis:DescribeStreamSummary", "kinesis:ListShards", "kinesis:GetShardIterator", "kinesis:GetRecords"},
+        ),
+    ],
+)
+def test_policy(cloud: Cloud, side: str, actions: set[str]) -> None:
+    words = ("stream", "policy", "changes", "--for", side, "--account", "123456789012")
+    document = cloud(*words, "--region", "eu-west-1").json
+    assert {action for statement in document["Statement"] for action in statement["Action"]} == actions
+    assert {resource for statement in document["Statement"] for resource in statement["Resource"]} == {
+        "arn:aws:kinesis:eu-west-1:123456789012:stream/changes"
+    }
+    with_key = json.dumps(cloud(*words, "--kms-key", "abc").json)
+    assert ("kms:GenerateDataKey" if side == "writer" else "kms:Decrypt") in with_key
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("ListStreams", ("list",)),
+        ("DescribeStreamSummary", ("show", "{name}")),
+        ("DescribeStreamSummary", ("create", "{name}", "--yes")),
+        ("DescribeStreamSummary", ("delete", "{name}", "--confirm", "{name}")),
+        ("DescribeStreamSummary", ("tail", "{name}")),
+        ("CreateStream", ("create", "{name}-2", "--yes")),
+        ("DeleteStream", ("delete", "{name}", "--confirm", "{name}")),
+        ("ListShards", ("tail", "{name}")),
+        ("GetShardIterator", ("tail", "{name}")),
+        ("GetRecords", ("tail", "{name}")),
+    ],
+)
+def test_a_right_that_is_missing_is_named(cloud: Cloud, name: str, action: str, words: tuple[str, ...]) -> None:
+    create(cloud, name, 1)
+    # AWS names what is lacking, which is not always the action that was called.
+    right = "kms:Decrypt" if action == "GetRecords" else f"kinesis:{action}"
+    user = "arn:aws:iam::123456789012:user/cdc"
+    cloud.faults({"service": "kinesis", "operation": action, "code": "AccessDeniedException", "status": 400,
+                  "message": f"User: {user} is not authorized to perform: {right} on resource: x"})  # fmt: skip
+    failed = cloud("stream", *(word.format(name=name) for word in words))
+    assert failed.code == 5 and f"the identity lacks {right}; rdsrepl iam-policy" in failed.err
+    cloud.faults()
+    assert cloud("stream", "list", "-o", "json").json.count(name) == 1, "nothing was changed"
+
+
+def test_a_server_that_is_no_kinesis(cloud: Cloud) -> None:
+    with StandIn("changes") as standin:
+        standin.faults.page = (200, b"<html>Welcome</html>")
+        failed = cloud("stream", "tail", "changes", env={"AWS_ENDPOINT_URL": standin.url})
+    assert failed.code == 5 and "not Kinesis" in failed.err and "endpoint" in failed.err
+
+
+def test_an_arn_says_which_region(cloud: Cloud, name: str) -> None:
+    create(cloud, name, 1)
+    arn = cloud("stream", "show", name, "-o", "json").json["stream"]["arn"]
+    assert cloud("stream", "show", arn, "-o", "json").json["stream"]["name"] == name
+    failed = cloud("stream", "show", arn, "--region", "us-east-1")
+    assert failed.code == 2 and "--region eu-west-1" in failed.err
+    assert cloud("stream", "show", name, "--region", "us-east-1").code == 3

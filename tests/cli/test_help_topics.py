@@ -1,0 +1,174 @@
+"""``rdsrepl help``: every page is a topic, in a wheel too, and what is not there is answered with what comes near."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rdsrepl import help_topics
+from tests import ROOT
+from tests.cli.test_completions import complete
+
+if TYPE_CHECKING:
+    from tests.conftest import Program
+
+PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem != "reference")
+
+
+def test_every_page_is_a_topic_with_a_line_of_its_own(rdsrepl: Program) -> None:
+    rows = rdsrepl("-o", "json", "help").json
+    assert [row["topic"] for row in rows] == PAGES
+    assert all(row["title"] and "`" not in row["title"] for row in rows)
+    assert len({row["title"] for row in rows}) == len(rows)
+    listed = rdsrepl("help")
+    assert [line.split()[0] for line in listed.out.splitlines()[1:]] == PAGES
+    assert "rdsrepl help TOPIC" in listed.err
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_in_a_pipe_is_its_markdown(rdsrepl: Program, page: str) -> None:
+    assert rdsrepl("help", page).out == (ROOT / "docs" / f"{page}.md").read_text()
+    found = rdsrepl("help", page, "-o", "json").json
+    assert found == {"topic": page, "title": found["title"], "text": (ROOT / "docs" / f"{page}.md").read_text()}
+
+
+@pytest.mark.parametrize("words", [("exit-codes",), ("exit", "codes"), ("Exit_Codes",), ("exit-codes.md",)])
+def test_a_topic_is_found_however_it_is_written(rdsrepl: Program, words: tuple[str, ...]) -> None:
+    result = rdsrepl("help", *words)
+    assert result.code == 0 and result.out.startswith("# Exit codes\n")
+
+
+@pytest.mark.parametrize("words", [("slot", "tail"), ("slot",), ("param-group", "create"), ("psql",)])
+def test_the_words_of_a_command_print_its_help(rdsrepl: Program, words: tuple[str, ...]) -> None:
+    asked, own = rdsrepl("help", *words), rdsrepl(*words, "--help")
+    assert (asked.code, asked.err) == (0, "")
+    # But for the name of the program, which runs inside the tests here.
+    one, other = (re.sub(r"Usage: [\w.-]+ ", "", " ".join(out.split())) for out in (asked.out, own.out))
+    assert one == other
+    document = rdsrepl("help", *words, "-o", "json").json
+    assert document["command"] == " ".join(words) and document["help"]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("kinesi",), "rdsrepl help kinesis"),
+        (("exit-code",), "rdsrepl help exit-codes"),
+        (("slot", "tial"), "rdsrepl help slot tail"),
+        (("wal2json",), "rdsrepl help formats"),
+        (("abandoned",), "rdsrepl runbook show abandoned-slot"),
+        (("zzzzzz",), "rdsrepl help lists the topics"),
+        (("reference",), ""),
+        (("../README",), ""),
+    ],
+)
+def test_what_is_not_there_is_answered_with_what_comes_near(
+    rdsrepl: Program, words: tuple[str, ...], hint: str
+) -> None:
+    result = rdsrepl("help", *words, "-o", "json")
+    assert result.code == 3 and result.out == ""
+    assert result.error["error"] == "not_found" and hint in result.error["hint"]
+
+
+def test_topics_complete(rdsrepl: Program) -> None:
+    assert complete(rdsrepl, "help", "exi") == ["exit-codes"]
+    assert {"slots", "slot"} <= set(complete(rdsrepl, "help", "sl"))
+    assert complete(rdsrepl, "help", "slot", "ta") == ["tail"]
+    assert complete(rdsrepl, "help", "nonsense", "x") == []
+
+
+def test_links_lead_somewhere_on_a_terminal() -> None:
+    text = (
+        "See [roles](roles.md#x), [below](#y), [AWS](https://aws.amazon.com/x), ![picture](p.png), [rb](runbooks/a.md)."
+    )
+    assert help_topics.for_terminal(text) == (
+        "See roles (`rdsrepl help roles`), below, AWS (https://aws.amazon.com/x), ![picture](p.png), "
+        "rb (`rdsrepl runbook show a`)."
+    )
+
+
+def on_terminal(rdsrepl: Program, *words: str, rows: int, **variables: str | None) -> tuple[int, str]:
+    """Run the program on a terminal of so many rows; return its exit code and what appeared."""
+    import fcntl
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
+    env = {**rdsrepl.env, "TERM": "xterm-256color", **variables}
+    env = {key: value for key, value in env.items() if value is not None and key != "COLUMNS"}
+    with subprocess.Popen([*rdsrepl.command, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # nobody holds the other end any more
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(ours)
+    return process.returncode, shown.decode().replace("\r\n", "\n")
+
+
+def test_a_long_page_goes_through_the_pager(rdsrepl: Program, tmp_path: Path) -> None:
+    pager = tmp_path / "pager"
+    pager.write_text(f"#!/bin/sh\nprintf 'paged %s\\n' \"$*\"\ncat > {tmp_path}/text\n")
+    pager.chmod(0o755)
+    code, shown = on_terminal(rdsrepl, "help", "slots", rows=10, PAGER=f"{pager} -x")
+    assert (code, shown) == (0, "paged -x\n")
+    text = (tmp_path / "text").read_text()
+    assert "formats (rdsrepl help formats)" in re.sub(r"\s+", " ", text)
+    assert "\x1b" not in text and "**" not in text and "](" not in text
+    code, shown = on_terminal(rdsrepl, "help", "slots", rows=1000, PAGER=str(pager))
+    assert code == 0 and "paged" not in shown and "wal_status" in shown
+
+
+def test_less_keeps_the_colours(rdsrepl: Program, tmp_path: Path) -> None:
+    less = tmp_path / "less"
+    less.write_text(f'#!/bin/sh\nprintf \'%s %s\' "$*" "$LESS" > {tmp_path}/how\ncat > {tmp_path}/text\n')
+    less.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert on_terminal(rdsrepl, "help", "slots", rows=10, PATH=path, NO_COLOR=None)[0] == 0
+    assert (tmp_path / "how").read_text() == "-R FX"
+    assert "\x1b[1;36" in (tmp_path / "text").read_text()
+    assert on_terminal(rdsrepl, "help", "slots", rows=10, PATH=path)[0] == 0
+    assert not re.search(r"\x1b\[[\d;]*3\dm", (tmp_path / "text").read_text()), "NO_COLOR holds"
+
+
+@pytest.mark.parametrize("pager", ["", "cat", "/nowhere/pager", "  ", "less '"])
+def test_no_pager_is_no_obstacle(rdsrepl: Program, pager: str) -> None:
+    code, shown = on_terminal(rdsrepl, "help", "exit-codes", rows=5, PAGER=pager)
+    assert code == 0 and "Running a command again" in shown
+
+
+def test_a_wheel_carries_the_pages(tmp_path: Path) -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        included = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included["docs"] == "rdsrepl/docs"
+    # As it lies in a wheel: the package with its pages in it, and nothing beside it.
+    (tmp_path / "rdsrepl").mkdir()
+    for name in ("__init__.py", "help_topics.py", "errors.py"):
+        (tmp_path / "rdsrepl" / name).write_text((ROOT / "rdsrepl" / name).read_text())
+    program = "from rdsrepl import topics; print(topics.directory()); print(*topics.names())"
+    command = [sys.executable, "-c", program]
+    lost = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "NotFound" in lost.stderr
+    (tmp_path / "rdsrepl" / "docs").symlink_to(ROOT / "docs")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(tmp_path / "rdsrepl" / "docs"), *PAGES]
+
+
+def test_help_starts_as_fast_as_before() -> None:
+    program = "import sys, rdsrepl.cli.main; print([m for m in ('rich', 'markdown_it') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,141 @@
+"""The command line's frame: start-up, shared options, errors, exit codes, the house's architecture."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rdsrepl import __version__, errors
+from rdsrepl.render import document
+from tests import ROOT
+
+if TYPE_CHECKING:
+    from tests.conftest import Database, Program
+
+HEAVY = ("boto3", "botocore", "psycopg", "yaml")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["slot", "--help"], ["slot", "tail", "--help"]])
+def test_start_up_imports_nothing_heavy(words: list[str]) -> None:
+    script = (
+        "import sys\nfrom rdsrepl.cli.main import app\n"
+        "assert 'rich' not in sys.modules\n"
+        f"try:\n    app({words!r})\nexcept SystemExit as end:\n    assert end.code in (0, None), end.code\n"
+        f"found = [name for name in {HEAVY!r} if name in sys.modules]\nassert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version_and_help(rdsrepl: Program) -> None:
+    assert rdsrepl("--version").out == f"rdsrepl {__version__}\n"
+    assert "--dry-run" in rdsrepl("slot", "drop", "--help").out
+    assert rdsrepl().code == 2
+
+
+def test_completion_installs(rdsrepl: Program) -> None:
+    result = rdsrepl("--install-completion", "bash", env={"SHELL": "/bin/bash"})
+    assert result.code == 0, result.err
+    assert any("rdsrepl" in path.read_text() for path in rdsrepl.home.rglob("*") if path.is_file())
+
+
+def test_arrows_point_down() -> None:
+    script = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([str(script)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_shared_options_stand_before_the_noun_and_after_the_verb(rdsrepl: Program, db15: Database) -> None:
+    bad = "host=127.0.0.1 port=1 dbname=x user=y"
+    for words in (
+        ("--dsn", db15.dsn, "-o", "json", "slot", "list"),
+        ("slot", "list", "--dsn", db15.dsn, "-o", "json"),
+        ("--dsn", db15.dsn, "-o", "yaml", "slot", "list", "--dsn", db15.dsn, "--output", "json"),
+    ):
+        result = rdsrepl(*words)
+        assert result.code == 0, result.err
+        assert isinstance(result.json, list)
+    twice = rdsrepl("--dsn", bad, "slot", "list", "--dsn", db15.dsn)
+    assert twice.code == 2 and "it is given twice" in twice.err
+
+
+def test_the_environment_twins_give_way_to_words(rdsrepl: Program, db15: Database) -> None:
+    env = {"RDSREPL_DSN": "host=127.0.0.1 port=1 dbname=x user=y", "RDSREPL_OUTPUT": "json"}
+    refused = rdsrepl("slot", "list", env=env)
+    assert (refused.code, refused.error["error"]) == (5, "unreachable")
+    assert rdsrepl("slot", "list", "-o", "table", dsn=db15.dsn, env=env).code == 0
+    assert rdsrepl("slot", "list", "--dsn", db15.dsn, env=env).json is not None
+
+
+def test_errors_are_one_line_a_hint_and_a_code(rdsrepl: Program, db15: Database) -> None:
+    plain = rdsrepl("slot", "show", "nope", dsn=db15.dsn)
+    assert (plain.code, plain.out) == (3, "")
+    assert [line.split(":")[0] for line in plain.err.splitlines()] == ["error", "hint"]
+    machine = rdsrepl("slot", "show", "nope", "-o", "json", dsn=db15.dsn)
+    assert set(machine.error) == {"error", "message", "hint", "exit_code"}
+    assert (machine.error["error"], machine.error["exit_code"]) == ("not_found", 3)
+    assert "Traceback" in rdsrepl("-vv", "slot", "show", "nope", dsn=db15.dsn).err
+    for words in (("slot", "bogus"), ("--bogus",), ("slot", "show"), ("slot", "tail", "s", "--limit", "0")):
+        assert rdsrepl(*words).code == 2
+        usage = rdsrepl("-o", "json", *words)
+        assert (usage.code, usage.error["error"], usage.error["exit_code"]) == (2, "usage_error", 2)
+
+
+def tree(kind: type[errors.Error]) -> set[type[errors.Error]]:
+    return {kind}.union(*(tree(child) for child in kind.__subclasses__() if child.__module__ == "rdsrepl.errors"))
+
+
+def test_the_error_tree_is_drawn_and_documented() -> None:
+    drawn = inspect.getdoc(errors) or ""
+    page = (ROOT / "docs" / "exit-codes.md").read_text()
+    for kind in tree(errors.Error):
+        assert kind.__name__ in drawn
+        assert f"`{kind('x').name}`" in page if kind is not errors.AppliedInPart else "`applied_in_part`" in page
+    for code in errors.ExitCode:
+        assert f"| {int(code)} |" in page
+
+
+def test_a_document_is_plain_data() -> None:
+    from datetime import UTC, datetime
+    from decimal import Decimal
+
+    from rdsrepl.lsn import Lsn
+
+    values: list[Any] = [Lsn(1), datetime(2026, 1, 31, tzinfo=UTC), Decimal("1"), (1, None, True), {"a": Lsn(2)}]
+    assert document(values) == ["0/1", "2026-01-31T00:00:00+00:00", 1, [1, None, True], {"a": "0/2"}]
+
+
+def test_a_plan_that_stops_half_way_says_so(rdsrepl: Program, db15: Database) -> None:
+    """The second step fails: 6, with what was done and what was not."""
+    from psycopg import sql
+
+    from rdsrepl import apply
+    from rdsrepl.plan import Plan, Statement
+
+    steps = [
+        Statement("make a", sql.SQL("CREATE TABLE public.a ()")),
+        Statement("make it again", sql.SQL("CREATE TABLE public.a ()")),
+    ]
+    steps.append(Statement("never", sql.SQL("CREATE TABLE public.b ()")))
+    with pytest.raises(errors.AppliedInPart) as caught:
+        apply.run(Plan("three steps", tuple(steps)), db15.target, done=lambda o: None, waiting=lambda s, t, b: None)
+    assert caught.value.exit_code == 6
+    assert caught.value.document()["done"] == ["make a"]
+    assert caught.value.document()["not_done"] == ["make it again", "never"]
+    assert "already exists" in caught.value.message
+    assert db15.value("SELECT to_regclass('b') IS NULL")
+
+
+def test_a_reader_of_a_document_may_go_away(rdsrepl: Program) -> None:
+    process = rdsrepl.start("config", "show", "-o", "json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=30)

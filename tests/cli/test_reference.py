@@ -1,0 +1,58 @@
+"""The command reference is generated from the command line itself, and every command explains itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from rdsrepl.cli.main import app
+from tests import ROOT
+
+KEPT = ROOT / "docs" / "reference.md"
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command that does something, by its words."""
+
+    def walk(words: str, command: Any) -> Iterator[tuple[str, Any]]:
+        children = getattr(command, "commands", None)
+        if children is None:
+            yield words, command
+        else:
+            for name, child in children.items():
+                yield from walk(f"{words} {name}", child)
+
+    yield from walk("rdsrepl", typer.main.get_command(app))
+
+
+ALL = dict(commands())
+
+
+def test_the_reference_is_current() -> None:
+    command = [sys.executable, "-m", "typer", "rdsrepl.cli.main", "utils", "docs", "--name", "rdsrepl"]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"})
+    text = made.stdout.strip() + "\n"
+    if os.environ.get("RDSREPL_UPDATE"):
+        KEPT.write_text(text)
+    assert KEPT.read_text() == text, "make docs rewrites it"
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_every_command_explains_itself(words: str) -> None:
+    command = ALL[words]
+    assert command.help, f"{words} has no help"
+    assert "Example:" in command.help and words in command.help, f"{words} has no example"
+    for parameter in command.params:
+        assert getattr(parameter, "help", None) or parameter.name in ("help",), f"{words}: {parameter.name} has no help"
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_every_command_takes_the_shared_options(words: str) -> None:
+    options = {option for parameter in ALL[words].params for option in getattr(parameter, "opts", ())}
+    assert {"--target", "--dsn", "--output", "--verbose", "--quiet", "--no-color"} <= options

@@ -1,0 +1,294 @@
+"""What runs without anybody at it, and what is stopped half way: interrupted, killed, run again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from rdsrepl import apply, errors
+from rdsrepl.plan import AwsCall, Plan, Wait
+from tests.conftest import Cloud, Database, Program
+from tests.runbooks.test_engine import Person
+from tests.tail.test_delivery import until
+
+# Ctrl-C.
+
+
+def interrupt(*_: object) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_at_a_prompt_changes_nothing(rdsrepl: Program, db18: Database) -> None:
+    for words, question in (((), "Apply this plan"), (("-o", "json"), "Apply this plan")):
+        person = Person(rdsrepl, "--dsn", db18.dsn, "slot", "create", db18.name, *words)
+        person.wait_for(question)
+        person.process.send_signal(signal.SIGINT)
+        assert person.leave() == 130
+        assert "interrupted; nothing was changed" in person.seen
+        if words:
+            said = json.loads(person.seen.strip().splitlines()[-1])
+            assert said == {
+                "error": "interrupted",
+                "message": "interrupted; nothing was changed",
+                "hint": None,
+                "exit_code": 130,
+                "done": [],
+                "not_done": [],
+            }
+    assert db18.value(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{db18.name}'") == 0
+
+
+def test_ctrl_c_in_a_statement_and_between_the_steps_of_a_runbook(
+    rdsrepl: Program, db18: Database, tmp_path: Path
+) -> None:
+    name = db18.name
+    waiting = (
+        f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}' AND wait_event_type = 'Lock' "
+        "AND query LIKE '%create_logical%'"
+    )
+
+    def stop(*words: str) -> Any:
+        process = rdsrepl.start(*words, "-o", "json", dsn=db18.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        until(lambda: db18.value(waiting) == 1, "the creation waits")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130, err
+        return json.loads(err.splitlines()[-1])
+
+    db18.run("CREATE TABLE public.t (id int PRIMARY KEY)")
+    page = tmp_path / "two.md"
+    make = "### {n}. Make {n}\n\n```sh change\nrdsrepl {what} --yes\n```\n".replace(" --yes", "")
+    page.write_text(
+        "---\nwhen: now\n---\n# Two\n\n## Checks first\n\n## Steps\n\n"
+        + make.format(n=1, what="publication create p --table public.t")
+        + make.format(n=2, what=f"slot create {name}")
+        + "\n## Verify\n\n## Go back\n\nNothing.\n"
+    )
+    with closing(db18.connect()) as blocker:
+        blocker.execute("BEGIN")
+        blocker.execute("INSERT INTO t VALUES (1)")
+        said = stop("slot", "create", name, "--yes")
+        assert said["message"] == f"create replication slot {name}: interrupted; nothing was changed"
+        said = stop("runbook", "run", str(page), "--yes")
+        assert said["error"] == "interrupted" and "step 2 of 2, make-2, interrupted" in said["message"]
+        assert (said["done"], said["not_done"]) == (["1. Make 1"], ["2. Make 2"])
+        blocker.execute("ROLLBACK")
+    assert db18.value(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}'") == 0
+    assert rdsrepl("runbook", "run", str(page), "--resume", "--yes", dsn=db18.dsn).code == 0
+
+
+def test_ctrl_c_among_aws_calls_says_what_is_done_and_what_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rdsrepl.aws import session
+    from rdsrepl.config import Aws, Target
+
+    monkeypatch.setattr(session, "call", lambda *_: {})
+    target = Target("here", None, aws=Aws())
+    calls = [AwsCall(f"make {n}", "rds", "CreateDBInstance", {"DBInstanceIdentifier": n}) for n in ("a", "b")]
+    wait = Wait("wait until b is there", interrupt, 60)
+
+    def run(*steps: Any, pace: apply.Pace | None = None) -> errors.Interrupted:
+        with pytest.raises(errors.Interrupted) as caught:
+            apply.run(Plan("make", steps), target, done=lambda _: None, waiting=lambda *_: None, pace=pace)
+        return caught.value
+
+    # In a wait: what was done is done, the wait is not.
+    stopped = run(*calls, wait)
+    assert (stopped.done, stopped.not_done) == (["make a", "make b"], ["wait until b is there: interrupted"])
+    assert stopped.hint is not None and "run the command again" in stopped.hint
+    assert run(wait).message == "make: interrupted; nothing was changed"
+
+    # In the pause before a call is made again: it is not made.
+    def busy(*_: object) -> Any:
+        raise errors.AwsError("in-progress management operation", aws_code="InvalidDBInstanceState")
+
+    monkeypatch.setattr(session, "call", busy)
+    assert run(calls[0], pace=apply.Pace(sleep=interrupt)).message == "make: interrupted; nothing was changed"
+    # In the call itself nobody knows.
+    monkeypatch.setattr(session, "call", interrupt)
+    stopped = run(calls[0])
+    assert stopped.not_done == ["make a: interrupted, and it is not known whether it was done"]
+
+
+# Run again.
+
+
+def killed_after(steps: int, words: tuple[str, ...], program: Program, **where: Any) -> None:
+    """Run a command in a process that is killed when it begins the step after so many."""
+    code = (
+        "import os, signal, sys\n"
+        "from rdsrepl import apply\n"
+        "real, begun = apply._step, []\n"
+        "def step(*words):\n"
+        "    begun.append(1)\n"
+        f"    if len(begun) > {steps}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*words)\n"
+        "apply._step = step\n"
+        "sys.argv[:] = ['rdsrepl', *sys.argv[1:]]\n"
+        "from rdsrepl.__main__ import run; run()\n"
+    )
+    env = {**program.env, **({"RDSREPL_DSN": where["dsn"]} if "dsn" in where else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def test_what_is_made_over_sql_converges_after_a_kill(rdsrepl: Program, db18: Database) -> None:
+    name = db18.name
+    db18.run(
+        "CREATE TABLE public.t (id int PRIMARY KEY, v int)",
+        "CREATE SCHEMA s",
+        "CREATE TABLE s.u (id int PRIMARY KEY)",
+        "DO $$ BEGIN CREATE ROLE rds_replication; EXCEPTION WHEN duplicate_object THEN END $$",
+    )
+
+    def run(*words: str) -> Any:
+        return rdsrepl(*words, "--yes", "-o", "json", dsn=db18.dsn)
+
+    def differs(said: str, *words: str) -> None:
+        done = run(*words)
+        assert (done.code, done.error["error"]) == (4, "already_exists"), done.err
+        assert said in done.error["message"]
+
+    try:
+        role = ("role", "create", name, "--generate-password", "--schema", "s")
+        planned = len(rdsrepl(*role, "--dry-run", "-o", "json", dsn=db18.dsn).json["steps"])
+        for steps in range(1, planned):
+            killed_after(steps, (*role, "--yes"), rdsrepl, dsn=db18.dsn)
+            again = run(*role)
+            assert again.code == 0, again.err
+            assert again.json["status"] == "applied" and "password" not in again.json
+            assert "its password stays as it is" in again.json["warnings"][0]
+            assert len(again.json["steps"]) == planned - steps
+            assert run(*role).json["status"] == "unchanged"
+            assert run("role", "drop", name).code == 0
+        assert len(run(*role).json["password"]) == 32
+
+        for words, others in (
+            (
+                ("publication", "create", "p", "--table", "public.t", "--columns", "public.t=id"),
+                {
+                    "public.t is in it with columns id": ("--table", "public.t"),
+                    "without s.u": ("--table", "s.u"),
+                    "with 1 more": ("--schema", "s"),
+                    "all tables is False, not True": ("--all-tables",),
+                    "publish is insert, update, delete, truncate, not insert": (
+                        "--table", "public.t", "--columns", "public.t=id", "--publish", "insert",
+                    ),
+                },
+            ),
+            (
+                ("publication", "create", "w", "--table", "s.u", "--where", "s.u: id > 1"),
+                {"rows WHERE": ("--table", "s.u")},
+            ),
+            (("publication", "create", "every", "--all-tables"), {"all tables is True": ("--schema", "s")}),
+            (("publication", "create", "schema", "--schema", "s"), {"schemas is s, not none": ("--table", "s.u")}),
+            (
+                ("slot", "create", name),
+                {"two_phase is False, not True": ("--two-phase",), "failover is False, not True": ("--failover",)},
+            ),
+        ):  # fmt: skip
+            assert run(*words).json["status"] == "applied"
+            assert run(*words).json["status"] == "unchanged"
+            for said, other in others.items():
+                differs(said, *words[:3], *other)
+
+        # A slot that somebody reads is not the one that this command would make.
+        with closing(psycopg.connect(f"{db18.dsn} replication=database")) as reader:
+            start = f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'p')"
+            reader.pgconn.send_query(start.encode())
+            until(lambda: db18.value(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'"), "it reads")
+            differs("state is in use by PID", "slot", "create", name)
+    finally:
+        until(lambda: rdsrepl("slot", "drop", name, "--yes", dsn=db18.dsn).code in (0, 3), "its reader is gone")
+        run("role", "drop", name)
+
+
+def test_what_is_made_on_aws_converges_after_a_kill(cloud: Cloud) -> None:
+    cloud.delays()
+    single = ("db.r6g.large", "--engine-version", "16")
+
+    def run(*words: str) -> Any:
+        return cloud(*words, "--yes", "-o", "json")
+
+    def converges(words: tuple[str, ...], kill_after: tuple[int, ...], **others: tuple[str, ...]) -> None:
+        for steps in kill_after:
+            killed_after(steps, (*words, "--yes"), cloud.program)
+            again = run(*words)
+            assert again.code == 0, again.err
+            assert again.json["status"] in ("applied", "unchanged")
+            assert run(*words).json["status"] == "unchanged"
+        for attribute, other in others.items():
+            taken = run(*words, *other)
+            assert (taken.code, taken.error["error"]) == (4, "already_exists"), taken.err
+            assert f"{attribute.replace('_', ' ')} is " in taken.error["message"]
+
+    try:
+        converges(("stream", "create", "again"), (1,), mode=("--shards", "3"), record_size=("--record-size", "2048"))
+        found = cloud("cluster", "show", "sandbox", "-o", "json").json["cluster"]
+        cluster = ("cluster", "create", "sandbox", "--class", found["instance_class"])
+        cluster += ("--storage", str(found["allocated_storage_gib"]), "--storage-type", found["storage_type"])
+        cluster += ("--iops", str(found["iops"])) if found["iops"] else ()
+        cluster += ("--master-user", found["master_user"])
+        others = {"master_user": ("--master-user", "other"), "version": ("--engine-version", "12")}
+        converges(cluster, (), **others, first_database=("--dbname", "other"))
+        assert run(*cluster).json["status"] == "unchanged"
+        source = ("instance", "create", "again-1x", "--class", *single, "--storage", "20")
+        converges(source, (1,), **{"class": ("--class", "db.r6g.xlarge")}, storage=("--storage", "30"))
+        cloud.client("rds").create_db_parameter_group(
+            DBParameterGroupName="again-group", DBParameterGroupFamily="postgres16", Description="empty: no reboot"
+        )
+        replica = ("instance", "create", "again-r", "--class", "db.r6g.large", "--replica-of", "again-1x")
+        converges((*replica, "--param-group", "again-group"), (3,), source=("--replica-of", "again"))
+    finally:
+        cloud("stream", "delete", "again", "--confirm", "again")
+        for name in ("again-r", "again-1x"):
+            cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
+        cloud("param-group", "delete", "again-group", "--yes")
+
+
+# Go back.
+
+
+def test_go_back_lists_only_what_the_run_made(rdsrepl: Program, db18: Database, tmp_path: Path) -> None:
+    name = db18.name
+    db18.run("CREATE TABLE public.t (id int PRIMARY KEY)")
+    page = tmp_path / "mine.md"
+
+    def write(undoes: str = "make-the-slot") -> str:
+        page.write_text(
+            "---\nwhen: now\nvariables:\n  other: {help: a slot, type: slot, default: missing}\n---\n# Mine\n\n"
+            "## Checks first\n\n## Steps\n\n"
+            "### 1. Make the publication\n\n```sh change\nrdsrepl publication create p --table public.t\n```\n\n"
+            f"### 2. Make the slot\n\n```sh change\nrdsrepl slot create {name}\n```\n\n"
+            "## Verify\n\n### 3. See\n\n```sh check\nrdsrepl slot show \"$OTHER\"\n```\n\n"
+            "## Go back\n\nStop it.\n\n"
+            f"```sh made={undoes}\nrdsrepl slot drop {name}\n```\n\n"
+            "```sh made=make-the-publication\nrdsrepl publication drop p\n```\n\nTell somebody.\n"
+        )  # fmt: skip
+        return str(page)
+
+    bad = rdsrepl("runbook", "show", write("make-it"))
+    assert bad.code == 2 and "mine.md:36: made=make-it: there is no such step" in bad.err
+    assert rdsrepl("publication", "create", "p", "--table", "public.t", "--yes", dsn=db18.dsn).code == 0
+    run = ("runbook", "run", write(), "--yes")
+    stopped = rdsrepl(*run, dsn=db18.dsn)
+    assert stopped.code == 6
+    back = stopped.err[stopped.err.index("Go back:") :]
+    assert f"rdsrepl slot drop {name}" in back and "publication drop" not in back
+    assert "Stop it." in back and "Tell somebody." in back
+    # The run that goes on made nothing itself, and what the one before it made is still listed.
+    resumed = rdsrepl(*run, "--resume", dsn=db18.dsn)
+    assert resumed.code == 6 and f"rdsrepl slot drop {name}" in resumed.err
+    # A new run finds all of it there.
+    assert "Go back:" not in rdsrepl(*run, dsn=db18.dsn).err

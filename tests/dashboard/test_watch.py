@@ -1,0 +1,845 @@
+"""``slot watch``: keys and looks on a pure state, screens as text, and the real thing on a terminal and in a pipe."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from rdsrepl.config import Target
+from rdsrepl.dashboard import poller, view
+from rdsrepl.dashboard.keys import decoded
+from rdsrepl.dashboard.poller import Watched, thinned
+from rdsrepl.dashboard.state import (
+    Asked,
+    Failed,
+    Key,
+    Look,
+    Looked,
+    Only,
+    Sample,
+    Sort,
+    State,
+    reduced,
+    trend,
+    visible,
+)
+from rdsrepl.errors import ConnectionLost
+from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import wal
+from rdsrepl.postgres.activity import Sender
+from rdsrepl.postgres.activity import Server as ServerFacts
+from rdsrepl.postgres.slots import Slot, Walsender
+from rdsrepl.postgres.wal import Wal
+from rdsrepl.retention import assessment
+from rdsrepl.retention.assessment import Rate, Storage
+from rdsrepl.state.slot_history import Observation
+from tests import ROOT
+
+if TYPE_CHECKING:
+    from rdsrepl.sandbox.servers.postgres_server import Server
+    from tests.conftest import Database, Program, Servers
+
+NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
+MIB, GIB = 1 << 20, 1 << 30
+DOCS = ROOT / "docs" / "watch.md"
+SERVER = ServerFacts("16.4 (Debian)", 16, "rds", False, "app", "dba", True, False, True, True, NOW)
+WAL = Wal(NOW, 16, False, Lsn(1000 * GIB), 1, NOW - timedelta(days=30), 200 * GIB, 0, 300, 10_000, 200_000_000)
+
+
+def slot(name: str, *, retained: int = 0, lag: int = 0, active: bool = False, **given: Any) -> Slot:
+    """Make a slot up."""
+    sender = Walsender(4711, "cdc", "debezium", "10.0.0.7:5000", "streaming") if active else None
+    return Slot(
+        slot_name=name,
+        plugin=given.pop("plugin", "pgoutput"),
+        slot_type="logical",
+        datoid=5,
+        database="app",
+        temporary=False,
+        active=active,
+        active_pid=4711 if active else None,
+        xmin=None,
+        catalog_xmin="9000",
+        restart_lsn=Lsn(WAL.lsn - retained),
+        confirmed_flush_lsn=Lsn(WAL.lsn - lag),
+        wal_status=given.pop("wal_status", "reserved"),
+        safe_wal_size=200 * GIB - retained,
+        two_phase=False,
+        two_phase_at=None,
+        inactive_since=None if active else NOW - timedelta(hours=3, minutes=5),
+        conflicting=False,
+        invalidation_reason=None,
+        failover=False,
+        synced=False,
+        retained_bytes=retained,
+        lag_bytes=lag,
+        xmin_age=None,
+        catalog_xmin_age=1_234,
+        total_txns=None,
+        total_bytes=None,
+        walsender=sender,
+        **given,
+    )
+
+
+SLOTS = (
+    slot("orders_cdc", retained=3 * GIB, lag=100 * MIB, active=True),
+    slot("audit", retained=150 * GIB, lag=140 * GIB, wal_status="extended"),
+    slot("old_debezium_of_a_team_that_was_dissolved_in_2019", retained=20 * GIB, lag=20 * GIB, plugin="wal2json"),
+    slot("zebra", retained=MIB, active=True),
+)
+SENDERS = (
+    Sender(4711, "cdc", "debezium", "streaming", 10 * MIB, 100 * MIB, "orders_cdc", "logical"),
+    Sender(4712, None, None, None, None, None, None, None),
+)
+
+
+def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) -> Look:
+    """Make a look up, with one before it in which there was 1 GiB less WAL a minute ago."""
+    at = of.at + timedelta(seconds=seconds)
+    now = replace(of, at=at)
+    earlier = [
+        replace(
+            one, restart_lsn=Lsn(one.restart_lsn - GIB), confirmed_flush_lsn=Lsn((one.confirmed_flush_lsn or 0) - GIB)
+        )
+        if one.active and one.restart_lsn
+        else one
+        for one in slots
+    ]
+    before = replace(
+        assessment.observe(now, earlier),
+        at=at - timedelta(seconds=60),
+        lsn=Lsn(of.lsn - GIB),
+        next_xid=of.next_xid - 100,
+    )
+    found = assessment.assess(now, slots, (before,), storage=Storage(500 * GIB, source="CloudWatch"))
+    past = tuple(
+        Sample(at - timedelta(seconds=2 * back), {one.slot_name: (one.retained_bytes or 0) - back for one in slots})
+        for back in range(20, -1, -1)
+    )
+    return Look(SERVER, found, SENDERS, past)
+
+
+def state(**given: Any) -> State:
+    """Return a state that has seen one look."""
+    return reduced(State("target production", **given), Looked(seen(), NOW))
+
+
+def pressed(before: State, *keys: str) -> State:
+    """Press keys one after the other."""
+    for key in keys:
+        before = reduced(before, Key(key))
+    return before
+
+
+def names(of: State) -> list[str]:
+    """Return the slots that are shown."""
+    return [one.slot.slot_name for one in visible(of)]
+
+
+def screen(of: State, width: int, height: int, *, later: float = 1) -> list[str]:
+    """Return a screen as text."""
+    return [line.plain.rstrip() for line in view.lines(of, width, height, NOW + timedelta(seconds=later))]
+
+
+# The state
+
+
+def test_sorting_and_reversing() -> None:
+    """What weighs most comes first, names from a to z."""
+    old = SLOTS[2].slot_name
+    by_size = ["audit", old, "orders_cdc", "zebra"]
+    first = state()
+    assert names(first) == by_size  # warnings before the rest, and the larger before the smaller
+    assert names(pressed(first, "s")) == by_size
+    assert pressed(first, "s").sort is Sort.retained
+    assert names(pressed(first, "s", "s", "s", "s")) == ["audit", old, "orders_cdc", "zebra"]
+    assert names(pressed(first, "s", "r")) == by_size[::-1]
+    assert pressed(first, *"sssss").sort is Sort.severity
+    growing = replace(seen().retention.holdings[0], growth=Rate(1e9, 60, "observed"))
+    look = seen()
+    others = tuple(one for one in look.retention.holdings if one.slot.slot_name != "zebra")
+    zebra = replace(growing, slot=SLOTS[3])
+    look = replace(look, retention=replace(look.retention, holdings=(*others, zebra)))
+    assert names(reduced(replace(first, sort=Sort.growth), Looked(look, NOW)))[0] == "zebra"
+
+
+def test_choosing_what_is_shown() -> None:
+    """All, only inactive, only problems; a filter looks at names, plugins, databases and holders."""
+    first = state()
+    assert sorted(names(pressed(first, "a"))) == ["audit", SLOTS[2].slot_name]
+    problems = pressed(first, "a", "a")
+    assert (problems.only, "zebra" in names(problems), "audit" in names(problems)) == (Only.problems, False, True)
+    assert pressed(first, "a", "a", "a").only is Only.all
+    assert names(pressed(first, "/", *"WAL2")) == [SLOTS[2].slot_name]
+    assert set(names(pressed(first, "/", *"debezium"))) == {SLOTS[2].slot_name, "orders_cdc", "zebra"}
+    typed = pressed(first, "/", *"qrs")  # no commands while it is typed
+    assert (typed.filter, typed.typing, typed.done, typed.sort) == ("qrs", True, False, Sort.severity)
+    kept = pressed(typed, "backspace", "enter")
+    assert (kept.filter, kept.typing) == ("qr", False)
+    assert pressed(kept, "/", *"xyz", "escape").filter == "qr"
+    assert pressed(kept, "escape").filter == ""
+    assert pressed(kept, "/", "clear").filter == ""
+
+
+def test_the_selection_follows_its_slot() -> None:
+    """At the top it stays at the top; moved, it stays with the slot, whatever the order."""
+    first = state()
+    assert first.selected is None
+    moved = pressed(first, "down", "j")
+    assert moved.selected == "orders_cdc"
+    assert pressed(moved, "k").selected == SLOTS[2].slot_name
+    assert pressed(moved, "r").selected == "orders_cdc"
+    assert pressed(moved, "G").selected == "zebra"
+    assert pressed(moved, "page-up").selected == "audit"
+    assert pressed(moved, "g").selected is None
+    gone = reduced(moved, Looked(seen(SLOTS[1:]), NOW))
+    assert gone.gone == ("orders_cdc",)
+    assert "gone: orders_cdc" in screen(gone, 80, 24)[2]
+    assert pressed(gone, "down").selected == SLOTS[2].slot_name
+    assert reduced(gone, Looked(seen(), NOW)).gone == ()
+
+
+def test_pausing_and_the_interval() -> None:
+    """A paused screen stays as it is; the interval goes through steps and stops at their ends."""
+    paused = pressed(state(), "p")
+    assert reduced(paused, Looked(seen(SLOTS[:1]), NOW)).look == paused.look
+    assert "PAUSED" in screen(paused, 80, 24)[2]
+    assert not pressed(paused, " ").paused
+    assert pressed(state(interval_seconds=3.0), "+").interval_seconds == 5
+    assert pressed(state(interval_seconds=3.0), "-").interval_seconds == 2
+    assert pressed(state(), *"-" * 9).interval_seconds == 0.5
+    assert pressed(state(), *"+" * 20).interval_seconds == 300
+
+
+def test_leaving_and_help() -> None:
+    """``q`` leaves from anywhere but a filter; any other key leaves the help."""
+    assert pressed(state(), "q").done
+    helped = pressed(state(), "?")
+    assert helped.help and not pressed(helped, "x").help and pressed(helped, "q").done
+    text = "\n".join(screen(helped, 80, 40))
+    for word in ("filter by text", "RETAINED", "UNDELIVERED", "Ctrl-C"):
+        assert word in text
+
+
+def test_a_lost_connection_keeps_the_last_look() -> None:
+    """It says since when that is stale, what happened and that it tries again; a new look ends it."""
+    lost = reduced(state(), Failed("the connection broke: gone", NOW, NOW + timedelta(seconds=4)))
+    lost = reduced(lost, Failed("connection refused", NOW, NOW + timedelta(seconds=9)))
+    assert lost.failure is not None and lost.failure.attempts == 2
+    rows = screen(lost, 80, 24)
+    assert rows[2].startswith("STALE for 1s, reconnecting in 8s (attempt 3) · connection refused")
+    assert any("audit" in row for row in rows[4:8])
+    assert "reconnecting (attempt 3)" in screen(reduced(lost, Asked(NOW)), 80, 24)[2]
+    found = reduced(lost, Looked(seen(), NOW))
+    assert found.failure is None and "STALE" not in screen(found, 80, 24)[2]
+
+
+def test_a_server_that_does_not_answer_is_said() -> None:
+    """No failure yet, only silence."""
+    waiting = reduced(state(), Asked(NOW))
+    assert "no answer from the server for 7s" in screen(waiting, 80, 24, later=7)[2]
+    assert "no answer" not in screen(waiting, 80, 24, later=1)[2]
+
+
+def test_the_trend_is_in_steps_of_time() -> None:
+    """A step is a look at first; looks minutes apart are bridged, what is older is unknown."""
+    ago = [Sample(NOW - timedelta(seconds=seconds), {"a": 100 - int(seconds)}) for seconds in (6, 4, 2, 0)]
+    assert trend(ago, "a", points=4, interval_seconds=2) == (94, 96, 98, 100)
+    assert trend(ago, "b", points=2, interval_seconds=2) == (None, None)
+    assert trend((), "a", points=4, interval_seconds=2) == ()
+    sparse = [Sample(NOW - timedelta(seconds=seconds), {"a": 300 - int(seconds)}) for seconds in (270, 200, 10, 0)]
+    assert trend(sparse, "a", points=9, interval_seconds=2) == (30, 30, 100, 100, 100, 100, 100, None, 300)
+    assert view.sparkline((None, 0, 50, 100)) == " ▁▄█"
+    assert view.sparkline((1000, 1001, 1000)) == "▁▁▁"
+
+
+def test_a_long_history_is_thinned() -> None:
+    """What is recent stays, and of months some looks remain, the first and the last among them."""
+    ages = [*range(100_000, 1000, -100), *range(1000, -1, -2)]
+    history = [Observation(NOW - timedelta(seconds=age), NOW, 1, Lsn(1), 1, ()) for age in ages]
+    kept = thinned(history)
+    assert kept[-1] == history[-1] and len(kept) < 200
+    assert kept[0].at < NOW - timedelta(seconds=95_000)
+    assert [one for one in kept if one.at >= NOW - timedelta(seconds=40)] == history[-21:]
+    assert thinned(()) == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "keys"),
+    [
+        (b"jk\x1b[A\x1b[B\x1bOA", ["j", "k", "up", "down", "up"]),
+        (b"\x1b[5~\x1b[6~\x1b[H\x1b[4~", ["page-up", "page-down", "home", "end"]),
+        (b"\x1b[1;5A\x1b[200~x", ["x"]),
+        ("ü\r\x7f\x03".encode(), ["ü", "enter", "backspace", "q"]),
+        (b"\xff\x00\x1b", ["\ufffd", "escape"]),
+    ],
+)
+def test_keys(data: bytes, keys: list[str]) -> None:
+    """All at once, or byte by byte."""
+    assert decoded(data, more=False) == (keys, b"")
+    found: list[str] = []
+    rest = b""
+    for number in range(len(data)):
+        more, rest = decoded(rest + data[number : number + 1], more=True)
+        found += more
+    last, rest = decoded(rest, more=False)
+    assert (found + last, rest) == (keys, b"")
+
+
+# The view
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (120, 30), (140, 40), (200, 50)])
+def test_the_screen_fits_and_says_it_all(width: int, height: int) -> None:
+    """At every size: what each slot holds, which breaks first, why, who holds it, the walsenders, the keys."""
+    rows = screen(state(), width, height)
+    assert len(rows) == height
+    assert max(cell_len(row) for row in rows) <= width
+    text = "\n".join(rows)
+    for word in (
+        "target production",
+        "RDS PostgreSQL 16.4 primary",
+        "03:00:01 UTC",
+        "4 slots: 1 critical, 1 warning",
+        "WAL FA/0",
+        "+17.1 MB/s",
+        "looked 1s ago, every 2s",
+        "RETAINED",
+        "UNDELIVERED",
+        "BREAKS IN",
+        "GROWTH/s",
+        "no 3h05m",
+        "150 GB",
+        "140 GB",
+        "‼ audit",
+        "! old_debezium",
+        "nobody has consumed it for 3h05m",
+        "4711",
+        "debezium",
+        "UNFLUSHED",
+        "q quit",
+    ):
+        assert word in text, word
+    audit = next(row for row in rows if row[2:].startswith("audit"))
+    assert "50m00s slot" in audit  # 50 GB at a GB a minute
+    assert ("WAL" in rows[3].split()) == (width >= 100)
+    if width >= 120:
+        assert {"DELIVERY/s", "TREND"} <= set(rows[3].split())
+    if width >= 140:
+        assert {"PLUGIN", "wal2json"} <= set(text.split())
+    hidden = next(row for row in rows if row.strip().startswith("4712"))
+    assert hidden.split() == ["4712", "?", "?", "?", "?", "?", "-"]
+
+
+def test_the_details_name_everything_of_the_selected_slot() -> None:
+    """Its whole name, also where the table has no room for it; who holds it; what dropping it frees."""
+    rows = screen(pressed(state(), "down"), 80, 24)
+    text = "\n".join(rows)
+    assert f"── {SLOTS[2].slot_name} ─" in text
+    assert "wal2json, database app" in text
+    assert "dropping it frees 0 B of 20.0 GB; audit holds the rest, too" in text
+    assert rows[5].startswith(("! old_debezium_of", "‼ old_debezium_of"))
+    held = "\n".join(screen(pressed(state(), "down", "down"), 120, 40))
+    assert "held by PID 4711 (user cdc, application debezium, from 10.0.0.7:5000), streaming" in held
+
+
+def test_two_hundred_slots_scroll() -> None:
+    """The selected one is always in sight, and the heading says which are."""
+    many = tuple(slot(f"slot_{number:03}", retained=(200 - number) * MIB) for number in range(200))
+    at_top = reduced(State("x", sort=Sort.name), Looked(seen(many), NOW))
+    assert any(row.endswith(" of 200") for row in screen(at_top, 80, 24))
+    chosen = at_top
+    for number in range(0, 200, 7):
+        chosen = replace(chosen, selected=f"slot_{number:03}")
+        assert sum(f" slot_{number:03} " in row for row in screen(chosen, 80, 24)) == 2  # in the table and below
+    assert names(pressed(chosen, "G"))[-1] == pressed(chosen, "G").selected == "slot_199"
+
+
+def test_odd_screens() -> None:
+    """No slots, nothing that fits, no look yet, no right to see walsenders, names that would move the cursor."""
+    empty = reduced(State("x"), Looked(seen(()), NOW))
+    assert "no replication slots" in "\n".join(screen(empty, 80, 24))
+    assert "no slot fits the filter" in "\n".join(screen(state(filter="nothing like it"), 80, 24))
+    assert "no slot is in trouble" in "\n".join(
+        screen(pressed(reduced(State("x"), Looked(seen(SLOTS[3:]), NOW)), "a", "a"), 80, 24)
+    )
+    assert "connecting to x" in "\n".join(screen(State("x"), 80, 24))
+    blind = reduced(State("x"), Looked(replace(seen(), server=replace(SERVER, sees_sessions=False)), NOW))
+    assert "(? is what only a member of pg_read_all_stats sees)" in "\n".join(screen(blind, 80, 24))
+    alone = reduced(State("x"), Looked(replace(seen(), senders=()), NOW))
+    assert "── no walsenders ─" in "\n".join(screen(alone, 80, 24))
+    hostile = Sender(1, "\x1b[2Jüser", "tab\tnew\nline", "streaming", 0, 0, None, None)
+    text = "\n".join(screen(reduced(State("x"), Looked(replace(seen(), senders=(hostile,)), NOW)), 80, 24))
+    assert r"\x1b[2Jüs" in text and r"tab\tnew\n" in text and "\x1b" not in text
+    assert screen(state(), 30, 24) == ["the terminal is too small"]
+
+
+def test_colours_follow_the_severity() -> None:
+    """Red is critical, yellow a warning; the mark says the same without colours."""
+    lost = slot("lost_one", wal_status="lost")
+    found = reduced(State("x"), Looked(seen((*SLOTS, lost)), NOW))
+    rows = view.lines(found, 120, 30, NOW)
+    by_name = {row.plain[2:].split()[0]: row for row in rows if row.plain[:2] in ("‼ ", "! ", "  ") and row.plain[2:]}
+    assert {str(span.style) for span in by_name["lost_one"].spans} == {"bold red"}
+    assert by_name["lost_one"].plain.startswith("‼ ") and " lost " in by_name["lost_one"].plain
+    assert {str(span.style) for span in by_name["audit"].spans} == {"bold red", "reverse"}
+    assert not by_name["zebra"].spans
+
+
+_KEYS = st.sampled_from([*"jkgGsra p+-/?xq", "up", "down", "enter", "escape", "page-down", "backspace"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(keys=st.lists(_KEYS, max_size=12), width=st.integers(1, 220), height=st.integers(1, 70), slots=st.integers(0, 9))
+def test_no_line_is_ever_wider_than_the_terminal(keys: list[str], width: int, height: int, slots: int) -> None:
+    """Whatever was pressed, at any size."""
+    some = (*SLOTS, *(slot(f"more_{number}" * 6) for number in range(5)))[:slots]
+    rows = screen(pressed(reduced(State("x" * 60), Looked(seen(some), NOW)), *keys), width, height)
+    assert len(rows) <= height
+    assert max(cell_len(row) for row in rows) <= width
+
+
+# The looks
+
+
+def test_a_look_is_three_statements(db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However many slots there are; the first also asks what server it is."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
+    for number in range(8):
+        db15.run(f"SELECT pg_create_logical_replication_slot('s{number}_{db15.name}', 'test_decoding')")
+    asked: list[object] = []
+    execute = psycopg.Connection.execute
+
+    def counted(self: Any, query: Any, *rest: Any, **options: Any) -> Any:
+        asked.append(query)
+        return execute(self, query, *rest, **options)
+
+    monkeypatch.setattr(psycopg.Connection, "execute", counted)
+    watched = Watched(db15.target, window_seconds=60, free_bytes=10 * GIB)
+    try:
+        first = watched.look()
+        assert len(asked) == 5
+        ours = [one for one in first.retention.holdings if db15.name in one.slot.slot_name]
+        assert len(ours) == 8
+        asked.clear()
+        second = watched.look()
+        assert len(asked) == 3
+    finally:
+        watched.close()
+    assert second.retention.storage is not None and second.retention.storage.free_bytes <= 10 * GIB
+    assert len(second.past) >= 2
+    assert len(list((tmp_path / "observations").iterdir())) == 1
+
+
+def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A stranger's walsender is there, without its particulars."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
+    role = f"plain_{db15.name}"
+    db15.run(f"CREATE ROLE {role} LOGIN PASSWORD 'plain'")
+    dsn = f"{db15.dsn} user={role} password=plain host=127.0.0.1"
+    sender = db15.server.connect(dbname=db15.name, replication=True)
+    watched = Watched(Target("x", dsn), window_seconds=60)
+    try:
+        pid = sender.info.backend_pid
+        seen_there = [one for one in watched.look().senders or () if one.pid == pid]
+        assert [(one.state, one.unsent_bytes, one.unflushed_bytes) for one in seen_there] == [(None, None, None)]
+    finally:
+        watched.close()
+        sender.close()
+        db15.run(f"DROP ROLE {role}")
+
+
+def test_it_goes_on_where_the_name_leads_to(
+    pg15: Server, pg18: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The address is asked anew for each connection, and another server's WAL is not compared with the old one's."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
+    place = pg15.keywords()
+
+    class Found:
+        def place(self) -> Mapping[str, str]:
+            return place
+
+        keywords = place
+
+    watched = Watched(Target("x", "", renew=Found()), window_seconds=60)
+    try:
+        assert watched.look().server.major == 15
+        watched.look()
+        place = pg18.keywords()
+        watched.cut()
+        with pytest.raises(ConnectionLost):
+            watched.look()
+        moved = watched.look()
+        assert (moved.server.major, moved.retention.wal_rate, len(moved.past)) == (18, None, 1)
+    finally:
+        watched.close()
+
+
+def test_a_former_writer_is_left_again(pg15: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After a failover the name may still lead to what is a standby now: it is shown, and asked for anew."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
+    monkeypatch.setattr(poller, "_WRITER_SECONDS", -1)
+    asked: list[int] = []
+    get = wal.get
+
+    def standby_now(conn: Any) -> Wal:
+        asked.append(conn.info.backend_pid)
+        return replace(get(conn), in_recovery=len(asked) > 2)
+
+    monkeypatch.setattr(wal, "get", standby_now)
+    watched = Watched(pg15.target(), window_seconds=60)
+    try:
+        roles = [watched.look().retention.wal.in_recovery for _ in range(4)]
+    finally:
+        watched.close()
+    assert roles == [False, False, True, True]
+    assert asked[0] == asked[1] == asked[2] != asked[3]
+
+
+# In a pipe
+
+
+def test_lines_in_a_pipe(rdsrepl: Program, db15: Database) -> None:
+    """A heading once, then a line a slot and look, all of as many words."""
+    for name in ("one", "two"):
+        db15.run(f"SELECT pg_create_logical_replication_slot('{name}_{db15.name}', 'test_decoding')")
+    words = ("slot", "watch", "--limit-looks", "2", "--interval", "500ms", "--filter", db15.name, "--sort", "name")
+    done = rdsrepl(*words, dsn=db15.dsn)
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines()]
+    assert rows[0][:4] == ["TIME", "SEVERITY", "ACTIVE", "RETAINED"]
+    assert [row[-1] for row in rows[1:]] == [f"one_{db15.name}", f"two_{db15.name}"] * 2
+    assert {len(row) for row in rows} == {11}
+    assert (rows[1][1], rows[1][2], rows[1][9]) == ("ok", "no", "reserved")
+
+
+def test_objects_in_a_pipe(rdsrepl: Program, db15: Database) -> None:
+    """One a look, with the keys that the page names."""
+    db15.run(f"SELECT pg_create_logical_replication_slot('one_{db15.name}', 'test_decoding')")
+    done = rdsrepl("slot", "watch", "--limit-looks", "2", "--interval", "500ms", "-o", "json", dsn=db15.dsn)
+    assert done.code == 0 and len(done.lines) == 2
+    look = done.lines[-1]
+    assert look["server"] == {
+        "version": "15." + look["server"]["version"][3:],
+        "flavour": "postgresql",
+        "role": "primary",
+    }
+    ours = next(one for one in look["slots"] if one["slot"]["slot_name"] == f"one_{db15.name}")
+    assert ours["retained_bytes"] == ours["slot"]["retained_bytes"]
+    page = DOCS.read_text()
+    assert [key for key in (*look, *ours) if f"`{key}`" not in page] == []
+    yaml = rdsrepl("slot", "watch", "--limit-looks", "1", "-o", "yaml", dsn=db15.dsn)
+    assert yaml.out.startswith("---\nat: ")
+
+
+def test_what_cannot_begin_ends(rdsrepl: Program, db15: Database) -> None:
+    """An interval that is too short, a size that is none, a server that is not there at the first look."""
+    short = rdsrepl("slot", "watch", "--interval", "100ms", dsn=db15.dsn)
+    assert (short.code, "at least 500ms" in short.err) == (2, True)
+    assert rdsrepl("slot", "watch", "--window", "0s", dsn=db15.dsn).code == 2
+    assert rdsrepl("slot", "watch", "--free-space", "much", dsn=db15.dsn).code == 2
+    away = rdsrepl("slot", "watch", "-o", "json", dsn="host=127.0.0.1 port=1 dbname=x user=x")
+    assert (away.code, away.error["exit_code"]) == (5, 5)
+
+
+def test_a_restart_while_lines_are_printed(rdsrepl: Program, servers: Servers) -> None:
+    """The loss is told on stderr, looks go on, and the end asked for with a signal is a good one."""
+    server = servers.get(18)
+    running = rdsrepl.start(
+        "slot",
+        "watch",
+        "--interval",
+        "500ms",
+        "-o",
+        "json",
+        dsn=server.dsn(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert running.stdout is not None and running.stderr is not None
+    try:
+        first = json.loads(running.stdout.readline())
+        server.restart("immediate")
+        while json.loads(running.stdout.readline())["wal"]["started_at"] == first["wal"]["started_at"]:
+            pass
+        running.send_signal(signal.SIGTERM)
+        told = running.communicate(timeout=30)[1].decode()
+    finally:
+        running.kill()
+        running.wait()
+    assert running.returncode == 0, told
+    assert "and until it succeeds" in told and told.splitlines()[-1] == "connected again"
+
+
+# On a terminal
+
+
+class OnTerminal:
+    """The program on a terminal of its own, and what that shows."""
+
+    def __init__(self, command: list[str], env: dict[str, str], *, columns: int = 80, rows: int = 24) -> None:
+        self.ours, self.theirs = pty.openpty()
+        self.resize(columns, rows)
+        self.before = termios.tcgetattr(self.theirs)
+        self.raw = b""
+        self._rows: dict[int, str] = {}
+        self._pending = b""
+        self.process = subprocess.Popen(
+            command,
+            stdin=self.theirs,
+            stdout=self.theirs,
+            stderr=self.theirs,
+            env={**env, "TERM": "xterm-256color", "LANG": "C.UTF-8"},
+            preexec_fn=self._lead,
+        )
+
+    @staticmethod
+    def _lead() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Make the terminal another size."""
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def press(self, keys: str) -> None:
+        """Type."""
+        os.write(self.ours, keys.encode())
+
+    @property
+    def text(self) -> str:
+        """What is on the screen."""
+        return "\n".join(self._rows[row] for row in sorted(self._rows))
+
+    def until(self, so: Callable[[], bool], what: str = "") -> None:
+        """Read until something is so."""
+        deadline = time.monotonic() + 40
+        while not so():
+            left = deadline - time.monotonic()
+            assert left > 0, f"never {what}; on the screen:\n{self.text}\n{self.raw[-2000:]!r}"
+            ready, _, _ = select.select([self.ours], [], [], min(left, 0.2))
+            if ready:
+                self._take(os.read(self.ours, 65536))
+
+    def shows(self, *words: str) -> None:
+        """Read until all of this is on the screen."""
+        self.until(lambda: all(word in self.text for word in words), f"shown: {words}")
+
+    def ended(self) -> int:
+        """Read until the program has ended; return its exit code."""
+        self.until(lambda: self.process.poll() is not None, "ended")
+        while select.select([self.ours], [], [], 0)[0]:
+            self._take(os.read(self.ours, 65536))
+        return self.process.returncode
+
+    def restored(self) -> bool:
+        """Say whether the terminal is as it was: its modes, the usual screen, the cursor."""
+        return termios.tcgetattr(self.theirs) == self.before and self.raw.rstrip().find(b"\x1b[?1049l") > 0
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.ours)
+        os.close(self.theirs)
+
+    def _take(self, data: bytes) -> None:
+        self.raw += data
+        self._pending += data
+        # A piece that is not whole waits for the rest.
+        whole = self._pending.rfind(b"\x1b[")
+        for piece in re.split(rb"(?=\x1b\[\d+;1H)|(?=\x1b\[2J)", self._pending):
+            if piece.startswith(b"\x1b[2J"):
+                self._rows.clear()
+            elif match := re.match(rb"\x1b\[(\d+);1H(\x1b\[J)?", piece):
+                row = int(match[1])
+                if match[2]:
+                    self._rows = {number: line for number, line in self._rows.items() if number < row}
+                else:
+                    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", piece)
+                    self._rows[row] = plain.decode(errors="replace").rstrip()
+        last = max(self._pending.rfind(b";1H"), 0)
+        self._pending = self._pending[self._pending.rfind(b"\x1b[", 0, last + 1) :] if last and whole >= 0 else b""
+
+
+@contextmanager
+def on_terminal(rdsrepl: Program, *words: str, dsn: str, **size: int) -> Iterator[OnTerminal]:
+    """Run the program on a terminal."""
+    env = {name: value for name, value in rdsrepl.env.items() if name != "COLUMNS"}
+    running = OnTerminal([*rdsrepl.command, "--dsn", dsn, *words], env, **size)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
+    """Look, filter, sort, help, resize, select, leave; and the terminal is as it was."""
+    for name in ("alpha", "beta"):
+        db15.run(f"SELECT pg_create_logical_replication_slot('{name}_{db15.name}', 'test_decoding')")
+    alpha, beta = f"alpha_{db15.name}", f"beta_{db15.name}"
+    with on_terminal(rdsrepl, "slot", "watch", "--interval", "500ms", dsn=db15.dsn) as terminal:
+        terminal.shows(" slot watch ", "RETAINED", alpha, beta, "q quit")
+        assert termios.tcgetattr(terminal.theirs)[3] & (termios.ECHO | termios.ICANON) == 0
+        terminal.press("/beta")
+        terminal.shows("/beta", "Enter keeps it")
+        terminal.until(lambda: not re.search(rf"^  {alpha}", terminal.text, re.MULTILINE), "filtered")
+        terminal.press("\r")
+        terminal.shows("filter beta")
+        terminal.press("\x1b")
+        terminal.shows(alpha, beta, "by severity")
+        terminal.press("ssss")
+        terminal.shows("by name")
+        terminal.press(f"/{db15.name}\r\x1b[B")
+        terminal.shows(f"── {beta} ─", "test_decoding, database")
+        terminal.press("?")
+        terminal.shows("filter by text", "goes back")
+        terminal.press("x")
+        terminal.shows(f"── {beta} ─")
+        terminal.resize(120, 30)
+        terminal.process.send_signal(signal.SIGWINCH)
+        terminal.shows("DELIVERY/s", "r reverse")
+        terminal.press("p")
+        terminal.shows("PAUSED")
+        terminal.press(" ")
+        terminal.until(lambda: "PAUSED" not in terminal.text, "going on")
+        terminal.press("q")
+        assert terminal.ended() == 0
+        assert terminal.restored()
+    assert b"\x1b[31m" not in terminal.raw  # NO_COLOR holds
+
+
+@pytest.mark.parametrize("end", ["\x03", "\x1c", signal.SIGTERM, signal.SIGHUP])
+def test_every_end_gives_the_terminal_back(rdsrepl: Program, db15: Database, end: str | signal.Signals) -> None:
+    """Ctrl-C and signals are good ends."""
+    with on_terminal(rdsrepl, "slot", "watch", dsn=db15.dsn) as terminal:
+        terminal.shows("looked 0s ago")
+        if isinstance(end, str):
+            terminal.press(end)
+        else:
+            terminal.process.send_signal(end)
+        assert terminal.ended() == 0
+        assert terminal.restored()
+
+
+def test_an_error_gives_the_terminal_back(rdsrepl: Program) -> None:
+    """The first look fails: the message stands on the usual screen."""
+    with on_terminal(rdsrepl, "slot", "watch", dsn="host=127.0.0.1 port=1 dbname=x user=x") as terminal:
+        assert terminal.ended() == 5
+        assert terminal.restored()
+    assert terminal.raw.index(b"\x1b[?1049l") < terminal.raw.index(b"error: ")
+
+
+def test_a_bug_gives_the_terminal_back(rdsrepl: Program, db15: Database, tmp_path: Path) -> None:
+    """Whatever is raised while the screen is ours."""
+    (tmp_path / "broken.py").write_text(
+        "import sys\n"
+        "from rdsrepl.dashboard import view\n"
+        "lines, left = view.lines, [2]\n"
+        "def broken(*given):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0:\n"
+        "        raise RuntimeError('a bug')\n"
+        "    return lines(*given)\n"
+        "view.lines = broken\n"
+        "from rdsrepl.__main__ import run\n"
+        "run()\n"
+    )
+    env = {name: value for name, value in rdsrepl.env.items() if name != "COLUMNS"}
+    command = [sys.executable, str(tmp_path / "broken.py"), "--dsn", db15.dsn, "slot", "watch"]
+    terminal = OnTerminal(command, env)
+    try:
+        assert terminal.ended() == 1
+        assert terminal.restored()
+    finally:
+        terminal.close()
+    assert b"RuntimeError: a bug" in terminal.raw
+
+
+def test_a_restart_while_it_watches(rdsrepl: Program, servers: Servers) -> None:
+    """The last look stays and is said to be stale; keys still work; it goes on when the server is there again."""
+    server = servers.get(18)
+    with closing(server.connect()) as conn:
+        conn.execute("SELECT pg_create_physical_replication_slot('outlives_it')")
+    try:
+        with on_terminal(rdsrepl, "slot", "watch", "--interval", "500ms", dsn=server.dsn()) as terminal:
+            terminal.shows("outlives_it", "looked 0s ago")
+            server.stop("immediate")
+            terminal.shows("STALE for", "reconnecting", "outlives_it")
+            terminal.press("?")
+            terminal.shows("filter by text")
+            terminal.press("x")
+            server.start()
+            terminal.until(lambda: "STALE" not in terminal.text and "looked 0s ago" in terminal.text, "fresh")
+            terminal.shows("outlives_it")
+            terminal.press("q")
+            assert terminal.ended() == 0 and terminal.restored()
+    finally:
+        with closing(server.connect()) as conn:
+            conn.execute("SELECT pg_drop_replication_slot('outlives_it')")
+
+
+def test_a_server_that_hangs_does_not_hang_the_screen(rdsrepl: Program, db15: Database) -> None:
+    """Keys work while a look waits, and leaving does not wait for it."""
+    with on_terminal(rdsrepl, "slot", "watch", "--interval", "500ms", dsn=db15.dsn) as terminal:
+        terminal.shows("looked 0s ago")
+        pid = db15.value(
+            f"SELECT pid FROM pg_stat_activity WHERE application_name = 'rdsrepl' AND datname = '{db15.name}'"
+        )
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            terminal.shows("no answer from the server for")
+            terminal.press("?")
+            terminal.shows("filter by text")
+            terminal.press("q")
+            assert terminal.ended() == 0 and terminal.restored()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_stopped_and_continued_by_a_shell(rdsrepl: Program, db15: Database) -> None:
+    """Ctrl-Z gives the terminal to the shell as it was, ``fg`` takes it again."""
+    env = {name: value for name, value in rdsrepl.env.items() if name != "COLUMNS"}
+    shell = OnTerminal(["bash", "--norc", "-i"], {**env, "PS1": "> "})
+    try:
+        shell.press(f"{' '.join(rdsrepl.command)} --dsn '{db15.dsn}' slot watch --interval 500ms\r")
+        shell.shows("looked 0s ago")
+        shell.press("\x1a")
+        shell.until(lambda: b"Stopped" in shell.raw, "stopped")
+        assert shell.raw.rindex(b"\x1b[?1049l") > shell.raw.rindex(b"\x1b[?1049h")
+        shell.press("stty -a\r")
+        shell.until(lambda: b" icanon" in shell.raw and b" echo " in shell.raw, "as it was")
+        entered = shell.raw.count(b"\x1b[?1049h")
+        shell.press("fg\r")
+        shell.until(lambda: shell.raw.count(b"\x1b[?1049h") > entered, "back")
+        shell.shows("looked 0s ago", "q quit")
+        shell.press("q")
+        shell.until(lambda: shell.raw.rindex(b"\x1b[?1049l") > shell.raw.rindex(b"\x1b[?1049h"), "left")
+        shell.press("exit\r")
+        assert shell.ended() == 0
+    finally:
+        shell.close()

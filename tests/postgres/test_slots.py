@@ -1,0 +1,333 @@
+"""Slots: the catalogue's columns, safe creation, and nothing dropped or moved by mistake."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rdsrepl import apply, errors
+from rdsrepl.postgres import connection, slots
+from rdsrepl.sandbox.servers.postgres_server import Server
+from tests.tail.test_delivery import until
+
+if TYPE_CHECKING:
+    from tests.conftest import Database, Program
+
+KEYS = {
+    "slot_name", "plugin", "slot_type", "datoid", "database", "temporary", "active", "active_pid", "xmin",
+    "catalog_xmin", "restart_lsn", "confirmed_flush_lsn", "wal_status", "safe_wal_size", "two_phase", "two_phase_at",
+    "inactive_since", "conflicting", "invalidation_reason", "failover", "synced", "retained_bytes", "lag_bytes",
+    "xmin_age", "catalog_xmin_age", "total_txns", "total_bytes", "walsender",
+    "spill_txns", "spill_count", "spill_bytes", "stream_txns", "stream_count", "stream_bytes", "stats_reset",
+}  # fmt: skip
+
+
+def mine(rdsrepl: Program, database: Database) -> list[dict[str, Any]]:
+    result = rdsrepl("slot", "list", "-o", "json", dsn=database.dsn)
+    assert result.code == 0, result.err
+    return [slot for slot in result.json if slot["database"] == database.name]
+
+
+@pytest.fixture
+def name(database: Database) -> str:
+    """A slot name of the test's own: slots belong to the whole server."""
+    return f"s_{database.name}"
+
+
+def test_create_list_show_drop(database: Database, name: str, rdsrepl: Program) -> None:
+    created = rdsrepl("slot", "create", name, "--yes", "-o", "json", dsn=database.dsn)
+    assert created.code == 0, created.err
+    assert created.json["status"] == "applied"
+    assert created.json["steps"][0]["returned"]["slot_name"] == name
+    (slot,) = mine(rdsrepl, database)
+    assert set(slot) == KEYS
+    assert (slot["slot_name"], slot["plugin"], slot["active"], slot["walsender"]) == (name, "pgoutput", False, None)
+    assert (slot["inactive_since"] is not None) == (database.server.version >= 17)
+    database.run("CREATE TABLE t AS SELECT generate_series(1, 10000)")
+    expected = database.run(
+        "SELECT pg_current_wal_lsn() - restart_lsn, pg_current_wal_lsn() - confirmed_flush_lsn "
+        f"FROM pg_replication_slots WHERE slot_name = '{name}'"
+    )[0]
+    shown = rdsrepl("slot", "show", name, "-o", "json", dsn=database.dsn).json
+    assert shown["retained_bytes"] >= expected[0] > 100_000
+    assert shown["lag_bytes"] >= expected[1] > 100_000
+    assert shown["catalog_xmin_age"] >= 0
+    table = rdsrepl("slot", "show", name, dsn=database.dsn)
+    assert "holder" in table.out
+    assert name in rdsrepl("slot", "list", "-o", "yaml", dsn=database.dsn).out
+    dropped = rdsrepl("slot", "drop", name, "--yes", dsn=database.dsn)
+    assert dropped.code == 0
+    assert "never consumed" in dropped.err
+    assert mine(rdsrepl, database) == []
+
+
+def test_plan_dry_run_check_and_nobody_to_ask(database: Database, name: str, rdsrepl: Program) -> None:
+    dry = rdsrepl("slot", "create", name, "--dry-run", dsn=database.dsn)
+    assert dry.code == 0
+    assert f"pg_create_logical_replication_slot('{name}', 'pgoutput')" in dry.out
+    assert rdsrepl("slot", "create", name, "--check", dsn=database.dsn).code == 7
+    refused = rdsrepl("slot", "create", name, "-o", "json", dsn=database.dsn)
+    assert (refused.code, refused.error["error"]) == (4, "not_confirmed")
+    assert "--yes" in refused.error["hint"]
+    planned = rdsrepl("slot", "create", name, "--dry-run", "-o", "json", dsn=database.dsn).json
+    assert planned["status"] == "planned"
+    assert mine(rdsrepl, database) == []
+
+
+def test_bad_creations_touch_nothing(database: Database, name: str, rdsrepl: Program) -> None:
+    def fails(code: int, error: str, *words: str, **options: Any) -> None:
+        result = rdsrepl("slot", "create", *words, "--yes", "-o", "json", dsn=database.dsn, **options)
+        assert (result.code, result.error["error"]) == (code, error), result.err
+        assert result.error["hint"]
+
+    for bad in ("Upper", "has-dash", "", "x" * 64, "rds_mine"):
+        fails(2, "bad_value", bad)
+    assert rdsrepl("slot", "create", name, "--yes", "--two-phase", dsn=database.dsn).code == 0
+    fails(4, "already_exists", name)
+    if database.server.version < 17:
+        fails(4, "unsupported", name + "f", "--failover")
+    else:
+        assert rdsrepl("slot", "create", name + "f", "--failover", "--yes", dsn=database.dsn).code == 0
+        assert [slot["failover"] for slot in mine(rdsrepl, database)] == [False, True]
+    if database.server.version != 15:  # the wheel has no wal2json
+        fails(4, "plugin_not_allowed", name + "w", "--plugin", "wal2json")
+    assert rdsrepl("slot", "create", name, "--plugin", "mine", dsn=database.dsn).code == 2
+    assert mine(rdsrepl, database)[0]["two_phase"] is True
+
+
+def test_the_replication_protocol_serves_where_the_function_does_not(
+    database: Database, name: str, rdsrepl: Program
+) -> None:
+    role = f"r_{database.name}"
+    function = next(
+        row[0]
+        for row in database.run(
+            "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'pg_create_logical_replication_slot'"
+        )
+    )
+    database.run(
+        f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'x'", f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC"
+    )
+    try:
+        dsn = database.server.dsn(user=role, dbname=database.name)
+        result = rdsrepl("slot", "create", name, "--yes", "-o", "json", dsn=dsn, env={"PGPASSWORD": "x"})
+        assert result.code == 0, result.err
+        assert result.json["steps"][0]["protocol"] == "replication"
+        assert [slot["slot_name"] for slot in mine(rdsrepl, database)] == [name]
+    finally:
+        database.run(f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC", f"DROP ROLE {role}")
+
+
+def test_a_running_transaction_is_named_and_no_orphan_stays(database: Database, name: str, rdsrepl: Program) -> None:
+    database.run("CREATE TABLE t (id integer)")
+    with closing(database.connect()) as blocker:
+        pid = blocker.info.backend_pid
+        blocker.execute("BEGIN")
+        blocker.execute("INSERT INTO t VALUES (1)")
+        words = ("slot", "create", name, "--yes", "--timeout", "2s", "-o", "json")
+        result = rdsrepl(*words, dsn=database.dsn)
+        assert (result.code, result.error["error"]) == (1, "timed_out")
+        assert f"PID {pid}" in result.error["message"]
+        killed = rdsrepl.start("slot", "create", name + "k", "--yes", dsn=database.dsn, stderr=subprocess.DEVNULL)
+        waiting = "SELECT FROM pg_stat_activity WHERE query LIKE '%create_logical%' AND wait_event_type = 'Lock'"
+        until(lambda: database.run(waiting), "it waits")
+        killed.kill()
+        killed.wait()
+        stopped = rdsrepl.start("slot", "create", name + "i", "--yes", dsn=database.dsn, stderr=subprocess.DEVNULL)
+        until(lambda: len(database.run(waiting)) >= 1, "it waits, too")
+        time.sleep(1.5)
+        stopped.send_signal(signal.SIGINT)
+        assert stopped.wait(timeout=30) == 130
+        # The killed client's backend must notice by itself, before the transaction ends.
+        until(lambda: not database.run(waiting), "the server gives up")
+        blocker.execute("COMMIT")
+    time.sleep(0.5)
+    assert mine(rdsrepl, database) == []
+
+
+def test_a_prepared_transaction_is_named(db15: Database, rdsrepl: Program) -> None:
+    gid = f"stuck_{db15.name}"
+    db15.run("CREATE TABLE t (id integer)")
+    with closing(db15.connect()) as conn:
+        conn.execute("BEGIN")
+        conn.execute("INSERT INTO t VALUES (1)")
+        conn.execute(f"PREPARE TRANSACTION '{gid}'")
+    try:
+        result = rdsrepl("slot", "create", f"s_{db15.name}", "--yes", "--timeout", "2s", dsn=db15.dsn)
+        assert result.code == 1
+        assert gid in result.err
+    finally:
+        db15.run(f"ROLLBACK PREPARED '{gid}'")
+
+
+def test_an_active_slot_is_not_dropped(database: Database, name: str, rdsrepl: Program) -> None:
+    database.run(
+        "CREATE PUBLICATION p FOR ALL TABLES", f"SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')"
+    )
+    tail = rdsrepl.start("-q", "slot", "tail", name, dsn=database.dsn, stdout=subprocess.DEVNULL)
+    try:
+        until(lambda: any(slot["active"] for slot in mine(rdsrepl, database)), "it streams")
+        (slot,) = mine(rdsrepl, database)
+        sender = slot["walsender"]
+        assert (sender["pid"], sender["application"], sender["state"]) == (slot["active_pid"], "rdsrepl", "streaming")
+        assert sender["user"] == database.server.superuser
+        for verb in (("drop", name), ("advance", name, "--to-current")):
+            refused = rdsrepl("slot", *verb, "--yes", "-o", "json", dsn=database.dsn)
+            assert (refused.code, refused.error["error"]) == (4, "slot_active")
+            assert f"PID {slot['active_pid']}" in refused.error["message"]
+        assert f"PID {slot['active_pid']}" in rdsrepl("slot", "list", dsn=database.dsn).out
+    finally:
+        tail.send_signal(signal.SIGINT)
+        tail.wait(timeout=30)
+
+
+def test_a_stale_plan_drops_nothing(db15: Database) -> None:
+    name = f"s_{db15.name}"
+    db15.run(f"SELECT pg_create_logical_replication_slot('{name}', 'test_decoding')")
+    with closing(db15.connect()) as conn:
+        plan = slots.drop(slots.get(conn, name), here=connection.here(conn))
+    db15.run("CREATE TABLE t ()", f"SELECT pg_replication_slot_advance('{name}', pg_current_wal_lsn())")
+    with pytest.raises(errors.StalePlan):
+        apply.run(plan, db15.target, done=lambda outcome: None, waiting=lambda step, seconds, blockers: None)
+    assert db15.run(f"SELECT FROM pg_replication_slots WHERE slot_name = '{name}'")
+
+
+def test_advance(database: Database, name: str, rdsrepl: Program) -> None:
+    database.run(f"SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')", "CREATE TABLE t AS SELECT 1 AS x")
+
+    def advance(*words: str) -> Any:
+        return rdsrepl("slot", "advance", name, *words, "-o", "json", dsn=database.dsn)
+
+    lsn = str(database.value("SELECT pg_current_wal_lsn()"))
+    assert advance(lsn, "--yes").json["steps"][0]["returned"]["end_lsn"] == lsn
+    assert advance(lsn).json["status"] == "unchanged"
+    database.run("INSERT INTO t VALUES (2)")
+    moved = rdsrepl("slot", "advance", name, "--to-current", "--yes", dsn=database.dsn)
+    assert moved.code == 0
+    assert "given up" in moved.err
+    for code, words in ((2, ("0/1",)), (2, ("FFFFFFFF/0",)), (2, ("garbage",)), (2, ()), (2, (lsn, "--to-current"))):
+        assert advance(*words, "--yes").code == code
+    other = rdsrepl("slot", "advance", name, "--to-current", "--yes", dsn=database.server.dsn())
+    assert other.code == 4
+    assert f"--dbname {database.name}" in other.err
+
+
+def test_a_missing_slot_suggests_its_neighbour(database: Database, name: str, rdsrepl: Program) -> None:
+    database.run(f"SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')")
+    for verb in ("show", "drop"):
+        result = rdsrepl("slot", verb, name + "x", "-o", "json", dsn=database.dsn)
+        assert (result.code, result.error["error"]) == (3, "not_found")
+        assert name in result.error["hint"]
+
+
+def test_physical_slots_are_left_alone(db15: Database, rdsrepl: Program) -> None:
+    name = f"ph_{db15.name}"
+    db15.run(f"SELECT pg_create_physical_replication_slot('{name}')")
+    try:
+        result = rdsrepl("slot", "drop", name, "--yes", dsn=db15.dsn)
+        assert result.code == 4
+        assert "physical" in result.err
+    finally:
+        db15.run(f"SELECT pg_drop_replication_slot('{name}')")
+
+
+@pytest.fixture
+def lonely(pg15: Server, tmp_path: Path) -> Iterator[Server]:
+    """A server without logical decoding and with a single slot."""
+    made = Server(tmp_path / "lonely", pg15.binaries, settings={"wal_level": "replica", "max_replication_slots": "1"})
+    made.initdb()
+    made.start()
+    yield made
+    made.stop("immediate")
+    made.remove()
+
+
+def test_a_server_that_is_not_ready_says_why(lonely: Server, rdsrepl: Program) -> None:
+    for words in (("slot", "create", "s", "--yes"), ("slot", "tail", "s")):
+        result = rdsrepl(*words, "-o", "json", dsn=lonely.dsn())
+        assert (result.code, result.error["error"]) == (4, "wal_level_not_logical")
+        assert "param-group create NAME --cluster ID" in result.error["hint"]
+    lonely.settings["wal_level"] = "logical"
+    lonely.restart()
+    assert rdsrepl("slot", "create", "first", "--yes", dsn=lonely.dsn()).code == 0
+    full = rdsrepl("slot", "create", "second", "--yes", "-o", "json", dsn=lonely.dsn())
+    assert (full.code, full.error["error"]) == (4, "slots_exhausted")
+    assert "first" in full.error["hint"]
+
+
+@pytest.mark.parametrize("version", [15, 18])
+def test_on_a_standby(version: int, servers: Any, rdsrepl: Program, tmp_path: Path) -> None:
+    """Listing works on every standby; creating and streaming since 16."""
+    writer = Server(tmp_path / "w", servers.get(version).binaries)
+    writer.initdb()
+    writer.start()
+    reader = writer.clone(tmp_path / "r", slot="reader")
+    try:
+        reader.start()
+        listed = rdsrepl("slot", "list", "-o", "json", dsn=writer.dsn())
+        assert [slot["slot_type"] for slot in listed.json] == ["physical"]
+        assert rdsrepl("slot", "list", "-o", "json", dsn=reader.dsn()).code == 0
+        words = ("slot", "create", "onstandby", "--yes", "--timeout", "3s", "-o", "json")
+        created = rdsrepl(*words, dsn=reader.dsn())
+        if version < 16:
+            assert (created.code, created.error["error"]) == (4, "not_primary")
+            assert rdsrepl("slot", "tail", "any", "-o", "json", dsn=reader.dsn()).error["error"] == "not_primary"
+            return
+        assert (created.code, created.error["error"]) == (1, "timed_out")
+        assert "pg_log_standby_snapshot" in created.error["message"]
+        stop = threading.Event()
+
+        def snapshots() -> None:
+            with closing(writer.connect()) as conn:
+                while not stop.wait(0.2):
+                    conn.execute("SELECT pg_log_standby_snapshot()")
+
+        helper = threading.Thread(target=snapshots)
+        helper.start()
+        try:
+            words = ("slot", "create", "onstandby", "--yes", "--timeout", "60s", "-o", "json")
+            created = rdsrepl(*words, dsn=reader.dsn())
+        finally:
+            stop.set()
+            helper.join()
+        assert created.code == 0, created.err
+        with closing(writer.connect()) as conn:
+            conn.execute("CREATE TABLE public.t (id integer PRIMARY KEY)")
+            conn.execute("CREATE PUBLICATION p FOR ALL TABLES")
+            conn.execute("INSERT INTO public.t VALUES (7)")
+        tail = rdsrepl("slot", "tail", "onstandby", "--limit", "1", "--publication", "p", dsn=reader.dsn())
+        assert tail.lines[0]["after"] == {"id": 7}, tail.err
+    finally:
+        for each in (reader, writer):
+            each.stop("immediate")
+            each.remove()
+
+
+@pytest.mark.parametrize(
+    ("libraries", "allowed"),
+    [
+        (None, True),
+        ("pgoutput, test_decoding", False),
+        ("pgoutput,test_decoding,wal2json", True),
+        ('pgoutput, "wal2json"', True),
+        ('"pgoutput, wal2json"', False),
+        ("", False),
+    ],
+)
+def test_output_plugin_libraries(libraries: str | None, allowed: bool) -> None:
+    assert slots.plugin_allowed(libraries, "wal2json") is allowed
+
+
+def test_foreign_owners_are_known_by_their_names() -> None:
+    dms = "abcdefgh12345678_00016402_12345678_1234_1234_1234_123456789abc"
+    assert slots.foreign_owner(dms) == "AWS DMS"
+    assert slots.foreign_owner("pgl_db_provider_sub") == "pglogical"
+    assert slots.foreign_owner("orders_cdc") is None

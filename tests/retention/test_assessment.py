@@ -1,0 +1,372 @@
+"""What slots hold back and when something breaks: the model, what earlier looks saw, and a forecast against truth."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdsrepl.config import Target
+from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import connection
+from rdsrepl.postgres.slots import Slot
+from rdsrepl.retention import assessment, server_state
+from rdsrepl.retention.assessment import Rate, Retention, Severity, Storage, Thresholds
+from rdsrepl.state import slot_history
+from rdsrepl.state.slot_history import Observation, SlotSeen
+from tests.retention.test_prune import start
+from tests.retention.test_prune_rules import NOW, slot, wal
+
+GIB = 1 << 30
+END = wal().lsn
+
+
+def at(lsn: int, name: str = "s", **other: Any) -> Slot:
+    """Return a slot that stands somewhere."""
+    return slot(
+        name, restart_lsn=Lsn(lsn), confirmed_flush_lsn=Lsn(lsn), retained_bytes=END - lsn, lag_bytes=END - lsn, **other
+    )
+
+
+def looked(
+    seconds_ago: float, slots: Sequence[Slot], *, wal_lsn: int, next_xid: int = 1000, **other: Any
+) -> Observation:
+    seen = tuple(SlotSeen(one.slot_name, one.active, one.restart_lsn, one.confirmed_flush_lsn, 100) for one in slots)
+    made = Observation(NOW - timedelta(seconds=seconds_ago), wal().started_at, 1, Lsn(wal_lsn), next_xid, seen)
+    return replace(made, **other)
+
+
+def only(found: Retention) -> assessment.Holding:
+    (one,) = found.holdings
+    return one
+
+
+# What is freed.
+
+
+positions = st.lists(st.integers(1, END), min_size=1, max_size=8)
+
+
+@given(lsns=positions, keep=st.integers(0, END))
+def test_dropping_more_frees_no_less(lsns: list[int], keep: int) -> None:
+    slots = [at(lsn, f"s{number}") for number, lsn in enumerate(lsns)]
+    here = wal(keep_bytes=keep)
+    names = [one.slot_name for one in slots]
+    everything, keeper = assessment.freed_by_dropping(names, slots, here)
+    assert keeper is None
+    assert everything == max(0, END - keep - min(lsns)), "all that wal_keep_size does not keep"
+    sizes = [assessment.freed_by_dropping(names[:count], slots, here)[0] for count in range(len(names) + 1)]
+    assert sizes == sorted(sizes) and sizes[-1] == everything
+    for one in slots:
+        freed, other = assessment.freed_by_dropping([one.slot_name], slots, here)
+        assert freed <= (one.retained_bytes or 0) and (other is None or other != one.slot_name)
+
+
+def test_the_slot_that_holds_the_same_wal_is_named() -> None:
+    slots = [at(5 * GIB, "old"), at(6 * GIB, "next"), at(9 * GIB, "new")]
+    assert assessment.freed_by_dropping(["old"], slots, wal()) == (GIB, "next")
+    assert assessment.freed_by_dropping(["next"], slots, wal()) == (0, "old")
+    assert assessment.freed_by_dropping(["old", "next"], slots, wal()) == (4 * GIB, "new")
+    assert assessment.freed_by_dropping(["lost"], [slot("lost", restart_lsn=None)], wal()) == (0, None)
+
+
+# When something breaks.
+
+
+def breaks(found: Retention, what: str) -> assessment.Breakage | None:
+    return next((one for one in only(found).breaks if one.what == what), None)
+
+
+@given(rate=st.integers(1, 1 << 30), more=st.integers(1, 1 << 30), free=st.integers(0, 1 << 44))
+def test_the_faster_it_grows_the_sooner_it_breaks(rate: int, more: int, free: int) -> None:
+    def when(per_second: float) -> float:
+        found = assessment.assess(
+            wal(), [at(GIB)], storage=Storage(free, source="x"), wal_rate=Rate(per_second, 0.0, "CloudWatch")
+        )
+        full = breaks(found, "storage_full")
+        assert full is not None
+        return full.seconds
+
+    assert when(rate) == pytest.approx(free / rate) and when(rate + more) <= when(rate)
+
+
+def test_a_slot_fills_the_disk_only_with_what_it_holds_beyond_the_oldest() -> None:
+    found = assessment.assess(
+        wal(), [at(GIB, "old"), at(9 * GIB, "new")], storage=Storage(GIB), wal_rate=Rate(1 << 20, 0.0, "CloudWatch")
+    )
+    seconds = {one.slot.slot_name: one.breaks[0].seconds for one in found.holdings}
+    assert seconds == {"old": 1024, "new": 9 * 1024} and found.blamed == "old"
+
+
+def test_autoscaling_counts_and_a_limit_that_comes_first_spares_the_disk() -> None:
+    rate = Rate(1 << 20, 0.0, "CloudWatch")
+    grown = breaks(assessment.assess(wal(), [at(9 * GIB)], storage=Storage(GIB, GIB), wal_rate=rate), "storage_full")
+    assert grown is not None and grown.seconds == 2048 and "autoscaling" in grown.reason
+    limited = assessment.assess(
+        wal(slot_keep_bytes=2 * GIB),
+        [at(9 * GIB, safe_wal_size=GIB)],
+        storage=Storage(5 * GIB),
+        wal_rate=rate,
+    )
+    assert [one.what for one in only(limited).breaks] == ["slot_invalidated"]
+    assert only(limited).breaks[0].seconds == 1024
+
+
+@pytest.mark.parametrize(
+    "lost", [{"wal_status": "lost"}, {"invalidation_reason": "idle_timeout"}, {"conflicting": True}]
+)
+def test_what_is_lost_is_critical_now(lost: dict[str, Any]) -> None:
+    one = only(assessment.assess(wal(), [slot(**lost)]))
+    assert [item.what for item in one.breaks] == ["slot_invalidated"] and one.breaks[0].seconds == 0
+    assert one.severity is Severity.CRITICAL
+
+
+def test_transaction_numbers_run_out() -> None:
+    one = slot(catalog_xmin_age=1_000_000_000, xmin_age=400)
+    past = looked(600, [one], wal_lsn=END, next_xid=wal().next_xid - 600_000)
+    found = assessment.assess(wal(), [one], [past])
+    wraparound = breaks(found, "xid_wraparound")
+    assert wraparound is not None and wraparound.seconds == pytest.approx((2**31 - 3_000_000 - 10**9) / 1000)
+    assert only(found).xid_age == 1_000_000_000 and only(found).severity is Severity.CRITICAL
+
+
+def test_a_burst_of_seconds_raises_no_alarm_for_days_ahead() -> None:
+    one = at(9 * GIB)
+    wide = Storage(1 << 40, source="x")
+    burst = assessment.assess(wal(), [one], [looked(3, [one], wal_lsn=END - (200 << 20))], storage=wide)
+    assert only(burst).breaks and not only(burst).breaks[0].is_founded
+    assert "breaks" not in {reason.measure for reason in only(burst).reasons}
+    trend = assessment.assess(wal(), [one], [looked(800, [one], wal_lsn=END - (200 << 20) * 200)], storage=wide)
+    assert only(trend).breaks[0].is_founded
+    assert "breaks" in {reason.measure for reason in only(trend).reasons}
+
+
+# Rates.
+
+
+def test_a_consumer_that_catches_up_breaks_nothing() -> None:
+    before, now = at(2 * GIB, active=True, inactive_since=None), at(9 * GIB, active=True, inactive_since=None)
+    found = assessment.assess(
+        wal(),
+        [now],
+        [looked(100, [before], wal_lsn=END - GIB)],
+        storage=Storage(1),
+        wal_rate=Rate(9e9, 0.0, "CloudWatch"),
+    )
+    one = only(found)
+    assert one.growth is not None and one.growth.per_second == -6 * GIB / 100
+    assert one.delivery is not None and one.delivery.per_second == 7 * GIB / 100
+    assert found.wal_rate is not None and found.wal_rate.per_second == GIB / 100 and one.breaks == ()
+
+
+def test_an_active_slot_that_was_never_seen_before_has_no_rate() -> None:
+    one = only(
+        assessment.assess(wal(), [at(GIB, active=True)], wal_rate=Rate(1e9, 0.0, "CloudWatch"), storage=Storage(1))
+    )
+    assert one.growth is None and one.breaks == ()
+
+
+def test_cloudwatch_knows_better_than_a_few_seconds() -> None:
+    one, cloudwatch = at(9 * GIB), Rate(5.0, 0.0, "CloudWatch")
+    short = assessment.assess(wal(), [one], [looked(5, [one], wal_lsn=END - 1000)], wal_rate=cloudwatch)
+    assert short.wal_rate == cloudwatch
+    long = assessment.assess(wal(), [one], [looked(100, [one], wal_lsn=END - 1000)], wal_rate=cloudwatch)
+    assert long.wal_rate == Rate(10.0, 100.0, "observed")
+
+
+@pytest.mark.parametrize("other", [{"timeline": 2}, {"lsn": Lsn(END + 1)}])
+def test_another_wal_says_nothing_of_this_one(other: dict[str, Any]) -> None:
+    one = at(9 * GIB)
+    found = assessment.assess(wal(), [one], [looked(100, [one], wal_lsn=END - 1000, **other)])
+    assert found.wal_rate is None and only(found).growth is None
+
+
+def test_how_old_the_last_confirmed_wal_is() -> None:
+    one = at(9 * GIB)
+    history = [
+        looked(300, [one], wal_lsn=8 * GIB),
+        looked(200, [one], wal_lsn=9 * GIB - GIB // 2),
+        looked(100, [one], wal_lsn=9 * GIB + GIB // 2),
+    ]
+    assert only(assessment.assess(wal(), [one], history)).lag_seconds == pytest.approx(150)
+    assert only(assessment.assess(wal(), [at(END)], history)).lag_seconds == 0
+    assert only(assessment.assess(wal(), [at(GIB)], history)).lag_seconds is None, "older than anything that was seen"
+
+
+# Thresholds.
+
+
+@given(
+    retained=st.integers(0, END),
+    limit=st.integers(1, END),
+    stricter=st.integers(1, END),
+)
+def test_a_stricter_threshold_finds_no_less(retained: int, limit: int, stricter: int) -> None:
+    def found(bytes_: int) -> bool:
+        assessed = assessment.assess(
+            wal(), [at(END - retained, active=True, inactive_since=None)],
+            warn=Thresholds(retained_bytes=bytes_), critical=Thresholds(),
+        )  # fmt: skip
+        return only(assessed).severity is Severity.WARNING
+
+    low, high = sorted((limit, stricter))
+    assert found(low) or not found(high)
+
+
+def test_each_measure_is_said_once_at_its_worst() -> None:
+    one = at(GIB, active=False, inactive_since=NOW - timedelta(days=2), wal_status="unreserved")
+    found = assessment.assess(
+        wal(), [one],
+        warn=Thresholds(retained_bytes=1, inactive_seconds=60),
+        critical=Thresholds(retained_bytes=2, inactive_seconds=1e9),
+    )  # fmt: skip
+    assert [(reason.severity, reason.measure) for reason in only(found).reasons] == [
+        (Severity.CRITICAL, "retained"),
+        (Severity.WARNING, "inactive"),
+    ]
+    assert found.severity is Severity.CRITICAL
+
+
+def test_on_a_standby_no_disk_is_foretold() -> None:
+    found = assessment.assess(
+        wal(in_recovery=True, timeline=None), [at(GIB)], storage=Storage(1), wal_rate=Rate(1e9, 0.0, "CloudWatch")
+    )
+    assert only(found).breaks == ()
+
+
+# The recent past.
+
+
+def test_the_recent_past_in_steps() -> None:
+    one = at(9 * GIB)
+    history = [looked(seconds, [one], wal_lsn=9 * GIB + 100 - seconds) for seconds in (95, 45, 5)]
+    values = assessment.history_rates(history, "s", points=10, seconds=100)
+    assert len(values) == 10 and [values[1], values[6], values[9]] == [5.0, 55.0, 95.0] and values[0] is None
+    rates = assessment.history_rates(history, None, points=10, seconds=100)
+    assert [rates[1], rates[6], rates[9]] == [None, 1.0, 1.0]
+    assert assessment.history_rates([], "s", points=3, seconds=9) == ()
+
+
+# What earlier looks saw.
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_what_was_seen_comes_back_as_it_was(state: Path) -> None:
+    made = looked(10, [at(GIB, "a"), slot("lost", restart_lsn=None)], wal_lsn=END)
+    held = replace(made, slots=(*made.slots, SlotSeen("b", True, None, None, None, "PID 1 (user ä)")), timeline=None)
+    assert slot_history.record("one", made) and slot_history.record("one", held)
+    assert slot_history.history("one") == (made, held) and slot_history.history("other") == ()
+    (file,) = (state / "observations").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600 and "one" not in file.name
+
+
+def test_a_line_that_is_torn_or_foreign_costs_itself_alone(state: Path) -> None:
+    made = looked(10, [at(GIB)], wal_lsn=END)
+    slot_history.record("one", made)
+    (file,) = (state / "observations").iterdir()
+    with file.open("a") as torn:
+        torn.write('{"at": "2026\n[]\n{"at": 5}\nnonsense\n')
+    slot_history.record("one", made)
+    assert slot_history.history("one") == (made, made)
+
+
+def test_a_long_history_is_thinned_out_and_keeps_the_newest(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_history, "_MOST_BYTES", 20_000)
+    made = [looked(1000 - number, [at(GIB)], wal_lsn=END - 1000 + number) for number in range(500)]
+    for one in made:
+        assert slot_history.record("one", one)
+    kept = slot_history.history("one")
+    (file,) = (state / "observations").iterdir()
+    assert file.stat().st_size <= 20_000 and list(kept) == sorted(kept, key=lambda one: one.at)
+    assert kept[-10:] == tuple(made[-10:]) and kept[0].at < made[400].at
+
+
+def _record_many(number: int) -> None:
+    for count in range(50):
+        slot_history.record("one", looked(number * 100 + count, [at(GIB)], wal_lsn=END))
+
+
+def test_writers_at_the_same_time_leave_whole_lines(state: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_record_many, args=(number,)) for number in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    (file,) = (state / "observations").iterdir()
+    assert len(slot_history.history("one")) == 200 == len([json.loads(line) for line in file.read_text().splitlines()])
+
+
+def test_where_nothing_can_be_written_nothing_is(state: Path) -> None:
+    state.write_text("")
+    assert not slot_history.record("one", looked(1, [], wal_lsn=END)) and slot_history.history("one") == ()
+
+
+# A forecast against truth.
+
+
+@pytest.mark.timeout(150)
+def test_the_time_of_invalidation_comes_as_foretold(state: Path, tmp_path: Path) -> None:
+    """A steady load: what is foretold from the first seconds is within a fifth of what happens."""
+    server = start(tmp_path / "pg", 18, max_slot_wal_keep_size="160MB", max_wal_size="32MB", min_wal_size="32MB")
+    rest = threading.Event()
+    try:
+        dsn = server.dsn()
+        with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+            conn.execute("SELECT pg_create_logical_replication_slot('doomed', 'pgoutput')")
+
+        def load() -> None:
+            """Write 10 MB a second, by the clock."""
+            began, written = time.monotonic(), 0
+            with closing(psycopg.connect(dsn, autocommit=True)) as conn:
+                while not rest.is_set():
+                    if written < (time.monotonic() - began) * 40:
+                        conn.execute("SELECT pg_logical_emit_message(true, 'x', repeat('y', 262144))")
+                        written += 1
+                    else:
+                        time.sleep(0.005)
+
+        writer = threading.Thread(target=load)
+        writer.start()
+        try:
+            with connection.open(Target("test", dsn)) as conn:
+                server_state.look(conn)
+                time.sleep(4)
+                found = server_state.look(conn).assessed()
+                (doomed,) = found.holdings
+                foretold = doomed.breaks[0]
+                assert foretold.what == "slot_invalidated"
+                began = time.monotonic()
+                while True:
+                    conn.execute("CHECKPOINT")
+                    row = conn.execute("SELECT wal_status FROM pg_replication_slots").fetchone()
+                    if row == ("lost",):
+                        break
+                    assert time.monotonic() - began < 60
+                    time.sleep(0.1)
+                happened = time.monotonic() - began
+        finally:
+            rest.set()
+            writer.join(30)
+    finally:
+        server.stop("immediate")
+        server.remove()
+    assert 0.8 * happened <= foretold.seconds <= 1.2 * happened, (foretold, happened)

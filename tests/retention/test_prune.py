@@ -1,0 +1,901 @@
+"""``slot prune`` on real servers: what goes, what stays, races, crashes, and what the audit file says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from rdsrepl import apply, errors
+from rdsrepl.config import Target
+from rdsrepl.plan import Plan, Statement, Step
+from rdsrepl.postgres import connection, slots, wal
+from rdsrepl.retention import prune_rules
+from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.state import audit
+from tests.conftest import Database, Program, find
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Place:
+    """A server of one test's own, and the program on it: whatever a test prunes, no other test's slots are there."""
+
+    def __init__(self, server: Server, rdsrepl: Program) -> None:
+        self.server = server
+        self.dsn = server.dsn()
+        self.rdsrepl = rdsrepl
+
+    @property
+    def target(self) -> Target:
+        return Target("test", self.dsn)
+
+    def run(self, *statements: str) -> list[Any]:
+        with closing(psycopg.connect(self.dsn, autocommit=True)) as conn:
+            rows: list[Any] = []
+            for statement in statements:
+                cursor = conn.execute(statement)  # type: ignore[arg-type]
+                rows = cursor.fetchall() if cursor.description else []
+            return rows
+
+    def make(self, *names: str, plugin: str = "pgoutput") -> None:
+        self.run(*(f"SELECT pg_create_logical_replication_slot('{name}', '{plugin}')" for name in names))
+
+    def names(self) -> set[str]:
+        return {row[0] for row in self.run("SELECT slot_name FROM pg_replication_slots")}
+
+    def prune(self, *words: str, **more: Any) -> Any:
+        return self.rdsrepl("slot", "prune", *words, dsn=self.dsn, **more)
+
+    def audit(self) -> list[Any]:
+        return [json.loads(line) for line in (self.rdsrepl.home / "state/rdsrepl/audit.jsonl").read_text().splitlines()]
+
+
+def start(directory: Path, version: int, **settings: str) -> Server:
+    programs = find(version)
+    assert programs is not None
+    made = Server(
+        directory,
+        programs,
+        settings={
+            "wal_level": "logical",
+            "max_replication_slots": "210",
+            "max_wal_senders": "10",
+            "wal_sender_timeout": "5s",
+            "autovacuum": "off",
+            **settings,
+        },
+    )
+    made.initdb()
+    made.start()
+    return made
+
+
+@pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    made = start(tmp_path_factory.mktemp("prune") / "pg", request.param)
+    yield made
+    made.stop("immediate")
+    made.remove()
+
+
+@pytest.fixture
+def place(shared_server: Server, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A place without slots, where a moment of idleness is enough and old slots can be made."""
+    monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
+    made = Place(shared_server, rdsrepl)
+    yield made
+    for name in made.names():
+        made.run(f"SELECT pg_drop_replication_slot('{name}')")
+
+
+def is_new(place: Place) -> bool:
+    return place.server.binaries.major >= 17
+
+
+def settle_down(place: Place) -> tuple[str, ...]:
+    """Let the slots be idle for a moment, and return the options that ask for it and, before 17, prove it."""
+    if not is_new(place):
+        return ("--inactive-for", "200ms", "--observe", "200ms")
+    time.sleep(0.25)
+    return ("--inactive-for", "200ms")
+
+
+def test_what_is_idle_goes_and_is_written_down(place: Place) -> None:
+    place.make("old", "older")
+    place.run(
+        "CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 500)"
+    )
+    idle = settle_down(place)
+    done = place.prune("--slot", "old*", "--all", "--confirm", "2 slots", *idle)
+    assert done.code == 0, done.err
+    assert place.names() == set()
+    for said in ("lost for ever", "idle for", "rdsrepl slot create old --plugin pgoutput", "Freed altogether"):
+        assert said in done.err
+    entries = place.audit()
+    assert [(one["phase"], one["slot"]["slot_name"]) for one in entries] == [
+        ("intent", "old"),
+        ("outcome", "old"),
+        ("intent", "older"),
+        ("outcome", "older"),
+    ] or [(one["phase"], one["slot"]["slot_name"]) for one in entries] == [
+        ("intent", "older"),
+        ("outcome", "older"),
+        ("intent", "old"),
+        ("outcome", "old"),
+    ]
+    last = entries[-1]
+    assert (
+        last["outcome"] == "dropped" and last["command"] == "slot prune" and last["os_user"] and last["database_user"]
+    )
+    assert last["server"] == place.run("SELECT system_identifier::text FROM pg_control_system()")[0][0]
+    assert last["slot"]["confirmed_flush_lsn"] and last["slot"]["plugin"] == "pgoutput"
+    on_stderr = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
+    assert on_stderr == [one for one in entries if one["phase"] == "outcome"]
+
+
+def test_what_a_review_gets(place: Place) -> None:
+    place.make("old", "debezium_orders", "prod_a")
+    config = place.rdsrepl.home / "config.yaml"
+    config.write_text("protect: ['prod_*']\n")
+    idle = settle_down(place)
+    done = place.prune(*idle, "--dry-run", "-o", "json", env={"RDSREPL_CONFIG": str(config)})
+    assert done.code == 0 and place.names() == {"old", "debezium_orders", "prod_a"}
+    (candidate,) = done.json["candidates"]
+    assert candidate["slot_name"] == "old" and candidate["idle_seconds"] >= 0.2
+    assert candidate["idle_proof"] == ("server" if is_new(place) else "observed")
+    assert candidate["recreate"] == "rdsrepl slot create old --plugin pgoutput  # connected to database postgres"
+    kept = {one["slot_name"]: [obstacle["rule"] for obstacle in one["obstacles"]] for one in done.json["kept"]}
+    assert kept == {"debezium_orders": ["named_only"], "prod_a": ["protected"]}
+    (statement,) = done.json["statements"]
+    assert "'old'" in statement and "NOT active" in statement and '"restart_lsn" = ' in statement
+    checked = place.prune(*idle, "--check", "-o", "json", env={"RDSREPL_CONFIG": str(config)})
+    assert checked.code == 7
+    assert not (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").exists()
+    plain = place.prune(*idle, "--dry-run", env={"RDSREPL_CONFIG": str(config)})
+    assert "pg_drop_replication_slot" in plain.out and "the config file protects prod_*" in plain.out
+
+
+def test_protection_and_its_exception(place: Place) -> None:
+    place.make("prod_a")
+    config = place.rdsrepl.home / "config.yaml"
+    config.write_text("protect: ['prod_*']\n")
+    env = {"RDSREPL_CONFIG": str(config)}
+    idle = settle_down(place)
+    refused = place.rdsrepl("slot", "drop", "prod_a", "--yes", dsn=place.dsn, env=env)
+    assert refused.code == 4 and "is protected (prod_*" in refused.err and "--unprotect prod_a" in refused.err
+    kept = place.prune("--slot", "prod_a", *idle, "--yes", env=env)
+    assert kept.code == 4 and "slot prod_a may not be pruned" in kept.err and place.names() == {"prod_a"}
+    gone = place.prune("--slot", "prod_a", "--unprotect", "prod_a", *idle, "--yes", env=env)
+    assert gone.code == 0 and place.names() == set(), gone.err
+
+
+def test_nobody_says_yes(place: Place) -> None:
+    place.make("old")
+    refused = place.prune("--slot", "old", *settle_down(place))
+    assert refused.code == 4 and place.names() == {"old"}
+    assert not (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "which slots? Nothing says so"),
+        (("--slot", "*", "--inactive-for", "1s"), 2, "means every logical slot there is"),
+        (("--slot", "nothing"), 3, "no replication slot nothing"),
+        (("--slot", "old", "--slot", "none*"), 3, "no replication slot none*"),
+        (("--slot", ""), 2, "--slot is empty"),
+        (("--retaining-over", "lots"), 2, "'lots' is not a size"),
+        (("--inactive-for", "yesterday"), 2, "'yesterday' is not a duration"),
+        (("--lost", "--retaining-over", "1GB"), 2, "exclude each other"),
+        (("--slot", "old", "--confirm", "1 slot"), 2, "--confirm goes with --all"),
+        (("--slot", "old", "--subscriber", "host=127.0.0.1 port=1"), 5, "--subscriber:"),
+        (("--slot", "old", "--subscriber", "host=127.0.0.1 password=geheim"), 2, "a password on the command line"),
+        (("--slot", "old", "--subscriber", "postgresql://a:geheim@127.0.0.1/b"), 2, "a password on the command line"),
+    ],
+)
+def test_bad_input(place: Place, words: tuple[str, ...], code: int, said: str) -> None:
+    place.make("old", "other")
+    done = place.prune(*words, "--yes")
+    assert done.code == code and said in done.err, done.err
+    assert "geheim" not in done.err
+    assert place.names() == {"old", "other"}
+
+
+def test_less_than_a_failover_takes_proves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    done = place.prune("--slot", "old", "--inactive-for", "30s", "--yes")
+    assert done.code == 2 and "after a failover a good consumer is away for that long" in done.err
+
+
+def test_the_wrong_words_are_no_confirmation(place: Place) -> None:
+    place.make("a", "b")
+    done = place.prune("--slot", "*", "--all", "--confirm", "3 slots", *settle_down(place))
+    assert done.code == 4 and "names 3 slots, not 2 slots" in done.err and place.names() == {"a", "b"}
+    silent = place.prune("--slot", "*", "--all", "--yes", *settle_down(place))
+    assert silent.code == 4 and "--confirm 2 slots" in silent.err and place.names() == {"a", "b"}
+
+
+def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place) -> None:
+    if is_new(place):
+        place.make("old")
+        fresh = place.prune("--slot", "old", "--inactive-for", "1h", "--yes")
+        assert "says the server" in fresh.err and place.names() == {"old"}
+        (kept,) = place.prune("--slot", "old", "--observe", "60s", "--dry-run", "-o", "json").json["kept"]
+        (obstacle,) = kept["obstacles"]
+        assert obstacle["rule"] == "not_idle" and "not for 1h" in obstacle["reason"], "watching asks for nothing less"
+        return
+    place.make("old")
+    first = place.prune("--slot", "old", "--yes")
+    assert first.code == 4 and "nothing is known yet" in first.err and place.names() == {"old"}
+    short = place.prune("--slot", "old", "--inactive-for", "1h", "--observe", "1s", "--yes")
+    assert "not for 1h" in short.err and place.names() == {"old"}, "the longer time must be proven all the same"
+    place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+    place.run("SELECT pg_replication_slot_advance('old', pg_current_wal_lsn())")
+    watched = place.prune("--slot", "old", "--observe", "1s", "--yes")
+    assert watched.code == 0 and place.names() == set(), watched.err
+    assert "watching the slots" in watched.err and "no activity in" in watched.err and "samples" in watched.err
+
+
+def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> None:
+    """It comes, fails and comes again: the slot stands still, and is in use all the same."""
+    place.run("DROP PUBLICATION IF EXISTS all_of_it", "CREATE PUBLICATION all_of_it FOR ALL TABLES")
+    place.make("used")
+    place.run("CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t VALUES ('a')")
+    idle = settle_down(place)
+    words = ("--slot", "used", *idle, "--dry-run", "-o", "json")
+    assert len(place.prune(*words).json["candidates"]) == 1
+    with connection.open(place.target) as conn:
+        plan = slots.drop(slots.get(conn, "used"), here=connection.here(conn))
+    place.run(
+        "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('used', NULL, NULL, 'proto_version', '1', "
+        "'publication_names', 'all_of_it')"
+    )
+    if is_new(place):  # before, what counts is what is seen from now on (test_prune_safety.py)
+        words = ("--slot", "used", "--inactive-for", "60s", "--dry-run", "-o", "json")
+        assert place.prune(*words).json["candidates"] == []
+    with pytest.raises(errors.StalePlan):
+        apply.run(plan, place.target, **silent())
+    assert place.names() == {"used"}
+
+
+def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
+    place.make("behind")
+    place.run(
+        "CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 500)"
+    )
+    idle = settle_down(place)
+    before = place.run("SELECT pg_current_wal_lsn()")[0][0]
+    done = place.prune("--slot", "behind", *idle, "--advance", "--yes")
+    assert done.code == 0, done.err
+    assert place.names() == {"behind"}
+    assert place.run(f"SELECT confirmed_flush_lsn >= '{before}' FROM pg_replication_slots")[0][0]
+    assert [(one["event"], one["phase"], one.get("outcome")) for one in place.audit()] == [
+        ("slot_advance", "intent", None),
+        ("slot_advance", "outcome", "advanced"),
+    ]
+    renamed = place.prune("--slot", "behind", *idle, "--keep-last", "--yes")
+    assert renamed.code == 2 and "--advance" in renamed.err
+
+
+def test_a_backlog_goes_only_where_it_can(place: Place) -> None:
+    """A slot can be moved from its own database only; what cannot be moved is said, and counted by nobody."""
+    place.run("CREATE DATABASE elsewhere")
+    try:
+        place.make("here")
+        with closing(psycopg.connect(place.dsn, dbname="elsewhere", autocommit=True)) as conn:
+            conn.execute("SELECT pg_create_logical_replication_slot('there', 'pgoutput')")
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        before = place.run("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'there'")
+        words = ("--slot", "*", "--all", *settle_down(place), "--advance", "--confirm", "1 slot")
+        done = place.prune(*words)
+        assert done.code == 0 and "advance 1 slot: done" in done.out, done.err
+        assert "slot there belongs to database elsewhere" in done.err and "it is left as it is" in done.err
+        assert place.run("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'there'") == before
+    finally:
+        place.run("SELECT pg_drop_replication_slot('there')", "DROP DATABASE elsewhere")
+
+
+def test_physical_slots_go_only_when_they_are_included_and_rds_own_never(place: Place) -> None:
+    place.run(
+        "SELECT pg_create_physical_replication_slot('standby_1', true)",
+        "SELECT pg_create_physical_replication_slot('rds_eu_west_1_db_abc', true)",
+    )
+    idle = settle_down(place)
+    done = place.prune("--slot", "standby_1", "--slot", "rds_*", *idle, "--yes")
+    assert done.code == 4 and len(place.names()) == 2 and "--include-physical" in done.err
+    done = place.prune("--slot", "standby_1", "--slot", "rds_*", "--include-physical", *idle, "--yes")
+    assert done.code == 0 and place.names() == {"rds_eu_west_1_db_abc"}, done.err
+
+
+def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: Server) -> None:
+    subscriber: Database = make_database(pg16)
+    place.make("shop")
+    subscriber.run(
+        "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
+        "WITH (connect = false, slot_name = 'shop')"
+    )
+    try:
+        idle = settle_down(place)
+        done = place.prune(*idle, "--subscriber", subscriber.dsn, "--yes")
+        assert done.code == 0 and place.names() == {"shop"}, done.err
+        assert "it is the slot of subscription s of" in done.err and "--slot shop" in done.err
+    finally:
+        subscriber.run("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
+
+
+def test_a_subscription_of_the_server_itself_is_known(place: Place) -> None:
+    place.make("shop")
+    place.run(
+        "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
+        "WITH (connect = false, slot_name = 'shop')"
+    )
+    try:
+        done = place.prune(*settle_down(place), "--yes")
+        assert done.code == 0 and place.names() == {"shop"}
+        assert "it is the slot of subscription s of this server's database postgres" in done.err
+    finally:
+        place.run("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
+
+
+def test_no_audit_no_drop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.make("old")
+    idle = settle_down(place)
+    trail = place.rdsrepl.home / "state/rdsrepl/audit.jsonl"
+    trail.mkdir(parents=True)
+    for words in (("prune", "--slot", "old", *idle), ("drop", "old")):
+        done = place.rdsrepl("slot", *words, "--yes", dsn=place.dsn)
+        assert done.code == 4 and "the audit trail cannot be written" in done.err, done.err
+        assert "RDSREPL_STATE_DIR" in done.err and place.names() == {"old"}
+
+
+def test_slot_drop_is_written_down_too(place: Place) -> None:
+    place.make("old")
+    assert place.rdsrepl("slot", "drop", "old", "--yes", dsn=place.dsn).code == 0
+    assert [(one["phase"], one["command"]) for one in place.audit()] == [
+        ("intent", "slot drop"),
+        ("outcome", "slot drop"),
+    ]
+    assert (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_torn_line_in_the_audit_file_spoils_no_other(place: Place) -> None:
+    place.make("old")
+    trail = place.rdsrepl.home / "state/rdsrepl/audit.jsonl"
+    trail.parent.mkdir(parents=True)
+    trail.write_text('{"time": "2026')
+    assert place.rdsrepl("slot", "drop", "old", "--yes", dsn=place.dsn).code == 0
+    torn, *rest = trail.read_text().splitlines()
+    assert torn == '{"time": "2026' and [json.loads(line)["phase"] for line in rest] == ["intent", "outcome"]
+
+
+def test_an_intent_that_is_written_in_part_is_not_written(tmp_path: Path) -> None:
+    """A disk that fills up takes a piece of a line and says nothing; a limit on the file's size does as well."""
+    script = (
+        "import os, resource\n"
+        "from rdsrepl import audit, errors\n"
+        "audit.append({'n': 1, 'pad': 'x' * 100})\n"
+        "size = os.path.getsize(audit.audit_file())\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    audit.append({'n': 2, 'pad': 'y' * 100})\n"
+        "except errors.Refused as exc:\n"
+        "    print(exc.message)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "print(audit.append({'n': 3}))\n"
+        "print(audit.who()['os_user'])\n"
+    )
+    environment = {
+        **os.environ,
+        "RDSREPL_STATE_DIR": str(tmp_path),
+        "USER": "somebody_else",
+        "LOGNAME": "somebody_else",
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    refused, line, user = done.stdout.splitlines()
+    assert "the audit trail cannot be written" in refused and "No space left" in refused
+    lines = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(one)["n"] for one in lines] == [1, 3] and lines[-1] == line
+    assert user == pwd.getpwuid(os.getuid()).pw_name, "not what the environment says"
+
+
+# Races: between the plan and the drop.
+
+
+def silent(**_: Any) -> dict[str, Any]:
+    return {"done": lambda outcome: None, "waiting": lambda step, seconds, states: None}
+
+
+def consume(place: Place, name: str) -> None:
+    place.run(f"SELECT count(*) FROM pg_logical_slot_get_binary_changes('{name}', NULL, NULL, 'proto_version', '1', "
+              "'publication_names', 'none')")  # fmt: skip
+
+
+@contextmanager
+def attached(place: Place, name: str) -> Iterator[None]:
+    """Hold a slot as a consumer does."""
+    info = psycopg.conninfo.conninfo_to_dict(place.dsn, replication="database")
+    held = psycopg.pq.PGconn.connect(psycopg.conninfo.make_conninfo("", **info).encode())
+    try:
+        held.send_query(
+            f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'none')".encode()
+        )
+        deadline = time.monotonic() + 10
+        while not place.run(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'")[0][0]:
+            assert time.monotonic() < deadline
+        yield
+    finally:
+        held.finish()
+
+
+def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place) -> None:
+    place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
+    place.make("raced")
+    ways: list[Callable[[], Any]] = [
+        lambda: place.run("SELECT pg_replication_slot_advance('raced', pg_current_wal_lsn())"),
+        lambda: consume(place, "raced"),
+        lambda: place.run(
+            "SELECT pg_drop_replication_slot('raced')",
+            "SELECT pg_create_logical_replication_slot('raced', 'pgoutput')",
+        ),
+    ]
+    for number in range(90):
+        with connection.open(place.target) as conn:
+            plan = slots.drop(slots.get(conn, "raced"), here=connection.here(conn))
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')", "SELECT pg_log_standby_snapshot()") if is_new(
+            place
+        ) else place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        ways[number % 3]()
+        with pytest.raises(errors.StalePlan):
+            apply.run(plan, place.target, **silent())
+        assert place.names() == {"raced"}, number
+    for _ in range(10):
+        with connection.open(place.target) as conn:
+            plan = slots.drop(slots.get(conn, "raced"), here=connection.here(conn))
+        with attached(place, "raced"), pytest.raises(errors.StalePlan):
+            apply.run(plan, place.target, **silent())
+        assert place.names() == {"raced"}
+        wait = time.monotonic() + 10
+        while place.run("SELECT active FROM pg_replication_slots")[0][0]:
+            assert time.monotonic() < wait
+
+
+def test_a_consumer_that_comes_at_any_moment_keeps_its_slot(place: Place) -> None:
+    """Whoever wins: either it streams and the slot is there, or the slot is gone and it was told so."""
+    place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
+    for number in range(20):
+        place.make("raced")
+        with connection.open(place.target) as conn:
+            plan = slots.drop(slots.get(conn, "raced"), here=connection.here(conn))
+        came: list[str] = []
+        decided = threading.Event()
+
+        def come(came: list[str] = came, decided: threading.Event = decided, number: int = number) -> None:
+            time.sleep(number % 10 / 2000)
+            try:
+                with attached(place, "raced"):
+                    came.append("in")
+                    decided.wait(20)
+            except (AssertionError, IndexError):
+                came.append("gone")
+
+        consumer = threading.Thread(target=come)
+        consumer.start()
+        try:
+            apply.run(plan, place.target, **silent())
+            dropped = True
+        except errors.Error:
+            dropped = False
+        there = place.names() == {"raced"}
+        decided.set()
+        consumer.join(20)
+        assert there is not dropped and came == (["gone"] if dropped else ["in"]), number
+        while place.run("SELECT count(*) FROM pg_replication_slots WHERE active")[0][0]:
+            time.sleep(0.01)
+        for name in place.names():
+            place.run(f"SELECT pg_drop_replication_slot('{name}')")
+
+
+def test_one_that_fails_hides_no_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.make("a", "b", "c")
+    idle = settle_down(place)
+    real = apply.run
+
+    def late(plan: Plan, target: Target, **more: Any) -> Any:
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        place.run("SELECT pg_replication_slot_advance('b', pg_current_wal_lsn())")
+        return real(plan, target, **more)
+
+    monkeypatch.setattr(apply, "run", late)
+    done = place.prune("--slot", "a", "--slot", "b", "--slot", "c", *idle, "--yes", "-o", "json")
+    assert done.code == 6 and place.names() == {"b"}
+    assert done.error["done"] == ["drop replication slot a", "drop replication slot c"]
+    (left,) = done.error["not_done"]
+    assert left.startswith("drop replication slot b: ") and "consumed, moved or dropped" in left
+    outcomes = {one["slot"]["slot_name"]: one["outcome"] for one in place.audit() if one["phase"] == "outcome"}
+    assert outcomes == {"a": "dropped", "b": "not_dropped", "c": "dropped"}
+
+
+def test_all_that_fail_change_nothing_and_say_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.make("a", "b")
+    idle = settle_down(place)
+    real = apply.run
+
+    def late(plan: Plan, target: Target, **more: Any) -> Any:
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        for name in ("a", "b"):
+            place.run(f"SELECT pg_replication_slot_advance('{name}', pg_current_wal_lsn())")
+        return real(plan, target, **more)
+
+    monkeypatch.setattr(apply, "run", late)
+    done = place.prune("--slot", "a", "--slot", "b", *idle, "--yes", "-o", "json")
+    assert done.code == 4 and done.error["error"] == "stale_plan" and "nothing was done" in done.error["message"]
+    assert place.names() == {"a", "b"}
+
+
+@pytest.mark.parametrize("verb", ["drop", "advance"])
+def test_a_plan_made_before_a_restart_is_stale(place: Place, verb: str) -> None:
+    """Every slot is inactive then, and stands where it stood: its consumer is on its way back."""
+    place.make("old")
+    place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+    with connection.open(place.target) as conn:
+        slot, here = slots.get(conn, "old"), connection.here(conn)
+    before = place.run("SELECT restart_lsn, confirmed_flush_lsn FROM pg_replication_slots")
+    plan = slots.drop(slot, here=here) if verb == "drop" else slots.advance(slot, None, here=here)
+    assert plan
+    place.server.restart()
+    assert place.run("SELECT restart_lsn, confirmed_flush_lsn FROM pg_replication_slots") == before
+    with pytest.raises(errors.StalePlan, match="restarted or failed over"):
+        apply.run(plan, place.target, **silent())
+    assert place.names() == {"old"}
+
+
+def test_seconds_after_a_restart_no_slot_is_idle_whatever_was_seen_before(place: Place) -> None:
+    place.make("away")
+    idle = settle_down(place)
+    words = ("--slot", "away", "--dry-run", "-o", "json")
+    assert len(place.prune(*words, *idle).json["candidates"]) == 1
+    place.server.restart()
+    (kept,) = place.prune(*words, "--inactive-for", "60s").json["kept"]
+    assert [one["rule"] for one in kept["obstacles"]] == ["not_idle"]
+    assert is_new(place) or kept["idle_proof"] == "none", "no look from before the restart counts"
+
+
+# When the connection breaks, or somebody presses Ctrl-C.
+
+
+class Trail:
+    """A witness that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
+
+    def before(self, step: Step) -> None:
+        self.lines.append(("intent", step.summary))
+
+    def after(self, step: Step, failure: BaseException | None) -> None:
+        self.lines.append(("done" if failure is None else type(failure).__name__, step.summary))
+
+
+def slowly(name: str, seconds: float) -> Statement:
+    """A drop that takes its time before it drops."""
+    return Statement(
+        f"drop {name}",
+        sql.SQL(
+            "SELECT slot_name, pg_drop_replication_slot(slot_name)::text "
+            "FROM pg_sleep({}), pg_replication_slots WHERE slot_name = {}"
+        ).format(sql.Literal(seconds), sql.Literal(name)),
+        guard="it is gone",
+        done_if=sql.SQL("SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {})").format(
+            sql.Literal(name)
+        ),
+    )
+
+
+def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked at once, the server would say that the slot is there, and drop it a moment later."""
+    place.make("slow", "next")
+    real = apply._run
+
+    def cut(step: Statement, conn: connection.Connection, *rest: Any) -> Any:
+        def off() -> None:
+            time.sleep(0.2)
+            with socket.socket(fileno=os.dup(conn.pgconn.socket)) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+        if step.summary == "drop slow":
+            threading.Thread(target=off).start()
+        return real(step, conn, *rest)
+
+    monkeypatch.setattr(apply, "_run", cut)
+    trail = Trail()
+    plan = Plan("drop 2", (slowly("slow", 0.8), slowly("next", 0)), independent=True)
+    with pytest.raises(errors.AppliedInPart) as caught:
+        apply.run(plan, place.target, witness=trail, **silent())
+    assert caught.value.done == ["drop slow"] and place.names() == {"next"}
+    assert "not begun" in caught.value.not_done[0]
+    assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")], "what was not sent has no intent"
+
+
+def test_ctrl_c_that_comes_too_late_is_told_so(place: Place) -> None:
+    place.make("slow", "next")
+
+    def late(*_: object) -> None:
+        while "slow" in place.names():
+            time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    trail = Trail()
+    plan = Plan("drop 2", (slowly("slow", 1.2), slowly("next", 0)), independent=True)
+    with pytest.raises(errors.AppliedInPart) as caught:
+        apply.run(plan, place.target, done=lambda outcome: None, waiting=late, witness=trail)
+    assert caught.value.done == ["drop slow"] and caught.value.not_done == ["drop next: interrupted"]
+    assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")] and place.names() == {"next"}
+
+
+def test_ctrl_c_in_time_ends_the_statement_for_certain(place: Place) -> None:
+    place.make("slow", "next")
+
+    def now(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    trail = Trail()
+    plan = Plan("drop 2", (slowly("slow", 60), slowly("next", 0)), independent=True)
+    with pytest.raises(errors.Interrupted, match="interrupted; nothing was changed"):
+        apply.run(plan, place.target, done=lambda outcome: None, waiting=now, witness=trail)
+    assert trail.lines == [("intent", "drop slow"), ("Cancelled", "drop slow")]
+    assert place.names() == {"slow", "next"}
+
+
+# Many.
+
+
+def test_two_hundred_slots_take_few_statements(place: Place, tmp_path: Path) -> None:
+    place.run(
+        "SELECT count(pg_create_logical_replication_slot('many_' || n, 'pgoutput')) FROM generate_series(1, 200) n"
+    )
+    idle = settle_down(place)
+    seen: list[str] = []
+    real = psycopg.Connection.execute
+
+    def counted(self: Any, query: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(str(query))
+        return real(self, query, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psycopg.Connection, "execute", counted)
+        done = place.prune("--slot", "many_*", "--all", *idle, "--dry-run", "-o", "json")
+        assert done.code == 0 and len(done.json["candidates"]) == 200
+        assert len(seen) <= (5 if is_new(place) else 30), seen
+        place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
+        seen.clear()
+        done = place.prune("--slot", "many_*", "--all", *idle, "--dry-run", "--advance", "-o", "json")
+    assert done.code == 0 and len(done.json["statements"]) == 200
+    assert len(seen) <= (5 if is_new(place) else 30), seen
+
+
+# A crash: on a server of its own.
+
+
+def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path: Path) -> None:
+    programs = find(18)
+    assert programs is not None
+    settings = {"wal_level": "logical", "max_replication_slots": "20", "restart_after_crash": "on"}
+    server = Server(tmp_path / "durable", programs, settings=settings, durable=True)
+    server.initdb()
+    server.start()
+    try:
+        place = Place(server, rdsrepl)
+        place.make(*(f"s{number}" for number in range(10)))
+        time.sleep(1.1)
+        words = [word for number in range(10) for word in ("--slot", f"s{number}")]
+        script = (
+            "import sys; from rdsrepl import pruning; pruning.LEAST_IDLE_SECONDS = 0\n"
+            "from rdsrepl.__main__ import run; sys.argv = sys.argv[1:]; run()"
+        )
+        command = [rdsrepl.command[0].replace("bin/rdsrepl", "bin/python"), "-c", script, "rdsrepl", "--dsn", place.dsn]
+        process = subprocess.Popen(
+            [*command, "slot", "prune", *words, "--inactive-for", "1s", "--yes", "-o", "json"],
+            env=rdsrepl.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        trail = rdsrepl.home / "state/rdsrepl/audit.jsonl"
+        deadline = time.monotonic() + 30
+        while not trail.exists() or trail.read_text().count('"outcome":"dropped"') < 3:
+            assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        server.kill()
+        time.sleep(0.5)
+        server.start()
+        out, err = process.communicate(timeout=100)
+        left = place.names()
+        said = json.loads(err.splitlines()[-1])
+        assert process.returncode == 6 and said["error"] == "applied_in_part", (out, err)
+        reported_done = {line.removeprefix("drop replication slot ") for line in said["done"]}
+        entries = [json.loads(line) for line in trail.read_text().splitlines()]
+        outcomes = {one["slot"]["slot_name"]: one["outcome"] for one in entries if one["phase"] == "outcome"}
+        every = {f"s{number}" for number in range(10)}
+        # After a restart nothing tells the server from a snapshot of it: the one that was under way stays unknown.
+        open_ = {name for name, how in outcomes.items() if how == "unknown"}
+        assert reported_done == {name for name, how in outcomes.items() if how == "dropped"}
+        assert reported_done | open_ >= every - left >= reported_done
+        assert len(open_) <= 1 and len(outcomes) >= 3 and left
+        intents = {one["slot"]["slot_name"] for one in entries if one["phase"] == "intent"}
+        assert intents == set(outcomes), "whatever was begun has an end"
+    finally:
+        server.stop("immediate")
+        server.remove()
+
+
+def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new primary never had the slots: that they are not there says nothing of the one that had them."""
+    monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
+    writer = start(tmp_path / "writer", 15)
+    reader = writer.clone(tmp_path / "reader", slot="reader")
+    try:
+        reader.start()
+        place = Place(writer, rdsrepl)
+        names = [f"s{number}" for number in range(5)]
+        place.make(*names)
+        idle = settle_down(place)
+        first, second = (psycopg.conninfo.conninfo_to_dict(server.dsn()) for server in (writer, reader))
+        both = {key: f"{first[key]},{second[key]}" for key in ("host", "port")}
+        dsn = psycopg.conninfo.make_conninfo(place.dsn, **both, target_session_attrs="read-write")
+        begun: list[str] = []
+        real = audit.append
+
+        def third(entry: Mapping[str, Any]) -> str:
+            line = real(entry)
+            if entry["phase"] == "intent":
+                begun.append(entry["slot"]["slot_name"])
+                if len(begun) == 3:
+                    writer.kill()
+                    reader.promote()
+            return line
+
+        monkeypatch.setattr(audit, "append", third)
+        words = [word for name in names for word in ("--slot", name)]
+        done = rdsrepl("slot", "prune", *words, *idle, "--yes", "-o", "json", dsn=dsn)
+        assert done.code == 6, done.err
+        assert done.error["done"] == [f"drop replication slot {name}" for name in begun[:2]]
+        assert len(done.error["not_done"]) == 3 and "nobody knows whether it was done" in done.error["not_done"][0]
+        outcomes = [(one["slot"]["slot_name"], one["outcome"]) for one in place.audit() if one["phase"] == "outcome"]
+        assert outcomes == [(begun[0], "dropped"), (begun[1], "dropped"), (begun[2], "unknown")]
+        assert len(begun) == 3, "nothing more was begun"
+        reader.stop("immediate")
+        writer.start()
+        assert place.names() >= set(names) - set(begun), "the old primary has what was not begun"
+    finally:
+        for each in (reader, writer):
+            each.stop("immediate")
+            each.remove()
+
+
+def test_a_server_that_stays_away_ends_the_prune(
+    rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apply, "_SERVER_BACK_SECONDS", 0.5)
+    server = start(tmp_path / "gone", 18)
+    try:
+        place = Place(server, rdsrepl)
+        place.make("a", "b", "c")
+        with connection.open(place.target) as conn:
+            here = connection.here(conn)
+            steps = [slots.drop(one, here=here).steps[0] for one in slots.ls(conn)]
+
+        class Deadly(Trail):
+            def before(self, step: Step) -> None:
+                super().before(step)
+                if step is steps[1]:
+                    server.kill()
+
+        trail = Deadly()
+        with pytest.raises(errors.AppliedInPart) as caught:
+            apply.run(Plan("drop 3", tuple(steps), independent=True), place.target, witness=trail, **silent())
+        assert [line.rpartition(" ")[2] for line in caught.value.done] == ["a"] and len(caught.value.not_done) == 2
+        assert [how for how, _ in trail.lines] == ["intent", "done", "intent", "OutcomeUnknown"]
+    finally:
+        server.stop("immediate")
+        server.remove()
+
+
+@pytest.mark.parametrize("version", [16, 18])
+def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
+    version: int, rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its consumer reconnects seconds later; until then nothing is proven, however long it lay there before."""
+    monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
+    monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
+    writer = start(tmp_path / "writer", version)
+    reader = writer.clone(tmp_path / "reader", slot="reader")
+    try:
+        reader.start()
+        there, here = Place(writer, rdsrepl), Place(reader, rdsrepl)
+        made = threading.Thread(target=here.make, args=("own",))
+        made.start()
+        while made.is_alive():  # it waits for a snapshot of the primary
+            there.run("SELECT pg_log_standby_snapshot()")
+            made.join(0.1)
+        if version >= 17:
+            time.sleep(2.5)
+        watch = () if version >= 17 else ("--observe", "2s")
+        judge = ("--slot", "own", "--inactive-for", "2s", *watch, "--dry-run", "-o", "json")
+        assert [one["slot_name"] for one in here.prune(*judge).json["candidates"]] == ["own"], "on the standby it is"
+        writer.stop("immediate")
+        ((asked,),) = here.run("SELECT clock_timestamp()")
+        reader.promote()
+        found = here.prune("--slot", "own", "--inactive-for", "60s", "--dry-run", "-o", "json").json
+        (kept,) = (one for one in found["kept"] if one["slot_name"] == "own")
+        assert [one["rule"] for one in kept["obstacles"]] == ["not_idle"]
+        assert datetime.fromisoformat(found["at"]) - timedelta(seconds=kept["idle_seconds"]) >= asked
+        assert version == 16 or "the server's promotion" in kept["obstacles"][0]["reason"]
+        here.run("CREATE ROLE cdc LOGIN REPLICATION")
+        with closing(psycopg.connect(reader.dsn(), autocommit=True)) as conn:
+            conn.execute("SET ROLE cdc")
+            assert wal.promoted_at(conn, 2) is None, "without pg_monitor nobody knows"
+            conn.execute("RESET ROLE")
+            promoted = wal.promoted_at(conn, 2)
+            started = conn.execute("SELECT pg_postmaster_start_time()").fetchone()
+            assert promoted is not None and started is not None and promoted > started[0]
+    finally:
+        for each in (reader, writer):
+            each.stop("immediate")
+            each.remove()
+
+
+def test_a_standbys_copy_is_never_dropped_and_a_promotion_proves_nothing(rdsrepl: Program, tmp_path: Path) -> None:
+    writer = start(tmp_path / "writer", 18)
+    copy = writer.clone(tmp_path / "copy", slot="copy")
+    try:
+        copy.start()
+        there, here = Place(writer, rdsrepl), Place(copy, rdsrepl)
+        there.run("SELECT pg_create_logical_replication_slot('synced', 'pgoutput', false, false, true)")
+
+        def is_synced() -> bool:
+            # A copy stays only once its primary's slot has moved after the synchronisation began.
+            there.run(
+                "SELECT pg_logical_emit_message(true, 'x', 'y')",
+                "SELECT pg_log_standby_snapshot()",
+                "SELECT pg_replication_slot_advance('synced', pg_current_wal_lsn())",
+            )
+            rows = here.run("SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = 'synced'")
+            return rows == [(True,)]
+
+        deadline = time.monotonic() + 60
+        while not is_synced():
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        judge = ("--slot", "synced", "--inactive-for", "60s", "--dry-run", "-o", "json")
+        (kept,) = here.prune(*judge).json["kept"]
+        assert "synced" in {one["rule"] for one in kept["obstacles"]}
+        assert "drop it on the primary" in rdsrepl("slot", "drop", "synced", "--yes", dsn=here.dsn).err
+        assert "synced" in here.names()
+        writer.stop("immediate")
+        copy.promote()
+        for _ in range(3):
+            found = here.prune(*judge).json
+            assert found["candidates"] == [] and "synced" in here.names()
+            (kept,) = (one for one in found["kept"] if one["slot_name"] == "synced")
+            assert [one["rule"] for one in kept["obstacles"]] == ["not_idle"] and kept["idle_seconds"] < 60
+            time.sleep(0.5)
+    finally:
+        for each in (copy, writer):
+            each.stop("immediate")
+            each.remove()

@@ -1,0 +1,373 @@
+"""Which slots may be dropped: the rules, as such."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdsrepl.errors import BadValue
+from rdsrepl.lsn import Lsn
+from rdsrepl.postgres.slots import Slot, Walsender
+from rdsrepl.postgres.wal import Wal
+from rdsrepl.retention import assessment, prune_rules
+from rdsrepl.retention.assessment import Watched
+from rdsrepl.retention.prune_rules import Criteria, Verdict
+from rdsrepl.state.slot_history import Observation, SlotSeen
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+HOUR = 3600.0
+DMS = "abcdefghijklmnop_00016402_1a2b3c4d_0000_1111_2222_1a2b3c4d5e6f"
+
+
+def wal(**other: Any) -> Wal:
+    made = Wal(NOW, 18, False, Lsn(10 << 30), 1, NOW - timedelta(days=30), None, 0, 300, 1000, 200_000_000)
+    return replace(made, **other)
+
+
+def slot(name: str = "old", **other: Any) -> Slot:
+    made = Slot(
+        slot_name=name,
+        plugin="pgoutput",
+        slot_type="logical",
+        datoid=5,
+        database="app",
+        temporary=False,
+        active=False,
+        active_pid=None,
+        xmin=None,
+        catalog_xmin="700",
+        restart_lsn=Lsn(9 << 30),
+        confirmed_flush_lsn=Lsn(9 << 30),
+        wal_status="extended",
+        safe_wal_size=None,
+        two_phase=False,
+        two_phase_at=None,
+        inactive_since=NOW - timedelta(days=10),
+        conflicting=False,
+        invalidation_reason=None,
+        failover=False,
+        synced=False,
+        retained_bytes=1 << 30,
+        lag_bytes=1 << 30,
+        xmin_age=None,
+        catalog_xmin_age=300,
+        total_txns=None,
+        total_bytes=None,
+        walsender=None,
+    )
+    return replace(made, **other)
+
+
+def judged(
+    one: Slot,
+    criteria: Criteria,
+    *,
+    here: Wal | None = None,
+    history: tuple[Observation, ...] = (),
+    watched_seconds: float | None = None,
+) -> Verdict:
+    here = here or wal()
+    watched = {} if watched_seconds is None else {one.slot_name: Watched(watched_seconds, NOW, 9, 0.3)}
+    (verdict,) = prune_rules.judge(assessment.assess(here, [one], history, watched=watched), [one], history, criteria)
+    return verdict
+
+
+def rules(verdict: Verdict) -> set[str]:
+    return {obstacle.rule for obstacle in verdict.obstacles}
+
+
+def seen(at: datetime, *, active: bool = False, lsn: int = 9 << 30, started: datetime | None = None, timeline: int = 1,
+         holder: str | None = None) -> Observation:  # fmt: skip
+    position = Lsn(lsn)
+    started = started or NOW - timedelta(days=30)
+    return Observation(
+        at, started, timeline, Lsn(9 << 30), 900, (SlotSeen("old", active, position, position, 1, holder),)
+    )
+
+
+ACTIVE = {"active": True, "active_pid": 7, "inactive_since": None, "walsender": Walsender(7, "cdc", "x", "h:1", "s")}
+
+
+def test_an_idle_slot_is_a_candidate() -> None:
+    verdict = judged(slot(), Criteria())
+    assert verdict.is_candidate and verdict.idleness.proof == "server"
+    assert verdict.idleness.seconds == 10 * 24 * HOUR
+
+
+@pytest.mark.parametrize(
+    ("one", "here", "rule"),
+    [
+        (slot(**ACTIVE), wal(), "active"),
+        (slot(temporary=True), wal(), "temporary"),
+        (slot("rds_eu_west_1_db_x", slot_type="physical", plugin=None), wal(), "rds"),
+        (slot("rdsanything"), wal(), "rds"),
+        (slot(synced=True, failover=True), wal(in_recovery=True), "synced"),
+        (slot(slot_type="physical", plugin=None, database=None), wal(), "physical"),
+        (slot(failover=True), wal(), "named_only"),
+        (slot(DMS), wal(), "named_only"),
+        (slot("pgl_app_provider_sub"), wal(), "named_only"),
+        (slot("debezium"), wal(), "named_only"),
+        (slot("inventory_debezium_1"), wal(), "named_only"),
+        (slot("any", plugin="decoderbufs"), wal(), "named_only"),
+        (slot("electric_slot_default"), wal(), "named_only"),
+        (slot("spk_app_n1_sub_n2n1"), wal(), "named_only"),
+        (slot("pg_16394_sync_16385_7500000000000000000"), wal(), "named_only"),
+        (slot(inactive_since=NOW - timedelta(minutes=30)), wal(), "not_idle"),
+        (slot(), wal(started_at=NOW - timedelta(minutes=30)), "not_idle"),
+        (slot(inactive_since=None), wal(version=15), "not_idle"),
+    ],
+)
+def test_what_keeps_a_slot(one: Slot, here: Wal, rule: str) -> None:
+    assert rule in rules(judged(one, Criteria(), here=here))
+
+
+NEVER = [slot(**ACTIVE), slot("rds_a"), slot("rds_b", slot_type="physical", plugin=None), slot(temporary=True)]
+
+
+@given(
+    number=st.integers(0, len(NEVER)),
+    patterns=st.lists(st.sampled_from(["*", "old", "rds*", "rds_a", "rds_b", "o*"]), max_size=3),
+    over=st.sampled_from([None, 0]),
+    lost=st.booleans(),
+    physical=st.booleans(),
+    idle_seconds=st.sampled_from([60.0, HOUR]),
+)
+def test_whatever_the_options_some_are_never_dropped(
+    number: int, patterns: list[str], over: int | None, lost: bool, physical: bool, idle_seconds: float
+) -> None:
+    here, one = (wal(), NEVER[number]) if number < len(NEVER) else (wal(in_recovery=True), slot(synced=True))
+    criteria = Criteria(
+        patterns=tuple(patterns),
+        idle_seconds=idle_seconds,
+        retaining_over_bytes=over,
+        lost=lost,
+        include_physical=physical,
+        unprotected=frozenset({one.slot_name}),
+    )
+    assert not judged(one, criteria, here=here).is_candidate
+    if one.wal_status != "lost":
+        assert not judged(replace(one, wal_status="lost"), criteria, here=here).is_candidate
+
+
+@given(
+    pattern=st.sampled_from(["*", "old", "o?d", "prod_*", "old*"]),
+    named=st.booleans(),
+    excepted=st.booleans(),
+)
+def test_a_protected_slot_goes_only_when_it_is_excepted_by_name(pattern: str, named: bool, excepted: bool) -> None:
+    criteria = Criteria(
+        patterns=("old",) if named else (),
+        protected=(pattern,),
+        unprotected=frozenset({"old"}) if excepted else frozenset({"o*", "other"}),
+    )
+    verdict = judged(slot(), criteria)
+    assert ("protected" in rules(verdict)) == (fnmatchcase("old", pattern) and not excepted)
+
+
+@pytest.mark.parametrize("one", [slot(failover=True), slot(DMS), slot("x", plugin="decoderbufs")])
+def test_a_slot_that_needs_naming_is_named_by_its_name_and_not_by_a_pattern(one: Slot) -> None:
+    assert "named_only" in rules(judged(one, Criteria(patterns=("*",))))
+    assert judged(one, Criteria(patterns=(one.slot_name,))).is_candidate
+
+
+def test_a_slot_of_a_subscription_needs_naming() -> None:
+    used = {"old": "subscription s of other/app"}
+    verdict = judged(slot(), Criteria(in_use_elsewhere=used))
+    assert rules(verdict) == {"named_only"} and verdict.owner == "subscription s of other/app"
+    assert judged(slot(), Criteria(patterns=("old",), in_use_elsewhere=used)).is_candidate
+
+
+def test_what_the_server_has_given_up_needs_no_proof_of_idleness() -> None:
+    lost = slot(wal_status="lost", restart_lsn=None, retained_bytes=None, inactive_since=None)
+    assert judged(lost, Criteria(lost=True), here=wal(version=15)).is_candidate
+    assert rules(judged(slot(), Criteria(lost=True))) == {"not_lost"}
+
+
+def test_only_what_holds_more() -> None:
+    assert judged(slot(), Criteria(retaining_over_bytes=(1 << 30) - 1)).is_candidate
+    assert rules(judged(slot(), Criteria(retaining_over_bytes=1 << 30))) == {"too_small"}
+    assert "too_small" in rules(judged(slot(retained_bytes=None), Criteria(retaining_over_bytes=0)))
+
+
+# Proof before 17.
+
+
+OLD = wal(version=15)
+STILL = slot(inactive_since=None)
+
+
+def test_looks_of_separate_runs_are_worth_knowing_and_no_proof() -> None:
+    history = tuple(seen(NOW - timedelta(minutes=minutes)) for minutes in (90, 60, 30))
+    verdict = judged(STILL, Criteria(), here=OLD, history=history)
+    assert rules(verdict) == {"not_idle"} and verdict.idleness.proof == "looks" and not verdict.idleness.is_proven
+    assert verdict.idleness.seconds == 1.5 * HOUR and verdict.idleness.looks == 4
+    assert "--observe 1h00m" in verdict.obstacles[0].reason
+    watched = judged(STILL, Criteria(), here=OLD, history=history, watched_seconds=HOUR)
+    assert watched.is_candidate and watched.idleness.proof == "observed" and watched.idleness.seconds == HOUR
+    assert rules(judged(STILL, Criteria(), here=OLD, watched_seconds=HOUR - 1)) == {"not_idle"}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        seen(NOW - timedelta(minutes=30), active=True),
+        seen(NOW - timedelta(minutes=30), lsn=(9 << 30) - 1),
+        replace(seen(NOW - timedelta(minutes=30)), slots=()),
+        replace(
+            seen(NOW - timedelta(minutes=30)),
+            slots=(SlotSeen("old", False, Lsn(9 << 30), Lsn(9 << 30), 1, None, (0, 0, 0, 0, 0, 0, 0, 7, None)),),
+        ),
+    ],
+    ids=["active", "moved", "absent", "read"],
+)
+def test_a_look_that_breaks_the_row_ends_the_proof(between: Observation) -> None:
+    history = (seen(NOW - timedelta(hours=5)), between, seen(NOW - timedelta(minutes=10)))
+    verdict = judged(STILL, Criteria(), here=OLD, history=history)
+    assert rules(verdict) == {"not_idle"} and verdict.idleness.seconds == 600
+
+
+@given(
+    minutes=st.lists(st.integers(1, 600), min_size=1, max_size=8, unique=True),
+    up_minutes=st.integers(1, 600),
+    inactive=st.one_of(st.none(), st.integers(0, 600)),
+)
+def test_no_claim_reaches_behind_the_servers_start(minutes: list[int], up_minutes: int, inactive: int | None) -> None:
+    here = wal(started_at=NOW - timedelta(minutes=up_minutes))
+    history = tuple(seen(NOW - timedelta(minutes=n), started=here.started_at) for n in sorted(minutes, reverse=True))
+    one = slot(inactive_since=None if inactive is None else NOW - timedelta(minutes=inactive))
+    assert assessment.idleness(one, history, here).seconds <= up_minutes * 60
+
+
+LONG_UP = wal(started_at=NOW - timedelta(days=30), timeline=2)
+
+
+@pytest.mark.parametrize(
+    ("history", "promoted_minutes", "idle_minutes", "counted_from"),
+    [
+        ((), 30, 30, "the server's promotion"),
+        ((), 60 * 24 * 20, 60 * 24 * 10, ""),
+        ((), None, 0, "pg_monitor"),
+        ((seen(NOW - timedelta(minutes=90), timeline=2),), None, 90, "pg_monitor"),
+        ((seen(NOW - timedelta(minutes=90), timeline=1),), None, 0, "pg_monitor"),
+        ((seen(NOW - timedelta(minutes=90), timeline=2, started=NOW - timedelta(days=1)),), None, 0, "pg_monitor"),
+        ((seen(NOW - timedelta(minutes=20), active=True, timeline=1),), 30, 20, "in use"),
+    ],
+    ids=["promoted", "long ago", "unknown", "looked at since", "before it", "another server", "in use at the primary"],
+)
+def test_what_the_server_says_counts_from_its_promotion(
+    history: tuple[Observation, ...], promoted_minutes: int | None, idle_minutes: int, counted_from: str
+) -> None:
+    """A promoted standby has not been restarted, and may have slots whose time is older than its promotion."""
+    promoted = None if promoted_minutes is None else NOW - timedelta(minutes=promoted_minutes)
+    found = assessment.idleness(slot(), history, LONG_UP, promoted_at=promoted)
+    assert found.seconds == idle_minutes * 60 and found.proof == "server"
+    assert counted_from in found.text and (counted_from or not found.counted_from)
+
+
+def test_a_server_that_never_was_promoted_has_no_such_bound() -> None:
+    assert assessment.idleness(slot(), (), wal()).seconds == 10 * 24 * HOUR
+    assert assessment.idleness(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
+
+
+@given(
+    inactive=st.integers(0, 600),
+    up=st.integers(0, 600),
+    promoted=st.integers(0, 600),
+    used=st.one_of(st.none(), st.integers(0, 600)),
+    looks=st.lists(st.tuples(st.integers(0, 600), st.integers(1, 3)), max_size=5),
+)
+def test_no_claim_of_the_server_reaches_behind_any_bound(
+    inactive: int, up: int, promoted: int, used: int | None, looks: list[tuple[int, int]]
+) -> None:
+    here = wal(started_at=NOW - timedelta(minutes=up), timeline=3)
+    ages = [(minutes, False, timeline) for minutes, timeline in looks]
+    ages += [] if used is None else [(used, True, 2)]
+    history = tuple(
+        seen(NOW - timedelta(minutes=minutes), active=active, timeline=timeline, started=here.started_at)
+        for minutes, active, timeline in sorted(ages, reverse=True)
+    )
+    one = slot(inactive_since=NOW - timedelta(minutes=inactive))
+    bound = min([inactive, up] + ([] if used is None else [used])) * 60
+    promoted_at = NOW - timedelta(minutes=promoted)
+    assert assessment.idleness(one, history, here, promoted_at=promoted_at).seconds == min(bound, promoted * 60)
+    since_promotion = max((minutes for minutes, _, timeline in ages if timeline == 3), default=0)
+    assert assessment.idleness(one, history, here).seconds == min(bound, since_promotion * 60)
+
+
+@pytest.mark.parametrize(
+    ("application", "who"),
+    [("Debezium Streaming", "Debezium"), ("airbyte-source", "Airbyte"), ("psql", None), ("", None)],
+)
+def test_a_slot_is_its_last_consumers_whatever_its_name(application: str, who: str | None) -> None:
+    about = f"PID 7 (user debezium_reader, application {application}, client 10.0.0.1:5)"
+    history = (seen(NOW - timedelta(days=20), active=True, holder=about if application else "PID 7"),)
+    verdict = judged(slot(), Criteria(), history=history)
+    assert verdict.owner == who and rules(verdict) == ({"named_only"} if who else set())
+    assert judged(slot(), Criteria(patterns=("old",)), history=history).is_candidate
+
+
+def test_how_long_to_watch() -> None:
+    def verdicts(*slots: Slot, here: Wal = OLD) -> list[Verdict]:
+        history = (seen(NOW - timedelta(minutes=20)),)
+        return [judged(one, Criteria(idle_seconds=1800.0), here=here, history=history) for one in slots]
+
+    assert prune_rules.needs_a_look(verdicts(STILL), 15, 1800.0) == 1800, "what was seen before counts for nothing"
+    assert prune_rules.needs_a_look(verdicts(STILL, slot("new", inactive_since=None)), 15, 1800.0) == 1800
+    assert prune_rules.needs_a_look(verdicts(replace(STILL, **ACTIVE)), 15, 1800.0) == 0, "watching would not help it"
+    assert prune_rules.needs_a_look(verdicts(slot(inactive_since=NOW), here=wal()), 18, 1800.0) == 0
+
+
+def test_the_last_consumer_is_who_held_it_when_it_was_last_seen_active() -> None:
+    history = (
+        seen(NOW - timedelta(days=3), active=True, holder="PID 1 (user first)"),
+        seen(NOW - timedelta(days=2), active=True, holder="PID 2 (user second)"),
+        seen(NOW - timedelta(days=1)),
+    )
+    assert judged(slot(), Criteria(), history=history).last_consumer == (
+        "PID 2 (user second), seen at 2026-11-19 12:00:00 UTC"
+    )
+
+
+# Patterns.
+
+
+def test_a_pattern_that_means_everything() -> None:
+    slots = [slot("a"), slot("b"), slot("rds_x", slot_type="physical")]
+    assert prune_rules.is_sweeping(Criteria(patterns=("*",)), slots)
+    assert prune_rules.is_sweeping(Criteria(patterns=("[a-z]",)), slots)
+    assert prune_rules.is_sweeping(Criteria(patterns=("a", "?")), slots), "the name changes nothing"
+    assert not prune_rules.is_sweeping(Criteria(patterns=("a*",)), slots)
+    assert not prune_rules.is_sweeping(Criteria(patterns=("a", "b")), slots), "each is named"
+    assert not prune_rules.is_sweeping(Criteria(), slots)
+    blue = [*slots, slot("rds_blue")]
+    assert prune_rules.is_sweeping(Criteria(patterns=("[!r]*",)), blue), "RDS's own are left out in any case"
+
+
+@pytest.mark.parametrize(
+    "criteria",
+    [
+        Criteria(patterns=("",)),
+        Criteria(patterns=(" ",)),
+        Criteria(idle_seconds=59),
+        Criteria(lost=True, retaining_over_bytes=1),
+    ],
+)
+def test_criteria_that_make_no_sense(criteria: Criteria) -> None:
+    with pytest.raises(BadValue):
+        prune_rules.check(criteria)
+
+
+def test_how_a_slot_is_made_again() -> None:
+    assert prune_rules.recreate(slot(two_phase=True, failover=True)) == (
+        "rdsrepl slot create old --plugin pgoutput --two-phase --failover  # connected to database app"
+    )
+    assert (
+        prune_rules.recreate(slot(slot_type="physical"))
+        == "SELECT pg_catalog.pg_create_physical_replication_slot('old')"
+    )

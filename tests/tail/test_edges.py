@@ -1,0 +1,197 @@
+"""Corners of the tail: a shutdown of the server under stalled output, odd names and options, descriptors, signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rdsrepl.sandbox.servers.postgres_server import Server
+from tests.tail.test_delivery import confirmed, parsed, until
+
+if TYPE_CHECKING:
+    from tests.conftest import Database, Program, Servers
+
+
+@pytest.fixture(scope="module")
+def own_server(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server to be restarted, that allows the output plugins that it allows by default."""
+    programs = servers.get(15).binaries
+    made = Server(tmp_path_factory.mktemp("edges") / "pg", programs, settings={"max_wal_senders": "20"})
+    made.initdb()
+    made.start()
+    yield made
+    made.stop("immediate")
+    made.remove()
+
+
+@pytest.fixture
+def restarted(own_server: Server, make_database: Any) -> Database:
+    database: Database = make_database(own_server)
+    database.run(
+        "CREATE TABLE t (id bigserial PRIMARY KEY, v text)",
+        "CREATE PUBLICATION p FOR TABLE t",
+        "SELECT pg_create_logical_replication_slot('g', 'pgoutput')",
+    )
+    return database
+
+
+@pytest.mark.parametrize("rows", [1_000, 25_000], ids=["caught up", "sending"])
+def test_a_stalled_reader_does_not_hold_a_fast_shutdown(restarted: Database, rdsrepl: Program, rows: int) -> None:
+    """Whether all was sent and the server waits for its confirmation, or it waits to send more."""
+    insert = "INSERT INTO t (v) SELECT repeat('x', 1000) FROM generate_series(1, {})"
+    tail = rdsrepl.start(
+        "slot", "tail", "g", "-f", "json", dsn=restarted.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert tail.stdout is not None
+        restarted.run(insert.format(rows))
+        lines = [tail.stdout.readline()]
+        restarted.server.stop("fast")
+        restarted.server.start()
+        restarted.run(insert.format(1))
+        while json.loads(lines[-1])["after"]["id"] <= rows:
+            lines.append(tail.stdout.readline())
+        tail.send_signal(signal.SIGINT)
+        out, err = tail.communicate(timeout=60)
+    finally:
+        tail.kill()
+        tail.communicate()
+    assert (tail.returncode, out) == (0, b""), err
+    # The transaction that was cut comes again, whole.
+    assert list(dict.fromkeys(json.loads(line)["after"]["id"] for line in lines)) == list(range(1, rows + 2))
+    assert b"the server is shutting down" in err
+
+
+def test_backslashes(restarted: Database, rdsrepl: Program) -> None:
+    """The replication grammar has no E'': a backslash stands for itself there."""
+    name = r"""p\q's "x", y"""
+    quoted = '"' + name.replace('"', '""') + '"'
+    words = ("slot", "tail", "g", "--until-now", "-f", "json")
+    restarted.run(
+        f"CREATE PUBLICATION {quoted} FOR TABLE t",
+        "SELECT pg_drop_replication_slot('g')",
+        "SELECT pg_create_logical_replication_slot('g', 'pgoutput')",
+        "INSERT INTO t (v) VALUES ('a')",
+    )
+    result = rdsrepl(*words, "--no-confirm", "--publication", name, dsn=restarted.dsn)
+    assert (result.code, len(result.lines)) == (0, 1), result.err
+    # The value reaches the plugin, which says what it thinks of it.
+    refused = rdsrepl(*words, "--publication", name, "--plugin-option", r"origin=a\b'c", dsn=restarted.dsn)
+    assert refused.code != 0
+    assert "syntax error" not in refused.err
+    assert "origin" in refused.err
+
+
+def test_the_slot_is_created_last(restarted: Database, rdsrepl: Program) -> None:
+    """Whatever else fails leaves no slot behind, which would keep WAL and belong to nobody."""
+    create = ("slot", "tail", "new", "--until-now", "--create")
+    count = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'new'"
+    cases: tuple[tuple[int, tuple[str, ...]], ...] = (
+        (2, ("test_decoding", "-f", "json")),
+        (3, ("pgoutput", "-f", "json", "--publication", "nope")),
+        (3, ("pgoutput", "-f", "json", "--heartbeat", "1m", "--heartbeat-table", "nope")),
+        (4, ("wal2json", "-f", "json")),
+    )
+    for code, words in cases:
+        result = rdsrepl(*create, *words, dsn=restarted.dsn)
+        assert (result.code, restarted.value(count)) == (code, 0), (words, result.err)
+    with Path("/dev/null").open("rb") as unwritable:
+        words = (*create, "pgoutput", "-f", "json")
+        tail = rdsrepl.start(*words, dsn=restarted.dsn, stdout=unwritable, stderr=subprocess.PIPE)
+        _, err = tail.communicate(timeout=60)
+    assert (tail.returncode, restarted.value(count)) == (1, 0)
+    assert b"open for reading only" in err
+    assert b"Traceback" not in err
+    made = rdsrepl(*create, "pgoutput", "-f", "json", dsn=restarted.dsn)
+    assert (made.code, restarted.value(count)) == (0, 1), made.err
+    assert "created slot new" in made.err
+
+
+def test_a_plugin_that_the_server_does_not_allow(restarted: Database, rdsrepl: Program) -> None:
+    """A slot of wal2json from before an upgrade to 15.20, whose default allows pgoutput and test_decoding alone."""
+    reload = "SELECT pg_reload_conf()"
+    allowed = "SELECT current_setting('output_plugin_libraries')"
+    assert restarted.value(allowed) == "pgoutput, test_decoding"
+    remedy = (
+        "ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, wal2json; SELECT pg_catalog.pg_reload_"
+    )
+    refused = rdsrepl("slot", "create", "w", "--plugin", "wal2json", "--yes", "-o", "json", dsn=restarted.dsn)
+    assert (refused.code, refused.error["error"]) == (4, "plugin_not_allowed")
+    assert remedy in refused.error["hint"]
+    # As it was on 15.19: the slot can be made.
+    restarted.run("ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, wal2json", reload)
+    until(lambda: "wal2json" in restarted.value(allowed), "the setting is in force")
+    restarted.run("SELECT pg_create_logical_replication_slot('w', 'wal2json')")
+    restarted.run("ALTER SYSTEM RESET output_plugin_libraries", reload)
+    until(lambda: "wal2json" not in restarted.value(allowed), "the default is in force")
+    restarted.run("CREATE ROLE plain LOGIN REPLICATION PASSWORD 'x'")
+    try:
+        plain = restarted.server.dsn(user="plain", dbname=restarted.name)
+        for dsn, env in ((restarted.dsn, {}), (plain, {"PGPASSWORD": "x"})):  # who may not see the setting, too
+            for verb in ("tail", "peek"):
+                refused = rdsrepl("slot", verb, "w", "-f", "json", "-o", "json", dsn=dsn, env=env)
+                assert (refused.code, refused.error["error"]) == (4, "plugin_not_allowed"), refused.err
+                assert remedy in refused.error["hint"]
+    finally:
+        restarted.run("DROP ROLE plain")
+    found = rdsrepl("doctor", "-o", "json", dsn=restarted.dsn)
+    assert found.code == 9
+    assert "the server refuses to decode w" in found.out
+
+
+def test_a_torn_last_line_of_raw_output(db15: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    db15.run(
+        "CREATE TABLE t (id integer PRIMARY KEY)",
+        "SELECT pg_create_logical_replication_slot('w', 'wal2json')",
+        "SELECT pg_create_logical_replication_slot('d', 'test_decoding')",
+        "INSERT INTO t VALUES (1)",
+    )
+    # wal2json's own lines are JSON; what is not the beginning of an object is closed and not cut.
+    before = {"w": ('{"action":"B"}\n', '{"action":"I","schema":"pub'), "d": ("BEGIN 1\ntable public.t: INS", "")}
+    for slot, (whole, torn) in before.items():
+        out = tmp_path / slot
+        out.write_text(whole + torn)
+        with out.open("ab") as file:
+            words = ("slot", "tail", slot, "--until-now", "-f", "raw")
+            assert rdsrepl.start(*words, dsn=db15.dsn, stdout=file).wait(timeout=60) == 0
+        if slot == "w":
+            assert [line["action"] for line in parsed(out)] == ["B", "B", "I", "C"]
+        else:
+            assert out.read_text().startswith(whole + "\nBEGIN ")
+
+
+def test_closed_descriptors(restarted: Database, rdsrepl: Program) -> None:
+    """The next socket would get the number of a closed one, and the output would go to the server."""
+    command = " ".join([*rdsrepl.command, "--dsn", f"'{restarted.dsn}'"])
+    for words in ("slot tail g --until-now", "slot peek g"):
+        run = subprocess.run(
+            f"{command} {words} >&-", shell=True, env=rdsrepl.env, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 1
+        assert "error: standard output is closed\n" in run.stderr
+    run = subprocess.run(
+        f"{command} slot tail g --until-now -f json <&- 2>&-",
+        shell=True, env=rdsrepl.env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_hangup_drains(restarted: Database, rdsrepl: Program) -> None:
+    tail = rdsrepl.start(
+        "slot", "tail", "g", "-f", "json", dsn=restarted.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert tail.stdout is not None
+    restarted.run("INSERT INTO t (v) VALUES ('a')")
+    assert tail.stdout.readline()
+    end = restarted.value("SELECT pg_current_wal_lsn() - '0/0'")
+    tail.send_signal(signal.SIGHUP)
+    _, err = tail.communicate(timeout=60)
+    assert tail.returncode == 0, err
+    assert b"stopped: signal 1" in err
+    assert confirmed(restarted, "g") >= end

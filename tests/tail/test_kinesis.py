@@ -1,0 +1,556 @@
+"""Changes to Kinesis: in order for each key, none lost, nothing confirmed that is not in, whatever Kinesis does."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rdsrepl.aws.stream_reader import received
+from rdsrepl.aws.streams import Stream
+from rdsrepl.config import Aws
+from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
+from rdsrepl.tail.sinks.aggregation import aggregated
+from rdsrepl.tail.sinks.dispatch import Batch, Dispatch, Item, Limits, Record
+from rdsrepl.tail.sinks.kinesis import _Caller
+from rdsrepl.tail.sinks.oversize import Oversize
+from tests.benchmarks.ordeal import Size, ordeal
+from tests.conftest import Cloud, Database, Program
+from tests.workloads.kinesis_server import StandIn
+
+STREAM = "changes"
+
+
+# What may go when: pure.
+
+
+class World:
+    """An endpoint in memory that refuses at random; time is a number."""
+
+    def __init__(self, seed: int, limits: Limits) -> None:
+        self.random = random.Random(seed)
+        self.dispatch = Dispatch(limits)
+        self.now = 0.0
+        self.arrived: list[tuple[str, bytes]] = []
+        self.on_their_way: list[list[Item]] = []
+
+    def step(self, flush: bool) -> None:
+        if self.on_their_way and self.random.random() < 0.5:
+            items = self.on_their_way.pop(self.random.randrange(len(self.on_their_way)))
+            refused = [item for item in items if self.random.random() < 0.3]
+            kept = [item for item in items if item not in refused]
+            for item in self.random.sample(kept, len(kept)):  # PutRecords promises no order
+                self.arrived += [(record.key, record.data) for record in item]
+            self.dispatch.acknowledged(kept, self.now)
+            for item in refused:
+                self.dispatch.refused(item, self.now + self.random.random())
+        elif items := self.dispatch.take(self.now, flush=flush):
+            keys = [item[0].key for item in items]
+            busy = [item[0].key for other in self.on_their_way for item in other]
+            assert len(keys) == len(set(keys)) and not set(keys) & set(busy), "a key is in one place at a time"
+            self.on_their_way.append(items)
+        self.now += self.random.random() / 20
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    batches=st.lists(st.lists(st.integers(0, 6), max_size=30), min_size=1, max_size=12),
+    aggregate=st.sampled_from([None, 60, 10_000]),
+    most=st.integers(1, 8),
+)
+def test_order_per_key_and_no_loss_whatever_is_refused(
+    seed: int, batches: list[list[int]], aggregate: int | None, most: int
+) -> None:
+    world = World(seed, Limits(records=most, request_bytes=200, linger_seconds=0.01, aggregate_bytes=aggregate))
+    sent: list[tuple[str, bytes]] = []
+    ends: list[int] = []
+    number = 0
+    for number, keys in enumerate(batches, 1):
+        records = [(f"k{key}", f"{number}.{position}".encode()) for position, key in enumerate(keys)]
+        sent += records
+        ends.append(len(sent))
+        world.dispatch.accept(number, records, world.now)
+        for _ in range(3):
+            world.step(flush=False)
+            assert set(sent[: ends[world.dispatch.durable - 1]] if world.dispatch.durable else []) <= set(world.arrived)
+    for _ in range(20_000):
+        if world.dispatch.durable == number:
+            break
+        world.step(flush=True)
+    assert world.dispatch.durable == number and world.dispatch.pending_bytes == 0
+    assert sorted(world.arrived) == sorted(sent), "each once: nothing was refused after it had arrived"
+    for key in {key for key, _ in sent}:
+        assert [d for k, d in world.arrived if k == key] == [d for k, d in sent if k == key]
+
+
+def test_a_lone_record_waits_for_company_no_longer_than_said() -> None:
+    dispatch = Dispatch(Limits(linger_seconds=0.01))
+    dispatch.accept(1, [("k", b"x")], 5.0)
+    assert dispatch.take(5.005) == [] and dispatch.due_in(5.005) == pytest.approx(0.005)
+    assert [record.data for item in dispatch.take(5.011) for record in item] == [b"x"]
+    assert dispatch.due_in(5.011) is None, "the next of its key may not go yet"
+
+
+def test_a_full_request_waits_for_nothing() -> None:
+    dispatch = Dispatch(Limits(records=3))
+    dispatch.accept(1, [(f"k{n}", b"x") for n in range(7)], 0.0)
+    assert [len(dispatch.take(0.0)) for _ in range(2)] == [3, 3]
+
+
+def test_an_empty_batch_is_durable_in_its_turn() -> None:
+    dispatch = Dispatch(Limits())
+    dispatch.accept(1, [("k", b"x")], 0.0)
+    dispatch.accept(2, [], 0.0)
+    assert dispatch.durable == 0
+    dispatch.acknowledged(dispatch.take(1.0), 1.0)
+    assert dispatch.durable == 2
+
+
+def test_aggregated_records_come_apart_with_the_library_itself() -> None:
+    from aws_kinesis_agg.deaggregator import deaggregate_records
+
+    dispatch = Dispatch(Limits(aggregate_bytes=50_000))
+    dispatch.accept(1, [("hot", f"change {n}".encode()) for n in range(100)], 0.0)
+    (first,) = dispatch.take(1.0)
+    assert len(first) == 100
+    record = {"kinesis": {"data": aggregated(first), "partitionKey": "hot", "sequenceNumber": "1",
+                          "kinesisSchemaVersion": "1.0", "approximateArrivalTimestamp": 0}, "eventID": "1",
+              "eventSource": "", "eventVersion": "", "eventName": "", "invokeIdentityArn": "", "awsRegion": "",
+              "eventSourceARN": ""}  # fmt: skip
+    import base64
+
+    record["kinesis"]["data"] = base64.b64encode(record["kinesis"]["data"])  # type: ignore[index]
+    apart = [base64.b64decode(one["kinesis"]["data"]) for one in deaggregate_records([record])]
+    assert apart == [f"change {n}".encode() for n in range(100)]
+
+
+def test_a_key_that_kinesis_would_not_take_is_hashed_never_cut() -> None:
+    long = "x" * 257
+    assert split(f"{'x' * 256}{SEPARATOR}line") == ("x" * 256, "line")
+    key, text = split(f"{long}{SEPARATOR}line")
+    assert len(key) == 64 and text == "line" and key != split(f"{long}y{SEPARATOR}line")[0]
+    assert len(split(f"\udcff{SEPARATOR}line")[0]) == 64
+
+
+def test_drop_columns_takes_the_largest_and_keeps_every_digit() -> None:
+    after = '{"id":1,"big":"' + "x" * 5000 + '","n":1.10,"mid":"' + "y" * 300 + '"}'
+    event = '{"op":"u","schema":"public","table":"t","key":{"id":1},"before":null,"after":' + after + ',"lsn":"0/1"}'
+    fitted = Oversize("drop-columns", None).fit("k", event.encode(), 1000)
+    assert fitted is not None and b'"n":1.10' in fitted
+    smaller = json.loads(fitted)
+    assert smaller["dropped"] == ["big"] and set(smaller["after"]) == {"id", "n", "mid"}
+
+
+# Through the program.
+
+
+@pytest.fixture
+def standin() -> Iterator[StandIn]:
+    with StandIn(STREAM) as server:
+        yield server
+
+
+@pytest.fixture
+def source(db15: Database) -> Database:
+    db15.run(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, v text)",
+        "CREATE PUBLICATION p FOR TABLE t",
+        f"SELECT pg_create_logical_replication_slot('{slot_of(db15)}', 'pgoutput')",
+    )
+    return db15
+
+
+def slot_of(database: Database) -> str:
+    return f"s_{database.name}"
+
+
+AWS = {
+    "AWS_ACCESS_KEY_ID": "AKIATEST",
+    "AWS_SECRET_ACCESS_KEY": "any",
+    "AWS_REGION": "eu-west-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+# Of calls that are made before anything is streamed.
+ONCE = {"AWS_MAX_ATTEMPTS": "1"}
+
+
+def words(source: Database, *more: str) -> tuple[str, ...]:
+    return ("slot", "tail", slot_of(source), "--to", f"kinesis:{STREAM}", *more)
+
+
+def to_kinesis(rdsrepl: Program, source: Database, standin: StandIn, *more: str) -> Any:
+    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    return rdsrepl(*words(source, "--until-now", *more), dsn=source.dsn, env=env, timeout=100)
+
+
+def confirmed(source: Database) -> str:
+    return str(
+        source.value(f"SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{slot_of(source)}'")
+    )
+
+
+def wal_end(source: Database) -> str:
+    return str(source.value("SELECT pg_current_wal_lsn()"))
+
+
+def is_before(source: Database, lsn: str) -> bool:
+    """Say whether nothing behind a position is confirmed; idle WAL before it may be, and at any time."""
+    return bool(source.value(f"SELECT '{confirmed(source)}'::pg_lsn <= '{lsn}'"))
+
+
+def events(standin: StandIn) -> list[tuple[str, Any]]:
+    """Return what arrived; aggregated records taken apart by the library that knows their format."""
+    found: list[tuple[str, Any]] = []
+    for key, data in standin.records(STREAM):
+        row = {
+            "Data": data,
+            "SequenceNumber": "1",
+            "ApproximateArrivalTimestamp": datetime.now(UTC),
+            "PartitionKey": key,
+        }
+        found += [(one.partition_key, json.loads(one.data)) for one in received("shard", row)]
+    return found
+
+
+def check(standin: StandIn, expected: dict[int, int]) -> int:
+    """Every change present, the first arrivals of each key in commit order; return how many came twice."""
+    first: dict[int, list[int]] = {}
+    seen: set[tuple[str, int]] = set()
+    repeats = 0
+    for _, event in events(standin):
+        identity = (event["commit_lsn"], event["seq"])
+        if identity in seen:
+            repeats += 1
+            continue
+        seen.add(identity)
+        first.setdefault(event["after"]["id"], []).append(event["after"]["n"])
+    assert {key: len(values) for key, values in first.items()} == expected
+    for values in first.values():
+        assert values == list(range(1, len(values) + 1))
+    return repeats
+
+
+def work(source: Database, transactions: int, keys: int, hot: int = 5) -> dict[int, int]:
+    """Change rows, half of them the hot ones; each row's n counts its changes. Return the counts."""
+    chosen = random.Random(1)
+    counts: dict[int, int] = {}
+    with closing(source.connect()) as conn:
+        for _ in range(transactions):
+            rows = sorted(
+                {chosen.randrange(hot) if chosen.random() < 0.5 else chosen.randrange(keys) for _ in range(20)}
+            )
+            conn.execute(
+                "INSERT INTO t SELECT i, 1, repeat('x', 100) FROM unnest(%s::int[]) i "
+                "ON CONFLICT (id) DO UPDATE SET n = t.n + 1",
+                (rows,),
+            )
+            for row in rows:
+                counts[row] = counts.get(row, 0) + 1
+    return counts
+
+
+def test_changes_arrive_under_their_keys_and_are_confirmed(
+    rdsrepl: Program, source: Database, standin: StandIn
+) -> None:
+    source.run(
+        "INSERT INTO t VALUES (1, 1, 'a'), (2, 1, NULL)",
+        "UPDATE t SET n = 2 WHERE id = 1",
+        "DELETE FROM t WHERE id = 2",
+    )
+    before = confirmed(source)
+    done = to_kinesis(rdsrepl, source, standin)
+    assert done.code == 0 and done.out == "" and "4 records acknowledged" in done.err
+    assert [(key, event["op"]) for key, event in events(standin) if key == "public.t:1"] == [
+        ("public.t:1", "c"),
+        ("public.t:1", "u"),
+    ]
+    assert sorted(key for key, _ in events(standin)) == ["public.t:1"] * 2 + ["public.t:2"] * 2
+    assert confirmed(source) != before
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"), [("table", {"public.t"}), ("v", {'public.t:"a"', "public.t:null"}), ("transaction", None)]
+)
+def test_partition_by(rdsrepl: Program, source: Database, standin: StandIn, by: str, expected: set[str] | None) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, 'a'), (2, 1, NULL)")
+    assert to_kinesis(rdsrepl, source, standin, "--partition-by", by).code == 0
+    found = {key for key, _ in events(standin)}
+    assert found == expected if expected else len(found) == 1
+
+
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_partial_failures_5xx_cuts_and_limits_cost_nothing_but_time(
+    rdsrepl: Program, source: Database, standin: StandIn, aggregate: bool
+) -> None:
+    counts = work(source, 100, 100)
+    standin.faults.partial, standin.faults.server_error, standin.faults.cut = 0.3, 0.1, 0.1
+    done = to_kinesis(rdsrepl, source, standin, *(["--aggregate"] if aggregate else []))
+    assert done.code == 0, done.err
+    assert "sent again" in done.err
+    check(standin, counts)
+
+
+def test_shard_limits_are_waited_out(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 8000) i")
+    standin.faults.shard_limits = True
+    done = to_kinesis(rdsrepl, source, standin)
+    assert done.code == 0 and len(events(standin)) == 8000
+    assert " 0 of them throttled" not in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(170)
+def test_kills_refusals_and_a_failover_lose_nothing_and_reorder_nothing(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """And nothing is confirmed that is not in. ``make bench`` does it with 200,000 changes and 20 kills."""
+    size = Size(changes=5000, per_second=600, keys=1000, kills=6, life_seconds=(0.6, 1.6))
+    came = ordeal(tmp_path, size)
+    said = f"{came.changes} changes, {came.kills} kills, {came.refused} refusals, {came.repeats} repeats"
+    record_property("kinesis", said)
+    assert came.kills == size.kills and came.refused > 0
+
+
+def test_kinesis_down_is_back_pressure_and_weather(
+    rdsrepl: Program, source: Database, standin: StandIn, tmp_path: Path
+) -> None:
+    source.run("INSERT INTO t SELECT i, 1, repeat('x', 500) FROM generate_series(1, 60000) i")
+    standin.faults.down = True
+    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    # The stream is looked at once it answers; then it goes down.
+    standin.faults.down = False
+    with (tmp_path / "err").open("wb") as err:
+        process = rdsrepl.start(*words(source, "--until-now"), dsn=source.dsn, env=env, stdout=err, stderr=err)
+        while standin.requests < 2:
+            time.sleep(0.01)
+        standin.faults.down = True
+        time.sleep(2)
+        peak = int(next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+                        if line.startswith("VmHWM")).split()[1])  # fmt: skip
+        assert process.poll() is None, (tmp_path / "err").read_text()
+        standin.faults.down = False
+        assert process.wait(60) == 0, (tmp_path / "err").read_text()
+    assert len({event["after"]["id"] for _, event in events(standin)}) == 60000
+    assert peak < 150_000, f"{peak} kB"
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "said"),
+    [
+        ("AccessDeniedException", 5, "kinesis:PutRecords"),
+        ("ResourceNotFoundException", 3, "stream list"),
+        ("KMSAccessDeniedException", 5, "kinesis:PutRecords"),
+        ("KMSDisabledException", 4, "KMS"),
+        ("InvalidArgumentException", 2, "mend"),
+        ("ExpiredTokenException", 5, "aws sso login"),
+    ],
+)
+def test_what_no_retry_mends_stops_and_confirms_nothing(
+    rdsrepl: Program, source: Database, standin: StandIn, code: str, exit_code: int, said: str
+) -> None:
+    before = wal_end(source)
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    standin.faults.code = code
+    failed = to_kinesis(rdsrepl, source, standin)
+    assert failed.code == exit_code and said in failed.err and "Traceback" not in failed.err
+    assert is_before(source, before)
+
+
+def test_what_is_no_answer_of_kinesis_acknowledges_nothing_and_is_asked_again(
+    rdsrepl: Program, source: Database, standin: StandIn
+) -> None:
+    """A proxy's page, a balancer's, a login page with status 200, too few results, an error nobody has heard of."""
+    source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 50) i")
+    page = b"<html>Bad gateway</html>"
+    few = b'{"FailedRecordCount":1,"Records":[{"ErrorCode":"InternalFailure"}]}'
+    standin.faults.pages = [(502, page), (404, page), (302, b""), (200, page), (200, b"{}"), (200, b"[1]"), (200, few),
+                            (500, b'{"__type":"SomethingNew"}')]  # fmt: skip
+    done = to_kinesis(rdsrepl, source, standin)
+    assert done.code == 0, done.err
+    assert standin.faults.pages == [] and len(events(standin)) == 50
+
+
+@pytest.mark.parametrize("page", [(200, b"<html>Welcome</html>"), (404, b"<html>no</html>"), (200, b"{}"), (503, b"")])
+def test_a_server_that_is_no_kinesis(
+    rdsrepl: Program, source: Database, standin: StandIn, page: tuple[int, bytes]
+) -> None:
+    before = wal_end(source)
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    standin.faults.page = page
+    failed = rdsrepl(*words(source), "--endpoint-url", standin.url, dsn=source.dsn, env={**AWS, **ONCE})
+    assert failed.code == 5 and "endpoint" in failed.err and "Traceback" not in failed.err
+    assert is_before(source, before)
+
+
+@pytest.mark.parametrize(
+    ("url", "exit_code", "said"),
+    [("http://127.0.0.1:1", 5, "127.0.0.1:1"), ("http://127.0.0.1:99999", 2, "0-65535"), ("ftp://127.0.0.1", 5, "ftp")],
+)
+def test_an_endpoint_that_nobody_serves(
+    rdsrepl: Program, source: Database, url: str, exit_code: int, said: str
+) -> None:
+    failed = rdsrepl(*words(source), "--endpoint-url", url, dsn=source.dsn, env={**AWS, **ONCE})
+    assert failed.code == exit_code and said in failed.err and "endpoint" in failed.err
+    assert "Traceback" not in failed.err
+
+
+def test_no_right_to_look_at_the_stream(cloud: Cloud, source: Database) -> None:
+    before = wal_end(source)
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    cloud.faults({"service": "kinesis", "operation": "DescribeStreamSummary", "code": "AccessDeniedException",
+                  "status": 400, "message": "no"})  # fmt: skip
+    failed = cloud.program(*words(source), dsn=source.dsn)
+    assert failed.code == 5 and "the identity lacks kinesis:DescribeStreamSummary" in failed.err
+    assert "rdsrepl iam-policy" in failed.err and is_before(source, before)
+
+
+def test_an_arn_of_another_region(rdsrepl: Program, source: Database) -> None:
+    arn = f"arn:aws:kinesis:us-east-1:123456789012:stream/{STREAM}"
+    failed = rdsrepl("slot", "tail", slot_of(source), "--to", f"kinesis:{arn}", dsn=source.dsn, env=AWS)
+    assert failed.code == 2 and "--region us-east-1" in failed.err
+
+
+def test_without_an_endpoint_of_ones_own_requests_go_to_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other test names an endpoint, and botocore then asks nothing of the ARN."""
+    from botocore.awsrequest import AWSRequest, AWSResponse
+
+    for name, value in AWS.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    arn = f"arn:aws:kinesis:ap-southeast-2:123456789012:stream/{STREAM}"
+    stream = Stream(STREAM, arn, "ACTIVE", "PROVISIONED", 1, 1 << 20, 24, "NONE")
+    sent: list[AWSRequest] = []
+
+    def answer(request: AWSRequest, **_: Any) -> AWSResponse:
+        sent.append(request)
+        raw = io.BytesIO(b'{"FailedRecordCount":0,"Records":[{}]}')
+        raw.stream = lambda *_, **__: iter([raw.read()])  # type: ignore[attr-defined]
+        return AWSResponse(request.url, 200, {}, raw)
+
+    caller = _Caller(Aws(region="ap-southeast-2"), stream)
+    caller._client.meta.events.register("before-send.kinesis.PutRecords", answer)
+    assert caller.put([[Record("k", b"data", Batch(1, 1))]]) == ([], "")
+    (request,) = sent
+    assert request.url == "https://123456789012.data-kinesis.ap-southeast-2.amazonaws.com/"
+    assert json.loads(request.body) == {"StreamARN": arn, "Records": [{"Data": "ZGF0YQ==", "PartitionKey": "k"}]}
+    assert int(request.headers["Content-Length"]) == len(request.body)
+
+
+def test_an_oversized_change_stops_names_itself_and_confirms_nothing(
+    rdsrepl: Program, source: Database, tmp_path: Path
+) -> None:
+    before = wal_end(source)
+    source.run("INSERT INTO t VALUES (1, 1, repeat('x', 1100000)), (2, 1, 'small')")
+    with StandIn(STREAM) as standin:
+        failed = to_kinesis(rdsrepl, source, standin)
+        assert failed.code == 4 and "public.t at " in failed.err and "--dead-letter" in failed.err
+        assert is_before(source, before)
+        kept = tmp_path / "dead.jsonl"
+        done = to_kinesis(rdsrepl, source, standin, "--dead-letter", str(kept))
+        assert done.code == 0
+        entry = json.loads(kept.read_text())
+        assert entry["partition_key"] == "public.t:1" and json.loads(entry["data"])["after"]["id"] == 1
+        assert [event["after"]["id"] for _, event in events(standin)] == [2]
+
+
+def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    source.run("INSERT INTO t VALUES (1, 1, repeat('x', 1100000))")
+    assert to_kinesis(rdsrepl, source, standin, "--oversize", "drop-columns").code == 0
+    ((_, event),) = events(standin)
+    assert event["dropped"] == ["v"] and event["after"] == {"id": 1, "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--to", "sqs:x"), "kinesis:STREAM"),
+        (("--to", "kinesis:"), "kinesis:STREAM"),
+        (("--to", "kinesis:a b"), "1 to 128"),
+        (("--to", "-", "--aggregate"), "--aggregate is for"),
+        (("--to", "kinesis:x", "--format", "pretty"), "json or debezium"),
+        (("--to", "kinesis:x", "--format", "wal2json"), "--partition-by transaction"),
+        (("--to", "kinesis:x", "--format", "raw"), "json or debezium"),
+        (("--to", "kinesis:x", "--partition-by", ""), "empty"),
+        (
+            (
+                "--to",
+                "kinesis:x",
+                "--oversize",
+                "drop-columns",
+                "--format",
+                "wal2json",
+                "--partition-by",
+                "transaction",
+            ),
+            "--dead-letter",
+        ),
+        (("--to", "kinesis:x", "--linger", "-1s"), "--linger"),
+        (("--to", "kinesis:x", "--requests", "0"), "--requests"),
+        (("--to", "kinesis:arn:aws:s3:::bucket"), "the stream's ARN"),
+        (("--to", "kinesis:x", "--endpoint-url", "nonsense"), "endpoint"),
+    ],
+)
+def test_bad_words(rdsrepl: Program, source: Database, more: tuple[str, ...], said: str) -> None:
+    failed = rdsrepl("slot", "tail", slot_of(source), *more, dsn=source.dsn, env=AWS)
+    assert failed.code == 2 and said in failed.err
+
+
+def test_a_slot_whose_plugin_has_no_keys(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    slot = f"td_{source.name}"
+    source.run(f"SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')")
+    to = ("--to", f"kinesis:{STREAM}", "--endpoint-url", standin.url)
+    failed = rdsrepl("slot", "tail", slot, *to, dsn=source.dsn, env=AWS)
+    assert failed.code == 2 and "hint: a slot with --plugin pgoutput" in failed.err
+
+
+def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    before = wal_end(source)
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    failed = to_kinesis(rdsrepl, source, standin, "--partition-by", "customer")
+    assert failed.code == 2 and "public.t has no such column" in failed.err and events(standin) == []
+    assert is_before(source, before)
+
+
+def test_a_stream_that_is_not_there_or_going_away(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    missing = rdsrepl("slot", "tail", slot_of(source), "--to", "kinesis:nope", dsn=source.dsn, env=env)
+    assert missing.code == 3 and "region eu-west-1" in missing.err
+    standin.status = "DELETING"
+    going = to_kinesis(rdsrepl, source, standin)
+    assert going.code == 4 and "DELETING" in going.err
+
+
+def test_moto_takes_it_too_and_an_idle_change_is_there_soon(cloud: Cloud, source: Database) -> None:
+    kinesis = cloud.client("kinesis")
+    kinesis.create_stream(StreamName=STREAM, ShardCount=1)
+    iterator = None
+    process = cloud.program.start(*words(source), dsn=source.dsn)
+    try:
+        shard = kinesis.list_shards(StreamName=STREAM)["Shards"][0]["ShardId"]
+        iterator = kinesis.get_shard_iterator(StreamName=STREAM, ShardId=shard, ShardIteratorType="TRIM_HORIZON")
+        position = iterator["ShardIterator"]
+        for number in range(5):
+            source.run(f"INSERT INTO t VALUES ({number}, 1, 'a')")
+            deadline = time.monotonic() + 30
+            found: list[Any] = []
+            while not found:
+                assert time.monotonic() < deadline
+                answer = kinesis.get_records(ShardIterator=position)
+                found, position = answer["Records"], answer["NextShardIterator"]
+            assert json.loads(found[0]["Data"])["after"]["id"] == number
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        kinesis.delete_stream(StreamName=STREAM)

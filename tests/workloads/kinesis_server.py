@@ -1,0 +1,310 @@
+"""A stand-in for Kinesis that fails as the real one does: in part, for a while, by limits, after the fact.
+
+Speaks the JSON protocol over HTTP/1.1, keeps what it accepts in arrival order, and is fast enough to measure a client
+with (``null``: accepts and forgets). Run as ``python -m tests.workloads.kinesis_server``, or in a thread (``StandIn``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import random
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+REGION = "eu-west-1"
+_HASHES = 1 << 128
+
+
+@dataclass
+class Faults:
+    """What goes wrong, and how often.
+
+    Attributes:
+        partial: the share of records that are refused, one by one.
+        server_error: the share of requests that end in a 500.
+        cut: the share of requests that are carried out and never answered.
+        slow_seconds: how long each answer takes.
+        shard_limits: whether a shard takes no more than 1,000 records and 1 MiB a second.
+        down: whether requests are cut off without being carried out.
+        code: answered to every PutRecords instead of doing it.
+        page: answered to everything, by status and body, as a server does that is no Kinesis.
+        pages: the same for the next PutRecords, one each.
+        null: accept and forget.
+        expire_iterators: whether now and then a read finds its iterator too old.
+        expired_keys: access keys that are no longer good.
+    """
+
+    partial: float = 0.0
+    server_error: float = 0.0
+    cut: float = 0.0
+    slow_seconds: float = 0.0
+    shard_limits: bool = False
+    down: bool = False
+    code: str | None = None
+    page: tuple[int, bytes] | None = None
+    pages: list[tuple[int, bytes]] = field(default_factory=list)
+    null: bool = False
+    expire_iterators: bool = False
+    expired_keys: frozenset[str] = frozenset()
+
+
+@dataclass
+class Shard:
+    """One shard: its range of hashes and what arrived, as (partition key, data)."""
+
+    number: int
+    first: int
+    last: int
+    parent: int | None = None
+    is_open: bool = True
+    records: list[tuple[str, bytes]] = field(default_factory=list)
+    second: int = 0
+    taken: int = 0
+    taken_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"shardId-{self.number:012d}"
+
+    def has_room(self, size: int) -> bool:
+        now = int(time.monotonic())
+        if now != self.second:
+            self.second, self.taken, self.taken_bytes = now, 0, 0
+        if self.taken >= 1000 or self.taken_bytes + size > 1 << 20:
+            return False
+        self.taken += 1
+        self.taken_bytes += size
+        return True
+
+
+class StandIn:
+    """The server, in a thread of its own; each stream exists as soon as it is named in ``streams``."""
+
+    def __init__(self, *streams: str, shards: int = 4, record_kib: int = 1024, seed: int = 0) -> None:
+        self.faults = Faults()
+        self.status = "ACTIVE"
+        self.record_kib = record_kib
+        self.requests = 0
+        #: how many records were refused, by chance or by a shard's limit.
+        self.refused = 0
+        self.access_keys: set[str] = set()
+        self.random = random.Random(seed)
+        width = _HASHES // shards
+        self.shards = {
+            stream: [Shard(n, n * width, _HASHES if n == shards - 1 else (n + 1) * width) for n in range(shards)]
+            for stream in streams
+        }
+        self.port = 0
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="kinesis", daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> StandIn:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def records(self, stream: str) -> list[tuple[str, bytes]]:
+        """Return what arrived, shard by shard, in the order of arrival there."""
+        return [record for shard in self.shards[stream] for record in shard.records]
+
+    def split(self, stream: str, number: int) -> None:
+        """Split a shard in the middle: it closes and keeps what it has; two children take what comes."""
+        shards = self.shards[stream]
+        parent = shards[number]
+        middle = (parent.first + parent.last) // 2
+        parent.is_open = False
+        shards.append(Shard(len(shards), parent.first, middle, number))
+        shards.append(Shard(len(shards), middle, parent.last, number))
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, limit=64 << 20))
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        self._loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+                headers = {name.lower(): value for name, value in headers.items()}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                key = headers.get("authorization", "").partition("Credential=")[2].partition("/")[0]
+                self.access_keys.add(key)
+                expired = _error("ExpiredTokenException", "The security token included in the request is expired")
+                answer = (
+                    expired
+                    if key in self.faults.expired_keys
+                    else await self._answer(headers.get("x-amz-target", "").rpartition(".")[2], body)
+                )
+                if answer is None:
+                    break
+                status, payload = answer
+                writer.write(
+                    b"HTTP/1.1 %d X\r\nContent-Type: application/x-amz-json-1.1\r\nx-amzn-RequestId: r-%d\r\n"
+                    b"Content-Length: %d\r\n\r\n%b" % (status, self.requests, len(payload), payload)
+                )
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, operation: str, body: bytes) -> tuple[int, bytes] | None:
+        self.requests += 1
+        faults = self.faults
+        if faults.null and operation.startswith("PutRecord"):
+            one = operation == "PutRecord"
+            return 200, b'{"SequenceNumber":"1"}' if one else b'{"FailedRecordCount":0,"Records":[]}'
+        if faults.slow_seconds:
+            await asyncio.sleep(faults.slow_seconds)
+        if faults.down:
+            return None
+        if faults.page is not None:
+            return faults.page
+        request = json.loads(body or b"{}")
+        name = request.get("StreamName") or request.get("StreamARN", "").rpartition("/")[2]
+        name = name or request.get("ShardIterator", "").partition(":")[0]
+        if name not in self.shards:
+            return _error("ResourceNotFoundException", f"Stream {name} under account 123456789012 not found.")
+        if operation == "DescribeStreamSummary":
+            return 200, json.dumps({"StreamDescriptionSummary": self._summary(name)}).encode()
+        if operation == "DescribeStream":
+            shards = [_listed(shard) for shard in self.shards[name]]
+            return 200, json.dumps({"StreamDescription": self._summary(name) | {"Shards": shards}}).encode()
+        if operation == "CreateStream":
+            return _error("ResourceInUseException", f"Stream {name} under account 123456789012 already exists.")
+        if operation == "PutRecord":
+            answer = self._put(name, [request])
+            return 200, json.dumps(answer["Records"][0]).encode()
+        if operation != "PutRecords":
+            return self._read(operation, name, request)
+        if faults.pages:
+            return faults.pages.pop(0)
+        if faults.code is not None:
+            return _error(faults.code, "no")
+        if self.random.random() < faults.server_error:
+            return 500, json.dumps({"__type": "InternalFailure"}).encode()
+        answer = self._put(name, request["Records"])
+        if self.random.random() < faults.cut:
+            return None
+        return 200, json.dumps(answer).encode()
+
+    def _read(self, operation: str, name: str, request: dict[str, Any]) -> tuple[int, bytes]:
+        shards = self.shards[name]
+        if operation == "ListShards":
+            return 200, json.dumps({"Shards": [_listed(shard) for shard in shards]}).encode()
+        if operation == "GetShardIterator":
+            shard = next(shard for shard in shards if shard.name == request["ShardId"])
+            position = {"TRIM_HORIZON": 0, "LATEST": len(shard.records)}.get(request["ShardIteratorType"])
+            if position is None:
+                position = int(request["StartingSequenceNumber"]) + 1
+            return 200, json.dumps({"ShardIterator": f"{name}:{shard.number}:{position}"}).encode()
+        if operation != "GetRecords":
+            return _error("UnknownOperationException", operation)
+        if self.faults.expire_iterators and self.random.random() < 0.3:
+            return _error("ExpiredIteratorException", "Iterator expired.")
+        _, number, start = request["ShardIterator"].split(":")
+        shard, position = shards[int(number)], int(start)
+        rows = shard.records[position : position + 3]
+        answer: dict[str, Any] = {
+            "Records": [
+                {
+                    "SequenceNumber": str(position + offset),
+                    "ApproximateArrivalTimestamp": 0,
+                    "PartitionKey": key,
+                    "Data": base64.b64encode(data).decode(),
+                }
+                for offset, (key, data) in enumerate(rows)
+            ]
+        }
+        if shard.is_open or position + len(rows) < len(shard.records):
+            answer["NextShardIterator"] = f"{name}:{number}:{position + len(rows)}"
+        return 200, json.dumps(answer).encode()
+
+    def _put(self, name: str, records: list[dict[str, str]]) -> dict[str, Any]:
+        assert 1 <= len(records) <= 500
+        results: list[dict[str, str]] = []
+        failed = 0
+        total = 0
+        for record in records:
+            key, data = record["PartitionKey"], base64.b64decode(record["Data"])
+            assert 1 <= len(key) <= 256
+            size = len(data) + len(key.encode())
+            total += size
+            assert size <= self.record_kib * 1024
+            shard = self._shard(name, key)
+            refused = self.random.random() < self.faults.partial
+            if refused or (self.faults.shard_limits and not shard.has_room(size)):
+                failed += 1
+                self.refused += 1
+                code = "InternalFailure" if refused and failed % 2 else "ProvisionedThroughputExceededException"
+                results.append({"ErrorCode": code, "ErrorMessage": "no"})
+                continue
+            shard.records.append((key, data))
+            results.append({"SequenceNumber": str(len(shard.records)), "ShardId": f"shardId-{shard.number:012d}"})
+        assert total <= 10 << 20
+        return {"FailedRecordCount": failed, "Records": results}
+
+    def _shard(self, name: str, key: str) -> Shard:
+        value = int.from_bytes(hashlib.md5(key.encode()).digest(), "big")
+        return next(s for s in self.shards[name] if s.is_open and s.first <= value < s.last)
+
+    def _summary(self, name: str) -> dict[str, Any]:
+        return {
+            "StreamName": name,
+            "StreamARN": f"arn:aws:kinesis:{REGION}:123456789012:stream/{name}",
+            "StreamStatus": self.status,
+            "StreamModeDetails": {"StreamMode": "PROVISIONED"},
+            "RetentionPeriodHours": 24,
+            "StreamCreationTimestamp": 0,
+            "EnhancedMonitoring": [],
+            "EncryptionType": "NONE",
+            "OpenShardCount": len(self.shards[name]),
+            "MaxRecordSizeInKiB": self.record_kib,
+        }
+
+
+def _listed(shard: Shard) -> dict[str, Any]:
+    numbers = {"StartingSequenceNumber": "0"} | ({} if shard.is_open else {"EndingSequenceNumber": "9"})
+    hashes = {"StartingHashKey": str(shard.first), "EndingHashKey": str(shard.last - 1)}
+    parent = {} if shard.parent is None else {"ParentShardId": f"shardId-{shard.parent:012d}"}
+    return {"ShardId": shard.name, "HashKeyRange": hashes, "SequenceNumberRange": numbers, **parent}
+
+
+def _error(code: str, message: str) -> tuple[int, bytes]:
+    return 400, json.dumps({"__type": code, "message": message}).encode()
+
+
+def main() -> None:
+    """Serve a stream called ``changes`` until the end of the input; the first line says where."""
+    with StandIn("changes") as server:
+        server.faults.null = "--null" in sys.argv
+        print(server.url, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
