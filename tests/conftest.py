@@ -288,7 +288,7 @@ def _here(words: Sequence[str], env: Mapping[str, str], input: str | None) -> Re
     try:
         with redirect_stdout(out), redirect_stderr(err), _descriptor_1() as read:
             try:
-                _program()(list(words))
+                _program()(list(words), prog_name="rdsrepl")
             finally:
                 written = read()
         code = 0

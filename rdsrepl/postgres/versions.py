@@ -1,4 +1,4 @@
-"""Which major version of PostgreSQL brought what the checks ask for; what RDS adds stands in ``rdsrepl.versions``."""
+"""Which major version of PostgreSQL brought what the checks ask for; what RDS adds stands in ``aws.release_support``."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_a_wheel_carries_the_pages(tmp_path: Path) -> None:
     (tmp_path / "rdsrepl").mkdir()
     for name in ("__init__.py", "help_topics.py", "errors.py"):
         (tmp_path / "rdsrepl" / name).write_text((ROOT / "rdsrepl" / name).read_text())
-    program = "from rdsrepl import topics; print(topics.directory()); print(*topics.names())"
+    program = "from rdsrepl import help_topics; print(help_topics.directory()); print(*help_topics.names())"
     command = [sys.executable, "-c", program]
     lost = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "NotFound" in lost.stderr

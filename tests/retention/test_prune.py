@@ -388,7 +388,7 @@ def test_an_intent_that_is_written_in_part_is_not_written(tmp_path: Path) -> Non
     """A disk that fills up takes a piece of a line and says nothing; a limit on the file's size does as well."""
     script = (
         "import os, resource\n"
-        "from rdsrepl import audit, errors\n"
+        "from rdsrepl import errors; from rdsrepl.state import audit\n"
         "audit.append({'n': 1, 'pad': 'x' * 100})\n"
         "size = os.path.getsize(audit.audit_file())\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))\n"
@@ -705,7 +705,7 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
         time.sleep(1.1)
         words = [word for number in range(10) for word in ("--slot", f"s{number}")]
         script = (
-            "import sys; from rdsrepl import pruning; pruning.LEAST_IDLE_SECONDS = 0\n"
+            "import sys; from rdsrepl.retention import prune_rules; prune_rules.LEAST_IDLE_SECONDS = 0\n"
             "from rdsrepl.__main__ import run; sys.argv = sys.argv[1:]; run()"
         )
         command = [rdsrepl.command[0].replace("bin/rdsrepl", "bin/python"), "-c", script, "rdsrepl", "--dsn", place.dsn]
