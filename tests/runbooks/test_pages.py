@@ -19,13 +19,13 @@ IDLE = "60s"
 # What a person does on each page, and the tests do otherwise or not at all.
 MANUAL = {
     "abandoned-slot": ("find-its-owner",),
-    "consumer-fell-behind": ("mend-the-consumer",),
-    "disk-is-filling": ("win-time", "start-the-consumer"),
+    "consumer-fell-behind": ("fix-the-consumer",),
+    "disk-is-filling": ("add-storage", "start-the-consumer"),
     "enable-logical-replication": (),
     "first-stream-to-kinesis": ("start-the-service",),
     "major-upgrade": (
         "stop-the-writers",
-        "let-the-consumer-come-to-the-end-and-stop-it",
+        "let-the-consumer-catch-up-then-stop-it",
         "upgrade",
         "start-the-consumer-then-the-writers",
     ),
@@ -162,8 +162,8 @@ def test_first_stream(cloud: Cloud, cluster: str) -> None:
         "delete-the-cluster": "passed_over",
         "delete-the-instance": "passed_over",
         "delete-the-parameter-group": "passed_over",
-        "nothing-of-it-costs-any-more": "done",
-        "nothing-of-it-costs-any-more-instances": "passed_over",
+        "is-the-cluster-deleted": "done",
+        "is-the-instance-deleted": "passed_over",
     }
     assert cloud("slot", "show", "first_cdc", "--cluster", cluster).code == 3
 
@@ -202,17 +202,17 @@ def test_unplanned_failover(cloud: Cloud, cluster: str, slot: str) -> None:
     settled(cloud, cluster, other_than=before)
     words = ("--cluster", cluster, "--var", f"slot={slot}", "--var", "publication=books")
     steps = status(runbook(cloud, "unplanned-failover", *words))
-    assert steps["make-the-slot-anew"] == "passed_over"
+    assert steps["create-the-slot-again"] == "passed_over"
     ok(cloud("slot", "drop", slot, "--cluster", cluster, "--yes"))
     steps = status(runbook(cloud, "unplanned-failover", *words, "--var", "recreate=yes", "--from", "4"))
-    assert steps["make-the-slot-anew"] == "done"
+    assert steps["create-the-slot-again"] == "done"
 
 
 def test_major_upgrade(cloud: Cloud, cluster: str, slot: str) -> None:
     words = ("--var", f"slot={slot}", "--var", "publication=books", "--var", "version=16")
     steps = status(runbook(cloud, "major-upgrade", "--cluster", cluster, *words))
     assert steps["upgrade"] == "passed_over"
-    assert steps["make-the-slot-anew"] == "done"
+    assert steps["create-the-slot-again"] == "done"
     # A slot that still holds a change is not dropped.
     sql(cloud, cluster, "INSERT INTO orders VALUES (-1, 'not delivered')")
     stopped = runbook(cloud, "major-upgrade", "--cluster", cluster, *words, code=1)
