@@ -17,7 +17,7 @@ from rdsrepl.tail import preflight
 from rdsrepl.tail.continuity import LastRun
 from rdsrepl.tail.engine import Bounds, Observer, Stream, Summary, Tail
 from rdsrepl.tail.formats.catalog import Catalog
-from rdsrepl.tail.formats.debezium_values import DebeziumOptions, debezium_options
+from rdsrepl.tail.formats.debezium_options import DebeziumOptions, debezium_options
 from rdsrepl.tail.heartbeat import Beat, Heartbeat
 from rdsrepl.tail.metrics import Exporter, Exposure
 from rdsrepl.tail.model import TableFilter

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from rdsrepl.lsn import Lsn
 from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder
-from rdsrepl.tail.formats.base import JsonFormat
 from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.timelines import Timelines
 from tests.tail.test_delivery import parsed, until

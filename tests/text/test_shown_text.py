@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rdsrepl.plan import Statement, readable
 from rdsrepl.retention import prune_rules
-from rdsrepl.tail.formats.base import PrettyFormat
+from rdsrepl.tail.formats.pretty import PrettyFormat
 from rdsrepl.tail.model import Transaction
 from rdsrepl.text.commands import command, ddl, shell, sql
 from rdsrepl.text.escapes import is_plain, json_text, shown, yaml_text

@@ -29,7 +29,7 @@ from rdsrepl.runbooks.variables import TYPES, Variable, check
 from rdsrepl.state import json_lines, slot_history
 from rdsrepl.tail import preflight
 from rdsrepl.tail.formats.catalog import Catalog
-from rdsrepl.tail.formats.debezium_values import debezium_options
+from rdsrepl.tail.formats.debezium_options import debezium_options
 from rdsrepl.tail.model import Decoder, TableFilter
 from rdsrepl.tail.pipeline import FormatName, Pipeline, assemble
 from rdsrepl.tail.timelines import Timelines

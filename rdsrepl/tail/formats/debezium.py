@@ -15,7 +15,8 @@ from typing import ClassVar, Final
 from rdsrepl import __version__
 from rdsrepl.tail.formats.base import ISO_SETTINGS, RowImages, Values, Writer, fill, known, template
 from rdsrepl.tail.formats.catalog import Catalog
-from rdsrepl.tail.formats.debezium_values import DebeziumOptions, DebeziumValues
+from rdsrepl.tail.formats.debezium_options import DebeziumOptions
+from rdsrepl.tail.formats.debezium_values import DebeziumValues
 from rdsrepl.tail.formats.values import Dialect, Shape
 from rdsrepl.tail.model import Relation, Transaction
 
