@@ -16,7 +16,14 @@ from rdsrepl.cli.console import note, tell, warn
 from rdsrepl.cli.options import LogFormat, Reader, duration_option, log_as, lsn_option, shared, where
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
-from rdsrepl.tail.formats.debezium_options import PLACEHOLDER, BinaryMode, DecimalMode, HstoreMode, IntervalMode, TimeMode
+from rdsrepl.tail.formats.debezium_options import (
+    PLACEHOLDER,
+    BinaryMode,
+    DecimalMode,
+    HstoreMode,
+    IntervalMode,
+    TimeMode,
+)
 from rdsrepl.tail.pipeline import FormatName
 from rdsrepl.units import format_duration, format_size
 
