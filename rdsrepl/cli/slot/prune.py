@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,27 +16,28 @@ from rdsrepl.cli.confirm import Typed, settle
 from rdsrepl.cli.console import Progress, note, warn
 from rdsrepl.cli.options import Writer, consent, duration_option, shared, size_option, where
 from rdsrepl.cli.slot.drop_audit import SlotTrail, protected
+from rdsrepl.cli.slot.prune_report import count, document, explain
 from rdsrepl.cli.slot.server_state import around, look
 from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, Refused
-from rdsrepl.plan import Plan, Statement
-from rdsrepl.render import Format, emit, facts, stacked
+from rdsrepl.plan import Plan
+from rdsrepl.render import Format, emit
 from rdsrepl.retention import assessment
-from rdsrepl.text.commands import command
 from rdsrepl.text.masking import mask
-from rdsrepl.units import format_duration, format_size
+from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from rdsrepl.config import Target
+    from rdsrepl.plan import Step
     from rdsrepl.postgres.connection import Connection, Here
+    from rdsrepl.postgres.slots import Slot
     from rdsrepl.retention.prune_rules import Criteria, Verdict
     from rdsrepl.retention.rds_metrics import Surroundings
     from rdsrepl.retention.server_state import Standing, Watch
 
 _WHICH: Final = "Which slots"
 _PROOF: Final = "What counts as idle"
-_SHOWN_KEPT: Final = 20
 # What the options themselves ask for: a slot that does not meet it is none that is meant.
 _CONDITIONS: Final = frozenset({"not_selected", "too_small", "not_lost"})
 
@@ -133,114 +134,132 @@ def prune(
 
     Example: rdsrepl slot prune --inactive-for 7d --retaining-over 1GB --dry-run
     """
-    from rdsrepl.postgres import connection, slots, subscriptions
-    from rdsrepl.retention import prune_rules
+    from rdsrepl.postgres import connection
     from rdsrepl.retention.server_state import Vigil
 
     if keep_last:
         raise BadValue("--keep-last is called --advance", hint="rdsrepl slot prune … --advance")
-    patterns = tuple(slot or ())
-    if not (patterns or lost or every or inactive_for is not None or retaining_over is not None):
+    if confirm is not None and not every:
+        raise BadValue("--confirm goes with --all", hint="leave it out; --yes does not ask")
+    if not (slot or lost or every or inactive_for is not None or retaining_over is not None):
         raise BadValue(
             "which slots? Nothing says so",
             hint="--slot NAME, --inactive-for 7d, --retaining-over 10GB or --lost; see with --dry-run",
         )
-    if confirm is not None and not every:
-        raise BadValue("--confirm goes with --all", hint="leave it out; --yes does not ask")
+    idle_seconds = observe if inactive_for is None else inactive_for
+    criteria = _criteria(slot, idle_seconds, retaining_over, unprotect, lost, include_physical)
+    target = where(ctx)
+    criteria = replace(criteria, protected=protected(target), in_use_elsewhere=_subscriptions(subscriber or ()))
+    surroundings = around(ctx, target, free_space)
+    with ExitStack() as stack:
+        conn = stack.enter_context(connection.open(target))
+        criteria = _on_server(conn, criteria, with_default_idle=inactive_for is None)
+        standing, verdicts, watch = _look(ctx, conn, criteria, observe, surroundings)
+        _require_match(criteria, standing)
+        if not every:
+            _require_few(criteria, standing)
+        plan, steps = _planned(ctx, conn, standing, verdicts, advance=advance, physical=include_physical)
+        typed = Typed(count(len(steps)), "--confirm", confirm) if every and steps else None
+        vigil = None
+        if watch is not None and steps and _asks(ctx, typed):
+            vigil = stack.enter_context(Vigil(conn, watch))
+        trail = None
+        if steps and _changes(ctx):
+            check = vigil.require_untouched if vigil is not None else lambda _: None
+            trail = SlotTrail(conn, "slot prune", steps, advances=advance, check=check)
+        if vigil is None:
+            conn.close()  # a person may think for long
+        as_document = not _changes(ctx) and shared(ctx).output is not Format.table
+        if as_document:
+            emit(document(standing, verdicts, plan), shared(ctx).output, lambda: "")
+        else:
+            explain(ctx, standing, verdicts, advance=advance, to_stdout=not _changes(ctx))
+        if (refused := _refusal(criteria, verdicts)) is not None:
+            raise refused
+        if not as_document:
+            settle(ctx, plan, target=target, typed=typed, witness=trail)
+        elif consent(ctx).check and plan:
+            raise typer.Exit(ExitCode.CHANGES_PENDING)
+
+
+def _criteria(
+    patterns: Sequence[str] | None,
+    idle_seconds: float | None,
+    retaining_over: int | None,
+    unprotect: Sequence[str] | None,
+    lost: bool,
+    include_physical: bool,
+) -> Criteria:
+    """Return what the options ask for.
+
+    Raises:
+        BadValue: they make no sense.
+    """
+    from rdsrepl.retention import prune_rules
+
     criteria = prune_rules.Criteria(
-        patterns=patterns,
-        idle_seconds=next(
-            given for given in (inactive_for, observe, prune_rules.DEFAULT_IDLE_SECONDS) if given is not None
-        ),
+        patterns=tuple(patterns or ()),
+        idle_seconds=prune_rules.DEFAULT_IDLE_SECONDS if idle_seconds is None else idle_seconds,
         retaining_over_bytes=retaining_over,
         lost=lost,
         include_physical=include_physical,
         unprotected=frozenset(unprotect or ()),
     )
     prune_rules.check(criteria)
-    target = where(ctx)
-    criteria = replace(
-        criteria,
-        protected=protected(target),
-        in_use_elsewhere=_subscriptions(subscriber or ()),
+    return criteria
+
+
+def _on_server(conn: Connection, criteria: Criteria, *, with_default_idle: bool) -> Criteria:
+    """Return the criteria with what the server's version and its own subscriptions add."""
+    from rdsrepl.postgres import connection, subscriptions
+    from rdsrepl.retention import prune_rules
+
+    own = {
+        slot: f"subscription {name} of this server's database {database}"
+        for slot, name, database in subscriptions.slots_in_use(conn)
+    }
+    idle_seconds = criteria.idle_seconds
+    if with_default_idle and connection.server_version(conn) >= prune_rules.SAYS_SINCE_WHEN:
+        # Watching proves nothing there that the server does not say, so it asks for nothing less, either.
+        idle_seconds = max(idle_seconds, prune_rules.DEFAULT_IDLE_SECONDS)
+    in_use = {**own, **(criteria.in_use_elsewhere or {})}
+    return replace(criteria, idle_seconds=idle_seconds, in_use_elsewhere=in_use)
+
+
+def _planned(
+    ctx: typer.Context,
+    conn: Connection,
+    standing: Standing,
+    verdicts: Sequence[Verdict],
+    *,
+    advance: bool,
+    physical: bool,
+) -> tuple[Plan, dict[int, Slot]]:
+    """Return the plan that drops or advances every candidate, and the slot of each of its steps."""
+    from rdsrepl.postgres import connection, slots
+
+    here = connection.Here(
+        conn.info.dbname,
+        standing.wal.started_at,
+        standing.wal.in_recovery,
+        standing.wal.lsn,
+        standing.wal.timeline,
+        standing.server if standing.server.isdigit() else None,
     )
-    surroundings = around(ctx, target, free_space)
-    with ExitStack() as stack:
-        conn = stack.enter_context(connection.open(target))
-        own = {
-            slot: f"subscription {name} of this server's database {database}"
-            for slot, name, database in subscriptions.slots_in_use(conn)
-        }
-        criteria = replace(criteria, in_use_elsewhere={**own, **(criteria.in_use_elsewhere or {})})
-        if inactive_for is None and connection.server_version(conn) >= prune_rules.SAYS_SINCE_WHEN:
-            # Watching proves nothing there that the server does not say, so it asks for nothing less, either.
-            criteria = replace(criteria, idle_seconds=max(criteria.idle_seconds, prune_rules.DEFAULT_IDLE_SECONDS))
-        standing, verdicts, watch = _look(ctx, conn, criteria, observe, surroundings)
-        _require_match(criteria, standing)
-        sweeping = prune_rules.is_sweeping(criteria, standing.slots)
-        if sweeping and not every:
-            raise BadValue(
-                f"--slot {' '.join(patterns)} means every logical slot there is",
-                hint="name those that are to go, or add --all",
-            )
-        candidates = [one for one in verdicts if one.is_candidate]
-        here = connection.Here(
-            conn.info.dbname,
-            standing.wal.started_at,
-            standing.wal.in_recovery,
-            standing.wal.lsn,
-            standing.wal.timeline,
-            standing.server if standing.server.isdigit() else None,
-        )
-        steps: dict[int, slots.Slot] = {}
-        plans = []
-        saved = slots.saved_at(conn, [one.slot.slot_name for one in candidates])
-        for one in candidates:
-            written = saved.get(one.slot.slot_name)
-            plan = (
-                _advance(ctx, one, here, written)
-                if advance
-                else slots.drop(one.slot, here=here, physical=include_physical, saved=written)
-            )
-            plans.append(plan)
-            steps |= {id(step): one.slot for step in plan.steps}
-        title = f"{'advance' if advance else 'drop'} {_count(len(steps))}" if steps else "prune"
-        plan = Plan(
-            title,
-            tuple(step for one in plans for step in one.steps),
-            (),
-            unchanged="nothing to prune",
-            independent=True,
-        )
-        typed = Typed(_count(len(steps)), "--confirm", confirm) if every and steps else None
-        vigil = None
-        if watch is not None and steps and _asks(ctx, typed):
-            vigil = stack.enter_context(Vigil(conn, watch))
-        trail = (
-            SlotTrail(
-                conn,
-                "slot prune",
-                steps,
-                advances=advance,
-                check=vigil.require_untouched if vigil is not None else lambda _: None,
-            )
-            if steps and _changes(ctx)
-            else None
-        )
-        if vigil is None:
-            conn.close()  # a person may think for long
-        refused = _refusal(criteria, verdicts)
-        if not _changes(ctx) and shared(ctx).output is not Format.table:
-            emit(_document(standing, verdicts, plan), shared(ctx).output, lambda: "")
-            if refused is not None:
-                raise refused
-            if consent(ctx).check and plan:
-                raise typer.Exit(ExitCode.CHANGES_PENDING)
-            return
-        _explain(ctx, standing, verdicts, advance=advance)
-        if refused is not None:
-            raise refused
-        settle(ctx, plan, target=target, typed=typed, witness=trail)
+    candidates = [one for one in verdicts if one.is_candidate]
+    saved = slots.saved_at(conn, [one.slot.slot_name for one in candidates])
+    steps: list[Step] = []
+    slot_of: dict[int, Slot] = {}
+    for one in candidates:
+        written = saved.get(one.slot.slot_name)
+        if advance:
+            plan = _advance(ctx, one, here, written)
+        else:
+            plan = slots.drop(one.slot, here=here, physical=physical, saved=written)
+        steps += plan.steps
+        slot_of |= {id(step): one.slot for step in plan.steps}
+    title = f"{'advance' if advance else 'drop'} {count(len(steps))}" if steps else "prune"
+    return Plan(title, tuple(steps), (), unchanged="nothing to prune", independent=True), slot_of
 
 
 def _asks(ctx: typer.Context, typed: Typed | None) -> bool:
@@ -333,6 +352,16 @@ def _require_match(criteria: Criteria, standing: Standing) -> None:
         raise NotFound("no replication slots on this server", hint="rdsrepl slot list shows them, where there are some")
 
 
+def _require_few(criteria: Criteria, standing: Standing) -> None:
+    from rdsrepl.retention import prune_rules
+
+    if prune_rules.is_sweeping(criteria, standing.slots):
+        raise BadValue(
+            f"--slot {' '.join(criteria.patterns)} means every logical slot there is",
+            hint="name those that are to go, or add --all",
+        )
+
+
 def _subscriptions(subscribers: Sequence[str]) -> dict[str, str]:
     """Return the slots that subscriptions of other servers name.
 
@@ -381,127 +410,6 @@ def _advance(ctx: typer.Context, one: Verdict, here: Here, saved: datetime | Non
     except Error as exc:
         warn(ctx, f"{exc.message}: it is left as it is" + (f" ({exc.hint})" if exc.hint else ""))
         return Plan(f"advance replication slot {one.slot.slot_name}", ())
-
-
-def _count(number: int) -> str:
-    return f"{number} slot{'' if number == 1 else 's'}"
-
-
-def _explain(ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict], *, advance: bool) -> None:
-    """Say what is to go, what is lost with it, and why the others stay: on stderr, or stdout where that is all."""
-    from rdsrepl.render import say, styled
-
-    candidates = [one for one in verdicts if one.is_candidate]
-    parts: list[object] = []
-    for one in candidates:
-        parts += [styled(one.slot.slot_name, "bold"), facts(_facts(one, advance=advance)), ""]
-    if candidates and not advance:
-        freed, keeper = assessment.freed_by_dropping(
-            [one.slot.slot_name for one in candidates], standing.slots, standing.wal
-        )
-        held = max((one.slot.retained_bytes or 0 for one in candidates), default=0)
-        kept = f"; slot {keeper} keeps the rest" if keeper is not None else ""
-        if keeper is None and freed < held:
-            kept = f"; wal_keep_size ({format_size(standing.wal.keep_bytes)}) keeps the rest"
-        parts.append(f"Freed altogether: about {format_size(freed)} of WAL, at the next checkpoint{kept}")
-    kept_slots = [one for one in verdicts if one.obstacles and one.obstacles[0].rule != "not_selected"]
-    if kept_slots:
-        parts.append("Kept:" if candidates else "Nothing to prune. Kept:")
-        lines = [
-            (f"  {one.slot.slot_name}", "; ".join(obstacle.reason for obstacle in one.obstacles))
-            for one in kept_slots[:_SHOWN_KEPT]
-        ]
-        if len(kept_slots) > _SHOWN_KEPT:
-            lines.append(("  …", f"and {len(kept_slots) - _SHOWN_KEPT} more: --dry-run -o json has all"))
-        parts.append(facts(lines))
-    if parts and not shared(ctx).quiet:
-        say(stacked(*parts), to_stdout=not _changes(ctx), plain=shared(ctx).no_color)
-
-
-def _facts(one: Verdict, *, advance: bool) -> list[tuple[str, object]]:
-    """Return what a person must know before a slot goes."""
-    slot, holding = one.slot, one.holding
-    rows: list[tuple[str, object]] = [
-        ("  what", f"{slot.plugin or 'physical'}, database {slot.database}, {slot.wal_status or 'no WAL'}"),
-        ("  idle", one.idleness.text),
-        ("  last consumer", one.last_consumer or one.owner or "none was seen by earlier runs"),
-    ]
-    if one.owner is not None:
-        rows.append(("  belongs to", f"{one.owner}: be sure that it is gone"))
-    held = "no WAL any more" if slot.retained_bytes is None else f"{format_size(slot.retained_bytes)} of WAL"
-    alone = "" if holding.shared_with is None else f" (alone it frees {format_size(holding.freed_bytes)}: "
-    alone += "" if holding.shared_with is None else f"{holding.shared_with} holds the rest as well)"
-    rows.append(("  holds", held + alone))
-    if holding.xid_age:
-        rows.append(("  keeps from VACUUM", f"{holding.xid_age:,} transactions"))
-    rows += [("  if it stays", f"{breakage.reason}; {_when(breakage.seconds)}") for breakage in holding.breaks[:1]]
-    rows.append(("  lost for ever", _lost(one)))
-    if not advance:
-        # The comment stands by itself: broken by the terminal's width it would be no comment any more.
-        again, _, comment = one.recreate.partition("  # ")
-        rows += [("  to make it again", again), *([("", comment)] if comment else [])]
-        if slot.slot_type == "logical" and not slot.is_lost:
-            instead = command("slot advance {} --to-current", slot.slot_name)
-            rows.append(("  instead", f"{instead} keeps it, not its backlog"))
-    return rows
-
-
-def _when(seconds: float) -> str:
-    return f"in about {format_duration(seconds)}" if seconds else "now"
-
-
-def _lost(one: Verdict) -> str:
-    slot = one.slot
-    if slot.is_lost:
-        return "nothing more: its changes are gone already"
-    if slot.slot_type != "logical":
-        return "its standby must be built anew, unless it has all it needs elsewhere"
-    if slot.lag_bytes == 0:
-        return "nothing: everything was consumed"
-    size = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
-    seconds = one.holding.lag_seconds
-    oldest = "" if seconds is None else f", the oldest about {format_duration(seconds)} old"
-    return f"the changes in {size} of WAL after {slot.confirmed_flush_lsn}{oldest}"
-
-
-def _document(standing: Standing, verdicts: Sequence[Verdict], plan: Plan) -> dict[str, Any]:
-    """Return everything for a review: the keys are a contract (docs/prune.md)."""
-    candidates = [one for one in verdicts if one.is_candidate]
-    freed, keeper = assessment.freed_by_dropping(
-        [one.slot.slot_name for one in candidates], standing.slots, standing.wal
-    )
-    return {
-        "at": standing.wal.at,
-        "server": standing.server,
-        "title": plan.title,
-        "status": "planned" if plan else "unchanged",
-        "freed_bytes": freed,
-        "freed_limited_by": keeper,
-        "statements": [step.text for step in plan.steps if isinstance(step, Statement)],
-        "candidates": [_row(one) for one in candidates],
-        "kept": [_row(one) for one in verdicts if not one.is_candidate],
-    }
-
-
-def _row(one: Verdict) -> dict[str, Any]:
-    holding = one.holding
-    return {
-        "slot_name": one.slot.slot_name,
-        "owner": one.owner,
-        "last_consumer": one.last_consumer,
-        "idle_seconds": one.idleness.seconds,
-        "idle_proof": one.idleness.proof,
-        "retained_bytes": holding.retained_bytes,
-        "undelivered_bytes": holding.undelivered_bytes,
-        "undelivered_seconds": holding.lag_seconds,
-        "xid_age": holding.xid_age,
-        "freed_bytes": holding.freed_bytes,
-        "shared_with": holding.shared_with,
-        "breaks": holding.breaks,
-        "recreate": one.recreate,
-        "obstacles": one.obstacles,
-        "slot": one.slot,
-    }
 
 
 def register(app: typer.Typer) -> None:
