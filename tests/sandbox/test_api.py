@@ -176,8 +176,7 @@ def refused(function: Callable[[], Any]) -> tuple[str, str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_group_from_its_making_to_its_end(api: Api, kind: Kind) -> None:
     rds = api.client("rds")
-    made = create(rds, kind, "MyGroup", Tags=[{"Key": "team", "Value": "data & ops <1>"}])
-    arn = made[f"{key(kind)}Arn"]
+    made = create(rds, kind, "MyGroup")
     assert made == {
         f"{key(kind)}Name": "mygroup",
         "DBParameterGroupFamily": "postgres16",
@@ -189,11 +188,6 @@ def test_a_group_from_its_making_to_its_end(api: Api, kind: Kind) -> None:
     assert "mygroup" in names(rds, kind)
     other_kind: Kind = "instance" if kind == "cluster" else "cluster"
     assert "mygroup" not in names(rds, other_kind)
-
-    assert rds.list_tags_for_resource(ResourceName=arn)["TagList"] == [{"Key": "team", "Value": "data & ops <1>"}]
-    rds.add_tags_to_resource(ResourceName=arn, Tags=[{"Key": "a", "Value": "1"}, {"Key": "team", "Value": "x"}])
-    rds.remove_tags_from_resource(ResourceName=arn, TagKeys=["a"])
-    assert rds.list_tags_for_resource(ResourceName=arn)["TagList"] == [{"Key": "team", "Value": "x"}]
 
     answer = modify(
         rds,
@@ -230,9 +224,6 @@ def test_a_group_from_its_making_to_its_end(api: Api, kind: Kind) -> None:
 
     call(rds, f"delete_{noun(kind)}_parameter_group", kind, "MyGroup")
     assert "mygroup" not in names(rds, kind)
-    assert refused(lambda: rds.list_tags_for_resource(ResourceName=arn))[0] == "DBParameterGroupNotFound"
-    create(rds, kind, "mygroup")
-    assert rds.list_tags_for_resource(ResourceName=arn)["TagList"] == []
 
 
 def call_copy(rds: Any, kind: Kind, source: str, target: str) -> Any:
@@ -693,56 +684,15 @@ def test_engine_versions_and_their_families(running: Api) -> None:
         engine_catalog.find("mysql")
 
 
-def test_orderable_instance_classes(running: Api) -> None:
-    rds = running.client("rds")
-    pages = rds.get_paginator("describe_orderable_db_instance_options").paginate(
-        Engine="postgres", EngineVersion="16.1", PaginationConfig={"PageSize": 100}
-    )
-    every = [one for page in pages for one in page["OrderableDBInstanceOptions"]]
-    clusters = {one["DBInstanceClass"] for one in every if one["SupportsClusters"]}
+def test_instance_classes() -> None:
+    classes = engine_catalog.instance_classes().values()
+    clusters = {one.name for one in classes if one.clusters}
     assert {"db.m6gd.large", "db.r6gd.xlarge"} <= clusters
     assert not {"db.t3.medium", "db.m6g.large"} & clusters
-    assert {one["StorageType"] for one in every} == {"gp3", "io1", "io2"}
-    assert len({(one["DBInstanceClass"], one["StorageType"]) for one in every}) == len(every)
-    aurora = rds.describe_orderable_db_instance_options(
-        Engine="aurora-postgresql", EngineVersion="16.1", DBInstanceClass="db.r6g.large"
-    )["OrderableDBInstanceOptions"]
-    assert [(one["StorageType"], one["MultiAZCapable"]) for one in aurora] == [("aurora", False)]
-    code, _ = refused(lambda: rds.describe_orderable_db_instance_options(Engine="oracle"))
-    assert code == "InvalidParameterValue"
     large = engine_catalog.instance_class("db.r6g.2xlarge")
     assert (large.vcpu, large.memory_bytes) == (8, 64 * GIB)
     with pytest.raises(Fault, match=r"Invalid DB Instance class: db\.r9"):
         engine_catalog.instance_class("db.r9")
-
-
-@pytest.mark.parametrize(
-    ("resource", "code"),
-    [
-        ("cluster:gone", "DBClusterNotFoundFault"),
-        ("db:gone", "DBInstanceNotFound"),
-        ("cluster-snapshot:gone", "DBClusterSnapshotNotFoundFault"),
-        ("snapshot:gone", "DBSnapshotNotFound"),
-        ("subgrp:gone", "DBSubnetGroupNotFoundFault"),
-        ("cluster-pg:gone", "DBParameterGroupNotFound"),
-        ("moon:gone", "InvalidParameterValue"),
-        ("gone", "InvalidParameterValue"),
-    ],
-)
-def test_tags_of_what_is_not_there(running: Api, resource: str, code: str) -> None:
-    rds = running.client("rds")
-    arn = f"arn:aws:rds:{REGION}:123456789012:{resource}"
-    assert refused(lambda: rds.list_tags_for_resource(ResourceName=arn))[0] == code
-    assert refused(lambda: rds.add_tags_to_resource(ResourceName=arn, Tags=[{"Key": "a", "Value": "b"}]))[0] == code
-
-
-@pytest.mark.parametrize("key", ["", "aws:x", "rds:x", "k" * 129])
-def test_tags_that_are_refused(api: Api, key: str) -> None:
-    rds = api.client("rds")
-    code, _ = refused(lambda: create(rds, "instance", Tags=[{"Key": key, "Value": "b"}]))
-    assert code == "InvalidParameterValue"
-    # A group is made whole or not at all.
-    assert "mine" not in names(rds, "instance")
 
 
 # What the fleet is told and asked.
@@ -948,12 +898,6 @@ def test_another_region_has_its_own(api: Api) -> None:
     assert "there" not in names(api.client("rds"), "instance")
     version = there.describe_db_engine_versions(Engine="postgres", EngineVersion="16.1")["DBEngineVersions"][0]
     assert version["DBEngineVersionArn"].startswith("arn:aws:rds:ap-south-1:")
-    zones = there.describe_orderable_db_instance_options(Engine="postgres", DBInstanceClass="db.t3.micro")
-    assert zones["OrderableDBInstanceOptions"][0]["AvailabilityZones"][0] == {"Name": "ap-south-1a"}
-    assert refused(lambda: there.list_tags_for_resource(ResourceName="arn:aws:rds:eu-west-1:123456789012:pg:here")) == (
-        "InvalidParameterValue",
-        "Invalid resource name: arn:aws:rds:eu-west-1:123456789012:pg:here",
-    )
     api.client("kinesis").create_stream(StreamName="here", ShardCount=1)
     assert "here" not in api.client("kinesis", region="ap-south-1").list_streams()["StreamNames"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -81,7 +81,6 @@ class InstanceClass:
         memory_bytes: nominal; RDS's formulas see a little less, as it keeps some for itself.
         clusters: whether Multi-AZ DB clusters may have it.
         aurora: whether Aurora has it.
-        rds: whether RDS has it outside of Aurora.
     """
 
     name: str
@@ -89,11 +88,6 @@ class InstanceClass:
     memory_bytes: int
     clusters: bool
     aurora: bool
-    rds: bool
-
-    def serves(self, engine: Engine) -> bool:
-        """Say whether the engine has the class."""
-        return self.rds if engine == "postgres" else self.aurora
 
 
 @cache
@@ -181,14 +175,14 @@ def instance_classes() -> Mapping[str, InstanceClass]:
     for generation in ("t3", "t4g"):
         for size, (vcpu, gib) in _SMALL.items():
             aurora = size in ("medium", "large")
-            made.append(InstanceClass(f"db.{generation}.{size}", vcpu, gib * _GIB, False, aurora, True))
+            made.append(InstanceClass(f"db.{generation}.{size}", vcpu, gib * _GIB, False, aurora))
     for generation in (*_PLAIN, *_WITH_DISKS):
         disks = generation in _WITH_DISKS
         for size, vcpu in _SIZES.items():
             memory = vcpu * _MEMORY[generation[0]] * _GIB
             aurora = generation[0] == "r" and not disks
-            made.append(InstanceClass(f"db.{generation}.{size}", vcpu, memory, disks, aurora, True))
-    made.append(InstanceClass("db.c6gd.medium", 1, 2 * _GIB, True, False, True))
+            made.append(InstanceClass(f"db.{generation}.{size}", vcpu, memory, disks, aurora))
+    made.append(InstanceClass("db.c6gd.medium", 1, 2 * _GIB, True, False))
     return MappingProxyType({one.name: one for one in sorted(made, key=lambda one: one.name)})
 
 
@@ -370,60 +364,4 @@ def _described(service: Service, release: EngineVersion) -> Result:
         "SupportsParallelQuery": False,
         "SupportsGlobalDatabases": release.engine == "aurora-postgresql",
         "SupportedCACertificateIdentifiers": ["rds-ca-ecc384-g1", "rds-ca-rsa4096-g1", "rds-ca-rsa2048-g1"],
-    }
-
-
-@operation("DescribeOrderableDBInstanceOptions")
-def describe_orderable_options(service: Service, p: Parameters) -> Result:
-    """Answer with the instance classes that a release may have, for each storage type."""
-    engine: str = p["Engine"]
-    if engine not in _MINORS:
-        raise fault("InvalidParameterValue", f"Invalid DB engine: {engine}")
-    chosen: dict[str, Result] = {}
-    for release, one in _orderable(engine, p):
-        for storage in ("gp3", "io1", "io2") if engine == "postgres" else ("aurora",):
-            key = f"{release.number[0]:03} {release.number[1]:03} {one.name} {storage}"
-            chosen[key] = _option(service, release, one, storage)
-    page, marker = paging.page(chosen, p)
-    return {"OrderableDBInstanceOptions": page, "Marker": marker}
-
-
-def _orderable(engine: str, p: Parameters) -> Iterator[tuple[EngineVersion, InstanceClass]]:
-    paging.passes(p, {})
-    for release in versions():
-        if release.engine != engine or p.get("EngineVersion") not in (None, release.version, str(release.major)):
-            continue
-        for one in instance_classes().values():
-            if one.serves(release.engine) and p.get("DBInstanceClass", one.name) == one.name:
-                yield release, one
-
-
-def _option(service: Service, release: EngineVersion, one: InstanceClass, storage: str) -> Result:
-    aurora = release.engine == "aurora-postgresql"
-    provisioned = storage in ("io1", "io2")
-    return {
-        "Engine": release.engine,
-        "EngineVersion": release.version,
-        "DBInstanceClass": one.name,
-        "LicenseModel": "postgresql-license",
-        "AvailabilityZones": [{"Name": f"{service.region}{letter}"} for letter in "abc"],
-        "MultiAZCapable": not aurora,
-        "ReadReplicaCapable": not aurora,
-        "Vpc": True,
-        "SupportsStorageEncryption": True,
-        "StorageType": storage,
-        "SupportsIops": provisioned,
-        "SupportsEnhancedMonitoring": True,
-        "SupportsIAMDatabaseAuthentication": True,
-        "SupportsPerformanceInsights": True,
-        "MinStorageSize": None if aurora else 100 if provisioned else 20,
-        "MaxStorageSize": None if aurora else 65536,
-        "MinIopsPerDbInstance": 1000 if provisioned else None,
-        "MaxIopsPerDbInstance": 256000 if provisioned else None,
-        "SupportedEngineModes": ["provisioned"],
-        "SupportsStorageAutoscaling": not aurora,
-        "SupportsClusters": one.clusters or aurora,
-        "SupportsGlobalDatabases": aurora,
-        "SupportedNetworkTypes": ["IPV4"],
-        "OutpostCapable": False,
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from rdsrepl.sandbox.api import engine_catalog, paging, tags
+from rdsrepl.sandbox.api import engine_catalog, paging
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.parameter_catalog import EngineParameter
 from rdsrepl.sandbox.api.service import ApplyType, Kind, Parameters, Result, Service, operation
@@ -288,7 +288,7 @@ def describe_cluster_defaults(service: Service, p: Parameters) -> Result:
 
 def _create(service: Service, kind: Kind, name: str, p: Parameters) -> Result:
     group = Group(name.lower(), kind, p["DBParameterGroupFamily"].lower(), p["Description"], {})
-    return _created(service, group, p)
+    return _described(service, service.groups.create(group))
 
 
 def _copy(service: Service, kind: Kind, p: Parameters) -> Result:
@@ -300,15 +300,8 @@ def _copy(service: Service, kind: Kind, p: Parameters) -> Result:
     source = service.groups.get(kind, name)
     target: str = p[f"Target{noun}Identifier"]
     description: str = p[f"Target{noun}Description"]
-    return _created(service, Group(target.lower(), kind, source.family, description, source.changes), p)
-
-
-def _created(service: Service, group: Group, p: Parameters) -> Result:
-    # Before there is a group that they could leave behind.
-    tags.checked(p.get("Tags", ()))
-    created = service.groups.create(group)
-    tags.put(service.store, _arn(service, created), p.get("Tags", ()))
-    return _described(service, created)
+    group = Group(target.lower(), kind, source.family, description, source.changes)
+    return _described(service, service.groups.create(group))
 
 
 def _modify(service: Service, kind: Kind, name: str, p: Parameters) -> str:
@@ -360,7 +353,6 @@ def _delete(service: Service, kind: Kind, name: str) -> Result:
                 "so the group cannot be deleted",
             )
         service.groups.delete(group)
-        tags.drop(service.store, _arn(service, group))
     return {}
 
 

@@ -19,8 +19,6 @@ from rdsrepl.sandbox.api.parameter_catalog import Engine
 from rdsrepl.sandbox.api.store import Store
 
 ParameterStatus = Literal["in-sync", "applying", "pending-reboot", "failed-to-apply"]
-DEFAULT_SUBNET_GROUP: Final = "default"
-VPC: Final = "vpc-0a1b2c3d4e5f60718"
 KEPT_EVENTS: Final = 500
 
 _IDENTIFIER: Final = re.compile(r"[a-z](?:-?[a-z0-9])*")
@@ -57,7 +55,6 @@ class Cluster:
     allocated_gib: int | None = None
     storage_type: str = "aurora"
     iops: int | None = None
-    subnet_group: str = DEFAULT_SUBNET_GROUP
     deletion_protection: bool = False
     iam_auth: bool = False
     backup_days: int = 1
@@ -113,7 +110,6 @@ class Instance:
     max_allocated_gib: int | None = None
     storage_type: str = "gp3"
     iops: int | None = None
-    subnet_group: str = DEFAULT_SUBNET_GROUP
     deletion_protection: bool = False
     iam_auth: bool = False
     public: bool = False
@@ -155,24 +151,12 @@ class Snapshot:
     iam_auth: bool = False
 
 
-@dataclass(slots=True)
-class SubnetGroup:
-    """A subnet group; the sandbox's networks are names only."""
-
-    SECTION: ClassVar[str] = "subnet_groups"
-
-    identifier: str
-    description: str
-    subnets: list[str]
-
-
-Record = TypeVar("Record", Cluster, Instance, Snapshot, SubnetGroup)
+Record = TypeVar("Record", Cluster, Instance, Snapshot)
 
 # The fault when there is none, and when there is one already; and how AWS calls it.
 _FAULTS: Final[dict[str, tuple[str, str, str]]] = {
     "clusters": ("DBClusterNotFoundFault", "DBClusterAlreadyExistsFault", "DBCluster"),
     "instances": ("DBInstanceNotFoundFault", "DBInstanceAlreadyExistsFault", "DBInstance"),
-    "subnet_groups": ("DBSubnetGroupNotFoundFault", "DBSubnetGroupAlreadyExistsFault", "DBSubnetGroup"),
 }
 _SNAPSHOT_FAULTS: Final[dict[str, tuple[str, str, str]]] = {
     "cluster": ("DBClusterSnapshotNotFoundFault", "DBClusterSnapshotAlreadyExistsFault", "DBClusterSnapshot"),
@@ -242,13 +226,13 @@ class Records:
             _, taken, noun = _SNAPSHOT_FAULTS[kind]
             raise fault(taken, f"Cannot create the {noun} because one with the identifier {identifier} already exists.")
 
-    def put(self, record: Cluster | Instance | Snapshot | SubnetGroup) -> None:
+    def put(self, record: Cluster | Instance | Snapshot) -> None:
         """Keep a record."""
         with self.store.lock:
             self.store.section(record.SECTION)[record.identifier] = asdict(record)
             self.store.save()
 
-    def drop(self, record: Cluster | Instance | Snapshot | SubnetGroup) -> None:
+    def drop(self, record: Cluster | Instance | Snapshot) -> None:
         """Forget a record."""
         with self.store.lock:
             if self.store.section(record.SECTION).pop(record.identifier, None) is not None:

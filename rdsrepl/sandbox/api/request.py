@@ -31,7 +31,6 @@ _RESOURCES: Final = (
     ("DBClusterSnapshot", "cluster-snapshot"),
     ("DBCluster", "cluster"),
     ("DBParameter", "pg"),
-    ("DBSubnetGroup", "subgrp"),
     ("DBSnapshot", "snapshot"),
     ("DBInstance", "db"),
 )

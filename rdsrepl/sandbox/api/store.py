@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rdsrepl.errors import Error
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class Store:

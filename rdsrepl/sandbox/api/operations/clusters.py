@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from rdsrepl.sandbox.api import engine_catalog, other_engines, paging, secrets, tags
+from rdsrepl.sandbox.api import engine_catalog, other_engines, paging, secrets
 from rdsrepl.sandbox.api.controller import Fleet, fleet_of
 from rdsrepl.sandbox.api.engine_catalog import EngineVersion
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.parameter_groups import Group, default_name
 from rdsrepl.sandbox.api.records import (
-    DEFAULT_SUBNET_GROUP,
     Cluster,
     Instance,
     ParameterStatus,
     Records,
     Snapshot,
-    SubnetGroup,
     check_identifier,
     new_resource_id,
     now,
@@ -32,6 +30,7 @@ from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.servers.postgres_server import HOST, READER_HOST
 from rdsrepl.sandbox.state import ServerState
 
+SUBNET_GROUP: Final = "default"
 MEMBERS: Final = 3
 MOST_CLUSTERS: Final = 40
 MOST_INSTANCES: Final = 40
@@ -55,7 +54,7 @@ def create(service: Service, p: Parameters) -> Result:
     )
     user, password = credentials(p, required=True)
     group = attachable(service, "cluster", p.get("DBClusterParameterGroupName"), release)
-    subnets = subnet_group(fleet.records, p)
+    check_subnet_group(p)
     cluster = Cluster(
         identifier,
         release.engine,
@@ -65,7 +64,6 @@ def create(service: Service, p: Parameters) -> Result:
         group.name,
         now(),
         dbname=p.get("DatabaseName"),
-        subnet_group=subnets,
         deletion_protection=p.get("DeletionProtection", False),
         iam_auth=p.get("EnableIAMDatabaseAuthentication", False),
         backup_days=p.get("BackupRetentionPeriod", 1),
@@ -84,7 +82,6 @@ def create(service: Service, p: Parameters) -> Result:
             fleet.manage_secret(cluster, password)
         elif not multi_az:
             cluster.password = password  # its first instance needs it
-        tags.put(service.store, service.arn("cluster", identifier), p.get("Tags", ()))
         fleet.records.put(cluster)
         for member in members:
             fleet.records.put(member)
@@ -242,7 +239,6 @@ def delete(service: Service, p: Parameters) -> Result:
         answer = described(service, cluster) | {"Status": "deleting"}
         fleet.manage_secret(cluster, None)
         records.put(cluster)
-        tags.drop(service.store, service.arn("cluster", cluster.identifier))
         fleet.delete_cluster(cluster.identifier, snapshot)
     return {"DBCluster": answer}
 
@@ -275,7 +271,7 @@ def described(service: Service, cluster: Cluster) -> Result:
         "MultiAZ": cluster.multi_az or len({member.zone for member in members.values()}) > 1,
         "AvailabilityZones": known,
         "DBClusterParameterGroup": cluster.parameter_group,
-        "DBSubnetGroup": cluster.subnet_group,
+        "DBSubnetGroup": SUBNET_GROUP,
         "DBClusterMembers": [
             {
                 "DBInstanceIdentifier": entry.name,
@@ -311,7 +307,7 @@ def described(service: Service, cluster: Cluster) -> Result:
         "VpcSecurityGroups": [{"VpcSecurityGroupId": "sg-0a1b2c3d4e5f60718", "Status": "active"}],
         "AssociatedRoles": [],
         "ReadReplicaIdentifiers": [],
-        "TagList": tags.of(service.store, service.arn("cluster", cluster.identifier)),
+        "TagList": [],
     }
 
 
@@ -418,16 +414,15 @@ def credentials(p: Parameters, *, required: bool) -> tuple[str, str]:
     return user, password or ""
 
 
-def subnet_group(records: Records, p: Parameters) -> str:
-    """Return the subnet group that was asked for, or the default one.
+def check_subnet_group(p: Parameters) -> None:
+    """Refuse every subnet group but the default one: the sandbox has no networks.
 
     Raises:
-        Fault: there is none of that name.
+        Fault: the request names another subnet group.
     """
-    name = p.get("DBSubnetGroupName", DEFAULT_SUBNET_GROUP).lower()
-    if name != DEFAULT_SUBNET_GROUP:
-        records.get(SubnetGroup, name)
-    return str(name)
+    name = p.get("DBSubnetGroupName", SUBNET_GROUP)
+    if name.lower() != SUBNET_GROUP:
+        raise fault("DBSubnetGroupNotFoundFault", f"DBSubnetGroup {name} not found.")
 
 
 def check_quota(records: Records, more: int) -> None:
@@ -531,7 +526,7 @@ def _members(service: Service, cluster: Cluster) -> list[Instance]:
 def _follow(member: Instance, cluster: Cluster) -> None:
     """Give a member what it has of its cluster."""
     member.version, member.iam_auth, member.backup_days = cluster.version, cluster.iam_auth, cluster.backup_days
-    member.subnet_group, member.encrypted = cluster.subnet_group, cluster.encrypted
+    member.encrypted = cluster.encrypted
     member.storage_type, member.iops = cluster.storage_type, cluster.iops
     if cluster.instance_class is not None and cluster.allocated_gib is not None:
         member.instance_class, member.allocated_gib = cluster.instance_class, cluster.allocated_gib

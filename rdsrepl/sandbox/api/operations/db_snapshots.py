@@ -9,25 +9,21 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal
 
-from rdsrepl.sandbox.api import engine_catalog, paging, tags
+from rdsrepl.sandbox.api import engine_catalog, paging
 from rdsrepl.sandbox.api.controller import fleet_of
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.operations import clusters, instances
 from rdsrepl.sandbox.api.records import (
-    DEFAULT_SUBNET_GROUP,
-    VPC,
     Cluster,
     Instance,
     Records,
     Snapshot,
-    SubnetGroup,
     check_identifier,
     zones,
 )
 from rdsrepl.sandbox.api.service import Parameters, Result, Service, operation
 
 SnapshotKind = Literal["cluster", "instance"]
-_CERTIFICATES: Final = ("rds-ca-ecc384-g1", "rds-ca-rsa2048-g1", "rds-ca-rsa4096-g1")
 _DEFAULT_MINUTES: Final = 60
 _SOURCES: Final = ("db-instance", "db-cluster", "db-snapshot", "db-cluster-snapshot", "db-parameter-group")
 
@@ -100,53 +96,6 @@ def delete_snapshot(service: Service, p: Parameters) -> Result:
     return {"DBSnapshot": _instance_described(service, gone)}
 
 
-@operation("CreateDBSubnetGroup")
-def create_subnet_group(service: Service, p: Parameters) -> Result:
-    """Make a subnet group; nobody asks whether its subnets exist."""
-    records = Records(service.store)
-    name = check_identifier("DBSubnetGroupName", p["DBSubnetGroupName"], 255)
-    if name == DEFAULT_SUBNET_GROUP:
-        raise fault("InvalidParameterValue", f"The name {name} is RDS's own.")
-    group = SubnetGroup(name, p["DBSubnetGroupDescription"], list(p["SubnetIds"]))
-    if len(group.subnets) < 2:
-        message = "The DB subnet group doesn't meet Availability Zone (AZ) coverage requirement: at least 2 AZs."
-        raise fault("DBSubnetGroupDoesNotCoverEnoughAZs", message)
-    with service.store.lock:
-        records.refuse(SubnetGroup, name)
-        tags.put(service.store, service.arn("subgrp", name), p.get("Tags", ()))
-        records.put(group)
-    return {"DBSubnetGroup": _subnets_described(service, group)}
-
-
-@operation("DescribeDBSubnetGroups")
-def describe_subnet_groups(service: Service, p: Parameters) -> Result:
-    """Answer with subnet groups; ``default`` is always there."""
-    records = Records(service.store)
-    default = SubnetGroup(DEFAULT_SUBNET_GROUP, "default", ["subnet-0a", "subnet-0b", "subnet-0c"])
-    groups = {one.identifier: one for one in (default, *records.all(SubnetGroup))}
-    name = p.get("DBSubnetGroupName", "").lower()
-    if name and name not in groups:
-        raise fault("DBSubnetGroupNotFoundFault", f"DBSubnetGroup {name} not found.")
-    paging.passes(p, {})
-    chosen = {key: _subnets_described(service, group) for key, group in groups.items() if name in ("", key)}
-    page, marker = paging.page(chosen, p)
-    return {"DBSubnetGroups": page, "Marker": marker}
-
-
-@operation("DeleteDBSubnetGroup")
-def delete_subnet_group(service: Service, p: Parameters) -> Result:
-    """Remove a subnet group that nothing uses."""
-    records = Records(service.store)
-    with service.store.lock:
-        group = records.get(SubnetGroup, p["DBSubnetGroupName"])
-        used: list[Cluster | Instance] = [*records.all(Cluster), *records.all(Instance)]
-        if any(one.subnet_group == group.identifier for one in used):
-            raise fault("InvalidDBSubnetGroupStateFault", f"{group.identifier} is in use.")
-        tags.drop(service.store, service.arn("subgrp", group.identifier))
-        records.drop(group)
-    return {}
-
-
 @operation("DescribeEvents")
 def describe_events(service: Service, p: Parameters) -> Result:
     """Answer with what happened, oldest first: of the last hour, unless another time is asked for."""
@@ -171,29 +120,6 @@ def describe_events(service: Service, p: Parameters) -> Result:
                 chosen[key] = _event_described(service, event)
     page, marker = paging.page(chosen, p)
     return {"Events": page, "Marker": marker}
-
-
-@operation("DescribeCertificates")
-def describe_certificates(service: Service, p: Parameters) -> Result:
-    """Answer with the certificate authorities that RDS has; the sandbox's servers have no TLS."""
-    wanted = p.get("CertificateIdentifier")
-    if wanted not in (None, *_CERTIFICATES):
-        raise fault("CertificateNotFoundFault", f"Certificate not found: {wanted}")
-    paging.passes(p, {})
-    chosen = {
-        name: {
-            "CertificateIdentifier": name,
-            "CertificateType": "CA",
-            "ValidFrom": datetime(2021, 5, 25, tzinfo=UTC),
-            "ValidTill": datetime(2061, 5, 25, tzinfo=UTC),
-            "CertificateArn": f"arn:aws:rds:{service.region}::cert:{name}",
-            "CustomerOverride": False,
-        }
-        for name in _CERTIFICATES
-        if wanted in (None, name)
-    }
-    page, marker = paging.page(chosen, p)
-    return {"Certificates": page, "Marker": marker, "DefaultCertificateForNewLaunches": "rds-ca-rsa2048-g1"}
 
 
 def _create(service: Service, kind: SnapshotKind, record: Cluster | Instance, name: str) -> Snapshot:
@@ -270,32 +196,13 @@ def _both(snapshot: Snapshot) -> Result:
         "StorageType": snapshot.storage_type,
         "Status": snapshot.status,
         "Port": engine_catalog.PORT,
-        "VpcId": VPC,
+        "VpcId": "vpc-0a1b2c3d4e5f60718",
         "MasterUsername": snapshot.master_user,
         "LicenseModel": "postgresql-license",
         "SnapshotType": "manual",
         "PercentProgress": 100 if snapshot.status == "available" else 0,
         "IAMDatabaseAuthenticationEnabled": snapshot.iam_auth,
         "TagList": [],
-    }
-
-
-def _subnets_described(service: Service, group: SubnetGroup) -> Result:
-    known = zones(service.region)
-    return {
-        "DBSubnetGroupName": group.identifier,
-        "DBSubnetGroupDescription": group.description,
-        "DBSubnetGroupArn": service.arn("subgrp", group.identifier),
-        "VpcId": VPC,
-        "SubnetGroupStatus": "Complete",
-        "Subnets": [
-            {
-                "SubnetIdentifier": subnet,
-                "SubnetAvailabilityZone": {"Name": known[number % len(known)]},
-                "SubnetStatus": "Active",
-            }
-            for number, subnet in enumerate(group.subnets)
-        ],
     }
 
 

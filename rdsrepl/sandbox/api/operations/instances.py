@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from rdsrepl.sandbox.api import engine_catalog, other_engines, paging, tags
+from rdsrepl.sandbox.api import engine_catalog, other_engines, paging
 from rdsrepl.sandbox.api.controller import Fleet, fleet_of
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.operations.clusters import (
+    SUBNET_GROUP,
     attachable,
     check_quota,
+    check_subnet_group,
     credentials,
     entry,
     final_snapshot,
@@ -20,13 +22,11 @@ from rdsrepl.sandbox.api.operations.clusters import (
     same_major,
     secret,
     storage,
-    subnet_group,
 )
 from rdsrepl.sandbox.api.records import (
     Cluster,
     Instance,
     Records,
-    SubnetGroup,
     check_identifier,
     new_resource_id,
     now,
@@ -68,6 +68,7 @@ def create(service: Service, p: Parameters) -> Result:
     if "AllocatedStorage" not in p:
         raise fault("InvalidParameterCombination", "An instance needs the parameter AllocatedStorage.")
     kind, size, iops = storage(p, default="gp3")
+    check_subnet_group(p)
     multi_az = p.get("MultiAZ", False)
     zone = _zone(service, p)
     instance = Instance(
@@ -88,7 +89,6 @@ def create(service: Service, p: Parameters) -> Result:
         max_allocated_gib=p.get("MaxAllocatedStorage"),
         storage_type=kind,
         iops=iops,
-        subnet_group=subnet_group(fleet.records, p),
         deletion_protection=p.get("DeletionProtection", False),
         iam_auth=p.get("EnableIAMDatabaseAuthentication", False),
         public=p.get("PubliclyAccessible", False),
@@ -97,7 +97,7 @@ def create(service: Service, p: Parameters) -> Result:
     )
     if p.get("ManageMasterUserPassword"):
         fleet.manage_secret(instance, password)
-    _keep(service, fleet, instance, p)
+    _keep(service, fleet, instance)
     fleet.create([entry(fleet, instance, programs, source=None)], password)
     return {"DBInstance": described(service, fleet.records.get(Instance, identifier))}
 
@@ -141,12 +141,11 @@ def create_replica(service: Service, p: Parameters) -> Result:
             allocated_gib=p.get("AllocatedStorage", source.allocated_gib),
             storage_type=p.get("StorageType", source.storage_type),
             iops=p.get("Iops", source.iops),
-            subnet_group=source.subnet_group,
             deletion_protection=p.get("DeletionProtection", False),
             iam_auth=p.get("EnableIAMDatabaseAuthentication", source.iam_auth),
             backup_days=0,
         )
-        _keep(service, fleet, instance, p)
+        _keep(service, fleet, instance)
     above = fleet.state().server(source.identifier)
     assert above is not None
     programs = Binaries(Path(above.bin_dir), above.version)
@@ -311,7 +310,6 @@ def delete(service: Service, p: Parameters) -> Result:
         answer = described(service, instance) | {"DBInstanceStatus": "deleting"}
         fleet.manage_secret(instance, None)
         records.put(instance)
-        tags.drop(service.store, service.arn("db", instance.identifier))
         fleet.delete(instance.identifier, snapshot)
     return {"DBInstance": answer}
 
@@ -323,7 +321,6 @@ def described(service: Service, instance: Instance) -> Result:
     state = fleet.state() if isinstance(fleet, Fleet) else None
     port = state.port("instance", instance.identifier) if state is not None else None
     cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
-    subnets = records.find(SubnetGroup, instance.subnet_group)
     status = group_status(service, instance.parameter_status)
     return {
         "DBInstanceIdentifier": instance.identifier,
@@ -348,8 +345,8 @@ def described(service: Service, instance: Instance) -> Result:
         "SecondaryAvailabilityZone": instance.secondary_zone,
         "DBParameterGroups": [{"DBParameterGroupName": instance.parameter_group, "ParameterApplyStatus": status}],
         "DBSubnetGroup": {
-            "DBSubnetGroupName": instance.subnet_group,
-            "DBSubnetGroupDescription": subnets.description if subnets is not None else "default",
+            "DBSubnetGroupName": SUBNET_GROUP,
+            "DBSubnetGroupDescription": SUBNET_GROUP,
             "SubnetGroupStatus": "Complete",
         },
         "DBClusterIdentifier": cluster.identifier if cluster is not None else None,
@@ -378,7 +375,7 @@ def described(service: Service, instance: Instance) -> Result:
         "DBSecurityGroups": [],
         "VpcSecurityGroups": [{"VpcSecurityGroupId": "sg-0a1b2c3d4e5f60718", "Status": "active"}],
         "OptionGroupMemberships": [],
-        "TagList": tags.of(service.store, service.arn("db", instance.identifier)),
+        "TagList": [],
     }
 
 
@@ -441,16 +438,15 @@ def _create_member(service: Service, fleet: Fleet, identifier: str, p: Parameter
             storage_type="aurora",
             iam_auth=cluster.iam_auth,
             encrypted=cluster.encrypted,
-            subnet_group=cluster.subnet_group,
             public=p.get("PubliclyAccessible", False),
         )
-        _keep(service, fleet, instance, p)
+        _keep(service, fleet, instance)
         made = entry(fleet, instance, programs, source=members[0].name if members else None)
         fleet.create([made], cluster.password or "")
     return {"DBInstance": described(service, fleet.records.get(Instance, identifier))}
 
 
-def _keep(service: Service, fleet: Fleet, instance: Instance, p: Parameters) -> None:
+def _keep(service: Service, fleet: Fleet, instance: Instance) -> None:
     """Keep the record of a new instance.
 
     Raises:
@@ -459,7 +455,6 @@ def _keep(service: Service, fleet: Fleet, instance: Instance, p: Parameters) -> 
     with service.store.lock:
         fleet.records.refuse(Instance, instance.identifier)
         check_quota(fleet.records, 1)
-        tags.put(service.store, service.arn("db", instance.identifier), p.get("Tags", ()))
         fleet.records.put(instance)
 
 
