@@ -12,7 +12,9 @@ from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
 from rdsrepl.cli.confirm import Typed, settle
 from rdsrepl.cli.console import note
-from rdsrepl.cli.options import Reader, Writer, database_of, identity, shared
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, Writer
+from rdsrepl.cli.targets import database_of, identity
 from rdsrepl.errors import Error, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import typer
 
 from rdsrepl import config
-from rdsrepl.cli.options import Globals, identity, located, shared
+from rdsrepl.cli.context import Globals, shared
+from rdsrepl.cli.targets import identity, located
 from rdsrepl.state import completion_cache
 from rdsrepl.text.masking import mask
 
@@ -44,6 +45,14 @@ _PLAIN: Final = re.compile(r"[\w.:/@%+,-][\w.:/@%+,=-]*")
 # bash cuts words at these (COMP_WORDBREAKS).
 _BREAKS: Final = re.compile(r"[:=@]+")
 _SECRET_VARIABLE: Final = re.compile(r"PASSWORD|SECRET|TOKEN")
+
+
+def complete_target() -> list[str]:
+    """Return the config file's targets for the shell."""
+    try:
+        return sorted(config.load().targets)
+    except Exception:  # noqa: BLE001 - completion never complains
+        return []
 
 
 def complete_slot(ctx: typer.Context) -> list[str]:

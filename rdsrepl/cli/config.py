@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from rdsrepl import config
+from rdsrepl.cli.completion import complete_target
 from rdsrepl.cli.console import note, warn
-from rdsrepl.cli.options import Reader, shared, target_names
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader
 from rdsrepl.errors import NotFound
 from rdsrepl.render import emit, facts, listing
 from rdsrepl.text.commands import shell
@@ -40,7 +42,7 @@ def path(ctx: typer.Context) -> None:
 def show(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One target only.", autocompletion=target_names)
+        str | None, typer.Argument(metavar="NAME", help="One target only.", autocompletion=complete_target)
     ] = None,
 ) -> None:
     """Show the targets, secrets masked.
@@ -71,7 +73,7 @@ def show(
 @app.command(cls=Reader)
 def use(
     ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The target.", autocompletion=target_names)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The target.", autocompletion=complete_target)],
 ) -> None:
     """Make a target the current one: it is used where neither --dsn nor --target says otherwise.
 

@@ -11,7 +11,8 @@ import typer
 
 from rdsrepl import apply
 from rdsrepl.cli.console import Progress, ask, ask_for, can_ask, note, warn
-from rdsrepl.cli.options import applied, consent, shared, where
+from rdsrepl.cli.context import applied, consent, shared
+from rdsrepl.cli.targets import where
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
 from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step, Wait, readable

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from rdsrepl.cli.options import LogFormat, shared
+from rdsrepl.cli.context import LogFormat, shared
 from rdsrepl.render import line_for_person, log
 from rdsrepl.units import format_duration
 

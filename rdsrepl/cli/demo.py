@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rdsrepl.cli.options import Reader, duration_option, shared
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, duration_option
 from rdsrepl.errors import Error
 
 if TYPE_CHECKING:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rdsrepl.cli.options import Reader, shared, where
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit
 

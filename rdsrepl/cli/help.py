@@ -10,7 +10,8 @@ import typer
 
 from rdsrepl import help_topics
 from rdsrepl.cli.console import note
-from rdsrepl.cli.options import Reader, shared
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader
 from rdsrepl.errors import Error
 from rdsrepl.render import Format, emit, listing, paged
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from rdsrepl.aws import iam_policy as iam
-from rdsrepl.cli.options import identity, shared
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.targets import identity
 from rdsrepl.render import Format, emit
 
 

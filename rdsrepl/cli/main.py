@@ -30,7 +30,8 @@ from rdsrepl.cli import (
 )
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
-from rdsrepl.cli.options import Globals, LogFormat, Noun, Reader, remember, root_options, shared
+from rdsrepl.cli.context import Globals, LogFormat, remember, shared
+from rdsrepl.cli.options import Noun, Reader, root_options
 from rdsrepl.cli.slot import commands
 from rdsrepl.errors import Error, ExitCode, Interrupted
 from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cache
 from inspect import cleandoc
-from types import ModuleType
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from rdsrepl import config
-from rdsrepl.config import Target
-from rdsrepl.errors import BadValue, Interrupted, UsageError
+from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_profile, complete_target
+from rdsrepl.cli.context import applied_plan, remember, set_consent
+from rdsrepl.errors import BadValue, Interrupted
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format
-from rdsrepl.text.masking import mask
 from rdsrepl.units import parse_duration, parse_size
 
 _T = TypeVar("_T")
@@ -61,61 +57,6 @@ def lsn_option(name: str, *, help: str, panel: str | None = None) -> Any:
     return typer.Option(name, parser=parsed(Lsn.parse), metavar="LSN", help=help, rich_help_panel=panel)
 
 
-class LogFormat(StrEnum):
-    """What ``--log-format`` takes."""
-
-    text = "text"
-    json = "json"
-
-
-@dataclass(frozen=True, slots=True)
-class Globals:
-    """What the shared options say.
-
-    Attributes:
-        target: a target's name in the config file.
-        dsn: a libpq connection string.
-        profile: an AWS profile.
-        region: an AWS region.
-        cluster: a DB cluster's identifier.
-        instance: a DB instance's identifier.
-        dbname: the database on that server; replaces the one that the target, dsn or RDS API names.
-        user: the role to log in as; replaces the one that the target, dsn or RDS API names.
-        typed: which of these stand on the command line; the others come from ``RDSREPL_*``.
-        ignored: what the environment says of the server and does not count because a selector was typed.
-        output: how documents are printed.
-        verbose: 1 names what is connected to and each statement; 2 also shows tracebacks.
-        quiet: no progress and no notes.
-        no_color: plain text on a terminal, too.
-        log_format: how notes, warnings, progress and errors are written to stderr.
-    """
-
-    target: str | None = None
-    dsn: str | None = None
-    profile: str | None = None
-    region: str | None = None
-    cluster: str | None = None
-    instance: str | None = None
-    dbname: str | None = None
-    user: str | None = None
-    typed: frozenset[str] = frozenset()
-    ignored: tuple[str, ...] = ()
-    output: Format = Format.table
-    verbose: int = 0
-    quiet: bool = False
-    no_color: bool = False
-    log_format: LogFormat = LogFormat.text
-
-
-@dataclass(frozen=True, slots=True)
-class Consent:
-    """What a writing command may do without asking."""
-
-    yes: bool = False
-    dry_run: bool = False
-    check: bool = False
-
-
 def _shared(
     target: Annotated[
         str | None,
@@ -126,7 +67,7 @@ def _shared(
             envvar="RDSREPL_TARGET",
             help="A target of the config file.",
             rich_help_panel=_PANEL,
-            autocompletion=lambda: target_names(),
+            autocompletion=complete_target,
         ),
     ] = None,
     dsn: Annotated[
@@ -147,7 +88,7 @@ def _shared(
             envvar="RDSREPL_CLUSTER",
             help="A DB cluster, Multi-AZ or Aurora: its writer endpoint and secret are found through the RDS API.",
             rich_help_panel=_PANEL,
-            autocompletion=lambda ctx: _completion().complete_cluster(ctx),
+            autocompletion=complete_cluster,
         ),
     ] = None,
     instance: Annotated[
@@ -158,7 +99,7 @@ def _shared(
             envvar="RDSREPL_INSTANCE",
             help="A DB instance, found in the same way.",
             rich_help_panel=_PANEL,
-            autocompletion=lambda ctx: _completion().complete_instance(ctx),
+            autocompletion=complete_instance,
         ),
     ] = None,
     dbname: Annotated[
@@ -191,7 +132,7 @@ def _shared(
             envvar="RDSREPL_PROFILE",
             help="An AWS profile; default: as boto3 finds it.",
             rich_help_panel=_PANEL,
-            autocompletion=lambda: _completion().complete_profile(),
+            autocompletion=complete_profile,
         ),
     ] = None,
     region: Annotated[
@@ -258,21 +199,6 @@ def _consent(
     """Hold the declarations; never called."""
 
 
-def _completion() -> ModuleType:
-    # It needs what stands here.
-    from rdsrepl.cli import completion
-
-    return completion
-
-
-def target_names() -> list[str]:
-    """Return the config file's targets for the shell."""
-    try:
-        return sorted(config.load().targets)
-    except Exception:  # noqa: BLE001 - completion never complains
-        return []
-
-
 @cache
 def _declared(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
     """Return the options a function declares, as Typer builds them."""
@@ -329,9 +255,6 @@ def tidy(option: Any) -> Any:
     return option
 
 
-_APPLIED: Final = "rdsrepl.applied"
-
-
 class Noun(TyperGroup):
     """A group of verbs."""
 
@@ -364,8 +287,7 @@ class Reader(TyperCommand):
         rest = super().parse_args(ctx, args)
         own = {option.name: ctx.params.pop(option.name) for option in self._added}
         remember(ctx, own)
-        consent = {name: own[name] for name in ("yes", "dry_run", "check") if name in own}
-        ctx.meta["rdsrepl.consent"] = Consent(**consent)
+        set_consent(ctx, own)
         return rest
 
 
@@ -388,168 +310,6 @@ class Writer(Reader):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            title = ctx.meta.get(_APPLIED)
+            title = applied_plan(ctx)
             what = "nothing was changed" if title is None else f"all steps of the plan were done: {title}"
             raise Interrupted(f"interrupted; {what}") from None
-
-
-#: the options that say which server a command works on.
-_SELECTORS: Final = ("target", "dsn", "cluster", "instance")
-_PLACE: Final = (*_SELECTORS, "dbname", "user", "profile", "region")
-
-
-def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
-    """Add the shared options found at one level to those of the levels before it.
-
-    What is typed wins over the environment: the selectors of the environment count only where none is typed.
-
-    Raises:
-        typer.BadParameter: an option is empty, or two typed ones name different servers.
-    """
-    root = ctx.find_root()
-    before = root.obj if isinstance(root.obj, Globals) else Globals()
-    names = Globals.__dataclass_fields__
-    now = replace(before, **{name: value for name, value in given.items() if name in names and value})
-    strict = not ctx.resilient_parsing  # while the shell completes a line nothing is refused
-    for name in _PLACE:
-        if strict and given.get(name) == "":
-            # An unset variable in a script must not end at another database.
-            raise typer.BadParameter("it is empty", ctx=ctx, param_hint=f"'--{name}'")
-    here = frozenset(name for name in _PLACE if given.get(name) and not _from_environment(ctx, name))
-    for name in _SELECTORS:
-        if strict and name in here & before.typed and given[name] != getattr(before, name):
-            raise typer.BadParameter(
-                f"it is given twice: {_shown(before, name)} and {_shown(now, name)}",
-                ctx=ctx,
-                param_hint=f"'--{name}'",
-            )
-    now = replace(now, typed=before.typed | here)
-    if now.typed.intersection(_SELECTORS):
-        # A target is an AWS identity as well, and keeps being one where a cluster or an instance of it was typed.
-        kept = now.typed if "dsn" in now.typed else now.typed | {"target"}
-        stray = tuple(name for name in (*_SELECTORS, "dbname", "user") if getattr(now, name) and name not in kept)
-        dropped: dict[str, Any] = dict.fromkeys(stray)
-        now = replace(now, ignored=tuple(dict.fromkeys((*before.ignored, *stray))), **dropped)
-    if strict and now.cluster and now.instance:
-        raise typer.BadParameter("it excludes --instance", ctx=ctx, param_hint="'--cluster'")
-    root.obj = ctx.obj = now
-
-
-def _shown(options: Globals, name: str) -> str:
-    value = getattr(options, name)
-    return mask(value) if name == "dsn" else str(value)
-
-
-def _from_environment(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "ENVIRONMENT"
-
-
-def shared(ctx: typer.Context) -> Globals:
-    """Return what the shared options say for this command."""
-    found = ctx.find_root().obj
-    return found if isinstance(found, Globals) else Globals()
-
-
-def log_as(ctx: typer.Context, log_format: LogFormat) -> None:
-    """Have everything that is said from now on written in this format."""
-    root = ctx.find_root()
-    root.obj = ctx.obj = replace(shared(ctx), log_format=log_format)
-
-
-def consent(ctx: typer.Context) -> Consent:
-    """Return what this writing command may do without asking."""
-    found = ctx.meta.get("rdsrepl.consent")
-    return found if isinstance(found, Consent) else Consent()
-
-
-def applied(ctx: typer.Context, title: str) -> None:
-    """Take note that all steps of a plan were done, so that Ctrl-C after them does not say otherwise."""
-    ctx.meta[_APPLIED] = title
-
-
-def where(ctx: typer.Context) -> Target:
-    """Return the database this command works on; a cluster's or an instance's is found when it is connected to.
-
-    It is the same object for the whole command, so that a cluster is looked up once.
-
-    Raises:
-        ConfigError, NotFound: the config file is wrong or lacks the target.
-        UsageError: the options name two different servers.
-    """
-    from rdsrepl.cli.console import note
-
-    meta = ctx.find_root().meta
-    known = meta.get("rdsrepl.where")
-    if isinstance(known, Target):
-        return known
-    options, target = shared(ctx), identity(ctx)
-    if options.verbose:
-        for name in options.ignored:
-            note(ctx, f"RDSREPL_{name.upper()} is ignored: the command line names the server")
-        settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
-        note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
-    if options.dsn and target.aws.identifier:
-        from rdsrepl.aws import locations
-
-        locations.require_same_server(target)
-    meta["rdsrepl.where"] = found = located(target)
-    return found
-
-
-def located(target: Target) -> Target:
-    """Return a target that finds place and login by itself when it is connected to, where AWS knows them."""
-    if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
-        from rdsrepl.aws import locations
-
-        return locations.connected(target)
-    return target
-
-
-def identity(ctx: typer.Context) -> Target:
-    """Return what options and config say of the database and of the AWS identity, nothing looked up.
-
-    Raises:
-        ConfigError, NotFound: the config file is wrong or lacks the target.
-        UsageError: --dsn and --target name different servers.
-    """
-    return _resolved(shared(ctx))
-
-
-def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str | None = None) -> Target:
-    """Return the database of the cluster or instance that a command has as its argument.
-
-    The argument names the server: selectors of the environment do not count, and typed ones must agree with it.
-
-    Raises:
-        ConfigError, NotFound: the config file is wrong or lacks the target.
-        UsageError: an option names another server.
-    """
-    options = shared(ctx)
-    for name, value, wanted in (("cluster", options.cluster, cluster), ("instance", options.instance, instance)):
-        if name in options.typed and value != wanted:
-            raise UsageError(
-                f"--{name} {value} and {cluster or instance} name different servers", hint="omit the option"
-            )
-    dsn = options.dsn if "dsn" in options.typed else None
-    target = _resolved(replace(options, cluster=cluster, instance=instance, dsn=dsn))
-    if target.dsn and dsn:
-        from rdsrepl.aws import locations
-
-        locations.require_same_server(target)
-    return located(target)
-
-
-def _resolved(options: Globals) -> Target:
-    aws = config.Aws(cluster=options.cluster, instance=options.instance)
-    chosen = {"profile": options.profile, "region": options.region}
-    # A typed target's own identity wins over RDSREPL_PROFILE and RDSREPL_REGION, which then fill what it leaves open.
-    typed = {key: value for key, value in chosen.items() if key in options.typed or "target" not in options.typed}
-    return config.resolve(
-        dsn=options.dsn,
-        target=options.target,
-        aws=replace(aws, **typed),
-        defaults=config.Aws(**chosen),
-        dbname=options.dbname,
-        user=options.user,
-    )

@@ -13,7 +13,9 @@ from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_param_group
 from rdsrepl.cli.confirm import settle
 from rdsrepl.cli.console import note
-from rdsrepl.cli.options import Reader, Writer, identity, shared, where
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, Writer
+from rdsrepl.cli.targets import identity, where
 from rdsrepl.errors import BadValue, InUse, NotFound, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command

@@ -8,7 +8,8 @@ from typing import Annotated, Final
 
 import typer
 
-from rdsrepl.cli.options import Reader, where
+from rdsrepl.cli.options import Reader
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import NotFound
 
 # libpq's keywords and the variables that carry them (manual, section 34.15); what has none goes into the conninfo.

@@ -9,7 +9,9 @@ import typer
 
 from rdsrepl.cli.completion import complete_publication
 from rdsrepl.cli.confirm import settle
-from rdsrepl.cli.options import Reader, Writer, shared, where
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, Writer
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit, facts, listing, stacked
 

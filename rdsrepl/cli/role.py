@@ -10,7 +10,9 @@ import typer
 from rdsrepl.cli.completion import complete_role
 from rdsrepl.cli.confirm import settle
 from rdsrepl.cli.console import can_ask
-from rdsrepl.cli.options import Reader, Writer, consent, shared, where
+from rdsrepl.cli.context import consent, shared
+from rdsrepl.cli.options import Reader, Writer
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue
 from rdsrepl.render import emit, listing
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rdsrepl.cli.console import can_ask, note, warn
-from rdsrepl.cli.options import Reader, identity, shared
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader
+from rdsrepl.cli.targets import identity
 from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, Refused
 from rdsrepl.render import Format, console, emit, facts, listing, paged, print_lines, stacked
 from rdsrepl.text.escapes import json_text, shown

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.console import note
-from rdsrepl.cli.options import Reader, shared
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader
 from rdsrepl.errors import Error, NotFound
 from rdsrepl.render import emit, facts, size, stacked
 from rdsrepl.text.commands import command

@@ -17,7 +17,9 @@ from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_stream
 from rdsrepl.cli.confirm import Typed, settle
 from rdsrepl.cli.console import note
-from rdsrepl.cli.options import Reader, Writer, duration_option, identity, shared
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, Writer, duration_option
+from rdsrepl.cli.targets import identity
 from rdsrepl.errors import BadValue, Error
 from rdsrepl.render import Format, emit, facts, listing, size
 from rdsrepl.text.commands import command

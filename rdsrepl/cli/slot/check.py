@@ -11,8 +11,10 @@ import typer
 
 from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
-from rdsrepl.cli.options import Reader, shared, size_option, where
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, size_option
 from rdsrepl.cli.slot.server_state import around, look
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue, ExitCode, NotFound, UsageError
 from rdsrepl.render import document, emit, listing, stacked
 from rdsrepl.retention.assessment import Holding, Retention, Severity, Thresholds

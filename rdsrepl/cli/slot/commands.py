@@ -9,9 +9,11 @@ import typer
 
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
 from rdsrepl.cli.confirm import settle
-from rdsrepl.cli.options import Reader, Writer, duration_option, shared, where
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, Writer, duration_option
 from rdsrepl.cli.slot import check, lag, prune, tail, watch
 from rdsrepl.cli.slot.drop_audit import SlotTrail, require_unprotected
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import ago, emit, facts, listing, size

@@ -11,8 +11,10 @@ import typer
 
 from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
-from rdsrepl.cli.options import Reader, duration_option, shared, size_option, where
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, duration_option, size_option
 from rdsrepl.cli.slot.server_state import around, look
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
 from rdsrepl.retention.assessment import Holding, Rate, Retention, Severity

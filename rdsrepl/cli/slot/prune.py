@@ -14,10 +14,12 @@ from rdsrepl import config
 from rdsrepl.cli.completion import complete_slot
 from rdsrepl.cli.confirm import Typed, settle
 from rdsrepl.cli.console import Progress, note, warn
-from rdsrepl.cli.options import Writer, consent, duration_option, shared, size_option, where
+from rdsrepl.cli.context import consent, shared
+from rdsrepl.cli.options import Writer, duration_option, size_option
 from rdsrepl.cli.slot.drop_audit import SlotTrail, protected
 from rdsrepl.cli.slot.prune_report import count, document, explain
 from rdsrepl.cli.slot.server_state import around, look
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, Refused
 from rdsrepl.plan import Plan
 from rdsrepl.render import Format, emit

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from rdsrepl.cli.options import shared
+from rdsrepl.cli.context import shared
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.render import facts, say, stacked, styled
 from rdsrepl.retention import assessment

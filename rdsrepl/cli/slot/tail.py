@@ -13,7 +13,9 @@ import typer
 
 from rdsrepl.cli.completion import complete_publication, complete_sink, complete_slot
 from rdsrepl.cli.console import note, tell, warn
-from rdsrepl.cli.options import LogFormat, Reader, duration_option, log_as, lsn_option, shared, where
+from rdsrepl.cli.context import LogFormat, log_as, shared
+from rdsrepl.cli.options import Reader, duration_option, lsn_option
+from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.formats.debezium_options import (

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.console import note
-from rdsrepl.cli.options import Reader, duration_option, shared, size_option, where
+from rdsrepl.cli.context import shared
+from rdsrepl.cli.options import Reader, duration_option, size_option
 from rdsrepl.cli.slot.server_state import around
+from rdsrepl.cli.targets import where
 from rdsrepl.dashboard.state import Sort
 from rdsrepl.errors import BadValue
 from rdsrepl.render import Format

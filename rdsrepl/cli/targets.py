@@ -1,0 +1,98 @@
+"""Which database and which AWS account a command works on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import typer
+
+from rdsrepl import config
+from rdsrepl.cli.console import note
+from rdsrepl.cli.context import Globals, shared
+from rdsrepl.config import Target
+from rdsrepl.errors import UsageError
+
+
+def where(ctx: typer.Context) -> Target:
+    """Return the database this command works on; a cluster's or an instance's is found when it is connected to.
+
+    It is the same object for the whole command, so that a cluster is looked up once.
+
+    Raises:
+        ConfigError, NotFound: the config file is wrong or lacks the target.
+        UsageError: the options name two different servers.
+    """
+    meta = ctx.find_root().meta
+    known = meta.get("rdsrepl.where")
+    if isinstance(known, Target):
+        return known
+    options, target = shared(ctx), identity(ctx)
+    if options.verbose:
+        for name in options.ignored:
+            note(ctx, f"RDSREPL_{name.upper()} is ignored: the command line names the server")
+        settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
+        note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
+    if options.dsn and target.aws.identifier:
+        from rdsrepl.aws import locations
+
+        locations.require_same_server(target)
+    meta["rdsrepl.where"] = found = located(target)
+    return found
+
+
+def located(target: Target) -> Target:
+    """Return a target that finds place and login by itself when it is connected to, where AWS knows them."""
+    if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
+        from rdsrepl.aws import locations
+
+        return locations.connected(target)
+    return target
+
+
+def identity(ctx: typer.Context) -> Target:
+    """Return what options and config say of the database and of the AWS identity, nothing looked up.
+
+    Raises:
+        ConfigError, NotFound: the config file is wrong or lacks the target.
+        UsageError: --dsn and --target name different servers.
+    """
+    return _resolved(shared(ctx))
+
+
+def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str | None = None) -> Target:
+    """Return the database of the cluster or instance that a command has as its argument.
+
+    The argument names the server: selectors of the environment do not count, and typed ones must agree with it.
+
+    Raises:
+        ConfigError, NotFound: the config file is wrong or lacks the target.
+        UsageError: an option names another server.
+    """
+    options = shared(ctx)
+    for name, value, wanted in (("cluster", options.cluster, cluster), ("instance", options.instance, instance)):
+        if name in options.typed and value != wanted:
+            raise UsageError(
+                f"--{name} {value} and {cluster or instance} name different servers", hint="omit the option"
+            )
+    dsn = options.dsn if "dsn" in options.typed else None
+    target = _resolved(replace(options, cluster=cluster, instance=instance, dsn=dsn))
+    if target.dsn and dsn:
+        from rdsrepl.aws import locations
+
+        locations.require_same_server(target)
+    return located(target)
+
+
+def _resolved(options: Globals) -> Target:
+    aws = config.Aws(cluster=options.cluster, instance=options.instance)
+    chosen = {"profile": options.profile, "region": options.region}
+    # A typed target's own identity wins over RDSREPL_PROFILE and RDSREPL_REGION, which then fill what it leaves open.
+    typed = {key: value for key, value in chosen.items() if key in options.typed or "target" not in options.typed}
+    return config.resolve(
+        dsn=options.dsn,
+        target=options.target,
+        aws=replace(aws, **typed),
+        defaults=config.Aws(**chosen),
+        dbname=options.dbname,
+        user=options.user,
+    )
