@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import Cloud
+from tests.fixtures.sandbox import Cloud
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("delayed")]
 

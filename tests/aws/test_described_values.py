@@ -26,8 +26,9 @@ from rdsrepl.parameters import formulas, rollout, sizing
 from rdsrepl.parameters.instance_classes import hardware
 from rdsrepl.plan import Plan
 from tests.aws.test_eventual_consistency import Clock, run
-from tests.conftest import Cloud, Result
 from tests.doctor.test_doctor import slot
+from tests.fixtures.program import Result
+from tests.fixtures.sandbox import Cloud
 
 pytestmark = pytest.mark.timeout(120)
 

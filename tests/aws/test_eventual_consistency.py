@@ -15,7 +15,8 @@ from rdsrepl.aws import instances, pending_modifications, reboots, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 from rdsrepl.sandbox.api.consistency import Consistency
-from tests.conftest import Cloud, Result
+from tests.fixtures.program import Result
+from tests.fixtures.sandbox import Cloud
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("delayed")]
 

@@ -15,7 +15,7 @@ from rdsrepl.cli.main import app
 from rdsrepl.errors import BadValue
 
 if TYPE_CHECKING:
-    from tests.conftest import Program
+    from tests.fixtures.program import Program
 
 HERE: dict[str, Any] = {"region": "eu-west-1", "account": "123456789012"}
 ARN = "arn:aws:rds:eu-west-1:123456789012"

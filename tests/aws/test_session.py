@@ -14,7 +14,7 @@ from rdsrepl.aws import locations, secrets, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import Error, NotFound, UsageError
 from rdsrepl.postgres import connection
-from tests.conftest import Cloud
+from tests.fixtures.sandbox import Cloud
 
 # What AWS says, on which call, and what becomes of it.
 CODES = [

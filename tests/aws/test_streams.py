@@ -14,7 +14,7 @@ import pytest
 
 from rdsrepl.tail.sinks.aggregation import aggregated
 from rdsrepl.tail.sinks.dispatch import Batch, Record
-from tests.conftest import Cloud
+from tests.fixtures.sandbox import Cloud
 from tests.workloads.kinesis_server import StandIn
 
 

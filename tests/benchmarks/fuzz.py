@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tests.conftest import Database, Servers
+from tests.fixtures.postgres import Database, Servers
 from tests.workloads import fuzzing
 
 MESSAGES = 1_000_000

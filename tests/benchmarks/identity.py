@@ -8,7 +8,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.conftest import VERSIONS, Database, Program, Servers
+from tests.fixtures.postgres import VERSIONS, Database, Servers
+from tests.fixtures.program import Program
 from tests.workloads import identity_kills
 
 KILLS = 60

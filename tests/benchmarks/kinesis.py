@@ -19,7 +19,7 @@ from typing import Any
 
 from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.benchmarks.measure import SCRIPT, run
-from tests.conftest import Cloud
+from tests.fixtures.sandbox import Cloud
 
 CHANGES = 600_000
 ROWS = 100

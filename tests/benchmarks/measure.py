@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import Server
-from tests.conftest import find
+from tests.fixtures.postgres import find_binaries
 
 SCRIPT = str(Path(sys.executable).with_name("rdsrepl"))
 
@@ -56,7 +56,7 @@ def run(command: Sequence[str], out: Path | None = None) -> Cost:
 @contextmanager
 def own_server() -> Iterator[Server]:
     """Give a server with a database ``bench``."""
-    programs = find(15)
+    programs = find_binaries(15)
     if programs is None:
         raise SystemExit("PostgreSQL 15 with wal2json is needed: apt-get install postgresql-15 postgresql-15-wal2json")
     with tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory:

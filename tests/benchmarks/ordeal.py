@@ -26,7 +26,7 @@ from rdsrepl.aws.stream_reader import received
 from rdsrepl.lsn import Lsn
 from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.benchmarks.measure import own_server
-from tests.conftest import Program
+from tests.fixtures.program import Program
 from tests.workloads.kinesis_server import StandIn
 
 STREAM = "changes"

@@ -10,7 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.conftest import VERSIONS, Program, Servers
+from tests.fixtures.postgres import VERSIONS, Servers
+from tests.fixtures.program import Program
 from tests.workloads.replay import Oracle
 
 SEEDS = 10

@@ -24,7 +24,9 @@ from tests import ROOT
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import Server
-    from tests.conftest import Cloud, Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
+    from tests.fixtures.sandbox import Cloud
 
 KEPT = ROOT / "completions"
 FILES = {"bash": "rdsrepl.bash", "zsh": "_rdsrepl", "fish": "rdsrepl.fish"}

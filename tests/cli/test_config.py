@@ -12,7 +12,8 @@ from rdsrepl.errors import ConfigError, NotFound
 from rdsrepl.postgres.connection import _safe_sslmode
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Program
+from tests.fixtures.program import Program
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
 

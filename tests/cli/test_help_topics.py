@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -16,9 +15,10 @@ import pytest
 from rdsrepl import help_topics
 from tests import ROOT
 from tests.cli.test_completions import complete
+from tests.fixtures.terminal import run_on_terminal
 
 if TYPE_CHECKING:
-    from tests.conftest import Program
+    from tests.fixtures.program import Program
 
 PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem != "reference")
 
@@ -95,41 +95,16 @@ def test_links_lead_somewhere_on_a_terminal() -> None:
     )
 
 
-def on_terminal(rdsrepl: Program, *words: str, rows: int, **variables: str | None) -> tuple[int, str]:
-    """Run the program on a terminal of so many rows; return its exit code and what appeared."""
-    import fcntl
-    import struct
-    import termios
-
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, 80, 0, 0))
-    env = {**rdsrepl.env, "TERM": "xterm-256color", **variables}
-    env = {key: value for key, value in env.items() if value is not None and key != "COLUMNS"}
-    with subprocess.Popen([*rdsrepl.command, *words], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
-        os.close(theirs)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(ours, 65536)
-            except OSError:  # nobody holds the other end any more
-                break
-            if not piece:
-                break
-            shown += piece
-    os.close(ours)
-    return process.returncode, shown.decode().replace("\r\n", "\n")
-
-
 def test_a_long_page_goes_through_the_pager(rdsrepl: Program, tmp_path: Path) -> None:
     pager = tmp_path / "pager"
     pager.write_text(f"#!/bin/sh\nprintf 'paged %s\\n' \"$*\"\ncat > {tmp_path}/text\n")
     pager.chmod(0o755)
-    code, shown = on_terminal(rdsrepl, "help", "slots", rows=10, PAGER=f"{pager} -x")
+    code, shown = run_on_terminal(rdsrepl, "help", "slots", rows=10, PAGER=f"{pager} -x")
     assert (code, shown) == (0, "paged -x\n")
     text = (tmp_path / "text").read_text()
     assert "formats (rdsrepl help formats)" in re.sub(r"\s+", " ", text)
     assert "\x1b" not in text and "**" not in text and "](" not in text
-    code, shown = on_terminal(rdsrepl, "help", "slots", rows=1000, PAGER=str(pager))
+    code, shown = run_on_terminal(rdsrepl, "help", "slots", rows=1000, PAGER=str(pager))
     assert code == 0 and "paged" not in shown and "wal_status" in shown
 
 
@@ -138,16 +113,16 @@ def test_less_keeps_the_colours(rdsrepl: Program, tmp_path: Path) -> None:
     less.write_text(f'#!/bin/sh\nprintf \'%s %s\' "$*" "$LESS" > {tmp_path}/how\ncat > {tmp_path}/text\n')
     less.chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    assert on_terminal(rdsrepl, "help", "slots", rows=10, PATH=path, NO_COLOR=None)[0] == 0
+    assert run_on_terminal(rdsrepl, "help", "slots", rows=10, PATH=path, NO_COLOR=None)[0] == 0
     assert (tmp_path / "how").read_text() == "-R FX"
     assert "\x1b[1;36" in (tmp_path / "text").read_text()
-    assert on_terminal(rdsrepl, "help", "slots", rows=10, PATH=path)[0] == 0
+    assert run_on_terminal(rdsrepl, "help", "slots", rows=10, PATH=path)[0] == 0
     assert not re.search(r"\x1b\[[\d;]*3\dm", (tmp_path / "text").read_text()), "NO_COLOR holds"
 
 
 @pytest.mark.parametrize("pager", ["", "cat", "/nowhere/pager", "  ", "less '"])
 def test_no_pager_is_no_obstacle(rdsrepl: Program, pager: str) -> None:
-    code, shown = on_terminal(rdsrepl, "help", "exit-codes", rows=5, PAGER=pager)
+    code, shown = run_on_terminal(rdsrepl, "help", "exit-codes", rows=5, PAGER=pager)
     assert code == 0 and "Running a command again" in shown
 
 

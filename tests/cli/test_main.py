@@ -15,7 +15,8 @@ from rdsrepl.render import document
 from tests import ROOT
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 HEAVY = ("boto3", "botocore", "psycopg", "yaml")
 

@@ -7,7 +7,9 @@ import pytest
 from rdsrepl import config
 from rdsrepl.config import Aws
 from rdsrepl.errors import UsageError
-from tests.conftest import Cloud, Database, Program
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.sandbox import Cloud
 
 
 def write_config(rdsrepl: Program, text: str) -> None:

@@ -25,8 +25,9 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.runbooks import journal
 from rdsrepl.state import audit, json_lines, slot_history
 from rdsrepl.state.slot_history import Observation, SlotSeen
-from tests.conftest import Database, Program
-from tests.tail.test_service import base_url, health, scrape, tailing
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.service import base_url, health, scrape, tailing
 
 pytestmark = pytest.mark.timeout(120)
 

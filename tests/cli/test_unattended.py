@@ -15,9 +15,11 @@ import pytest
 
 from rdsrepl import apply, errors
 from rdsrepl.plan import AwsCall, Plan, Wait
-from tests.conftest import Cloud, Database, Program
-from tests.runbooks.test_engine import Person
-from tests.tail.test_delivery import until
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.sandbox import Cloud
+from tests.fixtures.terminal import Terminal
+from tests.fixtures.waiting import wait_until
 
 # Ctrl-C.
 
@@ -28,10 +30,10 @@ def interrupt(*_: object) -> Any:
 
 def test_ctrl_c_at_a_prompt_changes_nothing(rdsrepl: Program, db18: Database) -> None:
     for words, question in (((), "Apply this plan"), (("-o", "json"), "Apply this plan")):
-        person = Person(rdsrepl, "--dsn", db18.dsn, "slot", "create", db18.name, *words)
+        person = Terminal(rdsrepl, "--dsn", db18.dsn, "slot", "create", db18.name, *words)
         person.wait_for(question)
         person.process.send_signal(signal.SIGINT)
-        assert person.leave() == 130
+        assert person.wait() == 130
         assert "interrupted; nothing was changed" in person.seen
         if words:
             said = json.loads(person.seen.strip().splitlines()[-1])
@@ -57,7 +59,7 @@ def test_ctrl_c_in_a_statement_and_between_the_steps_of_a_runbook(
 
     def stop(*words: str) -> Any:
         process = rdsrepl.start(*words, "-o", "json", dsn=db18.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        until(lambda: db18.value(waiting) == 1, "the creation waits")
+        wait_until(lambda: db18.value(waiting) == 1, "the creation waits")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
         assert process.returncode == 130, err
@@ -207,10 +209,12 @@ def test_what_is_made_over_sql_converges_after_a_kill(rdsrepl: Program, db18: Da
         with closing(psycopg.connect(f"{db18.dsn} replication=database")) as reader:
             start = f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'p')"
             reader.pgconn.send_query(start.encode())
-            until(lambda: db18.value(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'"), "it reads")
+            wait_until(
+                lambda: db18.value(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'"), "it reads"
+            )
             differs("state is in use by PID", "slot", "create", name)
     finally:
-        until(lambda: rdsrepl("slot", "drop", name, "--yes", dsn=db18.dsn).code in (0, 3), "its reader is gone")
+        wait_until(lambda: rdsrepl("slot", "drop", name, "--yes", dsn=db18.dsn).code in (0, 3), "its reader is gone")
         run("role", "drop", name)
 
 

@@ -59,7 +59,8 @@ from tests import ROOT
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import Server
-    from tests.conftest import Database, Program, Servers
+    from tests.fixtures.postgres import Database, Servers
+    from tests.fixtures.program import Program
 
 NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
 MIB, GIB = 1 << 20, 1 << 30

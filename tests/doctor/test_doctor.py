@@ -28,11 +28,12 @@ from rdsrepl.postgres.settings import Setting
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.subscriptions import Subscription
 from tests import ROOT
-from tests.conftest import VERSIONS
+from tests.fixtures.postgres import VERSIONS
 
 if TYPE_CHECKING:
-    from tests.conftest import Cloud as SandboxCloud
-    from tests.conftest import Database, Program, Servers
+    from tests.fixtures.postgres import Database, Servers
+    from tests.fixtures.program import Program
+    from tests.fixtures.sandbox import Cloud as SandboxCloud
 
 NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
 DOCS = ROOT / "docs" / "doctor.md"

@@ -13,7 +13,7 @@ from rdsrepl.aws.parameter_groups import check_name
 from rdsrepl.errors import BadValue, NotAvailable, Refused
 from rdsrepl.parameters import rollout
 from rdsrepl.plan import AwsCall, Plan, Wait
-from tests.conftest import Cloud
+from tests.fixtures.sandbox import Cloud
 
 pytestmark = pytest.mark.usefixtures("delayed")
 

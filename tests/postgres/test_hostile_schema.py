@@ -22,7 +22,8 @@ import rdsrepl as package
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, slots, verification
-from tests.conftest import Database, Program, Servers, drop_database, new_database
+from tests.fixtures.postgres import Database, Servers, drop_database, new_database
+from tests.fixtures.program import Program
 
 _BEGINS: Final = re.compile(
     r"[\s(]*(SELECT|WITH|INSERT INTO|UPDATE|DELETE FROM|CREATE|ALTER|DROP|GRANT|REVOKE|SHOW|(?:LEFT )?JOIN|WHERE|CASE"

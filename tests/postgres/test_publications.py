@@ -14,7 +14,8 @@ from rdsrepl.postgres import connection, publications
 from rdsrepl.postgres.publication_checks import Level, PublicationFacts, TableFacts, check
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ from rdsrepl import errors
 from rdsrepl.plan import Plan
 from rdsrepl.postgres import roles
 from rdsrepl.sandbox.servers.postgres_server import Server
-from tests.tail.test_delivery import until
+from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
-    from tests.conftest import Database, Program, Servers
+    from tests.fixtures.postgres import Database, Servers
+    from tests.fixtures.program import Program
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_a_role_in_use_is_not_dropped(database: Database, role: str, rdsrepl: Pr
     psql.communicate()
     assert busy.code == 4
     assert "PID" in busy.err
-    until(lambda: not database.run(f"SELECT 1 FROM pg_stat_activity WHERE usename = $${role}$$"), "it goes")
+    wait_until(lambda: not database.run(f"SELECT 1 FROM pg_stat_activity WHERE usename = $${role}$$"), "it goes")
     assert rdsrepl("role", "drop", role, "--yes", dsn=database.dsn).code == 0
 
 
@@ -434,7 +435,7 @@ def test_a_standby_is_said_to_be_one(pg16: Server, tmp_path_factory: pytest.Temp
         standby.stop("immediate")
         standby.remove()
         with closing(pg16.connect()) as conn:
-            until(
+            wait_until(
                 lambda: (
                     not conn.execute(
                         "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'roles_standby' AND active"

@@ -16,8 +16,9 @@ import pytest
 from rdsrepl import errors
 from rdsrepl.config import Target
 from rdsrepl.postgres import connection, settings, verification
-from tests.conftest import Database, Program, Servers, drop_database, new_database
-from tests.tail.test_delivery import until
+from tests.fixtures.postgres import Database, Servers, drop_database, new_database
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import wait_until
 
 _ROLE_SETTINGS = {
     "datestyle": "German",
@@ -154,7 +155,7 @@ class Pooler:
             stderr=subprocess.DEVNULL,
             **({"user": 65534, "group": 65534, "extra_groups": []} if root else {}),  # type: ignore[call-overload]
         )
-        until(lambda: (directory / ".s.PGSQL.6432").exists(), "pgbouncer listens")
+        wait_until(lambda: (directory / ".s.PGSQL.6432").exists(), "pgbouncer listens")
         self.dsn = f"host={directory} port=6432 user=boss dbname={place.name}"
 
     def session(self) -> tuple[int, dict[str, str]]:

@@ -16,10 +16,11 @@ import pytest
 from rdsrepl import apply, errors
 from rdsrepl.postgres import connection, slots
 from rdsrepl.sandbox.servers.postgres_server import Server
-from tests.tail.test_delivery import until
+from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 KEYS = {
     "slot_name", "plugin", "slot_type", "datoid", "database", "temporary", "active", "active_pid", "xmin",
@@ -138,16 +139,16 @@ def test_a_running_transaction_is_named_and_no_orphan_stays(database: Database, 
         assert f"PID {pid}" in result.error["message"]
         killed = rdsrepl.start("slot", "create", name + "k", "--yes", dsn=database.dsn, stderr=subprocess.DEVNULL)
         waiting = "SELECT FROM pg_stat_activity WHERE query LIKE '%create_logical%' AND wait_event_type = 'Lock'"
-        until(lambda: database.run(waiting), "it waits")
+        wait_until(lambda: database.run(waiting), "it waits")
         killed.kill()
         killed.wait()
         stopped = rdsrepl.start("slot", "create", name + "i", "--yes", dsn=database.dsn, stderr=subprocess.DEVNULL)
-        until(lambda: len(database.run(waiting)) >= 1, "it waits, too")
+        wait_until(lambda: len(database.run(waiting)) >= 1, "it waits, too")
         time.sleep(1.5)
         stopped.send_signal(signal.SIGINT)
         assert stopped.wait(timeout=30) == 130
         # The killed client's backend must notice by itself, before the transaction ends.
-        until(lambda: not database.run(waiting), "the server gives up")
+        wait_until(lambda: not database.run(waiting), "the server gives up")
         blocker.execute("COMMIT")
     time.sleep(0.5)
     assert mine(rdsrepl, database) == []
@@ -174,7 +175,7 @@ def test_an_active_slot_is_not_dropped(database: Database, name: str, rdsrepl: P
     )
     tail = rdsrepl.start("-q", "slot", "tail", name, dsn=database.dsn, stdout=subprocess.DEVNULL)
     try:
-        until(lambda: any(slot["active"] for slot in mine(rdsrepl, database)), "it streams")
+        wait_until(lambda: any(slot["active"] for slot in mine(rdsrepl, database)), "it streams")
         (slot,) = mine(rdsrepl, database)
         sender = slot["walsender"]
         assert (sender["pid"], sender["application"], sender["state"]) == (slot["active_pid"], "rdsrepl", "streaming")

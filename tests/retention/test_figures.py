@@ -15,7 +15,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.retention import assessment, server_state
 from rdsrepl.retention.assessment import Severity
 from rdsrepl.sandbox.servers.postgres_server import Server
-from tests.conftest import Program
+from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start
 from tests.retention.test_prune_rules import slot
 from tests.retention.test_prune_rules import wal as a_wal

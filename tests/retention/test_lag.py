@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rdsrepl.errors import BadValue
 from rdsrepl.retention import assessment, thresholds
 from rdsrepl.sandbox.servers.postgres_server import Server
-from tests.conftest import Program
+from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start
 
 pytestmark = pytest.mark.timeout(120)

@@ -27,7 +27,8 @@ from rdsrepl.postgres import connection, slots, wal
 from rdsrepl.retention import prune_rules
 from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.state import audit
-from tests.conftest import Database, Program, find
+from tests.fixtures.postgres import Database, find_binaries
+from tests.fixtures.program import Program
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -66,7 +67,7 @@ class Place:
 
 
 def start(directory: Path, version: int, **settings: str) -> Server:
-    programs = find(version)
+    programs = find_binaries(version)
     assert programs is not None
     made = Server(
         directory,
@@ -693,7 +694,7 @@ def test_two_hundred_slots_take_few_statements(place: Place, tmp_path: Path) -> 
 
 
 def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path: Path) -> None:
-    programs = find(18)
+    programs = find_binaries(18)
     assert programs is not None
     settings = {"wal_level": "logical", "max_replication_slots": "20", "restart_after_crash": "on"}
     server = Server(tmp_path / "durable", programs, settings=settings, durable=True)

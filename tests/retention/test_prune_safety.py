@@ -27,7 +27,8 @@ from rdsrepl.retention.server_state import Standing, Watch
 from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.state import audit, slot_history
 from rdsrepl.state.slot_history import Observation, SlotSeen
-from tests.conftest import Program, find
+from tests.fixtures.postgres import find_binaries
+from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, attached, is_new, settle_down, silent, start
 from tests.retention.test_prune_rules import NOW, slot
 from tests.retention.test_prune_rules import wal as a_wal
@@ -288,7 +289,7 @@ def test_a_copy_of_the_server_says_nothing_of_the_first_one(
     monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     first = start(tmp_path / "first", 18)
-    programs = find(18)
+    programs = find_binaries(18)
     assert programs is not None
     second = Server(tmp_path / "second", programs, settings=dict(first.settings))
     try:

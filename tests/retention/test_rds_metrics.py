@@ -17,7 +17,7 @@ from rdsrepl.config import Aws, Target
 from rdsrepl.errors import BadValue
 from rdsrepl.retention import rds_metrics
 from tests import ROOT
-from tests.conftest import Cloud
+from tests.fixtures.sandbox import Cloud
 
 GIB = 1 << 30
 PAGE = ROOT / "docs" / "retention.md"

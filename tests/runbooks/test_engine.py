@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,10 @@ from rdsrepl.cli.options import Writer
 from rdsrepl.errors import BadPage
 from rdsrepl.runbooks import commands, pages
 from rdsrepl.runbooks.pages import Kind
-from tests.conftest import Database, Program, Result
-from tests.tail.test_delivery import until
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program, Result
+from tests.fixtures.terminal import Terminal
+from tests.fixtures.waiting import wait_until
 
 HEAD = """---
 when: now
@@ -434,52 +433,6 @@ def test_a_step_that_names_its_own_target_goes_there(
     assert done.lines[2]["command"].startswith("rdsrepl -t there psql")
 
 
-# With a person.
-
-
-class Person:
-    """A terminal with somebody at it."""
-
-    def __init__(self, program: Program, *words: str) -> None:
-        self._master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [*program.command, *words],
-            env={**program.env, "TERM": "xterm", "COLUMNS": "200"},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def wait_for(self, text: str) -> None:
-        deadline = time.monotonic() + 30
-        while text not in self.seen:
-            assert time.monotonic() < deadline, self.seen
-            self._read()
-        self.seen = self.seen[self.seen.index(text) + len(text) :]
-
-    def type(self, line: str) -> None:
-        os.write(self._master, f"{line}\n".encode())
-
-    def leave(self) -> int:
-        while self._read():
-            pass
-        os.close(self._master)
-        return self.process.wait(timeout=30)
-
-    def _read(self) -> bool:
-        if not select.select([self._master], [], [], 1)[0]:
-            return self.process.poll() is None
-        try:
-            piece = os.read(self._master, 65536)
-        except OSError:  # Linux: the other end is closed
-            return False
-        self.seen += piece.decode(errors="replace").replace("\r", "")
-        return bool(piece)
-
-
 def test_a_person_sees_the_plan_and_says_yes_skip_or_quit(
     rdsrepl: Program, db18: Database, write: Any, name: str
 ) -> None:
@@ -487,7 +440,7 @@ def test_a_person_sees_the_plan_and_says_yes_skip_or_quit(
     third = MAKE.replace("Make it", "Make a third").replace('"$SLOT"', '"${SLOT}_3"')
     by_hand = '\n### {n}. By hand\n\n```sh manual\nask "$SLOT"\n```\n'
     path = write(MAKE, second, by_hand, third)
-    person = Person(rdsrepl, "--dsn", db18.dsn, "runbook", "run", path, "--var", f"slot={name}")
+    person = Terminal(rdsrepl, "--dsn", db18.dsn, "runbook", "run", path, "--var", f"slot={name}")
     person.wait_for("Step 1 of 6: Look")  # a check is not asked for
     person.wait_for(f"Plan: create replication slot {name}\n")
     person.wait_for("Run it? [y = yes, s = skip, q = quit]")
@@ -504,7 +457,7 @@ def test_a_person_sees_the_plan_and_says_yes_skip_or_quit(
     person.wait_for("Run it?")
     person.type("q")
     person.wait_for("was not confirmed")
-    assert person.leave() == 6
+    assert person.wait() == 6
     slots = {row[0] for row in db18.run(f"SELECT slot_name FROM pg_replication_slots WHERE database = '{db18.name}'")}
     assert slots == {name}
     (journal,) = journals(rdsrepl)
@@ -514,10 +467,10 @@ def test_a_person_sees_the_plan_and_says_yes_skip_or_quit(
 
 
 def test_quitting_before_a_change_is_a_refusal(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
-    person = Person(rdsrepl, "--dsn", db18.dsn, "runbook", "run", write(MAKE), "--var", f"slot={name}")
+    person = Terminal(rdsrepl, "--dsn", db18.dsn, "runbook", "run", write(MAKE), "--var", f"slot={name}")
     person.wait_for("Run it?")
     person.type("quit")
-    assert person.leave() == 4
+    assert person.wait() == 4
     assert "nothing was changed" in person.seen
 
 
@@ -532,7 +485,7 @@ def test_a_run_that_is_interrupted_says_where_it_was(
     words = ("--dsn", db18.dsn, "runbook", "run", path, "--var", f"slot={name}", "--yes")
     process = rdsrepl.start(*words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     asleep = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = '{db18.name}'"
-    until(lambda: db18.value(asleep) == 1, "the step runs")
+    wait_until(lambda: db18.value(asleep) == 1, "the step runs")
     if sent == signal.SIGTERM:
         process.send_signal(sent)  # as a service manager does: the step's own process hears of it from us
     else:
@@ -542,7 +495,7 @@ def test_a_run_that_is_interrupted_says_where_it_was(
     if sent != signal.SIGKILL:
         assert process.returncode == 130, err
         assert journal[-1]["status"] == "interrupted"
-        until(lambda: db18.value(asleep) == 0, "the step has ended, too")
+        wait_until(lambda: db18.value(asleep) == 0, "the step has ended, too")
     else:
         assert journal[-1]["event"] == "step_begin"
     shown = rdsrepl("runbook", "run", path, "--resume", "--dry-run", "-o", "json", dsn=db18.dsn)

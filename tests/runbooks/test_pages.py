@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Cloud, Program, Result
+from tests.fixtures.program import Program, Result
+from tests.fixtures.sandbox import Cloud
 
 pytestmark = pytest.mark.timeout(300)
 

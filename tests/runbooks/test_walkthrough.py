@@ -17,7 +17,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests import ROOT
-from tests.conftest import Cloud
+from tests.fixtures.sandbox import Cloud
 
 PAGE = ROOT / "docs" / "walkthrough.md"
 

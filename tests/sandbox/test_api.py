@@ -32,7 +32,7 @@ from rdsrepl.sandbox.api.service import Kind, Service
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.state import Directory
-from tests.conftest import signed
+from tests.fixtures.sandbox import signed
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 REGION = "eu-west-1"

@@ -34,7 +34,8 @@ from rdsrepl.sandbox.lifecycle import Report
 from rdsrepl.sandbox.servers import postgres_server, processes, rds_roles
 from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.sandbox.state import Directory
-from tests.conftest import find, signed
+from tests.fixtures.postgres import find_binaries
+from tests.fixtures.sandbox import signed
 from tests.sandbox.test_api import Api, start
 from tests.sandbox.test_lifecycle import NEWEST, isolate, kill_all, value
 
@@ -300,7 +301,7 @@ class Master:
 
 @pytest.fixture(scope="module", params=(15, 18), ids=["pg15", "pg18"])
 def master(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
-    programs = find(request.param)
+    programs = find_binaries(request.param)
     assert programs is not None
     path = tmp_path_factory.mktemp("likeness")
     server = Server(path / "server", programs, settings=dict(server_registry.base_settings(programs)))

@@ -31,7 +31,7 @@ from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.lifecycle import Report
 from rdsrepl.sandbox.servers import binaries, processes
-from tests.conftest import signed
+from tests.fixtures.sandbox import signed
 
 PASSWORD = "open-sesame-1"
 CLASS, AURORA_CLASS = "db.m5d.large", "db.r6g.large"

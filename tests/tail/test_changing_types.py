@@ -29,11 +29,11 @@ from rdsrepl.tail.formats.partition_keys import KeyedFormat
 from rdsrepl.tail.formats.pretty import PrettyFormat
 from rdsrepl.tail.formats.wal2json_format import Wal2jsonFormat
 from rdsrepl.tail.model import TableFilter
-from tests.conftest import Database
+from tests.fixtures.postgres import Database
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import Server
-    from tests.conftest import Program
+    from tests.fixtures.program import Program
 
 _CHANGES = (
     "SELECT lsn, data FROM pg_logical_slot_get_binary_changes('g', NULL, NULL, "

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tail.test_delivery import parsed, until
+from tests.fixtures.program import read_json_lines
+from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 COPY_BOTH = b"W\0\0\0\x07"
 SESSION = "connect_timeout=2 options='-c wal_sender_timeout=1500ms'"
@@ -147,19 +149,19 @@ def check_outage(
         tail = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=file, stderr=talk, env=rdsrepl.env)
         try:
             insert(stream)
-            until(lambda: len(out.read_bytes().splitlines()) == 100, "the changes before the outage")
+            wait_until(lambda: len(out.read_bytes().splitlines()) == 100, "the changes before the outage")
             cut(True)
             insert(stream)
-            until(lambda: "connecting again" in err.read_text(), "the dead connection is noticed")
+            wait_until(lambda: "connecting again" in err.read_text(), "the dead connection is noticed")
             cut(False)
-            until(lambda: len(out.read_bytes().splitlines()) == 200, "the changes of the outage")
+            wait_until(lambda: len(out.read_bytes().splitlines()) == 200, "the changes of the outage")
             tail.send_signal(signal.SIGINT)
             assert tail.wait(timeout=30) == 0, err.read_text()
         finally:
             tail.kill()
             tail.wait()
     assert "the server has been silent for" in err.read_text()
-    assert [event["after"]["id"] for event in parsed(out)] == list(range(1, 201))
+    assert [event["after"]["id"] for event in read_json_lines(out)] == list(range(1, 201))
 
 
 def test_a_proxy_that_swallows(stream: Database, proxy: Proxy, rdsrepl: Program, tmp_path: Path) -> None:
@@ -200,11 +202,11 @@ def test_each_place_where_an_answer_is_waited_for(
     out, err = tmp_path / "out.jsonl", tmp_path / "err"
     with out.open("wb") as file, err.open("wb") as talk:
         tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=talk)
-        until(lambda: proxy.seen > before, "the catalogue is asked")
+        wait_until(lambda: proxy.seen > before, "the catalogue is asked")
         proxy.swallow_at = None
         assert tail.wait(timeout=60) == 0, err.read_text()
-    assert [event["after"]["id"] for event in parsed(out)] == list(range(1, 101))
-    assert parsed(out)[0]["after"]["c"] == ["red"]
+    assert [event["after"]["id"] for event in read_json_lines(out)] == list(range(1, 101))
+    assert read_json_lines(out)[0]["after"]["c"] == ["red"]
 
 
 def test_a_stream_that_never_brings_anything_ends(stream: Database, proxy: Proxy, rdsrepl: Program) -> None:

@@ -26,12 +26,13 @@ from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.pipeline import FormatName, assemble
 from rdsrepl.tail.sinks.kinesis import _lines
 from rdsrepl.tail.sinks.oversize import Oversize
-from tests.conftest import _here
+from tests.fixtures.program import run_in_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 DEFAULT = "__debezium_unavailable_value"
 
@@ -516,7 +517,7 @@ def test_wrong_options(rdsrepl: Program) -> None:
         (("--debezium-time", "connect"), "--debezium-time is for --format debezium"),
     ]:
         for command in ("tail", "peek"):
-            result = _here(["--dsn", "host=/nowhere", "slot", command, "absent", *words], rdsrepl.env, None)
+            result = run_in_process(["--dsn", "host=/nowhere", "slot", command, "absent", *words], rdsrepl.env, None)
             assert result.code == 2, (words, result.err)
             assert told in " ".join(result.err.replace("│", " ").split()), (words, result.err)
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,21 +17,13 @@ import psycopg
 import pytest
 
 from rdsrepl.sandbox.servers.postgres_server import Server
+from tests.fixtures.postgres import confirmed_lsn
+from tests.fixtures.program import read_json_lines
+from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program, Servers
-
-RELAXED_SECONDS = 60.0
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = RELAXED_SECONDS) -> Any:
-    """Wait for something that must come true; how long it takes is not the test's business."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"never: {what}")
+    from tests.fixtures.postgres import Database, Servers
+    from tests.fixtures.program import Program
 
 
 @pytest.fixture
@@ -44,17 +36,6 @@ def stream(db15: Database) -> Database:
         "SELECT pg_create_logical_replication_slot('w', 'wal2json')",
     )
     return db15
-
-
-def confirmed(database: Database, slot: str) -> int:
-    return int(
-        database.value(f"SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = '{slot}'")
-    )
-
-
-def parsed(path: Path) -> list[dict[str, Any]]:
-    """Every line of a file; each must be whole."""
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
 class Writer:
@@ -112,11 +93,11 @@ def test_an_undisturbed_run_gives_each_change_once(stream: Database, rdsrepl: Pr
         tail = rdsrepl.start("slot", "tail", "g", dsn=stream.dsn, stdout=file, stderr=subprocess.PIPE)
         with writer.running():
             time.sleep(2)
-        until(lambda: len(out.read_bytes().splitlines()) >= len(writer.committed), "all changes arrive")
+        wait_until(lambda: len(out.read_bytes().splitlines()) >= len(writer.committed), "all changes arrive")
         tail.send_signal(signal.SIGINT)
         _, err = tail.communicate(timeout=30)
     assert tail.returncode == 0, err
-    assert check_order(parsed(out), set(writer.committed)) == writer.committed
+    assert check_order(read_json_lines(out), set(writer.committed)) == writer.committed
 
 
 def test_twenty_kills_lose_nothing(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
@@ -128,14 +109,14 @@ def test_twenty_kills_lose_nothing(stream: Database, rdsrepl: Program, tmp_path:
         for _ in range(20):
             tail = rdsrepl.start("-q", "slot", "tail", "g", dsn=stream.dsn, stdout=file, stderr=subprocess.DEVNULL)
             size = out.stat().st_size
-            until(lambda size=size: out.stat().st_size > size, "the tail writes")
+            wait_until(lambda size=size: out.stat().st_size > size, "the tail writes")
             time.sleep(rng.uniform(0, 0.25))
             tail.kill()
             tail.wait()
     with out.open("ab") as file:
         last = rdsrepl.start("-q", "slot", "tail", "g", "--until-now", dsn=stream.dsn, stdout=file)
         assert last.wait(timeout=60) == 0
-    ids = check_order(parsed(out), set(writer.committed))
+    ids = check_order(read_json_lines(out), set(writer.committed))
     assert set(ids) == set(writer.committed)
 
 
@@ -145,7 +126,7 @@ def test_a_torn_last_line_is_mended(stream: Database, rdsrepl: Program, tmp_path
     out.write_text('{"whole": 1}\n{"op":"c","schema":"pub')
     with out.open("ab") as file:
         assert rdsrepl.start("slot", "tail", "g", "--until-now", dsn=stream.dsn, stdout=file).wait(timeout=30) == 0
-    assert [sorted(line)[0] for line in parsed(out)] == ["whole", "after"]
+    assert [sorted(line)[0] for line in read_json_lines(out)] == ["whole", "after"]
     foreign = tmp_path / "foreign"
     foreign.write_text("not ours")
     with foreign.open("ab") as file:
@@ -179,7 +160,7 @@ def test_restarts_and_terminations_lose_nothing(
 
     def grows() -> None:
         size = out.stat().st_size
-        until(lambda: out.stat().st_size > size, "the stream goes on")
+        wait_until(lambda: out.stat().st_size > size, "the stream goes on")
 
     with out.open("wb") as file:
         tail = rdsrepl.start("slot", "tail", "g", dsn=database.dsn, stdout=file, stderr=subprocess.PIPE)
@@ -193,15 +174,19 @@ def test_restarts_and_terminations_lose_nothing(
             own_server.restart("fast")
             grows()
         wanted = set(writer.committed)
-        until(
-            lambda: wanted <= {event["after"]["id"] for event in parsed(out)} if out.read_bytes()[-1:] == b"\n" else 0,
+        wait_until(
+            lambda: (
+                wanted <= {event["after"]["id"] for event in read_json_lines(out)}
+                if out.read_bytes()[-1:] == b"\n"
+                else 0
+            ),
             "all changes arrive",
         )
         tail.send_signal(signal.SIGTERM)
         _, err = tail.communicate(timeout=30)
     assert tail.returncode == 0, err
     assert b"connecting again" in err
-    check_order(parsed(out), wanted)
+    check_order(read_json_lines(out), wanted)
 
 
 def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
@@ -228,7 +213,7 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
                 with closing(writer.connect()) as conn:
                     conn.execute("INSERT INTO public.t VALUES (%s)", (number,))
                     conn.execute("SELECT pg_log_standby_snapshot()")
-            until(lambda: len(out.read_text().splitlines()) == 10, "the changes before the failover")
+            wait_until(lambda: len(out.read_text().splitlines()) == 10, "the changes before the failover")
             # A synchronised slot outlives the promotion once the primary's has moved on (facts of PostgreSQL 17).
             ready = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'fo' AND synced AND NOT temporary"
 
@@ -239,13 +224,13 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
                 with closing(reader.connect()) as conn:
                     return conn.execute(ready).fetchone()
 
-            until(synced, "the slot is synchronised")
+            wait_until(synced, "the slot is synchronised")
             with closing(writer.connect()) as conn:
                 conn.execute("INSERT INTO public.t VALUES (11)")
                 end = conn.execute("SELECT pg_current_wal_lsn()").fetchone()
             with closing(reader.connect()) as conn:
                 replayed = "SELECT pg_last_wal_replay_lsn() >= %s"
-                until(lambda: conn.execute(replayed, end).fetchone() == (True,), "the standby has it")
+                wait_until(lambda: conn.execute(replayed, end).fetchone() == (True,), "the standby has it")
             writer.stop("immediate")
             reader.promote()
             with closing(reader.connect()) as conn:
@@ -253,9 +238,9 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
                     conn.execute("INSERT INTO public.t VALUES (%s)", (number,))
 
             def ids() -> list[int]:
-                return [event["after"]["id"] for event in parsed(out) if event["op"] == "c"]
+                return [event["after"]["id"] for event in read_json_lines(out) if event["op"] == "c"]
 
-            until(lambda: 20 in ids(), "the changes after the failover")
+            wait_until(lambda: 20 in ids(), "the changes after the failover")
             tail.send_signal(signal.SIGINT)
             _, err = tail.communicate(timeout=30)
         assert tail.returncode == 0, err
@@ -290,10 +275,10 @@ def test_a_stalled_reader_does_not_cost_the_connection(
     )
     assert tail.stdout is not None
     first = tail.stdout.readline()
-    pid = until(lambda: database.run("SELECT pid FROM pg_stat_replication"), "the walsender runs")[0][0]
+    pid = wait_until(lambda: database.run("SELECT pid FROM pg_stat_replication"), "the walsender runs")[0][0]
     time.sleep(9)
     assert database.run("SELECT pid FROM pg_stat_replication") == [(pid,)]
-    assert confirmed(database, "g") < json_lsn(first)
+    assert confirmed_lsn(database, "g") < json_lsn(first)
     lines = [first, *tail.stdout]
     assert tail.stderr is not None
     err = tail.stderr.read()
@@ -314,10 +299,10 @@ def test_an_idle_publication_does_not_pin_wal(stream: Database, rdsrepl: Program
     stream.run("CREATE TABLE other (id integer)")
     tail = rdsrepl.start("-q", "slot", "tail", "g", dsn=stream.dsn, stdout=subprocess.PIPE)
     try:
-        until(lambda: stream.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"), "it streams")
+        wait_until(lambda: stream.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"), "it streams")
         stream.run("INSERT INTO other SELECT generate_series(1, 10000)")
         goal = stream.value("SELECT pg_current_wal_lsn() - '0/0'")
-        until(lambda: confirmed(stream, "g") >= goal, "the idle slot moves")
+        wait_until(lambda: confirmed_lsn(stream, "g") >= goal, "the idle slot moves")
     finally:
         tail.send_signal(signal.SIGINT)
         tail.communicate(timeout=30)
@@ -334,10 +319,10 @@ def test_an_undelivered_change_holds_the_position(stream: Database, rdsrepl: Pro
     for _ in range(3):
         stream.run("INSERT INTO other SELECT generate_series(1, 1000)")
         time.sleep(1)
-        assert confirmed(stream, "g") <= commit
+        assert confirmed_lsn(stream, "g") <= commit
     tail.kill()
     tail.communicate()
-    until(lambda: not stream.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"), "it lets go")
+    wait_until(lambda: not stream.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"), "it lets go")
     again = rdsrepl("-q", "slot", "tail", "g", "--until-now", dsn=stream.dsn)
     assert [event["after"]["id"] for event in again.lines] == list(range(1, 5001))
 
@@ -415,11 +400,11 @@ def test_bounds(stream: Database, rdsrepl: Program) -> None:
 
 def test_peek_consumes_nothing(stream: Database, rdsrepl: Program) -> None:
     stream.run("INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 100000)")
-    before = confirmed(stream, "g")
+    before = confirmed_lsn(stream, "g")
     for _ in range(2):
         result = rdsrepl("slot", "peek", "g", "--limit", "3", dsn=stream.dsn)
         assert (result.code, len(result.lines)) == (0, 3)
-    assert confirmed(stream, "g") == before
+    assert confirmed_lsn(stream, "g") == before
     assert rdsrepl("slot", "peek", "w", "--limit", "2", "--format", "json", dsn=stream.dsn).lines[1]["seq"] == 2
 
 
@@ -462,7 +447,7 @@ def test_a_reader_that_goes_away_ends_the_run(stream: Database, rdsrepl: Program
     assert tail.wait(timeout=30) == 1
     assert "reader of standard output went away" in err
     assert "Traceback" not in err
-    assert confirmed(stream, "g") <= json_lsn(first)
+    assert confirmed_lsn(stream, "g") <= json_lsn(first)
 
 
 def test_a_full_disk_ends_the_run(stream: Database, rdsrepl: Program) -> None:
@@ -480,7 +465,7 @@ def test_a_full_disk_ends_the_run(stream: Database, rdsrepl: Program) -> None:
 def test_a_slot_in_use_is_waited_for_and_then_refused(stream: Database, rdsrepl: Program) -> None:
     holder = rdsrepl.start("-q", "slot", "tail", "g", dsn=stream.dsn, stdout=subprocess.DEVNULL)
     active = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = 'g' AND active"
-    pid = until(lambda: stream.run(active), "it streams")[0][0]
+    pid = wait_until(lambda: stream.run(active), "it streams")[0][0]
     refused = rdsrepl("slot", "tail", "g", "--wait-active", "1s", "-o", "json", dsn=stream.dsn)
     assert refused.code == 4
     assert refused.error["error"] == "slot_active"
@@ -546,7 +531,7 @@ def test_a_publication_dropped_in_the_middle_is_an_error(stream: Database, rdsre
     tail = rdsrepl.start(
         "slot", "tail", "g", "--publication", "p", dsn=stream.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    until(lambda: stream.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"), "it streams")
+    wait_until(lambda: stream.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"), "it streams")
     stream.run("DROP PUBLICATION p", "INSERT INTO t (v) VALUES ('x')")
     _, err = tail.communicate(timeout=60)
     assert tail.returncode == 3
@@ -562,7 +547,7 @@ def test_an_invalidated_slot_is_refused(own_server: Server, make_database: Any, 
     own_server.reload()
     for _ in range(4):
         database.run("INSERT INTO t SELECT generate_series(1, 1000)", "SELECT pg_switch_wal()", "CHECKPOINT")
-    until(lambda: database.value("SELECT wal_status FROM pg_replication_slots") == "lost", "the slot is lost")
+    wait_until(lambda: database.value("SELECT wal_status FROM pg_replication_slots") == "lost", "the slot is lost")
     result = rdsrepl("slot", "tail", "g", "-o", "json", dsn=database.dsn)
     assert (result.code, result.error["error"]) == (4, "slot_invalidated")
     assert "rdsrepl slot drop g" in result.error["hint"]

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rdsrepl.sandbox.servers.postgres_server import Server
-from tests.tail.test_delivery import confirmed, parsed, until
+from tests.fixtures.postgres import confirmed_lsn
+from tests.fixtures.program import read_json_lines
+from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program, Servers
+    from tests.fixtures.postgres import Database, Servers
+    from tests.fixtures.program import Program
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +129,10 @@ def test_a_plugin_that_the_server_does_not_allow(restarted: Database, rdsrepl: P
     assert remedy in refused.error["hint"]
     # As it was on 15.19: the slot can be made.
     restarted.run("ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, wal2json", reload)
-    until(lambda: "wal2json" in restarted.value(allowed), "the setting is in force")
+    wait_until(lambda: "wal2json" in restarted.value(allowed), "the setting is in force")
     restarted.run("SELECT pg_create_logical_replication_slot('w', 'wal2json')")
     restarted.run("ALTER SYSTEM RESET output_plugin_libraries", reload)
-    until(lambda: "wal2json" not in restarted.value(allowed), "the default is in force")
+    wait_until(lambda: "wal2json" not in restarted.value(allowed), "the default is in force")
     restarted.run("CREATE ROLE plain LOGIN REPLICATION PASSWORD 'x'")
     try:
         plain = restarted.server.dsn(user="plain", dbname=restarted.name)
@@ -161,7 +164,7 @@ def test_a_torn_last_line_of_raw_output(db15: Database, rdsrepl: Program, tmp_pa
             words = ("slot", "tail", slot, "--until-now", "-f", "raw")
             assert rdsrepl.start(*words, dsn=db15.dsn, stdout=file).wait(timeout=60) == 0
         if slot == "w":
-            assert [line["action"] for line in parsed(out)] == ["B", "B", "I", "C"]
+            assert [line["action"] for line in read_json_lines(out)] == ["B", "B", "I", "C"]
         else:
             assert out.read_text().startswith(whole + "\nBEGIN ")
 
@@ -194,4 +197,4 @@ def test_a_hangup_drains(restarted: Database, rdsrepl: Program) -> None:
     _, err = tail.communicate(timeout=60)
     assert tail.returncode == 0, err
     assert b"stopped: signal 1" in err
-    assert confirmed(restarted, "g") >= end
+    assert confirmed_lsn(restarted, "g") >= end

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import Cloud
+from tests.fixtures.sandbox import Cloud
 
 CLUSTER = "loaded"
 FAILOVERS = 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rdsrepl.sandbox.servers.postgres_server import Server
-from tests.conftest import Database
+from tests.fixtures.postgres import Database
 from tests.workloads import fuzzing
 
 pytestmark = pytest.mark.timeout(120)

@@ -19,10 +19,13 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.state import streamed_slots
 from rdsrepl.state.streamed_slots import SlotMark
 from rdsrepl.tail.ledger import Ledger
-from tests.tail.test_delivery import confirmed, parsed, until
+from tests.fixtures.postgres import confirmed_lsn
+from tests.fixtures.program import read_json_lines
+from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 CREATE = "SELECT pg_create_logical_replication_slot('g', 'pgoutput')"
 ROWS = "INSERT INTO t (v) SELECT 'missing' FROM generate_series(1, 100)"
@@ -42,7 +45,7 @@ def stopped(database: Database, tail: subprocess.Popen[bytes]) -> Iterator[None]
     try:
         database.run("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'g'")
         free = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'g' AND NOT active"
-        until(lambda: database.run(free), "the slot is free")
+        wait_until(lambda: database.run(free), "the slot is free")
         yield
     finally:
         tail.send_signal(signal.SIGCONT)
@@ -78,15 +81,15 @@ def test_a_slot_that_is_ahead_at_a_reconnect_stops_the_run(stream: Database, rds
         with out.open("wb") as file:
             tail = rdsrepl.start(*words, *more, dsn=stream.dsn, stdout=file, stderr=subprocess.PIPE)
             stream.run("INSERT INTO t (v) VALUES ('before')")
-            until(lambda: "before" in out.read_text(), "the first change")
+            wait_until(lambda: "before" in out.read_text(), "the first change")
             with stopped(stream, tail):
                 move(stream)
                 stream.run(f"INSERT INTO t (v) VALUES ('{after}')")
             if accept:
-                until(partial(_has, out, after), "the change behind the gap")
+                wait_until(partial(_has, out, after), "the change behind the gap")
                 tail.send_signal(signal.SIGINT)
             _, err = tail.communicate(timeout=60)
-        text, values = err.decode(), [event["after"]["v"] for event in parsed(out)]
+        text, values = err.decode(), [event["after"]["v"] for event in read_json_lines(out)]
         assert "were not delivered" in text
         assert "made again" in text
         if accept:
@@ -153,17 +156,17 @@ def test_two_machines_that_take_turns(stream: Database, rdsrepl: Program, monkey
 def test_a_kill_leaves_no_false_alarm(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """What is remembered is at or beyond what the server was told, whenever the process dies."""
     out = tmp_path / "out.jsonl"
-    before = confirmed(stream, "g")
+    before = confirmed_lsn(stream, "g")
     with out.open("ab") as file:
         tail = rdsrepl.start("slot", "tail", "g", dsn=stream.dsn, stdout=file, stderr=subprocess.PIPE)
         stream.run("INSERT INTO t (v) VALUES ('x')")
-        until(lambda: parsed(out) and confirmed(stream, "g") > before, "the change is confirmed")
+        wait_until(lambda: read_json_lines(out) and confirmed_lsn(stream, "g") > before, "the change is confirmed")
         tail.kill()
         tail.communicate()
     again = rdsrepl("slot", "tail", "g", "--until-now", "-f", "json", dsn=stream.dsn)
     assert (again.code, "moved" in again.err) == (0, False)
     (path,) = (rdsrepl.home / "state" / "rdsrepl" / "streamed").iterdir()
-    assert int(Lsn.parse(json.loads(path.read_text())["confirmed_lsn"])) >= confirmed(stream, "g")
+    assert int(Lsn.parse(json.loads(path.read_text())["confirmed_lsn"])) >= confirmed_lsn(stream, "g")
 
 
 MARKS = st.builds(

@@ -27,11 +27,13 @@ from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.timelines import Timelines
-from tests.tail.test_delivery import parsed, until
+from tests.fixtures.program import read_json_lines
+from tests.fixtures.waiting import wait_until
 from tests.workloads import identity_kills
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program, Servers
+    from tests.fixtures.postgres import Database, Servers
+    from tests.fixtures.program import Program
 
 Identity = tuple[int, int, int]
 
@@ -232,7 +234,7 @@ def _slot_on_standby(standby: Server, primary: Server) -> None:
     """Make slot ``sb`` there, which waits for the primary to log which transactions run."""
     with ThreadPoolExecutor(1) as pool, closing(standby.connect()) as conn, closing(primary.connect()) as source:
         made = pool.submit(conn.execute, "SELECT pg_create_logical_replication_slot('sb', 'pgoutput')")
-        until(lambda: source.execute("SELECT pg_log_standby_snapshot()") and made.done(), "the slot is made")
+        wait_until(lambda: source.execute("SELECT pg_log_standby_snapshot()") and made.done(), "the slot is made")
         made.result()
 
 
@@ -250,7 +252,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
                 conn.execute("INSERT INTO public.t (v) VALUES (%s)", (value,))
 
     def events() -> list[dict[str, Any]]:
-        return parsed(out)
+        return read_json_lines(out)
 
     def arrived(value: str) -> bool:
         return any(event["after"]["v"] == value for event in events())
@@ -275,7 +277,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
             with closing(reader.connect()) as conn:
                 return conn.execute(ready).fetchone()
 
-        until(synced, "the slot is synchronised")
+        wait_until(synced, "the slot is synchronised")
         _slot_on_standby(reader, writer)
         with out.open("wb") as file, other.open("wb") as second:
             # Reads from the standby, and is not interrupted by the promotion.
@@ -285,20 +287,22 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
             words = ("slot", "tail", "fo", "--no-confirm", "-f", "json")
             tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=subprocess.PIPE)
             write(writer, "both 1", "both 2", "both 3")
-            until(lambda: arrived("both 3") and "both 3" in other.read_text(), "the changes before")
+            wait_until(lambda: arrived("both 3") and "both 3" in other.read_text(), "the changes before")
             with closing(reader.connect()) as conn, closing(writer.connect()) as source:
                 end = source.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
-                until(lambda: conn.execute("SELECT pg_last_wal_replay_lsn() >= %s", end).fetchone() == (True,), "it")
+                wait_until(
+                    lambda: conn.execute("SELECT pg_last_wal_replay_lsn() >= %s", end).fetchone() == (True,), "it"
+                )
                 conn.execute("ALTER SYSTEM SET primary_conninfo = ''")
                 conn.execute("SELECT pg_reload_conf()")
                 gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)"
-                until(lambda: conn.execute(gone).fetchone() == (True,), "the standby receives no more")
+                wait_until(lambda: conn.execute(gone).fetchone() == (True,), "the standby receives no more")
             write(writer, "lost 1", "lost 2", "lost 3")
-            until(lambda: arrived("lost 3"), "the changes that only the old primary has")
+            wait_until(lambda: arrived("lost 3"), "the changes that only the old primary has")
             writer.stop("immediate")
             reader.promote()
             write(reader, "new 1", "new 2", "new 3", "new 4")
-            until(lambda: arrived("new 4") and "new 4" in other.read_text(), "the changes after")
+            wait_until(lambda: arrived("new 4") and "new 4" in other.read_text(), "the changes after")
             for process in (beside, tail):
                 process.send_signal(signal.SIGINT)
             _, told = beside.communicate(timeout=30)
@@ -312,7 +316,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
         assert f"3 changes that were received of timeline 1 beyond {begins[1]} are not on this server" in text
         assert "where the slot stands: changes after that may come again" in text
         assert b"timeline 2 now" in told
-        on_standby = {event["after"]["v"]: event["timeline"] for event in parsed(other)}
+        on_standby = {event["after"]["v"]: event["timeline"] for event in read_json_lines(other)}
         assert on_standby == {f"both {n}": 1 for n in (1, 2, 3)} | {f"new {n}": 2 for n in (1, 2, 3, 4)}
         seen: dict[Identity, str] = {}
         for event in events():

@@ -6,9 +6,8 @@ import io
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdsrepl.aws.stream_reader import received
 from rdsrepl.aws.streams import Stream
 from rdsrepl.config import Aws
 from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
@@ -25,11 +23,11 @@ from rdsrepl.tail.sinks.dispatch import Batch, Dispatch, Item, Limits, Record
 from rdsrepl.tail.sinks.kinesis import _Caller
 from rdsrepl.tail.sinks.oversize import Oversize
 from tests.benchmarks.ordeal import Size, ordeal
-from tests.conftest import Cloud, Database, Program
+from tests.fixtures.kinesis import AWS, STREAM, confirmed, events, is_before, slot_of, wal_end, words
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.sandbox import Cloud
 from tests.workloads.kinesis_server import StandIn
-
-STREAM = "changes"
-
 
 # What may go when: pure.
 
@@ -151,76 +149,13 @@ def test_drop_columns_takes_the_largest_and_keeps_every_digit() -> None:
     assert smaller["dropped"] == ["big"] and set(smaller["after"]) == {"id", "n", "mid"}
 
 
-# Through the program.
-
-
-@pytest.fixture
-def standin() -> Iterator[StandIn]:
-    with StandIn(STREAM) as server:
-        yield server
-
-
-@pytest.fixture
-def source(db15: Database) -> Database:
-    db15.run(
-        "CREATE TABLE t (id int PRIMARY KEY, n int, v text)",
-        "CREATE PUBLICATION p FOR TABLE t",
-        f"SELECT pg_create_logical_replication_slot('{slot_of(db15)}', 'pgoutput')",
-    )
-    return db15
-
-
-def slot_of(database: Database) -> str:
-    return f"s_{database.name}"
-
-
-AWS = {
-    "AWS_ACCESS_KEY_ID": "AKIATEST",
-    "AWS_SECRET_ACCESS_KEY": "any",
-    "AWS_REGION": "eu-west-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
-
 # Of calls that are made before anything is streamed.
 ONCE = {"AWS_MAX_ATTEMPTS": "1"}
-
-
-def words(source: Database, *more: str) -> tuple[str, ...]:
-    return ("slot", "tail", slot_of(source), "--to", f"kinesis:{STREAM}", *more)
 
 
 def to_kinesis(rdsrepl: Program, source: Database, standin: StandIn, *more: str) -> Any:
     env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
     return rdsrepl(*words(source, "--until-now", *more), dsn=source.dsn, env=env, timeout=100)
-
-
-def confirmed(source: Database) -> str:
-    return str(
-        source.value(f"SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{slot_of(source)}'")
-    )
-
-
-def wal_end(source: Database) -> str:
-    return str(source.value("SELECT pg_current_wal_lsn()"))
-
-
-def is_before(source: Database, lsn: str) -> bool:
-    """Say whether nothing behind a position is confirmed; idle WAL before it may be, and at any time."""
-    return bool(source.value(f"SELECT '{confirmed(source)}'::pg_lsn <= '{lsn}'"))
-
-
-def events(standin: StandIn) -> list[tuple[str, Any]]:
-    """Return what arrived; aggregated records taken apart by the library that knows their format."""
-    found: list[tuple[str, Any]] = []
-    for key, data in standin.records(STREAM):
-        row = {
-            "Data": data,
-            "SequenceNumber": "1",
-            "ApproximateArrivalTimestamp": datetime.now(UTC),
-            "PartitionKey": key,
-        }
-        found += [(one.partition_key, json.loads(one.data)) for one in received("shard", row)]
-    return found
 
 
 def check(standin: StandIn, expected: dict[int, int]) -> int:

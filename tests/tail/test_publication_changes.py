@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tail.test_delivery import confirmed, parsed, until
+from tests.fixtures.postgres import confirmed_lsn
+from tests.fixtures.program import read_json_lines
+from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 SLOT = "SELECT pg_create_logical_replication_slot('g', 'pgoutput')"
 WORDS = ("slot", "tail", "g", "--until-now", "-f", "json")
@@ -46,7 +49,7 @@ def test_a_publication_that_is_younger_than_the_slot_ends_the_run(
         assert (result.code, result.out) == (3, ""), result.err
         assert "p" in result.error["message"]
         assert "advance" in result.error["hint"]
-        assert confirmed(database, "g") <= row[0]
+        assert confirmed_lsn(database, "g") <= row[0]
     allowed = rdsrepl(*WORDS, "--allow-missing-publication", dsn=database.dsn)
     if version < 18:
         assert (allowed.code, allowed.out) == (4, "")
@@ -64,7 +67,7 @@ def test_a_publication_that_was_dropped_and_made_again(db18: Database, rdsrepl: 
     with out.open("wb") as file:
         tail = rdsrepl.start("slot", "tail", "g", "-f", "json", dsn=db18.dsn, stdout=file, stderr=subprocess.PIPE)
         db18.run("INSERT INTO t (v) VALUES ('one')")
-        until(lambda: len(parsed(out)) == 1, "the change")
+        wait_until(lambda: len(read_json_lines(out)) == 1, "the change")
         with closing(db18.connect()) as conn:
             conn.execute("INSERT INTO t (v) VALUES ('two')")
             conn.execute("DROP PUBLICATION p")
@@ -74,8 +77,8 @@ def test_a_publication_that_was_dropped_and_made_again(db18: Database, rdsrepl: 
             conn.execute("CREATE PUBLICATION p FOR TABLE t")
             conn.execute("INSERT INTO t (v) VALUES ('three')")
         _, err = tail.communicate(timeout=60)
-    assert (tail.returncode, values(parsed(out))) == (3, ["one", "two"]), err
-    assert confirmed(db18, "g") <= row[0]
+    assert (tail.returncode, values(read_json_lines(out))) == (3, ["one", "two"]), err
+    assert confirmed_lsn(db18, "g") <= row[0]
 
 
 def test_warnings_of_the_server_reach_stderr_cleaned(db18: Database, rdsrepl: Program) -> None:
@@ -111,7 +114,7 @@ def test_another_set_of_publications_is_told_before_anything_is_confirmed(db15: 
     again = rdsrepl(*WORDS, *reversed_pairs(both), dsn=db15.dsn)
     assert "streamed with" not in again.err
     db15.run("INSERT INTO a (v) VALUES ('a2')", "INSERT INTO b (v) VALUES ('b2')")
-    before = confirmed(db15, "g")
+    before = confirmed_lsn(db15, "g")
     fewer = rdsrepl(*WORDS, "--publication", "pb", "--no-confirm", dsn=db15.dsn)
     assert "streamed with" not in fewer.err  # it gives nothing up
     fewer = rdsrepl(*WORDS, "--publication", "pb", dsn=db15.dsn)
@@ -121,7 +124,7 @@ def test_another_set_of_publications_is_told_before_anything_is_confirmed(db15: 
     assert "public.a" in told
     assert "public.b" not in told
     assert "stopped" in rest
-    assert confirmed(db15, "g") > before
+    assert confirmed_lsn(db15, "g") > before
     # Told once: from now on this is the set.
     assert "streamed with" not in rdsrepl(*WORDS, "--publication", "pb", dsn=db15.dsn).err
 

@@ -13,7 +13,8 @@ import pytest
 from tests.workloads.replay import Oracle
 
 if TYPE_CHECKING:
-    from tests.conftest import Program, Servers
+    from tests.fixtures.postgres import Servers
+    from tests.fixtures.program import Program
 
 
 @pytest.mark.parametrize(("version", "encoding"), [(15, "LATIN1"), (16, "EUC_JP"), (18, "SQL_ASCII")])

@@ -6,80 +6,29 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import textwrap
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from rdsrepl import aws_lambda
 from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.tail.metrics import Health
 from tests import ROOT
-from tests.conftest import Database, Program
-from tests.tail.test_kinesis import AWS, STREAM, confirmed, events, is_before, slot_of, source, standin, wal_end, words
+from tests.fixtures.kinesis import AWS, STREAM, confirmed, events, is_before, slot_of, wal_end, words
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.service import base_url, health, scrape, tailing
+from tests.fixtures.waiting import wait_until
 from tests.workloads.kinesis_server import StandIn
-
-__all__ = ["source", "standin"]  # fixtures
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 30) -> Any:
-    """Return what is true in the end; fails when it never is."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not come true")
-
-
-@contextmanager
-def tailing(rdsrepl: Program, *line: str, dsn: str, **env: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """Run a tail; its stderr goes to a file."""
-    log = rdsrepl.home / "stderr"
-    with log.open("wb") as stderr:
-        process = rdsrepl.start(*line, dsn=dsn, stdout=subprocess.DEVNULL, stderr=stderr, env=env)
-    try:
-        yield process, log
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(20)
-
-
-def base_url(log: Path) -> str:
-    pattern = r"(http://127\.0\.0\.1:\d+)/metrics"
-    found = wait_for(lambda: re.search(pattern, log.read_text()) or ("error" in log.read_text() and log.read_text()))
-    assert not isinstance(found, str), found
-    return str(found[1])
-
-
-def scrape(url: str) -> dict[str, float]:
-    """Return the metrics by name, as a parser of Prometheus's own format reads them."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    assert {tuple(sample.labels) for sample in samples} == {("slot",)}
-    return {sample.name.removeprefix("rdsrepl_tail_"): sample.value for sample in samples}
-
-
-def health(url: str) -> tuple[int, Any]:
-    try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as exc:
-        with closing(exc):
-            return exc.code, json.load(exc)
-
 
 # Health, as such.
 
@@ -120,24 +69,24 @@ def test_metrics_and_health_while_kinesis_is_down_and_after(
     with tailing(rdsrepl, *line, dsn=source.dsn, **AWS, AWS_ENDPOINT_URL=standin.url) as (process, log):
         url = base_url(log)
         source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 100) n")
-        wait_for(lambda: scrape(url).get("records_total") == 100)
-        wait_for(lambda: "lag_bytes" in scrape(url))
+        wait_until(lambda: scrape(url).get("records_total") == 100)
+        wait_until(lambda: "lag_bytes" in scrape(url))
         now = scrape(url)
         assert now["changes_total"] == 100 and now["connected"] == 1 and now["healthy"] == 1
         assert now["received_lsn"] >= now["confirmed_lsn"] > 0 and now["throttles_total"] == 0
         assert health(url)[0] == 200
         standin.faults.down = True
         source.run("INSERT INTO t SELECT n, 0, repeat('x', 500) FROM generate_series(101, 2000) n")
-        _, said = wait_for(lambda: found if (found := health(url))[0] == 503 else None)
+        _, said = wait_until(lambda: found if (found := health(url))[0] == 503 else None)
         assert said["healthy"] is False and said["lag_bytes"] > 0 and said["stuck_seconds"] >= 1
         stuck = scrape(url)
         assert stuck["healthy"] == 0 and stuck["retries_total"] > 0
         assert stuck["oldest_undelivered_seconds"] > 0.5 and stuck["pending_bytes"] > 100_000
         standin.faults.down = False
-        wait_for(lambda: health(url)[0] == 200)
-        after = wait_for(lambda: found if (found := scrape(url))["records_total"] == 2000 else None)
+        wait_until(lambda: health(url)[0] == 200)
+        after = wait_until(lambda: found if (found := scrape(url))["records_total"] == 2000 else None)
         assert after["pending_bytes"] == 0
-        wait_for(lambda: scrape(url)["oldest_undelivered_seconds"] == 0)
+        wait_until(lambda: scrape(url)["oldest_undelivered_seconds"] == 0)
         with pytest.raises(urllib.error.HTTPError, match="404") as missing:
             urllib.request.urlopen(f"{url}/else", timeout=10)
         missing.value.close()
@@ -251,7 +200,7 @@ def test_a_drain_timeout_ends_a_run_that_kinesis_holds_up(rdsrepl: Program, sour
     standin.faults.partial = 1.0
     env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
     with tailing(rdsrepl, *words(source, "--drain-timeout", "1s"), dsn=source.dsn, **env) as (process, log):
-        wait_for(lambda: standin.requests > 1)
+        wait_until(lambda: standin.requests > 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         said = log.read_text()
@@ -291,12 +240,12 @@ def test_credentials_that_expire_under_the_tail_are_renewed(
     }
     with tailing(rdsrepl, "--profile", "short", *words(source), dsn=source.dsn, **env) as (process, _):
         source.run("INSERT INTO t VALUES (1, 0, 'before')")
-        wait_for(lambda: len(events(standin)) == 1)
+        wait_until(lambda: len(events(standin)) == 1)
         first = set(standin.access_keys)
         standin.faults.expired_keys = frozenset(first)
         time.sleep(2.5)
         source.run("INSERT INTO t VALUES (2, 0, 'after')")
-        wait_for(lambda: len(events(standin)) == 2)
+        wait_until(lambda: len(events(standin)) == 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert first == {"AKIA1"} and "AKIA2" in standin.access_keys
@@ -393,7 +342,7 @@ def test_a_second_lambda_finds_the_slot_busy(
     monkeypatch.setattr(aws_lambda, "_ACTIVE_WAIT_SECONDS", 0.5)
     with tailing(rdsrepl, "slot", "tail", slot_of(source), dsn=source.dsn):
         active = f"SELECT active FROM pg_replication_slots WHERE slot_name = '{slot_of(source)}'"
-        wait_for(lambda: source.value(active))
+        wait_until(lambda: source.value(active))
         result = invoke(20.0)
     assert result["status"] == "busy" and "is in use by PID" in result["reason"]
 

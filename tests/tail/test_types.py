@@ -25,7 +25,8 @@ from tests.workloads.tables import (
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import Server
-    from tests.conftest import Database, Program
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 
 def exact(text: str) -> Any:

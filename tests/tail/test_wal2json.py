@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from psycopg import sql
 
-from tests.conftest import Database
+from tests.fixtures.postgres import Database
 from tests.tail.test_types import exact
 from tests.workloads.tables import SCHEMA, hostile, hostile_text, insert_every_type
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import Server
-    from tests.conftest import Program
+    from tests.fixtures.program import Program
 
 _SLOTS = (
     "CREATE PUBLICATION p FOR ALL TABLES",

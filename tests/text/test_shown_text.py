@@ -19,8 +19,9 @@ from rdsrepl.tail.formats.pretty import PrettyFormat
 from rdsrepl.tail.model import Transaction
 from rdsrepl.text.commands import command, ddl, shell, sql
 from rdsrepl.text.escapes import is_plain, json_text, shown, yaml_text
-from tests.cli.test_help_topics import on_terminal
-from tests.conftest import Database, Program
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.terminal import run_on_terminal
 
 # What moves a cursor, breaks a line, turns text round, hides, or is markup for rich.
 HOSTILE = "\x1b[2J\x1b]0;t\x07 \x9b31m\n\r\tx\u202e\u2066\u200b\u2028\ufeff\u00ad\x7f[red][link=http://x]y[/]"
@@ -191,7 +192,7 @@ def test_lines_of_the_stream_act_on_no_terminal(rdsrepl: Program, db15: Database
         "INSERT INTO t VALUES (1, E'a\\u009b2J\\u202eb')",
     )
     words = ("--dsn", db15.dsn, "-q", "slot", "peek", name, "--format", "json")
-    code, terminal = on_terminal(rdsrepl, *words, rows=24)
+    code, terminal = run_on_terminal(rdsrepl, *words, rows=24)
     piped = rdsrepl(*words[2:], dsn=db15.dsn).out
     assert code == 0 and "\\u009b" in terminal and "\u009b" not in terminal and "\u202e" not in terminal
     assert "\u009b" in piped and json.loads(piped)["after"] == json.loads(terminal)["after"]

@@ -26,12 +26,12 @@ import psycopg
 from psycopg import sql
 
 from rdsrepl.lsn import Lsn
-from tests.conftest import Database
+from tests.fixtures.postgres import Database
 from tests.workloads.tables import SCHEMA, TYPES
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import Server
-    from tests.conftest import Program
+    from tests.fixtures.program import Program
 
 #: settings of the role that streams; none of them may show in the lines.
 ROLE_SETTINGS: Final = {
