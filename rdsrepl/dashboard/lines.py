@@ -8,7 +8,8 @@ from typing import Any, Final
 from rdsrepl.dashboard.state import Look
 from rdsrepl.dashboard.view import FAR_SECONDS
 from rdsrepl.render import document
-from rdsrepl.retention.assessment import Holding, Rate
+from rdsrepl.retention.assessment import Holding
+from rdsrepl.retention.forecast import Rate
 from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration, format_size
 

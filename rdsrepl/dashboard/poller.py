@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.dashboard.state import TREND_SECONDS, Look, Sample
 from rdsrepl.errors import Error
 from rdsrepl.retention import assessment
-from rdsrepl.retention.assessment import Storage
+from rdsrepl.retention.forecast import Storage
 from rdsrepl.state import slot_history
 from rdsrepl.state.slot_history import Observation
 

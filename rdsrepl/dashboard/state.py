@@ -9,7 +9,8 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from rdsrepl.postgres.activity import Sender, Server
-from rdsrepl.retention.assessment import Holding, Retention, Severity
+from rdsrepl.retention.assessment import Holding, Retention
+from rdsrepl.retention.thresholds import Severity
 
 #: what ``+`` and ``-`` go through.
 INTERVALS_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)

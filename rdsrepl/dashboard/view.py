@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.dashboard.state import Look, Only, Sort, State, selection, trend, visible
 from rdsrepl.postgres.activity import Sender
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention.assessment import Breakage, Holding, Rate, Severity
+from rdsrepl.retention.assessment import Holding
+from rdsrepl.retention.forecast import Breakage, Rate
+from rdsrepl.retention.thresholds import Severity
 from rdsrepl.text.escapes import shown as _shown
 from rdsrepl.units import format_duration, format_size
 

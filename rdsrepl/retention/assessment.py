@@ -10,113 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
+from rdsrepl.retention.forecast import Breakage, Rate, Storage, forecasts
+from rdsrepl.retention.idleness import Idleness, SampledIdle, clock_jumped, idleness
+from rdsrepl.retention.thresholds import CRITICAL, WARN, Measure, Severity, Thresholds
 from rdsrepl.state.slot_history import Observation, SlotSeen
 from rdsrepl.units import format_duration, format_size
 
-#: from here on the server gives out no transaction numbers (3 million before the end, 14+).
-LAST_XID_AGE: Final = 2**31 - 3_000_000
 #: a rate over less than this says little.
 SHORTEST_WINDOW_SECONDS: Final = 1.0
 _GOOD_WINDOW_SECONDS: Final = 60.0
-_HOUR: Final = 3600.0
-# A rate says nothing about what is further away than so many times its window: a quarter of an hour is good for a day.
-_FAR_SIGHTED: Final = 100
-
-
-class Severity(StrEnum):
-    """How bad it is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    CRITICAL = "critical"
-
-
-#: clocks that differ by more than this prove nothing; NTP keeps them within milliseconds.
-CLOCK_TOLERANCE_SECONDS: Final = 10.0
-
-Measure = Literal["retained", "undelivered", "breaks", "inactive", "xid_age", "wal_status"]
-Break = Literal["slot_invalidated", "storage_full", "xid_wraparound"]
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """From where on it is worth a word; None is never.
-
-    Attributes:
-        retained_bytes, undelivered_bytes: at least so much.
-        breaks_seconds: something breaks within so long.
-        inactive_seconds: nobody consumes it for at least so long.
-        xid_age: it holds back so many transactions.
-        wal_status: one of these.
-    """
-
-    retained_bytes: int | None = None
-    undelivered_bytes: int | None = None
-    breaks_seconds: float | None = None
-    inactive_seconds: float | None = None
-    xid_age: int | None = None
-    wal_status: frozenset[str] = frozenset()
-
-
-WARN: Final = Thresholds(10 << 30, None, 24 * _HOUR, _HOUR, 500_000_000, frozenset({"unreserved"}))
-CRITICAL: Final = Thresholds(100 << 30, None, _HOUR, None, 1_000_000_000, frozenset({"unreserved", "lost"}))
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """The room there is for WAL.
-
-    Attributes:
-        free_bytes: now.
-        may_grow_bytes: what storage autoscaling may add.
-        source: who says so: ``CloudWatch``, ``--free-space``.
-    """
-
-    free_bytes: int
-    may_grow_bytes: int = 0
-    source: str = "what was said"
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How fast something grows.
-
-    Attributes:
-        per_second: bytes, or transactions.
-        window_seconds: over how long it was observed; 0 where it comes from elsewhere.
-        source: ``observed``, ``CloudWatch``.
-    """
-
-    per_second: float
-    window_seconds: float
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Breakage:
-    """Something that breaks if nothing is done.
-
-    Attributes:
-        what: which of the three.
-        seconds: from now; 0 is now.
-        reason: in words.
-        window_seconds: over how long the rate behind it was observed; None where it needs none or is AWS's.
-    """
-
-    what: Break
-    seconds: float
-    reason: str
-    window_seconds: float | None = None
-
-    @property
-    def is_founded(self) -> bool:
-        """Whether the rate was observed for long enough to look so far ahead: a burst is no trend."""
-        return self.window_seconds is None or self.seconds <= self.window_seconds * _FAR_SIGHTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,69 +32,6 @@ class Reason:
     severity: Severity
     measure: Measure
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """A slot that was sampled without a break up to now, and at which nothing was seen to happen.
-
-    Attributes:
-        seconds: for how long, by this machine's monotonic clock.
-        since: the server's clock at the first sample.
-        samples: how many.
-        widest_gap_seconds: the longest time between two of them: a consumer that came and went in it, and read nothing,
-            was not seen.
-    """
-
-    seconds: float
-    since: datetime
-    samples: int
-    widest_gap_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Idleness:
-    """What is known of a slot's being idle.
-
-    Attributes:
-        seconds: for how long.
-        since: from when on.
-        proof: who says so: ``server`` (``inactive_since``), ``observed`` (one run sampled it without a break, and
-            nothing moved), ``looks`` (it stood still at every look of separate runs, which proves nothing of the time
-            between them), ``lost`` (nobody can consume it any more), ``none``.
-        looks: at how many looks or samples.
-        counted_from: what ``since`` is, where it is not the slot's own doing; empty else.
-        doubt: why nothing is known, where there is a reason; empty else.
-        widest_gap_seconds: of ``observed``: the longest time between two samples.
-    """
-
-    seconds: float
-    since: datetime
-    proof: Literal["server", "observed", "looks", "lost", "none"]
-    looks: int = 0
-    counted_from: str = ""
-    doubt: str = ""
-    widest_gap_seconds: float | None = None
-
-    @property
-    def is_proven(self) -> bool:
-        """Whether a slot may be dropped for it."""
-        return self.proof in ("server", "observed", "lost")
-
-    @property
-    def text(self) -> str:
-        """The proof in words."""
-        if self.proof == "lost":
-            return "nobody can consume it any more"
-        if self.proof == "none":
-            return self.doubt or "nothing is known yet of how long it has been idle"
-        how = {
-            "server": "says the server",
-            "observed": f"no activity in {self.looks} samples, at most {self.widest_gap_seconds or 0:.1f}s apart",
-            "looks": f"not in use at {self.looks} looks, which prove nothing of the time between them",
-        }[self.proof]
-        how += f", counted from {self.counted_from}" if self.counted_from else ""
-        return f"idle for {format_duration(self.seconds)} ({how})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +110,7 @@ def assess(
     critical: Thresholds = CRITICAL,
     window_seconds: float = 900.0,
     promoted_at: datetime | None = None,
-    watched: Mapping[str, Watched] | None = None,
+    watched: Mapping[str, SampledIdle] | None = None,
 ) -> Retention:
     """Return what every slot holds and what comes of it, the worst first.
 
@@ -312,7 +155,16 @@ def assess(
             freed_bytes=freed,
             shared_with=shared,
         )
-        breaks = _breaks(holding, wal, storage, oldest, xids, before)
+        breaks = forecasts(
+            slot,
+            wal,
+            growth_rate=growth,
+            xid_age=holding.xid_age,
+            xid_rate=xids,
+            storage=storage,
+            most_retained_bytes=oldest,
+            before=before,
+        )
         reasons = _reasons(holding, breaks, warn, critical)
         severity = reasons[0].severity if reasons else Severity.OK
         holdings.append(replace(holding, breaks=breaks, severity=severity, reasons=reasons))
@@ -348,91 +200,6 @@ def xid_age(slot: Slot) -> int | None:
     if slot.is_lost:
         return None
     return max((age for age in (slot.xmin_age, slot.catalog_xmin_age) if age is not None), default=None)
-
-
-def idleness(
-    slot: Slot,
-    history: Sequence[Observation],
-    wal: Wal,
-    *,
-    promoted_at: datetime | None = None,
-    watched: Watched | None = None,
-) -> Idleness:
-    """Return for how long a slot is known to be idle, and by what.
-
-    From 17 on the server says since when it is inactive. Before, only a row of samples without a break proves it; looks
-    of separate runs at which it stood still are worth knowing, and no proof. No claim reaches back behind the server's
-    start, its promotion, a look at which the slot was in use, be it at the primary before this one, or a clock that was
-    set.
-
-    Args:
-        slot: as it is now.
-        history: what was seen before, oldest first.
-        wal: the WAL as it is now.
-        promoted_at: when the server was promoted; None where that is not known.
-        watched: what a row of samples up to now saw of it.
-    """
-    if slot.active:
-        return Idleness(0.0, wal.at, "none")
-    found = _idle_by_clock(slot, history, wal, promoted_at)
-    if slot.is_lost:
-        return replace(found, proof="lost")
-    if watched is not None and (not found.is_proven or found.seconds < watched.seconds):
-        return Idleness(
-            watched.seconds, watched.since, "observed", watched.samples, widest_gap_seconds=watched.widest_gap_seconds
-        )
-    return found
-
-
-def _idle_by_clock(slot: Slot, history: Sequence[Observation], wal: Wal, promoted_at: datetime | None) -> Idleness:
-    if abs(wal.clock_skew_seconds) > CLOCK_TOLERANCE_SECONDS:
-        return Idleness(0.0, wal.at, "none", doubt=clock_doubt(wal, ()) or "")
-    bounds = list(_bounds(slot, history, wal, promoted_at))
-    if slot.inactive_since is not None:
-        since, counted_from = max([(slot.inactive_since, ""), *bounds], key=lambda bound: bound[0])
-        return Idleness(max(0.0, (wal.at - since).total_seconds()), since, "server", counted_from=counted_from)
-    state = (slot.held_lsn, slot.confirmed_flush_lsn, slot.counters)
-    looks: list[datetime] = []
-    for one in reversed(history):
-        seen = one.slot(slot.slot_name)
-        if (one.started_at, one.timeline) != (wal.started_at, wal.timeline) or (seen is None and one.partial):
-            continue  # another server, or a look of which only the changes are left
-        if seen is None or seen.active or seen.position != state or one.at > wal.at:
-            break
-        looks.append(one.at)
-    since, counted_from = max([(looks[-1] if looks else wal.at, ""), *bounds], key=lambda bound: bound[0])
-    count = sum(at >= since for at in looks)
-    if not count:
-        return Idleness(0.0, wal.at, "none")
-    return Idleness((wal.at - since).total_seconds(), since, "looks", count + 1, counted_from)
-
-
-def _bounds(
-    slot: Slot, history: Sequence[Observation], wal: Wal, promoted_at: datetime | None
-) -> Iterable[tuple[datetime, str]]:
-    """Yield the moments behind which no word on idleness counts for anything, and what they are."""
-    yield wal.started_at, "the server's start"
-    if wal.timeline is not None and wal.timeline > 1:
-        # A standby's own slots, and such as a service copied there, keep their time through its promotion.
-        if promoted_at is not None:
-            yield promoted_at, "the server's promotion"
-        else:
-            same = (one.at for one in history if (one.started_at, one.timeline) == (wal.started_at, wal.timeline))
-            yield (
-                min(next(same, wal.at), wal.at),
-                "the first look after the server's promotion (only a role with pg_monitor may see when that was)",
-            )
-    for one in reversed(history):
-        seen = one.slot(slot.slot_name)
-        if seen is not None and seen.active:
-            yield min(one.at, wal.at), "a look at which it was in use"
-            break
-    after = wal.at
-    for one in reversed(history):
-        if clock_jumped(one, wal.clock_skew_seconds):
-            yield after, "the first look after a clock was set"
-            break
-        after = min(one.at, wal.at)
 
 
 def history_rates(
@@ -477,35 +244,6 @@ def _same_wal(one: Observation, now: Observation) -> bool:
         and one.at < now.at
         and not clock_jumped(one, now.clock_skew_seconds)
     )
-
-
-def clock_jumped(one: Observation, skew_seconds: float) -> bool:
-    """Say whether one of the two clocks was set between an earlier look and now.
-
-    Args:
-        one: the earlier look.
-        skew_seconds: how far the server's clock is ahead of this machine's now.
-    """
-    return abs(one.clock_skew_seconds - skew_seconds) > CLOCK_TOLERANCE_SECONDS
-
-
-def clock_doubt(wal: Wal, history: Sequence[Observation]) -> str | None:
-    """Return what is wrong with the clocks, in words; None where nothing is.
-
-    Args:
-        wal: the server as it is now.
-        history: what was seen before, oldest first.
-    """
-    skew = wal.clock_skew_seconds
-    if abs(skew) > CLOCK_TOLERANCE_SECONDS:
-        how = "ahead of" if skew > 0 else "behind"
-        return f"the server's clock is {format_duration(abs(skew))} {how} this machine's, so no time is proven"
-    if history and clock_jumped(history[-1], skew):
-        return (
-            f"since the last look one of the clocks, the server's or this machine's, was set by "
-            f"{format_duration(abs(history[-1].clock_skew_seconds - skew))}: what was before proves nothing"
-        )
-    return None
 
 
 def _between(one: Observation, other: Observation) -> float:
@@ -554,74 +292,6 @@ def _lag_seconds(slot: Slot, earlier: Sequence[Observation], now: Observation) -
             return max(0.0, (now.at - at).total_seconds())
         later = one
     return None
-
-
-def _breaks(
-    one: Holding, wal: Wal, storage: Storage | None, oldest: int, xids: Rate | None, before: SlotSeen | None
-) -> tuple[Breakage, ...]:
-    found: list[Breakage] = []
-    slot, growth = one.slot, one.growth.per_second if one.growth is not None else 0.0
-    window = (one.growth.window_seconds or None) if one.growth is not None else None
-    if slot.is_lost:
-        return (Breakage("slot_invalidated", 0.0, "the server has given it up: its changes are gone"),)
-    if slot.wal_status == "unreserved":
-        found.append(
-            Breakage("slot_invalidated", 0.0, "it is over max_slot_wal_keep_size: the next checkpoint ends it")
-        )
-    elif wal.slot_keep_bytes is not None and slot.safe_wal_size is not None and growth > 0:
-        found.append(
-            Breakage(
-                "slot_invalidated",
-                max(0, slot.safe_wal_size) / growth,
-                f"{format_size(max(0, slot.safe_wal_size))} more WAL and it is over max_slot_wal_keep_size "
-                f"({format_size(wal.slot_keep_bytes)}); the checkpoint after that ends it",
-                window,
-            )
-        )
-    found += _idle_timeout(slot, wal)
-    if storage is not None and growth > 0 and one.retained_bytes is not None and not wal.in_recovery:
-        # Slots share WAL: this one fills the disk only with what it holds beyond the oldest.
-        room = storage.free_bytes + storage.may_grow_bytes + oldest - one.retained_bytes
-        limited = wal.slot_keep_bytes is not None and wal.slot_keep_bytes - one.retained_bytes < room
-        if not limited:
-            grows = f" (and {format_size(storage.may_grow_bytes)} by autoscaling)" if storage.may_grow_bytes else ""
-            found.append(
-                Breakage(
-                    "storage_full",
-                    max(0, room) / growth,
-                    f"{format_size(storage.free_bytes)} of storage is free{grows}, by {storage.source}",
-                    window,
-                )
-            )
-    if one.xid_age is not None and xids is not None and xids.per_second > 0:
-        stands = before is None or before.xmin_age is None or one.xid_age > before.xmin_age
-        if stands:
-            found.append(
-                Breakage(
-                    "xid_wraparound",
-                    max(0, LAST_XID_AGE - one.xid_age) / xids.per_second,
-                    f"{one.xid_age:,} of {LAST_XID_AGE:,} transaction numbers are used that it keeps from being frozen",
-                    xids.window_seconds,
-                )
-            )
-    return tuple(sorted(found, key=lambda item: item.seconds))
-
-
-def _idle_timeout(slot: Slot, wal: Wal) -> Iterable[Breakage]:
-    """Yield when ``idle_replication_slot_timeout`` (18) ends a slot; a standby's synchronised copies are spared."""
-    limit = wal.idle_timeout_seconds
-    if not limit or slot.active or slot.inactive_since is None or slot.restart_lsn is None:
-        return
-    if slot.synced and wal.in_recovery:
-        return
-    idle = max(0.0, (wal.at - slot.inactive_since).total_seconds())
-    yield Breakage(
-        "slot_invalidated",
-        max(0.0, limit - idle),
-        f"it has been idle for {format_duration(idle)}, and idle_replication_slot_timeout is "
-        f"{format_duration(limit)}; the checkpoint after that ends it",
-        idle,  # a consumer that is away for a moment only is no trend
-    )
 
 
 def _reasons(one: Holding, breaks: Sequence[Breakage], warn: Thresholds, critical: Thresholds) -> tuple[Reason, ...]:

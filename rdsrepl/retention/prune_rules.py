@@ -16,7 +16,8 @@ from typing import Final, Literal
 from rdsrepl.errors import BadValue
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention.assessment import Holding, Idleness, Retention
+from rdsrepl.retention.assessment import Holding, Retention
+from rdsrepl.retention.idleness import Idleness
 from rdsrepl.state.slot_history import Observation
 from rdsrepl.text.commands import command, sql
 from rdsrepl.text.escapes import shown

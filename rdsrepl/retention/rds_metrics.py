@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.retention.assessment import Rate, Storage
+from rdsrepl.retention.forecast import Rate, Storage
 
 if TYPE_CHECKING:
     from rdsrepl.aws.clusters import Cluster

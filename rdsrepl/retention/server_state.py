@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Final, Self
 from rdsrepl.errors import Refused
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention import assessment
-from rdsrepl.retention.assessment import Rate, Retention, Storage, Thresholds, Watched
+from rdsrepl.retention import assessment, idleness, thresholds
+from rdsrepl.retention.assessment import Retention
+from rdsrepl.retention.forecast import Rate, Storage
+from rdsrepl.retention.idleness import SampledIdle
+from rdsrepl.retention.thresholds import Thresholds
 from rdsrepl.state import slot_history
 from rdsrepl.state.slot_history import Observation
 
@@ -52,14 +55,14 @@ class Standing:
     wal_rate: Rate | None = None
     notes: tuple[str, ...] = ()
     promoted_at: datetime | None = None
-    watched: Mapping[str, Watched] = field(default_factory=dict)
+    watched: Mapping[str, SampledIdle] = field(default_factory=dict)
 
     @property
     def clock_doubt(self) -> str | None:
         """What is wrong with the clocks, in words; None where nothing is."""
-        return assessment.clock_doubt(self.wal, self.history)
+        return idleness.clock_doubt(self.wal, self.history)
 
-    def assessed(self, *, warn: Thresholds = assessment.WARN, critical: Thresholds = assessment.CRITICAL) -> Retention:
+    def assessed(self, *, warn: Thresholds = thresholds.WARN, critical: Thresholds = thresholds.CRITICAL) -> Retention:
         """Return what every slot holds and what comes of it."""
         return assessment.assess(
             self.wal,
@@ -93,7 +96,7 @@ class Watch:
         self._sampled_at: float | None = None
         self._wal: Wal | None = None
         self._states: dict[str, tuple[object, ...]] = {}
-        self._rows: dict[str, Watched] = {}
+        self._rows: dict[str, SampledIdle] = {}
         #: for how long it has gone on without a break.
         self.seconds = 0.0
         #: when and why a row of samples ended and another one began, in words.
@@ -126,7 +129,7 @@ class Watch:
             self.breaks.append(f"{now.at:%H:%M:%S}: {why}")
         states = {slot.slot_name: slot.state for slot in rows if not slot.active}
         self.changed = self._wal is None or why is not None or states != self._states
-        fresh = Watched(0.0, now.at, 1, 0.0)
+        fresh = SampledIdle(0.0, now.at, 1, 0.0)
         self._rows = {
             name: replace(
                 before,
@@ -154,7 +157,7 @@ class Watch:
         return None
 
     @property
-    def watched(self) -> dict[str, Watched]:
+    def watched(self) -> dict[str, SampledIdle]:
         """Return the slots that nobody was seen to touch, each with the row of samples that ends with the last one."""
         return dict(self._rows)
 

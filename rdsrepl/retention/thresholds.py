@@ -5,12 +5,48 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from enum import StrEnum
+from typing import Any, Final, Literal
 
 from rdsrepl.errors import BadValue
-from rdsrepl.retention import assessment
-from rdsrepl.retention.assessment import Thresholds
 from rdsrepl.units import format_duration, format_size, parse_duration, parse_size
+
+_HOUR: Final = 3600.0
+
+
+class Severity(StrEnum):
+    """How bad it is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+Measure = Literal["retained", "undelivered", "breaks", "inactive", "xid_age", "wal_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """From where on it is worth a word; None is never.
+
+    Attributes:
+        retained_bytes, undelivered_bytes: at least so much.
+        breaks_seconds: something breaks within so long.
+        inactive_seconds: nobody consumes it for at least so long.
+        xid_age: it holds back so many transactions.
+        wal_status: one of these.
+    """
+
+    retained_bytes: int | None = None
+    undelivered_bytes: int | None = None
+    breaks_seconds: float | None = None
+    inactive_seconds: float | None = None
+    xid_age: int | None = None
+    wal_status: frozenset[str] = frozenset()
+
+
+WARN: Final = Thresholds(10 << 30, None, 24 * _HOUR, _HOUR, 500_000_000, frozenset({"unreserved"}))
+CRITICAL: Final = Thresholds(100 << 30, None, _HOUR, None, 1_000_000_000, frozenset({"unreserved", "lost"}))
 
 _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
@@ -66,8 +102,8 @@ def parse(warn: Iterable[str], critical: Iterable[str]) -> tuple[Thresholds, Thr
     # A measure that somebody has a number for on one side has no default on the other: they could contradict.
     touched = {MEASURES[name].field for name in (*said["--warn"], *said["--critical"])}
     return (
-        _laid_over(assessment.WARN, touched, said["--warn"]),
-        _laid_over(assessment.CRITICAL, touched, said["--critical"]),
+        _laid_over(WARN, touched, said["--warn"]),
+        _laid_over(CRITICAL, touched, said["--critical"]),
     )
 
 

@@ -53,7 +53,7 @@ from rdsrepl.postgres.activity import Server as ServerFacts
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention import assessment
-from rdsrepl.retention.assessment import Rate, Storage
+from rdsrepl.retention.forecast import Rate, Storage
 from rdsrepl.state.slot_history import Observation
 from tests import ROOT
 

@@ -22,8 +22,10 @@ from rdsrepl.config import Target
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import connection
 from rdsrepl.postgres.slots import Slot
-from rdsrepl.retention import assessment, server_state
-from rdsrepl.retention.assessment import Rate, Retention, Severity, Storage, Thresholds
+from rdsrepl.retention import assessment, forecast, server_state
+from rdsrepl.retention.assessment import Retention
+from rdsrepl.retention.forecast import Rate, Storage
+from rdsrepl.retention.thresholds import Severity, Thresholds
 from rdsrepl.state import slot_history
 from rdsrepl.state.slot_history import Observation, SlotSeen
 from tests.retention.test_prune import start
@@ -85,7 +87,7 @@ def test_the_slot_that_holds_the_same_wal_is_named() -> None:
 # When something breaks.
 
 
-def breaks(found: Retention, what: str) -> assessment.Breakage | None:
+def breaks(found: Retention, what: str) -> forecast.Breakage | None:
     return next((one for one in only(found).breaks if one.what == what), None)
 
 

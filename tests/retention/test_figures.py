@@ -13,7 +13,7 @@ import pytest
 
 from rdsrepl.lsn import Lsn
 from rdsrepl.retention import assessment, server_state
-from rdsrepl.retention.assessment import Severity
+from rdsrepl.retention.thresholds import Severity
 from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start

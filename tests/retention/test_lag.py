@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from rdsrepl.errors import BadValue
-from rdsrepl.retention import assessment, thresholds
+from rdsrepl.retention import thresholds
 from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start
@@ -63,7 +63,7 @@ def test_what_is_said_takes_the_place_of_both_defaults_of_its_measure() -> None:
     warn, critical = thresholds.parse(["retained=200GB"], ["inactive=1d"])
     assert warn.retained_bytes == 200 << 30 and critical.retained_bytes is None
     assert warn.inactive_seconds is None and critical.inactive_seconds == 86400
-    assert critical.xid_age == assessment.CRITICAL.xid_age and warn.breaks_seconds == assessment.WARN.breaks_seconds
+    assert critical.xid_age == thresholds.CRITICAL.xid_age and warn.breaks_seconds == thresholds.WARN.breaks_seconds
 
 
 def test_several_in_one_and_words_for_the_same() -> None:

@@ -15,8 +15,8 @@ from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention import assessment, prune_rules
-from rdsrepl.retention.assessment import Watched
+from rdsrepl.retention import assessment, idleness, prune_rules
+from rdsrepl.retention.idleness import SampledIdle
 from rdsrepl.retention.prune_rules import Criteria, Verdict
 from rdsrepl.state.slot_history import Observation, SlotSeen
 
@@ -73,7 +73,7 @@ def judged(
     watched_seconds: float | None = None,
 ) -> Verdict:
     here = here or wal()
-    watched = {} if watched_seconds is None else {one.slot_name: Watched(watched_seconds, NOW, 9, 0.3)}
+    watched = {} if watched_seconds is None else {one.slot_name: SampledIdle(watched_seconds, NOW, 9, 0.3)}
     (verdict,) = prune_rules.judge(assessment.assess(here, [one], history, watched=watched), [one], history, criteria)
     return verdict
 
@@ -241,7 +241,7 @@ def test_no_claim_reaches_behind_the_servers_start(minutes: list[int], up_minute
     here = wal(started_at=NOW - timedelta(minutes=up_minutes))
     history = tuple(seen(NOW - timedelta(minutes=n), started=here.started_at) for n in sorted(minutes, reverse=True))
     one = slot(inactive_since=None if inactive is None else NOW - timedelta(minutes=inactive))
-    assert assessment.idleness(one, history, here).seconds <= up_minutes * 60
+    assert idleness.idleness(one, history, here).seconds <= up_minutes * 60
 
 
 LONG_UP = wal(started_at=NOW - timedelta(days=30), timeline=2)
@@ -265,14 +265,14 @@ def test_what_the_server_says_counts_from_its_promotion(
 ) -> None:
     """A promoted standby has not been restarted, and may have slots whose time is older than its promotion."""
     promoted = None if promoted_minutes is None else NOW - timedelta(minutes=promoted_minutes)
-    found = assessment.idleness(slot(), history, LONG_UP, promoted_at=promoted)
+    found = idleness.idleness(slot(), history, LONG_UP, promoted_at=promoted)
     assert found.seconds == idle_minutes * 60 and found.proof == "server"
     assert counted_from in found.text and (counted_from or not found.counted_from)
 
 
 def test_a_server_that_never_was_promoted_has_no_such_bound() -> None:
-    assert assessment.idleness(slot(), (), wal()).seconds == 10 * 24 * HOUR
-    assert assessment.idleness(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
+    assert idleness.idleness(slot(), (), wal()).seconds == 10 * 24 * HOUR
+    assert idleness.idleness(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
 
 
 @given(
@@ -295,9 +295,9 @@ def test_no_claim_of_the_server_reaches_behind_any_bound(
     one = slot(inactive_since=NOW - timedelta(minutes=inactive))
     bound = min([inactive, up] + ([] if used is None else [used])) * 60
     promoted_at = NOW - timedelta(minutes=promoted)
-    assert assessment.idleness(one, history, here, promoted_at=promoted_at).seconds == min(bound, promoted * 60)
+    assert idleness.idleness(one, history, here, promoted_at=promoted_at).seconds == min(bound, promoted * 60)
     since_promotion = max((minutes for minutes, _, timeline in ages if timeline == 3), default=0)
-    assert assessment.idleness(one, history, here).seconds == min(bound, since_promotion * 60)
+    assert idleness.idleness(one, history, here).seconds == min(bound, since_promotion * 60)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from rdsrepl.cli.slot import drop_audit
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import connection, slots, wal
 from rdsrepl.postgres.slots import Slot
-from rdsrepl.retention import assessment, prune_rules, server_state
+from rdsrepl.retention import assessment, idleness, prune_rules, server_state
 from rdsrepl.retention.server_state import Standing, Watch
 from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.state import audit, slot_history
@@ -380,9 +380,9 @@ def test_no_claim_reaches_behind_a_clock_that_was_set() -> None:
     # It stood two hours behind when the slot was left, and was put right 20 minutes ago.
     history = (at(NOW - 3 * hours, -7200.0), at(NOW - hours / 3, 0.0), at(NOW - hours / 6, 0.0))
     for one in (slot(inactive_since=NOW - 2 * hours), slot(inactive_since=None)):
-        found = assessment.idleness(one, history, a_wal())
+        found = idleness.idleness(one, history, a_wal())
         assert found.seconds == 1200, found
-    assert "a clock was set" in assessment.idleness(slot(inactive_since=NOW - 2 * hours), history, a_wal()).text
+    assert "a clock was set" in idleness.idleness(slot(inactive_since=NOW - 2 * hours), history, a_wal()).text
     (rated,) = assessment.assess(a_wal(lsn=Lsn(10 << 30)), [slot()], history[:1]).holdings
     assert rated.growth is None and rated.delivery is None
 
@@ -414,10 +414,10 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
     for name, minute in (("s7", 11), ("s9", 40)):
         assert f"{NOW + timedelta(minutes=minute):%H:%M:%S}" in (prune_rules.last_consumer(name, kept) or "")
         late = slot(name, inactive_since=NOW)
-        assert assessment.idleness(late, kept, here).seconds == (300 - minute) * 60
+        assert idleness.idleness(late, kept, here).seconds == (300 - minute) * 60
         # Before 17: the row of looks ends there, whatever of it was thinned out.
         old = slot(name, inactive_since=None, restart_lsn=Lsn(4096), confirmed_flush_lsn=Lsn(4096))
-        assert 0 < assessment.idleness(old, kept, here).seconds < (300 - minute) * 60
+        assert 0 < idleness.idleness(old, kept, here).seconds < (300 - minute) * 60
     # All of them come and go at every look: then each slot's last use stays, and the size is bounded all the same.
     for minute in range(300, 600):
         slot_history.record("one", look(minute, set(names) if minute % 2 and minute < 400 else set()))
@@ -426,7 +426,7 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
     for name in names:
         assert "PID 7" in (prune_rules.last_consumer(name, kept) or ""), name
         assert (
-            assessment.idleness(
+            idleness.idleness(
                 slot(name, inactive_since=NOW), kept, a_wal(at=NOW + timedelta(minutes=600), started_at=NOW)
             ).seconds
             == (600 - 399) * 60

@@ -17,7 +17,8 @@ from rdsrepl.cli.slot.server_state import around, look
 from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue, ExitCode, NotFound, UsageError
 from rdsrepl.render import document, emit, listing, stacked
-from rdsrepl.retention.assessment import Holding, Retention, Severity, Thresholds
+from rdsrepl.retention.assessment import Holding, Retention
+from rdsrepl.retention.thresholds import Severity, Thresholds
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.masking import mask
 

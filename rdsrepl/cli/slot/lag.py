@@ -17,7 +17,9 @@ from rdsrepl.cli.slot.server_state import around, look
 from rdsrepl.cli.targets import where
 from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
-from rdsrepl.retention.assessment import Holding, Rate, Retention, Severity
+from rdsrepl.retention.assessment import Holding, Retention
+from rdsrepl.retention.forecast import Rate
+from rdsrepl.retention.thresholds import Severity
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from rdsrepl.cli.console import note, warn
-from rdsrepl.retention.assessment import Storage
+from rdsrepl.retention.forecast import Storage
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
