@@ -155,7 +155,7 @@ def run(
     """Apply every step of PLAN in order.
 
     Args:
-        plan: what ``settle`` has shown.
+        plan: what ``confirm_and_apply`` has shown.
         target: the database it was made for.
         done: called after each step.
         waiting: called about once a second while a step waits, with the seconds so far and what it waits for, or

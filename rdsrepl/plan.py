@@ -1,4 +1,4 @@
-"""A plan: what a command would do, as frozen data with two readers, ``settle`` (show) and ``apply`` (run).
+"""A plan: what a command would do, as frozen data with two readers, ``confirm_and_apply`` (show) and ``apply`` (run).
 
 The text of a step is complete: literals are composed into a statement, and a call's parameters are all there, so what
 is shown is what runs.

@@ -10,11 +10,11 @@ import typer
 
 from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
-from rdsrepl.cli.confirm import Typed, settle
+from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, Writer
-from rdsrepl.cli.targets import database_of, identity
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Error, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command
@@ -53,7 +53,7 @@ class MemberShown:
 Id = Annotated[str, typer.Argument(metavar="ID", help="The cluster's identifier.", autocompletion=complete_cluster)]
 
 
-@app.command("list", cls=Reader)
+@app.command("list", cls=ReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the PostgreSQL clusters of the region.
 
@@ -61,10 +61,10 @@ def list_(ctx: typer.Context) -> None:
     """
     from rdsrepl.aws import clusters
 
-    rows = clusters.ls(identity(ctx).aws)
+    rows = clusters.ls(aws_target(ctx).aws)
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [
@@ -81,7 +81,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def show(ctx: typer.Context, cluster_id: Id) -> None:
     """Show a cluster: members, roles, zones, parameter group and its status, endpoints, whether it can replicate.
 
@@ -89,7 +89,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
     """
     from rdsrepl.aws import clusters, instances, release_support
 
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     cluster = clusters.get(aws, cluster_id)
     known = {instance.instance_id: instance for instance in instances.of_cluster(aws, cluster.cluster_id)}
     members = [
@@ -100,7 +100,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
     value = {"cluster": cluster, "members": members, "logical_replication": support}
     emit(
         value,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: stacked(
             facts(
                 [
@@ -134,7 +134,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
     )
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def create(
     ctx: typer.Context,
     cluster_id: Annotated[str, typer.Argument(metavar="ID", help="The new cluster's identifier.")],
@@ -178,7 +178,7 @@ def create(
         raise UsageError("how much storage?", hint="a Multi-AZ DB cluster needs --storage GIB")
     cluster_id = clusters.check_name(cluster_id, kind)
     rds_options.check_class(instance_class)
-    target = identity(ctx)
+    target = aws_target(ctx)
     password = None if master_secret is None else secrets.get(target.aws, master_secret).password
     new = clusters.NewCluster(
         cluster_id=cluster_id,
@@ -203,11 +203,11 @@ def create(
     plan = clusters.create(new, existing=existing, ready=ready, timeout_seconds=timeout)
     if kind == "multi_az_cluster" and existing is None:
         plan = replace(plan, warnings=(*plan.warnings, rds_options.cluster_storage_words(new)))
-    if settle(ctx, plan, target=target):
+    if confirm_and_apply(ctx, plan, target=target):
         note(ctx, f"next: {command('doctor --cluster {}', cluster_id)}")
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def reboot(
     ctx: typer.Context,
     cluster_id: Id,
@@ -237,10 +237,10 @@ def reboot(
         servers={member.instance_id: verification.Server() for member in members},
     )
     warning = "each server is rebooted, one at a time, and its connections break"
-    settle(ctx, Plan(f"reboot cluster {cluster.cluster_id}", tuple(steps), (warning, *notes)), target=target)
+    confirm_and_apply(ctx, Plan(f"reboot cluster {cluster.cluster_id}", tuple(steps), (warning, *notes)), target=target)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def failover(
     ctx: typer.Context,
     cluster_id: Id,
@@ -269,7 +269,7 @@ def failover(
     fail_over(ctx, target, replace(plan, warnings=(*plan.warnings, *notes)))
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def delete(
     ctx: typer.Context,
     cluster_id: Id,
@@ -298,7 +298,7 @@ def delete(
     if slots:
         names = ", ".join(slot.slot_name for slot in slots)
         plan = replace(plan, warnings=(*plan.warnings, f"its logical slots go with it: {names}"))
-    settle(ctx, plan, target=target, typed=Typed(cluster.cluster_id, "--confirm", confirm))
+    confirm_and_apply(ctx, plan, target=target, typed=TypedConfirmation(cluster.cluster_id, "--confirm", confirm))
 
 
 def fail_over(ctx: typer.Context, target: Target, plan: Plan) -> None:
@@ -312,7 +312,7 @@ def fail_over(ctx: typer.Context, target: Target, plan: Plan) -> None:
     else:
         plan = replace(plan, steps=(*plan.steps, verification.slots([slot.slot_name for slot in slots])))
     show_slots(ctx, "before", slots)
-    if settle(ctx, plan, target=target):
+    if confirm_and_apply(ctx, plan, target=target):
         show_slots(ctx, "after", _logical_slots(target)[0])
 
 

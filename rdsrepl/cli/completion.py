@@ -1,9 +1,9 @@
-"""Names for the shell's completion: from the cache or else asked, quick, silent, and none where they cannot be asked.
+"""Complete names in the shell: from the cache, else from the server or AWS. Quick, silent, and empty on failure.
 
-What a Tab may cost: a cached answer imports neither psycopg nor boto3; a question ends after ``_PATIENCE_SECONDS``,
-whatever hangs (a name server, a sign-in, a server that does not answer). A failure is remembered for a moment, too, so
-that the second Tab does not wait as well. A change through ``settle`` empties the cache; one made elsewhere is seen
-when the time is up: 30 seconds for what a database has, 5 minutes for what AWS has.
+A cached answer imports neither psycopg nor boto3. A question times out after ``_PATIENCE_SECONDS``, whatever hangs:
+name resolution, a sign-in, a server. A failure is cached for a few seconds, so that the next Tab does not wait again.
+``confirm_and_apply`` clears the cache; a change made elsewhere is seen when the entry expires: after 30 seconds for
+objects of a database, after 5 minutes for AWS resources.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import typer
 
 from rdsrepl import config
-from rdsrepl.cli.context import Globals, shared
-from rdsrepl.cli.targets import identity, located
+from rdsrepl.cli.context import GlobalOptions, global_options
+from rdsrepl.cli.targets import aws_target, with_rds_lookup
 from rdsrepl.state import completion_cache
 from rdsrepl.text.masking import mask
 
@@ -233,7 +233,7 @@ def _streams(aws: Aws) -> Iterable[str]:
 
 def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], Iterable[str]]) -> list[str]:
     """Return what READ finds in the database that the half-typed command would work on."""
-    options = _expanded(shared(ctx))
+    options = _expanded(global_options(ctx))
     whom = {
         "dsn": None if options.dsn is None else mask(options.dsn),
         "cluster": options.cluster,
@@ -244,7 +244,7 @@ def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], I
     def ask() -> Iterable[str]:
         from rdsrepl.postgres import connection
 
-        target = located(identity(ctx))
+        target = with_rds_lookup(aws_target(ctx))
         target = replace(target, keywords={**target.keywords, "connect_timeout": str(_TIMEOUT_SECONDS)})
         with connection.open(target, settings={"statement_timeout": f"{_TIMEOUT_SECONDS}s"}) as conn:
             return list(read(conn))
@@ -254,14 +254,14 @@ def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], I
 
 def _from_aws(ctx: typer.Context, kind: str, read: Callable[[Aws], Iterable[str]]) -> list[str]:
     """Return what READ finds under the AWS identity that the half-typed command would have."""
-    options = _expanded(shared(ctx))
+    options = _expanded(global_options(ctx))
     # With a connection string no target counts, and so not its identity.
     whom = {"dsn": options.dsn is not None, **_identity_key(options)}
-    return _cached(ctx, options, {"kind": kind, **whom}, lambda: list(read(identity(ctx).aws)), _AWS_SECONDS)
+    return _cached(ctx, options, {"kind": kind, **whom}, lambda: list(read(aws_target(ctx).aws)), _AWS_SECONDS)
 
 
 def _cached(
-    ctx: typer.Context, options: Globals, key: dict[str, Any], ask: Callable[[], Iterable[str]], seconds: float
+    ctx: typer.Context, options: GlobalOptions, key: dict[str, Any], ask: Callable[[], Iterable[str]], seconds: float
 ) -> list[str]:
     text = json.dumps(key, sort_keys=True)
     names = completion_cache.read(text, now=time.time())
@@ -293,7 +293,7 @@ def _within(seconds: float, ask: Callable[[], Iterable[str]]) -> list[str] | Non
     return answers[0] if answers else None
 
 
-def _identity_key(options: Globals) -> dict[str, Any]:
+def _identity_key(options: GlobalOptions) -> dict[str, Any]:
     """Return what else decides where a command looks: no secrets, of the config file only that it is the same."""
     environment = {
         name: value
@@ -315,7 +315,7 @@ def _identity_key(options: Globals) -> dict[str, Any]:
     }
 
 
-def _expanded(options: Globals) -> Globals:
+def _expanded(options: GlobalOptions) -> GlobalOptions:
     """Return the options with ``$VARIABLES`` put in: a half-typed line has not been through the shell yet."""
     names = ("target", "dsn", "profile", "region", "cluster", "instance")
     given = {name: os.path.expandvars(value) for name in names if (value := getattr(options, name))}

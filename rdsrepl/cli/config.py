@@ -10,8 +10,8 @@ import typer
 from rdsrepl import config
 from rdsrepl.cli.completion import complete_target
 from rdsrepl.cli.console import note, warn
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand
 from rdsrepl.errors import NotFound
 from rdsrepl.render import emit, facts, listing
 from rdsrepl.text.commands import shell
@@ -29,16 +29,16 @@ class Shown:
     settings: dict[str, str]
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def path(ctx: typer.Context) -> None:
     """Print where the config file is, or would be.
 
     Example: rdsrepl config path
     """
-    emit({"path": str(config.config_path())}, shared(ctx).output, lambda: str(config.config_path()))
+    emit({"path": str(config.config_path())}, global_options(ctx).output, lambda: str(config.config_path()))
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def show(
     ctx: typer.Context,
     name: Annotated[
@@ -53,11 +53,11 @@ def show(
     targets = {name: loaded.get(name)} if name else dict(sorted(loaded.targets.items()))
     rows = [Shown(key, key == loaded.current, target.masked()) for key, target in targets.items()]
     if name:
-        emit(rows[0], shared(ctx).output, lambda: facts([("target", name), *rows[0].settings.items()]))
+        emit(rows[0], global_options(ctx).output, lambda: facts([("target", name), *rows[0].settings.items()]))
         return
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [
@@ -70,7 +70,7 @@ def show(
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def use(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The target.", autocompletion=complete_target)],
@@ -80,10 +80,10 @@ def use(
     Example: rdsrepl config use prod
     """
     written = config.use(name)
-    emit({"current": name, "path": str(written)}, shared(ctx).output, lambda: f"current target: {name}")
+    emit({"current": name, "path": str(written)}, global_options(ctx).output, lambda: f"current target: {name}")
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def check(ctx: typer.Context) -> None:
     """Read the config file and say what is wrong with it: file, line and key.
 
@@ -104,6 +104,6 @@ def check(ctx: typer.Context) -> None:
         note(ctx, "the file holds a password; ~/.pgpass is the better place")
     emit(
         {"path": str(loaded.path), "targets": len(loaded.targets), "current": loaded.current},
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: f"{loaded.path}: {len(loaded.targets)} targets, current: {loaded.current or 'none'}",
     )

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from rdsrepl import apply
-from rdsrepl.cli.console import Progress, ask, ask_for, can_ask, note, warn
-from rdsrepl.cli.context import applied, consent, shared
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.console import Progress, is_interactive, note, prompt_exact, prompt_yes, warn
+from rdsrepl.cli.context import apply_options, global_options, record_applied
+from rdsrepl.cli.targets import database_target
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
 from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step, Wait, readable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Typed:
+class TypedConfirmation:
     """A confirmation that is more than a yes: the identifier of what is to be deleted.
 
     Attributes:
@@ -42,7 +42,7 @@ class Typed:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class PlanTarget:
     """Where a plan is applied, as plans and prompts name it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Server:
         return place if self.region is None else f"{place}, {account}"
 
 
-def server_of(plan: Plan, target: Target) -> Server:
+def plan_target(plan: Plan, target: Target) -> PlanTarget:
     """Return where PLAN is applied; nothing is connected to.
 
     Raises:
@@ -80,7 +80,7 @@ def server_of(plan: Plan, target: Target) -> Server:
     from rdsrepl.aws import session
     from rdsrepl.postgres import connection
 
-    server = Server(target.label)
+    server = PlanTarget(target.label)
     if any(not isinstance(step, Statement) for step in plan.steps):
         server = replace(server, region=session.region(target.aws), profile=target.aws.profile)
     if any(isinstance(step, Statement) for step in plan.steps):
@@ -88,13 +88,13 @@ def server_of(plan: Plan, target: Target) -> Server:
     return server
 
 
-def settle(
+def confirm_and_apply(
     ctx: typer.Context,
     plan: Plan,
     *,
     target: Target | None = None,
     reveal: Mapping[str, str] | None = None,
-    typed: Typed | None = None,
+    typed: TypedConfirmation | None = None,
     witness: apply.Witness | None = None,
 ) -> list[apply.Outcome]:
     """Show PLAN, ask on a terminal, apply it, report each step.
@@ -112,14 +112,14 @@ def settle(
         AppliedInPart: a later step failed.
         typer.Exit: ``--check`` found changes pending (7).
     """
-    may, options = consent(ctx), shared(ctx)
+    may, options = apply_options(ctx), global_options(ctx)
     pace = apply.Pace.from_environment()
     machine = options.output is not Format.table
     if not plan:
         _report(ctx, plan, None, "unchanged", [])
         return []
-    target = target if target is not None else where(ctx)
-    server = server_of(plan, target)
+    target = target if target is not None else database_target(ctx)
+    server = plan_target(plan, target)
     if may.dry_run or may.check:
         _show(ctx, plan, server, to_stdout=True) if not machine else _report(ctx, plan, server, "planned", [])
         if may.check:
@@ -127,7 +127,7 @@ def settle(
         return []
     if (typed is None and not may.yes) or (typed is not None and typed.given is None):
         _show(ctx, plan, server, to_stdout=False)
-        _ask(plan, server, typed)
+        _require_confirmation(plan, server, typed)
     elif typed is not None and typed.given != typed.identifier:
         raise NotConfirmed(
             f"{plan.title}: {typed.option} names {typed.given}, not {typed.identifier}; nothing was changed",
@@ -165,30 +165,30 @@ def settle(
     finally:
         progress.clear()
         completion_cache.clear()  # the next Tab must see it
-    applied(ctx, plan.title)
+    record_applied(ctx, plan.title)
     _report(ctx, plan, server, "applied", outcomes, reveal or {})
     return outcomes
 
 
-def _ask(plan: Plan, server: Server, typed: Typed | None) -> None:
+def _require_confirmation(plan: Plan, server: PlanTarget, typed: TypedConfirmation | None) -> None:
     way = "--yes" if typed is None else f"{typed.option} {typed.identifier}"
-    if not can_ask():
+    if not is_interactive():
         raise NotConfirmed(
             f"{plan.title}: nobody to ask, nothing was changed",
             hint=f"add {way} to go ahead, or --dry-run to see the plan",
         )
     if typed is None:
-        agreed = ask(f"Apply this plan on {server.text}?")
+        agreed = prompt_yes(f"Apply this plan on {server.text}?")
     else:
-        agreed = ask_for(f"On {server.text}: type {typed.identifier} to go ahead:", typed.identifier)
+        agreed = prompt_exact(f"On {server.text}: type {typed.identifier} to go ahead:", typed.identifier)
     if not agreed:
         answer = "answer y" if typed is None else f"type {typed.identifier}"
         raise NotConfirmed(f"{plan.title}: not confirmed, nothing was changed", hint=f"{answer}, or add {way}")
 
 
-def _show(ctx: typer.Context, plan: Plan, server: Server, *, to_stdout: bool) -> None:
+def _show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool) -> None:
     out = console(sys.stdout if to_stdout else sys.stderr, hides_secrets=True)
-    colour = not shared(ctx).no_color
+    colour = not global_options(ctx).no_color
     out.print(f"On {server.text}", style="bold" if colour else None)
     out.print(f"Plan: {plan.title}", style="bold" if colour else None)
     for change in plan.changes:
@@ -243,7 +243,7 @@ def _step_document(step: Step) -> dict[str, Any]:
 def _report(
     ctx: typer.Context,
     plan: Plan,
-    server: Server | None,
+    server: PlanTarget | None,
     status: str,
     outcomes: list[apply.Outcome],
     reveal: Mapping[str, str] | None = None,
@@ -279,4 +279,4 @@ def _report(
         lines += [f"{key}: {item}" for key, item in (reveal or {}).items()]
         return stacked(*lines)
 
-    emit(value, shared(ctx).output, table)
+    emit(value, global_options(ctx).output, table)

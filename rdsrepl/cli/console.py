@@ -6,21 +6,21 @@ import sys
 
 import typer
 
-from rdsrepl.cli.context import LogFormat, shared
+from rdsrepl.cli.context import LogFormat, global_options
 from rdsrepl.render import line_for_person, log
 from rdsrepl.units import format_duration
 
 
 def note(ctx: typer.Context, text: str) -> None:
     """Say something worth knowing; ``--quiet`` leaves it out."""
-    tell(ctx, text, event="note")
+    log_event(ctx, text, event="note")
 
 
-def tell(ctx: typer.Context, text: str, *, event: str, **fields: object) -> None:
+def log_event(ctx: typer.Context, text: str, *, event: str, **fields: object) -> None:
     """Say something worth knowing, with FIELDS for those who read logs; ``--quiet`` leaves it out."""
-    if shared(ctx).quiet:
+    if global_options(ctx).quiet:
         return
-    if shared(ctx).log_format is LogFormat.json:
+    if global_options(ctx).log_format is LogFormat.json:
         log("info", text, event=event, **fields)
     else:
         _print(ctx, text, style="dim")
@@ -28,18 +28,18 @@ def tell(ctx: typer.Context, text: str, *, event: str, **fields: object) -> None
 
 def warn(ctx: typer.Context, text: str) -> None:
     """Say something that must be read."""
-    if shared(ctx).log_format is LogFormat.json:
+    if global_options(ctx).log_format is LogFormat.json:
         log("warning", text, event="warning")
     else:
         _print(ctx, f"warning: {text}", style="yellow")
 
 
-def ask(question: str) -> bool:
+def prompt_yes(question: str) -> bool:
     """Ask a person at the terminal; anything but ``y`` or ``yes`` is no."""
     return _answer(f"{question} [y/N]").lower() in ("y", "yes")
 
 
-def ask_for(question: str, wanted: str) -> bool:
+def prompt_exact(question: str, wanted: str) -> bool:
     """Ask a person at the terminal to type something; return whether it is that."""
     return _answer(question) == wanted
 
@@ -54,7 +54,7 @@ def _answer(question: str) -> str:
         raise
 
 
-def can_ask() -> bool:
+def is_interactive() -> bool:
     """Say whether there is a person to ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
@@ -75,7 +75,7 @@ class Progress:
 
     def say(self, text: str, seconds: float) -> None:
         """Say how it is after so many seconds; the first second is not worth a word."""
-        if shared(self._ctx).quiet or seconds < 1:
+        if global_options(self._ctx).quiet or seconds < 1:
             return
         if self._live:
             from rdsrepl.render import console
@@ -100,4 +100,4 @@ def _print(ctx: typer.Context, text: str, *, style: str) -> None:
     from rdsrepl.render import console
 
     out = console(sys.stderr)
-    out.print(text, style=None if shared(ctx).no_color else style)
+    out.print(text, style=None if global_options(ctx).no_color else style)

@@ -20,7 +20,7 @@ class LogFormat(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Globals:
+class GlobalOptions:
     """What the shared options say.
 
     Attributes:
@@ -59,7 +59,7 @@ class Globals:
 
 
 @dataclass(frozen=True, slots=True)
-class Consent:
+class ApplyOptions:
     """What a writing command may do without asking."""
 
     yes: bool = False
@@ -67,15 +67,15 @@ class Consent:
     check: bool = False
 
 
-_CONSENT: Final = "rdsrepl.consent"
+_APPLY_OPTIONS: Final = "rdsrepl.apply_options"
 _APPLIED: Final = "rdsrepl.applied"
 
 #: the options that say which server a command works on.
 _SELECTORS: Final = ("target", "dsn", "cluster", "instance")
-_PLACE: Final = (*_SELECTORS, "dbname", "user", "profile", "region")
+_SERVER_OPTIONS: Final = (*_SELECTORS, "dbname", "user", "profile", "region")
 
 
-def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
+def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
     """Add the shared options found at one level to those of the levels before it.
 
     What is typed wins over the environment: the selectors of the environment count only where none is typed.
@@ -84,19 +84,19 @@ def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
         typer.BadParameter: an option is empty, or two typed ones name different servers.
     """
     root = ctx.find_root()
-    before = root.obj if isinstance(root.obj, Globals) else Globals()
-    names = Globals.__dataclass_fields__
+    before = root.obj if isinstance(root.obj, GlobalOptions) else GlobalOptions()
+    names = GlobalOptions.__dataclass_fields__
     now = replace(before, **{name: value for name, value in given.items() if name in names and value})
     strict = not ctx.resilient_parsing  # while the shell completes a line nothing is refused
-    for name in _PLACE:
+    for name in _SERVER_OPTIONS:
         if strict and given.get(name) == "":
             # An unset variable in a script must not end at another database.
             raise typer.BadParameter("it is empty", ctx=ctx, param_hint=f"'--{name}'")
-    here = frozenset(name for name in _PLACE if given.get(name) and not _from_environment(ctx, name))
+    here = frozenset(name for name in _SERVER_OPTIONS if given.get(name) and not _from_environment(ctx, name))
     for name in _SELECTORS:
         if strict and name in here & before.typed and given[name] != getattr(before, name):
             raise typer.BadParameter(
-                f"it is given twice: {_shown(before, name)} and {_shown(now, name)}",
+                f"it is given twice: {_masked(before, name)} and {_masked(now, name)}",
                 ctx=ctx,
                 param_hint=f"'--{name}'",
             )
@@ -112,7 +112,7 @@ def remember(ctx: typer.Context, given: dict[str, Any]) -> None:
     root.obj = ctx.obj = now
 
 
-def _shown(options: Globals, name: str) -> str:
+def _masked(options: GlobalOptions, name: str) -> str:
     value = getattr(options, name)
     return mask(value) if name == "dsn" else str(value)
 
@@ -122,31 +122,31 @@ def _from_environment(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "ENVIRONMENT"
 
 
-def shared(ctx: typer.Context) -> Globals:
+def global_options(ctx: typer.Context) -> GlobalOptions:
     """Return what the shared options say for this command."""
     found = ctx.find_root().obj
-    return found if isinstance(found, Globals) else Globals()
+    return found if isinstance(found, GlobalOptions) else GlobalOptions()
 
 
-def log_as(ctx: typer.Context, log_format: LogFormat) -> None:
+def set_log_format(ctx: typer.Context, log_format: LogFormat) -> None:
     """Have everything that is said from now on written in this format."""
     root = ctx.find_root()
-    root.obj = ctx.obj = replace(shared(ctx), log_format=log_format)
+    root.obj = ctx.obj = replace(global_options(ctx), log_format=log_format)
 
 
-def set_consent(ctx: typer.Context, given: dict[str, Any]) -> None:
+def set_apply_options(ctx: typer.Context, given: dict[str, Any]) -> None:
     """Keep ``--yes``, ``--dry-run`` and ``--check`` of this command."""
-    names = Consent.__dataclass_fields__
-    ctx.meta[_CONSENT] = Consent(**{name: value for name, value in given.items() if name in names})
+    names = ApplyOptions.__dataclass_fields__
+    ctx.meta[_APPLY_OPTIONS] = ApplyOptions(**{name: value for name, value in given.items() if name in names})
 
 
-def consent(ctx: typer.Context) -> Consent:
+def apply_options(ctx: typer.Context) -> ApplyOptions:
     """Return what this writing command may do without asking."""
-    found = ctx.meta.get(_CONSENT)
-    return found if isinstance(found, Consent) else Consent()
+    found = ctx.meta.get(_APPLY_OPTIONS)
+    return found if isinstance(found, ApplyOptions) else ApplyOptions()
 
 
-def applied(ctx: typer.Context, title: str) -> None:
+def record_applied(ctx: typer.Context, title: str) -> None:
     """Take note that all steps of a plan were done, so that Ctrl-C after them does not say otherwise."""
     ctx.meta[_APPLIED] = title
 

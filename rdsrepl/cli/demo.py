@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, duration_option
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import duration_option
 from rdsrepl.errors import Error
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
 
-Verb = Reader
 
 _TABLES: Final = (
     "CREATE TABLE public.customers (id integer PRIMARY KEY, name text NOT NULL, email text)",
@@ -74,8 +73,8 @@ class _Demo:
     """Runs the program's own commands, one after the other, in a configuration of the demo's own."""
 
     def __init__(self, ctx: typer.Context, directory: Path) -> None:
-        self._quiet = shared(ctx).quiet
-        self._colour = sys.stdout.isatty() and not shared(ctx).no_color and "NO_COLOR" not in os.environ
+        self._quiet = global_options(ctx).quiet
+        self._colour = sys.stdout.isatty() and not global_options(ctx).no_color and "NO_COLOR" not in os.environ
         kept = {key: value for key, value in os.environ.items() if key not in _DROP_PASSWORD}
         self._env = {
             **kept,

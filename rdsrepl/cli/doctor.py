@@ -6,17 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit
 
 if TYPE_CHECKING:
     from rdsrepl.doctor.facts import Demand
     from rdsrepl.doctor.findings import Diagnosis
-
-Verb = Reader
 
 
 def complete_check() -> list[str]:
@@ -64,9 +61,9 @@ def doctor(
     demand = _demand(for_ or [])
     wanted = findings.chosen(checks.ALL, only=only or (), skip=skip or ())
     needed = frozenset(name for check in wanted for group in check.needs for name in group)
-    gathered = facts.gather(where(ctx), demand=demand, wanted=needed)
+    gathered = facts.gather(database_target(ctx), demand=demand, wanted=needed)
     diagnosis = findings.diagnose(gathered, wanted, checks.summary(gathered))
-    options = shared(ctx)
+    options = global_options(ctx)
     emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))
     worst = diagnosis.worst()
     if worst is findings.Severity.critical:

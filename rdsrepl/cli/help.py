@@ -10,12 +10,9 @@ import typer
 
 from rdsrepl import help_topics
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader
+from rdsrepl.cli.context import global_options
 from rdsrepl.errors import Error
 from rdsrepl.render import Format, emit, listing, paged
-
-Verb = Reader
 
 
 def complete_topic(ctx: typer.Context) -> list[str]:
@@ -50,7 +47,7 @@ def help_(
 
     Example: rdsrepl help exit-codes
     """
-    output = shared(ctx).output
+    output = global_options(ctx).output
     if not words:
         rows = help_topics.ls()
         emit(
@@ -77,7 +74,7 @@ def help_(
 
 def _page(ctx: typer.Context, name: str) -> None:
     text = help_topics.read(name)
-    output = shared(ctx).output
+    output = global_options(ctx).output
     if output is not Format.table:
         (topic,) = (row for row in help_topics.ls() if row.topic == name)
         emit({"topic": topic.topic, "title": topic.title, "text": text}, output, lambda: "")

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from rdsrepl.aws import iam_policy as iam
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.targets import identity
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.targets import aws_target
 from rdsrepl.render import Format, emit
 
 
@@ -77,7 +77,7 @@ def iam_policy(
 
     Example: rdsrepl iam-policy --for 'slot tail' --region eu-west-1 --account 123456789012 --cluster orders
     """
-    target = identity(ctx)
+    target = aws_target(ctx)
     aws = target.aws
     # The target's user is not taken: a policy that is too narrow fails at 3 a.m., and --user says it as well.
     scope = iam.Scope(
@@ -95,6 +95,6 @@ def iam_policy(
         auth="iam" if (auth.value if auth else aws.auth) == "iam" else "password",
     )
     document = iam.policy(for_ or (), scope).document()
-    output = shared(ctx).output
+    output = global_options(ctx).output
     # A policy is JSON: that is what IAM takes.
     emit(document, Format.yaml if output is Format.yaml else Format.json, lambda: "")

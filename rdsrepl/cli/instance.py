@@ -9,11 +9,11 @@ import typer
 from rdsrepl.cli import rds_options
 from rdsrepl.cli.cluster import fail_over
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
-from rdsrepl.cli.confirm import Typed, settle
+from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, Writer
-from rdsrepl.cli.targets import database_of, identity
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Refused, UsageError
 from rdsrepl.render import emit, facts, listing
 from rdsrepl.text.commands import command
@@ -27,7 +27,7 @@ app = typer.Typer(no_args_is_help=True, help="DB instances: single ones, read re
 Id = Annotated[str, typer.Argument(metavar="ID", help="The instance's identifier.", autocompletion=complete_instance)]
 
 
-@app.command("list", cls=Reader)
+@app.command("list", cls=ReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the PostgreSQL instances of the region.
 
@@ -35,10 +35,10 @@ def list_(ctx: typer.Context) -> None:
     """
     from rdsrepl.aws import instances
 
-    rows = instances.ls(identity(ctx).aws)
+    rows = instances.ls(aws_target(ctx).aws)
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [
@@ -56,7 +56,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def show(ctx: typer.Context, instance_id: Id) -> None:
     """Show an instance: status, endpoint, parameter group and its status, replicas, whether it can replicate.
 
@@ -64,7 +64,7 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
     """
     from rdsrepl.aws import instances, release_support
 
-    instance = instances.get(identity(ctx).aws, instance_id)
+    instance = instances.get(aws_target(ctx).aws, instance_id)
     kind: release_support.Kind = "aurora" if instance.engine.startswith("aurora") else "instance"
     if kind == "instance" and instance.cluster_id is not None:
         kind = "multi_az_cluster"
@@ -72,7 +72,7 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
     value = {"instance": instance, "logical_replication": support}
     emit(
         value,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: facts(
             [
                 ("instance", instance.instance_id),
@@ -93,7 +93,7 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
     )
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def create(
     ctx: typer.Context,
     instance_id: Annotated[str, typer.Argument(metavar="ID", help="The new instance's identifier.")],
@@ -151,7 +151,7 @@ def create(
         raise UsageError("how much storage?", hint="an instance needs --storage GIB")
     instance_id = instances.check_name(instance_id)
     rds_options.check_class(instance_class)
-    target = identity(ctx)
+    target = aws_target(ctx)
     password = None if master_secret is None else secrets.get(target.aws, master_secret).password
     new = instances.NewInstance(
         instance_id=instance_id,
@@ -179,11 +179,11 @@ def create(
         attach = instances.attach(instance_id, param_group, timeout_seconds=timeout)
         reboot = reboots.steps(instance_id, timeout_seconds=timeout, only_needed=True)
         plan = replace(plan, steps=(*plan.steps, *attach, *reboot))
-    if settle(ctx, plan, target=target):
+    if confirm_and_apply(ctx, plan, target=target):
         note(ctx, f"next: {command('doctor --instance {}', instance_id)}")
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def reboot(
     ctx: typer.Context,
     instance_id: Id,
@@ -199,10 +199,12 @@ def reboot(
     target = database_of(ctx, instance=instance_id)
     instance = instances.get(target.aws, instance_id)
     instances.require_available(instance)
-    settle(ctx, _reboot(instance, failover=False, with_pending=with_pending, timeout_seconds=timeout), target=target)
+    confirm_and_apply(
+        ctx, _reboot(instance, failover=False, with_pending=with_pending, timeout_seconds=timeout), target=target
+    )
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def failover(
     ctx: typer.Context,
     instance_id: Id,
@@ -233,7 +235,7 @@ def failover(
     fail_over(ctx, target, _reboot(instance, failover=True, with_pending=with_pending, timeout_seconds=timeout))
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def delete(
     ctx: typer.Context,
     instance_id: Id,
@@ -248,7 +250,7 @@ def delete(
     """
     from rdsrepl.aws import instances
 
-    target = identity(ctx)
+    target = aws_target(ctx)
     instance = instances.get(target.aws, instance_id)
     if instance.cluster_id is None and instance.replica_of is None:
         rds_options.require_decision(final_snapshot, skip_final_snapshot)
@@ -257,7 +259,7 @@ def delete(
             f"AWS takes no final snapshot of {instance.instance_id}: {_part(instance)}", hint="omit --final-snapshot"
         )
     plan = instances.delete(instance, final_snapshot=final_snapshot, timeout_seconds=timeout)
-    settle(ctx, plan, target=target, typed=Typed(instance.instance_id, "--confirm", confirm))
+    confirm_and_apply(ctx, plan, target=target, typed=TypedConfirmation(instance.instance_id, "--confirm", confirm))
 
 
 def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_seconds: float) -> Plan:

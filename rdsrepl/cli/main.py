@@ -30,8 +30,8 @@ from rdsrepl.cli import (
 )
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
-from rdsrepl.cli.context import Globals, LogFormat, remember, shared
-from rdsrepl.cli.options import Noun, Reader, root_options
+from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options
+from rdsrepl.cli.options import CommandGroup, ReadCommand, root_options
 from rdsrepl.cli.slot import commands
 from rdsrepl.errors import Error, ExitCode, Interrupted
 from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback
@@ -41,7 +41,7 @@ from rdsrepl.text.masking import mask
 _NAGIOS_UNKNOWN = 3
 
 
-class Root(Noun):
+class Root(CommandGroup):
     """The root group: takes the shared options, and renders every error that reaches it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,7 +53,7 @@ class Root(Noun):
         """Take the shared options out of what the root's function receives."""
         with _safe_usage():
             rest = super().parse_args(ctx, args)
-        remember(ctx, {str(option.name): ctx.params.pop(option.name, None) for option in root_options()})
+        add_global_options(ctx, {str(option.name): ctx.params.pop(option.name, None) for option in root_options()})
         return rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -63,7 +63,7 @@ class Root(Noun):
                 return super().invoke(ctx)
         except (Error, KeyboardInterrupt) as exc:
             error = exc if isinstance(exc, Error) else Interrupted("interrupted")
-            options = shared(ctx)
+            options = global_options(ctx)
             if options.verbose >= 2:
                 write_traceback(exc)
             show_error(error, options)
@@ -152,7 +152,7 @@ def _plugin(run: Callable[[], Any]) -> int:
     return _NAGIOS_UNKNOWN
 
 
-def show_error(exc: Error, options: Globals) -> None:
+def show_error(exc: Error, options: GlobalOptions) -> None:
     """Print what failed and the remedy to stderr; one JSON object with ``-o json``."""
     if options.log_format is LogFormat.json:
         log("error", exc.message, event="error", **{k: v for k, v in exc.document().items() if k != "message"})
@@ -221,18 +221,18 @@ def root(
     """
 
 
-app.add_typer(param_group.app, name="param-group", cls=Noun)
-app.add_typer(cluster.app, name="cluster", cls=Noun)
-app.add_typer(instance.app, name="instance", cls=Noun)
-app.add_typer(commands.app, name="slot", cls=Noun)
-app.add_typer(publication.app, name="publication", cls=Noun)
-app.add_typer(role.app, name="role", cls=Noun)
-app.add_typer(stream.app, name="stream", cls=Noun)
-app.add_typer(runbook.app, name="runbook", cls=Noun)
-app.add_typer(config_command.app, name="config", cls=Noun)
-app.add_typer(sandbox.app, name="sandbox", cls=Noun)
-app.command("iam-policy", cls=Reader)(iam_policy.iam_policy)
-app.command("psql", cls=psql.Verb)(psql.psql)
-app.command("doctor", cls=doctor.Verb)(doctor.doctor)
-app.command("demo", cls=demo.Verb)(demo.demo)
-app.command("help", cls=help_command.Verb)(help_command.help_)
+app.add_typer(param_group.app, name="param-group", cls=CommandGroup)
+app.add_typer(cluster.app, name="cluster", cls=CommandGroup)
+app.add_typer(instance.app, name="instance", cls=CommandGroup)
+app.add_typer(commands.app, name="slot", cls=CommandGroup)
+app.add_typer(publication.app, name="publication", cls=CommandGroup)
+app.add_typer(role.app, name="role", cls=CommandGroup)
+app.add_typer(stream.app, name="stream", cls=CommandGroup)
+app.add_typer(runbook.app, name="runbook", cls=CommandGroup)
+app.add_typer(config_command.app, name="config", cls=CommandGroup)
+app.add_typer(sandbox.app, name="sandbox", cls=CommandGroup)
+app.command("iam-policy", cls=ReadCommand)(iam_policy.iam_policy)
+app.command("psql", cls=ReadCommand)(psql.psql)
+app.command("doctor", cls=ReadCommand)(doctor.doctor)
+app.command("demo", cls=ReadCommand)(demo.demo)
+app.command("help", cls=ReadCommand)(help_command.help_)

@@ -1,8 +1,8 @@
-"""Each shared option, declared once, and the two classes that give them to every command.
+"""Declare the options that several commands share, and the classes of commands that take them.
 
-``Reader`` is the class of a command that only looks, ``Writer`` of one that changes something. Connection and output
-options stand before the noun and after the verb alike; the one nearer to the verb wins. The environment twins
-(``RDSREPL_*``) belong to the root, so that they never override a word of the command line.
+``ReadCommand`` is the class of a command that reads, ``WriteCommand`` of one that changes something. The global options
+are accepted before the noun and after the verb; the one after the verb wins. Only the root reads the environment
+variables ``RDSREPL_*``, so that they never override an option of the command line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_profile, complete_target
-from rdsrepl.cli.context import applied_plan, remember, set_consent
+from rdsrepl.cli.context import add_global_options, applied_plan, set_apply_options
 from rdsrepl.errors import BadValue, Interrupted
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format
@@ -28,7 +28,7 @@ _PANEL = "Connection and output"
 _CHANGE_PANEL = "Changes"
 
 
-def parsed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+def option_parser(parse: Callable[[str], _T]) -> Callable[[str], _T]:
     """Make a parser of ours fit for an option: what it refuses is reported under the option's name."""
 
     def parser(text: str) -> _T:
@@ -44,20 +44,22 @@ def parsed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
 
 def duration_option(name: str, *, help: str, panel: str | None = None) -> Any:
     """Declare an option that takes a duration; the command receives seconds."""
-    return typer.Option(name, parser=parsed(parse_duration), metavar="DURATION", help=help, rich_help_panel=panel)
+    return typer.Option(
+        name, parser=option_parser(parse_duration), metavar="DURATION", help=help, rich_help_panel=panel
+    )
 
 
 def size_option(name: str, *, help: str, panel: str | None = None) -> Any:
     """Declare an option that takes a size; the command receives bytes."""
-    return typer.Option(name, parser=parsed(parse_size), metavar="SIZE", help=help, rich_help_panel=panel)
+    return typer.Option(name, parser=option_parser(parse_size), metavar="SIZE", help=help, rich_help_panel=panel)
 
 
 def lsn_option(name: str, *, help: str, panel: str | None = None) -> Any:
     """Declare an option that takes an LSN."""
-    return typer.Option(name, parser=parsed(Lsn.parse), metavar="LSN", help=help, rich_help_panel=panel)
+    return typer.Option(name, parser=option_parser(Lsn.parse), metavar="LSN", help=help, rich_help_panel=panel)
 
 
-def _shared(
+def _global_options(
     target: Annotated[
         str | None,
         typer.Option(
@@ -176,7 +178,7 @@ def _shared(
     """Hold the declarations; never called."""
 
 
-def _consent(
+def _apply_options(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=_CHANGE_PANEL, show_default=False)
     ] = False,
@@ -209,7 +211,7 @@ def _declared(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
 
 def root_options() -> Iterable[TyperOption]:
     """Return the shared options with their environment twins, for the root."""
-    return _declared(_shared)
+    return _declared(_global_options)
 
 
 @cache
@@ -220,7 +222,7 @@ def _verb_options(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
     return options
 
 
-class _Quick(TyperOption):
+class _FastOption(TyperOption):
     """An option that leaves alone what nobody gave; Typer would import pydantic (0.06 s) to look at it."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
@@ -232,7 +234,7 @@ class _Quick(TyperOption):
         return super().process_value(ctx, value)
 
 
-class _QuickArgument(TyperArgument):
+class _FastArgument(TyperArgument):
     """An argument that is left alone while the shell completes the line."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
@@ -240,10 +242,10 @@ class _QuickArgument(TyperArgument):
         return value if ctx.resilient_parsing else super().process_value(ctx, value)
 
 
-def tidy(option: Any) -> Any:
+def simplify(option: Any) -> Any:
     """Make an option of Typer's quick, and its help plain: no type beside a flag, a default duration with its unit."""
     if type(option) is TyperArgument:
-        option.__class__ = _QuickArgument
+        option.__class__ = _FastArgument
     if not isinstance(option, TyperOption):
         return option
     if option.is_flag or option.count:
@@ -251,22 +253,22 @@ def tidy(option: Any) -> Any:
     if option.metavar == "DURATION" and isinstance(option.default, float):
         option.default = f"{option.default:g}s"
     if not option.required and not option.multiple and not option.prompt:
-        option.__class__ = _Quick
+        option.__class__ = _FastOption
     return option
 
 
-class Noun(TyperGroup):
+class CommandGroup(TyperGroup):
     """A group of verbs."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters, Typer's own among them, as ours look."""
-        return [tidy(parameter) for parameter in super().get_params(ctx)]
+        return [simplify(parameter) for parameter in super().get_params(ctx)]
 
 
-class Reader(TyperCommand):
+class ReadCommand(TyperCommand):
     """A command that only looks: takes the connection and output options."""
 
-    _holders: tuple[Callable[..., None], ...] = (_shared,)
+    _holders: tuple[Callable[..., None], ...] = (_global_options,)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -280,14 +282,14 @@ class Reader(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters, Typer's own among them, as ours look."""
-        return [tidy(parameter) for parameter in super().get_params(ctx)]
+        return [simplify(parameter) for parameter in super().get_params(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the shared options out of what the command's function receives."""
         rest = super().parse_args(ctx, args)
         own = {option.name: ctx.params.pop(option.name) for option in self._added}
-        remember(ctx, own)
-        set_consent(ctx, own)
+        add_global_options(ctx, own)
+        set_apply_options(ctx, own)
         return rest
 
 
@@ -296,10 +298,10 @@ def _paragraphs(text: str | None) -> str | None:
     return None if text is None else "\n\n".join(" ".join(part.split()) for part in cleandoc(text).split("\n\n"))
 
 
-class Writer(Reader):
+class WriteCommand(ReadCommand):
     """A command that changes something: takes ``--yes``, ``--dry-run`` and ``--check`` as well."""
 
-    _holders = (_shared, _consent)
+    _holders = (_global_options, _apply_options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; Ctrl-C outside of a plan's steps says whether the plan had been applied.

@@ -11,11 +11,11 @@ import typer
 
 from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_param_group
-from rdsrepl.cli.confirm import settle
+from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, Writer
-from rdsrepl.cli.targets import identity, where
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.targets import aws_target, database_target
 from rdsrepl.errors import BadValue, InUse, NotFound, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command
@@ -70,7 +70,7 @@ class Listed:
     used_by: tuple[str, ...]
 
 
-@app.command("list", cls=Reader)
+@app.command("list", cls=ReadCommand)
 def list_(
     ctx: typer.Context,
     kind: _Kind = None,
@@ -83,7 +83,7 @@ def list_(
     from rdsrepl.aws import parameter_groups
     from rdsrepl.parameters import attachments
 
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     users = attachments.users(aws)
     groups = [
         group for group in parameter_groups.ls(aws, kind.value if kind else None) if defaults or not group.is_default
@@ -94,7 +94,7 @@ def list_(
     ]
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [
@@ -109,7 +109,7 @@ def list_(
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def show(
     ctx: typer.Context,
     name: _Name,
@@ -125,7 +125,7 @@ def show(
     from rdsrepl.aws import parameter_groups
     from rdsrepl.parameters import attachments, sizing
 
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     group = parameter_groups.find(aws, name, _given(kind))
     wanted = {*sizing.RULED, *_SHOWN}
     rows = [
@@ -137,7 +137,7 @@ def show(
     value = {"group": group, "used_by": users, "parameters": rows}
     emit(
         value,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: stacked(
             facts(
                 [
@@ -162,7 +162,7 @@ def show(
     )
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new group's name.")],
@@ -230,9 +230,9 @@ def create(
 
     name = parameter_groups.check_name(name)
     overrides = _pairs(set_ or [])
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     # A target's own cluster is only meant where nothing else says what the group is for.
-    named = shared(ctx).cluster or shared(ctx).instance
+    named = global_options(ctx).cluster or global_options(ctx).instance
     place = attachments.place(aws) if named or (family is None and kind is None) else None
     if place is None and family is None and copy_from is None:
         raise UsageError(
@@ -287,12 +287,12 @@ def create(
     plan = replace(plan, changes=tuple(map(_change, sized.proposals)), warnings=(*plan.warnings, *warnings))
     for line in sized.notes:
         note(ctx, line)
-    if settle(ctx, plan, target=identity(ctx)):
+    if confirm_and_apply(ctx, plan, target=aws_target(ctx)):
         option, identifier = (place.kind, place.identifier) if place is not None else (chosen, "ID")
         note(ctx, f"next: {command(f'param-group attach {{}} --{option} {{}} --reboot', name, identifier)}")
 
 
-@app.command("set", cls=Writer)
+@app.command("set", cls=WriteCommand)
 def set_values(
     ctx: typer.Context,
     name: _Name,
@@ -310,7 +310,7 @@ def set_values(
 
     values = _pairs(pairs)
     parameter_groups.refuse_default(name)
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     group = parameter_groups.find(aws, name, _given(kind))
     known = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
     new = [_checked(known, key, value, group) for key, value in values.items()]
@@ -322,10 +322,10 @@ def set_values(
         for value in new
         if known[value.name].value != value.value
     ]  # fmt: skip
-    settle(ctx, _with_changes(plan, changes, attachments.users_of(aws, group)), target=identity(ctx))
+    confirm_and_apply(ctx, _with_changes(plan, changes, attachments.users_of(aws, group)), target=aws_target(ctx))
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def reset(
     ctx: typer.Context,
     name: _Name,
@@ -345,7 +345,7 @@ def reset(
     if bool(parameters) == every:
         raise UsageError("name parameters, or --all", hint="rdsrepl param-group reset NAME PARAMETER...")
     parameter_groups.refuse_default(name)
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     group = parameter_groups.find(aws, name, _given(kind))
     known = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
     for parameter in parameters or []:
@@ -361,10 +361,10 @@ def reset(
         )
         for row in chosen
     ]
-    settle(ctx, _with_changes(plan, changes, attachments.users_of(aws, group)), target=identity(ctx))
+    confirm_and_apply(ctx, _with_changes(plan, changes, attachments.users_of(aws, group)), target=aws_target(ctx))
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def attach(
     ctx: typer.Context,
     name: _Name,
@@ -393,7 +393,7 @@ def attach(
     from rdsrepl.aws import engines, instances, parameter_groups, reboots
     from rdsrepl.parameters import attachments, rollout
 
-    target = where(ctx)
+    target = database_target(ctx)
     aws = target.aws
     place = attachments.place(aws)
     if place is None:
@@ -445,10 +445,10 @@ def attach(
         )
     if plan and reboot and not no_proof:
         plan = replace(plan, steps=(*plan.steps, _proof(after)))
-    settle(ctx, plan, target=target)
+    confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
     """Delete a group that nobody uses.
 
@@ -458,7 +458,7 @@ def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
     from rdsrepl.parameters import attachments
 
     parameter_groups.refuse_default(name)
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     group = parameter_groups.find(aws, name, _given(kind))
     users = attachments.users_of(aws, group)
     if users:
@@ -468,10 +468,10 @@ def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
             f"parameter group {group.name} is attached to {', '.join(users)}",
             hint=f"attach another to it first: {other}",
         )
-    settle(ctx, parameter_groups.delete(group.kind, group.name), target=identity(ctx))
+    confirm_and_apply(ctx, parameter_groups.delete(group.kind, group.name), target=aws_target(ctx))
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def diff(
     ctx: typer.Context,
     name: _Name,
@@ -503,7 +503,7 @@ def diff(
 
     if live and other is not None:
         raise UsageError("another group and --live exclude each other", hint="choose one")
-    target = where(ctx)
+    target = database_target(ctx)
     aws = target.aws
     place = attachments.place(aws) if live else None
     group = parameter_groups.find(aws, name, _given(kind) or (place.kind if place else None))
@@ -530,7 +530,7 @@ def diff(
         heading = (other or f"{group.family} defaults").upper()
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [

@@ -8,8 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from rdsrepl.cli.options import Reader
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import NotFound
 
 # libpq's keywords and the variables that carry them (manual, section 34.15); what has none goes into the conninfo.
@@ -34,9 +33,6 @@ _VARIABLES: Final = {
 }
 
 
-Verb = Reader
-
-
 def psql(
     ctx: typer.Context,
     words: Annotated[
@@ -54,7 +50,7 @@ def psql(
     program = shutil.which("psql")
     if program is None:
         raise NotFound("psql is not installed here", hint="Debian and Ubuntu: apt-get install postgresql-client")
-    keywords = connection.keywords(where(ctx))
+    keywords = connection.keywords(database_target(ctx))
     rest = {key: value for key, value in keywords.items() if key not in _VARIABLES and key not in _LEFT_OUT}
     env = dict(os.environ)
     for key, value in keywords.items():

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.completion import complete_publication
-from rdsrepl.cli.confirm import settle
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, Writer
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit, facts, listing, stacked
 
@@ -40,7 +40,7 @@ Where = Annotated[
 ]
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new publication.", show_default=False)],
@@ -68,13 +68,13 @@ def create(
 
     scope = _scope(table, schema, columns, where_, all_tables=all_tables)
     operations = [word.strip() for word in publish.split(",") if word.strip()]
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = publications.create(conn, name, scope, publish=operations, via_root=via_root)
-    settle(ctx, plan, target=target)
+    confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command("list", cls=Reader)
+@app.command("list", cls=ReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the database's publications.
 
@@ -82,11 +82,11 @@ def list_(ctx: typer.Context) -> None:
     """
     from rdsrepl.postgres import connection, publications
 
-    with connection.open(where(ctx)) as conn:
+    with connection.open(database_target(ctx)) as conn:
         rows = publications.ls(conn)
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [
@@ -102,7 +102,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def show(ctx: typer.Context, name: Name) -> None:
     """Show a publication and its tables: replica identity, columns, row filter.
 
@@ -110,7 +110,7 @@ def show(ctx: typer.Context, name: Name) -> None:
     """
     from rdsrepl.postgres import connection, publications
 
-    with connection.open(where(ctx)) as conn:
+    with connection.open(database_target(ctx)) as conn:
         found = publications.published(conn, name)
 
     def table() -> object:
@@ -134,10 +134,10 @@ def show(ctx: typer.Context, name: Name) -> None:
         ]
         return stacked(facts(pairs), "", listing(found.tables, columns, empty="no tables: nothing is published"))
 
-    emit(found, shared(ctx).output, table)
+    emit(found, global_options(ctx).output, table)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def add(
     ctx: typer.Context,
     name: Name,
@@ -153,13 +153,13 @@ def add(
     from rdsrepl.postgres import connection, publications
 
     scope = _scope(table, schema, columns, where_)
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = publications.add(conn, name, scope)
-    settle(ctx, plan, target=target)
+    confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def remove(ctx: typer.Context, name: Name, table: Tables = None, schema: Schemas = None) -> None:
     """Take tables or schemas out of a publication.
 
@@ -168,13 +168,13 @@ def remove(ctx: typer.Context, name: Name, table: Tables = None, schema: Schemas
     from rdsrepl.postgres import connection, publications
 
     scope = _scope(table, schema, None, None)
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = publications.remove(conn, name, scope)
-    settle(ctx, plan, target=target)
+    confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def drop(ctx: typer.Context, name: Name) -> None:
     """Drop a publication; the slots that may stream it are named before.
 
@@ -182,13 +182,13 @@ def drop(ctx: typer.Context, name: Name) -> None:
     """
     from rdsrepl.postgres import connection, publications
 
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = publications.drop(conn, name)
-    settle(ctx, plan, target=target)
+    confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def check(
     ctx: typer.Context,
     name: Annotated[
@@ -208,7 +208,7 @@ def check(
     from rdsrepl.postgres import connection, publication_checks, publications
     from rdsrepl.postgres.publication_checks import Level
 
-    with connection.open(where(ctx)) as conn:
+    with connection.open(database_target(ctx)) as conn:
         names = [name] if name else [publication.pubname for publication in publications.ls(conn)]
         found = [finding for each in names for finding in publication_checks.check(publications.facts(conn, each))]
 
@@ -225,7 +225,7 @@ def check(
             return "no publications in this database"
         return listing(found, columns, empty=f"publication {', '.join(names)}: nothing found")
 
-    emit(found, shared(ctx).output, table)
+    emit(found, global_options(ctx).output, table)
     if any(finding.level is Level.critical for finding in found):
         raise typer.Exit(ExitCode.CRITICAL)
     if found:

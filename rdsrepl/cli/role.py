@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.completion import complete_role
-from rdsrepl.cli.confirm import settle
-from rdsrepl.cli.console import can_ask
-from rdsrepl.cli.context import consent, shared
-from rdsrepl.cli.options import Reader, Writer
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.console import is_interactive
+from rdsrepl.cli.context import apply_options, global_options
+from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.render import emit, listing
 
@@ -35,7 +35,7 @@ Schemas = Annotated[
 ]
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new role.", show_default=False)],
@@ -68,7 +68,7 @@ def create(
     password: str | None = None
     if not no_password:
         password = _new_password(ctx, name, password_stdin=password_stdin, generate=generate_password, or_none=True)
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = roles.create(
             conn,
@@ -80,10 +80,10 @@ def create(
         )
         is_new = not roles.exists(conn, name)
     reveal = {"password": password} if generate_password and password and is_new else None
-    settle(ctx, plan, target=target, reveal=reveal)
+    confirm_and_apply(ctx, plan, target=target, reveal=reveal)
 
 
-@app.command("list", cls=Reader)
+@app.command("list", cls=ReadCommand)
 def list_(
     ctx: typer.Context,
     every: Annotated[
@@ -96,12 +96,12 @@ def list_(
     """
     from rdsrepl.postgres import connection, roles
 
-    with connection.open(where(ctx)) as conn:
+    with connection.open(database_target(ctx)) as conn:
         rows = [role for role in roles.ls(conn) if every or role.may_replicate]
     _show(ctx, rows)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def grant(ctx: typer.Context, name: Name, grant_select: Tables = None, schema: Schemas = None) -> None:
     """Give a role the right to replicate, and to read what is named; only what it lacks is done.
 
@@ -109,13 +109,13 @@ def grant(ctx: typer.Context, name: Name, grant_select: Tables = None, schema: S
     """
     from rdsrepl.postgres import connection, roles
 
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = roles.grant(conn, name, tables=grant_select or (), schemas=schema or ())
-    settle(ctx, plan, target=target)
+    confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def password(
     ctx: typer.Context,
     name: Name,
@@ -151,7 +151,7 @@ def password(
     if password_stdin and generate_password:
         raise BadValue("only one of --password-stdin, --generate-password", hint="choose one")
     new = _new_password(ctx, name, password_stdin=password_stdin, generate=generate_password)
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = roles.change_password(conn, name, new)
         place = {"host": conn.info.host, "port": str(conn.info.port), "dbname": conn.info.dbname}
@@ -162,10 +162,10 @@ def password(
         steps = secrets.keep_password(target.aws, secret, username=name, password=new, place=place, change=change)
         plan = replace(plan, steps=steps)
     printed = generate_password and secret is None
-    settle(ctx, plan, target=target, reveal={"password": new} if printed else None)
+    confirm_and_apply(ctx, plan, target=target, reveal={"password": new} if printed else None)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def drop(ctx: typer.Context, name: Name) -> None:
     """Drop a role that is connected nowhere and owns nothing; its privileges in this database go first.
 
@@ -173,10 +173,10 @@ def drop(ctx: typer.Context, name: Name) -> None:
     """
     from rdsrepl.postgres import connection, roles
 
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = roles.drop(conn, name)
-    settle(ctx, plan, target=target)
+    confirm_and_apply(ctx, plan, target=target)
 
 
 def _new_password(ctx: typer.Context, name: str, *, password_stdin: bool, generate: bool, or_none: bool = False) -> str:
@@ -184,10 +184,10 @@ def _new_password(ctx: typer.Context, name: str, *, password_stdin: bool, genera
 
     if password_stdin:
         return _read_password()
-    looks_only = consent(ctx).dry_run or consent(ctx).check
+    looks_only = apply_options(ctx).dry_run or apply_options(ctx).check
     if generate or looks_only:
         return roles.generate_password()
-    if not can_ask():
+    if not is_interactive():
         ways = (
             "--password-stdin, --generate-password or --no-password"
             if or_none
@@ -222,7 +222,7 @@ def _ask_password(name: str) -> str:
 def _show(ctx: typer.Context, rows: list[Role]) -> None:
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [

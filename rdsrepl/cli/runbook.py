@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rdsrepl.cli.console import can_ask, note, warn
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader
-from rdsrepl.cli.targets import identity
+from rdsrepl.cli.console import is_interactive, note, warn
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand
+from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, Refused
 from rdsrepl.render import Format, console, emit, facts, listing, paged, print_lines, stacked
 from rdsrepl.text.escapes import json_text, shown
@@ -49,7 +49,7 @@ Name = Annotated[
 ]
 
 
-@app.command("list", cls=Reader)
+@app.command("list", cls=ReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the runbooks, and when to use each.
 
@@ -64,7 +64,7 @@ def list_(ctx: typer.Context) -> None:
     ]
     emit(
         value,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [
@@ -77,7 +77,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def show(ctx: typer.Context, name: Name) -> None:
     """Show a runbook: when to use it, its variables, its steps, how to go back.
 
@@ -88,7 +88,7 @@ def show(ctx: typer.Context, name: Name) -> None:
     from rdsrepl.runbooks import pages
 
     runbook = pages.load(name)
-    output = shared(ctx).output
+    output = global_options(ctx).output
     if output is not Format.table:
         emit(pages.documented(runbook), output, lambda: "")
         return
@@ -115,7 +115,7 @@ def _described(variable: Any) -> str:
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def run(
     ctx: typer.Context,
     name: Name,
@@ -200,7 +200,7 @@ def run(
     if dry_run:
         _show_plan(ctx, order, runner.planned(order))
         return
-    if not yes and not can_ask():
+    if not yes and not is_interactive():
         raise NotConfirmed(
             f"runbook {runbook.name}: nobody to ask, nothing was run",
             hint="add --yes to go ahead, or --dry-run to see the steps",
@@ -215,7 +215,7 @@ def run(
             results = runner.run(order, journal, face)
     except Error as exc:
         face.close()
-        if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and shared(ctx).output is Format.table:
+        if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and global_options(ctx).output is Format.table:
             _say_go_back(ctx, order, journal)
         raise
     finally:
@@ -246,14 +246,14 @@ def _place(ctx: typer.Context) -> Place:
     from rdsrepl import config
     from rdsrepl.runbooks.runner import Place
 
-    options = shared(ctx)
+    options = global_options(ctx)
     names = ["target", "dsn", "cluster", "instance", "dbname", "user"]
     # RDSREPL_PROFILE and RDSREPL_REGION do not count over a typed target's own.
     names += [name for name in ("profile", "region") if name in options.typed or "target" not in options.typed]
     given: dict[str, str] = {name: value for name in names if (value := getattr(options, name)) is not None}
     if "target" not in given and "dsn" not in given and (current := config.load().current) is not None:
         given["target"] = current
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     return Place(given, aws.cluster, aws.instance)
 
 
@@ -315,11 +315,11 @@ def _at(past: Past) -> str:
 def _show_plan(ctx: typer.Context, order: Order, results: list[Result]) -> None:
     from rdsrepl.runbooks import runner
 
-    if shared(ctx).output is not Format.table:
+    if global_options(ctx).output is not Format.table:
         _emit_all(ctx, results)
         return
     out = console(sys.stdout)
-    colour = not shared(ctx).no_color
+    colour = not global_options(ctx).no_color
     out.print(f"Runbook {order.runbook.name}: {order.runbook.title}", style="bold" if colour else None)
     for result in results:
         step = result.step
@@ -336,11 +336,11 @@ def _show_plan(ctx: typer.Context, order: Order, results: list[Result]) -> None:
 def _say_go_back(ctx: typer.Context, order: Order, journal: Journal) -> None:
     from rdsrepl.runbooks import runner
 
-    if shared(ctx).quiet:
+    if global_options(ctx).quiet:
         return
     out = console(sys.stderr)
     out.print()
-    out.print("Go back:", style=None if shared(ctx).no_color else "bold")
+    out.print("Go back:", style=None if global_options(ctx).no_color else "bold")
     print_lines(out, _flowing(runner.go_back_of(order, runner.made_in(order, journal))))
     out.print()
 
@@ -369,11 +369,11 @@ def _flowing(text: str) -> str:
 
 
 def _emit_all(ctx: typer.Context, results: list[Result]) -> None:
-    if shared(ctx).output is Format.json:
+    if global_options(ctx).output is Format.json:
         for result in results:
             _emit_line(result)
     else:
-        emit([_document(result) for result in results], shared(ctx).output, lambda: "")
+        emit([_document(result) for result in results], global_options(ctx).output, lambda: "")
 
 
 def _emit_line(result: Result) -> None:
@@ -387,15 +387,15 @@ class _Face:
     def __init__(self, ctx: typer.Context, runbook: Runbook) -> None:
         self._ctx = ctx
         self._total = len(runbook.steps)
-        self._output = shared(ctx).output
+        self._output = global_options(ctx).output
         self._out = console(sys.stderr)
-        self._colour = not shared(ctx).no_color
+        self._colour = not global_options(ctx).no_color
         self._results: list[Result] = []
         self._open_line = False
         self._closed = False
 
     def begin(self, step: Step, words: str, command: str) -> None:
-        if shared(self._ctx).quiet:
+        if global_options(self._ctx).quiet:
             return
         self._out.print()
         self._say(f"Step {step.number} of {self._total}: {step.title}", "bold")
@@ -406,7 +406,7 @@ class _Face:
             self._say(f"  {mark}{line}", "cyan")
 
     def planning(self, command: str) -> None:
-        if not shared(self._ctx).quiet:
+        if not global_options(self._ctx).quiet:
             self._say(f"its plan: {command}", "dim")
 
     def decide(self, step: Step) -> Answer:
@@ -436,7 +436,7 @@ class _Face:
         self._results.append(result)
         if self._output is Format.json:
             _emit_line(result)
-        if shared(self._ctx).quiet:
+        if global_options(self._ctx).quiet:
             return
         if result.status == "done":
             took = "" if result.exit_code is None else f" (exit {result.exit_code}, {format_duration(result.seconds)})"

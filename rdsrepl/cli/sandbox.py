@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand
 from rdsrepl.errors import Error, NotFound
 from rdsrepl.render import emit, facts, size, stacked
 from rdsrepl.text.commands import command
@@ -29,7 +29,7 @@ _IN_THE_WAY = (
 )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def up(
     ctx: typer.Context,
     postgres_bin: Annotated[
@@ -75,7 +75,7 @@ def up(
     _show(ctx, report)
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def status(ctx: typer.Context) -> None:
     """Show what runs; exit 3 when nothing does.
 
@@ -88,7 +88,7 @@ def status(ctx: typer.Context) -> None:
         raise kind(f"the sandbox is {report.state}", hint="rdsrepl sandbox up starts it again")
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def env(ctx: typer.Context) -> None:
     """Print the shell's lines that point libpq's clients to the writer, and AWS's to the API.
 
@@ -98,10 +98,10 @@ def env(ctx: typer.Context) -> None:
 
     variables = lifecycle.variables(_report())
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    emit(variables, shared(ctx).output, lambda: stacked(f"unset {' '.join(_IN_THE_WAY)}", *lines))
+    emit(variables, global_options(ctx).output, lambda: stacked(f"unset {' '.join(_IN_THE_WAY)}", *lines))
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def down(ctx: typer.Context) -> None:
     """End every process of the sandbox; remove its files and its target.
 
@@ -111,7 +111,7 @@ def down(ctx: typer.Context) -> None:
 
     removed = lifecycle.down(say=lambda text: note(ctx, text))
     said = "the sandbox is gone" if removed.was_there else "there is no sandbox: nothing to do"
-    emit(removed, shared(ctx).output, lambda: said)
+    emit(removed, global_options(ctx).output, lambda: said)
 
 
 def _report() -> Report:
@@ -124,7 +124,7 @@ def _report() -> Report:
 
 
 def _show(ctx: typer.Context, report: Report) -> None:
-    emit(report, shared(ctx).output, lambda: facts(_facts(report)))
+    emit(report, global_options(ctx).output, lambda: facts(_facts(report)))
 
 
 def _facts(report: Report) -> list[tuple[str, object]]:

@@ -15,11 +15,11 @@ import typer
 
 from rdsrepl.cli import rds_options
 from rdsrepl.cli.completion import complete_stream
-from rdsrepl.cli.confirm import Typed, settle
+from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, Writer, duration_option
-from rdsrepl.cli.targets import identity
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, WriteCommand, duration_option
+from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import BadValue, Error
 from rdsrepl.render import Format, emit, facts, listing, size
 from rdsrepl.text.commands import command
@@ -42,7 +42,7 @@ class Side(StrEnum):
     reader = "reader"
 
 
-@app.command("list", cls=Reader)
+@app.command("list", cls=ReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the region's streams.
 
@@ -50,15 +50,15 @@ def list_(ctx: typer.Context) -> None:
     """
     from rdsrepl.aws import streams
 
-    rows = streams.ls(identity(ctx).aws)
+    rows = streams.ls(aws_target(ctx).aws)
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(rows, [("STREAM", lambda row: row)], empty="no streams in this region"),
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def show(ctx: typer.Context, stream: Name) -> None:
     """Show a stream: status, shards, how large a record may be, and how often it refused writes in the last hour.
 
@@ -66,7 +66,7 @@ def show(ctx: typer.Context, stream: Name) -> None:
     """
     from rdsrepl.aws import metrics, streams
 
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     found = streams.get(aws, stream)
     refused: float | None
     try:
@@ -77,7 +77,7 @@ def show(ctx: typer.Context, stream: Name) -> None:
         refused = None
     emit(
         {"stream": found, "write_throttles_last_hour": refused},
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: facts(
             [
                 ("stream", found.name),
@@ -93,7 +93,7 @@ def show(ctx: typer.Context, stream: Name) -> None:
     )
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="STREAM", help="The new stream's name.")],
@@ -116,13 +116,13 @@ def create(
     """
     from rdsrepl.aws import streams
 
-    target = identity(ctx)
+    target = aws_target(ctx)
     plan = streams.create(target.aws, name, shards=shards, record_kib=record_size, timeout_seconds=timeout)
-    if settle(ctx, plan, target=target):
+    if confirm_and_apply(ctx, plan, target=target):
         note(ctx, f"next: {command('slot tail SLOT --to kinesis:{}', name)}")
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def delete(
     ctx: typer.Context, stream: Name, confirm: rds_options.Confirm = None, timeout: rds_options.Timeout = 300.0
 ) -> None:
@@ -132,13 +132,13 @@ def delete(
     """
     from rdsrepl.aws import streams
 
-    target = identity(ctx)
+    target = aws_target(ctx)
     found = streams.get(target.aws, stream)
     plan = streams.delete(found, timeout_seconds=timeout)
-    settle(ctx, plan, target=target, typed=Typed(found.name, "--confirm", confirm))
+    confirm_and_apply(ctx, plan, target=target, typed=TypedConfirmation(found.name, "--confirm", confirm))
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def tail(
     ctx: typer.Context,
     stream: Name,
@@ -160,9 +160,9 @@ def tail(
     from rdsrepl.aws import stream_reader, streams
 
     start = _start(from_)
-    aws = identity(ctx).aws
+    aws = aws_target(ctx).aws
     found = streams.get(aws, stream)
-    as_json = shared(ctx).output is not Format.table
+    as_json = global_options(ctx).output is not Format.table
     began = last = time.monotonic()
     count = 0
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -185,7 +185,7 @@ def tail(
     note(ctx, f"stream {found.name}: {count} records")
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def policy(
     ctx: typer.Context,
     stream: Name,
@@ -204,9 +204,9 @@ def policy(
     from rdsrepl.aws import iam_policy, streams
 
     streams.reference(stream)
-    scope = iam_policy.Scope(region=identity(ctx).aws.region, account=account, stream=stream, kms_key=kms_key)
+    scope = iam_policy.Scope(region=aws_target(ctx).aws.region, account=account, stream=stream, kms_key=kms_key)
     document = iam_policy.stream_policy(side.value, scope).document()
-    output = shared(ctx).output
+    output = global_options(ctx).output
     emit(document, Format.yaml if output is Format.yaml else Format.json, lambda: "")
 
 

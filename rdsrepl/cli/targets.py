@@ -8,12 +8,12 @@ import typer
 
 from rdsrepl import config
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import Globals, shared
+from rdsrepl.cli.context import GlobalOptions, global_options
 from rdsrepl.config import Target
 from rdsrepl.errors import UsageError
 
 
-def where(ctx: typer.Context) -> Target:
+def database_target(ctx: typer.Context) -> Target:
     """Return the database this command works on; a cluster's or an instance's is found when it is connected to.
 
     It is the same object for the whole command, so that a cluster is looked up once.
@@ -23,10 +23,10 @@ def where(ctx: typer.Context) -> Target:
         UsageError: the options name two different servers.
     """
     meta = ctx.find_root().meta
-    known = meta.get("rdsrepl.where")
+    known = meta.get("rdsrepl.database_target")
     if isinstance(known, Target):
         return known
-    options, target = shared(ctx), identity(ctx)
+    options, target = global_options(ctx), aws_target(ctx)
     if options.verbose:
         for name in options.ignored:
             note(ctx, f"RDSREPL_{name.upper()} is ignored: the command line names the server")
@@ -36,11 +36,11 @@ def where(ctx: typer.Context) -> Target:
         from rdsrepl.aws import locations
 
         locations.require_same_server(target)
-    meta["rdsrepl.where"] = found = located(target)
+    meta["rdsrepl.database_target"] = found = with_rds_lookup(target)
     return found
 
 
-def located(target: Target) -> Target:
+def with_rds_lookup(target: Target) -> Target:
     """Return a target that finds place and login by itself when it is connected to, where AWS knows them."""
     if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
         from rdsrepl.aws import locations
@@ -49,14 +49,14 @@ def located(target: Target) -> Target:
     return target
 
 
-def identity(ctx: typer.Context) -> Target:
+def aws_target(ctx: typer.Context) -> Target:
     """Return what options and config say of the database and of the AWS identity, nothing looked up.
 
     Raises:
         ConfigError, NotFound: the config file is wrong or lacks the target.
         UsageError: --dsn and --target name different servers.
     """
-    return _resolved(shared(ctx))
+    return _resolve(global_options(ctx))
 
 
 def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str | None = None) -> Target:
@@ -68,22 +68,22 @@ def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str
         ConfigError, NotFound: the config file is wrong or lacks the target.
         UsageError: an option names another server.
     """
-    options = shared(ctx)
+    options = global_options(ctx)
     for name, value, wanted in (("cluster", options.cluster, cluster), ("instance", options.instance, instance)):
         if name in options.typed and value != wanted:
             raise UsageError(
                 f"--{name} {value} and {cluster or instance} name different servers", hint="omit the option"
             )
     dsn = options.dsn if "dsn" in options.typed else None
-    target = _resolved(replace(options, cluster=cluster, instance=instance, dsn=dsn))
+    target = _resolve(replace(options, cluster=cluster, instance=instance, dsn=dsn))
     if target.dsn and dsn:
         from rdsrepl.aws import locations
 
         locations.require_same_server(target)
-    return located(target)
+    return with_rds_lookup(target)
 
 
-def _resolved(options: Globals) -> Target:
+def _resolve(options: GlobalOptions) -> Target:
     aws = config.Aws(cluster=options.cluster, instance=options.instance)
     chosen = {"profile": options.profile, "region": options.region}
     # A typed target's own identity wins over RDSREPL_PROFILE and RDSREPL_REGION, which then fill what it leaves open.

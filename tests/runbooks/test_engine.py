@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rdsrepl.cli.main import app
-from rdsrepl.cli.options import Writer
+from rdsrepl.cli.options import WriteCommand
 from rdsrepl.errors import BadPage
 from rdsrepl.runbooks import commands, pages
 from rdsrepl.runbooks.pages import Kind
@@ -218,7 +218,7 @@ def test_every_page_says_of_each_command_what_it_is(name: str) -> None:
         words = [word for word in words if not word.startswith("-")]
         command = COMMANDS.get(" ".join(words[:2])) or COMMANDS[words[0]]
         # A change is shown before it is made; what only looks has no plan.
-        assert isinstance(command, Writer) == (step.kind is Kind.change), step.name
+        assert isinstance(command, WriteCommand) == (step.kind is Kind.change), step.name
 
 
 def test_the_ten_are_there(rdsrepl: Program) -> None:

@@ -11,10 +11,10 @@ import typer
 
 from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, size_option
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, size_option
 from rdsrepl.cli.slot.server_state import around, look
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode, NotFound, UsageError
 from rdsrepl.render import document, emit, listing, stacked
 from rdsrepl.retention.assessment import Holding, Retention
@@ -85,7 +85,7 @@ def check(
     if namespace is not None and not put_metric:
         raise BadValue("--namespace goes with --put-metric", hint="add that, or leave it out")
     limits = thresholds.parse(warn or (), critical or ())
-    target = where(ctx)
+    target = database_target(ctx)
     if put_metric and target.aws.identifier is None:
         raise UsageError(
             "--put-metric needs to know which cluster or instance this is", hint="--cluster ID or --instance ID"
@@ -120,7 +120,7 @@ def check(
             "critical": limits[1],
             **{key: value for key, value in document(found).items() if key != "severity"},
         },
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: _table(found),
     )
     raise typer.Exit(_EXIT[found.severity])
@@ -268,4 +268,4 @@ def _put(ctx: typer.Context, target: Target, found: Retention, namespace: str) -
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``rdsrepl slot``."""
-    app.command("check", cls=Reader)(check)
+    app.command("check", cls=ReadCommand)(check)

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
-from rdsrepl.cli.confirm import settle
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, Writer, duration_option
+from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, WriteCommand, duration_option
 from rdsrepl.cli.slot import check, lag, prune, tail, watch
 from rdsrepl.cli.slot.drop_audit import SlotTrail, require_unprotected
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import ago, emit, facts, listing, size
@@ -37,7 +37,7 @@ LogicalName = Annotated[
 ]
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new slot.", show_default=False)],
@@ -64,15 +64,15 @@ def create(
     """
     from rdsrepl.postgres import connection, slots
 
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         plan = slots.create(
             conn, name, plugin=plugin.value, two_phase=two_phase, failover=failover, timeout_seconds=timeout
         )
-    settle(ctx, plan, target=target)
+    confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command("list", cls=Reader)
+@app.command("list", cls=ReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the server's slots: who holds them, how much WAL they keep, how far behind they are.
 
@@ -82,12 +82,12 @@ def list_(ctx: typer.Context) -> None:
     from rdsrepl.retention import server_state
     from rdsrepl.retention.assessment import xid_age
 
-    with connection.open(where(ctx)) as conn:
+    with connection.open(database_target(ctx)) as conn:
         found = server_state.look(conn)
     rows, now = found.slots, found.wal.at
     emit(
         rows,
-        shared(ctx).output,
+        global_options(ctx).output,
         lambda: listing(
             rows,
             [
@@ -106,7 +106,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=Reader)
+@app.command(cls=ReadCommand)
 def show(ctx: typer.Context, name: Name) -> None:
     """Show one slot with everything the server knows about it.
 
@@ -115,7 +115,7 @@ def show(ctx: typer.Context, name: Name) -> None:
     from rdsrepl.postgres import connection, slots
     from rdsrepl.render import document
 
-    with connection.open(where(ctx)) as conn:
+    with connection.open(database_target(ctx)) as conn:
         slot = slots.get(conn, name)
 
     def table() -> object:
@@ -125,10 +125,10 @@ def show(ctx: typer.Context, name: Name) -> None:
         pairs += [("retained", size(slot.retained_bytes)), ("lag", size(slot.lag_bytes))]
         return facts([*pairs, ("holder", slot.holder if slot.active else "nobody")])
 
-    emit(slot, shared(ctx).output, table)
+    emit(slot, global_options(ctx).output, table)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def drop(
     ctx: typer.Context,
     name: Name,
@@ -146,16 +146,16 @@ def drop(
     """
     from rdsrepl.postgres import connection, slots
 
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
         plan = slots.drop(slot, here=connection.here(conn), saved=slots.saved_at(conn, [name]).get(name))
         require_unprotected(name, target, frozenset(unprotect or ()))
         trail = SlotTrail(conn, "slot drop", {id(step): slot for step in plan.steps})
-    settle(ctx, plan, target=target, witness=trail)
+    confirm_and_apply(ctx, plan, target=target, witness=trail)
 
 
-@app.command(cls=Writer)
+@app.command(cls=WriteCommand)
 def advance(
     ctx: typer.Context,
     name: LogicalName,
@@ -181,13 +181,13 @@ def advance(
     if (lsn is None) == (not to_current):
         raise BadValue("say where to: an LSN, or --to-current", hint="rdsrepl slot advance NAME 16/B374D848")
     goal = None if lsn is None else Lsn.parse(lsn)
-    target = where(ctx)
+    target = database_target(ctx)
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
         saved = slots.saved_at(conn, [name]).get(name)
         plan = slots.advance(slot, goal, here=connection.here(conn), timeout_seconds=timeout, saved=saved)
         trail = SlotTrail(conn, "slot advance", {id(step): slot for step in plan.steps}, advances=True)
-    settle(ctx, plan, target=target, witness=trail)
+    confirm_and_apply(ctx, plan, target=target, witness=trail)
 
 
 tail.register(app)

@@ -11,10 +11,10 @@ import typer
 
 from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, duration_option, size_option
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, duration_option, size_option
 from rdsrepl.cli.slot.server_state import around, look
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
 from rdsrepl.retention.assessment import Holding, Retention
@@ -67,7 +67,7 @@ def lag(
 
     if interval < 0.5:
         raise BadValue(f"--interval {interval:g}s is too short", hint="half a second or longer")
-    target = where(ctx)
+    target = database_target(ctx)
     surroundings = around(ctx, target, free_space)
     with connection.open(target) as conn:
         if not watch:
@@ -78,7 +78,7 @@ def lag(
 
 
 def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, name: str | None, interval: float) -> None:
-    live = sys.stdout.isatty() and shared(ctx).output is Format.table
+    live = sys.stdout.isatty() and global_options(ctx).output is Format.table
     try:
         if not live:
             while True:
@@ -101,7 +101,7 @@ def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, nam
 
 def _print(ctx: typer.Context, standing: Standing, surroundings: Surroundings, name: str | None) -> None:
     found = _picked(standing.assessed(), name)
-    output = shared(ctx).output
+    output = global_options(ctx).output
     if found.wal_rate is None and found.holdings and output is Format.table:
         note(ctx, "no rate is known yet, so no forecast: look again in a while, or with --watch")
     value = None if output is Format.table else _document(standing, surroundings, found)
@@ -277,4 +277,4 @@ def _spark(past: Sequence[Observation], one: Holding) -> str:
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``rdsrepl slot``."""
-    app.command("lag", cls=Reader)(lag)
+    app.command("lag", cls=ReadCommand)(lag)

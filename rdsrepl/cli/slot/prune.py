@@ -12,14 +12,14 @@ import typer
 
 from rdsrepl import config
 from rdsrepl.cli.completion import complete_slot
-from rdsrepl.cli.confirm import Typed, settle
+from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import Progress, note, warn
-from rdsrepl.cli.context import consent, shared
-from rdsrepl.cli.options import Writer, duration_option, size_option
+from rdsrepl.cli.context import apply_options, global_options
+from rdsrepl.cli.options import WriteCommand, duration_option, size_option
 from rdsrepl.cli.slot.drop_audit import SlotTrail, protected
 from rdsrepl.cli.slot.prune_report import count, document, explain
 from rdsrepl.cli.slot.server_state import around, look
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, Refused
 from rdsrepl.plan import Plan
 from rdsrepl.render import Format, emit
@@ -150,7 +150,7 @@ def prune(
         )
     idle_seconds = observe if inactive_for is None else inactive_for
     criteria = _criteria(slot, idle_seconds, retaining_over, unprotect, lost, include_physical)
-    target = where(ctx)
+    target = database_target(ctx)
     criteria = replace(criteria, protected=protected(target), in_use_elsewhere=_subscriptions(subscriber or ()))
     surroundings = around(ctx, target, free_space)
     with ExitStack() as stack:
@@ -161,7 +161,7 @@ def prune(
         if not every:
             _require_few(criteria, standing)
         plan, steps = _planned(ctx, conn, standing, verdicts, advance=advance, physical=include_physical)
-        typed = Typed(count(len(steps)), "--confirm", confirm) if every and steps else None
+        typed = TypedConfirmation(count(len(steps)), "--confirm", confirm) if every and steps else None
         vigil = None
         if watch is not None and steps and _asks(ctx, typed):
             vigil = stack.enter_context(Vigil(conn, watch))
@@ -171,16 +171,16 @@ def prune(
             trail = SlotTrail(conn, "slot prune", steps, advances=advance, check=check)
         if vigil is None:
             conn.close()  # a person may think for long
-        as_document = not _changes(ctx) and shared(ctx).output is not Format.table
+        as_document = not _changes(ctx) and global_options(ctx).output is not Format.table
         if as_document:
-            emit(document(standing, verdicts, plan), shared(ctx).output, lambda: "")
+            emit(document(standing, verdicts, plan), global_options(ctx).output, lambda: "")
         else:
             explain(ctx, standing, verdicts, advance=advance, to_stdout=not _changes(ctx))
         if (refused := _refusal(criteria, verdicts)) is not None:
             raise refused
         if not as_document:
-            settle(ctx, plan, target=target, typed=typed, witness=trail)
-        elif consent(ctx).check and plan:
+            confirm_and_apply(ctx, plan, target=target, typed=typed, witness=trail)
+        elif apply_options(ctx).check and plan:
             raise typer.Exit(ExitCode.CHANGES_PENDING)
 
 
@@ -264,13 +264,13 @@ def _planned(
     return Plan(title, tuple(steps), (), unchanged="nothing to prune", independent=True), slot_of
 
 
-def _asks(ctx: typer.Context, typed: Typed | None) -> bool:
+def _asks(ctx: typer.Context, typed: TypedConfirmation | None) -> bool:
     """Say whether somebody will be asked before anything is done."""
-    return _changes(ctx) and (not consent(ctx).yes if typed is None else typed.given is None)
+    return _changes(ctx) and (not apply_options(ctx).yes if typed is None else typed.given is None)
 
 
 def _changes(ctx: typer.Context) -> bool:
-    return not (consent(ctx).dry_run or consent(ctx).check)
+    return not (apply_options(ctx).dry_run or apply_options(ctx).check)
 
 
 def _look(
@@ -416,4 +416,4 @@ def _advance(ctx: typer.Context, one: Verdict, here: Here, saved: datetime | Non
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``rdsrepl slot``."""
-    app.command("prune", cls=Writer)(prune)
+    app.command("prune", cls=WriteCommand)(prune)

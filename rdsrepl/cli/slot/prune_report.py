@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from rdsrepl.cli.context import shared
+from rdsrepl.cli.context import global_options
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.render import facts, say, stacked, styled
 from rdsrepl.retention import assessment
@@ -53,8 +53,8 @@ def explain(
         if len(kept_slots) > _SHOWN_KEPT:
             lines.append(("  …", f"and {len(kept_slots) - _SHOWN_KEPT} more: --dry-run -o json has all"))
         parts.append(facts(lines))
-    if parts and not shared(ctx).quiet:
-        say(stacked(*parts), to_stdout=to_stdout, plain=shared(ctx).no_color)
+    if parts and not global_options(ctx).quiet:
+        say(stacked(*parts), to_stdout=to_stdout, plain=global_options(ctx).no_color)
 
 
 def _facts(one: Verdict, *, advance: bool) -> list[tuple[str, object]]:

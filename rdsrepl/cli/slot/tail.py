@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.completion import complete_publication, complete_sink, complete_slot
-from rdsrepl.cli.console import note, tell, warn
-from rdsrepl.cli.context import LogFormat, log_as, shared
-from rdsrepl.cli.options import Reader, duration_option, lsn_option
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.console import log_event, note, warn
+from rdsrepl.cli.context import LogFormat, global_options, set_log_format
+from rdsrepl.cli.options import ReadCommand, duration_option, lsn_option
+from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.formats.debezium_options import (
@@ -389,7 +389,7 @@ def tail(
     from rdsrepl.tail.metrics import exposure
     from rdsrepl.tail.run import Job, debezium, delivery
 
-    log_as(ctx, log_format)
+    set_log_format(ctx, log_format)
     to_kinesis = delivery(
         to,
         format,
@@ -437,7 +437,7 @@ def tail(
         debezium_options,
         create,
     )
-    _report(ctx, job, _run(ctx, where(ctx), job))
+    _report(ctx, job, _run(ctx, database_target(ctx), job))
 
 
 def peek(
@@ -494,7 +494,7 @@ def peek(
         active_wait_seconds=0.0,
         debezium=debezium_options,
     )
-    summary = _run(ctx, where(ctx), job).summary
+    summary = _run(ctx, database_target(ctx), job).summary
     if summary.progress.changes == 0:
         note(ctx, f"slot {slot}: no change waits" if "until" in summary.reason else f"slot {slot}: {summary.reason}")
 
@@ -504,11 +504,11 @@ class _Talker:
 
     def __init__(self, ctx: typer.Context, watch: WalWatch) -> None:
         self._ctx = ctx
-        person = shared(ctx).log_format is LogFormat.text
+        person = global_options(ctx).log_format is LogFormat.text
         self._terminal = person and sys.stderr.isatty() and not sys.stdout.isatty()
         beats = not (person and sys.stderr.isatty())
         self.every_seconds = _REFRESH_SECONDS if self._terminal else _BEAT_SECONDS
-        self._quiet = shared(ctx).quiet or not (self._terminal or beats)
+        self._quiet = global_options(ctx).quiet or not (self._terminal or beats)
         self._last_at = time.monotonic()
         self._last: Progress | None = None
         self._shown = False
@@ -545,7 +545,7 @@ class _Talker:
             sys.stderr.flush()
             self._shown = True
         else:
-            tell(
+            log_event(
                 self._ctx,
                 text,
                 event="progress",
@@ -575,7 +575,7 @@ def _run(ctx: typer.Context, target: Target, job: Job) -> Outcome:
             target,
             job,
             talker,
-            colour=colours(sys.stdout) and not shared(ctx).no_color,
+            colour=colours(sys.stdout) and not global_options(ctx).no_color,
             watch=watch,
             create=lambda: _create(ctx, target, job.slot_name, job.create or ""),
         )
@@ -607,7 +607,7 @@ def _report(ctx: typer.Context, job: Job, outcome: Outcome) -> None:
     rate = progress.changes / progress.seconds if progress.seconds else 0.0
     again = f", {progress.reconnects} reconnects" if progress.reconnects else ""
     confirmed = f"confirmed {progress.confirmed_lsn}" if job.confirm else "nothing confirmed (--no-confirm)"
-    tell(
+    log_event(
         ctx,
         f"slot {job.slot_name}: {progress.changes} changes in {format_duration(progress.seconds)} ({rate:.0f}/s), "
         f"{format_size(progress.received_bytes)} received, {confirmed}{again}; stopped: {summary.reason}",
@@ -647,5 +647,5 @@ def _pairs(options: Sequence[str]) -> dict[str, str]:
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to ``rdsrepl slot``."""
-    app.command("tail", cls=Reader)(tail)
-    app.command("peek", cls=Reader)(peek)
+    app.command("tail", cls=ReadCommand)(tail)
+    app.command("peek", cls=ReadCommand)(peek)

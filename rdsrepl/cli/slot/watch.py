@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import shared
-from rdsrepl.cli.options import Reader, duration_option, size_option
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import ReadCommand, duration_option, size_option
 from rdsrepl.cli.slot.server_state import around
-from rdsrepl.cli.targets import where
+from rdsrepl.cli.targets import database_target
 from rdsrepl.dashboard.state import Sort
 from rdsrepl.errors import BadValue
 from rdsrepl.render import Format
@@ -62,14 +62,16 @@ def watch(
         raise BadValue(f"--interval {interval:g}s is too short", hint="give at least 500ms")
     if window <= 0:
         raise BadValue("--window must be longer than nothing", hint="for example --window 1m")
-    target = where(ctx)
+    target = database_target(ctx)
     watched = Watched(
         target, window_seconds=window, free_bytes=free_space, around=Around(target, around(ctx, target, free_space))
     )
     state = State(target.label, interval, window, sort, filter=filter)
-    output = shared(ctx).output
+    output = global_options(ctx).output
     if output is Format.table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        loop.full_screen(watched, state, colour=colours(sys.stdout) and not shared(ctx).no_color, limit=limit_looks)
+        loop.full_screen(
+            watched, state, colour=colours(sys.stdout) and not global_options(ctx).no_color, limit=limit_looks
+        )
         return
     printer = _Printer(state, output)
     loop.as_lines(watched, state, emit=printer, note=lambda text: note(ctx, text), limit=limit_looks)
@@ -104,4 +106,4 @@ class _Printer:
 
 def register(app: typer.Typer) -> None:
     """Add the verb to ``rdsrepl slot``."""
-    app.command("watch", cls=Reader)(watch)
+    app.command("watch", cls=ReadCommand)(watch)
