@@ -21,9 +21,10 @@ from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
-    from rdsrepl.runbooks.journal import Journal, Past
-    from rdsrepl.runbooks.pages import Runbook, Step
-    from rdsrepl.runbooks.runner import Answer, Order, Place, Result
+    from rdsrepl.runbooks.journal import EarlierRun, Journal
+    from rdsrepl.runbooks.model import Runbook, Step
+    from rdsrepl.runbooks.run_request import RunRequest, RunTarget
+    from rdsrepl.runbooks.runner import Answer, Result
 
 app = typer.Typer(no_args_is_help=True, help="Runbooks: pages to read, and to run step by step.")
 
@@ -169,66 +170,69 @@ def run(
 
     Example: rdsrepl runbook run abandoned-slot --var slot=old_cdc --cluster orders
     """
-    from rdsrepl.runbooks import pages, runner, variables
-    from rdsrepl.runbooks.journal import Journal, last
+    from rdsrepl.runbooks import pages, run_request, runner, variables
+    from rdsrepl.runbooks.journal import Journal, last_run
 
     runbook = pages.load(name)
     first = None if from_ is None else runbook.step(from_).number
-    skipped = runner.skipped_by_name(runbook, skip_manual or ())
+    skipped = run_request.manual_steps(runbook, skip_manual or ())
     given = variables.given(var or (), runbook.variables)
-    place = _place(ctx)
-    runner.require_place(runbook, place)
+    target = _target_of_run(ctx)
+    run_request.require_target(runbook, target)
     try:
-        past = last(runbook.name, place.described())
+        earlier = last_run(runbook.name, target.described())
     except Refused:
         if resume:
             raise
-        past = None
+        earlier = None
     if resume:
-        past, first = _resumed(runbook, past, given, first)
+        earlier, first = _resumed(runbook, earlier, given, first)
         known = {variable.name: variable for variable in runbook.variables}
-        given = {name: variables.check(known[name], value) for name, value in past.variables.items() if name in known}
-    order = runner.Order(
+        given = {
+            name: variables.check(known[name], value) for name, value in earlier.variables.items() if name in known
+        }
+    request = run_request.RunRequest(
         runbook,
         variables.complete(given, runbook.variables),
-        place,
+        target,
         first=first or 1,
-        past=past if resume else None,
+        earlier=earlier if resume else None,
         ask=not yes,
         skip_manual=skipped,
     )
     if dry_run:
-        _show_plan(ctx, order, runner.planned(order))
+        _show_plan(ctx, request, runner.planned(request))
         return
     if not yes and not is_interactive():
         raise NotConfirmed(
             f"runbook {runbook.name}: nobody to ask, nothing was run",
             hint="add --yes to go ahead, or --dry-run to see the steps",
         )
-    runner.require_nothing_manual(order, _again(runbook, var, from_, skip_manual, resume=resume))
-    if past is not None and not resume and from_ is None and past.ended != "done":
-        note(ctx, f"the run of {past.at} stopped{_at(past)}; going on with it: {runner.resume_command(order)}")
+    run_request.require_no_manual_steps(request, _same_command(runbook, var, from_, skip_manual, resume=resume))
+    if earlier is not None and not resume and from_ is None and earlier.ended != "done":
+        again = run_request.resume_command(request)
+        note(ctx, f"the run of {earlier.at} stopped{_stopped_where(earlier)}; going on with it: {again}")
     journal = Journal(runbook.name)
-    face = _Face(ctx, runbook)
+    display = _Display(ctx, runbook)
     try:
-        with _terminated_like_interrupted():
-            results = runner.run(order, journal, face)
+        with _sigterm_as_interrupt():
+            results = runner.run(request, journal, display)
     except Error as exc:
-        face.close()
+        display.close()
         if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and global_options(ctx).output is Format.table:
-            _say_go_back(ctx, order, journal)
+            _say_go_back(ctx, request, journal)
         raise
     finally:
         if journal.failed:
             warn(ctx, f"no journal of this run was kept: {journal.failed}")
-    face.close()
+    display.close()
     passed = sum(result.status in ("skipped", "passed_over") for result in results)
     rest = f", {passed} of them skipped or passed over" if passed else ""
     note(ctx, f"runbook {runbook.name}: all {len(results)} steps are behind you{rest}; journal: {journal.path}")
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the step that runs and be written down, as Ctrl-C is."""
 
     def stop(*_: object) -> None:
@@ -241,10 +245,10 @@ def _terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _place(ctx: typer.Context) -> Place:
+def _target_of_run(ctx: typer.Context) -> RunTarget:
     """Return where the run works; the current target is named, so that it stays the same while the run lasts."""
     from rdsrepl import config
-    from rdsrepl.runbooks.runner import Place
+    from rdsrepl.runbooks.run_request import RunTarget
 
     options = global_options(ctx)
     names = ["target", "dsn", "cluster", "instance", "dbname", "user"]
@@ -254,10 +258,10 @@ def _place(ctx: typer.Context) -> Place:
     if "target" not in given and "dsn" not in given and (current := config.load().current) is not None:
         given["target"] = current
     aws = aws_target(ctx).aws
-    return Place(given, aws.cluster, aws.instance)
+    return RunTarget(given, aws.cluster, aws.instance)
 
 
-def _again(
+def _same_command(
     runbook: Runbook, var: list[str] | None, from_: str | None, skip_manual: list[str] | None, *, resume: bool
 ) -> list[str]:
     """Return the words of this command, to be given once more."""
@@ -268,12 +272,14 @@ def _again(
     return words
 
 
-def _resumed(runbook: Runbook, past: Past | None, given: dict[str, str], first: int | None) -> tuple[Past, int]:
+def _resumed(
+    runbook: Runbook, earlier: EarlierRun | None, given: dict[str, str], first: int | None
+) -> tuple[EarlierRun, int]:
     """Return the run to go on with, and the number of the step it goes on at.
 
     Args:
         runbook: the page.
-        past: its last run here.
+        earlier: its last run here.
         given: the variables that were given once more.
         first: the step that ``--from`` names; None is where the last run stopped.
 
@@ -282,50 +288,50 @@ def _resumed(runbook: Runbook, past: Past | None, given: dict[str, str], first: 
         Refused: the page is another one now, and no step is named.
         BadValue: other variables were given.
     """
-    if past is None or past.ended == "done":
-        what = "no run of it here is recorded" if past is None else f"its last run, of {past.at}, came to its end"
+    if earlier is None or earlier.ended == "done":
+        what = "no run of it here is recorded" if earlier is None else f"its last run, of {earlier.at}, came to its end"
         raise NotFound(f"runbook {runbook.name}: nothing to resume: {what}", hint="run it without --resume")
-    if past.digest != runbook.digest and first is None:
+    if earlier.digest != runbook.digest and first is None:
         raise Refused(
-            f"runbook {runbook.name}: its page has changed since the run of {past.at}",
+            f"runbook {runbook.name}: its page has changed since the run of {earlier.at}",
             hint="look at it, and name the step to go on at: --resume --from STEP",
         )
     for name, value in given.items():
-        if past.variables.get(name) != value:
+        if earlier.variables.get(name) != value:
             raise BadValue(
-                f"--var {name}={value}: the run that is resumed had {past.variables.get(name)!r}",
+                f"--var {name}={value}: the run that is resumed had {earlier.variables.get(name)!r}",
                 hint="omit it, or begin anew: without --resume",
             )
     if first is not None:
-        return past, first
+        return earlier, first
     # Steps run in their order: whatever stands before one that is behind the run is behind it, too.
-    behind = max((step.number for step in runbook.steps if step.name in past.settled), default=0)
+    behind = max((step.number for step in runbook.steps if step.name in earlier.completed), default=0)
     for step in runbook.steps:
-        if step.name == past.stopped_at or (past.stopped_at is None and step.number > behind):
-            return past, step.number
+        if step.name == earlier.stopped_at or (earlier.stopped_at is None and step.number > behind):
+            return earlier, step.number
     raise NotFound(f"runbook {runbook.name}: nothing to resume: all its steps are done", hint="run it without --resume")
 
 
-def _at(past: Past) -> str:
-    if past.stopped_at is None:
-        return ", and how its last step ended is not known" if past.unknown else ""
-    return f" at {past.stopped_at}" + (", and how that step ended is not known" if past.unknown else "")
+def _stopped_where(earlier: EarlierRun) -> str:
+    if earlier.stopped_at is None:
+        return ", and how its last step ended is not known" if earlier.unknown else ""
+    return f" at {earlier.stopped_at}" + (", and how that step ended is not known" if earlier.unknown else "")
 
 
-def _show_plan(ctx: typer.Context, order: Order, results: list[Result]) -> None:
-    from rdsrepl.runbooks import runner
+def _show_plan(ctx: typer.Context, request: RunRequest, results: list[Result]) -> None:
+    from rdsrepl.runbooks import run_request
 
     if global_options(ctx).output is not Format.table:
         _emit_all(ctx, results)
         return
     out = console(sys.stdout)
     colour = not global_options(ctx).no_color
-    out.print(f"Runbook {order.runbook.name}: {order.runbook.title}", style="bold" if colour else None)
+    out.print(f"Runbook {request.runbook.name}: {request.runbook.title}", style="bold" if colour else None)
     for result in results:
         step = result.step
         out.print()
         out.print(f"{step.number}. {step.title} ({step.kind.value})", style="bold" if colour else None)
-        if words := runner.words_of(order, step):
+        if words := run_request.prose_of(request, step):
             print_lines(out, _flowing(words))
         for line in result.command.split("\n"):
             out.print(f"    {line}", style="cyan" if colour else None)
@@ -333,15 +339,15 @@ def _show_plan(ctx: typer.Context, order: Order, results: list[Result]) -> None:
             out.print(f"passed over: {result.reason}")
 
 
-def _say_go_back(ctx: typer.Context, order: Order, journal: Journal) -> None:
-    from rdsrepl.runbooks import runner
+def _say_go_back(ctx: typer.Context, request: RunRequest, journal: Journal) -> None:
+    from rdsrepl.runbooks import run_request, runner
 
     if global_options(ctx).quiet:
         return
     out = console(sys.stderr)
     out.print()
     out.print("Go back:", style=None if global_options(ctx).no_color else "bold")
-    print_lines(out, _flowing(runner.go_back_of(order, runner.made_in(order, journal))))
+    print_lines(out, _flowing(run_request.go_back_of(request, runner.made_in(request, journal))))
     out.print()
 
 
@@ -381,7 +387,7 @@ def _emit_line(result: Result) -> None:
     sys.stdout.flush()
 
 
-class _Face:
+class _Display:
     """Shows a run: words, commands and questions on stderr, the steps' output (or one object a step) on stdout."""
 
     def __init__(self, ctx: typer.Context, runbook: Runbook) -> None:

@@ -22,14 +22,14 @@ from rdsrepl.state.json_lines import Damaged, typed
 from rdsrepl.text.masking import mask
 
 # How a step can have ended so that a resumed run goes on behind it.
-SETTLED: Final = ("done", "skipped", "passed_over")
+COMPLETED: Final = ("done", "skipped", "passed_over")
 # Names the journal, the run and the step to the commands that a run starts.
 _VARIABLES: Final = ("_RDSREPL_JOURNAL", "_RDSREPL_JOURNAL_RUN", "_RDSREPL_JOURNAL_STEP")
 _MOST_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class EarlierRun:
     """An earlier run.
 
     Attributes:
@@ -49,7 +49,7 @@ class Past:
     at: str
     digest: str
     variables: Mapping[str, str]
-    settled: Mapping[str, str]
+    completed: Mapping[str, str]
     changed: bool
     made: Mapping[str, tuple[str, ...]]
     stopped_at: str | None
@@ -114,13 +114,13 @@ def directory() -> Path:
     return state_directory() / "runbooks"
 
 
-def who() -> str:
+def user_and_host() -> str:
     """Return who runs this, and on which machine."""
-    found = audit.who()
+    found = audit.process_identity()
     return f"{found['os_user']}@{found['client']}"
 
 
-def last(runbook: str, where: Mapping[str, str]) -> Past | None:
+def last_run(runbook: str, where: Mapping[str, str]) -> EarlierRun | None:
     """Return the latest run of a runbook at a place; None where there is none, or none that can be read.
 
     Raises:
@@ -139,16 +139,22 @@ def last(runbook: str, where: Mapping[str, str]) -> Past | None:
                     hint="find out which steps that run did, and begin at the next one: --from STEP",
                 )
             # A single damaged line was cut short by a kill, before any step began.
-            if rows and rows[0] is not None and (past := _past(rows[0], rows[1:], runbook, where)) is not None:
-                return past
+            if (
+                rows
+                and rows[0] is not None
+                and (earlier := _earlier_run(rows[0], rows[1:], runbook, where)) is not None
+            ):
+                return earlier
     return None
 
 
-def _past(begin: Mapping[str, Any], rows: list[dict[str, Any] | None], runbook: str, where: Any) -> Past | None:
+def _earlier_run(
+    begin: Mapping[str, Any], rows: list[dict[str, Any] | None], runbook: str, where: Any
+) -> EarlierRun | None:
     with contextlib.suppress(Damaged, KeyError):
         if begin["runbook"] != runbook or begin["where"] != dict(where):
             return None
-        settled = _texts(begin["settled"])
+        completed = _texts(begin["settled"])
         made = {step: (*lines,) for step, lines in typed(begin.get("made", {}), dict).items()}
         changed, open_step, failed, ended, lacking = typed(begin["changed"], bool), None, None, None, False
         for row in rows:
@@ -156,13 +162,13 @@ def _past(begin: Mapping[str, Any], rows: list[dict[str, Any] | None], runbook: 
             lacking = event is None
             if event == "step_begin" and step is not None:
                 if open_step is not None:  # it did end well, or no other would have begun; the line is damaged
-                    settled[open_step], changed = "done", True
+                    completed[open_step], changed = "done", True
                 open_step, failed = step, None
             elif event == "step_end" and step is not None and row is not None:
                 open_step = None
                 changed = changed or row.get("changed") is not False
-                if status in SETTLED:
-                    settled[step] = status
+                if status in COMPLETED:
+                    completed[step] = status
                 else:
                     failed = step
             elif event == "applied" and row is not None:
@@ -172,12 +178,12 @@ def _past(begin: Mapping[str, Any], rows: list[dict[str, Any] | None], runbook: 
                     made[name] = (*made.get(name, ()), typed(row["summary"], str))
             elif event == "end":
                 ended = status
-        return Past(
+        return EarlierRun(
             run=typed(begin["run"], str),
             at=typed(begin["at"], str),
             digest=typed(begin["digest"], str),
             variables=_texts(begin["variables"]),
-            settled=settled,
+            completed=completed,
             changed=changed,
             made=made,
             stopped_at=open_step or failed,

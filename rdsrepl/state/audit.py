@@ -22,7 +22,7 @@ def audit_file() -> Path:
     return state_directory() / "audit.jsonl"
 
 
-def who() -> dict[str, Any]:
+def process_identity() -> dict[str, Any]:
     """Return who runs this process, and where."""
     import pwd
     import socket

@@ -300,31 +300,31 @@ def journal_of(state: Path, *, without: tuple[int, ...] = (), garbage: bytes = b
 
 
 def test_a_damaged_line_of_a_journal_repeats_no_step(state: Path) -> None:
-    def past(**how: Any) -> journal.Past:
+    def past(**how: Any) -> journal.EarlierRun:
         journal_of(state, **how)
-        found = journal.last("book", {})
+        found = journal.last_run("book", {})
         assert found is not None
         return found
 
     whole = past()
-    assert (dict(whole.settled), whole.stopped_at, whole.unknown) == ({"a": "done", "b": "done"}, "c", True)
+    assert (dict(whole.completed), whole.stopped_at, whole.unknown) == ({"a": "done", "b": "done"}, "c", True)
     assert whole.variables == {"v": "1\u2028\x85\x1c2"}
     for garbage in (b"", b"{}", b"7", b'{"event":[]}', b'{"event":"step_end","step":[]}', DEEP.encode(), b"\xff"):
         for number in (1, 2, 3, 4):  # that a step began or ended: what came after it says as much
             found = past(without=(number,), garbage=garbage)
-            assert set(found.settled) == {"a", "b"} and (found.stopped_at, found.unknown) == ("c", True)
+            assert set(found.completed) == {"a", "b"} and (found.stopped_at, found.unknown) == ("c", True)
     last = past(without=(5,))  # whether the third was begun
-    assert set(last.settled) == {"a", "b"} and last.stopped_at is None and last.unknown
+    assert set(last.completed) == {"a", "b"} and last.stopped_at is None and last.unknown
     assert past(without=(4,), events=5).unknown
     journal_of(state, without=(0,))
     with pytest.raises(errors.Refused, match="is damaged"):
-        journal.last("book", {})
+        journal.last_run("book", {})
     journal_of(state, without=(0,), events=1)  # a kill in the first line: nothing was begun
-    assert journal.last("book", {}) is None
+    assert journal.last_run("book", {}) is None
     (path,) = journal.directory().iterdir()
     path.unlink()
     os.mkfifo(path)
-    assert journal.last("book", {}) is None
+    assert journal.last_run("book", {}) is None
 
 
 # The metrics' port.

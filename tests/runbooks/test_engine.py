@@ -17,10 +17,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rdsrepl.cli.main import app
-from rdsrepl.cli.options import WriteCommand
 from rdsrepl.errors import BadPage
-from rdsrepl.runbooks import commands, pages
-from rdsrepl.runbooks.pages import Kind
+from rdsrepl.runbooks import commands, model, pages, parser
+from rdsrepl.runbooks.model import StepKind
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program, Result
 from tests.fixtures.terminal import Terminal
@@ -161,7 +160,7 @@ def replaced(old: str, new: str) -> str:
 def test_a_wrong_page_names_file_and_line(tmp_path: Path, text: str, line: int, message: str) -> None:
     path = tmp_path / "wrong.md"
     with pytest.raises(BadPage) as caught:
-        pages.parse(path, text)
+        parser.parse(path, text)
     assert message in caught.value.message
     assert caught.value.message.startswith(f"{path}:{line}: ")
     assert caught.value.hint
@@ -212,13 +211,13 @@ COMMANDS = dict(leaves())
 @pytest.mark.parametrize("name", pages.names())
 def test_every_page_says_of_each_command_what_it_is(name: str) -> None:
     for step in pages.load(name).steps:
-        if step.kind is Kind.manual:
+        if step.kind is StepKind.manual:
             continue
         words = [part for word in step.command for part in word[:1] if len(word) == 1 and isinstance(part, str)]
         words = [word for word in words if not word.startswith("-")]
         command = COMMANDS.get(" ".join(words[:2])) or COMMANDS[words[0]]
         # A change is shown before it is made; what only looks has no plan.
-        assert isinstance(command, WriteCommand) == (step.kind is Kind.change), step.name
+        assert isinstance(command, WriteCommand) == (step.kind is StepKind.change), step.name
 
 
 def test_the_ten_are_there(rdsrepl: Program) -> None:
@@ -230,7 +229,7 @@ def test_the_ten_are_there(rdsrepl: Program) -> None:
     ]  # fmt: skip
     assert all(row["when"] and row["title"] and row["steps"] for row in listed)
     shown = rdsrepl("runbook", "show", "abandoned-slot")
-    assert shown.out == (pages.directory() / "abandoned-slot.md").read_text()
+    assert shown.out == (model.directory() / "abandoned-slot.md").read_text()
     document = rdsrepl("runbook", "show", "abandoned-slot", "-o", "json").json
     assert document["variables"][0] == {
         "name": "slot", "help": "the slot", "type": "slot", "required": True, "default": None,

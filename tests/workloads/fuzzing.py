@@ -24,7 +24,7 @@ from rdsrepl.parameters import allowed_values, formulas
 from rdsrepl.parameters.instance_classes import Hardware
 from rdsrepl.postgres import publications
 from rdsrepl.retention import thresholds
-from rdsrepl.runbooks import commands, pages
+from rdsrepl.runbooks import commands, model, parser
 from rdsrepl.runbooks.variables import TYPES, Variable, check
 from rdsrepl.state import json_lines, slot_history
 from rdsrepl.tail import preflight
@@ -273,7 +273,7 @@ class Texts:
 
 def parsers(directory: Path) -> list[Texts]:
     """Return every parser of sizes, durations, positions, pages, names, formulas, thresholds and files."""
-    page = next(iter(sorted(pages.directory().glob("*.md")))).read_text()
+    page = next(iter(sorted(model.directory().glob("*.md")))).read_text()
     config_text = (
         "current: prod\nprotect: [a, 'b_*']\ntargets:\n  prod: {host: h, port: 5432, user: u}\n"
         "  lab: &lab\n    dsn: postgresql://u@h:5433/d\n  x:\n    profile: p\n    cluster: c\n    endpoint_url: http://h\n"
@@ -336,7 +336,7 @@ def parsers(directory: Path) -> list[Texts]:
         ),
         Texts("variable", checked, ("orders_cdc", "sales.orders", "30s", "512MB", "16/B374D848", "a b", "arn:aws:x:y")),
         Texts("command", lambda text: commands.parse(text), ('slot drop "$SLOT" --yes', "a 'b c' \\\n d", 'x "${Y}z"')),
-        Texts("page", lambda text: pages.parse(Path("x.md"), text), (page, page[: len(page) // 2])),
+        Texts("page", lambda text: parser.parse(Path("x.md"), text), (page, page[: len(page) // 2])),
         Texts("config file", lambda text: config._parse(Path("c.yaml"), text), (config_text, "targets: {}", "")),
         Texts("DSN to show", masking.mask, ("postgresql://u:pw@h/d?password=x&a=b", "host=h password='a b' user=u")),
         Texts("history", history, (seen, seen * 3)),

@@ -53,7 +53,7 @@ class SlotTrail:
         self._check = check
         self._event, self._done = ("slot_advance", "advanced") if advances else ("slot_drop", "dropped")
         self._where = {
-            **audit.who(),
+            **audit.process_identity(),
             "command": command,
             "server": wal.server_identity(conn),
             "host": info.host,
