@@ -17,6 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rdsrepl.cli.main import app
+from rdsrepl.cli.options import WriteCommand
 from rdsrepl.errors import BadPage
 from rdsrepl.runbooks import commands, model, pages, parser
 from rdsrepl.runbooks.model import StepKind
