@@ -406,11 +406,11 @@ class _NotAsked(errors.Error):
 
 
 def _enter(stack: ExitStack, target: Target, protocol: str) -> Connection:
-    from rdsrepl.postgres import connection
+    from rdsrepl.postgres import connection, versions
 
     conn = connection.connect(target, replication=protocol == "replication")
     stack.callback(conn.close)
-    if protocol == "sql" and connection.server_version(conn) >= 14:
+    if protocol == "sql" and connection.server_version(conn) >= versions.CLIENT_CHECK_INTERVAL_SINCE:
         # Should this process be killed, the server notices and ends the statement instead of finishing it later.
         connection.configure(conn, {"client_connection_check_interval": "1s"})
     return conn
@@ -546,7 +546,7 @@ def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) ->
         )
     if failure:
         if isinstance(failure[0], psycopg.Error):
-            from rdsrepl.postgres.connection import translate
+            from rdsrepl.postgres.error_mapping import translate
 
             raise translate(failure[0]) from failure[0]
         raise failure[0]

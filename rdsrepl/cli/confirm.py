@@ -78,13 +78,13 @@ def plan_target(plan: Plan, target: Target) -> PlanTarget:
         Error: the cluster or instance was not found.
     """
     from rdsrepl.aws import session
-    from rdsrepl.postgres import connection
+    from rdsrepl.postgres import conninfo
 
     server = PlanTarget(target.label)
     if any(not isinstance(step, Statement) for step in plan.steps):
         server = replace(server, region=session.region(target.aws), profile=target.aws.profile)
     if any(isinstance(step, Statement) for step in plan.steps):
-        server = replace(server, **asdict(connection.address(target)))
+        server = replace(server, **asdict(conninfo.address(target)))
     return server
 
 

@@ -45,12 +45,12 @@ def psql(
 
     Example: rdsrepl psql --cluster orders -- -c 'SHOW wal_level'
     """
-    from rdsrepl.postgres import connection
+    from rdsrepl.postgres import conninfo
 
     program = shutil.which("psql")
     if program is None:
         raise NotFound("psql is not installed here", hint="Debian and Ubuntu: apt-get install postgresql-client")
-    keywords = connection.keywords(database_target(ctx))
+    keywords = conninfo.keywords(database_target(ctx))
     rest = {key: value for key, value in keywords.items() if key not in _VARIABLES and key not in _LEFT_OUT}
     env = dict(os.environ)
     for key, value in keywords.items():
@@ -58,8 +58,8 @@ def psql(
             # An empty keyword says: not what the environment has.
             env.pop(_VARIABLES[key], None)
             env |= {_VARIABLES[key]: value} if value else {}
-    conninfo = " ".join(f"{key}='{_quoted(value)}'" for key, value in rest.items())
-    os.execve(program, [program, *([conninfo] if conninfo else []), *(words or [])], env)
+    dsn = " ".join(f"{key}='{_quoted(value)}'" for key, value in rest.items())
+    os.execve(program, [program, *([dsn] if dsn else []), *(words or [])], env)
 
 
 # psql says itself who it is, and takes its encoding from the terminal; a key's password is no word for a command line.

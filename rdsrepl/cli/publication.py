@@ -16,7 +16,7 @@ from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit, facts, listing, stacked
 
 if TYPE_CHECKING:
-    from rdsrepl.postgres.publications import Scope
+    from rdsrepl.postgres.publication_objects import Scope
 
 app = typer.Typer(no_args_is_help=True, help="Publications: which changes a pgoutput slot sends.")
 
@@ -64,13 +64,13 @@ def create(
 
     Example: rdsrepl publication create shop --table sales.orders --where 'sales.orders: amount > 0'
     """
-    from rdsrepl.postgres import connection, publications
+    from rdsrepl.postgres import connection, publication_plans
 
     scope = _scope(table, schema, columns, where_, all_tables=all_tables)
     operations = [word.strip() for word in publish.split(",") if word.strip()]
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = publications.create(conn, name, scope, publish=operations, via_root=via_root)
+        plan = publication_plans.create(conn, name, scope, publish=operations, via_root=via_root)
     confirm_and_apply(ctx, plan, target=target)
 
 
@@ -150,12 +150,12 @@ def add(
 
     Example: rdsrepl publication add shop --table sales.items
     """
-    from rdsrepl.postgres import connection, publications
+    from rdsrepl.postgres import connection, publication_plans
 
     scope = _scope(table, schema, columns, where_)
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = publications.add(conn, name, scope)
+        plan = publication_plans.add(conn, name, scope)
     confirm_and_apply(ctx, plan, target=target)
 
 
@@ -165,12 +165,12 @@ def remove(ctx: typer.Context, name: Name, table: Tables = None, schema: Schemas
 
     Example: rdsrepl publication remove shop --table sales.items
     """
-    from rdsrepl.postgres import connection, publications
+    from rdsrepl.postgres import connection, publication_plans
 
     scope = _scope(table, schema, None, None)
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = publications.remove(conn, name, scope)
+        plan = publication_plans.remove(conn, name, scope)
     confirm_and_apply(ctx, plan, target=target)
 
 
@@ -180,11 +180,11 @@ def drop(ctx: typer.Context, name: Name) -> None:
 
     Example: rdsrepl publication drop shop --dry-run
     """
-    from rdsrepl.postgres import connection, publications
+    from rdsrepl.postgres import connection, publication_plans
 
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = publications.drop(conn, name)
+        plan = publication_plans.drop(conn, name)
     confirm_and_apply(ctx, plan, target=target)
 
 
@@ -240,7 +240,8 @@ def _scope(
     *,
     all_tables: bool = False,
 ) -> Scope:
-    from rdsrepl.postgres.publications import Scope, parse_columns, parse_filter
+    from rdsrepl.postgres.publication_objects import Scope
+    from rdsrepl.postgres.sql_names import parse_columns, parse_filter
 
     lists = [parse_columns(text) for text in columns or ()]
     filters = [parse_filter(text) for text in where_ or ()]

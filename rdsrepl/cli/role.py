@@ -61,7 +61,7 @@ def create(
 
     Example: rdsrepl role create cdc --generate-password --schema sales
     """
-    from rdsrepl.postgres import connection, roles
+    from rdsrepl.postgres import connection, role_plans, roles
 
     if sum((password_stdin, generate_password, no_password)) > 1:
         raise BadValue("only one of --password-stdin, --generate-password, --no-password", hint="choose one")
@@ -70,7 +70,7 @@ def create(
         password = _new_password(ctx, name, password_stdin=password_stdin, generate=generate_password, or_none=True)
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = roles.create(
+        plan = role_plans.create(
             conn,
             name,
             password=password,
@@ -107,11 +107,11 @@ def grant(ctx: typer.Context, name: Name, grant_select: Tables = None, schema: S
 
     Example: rdsrepl role grant app --grant-select sales.orders
     """
-    from rdsrepl.postgres import connection, roles
+    from rdsrepl.postgres import connection, role_plans
 
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = roles.grant(conn, name, tables=grant_select or (), schemas=schema or ())
+        plan = role_plans.grant(conn, name, tables=grant_select or (), schemas=schema or ())
     confirm_and_apply(ctx, plan, target=target)
 
 
@@ -146,14 +146,14 @@ def password(
     """
     from dataclasses import replace
 
-    from rdsrepl.postgres import connection, roles
+    from rdsrepl.postgres import connection, role_plans
 
     if password_stdin and generate_password:
         raise BadValue("only one of --password-stdin, --generate-password", hint="choose one")
     new = _new_password(ctx, name, password_stdin=password_stdin, generate=generate_password)
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = roles.change_password(conn, name, new)
+        plan = role_plans.change_password(conn, name, new)
         place = {"host": conn.info.host, "port": str(conn.info.port), "dbname": conn.info.dbname}
     if secret is not None:
         from rdsrepl.aws import secrets
@@ -171,22 +171,22 @@ def drop(ctx: typer.Context, name: Name) -> None:
 
     Example: rdsrepl role drop cdc --dry-run
     """
-    from rdsrepl.postgres import connection, roles
+    from rdsrepl.postgres import connection, role_plans
 
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = roles.drop(conn, name)
+        plan = role_plans.drop(conn, name)
     confirm_and_apply(ctx, plan, target=target)
 
 
 def _new_password(ctx: typer.Context, name: str, *, password_stdin: bool, generate: bool, or_none: bool = False) -> str:
-    from rdsrepl.postgres import roles
+    from rdsrepl.postgres import role_plans
 
     if password_stdin:
         return _read_password()
     looks_only = apply_options(ctx).dry_run or apply_options(ctx).check
     if generate or looks_only:
-        return roles.generate_password()
+        return role_plans.generate_password()
     if not is_interactive():
         ways = (
             "--password-stdin, --generate-password or --no-password"

@@ -82,7 +82,7 @@ class Watched:
         """
         import psycopg
 
-        from rdsrepl.postgres import activity, connection, slots, wal
+        from rdsrepl.postgres import activity, error_mapping, slots, wal
 
         try:
             conn = self._connection()
@@ -91,7 +91,7 @@ class Watched:
             senders = tuple(activity.senders(conn))
         except psycopg.Error as exc:
             self.close()
-            raise connection.translate(exc) from exc
+            raise error_mapping.translate(exc) from exc
         except Error:
             self.close()
             raise
@@ -127,12 +127,12 @@ class Watched:
 
     def _connection(self) -> Connection:
         if self._conn is None or self._conn.broken:
-            from rdsrepl.postgres import activity, connection, wal
+            from rdsrepl.postgres import activity, connection, server_identity
 
             self.close()
             conn = self._conn = connection.connect(self._target)
             self._connected_at = time.monotonic()
-            identity = wal.history_key(conn)
+            identity = server_identity.history_key(conn)
             self._server = activity.server(conn)
             if identity != self._identity:
                 self._identity = identity

@@ -29,7 +29,7 @@ def replication_slots(facts: Facts) -> Iterator[Problem]:
     need = used + plan.slots + _new_standbys(facts)
     reserve = _reserve(facts)
     # Up to 17 it limits the subscriber's origins, too.
-    origins = 0 if (facts.major or 0) >= versions.OWN_ORIGINS_SINCE else _origins(facts)
+    origins = 0 if (facts.major or 0) >= versions.ORIGIN_LIMIT_SINCE else _origins(facts)
     if used >= limit and not facts.demand:
         yield critical(
             name,
@@ -108,7 +108,7 @@ def logical_workers(facts: Facts) -> Iterator[Problem]:
 
 def replication_origins(facts: Facts) -> Iterator[Problem]:
     """Check max_active_replication_origins, which 18 brought."""
-    if (facts.major or versions.OWN_ORIGINS_SINCE) < versions.OWN_ORIGINS_SINCE:
+    if (facts.major or versions.ORIGIN_LIMIT_SINCE) < versions.ORIGIN_LIMIT_SINCE:
         raise NotApplicable("before 18 max_replication_slots limits the origins")
     name = "max_active_replication_origins"
     apply, enough = _subscriptions(facts), _origins(facts)

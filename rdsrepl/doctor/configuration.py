@@ -62,7 +62,7 @@ def engine_version(facts: Facts) -> Iterator[Problem]:
         if support.supported is False:
             yield critical(version, f"logical replication is {support.words}", "upgrade the engine")
             return
-    if major < versions.OLDEST_SERVED:
+    if major < versions.OLDEST_SUPPORTED:
         yield warning(version, "rdsrepl serves PostgreSQL 13 and later", "upgrade to 13 or later")
 
 
@@ -81,7 +81,7 @@ def writer_endpoint(facts: Facts) -> Iterator[Problem]:
         yield critical(facts.label, "this is a reader of Aurora, on which no slot can be used", remedy)
     elif facts.major is None:
         raise NotApplicable("the engine's version cannot be read")
-    elif facts.major < versions.DECODES_ON_STANDBY_SINCE:
+    elif facts.major < versions.STANDBY_DECODING_SINCE:
         yield critical(
             facts.label, f"this is a standby, and PostgreSQL {facts.major} decodes on a primary only", remedy
         )

@@ -15,7 +15,7 @@ from rdsrepl.aws.instances import Instance
 from rdsrepl.aws.parameter_groups import Kind, Parameter
 from rdsrepl.aws.release_support import Release
 from rdsrepl.config import Aws, Target
-from rdsrepl.postgres import activity, connection, publications, roles, settings, slots, subscriptions
+from rdsrepl.postgres import activity, connection, error_mapping, publications, roles, settings, slots, subscriptions
 from rdsrepl.postgres.activity import Sender, Server, Transaction
 from rdsrepl.postgres.publication_checks import PublicationFacts
 from rdsrepl.postgres.roles import Role
@@ -356,7 +356,7 @@ def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str], *,
             try:
                 found[name] = question(conn)
             except psycopg.Error as exc:
-                missing[name] = connection.translate(exc).message
+                missing[name] = error_mapping.translate(exc).message
             except errors.Error as exc:
                 missing[name] = exc.message
 

@@ -15,6 +15,7 @@ from rdsrepl.parameters import formulas
 from rdsrepl.parameters.allowed_values import allowed as allowed
 from rdsrepl.parameters.allowed_values import upper_bound
 from rdsrepl.parameters.instance_classes import Hardware, every
+from rdsrepl.postgres import versions
 
 Engine = Literal["postgres", "aurora-postgresql"]
 Topology = Literal["instance", "multi_az_cluster", "aurora"]
@@ -285,7 +286,7 @@ class _Sizer:
     def _slots(self, physical: int, reserve: int, origins: int) -> None:
         slots = self._demand.slots
         parts = [(slots, "slots"), (physical, "standbys"), (reserve, "table-sync reserve")]
-        if self._demand.major >= 18:
+        if self._demand.major >= versions.ORIGIN_LIMIT_SINCE:
             self._size(
                 "max_active_replication_origins",
                 lambda _: origins,
@@ -307,7 +308,7 @@ class _Sizer:
             counts = [(logical, "logical"), (autovacuum, "autovacuum"), (parallel, "parallel workers")]
             why = _sum(*((count(hardware), label) for count, label in counts))
         self._size("max_worker_processes", lambda h: logical(h) + autovacuum(h) + parallel(h), why, _WORKERS_SOURCE)
-        if self._demand.major >= 18 and "autovacuum_worker_slots" in self._defaults:
+        if self._demand.major >= versions.AUTOVACUUM_WORKER_SLOTS_SINCE and "autovacuum_worker_slots" in self._defaults:
             self._note(
                 "max_worker_processes counts autovacuum_max_workers; on 18 it is dynamic and may grow up to"
                 " autovacuum_worker_slots: raise max_worker_processes with it"
@@ -360,7 +361,7 @@ class _Sizer:
             return
         if not physical or not demand.slots:
             return
-        if demand.major < 17:
+        if demand.major < versions.FAILOVER_SLOTS_SINCE:
             self._note("before 17 a promoted replica has none of the source's slots: create them there by hand")
             return
         override = demand.overrides.get("sync_replication_slots")
@@ -385,7 +386,7 @@ class _Sizer:
 
     def _explain(self) -> None:
         demand = self._demand
-        if demand.subscriptions and demand.major >= 18:
+        if demand.subscriptions and demand.major >= versions.PARALLEL_APPLY_DEFAULT_SINCE:
             self._note(
                 "subscriptions made on 18 apply large transactions in parallel: up to"
                 " max_parallel_apply_workers_per_subscription workers more each, where max_logical_replication_workers"

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg  # noqa: TID253 - this module is itself imported inside functions
 from psycopg.pq import TransactionStatus  # noqa: TID253
 
+from rdsrepl.postgres import versions
+
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
@@ -45,8 +47,8 @@ _PINS: Final[tuple[tuple[int, str, str], ...]] = (
     (0, "statement_timeout", "0"),
     (0, "lock_timeout", "0"),
     (0, "idle_in_transaction_session_timeout", "0"),
-    (14, "idle_session_timeout", "0"),
-    (17, "transaction_timeout", "0"),
+    (versions.IDLE_SESSION_TIMEOUT_SINCE, "idle_session_timeout", "0"),
+    (versions.TRANSACTION_TIMEOUT_SINCE, "transaction_timeout", "0"),
 )
 _OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([\w.-]+)=")
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from rdsrepl.postgres import versions
 from rdsrepl.postgres.connection import server_version
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
-
-_STATISTICS_SINCE: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ def ls(conn: Connection) -> list[Subscription]:
     """Return the server's subscriptions, by database and name."""
     from psycopg import sql
 
-    new = server_version(conn) >= _STATISTICS_SINCE
+    new = server_version(conn) >= versions.SUBSCRIPTION_STATISTICS_SINCE
     query = sql.SQL(_LIST).format(
         errors=sql.SQL("e.apply_error_count, e.sync_error_count" if new else "NULL::bigint, NULL::bigint"),
         statistics=sql.SQL(_STATISTICS if new else ""),

@@ -110,22 +110,3 @@ def promoted_at(conn: Connection, timeline: int) -> datetime | None:
     ):
         return None
     return row[0] if row is not None else None
-
-
-def server_identity(conn: Connection) -> str:
-    """Return what identifies the server, a promoted standby as its primary: the system identifier.
-
-    Where this role may not see that, it is the address.
-    """
-    from rdsrepl.postgres.connection import system_identifier
-
-    return system_identifier(conn) or f"{conn.info.host}:{conn.info.port}"
-
-
-def history_key(conn: Connection) -> str:
-    """Return under what name looks at this server are remembered: its system identifier and its address.
-
-    A restored copy and a standby have their origin's identifier, but not its address. Where they take over the address
-    each look still says since when its server ran, and on which timeline.
-    """
-    return f"{server_identity(conn)} {conn.info.host}:{conn.info.port}"

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Final, Literal
 
 from rdsrepl.errors import BadValue
+from rdsrepl.postgres import versions
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention.assessment import Holding, Retention
@@ -26,8 +27,6 @@ from rdsrepl.units import format_duration, format_size
 #: a consumer that reconnects after a failover is away for less.
 LEAST_IDLE_SECONDS: Final = 60.0
 DEFAULT_IDLE_SECONDS: Final = 3600.0
-#: from here on the server says since when a slot is inactive.
-SAYS_SINCE_WHEN: Final = 17
 _GLOB: Final = re.compile(r"[*?\[]")
 
 Rule = Literal[
@@ -256,7 +255,7 @@ def needs_a_look(verdicts: Iterable[Verdict], version: int, idle_seconds: float)
     missing = any(
         one.obstacles
         and all(obstacle.rule == "not_idle" for obstacle in one.obstacles)
-        and (version < SAYS_SINCE_WHEN or one.idleness.doubt)
+        and (version < versions.SLOT_INACTIVITY_SINCE or one.idleness.doubt)
         for one in verdicts
     )
     return idle_seconds if missing else 0.0

@@ -175,10 +175,10 @@ class Vigil:
             conn: where they were taken.
             watch: the samples so far.
         """
-        from rdsrepl.postgres import wal
+        from rdsrepl.postgres import server_identity
 
         self._conn, self._watch = conn, watch
-        self._key = wal.history_key(conn)
+        self._key = server_identity.history_key(conn)
         self._since = {name: row.since for name, row in watch.watched.items()}
         self._lock = threading.Lock()
         self._over = threading.Event()
@@ -239,9 +239,9 @@ def look(
     watch: Watch | None = None,
 ) -> Standing:
     """Look at the server once, and remember it; with ``watch`` as its next sample."""
-    from rdsrepl.postgres import slots, wal
+    from rdsrepl.postgres import server_identity, slots, wal
 
-    key = wal.history_key(conn)
+    key = server_identity.history_key(conn)
     now, rows = watch.sample(conn) if watch is not None else (wal.get(conn), tuple(slots.ls(conn)))
     promoted_at = None
     if now.timeline is not None and now.timeline > 1:

@@ -56,7 +56,7 @@ def beat(every_seconds: float | None, table: str | None) -> Beat | None:
             f"--heartbeat {every_seconds:g}s is too often: each is a transaction", hint="--heartbeat 10s or longer"
         )
     if table is not None:
-        from rdsrepl.postgres.publications import parse_name
+        from rdsrepl.postgres.sql_names import parse_name
 
         parse_name(table)
     return Beat(every_seconds, table)
@@ -135,11 +135,11 @@ class Heartbeat:
     def _upsert(self, conn: Connection, table: str) -> Composed:
         from psycopg import sql
 
-        from rdsrepl.postgres import connection
-        from rdsrepl.postgres.publications import parse_name
+        from rdsrepl.postgres import relations
+        from rdsrepl.postgres.sql_names import parse_name
 
         parts = parse_name(table)
-        if len(parts) == 1 and (oid := connection.relation_oid(conn, sql.Identifier(*parts).as_string(None))):
+        if len(parts) == 1 and (oid := relations.find_oid(conn, sql.Identifier(*parts).as_string(None))):
             parts = conn.execute(_NAME, (oid,)).fetchone() or parts
         return sql.SQL(
             "INSERT INTO {} AS h (slot_name, beat_at) VALUES (%s, pg_catalog.clock_timestamp()) "

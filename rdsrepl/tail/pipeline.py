@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import WrongPlugin
+from rdsrepl.postgres import versions
 from rdsrepl.tail.decoders.encodings import decoder
 from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder, RawPgoutput
 from rdsrepl.tail.decoders.testdecoding import TestDecoding
@@ -25,7 +26,6 @@ from rdsrepl.tail.model import Decoder, TableFilter
 if TYPE_CHECKING:
     from rdsrepl.tail.preflight import Findings
 
-_MESSAGES_SINCE: Final = 14
 _FALSE: Final = frozenset({"false", "f", "off", "no", "0", "n"})
 _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
     "pgoutput": ("json", "wal2json", "debezium", "pretty", "raw"),
@@ -162,7 +162,7 @@ def _pgoutput(
         )
     names = ",".join(sql.Identifier(publication).as_string(None) for publication in findings.publications)
     options = {"proto_version": protocol, "publication_names": names}
-    if findings.version >= _MESSAGES_SINCE:
+    if findings.version >= versions.PGOUTPUT_MESSAGES_SINCE:
         options["messages"] = "true"
     if protocol == "3":
         options["two_phase"] = "true"

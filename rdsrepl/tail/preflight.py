@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import versions
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ SELECT pg_catalog.current_database(), pg_catalog.current_setting('server_encodin
 _STATS_RESET: Final = """
 SELECT stats_reset::pg_catalog.text FROM pg_catalog.pg_stat_replication_slots WHERE slot_name = %s
 """
-_STATISTICS_SINCE: Final = 14
 _DISCARDED: Final = """
 SELECT DISTINCT o.schemaname || '.' || o.tablename FROM pg_catalog.pg_publication_tables o
  WHERE o.pubname = ANY (%(before)s) AND NOT EXISTS (
@@ -36,7 +36,6 @@ SELECT DISTINCT o.schemaname || '.' || o.tablename FROM pg_catalog.pg_publicatio
  ORDER BY 1
 """
 _PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY pubname"
-_LOGICAL_ON_STANDBY: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ def look(
             Denied: it cannot be streamed, each with its remedy.
         Unreachable: no server answered.
     """
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl.postgres import connection, slot_plans, slots
 
     with connection.open(target) as conn:
         version, in_recovery = connection.server_version(conn), connection.in_recovery(conn)
@@ -110,7 +109,7 @@ def look(
                 hint="set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
                 "rdsrepl param-group attach NAME --cluster ID --reboot)",
             )
-        if in_recovery and version < _LOGICAL_ON_STANDBY:
+        if in_recovery and version < versions.STANDBY_DECODING_SINCE:
             raise errors.NotPrimary(
                 f"the server is a standby, and PostgreSQL {version} decodes on a primary only",
                 hint="connect to the primary (on RDS: the writer endpoint); standbys can since PostgreSQL 16",
@@ -129,9 +128,11 @@ def look(
         except errors.NotFound:
             if create is None:
                 raise
-            slots.create(conn, slot_name, plugin=create)  # only the plan, with what it checks
+            slot_plans.create(conn, slot_name, plugin=create)  # only the plan, with what it checks
             slot, is_planned = slots.planned(slot_name, create, database), True
-        statistics = conn.execute(_STATS_RESET, (slot_name,)).fetchone() if version >= _STATISTICS_SINCE else None
+        statistics = (
+            conn.execute(_STATS_RESET, (slot_name,)).fetchone() if version >= versions.SLOT_STATISTICS_SINCE else None
+        )
         _fit(slot, database, in_recovery)
         slots.require_plugin(conn, slot.plugin or "")
         names: tuple[str, ...] = ()

@@ -355,7 +355,7 @@ class Receiver:
     def _failure(self, result: object) -> Exception:
         from psycopg import errors as driver
 
-        from rdsrepl.postgres.connection import translate
+        from rdsrepl.postgres.error_mapping import translate
 
         return translate(driver.error_from_result(result))  # type: ignore[arg-type]
 
@@ -380,7 +380,7 @@ def _translating() -> Iterator[None]:
     """Turn the driver's errors into ours."""
     import psycopg
 
-    from rdsrepl.postgres.connection import translate
+    from rdsrepl.postgres.error_mapping import translate
 
     try:
         yield

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rdsrepl.errors import BadValue, Error, Unsupported, WrongPlugin
 from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import versions
 from rdsrepl.tail import preflight
 from rdsrepl.tail.continuity import LastRun
 from rdsrepl.tail.engine import Bounds, Observer, Stream, Summary, Tail
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 LINGER_SECONDS: Final = 0.01
 REQUESTS: Final = 4
-_MISSING_PUBLICATION_SINCE: Final = 18
 _ANSWER_SECONDS: Final = 30.0
 
 
@@ -210,7 +210,7 @@ def run(
         observer.note(f"publication {printable(findings.publications[0])}: the only one here")
     bounds = replace(job.bounds, until_lsn=int(findings.current_lsn)) if job.until_now else job.bounds
     _check_from(job, findings, observer)
-    if job.allow_missing_publication and findings.version < _MISSING_PUBLICATION_SINCE:
+    if job.allow_missing_publication and findings.version < versions.MISSING_PUBLICATIONS_SKIPPED_SINCE:
         raise Unsupported(
             f"--allow-missing-publication: PostgreSQL {findings.version} ends the stream at such a change, and leaves "
             "none out",

@@ -13,7 +13,7 @@ from rdsrepl import config
 from rdsrepl.aws import locations, secrets, session
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import Error, NotFound, UsageError
-from rdsrepl.postgres import connection
+from rdsrepl.postgres import conninfo
 from tests.fixtures.sandbox import Cloud
 
 # What AWS says, on which call, and what becomes of it.
@@ -262,13 +262,13 @@ def test_the_rds_bundle_is_found_beside_the_config_file(tmp_path: Path, monkeypa
     monkeypatch.setenv("HOME", str(tmp_path))
     host = "orders.cluster-abc.eu-west-1.rds.amazonaws.com"
     target = Target("test", keywords={"host": host, "hostaddr": "127.0.0.1", "port": "1", "user": "u"})
-    found = connection.keywords(target)
+    found = conninfo.keywords(target)
     assert found["sslmode"] == "verify-full" and "sslrootcert" not in found
     (tmp_path / "global-bundle.pem").write_text("")
-    assert connection.keywords(target)["sslrootcert"] == str(tmp_path / "global-bundle.pem")
+    assert conninfo.keywords(target)["sslrootcert"] == str(tmp_path / "global-bundle.pem")
     own = Target("test", keywords={**target.keywords, "sslrootcert": "/own.pem"})
-    assert connection.keywords(own)["sslrootcert"] == "/own.pem"
-    assert connection.keywords(Target("test", keywords={"host": "db.example.com"}))["sslmode"] == "require"
+    assert conninfo.keywords(own)["sslrootcert"] == "/own.pem"
+    assert conninfo.keywords(Target("test", keywords={"host": "db.example.com"}))["sslmode"] == "require"
 
 
 def test_options_lie_over_the_target(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

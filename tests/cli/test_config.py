@@ -9,7 +9,7 @@ import pytest
 
 from rdsrepl import config
 from rdsrepl.errors import ConfigError, NotFound
-from rdsrepl.postgres.connection import _safe_sslmode
+from rdsrepl.postgres.conninfo import safe_sslmode
 
 if TYPE_CHECKING:
     from tests.fixtures.postgres import Database
@@ -159,7 +159,7 @@ def test_precedence(rdsrepl: Program, db15: Database) -> None:
     ],
 )
 def test_tls_is_safe_unless_somebody_chose(host: str, mode: str | None) -> None:
-    assert _safe_sslmode(host) == mode
+    assert safe_sslmode(host) == mode
 
 
 def test_connection_errors_have_remedies(rdsrepl: Program, db15: Database) -> None:

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from rdsrepl import errors
-from rdsrepl.postgres import connection, publications
+from rdsrepl.postgres import connection, publication_objects, publication_plans, publications, row_filters, sql_names
 from rdsrepl.postgres.publication_checks import Level, PublicationFacts, TableFacts, check
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ def test_columns_filters_and_schemas(shop: Database, rdsrepl: Program) -> None:
         assert tables["orders"].attnames == ("id", "amount")
         assert "5" in (tables["items"].rowfilter or "")
         for name, scope in (
-            ("s", publications.Scope(schemas=("Sales",))),
-            ("a", publications.Scope(all_tables=True)),
+            ("s", publication_objects.Scope(schemas=("Sales",))),
+            ("a", publication_objects.Scope(all_tables=True)),
         ):
-            conn.execute(publications.create(conn, name, scope).steps[0].sql)
+            conn.execute(publication_plans.create(conn, name, scope).steps[0].sql)
         assert (publications.get(conn, "s").schemas, publications.get(conn, "s").table_count) == (("sales",), 2)
-        for verb in (publications.add, publications.remove):
+        for verb in (publication_plans.add, publication_plans.remove):
             with pytest.raises(errors.Refused, match="publishes all tables"):
-                verb(conn, "a", publications.Scope(tables=("items",)))
+                verb(conn, "a", publication_objects.Scope(tables=("items",)))
 
 
 BAD_WORDS: list[tuple[int, tuple[str, ...]]] = [
@@ -237,17 +237,17 @@ def test_check_names_what_is_left_out(database: Database, rdsrepl: Program) -> N
 
 
 def test_names_are_read_as_sql_reads_them() -> None:
-    assert publications.parse_name("Sales.ORDERS") == ("sales", "orders")
-    assert publications.parse_name(' "We""ird"."t.x" ') == ('We"ird', "t.x")
-    assert publications.parse_name("Éa$1") == ("Éa$1",)
-    assert publications.parse_columns('"a=b".t=id, "x,y"') == ('"a=b".t', ("id", '"x,y"'))
-    assert publications.parse_filter("\"a:b\".t: x::text > ':'") == ('"a:b".t', "x::text > ':'")
+    assert sql_names.parse_name("Sales.ORDERS") == ("sales", "orders")
+    assert sql_names.parse_name(' "We""ird"."t.x" ') == ('We"ird', "t.x")
+    assert sql_names.parse_name("Éa$1") == ("Éa$1",)
+    assert sql_names.parse_columns('"a=b".t=id, "x,y"') == ('"a=b".t', ("id", '"x,y"'))
+    assert sql_names.parse_filter("\"a:b\".t: x::text > ':'") == ('"a:b".t', "x::text > ':'")
     for text in ("", ".", "a.", "a b", '"', '""', "1a", "a;b", "a..b"):
         with pytest.raises(errors.BadValue):
-            publications.parse_name(text)
+            sql_names.parse_name(text)
     for text in ("t", "t=", "t=a,", "t=a.b", "t=a b", "=a"):
         with pytest.raises(errors.BadValue, match="not TABLE=A,B"):
-            publications.parse_columns(text)
+            sql_names.parse_columns(text)
 
 
 def test_predicates_with_every_kind_of_quotation(db18: Database) -> None:
@@ -260,8 +260,8 @@ def test_predicates_with_every_kind_of_quotation(db18: Database) -> None:
     ]
     with closing(db18.connect()) as conn:
         for number, predicate in enumerate(good):
-            scope = publications.Scope(tables=("t",), filters={"t": predicate})
-            plan = publications.create(conn, f"p{number}", scope, publish=["insert"])
+            scope = publication_objects.Scope(tables=("t",), filters={"t": predicate})
+            plan = publication_plans.create(conn, f"p{number}", scope, publish=["insert"])
             assert plan.warnings == ()
             conn.execute(plan.steps[0].sql)
             assert publications.published(conn, f"p{number}").tables[0].rowfilter
@@ -301,7 +301,9 @@ def test_a_plan_names_the_statements_that_will_fail(database: Database) -> None:
 
         def warnings(*tables: str, **more: Any) -> tuple[str, ...]:
             options = {name: more.pop(name) for name in ("via_root", "publish") if name in more}
-            return publications.create(conn, "p", publications.Scope(tables=tables, **more), **options).warnings
+            return publication_plans.create(
+                conn, "p", publication_objects.Scope(tables=tables, **more), **options
+            ).warnings
 
         whole = ["public.bare", "public.part1"]
         assert [text.split(":")[0] for text in warnings(all_tables=True)] == whole
@@ -312,7 +314,7 @@ def test_a_plan_names_the_statements_that_will_fail(database: Database) -> None:
         (listed,) = warnings("orders", columns={"orders": ("v",)})
         assert "leaves out the replica identity (id)" in listed
         assert warnings("bare", publish=["insert"]) == ()
-        added = publications.add(conn, "q", publications.Scope(tables=("bare",))).warnings
+        added = publication_plans.add(conn, "q", publication_objects.Scope(tables=("bare",))).warnings
         assert any(text.startswith("public.bare") for text in added)
 
 
@@ -330,12 +332,12 @@ def test_add_and_remove_know_members_from_schemas_and_roots(db18: Database) -> N
 
         def run(verb: Any, name: str, *tables: str, **more: Any) -> int:
             """Apply the plan; return how many steps it had."""
-            plan = verb(conn, name, publications.Scope(tables=tables, **more))
+            plan = verb(conn, name, publication_objects.Scope(tables=tables, **more))
             for step in plan.steps:
                 conn.execute(step.sql)
             return len(plan.steps)
 
-        add, remove = publications.add, publications.remove
+        add, remove = publication_plans.add, publication_plans.remove
         assert run(add, "p", "part") == 0
         assert run(add, "p", "b", filters={"B": "( id>1 )"}, columns={"b": ("ID",)}) == 0
         assert run(add, "q", "s.a") == 0
@@ -352,7 +354,7 @@ def test_add_and_remove_know_members_from_schemas_and_roots(db18: Database) -> N
                 run(verb, name, *tables, **more)
             assert caught.value.hint
         with pytest.raises(errors.AlreadyExists):
-            run(publications.create, "p", all_tables=True)
+            run(publication_plans.create, "p", all_tables=True)
         assert run(remove, "q", "s.a", schemas=("S",)) == 1
         assert run(remove, "p", "part", "public.part") == 1
         assert run(add, "q", "b", "part", schemas=("s",)) == 1
@@ -360,18 +362,20 @@ def test_add_and_remove_know_members_from_schemas_and_roots(db18: Database) -> N
 
 
 def test_the_same_filter_is_recognised_and_another_is_not() -> None:
-    same = publications._bare
-    assert same("id > 1") == same("((id>1))") == same("( ID > 1 )")
-    assert same("(a) or (b)") == ["(", "a", ")", "or", "(", "b", ")"]
-    assert same("v = 'a b'") != same("v = 'ab'")
-    assert same("(a or b) and c") != same("a or (b and c)")
+    assert row_filters.are_equal("id > 1", "((id>1))") and row_filters.are_equal("id > 1", "( ID > 1 )")
+    assert row_filters.are_equal(None, None) and not row_filters.are_equal(None, "id > 1")
+    assert not row_filters.are_equal("(a) or (b)", "a) or (b")
+    assert not row_filters.are_equal("v = 'a b'", "v = 'ab'")
+    assert not row_filters.are_equal("(a or b) and c", "a or (b and c)")
 
 
 def test_a_type_is_no_column(db15: Database) -> None:
     db15.run("CREATE TABLE t (id integer PRIMARY KEY, text text, date date)")
     with closing(db15.connect()) as conn:
         for predicate, read in (("id::text > '1'", ""), ("date > date '2020-01-01'", "date"), ("t.text = ''", "text")):
-            plan = publications.create(conn, "p", publications.Scope(tables=("t",), filters={"t": predicate}))
+            plan = publication_plans.create(
+                conn, "p", publication_objects.Scope(tables=("t",), filters={"t": predicate})
+            )
             assert [f"reads {read}," in warning for warning in plan.warnings] == ([True] if read else [])
 
 
@@ -379,17 +383,17 @@ def test_a_standby_is_told_apart_before(db15: Database, monkeypatch: pytest.Monk
     db15.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
     monkeypatch.setattr(publications, "in_recovery", lambda conn: True)
     monkeypatch.setattr(publications, "setting", lambda conn, name: "replica")
-    scope = publications.Scope(tables=("t",))
+    scope = publication_objects.Scope(tables=("t",))
     with closing(db15.connect()) as conn:
-        for plan in (publications.add, publications.remove):
+        for plan in (publication_plans.add, publication_plans.remove):
             with pytest.raises(errors.NotPrimary):
                 plan(conn, "p", scope)
         with pytest.raises(errors.NotPrimary):
-            publications.drop(conn, "p")
+            publication_plans.drop(conn, "p")
         with pytest.raises(errors.NotPrimary):
-            publications.create(conn, "q", scope)
+            publication_plans.create(conn, "q", scope)
         monkeypatch.setattr(publications, "in_recovery", lambda conn: False)
-        (warning,) = publications.create(conn, "q", scope).warnings
+        (warning,) = publication_plans.create(conn, "q", scope).warnings
         assert warning.startswith("wal_level is replica")
 
 
@@ -397,11 +401,11 @@ def test_drop_names_who_streams(database: Database) -> None:
     slot = f"s_{database.name}"
     database.run("CREATE PUBLICATION p", f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
     with closing(connection.connect(database.target, replication=True)) as sender, closing(database.connect()) as conn:
-        (idle,) = publications.drop(conn, "p").warnings
+        (idle,) = publication_plans.drop(conn, "p").warnings
         assert idle.startswith(f"slot {slot} (inactive)")
         start = f"START_REPLICATION SLOT {slot} LOGICAL 0/0 (proto_version '1', publication_names 'p')"
         sender.pgconn.exec_(start.encode())
-        (busy,) = publications.drop(conn, "p").warnings
+        (busy,) = publication_plans.drop(conn, "p").warnings
         assert f"PID {sender.info.backend_pid}, user {sender.info.user}, application rdsrepl" in busy
 
 
@@ -502,14 +506,14 @@ def test_before_15_there_are_whole_tables_only(db15: Database, monkeypatch: pyte
         assert [p.schemas for p in publications.ls(conn)] == [()]
         assert publications.published(conn, "p").tables[0].attnames is None
         assert check(publications.facts(conn, "p")) == []
-        assert not publications.add(conn, "p", publications.Scope(tables=("t",)))
+        assert not publication_plans.add(conn, "p", publication_objects.Scope(tables=("t",)))
         for scope in (
-            publications.Scope(schemas=("public",)),
-            publications.Scope(tables=("t",), columns={"t": ("id",)}),
-            publications.Scope(tables=("t",), filters={"t": "id > 1"}),
+            publication_objects.Scope(schemas=("public",)),
+            publication_objects.Scope(tables=("t",), columns={"t": ("id",)}),
+            publication_objects.Scope(tables=("t",), filters={"t": "id > 1"}),
         ):
             with pytest.raises(errors.Unsupported, match="PostgreSQL 15"):
-                publications.create(conn, "q", scope)
+                publication_plans.create(conn, "q", scope)
 
 
 TABLE = TableFacts("t", identity_columns=("id",))

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from rdsrepl import errors
 from rdsrepl.plan import Plan
-from rdsrepl.postgres import roles
+from rdsrepl.postgres import role_plans, roles
 from rdsrepl.sandbox.servers.postgres_server import Server
 from tests.fixtures.waiting import wait_until
 
@@ -204,12 +204,12 @@ def master(like_rds: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connec
 
 def test_admin_option_alone_is_no_membership(master: Connection) -> None:
     """Since 16 who creates a role has the ADMIN OPTION on it, and is not its member for that."""
-    carry_out(master, roles.create(master, "a_reader", password=None))
+    carry_out(master, role_plans.create(master, "a_reader", password=None))
     try:
         assert roles.get(master, "master").reasons == ("member of rds_replication through rds_superuser",)
         assert roles.get(master, "a_reader").reasons == ("member of rds_replication",)
     finally:
-        carry_out(master, roles.drop(master, "a_reader"))
+        carry_out(master, role_plans.drop(master, "a_reader"))
 
 
 def test_rights_are_looked_at_before_anything_is_done(like_rds: Server, master: Connection) -> None:
@@ -223,29 +223,29 @@ def test_rights_are_looked_at_before_anything_is_done(like_rds: Server, master: 
     master.execute("CREATE SCHEMA mine CREATE TABLE t (id integer)")
     try:
         with pytest.raises(errors.Denied, match=r"SELECT on public\.theirs: it belongs to"):
-            roles.create(master, "reader", password=None, tables=["theirs"])
+            role_plans.create(master, "reader", password=None, tables=["theirs"])
         with pytest.raises(errors.Denied, match=r"SELECT on public\.theirs: it belongs to"):
-            roles.create(master, "reader", password=None, schemas=["public"])
-        carry_out(master, roles.create(master, "reader", password=None, tables=["mine.t"]))
+            role_plans.create(master, "reader", password=None, schemas=["public"])
+        carry_out(master, role_plans.create(master, "reader", password=None, tables=["mine.t"]))
         if like_rds.version >= 16:
             with pytest.raises(errors.Denied, match="may not drop role their_reader") as caught:
-                roles.drop(master, "their_reader")
+                role_plans.drop(master, "their_reader")
             assert "ADMIN OPTION" in (caught.value.hint or "")
             with closing(like_rds.connect()) as admin:
                 admin.execute("GRANT their_reader TO master WITH ADMIN OPTION")
         with pytest.raises(errors.Refused, match="granted by"):
-            roles.drop(master, "their_reader")
+            role_plans.drop(master, "their_reader")
         with closing(like_rds.connect()) as admin:
             admin.execute("DROP TABLE public.theirs")
-        carry_out(master, roles.drop(master, "their_reader"))
+        carry_out(master, role_plans.drop(master, "their_reader"))
         with closing(like_rds.connect()) as admin:
             admin.execute("SET SESSION AUTHORIZATION maker")
             if like_rds.version >= 16:
                 with pytest.raises(errors.Denied, match="no ADMIN OPTION"):
-                    roles.create(admin, "x", password=None)
+                    role_plans.create(admin, "x", password=None)
             else:
-                assert roles.create(admin, "x", password=None)
-        assert carry_out(master, roles.drop(master, "reader"))[-1] == 'DROP ROLE "reader"'
+                assert role_plans.create(admin, "x", password=None)
+        assert carry_out(master, role_plans.drop(master, "reader"))[-1] == 'DROP ROLE "reader"'
     finally:
         with closing(like_rds.connect()) as admin:
             admin.execute("DROP TABLE IF EXISTS theirs")
@@ -260,7 +260,7 @@ def test_who_may_give_the_attribute(database: Database, role: str) -> None:
         try:
             conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
             conn.execute(f"SET SESSION AUTHORIZATION {maker}")
-            for plan in (lambda: roles.create(conn, "x", password=None), lambda: roles.grant(conn, role)):
+            for plan in (lambda: role_plans.create(conn, "x", password=None), lambda: role_plans.grant(conn, role)):
                 with pytest.raises(errors.Denied, match="may not give the REPLICATION attribute"):
                     plan()
             conn.execute("RESET SESSION AUTHORIZATION")
@@ -268,13 +268,13 @@ def test_who_may_give_the_attribute(database: Database, role: str) -> None:
             conn.execute(f"SET SESSION AUTHORIZATION {maker}")
             if database.server.version < 16:
                 with pytest.raises(errors.Denied, match="may not give the REPLICATION attribute"):
-                    roles.create(conn, "x", password=None)
+                    role_plans.create(conn, "x", password=None)
             else:
                 with pytest.raises(errors.Denied, match="may not change role"):
-                    roles.grant(conn, role)
+                    role_plans.grant(conn, role)
                 own = f"own_{database.name}"
-                carry_out(conn, roles.create(conn, own, password=None))
-                carry_out(conn, roles.drop(conn, own))
+                carry_out(conn, role_plans.create(conn, own, password=None))
+                carry_out(conn, role_plans.drop(conn, own))
         finally:
             conn.execute("RESET SESSION AUTHORIZATION")
             conn.execute(f"DROP ROLE {maker}")
@@ -285,7 +285,7 @@ def test_drop_revokes_whatever_it_holds_here(database: Database, role: str) -> N
     name, other = sql.Identifier(role), sql.Identifier(owner)
     with closing(database.connect()) as conn:
         conn.execute(sql.SQL("CREATE ROLE {}").format(other))
-        carry_out(conn, roles.create(conn, role, password=None))
+        carry_out(conn, role_plans.create(conn, role, password=None))
         for statement in (
             'CREATE SCHEMA "S {{}}" CREATE TABLE "T %" (id integer, x integer) CREATE SEQUENCE q',
             "CREATE FUNCTION \"S {{}}\".f(a integer, VARIADIC b text[]) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
@@ -298,7 +298,7 @@ def test_drop_revokes_whatever_it_holds_here(database: Database, role: str) -> N
             'ALTER DEFAULT PRIVILEGES IN SCHEMA "S {{}}" GRANT USAGE ON SEQUENCES TO {name}',
         ):
             conn.execute(sql.SQL(statement).format(name=name, other=other, database=sql.Identifier(database.name)))
-        assert len(carry_out(conn, roles.drop(conn, role))) == 8
+        assert len(carry_out(conn, role_plans.drop(conn, role))) == 8
         with pytest.raises(errors.NotFound):
             roles.get(conn, role)
         conn.execute(sql.SQL("DROP ROLE {}").format(other))
@@ -310,7 +310,7 @@ def test_drop_refuses_what_it_cannot_undo(database: Database, role: str, make_da
 
     def refused() -> errors.Refused:
         with closing(database.connect()) as conn, pytest.raises(errors.Refused) as caught:
-            roles.drop(conn, role)
+            role_plans.drop(conn, role)
         assert caught.value.hint
         return caught.value
 
@@ -329,14 +329,14 @@ def test_drop_refuses_what_it_cannot_undo(database: Database, role: str, make_da
     database.run(f"ALTER DATABASE {elsewhere.name} OWNER TO {database.server.superuser}")
     for name in (database.server.superuser, "pg_monitor"):
         with closing(database.connect()) as conn, pytest.raises(errors.Refused, match="it is not dropped here"):
-            roles.drop(conn, name)
+            role_plans.drop(conn, name)
 
 
 def test_names_of_schemas_and_tables(database: Database, role: str) -> None:
     with closing(database.connect()) as conn:
         conn.execute('CREATE SCHEMA "Odd Name" CREATE TABLE "T" (id integer)')
         for given in ("Odd Name", '"Odd Name"'):
-            plan = roles.create(conn, role, password=None, schemas=[given], tables=['"Odd Name"."T"'])
+            plan = role_plans.create(conn, role, password=None, schemas=[given], tables=['"Odd Name"."T"'])
             assert [step.text for step in plan.steps][1:] == [
                 f'GRANT USAGE ON SCHEMA "Odd Name" TO {sql.Identifier(role).as_string(None)}',
                 f'GRANT SELECT ON ALL TABLES IN SCHEMA "Odd Name" TO {sql.Identifier(role).as_string(None)}',
@@ -345,26 +345,26 @@ def test_names_of_schemas_and_tables(database: Database, role: str) -> None:
             ]
             assert f"those that {database.server.superuser} makes" in plan.warnings[0]
         # PUBLIC may look into it already, and there is no table yet.
-        assert len(roles.create(conn, role, password=None, schemas=["PUBLIC"]).steps) == 2
+        assert len(role_plans.create(conn, role, password=None, schemas=["PUBLIC"]).steps) == 2
         for missing in ("nope", "a b", "a.b", '"'):
             with pytest.raises(errors.NotFound):
-                roles.create(conn, role, password=None, schemas=[missing])
+                role_plans.create(conn, role, password=None, schemas=[missing])
         with pytest.raises(errors.BadValue, match="server's own"):
-            roles.create(conn, role, password=None, schemas=["pg_catalog"])
+            role_plans.create(conn, role, password=None, schemas=["pg_catalog"])
         with pytest.raises(errors.NotFound):
-            roles.create(conn, role, password=None, tables=["Odd.T"])
+            role_plans.create(conn, role, password=None, tables=["Odd.T"])
 
 
 def test_odd_passwords_names_and_times(database: Database, role: str) -> None:
     with closing(database.connect()) as conn:
         for bad in ("", "a\0b", "\udcff"):
             with pytest.raises(errors.BadValue, match="cannot be a password") as caught:
-                roles.create(conn, role, password=bad)
+                role_plans.create(conn, role, password=bad)
             assert caught.value.__context__ is None or bad not in repr(caught.value.__cause__)
         for bad in ("", "é" * 32, "\udcff", "pg_x", "rds_x", "rdsadmin", "rdsrepladmin", "public", "none"):
             with pytest.raises(errors.BadValue):
-                roles.create(conn, bad, password=None)
-        plan = roles.create(conn, role, password="pässwörd '", connection_limit=3)
+                role_plans.create(conn, bad, password=None)
+        plan = role_plans.create(conn, role, password="pässwörd '", connection_limit=3)
         assert "pässwörd" not in repr(plan)
         assert plan.steps[0].text.endswith("LOGIN REPLICATION CONNECTION LIMIT 3 PASSWORD '********'")
         carry_out(conn, plan)
@@ -430,7 +430,7 @@ def test_a_standby_is_said_to_be_one(pg16: Server, tmp_path_factory: pytest.Temp
         with closing(standby.connect()) as conn:
             assert roles.ls(conn)
             with pytest.raises(errors.NotPrimary):
-                roles.create(conn, "x", password=None)
+                role_plans.create(conn, "x", password=None)
     finally:
         standby.stop("immediate")
         standby.remove()

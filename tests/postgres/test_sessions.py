@@ -15,7 +15,7 @@ import pytest
 
 from rdsrepl import errors
 from rdsrepl.config import Target
-from rdsrepl.postgres import connection, settings, verification
+from rdsrepl.postgres import connection, relations, settings, verification
 from tests.fixtures.postgres import Database, Servers, drop_database, new_database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -124,12 +124,12 @@ def test_a_name_without_a_schema_is_looked_up_in_the_roles_own_path(place: Datab
     with connection.open(as_boss(place)) as conn:
         oid = conn.execute("SELECT oid FROM pg_catalog.pg_class WHERE relname = 'orders'").fetchone()
         assert oid is not None
-        assert connection.relation_oid(conn, "orders") == oid[0]
-        assert connection.relation_oid(conn, "mine.orders") == oid[0]
-        assert connection.relation_oid(conn, '"ORDERS"') is None
+        assert relations.find_oid(conn, "orders") == oid[0]
+        assert relations.find_oid(conn, "mine.orders") == oid[0]
+        assert relations.find_oid(conn, '"ORDERS"') is None
         assert shown(conn, "search_path") == ""
     with connection.open(as_boss(place, options="-c search_path=public")) as conn:
-        assert connection.relation_oid(conn, "orders") is None
+        assert relations.find_oid(conn, "orders") is None
 
 
 class Pooler:

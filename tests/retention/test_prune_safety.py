@@ -20,7 +20,7 @@ from rdsrepl import apply, config, errors
 from rdsrepl.cli import confirm
 from rdsrepl.cli.slot import drop_audit
 from rdsrepl.lsn import Lsn
-from rdsrepl.postgres import connection, slots, wal
+from rdsrepl.postgres import connection, server_identity, slot_plans, slots, wal
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.retention import assessment, idleness, prune_rules, server_state
 from rdsrepl.retention.server_state import Standing, Watch
@@ -198,8 +198,8 @@ def test_looks_of_separate_runs_prove_nothing_before_17(place: Place) -> None:
     place.make("away")
     place.rdsrepl("slot", "list", dsn=place.dsn)
     with connection.open(place.target) as conn:
-        key = wal.history_key(conn)
-        started = connection.here(conn).started_at
+        key = server_identity.history_key(conn)
+        started = server_identity.get(conn).started_at
     (now,) = slot_history.history(key)
     earlier = max(started, now.at - timedelta(hours=2))
     slot_history._path(key).unlink()
@@ -244,10 +244,12 @@ def test_a_gap_a_jump_and_another_server_break_every_row(
 
 def plan(place: Place, name: str, verb: str = "drop") -> apply.Plan:
     with connection.open(place.target) as conn:
-        one, here = slots.get(conn, name), connection.here(conn)
+        one, here = slots.get(conn, name), server_identity.get(conn)
         saved = slots.saved_at(conn, [name]).get(name)
     return (
-        slots.drop(one, here=here, saved=saved) if verb == "drop" else slots.advance(one, None, here=here, saved=saved)
+        slot_plans.drop(one, here=here, saved=saved)
+        if verb == "drop"
+        else slot_plans.advance(one, None, here=here, saved=saved)
     )
 
 

@@ -22,7 +22,7 @@ from rdsrepl.config import Target
 from rdsrepl.lsn import Lsn
 from rdsrepl.parameters import allowed_values, formulas
 from rdsrepl.parameters.instance_classes import Hardware
-from rdsrepl.postgres import publications
+from rdsrepl.postgres import sql_names
 from rdsrepl.retention import thresholds
 from rdsrepl.runbooks import commands, model, parser
 from rdsrepl.runbooks.variables import TYPES, Variable, check
@@ -308,7 +308,7 @@ def parsers(directory: Path) -> list[Texts]:
         help_topics.for_terminal(text)
 
     def identity(kind: str) -> Callable[[str], object]:
-        return lambda text: publications.parse_columns(text) if kind == "columns" else publications.parse_filter(text)
+        return lambda text: sql_names.parse_columns(text) if kind == "columns" else sql_names.parse_filter(text)
 
     sizes, durations = ("512MB", "10 GiB", "4096", "1.5TB", "0"), ("90s", "1h30m", "500ms", "2d", "1.5", "2 min")
     seen = (
@@ -320,7 +320,7 @@ def parsers(directory: Path) -> list[Texts]:
         Texts("duration", units.parse_duration, durations),
         Texts("LSN", Lsn.parse, ("16/B374D848", "0/0", "FFFFFFFF/FFFFFFFF")),
         Texts("release", Release.parse, ("16.4", "15.3-R2", "16", "14.8.R2")),
-        Texts("name", publications.parse_name, ("sales.orders", '"We""ird".Orders', "t", '"a b"."c.d"')),
+        Texts("name", sql_names.parse_name, ("sales.orders", '"We""ird".Orders', "t", '"a b"."c.d"')),
         Texts("columns", identity("columns"), ("sales.orders=id,amount", 't="a,b",c')),
         Texts("filter", identity("filter"), ("sales.orders: amount > 0", "\"T\": x = 'y'")),
         Texts(

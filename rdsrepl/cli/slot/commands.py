@@ -62,11 +62,11 @@ def create(
 
     Example: rdsrepl slot create orders_cdc --plugin pgoutput --failover
     """
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl.postgres import connection, slot_plans
 
     target = database_target(ctx)
     with connection.open(target) as conn:
-        plan = slots.create(
+        plan = slot_plans.create(
             conn, name, plugin=plugin.value, two_phase=two_phase, failover=failover, timeout_seconds=timeout
         )
     confirm_and_apply(ctx, plan, target=target)
@@ -144,12 +144,12 @@ def drop(
 
     Example: rdsrepl slot drop old_cdc --dry-run
     """
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl.postgres import connection, server_identity, slot_plans, slots
 
     target = database_target(ctx)
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
-        plan = slots.drop(slot, here=connection.here(conn), saved=slots.saved_at(conn, [name]).get(name))
+        plan = slot_plans.drop(slot, here=server_identity.get(conn), saved=slots.saved_at(conn, [name]).get(name))
         require_unprotected(name, target, frozenset(unprotect or ()))
         trail = SlotTrail(conn, "slot drop", {id(step): slot for step in plan.steps})
     confirm_and_apply(ctx, plan, target=target, witness=trail)
@@ -176,7 +176,7 @@ def advance(
 
     Example: rdsrepl slot advance orders_cdc --to-current
     """
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl.postgres import connection, server_identity, slot_plans, slots
 
     if (lsn is None) == (not to_current):
         raise BadValue("say where to: an LSN, or --to-current", hint="rdsrepl slot advance NAME 16/B374D848")
@@ -185,7 +185,7 @@ def advance(
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
         saved = slots.saved_at(conn, [name]).get(name)
-        plan = slots.advance(slot, goal, here=connection.here(conn), timeout_seconds=timeout, saved=saved)
+        plan = slot_plans.advance(slot, goal, here=server_identity.get(conn), timeout_seconds=timeout, saved=saved)
         trail = SlotTrail(conn, "slot advance", {id(step): slot for step in plan.steps}, advances=True)
     confirm_and_apply(ctx, plan, target=target, witness=trail)
 

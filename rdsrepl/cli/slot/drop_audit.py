@@ -46,7 +46,7 @@ class SlotTrail:
             advances: they are advanced, not dropped.
             check: is called with a slot's name before anything is done to it; raises ``Refused`` where that may not be.
         """
-        from rdsrepl.postgres import wal
+        from rdsrepl.postgres import server_identity
 
         info = conn.info
         self._slots = steps
@@ -55,7 +55,7 @@ class SlotTrail:
         self._where = {
             **audit.process_identity(),
             "command": command,
-            "server": wal.server_identity(conn),
+            "server": server_identity.identifier(conn),
             "host": info.host,
             "port": info.port,
             "database": info.dbname,

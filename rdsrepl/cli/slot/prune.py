@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from rdsrepl.config import Target
     from rdsrepl.plan import Step
-    from rdsrepl.postgres.connection import Connection, Here
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.postgres.server_identity import ServerIdentity
     from rdsrepl.postgres.slots import Slot
     from rdsrepl.retention.prune_rules import Criteria, Verdict
     from rdsrepl.retention.rds_metrics import Surroundings
@@ -213,7 +214,7 @@ def _criteria(
 
 def _on_server(conn: Connection, criteria: Criteria, *, with_default_idle: bool) -> Criteria:
     """Return the criteria with what the server's version and its own subscriptions add."""
-    from rdsrepl.postgres import connection, subscriptions
+    from rdsrepl.postgres import connection, subscriptions, versions
     from rdsrepl.retention import prune_rules
 
     own = {
@@ -221,7 +222,7 @@ def _on_server(conn: Connection, criteria: Criteria, *, with_default_idle: bool)
         for slot, name, database in subscriptions.slots_in_use(conn)
     }
     idle_seconds = criteria.idle_seconds
-    if with_default_idle and connection.server_version(conn) >= prune_rules.SAYS_SINCE_WHEN:
+    if with_default_idle and connection.server_version(conn) >= versions.SLOT_INACTIVITY_SINCE:
         # Watching proves nothing there that the server does not say, so it asks for nothing less, either.
         idle_seconds = max(idle_seconds, prune_rules.DEFAULT_IDLE_SECONDS)
     in_use = {**own, **(criteria.in_use_elsewhere or {})}
@@ -238,9 +239,10 @@ def _planned(
     physical: bool,
 ) -> tuple[Plan, dict[int, Slot]]:
     """Return the plan that drops or advances every candidate, and the slot of each of its steps."""
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl.postgres import slot_plans, slots
+    from rdsrepl.postgres.server_identity import ServerIdentity
 
-    here = connection.Here(
+    here = ServerIdentity(
         conn.info.dbname,
         standing.wal.started_at,
         standing.wal.in_recovery,
@@ -257,7 +259,7 @@ def _planned(
         if advance:
             plan = _advance(ctx, one, here, written)
         else:
-            plan = slots.drop(one.slot, here=here, physical=physical, saved=written)
+            plan = slot_plans.drop(one.slot, here=here, physical=physical, saved=written)
         steps += plan.steps
         slot_of |= {id(step): one.slot for step in plan.steps}
     title = f"{'advance' if advance else 'drop'} {count(len(steps))}" if steps else "prune"
@@ -298,12 +300,12 @@ def _observe(
     ctx: typer.Context, conn: Connection, seconds: float, surroundings: Surroundings
 ) -> tuple[Standing, Watch]:
     """Sample the slots for so long without a break; each sample at which something has changed is remembered."""
-    from rdsrepl.postgres import wal
+    from rdsrepl.postgres import server_identity
     from rdsrepl.retention.server_state import LONGEST_GAP_SECONDS, SAMPLE_SECONDS, Watch
     from rdsrepl.state import slot_history
 
     note(ctx, f"watching the slots for {format_duration(seconds)}")
-    progress, watch, key = Progress(ctx), Watch(), wal.history_key(conn)
+    progress, watch, key = Progress(ctx), Watch(), server_identity.history_key(conn)
     started = time.monotonic()
     # A server that did not answer for a moment makes it longer: twice as long and ten seconds at most.
     longest = 2 * seconds + 10 * LONGEST_GAP_SECONDS
@@ -403,12 +405,12 @@ def _elsewhere(words: str) -> Target:
     return target
 
 
-def _advance(ctx: typer.Context, one: Verdict, here: Here, saved: datetime | None) -> Plan:
+def _advance(ctx: typer.Context, one: Verdict, here: ServerIdentity, saved: datetime | None) -> Plan:
     """Return the plan that gives up a slot's backlog; an empty one where that cannot be done from here."""
-    from rdsrepl.postgres import slots
+    from rdsrepl.postgres import slot_plans
 
     try:
-        return slots.advance(one.slot, None, here=here, saved=saved)
+        return slot_plans.advance(one.slot, None, here=here, saved=saved)
     except Error as exc:
         warn(ctx, f"{exc.message}: it is left as it is" + (f" ({exc.hint})" if exc.hint else ""))
         return Plan(f"advance replication slot {one.slot.slot_name}", ())

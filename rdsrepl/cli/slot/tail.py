@@ -585,10 +585,10 @@ def _run(ctx: typer.Context, target: Target, job: Job) -> Outcome:
 
 def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> None:
     from rdsrepl import apply
-    from rdsrepl.postgres import connection, slots
+    from rdsrepl.postgres import connection, slot_plans
 
     with connection.open(target) as conn:
-        plan = slots.create(conn, slot, plugin=plugin)
+        plan = slot_plans.create(conn, slot, plugin=plugin)
     if not plan.steps:
         return  # somebody else made it meanwhile
     outcomes = apply.run(

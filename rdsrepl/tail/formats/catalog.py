@@ -426,7 +426,7 @@ class Catalog:
     ) -> list[tuple[Any, ...]]:
         import psycopg
 
-        from rdsrepl.postgres import connection
+        from rdsrepl.postgres import connection, error_mapping, relations
         from rdsrepl.postgres.types import AnyTextDumper
 
         is_new = self._conn is None
@@ -437,14 +437,14 @@ class Catalog:
                 self._conn.execute("SET client_encoding = 'SQL_ASCII'")
                 self._conn.adapters.register_dumper(str, AnyTextDumper)
         try:
-            with connection.own_path(self._conn) if own_path else nullcontext():
+            with relations.own_path(self._conn) if own_path else nullcontext():
                 rows = self._conn.execute(query, parameters).fetchall()
         except psycopg.Error as exc:
             was_cut = self._conn.closed and not is_new
             self.close()
             if was_cut:  # by idle_session_timeout, or by hand: between two questions it may be idle for days
                 return self._ask(query, parameters, own_path=own_path)
-            raise connection.translate(exc) from exc
+            raise error_mapping.translate(exc) from exc
         return [tuple(connection.text(value) if type(value) is bytes else value for value in row) for row in rows]
 
 

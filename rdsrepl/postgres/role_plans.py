@@ -1,0 +1,338 @@
+"""Plans that create, change and drop roles that may replicate.
+
+A password leaves this process only as a SCRAM verifier, so that no server log contains it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl import errors
+from rdsrepl.plan import Plan, Statement, require_same
+from rdsrepl.postgres import roles, versions
+from rdsrepl.postgres.connection import server_version
+from rdsrepl.postgres.privileges import (
+    NO_RIGHT,
+    Me,
+    current_role,
+    grant_reads,
+    refuse_dependent,
+    revocable_privileges,
+    revoke_statement,
+    some,
+)
+from rdsrepl.postgres.roles import RDS_GROUP, Role
+from rdsrepl.postgres.sql_names import quote
+from rdsrepl.text.commands import command
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+
+_MASK: Final = "'********'"
+_PASSWORD_LENGTH: Final = 32
+_NAME_BYTES: Final = 63
+_ADMIN: Final = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles r ON r.oid = m.roleid
+                WHERE r.rolname = %s AND m.admin_option AND pg_has_role(current_user, m.member, 'usage'))
+"""
+_SESSIONS: Final = """
+SELECT a.pid, coalesce(nullif(a.application_name, ''), 'no name'), r.active_pid IS NOT NULL,
+       coalesce(r.slot_name::text, '')
+  FROM pg_catalog.pg_stat_activity a LEFT JOIN pg_catalog.pg_replication_slots r ON r.active_pid = a.pid
+ WHERE a.usename = %s AND a.pid <> pg_backend_pid() ORDER BY a.pid
+"""
+
+
+def generate_password() -> str:
+    """Return a new password of 32 letters and digits (190 bits)."""
+    alphabet = string.ascii_letters + string.digits
+    return "".join(secrets.choice(alphabet) for _ in range(_PASSWORD_LENGTH))
+
+
+def create(
+    conn: Connection,
+    name: str,
+    *,
+    password: str | None,
+    tables: Sequence[str] = (),
+    schemas: Sequence[str] = (),
+    connection_limit: int | None = None,
+) -> Plan:
+    """Return the plan that creates a role that may log in, replicate, and read what is named.
+
+    Args:
+        conn: a connection to the database where the tables are.
+        name: the role; any name, it is quoted.
+        password: in clear; it leaves as a SCRAM-SHA-256 verifier. None: the role gets none (IAM, certificates).
+        tables: tables it may read, as SQL names them.
+        schemas: schemas of which it may read every table, present and future.
+        connection_limit: how many connections it may have.
+
+    Raises:
+        BadValue: NAME cannot be a role's, or the password cannot be one.
+        AlreadyExists: there is one that differs. Another one is given what it lacks; its password stays as it is.
+        NotFound: a table or schema does not exist.
+        Denied: this connection's role may not do it.
+        NotPrimary: the server is a standby.
+    """
+    from psycopg import sql
+
+    _check_name(name)
+    if (found := next((role for role in roles.all_roles(conn) if role.rolname == name), None)) is not None:
+        return _complete(conn, found, tables, schemas, connection_limit, has_password=password is not None)
+    me = current_role(conn)
+    via_group = _require_right(conn, me, creates=True)
+    role = sql.Identifier(name)
+    head = sql.SQL("CREATE ROLE {} LOGIN").format(role)
+    if not via_group:
+        head += sql.SQL(" REPLICATION")
+    if connection_limit is not None:
+        head += sql.SQL(" CONNECTION LIMIT {}").format(sql.Literal(connection_limit))
+    shown = None
+    if password is not None:
+        shown = head.as_string(None) + f" PASSWORD {_MASK}"
+        head += sql.SQL(" PASSWORD {}").format(sql.Literal(_verifier(conn, name, password)))
+    steps = [Statement(f"create role {name}", head, shown=shown, makes=True)]
+    if via_group:
+        steps.append(_join_group(name))
+    # A new role has what PUBLIC has.
+    reads, warnings = grant_reads(conn, me, name, tables, schemas, reader="public")
+    return Plan(f"create role {name}", (*steps, *reads), tuple(warnings))
+
+
+def _complete(
+    conn: Connection,
+    found: Role,
+    tables: Sequence[str],
+    schemas: Sequence[str],
+    connection_limit: int | None,
+    *,
+    has_password: bool,
+) -> Plan:
+    """Plan what a role lacks that exists already, such as after a creation that was interrupted."""
+    name = found.rolname
+    compared: dict[str, tuple[object, object]] = {
+        "LOGIN": (found.rolcanlogin, True),
+        "SUPERUSER": (found.rolsuper, False),
+        "CONNECTION LIMIT": (found.rolconnlimit, connection_limit),
+    }
+    hint = f"choose another name, or give it what it lacks: {command('role grant {}', name)}"
+    require_same(f"role {name}", compared, hint=hint)
+    plan = grant(conn, name, tables=tables, schemas=schemas)
+    kept = f"; its password stays as it is ({command('role password {}', name)} changes it)" if has_password else ""
+    return replace(
+        plan,
+        title=f"create role {name}",
+        warnings=(f"role {name} exists already: it is given what it lacks{kept}", *plan.warnings),
+        unchanged=f"it exists already and has all that{kept}",
+    )
+
+
+def grant(conn: Connection, name: str, *, tables: Sequence[str] = (), schemas: Sequence[str] = ()) -> Plan:
+    """Return the plan that gives a role the right to replicate and to read, as far as it lacks it.
+
+    Raises:
+        NotFound: the role, a table or a schema does not exist.
+        Refused: the role is the server's or RDS's own.
+        Denied: this connection's role may not do it.
+        NotPrimary: the server is a standby.
+    """
+    from psycopg import sql
+
+    role = roles.get(conn, name)
+    if _is_internal(name):
+        raise errors.Refused(f"role {name} is {_whose(name)}; it is left alone", hint="name a role of your own")
+    me = current_role(conn)
+    steps: list[Statement] = []
+    warnings: list[str] = []
+    if not role.may_replicate:
+        if _require_right(conn, me, creates=False, of=name):
+            steps.append(_join_group(name))
+        else:
+            statement = sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(name))
+            steps.append(Statement(f"give role {name} the REPLICATION attribute", statement))
+        if not role.rolcanlogin:
+            # The attribute is not inherited, membership is.
+            whom = "its members gain the right" if me.has_group else "nobody gains anything"
+            warnings.append(f"role {name} may not log in (NOLOGIN): {whom}")
+    reads, more = grant_reads(conn, me, name, tables, schemas, reader=name)
+    return Plan(
+        f"grant to role {name}", (*steps, *reads), (*warnings, *more), unchanged="nothing to do, it has all that"
+    )
+
+
+def change_password(conn: Connection, name: str, password: str) -> Plan:
+    """Return the plan that gives a role another password.
+
+    Args:
+        conn: a connection to any database of the server.
+        name: the role.
+        password: in clear; it leaves as a SCRAM-SHA-256 verifier.
+
+    Raises:
+        BadValue: it cannot be a password.
+        NotFound: there is no such role.
+        Refused: the role is the server's or RDS's own.
+        Denied: this connection's role may not do it.
+        NotPrimary: the server is a standby.
+    """
+    from psycopg import sql
+
+    role = roles.get(conn, name)
+    if _is_internal(name):
+        raise errors.Refused(f"role {name} is {_whose(name)}; it is left alone", hint="name a role of your own")
+    me = current_role(conn)
+    since_16 = server_version(conn) >= versions.ADMIN_OPTION_SINCE
+    # Before 16 a role with the REPLICATION attribute is a superuser's to alter, its own password included.
+    superusers = role.rolsuper or (role.rolreplication and not since_16)
+    may = name == me.name or (me.create_role and (not since_16 or _may_administer(conn, name)))
+    if not me.is_super and (superusers or not may):
+        raise errors.Denied(
+            f"role {me.name} may not change the password of role {name}",
+            hint="connect as a superuser" if superusers else _admin_hint(conn, me, name),
+            sqlstate=NO_RIGHT,
+        )
+    head = sql.SQL("ALTER ROLE {} PASSWORD ").format(sql.Identifier(name))
+    step = Statement(
+        f"change the password of role {name}",
+        head + sql.Literal(_verifier(conn, name, password)),
+        shown=head.as_string(None) + _MASK,
+    )
+    warnings = [f"whoever logs in as {name} needs the new password; connections that are open stay open"]
+    if role.rolvaliduntil is not None:
+        warnings.append(f"the new password, too, is valid until {role.rolvaliduntil.isoformat(sep=' ')} only")
+    return Plan(f"change the password of role {name}", (step,), tuple(warnings))
+
+
+def drop(conn: Connection, name: str) -> Plan:
+    """Return the plan that takes a role's privileges in this database away and drops it.
+
+    Raises:
+        NotFound: there is no such role.
+        Refused: it is in use, owns something, holds privileges that this connection cannot revoke (in another
+            database, or granted by another role), or is not ours to drop.
+        Denied: this connection's role may not do it.
+        NotPrimary: the server is a standby.
+    """
+    from psycopg import sql
+
+    role = roles.get(conn, name)
+    me = current_role(conn)
+    if name in (me.name, me.session) or role.rolsuper or _is_internal(name):
+        why = _whose(name) if _is_internal(name) else "a superuser" if role.rolsuper else "this connection's own role"
+        raise errors.Refused(
+            f"role {name} is {why}; it is not dropped here", hint="name a replication role (rdsrepl role list)"
+        )
+    _refuse_connected(conn, name)
+    if not me.is_super and not (
+        me.create_role and (server_version(conn) < versions.ADMIN_OPTION_SINCE or _may_administer(conn, name))
+    ):
+        raise errors.Denied(
+            f"role {me.name} may not drop role {name}", hint=_admin_hint(conn, me, name), sqlstate=NO_RIGHT
+        )
+    refuse_dependent(conn, me, name)
+    steps = [revoke_statement(name, held) for held in revocable_privileges(conn, name)]
+    steps.append(Statement(f"drop role {name}", sql.SQL("DROP ROLE {}").format(sql.Identifier(name))))
+    return Plan(f"drop role {name}", tuple(steps), (f"whoever logs in as {name} can do so no more",))
+
+
+def _check_name(name: str) -> None:
+    if "\0" in name or not 0 < len(name.encode(errors="replace")) <= _NAME_BYTES:
+        raise errors.BadValue(f"{name!r} cannot be a role's name", hint="1 to 63 bytes; longer ones the server cuts")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise errors.BadValue(f"{name!r} cannot be a role's name", hint="it is not UTF-8") from None
+    if name in ("public", "none") or _is_internal(name):
+        raise errors.BadValue(f"role name {name} is {_whose(name)}", hint="choose another name")
+
+
+def _is_internal(name: str) -> bool:
+    return name.startswith(("pg_", "rds_")) or name in ("rdsadmin", "rdsrepladmin")
+
+
+def _whose(name: str) -> str:
+    return "one of RDS's own" if name.startswith("rds") else "reserved by PostgreSQL"
+
+
+def _verifier(conn: Connection, name: str, password: str) -> str:
+    # libpq reads up to a NUL: what follows would be lost without a word. No cause is kept, it would hold the password.
+    try:
+        secret = password.encode()
+    except UnicodeEncodeError:
+        secret = b""
+    if not secret or b"\0" in secret:
+        raise errors.BadValue("this cannot be a password", hint="one or more characters in UTF-8, no NUL among them")
+    return conn.pgconn.encrypt_password(secret, name.encode(), b"scram-sha-256").decode()
+
+
+def _may_administer(conn: Connection, name: str) -> bool:
+    row = conn.execute(_ADMIN, (name,)).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _admin_hint(conn: Connection, me: Me, name: str) -> str:
+    if server_version(conn) < versions.ADMIN_OPTION_SINCE or not me.create_role:
+        return "connect as the master user, or a role with CREATEROLE"
+    return (
+        f"connect as the role that made it, or as a superuser: "
+        f"GRANT {quote(name)} TO {quote(me.name)} WITH ADMIN OPTION"
+    )
+
+
+def _require_right(conn: Connection, me: Me, *, creates: bool, of: str | None = None) -> bool:
+    """Make sure this role may give the right to replicate (OF an existing role); return whether it is membership."""
+    if me.is_super:
+        return me.has_group
+    if creates and not me.create_role:
+        raise errors.Denied(
+            f"role {me.name} may not create roles",
+            hint="connect as the master user, or a role with CREATEROLE",
+            sqlstate=NO_RIGHT,
+        )
+    since_16 = server_version(conn) >= versions.ADMIN_OPTION_SINCE
+    if me.has_group:
+        # Before 16, CREATEROLE may grant any group but a superuser's.
+        if not (me.group_admin or (me.create_role and not since_16)):
+            raise errors.Denied(
+                f"role {me.name} may not grant {RDS_GROUP}: it has no ADMIN OPTION on it",
+                hint=f"connect as the master user (rds_superuser), or there: GRANT {RDS_GROUP} TO "
+                f"{quote(me.name)} WITH ADMIN OPTION",
+                sqlstate=NO_RIGHT,
+            )
+        return True
+    if not (since_16 and me.create_role and me.replication):
+        raise errors.Denied(
+            f"role {me.name} may not give the REPLICATION attribute",
+            hint="connect as a superuser" + (", or as a role with CREATEROLE and REPLICATION" if since_16 else ""),
+            sqlstate=NO_RIGHT,
+        )
+    if of is not None and not _may_administer(conn, of):
+        raise errors.Denied(
+            f"role {me.name} may not change role {of}", hint=_admin_hint(conn, me, of), sqlstate=NO_RIGHT
+        )
+    return False
+
+
+def _join_group(name: str) -> Statement:
+    from psycopg import sql
+
+    statement = sql.SQL("GRANT {} TO {}").format(sql.Identifier(RDS_GROUP), sql.Identifier(name))
+    return Statement(f"make {name} a member of {RDS_GROUP}", statement)
+
+
+def _refuse_connected(conn: Connection, name: str) -> None:
+    found = [
+        f"PID {pid} ({application}{f', slot {slot}' if active else ''})"
+        for pid, application, active, slot in conn.execute(_SESSIONS, (name,)).fetchall()
+    ]
+    if found:
+        raise errors.Refused(
+            f"role {name} is connected: {some(found)}",
+            hint="stop its consumer first (rdsrepl slot list shows who streams)",
+        )

@@ -1,0 +1,360 @@
+"""Plans that create, drop and advance replication slots.
+
+The statement that drops or advances a slot checks in itself that the slot is still inactive and unchanged since the
+plan was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl import errors
+from rdsrepl.lsn import Lsn
+from rdsrepl.plan import Plan, Statement, require_same
+from rdsrepl.postgres import slots, versions
+from rdsrepl.postgres.connection import in_recovery, server_version, setting
+from rdsrepl.postgres.server_identity import done_query, unchanged_condition
+from rdsrepl.postgres.slots import COUNTERS, UNMOVED, Slot
+from rdsrepl.text.commands import command
+from rdsrepl.units import format_size
+
+if TYPE_CHECKING:
+    from psycopg.sql import SQL, Composable, Composed
+
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.postgres.server_identity import ServerIdentity
+
+
+CREATE_TIMEOUT_SECONDS: Final = 60.0
+ADVANCE_TIMEOUT_SECONDS: Final = 600.0
+
+_MOVED: Final = "it was consumed, moved or dropped since the plan was made, or the server was restarted or failed over"
+_IN_USE: Final = "SELECT count(*), current_setting('max_replication_slots')::int FROM pg_catalog.pg_replication_slots"
+_MAY_CALL: Final = """
+SELECT bool_or(has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc
+ WHERE proname = 'pg_create_logical_replication_slot'
+"""
+#: what a slot that is being created waits for: the transactions that were running when it began.
+_BLOCKERS: Final = """
+SELECT CASE WHEN b.pid = 0 THEN coalesce((
+            SELECT string_agg(format('prepared transaction %%L (user %%s, %%s old)', p.gid, p.owner,
+                              date_trunc('second', now() - p.prepared)), ', ') FROM pg_catalog.pg_prepared_xacts p),
+            'a prepared transaction')
+       ELSE format('PID %%s (user %%s, application %%s, %%s, transaction %%s old)', b.pid, a.usename,
+                   coalesce(nullif(a.application_name, ''), '-'), a.state,
+                   date_trunc('second', clock_timestamp() - a.xact_start)) END
+  FROM (SELECT DISTINCT unnest(pg_blocking_pids(%(pid)s)) AS pid) b
+  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
+UNION ALL
+SELECT 'a snapshot of the primary (run SELECT pg_catalog.pg_log_standby_snapshot() there)' WHERE pg_is_in_recovery()
+"""
+
+
+def create(
+    conn: Connection,
+    name: str,
+    *,
+    plugin: str,
+    two_phase: bool = False,
+    failover: bool = False,
+    timeout_seconds: float = CREATE_TIMEOUT_SECONDS,
+) -> Plan:
+    """Return the plan that creates a logical slot in this connection's database.
+
+    Through SQL where the role may call the function, else through the replication protocol. The creation waits for
+    every transaction that runs when it begins; it ends after ``timeout_seconds``, and leaves no slot behind then.
+
+    Raises:
+        BadValue: NAME cannot be a slot's name.
+        AlreadyExists: there is one that differs, is in use or was invalidated; with another one there is nothing to do.
+        Denied, WalLevelNotLogical, NotPrimary, SlotsExhausted, PluginNotAllowed, Unsupported: it would
+            fail, each with its remedy.
+    """
+    from psycopg import sql
+
+    slots.check_name(name)
+    slots.require_replication_right(conn)
+    _require_logical(conn, two_phase=two_phase, failover=failover)
+    title = f"create replication slot {name}"
+    present = slots.ls(conn)
+    for slot in present:
+        if slot.slot_name == name:
+            _require_same(conn, slot, plugin, two_phase=two_phase, failover=failover)
+            return Plan(title, (), unchanged=f"it exists already, unused, at {slot.confirmed_flush_lsn}")
+    _require_free(conn, present)
+    slots.require_plugin(conn, plugin)
+    version = server_version(conn)
+    row = conn.execute(_MAY_CALL).fetchone()
+    through_sql = row is not None and bool(row[0])
+    statement: SQL | Composed
+    if through_sql:
+        arguments: list[Composable] = [sql.Literal(name), sql.Literal(plugin)]
+        if two_phase or failover:
+            arguments += [sql.SQL("false"), sql.Literal(two_phase)]
+        if failover:
+            arguments.append(sql.Literal(failover))
+        statement = sql.SQL("SELECT slot_name, lsn FROM pg_catalog.pg_create_logical_replication_slot({})").format(
+            sql.SQL(", ").join(arguments)
+        )
+    else:
+        statement = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {}").format(
+            sql.Identifier(name), sql.Identifier(plugin)
+        )
+        words = [word for word, wanted in (("TWO_PHASE", two_phase), ("FAILOVER", failover)) if wanted]
+        if words and version >= versions.REPLICATION_OPTION_LISTS_SINCE:
+            statement += sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.SQL, words)))
+        elif words:
+            statement += sql.SQL(" " + " ".join(words))
+    step = Statement(
+        f"create logical replication slot {name} ({plugin})",
+        statement,
+        protocol="sql" if through_sql else "replication",
+        timeout_seconds=timeout_seconds,
+        blockers=_BLOCKERS,
+        makes=True,
+        undo=sql.SQL(
+            "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots "
+            "WHERE slot_name = {} AND NOT active AND confirmed_flush_lsn IS NOT NULL"
+        ).format(sql.Literal(name)),
+    )
+    warning = "from now on the server keeps WAL for this slot until it is consumed or dropped"
+    return Plan(title, (step,), (warning,))
+
+
+def drop(slot: Slot, *, here: ServerIdentity, physical: bool = False, saved: datetime | None = None) -> Plan:
+    """Return the plan that drops a slot.
+
+    Args:
+        slot: as it was looked at; the statement drops this one, in this state, and no other.
+        here: where it was looked at; the statement drops it there, and not after a restart or a failover.
+        physical: a physical slot may be dropped, too; RDS's own never.
+        saved: what ``saved_at`` says of it.
+
+    Raises:
+        SlotActive: somebody consumes it.
+        SlotBeingSynced: it is a standby's copy.
+        Refused: it is physical: a standby lives on it.
+    """
+    from psycopg import sql
+
+    name = slot.slot_name
+    if slot.slot_type != "logical" and (not physical or name.startswith("rds")):
+        owner = "RDS for a read replica or reader" if name.startswith("rds") else "a standby or a backup"
+        raise errors.Refused(
+            f"slot {name} is physical, made by {owner}; it is not dropped here",
+            hint="remove the replica, and its slot goes with it",
+        )
+    if slot.synced and here.in_recovery:
+        raise errors.SlotBeingSynced(
+            f"slot {name} is a copy that this standby keeps in step with its primary",
+            hint="drop it on the primary; the copy goes with it",
+        )
+    if slot.active:
+        raise errors.SlotActive(
+            f"slot {name} is in use by {slot.holder}", hint="stop that consumer first; an active slot is never dropped"
+        )
+    step = Statement(
+        f"drop replication slot {name}",
+        sql.SQL(
+            "SELECT slot_name, pg_catalog.pg_drop_replication_slot(slot_name)::text AS dropped "
+            "FROM pg_catalog.pg_replication_slots WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
+        ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(here)),
+        guard=_MOVED,
+        done_if=done_query(
+            here,
+            sql.SQL("NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {})").format(
+                sql.Literal(name)
+            ),
+        ),
+    )
+    return Plan(f"drop replication slot {name}", (step,), tuple(_drop_warnings(slot)))
+
+
+def advance(
+    slot: Slot,
+    lsn: Lsn | None,
+    *,
+    here: ServerIdentity,
+    timeout_seconds: float = ADVANCE_TIMEOUT_SECONDS,
+    saved: datetime | None = None,
+) -> Plan:
+    """Return the plan that moves a slot forward, to LSN or (None) to the server's current position.
+
+    Args:
+        slot: as it was looked at.
+        lsn: where to.
+        here: where it was looked at.
+        timeout_seconds: after this long the statement is cancelled.
+        saved: what ``saved_at`` says of it.
+
+    Raises:
+        BadValue: LSN lies behind the slot, or beyond the server's WAL.
+        SlotActive, SlotInvalidated, SlotBeingSynced, Refused: the slot cannot be moved.
+    """
+    from psycopg import sql
+
+    name = slot.slot_name
+    if slot.slot_type != "logical":
+        raise errors.Refused(
+            f"slot {name} is physical; its standby moves it", hint="name a logical slot (rdsrepl slot list)"
+        )
+    if slot.database != here.database:
+        raise errors.Refused(
+            f"slot {name} belongs to database {slot.database}, and this connection to {here.database}",
+            hint=f"connect to it: --dbname {slot.database}",
+        )
+    if slot.active:
+        raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")
+    if slot.synced and here.in_recovery:
+        raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
+    if slot.is_lost:
+        raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: {command('slot drop {}', name)}")
+    current = here.lsn
+    goal = current if lsn is None else lsn
+    start = slot.confirmed_flush_lsn or Lsn(0)
+    if goal > current:
+        raise errors.BadValue(f"{goal} lies beyond the server's WAL, which ends at {current}", hint="use --to-current")
+    if lsn is not None and goal < start:
+        raise errors.BadValue(
+            f"slot {name} stands at {start} already, behind which it cannot go", hint="a slot only moves forward"
+        )
+    if goal <= start:
+        return Plan(f"advance replication slot {name}", (), unchanged=f"it stands at {start} already")
+    step = Statement(
+        f"advance replication slot {name} from {start} to {goal}",
+        sql.SQL(
+            "SELECT a.slot_name, a.end_lsn FROM (SELECT slot_name FROM pg_catalog.pg_replication_slots "
+            "WHERE slot_name = {} AND NOT active AND {} AND {}) s, "
+            "LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, {}) a"
+        ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(here), sql.Literal(str(goal))),
+        guard=_MOVED,
+        timeout_seconds=timeout_seconds,
+        done_if=done_query(
+            here,
+            sql.SQL(
+                "(SELECT confirmed_flush_lsn >= {}::pg_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = {})"
+            ).format(sql.Literal(str(goal)), sql.Literal(name)),
+        ),
+    )
+    warning = f"changes in these {format_size(goal - start)} of WAL are given up: no consumer of {name} will see them"
+    return Plan(f"advance replication slot {name}", (step,), (warning,))
+
+
+def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> None:
+    version, standby = server_version(conn), in_recovery(conn)
+    if (level := setting(conn, "wal_level")) != "logical":
+        raise errors.WalLevelNotLogical(
+            f"wal_level is {level}, not logical: no logical slot can be made",
+            hint="set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
+            "rdsrepl param-group attach NAME --cluster ID --reboot)",
+        )
+    if standby and version < versions.STANDBY_DECODING_SINCE:
+        raise errors.NotPrimary(
+            f"the server is a standby, and PostgreSQL {version} decodes on a primary only",
+            hint="connect to the primary (on RDS: the writer endpoint)",
+        )
+    for wanted, since, what in (
+        (two_phase, versions.TWO_PHASE_SLOTS_SINCE, "--two-phase"),
+        (failover, versions.FAILOVER_SLOTS_SINCE, "--failover"),
+    ):
+        if wanted and version < since:
+            raise errors.Unsupported(
+                f"{what} needs PostgreSQL {since}, and this is {version}", hint="leave it out, or upgrade"
+            )
+    if failover and standby:
+        raise errors.NotPrimary("a failover slot is made on the primary", hint="connect to the primary")
+
+
+def _require_same(conn: Connection, slot: Slot, plugin: str, *, two_phase: bool, failover: bool) -> None:
+    state = "invalidated" if slot.is_lost else f"in use by PID {slot.active_pid}" if slot.active else "unused"
+    compared: dict[str, tuple[object, object]] = {
+        "type": (slot.slot_type, "logical"),
+        "plugin": (slot.plugin, plugin),
+        "database": (slot.database, conn.info.dbname),
+        "two_phase": (bool(slot.two_phase), two_phase),
+        "failover": (bool(slot.failover), failover),
+        "temporary": (slot.temporary, False),
+        "state": (state, "unused"),
+    }
+    hint = f"{command('slot show {}', slot.slot_name)}, or choose another name"
+    require_same(f"slot {slot.slot_name}", compared, hint=hint)
+
+
+def _require_free(conn: Connection, present: Sequence[Slot]) -> None:
+    row = conn.execute(_IN_USE).fetchone()
+    assert row is not None
+    if row[0] >= row[1]:
+        idle = [slot for slot in present if not slot.active and slot.slot_type == "logical"]
+        idle.sort(key=lambda slot: -(slot.retained_bytes or 0))
+        which = f"; inactive: {', '.join(slot.slot_name for slot in idle[:3])}" if idle else ""
+        raise errors.SlotsExhausted(
+            f"all {row[1]} replication slots are in use",
+            hint=f"drop one that nobody uses (rdsrepl slot list), or raise max_replication_slots (a restart){which}",
+        )
+
+
+def _drop_warnings(slot: Slot) -> list[str]:
+    name = slot.slot_name
+    retained = "an unknown amount" if slot.retained_bytes is None else format_size(slot.retained_bytes)
+    lag = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
+    since = f", inactive since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
+    consumed = (
+        "what its standby has not received yet is lost to that standby"
+        if slot.slot_type != "logical"
+        else "it is invalidated: its changes are gone already"
+        if slot.is_lost
+        else f"everything up to {slot.confirmed_flush_lsn}, the end of the WAL, was consumed"
+        if slot.lag_bytes == 0
+        else f"{lag} of WAL after {slot.confirmed_flush_lsn} was never consumed: its changes are lost to the consumer"
+    )
+    kind = f"{slot.plugin}, {slot.database}" if slot.slot_type == "logical" else "physical"
+    held = f"{name} ({kind}{since}) holds {retained} of WAL, which the server may then remove"
+    warnings = [held, consumed]
+    if owner := slots.foreign_owner(name):
+        warnings.append(f"the name is one that {owner} gives: let {owner} drop it, or be sure its task is gone")
+    if slot.failover:
+        warnings.append("it is a failover slot: its copies on the standbys go with it")
+    return warnings
+
+
+def _unmoved(slot: Slot, saved: datetime | None = None) -> Composed:
+    """Return the condition under which a row is still the slot that was looked at, untouched since."""
+    from psycopg import sql
+
+    conditions = []
+    for column, kind in UNMOVED:
+        value = getattr(slot, column)
+        if column == "two_phase" and value is None:
+            continue  # before 14 there is no such column
+        conditions.append(_is(sql.Identifier(column), str(value) if isinstance(value, Lsn) else value, kind))
+    if slot.inactive_since is not None:
+        conditions.append(_is(sql.Identifier("inactive_since"), slot.inactive_since.isoformat(), "timestamptz"))
+    if slot.counters is not None:
+        # Whoever read from it since is counted, whether it confirmed anything or not; a slot made anew begins at 0.
+        same = [_is(sql.Identifier(name), getattr(slot, name), "bigint") for name in COUNTERS]
+        reset = None if slot.stats_reset is None else slot.stats_reset.isoformat()
+        same.append(_is(sql.Identifier("stats_reset"), reset, "timestamptz"))
+        conditions.append(
+            sql.SQL("EXISTS (SELECT FROM pg_catalog.pg_stat_replication_slots d WHERE d.slot_name = {} AND {})").format(
+                sql.Literal(slot.slot_name), sql.SQL(" AND ").join(same)
+            )
+        )
+    if saved is not None:
+        conditions.append(
+            sql.SQL(
+                "(SELECT f.modification = {}::timestamptz FROM pg_catalog.pg_ls_replslotdir({}) f "
+                "WHERE f.name = 'state')"
+            ).format(sql.Literal(saved.isoformat()), sql.Literal(slot.slot_name))
+        )
+    return sql.SQL(" AND ").join(conditions)
+
+
+def _is(column: Composable, value: object, kind: str) -> Composed:
+    """Return the condition that a column has a value, or none."""
+    from psycopg import sql
+
+    if value is None:
+        return sql.SQL("{} IS NULL").format(column)
+    return sql.SQL("{} = {}::{}").format(column, sql.Literal(value), sql.SQL(kind))
