@@ -91,7 +91,7 @@ def show(ctx: typer.Context, name: Name) -> None:
     runbook = pages.load(name)
     output = global_options(ctx).output
     if output is not Format.table:
-        emit(pages.documented(runbook), output, lambda: "")
+        emit(pages.as_document(runbook), output, lambda: "")
         return
     if not sys.stdout.isatty():
         sys.stdout.write(runbook.path.read_text(encoding="utf-8"))
@@ -176,7 +176,7 @@ def run(
     runbook = pages.load(name)
     first = None if from_ is None else runbook.step(from_).number
     skipped = run_request.manual_steps(runbook, skip_manual or ())
-    given = variables.given(var or (), runbook.variables)
+    given = variables.parse_assignments(var or (), runbook.variables)
     target = _target_of_run(ctx)
     run_request.require_target(runbook, target)
     try:
@@ -189,11 +189,13 @@ def run(
         earlier, first = _resumed(runbook, earlier, given, first)
         known = {variable.name: variable for variable in runbook.variables}
         given = {
-            name: variables.check(known[name], value) for name, value in earlier.variables.items() if name in known
+            name: variables.check_value(known[name], value)
+            for name, value in earlier.variables.items()
+            if name in known
         }
     request = run_request.RunRequest(
         runbook,
-        variables.complete(given, runbook.variables),
+        variables.with_defaults(given, runbook.variables),
         target,
         first=first or 1,
         earlier=earlier if resume else None,
@@ -201,7 +203,7 @@ def run(
         skip_manual=skipped,
     )
     if dry_run:
-        _show_plan(ctx, request, runner.planned(request))
+        _show_plan(ctx, request, runner.plan_steps(request))
         return
     if not yes and not is_interactive():
         raise NotConfirmed(
@@ -347,7 +349,7 @@ def _say_go_back(ctx: typer.Context, request: RunRequest, journal: Journal) -> N
     out = console(sys.stderr)
     out.print()
     out.print("Go back:", style=None if global_options(ctx).no_color else "bold")
-    print_lines(out, _flowing(run_request.go_back_of(request, runner.made_in(request, journal))))
+    print_lines(out, _flowing(run_request.go_back_of(request, runner.made_by_run(request, journal))))
     out.print()
 
 

@@ -37,7 +37,7 @@ _WHOLE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O[ -~])")
 _BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|O)?\Z")
 
 
-def decoded(data: bytes, *, more: bool) -> tuple[list[str], bytes]:
+def decode(data: bytes, *, more: bool) -> tuple[list[str], bytes]:
     """Return the keys in what was read, and what is left of a key that is not all there.
 
     Args:

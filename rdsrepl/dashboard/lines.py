@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from rdsrepl.dashboard.state import Look
+from rdsrepl.dashboard.state import Snapshot
 from rdsrepl.dashboard.view import FAR_SECONDS
 from rdsrepl.render import document
-from rdsrepl.retention.assessment import Holding
+from rdsrepl.retention.assessment import SlotRetention
 from rdsrepl.retention.forecast import Rate
 from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration, format_size
@@ -35,13 +35,13 @@ def heading() -> str:
     return _row(_HEADINGS)
 
 
-def rows(look: Look, shown: Sequence[Holding]) -> list[str]:
+def rows(look: Snapshot, shown: Sequence[SlotRetention]) -> list[str]:
     """Return a line a slot; unknown is a dash, and no value has a space in it."""
     at = look.retention.wal.at.strftime("%Y-%m-%dT%H:%M:%SZ")
     return [_row((at, *_cells(one))) for one in shown]
 
 
-def as_document(look: Look, shown: Sequence[Holding]) -> dict[str, Any]:
+def as_document(look: Snapshot, shown: Sequence[SlotRetention]) -> dict[str, Any]:
     """Return a look as plain data; its keys are documented in ``docs/watch.md``."""
     found = look.retention
     return {
@@ -61,7 +61,7 @@ def as_document(look: Look, shown: Sequence[Holding]) -> dict[str, Any]:
     }
 
 
-def _cells(one: Holding) -> tuple[str, ...]:
+def _cells(one: SlotRetention) -> tuple[str, ...]:
     soonest = one.breaks[0] if one.breaks and one.breaks[0].seconds <= FAR_SECONDS else None
     return (
         str(one.severity),

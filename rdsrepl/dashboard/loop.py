@@ -16,21 +16,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from rdsrepl.dashboard import view
-from rdsrepl.dashboard.poller import Looker, Watched
-from rdsrepl.dashboard.state import Asked, Event, Failed, Key, Look, Looked, State, reduced
+from rdsrepl.dashboard.poller import PollerThread, SlotPoller
+from rdsrepl.dashboard.state import Event, Key, PollFailed, PollStarted, Snapshot, SnapshotTaken, State, next_state
 from rdsrepl.dashboard.terminal import Terminal
 from rdsrepl.errors import Error
 
 #: the clock and the age of the last look are kept going.
 _TICK_SECONDS: Final = 1.0
-_FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.5, 15.0
+_FIRST_DELAY_SECONDS, _MAX_DELAY_SECONDS = 0.5, 15.0
 #: a look that takes longer is at a server that is not there any more.
-_LONGEST_LOOK_SECONDS: Final = 15.0
-_ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_MAX_POLL_SECONDS: Final = 15.0
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(slots=True)
-class _Pace:
+class _Schedule:
     """When the next look begins."""
 
     due_at: float = 0.0
@@ -43,11 +43,11 @@ class _Pace:
         """Return how many seconds the next attempt waits: longer each time, and not with everybody else."""
         pause = self.delay_seconds * random.uniform(0.5, 1.0)
         self.due_at = time.monotonic() + pause
-        self.delay_seconds = min(self.delay_seconds * 2, _LONGEST_DELAY_SECONDS)
+        self.delay_seconds = min(self.delay_seconds * 2, _MAX_DELAY_SECONDS)
         return pause
 
 
-def full_screen(watched: Watched, state: State, *, colour: bool, limit: int | None = None) -> None:
+def run_full_screen(watched: SlotPoller, state: State, *, colour: bool, limit: int | None = None) -> None:
     """Show the dashboard until the user leaves, or after LIMIT looks.
 
     Raises:
@@ -56,18 +56,18 @@ def full_screen(watched: Watched, state: State, *, colour: bool, limit: int | No
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)
-    looker = Looker(watched, wake=lambda: _poke(wake_write))
-    pace, looks, began_at = _Pace(), 0, 0.0
+    looker = PollerThread(watched, wake=lambda: _wake(wake_write))
+    pace, looks, began_at = _Schedule(), 0, 0.0
     try:
         with _signals(wake_write), Terminal() as terminal:
             while not state.done:
                 now = time.monotonic()
                 if not looker.busy and not state.paused and now >= pace.due_at:
                     began_at = now
-                    state = reduced(state, Asked(datetime.now(UTC)))
+                    state = next_state(state, PollStarted(datetime.now(UTC)))
                     looker.begin()
-                looker.cut_after(_LONGEST_LOOK_SECONDS)
-                terminal.draw(_drawn(state, terminal.size(), colour=colour))
+                looker.cut_after(_MAX_POLL_SECONDS)
+                terminal.draw(_render(state, terminal.size(), colour=colour))
                 wait = _TICK_SECONDS if looker.busy or state.paused else min(_TICK_SECONDS, pace.due_at - now)
                 ready, _, _ = select.select([terminal.fileno(), wake_read], [], [], max(0.0, wait))
                 if terminal.fileno() in ready:
@@ -78,18 +78,18 @@ def full_screen(watched: Watched, state: State, *, colour: bool, limit: int | No
                         if key == "redraw":
                             terminal.forget()
                         before = state
-                        state = reduced(state, Key(key))
+                        state = next_state(state, Key(key))
                         if before.paused and not state.paused:
                             pace.due_at = 0.0
                         elif before.interval_seconds != state.interval_seconds and state.failure is None:
                             pace.due_at = began_at + state.interval_seconds
-                for number in _woken(wake_read) if wake_read in ready else b"":
-                    if number in _ENDS:
+                for number in _read_signals(wake_read) if wake_read in ready else b"":
+                    if number in _STOP_SIGNALS:
                         return
-                    _obey(number, terminal)
+                    _handle_signal(number, terminal)
                 if (found := looker.take()) is not None:
-                    state = reduced(state, _event(found, state, pace, began_at))
-                    looks += isinstance(found, Look)
+                    state = next_state(state, _event(found, state, pace, began_at))
+                    looks += isinstance(found, Snapshot)
                     if limit is not None and looks >= limit:
                         return
     finally:
@@ -98,11 +98,11 @@ def full_screen(watched: Watched, state: State, *, colour: bool, limit: int | No
         os.close(wake_write)
 
 
-def as_lines(
-    watched: Watched,
+def run_lines(
+    watched: SlotPoller,
     state: State,
     *,
-    emit: Callable[[Look], None],
+    emit: Callable[[Snapshot], None],
     note: Callable[[str], None],
     limit: int | None = None,
 ) -> None:
@@ -118,8 +118,8 @@ def as_lines(
     Raises:
         Error: the first look failed; later failures are told, and looked again.
     """
-    looker = Looker(watched)
-    pace, looks, lost = _Pace(), 0, False
+    looker = PollerThread(watched)
+    pace, looks, lost = _Schedule(), 0, False
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while limit is None or looks < limit:
@@ -127,8 +127,8 @@ def as_lines(
             began_at = time.monotonic()
             looker.begin()
             while (found := looker.take(timeout=_TICK_SECONDS)) is None:
-                looker.cut_after(_LONGEST_LOOK_SECONDS)
-            if isinstance(found, Look):
+                looker.cut_after(_MAX_POLL_SECONDS)
+            if isinstance(found, Snapshot):
                 if lost:
                     note("connected again")
                 looks, lost = looks + 1, False
@@ -148,18 +148,18 @@ def as_lines(
         looker.stop()
 
 
-def _event(found: Look | BaseException, state: State, pace: _Pace, began_at: float) -> Event:
+def _event(found: Snapshot | BaseException, state: State, pace: _Schedule, began_at: float) -> Event:
     now = datetime.now(UTC)
-    if isinstance(found, Look):
+    if isinstance(found, Snapshot):
         pace.succeeded(began_at, state.interval_seconds)
-        return Looked(found, now)
+        return SnapshotTaken(found, now)
     if not isinstance(found, Error) or state.look is None:
         raise found
     pause = pace.failed()
-    return Failed(found.message, now, now + timedelta(seconds=pause))
+    return PollFailed(found.message, now, now + timedelta(seconds=pause))
 
 
-def _drawn(state: State, size: tuple[int, int], *, colour: bool) -> list[str]:
+def _render(state: State, size: tuple[int, int], *, colour: bool) -> list[str]:
     from rich.console import Console
 
     width, height = size
@@ -181,7 +181,7 @@ def _drawn(state: State, size: tuple[int, int], *, colour: bool) -> list[str]:
 @contextmanager
 def _signals(wake: int) -> Iterator[None]:
     """Have signals come through a pipe while the screen is ours."""
-    numbers = (*_ENDS, signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
+    numbers = (*_STOP_SIGNALS, signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     descriptor = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     try:
@@ -192,7 +192,7 @@ def _signals(wake: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _obey(number: int, terminal: Terminal) -> None:
+def _handle_signal(number: int, terminal: Terminal) -> None:
     if number == signal.SIGTSTP:
         terminal.leave()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
@@ -205,14 +205,14 @@ def _obey(number: int, terminal: Terminal) -> None:
         terminal.forget()
 
 
-def _poke(descriptor: int) -> None:
+def _wake(descriptor: int) -> None:
     try:
         os.write(descriptor, b"\0")
     except OSError:
         return  # full, so the loop wakes anyway; or closed, so there is none
 
 
-def _woken(descriptor: int) -> bytes:
+def _read_signals(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 4096)
     except BlockingIOError:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.dashboard.state import TREND_SECONDS, Look, Sample
+from rdsrepl.dashboard.state import TREND_SECONDS, Sample, Snapshot
 from rdsrepl.errors import Error
 from rdsrepl.retention import assessment
 from rdsrepl.retention.forecast import Storage
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.slots import Slot
     from rdsrepl.postgres.wal import Wal
-    from rdsrepl.retention.rds_metrics import Surroundings
+    from rdsrepl.retention.rds_metrics import RdsMetrics
 
 #: how often a look is written to the history that other commands use as well.
 _RECORD_SECONDS: Final = 60.0
 #: after a failover a name may lead to the old writer for a while; then it is looked up anew this often.
 _WRITER_SECONDS: Final = 5.0
-_MOST_SAMPLES: Final = 600
+_MAX_SAMPLES: Final = 600
 #: CloudWatch has a new value once a minute.
-_AROUND_SECONDS: Final = 60.0
+_METRICS_SECONDS: Final = 60.0
 
 
-class Watched:
+class SlotPoller:
     """One server, looked at again and again. Not for two threads at once, but for ``cut``."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Watched:
         *,
         window_seconds: float,
         free_bytes: int | None = None,
-        around: Around | None = None,
+        around: MetricsPoller | None = None,
     ) -> None:
         """Look at nothing yet.
 
@@ -71,10 +71,10 @@ class Watched:
         self._server: Server | None = None
         self._was_primary = False
         self._history: tuple[Observation, ...] = ()
-        self._past: deque[Sample] = deque(maxlen=_MOST_SAMPLES)
+        self._past: deque[Sample] = deque(maxlen=_MAX_SAMPLES)
         self._recorded_at = float("-inf")
 
-    def look(self) -> Look:
+    def look(self) -> Snapshot:
         """Look once.
 
         Raises:
@@ -105,11 +105,11 @@ class Watched:
             window_seconds=self._window_seconds,
             promoted_at=self._promoted(conn, now),
         )
-        self._remember(assessment.observe(now, rows))
+        self._remember(assessment.to_observation(now, rows))
         if now.in_recovery and self._was_primary and time.monotonic() - self._connected_at > _WRITER_SECONDS:
             self.close()
         self._was_primary = self._was_primary or not now.in_recovery
-        return Look(self._server, found, senders, tuple(self._past))
+        return Snapshot(self._server, found, senders, tuple(self._past))
 
     def cut(self) -> None:
         """End a look that hangs, from another thread: it fails as it would when the connection broke."""
@@ -136,7 +136,7 @@ class Watched:
             self._server = activity.server(conn)
             if identity != self._identity:
                 self._identity = identity
-                self._history = thinned(slot_history.history(identity))
+                self._history = thin_history(slot_history.history(identity))
                 self._past.clear()
                 self._past.extend(_sample(one) for one in self._history)
         return self._conn
@@ -161,7 +161,7 @@ class Watched:
         return Storage(max(0, self._free_bytes - (retained - self._first_retained_bytes)), source="--free-space")
 
     def _remember(self, seen: Observation) -> None:
-        self._history = thinned((*(one for one in self._history if one.at < seen.at), seen))
+        self._history = thin_history((*(one for one in self._history if one.at < seen.at), seen))
         while self._past and self._past[-1].at >= seen.at:
             self._past.pop()
         self._past.append(_sample(seen))
@@ -172,10 +172,10 @@ class Watched:
             slot_history.record(self._identity, seen)
 
 
-class Around:
+class MetricsPoller:
     """What AWS knows of the server, asked once a minute in a thread: no look waits for it."""
 
-    def __init__(self, target: Target, first: Surroundings) -> None:
+    def __init__(self, target: Target, first: RdsMetrics) -> None:
         """Begin to ask, where there is somebody to ask.
 
         Args:
@@ -191,24 +191,24 @@ class Around:
         from rdsrepl.retention import rds_metrics
 
         while True:
-            time.sleep(_AROUND_SECONDS)
+            time.sleep(_METRICS_SECONDS)
             with contextlib.suppress(Error):
-                found = rds_metrics.gather(self._target)
+                found = rds_metrics.read(self._target)
                 if found.metrics:  # an outage of CloudWatch does not take away what is known
                     self.latest = found
 
 
-class Looker:
+class PollerThread:
     """Has looks made in a thread; one at a time."""
 
-    def __init__(self, watched: Watched, *, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, watched: SlotPoller, *, wake: Callable[[], None] = lambda: None) -> None:
         """Start the thread.
 
         Args:
             watched: what is looked at.
             wake: called in the thread when there is a result.
         """
-        self.results: SimpleQueue[Look | BaseException] = SimpleQueue()
+        self.results: SimpleQueue[Snapshot | BaseException] = SimpleQueue()
         self._watched = watched
         self._wake = wake
         self._wanted: SimpleQueue[bool] = SimpleQueue()
@@ -227,7 +227,7 @@ class Looker:
         self._began_at = time.monotonic()
         self._wanted.put(True)
 
-    def take(self, timeout: float | None = None) -> Look | BaseException | None:
+    def take(self, timeout: float | None = None) -> Snapshot | BaseException | None:
         """Return a result, None where there is none yet.
 
         Args:
@@ -265,7 +265,7 @@ class Looker:
         self._watched.close()
 
 
-def thinned(history: Sequence[Observation], *, share: float = 0.05) -> tuple[Observation, ...]:
+def thin_history(history: Sequence[Observation], *, share: float = 0.05) -> tuple[Observation, ...]:
     """Return a history with less of what is long ago: the steps between looks are a share of their age.
 
     A long watch, or months of history, would cost more at every look otherwise. Of a look that is left out each slot's
@@ -281,7 +281,7 @@ def thinned(history: Sequence[Observation], *, share: float = 0.05) -> tuple[Obs
             last is None or (last - one.at).total_seconds() >= (end - one.at).total_seconds() * share
         ):
             kept[number], last = True, one.at
-    return tuple(slot_history.reduced(history, kept, last_only=True))
+    return tuple(slot_history.keep_changes(history, kept, last_only=True))
 
 
 def _sample(seen: Observation) -> Sample:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final, TypeVar
 
 from rdsrepl.postgres.activity import Sender, Server
-from rdsrepl.retention.assessment import Holding, Retention
+from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.thresholds import Severity
 
 #: what ``+`` and ``-`` go through.
@@ -33,7 +33,7 @@ class Sort(StrEnum):
     name = "name"
 
 
-class Only(StrEnum):
+class SlotFilter(StrEnum):
     """Which slots are shown."""
 
     all = "all"
@@ -50,7 +50,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Snapshot:
     """What one look at the server found.
 
     Attributes:
@@ -66,7 +66,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class PollFailure:
     """Why there are no new looks.
 
     Attributes:
@@ -88,22 +88,22 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PollStarted:
     """A look has begun."""
 
     at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class SnapshotTaken:
     """A look has succeeded."""
 
-    look: Look
+    look: Snapshot
     at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class PollFailed:
     """A look has failed; there will be another."""
 
     message: str
@@ -111,7 +111,7 @@ class Failed:
     retry_at: datetime
 
 
-Event = Key | Asked | Looked | Failed
+Event = Key | PollStarted | SnapshotTaken | PollFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,35 +138,35 @@ class State:
     filter: str = ""
     filter_before: str = ""
     typing: bool = False
-    only: Only = Only.all
+    only: SlotFilter = SlotFilter.all
     selected: str | None = None
     paused: bool = False
     help: bool = False
-    look: Look | None = None
+    look: Snapshot | None = None
     looked_at: datetime | None = None
     asked_at: datetime | None = None
-    failure: Failure | None = None
+    failure: PollFailure | None = None
     gone: tuple[str, ...] = ()
     gone_at: datetime | None = None
     done: bool = False
 
 
-def reduced(state: State, event: Event) -> State:
+def next_state(state: State, event: Event) -> State:
     """Return the state after something has happened."""
     match event:
         case Key(name):
             return _typed(state, name) if state.typing else _pressed(state, name)
-        case Asked(at):
+        case PollStarted(at):
             return replace(state, asked_at=at)
-        case Looked(look, at):
-            return _looked(replace(state, asked_at=None), look, at)
-        case Failed(message, at, retry_at):
+        case SnapshotTaken(look, at):
+            return _with_snapshot(replace(state, asked_at=None), look, at)
+        case PollFailed(message, at, retry_at):
             before = state.failure
             since, attempts = (before.since, before.attempts) if before is not None else (at, 0)
-            return replace(state, asked_at=None, failure=Failure(since, message, attempts + 1, retry_at))
+            return replace(state, asked_at=None, failure=PollFailure(since, message, attempts + 1, retry_at))
 
 
-def visible(state: State) -> tuple[Holding, ...]:
+def visible(state: State) -> tuple[SlotRetention, ...]:
     """Return the slots that are shown, in their order."""
     if state.look is None:
         return ()
@@ -182,7 +182,7 @@ def visible(state: State) -> tuple[Holding, ...]:
     return tuple(reversed(found)) if state.reverse else tuple(found)
 
 
-def selection(state: State, shown: Sequence[Holding]) -> int:
+def selection(state: State, shown: Sequence[SlotRetention]) -> int:
     """Return which of the slots that are shown is selected; the first where it is not among them."""
     return next((index for index, one in enumerate(shown) if one.slot.slot_name == state.selected), 0)
 
@@ -212,7 +212,7 @@ def trend(past: Sequence[Sample], name: str, *, points: int, interval_seconds: f
     return tuple(values)
 
 
-def _looked(state: State, look: Look, at: datetime) -> State:
+def _with_snapshot(state: State, look: Snapshot, at: datetime) -> State:
     if state.paused:
         return state
     here = {one.slot.slot_name for one in look.retention.holdings}
@@ -294,19 +294,19 @@ def _next(choice: _Choice) -> _Choice:
     return choices[(choices.index(choice) + 1) % len(choices)]
 
 
-def _is_wanted(one: Holding, only: Only) -> bool:
-    if only is Only.inactive:
+def _is_wanted(one: SlotRetention, only: SlotFilter) -> bool:
+    if only is SlotFilter.inactive:
         return not one.slot.active
-    return only is Only.all or one.severity is not Severity.OK
+    return only is SlotFilter.all or one.severity is not Severity.OK
 
 
-def _text(one: Holding) -> str:
+def _text(one: SlotRetention) -> str:
     slot = one.slot
     holder = slot.holder if slot.active else ""
     return " ".join((slot.slot_name, slot.plugin or "physical", slot.database or "", holder)).lower()
 
 
-def _weight(one: Holding, sort: Sort) -> tuple[float, float]:
+def _weight(one: SlotRetention, sort: Sort) -> tuple[float, float]:
     retained = float(one.retained_bytes or 0)
     match sort:
         case Sort.severity:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
-from rdsrepl.dashboard.keys import decoded
+from rdsrepl.dashboard.keys import decode
 
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[2J"
 _LEAVE: Final = "\x1b[0m\x1b[?25h\x1b[?1049l"
@@ -99,9 +99,9 @@ class Terminal:
             return None
         if not data:
             return None
-        keys, self._rest = decoded(self._rest + data, more=True)
+        keys, self._rest = decode(self._rest + data, more=True)
         if self._rest and not select.select([self._in], [], [], _ESCAPE_SECONDS)[0]:
-            more, self._rest = decoded(self._rest, more=False)
+            more, self._rest = decode(self._rest, more=False)
             keys += more
         return keys
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.dashboard.state import Look, Only, Sort, State, selection, trend, visible
+from rdsrepl.dashboard.state import SlotFilter, Snapshot, Sort, State, selection, trend, visible
 from rdsrepl.postgres.activity import Sender
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention.assessment import Holding
-from rdsrepl.retention.forecast import Breakage, Rate
+from rdsrepl.retention.assessment import SlotRetention
+from rdsrepl.retention.forecast import Forecast, Rate
 from rdsrepl.retention.thresholds import Severity
 from rdsrepl.text.escapes import shown as _shown
 from rdsrepl.units import format_duration, format_size
@@ -81,7 +81,7 @@ class _Column:
     heading: str
     width: int
     rank: int
-    cell: Callable[[Holding], str]
+    cell: Callable[[SlotRetention], str]
     right: bool = False
 
 
@@ -132,7 +132,7 @@ def _header(state: State, width: int, now: datetime) -> list[Text]:
     clock = now.strftime("%H:%M:%S UTC")
     name: _Piece = (" slot watch ", "reverse")
     if look is None:
-        return [_spread(width, [name, ("  ", ""), (_shown(state.label), "bold")], clock), _status(state, width, now)]
+        return [_two_ended(width, [name, ("  ", ""), (_shown(state.label), "bold")], clock), _status(state, width, now)]
     wal = look.retention.wal
     role = "standby" if wal.in_recovery else "primary"
     flavour = {"aurora": "Aurora PostgreSQL", "rds": "RDS PostgreSQL"}.get(look.server.flavour, "PostgreSQL")
@@ -140,10 +140,10 @@ def _header(state: State, width: int, now: datetime) -> list[Text]:
     room = width - len(name[0]) - len(server) - len(role) - len(clock) - 5
     label = _cut(_shown(state.label), max(8, room))
     title = [name, ("  ", ""), (label, "bold"), ("  ", ""), (server, ""), (role, "bold")]
-    return [_spread(width, title, clock), _facts(look, width), _status(state, width, now)]
+    return [_two_ended(width, title, clock), _facts(look, width), _status(state, width, now)]
 
 
-def _facts(look: Look, width: int) -> Text:
+def _facts(look: Snapshot, width: int) -> Text:
     found = look.retention
     every = len(found.holdings)
     counts = [
@@ -163,7 +163,7 @@ def _facts(look: Look, width: int) -> Text:
         parts.append([(f"max_slot_wal_keep_size {format_size(found.wal.slot_keep_bytes)}", "")])
     if found.blamed is not None and every > 1:
         parts.append([(f"{found.blamed} holds most", "")])
-    return _joined(width, parts)
+    return _join(width, parts)
 
 
 def _status(state: State, width: int, now: datetime) -> Text:
@@ -176,7 +176,7 @@ def _status(state: State, width: int, now: datetime) -> Text:
         wait = (failure.retry_at - now).total_seconds()
         soon = f"reconnecting in {wait:.0f}s" if wait >= 0.5 and state.asked_at is None else "reconnecting"
         stale = f"STALE for {ago(state.looked_at)}, {soon} (attempt {failure.attempts + 1})"
-        return _joined(width, [[(stale, "bold red")], [(_shown(failure.message), "red")]], cut=True)
+        return _join(width, [[(stale, "bold red")], [(_shown(failure.message), "red")]], cut=True)
     if state.paused:
         parts.append([("PAUSED", "bold yellow")])
     late = state.asked_at is not None and (now - state.asked_at).total_seconds() > _LATE_SECONDS
@@ -186,7 +186,7 @@ def _status(state: State, width: int, now: datetime) -> Text:
         every = format_duration(state.interval_seconds).replace(".0s", "s")
         parts.append([(f"looked {ago(state.looked_at)} ago, every {every}", "")])
     parts.append([(f"by {state.sort}{', reversed' if state.reverse else ''}", "")])
-    if state.only is not Only.all:
+    if state.only is not SlotFilter.all:
         parts.append([(f"only {state.only}", "bold")])
     if state.filter and not state.typing:
         parts.append([(f"filter {state.filter}", "bold")])
@@ -195,7 +195,7 @@ def _status(state: State, width: int, now: datetime) -> Text:
         parts.insert(0, [(f"gone: {names}", "bold yellow")])
     if state.look is not None and (rate := state.look.retention.wal_rate) is not None and rate.window_seconds:
         parts.append([(f"rates over {format_duration(float(round(rate.window_seconds))).replace('.0s', 's')}", "")])
-    return _joined(width, parts)
+    return _join(width, parts)
 
 
 def _footer(state: State, width: int) -> Text:
@@ -203,7 +203,7 @@ def _footer(state: State, width: int) -> Text:
         return _line(width, ("/", "bold"), (state.filter, "bold"), ("▏", "blink"), ("  Enter keeps it, Esc not", "dim"))
     if state.help:
         return _line(width, ("any key", "bold"), (" goes back, ", "dim"), ("q", "bold"), (" quits", "dim"))
-    return _joined(width, [[(key, "bold"), (f" {what}", "dim")] for key, what in _KEYS], between="  ")
+    return _join(width, [[(key, "bold"), (f" {what}", "dim")] for key, what in _KEYS], between="  ")
 
 
 def _help(width: int) -> list[Text]:
@@ -216,7 +216,7 @@ def _help(width: int) -> list[Text]:
     return found
 
 
-def _body(state: State, look: Look, width: int, room: int) -> list[Text]:
+def _body(state: State, look: Snapshot, width: int, room: int) -> list[Text]:
     """Share the room out: the slots first, then what is selected, then the walsenders."""
     shown = visible(state)
     index = selection(state, shown)
@@ -240,17 +240,19 @@ def _body(state: State, look: Look, width: int, room: int) -> list[Text]:
     found = _table(state, look, shown, index, width, table_gets)
     if details_get:
         found.append(_title(width, shown[index].slot.slot_name))
-        found += _shortened(details, details_get - 1, width)
+        found += _truncated(details, details_get - 1, width)
     if senders_get:
-        found += _shortened(senders, senders_get, width)
+        found += _truncated(senders, senders_get, width)
     return found[:room]
 
 
-def _table(state: State, look: Look, shown: Sequence[Holding], index: int, width: int, room: int) -> list[Text]:
+def _table(
+    state: State, look: Snapshot, shown: Sequence[SlotRetention], index: int, width: int, room: int
+) -> list[Text]:
     if not look.retention.holdings:
         return [_line(width), _line(width, ("no replication slots", "dim"))][:room]
     if not shown:
-        what = "no slot is " + ("inactive" if state.only is Only.inactive else "in trouble")
+        what = "no slot is " + ("inactive" if state.only is SlotFilter.inactive else "in trouble")
         return [_line(width), _line(width, (what if not state.filter else "no slot fits the filter", "dim"))][:room]
     longest = max(len(one.slot.slot_name) for one in look.retention.holdings)
     name_wide, columns, trend_wide = _fitting(width, longest)
@@ -286,7 +288,7 @@ def _table(state: State, look: Look, shown: Sequence[Holding], index: int, width
     if (more_above or more_below > 0) and found:
         counts = f"{first + 1}-{min(len(shown), first + rows)} of {len(shown)}"
         # In the heading, so that it costs no row.
-        found[0] = _beside(found[0], counts, width)
+        found[0] = _with_right_text(found[0], counts, width)
     return found
 
 
@@ -311,12 +313,12 @@ def _fitting(width: int, longest: int) -> tuple[int, list[_Column], int]:
     return max(4, names + more), [column for column in _COLUMNS if column in kept], trends
 
 
-def _aligned(column: _Column, one: Holding) -> str:
+def _aligned(column: _Column, one: SlotRetention) -> str:
     text = _cut(_shown(column.cell(one)), column.width)
     return f"{text:>{column.width}}" if column.right else f"{text:<{column.width}}"
 
 
-def _details(one: Holding, wal: Wal, width: int) -> list[Text]:
+def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
     slot = one.slot
     found: list[Text] = []
 
@@ -363,7 +365,7 @@ def _details(one: Holding, wal: Wal, width: int) -> list[Text]:
     return found
 
 
-def _senders(look: Look, selected: Holding | None, width: int) -> list[Text]:
+def _senders(look: Snapshot, selected: SlotRetention | None, width: int) -> list[Text]:
     title = f"{len(look.senders)} walsender{'' if len(look.senders) == 1 else 's'}"
     if any(one.state is None for one in look.senders) and not look.server.sees_sessions:
         title += " (? is what only a member of pg_read_all_stats sees)"
@@ -421,7 +423,7 @@ def sparkline(values: Sequence[int | None]) -> str:
     return "".join(" " if value is None else _BARS[(value - low) * (len(_BARS) - 1) // span] for value in values)
 
 
-def _active(one: Holding) -> str:
+def _active(one: SlotRetention) -> str:
     if one.slot.active:
         return str(one.slot.active_pid)
     if one.inactive_seconds is None or one.inactive_seconds < 1:
@@ -429,7 +431,7 @@ def _active(one: Holding) -> str:
     return f"no {format_duration(float(int(one.inactive_seconds))).replace('.0s', 's')}"
 
 
-def _breaks(one: Holding) -> str:
+def _breaks(one: SlotRetention) -> str:
     soonest = one.breaks[0] if one.breaks else None
     if soonest is None or soonest.seconds > FAR_SECONDS:
         return "-"
@@ -438,7 +440,7 @@ def _breaks(one: Holding) -> str:
     return f"{_duration(soonest.seconds) if soonest.seconds else 'now'} {_BREAK_SHORT[soonest.what]}"
 
 
-def _when(breakage: Breakage) -> str:
+def _when(breakage: Forecast) -> str:
     return f"in {format_duration(breakage.seconds)}" if breakage.seconds else "now"
 
 
@@ -477,11 +479,11 @@ def _title(width: int, text: str) -> Text:
     return _line(width, ("── ", "dim"), (text, "bold"), (" " + "─" * (width - len(text) - 4), "dim"))
 
 
-def _spread(width: int, left: list[_Piece], right: str) -> Text:
-    return _beside(_line(width, *left), right, width)
+def _two_ended(width: int, left: list[_Piece], right: str) -> Text:
+    return _with_right_text(_line(width, *left), right, width)
 
 
-def _beside(left: Text, right: str, width: int) -> Text:
+def _with_right_text(left: Text, right: str, width: int) -> Text:
     """Put a word at the right edge, over what stands there."""
     left = left.copy()
     left.truncate(max(0, width - len(right) - 1), overflow="ellipsis", pad=True)
@@ -490,7 +492,7 @@ def _beside(left: Text, right: str, width: int) -> Text:
     return left
 
 
-def _joined(width: int, parts: Iterable[Sequence[_Piece]], *, between: str = " · ", cut: bool = False) -> Text:
+def _join(width: int, parts: Iterable[Sequence[_Piece]], *, between: str = " · ", cut: bool = False) -> Text:
     """Join as many parts as there is room for; with CUT the first that is too long is cut, not left out."""
     pieces: list[_Piece] = []
     used = 0
@@ -504,7 +506,7 @@ def _joined(width: int, parts: Iterable[Sequence[_Piece]], *, between: str = " �
     return _line(width, *pieces)
 
 
-def _shortened(rows: Sequence[Text], room: int, width: int) -> list[Text]:
+def _truncated(rows: Sequence[Text], room: int, width: int) -> list[Text]:
     """Return as many rows as there is room for; the last one says how many are left out."""
     if len(rows) <= room or room < 1:
         return list(rows[:room])

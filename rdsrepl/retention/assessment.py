@@ -14,14 +14,14 @@ from typing import Final
 
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention.forecast import Breakage, Rate, Storage, forecasts
-from rdsrepl.retention.idleness import Idleness, SampledIdle, clock_jumped, idleness
-from rdsrepl.retention.thresholds import CRITICAL, WARN, Measure, Severity, Thresholds
-from rdsrepl.state.slot_history import Observation, SlotSeen
+from rdsrepl.retention.forecast import Forecast, Rate, Storage, forecasts
+from rdsrepl.retention.idleness import Idleness, SampledIdle, assess_idleness, clock_jumped
+from rdsrepl.retention.thresholds import DEFAULT_CRITICAL, DEFAULT_WARNING, Measure, Severity, Thresholds
+from rdsrepl.state.slot_history import Observation, SlotObservation
 from rdsrepl.units import format_duration, format_size
 
 #: a rate over less than this says little.
-SHORTEST_WINDOW_SECONDS: Final = 1.0
+MIN_WINDOW_SECONDS: Final = 1.0
 _GOOD_WINDOW_SECONDS: Final = 60.0
 
 
@@ -35,7 +35,7 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class SlotRetention:
     """What one slot holds back, and what comes of it; unknown is None.
 
     Attributes:
@@ -62,7 +62,7 @@ class Holding:
     inactive_seconds: float | None
     idleness: Idleness
     lag_seconds: float | None
-    breaks: tuple[Breakage, ...]
+    breaks: tuple[Forecast, ...]
     freed_bytes: int
     shared_with: str | None
     severity: Severity = Severity.OK
@@ -76,15 +76,15 @@ class Retention:
     wal: Wal
     wal_rate: Rate | None
     storage: Storage | None
-    holdings: tuple[Holding, ...]
+    holdings: tuple[SlotRetention, ...]
     blamed: str | None = None
     severity: Severity = Severity.OK
 
 
-def observe(wal: Wal, slots: Iterable[Slot]) -> Observation:
+def to_observation(wal: Wal, slots: Iterable[Slot]) -> Observation:
     """Return a look at a server as it is remembered."""
     seen = (
-        SlotSeen(
+        SlotObservation(
             slot.slot_name,
             slot.active,
             slot.held_lsn,
@@ -106,8 +106,8 @@ def assess(
     *,
     storage: Storage | None = None,
     wal_rate: Rate | None = None,
-    warn: Thresholds = WARN,
-    critical: Thresholds = CRITICAL,
+    warn: Thresholds = DEFAULT_WARNING,
+    critical: Thresholds = DEFAULT_CRITICAL,
     window_seconds: float = 900.0,
     promoted_at: datetime | None = None,
     watched: Mapping[str, SampledIdle] | None = None,
@@ -126,22 +126,22 @@ def assess(
         promoted_at: when the server was promoted, where that is known.
         watched: slots that were sampled without a break up to now, by name.
     """
-    now = observe(wal, slots)
+    now = to_observation(wal, slots)
     earlier = tuple(one for one in history if not one.partial and _same_wal(one, now))
     start = _window_start(earlier, now, window_seconds)
-    rate = None if start is None else _rate(start.lsn, now.lsn, _between(start, now))
+    rate = None if start is None else _rate(start.lsn, now.lsn, _seconds_between(start, now))
     if rate is None or (wal_rate is not None and rate.window_seconds < _GOOD_WINDOW_SECONDS):
         rate = wal_rate
     kept = [slot for slot in slots if not slot.temporary]
     oldest = max((slot.retained_bytes or 0 for slot in kept), default=0)
-    xids = None if start is None else _rate(start.next_xid, now.next_xid, _between(start, now))
+    xids = None if start is None else _rate(start.next_xid, now.next_xid, _seconds_between(start, now))
     holdings = []
     for slot in kept:
         before = None if start is None else start.slot(slot.slot_name)
-        growth, delivery = _movement(slot, before, start, now, rate)
+        growth, delivery = _slot_rates(slot, before, start, now, rate)
         freed, shared = freed_by_dropping([slot.slot_name], slots, wal)
-        idle = idleness(slot, history, wal, promoted_at=promoted_at, watched=(watched or {}).get(slot.slot_name))
-        holding = Holding(
+        idle = assess_idleness(slot, history, wal, promoted_at=promoted_at, watched=(watched or {}).get(slot.slot_name))
+        holding = SlotRetention(
             slot=slot,
             retained_bytes=slot.retained_bytes,
             undelivered_bytes=slot.lag_bytes,
@@ -202,7 +202,7 @@ def xid_age(slot: Slot) -> int | None:
     return max((age for age in (slot.xmin_age, slot.catalog_xmin_age) if age is not None), default=None)
 
 
-def history_rates(
+def retained_history(
     history: Sequence[Observation], name: str | None, *, points: int, seconds: float
 ) -> tuple[float | None, ...]:
     """Return a slot's retained bytes, or (None) the server's WAL rate, in the recent past: one value a step.
@@ -246,29 +246,29 @@ def _same_wal(one: Observation, now: Observation) -> bool:
     )
 
 
-def _between(one: Observation, other: Observation) -> float:
+def _seconds_between(one: Observation, other: Observation) -> float:
     return (other.at - one.at).total_seconds()
 
 
 def _window_start(earlier: Sequence[Observation], now: Observation, seconds: float) -> Observation | None:
     """Return the oldest look in the window; where there is none, the last before it."""
-    far_enough = [one for one in earlier if _between(one, now) >= SHORTEST_WINDOW_SECONDS]
-    inside = [one for one in far_enough if _between(one, now) <= seconds]
+    far_enough = [one for one in earlier if _seconds_between(one, now) >= MIN_WINDOW_SECONDS]
+    inside = [one for one in far_enough if _seconds_between(one, now) <= seconds]
     return inside[0] if inside else (far_enough[-1] if far_enough else None)
 
 
 def _rate(start: int, end: int, seconds: float) -> Rate | None:
-    return Rate((end - start) / seconds, seconds, "observed") if seconds >= SHORTEST_WINDOW_SECONDS else None
+    return Rate((end - start) / seconds, seconds, "observed") if seconds >= MIN_WINDOW_SECONDS else None
 
 
-def _movement(
-    slot: Slot, before: SlotSeen | None, start: Observation | None, now: Observation, wal_rate: Rate | None
+def _slot_rates(
+    slot: Slot, before: SlotObservation | None, start: Observation | None, now: Observation, wal_rate: Rate | None
 ) -> tuple[Rate | None, Rate | None]:
     """Return how fast what a slot holds grows, and how fast its consumer confirms."""
     if before is None or start is None or before.restart_lsn is None or slot.restart_lsn is None:
         # A slot that stands still grows as the WAL does; of one that moves nothing is known yet.
         return (wal_rate if not slot.active and slot.restart_lsn is not None else None), None
-    seconds = _between(start, now)
+    seconds = _seconds_between(start, now)
     growth = Rate(((now.lsn - slot.restart_lsn) - (start.lsn - before.restart_lsn)) / seconds, seconds, "observed")
     if before.confirmed_flush_lsn is None or slot.confirmed_flush_lsn is None:
         return growth, None
@@ -288,21 +288,25 @@ def _lag_seconds(slot: Slot, earlier: Sequence[Observation], now: Observation) -
         if one.lsn <= position:
             span = later.lsn - one.lsn
             part = (position - one.lsn) / span if span else 1.0
-            at = one.at + timedelta(seconds=_between(one, later) * part)
+            at = one.at + timedelta(seconds=_seconds_between(one, later) * part)
             return max(0.0, (now.at - at).total_seconds())
         later = one
     return None
 
 
-def _reasons(one: Holding, breaks: Sequence[Breakage], warn: Thresholds, critical: Thresholds) -> tuple[Reason, ...]:
+def _reasons(
+    one: SlotRetention, breaks: Sequence[Forecast], warn: Thresholds, critical: Thresholds
+) -> tuple[Reason, ...]:
     found: list[Reason] = []
     for severity, limits in ((Severity.CRITICAL, critical), (Severity.WARNING, warn)):
         said = {reason.measure for reason in found}
-        found += [reason for reason in _over(one, breaks, severity, limits) if reason.measure not in said]
+        found += [reason for reason in _exceeded(one, breaks, severity, limits) if reason.measure not in said]
     return tuple(found)
 
 
-def _over(one: Holding, breaks: Sequence[Breakage], severity: Severity, limits: Thresholds) -> Iterable[Reason]:
+def _exceeded(
+    one: SlotRetention, breaks: Sequence[Forecast], severity: Severity, limits: Thresholds
+) -> Iterable[Reason]:
     slot = one.slot
     if slot.wal_status is not None and slot.wal_status in limits.wal_status:
         yield Reason(severity, "wal_status", f"wal_status is {slot.wal_status}")

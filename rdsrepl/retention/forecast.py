@@ -8,13 +8,13 @@ from typing import Final, Literal
 
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.state.slot_history import SlotSeen
+from rdsrepl.state.slot_history import SlotObservation
 from rdsrepl.units import format_duration, format_size
 
 #: from here on the server gives out no transaction numbers (3 million before the end, 14+).
 LAST_XID_AGE: Final = 2**31 - 3_000_000
 # A rate says nothing about what is further away than so many times its window: a quarter of an hour is good for a day.
-_FAR_SIGHTED: Final = 100
+_MAX_WINDOWS_AHEAD: Final = 100
 Break = Literal["slot_invalidated", "storage_full", "xid_wraparound"]
 
 
@@ -49,7 +49,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class Breakage:
+class Forecast:
     """Something that breaks if nothing is done.
 
     Attributes:
@@ -67,7 +67,7 @@ class Breakage:
     @property
     def is_founded(self) -> bool:
         """Whether the rate was observed for long enough to look so far ahead: a burst is no trend."""
-        return self.window_seconds is None or self.seconds <= self.window_seconds * _FAR_SIGHTED
+        return self.window_seconds is None or self.seconds <= self.window_seconds * _MAX_WINDOWS_AHEAD
 
 
 def forecasts(
@@ -79,8 +79,8 @@ def forecasts(
     xid_rate: Rate | None,
     storage: Storage | None,
     most_retained_bytes: int,
-    before: SlotSeen | None,
-) -> tuple[Breakage, ...]:
+    before: SlotObservation | None,
+) -> tuple[Forecast, ...]:
     """Return what breaks on account of a slot, the soonest first.
 
     Args:
@@ -93,18 +93,18 @@ def forecasts(
         most_retained_bytes: what the slot retains that retains most.
         before: the slot at the start of the window of the rates.
     """
-    found: list[Breakage] = []
+    found: list[Forecast] = []
     growth = growth_rate.per_second if growth_rate is not None else 0.0
     window = (growth_rate.window_seconds or None) if growth_rate is not None else None
     if slot.is_lost:
-        return (Breakage("slot_invalidated", 0.0, "the server has given it up: its changes are gone"),)
+        return (Forecast("slot_invalidated", 0.0, "the server has given it up: its changes are gone"),)
     if slot.wal_status == "unreserved":
         found.append(
-            Breakage("slot_invalidated", 0.0, "it is over max_slot_wal_keep_size: the next checkpoint ends it")
+            Forecast("slot_invalidated", 0.0, "it is over max_slot_wal_keep_size: the next checkpoint ends it")
         )
     elif wal.slot_keep_bytes is not None and slot.safe_wal_size is not None and growth > 0:
         found.append(
-            Breakage(
+            Forecast(
                 "slot_invalidated",
                 max(0, slot.safe_wal_size) / growth,
                 f"{format_size(max(0, slot.safe_wal_size))} more WAL and it is over max_slot_wal_keep_size "
@@ -120,7 +120,7 @@ def forecasts(
         if not limited:
             grows = f" (and {format_size(storage.may_grow_bytes)} by autoscaling)" if storage.may_grow_bytes else ""
             found.append(
-                Breakage(
+                Forecast(
                     "storage_full",
                     max(0, room) / growth,
                     f"{format_size(storage.free_bytes)} of storage is free{grows}, by {storage.source}",
@@ -131,7 +131,7 @@ def forecasts(
         stands = before is None or before.xmin_age is None or xid_age > before.xmin_age
         if stands:
             found.append(
-                Breakage(
+                Forecast(
                     "xid_wraparound",
                     max(0, LAST_XID_AGE - xid_age) / xid_rate.per_second,
                     f"{xid_age:,} of {LAST_XID_AGE:,} transaction numbers are used that it keeps from being frozen",
@@ -141,7 +141,7 @@ def forecasts(
     return tuple(sorted(found, key=lambda item: item.seconds))
 
 
-def _idle_timeout(slot: Slot, wal: Wal) -> Iterable[Breakage]:
+def _idle_timeout(slot: Slot, wal: Wal) -> Iterable[Forecast]:
     """Yield when ``idle_replication_slot_timeout`` (18) ends a slot; a standby's synchronised copies are spared."""
     limit = wal.idle_timeout_seconds
     if not limit or slot.active or slot.inactive_since is None or slot.restart_lsn is None:
@@ -149,7 +149,7 @@ def _idle_timeout(slot: Slot, wal: Wal) -> Iterable[Breakage]:
     if slot.synced and wal.in_recovery:
         return
     idle = max(0.0, (wal.at - slot.inactive_since).total_seconds())
-    yield Breakage(
+    yield Forecast(
         "slot_invalidated",
         max(0.0, limit - idle),
         f"it has been idle for {format_duration(idle)}, and idle_replication_slot_timeout is "

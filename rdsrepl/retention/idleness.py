@@ -79,7 +79,7 @@ class Idleness:
         return f"idle for {format_duration(self.seconds)} ({how})"
 
 
-def idleness(
+def assess_idleness(
     slot: Slot,
     history: Sequence[Observation],
     wal: Wal,

@@ -17,7 +17,7 @@ from rdsrepl.errors import BadValue
 from rdsrepl.postgres import versions
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention.assessment import Holding, Retention
+from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.idleness import Idleness
 from rdsrepl.state.slot_history import Observation
 from rdsrepl.text.commands import command, sql
@@ -25,7 +25,7 @@ from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration, format_size
 
 #: a consumer that reconnects after a failover is away for less.
-LEAST_IDLE_SECONDS: Final = 60.0
+MIN_IDLE_SECONDS: Final = 60.0
 DEFAULT_IDLE_SECONDS: Final = 3600.0
 _GLOB: Final = re.compile(r"[*?\[]")
 
@@ -61,7 +61,7 @@ class Criteria:
 
 
 @dataclass(frozen=True, slots=True)
-class Obstacle:
+class Blocker:
     """A rule that keeps a slot, and the reason in words."""
 
     rule: Rule
@@ -69,7 +69,7 @@ class Obstacle:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PruneDecision:
     """One slot, judged; without obstacles it is a candidate.
 
     Attributes:
@@ -81,11 +81,11 @@ class Verdict:
         recreate: the command that makes such a slot again, empty.
     """
 
-    holding: Holding
+    holding: SlotRetention
     owner: str | None
     idleness: Idleness
     last_consumer: str | None
-    obstacles: tuple[Obstacle, ...]
+    obstacles: tuple[Blocker, ...]
     recreate: str
 
     @property
@@ -99,12 +99,12 @@ class Verdict:
         return not self.obstacles
 
 
-def judge(
+def evaluate(
     found: Retention,
     slots: Sequence[Slot],
     history: Sequence[Observation],
     criteria: Criteria,
-) -> tuple[Verdict, ...]:
+) -> tuple[PruneDecision, ...]:
     """Return a verdict on every slot of the server, in the order of what they hold.
 
     Args:
@@ -117,7 +117,7 @@ def judge(
     verdicts = []
     for slot in slots:
         # A temporary slot is none of retention's: it goes with its connection.
-        holding = holdings.get(slot.slot_name) or Holding(
+        holding = holdings.get(slot.slot_name) or SlotRetention(
             slot,
             slot.retained_bytes,
             slot.lag_bytes,
@@ -135,13 +135,13 @@ def judge(
         consumer = last_consumer(slot.slot_name, history)
         whose = owner(slot, criteria.in_use_elsewhere or {}, consumer)
         verdicts.append(
-            Verdict(
+            PruneDecision(
                 holding,
                 whose,
                 idleness,
                 consumer,
-                tuple(_obstacles(slot, whose, idleness, found.wal, criteria)),
-                recreate(slot),
+                tuple(_blockers(slot, whose, idleness, found.wal, criteria)),
+                recreate_command(slot),
             )
         )
     return tuple(sorted(verdicts, key=lambda one: (-(one.slot.retained_bytes or 0), one.slot.slot_name)))
@@ -154,7 +154,7 @@ def selects(criteria: Criteria, slot: Slot) -> bool:
     return any(fnmatchcase(slot.slot_name, pattern) for pattern in criteria.patterns)
 
 
-def is_sweeping(criteria: Criteria, slots: Iterable[Slot]) -> bool:
+def matches_all_slots(criteria: Criteria, slots: Iterable[Slot]) -> bool:
     """Say whether patterns, and not names, mean every logical slot there is; RDS's own are none of them."""
     logical = [
         slot
@@ -178,11 +178,11 @@ def check(criteria: Criteria) -> None:
     for pattern in criteria.patterns:
         if not pattern.strip():
             raise BadValue("--slot is empty", hint="name a slot, or a pattern such as 'old_*'")
-    if criteria.idle_seconds < LEAST_IDLE_SECONDS:
+    if criteria.idle_seconds < MIN_IDLE_SECONDS:
         raise BadValue(
             f"idle for {format_duration(criteria.idle_seconds)} proves nothing: after a failover a good consumer is "
             "away for that long",
-            hint=f"at least {LEAST_IDLE_SECONDS:g}s",
+            hint=f"at least {MIN_IDLE_SECONDS:g}s",
         )
     if criteria.lost and criteria.retaining_over_bytes is not None:
         raise BadValue(
@@ -237,7 +237,7 @@ def last_consumer(name: str, history: Sequence[Observation]) -> str | None:
     return None
 
 
-def recreate(slot: Slot) -> str:
+def recreate_command(slot: Slot) -> str:
     """Return the command that makes such a slot again; it begins with changes that are committed after that."""
     if slot.slot_type != "logical":
         return sql("SELECT pg_catalog.pg_create_physical_replication_slot({})", slot.slot_name)
@@ -247,7 +247,7 @@ def recreate(slot: Slot) -> str:
     return again + (f"  # connected to database {shown(slot.database)}" if slot.database else "")
 
 
-def needs_a_look(verdicts: Iterable[Verdict], version: int, idle_seconds: float) -> float:
+def missing_sample_seconds(verdicts: Iterable[PruneDecision], version: int, idle_seconds: float) -> float:
     """Return for how long the slots must be watched before idleness alone keeps none of them; 0 where none needs it.
 
     From 17 on watching proves nothing that the server does not say itself, unless its clock cannot be trusted.
@@ -261,37 +261,37 @@ def needs_a_look(verdicts: Iterable[Verdict], version: int, idle_seconds: float)
     return idle_seconds if missing else 0.0
 
 
-def _obstacles(slot: Slot, whose: str | None, idleness: Idleness, wal: Wal, criteria: Criteria) -> Iterable[Obstacle]:
+def _blockers(slot: Slot, whose: str | None, idleness: Idleness, wal: Wal, criteria: Criteria) -> Iterable[Blocker]:
     name = slot.slot_name
     named = name in criteria.patterns
     if not selects(criteria, slot):
-        yield Obstacle("not_selected", "it is not among those asked for")
+        yield Blocker("not_selected", "it is not among those asked for")
     if slot.active:
-        yield Obstacle("active", f"in use by {slot.holder}")
+        yield Blocker("active", f"in use by {slot.holder}")
     if slot.temporary:
-        yield Obstacle("temporary", "it is temporary, and goes with its connection")
+        yield Blocker("temporary", "it is temporary, and goes with its connection")
     if name.startswith("rds"):
-        yield Obstacle("rds", "it is RDS's own: delete the replica, and it goes with it")
+        yield Blocker("rds", "it is RDS's own: delete the replica, and it goes with it")
     if slot.synced and wal.in_recovery:
-        yield Obstacle("synced", "this standby keeps it in step with its primary: drop it there")
+        yield Blocker("synced", "this standby keeps it in step with its primary: drop it there")
     if slot.slot_type != "logical" and not criteria.include_physical:
-        yield Obstacle("physical", "it is physical: a standby or a backup may live on it (--include-physical)")
+        yield Blocker("physical", "it is physical: a standby or a backup may live on it (--include-physical)")
     if name not in criteria.unprotected:
         pattern = next((one for one in criteria.protected if fnmatchcase(name, one)), None)
         if pattern is not None:
-            yield Obstacle("protected", f"the config file protects {pattern} (--unprotect {name})")
+            yield Blocker("protected", f"the config file protects {pattern} (--unprotect {name})")
     if not named:
         if whose is not None and not name.startswith("rds"):
-            yield Obstacle("named_only", f"it is the slot of {whose}: name it yourself (--slot {name})")
+            yield Blocker("named_only", f"it is the slot of {whose}: name it yourself (--slot {name})")
         elif slot.failover:
-            yield Obstacle("named_only", f"it is a failover slot: name it yourself (--slot {name})")
+            yield Blocker("named_only", f"it is a failover slot: name it yourself (--slot {name})")
     if criteria.lost and not slot.is_lost:
-        yield Obstacle("not_lost", "the server has not given it up")
+        yield Blocker("not_lost", "the server has not given it up")
     over = criteria.retaining_over_bytes
     if over is not None and (slot.retained_bytes or 0) <= over:
-        yield Obstacle("too_small", f"it holds {format_size(slot.retained_bytes or 0)}, not over {format_size(over)}")
+        yield Blocker("too_small", f"it holds {format_size(slot.retained_bytes or 0)}, not over {format_size(over)}")
     if not slot.active and not idleness.is_proven:
         watch = f"; --observe {format_duration(criteria.idle_seconds)} watches it without a break"
-        yield Obstacle("not_idle", idleness.text + watch)
+        yield Blocker("not_idle", idleness.text + watch)
     elif not slot.active and idleness.proof != "lost" and idleness.seconds < criteria.idle_seconds:
-        yield Obstacle("not_idle", f"{idleness.text}, not for {format_duration(criteria.idle_seconds)}")
+        yield Blocker("not_idle", f"{idleness.text}, not for {format_duration(criteria.idle_seconds)}")

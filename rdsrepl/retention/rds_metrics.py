@@ -27,12 +27,12 @@ METRICS: Final = (
     "OldestReplicationSlotLag",
     "ReplicationSlotDiskUsage",
 )
-_SECONDS: Final = 5.0
+_TIMEOUT_SECONDS: Final = 5.0
 _GIB: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class RdsMetrics:
     """What is known from elsewhere than the database.
 
     Attributes:
@@ -51,28 +51,28 @@ class Surroundings:
     notes: tuple[str, ...] = ()
 
 
-def gather(target: Target) -> Surroundings:
+def read(target: Target) -> RdsMetrics:
     """Ask AWS, where the target names a cluster or an instance.
 
     Raises:
         UsageError: the profile, the region or the endpoint is wrong.
     """
     if not target.aws.identifier:
-        return Surroundings()
+        return RdsMetrics()
     from rdsrepl.aws import session
     from rdsrepl.errors import Error, UsageError
 
     try:
-        with session.hurried(_SECONDS):
-            return _ask(target.aws)
+        with session.hurried(_TIMEOUT_SECONDS):
+            return _read(target.aws)
     except UsageError:
         raise
     except Error as exc:
         remedy = f" ({exc.hint})" if exc.hint else ""
-        return Surroundings(notes=(f"CloudWatch does not say how much storage is free: {exc.message}{remedy}",))
+        return RdsMetrics(notes=(f"CloudWatch does not say how much storage is free: {exc.message}{remedy}",))
 
 
-def _ask(aws: Aws) -> Surroundings:
+def _read(aws: Aws) -> RdsMetrics:
     from rdsrepl.aws import clusters, instances, metrics
 
     cluster: Cluster | None = None
@@ -87,14 +87,14 @@ def _ask(aws: Aws) -> Surroundings:
     if cluster is not None:
         writer = next((member.instance_id for member in cluster.members if member.is_writer), None)
     if writer is None:
-        return Surroundings(notes=("the cluster has no writer now, so CloudWatch was not asked",))
+        return RdsMetrics(notes=("the cluster has no writer now, so CloudWatch was not asked",))
     found = metrics.latest(aws, METRICS, {"DBInstanceIdentifier": writer})
     storage = _storage(found, cluster, instance)
     generation = found.get("TransactionLogsGeneration")
     notes = []
     if storage is None and (cluster is None or cluster.kind != "aurora"):
         notes.append("CloudWatch has no free storage yet for this server; --free-space SIZE says it")
-    return Surroundings(
+    return RdsMetrics(
         storage=storage,
         wal_rate=Rate(generation, 0.0, "CloudWatch") if generation is not None and generation > 0 else None,
         metrics=found,

@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 #: how often ``Watch`` is to be given a sample, and how far apart two may be: a consumer that stays for longer is seen.
 SAMPLE_SECONDS: Final = 0.25
-LONGEST_GAP_SECONDS: Final = 1.0
+MAX_GAP_SECONDS: Final = 1.0
 #: between two samples; more is a clock that was set.
 CLOCK_STEP_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ServerState:
     """One look.
 
     Attributes:
@@ -62,7 +62,9 @@ class Standing:
         """What is wrong with the clocks, in words; None where nothing is."""
         return idleness.clock_doubt(self.wal, self.history)
 
-    def assessed(self, *, warn: Thresholds = thresholds.WARN, critical: Thresholds = thresholds.CRITICAL) -> Retention:
+    def assessed(
+        self, *, warn: Thresholds = thresholds.DEFAULT_WARNING, critical: Thresholds = thresholds.DEFAULT_CRITICAL
+    ) -> Retention:
         """Return what every slot holds and what comes of it."""
         return assessment.assess(
             self.wal,
@@ -77,7 +79,7 @@ class Standing:
         )
 
 
-class Watch:
+class SlotSampler:
     """Samples the slots of a server for as long as it is asked to, and knows which of them nobody touched.
 
     It is a proof only for what it sees. Two samples must not be further apart than ``LONGEST_GAP_SECONDS``: whoever
@@ -152,7 +154,7 @@ class Watch:
             return "the server was restarted, or another one answers"
         if abs((now.at - before.at).total_seconds() - gap) > CLOCK_STEP_SECONDS:
             return "a clock was set, or this machine was suspended"
-        if gap > LONGEST_GAP_SECONDS:
+        if gap > MAX_GAP_SECONDS:
             return f"{gap:.1f}s went by between two samples"
         return None
 
@@ -162,13 +164,13 @@ class Watch:
         return dict(self._rows)
 
 
-class Vigil:
+class BackgroundSampler:
     """Goes on sampling in a thread of its own, so that the proof reaches from ``Watch``'s last sample up to the drop.
 
     Between them a person reads the plan, for minutes or over lunch. The connection is the thread's until the end.
     """
 
-    def __init__(self, conn: Connection, watch: Watch) -> None:
+    def __init__(self, conn: Connection, watch: SlotSampler) -> None:
         """Take over a row of samples.
 
         Args:
@@ -193,7 +195,7 @@ class Vigil:
     def __exit__(self, *_: object) -> None:
         """Stop; nothing waits for a server that does not answer."""
         self._over.set()
-        self._thread.join(timeout=LONGEST_GAP_SECONDS)
+        self._thread.join(timeout=MAX_GAP_SECONDS)
 
     def require_untouched(self, slot_name: str) -> None:
         """Make sure that nobody was seen to touch a slot up to this moment.
@@ -227,17 +229,17 @@ class Vigil:
                 self._failure = exc
                 return
             if self._watch.changed:
-                slot_history.record(self._key, assessment.observe(now, rows))
+                slot_history.record(self._key, assessment.to_observation(now, rows))
 
 
-def look(
+def read(
     conn: Connection,
     *,
     storage: Storage | None = None,
     wal_rate: Rate | None = None,
     notes: Sequence[str] = (),
-    watch: Watch | None = None,
-) -> Standing:
+    watch: SlotSampler | None = None,
+) -> ServerState:
     """Look at the server once, and remember it; with ``watch`` as its next sample."""
     from rdsrepl.postgres import server_identity, slots, wal
 
@@ -247,7 +249,7 @@ def look(
     if now.timeline is not None and now.timeline > 1:
         promoted_at = wal.promoted_at(conn, now.timeline)
     past = slot_history.history(key)
-    slot_history.record(key, assessment.observe(now, rows))
+    slot_history.record(key, assessment.to_observation(now, rows))
     watched = watch.watched if watch is not None else {}
     server = key.partition(" ")[0]
-    return Standing(server, now, rows, past, storage, wal_rate, tuple(notes), promoted_at, watched)
+    return ServerState(server, now, rows, past, storage, wal_rate, tuple(notes), promoted_at, watched)

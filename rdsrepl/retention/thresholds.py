@@ -45,19 +45,19 @@ class Thresholds:
     wal_status: frozenset[str] = frozenset()
 
 
-WARN: Final = Thresholds(10 << 30, None, 24 * _HOUR, _HOUR, 500_000_000, frozenset({"unreserved"}))
-CRITICAL: Final = Thresholds(100 << 30, None, _HOUR, None, 1_000_000_000, frozenset({"unreserved", "lost"}))
+DEFAULT_WARNING: Final = Thresholds(10 << 30, None, 24 * _HOUR, _HOUR, 500_000_000, frozenset({"unreserved"}))
+DEFAULT_CRITICAL: Final = Thresholds(100 << 30, None, _HOUR, None, 1_000_000_000, frozenset({"unreserved", "lost"}))
 
 _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
 
-def _status(text: str) -> frozenset[str]:
+def _parse_wal_status(text: str) -> frozenset[str]:
     if text not in _WAL_STATUSES:
         raise BadValue(f"{text!r} is no wal_status", hint=f"one of {', '.join(_WAL_STATUSES)}")
     return frozenset({text})
 
 
-def _transactions(text: str) -> int:
+def _parse_transactions(text: str) -> int:
     plain = text.replace("_", "").replace(",", "")
     if not re.fullmatch(r"[0-9]{1,18}", plain):
         raise BadValue(f"{text!r} is not a number of transactions", hint="such as 500000000")
@@ -79,8 +79,8 @@ MEASURES: Final[Mapping[str, _Measure]] = {
     "undelivered": _Measure("undelivered_bytes", parse_size, format_size),
     "time-to-break": _Measure("breaks_seconds", parse_duration, format_duration, less_is_worse=True),
     "inactive": _Measure("inactive_seconds", parse_duration, format_duration),
-    "xid-age": _Measure("xid_age", _transactions, str),
-    "wal-status": _Measure("wal_status", _status, lambda value: "|".join(sorted(value))),
+    "xid-age": _Measure("xid_age", _parse_transactions, str),
+    "wal-status": _Measure("wal_status", _parse_wal_status, lambda value: "|".join(sorted(value))),
 }
 _ALIASES: Final = {"time-to-full": "time-to-break"}
 
@@ -102,8 +102,8 @@ def parse(warn: Iterable[str], critical: Iterable[str]) -> tuple[Thresholds, Thr
     # A measure that somebody has a number for on one side has no default on the other: they could contradict.
     touched = {MEASURES[name].field for name in (*said["--warn"], *said["--critical"])}
     return (
-        _laid_over(WARN, touched, said["--warn"]),
-        _laid_over(CRITICAL, touched, said["--critical"]),
+        _override(DEFAULT_WARNING, touched, said["--warn"]),
+        _override(DEFAULT_CRITICAL, touched, said["--critical"]),
     )
 
 
@@ -140,7 +140,7 @@ def _require_order(name: str, warn: Any, critical: Any) -> None:
         )
 
 
-def _laid_over(defaults: Thresholds, touched: set[str], said: Mapping[str, Any]) -> Thresholds:
+def _override(defaults: Thresholds, touched: set[str], said: Mapping[str, Any]) -> Thresholds:
     empty = Thresholds()
     cleared = replace(defaults, **{field: getattr(empty, field) for field in touched})
     return replace(cleared, **{MEASURES[name].field: value for name, value in said.items()})

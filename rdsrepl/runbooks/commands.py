@@ -19,7 +19,7 @@ _QUOTED_REFERENCE: Final = re.compile(rf'"{_REFERENCE.pattern}"|{_REFERENCE.patt
 _ANYTHING: Final = re.compile(r"\A… | …\Z|…")
 
 
-class NotACommand(ValueError):
+class InvalidCommand(ValueError):
     """What stands there cannot be run without a shell.
 
     Attributes:
@@ -57,8 +57,8 @@ def parse(text: str) -> tuple[Word, ...]:
         else:
             parts.append(piece)
 
-    def refuse(message: str) -> NotACommand:
-        return NotACommand(message, text.count("\n", 0, position))
+    def refuse(message: str) -> InvalidCommand:
+        return InvalidCommand(message, text.count("\n", 0, position))
 
     text = text.rstrip()
     while position < len(text):
@@ -118,12 +118,12 @@ def references(words: Sequence[Word]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.name for word in words for part in word if isinstance(part, Reference)))
 
 
-def filled(words: Sequence[Word], values: Mapping[str, str]) -> tuple[str, ...]:
+def substitute(words: Sequence[Word], values: Mapping[str, str]) -> tuple[str, ...]:
     """Return the words with their variables filled in, one word for one."""
     return tuple("".join(values[part.name] if isinstance(part, Reference) else part for part in word) for word in words)
 
 
-def filled_text(text: str, values: Mapping[str, str]) -> str:
+def substitute_text(text: str, values: Mapping[str, str]) -> str:
     """Return a text for people with its known variables filled in, each quoted as a shell needs it."""
 
     def value(match: re.Match[str]) -> str:

@@ -18,14 +18,14 @@ from typing import Any, Final
 from rdsrepl.config import state_directory
 from rdsrepl.errors import Refused
 from rdsrepl.state import audit, json_lines
-from rdsrepl.state.json_lines import Damaged, typed
+from rdsrepl.state.json_lines import Damaged, require_type
 from rdsrepl.text.masking import mask
 
 # How a step can have ended so that a resumed run goes on behind it.
 COMPLETED: Final = ("done", "skipped", "passed_over")
 # Names the journal, the run and the step to the commands that a run starts.
 _VARIABLES: Final = ("_RDSREPL_JOURNAL", "_RDSREPL_JOURNAL_RUN", "_RDSREPL_JOURNAL_STEP")
-_MOST_BYTES: Final = 16 << 20
+_MAX_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Journal:
         return ()
 
     def _applied(self, step: str) -> list[dict[str, Any]]:
-        rows = json_lines.rows(self.path, _MOST_BYTES)
+        rows = json_lines.rows(self.path, _MAX_BYTES)
         return [row for row in rows if row is not None and row.get("event") == "applied" and row.get("step") == step]
 
 
@@ -132,7 +132,7 @@ def last_run(runbook: str, where: Mapping[str, str]) -> EarlierRun | None:
         return None
     for path in found:
         with contextlib.suppress(OSError):
-            rows = json_lines.rows(path, _MOST_BYTES)
+            rows = json_lines.rows(path, _MAX_BYTES)
             if rows[1:] and rows[0] is None:
                 raise Refused(
                     f"runbook {runbook}: the journal of its last run is damaged: {path}",
@@ -155,8 +155,8 @@ def _earlier_run(
         if begin["runbook"] != runbook or begin["where"] != dict(where):
             return None
         completed = _texts(begin["settled"])
-        made = {step: (*lines,) for step, lines in typed(begin.get("made", {}), dict).items()}
-        changed, open_step, failed, ended, lacking = typed(begin["changed"], bool), None, None, None, False
+        made = {step: (*lines,) for step, lines in require_type(begin.get("made", {}), dict).items()}
+        changed, open_step, failed, ended, lacking = require_type(begin["changed"], bool), None, None, None, False
         for row in rows:
             event, step, status = _event(row)
             lacking = event is None
@@ -174,14 +174,14 @@ def _earlier_run(
             elif event == "applied" and row is not None:
                 changed = True
                 if row.get("makes") is True:
-                    name = typed(row["step"], str)
-                    made[name] = (*made.get(name, ()), typed(row["summary"], str))
+                    name = require_type(row["step"], str)
+                    made[name] = (*made.get(name, ()), require_type(row["summary"], str))
             elif event == "end":
                 ended = status
         return EarlierRun(
-            run=typed(begin["run"], str),
-            at=typed(begin["at"], str),
-            digest=typed(begin["digest"], str),
+            run=require_type(begin["run"], str),
+            at=require_type(begin["at"], str),
+            digest=require_type(begin["digest"], str),
             variables=_texts(begin["variables"]),
             completed=completed,
             changed=changed,
@@ -197,11 +197,11 @@ def _event(row: Mapping[str, Any] | None) -> tuple[str | None, str | None, str]:
     """Return a line's event (None: it is damaged), step and status."""
     with contextlib.suppress(Damaged, KeyError):
         if row is not None:
-            event = typed(row["event"], str)
-            step = typed(row["step"], str) if event.startswith("step_") else None
-            return event, step, "" if event == "step_begin" else typed(row["status"], str)
+            event = require_type(row["event"], str)
+            step = require_type(row["step"], str) if event.startswith("step_") else None
+            return event, step, "" if event == "step_begin" else require_type(row["status"], str)
     return None, None, ""
 
 
 def _texts(value: object) -> dict[str, str]:
-    return {name: typed(text, str) for name, text in typed(value, dict).items()}
+    return {name: require_type(text, str) for name, text in require_type(value, dict).items()}

@@ -46,7 +46,7 @@ def load(name: str) -> Runbook:
     return parse(path, text)
 
 
-def documented(runbook: Runbook) -> Mapping[str, Any]:
+def as_document(runbook: Runbook) -> Mapping[str, Any]:
     """Return what ``runbook show -o json`` prints: the page's data, commands as they stand there."""
     return {
         "name": runbook.name,

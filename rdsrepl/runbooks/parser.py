@@ -12,7 +12,7 @@ from typing import Any, Final
 from rdsrepl.errors import BadPage, BadValue
 from rdsrepl.runbooks import commands
 from rdsrepl.runbooks.model import SECTIONS, TARGET_KINDS, TARGET_VARIABLES, Runbook, Step, StepKind, undone_step
-from rdsrepl.runbooks.variables import TYPES, Variable, check
+from rdsrepl.runbooks.variables import TYPES, Variable, check_value
 from rdsrepl.text.yaml_nodes import NotYaml, compose
 
 _FENCE: Final = re.compile(r"(`{3,})\s*(.*?)\s*\Z")
@@ -106,7 +106,7 @@ def _variable(path: Path, name: str, node: Any, line: int) -> Variable:
     variable = Variable(name, fields["help"], kind, fields.get("default"))
     if variable.default:
         try:
-            check(variable, variable.default)
+            check_value(variable, variable.default)
         except BadValue as exc:
             raise _error(path, line, f"{name}: its default is not of its type", exc.hint or "") from exc
     return variable
@@ -272,7 +272,7 @@ class _PageParser:
     def _command(self, inside: Sequence[str], line: int) -> tuple[commands.Word, ...]:
         try:
             words = commands.parse("\n".join(inside))
-        except commands.NotACommand as exc:
+        except commands.InvalidCommand as exc:
             raise self._bad(line + 1 + exc.line, str(exc), "what needs a shell, a person does: sh manual") from exc
         if words[0] != ("rdsrepl",):
             raise self._bad(line + 1, "a command of another program", "rdsrepl …; others, a person runs: sh manual")

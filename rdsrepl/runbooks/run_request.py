@@ -84,13 +84,13 @@ class RunRequest:
 def command_of(request: RunRequest, step: Step) -> str:
     """Return a step's command as a person can type it, variables filled in."""
     if step.kind is StepKind.manual:
-        return commands.filled_text(step.text, _known_values(request))
-    return request.target.shown(commands.filled(step.command, page_values(request)))
+        return commands.substitute_text(step.text, _known_values(request))
+    return request.target.shown(commands.substitute(step.command, page_values(request)))
 
 
 def prose_of(request: RunRequest, step: Step) -> str:
     """Return a step's prose, variables filled in."""
-    return commands.filled_text(step.prose, _known_values(request))
+    return commands.substitute_text(step.prose, _known_values(request))
 
 
 def go_back_of(request: RunRequest, made: Mapping[str, Sequence[str]]) -> str:
@@ -120,7 +120,7 @@ def go_back_of(request: RunRequest, made: Mapping[str, Sequence[str]]) -> str:
     listed = [summary for lines in made.values() for summary in lines]
     what = f"This run did: {', '.join(listed)}." if listed else "This run made nothing that was not there before."
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
-    return f"{what}\n\n{commands.filled_text(text, _known_values(request))}"
+    return f"{what}\n\n{commands.substitute_text(text, _known_values(request))}"
 
 
 def skip_reason(request: RunRequest, step: Step) -> str | None:

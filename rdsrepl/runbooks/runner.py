@@ -85,13 +85,13 @@ class RunDisplay(Protocol):
         ...
 
 
-def made_in(request: RunRequest, journal: Journal) -> dict[str, tuple[str, ...]]:
+def made_by_run(request: RunRequest, journal: Journal) -> dict[str, tuple[str, ...]]:
     """Return by step what the run, and the one that it goes on with, made that was not there before."""
     before = request.earlier.made if request.earlier else {}
     return {step.name: (*before.get(step.name, ()), *journal.made(step.name)) for step in request.runbook.steps}
 
 
-def planned(request: RunRequest) -> list[Result]:
+def plan_steps(request: RunRequest) -> list[Result]:
     """Return what a run would do; nothing is run."""
     return [
         Result(
@@ -191,10 +191,10 @@ class _Run:
             answer = self._display.decide(step)
             status = {Answer.yes: "done", Answer.skip: "skipped", Answer.quit: "quit"}[answer]
             return Result(step, command, status, changed=answer is Answer.yes)
-        words = list(commands.filled(step.command, self._values))
+        words = list(commands.substitute(step.command, self._values))
         if self._request.ask and step.kind is not StepKind.check:
             if step.kind is StepKind.change:
-                shown = _with(words, "--dry-run")
+                shown = _with_option(words, "--dry-run")
                 self._display.planning(self._request.target.shown(shown))
                 plan = self._execute(step, shown, command, acts=False)
                 if plan.exit_code != 0:
@@ -204,7 +204,7 @@ class _Run:
             if answer is not Answer.yes:
                 return Result(step, command, "skipped" if answer is Answer.skip else "quit")
         if step.kind is StepKind.change:
-            words = _with(words, "--yes")
+            words = _with_option(words, "--yes")
         return self._execute(step, words, command, acts=step.kind is not StepKind.check)
 
     def _execute(self, step: Step, words: list[str], command: str, *, acts: bool) -> Result:
@@ -266,7 +266,7 @@ class _Run:
         return StepFailed(f"{message}; nothing was changed", hint=hint)
 
 
-def _with(words: list[str], option: str) -> list[str]:
+def _with_option(words: list[str], option: str) -> list[str]:
     at = words.index("--") if "--" in words else len(words)
     return [*words[:at], option, *words[at:]]
 

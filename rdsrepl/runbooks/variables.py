@@ -64,7 +64,7 @@ TYPES: Final[Mapping[str, tuple[Callable[[str], object], str]]] = {
 }
 
 
-def check(variable: Variable, value: str) -> str:
+def check_value(variable: Variable, value: str) -> str:
     """Return VALUE where the variable may have it.
 
     Raises:
@@ -82,7 +82,7 @@ def check(variable: Variable, value: str) -> str:
     return value
 
 
-def given(words: Iterable[str], known: Sequence[Variable]) -> dict[str, str]:
+def parse_assignments(words: Iterable[str], known: Sequence[Variable]) -> dict[str, str]:
     """Return the values of ``--var k=v`` words, checked.
 
     Raises:
@@ -101,11 +101,11 @@ def given(words: Iterable[str], known: Sequence[Variable]) -> dict[str, str]:
             raise BadValue(f"--var {name}: the runbook has no such variable", hint=f"{hint}its variables: {listed}")
         if name in values:
             raise BadValue(f"--var names {name} twice", hint="once is enough")
-        values[name] = check(by_name[name], value)
+        values[name] = check_value(by_name[name], value)
     return values
 
 
-def complete(values: Mapping[str, str], known: Sequence[Variable]) -> dict[str, str]:
+def with_defaults(values: Mapping[str, str], known: Sequence[Variable]) -> dict[str, str]:
     """Return a value for each variable: the given one, or its default.
 
     Raises:

@@ -14,12 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from rdsrepl.state.json_lines import Damaged, parse, read_end, typed
+from rdsrepl.state.json_lines import Damaged, parse, read_tail, require_type
 
 # No entry is believed for longer, whatever stands in it.
-LONGEST_SECONDS: Final = 300.0
-_MANY: Final = 64
-_MOST_BYTES: Final = 1 << 20
+MAX_SECONDS: Final = 300.0
+_MAX_FILES: Final = 64
+_MAX_BYTES: Final = 1 << 20
 
 
 def directory() -> Path:
@@ -40,11 +40,11 @@ def read(key: str, *, now: float) -> list[str] | None:
         now: seconds since the epoch.
     """
     with contextlib.suppress(OSError, RuntimeError, Damaged, KeyError):
-        entry = typed(parse(read_end(_path(key), _MOST_BYTES)), dict)
-        names = [typed(name, str) for name in typed(entry["names"], list)]
+        entry = require_type(parse(read_tail(_path(key), _MAX_BYTES)), dict)
+        names = [require_type(name, str) for name in require_type(entry["names"], list)]
         # A clock set back, or a file from elsewhere, must not be believed for years.
         until = entry["until"]
-        if isinstance(until, int | float) and now < until <= now + LONGEST_SECONDS:
+        if isinstance(until, int | float) and now < until <= now + MAX_SECONDS:
             return names
     return None
 
@@ -54,12 +54,12 @@ def write(key: str, names: Sequence[str], *, seconds: float, now: float) -> bool
     with contextlib.suppress(OSError, RuntimeError):
         path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _sweep(path.parent, now)
+        _remove_expired(path.parent, now)
         temporary = path.with_name(f".{path.stem}.{os.getpid()}")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"until": now + min(seconds, LONGEST_SECONDS), "names": list(names)}, file)
+                json.dump({"until": now + min(seconds, MAX_SECONDS), "names": list(names)}, file)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -75,13 +75,13 @@ def clear() -> None:
             path.unlink(missing_ok=True)
 
 
-def _sweep(place: Path, now: float) -> None:
+def _remove_expired(place: Path, now: float) -> None:
     """Take away what no longer holds, once there is a lot of it."""
     kept = list(place.iterdir())
-    if len(kept) > _MANY:
+    if len(kept) > _MAX_FILES:
         for path in kept:
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < now - LONGEST_SECONDS:
+                if path.stat().st_mtime < now - MAX_SECONDS:
                     path.unlink()
 
 

@@ -27,8 +27,8 @@ T = TypeVar("T")
 LOCK_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.02
 # The widest numbers that PostgreSQL has (``bigint``; ``xid8`` and ``pg_lsn`` have no sign).
-_LEAST: Final = -(2**63)
-_LARGEST: Final = 2**64 - 1
+_MIN_INTEGER: Final = -(2**63)
+_MAX_INTEGER: Final = 2**64 - 1
 
 
 class Damaged(ValueError):
@@ -51,7 +51,7 @@ def parse(text: bytes | str) -> Any:
         raise Damaged(str(exc)) from None
 
 
-def typed(value: object, kind: type[T]) -> T:
+def require_type(value: object, kind: type[T]) -> T:
     """Return VALUE if it is exactly of one type (``True`` is no ``int``).
 
     Raises:
@@ -62,26 +62,26 @@ def typed(value: object, kind: type[T]) -> T:
     return value
 
 
-def whole(value: object) -> int:
+def require_int64(value: object) -> int:
     """Return VALUE if it is a whole number of 64 bits, with or without a sign.
 
     Raises:
         Damaged: it is not.
     """
-    number = typed(value, int)
-    if not _LEAST <= number <= _LARGEST:
+    number = require_type(value, int)
+    if not _MIN_INTEGER <= number <= _MAX_INTEGER:
         raise Damaged("a whole number of 64 bits is expected")
     return number
 
 
-def moment(value: object) -> datetime:
+def parse_time(value: object) -> datetime:
     """Return the time that an ISO 8601 text with an offset from UTC stands for.
 
     Raises:
         Damaged: it is no such text, or so far off that no arithmetic can be done with it.
     """
     try:
-        found = datetime.fromisoformat(typed(value, str))
+        found = datetime.fromisoformat(require_type(value, str))
     except ValueError as exc:
         raise Damaged(str(exc)) from None
     if found.tzinfo is None or not 1970 <= found.year < 3000:
@@ -114,7 +114,7 @@ def open_regular(path: Path, flags: int, *, own: bool = False) -> FileIO:
         raise
 
 
-def read_end(path: Path, most_bytes: int) -> bytes:
+def read_tail(path: Path, most_bytes: int) -> bytes:
     """Return a file of one's own, or the last MOST_BYTES of it.
 
     Raises:
@@ -134,7 +134,7 @@ def rows(path: Path, most_bytes: int) -> list[dict[str, Any] | None]:
     Raises:
         OSError: it cannot be read, is not a regular file, or is not one's own.
     """
-    return [_row(line) for line in read_end(path, most_bytes).split(b"\n") if line.strip()]
+    return [_row(line) for line in read_tail(path, most_bytes).split(b"\n") if line.strip()]
 
 
 def read(path: Path, decode: Callable[[dict[str, Any]], T], most_bytes: int) -> list[T]:
@@ -203,7 +203,7 @@ def append(
 
 def _row(line: bytes) -> dict[str, Any] | None:
     with contextlib.suppress(Damaged):
-        return typed(parse(line), dict)
+        return require_type(parse(line), dict)
     return None
 
 

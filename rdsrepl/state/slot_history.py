@@ -21,16 +21,16 @@ from rdsrepl.config import state_directory
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.state import json_lines
-from rdsrepl.state.json_lines import Damaged, moment, typed, whole
+from rdsrepl.state.json_lines import Damaged, parse_time, require_int64, require_type
 
 # Weeks of a check every five minutes with a few slots, a day with 200; and every command reads all of it.
-_MOST_BYTES: Final = 2 << 20
+_MAX_BYTES: Final = 2 << 20
 # A look that waits for the history would be late; without this one the history is as good.
 _LOCK_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class SlotSeen:
+class SlotObservation:
     """One slot at one moment.
 
     Attributes:
@@ -73,16 +73,16 @@ class Observation:
     timeline: int | None
     lsn: Lsn
     next_xid: int
-    slots: tuple[SlotSeen, ...]
+    slots: tuple[SlotObservation, ...]
     clock_skew_seconds: float = 0.0
     partial: bool = False
 
-    def slot(self, name: str) -> SlotSeen | None:
+    def slot(self, name: str) -> SlotObservation | None:
         """Return one slot as it was; None where there was none of that name."""
         return self._by_name.get(name)
 
     @cached_property
-    def _by_name(self) -> dict[str, SlotSeen]:
+    def _by_name(self) -> dict[str, SlotObservation]:
         return {seen.slot_name: seen for seen in self.slots}
 
 
@@ -93,7 +93,7 @@ def history(server: str) -> tuple[Observation, ...]:
         server: what identifies it, the same on every run: ``wal.history_key``.
     """
     try:
-        return tuple(json_lines.read(_path(server), _observation, 2 * _MOST_BYTES))
+        return tuple(json_lines.read(_path(server), _observation, 2 * _MAX_BYTES))
     except OSError:
         return ()
 
@@ -101,21 +101,19 @@ def history(server: str) -> tuple[Observation, ...]:
 def record(server: str, seen: Observation) -> bool:
     """Add a look to a server's history; return whether that could be done."""
     with contextlib.suppress(OSError):
-        json_lines.append(
-            _path(server), _document(seen), most_bytes=_MOST_BYTES, thin=_thinned, lock_seconds=_LOCK_SECONDS
-        )
+        json_lines.append(_path(server), _document(seen), most_bytes=_MAX_BYTES, thin=_thin, lock_seconds=_LOCK_SECONDS)
         return True
     return False
 
 
-def changes(history: Sequence[Observation]) -> list[frozenset[str]]:
+def changed_slots(history: Sequence[Observation]) -> list[frozenset[str]]:
     """Return for each look the slots at which something had changed since the look before.
 
     A slot came, went, came into use, was left, was taken by somebody else, or moved although it was never seen in use.
     That a slot in use moves on is no change. The look before a change is one of its own: it ends what was before.
     """
     found: list[set[str]] = [set() for _ in history]
-    known: dict[str, tuple[int, SlotSeen]] = {}
+    known: dict[str, tuple[int, SlotObservation]] = {}
     for number, one in enumerate(history):
         gone = set() if one.partial else known.keys() - {seen.slot_name for seen in one.slots}
         for name in gone:
@@ -131,13 +129,13 @@ def changes(history: Sequence[Observation]) -> list[frozenset[str]]:
     return [frozenset(names) for names in found]
 
 
-def _is_same(old: SlotSeen, new: SlotSeen) -> bool:
+def _is_same(old: SlotObservation, new: SlotObservation) -> bool:
     if old.active or new.active:
         return (old.active, old.holder) == (new.active, new.holder)
     return old.position == new.position
 
 
-def reduced(history: Sequence[Observation], kept: Sequence[bool], *, last_only: bool = False) -> list[Observation]:
+def keep_changes(history: Sequence[Observation], kept: Sequence[bool], *, last_only: bool = False) -> list[Observation]:
     """Return a history without some of its looks, of which the slots stay at which something had changed.
 
     Args:
@@ -146,7 +144,7 @@ def reduced(history: Sequence[Observation], kept: Sequence[bool], *, last_only: 
         last_only: of the others only each slot's last change and its last use stay: then there are never more than two
             entries a slot besides the whole looks.
     """
-    names = changes(history)
+    names = changed_slots(history)
     if last_only:
         last: dict[tuple[str, bool], int] = {}
         for number, one in enumerate(history):
@@ -166,20 +164,20 @@ def reduced(history: Sequence[Observation], kept: Sequence[bool], *, last_only: 
     return found
 
 
-def _thinned(lines: list[bytes]) -> list[bytes]:
+def _thin(lines: list[bytes]) -> list[bytes]:
     """Leave out every second look of the older half, but for what had changed, and make sure that room is won."""
     looks = []
     for line in lines:
         with contextlib.suppress(Damaged, KeyError):
-            looks.append(_observation(typed(json_lines.parse(line), dict)))
+            looks.append(_observation(require_type(json_lines.parse(line), dict)))
     half = len(looks) // 2
-    kept = _lines(reduced(looks, [number >= half or number % 2 == 0 for number in range(len(looks))]))
+    kept = _lines(keep_changes(looks, [number >= half or number % 2 == 0 for number in range(len(looks))]))
     newest = half
-    while sum(map(len, kept)) > _MOST_BYTES * 3 // 4 and newest < len(looks):
+    while sum(map(len, kept)) > _MAX_BYTES * 3 // 4 and newest < len(looks):
         # So much changes all the time that all of it is too much: of older looks only each slot's last change stays.
         newest = (newest + len(looks) + 1) // 2
-        kept = _lines(reduced(looks, [number >= newest for number in range(len(looks))], last_only=True))
-    while sum(map(len, kept)) > _MOST_BYTES * 3 // 4:  # thousands of slots that are long gone
+        kept = _lines(keep_changes(looks, [number >= newest for number in range(len(looks))], last_only=True))
+    while sum(map(len, kept)) > _MAX_BYTES * 3 // 4:  # thousands of slots that are long gone
         del kept[: len(kept) // 2 + 1]
     return kept
 
@@ -219,41 +217,41 @@ def _document(seen: Observation) -> dict[str, Any]:
 def _observation(row: dict[str, Any]) -> Observation:
     timeline = row["timeline"]
     return Observation(
-        moment(row["at"]),
-        moment(row["started_at"]),
-        None if timeline is None else whole(timeline),
+        parse_time(row["at"]),
+        parse_time(row["started_at"]),
+        None if timeline is None else require_int64(timeline),
         _lsn(row["lsn"]),
-        whole(row["next_xid"]),
-        tuple(_slot_seen(slot) for slot in typed(row["slots"], list)),
+        require_int64(row["next_xid"]),
+        tuple(_slot_seen(slot) for slot in require_type(row["slots"], list)),
         _seconds(row["skew"]),
-        typed(row.get("partial", False), bool),
+        require_type(row.get("partial", False), bool),
     )
 
 
 def _seconds(value: object) -> float:
-    return typed(value, float) if isinstance(value, float) else float(whole(value))
+    return require_type(value, float) if isinstance(value, float) else float(require_int64(value))
 
 
-def _slot_seen(values: object) -> SlotSeen:
-    if len(typed(values, list)) != 7:
+def _slot_seen(values: object) -> SlotObservation:
+    if len(require_type(values, list)) != 7:
         raise Damaged("7 values of a slot are expected")
-    name, active, restart, confirmed, age, holder, counters = typed(values, list)
-    return SlotSeen(
-        typed(name, str),
-        typed(active, bool),
+    name, active, restart, confirmed, age, holder, counters = require_type(values, list)
+    return SlotObservation(
+        require_type(name, str),
+        require_type(active, bool),
         None if restart is None else _lsn(restart),
         None if confirmed is None else _lsn(confirmed),
-        None if age is None else whole(age),
-        None if holder is None else typed(holder, str),
+        None if age is None else require_int64(age),
+        None if holder is None else require_type(holder, str),
         None if counters is None else _counters(counters),
     )
 
 
 def _counters(values: object) -> tuple[int | str | None, ...]:
-    *numbers, reset = typed(values, list) or [None]
+    *numbers, reset = require_type(values, list) or [None]
     return (
-        *(None if number is None else whole(number) for number in numbers),
-        None if reset is None else typed(reset, str),
+        *(None if number is None else require_int64(number) for number in numbers),
+        None if reset is None else require_type(reset, str),
     )
 
 
@@ -263,6 +261,6 @@ def _text(lsn: Lsn | None) -> str | None:
 
 def _lsn(text: object) -> Lsn:
     try:
-        return Lsn.parse(typed(text, str))
+        return Lsn.parse(require_type(text, str))
     except BadValue as exc:
         raise Damaged(exc.message) from None

@@ -21,13 +21,13 @@ from typing import Any, Final
 
 from rdsrepl.config import state_directory
 from rdsrepl.lsn import Lsn
-from rdsrepl.state.json_lines import Damaged, moment, open_regular, parse, read_end, typed, whole
+from rdsrepl.state.json_lines import Damaged, open_regular, parse, parse_time, read_tail, require_int64, require_type
 
-_MOST_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class SlotMark:
+class SlotFingerprint:
     """What tells a slot from another one that was made later under its name; None is not known.
 
     Attributes:
@@ -42,7 +42,7 @@ class SlotMark:
     stats_reset: str | None
     started_at: str | None
 
-    def is_another(self, later: SlotMark) -> bool:
+    def is_another(self, later: SlotFingerprint) -> bool:
         """Say whether LATER, of the same name, server and timeline, is for certain another slot, made since."""
         if self.restart_lsn is not None and later.restart_lsn is not None and later.restart_lsn < self.restart_lsn:
             return True
@@ -74,14 +74,14 @@ class StreamedSlot:
     timeline: int
     confirmed_lsn: Lsn
     publications: tuple[str, ...]
-    mark: SlotMark
+    mark: SlotFingerprint
     is_final: bool
 
 
 def load(system_id: str, slot_name: str) -> StreamedSlot | None:
     """Return what this machine's last run left; None where there is nothing, or nothing that can be relied on."""
     try:
-        row = typed(parse(read_end(_path(system_id, slot_name), _MOST_BYTES)), dict)
+        row = require_type(parse(read_tail(_path(system_id, slot_name), _MAX_BYTES)), dict)
         if (row["machine"], row["system_id"], row["slot"]) != (_machine(), system_id, slot_name):
             return None  # the state directory was copied here
         found = _decoded(row)
@@ -116,7 +116,7 @@ def save(system_id: str, slot_name: str, streamed: StreamedSlot) -> bool:
     return True
 
 
-def forget(system_id: str, slot_name: str) -> None:
+def delete(system_id: str, slot_name: str) -> None:
     """Remember nothing of a slot: it is dropped."""
     with contextlib.suppress(OSError):
         _path(system_id, slot_name).unlink()
@@ -137,24 +137,26 @@ def _replace(path: Path, row: Mapping[str, Any], *, sync: bool) -> None:
 
 
 def _decoded(row: Mapping[str, Any]) -> StreamedSlot:
-    mark = SlotMark(
+    mark = SlotFingerprint(
         _number(row["restart_lsn"]),
         _number(row["catalog_xmin"]),
         _number(row["total_bytes"]),
         _text(row["stats_reset"]),
         _text(row["started_at"]),
     )
-    publications = tuple(typed(name, str) for name in typed(row["publications"], list))
-    lsn = Lsn.parse(typed(row["confirmed_lsn"], str))
-    return StreamedSlot(moment(row["at"]), whole(row["timeline"]), lsn, publications, mark, typed(row["final"], bool))
+    publications = tuple(require_type(name, str) for name in require_type(row["publications"], list))
+    lsn = Lsn.parse(require_type(row["confirmed_lsn"], str))
+    return StreamedSlot(
+        parse_time(row["at"]), require_int64(row["timeline"]), lsn, publications, mark, require_type(row["final"], bool)
+    )
 
 
 def _number(value: object) -> int | None:
-    return None if value is None else whole(value)
+    return None if value is None else require_int64(value)
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else typed(value, str)
+    return None if value is None else require_type(value, str)
 
 
 def _path(system_id: str, slot_name: str) -> Path:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from rdsrepl.errors import SlotMoved
 from rdsrepl.lsn import Lsn
 from rdsrepl.state import streamed_slots
-from rdsrepl.state.streamed_slots import SlotMark, StreamedSlot
+from rdsrepl.state.streamed_slots import SlotFingerprint, StreamedSlot
 from rdsrepl.tail.receiver import printable
 from rdsrepl.units import format_size
 
@@ -46,10 +46,10 @@ class Voice(Protocol):
         ...
 
 
-def mark_of(findings: Findings) -> SlotMark:
+def mark_of(findings: Findings) -> SlotFingerprint:
     """Return what tells the slot from another one that is made later under its name."""
     slot = findings.slot
-    return SlotMark(
+    return SlotFingerprint(
         None if slot.restart_lsn is None else int(slot.restart_lsn),
         None if slot.catalog_xmin is None else int(slot.catalog_xmin),
         slot.total_bytes,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from rdsrepl.config import Target
-    from rdsrepl.state.streamed_slots import SlotMark
+    from rdsrepl.state.streamed_slots import SlotFingerprint
     from rdsrepl.tail.continuity import LastRun
     from rdsrepl.tail.preflight import Findings
 
@@ -267,7 +267,7 @@ class Tail:
         self._signals = _Signals()
         self._last_run = last_run
         self._server: _Server | None = None
-        self._mark: SlotMark | None = None
+        self._mark: SlotFingerprint | None = None
         self._plugin: str | None = None
         self._commits = _Commits()
         # What was confirmed, or was about to be when a connection broke.

@@ -24,7 +24,7 @@ from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.runbooks import journal
 from rdsrepl.state import audit, json_lines, slot_history
-from rdsrepl.state.slot_history import Observation, SlotSeen
+from rdsrepl.state.slot_history import Observation, SlotObservation
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.service import base_url, health, scrape, tailing
@@ -37,11 +37,11 @@ NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
 DEEP = "[" * 200_000
 
 
-def look(minutes: int, *slots: SlotSeen) -> Observation:
+def look(minutes: int, *slots: SlotObservation) -> Observation:
     return Observation(NOW + timedelta(minutes=minutes), NOW, 1, Lsn(4096 + minutes), 700 + minutes, slots)
 
 
-SLOT = SlotSeen("orders", True, Lsn(100), Lsn(200), 7, "psql on 10.0.0.1", (1, 2, 3, 4, 5, 6, 7, 4096, None))
+SLOT = SlotObservation("orders", True, Lsn(100), Lsn(200), 7, "psql on 10.0.0.1", (1, 2, 3, 4, 5, 6, 7, 4096, None))
 
 
 def damaged(line: str) -> list[bytes]:

@@ -29,19 +29,19 @@ from rich.cells import cell_len
 
 from rdsrepl.config import Target
 from rdsrepl.dashboard import poller, view
-from rdsrepl.dashboard.keys import decoded
-from rdsrepl.dashboard.poller import Watched, thinned
+from rdsrepl.dashboard.keys import decode
+from rdsrepl.dashboard.poller import SlotPoller, thin_history
 from rdsrepl.dashboard.state import (
-    Asked,
-    Failed,
     Key,
-    Look,
-    Looked,
-    Only,
+    PollFailed,
+    PollStarted,
     Sample,
+    SlotFilter,
+    Snapshot,
+    SnapshotTaken,
     Sort,
     State,
-    reduced,
+    next_state,
     trend,
     visible,
 )
@@ -117,7 +117,7 @@ SENDERS = (
 )
 
 
-def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) -> Look:
+def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) -> Snapshot:
     """Make a look up, with one before it in which there was 1 GiB less WAL a minute ago."""
     at = of.at + timedelta(seconds=seconds)
     now = replace(of, at=at)
@@ -130,7 +130,7 @@ def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) 
         for one in slots
     ]
     before = replace(
-        assessment.observe(now, earlier),
+        assessment.to_observation(now, earlier),
         at=at - timedelta(seconds=60),
         lsn=Lsn(of.lsn - GIB),
         next_xid=of.next_xid - 100,
@@ -140,18 +140,18 @@ def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) 
         Sample(at - timedelta(seconds=2 * back), {one.slot_name: (one.retained_bytes or 0) - back for one in slots})
         for back in range(20, -1, -1)
     )
-    return Look(SERVER, found, SENDERS, past)
+    return Snapshot(SERVER, found, SENDERS, past)
 
 
 def state(**given: Any) -> State:
     """Return a state that has seen one look."""
-    return reduced(State("target production", **given), Looked(seen(), NOW))
+    return next_state(State("target production", **given), SnapshotTaken(seen(), NOW))
 
 
 def pressed(before: State, *keys: str) -> State:
     """Press keys one after the other."""
     for key in keys:
-        before = reduced(before, Key(key))
+        before = next_state(before, Key(key))
     return before
 
 
@@ -184,7 +184,7 @@ def test_sorting_and_reversing() -> None:
     others = tuple(one for one in look.retention.holdings if one.slot.slot_name != "zebra")
     zebra = replace(growing, slot=SLOTS[3])
     look = replace(look, retention=replace(look.retention, holdings=(*others, zebra)))
-    assert names(reduced(replace(first, sort=Sort.growth), Looked(look, NOW)))[0] == "zebra"
+    assert names(next_state(replace(first, sort=Sort.growth), SnapshotTaken(look, NOW)))[0] == "zebra"
 
 
 def test_choosing_what_is_shown() -> None:
@@ -192,8 +192,8 @@ def test_choosing_what_is_shown() -> None:
     first = state()
     assert sorted(names(pressed(first, "a"))) == ["audit", SLOTS[2].slot_name]
     problems = pressed(first, "a", "a")
-    assert (problems.only, "zebra" in names(problems), "audit" in names(problems)) == (Only.problems, False, True)
-    assert pressed(first, "a", "a", "a").only is Only.all
+    assert (problems.only, "zebra" in names(problems), "audit" in names(problems)) == (SlotFilter.problems, False, True)
+    assert pressed(first, "a", "a", "a").only is SlotFilter.all
     assert names(pressed(first, "/", *"WAL2")) == [SLOTS[2].slot_name]
     assert set(names(pressed(first, "/", *"debezium"))) == {SLOTS[2].slot_name, "orders_cdc", "zebra"}
     typed = pressed(first, "/", *"qrs")  # no commands while it is typed
@@ -216,17 +216,17 @@ def test_the_selection_follows_its_slot() -> None:
     assert pressed(moved, "G").selected == "zebra"
     assert pressed(moved, "page-up").selected == "audit"
     assert pressed(moved, "g").selected is None
-    gone = reduced(moved, Looked(seen(SLOTS[1:]), NOW))
+    gone = next_state(moved, SnapshotTaken(seen(SLOTS[1:]), NOW))
     assert gone.gone == ("orders_cdc",)
     assert "gone: orders_cdc" in screen(gone, 80, 24)[2]
     assert pressed(gone, "down").selected == SLOTS[2].slot_name
-    assert reduced(gone, Looked(seen(), NOW)).gone == ()
+    assert next_state(gone, SnapshotTaken(seen(), NOW)).gone == ()
 
 
 def test_pausing_and_the_interval() -> None:
     """A paused screen stays as it is; the interval goes through steps and stops at their ends."""
     paused = pressed(state(), "p")
-    assert reduced(paused, Looked(seen(SLOTS[:1]), NOW)).look == paused.look
+    assert next_state(paused, SnapshotTaken(seen(SLOTS[:1]), NOW)).look == paused.look
     assert "PAUSED" in screen(paused, 80, 24)[2]
     assert not pressed(paused, " ").paused
     assert pressed(state(interval_seconds=3.0), "+").interval_seconds == 5
@@ -247,20 +247,20 @@ def test_leaving_and_help() -> None:
 
 def test_a_lost_connection_keeps_the_last_look() -> None:
     """It says since when that is stale, what happened and that it tries again; a new look ends it."""
-    lost = reduced(state(), Failed("the connection broke: gone", NOW, NOW + timedelta(seconds=4)))
-    lost = reduced(lost, Failed("connection refused", NOW, NOW + timedelta(seconds=9)))
+    lost = next_state(state(), PollFailed("the connection broke: gone", NOW, NOW + timedelta(seconds=4)))
+    lost = next_state(lost, PollFailed("connection refused", NOW, NOW + timedelta(seconds=9)))
     assert lost.failure is not None and lost.failure.attempts == 2
     rows = screen(lost, 80, 24)
     assert rows[2].startswith("STALE for 1s, reconnecting in 8s (attempt 3) · connection refused")
     assert any("audit" in row for row in rows[4:8])
-    assert "reconnecting (attempt 3)" in screen(reduced(lost, Asked(NOW)), 80, 24)[2]
-    found = reduced(lost, Looked(seen(), NOW))
+    assert "reconnecting (attempt 3)" in screen(next_state(lost, PollStarted(NOW)), 80, 24)[2]
+    found = next_state(lost, SnapshotTaken(seen(), NOW))
     assert found.failure is None and "STALE" not in screen(found, 80, 24)[2]
 
 
 def test_a_server_that_does_not_answer_is_said() -> None:
     """No failure yet, only silence."""
-    waiting = reduced(state(), Asked(NOW))
+    waiting = next_state(state(), PollStarted(NOW))
     assert "no answer from the server for 7s" in screen(waiting, 80, 24, later=7)[2]
     assert "no answer" not in screen(waiting, 80, 24, later=1)[2]
 
@@ -281,11 +281,11 @@ def test_a_long_history_is_thinned() -> None:
     """What is recent stays, and of months some looks remain, the first and the last among them."""
     ages = [*range(100_000, 1000, -100), *range(1000, -1, -2)]
     history = [Observation(NOW - timedelta(seconds=age), NOW, 1, Lsn(1), 1, ()) for age in ages]
-    kept = thinned(history)
+    kept = thin_history(history)
     assert kept[-1] == history[-1] and len(kept) < 200
     assert kept[0].at < NOW - timedelta(seconds=95_000)
     assert [one for one in kept if one.at >= NOW - timedelta(seconds=40)] == history[-21:]
-    assert thinned(()) == ()
+    assert thin_history(()) == ()
 
 
 @pytest.mark.parametrize(
@@ -300,13 +300,13 @@ def test_a_long_history_is_thinned() -> None:
 )
 def test_keys(data: bytes, keys: list[str]) -> None:
     """All at once, or byte by byte."""
-    assert decoded(data, more=False) == (keys, b"")
+    assert decode(data, more=False) == (keys, b"")
     found: list[str] = []
     rest = b""
     for number in range(len(data)):
-        more, rest = decoded(rest + data[number : number + 1], more=True)
+        more, rest = decode(rest + data[number : number + 1], more=True)
         found += more
-    last, rest = decoded(rest, more=False)
+    last, rest = decode(rest, more=False)
     assert (found + last, rest) == (keys, b"")
 
 
@@ -370,7 +370,7 @@ def test_the_details_name_everything_of_the_selected_slot() -> None:
 def test_two_hundred_slots_scroll() -> None:
     """The selected one is always in sight, and the heading says which are."""
     many = tuple(slot(f"slot_{number:03}", retained=(200 - number) * MIB) for number in range(200))
-    at_top = reduced(State("x", sort=Sort.name), Looked(seen(many), NOW))
+    at_top = next_state(State("x", sort=Sort.name), SnapshotTaken(seen(many), NOW))
     assert any(row.endswith(" of 200") for row in screen(at_top, 80, 24))
     chosen = at_top
     for number in range(0, 200, 7):
@@ -381,19 +381,19 @@ def test_two_hundred_slots_scroll() -> None:
 
 def test_odd_screens() -> None:
     """No slots, nothing that fits, no look yet, no right to see walsenders, names that would move the cursor."""
-    empty = reduced(State("x"), Looked(seen(()), NOW))
+    empty = next_state(State("x"), SnapshotTaken(seen(()), NOW))
     assert "no replication slots" in "\n".join(screen(empty, 80, 24))
     assert "no slot fits the filter" in "\n".join(screen(state(filter="nothing like it"), 80, 24))
     assert "no slot is in trouble" in "\n".join(
-        screen(pressed(reduced(State("x"), Looked(seen(SLOTS[3:]), NOW)), "a", "a"), 80, 24)
+        screen(pressed(next_state(State("x"), SnapshotTaken(seen(SLOTS[3:]), NOW)), "a", "a"), 80, 24)
     )
     assert "connecting to x" in "\n".join(screen(State("x"), 80, 24))
-    blind = reduced(State("x"), Looked(replace(seen(), server=replace(SERVER, sees_sessions=False)), NOW))
+    blind = next_state(State("x"), SnapshotTaken(replace(seen(), server=replace(SERVER, sees_sessions=False)), NOW))
     assert "(? is what only a member of pg_read_all_stats sees)" in "\n".join(screen(blind, 80, 24))
-    alone = reduced(State("x"), Looked(replace(seen(), senders=()), NOW))
+    alone = next_state(State("x"), SnapshotTaken(replace(seen(), senders=()), NOW))
     assert "── no walsenders ─" in "\n".join(screen(alone, 80, 24))
     hostile = Sender(1, "\x1b[2Jüser", "tab\tnew\nline", "streaming", 0, 0, None, None)
-    text = "\n".join(screen(reduced(State("x"), Looked(replace(seen(), senders=(hostile,)), NOW)), 80, 24))
+    text = "\n".join(screen(next_state(State("x"), SnapshotTaken(replace(seen(), senders=(hostile,)), NOW)), 80, 24))
     assert r"\x1b[2Jüs" in text and r"tab\tnew\n" in text and "\x1b" not in text
     assert screen(state(), 30, 24) == ["the terminal is too small"]
 
@@ -401,7 +401,7 @@ def test_odd_screens() -> None:
 def test_colours_follow_the_severity() -> None:
     """Red is critical, yellow a warning; the mark says the same without colours."""
     lost = slot("lost_one", wal_status="lost")
-    found = reduced(State("x"), Looked(seen((*SLOTS, lost)), NOW))
+    found = next_state(State("x"), SnapshotTaken(seen((*SLOTS, lost)), NOW))
     rows = view.lines(found, 120, 30, NOW)
     by_name = {row.plain[2:].split()[0]: row for row in rows if row.plain[:2] in ("‼ ", "! ", "  ") and row.plain[2:]}
     assert {str(span.style) for span in by_name["lost_one"].spans} == {"bold red"}
@@ -418,7 +418,7 @@ _KEYS = st.sampled_from([*"jkgGsra p+-/?xq", "up", "down", "enter", "escape", "p
 def test_no_line_is_ever_wider_than_the_terminal(keys: list[str], width: int, height: int, slots: int) -> None:
     """Whatever was pressed, at any size."""
     some = (*SLOTS, *(slot(f"more_{number}" * 6) for number in range(5)))[:slots]
-    rows = screen(pressed(reduced(State("x" * 60), Looked(seen(some), NOW)), *keys), width, height)
+    rows = screen(pressed(next_state(State("x" * 60), SnapshotTaken(seen(some), NOW)), *keys), width, height)
     assert len(rows) <= height
     assert max(cell_len(row) for row in rows) <= width
 
@@ -439,7 +439,7 @@ def test_a_look_is_three_statements(db15: Database, monkeypatch: pytest.MonkeyPa
         return execute(self, query, *rest, **options)
 
     monkeypatch.setattr(psycopg.Connection, "execute", counted)
-    watched = Watched(db15.target, window_seconds=60, free_bytes=10 * GIB)
+    watched = SlotPoller(db15.target, window_seconds=60, free_bytes=10 * GIB)
     try:
         first = watched.look()
         assert len(asked) == 5
@@ -462,7 +462,7 @@ def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.
     db15.run(f"CREATE ROLE {role} LOGIN PASSWORD 'plain'")
     dsn = f"{db15.dsn} user={role} password=plain host=127.0.0.1"
     sender = db15.server.connect(dbname=db15.name, replication=True)
-    watched = Watched(Target("x", dsn), window_seconds=60)
+    watched = SlotPoller(Target("x", dsn), window_seconds=60)
     try:
         pid = sender.info.backend_pid
         seen_there = [one for one in watched.look().senders or () if one.pid == pid]
@@ -486,7 +486,7 @@ def test_it_goes_on_where_the_name_leads_to(
 
         keywords = place
 
-    watched = Watched(Target("x", "", renew=Found()), window_seconds=60)
+    watched = SlotPoller(Target("x", "", renew=Found()), window_seconds=60)
     try:
         assert watched.look().server.major == 15
         watched.look()
@@ -512,7 +512,7 @@ def test_a_former_writer_is_left_again(pg15: Server, monkeypatch: pytest.MonkeyP
         return replace(get(conn), in_recovery=len(asked) > 2)
 
     monkeypatch.setattr(wal, "get", standby_now)
-    watched = Watched(pg15.target(), window_seconds=60)
+    watched = SlotPoller(pg15.target(), window_seconds=60)
     try:
         roles = [watched.look().retention.wal.in_recovery for _ in range(4)]
     finally:

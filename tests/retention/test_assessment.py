@@ -27,7 +27,7 @@ from rdsrepl.retention.assessment import Retention
 from rdsrepl.retention.forecast import Rate, Storage
 from rdsrepl.retention.thresholds import Severity, Thresholds
 from rdsrepl.state import slot_history
-from rdsrepl.state.slot_history import Observation, SlotSeen
+from rdsrepl.state.slot_history import Observation, SlotObservation
 from tests.retention.test_prune import start
 from tests.retention.test_prune_rules import NOW, slot, wal
 
@@ -45,12 +45,14 @@ def at(lsn: int, name: str = "s", **other: Any) -> Slot:
 def looked(
     seconds_ago: float, slots: Sequence[Slot], *, wal_lsn: int, next_xid: int = 1000, **other: Any
 ) -> Observation:
-    seen = tuple(SlotSeen(one.slot_name, one.active, one.restart_lsn, one.confirmed_flush_lsn, 100) for one in slots)
+    seen = tuple(
+        SlotObservation(one.slot_name, one.active, one.restart_lsn, one.confirmed_flush_lsn, 100) for one in slots
+    )
     made = Observation(NOW - timedelta(seconds=seconds_ago), wal().started_at, 1, Lsn(wal_lsn), next_xid, seen)
     return replace(made, **other)
 
 
-def only(found: Retention) -> assessment.Holding:
+def only(found: Retention) -> assessment.SlotRetention:
     (one,) = found.holdings
     return one
 
@@ -87,7 +89,7 @@ def test_the_slot_that_holds_the_same_wal_is_named() -> None:
 # When something breaks.
 
 
-def breaks(found: Retention, what: str) -> forecast.Breakage | None:
+def breaks(found: Retention, what: str) -> forecast.Forecast | None:
     return next((one for one in only(found).breaks if one.what == what), None)
 
 
@@ -254,11 +256,11 @@ def test_on_a_standby_no_disk_is_foretold() -> None:
 def test_the_recent_past_in_steps() -> None:
     one = at(9 * GIB)
     history = [looked(seconds, [one], wal_lsn=9 * GIB + 100 - seconds) for seconds in (95, 45, 5)]
-    values = assessment.history_rates(history, "s", points=10, seconds=100)
+    values = assessment.retained_history(history, "s", points=10, seconds=100)
     assert len(values) == 10 and [values[1], values[6], values[9]] == [5.0, 55.0, 95.0] and values[0] is None
-    rates = assessment.history_rates(history, None, points=10, seconds=100)
+    rates = assessment.retained_history(history, None, points=10, seconds=100)
     assert [rates[1], rates[6], rates[9]] == [None, 1.0, 1.0]
-    assert assessment.history_rates([], "s", points=3, seconds=9) == ()
+    assert assessment.retained_history([], "s", points=3, seconds=9) == ()
 
 
 # What earlier looks saw.
@@ -272,7 +274,9 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_was_seen_comes_back_as_it_was(state: Path) -> None:
     made = looked(10, [at(GIB, "a"), slot("lost", restart_lsn=None)], wal_lsn=END)
-    held = replace(made, slots=(*made.slots, SlotSeen("b", True, None, None, None, "PID 1 (user ä)")), timeline=None)
+    held = replace(
+        made, slots=(*made.slots, SlotObservation("b", True, None, None, None, "PID 1 (user ä)")), timeline=None
+    )
     assert slot_history.record("one", made) and slot_history.record("one", held)
     assert slot_history.history("one") == (made, held) and slot_history.history("other") == ()
     (file,) = (state / "observations").iterdir()
@@ -350,9 +354,9 @@ def test_the_time_of_invalidation_comes_as_foretold(state: Path, tmp_path: Path)
         writer.start()
         try:
             with connection.open(Target("test", dsn)) as conn:
-                server_state.look(conn)
+                server_state.read(conn)
                 time.sleep(4)
-                found = server_state.look(conn).assessed()
+                found = server_state.read(conn).assessed()
                 (doomed,) = found.holdings
                 foretold = doomed.breaks[0]
                 assert foretold.what == "slot_invalidated"

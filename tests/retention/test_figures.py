@@ -132,7 +132,7 @@ def test_whatever_invalidated_it_it_holds_nothing(lost: dict[str, Any]) -> None:
     assert gone.held_lsn is None and holds.held_lsn == Lsn(9 * GIB)
     assert assessment.freed_by_dropping(["holds"], [gone, holds], a_wal()) == (GIB, None)
     assert assessment.freed_by_dropping(["gone"], [gone, holds], a_wal()) == (0, None)
-    assert assessment.observe(a_wal(), [gone]).slots[0].restart_lsn is None
+    assert assessment.to_observation(a_wal(), [gone]).slots[0].restart_lsn is None
 
 
 def test_of_a_physical_slot_no_lag_is_known(place: Place) -> None:

@@ -63,7 +63,10 @@ def test_what_is_said_takes_the_place_of_both_defaults_of_its_measure() -> None:
     warn, critical = thresholds.parse(["retained=200GB"], ["inactive=1d"])
     assert warn.retained_bytes == 200 << 30 and critical.retained_bytes is None
     assert warn.inactive_seconds is None and critical.inactive_seconds == 86400
-    assert critical.xid_age == thresholds.CRITICAL.xid_age and warn.breaks_seconds == thresholds.WARN.breaks_seconds
+    assert (
+        critical.xid_age == thresholds.DEFAULT_CRITICAL.xid_age
+        and warn.breaks_seconds == thresholds.DEFAULT_WARNING.breaks_seconds
+    )
 
 
 def test_several_in_one_and_words_for_the_same() -> None:

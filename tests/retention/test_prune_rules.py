@@ -17,8 +17,8 @@ from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention import assessment, idleness, prune_rules
 from rdsrepl.retention.idleness import SampledIdle
-from rdsrepl.retention.prune_rules import Criteria, Verdict
-from rdsrepl.state.slot_history import Observation, SlotSeen
+from rdsrepl.retention.prune_rules import Criteria, PruneDecision
+from rdsrepl.state.slot_history import Observation, SlotObservation
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 HOUR = 3600.0
@@ -71,14 +71,16 @@ def judged(
     here: Wal | None = None,
     history: tuple[Observation, ...] = (),
     watched_seconds: float | None = None,
-) -> Verdict:
+) -> PruneDecision:
     here = here or wal()
     watched = {} if watched_seconds is None else {one.slot_name: SampledIdle(watched_seconds, NOW, 9, 0.3)}
-    (verdict,) = prune_rules.judge(assessment.assess(here, [one], history, watched=watched), [one], history, criteria)
+    (verdict,) = prune_rules.evaluate(
+        assessment.assess(here, [one], history, watched=watched), [one], history, criteria
+    )
     return verdict
 
 
-def rules(verdict: Verdict) -> set[str]:
+def rules(verdict: PruneDecision) -> set[str]:
     return {obstacle.rule for obstacle in verdict.obstacles}
 
 
@@ -87,7 +89,7 @@ def seen(at: datetime, *, active: bool = False, lsn: int = 9 << 30, started: dat
     position = Lsn(lsn)
     started = started or NOW - timedelta(days=30)
     return Observation(
-        at, started, timeline, Lsn(9 << 30), 900, (SlotSeen("old", active, position, position, 1, holder),)
+        at, started, timeline, Lsn(9 << 30), 900, (SlotObservation("old", active, position, position, 1, holder),)
     )
 
 
@@ -221,7 +223,7 @@ def test_looks_of_separate_runs_are_worth_knowing_and_no_proof() -> None:
         replace(seen(NOW - timedelta(minutes=30)), slots=()),
         replace(
             seen(NOW - timedelta(minutes=30)),
-            slots=(SlotSeen("old", False, Lsn(9 << 30), Lsn(9 << 30), 1, None, (0, 0, 0, 0, 0, 0, 0, 7, None)),),
+            slots=(SlotObservation("old", False, Lsn(9 << 30), Lsn(9 << 30), 1, None, (0, 0, 0, 0, 0, 0, 0, 7, None)),),
         ),
     ],
     ids=["active", "moved", "absent", "read"],
@@ -241,7 +243,7 @@ def test_no_claim_reaches_behind_the_servers_start(minutes: list[int], up_minute
     here = wal(started_at=NOW - timedelta(minutes=up_minutes))
     history = tuple(seen(NOW - timedelta(minutes=n), started=here.started_at) for n in sorted(minutes, reverse=True))
     one = slot(inactive_since=None if inactive is None else NOW - timedelta(minutes=inactive))
-    assert idleness.idleness(one, history, here).seconds <= up_minutes * 60
+    assert idleness.assess_idleness(one, history, here).seconds <= up_minutes * 60
 
 
 LONG_UP = wal(started_at=NOW - timedelta(days=30), timeline=2)
@@ -265,14 +267,14 @@ def test_what_the_server_says_counts_from_its_promotion(
 ) -> None:
     """A promoted standby has not been restarted, and may have slots whose time is older than its promotion."""
     promoted = None if promoted_minutes is None else NOW - timedelta(minutes=promoted_minutes)
-    found = idleness.idleness(slot(), history, LONG_UP, promoted_at=promoted)
+    found = idleness.assess_idleness(slot(), history, LONG_UP, promoted_at=promoted)
     assert found.seconds == idle_minutes * 60 and found.proof == "server"
     assert counted_from in found.text and (counted_from or not found.counted_from)
 
 
 def test_a_server_that_never_was_promoted_has_no_such_bound() -> None:
-    assert idleness.idleness(slot(), (), wal()).seconds == 10 * 24 * HOUR
-    assert idleness.idleness(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
+    assert idleness.assess_idleness(slot(), (), wal()).seconds == 10 * 24 * HOUR
+    assert idleness.assess_idleness(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
 
 
 @given(
@@ -295,9 +297,9 @@ def test_no_claim_of_the_server_reaches_behind_any_bound(
     one = slot(inactive_since=NOW - timedelta(minutes=inactive))
     bound = min([inactive, up] + ([] if used is None else [used])) * 60
     promoted_at = NOW - timedelta(minutes=promoted)
-    assert idleness.idleness(one, history, here, promoted_at=promoted_at).seconds == min(bound, promoted * 60)
+    assert idleness.assess_idleness(one, history, here, promoted_at=promoted_at).seconds == min(bound, promoted * 60)
     since_promotion = max((minutes for minutes, _, timeline in ages if timeline == 3), default=0)
-    assert idleness.idleness(one, history, here).seconds == min(bound, since_promotion * 60)
+    assert idleness.assess_idleness(one, history, here).seconds == min(bound, since_promotion * 60)
 
 
 @pytest.mark.parametrize(
@@ -313,14 +315,18 @@ def test_a_slot_is_its_last_consumers_whatever_its_name(application: str, who: s
 
 
 def test_how_long_to_watch() -> None:
-    def verdicts(*slots: Slot, here: Wal = OLD) -> list[Verdict]:
+    def verdicts(*slots: Slot, here: Wal = OLD) -> list[PruneDecision]:
         history = (seen(NOW - timedelta(minutes=20)),)
         return [judged(one, Criteria(idle_seconds=1800.0), here=here, history=history) for one in slots]
 
-    assert prune_rules.needs_a_look(verdicts(STILL), 15, 1800.0) == 1800, "what was seen before counts for nothing"
-    assert prune_rules.needs_a_look(verdicts(STILL, slot("new", inactive_since=None)), 15, 1800.0) == 1800
-    assert prune_rules.needs_a_look(verdicts(replace(STILL, **ACTIVE)), 15, 1800.0) == 0, "watching would not help it"
-    assert prune_rules.needs_a_look(verdicts(slot(inactive_since=NOW), here=wal()), 18, 1800.0) == 0
+    assert prune_rules.missing_sample_seconds(verdicts(STILL), 15, 1800.0) == 1800, (
+        "what was seen before counts for nothing"
+    )
+    assert prune_rules.missing_sample_seconds(verdicts(STILL, slot("new", inactive_since=None)), 15, 1800.0) == 1800
+    assert prune_rules.missing_sample_seconds(verdicts(replace(STILL, **ACTIVE)), 15, 1800.0) == 0, (
+        "watching would not help it"
+    )
+    assert prune_rules.missing_sample_seconds(verdicts(slot(inactive_since=NOW), here=wal()), 18, 1800.0) == 0
 
 
 def test_the_last_consumer_is_who_held_it_when_it_was_last_seen_active() -> None:
@@ -339,14 +345,14 @@ def test_the_last_consumer_is_who_held_it_when_it_was_last_seen_active() -> None
 
 def test_a_pattern_that_means_everything() -> None:
     slots = [slot("a"), slot("b"), slot("rds_x", slot_type="physical")]
-    assert prune_rules.is_sweeping(Criteria(patterns=("*",)), slots)
-    assert prune_rules.is_sweeping(Criteria(patterns=("[a-z]",)), slots)
-    assert prune_rules.is_sweeping(Criteria(patterns=("a", "?")), slots), "the name changes nothing"
-    assert not prune_rules.is_sweeping(Criteria(patterns=("a*",)), slots)
-    assert not prune_rules.is_sweeping(Criteria(patterns=("a", "b")), slots), "each is named"
-    assert not prune_rules.is_sweeping(Criteria(), slots)
+    assert prune_rules.matches_all_slots(Criteria(patterns=("*",)), slots)
+    assert prune_rules.matches_all_slots(Criteria(patterns=("[a-z]",)), slots)
+    assert prune_rules.matches_all_slots(Criteria(patterns=("a", "?")), slots), "the name changes nothing"
+    assert not prune_rules.matches_all_slots(Criteria(patterns=("a*",)), slots)
+    assert not prune_rules.matches_all_slots(Criteria(patterns=("a", "b")), slots), "each is named"
+    assert not prune_rules.matches_all_slots(Criteria(), slots)
     blue = [*slots, slot("rds_blue")]
-    assert prune_rules.is_sweeping(Criteria(patterns=("[!r]*",)), blue), "RDS's own are left out in any case"
+    assert prune_rules.matches_all_slots(Criteria(patterns=("[!r]*",)), blue), "RDS's own are left out in any case"
 
 
 @pytest.mark.parametrize(
@@ -364,10 +370,10 @@ def test_criteria_that_make_no_sense(criteria: Criteria) -> None:
 
 
 def test_how_a_slot_is_made_again() -> None:
-    assert prune_rules.recreate(slot(two_phase=True, failover=True)) == (
+    assert prune_rules.recreate_command(slot(two_phase=True, failover=True)) == (
         "rdsrepl slot create old --plugin pgoutput --two-phase --failover  # connected to database app"
     )
     assert (
-        prune_rules.recreate(slot(slot_type="physical"))
+        prune_rules.recreate_command(slot(slot_type="physical"))
         == "SELECT pg_catalog.pg_create_physical_replication_slot('old')"
     )

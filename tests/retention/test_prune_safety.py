@@ -23,10 +23,10 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import connection, server_identity, slot_plans, slots, wal
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.retention import assessment, idleness, prune_rules, server_state
-from rdsrepl.retention.server_state import Standing, Watch
+from rdsrepl.retention.server_state import ServerState, SlotSampler
 from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.state import audit, slot_history
-from rdsrepl.state.slot_history import Observation, SlotSeen
+from rdsrepl.state.slot_history import Observation, SlotObservation
 from tests.fixtures.postgres import find_binaries
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, attached, is_new, settle_down, silent, start
@@ -110,10 +110,10 @@ def test_the_row_of_samples_breaks_at_whatever_somebody_does(place: Place) -> No
     }
     place.make("idle", *ways)
     for name, way in ways.items():
-        seen, at, began = Watch(), 0.0, datetime.now(UTC)
+        seen, at, began = SlotSampler(), 0.0, datetime.now(UTC)
         with connection.open(place.target) as conn:
 
-            def sample(seen: Watch = seen, began: datetime = began, conn: connection.Connection = conn) -> None:
+            def sample(seen: SlotSampler = seen, began: datetime = began, conn: connection.Connection = conn) -> None:
                 nonlocal at
                 now = replace(wal.get(conn), at=began + timedelta(seconds=at))
                 seen.add(at, now, slots.ls(conn))
@@ -142,9 +142,9 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
         assert done.code == 4 and "says the server" in done.err and place.names() == {"used"}
         return
     place.make("used")
-    real = server_state.look
+    real = server_state.read
 
-    def late(*words: Any, watch: Watch | None = None, **more: Any) -> Standing:
+    def late(*words: Any, watch: SlotSampler | None = None, **more: Any) -> ServerState:
         if watch is not None:  # the look that ends the watching
             read_part_of_a_large_transaction(place, "used")
         return real(*words, watch=watch, **more)
@@ -166,9 +166,9 @@ def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
     place.make("used")
     place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
     seen = threading.Event()
-    real = Watch.add
+    real = SlotSampler.add
 
-    def add(watch: Watch, at: float, now: wal.Wal, rows: Sequence[Slot]) -> None:
+    def add(watch: SlotSampler, at: float, now: wal.Wal, rows: Sequence[Slot]) -> None:
         real(watch, at, now, rows)
         if any(one.active for one in rows):
             seen.set()
@@ -180,7 +180,7 @@ def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
             until(place, "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'used'")
         return True
 
-    monkeypatch.setattr(Watch, "add", add)
+    monkeypatch.setattr(SlotSampler, "add", add)
     monkeypatch.setattr(confirm, "can_ask", lambda: True)
     monkeypatch.setattr(confirm, "ask", answer)
     monkeypatch.setattr(server_state, "LONGEST_GAP_SECONDS", 20.0)
@@ -232,7 +232,7 @@ def test_a_gap_a_jump_and_another_server_break_every_row(
     gap: float, server_seconds: float, other: dict[str, Any], why: str | None
 ) -> None:
     one, here = slot(inactive_since=None), a_wal(version=15)
-    seen = Watch()
+    seen = SlotSampler()
     seen.add(10.0, here, [one])
     seen.add(10.0 + gap, replace(here, at=here.at + timedelta(seconds=server_seconds), **other), [one])
     assert seen.watched["old"].seconds == (0.0 if why else pytest.approx(gap))
@@ -374,7 +374,7 @@ def test_clocks_that_differ_prove_nothing_and_that_is_said(place: Place, monkeyp
 def test_no_claim_reaches_behind_a_clock_that_was_set() -> None:
     hours = timedelta(hours=1)
     mine = {"started_at": a_wal().started_at, "timeline": 1}
-    still = SlotSeen("old", False, Lsn(9 << 30), Lsn(9 << 30), 1)
+    still = SlotObservation("old", False, Lsn(9 << 30), Lsn(9 << 30), 1)
 
     def at(moment: datetime, skew: float) -> Observation:
         return Observation(moment, lsn=Lsn(9 << 30), next_xid=900, slots=(still,), clock_skew_seconds=skew, **mine)  # type: ignore[arg-type]
@@ -382,9 +382,9 @@ def test_no_claim_reaches_behind_a_clock_that_was_set() -> None:
     # It stood two hours behind when the slot was left, and was put right 20 minutes ago.
     history = (at(NOW - 3 * hours, -7200.0), at(NOW - hours / 3, 0.0), at(NOW - hours / 6, 0.0))
     for one in (slot(inactive_since=NOW - 2 * hours), slot(inactive_since=None)):
-        found = idleness.idleness(one, history, a_wal())
+        found = idleness.assess_idleness(one, history, a_wal())
         assert found.seconds == 1200, found
-    assert "a clock was set" in idleness.idleness(slot(inactive_since=NOW - 2 * hours), history, a_wal()).text
+    assert "a clock was set" in idleness.assess_idleness(slot(inactive_since=NOW - 2 * hours), history, a_wal()).text
     (rated,) = assessment.assess(a_wal(lsn=Lsn(10 << 30)), [slot()], history[:1]).holdings
     assert rated.growth is None and rated.delivery is None
 
@@ -401,7 +401,7 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
 
     def look(minute: int, used: set[str]) -> Observation:
         seen = tuple(
-            SlotSeen(name, name in used, Lsn(4096), Lsn(4096), 1, "PID 7 (user cdc)" if name in used else None)
+            SlotObservation(name, name in used, Lsn(4096), Lsn(4096), 1, "PID 7 (user cdc)" if name in used else None)
             for name in names
         )
         return Observation(NOW + timedelta(minutes=minute), NOW, 1, Lsn(8192 + minute), 900, seen)
@@ -416,10 +416,10 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
     for name, minute in (("s7", 11), ("s9", 40)):
         assert f"{NOW + timedelta(minutes=minute):%H:%M:%S}" in (prune_rules.last_consumer(name, kept) or "")
         late = slot(name, inactive_since=NOW)
-        assert idleness.idleness(late, kept, here).seconds == (300 - minute) * 60
+        assert idleness.assess_idleness(late, kept, here).seconds == (300 - minute) * 60
         # Before 17: the row of looks ends there, whatever of it was thinned out.
         old = slot(name, inactive_since=None, restart_lsn=Lsn(4096), confirmed_flush_lsn=Lsn(4096))
-        assert 0 < idleness.idleness(old, kept, here).seconds < (300 - minute) * 60
+        assert 0 < idleness.assess_idleness(old, kept, here).seconds < (300 - minute) * 60
     # All of them come and go at every look: then each slot's last use stays, and the size is bounded all the same.
     for minute in range(300, 600):
         slot_history.record("one", look(minute, set(names) if minute % 2 and minute < 400 else set()))
@@ -428,7 +428,7 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
     for name in names:
         assert "PID 7" in (prune_rules.last_consumer(name, kept) or ""), name
         assert (
-            idleness.idleness(
+            idleness.assess_idleness(
                 slot(name, inactive_since=NOW), kept, a_wal(at=NOW + timedelta(minutes=600), started_at=NOW)
             ).seconds
             == (600 - 399) * 60
@@ -437,7 +437,7 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
 
 def test_another_run_of_the_server_is_another_wal() -> None:
     one = slot()
-    seen = assessment.observe(replace(a_wal(), at=NOW - timedelta(seconds=60), lsn=Lsn(9 << 30)), [one])
+    seen = assessment.to_observation(replace(a_wal(), at=NOW - timedelta(seconds=60), lsn=Lsn(9 << 30)), [one])
     assert assessment.assess(a_wal(), [one], [seen]).wal_rate is not None
     for other in ({"started_at": NOW - timedelta(days=1)}, {"timeline": None}, {"clock_skew_seconds": 60.0}):
         found = assessment.assess(a_wal(), [one], [replace(seen, **other)])  # type: ignore[arg-type]
@@ -451,8 +451,8 @@ def test_a_cluster_is_protected_whichever_option_names_it(tmp_path: Path, monkey
     monkeypatch.setenv("RDSREPL_CONFIG", str(tmp_path / "config.yaml"))
     for cluster, patterns in (("orders", ("everywhere", "orders_*")), ("stock", ("everywhere",))):
         named = config.resolve(dsn=None, target=None, aws=config.Aws(cluster=cluster))
-        assert drop_audit.protected(named) == patterns
-    assert drop_audit.protected(config.resolve(dsn="dbname=x", target=None)) == ("everywhere",)
+        assert drop_audit.protected_patterns(named) == patterns
+    assert drop_audit.protected_patterns(config.resolve(dsn="dbname=x", target=None)) == ("everywhere",)
 
 
 # What is given up for ever is written down, and what is named is not passed over.
@@ -515,7 +515,7 @@ def test_a_promotion_bounds_lag_and_check_as_it_does_prune() -> None:
     found = assessment.assess(here, [one], promoted_at=NOW - timedelta(minutes=5))
     (holding,) = found.holdings
     assert holding.inactive_seconds == 300 and "inactive" not in {reason.measure for reason in holding.reasons}
-    (verdict,) = prune_rules.judge(found, [one], (), prune_rules.Criteria())
+    (verdict,) = prune_rules.evaluate(found, [one], (), prune_rules.Criteria())
     assert verdict.idleness is holding.idleness and {each.rule for each in verdict.obstacles} == {"not_idle"}
 
 

@@ -45,7 +45,7 @@ def test_which_metric_is_the_room_that_wal_has() -> None:
 
 
 def test_nobody_is_asked_where_nothing_is_named() -> None:
-    assert rds_metrics.gather(Target("x", aws=Aws(endpoint_url="http://127.0.0.1:1"))) == rds_metrics.Surroundings()
+    assert rds_metrics.read(Target("x", aws=Aws(endpoint_url="http://127.0.0.1:1"))) == rds_metrics.RdsMetrics()
 
 
 def test_a_clusters_writer_is_asked(cloud: Cloud) -> None:

@@ -174,11 +174,11 @@ VALUES = st.text(st.characters(codec="utf-8"), max_size=20)
 @example("a b; rm -rf / | $(id) `id` \"$SLOT\" 'x' \\ \n *")
 def test_a_value_is_never_more_than_one_word(value: str) -> None:
     words = commands.parse('rdsrepl slot show "$SLOT" \'a b\' --to "kinesis:${SLOT}" "\\$x" c\\ d')
-    assert commands.filled(words, {"SLOT": value}) == (
+    assert commands.substitute(words, {"SLOT": value}) == (
         "rdsrepl", "slot", "show", value, "a b", "--to", f"kinesis:{value}", "$x", "c d",
     )  # fmt: skip
     # And what is shown is read by a shell as what runs.
-    assert shlex.split(commands.filled_text('x "$SLOT"', {"SLOT": value})) == ["x", value]
+    assert shlex.split(commands.substitute_text('x "$SLOT"', {"SLOT": value})) == ["x", value]
 
 
 def test_expected_lines_come_in_order() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rdsrepl.lsn import Lsn
 from rdsrepl.state import streamed_slots
-from rdsrepl.state.streamed_slots import SlotMark
+from rdsrepl.state.streamed_slots import SlotFingerprint
 from rdsrepl.tail.ledger import Ledger
 from tests.fixtures.postgres import confirmed_lsn
 from tests.fixtures.program import read_json_lines
@@ -170,7 +170,7 @@ def test_a_kill_leaves_no_false_alarm(stream: Database, rdsrepl: Program, tmp_pa
 
 
 MARKS = st.builds(
-    SlotMark,
+    SlotFingerprint,
     st.none() | st.integers(0, 1 << 20),
     st.none() | st.integers(0, (1 << 32) - 1),
     st.none() | st.integers(0, 1 << 20),
@@ -180,9 +180,9 @@ MARKS = st.builds(
 
 
 @given(MARKS, st.integers(0, 1 << 20), st.integers(0, (1 << 31) - 1), st.integers(0, 1 << 20))
-def test_the_same_slot_is_never_taken_for_another(mark: SlotMark, wal: int, xids: int, decoded: int) -> None:
+def test_the_same_slot_is_never_taken_for_another(mark: SlotFingerprint, wal: int, xids: int, decoded: int) -> None:
     """Whatever it does: it only moves forward."""
-    later = SlotMark(
+    later = SlotFingerprint(
         None if mark.restart_lsn is None else mark.restart_lsn + wal,
         None if mark.catalog_xmin is None else (mark.catalog_xmin + xids) % (1 << 32),
         None if mark.total_bytes is None else mark.total_bytes + decoded,
@@ -193,13 +193,13 @@ def test_the_same_slot_is_never_taken_for_another(mark: SlotMark, wal: int, xids
 
 
 def test_marks() -> None:
-    mark = SlotMark(1000, 700, 5000, None, "start")
-    assert mark.is_another(SlotMark(999, 700, 5000, None, "start"))
-    assert mark.is_another(SlotMark(1000, 699, 5000, None, "start"))
-    assert mark.is_another(SlotMark(1000, 700, 4999, None, "start"))
+    mark = SlotFingerprint(1000, 700, 5000, None, "start")
+    assert mark.is_another(SlotFingerprint(999, 700, 5000, None, "start"))
+    assert mark.is_another(SlotFingerprint(1000, 699, 5000, None, "start"))
+    assert mark.is_another(SlotFingerprint(1000, 700, 4999, None, "start"))
     # A reset and a crash set the counter back as well.
-    assert not mark.is_another(SlotMark(1000, 700, 0, "reset", "start"))
-    assert not mark.is_another(SlotMark(1000, 700, 0, None, "another start"))
+    assert not mark.is_another(SlotFingerprint(1000, 700, 0, "reset", "start"))
+    assert not mark.is_another(SlotFingerprint(1000, 700, 0, None, "another start"))
 
 
 @given(st.lists(st.tuples(st.sampled_from(["change", "commit", "keepalive", "lose"]), st.integers(1, 50)), max_size=40))
@@ -228,12 +228,12 @@ def test_state_files_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path / "state"))
     from datetime import UTC, datetime
 
-    mark = SlotMark(1, 2, 3, None, "x")
+    mark = SlotFingerprint(1, 2, 3, None, "x")
     streamed = streamed_slots.StreamedSlot(datetime.now(UTC), 1, Lsn(5), ("p",), mark, is_final=True)
     assert streamed_slots.save("123", "g", streamed)
     assert streamed_slots.load("123", "g") == streamed
     assert (streamed_slots.load("124", "g"), streamed_slots.load("123", "h")) == (None, None)
     (path,) = (tmp_path / "state" / "streamed").iterdir()
     assert (path.stat().st_mode & 0o077, path.parent.stat().st_mode & 0o077) == (0, 0)
-    streamed_slots.forget("123", "g")
+    streamed_slots.delete("123", "g")
     assert streamed_slots.load("123", "g") is None

@@ -78,10 +78,10 @@ def test_the_line_that_makes_a_slot_again_stays_one_line() -> None:
     slot: Any = SimpleNamespace(
         slot_type="logical", slot_name="s", plugin="pgoutput", two_phase=False, failover=False, database="x\nrm -rf ~\n"
     )
-    line = prune_rules.recreate(slot)
+    line = prune_rules.recreate_command(slot)
     assert line == r"rdsrepl slot create s --plugin pgoutput  # connected to database x\nrm -rf ~\n"
     slot.plugin = "p; rm -rf ~"
-    assert shlex.split(prune_rules.recreate(slot), comments=True)[-1] == "p; rm -rf ~"
+    assert shlex.split(prune_rules.recreate_command(slot), comments=True)[-1] == "p; rm -rf ~"
 
 
 def test_a_statement_is_shown_clean_and_run_as_composed() -> None:

@@ -25,7 +25,7 @@ from rdsrepl.parameters.instance_classes import Hardware
 from rdsrepl.postgres import sql_names
 from rdsrepl.retention import thresholds
 from rdsrepl.runbooks import commands, model, parser
-from rdsrepl.runbooks.variables import TYPES, Variable, check
+from rdsrepl.runbooks.variables import TYPES, Variable, check_value
 from rdsrepl.state import json_lines, slot_history
 from rdsrepl.tail import preflight
 from rdsrepl.tail.formats.catalog import Catalog
@@ -283,7 +283,7 @@ def parsers(directory: Path) -> list[Texts]:
     def checked(text: str) -> None:
         for kind in kinds:
             with suppress(errors.BadValue):
-                check(kind, text)
+                check_value(kind, text)
 
     def history(text: str) -> None:
         file = directory / "rows.jsonl"
@@ -420,7 +420,7 @@ def fuzz_parser(texts: Texts, count: int, seed: int) -> tuple[int, int]:
         try:
             texts.parse(text)
             taken += 1
-        except (errors.Error, commands.NotACommand):
+        except (errors.Error, commands.InvalidCommand):
             refused += 1
         except Exception as exc:
             exc.add_note(f"{texts.name}, seed {seed}: {text[:500]!r}")

@@ -13,11 +13,11 @@ from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import ReadCommand, size_option
-from rdsrepl.cli.slot.server_state import around, look
+from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode, NotFound, UsageError
 from rdsrepl.render import document, emit, listing, stacked
-from rdsrepl.retention.assessment import Holding, Retention
+from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.thresholds import Severity, Thresholds
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.masking import mask
@@ -99,14 +99,14 @@ def check(
         sys.stdout.write(f"SLOTS CRITICAL - {_one_line(mask(gap.message))}\n")
         raise typer.Exit(_NAGIOS[Severity.CRITICAL])
     if names:
-        found = _only(found, names)
+        found = _only_slots(found, names)
     if put_metric:
-        _put(ctx, target, found, namespace or _NAMESPACE)
+        _publish_metrics(ctx, target, found, namespace or _NAMESPACE)
     if nagios:
         sys.stdout.write(_nagios_line(found, limits) + "\n")
         raise typer.Exit(_NAGIOS[found.severity])
     if prometheus:
-        sys.stdout.write(_exposition(found))
+        sys.stdout.write(_prometheus_text(found))
         raise typer.Exit(_EXIT[found.severity])
     emit(
         {
@@ -134,12 +134,12 @@ def _assess(
 ) -> Retention:
     from rdsrepl.postgres import connection
 
-    surroundings = around(ctx, target, free_space)
+    surroundings = read_rds_metrics(ctx, target, free_space)
     with connection.open(target) as conn:
-        return look(ctx, conn, surroundings).assessed(warn=limits[0], critical=limits[1])
+        return read_server_state(ctx, conn, surroundings).assessed(warn=limits[0], critical=limits[1])
 
 
-def _only(found: Retention, names: Sequence[str]) -> Retention:
+def _only_slots(found: Retention, names: Sequence[str]) -> Retention:
     """Return the same with these slots alone."""
     kept = tuple(one for one in found.holdings if one.slot.slot_name in names)
     order = (Severity.OK, Severity.WARNING, Severity.CRITICAL)
@@ -172,7 +172,7 @@ def _nagios_line(found: Retention, limits: tuple[Thresholds, Thresholds]) -> str
     return _one_line(f"SLOTS {found.severity.name} - {text}") + (f" | {data}" if data else "")
 
 
-def _performance(one: Holding, limits: tuple[Thresholds, Thresholds]) -> Iterable[str]:
+def _performance(one: SlotRetention, limits: tuple[Thresholds, Thresholds]) -> Iterable[str]:
     warn, critical = limits
     for label, value, unit, first, second in (
         ("retained", one.retained_bytes, "B", warn.retained_bytes, critical.retained_bytes),
@@ -188,7 +188,7 @@ def _one_line(text: str) -> str:
     return shown(" ".join(text.split())).replace("|", "/")
 
 
-def _exposition(found: Retention) -> str:
+def _prometheus_text(found: Retention) -> str:
     from prometheus_client import CollectorRegistry, generate_latest
 
     class Slots:
@@ -240,11 +240,11 @@ def _families(found: Retention) -> Iterable[Metric]:
         yield rate
 
 
-def _labels(one: Holding) -> list[str]:
+def _labels(one: SlotRetention) -> list[str]:
     return [shown(one.slot.slot_name), shown(one.slot.database or ""), shown(one.slot.plugin or "")]
 
 
-def _put(ctx: typer.Context, target: Target, found: Retention, namespace: str) -> None:
+def _publish_metrics(ctx: typer.Context, target: Target, found: Retention, namespace: str) -> None:
     """Publish each slot's numbers to CloudWatch, which has none of single slots."""
     from rdsrepl.aws import metrics
 

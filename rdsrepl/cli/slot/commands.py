@@ -12,7 +12,7 @@ from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import ReadCommand, WriteCommand, duration_option
 from rdsrepl.cli.slot import check, lag, prune, tail, watch
-from rdsrepl.cli.slot.drop_audit import SlotTrail, require_unprotected
+from rdsrepl.cli.slot.drop_audit import SlotAudit, require_unprotected
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
@@ -83,7 +83,7 @@ def list_(ctx: typer.Context) -> None:
     from rdsrepl.retention.assessment import xid_age
 
     with connection.open(database_target(ctx)) as conn:
-        found = server_state.look(conn)
+        found = server_state.read(conn)
     rows, now = found.slots, found.wal.at
     emit(
         rows,
@@ -151,7 +151,7 @@ def drop(
         slot = slots.get(conn, name)
         plan = slot_plans.drop(slot, here=server_identity.get(conn), saved=slots.saved_at(conn, [name]).get(name))
         require_unprotected(name, target, frozenset(unprotect or ()))
-        trail = SlotTrail(conn, "slot drop", {id(step): slot for step in plan.steps})
+        trail = SlotAudit(conn, "slot drop", {id(step): slot for step in plan.steps})
     confirm_and_apply(ctx, plan, target=target, witness=trail)
 
 
@@ -186,7 +186,7 @@ def advance(
         slot = slots.get(conn, name)
         saved = slots.saved_at(conn, [name]).get(name)
         plan = slot_plans.advance(slot, goal, here=server_identity.get(conn), timeout_seconds=timeout, saved=saved)
-        trail = SlotTrail(conn, "slot advance", {id(step): slot for step in plan.steps}, advances=True)
+        trail = SlotAudit(conn, "slot advance", {id(step): slot for step in plan.steps}, advances=True)
     confirm_and_apply(ctx, plan, target=target, witness=trail)
 
 

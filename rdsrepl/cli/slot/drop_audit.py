@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.slots import Slot
 
 
-class SlotTrail:
+class SlotAudit:
     """Writes an intent before and an outcome after each drop or advance, to the audit file; the outcome to stderr, too.
 
     Both give up changes for ever.
@@ -77,8 +77,8 @@ class SlotTrail:
         if (slot := self._slots.get(id(step))) is None:
             return
         if failure is None and self._event == "slot_drop":
-            streamed_slots.forget(self._where["server"], slot.slot_name)
-        outcome = self._done if failure is None else "unknown" if _is_open(failure) else f"not_{self._done}"
+            streamed_slots.delete(self._where["server"], slot.slot_name)
+        outcome = self._done if failure is None else "unknown" if _is_outcome_unknown(failure) else f"not_{self._done}"
         entry = self._entry("outcome", step, slot, outcome=outcome)
         if failure is not None:
             entry["error"] = (
@@ -105,12 +105,12 @@ class SlotTrail:
         }
 
 
-def _is_open(failure: BaseException) -> bool:
+def _is_outcome_unknown(failure: BaseException) -> bool:
     """Say whether nobody knows how it ended."""
     return isinstance(failure, OutcomeUnknown) or not isinstance(failure, (Error, Cancelled))
 
 
-def protected(target: Target) -> tuple[str, ...]:
+def protected_patterns(target: Target) -> tuple[str, ...]:
     """Return the patterns of slots that the config file protects here, whichever option selected the server.
 
     They are those for all targets, the target's own, and those of every target with the same cluster or instance.
@@ -130,7 +130,7 @@ def require_unprotected(name: str, target: Target, unprotected: frozenset[str]) 
     Raises:
         Refused: it does, and the slot is not named as an exception.
     """
-    pattern = next((one for one in protected(target) if fnmatchcase(name, one)), None)
+    pattern = next((one for one in protected_patterns(target) if fnmatchcase(name, one)), None)
     if pattern is not None and name not in unprotected:
         raise Refused(
             f"slot {name} is protected ({pattern} in {config.config_path()})",

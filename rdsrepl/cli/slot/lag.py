@@ -13,19 +13,19 @@ from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import ReadCommand, duration_option, size_option
-from rdsrepl.cli.slot.server_state import around, look
+from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
-from rdsrepl.retention.assessment import Holding, Retention
+from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.forecast import Rate
 from rdsrepl.retention.thresholds import Severity
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
-    from rdsrepl.retention.rds_metrics import Surroundings
-    from rdsrepl.retention.server_state import Standing
+    from rdsrepl.retention.rds_metrics import RdsMetrics
+    from rdsrepl.retention.server_state import ServerState
     from rdsrepl.state.slot_history import Observation
 
 _RECENT_SECONDS: Final = 3600.0
@@ -68,21 +68,21 @@ def lag(
     if interval < 0.5:
         raise BadValue(f"--interval {interval:g}s is too short", hint="half a second or longer")
     target = database_target(ctx)
-    surroundings = around(ctx, target, free_space)
+    surroundings = read_rds_metrics(ctx, target, free_space)
     with connection.open(target) as conn:
         if not watch:
-            standing = look(ctx, conn, surroundings)
+            standing = read_server_state(ctx, conn, surroundings)
             _print(ctx, standing, surroundings, name)
             return
         _watch(ctx, conn, surroundings, name, interval)
 
 
-def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, name: str | None, interval: float) -> None:
+def _watch(ctx: typer.Context, conn: Connection, surroundings: RdsMetrics, name: str | None, interval: float) -> None:
     live = sys.stdout.isatty() and global_options(ctx).output is Format.table
     try:
         if not live:
             while True:
-                _print(ctx, look(ctx, conn, surroundings), surroundings, name)
+                _print(ctx, read_server_state(ctx, conn, surroundings), surroundings, name)
                 sys.stdout.flush()
                 time.sleep(interval)
         from rich.live import Live
@@ -91,16 +91,16 @@ def _watch(ctx: typer.Context, conn: Connection, surroundings: Surroundings, nam
 
         with Live(console=console(sys.stdout), auto_refresh=False) as screen:
             while True:
-                standing = look(ctx, conn, surroundings)
-                found = _picked(standing.assessed(), name)
+                standing = read_server_state(ctx, conn, surroundings)
+                found = _only_slot(standing.assessed(), name)
                 screen.update(_table(standing, surroundings, found, name), refresh=True)  # type: ignore[arg-type]
                 time.sleep(interval)
     except KeyboardInterrupt:
         return
 
 
-def _print(ctx: typer.Context, standing: Standing, surroundings: Surroundings, name: str | None) -> None:
-    found = _picked(standing.assessed(), name)
+def _print(ctx: typer.Context, standing: ServerState, surroundings: RdsMetrics, name: str | None) -> None:
+    found = _only_slot(standing.assessed(), name)
     output = global_options(ctx).output
     if found.wal_rate is None and found.holdings and output is Format.table:
         note(ctx, "no rate is known yet, so no forecast: look again in a while, or with --watch")
@@ -108,8 +108,8 @@ def _print(ctx: typer.Context, standing: Standing, surroundings: Surroundings, n
     emit(value, output, lambda: _table(standing, surroundings, found, name))
 
 
-def _document(standing: Standing, surroundings: Surroundings, found: Retention) -> dict[str, object]:
-    past = _past(standing)
+def _document(standing: ServerState, surroundings: RdsMetrics, found: Retention) -> dict[str, object]:
+    past = _last_hour(standing)
     return {
         **document(found),
         "server": standing.server,
@@ -119,7 +119,7 @@ def _document(standing: Standing, surroundings: Surroundings, found: Retention) 
     }
 
 
-def _picked(found: Retention, name: str | None) -> Retention:
+def _only_slot(found: Retention, name: str | None) -> Retention:
     """Return the same with one slot alone.
 
     Raises:
@@ -135,11 +135,11 @@ def _picked(found: Retention, name: str | None) -> Retention:
     return replace(found, holdings=holdings)
 
 
-def _table(standing: Standing, surroundings: Surroundings, found: Retention, name: str | None) -> object:
+def _table(standing: ServerState, surroundings: RdsMetrics, found: Retention, name: str | None) -> object:
     if name is not None:
-        story = _story(standing, found, found.holdings[0])
-        return facts([*story, *(("CloudWatch", line) for line in _measured(surroundings))])
-    rows, past = found.holdings, _past(standing)
+        story = _slot_details(standing, found, found.holdings[0])
+        return facts([*story, *(("CloudWatch", line) for line in _cloudwatch_lines(surroundings))])
+    rows, past = found.holdings, _last_hour(standing)
     table = listing(
         rows,
         [
@@ -153,11 +153,11 @@ def _table(standing: Standing, surroundings: Surroundings, found: Retention, nam
         ],
         empty="no replication slots",
     )
-    lines = [*_remarks(found), *(f"CloudWatch: {line}" for line in _measured(surroundings))]
+    lines = [*_server_lines(found), *(f"CloudWatch: {line}" for line in _cloudwatch_lines(surroundings))]
     return stacked(table, *lines) if rows else table
 
 
-def _remarks(found: Retention) -> list[str]:
+def _server_lines(found: Retention) -> list[str]:
     """Return what is to be said of the server as a whole."""
     lines = []
     rate = "" if found.wal_rate is None else f"WAL grows by {format_size(round(found.wal_rate.per_second))}/s"
@@ -181,7 +181,7 @@ def _remarks(found: Retention) -> list[str]:
     return lines
 
 
-def _measured(surroundings: Surroundings) -> list[str]:
+def _cloudwatch_lines(surroundings: RdsMetrics) -> list[str]:
     """Return what CloudWatch says of the writer's WAL; it knows no single slots."""
     words = [
         f"{format_size(int(value))} {what}"
@@ -191,7 +191,7 @@ def _measured(surroundings: Surroundings) -> list[str]:
     return [", ".join(words)] if words else []
 
 
-def _freed(found: Retention, one: Holding) -> str:
+def _freed(found: Retention, one: SlotRetention) -> str:
     rest = ""
     if one.shared_with is not None:
         rest = f"; {one.shared_with} keeps the rest"
@@ -200,7 +200,7 @@ def _freed(found: Retention, one: Holding) -> str:
     return f"dropping it alone would free about {format_size(one.freed_bytes)}{rest}"
 
 
-def _story(standing: Standing, found: Retention, one: Holding) -> list[tuple[str, object]]:
+def _slot_details(standing: ServerState, found: Retention, one: SlotRetention) -> list[tuple[str, object]]:
     """Return everything about one slot."""
     slot = one.slot
     grows = "not known yet" if one.growth is None else f"{_per_second(one.growth)}, {_window(one.growth)}"
@@ -225,7 +225,7 @@ def _story(standing: Standing, found: Retention, one: Holding) -> list[tuple[str
         if item.seconds <= _FAR_SECONDS
     ]
     rows.append(("if it is dropped", _freed(found, one)))
-    rows.append(("last hour", _spark(_past(standing), one) or "not seen before"))
+    rows.append(("last hour", _spark(_last_hour(standing), one) or "not seen before"))
     if found.wal_rate is not None:
         rows.append(("WAL", f"{_per_second(found.wal_rate)}, {_window(found.wal_rate)}"))
     return rows
@@ -247,29 +247,29 @@ def _when(seconds: float) -> str:
     return f"in {format_duration(seconds)}" if seconds else "now"
 
 
-def _breaks(one: Holding) -> str:
+def _breaks(one: SlotRetention) -> str:
     soonest = one.breaks[0] if one.breaks else None
     if soonest is None or soonest.seconds > _FAR_SECONDS:
         return "-"
     return f"{_WHAT[soonest.what]} {_when(soonest.seconds)}"
 
 
-def _past(standing: Standing) -> tuple[Observation, ...]:
+def _last_hour(standing: ServerState) -> tuple[Observation, ...]:
     """Return the looks of the last hour, this one among them."""
     from rdsrepl.retention import assessment
 
-    now = assessment.observe(standing.wal, standing.slots)
+    now = assessment.to_observation(standing.wal, standing.slots)
     recent = (one for one in standing.history if (now.at - one.at).total_seconds() <= _RECENT_SECONDS)
     return (*recent, now)
 
 
-def _recent(past: Sequence[Observation], one: Holding) -> list[float | None]:
+def _recent(past: Sequence[Observation], one: SlotRetention) -> list[float | None]:
     from rdsrepl.retention import assessment
 
-    return list(assessment.history_rates(past, one.slot.slot_name, points=_RECENT_POINTS, seconds=_RECENT_SECONDS))
+    return list(assessment.retained_history(past, one.slot.slot_name, points=_RECENT_POINTS, seconds=_RECENT_SECONDS))
 
 
-def _spark(past: Sequence[Observation], one: Holding) -> str:
+def _spark(past: Sequence[Observation], one: SlotRetention) -> str:
     from rdsrepl.dashboard.view import sparkline
 
     return sparkline([None if value is None else int(value) for value in _recent(past, one)])

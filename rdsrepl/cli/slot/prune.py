@@ -16,9 +16,9 @@ from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import Progress, note, warn
 from rdsrepl.cli.context import apply_options, global_options
 from rdsrepl.cli.options import WriteCommand, duration_option, size_option
-from rdsrepl.cli.slot.drop_audit import SlotTrail, protected
+from rdsrepl.cli.slot.drop_audit import SlotAudit, protected_patterns
 from rdsrepl.cli.slot.prune_report import count, document, explain
-from rdsrepl.cli.slot.server_state import around, look
+from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, Refused
 from rdsrepl.plan import Plan
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.server_identity import ServerIdentity
     from rdsrepl.postgres.slots import Slot
-    from rdsrepl.retention.prune_rules import Criteria, Verdict
-    from rdsrepl.retention.rds_metrics import Surroundings
-    from rdsrepl.retention.server_state import Standing, Watch
+    from rdsrepl.retention.prune_rules import Criteria, PruneDecision
+    from rdsrepl.retention.rds_metrics import RdsMetrics
+    from rdsrepl.retention.server_state import ServerState, SlotSampler
 
 _WHICH: Final = "Which slots"
 _PROOF: Final = "What counts as idle"
@@ -138,7 +138,7 @@ def prune(
     Example: rdsrepl slot prune --inactive-for 7d --retaining-over 1GB --dry-run
     """
     from rdsrepl.postgres import connection
-    from rdsrepl.retention.server_state import Vigil
+    from rdsrepl.retention.server_state import BackgroundSampler
 
     if keep_last:
         raise BadValue("--keep-last is called --advance", hint="rdsrepl slot prune … --advance")
@@ -152,31 +152,33 @@ def prune(
     idle_seconds = observe if inactive_for is None else inactive_for
     criteria = _criteria(slot, idle_seconds, retaining_over, unprotect, lost, include_physical)
     target = database_target(ctx)
-    criteria = replace(criteria, protected=protected(target), in_use_elsewhere=_subscriptions(subscriber or ()))
-    surroundings = around(ctx, target, free_space)
+    criteria = replace(
+        criteria, protected=protected_patterns(target), in_use_elsewhere=_subscribed_slots(subscriber or ())
+    )
+    surroundings = read_rds_metrics(ctx, target, free_space)
     with ExitStack() as stack:
         conn = stack.enter_context(connection.open(target))
-        criteria = _on_server(conn, criteria, with_default_idle=inactive_for is None)
-        standing, verdicts, watch = _look(ctx, conn, criteria, observe, surroundings)
+        criteria = _with_server_facts(conn, criteria, with_default_idle=inactive_for is None)
+        standing, verdicts, watch = _evaluate_slots(ctx, conn, criteria, observe, surroundings)
         _require_match(criteria, standing)
         if not every:
-            _require_few(criteria, standing)
-        plan, steps = _planned(ctx, conn, standing, verdicts, advance=advance, physical=include_physical)
+            _require_not_all(criteria, standing)
+        plan, steps = _plan(ctx, conn, standing, verdicts, advance=advance, physical=include_physical)
         typed = TypedConfirmation(count(len(steps)), "--confirm", confirm) if every and steps else None
         vigil = None
-        if watch is not None and steps and _asks(ctx, typed):
-            vigil = stack.enter_context(Vigil(conn, watch))
+        if watch is not None and steps and _asks_for_confirmation(ctx, typed):
+            vigil = stack.enter_context(BackgroundSampler(conn, watch))
         trail = None
-        if steps and _changes(ctx):
+        if steps and _applies(ctx):
             check = vigil.require_untouched if vigil is not None else lambda _: None
-            trail = SlotTrail(conn, "slot prune", steps, advances=advance, check=check)
+            trail = SlotAudit(conn, "slot prune", steps, advances=advance, check=check)
         if vigil is None:
             conn.close()  # a person may think for long
-        as_document = not _changes(ctx) and global_options(ctx).output is not Format.table
+        as_document = not _applies(ctx) and global_options(ctx).output is not Format.table
         if as_document:
             emit(document(standing, verdicts, plan), global_options(ctx).output, lambda: "")
         else:
-            explain(ctx, standing, verdicts, advance=advance, to_stdout=not _changes(ctx))
+            explain(ctx, standing, verdicts, advance=advance, to_stdout=not _applies(ctx))
         if (refused := _refusal(criteria, verdicts)) is not None:
             raise refused
         if not as_document:
@@ -212,7 +214,7 @@ def _criteria(
     return criteria
 
 
-def _on_server(conn: Connection, criteria: Criteria, *, with_default_idle: bool) -> Criteria:
+def _with_server_facts(conn: Connection, criteria: Criteria, *, with_default_idle: bool) -> Criteria:
     """Return the criteria with what the server's version and its own subscriptions add."""
     from rdsrepl.postgres import connection, subscriptions, versions
     from rdsrepl.retention import prune_rules
@@ -229,11 +231,11 @@ def _on_server(conn: Connection, criteria: Criteria, *, with_default_idle: bool)
     return replace(criteria, idle_seconds=idle_seconds, in_use_elsewhere=in_use)
 
 
-def _planned(
+def _plan(
     ctx: typer.Context,
     conn: Connection,
-    standing: Standing,
-    verdicts: Sequence[Verdict],
+    standing: ServerState,
+    verdicts: Sequence[PruneDecision],
     *,
     advance: bool,
     physical: bool,
@@ -266,69 +268,69 @@ def _planned(
     return Plan(title, tuple(steps), (), unchanged="nothing to prune", independent=True), slot_of
 
 
-def _asks(ctx: typer.Context, typed: TypedConfirmation | None) -> bool:
+def _asks_for_confirmation(ctx: typer.Context, typed: TypedConfirmation | None) -> bool:
     """Say whether somebody will be asked before anything is done."""
-    return _changes(ctx) and (not apply_options(ctx).yes if typed is None else typed.given is None)
+    return _applies(ctx) and (not apply_options(ctx).yes if typed is None else typed.given is None)
 
 
-def _changes(ctx: typer.Context) -> bool:
+def _applies(ctx: typer.Context) -> bool:
     return not (apply_options(ctx).dry_run or apply_options(ctx).check)
 
 
-def _look(
+def _evaluate_slots(
     ctx: typer.Context,
     conn: Connection,
     criteria: Criteria,
     observe: float | None,
-    surroundings: Surroundings,
-) -> tuple[Standing, tuple[Verdict, ...], Watch | None]:
+    surroundings: RdsMetrics,
+) -> tuple[ServerState, tuple[PruneDecision, ...], SlotSampler | None]:
     """Look at the slots, and where only samples can prove that they are idle, take them; return those, too."""
     from rdsrepl.retention import prune_rules
 
-    found = look(ctx, conn, surroundings)
-    verdicts = _judge(found, criteria)
+    found = read_server_state(ctx, conn, surroundings)
+    verdicts = _evaluate(found, criteria)
     if observe is None:
         return found, verdicts, None
-    missing = prune_rules.needs_a_look(verdicts, found.wal.version, criteria.idle_seconds)
+    missing = prune_rules.missing_sample_seconds(verdicts, found.wal.version, criteria.idle_seconds)
     if missing > 0:
-        found, watch = _observe(ctx, conn, min(observe, missing), surroundings)
-        return found, _judge(found, criteria), watch
+        found, watch = _sample(ctx, conn, min(observe, missing), surroundings)
+        return found, _evaluate(found, criteria), watch
     return found, verdicts, None
 
 
-def _observe(
-    ctx: typer.Context, conn: Connection, seconds: float, surroundings: Surroundings
-) -> tuple[Standing, Watch]:
+def _sample(
+    ctx: typer.Context, conn: Connection, seconds: float, surroundings: RdsMetrics
+) -> tuple[ServerState, SlotSampler]:
     """Sample the slots for so long without a break; each sample at which something has changed is remembered."""
     from rdsrepl.postgres import server_identity
-    from rdsrepl.retention.server_state import LONGEST_GAP_SECONDS, SAMPLE_SECONDS, Watch
+    from rdsrepl.retention.server_state import MAX_GAP_SECONDS, SAMPLE_SECONDS, SlotSampler
     from rdsrepl.state import slot_history
 
     note(ctx, f"watching the slots for {format_duration(seconds)}")
-    progress, watch, key = Progress(ctx), Watch(), server_identity.history_key(conn)
+    progress, watch, key = Progress(ctx), SlotSampler(), server_identity.history_key(conn)
     started = time.monotonic()
     # A server that did not answer for a moment makes it longer: twice as long and ten seconds at most.
-    longest = 2 * seconds + 10 * LONGEST_GAP_SECONDS
+    longest = 2 * seconds + 10 * MAX_GAP_SECONDS
     while watch.seconds < seconds and (elapsed := time.monotonic() - started) < longest:
         now, rows = watch.sample(conn)
         if watch.changed:
-            slot_history.record(key, assessment.observe(now, rows))
+            slot_history.record(key, assessment.to_observation(now, rows))
         progress.say("watching the slots", elapsed)
         time.sleep(min(SAMPLE_SECONDS, max(0.0, seconds - watch.seconds)))
     progress.clear()
-    found = look(ctx, conn, surroundings, watch=watch)
+    found = read_server_state(ctx, conn, surroundings, watch=watch)
     for text in watch.breaks:
         warn(ctx, f"the row of samples began anew at {text}")
     return found, watch
 
 
-def _judge(found: Standing, criteria: Criteria) -> tuple[Verdict, ...]:
+def _evaluate(found: ServerState, criteria: Criteria) -> tuple[PruneDecision, ...]:
     from rdsrepl.retention import prune_rules
 
-    return prune_rules.judge(found.assessed(), found.slots, found.history, criteria)
+    return prune_rules.evaluate(found.assessed(), found.slots, found.history, criteria)
 
 
-def _refusal(criteria: Criteria, verdicts: Sequence[Verdict]) -> Refused | None:
+def _refusal(criteria: Criteria, verdicts: Sequence[PruneDecision]) -> Refused | None:
     """Return why nothing is done: a slot that is named itself may not be dropped; None where each of them may."""
     kept = [
         (one.slot.slot_name, [each.reason for each in one.obstacles])
@@ -346,7 +348,7 @@ def _refusal(criteria: Criteria, verdicts: Sequence[Verdict]) -> Refused | None:
     )
 
 
-def _require_match(criteria: Criteria, standing: Standing) -> None:
+def _require_match(criteria: Criteria, standing: ServerState) -> None:
     from rdsrepl.retention import prune_rules
 
     for pattern in criteria.patterns:
@@ -356,17 +358,17 @@ def _require_match(criteria: Criteria, standing: Standing) -> None:
         raise NotFound("no replication slots on this server", hint="rdsrepl slot list shows them, where there are some")
 
 
-def _require_few(criteria: Criteria, standing: Standing) -> None:
+def _require_not_all(criteria: Criteria, standing: ServerState) -> None:
     from rdsrepl.retention import prune_rules
 
-    if prune_rules.is_sweeping(criteria, standing.slots):
+    if prune_rules.matches_all_slots(criteria, standing.slots):
         raise BadValue(
             f"--slot {' '.join(criteria.patterns)} means every logical slot there is",
             hint="name those that are to go, or add --all",
         )
 
 
-def _subscriptions(subscribers: Sequence[str]) -> dict[str, str]:
+def _subscribed_slots(subscribers: Sequence[str]) -> dict[str, str]:
     """Return the slots that subscriptions of other servers name.
 
     Raises:
@@ -378,7 +380,7 @@ def _subscriptions(subscribers: Sequence[str]) -> dict[str, str]:
     for words in subscribers:
         if not words:
             raise BadValue("--subscriber is empty", hint="name a target or a connection string")
-        target = _elsewhere(words)
+        target = _subscriber_target(words)
         try:
             with connection.open(target) as conn:
                 for slot, name, database in subscriptions.slots_in_use(conn):
@@ -390,7 +392,7 @@ def _subscriptions(subscribers: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _elsewhere(words: str) -> Target:
+def _subscriber_target(words: str) -> Target:
     from rdsrepl.aws import locations
 
     is_dsn = "=" in words or "://" in words
@@ -405,7 +407,7 @@ def _elsewhere(words: str) -> Target:
     return target
 
 
-def _advance(ctx: typer.Context, one: Verdict, here: ServerIdentity, saved: datetime | None) -> Plan:
+def _advance(ctx: typer.Context, one: PruneDecision, here: ServerIdentity, saved: datetime | None) -> Plan:
     """Return the plan that gives up a slot's backlog; an empty one where that cannot be done from here."""
     from rdsrepl.postgres import slot_plans
 

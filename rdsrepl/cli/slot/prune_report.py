@@ -15,8 +15,8 @@ from rdsrepl.text.commands import command
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from rdsrepl.retention.prune_rules import Verdict
-    from rdsrepl.retention.server_state import Standing
+    from rdsrepl.retention.prune_rules import PruneDecision
+    from rdsrepl.retention.server_state import ServerState
 
 _SHOWN_KEPT: Final = 20
 
@@ -27,7 +27,7 @@ def count(number: int) -> str:
 
 
 def explain(
-    ctx: typer.Context, standing: Standing, verdicts: Sequence[Verdict], *, advance: bool, to_stdout: bool
+    ctx: typer.Context, standing: ServerState, verdicts: Sequence[PruneDecision], *, advance: bool, to_stdout: bool
 ) -> None:
     """Say what is to go, what is lost with it, and why the others stay: on stderr, or stdout where that is all."""
     candidates = [one for one in verdicts if one.is_candidate]
@@ -57,7 +57,7 @@ def explain(
         say(stacked(*parts), to_stdout=to_stdout, plain=global_options(ctx).no_color)
 
 
-def _facts(one: Verdict, *, advance: bool) -> list[tuple[str, object]]:
+def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
     """Return what a person must know before a slot goes."""
     slot, holding = one.slot, one.holding
     rows: list[tuple[str, object]] = [
@@ -89,7 +89,7 @@ def _when(seconds: float) -> str:
     return f"in about {format_duration(seconds)}" if seconds else "now"
 
 
-def _lost(one: Verdict) -> str:
+def _lost(one: PruneDecision) -> str:
     slot = one.slot
     if slot.is_lost:
         return "nothing more: its changes are gone already"
@@ -103,7 +103,7 @@ def _lost(one: Verdict) -> str:
     return f"the changes in {size} of WAL after {slot.confirmed_flush_lsn}{oldest}"
 
 
-def document(standing: Standing, verdicts: Sequence[Verdict], plan: Plan) -> dict[str, Any]:
+def document(standing: ServerState, verdicts: Sequence[PruneDecision], plan: Plan) -> dict[str, Any]:
     """Return everything for a review: the keys are a contract (docs/prune.md)."""
     candidates = [one for one in verdicts if one.is_candidate]
     freed, keeper = assessment.freed_by_dropping(
@@ -122,7 +122,7 @@ def document(standing: Standing, verdicts: Sequence[Verdict], plan: Plan) -> dic
     }
 
 
-def _row(one: Verdict) -> dict[str, Any]:
+def _row(one: PruneDecision) -> dict[str, Any]:
     holding = one.holding
     return {
         "slot_name": one.slot.slot_name,

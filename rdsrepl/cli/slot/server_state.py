@@ -12,11 +12,11 @@ from rdsrepl.retention.forecast import Storage
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
-    from rdsrepl.retention.rds_metrics import Surroundings
-    from rdsrepl.retention.server_state import Standing, Watch
+    from rdsrepl.retention.rds_metrics import RdsMetrics
+    from rdsrepl.retention.server_state import ServerState, SlotSampler
 
 
-def around(ctx: typer.Context, target: Target, free_bytes: int | None) -> Surroundings:
+def read_rds_metrics(ctx: typer.Context, target: Target, free_bytes: int | None) -> RdsMetrics:
     """Return what is known of the server from elsewhere; what could not be found out is said, and goes without.
 
     Args:
@@ -28,17 +28,19 @@ def around(ctx: typer.Context, target: Target, free_bytes: int | None) -> Surrou
 
     from rdsrepl.retention import rds_metrics
 
-    found = rds_metrics.gather(target)
+    found = rds_metrics.read(target)
     for text in found.notes:
         note(ctx, text)
     return found if free_bytes is None else replace(found, storage=Storage(free_bytes, source="--free-space"))
 
 
-def look(ctx: typer.Context, conn: Connection, found: Surroundings, *, watch: Watch | None = None) -> Standing:
+def read_server_state(
+    ctx: typer.Context, conn: Connection, found: RdsMetrics, *, watch: SlotSampler | None = None
+) -> ServerState:
     """Look at the slots once; clocks that cannot be trusted are said, once a run."""
     from rdsrepl.retention import server_state
 
-    seen = server_state.look(conn, storage=found.storage, wal_rate=found.wal_rate, notes=found.notes, watch=watch)
+    seen = server_state.read(conn, storage=found.storage, wal_rate=found.wal_rate, notes=found.notes, watch=watch)
     doubt = seen.clock_doubt
     if doubt is not None and "rdsrepl.clock_doubt" not in ctx.meta:
         ctx.meta["rdsrepl.clock_doubt"] = doubt

@@ -11,7 +11,7 @@ import typer
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import ReadCommand, duration_option, size_option
-from rdsrepl.cli.slot.server_state import around
+from rdsrepl.cli.slot.server_state import read_rds_metrics
 from rdsrepl.cli.targets import database_target
 from rdsrepl.dashboard.state import Sort
 from rdsrepl.errors import BadValue
@@ -19,7 +19,7 @@ from rdsrepl.render import Format
 from rdsrepl.text.escapes import json_text, yaml_text
 
 if TYPE_CHECKING:
-    from rdsrepl.dashboard.state import Look, State
+    from rdsrepl.dashboard.state import Snapshot, State
 
 _SHORTEST_SECONDS: Final = 0.5
 
@@ -54,7 +54,7 @@ def watch(
     Example: rdsrepl slot watch --interval 5s
     """
     from rdsrepl.dashboard import loop
-    from rdsrepl.dashboard.poller import Around, Watched
+    from rdsrepl.dashboard.poller import MetricsPoller, SlotPoller
     from rdsrepl.dashboard.state import State
     from rdsrepl.render import colours
 
@@ -63,18 +63,21 @@ def watch(
     if window <= 0:
         raise BadValue("--window must be longer than nothing", hint="for example --window 1m")
     target = database_target(ctx)
-    watched = Watched(
-        target, window_seconds=window, free_bytes=free_space, around=Around(target, around(ctx, target, free_space))
+    watched = SlotPoller(
+        target,
+        window_seconds=window,
+        free_bytes=free_space,
+        around=MetricsPoller(target, read_rds_metrics(ctx, target, free_space)),
     )
     state = State(target.label, interval, window, sort, filter=filter)
     output = global_options(ctx).output
     if output is Format.table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        loop.full_screen(
+        loop.run_full_screen(
             watched, state, colour=colours(sys.stdout) and not global_options(ctx).no_color, limit=limit_looks
         )
         return
     printer = _Printer(state, output)
-    loop.as_lines(watched, state, emit=printer, note=lambda text: note(ctx, text), limit=limit_looks)
+    loop.run_lines(watched, state, emit=printer, note=lambda text: note(ctx, text), limit=limit_looks)
 
 
 class _Printer:
@@ -85,7 +88,7 @@ class _Printer:
         self._output = output
         self._begun = False
 
-    def __call__(self, look: Look) -> None:
+    def __call__(self, look: Snapshot) -> None:
         from dataclasses import replace
 
         from rdsrepl.dashboard import lines
