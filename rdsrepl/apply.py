@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from rdsrepl import errors
@@ -42,28 +42,30 @@ _A = TypeVar("_A")
 _R = TypeVar("_R")
 _AGAIN: Final = "run the command again: it plans only what is still missing"
 # After these no further step is tried, however independent it is.
-_THE_END: Final = (errors.Unreachable, errors.OutcomeUnknown, KeyboardInterrupt)
+_FATAL_ERRORS: Final = (errors.Unreachable, errors.OutcomeUnknown, KeyboardInterrupt)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepResult:
     """A step that was done.
 
     Attributes:
         step: the step.
-        returned: the one row a statement gave, by column name, or what a wait found; empty when there is none.
+        number: its position in the plan, from 0.
+        returned: the row that a statement returned, by column name, or the facts of a wait; empty without them.
         seconds: how long it took.
-        skipped: it turned out not to be needed.
+        skipped: it was not needed.
     """
 
     step: Step
     returned: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     skipped: bool = False
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RetryTiming:
     """How often AWS is asked again; all in seconds.
 
     Attributes:
@@ -81,8 +83,8 @@ class Pace:
     sleep: Callable[[float], None] = time.sleep
 
     @classmethod
-    def from_environment(cls) -> Pace:
-        """Return the pace, with the longest pause from ``RDSREPL_POLL_INTERVAL`` where that is set.
+    def from_environment(cls) -> RetryTiming:
+        """Return the timing, with the longest pause from ``RDSREPL_POLL_INTERVAL`` where that is set.
 
         Raises:
             BadValue: it is no duration, or none at all.
@@ -108,15 +110,15 @@ class Pace:
         return self.poll / 5
 
 
-Done = Callable[[Outcome], None]
-Waiting = Callable[[Step, float, list[str]], None]
+OnDone = Callable[[StepResult], None]
+OnWaiting = Callable[[Step, float, list[str]], None]
 
 
 class Cancelled(KeyboardInterrupt):
     """Ctrl-C, and the statement that ran was ended by it: it is not done, for certain."""
 
 
-class Witness(Protocol):
+class StepRecorder(Protocol):
     """Writes down what happens, before and after each step."""
 
     def before(self, step: Step) -> None:
@@ -135,7 +137,7 @@ class Witness(Protocol):
         ...
 
 
-class _NoWitness:
+class _NoRecorder:
     def before(self, step: Step) -> None:
         pass
 
@@ -147,11 +149,11 @@ def run(
     plan: Plan,
     target: Target,
     *,
-    done: Done,
-    waiting: Waiting,
-    witness: Witness | None = None,
-    pace: Pace | None = None,
-) -> list[Outcome]:
+    done: OnDone,
+    waiting: OnWaiting,
+    recorder: StepRecorder | None = None,
+    timing: RetryTiming | None = None,
+) -> list[StepResult]:
     """Apply every step of PLAN in order.
 
     Args:
@@ -160,32 +162,33 @@ def run(
         done: called after each step.
         waiting: called about once a second while a step waits, with the seconds so far and what it waits for, or
             how far it is.
-        witness: is told before and after each step.
-        pace: how often AWS is asked again.
+        recorder: is told before and after each step.
+        timing: how often AWS is asked again.
 
     Raises:
         Interrupted: Ctrl-C; it says what was done and what was not.
         AppliedInPart: a step failed and others were done; the cause is chained.
         Error: nothing was done.
     """
-    outcomes: list[Outcome] = []
+    outcomes: list[StepResult] = []
     failures: list[tuple[int, errors.Error | KeyboardInterrupt]] = []
     connections: dict[str, Connection] = {}
-    witness = witness or _NoWitness()
-    cloud = _Cloud(target, waiting, pace or Pace())
+    recorder = recorder or _NoRecorder()
+    cloud = _Cloud(target, waiting, timing or RetryTiming())
     interrupted = False
     with ExitStack() as stack:
         for number, step in enumerate(plan.steps):
             try:
                 if interrupted:
                     raise Cancelled
-                outcome, interrupted = _step(step, target, stack, connections, waiting, witness, cloud)
+                outcome, interrupted = _step(step, target, stack, connections, waiting, recorder, cloud)
             except (errors.Error, KeyboardInterrupt) as exc:
                 failures.append((number, exc))
                 # What the server did not do for one reason it may do for the next; but not when it is gone.
-                if plan.independent and not isinstance(exc, _THE_END):
+                if plan.independent and not isinstance(exc, _FATAL_ERRORS):
                     continue
                 break
+            outcome = replace(outcome, number=number)
             outcomes.append(outcome)
             done(outcome)
     if failures:
@@ -202,10 +205,10 @@ def _step(
     target: Target,
     stack: ExitStack,
     connections: dict[str, Connection],
-    waiting: Waiting,
-    witness: Witness,
+    waiting: OnWaiting,
+    recorder: StepRecorder,
     cloud: _Cloud,
-) -> tuple[Outcome, bool]:
+) -> tuple[StepResult, bool]:
     """Apply one step; return what came of it, and whether Ctrl-C was pressed when it was done already."""
     pid = 0
     try:
@@ -219,7 +222,7 @@ def _step(
                 )
             _require_own_session(step, connections[step.protocol])
             pid = connections[step.protocol].info.backend_pid
-        witness.before(step)
+        recorder.before(step)
     except KeyboardInterrupt:
         raise Cancelled from None
     interrupted = False
@@ -233,7 +236,7 @@ def _step(
     except BaseException as exc:
         is_open = isinstance(exc, (errors.Unreachable, KeyboardInterrupt)) and not isinstance(exc, Cancelled)
         if not is_open or not isinstance(step, Statement) or step.done_if is None:
-            witness.after(step, exc)
+            recorder.after(step, exc)
             raise
         try:
             was_done = _was_done(step, target, pid, waiting)
@@ -245,18 +248,18 @@ def _step(
                 hint="look at it when the server is back: rdsrepl slot list",
                 sqlstate=exc.sqlstate if isinstance(exc, errors.Error) else None,
             )
-            witness.after(step, unknown)
+            recorder.after(step, unknown)
             raise unknown from exc
         interrupted = isinstance(exc, KeyboardInterrupt)
         if not was_done:
-            witness.after(step, Cancelled() if interrupted else exc)
+            recorder.after(step, Cancelled() if interrupted else exc)
             raise
-        outcome = Outcome(step)
-    witness.after(step, None)
+        outcome = StepResult(step)
+    recorder.after(step, None)
     return outcome, interrupted
 
 
-def _was_done(step: Statement, target: Target, pid: int, waiting: Waiting) -> bool | None:
+def _was_done(step: Statement, target: Target, pid: int, waiting: OnWaiting) -> bool | None:
     """Ask the server, once it answers again, whether a statement was carried out that it never answered.
 
     Args:
@@ -299,13 +302,13 @@ def _was_done(step: Statement, target: Target, pid: int, waiting: Waiting) -> bo
 class _Cloud:
     """A plan's AWS calls and waits: where whatever passes by itself is waited out."""
 
-    def __init__(self, target: Target, waiting: Waiting, pace: Pace) -> None:
+    def __init__(self, target: Target, waiting: OnWaiting, timing: RetryTiming) -> None:
         self._target = target
         self._waiting = waiting
-        self._pace = pace
+        self._timing = timing
         self._made: frozenset[str] = frozenset()
 
-    def call(self, step: AwsCall) -> Outcome:
+    def call(self, step: AwsCall) -> StepResult:
         """Make a call, again and again while AWS refuses it only for the moment.
 
         Raises:
@@ -313,24 +316,24 @@ class _Cloud:
         """
         from rdsrepl.aws import refusals, session
 
-        started = self._pace.clock()
+        started = self._timing.clock()
         named = refusals.names(step.parameters)
-        for pause in self._pace.pauses():
+        for pause in self._timing.pauses():
             try:
                 if step.needed is not None and not _not_sent(self._is_needed, step.needed):
-                    return Outcome(step, seconds=self._pace.clock() - started, skipped=True)
+                    return StepResult(step, seconds=self._timing.clock() - started, skipped=True)
                 session.call(self._target.aws, step.service, step.operation, step.parameters)
                 break
             except errors.Error as exc:
-                elapsed = self._pace.clock() - started
+                elapsed = self._timing.clock() - started
                 if isinstance(exc, _NotAsked):
-                    limit, exc = self._pace.busy, exc.cause
+                    limit, exc = self._timing.busy, exc.cause
                 elif refusals.is_busy(exc):
-                    limit = self._pace.busy
+                    limit = self._timing.busy
                 elif refusals.is_missing(exc) and step.operation.startswith("Delete"):
-                    return Outcome(step, seconds=elapsed, skipped=True)
+                    return StepResult(step, seconds=elapsed, skipped=True)
                 elif refusals.is_missing(exc) and named & self._made:
-                    limit = self._pace.missing
+                    limit = self._timing.missing
                 else:
                     raise
                 if elapsed >= limit:
@@ -338,12 +341,12 @@ class _Cloud:
                     raise exc from exc.__cause__
                 refusals.check_status(self._target.aws, step.operation, step.parameters)
                 self._waiting(step, elapsed, [f"trying again: {exc.message}"])
-            _not_sent(self._pace.sleep, pause)
+            _not_sent(self._timing.sleep, pause)
         if step.makes:
             self._made |= named
-        return Outcome(step, seconds=self._pace.clock() - started)
+        return StepResult(step, seconds=self._timing.clock() - started)
 
-    def wait(self, step: Wait) -> Outcome:
+    def wait(self, step: Wait) -> StepResult:
         """Look until it is so in as many looks in a row as the step asks for.
 
         Raises:
@@ -352,9 +355,9 @@ class _Cloud:
         """
         from rdsrepl.aws import refusals
 
-        clock, started = self._pace.clock, self._pace.clock()
+        clock, started = self._timing.clock, self._timing.clock()
         in_a_row, missing_since = 0, None
-        for pause in self._pace.pauses():
+        for pause in self._timing.pauses():
             try:
                 found = step.probe(self._target)
                 missing_since = None
@@ -363,12 +366,12 @@ class _Cloud:
                 found = Condition(False, exc.message)
             except errors.NotFound as exc:
                 missing_since = clock() if missing_since is None else missing_since
-                if not refusals.is_missing(exc) or clock() - missing_since >= self._pace.missing:
+                if not refusals.is_missing(exc) or clock() - missing_since >= self._timing.missing:
                     raise
                 found, in_a_row = Condition(False, "not found yet"), 0
             elapsed = clock() - started
             if in_a_row >= step.confirmations:
-                return Outcome(step, dict(found.facts), elapsed)
+                return StepResult(step, dict(found.facts), elapsed)
             if found.failed is not None:
                 raise errors.Error(f"{step.summary}: {found.failed}", hint=found.remedy)
             if elapsed >= step.timeout_seconds and not found.met:
@@ -378,7 +381,7 @@ class _Cloud:
                 )
             self._waiting(step, elapsed, [found.state])
             left = max(step.timeout_seconds - elapsed, 0.0)
-            self._pace.sleep(self._pace.confirm if found.met else min(pause, left))
+            self._timing.sleep(self._timing.confirm if found.met else min(pause, left))
         raise AssertionError("the pauses do not end")
 
     def _is_needed(self, needed: Callable[[Target], bool]) -> bool:
@@ -434,12 +437,12 @@ def _require_own_session(step: Statement, conn: Connection) -> None:
 
 
 def _failed(
-    plan: Plan, outcomes: Sequence[Outcome], failures: Sequence[tuple[int, errors.Error | KeyboardInterrupt]]
+    plan: Plan, outcomes: Sequence[StepResult], failures: Sequence[tuple[int, errors.Error | KeyboardInterrupt]]
 ) -> BaseException:
     """Return the error that says what was done and what was not."""
     number, first = failures[0]
     causes = {n: exc.message if isinstance(exc, errors.Error) else "interrupted" for n, exc in failures}
-    done = {id(outcome.step) for outcome in outcomes}
+    done = {outcome.number for outcome in outcomes}
     unknown = any(isinstance(exc, errors.OutcomeUnknown) for _, exc in failures)
     changed = [outcome for outcome in outcomes if not isinstance(outcome.step, Wait) and not outcome.skipped]
     stopped = next(((n, exc) for n, exc in failures if _is_interrupt(exc)), None)
@@ -452,11 +455,11 @@ def _failed(
         return errors.Interrupted(
             f"{plan.title}: interrupted in step {at + 1} of {len(plan.steps)} ({plan.steps[at].summary})",
             hint=_AGAIN,
-            done=[step.summary for step in plan.steps if id(step) in done],
+            done=[step.summary for n, step in enumerate(plan.steps) if n in done],
             not_done=[
                 step.summary + (f": {causes[n]}" if n in causes else "")
                 for n, step in enumerate(plan.steps)
-                if id(step) not in done
+                if n not in done
             ],
         )
     if not unknown and not changed and len(failures) == 1:
@@ -474,11 +477,11 @@ def _failed(
         f"{plan.title}: step {number + 1} of {len(plan.steps)} failed ({plan.steps[number].summary}): "
         f"{causes[number]}{more}",
         hint=hint or f"remove the cause, then {_AGAIN}",
-        done=[step.summary for step in plan.steps if id(step) in done],
+        done=[step.summary for n, step in enumerate(plan.steps) if n in done],
         not_done=[
             step.summary + (f": {causes[n]}" if plan.independent and n in causes else "")
             for n, step in enumerate(plan.steps)
-            if id(step) not in done
+            if n not in done
         ],
     )
 
@@ -487,7 +490,7 @@ def _is_interrupt(failure: BaseException) -> bool:
     return isinstance(failure if failure.__cause__ is None else failure.__cause__, KeyboardInterrupt)
 
 
-def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) -> tuple[Outcome, bool]:
+def _run(step: Statement, conn: Connection, target: Target, waiting: OnWaiting) -> tuple[StepResult, bool]:
     """Run a statement; return what it gave, and whether Ctrl-C was pressed when it was too late to end it."""
     import psycopg
     from psycopg.rows import dict_row
@@ -554,7 +557,7 @@ def _run(step: Statement, conn: Connection, target: Target, waiting: Waiting) ->
         raise errors.StalePlan(
             f"{step.summary}: {step.guard}", hint="nothing was changed by this step; look again and repeat the command"
         )
-    return Outcome(step, result[0] or {}, time.monotonic() - started), interrupted
+    return StepResult(step, result[0] or {}, time.monotonic() - started), interrupted
 
 
 def _blockers(step: Statement, conn: Connection, target: Target) -> list[str]:

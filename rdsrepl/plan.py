@@ -38,7 +38,8 @@ class Statement:
         blockers: a query with ``%(pid)s``, run on a second connection while the statement waits: each row's one
             text column names something it waits for.
         undo: run when the statement timed out or was interrupted, so that nothing half made stays behind.
-        makes: it makes something that was not there before.
+        makes: it creates an object.
+        key: what the step acts on, for the caller that looks steps up by it: the name of the slot.
         done_if: a query, asked on a new connection when the old one broke under the statement: was it carried out all
             the same? One row of one boolean; NULL where this server cannot tell, as it is another one by now.
     """
@@ -53,6 +54,7 @@ class Statement:
     undo: SQL | Composed | None = None
     done_if: SQL | Composed | None = None
     makes: bool = False
+    key: str = ""
 
     @property
     def text(self) -> str:
@@ -189,7 +191,7 @@ def _readable(sql: Composable) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ParameterChange:
     """One parameter's line in the table above a plan's steps.
 
     Attributes:
@@ -226,7 +228,7 @@ class Plan:
     steps: tuple[Step, ...]
     warnings: tuple[str, ...] = ()
     unchanged: str = "nothing to do"
-    changes: tuple[Change, ...] = ()
+    changes: tuple[ParameterChange, ...] = ()
     independent: bool = False
 
     def __bool__(self) -> bool:

@@ -35,7 +35,7 @@ _PARTITIONS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class PolicyScope:
     """What the policy is for; None leaves a place open.
 
     Attributes:
@@ -68,7 +68,7 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class PolicyStatement:
     """Actions that are allowed on the same resources, under the same conditions."""
 
     actions: tuple[str, ...]
@@ -80,7 +80,7 @@ class Statement:
 class Policy:
     """What an identity may do."""
 
-    statements: tuple[Statement, ...]
+    statements: tuple[PolicyStatement, ...]
 
     def document(self) -> dict[str, Any]:
         """Return the policy as IAM reads it."""
@@ -339,7 +339,7 @@ def commands(words: str) -> tuple[str, ...]:
     return found
 
 
-def policy(names: Sequence[str], scope: Scope) -> Policy:
+def policy(names: Sequence[str], scope: PolicyScope) -> Policy:
     """Return the least policy for commands.
 
     Args:
@@ -364,13 +364,13 @@ def policy(names: Sequence[str], scope: Scope) -> Policy:
         statements.setdefault((_narrowed(resources), conditions), []).append(action)
     return Policy(
         tuple(
-            Statement(tuple(sorted(actions)), resources, {test: {key: value} for test, key, value in conditions})
+            PolicyStatement(tuple(sorted(actions)), resources, {test: {key: value} for test, key, value in conditions})
             for (resources, conditions), actions in statements.items()
         )
     )
 
 
-def stream_policy(side: Literal["writer", "reader"], scope: Scope) -> Policy:
+def stream_policy(side: Literal["writer", "reader"], scope: PolicyScope) -> Policy:
     """Return the least policy for writing to a stream (``slot tail --to kinesis:…``), or for reading it.
 
     Raises:
@@ -384,13 +384,13 @@ def stream_policy(side: Literal["writer", "reader"], scope: Scope) -> Policy:
             statements.setdefault((arns, grant.conditions), []).append(grant.action)
     return Policy(
         tuple(
-            Statement(tuple(sorted(actions)), arns, {test: {key: value} for test, key, value in conditions})
+            PolicyStatement(tuple(sorted(actions)), arns, {test: {key: value} for test, key, value in conditions})
             for (arns, conditions), actions in statements.items()
         )
     )
 
 
-def _grants(names: Iterable[str], scope: Scope) -> Iterable[_Grant]:
+def _grants(names: Iterable[str], scope: PolicyScope) -> Iterable[_Grant]:
     kinds = {kind for kind, name in (("cluster", scope.cluster), ("instance", scope.instance)) if name}
     for name in names:
         for part in _COMMANDS[name]:
@@ -399,7 +399,7 @@ def _grants(names: Iterable[str], scope: Scope) -> Iterable[_Grant]:
                     yield grant
 
 
-def _arns(place: str, scope: Scope) -> Sequence[str]:
+def _arns(place: str, scope: PolicyScope) -> Sequence[str]:
     """Return the ARNs that stand for a kind of resource; none where nothing is to be granted."""
     partition, region, account = _partition(scope.region), scope.region or "*", scope.account or "*"
 
@@ -479,7 +479,7 @@ def _known() -> Iterable[str]:
         yield f"{noun} {'|'.join(verbs)}" if verbs else noun
 
 
-def _check(scope: Scope) -> None:
+def _check(scope: PolicyScope) -> None:
     for what, value, pattern, hint in (
         ("region", scope.region, _REGION, "regions look like eu-west-1"),
         ("account", scope.account, _ACCOUNT, "an account is twelve digits: aws sts get-caller-identity"),

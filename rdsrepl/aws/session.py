@@ -144,7 +144,7 @@ def client(aws: Aws, service: str) -> Any:
 
 
 @contextmanager
-def hurried(seconds: float) -> Iterator[None]:
+def short_timeouts(seconds: float) -> Iterator[None]:
     """Within it each call of this thread is tried once and waits so long: for who would rather have no answer."""
     token = _HURRY_SECONDS.set(seconds)
     try:
@@ -153,7 +153,7 @@ def hurried(seconds: float) -> Iterator[None]:
         _HURRY_SECONDS.reset(token)
 
 
-def bare_client(aws: Aws, service: str) -> Any:
+def client_without_retries(aws: Aws, service: str) -> Any:
     """Return a client of its own that tries each call once and checks no parameters: for who retries by itself.
 
     Raises:

@@ -20,7 +20,7 @@ _USABLE: Final = frozenset({"ACTIVE", "UPDATING"})
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class KinesisStream:
     """A stream, as DescribeStreamSummary gives it.
 
     Attributes:
@@ -117,7 +117,7 @@ def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, t
     return Plan(title, (AwsCall(title, "kinesis", "CreateStream", request), wait))
 
 
-def delete(stream: Stream, *, timeout_seconds: float) -> Plan:
+def delete(stream: KinesisStream, *, timeout_seconds: float) -> Plan:
     """Plan to delete a stream and wait until it is gone (DeleteStream)."""
     request = {"StreamARN": stream.arn}
     return Plan(
@@ -144,7 +144,7 @@ def _gone(target: Target, *, name: str) -> Condition:
     return Condition(False, f"stream {stream.status}")
 
 
-def get(aws: Aws, name: str) -> Stream:
+def get(aws: Aws, name: str) -> KinesisStream:
     """Return one stream.
 
     Args:
@@ -183,7 +183,7 @@ def reference(name: str) -> dict[str, str]:
     return {"StreamName": name}
 
 
-def require_usable(stream: Stream) -> None:
+def require_usable(stream: KinesisStream) -> None:
     """Refuse to write to a stream that takes nothing now.
 
     Raises:
@@ -198,8 +198,8 @@ def require_usable(stream: Stream) -> None:
         )
 
 
-def _stream(row: Mapping[str, Any]) -> Stream:
-    return Stream(
+def _stream(row: Mapping[str, Any]) -> KinesisStream:
+    return KinesisStream(
         name=row["StreamName"],
         arn=row["StreamARN"],
         status=row["StreamStatus"],

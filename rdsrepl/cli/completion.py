@@ -284,7 +284,7 @@ def _within(seconds: float, ask: Callable[[], Iterable[str]]) -> list[str] | Non
         with contextlib.suppress(Exception):
             from rdsrepl.aws import session
 
-            with session.hurried(_TIMEOUT_SECONDS):
+            with session.short_timeouts(_TIMEOUT_SECONDS):
                 answers.append(list(ask()))
 
     thread = Thread(target=work, daemon=True)

@@ -15,7 +15,7 @@ from rdsrepl.cli.context import apply_options, global_options, record_applied
 from rdsrepl.cli.targets import database_target
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
-from rdsrepl.plan import AwsCall, Change, Plan, Statement, Step, Wait, readable
+from rdsrepl.plan import AwsCall, ParameterChange, Plan, Statement, Step, Wait, readable
 from rdsrepl.render import Format, console, emit, stacked
 from rdsrepl.runbooks import journal
 from rdsrepl.state import completion_cache
@@ -95,8 +95,8 @@ def confirm_and_apply(
     target: Target | None = None,
     reveal: Mapping[str, str] | None = None,
     typed: TypedConfirmation | None = None,
-    witness: apply.Witness | None = None,
-) -> list[apply.Outcome]:
+    recorder: apply.StepRecorder | None = None,
+) -> list[apply.StepResult]:
     """Show PLAN, ask on a terminal, apply it, report each step.
 
     Args:
@@ -105,7 +105,7 @@ def confirm_and_apply(
         target: the database it was made for; by default the command's own.
         reveal: printed once with the result and nowhere else, such as a generated password.
         typed: what must be typed, on the terminal or in an option, where a yes is not enough.
-        witness: is told before and after each step.
+        recorder: is told before and after each step.
 
     Raises:
         NotConfirmed: nobody said yes.
@@ -113,7 +113,7 @@ def confirm_and_apply(
         typer.Exit: ``--check`` found changes pending (7).
     """
     may, options = apply_options(ctx), global_options(ctx)
-    pace = apply.Pace.from_environment()
+    timing = apply.RetryTiming.from_environment()
     machine = options.output is not Format.table
     if not plan:
         _report(ctx, plan, None, "unchanged", [])
@@ -137,10 +137,10 @@ def confirm_and_apply(
         note(ctx, f"On {server.text}")
         for warning in plan.warnings:
             warn(ctx, warning)
-    outcomes: list[apply.Outcome] = []
+    outcomes: list[apply.StepResult] = []
     progress = Progress(ctx)
 
-    def done(outcome: apply.Outcome) -> None:
+    def done(outcome: apply.StepResult) -> None:
         outcomes.append(outcome)
         if not isinstance(outcome.step, Wait) and not outcome.skipped:
             journal.applied(outcome.step.summary, makes=outcome.step.makes)
@@ -154,8 +154,8 @@ def confirm_and_apply(
             target,
             done=done,
             waiting=lambda step, seconds, states: _waiting(progress, step, seconds, states),
-            witness=witness,
-            pace=pace,
+            recorder=recorder,
+            timing=timing,
         )
     except AppliedInPart as exc:
         # What is made already is of no use without it: the role is there, and nobody else knows its password.
@@ -202,7 +202,7 @@ def _show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool
         warn(ctx, warning)
 
 
-def _change(change: Change) -> str:
+def _change(change: ParameterChange) -> str:
     default = "(engine's)" if change.default is None else change.default
     if change.value is None:
         return f"{change.name}: {default}, stays"
@@ -245,17 +245,17 @@ def _report(
     plan: Plan,
     server: PlanTarget | None,
     status: str,
-    outcomes: list[apply.Outcome],
+    outcomes: list[apply.StepResult],
     reveal: Mapping[str, str] | None = None,
 ) -> None:
-    returned = {id(outcome.step): outcome.returned for outcome in outcomes}
+    returned = {outcome.number: outcome.returned for outcome in outcomes}
     steps: list[dict[str, Any]] = [
         {
             "summary": mask(step.summary),
             **_step_document(step),
-            "returned": returned.get(id(step), {}),
+            "returned": returned.get(number, {}),
         }
-        for step in plan.steps
+        for number, step in enumerate(plan.steps)
     ]
     value: dict[str, Any] = {
         "title": mask(plan.title),

@@ -80,7 +80,7 @@ def iam_policy(
     target = aws_target(ctx)
     aws = target.aws
     # The target's user is not taken: a policy that is too narrow fails at 3 a.m., and --user says it as well.
-    scope = iam.Scope(
+    scope = iam.PolicyScope(
         region=aws.region,
         account=account,
         cluster=aws.cluster,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rdsrepl.parameters import sizing
     from rdsrepl.parameters.attachments import Place
     from rdsrepl.parameters.rollout import Direction
-    from rdsrepl.plan import Change, Plan, Wait
+    from rdsrepl.plan import ParameterChange, Plan, Wait
     from rdsrepl.postgres import verification
 
 app = typer.Typer(
@@ -632,24 +632,26 @@ def _as_defaults(parameters: Mapping[str, Parameter]) -> dict[str, sizing.Defaul
     }
 
 
-def _change(proposal: sizing.Proposal) -> Change:
-    from rdsrepl.plan import Change
+def _change(proposal: sizing.Proposal) -> ParameterChange:
+    from rdsrepl.plan import ParameterChange
 
     default = proposal.default
     if default is None and proposal.default_evaluated is not None:
         default = str(proposal.default_evaluated)
     elif default is not None and proposal.default_evaluated is not None and default != str(proposal.default_evaluated):
         default = f"{default} = {proposal.default_evaluated}"
-    return Change(proposal.name, default, proposal.value, proposal.apply_type, proposal.apply_method, proposal.reason)
+    return ParameterChange(
+        proposal.name, default, proposal.value, proposal.apply_type, proposal.apply_method, proposal.reason
+    )
 
 
-def _plain_change(row: Parameter, value: str) -> Change:
-    from rdsrepl.plan import Change
+def _plain_change(row: Parameter, value: str) -> ParameterChange:
+    from rdsrepl.plan import ParameterChange
 
-    return Change(row.name, row.value, value, row.apply_type, _method(row), row.description[:60])
+    return ParameterChange(row.name, row.value, value, row.apply_type, _method(row), row.description[:60])
 
 
-def _with_changes(plan: Plan, changes: Sequence[Change], users: Sequence[str]) -> Plan:
+def _with_changes(plan: Plan, changes: Sequence[ParameterChange], users: Sequence[str]) -> Plan:
     warnings = list(plan.warnings)
     static = [change.name for change in changes if change.apply_type == "static"]
     if users and static:

@@ -204,7 +204,7 @@ def policy(
     from rdsrepl.aws import iam_policy, streams
 
     streams.reference(stream)
-    scope = iam_policy.Scope(region=aws_target(ctx).aws.region, account=account, stream=stream, kms_key=kms_key)
+    scope = iam_policy.PolicyScope(region=aws_target(ctx).aws.region, account=account, stream=stream, kms_key=kms_key)
     document = iam_policy.stream_policy(side.value, scope).document()
     output = global_options(ctx).output
     emit(document, Format.yaml if output is Format.yaml else Format.json, lambda: "")

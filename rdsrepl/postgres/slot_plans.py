@@ -161,6 +161,7 @@ def drop(slot: Slot, *, here: ServerIdentity, physical: bool = False, saved: dat
             "SELECT slot_name, pg_catalog.pg_drop_replication_slot(slot_name)::text AS dropped "
             "FROM pg_catalog.pg_replication_slots WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
         ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(here)),
+        key=name,
         guard=_MOVED,
         done_if=done_query(
             here,
@@ -229,6 +230,7 @@ def advance(
             "WHERE slot_name = {} AND NOT active AND {} AND {}) s, "
             "LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, {}) a"
         ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(here), sql.Literal(str(goal))),
+        key=name,
         guard=_MOVED,
         timeout_seconds=timeout_seconds,
         done_if=done_query(

@@ -63,7 +63,7 @@ def read(target: Target) -> RdsMetrics:
     from rdsrepl.errors import Error, UsageError
 
     try:
-        with session.hurried(_TIMEOUT_SECONDS):
+        with session.short_timeouts(_TIMEOUT_SECONDS):
             return _read(target.aws)
     except UsageError:
         raise

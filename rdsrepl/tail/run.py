@@ -29,7 +29,7 @@ from rdsrepl.tail.wal_position import WalWatch
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
-    from rdsrepl.aws.streams import Stream as KinesisStream
+    from rdsrepl.aws.streams import KinesisStream as KinesisStream
     from rdsrepl.config import Aws, Target
     from rdsrepl.tail.preflight import Findings
     from rdsrepl.tail.sinks import Sink

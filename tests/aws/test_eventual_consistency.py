@@ -231,8 +231,8 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
 
-    def pace(self) -> apply.Pace:
-        return apply.Pace(clock=lambda: self.now, sleep=self.sleep)
+    def timing(self) -> apply.RetryTiming:
+        return apply.RetryTiming(clock=lambda: self.now, sleep=self.sleep)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -254,14 +254,14 @@ def target(cloud: Cloud) -> Target:
     return Target("test", aws=Aws(profile="sandbox", region="eu-west-1", endpoint_url=cloud.url, **files))
 
 
-def run(plan: Plan, cloud: Cloud, clock: Clock) -> tuple[list[apply.Outcome], list[str]]:
+def run(plan: Plan, cloud: Cloud, clock: Clock) -> tuple[list[apply.StepResult], list[str]]:
     said: list[str] = []
     outcomes = apply.run(
         plan,
         target(cloud),
         done=lambda outcome: None,
         waiting=lambda step, seconds, states: said.extend(states),
-        pace=clock.pace(),
+        timing=clock.timing(),
     )
     return outcomes, said
 
@@ -361,12 +361,12 @@ def test_a_condition_that_comes_and_goes_is_none(cloud: Cloud) -> None:
 
 def test_the_poll_interval_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RDSREPL_POLL_INTERVAL", "500ms")
-    pauses = apply.Pace.from_environment().pauses()
+    pauses = apply.RetryTiming.from_environment().pauses()
     assert max(next(pauses) for _ in range(20)) == 0.5
     for text in ("soon", "0s", "-1s"):
         monkeypatch.setenv("RDSREPL_POLL_INTERVAL", text)
         with pytest.raises(errors.UsageError):
-            apply.Pace.from_environment()
+            apply.RetryTiming.from_environment()
 
 
 def test_queued_modifications_are_read_whatever_they_are_and_no_password_is_shown() -> None:

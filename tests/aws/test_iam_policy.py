@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from rdsrepl.aws import iam_policy
-from rdsrepl.aws.iam_policy import COMMANDS, Policy, Scope, commands, policy
+from rdsrepl.aws.iam_policy import COMMANDS, Policy, PolicyScope, commands, policy
 from rdsrepl.cli.main import app
 from rdsrepl.errors import BadValue
 
@@ -53,7 +53,7 @@ def test_every_action_is_an_operation_of_the_service(auth: iam_policy.Auth) -> N
     from botocore.loaders import Loader
 
     operations: dict[str, set[str]] = {}
-    for action in by_action(policy([], Scope(auth=auth, kms_key="1234"))).keys() - NO_OPERATION:
+    for action in by_action(policy([], PolicyScope(auth=auth, kms_key="1234"))).keys() - NO_OPERATION:
         service, name = action.split(":")
         if service not in operations:
             operations[service] = set(Loader().load_service_model(service, "service-2")["operations"])
@@ -122,7 +122,7 @@ def kind_of(arn: str) -> str:
 
 @pytest.mark.parametrize("auth", ["password", "iam"])
 def test_resources_are_of_the_types_that_the_action_takes(auth: iam_policy.Auth) -> None:
-    found = by_action(policy([], Scope(auth=auth, kms_key="1234")))
+    found = by_action(policy([], PolicyScope(auth=auth, kms_key="1234")))
     assert {action: {kind_of(arn) for arn in arns} for action, arns in found.items()} == {
         action: kinds
         for action, kinds in TYPES.items()
@@ -136,7 +136,7 @@ _PASSWORD_ONLY = {"secretsmanager:GetSecretValue"}
 @pytest.mark.parametrize("command", COMMANDS)
 def test_only_writers_may_write(command: str) -> None:
     reads = ("Describe", "Get", "List", "Decrypt", "connect")
-    writes = [a for a in by_action(policy([command], Scope(**HERE))) if not a.split(":")[1].startswith(reads)]
+    writes = [a for a in by_action(policy([command], PolicyScope(**HERE))) if not a.split(":")[1].startswith(reads)]
     aws = command.split()[0] in ("param-group", "cluster", "instance", "stream")
     reader = command.split()[-1] in ("list", "show", "diff", "doctor", "tail")
     assert bool(writes) == ((aws and not reader) or command == "slot check")  # it may publish metrics
@@ -144,7 +144,7 @@ def test_only_writers_may_write(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
-    made = policy([command], Scope(**HERE))
+    made = policy([command], PolicyScope(**HERE))
     for action, arns in by_action(made).items():
         for arn in arns:
             assert arn == "*" or arn.startswith(("arn:aws:", "arn:aws:iam::"))
@@ -157,7 +157,7 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
     [
         (
             "slot tail",
-            Scope(**HERE, cluster="Orders"),
+            PolicyScope(**HERE, cluster="Orders"),
             {
                 "rds:DescribeDBClusters": {f"{ARN}:cluster:orders"},
                 "secretsmanager:GetSecretValue": {"arn:aws:secretsmanager:eu-west-1:123456789012:secret:rds!cluster-*"},
@@ -165,7 +165,7 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
         ),
         (
             "slot tail",
-            Scope(**HERE, instance="orders", secret="prod/cdc", kms_key="1234-abcd"),
+            PolicyScope(**HERE, instance="orders", secret="prod/cdc", kms_key="1234-abcd"),
             {
                 "rds:DescribeDBInstances": {f"{ARN}:db:orders"},
                 "rds:DescribeDBClusters": {f"{ARN}:cluster:*"},
@@ -177,7 +177,7 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
         ),
         (
             "publication list",
-            Scope(**HERE, cluster="orders", auth="iam", user="cdc", resource_id="cluster-ABC"),
+            PolicyScope(**HERE, cluster="orders", auth="iam", user="cdc", resource_id="cluster-ABC"),
             {
                 "rds:DescribeDBClusters": {f"{ARN}:cluster:orders"},
                 "rds-db:connect": {"arn:aws:rds-db:eu-west-1:123456789012:dbuser:cluster-ABC/cdc"},
@@ -185,7 +185,7 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
         ),
         (
             "role list",
-            Scope(**HERE, instance="orders", auth="iam"),
+            PolicyScope(**HERE, instance="orders", auth="iam"),
             {
                 "rds:DescribeDBInstances": {f"{ARN}:db:orders"},
                 "rds:DescribeDBClusters": {f"{ARN}:cluster:*"},
@@ -194,7 +194,7 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
         ),
         (
             "param-group delete",
-            Scope(**HERE, cluster="orders", parameter_group="Repl"),
+            PolicyScope(**HERE, cluster="orders", parameter_group="Repl"),
             {
                 "rds:DescribeDBClusterParameterGroups": {f"{ARN}:cluster-pg:repl"},
                 "rds:DeleteDBClusterParameterGroup": {f"{ARN}:cluster-pg:repl"},
@@ -204,7 +204,7 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
         ),
         (
             "cluster reboot",
-            Scope(**HERE, cluster="orders", members="orders-*"),
+            PolicyScope(**HERE, cluster="orders", members="orders-*"),
             {
                 "rds:DescribeDBClusters": {f"{ARN}:cluster:orders"},
                 "rds:DescribeDBInstances": {f"{ARN}:db:*"},
@@ -216,7 +216,7 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
         ),
         (
             "instance reboot",
-            Scope(**HERE, instance="orders", members="Replica-?"),
+            PolicyScope(**HERE, instance="orders", members="Replica-?"),
             {
                 "rds:DescribeDBClusters": {f"{ARN}:cluster:*"},
                 "rds:DescribeDBInstances": {f"{ARN}:db:*"},
@@ -227,12 +227,12 @@ def test_a_policy_names_what_it_is_limited_to(command: str) -> None:
         ),
         (
             "cluster list",
-            Scope(region="cn-north-1"),
+            PolicyScope(region="cn-north-1"),
             {"rds:DescribeDBClusters": {"arn:aws-cn:rds:cn-north-1:*:cluster:*"}},
         ),
     ],
 )
-def test_policies(command: str, scope: Scope, expected: dict[str, set[str]]) -> None:
+def test_policies(command: str, scope: PolicyScope, expected: dict[str, set[str]]) -> None:
     assert by_action(policy([command], scope)) == expected
 
 
@@ -248,15 +248,15 @@ def test_policies(command: str, scope: Scope, expected: dict[str, set[str]]) -> 
     ],
 )
 def test_partitions(region: str | None, partition: str) -> None:
-    arns = by_action(policy(["cluster list"], Scope(region=region)))["rds:DescribeDBClusters"]
+    arns = by_action(policy(["cluster list"], PolicyScope(region=region)))["rds:DescribeDBClusters"]
     assert all(arn.startswith(f"arn:{partition}:rds:") for arn in arns)
 
 
 def test_keys_are_only_used_through_their_service_and_roles_only_made_for_rds() -> None:
-    reader = policy(["stream tail"], Scope(**HERE, kms_key="1234"))
+    reader = policy(["stream tail"], PolicyScope(**HERE, kms_key="1234"))
     (condition,) = [s.conditions for s in reader.statements if "kms:Decrypt" in s.actions]
     assert condition == {"StringLike": {"kms:ViaService": "kinesis.*"}}
-    made = policy([noun for noun in NOUNS if noun != "stream"], Scope(**HERE, kms_key="1234"))
+    made = policy([noun for noun in NOUNS if noun != "stream"], PolicyScope(**HERE, kms_key="1234"))
     conditions = {action: statement.conditions for statement in made.statements for action in statement.actions}
     assert conditions["kms:Decrypt"] == {"StringLike": {"kms:ViaService": "secretsmanager.*"}}
     assert conditions["iam:CreateServiceLinkedRole"] == {"StringLike": {"iam:AWSServiceName": "rds.amazonaws.com"}}
@@ -269,14 +269,14 @@ def test_keys_are_only_used_through_their_service_and_roles_only_made_for_rds() 
 
 
 def test_a_nouns_policy_is_that_of_its_verbs() -> None:
-    noun, verbs_ = by_action(policy(["cluster"], Scope(**HERE))), commands("cluster")
+    noun, verbs_ = by_action(policy(["cluster"], PolicyScope(**HERE))), commands("cluster")
     assert verbs_ == tuple(f"cluster {verb}" for verb in ("list", "show", "create", "reboot", "failover", "delete"))
-    assert noun == by_action(policy(verbs_, Scope(**HERE)))
-    assert noun.keys() == {action for verb in verbs_ for action in by_action(policy([verb], Scope(**HERE)))}
+    assert noun == by_action(policy(verbs_, PolicyScope(**HERE)))
+    assert noun.keys() == {action for verb in verbs_ for action in by_action(policy([verb], PolicyScope(**HERE)))}
 
 
 def test_the_whole_fits_into_one_managed_policy() -> None:
-    scope = Scope(**HERE, cluster="c" * 63, members="m" * 63, parameter_group="g" * 60, secret="s" * 60)
+    scope = PolicyScope(**HERE, cluster="c" * 63, members="m" * 63, parameter_group="g" * 60, secret="s" * 60)
     text = json.dumps(policy([], scope).document(), separators=(",", ":"))
     assert len(text) <= 6144, "IAM counts characters without white space"
 
@@ -284,19 +284,19 @@ def test_the_whole_fits_into_one_managed_policy() -> None:
 @pytest.mark.parametrize(
     "scope",
     [
-        Scope(region="Ireland"),
-        Scope(account="12345"),
-        Scope(cluster='x"'),
-        Scope(instance=""),
-        Scope(members="-"),
-        Scope(parameter_group="1st"),
-        Scope(secret="two words"),
-        Scope(kms_key="a/b"),
-        Scope(user="a/b"),
-        Scope(resource_id="x y"),
+        PolicyScope(region="Ireland"),
+        PolicyScope(account="12345"),
+        PolicyScope(cluster='x"'),
+        PolicyScope(instance=""),
+        PolicyScope(members="-"),
+        PolicyScope(parameter_group="1st"),
+        PolicyScope(secret="two words"),
+        PolicyScope(kms_key="a/b"),
+        PolicyScope(user="a/b"),
+        PolicyScope(resource_id="x y"),
     ],
 )
-def test_what_is_malformed_is_refused(scope: Scope) -> None:
+def test_what_is_malformed_is_refused(scope: PolicyScope) -> None:
     with pytest.raises(BadValue) as caught:
         policy([], scope)
     assert caught.value.hint
@@ -305,7 +305,7 @@ def test_what_is_malformed_is_refused(scope: Scope) -> None:
 @pytest.mark.parametrize("words", ["slots", "", "cluster reboots", "clust"])
 def test_an_unknown_command_is_refused_and_the_known_are_named(words: str) -> None:
     with pytest.raises(BadValue) as caught:
-        policy([words], Scope())
+        policy([words], PolicyScope())
     for known in ("param-group list|show|create", "doctor", "slot create|"):
         assert known in (caught.value.hint or "")
 
@@ -335,7 +335,9 @@ def test_the_command_refuses_what_it_does_not_know(rdsrepl: Program) -> None:
 
 def test_slot_tail_may_write_to_the_stream_that_is_named_and_only_then() -> None:
     def actions(**scope: str) -> set[str]:
-        return {action for one in policy(["slot tail"], Scope(**HERE, **scope)).statements for action in one.actions}
+        return {
+            action for one in policy(["slot tail"], PolicyScope(**HERE, **scope)).statements for action in one.actions
+        }
 
     assert actions(stream="changes") - actions() == {"kinesis:DescribeStreamSummary", "kinesis:PutRecords"}
     assert "kms:GenerateDataKey" in actions(stream="changes", kms_key="1234")

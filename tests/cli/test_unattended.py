@@ -98,9 +98,9 @@ def test_ctrl_c_among_aws_calls_says_what_is_done_and_what_is_not_known(
     calls = [AwsCall(f"make {n}", "rds", "CreateDBInstance", {"DBInstanceIdentifier": n}) for n in ("a", "b")]
     wait = Wait("wait until b is there", interrupt, 60)
 
-    def run(*steps: Any, pace: apply.Pace | None = None) -> errors.Interrupted:
+    def run(*steps: Any, timing: apply.RetryTiming | None = None) -> errors.Interrupted:
         with pytest.raises(errors.Interrupted) as caught:
-            apply.run(Plan("make", steps), target, done=lambda _: None, waiting=lambda *_: None, pace=pace)
+            apply.run(Plan("make", steps), target, done=lambda _: None, waiting=lambda *_: None, timing=timing)
         return caught.value
 
     # In a wait: what was done is done, the wait is not.
@@ -114,7 +114,7 @@ def test_ctrl_c_among_aws_calls_says_what_is_done_and_what_is_not_known(
         raise errors.AwsError("in-progress management operation", aws_code="InvalidDBInstanceState")
 
     monkeypatch.setattr(session, "call", busy)
-    assert run(calls[0], pace=apply.Pace(sleep=interrupt)).message == "make: interrupted; nothing was changed"
+    assert run(calls[0], timing=apply.RetryTiming(sleep=interrupt)).message == "make: interrupted; nothing was changed"
     # In the call itself nobody knows.
     monkeypatch.setattr(session, "call", interrupt)
     stopped = run(calls[0])

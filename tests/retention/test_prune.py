@@ -581,7 +581,7 @@ def test_seconds_after_a_restart_no_slot_is_idle_whatever_was_seen_before(place:
 
 
 class Trail:
-    """A witness that remembers."""
+    """A recorder that keeps what it is told in a list."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -627,7 +627,7 @@ def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeyp
     trail = Trail()
     plan = Plan("drop 2", (slowly("slow", 0.8), slowly("next", 0)), independent=True)
     with pytest.raises(errors.AppliedInPart) as caught:
-        apply.run(plan, place.target, witness=trail, **silent())
+        apply.run(plan, place.target, recorder=trail, **silent())
     assert caught.value.done == ["drop slow"] and place.names() == {"next"}
     assert "not begun" in caught.value.not_done[0]
     assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")], "what was not sent has no intent"
@@ -644,7 +644,7 @@ def test_ctrl_c_that_comes_too_late_is_told_so(place: Place) -> None:
     trail = Trail()
     plan = Plan("drop 2", (slowly("slow", 1.2), slowly("next", 0)), independent=True)
     with pytest.raises(errors.AppliedInPart) as caught:
-        apply.run(plan, place.target, done=lambda outcome: None, waiting=late, witness=trail)
+        apply.run(plan, place.target, done=lambda outcome: None, waiting=late, recorder=trail)
     assert caught.value.done == ["drop slow"] and caught.value.not_done == ["drop next: interrupted"]
     assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")] and place.names() == {"next"}
 
@@ -658,7 +658,7 @@ def test_ctrl_c_in_time_ends_the_statement_for_certain(place: Place) -> None:
     trail = Trail()
     plan = Plan("drop 2", (slowly("slow", 60), slowly("next", 0)), independent=True)
     with pytest.raises(errors.Interrupted, match="interrupted; nothing was changed"):
-        apply.run(plan, place.target, done=lambda outcome: None, waiting=now, witness=trail)
+        apply.run(plan, place.target, done=lambda outcome: None, waiting=now, recorder=trail)
     assert trail.lines == [("intent", "drop slow"), ("Cancelled", "drop slow")]
     assert place.names() == {"slow", "next"}
 
@@ -809,7 +809,7 @@ def test_a_server_that_stays_away_ends_the_prune(
 
         trail = Deadly()
         with pytest.raises(errors.AppliedInPart) as caught:
-            apply.run(Plan("drop 3", tuple(steps), independent=True), place.target, witness=trail, **silent())
+            apply.run(Plan("drop 3", tuple(steps), independent=True), place.target, recorder=trail, **silent())
         assert [line.rpartition(" ")[2] for line in caught.value.done] == ["a"] and len(caught.value.not_done) == 2
         assert [how for how, _ in trail.lines] == ["intent", "done", "intent", "OutcomeUnknown"]
     finally:

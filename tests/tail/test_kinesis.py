@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdsrepl.aws.streams import Stream
+from rdsrepl.aws.streams import KinesisStream
 from rdsrepl.config import Aws
 from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
 from rdsrepl.tail.sinks.aggregation import aggregated
@@ -365,7 +365,7 @@ def test_without_an_endpoint_of_ones_own_requests_go_to_the_services(monkeypatch
     for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.delenv(name, raising=False)
     arn = f"arn:aws:kinesis:ap-southeast-2:123456789012:stream/{STREAM}"
-    stream = Stream(STREAM, arn, "ACTIVE", "PROVISIONED", 1, 1 << 20, 24, "NONE")
+    stream = KinesisStream(STREAM, arn, "ACTIVE", "PROVISIONED", 1, 1 << 20, 24, "NONE")
     sent: list[AWSRequest] = []
 
     def answer(request: AWSRequest, **_: Any) -> AWSResponse:

@@ -151,8 +151,8 @@ def drop(
         slot = slots.get(conn, name)
         plan = slot_plans.drop(slot, here=server_identity.get(conn), saved=slots.saved_at(conn, [name]).get(name))
         require_unprotected(name, target, frozenset(unprotect or ()))
-        trail = SlotAudit(conn, "slot drop", {id(step): slot for step in plan.steps})
-    confirm_and_apply(ctx, plan, target=target, witness=trail)
+        trail = SlotAudit(conn, "slot drop", {name: slot})
+    confirm_and_apply(ctx, plan, target=target, recorder=trail)
 
 
 @app.command(cls=WriteCommand)
@@ -186,8 +186,8 @@ def advance(
         slot = slots.get(conn, name)
         saved = slots.saved_at(conn, [name]).get(name)
         plan = slot_plans.advance(slot, goal, here=server_identity.get(conn), timeout_seconds=timeout, saved=saved)
-        trail = SlotAudit(conn, "slot advance", {id(step): slot for step in plan.steps}, advances=True)
-    confirm_and_apply(ctx, plan, target=target, witness=trail)
+        trail = SlotAudit(conn, "slot advance", {name: slot}, advances=True)
+    confirm_and_apply(ctx, plan, target=target, recorder=trail)
 
 
 tail.register(app)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rdsrepl import config
 from rdsrepl.apply import Cancelled
 from rdsrepl.errors import Error, OutcomeUnknown, Refused
+from rdsrepl.plan import Statement
 from rdsrepl.render import document
 from rdsrepl.state import audit, streamed_slots
 from rdsrepl.text.escapes import json_text
@@ -32,7 +33,7 @@ class SlotAudit:
         self,
         conn: Connection,
         command: str,
-        steps: Mapping[int, Slot],
+        slots: Mapping[str, Slot],
         *,
         advances: bool = False,
         check: Callable[[str], None] = lambda _: None,
@@ -42,14 +43,14 @@ class SlotAudit:
         Args:
             conn: the database the steps are planned on.
             command: what was asked for: ``slot prune``.
-            steps: the slots, by the identity of their steps.
+            slots: the slots that the plan acts on, by name, which is the key of their step.
             advances: they are advanced, not dropped.
             check: is called with a slot's name before anything is done to it; raises ``Refused`` where that may not be.
         """
         from rdsrepl.postgres import server_identity
 
         info = conn.info
-        self._slots = steps
+        self._slots = slots
         self._check = check
         self._event, self._done = ("slot_advance", "advanced") if advances else ("slot_drop", "dropped")
         self._where = {
@@ -68,13 +69,13 @@ class SlotAudit:
         Raises:
             Refused: it cannot be written, or the slot may not go; then nothing is done.
         """
-        if (slot := self._slots.get(id(step))) is not None:
+        if (slot := self._slot(step)) is not None:
             self._check(slot.slot_name)
             audit.append(self._entry("intent", step, slot))
 
     def after(self, step: Step, failure: BaseException | None) -> None:
         """Write the outcome: ``dropped``, ``not_dropped`` or ``unknown``; what is done is done, written or not."""
-        if (slot := self._slots.get(id(step))) is None:
+        if (slot := self._slot(step)) is None:
             return
         if failure is None and self._event == "slot_drop":
             streamed_slots.delete(self._where["server"], slot.slot_name)
@@ -93,6 +94,9 @@ class SlotAudit:
         except Refused as exc:
             line = json_text(masked({**entry, "audit": exc.message}))
         sys.stderr.write(line + "\n")
+
+    def _slot(self, step: Step) -> Slot | None:
+        return self._slots.get(step.key) if isinstance(step, Statement) else None
 
     def _entry(self, phase: str, step: Step, slot: Slot, **more: str) -> dict[str, Any]:
         return {

@@ -163,15 +163,15 @@ def prune(
         _require_match(criteria, standing)
         if not every:
             _require_not_all(criteria, standing)
-        plan, steps = _plan(ctx, conn, standing, verdicts, advance=advance, physical=include_physical)
-        typed = TypedConfirmation(count(len(steps)), "--confirm", confirm) if every and steps else None
+        plan, acted_on = _plan(ctx, conn, standing, verdicts, advance=advance, physical=include_physical)
+        typed = TypedConfirmation(count(len(acted_on)), "--confirm", confirm) if every and plan else None
         vigil = None
-        if watch is not None and steps and _asks_for_confirmation(ctx, typed):
+        if watch is not None and plan and _asks_for_confirmation(ctx, typed):
             vigil = stack.enter_context(BackgroundSampler(conn, watch))
         trail = None
-        if steps and _applies(ctx):
+        if plan and _applies(ctx):
             check = vigil.require_untouched if vigil is not None else lambda _: None
-            trail = SlotAudit(conn, "slot prune", steps, advances=advance, check=check)
+            trail = SlotAudit(conn, "slot prune", acted_on, advances=advance, check=check)
         if vigil is None:
             conn.close()  # a person may think for long
         as_document = not _applies(ctx) and global_options(ctx).output is not Format.table
@@ -182,7 +182,7 @@ def prune(
         if (refused := _refusal(criteria, verdicts)) is not None:
             raise refused
         if not as_document:
-            confirm_and_apply(ctx, plan, target=target, typed=typed, witness=trail)
+            confirm_and_apply(ctx, plan, target=target, typed=typed, recorder=trail)
         elif apply_options(ctx).check and plan:
             raise typer.Exit(ExitCode.CHANGES_PENDING)
 
@@ -239,8 +239,8 @@ def _plan(
     *,
     advance: bool,
     physical: bool,
-) -> tuple[Plan, dict[int, Slot]]:
-    """Return the plan that drops or advances every candidate, and the slot of each of its steps."""
+) -> tuple[Plan, dict[str, Slot]]:
+    """Return the plan that drops or advances every candidate, and the slots it acts on, by name."""
     from rdsrepl.postgres import slot_plans, slots
     from rdsrepl.postgres.server_identity import ServerIdentity
 
@@ -255,7 +255,7 @@ def _plan(
     candidates = [one for one in verdicts if one.is_candidate]
     saved = slots.saved_at(conn, [one.slot.slot_name for one in candidates])
     steps: list[Step] = []
-    slot_of: dict[int, Slot] = {}
+    acted_on: dict[str, Slot] = {}
     for one in candidates:
         written = saved.get(one.slot.slot_name)
         if advance:
@@ -263,9 +263,10 @@ def _plan(
         else:
             plan = slot_plans.drop(one.slot, here=here, physical=physical, saved=written)
         steps += plan.steps
-        slot_of |= {id(step): one.slot for step in plan.steps}
+        if plan:
+            acted_on[one.slot.slot_name] = one.slot
     title = f"{'advance' if advance else 'drop'} {count(len(steps))}" if steps else "prune"
-    return Plan(title, tuple(steps), (), unchanged="nothing to prune", independent=True), slot_of
+    return Plan(title, tuple(steps), (), unchanged="nothing to prune", independent=True), acted_on
 
 
 def _asks_for_confirmation(ctx: typer.Context, typed: TypedConfirmation | None) -> bool:

@@ -21,7 +21,7 @@ from json.encoder import encode_basestring_ascii as quote
 from typing import Any, Final
 
 from rdsrepl.aws import session
-from rdsrepl.aws.streams import Stream
+from rdsrepl.aws.streams import KinesisStream
 from rdsrepl.config import Aws
 from rdsrepl.errors import Error, Unreachable
 from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
@@ -63,7 +63,7 @@ class KinesisSink:
     def __init__(
         self,
         aws: Aws,
-        stream: Stream,
+        stream: KinesisStream,
         limits: Limits,
         *,
         requests: int,
@@ -242,12 +242,12 @@ class KinesisSink:
 class _Caller:
     """PutRecords through botocore, with bodies and answers of our own."""
 
-    def __init__(self, aws: Aws, stream: Stream) -> None:
+    def __init__(self, aws: Aws, stream: KinesisStream) -> None:
         self._aws = aws
         self._arn = stream.arn
         self._head = f'{{"StreamARN":{quote(stream.arn)},"Records":['.encode()
         self._local = threading.local()
-        self._client = session.bare_client(aws, "kinesis")
+        self._client = session.client_without_retries(aws, "kinesis")
         events = self._client.meta.events
         events.register("before-call.kinesis.PutRecords", self._body)
         events.register("before-parse.kinesis.PutRecords", self._answer)
@@ -331,7 +331,7 @@ def _lines(line: str | bytes) -> Sequence[str]:
     return records
 
 
-def limits(stream: Stream, *, linger_seconds: float, aggregate: bool) -> Limits:
+def limits(stream: KinesisStream, *, linger_seconds: float, aggregate: bool) -> Limits:
     """Return what a request to a stream may hold."""
     return Limits(
         linger_seconds=linger_seconds,
