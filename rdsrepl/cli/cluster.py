@@ -231,7 +231,7 @@ def reboot(
     notes = pending_modifications.check_reboot(queued, allowed=with_pending)
     steps = rollout.reboot_cluster(
         cluster,
-        rollout.Direction((), ()),
+        rollout.MemoryChanges((), ()),
         only_needed=False,
         timeout_seconds=timeout,
         servers={member.instance_id: verification.Server() for member in members},

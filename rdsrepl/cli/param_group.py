@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rdsrepl.aws.parameter_groups import Kind, NewValue, Parameter, ParameterGroup
     from rdsrepl.config import Aws
     from rdsrepl.parameters import sizing
-    from rdsrepl.parameters.attachments import Place
-    from rdsrepl.parameters.rollout import Direction
+    from rdsrepl.parameters.attachments import AttachTarget
+    from rdsrepl.parameters.rollout import MemoryChanges
     from rdsrepl.plan import ParameterChange, Plan, Wait
     from rdsrepl.postgres import verification
 
@@ -127,7 +127,7 @@ def show(
 
     aws = aws_target(ctx).aws
     group = parameter_groups.find(aws, name, _given(kind))
-    wanted = {*sizing.RULED, *_SHOWN}
+    wanted = {*sizing.SIZED_PARAMETERS, *_SHOWN}
     rows = [
         parameter
         for parameter in parameter_groups.parameters(aws, group.kind, group.name)
@@ -233,7 +233,7 @@ def create(
     aws = aws_target(ctx).aws
     # A target's own cluster is only meant where nothing else says what the group is for.
     named = global_options(ctx).cluster or global_options(ctx).instance
-    place = attachments.place(aws) if named or (family is None and kind is None) else None
+    place = attachments.attach_target(aws) if named or (family is None and kind is None) else None
     if place is None and family is None and copy_from is None:
         raise UsageError(
             "which family is the group for?", hint="--cluster ID, --instance ID or --family postgres16 says it"
@@ -248,7 +248,7 @@ def create(
     if place is not None:
         found = engines.family(aws, *place.engine)
         if family is not None and family != found:
-            raise BadValue(f"{place.words} needs a group for {found}, not {family}", hint="omit --family")
+            raise BadValue(f"{place.description} needs a group for {found}, not {family}", hint="omit --family")
         family = found
     elif family is None:
         assert source is not None
@@ -395,15 +395,15 @@ def attach(
 
     target = database_target(ctx)
     aws = target.aws
-    place = attachments.place(aws)
+    place = attachments.attach_target(aws)
     if place is None:
         raise UsageError("attach it to what?", hint="--cluster ID or --instance ID says it")
     group = parameter_groups.find(aws, name, place.kind)
-    rollout.require_group_fits(group.family, engines.family(aws, *place.engine), place.words)
-    before = attachments.evaluated(attachments.values(aws, place.kind, place.group), place.hardware)
+    rollout.require_group_fits(group.family, engines.family(aws, *place.engine), place.description)
+    before = attachments.evaluate_all(attachments.values(aws, place.kind, place.group), place.hardware)
     wanted = attachments.values(aws, group.kind, group.name)
-    after = attachments.evaluated(wanted, place.hardware)
-    moves = rollout.direction(before, after)
+    after = attachments.evaluate_all(wanted, place.hardware)
+    changes = rollout.memory_changes(before, after)
     followers = _followers(aws, place.instance, wanted) if place.kind == "instance" and place.instance else {}
     chosen = [replica for replica, _ in followers.values()] if with_replicas else []
     members = instances.of_cluster(aws, place.cluster.cluster_id) if place.cluster else (place.instance, *chosen)
@@ -421,7 +421,7 @@ def attach(
         plan = rollout.attach_to_cluster(
             place.cluster,
             group.name,
-            moves,
+            changes,
             reboot=reboot,
             timeout_seconds=timeout,
             members=[one for one in members if one is not None],
@@ -434,7 +434,7 @@ def attach(
         plan = rollout.attach_to_instance(
             place.instance,
             group.name,
-            moves,
+            changes,
             followers,
             reboot=reboot,
             with_replicas=with_replicas,
@@ -505,7 +505,7 @@ def diff(
         raise UsageError("another group and --live exclude each other", hint="choose one")
     target = database_target(ctx)
     aws = target.aws
-    place = attachments.place(aws) if live else None
+    place = attachments.attach_target(aws) if live else None
     group = parameter_groups.find(aws, name, _given(kind) or (place.kind if place else None))
     left = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
     if live:
@@ -553,7 +553,7 @@ def _given(kind: GroupKind | None) -> Kind | None:
     return None if kind is None else kind.value
 
 
-def _kind_for(kind: GroupKind | None, place: Place | None, source: ParameterGroup | None, family: str) -> Kind:
+def _kind_for(kind: GroupKind | None, place: AttachTarget | None, source: ParameterGroup | None, family: str) -> Kind:
     found = place.kind if place is not None else source.kind if source is not None else None
     if found is None and family.startswith("aurora"):
         found = "cluster"
@@ -565,7 +565,8 @@ def _kind_for(kind: GroupKind | None, place: Place | None, source: ParameterGrou
         )
     if kind is not None and place is not None and kind.value != place.kind:
         raise UsageError(
-            f"the replication parameters of {place.words} stand in its {place.kind} parameter group", hint="omit --kind"
+            f"the replication parameters of {place.description} stand in its {place.kind} parameter group",
+            hint="omit --kind",
         )
     return kind.value if kind is not None else found  # type: ignore[return-value]
 
@@ -582,7 +583,7 @@ def _existing(aws: Aws, kind: Kind, name: str) -> tuple[ParameterGroup | None, M
 
 
 def _demand(
-    place: Place | None,
+    place: AttachTarget | None,
     kind: Kind,
     family: str,
     slots: int,
@@ -590,7 +591,7 @@ def _demand(
     replicas: int | None,
     instance_class: str | None,
     overrides: Mapping[str, str],
-) -> sizing.Demand:
+) -> sizing.SizingRequest:
     from rdsrepl.parameters import instance_classes, sizing
 
     engine: sizing.Engine = "aurora-postgresql" if family.startswith("aurora") else "postgres"
@@ -604,7 +605,7 @@ def _demand(
             raise BadValue(f"{instance_class!r} is no instance class that is known", hint="for example db.r6g.large")
     if replicas is None and place is not None and place.kind == "instance" and place.instance is not None:
         replicas = len(place.instance.replicas)
-    return sizing.Demand(
+    return sizing.SizingRequest(
         engine=engine,
         topology=topology,
         major=int("".join(c for c in family if c.isdigit())),
@@ -687,13 +688,13 @@ def _known(known: Mapping[str, Parameter], name: str, group: ParameterGroup) -> 
 
 def _checked(known: Mapping[str, Parameter], name: str, value: str, group: ParameterGroup) -> NewValue:
     from rdsrepl.aws.parameter_groups import NewValue
-    from rdsrepl.parameters.allowed_values import allowed
+    from rdsrepl.parameters.allowed_values import is_allowed
 
     row = _known(known, name, group)
     if not row.is_modifiable:
         hint = "wal_level follows rds.logical_replication=1" if name == "wal_level" else "AWS sets it itself"
         raise BadValue(f"{name} cannot be changed in a parameter group", hint=hint)
-    if not allowed(value, row.allowed_values, row.data_type):
+    if not is_allowed(value, row.allowed_values, row.data_type):
         raise BadValue(f"{name} cannot be {value!r}", hint=f"allowed: {row.allowed_values or row.data_type}")
     return NewValue(name, value, _method(row))
 
@@ -702,16 +703,16 @@ def _method(row: Parameter) -> Any:
     return "pending-reboot" if row.apply_type == "static" else "immediate"
 
 
-def _followers(aws: Aws, instance: Instance, wanted: Mapping[str, str]) -> dict[str, tuple[Instance, Direction]]:
+def _followers(aws: Aws, instance: Instance, wanted: Mapping[str, str]) -> dict[str, tuple[Instance, MemoryChanges]]:
     """Return an instance's read replicas, each with what the wanted values would change there."""
     from rdsrepl.parameters import attachments, instance_classes, rollout
 
     found = {}
     for replica in attachments.replicas(aws, instance):
         hardware = instance_classes.hardware(replica.instance_class)
-        before = attachments.evaluated(attachments.values(aws, "instance", replica.parameter_group), hardware)
-        after = attachments.evaluated(wanted, hardware)
-        found[replica.instance_id] = (replica, rollout.direction(before, after))
+        before = attachments.evaluate_all(attachments.values(aws, "instance", replica.parameter_group), hardware)
+        after = attachments.evaluate_all(wanted, hardware)
+        found[replica.instance_id] = (replica, rollout.memory_changes(before, after))
     return found
 
 
@@ -726,7 +727,7 @@ def _server(instance: Instance, wanted: Mapping[str, str]) -> verification.Serve
     from rdsrepl.parameters import attachments, instance_classes
     from rdsrepl.postgres import verification
 
-    after = attachments.evaluated(wanted, instance_classes.hardware(instance.instance_class))
+    after = attachments.evaluate_all(wanted, instance_classes.hardware(instance.instance_class))
     return verification.Server(_expected(after))
 
 

@@ -52,7 +52,7 @@ def change(facts: Facts, name: str, value: str) -> str:
     cloud = facts.cloud
     if cloud is not None and cloud.has_default_group:
         # What has a sizing rule is sized by `create` itself.
-        return own_group(facts, {} if name in sizing.RULED else {name: value})
+        return own_group(facts, {} if name in sizing.SIZED_PARAMETERS else {name: value})
     static = is_static(facts, name)
     if facts.is_managed:
         group = cloud.parameter_group if cloud is not None else "GROUP"

@@ -16,7 +16,7 @@ _WHOLE: Final = re.compile(r"-?[0-9]{1,300}\Z")
 _TEXTS: Final = frozenset({"string", "list"})
 
 
-def allowed(value: str, allowed_values: str | None, data_type: str | None = None) -> bool:
+def is_allowed(value: str, allowed_values: str | None, data_type: str | None = None) -> bool:
     """Say whether a parameter may be set to VALUE.
 
     A formula is, when its variables are known ones: what it comes to depends on the class.

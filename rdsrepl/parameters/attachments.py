@@ -15,7 +15,7 @@ from rdsrepl.parameters.instance_classes import Hardware
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AttachTarget:
     """What a group is attached to: a cluster with its writer, or an instance of no cluster.
 
     Attributes:
@@ -36,7 +36,7 @@ class Place:
         return self._found.parameter_group
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """How messages call it: ``cluster orders``."""
         return f"{self.kind} {self.identifier}"
 
@@ -78,7 +78,7 @@ class Place:
         return found
 
 
-def place(aws: Aws) -> Place | None:
+def attach_target(aws: Aws) -> AttachTarget | None:
     """Look up the cluster or instance that AWS names; a member counts as its cluster. None where it names neither.
 
     Raises:
@@ -87,9 +87,9 @@ def place(aws: Aws) -> Place | None:
     instance = None if aws.instance is None else instances.get(aws, aws.instance)
     cluster_id = aws.cluster or (instance.cluster_id if instance is not None else None)
     if cluster_id is None:
-        return None if instance is None else Place(None, instance)
+        return None if instance is None else AttachTarget(None, instance)
     cluster = clusters.get(aws, cluster_id)
-    return Place(cluster, None if cluster.writer is None else instances.get(aws, cluster.writer))
+    return AttachTarget(cluster, None if cluster.writer is None else instances.get(aws, cluster.writer))
 
 
 def users(aws: Aws) -> dict[tuple[Kind, str], list[str]]:
@@ -130,6 +130,6 @@ def values(aws: Aws, kind: Kind, group: str) -> dict[str, str]:
     return {row.name: row.value for row in rows if row.value is not None}
 
 
-def evaluated(texts: Mapping[str, str], hardware: Hardware | None) -> dict[str, int | None]:
+def evaluate_all(texts: Mapping[str, str], hardware: Hardware | None) -> dict[str, int | None]:
     """Return what values and formulas come to on a class; what is no number is left out."""
     return {name: formulas.read(value, hardware) for name, value in texts.items() if formulas.is_readable(value)}

@@ -60,7 +60,7 @@ def hardware(instance_class: str) -> Hardware | None:
 
 
 @cache
-def every() -> tuple[Hardware, ...]:
+def all_hardware() -> tuple[Hardware, ...]:
     """Return each pair of vCPU and memory that a class may have, the smallest first.
 
     What holds for all of them holds for a class that is not known.

@@ -28,11 +28,11 @@ SHARED_MEMORY: Final = (
 )
 
 Values = Mapping[str, int | None]
-_NOBODY: Final[Mapping[str, Server]] = {}
+_NO_SERVERS: Final[Mapping[str, Server]] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Direction:
+class MemoryChanges:
     """Which of the five parameters grow, and which shrink."""
 
     raised: tuple[str, ...]
@@ -45,7 +45,7 @@ class Direction:
         """
         return bool(self.lowered) or (cluster is not None and cluster.kind == "aurora" and not self.raised)
 
-    def words(self, cluster: Cluster | None) -> str:
+    def reboot_order(self, cluster: Cluster | None) -> str:
         """Return the order and its reason."""
         if self.lowered:
             return f"the primary first, because {', '.join(self.lowered)} become smaller"
@@ -54,10 +54,10 @@ class Direction:
         return "the writer first, as Aurora's guide says" if self.writer_first(cluster) else "standbys first"
 
 
-def direction(before: Values, after: Values) -> Direction:
+def memory_changes(before: Values, after: Values) -> MemoryChanges:
     """Compare the five parameters; one that is unknown on either side counts as unchanged."""
     known = [(name, before.get(name), after.get(name)) for name in SHARED_MEMORY]
-    return Direction(
+    return MemoryChanges(
         tuple(name for name, old, new in known if old is not None and new is not None and new > old),
         tuple(name for name, old, new in known if old is not None and new is not None and new < old),
     )
@@ -66,13 +66,13 @@ def direction(before: Values, after: Values) -> Direction:
 def attach_to_cluster(
     cluster: Cluster,
     group: str,
-    moves: Direction,
+    changes: MemoryChanges,
     *,
     reboot: bool,
     timeout_seconds: float,
     members: Sequence[Instance] = (),
     waiting: Collection[str] = (),
-    servers: Mapping[str, Server] = _NOBODY,
+    servers: Mapping[str, Server] = _NO_SERVERS,
     with_pending: bool = False,
 ) -> Plan:
     """Plan to attach a group to a cluster and, if wanted, to reboot its members one at a time.
@@ -80,7 +80,7 @@ def attach_to_cluster(
     Args:
         cluster: the one.
         group: the group's name.
-        moves: what changes.
+        changes: what changes.
         reboot: whether the members are rebooted that need it.
         timeout_seconds: how long each wait may take.
         members: its instances, for what is queued on them.
@@ -102,14 +102,14 @@ def attach_to_cluster(
     notes = pending_modifications.kept(queued) if steps else ()
     if reboot and (steps or pending):
         if cluster.kind == "multi_az_cluster" and len(cluster.members) > 1:
-            _refuse_both_ways(moves, group)
+            _require_one_direction(changes, group)
         notes = pending_modifications.check_reboot(queued, allowed=with_pending)
-        steps += reboot_cluster(cluster, moves, only_needed=True, timeout_seconds=timeout_seconds, servers=servers)
+        steps += reboot_cluster(cluster, changes, only_needed=True, timeout_seconds=timeout_seconds, servers=servers)
     return Plan(
         f"attach parameter group {group} to cluster {cluster.cluster_id}",
         tuple(steps),
         warnings=(
-            *_warnings(reboot, bool(steps), moves, group, cluster),
+            *_warnings(reboot, bool(steps), changes, group, cluster),
             *notes,
         ),
         unchanged=f"cluster {cluster.cluster_id} has group {group} already, and nothing waits for a reboot"
@@ -129,7 +129,12 @@ def queued_on(*found: Cluster | Instance) -> dict[str, Mapping[str, str]]:
 
 
 def reboot_cluster(
-    cluster: Cluster, moves: Direction, *, only_needed: bool, timeout_seconds: float, servers: Mapping[str, Server]
+    cluster: Cluster,
+    changes: MemoryChanges,
+    *,
+    only_needed: bool,
+    timeout_seconds: float,
+    servers: Mapping[str, Server],
 ) -> list[Step]:
     """Return the steps that reboot every member of a cluster, or those that need it, one at a time.
 
@@ -138,7 +143,7 @@ def reboot_cluster(
     writers = [member.instance_id for member in cluster.members if member.is_writer]
     readers = [member.instance_id for member in cluster.members if not member.is_writer]
     steps: list[Step] = []
-    for member in [*writers, *readers] if moves.writer_first(cluster) else [*readers, *writers]:
+    for member in [*writers, *readers] if changes.writer_first(cluster) else [*readers, *writers]:
         steps += reboots.steps(
             member,
             timeout_seconds=timeout_seconds,
@@ -152,14 +157,14 @@ def reboot_cluster(
 def attach_to_instance(
     instance: Instance,
     group: str,
-    moves: Direction,
-    replicas: Mapping[str, tuple[Instance, Direction]],
+    changes: MemoryChanges,
+    replicas: Mapping[str, tuple[Instance, MemoryChanges]],
     *,
     reboot: bool,
     with_replicas: bool,
     timeout_seconds: float,
     waiting: Collection[str] = (),
-    servers: Mapping[str, Server] = _NOBODY,
+    servers: Mapping[str, Server] = _NO_SERVERS,
     with_pending: bool = False,
 ) -> Plan:
     """Plan to attach a group to an instance and, if wanted, to its read replicas, in the safe order.
@@ -167,7 +172,7 @@ def attach_to_instance(
     Args:
         instance: the one.
         group: the group's name.
-        moves: what changes on the instance.
+        changes: what changes on the instance.
         replicas: its read replicas by identifier, each with what would change from its values now to the group's.
         reboot: whether they are rebooted, one at a time.
         with_replicas: whether the replicas get the group, too.
@@ -183,7 +188,7 @@ def attach_to_instance(
     instances.require_available(instance)
     followers = [replica for replica, _ in replicas.values()]
     if not with_replicas:
-        small = {name: moved.raised for name, (_, moved) in replicas.items() if moved.raised}
+        small = {name: change.raised for name, (_, change) in replicas.items() if change.raised}
         if small:
             name, parameters = next(iter(small.items()))
             raise Refused(
@@ -196,9 +201,9 @@ def attach_to_instance(
     for one in chosen:
         instances.require_available(one)
     if chosen:
-        _refuse_both_ways(moves, group)
+        _require_one_direction(changes, group)
     notes: list[str] = []
-    for one in [instance, *chosen] if moves.lowered else [*chosen, instance]:
+    for one in [instance, *chosen] if changes.lowered else [*chosen, instance]:
         attached = one.parameter_group == group
         if not attached:
             steps += instances.attach(one.instance_id, group, timeout_seconds=timeout_seconds)
@@ -214,7 +219,7 @@ def attach_to_instance(
         + (f" and its {len(chosen)} read replicas" if chosen else ""),
         tuple(steps),
         warnings=(
-            *_warnings(reboot, bool(steps), moves if chosen else None, group, None),
+            *_warnings(reboot, bool(steps), changes if chosen else None, group, None),
             *notes,
         ),
         unchanged=f"instance {instance.instance_id} has group {group} already, and nothing waits for a reboot"
@@ -236,16 +241,17 @@ def require_group_fits(group_family: str, family: str, what: str) -> None:
         )
 
 
-def _refuse_both_ways(moves: Direction, group: str) -> None:
-    if moves.raised and moves.lowered:
+def _require_one_direction(changes: MemoryChanges, group: str) -> None:
+    if changes.raised and changes.lowered:
         raise Refused(
-            f"group {group} raises {', '.join(moves.raised)} and lowers {', '.join(moves.lowered)}: no order is safe",
+            f"group {group} raises {', '.join(changes.raised)} "
+            f"and lowers {', '.join(changes.lowered)}: no order is safe",
             hint="do it in two steps: first a group that only raises, then one that only lowers",
         )
 
 
 def _warnings(
-    reboot: bool, anything: bool, moves: Direction | None, group: str, cluster: Cluster | None
+    reboot: bool, anything: bool, changes: MemoryChanges | None, group: str, cluster: Cluster | None
 ) -> tuple[str, ...]:
     if not anything:
         return ()
@@ -253,5 +259,5 @@ def _warnings(
         where = ("--cluster {} ", (cluster.cluster_id,)) if cluster is not None else ("", ())
         again = command(f"param-group attach {{}} {where[0]}--reboot", group, *where[1])
         return (f"static parameters take effect after a reboot: {again}",)
-    order = f"; {moves.words(cluster)}" if moves is not None else ""
+    order = f"; {changes.reboot_order(cluster)}" if changes is not None else ""
     return (f"each server that needs it is rebooted, one at a time, and its connections break{order}",)

@@ -12,9 +12,8 @@ from typing import Final, Literal
 
 from rdsrepl.errors import BadValue
 from rdsrepl.parameters import formulas
-from rdsrepl.parameters.allowed_values import allowed as allowed
-from rdsrepl.parameters.allowed_values import upper_bound
-from rdsrepl.parameters.instance_classes import Hardware, every
+from rdsrepl.parameters.allowed_values import is_allowed, upper_bound
+from rdsrepl.parameters.instance_classes import Hardware, all_hardware
 from rdsrepl.postgres import versions
 
 Engine = Literal["postgres", "aurora-postgresql"]
@@ -39,7 +38,7 @@ _SPARE_WALSENDERS: Final = 2
 _LEAST_SLOT_WAL_MB: Final = 4096
 _TRUE: Final = frozenset({"1", "on", "true", "yes"})
 # What has a rule, in the order in which proposals are made.
-RULED: Final = (
+SIZED_PARAMETERS: Final = (
     "rds.logical_replication",
     "max_replication_slots",
     "max_active_replication_origins",
@@ -63,7 +62,7 @@ _ASKED_SOURCE: Final = "--set"
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class SizingRequest:
     """What the parameter group must serve.
 
     Attributes:
@@ -153,7 +152,7 @@ class Sizing:
 _ByClass = Callable[[Hardware], int]
 
 
-def propose(demand: Demand, defaults: Mapping[str, Default]) -> Sizing:
+def propose(demand: SizingRequest, defaults: Mapping[str, Default]) -> Sizing:
     """Size the parameters of logical replication.
 
     No proposal is below a default, nor above what AWS allows. For a copy of a custom group hand in that group's values
@@ -171,10 +170,10 @@ def propose(demand: Demand, defaults: Mapping[str, Default]) -> Sizing:
 
 
 class _Sizer:
-    def __init__(self, demand: Demand, defaults: Mapping[str, Default]) -> None:
+    def __init__(self, demand: SizingRequest, defaults: Mapping[str, Default]) -> None:
         self._demand = demand
         self._defaults = defaults
-        self._classes = every() if demand.hardware is None else (demand.hardware,)
+        self._classes = all_hardware() if demand.hardware is None else (demand.hardware,)
         self._proposals: dict[str, Proposal] = {}
         self._notes: list[str] = []
 
@@ -211,7 +210,7 @@ class _Sizer:
         for name in sorted(demand.overrides.keys() - self._proposals.keys()):
             self._asked(name, "asked for", _ASKED_SOURCE)
         self._explain()
-        known = {name: place for place, name in enumerate(RULED)}
+        known = {name: place for place, name in enumerate(SIZED_PARAMETERS)}
         ordered = sorted(self._proposals.values(), key=lambda p: (known.get(p.name, len(known)), p.name))
         return Sizing(tuple(ordered), tuple(self._notes))
 
@@ -244,7 +243,7 @@ class _Sizer:
         if not default.is_modifiable:
             hint = "rds.logical_replication=1 sets it" if name == "wal_level" else "leave it out"
             raise BadValue(f"AWS lets nobody set {name}", hint=hint)
-        if not allowed(value, default.allowed_values, default.data_type):
+        if not is_allowed(value, default.allowed_values, default.data_type):
             what = default.allowed_values or f"a value of type {default.data_type}"
             raise BadValue(f"{name} cannot be {value!r}", hint=f"allowed: {what}")
 
@@ -409,7 +408,7 @@ class _Sizer:
         if not default.is_modifiable:
             self._note(f"{name} stays off: AWS lets nobody set it in this family")
             return False
-        on = "1" if allowed("1", default.allowed_values, default.data_type) else "on"
+        on = "1" if is_allowed("1", default.allowed_values, default.data_type) else "on"
         self._add(name, on, why, source)
         return True
 

@@ -173,10 +173,10 @@ def default(value: str | None) -> sizing.Default:
 
 @pytest.mark.parametrize("text", UNREADABLE)
 def test_a_default_that_cannot_be_read_does_not_end_create(text: str) -> None:
-    names = [name for name in sizing.RULED if name.startswith("max_") and name != "max_slot_wal_keep_size"]
+    names = [name for name in sizing.SIZED_PARAMETERS if name.startswith("max_") and name != "max_slot_wal_keep_size"]
     names += ["autovacuum_max_workers", "max_parallel_workers"]
     on = {"rds.logical_replication": sizing.Default("0", "static", "0,1", True, "boolean")}
-    demand = sizing.Demand("postgres", "instance", 18, 4, 2, 1, hardware("db.r6g.large"), 100, {})
+    demand = sizing.SizingRequest("postgres", "instance", 18, 4, 2, 1, hardware("db.r6g.large"), 100, {})
     for name in names:
         sized = sizing.propose(demand, {**on, **{other: default("20") for other in names}, name: default(text)})
         assert all(one.value is None for one in sized.proposals if one.name == name)
@@ -228,17 +228,19 @@ def test_in_which_order_servers_are_rebooted() -> None:
     made = clusters.Cluster("c", "aurora", "aurora-postgresql", "16.4", "available", members=members)
 
     def order(cluster: clusters.Cluster, *, raised: tuple[str, ...] = (), lowered: tuple[str, ...] = ()) -> str:
-        moves = rollout.Direction(raised, lowered)
-        steps = rollout.reboot_cluster(cluster, moves, only_needed=False, timeout_seconds=1, servers={})
+        changes = rollout.MemoryChanges(raised, lowered)
+        steps = rollout.reboot_cluster(cluster, changes, only_needed=False, timeout_seconds=1, servers={})
         names = "".join(step.summary.rpartition(" ")[2] for step in steps if step.summary.startswith("reboot"))
-        assert ("writer first" in moves.words(cluster) or "primary first" in moves.words(cluster)) is (names[0] == "w")
+        assert (
+            "writer first" in changes.reboot_order(cluster) or "primary first" in changes.reboot_order(cluster)
+        ) is (names[0] == "w")
         return names
 
     assert order(made) == "wr", "as Aurora's guide says"
     assert order(made, raised=("max_connections",)) == "rw"
     assert order(made, lowered=("max_connections",)) == "wr"
     multi_az = replace(made, kind="multi_az_cluster")
-    assert rollout.Direction((), ()).writer_first(multi_az) is False
+    assert rollout.MemoryChanges((), ()).writer_first(multi_az) is False
 
 
 def test_which_storage_is_asked_for() -> None:

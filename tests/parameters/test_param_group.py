@@ -262,15 +262,17 @@ def order(plan: Plan) -> list[str]:
     return [step.summary for step in plan.steps if isinstance(step, AwsCall)]
 
 
-UP = rollout.direction({"max_wal_senders": 10}, {"max_wal_senders": 40})
-DOWN = rollout.direction({"max_wal_senders": 40}, {"max_wal_senders": 10})
-BOTH = rollout.direction({"max_wal_senders": 40, "max_connections": 1}, {"max_wal_senders": 10, "max_connections": 2})
+UP = rollout.memory_changes({"max_wal_senders": 10}, {"max_wal_senders": 40})
+DOWN = rollout.memory_changes({"max_wal_senders": 40}, {"max_wal_senders": 10})
+BOTH = rollout.memory_changes(
+    {"max_wal_senders": 40, "max_connections": 1}, {"max_wal_senders": 10, "max_connections": 2}
+)
 
 
-def attach(moves: rollout.Direction, **options: object) -> Plan:
+def attach(changes: rollout.MemoryChanges, **options: object) -> Plan:
     primary, replica = instance("p", replicas=("r",)), instance("r", replica_of="p")
     given = {"reboot": True, "with_replicas": True, "timeout_seconds": 60.0, **options}
-    return rollout.attach_to_instance(primary, "new", moves, {"r": (replica, moves)}, **given)  # type: ignore[arg-type]
+    return rollout.attach_to_instance(primary, "new", changes, {"r": (replica, changes)}, **given)  # type: ignore[arg-type]
 
 
 def test_raising_goes_to_the_replicas_first_one_reboot_at_a_time() -> None:
@@ -309,15 +311,15 @@ def cluster(kind: str, group: str = "old", status: str = "available", members: s
 
 
 @pytest.mark.parametrize(
-    ("kind", "moves", "expected"),
+    ("kind", "changes", "expected"),
     [
         ("multi_az_cluster", UP, ["reboot instance m2", "reboot instance m3", "reboot cluster c, which"]),
         ("multi_az_cluster", DOWN, ["reboot cluster c, which", "reboot instance m2", "reboot instance m3"]),
         ("aurora", UP, ["reboot instance m2", "reboot instance m3", "reboot instance m1"]),
     ],
 )
-def test_the_members_of_a_cluster(kind: str, moves: rollout.Direction, expected: list[str]) -> None:
-    plan = rollout.attach_to_cluster(cluster(kind), "new", moves, reboot=True, timeout_seconds=60)
+def test_the_members_of_a_cluster(kind: str, changes: rollout.MemoryChanges, expected: list[str]) -> None:
+    plan = rollout.attach_to_cluster(cluster(kind), "new", changes, reboot=True, timeout_seconds=60)
     calls = order(plan)
     assert calls[0] == "attach group new to cluster c"
     assert [call[: len(want)] for call, want in zip(calls[1:], expected, strict=True)] == expected

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from rdsrepl.errors import BadValue
 from rdsrepl.parameters import formulas
-from rdsrepl.parameters.allowed_values import allowed, upper_bound
-from rdsrepl.parameters.instance_classes import Hardware, every, hardware
-from rdsrepl.parameters.sizing import RULED, Default, Demand, Sizing, Topology, propose
+from rdsrepl.parameters.allowed_values import is_allowed, upper_bound
+from rdsrepl.parameters.instance_classes import Hardware, all_hardware, hardware
+from rdsrepl.parameters.sizing import SIZED_PARAMETERS, Default, Sizing, SizingRequest, Topology, propose
 
 GIB = 1 << 30
 COUNT = "0-262143"
@@ -68,9 +68,11 @@ def family(topology: Topology, major: int) -> dict[str, Default]:
     return found
 
 
-def demand(topology: Topology = "instance", major: int = 16, instance_class: str | None = None, **rest: Any) -> Demand:
+def demand(
+    topology: Topology = "instance", major: int = 16, instance_class: str | None = None, **rest: Any
+) -> SizingRequest:
     given: dict[str, Any] = {"slots": 0, "subscriptions": 0, "replicas": 0, "storage_gib": None, "overrides": {}}
-    return Demand(
+    return SizingRequest(
         engine="aurora-postgresql" if topology == "aurora" else "postgres",
         topology=topology,
         major=major,
@@ -253,7 +255,7 @@ def test_proposals_say_how_they_are_applied_and_stand_in_order() -> None:
         family(INSTANCE, 18),
     )
     names = [proposal.name for proposal in sizing.proposals]
-    assert names == [name for name in RULED if name in names] + ["wal_sender_timeout"]
+    assert names == [name for name in SIZED_PARAMETERS if name in names] + ["wal_sender_timeout"]
     for proposal in sizing.proposals:
         assert (proposal.apply_type == "dynamic") == (proposal.apply_method == "immediate")
         assert proposal.reason
@@ -393,12 +395,12 @@ def on(sizing: Sizing, group: Mapping[str, Default], name: str, what: Hardware) 
     return value
 
 
-def classes(wanted: Demand) -> tuple[Hardware, ...]:
-    return every() if wanted.hardware is None else (wanted.hardware,)
+def classes(wanted: SizingRequest) -> tuple[Hardware, ...]:
+    return all_hardware() if wanted.hardware is None else (wanted.hardware,)
 
 
 @given(DEMANDS)
-def test_nothing_is_lowered(wanted: Demand) -> None:
+def test_nothing_is_lowered(wanted: SizingRequest) -> None:
     group = family(wanted.topology, wanted.major)
     sizing = propose(wanted, group)
     for proposal in sizing.proposals:
@@ -410,11 +412,11 @@ def test_nothing_is_lowered(wanted: Demand) -> None:
             assert value is not None
             assert default is not None
             assert value > default or (value == default and wanted.hardware is None)
-        assert allowed(proposal.value, group[proposal.name].allowed_values, group[proposal.name].data_type)
+        assert is_allowed(proposal.value, group[proposal.name].allowed_values, group[proposal.name].data_type)
 
 
 @given(DEMANDS)
-def test_worker_processes_hold_the_sum(wanted: Demand) -> None:
+def test_worker_processes_hold_the_sum(wanted: SizingRequest) -> None:
     group = family(wanted.topology, wanted.major)
     sizing = propose(wanted, group)
     for what in classes(wanted):
@@ -423,7 +425,7 @@ def test_worker_processes_hold_the_sum(wanted: Demand) -> None:
 
 
 @given(DEMANDS, st.sampled_from(["slots", "subscriptions", "replicas"]), st.integers(1, 50))
-def test_more_demand_never_means_less(wanted: Demand, what: str, more: int) -> None:
+def test_more_demand_never_means_less(wanted: SizingRequest, what: str, more: int) -> None:
     group = family(wanted.topology, wanted.major)
     larger: dict[str, Any] = {what: getattr(wanted, what) + more}
     before, after = propose(wanted, group), propose(replace(wanted, **larger), group)
@@ -575,7 +577,7 @@ def test_a_class_that_no_rule_knows(instance_class: str) -> None:
 
 
 def test_every_class_is_among_all() -> None:
-    assert all(hardware(name) in every() for name in CLASSES)
+    assert all(hardware(name) in all_hardware() for name in CLASSES)
 
 
 # Allowed values.
@@ -620,7 +622,7 @@ def test_every_class_is_among_all() -> None:
     ],
 )
 def test_allowed_values(value: str, allowed_values: str | None, data_type: str | None, expected: bool) -> None:
-    assert allowed(value, allowed_values, data_type) is expected
+    assert is_allowed(value, allowed_values, data_type) is expected
 
 
 @pytest.mark.parametrize(

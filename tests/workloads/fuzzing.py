@@ -293,7 +293,7 @@ def parsers(directory: Path) -> list[Texts]:
     def allowed_value(text: str) -> None:
         left, _, right = text.partition("|")
         for kind in ("integer", "float", "boolean", "list", "string", None):
-            allowed_values.allowed(left, right, kind)
+            allowed_values.is_allowed(left, right, kind)
         allowed_values.upper_bound(right)
 
     def formula(text: str) -> None:
