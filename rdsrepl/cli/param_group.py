@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,19 +16,12 @@ from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import ReadCommand, WriteCommand
 from rdsrepl.cli.targets import aws_target, database_target
-from rdsrepl.errors import BadValue, InUse, NotFound, UsageError
+from rdsrepl.errors import BadValue, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
-    from rdsrepl.aws.instances import Instance
-    from rdsrepl.aws.parameter_groups import Kind, NewValue, Parameter, ParameterGroup
-    from rdsrepl.config import Aws
-    from rdsrepl.parameters import sizing
-    from rdsrepl.parameters.attachments import AttachTarget
-    from rdsrepl.parameters.rollout import MemoryChanges
-    from rdsrepl.plan import ParameterChange, Plan, Wait
-    from rdsrepl.postgres import verification
+    from rdsrepl.aws.parameter_groups import Kind
 
 app = typer.Typer(
     no_args_is_help=True, help="Parameter groups: what turns logical replication on, and how much room it has."
@@ -126,7 +119,7 @@ def show(
     from rdsrepl.parameters import attachments, sizing
 
     aws = aws_target(ctx).aws
-    group = parameter_groups.find(aws, name, _given(kind))
+    group = parameter_groups.find(aws, name, _kind(kind))
     wanted = {*sizing.SIZED_PARAMETERS, *_SHOWN}
     rows = [
         parameter
@@ -225,70 +218,32 @@ def create(
 
     Example: rdsrepl param-group create orders-logical --cluster orders --slots 4
     """
-    from rdsrepl.aws import engines, parameter_groups
-    from rdsrepl.parameters import attachments, sizing
+    from rdsrepl.aws import parameter_groups
+    from rdsrepl.parameters import attachments, group_plans
 
     name = parameter_groups.check_name(name)
     overrides = _pairs(set_ or [])
-    aws = aws_target(ctx).aws
-    # A target's own cluster is only meant where nothing else says what the group is for.
-    named = global_options(ctx).cluster or global_options(ctx).instance
-    place = attachments.attach_target(aws) if named or (family is None and kind is None) else None
-    if place is None and family is None and copy_from is None:
-        raise UsageError(
-            "which family is the group for?", hint="--cluster ID, --instance ID or --family postgres16 says it"
-        )
-    source = None
-    if copy_from is not None:
-        source = parameter_groups.find(aws, copy_from, _given(kind))
-        if source.is_default:
-            raise UsageError(
-                f"{copy_from} is a default group: there is nothing of yours in it to keep", hint="omit --copy-from"
-            )
-    if place is not None:
-        found = engines.family(aws, *place.engine)
-        if family is not None and family != found:
-            raise BadValue(f"{place.description} needs a group for {found}, not {family}", hint="omit --family")
-        family = found
-    elif family is None:
-        assert source is not None
-        family = source.family
-    else:
-        family = engines.check_family(aws, family)
-    if source is not None and source.family != family:
-        raise BadValue(
-            f"{source.name} is for {source.family}, not {family}", hint="AWS copies a group within its family only"
-        )
-    chosen: Kind = _kind_for(kind, place, source, family)
-    defaults = parameter_groups.defaults(aws, chosen, family)
-    if source is not None:
-        custom = parameter_groups.parameters(aws, chosen, source.name)
-        defaults |= {parameter.name: parameter for parameter in custom}
-    demand = _demand(place, chosen, family, slots, subscriptions, replicas, instance_class, overrides)
-    sized = sizing.propose(demand, _as_defaults(defaults))
-    values = [
-        parameter_groups.NewValue(proposal.name, proposal.value, proposal.apply_method)
-        for proposal in sized.proposals
-        if proposal.value is not None
-    ]
-    existing, existing_values = _existing(aws, chosen, name)
-    plan = parameter_groups.create(
-        parameter_groups.ParameterGroup(name, chosen, family, description, ""),
-        values,
-        existing=existing,
-        existing_values=existing_values,
-        copy_from=None if source is None else source.name,
+    target, options = aws_target(ctx), global_options(ctx)
+    # The current target's own cluster counts only where no option says what the group is for.
+    is_named = options.cluster or options.instance or (family is None and kind is None)
+    new = group_plans.NewGroup(
+        name=name,
+        description=description,
+        target=attachments.attach_target(target.aws) if is_named else None,
+        family=family,
+        kind=_kind(kind),
+        slots=slots,
+        subscriptions=subscriptions,
+        replicas=replicas,
+        instance_class=instance_class,
+        overrides=overrides,
+        copy_from=copy_from,
     )
-    warnings = []
-    if existing is not None and plan:
-        users = attachments.users_of(aws, existing)
-        used = f", and {', '.join(users)} uses it" if users else ""
-        warnings.append(f"group {name} exists already{used}: what differs is set in it")
-    plan = replace(plan, changes=tuple(map(_change, sized.proposals)), warnings=(*plan.warnings, *warnings))
-    for line in sized.notes:
+    created = group_plans.create(target.aws, new)
+    for line in created.notes:
         note(ctx, line)
-    if confirm_and_apply(ctx, plan, target=aws_target(ctx)):
-        option, identifier = (place.kind, place.identifier) if place is not None else (chosen, "ID")
+    if confirm_and_apply(ctx, created.plan, target=target):
+        option, identifier = (created.kind, "ID") if new.target is None else (new.target.kind, new.target.identifier)
         note(ctx, f"next: {command(f'param-group attach {{}} --{option} {{}} --reboot', name, identifier)}")
 
 
@@ -305,24 +260,11 @@ def set_values(
 
     Example: rdsrepl param-group set orders-logical max_slot_wal_keep_size=51200
     """
-    from rdsrepl.aws import parameter_groups
-    from rdsrepl.parameters import attachments
+    from rdsrepl.parameters import group_plans
 
-    values = _pairs(pairs)
-    parameter_groups.refuse_default(name)
-    aws = aws_target(ctx).aws
-    group = parameter_groups.find(aws, name, _given(kind))
-    known = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
-    new = [_checked(known, key, value, group) for key, value in values.items()]
-    plan = parameter_groups.set_values(
-        group.kind, group.name, [value for value in new if known[value.name].value != value.value]
-    )
-    changes = [
-        _plain_change(known[value.name], value.value)
-        for value in new
-        if known[value.name].value != value.value
-    ]  # fmt: skip
-    confirm_and_apply(ctx, _with_changes(plan, changes, attachments.users_of(aws, group)), target=aws_target(ctx))
+    target = aws_target(ctx)
+    plan = group_plans.set_values(target.aws, name, _kind(kind), _pairs(pairs))
+    confirm_and_apply(ctx, plan, target=target)
 
 
 @app.command(cls=WriteCommand)
@@ -339,29 +281,13 @@ def reset(
 
     Example: rdsrepl param-group reset orders-logical max_slot_wal_keep_size
     """
-    from rdsrepl.aws import parameter_groups
-    from rdsrepl.parameters import attachments
+    from rdsrepl.parameters import group_plans
 
     if bool(parameters) == every:
         raise UsageError("name parameters, or --all", hint="rdsrepl param-group reset NAME PARAMETER...")
-    parameter_groups.refuse_default(name)
-    aws = aws_target(ctx).aws
-    group = parameter_groups.find(aws, name, _given(kind))
-    known = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
-    for parameter in parameters or []:
-        _known(known, parameter, group)
-    chosen = [row for row in known.values() if row.source == "user" and (every or row.name in (parameters or []))]
-    resets = [(row.name, _method(row)) for row in chosen]
-    plan = parameter_groups.reset(group.kind, group.name, resets, everything=every)
-    defaults = parameter_groups.defaults(aws, group.kind, group.family) if chosen else {}
-    changes = [
-        replace(
-            _plain_change(row, defaults[row.name].value or "(engine's)" if row.name in defaults else "(engine's)"),
-            default=row.value,
-        )
-        for row in chosen
-    ]
-    confirm_and_apply(ctx, _with_changes(plan, changes, attachments.users_of(aws, group)), target=aws_target(ctx))
+    target = aws_target(ctx)
+    plan = group_plans.reset(target.aws, name, _kind(kind), parameters or (), everything=every)
+    confirm_and_apply(ctx, plan, target=target)
 
 
 @app.command(cls=WriteCommand)
@@ -390,61 +316,24 @@ def attach(
 
     Example: rdsrepl param-group attach orders-logical --cluster orders --reboot
     """
-    from rdsrepl.aws import engines, instances, parameter_groups, reboots
-    from rdsrepl.parameters import attachments, rollout
+    from rdsrepl.parameters import attachments, group_plans
 
     target = database_target(ctx)
-    aws = target.aws
-    place = attachments.attach_target(aws)
-    if place is None:
+    attach_to = attachments.attach_target(target.aws)
+    if attach_to is None:
         raise UsageError("attach it to what?", hint="--cluster ID or --instance ID says it")
-    group = parameter_groups.find(aws, name, place.kind)
-    rollout.require_group_fits(group.family, engines.family(aws, *place.engine), place.description)
-    before = attachments.evaluate_all(attachments.values(aws, place.kind, place.group), place.hardware)
-    wanted = attachments.values(aws, group.kind, group.name)
-    after = attachments.evaluate_all(wanted, place.hardware)
-    changes = rollout.memory_changes(before, after)
-    followers = _followers(aws, place.instance, wanted) if place.kind == "instance" and place.instance else {}
-    chosen = [replica for replica, _ in followers.values()] if with_replicas else []
-    members = instances.of_cluster(aws, place.cluster.cluster_id) if place.cluster else (place.instance, *chosen)
-    servers = {one.instance_id: _server(one, wanted) for one in members if one is not None and not no_proof}
-    # While the group is not attached, its parameters' status is all there is to say.
-    attached = [one for one in members if one is not None and place.group == group.name]
-    waiting = [
-        one.instance_id
-        for one in attached
-        if reboot and one.instance_id in servers and reboots.needed(target, one, servers[one.instance_id])
-    ]
-    if place.cluster is not None:
-        if with_replicas:
-            raise UsageError("--with-replicas is for instances; a cluster's group is all its members'", hint="omit it")
-        plan = rollout.attach_to_cluster(
-            place.cluster,
-            group.name,
-            changes,
-            reboot=reboot,
-            timeout_seconds=timeout,
-            members=[one for one in members if one is not None],
-            waiting=waiting,
-            servers=servers,
-            with_pending=with_pending,
-        )
-    else:
-        assert place.instance is not None
-        plan = rollout.attach_to_instance(
-            place.instance,
-            group.name,
-            changes,
-            followers,
-            reboot=reboot,
-            with_replicas=with_replicas,
-            timeout_seconds=timeout,
-            waiting=waiting,
-            servers=servers,
-            with_pending=with_pending,
-        )
-    if plan and reboot and not no_proof:
-        plan = replace(plan, steps=(*plan.steps, _proof(after)))
+    if with_replicas and attach_to.cluster is not None:
+        raise UsageError("--with-replicas is for instances; a cluster's group is all its members'", hint="omit it")
+    plan = group_plans.attach(
+        target,
+        name,
+        attach_to,
+        reboot=reboot,
+        with_replicas=with_replicas,
+        verify=not no_proof,
+        with_pending=with_pending,
+        timeout_seconds=timeout,
+    )
     confirm_and_apply(ctx, plan, target=target)
 
 
@@ -454,21 +343,10 @@ def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
 
     Example: rdsrepl param-group delete orders-logical
     """
-    from rdsrepl.aws import parameter_groups
-    from rdsrepl.parameters import attachments
+    from rdsrepl.parameters import group_plans
 
-    parameter_groups.refuse_default(name)
-    aws = aws_target(ctx).aws
-    group = parameter_groups.find(aws, name, _given(kind))
-    users = attachments.users_of(aws, group)
-    if users:
-        option, user = users[0].split(" ", 1)
-        other = command(f"param-group attach {{}} --{option} {{}}", f"default.{group.family}", user)
-        raise InUse(
-            f"parameter group {group.name} is attached to {', '.join(users)}",
-            hint=f"attach another to it first: {other}",
-        )
-    confirm_and_apply(ctx, parameter_groups.delete(group.kind, group.name), target=aws_target(ctx))
+    target = aws_target(ctx)
+    confirm_and_apply(ctx, group_plans.delete(target.aws, name, _kind(kind)), target=target)
 
 
 @app.command(cls=ReadCommand)
@@ -506,7 +384,7 @@ def diff(
     target = database_target(ctx)
     aws = target.aws
     place = attachments.attach_target(aws) if live else None
-    group = parameter_groups.find(aws, name, _given(kind) or (place.kind if place else None))
+    group = parameter_groups.find(aws, name, _kind(kind) or (place.kind if place else None))
     left = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
     if live:
         from rdsrepl.postgres import connection, settings
@@ -549,117 +427,8 @@ def _short(text: str | None) -> str | None:
     return text if text is None or len(text) <= 40 else text[:39] + "…"
 
 
-def _given(kind: GroupKind | None) -> Kind | None:
+def _kind(kind: GroupKind | None) -> Kind | None:
     return None if kind is None else kind.value
-
-
-def _kind_for(kind: GroupKind | None, place: AttachTarget | None, source: ParameterGroup | None, family: str) -> Kind:
-    found = place.kind if place is not None else source.kind if source is not None else None
-    if found is None and family.startswith("aurora"):
-        found = "cluster"
-    if kind is None and found is None:
-        raise UsageError(
-            f"{family} has groups of both kinds",
-            hint="--kind cluster for a Multi-AZ DB cluster, --kind instance for an instance; --cluster or --instance "
-            "ID says it, too",
-        )
-    if kind is not None and place is not None and kind.value != place.kind:
-        raise UsageError(
-            f"the replication parameters of {place.description} stand in its {place.kind} parameter group",
-            hint="omit --kind",
-        )
-    return kind.value if kind is not None else found  # type: ignore[return-value]
-
-
-def _existing(aws: Aws, kind: Kind, name: str) -> tuple[ParameterGroup | None, Mapping[str, str]]:
-    from rdsrepl.aws import parameter_groups
-
-    try:
-        group = parameter_groups.get(aws, kind, name)
-    except NotFound:
-        return None, {}
-    rows = parameter_groups.parameters(aws, kind, name)
-    return group, {row.name: row.value for row in rows if row.value is not None}
-
-
-def _demand(
-    place: AttachTarget | None,
-    kind: Kind,
-    family: str,
-    slots: int,
-    subscriptions: int,
-    replicas: int | None,
-    instance_class: str | None,
-    overrides: Mapping[str, str],
-) -> sizing.SizingRequest:
-    from rdsrepl.parameters import instance_classes, sizing
-
-    engine: sizing.Engine = "aurora-postgresql" if family.startswith("aurora") else "postgres"
-    topology: sizing.Topology = (
-        "aurora" if engine == "aurora-postgresql" else "multi_az_cluster" if kind == "cluster" else "instance"
-    )
-    hardware = place.hardware if place is not None else None
-    if instance_class is not None:
-        hardware = instance_classes.hardware(instance_class)
-        if hardware is None:
-            raise BadValue(f"{instance_class!r} is no instance class that is known", hint="for example db.r6g.large")
-    if replicas is None and place is not None and place.kind == "instance" and place.instance is not None:
-        replicas = len(place.instance.replicas)
-    return sizing.SizingRequest(
-        engine=engine,
-        topology=topology,
-        major=int("".join(c for c in family if c.isdigit())),
-        slots=slots,
-        subscriptions=subscriptions,
-        replicas=replicas or 0,
-        hardware=hardware,
-        storage_gib=place.storage_gib if place is not None else None,
-        overrides=overrides,
-    )
-
-
-def _as_defaults(parameters: Mapping[str, Parameter]) -> dict[str, sizing.Default]:
-    from rdsrepl.parameters import sizing
-
-    return {
-        name: sizing.Default(
-            row.value,
-            "static" if row.apply_type == "static" else "dynamic",
-            row.allowed_values,
-            row.is_modifiable,
-            row.data_type or None,
-        )
-        for name, row in parameters.items()
-    }
-
-
-def _change(proposal: sizing.Proposal) -> ParameterChange:
-    from rdsrepl.plan import ParameterChange
-
-    default = proposal.default
-    if default is None and proposal.default_evaluated is not None:
-        default = str(proposal.default_evaluated)
-    elif default is not None and proposal.default_evaluated is not None and default != str(proposal.default_evaluated):
-        default = f"{default} = {proposal.default_evaluated}"
-    return ParameterChange(
-        proposal.name, default, proposal.value, proposal.apply_type, proposal.apply_method, proposal.reason
-    )
-
-
-def _plain_change(row: Parameter, value: str) -> ParameterChange:
-    from rdsrepl.plan import ParameterChange
-
-    return ParameterChange(row.name, row.value, value, row.apply_type, _method(row), row.description[:60])
-
-
-def _with_changes(plan: Plan, changes: Sequence[ParameterChange], users: Sequence[str]) -> Plan:
-    warnings = list(plan.warnings)
-    static = [change.name for change in changes if change.apply_type == "static"]
-    if users and static:
-        warnings.append(f"{', '.join(static)} will hold after a reboot of {', '.join(users)}")
-    if users and len(static) < len(changes):
-        warnings.append(f"the rest holds at once on {', '.join(users)}")
-    return replace(plan, changes=tuple(changes), warnings=tuple(warnings))
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:
@@ -672,69 +441,3 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
             raise BadValue(f"{key.strip()} is given twice", hint="name each parameter once")
         pairs[key.strip()] = value.strip()
     return pairs
-
-
-def _known(known: Mapping[str, Parameter], name: str, group: ParameterGroup) -> Parameter:
-    if name in known:
-        return known[name]
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3)
-    raise BadValue(
-        f"{group.family} has no parameter {name!r} in its {group.kind} groups",
-        hint=f"did you mean {' or '.join(near)}?" if near else "rdsrepl param-group show NAME --all lists them",
-    )
-
-
-def _checked(known: Mapping[str, Parameter], name: str, value: str, group: ParameterGroup) -> NewValue:
-    from rdsrepl.aws.parameter_groups import NewValue
-    from rdsrepl.parameters.allowed_values import is_allowed
-
-    row = _known(known, name, group)
-    if not row.is_modifiable:
-        hint = "wal_level follows rds.logical_replication=1" if name == "wal_level" else "AWS sets it itself"
-        raise BadValue(f"{name} cannot be changed in a parameter group", hint=hint)
-    if not is_allowed(value, row.allowed_values, row.data_type):
-        raise BadValue(f"{name} cannot be {value!r}", hint=f"allowed: {row.allowed_values or row.data_type}")
-    return NewValue(name, value, _method(row))
-
-
-def _method(row: Parameter) -> Any:
-    return "pending-reboot" if row.apply_type == "static" else "immediate"
-
-
-def _followers(aws: Aws, instance: Instance, wanted: Mapping[str, str]) -> dict[str, tuple[Instance, MemoryChanges]]:
-    """Return an instance's read replicas, each with what the wanted values would change there."""
-    from rdsrepl.parameters import attachments, instance_classes, rollout
-
-    found = {}
-    for replica in attachments.replicas(aws, instance):
-        hardware = instance_classes.hardware(replica.instance_class)
-        before = attachments.evaluate_all(attachments.values(aws, "instance", replica.parameter_group), hardware)
-        after = attachments.evaluate_all(wanted, hardware)
-        found[replica.instance_id] = (replica, rollout.memory_changes(before, after))
-    return found
-
-
-def _proof(after: Mapping[str, int | None]) -> Wait:
-    from rdsrepl.postgres import verification
-
-    return verification.settings(_expected(after))
-
-
-def _server(instance: Instance, wanted: Mapping[str, str]) -> verification.Server:
-    """Return what one server is asked, whose instance class the group's formulas are evaluated for."""
-    from rdsrepl.parameters import attachments, instance_classes
-    from rdsrepl.postgres import verification
-
-    after = attachments.evaluate_all(wanted, instance_classes.hardware(instance.instance_class))
-    return verification.Server(_expected(after))
-
-
-def _expected(after: Mapping[str, int | None]) -> dict[str, str]:
-    """Return what ``pg_settings`` is to say, by name."""
-    expected = {"wal_level": "logical" if after.get("rds.logical_replication") == 1 else "replica"}
-    for name in ("max_replication_slots", "max_wal_senders"):
-        if (number := after.get(name)) is not None:
-            expected[name] = str(number)
-    return expected

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final, Literal
 
 from rdsrepl.errors import BadValue
@@ -15,6 +14,7 @@ from rdsrepl.parameters import formulas
 from rdsrepl.parameters.allowed_values import is_allowed, upper_bound
 from rdsrepl.parameters.instance_classes import Hardware, all_hardware
 from rdsrepl.postgres import versions
+from rdsrepl.text.suggestions import did_you_mean
 
 Engine = Literal["postgres", "aurora-postgresql"]
 Topology = Literal["instance", "multi_az_cluster", "aurora"]
@@ -235,10 +235,9 @@ class _Sizer:
     def _check_override(self, name: str, value: str) -> None:
         default = self._defaults.get(name)
         if default is None:
-            close = get_close_matches(name, self._defaults, n=1)
             raise BadValue(
                 f"this family has no parameter {name}",
-                hint=f"did you mean {close[0]}?" if close else "rdsrepl param-group show NAME lists what there is",
+                hint=did_you_mean(name, self._defaults, otherwise="rdsrepl param-group show NAME --all lists them"),
             )
         if not default.is_modifiable:
             hint = "rds.logical_replication=1 sets it" if name == "wal_level" else "leave it out"

@@ -1,5 +1,6 @@
 """Layer 1: pure functions on text that others wrote.
 
 Entry points: ``escapes.shown`` (for a terminal), ``escapes.json_text`` and ``escapes.yaml_text`` (documents),
-``masking.mask`` (secrets), ``commands.command`` (a line to paste into a shell), ``yaml_nodes`` (YAML without objects).
+``masking.mask`` (secrets), ``commands.command`` (a line to paste into a shell), ``suggestions.did_you_mean`` (hints),
+``yaml_nodes`` (YAML without objects).
 """
