@@ -16,7 +16,7 @@ from rdsrepl.render import emit, facts, size, stacked
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.lifecycle import ClusterReport, Report, ServerReport
+    from rdsrepl.sandbox.report import ClusterReport, Report, ServerReport
 
 app = typer.Typer(
     no_args_is_help=True, help="A local stand-in for RDS: real PostgreSQL servers on loopback, with RDS's roles."
@@ -57,7 +57,7 @@ def up(
 
     Example: rdsrepl sandbox up && rdsrepl -t sandbox slot list
     """
-    from rdsrepl.sandbox import lifecycle
+    from rdsrepl.sandbox import client_config, lifecycle
 
     report = lifecycle.up(
         bin_dir=postgres_bin,
@@ -67,7 +67,7 @@ def up(
     )
     if no_standby and report.reader_port is not None:
         note(ctx, "it was made with a standby; to have it without: rdsrepl sandbox down, then up --no-standby")
-    group = next((cluster.parameter_group for cluster in report.clusters if cluster.name == lifecycle.CLUSTER), "")
+    group = next((cluster.parameter_group for cluster in report.clusters if cluster.name == client_config.CLUSTER), "")
     if default_group and not group.startswith("default."):
         note(ctx, f"it has the group {group}; for the default one: rdsrepl sandbox down, then up --default-group")
     if postgres_bin is not None and str(postgres_bin.resolve()) != report.bin_dir:
@@ -94,9 +94,9 @@ def env(ctx: typer.Context) -> None:
 
     Example: eval "$(rdsrepl sandbox env)" && psql && aws rds describe-db-clusters
     """
-    from rdsrepl.sandbox import lifecycle
+    from rdsrepl.sandbox import client_config
 
-    variables = lifecycle.variables(_report())
+    variables = client_config.environment_variables(_report())
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     emit(variables, global_options(ctx).output, lambda: stacked(f"unset {' '.join(_IN_THE_WAY)}", *lines))
 

@@ -19,117 +19,38 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import rdsrepl
 from rdsrepl import config
-from rdsrepl.errors import Error, Refused
-from rdsrepl.sandbox import credentials, server_registry
-from rdsrepl.sandbox.servers import binaries, postgres_server, processes, rds_roles
+from rdsrepl.errors import Error
+from rdsrepl.sandbox import server_registry
+from rdsrepl.sandbox.client_config import (
+    CLUSTER,
+    add_target,
+    read_password,
+    refuse_foreign_target,
+    remove_target,
+    write_aws_files,
+    write_passfile,
+)
+from rdsrepl.sandbox.report import STATUSES_WITHOUT_SERVER, Report, read_records, read_report
+from rdsrepl.sandbox.servers import binaries, processes, rds_roles, socket_dirs
 from rdsrepl.sandbox.servers.binaries import Binaries
-from rdsrepl.sandbox.servers.postgres_server import HOST, READER_HOST, Server
+from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.sandbox.servers.processes import Identity
-from rdsrepl.sandbox.state import Directory, EndpointState, ProcessState, ServerState, State, directory
+from rdsrepl.sandbox.state import Directory, ProcessState, ServerState, State, directory
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.api.records import Cluster, Records
-
-TARGET: Final = "sandbox"
-CLUSTER: Final = "sandbox"
-PROFILE: Final = "sandbox"
+    pass
 _PROCESS_SECONDS: Final = 20.0
 _SERVERS_SECONDS: Final = 60.0
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerReport:
-    """One server, which is one DB instance, as it is now.
-
-    Attributes:
-        name: the instance's identifier.
-        role: ``reader`` when it is a standby.
-        cluster: whose member it is.
-        status: what RDS says of it; None when the API has no record of it.
-        endpoint_port: the instance endpoint's; None before it listens.
-        in_recovery: whether it is a standby; None when it does not answer.
-        streaming: whether it receives WAL from its source; None when it is no standby, or does not answer.
-        replay_lag_bytes: what it has received and not yet replayed.
-    """
-
-    name: str
-    role: Literal["writer", "reader"]
-    cluster: str | None
-    status: str | None
-    endpoint_port: int | None
-    running: bool
-    pid: int | None
-    port: int
-    in_recovery: bool | None
-    streaming: bool | None
-    replay_lag_bytes: int | None
-    data_dir: str
-    log_file: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterReport:
-    """One DB cluster as it is now.
-
-    Attributes:
-        status: what RDS says of it.
-        port: the writer endpoint's; None before it listens.
-        reader_port: the reader endpoint's; None without one.
-        members: the instances, the writer first.
-    """
-
-    name: str
-    engine: str
-    version: str
-    status: str
-    parameter_group: str
-    port: int | None
-    reader_port: int | None
-    members: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The sandbox as it is now; the document that ``up`` and ``status`` print.
-
-    Attributes:
-        state: ``running``; ``degraded`` when a part of it is not; ``stopped``; ``incomplete`` when ``up`` was killed.
-        port: the writer endpoint's of the cluster that the sandbox begins with; 0 when that was deleted.
-        endpoint_url: of RDS, and of moto's services.
-        plugins: the output plugins that the servers have.
-    """
-
-    state: Literal["running", "degraded", "stopped", "incomplete"]
-    target: str
-    host: str
-    port: int
-    reader_port: int | None
-    user: str
-    dbname: str
-    passfile: str
-    endpoint_url: str
-    region: str
-    profile: str
-    aws_config_file: str
-    aws_credentials_file: str
-    version: str
-    plugins: tuple[str, ...]
-    endpoint_pid: int | None
-    api_pid: int | None
-    clusters: tuple[ClusterReport, ...]
-    servers: tuple[ServerReport, ...]
-    bin_dir: str
-    directory: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +82,7 @@ def up(
         Error: it could not be made; nothing is left. Or one that was there could not be started; it is left as it was.
     """
     home = directory()
-    _refuse_foreign_target(home)
+    refuse_foreign_target(home)
     with home.locked(lambda: say("another rdsrepl sandbox command is at work; waiting for it")) as lock:
         state = home.read()
         if state is not None and state.phase != "ready":
@@ -184,7 +105,7 @@ def status() -> Report | None:
     """Report the sandbox as it is; None where there is none."""
     home = directory()
     state = home.read()
-    return None if state is None else _report(home, state)
+    return None if state is None else read_report(home, state)
 
 
 def down(*, say: Say = lambda _: None) -> Removed:
@@ -206,29 +127,10 @@ def down(*, say: Say = lambda _: None) -> Removed:
             say("stopping the servers")
         _clear(home, state)
         try:
-            target_removed = _remove_target(home, state)
+            target_removed = remove_target(home, state)
         finally:
             home.vanish()
     return Removed(was_there or target_removed, target_removed, str(home.path))
-
-
-def variables(report: Report) -> dict[str, str]:
-    """Return the variables that lead libpq to the writer and AWS's clients to the API; the password stays in a file."""
-    return {
-        "PGHOST": report.host,
-        "PGPORT": str(report.port),
-        "PGUSER": report.user,
-        "PGDATABASE": report.dbname,
-        "PGPASSFILE": report.passfile,
-        # Another user may listen on the port while the sandbox is down, and ask for the password as it is (libpq 16).
-        "PGREQUIREAUTH": "scram-sha-256",
-        "AWS_PROFILE": report.profile,
-        "AWS_CONFIG_FILE": report.aws_config_file,
-        "AWS_SHARED_CREDENTIALS_FILE": report.aws_credentials_file,
-        "AWS_ENDPOINT_URL": report.endpoint_url,
-        "AWS_REGION": report.region,
-        "AWS_DEFAULT_REGION": report.region,
-    }
 
 
 def writer(home: Directory | None = None) -> Server:
@@ -255,19 +157,19 @@ def _build(home: Directory, programs: Binaries, standby: bool, default_group: bo
         phase="building",
         bin_dir=str(programs.bin_dir),
         version=programs.version,
-        socket_dir=str(postgres_server.new_socket_dir(processes.launcher(programs.program("postgres")))),
+        socket_dir=str(socket_dirs.new_socket_dir(processes.launcher(programs.program("postgres")))),
         user=rds_roles.MASTER_USER,
         dbname=rds_roles.DATABASE,
         config_file=str(config_file),
         config_was_there=config_file.exists(),
     )
     home.write(state)
-    state = seed.found(home, state, CLUSTER, standby=standby, default_group=default_group)
+    state = seed.seed_cluster(home, state, CLUSTER, standby=standby, default_group=default_group)
     home.write(state)
     state = _make_socket_dir(home, state)
     home.servers_dir.mkdir(mode=0o700)
     # They take a moment to start, which the servers' making is as well.
-    api = _spawn(home, "rdsrepl.sandbox.api", home.api_log, seed.REGION)
+    api = _spawn(home, "rdsrepl.sandbox.api", home.api_log)
     relay = _spawn(home, "rdsrepl.sandbox.relay", home.endpoint_log)
 
     say("making the writer")
@@ -288,11 +190,11 @@ def _build(home: Directory, programs: Binaries, standby: bool, default_group: bo
     _await_relay(home, relay)
     _await_api(home, api)
     state = _remember_ports(home)
-    _write_passfile(home, state, password)
-    _write_aws_files(home)
-    _add_target(home, state)
+    write_passfile(home, state, password)
+    write_aws_files(home)
+    add_target(home, state)
     state = home.update(lambda now: replace(now, phase="ready"))
-    return _report(home, state)
+    return read_report(home, state)
 
 
 def _revive(home: Directory, state: State, say: Say) -> Report:
@@ -317,13 +219,13 @@ def _revive(home: Directory, state: State, say: Say) -> Report:
     relay = home.relay()
     if relay is None or not relay.is_running():
         say("starting the endpoints")
-        password = _read_password(home)
+        password = read_password(home)
         _await_relay(home, _spawn(home, "rdsrepl.sandbox.relay", home.endpoint_log))
-        _write_passfile(home, _remember_ports(home), password)
+        write_passfile(home, _remember_ports(home), password)
     state = _remember_ports(home)
-    _write_aws_files(home)
-    _add_target(home, state)
-    return _report(home, state)
+    write_aws_files(home)
+    add_target(home, state)
+    return read_report(home, state)
 
 
 def _start_servers(home: Directory, state: State, say: Say) -> State:
@@ -346,11 +248,9 @@ def _start_servers(home: Directory, state: State, say: Say) -> State:
 
 
 def _is_up(home: Directory, state: State, entry: ServerState) -> bool:
-    return server_registry.server(home, state, entry).is_running() or _status(home, entry.name) in _NOT_TO_BE_UP
-
-
-# What an instance is that need not run, in RDS's words.
-_NOT_TO_BE_UP: Final = ("creating", "deleting", "failed", "incompatible-parameters", "stopped")
+    return (
+        server_registry.server(home, state, entry).is_running() or _status(home, entry.name) in STATUSES_WITHOUT_SERVER
+    )
 
 
 def _all_up(home: Directory) -> bool:
@@ -361,7 +261,7 @@ def _all_up(home: Directory) -> bool:
 def _status(home: Directory, name: str) -> str | None:
     from rdsrepl.sandbox.api.records import Instance
 
-    found = _records(home).find(Instance, name)
+    found = read_records(home).find(Instance, name)
     return found.status if found is not None else None
 
 
@@ -371,20 +271,20 @@ def _make_socket_dir(home: Directory, state: State) -> State:
     A reboot empties the temporary directory, and then anybody can make one of that name. Who holds it hears what the
     superuser says: so another is made then, and what still runs, with its sockets out of reach, is ended.
     """
-    way = processes.launcher(_programs(state).program("postgres"))
+    way = processes.launcher(state.binaries.program("postgres"))
     path = Path(state.socket_dir)
-    while not postgres_server.is_socket_dir(path, way):
+    while not socket_dirs.is_socket_dir(path, way):
         if os.path.lexists(path):
             with suppress(OSError):  # made by an `up` that was killed just then
                 path.rmdir()
-            path = postgres_server.new_socket_dir(way)
+            path = socket_dirs.new_socket_dir(way)
             for process in _python_processes(home):
                 process.end()
             for entry in state.servers:
                 server_registry.server(home, state, entry).stop("immediate")
             state = home.update(lambda now, path=path: replace(now, socket_dir=str(path)))  # type: ignore[misc]
         with suppress(FileExistsError):
-            postgres_server.make_socket_dir(path, way)
+            socket_dirs.make_socket_dir(path, way)
     return state
 
 
@@ -402,7 +302,7 @@ def _clear(home: Directory, state: State | None) -> None:
     # Standbys first: a primary waits for them at its end.
     for data_dir in sorted(data_dirs, key=lambda path: path.name in entries and entries[path.name].source is None):
         entry = entries.get(data_dir.name)
-        programs = Binaries(Path(entry.bin_dir), entry.version) if entry is not None else Binaries(Path(), (0,))
+        programs = entry.binaries if entry is not None else Binaries(Path(), (0,))
         Server(data_dir, programs, port=entry.port if entry is not None else 0, socket_dir=socket_dir).remove()
     if state is not None and socket_dir is not None and _is_ours(state, socket_dir):
         shutil.rmtree(socket_dir, ignore_errors=True)
@@ -415,7 +315,7 @@ def _clear(home: Directory, state: State | None) -> None:
 
 def _is_ours(state: State, socket_dir: Path) -> bool:
     with suppress(OSError, Error):
-        if postgres_server.is_socket_dir(socket_dir, processes.launcher(_programs(state).program("postgres"))):
+        if socket_dirs.is_socket_dir(socket_dir, processes.launcher(state.binaries.program("postgres"))):
             return True
     with suppress(OSError):
         found = socket_dir.lstat()
@@ -442,10 +342,6 @@ def _delete(path: Path) -> None:
             path.unlink(missing_ok=True)
     except OSError as exc:
         raise Error(f"{path} cannot be removed: {exc}", hint="remove it, then rdsrepl sandbox down again") from exc
-
-
-def _programs(state: State) -> Binaries:
-    return Binaries(Path(state.bin_dir), state.version)
 
 
 def _spawn(home: Directory, module: str, log: Path, *words: str) -> int:
@@ -495,216 +391,3 @@ def _await(listens: Callable[[], bool], pid: int, log: Path, what: str) -> None:
 def _remember_ports(home: Directory) -> State:
     relay = home.relay()
     return home.update(lambda now: now.with_ports(relay.ports if relay is not None else {}))
-
-
-def _base_url(home: Directory) -> str:
-    api = home.api()
-    return f"http://{HOST}:{api.port if api is not None else 0}"
-
-
-def _region(home: Directory) -> str:
-    api = home.api()
-    return api.region if api is not None else ""
-
-
-def _write_aws_files(home: Directory) -> None:
-    """Write the profile for AWS's own tools."""
-    own = credentials.make(home)
-    files = {
-        home.aws_config_file: f"[profile {PROFILE}]\nregion = {_region(home)}\nendpoint_url = {_base_url(home)}\n",
-        home.aws_credentials_file: (
-            f"[{PROFILE}]\naws_access_key_id = {own.access_key}\naws_secret_access_key = {own.secret_key}\n"
-        ),
-    }
-    with processes.umask(0o077):
-        for path, text in files.items():
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-
-
-def _write_passfile(home: Directory, state: State, password: str) -> None:
-    hosts = [
-        (READER_HOST if endpoint.kind == "reader-host" else HOST, endpoint.port)
-        for endpoint in state.endpoints
-        if endpoint.port and _of_first_cluster(state, endpoint)
-    ]
-    with processes.umask(0o077):
-        home.passfile.write_text(
-            "".join(f"{host}:{port}:*:{state.user}:{password}\n" for host, port in hosts), encoding="utf-8"
-        )
-
-
-def _of_first_cluster(state: State, endpoint: EndpointState) -> bool:
-    return endpoint.of == CLUSTER or endpoint.of in {entry.name for entry in state.members(CLUSTER)}
-
-
-def _read_password(home: Directory) -> str:
-    try:
-        return home.passfile.read_text(encoding="utf-8").splitlines()[0].rpartition(":")[2]
-    except (OSError, IndexError) as exc:
-        raise Error(
-            f"the sandbox's password is gone: {home.passfile}", hint="make it anew: rdsrepl sandbox down, then up"
-        ) from exc
-
-
-def _own_target() -> Mapping[str, str] | None:
-    """Return the settings of the target called ``sandbox``; None where there is none."""
-    target = config.load().targets.get(TARGET)
-    if target is None:
-        return None
-    aws = {key: value for key, value in asdict(target.aws).items() if value is not None}
-    return {**target.keywords, **aws, "dsn": target.dsn}
-
-
-def _refuse_foreign_target(home: Directory) -> None:
-    """Refuse to replace a target of that name which somebody else wrote."""
-    settings = _own_target()
-    if settings is None or settings.get("passfile") == str(home.passfile):
-        return
-    # One whose passfile is gone was another sandbox's, which did not end by `down`.
-    stale = settings.get("host") == HOST and "passfile" in settings and not Path(settings["passfile"]).exists()
-    if not stale:
-        raise Refused(
-            f"{config.config_path()} has a target {TARGET!r} that leads elsewhere",
-            hint="give that target another name, or set XDG_CONFIG_HOME to another directory for the sandbox",
-        )
-
-
-def _add_target(home: Directory, state: State) -> None:
-    if state.port("writer", CLUSTER) is None:
-        return  # that cluster was deleted; the target is left as it was
-    settings = {
-        "host": HOST,
-        "hostaddr": HOST,  # and not PGHOSTADDR's
-        "port": str(state.port("writer", CLUSTER)),
-        "dbname": state.dbname,
-        "user": state.user,
-        "passfile": str(home.passfile),
-        "sslmode": "disable",
-        "region": _region(home),
-        "profile": PROFILE,
-        "endpoint_url": _base_url(home),
-        "aws_credentials_file": str(home.aws_credentials_file),
-        "aws_config_file": str(home.aws_config_file),
-        "cluster": CLUSTER,
-    }
-    if _own_target() != {**settings, "dsn": ""}:
-        config.add_target(TARGET, settings)
-
-
-def _remove_target(home: Directory, state: State | None) -> bool:
-    settings = _own_target()
-    if settings is None or settings.get("passfile") != str(home.passfile):
-        return False
-    config.remove_target(TARGET)
-    path = config.config_path()
-    if state is not None and not state.config_was_there and state.config_file == str(path):
-        rest = config.load()
-        if not rest.targets and rest.current is None and path.read_text(encoding="utf-8").strip() in ("", "targets:"):
-            path.unlink()
-            with suppress(OSError):
-                path.parent.rmdir()
-    return True
-
-
-def _report(home: Directory, state: State) -> Report:
-    from rdsrepl.sandbox.api.records import Cluster, Instance
-
-    endpoint, api = home.relay(), home.api()
-    endpoint_pid = endpoint.pid if endpoint is not None and endpoint.is_running() else None
-    api_pid = api.pid if api is not None and api.is_running() else None
-    records = _records(home)
-    statuses = {instance.identifier: instance.status for instance in records.all(Instance)}
-    reports = tuple(_server_report(home, state, entry, statuses.get(entry.name)) for entry in state.servers)
-    alive = [
-        endpoint_pid is not None,
-        api_pid is not None,
-        *(r.running and r.in_recovery is not None for r in reports if r.status not in _NOT_TO_BE_UP),
-    ]
-    if state.phase != "ready":
-        condition: Literal["running", "degraded", "stopped", "incomplete"] = "incomplete"
-    else:
-        condition = "running" if all(alive) else "degraded" if any(alive) else "stopped"
-    programs = _programs(state)
-    plugins = [name for name in ("test_decoding", "wal2json") if programs.has_plugin(name)]
-    return Report(
-        state=condition,
-        target=TARGET,
-        host=HOST,
-        port=state.port("writer", CLUSTER) or 0,
-        reader_port=state.port("reader", CLUSTER),
-        user=state.user,
-        dbname=state.dbname,
-        passfile=str(home.passfile),
-        endpoint_url=_base_url(home),
-        region=_region(home),
-        profile=PROFILE,
-        aws_config_file=str(home.aws_config_file),
-        aws_credentials_file=str(home.aws_credentials_file),
-        version=".".join(map(str, state.version)),
-        plugins=("pgoutput", *plugins),
-        endpoint_pid=endpoint_pid,
-        api_pid=api_pid,
-        clusters=tuple(_cluster_report(state, cluster) for cluster in records.all(Cluster)),
-        servers=reports,
-        bin_dir=state.bin_dir,
-        directory=str(home.path),
-    )
-
-
-def _records(home: Directory) -> Records:
-    """Return what the API last wrote."""
-    from rdsrepl.sandbox.api.records import Records
-    from rdsrepl.sandbox.api.store import Store
-
-    return Records(Store(home.aws_file))
-
-
-def _cluster_report(state: State, cluster: Cluster) -> ClusterReport:
-    return ClusterReport(
-        name=cluster.identifier,
-        engine=cluster.engine,
-        version=cluster.version,
-        status=cluster.status,
-        parameter_group=cluster.parameter_group,
-        port=state.port("writer", cluster.identifier),
-        reader_port=state.port("reader", cluster.identifier),
-        members=tuple(entry.name for entry in state.members(cluster.identifier)),
-    )
-
-
-_HOW_IT_IS: Final = """
-    SELECT pg_is_in_recovery(),
-           EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver WHERE status = 'streaming'),
-           pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint
-"""
-
-
-def _server_report(home: Directory, state: State, entry: ServerState, status: str | None) -> ServerReport:
-    import psycopg
-
-    server = server_registry.server(home, state, entry)
-    pid = server.pid
-    in_recovery = streaming = lag = None
-    if pid is not None:
-        # One that ends just now has nothing more to say.
-        with suppress(Error, psycopg.Error), closing(server.administer()) as conn:
-            row = conn.execute(_HOW_IT_IS).fetchone()
-            assert row is not None
-            in_recovery = bool(row[0])
-            streaming, lag = (bool(row[1]), row[2]) if in_recovery else (None, None)
-    return ServerReport(
-        name=entry.name,
-        role=entry.role,
-        cluster=entry.cluster,
-        status=status,
-        endpoint_port=state.port("instance", entry.name),
-        running=pid is not None,
-        pid=pid,
-        port=entry.port,
-        in_recovery=in_recovery,
-        streaming=streaming,
-        replay_lag_bytes=lag,
-        data_dir=str(server.data_dir),
-        log_file=str(server.log_file),
-    )

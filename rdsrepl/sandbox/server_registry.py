@@ -20,7 +20,7 @@ def server(home: Directory, state: State, entry: ServerState, keep_open: tuple[i
         entry: the server.
         keep_open: file descriptors that the programs which make it hold open.
     """
-    programs = Binaries(Path(entry.bin_dir), entry.version)
+    programs = entry.binaries
     made = Server(
         home.servers_dir / entry.name,
         programs,

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 
 from rdsrepl.errors import Error, Refused, TimedOut
 from rdsrepl.sandbox.servers import processes
+from rdsrepl.sandbox.servers.binaries import Binaries
 
 FORMAT: Final = 2
 LOCK_WAIT_SECONDS: Final = 180.0
@@ -51,6 +52,11 @@ class ServerState:
     slot: str | None = None
     port: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def binaries(self) -> Binaries:
+        """The programs."""
+        return Binaries(Path(self.bin_dir), self.version)
 
     @property
     def role(self) -> Role:
@@ -107,6 +113,11 @@ class State:
     servers: tuple[ServerState, ...] = ()
     endpoints: tuple[EndpointState, ...] = ()
 
+    @property
+    def binaries(self) -> Binaries:
+        """The programs."""
+        return Binaries(Path(self.bin_dir), self.version)
+
     def server(self, name: str) -> ServerState | None:
         """Return one server's entry."""
         return next((server for server in self.servers if server.name == name), None)
@@ -154,6 +165,13 @@ class State:
             servers=tuple(server for server in self.servers if server.name != name),
             endpoints=tuple(e for e in self.endpoints if (e.kind, e.of) != ("instance", name)),
         )
+
+    def with_writer(self, cluster: str, name: str) -> State:
+        """Return the state in which a member is the writer of its cluster, and the other members stream from it."""
+        state = self
+        for server in self.members(cluster):
+            state = state.with_server(replace(server, source=None if server.name == name else name))
+        return state
 
     def with_endpoints(self, *endpoints: EndpointState) -> State:
         """Return the state with endpoints added; one that is there keeps its port."""

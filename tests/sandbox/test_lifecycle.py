@@ -26,7 +26,7 @@ from psycopg.errors import InsufficientPrivilege
 from rdsrepl import config
 from rdsrepl.errors import Error, NotFound, Refused
 from rdsrepl.sandbox import lifecycle, relay, server_registry
-from rdsrepl.sandbox.lifecycle import Report
+from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import binaries, postgres_server, processes
 from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.servers.postgres_server import Server

@@ -30,8 +30,8 @@ from psycopg.errors import InsufficientPrivilege
 from rdsrepl.errors import Error, Refused
 from rdsrepl.sandbox import credentials, lifecycle, server_registry
 from rdsrepl.sandbox.credentials import Credentials
-from rdsrepl.sandbox.lifecycle import Report
-from rdsrepl.sandbox.servers import postgres_server, processes, rds_roles
+from rdsrepl.sandbox.report import Report
+from rdsrepl.sandbox.servers import processes, rds_roles, socket_dirs
 from rdsrepl.sandbox.servers.postgres_server import Server
 from rdsrepl.sandbox.state import Directory
 from tests.fixtures.postgres import find_binaries
@@ -747,20 +747,20 @@ def test_a_socket_directory_that_somebody_else_made_is_not_used(lab: Report, spo
         report = lifecycle.up()
         after = home.read()
         assert report.state == "running" and after is not None and after.socket_dir != before.socket_dir
-        assert postgres_server.is_socket_dir(Path(after.socket_dir), way)
+        assert socket_dirs.is_socket_dir(Path(after.socket_dir), way)
         assert [entry.name for entry in sockets.iterdir()] == [".s.PGSQL.1"]
     finally:
         shutil.rmtree(sockets)
 
     with pytest.raises(FileExistsError):
-        postgres_server.make_socket_dir(spool, way)
-    real = postgres_server.make_socket_dir(spool / "real", way)
-    assert postgres_server.is_socket_dir(real, way)
+        socket_dirs.make_socket_dir(spool, way)
+    real = socket_dirs.make_socket_dir(spool / "real", way)
+    assert socket_dirs.is_socket_dir(real, way)
     (spool / "link").symlink_to(real)
     real.with_name("file").touch(mode=0o700)
     for name in ("link", "file", "none", "."):
-        assert not postgres_server.is_socket_dir(spool / name, way)
+        assert not socket_dirs.is_socket_dir(spool / name, way)
     real.chmod(0o750)
-    assert not postgres_server.is_socket_dir(real, way)
+    assert not socket_dirs.is_socket_dir(real, way)
     # Where others can rename what is ours, it is not made.
-    assert not postgres_server._is_safe(spool, way) and postgres_server._is_safe(Path("/tmp"), way)
+    assert not socket_dirs._is_safe(spool, way) and socket_dirs._is_safe(Path("/tmp"), way)

@@ -29,7 +29,7 @@ from rdsrepl.sandbox.api import failover
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.credentials import Credentials
-from rdsrepl.sandbox.lifecycle import Report
+from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import binaries, processes
 from tests.fixtures.sandbox import signed
 
@@ -722,19 +722,19 @@ def test_refused_instances(lab: Lab, newest: str, name: str) -> None:
 
 def test_the_quota_counts_every_instance(tmp_path: Path) -> None:
     from rdsrepl.sandbox.api.faults import Fault
-    from rdsrepl.sandbox.api.operations import clusters
+    from rdsrepl.sandbox.api.operations import checks
 
     records = Records(Store(tmp_path / "aws.json"))
-    for number in range(clusters.MOST_INSTANCES - 1):
+    for number in range(checks.MOST_INSTANCES - 1):
         group = "default.postgres16"
         records.put(
             Instance(
                 f"i-{number}", "postgres", "16.14", CLASS, "boss", "db-X", "z", group, group, "2026-01-01T00:00:00"
             )
         )
-    clusters.check_quota(records, 1)
+    checks.check_quota(records, 1)
     with pytest.raises(Fault) as caught:
-        clusters.check_quota(records, 2)
+        checks.check_quota(records, 2)
     assert caught.value.code == "InstanceQuotaExceeded"
     assert records.find(Cluster, "none") is None
 

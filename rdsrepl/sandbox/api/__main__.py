@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from rdsrepl.sandbox import credentials
+from rdsrepl.sandbox.api import operations  # noqa: F401 - registers the operations
 from rdsrepl.sandbox.api.consistency import Consistency
-from rdsrepl.sandbox.api.controller import Fleet
+from rdsrepl.sandbox.api.controller import Controller
 from rdsrepl.sandbox.api.http_server import Server
-from rdsrepl.sandbox.api.operations import clusters, db_snapshots, instances  # noqa: F401 - their operations
 from rdsrepl.sandbox.api.parameter_groups import Groups
-from rdsrepl.sandbox.api.service import REGION, Service
+from rdsrepl.sandbox.api.service import Service
 from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.api.supervisor import Supervisor
+from rdsrepl.sandbox.api.types import REGION
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.state import Directory
 
@@ -44,18 +46,19 @@ def run(directory: Directory, region: str) -> None:
     store = Store(directory.path / "aws.json")
     groups = Groups(store)
     consistency = Consistency()
-    fleet = Fleet(directory, store, groups, region, consistency)
-    service = Service(store, groups, fleet, region, consistency=consistency)
+    controller = Controller(directory, store, groups, region, consistency)
+    supervisor = Supervisor(controller)
+    service = Service(store, groups, controller, region, consistency=consistency)
     own_file = directory.path / "api.json"
-    with Server(service, credentials.make(directory), _port_of_before(own_file), fleet) as server:
+    with Server(service, credentials.make(directory), _port_of_before(own_file), controller) as server:
         threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
         own = {"pid": os.getpid(), "started": processes.started(os.getpid()) or "", "port": server.port}
         directory.save(own_file, {**own, "region": region})
-        fleet.start()
+        supervisor.start()
         log.info("listening on port %d for %s", server.port, region)
         while not stop.wait(_LOOK_SECONDS) and directory.state_file.exists():
             pass
-        fleet.stop()
+        supervisor.stop()
         server.shutdown()
     log.info("stopped")
 

@@ -11,13 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-Kind = Literal["cluster", "instance"]
-# As the output shape has it.
-_Result = dict[str, Any]
+from rdsrepl.sandbox.api.types import Kind, Result
 
-Described = Mapping[tuple[Kind, str], _Result]
+Described = Mapping[tuple[Kind, str], Result]
 
 # Differs from one describe to the next although nothing was changed.
 _MOVING: Final = frozenset({"LatestRestorableTime"})
@@ -69,7 +67,7 @@ class Delays:
                 raise ValueError(f"the switch {name} is {'a string' if name == 'version_suffix' else 'true or false'}")
         return cls(**given)
 
-    def shown(self, identifier: str, described: _Result | None) -> _Result | None:
+    def apply(self, identifier: str, described: Result | None) -> Result | None:
         """Return what a describe shows of a cluster or an instance with these switches."""
         if described is None:
             return None
@@ -88,7 +86,7 @@ class Consistency:
         self.delays = Delays()
         self._clock = clock
         self._lock = threading.Lock()
-        self._shown: dict[tuple[Kind, str], tuple[_Result | None, float]] = {}
+        self._shown: dict[tuple[Kind, str], tuple[Result | None, float]] = {}
         self._busy_until: dict[tuple[str, str], float] = {}
 
     def configure(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +126,7 @@ class Consistency:
                     old = shown[0]
                 self._shown[key] = (old, now + seconds)
 
-    def view(self, kind: Kind, identifier: str, fresh: _Result | None) -> _Result | None:
+    def shown(self, kind: Kind, identifier: str, fresh: Result | None) -> Result | None:
         """Return what a describe shows of a resource; None is not found.
 
         Args:
@@ -139,14 +137,14 @@ class Consistency:
         with self._lock:
             shown = self._shown.get((kind, identifier))
             is_late = shown is not None and shown[1] > self._clock()
-            return self.delays.shown(identifier, shown[0] if shown is not None and is_late else fresh)
+            return self.delays.apply(identifier, shown[0] if shown is not None and is_late else fresh)
 
     def known(self, kind: Kind) -> set[str]:
         """Return the identifiers of which something else than what is may be shown."""
         with self._lock:
             return {identifier for of, identifier in self._shown if of == kind}
 
-    def settled(self, kind: str, identifiers: Iterable[str]) -> None:
+    def mark_busy(self, kind: str, identifiers: Iterable[str]) -> None:
         """Note that something has just ended on resources, which stay busy for a while."""
         with self._lock:
             until = self._clock() + self.delays.busy_seconds
@@ -158,5 +156,5 @@ class Consistency:
             return self._busy_until.get((kind, identifier), 0.0) > self._clock()
 
 
-def _still(described: _Result | None) -> _Result | None:
+def _still(described: Result | None) -> Result | None:
     return None if described is None else {key: value for key, value in described.items() if key not in _MOVING}

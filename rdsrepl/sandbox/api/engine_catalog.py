@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Final
 
-from rdsrepl.sandbox.api import paging, parameter_catalog
+from rdsrepl.sandbox.api import parameter_catalog
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.parameter_catalog import Engine, EngineParameter
-from rdsrepl.sandbox.api.service import Kind, Parameters, Result, Service, operation
+from rdsrepl.sandbox.api.types import Kind
 from rdsrepl.sandbox.servers import binaries
 
-PORT: Final = 5432
 _GIB: Final = 1024**3
 
 # Of each major version an old release, below which something is missing, and recent ones.
@@ -39,10 +36,6 @@ _MINORS: Final[Mapping[Engine, Mapping[int, tuple[int, ...]]]] = {
     },
 }
 _DEFAULT_MAJOR: Final = 17
-_DESCRIPTIONS: Final[Mapping[Engine, tuple[str, str]]] = {
-    "postgres": ("PostgreSQL", "PostgreSQL {}"),
-    "aurora-postgresql": ("Aurora (PostgreSQL)", "Aurora PostgreSQL (compatible with PostgreSQL {})"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,172 +189,3 @@ def instance_class(name: str) -> InstanceClass:
     if found is None:
         raise fault("InvalidParameterValue", f"Invalid DB Instance class: {name}")
     return found
-
-
-# Formulas: operators work inside of the braces and outside: {DBInstanceVCPU*2}, {DBInstanceVCPU}*2.
-_TOKEN: Final = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|([A-Za-z]+)|(\$?\{)|(.))", re.DOTALL)
-_NAMES: Final = ("DBInstanceClassMemory", "DBInstanceVCPU", "EndPointPort")
-_DEEPEST: Final = 20
-
-
-def is_formula(value: str) -> bool:
-    """Say whether a value is meant as a formula: it has a variable, or calls a function."""
-    return bool(re.search(r"\{|^\s*(?:GREATEST|LEAST|SUM)\s*\(", value))
-
-
-def evaluate(formula: str, vcpu: int, memory_bytes: int) -> str:
-    """Return the value of a formula for an instance class; what is no formula is returned as it is.
-
-    Divisions keep their fraction until the end, where the value is cut to a whole number.
-
-    Raises:
-        ValueError: it is no valid formula.
-    """
-    if not is_formula(formula):
-        return formula
-    values = dict(zip(_NAMES, (memory_bytes, vcpu, PORT), strict=True))
-    try:
-        return str(math.trunc(_Formula(formula, values).value()))
-    except (ZeroDivisionError, OverflowError) as exc:
-        raise ValueError(f"{formula}: {exc}") from None
-
-
-class _Formula:
-    """A parser by recursive descent that evaluates as it goes."""
-
-    def __init__(self, text: str, values: Mapping[str, float]) -> None:
-        self._text = text
-        self._values = values
-        self._tokens = [match.group().strip() for match in _TOKEN.finditer(text)]
-        self._tokens = [token for token in self._tokens if token]
-        self._at = 0
-        self._depth = 0
-
-    def value(self) -> float:
-        result = self._sum()
-        if self._at < len(self._tokens):
-            raise self._wrong()
-        return result
-
-    def _peek(self) -> str:
-        return self._tokens[self._at] if self._at < len(self._tokens) else ""
-
-    def _next(self) -> str:
-        token = self._peek()
-        self._at += 1
-        return token
-
-    def _expect(self, token: str) -> None:
-        if self._next() != token:
-            raise self._wrong()
-
-    def _wrong(self) -> ValueError:
-        return ValueError(f"{self._text}: no valid formula")
-
-    def _sum(self) -> float:
-        self._depth += 1
-        if self._depth > _DEEPEST:
-            raise self._wrong()
-        result = self._product()
-        while self._peek() in ("+", "-"):
-            result = result + self._product() if self._next() == "+" else result - self._product()
-        self._depth -= 1
-        return result
-
-    def _product(self) -> float:
-        result = self._one()
-        while self._peek() in ("*", "/"):
-            result = result * self._one() if self._next() == "*" else result / self._one()
-        return result
-
-    def _one(self) -> float:
-        token = self._next()
-        if token == "-":
-            return -self._number(self._next())
-        if token in ("{", "${", "("):
-            result = self._sum()
-            self._expect(")" if token == "(" else "}")
-            return result
-        if token in self._values:
-            return self._values[token]
-        if token.upper() in ("GREATEST", "LEAST", "SUM", "LOG"):
-            return self._call(token.upper())
-        return self._number(token)
-
-    def _number(self, token: str) -> float:
-        if not re.fullmatch(r"[\d.]+", token):
-            raise self._wrong()
-        return int(token) if token.isdigit() else float(token)
-
-    def _call(self, name: str) -> float:
-        self._expect("(")
-        arguments = [self._sum()]
-        while self._peek() == ",":
-            self._next()
-            arguments.append(self._sum())
-        self._expect(")")
-        if name == "LOG":
-            # Of a class with less than the divisor it is negative, which GREATEST then bounds.
-            return math.log2(arguments[0])
-        if name == "GREATEST":
-            return max(arguments)
-        return min(arguments) if name == "LEAST" else sum(arguments)
-
-
-@operation("DescribeDBEngineVersions")
-def describe_engine_versions(service: Service, p: Parameters) -> Result:
-    """Answer with the releases that were asked for."""
-    suffix = service.consistency.delays.version_suffix
-    wanted = p["EngineVersion"].removesuffix(suffix) if "EngineVersion" in p else None
-    chosen: dict[str, Result] = {}
-    for release in versions():
-        fields = {
-            "engine": release.engine,
-            "engine-version": release.version,
-            "db-parameter-group-family": release.family,
-            "engine-mode": "provisioned",
-            "status": "available",
-        }
-        if (
-            p.get("Engine", release.engine) == release.engine
-            and wanted in (None, release.version, str(release.major))
-            and p.get("DBParameterGroupFamily", release.family) == release.family
-            and (not p.get("DefaultOnly") or release == find(release.engine, wanted))
-            and paging.passes(p, fields)
-        ):
-            chosen[f"{release.engine} {release.number[0]:03} {release.number[1]:03}"] = _described(service, release)
-    page, marker = paging.page(chosen, p)
-    return {"DBEngineVersions": page, "Marker": marker}
-
-
-def _described(service: Service, release: EngineVersion) -> Result:
-    engine, version = _DESCRIPTIONS[release.engine]
-    targets = (other for other in versions() if other.engine == release.engine and other.number > release.number)
-    return {
-        "Engine": release.engine,
-        "MajorEngineVersion": str(release.major),
-        "EngineVersion": f"{release.version}{service.consistency.delays.version_suffix}",
-        "DBParameterGroupFamily": release.family,
-        "DBEngineDescription": engine,
-        "DBEngineVersionDescription": version.format(release.version),
-        "DBEngineVersionArn": f"arn:aws:rds:{service.region}::db-engine-version:{release.engine}/{release.version}",
-        "ValidUpgradeTarget": [
-            {
-                "Engine": target.engine,
-                "EngineVersion": target.version,
-                "Description": version.format(target.version),
-                "AutoUpgrade": False,
-                "IsMajorVersionUpgrade": target.major > release.major,
-            }
-            for target in targets
-        ],
-        "ExportableLogTypes": ["postgresql", "upgrade"] if release.engine == "postgres" else ["postgresql"],
-        "SupportsLogExportsToCloudwatchLogs": True,
-        "SupportsReadReplica": release.engine == "postgres",
-        "SupportedEngineModes": ["provisioned"] if release.engine == "aurora-postgresql" else [],
-        "SupportedFeatureNames": ["s3Import", "s3Export", "Lambda"],
-        "Status": "available",
-        "SupportsParallelQuery": False,
-        "SupportsGlobalDatabases": release.engine == "aurora-postgresql",
-        "SupportedCACertificateIdentifiers": ["rds-ca-ecc384-g1", "rds-ca-rsa4096-g1", "rds-ca-rsa2048-g1"],
-    }

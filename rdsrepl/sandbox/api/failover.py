@@ -11,8 +11,7 @@ import re
 import shutil
 import signal
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +103,7 @@ def carry(old: Server, new: Server, received: int | None) -> list[str]:
     return [slot.name for slot in slots]
 
 
-def forget_slots(server: Server) -> None:
+def remove_slots(server: Server) -> None:
     """Remove every slot of a stopped server that is to be a standby: nobody would move them there."""
     with server.inside() as (place,):
         for directory in (place / "pg_replslot").glob("*"):
@@ -171,16 +170,6 @@ def streams(primary: Server, standby: str) -> bool:
         row = conn.execute(query, [standby]).fetchone()
         return row is not None and bool(row[0])
     return False
-
-
-def wait(condition: Callable[[], bool], timeout_seconds: float) -> bool:
-    """Wait for what a query tells, asking not too often; return whether it came to hold in time."""
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 def _carry_wal(old: Path, new: Path, complete: int, needed: int) -> None:

@@ -27,12 +27,11 @@ from urllib.parse import unquote_to_bytes
 
 from rdsrepl.errors import Error
 from rdsrepl.sandbox.api import query_protocol, signatures
-from rdsrepl.sandbox.api import service as operations
 from rdsrepl.sandbox.api.fault_injection import Injection
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.parameter_groups import Groups
 from rdsrepl.sandbox.api.request import DENIED, EXPIRED, Call
-from rdsrepl.sandbox.api.service import NullFleet, Service
+from rdsrepl.sandbox.api.service import Service, dispatch
 from rdsrepl.sandbox.api.signatures import Secret, Signed
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.credentials import Credentials
@@ -54,10 +53,10 @@ _NEVER: Final = ("/moto-api", "/favicon.ico", "/latest/meta-data", "/latest/api"
 class Hooks(Protocol):
     """What the servers' side adds to what is answered here."""
 
-    def before(self, service: str) -> None:
+    def before_request(self, service: str) -> None:
         """Hear that another service than RDS is about to answer."""
 
-    def act(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def run_test_action(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Do what was posted to ``/_sandbox/NAME``.
 
         Raises:
@@ -165,7 +164,7 @@ class Server(socketserver.ThreadingTCPServer):
         with self._lock:
             if region not in self._services:
                 store = Store(None)
-                self._services[region] = Service(store, Groups(store), NullFleet(), region)
+                self._services[region] = Service(store, Groups(store), region=region)
             return self._services[region]
 
     def secret(self, access_key: str) -> Secret | None:
@@ -236,12 +235,12 @@ class Handler(BaseHTTPRequestHandler):
                 raise refused
             if call.service == "rds":
                 request = query_protocol.read(body)
-                answer = operations.dispatch(self.server.service(call.region), request)
+                answer = dispatch(self.server.service(call.region), request)
                 text = query_protocol.write(request.operation, answer, request_id)
                 self._send(200, [("Content-Type", query_protocol.CONTENT_TYPE), ("x-amzn-RequestId", request_id)], text)
             else:
                 if self.server.hooks is not None:
-                    self.server.hooks.before(call.service)
+                    self.server.hooks.before_request(call.service)
                 self._send(*self.server.others.answer(environ))
         except Fault as exc:
             self._refuse(call, exc, request_id)
@@ -273,7 +272,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.server.hooks is None or self.command != "POST":
                 raise ValueError(f"{self.command} {self.path} is not known here")
-            status, answer = 200, json.dumps(self.server.hooks.act(name, json.loads(body or b"{}")))
+            status, answer = 200, json.dumps(self.server.hooks.run_test_action(name, json.loads(body or b"{}")))
         except (ValueError, TypeError, AttributeError, Error) as exc:
             status, answer = 400, json.dumps({"message": str(exc)})
         self._send(status, [("Content-Type", "application/json")], answer.encode() + b"\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rdsrepl.sandbox.api.records import Instance
-from rdsrepl.sandbox.api.service import ACCOUNT
+from rdsrepl.sandbox.api.types import ACCOUNT
 from rdsrepl.sandbox.servers.postgres_server import Server
 
 NAMESPACE: Final = "AWS/RDS"
@@ -50,13 +50,12 @@ class Publisher:
         self._lock = threading.Lock()
         self._seen: dict[str, _Seen] = {}
 
-    def publish(self, instance: Instance, server: Server, data_bytes: int) -> None:
+    def publish(self, instance: Instance, server: Server) -> None:
         """Measure and send an instance's metrics, unless that was done just now.
 
         Args:
             instance: the instance.
             server: its server, running.
-            data_bytes: the size of its data directory.
 
         Raises:
             Error: the server does not answer.
@@ -72,12 +71,12 @@ class Publisher:
             self._seen[instance.identifier] = _Seen(moment, lsn)
         written = 0.0 if before is None else max(0, lsn - before.lsn) / (moment - before.at)
         aurora = instance.engine == "aurora-postgresql"
-        free = instance.allocated_gib * _GIB - data_bytes
+        free = instance.allocated_gib * _GIB - _size_bytes(server.data_dir)
         values: dict[str, tuple[float | None, str]] = {
             "FreeLocalStorage" if aurora else "FreeStorageSpace": (max(0, free), "Bytes"),
-            "TransactionLogsDiskUsage": (_size(server.data_dir / "pg_wal"), "Bytes"),
+            "TransactionLogsDiskUsage": (_size_bytes(server.data_dir / "pg_wal"), "Bytes"),
             "TransactionLogsGeneration": (written, "Bytes/Second"),
-            "ReplicationSlotDiskUsage": (_size(server.data_dir / "pg_replslot"), "Bytes"),
+            "ReplicationSlotDiskUsage": (_size_bytes(server.data_dir / "pg_replslot"), "Bytes"),
             "OldestReplicationSlotLag": (lag, "Bytes"),
             "OldestLogicalReplicationSlotLag": (logical_lag, "Bytes"),
             "MaximumUsedTransactionIDs": (xids, "Count"),
@@ -102,10 +101,10 @@ def _send(region: str, data: list[dict[str, Any]]) -> None:
     backend.put_metric_data(NAMESPACE, data)
 
 
-def _size(directory: Path) -> int:
+def _size_bytes(directory: Path) -> int:
     total = 0
     for parent, _, names in os.walk(directory):
         for name in names:
             with suppress(OSError):
-                total += Path(parent, name).stat().st_size
+                total += os.stat(os.path.join(parent, name)).st_size  # noqa: PTH116, PTH118 - thousands of files
     return total

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.api.service import Result, Service
+    from rdsrepl.sandbox.api.service import Service
+    from rdsrepl.sandbox.api.types import Result
 
 _VERSIONS: Final = {
     "mysql": "8.4.5",

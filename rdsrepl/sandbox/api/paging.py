@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from rdsrepl.sandbox.api.faults import fault
-from rdsrepl.sandbox.api.service import Parameters, Result
+from rdsrepl.sandbox.api.types import Parameters, Result
 
 SMALLEST: Final = 20
 LARGEST: Final = 100

@@ -15,7 +15,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from rdsrepl.sandbox.api.service import ApplyType, Kind
+from rdsrepl.sandbox.api.types import ApplyType, Kind
 
 MAJORS: Final = range(13, 19)
 Engine = Literal["postgres", "aurora-postgresql"]

@@ -7,27 +7,24 @@ were changed; all others are the family's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from rdsrepl.sandbox.api import engine_catalog, paging
-from rdsrepl.sandbox.api.faults import Fault, fault
+from rdsrepl.sandbox.api import engine_catalog, formulas
+from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.parameter_catalog import EngineParameter
-from rdsrepl.sandbox.api.service import ApplyType, Kind, Parameters, Result, Service, operation
+from rdsrepl.sandbox.api.records import check_identifier
 from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.api.types import ApplyType, Kind
 
 ApplyMethod = Literal["immediate", "pending-reboot"]
 
 QUOTA: Final = 50
-MOST_PARAMETERS: Final = 20
 _SECTION: Final = "groups"
-_DEFAULT: Final = "default."
+DEFAULT: Final = "default."
 _NAME: Final = re.compile(r"[a-z](?:-?[a-z0-9])*")
 _LONGEST_NAME: Final = 255
-_SOURCES: Final = ("user", "system", "engine-default")
-# An own value has to be a formula for every class; any one shows whether it can be read.
-_SOME_CLASS: Final = "db.r6g.large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +56,7 @@ class Group:
     @property
     def is_default(self) -> bool:
         """Whether it is the family's own, which nobody can change."""
-        return self.name.startswith(_DEFAULT)
+        return self.name.startswith(DEFAULT)
 
     @property
     def defaults(self) -> Mapping[str, EngineParameter]:
@@ -74,7 +71,7 @@ class Group:
 
 def default_name(family: str) -> str:
     """Return the name of a family's default group."""
-    return f"{_DEFAULT}{family}"
+    return f"{DEFAULT}{family}"
 
 
 class Groups:
@@ -84,10 +81,10 @@ class Groups:
         self._store = store
         self._quota = quota
 
-    def exists(self, kind: Kind, name: str) -> Group | None:
+    def find(self, kind: Kind, name: str) -> Group | None:
         """Return a group, or None when there is none of that name."""
         name = name.lower()
-        if name.startswith(_DEFAULT) and (family := name.removeprefix(_DEFAULT)) in engine_catalog.families():
+        if name.startswith(DEFAULT) and (family := name.removeprefix(DEFAULT)) in engine_catalog.families():
             return Group(name, kind, family, f"Default parameter group for {family}", {})
         with self._store.lock:
             record = self._store.section(_SECTION).get(_key(kind, name))
@@ -99,10 +96,10 @@ class Groups:
         Raises:
             Fault: there is none of that name.
         """
-        found = self.exists(kind, name)
+        found = self.find(kind, name)
         if found is None:
             # One code for both kinds, AWS's.
-            raise fault("DBParameterGroupNotFoundFault", f"{_noun(kind)} not found: {name}")
+            raise fault("DBParameterGroupNotFoundFault", f"{aws_noun(kind)} not found: {name}")
         return found
 
     def all(self, kind: Kind) -> list[Group]:
@@ -128,7 +125,7 @@ class Groups:
             if value is None or not parameter.is_modifiable:
                 continue
             numeric = parameter.data_type in ("integer", "float")
-            found[parameter.name] = engine_catalog.evaluate(value, one.vcpu, one.memory_bytes) if numeric else value
+            found[parameter.name] = formulas.evaluate(value, one.vcpu, one.memory_bytes) if numeric else value
         return found
 
     def create(self, group: Group) -> Group:
@@ -138,8 +135,7 @@ class Groups:
             Fault: its name is none, or taken, its family is not known, or there are too many groups.
         """
         engine_catalog.defaults(group.family, group.kind)
-        if len(group.name) > _LONGEST_NAME or not _NAME.fullmatch(group.name):
-            raise _bad_name(group.kind)
+        check_identifier(f"{aws_noun(group.kind)}Name", group.name, _LONGEST_NAME)
         with self._store.lock:
             section = self._store.section(_SECTION)
             if _key(group.kind, group.name) in section:
@@ -188,318 +184,6 @@ class Groups:
             self._store.save()
 
 
-@operation("CreateDBParameterGroup")
-def create_instance_group(service: Service, p: Parameters) -> Result:
-    """Make a group of instances."""
-    return {"DBParameterGroup": _create(service, "instance", p["DBParameterGroupName"], p)}
-
-
-@operation("CreateDBClusterParameterGroup")
-def create_cluster_group(service: Service, p: Parameters) -> Result:
-    """Make a group of clusters."""
-    return {"DBClusterParameterGroup": _create(service, "cluster", p["DBClusterParameterGroupName"], p)}
-
-
-@operation("CopyDBParameterGroup")
-def copy_instance_group(service: Service, p: Parameters) -> Result:
-    """Make a group like another one."""
-    return {"DBParameterGroup": _copy(service, "instance", p)}
-
-
-@operation("CopyDBClusterParameterGroup")
-def copy_cluster_group(service: Service, p: Parameters) -> Result:
-    """Make a group like another one."""
-    return {"DBClusterParameterGroup": _copy(service, "cluster", p)}
-
-
-@operation("ModifyDBParameterGroup")
-def modify_instance_group(service: Service, p: Parameters) -> Result:
-    """Change parameters of a group."""
-    return {"DBParameterGroupName": _modify(service, "instance", p["DBParameterGroupName"], p)}
-
-
-@operation("ModifyDBClusterParameterGroup")
-def modify_cluster_group(service: Service, p: Parameters) -> Result:
-    """Change parameters of a group."""
-    return {"DBClusterParameterGroupName": _modify(service, "cluster", p["DBClusterParameterGroupName"], p)}
-
-
-@operation("ResetDBParameterGroup")
-def reset_instance_group(service: Service, p: Parameters) -> Result:
-    """Give parameters of a group, or all, their defaults again."""
-    return {"DBParameterGroupName": _reset(service, "instance", p["DBParameterGroupName"], p)}
-
-
-@operation("ResetDBClusterParameterGroup")
-def reset_cluster_group(service: Service, p: Parameters) -> Result:
-    """Give parameters of a group, or all, their defaults again."""
-    return {"DBClusterParameterGroupName": _reset(service, "cluster", p["DBClusterParameterGroupName"], p)}
-
-
-@operation("DeleteDBParameterGroup")
-def delete_instance_group(service: Service, p: Parameters) -> Result:
-    """Remove a group that nothing uses."""
-    return _delete(service, "instance", p["DBParameterGroupName"])
-
-
-@operation("DeleteDBClusterParameterGroup")
-def delete_cluster_group(service: Service, p: Parameters) -> Result:
-    """Remove a group that nothing uses."""
-    return _delete(service, "cluster", p["DBClusterParameterGroupName"])
-
-
-@operation("DescribeDBParameterGroups")
-def describe_instance_groups(service: Service, p: Parameters) -> Result:
-    """Answer with groups."""
-    page, marker = _describe(service, "instance", p.get("DBParameterGroupName"), p)
-    return {"DBParameterGroups": page, "Marker": marker}
-
-
-@operation("DescribeDBClusterParameterGroups")
-def describe_cluster_groups(service: Service, p: Parameters) -> Result:
-    """Answer with groups."""
-    page, marker = _describe(service, "cluster", p.get("DBClusterParameterGroupName"), p)
-    return {"DBClusterParameterGroups": page, "Marker": marker}
-
-
-@operation("DescribeDBParameters")
-def describe_instance_parameters(service: Service, p: Parameters) -> Result:
-    """Answer with what a group holds."""
-    return _describe_parameters(service, service.groups.get("instance", p["DBParameterGroupName"]), p)
-
-
-@operation("DescribeDBClusterParameters")
-def describe_cluster_parameters(service: Service, p: Parameters) -> Result:
-    """Answer with what a group holds."""
-    return _describe_parameters(service, service.groups.get("cluster", p["DBClusterParameterGroupName"]), p)
-
-
-@operation("DescribeEngineDefaultParameters")
-def describe_instance_defaults(service: Service, p: Parameters) -> Result:
-    """Answer with a family's defaults."""
-    return _describe_defaults(service, "instance", p)
-
-
-@operation("DescribeEngineDefaultClusterParameters")
-def describe_cluster_defaults(service: Service, p: Parameters) -> Result:
-    """Answer with a family's defaults."""
-    return _describe_defaults(service, "cluster", p)
-
-
-def _create(service: Service, kind: Kind, name: str, p: Parameters) -> Result:
-    group = Group(name.lower(), kind, p["DBParameterGroupFamily"].lower(), p["Description"], {})
-    return _described(service, service.groups.create(group))
-
-
-def _copy(service: Service, kind: Kind, p: Parameters) -> Result:
-    noun = _noun(kind)
-    wanted: str = p[f"Source{noun}Identifier"]
-    name = wanted.rpartition(":")[2] if wanted.startswith("arn:") else wanted
-    if name.lower().startswith(_DEFAULT):
-        raise _bad_name(kind)
-    source = service.groups.get(kind, name)
-    target: str = p[f"Target{noun}Identifier"]
-    description: str = p[f"Target{noun}Description"]
-    group = Group(target.lower(), kind, source.family, description, source.changes)
-    return _described(service, service.groups.create(group))
-
-
-def _modify(service: Service, kind: Kind, name: str, p: Parameters) -> str:
-    with service.store.lock:
-        group = _editable(service, kind, name)
-        wanted: Sequence[Mapping[str, Any]] = _few(p["Parameters"])
-        if not wanted:
-            raise fault("MissingParameter", "The request must contain the parameter Parameters.")
-        changes = {one["ParameterName"]: _change(group, one) for one in _unique(wanted)}
-        changed = service.groups.modify(group, changes)
-    # Without the lock: servers are told, and that takes as long as it takes.
-    if changed:
-        service.fleet.group_changed(kind, group.name, changed)
-    return group.name
-
-
-def _reset(service: Service, kind: Kind, name: str, p: Parameters) -> str:
-    wanted: Sequence[Mapping[str, Any]] = _few(p.get("Parameters", ()))
-    everything = p.get("ResetAllParameters", not wanted)
-    if everything == bool(wanted):
-        raise fault(
-            "InvalidParameterCombination", "Specify either ResetAllParameters or the Parameters to reset, not both"
-        )
-    with service.store.lock:
-        group = _editable(service, kind, name)
-        methods: dict[str, ApplyMethod]
-        if everything:
-            methods = {
-                parameter: "immediate" if group.defaults[parameter].apply_type == "dynamic" else "pending-reboot"
-                for parameter in group.changes
-            }
-        else:
-            methods = {one["ParameterName"]: _method(_parameter(group, one), one) for one in _unique(wanted)}
-        changed = service.groups.reset(group, methods)
-    if changed:
-        service.fleet.group_changed(kind, group.name, changed)
-    return group.name
-
-
-def _delete(service: Service, kind: Kind, name: str) -> Result:
-    if name.lower().startswith(_DEFAULT):
-        raise fault("InvalidDBParameterGroupStateFault", f"Default {_noun(kind)} cannot be deleted: {name}")
-    with service.store.lock:
-        group = service.groups.get(kind, name)
-        if service.fleet.users(kind, group.name):
-            raise fault(
-                "InvalidDBParameterGroupStateFault",
-                f"One or more database {kind}s are still members of this parameter group {group.name}, "
-                "so the group cannot be deleted",
-            )
-        service.groups.delete(group)
-    return {}
-
-
-def _describe(service: Service, kind: Kind, name: str | None, p: Parameters) -> tuple[list[Result], str | None]:
-    groups = [service.groups.get(kind, name)] if name else service.groups.all(kind)
-    paging.passes(p, {})
-    return paging.page({group.name: _described(service, group) for group in groups}, p)
-
-
-def _described(service: Service, group: Group) -> Result:
-    noun = _noun(group.kind)
-    return {
-        f"{noun}Name": group.name,
-        "DBParameterGroupFamily": group.family,
-        "Description": group.description,
-        f"{noun}Arn": _arn(service, group),
-    }
-
-
-def _describe_parameters(service: Service, group: Group, p: Parameters) -> Result:
-    wanted = p.get("Source")
-    if wanted not in (None, *_SOURCES):
-        raise fault("InvalidParameterValue", f"Invalid parameter source: {wanted}")
-    chosen: dict[str, Result] = {}
-    for parameter in group.defaults.values():
-        change = group.changes.get(parameter.name)
-        # A value that is the default has the default's source, whoever set it.
-        source = "user" if change is not None and change.value != parameter.value else parameter.source
-        if wanted in (None, source) and paging.passes(p, {"parameter-name": parameter.name}):
-            described = _parameter_described(service, group.family, parameter)
-            described["Source"] = source
-            # Of what nobody changed RDS says so of dynamic parameters as well.
-            described["ApplyMethod"] = change.method if change is not None else "pending-reboot"
-            if change is not None:
-                described["ParameterValue"] = change.value
-            chosen[parameter.name] = described
-    page, marker = paging.page(chosen, p)
-    return {"Parameters": page, "Marker": marker}
-
-
-def _describe_defaults(service: Service, kind: Kind, p: Parameters) -> Result:
-    family: str = p["DBParameterGroupFamily"]
-    chosen = {
-        parameter.name: _parameter_described(service, family, parameter)
-        for parameter in engine_catalog.defaults(family, kind).values()
-        if paging.passes(p, {"parameter-name": parameter.name})
-    }
-    page, marker = paging.page(chosen, p)
-    return {"EngineDefaults": {"DBParameterGroupFamily": family, "Parameters": page, "Marker": marker}}
-
-
-def _parameter_described(service: Service, family: str, parameter: EngineParameter) -> Result:
-    return {
-        "ParameterName": parameter.name,
-        "ParameterValue": _printed(service, parameter.value),
-        "Description": parameter.description,
-        "Source": parameter.source,
-        "ApplyType": parameter.apply_type,
-        "DataType": parameter.data_type,
-        "AllowedValues": parameter.allowed_values,
-        "IsModifiable": parameter.is_modifiable,
-        "MinimumEngineVersion": parameter.minimum_engine_version,
-        "SupportedEngineModes": ["provisioned"] if family.startswith("aurora") else None,
-    }
-
-
-def _printed(service: Service, value: str | None) -> str | None:
-    """Return a default as it is printed: formulas at times without braces, and with a dollar before a variable."""
-    if value is None or not service.consistency.delays.printed_formulas or not engine_catalog.is_formula(value):
-        return value
-    if "(" not in value:
-        return f"${value}" if value.startswith("{") else value
-    plain = re.sub(r"\$?\{([^{}]*)\}", r"\1", value)
-    return plain.replace("(DBInstanceVCPU", "($DBInstanceVCPU")
-
-
-def _editable(service: Service, kind: Kind, name: str) -> Group:
-    group = service.groups.get(kind, name)
-    if group.is_default:
-        raise fault("InvalidParameterValue", "Cannot modify a default parameter group.")
-    return group
-
-
-def _few(wanted: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    if len(wanted) > MOST_PARAMETERS:
-        message = f"Only {MOST_PARAMETERS} parameters can be changed in one request; it has {len(wanted)}"
-        raise fault("InvalidParameterValue", message)
-    return wanted
-
-
-def _unique(wanted: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
-    seen: set[str] = set()
-    for one in wanted:
-        name = one.get("ParameterName")
-        if not name:
-            raise fault("MissingParameter", "The request must contain the parameter ParameterName.")
-        if name in seen:
-            raise fault("InvalidParameterValue", f"The parameter {name} is given more than once")
-        seen.add(name)
-        yield one
-
-
-def _parameter(group: Group, one: Mapping[str, Any]) -> EngineParameter:
-    name = one["ParameterName"]
-    parameter = group.defaults.get(name)
-    if parameter is None:
-        raise fault("InvalidParameterValue", f"Could not find parameter with name: {name}")
-    if not parameter.is_modifiable:
-        raise fault("InvalidParameterValue", f"The parameter {name} cannot be modified.")
-    return parameter
-
-
-def _method(parameter: EngineParameter, one: Mapping[str, Any]) -> ApplyMethod:
-    method = one.get("ApplyMethod")
-    if method == "immediate":
-        if parameter.apply_type == "static":
-            message = "cannot use immediate apply method for static parameter"
-            raise fault("InvalidParameterCombination", message)
-        return "immediate"
-    if method == "pending-reboot":
-        return "pending-reboot"
-    raise fault("InvalidParameterValue", f"Invalid apply method for {parameter.name}: {method}")
-
-
-def _change(group: Group, one: Mapping[str, Any]) -> Change:
-    parameter = _parameter(group, one)
-    value = one.get("ParameterValue")
-    if value is None:
-        raise fault("MissingParameter", "The request must contain the parameter ParameterValue.")
-    if not _valid(parameter, value):
-        allowed = f" allowed values are: {parameter.allowed_values}" if parameter.allowed_values else ""
-        message = f"Invalid parameter value: {value} for: {parameter.name}{allowed}"
-        raise fault("InvalidParameterValue", message)
-    return Change(value, _method(parameter, one))
-
-
-def _valid(parameter: EngineParameter, value: str) -> bool:
-    if parameter.data_type not in ("integer", "float") or not engine_catalog.is_formula(value):
-        return parameter.allows(value)
-    some = engine_catalog.instance_class(_SOME_CLASS)
-    try:
-        engine_catalog.evaluate(value, some.vcpu, some.memory_bytes)
-    except ValueError:
-        return False
-    return True
-
-
 def _group(record: Mapping[str, Any]) -> Group:
     changes = {name: Change(value, method) for name, (value, method) in record["changes"].items()}
     return Group(record["name"], record["kind"], record["family"], record["description"], changes)
@@ -509,18 +193,6 @@ def _key(kind: Kind, name: str) -> str:
     return f"{kind}:{name}"
 
 
-def _noun(kind: Kind) -> str:
+def aws_noun(kind: Kind) -> str:
+    """Return the word for a kind of group in the names of the API: ``DBClusterParameterGroup``."""
     return "DBClusterParameterGroup" if kind == "cluster" else "DBParameterGroup"
-
-
-def _arn(service: Service, group: Group) -> str:
-    return service.arn("cluster-pg" if group.kind == "cluster" else "pg", group.name)
-
-
-def _bad_name(kind: Kind) -> Fault:
-    return fault(
-        "InvalidParameterValue",
-        f"The parameter {_noun(kind)}Name is not a valid identifier. Identifiers must begin with a letter; must "
-        "contain only ASCII letters, digits, and hyphens; and must not end with a hyphen or contain two consecutive "
-        "hyphens.",
-    )

@@ -8,13 +8,13 @@ from __future__ import annotations
 import random
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.parameter_catalog import Engine
 from rdsrepl.sandbox.api.store import Store
 
@@ -128,7 +128,6 @@ class Snapshot:
     Attributes:
         kind: ``cluster`` or ``instance``.
         of: the identifier of what it was taken of.
-        data_bytes: what the data directory had.
     """
 
     SECTION: ClassVar[str] = "snapshots"
@@ -147,7 +146,6 @@ class Snapshot:
     zone: str
     iops: int | None = None
     status: str = "creating"
-    data_bytes: int = 0
     iam_auth: bool = False
 
 
@@ -161,6 +159,24 @@ _FAULTS: Final[dict[str, tuple[str, str, str]]] = {
 _SNAPSHOT_FAULTS: Final[dict[str, tuple[str, str, str]]] = {
     "cluster": ("DBClusterSnapshotNotFoundFault", "DBClusterSnapshotAlreadyExistsFault", "DBClusterSnapshot"),
     "instance": ("DBSnapshotNotFoundFault", "DBSnapshotAlreadyExistsFault", "DBSnapshot"),
+}
+
+
+# Source type, categories and message of each event, by its number (RDS user guide, "Amazon RDS event categories").
+_EVENTS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
+    "RDS-EVENT-0004": ("db-instance", ("availability",), "DB instance shutdown"),
+    "RDS-EVENT-0005": ("db-instance", ("creation",), "DB instance created"),
+    "RDS-EVENT-0006": ("db-instance", ("availability",), "DB instance restarted"),
+    "RDS-EVENT-0035": ("db-instance", ("configuration change",), "DB instance put into incompatible-parameters. "),
+    "RDS-EVENT-0049": ("db-instance", ("failover",), "Multi-AZ instance failover completed"),
+    "RDS-EVENT-0069": (
+        "db-cluster",
+        ("failover", "failure"),
+        "Cluster failover failed, check the health of your readers and try again",
+    ),
+    "RDS-EVENT-0071": ("db-cluster", ("failover",), "Completed failover to DB instance: "),
+    "RDS-EVENT-0073": ("db-cluster", ("failover",), "Started cross AZ failover to DB instance: "),
+    "RDS-EVENT-0170": ("db-cluster", ("creation",), "DB cluster created"),
 }
 
 
@@ -192,6 +208,17 @@ class Records:
             missing, _, noun = _FAULTS[kind.SECTION]
             raise fault(missing, f"{noun} {identifier} not found.")
         return found
+
+    def get_available(self, kind: type[Record], identifier: str) -> Record:
+        """Return a record whose status is ``available``: of a cluster or instance that can be changed now.
+
+        Raises:
+            Fault: the record does not exist, or its status is another.
+        """
+        record = self.get(kind, identifier)
+        if record.status != "available":
+            raise invalid_state(record)
+        return record
 
     def refuse(self, kind: type[Record], identifier: str) -> None:
         """Refuse an identifier that is taken.
@@ -250,6 +277,26 @@ class Records:
             yield record
             self.put(record)
 
+    def set_status(
+        self, status: str, cluster: str | None, instances: Sequence[str], *, only: str | None = None
+    ) -> None:
+        """Set the status of a cluster and of instances; those that no longer exist are ignored.
+
+        Args:
+            status: the new status.
+            cluster: the cluster; None is none.
+            instances: the instances.
+            only: change only records that have this status.
+        """
+        with self.store.lock:
+            chosen: list[Cluster | Instance | None] = [self.find(Instance, name) for name in instances]
+            if cluster is not None:
+                chosen.append(self.find(Cluster, cluster))
+            for record in chosen:
+                if record is not None and only in (None, record.status):
+                    record.status = status
+                    self.put(record)
+
     def members(self, cluster: str) -> list[Instance]:
         """Return a cluster's instances."""
         return [instance for instance in self.all(Instance) if instance.cluster == cluster]
@@ -258,30 +305,35 @@ class Records:
         """Return an instance's read replicas."""
         return [instance for instance in self.all(Instance) if instance.source == source]
 
-    def happened(self, source_type: str, identifier: str, number: str, categories: list[str], message: str) -> None:
-        """Keep an event.
+    def add_event(self, number: str, identifier: str, detail: str = "") -> None:
+        """Record an event, for DescribeEvents.
 
         Args:
-            source_type: ``db-cluster``, ``db-instance`` ….
-            identifier: whose event it is.
             number: ``RDS-EVENT-0071``.
-            categories: AWS's words: ``failover``, ``availability`` ….
-            message: what DescribeEvents says; the number is put in front of it there.
+            identifier: the cluster or instance.
+            detail: what the message ends with.
         """
+        source_type, categories, message = _EVENTS[number]
         with self.store.lock:
             section = self.store.section("events")
             last = int(next(reversed(section), "0"))
             section[f"{last + 1:09}"] = {
                 "source_type": source_type,
                 "identifier": identifier,
-                "number": number,
-                "categories": categories,
-                "message": message,
+                "categories": list(categories),
+                "message": f"{message}{detail}",
                 "at": now(),
             }
             while len(section) > KEPT_EVENTS:
                 del section[next(iter(section))]
             self.store.save()
+
+
+def invalid_state(record: Cluster | Instance | Snapshot) -> Fault:
+    """Return the fault of a change that the status of a cluster or instance does not allow."""
+    name = type(record).__name__
+    message = f"{name} {record.identifier} is not in available state: its status is {record.status}."
+    return fault(f"InvalidDB{name}StateFault", message)
 
 
 def now() -> str:

@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 
 from rdsrepl.sandbox.api import query_protocol, service_model
 from rdsrepl.sandbox.api.faults import Fault
-from rdsrepl.sandbox.api.service import ACCOUNT, REGION
+from rdsrepl.sandbox.api.types import ACCOUNT, REGION
 
 EXPIRED: Final = "AKIAEXPIRED"
 DENIED: Final = "AKIADENIED"

@@ -8,7 +8,7 @@ import string
 from typing import Any, Final
 
 from rdsrepl.sandbox.api.faults import fault
-from rdsrepl.sandbox.api.service import ACCOUNT
+from rdsrepl.sandbox.api.types import ACCOUNT
 
 _LENGTH: Final = 28
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from rdsrepl.errors import Unsupported
@@ -10,19 +9,16 @@ from rdsrepl.sandbox.api import parameter_catalog
 from rdsrepl.sandbox.api.parameter_groups import Change, Group, Groups, default_name
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records, new_resource_id, now, slot_name, zones
 from rdsrepl.sandbox.api.server_settings import Attached, settings
-from rdsrepl.sandbox.api.service import REGION
 from rdsrepl.sandbox.api.store import Store
-from rdsrepl.sandbox.servers.binaries import Binaries
+from rdsrepl.sandbox.api.types import REGION
 from rdsrepl.sandbox.state import Directory, EndpointState, ServerState, State
 
 INSTANCE_CLASS: Final = "db.m5d.large"
 ALLOCATED_GIB: Final = 100
 IOPS: Final = 3000
 
-__all__ = ["REGION", "found"]
 
-
-def found(home: Directory, state: State, name: str, *, standby: bool, default_group: bool) -> State:
+def seed_cluster(home: Directory, state: State, name: str, *, standby: bool, default_group: bool) -> State:
     """Write the records of a new Multi-AZ cluster; return the state with its servers and endpoints, not yet made.
 
     Args:
@@ -44,8 +40,7 @@ def found(home: Directory, state: State, name: str, *, standby: bool, default_gr
     groups, records = Groups(store), Records(store)
     family = f"postgres{major}"
     group = default_name(family) if default_group else _make_group(groups, name, family).name
-    programs = Binaries(Path(state.bin_dir), state.version)
-    wanted = settings(groups, Attached(INSTANCE_CLASS, cluster=group), programs)
+    wanted = settings(groups, Attached(INSTANCE_CLASS, cluster=group), state.binaries)
     version, moment = ".".join(map(str, state.version[:2])), now()
     records.put(
         Cluster(

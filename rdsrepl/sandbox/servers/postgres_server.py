@@ -7,16 +7,13 @@ passwords, and on a unix socket in a directory only its owner may enter; there i
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -28,6 +25,7 @@ from rdsrepl.errors import Error, TimedOut
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.servers.processes import Identity
+from rdsrepl.sandbox.servers.socket_dirs import PREFIX, is_socket_dir, make_socket_dir, new_socket_dir
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -82,8 +80,6 @@ _UNDISTURBED: Final[Mapping[str, str]] = {
 }
 # What the owner of a database cannot change for a session that says it itself (ALTER DATABASE … SET).
 ADMIN_OPTIONS: Final = "-c search_path= -c role=none -c default_transaction_read_only=off -c statement_timeout=0"
-# A unix socket's path holds 107 bytes on Linux, 103 on macOS.
-_SOCKET_PATH_BYTES: Final = 103
 _BIND_ATTEMPTS: Final = 8
 _BIND_FAILURE: Final = re.compile(r"could not bind|could not create any TCP/IP sockets|Address already in use")
 
@@ -382,7 +378,7 @@ class Server:
         self.sweep()
         if self.socket_dir is not None:
             self._forget_sockets()
-            if self.socket_dir.name.startswith(_SOCKET_PREFIX):
+            if self.socket_dir.name.startswith(PREFIX):
                 with suppress(OSError):
                     self.socket_dir.rmdir()
         shutil.rmtree(self.data_dir, ignore_errors=True)
@@ -562,61 +558,6 @@ def free_port() -> int:
                 continue
         return port
     raise Error(f"no free port on {HOST} between {PORTS.start} and {PORTS.stop}", hint="end what listens there")
-
-
-_SOCKET_PREFIX: Final = "rdsrepl-"
-
-
-def new_socket_dir(way: processes.Launcher) -> Path:
-    """Return the path of a directory for unix sockets that does not exist yet.
-
-    It is short enough for a socket in it, and once it is made nobody can put another in its place.
-    """
-    for base in (tempfile.gettempdir(), "/tmp"):
-        path = Path(base) / f"{_SOCKET_PREFIX}{random.SystemRandom().randrange(16**8):08x}"
-        plain = re.fullmatch(r"[A-Za-z0-9/._-]+", str(path))
-        if not plain or len(os.fsencode(path / ".s.PGSQL.65535.lock")) > _SOCKET_PATH_BYTES:
-            continue
-        if _is_safe(Path(base), way):
-            return path
-    raise Error(
-        "no temporary directory does for unix sockets: a short path, and one in which others cannot rename our files",
-        hint="set TMPDIR to such a directory",
-    )
-
-
-def make_socket_dir(path: Path, way: processes.Launcher) -> Path:
-    """Make a directory for unix sockets that only the servers' user may enter, and return it.
-
-    Raises:
-        FileExistsError: somebody else has made something of that name.
-    """
-    path.mkdir(mode=0o700)
-    way.own(path)
-    return path
-
-
-def is_socket_dir(path: Path, way: processes.Launcher) -> bool:
-    """Say whether PATH is a directory that ``make_socket_dir`` made, and nobody else."""
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    mine = way.owner[0] if way.owner is not None else os.geteuid()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == mine and stat.S_IMODE(found.st_mode) == 0o700
-
-
-def _is_safe(base: Path, way: processes.Launcher) -> bool:
-    """Say whether nobody else can rename what is in BASE, and the servers' user can get there."""
-    real = Path(os.path.realpath(base))
-    for place in (real, *real.parents):
-        found = place.stat()
-        theirs = found.st_uid not in (0, os.geteuid())
-        if theirs or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
-            return False
-        if way.owner is not None and not found.st_mode & stat.S_IXOTH:
-            return False
-    return True
 
 
 def _free_shared_memory(*, key: str, shmid: str, creator: str) -> None:

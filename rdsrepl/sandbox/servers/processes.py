@@ -369,13 +369,13 @@ def left_by_a_server(data_dir: Path) -> list[Identity]:
     return [Identity(pid, moment, "") for pid, moment in moments if moment is not None]
 
 
-def wait(condition: Callable[[], bool], timeout_seconds: float) -> bool:
+def wait(condition: Callable[[], bool], timeout_seconds: float, poll_seconds: float = _POLL_SECONDS) -> bool:
     """Wait until CONDITION holds; return whether it came to hold in time."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll_seconds)
     return True
 
 

@@ -5,54 +5,47 @@ A snapshot is a record of what was there and how large it was; nothing can be re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal
+from typing import Literal
 
-from rdsrepl.sandbox.api import engine_catalog, paging
-from rdsrepl.sandbox.api.controller import fleet_of
+from rdsrepl.sandbox.api import formulas, paging
 from rdsrepl.sandbox.api.faults import fault
-from rdsrepl.sandbox.api.operations import clusters, instances
 from rdsrepl.sandbox.api.records import (
     Cluster,
     Instance,
     Records,
     Snapshot,
     check_identifier,
+    now,
     zones,
 )
-from rdsrepl.sandbox.api.service import Parameters, Result, Service, operation
+from rdsrepl.sandbox.api.service import Service, operation
+from rdsrepl.sandbox.api.types import Parameters, Result
 
 SnapshotKind = Literal["cluster", "instance"]
-_DEFAULT_MINUTES: Final = 60
-_SOURCES: Final = ("db-instance", "db-cluster", "db-snapshot", "db-cluster-snapshot", "db-parameter-group")
 
 
-@operation("CreateDBClusterSnapshot", needs_servers=True)
+@operation("CreateDBClusterSnapshot")
 def create_cluster_snapshot(service: Service, p: Parameters) -> Result:
     """Take a snapshot of a cluster."""
-    fleet = fleet_of(service)
+    controller = service.require_controller()
     with service.store.lock:
-        cluster = clusters.available(fleet.records, p["DBClusterIdentifier"])
+        cluster = controller.records.get_available(Cluster, p["DBClusterIdentifier"])
         made = _create(service, "cluster", cluster, p["DBClusterSnapshotIdentifier"])
-        writer = next((entry.name for entry in fleet.state().members(cluster.identifier)), None)
-        made.data_bytes = fleet.data_bytes(writer) if writer is not None else 0
-        fleet.records.put(made)
+        controller.records.put(made)
     return {"DBClusterSnapshot": _cluster_described(service, made)}
 
 
-@operation("CreateDBSnapshot", needs_servers=True)
+@operation("CreateDBSnapshot")
 def create_snapshot(service: Service, p: Parameters) -> Result:
     """Take a snapshot of an instance."""
-    fleet = fleet_of(service)
+    controller = service.require_controller()
     with service.store.lock:
-        instance = instances.available(fleet.records, p["DBInstanceIdentifier"])
+        instance = controller.records.get_available(Instance, p["DBInstanceIdentifier"])
         if instance.cluster is not None:
             message = f"{instance.identifier} is a member of a DB cluster: take a snapshot of that."
             raise fault("InvalidParameterCombination", message)
         made = _create(service, "instance", instance, p["DBSnapshotIdentifier"])
-        made.data_bytes = fleet.data_bytes(instance.identifier)
-        fleet.records.put(made)
+        controller.records.put(made)
     return {"DBSnapshot": _instance_described(service, made)}
 
 
@@ -96,37 +89,11 @@ def delete_snapshot(service: Service, p: Parameters) -> Result:
     return {"DBSnapshot": _instance_described(service, gone)}
 
 
-@operation("DescribeEvents")
-def describe_events(service: Service, p: Parameters) -> Result:
-    """Answer with what happened, oldest first: of the last hour, unless another time is asked for."""
-    identifier, source_type = p.get("SourceIdentifier"), p.get("SourceType")
-    if source_type not in (None, *_SOURCES):
-        raise fault("InvalidParameterValue", f"Invalid source type: {source_type}")
-    if identifier is not None and source_type is None:
-        raise fault("InvalidParameterCombination", "SourceType is needed along with SourceIdentifier.")
-    until: datetime = p.get("EndTime") or datetime.now(UTC)
-    since: datetime = p.get("StartTime") or until - timedelta(minutes=p.get("Duration") or _DEFAULT_MINUTES)
-    wanted = set(p.get("EventCategories", ()))
-    paging.passes(p, {})
-    chosen: dict[str, Result] = {}
-    with service.store.lock:
-        for key, event in service.store.section("events").items():
-            if (
-                identifier in (None, event["identifier"])
-                and source_type in (None, event["source_type"])
-                and since <= datetime.fromisoformat(event["at"]) <= until
-                and (not wanted or wanted & set(event["categories"]))
-            ):
-                chosen[key] = _event_described(service, event)
-    page, marker = paging.page(chosen, p)
-    return {"Events": page, "Marker": marker}
-
-
 def _create(service: Service, kind: SnapshotKind, record: Cluster | Instance, name: str) -> Snapshot:
     records = Records(service.store)
     identifier = check_identifier(f"DB{'Cluster' if kind == 'cluster' else ''}SnapshotIdentifier", name, 255)
     records.refuse_snapshot(kind, identifier)
-    made = clusters.snapshot_of(records, record, identifier)
+    made = snapshot_of(records, record, identifier)
     made.status = "available"
     return made
 
@@ -195,7 +162,7 @@ def _both(snapshot: Snapshot) -> Result:
         "AllocatedStorage": snapshot.allocated_gib,
         "StorageType": snapshot.storage_type,
         "Status": snapshot.status,
-        "Port": engine_catalog.PORT,
+        "Port": formulas.PORT,
         "VpcId": "vpc-0a1b2c3d4e5f60718",
         "MasterUsername": snapshot.master_user,
         "LicenseModel": "postgresql-license",
@@ -206,13 +173,45 @@ def _both(snapshot: Snapshot) -> Result:
     }
 
 
-def _event_described(service: Service, event: Mapping[str, Any]) -> Result:
-    kind = "cluster" if event["source_type"] == "db-cluster" else "db"
-    return {
-        "SourceIdentifier": event["identifier"],
-        "SourceType": event["source_type"],
-        "Message": event["message"],
-        "EventCategories": event["categories"],
-        "Date": event["at"],
-        "SourceArn": service.arn(kind, event["identifier"]),
-    }
+def final_snapshot(records: Records, p: Parameters, record: Cluster | Instance) -> Snapshot | None:
+    """Return the snapshot that a deletion is to leave, kept as ``creating``; None where none is wanted.
+
+    Raises:
+        Fault: it was not said, said twice, or its name is not allowed or taken.
+    """
+    kind: Literal["cluster", "instance"] = "cluster" if isinstance(record, Cluster) else "instance"
+    name, skip = p.get("FinalDBSnapshotIdentifier"), p.get("SkipFinalSnapshot", False)
+    if skip and name:
+        message = "FinalDBSnapshotIdentifier can not be specified when deleting with SkipFinalSnapshot."
+        raise fault("InvalidParameterCombination", message)
+    if not skip and not name:
+        message = "FinalDBSnapshotIdentifier is required unless SkipFinalSnapshot is specified."
+        raise fault("InvalidParameterCombination", message)
+    if not name:
+        return None
+    identifier = check_identifier("FinalDBSnapshotIdentifier", name, 255)
+    snapshot = snapshot_of(records, record, identifier)
+    records.refuse_snapshot(kind, identifier)
+    records.put(snapshot)
+    return snapshot
+
+
+def snapshot_of(records: Records, record: Cluster | Instance, identifier: str) -> Snapshot:
+    """Return a snapshot of a cluster or an instance, not kept yet."""
+    members: list[Instance] = records.members(record.identifier) if isinstance(record, Cluster) else [record]
+    return Snapshot(
+        identifier,
+        "cluster" if isinstance(record, Cluster) else "instance",
+        record.identifier,
+        record.resource_id,
+        record.engine,
+        record.version,
+        record.master_user,
+        record.allocated_gib or 1,
+        record.storage_type,
+        now(),
+        record.created,
+        members[0].zone if members else "",
+        iops=record.iops,
+        iam_auth=record.iam_auth,
+    )

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 from rdsrepl.sandbox.api import engine_catalog, other_engines, paging
-from rdsrepl.sandbox.api.controller import Fleet, fleet_of
-from rdsrepl.sandbox.api.faults import Fault, fault
-from rdsrepl.sandbox.api.operations.clusters import (
+from rdsrepl.sandbox.api.controller import Controller
+from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.operations.checks import (
     SUBNET_GROUP,
     attachable,
     check_quota,
     check_subnet_group,
     credentials,
-    entry,
-    final_snapshot,
     find_release,
-    group_status,
     plain_name,
     same_major,
-    secret,
     storage,
 )
+from rdsrepl.sandbox.api.operations.clusters import group_status, secret
+from rdsrepl.sandbox.api.operations.db_snapshots import final_snapshot
 from rdsrepl.sandbox.api.records import (
     Cluster,
     Instance,
     Records,
     check_identifier,
+    invalid_state,
     new_resource_id,
     now,
     zones,
 )
-from rdsrepl.sandbox.api.service import Parameters, Result, Service, operation, view
-from rdsrepl.sandbox.servers.binaries import Binaries
+from rdsrepl.sandbox.api.service import Service, operation, view
+from rdsrepl.sandbox.api.types import Parameters, Result
 from rdsrepl.sandbox.servers.postgres_server import HOST
 
 _LONGEST: Final = 63
@@ -52,17 +50,17 @@ _OF_CLUSTER: Final = (
 _REBOOTABLE: Final = ("available", "incompatible-parameters")
 
 
-@operation("CreateDBInstance", needs_servers=True)
+@operation("CreateDBInstance")
 def create(service: Service, p: Parameters) -> Result:
     """Make an instance by itself, or a member of an Aurora cluster."""
-    fleet = fleet_of(service)
+    controller = service.require_controller()
     identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _LONGEST)
     if "DBClusterIdentifier" in p:
-        return _create_member(service, fleet, identifier, p)
+        return _create_member(service, controller, identifier, p)
     if p["Engine"] == "aurora-postgresql":
         message = "An instance of aurora-postgresql needs a DB cluster: DBClusterIdentifier."
         raise fault("InvalidParameterCombination", message)
-    release, programs = find_release(fleet, p["Engine"], p.get("EngineVersion"))
+    release, programs = find_release(controller, p["Engine"], p.get("EngineVersion"))
     user, password = credentials(p, required=True)
     group = attachable(service, "instance", p.get("DBParameterGroupName"), release)
     if "AllocatedStorage" not in p:
@@ -96,16 +94,16 @@ def create(service: Service, p: Parameters) -> Result:
         backup_days=p.get("BackupRetentionPeriod", 1),
     )
     if p.get("ManageMasterUserPassword"):
-        fleet.manage_secret(instance, password)
-    _keep(service, fleet, instance)
-    fleet.create([entry(fleet, instance, programs, source=None)], password)
-    return {"DBInstance": described(service, fleet.records.get(Instance, identifier))}
+        controller.manage_secret(instance, password)
+    _keep(service, controller, instance)
+    controller.create([controller.new_server(instance, programs, source=None)], password)
+    return {"DBInstance": described(service, controller.records.get(Instance, identifier))}
 
 
-@operation("CreateDBInstanceReadReplica", needs_servers=True)
+@operation("CreateDBInstanceReadReplica")
 def create_replica(service: Service, p: Parameters) -> Result:
     """Make a read replica of an instance that is by itself, or of a replica."""
-    fleet = fleet_of(service)
+    controller = service.require_controller()
     identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _LONGEST)
     if "SourceDBInstanceIdentifier" not in p:
         message = "A read replica needs SourceDBInstanceIdentifier; the sandbox has none of DB clusters."
@@ -114,7 +112,7 @@ def create_replica(service: Service, p: Parameters) -> Result:
         message = "A parameter group can't be specified during Read Replica creation for the following DB engine: "
         raise fault("InvalidParameterCombination", f"{message}postgres")
     with service.store.lock:
-        source = available(fleet.records, p["SourceDBInstanceIdentifier"])
+        source = controller.records.get_available(Instance, p["SourceDBInstanceIdentifier"])
         if source.cluster is not None:
             message = f"{source.identifier} is a member of a DB cluster and cannot have read replicas."
             raise fault("InvalidDBInstanceStateFault", message)
@@ -145,12 +143,11 @@ def create_replica(service: Service, p: Parameters) -> Result:
             iam_auth=p.get("EnableIAMDatabaseAuthentication", source.iam_auth),
             backup_days=0,
         )
-        _keep(service, fleet, instance)
-    above = fleet.state().server(source.identifier)
+        _keep(service, controller, instance)
+    above = controller.actions.state().server(source.identifier)
     assert above is not None
-    programs = Binaries(Path(above.bin_dir), above.version)
-    fleet.create([entry(fleet, instance, programs, source=source.identifier)])
-    return {"DBInstance": described(service, fleet.records.get(Instance, identifier))}
+    controller.create([controller.new_server(instance, above.binaries, source=source.identifier)])
+    return {"DBInstance": described(service, controller.records.get(Instance, identifier))}
 
 
 @operation("DescribeDBInstances")
@@ -165,7 +162,7 @@ def describe(service: Service, p: Parameters) -> Result:
     for identifier in names:
         record = records.find(Instance, identifier)
         fresh = None if record is None else described(service, record)
-        shown = others.get(identifier) or service.consistency.view("instance", identifier, fresh)
+        shown = others.get(identifier) or service.consistency.shown("instance", identifier, fresh)
         if shown is None:
             if name:
                 raise fault("DBInstanceNotFoundFault", f"DBInstance {name} not found.")
@@ -189,15 +186,15 @@ def every(service: Service) -> dict[str, Result]:
     return {instance.identifier: described(service, instance) for instance in Records(service.store).all(Instance)}
 
 
-@operation("ModifyDBInstance", needs_servers=True)
+@operation("ModifyDBInstance")
 def modify(service: Service, p: Parameters) -> Result:
     """Change an instance: what needs a restart at once only when it is asked to be."""
-    fleet = fleet_of(service)
-    records = fleet.records
+    controller = service.require_controller()
+    records = controller.records
     if "NewDBInstanceIdentifier" in p:
         raise fault("InvalidParameterCombination", "The sandbox does not rename instances.")
     with service.store.lock:
-        instance = available(records, p["DBInstanceIdentifier"])
+        instance = records.get_available(Instance, p["DBInstanceIdentifier"])
         cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
         if cluster is not None and cluster.multi_az and (refused := [name for name in _OF_CLUSTER if name in p]):
             message = (
@@ -222,34 +219,34 @@ def modify(service: Service, p: Parameters) -> Result:
         reclassed = _change_size(service, instance, p, release.version)
         if password:
             managed = bool(p.get("ManageMasterUserPassword", instance.secret_arn is not None))
-            fleet.manage_secret(instance, password if managed else None)
+            controller.manage_secret(instance, password if managed else None)
         elif p.get("ManageMasterUserPassword") is False:
-            fleet.manage_secret(instance, None)
+            controller.manage_secret(instance, None)
         records.put(instance)
     identifier = instance.identifier
 
     def job() -> None:
         if password:
-            fleet.set_password(identifier, instance.master_user, password)
+            controller.set_password(identifier, instance.master_user, password)
         with records.edit(Instance, identifier) as one:
             if one.parameter_status == "applying":
                 one.parameter_status = "pending-reboot"
         if reclassed:
-            fleet.restart(identifier)
+            controller.actions.reboot(identifier)
 
-    fleet.settle(None, [identifier], job)
+    controller.run_in_background(job, "modifying", None, [identifier])
     return {"DBInstance": described(service, records.get(Instance, identifier))}
 
 
-@operation("RebootDBInstance", needs_servers=True)
+@operation("RebootDBInstance")
 def reboot(service: Service, p: Parameters) -> Result:
     """Restart an instance with its groups' values; with a failover it moves to its other zone and applies nothing."""
-    fleet = fleet_of(service)
+    controller = service.require_controller()
     with service.store.lock:
-        instance = fleet.records.get(Instance, p["DBInstanceIdentifier"])
-        cluster = fleet.records.find(Cluster, instance.cluster) if instance.cluster else None
+        instance = controller.records.get(Instance, p["DBInstanceIdentifier"])
+        cluster = controller.records.find(Cluster, instance.cluster) if instance.cluster else None
         if instance.status not in _REBOOTABLE:
-            raise _state(instance)
+            raise invalid_state(instance)
         if cluster is not None and cluster.status != "available":
             message = f"Cluster {cluster.identifier} is not in available state: its status is {cluster.status}."
             raise fault("InvalidDBInstanceStateFault", message)
@@ -258,42 +255,36 @@ def reboot(service: Service, p: Parameters) -> Result:
                 message = "Reboot Instance with Failover cannot be used for DB Instances that are not Multi-AZ."
                 raise fault("InvalidParameterCombination", message)
             instance.zone, instance.secondary_zone = instance.secondary_zone or instance.zone, instance.zone
-            fleet.records.put(instance)
-            fleet.records.happened(
-                "db-instance",
-                instance.identifier,
-                "RDS-EVENT-0049",
-                ["failover"],
-                "Multi-AZ instance failover completed",
-            )
-        fleet.reboot([instance.identifier], applies=not p.get("ForceFailover", False))
-    return {"DBInstance": described(service, fleet.records.get(Instance, instance.identifier))}
+            controller.records.put(instance)
+            controller.records.add_event("RDS-EVENT-0049", instance.identifier)
+        controller.reboot([instance.identifier], applies=not p.get("ForceFailover", False))
+    return {"DBInstance": described(service, controller.records.get(Instance, instance.identifier))}
 
 
-@operation("PromoteReadReplica", needs_servers=True)
+@operation("PromoteReadReplica")
 def promote(service: Service, p: Parameters) -> Result:
     """Make a read replica an instance by itself."""
-    fleet = fleet_of(service)
+    controller = service.require_controller()
     with service.store.lock:
-        instance = available(fleet.records, p["DBInstanceIdentifier"])
+        instance = controller.records.get_available(Instance, p["DBInstanceIdentifier"])
         if instance.source is None:
             raise fault("InvalidDBInstanceStateFault", f"{instance.identifier} is not a read replica.")
         instance.backup_days = p.get("BackupRetentionPeriod", 1)
-        fleet.records.put(instance)
-        fleet.promote(instance.identifier)
-    return {"DBInstance": described(service, fleet.records.get(Instance, instance.identifier))}
+        controller.records.put(instance)
+        controller.promote(instance.identifier)
+    return {"DBInstance": described(service, controller.records.get(Instance, instance.identifier))}
 
 
-@operation("DeleteDBInstance", needs_servers=True)
+@operation("DeleteDBInstance")
 def delete(service: Service, p: Parameters) -> Result:
     """Remove an instance; its read replicas become instances by themselves."""
-    fleet = fleet_of(service)
-    records = fleet.records
+    controller = service.require_controller()
+    records = controller.records
     with service.store.lock:
         instance = records.get(Instance, p["DBInstanceIdentifier"])
         cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
         if instance.status in ("creating", "deleting", "modifying", "rebooting"):
-            raise _state(instance)
+            raise invalid_state(instance)
         if cluster is not None and cluster.multi_az:
             message = f"{instance.identifier} is a member of a Multi-AZ DB cluster; delete the cluster instead."
             raise fault("InvalidDBInstanceStateFault", message)
@@ -308,17 +299,16 @@ def delete(service: Service, p: Parameters) -> Result:
             message = f"FinalDBSnapshotIdentifier can not be specified when deleting {what}."
             raise fault("InvalidParameterCombination", message)
         answer = described(service, instance) | {"DBInstanceStatus": "deleting"}
-        fleet.manage_secret(instance, None)
+        controller.manage_secret(instance, None)
         records.put(instance)
-        fleet.delete(instance.identifier, snapshot)
+        controller.delete(instance.identifier, snapshot)
     return {"DBInstance": answer}
 
 
 def described(service: Service, instance: Instance) -> Result:
     """Return an instance as RDS describes it."""
-    fleet = service.fleet
     records = Records(service.store)
-    state = fleet.state() if isinstance(fleet, Fleet) else None
+    state = service.controller.actions.state() if service.controller is not None else None
     port = state.port("instance", instance.identifier) if state is not None else None
     cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
     status = group_status(service, instance.parameter_status)
@@ -379,22 +369,10 @@ def described(service: Service, instance: Instance) -> Result:
     }
 
 
-def available(records: Records, identifier: str) -> Instance:
-    """Return an instance that can be changed now.
-
-    Raises:
-        Fault: there is none, or its status is another.
-    """
-    instance = records.get(Instance, identifier)
-    if instance.status != "available":
-        raise _state(instance)
-    return instance
-
-
-def _create_member(service: Service, fleet: Fleet, identifier: str, p: Parameters) -> Result:
+def _create_member(service: Service, controller: Controller, identifier: str, p: Parameters) -> Result:
     """Make a member of an Aurora cluster; the first is its writer."""
     with service.store.lock:
-        cluster = fleet.records.get(Cluster, p["DBClusterIdentifier"])
+        cluster = controller.records.get(Cluster, p["DBClusterIdentifier"])
         if cluster.status not in ("available", "creating"):
             message = f"Cluster {cluster.identifier} is not in available state: its status is {cluster.status}."
             raise fault("InvalidDBClusterStateFault", message)
@@ -408,16 +386,16 @@ def _create_member(service: Service, fleet: Fleet, identifier: str, p: Parameter
             message = f"The requested DB Instance will be a member of a DB Cluster. Set {min(forbidden)} on that."
             raise fault("InvalidParameterCombination", message)
         release = same_major(cluster.engine, cluster.version, p.get("EngineVersion"))
-        _, programs = find_release(fleet, cluster.engine, cluster.version)
+        _, programs = find_release(controller, cluster.engine, cluster.version)
         group = attachable(service, "instance", p.get("DBParameterGroupName"), release)
         if not engine_catalog.instance_class(p["DBInstanceClass"]).aurora:
             message = f"RDS does not support creating an Aurora instance of the class {p['DBInstanceClass']}."
             raise fault("InvalidParameterCombination", message)
-        members = fleet.state().members(cluster.identifier)
+        members = controller.actions.state().members(cluster.identifier)
         if members and not members[0].port:
             message = f"The first instance of {cluster.identifier} is still being made."
             raise fault("InvalidDBClusterStateFault", message)
-        taken = {member.zone for member in fleet.records.members(cluster.identifier)}
+        taken = {member.zone for member in controller.records.members(cluster.identifier)}
         free = [zone for zone in zones(service.region) if zone not in taken] or zones(service.region)
         instance = Instance(
             identifier,
@@ -440,22 +418,22 @@ def _create_member(service: Service, fleet: Fleet, identifier: str, p: Parameter
             encrypted=cluster.encrypted,
             public=p.get("PubliclyAccessible", False),
         )
-        _keep(service, fleet, instance)
-        made = entry(fleet, instance, programs, source=members[0].name if members else None)
-        fleet.create([made], cluster.password or "")
-    return {"DBInstance": described(service, fleet.records.get(Instance, identifier))}
+        _keep(service, controller, instance)
+        made = controller.new_server(instance, programs, source=members[0].name if members else None)
+        controller.create([made], cluster.password or "")
+    return {"DBInstance": described(service, controller.records.get(Instance, identifier))}
 
 
-def _keep(service: Service, fleet: Fleet, instance: Instance) -> None:
+def _keep(service: Service, controller: Controller, instance: Instance) -> None:
     """Keep the record of a new instance.
 
     Raises:
         Fault: its identifier is taken, or there are too many.
     """
     with service.store.lock:
-        fleet.records.refuse(Instance, instance.identifier)
-        check_quota(fleet.records, 1)
-        fleet.records.put(instance)
+        controller.records.refuse(Instance, instance.identifier)
+        check_quota(controller.records, 1)
+        controller.records.put(instance)
 
 
 def _change_size(service: Service, instance: Instance, p: Parameters, version: str) -> bool:
@@ -507,10 +485,3 @@ def _zone(service: Service, p: Parameters) -> str:
 
 def _other_zone(service: Service, zone: str) -> str:
     return next(other for other in zones(service.region) if other != zone)
-
-
-def _state(instance: Instance) -> Fault:
-    return fault(
-        "InvalidDBInstanceStateFault",
-        f"Instance {instance.identifier} is not in available state: its status is {instance.status}.",
-    )

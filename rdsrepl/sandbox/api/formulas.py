@@ -1,0 +1,120 @@
+"""Evaluates the formulas that parameter values may be: ``GREATEST({DBInstanceVCPU*2},8)``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Final
+
+PORT: Final = 5432
+
+
+# Formulas: operators work inside of the braces and outside: {DBInstanceVCPU*2}, {DBInstanceVCPU}*2.
+_TOKEN: Final = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|([A-Za-z]+)|(\$?\{)|(.))", re.DOTALL)
+_NAMES: Final = ("DBInstanceClassMemory", "DBInstanceVCPU", "EndPointPort")
+_DEEPEST: Final = 20
+
+
+def is_formula(value: str) -> bool:
+    """Say whether a value is meant as a formula: it has a variable, or calls a function."""
+    return bool(re.search(r"\{|^\s*(?:GREATEST|LEAST|SUM)\s*\(", value))
+
+
+def evaluate(formula: str, vcpu: int, memory_bytes: int) -> str:
+    """Return the value of a formula for an instance class; what is no formula is returned as it is.
+
+    Divisions keep their fraction until the end, where the value is cut to a whole number.
+
+    Raises:
+        ValueError: it is no valid formula.
+    """
+    if not is_formula(formula):
+        return formula
+    values = dict(zip(_NAMES, (memory_bytes, vcpu, PORT), strict=True))
+    try:
+        return str(math.trunc(_Formula(formula, values).value()))
+    except (ZeroDivisionError, OverflowError) as exc:
+        raise ValueError(f"{formula}: {exc}") from None
+
+
+class _Formula:
+    """A parser by recursive descent that evaluates as it goes."""
+
+    def __init__(self, text: str, values: Mapping[str, float]) -> None:
+        self._text = text
+        self._values = values
+        self._tokens = [match.group().strip() for match in _TOKEN.finditer(text)]
+        self._tokens = [token for token in self._tokens if token]
+        self._at = 0
+        self._depth = 0
+
+    def value(self) -> float:
+        result = self._sum()
+        if self._at < len(self._tokens):
+            raise self._wrong()
+        return result
+
+    def _peek(self) -> str:
+        return self._tokens[self._at] if self._at < len(self._tokens) else ""
+
+    def _next(self) -> str:
+        token = self._peek()
+        self._at += 1
+        return token
+
+    def _expect(self, token: str) -> None:
+        if self._next() != token:
+            raise self._wrong()
+
+    def _wrong(self) -> ValueError:
+        return ValueError(f"{self._text}: no valid formula")
+
+    def _sum(self) -> float:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise self._wrong()
+        result = self._product()
+        while self._peek() in ("+", "-"):
+            result = result + self._product() if self._next() == "+" else result - self._product()
+        self._depth -= 1
+        return result
+
+    def _product(self) -> float:
+        result = self._one()
+        while self._peek() in ("*", "/"):
+            result = result * self._one() if self._next() == "*" else result / self._one()
+        return result
+
+    def _one(self) -> float:
+        token = self._next()
+        if token == "-":
+            return -self._number(self._next())
+        if token in ("{", "${", "("):
+            result = self._sum()
+            self._expect(")" if token == "(" else "}")
+            return result
+        if token in self._values:
+            return self._values[token]
+        if token.upper() in ("GREATEST", "LEAST", "SUM", "LOG"):
+            return self._call(token.upper())
+        return self._number(token)
+
+    def _number(self, token: str) -> float:
+        if not re.fullmatch(r"[\d.]+", token):
+            raise self._wrong()
+        return int(token) if token.isdigit() else float(token)
+
+    def _call(self, name: str) -> float:
+        self._expect("(")
+        arguments = [self._sum()]
+        while self._peek() == ",":
+            self._next()
+            arguments.append(self._sum())
+        self._expect(")")
+        if name == "LOG":
+            # Of a class with less than the divisor it is negative, which GREATEST then bounds.
+            return math.log2(arguments[0])
+        if name == "GREATEST":
+            return max(arguments)
+        return min(arguments) if name == "LEAST" else sum(arguments)

@@ -1,0 +1,155 @@
+"""Checks of request parameters that the operations on clusters and on instances share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rdsrepl.sandbox.api import engine_catalog, secrets
+from rdsrepl.sandbox.api.controller import Controller
+from rdsrepl.sandbox.api.engine_catalog import EngineVersion
+from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.parameter_groups import Group, default_name
+from rdsrepl.sandbox.api.records import (
+    Instance,
+    Records,
+)
+from rdsrepl.sandbox.api.service import Service
+from rdsrepl.sandbox.api.types import Kind, Parameters
+from rdsrepl.sandbox.servers import binaries
+from rdsrepl.sandbox.servers.binaries import Binaries
+
+SUBNET_GROUP: Final = "default"
+MOST_INSTANCES: Final = 40
+_RESERVED_USERS: Final = (
+    *("rdsadmin", "rdsrepladmin", "rds_superuser", "rds_replication", "rds_password", "rds_iam"),
+    *("public", "none"),
+)
+
+
+def plain_name(name: str) -> str:
+    """Return an identifier, of an ARN the one in it, as it is kept."""
+    return (name.rpartition(":")[2] if name.startswith("arn:") else name).lower()
+
+
+def find_release(controller: Controller, engine: str, version: str | None) -> tuple[EngineVersion, Binaries]:
+    """Return a release of an engine, and the programs that stand for it.
+
+    Raises:
+        Fault: there is no such engine or version, or none of its programs is installed.
+    """
+    state = controller.actions.state()
+    own = state.binaries
+    release = engine_catalog.find(engine, version or str(own.major))
+    for found in (own, *binaries.machine(), *binaries.wheel()):
+        if found.major == release.major:
+            if engine == "postgres" and "." not in (version or ""):
+                release = engine_catalog.find(engine, ".".join(map(str, found.version[:2])))
+            return release, found
+    raise fault("InvalidParameterCombination", f"Cannot find version {version} for {engine}")
+
+
+def same_major(engine: str, current: str, wanted: str | None) -> EngineVersion:
+    """Return the release that a change of version leads to; the sandbox's programs stay the same.
+
+    Raises:
+        Fault: there is no such version, or it is of another major one.
+    """
+    release = engine_catalog.find(engine, wanted or current)
+    if release.major != int(current.partition(".")[0]):
+        message = f"Cannot upgrade {engine} from {current} to {release.version}: the sandbox has no major upgrades"
+        raise fault("InvalidParameterCombination", message)
+    return release
+
+
+def attachable(service: Service, kind: Kind, name: str | None, release: EngineVersion) -> Group:
+    """Return the group of a name, or the default one, when a release takes it.
+
+    Raises:
+        Fault: there is none, or its family is another's.
+    """
+    wanted = name or default_name(release.family)
+    group = service.groups.find(kind, wanted)
+    if group is None:
+        missing = "DBClusterParameterGroupNotFoundFault" if kind == "cluster" else "DBParameterGroupNotFoundFault"
+        raise fault(missing, f"DB{'Cluster' if kind == 'cluster' else ''}ParameterGroup not found: {wanted}")
+    if group.family != release.family:
+        raise fault(
+            "InvalidParameterCombination",
+            f"The Parameter Group {group.name} with DBParameterGroupFamily {group.family} cannot be used for this "
+            f"{kind}. Please use a Parameter Group with DBParameterGroupFamily {release.family}",
+        )
+    return group
+
+
+def credentials(p: Parameters, *, required: bool) -> tuple[str, str]:
+    """Return the master user and a password: the given one, or a new one where RDS is to manage it, or none.
+
+    Raises:
+        Fault: they are missing, not allowed, or exclude each other.
+    """
+    user, password, managed = (
+        p.get("MasterUsername", ""),
+        p.get("MasterUserPassword"),
+        p.get("ManageMasterUserPassword"),
+    )
+    if required and not user:
+        raise fault("InvalidParameterValue", "The parameter MasterUsername must be provided and must not be blank.")
+    if user and (not user[0].isalpha() or not user.replace("_", "a").isalnum() or len(user) > 63):
+        raise fault("InvalidParameterValue", f"The parameter MasterUsername is not a valid identifier: {user}")
+    if user.lower() in _RESERVED_USERS or user.lower().startswith("pg_"):
+        message = f"MasterUsername {user} cannot be used as it is a reserved word used by the engine"
+        raise fault("InvalidParameterValue", message)
+    if password is not None and managed:
+        message = "You can't specify MasterUserPassword when ManageMasterUserPassword is turned on."
+        raise fault("InvalidParameterCombination", message)
+    if password is not None and (len(password) < 8 or len(password) > 128 or set(password) & set('/@" ')):
+        message = (
+            "The parameter MasterUserPassword is not a valid password: 8 to 128 printable ASCII characters besides "
+            "'/', '@', '\"', ' '."
+        )
+        raise fault("InvalidParameterValue", message)
+    if managed:
+        return user, secrets.generate()
+    if required and password is None:
+        message = "The parameter MasterUserPassword must be provided and must not be blank."
+        raise fault("InvalidParameterValue", message)
+    return user, password or ""
+
+
+def check_subnet_group(p: Parameters) -> None:
+    """Refuse every subnet group but the default one: the sandbox has no networks.
+
+    Raises:
+        Fault: the request names another subnet group.
+    """
+    name = p.get("DBSubnetGroupName", SUBNET_GROUP)
+    if name.lower() != SUBNET_GROUP:
+        raise fault("DBSubnetGroupNotFoundFault", f"DBSubnetGroup {name} not found.")
+
+
+def check_quota(records: Records, more: int) -> None:
+    """Refuse more instances than an account may have.
+
+    Raises:
+        Fault: it would have too many.
+    """
+    if len(records.all(Instance)) + more > MOST_INSTANCES:
+        raise fault("InstanceQuotaExceededFault", "DB Instance quota exceeded")
+
+
+def storage(p: Mapping[str, Any], *, default: str) -> tuple[str, int, int | None]:
+    """Return storage type, size in GiB and IOPS.
+
+    Raises:
+        Fault: they cannot be had together.
+    """
+    kind, size, iops = p.get("StorageType") or default, p["AllocatedStorage"], p.get("Iops")
+    if kind not in ("gp2", "gp3", "io1", "io2"):
+        raise fault("InvalidParameterValue", f"Invalid storage type: {kind}")
+    least = 100 if kind in ("io1", "io2") else 20
+    if not least <= size <= 65536:
+        raise fault("InvalidParameterValue", f"Invalid storage size for {kind}: {size} GiB; {least} to 65536 it can be")
+    if kind in ("io1", "io2") and iops is None:
+        raise fault("InvalidParameterCombination", f"You must specify an IOPS value for storage type {kind}.")
+    return kind, size, iops
