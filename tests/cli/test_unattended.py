@@ -128,13 +128,13 @@ def killed_after(steps: int, words: tuple[str, ...], program: Program, **where: 
     """Run a command in a process that is killed when it begins the step after so many."""
     code = (
         "import os, signal, sys\n"
-        "from rdsrepl import apply\n"
-        "real, begun = apply._step, []\n"
+        "from rdsrepl.apply import runner\n"
+        "real, begun = runner._step, []\n"
         "def step(*words):\n"
         "    begun.append(1)\n"
         f"    if len(begun) > {steps}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(*words)\n"
-        "apply._step = step\n"
+        "runner._step = step\n"
         "sys.argv[:] = ['rdsrepl', *sys.argv[1:]]\n"
         "from rdsrepl.__main__ import run; run()\n"
     )

@@ -21,6 +21,7 @@ import pytest
 from psycopg import sql
 
 from rdsrepl import apply, errors
+from rdsrepl.apply import runner, statements
 from rdsrepl.config import Target
 from rdsrepl.plan import Plan, Statement, Step
 from rdsrepl.postgres import connection, server_identity, slot_plans, slots, wal
@@ -611,7 +612,7 @@ def slowly(name: str, seconds: float) -> Statement:
 def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked at once, the server would say that the slot is there, and drop it a moment later."""
     place.make("slow", "next")
-    real = apply._run
+    real = runner.execute
 
     def cut(step: Statement, conn: connection.Connection, *rest: Any) -> Any:
         def off() -> None:
@@ -623,7 +624,7 @@ def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeyp
             threading.Thread(target=off).start()
         return real(step, conn, *rest)
 
-    monkeypatch.setattr(apply, "_run", cut)
+    monkeypatch.setattr(runner, "execute", cut)
     trail = Trail()
     plan = Plan("drop 2", (slowly("slow", 0.8), slowly("next", 0)), independent=True)
     with pytest.raises(errors.AppliedInPart) as caught:
@@ -792,7 +793,7 @@ def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, m
 def test_a_server_that_stays_away_ends_the_prune(
     rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(apply, "_SERVER_BACK_SECONDS", 0.5)
+    monkeypatch.setattr(statements, "_SERVER_BACK_SECONDS", 0.5)
     server = start(tmp_path / "gone", 18)
     try:
         place = Place(server, rdsrepl)

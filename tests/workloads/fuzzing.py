@@ -16,9 +16,10 @@ from typing import Any
 
 from psycopg import sql
 
-from rdsrepl import config, errors, help_topics, units
+from rdsrepl import errors, help_topics, units
 from rdsrepl.aws.release_support import Release
 from rdsrepl.config import Target
+from rdsrepl.config import file as config_file
 from rdsrepl.lsn import Lsn
 from rdsrepl.parameters import allowed_values, formulas
 from rdsrepl.parameters.instance_classes import Hardware
@@ -337,7 +338,7 @@ def parsers(directory: Path) -> list[Texts]:
         Texts("variable", checked, ("orders_cdc", "sales.orders", "30s", "512MB", "16/B374D848", "a b", "arn:aws:x:y")),
         Texts("command", lambda text: commands.parse(text), ('slot drop "$SLOT" --yes', "a 'b c' \\\n d", 'x "${Y}z"')),
         Texts("page", lambda text: parser.parse(Path("x.md"), text), (page, page[: len(page) // 2])),
-        Texts("config file", lambda text: config._parse(Path("c.yaml"), text), (config_text, "targets: {}", "")),
+        Texts("config file", lambda text: config_file.parse(Path("c.yaml"), text), (config_text, "targets: {}", "")),
         Texts("DSN to show", masking.mask, ("postgresql://u:pw@h/d?password=x&a=b", "host=h password='a b' user=u")),
         Texts("history", history, (seen, seen * 3)),
         Texts("topic", topic, ("exit-codes", "[a](exit-codes.md#x) [b](http://x)")),

@@ -1,0 +1,6 @@
+"""Layer 5: apply a plan, step by step. Entry point: ``run``. Only this package changes a server or AWS."""
+
+from rdsrepl.apply.results import Cancelled, OnDone, OnWaiting, RetryTiming, StepRecorder, StepResult
+from rdsrepl.apply.runner import run
+
+__all__ = ["Cancelled", "OnDone", "OnWaiting", "RetryTiming", "StepRecorder", "StepResult", "run"]

@@ -1,0 +1,126 @@
+"""Run AWS calls and waits, and retry what AWS refuses only for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from rdsrepl import errors
+from rdsrepl.apply.results import Cancelled, OnWaiting, RetryTiming, StepResult
+from rdsrepl.plan import AwsCall, Condition, Wait
+from rdsrepl.units import format_duration
+
+if TYPE_CHECKING:
+    from rdsrepl.config.target import Target
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
+
+class AwsRunner:
+    """A plan's AWS calls and waits: where whatever passes by itself is waited out."""
+
+    def __init__(self, target: Target, waiting: OnWaiting, timing: RetryTiming) -> None:
+        self._target = target
+        self._waiting = waiting
+        self._timing = timing
+        self._made: frozenset[str] = frozenset()
+
+    def call(self, step: AwsCall) -> StepResult:
+        """Make a call, again and again while AWS refuses it only for the moment.
+
+        Raises:
+            Error: AWS refuses it for good, or has refused it for minutes.
+        """
+        from rdsrepl.aws import refusals, session
+
+        started = self._timing.clock()
+        named = refusals.names(step.parameters)
+        for pause in self._timing.pauses():
+            try:
+                if step.needed is not None and not uninterrupted(self._is_needed, step.needed):
+                    return StepResult(step, seconds=self._timing.clock() - started, skipped=True)
+                session.call(self._target.aws, step.service, step.operation, step.parameters)
+                break
+            except errors.Error as exc:
+                elapsed = self._timing.clock() - started
+                if isinstance(exc, _NeedUnknown):
+                    limit, exc = self._timing.busy, exc.cause
+                elif refusals.is_busy(exc):
+                    limit = self._timing.busy
+                elif refusals.is_missing(exc) and step.operation.startswith("Delete"):
+                    return StepResult(step, seconds=elapsed, skipped=True)
+                elif refusals.is_missing(exc) and named & self._made:
+                    limit = self._timing.missing
+                else:
+                    raise
+                if elapsed >= limit:
+                    exc.message += f" (refused for {format_duration(elapsed)})"
+                    raise exc from exc.__cause__
+                refusals.check_status(self._target.aws, step.operation, step.parameters)
+                self._waiting(step, elapsed, [f"trying again: {exc.message}"])
+            uninterrupted(self._timing.sleep, pause)
+        if step.makes:
+            self._made |= named
+        return StepResult(step, seconds=self._timing.clock() - started)
+
+    def wait(self, step: Wait) -> StepResult:
+        """Look until it is so in as many looks in a row as the step asks for.
+
+        Raises:
+            TimedOut: it is not so in time.
+            Error: it will never be so.
+        """
+        from rdsrepl.aws import refusals
+
+        clock, started = self._timing.clock, self._timing.clock()
+        in_a_row, missing_since = 0, None
+        for pause in self._timing.pauses():
+            try:
+                found = step.probe(self._target)
+                missing_since = None
+                in_a_row = in_a_row + 1 if found.met else 0
+            except errors.Unreachable as exc:
+                found = Condition(False, exc.message)
+            except errors.NotFound as exc:
+                missing_since = clock() if missing_since is None else missing_since
+                if not refusals.is_missing(exc) or clock() - missing_since >= self._timing.missing:
+                    raise
+                found, in_a_row = Condition(False, "not found yet"), 0
+            elapsed = clock() - started
+            if in_a_row >= step.confirmations:
+                return StepResult(step, dict(found.facts), elapsed)
+            if found.failed is not None:
+                raise errors.Error(f"{step.summary}: {found.failed}", hint=found.remedy)
+            if elapsed >= step.timeout_seconds and not found.met:
+                raise errors.TimedOut(
+                    f"{step.summary}: not so after {format_duration(step.timeout_seconds)}; it is: {found.state}",
+                    hint="it may still come to be so: look again, or allow more time with --timeout",
+                )
+            self._waiting(step, elapsed, [found.state])
+            left = max(step.timeout_seconds - elapsed, 0.0)
+            self._timing.sleep(self._timing.confirm if found.met else min(pause, left))
+        raise AssertionError("the pauses do not end")
+
+    def _is_needed(self, needed: Callable[[Target], bool]) -> bool:
+        try:
+            return needed(self._target)
+        except errors.Unreachable as exc:
+            # The look failed, nothing was sent.
+            raise _NeedUnknown(exc) from exc
+
+
+def uninterrupted(look: Callable[[_A], _R], argument: _A) -> _R:
+    """Do what changes nothing: Ctrl-C in it leaves the step undone, for certain."""
+    try:
+        return look(argument)
+    except KeyboardInterrupt:
+        raise Cancelled from None
+
+
+class _NeedUnknown(errors.Error):
+    """It could not be looked up whether a call is needed."""
+
+    def __init__(self, cause: errors.Error) -> None:
+        super().__init__(cause.message)
+        self.cause = cause

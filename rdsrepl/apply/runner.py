@@ -1,0 +1,140 @@
+"""Carry out a plan, step by step. This is the only writer in the house.
+
+Each statement runs in a worker thread while this one watches: it can say what the statement waits for, end it at its
+deadline or at Ctrl-C, and undo what a cancelled statement may have left half made. An AWS call is made as it was shown,
+and made again for some minutes while AWS refuses it only for the moment. A wait looks until its condition holds; a look
+that could not be taken, or that did not find what was made a moment ago, is no failure.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl import errors
+from rdsrepl.apply.aws_calls import AwsRunner, uninterrupted
+from rdsrepl.apply.failures import failure_of
+from rdsrepl.apply.results import Cancelled, NoRecorder, OnDone, OnWaiting, RetryTiming, StepRecorder, StepResult
+from rdsrepl.apply.statements import connect, execute, require_own_session, was_executed
+from rdsrepl.plan import AwsCall, Plan, Statement, Step, Wait
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+# After these no further step is tried, however independent it is.
+_FATAL_ERRORS: Final = (errors.Unreachable, errors.OutcomeUnknown, KeyboardInterrupt)
+
+
+def run(
+    plan: Plan,
+    target: Target,
+    *,
+    done: OnDone,
+    waiting: OnWaiting,
+    recorder: StepRecorder | None = None,
+    timing: RetryTiming | None = None,
+) -> list[StepResult]:
+    """Apply every step of PLAN in order.
+
+    Args:
+        plan: what ``confirm_and_apply`` has shown.
+        target: the database it was made for.
+        done: called after each step.
+        waiting: called about once a second while a step waits, with the seconds so far and what it waits for, or
+            how far it is.
+        recorder: is told before and after each step.
+        timing: how often AWS is asked again.
+
+    Raises:
+        Interrupted: Ctrl-C; it says what was done and what was not.
+        AppliedInPart: a step failed and others were done; the cause is chained.
+        Error: nothing was done.
+    """
+    outcomes: list[StepResult] = []
+    failures: list[tuple[int, errors.Error | KeyboardInterrupt]] = []
+    connections: dict[str, Connection] = {}
+    recorder = recorder or NoRecorder()
+    cloud = AwsRunner(target, waiting, timing or RetryTiming())
+    interrupted = False
+    with ExitStack() as stack:
+        for number, step in enumerate(plan.steps):
+            try:
+                if interrupted:
+                    raise Cancelled
+                outcome, interrupted = _step(step, target, stack, connections, waiting, recorder, cloud)
+            except (errors.Error, KeyboardInterrupt) as exc:
+                failures.append((number, exc))
+                # What the server did not do for one reason it may do for the next; but not when it is gone.
+                if plan.independent and not isinstance(exc, _FATAL_ERRORS):
+                    continue
+                break
+            outcome = replace(outcome, number=number)
+            outcomes.append(outcome)
+            done(outcome)
+    if failures:
+        cause = failures[0][1]
+        failure = failure_of(plan, outcomes, failures)
+        if failure is cause:
+            raise failure
+        raise failure from cause
+    return outcomes
+
+
+def _step(
+    step: Step,
+    target: Target,
+    stack: ExitStack,
+    connections: dict[str, Connection],
+    waiting: OnWaiting,
+    recorder: StepRecorder,
+    cloud: AwsRunner,
+) -> tuple[StepResult, bool]:
+    """Apply one step; return what came of it, and whether Ctrl-C was pressed when it was done already."""
+    pid = 0
+    try:
+        if isinstance(step, Statement):
+            if step.protocol not in connections:
+                connections[step.protocol] = connect(stack, target, step.protocol)
+            if connections[step.protocol].closed:
+                # Not sent, so not done; a new connection may lead to another server than the one that was looked at.
+                raise errors.ConnectionLost(
+                    f"{step.summary}: not begun, as the connection broke before it", hint="run the command again"
+                )
+            require_own_session(step, connections[step.protocol])
+            pid = connections[step.protocol].info.backend_pid
+        recorder.before(step)
+    except KeyboardInterrupt:
+        raise Cancelled from None
+    interrupted = False
+    try:
+        if isinstance(step, AwsCall):
+            outcome = cloud.call(step)
+        elif isinstance(step, Wait):
+            outcome = uninterrupted(cloud.wait, step)
+        else:
+            outcome, interrupted = execute(step, connections[step.protocol], target, waiting)
+    except BaseException as exc:
+        is_open = isinstance(exc, (errors.Unreachable, KeyboardInterrupt)) and not isinstance(exc, Cancelled)
+        if not is_open or not isinstance(step, Statement) or step.done_if is None:
+            recorder.after(step, exc)
+            raise
+        try:
+            was_done = was_executed(step, target, pid, waiting)
+        except (errors.Error, KeyboardInterrupt):
+            was_done = None
+        if was_done is None:
+            unknown = errors.OutcomeUnknown(
+                f"{step.summary}: the connection broke, and nobody knows whether it was done",
+                hint="look at it when the server is back: rdsrepl slot list",
+                sqlstate=exc.sqlstate if isinstance(exc, errors.Error) else None,
+            )
+            recorder.after(step, unknown)
+            raise unknown from exc
+        interrupted = isinstance(exc, KeyboardInterrupt)
+        if not was_done:
+            recorder.after(step, Cancelled() if interrupted else exc)
+            raise
+        outcome = StepResult(step)
+    recorder.after(step, None)
+    return outcome, interrupted

@@ -1,0 +1,204 @@
+"""Run one SQL statement in a thread that can be watched, cancelled and undone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+from rdsrepl import errors
+from rdsrepl.apply.results import FIRST_POLL_SECONDS, LAST_POLL_SECONDS, POLL_GROWTH, Cancelled, OnWaiting, StepResult
+from rdsrepl.plan import Statement
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+
+_REPORT_AFTER_SECONDS: Final = 1.0
+_CANCEL_SECONDS: Final = 10.0
+# A crash recovery, or a failover.
+_SERVER_BACK_SECONDS: Final = 90.0
+_STILL_THERE: Final = """
+SELECT FROM pg_catalog.pg_stat_activity
+ WHERE pid = %s AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user
+"""
+_TERMINATE: Final = "SELECT pg_catalog.pg_terminate_backend(%s)"
+
+
+def was_executed(step: Statement, target: Target, pid: int, waiting: OnWaiting) -> bool | None:
+    """Ask the server, once it answers again, whether a statement was carried out that it never answered.
+
+    Args:
+        step: the statement.
+        target: where it was sent.
+        pid: the server process it was sent to. That may outlive its connection: the answer counts when it is gone.
+        waiting: is told what this waits for.
+
+    Returns:
+        None where the server cannot tell.
+
+    Raises:
+        Unreachable: it does not answer for too long.
+    """
+    from rdsrepl.postgres import connection
+
+    assert step.done_if is not None
+    started = time.monotonic()
+    pause = FIRST_POLL_SECONDS
+    while True:
+        try:
+            with connection.open(target) as conn:
+                if conn.execute(_STILL_THERE, (pid,)).fetchone() is None:
+                    row = conn.execute(step.done_if).fetchone()
+                    return None if row is None or row[0] is None else bool(row[0])
+            what = f"PID {pid} of the server to end"
+            failure: errors.Unreachable | None = None
+        except errors.Unreachable as exc:
+            what, failure = "the server to answer again", exc
+        elapsed = time.monotonic() - started
+        if elapsed >= _SERVER_BACK_SECONDS:
+            if failure is None:
+                return None
+            raise failure
+        waiting(step, elapsed, [what])
+        time.sleep(pause)
+        pause = min(pause * POLL_GROWTH, LAST_POLL_SECONDS)
+
+
+def connect(stack: ExitStack, target: Target, protocol: str) -> Connection:
+    """Open the connection for the statements of a plan; STACK closes it."""
+    from rdsrepl.postgres import connection, versions
+
+    conn = connection.connect(target, replication=protocol == "replication")
+    stack.callback(conn.close)
+    if protocol == "sql" and connection.server_version(conn) >= versions.CLIENT_CHECK_INTERVAL_SINCE:
+        # Should this process be killed, the server notices and ends the statement instead of finishing it later.
+        connection.configure(conn, {"client_connection_check_interval": "1s"})
+    return conn
+
+
+def require_own_session(step: Statement, conn: Connection) -> None:
+    """Refuse behind a pooler what must know its server process: to look what it waits for, to end it, to ask after it.
+
+    Raises:
+        Refused: it is such a statement.
+    """
+    from rdsrepl.postgres import connection
+
+    watched = step.timeout_seconds is not None or step.blockers or step.undo or step.done_if
+    if watched and connection.is_pooled(conn):
+        raise errors.Refused(
+            f"{step.summary}: a connection pooler stands between, which does not say which server process runs it",
+            hint="connect to the server itself, by its own host and port (on RDS: the endpoint of the cluster or "
+            "instance, not of the proxy)",
+        )
+
+
+def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaiting) -> tuple[StepResult, bool]:
+    """Run a statement; return what it gave, and whether Ctrl-C was pressed when it was too late to end it."""
+    import psycopg
+    from psycopg.rows import dict_row
+
+    result: list[dict[str, Any] | None] = []
+    failure: list[BaseException] = []
+    # Whoever takes it first decides: the worker begins, or Ctrl-C keeps it from beginning.
+    begins = threading.Lock()
+
+    def work() -> None:
+        if not begins.acquire(blocking=False):
+            return
+        try:
+            with conn.cursor(row_factory=dict_row) as cursor:
+                cursor.execute(step.sql)
+                result.append(cursor.fetchone() if cursor.description else {})
+        except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits
+            failure.append(exc)
+
+    started = time.monotonic()
+    worker = threading.Thread(target=work, name="statement", daemon=True)
+    blockers: list[str] = []
+    timed_out = interrupted = False
+    try:
+        worker.start()
+        while worker.is_alive():
+            elapsed = time.monotonic() - started
+            left = None if step.timeout_seconds is None else step.timeout_seconds - elapsed
+            if left is not None and left <= 0:
+                timed_out = True
+                # What it waits for must be asked before it is gone.
+                blockers = _blockers(step, conn, target) or blockers
+                _cancel(conn, target, worker)
+                break
+            worker.join(_REPORT_AFTER_SECONDS if left is None else min(left, _REPORT_AFTER_SECONDS))
+            if worker.is_alive() and time.monotonic() - started >= _REPORT_AFTER_SECONDS:
+                blockers = _blockers(step, conn, target)
+                waiting(step, time.monotonic() - started, blockers)
+    except KeyboardInterrupt:
+        if begins.acquire(blocking=False):
+            raise Cancelled from None  # not sent
+        interrupted = True
+        _cancel(conn, target, worker)
+        if not result:
+            _undo(step, target)
+            said = failure and isinstance(failure[0], psycopg.Error) and failure[0].sqlstate
+            if said and (not conn.closed or step.undo is not None):
+                raise Cancelled from None  # the server said that it did not do it, or it is undone
+            raise
+    if timed_out and not result:
+        _undo(step, target)
+        cause = f"; it waits for {'; '.join(blockers)}" if blockers else ""
+        raise errors.TimedOut(
+            f"{step.summary}: not done within {step.timeout_seconds:g} s{cause}",
+            hint="end what it waits for, or allow more time with --timeout; nothing was left behind",
+        )
+    if failure:
+        if isinstance(failure[0], psycopg.Error):
+            from rdsrepl.postgres.error_mapping import translate
+
+            raise translate(failure[0]) from failure[0]
+        raise failure[0]
+    if step.guard is not None and not result[0]:
+        raise errors.StalePlan(
+            f"{step.summary}: {step.guard}", hint="nothing was changed by this step; look again and repeat the command"
+        )
+    return StepResult(step, result[0] or {}, time.monotonic() - started), interrupted
+
+
+def _blockers(step: Statement, conn: Connection, target: Target) -> list[str]:
+    """Ask a second connection what the statement waits for; not knowing is no reason to fail."""
+    from rdsrepl.postgres import connection
+
+    if step.blockers is None:
+        return []
+    try:
+        with connection.open(target, settings={"statement_timeout": "2s"}) as watcher:
+            return [str(row[0]) for row in watcher.execute(step.blockers, {"pid": conn.info.backend_pid})]
+    except errors.Error:
+        return []
+
+
+def _cancel(conn: Connection, target: Target, worker: threading.Thread) -> None:
+    """End the statement; a backend that does not heed a cancel request is terminated."""
+    import psycopg
+
+    from rdsrepl.postgres import connection
+
+    pid = conn.info.backend_pid
+    try:
+        conn.cancel_safe(timeout=_CANCEL_SECONDS)
+        worker.join(_CANCEL_SECONDS)
+    except psycopg.Error:
+        pass
+    if worker.is_alive() and not connection.is_pooled(conn):  # a pooler tells a number of its own
+        with connection.open(target) as other:
+            other.execute(_TERMINATE, (pid,))
+        worker.join(_CANCEL_SECONDS)
+
+
+def _undo(step: Statement, target: Target) -> None:
+    from rdsrepl.postgres import connection
+
+    if step.undo is not None:
+        with connection.open(target) as conn:
+            conn.execute(step.undo)
