@@ -35,20 +35,20 @@ def heading() -> str:
     return _row(_HEADINGS)
 
 
-def rows(look: Snapshot, shown: Sequence[SlotRetention]) -> list[str]:
+def rows(snapshot: Snapshot, shown: Sequence[SlotRetention]) -> list[str]:
     """Return a line a slot; unknown is a dash, and no value has a space in it."""
-    at = look.retention.wal.at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    at = snapshot.retention.wal.at.strftime("%Y-%m-%dT%H:%M:%SZ")
     return [_row((at, *_cells(one))) for one in shown]
 
 
-def as_document(look: Snapshot, shown: Sequence[SlotRetention]) -> dict[str, Any]:
+def as_document(snapshot: Snapshot, shown: Sequence[SlotRetention]) -> dict[str, Any]:
     """Return a look as plain data; its keys are documented in ``docs/watch.md``."""
-    found = look.retention
+    found = snapshot.retention
     return {
         "at": document(found.wal.at),
         "server": {
-            "version": look.server.version.split()[0],
-            "flavour": look.server.flavour,
+            "version": snapshot.server.version.split()[0],
+            "flavour": snapshot.server.flavour,
             "role": "standby" if found.wal.in_recovery else "primary",
         },
         "wal": document(found.wal),
@@ -57,7 +57,7 @@ def as_document(look: Snapshot, shown: Sequence[SlotRetention]) -> dict[str, Any
         "severity": document(found.severity),
         "blamed": found.blamed,
         "slots": document(shown),
-        "walsenders": document(look.senders),
+        "walsenders": document(snapshot.senders),
     }
 
 

@@ -36,8 +36,8 @@ class _Schedule:
     due_at: float = 0.0
     delay_seconds: float = _FIRST_DELAY_SECONDS
 
-    def succeeded(self, began_at: float, interval_seconds: float) -> None:
-        self.due_at, self.delay_seconds = began_at + interval_seconds, _FIRST_DELAY_SECONDS
+    def succeeded(self, started_at: float, interval_seconds: float) -> None:
+        self.due_at, self.delay_seconds = started_at + interval_seconds, _FIRST_DELAY_SECONDS
 
     def failed(self) -> float:
         """Return how many seconds the next attempt waits: longer each time, and not with everybody else."""
@@ -47,7 +47,7 @@ class _Schedule:
         return pause
 
 
-def run_full_screen(watched: SlotPoller, state: State, *, colour: bool, limit: int | None = None) -> None:
+def run_full_screen(poller: SlotPoller, state: State, *, colour: bool, limit: int | None = None) -> None:
     """Show the dashboard until the user leaves, or after LIMIT looks.
 
     Raises:
@@ -56,19 +56,19 @@ def run_full_screen(watched: SlotPoller, state: State, *, colour: bool, limit: i
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)
-    looker = PollerThread(watched, wake=lambda: _wake(wake_write))
-    pace, looks, began_at = _Schedule(), 0, 0.0
+    thread = PollerThread(poller, wake=lambda: _wake(wake_write))
+    pace, polls, started_at = _Schedule(), 0, 0.0
     try:
         with _signals(wake_write), Terminal() as terminal:
-            while not state.done:
+            while not state.quitting:
                 now = time.monotonic()
-                if not looker.busy and not state.paused and now >= pace.due_at:
-                    began_at = now
+                if not thread.busy and not state.paused and now >= pace.due_at:
+                    started_at = now
                     state = next_state(state, PollStarted(datetime.now(UTC)))
-                    looker.begin()
-                looker.cut_after(_MAX_POLL_SECONDS)
+                    thread.start()
+                thread.abort_after(_MAX_POLL_SECONDS)
                 terminal.draw(_render(state, terminal.size(), colour=colour))
-                wait = _TICK_SECONDS if looker.busy or state.paused else min(_TICK_SECONDS, pace.due_at - now)
+                wait = _TICK_SECONDS if thread.busy or state.paused else min(_TICK_SECONDS, pace.due_at - now)
                 ready, _, _ = select.select([terminal.fileno(), wake_read], [], [], max(0.0, wait))
                 if terminal.fileno() in ready:
                     keys = terminal.keys()
@@ -76,30 +76,30 @@ def run_full_screen(watched: SlotPoller, state: State, *, colour: bool, limit: i
                         return
                     for key in keys:
                         if key == "redraw":
-                            terminal.forget()
+                            terminal.redraw()
                         before = state
                         state = next_state(state, Key(key))
                         if before.paused and not state.paused:
                             pace.due_at = 0.0
                         elif before.interval_seconds != state.interval_seconds and state.failure is None:
-                            pace.due_at = began_at + state.interval_seconds
+                            pace.due_at = started_at + state.interval_seconds
                 for number in _read_signals(wake_read) if wake_read in ready else b"":
                     if number in _STOP_SIGNALS:
                         return
                     _handle_signal(number, terminal)
-                if (found := looker.take()) is not None:
-                    state = next_state(state, _event(found, state, pace, began_at))
-                    looks += isinstance(found, Snapshot)
-                    if limit is not None and looks >= limit:
+                if (result := thread.result()) is not None:
+                    state = next_state(state, _event(result, state, pace, started_at))
+                    polls += isinstance(result, Snapshot)
+                    if limit is not None and polls >= limit:
                         return
     finally:
-        looker.stop()
+        thread.stop()
         os.close(wake_read)
         os.close(wake_write)
 
 
 def run_lines(
-    watched: SlotPoller,
+    poller: SlotPoller,
     state: State,
     *,
     emit: Callable[[Snapshot], None],
@@ -109,7 +109,7 @@ def run_lines(
     """Give every look to EMIT until a signal comes, or after LIMIT looks.
 
     Args:
-        watched: what is looked at.
+        poller: reads the snapshots.
         state: how often to look.
         emit: prints a look.
         note: is told when the connection is lost, and when it is there again.
@@ -118,45 +118,45 @@ def run_lines(
     Raises:
         Error: the first look failed; later failures are told, and looked again.
     """
-    looker = PollerThread(watched)
-    pace, looks, lost = _Schedule(), 0, False
+    thread = PollerThread(poller)
+    pace, polls, lost = _Schedule(), 0, False
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        while limit is None or looks < limit:
+        while limit is None or polls < limit:
             time.sleep(max(0.0, pace.due_at - time.monotonic()))
-            began_at = time.monotonic()
-            looker.begin()
-            while (found := looker.take(timeout=_TICK_SECONDS)) is None:
-                looker.cut_after(_MAX_POLL_SECONDS)
-            if isinstance(found, Snapshot):
+            started_at = time.monotonic()
+            thread.start()
+            while (result := thread.result(timeout=_TICK_SECONDS)) is None:
+                thread.abort_after(_MAX_POLL_SECONDS)
+            if isinstance(result, Snapshot):
                 if lost:
                     note("connected again")
-                looks, lost = looks + 1, False
-                pace.succeeded(began_at, state.interval_seconds)
-                emit(found)
-            elif isinstance(found, Error) and looks:
+                polls, lost = polls + 1, False
+                pace.succeeded(started_at, state.interval_seconds)
+                emit(result)
+            elif isinstance(result, Error) and polls:
                 pause = pace.failed()
                 if not lost:
-                    note(f"{found.message}; connecting again in {pause:.1f}s, and until it succeeds")
+                    note(f"{result.message}; connecting again in {pause:.1f}s, and until it succeeds")
                 lost = True
             else:
-                raise found
+                raise result
     except KeyboardInterrupt:
         return
     finally:
         signal.signal(signal.SIGTERM, handler)
-        looker.stop()
+        thread.stop()
 
 
-def _event(found: Snapshot | BaseException, state: State, pace: _Schedule, began_at: float) -> Event:
+def _event(result: Snapshot | BaseException, state: State, pace: _Schedule, started_at: float) -> Event:
     now = datetime.now(UTC)
-    if isinstance(found, Snapshot):
-        pace.succeeded(began_at, state.interval_seconds)
-        return SnapshotTaken(found, now)
-    if not isinstance(found, Error) or state.look is None:
-        raise found
+    if isinstance(result, Snapshot):
+        pace.succeeded(started_at, state.interval_seconds)
+        return SnapshotTaken(result, now)
+    if not isinstance(result, Error) or state.snapshot is None:
+        raise result
     pause = pace.failed()
-    return PollFailed(found.message, now, now + timedelta(seconds=pause))
+    return PollFailed(result.message, now, now + timedelta(seconds=pause))
 
 
 def _render(state: State, size: tuple[int, int], *, colour: bool) -> list[str]:
@@ -202,7 +202,7 @@ def _handle_signal(number: int, terminal: Terminal) -> None:
     if number in (signal.SIGTSTP, signal.SIGCONT):
         terminal.enter()
     elif number == signal.SIGWINCH:
-        terminal.forget()
+        terminal.redraw()
 
 
 def _wake(descriptor: int) -> None:

@@ -49,7 +49,7 @@ class SlotPoller:
         *,
         window_seconds: float,
         free_bytes: int | None = None,
-        around: MetricsPoller | None = None,
+        metrics: MetricsPoller | None = None,
     ) -> None:
         """Look at nothing yet.
 
@@ -57,9 +57,9 @@ class SlotPoller:
             target: the database.
             window_seconds: rates are taken over so long.
             free_bytes: free storage at the first look, where somebody knows it.
-            around: what AWS knows, where a cluster or an instance is named.
+            metrics: the metrics of RDS, where a cluster or an instance is named.
         """
-        self._around = around
+        self._metrics = metrics
         self._target = target
         self._window_seconds = window_seconds
         self._free_bytes = free_bytes
@@ -71,10 +71,10 @@ class SlotPoller:
         self._server: Server | None = None
         self._was_primary = False
         self._history: tuple[Observation, ...] = ()
-        self._past: deque[Sample] = deque(maxlen=_MAX_SAMPLES)
+        self._samples: deque[Sample] = deque(maxlen=_MAX_SAMPLES)
         self._recorded_at = float("-inf")
 
-    def look(self) -> Snapshot:
+    def poll(self) -> Snapshot:
         """Look once.
 
         Raises:
@@ -96,22 +96,22 @@ class SlotPoller:
             self.close()
             raise
         assert self._server is not None
-        found = assessment.assess(
+        retention = assessment.assess(
             now,
             rows,
             self._history,
             storage=self._storage(rows),
-            wal_rate=None if self._around is None else self._around.latest.wal_rate,
+            wal_rate=None if self._metrics is None else self._metrics.latest.wal_rate,
             window_seconds=self._window_seconds,
             promoted_at=self._promoted(conn, now),
         )
-        self._remember(assessment.to_observation(now, rows))
+        self._record(assessment.to_observation(now, rows))
         if now.in_recovery and self._was_primary and time.monotonic() - self._connected_at > _WRITER_SECONDS:
             self.close()
         self._was_primary = self._was_primary or not now.in_recovery
-        return Snapshot(self._server, found, senders, tuple(self._past))
+        return Snapshot(self._server, retention, senders, tuple(self._samples))
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """End a look that hangs, from another thread: it fails as it would when the connection broke."""
         conn = self._conn
         with contextlib.suppress(Exception):
@@ -137,8 +137,8 @@ class SlotPoller:
             if identity != self._identity:
                 self._identity = identity
                 self._history = thin_history(slot_history.history(identity))
-                self._past.clear()
-                self._past.extend(_sample(one) for one in self._history)
+                self._samples.clear()
+                self._samples.extend(_sample(one) for one in self._history)
         return self._conn
 
     def _promoted(self, conn: Connection, now: Wal) -> datetime | None:
@@ -154,19 +154,19 @@ class SlotPoller:
     def _storage(self, rows: Sequence[Slot]) -> Storage | None:
         """Return CloudWatch's free storage, or what is left of that which was known at the first look."""
         if self._free_bytes is None:
-            return None if self._around is None else self._around.latest.storage
+            return None if self._metrics is None else self._metrics.latest.storage
         retained = max((slot.retained_bytes or 0 for slot in rows), default=0)
         if self._first_retained_bytes is None:
             self._first_retained_bytes = retained
         return Storage(max(0, self._free_bytes - (retained - self._first_retained_bytes)), source="--free-space")
 
-    def _remember(self, seen: Observation) -> None:
+    def _record(self, seen: Observation) -> None:
         self._history = thin_history((*(one for one in self._history if one.at < seen.at), seen))
-        while self._past and self._past[-1].at >= seen.at:
-            self._past.pop()
-        self._past.append(_sample(seen))
-        while self._past[0].at < seen.at - timedelta(seconds=TREND_SECONDS):
-            self._past.popleft()
+        while self._samples and self._samples[-1].at >= seen.at:
+            self._samples.pop()
+        self._samples.append(_sample(seen))
+        while self._samples[0].at < seen.at - timedelta(seconds=TREND_SECONDS):
+            self._samples.popleft()
         if self._identity is not None and time.monotonic() - self._recorded_at >= _RECORD_SECONDS:
             self._recorded_at = time.monotonic()
             slot_history.record(self._identity, seen)
@@ -193,41 +193,41 @@ class MetricsPoller:
         while True:
             time.sleep(_METRICS_SECONDS)
             with contextlib.suppress(Error):
-                found = rds_metrics.read(self._target)
-                if found.metrics:  # an outage of CloudWatch does not take away what is known
-                    self.latest = found
+                metrics = rds_metrics.read(self._target)
+                if metrics.metrics:  # an outage of CloudWatch does not take away what is known
+                    self.latest = metrics
 
 
 class PollerThread:
     """Has looks made in a thread; one at a time."""
 
-    def __init__(self, watched: SlotPoller, *, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, poller: SlotPoller, *, wake: Callable[[], None] = lambda: None) -> None:
         """Start the thread.
 
         Args:
-            watched: what is looked at.
+            poller: reads the snapshots.
             wake: called in the thread when there is a result.
         """
         self.results: SimpleQueue[Snapshot | BaseException] = SimpleQueue()
-        self._watched = watched
+        self._poller = poller
         self._wake = wake
         self._wanted: SimpleQueue[bool] = SimpleQueue()
-        self._began_at: float | None = None
+        self._started_at: float | None = None
         self._thread = threading.Thread(target=self._work, name="looker", daemon=True)
         self._thread.start()
 
     @property
     def busy(self) -> bool:
         """Whether a look is under way, or its result was not taken yet."""
-        return self._began_at is not None
+        return self._started_at is not None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Begin a look; ``results`` will have it, or why it failed."""
         assert not self.busy
-        self._began_at = time.monotonic()
+        self._started_at = time.monotonic()
         self._wanted.put(True)
 
-    def take(self, timeout: float | None = None) -> Snapshot | BaseException | None:
+    def result(self, timeout: float | None = None) -> Snapshot | BaseException | None:
         """Return a result, None where there is none yet.
 
         Args:
@@ -236,33 +236,33 @@ class PollerThread:
         from queue import Empty
 
         try:
-            found = self.results.get(timeout=timeout) if timeout is not None else self.results.get_nowait()
+            result = self.results.get(timeout=timeout) if timeout is not None else self.results.get_nowait()
         except Empty:
             return None
-        self._began_at = None
-        return found
+        self._started_at = None
+        return result
 
-    def cut_after(self, seconds: float) -> None:
+    def abort_after(self, seconds: float) -> None:
         """End a look that has taken longer than this."""
-        if self._began_at is not None and time.monotonic() - self._began_at > seconds:
-            self._watched.cut()
+        if self._started_at is not None and time.monotonic() - self._started_at > seconds:
+            self._poller.abort()
 
     def stop(self) -> None:
         """End the thread; a look that hangs is not waited for."""
         self._wake = lambda: None
         self._wanted.put(False)
         if self.busy:
-            self._watched.cut()
+            self._poller.abort()
         self._thread.join(timeout=0.5)
 
     def _work(self) -> None:
         while self._wanted.get():
             try:
-                self.results.put(self._watched.look())
+                self.results.put(self._poller.poll())
             except Exception as exc:  # noqa: BLE001 - raised again in the main thread where it is none of the weather
                 self.results.put(exc)
             self._wake()
-        self._watched.close()
+        self._poller.close()
 
 
 def thin_history(history: Sequence[Observation], *, share: float = 0.05) -> tuple[Observation, ...]:

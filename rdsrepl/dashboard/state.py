@@ -62,7 +62,7 @@ class Snapshot:
     server: Server
     retention: Retention
     senders: tuple[Sender, ...]
-    past: tuple[Sample, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class PollStarted:
 class SnapshotTaken:
     """A look has succeeded."""
 
-    look: Snapshot
+    snapshot: Snapshot
     at: datetime
 
 
@@ -136,19 +136,19 @@ class State:
     sort: Sort = Sort.severity
     reverse: bool = False
     filter: str = ""
-    filter_before: str = ""
+    previous_filter: str = ""
     typing: bool = False
-    only: SlotFilter = SlotFilter.all
+    slot_filter: SlotFilter = SlotFilter.all
     selected: str | None = None
     paused: bool = False
     help: bool = False
-    look: Snapshot | None = None
-    looked_at: datetime | None = None
-    asked_at: datetime | None = None
+    snapshot: Snapshot | None = None
+    snapshot_at: datetime | None = None
+    poll_started_at: datetime | None = None
     failure: PollFailure | None = None
-    gone: tuple[str, ...] = ()
-    gone_at: datetime | None = None
-    done: bool = False
+    removed: tuple[str, ...] = ()
+    removed_at: datetime | None = None
+    quitting: bool = False
 
 
 def next_state(state: State, event: Event) -> State:
@@ -157,24 +157,24 @@ def next_state(state: State, event: Event) -> State:
         case Key(name):
             return _typed(state, name) if state.typing else _pressed(state, name)
         case PollStarted(at):
-            return replace(state, asked_at=at)
-        case SnapshotTaken(look, at):
-            return _with_snapshot(replace(state, asked_at=None), look, at)
+            return replace(state, poll_started_at=at)
+        case SnapshotTaken(snapshot, at):
+            return _with_snapshot(replace(state, poll_started_at=None), snapshot, at)
         case PollFailed(message, at, retry_at):
             before = state.failure
             since, attempts = (before.since, before.attempts) if before is not None else (at, 0)
-            return replace(state, asked_at=None, failure=PollFailure(since, message, attempts + 1, retry_at))
+            return replace(state, poll_started_at=None, failure=PollFailure(since, message, attempts + 1, retry_at))
 
 
 def visible(state: State) -> tuple[SlotRetention, ...]:
     """Return the slots that are shown, in their order."""
-    if state.look is None:
+    if state.snapshot is None:
         return ()
     wanted = state.filter.lower()
     found = [
         one
-        for one in state.look.retention.holdings
-        if _is_wanted(one, state.only) and (not wanted or wanted in _text(one))
+        for one in state.snapshot.retention.holdings
+        if _is_wanted(one, state.slot_filter) and (not wanted or wanted in _text(one))
     ]
     found.sort(key=lambda one: one.slot.slot_name)
     if state.sort is not Sort.name:
@@ -187,18 +187,18 @@ def selection(state: State, shown: Sequence[SlotRetention]) -> int:
     return next((index for index, one in enumerate(shown) if one.slot.slot_name == state.selected), 0)
 
 
-def trend(past: Sequence[Sample], name: str, *, points: int, interval_seconds: float) -> tuple[int | None, ...]:
+def trend(samples: Sequence[Sample], name: str, *, points: int, interval_seconds: float) -> tuple[int | None, ...]:
     """Return what a slot held in the recent past, a value a step; None where nobody looked.
 
     A step is as long as the interval at first; later all of them reach back ``TREND_SECONDS``.
     """
-    if not past or points < 1:
+    if not samples or points < 1:
         return ()
-    end = past[-1].at
-    known = (end - past[0].at).total_seconds()
+    end = samples[-1].at
+    known = (end - samples[0].at).total_seconds()
     step = min(TREND_SECONDS, max(points * interval_seconds, known)) / points
     values: list[int | None] = [None] * points
-    for sample in past:
+    for sample in samples:
         age = (end - sample.at).total_seconds()
         if age <= points * step and name in sample.retained:
             values[max(0, points - 1 - int(age / step))] = sample.retained[name]
@@ -212,22 +212,22 @@ def trend(past: Sequence[Sample], name: str, *, points: int, interval_seconds: f
     return tuple(values)
 
 
-def _with_snapshot(state: State, look: Snapshot, at: datetime) -> State:
+def _with_snapshot(state: State, snapshot: Snapshot, at: datetime) -> State:
     if state.paused:
         return state
-    here = {one.slot.slot_name for one in look.retention.holdings}
-    before = state.look.retention.holdings if state.look is not None else ()
-    lost = tuple(one.slot.slot_name for one in before if one.slot.slot_name not in here)
+    present = {one.slot.slot_name for one in snapshot.retention.holdings}
+    before = state.snapshot.retention.holdings if state.snapshot is not None else ()
+    lost = tuple(one.slot.slot_name for one in before if one.slot.slot_name not in present)
     if lost:
-        state = replace(state, gone=lost, gone_at=at)
-    elif state.gone and here.intersection(state.gone):
-        state = replace(state, gone=(), gone_at=None)
-    return replace(state, look=look, looked_at=at, failure=None)
+        state = replace(state, removed=lost, removed_at=at)
+    elif state.removed and present.intersection(state.removed):
+        state = replace(state, removed=(), removed_at=None)
+    return replace(state, snapshot=snapshot, snapshot_at=at, failure=None)
 
 
 def _pressed(state: State, key: str) -> State:
     if key == "q":
-        return replace(state, done=True)
+        return replace(state, quitting=True)
     if state.help:
         return replace(state, help=False)
     match key:
@@ -250,7 +250,7 @@ def _pressed(state: State, key: str) -> State:
         case "r":
             return replace(state, reverse=not state.reverse)
         case "a":
-            return replace(state, only=_next(state.only))
+            return replace(state, slot_filter=_next(state.slot_filter))
         case "p" | " ":
             return replace(state, paused=not state.paused)
         case "+" | "=":
@@ -260,7 +260,7 @@ def _pressed(state: State, key: str) -> State:
             shorter = [one for one in INTERVALS_SECONDS if one < state.interval_seconds]
             return replace(state, interval_seconds=shorter[-1] if shorter else state.interval_seconds)
         case "/":
-            return replace(state, typing=True, filter_before=state.filter)
+            return replace(state, typing=True, previous_filter=state.filter)
         case "escape":
             return replace(state, filter="")
     return state
@@ -271,7 +271,7 @@ def _typed(state: State, key: str) -> State:
         case "enter":
             return replace(state, typing=False)
         case "escape":
-            return replace(state, typing=False, filter=state.filter_before)
+            return replace(state, typing=False, filter=state.previous_filter)
         case "backspace":
             return replace(state, filter=state.filter[:-1])
         case "clear":
@@ -294,10 +294,10 @@ def _next(choice: _Choice) -> _Choice:
     return choices[(choices.index(choice) + 1) % len(choices)]
 
 
-def _is_wanted(one: SlotRetention, only: SlotFilter) -> bool:
-    if only is SlotFilter.inactive:
+def _is_wanted(one: SlotRetention, slot_filter: SlotFilter) -> bool:
+    if slot_filter is SlotFilter.inactive:
         return not one.slot.active
-    return only is SlotFilter.all or one.severity is not Severity.OK
+    return slot_filter is SlotFilter.all or one.severity is not Severity.OK
 
 
 def _text(one: SlotRetention) -> str:

@@ -74,7 +74,7 @@ class Terminal:
         found = os.get_terminal_size(self._out)
         return found.columns or 80, found.lines or 24
 
-    def forget(self) -> None:
+    def redraw(self) -> None:
         """Draw everything anew the next time."""
         self._shown = []
 

@@ -119,32 +119,32 @@ def lines(state: State, width: int, height: int, now: datetime) -> list[Text]:
     room = height - len(head) - len(foot)
     if state.help:
         body = _help(width)[:room]
-    elif state.look is None:
+    elif state.snapshot is None:
         body = [_line(width), _line(width, (f"connecting to {_shown(state.label)} …", "dim"))][:room]
     else:
-        body = _body(state, state.look, width, room)
+        body = _body(state, state.snapshot, width, room)
     body += [_line(width)] * (room - len(body))
     return [*head, *body, *foot][:height]
 
 
 def _header(state: State, width: int, now: datetime) -> list[Text]:
-    look = state.look
+    snapshot = state.snapshot
     clock = now.strftime("%H:%M:%S UTC")
     name: _Piece = (" slot watch ", "reverse")
-    if look is None:
+    if snapshot is None:
         return [_two_ended(width, [name, ("  ", ""), (_shown(state.label), "bold")], clock), _status(state, width, now)]
-    wal = look.retention.wal
+    wal = snapshot.retention.wal
     role = "standby" if wal.in_recovery else "primary"
-    flavour = {"aurora": "Aurora PostgreSQL", "rds": "RDS PostgreSQL"}.get(look.server.flavour, "PostgreSQL")
-    server = f"{flavour} {look.server.version.split()[0]} "
+    flavour = {"aurora": "Aurora PostgreSQL", "rds": "RDS PostgreSQL"}.get(snapshot.server.flavour, "PostgreSQL")
+    server = f"{flavour} {snapshot.server.version.split()[0]} "
     room = width - len(name[0]) - len(server) - len(role) - len(clock) - 5
     label = _cut(_shown(state.label), max(8, room))
     title = [name, ("  ", ""), (label, "bold"), ("  ", ""), (server, ""), (role, "bold")]
-    return [_two_ended(width, title, clock), _facts(look, width), _status(state, width, now)]
+    return [_two_ended(width, title, clock), _facts(snapshot, width), _status(state, width, now)]
 
 
-def _facts(look: Snapshot, width: int) -> Text:
-    found = look.retention
+def _facts(snapshot: Snapshot, width: int) -> Text:
+    found = snapshot.retention
     every = len(found.holdings)
     counts = [
         (count, severity)
@@ -172,28 +172,28 @@ def _status(state: State, width: int, now: datetime) -> Text:
 
     parts: list[list[_Piece]] = []
     failure = state.failure
-    if failure is not None and state.looked_at is not None:
+    if failure is not None and state.snapshot_at is not None:
         wait = (failure.retry_at - now).total_seconds()
-        soon = f"reconnecting in {wait:.0f}s" if wait >= 0.5 and state.asked_at is None else "reconnecting"
-        stale = f"STALE for {ago(state.looked_at)}, {soon} (attempt {failure.attempts + 1})"
+        soon = f"reconnecting in {wait:.0f}s" if wait >= 0.5 and state.poll_started_at is None else "reconnecting"
+        stale = f"STALE for {ago(state.snapshot_at)}, {soon} (attempt {failure.attempts + 1})"
         return _join(width, [[(stale, "bold red")], [(_shown(failure.message), "red")]], cut=True)
     if state.paused:
         parts.append([("PAUSED", "bold yellow")])
-    late = state.asked_at is not None and (now - state.asked_at).total_seconds() > _LATE_SECONDS
-    if late and state.asked_at is not None and not state.paused:
-        parts.append([(f"no answer from the server for {ago(state.asked_at)}", "bold yellow")])
-    if state.looked_at is not None:
+    late = state.poll_started_at is not None and (now - state.poll_started_at).total_seconds() > _LATE_SECONDS
+    if late and state.poll_started_at is not None and not state.paused:
+        parts.append([(f"no answer from the server for {ago(state.poll_started_at)}", "bold yellow")])
+    if state.snapshot_at is not None:
         every = format_duration(state.interval_seconds).replace(".0s", "s")
-        parts.append([(f"looked {ago(state.looked_at)} ago, every {every}", "")])
+        parts.append([(f"looked {ago(state.snapshot_at)} ago, every {every}", "")])
     parts.append([(f"by {state.sort}{', reversed' if state.reverse else ''}", "")])
-    if state.only is not SlotFilter.all:
-        parts.append([(f"only {state.only}", "bold")])
+    if state.slot_filter is not SlotFilter.all:
+        parts.append([(f"only {state.slot_filter}", "bold")])
     if state.filter and not state.typing:
         parts.append([(f"filter {state.filter}", "bold")])
-    if state.gone and state.gone_at is not None and (now - state.gone_at).total_seconds() < _GONE_SECONDS:
-        names = ", ".join(state.gone[:3]) + (f" and {len(state.gone) - 3} more" if len(state.gone) > 3 else "")
+    if state.removed and state.removed_at is not None and (now - state.removed_at).total_seconds() < _GONE_SECONDS:
+        names = ", ".join(state.removed[:3]) + (f" and {len(state.removed) - 3} more" if len(state.removed) > 3 else "")
         parts.insert(0, [(f"gone: {names}", "bold yellow")])
-    if state.look is not None and (rate := state.look.retention.wal_rate) is not None and rate.window_seconds:
+    if state.snapshot is not None and (rate := state.snapshot.retention.wal_rate) is not None and rate.window_seconds:
         parts.append([(f"rates over {format_duration(float(round(rate.window_seconds))).replace('.0s', 's')}", "")])
     return _join(width, parts)
 
@@ -216,14 +216,14 @@ def _help(width: int) -> list[Text]:
     return found
 
 
-def _body(state: State, look: Snapshot, width: int, room: int) -> list[Text]:
+def _body(state: State, snapshot: Snapshot, width: int, room: int) -> list[Text]:
     """Share the room out: the slots first, then what is selected, then the walsenders."""
     shown = visible(state)
     index = selection(state, shown)
     table_needs = 1 + max(1, len(shown))
-    details = _details(shown[index], look.retention.wal, width) if shown else []
+    details = _details(shown[index], snapshot.retention.wal, width) if shown else []
     most_details = min(len(details), _MOST_DETAILS if room >= 24 else 5)
-    senders = _senders(look, shown[index] if shown else None, width)
+    senders = _senders(snapshot, shown[index] if shown else None, width)
     table_least = min(table_needs, 1 + _FEWEST_ROWS)
     left = room - table_least
     details_get = min(most_details + 1, left) if details and left >= 3 else 0
@@ -237,7 +237,7 @@ def _body(state: State, look: Snapshot, width: int, room: int) -> list[Text]:
         senders_get, left = senders_get + more, left - more
     if details_get:
         details_get += min(left, len(details) + 1 - details_get)
-    found = _table(state, look, shown, index, width, table_gets)
+    found = _table(state, snapshot, shown, index, width, table_gets)
     if details_get:
         found.append(_title(width, shown[index].slot.slot_name))
         found += _truncated(details, details_get - 1, width)
@@ -247,14 +247,14 @@ def _body(state: State, look: Snapshot, width: int, room: int) -> list[Text]:
 
 
 def _table(
-    state: State, look: Snapshot, shown: Sequence[SlotRetention], index: int, width: int, room: int
+    state: State, snapshot: Snapshot, shown: Sequence[SlotRetention], index: int, width: int, room: int
 ) -> list[Text]:
-    if not look.retention.holdings:
+    if not snapshot.retention.holdings:
         return [_line(width), _line(width, ("no replication slots", "dim"))][:room]
     if not shown:
-        what = "no slot is " + ("inactive" if state.only is SlotFilter.inactive else "in trouble")
+        what = "no slot is " + ("inactive" if state.slot_filter is SlotFilter.inactive else "in trouble")
         return [_line(width), _line(width, (what if not state.filter else "no slot fits the filter", "dim"))][:room]
-    longest = max(len(one.slot.slot_name) for one in look.retention.holdings)
+    longest = max(len(one.slot.slot_name) for one in snapshot.retention.holdings)
     name_wide, columns, trend_wide = _fitting(width, longest)
     sorted_by = {Sort.retained: "RETAINED", Sort.undelivered: "UNDELIVERED", Sort.growth: "GROWTH/s", Sort.name: "SLOT"}
     heading: list[_Piece] = [("  ", "")]
@@ -278,7 +278,10 @@ def _table(
         ]
         if trend_wide:
             values = trend(
-                look.past, one.slot.slot_name, points=trend_wide, interval_seconds=max(1.0, state.interval_seconds)
+                snapshot.samples,
+                one.slot.slot_name,
+                points=trend_wide,
+                interval_seconds=max(1.0, state.interval_seconds),
             )
             cells.append(f"{sparkline(values):<{trend_wide}}")
         text = _line(width, (" ".join(cells), _STYLES[one.severity]))
@@ -365,11 +368,11 @@ def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
     return found
 
 
-def _senders(look: Snapshot, selected: SlotRetention | None, width: int) -> list[Text]:
-    title = f"{len(look.senders)} walsender{'' if len(look.senders) == 1 else 's'}"
-    if any(one.state is None for one in look.senders) and not look.server.sees_sessions:
+def _senders(snapshot: Snapshot, selected: SlotRetention | None, width: int) -> list[Text]:
+    title = f"{len(snapshot.senders)} walsender{'' if len(snapshot.senders) == 1 else 's'}"
+    if any(one.state is None for one in snapshot.senders) and not snapshot.server.sees_sessions:
         title += " (? is what only a member of pg_read_all_stats sees)"
-    if not look.senders:
+    if not snapshot.senders:
         return [_title(width, "no walsenders")]
     rows = [
         (
@@ -381,7 +384,7 @@ def _senders(look: Snapshot, selected: SlotRetention | None, width: int) -> list
             "?" if one.unflushed_bytes is None else format_size(one.unflushed_bytes),
             one.slot or "-",
         )
-        for one in look.senders
+        for one in snapshot.senders
     ]
     headings = ("PID", "USER", "APPLICATION", "STATE", "UNSENT", "UNFLUSHED", "SLOT")
     wide = [max(len(heading), *(len(row[place]) for row in rows)) for place, heading in enumerate(headings)]
@@ -409,7 +412,7 @@ def _senders(look: Snapshot, selected: SlotRetention | None, width: int) -> list
     return [
         _title(width, title),
         row(headings, "bold"),
-        *(row(cells, style(one)) for cells, one in zip(rows, look.senders, strict=True)),
+        *(row(cells, style(one)) for cells, one in zip(rows, snapshot.senders, strict=True)),
     ]
 
 

@@ -110,7 +110,7 @@ def assess(
     critical: Thresholds = DEFAULT_CRITICAL,
     window_seconds: float = 900.0,
     promoted_at: datetime | None = None,
-    watched: Mapping[str, SampledIdle] | None = None,
+    sampled: Mapping[str, SampledIdle] | None = None,
 ) -> Retention:
     """Return what every slot holds and what comes of it, the worst first.
 
@@ -124,7 +124,7 @@ def assess(
         critical: from where on somebody must act.
         window_seconds: rates are taken over so long, or the longest there is below it.
         promoted_at: when the server was promoted, where that is known.
-        watched: slots that were sampled without a break up to now, by name.
+        sampled: slots that were sampled without a break up to now, by name.
     """
     now = to_observation(wal, slots)
     earlier = tuple(one for one in history if not one.partial and _same_wal(one, now))
@@ -140,7 +140,7 @@ def assess(
         before = None if start is None else start.slot(slot.slot_name)
         growth, delivery = _slot_rates(slot, before, start, now, rate)
         freed, shared = freed_by_dropping([slot.slot_name], slots, wal)
-        idle = assess_idleness(slot, history, wal, promoted_at=promoted_at, watched=(watched or {}).get(slot.slot_name))
+        idle = assess_idleness(slot, history, wal, promoted_at=promoted_at, sampled=(sampled or {}).get(slot.slot_name))
         holding = SlotRetention(
             slot=slot,
             retained_bytes=slot.retained_bytes,
@@ -312,7 +312,7 @@ def _exceeded(
         yield Reason(severity, "wal_status", f"wal_status is {slot.wal_status}")
     elif slot.is_lost and "lost" in limits.wal_status:
         yield Reason(severity, "wal_status", f"it is invalidated ({slot.invalidation_reason or 'conflict'})")
-    soonest = next((one for one in breaks if one.is_founded), None)
+    soonest = next((one for one in breaks if one.has_enough_history), None)
     if limits.breaks_seconds is not None and soonest is not None and soonest.seconds <= limits.breaks_seconds:
         when = f"in {format_duration(soonest.seconds)}" if soonest.seconds else "now"
         yield Reason(severity, "breaks", f"{_BREAK_WORDS[soonest.what]} {when}: {soonest.reason}")

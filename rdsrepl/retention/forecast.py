@@ -65,7 +65,7 @@ class Forecast:
     window_seconds: float | None = None
 
     @property
-    def is_founded(self) -> bool:
+    def has_enough_history(self) -> bool:
         """Whether the rate was observed for long enough to look so far ahead: a burst is no trend."""
         return self.window_seconds is None or self.seconds <= self.window_seconds * _MAX_WINDOWS_AHEAD
 

@@ -85,7 +85,7 @@ def assess_idleness(
     wal: Wal,
     *,
     promoted_at: datetime | None = None,
-    watched: SampledIdle | None = None,
+    sampled: SampledIdle | None = None,
 ) -> Idleness:
     """Return for how long a slot is known to be idle, and by what.
 
@@ -99,16 +99,16 @@ def assess_idleness(
         history: what was seen before, oldest first.
         wal: the WAL as it is now.
         promoted_at: when the server was promoted; None where that is not known.
-        watched: what a row of samples up to now saw of it.
+        sampled: what a row of samples up to now saw of it.
     """
     if slot.active:
         return Idleness(0.0, wal.at, "none")
     found = _idle_by_clock(slot, history, wal, promoted_at)
     if slot.is_lost:
         return replace(found, proof="lost")
-    if watched is not None and (not found.is_proven or found.seconds < watched.seconds):
+    if sampled is not None and (not found.is_proven or found.seconds < sampled.seconds):
         return Idleness(
-            watched.seconds, watched.since, "observed", watched.samples, widest_gap_seconds=watched.widest_gap_seconds
+            sampled.seconds, sampled.since, "observed", sampled.samples, widest_gap_seconds=sampled.widest_gap_seconds
         )
     return found
 

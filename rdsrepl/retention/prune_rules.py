@@ -81,26 +81,26 @@ class PruneDecision:
         recreate: the command that makes such a slot again, empty.
     """
 
-    holding: SlotRetention
+    retention: SlotRetention
     owner: str | None
     idleness: Idleness
     last_consumer: str | None
-    obstacles: tuple[Blocker, ...]
+    blockers: tuple[Blocker, ...]
     recreate: str
 
     @property
     def slot(self) -> Slot:
         """The slot."""
-        return self.holding.slot
+        return self.retention.slot
 
     @property
     def is_candidate(self) -> bool:
         """Whether it may be dropped."""
-        return not self.obstacles
+        return not self.blockers
 
 
 def evaluate(
-    found: Retention,
+    server: Retention,
     slots: Sequence[Slot],
     history: Sequence[Observation],
     criteria: Criteria,
@@ -108,16 +108,16 @@ def evaluate(
     """Return a verdict on every slot of the server, in the order of what they hold.
 
     Args:
-        found: what the slots hold back.
+        server: what the slots retain.
         slots: all of them.
         history: what was seen before, oldest first.
         criteria: what the options say.
     """
-    holdings = {holding.slot.slot_name: holding for holding in found.holdings}
-    verdicts = []
+    holdings = {retention.slot.slot_name: retention for retention in server.holdings}
+    decisions = []
     for slot in slots:
         # A temporary slot is none of retention's: it goes with its connection.
-        holding = holdings.get(slot.slot_name) or SlotRetention(
+        retention = holdings.get(slot.slot_name) or SlotRetention(
             slot,
             slot.retained_bytes,
             slot.lag_bytes,
@@ -125,26 +125,26 @@ def evaluate(
             None,
             None,
             None,
-            Idleness(0.0, found.wal.at, "none"),
+            Idleness(0.0, server.wal.at, "none"),
             None,
             (),
             0,
             None,
         )
-        idleness = holding.idleness
+        idleness = retention.idleness
         consumer = last_consumer(slot.slot_name, history)
-        whose = owner(slot, criteria.in_use_elsewhere or {}, consumer)
-        verdicts.append(
+        owner_name = owner(slot, criteria.in_use_elsewhere or {}, consumer)
+        decisions.append(
             PruneDecision(
-                holding,
-                whose,
+                retention,
+                owner_name,
                 idleness,
                 consumer,
-                tuple(_blockers(slot, whose, idleness, found.wal, criteria)),
+                tuple(_blockers(slot, owner_name, idleness, server.wal, criteria)),
                 recreate_command(slot),
             )
         )
-    return tuple(sorted(verdicts, key=lambda one: (-(one.slot.retained_bytes or 0), one.slot.slot_name)))
+    return tuple(sorted(decisions, key=lambda one: (-(one.slot.retained_bytes or 0), one.slot.slot_name)))
 
 
 def selects(criteria: Criteria, slot: Slot) -> bool:
@@ -202,8 +202,8 @@ def owner(slot: Slot, in_use_elsewhere: Mapping[str, str], consumer: str | None 
     for pattern, who in _OWNERS:
         if pattern.match(name):
             return who
-    if consumer is not None and (found := _APPLICATION.search(consumer)):
-        return _APPLICATIONS[found.group(1).lower()]
+    if consumer is not None and (match := _APPLICATION.search(consumer)):
+        return _APPLICATIONS[match.group(1).lower()]
     return None
 
 
@@ -247,21 +247,23 @@ def recreate_command(slot: Slot) -> str:
     return again + (f"  # connected to database {shown(slot.database)}" if slot.database else "")
 
 
-def missing_sample_seconds(verdicts: Iterable[PruneDecision], version: int, idle_seconds: float) -> float:
+def missing_sample_seconds(decisions: Iterable[PruneDecision], version: int, idle_seconds: float) -> float:
     """Return for how long the slots must be watched before idleness alone keeps none of them; 0 where none needs it.
 
     From 17 on watching proves nothing that the server does not say itself, unless its clock cannot be trusted.
     """
     missing = any(
-        one.obstacles
-        and all(obstacle.rule == "not_idle" for obstacle in one.obstacles)
+        one.blockers
+        and all(blocker.rule == "not_idle" for blocker in one.blockers)
         and (version < versions.SLOT_INACTIVITY_SINCE or one.idleness.doubt)
-        for one in verdicts
+        for one in decisions
     )
     return idle_seconds if missing else 0.0
 
 
-def _blockers(slot: Slot, whose: str | None, idleness: Idleness, wal: Wal, criteria: Criteria) -> Iterable[Blocker]:
+def _blockers(
+    slot: Slot, owner_name: str | None, idleness: Idleness, wal: Wal, criteria: Criteria
+) -> Iterable[Blocker]:
     name = slot.slot_name
     named = name in criteria.patterns
     if not selects(criteria, slot):
@@ -281,8 +283,8 @@ def _blockers(slot: Slot, whose: str | None, idleness: Idleness, wal: Wal, crite
         if pattern is not None:
             yield Blocker("protected", f"the config file protects {pattern} (--unprotect {name})")
     if not named:
-        if whose is not None and not name.startswith("rds"):
-            yield Blocker("named_only", f"it is the slot of {whose}: name it yourself (--slot {name})")
+        if owner_name is not None and not name.startswith("rds"):
+            yield Blocker("named_only", f"it is the slot of {owner_name}: name it yourself (--slot {name})")
         elif slot.failover:
             yield Blocker("named_only", f"it is a failover slot: name it yourself (--slot {name})")
     if criteria.lost and not slot.is_lost:

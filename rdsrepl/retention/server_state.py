@@ -44,7 +44,7 @@ class ServerState:
         storage, wal_rate: what is known from elsewhere.
         notes: what could not be found out, and why.
         promoted_at: when the server was promoted, where that is known.
-        watched: slots that were sampled without a break up to this look, by name.
+        sampled: slots that were sampled without a break up to this look, by name.
     """
 
     server: str
@@ -55,14 +55,14 @@ class ServerState:
     wal_rate: Rate | None = None
     notes: tuple[str, ...] = ()
     promoted_at: datetime | None = None
-    watched: Mapping[str, SampledIdle] = field(default_factory=dict)
+    sampled: Mapping[str, SampledIdle] = field(default_factory=dict)
 
     @property
     def clock_doubt(self) -> str | None:
         """What is wrong with the clocks, in words; None where nothing is."""
         return idleness.clock_doubt(self.wal, self.history)
 
-    def assessed(
+    def assess(
         self, *, warn: Thresholds = thresholds.DEFAULT_WARNING, critical: Thresholds = thresholds.DEFAULT_CRITICAL
     ) -> Retention:
         """Return what every slot holds and what comes of it."""
@@ -75,7 +75,7 @@ class ServerState:
             warn=warn,
             critical=critical,
             promoted_at=self.promoted_at,
-            watched=self.watched,
+            sampled=self.sampled,
         )
 
 
@@ -102,7 +102,7 @@ class SlotSampler:
         #: for how long it has gone on without a break.
         self.seconds = 0.0
         #: when and why a row of samples ended and another one began, in words.
-        self.breaks: list[str] = []
+        self.interruptions: list[str] = []
         #: whether the last sample found something else than the one before.
         self.changed = False
 
@@ -125,10 +125,10 @@ class SlotSampler:
             rows: all slots.
         """
         gap = 0.0 if self._sampled_at is None else at - self._sampled_at
-        why = self._break(gap, now)
+        why = self._interruption(gap, now)
         self.seconds = self.seconds + gap if why is None else 0.0
         if why is not None:
-            self.breaks.append(f"{now.at:%H:%M:%S}: {why}")
+            self.interruptions.append(f"{now.at:%H:%M:%S}: {why}")
         states = {slot.slot_name: slot.state for slot in rows if not slot.active}
         self.changed = self._wal is None or why is not None or states != self._states
         fresh = SampledIdle(0.0, now.at, 1, 0.0)
@@ -145,7 +145,7 @@ class SlotSampler:
         }
         self._sampled_at, self._wal, self._states = at, now, states
 
-    def _break(self, gap: float, now: Wal) -> str | None:
+    def _interruption(self, gap: float, now: Wal) -> str | None:
         """Return why nothing connects this sample with the one before; None where it does."""
         before = self._wal
         if before is None:
@@ -159,7 +159,7 @@ class SlotSampler:
         return None
 
     @property
-    def watched(self) -> dict[str, SampledIdle]:
+    def idle_slots(self) -> dict[str, SampledIdle]:
         """Return the slots that nobody was seen to touch, each with the row of samples that ends with the last one."""
         return dict(self._rows)
 
@@ -170,20 +170,20 @@ class BackgroundSampler:
     Between them a person reads the plan, for minutes or over lunch. The connection is the thread's until the end.
     """
 
-    def __init__(self, conn: Connection, watch: SlotSampler) -> None:
+    def __init__(self, conn: Connection, sampler: SlotSampler) -> None:
         """Take over a row of samples.
 
         Args:
             conn: where they were taken.
-            watch: the samples so far.
+            sampler: the samples so far.
         """
         from rdsrepl.postgres import server_identity
 
-        self._conn, self._watch = conn, watch
+        self._conn, self._sampler = conn, sampler
         self._key = server_identity.history_key(conn)
-        self._since = {name: row.since for name, row in watch.watched.items()}
+        self._since = {name: row.since for name, row in sampler.idle_slots.items()}
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="vigil", daemon=True)
 
@@ -194,7 +194,7 @@ class BackgroundSampler:
 
     def __exit__(self, *_: object) -> None:
         """Stop; nothing waits for a server that does not answer."""
-        self._over.set()
+        self._stopped.set()
         self._thread.join(timeout=MAX_GAP_SECONDS)
 
     def require_untouched(self, slot_name: str) -> None:
@@ -205,18 +205,18 @@ class BackgroundSampler:
         """
         self._sample()
         with self._lock:
-            row = self._watch.watched.get(slot_name)
+            row = self._sampler.idle_slots.get(slot_name)
             unbroken = row is not None and row.since == self._since.get(slot_name)
             if self._failure is None and unbroken:
                 return
-            why = str(self._failure or (self._watch.breaks or ["somebody used it"])[-1])
+            why = str(self._failure or (self._sampler.interruptions or ["somebody used it"])[-1])
         raise Refused(
             f"slot {slot_name}: it is not proven any more that it is idle: since the plan was shown, {why}",
             hint="nothing was done to it; run the command again",
         )
 
     def _work(self) -> None:
-        while self._failure is None and not self._over.wait(SAMPLE_SECONDS):
+        while self._failure is None and not self._stopped.wait(SAMPLE_SECONDS):
             self._sample()
 
     def _sample(self) -> None:
@@ -224,11 +224,11 @@ class BackgroundSampler:
             if self._failure is not None:
                 return
             try:
-                now, rows = self._watch.sample(self._conn)
+                now, rows = self._sampler.sample(self._conn)
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is said when the slot is to go
                 self._failure = exc
                 return
-            if self._watch.changed:
+            if self._sampler.changed:
                 slot_history.record(self._key, assessment.to_observation(now, rows))
 
 
@@ -238,18 +238,18 @@ def read(
     storage: Storage | None = None,
     wal_rate: Rate | None = None,
     notes: Sequence[str] = (),
-    watch: SlotSampler | None = None,
+    sampler: SlotSampler | None = None,
 ) -> ServerState:
     """Look at the server once, and remember it; with ``watch`` as its next sample."""
     from rdsrepl.postgres import server_identity, slots, wal
 
     key = server_identity.history_key(conn)
-    now, rows = watch.sample(conn) if watch is not None else (wal.get(conn), tuple(slots.ls(conn)))
+    now, rows = sampler.sample(conn) if sampler is not None else (wal.get(conn), tuple(slots.ls(conn)))
     promoted_at = None
     if now.timeline is not None and now.timeline > 1:
         promoted_at = wal.promoted_at(conn, now.timeline)
     past = slot_history.history(key)
     slot_history.record(key, assessment.to_observation(now, rows))
-    watched = watch.watched if watch is not None else {}
+    sampled = sampler.idle_slots if sampler is not None else {}
     server = key.partition(" ")[0]
-    return ServerState(server, now, rows, past, storage, wal_rate, tuple(notes), promoted_at, watched)
+    return ServerState(server, now, rows, past, storage, wal_rate, tuple(notes), promoted_at, sampled)

@@ -136,11 +136,11 @@ def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) 
         next_xid=of.next_xid - 100,
     )
     found = assessment.assess(now, slots, (before,), storage=Storage(500 * GIB, source="CloudWatch"))
-    past = tuple(
+    samples = tuple(
         Sample(at - timedelta(seconds=2 * back), {one.slot_name: (one.retained_bytes or 0) - back for one in slots})
         for back in range(20, -1, -1)
     )
-    return Snapshot(SERVER, found, SENDERS, past)
+    return Snapshot(SERVER, found, SENDERS, samples)
 
 
 def state(**given: Any) -> State:
@@ -180,11 +180,11 @@ def test_sorting_and_reversing() -> None:
     assert names(pressed(first, "s", "r")) == by_size[::-1]
     assert pressed(first, *"sssss").sort is Sort.severity
     growing = replace(seen().retention.holdings[0], growth=Rate(1e9, 60, "observed"))
-    look = seen()
-    others = tuple(one for one in look.retention.holdings if one.slot.slot_name != "zebra")
+    snapshot = seen()
+    others = tuple(one for one in snapshot.retention.holdings if one.slot.slot_name != "zebra")
     zebra = replace(growing, slot=SLOTS[3])
-    look = replace(look, retention=replace(look.retention, holdings=(*others, zebra)))
-    assert names(next_state(replace(first, sort=Sort.growth), SnapshotTaken(look, NOW)))[0] == "zebra"
+    snapshot = replace(snapshot, retention=replace(snapshot.retention, holdings=(*others, zebra)))
+    assert names(next_state(replace(first, sort=Sort.growth), SnapshotTaken(snapshot, NOW)))[0] == "zebra"
 
 
 def test_choosing_what_is_shown() -> None:
@@ -192,12 +192,16 @@ def test_choosing_what_is_shown() -> None:
     first = state()
     assert sorted(names(pressed(first, "a"))) == ["audit", SLOTS[2].slot_name]
     problems = pressed(first, "a", "a")
-    assert (problems.only, "zebra" in names(problems), "audit" in names(problems)) == (SlotFilter.problems, False, True)
-    assert pressed(first, "a", "a", "a").only is SlotFilter.all
+    assert (problems.slot_filter, "zebra" in names(problems), "audit" in names(problems)) == (
+        SlotFilter.problems,
+        False,
+        True,
+    )
+    assert pressed(first, "a", "a", "a").slot_filter is SlotFilter.all
     assert names(pressed(first, "/", *"WAL2")) == [SLOTS[2].slot_name]
     assert set(names(pressed(first, "/", *"debezium"))) == {SLOTS[2].slot_name, "orders_cdc", "zebra"}
     typed = pressed(first, "/", *"qrs")  # no commands while it is typed
-    assert (typed.filter, typed.typing, typed.done, typed.sort) == ("qrs", True, False, Sort.severity)
+    assert (typed.filter, typed.typing, typed.quitting, typed.sort) == ("qrs", True, False, Sort.severity)
     kept = pressed(typed, "backspace", "enter")
     assert (kept.filter, kept.typing) == ("qr", False)
     assert pressed(kept, "/", *"xyz", "escape").filter == "qr"
@@ -217,16 +221,16 @@ def test_the_selection_follows_its_slot() -> None:
     assert pressed(moved, "page-up").selected == "audit"
     assert pressed(moved, "g").selected is None
     gone = next_state(moved, SnapshotTaken(seen(SLOTS[1:]), NOW))
-    assert gone.gone == ("orders_cdc",)
+    assert gone.removed == ("orders_cdc",)
     assert "gone: orders_cdc" in screen(gone, 80, 24)[2]
     assert pressed(gone, "down").selected == SLOTS[2].slot_name
-    assert next_state(gone, SnapshotTaken(seen(), NOW)).gone == ()
+    assert next_state(gone, SnapshotTaken(seen(), NOW)).removed == ()
 
 
 def test_pausing_and_the_interval() -> None:
     """A paused screen stays as it is; the interval goes through steps and stops at their ends."""
     paused = pressed(state(), "p")
-    assert next_state(paused, SnapshotTaken(seen(SLOTS[:1]), NOW)).look == paused.look
+    assert next_state(paused, SnapshotTaken(seen(SLOTS[:1]), NOW)).snapshot == paused.snapshot
     assert "PAUSED" in screen(paused, 80, 24)[2]
     assert not pressed(paused, " ").paused
     assert pressed(state(interval_seconds=3.0), "+").interval_seconds == 5
@@ -237,9 +241,9 @@ def test_pausing_and_the_interval() -> None:
 
 def test_leaving_and_help() -> None:
     """``q`` leaves from anywhere but a filter; any other key leaves the help."""
-    assert pressed(state(), "q").done
+    assert pressed(state(), "q").quitting
     helped = pressed(state(), "?")
-    assert helped.help and not pressed(helped, "x").help and pressed(helped, "q").done
+    assert helped.help and not pressed(helped, "x").help and pressed(helped, "q").quitting
     text = "\n".join(screen(helped, 80, 40))
     for word in ("filter by text", "RETAINED", "UNDELIVERED", "Ctrl-C"):
         assert word in text
@@ -439,19 +443,19 @@ def test_a_look_is_three_statements(db15: Database, monkeypatch: pytest.MonkeyPa
         return execute(self, query, *rest, **options)
 
     monkeypatch.setattr(psycopg.Connection, "execute", counted)
-    watched = SlotPoller(db15.target, window_seconds=60, free_bytes=10 * GIB)
+    live = SlotPoller(db15.target, window_seconds=60, free_bytes=10 * GIB)
     try:
-        first = watched.look()
+        first = live.poll()
         assert len(asked) == 5
         ours = [one for one in first.retention.holdings if db15.name in one.slot.slot_name]
         assert len(ours) == 8
         asked.clear()
-        second = watched.look()
+        second = live.poll()
         assert len(asked) == 3
     finally:
-        watched.close()
+        live.close()
     assert second.retention.storage is not None and second.retention.storage.free_bytes <= 10 * GIB
-    assert len(second.past) >= 2
+    assert len(second.samples) >= 2
     assert len(list((tmp_path / "observations").iterdir())) == 1
 
 
@@ -462,13 +466,13 @@ def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.
     db15.run(f"CREATE ROLE {role} LOGIN PASSWORD 'plain'")
     dsn = f"{db15.dsn} user={role} password=plain host=127.0.0.1"
     sender = db15.server.connect(dbname=db15.name, replication=True)
-    watched = SlotPoller(Target("x", dsn), window_seconds=60)
+    live = SlotPoller(Target("x", dsn), window_seconds=60)
     try:
         pid = sender.info.backend_pid
-        seen_there = [one for one in watched.look().senders or () if one.pid == pid]
+        seen_there = [one for one in live.poll().senders or () if one.pid == pid]
         assert [(one.state, one.unsent_bytes, one.unflushed_bytes) for one in seen_there] == [(None, None, None)]
     finally:
-        watched.close()
+        live.close()
         sender.close()
         db15.run(f"DROP ROLE {role}")
 
@@ -486,18 +490,18 @@ def test_it_goes_on_where_the_name_leads_to(
 
         keywords = place
 
-    watched = SlotPoller(Target("x", "", renew=Found()), window_seconds=60)
+    live = SlotPoller(Target("x", "", renew=Found()), window_seconds=60)
     try:
-        assert watched.look().server.major == 15
-        watched.look()
+        assert live.poll().server.major == 15
+        live.poll()
         place = pg18.keywords()
-        watched.cut()
+        live.abort()
         with pytest.raises(ConnectionLost):
-            watched.look()
-        moved = watched.look()
-        assert (moved.server.major, moved.retention.wal_rate, len(moved.past)) == (18, None, 1)
+            live.poll()
+        moved = live.poll()
+        assert (moved.server.major, moved.retention.wal_rate, len(moved.samples)) == (18, None, 1)
     finally:
-        watched.close()
+        live.close()
 
 
 def test_a_former_writer_is_left_again(pg15: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -512,11 +516,11 @@ def test_a_former_writer_is_left_again(pg15: Server, monkeypatch: pytest.MonkeyP
         return replace(get(conn), in_recovery=len(asked) > 2)
 
     monkeypatch.setattr(wal, "get", standby_now)
-    watched = SlotPoller(pg15.target(), window_seconds=60)
+    live = SlotPoller(pg15.target(), window_seconds=60)
     try:
-        roles = [watched.look().retention.wal.in_recovery for _ in range(4)]
+        roles = [live.poll().retention.wal.in_recovery for _ in range(4)]
     finally:
-        watched.close()
+        live.close()
     assert roles == [False, False, True, True]
     assert asked[0] == asked[1] == asked[2] != asked[3]
 
@@ -543,16 +547,16 @@ def test_objects_in_a_pipe(rdsrepl: Program, db15: Database) -> None:
     db15.run(f"SELECT pg_create_logical_replication_slot('one_{db15.name}', 'test_decoding')")
     done = rdsrepl("slot", "watch", "--limit-looks", "2", "--interval", "500ms", "-o", "json", dsn=db15.dsn)
     assert done.code == 0 and len(done.lines) == 2
-    look = done.lines[-1]
-    assert look["server"] == {
-        "version": "15." + look["server"]["version"][3:],
+    snapshot = done.lines[-1]
+    assert snapshot["server"] == {
+        "version": "15." + snapshot["server"]["version"][3:],
         "flavour": "postgresql",
         "role": "primary",
     }
-    ours = next(one for one in look["slots"] if one["slot"]["slot_name"] == f"one_{db15.name}")
+    ours = next(one for one in snapshot["slots"] if one["slot"]["slot_name"] == f"one_{db15.name}")
     assert ours["retained_bytes"] == ours["slot"]["retained_bytes"]
     page = DOCS.read_text()
-    assert [key for key in (*look, *ours) if f"`{key}`" not in page] == []
+    assert [key for key in (*snapshot, *ours) if f"`{key}`" not in page] == []
     yaml = rdsrepl("slot", "watch", "--limit-looks", "1", "-o", "yaml", dsn=db15.dsn)
     assert yaml.out.startswith("---\nat: ")
 

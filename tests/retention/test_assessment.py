@@ -150,10 +150,10 @@ def test_a_burst_of_seconds_raises_no_alarm_for_days_ahead() -> None:
     one = at(9 * GIB)
     wide = Storage(1 << 40, source="x")
     burst = assessment.assess(wal(), [one], [looked(3, [one], wal_lsn=END - (200 << 20))], storage=wide)
-    assert only(burst).breaks and not only(burst).breaks[0].is_founded
+    assert only(burst).breaks and not only(burst).breaks[0].has_enough_history
     assert "breaks" not in {reason.measure for reason in only(burst).reasons}
     trend = assessment.assess(wal(), [one], [looked(800, [one], wal_lsn=END - (200 << 20) * 200)], storage=wide)
-    assert only(trend).breaks[0].is_founded
+    assert only(trend).breaks[0].has_enough_history
     assert "breaks" in {reason.measure for reason in only(trend).reasons}
 
 
@@ -294,7 +294,7 @@ def test_a_line_that_is_torn_or_foreign_costs_itself_alone(state: Path) -> None:
 
 
 def test_a_long_history_is_thinned_out_and_keeps_the_newest(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_history, "_MOST_BYTES", 20_000)
+    monkeypatch.setattr(slot_history, "_MAX_BYTES", 20_000)
     made = [looked(1000 - number, [at(GIB)], wal_lsn=END - 1000 + number) for number in range(500)]
     for one in made:
         assert slot_history.record("one", one)
@@ -356,7 +356,7 @@ def test_the_time_of_invalidation_comes_as_foretold(state: Path, tmp_path: Path)
             with connection.open(Target("test", dsn)) as conn:
                 server_state.read(conn)
                 time.sleep(4)
-                found = server_state.read(conn).assessed()
+                found = server_state.read(conn).assess()
                 (doomed,) = found.holdings
                 foretold = doomed.breaks[0]
                 assert foretold.what == "slot_invalidated"

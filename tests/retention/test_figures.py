@@ -209,7 +209,7 @@ def test_a_config_file_and_a_defect_of_ours_are_unknown_too(place: Place, monkey
     def fail(*_: object, **__: object) -> None:
         raise KeyError("a | defect\nof ours")
 
-    monkeypatch.setattr(server_state, "look", fail)
+    monkeypatch.setattr(server_state, "read", fail)
     done = place.rdsrepl("slot", "check", "--nagios", dsn=place.dsn)
     assert done.code == 3 and done.out.startswith("SLOTS UNKNOWN - KeyError: ") and len(done.out.splitlines()) == 1
     assert "|" not in done.out and "Traceback" in done.err

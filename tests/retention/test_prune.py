@@ -98,7 +98,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def place(shared_server: Server, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A place without slots, where a moment of idleness is enough and old slots can be made."""
-    monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     made = Place(shared_server, rdsrepl)
     yield made
@@ -249,9 +249,9 @@ def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place
     assert "not for 1h" in short.err and place.names() == {"old"}, "the longer time must be proven all the same"
     place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
     place.run("SELECT pg_replication_slot_advance('old', pg_current_wal_lsn())")
-    watched = place.prune("--slot", "old", "--observe", "1s", "--yes")
-    assert watched.code == 0 and place.names() == set(), watched.err
-    assert "watching the slots" in watched.err and "no activity in" in watched.err and "samples" in watched.err
+    sampled = place.prune("--slot", "old", "--observe", "1s", "--yes")
+    assert sampled.code == 0 and place.names() == set(), sampled.err
+    assert "watching the slots" in sampled.err and "no activity in" in sampled.err and "samples" in sampled.err
 
 
 def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> None:
@@ -707,7 +707,7 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
         time.sleep(1.1)
         words = [word for number in range(10) for word in ("--slot", f"s{number}")]
         script = (
-            "import sys; from rdsrepl.retention import prune_rules; prune_rules.LEAST_IDLE_SECONDS = 0\n"
+            "import sys; from rdsrepl.retention import prune_rules; prune_rules.MIN_IDLE_SECONDS = 0\n"
             "from rdsrepl.__main__ import run; sys.argv = sys.argv[1:]; run()"
         )
         command = [rdsrepl.command[0].replace("bin/rdsrepl", "bin/python"), "-c", script, "rdsrepl", "--dsn", place.dsn]
@@ -747,7 +747,7 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
 
 def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new primary never had the slots: that they are not there says nothing of the one that had them."""
-    monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     writer = start(tmp_path / "writer", 15)
     reader = writer.clone(tmp_path / "reader", slot="reader")
@@ -824,7 +824,7 @@ def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
 ) -> None:
     """Its consumer reconnects seconds later; until then nothing is proven, however long it lay there before."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
-    monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     writer = start(tmp_path / "writer", version)
     reader = writer.clone(tmp_path / "reader", slot="reader")
     try:

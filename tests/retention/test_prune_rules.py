@@ -64,7 +64,7 @@ def slot(name: str = "old", **other: Any) -> Slot:
     return replace(made, **other)
 
 
-def judged(
+def decide(
     one: Slot,
     criteria: Criteria,
     *,
@@ -73,15 +73,15 @@ def judged(
     watched_seconds: float | None = None,
 ) -> PruneDecision:
     here = here or wal()
-    watched = {} if watched_seconds is None else {one.slot_name: SampledIdle(watched_seconds, NOW, 9, 0.3)}
-    (verdict,) = prune_rules.evaluate(
-        assessment.assess(here, [one], history, watched=watched), [one], history, criteria
+    sampled = {} if watched_seconds is None else {one.slot_name: SampledIdle(watched_seconds, NOW, 9, 0.3)}
+    (decision,) = prune_rules.evaluate(
+        assessment.assess(here, [one], history, sampled=sampled), [one], history, criteria
     )
-    return verdict
+    return decision
 
 
-def rules(verdict: PruneDecision) -> set[str]:
-    return {obstacle.rule for obstacle in verdict.obstacles}
+def rules(decision: PruneDecision) -> set[str]:
+    return {blocker.rule for blocker in decision.blockers}
 
 
 def seen(at: datetime, *, active: bool = False, lsn: int = 9 << 30, started: datetime | None = None, timeline: int = 1,
@@ -97,9 +97,9 @@ ACTIVE = {"active": True, "active_pid": 7, "inactive_since": None, "walsender": 
 
 
 def test_an_idle_slot_is_a_candidate() -> None:
-    verdict = judged(slot(), Criteria())
-    assert verdict.is_candidate and verdict.idleness.proof == "server"
-    assert verdict.idleness.seconds == 10 * 24 * HOUR
+    decision = decide(slot(), Criteria())
+    assert decision.is_candidate and decision.idleness.proof == "server"
+    assert decision.idleness.seconds == 10 * 24 * HOUR
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_an_idle_slot_is_a_candidate() -> None:
     ],
 )
 def test_what_keeps_a_slot(one: Slot, here: Wal, rule: str) -> None:
-    assert rule in rules(judged(one, Criteria(), here=here))
+    assert rule in rules(decide(one, Criteria(), here=here))
 
 
 NEVER = [slot(**ACTIVE), slot("rds_a"), slot("rds_b", slot_type="physical", plugin=None), slot(temporary=True)]
@@ -152,9 +152,9 @@ def test_whatever_the_options_some_are_never_dropped(
         include_physical=physical,
         unprotected=frozenset({one.slot_name}),
     )
-    assert not judged(one, criteria, here=here).is_candidate
+    assert not decide(one, criteria, here=here).is_candidate
     if one.wal_status != "lost":
-        assert not judged(replace(one, wal_status="lost"), criteria, here=here).is_candidate
+        assert not decide(replace(one, wal_status="lost"), criteria, here=here).is_candidate
 
 
 @given(
@@ -168,33 +168,33 @@ def test_a_protected_slot_goes_only_when_it_is_excepted_by_name(pattern: str, na
         protected=(pattern,),
         unprotected=frozenset({"old"}) if excepted else frozenset({"o*", "other"}),
     )
-    verdict = judged(slot(), criteria)
-    assert ("protected" in rules(verdict)) == (fnmatchcase("old", pattern) and not excepted)
+    decision = decide(slot(), criteria)
+    assert ("protected" in rules(decision)) == (fnmatchcase("old", pattern) and not excepted)
 
 
 @pytest.mark.parametrize("one", [slot(failover=True), slot(DMS), slot("x", plugin="decoderbufs")])
 def test_a_slot_that_needs_naming_is_named_by_its_name_and_not_by_a_pattern(one: Slot) -> None:
-    assert "named_only" in rules(judged(one, Criteria(patterns=("*",))))
-    assert judged(one, Criteria(patterns=(one.slot_name,))).is_candidate
+    assert "named_only" in rules(decide(one, Criteria(patterns=("*",))))
+    assert decide(one, Criteria(patterns=(one.slot_name,))).is_candidate
 
 
 def test_a_slot_of_a_subscription_needs_naming() -> None:
     used = {"old": "subscription s of other/app"}
-    verdict = judged(slot(), Criteria(in_use_elsewhere=used))
-    assert rules(verdict) == {"named_only"} and verdict.owner == "subscription s of other/app"
-    assert judged(slot(), Criteria(patterns=("old",), in_use_elsewhere=used)).is_candidate
+    decision = decide(slot(), Criteria(in_use_elsewhere=used))
+    assert rules(decision) == {"named_only"} and decision.owner == "subscription s of other/app"
+    assert decide(slot(), Criteria(patterns=("old",), in_use_elsewhere=used)).is_candidate
 
 
 def test_what_the_server_has_given_up_needs_no_proof_of_idleness() -> None:
     lost = slot(wal_status="lost", restart_lsn=None, retained_bytes=None, inactive_since=None)
-    assert judged(lost, Criteria(lost=True), here=wal(version=15)).is_candidate
-    assert rules(judged(slot(), Criteria(lost=True))) == {"not_lost"}
+    assert decide(lost, Criteria(lost=True), here=wal(version=15)).is_candidate
+    assert rules(decide(slot(), Criteria(lost=True))) == {"not_lost"}
 
 
 def test_only_what_holds_more() -> None:
-    assert judged(slot(), Criteria(retaining_over_bytes=(1 << 30) - 1)).is_candidate
-    assert rules(judged(slot(), Criteria(retaining_over_bytes=1 << 30))) == {"too_small"}
-    assert "too_small" in rules(judged(slot(retained_bytes=None), Criteria(retaining_over_bytes=0)))
+    assert decide(slot(), Criteria(retaining_over_bytes=(1 << 30) - 1)).is_candidate
+    assert rules(decide(slot(), Criteria(retaining_over_bytes=1 << 30))) == {"too_small"}
+    assert "too_small" in rules(decide(slot(retained_bytes=None), Criteria(retaining_over_bytes=0)))
 
 
 # Proof before 17.
@@ -206,13 +206,13 @@ STILL = slot(inactive_since=None)
 
 def test_looks_of_separate_runs_are_worth_knowing_and_no_proof() -> None:
     history = tuple(seen(NOW - timedelta(minutes=minutes)) for minutes in (90, 60, 30))
-    verdict = judged(STILL, Criteria(), here=OLD, history=history)
-    assert rules(verdict) == {"not_idle"} and verdict.idleness.proof == "looks" and not verdict.idleness.is_proven
-    assert verdict.idleness.seconds == 1.5 * HOUR and verdict.idleness.looks == 4
-    assert "--observe 1h00m" in verdict.obstacles[0].reason
-    watched = judged(STILL, Criteria(), here=OLD, history=history, watched_seconds=HOUR)
-    assert watched.is_candidate and watched.idleness.proof == "observed" and watched.idleness.seconds == HOUR
-    assert rules(judged(STILL, Criteria(), here=OLD, watched_seconds=HOUR - 1)) == {"not_idle"}
+    decision = decide(STILL, Criteria(), here=OLD, history=history)
+    assert rules(decision) == {"not_idle"} and decision.idleness.proof == "looks" and not decision.idleness.is_proven
+    assert decision.idleness.seconds == 1.5 * HOUR and decision.idleness.looks == 4
+    assert "--observe 1h00m" in decision.blockers[0].reason
+    sampled = decide(STILL, Criteria(), here=OLD, history=history, watched_seconds=HOUR)
+    assert sampled.is_candidate and sampled.idleness.proof == "observed" and sampled.idleness.seconds == HOUR
+    assert rules(decide(STILL, Criteria(), here=OLD, watched_seconds=HOUR - 1)) == {"not_idle"}
 
 
 @pytest.mark.parametrize(
@@ -230,8 +230,8 @@ def test_looks_of_separate_runs_are_worth_knowing_and_no_proof() -> None:
 )
 def test_a_look_that_breaks_the_row_ends_the_proof(between: Observation) -> None:
     history = (seen(NOW - timedelta(hours=5)), between, seen(NOW - timedelta(minutes=10)))
-    verdict = judged(STILL, Criteria(), here=OLD, history=history)
-    assert rules(verdict) == {"not_idle"} and verdict.idleness.seconds == 600
+    decision = decide(STILL, Criteria(), here=OLD, history=history)
+    assert rules(decision) == {"not_idle"} and decision.idleness.seconds == 600
 
 
 @given(
@@ -309,15 +309,15 @@ def test_no_claim_of_the_server_reaches_behind_any_bound(
 def test_a_slot_is_its_last_consumers_whatever_its_name(application: str, who: str | None) -> None:
     about = f"PID 7 (user debezium_reader, application {application}, client 10.0.0.1:5)"
     history = (seen(NOW - timedelta(days=20), active=True, holder=about if application else "PID 7"),)
-    verdict = judged(slot(), Criteria(), history=history)
-    assert verdict.owner == who and rules(verdict) == ({"named_only"} if who else set())
-    assert judged(slot(), Criteria(patterns=("old",)), history=history).is_candidate
+    decision = decide(slot(), Criteria(), history=history)
+    assert decision.owner == who and rules(decision) == ({"named_only"} if who else set())
+    assert decide(slot(), Criteria(patterns=("old",)), history=history).is_candidate
 
 
 def test_how_long_to_watch() -> None:
     def verdicts(*slots: Slot, here: Wal = OLD) -> list[PruneDecision]:
         history = (seen(NOW - timedelta(minutes=20)),)
-        return [judged(one, Criteria(idle_seconds=1800.0), here=here, history=history) for one in slots]
+        return [decide(one, Criteria(idle_seconds=1800.0), here=here, history=history) for one in slots]
 
     assert prune_rules.missing_sample_seconds(verdicts(STILL), 15, 1800.0) == 1800, (
         "what was seen before counts for nothing"
@@ -335,7 +335,7 @@ def test_the_last_consumer_is_who_held_it_when_it_was_last_seen_active() -> None
         seen(NOW - timedelta(days=2), active=True, holder="PID 2 (user second)"),
         seen(NOW - timedelta(days=1)),
     )
-    assert judged(slot(), Criteria(), history=history).last_consumer == (
+    assert decide(slot(), Criteria(), history=history).last_consumer == (
         "PID 2 (user second), seen at 2026-11-19 12:00:00 UTC"
     )
 

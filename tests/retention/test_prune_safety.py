@@ -46,7 +46,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def place(shared_server: Server, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     made = Place(shared_server, rdsrepl)
     yield made
@@ -121,13 +121,13 @@ def test_the_row_of_samples_breaks_at_whatever_somebody_does(place: Place) -> No
 
             for _ in range(4):
                 sample()
-            assert seen.watched[name].samples == 4 and seen.watched[name].seconds == 0.75
+            assert seen.idle_slots[name].samples == 4 and seen.idle_slots[name].seconds == 0.75
             way(name, sample)
             for _ in range(2):
                 sample()
             # The first sample after it begins a row of its own.
-            assert seen.watched[name].seconds == 0.25 and seen.watched[name].samples == 2, name
-            assert seen.watched["idle"].seconds >= 1.25 and seen.breaks == [], name
+            assert seen.idle_slots[name].seconds == 0.25 and seen.idle_slots[name].samples == 2, name
+            assert seen.idle_slots["idle"].seconds >= 1.25 and seen.interruptions == [], name
 
 
 def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
         return real(*words, watch=watch, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server_state, "look", late)
+        patch.setattr(server_state, "read", late)
         done = place.prune("--slot", "used", *settle_down(place), "--yes")
     assert done.code == 4 and place.names() == {"used"}, done.err
     assert "slot used may not be pruned" in done.err and "not for 0.2s" in done.err.replace("200ms", "0.2s")
@@ -183,7 +183,7 @@ def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
     monkeypatch.setattr(SlotSampler, "add", add)
     monkeypatch.setattr(confirm, "can_ask", lambda: True)
     monkeypatch.setattr(confirm, "ask", answer)
-    monkeypatch.setattr(server_state, "LONGEST_GAP_SECONDS", 20.0)
+    monkeypatch.setattr(server_state, "MAX_GAP_SECONDS", 20.0)
     monkeypatch.setattr(server_state, "CLOCK_STEP_SECONDS", 20.0)
     done = place.prune("--slot", "used", *settle_down(place))
     if arrives:
@@ -235,8 +235,8 @@ def test_a_gap_a_jump_and_another_server_break_every_row(
     seen = SlotSampler()
     seen.add(10.0, here, [one])
     seen.add(10.0 + gap, replace(here, at=here.at + timedelta(seconds=server_seconds), **other), [one])
-    assert seen.watched["old"].seconds == (0.0 if why else pytest.approx(gap))
-    assert len(seen.breaks) == bool(why) and (why or "") in "".join(seen.breaks)
+    assert seen.idle_slots["old"].seconds == (0.0 if why else pytest.approx(gap))
+    assert len(seen.interruptions) == bool(why) and (why or "") in "".join(seen.interruptions)
 
 
 # The statement carries its own proof.
@@ -288,7 +288,7 @@ def test_a_copy_of_the_server_says_nothing_of_the_first_one(
     rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restored snapshot: the same identifier, the same timeline, 1; it was asked whether the slot is gone."""
-    monkeypatch.setattr(prune_rules, "LEAST_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     first = start(tmp_path / "first", 18)
     programs = find_binaries(18)
@@ -365,8 +365,8 @@ def test_clocks_that_differ_prove_nothing_and_that_is_said(place: Place, monkeyp
         for noun in ("lag", "check"):
             assert "2h00m ahead" in place.rdsrepl("slot", noun, dsn=place.dsn).err
         # By this machine's monotonic clock it can be proven all the same.
-        watched = place.prune(*words[:4], "--observe", "200ms", "--dry-run", "-o", "json").json
-        assert [one["idle_proof"] for one in watched["candidates"]] == ["observed"]
+        sampled = place.prune(*words[:4], "--observe", "200ms", "--dry-run", "-o", "json").json
+        assert [one["idle_proof"] for one in sampled["candidates"]] == ["observed"]
     back = place.prune("--slot", "left", "--inactive-for", "60s", "--dry-run")
     assert back.code == 4 and "since the last look one of the clocks" in back.err
 
@@ -396,7 +396,7 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
-    monkeypatch.setattr(slot_history, "_MOST_BYTES", 100_000)
+    monkeypatch.setattr(slot_history, "_MAX_BYTES", 100_000)
     names = [f"s{number}" for number in range(50)]
 
     def look(minute: int, used: set[str]) -> Observation:
@@ -516,7 +516,7 @@ def test_a_promotion_bounds_lag_and_check_as_it_does_prune() -> None:
     (holding,) = found.holdings
     assert holding.inactive_seconds == 300 and "inactive" not in {reason.measure for reason in holding.reasons}
     (verdict,) = prune_rules.evaluate(found, [one], (), prune_rules.Criteria())
-    assert verdict.idleness is holding.idleness and {each.rule for each in verdict.obstacles} == {"not_idle"}
+    assert verdict.idleness is holding.idleness and {each.rule for each in verdict.blockers} == {"not_idle"}
 
 
 def test_an_entry_of_the_audit_file_is_json(place: Place) -> None:

@@ -54,8 +54,8 @@ def test_a_clusters_writer_is_asked(cloud: Cloud) -> None:
     assert done.json["storage"]["free_bytes"] == done.json["metrics"]["FreeStorageSpace"] > GIB
     assert done.json["metrics"]["TransactionLogsDiskUsage"] > 0 and "ReplicationSlotDiskUsage" in done.json["metrics"]
     assert re.search(r"CloudWatch: [\d.]+ \w?B of WAL on disk, ", cloud("-t", "sandbox", "slot", "lag").out)
-    watched = cloud("-t", "sandbox", "slot", "watch", "--limit-looks", "1", "-o", "json")
-    assert watched.json["storage"]["source"] == "CloudWatch"
+    sampled = cloud("-t", "sandbox", "slot", "watch", "--limit-looks", "1", "-o", "json")
+    assert sampled.json["storage"]["source"] == "CloudWatch"
     by_hand = cloud("-t", "sandbox", "slot", "lag", "-o", "json", "--free-space", "7GB")
     assert by_hand.json["storage"] == {"free_bytes": 7 * GIB, "may_grow_bytes": 0, "source": "--free-space"}
 

@@ -134,9 +134,9 @@ def _assess(
 ) -> Retention:
     from rdsrepl.postgres import connection
 
-    surroundings = read_rds_metrics(ctx, target, free_space)
+    metrics = read_rds_metrics(ctx, target, free_space)
     with connection.open(target) as conn:
-        return read_server_state(ctx, conn, surroundings).assessed(warn=limits[0], critical=limits[1])
+        return read_server_state(ctx, conn, metrics).assess(warn=limits[0], critical=limits[1])
 
 
 def _only_slots(found: Retention, names: Sequence[str]) -> Retention:

@@ -68,21 +68,21 @@ def lag(
     if interval < 0.5:
         raise BadValue(f"--interval {interval:g}s is too short", hint="half a second or longer")
     target = database_target(ctx)
-    surroundings = read_rds_metrics(ctx, target, free_space)
+    metrics = read_rds_metrics(ctx, target, free_space)
     with connection.open(target) as conn:
         if not watch:
-            standing = read_server_state(ctx, conn, surroundings)
-            _print(ctx, standing, surroundings, name)
+            state = read_server_state(ctx, conn, metrics)
+            _print(ctx, state, metrics, name)
             return
-        _watch(ctx, conn, surroundings, name, interval)
+        _watch(ctx, conn, metrics, name, interval)
 
 
-def _watch(ctx: typer.Context, conn: Connection, surroundings: RdsMetrics, name: str | None, interval: float) -> None:
+def _watch(ctx: typer.Context, conn: Connection, metrics: RdsMetrics, name: str | None, interval: float) -> None:
     live = sys.stdout.isatty() and global_options(ctx).output is Format.table
     try:
         if not live:
             while True:
-                _print(ctx, read_server_state(ctx, conn, surroundings), surroundings, name)
+                _print(ctx, read_server_state(ctx, conn, metrics), metrics, name)
                 sys.stdout.flush()
                 time.sleep(interval)
         from rich.live import Live
@@ -91,29 +91,29 @@ def _watch(ctx: typer.Context, conn: Connection, surroundings: RdsMetrics, name:
 
         with Live(console=console(sys.stdout), auto_refresh=False) as screen:
             while True:
-                standing = read_server_state(ctx, conn, surroundings)
-                found = _only_slot(standing.assessed(), name)
-                screen.update(_table(standing, surroundings, found, name), refresh=True)  # type: ignore[arg-type]
+                state = read_server_state(ctx, conn, metrics)
+                found = _only_slot(state.assess(), name)
+                screen.update(_table(state, metrics, found, name), refresh=True)  # type: ignore[arg-type]
                 time.sleep(interval)
     except KeyboardInterrupt:
         return
 
 
-def _print(ctx: typer.Context, standing: ServerState, surroundings: RdsMetrics, name: str | None) -> None:
-    found = _only_slot(standing.assessed(), name)
+def _print(ctx: typer.Context, state: ServerState, metrics: RdsMetrics, name: str | None) -> None:
+    found = _only_slot(state.assess(), name)
     output = global_options(ctx).output
     if found.wal_rate is None and found.holdings and output is Format.table:
         note(ctx, "no rate is known yet, so no forecast: look again in a while, or with --watch")
-    value = None if output is Format.table else _document(standing, surroundings, found)
-    emit(value, output, lambda: _table(standing, surroundings, found, name))
+    value = None if output is Format.table else _document(state, metrics, found)
+    emit(value, output, lambda: _table(state, metrics, found, name))
 
 
-def _document(standing: ServerState, surroundings: RdsMetrics, found: Retention) -> dict[str, object]:
-    past = _last_hour(standing)
+def _document(state: ServerState, metrics: RdsMetrics, found: Retention) -> dict[str, object]:
+    past = _last_hour(state)
     return {
         **document(found),
-        "server": standing.server,
-        "metrics": document(surroundings.metrics),
+        "server": state.server,
+        "metrics": document(metrics.metrics),
         "recent_seconds": _RECENT_SECONDS,
         "recent": {one.slot.slot_name: _recent(past, one) for one in found.holdings},
     }
@@ -135,11 +135,11 @@ def _only_slot(found: Retention, name: str | None) -> Retention:
     return replace(found, holdings=holdings)
 
 
-def _table(standing: ServerState, surroundings: RdsMetrics, found: Retention, name: str | None) -> object:
+def _table(state: ServerState, metrics: RdsMetrics, found: Retention, name: str | None) -> object:
     if name is not None:
-        story = _slot_details(standing, found, found.holdings[0])
-        return facts([*story, *(("CloudWatch", line) for line in _cloudwatch_lines(surroundings))])
-    rows, past = found.holdings, _last_hour(standing)
+        story = _slot_details(state, found, found.holdings[0])
+        return facts([*story, *(("CloudWatch", line) for line in _cloudwatch_lines(metrics))])
+    rows, past = found.holdings, _last_hour(state)
     table = listing(
         rows,
         [
@@ -153,7 +153,7 @@ def _table(standing: ServerState, surroundings: RdsMetrics, found: Retention, na
         ],
         empty="no replication slots",
     )
-    lines = [*_server_lines(found), *(f"CloudWatch: {line}" for line in _cloudwatch_lines(surroundings))]
+    lines = [*_server_lines(found), *(f"CloudWatch: {line}" for line in _cloudwatch_lines(metrics))]
     return stacked(table, *lines) if rows else table
 
 
@@ -181,12 +181,12 @@ def _server_lines(found: Retention) -> list[str]:
     return lines
 
 
-def _cloudwatch_lines(surroundings: RdsMetrics) -> list[str]:
+def _cloudwatch_lines(metrics: RdsMetrics) -> list[str]:
     """Return what CloudWatch says of the writer's WAL; it knows no single slots."""
     words = [
         f"{format_size(int(value))} {what}"
         for name, what in _MEASURED
-        if (value := surroundings.metrics.get(name)) is not None and value >= 0
+        if (value := metrics.metrics.get(name)) is not None and value >= 0
     ]
     return [", ".join(words)] if words else []
 
@@ -200,7 +200,7 @@ def _freed(found: Retention, one: SlotRetention) -> str:
     return f"dropping it alone would free about {format_size(one.freed_bytes)}{rest}"
 
 
-def _slot_details(standing: ServerState, found: Retention, one: SlotRetention) -> list[tuple[str, object]]:
+def _slot_details(state: ServerState, found: Retention, one: SlotRetention) -> list[tuple[str, object]]:
     """Return everything about one slot."""
     slot = one.slot
     grows = "not known yet" if one.growth is None else f"{_per_second(one.growth)}, {_window(one.growth)}"
@@ -225,7 +225,7 @@ def _slot_details(standing: ServerState, found: Retention, one: SlotRetention) -
         if item.seconds <= _FAR_SECONDS
     ]
     rows.append(("if it is dropped", _freed(found, one)))
-    rows.append(("last hour", _spark(_last_hour(standing), one) or "not seen before"))
+    rows.append(("last hour", _spark(_last_hour(state), one) or "not seen before"))
     if found.wal_rate is not None:
         rows.append(("WAL", f"{_per_second(found.wal_rate)}, {_window(found.wal_rate)}"))
     return rows
@@ -254,12 +254,12 @@ def _breaks(one: SlotRetention) -> str:
     return f"{_WHAT[soonest.what]} {_when(soonest.seconds)}"
 
 
-def _last_hour(standing: ServerState) -> tuple[Observation, ...]:
+def _last_hour(state: ServerState) -> tuple[Observation, ...]:
     """Return the looks of the last hour, this one among them."""
     from rdsrepl.retention import assessment
 
-    now = assessment.to_observation(standing.wal, standing.slots)
-    recent = (one for one in standing.history if (now.at - one.at).total_seconds() <= _RECENT_SECONDS)
+    now = assessment.to_observation(state.wal, state.slots)
+    recent = (one for one in state.history if (now.at - one.at).total_seconds() <= _RECENT_SECONDS)
     return (*recent, now)
 
 

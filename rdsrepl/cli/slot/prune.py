@@ -155,34 +155,34 @@ def prune(
     criteria = replace(
         criteria, protected=protected_patterns(target), in_use_elsewhere=_subscribed_slots(subscriber or ())
     )
-    surroundings = read_rds_metrics(ctx, target, free_space)
+    metrics = read_rds_metrics(ctx, target, free_space)
     with ExitStack() as stack:
         conn = stack.enter_context(connection.open(target))
         criteria = _with_server_facts(conn, criteria, with_default_idle=inactive_for is None)
-        standing, verdicts, watch = _evaluate_slots(ctx, conn, criteria, observe, surroundings)
-        _require_match(criteria, standing)
+        state, decisions, sampler = _evaluate_slots(ctx, conn, criteria, observe, metrics)
+        _require_match(criteria, state)
         if not every:
-            _require_not_all(criteria, standing)
-        plan, acted_on = _plan(ctx, conn, standing, verdicts, advance=advance, physical=include_physical)
+            _require_not_all(criteria, state)
+        plan, acted_on = _plan(ctx, conn, state, decisions, advance=advance, physical=include_physical)
         typed = TypedConfirmation(count(len(acted_on)), "--confirm", confirm) if every and plan else None
-        vigil = None
-        if watch is not None and plan and _asks_for_confirmation(ctx, typed):
-            vigil = stack.enter_context(BackgroundSampler(conn, watch))
-        trail = None
+        background = None
+        if sampler is not None and plan and _asks_for_confirmation(ctx, typed):
+            background = stack.enter_context(BackgroundSampler(conn, sampler))
+        audit = None
         if plan and _applies(ctx):
-            check = vigil.require_untouched if vigil is not None else lambda _: None
-            trail = SlotAudit(conn, "slot prune", acted_on, advances=advance, check=check)
-        if vigil is None:
+            check = background.require_untouched if background is not None else lambda _: None
+            audit = SlotAudit(conn, "slot prune", acted_on, advances=advance, check=check)
+        if background is None:
             conn.close()  # a person may think for long
         as_document = not _applies(ctx) and global_options(ctx).output is not Format.table
         if as_document:
-            emit(document(standing, verdicts, plan), global_options(ctx).output, lambda: "")
+            emit(document(state, decisions, plan), global_options(ctx).output, lambda: "")
         else:
-            explain(ctx, standing, verdicts, advance=advance, to_stdout=not _applies(ctx))
-        if (refused := _refusal(criteria, verdicts)) is not None:
+            explain(ctx, state, decisions, advance=advance, to_stdout=not _applies(ctx))
+        if (refused := _refusal(criteria, decisions)) is not None:
             raise refused
         if not as_document:
-            confirm_and_apply(ctx, plan, target=target, typed=typed, recorder=trail)
+            confirm_and_apply(ctx, plan, target=target, typed=typed, recorder=audit)
         elif apply_options(ctx).check and plan:
             raise typer.Exit(ExitCode.CHANGES_PENDING)
 
@@ -234,8 +234,8 @@ def _with_server_facts(conn: Connection, criteria: Criteria, *, with_default_idl
 def _plan(
     ctx: typer.Context,
     conn: Connection,
-    standing: ServerState,
-    verdicts: Sequence[PruneDecision],
+    state: ServerState,
+    decisions: Sequence[PruneDecision],
     *,
     advance: bool,
     physical: bool,
@@ -246,13 +246,13 @@ def _plan(
 
     here = ServerIdentity(
         conn.info.dbname,
-        standing.wal.started_at,
-        standing.wal.in_recovery,
-        standing.wal.lsn,
-        standing.wal.timeline,
-        standing.server if standing.server.isdigit() else None,
+        state.wal.started_at,
+        state.wal.in_recovery,
+        state.wal.lsn,
+        state.wal.timeline,
+        state.server if state.server.isdigit() else None,
     )
-    candidates = [one for one in verdicts if one.is_candidate]
+    candidates = [one for one in decisions if one.is_candidate]
     saved = slots.saved_at(conn, [one.slot.slot_name for one in candidates])
     steps: list[Step] = []
     acted_on: dict[str, Slot] = {}
@@ -283,24 +283,24 @@ def _evaluate_slots(
     conn: Connection,
     criteria: Criteria,
     observe: float | None,
-    surroundings: RdsMetrics,
+    metrics: RdsMetrics,
 ) -> tuple[ServerState, tuple[PruneDecision, ...], SlotSampler | None]:
     """Look at the slots, and where only samples can prove that they are idle, take them; return those, too."""
     from rdsrepl.retention import prune_rules
 
-    found = read_server_state(ctx, conn, surroundings)
-    verdicts = _evaluate(found, criteria)
+    state = read_server_state(ctx, conn, metrics)
+    decisions = _evaluate(state, criteria)
     if observe is None:
-        return found, verdicts, None
-    missing = prune_rules.missing_sample_seconds(verdicts, found.wal.version, criteria.idle_seconds)
+        return state, decisions, None
+    missing = prune_rules.missing_sample_seconds(decisions, state.wal.version, criteria.idle_seconds)
     if missing > 0:
-        found, watch = _sample(ctx, conn, min(observe, missing), surroundings)
-        return found, _evaluate(found, criteria), watch
-    return found, verdicts, None
+        state, sampler = _sample(ctx, conn, min(observe, missing), metrics)
+        return state, _evaluate(state, criteria), sampler
+    return state, decisions, None
 
 
 def _sample(
-    ctx: typer.Context, conn: Connection, seconds: float, surroundings: RdsMetrics
+    ctx: typer.Context, conn: Connection, seconds: float, metrics: RdsMetrics
 ) -> tuple[ServerState, SlotSampler]:
     """Sample the slots for so long without a break; each sample at which something has changed is remembered."""
     from rdsrepl.postgres import server_identity
@@ -308,37 +308,37 @@ def _sample(
     from rdsrepl.state import slot_history
 
     note(ctx, f"watching the slots for {format_duration(seconds)}")
-    progress, watch, key = Progress(ctx), SlotSampler(), server_identity.history_key(conn)
+    progress, sampler, key = Progress(ctx), SlotSampler(), server_identity.history_key(conn)
     started = time.monotonic()
     # A server that did not answer for a moment makes it longer: twice as long and ten seconds at most.
     longest = 2 * seconds + 10 * MAX_GAP_SECONDS
-    while watch.seconds < seconds and (elapsed := time.monotonic() - started) < longest:
-        now, rows = watch.sample(conn)
-        if watch.changed:
+    while sampler.seconds < seconds and (elapsed := time.monotonic() - started) < longest:
+        now, rows = sampler.sample(conn)
+        if sampler.changed:
             slot_history.record(key, assessment.to_observation(now, rows))
         progress.say("watching the slots", elapsed)
-        time.sleep(min(SAMPLE_SECONDS, max(0.0, seconds - watch.seconds)))
+        time.sleep(min(SAMPLE_SECONDS, max(0.0, seconds - sampler.seconds)))
     progress.clear()
-    found = read_server_state(ctx, conn, surroundings, watch=watch)
-    for text in watch.breaks:
+    state = read_server_state(ctx, conn, metrics, sampler=sampler)
+    for text in sampler.interruptions:
         warn(ctx, f"the row of samples began anew at {text}")
-    return found, watch
+    return state, sampler
 
 
-def _evaluate(found: ServerState, criteria: Criteria) -> tuple[PruneDecision, ...]:
+def _evaluate(state: ServerState, criteria: Criteria) -> tuple[PruneDecision, ...]:
     from rdsrepl.retention import prune_rules
 
-    return prune_rules.evaluate(found.assessed(), found.slots, found.history, criteria)
+    return prune_rules.evaluate(state.assess(), state.slots, state.history, criteria)
 
 
-def _refusal(criteria: Criteria, verdicts: Sequence[PruneDecision]) -> Refused | None:
+def _refusal(criteria: Criteria, decisions: Sequence[PruneDecision]) -> Refused | None:
     """Return why nothing is done: a slot that is named itself may not be dropped; None where each of them may."""
     kept = [
-        (one.slot.slot_name, [each.reason for each in one.obstacles])
-        for one in verdicts
+        (one.slot.slot_name, [each.reason for each in one.blockers])
+        for one in decisions
         if one.slot.slot_name in criteria.patterns
-        and one.obstacles
-        and not any(each.rule in _CONDITIONS for each in one.obstacles)
+        and one.blockers
+        and not any(each.rule in _CONDITIONS for each in one.blockers)
     ]
     if not kept:
         return None
@@ -349,20 +349,20 @@ def _refusal(criteria: Criteria, verdicts: Sequence[PruneDecision]) -> Refused |
     )
 
 
-def _require_match(criteria: Criteria, standing: ServerState) -> None:
+def _require_match(criteria: Criteria, state: ServerState) -> None:
     from rdsrepl.retention import prune_rules
 
     for pattern in criteria.patterns:
-        if not any(prune_rules.selects(replace(criteria, patterns=(pattern,)), slot) for slot in standing.slots):
+        if not any(prune_rules.selects(replace(criteria, patterns=(pattern,)), slot) for slot in state.slots):
             raise NotFound(f"no replication slot {pattern} on this server", hint="rdsrepl slot list shows them")
-    if not standing.slots:
+    if not state.slots:
         raise NotFound("no replication slots on this server", hint="rdsrepl slot list shows them, where there are some")
 
 
-def _require_not_all(criteria: Criteria, standing: ServerState) -> None:
+def _require_not_all(criteria: Criteria, state: ServerState) -> None:
     from rdsrepl.retention import prune_rules
 
-    if prune_rules.matches_all_slots(criteria, standing.slots):
+    if prune_rules.matches_all_slots(criteria, state.slots):
         raise BadValue(
             f"--slot {' '.join(criteria.patterns)} means every logical slot there is",
             hint="name those that are to go, or add --all",
@@ -377,7 +377,7 @@ def _subscribed_slots(subscribers: Sequence[str]) -> dict[str, str]:
     """
     from rdsrepl.postgres import connection, subscriptions
 
-    found: dict[str, str] = {}
+    slots_in_use: dict[str, str] = {}
     for words in subscribers:
         if not words:
             raise BadValue("--subscriber is empty", hint="name a target or a connection string")
@@ -385,12 +385,12 @@ def _subscribed_slots(subscribers: Sequence[str]) -> dict[str, str]:
         try:
             with connection.open(target) as conn:
                 for slot, name, database in subscriptions.slots_in_use(conn):
-                    found[slot] = f"subscription {name} of {conn.info.host}/{database}"
+                    slots_in_use[slot] = f"subscription {name} of {conn.info.host}/{database}"
         except Error as exc:
             raise type(exc)(
                 f"--subscriber: {exc.message}", hint=exc.hint, sqlstate=exc.sqlstate, aws_code=exc.aws_code
             ) from exc
-    return found
+    return slots_in_use
 
 
 def _subscriber_target(words: str) -> Target:

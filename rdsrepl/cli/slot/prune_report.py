@@ -27,27 +27,25 @@ def count(number: int) -> str:
 
 
 def explain(
-    ctx: typer.Context, standing: ServerState, verdicts: Sequence[PruneDecision], *, advance: bool, to_stdout: bool
+    ctx: typer.Context, state: ServerState, decisions: Sequence[PruneDecision], *, advance: bool, to_stdout: bool
 ) -> None:
     """Say what is to go, what is lost with it, and why the others stay: on stderr, or stdout where that is all."""
-    candidates = [one for one in verdicts if one.is_candidate]
+    candidates = [one for one in decisions if one.is_candidate]
     parts: list[object] = []
     for one in candidates:
         parts += [styled(one.slot.slot_name, "bold"), facts(_facts(one, advance=advance)), ""]
     if candidates and not advance:
-        freed, keeper = assessment.freed_by_dropping(
-            [one.slot.slot_name for one in candidates], standing.slots, standing.wal
-        )
+        freed, keeper = assessment.freed_by_dropping([one.slot.slot_name for one in candidates], state.slots, state.wal)
         held = max((one.slot.retained_bytes or 0 for one in candidates), default=0)
         kept = f"; slot {keeper} keeps the rest" if keeper is not None else ""
         if keeper is None and freed < held:
-            kept = f"; wal_keep_size ({format_size(standing.wal.keep_bytes)}) keeps the rest"
+            kept = f"; wal_keep_size ({format_size(state.wal.keep_bytes)}) keeps the rest"
         parts.append(f"Freed altogether: about {format_size(freed)} of WAL, at the next checkpoint{kept}")
-    kept_slots = [one for one in verdicts if one.obstacles and one.obstacles[0].rule != "not_selected"]
+    kept_slots = [one for one in decisions if one.blockers and one.blockers[0].rule != "not_selected"]
     if kept_slots:
         parts.append("Kept:" if candidates else "Nothing to prune. Kept:")
         lines = [
-            (f"  {one.slot.slot_name}", "; ".join(obstacle.reason for obstacle in one.obstacles))
+            (f"  {one.slot.slot_name}", "; ".join(blocker.reason for blocker in one.blockers))
             for one in kept_slots[:_SHOWN_KEPT]
         ]
         if len(kept_slots) > _SHOWN_KEPT:
@@ -59,7 +57,7 @@ def explain(
 
 def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
     """Return what a person must know before a slot goes."""
-    slot, holding = one.slot, one.holding
+    slot, retention = one.slot, one.retention
     rows: list[tuple[str, object]] = [
         ("  what", f"{slot.plugin or 'physical'}, database {slot.database}, {slot.wal_status or 'no WAL'}"),
         ("  idle", one.idleness.text),
@@ -68,12 +66,12 @@ def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
     if one.owner is not None:
         rows.append(("  belongs to", f"{one.owner}: be sure that it is gone"))
     held = "no WAL any more" if slot.retained_bytes is None else f"{format_size(slot.retained_bytes)} of WAL"
-    alone = "" if holding.shared_with is None else f" (alone it frees {format_size(holding.freed_bytes)}: "
-    alone += "" if holding.shared_with is None else f"{holding.shared_with} holds the rest as well)"
+    alone = "" if retention.shared_with is None else f" (alone it frees {format_size(retention.freed_bytes)}: "
+    alone += "" if retention.shared_with is None else f"{retention.shared_with} holds the rest as well)"
     rows.append(("  holds", held + alone))
-    if holding.xid_age:
-        rows.append(("  keeps from VACUUM", f"{holding.xid_age:,} transactions"))
-    rows += [("  if it stays", f"{breakage.reason}; {_when(breakage.seconds)}") for breakage in holding.breaks[:1]]
+    if retention.xid_age:
+        rows.append(("  keeps from VACUUM", f"{retention.xid_age:,} transactions"))
+    rows += [("  if it stays", f"{forecast.reason}; {_when(forecast.seconds)}") for forecast in retention.breaks[:1]]
     rows.append(("  lost for ever", _lost(one)))
     if not advance:
         # The comment stands by itself: broken by the terminal's width it would be no comment any more.
@@ -98,46 +96,44 @@ def _lost(one: PruneDecision) -> str:
     if slot.lag_bytes == 0:
         return "nothing: everything was consumed"
     size = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
-    seconds = one.holding.lag_seconds
+    seconds = one.retention.lag_seconds
     oldest = "" if seconds is None else f", the oldest about {format_duration(seconds)} old"
     return f"the changes in {size} of WAL after {slot.confirmed_flush_lsn}{oldest}"
 
 
-def document(standing: ServerState, verdicts: Sequence[PruneDecision], plan: Plan) -> dict[str, Any]:
+def document(state: ServerState, decisions: Sequence[PruneDecision], plan: Plan) -> dict[str, Any]:
     """Return everything for a review: the keys are a contract (docs/prune.md)."""
-    candidates = [one for one in verdicts if one.is_candidate]
-    freed, keeper = assessment.freed_by_dropping(
-        [one.slot.slot_name for one in candidates], standing.slots, standing.wal
-    )
+    candidates = [one for one in decisions if one.is_candidate]
+    freed, keeper = assessment.freed_by_dropping([one.slot.slot_name for one in candidates], state.slots, state.wal)
     return {
-        "at": standing.wal.at,
-        "server": standing.server,
+        "at": state.wal.at,
+        "server": state.server,
         "title": plan.title,
         "status": "planned" if plan else "unchanged",
         "freed_bytes": freed,
         "freed_limited_by": keeper,
         "statements": [step.text for step in plan.steps if isinstance(step, Statement)],
         "candidates": [_row(one) for one in candidates],
-        "kept": [_row(one) for one in verdicts if not one.is_candidate],
+        "kept": [_row(one) for one in decisions if not one.is_candidate],
     }
 
 
 def _row(one: PruneDecision) -> dict[str, Any]:
-    holding = one.holding
+    retention = one.retention
     return {
         "slot_name": one.slot.slot_name,
         "owner": one.owner,
         "last_consumer": one.last_consumer,
         "idle_seconds": one.idleness.seconds,
         "idle_proof": one.idleness.proof,
-        "retained_bytes": holding.retained_bytes,
-        "undelivered_bytes": holding.undelivered_bytes,
-        "undelivered_seconds": holding.lag_seconds,
-        "xid_age": holding.xid_age,
-        "freed_bytes": holding.freed_bytes,
-        "shared_with": holding.shared_with,
-        "breaks": holding.breaks,
+        "retained_bytes": retention.retained_bytes,
+        "undelivered_bytes": retention.undelivered_bytes,
+        "undelivered_seconds": retention.lag_seconds,
+        "xid_age": retention.xid_age,
+        "freed_bytes": retention.freed_bytes,
+        "shared_with": retention.shared_with,
+        "breaks": retention.breaks,
         "recreate": one.recreate,
-        "obstacles": one.obstacles,
+        "obstacles": one.blockers,
         "slot": one.slot,
     }

@@ -28,21 +28,23 @@ def read_rds_metrics(ctx: typer.Context, target: Target, free_bytes: int | None)
 
     from rdsrepl.retention import rds_metrics
 
-    found = rds_metrics.read(target)
-    for text in found.notes:
+    metrics = rds_metrics.read(target)
+    for text in metrics.notes:
         note(ctx, text)
-    return found if free_bytes is None else replace(found, storage=Storage(free_bytes, source="--free-space"))
+    return metrics if free_bytes is None else replace(metrics, storage=Storage(free_bytes, source="--free-space"))
 
 
 def read_server_state(
-    ctx: typer.Context, conn: Connection, found: RdsMetrics, *, watch: SlotSampler | None = None
+    ctx: typer.Context, conn: Connection, metrics: RdsMetrics, *, sampler: SlotSampler | None = None
 ) -> ServerState:
     """Look at the slots once; clocks that cannot be trusted are said, once a run."""
     from rdsrepl.retention import server_state
 
-    seen = server_state.read(conn, storage=found.storage, wal_rate=found.wal_rate, notes=found.notes, watch=watch)
-    doubt = seen.clock_doubt
+    state = server_state.read(
+        conn, storage=metrics.storage, wal_rate=metrics.wal_rate, notes=metrics.notes, sampler=sampler
+    )
+    doubt = state.clock_doubt
     if doubt is not None and "rdsrepl.clock_doubt" not in ctx.meta:
         ctx.meta["rdsrepl.clock_doubt"] = doubt
         warn(ctx, doubt)
-    return seen
+    return state

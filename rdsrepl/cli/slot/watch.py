@@ -63,21 +63,21 @@ def watch(
     if window <= 0:
         raise BadValue("--window must be longer than nothing", hint="for example --window 1m")
     target = database_target(ctx)
-    watched = SlotPoller(
+    poller = SlotPoller(
         target,
         window_seconds=window,
         free_bytes=free_space,
-        around=MetricsPoller(target, read_rds_metrics(ctx, target, free_space)),
+        metrics=MetricsPoller(target, read_rds_metrics(ctx, target, free_space)),
     )
     state = State(target.label, interval, window, sort, filter=filter)
     output = global_options(ctx).output
     if output is Format.table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         loop.run_full_screen(
-            watched, state, colour=colours(sys.stdout) and not global_options(ctx).no_color, limit=limit_looks
+            poller, state, colour=colours(sys.stdout) and not global_options(ctx).no_color, limit=limit_looks
         )
         return
     printer = _Printer(state, output)
-    loop.run_lines(watched, state, emit=printer, note=lambda text: note(ctx, text), limit=limit_looks)
+    loop.run_lines(poller, state, emit=printer, note=lambda text: note(ctx, text), limit=limit_looks)
 
 
 class _Printer:
@@ -88,21 +88,21 @@ class _Printer:
         self._output = output
         self._begun = False
 
-    def __call__(self, look: Snapshot) -> None:
+    def __call__(self, snapshot: Snapshot) -> None:
         from dataclasses import replace
 
         from rdsrepl.dashboard import lines
         from rdsrepl.dashboard.state import visible
 
-        shown = visible(replace(self._state, look=look))
+        shown = visible(replace(self._state, snapshot=snapshot))
         if self._output is Format.table:
             heading = [] if self._begun else [lines.heading()]
             self._begun = True
-            text = "".join(line + "\n" for line in (*heading, *lines.rows(look, shown)))
+            text = "".join(line + "\n" for line in (*heading, *lines.rows(snapshot, shown)))
         elif self._output is Format.json:
-            text = json_text(lines.as_document(look, shown)) + "\n"
+            text = json_text(lines.as_document(snapshot, shown)) + "\n"
         else:
-            text = yaml_text(lines.as_document(look, shown), explicit_start=True)
+            text = yaml_text(lines.as_document(snapshot, shown), explicit_start=True)
         sys.stdout.write(text)
         sys.stdout.flush()
 
