@@ -217,11 +217,9 @@ def _target(given: Mapping[str, Any]) -> Target:
     )
     keywords = {key: str(given[key]) for key in _LIBPQ if given.get(key)}
     target = replace(target, keywords={**target.keywords, **keywords})
-    if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
-        from rdsrepl.aws import locations
+    from rdsrepl.aws import locations
 
-        return locations.connected(target)
-    return target
+    return locations.with_rds_lookup(target)
 
 
 def _names(given: Mapping[str, Any], key: str) -> tuple[str, ...]:

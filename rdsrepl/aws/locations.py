@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from rdsrepl.aws import clusters, instances, secrets, session
+from rdsrepl.aws.clusters import Cluster
+from rdsrepl.aws.instances import Instance
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import Error, NotAvailable, UsageError
 from rdsrepl.text.commands import command
@@ -21,12 +23,32 @@ _KNOWN_FOR_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
-    """What the RDS API knows of a database.
+class RdsServer:
+    """The cluster or instance that a target names, as the RDS API describes it.
 
     Attributes:
-        identifier: the cluster's or instance's.
-        kind: what it is.
+        cluster: the named cluster, or the one that the named instance is a member of; None for any other instance.
+        instance: the named instance; None where a cluster is named.
+    """
+
+    cluster: Cluster | None
+    instance: Instance | None
+
+    @property
+    def writer_id(self) -> str | None:
+        """The identifier of the cluster's writer, or of the instance; None while a cluster has no writer."""
+        if self.cluster is not None:
+            return self.cluster.writer
+        return None if self.instance is None else self.instance.instance_id
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a database is, and its master user's login.
+
+    Attributes:
+        identifier: of the cluster or instance.
+        kind: ``cluster`` or ``instance``.
         host: the writer endpoint of a cluster, the endpoint of an instance.
         user: the master user.
         secret: the ARN of the secret in which RDS keeps the master user's password; None when it keeps none.
@@ -41,46 +63,62 @@ class Location:
     secret: str | None
 
 
-def locate(aws: Aws) -> Location:
-    """Look a cluster's or an instance's database up.
+def describe(aws: Aws) -> RdsServer | None:
+    """Describe the cluster or instance that AWS names, and the cluster of a member; None where it names neither.
 
     Raises:
         NotFound: there is none of that name in the region.
+        Refused: it is not PostgreSQL.
+    """
+    instance = None if aws.instance is None else instances.get(aws, aws.instance)
+    cluster_id = instance.cluster_id if instance is not None else aws.cluster
+    if instance is None and cluster_id is None:
+        return None
+    return RdsServer(None if cluster_id is None else clusters.get(aws, cluster_id), instance)
+
+
+def server_of(target: Target) -> RdsServer | None:
+    """Return what ``describe`` returns for a target; a description of the last 30 seconds is used again.
+
+    Raises:
+        NotFound: there is none of that name in the region.
+    """
+    return target.renew.server() if isinstance(target.renew, _Lookup) else describe(target.aws)
+
+
+def location_of(server: RdsServer) -> Location:
+    """Return where the database of a cluster or an instance is.
+
+    Raises:
         NotAvailable: it has no endpoint yet.
     """
-    if aws.cluster is not None:
-        cluster = clusters.get(aws, aws.cluster)
-        kind, name, host, port = "cluster", cluster.cluster_id, cluster.endpoint, cluster.port
-        user, dbname, secret, status = (
-            cluster.master_user,
-            cluster.database_name,
-            cluster.master_secret,
-            cluster.status,
-        )
-    else:
-        assert aws.instance is not None
-        instance = instances.get(aws, aws.instance)
-        kind, name, host, port = "instance", instance.instance_id, instance.endpoint, instance.port
-        user, dbname, secret = instance.master_user, instance.database_name, instance.master_secret
-        status = instance.status
-        if instance.cluster_id and secret is None:
-            # A member shares its cluster's master user.
-            cluster = clusters.get(aws, instance.cluster_id)
+    cluster, instance = server.cluster, server.instance
+    if instance is not None:
+        kind, identifier, status = "instance", instance.instance_id, instance.status
+        host, port, user = instance.endpoint, instance.port, instance.master_user
+        dbname, secret = instance.database_name, instance.master_secret
+        if cluster is not None and secret is None:
+            # A member has its cluster's master user.
             dbname, secret = dbname or cluster.database_name, cluster.master_secret
+    else:
+        assert cluster is not None
+        kind, identifier, status = "cluster", cluster.cluster_id, cluster.status
+        host, port, user = cluster.endpoint, cluster.port, cluster.master_user
+        dbname, secret = cluster.database_name, cluster.master_secret
     if host is None or port is None:
         raise NotAvailable(
-            f"{kind} {name} has no endpoint yet (status {status})",
-            hint=f"wait for it: {command(f'{kind} show {{}}', name)}",
+            f"{kind} {identifier} has no endpoint yet (status {status})",
+            hint=f"wait for it: {command(f'{kind} show {{}}', identifier)}",
         )
-    return Location(name, kind, host, port, user, dbname, secret)
+    return Location(identifier, kind, host, port, user, dbname, secret)
 
 
-def connected(target: Target) -> Target:
-    """Return the target with everything in it that ``connection`` has to ask before each attempt.
+def with_rds_lookup(target: Target) -> Target:
+    """Return a target that asks AWS for endpoint and login before each attempt to connect, where AWS knows them.
 
-    Nothing is looked up here.
+    Nothing is asked here.
     """
-    return replace(target, renew=_Source(target))
+    return replace(target, renew=_Lookup(target)) if target.needs_aws else target
 
 
 def require_same_server(target: Target) -> None:
@@ -104,7 +142,9 @@ def require_same_server(target: Target) -> None:
             f"{target.label} names no host, and {option} names a server",
             hint=f"leave {target.label} out and use {option} with --dbname and --user",
         )
-    endpoint = locate(aws).host
+    server = server_of(target)
+    assert server is not None
+    endpoint = location_of(server).host
     if host.rstrip(".").lower() != endpoint.rstrip(".").lower():
         raise UsageError(
             f"{target.label} and {option} name different servers: {host} and {endpoint}",
@@ -123,21 +163,28 @@ def at_endpoint(target: Target, host: str, port: int) -> Target:
         found = {key: value for key, value in target.renew.place().items() if key in ("user", "dbname")}
     except Error:
         return moved
-    return connected(replace(moved, keywords={**found, **moved.keywords}, renew=None))
+    return with_rds_lookup(replace(moved, keywords={**found, **moved.keywords}, renew=None))
 
 
-class _Source:
+class _Lookup:
+    """Asks AWS where a target's database is and how to log in to it."""
+
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._location: Location | None = None
-        self._looked_at = 0.0
+        self._server: RdsServer | None = None
+        self._described_at = 0.0
+
+    def server(self) -> RdsServer | None:
+        """Return the cluster or instance that the target names; describe it at most once in 30 seconds."""
+        if self._server is None or time.monotonic() - self._described_at > _KNOWN_FOR_SECONDS:
+            self._server, self._described_at = describe(self._target.aws), time.monotonic()
+        return self._server
 
     def place(self) -> Mapping[str, str]:
         """Return where the database is and who logs in, without a secret."""
-        target, aws = self._target, self._target.aws
-        if not aws.identifier or target.located:
+        target, location = self._target, self._location()
+        if location is None:
             return {}
-        location = self._locate()
         keywords = {
             "host": location.host,
             "port": str(location.port),
@@ -154,7 +201,7 @@ class _Source:
             return keywords
         if aws.auth == "iam":
             return {**keywords, **_token(target, keywords)}
-        secret, location = aws.secret, self._location
+        secret, location = aws.secret, self._location()
         if secret is None and location is not None and keywords.get("user") == location.user:
             secret = location.secret
         if secret is not None:
@@ -165,10 +212,9 @@ class _Source:
                 keywords["user"] = login.username
         return keywords
 
-    def _locate(self) -> Location:
-        if self._location is None or time.monotonic() - self._looked_at > _KNOWN_FOR_SECONDS:
-            self._location, self._looked_at = locate(self._target.aws), time.monotonic()
-        return self._location
+    def _location(self) -> Location | None:
+        server = None if self._target.located else self.server()
+        return None if server is None else location_of(server)
 
 
 def _token(target: Target, found: Mapping[str, str]) -> Mapping[str, str]:

@@ -23,7 +23,7 @@ import typer
 
 from rdsrepl import config
 from rdsrepl.cli.context import GlobalOptions, global_options
-from rdsrepl.cli.targets import aws_target, with_rds_lookup
+from rdsrepl.cli.targets import aws_target
 from rdsrepl.state import completion_cache
 from rdsrepl.text.masking import mask
 
@@ -242,9 +242,10 @@ def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], I
     }
 
     def ask() -> Iterable[str]:
+        from rdsrepl.aws import locations
         from rdsrepl.postgres import connection
 
-        target = with_rds_lookup(aws_target(ctx))
+        target = locations.with_rds_lookup(aws_target(ctx))
         target = replace(target, keywords={**target.keywords, "connect_timeout": str(_TIMEOUT_SECONDS)})
         with connection.open(target, settings={"statement_timeout": f"{_TIMEOUT_SECONDS}s"}) as conn:
             return list(read(conn))

@@ -229,7 +229,7 @@ def create(
     new = group_plans.NewGroup(
         name=name,
         description=description,
-        target=attachments.attach_target(target.aws) if is_named else None,
+        target=attachments.attach_target(target) if is_named else None,
         family=family,
         kind=_kind(kind),
         slots=slots,
@@ -319,7 +319,7 @@ def attach(
     from rdsrepl.parameters import attachments, group_plans
 
     target = database_target(ctx)
-    attach_to = attachments.attach_target(target.aws)
+    attach_to = attachments.attach_target(target)
     if attach_to is None:
         raise UsageError("attach it to what?", hint="--cluster ID or --instance ID says it")
     if with_replicas and attach_to.cluster is not None:
@@ -383,7 +383,7 @@ def diff(
         raise UsageError("another group and --live exclude each other", hint="choose one")
     target = database_target(ctx)
     aws = target.aws
-    place = attachments.attach_target(aws) if live else None
+    place = attachments.attach_target(target) if live else None
     group = parameter_groups.find(aws, name, _kind(kind) or (place.kind if place else None))
     left = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
     if live:

@@ -32,21 +32,8 @@ def database_target(ctx: typer.Context) -> Target:
             note(ctx, f"RDSREPL_{name.upper()} is ignored: the command line names the server")
         settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
         note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
-    if options.dsn and target.aws.identifier:
-        from rdsrepl.aws import locations
-
-        locations.require_same_server(target)
-    meta["rdsrepl.database_target"] = found = with_rds_lookup(target)
+    meta["rdsrepl.database_target"] = found = _with_rds_lookup(target, check=bool(options.dsn))
     return found
-
-
-def with_rds_lookup(target: Target) -> Target:
-    """Return a target that finds place and login by itself when it is connected to, where AWS knows them."""
-    if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
-        from rdsrepl.aws import locations
-
-        return locations.connected(target)
-    return target
 
 
 def aws_target(ctx: typer.Context) -> Target:
@@ -76,11 +63,19 @@ def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str
             )
     dsn = options.dsn if "dsn" in options.typed else None
     target = _resolve(replace(options, cluster=cluster, instance=instance, dsn=dsn))
-    if target.dsn and dsn:
-        from rdsrepl.aws import locations
+    return _with_rds_lookup(target, check=bool(dsn))
 
+
+def _with_rds_lookup(target: Target, *, check: bool) -> Target:
+    """Return a target that finds its server through the RDS API; CHECK that its dsn leads to the same server."""
+    if not target.needs_aws:
+        return target
+    from rdsrepl.aws import locations
+
+    target = locations.with_rds_lookup(target)
+    if check and target.aws.identifier:
         locations.require_same_server(target)
-    return with_rds_lookup(target)
+    return target
 
 
 def _resolve(options: GlobalOptions) -> Target:

@@ -128,6 +128,16 @@ class Target:
         """Whether dsn or keywords themselves say where the database is."""
         return bool(self.dsn) or any(self.keywords.get(key) for key in ("host", "hostaddr", "service"))
 
+    @property
+    def needs_aws(self) -> bool:
+        """Whether AWS knows something that a connection or a command needs."""
+        return bool(self.aws.identifier or self.aws.secret) or self.aws.auth == "iam"
+
+    @property
+    def renews_login(self) -> bool:
+        """Whether AWS is asked for a password or a token before each attempt to connect."""
+        return bool(self.aws.secret) or self.aws.auth == "iam" or bool(self.aws.identifier and not self.located)
+
     def masked(self) -> dict[str, str]:
         """Return the settings with their secrets hidden."""
         shown = {key: MASK if key in SECRETS else value for key, value in self.keywords.items()}

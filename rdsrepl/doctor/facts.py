@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rdsrepl import errors
-from rdsrepl.aws import clusters, instances, metrics, parameter_groups
+from rdsrepl.aws import clusters, instances, locations, metrics, parameter_groups
 from rdsrepl.aws.instances import Instance
 from rdsrepl.aws.parameter_groups import Kind, Parameter
 from rdsrepl.aws.release_support import Release
@@ -238,7 +238,7 @@ def gather(target: Target, *, demand: Demand | None = None, wanted: frozenset[st
     refusal: errors.Error | None = None
     if target.aws.identifier:
         try:
-            found["cloud"] = cloud = look_up(target.aws)
+            found["cloud"] = cloud = _cloud(target)
         except errors.UsageError:
             raise
         except errors.Error as exc:
@@ -267,19 +267,21 @@ def gather(target: Target, *, demand: Demand | None = None, wanted: frozenset[st
     return Facts(label=str(label), demand=demand, missing=missing, remedies=remedies, **found)
 
 
-def look_up(aws: Aws) -> Cloud:
-    """Ask the RDS API about the cluster or the instance; of a cluster's member, about its cluster.
+def _cloud(target: Target) -> Cloud:
+    """Return what the RDS API says of the cluster or the instance; of a member, what it says of its cluster.
 
     Raises:
         Error: AWS refused, or there is none of that name.
     """
-    if aws.cluster is not None:
-        return _of_cluster(aws, aws.cluster)
-    assert aws.instance is not None
-    instance = instances.get(aws, aws.instance)
-    if instance.cluster_id is not None:
-        cloud = _of_cluster(aws, instance.cluster_id)
-        return replace(cloud, is_reader=cloud.writer is not None and cloud.writer.instance_id != instance.instance_id)
+    server = locations.server_of(target)
+    assert server is not None
+    instance = server.instance
+    if server.cluster is not None:
+        cloud = _of_cluster(target.aws, server.cluster)
+        writer = cloud.writer
+        is_reader = instance is not None and writer is not None and writer.instance_id != instance.instance_id
+        return replace(cloud, is_reader=is_reader)
+    assert instance is not None
     member = Member(
         instance.instance_id, True, instance.status, instance.parameter_group_status, instance.instance_class
     )
@@ -299,8 +301,7 @@ def look_up(aws: Aws) -> Cloud:
     )
 
 
-def _of_cluster(aws: Aws, cluster_id: str) -> Cloud:
-    cluster = clusters.get(aws, cluster_id)
+def _of_cluster(aws: Aws, cluster: clusters.Cluster) -> Cloud:
     servers: dict[str, Instance] = {row.instance_id: row for row in instances.of_cluster(aws, cluster.cluster_id)}
 
     def member(row: clusters.Member) -> Member:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rdsrepl.aws import clusters, instances, parameter_groups
+from rdsrepl.aws import clusters, instances, locations, parameter_groups
 from rdsrepl.aws.clusters import Cluster
 from rdsrepl.aws.instances import Instance
 from rdsrepl.aws.parameter_groups import Kind, ParameterGroup
-from rdsrepl.config import Aws
+from rdsrepl.config import Aws, Target
 from rdsrepl.parameters import formulas, instance_classes
 from rdsrepl.parameters.instance_classes import Hardware
 
@@ -78,18 +78,21 @@ class AttachTarget:
         return found
 
 
-def attach_target(aws: Aws) -> AttachTarget | None:
-    """Look up the cluster or instance that AWS names; a member counts as its cluster. None where it names neither.
+def attach_target(target: Target) -> AttachTarget | None:
+    """Return what a parameter group is attached to at a target: of a member, its cluster.
+
+    None where the target names neither a cluster nor an instance.
 
     Raises:
         NotFound: there is none of that name in the region.
     """
-    instance = None if aws.instance is None else instances.get(aws, aws.instance)
-    cluster_id = aws.cluster or (instance.cluster_id if instance is not None else None)
-    if cluster_id is None:
-        return None if instance is None else AttachTarget(None, instance)
-    cluster = clusters.get(aws, cluster_id)
-    return AttachTarget(cluster, None if cluster.writer is None else instances.get(aws, cluster.writer))
+    server = locations.server_of(target)
+    if server is None:
+        return None
+    cluster, instance = server.cluster, server.instance
+    if cluster is not None and (instance is None or instance.instance_id != cluster.writer):
+        instance = None if cluster.writer is None else instances.get(target.aws, cluster.writer)
+    return AttachTarget(cluster, instance)
 
 
 def users(aws: Aws) -> dict[tuple[Kind, str], list[str]]:

@@ -15,7 +15,7 @@ from rdsrepl.retention.forecast import Rate, Storage
 if TYPE_CHECKING:
     from rdsrepl.aws.clusters import Cluster
     from rdsrepl.aws.instances import Instance
-    from rdsrepl.config import Aws, Target
+    from rdsrepl.config import Target
 
 METRICS: Final = (
     "FreeStorageSpace",
@@ -64,7 +64,7 @@ def read(target: Target) -> RdsMetrics:
 
     try:
         with session.short_timeouts(_TIMEOUT_SECONDS):
-            return _read(target.aws)
+            return _read(target)
     except UsageError:
         raise
     except Error as exc:
@@ -72,27 +72,17 @@ def read(target: Target) -> RdsMetrics:
         return RdsMetrics(notes=(f"CloudWatch does not say how much storage is free: {exc.message}{remedy}",))
 
 
-def _read(aws: Aws) -> RdsMetrics:
-    from rdsrepl.aws import clusters, instances, metrics
+def _read(target: Target) -> RdsMetrics:
+    from rdsrepl.aws import locations, metrics
 
-    cluster: Cluster | None = None
-    instance: Instance | None = None
-    if aws.instance is not None:
-        instance = instances.get(aws, aws.instance)
-        if instance.cluster_id is not None:
-            cluster = clusters.get(aws, instance.cluster_id)
-    elif aws.cluster is not None:
-        cluster = clusters.get(aws, aws.cluster)
-    writer = instance.instance_id if instance is not None else None
-    if cluster is not None:
-        writer = next((member.instance_id for member in cluster.members if member.is_writer), None)
-    if writer is None:
+    server = locations.server_of(target)
+    if server is None or (writer := server.writer_id) is None:
         return RdsMetrics(notes=("the cluster has no writer now, so CloudWatch was not asked",))
-    found = metrics.latest(aws, METRICS, {"DBInstanceIdentifier": writer})
-    storage = _storage(found, cluster, instance)
+    found = metrics.latest(target.aws, METRICS, {"DBInstanceIdentifier": writer})
+    storage = _storage(found, server.cluster, server.instance)
     generation = found.get("TransactionLogsGeneration")
     notes = []
-    if storage is None and (cluster is None or cluster.kind != "aurora"):
+    if storage is None and (server.cluster is None or server.cluster.kind != "aurora"):
         notes.append("CloudWatch has no free storage yet for this server; --free-space SIZE says it")
     return RdsMetrics(
         storage=storage,

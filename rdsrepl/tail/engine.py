@@ -357,7 +357,7 @@ class Tail:
 
     def _passes(self, exc: errors.Error) -> bool:
         """Say whether an error passes by itself."""
-        if isinstance(exc, errors.AuthenticationFailed) and self._stream.target.renew is not None:
+        if isinstance(exc, errors.AuthenticationFailed) and self._stream.target.renews_login:
             self._denials += 1
             return self._denials <= _DENIALS
         return isinstance(exc, _WEATHER)

@@ -12,8 +12,11 @@ import pytest
 from rdsrepl import config
 from rdsrepl.aws import locations, secrets, session
 from rdsrepl.config import Aws, Target
+from rdsrepl.doctor import facts
 from rdsrepl.errors import Error, NotFound, UsageError
+from rdsrepl.parameters import attachments
 from rdsrepl.postgres import conninfo
+from rdsrepl.retention import rds_metrics
 from tests.fixtures.sandbox import Cloud
 
 # What AWS says, on which call, and what becomes of it.
@@ -196,8 +199,30 @@ def test_sql_commands_find_a_cluster_s_database(cloud: Cloud) -> None:
 
 def test_the_endpoint_alone_comes_from_the_api(cloud: Cloud) -> None:
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", **_credentials(cloud))
-    found = locations.locate(identity)
+    server = locations.describe(identity)
+    assert server is not None
+    found = locations.location_of(server)
     assert (found.host, found.port, found.user) == ("127.0.0.1", cloud.report["port"], "dbadmin")
+
+
+@pytest.mark.parametrize("dsn", ["", "host=127.0.0.1 connect_timeout=2"])
+def test_a_cluster_is_described_once_a_command(cloud: Cloud, dsn: str) -> None:
+    """Every reader of a command, the connection too, shares one description of the cluster."""
+    identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", **_credentials(cloud))
+    calls: list[str] = []
+    clients = [session.client(identity, "rds")]
+    with session.short_timeouts(rds_metrics._TIMEOUT_SECONDS):
+        clients.append(session.client(identity, "rds"))
+    for client in clients:
+        client.meta.events.register("before-call.rds.DescribeDBClusters", lambda **_: calls.append("call"))
+    target = locations.with_rds_lookup(Target("cluster sandbox", dsn, aws=identity))
+    if dsn:
+        locations.require_same_server(target)
+    attached = attachments.attach_target(target)
+    assert attached is not None and attached.identifier == "sandbox"
+    assert rds_metrics.read(target).instance_id == "sandbox-instance-1"
+    assert facts.gather(target, demand=None, wanted=frozenset()).cloud is not None
+    assert calls == ["call"]
 
 
 def test_a_password_is_fetched_anew_for_each_attempt(cloud: Cloud) -> None:
@@ -205,7 +230,7 @@ def test_a_password_is_fetched_anew_for_each_attempt(cloud: Cloud) -> None:
     name = "rotating"
     manager.create_secret(Name=name, SecretString=json.dumps({"username": "cdc", "password": "first-word"}))
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", secret=name, **_credentials(cloud))
-    target = locations.connected(Target("test", aws=identity))
+    target = locations.with_rds_lookup(Target("test", aws=identity))
     assert target.renew is not None
     first = target.renew.keywords()
     manager.put_secret_value(SecretId=name, SecretString=json.dumps({"username": "cdc", "password": "second-word"}))
@@ -237,7 +262,7 @@ def test_a_secret_that_is_not_there(cloud: Cloud) -> None:
 
 def test_an_iam_token_is_made_anew_for_each_attempt(cloud: Cloud) -> None:
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", auth="iam", **_credentials(cloud))
-    target = locations.connected(Target("test", keywords={"user": "cdc"}, aws=identity))
+    target = locations.with_rds_lookup(Target("test", keywords={"user": "cdc"}, aws=identity))
     assert target.renew is not None
     keywords = target.renew.keywords()
     token = keywords["password"]
@@ -248,7 +273,7 @@ def test_an_iam_token_is_made_anew_for_each_attempt(cloud: Cloud) -> None:
 def test_an_iam_token_needs_a_user(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGUSER", raising=False)
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, auth="iam", **_credentials(cloud))
-    target = locations.connected(Target("test", keywords={"host": "h"}, aws=identity))
+    target = locations.with_rds_lookup(Target("test", keywords={"host": "h"}, aws=identity))
     assert target.renew is not None
     with pytest.raises(UsageError, match="needs a host and a user"):
         target.renew.keywords()

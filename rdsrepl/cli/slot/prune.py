@@ -402,10 +402,7 @@ def _subscriber_target(words: str) -> Target:
             "--subscriber: a password on the command line is there for everybody to see",
             hint="leave it to ~/.pgpass or PGPASSFILE, or name a target of the config file",
         )
-    target = config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words)
-    if (target.aws.identifier and not target.located) or target.aws.secret or target.aws.auth == "iam":
-        return locations.connected(target)
-    return target
+    return locations.with_rds_lookup(config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words))
 
 
 def _advance(ctx: typer.Context, one: PruneDecision, here: ServerIdentity, saved: datetime | None) -> Plan:
