@@ -36,19 +36,17 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from rdsrepl import config
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import BadValue, SlotActive
 from rdsrepl.render import document, log
-from rdsrepl.tail import run as jobs
-from rdsrepl.tail.engine import Bounds, Progress
-from rdsrepl.tail.pipeline import FormatName
+from rdsrepl.tail import run
+from rdsrepl.tail.formats.debezium_options import debezium_options
+from rdsrepl.tail.options import FormatName, KinesisOptions, StopConditions, TailOptions, stream_name
+from rdsrepl.tail.progress import Progress
 from rdsrepl.units import parse_duration
-
-if TYPE_CHECKING:
-    from rdsrepl.tail.run import Job
 
 _AWS: Final = ("cluster", "instance", "region", "secret", "auth", "endpoint_url")
 _LIBPQ: Final = ("host", "port", "dbname", "user", "sslmode", "sslrootcert")
@@ -63,6 +61,8 @@ MARGIN_SECONDS: Final = 10.0
 _SHORTEST_RUN_SECONDS: Final = 1.0
 # Another run may be at its end; longer than this the next one on the schedule may wait.
 _ACTIVE_WAIT_SECONDS: Final = 5.0
+_MAX_REQUESTS: Final = 64
+_OVERSIZE: Final = ("fail", "drop-columns")
 _TRUE: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 
 
@@ -93,18 +93,18 @@ def handler(event: Mapping[str, Any] | None, context: Context) -> dict[str, Any]
             f"the function may run for {allowed + margin:.1f}s, and {margin:g}s of that are kept for its end",
             hint="raise the function's timeout (up to 15 minutes), or say a smaller margin",
         )
-    job = _job(given, allowed, margin)
+    options = _options(given, allowed, margin)
     observer = _Observer()
     try:
-        outcome = jobs.run(_target(given), job, observer)
+        tailed = run.run(_target(given), options, observer)
     except SlotActive as exc:
-        log("warning", exc.message, event="busy", slot=job.slot_name)
-        return {"status": "busy", "slot": job.slot_name, "reason": exc.message}
-    summary, counts = outcome.summary, outcome.counts
+        log("warning", exc.message, event="busy", slot=options.slot_name)
+        return {"status": "busy", "slot": options.slot_name, "reason": exc.message}
+    summary, counts = tailed.summary, tailed.counts
     progress = summary.progress
     result = {
         "status": "done",
-        "slot": job.slot_name,
+        "slot": options.slot_name,
         "reason": summary.reason,
         "changes": progress.changes,
         "records": counts.records if counts else 0,
@@ -116,7 +116,7 @@ def handler(event: Mapping[str, Any] | None, context: Context) -> dict[str, Any]
         "reconnects": progress.reconnects,
         "seconds": round(progress.seconds, 3),
     }
-    log("info", f"slot {job.slot_name}: {summary.reason}", event="result", **result)
+    log("info", f"slot {options.slot_name}: {summary.reason}", event="result", **result)
     return result
 
 
@@ -164,48 +164,67 @@ def _given(event: Mapping[str, Any]) -> dict[str, Any]:
 _HELP: Final = "rdsrepl.aws_lambda's own documentation has all keys"
 
 
-def _job(given: Mapping[str, Any], allowed: float, margin: float) -> Job:
+def _options(given: Mapping[str, Any], allowed: float, margin: float) -> TailOptions:
+    """Return what is wanted of the run.
+
+    Args:
+        given: the event and the environment.
+        allowed: how long the run may take, in seconds.
+        margin: how much of the function's time is reserved for its end, in seconds.
+
+    Raises:
+        BadValue: a value is not valid, or two do not fit each other.
+    """
     format_name = given.get("format", "json")
     if format_name not in {one.value for one in FormatName}:
-        raise BadValue(f"there is no format {format_name!r}", hint="json, debezium or wal2json")
+        raise BadValue(f"{_name('format')} {format_name!r} is not a format", hint="json, debezium or wal2json")
     form = FormatName(format_name)
-    requests = given.get("requests")
-    oversize = given.get("oversize")
-    if oversize not in (None, "fail", "drop-columns"):
-        raise BadValue(f"oversize: there is no {oversize!r}", hint="fail or drop-columns")
-    if requests is not None and not (str(requests).isdigit() and 1 <= int(requests) <= 64):
-        raise BadValue(f"requests: {requests!r} is not between 1 and 64", hint="4 is the default")
-    delivery = jobs.delivery(
-        str(given["to"]),
-        form,
-        {
-            "--partition-by": given.get("partition_by"),
-            "--aggregate": _truth(given, "aggregate") or None,
-            "--linger": _seconds(given, "linger", None),
-            "--requests": None if requests is None else int(requests),
-            "--oversize": oversize,
-        },
-    )
-    if delivery is None:
-        raise BadValue("a function has no standard output to stream to", hint="to: kinesis:STREAM")
-    debezium: dict[str, Any] = {"keys": _truth(given, "debezium_keys") or None}
-    for name in _DEBEZIUM:
-        value = given.get(f"debezium_{name}")
-        debezium[name] = None if value is None else str(value)
-    return jobs.Job(
+    debezium = {name: None if (value := given.get(f"debezium_{name}")) is None else str(value) for name in _DEBEZIUM}
+    return TailOptions(
         slot_name=str(given["slot"]),
         format=form,
         publications=_names(given, "publications"),
         tables=_names(given, "tables"),
-        bounds=Bounds(
+        stop=StopConditions(
             duration_seconds=allowed, idle_seconds=_seconds(given, "idle_exit", None), drain_seconds=margin / 2
         ),
         active_wait_seconds=_ACTIVE_WAIT_SECONDS,
-        delivery=delivery,
+        kinesis=_kinesis(given, form),
         accept_gap=_truth(given, "accept_gap"),
         allow_missing_publication=_truth(given, "allow_missing_publication"),
-        debezium=jobs.debezium(form, debezium),
+        debezium=debezium_options(
+            _name,
+            is_debezium=form is FormatName.debezium,
+            keys=_truth(given, "debezium_keys") or None,
+            **debezium,
+        ),
     )
+
+
+def _kinesis(given: Mapping[str, Any], format: FormatName) -> KinesisOptions:
+    stream = stream_name(str(given["to"]), _name)
+    if stream is None:
+        raise BadValue(f"{_name('to')}: a function has no standard output to stream to", hint="to: kinesis:STREAM")
+    chosen = {key: given[key] for key in ("partition_by", "requests", "oversize") if given.get(key) is not None}
+    requests, oversize = chosen.get("requests", 1), chosen.get("oversize", "fail")
+    if not (str(requests).isdigit() and 1 <= int(requests) <= _MAX_REQUESTS):
+        raise BadValue(
+            f"{_name('requests')} {requests!r} is not between 1 and {_MAX_REQUESTS}", hint="4 is the default"
+        )
+    if oversize not in _OVERSIZE:
+        raise BadValue(f"{_name('oversize')} {oversize!r} is not a policy", hint=" or ".join(_OVERSIZE))
+    if "requests" in chosen:
+        chosen["requests"] = int(requests)
+    if (linger := _seconds(given, "linger", None)) is not None:
+        chosen["linger_seconds"] = linger
+    options = KinesisOptions(stream, aggregate=_truth(given, "aggregate"), **chosen)
+    options.check(format, _name)
+    return options
+
+
+def _name(key: str) -> str:
+    """Return a key as errors name it, with its environment variable."""
+    return f"{key} (RDSREPL_{key.upper()})"
 
 
 def _target(given: Mapping[str, Any]) -> Target:

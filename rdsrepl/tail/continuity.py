@@ -58,10 +58,10 @@ def mark_of(findings: Findings) -> SlotFingerprint:
     )
 
 
-def gap(slot_name: str, stands_at: int, received: int, *, made_again: bool) -> SlotMoved:
+def gap(slot_name: str, stands_at: int, received: int, *, was_recreated: bool) -> SlotMoved:
     """Return the error for a slot that is beyond what this run received."""
     how = "another consumer or an advance moved it, or it was made again"
-    if made_again:
+    if was_recreated:
         how = "it was dropped and made again"
     return SlotMoved(
         f"slot {slot_name} is at {Lsn(stands_at)} now, and this run received everything up to {Lsn(received)}: {how}; "
@@ -145,7 +145,7 @@ class LastRun:
         if at < base:
             voice.note(f"slot {name} is at {at}, before {base}: changes in between were delivered, and come again")
         elif at > base and before.timeline == timelines.current and before.mark.is_another(mark_of(findings)):
-            found = gap(name, at, base, made_again=True)
+            found = gap(name, at, base, was_recreated=True)
             if not self._accept_gap:
                 raise found
             voice.warn(found.message)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.errors import BadValue, Denied, Error, NotFound, NotPrimary, Refused
+from rdsrepl.errors import Denied, Error, NotFound, NotPrimary, Refused
 from rdsrepl.tail.model import HEARTBEAT_PREFIX
 
 if TYPE_CHECKING:
@@ -30,45 +30,25 @@ SELECT n.nspname::text, c.relname::text
 # The table may have policies of its own; to write into it is no reading.
 _SETTINGS: Final = {"row_security": "on"}
 _RETRY_SECONDS: Final = 5.0
-_SHORTEST_SECONDS: Final = 0.1
+#: each heartbeat is a transaction.
+MIN_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """How often, and into which table; without one it is a message of ``pg_logical_emit_message``."""
+class HeartbeatOptions:
+    """How often to write, and into which table; without one, a message of ``pg_logical_emit_message``."""
 
     every_seconds: float
     table: str | None = None
 
 
-def beat(every_seconds: float | None, table: str | None) -> Beat | None:
-    """Return what the options say.
-
-    Raises:
-        BadValue: they do not go together, or the interval is too short.
-    """
-    if every_seconds is None:
-        if table is not None:
-            raise BadValue("--heartbeat-table needs --heartbeat", hint="say how often: --heartbeat 1m")
-        return None
-    if every_seconds < _SHORTEST_SECONDS:
-        raise BadValue(
-            f"--heartbeat {every_seconds:g}s is too often: each is a transaction", hint="--heartbeat 10s or longer"
-        )
-    if table is not None:
-        from rdsrepl.postgres.sql_names import parse_name
-
-        parse_name(table)
-    return Beat(every_seconds, table)
-
-
 class Heartbeat:
     """Beats in a thread of its own, on a connection of its own."""
 
-    def __init__(self, target: Target, slot_name: str, beat: Beat, note: Callable[[str], None]) -> None:
+    def __init__(self, target: Target, slot_name: str, options: HeartbeatOptions, note: Callable[[str], None]) -> None:
         self._target = target
         self._slot_name = slot_name
-        self._beat = beat
+        self._options = options
         self._note = note
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -90,12 +70,12 @@ class Heartbeat:
             with connection.open(self._target, settings=_SETTINGS) as conn:
                 self._once(conn)
         except Error as exc:
-            if self._beat.table is None or exc.sqlstate is None:
+            if self._options.table is None or exc.sqlstate is None:
                 raise
             kind: type[Error] = {"42P01": NotFound, "3F000": NotFound, "42501": Denied}.get(exc.sqlstate, Refused)
             raise kind(
-                f"--heartbeat-table {self._beat.table}: {exc.message}",
-                hint=f"CREATE TABLE {self._beat.table} (slot_name text PRIMARY KEY, beat_at timestamptz NOT NULL), "
+                f"--heartbeat-table {self._options.table}: {exc.message}",
+                hint=f"CREATE TABLE {self._options.table} (slot_name text PRIMARY KEY, beat_at timestamptz NOT NULL), "
                 "and GRANT SELECT, INSERT, UPDATE on it",
                 sqlstate=exc.sqlstate,
             ) from exc
@@ -115,10 +95,10 @@ class Heartbeat:
         from rdsrepl.postgres import connection
 
         failing = False
-        while not self._over.wait(min(_RETRY_SECONDS, self._beat.every_seconds) if failing else 0.0):
+        while not self._over.wait(min(_RETRY_SECONDS, self._options.every_seconds) if failing else 0.0):
             try:
                 with connection.open(self._target, settings=_SETTINGS) as conn:
-                    while not self._over.wait(self._beat.every_seconds):
+                    while not self._over.wait(self._options.every_seconds):
                         self._once(conn)
                         failing = False
             except Error as exc:
@@ -127,10 +107,10 @@ class Heartbeat:
                 failing = True
 
     def _once(self, conn: Connection) -> None:
-        if self._beat.table is None:
+        if self._options.table is None:
             conn.execute(_MESSAGE, (HEARTBEAT_PREFIX, self._slot_name))
         else:
-            conn.execute(self._upsert(conn, self._beat.table), (self._slot_name,))
+            conn.execute(self._upsert(conn, self._options.table), (self._slot_name,))
 
     def _upsert(self, conn: Connection, table: str) -> Composed:
         from psycopg import sql

@@ -16,7 +16,16 @@ class Ledger:
     everything is durable. ``flush_lsn`` never moves back, and never past a change that is not durable.
     """
 
-    __slots__ = ("_delivered", "_handed_over", "_in_transaction", "_marks", "commit_lsn", "flush_lsn", "received_lsn")
+    __slots__ = (
+        "_delivered",
+        "_handed_over",
+        "_in_transaction",
+        "_marks",
+        "commit_lsn",
+        "flush_lsn",
+        "received_lsn",
+        "sent_lsn",
+    )
 
     def __init__(self) -> None:
         #: what may be confirmed; 0 means nothing yet.
@@ -25,6 +34,8 @@ class Ledger:
         self.commit_lsn = 0
         #: everything before it was handed over, or was given up before the run began.
         self.received_lsn = 0
+        #: the position up to which the server has sent.
+        self.sent_lsn = 0
         self._handed_over = 0
         self._delivered = 0
         self._in_transaction = False
@@ -63,6 +74,7 @@ class Ledger:
             self._mark(commit_end_lsn)
             self.commit_lsn = max(self.commit_lsn, commit_end_lsn)
             self.received_lsn = max(self.received_lsn, commit_end_lsn)
+            self.sent_lsn = max(self.sent_lsn, commit_end_lsn)
         return self._handed_over
 
     def keepalive(self, wal_end_lsn: int) -> None:
@@ -70,6 +82,7 @@ class Ledger:
 
         In the middle of a transaction it says nothing: the transaction's own commit will move the position.
         """
+        self.sent_lsn = max(self.sent_lsn, wal_end_lsn)
         if not self._in_transaction:
             self._mark(wal_end_lsn)
             self.received_lsn = max(self.received_lsn, wal_end_lsn)
@@ -93,7 +106,7 @@ class Ledger:
         """
         self._in_transaction = False
         self._marks.clear()
-        self.flush_lsn = self.commit_lsn = self.received_lsn = 0
+        self.flush_lsn = self.commit_lsn = self.received_lsn = self.sent_lsn = 0
 
     def begin(self, lsn: int) -> None:
         """Record that the slot stands at a position: what lies before it was delivered or given up earlier."""

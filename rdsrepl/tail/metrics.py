@@ -16,18 +16,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from rdsrepl.errors import BadValue, UsageError
+from rdsrepl.errors import UsageError
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
 
     from prometheus_client.core import Metric
 
-    from rdsrepl.tail.engine import Observer, Progress
+    from rdsrepl.tail.progress import Observer, Progress
     from rdsrepl.tail.sinks.kinesis import Counts
     from rdsrepl.tail.wal_position import WalWatch
 
-UNHEALTHY_SECONDS: Final = 300.0
 # A request must have come, and its answer must have been taken, within this time.
 _REQUEST_SECONDS: Final = 5.0
 _LARGEST_REQUEST: Final = 64 << 10
@@ -36,27 +35,12 @@ Start = Callable[[str, list[tuple[str, str]]], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Exposure:
-    """Where metrics are given, and after how long without a confirmation the tail is unhealthy."""
+class MetricsOptions:
+    """Where metrics are served, and after how long without a confirmation the tail is unhealthy."""
 
     port: int
     host: str = "127.0.0.1"
-    unhealthy_seconds: float = UNHEALTHY_SECONDS
-
-
-def exposure(port: int | None, host: str | None, unhealthy_seconds: float | None) -> Exposure | None:
-    """Return what the options say.
-
-    Raises:
-        BadValue: an option for metrics without a port.
-    """
-    if port is None:
-        given = {"--metrics-host": host, "--unhealthy-after": unhealthy_seconds}
-        for option, value in given.items():
-            if value is not None:
-                raise BadValue(f"{option} needs --metrics-port", hint="name a port, such as --metrics-port 9187")
-        return None
-    return Exposure(port, host or "127.0.0.1", UNHEALTHY_SECONDS if unhealthy_seconds is None else unhealthy_seconds)
+    unhealthy_seconds: float = 300.0
 
 
 class Health:
@@ -92,7 +76,7 @@ class Health:
 class Exporter:
     """Passes on what the tail tells, and shows it to whoever asks over HTTP."""
 
-    def __init__(self, exposure: Exposure, slot_name: str, observer: Observer, watch: WalWatch) -> None:
+    def __init__(self, options: MetricsOptions, slot_name: str, observer: Observer, watch: WalWatch) -> None:
         """Begin to answer.
 
         Raises:
@@ -102,20 +86,20 @@ class Exporter:
         self._observer = observer
         self._slot_name = slot_name
         self._watch = watch
-        self._health = Health(exposure.unhealthy_seconds)
+        self._health = Health(options.unhealthy_seconds)
         self._progress: Progress | None = None
         self._health.observe(0, None, time.monotonic())
         self._lock = threading.Lock()
         try:
-            self._server = _server(exposure.host, exposure.port, self._application())
+            self._server = _server(options.host, options.port, self._application())
         except OSError as exc:
             raise UsageError(
-                f"--metrics-port {exposure.port}: cannot listen on {exposure.host}: {exc.strerror or exc}",
+                f"--metrics-port {options.port}: cannot listen on {options.host}: {exc.strerror or exc}",
                 hint="choose another port, or stop what listens there",
             ) from exc
         watch.begin()
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
-        observer.note(f"metrics: http://{exposure.host}:{self._server.server_port}/metrics, and /healthz")
+        observer.note(f"metrics: http://{options.host}:{self._server.server_port}/metrics, and /healthz")
 
     def note(self, text: str) -> None:
         """Pass a word on."""

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import Enum
 from fnmatch import fnmatchcase
 from json.encoder import encode_basestring as quote
-from struct import Struct
-from struct import error as StructError
 from typing import Final, Protocol
 
 from rdsrepl.errors import MalformedMessage
@@ -21,10 +18,6 @@ HEARTBEAT_PREFIX: Final = "rdsrepl.heartbeat"
 _PG_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_POSITIONS: Final = Struct(">QQ").unpack_from
-
-#: what the reading of a malformed message raises: decoders have one ``try`` around their loop and few checks inside.
-MALFORMED: Final = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError, StructError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +112,6 @@ class Transaction:
         return cls(xid, timeline, commit_lsn, time, microseconds, suffix)
 
 
-class Stop(Enum):
-    """Why a decoder reads no further."""
-
-    UNTIL = "reached --until-lsn"
-
-
 @dataclass(slots=True)
 class Batch:
     """What became of some messages.
@@ -134,7 +121,7 @@ class Batch:
         changes: how many changes they hold.
         commits: for each commit among them where it ends, and how many of the changes come before that.
         in_transaction: whether the last message stands in the middle of a transaction.
-        stop: set when a bound was reached; messages behind it were not read.
+        reached_until: whether ``until_lsn`` was reached; messages after it were not read.
         error: set when a message was malformed; the lines are those before it.
     """
 
@@ -142,44 +129,13 @@ class Batch:
     changes: int
     commits: list[tuple[int, int]]
     in_transaction: bool
-    stop: Stop | None = None
+    reached_until: bool = False
     error: MalformedMessage | None = None
 
     @property
     def commit_end_lsn(self) -> int | None:
         """The end of the last commit among them; None without one."""
         return self.commits[-1][0] if self.commits else None
-
-
-def malformed(plugin: str, message: bytes, relation: str | None, cause: Exception) -> MalformedMessage:
-    """Return the error for an XLogData message that could not be read.
-
-    Args:
-        plugin: which output plugin it is said to be of.
-        message: the whole message, with its header.
-        relation: the table it is about, as far as that could be read.
-        cause: what its reading raised.
-    """
-    position = Lsn(int.from_bytes(message[1:9])) if len(message) >= 9 else "an unknown position"
-    about = f", relation {relation}" if relation else ""
-    reason = f"{cause}" if type(cause) is ValueError else f"{type(cause).__name__}: {cause}"
-    return MalformedMessage(
-        f"a message of {plugin} at {position}{about} is malformed and was not decoded ({reason[:200]})",
-        hint="everything before it is delivered, nothing past it is confirmed; run the command again, and if it fails "
-        "at the same position, keep the message for a report: rdsrepl slot tail SLOT --format raw --no-confirm",
-    )
-
-
-def end_of_commit(message: bytes) -> int:
-    """Return where the commit record ends that an XLogData message is about: the start and the end in its header.
-
-    Raises:
-        ValueError: they differ. The server writes both from one value, and a false one must not be confirmed.
-    """
-    start, end = _POSITIONS(message, 1)
-    if start != end:
-        raise ValueError(f"its header says both {Lsn(start)} and {Lsn(end)}")
-    return int(start)
 
 
 class Decoder(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import WrongPlugin
@@ -22,6 +21,7 @@ from rdsrepl.tail.formats.partition_keys import KeyedFormat
 from rdsrepl.tail.formats.pretty import PrettyFormat
 from rdsrepl.tail.formats.wal2json_format import Wal2jsonFormat
 from rdsrepl.tail.model import Decoder, TableFilter
+from rdsrepl.tail.options import FormatName
 
 if TYPE_CHECKING:
     from rdsrepl.tail.preflight import Findings
@@ -34,28 +34,18 @@ _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-class FormatName(StrEnum):
-    """What ``--format`` takes."""
-
-    json = "json"
-    wal2json = "wal2json"
-    debezium = "debezium"
-    raw = "raw"
-    pretty = "pretty"
-
-
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """What turns a slot's messages into lines.
 
     Attributes:
         decoder: reads the plugin's messages, writes the format's lines.
-        options: the plugin's options for START_REPLICATION.
+        plugin_options: for START_REPLICATION.
         settings: server parameters of the session.
     """
 
     decoder: Decoder
-    options: dict[str, str]
+    plugin_options: dict[str, str]
     settings: dict[str, str]
 
 

@@ -75,7 +75,7 @@ class Findings:
     is_planned: bool = False
 
 
-def look(
+def check(
     target: Target,
     slot_name: str,
     publications: Sequence[str],

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.errors import ConnectionLost, MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.timelines import Timelines
+from rdsrepl.tail.wakeup import WakeupPipe
+from rdsrepl.tail.xlogdata import XLOGDATA, start_lsn
 
 if TYPE_CHECKING:
     from psycopg.errors import Diagnostic
@@ -28,10 +30,6 @@ if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
 
-#: where the plugin's payload starts in an XLogData message.
-PAYLOAD: Final = 25
-
-_XLOGDATA: Final = 0x77
 _KEEPALIVE_KIND: Final = 0x6B
 _KEEPALIVE: Final = struct.Struct(">cQQB")
 _STATUS: Final = struct.Struct(">cQQQQB")
@@ -244,7 +242,7 @@ class Receiver:
                     raise self._ended()
                 message = view.tobytes()
                 size += length
-                if message[0] == _XLOGDATA:
+                if message[0] == XLOGDATA:
                     append(message)
                     continue
                 if len(message) != _KEEPALIVE.size or message[0] != _KEEPALIVE_KIND:
@@ -272,9 +270,9 @@ class Receiver:
         seen, self._keepalive = self._keepalive, False
         return seen
 
-    def wait(self, seconds: float, wake: Sequence[int], *, read: bool = True) -> None:
-        """Wait until the server sends something, one of the file descriptors WAKE is readable, or time is up."""
-        reading = [*wake, self._pgconn.socket] if read else list(wake)
+    def wait(self, seconds: float, wakeups: Sequence[WakeupPipe], *, read: bool = True) -> None:
+        """Wait until the server sends something, one of the pipes is readable, or time is up."""
+        reading: list[WakeupPipe | int] = [*wakeups, self._pgconn.socket] if read else list(wakeups)
         writing = [self._pgconn.socket] if self._flush() else []
         # Not only what `read` returns: a large message arrives for a long time.
         if self._pgconn.socket in select.select(reading, writing, [], max(0.0, seconds))[0]:
@@ -368,7 +366,7 @@ def _literal(value: str) -> Composable:
 
 
 def _neither(message: bytes, before: Sequence[bytes]) -> MalformedMessage:
-    after = f", behind {Lsn(int.from_bytes(before[-1][1:9]))}" if before else ""
+    after = f", behind {Lsn(start_lsn(before[-1]))}" if before else ""
     return MalformedMessage(
         f"a message of the replication protocol{after} is neither XLogData nor a keepalive: {message[:20].hex()}",
         hint="everything before it is delivered, nothing past it is confirmed; run the command again",

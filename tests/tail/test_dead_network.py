@@ -160,7 +160,7 @@ def check_outage(
         finally:
             tail.kill()
             tail.wait()
-    assert "the server has been silent for" in err.read_text()
+    assert "the server was silent for" in err.read_text()
     assert [event["after"]["id"] for event in read_json_lines(out)] == list(range(1, 201))
 
 

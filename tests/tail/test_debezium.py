@@ -23,7 +23,8 @@ from rdsrepl.tail.formats.debezium_options import DebeziumOptions, TimeMode, deb
 from rdsrepl.tail.formats.debezium_values import DebeziumValues, _geometry, _vector
 from rdsrepl.tail.formats.partition_keys import split
 from rdsrepl.tail.model import TableFilter
-from rdsrepl.tail.pipeline import FormatName, assemble
+from rdsrepl.tail.options import FormatName
+from rdsrepl.tail.pipeline import assemble
 from rdsrepl.tail.sinks.kinesis import _lines
 from rdsrepl.tail.sinks.oversize import Oversize
 from tests.fixtures.program import run_in_process
@@ -270,10 +271,10 @@ def decoded(
     """Return the lines of all that waits in a slot, in each of the modes."""
     lines: list[list[str]] = []
     with closing(Catalog(asked_of or database.target, warn)) as catalog, closing(database.connect()) as conn:
-        findings = preflight.look(database.target, slot, ("p",) if slot == "g" else ())
+        findings = preflight.check(database.target, slot, ("p",) if slot == "g" else ())
         for mode in modes:
             words: dict[str, Any] = {"tables": TableFilter(), "given": {}, "until_lsn": None, "colour": False}
-            options = debezium_options(mode)
+            options = debezium_options(str, is_debezium=True, **mode)
             pipeline = assemble(
                 findings, FormatName.debezium, catalog, **words, partition_by=partition_by, debezium=options
             )
@@ -281,7 +282,7 @@ def decoded(
                 conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", (setting, value))
             rows = conn.execute(
                 "SELECT lsn::text, data FROM pg_logical_slot_peek_binary_changes(%s, NULL, NULL, VARIADIC %s::text[])",
-                (slot, [text for pair in pipeline.options.items() for text in pair]),
+                (slot, [text for pair in pipeline.plugin_options.items() for text in pair]),
             ).fetchall()
             messages = [struct.pack(">cQQq", b"w", int(Lsn.parse(lsn)), int(Lsn.parse(lsn)), 7) + d for lsn, d in rows]
             batch = pipeline.decoder.feed(messages)
@@ -513,8 +514,8 @@ def test_wrong_options(rdsrepl: Program) -> None:
         (("--format", "debezium", "--debezium-interval", "x"), "numeric"),
         (("--format", "debezium", "--debezium-hstore", "x"), "map"),
         (("--format", "debezium", "--debezium-placeholder", "hex:0"), "hexadecimal"),
-        (("--format", "json", "--debezium-keys"), "--debezium-keys is for --format debezium"),
-        (("--debezium-time", "connect"), "--debezium-time is for --format debezium"),
+        (("--format", "json", "--debezium-keys"), "--debezium-keys requires --format debezium"),
+        (("--debezium-time", "connect"), "--debezium-time requires --format debezium"),
     ]:
         for command in ("tail", "peek"):
             result = run_in_process(["--dsn", "host=/nowhere", "slot", command, "absent", *words], rdsrepl.env, None)
@@ -599,13 +600,16 @@ def test_a_keyed_event_that_is_too_large() -> None:
 
 def test_the_lambda_function_takes_the_options() -> None:
     event = {"slot": "s", "to": "kinesis:x", "format": "debezium", "debezium_keys": "true", "debezium_time": "connect"}
-    job = aws_lambda._job(event, 60.0, 10.0)
-    assert job.debezium == DebeziumOptions(keys=True, time=TimeMode.connect)
+    options = aws_lambda._options(event, 60.0, 10.0)
+    assert options.debezium == DebeziumOptions(keys=True, time=TimeMode.connect)
     for wrong, told in [
-        ({"debezium_time": "x"}, "adaptive_time_microseconds"),
-        ({"format": "json"}, "--format debezium"),
+        (
+            {"debezium_time": "x"},
+            "(RDSREPL_DEBEZIUM_TIME) 'x' is not a mode one of adaptive, adaptive_time_microseconds",
+        ),
+        ({"format": "json"}, "debezium_keys (RDSREPL_DEBEZIUM_KEYS) requires format (RDSREPL_FORMAT) debezium"),
         ({"debezium_keys": "perhaps"}, "true or false"),
     ]:
         with pytest.raises(BadValue) as caught:
-            aws_lambda._job({**event, **wrong}, 60.0, 10.0)
+            aws_lambda._options({**event, **wrong}, 60.0, 10.0)
         assert told in f"{caught.value.message} {caught.value.hint}"

@@ -494,7 +494,7 @@ def test_wrong_starts_are_errors_with_remedies(stream: Database, rdsrepl: Progra
         fails(2, "cannot be printed as json", "slot", "tail", "d", "--format", "json")
         fails(2, "knows no publications", "slot", "tail", "w", "--publication", "p")
         fails(2, "is physical", "slot", "tail", "ph_" + stream.name[2:])
-        fails(2, "no such sink", "slot", "tail", "g", "--to", "sqs:x")
+        fails(2, "is not a sink", "slot", "tail", "g", "--to", "sqs:x")
         fails(2, "exclude each other", "slot", "tail", "g", "--until-now", "--until-lsn", "0/1")
         fails(2, "not K=V", "slot", "tail", "w", "--plugin-option", "oops")
         fails(2, "cannot go back", "slot", "tail", "g", "--from-lsn", "0/1")

@@ -314,7 +314,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
         assert begins is not None, text
         assert int(Lsn.parse(begins[1])) <= fork
         assert f"3 changes that were received of timeline 1 beyond {begins[1]} are not on this server" in text
-        assert "where the slot stands: changes after that may come again" in text
+        assert "the slot's position: changes after that may come again" in text
         assert b"timeline 2 now" in told
         on_standby = {event["after"]["v"]: event["timeline"] for event in read_json_lines(other)}
         assert on_standby == {f"both {n}": 1 for n in (1, 2, 3)} | {f"new {n}": 2 for n in (1, 2, 3, 4)}

@@ -107,10 +107,10 @@ def test_a_port_that_is_taken_is_said_before_anything_is_streamed(rdsrepl: Progr
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--metrics-host", "0.0.0.0"], "--metrics-host needs --metrics-port"),
-        (["--unhealthy-after", "1m"], "--unhealthy-after needs --metrics-port"),
-        (["--heartbeat-table", "beats"], "--heartbeat-table needs --heartbeat"),
-        (["--heartbeat", "1ms"], "too often"),
+        (["--metrics-host", "0.0.0.0"], "--metrics-host requires --metrics-port"),
+        (["--unhealthy-after", "1m"], "--unhealthy-after requires --metrics-port"),
+        (["--heartbeat-table", "beats"], "--heartbeat-table requires --heartbeat"),
+        (["--heartbeat", "1ms"], "too short"),
         (["--heartbeat", "10s", "--heartbeat-table", "a..b"], "a..b"),
         (["--metrics-port", "70000"], "--metrics-port"),
     ],
@@ -319,7 +319,7 @@ def test_lambda_streams_until_its_time_is_nearly_over(
 def test_lambda_ends_early_when_nothing_comes(invoke: Any, source: Database) -> None:
     source.run("INSERT INTO t VALUES (1, 0, 'x')")
     result = invoke(60.0, idle_exit="500ms", aggregate="true", publications="p", partition_by="table")
-    assert result["reason"] == "nothing came for --idle-exit" and result["changes"] == 1
+    assert result["reason"] == "no change for --idle-exit" and result["changes"] == 1
 
 
 def test_lambda_confirms_nothing_that_kinesis_did_not_take_and_the_next_run_brings_it(
@@ -354,9 +354,12 @@ def test_a_second_lambda_finds_the_slot_busy(
         ({"password": "secret"}, "unknown key 'password'"),
         ({"slot": ""}, "no slot is named"),
         ({"to": "-"}, "no standard output"),
-        ({"to": "s3:bucket"}, "no such sink"),
-        ({"format": "xml"}, "no format 'xml'"),
-        ({"format": "raw"}, "--format raw does not go to Kinesis"),
+        ({"to": "s3:bucket"}, "to (RDSREPL_TO) s3:bucket is not a sink"),
+        ({"format": "xml"}, "format (RDSREPL_FORMAT) 'xml' is not a format"),
+        (
+            {"format": "raw"},
+            "raw is not supported with partition_by (RDSREPL_PARTITION_BY) key",
+        ),
         ({"aggregate": "perhaps"}, "neither true nor false"),
         ({"requests": 0}, "between 1 and 64"),
         ({"oversize": "cut"}, "oversize"),

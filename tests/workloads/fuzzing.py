@@ -32,7 +32,8 @@ from rdsrepl.tail import preflight
 from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium_options import debezium_options
 from rdsrepl.tail.model import Decoder, TableFilter
-from rdsrepl.tail.pipeline import FormatName, Pipeline, assemble
+from rdsrepl.tail.options import FormatName
+from rdsrepl.tail.pipeline import Pipeline, assemble
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.text import masking
 from tests.workloads.tables import SCHEMA, hostile, insert_every_type
@@ -76,7 +77,7 @@ class Tally:
 SLOTS = {"g": ("pgoutput", False), "g2": ("pgoutput", True), "w": ("wal2json", False), "t": ("test_decoding", False)}
 _TABLES = TableFilter(("every_*", "*ile*.*", "log"))
 
-_OTHER_MODES = debezium_options({"keys": True, "time": "isostring", "interval": "string", "decimal": "double"})
+_OTHER_MODES = debezium_options(str, is_debezium=True, keys=True, time="isostring", interval="string", decimal="double")
 
 
 def _pipelines() -> Iterator[tuple[str, FormatName, dict[str, Any]]]:
@@ -108,13 +109,13 @@ def record(connect: Callable[[], Any], target: Target) -> Iterator[list[Recorded
         recorded = []
         for slot, name, how in _pipelines():
             plugin, two_phase = SLOTS[slot]
-            findings = preflight.look(target, slot, ("p",) if plugin == "pgoutput" else ())
+            findings = preflight.check(target, slot, ("p",) if plugin == "pgoutput" else ())
             words = {"tables": TableFilter(), "given": {}, "colour": False, **how}
             assembled = partial(assemble, findings, name, catalog, until_lsn=None, **words)
             pipeline = assembled()
             for setting, value in pipeline.settings.items():
                 conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", (setting, value))
-            options = [text for pair in pipeline.options.items() for text in pair]
+            options = [text for pair in pipeline.plugin_options.items() for text in pair]
             rows = conn.execute(
                 "SELECT lsn::text, data FROM pg_logical_slot_peek_binary_changes(%s, NULL, NULL, VARIADIC %s::text[])",
                 (slot, options),

@@ -18,22 +18,17 @@ from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.values import Parse, compile_tuple
 from rdsrepl.tail.model import (
     HEARTBEAT_PREFIX,
-    MALFORMED,
     Batch,
     Column,
     Relation,
-    Stop,
     TableFilter,
     Transaction,
-    end_of_commit,
-    malformed,
 )
-from rdsrepl.tail.receiver import PAYLOAD
 from rdsrepl.tail.timelines import Timelines
+from rdsrepl.tail.xlogdata import LSN_HALVES, MALFORMED, PAYLOAD, end_of_commit, malformed
 
 _AT: Final = PAYLOAD
 _OID: Final = Struct(">I").unpack_from
-_LSN: Final = Struct(">II").unpack_from
 _BEGIN: Final = Struct(">QqI").unpack_from
 _COMMIT: Final = Struct(">BQQ").unpack_from
 _BEGIN_PREPARE: Final = Struct(">QQqI").unpack_from
@@ -114,7 +109,7 @@ class PgoutputDecoder:
         catalog.batch_received()
         tx, seq = self._tx, self._seq
         commits: list[tuple[int, int]] = []
-        changes, stop, error = 0, None, None
+        changes, reached_until, error = 0, False, None
         m = b""
         try:
             for m in messages:
@@ -126,7 +121,7 @@ class PgoutputDecoder:
                         new = known.parse(m, _AT + 8)
                         if new[-1] != len(m):
                             raise ValueError(_NOT_ITS_LENGTH)
-                        append(known.writer.insert(new, "%X/%X" % _LSN(m, 1), tx, seq))
+                        append(known.writer.insert(new, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
                         changes += 1
                 elif kind == 0x55:  # Update: relation, maybe 'K' or 'O' and a tuple, 'N', tuple
                     known = relations[_OID(m, _AT + 1)[0]]
@@ -139,7 +134,7 @@ class PgoutputDecoder:
                         new = known.parse(m, position)
                         if new[-1] != len(m):
                             raise ValueError(_NOT_ITS_LENGTH)
-                        append(known.writer.update(new, old, mark == _OLD, "%X/%X" % _LSN(m, 1), tx, seq))
+                        append(known.writer.update(new, old, mark == _OLD, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
                         changes += 1
                 elif kind == 0x44:  # Delete: relation, 'K' or 'O', tuple
                     known = relations[_OID(m, _AT + 1)[0]]
@@ -148,12 +143,12 @@ class PgoutputDecoder:
                         old = known.parse(m, _AT + 8)
                         if old[-1] != len(m):
                             raise ValueError(_NOT_ITS_LENGTH)
-                        append(known.writer.delete(old, m[_AT + 5] == _OLD, "%X/%X" % _LSN(m, 1), tx, seq))
+                        append(known.writer.delete(old, m[_AT + 5] == _OLD, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
                         changes += 1
                 elif kind == 0x42:  # Begin
                     commit_lsn, microseconds, xid = _BEGIN(m, _AT + 1)
                     if self._until is not None and commit_lsn >= self._until:
-                        stop = Stop.UNTIL
+                        reached_until = True
                         break
                     tx, seq = self._begun(self._transaction(xid, commit_lsn, microseconds), commit_lsn), 0
                     relations = self._relations
@@ -181,7 +176,7 @@ class PgoutputDecoder:
                 elif kind == 0x62:  # Begin Prepare: a two-phase slot sends the changes when they are prepared
                     prepare_lsn, _, microseconds, xid = _BEGIN_PREPARE(m, _AT + 1)
                     if self._until is not None and prepare_lsn >= self._until:
-                        stop = Stop.UNTIL
+                        reached_until = True
                         break
                     gid = _string(m, _AT + 29)[0]
                     tx, seq = self._begun(self._transaction(xid, prepare_lsn, microseconds, gid), prepare_lsn), 0
@@ -204,7 +199,7 @@ class PgoutputDecoder:
         except MALFORMED as exc:
             error = self._malformed(m, exc)
         self._tx, self._seq = tx, seq
-        return Batch(lines, changes, commits, self._open, stop, error)
+        return Batch(lines, changes, commits, self._open, reached_until, error)
 
     def _begun(self, tx: Transaction, commit_lsn: int) -> Transaction:
         if self._open:
@@ -247,7 +242,7 @@ class PgoutputDecoder:
             verb, seq = "rollback_prepared", 0
             tx = Transaction.of(xid, self._timelines.of_end(end_lsn), end_lsn, microseconds, gid)
         _check_end(m, end_lsn)
-        return self._format.resolution(verb, gid, "%X/%X" % _LSN(m, 1), tx, seq), end_lsn
+        return self._format.resolution(verb, gid, "%X/%X" % LSN_HALVES(m, 1), tx, seq), end_lsn
 
     def _learn(self, m: bytes) -> None:
         """Read a Relation message; it comes before the relation's first change and whenever its definition changed."""
@@ -283,7 +278,7 @@ class PgoutputDecoder:
         count, flags = _TRUNCATE(m, _AT + 1)
         if not self._open:
             raise ValueError("a change outside of a transaction")
-        lsn = "%X/%X" % _LSN(m, 1)
+        lsn = "%X/%X" % LSN_HALVES(m, 1)
         lines: list[str] = []
         for number in range(count):
             seq += 1
@@ -304,7 +299,7 @@ class PgoutputDecoder:
         if not flags & 1:  # outside of any transaction: the end of its own record identifies it
             tx = Transaction.of(None, self._timelines.of_end(lsn), lsn, None)
             seq = 0
-        return self._format.message(prefix, content, bool(flags & 1), "%X/%X" % _LSN(m, 1), tx, seq)
+        return self._format.message(prefix, content, bool(flags & 1), "%X/%X" % LSN_HALVES(m, 1), tx, seq)
 
 
 def _string(m: bytes, position: int) -> tuple[str, int]:
@@ -332,7 +327,7 @@ class RawPgoutput:
         """Pass messages through; only Begin and Commit are looked at."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
-        changes, stop, error = 0, None, None
+        changes, reached_until, error = 0, False, None
         m = b""
         try:
             for m in messages:
@@ -341,7 +336,7 @@ class RawPgoutput:
                     if self._open:
                         raise ValueError("a transaction begins inside of another one")
                     if kind == 0x42 and self._until is not None and _BEGIN(m, _AT + 1)[0] >= self._until:
-                        stop = Stop.UNTIL
+                        reached_until = True
                         break
                     self._open = True
                 elif kind in (0x43, 0x50, 0x4B):  # Commit, Prepare, Commit Prepared
@@ -360,4 +355,4 @@ class RawPgoutput:
                 lines += [m[_AT:], b"\n"]
         except MALFORMED as exc:
             error = malformed("pgoutput", m, None, exc)
-        return Batch(lines, changes, commits, self._open, stop, error)
+        return Batch(lines, changes, commits, self._open, reached_until, error)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from struct import Struct
 from typing import Final
 
-from rdsrepl.tail.model import MALFORMED, Batch, Stop, TableFilter, end_of_commit, malformed
-from rdsrepl.tail.receiver import PAYLOAD
+from rdsrepl.tail.model import Batch, TableFilter
 from rdsrepl.tail.timelines import Timelines
+from rdsrepl.tail.xlogdata import MALFORMED, PAYLOAD, end_of_commit, malformed, start_lsn
 from rdsrepl.text.escapes import shown
 
-_LSN64: Final = Struct(">Q").unpack_from
 _ENDS: Final = (b"COMMIT", b"PREPARE TRANSACTION", b"ROLLBACK PREPARED")
 _TABLE: Final = re.compile(r'table ("(?:[^"]|"")*"|[^".]+)\.("(?:[^"]|"")*"|[^":]+): (\w+)')
 _COLOURS: Final = {"INSERT": "32", "UPDATE": "33", "DELETE": "31", "TRUNCATE": "35"}
@@ -40,7 +38,7 @@ class TestDecoding:
         """Pass messages through."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
-        changes, stop, error = 0, None, None
+        changes, reached_until, error = 0, False, None
         m = b""
         try:
             for m in messages:
@@ -50,12 +48,12 @@ class TestDecoding:
                     commits.append((commit_end, changes))
                     self._open = False
                     if self._until is not None and commit_end >= self._until:
-                        stop = Stop.UNTIL
+                        reached_until = True
                 elif payload.startswith(b"BEGIN"):
                     if self._open:
                         raise ValueError("a transaction begins inside of another one")
-                    if self._until is not None and _LSN64(m, 1)[0] >= self._until:
-                        stop = Stop.UNTIL
+                    if self._until is not None and start_lsn(m) >= self._until:
+                        reached_until = True
                         break
                     self._open = True
                 elif not payload:
@@ -65,11 +63,11 @@ class TestDecoding:
                         continue
                     changes += 1
                 lines += [self._painted(payload) if self._pretty else payload, b"\n"]
-                if stop:
+                if reached_until:
                     break
         except MALFORMED as exc:
             error = malformed("test_decoding", m, None, exc)
-        return Batch(lines, changes, commits, self._open, stop, error)
+        return Batch(lines, changes, commits, self._open, reached_until, error)
 
     def _wanted(self, payload: bytes) -> bool:
         match = _TABLE.match(payload.decode("utf-8", "surrogateescape"))

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from struct import Struct
 from typing import Any, Final
 
 from rdsrepl.errors import BadValue, MalformedMessage
@@ -23,20 +22,15 @@ from rdsrepl.tail.formats.catalog import Catalog, ReplicaIdentity
 from rdsrepl.tail.formats.values import Convert, to_json
 from rdsrepl.tail.model import (
     HEARTBEAT_PREFIX,
-    MALFORMED,
     Batch,
     Column,
     Relation,
-    Stop,
     TableFilter,
     Transaction,
-    end_of_commit,
-    malformed,
 )
-from rdsrepl.tail.receiver import PAYLOAD
 from rdsrepl.tail.timelines import Timelines
+from rdsrepl.tail.xlogdata import MALFORMED, PAYLOAD, end_of_commit, malformed, start_lsn
 
-_LSN64: Final = Struct(">Q").unpack_from
 # {"action":"C" — the action's letter, counted from the start of the XLogData message.
 _ACTION_AT: Final = PAYLOAD + len('{"action":"')
 _BEGIN, _COMMIT, _MESSAGE = ord("B"), ord("C"), ord("M")
@@ -92,7 +86,7 @@ class RawWal2json:
         lines: list[bytes] = []
         append = lines.append
         commits: list[tuple[int, int]] = []
-        markers, stop, error = 0, None, None
+        markers, reached_until, error = 0, False, None
         is_open, until, filtered = self._open, self._until, bool(self._tables)
         m = b""
         try:
@@ -107,13 +101,13 @@ class RawWal2json:
                     markers += 1
                     if until is not None and commit_end >= until:
                         append(m[PAYLOAD:])
-                        stop = Stop.UNTIL
+                        reached_until = True
                         break
                 elif action == _BEGIN:
                     if is_open:
                         raise ValueError("a transaction begins inside of another one")
-                    if until is not None and _LSN64(m, 1)[0] >= until:
-                        stop = Stop.UNTIL
+                    if until is not None and start_lsn(m) >= until:
+                        reached_until = True
                         break
                     is_open = True
                     markers += 1
@@ -126,13 +120,13 @@ class RawWal2json:
             error = _malformed(m, exc)
         self._open = is_open
         if not lines:
-            return Batch(lines, 0, commits, is_open, stop, error)
+            return Batch(lines, 0, commits, is_open, reached_until, error)
         changes = len(lines) - markers
         append(b"")  # so that one join gives every message its newline
         text = b"\n".join(lines)
         if self._as_utf8:
             text = self._decode(text).encode("utf-8", "surrogateescape")
-        return Batch([text], changes, commits, is_open, stop, error)
+        return Batch([text], changes, commits, is_open, reached_until, error)
 
     def _wanted(self, m: bytes) -> bool:
         event = json.loads(self._decode(m[PAYLOAD:]))
@@ -152,7 +146,7 @@ class RawWal2jsonV1:
         """Pass messages through."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
-        stop, error = None, None
+        reached_until, error = False, None
         m = b""
         try:
             for m in messages:
@@ -160,11 +154,11 @@ class RawWal2jsonV1:
                 lines += [m[PAYLOAD:], b"\n"]
                 commits.append((commit_end, len(lines) // 2))
                 if self._until is not None and commit_end >= self._until:
-                    stop = Stop.UNTIL
+                    reached_until = True
                     break
         except MALFORMED as exc:
             error = _malformed(m, exc)
-        return Batch(lines, len(lines) // 2, commits, False, stop, error)
+        return Batch(lines, len(lines) // 2, commits, False, reached_until, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +241,7 @@ class ParsedWal2json:
                     self._transaction_v1(document, end_lsn, lines, batch)
                     batch.commits.append((end_lsn, batch.changes))
                     if self._until is not None and end_lsn >= self._until:
-                        batch.stop = Stop.UNTIL
+                        batch.reached_until = True
                         break
                 elif not self._message_v2(document, start, lines, batch):
                     break
@@ -268,7 +262,7 @@ class ParsedWal2json:
                 raise ValueError("a transaction begins inside of another one")
             commit_lsn = _lsn(event.get("lsn", "0/0"))
             if self._until is not None and commit_lsn >= self._until:
-                batch.stop = Stop.UNTIL
+                batch.reached_until = True
                 return False
             self._begin(event, str(commit_lsn), self._timelines.of_start(commit_lsn))
             batch.in_transaction = True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -78,6 +78,7 @@ class DebeziumOptions:
     placeholder: str = PLACEHOLDER
 
 
+_HEX: Final = "hex:"
 _MODES: Final[Mapping[str, type[StrEnum]]] = {
     "time": TimeMode,
     "decimal": DecimalMode,
@@ -87,18 +88,30 @@ _MODES: Final[Mapping[str, type[StrEnum]]] = {
 }
 
 
-def debezium_options(given: Mapping[str, Any]) -> DebeziumOptions:
-    """Return options from values by their attributes' names; None is the default.
+def debezium_options(option_name: Callable[[str], str], *, is_debezium: bool, **given: Any) -> DebeziumOptions:
+    """Return the options that were given.
+
+    Args:
+        option_name: returns what the user calls an option, such as ``debezium_time``.
+        is_debezium: whether the format is ``debezium``.
+        given: values of ``DebeziumOptions`` by attribute; None is the default.
 
     Raises:
-        BadValue: there is no such mode; the hint has those there are.
+        BadValue: the format is another one, or a value is not valid; the hint lists the valid ones.
     """
-    chosen = {field.name: given[field.name] for field in fields(DebeziumOptions) if given.get(field.name) is not None}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if chosen and not is_debezium:
+        name = option_name(f"debezium_{next(iter(chosen))}")
+        hint = f"add {option_name('format')} debezium, or omit {name}"
+        raise BadValue(f"{name} requires {option_name('format')} debezium", hint=hint)
     for name, modes in _MODES.items():
         if name in chosen:
             allowed = [mode.value for mode in modes]
             if chosen[name] not in allowed:
-                raise BadValue(f"debezium: {name} {chosen[name]!r} is not a mode", hint=f"one of {', '.join(allowed)}")
+                raise BadValue(
+                    f"{option_name(f'debezium_{name}')} {chosen[name]!r} is not a mode",
+                    hint=f"one of {', '.join(allowed)}",
+                )
             chosen[name] = modes(chosen[name])
     placeholder = chosen.get("placeholder", "")
     if placeholder.startswith(_HEX):
@@ -106,10 +119,7 @@ def debezium_options(given: Mapping[str, Any]) -> DebeziumOptions:
             chosen["placeholder"] = bytes.fromhex(placeholder.removeprefix(_HEX)).decode()
         except ValueError:
             raise BadValue(
-                f"debezium: placeholder {placeholder!r} is not the hexadecimal form of a UTF-8 text",
+                f"{option_name('debezium_placeholder')} {placeholder!r} is not the hexadecimal form of a UTF-8 text",
                 hint="hex:5f5f6e6f6e65, or the text itself",
             ) from None
     return DebeziumOptions(**chosen)
-
-
-_HEX: Final = "hex:"

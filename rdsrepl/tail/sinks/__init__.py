@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from rdsrepl.tail.wakeup import WakeupPipe
+
 
 class Sink(Protocol):
-    """What the tail needs of a sink."""
+    """What the tail needs of a sink.
+
+    Attributes:
+        wakeup: is readable after progress.
+    """
+
+    wakeup: WakeupPipe
 
     def put(self, number: int, lines: Sequence[str] | Sequence[bytes]) -> None:
         """Accept batch NUMBER; returns at once.
@@ -33,14 +41,6 @@ class Sink(Protocol):
 
     def finish(self) -> None:
         """Ask for everything accepted to become durable soon; no batch comes after this."""
-        ...
-
-    def wake_fd(self) -> int:
-        """Return a file descriptor that is readable after progress."""
-        ...
-
-    def drain_wake(self) -> None:
-        """Take the progress signal off ``wake_fd``."""
         ...
 
     def close(self) -> None:

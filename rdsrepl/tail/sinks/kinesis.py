@@ -8,9 +8,7 @@ not in. Signing, endpoints and credentials are botocore's; the request's body is
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import threading
 import time
@@ -28,6 +26,7 @@ from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
 from rdsrepl.tail.sinks.aggregation import aggregated
 from rdsrepl.tail.sinks.dispatch import REQUEST_BYTES, Dispatch, Item, Limits
 from rdsrepl.tail.sinks.oversize import Oversize
+from rdsrepl.tail.wakeup import WakeupPipe
 
 _FIRST_DELAY_SECONDS: Final = 0.02
 _LONGEST_DELAY_SECONDS: Final = 5.0
@@ -90,9 +89,7 @@ class KinesisSink:
         self._finishing = False
         self._closed = False
         self._changed = threading.Condition()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self.wakeup = WakeupPipe()
         self._caller = _Caller(aws, stream)
         self._threads = [
             threading.Thread(target=self._work, name=f"kinesis-{number}", daemon=True) for number in range(requests)
@@ -126,7 +123,7 @@ class KinesisSink:
             self._dispatch.accept(number, records, time.monotonic())
             self._changed.notify()
         if not records:
-            self._wake()
+            self.wakeup.wake()
 
     @property
     def pending_bytes(self) -> int:
@@ -150,16 +147,6 @@ class KinesisSink:
             self._finishing = True
             self._changed.notify_all()
 
-    def wake_fd(self) -> int:
-        """Return a file descriptor that is readable after progress."""
-        return self._wake_read
-
-    def drain_wake(self) -> None:
-        """Take the progress signal off ``wake_fd``."""
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._wake_read, 4096):
-                pass
-
     def close(self) -> None:
         """Send no more."""
         with self._changed:
@@ -169,8 +156,7 @@ class KinesisSink:
             thread.join(timeout=0.5)
         self._oversize.close()
         if not any(thread.is_alive() for thread in self._threads):
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self.wakeup.close()
 
     def _work(self) -> None:
         try:
@@ -207,7 +193,7 @@ class KinesisSink:
                 self._dispatch.acknowledged(items, now)
                 self.counts.records += sum(map(len, items))
                 self._changed.notify()
-            self._wake()
+            self.wakeup.wake()
             return
         failed = set(refused)
         back = [items[position] for position in refused]
@@ -226,17 +212,13 @@ class KinesisSink:
         if len(back) == len(items) and now - self._said_at > _SAY_EVERY_SECONDS:
             self._said_at = now
             self._say(f"stream {self._stream.name} takes nothing now ({why}); trying again, the slot is held")
-        self._wake()
+        self.wakeup.wake()
 
     def _fail(self, failure: Error) -> None:
         with self._changed:
             self._failure = self._failure or failure
             self._changed.notify_all()
-        self._wake()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"!")
+        self.wakeup.wake()
 
 
 class _Caller:

@@ -5,7 +5,6 @@ Durable means: for a regular file, on disk (fsync); for a pipe or a terminal, ac
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from rdsrepl.errors import Error
+from rdsrepl.tail.wakeup import WakeupPipe
 from rdsrepl.text.escapes import json_line
 
 _FSYNC_SECONDS: Final = 1.0
@@ -52,9 +52,7 @@ class StdoutSink:
         self._durable = 0
         self._finishing = False
         self._failure: Error | None = None
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self.wakeup = WakeupPipe()
         self._thread = threading.Thread(target=self._work, name="stdout", daemon=True)
         self._thread.start()
 
@@ -88,25 +86,12 @@ class StdoutSink:
             self._finishing = True
             self._changed.notify()
 
-    def wake_fd(self) -> int:
-        """Return a file descriptor that is readable after progress."""
-        return self._wake_read
-
-    def drain_wake(self) -> None:
-        """Take the progress signal off ``wake_fd``."""
-        try:
-            while os.read(self._wake_read, 4096):
-                pass
-        except BlockingIOError:
-            pass
-
     def close(self) -> None:
         """Let the thread end once it has written what it has; a stalled reader is not waited for."""
         self.finish()
         self._thread.join(timeout=0.5)
         if not self._thread.is_alive():
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            self.wakeup.close()
 
     def _work(self) -> None:
         synced_at = time.monotonic()
@@ -137,12 +122,12 @@ class StdoutSink:
                 ):
                     self._sync()
                     synced_at = time.monotonic()
-                self._wake()
+                self.wakeup.wake()
                 if finishing and idle:
                     return
         except OSError as exc:
             self._failure = _failure(exc)
-            self._wake()
+            self.wakeup.wake()
 
     def _write(self, views: list[memoryview]) -> None:
         position = 0
@@ -163,11 +148,6 @@ class StdoutSink:
         os.fsync(self._fd)
         self._durable = number
 
-    def _wake(self) -> None:
-        # Full: the reader will wake anyway. Closed: there is no reader.
-        with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"!")
-
 
 def require_writable(fd: int = 1) -> None:
     """Make sure that a descriptor can be written to.
@@ -185,7 +165,7 @@ def require_writable(fd: int = 1) -> None:
         raise SinkFailed("standard output is open for reading only", hint="redirect it with >, or to a pipe")
 
 
-def mend_torn_line(fd: int = 1) -> int:
+def remove_torn_line(fd: int = 1) -> int:
     """Take an unfinished JSON line off the end of a regular file that is appended to; return its size in bytes.
 
     A process that was killed may have written half a line. The first line of the next run would stick to it and be

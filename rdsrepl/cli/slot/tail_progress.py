@@ -1,0 +1,117 @@
+"""The progress of ``slot tail`` on stderr: one line that is updated on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from rdsrepl.cli.console import log_event, note, warn
+from rdsrepl.cli.context import LogFormat, global_options
+from rdsrepl.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rdsrepl.tail.options import TailOptions
+    from rdsrepl.tail.progress import Progress
+    from rdsrepl.tail.run import TailResult
+    from rdsrepl.tail.wal_position import WalWatch
+
+_LINE_SECONDS: Final = 30.0
+_REFRESH_SECONDS: Final = 1.0
+
+
+class ProgressReporter:
+    """Tells a person at stderr how the tail is doing, or a program line by line."""
+
+    def __init__(self, ctx: typer.Context, watch: WalWatch) -> None:
+        self._ctx = ctx
+        person = global_options(ctx).log_format is LogFormat.text
+        self._terminal = person and sys.stderr.isatty() and not sys.stdout.isatty()
+        beats = not (person and sys.stderr.isatty())
+        self.every_seconds = _REFRESH_SECONDS if self._terminal else _LINE_SECONDS
+        self._quiet = global_options(ctx).quiet or not (self._terminal or beats)
+        self._last_at = time.monotonic()
+        self._last: Progress | None = None
+        self._shown = False
+        self._watch = watch
+
+    def note(self, text: str) -> None:
+        """Say a word, on a line of its own."""
+        self.clear()
+        note(self._ctx, text)
+
+    def warn(self, text: str) -> None:
+        """Say what must be read, on a line of its own."""
+        self.clear()
+        warn(self._ctx, text)
+
+    def progress(self, progress: Progress) -> None:
+        """Show the progress from time to time."""
+        now = time.monotonic()
+        if self._quiet or now - self._last_at < self.every_seconds:
+            return
+        self._watch.begin()
+        before, seconds = self._last, now - self._last_at
+        self._last, self._last_at = progress, now
+        changes = progress.changes - (before.changes if before else 0)
+        received = progress.received_bytes - (before.received_bytes if before else 0)
+        lag = self._watch.lag_bytes(progress.confirmed_lsn or progress.received_lsn)
+        text = (
+            f"{progress.changes} changes, {changes / seconds:.0f}/s, {received / seconds / 1e6:.1f} MB/s, "
+            f"lag {'?' if lag is None else format_size(lag)}, at {progress.received_lsn}, "
+            f"confirmed {progress.confirmed_lsn}"
+        )
+        if self._terminal:
+            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.flush()
+            self._shown = True
+        else:
+            log_event(
+                self._ctx,
+                text,
+                event="progress",
+                changes_per_second=round(changes / seconds, 1),
+                received_bytes_per_second=round(received / seconds),
+                lag_bytes=lag,
+                **_fields(progress),
+            )
+
+    def clear(self) -> None:
+        """Take the progress line away."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False
+
+
+def report(ctx: typer.Context, options: TailOptions, result: TailResult) -> None:
+    """Print the summary of a run that ended."""
+    summary = result.summary
+    progress = summary.progress
+    rate = progress.changes / progress.seconds if progress.seconds else 0.0
+    again = f", {progress.reconnects} reconnects" if progress.reconnects else ""
+    confirmed = f"confirmed {progress.confirmed_lsn}" if options.confirm else "nothing confirmed (--no-confirm)"
+    log_event(
+        ctx,
+        f"slot {options.slot_name}: {progress.changes} changes in {format_duration(progress.seconds)} ({rate:.0f}/s), "
+        f"{format_size(progress.received_bytes)} received, {confirmed}{again}; {summary.reason}",
+        event="stopped",
+        slot=options.slot_name,
+        reason=summary.reason,
+        **_fields(progress),
+    )
+
+
+def _fields(progress: Progress) -> dict[str, object]:
+    """Return a progress as a log's fields."""
+    return {
+        "changes": progress.changes,
+        "received_bytes": progress.received_bytes,
+        "received_lsn": str(progress.received_lsn),
+        "confirmed_lsn": str(progress.confirmed_lsn),
+        "oldest_undelivered_seconds": round(progress.oldest_undelivered_seconds, 3),
+        "seconds": round(progress.seconds, 3),
+        "reconnects": progress.reconnects,
+    }

@@ -1,0 +1,58 @@
+"""What a running tail reports: its progress, its summary at the end, and the interface that receives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rdsrepl.lsn import Lsn
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a tail has received, delivered and confirmed so far.
+
+    Attributes:
+        changes, received_bytes: received since the start.
+        received_lsn: the position up to which the server has sent.
+        confirmed_lsn: the position up to which the server may forget.
+        seconds: since the start.
+        reconnects: how often the connection was opened again.
+        connected: whether the slot is being streamed now.
+        pending_bytes: received, not durable, and held in memory.
+        oldest_undelivered_seconds: how long the oldest change that is not durable has waited since it was received.
+    """
+
+    changes: int
+    received_bytes: int
+    received_lsn: Lsn
+    confirmed_lsn: Lsn
+    seconds: float
+    reconnects: int
+    connected: bool = False
+    pending_bytes: int = 0
+    oldest_undelivered_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a tail ended: its progress and the reason."""
+
+    progress: Progress
+    reason: str
+
+
+class Observer(Protocol):
+    """Receives what the tail reports; nothing of it goes to stdout."""
+
+    def note(self, text: str) -> None:
+        """Report an event."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Report an event that needs attention."""
+        ...
+
+    def progress(self, progress: Progress) -> None:
+        """Report the progress; called many times a second."""
+        ...
