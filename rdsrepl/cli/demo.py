@@ -41,7 +41,7 @@ _WORK: Final = (
     "AND (SELECT count(*) FROM public.orders) > 5",
 )
 _PAUSE_SECONDS: Final = 0.25
-_DROP_PASSWORD: Final = ("PGPASSWORD", "PGSERVICE", "PGHOSTADDR", "PGSSLMODE", "RDSREPL_DSN", "RDSREPL_TARGET")
+_REMOVED_VARIABLES: Final = ("PGPASSWORD", "PGSERVICE", "PGHOSTADDR", "PGSSLMODE", "RDSREPL_DSN", "RDSREPL_TARGET")
 
 
 class DemoFailed(Error):
@@ -75,7 +75,7 @@ class _Demo:
     def __init__(self, ctx: typer.Context, directory: Path) -> None:
         self._quiet = global_options(ctx).quiet
         self._colour = sys.stdout.isatty() and not global_options(ctx).no_color and "NO_COLOR" not in os.environ
-        kept = {key: value for key, value in os.environ.items() if key not in _DROP_PASSWORD}
+        kept = {key: value for key, value in os.environ.items() if key not in _REMOVED_VARIABLES}
         self._env = {
             **kept,
             "RDSREPL_CONFIG": str(directory / "config.yaml"),
@@ -181,8 +181,8 @@ class _Demo:
         self._show(words)
         env = {**self._env, "PGPASSFILE": str(self._passfile)}
         reader = subprocess.Popen([*_program(), *words], env=env, stdout=subprocess.PIPE, text=True)
-        seen = _Seen(reader, quiet=self._quiet)
-        work = _Work(target)
+        seen = _TailOutput(reader, quiet=self._quiet)
+        work = _Application(target)
         try:
             with work:
                 time.sleep(seconds / 2)
@@ -255,7 +255,7 @@ def _execute(target: Target, *statements: str) -> None:
             conn.execute(statement.encode())
 
 
-class _Seen:
+class _TailOutput:
     """Passes on what the tail prints, and notes which orders came and how long the longest pause was."""
 
     def __init__(self, reader: subprocess.Popen[str], *, quiet: bool) -> None:
@@ -286,7 +286,7 @@ class _Seen:
                 sys.stdout.flush()
 
 
-class _Work:
+class _Application:
     """An application at work, a small transaction four times a second; a broken connection is opened anew.
 
     Attributes:
@@ -299,7 +299,7 @@ class _Work:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="application", daemon=True)
 
-    def __enter__(self) -> _Work:
+    def __enter__(self) -> _Application:
         self._thread.start()
         return self
 

@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 # What would lead libpq, or the clients of AWS, elsewhere although the variables of `env` are set.
-_IN_THE_WAY = (
+_CONFLICTING_VARIABLES = (
     *("PGHOSTADDR", "PGSERVICE", "PGPASSWORD", "PGSSLMODE", "PGTARGETSESSIONATTRS"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"),
 )
@@ -63,7 +63,7 @@ def up(
         bin_dir=postgres_bin,
         standby=not no_standby,
         default_group=default_group,
-        say=lambda text: note(ctx, text),
+        progress=lambda text: note(ctx, text),
     )
     if no_standby and report.reader_port is not None:
         note(ctx, "it was made with a standby; to have it without: rdsrepl sandbox down, then up --no-standby")
@@ -98,7 +98,7 @@ def env(ctx: typer.Context) -> None:
 
     variables = client_config.environment_variables(_report())
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    emit(variables, global_options(ctx).output, lambda: stacked(f"unset {' '.join(_IN_THE_WAY)}", *lines))
+    emit(variables, global_options(ctx).output, lambda: stacked(f"unset {' '.join(_CONFLICTING_VARIABLES)}", *lines))
 
 
 @app.command(cls=ReadCommand)
@@ -109,7 +109,7 @@ def down(ctx: typer.Context) -> None:
     """
     from rdsrepl.sandbox import lifecycle
 
-    removed = lifecycle.down(say=lambda text: note(ctx, text))
+    removed = lifecycle.down(progress=lambda text: note(ctx, text))
     said = "the sandbox is gone" if removed.was_there else "there is no sandbox: nothing to do"
     emit(removed, global_options(ctx).output, lambda: said)
 

@@ -13,7 +13,7 @@ from rdsrepl.errors import Error, Refused
 from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.postgres_server import HOST, READER_HOST
-from rdsrepl.sandbox.state import Directory, EndpointState, State
+from rdsrepl.sandbox.state import EndpointState, SandboxDirectory, State
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.report import Report
@@ -42,21 +42,21 @@ def environment_variables(report: Report) -> dict[str, str]:
     }
 
 
-def api_url(home: Directory) -> str:
+def api_url(home: SandboxDirectory) -> str:
     """Return the base URL of the API."""
     api = home.api()
     return f"http://{HOST}:{api.port if api is not None else 0}"
 
 
-def api_region(home: Directory) -> str:
+def api_region(home: SandboxDirectory) -> str:
     """Return the region of the API."""
     api = home.api()
     return api.region if api is not None else ""
 
 
-def write_aws_files(home: Directory) -> None:
+def write_aws_files(home: SandboxDirectory) -> None:
     """Write the profile for AWS's own tools."""
-    own = credentials.make(home)
+    own = credentials.create(home)
     files = {
         home.aws_config_file: f"[profile {PROFILE}]\nregion = {api_region(home)}\nendpoint_url = {api_url(home)}\n",
         home.aws_credentials_file: (
@@ -69,12 +69,12 @@ def write_aws_files(home: Directory) -> None:
             path.write_text(text, encoding="utf-8")
 
 
-def write_passfile(home: Directory, state: State, password: str) -> None:
+def write_passfile(home: SandboxDirectory, state: State, password: str) -> None:
     """Write the password file for the endpoints of the first cluster."""
     hosts = [
         (READER_HOST if endpoint.kind == "reader-host" else HOST, endpoint.port)
         for endpoint in state.endpoints
-        if endpoint.port and _of_first_cluster(state, endpoint)
+        if endpoint.port and _is_of_first_cluster(state, endpoint)
     ]
     with processes.umask(0o077):
         home.passfile.write_text(
@@ -82,11 +82,11 @@ def write_passfile(home: Directory, state: State, password: str) -> None:
         )
 
 
-def _of_first_cluster(state: State, endpoint: EndpointState) -> bool:
+def _is_of_first_cluster(state: State, endpoint: EndpointState) -> bool:
     return endpoint.of == CLUSTER or endpoint.of in {entry.name for entry in state.members(CLUSTER)}
 
 
-def read_password(home: Directory) -> str:
+def read_password(home: SandboxDirectory) -> str:
     """Return the password of the master user.
 
     Raises:
@@ -109,7 +109,7 @@ def _own_target() -> Mapping[str, str] | None:
     return {**target.keywords, **aws, "dsn": target.dsn}
 
 
-def refuse_foreign_target(home: Directory) -> None:
+def refuse_foreign_target(home: SandboxDirectory) -> None:
     """Refuse to replace a target of that name which somebody else wrote."""
     settings = _own_target()
     if settings is None or settings.get("passfile") == str(home.passfile):
@@ -123,7 +123,7 @@ def refuse_foreign_target(home: Directory) -> None:
         )
 
 
-def add_target(home: Directory, state: State) -> None:
+def add_target(home: SandboxDirectory, state: State) -> None:
     """Write the target ``sandbox`` to the configuration."""
     if state.port("writer", CLUSTER) is None:
         return  # that cluster was deleted; the target is left as it was
@@ -146,7 +146,7 @@ def add_target(home: Directory, state: State) -> None:
         config.add_target(TARGET, settings)
 
 
-def remove_target(home: Directory, state: State | None) -> bool:
+def remove_target(home: SandboxDirectory, state: State | None) -> bool:
     """Remove the target ``sandbox`` from the configuration when it is this sandbox's; return whether it was."""
     settings = _own_target()
     if settings is None or settings.get("passfile") != str(home.passfile):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.errors import Error
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.state import Directory
+    from rdsrepl.sandbox.state import SandboxDirectory
 
 # The letters of AWS's access keys, which begin with AKIA and have twenty of them.
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
@@ -33,7 +33,7 @@ class Credentials:
     secret_key: str = field(repr=False)
 
 
-def make(home: Directory) -> Credentials:
+def create(home: SandboxDirectory) -> Credentials:
     """Return a sandbox's credentials; where there are none yet, they are generated and written, mode 0600.
 
     Args:
@@ -60,7 +60,7 @@ def make(home: Directory) -> Credentials:
     return read(home)
 
 
-def read(home: Directory) -> Credentials:
+def read(home: SandboxDirectory) -> Credentials:
     """Return a sandbox's credentials.
 
     Raises:

@@ -41,16 +41,16 @@ from rdsrepl.sandbox.client_config import (
 from rdsrepl.sandbox.report import STATUSES_WITHOUT_SERVER, Report, read_records, read_report
 from rdsrepl.sandbox.servers import binaries, processes, rds_roles, socket_dirs
 from rdsrepl.sandbox.servers.binaries import Binaries
-from rdsrepl.sandbox.servers.postgres_server import Server
-from rdsrepl.sandbox.servers.processes import Identity
-from rdsrepl.sandbox.state import Directory, ProcessState, ServerState, State, directory
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from rdsrepl.sandbox.servers.processes import ProcessIdentity
+from rdsrepl.sandbox.state import ProcessState, SandboxDirectory, ServerState, State, directory
 
 if TYPE_CHECKING:
     pass
 _PROCESS_SECONDS: Final = 20.0
 _SERVERS_SECONDS: Final = 60.0
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def up(
     bin_dir: Path | None = None,
     standby: bool = True,
     default_group: bool = False,
-    say: Say = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> Report:
     """Bring the sandbox up, or report the one that is.
 
@@ -76,26 +76,26 @@ def up(
         standby: whether a new sandbox gets a standby.
         default_group: whether its cluster has the family's default parameter group, with which ``wal_level`` is
             ``replica``, as a new cluster on RDS has.
-        say: told what goes on, a line at a time.
+        progress: told what goes on, a line at a time.
 
     Raises:
         Error: it could not be made; nothing is left. Or one that was there could not be started; it is left as it was.
     """
     home = directory()
     refuse_foreign_target(home)
-    with home.locked(lambda: say("another rdsrepl sandbox command is at work; waiting for it")) as lock:
+    with home.locked(lambda: progress("another rdsrepl sandbox command is at work; waiting for it")) as lock:
         state = home.read()
         if state is not None and state.phase != "ready":
-            say("removing what an earlier, killed command left")
-            _clear(home, state)
+            progress("removing what an earlier, killed command left")
+            _remove_everything(home, state)
             state = None
         if state is not None:
-            return _revive(home, state, say)
+            return _start_stopped(home, state, progress)
         try:
-            return _build(home, binaries.find(bin_dir), standby, default_group, lock, say)
+            return _create(home, binaries.find(bin_dir), standby, default_group, lock, progress)
         except BaseException as exc:
-            _clear(home, home.read())
-            home.vanish()
+            _remove_everything(home, home.read())
+            home.remove()
             if isinstance(exc, Error) and exc.hint is not None and str(home.path) in exc.hint:
                 exc.hint = "other programs may do: rdsrepl sandbox up --postgres-bin DIR"  # the log named is gone
             raise
@@ -108,7 +108,7 @@ def status() -> Report | None:
     return None if state is None else read_report(home, state)
 
 
-def down(*, say: Say = lambda _: None) -> Removed:
+def down(*, progress: Progress = lambda _: None) -> Removed:
     """End the sandbox's processes and remove its files and its target, whatever state it is in.
 
     Raises:
@@ -117,23 +117,23 @@ def down(*, say: Say = lambda _: None) -> Removed:
     home = directory()
     if not home.path.is_dir():
         return Removed(False, False, str(home.path))
-    with home.locked(lambda: say("another rdsrepl sandbox command is at work; waiting for it")):
+    with home.locked(lambda: progress("another rdsrepl sandbox command is at work; waiting for it")):
         state = None
         # A state that cannot be read is no reason to keep its processes.
         with suppress(Error):
             state = home.read()
         was_there = state is not None or home.endpoint_file.exists() or bool(server_registry.data_dirs(home))
         if was_there:
-            say("stopping the servers")
-        _clear(home, state)
+            progress("stopping the servers")
+        _remove_everything(home, state)
         try:
             target_removed = remove_target(home, state)
         finally:
-            home.vanish()
+            home.remove()
     return Removed(was_there or target_removed, target_removed, str(home.path))
 
 
-def writer(home: Directory | None = None) -> Server:
+def writer(home: SandboxDirectory | None = None) -> PostgresServer:
     """Return the server that is the writer now of the cluster the sandbox begins with, for superuser's work on it.
 
     Raises:
@@ -147,17 +147,19 @@ def writer(home: Directory | None = None) -> Server:
     return server_registry.server(home, state, members[0])
 
 
-def _build(home: Directory, programs: Binaries, standby: bool, default_group: bool, lock: int, say: Say) -> Report:
+def _create(
+    home: SandboxDirectory, programs: Binaries, standby: bool, default_group: bool, lock: int, progress: Progress
+) -> Report:
     from rdsrepl.sandbox.api import seed
 
     version = ".".join(map(str, programs.version))
-    say(f"PostgreSQL {version} from {programs.bin_dir}")
+    progress(f"PostgreSQL {version} from {programs.bin_dir}")
     config_file = config.config_path()
     state = State(
         phase="building",
         bin_dir=str(programs.bin_dir),
         version=programs.version,
-        socket_dir=str(socket_dirs.new_socket_dir(processes.launcher(programs.program("postgres")))),
+        socket_dir=str(socket_dirs.new_socket_dir(processes.launcher_for(programs.program("postgres")))),
         user=rds_roles.MASTER_USER,
         dbname=rds_roles.DATABASE,
         config_file=str(config_file),
@@ -172,7 +174,7 @@ def _build(home: Directory, programs: Binaries, standby: bool, default_group: bo
     api = _spawn(home, "rdsrepl.sandbox.api", home.api_log)
     relay = _spawn(home, "rdsrepl.sandbox.relay", home.endpoint_log)
 
-    say("making the writer")
+    progress("making the writer")
     first, *others = state.servers
     primary = server_registry.server(home, state, first, (lock,))
     primary.initdb()
@@ -181,15 +183,15 @@ def _build(home: Directory, programs: Binaries, standby: bool, default_group: bo
     password = secrets.token_urlsafe(24)
     rds_roles.apply(primary, password)
     for entry in others:
-        say("making the standby")
+        progress("making the standby")
         copy = primary.clone(home.servers_dir / entry.name, slot=entry.slot or "", settings=dict(entry.settings))
         copy.start()
         home.update(lambda now, entry=entry, copy=copy: now.with_server(replace(entry, port=copy.port)))  # type: ignore[misc]
 
-    say("starting the endpoints and the API")
+    progress("starting the endpoints and the API")
     _await_relay(home, relay)
     _await_api(home, api)
-    state = _remember_ports(home)
+    state = _save_ports(home)
     write_passfile(home, state, password)
     write_aws_files(home)
     add_target(home, state)
@@ -197,7 +199,7 @@ def _build(home: Directory, programs: Binaries, standby: bool, default_group: bo
     return read_report(home, state)
 
 
-def _revive(home: Directory, state: State, say: Say) -> Report:
+def _start_stopped(home: SandboxDirectory, state: State, progress: Progress) -> Report:
     """Start what has ended of a complete sandbox."""
     for bin_dir in sorted({entry.bin_dir for entry in state.servers}):
         if not (Path(bin_dir) / "postgres").exists():
@@ -210,90 +212,90 @@ def _revive(home: Directory, state: State, say: Say) -> Report:
     if api is not None and api.is_running():
         down = [entry.name for entry in state.servers if not _is_up(home, state, entry)]
         if down:
-            say(f"waiting for {', '.join(down)}")
+            progress(f"waiting for {', '.join(down)}")
             processes.wait(lambda: _all_up(home), _SERVERS_SECONDS)
     else:
-        state = _start_servers(home, state, say)
-        say("starting the API")
+        state = _start_servers(home, state, progress)
+        progress("starting the API")
         _await_api(home, _spawn(home, "rdsrepl.sandbox.api", home.api_log, *([api.region] if api else [])))
     relay = home.relay()
     if relay is None or not relay.is_running():
-        say("starting the endpoints")
+        progress("starting the endpoints")
         password = read_password(home)
         _await_relay(home, _spawn(home, "rdsrepl.sandbox.relay", home.endpoint_log))
-        write_passfile(home, _remember_ports(home), password)
-    state = _remember_ports(home)
+        write_passfile(home, _save_ports(home), password)
+    state = _save_ports(home)
     write_aws_files(home)
     add_target(home, state)
     return read_report(home, state)
 
 
-def _start_servers(home: Directory, state: State, say: Say) -> State:
+def _start_servers(home: SandboxDirectory, state: State, progress: Progress) -> State:
     """Start what has ended, primaries first."""
     for entry in sorted(state.servers, key=lambda entry: entry.source is not None):
         server = server_registry.server(home, state, entry)
         if server.is_running() or not server.exists():
             continue
-        say(f"starting {entry.name}")
+        progress(f"starting {entry.name}")
         try:
             server.start()
         except Error as exc:
             if entry.cluster == CLUSTER:
                 raise
-            say(f"{entry.name} stays down: {exc}")
+            progress(f"{entry.name} stays down: {exc}")
             continue
         port = server.port
         state = home.update(lambda now, entry=entry, port=port: now.with_server(replace(entry, port=port)))  # type: ignore[misc]
     return state
 
 
-def _is_up(home: Directory, state: State, entry: ServerState) -> bool:
+def _is_up(home: SandboxDirectory, state: State, entry: ServerState) -> bool:
     return (
         server_registry.server(home, state, entry).is_running() or _status(home, entry.name) in STATUSES_WITHOUT_SERVER
     )
 
 
-def _all_up(home: Directory) -> bool:
+def _all_up(home: SandboxDirectory) -> bool:
     state = home.read()
     return state is not None and all(_is_up(home, state, entry) for entry in state.servers)
 
 
-def _status(home: Directory, name: str) -> str | None:
+def _status(home: SandboxDirectory, name: str) -> str | None:
     from rdsrepl.sandbox.api.records import Instance
 
     found = read_records(home).find(Instance, name)
     return found.status if found is not None else None
 
 
-def _make_socket_dir(home: Directory, state: State) -> State:
+def _make_socket_dir(home: SandboxDirectory, state: State) -> State:
     """Make the directory of the unix sockets where it is missing; return the state that names it.
 
     A reboot empties the temporary directory, and then anybody can make one of that name. Who holds it hears what the
     superuser says: so another is made then, and what still runs, with its sockets out of reach, is ended.
     """
-    way = processes.launcher(state.binaries.program("postgres"))
+    launcher = processes.launcher_for(state.binaries.program("postgres"))
     path = Path(state.socket_dir)
-    while not socket_dirs.is_socket_dir(path, way):
+    while not socket_dirs.is_socket_dir(path, launcher):
         if os.path.lexists(path):
             with suppress(OSError):  # made by an `up` that was killed just then
                 path.rmdir()
-            path = socket_dirs.new_socket_dir(way)
-            for process in _python_processes(home):
+            path = socket_dirs.new_socket_dir(launcher)
+            for process in _api_and_relay(home):
                 process.end()
             for entry in state.servers:
                 server_registry.server(home, state, entry).stop("immediate")
             state = home.update(lambda now, path=path: replace(now, socket_dir=str(path)))  # type: ignore[misc]
         with suppress(FileExistsError):
-            socket_dirs.make_socket_dir(path, way)
+            socket_dirs.make_socket_dir(path, launcher)
     return state
 
 
-def _clear(home: Directory, state: State | None) -> None:
+def _remove_everything(home: SandboxDirectory, state: State | None) -> None:
     """End every process and remove every file but the lock."""
     if state is not None and state.phase != "removing":
         home.write(replace(state, phase="removing"))
     # The API first, as it starts servers, and then what its programs are about to make.
-    for process in _python_processes(home):
+    for process in _api_and_relay(home):
         process.end(timeout_seconds=20.0)
     home.await_programs()
     socket_dir = None if state is None else Path(state.socket_dir)
@@ -303,8 +305,8 @@ def _clear(home: Directory, state: State | None) -> None:
     for data_dir in sorted(data_dirs, key=lambda path: path.name in entries and entries[path.name].source is None):
         entry = entries.get(data_dir.name)
         programs = entry.binaries if entry is not None else Binaries(Path(), (0,))
-        Server(data_dir, programs, port=entry.port if entry is not None else 0, socket_dir=socket_dir).remove()
-    if state is not None and socket_dir is not None and _is_ours(state, socket_dir):
+        PostgresServer(data_dir, programs, port=entry.port if entry is not None else 0, socket_dir=socket_dir).remove()
+    if state is not None and socket_dir is not None and _is_own_socket_dir(state, socket_dir):
         shutil.rmtree(socket_dir, ignore_errors=True)
     for path in home.path.iterdir():
         # The state goes last: without it nobody would know of the rest.
@@ -313,9 +315,9 @@ def _clear(home: Directory, state: State | None) -> None:
     home.state_file.unlink(missing_ok=True)
 
 
-def _is_ours(state: State, socket_dir: Path) -> bool:
+def _is_own_socket_dir(state: State, socket_dir: Path) -> bool:
     with suppress(OSError, Error):
-        if socket_dirs.is_socket_dir(socket_dir, processes.launcher(state.binaries.program("postgres"))):
+        if socket_dirs.is_socket_dir(socket_dir, processes.launcher_for(state.binaries.program("postgres"))):
             return True
     with suppress(OSError):
         found = socket_dir.lstat()
@@ -323,7 +325,7 @@ def _is_ours(state: State, socket_dir: Path) -> bool:
     return False
 
 
-def _python_processes(home: Directory) -> list[Identity]:
+def _api_and_relay(home: SandboxDirectory) -> list[ProcessIdentity]:
     """Return the API's and the relay's processes, also those that have not said a word yet."""
     found: list[ProcessState] = list(home.spawned().values())
     for said in (home.api, home.relay):
@@ -331,7 +333,7 @@ def _python_processes(home: Directory) -> list[Identity]:
             process = said()
             if process is not None:
                 found.append(process)
-    return [Identity(process.pid, process.started, "rdsrepl.sandbox.") for process in found]
+    return [ProcessIdentity(process.pid, process.started, "rdsrepl.sandbox.") for process in found]
 
 
 def _delete(path: Path) -> None:
@@ -344,7 +346,7 @@ def _delete(path: Path) -> None:
         raise Error(f"{path} cannot be removed: {exc}", hint="remove it, then rdsrepl sandbox down again") from exc
 
 
-def _spawn(home: Directory, module: str, log: Path, *words: str) -> int:
+def _spawn(home: SandboxDirectory, module: str, log: Path, *words: str) -> int:
     """Start one of the sandbox's own processes; return its id."""
     log.touch(mode=0o600)
     # It runs in another directory, so an rdsrepl that is not installed has to be named.
@@ -352,14 +354,14 @@ def _spawn(home: Directory, module: str, log: Path, *words: str) -> int:
     extra = {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
     words = (sys.executable, "-m", module, str(home.path), *words)
 
-    def note(process: Identity) -> None:
+    def note(process: ProcessIdentity) -> None:
         # So that it is ended also when we are killed before it has said where it listens.
-        home.note_spawned(module, ProcessState(process.pid, process.started))
+        home.record_spawned(module, ProcessState(process.pid, process.started))
 
     return processes.spawn(processes.Launcher(), words, log, note=note, env={**processes.environment(), **extra})
 
 
-def _await_relay(home: Directory, pid: int) -> None:
+def _await_relay(home: SandboxDirectory, pid: int) -> None:
     """Wait until the relay listens on every endpoint."""
     state = home.read()
     wanted = {endpoint.key for endpoint in state.endpoints} if state is not None else set()
@@ -368,26 +370,26 @@ def _await_relay(home: Directory, pid: int) -> None:
         relay = home.relay()
         return relay is not None and relay.pid == pid and wanted <= relay.ports.keys()
 
-    _await(listens, pid, home.endpoint_log, "the endpoints")
+    _await_start(listens, pid, home.endpoint_log, "the endpoints")
 
 
-def _await_api(home: Directory, pid: int) -> None:
+def _await_api(home: SandboxDirectory, pid: int) -> None:
     """Wait until the API takes requests."""
 
     def listens() -> bool:
         api = home.api()
         return api is not None and api.pid == pid
 
-    _await(listens, pid, home.api_log, "the API")
+    _await_start(listens, pid, home.api_log, "the API")
 
 
-def _await(listens: Callable[[], bool], pid: int, log: Path, what: str) -> None:
-    processes.wait(lambda: listens() or processes.started(pid) is None, _PROCESS_SECONDS)
+def _await_start(listens: Callable[[], bool], pid: int, log: Path, what: str) -> None:
+    processes.wait(lambda: listens() or processes.start_time(pid) is None, _PROCESS_SECONDS)
     if not listens():
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         raise Error(f"{what} did not start: {said[-1] if said else 'no word from there'}", hint=f"the log: {log}")
 
 
-def _remember_ports(home: Directory) -> State:
+def _save_ports(home: SandboxDirectory) -> State:
     relay = home.relay()
     return home.update(lambda now: now.with_ports(relay.ports if relay is not None else {}))

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.sandbox.servers import processes
-from rdsrepl.sandbox.servers.postgres_server import ADMIN_OPTIONS, HOST, PORTS, READER_HOST, SUPERUSER, peer
-from rdsrepl.sandbox.state import Directory, EndpointState, RelayState, ServerState, State
+from rdsrepl.sandbox.servers.postgres_server import ADMIN_OPTIONS, HOST, PORTS, READER_HOST, SUPERUSER, require_peer
+from rdsrepl.sandbox.state import EndpointState, RelayState, SandboxDirectory, ServerState, State
 
 if TYPE_CHECKING:
     import psycopg
@@ -47,10 +47,10 @@ _REPLAY_SECONDS: Final = 15.0
 # A client that reads slowly shall still get a server's last words.
 _CLOSE_SECONDS: Final = 30.0
 # How late a new endpoint may be listened on.
-_LOOK_SECONDS: Final = 0.05
-_SETTLE_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 0.05
+_REVOKE_SECONDS: Final = 1.0
 
-_MAY: Final = """
+_MAY_REPLICATE: Final = """
     SELECT rolreplication OR rolsuper, EXISTS (
         SELECT FROM pg_catalog.pg_roles AS r
          WHERE r.rolname = 'rds_replication' AND pg_has_role(u.oid, r.oid, 'MEMBER'))
@@ -59,7 +59,7 @@ _MAY: Final = """
 
 
 @dataclass(frozen=True, slots=True)
-class Startup:
+class StartupPacket:
     """A client's first packet: as it came, and what matters in it."""
 
     packet: bytes
@@ -68,7 +68,7 @@ class Startup:
     logical: bool = False
 
     @classmethod
-    def parse(cls, packet: bytes) -> Startup:
+    def parse(cls, packet: bytes) -> StartupPacket:
         """Read the packet, its length word included."""
         code = int.from_bytes(packet[4:8], "big")
         if code >> 16 != 3:
@@ -99,7 +99,7 @@ class AuthenticationEnd:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Holder:
+class GrantedRole:
     """A role of one primary and its standbys (``State.family``)."""
 
     family: str
@@ -107,27 +107,27 @@ class Holder:
 
 
 @dataclass(slots=True)
-class Loans:
-    """The ``REPLICATION`` attribute, lent to roles while they log in.
+class ReplicationGrants:
+    """The ``REPLICATION`` attribute, granted to roles while they log in.
 
     Attributes:
         directory: the sandbox's; a file in it names the roles that hold the attribute on loan, so that one that was
             killed in between gives it back when it starts again.
     """
 
-    directory: Directory
+    directory: SandboxDirectory
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _holders: dict[Holder, int] = field(default_factory=dict)
-    _owed: set[Holder] = field(default_factory=set)
-    _lsn: dict[Holder, str] = field(default_factory=dict)
+    _users: dict[GrantedRole, int] = field(default_factory=dict)
+    _to_revoke: set[GrantedRole] = field(default_factory=set)
+    _lsn: dict[GrantedRole, str] = field(default_factory=dict)
 
     def load(self) -> None:
         """Read what an earlier process left owing."""
         with suppress(OSError, ValueError, TypeError):
-            owed = json.loads(self.directory.lent_file.read_text(encoding="utf-8"))
-            self._owed = {Holder(family, role) for family, role in owed}
+            left = json.loads(self.directory.granted_roles_file.read_text(encoding="utf-8"))
+            self._to_revoke = {GrantedRole(family, role) for family, role in left}
 
-    async def lend(self, role: str, server: ServerState) -> Holder | None:
+    async def grant(self, role: str, server: ServerState) -> GrantedRole | None:
         """Lend ROLE the attribute when it may have it; return whom ``give_back`` is due for, None when it did not.
 
         Args:
@@ -137,75 +137,77 @@ class Loans:
         state = self.directory.read()
         if state is None:
             return None
-        holder = Holder(state.family(server), role)
+        granted_role = GrantedRole(state.family(server), role)
         async with self._lock:
-            if not self._holders.get(holder) and not await self._give(holder):
+            if not self._users.get(granted_role) and not await self._grant(granted_role):
                 return None
-            self._holders[holder] = self._holders.get(holder, 0) + 1
-            lsn = self._lsn[holder]
+            self._users[granted_role] = self._users.get(granted_role, 0) + 1
+            lsn = self._lsn[granted_role]
         if server.source:
             try:
-                await self._replayed(server, lsn)
+                await self._await_replay(server, lsn)
             except BaseException:
-                await self.give_back(holder)
+                await self.revoke(granted_role)
                 raise
-        return holder
+        return granted_role
 
-    async def give_back(self, holder: Holder) -> None:
+    async def revoke(self, granted_role: GrantedRole) -> None:
         """Take the attribute back when this was the last connection of the role that needed it."""
         async with self._lock:
-            self._holders[holder] -= 1
-            if self._holders[holder] == 0:
-                del self._holders[holder]
-                await self._take(holder)
+            self._users[granted_role] -= 1
+            if self._users[granted_role] == 0:
+                del self._users[granted_role]
+                await self._revoke(granted_role)
 
-    async def settle(self) -> None:
+    async def revoke_leftovers(self) -> None:
         """Take back what could not be taken back before: the server was down, or we were killed."""
-        if self._owed - self._holders.keys():
+        if self._to_revoke - self._users.keys():
             async with self._lock:
-                for holder in self._owed - self._holders.keys():
-                    await self._take(holder)
+                for granted_role in self._to_revoke - self._users.keys():
+                    await self._revoke(granted_role)
 
-    async def _give(self, holder: Holder) -> bool:
+    async def _grant(self, granted_role: GrantedRole) -> bool:
         import psycopg
         from psycopg import sql
 
         try:
-            async with self._primary(holder) as conn:
-                row = await (await conn.execute(_MAY, [holder.role])).fetchone()
-                if row is None or (row[0] and holder not in self._owed) or not row[1]:
+            async with self._primary(granted_role) as conn:
+                row = await (await conn.execute(_MAY_REPLICATE, [granted_role.role])).fetchone()
+                if row is None or (row[0] and granted_role not in self._to_revoke) or not row[1]:
                     return False
-                self._owed.add(holder)
+                self._to_revoke.add(granted_role)
                 self._save()
-                await conn.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(holder.role)))
+                await conn.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(granted_role.role)))
                 where = await (await conn.execute("SELECT pg_current_wal_flush_lsn()::text")).fetchone()
-                self._lsn[holder] = where[0] if where is not None else "0/0"
+                self._lsn[granted_role] = where[0] if where is not None else "0/0"
         except (psycopg.Error, OSError, UnicodeError) as exc:
             # The client learns from its own server what is wrong.
-            log.warning("could not lend REPLICATION to %r of %s: %s", holder.role, holder.family, exc)
+            log.warning("could not lend REPLICATION to %r of %s: %s", granted_role.role, granted_role.family, exc)
             return False
         return True
 
-    async def _take(self, holder: Holder) -> None:
+    async def _revoke(self, granted_role: GrantedRole) -> None:
         import psycopg
         from psycopg import sql
 
         try:
-            async with self._primary(holder) as conn:
-                await conn.execute(sql.SQL("ALTER ROLE {} NOREPLICATION").format(sql.Identifier(holder.role)))
-        except (psycopg.errors.UndefinedObject, _Gone):
+            async with self._primary(granted_role) as conn:
+                await conn.execute(sql.SQL("ALTER ROLE {} NOREPLICATION").format(sql.Identifier(granted_role.role)))
+        except (psycopg.errors.UndefinedObject, _PrimaryNotFound):
             pass
         except (psycopg.Error, OSError) as exc:
-            log.warning("could not take REPLICATION back from %r of %s: %s", holder.role, holder.family, exc)
+            log.warning(
+                "could not take REPLICATION back from %r of %s: %s", granted_role.role, granted_role.family, exc
+            )
             return
-        self._owed.discard(holder)
+        self._to_revoke.discard(granted_role)
         self._save()
 
-    async def _replayed(self, reader: ServerState, lsn: str) -> None:
+    async def _await_replay(self, reader: ServerState, lsn: str) -> None:
         import psycopg
 
         try:
-            async with asyncio.timeout(_REPLAY_SECONDS), self._admin(reader) as conn:
+            async with asyncio.timeout(_REPLAY_SECONDS), self._connect(reader) as conn:
                 while True:
                     query = "SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %s::pg_lsn"
                     row = await (await conn.execute(query, [lsn])).fetchone()
@@ -215,20 +217,20 @@ class Loans:
         except (psycopg.Error, OSError) as exc:  # TimeoutError is an OSError
             log.warning("server %s has not replayed %s: %s", reader.name, lsn, exc or "too far behind")
 
-    def _primary(self, holder: Holder) -> Any:
+    def _primary(self, granted_role: GrantedRole) -> Any:
         state = self.directory.read()
         servers = state.servers if state is not None else ()
-        found = [s for s in servers if s.source is None and holder.family in (s.cluster or s.name, s.name)]
+        found = [s for s in servers if s.source is None and granted_role.family in (s.cluster or s.name, s.name)]
         if not found:
-            raise _Gone(f"there is no writer in {holder.family}")
-        return self._admin(found[0])
+            raise _PrimaryNotFound(f"there is no writer in {granted_role.family}")
+        return self._connect(found[0])
 
     @asynccontextmanager
-    async def _admin(self, server: ServerState) -> AsyncIterator[Connection]:
+    async def _connect(self, server: ServerState) -> AsyncIterator[Connection]:
         import psycopg
 
         state = self.directory.read()
-        behind: dict[str, Any] = {**peer(processes.launcher(str(Path(server.bin_dir) / "postgres")))}
+        behind: dict[str, Any] = {**require_peer(processes.launcher_for(str(Path(server.bin_dir) / "postgres")))}
         async with await psycopg.AsyncConnection.connect(
             host=state.socket_dir if state is not None else "",
             port=server.port,
@@ -243,13 +245,15 @@ class Loans:
             yield conn
 
     def _save(self) -> None:
-        if self._owed:
-            self.directory.save(self.directory.lent_file, [[h.family, h.role] for h in sorted(self._owed)])
+        if self._to_revoke:
+            self.directory.save(
+                self.directory.granted_roles_file, [[h.family, h.role] for h in sorted(self._to_revoke)]
+            )
         else:
-            self.directory.lent_file.unlink(missing_ok=True)
+            self.directory.granted_roles_file.unlink(missing_ok=True)
 
 
-class _Gone(OSError):
+class _PrimaryNotFound(OSError):
     """There is no such primary any more."""
 
 
@@ -272,18 +276,18 @@ class _Listener:
 class Relay:
     """All endpoints, and the connections that go through them."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: SandboxDirectory) -> None:
         self._directory = directory
-        self._loans = Loans(directory)
+        self._grants = ReplicationGrants(directory)
         self._listeners: dict[str, _Listener] = {}
         self._stamp: tuple[int, int] | None = None
         self._state: State | None = None
 
     async def run(self) -> None:
         """Listen until SIGTERM, or until the sandbox's directory is gone."""
-        if self._current() is None:
+        if self._read_state() is None:
             raise SystemExit(f"there is no sandbox in {self._directory.path}")
-        self._loans.load()
+        self._grants.load()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -291,24 +295,24 @@ class Relay:
         settled = 0.0
         said: dict[str, int] | None = None
         while not stop.is_set() and self._directory.state_file.exists():
-            await self._follow(self._current())
+            await self._update_listeners(self._read_state())
             ports = {key: listener.port for key, listener in self._listeners.items()}
             if ports != said:
-                own = RelayState(os.getpid(), processes.started(os.getpid()) or "", ports)
+                own = RelayState(os.getpid(), processes.start_time(os.getpid()) or "", ports)
                 self._directory.save(self._directory.endpoint_file, asdict(own))
                 log.info("listening: %s", ", ".join(f"{key} {port}" for key, port in ports.items()) or "nowhere")
                 said = ports
-            if loop.time() > settled + _SETTLE_SECONDS:
-                await self._loans.settle()
+            if loop.time() > settled + _REVOKE_SECONDS:
+                await self._grants.revoke_leftovers()
                 settled = loop.time()
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
+                await asyncio.wait_for(stop.wait(), _POLL_SECONDS)
         for listener in self._listeners.values():
             await listener.close()
-        await self._loans.settle()
+        await self._grants.revoke_leftovers()
         log.info("stopped")
 
-    async def _follow(self, state: State | None) -> None:
+    async def _update_listeners(self, state: State | None) -> None:
         """Listen on the endpoints that the state names, and on no others."""
         wanted = {endpoint.key: endpoint for endpoint in state.endpoints} if state is not None else {}
         for key in self._listeners.keys() - wanted.keys():
@@ -339,7 +343,7 @@ class Relay:
                 return _Listener(server, port, tasks)
         raise SystemExit(f"no free port on {HOST}")
 
-    def _current(self) -> State | None:
+    def _read_state(self) -> State | None:
         """Return the state file's content, read again when it has changed."""
         with suppress(OSError):
             stat = self._directory.state_file.stat()
@@ -349,7 +353,7 @@ class Relay:
         return self._state
 
     def _backend(self, endpoint: EndpointState) -> ServerState | None:
-        state = self._current()
+        state = self._read_state()
         servers = state.backends(endpoint) if state is not None else ()
         return random.choice(servers) if servers else None
 
@@ -370,47 +374,47 @@ class Relay:
     async def _relay(
         self,
         endpoint: EndpointState,
-        startup: Startup,
+        startup: StartupPacket,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         backend = self._backend(endpoint)
         if backend is None or backend.port == 0:
-            writer.write(_refusal(f"the sandbox has no server behind {endpoint.key} now"))
+            writer.write(_error_response(f"the sandbox has no server behind {endpoint.key} now"))
             return
-        lent = await self._loans.lend(startup.user, backend) if startup.logical else None
+        granted = await self._grants.grant(startup.user, backend) if startup.logical else None
         try:
             try:
-                up_reader, up_writer = await asyncio.open_connection(HOST, backend.port, limit=CHUNK_BYTES)
+                server_reader, server_writer = await asyncio.open_connection(HOST, backend.port, limit=CHUNK_BYTES)
             except OSError:
-                writer.write(_refusal("the database system is not yet accepting connections"))
+                writer.write(_error_response("the database system is not yet accepting connections"))
                 return
             try:
-                up_writer.write(startup.packet)
-                if lent is not None:
-                    holder, lent = lent, None
-                    await self._authenticate(holder, reader, writer, up_reader, up_writer)
-                await _both_ways(reader, writer, up_reader, up_writer)
+                server_writer.write(startup.packet)
+                if granted is not None:
+                    granted_role, granted = granted, None
+                    await self._authenticate(granted_role, reader, writer, server_reader, server_writer)
+                await _relay_both_ways(reader, writer, server_reader, server_writer)
             finally:
-                await _close(up_writer)
+                await _close(server_writer)
         finally:
-            if lent is not None:
-                await self._loans.give_back(lent)
+            if granted is not None:
+                await self._grants.revoke(granted)
 
     async def _authenticate(
         self,
-        holder: Holder,
+        granted_role: GrantedRole,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        up_reader: asyncio.StreamReader,
-        up_writer: asyncio.StreamWriter,
+        server_reader: asyncio.StreamReader,
+        server_writer: asyncio.StreamWriter,
     ) -> None:
         """Relay until the server has let the client in or not; the loan ends before the client hears of it."""
         end = AuthenticationEnd()
-        to_server = asyncio.create_task(_pump(reader, up_writer))
+        to_server = asyncio.create_task(_forward(reader, server_writer))
         data = b""
         try:
-            while data := await up_reader.read(CHUNK_BYTES):
+            while data := await server_reader.read(CHUNK_BYTES):
                 if end.feed(data):
                     break
                 writer.write(data)
@@ -419,49 +423,49 @@ class Relay:
             # Nothing is lost: what the task has read it has written, and it only ever waits for more.
             to_server.cancel()
             await asyncio.gather(to_server, return_exceptions=True)
-            await self._loans.give_back(holder)
+            await self._grants.revoke(granted_role)
         writer.write(data)
 
 
-async def _startup(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Startup | None:
+async def _startup(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StartupPacket | None:
     """Read up to the first packet that is not a question for encryption, which we decline."""
     while True:
         head = await reader.readexactly(4)
         length = int.from_bytes(head, "big")
         if not 8 <= length <= _STARTUP_BYTES:
             return None  # no client of PostgreSQL's, or one that begins with TLS unasked
-        startup = Startup.parse(head + await reader.readexactly(length - 4))
+        startup = StartupPacket.parse(head + await reader.readexactly(length - 4))
         if startup.code not in (_SSL_REQUEST, _GSS_REQUEST):
             return startup
         writer.write(b"N")
         await writer.drain()
 
 
-async def _both_ways(
+async def _relay_both_ways(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    up_reader: asyncio.StreamReader,
-    up_writer: asyncio.StreamWriter,
+    server_reader: asyncio.StreamReader,
+    server_writer: asyncio.StreamWriter,
 ) -> None:
     """Relay until the server has closed: a client that has only closed its half still gets its answers."""
-    to_server = asyncio.create_task(_pump(reader, up_writer))
-    to_client = asyncio.create_task(_pump(up_reader, writer))
+    to_server = asyncio.create_task(_forward(reader, server_writer))
+    to_client = asyncio.create_task(_forward(server_reader, writer))
     try:
         await asyncio.wait((to_server, to_client), return_when=asyncio.FIRST_COMPLETED)
         if not to_client.done():
             if to_server.exception() is None:
-                up_writer.write_eof()
+                server_writer.write_eof()
                 await to_client
             else:
                 # The client is gone; the server shall notice as if there were nothing between the two.
-                up_writer.transport.abort()
+                server_writer.transport.abort()
     finally:
         for task in (to_server, to_client):
             task.cancel()
         await asyncio.gather(to_server, to_client, return_exceptions=True)
 
 
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def _forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
     while data := await source.read(CHUNK_BYTES):
         sink.write(data)
         await sink.drain()
@@ -477,7 +481,7 @@ async def _close(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
 
-def _refusal(text: str) -> bytes:
+def _error_response(text: str) -> bytes:
     """Return an ErrorResponse: FATAL, cannot_connect_now."""
     fields = b"".join(
         kind + value.encode() + b"\0"
@@ -492,7 +496,7 @@ def main() -> None:
     # Missing, it shall be missed now, not at the first replication connection.
     import psycopg  # noqa: F401
 
-    asyncio.run(Relay(Directory(Path(sys.argv[1]))).run())
+    asyncio.run(Relay(SandboxDirectory(Path(sys.argv[1]))).run())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from rdsrepl.errors import Error
 from rdsrepl.sandbox import server_registry
 from rdsrepl.sandbox.servers.postgres_server import HOST
-from rdsrepl.sandbox.state import Directory, ServerState, State
+from rdsrepl.sandbox.state import SandboxDirectory, ServerState, State
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.api.records import Cluster, Records
@@ -105,7 +105,7 @@ class Report:
 STATUSES_WITHOUT_SERVER: Final = ("creating", "deleting", "failed", "incompatible-parameters", "stopped")
 
 
-def read_report(home: Directory, state: State) -> Report:
+def read_report(home: SandboxDirectory, state: State) -> Report:
     """Return the sandbox as it is now."""
     from rdsrepl.sandbox.api.records import Cluster, Instance
 
@@ -150,7 +150,7 @@ def read_report(home: Directory, state: State) -> Report:
     )
 
 
-def read_records(home: Directory) -> Records:
+def read_records(home: SandboxDirectory) -> Records:
     """Return what the API last wrote."""
     from rdsrepl.sandbox.api.records import Records
     from rdsrepl.sandbox.api.store import Store
@@ -171,14 +171,14 @@ def _cluster_report(state: State, cluster: Cluster) -> ClusterReport:
     )
 
 
-_HOW_IT_IS: Final = """
+_RECOVERY_STATUS: Final = """
     SELECT pg_is_in_recovery(),
            EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver WHERE status = 'streaming'),
            pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint
 """
 
 
-def _server_report(home: Directory, state: State, entry: ServerState, status: str | None) -> ServerReport:
+def _server_report(home: SandboxDirectory, state: State, entry: ServerState, status: str | None) -> ServerReport:
     import psycopg
 
     server = server_registry.server(home, state, entry)
@@ -187,7 +187,7 @@ def _server_report(home: Directory, state: State, entry: ServerState, status: st
     if pid is not None:
         # One that ends just now has nothing more to say.
         with suppress(Error, psycopg.Error), closing(server.administer()) as conn:
-            row = conn.execute(_HOW_IT_IS).fetchone()
+            row = conn.execute(_RECOVERY_STATUS).fetchone()
             assert row is not None
             in_recovery = bool(row[0])
             streaming, lag = (bool(row[1]), row[2]) if in_recovery else (None, None)

@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.binaries import Binaries
-from rdsrepl.sandbox.servers.postgres_server import Server
-from rdsrepl.sandbox.state import Directory, ServerState, State
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from rdsrepl.sandbox.state import SandboxDirectory, ServerState, State
 
 
-def server(home: Directory, state: State, entry: ServerState, keep_open: tuple[int, ...] = ()) -> Server:
+def server(home: SandboxDirectory, state: State, entry: ServerState, keep_open: tuple[int, ...] = ()) -> PostgresServer:
     """Return one of the sandbox's servers, ready to be made or started.
 
     Args:
@@ -21,7 +21,7 @@ def server(home: Directory, state: State, entry: ServerState, keep_open: tuple[i
         keep_open: file descriptors that the programs which make it hold open.
     """
     programs = entry.binaries
-    made = Server(
+    made = PostgresServer(
         home.servers_dir / entry.name,
         programs,
         port=entry.port,
@@ -33,7 +33,7 @@ def server(home: Directory, state: State, entry: ServerState, keep_open: tuple[i
     if above is not None:
         if entry.slot:
             made.settings["primary_slot_name"] = entry.slot
-        made.follow(server(home, state, above))
+        made.stream_from(server(home, state, above))
     return made
 
 
@@ -45,11 +45,11 @@ def base_settings(programs: Binaries) -> Mapping[str, str]:
         "wal_receiver_status_interval": "1s",
         "wal_retrieve_retry_interval": "200ms",
     }
-    if programs.knows("output_plugin_libraries"):
+    if programs.has_parameter("output_plugin_libraries"):
         settings["output_plugin_libraries"] = "pgoutput,test_decoding,wal2json"
     return settings
 
 
-def data_dirs(home: Directory) -> list[Path]:
+def data_dirs(home: SandboxDirectory) -> list[Path]:
     """Return the data directories that are there, whatever the state says."""
     return sorted(path for path in home.servers_dir.glob("*") if path.is_dir())

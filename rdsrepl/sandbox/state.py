@@ -192,7 +192,7 @@ class ProcessState:
 
     def is_running(self) -> bool:
         """Say whether that very process lives."""
-        return processes.started(self.pid) == self.started
+        return processes.start_time(self.pid) == self.started
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class ApiState(ProcessState):
 
 
 @dataclass(frozen=True, slots=True)
-class Directory:
+class SandboxDirectory:
     """The sandbox's directory and the files in it."""
 
     path: Path
@@ -282,9 +282,9 @@ class Directory:
         return self.path / "state.lock"
 
     @property
-    def lent_file(self) -> Path:
+    def granted_roles_file(self) -> Path:
         """The roles that hold the REPLICATION attribute on loan from the endpoint."""
-        return self.path / "lent.json"
+        return self.path / "granted_roles.json"
 
     @property
     def passfile(self) -> Path:
@@ -296,7 +296,7 @@ class Directory:
         """Held by the command at work, and by the programs it runs."""
         return self.path / "lock"
 
-    def require_own(self) -> None:
+    def check_owner(self) -> None:
         """Refuse a directory in which another user may put files: the state names programs that are run.
 
         Raises:
@@ -318,7 +318,7 @@ class Directory:
             Refused: another user may have written it.
         """
         with suppress(FileNotFoundError, NotADirectoryError):
-            self.require_own()
+            self.check_owner()
         fields = self._load(self.state_file)
         if fields is None:
             return None
@@ -374,7 +374,7 @@ class Directory:
             return None if fields is None else ApiState(**fields)
         return None
 
-    def note_spawned(self, module: str, process: ProcessState) -> None:
+    def record_spawned(self, module: str, process: ProcessState) -> None:
         """Remember a process that was just started, until it says of itself what it is."""
         noted = {name: asdict(other) for name, other in self.spawned().items()}
         self.save(self.spawned_file, {**noted, module: asdict(process)})
@@ -448,7 +448,7 @@ class Directory:
         while True:
             try:
                 self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self.require_own()
+                self.check_owner()
                 descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             except FileNotFoundError:  # a `down` removed the directory between the two lines
                 continue
@@ -478,7 +478,7 @@ class Directory:
                 )
             time.sleep(0.1)
 
-    def vanish(self) -> None:
+    def remove(self) -> None:
         """Remove the directory and the lock in it, and the directories above it that we made and that are empty."""
         self.lock_file.unlink(missing_ok=True)
         with suppress(OSError):
@@ -488,9 +488,9 @@ class Directory:
                     parent.rmdir()
 
 
-def directory() -> Directory:
+def directory() -> SandboxDirectory:
     """Return the sandbox's directory: ``RDSREPL_SANDBOX_DIR``, or under ``XDG_STATE_HOME``."""
     if explicit := os.environ.get("RDSREPL_SANDBOX_DIR"):
-        return Directory(Path(explicit).absolute())
+        return SandboxDirectory(Path(explicit).absolute())
     base = os.environ.get("XDG_STATE_HOME")
-    return Directory((Path(base) if base else Path.home() / ".local" / "state") / "rdsrepl" / "sandbox")
+    return SandboxDirectory((Path(base) if base else Path.home() / ".local" / "state") / "rdsrepl" / "sandbox")

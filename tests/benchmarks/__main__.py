@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks import fuzz, identity, kinesis, ordeal, replay_oracle, sandbox_kills
 from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 
@@ -20,7 +20,7 @@ ROUNDS = 3
 TRANSACTIONS = 400_000
 
 
-def backlog(server: Server) -> int:
+def backlog(server: PostgresServer) -> int:
     """Make a backlog like pgbench's: small transactions of four changes; return its number of messages."""
     with closing(server.connect(dbname="bench")) as conn:
         conn.execute("CREATE TABLE accounts (aid int PRIMARY KEY, bid int, abalance int, filler char(84))")
@@ -46,7 +46,7 @@ def backlog(server: Server) -> int:
     return TRANSACTIONS * 5
 
 
-def streams(server: Server, directory: Path) -> None:
+def streams(server: PostgresServer, directory: Path) -> None:
     """Backlog to a file: raw against pg_recvlogical, pgoutput as json and wal2json against the same."""
     messages = backlog(server)
     dsn = server.dsn(user="bench", dbname="bench")
@@ -87,7 +87,7 @@ def streams(server: Server, directory: Path) -> None:
         )
 
 
-def million(server: Server) -> None:
+def million(server: PostgresServer) -> None:
     """A transaction of 1,000,000 rows: memory."""
     with closing(server.connect(dbname="bench")) as conn:
         conn.execute("CREATE TABLE big (id int PRIMARY KEY, v text)")
@@ -110,7 +110,7 @@ def million(server: Server) -> None:
     print(f"\nOne transaction of 1,000,000 rows: {cost.wall:.2f} s, peak {cost.memory:.1f} MB")
 
 
-def latency(server: Server) -> None:
+def latency(server: PostgresServer) -> None:
     """From COMMIT to the line on stdout, on an idle server."""
     dsn = server.dsn(user="bench", dbname="bench")
     with closing(server.connect(dbname="bench")) as conn:

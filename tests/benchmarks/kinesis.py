@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import SCRIPT, run
 from tests.fixtures.sandbox import Cloud
 
@@ -43,7 +43,7 @@ def stand_in(*words: str) -> Iterator[str]:
         process.stdout.close()
 
 
-def compare(server: Server) -> None:
+def compare(server: PostgresServer) -> None:
     """Measure and print."""
     os.environ.update(AWS)
     with closing(server.connect(dbname="bench")) as conn:
@@ -98,7 +98,7 @@ def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
 class Pg2kinesis:
     """The peer from PyPI, installed into a directory of its own."""
 
-    def __init__(self, server: Server, directory: str) -> None:
+    def __init__(self, server: PostgresServer, directory: str) -> None:
         # Without what it depends on: we have that, boto3 and psycopg2 in the versions the others are measured with.
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", directory]
         done = subprocess.run([*pip, "pg2kinesis", "click"], capture_output=True, text=True, check=False)
@@ -139,7 +139,7 @@ class Pg2kinesis:
         return f"  {'pg2kinesis':<28} {rate:9,.0f}   {said}"
 
 
-def latency(server: Server) -> None:
+def latency(server: PostgresServer) -> None:
     """From before INSERT to the record in a consumer's hands, on an idle server, through moto."""
     with (
         tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory,

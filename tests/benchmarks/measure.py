@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.postgres import find_binaries
 
 SCRIPT = str(Path(sys.executable).with_name("rdsrepl"))
@@ -54,14 +54,14 @@ def run(command: Sequence[str], out: Path | None = None) -> Cost:
 
 
 @contextmanager
-def own_server() -> Iterator[Server]:
+def own_server() -> Iterator[PostgresServer]:
     """Give a server with a database ``bench``."""
     programs = find_binaries(15)
     if programs is None:
         raise SystemExit("PostgreSQL 15 with wal2json is needed: apt-get install postgresql-15 postgresql-15-wal2json")
     with tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory:
         settings = {"max_wal_size": "16GB", "autovacuum": "off", "shared_buffers": "512MB", "synchronous_commit": "off"}
-        server = Server(Path(directory) / "pg", programs, settings=settings)
+        server = PostgresServer(Path(directory) / "pg", programs, settings=settings)
         server.initdb()
         server.start()
         try:

@@ -24,7 +24,7 @@ import psycopg
 
 from rdsrepl.aws.stream_reader import received
 from rdsrepl.lsn import Lsn
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import own_server
 from tests.fixtures.program import Program
 from tests.workloads.kinesis_server import StandIn
@@ -342,7 +342,7 @@ class Outage:
     caught_up_rate: float
 
 
-def outage(server: Server, home: Path, *, seconds: float, per_second: int) -> Outage:
+def outage(server: PostgresServer, home: Path, *, seconds: float, per_second: int) -> Outage:
     """Let Kinesis be down under load, and come back."""
     dsn = server.dsn(user="bench", dbname="bench")
     with closing(server.connect(dbname="bench")) as conn:
@@ -417,7 +417,7 @@ def _peak_mb(pid: int) -> float:
     return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1000
 
 
-def report(server: Server) -> None:
+def report(server: PostgresServer) -> None:
     """Run everything, and print what it cost."""
     with tempfile.TemporaryDirectory(prefix="rdsrepl-ordeal-") as directory:
         home = Path(directory)

@@ -23,7 +23,7 @@ from rdsrepl.state import completion_cache
 from tests import ROOT
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.servers.postgres_server import Server
+    from rdsrepl.sandbox.servers.postgres_server import PostgresServer
     from tests.fixtures.postgres import Database
     from tests.fixtures.program import Program
     from tests.fixtures.sandbox import Cloud
@@ -120,7 +120,7 @@ def test_a_name_found_a_moment_ago_costs_no_import(rdsrepl: Program, db15: Datab
     assert complete(rdsrepl, *words[:-1], "shop", env=without) == ["shop"]
 
 
-def test_what_names_the_target_names_the_entry(rdsrepl: Program, make_database: Any, pg15: Server) -> None:
+def test_what_names_the_target_names_the_entry(rdsrepl: Program, make_database: Any, pg15: PostgresServer) -> None:
     one, other = make_database(pg15), make_database(pg15)
     one.run("CREATE PUBLICATION of_one")
     other.run("CREATE PUBLICATION of_other")

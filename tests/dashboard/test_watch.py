@@ -58,7 +58,7 @@ from rdsrepl.state.slot_history import Observation
 from tests import ROOT
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.servers.postgres_server import Server
+    from rdsrepl.sandbox.servers.postgres_server import PostgresServer
     from tests.fixtures.postgres import Database, Servers
     from tests.fixtures.program import Program
 
@@ -478,7 +478,7 @@ def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.
 
 
 def test_it_goes_on_where_the_name_leads_to(
-    pg15: Server, pg18: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pg15: PostgresServer, pg18: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The address is asked anew for each connection, and another server's WAL is not compared with the old one's."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
@@ -504,7 +504,7 @@ def test_it_goes_on_where_the_name_leads_to(
         live.close()
 
 
-def test_a_former_writer_is_left_again(pg15: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_former_writer_is_left_again(pg15: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After a failover the name may still lead to what is a standby now: it is shown, and asked for anew."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(poller, "_WRITER_SECONDS", -1)

@@ -17,7 +17,7 @@ from psycopg import sql
 from rdsrepl import errors
 from rdsrepl.plan import Plan
 from rdsrepl.postgres import role_plans, roles
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -144,9 +144,9 @@ def test_a_role_in_use_is_not_dropped(database: Database, role: str, rdsrepl: Pr
 @pytest.fixture(params=[15, 16, 18], ids=["pg15", "pg16", "pg18"], scope="module")
 def like_rds(
     request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+) -> Iterator[PostgresServer]:
     """A server with rds_replication and a master user that is no superuser."""
-    made = Server(tmp_path_factory.mktemp("rds") / "rds", servers.get(request.param).binaries)
+    made = PostgresServer(tmp_path_factory.mktemp("rds") / "rds", servers.get(request.param).binaries)
     made.initdb()
     made.start()
     with closing(made.connect()) as conn:
@@ -164,7 +164,7 @@ def like_rds(
     made.remove()
 
 
-def test_on_rds_it_is_membership(like_rds: Server, rdsrepl: Program) -> None:
+def test_on_rds_it_is_membership(like_rds: PostgresServer, rdsrepl: Program) -> None:
     dsn, env = like_rds.dsn(user="master"), {"PGPASSWORD": "m"}
     created = rdsrepl("role", "create", "cdc", "--generate-password", "--yes", "-o", "json", dsn=dsn, env=env)
     assert created.code == 0, created.err
@@ -195,7 +195,7 @@ def carry_out(conn: Connection, plan: Plan) -> list[str]:
 
 
 @pytest.fixture
-def master(like_rds: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+def master(like_rds: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
     """A connection of the master user."""
     monkeypatch.setenv("PGPASSWORD", "m")
     with closing(psycopg.connect(like_rds.dsn(user="master"), autocommit=True)) as conn:
@@ -212,7 +212,7 @@ def test_admin_option_alone_is_no_membership(master: Connection) -> None:
         carry_out(master, role_plans.drop(master, "a_reader"))
 
 
-def test_rights_are_looked_at_before_anything_is_done(like_rds: Server, master: Connection) -> None:
+def test_rights_are_looked_at_before_anything_is_done(like_rds: PostgresServer, master: Connection) -> None:
     """PostgreSQL only warns of a GRANT that grants nothing, when the role holds any other privilege there."""
     with closing(like_rds.connect()) as admin:
         admin.execute("CREATE TABLE public.theirs (id integer)")
@@ -423,7 +423,7 @@ def test_the_password_is_asked_for_on_a_terminal(db18: Database, rdsrepl: Progra
         db18.run(f"DROP ROLE {name}")
 
 
-def test_a_standby_is_said_to_be_one(pg16: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_standby_is_said_to_be_one(pg16: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> None:
     standby = pg16.clone(tmp_path_factory.mktemp("roles") / "standby", slot="roles_standby")
     try:
         standby.start()

@@ -15,7 +15,7 @@ import pytest
 
 from rdsrepl import apply, errors
 from rdsrepl.postgres import server_identity, slot_plans, slots
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -241,9 +241,11 @@ def test_physical_slots_are_left_alone(db15: Database, rdsrepl: Program) -> None
 
 
 @pytest.fixture
-def lonely(pg15: Server, tmp_path: Path) -> Iterator[Server]:
+def lonely(pg15: PostgresServer, tmp_path: Path) -> Iterator[PostgresServer]:
     """A server without logical decoding and with a single slot."""
-    made = Server(tmp_path / "lonely", pg15.binaries, settings={"wal_level": "replica", "max_replication_slots": "1"})
+    made = PostgresServer(
+        tmp_path / "lonely", pg15.binaries, settings={"wal_level": "replica", "max_replication_slots": "1"}
+    )
     made.initdb()
     made.start()
     yield made
@@ -251,7 +253,7 @@ def lonely(pg15: Server, tmp_path: Path) -> Iterator[Server]:
     made.remove()
 
 
-def test_a_server_that_is_not_ready_says_why(lonely: Server, rdsrepl: Program) -> None:
+def test_a_server_that_is_not_ready_says_why(lonely: PostgresServer, rdsrepl: Program) -> None:
     for words in (("slot", "create", "s", "--yes"), ("slot", "tail", "s")):
         result = rdsrepl(*words, "-o", "json", dsn=lonely.dsn())
         assert (result.code, result.error["error"]) == (4, "wal_level_not_logical")
@@ -267,7 +269,7 @@ def test_a_server_that_is_not_ready_says_why(lonely: Server, rdsrepl: Program) -
 @pytest.mark.parametrize("version", [15, 18])
 def test_on_a_standby(version: int, servers: Any, rdsrepl: Program, tmp_path: Path) -> None:
     """Listing works on every standby; creating and streaming since 16."""
-    writer = Server(tmp_path / "w", servers.get(version).binaries)
+    writer = PostgresServer(tmp_path / "w", servers.get(version).binaries)
     writer.initdb()
     writer.start()
     reader = writer.clone(tmp_path / "r", slot="reader")

@@ -14,7 +14,7 @@ import pytest
 from rdsrepl.lsn import Lsn
 from rdsrepl.retention import assessment, server_state
 from rdsrepl.retention.thresholds import Severity
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start
 from tests.retention.test_prune_rules import slot
@@ -25,7 +25,7 @@ GIB = 1 << 30
 
 
 @pytest.fixture(scope="module")
-def server18(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server18(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     made = start(tmp_path_factory.mktemp("figures") / "pg", 18)
     yield made
     made.stop("immediate")
@@ -33,7 +33,7 @@ def server18(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def place(server18: Server, rdsrepl: Program) -> Iterator[Place]:
+def place(server18: PostgresServer, rdsrepl: Program) -> Iterator[Place]:
     made = Place(server18, rdsrepl)
     yield made
     made.run("ALTER SYSTEM RESET idle_replication_slot_timeout", "SELECT pg_reload_conf()")

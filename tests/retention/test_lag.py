@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rdsrepl.errors import BadValue
 from rdsrepl.retention import thresholds
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     made = start(tmp_path_factory.mktemp("lag") / "pg", request.param)
     yield made
     made.stop("immediate")
@@ -35,7 +35,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def place(shared_server: Server, rdsrepl: Program) -> Iterator[Place]:
+def place(shared_server: PostgresServer, rdsrepl: Program) -> Iterator[Place]:
     made = Place(shared_server, rdsrepl)
     yield made
     for name in made.names():

@@ -26,7 +26,7 @@ from rdsrepl.config import Target
 from rdsrepl.plan import Plan, Statement, Step
 from rdsrepl.postgres import connection, server_identity, slot_plans, slots, wal
 from rdsrepl.retention import prune_rules
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.state import audit
 from tests.fixtures.postgres import Database, find_binaries
 from tests.fixtures.program import Program
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(120)
 class Place:
     """A server of one test's own, and the program on it: whatever a test prunes, no other test's slots are there."""
 
-    def __init__(self, server: Server, rdsrepl: Program) -> None:
+    def __init__(self, server: PostgresServer, rdsrepl: Program) -> None:
         self.server = server
         self.dsn = server.dsn()
         self.rdsrepl = rdsrepl
@@ -67,10 +67,10 @@ class Place:
         return [json.loads(line) for line in (self.rdsrepl.home / "state/rdsrepl/audit.jsonl").read_text().splitlines()]
 
 
-def start(directory: Path, version: int, **settings: str) -> Server:
+def start(directory: Path, version: int, **settings: str) -> PostgresServer:
     programs = find_binaries(version)
     assert programs is not None
-    made = Server(
+    made = PostgresServer(
         directory,
         programs,
         settings={
@@ -88,7 +88,7 @@ def start(directory: Path, version: int, **settings: str) -> Server:
 
 
 @pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     made = start(tmp_path_factory.mktemp("prune") / "pg", request.param)
     yield made
     made.stop("immediate")
@@ -96,7 +96,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def place(shared_server: Server, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(shared_server: PostgresServer, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A place without slots, where a moment of idleness is enough and old slots can be made."""
     monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
@@ -325,7 +325,7 @@ def test_physical_slots_go_only_when_they_are_included_and_rds_own_never(place: 
     assert done.code == 0 and place.names() == {"rds_eu_west_1_db_abc"}, done.err
 
 
-def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: Server) -> None:
+def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: PostgresServer) -> None:
     subscriber: Database = make_database(pg16)
     place.make("shop")
     subscriber.run(
@@ -698,7 +698,7 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
     programs = find_binaries(18)
     assert programs is not None
     settings = {"wal_level": "logical", "max_replication_slots": "20", "restart_after_crash": "on"}
-    server = Server(tmp_path / "durable", programs, settings=settings, durable=True)
+    server = PostgresServer(tmp_path / "durable", programs, settings=settings, durable=True)
     server.initdb()
     server.start()
     try:

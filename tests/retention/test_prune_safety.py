@@ -24,7 +24,7 @@ from rdsrepl.postgres import connection, server_identity, slot_plans, slots, wal
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.retention import assessment, idleness, prune_rules, server_state
 from rdsrepl.retention.server_state import ServerState, SlotSampler
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.state import audit, slot_history
 from rdsrepl.state.slot_history import Observation, SlotObservation
 from tests.fixtures.postgres import find_binaries
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
-def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     made = start(tmp_path_factory.mktemp("safety") / "pg", request.param, logical_decoding_work_mem="64kB")
     yield made
     made.stop("immediate")
@@ -45,7 +45,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def place(shared_server: Server, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(shared_server: PostgresServer, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     made = Place(shared_server, rdsrepl)
@@ -293,7 +293,7 @@ def test_a_copy_of_the_server_says_nothing_of_the_first_one(
     first = start(tmp_path / "first", 18)
     programs = find_binaries(18)
     assert programs is not None
-    second = Server(tmp_path / "second", programs, settings=dict(first.settings))
+    second = PostgresServer(tmp_path / "second", programs, settings=dict(first.settings))
     try:
         place = Place(first, rdsrepl)
         place.make("a", "b")

@@ -32,17 +32,17 @@ from rdsrepl.sandbox.api import (
     service_model,
 )
 from rdsrepl.sandbox.api.controller import Controller
-from rdsrepl.sandbox.api.fault_injection import Rule
+from rdsrepl.sandbox.api.fault_injection import FaultRule
 from rdsrepl.sandbox.api.faults import Fault, fault
-from rdsrepl.sandbox.api.parameter_groups import Change, Group, Groups
+from rdsrepl.sandbox.api.parameter_groups import GroupValue, ParameterGroups, StoredGroup
 from rdsrepl.sandbox.api.service import Service, dispatch, operation_names
 from rdsrepl.sandbox.api.store import Store
-from rdsrepl.sandbox.api.types import Kind
+from rdsrepl.sandbox.api.types import ResourceKind
 from rdsrepl.sandbox.credentials import Credentials
-from rdsrepl.sandbox.state import Directory
+from rdsrepl.sandbox.state import SandboxDirectory
 from tests.fixtures.sandbox import signed
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[ResourceKind, ...] = get_args(ResourceKind)
 REGION = "eu-west-1"
 
 
@@ -56,7 +56,7 @@ class Api:
 
     @cached_property
     def credentials(self) -> Credentials:
-        return credentials.read(Directory(self.path))
+        return credentials.read(SandboxDirectory(self.path))
 
     @property
     def url(self) -> str:
@@ -132,29 +132,29 @@ def api(running: Api) -> Api:
     return running
 
 
-def noun(kind: Kind) -> str:
+def noun(kind: ResourceKind) -> str:
     return "db_cluster" if kind == "cluster" else "db"
 
 
-def key(kind: Kind) -> str:
+def key(kind: ResourceKind) -> str:
     return "DBClusterParameterGroup" if kind == "cluster" else "DBParameterGroup"
 
 
-def call(rds: Any, method: str, kind: Kind, name: str, **other: Any) -> Any:
+def call(rds: Any, method: str, kind: ResourceKind, name: str, **other: Any) -> Any:
     return getattr(rds, method)(**{f"{key(kind)}Name": name}, **other)
 
 
-def names(rds: Any, kind: Kind) -> list[str]:
+def names(rds: Any, kind: ResourceKind) -> list[str]:
     pages = rds.get_paginator(f"describe_{noun(kind)}_parameter_groups").paginate(PaginationConfig={"PageSize": 20})
     return [group[f"{key(kind)}Name"] for page in pages for group in page[f"{key(kind)}s"]]
 
 
-def create(rds: Any, kind: Kind, name: str = "mine", family: str = "postgres16", **other: Any) -> Any:
+def create(rds: Any, kind: ResourceKind, name: str = "mine", family: str = "postgres16", **other: Any) -> Any:
     given = {"DBParameterGroupFamily": family, "Description": "a test's", **other}
     return call(rds, f"create_{noun(kind)}_parameter_group", kind, name, **given)[key(kind)]
 
 
-def modify(rds: Any, kind: Kind, *changes: tuple[str, str, str], name: str = "mine") -> Any:
+def modify(rds: Any, kind: ResourceKind, *changes: tuple[str, str, str], name: str = "mine") -> Any:
     return call(rds, f"modify_{noun(kind)}_parameter_group", kind, name, Parameters=changed(*changes))
 
 
@@ -163,7 +163,7 @@ def changed(*changes: tuple[str, str, str]) -> list[dict[str, str]]:
     return [dict(zip(words, change, strict=True)) for change in changes]
 
 
-def held(rds: Any, kind: Kind, name: str = "mine", **other: Any) -> dict[str, dict[str, Any]]:
+def held(rds: Any, kind: ResourceKind, name: str = "mine", **other: Any) -> dict[str, dict[str, Any]]:
     """Return what a group holds, all pages."""
     pages = rds.get_paginator(f"describe_{noun(kind)}_parameters").paginate(**{f"{key(kind)}Name": name}, **other)
     return {one["ParameterName"]: one for page in pages for one in page["Parameters"]}
@@ -182,7 +182,7 @@ def refused(function: Callable[[], Any]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_from_its_making_to_its_end(api: Api, kind: Kind) -> None:
+def test_a_group_from_its_making_to_its_end(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     made = create(rds, kind, "MyGroup")
     assert made == {
@@ -194,7 +194,7 @@ def test_a_group_from_its_making_to_its_end(api: Api, kind: Kind) -> None:
     [described] = call(rds, f"describe_{noun(kind)}_parameter_groups", kind, "MYGROUP")[f"{key(kind)}s"]
     assert described == made
     assert "mygroup" in names(rds, kind)
-    other_kind: Kind = "instance" if kind == "cluster" else "cluster"
+    other_kind: ResourceKind = "instance" if kind == "cluster" else "cluster"
     assert "mygroup" not in names(rds, other_kind)
 
     answer = modify(
@@ -234,7 +234,7 @@ def test_a_group_from_its_making_to_its_end(api: Api, kind: Kind) -> None:
     assert "mygroup" not in names(rds, kind)
 
 
-def call_copy(rds: Any, kind: Kind, source: str, target: str) -> Any:
+def call_copy(rds: Any, kind: ResourceKind, source: str, target: str) -> Any:
     return getattr(rds, f"copy_{noun(kind)}_parameter_group")(
         **{
             f"Source{key(kind)}Identifier": source,
@@ -245,7 +245,7 @@ def call_copy(rds: Any, kind: Kind, source: str, target: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_default_groups_are_there_and_stay_as_they_are(api: Api, kind: Kind) -> None:
+def test_default_groups_are_there_and_stay_as_they_are(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     assert {f"default.{family}" for family in engine_catalog.families()} == set(names(rds, kind))
     for one in held(rds, kind, "default.postgres17").values():
@@ -270,14 +270,14 @@ def test_default_groups_are_there_and_stay_as_they_are(api: Api, kind: Kind) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["1st", "-a", "a-", "a--b", "a_b", "a.b", "a b", "ä", "a" * 256])
-def test_bad_names(api: Api, kind: Kind, name: str) -> None:
+def test_bad_names(api: Api, kind: ResourceKind, name: str) -> None:
     rds = api.client("rds")
     code, message = refused(lambda: create(rds, kind, name))
     assert code == "InvalidParameterValue" and f"{key(kind)}Name is not a valid identifier" in message
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_groups_that_are_missing_taken_of_no_family_or_too_many(api: Api, kind: Kind) -> None:
+def test_groups_that_are_missing_taken_of_no_family_or_too_many(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     for function in (
         lambda: call(rds, f"describe_{noun(kind)}_parameter_groups", kind, "gone"),
@@ -342,7 +342,9 @@ def test_groups_that_are_missing_taken_of_no_family_or_too_many(api: Api, kind: 
         (("max_replication_slots", "30", "now"), "InvalidParameterValue", "apply method"),
     ],
 )
-def test_changes_that_are_refused(api: Api, kind: Kind, change: tuple[str, str, str], code: str, said: str) -> None:
+def test_changes_that_are_refused(
+    api: Api, kind: ResourceKind, change: tuple[str, str, str], code: str, said: str
+) -> None:
     rds = api.client("rds")
     create(rds, kind)
     good = ("work_mem", "8192", "immediate")
@@ -376,7 +378,7 @@ def test_changes_that_are_taken(api: Api, name: str, value: str, method: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_how_many_parameters_one_request_takes(api: Api, kind: Kind) -> None:
+def test_how_many_parameters_one_request_takes(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     create(rds, kind)
     dynamic = [one for one in held(rds, kind).values() if one["IsModifiable"] and one["DataType"] == "integer"]
@@ -396,7 +398,7 @@ def test_how_many_parameters_one_request_takes(api: Api, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resets_that_are_refused(api: Api, kind: Kind) -> None:
+def test_resets_that_are_refused(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     create(rds, kind)
     modify(rds, kind, ("max_replication_slots", "30", "pending-reboot"))
@@ -478,7 +480,7 @@ def test_every_family_has_parameters_as_they_should_be() -> None:
 
 
 # family, kind, parameter: value, apply type; None is not there. From the RDS and Aurora guides' facts.
-DEFAULTS: list[tuple[str, Kind, str, tuple[str | None, str] | None]] = [
+DEFAULTS: list[tuple[str, ResourceKind, str, tuple[str | None, str] | None]] = [
     ("postgres13", "instance", "max_wal_senders", ("20", "static")),
     ("postgres15", "cluster", "max_wal_senders", ("20", "static")),
     ("postgres16", "instance", "max_wal_senders", ("35", "static")),
@@ -542,7 +544,7 @@ DEFAULTS: list[tuple[str, Kind, str, tuple[str | None, str] | None]] = [
 
 def test_defaults_by_version_engine_and_kind(running: Api) -> None:
     rds = running.client("rds")
-    answers: dict[tuple[str, Kind], dict[str, Any]] = {}
+    answers: dict[tuple[str, ResourceKind], dict[str, Any]] = {}
     for family, kind, name, wanted in DEFAULTS:
         if (family, kind) not in answers:
             answers[family, kind] = engine_defaults(rds, family, kind)
@@ -552,7 +554,7 @@ def test_defaults_by_version_engine_and_kind(running: Api) -> None:
         assert got == wanted, (family, kind, name)
 
 
-def engine_defaults(rds: Any, family: str, kind: Kind) -> dict[str, Any]:
+def engine_defaults(rds: Any, family: str, kind: ResourceKind) -> dict[str, Any]:
     """Return a family's defaults, all pages; boto3 has no paginator for clusters'."""
     describe = getattr(rds, f"describe_engine_default_{'cluster_' if kind == 'cluster' else ''}parameters")
     found: dict[str, Any] = {}
@@ -665,7 +667,7 @@ def test_engine_versions_and_their_families(running: Api) -> None:
     from rdsrepl.sandbox.servers import binaries
 
     offered = {one["EngineVersion"] for one in every if one["Engine"] == "postgres"}
-    for found in (*binaries.machine(), *binaries.wheel()):
+    for found in (*binaries.installed(), *binaries.from_wheel()):
         if found.major in parameter_catalog.MAJORS:
             assert ".".join(map(str, found.version)) in offered
 
@@ -713,11 +715,11 @@ class Recorder(Controller):
         self.used: list[str] = []
         self.changes: list[tuple[str, str, dict[str, str]]] = []
 
-    def users(self, kind: Kind, name: str) -> list[str]:
+    def users(self, kind: ResourceKind, name: str) -> list[str]:
         assert (kind, name) == ("cluster", "mine")
         return self.used
 
-    def group_changed(self, kind: Kind, name: str, changed: Mapping[str, Any]) -> None:
+    def group_changed(self, kind: ResourceKind, name: str, changed: Mapping[str, Any]) -> None:
         self.changes.append((kind, name, dict(changed)))
 
 
@@ -727,7 +729,7 @@ def ask(service: Service, operation: str, **given: Any) -> Any:
 
 def test_changes_of_a_group_reach_the_controller_and_used_groups_stay() -> None:
     controller, store = Recorder(), Store(None)
-    service = Service(store, Groups(store), controller)
+    service = Service(store, ParameterGroups(store), controller)
     named = {"DBClusterParameterGroupName": "mine"}
     ask(service, "CreateDBClusterParameterGroup", **named, DBParameterGroupFamily="postgres18", Description="d")
     changes = changed(
@@ -770,12 +772,14 @@ def test_changes_of_a_group_reach_the_controller_and_used_groups_stay() -> None:
 def test_groups_outlive_the_process(tmp_path: Path) -> None:
     path = tmp_path / "aws.json"
     store = Store(path)
-    Groups(store).create(Group("mine", "cluster", "postgres16", "said", {"work_mem": Change("8192", "immediate")}))
+    ParameterGroups(store).create(
+        StoredGroup("mine", "cluster", "postgres16", "said", {"work_mem": GroupValue("8192", "immediate")})
+    )
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["aws.json"]
-    again = Groups(Store(path)).get("cluster", "mine")
-    assert again == Group("mine", "cluster", "postgres16", "said", {"work_mem": Change("8192", "immediate")})
-    assert Groups(Store(path)).find("instance", "mine") is None
+    again = ParameterGroups(Store(path)).get("cluster", "mine")
+    assert again == StoredGroup("mine", "cluster", "postgres16", "said", {"work_mem": GroupValue("8192", "immediate")})
+    assert ParameterGroups(Store(path)).find("instance", "mine") is None
     path.write_text('{"format": 99}')
     with pytest.raises(Exception, match="cannot be read: another format"):
         Store(path)
@@ -974,7 +978,7 @@ def test_faults_that_are_none(api: Api, given: Any) -> None:
     assert caught.value.code == 400 and json.load(caught.value)["message"]
     assert api.sandbox("GET") == []
     with pytest.raises(ValueError):
-        Rule.parse(given)
+        FaultRule.parse(given)
 
 
 # The services that are moto's.
@@ -1041,7 +1045,7 @@ def test_the_process_keeps_its_port_and_its_groups_and_ends_with_the_sandbox(tmp
     second = start(tmp_path)
     assert second.port == first.port
     assert "kept" in names(second.client("rds"), "instance")
-    Directory(tmp_path).state_file.unlink()
+    SandboxDirectory(tmp_path).state_file.unlink()
     assert second.process.wait(30) == 0
 
     command = [sys.executable, "-m", "rdsrepl.sandbox.api", str(tmp_path)]

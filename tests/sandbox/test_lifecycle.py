@@ -29,10 +29,10 @@ from rdsrepl.sandbox import lifecycle, relay, server_registry
 from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import binaries, postgres_server, processes
 from rdsrepl.sandbox.servers.binaries import Binaries
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.sandbox.state import directory
 
-ALL = sorted([*binaries.machine(), *binaries.wheel()], key=lambda found: found.version)
+ALL = sorted([*binaries.installed(), *binaries.from_wheel()], key=lambda found: found.version)
 EACH_VERSION = [pytest.param(found, id=f"pg{found.major}") for found in {b.major: b for b in ALL}.values()]
 NEWEST = ALL[-1]
 PASSWORD = "open sesame"
@@ -122,7 +122,7 @@ def cli(*words: str) -> subprocess.CompletedProcess[str]:
 def leftovers(home: Path, report: Report) -> list[str]:
     """Return what is left of a sandbox: processes, files, its target."""
     left = [
-        f"pid {left.pid}" for server in report.servers for left in processes.left_by_a_server(Path(server.data_dir))
+        f"pid {left.pid}" for server in report.servers for left in processes.orphaned_processes(Path(server.data_dir))
     ]
     for name, pid in (("endpoint", report.endpoint_pid), ("API", report.api_pid)):
         if pid is not None and str(home) in processes.command_line(pid):
@@ -138,7 +138,7 @@ def kill_all(report: Report) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     for pid in pids:  # death takes a moment, and a busy machine longer
-        assert processes.wait(lambda pid=pid: processes.started(pid) is None, 20.0)
+        assert processes.wait(lambda pid=pid: processes.start_time(pid) is None, 20.0)
 
 
 # --- its life, by the command line
@@ -294,7 +294,7 @@ def test_up_after_a_crash(home: Path) -> None:
     # The endpoint was killed between lending the attribute and taking it back.
     with closing(lifecycle.writer().connect()) as admin:
         admin.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(member)))
-    directory().save(directory().lent_file, [["sandbox", member]])
+    directory().save(directory().granted_roles_file, [["sandbox", member]])
     kill_all(report)
 
     after = lifecycle.up()
@@ -371,7 +371,7 @@ def test_member_replicates_though_the_attribute_is_off(running: Running, where: 
             assert conn.execute(f"CREATE_REPLICATION_SLOT {slot} LOGICAL pgoutput").fetchone() is not None
             conn.execute(f"DROP_REPLICATION_SLOT {slot}")
     assert not running.rolreplication(member)
-    assert not directory().lent_file.exists()
+    assert not directory().granted_roles_file.exists()
 
 
 def test_member_of_a_member_replicates(running: Running) -> None:
@@ -567,7 +567,7 @@ def test_server_down_is_said(home: Path) -> None:
     lab = Running(report, NEWEST)
     assert report.api_pid is not None
     os.kill(report.api_pid, signal.SIGKILL)  # it would start the server again
-    assert processes.wait(lambda: processes.started(report.api_pid or 0) is None, 20.0)
+    assert processes.wait(lambda: processes.start_time(report.api_pid or 0) is None, 20.0)
     with lab.connect() as conn:
         lifecycle.writer().stop("immediate")
         with pytest.raises(psycopg.OperationalError):
@@ -587,7 +587,7 @@ def test_endpoint_ends_when_its_directory_is_gone(home: Path) -> None:
     assert pid is not None
     state = (home / "state.json").read_bytes()
     (home / "state.json").unlink()
-    assert processes.wait(lambda: processes.started(pid) is None, 10.0)
+    assert processes.wait(lambda: processes.start_time(pid) is None, 10.0)
     (home / "state.json").write_bytes(state)
 
 
@@ -616,7 +616,7 @@ def test_end_of_authentication_is_found_in_any_cut(size: int) -> None:
 )
 def test_first_packet_is_read(parameters: bytes, user: str, logical: bool) -> None:
     packet = (8 + len(parameters)).to_bytes(4, "big") + (196608).to_bytes(4, "big") + parameters
-    startup = relay.Startup.parse(packet)
+    startup = relay.StartupPacket.parse(packet)
     assert (startup.user, startup.logical, startup.packet) == (user, logical, packet)
 
 
@@ -625,7 +625,9 @@ def test_first_packet_is_read(parameters: bytes, user: str, logical: bool) -> No
 
 @pytest.mark.parametrize("programs", EACH_VERSION)
 def test_server(programs: Binaries, tmp_path: Path) -> None:
-    primary = Server(tmp_path / "a", programs, settings={"log_min_messages": "warning", "cluster_name": "it's \\ a"})
+    primary = PostgresServer(
+        tmp_path / "a", programs, settings={"log_min_messages": "warning", "cluster_name": "it's \\ a"}
+    )
     try:
         primary.initdb()
         primary.start()
@@ -661,7 +663,7 @@ def test_a_taken_port_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with closing(socket.create_server((postgres_server.HOST, postgres_server.free_port()))) as taken:
         ports = iter([taken.getsockname()[1], postgres_server.free_port()])
         monkeypatch.setattr(postgres_server, "free_port", lambda: next(ports))
-        server = Server(tmp_path / "a", NEWEST)
+        server = PostgresServer(tmp_path / "a", NEWEST)
         try:
             server.initdb()
             server.start()
@@ -671,7 +673,7 @@ def test_a_taken_port_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
-    server = Server(tmp_path / "a", NEWEST, settings={"shared_buffers": "lots"})
+    server = PostgresServer(tmp_path / "a", NEWEST, settings={"shared_buffers": "lots"})
     try:
         server.initdb()
         with pytest.raises(Error, match="did not start"):

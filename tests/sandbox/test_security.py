@@ -32,8 +32,8 @@ from rdsrepl.sandbox import credentials, lifecycle, server_registry
 from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import processes, rds_roles, socket_dirs
-from rdsrepl.sandbox.servers.postgres_server import Server
-from rdsrepl.sandbox.state import Directory
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from rdsrepl.sandbox.state import SandboxDirectory
 from tests.fixtures.postgres import find_binaries
 from tests.fixtures.sandbox import signed
 from tests.sandbox.test_api import Api, start
@@ -249,12 +249,12 @@ def test_motos_own_controls_are_never_reached(api: Api, path: str) -> None:
 
 
 def test_each_sandbox_has_its_own_credentials(api: Api, tmp_path: Path) -> None:
-    home = Directory(tmp_path)
-    made = credentials.make(home)
-    assert credentials.make(home) == credentials.read(home) == made != api.credentials
+    home = SandboxDirectory(tmp_path)
+    made = credentials.create(home)
+    assert credentials.create(home) == credentials.read(home) == made != api.credentials
     assert re.fullmatch("AKIA[A-Z2-7]{16}", made.access_key) and len(made.secret_key) == 40
     assert made.secret_key not in repr(made)
-    for path in (home.credentials_file, Directory(api.path).credentials_file):
+    for path in (home.credentials_file, SandboxDirectory(api.path).credentials_file):
         assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["credentials.json"]
     seen = Path(f"/proc/{api.process.pid}")
@@ -266,7 +266,7 @@ def test_each_sandbox_has_its_own_credentials(api: Api, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("")
     home.credentials_file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Exception, match=r"credentials\.json could not be read"):
-        credentials.make(home)
+        credentials.create(home)
     assert (tmp_path / "elsewhere").read_text() == ""
 
 
@@ -277,7 +277,7 @@ def test_each_sandbox_has_its_own_credentials(api: Api, tmp_path: Path) -> None:
 class Master:
     """A server that looks like RDS, and what its master user does there."""
 
-    server: Server
+    server: PostgresServer
     marker: Path
 
     def connect(self, **more: Any) -> psycopg.Connection[Any]:
@@ -304,7 +304,7 @@ def master(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     programs = find_binaries(request.param)
     assert programs is not None
     path = tmp_path_factory.mktemp("likeness")
-    server = Server(path / "server", programs, settings=dict(server_registry.base_settings(programs)))
+    server = PostgresServer(path / "server", programs, settings=dict(server_registry.base_settings(programs)))
     spool = Path(tempfile.mkdtemp(prefix="rdsrepl-test-"))
     spool.chmod(0o777)
     try:
@@ -488,7 +488,7 @@ def lab(sandbox: None) -> Report:
     return report
 
 
-def run_in(server: Server, script: str, spool: Path) -> str:
+def run_in(server: PostgresServer, script: str, spool: Path) -> str:
     """Run a shell script as the superuser of a server can; return what it printed."""
     printed = spool / "printed"
     with closing(server.connect()) as conn:
@@ -550,7 +550,7 @@ def test_links_in_a_servers_directory_do_not_lead_root_elsewhere(lab: Report, sp
             server.reload()
         (data / "pg_logical" / "mappings" / "stolen").symlink_to(kept)
         (data / "pg_logical" / "snapshots.carried").symlink_to(kept)
-        with server.inside() as (place,):
+        with server.open_data_dirs() as (place,):
             with pytest.raises(PermissionError):
                 (place / "pg_logical" / "mappings" / "stolen").read_text()
             (place / "made").write_text("")
@@ -572,7 +572,7 @@ def test_links_in_a_servers_directory_do_not_lead_root_elsewhere(lab: Report, sp
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to be another user")
 def test_another_user_gets_nowhere(lab: Report) -> None:
-    state = Directory(Path(lab.directory)).read()
+    state = SandboxDirectory(Path(lab.directory)).read()
     assert state is not None
     pids = [str(pid) for pid in (lab.api_pid, lab.endpoint_pid, lifecycle.writer().pid)]
     done = subprocess.run(
@@ -615,7 +615,7 @@ print("done")
 
 
 def test_secrets_are_in_no_command_line(lab: Report) -> None:
-    own = credentials.read(Directory(Path(lab.directory)))
+    own = credentials.read(SandboxDirectory(Path(lab.directory)))
     password = Path(lab.passfile).read_text().strip().rpartition(":")[2]
     everybody = b"\0".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
     for secret in (own.access_key, own.secret_key, password):
@@ -645,7 +645,7 @@ def test_a_directory_that_another_user_made_is_refused(tmp_path: Path, monkeypat
 
 
 def test_only_recorded_processes_are_ended(tmp_path: Path, spool: Path) -> None:
-    server = Server(tmp_path / "server", NEWEST)
+    server = PostgresServer(tmp_path / "server", NEWEST)
     strangers: list[subprocess.Popen[bytes]] = []
     try:
         server.initdb()
@@ -664,22 +664,22 @@ def test_only_recorded_processes_are_ended(tmp_path: Path, spool: Path) -> None:
             assert processes.wait(lambda: (spool / "pid").exists() and (spool / "pid").read_text() != "", 10.0)
             program = int((spool / "pid").read_text())
             os.kill(pid, signal.SIGKILL)
-            server.sweep()
+            server.kill_leftovers()
             waiting.join(10.0)
-        assert processes.wait(lambda: not processes.left_by_a_server(server.data_dir), 10.0)
-        assert processes.started(backend) is None and processes.started(program) is None
+        assert processes.wait(lambda: not processes.orphaned_processes(server.data_dir), 10.0)
+        assert processes.start_time(backend) is None and processes.start_time(program) is None
         recorded = json.loads(server.process_file.read_text())
         assert recorded["pid"] == pid and recorded["command"].endswith("/postgres")
         (server.data_dir / "postmaster.pid").write_text(f"{strangers[1].pid}\n{server.data_dir}\n")
         for changed in (
             {"pid": strangers[1].pid},  # the id has become another's
-            {"pid": strangers[1].pid, "started": processes.started(strangers[1].pid)},  # not the program
+            {"pid": strangers[1].pid, "started": processes.start_time(strangers[1].pid)},  # not the program
         ):
             server.process_file.write_text(json.dumps({**recorded, **changed}))
             assert server.pid is None
             server.stop()
             server.kill()
-            server.sweep()
+            server.kill_leftovers()
         assert [stranger.poll() for stranger in strangers] == [None, None]
         server.start()
         assert server.is_running() and server.pid not in (pid, strangers[1].pid)
@@ -698,7 +698,7 @@ def _ignored(conn: psycopg.Connection[Any], statement: str) -> None:
 
 
 def test_a_program_begins_only_when_it_was_written_down(tmp_path: Path) -> None:
-    def refuse(_: processes.Identity) -> None:
+    def refuse(_: processes.ProcessIdentity) -> None:
         raise RuntimeError("killed")
 
     touch = ["/usr/bin/env", "touch", str(tmp_path / "begun")]
@@ -707,12 +707,12 @@ def test_a_program_begins_only_when_it_was_written_down(tmp_path: Path) -> None:
         processes.spawn(way, touch, tmp_path / "log", note=refuse, env=processes.environment())
     with pytest.raises(RuntimeError):
         processes.run(way, touch, timeout_seconds=10, note=refuse)
-    noted: list[processes.Identity] = []
+    noted: list[processes.ProcessIdentity] = []
     # Whoever is killed before the line is written has closed the pipe.
     killed = [sys.executable, "-c", KILLED.format(words=touch, log=str(tmp_path / "log"))]
     assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
     pid = int((tmp_path / "noted").read_text()) if (tmp_path / "noted").exists() else 0
-    assert processes.wait(lambda: processes.started(pid) is None, 10.0)
+    assert processes.wait(lambda: processes.start_time(pid) is None, 10.0)
     assert not (tmp_path / "begun").exists()
     processes.run(way, touch, timeout_seconds=10, note=noted.append)
     assert (tmp_path / "begun").exists() and noted[0].command == "/usr/bin/env"
@@ -721,7 +721,7 @@ def test_a_program_begins_only_when_it_was_written_down(tmp_path: Path) -> None:
 KILLED = """
 import os, signal
 from pathlib import Path
-from rdsrepl.sandbox import processes
+from rdsrepl.sandbox.servers import processes
 def note(process):
     Path({log!r}).with_name("noted").write_text(str(process.pid))
     os.kill(os.getpid(), signal.SIGKILL)
@@ -730,10 +730,10 @@ processes.spawn(processes.Launcher(), {words!r}, Path({log!r}), note=note, env=p
 
 
 def test_a_socket_directory_that_somebody_else_made_is_not_used(lab: Report, spool: Path) -> None:
-    home = Directory(Path(lab.directory))
+    home = SandboxDirectory(Path(lab.directory))
     before = home.read()
     assert before is not None
-    sockets, way = Path(before.socket_dir), processes.launcher(NEWEST.program("postgres"))
+    sockets, way = Path(before.socket_dir), processes.launcher_for(NEWEST.program("postgres"))
     kill_all(lab)
     # As after a reboot, which empties the temporary directory.
     shutil.rmtree(sockets)

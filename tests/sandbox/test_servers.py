@@ -36,7 +36,7 @@ from tests.fixtures.sandbox import signed
 PASSWORD = "open-sesame-1"
 CLASS, AURORA_CLASS = "db.m5d.large", "db.r6g.large"
 WAIT = {"Delay": 0.1, "MaxAttempts": 400}
-MAJORS = sorted({found.major for found in (*binaries.machine(), *binaries.wheel())})
+MAJORS = sorted({found.major for found in (*binaries.installed(), *binaries.from_wheel())})
 EACH_MAJOR = [pytest.param(major, id=f"pg{major}") for major in MAJORS]
 
 pytestmark = pytest.mark.timeout(90)
@@ -50,7 +50,7 @@ class Lab:
 
     @cached_property
     def credentials(self) -> Credentials:
-        return credentials.read(state.Directory(Path(self.report.directory)))
+        return credentials.read(state.SandboxDirectory(Path(self.report.directory)))
 
     def client(self, service: str, **more: Any) -> Any:
         session = boto3.Session(
@@ -198,7 +198,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             status = lifecycle.status()
             lifecycle.down()
         assert status is not None and not Path(status.directory).exists()
-        assert [pid for server in status.servers for pid in processes.left_by_a_server(Path(server.data_dir))] == []
+        assert [pid for server in status.servers for pid in processes.orphaned_processes(Path(server.data_dir))] == []
 
 
 @pytest.fixture(scope="module")
@@ -725,7 +725,7 @@ def test_the_quota_counts_every_instance(tmp_path: Path) -> None:
     from rdsrepl.sandbox.api.operations import checks
 
     records = Records(Store(tmp_path / "aws.json"))
-    for number in range(checks.MOST_INSTANCES - 1):
+    for number in range(checks.MAX_INSTANCES - 1):
         group = "default.postgres16"
         records.put(
             Instance(
@@ -744,7 +744,7 @@ def test_a_restarted_api_knows_and_serves_what_was_there(lab: Lab, newest: str) 
     assert status is not None and status.api_pid is not None
     before = lab.cluster(newest)
     os.kill(status.api_pid, 9)
-    assert processes.wait(lambda: processes.started(status.api_pid or 0) is None, 10.0)
+    assert processes.wait(lambda: processes.start_time(status.api_pid or 0) is None, 10.0)
     assert lifecycle.up().endpoint_url == lab.report.endpoint_url
     after = lab.cluster(newest)
     moving = ("LatestRestorableTime",)
@@ -768,7 +768,7 @@ def test_down_after_the_api_was_killed_at_its_work(tmp_path: Path, monkeypatch: 
         sockets = Path(json.loads((tmp_path / "sandbox" / "state.json").read_text())["socket_dir"])
         lifecycle.down()
         assert not (tmp_path / "sandbox").exists() and not sockets.exists()
-        assert [pid for one in status.servers for pid in processes.left_by_a_server(Path(one.data_dir))] == []
+        assert [pid for one in status.servers for pid in processes.orphaned_processes(Path(one.data_dir))] == []
 
 
 def test_an_interrupted_failover_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -778,7 +778,7 @@ def test_an_interrupted_failover_is_finished(tmp_path: Path, monkeypatch: pytest
         report = lifecycle.up()
         assert report.api_pid is not None
         os.kill(report.api_pid, 9)
-        assert processes.wait(lambda: processes.started(report.api_pid or 0) is None, 10.0)
+        assert processes.wait(lambda: processes.start_time(report.api_pid or 0) is None, 10.0)
         # As it is between the promotion and the state's change.
         home = state.directory()
         now = home.read()

@@ -32,7 +32,7 @@ from rdsrepl.tail.model import TableFilter
 from tests.fixtures.postgres import Database
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.servers.postgres_server import Server
+    from rdsrepl.sandbox.servers.postgres_server import PostgresServer
     from tests.fixtures.program import Program
 
 _CHANGES = (
@@ -265,7 +265,7 @@ def test_a_role_that_may_not_read_the_types(slot: Database) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["pgoutput", "wal2json"])
-def test_names_that_are_no_utf8(pg15: Server, rdsrepl: Program, plugin: str) -> None:
+def test_names_that_are_no_utf8(pg15: PostgresServer, rdsrepl: Program, plugin: str) -> None:
     """A SQL_ASCII database has names of any bytes: of tables, keys, types and attributes; they come as they are."""
     made = Database(pg15, f"names_{plugin}")
     with closing(pg15.connect()) as conn:

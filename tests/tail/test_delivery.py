@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.postgres import confirmed_lsn
 from tests.fixtures.program import read_json_lines
 from tests.fixtures.waiting import wait_until
@@ -136,9 +136,9 @@ def test_a_torn_last_line_is_mended(stream: Database, rdsrepl: Program, tmp_path
 
 
 @pytest.fixture
-def own_server(servers: Servers, pg15: Server, tmp_path: Path) -> Iterator[Server]:
+def own_server(servers: Servers, pg15: PostgresServer, tmp_path: Path) -> Iterator[PostgresServer]:
     """A server of the test's own, to be restarted."""
-    made = Server(tmp_path / "own", pg15.binaries, settings={**pg15.settings, "wal_sender_timeout": "3s"})
+    made = PostgresServer(tmp_path / "own", pg15.binaries, settings={**pg15.settings, "wal_sender_timeout": "3s"})
     made.initdb()
     made.start()
     yield made
@@ -147,7 +147,7 @@ def own_server(servers: Servers, pg15: Server, tmp_path: Path) -> Iterator[Serve
 
 
 def test_restarts_and_terminations_lose_nothing(
-    own_server: Server, make_database: Any, rdsrepl: Program, tmp_path: Path
+    own_server: PostgresServer, make_database: Any, rdsrepl: Program, tmp_path: Path
 ) -> None:
     database = make_database(own_server)
     database.run(
@@ -191,7 +191,7 @@ def test_restarts_and_terminations_lose_nothing(
 
 def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
     """A synchronised standby is promoted while the tail streams: it finds the new primary and goes on, no gap."""
-    writer = Server(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
+    writer = PostgresServer(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
     writer.initdb()
     writer.start()
     reader = writer.clone(tmp_path / "r", slot="reader")
@@ -260,7 +260,7 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
 
 
 def test_a_stalled_reader_does_not_cost_the_connection(
-    own_server: Server, make_database: Any, rdsrepl: Program
+    own_server: PostgresServer, make_database: Any, rdsrepl: Program
 ) -> None:
     """stdout's reader stalls three times longer than wal_sender_timeout; the same walsender serves before and after."""
     database = make_database(own_server)
@@ -539,7 +539,7 @@ def test_a_publication_dropped_in_the_middle_is_an_error(stream: Database, rdsre
     assert b"hint" in err
 
 
-def test_an_invalidated_slot_is_refused(own_server: Server, make_database: Any, rdsrepl: Program) -> None:
+def test_an_invalidated_slot_is_refused(own_server: PostgresServer, make_database: Any, rdsrepl: Program) -> None:
     database = make_database(own_server)
     database.run("CREATE TABLE t (id integer)", "CREATE PUBLICATION p FOR ALL TABLES")
     database.run("SELECT pg_create_logical_replication_slot('g', 'pgoutput')")

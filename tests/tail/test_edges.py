@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.postgres import confirmed_lsn
 from tests.fixtures.program import read_json_lines
 from tests.fixtures.waiting import wait_until
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def own_server(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def own_server(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server to be restarted, that allows the output plugins that it allows by default."""
     programs = servers.get(15).binaries
-    made = Server(tmp_path_factory.mktemp("edges") / "pg", programs, settings={"max_wal_senders": "20"})
+    made = PostgresServer(tmp_path_factory.mktemp("edges") / "pg", programs, settings={"max_wal_senders": "20"})
     made.initdb()
     made.start()
     yield made
@@ -34,7 +34,7 @@ def own_server(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture
-def restarted(own_server: Server, make_database: Any) -> Database:
+def restarted(own_server: PostgresServer, make_database: Any) -> Database:
     database: Database = make_database(own_server)
     database.run(
         "CREATE TABLE t (id bigserial PRIMARY KEY, v text)",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.postgres import Database
 from tests.workloads import fuzzing
 
@@ -19,7 +19,7 @@ TEXTS = 150
 
 
 @pytest.fixture(scope="module")
-def recorded(pg15: Server) -> Iterator[list[fuzzing.Recorded]]:
+def recorded(pg15: PostgresServer) -> Iterator[list[fuzzing.Recorded]]:
     """What PostgreSQL 15 sends for each decoder."""
     with pg15.connect() as conn:
         conn.execute("CREATE DATABASE fuzz TEMPLATE template0")

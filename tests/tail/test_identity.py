@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdsrepl.lsn import Lsn
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder
 from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.json_format import JsonFormat
@@ -230,7 +230,7 @@ def test_a_history_file() -> None:
     assert Timelines(5).common_end(history) is None
 
 
-def _slot_on_standby(standby: Server, primary: Server) -> None:
+def _slot_on_standby(standby: PostgresServer, primary: PostgresServer) -> None:
     """Make slot ``sb`` there, which waits for the primary to log which transactions run."""
     with ThreadPoolExecutor(1) as pool, closing(standby.connect()) as conn, closing(primary.connect()) as source:
         made = pool.submit(conn.execute, "SELECT pg_create_logical_replication_slot('sb', 'pgoutput')")
@@ -240,13 +240,13 @@ def _slot_on_standby(standby: Server, primary: Server) -> None:
 
 def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
     """The standby lacks the last changes and gives their positions to others: nothing is mistaken for a repeat."""
-    writer = Server(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
+    writer = PostgresServer(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
     writer.initdb()
     writer.start()
     reader = writer.clone(tmp_path / "r", slot="reader")
     out, other = tmp_path / "out.jsonl", tmp_path / "other.jsonl"
 
-    def write(server: Server, *values: str) -> None:
+    def write(server: PostgresServer, *values: str) -> None:
         with closing(server.connect()) as conn:
             for value in values:
                 conn.execute("INSERT INTO public.t (v) VALUES (%s)", (value,))

@@ -24,7 +24,7 @@ from tests.workloads.tables import (
 )
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.servers.postgres_server import Server
+    from rdsrepl.sandbox.servers.postgres_server import PostgresServer
     from tests.fixtures.postgres import Database
     from tests.fixtures.program import Program
 
@@ -191,7 +191,7 @@ def test_hostile_names_and_values_in_json(slots: Database, rdsrepl: Program) -> 
     assert len(out.split("\n")) - 1 == len(events)
 
 
-def test_text_that_is_no_utf8_passes_through(pg15: Server, rdsrepl: Program) -> None:
+def test_text_that_is_no_utf8_passes_through(pg15: PostgresServer, rdsrepl: Program) -> None:
     """A SQL_ASCII database holds any bytes; they come out as they are."""
     name = "sql_ascii_bytes"
     with closing(pg15.connect()) as conn:

@@ -16,7 +16,7 @@ from tests.tail.test_types import exact
 from tests.workloads.tables import SCHEMA, hostile, hostile_text, insert_every_type
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.servers.postgres_server import Server
+    from rdsrepl.sandbox.servers.postgres_server import PostgresServer
     from tests.fixtures.program import Program
 
 _SLOTS = (
@@ -170,7 +170,7 @@ def test_every_type_and_hostile_names(db15: Database, rdsrepl: Program) -> None:
 
 
 @pytest.fixture(params=["LATIN1", "EUC_JP", "KOI8R"])
-def encoded(request: pytest.FixtureRequest, pg15: Server) -> Iterator[Database]:
+def encoded(request: pytest.FixtureRequest, pg15: PostgresServer) -> Iterator[Database]:
     """A database of another encoding."""
     name = f"enc_{request.param.lower()}"
     with closing(pg15.connect()) as conn:

@@ -30,7 +30,7 @@ from tests.fixtures.postgres import Database
 from tests.workloads.tables import SCHEMA, TYPES
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.servers.postgres_server import Server
+    from rdsrepl.sandbox.servers.postgres_server import PostgresServer
     from tests.fixtures.program import Program
 
 #: settings of the role that streams; none of them may show in the lines.
@@ -589,7 +589,7 @@ class Replayed:
 class Oracle:
     """A source database with slots, and a replica for each."""
 
-    def __init__(self, program: Program, directory: Path, server: Server, encoding: str, seed: int) -> None:
+    def __init__(self, program: Program, directory: Path, server: PostgresServer, encoding: str, seed: int) -> None:
         self._program = program
         self._directory = directory
         self._encoding = encoding

@@ -16,21 +16,21 @@ from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.api import operations  # noqa: F401 - registers the operations
 from rdsrepl.sandbox.api.consistency import Consistency
 from rdsrepl.sandbox.api.controller import Controller
-from rdsrepl.sandbox.api.http_server import Server
-from rdsrepl.sandbox.api.parameter_groups import Groups
+from rdsrepl.sandbox.api.http_server import ApiServer
+from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.api.service import Service
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.supervisor import Supervisor
 from rdsrepl.sandbox.api.types import REGION
 from rdsrepl.sandbox.servers import processes
-from rdsrepl.sandbox.state import Directory
+from rdsrepl.sandbox.state import SandboxDirectory
 
 log = logging.getLogger("rdsrepl.sandbox.api")
 
-_LOOK_SECONDS: Final = 1.0
+_POLL_SECONDS: Final = 1.0
 
 
-def run(directory: Directory, region: str) -> None:
+def run(directory: SandboxDirectory, region: str) -> None:
     """Serve until SIGTERM, or until the sandbox's directory is gone.
 
     Where it listens is in ``api.json`` as soon as it does.
@@ -44,26 +44,26 @@ def run(directory: Directory, region: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     store = Store(directory.path / "aws.json")
-    groups = Groups(store)
+    groups = ParameterGroups(store)
     consistency = Consistency()
     controller = Controller(directory, store, groups, region, consistency)
     supervisor = Supervisor(controller)
     service = Service(store, groups, controller, region, consistency=consistency)
     own_file = directory.path / "api.json"
-    with Server(service, credentials.make(directory), _port_of_before(own_file), controller) as server:
+    with ApiServer(service, credentials.create(directory), _previous_port(own_file), controller) as server:
         threading.Thread(target=server.serve_forever, name="http", daemon=True).start()
-        own = {"pid": os.getpid(), "started": processes.started(os.getpid()) or "", "port": server.port}
+        own = {"pid": os.getpid(), "started": processes.start_time(os.getpid()) or "", "port": server.port}
         directory.save(own_file, {**own, "region": region})
         supervisor.start()
         log.info("listening on port %d for %s", server.port, region)
-        while not stop.wait(_LOOK_SECONDS) and directory.state_file.exists():
+        while not stop.wait(_POLL_SECONDS) and directory.state_file.exists():
             pass
         supervisor.stop()
         server.shutdown()
     log.info("stopped")
 
 
-def _port_of_before(own_file: Path) -> int:
+def _previous_port(own_file: Path) -> int:
     with suppress(OSError, ValueError, KeyError, TypeError):
         return int(json.loads(own_file.read_text(encoding="utf-8"))["port"])
     return 0
@@ -74,7 +74,7 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     # moto's server says each request.
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    run(Directory(Path(sys.argv[1])), sys.argv[2] if len(sys.argv) > 2 else REGION)
+    run(SandboxDirectory(Path(sys.argv[1])), sys.argv[2] if len(sys.argv) > 2 else REGION)
 
 
 if __name__ == "__main__":

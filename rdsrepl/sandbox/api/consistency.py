@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-from rdsrepl.sandbox.api.types import Kind, Result
+from rdsrepl.sandbox.api.types import ResourceKind, Result
 
-Described = Mapping[tuple[Kind, str], Result]
+Described = Mapping[tuple[ResourceKind, str], Result]
 
 # Differs from one describe to the next although nothing was changed.
-_MOVING: Final = frozenset({"LatestRestorableTime"})
+_ALWAYS_CHANGING: Final = frozenset({"LatestRestorableTime"})
 
 
 @dataclass(frozen=True, slots=True)
-class Delays:
+class Switches:
     """What is delayed, and for how long.
 
     Attributes:
@@ -48,7 +48,7 @@ class Delays:
     statuses: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> Delays:
+    def parse(cls, given: Mapping[str, Any]) -> Switches:
         """Read the switches from JSON; what is not named is off.
 
         Raises:
@@ -83,10 +83,10 @@ class Consistency:
     """What one region's describes show, and which resources are busy."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.delays = Delays()
+        self.switches = Switches()
         self._clock = clock
         self._lock = threading.Lock()
-        self._shown: dict[tuple[Kind, str], tuple[Result | None, float]] = {}
+        self._shown: dict[tuple[ResourceKind, str], tuple[Result | None, float]] = {}
         self._busy_until: dict[tuple[str, str], float] = {}
 
     def configure(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,9 +95,9 @@ class Consistency:
         Raises:
             ValueError: a name or a value is wrong.
         """
-        delays = Delays.parse(given)
+        delays = Switches.parse(given)
         with self._lock:
-            self.delays = delays
+            self.switches = delays
             self._shown.clear()
             self._busy_until.clear()
         return asdict(delays)
@@ -111,7 +111,7 @@ class Consistency:
             before: every resource as described before the call, by kind and identifier.
             after: the same after it.
         """
-        touched = {key for key in {*before, *after} if _still(before.get(key)) != _still(after.get(key))}
+        touched = {key for key in {*before, *after} if _comparable(before.get(key)) != _comparable(after.get(key))}
         for kind, identifier in tuple(touched):
             described = after.get((kind, identifier)) or before[kind, identifier]
             if kind == "instance" and (cluster := described.get("DBClusterIdentifier")):
@@ -120,13 +120,13 @@ class Consistency:
             now = self._clock()
             for key in touched:
                 old = before.get(key)
-                seconds = self.delays.not_found_seconds if old is None else self.delays.lag_seconds
+                seconds = self.switches.not_found_seconds if old is None else self.switches.lag_seconds
                 shown = self._shown.get(key)
                 if shown is not None and shown[1] > now:
                     old = shown[0]
                 self._shown[key] = (old, now + seconds)
 
-    def shown(self, kind: Kind, identifier: str, fresh: Result | None) -> Result | None:
+    def shown(self, kind: ResourceKind, identifier: str, fresh: Result | None) -> Result | None:
         """Return what a describe shows of a resource; None is not found.
 
         Args:
@@ -137,9 +137,9 @@ class Consistency:
         with self._lock:
             shown = self._shown.get((kind, identifier))
             is_late = shown is not None and shown[1] > self._clock()
-            return self.delays.apply(identifier, shown[0] if shown is not None and is_late else fresh)
+            return self.switches.apply(identifier, shown[0] if shown is not None and is_late else fresh)
 
-    def known(self, kind: Kind) -> set[str]:
+    def known(self, kind: ResourceKind) -> set[str]:
         """Return the identifiers of which something else than what is may be shown."""
         with self._lock:
             return {identifier for of, identifier in self._shown if of == kind}
@@ -147,7 +147,7 @@ class Consistency:
     def mark_busy(self, kind: str, identifiers: Iterable[str]) -> None:
         """Note that something has just ended on resources, which stay busy for a while."""
         with self._lock:
-            until = self._clock() + self.delays.busy_seconds
+            until = self._clock() + self.switches.busy_seconds
             self._busy_until |= {(kind, identifier): until for identifier in identifiers}
 
     def is_busy(self, kind: str, identifier: str) -> bool:
@@ -156,5 +156,7 @@ class Consistency:
             return self._busy_until.get((kind, identifier), 0.0) > self._clock()
 
 
-def _still(described: Result | None) -> Result | None:
-    return None if described is None else {key: value for key, value in described.items() if key not in _MOVING}
+def _comparable(described: Result | None) -> Result | None:
+    return (
+        None if described is None else {key: value for key, value in described.items() if key not in _ALWAYS_CHANGING}
+    )

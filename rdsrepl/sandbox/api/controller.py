@@ -18,15 +18,15 @@ from typing import Any, Final
 from rdsrepl.errors import Error, NotFound
 from rdsrepl.sandbox.api import metrics, secrets
 from rdsrepl.sandbox.api.consistency import Consistency
-from rdsrepl.sandbox.api.parameter_groups import Groups
+from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records, Snapshot, slot_name
 from rdsrepl.sandbox.api.server_actions import ServerActions
 from rdsrepl.sandbox.api.server_settings import settings
 from rdsrepl.sandbox.api.store import Store
-from rdsrepl.sandbox.api.types import ApplyType, Kind
+from rdsrepl.sandbox.api.types import ApplyType, ResourceKind
 from rdsrepl.sandbox.servers import rds_roles
 from rdsrepl.sandbox.servers.binaries import Binaries
-from rdsrepl.sandbox.state import Directory, EndpointKind, EndpointState, ServerState, State
+from rdsrepl.sandbox.state import EndpointKind, EndpointState, SandboxDirectory, ServerState, State
 
 log = logging.getLogger("rdsrepl.sandbox.api.controller")
 
@@ -42,7 +42,12 @@ class Controller:
     """
 
     def __init__(
-        self, home: Directory, store: Store, groups: Groups, region: str, consistency: Consistency | None = None
+        self,
+        home: SandboxDirectory,
+        store: Store,
+        groups: ParameterGroups,
+        region: str,
+        consistency: Consistency | None = None,
     ) -> None:
         self.home = home
         self.region = region
@@ -50,7 +55,7 @@ class Controller:
         self.consistency = consistency or Consistency()
         self.records = Records(store)
         self.actions = ServerActions(home, groups, self.records)
-        self._metrics = metrics.Publisher(region)
+        self._metrics = metrics.MetricsPublisher(region)
 
     # --- what the HTTP server calls
 
@@ -84,13 +89,13 @@ class Controller:
 
     # --- what the operations on parameter groups call
 
-    def users(self, kind: Kind, name: str) -> list[str]:
+    def users(self, kind: ResourceKind, name: str) -> list[str]:
         """Return the identifiers of the clusters or instances that a parameter group is attached to."""
         if kind == "cluster":
             return [cluster.identifier for cluster in self.records.all(Cluster) if cluster.parameter_group == name]
         return [instance.identifier for instance in self.records.all(Instance) if instance.parameter_group == name]
 
-    def group_changed(self, kind: Kind, name: str, changed: Mapping[str, ApplyType]) -> None:
+    def group_changed(self, kind: ResourceKind, name: str, changed: Mapping[str, ApplyType]) -> None:
         """Apply dynamic parameters of a changed group to the running servers; mark the others ``pending-reboot``.
 
         Args:

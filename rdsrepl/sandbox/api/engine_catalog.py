@@ -11,7 +11,7 @@ from typing import Final
 from rdsrepl.sandbox.api import parameter_catalog
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.parameter_catalog import Engine, EngineParameter
-from rdsrepl.sandbox.api.types import Kind
+from rdsrepl.sandbox.api.types import ResourceKind
 from rdsrepl.sandbox.servers import binaries
 
 _GIB: Final = 1024**3
@@ -88,7 +88,7 @@ def versions() -> tuple[EngineVersion, ...]:
     """Return every release, oldest first; those of the PostgreSQL programs that are installed are among them."""
     installed = {
         (found.version[0], found.version[1])
-        for found in (*binaries.machine(), *binaries.wheel())
+        for found in (*binaries.installed(), *binaries.from_wheel())
         if found.major in parameter_catalog.MAJORS and len(found.version) > 1
     }
     made = {
@@ -134,7 +134,7 @@ def families() -> Mapping[str, tuple[Engine, int]]:
     )
 
 
-def defaults(family: str, kind: Kind) -> Mapping[str, EngineParameter]:
+def defaults(family: str, kind: ResourceKind) -> Mapping[str, EngineParameter]:
     """Return what a family's groups hold, by name and in its order.
 
     Raises:
@@ -157,7 +157,7 @@ _SMALL: Final = {
 }
 # GiB for each vCPU, by the generation's letter.
 _MEMORY: Final = {"c": 2, "m": 4, "r": 8, "x": 32}
-_PLAIN: Final = ("m5", "m6g", "m6i", "m7g", "m7i", "r5", "r6g", "r6i", "r7g", "r7i", "r8g")
+_WITHOUT_DISKS: Final = ("m5", "m6g", "m6i", "m7g", "m7i", "r5", "r6g", "r6i", "r7g", "r7i", "r8g")
 _WITH_DISKS: Final = ("c6gd", "m5d", "m6gd", "m6id", "m6idn", "r5d", "r6gd", "r6id", "r6idn", "x2iedn")
 
 
@@ -169,7 +169,7 @@ def instance_classes() -> Mapping[str, InstanceClass]:
         for size, (vcpu, gib) in _SMALL.items():
             aurora = size in ("medium", "large")
             made.append(InstanceClass(f"db.{generation}.{size}", vcpu, gib * _GIB, False, aurora))
-    for generation in (*_PLAIN, *_WITH_DISKS):
+    for generation in (*_WITHOUT_DISKS, *_WITH_DISKS):
         disks = generation in _WITH_DISKS
         for size, vcpu in _SIZES.items():
             memory = vcpu * _MEMORY[generation[0]] * _GIB

@@ -19,20 +19,20 @@ from typing import Final
 
 from rdsrepl.errors import Error, TimedOut
 from rdsrepl.sandbox.servers import processes
-from rdsrepl.sandbox.servers.postgres_server import Server
-from rdsrepl.sandbox.servers.processes import Identity
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from rdsrepl.sandbox.servers.processes import ProcessIdentity
 
 # After that long of a fast stop, consumers of logical slots are cut off: a stopping server waits for them to confirm.
 _CONSUMERS_SECONDS: Final = 0.3
 _STOP_SECONDS: Final = 10.0
 
 # Of pg_control, the same from version 11 on: the place of the last checkpoint record, and where its redo begins.
-_CONTROL: Final = struct.Struct("=Q I I i 4x q Q Q")
+_CONTROL_FILE: Final = struct.Struct("=Q I I i 4x q Q Q")
 # Of pg_replslot/NAME/state: the header (magic, checksum, version, length), then the slot as it is in memory.
-_SLOT: Final = struct.Struct("=4I 64s I i I I Q")
+_SLOT_FILE: Final = struct.Struct("=4I 64s I i I I Q")
 _PERSISTENT: Final = 0
 # Of a segment's first page: magic, info, timeline, page address.
-_PAGE: Final = struct.Struct("=H H I Q")
+_PAGE_HEADER: Final = struct.Struct("=H H I Q")
 _SEGMENT: Final = re.compile(r"[0-9A-F]{24}")
 
 
@@ -48,14 +48,14 @@ class SavedSlot:
     restart_lsn: int
 
 
-def redo(data_dir: Path) -> int:
+def redo_lsn(data_dir: Path) -> int:
     """Return the position from which a stopped server's recovery would begin.
 
     Raises:
         Error: the control file cannot be read.
     """
     try:
-        fields = _CONTROL.unpack_from((data_dir / "global" / "pg_control").read_bytes())
+        fields = _CONTROL_FILE.unpack_from((data_dir / "global" / "pg_control").read_bytes())
     except (OSError, struct.error) as exc:
         raise Error(f"the control file of {data_dir.name} cannot be read: {exc}") from exc
     return int(fields[6])
@@ -66,14 +66,14 @@ def saved_slots(data_dir: Path) -> list[SavedSlot]:
     found = []
     for directory in sorted((data_dir / "pg_replslot").glob("*")):
         with suppress(OSError, struct.error):
-            fields = _SLOT.unpack_from((directory / "state").read_bytes())
+            fields = _SLOT_FILE.unpack_from((directory / "state").read_bytes())
             database, persistency, restart_lsn = fields[5], fields[6], fields[9]
             if database and persistency == _PERSISTENT and not directory.name.endswith(".tmp"):
                 found.append(SavedSlot(directory.name, restart_lsn))
     return found
 
 
-def carry(old: Server, new: Server, received: int | None) -> list[str]:
+def copy_missing(old: PostgresServer, new: PostgresServer, received: int | None) -> list[str]:
     """Give a stopped standby what its stopped primary has and it has not; return the logical slots it has got.
 
     Args:
@@ -85,13 +85,13 @@ def carry(old: Server, new: Server, received: int | None) -> list[str]:
         Error: a file cannot be read or written.
     """
     try:
-        with new.inside(old) as (target, source):
+        with new.open_data_dirs(old) as (target, source):
             slots = saved_slots(source)
-            complete = received if received is not None else redo(target)
+            complete = received if received is not None else redo_lsn(target)
             needed = min((slot.restart_lsn for slot in slots if slot.restart_lsn), default=complete)
-            _carry_wal(source / "pg_wal", target / "pg_wal", complete, needed)
+            _copy_wal(source / "pg_wal", target / "pg_wal", complete, needed)
             for part in ("snapshots", "mappings"):
-                _carry_missing(source / "pg_logical" / part, target / "pg_logical" / part)
+                _copy_missing_files(source / "pg_logical" / part, target / "pg_logical" / part)
             for slot in slots:
                 place = target / "pg_replslot" / slot.name
                 shutil.rmtree(place, ignore_errors=True)
@@ -103,14 +103,14 @@ def carry(old: Server, new: Server, received: int | None) -> list[str]:
     return [slot.name for slot in slots]
 
 
-def remove_slots(server: Server) -> None:
+def remove_slots(server: PostgresServer) -> None:
     """Remove every slot of a stopped server that is to be a standby: nobody would move them there."""
-    with server.inside() as (place,):
+    with server.open_data_dirs() as (place,):
         for directory in (place / "pg_replslot").glob("*"):
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def stop(server: Server) -> None:
+def stop(server: PostgresServer) -> None:
     """Stop a server as RDS does, without waiting for slow consumers of its logical slots.
 
     Raises:
@@ -118,13 +118,13 @@ def stop(server: Server) -> None:
     """
     if not server.is_running():
         return
-    consumers: list[Identity] = []
+    consumers: list[ProcessIdentity] = []
     query = (
         "SELECT active_pid FROM pg_catalog.pg_replication_slots WHERE slot_type = 'logical' AND active_pid IS NOT NULL"
     )
     with suppress(Error), closing(server.administer()) as conn:
         pids = [row[0] for row in conn.execute(query).fetchall()]
-        consumers = [Identity(consumer, processes.started(consumer) or "", "") for consumer in pids]
+        consumers = [ProcessIdentity(consumer, processes.start_time(consumer) or "", "") for consumer in pids]
     try:
         server.stop("fast", timeout_seconds=_CONSUMERS_SECONDS)
         return
@@ -137,7 +137,7 @@ def stop(server: Server) -> None:
         server.stop("immediate", timeout_seconds=_STOP_SECONDS)
 
 
-def received_lsn(standby: Server) -> int | None:
+def received_lsn(standby: PostgresServer) -> int | None:
     """Return up to where a running standby has its WAL; None when it does not say."""
     query = "SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::numeric::text"
     with suppress(Error), closing(standby.administer()) as conn:
@@ -146,7 +146,7 @@ def received_lsn(standby: Server) -> int | None:
     return None
 
 
-def prepare_slots(primary: Server, wanted: list[str]) -> None:
+def create_physical_slots(primary: PostgresServer, wanted: list[str]) -> None:
     """Make the physical slots through which standbys are to stream, where they are not there yet.
 
     Raises:
@@ -161,7 +161,7 @@ def prepare_slots(primary: Server, wanted: list[str]) -> None:
             )
 
 
-def streams(primary: Server, standby: str) -> bool:
+def is_streaming(primary: PostgresServer, standby: str) -> bool:
     """Say whether a primary sends a standby its WAL, which has caught up."""
     query = (
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_replication WHERE application_name = %s AND state = 'streaming')"
@@ -172,15 +172,15 @@ def streams(primary: Server, standby: str) -> bool:
     return False
 
 
-def _carry_wal(old: Path, new: Path, complete: int, needed: int) -> None:
+def _copy_wal(old: Path, new: Path, complete: int, needed: int) -> None:
     for history in old.glob("*.history"):
         if not (new / history.name).exists():
-            _copy(history, new / history.name)
+            _copy_file(history, new / history.name)
     for segment, number, size in _segments(old):
         # What the standby has of a segment it was still receiving is the beginning of it.
         lacks = not (new / segment.name).exists() and number >= needed // size
         if lacks or number >= complete // size:
-            _copy(segment, new / segment.name)
+            _copy_file(segment, new / segment.name)
 
 
 def _segments(pg_wal: Path) -> Iterator[tuple[Path, int, int]]:
@@ -191,18 +191,18 @@ def _segments(pg_wal: Path) -> Iterator[tuple[Path, int, int]]:
         size = path.stat().st_size
         number = int(path.name[8:16], 16) * (2**32 // size) + int(path.name[16:], 16)
         with path.open("rb") as file:
-            head = file.read(_PAGE.size)
-        if len(head) == _PAGE.size and _PAGE.unpack(head)[3] == number * size:
+            head = file.read(_PAGE_HEADER.size)
+        if len(head) == _PAGE_HEADER.size and _PAGE_HEADER.unpack(head)[3] == number * size:
             yield path, number, size
 
 
-def _carry_missing(old: Path, new: Path) -> None:
+def _copy_missing_files(old: Path, new: Path) -> None:
     for path in old.iterdir() if old.is_dir() else ():
         if path.is_file() and not (new / path.name).exists():
-            _copy(path, new / path.name)
+            _copy_file(path, new / path.name)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy_file(source: Path, target: Path) -> None:
     made = target.with_name(target.name + ".carried")
     shutil.copyfile(source, made)
     made.chmod(0o600)

@@ -15,7 +15,7 @@ _SIGNED_AS: Final = {"cloudwatch": "monitoring"}
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FaultRule:
     """Calls that fail.
 
     Attributes:
@@ -35,7 +35,7 @@ class Rule:
     times: int | None = 1
 
     @classmethod
-    def parse(cls, given: object) -> Rule:
+    def parse(cls, given: object) -> FaultRule:
         """Read a rule from JSON.
 
         Raises:
@@ -62,12 +62,12 @@ class Rule:
         return self.service in (_ANY, call.service) and self.operation in (_ANY, call.operation)
 
 
-class Injection:
+class FaultRules:
     """The rules that are in force, first come first served."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rules: list[Rule] = []
+        self._rules: list[FaultRule] = []
 
     def add(self, given: object) -> None:
         """Add one rule or a list of them, from JSON.
@@ -75,7 +75,7 @@ class Injection:
         Raises:
             ValueError: one is none; then nothing is added.
         """
-        rules = [Rule.parse(one) for one in (given if isinstance(given, list) else [given])]
+        rules = [FaultRule.parse(one) for one in (given if isinstance(given, list) else [given])]
         with self._lock:
             self._rules += rules
 

@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-PORT: Final = 5432
-
+from rdsrepl.sandbox.api.types import DEFAULT_PORT
 
 # Formulas: operators work inside of the braces and outside: {DBInstanceVCPU*2}, {DBInstanceVCPU}*2.
 _TOKEN: Final = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|([A-Za-z]+)|(\$?\{)|(.))", re.DOTALL)
 _NAMES: Final = ("DBInstanceClassMemory", "DBInstanceVCPU", "EndPointPort")
-_DEEPEST: Final = 20
+_MAX_DEPTH: Final = 20
 
 
 def is_formula(value: str) -> bool:
@@ -31,14 +30,14 @@ def evaluate(formula: str, vcpu: int, memory_bytes: int) -> str:
     """
     if not is_formula(formula):
         return formula
-    values = dict(zip(_NAMES, (memory_bytes, vcpu, PORT), strict=True))
+    values = dict(zip(_NAMES, (memory_bytes, vcpu, DEFAULT_PORT), strict=True))
     try:
-        return str(math.trunc(_Formula(formula, values).value()))
+        return str(math.trunc(_Parser(formula, values).value()))
     except (ZeroDivisionError, OverflowError) as exc:
         raise ValueError(f"{formula}: {exc}") from None
 
 
-class _Formula:
+class _Parser:
     """A parser by recursive descent that evaluates as it goes."""
 
     def __init__(self, text: str, values: Mapping[str, float]) -> None:
@@ -72,7 +71,7 @@ class _Formula:
 
     def _sum(self) -> float:
         self._depth += 1
-        if self._depth > _DEEPEST:
+        if self._depth > _MAX_DEPTH:
             raise self._wrong()
         result = self._product()
         while self._peek() in ("+", "-"):

@@ -27,12 +27,12 @@ from urllib.parse import unquote_to_bytes
 
 from rdsrepl.errors import Error
 from rdsrepl.sandbox.api import query_protocol, signatures
-from rdsrepl.sandbox.api.fault_injection import Injection
+from rdsrepl.sandbox.api.fault_injection import FaultRules
 from rdsrepl.sandbox.api.faults import Fault, fault
-from rdsrepl.sandbox.api.parameter_groups import Groups
+from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.api.request import DENIED, EXPIRED, Call
 from rdsrepl.sandbox.api.service import Service, dispatch
-from rdsrepl.sandbox.api.signatures import Secret, Signed
+from rdsrepl.sandbox.api.signatures import SignedRequest, SigningKey
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.servers.postgres_server import HOST, PORTS
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("rdsrepl.sandbox.api")
 
 # Kinesis takes 10 MiB, which base64 makes a third larger.
-_LARGEST_BODY: Final = 64 * 1024 * 1024
-_OWN_PATH: Final = "/_sandbox/"
-_FAULTS_PATH: Final = f"{_OWN_PATH}faults"
+_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+_SANDBOX_PATH: Final = "/_sandbox/"
+_FAULTS_PATH: Final = f"{_SANDBOX_PATH}faults"
 # What moto's server answers on every host, whatever is signed: its own controls, and an instance's metadata.
-_NEVER: Final = ("/moto-api", "/favicon.ico", "/latest/meta-data", "/latest/api")
+_BLOCKED_PATHS: Final = ("/moto-api", "/favicon.ico", "/latest/meta-data", "/latest/api")
 
 
 class Hooks(Protocol):
@@ -64,7 +64,7 @@ class Hooks(Protocol):
         """
 
 
-class Others:
+class MotoServices:
     """The services that are moto's."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Others:
                 close()
         return status[-1], headers, body
 
-    def session(self, access_key: str) -> Secret | None:
+    def session(self, access_key: str) -> SigningKey | None:
         """Return what the access key of an assumed role signs with; None when STS has not handed out such a key."""
         with self._lock:
             if self._made is None:
@@ -104,7 +104,7 @@ class Others:
                 for role in backend.assumed_roles:
                     if role.access_key_id == access_key:
                         expires = role.expiration.replace(tzinfo=UTC)
-                        return Secret(role.secret_access_key, role.session_token, expires)
+                        return SigningKey(role.secret_access_key, role.session_token, expires)
         return None
 
     def _app(self) -> Callable[..., Iterable[bytes]]:
@@ -121,7 +121,7 @@ class Others:
             return self._made
 
 
-class Server(socketserver.ThreadingTCPServer):
+class ApiServer(socketserver.ThreadingTCPServer):
     """Serves one sandbox's AWS, each connection in a thread."""
 
     allow_reuse_address = True
@@ -142,15 +142,15 @@ class Server(socketserver.ThreadingTCPServer):
             OSError: no port is free.
         """
         self.hooks = hooks
-        self.injection = Injection()
-        self.others = Others()
+        self.fault_rules = FaultRules()
+        self.moto = MotoServices()
         self._credentials = credentials
         self._services = {service.region: service}
         self._lock = threading.Lock()
         candidates = [*([port] if port else []), *random.sample(PORTS, 200)]
         for candidate in candidates:
             with suppress(OSError):
-                super().__init__((HOST, candidate), Handler)
+                super().__init__((HOST, candidate), RequestHandler)
                 return
         raise OSError(f"no free port on {HOST}")
 
@@ -164,15 +164,15 @@ class Server(socketserver.ThreadingTCPServer):
         with self._lock:
             if region not in self._services:
                 store = Store(None)
-                self._services[region] = Service(store, Groups(store), region=region)
+                self._services[region] = Service(store, ParameterGroups(store), region=region)
             return self._services[region]
 
-    def secret(self, access_key: str) -> Secret | None:
+    def secret(self, access_key: str) -> SigningKey | None:
         """Return what an access key signs with; None is an unknown key."""
         # Keys that are there to be refused sign with the same secret key.
         if access_key == self._credentials.access_key or access_key.startswith((DENIED, EXPIRED)):
-            return Secret(self._credentials.secret_key)
-        return self.others.session(access_key)
+            return SigningKey(self._credentials.secret_key)
+        return self.moto.session(access_key)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's
         """Log what broke a connection, unless the client just went away."""
@@ -180,14 +180,14 @@ class Server(socketserver.ThreadingTCPServer):
             log.exception("a connection broke")
 
 
-class Handler(BaseHTTPRequestHandler):
+class RequestHandler(BaseHTTPRequestHandler):
     """Takes the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     # Without these two an answer leaves in two packets, the second of which waits for the client's acknowledgement.
     wbufsize = -1
     disable_nagle_algorithm = True
-    server: Server
+    server: ApiServer
 
     def handle_one_request(self) -> None:
         """Read one request and answer it."""
@@ -216,22 +216,22 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
             return
         environ = self._environ(body)
-        if not self.path.startswith("/") or environ["PATH_INFO"].startswith(_NEVER):
+        if not self.path.startswith("/") or environ["PATH_INFO"].startswith(_BLOCKED_PATHS):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         call = Call.read({name.lower(): value for name, value in self.headers.items()}, body)
         request_id = str(uuid.uuid4())
-        signed = Signed(self.command, self.path, self.headers.items(), body)
+        signed = SignedRequest(self.command, self.path, self.headers.items(), body)
         try:
             if refused := signatures.refusal(signed, call, self.server.secret) or call.refusal():
                 raise refused
-            if self.path.startswith(_OWN_PATH):
+            if self.path.startswith(_SANDBOX_PATH):
                 if self.path.partition("?")[0] == _FAULTS_PATH:
                     self._faults(body)
                 else:
-                    self._act(self.path.removeprefix(_OWN_PATH), body)
+                    self._act(self.path.removeprefix(_SANDBOX_PATH), body)
                 return
-            if refused := self.server.injection.take(call):
+            if refused := self.server.fault_rules.take(call):
                 raise refused
             if call.service == "rds":
                 request = query_protocol.read(body)
@@ -241,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 if self.server.hooks is not None:
                     self.server.hooks.before_request(call.service)
-                self._send(*self.server.others.answer(environ))
+                self._send(*self.server.moto.answer(environ))
         except Fault as exc:
             self._refuse(call, exc, request_id)
         except OSError:
@@ -251,11 +251,11 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(call, fault("InternalFailure", "The sandbox failed; its log says how."), request_id)
 
     def _refuse(self, call: Call, error: Fault, request_id: str) -> None:
-        content_type, text = call.written(error, request_id)
+        content_type, text = call.error_response(error, request_id)
         self._send(error.status, [("Content-Type", content_type), ("x-amzn-RequestId", request_id)], text)
 
     def _faults(self, body: bytes) -> None:
-        injection = self.server.injection
+        injection = self.server.fault_rules
         try:
             if self.command == "POST":
                 injection.add(json.loads(body))
@@ -282,7 +282,7 @@ class Handler(BaseHTTPRequestHandler):
         if not length.isdecimal() or "Transfer-Encoding" in self.headers:
             self.send_error(HTTPStatus.LENGTH_REQUIRED)
             return None
-        if len(length) > len(str(_LARGEST_BODY)) or int(length) > _LARGEST_BODY:
+        if len(length) > len(str(_MAX_BODY_BYTES)) or int(length) > _MAX_BODY_BYTES:
             self.send_error(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return None
         return self.rfile.read(int(length))

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from rdsrepl.sandbox.api.records import Instance
 from rdsrepl.sandbox.api.types import ACCOUNT
-from rdsrepl.sandbox.servers.postgres_server import Server
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 
 NAMESPACE: Final = "AWS/RDS"
 _GIB: Final = 1024**3
 # Asked more often, the answer is that of just before.
-_LEAST_SECONDS: Final = 1.0
+_MIN_INTERVAL_SECONDS: Final = 1.0
 
 _QUERY: Final = """
     WITH here AS (
@@ -37,20 +37,20 @@ _QUERY: Final = """
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _WalSample:
     at: float
     lsn: int
 
 
-class Publisher:
+class MetricsPublisher:
     """Sends metrics of one region's instances."""
 
     def __init__(self, region: str) -> None:
         self._region = region
         self._lock = threading.Lock()
-        self._seen: dict[str, _Seen] = {}
+        self._seen: dict[str, _WalSample] = {}
 
-    def publish(self, instance: Instance, server: Server) -> None:
+    def publish(self, instance: Instance, server: PostgresServer) -> None:
         """Measure and send an instance's metrics, unless that was done just now.
 
         Args:
@@ -62,13 +62,13 @@ class Publisher:
         """
         with self._lock:
             before, moment = self._seen.get(instance.identifier), time.monotonic()
-            if before is not None and moment - before.at < _LEAST_SECONDS:
+            if before is not None and moment - before.at < _MIN_INTERVAL_SECONDS:
                 return
             with closing(server.administer()) as conn:
                 row = conn.execute(_QUERY).fetchone()
             assert row is not None
             standby, lsn, lag, logical_lag, xids, sessions, replica_lag = row
-            self._seen[instance.identifier] = _Seen(moment, lsn)
+            self._seen[instance.identifier] = _WalSample(moment, lsn)
         written = 0.0 if before is None else max(0, lsn - before.lsn) / (moment - before.at)
         aurora = instance.engine == "aurora-postgresql"
         free = instance.allocated_gib * _GIB - _size_bytes(server.data_dir)

@@ -19,9 +19,9 @@ _OF_CLUSTERS: Final = ("docdb", "neptune", "aurora-mysql")
 _PORTS: Final = {"docdb": 27017, "neptune": 8182}
 
 
-def described(service: Service, kind: Literal["cluster", "instance"]) -> dict[str, Result]:
+def describe_all(service: Service, kind: Literal["cluster", "instance"]) -> dict[str, Result]:
     """Return those of a kind as RDS describes them, by identifier: ``other-mysql``; none while the switch is off."""
-    if not service.consistency.delays.other_engines:
+    if not service.consistency.switches.other_engines:
         return {}
     make = _cluster if kind == "cluster" else _instance
     engines = _OF_CLUSTERS if kind == "cluster" else tuple(_VERSIONS)

@@ -10,8 +10,8 @@ from typing import Final
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.types import Parameters, Result
 
-SMALLEST: Final = 20
-LARGEST: Final = 100
+MIN_RECORDS: Final = 20
+MAX_RECORDS: Final = 100
 
 
 def page(records: Mapping[str, Result], p: Parameters) -> tuple[list[Result], str | None]:
@@ -26,9 +26,9 @@ def page(records: Mapping[str, Result], p: Parameters) -> tuple[list[Result], st
     Raises:
         Fault: ``MaxRecords`` is out of its range, or the marker is none of ours.
     """
-    most = p.get("MaxRecords", LARGEST)
-    if not SMALLEST <= most <= LARGEST:
-        message = f"Invalid value {most} for MaxRecords. Must be between {SMALLEST} and {LARGEST}"
+    most = p.get("MaxRecords", MAX_RECORDS)
+    if not MIN_RECORDS <= most <= MAX_RECORDS:
+        message = f"Invalid value {most} for MaxRecords. Must be between {MIN_RECORDS} and {MAX_RECORDS}"
         raise fault("InvalidParameterValue", message)
     after = _key(p["Marker"]) if p.get("Marker") else ""
     keys = sorted(key for key in records if key > after)
@@ -36,7 +36,7 @@ def page(records: Mapping[str, Result], p: Parameters) -> tuple[list[Result], st
     return [records[key] for key in keys[:most]], marker
 
 
-def passes(p: Parameters, fields: Mapping[str, str | Collection[str]]) -> bool:
+def matches_filters(p: Parameters, fields: Mapping[str, str | Collection[str]]) -> bool:
     """Say whether a record passes the request's ``Filters``.
 
     Args:

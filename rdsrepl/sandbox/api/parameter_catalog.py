@@ -15,7 +15,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from rdsrepl.sandbox.api.types import ApplyType, Kind
+from rdsrepl.sandbox.api.types import ApplyType, ResourceKind
 
 MAJORS: Final = range(13, 19)
 Engine = Literal["postgres", "aurora-postgresql"]
@@ -76,13 +76,13 @@ class EngineParameter:
 
 
 @cache
-def defaults(engine: Engine, major: int, kind: Kind) -> Mapping[str, EngineParameter]:
+def defaults(engine: Engine, major: int, kind: ResourceKind) -> Mapping[str, EngineParameter]:
     """Return what groups of a family hold, by name and in its order.
 
     The groups of RDS's families hold the same in both kinds. Of Aurora's the cluster's hold everything, the instance's
     what may differ from instance to instance.
     """
-    chosen = (_made(row, engine, major) for row in _rows() if _fits(row, engine, major, kind))
+    chosen = (_parameter(row, engine, major) for row in _rows() if _applies(row, engine, major, kind))
     return MappingProxyType({made.name: made for made in sorted(chosen, key=lambda made: made.name)})
 
 
@@ -107,13 +107,13 @@ class _Row:
     minimum: Mapping[int, str] = field(default_factory=dict)
 
 
-def _fits(row: _Row, engine: Engine, major: int, kind: Kind) -> bool:
+def _applies(row: _Row, engine: Engine, major: int, kind: ResourceKind) -> bool:
     if not row.since <= major <= row.until or row.only not in (None, engine):
         return False
     return not (engine == "aurora-postgresql" and kind == "instance" and row.cluster)
 
 
-def _made(row: _Row, engine: Engine, major: int) -> EngineParameter:
+def _parameter(row: _Row, engine: Engine, major: int) -> EngineParameter:
     special = row.aurora if engine == "aurora-postgresql" else row.rds
     return EngineParameter(
         name=row.name,
@@ -136,8 +136,8 @@ def _rows() -> Iterator[_Row]:
     yield from _planner()
     yield from _clients()
     yield from _logging()
-    yield from _of_rds()
-    yield from _kept()
+    yield from _rds_parameters()
+    yield from _reserved()
 
 
 def _integer(name: str, apply_type: ApplyType, low: int, high: int, description: str, **other: Any) -> _Row:
@@ -565,7 +565,7 @@ def _logging() -> Iterator[_Row]:
     yield _string("pgaudit.log", "dynamic", None, "Classes of statements that are audited.")
 
 
-def _of_rds() -> Iterator[_Row]:
+def _rds_parameters() -> Iterator[_Row]:
     for engine, first in (("postgres", 15), ("aurora-postgresql", 17)):
         for low, high, value in ((13, first - 1, "0"), (first, 99, "1")):
             yield _Row(
@@ -602,7 +602,7 @@ def _of_rds() -> Iterator[_Row]:
     )
 
 
-def _kept() -> Iterator[_Row]:
+def _reserved() -> Iterator[_Row]:
     # What RDS shows and keeps for itself.
     yield _string("wal_level", "static", "minimal,replica,logical", "How much WAL says.", fixed=True, cluster=True)
     yield _boolean("hot_standby", "static", "Standbys take queries.", rds="1", fixed=True)

@@ -16,19 +16,19 @@ from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.parameter_catalog import EngineParameter
 from rdsrepl.sandbox.api.records import check_identifier
 from rdsrepl.sandbox.api.store import Store
-from rdsrepl.sandbox.api.types import ApplyType, Kind
+from rdsrepl.sandbox.api.types import ApplyType, ResourceKind
 
 ApplyMethod = Literal["immediate", "pending-reboot"]
 
 QUOTA: Final = 50
 _SECTION: Final = "groups"
-DEFAULT: Final = "default."
+_DEFAULT: Final = "default."
 _NAME: Final = re.compile(r"[a-z](?:-?[a-z0-9])*")
-_LONGEST_NAME: Final = 255
+_MAX_NAME_LENGTH: Final = 255
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class GroupValue:
     """What a group has instead of the family's default, and how it was asked to be applied."""
 
     value: str
@@ -36,7 +36,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class StoredGroup:
     """A parameter group.
 
     Attributes:
@@ -48,15 +48,15 @@ class Group:
     """
 
     name: str
-    kind: Kind
+    kind: ResourceKind
     family: str
     description: str
-    changes: Mapping[str, Change]
+    changes: Mapping[str, GroupValue]
 
     @property
     def is_default(self) -> bool:
         """Whether it is the family's own, which nobody can change."""
-        return self.name.startswith(DEFAULT)
+        return self.name.startswith(_DEFAULT)
 
     @property
     def defaults(self) -> Mapping[str, EngineParameter]:
@@ -71,26 +71,26 @@ class Group:
 
 def default_name(family: str) -> str:
     """Return the name of a family's default group."""
-    return f"{DEFAULT}{family}"
+    return f"{_DEFAULT}{family}"
 
 
-class Groups:
+class ParameterGroups:
     """The groups of one region."""
 
     def __init__(self, store: Store, quota: int = QUOTA) -> None:
         self._store = store
         self._quota = quota
 
-    def find(self, kind: Kind, name: str) -> Group | None:
+    def find(self, kind: ResourceKind, name: str) -> StoredGroup | None:
         """Return a group, or None when there is none of that name."""
         name = name.lower()
-        if name.startswith(DEFAULT) and (family := name.removeprefix(DEFAULT)) in engine_catalog.families():
-            return Group(name, kind, family, f"Default parameter group for {family}", {})
+        if name.startswith(_DEFAULT) and (family := name.removeprefix(_DEFAULT)) in engine_catalog.families():
+            return StoredGroup(name, kind, family, f"Default parameter group for {family}", {})
         with self._store.lock:
             record = self._store.section(_SECTION).get(_key(kind, name))
             return None if record is None else _group(record)
 
-    def get(self, kind: Kind, name: str) -> Group:
+    def get(self, kind: ResourceKind, name: str) -> StoredGroup:
         """Return a group.
 
         Raises:
@@ -102,14 +102,14 @@ class Groups:
             raise fault("DBParameterGroupNotFoundFault", f"{aws_noun(kind)} not found: {name}")
         return found
 
-    def all(self, kind: Kind) -> list[Group]:
+    def all(self, kind: ResourceKind) -> list[StoredGroup]:
         """Return every group of a kind, the default ones first."""
         names = [default_name(family) for family in engine_catalog.families()]
         with self._store.lock:
             own = [_group(record) for record in self._store.section(_SECTION).values() if record["kind"] == kind]
         return [*(self.get(kind, name) for name in names), *own]
 
-    def values(self, kind: Kind, name: str, instance_class: str) -> dict[str, str]:
+    def values(self, kind: ResourceKind, name: str, instance_class: str) -> dict[str, str]:
         """Return every parameter that has a value, as a server of an instance class gets it.
 
         Formulas are evaluated. What RDS keeps for itself (the port, ``listen_addresses`` …) is left out.
@@ -128,14 +128,14 @@ class Groups:
             found[parameter.name] = formulas.evaluate(value, one.vcpu, one.memory_bytes) if numeric else value
         return found
 
-    def create(self, group: Group) -> Group:
+    def create(self, group: StoredGroup) -> StoredGroup:
         """Keep a new group.
 
         Raises:
             Fault: its name is none, or taken, its family is not known, or there are too many groups.
         """
         engine_catalog.defaults(group.family, group.kind)
-        check_identifier(f"{aws_noun(group.kind)}Name", group.name, _LONGEST_NAME)
+        check_identifier(f"{aws_noun(group.kind)}Name", group.name, _MAX_NAME_LENGTH)
         with self._store.lock:
             section = self._store.section(_SECTION)
             if _key(group.kind, group.name) in section:
@@ -146,25 +146,25 @@ class Groups:
             self._keep(group)
         return group
 
-    def modify(self, group: Group, changes: Mapping[str, Change]) -> Mapping[str, ApplyType]:
+    def modify(self, group: StoredGroup, changes: Mapping[str, GroupValue]) -> Mapping[str, ApplyType]:
         """Give parameters of a group new values; return how each takes effect that has another one now."""
         return self._replace(group, {**group.changes, **changes}, {name: one.method for name, one in changes.items()})
 
-    def reset(self, group: Group, methods: Mapping[str, ApplyMethod]) -> Mapping[str, ApplyType]:
+    def reset(self, group: StoredGroup, methods: Mapping[str, ApplyMethod]) -> Mapping[str, ApplyType]:
         """Give parameters of a group their defaults again; return how each takes effect that has another value now."""
         kept = {name: change for name, change in group.changes.items() if name not in methods}
         return self._replace(group, kept, methods)
 
-    def delete(self, group: Group) -> None:
+    def delete(self, group: StoredGroup) -> None:
         """Forget a group."""
         with self._store.lock:
             self._store.section(_SECTION).pop(_key(group.kind, group.name), None)
             self._store.save()
 
     def _replace(
-        self, group: Group, changes: Mapping[str, Change], methods: Mapping[str, ApplyMethod]
+        self, group: StoredGroup, changes: Mapping[str, GroupValue], methods: Mapping[str, ApplyMethod]
     ) -> Mapping[str, ApplyType]:
-        new = Group(group.name, group.kind, group.family, group.description, changes)
+        new = StoredGroup(group.name, group.kind, group.family, group.description, changes)
         self._keep(new)
         return {
             name: "dynamic" if method == "immediate" and group.defaults[name].apply_type == "dynamic" else "static"
@@ -172,7 +172,7 @@ class Groups:
             if new.value(name) != group.value(name)
         }
 
-    def _keep(self, group: Group) -> None:
+    def _keep(self, group: StoredGroup) -> None:
         with self._store.lock:
             self._store.section(_SECTION)[_key(group.kind, group.name)] = {
                 "kind": group.kind,
@@ -184,15 +184,15 @@ class Groups:
             self._store.save()
 
 
-def _group(record: Mapping[str, Any]) -> Group:
-    changes = {name: Change(value, method) for name, (value, method) in record["changes"].items()}
-    return Group(record["name"], record["kind"], record["family"], record["description"], changes)
+def _group(record: Mapping[str, Any]) -> StoredGroup:
+    changes = {name: GroupValue(value, method) for name, (value, method) in record["changes"].items()}
+    return StoredGroup(record["name"], record["kind"], record["family"], record["description"], changes)
 
 
-def _key(kind: Kind, name: str) -> str:
+def _key(kind: ResourceKind, name: str) -> str:
     return f"{kind}:{name}"
 
 
-def aws_noun(kind: Kind) -> str:
+def aws_noun(kind: ResourceKind) -> str:
     """Return the word for a kind of group in the names of the API: ``DBClusterParameterGroup``."""
     return "DBClusterParameterGroup" if kind == "cluster" else "DBParameterGroup"

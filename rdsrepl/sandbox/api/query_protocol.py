@@ -55,7 +55,7 @@ def read(body: bytes) -> Request:
     for name, value in fields:
         if _NOT_XML.search(value):
             raise fault("MalformedInput", f"The value of {_printable(name)} contains characters that are not allowed.")
-        _plant(tree, name, value)
+        _insert(tree, name, value)
     action, version = tree.pop("Action", None), tree.pop("Version", service_model.VERSION)
     if not isinstance(action, str) or not action:
         raise fault("MissingParameter", "The request must contain the parameter Action.")
@@ -98,7 +98,7 @@ def write_error(error: Fault, request_id: str) -> bytes:
     ).encode()
 
 
-def _plant(tree: dict[str, Any], name: str, value: str) -> None:
+def _insert(tree: dict[str, Any], name: str, value: str) -> None:
     *path, leaf = name.split(".")
     for word in path:
         branch = tree.setdefault(word, {})
@@ -127,11 +127,11 @@ def _read_structure(shape: Any, value: Any, where: str) -> dict[str, Any]:
         raise fault("MalformedInput", f"Expected a structure for {where}")
     names = {member.serialization.get("name", name): name for name, member in shape.members.items()}
     if unknown := sorted(value.keys() - names.keys()):
-        raise fault("ValidationError", f"Unknown parameter {_printable(_under(where, unknown[0]))}")
-    read = {names[key]: _read(shape.members[names[key]], item, _under(where, key)) for key, item in value.items()}
+        raise fault("ValidationError", f"Unknown parameter {_printable(_join(where, unknown[0]))}")
+    read = {names[key]: _read(shape.members[names[key]], item, _join(where, key)) for key, item in value.items()}
     for name in shape.required_members:
         if name not in read or read[name] == "":
-            raise fault("MissingParameter", f"The request must contain the parameter {_under(where, name)}.")
+            raise fault("MissingParameter", f"The request must contain the parameter {_join(where, name)}.")
     return read
 
 
@@ -230,7 +230,7 @@ def _scalar(kind: str, tag: str, value: Any) -> str:
     raise TypeError(f"{tag} is of type {kind}, but got {value!r}")
 
 
-def _under(where: str, name: str) -> str:
+def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 

@@ -19,7 +19,7 @@ from rdsrepl.sandbox.api.parameter_catalog import Engine
 from rdsrepl.sandbox.api.store import Store
 
 ParameterStatus = Literal["in-sync", "applying", "pending-reboot", "failed-to-apply"]
-KEPT_EVENTS: Final = 500
+MAX_EVENTS: Final = 500
 
 _IDENTIFIER: Final = re.compile(r"[a-z](?:-?[a-z0-9])*")
 
@@ -220,7 +220,7 @@ class Records:
             raise invalid_state(record)
         return record
 
-    def refuse(self, kind: type[Record], identifier: str) -> None:
+    def check_unused(self, kind: type[Record], identifier: str) -> None:
         """Refuse an identifier that is taken.
 
         Raises:
@@ -243,7 +243,7 @@ class Records:
             raise fault(missing, f"{noun} not found: {identifier}")
         return found
 
-    def refuse_snapshot(self, kind: Literal["cluster", "instance"], identifier: str) -> None:
+    def check_snapshot_unused(self, kind: Literal["cluster", "instance"], identifier: str) -> None:
         """Refuse a snapshot's identifier that is taken.
 
         Raises:
@@ -324,7 +324,7 @@ class Records:
                 "message": f"{message}{detail}",
                 "at": now(),
             }
-            while len(section) > KEPT_EVENTS:
+            while len(section) > MAX_EVENTS:
                 del section[next(iter(section))]
             self.store.save()
 

@@ -96,7 +96,7 @@ class Call:
             )
         return None
 
-    def written(self, error: Fault, request_id: str) -> tuple[str, bytes]:
+    def error_response(self, error: Fault, request_id: str) -> tuple[str, bytes]:
         """Return an error in the protocol of the call: the content type and the body."""
         if not self.json:
             return query_protocol.CONTENT_TYPE, query_protocol.write_error(error, request_id)

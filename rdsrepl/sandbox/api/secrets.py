@@ -29,7 +29,7 @@ def put(region: str, resource_id: str, user: str, password: str) -> str:
     backend = _backend(region)
     if name in backend.secrets:
         arn = str(backend.secrets[name].arn)
-        backend.put_secret_value(arn, _text(user, password), None, "", ["AWSCURRENT"])
+        backend.put_secret_value(arn, _secret_string(user, password), None, "", ["AWSCURRENT"])
         return arn
     return _create(backend, name, user, password)
 
@@ -53,7 +53,7 @@ def delete(region: str, arn: str) -> None:
 def _create(backend: Any, name: str, user: str, password: str) -> str:
     backend.create_secret(
         name=name,
-        secret_string=_text(user, password),
+        secret_string=_secret_string(user, password),
         secret_binary=None,
         description="Secret associated with primary RDS DB resource",
         tags=[],
@@ -65,7 +65,7 @@ def _create(backend: Any, name: str, user: str, password: str) -> str:
     return str(backend.secrets[name].arn)
 
 
-def _text(user: str, password: str) -> str:
+def _secret_string(user: str, password: str) -> str:
     return json.dumps({"username": user, "password": password})
 
 

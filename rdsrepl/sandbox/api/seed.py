@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from rdsrepl.errors import Unsupported
-from rdsrepl.sandbox.api import parameter_catalog
-from rdsrepl.sandbox.api.parameter_groups import Change, Group, Groups, default_name
+from rdsrepl.sandbox.api import engine_catalog, parameter_catalog
+from rdsrepl.sandbox.api.parameter_groups import GroupValue, ParameterGroups, StoredGroup, default_name
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records, new_resource_id, now, slot_name, zones
-from rdsrepl.sandbox.api.server_settings import Attached, settings
+from rdsrepl.sandbox.api.server_settings import AttachedGroups, settings
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.types import REGION
-from rdsrepl.sandbox.state import Directory, EndpointState, ServerState, State
+from rdsrepl.sandbox.state import EndpointState, SandboxDirectory, ServerState, State
 
 INSTANCE_CLASS: Final = "db.m5d.large"
 ALLOCATED_GIB: Final = 100
 IOPS: Final = 3000
 
 
-def seed_cluster(home: Directory, state: State, name: str, *, standby: bool, default_group: bool) -> State:
+def seed_cluster(home: SandboxDirectory, state: State, name: str, *, standby: bool, default_group: bool) -> State:
     """Write the records of a new Multi-AZ cluster; return the state with its servers and endpoints, not yet made.
 
     Args:
@@ -37,10 +37,10 @@ def seed_cluster(home: Directory, state: State, name: str, *, standby: bool, def
             f"PostgreSQL {major} is none that RDS has", hint="name the programs of another: --postgres-bin DIR"
         )
     store = Store(home.aws_file)
-    groups, records = Groups(store), Records(store)
+    groups, records = ParameterGroups(store), Records(store)
     family = f"postgres{major}"
     group = default_name(family) if default_group else _make_group(groups, name, family).name
-    wanted = settings(groups, Attached(INSTANCE_CLASS, cluster=group), state.binaries)
+    wanted = settings(groups, AttachedGroups(INSTANCE_CLASS, cluster=group), state.binaries)
     version, moment = ".".join(map(str, state.version[:2])), now()
     records.put(
         Cluster(
@@ -99,12 +99,9 @@ def seed_cluster(home: Directory, state: State, name: str, *, standby: bool, def
     return state.with_endpoints(EndpointState("writer", name), *readers, *members)
 
 
-def _make_group(groups: Groups, name: str, family: str) -> Group:
-    changes = {"rds.logical_replication": Change("1", "pending-reboot")}
-    group = Group(name, "cluster", family, "The sandbox's: logical replication is on", changes)
-    if "sync_replication_slots" in group.defaults:
-        # What RDS does for the readers of such a cluster by itself: they have the slots, too.
-        group = Group(
-            name, "cluster", family, group.description, {**changes, "sync_replication_slots": Change("1", "immediate")}
-        )
-    return groups.create(group)
+def _make_group(groups: ParameterGroups, name: str, family: str) -> StoredGroup:
+    changes = {"rds.logical_replication": GroupValue("1", "pending-reboot")}
+    if "sync_replication_slots" in engine_catalog.defaults(family, "cluster"):
+        # RDS synchronizes the slots of such a cluster to its readers without being asked.
+        changes["sync_replication_slots"] = GroupValue("1", "immediate")
+    return groups.create(StoredGroup(name, "cluster", family, "The sandbox's: logical replication is on", changes))

@@ -14,12 +14,12 @@ from rdsrepl.errors import Error, NotFound, TimedOut
 from rdsrepl.sandbox import server_registry
 from rdsrepl.sandbox.api import failover
 from rdsrepl.sandbox.api.faults import Fault, fault
-from rdsrepl.sandbox.api.parameter_groups import Groups
+from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records
-from rdsrepl.sandbox.api.server_settings import Attached, reloadable, settings
+from rdsrepl.sandbox.api.server_settings import AttachedGroups, is_reloadable, settings
 from rdsrepl.sandbox.servers import processes, rds_roles
-from rdsrepl.sandbox.servers.postgres_server import Server
-from rdsrepl.sandbox.state import Directory, ServerState, State
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from rdsrepl.sandbox.state import SandboxDirectory, ServerState, State
 
 log = logging.getLogger("rdsrepl.sandbox.api.server_actions")
 
@@ -42,7 +42,7 @@ class ServerActions:
     Every method waits until its work is done. Methods that change servers of the same primary wait for each other.
     """
 
-    def __init__(self, home: Directory, groups: Groups, records: Records) -> None:
+    def __init__(self, home: SandboxDirectory, groups: ParameterGroups, records: Records) -> None:
         self._home = home
         self._groups = groups
         self._records = records
@@ -60,7 +60,7 @@ class ServerActions:
             raise fault("InternalFailure", "The sandbox was removed.")
         return state
 
-    def server(self, identifier: str) -> Server | None:
+    def server(self, identifier: str) -> PostgresServer | None:
         """Return the server of an instance."""
         state = self.state()
         entry = state.server(identifier.lower())
@@ -71,13 +71,13 @@ class ServerActions:
         server = self.server(identifier)
         return server is not None and server.is_running()
 
-    def attached(self, instance: Instance) -> Attached:
+    def attached(self, instance: Instance) -> AttachedGroups:
         """Return the parameter groups whose values an instance is to have."""
         cluster = self._records.find(Cluster, instance.cluster) if instance.cluster else None
         if cluster is None:
-            return Attached(instance.instance_class, instance=instance.parameter_group)
+            return AttachedGroups(instance.instance_class, instance=instance.parameter_group)
         own = None if cluster.multi_az else instance.parameter_group
-        return Attached(instance.instance_class, cluster=cluster.parameter_group, instance=own)
+        return AttachedGroups(instance.instance_class, cluster=cluster.parameter_group, instance=own)
 
     def lock(self, family: str) -> threading.RLock:
         """Return the lock of a primary and its standbys (``State.family``)."""
@@ -150,7 +150,7 @@ class ServerActions:
             programs = server_registry.server(self._home, state, entry).binaries
             wanted, new = self._group_settings(instance, entry), dict(entry.settings)
             for name in parameters:
-                if reloadable(name, programs):
+                if is_reloadable(name, programs):
                     new.pop(name, None)
                     if name in wanted:
                         new[name] = wanted[name]
@@ -267,7 +267,7 @@ class ServerActions:
             self._clone(self.state().server(entry.name) or entry)
             self._mark_in_sync(entry.name)
 
-    def _source(self, state: State, entry: ServerState) -> Server | None:
+    def _source(self, state: State, entry: ServerState) -> PostgresServer | None:
         """Return the server whose WAL a standby streams."""
         source = state.server(entry.source) if entry.source else None
         return None if source is None else server_registry.server(self._home, state, source)
@@ -299,11 +299,11 @@ class ServerActions:
         self._save_port(entry, standby)
         self._await_streaming(primary, entry.name)
 
-    def _await_streaming(self, primary: Server, standby: str) -> bool:
+    def _await_streaming(self, primary: PostgresServer, standby: str) -> bool:
         """Wait until a standby streams; return whether it does."""
-        return processes.wait(lambda: failover.streams(primary, standby), _STREAM_SECONDS, _STREAM_POLL_SECONDS)
+        return processes.wait(lambda: failover.is_streaming(primary, standby), _STREAM_SECONDS, _STREAM_POLL_SECONDS)
 
-    def _save_port(self, entry: ServerState, server: Server) -> None:
+    def _save_port(self, entry: ServerState, server: PostgresServer) -> None:
         def change(state: State) -> State:
             current = state.server(entry.name)
             return state if current is None else state.with_server(replace(current, port=server.port))
@@ -340,10 +340,10 @@ class ServerActions:
             raise NotFound(f"server {target if new is None else old_name} not found")
         if old.is_running():
             failover.stop(old)
-        old.sweep()
+        old.kill_leftovers()
         received = failover.received_lsn(new)
         new.stop("fast")
-        failover.carry(old, new, received)
+        failover.copy_missing(old, new, received)
         before = self.state().server(old_name)
         self._write_group_settings(target)
         state = self.state()
@@ -362,7 +362,7 @@ class ServerActions:
             lambda now: now.with_writer(cluster, target).with_server(replace(entry, port=new.port))
         )
         slots = [server.slot for server in state.members(cluster) if server.name != target and server.slot]
-        failover.prepare_slots(new, slots)
+        failover.create_physical_slots(new, slots)
         for server in state.members(cluster):
             if server.name not in (target, old_name):
                 other = server_registry.server(self._home, state, server)
@@ -395,7 +395,7 @@ def _number(values: Mapping[str, str], name: str) -> int:
     return int(values.get(name, "0"))
 
 
-def _drop_slot(primary: Server, slot: str | None) -> None:
+def _drop_slot(primary: PostgresServer, slot: str | None) -> None:
     if slot is None or not primary.is_running():
         return
     query = (

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rdsrepl.sandbox.api.parameter_groups import Groups
+from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.servers.binaries import Binaries
 
 # Of the sandbox itself, or in need of what is not installed.
-_KEPT: Final = frozenset(
+_NOT_PASSED_ON: Final = frozenset(
     {
         "archive_command",
         "archive_mode",
@@ -55,7 +55,7 @@ _KEPT: Final = frozenset(
     }
 )
 # What a default that was made for an instance class is replaced by.
-_SMALL: Final[Mapping[str, str]] = {
+_SMALL_VALUES: Final[Mapping[str, str]] = {
     "autovacuum_work_mem": "-1",
     "effective_cache_size": "131072",
     "maintenance_work_mem": "65536",
@@ -63,12 +63,12 @@ _SMALL: Final[Mapping[str, str]] = {
     "shared_buffers": "4096",
     "wal_compression": "off",
 }
-_MOST_SHARED_BUFFERS: Final = 16384
+_MAX_SHARED_BUFFERS: Final = 16384
 _BOOLEAN: Final = ("rds.logical_replication", "rds.force_ssl", "rds.iam_auth_for_replication")
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
+class AttachedGroups:
     """The groups whose values a server is to have.
 
     Attributes:
@@ -82,7 +82,7 @@ class Attached:
     instance: str | None = None
 
 
-def settings(groups: Groups, attached: Attached, programs: Binaries) -> dict[str, str]:
+def settings(groups: ParameterGroups, attached: AttachedGroups, programs: Binaries) -> dict[str, str]:
     """Return the settings.
 
     On Aurora both groups count: what the instance's changes lies over the cluster's.
@@ -103,12 +103,12 @@ def settings(groups: Groups, attached: Attached, programs: Binaries) -> dict[str
         values |= own
         chosen |= changed
     made = {
-        name: value if name in chosen else _SMALL.get(name, value)
+        name: value if name in chosen else _SMALL_VALUES.get(name, value)
         for name, value in values.items()
-        if name.lower() in programs.parameters and name not in _KEPT
+        if name.lower() in programs.parameters and name not in _NOT_PASSED_ON
     }
-    if int(made.get("shared_buffers", "0")) > _MOST_SHARED_BUFFERS:
-        made["shared_buffers"] = str(_MOST_SHARED_BUFFERS)
+    if int(made.get("shared_buffers", "0")) > _MAX_SHARED_BUFFERS:
+        made["shared_buffers"] = str(_MAX_SHARED_BUFFERS)
     for name, value in values.items():
         if name.startswith("rds."):
             made[name] = {"0": "off", "1": "on"}.get(value, value) if name in _BOOLEAN else value
@@ -116,6 +116,6 @@ def settings(groups: Groups, attached: Attached, programs: Binaries) -> dict[str
     return made
 
 
-def reloadable(name: str, programs: Binaries) -> bool:
+def is_reloadable(name: str, programs: Binaries) -> bool:
     """Say whether a running server takes a new value of a parameter."""
     return programs.parameters.get(name.lower(), "sighup") not in ("postmaster", "internal")

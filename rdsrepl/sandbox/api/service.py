@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl.sandbox.api.consistency import Consistency
 from rdsrepl.sandbox.api.faults import fault
-from rdsrepl.sandbox.api.types import ACCOUNT, REGION, Kind, Parameters, Result
+from rdsrepl.sandbox.api.types import ACCOUNT, REGION, Parameters, ResourceKind, Result
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.api.controller import Controller
-    from rdsrepl.sandbox.api.parameter_groups import Groups
+    from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
     from rdsrepl.sandbox.api.query_protocol import Request
     from rdsrepl.sandbox.api.store import Store
 
@@ -34,7 +34,7 @@ class Service:
     """
 
     store: Store
-    groups: Groups
+    groups: ParameterGroups
     controller: Controller | None = None
     region: str = REGION
     account: str = ACCOUNT
@@ -56,13 +56,15 @@ class Service:
 
 
 Operation = Callable[[Service, Parameters], Result]
+# Describes every resource of a kind, by identifier.
+_DescribeAll = Callable[[Service], dict[str, Result]]
 
 
 _registry: dict[str, Operation] = {}
 # Return every resource of a kind as it is described, by identifier.
-_views: dict[Kind, Callable[[Service], dict[str, Result]]] = {}
+_views: dict[ResourceKind, _DescribeAll] = {}
 # What a call works on, by the parameter that names it: the kind, and how it is refused while it is busy.
-_BUSY: Final = {
+_BUSY_RESOURCES: Final = {
     "DBInstanceIdentifier": ("instance", "InvalidDBInstanceStateFault", "Instance"),
     "DBClusterIdentifier": ("cluster", "InvalidDBClusterStateFault", "Cluster"),
 }
@@ -103,31 +105,33 @@ def dispatch(service: Service, request: Request) -> Result:
     if request.operation.startswith(_READ_ONLY):
         return function(service, request.parameters)
     _refuse_busy(service, request)
-    delays = service.consistency.delays
+    delays = service.consistency.switches
     if not delays.lag_seconds and not delays.not_found_seconds:
-        return _noted(service, request, function(service, request.parameters))
-    before = _every(service)
+        return _mark_group_busy(service, request, function(service, request.parameters))
+    before = _describe_everything(service)
     answer = function(service, request.parameters)
-    service.consistency.changed(before, _every(service))
-    return _noted(service, request, answer)
+    service.consistency.changed(before, _describe_everything(service))
+    return _mark_group_busy(service, request, answer)
 
 
-def view(kind: Kind) -> Callable[[Callable[[Service], dict[str, Result]]], Callable[[Service], dict[str, Result]]]:
+def describes_all(
+    kind: ResourceKind,
+) -> Callable[[_DescribeAll], _DescribeAll]:
     """Register the function that describes every resource of a kind as it is."""
 
-    def register(function: Callable[[Service], dict[str, Result]]) -> Callable[[Service], dict[str, Result]]:
+    def register(function: _DescribeAll) -> _DescribeAll:
         _views[kind] = function
         return function
 
     return register
 
 
-def _every(service: Service) -> dict[tuple[Kind, str], Result]:
+def _describe_everything(service: Service) -> dict[tuple[ResourceKind, str], Result]:
     return {(kind, name): described for kind, every in _views.items() for name, described in every(service).items()}
 
 
 def _refuse_busy(service: Service, request: Request) -> None:
-    for parameter, (kind, code, noun) in _BUSY.items():
+    for parameter, (kind, code, noun) in _BUSY_RESOURCES.items():
         if service.consistency.is_busy(kind, str(request.parameters.get(parameter, "")).lower()):
             raise fault(code, f"{noun} cannot currently be changed due to an in-progress management operation.")
     if request.operation.startswith(("Reset", "Delete")):
@@ -137,7 +141,7 @@ def _refuse_busy(service: Service, request: Request) -> None:
                 raise fault("InvalidDBParameterGroupStateFault", f"Parameter group {name} has pending changes.")
 
 
-def _noted(service: Service, request: Request, answer: Result) -> Result:
+def _mark_group_busy(service: Service, request: Request, answer: Result) -> Result:
     """Note that a parameter group was changed."""
     if request.operation.startswith(("Modify", "Reset")) and "ParameterGroup" in request.operation:
         for parameter, kind in _BUSY_GROUPS.items():

@@ -36,7 +36,7 @@ _INVALID_TOKEN: Final = "The security token included in the request is invalid."
 
 
 @dataclass(frozen=True, slots=True)
-class Secret:
+class SigningKey:
     """What one access key signs with.
 
     Attributes:
@@ -51,7 +51,7 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
-class Signed:
+class SignedRequest:
     """A request as it was received.
 
     Attributes:
@@ -72,7 +72,7 @@ class Signed:
 
 
 def refusal(
-    request: Signed, call: Call, secret_of: Callable[[str], Secret | None], now: datetime | None = None
+    request: SignedRequest, call: Call, secret_of: Callable[[str], SigningKey | None], now: datetime | None = None
 ) -> Fault | None:
     """Return how AWS refuses a request that is not signed as it should be; None when the signature is right.
 
@@ -95,7 +95,7 @@ def refusal(
     tokens = request.values("x-amz-security-token")
     if secret is None or not _same_token(secret, tokens):
         return _fault(call, "InvalidClientTokenId", "UnrecognizedClientException", _INVALID_TOKEN)
-    if (reason := _wrong(request, match, secret, dates[0], now or datetime.now(UTC))) is not None:
+    if (reason := _signature_error(request, match, secret, dates[0], now or datetime.now(UTC))) is not None:
         return _fault(call, "SignatureDoesNotMatch", "InvalidSignatureException", reason)
     if secret.expires is not None and secret.expires <= (now or datetime.now(UTC)):
         message = "The security token included in the request is expired"
@@ -103,7 +103,9 @@ def refusal(
     return None
 
 
-def _wrong(request: Signed, match: re.Match[str], secret: Secret, date: str, now: datetime) -> str | None:
+def _signature_error(
+    request: SignedRequest, match: re.Match[str], secret: SigningKey, date: str, now: datetime
+) -> str | None:
     """Return what is wrong with a signature; None when it is right."""
     names = match["headers"].split(";")
     if "host" not in names:
@@ -129,7 +131,7 @@ def _wrong(request: Signed, match: re.Match[str], secret: Secret, date: str, now
     return None
 
 
-def _signature(request: Signed, match: re.Match[str], names: Sequence[str], key: str, date: str) -> str:
+def _signature(request: SignedRequest, match: re.Match[str], names: Sequence[str], key: str, date: str) -> str:
     """Return the signature that the request should have."""
     from botocore.auth import SigV4Auth
     from botocore.awsrequest import AWSRequest
@@ -145,7 +147,7 @@ def _signature(request: Signed, match: re.Match[str], names: Sequence[str], key:
     return str(auth.signature(auth.string_to_sign(seen, auth.canonical_request(seen)), seen))
 
 
-def _same_token(secret: Secret, tokens: Sequence[str]) -> bool:
+def _same_token(secret: SigningKey, tokens: Sequence[str]) -> bool:
     if secret.token is None or len(tokens) != 1:
         return secret.token is None and not tokens
     return hmac.compare_digest(secret.token.encode(), tokens[0].encode())

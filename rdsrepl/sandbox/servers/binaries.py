@@ -14,10 +14,10 @@ from typing import Final
 from rdsrepl.errors import Error, NotFound, Unsupported
 from rdsrepl.sandbox.servers import processes
 
-NEEDED: Final = ("initdb", "postgres", "pg_ctl", "pg_basebackup")
-OLDEST: Final = 13
+REQUIRED_PROGRAMS: Final = ("initdb", "postgres", "pg_ctl", "pg_basebackup")
+MIN_MAJOR: Final = 13
 _INSTALL: Final = "pip install 'rdsrepl[sandbox]'"
-_PLACES: Final = (
+_SEARCH_PATHS: Final = (
     "usr/lib/postgresql/*/bin",
     "usr/pgsql-*/bin",
     "usr/local/pgsql/bin",
@@ -54,7 +54,7 @@ class Binaries:
         """The server's parameters, in lower case, each with when it takes a new value: ``postmaster``, ``sighup`` …."""
         return _parameters(self.program("postgres"))
 
-    def knows(self, setting: str) -> bool:
+    def has_parameter(self, setting: str) -> bool:
         """Say whether the server has a parameter of that name; with an unknown one in its file it does not start."""
         return setting.lower() in self.parameters
 
@@ -66,8 +66,8 @@ class Binaries:
 
 @cache
 def _parameters(postgres: str) -> Mapping[str, str]:
-    way = processes.launcher(postgres)
-    described = processes.run(way, [postgres, "--describe-config"], timeout_seconds=30)
+    launcher = processes.launcher_for(postgres)
+    described = processes.run(launcher, [postgres, "--describe-config"], timeout_seconds=30)
     rows = (line.split("\t") for line in described.splitlines())
     return {row[0].lower(): row[1] for row in rows if len(row) > 1}
 
@@ -80,8 +80,8 @@ def find(bin_dir: Path | None = None) -> Binaries:
         Unsupported: they are older than PostgreSQL 13.
     """
     if bin_dir is not None:
-        return of(bin_dir)
-    for found in (_newest(machine()), _newest(wheel())):
+        return in_directory(bin_dir)
+    for found in (_newest(installed()), _newest(from_wheel())):
         if found is not None:
             return found
     raise NotFound(
@@ -89,7 +89,7 @@ def find(bin_dir: Path | None = None) -> Binaries:
     )
 
 
-def of(bin_dir: Path) -> Binaries:
+def in_directory(bin_dir: Path) -> Binaries:
     """Return the programs in one directory.
 
     Raises:
@@ -101,7 +101,7 @@ def of(bin_dir: Path) -> Binaries:
         raise NotFound(f"{bin_dir} is no directory", hint="name the one that holds initdb and postgres")
     # A lone symbolic link to pg_ctl is common; the programs that belong together are where it points.
     resolved = Path(os.path.realpath(bin_dir))
-    missing = [name for name in NEEDED if not os.access(resolved / name, os.X_OK)]
+    missing = [name for name in REQUIRED_PROGRAMS if not os.access(resolved / name, os.X_OK)]
     if missing:
         raise NotFound(
             f"{bin_dir} does not hold all of PostgreSQL's programs: no {', '.join(missing)}",
@@ -110,15 +110,15 @@ def of(bin_dir: Path) -> Binaries:
     return Binaries(resolved, _version(resolved / "postgres"))
 
 
-def machine() -> Iterator[Binaries]:
+def installed() -> Iterator[Binaries]:
     """Yield what the machine has: in ``PATH`` (links followed), and where distributions and Homebrew put it."""
     named = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
     linked = [Path(os.path.realpath(entry / name)).parent for entry in named for name in ("postgres", "pg_ctl")]
-    placed = [path for pattern in _PLACES for path in Path("/").glob(pattern)]
+    placed = [path for pattern in _SEARCH_PATHS for path in Path("/").glob(pattern)]
     yield from _usable([*linked, *placed])
 
 
-def wheel() -> Iterator[Binaries]:
+def from_wheel() -> Iterator[Binaries]:
     """Yield what the ``sandbox`` extra brought."""
     from importlib.util import find_spec
 
@@ -132,7 +132,7 @@ def _usable(places: list[Path]) -> Iterator[Binaries]:
     for place in dict.fromkeys(Path(os.path.realpath(path)) for path in places if os.path.isdir(path)):  # noqa: PTH112
         # What others left half installed is no reason to stop looking.
         try:
-            yield of(place)
+            yield in_directory(place)
         except Error:
             continue
 
@@ -156,9 +156,9 @@ def _version(postgres: Path) -> tuple[int, ...]:
             hint="name other binaries: --postgres-bin DIR",
         )
     version = tuple(int(part) for part in match.groups() if part is not None)
-    if version[0] < OLDEST:
+    if version[0] < MIN_MAJOR:
         raise Unsupported(
-            f"{postgres.parent} holds PostgreSQL {version[0]}, which is older than {OLDEST}",
+            f"{postgres.parent} holds PostgreSQL {version[0]}, which is older than {MIN_MAJOR}",
             hint="name newer binaries: --postgres-bin DIR",
         )
     return version

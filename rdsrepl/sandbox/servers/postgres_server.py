@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from rdsrepl.errors import Error, TimedOut
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.binaries import Binaries
-from rdsrepl.sandbox.servers.processes import Identity
+from rdsrepl.sandbox.servers.processes import ProcessIdentity
 from rdsrepl.sandbox.servers.socket_dirs import PREFIX, is_socket_dir, make_socket_dir, new_socket_dir
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-_CONF: Final = "rdsrepl.conf"
+_CONFIG_FILE: Final = "rdsrepl.conf"
 _PGDATA: Final = "--pgdata={}"
 # Where the control file says how the server is, the same in every version, and what it says of a primary.
 _CONTROL_STATE: Final = 16
@@ -69,9 +69,9 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "dynamic_shared_memory_type": "mmap",
     "log_line_prefix": "%m [%p] %q%u@%d %a ",
 }
-_FAST: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}
+_WITHOUT_FSYNC: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}
 # What PG* variables that are meant for another server would change.
-_UNDISTURBED: Final[Mapping[str, str]] = {
+_FIXED_KEYWORDS: Final[Mapping[str, str]] = {
     "hostaddr": "",
     "options": "",
     "sslmode": "disable",
@@ -85,7 +85,7 @@ _BIND_FAILURE: Final = re.compile(r"could not bind|could not create any TCP/IP s
 
 
 @dataclass(slots=True)
-class Server:
+class PostgresServer:
     """One PostgreSQL server: a data directory, and how to run it.
 
     The methods work from any process: which one runs is read from the data directory.
@@ -141,11 +141,11 @@ class Server:
 
     def exists(self) -> bool:
         """Say whether there is a complete data directory."""
-        return (self.data_dir / _CONF).exists()
+        return (self.data_dir / _CONFIG_FILE).exists()
 
     def keywords(self, *, user: str | None = None, dbname: str = "postgres") -> dict[str, str]:
         """Return libpq's keywords for it: the superuser through the unix socket, any other role through TCP."""
-        host = str(self._sockets()) if user in (None, self.superuser) else HOST
+        host = str(self._ensure_socket_dir()) if user in (None, self.superuser) else HOST
         return {"host": host, "port": str(self.port), "user": user or self.superuser, "dbname": dbname}
 
     def dsn(self, *, user: str | None = None, dbname: str = "postgres") -> str:
@@ -158,9 +158,9 @@ class Server:
         """Return ``keywords`` as a target that nothing in the environment turns elsewhere."""
         from rdsrepl.config import Target
 
-        keywords = {**_UNDISTURBED, **self.keywords(user=user, dbname=dbname)}
+        keywords = {**_FIXED_KEYWORDS, **self.keywords(user=user, dbname=dbname)}
         if keywords["user"] == self.superuser:
-            keywords |= peer(self._way())
+            keywords |= require_peer(self._launcher())
         return Target(f"server {self.data_dir.name}", keywords=keywords)
 
     def connect(self, *, user: str | None = None, dbname: str = "postgres", replication: bool = False) -> Connection:
@@ -202,12 +202,12 @@ class Server:
                 # Not every system has that locale; UTF8 it stays, letters outside ASCII just sort by code point.
                 self._make_data_dir()
                 self._run([*words, "--locale=C"])
-            self._adopt()
+            self._write_initial_files()
         except BaseException:
             shutil.rmtree(self.data_dir, ignore_errors=True)
             raise
 
-    def clone(self, data_dir: Path, *, slot: str, settings: Mapping[str, str] | None = None) -> Server:
+    def clone(self, data_dir: Path, *, slot: str, settings: Mapping[str, str] | None = None) -> PostgresServer:
         """Make a standby of this running server, not yet started, which streams through the physical slot SLOT.
 
         From version 17 on it keeps the failover slots in step.
@@ -215,16 +215,16 @@ class Server:
         Raises:
             Error: the copy failed; nothing is left.
         """
-        standby = Server(
+        standby = PostgresServer(
             data_dir,
             self.binaries,
-            socket_dir=None if self.socket_dir is None else self._sockets(),
+            socket_dir=None if self.socket_dir is None else self._ensure_socket_dir(),
             superuser=self.superuser,
             settings={**self.settings, **(settings or {}), "primary_slot_name": slot},
             durable=self.durable,
             keep_open=self.keep_open,
         )
-        standby.follow(self)
+        standby.stream_from(self)
         if self.version >= 17:
             standby.settings.setdefault("sync_replication_slots", "on")
         standby._make_data_dir()
@@ -233,7 +233,7 @@ class Server:
                 [
                     self.binaries.program("pg_basebackup"),
                     _PGDATA,
-                    f"--host={self._sockets()}",
+                    f"--host={self._ensure_socket_dir()}",
                     f"--port={self.port}",
                     f"--username={self.superuser}",
                     "--wal-method=stream",
@@ -244,16 +244,16 @@ class Server:
                     "--no-sync",
                 ]
             )
-            standby._adopt()
+            standby._write_initial_files()
             standby.become_standby()
         except BaseException:
             shutil.rmtree(standby.data_dir, ignore_errors=True)
             raise
         return standby
 
-    def follow(self, primary: Server) -> None:
+    def stream_from(self, primary: PostgresServer) -> None:
         """Make PRIMARY the server that this standby streams from; takes effect at the next start."""
-        pairs = {**primary.keywords(), **peer(primary._way()), "application_name": self.data_dir.name}
+        pairs = {**primary.keywords(), **require_peer(primary._launcher()), "application_name": self.data_dir.name}
         # The database's name is what slot synchronisation connects to (17+).
         self.settings["primary_conninfo"] = " ".join(f"{key}={_conninfo_value(value)}" for key, value in pairs.items())
 
@@ -267,16 +267,16 @@ class Server:
         if self.is_running():
             self._wait_ready(timeout_seconds)
             return
-        self._forget_crash()
+        self._remove_stale_lock_files()
         chosen = self.port
         for attempt in range(_BIND_ATTEMPTS):
             self.port = chosen or free_port()
             self._configure()
             logged = self.log_file.stat().st_size if self.log_file.exists() else 0
-            way = self._way()
-            with way.reach(self.data_dir) as (place, inherited):
+            launcher = self._launcher()
+            with launcher.open_directory(self.data_dir) as (place, inherited):
                 pid = processes.spawn(
-                    way,
+                    launcher,
                     [self.binaries.program("postgres"), "-D", str(place)],
                     self.log_file,
                     note=self._note,
@@ -286,7 +286,7 @@ class Server:
             try:
                 self._wait_ready(timeout_seconds, pid=pid)
                 return
-            except _Ended:
+            except _ProcessEnded:
                 with self.log_file.open("rb") as log:
                     log.seek(logged)
                     said = log.read().decode(errors="replace")
@@ -328,7 +328,7 @@ class Server:
         """Kill the postmaster (SIGKILL), as a crash would; its children notice and end."""
         if (postmaster := self._postmaster()) is not None:
             postmaster.end(how=signal.SIGKILL)
-            processes.wait(lambda: not processes.left_by_a_server(self.data_dir), 10.0)
+            processes.wait(lambda: not processes.orphaned_processes(self.data_dir), 10.0)
 
     def promote(self, *, timeout_seconds: float = 60.0) -> None:
         """Make a standby a primary, and wait until it is one; it first replays all the WAL it has.
@@ -360,12 +360,12 @@ class Server:
         self._write("standby.signal", "")
 
     @contextmanager
-    def inside(self, *others: Server) -> Iterator[tuple[Path, ...]]:
+    def open_data_dirs(self, *others: PostgresServer) -> Iterator[tuple[Path, ...]]:
         """Yield paths of the data directory and of OTHERS', to read and write there as the servers' user."""
-        way = self._way()
+        launcher = self._launcher()
         with ExitStack() as stack:
-            places = [stack.enter_context(way.reach(server.data_dir))[0] for server in (self, *others)]
-            stack.enter_context(way.acting())
+            places = [stack.enter_context(launcher.open_directory(server.data_dir))[0] for server in (self, *others)]
+            stack.enter_context(launcher.as_server_user())
             yield tuple(places)
 
     def remove(self) -> None:
@@ -375,9 +375,9 @@ class Server:
         except TimedOut:
             with suppress(TimedOut):
                 self.stop("immediate", timeout_seconds=10.0)
-        self.sweep()
+        self.kill_leftovers()
         if self.socket_dir is not None:
-            self._forget_sockets()
+            self._remove_ensure_socket_dir()
             if self.socket_dir.name.startswith(PREFIX):
                 with suppress(OSError):
                     self.socket_dir.rmdir()
@@ -385,36 +385,36 @@ class Server:
         self.log_file.unlink(missing_ok=True)
         self.process_file.unlink(missing_ok=True)
 
-    def sweep(self) -> None:
+    def kill_leftovers(self) -> None:
         """End what a killed postmaster or a killed ``initdb`` left, and its one piece of shared memory."""
         if (recorded := self._recorded()) is not None:
             recorded.end(how=signal.SIGKILL)
-        if not processes.wait(lambda: not processes.left_by_a_server(self.data_dir), 2.0):
-            for process in processes.left_by_a_server(self.data_dir):
+        if not processes.wait(lambda: not processes.orphaned_processes(self.data_dir), 2.0):
+            for process in processes.orphaned_processes(self.data_dir):
                 process.end(how=signal.SIGKILL)
         lines = self._pid_file()
         if len(lines) >= 7 and len(parts := lines[6].split()) == 2:
             _free_shared_memory(key=parts[0], shmid=parts[1], creator=lines[0])
 
-    def _forget_crash(self) -> None:
+    def _remove_stale_lock_files(self) -> None:
         """Remove the lock files of a killed server, once nothing of it lives.
 
         PostgreSQL does so itself, unless another process has got the number, or nobody has taken note of the death.
         """
         if sys.platform.startswith("linux") and self._pid_file():
-            self.sweep()
-            with self.inside() as (place,):
+            self.kill_leftovers()
+            with self.open_data_dirs() as (place,):
                 (place / "postmaster.pid").unlink(missing_ok=True)
-            self._forget_sockets()
+            self._remove_ensure_socket_dir()
 
-    def _forget_sockets(self) -> None:
-        if self.socket_dir is not None and is_socket_dir(self.socket_dir, self._way()):
+    def _remove_ensure_socket_dir(self) -> None:
+        if self.socket_dir is not None and is_socket_dir(self.socket_dir, self._launcher()):
             for suffix in ("", ".lock"):
                 (self.socket_dir / f".s.PGSQL.{self.port}{suffix}").unlink(missing_ok=True)
 
     def _in_production(self) -> bool:
         """Say whether the server, which runs, is a primary: by its control file, as pg_ctl does."""
-        with self.inside() as (place,), (place / "global" / "pg_control").open("rb") as file:
+        with self.open_data_dirs() as (place,), (place / "global" / "pg_control").open("rb") as file:
             return file.read(_CONTROL_STATE + 4)[_CONTROL_STATE:] == _IN_PRODUCTION.to_bytes(4, sys.byteorder)
 
     def _status(self) -> str:
@@ -424,56 +424,56 @@ class Server:
 
     def _pid_file(self) -> list[str]:
         try:
-            with self.inside() as (place,):
+            with self.open_data_dirs() as (place,):
                 return [line.strip() for line in (place / "postmaster.pid").read_text().splitlines()]
         except (OSError, UnicodeDecodeError):
             return []
 
-    def _note(self, process: Identity) -> None:
+    def _note(self, process: ProcessIdentity) -> None:
         new = self.process_file.with_name(f"{self.process_file.name}.new")
         with processes.umask(0o077):
             new.write_text(json.dumps(asdict(process)), encoding="utf-8")
         new.replace(self.process_file)
 
-    def _recorded(self) -> Identity | None:
+    def _recorded(self) -> ProcessIdentity | None:
         """Return the process that was started last for this data directory."""
         try:
-            return Identity(**json.loads(self.process_file.read_text(encoding="utf-8")))
+            return ProcessIdentity(**json.loads(self.process_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
-    def _postmaster(self) -> Identity | None:
+    def _postmaster(self) -> ProcessIdentity | None:
         """Return the server's postmaster; None when it does not run."""
         process = self._recorded()
         runs = process is not None and Path(process.command).name == "postgres" and process.is_running()
         return process if runs else None
 
-    def _way(self) -> processes.Launcher:
-        return processes.launcher(self.binaries.program("postgres"))
+    def _launcher(self) -> processes.Launcher:
+        return processes.launcher_for(self.binaries.program("postgres"))
 
     def _run(self, words: list[str]) -> None:
         """Run a program that makes the data directory, which its arguments call ``{}``."""
-        way = self._way()
-        with way.reach(self.data_dir) as (place, inherited):
+        launcher = self._launcher()
+        with launcher.open_directory(self.data_dir) as (place, inherited):
             processes.run(
-                way,
+                launcher,
                 [word.replace("{}", str(place)) if word == _PGDATA else word for word in words],
                 timeout_seconds=300.0,
                 keep_open=(*self.keep_open, *inherited),
                 note=self._note,
             )
 
-    def _sockets(self) -> Path:
+    def _ensure_socket_dir(self) -> Path:
         if self.socket_dir is None:
-            self.socket_dir = make_socket_dir(new_socket_dir(self._way()), self._way())
+            self.socket_dir = make_socket_dir(new_socket_dir(self._launcher()), self._launcher())
         return self.socket_dir
 
     def _make_data_dir(self) -> None:
         shutil.rmtree(self.data_dir, ignore_errors=True)
         self.data_dir.mkdir(mode=0o700, parents=True)
-        self._way().own(self.data_dir)
+        self._launcher().chown(self.data_dir)
 
-    def _adopt(self) -> None:
+    def _write_initial_files(self) -> None:
         """Make a fresh data directory one of ours: who may connect, and our file of settings."""
         self._write(
             "pg_hba.conf",
@@ -485,8 +485,8 @@ class Server:
             f"host all all {HOST}/32 scram-sha-256\n"
             f"host replication all {HOST}/32 scram-sha-256\n",
         )
-        included = f"include = '{_CONF}'\n"
-        with self.inside() as (place,):
+        included = f"include = '{_CONFIG_FILE}'\n"
+        with self.open_data_dirs() as (place,):
             text = (place / "postgresql.conf").read_text(encoding="utf-8")
         if not text.endswith(included):
             self._write("postgresql.conf", text + included)
@@ -495,15 +495,15 @@ class Server:
     def _configure(self) -> None:
         settings = {
             **_SETTINGS,
-            **({} if self.durable else _FAST),
+            **({} if self.durable else _WITHOUT_FSYNC),
             "port": str(self.port or 5432),
-            "unix_socket_directories": str(self._sockets()),
+            "unix_socket_directories": str(self._ensure_socket_dir()),
             **self.settings,
         }
-        self._write(_CONF, "".join(f"{name} = {_quote(value)}\n" for name, value in settings.items()))
+        self._write(_CONFIG_FILE, "".join(f"{name} = {_quote(value)}\n" for name, value in settings.items()))
 
     def _write(self, name: str, text: str) -> None:
-        with self.inside() as (place,), processes.umask(0o077):
+        with self.open_data_dirs() as (place,), processes.umask(0o077):
             new = place / f"{name}.new"
             new.write_text(text, encoding="utf-8")
             new.replace(place / name)
@@ -516,8 +516,8 @@ class Server:
                 with suppress(ValueError):
                     self.port = int(lines[3])
                 return
-            if pid is not None and processes.started(pid) is None:
-                raise _Ended
+            if pid is not None and processes.start_time(pid) is None:
+                raise _ProcessEnded
             if time.monotonic() > deadline:
                 raise TimedOut(
                     f"server {self.data_dir.name} takes no connections after {timeout_seconds:.0f} s",
@@ -530,19 +530,19 @@ def _number(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 20 else None
 
 
-class _Ended(Exception):
+class _ProcessEnded(Exception):
     """The postmaster ended while it was starting."""
 
 
-def _start_error(server: Server, said: str) -> Error:
+def _start_error(server: PostgresServer, said: str) -> Error:
     lines = [line for line in said.splitlines() if re.search(r"(FATAL|PANIC|error):", line)] or said.splitlines()
     last = re.sub(r"^.*?(FATAL|PANIC|error):\s*", "", lines[-1]) if lines else "it said nothing"
     return Error(f"server {server.data_dir.name} did not start: {last}", hint=f"its log: {server.log_file}")
 
 
-def peer(way: processes.Launcher) -> dict[str, str]:
+def require_peer(launcher: processes.Launcher) -> dict[str, str]:
     """Return what has libpq refuse a unix socket behind which there is not the servers' user."""
-    return {} if way.user_name is None else {"requirepeer": way.user_name}
+    return {} if launcher.user_name is None else {"requirepeer": launcher.user_name}
 
 
 def free_port() -> int:

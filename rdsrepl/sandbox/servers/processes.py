@@ -26,18 +26,18 @@ from rdsrepl.errors import Error
 
 _PROC: Final = Path("/proc")
 # The user that root's servers run as. Not `postgres`, which owns real servers' files where those are installed.
-_SERVANT: Final = "nobody"
+_SERVER_USER: Final = "nobody"
 _POLL_SECONDS: Final = 0.02
 # A program begins when a line comes, and not at all when we are killed before: then there is the end of the file.
 _GATE: Final = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
 # What a server may know of our environment: programs that its users run see it.
-_FOR_SERVERS: Final = frozenset(
+_SERVER_VARIABLES: Final = frozenset(
     {"PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"}
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ProcessIdentity:
     """Which process it is; an id alone proves nothing after a crash or a reboot.
 
     Attributes:
@@ -52,7 +52,7 @@ class Identity:
 
     def is_running(self) -> bool:
         """Say whether that very process lives."""
-        return started(self.pid) == self.started and any(self.command in word for word in command_line(self.pid))
+        return start_time(self.pid) == self.started and any(self.command in word for word in command_line(self.pid))
 
     def send(self, how: signal.Signals) -> bool:
         """Send a signal to that very process; return whether it was there."""
@@ -77,9 +77,9 @@ class Identity:
 
     def end(self, *, how: signal.Signals = signal.SIGTERM, timeout_seconds: float = 10.0) -> None:
         """Ask the process to end, and kill it when it has not after the time."""
-        if self.send(how) and not wait(lambda: started(self.pid) != self.started, timeout_seconds):
+        if self.send(how) and not wait(lambda: start_time(self.pid) != self.started, timeout_seconds):
             self.send(signal.SIGKILL)
-            wait(lambda: started(self.pid) != self.started, 5.0)
+            wait(lambda: start_time(self.pid) != self.started, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,13 @@ class Launcher:
 
     owner: tuple[int, int] | None = None
 
-    def own(self, path: Path) -> None:
+    def chown(self, path: Path) -> None:
         """Give PATH, which is in a directory of ours, to the user the programs run as."""
         if self.owner is not None:
             os.chown(path, *self.owner, follow_symlinks=False)
 
     @contextmanager
-    def reach(self, directory: Path) -> Iterator[tuple[Path, tuple[int, ...]]]:
+    def open_directory(self, directory: Path) -> Iterator[tuple[Path, tuple[int, ...]]]:
         """Yield a path by which the programs reach DIRECTORY, and the file descriptors that they inherit for it.
 
         The directories above may be root's own, which the programs' user cannot enter: a descriptor leads past them.
@@ -113,7 +113,7 @@ class Launcher:
             os.close(descriptor)
 
     @contextmanager
-    def acting(self) -> Iterator[None]:
+    def as_server_user(self) -> Iterator[None]:
         """Read, write and make files as the user the programs run as; for this thread only.
 
         What is in a server's directory is that user's: a symbolic link there must not lead us where only root may go.
@@ -125,10 +125,10 @@ class Launcher:
             yield
             return
         try:
-            _act_as(*self.owner)
+            _set_filesystem_user(*self.owner)
             yield
         finally:
-            _act_as(os.geteuid(), os.getegid())
+            _set_filesystem_user(os.geteuid(), os.getegid())
 
     def options(self) -> dict[str, Any]:
         """Return what ``subprocess`` is told to run a program so."""
@@ -149,7 +149,7 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _act_as(user: int, group: int) -> None:
+def _set_filesystem_user(user: int, group: int) -> None:
     for call, number in ((_libc().setfsgid, group), (_libc().setfsuid, user)):
         call(number)
         # It never says whether it worked; asked for an impossible number, it says which one is in force.
@@ -158,8 +158,8 @@ def _act_as(user: int, group: int) -> None:
 
 
 @cache
-def launcher(program: str) -> Launcher:
-    """Return a way to run PostgreSQL's PROGRAM (a path) that works for this user, on this machine.
+def launcher_for(program: str) -> Launcher:
+    """Return a launcher to run PostgreSQL's PROGRAM (a path) that works for this user, on this machine.
 
     An ordinary user needs none. Root's servers run as ``nobody``, with no right of root's: so do the programs that a
     server's users make it run. A user namespace would not do: outside of it such a process is root.
@@ -171,18 +171,18 @@ def launcher(program: str) -> Launcher:
         return Launcher()
     hint = "run the sandbox as an ordinary user, or name binaries that every user may read: --postgres-bin DIR"
     try:
-        entry = pwd.getpwnam(_SERVANT)
+        entry = pwd.getpwnam(_SERVER_USER)
     except KeyError:
-        raise Error(f"cannot run {program} as root: there is no user {_SERVANT}", hint=hint) from None
-    way = Launcher((entry.pw_uid, entry.pw_gid))
-    if not sys.platform.startswith("linux") or entry.pw_uid == 0 or not _works(way, program):
+        raise Error(f"cannot run {program} as root: there is no user {_SERVER_USER}", hint=hint) from None
+    launcher = Launcher((entry.pw_uid, entry.pw_gid))
+    if not sys.platform.startswith("linux") or entry.pw_uid == 0 or not _works(launcher, program):
         raise Error(
-            f"cannot run {program} as root: PostgreSQL refuses root, and user {_SERVANT} cannot run it", hint=hint
+            f"cannot run {program} as root: PostgreSQL refuses root, and user {_SERVER_USER} cannot run it", hint=hint
         )
-    return way
+    return launcher
 
 
-def _works(way: Launcher, program: str) -> bool:
+def _works(launcher: Launcher, program: str) -> bool:
     try:
         done = subprocess.run(
             [program, "--version"],
@@ -193,7 +193,7 @@ def _works(way: Launcher, program: str) -> bool:
             timeout=30,
             check=False,
             cwd="/",
-            **way.options(),
+            **launcher.options(),
         )
     except (OSError, subprocess.SubprocessError):
         return False
@@ -208,21 +208,21 @@ def environment() -> dict[str, str]:
 
 def server_environment() -> dict[str, str]:
     """Return what PostgreSQL's programs need of our environment; it may hold secrets that are not for them."""
-    return {**{key: value for key, value in os.environ.items() if key in _FOR_SERVERS}, "LC_ALL": "C.UTF-8"}
+    return {**{key: value for key, value in os.environ.items() if key in _SERVER_VARIABLES}, "LC_ALL": "C.UTF-8"}
 
 
 def run(
-    way: Launcher,
+    launcher: Launcher,
     words: Sequence[str],
     *,
     timeout_seconds: float,
     keep_open: Sequence[int] = (),
-    note: Callable[[Identity], None] = lambda _: None,
+    note: Callable[[ProcessIdentity], None] = lambda _: None,
 ) -> str:
     """Run a PostgreSQL program to its end and return what it printed.
 
     Args:
-        way: how to run it.
+        launcher: how to run it.
         words: the program and its arguments.
         timeout_seconds: after that long it is killed.
         keep_open: file descriptors that it shall hold while it lives (the sandbox's lock).
@@ -244,10 +244,10 @@ def run(
             env=server_environment(),
             pass_fds=tuple(keep_open),
             cwd="/",
-            **way.options(),
+            **launcher.options(),
         ) as process:
             try:
-                note(Identity(process.pid, started(process.pid) or "", words[0]))
+                note(ProcessIdentity(process.pid, start_time(process.pid) or "", words[0]))
                 printed: str = process.communicate("go\n", timeout=timeout_seconds)[0]
             except BaseException:
                 process.kill()
@@ -264,18 +264,18 @@ def run(
 
 
 def spawn(
-    way: Launcher,
+    launcher: Launcher,
     words: Sequence[str],
     log: Path,
     *,
-    note: Callable[[Identity], None],
+    note: Callable[[ProcessIdentity], None],
     env: Mapping[str, str],
     keep_open: Sequence[int] = (),
 ) -> int:
     """Start a process that outlives us, its output appended to LOG; return its id.
 
     Args:
-        way: how to run it.
+        launcher: how to run it.
         words: the program and its arguments.
         log: made when it is not there.
         note: told which process it is, before the program begins; when that fails it never does.
@@ -292,18 +292,18 @@ def spawn(
             pass_fds=tuple(keep_open),
             start_new_session=True,
             cwd="/",
-            **way.options(),
+            **launcher.options(),
         )
     # Whoever of us two ends first: if it is the child, somebody has to take note of it, or it stays a zombie.
     threading.Thread(target=process.wait, name=f"wait-{process.pid}", daemon=True).start()
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:
-        note(Identity(process.pid, started(process.pid) or "", words[0]))
+        note(ProcessIdentity(process.pid, start_time(process.pid) or "", words[0]))
         process.stdin.write(b"go\n")
     return process.pid
 
 
-def started(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """Return when a process started, as text that no other process shares with it; None when it does not live.
 
     A zombie does not live.
@@ -345,7 +345,7 @@ def command_line(pid: int) -> tuple[str, ...]:
     return tuple(done.stdout.split())
 
 
-def left_by_a_server(data_dir: Path) -> list[Identity]:
+def orphaned_processes(data_dir: Path) -> list[ProcessIdentity]:
     """Return the processes of a server whose postmaster is gone, and the programs that those run.
 
     They are known by their program, ``postgres``, and their working directory, DATA_DIR itself. A shell that stands
@@ -365,8 +365,8 @@ def left_by_a_server(data_dir: Path) -> list[Identity]:
                     found.append(int(entry.name))
     for pid in found:
         found += [child for child in parents.get(pid, ()) if child not in found]
-    moments = [(pid, started(pid)) for pid in found]
-    return [Identity(pid, moment, "") for pid, moment in moments if moment is not None]
+    moments = [(pid, start_time(pid)) for pid in found]
+    return [ProcessIdentity(pid, moment, "") for pid, moment in moments if moment is not None]
 
 
 def wait(condition: Callable[[], bool], timeout_seconds: float, poll_seconds: float = _POLL_SECONDS) -> bool:

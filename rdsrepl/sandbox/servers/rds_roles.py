@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
-    from rdsrepl.sandbox.servers.postgres_server import Server
+    from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 
 MASTER_USER: Final = "dbadmin"
 DATABASE: Final = "app"
@@ -65,17 +65,17 @@ _SPACE: Final = r"[ \t\n\r\f\v]"
 _NAME: Final = r'(?:[a-z_][a-z0-9_$]*|"(?:[^"]|"")+")'
 _TABLE: Final = rf"TABLE{_SPACE}+(?:ONLY{_SPACE}+)?{_NAME}(?:\.{_NAME})?"
 _SCHEMA: Final = rf"TABLES{_SPACE}+IN{_SPACE}+SCHEMA{_SPACE}+{_NAME}"
-_MORE: Final = rf"{_NAME}(?:\.{_NAME})?"
-_WHOLE: Final = rf"ALL{_SPACE}+(?:TABLES|SEQUENCES)"
-_OBJECT: Final = rf"(?:{_WHOLE}|{_SCHEMA}|{_TABLE}|{_MORE})"
+_RELATION: Final = rf"{_NAME}(?:\.{_NAME})?"
+_ALL: Final = rf"ALL{_SPACE}+(?:TABLES|SEQUENCES)"
+_OBJECT: Final = rf"(?:{_ALL}|{_SCHEMA}|{_TABLE}|{_RELATION})"
 _OBJECTS: Final = rf"{_OBJECT}(?:{_SPACE}*,{_SPACE}*{_OBJECT})*"
-_RAISED: Final = (
+_ELEVATED_STATEMENTS: Final = (
     rf"^{_SPACE}*(?:CREATE{_SPACE}+PUBLICATION{_SPACE}+{_NAME}{_SPACE}+FOR"
     rf"|ALTER{_SPACE}+PUBLICATION{_SPACE}+{_NAME}{_SPACE}+(?:ADD|SET)){_SPACE}+{_OBJECTS}"
     rf"(?:{_SPACE}+WITH{_SPACE}*\([^()]*\))?{_SPACE}*;?{_SPACE}*$"
 )
 # Outside a function PG_CONTEXT has one line, the trigger's own.
-_RAISE: Final = """
+_ELEVATE: Final = """
     CREATE FUNCTION rdsadmin.before_publication() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
     DECLARE
@@ -93,9 +93,9 @@ _RAISE: Final = """
             PERFORM set_config('rdsadmin.raised', caller, true);
         END IF;
     END $body$
-""".replace("@", _RAISED)
+""".replace("@", _ELEVATED_STATEMENTS)
 # The setting is anybody's to change where nothing was raised: so no other role than the caller is lowered.
-_LOWER: Final = r"""
+_REVOKE: Final = r"""
     CREATE FUNCTION rdsadmin.after_publication() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DECLARE
@@ -116,7 +116,7 @@ _TRIGGERS: Final = (
 
 
 # PostgreSQL lists no parameter that it does not know itself, not even one that its file of settings has.
-_SHOWN: Final = """
+_PG_SETTINGS: Final = """
     CREATE OR REPLACE VIEW pg_catalog.pg_settings AS
     SELECT * FROM pg_show_all_settings() AS a
     UNION ALL
@@ -128,7 +128,7 @@ _SHOWN: Final = """
 """
 
 
-def apply(server: Server, password: str, *, user: str = MASTER_USER, dbname: str | None = DATABASE) -> None:
+def apply(server: PostgresServer, password: str, *, user: str = MASTER_USER, dbname: str | None = DATABASE) -> None:
     """Make a fresh, running server look like RDS, with the master user and its database.
 
     Args:
@@ -169,7 +169,7 @@ def apply(server: Server, password: str, *, user: str = MASTER_USER, dbname: str
     # Databases made later are copies of a template.
     for template in ("template0", "template1", "postgres"):
         with closing(server.connect(dbname=template)) as conn:
-            _equip(conn)
+            _prepare_database(conn)
     with closing(server.administer()) as conn:
         conn.execute("ALTER DATABASE template0 WITH ALLOW_CONNECTIONS false")
         conn.execute(sql.SQL("ALTER DATABASE postgres OWNER TO {}").format(master))
@@ -177,7 +177,7 @@ def apply(server: Server, password: str, *, user: str = MASTER_USER, dbname: str
             conn.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(dbname or ""), master))
 
 
-def set_password(server: Server, user: str, password: str) -> None:
+def set_password(server: PostgresServer, user: str, password: str) -> None:
     """Give the master user of a running primary another password.
 
     Raises:
@@ -195,7 +195,7 @@ def _verifier(conn: Connection, user: str, password: str) -> str:
     return conn.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
 
 
-def _equip(conn: Connection) -> None:
+def _prepare_database(conn: Connection) -> None:
     from psycopg import sql
 
     for signature, name, definition in conn.execute(_SLOT_FUNCTIONS).fetchall():
@@ -210,8 +210,8 @@ def _equip(conn: Connection) -> None:
         conn.execute(sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(function))
         conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO rds_replication").format(function))
     conn.execute("SET allow_system_table_mods = on")
-    conn.execute(_SHOWN)
+    conn.execute(_PG_SETTINGS)
     conn.execute("RESET allow_system_table_mods")
     conn.execute("CREATE SCHEMA rdsadmin")
-    for statement in (_RAISE, _LOWER, *_TRIGGERS):
+    for statement in (_ELEVATE, _REVOKE, *_TRIGGERS):
         conn.execute(statement)

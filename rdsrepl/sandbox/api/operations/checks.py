@@ -9,25 +9,25 @@ from rdsrepl.sandbox.api import engine_catalog, secrets
 from rdsrepl.sandbox.api.controller import Controller
 from rdsrepl.sandbox.api.engine_catalog import EngineVersion
 from rdsrepl.sandbox.api.faults import fault
-from rdsrepl.sandbox.api.parameter_groups import Group, default_name
+from rdsrepl.sandbox.api.parameter_groups import StoredGroup, default_name
 from rdsrepl.sandbox.api.records import (
     Instance,
     Records,
 )
 from rdsrepl.sandbox.api.service import Service
-from rdsrepl.sandbox.api.types import Kind, Parameters
+from rdsrepl.sandbox.api.types import Parameters, ResourceKind
 from rdsrepl.sandbox.servers import binaries
 from rdsrepl.sandbox.servers.binaries import Binaries
 
 SUBNET_GROUP: Final = "default"
-MOST_INSTANCES: Final = 40
+MAX_INSTANCES: Final = 40
 _RESERVED_USERS: Final = (
     *("rdsadmin", "rdsrepladmin", "rds_superuser", "rds_replication", "rds_password", "rds_iam"),
     *("public", "none"),
 )
 
 
-def plain_name(name: str) -> str:
+def identifier_of(name: str) -> str:
     """Return an identifier, of an ARN the one in it, as it is kept."""
     return (name.rpartition(":")[2] if name.startswith("arn:") else name).lower()
 
@@ -41,7 +41,7 @@ def find_release(controller: Controller, engine: str, version: str | None) -> tu
     state = controller.actions.state()
     own = state.binaries
     release = engine_catalog.find(engine, version or str(own.major))
-    for found in (own, *binaries.machine(), *binaries.wheel()):
+    for found in (own, *binaries.installed(), *binaries.from_wheel()):
         if found.major == release.major:
             if engine == "postgres" and "." not in (version or ""):
                 release = engine_catalog.find(engine, ".".join(map(str, found.version[:2])))
@@ -62,7 +62,7 @@ def same_major(engine: str, current: str, wanted: str | None) -> EngineVersion:
     return release
 
 
-def attachable(service: Service, kind: Kind, name: str | None, release: EngineVersion) -> Group:
+def attachable_group(service: Service, kind: ResourceKind, name: str | None, release: EngineVersion) -> StoredGroup:
     """Return the group of a name, or the default one, when a release takes it.
 
     Raises:
@@ -82,7 +82,7 @@ def attachable(service: Service, kind: Kind, name: str | None, release: EngineVe
     return group
 
 
-def credentials(p: Parameters, *, required: bool) -> tuple[str, str]:
+def master_credentials(p: Parameters, *, required: bool) -> tuple[str, str]:
     """Return the master user and a password: the given one, or a new one where RDS is to manage it, or none.
 
     Raises:
@@ -134,11 +134,11 @@ def check_quota(records: Records, more: int) -> None:
     Raises:
         Fault: it would have too many.
     """
-    if len(records.all(Instance)) + more > MOST_INSTANCES:
+    if len(records.all(Instance)) + more > MAX_INSTANCES:
         raise fault("InstanceQuotaExceededFault", "DB Instance quota exceeded")
 
 
-def storage(p: Mapping[str, Any], *, default: str) -> tuple[str, int, int | None]:
+def checked_storage(p: Mapping[str, Any], *, default: str) -> tuple[str, int, int | None]:
     """Return storage type, size in GiB and IOPS.
 
     Raises:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from rdsrepl.sandbox.api import engine_catalog, formulas, other_engines, paging
+from rdsrepl.sandbox.api import engine_catalog, other_engines, paging, types
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.operations.checks import (
     SUBNET_GROUP,
-    attachable,
+    attachable_group,
     check_quota,
     check_subnet_group,
-    credentials,
+    checked_storage,
     find_release,
-    plain_name,
+    identifier_of,
+    master_credentials,
     same_major,
-    storage,
 )
-from rdsrepl.sandbox.api.operations.db_snapshots import final_snapshot
+from rdsrepl.sandbox.api.operations.db_snapshots import create_final_snapshot
 from rdsrepl.sandbox.api.parameter_groups import default_name
 from rdsrepl.sandbox.api.records import (
     Cluster,
@@ -31,15 +31,15 @@ from rdsrepl.sandbox.api.records import (
     now,
     zones,
 )
-from rdsrepl.sandbox.api.service import Service, operation, view
+from rdsrepl.sandbox.api.service import Service, describes_all, operation
 from rdsrepl.sandbox.api.types import Parameters, Result
 from rdsrepl.sandbox.servers.postgres_server import HOST, READER_HOST
 from rdsrepl.sandbox.state import ServerState
 
 MEMBERS: Final = 3
-MOST_CLUSTERS: Final = 40
-_LONGEST: Final = 63
-_LONGEST_MULTI_AZ: Final = 52
+MAX_CLUSTERS: Final = 40
+_MAX_NAME_LENGTH: Final = 63
+_MAX_MULTI_AZ_NAME_LENGTH: Final = 52
 _FILTERS: Final = ("db-cluster-id", "db-cluster-resource-id", "engine")
 
 
@@ -50,10 +50,10 @@ def create(service: Service, p: Parameters) -> Result:
     release, programs = find_release(controller, p["Engine"], p.get("EngineVersion"))
     multi_az = release.engine == "postgres"
     identifier = check_identifier(
-        "DBClusterIdentifier", p["DBClusterIdentifier"], _LONGEST_MULTI_AZ if multi_az else _LONGEST
+        "DBClusterIdentifier", p["DBClusterIdentifier"], _MAX_MULTI_AZ_NAME_LENGTH if multi_az else _MAX_NAME_LENGTH
     )
-    user, password = credentials(p, required=True)
-    group = attachable(service, "cluster", p.get("DBClusterParameterGroupName"), release)
+    user, password = master_credentials(p, required=True)
+    group = attachable_group(service, "cluster", p.get("DBClusterParameterGroupName"), release)
     check_subnet_group(p)
     cluster = Cluster(
         identifier,
@@ -69,14 +69,14 @@ def create(service: Service, p: Parameters) -> Result:
         backup_days=p.get("BackupRetentionPeriod", 1),
         encrypted=p.get("StorageEncrypted", False),
     )
-    _choose_storage(cluster, p)
+    _set_storage(cluster, p)
     with service.store.lock:
-        controller.records.refuse(Cluster, identifier)
-        if len(controller.records.all(Cluster)) >= MOST_CLUSTERS:
+        controller.records.check_unused(Cluster, identifier)
+        if len(controller.records.all(Cluster)) >= MAX_CLUSTERS:
             raise fault("DBClusterQuotaExceededFault", "The quota of DB clusters is reached.")
         members = _members(service, cluster) if multi_az else []
         for member in members:
-            controller.records.refuse(Instance, member.identifier)
+            controller.records.check_unused(Instance, member.identifier)
         check_quota(controller.records, len(members))
         if p.get("ManageMasterUserPassword"):
             controller.manage_secret(cluster, password)
@@ -93,7 +93,7 @@ def create(service: Service, p: Parameters) -> Result:
         controller.create(entries, password, cluster=identifier)
     else:
         controller.run_in_background(lambda: None, "creating", identifier, ())
-    return {"DBCluster": described(service, controller.records.get(Cluster, identifier))}
+    return {"DBCluster": cluster_result(service, controller.records.get(Cluster, identifier))}
 
 
 @operation("DescribeDBClusters")
@@ -101,13 +101,13 @@ def describe(service: Service, p: Parameters) -> Result:
     """Answer with clusters."""
     records = Records(service.store)
     name = p.get("DBClusterIdentifier")
-    others = other_engines.described(service, "cluster")
-    known = {*every(service), *service.consistency.known("cluster"), *others}
-    names = [plain_name(name)] if name else sorted(known)
+    others = other_engines.describe_all(service, "cluster")
+    known = {*describe_all(service), *service.consistency.known("cluster"), *others}
+    names = [identifier_of(name)] if name else sorted(known)
     chosen = {}
     for identifier in names:
         record = records.find(Cluster, identifier)
-        fresh = None if record is None else described(service, record)
+        fresh = None if record is None else cluster_result(service, record)
         shown = others.get(identifier) or service.consistency.shown("cluster", identifier, fresh)
         if shown is None:
             if name:
@@ -115,16 +115,16 @@ def describe(service: Service, p: Parameters) -> Result:
             continue
         own = (shown["DBClusterIdentifier"], shown["DBClusterArn"])
         fields = dict(zip(_FILTERS, (own, shown["DbClusterResourceId"], shown["Engine"]), strict=True))
-        if paging.passes(p, fields):
+        if paging.matches_filters(p, fields):
             chosen[identifier] = shown
     page, marker = paging.page(chosen, p)
     return {"DBClusters": page, "Marker": marker}
 
 
-@view("cluster")
-def every(service: Service) -> dict[str, Result]:
+@describes_all("cluster")
+def describe_all(service: Service) -> dict[str, Result]:
     """Return every cluster as it is, described."""
-    return {cluster.identifier: described(service, cluster) for cluster in Records(service.store).all(Cluster)}
+    return {cluster.identifier: cluster_result(service, cluster) for cluster in Records(service.store).all(Cluster)}
 
 
 @operation("ModifyDBCluster")
@@ -138,28 +138,28 @@ def modify(service: Service, p: Parameters) -> Result:
         cluster = records.get_available(Cluster, p["DBClusterIdentifier"])
         release = same_major(cluster.engine, cluster.version, p.get("EngineVersion"))
         wanted = p.get("DBClusterParameterGroupName")
-        group = attachable(service, "cluster", wanted, release) if wanted else None
+        group = attachable_group(service, "cluster", wanted, release) if wanted else None
         regrouped = group is not None and group.name != cluster.parameter_group
-        _, password = credentials(p, required=False)
+        _, password = master_credentials(p, required=False)
         if not cluster.multi_az and {"DBClusterInstanceClass", "Iops", "AllocatedStorage"} & p.keys():
             raise fault(
                 "InvalidParameterCombination", "Aurora clusters have no instance class or storage of their own."
             )
         reclassed = p.get("DBClusterInstanceClass", cluster.instance_class) != cluster.instance_class
-        wanted_storage = _queued(cluster, p, release.version)
+        wanted_storage = _apply_or_queue(cluster, p, release.version)
         cluster.parameter_group = group.name if group is not None else cluster.parameter_group
         cluster.deletion_protection = p.get("DeletionProtection", cluster.deletion_protection)
         cluster.iam_auth = p.get("EnableIAMDatabaseAuthentication", cluster.iam_auth)
         cluster.backup_days = p.get("BackupRetentionPeriod", cluster.backup_days)
         if cluster.multi_az:
-            _choose_storage(cluster, wanted_storage, current=cluster)
+            _set_storage(cluster, wanted_storage, current=cluster)
         if password:
-            controller.manage_secret(cluster, password if _managed(p, cluster) else None)
+            controller.manage_secret(cluster, password if _is_managed(p, cluster) else None)
         elif p.get("ManageMasterUserPassword") is False:
             controller.manage_secret(cluster, None)
         records.put(cluster)
         for member in records.members(cluster.identifier):
-            _follow(member, cluster)
+            _copy_cluster_settings(member, cluster)
             if regrouped:
                 member.cluster_status = "applying"
             records.put(member)
@@ -175,7 +175,7 @@ def modify(service: Service, p: Parameters) -> Result:
                 controller.actions.reboot(member.identifier)
 
     controller.run_in_background(job, "modifying", cluster.identifier, ())
-    return {"DBCluster": described(service, records.get(Cluster, cluster.identifier))}
+    return {"DBCluster": cluster_result(service, records.get(Cluster, cluster.identifier))}
 
 
 @operation("RebootDBCluster")
@@ -190,7 +190,7 @@ def reboot(service: Service, p: Parameters) -> Result:
         writer = controller.actions.state().members(cluster.identifier)[0].name
         # Its own status says so, the writer's does not.
         controller.reboot([writer], cluster=cluster.identifier)
-    return {"DBCluster": described(service, controller.records.get(Cluster, cluster.identifier))}
+    return {"DBCluster": cluster_result(service, controller.records.get(Cluster, cluster.identifier))}
 
 
 @operation("FailoverDBCluster")
@@ -211,7 +211,7 @@ def fail_over(service: Service, p: Parameters) -> Result:
             message = f"The DB cluster {cluster.identifier} has no reader that is available to fail over to."
             raise fault("InvalidDBClusterStateFault", message)
         controller.fail_over(cluster.identifier, target or min(ready, key=lambda name: records[name].promotion_tier))
-    return {"DBCluster": described(service, controller.records.get(Cluster, cluster.identifier))}
+    return {"DBCluster": cluster_result(service, controller.records.get(Cluster, cluster.identifier))}
 
 
 @operation("DeleteDBCluster")
@@ -230,15 +230,15 @@ def delete(service: Service, p: Parameters) -> Result:
         if members and not cluster.multi_az:
             message = "Cluster cannot be deleted, it still contains DB instances in non-deleting state."
             raise fault("InvalidDBClusterStateFault", message)
-        snapshot = final_snapshot(records, p, cluster)
-        answer = described(service, cluster) | {"Status": "deleting"}
+        snapshot = create_final_snapshot(records, p, cluster)
+        answer = cluster_result(service, cluster) | {"Status": "deleting"}
         controller.manage_secret(cluster, None)
         records.put(cluster)
         controller.delete_cluster(cluster.identifier, snapshot)
     return {"DBCluster": answer}
 
 
-def described(service: Service, cluster: Cluster) -> Result:
+def cluster_result(service: Service, cluster: Cluster) -> Result:
     """Return a cluster as RDS describes it."""
     records = Records(service.store)
     members = {member.identifier: member for member in records.members(cluster.identifier)}
@@ -258,10 +258,10 @@ def described(service: Service, cluster: Cluster) -> Result:
         "EngineMode": "provisioned",
         "DatabaseName": cluster.dbname,
         "MasterUsername": cluster.master_user,
-        "MasterUserSecret": secret(cluster),
+        "MasterUserSecret": secret_result(cluster),
         "Endpoint": HOST if port else None,
         "ReaderEndpoint": (READER_HOST if own_host else HOST) if has_reader else None,
-        "Port": port or formulas.PORT,
+        "Port": port or types.DEFAULT_PORT,
         "MultiAZ": cluster.multi_az or len({member.zone for member in members.values()}) > 1,
         "AvailabilityZones": known,
         "DBClusterParameterGroup": cluster.parameter_group,
@@ -270,7 +270,7 @@ def described(service: Service, cluster: Cluster) -> Result:
             {
                 "DBInstanceIdentifier": entry.name,
                 "IsClusterWriter": entry.source is None,
-                "DBClusterParameterGroupStatus": group_status(service, members[entry.name].cluster_status),
+                "DBClusterParameterGroupStatus": shown_group_status(service, members[entry.name].cluster_status),
                 "PromotionTier": members[entry.name].promotion_tier,
             }
             for entry in sorted(entries, key=lambda entry: entry.name)
@@ -305,13 +305,13 @@ def described(service: Service, cluster: Cluster) -> Result:
     }
 
 
-def group_status(service: Service, status: ParameterStatus) -> ParameterStatus:
+def shown_group_status(service: Service, status: ParameterStatus) -> ParameterStatus:
     """Return the status of a parameter group on a server as it is described."""
-    hidden = service.consistency.delays.hide_pending and status == "pending-reboot"
+    hidden = service.consistency.switches.hide_pending and status == "pending-reboot"
     return "in-sync" if hidden else status
 
 
-def secret(record: Cluster | Instance) -> Result | None:
+def secret_result(record: Cluster | Instance) -> Result | None:
     """Return the master secret as RDS describes it."""
     return None if record.secret_arn is None else {"SecretArn": record.secret_arn, "SecretStatus": "active"}
 
@@ -338,11 +338,11 @@ def _members(service: Service, cluster: Cluster) -> list[Instance]:
         for number, zone in enumerate(zones(service.region)[:MEMBERS], 1)
     ]
     for member in made:
-        _follow(member, cluster)
+        _copy_cluster_settings(member, cluster)
     return made
 
 
-def _follow(member: Instance, cluster: Cluster) -> None:
+def _copy_cluster_settings(member: Instance, cluster: Cluster) -> None:
     """Give a member what it has of its cluster."""
     member.version, member.iam_auth, member.backup_days = cluster.version, cluster.iam_auth, cluster.backup_days
     member.encrypted = cluster.encrypted
@@ -351,7 +351,7 @@ def _follow(member: Instance, cluster: Cluster) -> None:
         member.instance_class, member.allocated_gib = cluster.instance_class, cluster.allocated_gib
 
 
-def _choose_storage(cluster: Cluster, p: Parameters, current: Cluster | None = None) -> None:
+def _set_storage(cluster: Cluster, p: Parameters, current: Cluster | None = None) -> None:
     """Take over instance class and storage.
 
     Raises:
@@ -378,10 +378,10 @@ def _choose_storage(cluster: Cluster, p: Parameters, current: Cluster | None = N
         message = f"The DB instance class {chosen['DBClusterInstanceClass']} is not supported for Multi-AZ DB clusters."
         raise fault("InvalidParameterCombination", message)
     cluster.instance_class = chosen["DBClusterInstanceClass"]
-    cluster.storage_type, cluster.allocated_gib, cluster.iops = storage(chosen, default="io1")
+    cluster.storage_type, cluster.allocated_gib, cluster.iops = checked_storage(chosen, default="io1")
 
 
-def _queued(cluster: Cluster, p: Parameters, version: str) -> Parameters:
+def _apply_or_queue(cluster: Cluster, p: Parameters, version: str) -> Parameters:
     """Queue what waits for the maintenance window, or take over all that is queued; return what holds from now on."""
     wanted: dict[str, Any] = {}
     if version != cluster.version:
@@ -398,5 +398,5 @@ def _queued(cluster: Cluster, p: Parameters, version: str) -> Parameters:
     return {**others, **wanted}
 
 
-def _managed(p: Parameters, cluster: Cluster) -> bool:
+def _is_managed(p: Parameters, cluster: Cluster) -> bool:
     return bool(p.get("ManageMasterUserPassword", cluster.secret_arn is not None))

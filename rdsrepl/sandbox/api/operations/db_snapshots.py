@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rdsrepl.sandbox.api import formulas, paging
+from rdsrepl.sandbox.api import paging, types
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.records import (
     Cluster,
@@ -32,7 +32,7 @@ def create_cluster_snapshot(service: Service, p: Parameters) -> Result:
         cluster = controller.records.get_available(Cluster, p["DBClusterIdentifier"])
         made = _create(service, "cluster", cluster, p["DBClusterSnapshotIdentifier"])
         controller.records.put(made)
-    return {"DBClusterSnapshot": _cluster_described(service, made)}
+    return {"DBClusterSnapshot": _cluster_result(service, made)}
 
 
 @operation("CreateDBSnapshot")
@@ -46,7 +46,7 @@ def create_snapshot(service: Service, p: Parameters) -> Result:
             raise fault("InvalidParameterCombination", message)
         made = _create(service, "instance", instance, p["DBSnapshotIdentifier"])
         controller.records.put(made)
-    return {"DBSnapshot": _instance_described(service, made)}
+    return {"DBSnapshot": _instance_result(service, made)}
 
 
 @operation("DescribeDBClusterSnapshots")
@@ -55,8 +55,8 @@ def describe_cluster_snapshots(service: Service, p: Parameters) -> Result:
     name = p.get("DBClusterSnapshotIdentifier")
     fields = ("db-cluster-id", "db-cluster-snapshot-id")
     chosen = {
-        one.identifier: _cluster_described(service, one)
-        for one in _chosen(service, "cluster", name, p.get("DBClusterIdentifier"), p, fields)
+        one.identifier: _cluster_result(service, one)
+        for one in _find(service, "cluster", name, p.get("DBClusterIdentifier"), p, fields)
     }
     page, marker = paging.page(chosen, p)
     return {"DBClusterSnapshots": page, "Marker": marker}
@@ -68,8 +68,8 @@ def describe_snapshots(service: Service, p: Parameters) -> Result:
     name = p.get("DBSnapshotIdentifier")
     fields = ("db-instance-id", "db-snapshot-id")
     chosen = {
-        one.identifier: _instance_described(service, one)
-        for one in _chosen(service, "instance", name, p.get("DBInstanceIdentifier"), p, fields)
+        one.identifier: _instance_result(service, one)
+        for one in _find(service, "instance", name, p.get("DBInstanceIdentifier"), p, fields)
     }
     page, marker = paging.page(chosen, p)
     return {"DBSnapshots": page, "Marker": marker}
@@ -79,21 +79,21 @@ def describe_snapshots(service: Service, p: Parameters) -> Result:
 def delete_cluster_snapshot(service: Service, p: Parameters) -> Result:
     """Remove a snapshot of a cluster."""
     gone = _delete(service, "cluster", p["DBClusterSnapshotIdentifier"])
-    return {"DBClusterSnapshot": _cluster_described(service, gone)}
+    return {"DBClusterSnapshot": _cluster_result(service, gone)}
 
 
 @operation("DeleteDBSnapshot")
 def delete_snapshot(service: Service, p: Parameters) -> Result:
     """Remove a snapshot of an instance."""
     gone = _delete(service, "instance", p["DBSnapshotIdentifier"])
-    return {"DBSnapshot": _instance_described(service, gone)}
+    return {"DBSnapshot": _instance_result(service, gone)}
 
 
 def _create(service: Service, kind: SnapshotKind, record: Cluster | Instance, name: str) -> Snapshot:
     records = Records(service.store)
     identifier = check_identifier(f"DB{'Cluster' if kind == 'cluster' else ''}SnapshotIdentifier", name, 255)
-    records.refuse_snapshot(kind, identifier)
-    made = snapshot_of(records, record, identifier)
+    records.check_snapshot_unused(kind, identifier)
+    made = new_snapshot(records, record, identifier)
     made.status = "available"
     return made
 
@@ -110,7 +110,7 @@ def _delete(service: Service, kind: SnapshotKind, name: str) -> Snapshot:
     return snapshot
 
 
-def _chosen(
+def _find(
     service: Service, kind: SnapshotKind, name: str | None, of: str | None, p: Parameters, fields: tuple[str, str]
 ) -> list[Snapshot]:
     records = Records(service.store)
@@ -121,13 +121,13 @@ def _chosen(
         if one.kind == kind
         and of in (None, one.of)
         and p.get("SnapshotType", "manual") == "manual"
-        and paging.passes(
+        and paging.matches_filters(
             p, {fields[0]: one.of, fields[1]: one.identifier, "snapshot-type": "manual", "engine": one.engine}
         )
     ]
 
 
-def _cluster_described(service: Service, snapshot: Snapshot) -> Result:
+def _cluster_result(service: Service, snapshot: Snapshot) -> Result:
     return {
         "DBClusterSnapshotIdentifier": snapshot.identifier,
         "DBClusterSnapshotArn": service.arn("cluster-snapshot", snapshot.identifier),
@@ -135,11 +135,11 @@ def _cluster_described(service: Service, snapshot: Snapshot) -> Result:
         "DbClusterResourceId": snapshot.of_resource_id,
         "AvailabilityZones": zones(service.region),
         "ClusterCreateTime": snapshot.of_created,
-        **_both(snapshot),
+        **_common_result(snapshot),
     }
 
 
-def _instance_described(service: Service, snapshot: Snapshot) -> Result:
+def _instance_result(service: Service, snapshot: Snapshot) -> Result:
     return {
         "DBSnapshotIdentifier": snapshot.identifier,
         "DBSnapshotArn": service.arn("snapshot", snapshot.identifier),
@@ -150,11 +150,11 @@ def _instance_described(service: Service, snapshot: Snapshot) -> Result:
         "OriginalSnapshotCreateTime": snapshot.created,
         "Iops": snapshot.iops,
         "Encrypted": False,
-        **_both(snapshot),
+        **_common_result(snapshot),
     }
 
 
-def _both(snapshot: Snapshot) -> Result:
+def _common_result(snapshot: Snapshot) -> Result:
     return {
         "SnapshotCreateTime": snapshot.created,
         "Engine": snapshot.engine,
@@ -162,7 +162,7 @@ def _both(snapshot: Snapshot) -> Result:
         "AllocatedStorage": snapshot.allocated_gib,
         "StorageType": snapshot.storage_type,
         "Status": snapshot.status,
-        "Port": formulas.PORT,
+        "Port": types.DEFAULT_PORT,
         "VpcId": "vpc-0a1b2c3d4e5f60718",
         "MasterUsername": snapshot.master_user,
         "LicenseModel": "postgresql-license",
@@ -173,7 +173,7 @@ def _both(snapshot: Snapshot) -> Result:
     }
 
 
-def final_snapshot(records: Records, p: Parameters, record: Cluster | Instance) -> Snapshot | None:
+def create_final_snapshot(records: Records, p: Parameters, record: Cluster | Instance) -> Snapshot | None:
     """Return the snapshot that a deletion is to leave, kept as ``creating``; None where none is wanted.
 
     Raises:
@@ -190,13 +190,13 @@ def final_snapshot(records: Records, p: Parameters, record: Cluster | Instance) 
     if not name:
         return None
     identifier = check_identifier("FinalDBSnapshotIdentifier", name, 255)
-    snapshot = snapshot_of(records, record, identifier)
-    records.refuse_snapshot(kind, identifier)
+    snapshot = new_snapshot(records, record, identifier)
+    records.check_snapshot_unused(kind, identifier)
     records.put(snapshot)
     return snapshot
 
 
-def snapshot_of(records: Records, record: Cluster | Instance, identifier: str) -> Snapshot:
+def new_snapshot(records: Records, record: Cluster | Instance, identifier: str) -> Snapshot:
     """Return a snapshot of a cluster or an instance, not kept yet."""
     members: list[Instance] = records.members(record.identifier) if isinstance(record, Cluster) else [record]
     return Snapshot(

@@ -20,7 +20,7 @@ _DESCRIPTIONS: Final[Mapping[Engine, tuple[str, str]]] = {
 @operation("DescribeDBEngineVersions")
 def describe_engine_versions(service: Service, p: Parameters) -> Result:
     """Answer with the releases that were asked for."""
-    suffix = service.consistency.delays.version_suffix
+    suffix = service.consistency.switches.version_suffix
     wanted = p["EngineVersion"].removesuffix(suffix) if "EngineVersion" in p else None
     chosen: dict[str, Result] = {}
     for release in versions():
@@ -36,20 +36,22 @@ def describe_engine_versions(service: Service, p: Parameters) -> Result:
             and wanted in (None, release.version, str(release.major))
             and p.get("DBParameterGroupFamily", release.family) == release.family
             and (not p.get("DefaultOnly") or release == find(release.engine, wanted))
-            and paging.passes(p, fields)
+            and paging.matches_filters(p, fields)
         ):
-            chosen[f"{release.engine} {release.number[0]:03} {release.number[1]:03}"] = _described(service, release)
+            chosen[f"{release.engine} {release.number[0]:03} {release.number[1]:03}"] = _version_result(
+                service, release
+            )
     page, marker = paging.page(chosen, p)
     return {"DBEngineVersions": page, "Marker": marker}
 
 
-def _described(service: Service, release: EngineVersion) -> Result:
+def _version_result(service: Service, release: EngineVersion) -> Result:
     engine, version = _DESCRIPTIONS[release.engine]
     targets = (other for other in versions() if other.engine == release.engine and other.number > release.number)
     return {
         "Engine": release.engine,
         "MajorEngineVersion": str(release.major),
-        "EngineVersion": f"{release.version}{service.consistency.delays.version_suffix}",
+        "EngineVersion": f"{release.version}{service.consistency.switches.version_suffix}",
         "DBParameterGroupFamily": release.family,
         "DBEngineDescription": engine,
         "DBEngineVersionDescription": version.format(release.version),

@@ -26,7 +26,7 @@ def describe_events(service: Service, p: Parameters) -> Result:
     until: datetime = p.get("EndTime") or datetime.now(UTC)
     since: datetime = p.get("StartTime") or until - timedelta(minutes=p.get("Duration") or _DEFAULT_MINUTES)
     wanted = set(p.get("EventCategories", ()))
-    paging.passes(p, {})
+    paging.matches_filters(p, {})
     chosen: dict[str, Result] = {}
     with service.store.lock:
         for key, event in service.store.section("events").items():
@@ -36,12 +36,12 @@ def describe_events(service: Service, p: Parameters) -> Result:
                 and since <= datetime.fromisoformat(event["at"]) <= until
                 and (not wanted or wanted & set(event["categories"]))
             ):
-                chosen[key] = _event_described(service, event)
+                chosen[key] = _event_result(service, event)
     page, marker = paging.page(chosen, p)
     return {"Events": page, "Marker": marker}
 
 
-def _event_described(service: Service, event: Mapping[str, Any]) -> Result:
+def _event_result(service: Service, event: Mapping[str, Any]) -> Result:
     kind = "cluster" if event["source_type"] == "db-cluster" else "db"
     return {
         "SourceIdentifier": event["identifier"],

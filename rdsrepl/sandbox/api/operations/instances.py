@@ -9,17 +9,17 @@ from rdsrepl.sandbox.api.controller import Controller
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.operations.checks import (
     SUBNET_GROUP,
-    attachable,
+    attachable_group,
     check_quota,
     check_subnet_group,
-    credentials,
+    checked_storage,
     find_release,
-    plain_name,
+    identifier_of,
+    master_credentials,
     same_major,
-    storage,
 )
-from rdsrepl.sandbox.api.operations.clusters import group_status, secret
-from rdsrepl.sandbox.api.operations.db_snapshots import final_snapshot
+from rdsrepl.sandbox.api.operations.clusters import secret_result, shown_group_status
+from rdsrepl.sandbox.api.operations.db_snapshots import create_final_snapshot
 from rdsrepl.sandbox.api.records import (
     Cluster,
     Instance,
@@ -30,14 +30,14 @@ from rdsrepl.sandbox.api.records import (
     now,
     zones,
 )
-from rdsrepl.sandbox.api.service import Service, operation, view
+from rdsrepl.sandbox.api.service import Service, describes_all, operation
 from rdsrepl.sandbox.api.types import Parameters, Result
 from rdsrepl.sandbox.servers.postgres_server import HOST
 
-_LONGEST: Final = 63
+_MAX_NAME_LENGTH: Final = 63
 _FILTERS: Final = ("db-instance-id", "db-cluster-id", "dbi-resource-id", "engine")
 # Of a Multi-AZ cluster's member these are the cluster's to change.
-_OF_CLUSTER: Final = (
+_CLUSTER_PARAMETERS: Final = (
     "DBInstanceClass",
     "AllocatedStorage",
     "Iops",
@@ -54,18 +54,18 @@ _REBOOTABLE: Final = ("available", "incompatible-parameters")
 def create(service: Service, p: Parameters) -> Result:
     """Make an instance by itself, or a member of an Aurora cluster."""
     controller = service.require_controller()
-    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _LONGEST)
+    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _MAX_NAME_LENGTH)
     if "DBClusterIdentifier" in p:
         return _create_member(service, controller, identifier, p)
     if p["Engine"] == "aurora-postgresql":
         message = "An instance of aurora-postgresql needs a DB cluster: DBClusterIdentifier."
         raise fault("InvalidParameterCombination", message)
     release, programs = find_release(controller, p["Engine"], p.get("EngineVersion"))
-    user, password = credentials(p, required=True)
-    group = attachable(service, "instance", p.get("DBParameterGroupName"), release)
+    user, password = master_credentials(p, required=True)
+    group = attachable_group(service, "instance", p.get("DBParameterGroupName"), release)
     if "AllocatedStorage" not in p:
         raise fault("InvalidParameterCombination", "An instance needs the parameter AllocatedStorage.")
-    kind, size, iops = storage(p, default="gp3")
+    kind, size, iops = checked_storage(p, default="gp3")
     check_subnet_group(p)
     multi_az = p.get("MultiAZ", False)
     zone = _zone(service, p)
@@ -95,16 +95,16 @@ def create(service: Service, p: Parameters) -> Result:
     )
     if p.get("ManageMasterUserPassword"):
         controller.manage_secret(instance, password)
-    _keep(service, controller, instance)
+    _save(service, controller, instance)
     controller.create([controller.new_server(instance, programs, source=None)], password)
-    return {"DBInstance": described(service, controller.records.get(Instance, identifier))}
+    return {"DBInstance": instance_result(service, controller.records.get(Instance, identifier))}
 
 
 @operation("CreateDBInstanceReadReplica")
 def create_replica(service: Service, p: Parameters) -> Result:
     """Make a read replica of an instance that is by itself, or of a replica."""
     controller = service.require_controller()
-    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _LONGEST)
+    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _MAX_NAME_LENGTH)
     if "SourceDBInstanceIdentifier" not in p:
         message = "A read replica needs SourceDBInstanceIdentifier; the sandbox has none of DB clusters."
         raise fault("InvalidParameterCombination", message)
@@ -120,7 +120,7 @@ def create_replica(service: Service, p: Parameters) -> Result:
             message = f"Automated backups are not enabled for this database instance: {source.identifier}."
             raise fault("InvalidDBInstanceStateFault", message)
         release = same_major(source.engine, source.version, None)
-        group = attachable(service, "instance", source.parameter_group, release)
+        group = attachable_group(service, "instance", source.parameter_group, release)
         zone = _zone(service, p) if "AvailabilityZone" in p else _other_zone(service, source.zone)
         instance = Instance(
             identifier,
@@ -143,11 +143,11 @@ def create_replica(service: Service, p: Parameters) -> Result:
             iam_auth=p.get("EnableIAMDatabaseAuthentication", source.iam_auth),
             backup_days=0,
         )
-        _keep(service, controller, instance)
+        _save(service, controller, instance)
     above = controller.actions.state().server(source.identifier)
     assert above is not None
     controller.create([controller.new_server(instance, above.binaries, source=source.identifier)])
-    return {"DBInstance": described(service, controller.records.get(Instance, identifier))}
+    return {"DBInstance": instance_result(service, controller.records.get(Instance, identifier))}
 
 
 @operation("DescribeDBInstances")
@@ -155,13 +155,13 @@ def describe(service: Service, p: Parameters) -> Result:
     """Answer with instances."""
     records = Records(service.store)
     name = p.get("DBInstanceIdentifier")
-    others = other_engines.described(service, "instance")
-    known = {*every(service), *service.consistency.known("instance"), *others}
-    names = [plain_name(name)] if name else sorted(known)
+    others = other_engines.describe_all(service, "instance")
+    known = {*describe_all(service), *service.consistency.known("instance"), *others}
+    names = [identifier_of(name)] if name else sorted(known)
     chosen = {}
     for identifier in names:
         record = records.find(Instance, identifier)
-        fresh = None if record is None else described(service, record)
+        fresh = None if record is None else instance_result(service, record)
         shown = others.get(identifier) or service.consistency.shown("instance", identifier, fresh)
         if shown is None:
             if name:
@@ -174,16 +174,18 @@ def describe(service: Service, p: Parameters) -> Result:
             shown["DbiResourceId"],
             shown["Engine"],
         )
-        if paging.passes(p, dict(zip(_FILTERS, values, strict=True))):
+        if paging.matches_filters(p, dict(zip(_FILTERS, values, strict=True))):
             chosen[identifier] = shown
     page, marker = paging.page(chosen, p)
     return {"DBInstances": page, "Marker": marker}
 
 
-@view("instance")
-def every(service: Service) -> dict[str, Result]:
+@describes_all("instance")
+def describe_all(service: Service) -> dict[str, Result]:
     """Return every instance as it is, described."""
-    return {instance.identifier: described(service, instance) for instance in Records(service.store).all(Instance)}
+    return {
+        instance.identifier: instance_result(service, instance) for instance in Records(service.store).all(Instance)
+    }
 
 
 @operation("ModifyDBInstance")
@@ -196,7 +198,11 @@ def modify(service: Service, p: Parameters) -> Result:
     with service.store.lock:
         instance = records.get_available(Instance, p["DBInstanceIdentifier"])
         cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
-        if cluster is not None and cluster.multi_az and (refused := [name for name in _OF_CLUSTER if name in p]):
+        if (
+            cluster is not None
+            and cluster.multi_az
+            and (refused := [name for name in _CLUSTER_PARAMETERS if name in p])
+        ):
             message = (
                 f"{refused[0]} cannot be changed on {instance.identifier}: it is a member of the Multi-AZ DB cluster "
                 f"{cluster.identifier}. Modify the DB cluster instead."
@@ -204,8 +210,8 @@ def modify(service: Service, p: Parameters) -> Result:
             raise fault("InvalidParameterCombination", message)
         release = same_major(instance.engine, instance.version, p.get("EngineVersion"))
         wanted = p.get("DBParameterGroupName")
-        group = attachable(service, "instance", wanted, release) if wanted else None
-        _, password = credentials(p, required=False)
+        group = attachable_group(service, "instance", wanted, release) if wanted else None
+        _, password = master_credentials(p, required=False)
         if group is not None and group.name != instance.parameter_group:
             # Its name at once, its values after a reboot, whatever ApplyImmediately says.
             instance.parameter_group, instance.parameter_status = group.name, "applying"
@@ -235,7 +241,7 @@ def modify(service: Service, p: Parameters) -> Result:
             controller.actions.reboot(identifier)
 
     controller.run_in_background(job, "modifying", None, [identifier])
-    return {"DBInstance": described(service, records.get(Instance, identifier))}
+    return {"DBInstance": instance_result(service, records.get(Instance, identifier))}
 
 
 @operation("RebootDBInstance")
@@ -258,7 +264,7 @@ def reboot(service: Service, p: Parameters) -> Result:
             controller.records.put(instance)
             controller.records.add_event("RDS-EVENT-0049", instance.identifier)
         controller.reboot([instance.identifier], applies=not p.get("ForceFailover", False))
-    return {"DBInstance": described(service, controller.records.get(Instance, instance.identifier))}
+    return {"DBInstance": instance_result(service, controller.records.get(Instance, instance.identifier))}
 
 
 @operation("PromoteReadReplica")
@@ -272,7 +278,7 @@ def promote(service: Service, p: Parameters) -> Result:
         instance.backup_days = p.get("BackupRetentionPeriod", 1)
         controller.records.put(instance)
         controller.promote(instance.identifier)
-    return {"DBInstance": described(service, controller.records.get(Instance, instance.identifier))}
+    return {"DBInstance": instance_result(service, controller.records.get(Instance, instance.identifier))}
 
 
 @operation("DeleteDBInstance")
@@ -293,25 +299,25 @@ def delete(service: Service, p: Parameters) -> Result:
             raise fault("InvalidParameterCombination", message)
         snapshot = None
         if cluster is None and instance.source is None:
-            snapshot = final_snapshot(records, p, instance)
+            snapshot = create_final_snapshot(records, p, instance)
         elif "FinalDBSnapshotIdentifier" in p:
             what = "a member of a DB cluster" if cluster is not None else "a read replica"
             message = f"FinalDBSnapshotIdentifier can not be specified when deleting {what}."
             raise fault("InvalidParameterCombination", message)
-        answer = described(service, instance) | {"DBInstanceStatus": "deleting"}
+        answer = instance_result(service, instance) | {"DBInstanceStatus": "deleting"}
         controller.manage_secret(instance, None)
         records.put(instance)
         controller.delete(instance.identifier, snapshot)
     return {"DBInstance": answer}
 
 
-def described(service: Service, instance: Instance) -> Result:
+def instance_result(service: Service, instance: Instance) -> Result:
     """Return an instance as RDS describes it."""
     records = Records(service.store)
     state = service.controller.actions.state() if service.controller is not None else None
     port = state.port("instance", instance.identifier) if state is not None else None
     cluster = records.find(Cluster, instance.cluster) if instance.cluster else None
-    status = group_status(service, instance.parameter_status)
+    status = shown_group_status(service, instance.parameter_status)
     return {
         "DBInstanceIdentifier": instance.identifier,
         "DBInstanceArn": service.arn("db", instance.identifier),
@@ -321,7 +327,7 @@ def described(service: Service, instance: Instance) -> Result:
         "Engine": instance.engine,
         "EngineVersion": instance.version,
         "MasterUsername": instance.master_user,
-        "MasterUserSecret": secret(instance),
+        "MasterUserSecret": secret_result(instance),
         "DBName": instance.dbname,
         "Endpoint": {"Address": HOST, "Port": port, "HostedZoneId": "Z2R2ITUGPM61AM"} if port else None,
         "DbInstancePort": 0,
@@ -387,7 +393,7 @@ def _create_member(service: Service, controller: Controller, identifier: str, p:
             raise fault("InvalidParameterCombination", message)
         release = same_major(cluster.engine, cluster.version, p.get("EngineVersion"))
         _, programs = find_release(controller, cluster.engine, cluster.version)
-        group = attachable(service, "instance", p.get("DBParameterGroupName"), release)
+        group = attachable_group(service, "instance", p.get("DBParameterGroupName"), release)
         if not engine_catalog.instance_class(p["DBInstanceClass"]).aurora:
             message = f"RDS does not support creating an Aurora instance of the class {p['DBInstanceClass']}."
             raise fault("InvalidParameterCombination", message)
@@ -418,20 +424,20 @@ def _create_member(service: Service, controller: Controller, identifier: str, p:
             encrypted=cluster.encrypted,
             public=p.get("PubliclyAccessible", False),
         )
-        _keep(service, controller, instance)
+        _save(service, controller, instance)
         made = controller.new_server(instance, programs, source=members[0].name if members else None)
         controller.create([made], cluster.password or "")
-    return {"DBInstance": described(service, controller.records.get(Instance, identifier))}
+    return {"DBInstance": instance_result(service, controller.records.get(Instance, identifier))}
 
 
-def _keep(service: Service, controller: Controller, instance: Instance) -> None:
+def _save(service: Service, controller: Controller, instance: Instance) -> None:
     """Keep the record of a new instance.
 
     Raises:
         Fault: its identifier is taken, or there are too many.
     """
     with service.store.lock:
-        controller.records.refuse(Instance, instance.identifier)
+        controller.records.check_unused(Instance, instance.identifier)
         check_quota(controller.records, 1)
         controller.records.put(instance)
 
@@ -451,7 +457,7 @@ def _change_size(service: Service, instance: Instance, p: Parameters, version: s
             "StorageType": instance.storage_type,
             "Iops": instance.iops,
         }
-        kind, size, iops = storage({**current, **p}, default="gp3")
+        kind, size, iops = checked_storage({**current, **p}, default="gp3")
         if size < instance.allocated_gib:
             raise fault("InvalidParameterCombination", "Requested storage size is smaller than the current one.")
         chosen = {"AllocatedStorage": size, "StorageType": kind, "Iops": iops}

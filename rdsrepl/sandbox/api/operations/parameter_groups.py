@@ -9,15 +9,15 @@ from typing import Any, Final
 from rdsrepl.sandbox.api import engine_catalog, formulas, paging
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.parameter_catalog import EngineParameter
-from rdsrepl.sandbox.api.parameter_groups import ApplyMethod, Change, Group, aws_noun
+from rdsrepl.sandbox.api.parameter_groups import ApplyMethod, GroupValue, StoredGroup, aws_noun
 from rdsrepl.sandbox.api.records import check_identifier
 from rdsrepl.sandbox.api.service import Service, operation
-from rdsrepl.sandbox.api.types import Kind, Parameters, Result
+from rdsrepl.sandbox.api.types import Parameters, ResourceKind, Result
 
-MOST_PARAMETERS: Final = 20
+MAX_PARAMETERS: Final = 20
 _SOURCES: Final = ("user", "system", "engine-default")
 # An own value has to be a formula for every class; any one shows whether it can be read.
-_SOME_CLASS: Final = "db.r6g.large"
+_EXAMPLE_CLASS: Final = "db.r6g.large"
 
 
 @operation("CreateDBParameterGroup")
@@ -118,12 +118,12 @@ def describe_cluster_defaults(service: Service, p: Parameters) -> Result:
     return _describe_defaults(service, "cluster", p)
 
 
-def _create(service: Service, kind: Kind, name: str, p: Parameters) -> Result:
-    group = Group(name.lower(), kind, p["DBParameterGroupFamily"].lower(), p["Description"], {})
-    return _described(service, service.groups.create(group))
+def _create(service: Service, kind: ResourceKind, name: str, p: Parameters) -> Result:
+    group = StoredGroup(name.lower(), kind, p["DBParameterGroupFamily"].lower(), p["Description"], {})
+    return _group_result(service, service.groups.create(group))
 
 
-def _copy(service: Service, kind: Kind, p: Parameters) -> Result:
+def _copy(service: Service, kind: ResourceKind, p: Parameters) -> Result:
     noun = aws_noun(kind)
     wanted: str = p[f"Source{noun}Identifier"]
     name = wanted.rpartition(":")[2] if wanted.startswith("arn:") else wanted
@@ -131,17 +131,17 @@ def _copy(service: Service, kind: Kind, p: Parameters) -> Result:
     source = service.groups.get(kind, name)
     target: str = p[f"Target{noun}Identifier"]
     description: str = p[f"Target{noun}Description"]
-    group = Group(target.lower(), kind, source.family, description, source.changes)
-    return _described(service, service.groups.create(group))
+    group = StoredGroup(target.lower(), kind, source.family, description, source.changes)
+    return _group_result(service, service.groups.create(group))
 
 
-def _modify(service: Service, kind: Kind, name: str, p: Parameters) -> str:
+def _modify(service: Service, kind: ResourceKind, name: str, p: Parameters) -> str:
     with service.store.lock:
-        group = _editable(service, kind, name)
-        wanted: Sequence[Mapping[str, Any]] = _few(p["Parameters"])
+        group = _get_editable(service, kind, name)
+        wanted: Sequence[Mapping[str, Any]] = _check_count(p["Parameters"])
         if not wanted:
             raise fault("MissingParameter", "The request must contain the parameter Parameters.")
-        changes = {one["ParameterName"]: _change(group, one) for one in _unique(wanted)}
+        changes = {one["ParameterName"]: _change(group, one) for one in _check_unique(wanted)}
         changed = service.groups.modify(group, changes)
     # Without the lock: servers are told, and that takes as long as it takes.
     if changed and service.controller is not None:
@@ -149,15 +149,15 @@ def _modify(service: Service, kind: Kind, name: str, p: Parameters) -> str:
     return group.name
 
 
-def _reset(service: Service, kind: Kind, name: str, p: Parameters) -> str:
-    wanted: Sequence[Mapping[str, Any]] = _few(p.get("Parameters", ()))
+def _reset(service: Service, kind: ResourceKind, name: str, p: Parameters) -> str:
+    wanted: Sequence[Mapping[str, Any]] = _check_count(p.get("Parameters", ()))
     everything = p.get("ResetAllParameters", not wanted)
     if everything == bool(wanted):
         raise fault(
             "InvalidParameterCombination", "Specify either ResetAllParameters or the Parameters to reset, not both"
         )
     with service.store.lock:
-        group = _editable(service, kind, name)
+        group = _get_editable(service, kind, name)
         methods: dict[str, ApplyMethod]
         if everything:
             methods = {
@@ -165,14 +165,14 @@ def _reset(service: Service, kind: Kind, name: str, p: Parameters) -> str:
                 for parameter in group.changes
             }
         else:
-            methods = {one["ParameterName"]: _method(_parameter(group, one), one) for one in _unique(wanted)}
+            methods = {one["ParameterName"]: _method(_parameter(group, one), one) for one in _check_unique(wanted)}
         changed = service.groups.reset(group, methods)
     if changed and service.controller is not None:
         service.controller.group_changed(kind, group.name, changed)
     return group.name
 
 
-def _delete(service: Service, kind: Kind, name: str) -> Result:
+def _delete(service: Service, kind: ResourceKind, name: str) -> Result:
     with service.store.lock:
         group = service.groups.get(kind, name)
         if group.is_default:
@@ -187,13 +187,13 @@ def _delete(service: Service, kind: Kind, name: str) -> Result:
     return {}
 
 
-def _describe(service: Service, kind: Kind, name: str | None, p: Parameters) -> tuple[list[Result], str | None]:
+def _describe(service: Service, kind: ResourceKind, name: str | None, p: Parameters) -> tuple[list[Result], str | None]:
     groups = [service.groups.get(kind, name)] if name else service.groups.all(kind)
-    paging.passes(p, {})
-    return paging.page({group.name: _described(service, group) for group in groups}, p)
+    paging.matches_filters(p, {})
+    return paging.page({group.name: _group_result(service, group) for group in groups}, p)
 
 
-def _described(service: Service, group: Group) -> Result:
+def _group_result(service: Service, group: StoredGroup) -> Result:
     noun = aws_noun(group.kind)
     return {
         f"{noun}Name": group.name,
@@ -203,7 +203,7 @@ def _described(service: Service, group: Group) -> Result:
     }
 
 
-def _describe_parameters(service: Service, group: Group, p: Parameters) -> Result:
+def _describe_parameters(service: Service, group: StoredGroup, p: Parameters) -> Result:
     wanted = p.get("Source")
     if wanted not in (None, *_SOURCES):
         raise fault("InvalidParameterValue", f"Invalid parameter source: {wanted}")
@@ -212,8 +212,8 @@ def _describe_parameters(service: Service, group: Group, p: Parameters) -> Resul
         change = group.changes.get(parameter.name)
         # A value that is the default has the default's source, whoever set it.
         source = "user" if change is not None and change.value != parameter.value else parameter.source
-        if wanted in (None, source) and paging.passes(p, {"parameter-name": parameter.name}):
-            described = _parameter_described(service, group.family, parameter)
+        if wanted in (None, source) and paging.matches_filters(p, {"parameter-name": parameter.name}):
+            described = _parameter_result(service, group.family, parameter)
             described["Source"] = source
             # Of what nobody changed RDS says so of dynamic parameters as well.
             described["ApplyMethod"] = change.method if change is not None else "pending-reboot"
@@ -224,18 +224,18 @@ def _describe_parameters(service: Service, group: Group, p: Parameters) -> Resul
     return {"Parameters": page, "Marker": marker}
 
 
-def _describe_defaults(service: Service, kind: Kind, p: Parameters) -> Result:
+def _describe_defaults(service: Service, kind: ResourceKind, p: Parameters) -> Result:
     family: str = p["DBParameterGroupFamily"]
     chosen = {
-        parameter.name: _parameter_described(service, family, parameter)
+        parameter.name: _parameter_result(service, family, parameter)
         for parameter in engine_catalog.defaults(family, kind).values()
-        if paging.passes(p, {"parameter-name": parameter.name})
+        if paging.matches_filters(p, {"parameter-name": parameter.name})
     }
     page, marker = paging.page(chosen, p)
     return {"EngineDefaults": {"DBParameterGroupFamily": family, "Parameters": page, "Marker": marker}}
 
 
-def _parameter_described(service: Service, family: str, parameter: EngineParameter) -> Result:
+def _parameter_result(service: Service, family: str, parameter: EngineParameter) -> Result:
     return {
         "ParameterName": parameter.name,
         "ParameterValue": _printed(service, parameter.value),
@@ -252,7 +252,7 @@ def _parameter_described(service: Service, family: str, parameter: EngineParamet
 
 def _printed(service: Service, value: str | None) -> str | None:
     """Return a default as it is printed: formulas at times without braces, and with a dollar before a variable."""
-    if value is None or not service.consistency.delays.printed_formulas or not formulas.is_formula(value):
+    if value is None or not service.consistency.switches.printed_formulas or not formulas.is_formula(value):
         return value
     if "(" not in value:
         return f"${value}" if value.startswith("{") else value
@@ -260,21 +260,21 @@ def _printed(service: Service, value: str | None) -> str | None:
     return plain.replace("(DBInstanceVCPU", "($DBInstanceVCPU")
 
 
-def _editable(service: Service, kind: Kind, name: str) -> Group:
+def _get_editable(service: Service, kind: ResourceKind, name: str) -> StoredGroup:
     group = service.groups.get(kind, name)
     if group.is_default:
         raise fault("InvalidParameterValue", "Cannot modify a default parameter group.")
     return group
 
 
-def _few(wanted: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-    if len(wanted) > MOST_PARAMETERS:
-        message = f"Only {MOST_PARAMETERS} parameters can be changed in one request; it has {len(wanted)}"
+def _check_count(wanted: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    if len(wanted) > MAX_PARAMETERS:
+        message = f"Only {MAX_PARAMETERS} parameters can be changed in one request; it has {len(wanted)}"
         raise fault("InvalidParameterValue", message)
     return wanted
 
 
-def _unique(wanted: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def _check_unique(wanted: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     seen: set[str] = set()
     for one in wanted:
         name = one.get("ParameterName")
@@ -286,7 +286,7 @@ def _unique(wanted: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
         yield one
 
 
-def _parameter(group: Group, one: Mapping[str, Any]) -> EngineParameter:
+def _parameter(group: StoredGroup, one: Mapping[str, Any]) -> EngineParameter:
     name = one["ParameterName"]
     parameter = group.defaults.get(name)
     if parameter is None:
@@ -308,22 +308,22 @@ def _method(parameter: EngineParameter, one: Mapping[str, Any]) -> ApplyMethod:
     raise fault("InvalidParameterValue", f"Invalid apply method for {parameter.name}: {method}")
 
 
-def _change(group: Group, one: Mapping[str, Any]) -> Change:
+def _change(group: StoredGroup, one: Mapping[str, Any]) -> GroupValue:
     parameter = _parameter(group, one)
     value = one.get("ParameterValue")
     if value is None:
         raise fault("MissingParameter", "The request must contain the parameter ParameterValue.")
-    if not _valid(parameter, value):
+    if not _is_valid(parameter, value):
         allowed = f" allowed values are: {parameter.allowed_values}" if parameter.allowed_values else ""
         message = f"Invalid parameter value: {value} for: {parameter.name}{allowed}"
         raise fault("InvalidParameterValue", message)
-    return Change(value, _method(parameter, one))
+    return GroupValue(value, _method(parameter, one))
 
 
-def _valid(parameter: EngineParameter, value: str) -> bool:
+def _is_valid(parameter: EngineParameter, value: str) -> bool:
     if parameter.data_type not in ("integer", "float") or not formulas.is_formula(value):
         return parameter.allows(value)
-    some = engine_catalog.instance_class(_SOME_CLASS)
+    some = engine_catalog.instance_class(_EXAMPLE_CLASS)
     try:
         formulas.evaluate(value, some.vcpu, some.memory_bytes)
     except ValueError:
@@ -331,5 +331,5 @@ def _valid(parameter: EngineParameter, value: str) -> bool:
     return True
 
 
-def _arn(service: Service, group: Group) -> str:
+def _arn(service: Service, group: StoredGroup) -> str:
     return service.arn("cluster-pg" if group.kind == "cluster" else "pg", group.name)
