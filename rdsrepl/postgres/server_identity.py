@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from rdsrepl.lsn import Lsn
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """The server behind a connection, as a planned statement can check it again when it runs.
+    """The server behind a connection, as a planned statement can check it again when it runs; ``wal.get`` reads it.
 
     Attributes:
         database: the database of the connection.
@@ -37,33 +38,24 @@ class ServerIdentity:
 
 
 _SYSTEM_IDENTIFIER: Final = "SELECT system_identifier::text FROM pg_catalog.pg_control_system()"
-_IDENTITY: Final = """
-SELECT pg_catalog.current_database()::text, pg_catalog.pg_postmaster_start_time(), w.in_recovery,
-       CASE WHEN w.in_recovery THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END,
-       CASE WHEN NOT w.in_recovery AND NOT w.aurora
-            THEN ('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))
-                 ::bit(32)::bigint END
-  FROM (SELECT pg_catalog.pg_is_in_recovery() AS in_recovery,
-               EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version') AS aurora) w
-"""
-
-
-def get(conn: Connection) -> ServerIdentity:
-    """Return which server a connection leads to."""
-    row = conn.execute(_IDENTITY).fetchone()
-    assert row is not None
-    return ServerIdentity(*(*row, system_identifier(conn)))
+# No function returns the timeline; the name of a WAL file begins with it.
+TIMELINE: Final = (
+    "('x' || pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 8))::bit(32)::bigint"
+)
+_KNOWN: Final[WeakKeyDictionary[Connection, str | None]] = WeakKeyDictionary()
 
 
 def system_identifier(conn: Connection) -> str | None:
     """Return the number that ``initdb`` gave the cluster; None where this role may not read it."""
     import psycopg
 
-    try:
-        row = conn.execute(_SYSTEM_IDENTIFIER).fetchone()
-    except psycopg.errors.InsufficientPrivilege:
-        return None
-    return None if row is None else str(row[0])
+    if conn not in _KNOWN:
+        try:
+            row = conn.execute(_SYSTEM_IDENTIFIER).fetchone()
+        except psycopg.errors.InsufficientPrivilege:
+            row = None
+        _KNOWN[conn] = None if row is None else str(row[0])
+    return _KNOWN[conn]
 
 
 def identifier(conn: Connection) -> str:
@@ -111,10 +103,9 @@ def done_query(identity: ServerIdentity, done: Composed) -> Composed:
     same = _same_server(identity)
     if identity.timeline is not None:
         # pg_walfile_name fails on a standby.
-        same = sql.SQL(
-            "NOT pg_catalog.pg_is_in_recovery() AND {} AND "
-            "('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::bigint = {}"
-        ).format(same, sql.Literal(identity.timeline))
+        same = sql.SQL("NOT pg_catalog.pg_is_in_recovery() AND {} AND {} = {}").format(
+            same, sql.SQL(TIMELINE), sql.Literal(identity.timeline)
+        )
     return sql.SQL("SELECT CASE WHEN {} THEN {} END").format(same, done)
 
 

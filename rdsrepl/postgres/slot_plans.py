@@ -123,12 +123,12 @@ def create(
     return Plan(title, (step,), (warning,))
 
 
-def drop(slot: Slot, *, here: ServerIdentity, physical: bool = False, saved: datetime | None = None) -> Plan:
+def drop(slot: Slot, *, server: ServerIdentity, physical: bool = False, saved: datetime | None = None) -> Plan:
     """Return the plan that drops a slot.
 
     Args:
-        slot: as it was looked at; the statement drops this one, in this state, and no other.
-        here: where it was looked at; the statement drops it there, and not after a restart or a failover.
+        slot: as it was read; the statement drops it only in this state.
+        server: the server it was read from; the statement drops it only there, and not after a restart or a failover.
         physical: a physical slot may be dropped, too; RDS's own never.
         saved: what ``saved_at`` says of it.
 
@@ -146,7 +146,7 @@ def drop(slot: Slot, *, here: ServerIdentity, physical: bool = False, saved: dat
             f"slot {name} is physical, made by {owner}; it is not dropped here",
             hint="remove the replica, and its slot goes with it",
         )
-    if slot.synced and here.in_recovery:
+    if slot.synced and server.in_recovery:
         raise errors.SlotBeingSynced(
             f"slot {name} is a copy that this standby keeps in step with its primary",
             hint="drop it on the primary; the copy goes with it",
@@ -160,11 +160,11 @@ def drop(slot: Slot, *, here: ServerIdentity, physical: bool = False, saved: dat
         sql.SQL(
             "SELECT slot_name, pg_catalog.pg_drop_replication_slot(slot_name)::text AS dropped "
             "FROM pg_catalog.pg_replication_slots WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
-        ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(here)),
+        ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(server)),
         key=name,
         guard=_MOVED,
         done_if=done_query(
-            here,
+            server,
             sql.SQL("NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {})").format(
                 sql.Literal(name)
             ),
@@ -177,17 +177,17 @@ def advance(
     slot: Slot,
     lsn: Lsn | None,
     *,
-    here: ServerIdentity,
+    server: ServerIdentity,
     timeout_seconds: float = ADVANCE_TIMEOUT_SECONDS,
     saved: datetime | None = None,
 ) -> Plan:
     """Return the plan that moves a slot forward, to LSN or (None) to the server's current position.
 
     Args:
-        slot: as it was looked at.
-        lsn: where to.
-        here: where it was looked at.
-        timeout_seconds: after this long the statement is cancelled.
+        slot: as it was read.
+        lsn: the new position.
+        server: the server it was read from.
+        timeout_seconds: when the statement is canceled.
         saved: what ``saved_at`` says of it.
 
     Raises:
@@ -201,18 +201,18 @@ def advance(
         raise errors.Refused(
             f"slot {name} is physical; its standby moves it", hint="name a logical slot (rdsrepl slot list)"
         )
-    if slot.database != here.database:
+    if slot.database != server.database:
         raise errors.Refused(
-            f"slot {name} belongs to database {slot.database}, and this connection to {here.database}",
+            f"slot {name} belongs to database {slot.database}, and this connection to {server.database}",
             hint=f"connect to it: --dbname {slot.database}",
         )
     if slot.active:
         raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")
-    if slot.synced and here.in_recovery:
+    if slot.synced and server.in_recovery:
         raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
     if slot.is_lost:
         raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: {command('slot drop {}', name)}")
-    current = here.lsn
+    current = server.lsn
     goal = current if lsn is None else lsn
     start = slot.confirmed_flush_lsn or Lsn(0)
     if goal > current:
@@ -229,12 +229,12 @@ def advance(
             "SELECT a.slot_name, a.end_lsn FROM (SELECT slot_name FROM pg_catalog.pg_replication_slots "
             "WHERE slot_name = {} AND NOT active AND {} AND {}) s, "
             "LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, {}) a"
-        ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(here), sql.Literal(str(goal))),
+        ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(server), sql.Literal(str(goal))),
         key=name,
         guard=_MOVED,
         timeout_seconds=timeout_seconds,
         done_if=done_query(
-            here,
+            server,
             sql.SQL(
                 "(SELECT confirmed_flush_lsn >= {}::pg_lsn FROM pg_catalog.pg_replication_slots WHERE slot_name = {})"
             ).format(sql.Literal(str(goal)), sql.Literal(name)),

@@ -66,7 +66,10 @@ NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
 MIB, GIB = 1 << 20, 1 << 30
 DOCS = ROOT / "docs" / "watch.md"
 SERVER = ServerFacts("16.4 (Debian)", 16, "rds", False, "app", "dba", True, False, True, True, NOW)
-WAL = Wal(NOW, 16, False, Lsn(1000 * GIB), 1, NOW - timedelta(days=30), 200 * GIB, 0, 300, 10_000, 200_000_000)
+WAL = Wal(
+    "app", NOW - timedelta(days=30), False, Lsn(1000 * GIB), 1, at=NOW, version=16, slot_keep_bytes=200 * GIB,
+    keep_bytes=0, checkpoint_seconds=300, next_xid=10_000, freeze_max_age=200_000_000,
+)  # fmt: skip
 
 
 def slot(name: str, *, retained: int = 0, lag: int = 0, active: bool = False, **given: Any) -> Slot:

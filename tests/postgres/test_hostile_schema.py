@@ -21,7 +21,7 @@ from psycopg import sql
 import rdsrepl as package
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Statement
-from rdsrepl.postgres import connection, server_identity, slot_plans, slots, verification
+from rdsrepl.postgres import connection, slot_plans, slots, verification, wal
 from tests.fixtures.postgres import Database, Servers, drop_database, new_database
 from tests.fixtures.program import Program
 
@@ -326,14 +326,14 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
     assert verification.settings({"wal_level": "logical"}).probe(victim.target).met
     assert verification.Server({"wal_level": "logical"}).needs_restart(victim.target) is False
     with connection.open(victim.target) as conn:
-        here, slot = server_identity.get(conn), slots.get(conn, name)
+        here, slot = wal.get(conn), slots.get(conn, name)
         behind = replace(slot, confirmed_flush_lsn=Lsn(1))
-        stale = slot_plans.drop(slot, here=here, saved=datetime(2000, 1, 1, tzinfo=UTC)).steps[0]
+        stale = slot_plans.drop(slot, server=here, saved=datetime(2000, 1, 1, tzinfo=UTC)).steps[0]
         assert isinstance(stale, Statement) and conn.execute(stale.sql).fetchone() is None, "it was written since"
         steps = (
             *slot_plans.create(conn, f"{name}_b", plugin="pgoutput").steps,
-            *slot_plans.drop(slot, here=here).steps,
-            *slot_plans.advance(behind, None, here=here).steps,
+            *slot_plans.drop(slot, server=here).steps,
+            *slot_plans.advance(behind, None, server=here).steps,
         )
         for step in steps:  # what is sent only when something breaks
             assert isinstance(step, Statement)

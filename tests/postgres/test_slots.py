@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rdsrepl import apply, errors
-from rdsrepl.postgres import server_identity, slot_plans, slots
+from rdsrepl.postgres import slot_plans, slots, wal
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.waiting import wait_until
 
@@ -194,7 +194,7 @@ def test_a_stale_plan_drops_nothing(db15: Database) -> None:
     name = f"s_{db15.name}"
     db15.run(f"SELECT pg_create_logical_replication_slot('{name}', 'test_decoding')")
     with closing(db15.connect()) as conn:
-        plan = slot_plans.drop(slots.get(conn, name), here=server_identity.get(conn))
+        plan = slot_plans.drop(slots.get(conn, name), server=wal.get(conn))
     db15.run("CREATE TABLE t ()", f"SELECT pg_replication_slot_advance('{name}', pg_current_wal_lsn())")
     with pytest.raises(errors.StalePlan):
         apply.run(plan, db15.target, done=lambda outcome: None, waiting=lambda step, seconds, blockers: None)

@@ -24,7 +24,7 @@ from rdsrepl import apply, errors
 from rdsrepl.apply import runner, statements
 from rdsrepl.config import Target
 from rdsrepl.plan import Plan, Statement, Step
-from rdsrepl.postgres import connection, server_identity, slot_plans, slots, wal
+from rdsrepl.postgres import connection, slot_plans, slots, wal
 from rdsrepl.retention import prune_rules
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.state import audit
@@ -263,7 +263,7 @@ def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> Non
     words = ("--slot", "used", *idle, "--dry-run", "-o", "json")
     assert len(place.prune(*words).json["candidates"]) == 1
     with connection.open(place.target) as conn:
-        plan = slot_plans.drop(slots.get(conn, "used"), here=server_identity.get(conn))
+        plan = slot_plans.drop(slots.get(conn, "used"), server=wal.get(conn))
     place.run(
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('used', NULL, NULL, 'proto_version', '1', "
         "'publication_names', 'all_of_it')"
@@ -458,7 +458,7 @@ def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place
     ]
     for number in range(90):
         with connection.open(place.target) as conn:
-            plan = slot_plans.drop(slots.get(conn, "raced"), here=server_identity.get(conn))
+            plan = slot_plans.drop(slots.get(conn, "raced"), server=wal.get(conn))
         place.run("SELECT pg_logical_emit_message(true, 'x', 'y')", "SELECT pg_log_standby_snapshot()") if is_new(
             place
         ) else place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
@@ -468,7 +468,7 @@ def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place
         assert place.names() == {"raced"}, number
     for _ in range(10):
         with connection.open(place.target) as conn:
-            plan = slot_plans.drop(slots.get(conn, "raced"), here=server_identity.get(conn))
+            plan = slot_plans.drop(slots.get(conn, "raced"), server=wal.get(conn))
         with attached(place, "raced"), pytest.raises(errors.StalePlan):
             apply.run(plan, place.target, **silent())
         assert place.names() == {"raced"}
@@ -483,7 +483,7 @@ def test_a_consumer_that_comes_at_any_moment_keeps_its_slot(place: Place) -> Non
     for number in range(20):
         place.make("raced")
         with connection.open(place.target) as conn:
-            plan = slot_plans.drop(slots.get(conn, "raced"), here=server_identity.get(conn))
+            plan = slot_plans.drop(slots.get(conn, "raced"), server=wal.get(conn))
         came: list[str] = []
         decided = threading.Event()
 
@@ -556,9 +556,9 @@ def test_a_plan_made_before_a_restart_is_stale(place: Place, verb: str) -> None:
     place.make("old")
     place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
     with connection.open(place.target) as conn:
-        slot, here = slots.get(conn, "old"), server_identity.get(conn)
+        slot, here = slots.get(conn, "old"), wal.get(conn)
     before = place.run("SELECT restart_lsn, confirmed_flush_lsn FROM pg_replication_slots")
-    plan = slot_plans.drop(slot, here=here) if verb == "drop" else slot_plans.advance(slot, None, here=here)
+    plan = slot_plans.drop(slot, server=here) if verb == "drop" else slot_plans.advance(slot, None, server=here)
     assert plan
     place.server.restart()
     assert place.run("SELECT restart_lsn, confirmed_flush_lsn FROM pg_replication_slots") == before
@@ -799,8 +799,8 @@ def test_a_server_that_stays_away_ends_the_prune(
         place = Place(server, rdsrepl)
         place.make("a", "b", "c")
         with connection.open(place.target) as conn:
-            here = server_identity.get(conn)
-            steps = [slot_plans.drop(one, here=here).steps[0] for one in slots.ls(conn)]
+            here = wal.get(conn)
+            steps = [slot_plans.drop(one, server=here).steps[0] for one in slots.ls(conn)]
 
         class Deadly(Trail):
             def before(self, step: Step) -> None:

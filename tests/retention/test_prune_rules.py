@@ -26,7 +26,10 @@ DMS = "abcdefghijklmnop_00016402_1a2b3c4d_0000_1111_2222_1a2b3c4d5e6f"
 
 
 def wal(**other: Any) -> Wal:
-    made = Wal(NOW, 18, False, Lsn(10 << 30), 1, NOW - timedelta(days=30), None, 0, 300, 1000, 200_000_000)
+    made = Wal(
+        "app", NOW - timedelta(days=30), False, Lsn(10 << 30), 1, at=NOW, version=18, slot_keep_bytes=None,
+        keep_bytes=0, checkpoint_seconds=300, next_xid=1000, freeze_max_age=200_000_000,
+    )  # fmt: skip
     return replace(made, **other)
 
 

@@ -199,7 +199,7 @@ def test_looks_of_separate_runs_prove_nothing_before_17(place: Place) -> None:
     place.rdsrepl("slot", "list", dsn=place.dsn)
     with connection.open(place.target) as conn:
         key = server_identity.history_key(conn)
-        started = server_identity.get(conn).started_at
+        started = wal.get(conn).started_at
     (now,) = slot_history.history(key)
     earlier = max(started, now.at - timedelta(hours=2))
     slot_history._path(key).unlink()
@@ -244,12 +244,12 @@ def test_a_gap_a_jump_and_another_server_break_every_row(
 
 def plan(place: Place, name: str, verb: str = "drop") -> apply.Plan:
     with connection.open(place.target) as conn:
-        one, here = slots.get(conn, name), server_identity.get(conn)
+        one, here = slots.get(conn, name), wal.get(conn)
         saved = slots.saved_at(conn, [name]).get(name)
     return (
-        slot_plans.drop(one, here=here, saved=saved)
+        slot_plans.drop(one, server=here, saved=saved)
         if verb == "drop"
-        else slot_plans.advance(one, None, here=here, saved=saved)
+        else slot_plans.advance(one, None, server=here, saved=saved)
     )
 
 

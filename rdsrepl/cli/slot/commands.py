@@ -144,12 +144,12 @@ def drop(
 
     Example: rdsrepl slot drop old_cdc --dry-run
     """
-    from rdsrepl.postgres import connection, server_identity, slot_plans, slots
+    from rdsrepl.postgres import connection, slot_plans, slots, wal
 
     target = database_target(ctx)
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
-        plan = slot_plans.drop(slot, here=server_identity.get(conn), saved=slots.saved_at(conn, [name]).get(name))
+        plan = slot_plans.drop(slot, server=wal.get(conn), saved=slots.saved_at(conn, [name]).get(name))
         require_unprotected(name, target, frozenset(unprotect or ()))
         trail = SlotAudit(conn, "slot drop", {name: slot})
     confirm_and_apply(ctx, plan, target=target, recorder=trail)
@@ -176,7 +176,7 @@ def advance(
 
     Example: rdsrepl slot advance orders_cdc --to-current
     """
-    from rdsrepl.postgres import connection, server_identity, slot_plans, slots
+    from rdsrepl.postgres import connection, slot_plans, slots, wal
 
     if (lsn is None) == (not to_current):
         raise BadValue("say where to: an LSN, or --to-current", hint="rdsrepl slot advance NAME 16/B374D848")
@@ -185,7 +185,7 @@ def advance(
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
         saved = slots.saved_at(conn, [name]).get(name)
-        plan = slot_plans.advance(slot, goal, here=server_identity.get(conn), timeout_seconds=timeout, saved=saved)
+        plan = slot_plans.advance(slot, goal, server=wal.get(conn), timeout_seconds=timeout, saved=saved)
         trail = SlotAudit(conn, "slot advance", {name: slot}, advances=True)
     confirm_and_apply(ctx, plan, target=target, recorder=trail)
 

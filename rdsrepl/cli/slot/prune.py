@@ -242,16 +242,7 @@ def _plan(
 ) -> tuple[Plan, dict[str, Slot]]:
     """Return the plan that drops or advances every candidate, and the slots it acts on, by name."""
     from rdsrepl.postgres import slot_plans, slots
-    from rdsrepl.postgres.server_identity import ServerIdentity
 
-    here = ServerIdentity(
-        conn.info.dbname,
-        state.wal.started_at,
-        state.wal.in_recovery,
-        state.wal.lsn,
-        state.wal.timeline,
-        state.server if state.server.isdigit() else None,
-    )
     candidates = [one for one in decisions if one.is_candidate]
     saved = slots.saved_at(conn, [one.slot.slot_name for one in candidates])
     steps: list[Step] = []
@@ -259,9 +250,9 @@ def _plan(
     for one in candidates:
         written = saved.get(one.slot.slot_name)
         if advance:
-            plan = _advance(ctx, one, here, written)
+            plan = _advance(ctx, one, state.wal, written)
         else:
-            plan = slot_plans.drop(one.slot, here=here, physical=physical, saved=written)
+            plan = slot_plans.drop(one.slot, server=state.wal, physical=physical, saved=written)
         steps += plan.steps
         if plan:
             acted_on[one.slot.slot_name] = one.slot
@@ -405,12 +396,12 @@ def _subscriber_target(words: str) -> Target:
     return locations.with_rds_lookup(config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words))
 
 
-def _advance(ctx: typer.Context, one: PruneDecision, here: ServerIdentity, saved: datetime | None) -> Plan:
+def _advance(ctx: typer.Context, one: PruneDecision, server: ServerIdentity, saved: datetime | None) -> Plan:
     """Return the plan that gives up a slot's backlog; an empty one where that cannot be done from here."""
     from rdsrepl.postgres import slot_plans
 
     try:
-        return slot_plans.advance(one.slot, None, here=here, saved=saved)
+        return slot_plans.advance(one.slot, None, server=server, saved=saved)
     except Error as exc:
         warn(ctx, f"{exc.message}: it is left as it is" + (f" ({exc.hint})" if exc.hint else ""))
         return Plan(f"advance replication slot {one.slot.slot_name}", ())
