@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from rdsrepl.aws import database_engines, identifiers, pending_modifications, session, statuses
+from rdsrepl.aws import engines, identifiers, resources, session, statuses
+from rdsrepl.aws.engines import ClusterTopology
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import NotAvailable, NotFound, Refused
+from rdsrepl.errors import NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait, require_same, version_as_asked
 from rdsrepl.text.commands import command
-
-Kind = Literal["multi_az_cluster", "aurora"]
 
 # Describes may still show what was before.
 _ATTACH_CONFIRMATIONS: Final = 3
 _FAILOVER_CONFIRMATIONS: Final = 2
-_LONGEST_NAME: Final[Mapping[Kind, int]] = {"multi_az_cluster": 52, "aurora": 63}
+_LONGEST_NAME: Final[Mapping[ClusterTopology, int]] = {"multi_az_cluster": 52, "aurora": 63}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Cluster:
     """
 
     cluster_id: str
-    kind: Kind
+    kind: ClusterTopology
     engine: str
     engine_version: str
     status: str
@@ -87,7 +86,7 @@ class NewCluster:
     """
 
     cluster_id: str
-    kind: Kind
+    kind: ClusterTopology
     instance_class: str
     engine_version: str | None = None
     instances: int = 2
@@ -121,7 +120,7 @@ def ls(aws: Aws) -> tuple[Cluster, ...]:
         Error: AWS refused.
     """
     found = session.pages(aws, "rds", "DescribeDBClusters", "DBClusters")
-    return tuple(_cluster(row) for row in found if database_engines.is_postgres(row))
+    return tuple(_cluster(row) for row in found if engines.is_postgres(row))
 
 
 def get(aws: Aws, cluster_id: str) -> Cluster:
@@ -133,11 +132,11 @@ def get(aws: Aws, cluster_id: str) -> Cluster:
     """
     answer = session.call(aws, "rds", "DescribeDBClusters", {"DBClusterIdentifier": cluster_id})
     row = answer["DBClusters"][0]
-    database_engines.require_postgres(row, "cluster", cluster_id)
+    engines.require_postgres(row, "cluster", cluster_id)
     return _cluster(row)
 
 
-def check_name(name: str, kind: Kind) -> str:
+def check_name(name: str, kind: ClusterTopology) -> str:
     """Return NAME as AWS keeps it, in lower case, if a new cluster may have it (CreateDBCluster).
 
     Raises:
@@ -147,16 +146,12 @@ def check_name(name: str, kind: Kind) -> str:
 
 
 def require_available(cluster: Cluster) -> None:
-    """Refuse work on a cluster that is in the middle of something else, or that has to be repaired first.
+    """Refuse a change while another operation is in progress, or while the status needs a repair.
 
     Raises:
-        NotAvailable: it is.
+        NotAvailable: the cluster is not available.
     """
-    if not statuses.is_usable(cluster.status):
-        hint = f"wait for it: {command('cluster show {}', cluster.cluster_id)}"
-        if statuses.is_dead_end(cluster.status):
-            hint = statuses.remedy(cluster.status, "cluster", cluster.cluster_id)
-        raise NotAvailable(f"cluster {cluster.cluster_id} is {cluster.status}, not available", hint=hint)
+    resources.require_available("cluster", cluster.cluster_id, cluster.status)
 
 
 def existing(target: Target, new: NewCluster) -> tuple[Cluster | None, bool]:
@@ -338,51 +333,35 @@ def _attached(target: Target, *, cluster_id: str, group: str) -> Condition:
 
 
 def delete(cluster: Cluster, members: Sequence[AwsCall], *, final_snapshot: str | None, timeout_seconds: float) -> Plan:
-    """Plan to delete a cluster with its members, and to wait until it is gone (DeleteDBCluster).
+    """Plan to delete a cluster with its members, and to wait until it is deleted (DeleteDBCluster).
 
     Args:
-        cluster: which; where it is being deleted already, that is waited for.
-        members: the calls that delete Aurora's members, in their order; a Multi-AZ DB cluster goes with its own.
-        final_snapshot: the name of one that is kept; None keeps nothing.
-        timeout_seconds: how long it may take.
+        cluster: the cluster; if its deletion is in progress, the plan only waits.
+        members: the calls that delete the members of an Aurora cluster, in their order; AWS deletes those of a Multi-AZ
+            DB cluster with the cluster.
+        final_snapshot: the name of the snapshot to take; None takes none.
+        timeout_seconds: of the wait.
 
     Raises:
-        Refused: it is protected against deletion.
+        Refused: deletion protection is on.
     """
-    if cluster.deletion_protection:
-        raise Refused(
-            f"cluster {cluster.cluster_id} is protected against deletion",
-            hint="take the protection off knowingly: aws rds modify-db-cluster --no-deletion-protection "
-            f"--db-cluster-identifier {cluster.cluster_id}",
-        )
-    title = f"delete cluster {cluster.cluster_id}"
-    wait = Wait(
-        f"wait until cluster {cluster.cluster_id} is gone",
-        partial(_gone, cluster_id=cluster.cluster_id),
-        timeout_seconds,
+    name = cluster.cluster_id
+    resources.require_unprotected("cluster", name, cluster.deletion_protection)
+    status_of = partial(_status, cluster_id=name)
+    call = resources.delete_call("cluster", name, final_snapshot=final_snapshot, status_of=status_of)
+    return resources.deletion(
+        "cluster",
+        name,
+        (*members, call),
+        kept=resources.snapshot_warning(final_snapshot),
+        status=cluster.status,
+        status_of=status_of,
+        timeout_seconds=timeout_seconds,
     )
-    if cluster.status == statuses.DELETING:
-        return Plan(title, (wait,), warnings=("it is being deleted already",))
-    request: dict[str, Any] = {"DBClusterIdentifier": cluster.cluster_id, "SkipFinalSnapshot": final_snapshot is None}
-    if final_snapshot is not None:
-        request["FinalDBSnapshotIdentifier"] = final_snapshot
-    call = AwsCall(
-        title,
-        "rds",
-        "DeleteDBCluster",
-        request,
-        needed=partial(_is_there, cluster_id=cluster.cluster_id),
-        condition="unless it is being deleted",
-    )
-    kept = f"the final snapshot {final_snapshot} is kept" if final_snapshot else "no snapshot is taken: all is lost"
-    return Plan(title, (*members, call, wait), warnings=(kept,))
 
 
-def _is_there(target: Target, *, cluster_id: str) -> bool:
-    try:
-        return get(target.aws, cluster_id).status != statuses.DELETING
-    except NotFound:
-        return False
+def _status(target: Target, *, cluster_id: str) -> str:
+    return get(target.aws, cluster_id).status
 
 
 def wait_available(cluster_id: str, timeout_seconds: float, *, members: int = 0) -> Wait:
@@ -430,14 +409,6 @@ def _has_writer(cluster: Cluster, old: str, new: str | None) -> bool:
     return cluster.writer is not None and (cluster.writer == new if new else cluster.writer != old)
 
 
-def _gone(target: Target, *, cluster_id: str) -> Condition:
-    try:
-        cluster = get(target.aws, cluster_id)
-    except NotFound:
-        return Condition(True, "gone")
-    return Condition(False, f"cluster {cluster.status}")
-
-
 def _member_states(aws: Aws, cluster: Cluster) -> dict[str, str]:
     filters = {"Filters": [{"Name": "db-cluster-id", "Values": [cluster.cluster_id]}]}
     rows = session.pages(aws, "rds", "DescribeDBInstances", "DBInstances", filters)
@@ -455,9 +426,7 @@ def _cluster(row: Mapping[str, Any]) -> Cluster:
     ]
     return Cluster(
         cluster_id=row["DBClusterIdentifier"],
-        kind="aurora" if row["Engine"].startswith("aurora") else "multi_az_cluster",
-        engine=row["Engine"],
-        engine_version=row["EngineVersion"],
+        kind=engines.cluster_topology(row["Engine"]),
         status=row["Status"],
         endpoint=row.get("Endpoint"),
         reader_endpoint=row.get("ReaderEndpoint"),
@@ -466,15 +435,8 @@ def _cluster(row: Mapping[str, Any]) -> Cluster:
         members=tuple(sorted(members, key=lambda member: (not member.is_writer, member.instance_id))),
         availability_zones=tuple(row.get("AvailabilityZones") or ()),
         instance_class=row.get("DBClusterInstanceClass"),
-        allocated_storage_gib=row.get("AllocatedStorage") or 0,
-        storage_type=row.get("StorageType"),
-        iops=row.get("Iops"),
-        master_user=row.get("MasterUsername"),
-        master_secret=(row.get("MasterUserSecret") or {}).get("SecretArn"),
-        iam_auth=bool(row.get("IAMDatabaseAuthenticationEnabled")),
         resource_id=row.get("DbClusterResourceId", ""),
         arn=row.get("DBClusterArn", ""),
         database_name=row.get("DatabaseName"),
-        deletion_protection=bool(row.get("DeletionProtection")),
-        pending_modifications=pending_modifications.parse(row.get("PendingModifiedValues")),
+        **resources.common_fields(row),
     )

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from rdsrepl.aws.iam_grants import FIND_DATABASE, GRANTS, KEEP_PASSWORD, LOGIN, READER, WRITER, Auth, Grant
 from rdsrepl.errors import BadValue
-
-Auth = Literal["password", "iam"]
-Kind = Literal["cluster", "instance"]
 
 _REGION: Final = re.compile(r"[a-z]{2,}(-[a-z]+)+-\d\Z")
 _ACCOUNT: Final = re.compile(r"\d{12}\Z")
@@ -98,232 +96,7 @@ class Policy:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Grant:
-    """An action, on kinds of resources of ``_arns``; only for commands on that kind of database, where one is named."""
-
-    action: str
-    on: tuple[str, ...]
-    kind: Kind | None = None
-    conditions: tuple[tuple[str, str, str], ...] = ()
-
-
-# AWS checks a call without an identifier, and one with a filter, against every resource of the type.
-_READ_CLUSTERS: Final = _Grant("rds:DescribeDBClusters", ("every-cluster",))
-_READ_INSTANCES: Final = _Grant("rds:DescribeDBInstances", ("every-db",))
-_READ_CLUSTER: Final = _Grant("rds:DescribeDBClusters", ("cluster",))
-_READ_INSTANCE: Final = _Grant("rds:DescribeDBInstances", ("db",))
-_READ_VERSIONS: Final = _Grant("rds:DescribeDBEngineVersions", ("*",))
-_USERS: Final = (_READ_CLUSTERS, _READ_INSTANCES)
-
-
-def _groups(verb: str, *, cluster_on: str, instance_on: str, what: str = "ParameterGroup") -> tuple[_Grant, ...]:
-    return (
-        _Grant(f"rds:{verb}DBCluster{what}", (cluster_on,), "cluster"),
-        _Grant(f"rds:{verb}DB{what}", (instance_on,), "instance"),
-    )
-
-
-def _named(verb: str, what: str = "ParameterGroup") -> tuple[_Grant, ...]:
-    return _groups(verb, cluster_on="cluster-pg", instance_on="pg", what=what)
-
-
-def _all(verb: str, what: str = "ParameterGroup") -> tuple[_Grant, ...]:
-    return _groups(verb, cluster_on="every-cluster-pg", instance_on="every-pg", what=what)
-
-
-_FIND_GROUP: Final = _named("Describe", "ParameterGroups")
-_READ_GROUP: Final = (*_FIND_GROUP, *_named("Describe", "Parameters"))
-_READ_GROUPS: Final = (*_all("Describe", "ParameterGroups"), *_all("Describe", "Parameters"))
-_READ_DEFAULTS: Final = (
-    _Grant("rds:DescribeEngineDefaultClusterParameters", ("*",), "cluster"),
-    _Grant("rds:DescribeEngineDefaultParameters", ("*",), "instance"),
-)
-_VIA_SECRETS_MANAGER: Final = (("StringLike", "kms:ViaService", "secretsmanager.*"),)
-
-# A SQL command finds its database, and logs in to it.
-_FIND: Final = (
-    _Grant("rds:DescribeDBClusters", ("cluster",), "cluster"),
-    _Grant("rds:DescribeDBInstances", ("db",), "instance"),
-    # A member of a cluster shares the cluster's master user and secret.
-    _Grant("rds:DescribeDBClusters", ("every-cluster",), "instance"),
-)
-_LOGIN: Final[Mapping[Auth, tuple[_Grant, ...]]] = {
-    "password": (
-        _Grant("secretsmanager:GetSecretValue", ("secret",)),
-        _Grant("kms:Decrypt", ("kms-key",), conditions=_VIA_SECRETS_MANAGER),
-    ),
-    "iam": (_Grant("rds-db:connect", ("dbuser",)),),
-}
-_SQL: Final = "sql"
-
-# RDS keeps a new master user's password in a secret of its own; the first database of an account also needs RDS's role.
-_MASTER_SECRET: Final = (
-    _Grant("secretsmanager:CreateSecret", ("managed-secret",)),
-    _Grant("secretsmanager:TagResource", ("managed-secret",)),
-    _Grant("kms:DescribeKey", ("kms-key-of-secret",)),
-    _Grant(
-        "iam:CreateServiceLinkedRole",
-        ("service-role",),
-        conditions=(("StringLike", "iam:AWSServiceName", "rds.amazonaws.com"),),
-    ),
-)
-_CREATE_MEMBER: Final = _Grant("rds:CreateDBInstance", ("db", "cluster", "default-pg", "og", "subgrp"))
-# What proves a reboot where the server cannot be asked over SQL.
-_EVENTS: Final = _Grant("rds:DescribeEvents", ("*",))
-_REBOOTS: Final = (
-    _EVENTS,
-    _Grant("rds:RebootDBCluster", ("cluster",), "cluster"),
-    _Grant("rds:RebootDBInstance", ("db",)),
-)
-
-_READ_STREAM: Final = _Grant("kinesis:DescribeStreamSummary", ("stream",))
-_READER: Final = (
-    _READ_STREAM,
-    _Grant("kinesis:ListShards", ("stream",)),
-    _Grant("kinesis:GetShardIterator", ("stream",)),
-    _Grant("kinesis:GetRecords", ("stream",)),
-    _Grant("kms:Decrypt", ("kms-key",), conditions=(("StringLike", "kms:ViaService", "kinesis.*"),)),
-)
-_WRITER: Final = (
-    _READ_STREAM,
-    _Grant("kinesis:PutRecords", ("stream",)),
-    _Grant("kms:GenerateDataKey", ("kms-key",), conditions=(("StringLike", "kms:ViaService", "kinesis.*"),)),
-)
-
-# `role password --secret`.
-_KEEP_PASSWORD: Final = (
-    _Grant("secretsmanager:GetSecretValue", ("secret",)),
-    _Grant("secretsmanager:PutSecretValue", ("secret",)),
-    _Grant("secretsmanager:UpdateSecretVersionStage", ("secret",)),
-    _Grant("secretsmanager:CreateSecret", ("secret",)),
-    _Grant("kms:Decrypt", ("kms-key",), conditions=_VIA_SECRETS_MANAGER),
-    _Grant("kms:GenerateDataKey", ("kms-key",), conditions=_VIA_SECRETS_MANAGER),
-)
-
-# What is free, and how fast WAL is written; without these rights the slots are shown all the same.
-_STANDING: Final = (_READ_CLUSTERS, _READ_INSTANCES, _Grant("cloudwatch:GetMetricData", ("*",)), _SQL)
-
-_COMMANDS: Final[Mapping[str, tuple[_Grant | str, ...]]] = {
-    "param-group list": (*_all("Describe", "ParameterGroups"), *_USERS),
-    "param-group show": (*_READ_GROUP, *_USERS),
-    "param-group create": (
-        *_named("Create"),
-        *_all("Copy"),
-        *_named("Modify"),
-        *_READ_GROUPS,
-        *_READ_DEFAULTS,
-        _READ_VERSIONS,
-        *_USERS,
-    ),
-    "param-group diff": (*_READ_GROUPS, *_READ_DEFAULTS, _READ_CLUSTER, _READ_INSTANCE, _SQL),
-    "param-group set": (*_READ_GROUP, *_named("Modify"), *_USERS),
-    "param-group reset": (*_READ_GROUP, *_named("Reset"), *_READ_DEFAULTS, *_USERS),
-    "param-group attach": (
-        *_READ_GROUPS,
-        _READ_VERSIONS,
-        _READ_CLUSTER,
-        # The read replicas, which are rebooted in an order of their own.
-        _READ_INSTANCES,
-        _Grant("rds:ModifyDBCluster", ("cluster", "cluster-pg"), "cluster"),
-        # ModifyDBCluster on a Multi-AZ DB cluster modifies its members.
-        _Grant("rds:ModifyDBInstance", ("db", "pg")),
-        *_REBOOTS,
-        _SQL,
-    ),
-    "param-group delete": (*_FIND_GROUP, *_named("Delete"), *_USERS),
-    "cluster list": (_READ_CLUSTERS,),
-    "cluster show": (_READ_CLUSTER, _READ_INSTANCES, _READ_VERSIONS),
-    "cluster create": (
-        _Grant("rds:CreateDBCluster", ("cluster", "cluster-pg", "default-cluster-pg", "og", "subgrp")),
-        _CREATE_MEMBER,
-        *_MASTER_SECRET,
-        _READ_CLUSTER,
-        _READ_INSTANCES,
-        _READ_VERSIONS,
-    ),
-    "cluster reboot": (
-        _READ_CLUSTER,
-        _READ_INSTANCES,
-        _Grant("rds:RebootDBCluster", ("cluster",)),
-        _Grant("rds:RebootDBInstance", ("db",)),
-        _EVENTS,
-        _SQL,
-    ),
-    "cluster failover": (_READ_CLUSTER, _READ_INSTANCES, _Grant("rds:FailoverDBCluster", ("cluster",)), _SQL),
-    "cluster delete": (
-        _READ_CLUSTER,
-        _READ_INSTANCES,
-        _Grant("rds:DeleteDBCluster", ("cluster", "cluster-snapshot")),
-        _Grant("rds:DeleteDBInstance", ("db",)),
-        _Grant("rds:CreateDBClusterSnapshot", ("cluster", "cluster-snapshot")),
-        _Grant("rds:AddTagsToResource", ("cluster-snapshot",)),
-    ),
-    "instance list": (_READ_INSTANCES,),
-    "instance show": (_READ_INSTANCE, _READ_CLUSTERS, _READ_VERSIONS),
-    "instance create": (
-        _Grant("rds:CreateDBInstance", ("db", "cluster", "pg", "default-pg", "og", "subgrp")),
-        _Grant("rds:CreateDBInstanceReadReplica", ("db", "every-db", "pg", "default-pg", "og", "subgrp")),
-        # A read replica's parameter group is attached after it was made.
-        _Grant("rds:ModifyDBInstance", ("db", "pg")),
-        _Grant("rds:RebootDBInstance", ("db",)),
-        _EVENTS,
-        *_MASTER_SECRET,
-        _READ_INSTANCE,
-        _READ_CLUSTERS,
-        _READ_VERSIONS,
-    ),
-    "instance reboot": (_READ_INSTANCES, _READ_CLUSTERS, _Grant("rds:RebootDBInstance", ("db",)), _EVENTS, _SQL),
-    "instance failover": (_READ_INSTANCES, _READ_CLUSTERS, _Grant("rds:RebootDBInstance", ("db",)), _EVENTS, _SQL),
-    "instance delete": (
-        _READ_INSTANCE,
-        _READ_CLUSTERS,
-        _Grant("rds:DeleteDBInstance", ("db",)),
-        _Grant("rds:CreateDBSnapshot", ("db", "snapshot")),
-        _Grant("rds:AddTagsToResource", ("snapshot",)),
-    ),
-    "doctor": (
-        _READ_CLUSTERS,
-        _READ_INSTANCES,
-        _READ_VERSIONS,
-        *_READ_GROUPS,
-        _Grant("cloudwatch:GetMetricData", ("*",)),
-        _SQL,
-    ),
-    "stream list": (_Grant("kinesis:ListStreams", ("*",)),),
-    "stream show": (_READ_STREAM, _Grant("cloudwatch:GetMetricStatistics", ("*",))),
-    "stream create": (_READ_STREAM, _Grant("kinesis:CreateStream", ("stream",))),
-    "stream delete": (_READ_STREAM, _Grant("kinesis:DeleteStream", ("stream",))),
-    "stream tail": _READER,
-    "psql": (_SQL,),
-    "slot create": (_SQL,),
-    "slot list": (_SQL,),
-    "slot show": (_SQL,),
-    "slot advance": (_SQL,),
-    "slot drop": (_SQL,),
-    "slot prune": _STANDING,
-    "slot lag": _STANDING,
-    "slot check": (
-        *_STANDING,
-        _Grant("cloudwatch:PutMetricData", ("*",), conditions=(("StringEquals", "cloudwatch:namespace", "rdsrepl"),)),
-    ),
-    "slot tail": (_SQL,),
-    "slot peek": (_SQL,),
-    "slot watch": _STANDING,
-    "publication create": (_SQL,),
-    "publication list": (_SQL,),
-    "publication show": (_SQL,),
-    "publication add": (_SQL,),
-    "publication remove": (_SQL,),
-    "publication drop": (_SQL,),
-    "publication check": (_SQL,),
-    "role create": (_SQL,),
-    "role list": (_SQL,),
-    "role grant": (_SQL,),
-    "role password": (_SQL,),
-    "role drop": (_SQL,),
-}
-COMMANDS: Final = tuple(_COMMANDS)
+COMMANDS: Final = tuple(GRANTS)
 
 
 def commands(words: str) -> tuple[str, ...]:
@@ -353,8 +126,8 @@ def policy(names: Sequence[str], scope: PolicyScope) -> Policy:
     _check(scope)
     wanted = dict.fromkeys(name for words in names or _nouns() for name in commands(words))
     by_action: dict[tuple[str, tuple[tuple[str, str, str], ...]], dict[str, None]] = {}
-    to_kinesis = _WRITER if scope.stream is not None and "slot tail" in wanted else ()
-    to_secret = _KEEP_PASSWORD if scope.secret is not None and "role password" in wanted else ()
+    to_kinesis = WRITER if scope.stream is not None and "slot tail" in wanted else ()
+    to_secret = KEEP_PASSWORD if scope.secret is not None and "role password" in wanted else ()
     for grant in (*_grants(wanted, scope), *to_kinesis, *to_secret):
         arns = [arn for place in grant.on for arn in _arns(place, scope)]
         if arns:
@@ -378,7 +151,7 @@ def stream_policy(side: Literal["writer", "reader"], scope: PolicyScope) -> Poli
     """
     _check(scope)
     statements: dict[tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]], list[str]] = {}
-    for grant in _WRITER if side == "writer" else _READER:
+    for grant in WRITER if side == "writer" else READER:
         arns = tuple(arn for place in grant.on for arn in _arns(place, scope))
         if arns:
             statements.setdefault((arns, grant.conditions), []).append(grant.action)
@@ -390,11 +163,11 @@ def stream_policy(side: Literal["writer", "reader"], scope: PolicyScope) -> Poli
     )
 
 
-def _grants(names: Iterable[str], scope: PolicyScope) -> Iterable[_Grant]:
+def _grants(names: Iterable[str], scope: PolicyScope) -> Iterable[Grant]:
     kinds = {kind for kind, name in (("cluster", scope.cluster), ("instance", scope.instance)) if name}
     for name in names:
-        for part in _COMMANDS[name]:
-            for grant in (*_FIND, *_LOGIN[scope.auth]) if isinstance(part, str) else (part,):
+        for part in GRANTS[name]:
+            for grant in (*FIND_DATABASE, *LOGIN[scope.auth]) if isinstance(part, str) else (part,):
                 if grant.kind is None or not kinds or grant.kind in kinds:
                     yield grant
 

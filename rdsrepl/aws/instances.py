@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from rdsrepl.aws import database_engines, identifiers, pending_modifications, session, statuses
+from rdsrepl.aws import engines, identifiers, resources, session, statuses
+from rdsrepl.aws.engines import Topology
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import NotAvailable, NotFound, Refused
+from rdsrepl.errors import NotFound
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same, version_as_asked
 from rdsrepl.text.commands import command
 
@@ -59,6 +60,11 @@ class Instance:
     deletion_protection: bool = False
     pending_modifications: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def topology(self) -> Topology:
+        """The topology that the instance runs in."""
+        return engines.topology(self.engine, in_cluster=self.cluster_id is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class NewInstance:
@@ -95,7 +101,7 @@ def ls(aws: Aws) -> tuple[Instance, ...]:
         Error: AWS refused.
     """
     found = session.pages(aws, "rds", "DescribeDBInstances", "DBInstances")
-    return tuple(_instance(row) for row in found if database_engines.is_postgres(row))
+    return tuple(_instance(row) for row in found if engines.is_postgres(row))
 
 
 def get(aws: Aws, instance_id: str) -> Instance:
@@ -107,7 +113,7 @@ def get(aws: Aws, instance_id: str) -> Instance:
     """
     answer = session.call(aws, "rds", "DescribeDBInstances", {"DBInstanceIdentifier": instance_id})
     row = answer["DBInstances"][0]
-    database_engines.require_postgres(row, "instance", instance_id)
+    engines.require_postgres(row, "instance", instance_id)
     return _instance(row)
 
 
@@ -131,16 +137,12 @@ def check_name(name: str) -> str:
 
 
 def require_available(instance: Instance) -> None:
-    """Refuse work on an instance that is in the middle of something else, or that has to be repaired first.
+    """Refuse a change while another operation is in progress, or while the status needs a repair.
 
     Raises:
-        NotAvailable: it is.
+        NotAvailable: the instance is not available.
     """
-    if not statuses.is_usable(instance.status):
-        hint = f"wait for it: {command('instance show {}', instance.instance_id)}"
-        if statuses.is_dead_end(instance.status):
-            hint = statuses.remedy(instance.status, "instance", instance.instance_id)
-        raise NotAvailable(f"instance {instance.instance_id} is {instance.status}, not available", hint=hint)
+    resources.require_available("instance", instance.instance_id, instance.status)
 
 
 def existing(aws: Aws, new: NewInstance) -> Instance | None:
@@ -245,53 +247,37 @@ def _require_same(found: Instance, new: NewInstance, *, engine: object) -> None:
 
 
 def delete(instance: Instance, *, final_snapshot: str | None, timeout_seconds: float) -> Plan:
-    """Plan to delete an instance, unless it is being deleted already, and wait until it is gone (DeleteDBInstance).
+    """Plan to delete an instance, unless its deletion is in progress, and wait until it is deleted (DeleteDBInstance).
 
     Raises:
-        Refused: it is protected against deletion.
+        Refused: deletion protection is on.
     """
-    if instance.deletion_protection:
-        raise Refused(
-            f"instance {instance.instance_id} is protected against deletion",
-            hint="take the protection off knowingly: aws rds modify-db-instance --no-deletion-protection "
-            f"--db-instance-identifier {instance.instance_id}",
-        )
-    kept = f"the final snapshot {final_snapshot} is kept" if final_snapshot else "no snapshot is taken: all is lost"
+    name = instance.instance_id
+    resources.require_unprotected("instance", name, instance.deletion_protection)
+    kept = resources.snapshot_warning(final_snapshot)
     if instance.cluster_id is not None:
-        kept = f"it is a member of cluster {instance.cluster_id}, which keeps its data"
+        kept = f"the instance is a member of cluster {instance.cluster_id}, which keeps its data"
     elif instance.replica_of is not None:
-        kept = f"it is a read replica of {instance.replica_of}; RDS takes no final snapshot of one"
-    wait = Wait(
-        f"wait until instance {instance.instance_id} is gone",
-        partial(_gone, instance_id=instance.instance_id),
-        timeout_seconds,
+        kept = f"the instance is a read replica of {instance.replica_of}; RDS takes no final snapshot of a read replica"
+    return resources.deletion(
+        "instance",
+        name,
+        (delete_call(name, final_snapshot=final_snapshot),),
+        kept=kept,
+        status=instance.status,
+        status_of=partial(_status, instance_id=name),
+        timeout_seconds=timeout_seconds,
     )
-    if instance.status == statuses.DELETING:
-        return Plan(f"delete instance {instance.instance_id}", (wait,), warnings=("it is being deleted already",))
-    call = delete_call(instance.instance_id, final_snapshot=final_snapshot)
-    return Plan(f"delete instance {instance.instance_id}", (call, wait), warnings=(kept,))
 
 
 def delete_call(instance_id: str, *, final_snapshot: str | None = None) -> AwsCall:
-    """Return the call that deletes an instance; it is left out where that is deleted by then (DeleteDBInstance)."""
-    request: dict[str, Any] = {"DBInstanceIdentifier": instance_id, "SkipFinalSnapshot": final_snapshot is None}
-    if final_snapshot is not None:
-        request["FinalDBSnapshotIdentifier"] = final_snapshot
-    return AwsCall(
-        f"delete instance {instance_id}",
-        "rds",
-        "DeleteDBInstance",
-        request,
-        needed=partial(_is_there, instance_id=instance_id),
-        condition="unless it is being deleted",
-    )
+    """Return the call that deletes an instance; it is skipped if the deletion is in progress (DeleteDBInstance)."""
+    status_of = partial(_status, instance_id=instance_id)
+    return resources.delete_call("instance", instance_id, final_snapshot=final_snapshot, status_of=status_of)
 
 
-def _is_there(target: Target, *, instance_id: str) -> bool:
-    try:
-        return get(target.aws, instance_id).status != statuses.DELETING
-    except NotFound:
-        return False
+def _status(target: Target, *, instance_id: str) -> str:
+    return get(target.aws, instance_id).status
 
 
 def wait_available(instance_id: str, timeout_seconds: float) -> Wait:
@@ -352,14 +338,6 @@ def state(instance: Instance) -> Condition:
     return Condition(statuses.is_usable(instance.status), said, facts=facts)
 
 
-def _gone(target: Target, *, instance_id: str) -> Condition:
-    try:
-        instance = get(target.aws, instance_id)
-    except NotFound:
-        return Condition(True, "gone")
-    return Condition(False, f"{instance_id} {instance.status}")
-
-
 def _all(aws: Aws, parameters: Mapping[str, Any]) -> Iterator[Instance]:
     return map(_instance, session.pages(aws, "rds", "DescribeDBInstances", "DBInstances", parameters))
 
@@ -369,8 +347,6 @@ def _instance(row: Mapping[str, Any]) -> Instance:
     groups = row.get("DBParameterGroups") or [{}]
     return Instance(
         instance_id=row["DBInstanceIdentifier"],
-        engine=row["Engine"],
-        engine_version=row["EngineVersion"],
         status=row["DBInstanceStatus"],
         instance_class=row["DBInstanceClass"],
         endpoint=endpoint.get("Address"),
@@ -382,16 +358,9 @@ def _instance(row: Mapping[str, Any]) -> Instance:
         parameter_group_status=groups[0].get("ParameterApplyStatus", ""),
         replica_of=row.get("ReadReplicaSourceDBInstanceIdentifier"),
         replicas=tuple(row.get("ReadReplicaDBInstanceIdentifiers") or ()),
-        allocated_storage_gib=row.get("AllocatedStorage") or 0,
         max_allocated_storage_gib=row.get("MaxAllocatedStorage"),
-        storage_type=row.get("StorageType"),
-        iops=row.get("Iops"),
-        master_user=row.get("MasterUsername"),
-        master_secret=(row.get("MasterUserSecret") or {}).get("SecretArn"),
-        iam_auth=bool(row.get("IAMDatabaseAuthenticationEnabled")),
         resource_id=row.get("DbiResourceId", ""),
         arn=row.get("DBInstanceArn", ""),
         database_name=row.get("DBName"),
-        deletion_protection=bool(row.get("DeletionProtection")),
-        pending_modifications=pending_modifications.parse(row.get("PendingModifiedValues")),
+        **resources.common_fields(row),
     )

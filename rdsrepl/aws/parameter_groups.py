@@ -9,20 +9,20 @@ from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from rdsrepl.aws import identifiers, session
+from rdsrepl.aws.resources import ResourceKind
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import AlreadyExists, BadValue, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
 
 _T = TypeVar("_T")
-Kind = Literal["cluster", "instance"]
 ApplyMethod = Literal["immediate", "pending-reboot"]
 
-KINDS: Final[tuple[Kind, ...]] = ("cluster", "instance")
+KINDS: Final[tuple[ResourceKind, ...]] = ("cluster", "instance")
 # ModifyDBParameterGroup takes no more in one request.
 MODIFY_AT_ONCE: Final = 20
 _READ_BACK_SECONDS: Final = 120.0
-_WORDS: Final[Mapping[Kind, str]] = {"cluster": "DBClusterParameterGroup", "instance": "DBParameterGroup"}
-_PARAMETERS: Final[Mapping[Kind, str]] = {"cluster": "DBClusterParameters", "instance": "DBParameters"}
+_WORDS: Final[Mapping[ResourceKind, str]] = {"cluster": "DBClusterParameterGroup", "instance": "DBParameterGroup"}
+_PARAMETERS: Final[Mapping[ResourceKind, str]] = {"cluster": "DBClusterParameters", "instance": "DBParameters"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class ParameterGroup:
     """A group as it is listed."""
 
     name: str
-    kind: Kind
+    kind: ResourceKind
     family: str
     description: str
     arn: str
@@ -73,7 +73,7 @@ class NewValue:
     apply_method: ApplyMethod
 
 
-def ls(aws: Aws, kind: Kind | None = None) -> tuple[ParameterGroup, ...]:
+def ls(aws: Aws, kind: ResourceKind | None = None) -> tuple[ParameterGroup, ...]:
     """Return the PostgreSQL groups of the region, of one kind or both.
 
     Raises:
@@ -86,7 +86,7 @@ def ls(aws: Aws, kind: Kind | None = None) -> tuple[ParameterGroup, ...]:
     return tuple(group for group in found if is_postgres(group.family))
 
 
-def get(aws: Aws, kind: Kind, name: str) -> ParameterGroup:
+def get(aws: Aws, kind: ResourceKind, name: str) -> ParameterGroup:
     """Return one group.
 
     Raises:
@@ -96,7 +96,7 @@ def get(aws: Aws, kind: Kind, name: str) -> ParameterGroup:
     return _group(kind, answer[f"{_WORDS[kind]}s"][0])
 
 
-def find(aws: Aws, name: str, kind: Kind | None = None) -> ParameterGroup:
+def find(aws: Aws, name: str, kind: ResourceKind | None = None) -> ParameterGroup:
     """Return the group of a name, whichever kind it is of.
 
     Raises:
@@ -120,7 +120,7 @@ def find(aws: Aws, name: str, kind: Kind | None = None) -> ParameterGroup:
     return found[0]
 
 
-def parameters(aws: Aws, kind: Kind, name: str) -> tuple[Parameter, ...]:
+def parameters(aws: Aws, kind: ResourceKind, name: str) -> tuple[Parameter, ...]:
     """Return a group's parameters.
 
     All of them: AWS reports one that was set to its default with the default's source, so that a filter by source does
@@ -139,7 +139,7 @@ def parameters(aws: Aws, kind: Kind, name: str) -> tuple[Parameter, ...]:
     return tuple(map(_parameter, session.pages(aws, "rds", operation, "Parameters", request)))
 
 
-def defaults(aws: Aws, kind: Kind, family: str) -> dict[str, Parameter]:
+def defaults(aws: Aws, kind: ResourceKind, family: str) -> dict[str, Parameter]:
     """Return a family's engine defaults by parameter name (DescribeEngineDefaultParameters).
 
     Raises:
@@ -235,7 +235,7 @@ def create(
     )
 
 
-def set_values(kind: Kind, name: str, values: Sequence[NewValue]) -> Plan:
+def set_values(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> Plan:
     """Plan to set values in a group and read them back.
 
     Raises:
@@ -246,7 +246,7 @@ def set_values(kind: Kind, name: str, values: Sequence[NewValue]) -> Plan:
     return Plan(f"set parameters of group {name}", steps, unchanged=f"parameter group {name} has these values already")
 
 
-def reset(kind: Kind, name: str, resets: Sequence[tuple[str, ApplyMethod]], *, everything: bool) -> Plan:
+def reset(kind: ResourceKind, name: str, resets: Sequence[tuple[str, ApplyMethod]], *, everything: bool) -> Plan:
     """Plan to give parameters back to the engine's default.
 
     Args:
@@ -282,7 +282,7 @@ def reset(kind: Kind, name: str, resets: Sequence[tuple[str, ApplyMethod]], *, e
     return Plan(f"reset parameters of group {name}", tuple(steps), unchanged="none of them is set in this group")
 
 
-def delete(kind: Kind, name: str) -> Plan:
+def delete(kind: ResourceKind, name: str) -> Plan:
     """Plan to delete a group that nobody uses.
 
     Raises:
@@ -294,7 +294,7 @@ def delete(kind: Kind, name: str) -> Plan:
     return Plan(f"delete parameter group {name}", (call,))
 
 
-def _modify(kind: Kind, name: str, values: Sequence[NewValue]) -> list[Step]:
+def _modify(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> list[Step]:
     word = _WORDS[kind]
     steps: list[Step] = []
     for chunk in _chunks(values):
@@ -313,25 +313,25 @@ def _chunks(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
         yield items[start : start + MODIFY_AT_ONCE]
 
 
-def _read_back(kind: Kind, name: str, values: Sequence[NewValue]) -> Wait:
+def _read_back(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> Wait:
     wanted = {value.name: value.value for value in values}
     return Wait(f"read group {name} back", partial(_all_set, kind=kind, name=name, wanted=wanted), _READ_BACK_SECONDS)
 
 
-def _all_set(target: Target, *, kind: Kind, name: str, wanted: Mapping[str, str]) -> Condition:
+def _all_set(target: Target, *, kind: ResourceKind, name: str, wanted: Mapping[str, str]) -> Condition:
     found = {parameter.name: parameter.value for parameter in parameters(target.aws, kind, name)}
     differ = [parameter for parameter, value in wanted.items() if found.get(parameter) != value]
     state = f"not yet read back: {', '.join(differ)}" if differ else "as set"
     return Condition(not differ, state, facts={"read back": f"{len(wanted)} parameters as set"})
 
 
-def _none_set(target: Target, *, kind: Kind, name: str, names: frozenset[str]) -> Condition:
+def _none_set(target: Target, *, kind: ResourceKind, name: str, names: frozenset[str]) -> Condition:
     found = {row.name for row in parameters(target.aws, kind, name) if row.source == "user"} & names
     state = f"still set: {', '.join(sorted(found))}" if found else "at the engine's defaults"
     return Condition(not found, state, facts={"read back": f"{len(names)} parameters at the engine's defaults"})
 
 
-def _group(kind: Kind, row: Mapping[str, Any]) -> ParameterGroup:
+def _group(kind: ResourceKind, row: Mapping[str, Any]) -> ParameterGroup:
     return ParameterGroup(
         name=row[f"{_WORDS[kind]}Name"],
         kind=kind,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-Kind = Literal["instance", "multi_az_cluster", "aurora"]
+from rdsrepl.aws.engines import Topology
 
 # Multi-AZ DB clusters learnt it late: by major version the first release as (minor, revision).
 _MULTI_AZ_SINCE: Final = {14: (8, 2), 15: (3, 2)}
@@ -50,14 +50,14 @@ class Support:
     words: str
 
 
-def logical_replication(kind: Kind, version: str) -> Support:
+def logical_replication(topology: Topology, version: str) -> Support:
     """Say whether a release of RDS or Aurora can do logical replication."""
     release = Release.parse(version)
-    if kind == "aurora":
+    if topology == "aurora":
         return Support(True, f"supported by Aurora PostgreSQL {version}")
     if release is None:
         return Support(None, f"not known: version {version} cannot be read")
-    if kind == "instance":
+    if topology == "instance":
         supported = (release.major, release.minor) >= _INSTANCE_SINCE
         return Support(supported, "supported" if supported else "not supported before 10.4: upgrade")
     since = _MULTI_AZ_SINCE.get(release.major)

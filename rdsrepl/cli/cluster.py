@@ -169,9 +169,9 @@ def create(
 
     Example: rdsrepl cluster create orders --class db.r6gd.large --storage 200 --param-group orders-logical
     """
-    from rdsrepl.aws import clusters, secrets
+    from rdsrepl.aws import clusters, engines, secrets
 
-    kind: clusters.Kind = "aurora" if engine is ClusterEngine.aurora_postgresql else "multi_az_cluster"
+    kind: engines.ClusterTopology = "aurora" if engine is ClusterEngine.aurora_postgresql else "multi_az_cluster"
     if kind == "aurora" and (storage or iops):
         raise UsageError("Aurora's storage grows by itself", hint="omit --storage and --iops")
     if kind == "multi_az_cluster" and storage is None:

@@ -65,10 +65,7 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
     from rdsrepl.aws import instances, release_support
 
     instance = instances.get(aws_target(ctx).aws, instance_id)
-    kind: release_support.Kind = "aurora" if instance.engine.startswith("aurora") else "instance"
-    if kind == "instance" and instance.cluster_id is not None:
-        kind = "multi_az_cluster"
-    support = release_support.logical_replication(kind, instance.engine_version)
+    support = release_support.logical_replication(instance.topology, instance.engine_version)
     value = {"instance": instance, "logical_replication": support}
     emit(
         value,

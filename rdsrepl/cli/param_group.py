@@ -21,7 +21,7 @@ from rdsrepl.render import emit, facts, listing, stacked
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
-    from rdsrepl.aws.parameter_groups import Kind
+    from rdsrepl.aws.resources import ResourceKind
 
 app = typer.Typer(
     no_args_is_help=True, help="Parameter groups: what turns logical replication on, and how much room it has."
@@ -427,7 +427,7 @@ def _short(text: str | None) -> str | None:
     return text if text is None or len(text) <= 40 else text[:39] + "…"
 
 
-def _kind(kind: GroupKind | None) -> Kind | None:
+def _kind(kind: GroupKind | None) -> ResourceKind | None:
     return None if kind is None else kind.value
 
 

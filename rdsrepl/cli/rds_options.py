@@ -137,7 +137,9 @@ def cluster_storage_words(new: NewCluster) -> str:
 
 def storage_words(found: Cluster | Instance) -> str:
     """Return storage in words: ``200 GiB io1, 3000 IOPS``."""
-    if found.engine.startswith("aurora"):
+    from rdsrepl.aws import engines
+
+    if engines.is_aurora(found.engine):
         return "Aurora's, grows by itself"
     iops = f", {found.iops} IOPS" if found.iops else ""
     return f"{found.allocated_storage_gib} GiB {found.storage_type or ''}".rstrip() + iops

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rdsrepl import errors
 from rdsrepl.aws import clusters, instances, locations, metrics, parameter_groups
+from rdsrepl.aws.engines import Topology
 from rdsrepl.aws.instances import Instance
-from rdsrepl.aws.parameter_groups import Kind, Parameter
+from rdsrepl.aws.parameter_groups import Parameter
 from rdsrepl.aws.release_support import Release
+from rdsrepl.aws.resources import ResourceKind
 from rdsrepl.config import Aws, Target
 from rdsrepl.postgres import activity, connection, error_mapping, publications, roles, settings, slots, subscriptions
 from rdsrepl.postgres.activity import Sender, Server, Transaction
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 
-Topology = Literal["instance", "multi_az_cluster", "aurora", "postgresql"]
+ServerTopology = Topology | Literal["postgresql"]
 
 #: how old a transaction is before it is called a blocker.
 OLD_TRANSACTION_SECONDS: Final = 300.0
@@ -110,7 +112,7 @@ class Cloud:
     """
 
     identifier: str
-    kind: Kind
+    kind: ResourceKind
     topology: Topology
     engine_version: str
     status: str
@@ -160,7 +162,7 @@ class Facts:
     remedies: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def topology(self) -> Topology | None:
+    def topology(self) -> ServerTopology | None:
         """What kind it is; None for one of RDS, of which SQL alone does not say whether it is a cluster."""
         if self.cloud is not None:
             return self.cloud.topology
@@ -321,7 +323,7 @@ def _of_cluster(aws: Aws, cluster: clusters.Cluster) -> Cloud:
     )
 
 
-def _parameters(aws: Aws, kind: Kind, group: str) -> dict[str, Parameter]:
+def _parameters(aws: Aws, kind: ResourceKind, group: str) -> dict[str, Parameter]:
     return {parameter.name: parameter for parameter in parameter_groups.parameters(aws, kind, group)}
 
 

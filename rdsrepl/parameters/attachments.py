@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rdsrepl.aws import clusters, instances, locations, parameter_groups
+from rdsrepl.aws import clusters, engines, instances, locations, parameter_groups
 from rdsrepl.aws.clusters import Cluster
 from rdsrepl.aws.instances import Instance
-from rdsrepl.aws.parameter_groups import Kind, ParameterGroup
+from rdsrepl.aws.parameter_groups import ParameterGroup
+from rdsrepl.aws.resources import ResourceKind
 from rdsrepl.config import Aws, Target
 from rdsrepl.parameters import formulas, instance_classes
 from rdsrepl.parameters.instance_classes import Hardware
@@ -26,7 +27,7 @@ class AttachTarget:
     instance: Instance | None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ResourceKind:
         """Which kind of group holds the replication parameters there: a member's are its cluster's."""
         return "cluster" if self.cluster is not None else "instance"
 
@@ -54,7 +55,7 @@ class AttachTarget:
     @property
     def storage_gib(self) -> int | None:
         """Allocated storage; None on Aurora, whose storage grows by itself."""
-        return None if self._found.engine.startswith("aurora") else self._found.allocated_storage_gib or None
+        return None if engines.is_aurora(self._found.engine) else self._found.allocated_storage_gib or None
 
     @property
     def hardware(self) -> Hardware | None:
@@ -95,13 +96,13 @@ def attach_target(target: Target) -> AttachTarget | None:
     return AttachTarget(cluster, instance)
 
 
-def users(aws: Aws) -> dict[tuple[Kind, str], list[str]]:
+def users(aws: Aws) -> dict[tuple[ResourceKind, str], list[str]]:
     """Return who uses each group, as ``cluster orders`` or ``instance orders-1``, by the group's kind and name.
 
     Raises:
         Error: AWS refused.
     """
-    found: dict[tuple[Kind, str], list[str]] = {}
+    found: dict[tuple[ResourceKind, str], list[str]] = {}
     for cluster in clusters.ls(aws):
         found.setdefault(("cluster", cluster.parameter_group), []).append(f"cluster {cluster.cluster_id}")
     for instance in instances.ls(aws):
@@ -123,7 +124,7 @@ def replicas(aws: Aws, instance: Instance) -> tuple[Instance, ...]:
     return tuple(instances.get(aws, name) for name in instance.replicas if not name.startswith("arn:"))
 
 
-def values(aws: Aws, kind: Kind, group: str) -> dict[str, str]:
+def values(aws: Aws, kind: ResourceKind, group: str) -> dict[str, str]:
     """Return what a group's parameters are set to, formulas as they stand.
 
     Raises:

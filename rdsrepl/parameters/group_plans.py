@@ -11,7 +11,8 @@ from typing import Final
 
 from rdsrepl.aws import engines, instances, parameter_groups, reboots
 from rdsrepl.aws.instances import Instance
-from rdsrepl.aws.parameter_groups import ApplyMethod, Kind, NewValue, Parameter, ParameterGroup
+from rdsrepl.aws.parameter_groups import ApplyMethod, NewValue, Parameter, ParameterGroup
+from rdsrepl.aws.resources import ResourceKind
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import BadValue, InUse, NotFound, UsageError
 from rdsrepl.parameters import attachments, instance_classes, rollout, sizing
@@ -43,7 +44,7 @@ class NewGroup:
     description: str
     target: AttachTarget | None
     family: str | None
-    kind: Kind | None
+    kind: ResourceKind | None
     slots: int
     subscriptions: int
     replicas: int | None
@@ -57,7 +58,7 @@ class CreatePlan:
     """A plan that creates a group, the kind of that group, and what the user must know besides."""
 
     plan: Plan
-    kind: Kind
+    kind: ResourceKind
     notes: tuple[str, ...]
 
 
@@ -98,7 +99,7 @@ def create(aws: Aws, new: NewGroup) -> CreatePlan:
     return CreatePlan(replace(plan, changes=changes, warnings=warnings), kind, sized.notes)
 
 
-def set_values(aws: Aws, name: str, kind: Kind | None, values: Mapping[str, str]) -> Plan:
+def set_values(aws: Aws, name: str, kind: ResourceKind | None, values: Mapping[str, str]) -> Plan:
     """Plan to set parameters of a group; one that has its value already is left out.
 
     Raises:
@@ -115,7 +116,7 @@ def set_values(aws: Aws, name: str, kind: Kind | None, values: Mapping[str, str]
     return _with_changes(plan, changes, attachments.users_of(aws, group))
 
 
-def reset(aws: Aws, name: str, kind: Kind | None, names: Collection[str], *, everything: bool) -> Plan:
+def reset(aws: Aws, name: str, kind: ResourceKind | None, names: Collection[str], *, everything: bool) -> Plan:
     """Plan to reset parameters of a group, or all that were set in it, to the engine's defaults.
 
     Raises:
@@ -135,7 +136,7 @@ def reset(aws: Aws, name: str, kind: Kind | None, names: Collection[str], *, eve
     return _with_changes(plan, changes, attachments.users_of(aws, group))
 
 
-def delete(aws: Aws, name: str, kind: Kind | None) -> Plan:
+def delete(aws: Aws, name: str, kind: ResourceKind | None) -> Plan:
     """Plan to delete a group.
 
     Raises:
@@ -232,7 +233,7 @@ def attach(
     return plan
 
 
-def _custom_group(aws: Aws, name: str, kind: Kind | None) -> ParameterGroup:
+def _custom_group(aws: Aws, name: str, kind: ResourceKind | None) -> ParameterGroup:
     group = parameter_groups.find(aws, name, kind)
     if group.is_default:
         raise UsageError(f"{name} is a default group: it has no settings of your own to keep", hint="omit --copy-from")
@@ -262,7 +263,7 @@ def _family(aws: Aws, new: NewGroup, source: ParameterGroup | None) -> str:
     return family
 
 
-def _kind(new: NewGroup, source: ParameterGroup | None, family: str) -> Kind:
+def _kind(new: NewGroup, source: ParameterGroup | None, family: str) -> ResourceKind:
     if new.kind is not None:
         if new.target is not None and new.kind != new.target.kind:
             raise UsageError(
@@ -274,7 +275,7 @@ def _kind(new: NewGroup, source: ParameterGroup | None, family: str) -> Kind:
         return new.target.kind
     if source is not None:
         return source.kind
-    if family.startswith("aurora"):
+    if engines.is_aurora(family):
         return "cluster"
     raise UsageError(
         f"{family} has groups of both kinds",
@@ -283,7 +284,7 @@ def _kind(new: NewGroup, source: ParameterGroup | None, family: str) -> Kind:
     )
 
 
-def _existing(aws: Aws, kind: Kind, name: str) -> tuple[ParameterGroup | None, Mapping[str, str]]:
+def _existing(aws: Aws, kind: ResourceKind, name: str) -> tuple[ParameterGroup | None, Mapping[str, str]]:
     try:
         group = parameter_groups.get(aws, kind, name)
     except NotFound:
@@ -291,11 +292,9 @@ def _existing(aws: Aws, kind: Kind, name: str) -> tuple[ParameterGroup | None, M
     return group, attachments.values(aws, kind, name)
 
 
-def _sizing_request(new: NewGroup, kind: Kind, family: str) -> sizing.SizingRequest:
-    engine: sizing.Engine = "aurora-postgresql" if family.startswith("aurora") else "postgres"
-    topology: sizing.Topology = (
-        "aurora" if engine == "aurora-postgresql" else "multi_az_cluster" if kind == "cluster" else "instance"
-    )
+def _sizing_request(new: NewGroup, kind: ResourceKind, family: str) -> sizing.SizingRequest:
+    engine: sizing.Engine = "aurora-postgresql" if engines.is_aurora(family) else "postgres"
+    topology = engines.topology(engine, in_cluster=kind == "cluster")
     hardware = new.target.hardware if new.target is not None else None
     if new.instance_class is not None:
         hardware = instance_classes.hardware(new.instance_class)

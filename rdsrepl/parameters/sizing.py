@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from rdsrepl.aws.engines import Topology
 from rdsrepl.errors import BadValue
 from rdsrepl.parameters import formulas
 from rdsrepl.parameters.allowed_values import is_allowed, upper_bound
@@ -17,7 +18,6 @@ from rdsrepl.postgres import versions
 from rdsrepl.text.suggestions import did_you_mean
 
 Engine = Literal["postgres", "aurora-postgresql"]
-Topology = Literal["instance", "multi_az_cluster", "aurora"]
 ApplyType = Literal["static", "dynamic"]
 ApplyMethod = Literal["immediate", "pending-reboot"]
 

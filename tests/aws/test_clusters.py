@@ -94,7 +94,7 @@ def test_a_delete_needs_the_identifier_and_yes_is_not_it(cloud: Cloud) -> None:
     words = ("cluster", "delete", "sandbox", "--skip-final-snapshot")
     unconfirmed = cloud(*words, "--yes")
     assert unconfirmed.code == 4 and "--confirm sandbox" in unconfirmed.err
-    assert "all is lost" in unconfirmed.err, "the plan and its cost are shown"
+    assert "the data is lost" in unconfirmed.err, "the plan and its cost are shown"
     wrong = cloud(*words, "--confirm", "sandbx")
     assert wrong.code == 4 and "not sandbox" in wrong.err
     planned = cloud(*words, "--dry-run", "-o", "json").json

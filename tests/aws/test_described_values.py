@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdsrepl import errors
-from rdsrepl.aws import clusters, database_engines, instances, release_support, session, statuses
+from rdsrepl.aws import clusters, engines, instances, release_support, session, statuses
 from rdsrepl.aws.parameter_groups import Parameter
 from rdsrepl.aws.release_support import Release
 from rdsrepl.cli import rds_options
@@ -117,9 +117,9 @@ def test_checks_of_a_version_that_cannot_be_read() -> None:
 )
 def test_other_engines_are_refused_by_name(name: str, label: str) -> None:
     row = {"Engine": name}
-    assert not database_engines.is_postgres(row)
+    assert not engines.is_postgres(row)
     with pytest.raises(errors.Refused, match=f"^instance shop is {label}, not PostgreSQL$"):
-        database_engines.require_postgres(row, "instance", "shop")
+        engines.require_postgres(row, "instance", "shop")
 
 
 # 12: formulas.
@@ -291,7 +291,7 @@ def ok(done: Result) -> Result:
 def test_other_engines_in_the_account(cloud: Cloud) -> None:
     for noun in ("instance", "cluster"):
         rows = ok(cloud(noun, "list", "-o", "json")).json
-        assert rows and {row["engine"] for row in rows} <= set(database_engines.POSTGRES)
+        assert rows and {row["engine"] for row in rows} <= set(engines.POSTGRES)
     ok(cloud("param-group", "list", "--defaults"))
     mysql, docdb = "other-mysql", "other-docdb"
     refused = [

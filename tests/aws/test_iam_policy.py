@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import typer
 
-from rdsrepl.aws import iam_policy
+from rdsrepl.aws import iam_grants
 from rdsrepl.aws.iam_policy import COMMANDS, Policy, PolicyScope, commands, policy
 from rdsrepl.cli.main import app
 from rdsrepl.errors import BadValue
@@ -49,7 +49,7 @@ def test_every_command_that_leaves_this_machine_has_a_policy(command: str) -> No
 
 
 @pytest.mark.parametrize("auth", ["password", "iam"])
-def test_every_action_is_an_operation_of_the_service(auth: iam_policy.Auth) -> None:
+def test_every_action_is_an_operation_of_the_service(auth: iam_grants.Auth) -> None:
     from botocore.loaders import Loader
 
     operations: dict[str, set[str]] = {}
@@ -121,7 +121,7 @@ def kind_of(arn: str) -> str:
 
 
 @pytest.mark.parametrize("auth", ["password", "iam"])
-def test_resources_are_of_the_types_that_the_action_takes(auth: iam_policy.Auth) -> None:
+def test_resources_are_of_the_types_that_the_action_takes(auth: iam_grants.Auth) -> None:
     found = by_action(policy([], PolicyScope(auth=auth, kms_key="1234")))
     assert {action: {kind_of(arn) for arn in arns} for action, arns in found.items()} == {
         action: kinds

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rdsrepl.aws.engines import Topology
 from rdsrepl.errors import BadValue
 from rdsrepl.parameters import formulas
 from rdsrepl.parameters.allowed_values import is_allowed, upper_bound
 from rdsrepl.parameters.instance_classes import Hardware, all_hardware, hardware
-from rdsrepl.parameters.sizing import SIZED_PARAMETERS, Default, Sizing, SizingRequest, Topology, propose
+from rdsrepl.parameters.sizing import SIZED_PARAMETERS, Default, Sizing, SizingRequest, propose
 
 GIB = 1 << 30
 COUNT = "0-262143"
