@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from rdsrepl.errors import NotFound
+from rdsrepl.text.suggestions import closest
 
 _HERE: Final = Path(__file__).parent
 # Made from the commands' own help, which is at hand anyway.
@@ -89,14 +90,12 @@ def unknown(words: Iterable[str], commands: Iterable[str]) -> NotFound:
         words: what was asked for.
         commands: what else could have been meant: ``slot``, ``slot tail``, ….
     """
-    import difflib
-
     asked = " ".join(words)
     pages = {name: f"rdsrepl help {name}" for name in [*names(), *commands]}
     pages |= {path.stem: f"rdsrepl runbook show {path.stem}" for path in (directory() / "runbooks").glob("*.md")}
-    near = difflib.get_close_matches(asked.lower(), pages, n=1, cutoff=0.6)
-    if near:
-        hint = f"near to it: {pages[near[0]]}"
+    near = closest(asked, pages)
+    if near is not None:
+        hint = f"did you mean {pages[near]}?"
     elif found := [name for name in names() if asked.lower() in read(name).lower()]:
         hint = "pages that mention it: " + ", ".join(f"rdsrepl help {name}" for name in found[:4])
     else:

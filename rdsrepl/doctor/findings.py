@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +9,7 @@ from typing import Final
 
 from rdsrepl.doctor.facts import Facts
 from rdsrepl.errors import BadValue
+from rdsrepl.text.suggestions import did_you_mean
 
 
 class Severity(StrEnum):
@@ -132,8 +132,7 @@ def chosen(checks: Sequence[Check], *, only: Sequence[str] = (), skip: Sequence[
     names = [check.name for check in checks]
     for name in (*only, *skip):
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"checks there are: {', '.join(names)}"
+            hint = did_you_mean(name, names, otherwise=f"the checks are: {', '.join(names)}")
             raise BadValue(f"no check {name!r}", hint=hint)
     left = tuple(check for check in checks if (not only or check.name in only) and check.name not in skip)
     if not left:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -13,6 +12,7 @@ from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.relations import COLUMNS, Relation, find
 from rdsrepl.postgres.row_filters import check_predicate
 from rdsrepl.postgres.sql_names import parse_name, quote_if_needed
+from rdsrepl.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from psycopg.sql import Composed
@@ -131,11 +131,9 @@ def find_schema(conn: Connection, text: str) -> str:
         return parts[0]
     if parts[0] == "information_schema" or parts[0].startswith("pg_"):
         raise errors.Refused(f"schema {parts[0]} is the system's and cannot be published", hint="name another schema")
-    near = difflib.get_close_matches(parts[0].lower(), {name.lower(): name for name in names}, n=1)
-    meant = next((name for name in names if near and name.lower() == near[0]), None)
     raise errors.NotFound(
         f"no schema {text}",
-        hint=f"did you mean {quote_if_needed(meant)}?" if meant else "check the name and the database",
+        hint=did_you_mean(parts[0], names, otherwise="check the name and the database", quote=quote_if_needed),
     )
 
 
@@ -162,11 +160,10 @@ def _columns(conn: Connection, relation: Relation, wanted: Sequence[str]) -> tup
     for text in wanted:
         (column,) = parse_name(text)
         if column not in present:
-            near = [name for name in present if name.lower() == column.lower()]
-            near = near or difflib.get_close_matches(column, present, n=1)
+            columns = f"its columns: {', '.join(present)}"
             raise errors.NotFound(
                 f"table {relation.quoted} has no column {text}",
-                hint=f"did you mean {quote_if_needed(near[0])}?" if near else f"its columns: {', '.join(present)}",
+                hint=did_you_mean(column, present, otherwise=columns, quote=quote_if_needed),
             )
         if column in found:
             raise errors.BadValue(f"--columns {relation.quoted} names {text} twice", hint="name it once")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +10,7 @@ from rdsrepl import errors
 from rdsrepl.postgres import versions
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts
+from rdsrepl.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
@@ -252,12 +252,13 @@ def get(conn: Connection, name: str) -> Publication:
     for publication in everything:
         if publication.pubname == name:
             return publication
-    near = difflib.get_close_matches(name, [publication.pubname for publication in everything], n=1)
     raise errors.NotFound(
         f"no publication {name} in database {conn.info.dbname}",
-        hint=f"did you mean {near[0]}?"
-        if near
-        else "rdsrepl publication list shows them; each belongs to one database",
+        hint=did_you_mean(
+            name,
+            [publication.pubname for publication in everything],
+            otherwise="rdsrepl publication list shows them; each belongs to one database",
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.postgres.sql_names import not_a_table_name, parse_name
+from rdsrepl.text.suggestions import closest
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
@@ -88,11 +89,10 @@ def _near_table(conn: Connection, schema: str | None, table: str) -> str | None:
             return min(same, key=lambda quoted: -difflib.SequenceMatcher(None, quoted, f"{schema}.{table}").ratio())
     if schema is not None:
         names = {f"{namespace}.{name}": quoted for namespace, name, quoted in everything}
-        near = difflib.get_close_matches(f"{schema}.{table}", names, n=1)
     else:
         names = {name: quoted for _, name, quoted in everything}
-        near = difflib.get_close_matches(table, names, n=1)
-    return names[near[0]] if near else None
+    near = closest(table if schema is None else f"{schema}.{table}", names)
+    return None if near is None else names[near]
 
 
 # The path that this session would have without us. Both statements are safe on any path.

@@ -5,12 +5,12 @@ On RDS the right comes from membership in ``rds_replication``, elsewhere from th
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
+from rdsrepl.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
@@ -81,9 +81,9 @@ def get(conn: Connection, name: str) -> Role:
     for role in everything:
         if role.rolname == name:
             return role
-    near = difflib.get_close_matches(name, [role.rolname for role in everything], n=1)
+    names = [role.rolname for role in everything]
     raise errors.NotFound(
-        f"no role {name}", hint=f"did you mean {near[0]}?" if near else "rdsrepl role list --all shows them"
+        f"no role {name}", hint=did_you_mean(name, names, otherwise="rdsrepl role list --all shows them")
     )
 
 

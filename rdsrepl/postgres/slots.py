@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,6 +15,7 @@ from rdsrepl.postgres import versions
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.error_mapping import plugin_remedy
 from rdsrepl.text.commands import command
+from rdsrepl.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from psycopg.sql import Composed
@@ -213,12 +213,13 @@ def get(conn: Connection, name: str) -> Slot:
     for slot in everything:
         if slot.slot_name == name:
             return slot
-    near = difflib.get_close_matches(name, [slot.slot_name for slot in everything], n=1)
     raise errors.NotFound(
         f"no replication slot {name} on this server",
-        hint=f"did you mean {near[0]}?"
-        if near
-        else "rdsrepl slot list shows them; slots do not move to another server",
+        hint=did_you_mean(
+            name,
+            [slot.slot_name for slot in everything],
+            otherwise="rdsrepl slot list shows them; slots do not move to another server",
+        ),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ from rdsrepl import help_topics
 from rdsrepl.errors import BadValue
 from rdsrepl.runbooks import commands
 from rdsrepl.runbooks.variables import Variable
+from rdsrepl.text.suggestions import did_you_mean
 
 SECTIONS: Final = ("Checks first", "Steps", "Verify", "Go back")
 # What the place gives: the cluster or instance of --cluster, --instance or the target.
@@ -103,8 +103,7 @@ class Runbook:
             if name in (step.name, str(step.number)):
                 return step
         names = [step.name for step in self.steps]
-        close = get_close_matches(name, names, 1)
-        hint = f"did you mean {close[0]}?" if close else f"its steps: 1 to {len(names)}, or {', '.join(names)}"
+        hint = did_you_mean(name, names, otherwise=f"its steps: 1 to {len(names)}, or {', '.join(names)}")
         raise BadValue(f"runbook {self.name} has no step {name!r}", hint=hint)
 
 

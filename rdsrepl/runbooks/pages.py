@@ -10,13 +10,13 @@ output. What is under ``## Go back`` is for people. ``docs/runbooks.md`` says it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from rdsrepl.errors import BadPage, NotFound
 from rdsrepl.runbooks.model import Runbook, directory
 from rdsrepl.runbooks.parser import parse
+from rdsrepl.text.suggestions import did_you_mean
 
 
 def names() -> tuple[str, ...]:
@@ -33,9 +33,8 @@ def load(name: str) -> Runbook:
     """
     is_path = "/" in name or name.endswith(".md")
     if not is_path and name not in names():
-        close = get_close_matches(name, names(), 1, 0.5)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise NotFound(f"no runbook {name!r}", hint=f"{hint}rdsrepl runbook list")
+        hint = did_you_mean(name, names(), otherwise="rdsrepl runbook list shows them", cutoff=0.5)
+        raise NotFound(f"no runbook {name!r}", hint=hint)
     path = Path(name) if is_path else directory() / f"{name}.md"
     try:
         text = path.read_text(encoding="utf-8")

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final
 
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
+from rdsrepl.text.suggestions import did_you_mean
 from rdsrepl.units import parse_duration, parse_size
 
 
@@ -95,10 +95,8 @@ def parse_assignments(words: Iterable[str], known: Sequence[Variable]) -> dict[s
         if not equals or not name:
             raise BadValue(f"--var {word!r} is no NAME=VALUE", hint="--var slot=orders_cdc")
         if name not in by_name:
-            close = get_close_matches(name, by_name, 1)
-            listed = ", ".join(by_name) or "none"
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise BadValue(f"--var {name}: the runbook has no such variable", hint=f"{hint}its variables: {listed}")
+            hint = did_you_mean(name, by_name, otherwise=f"its variables: {', '.join(by_name) or 'none'}")
+            raise BadValue(f"--var {name}: the runbook has no such variable", hint=hint)
         if name in values:
             raise BadValue(f"--var names {name} twice", hint="once is enough")
         values[name] = check_value(by_name[name], value)

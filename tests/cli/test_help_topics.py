@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -130,10 +131,8 @@ def test_a_wheel_carries_the_pages(tmp_path: Path) -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         included = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert included["docs"] == "rdsrepl/docs"
-    # As it lies in a wheel: the package with its pages in it, and nothing beside it.
-    (tmp_path / "rdsrepl").mkdir()
-    for name in ("__init__.py", "help_topics.py", "errors.py"):
-        (tmp_path / "rdsrepl" / name).write_text((ROOT / "rdsrepl" / name).read_text())
+    # As in a wheel: the package with its pages in it, and nothing beside it.
+    shutil.copytree(ROOT / "rdsrepl", tmp_path / "rdsrepl", ignore=shutil.ignore_patterns("__pycache__"))
     program = "from rdsrepl import help_topics; print(help_topics.directory()); print(*help_topics.names())"
     command = [sys.executable, "-c", program]
     lost = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
