@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 import pytest
+from hypothesis import settings
+
+# Every run checks the same examples, and no example fails because the machine is slow.
+settings.register_profile("tests", derandomize=True, deadline=None)
+settings.load_profile("tests")
 
 # A module stands after those that it imports: pytest rewrites the assertions of a module at its first import.
 pytest_plugins = [
