@@ -46,7 +46,7 @@ from rdsrepl.tail import run
 from rdsrepl.tail.formats.debezium_options import debezium_options
 from rdsrepl.tail.options import FormatName, KinesisOptions, StopConditions, TailOptions, stream_name
 from rdsrepl.tail.progress import Progress
-from rdsrepl.units import parse_duration
+from rdsrepl.units import parse_boolean, parse_duration
 
 _AWS: Final = ("cluster", "instance", "region", "secret", "auth", "endpoint_url")
 _LIBPQ: Final = ("host", "port", "dbname", "user", "sslmode", "sslrootcert")
@@ -63,7 +63,6 @@ _SHORTEST_RUN_SECONDS: Final = 1.0
 _ACTIVE_WAIT_SECONDS: Final = 5.0
 _MAX_REQUESTS: Final = 64
 _OVERSIZE: Final = ("fail", "drop-columns")
-_TRUE: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
 
 
 class Context(Protocol):
@@ -251,9 +250,10 @@ def _truth(given: Mapping[str, Any], key: str) -> bool:
     value = given.get(key, False)
     if isinstance(value, bool):
         return value
-    if str(value).lower() not in _TRUE:
-        raise BadValue(f"{key}: {value!r} is neither true nor false", hint="true or false")
-    return _TRUE[str(value).lower()]
+    boolean = False if value == "" else parse_boolean(str(value))
+    if boolean is None:
+        raise BadValue(f"{key}: {value!r} is not a boolean", hint="write true or false")
+    return boolean
 
 
 def _seconds(given: Mapping[str, Any], key: str, default: float | None) -> Any:

@@ -1,4 +1,4 @@
-"""Sizes and durations: one parser and one printer for each."""
+"""Sizes, durations and booleans: one parser for each, and one printer for sizes and durations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from rdsrepl.errors import BadValue
 
-# PostgreSQL's own units are powers of 1024 (manual, section 20.1.1); KiB and friends are accepted as synonyms.
+# The units of PostgreSQL are powers of 1024 (manual, section 20.1.1); KiB, MiB, GiB and TiB mean the same.
 _BYTES: Final = {
     "": 1,
     "b": 1,
@@ -29,7 +29,7 @@ _DIGITS: Final = r"[0-9]{1,30}(?:\.[0-9]{1,30})?"
 _SIZE: Final = re.compile(rf"({_DIGITS})\s*([A-Za-z]*)\Z")
 _DURATION: Final = re.compile(_DIGITS)
 _DURATION_PART: Final = re.compile(rf"({_DIGITS})\s*(ms|min|s|m|h|d)\s*")
-# Beyond these neither PostgreSQL's bigint nor the clocks of this machine count.
+# The largest bigint of PostgreSQL, and a duration that every clock can count.
 _LARGEST_BYTES: Final = 2**63 - 1
 _LONGEST_SECONDS: Final = 100 * 366 * 86400.0
 
@@ -38,7 +38,7 @@ def parse_size(text: str) -> int:
     """Read a size such as ``512MB``, ``10 GiB`` or ``4096`` into bytes.
 
     Raises:
-        BadValue: TEXT is no size.
+        BadValue: TEXT is not a size.
     """
     match = _SIZE.match(text.strip())
     factor = _BYTES.get(match[2].lower()) if match else None
@@ -56,7 +56,7 @@ def parse_duration(text: str) -> float:
     """Read a duration such as ``90s``, ``1h30m``, ``500ms`` or ``2d`` into seconds; a bare number is seconds.
 
     Raises:
-        BadValue: TEXT is no duration.
+        BadValue: TEXT is not a duration.
     """
     stripped = text.strip()
     if _DURATION.fullmatch(stripped):
@@ -78,8 +78,21 @@ def _checked(seconds: float, text: str) -> float:
     return seconds
 
 
+def parse_boolean(text: str) -> bool | None:
+    """Return the value of a boolean setting as PostgreSQL reads it; None if TEXT is not a boolean.
+
+    A unique prefix is enough: ``t``, ``of`` (manual, section 19.1.1).
+    """
+    word = text.strip().lower()
+    if word in ("1", "on") or (word and ("true".startswith(word) or "yes".startswith(word))):
+        return True
+    if word in ("0", "of", "off") or (word and ("false".startswith(word) or "no".startswith(word))):
+        return False
+    return None
+
+
 def format_size(size_bytes: int) -> str:
-    """Print bytes for a person: ``1.5 GB`` (powers of 1024, as PostgreSQL's ``pg_size_pretty``)."""
+    """Return a size for people: ``1.5 GB`` (powers of 1024, like ``pg_size_pretty``)."""
     sign, value = ("-" if size_bytes < 0 else ""), float(abs(size_bytes))
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1024:
@@ -89,7 +102,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Print seconds for a person: ``1.2s``, ``3m20s``, ``4h05m``, ``2d03h``."""
+    """Return a duration for people: ``1.2s``, ``3m20s``, ``4h05m``, ``2d03h``."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     whole = int(seconds)

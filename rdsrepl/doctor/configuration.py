@@ -13,10 +13,9 @@ from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warn
 from rdsrepl.parameters import formulas
 from rdsrepl.postgres import versions
 from rdsrepl.text.commands import command
+from rdsrepl.units import parse_boolean
 
 SWITCH: Final = "rds.logical_replication"
-_ON: Final = frozenset({"1", "on", "true", "yes"})
-_OFF: Final = frozenset({"0", "off", "false", "no"})
 _IN_FORCE: Final = frozenset({"in-sync", ""})
 
 
@@ -185,13 +184,13 @@ def _changes(facts: Facts) -> Iterator[str]:
 
 
 def _plain(value: str) -> str:
-    lower = value.lower()
-    return "1" if lower in _ON else "0" if lower in _OFF else lower
+    boolean = parse_boolean(value)
+    return value.lower() if boolean is None else str(int(boolean))
 
 
 def _on_in_group(facts: Facts) -> bool | None:
     parameter = (facts.parameters or {}).get(SWITCH)
-    return None if parameter is None else (parameter.value or "0").lower() in _ON
+    return None if parameter is None else parse_boolean(parameter.value or "0") is True
 
 
 def _running(facts: Facts) -> bool | None:

@@ -9,13 +9,12 @@ from rdsrepl.doctor import remedies
 from rdsrepl.doctor.facts import OLD_TRANSACTION_SECONDS, Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, warning
 from rdsrepl.text.commands import sql
-from rdsrepl.units import format_duration
+from rdsrepl.units import format_duration, parse_boolean
 
 _FORCE_SSL: Final = "rds.force_ssl"
 _SHORT_TIMEOUT_MS: Final = 10_000
 _LONG_TIMEOUT_MS: Final = 600_000
 _RDS_DEFAULT_TIMEOUT_MS: Final = 30_000
-_OFF: Final = frozenset({"0", "off", "false", "no"})
 
 
 def long_transactions(facts: Facts) -> Iterator[Problem]:
@@ -74,7 +73,7 @@ def ssl(facts: Facts) -> Iterator[Problem]:
     if forced is None:
         parameter = (facts.parameters or {}).get(_FORCE_SSL)
         forced = parameter.value if parameter is not None else None
-    if forced is not None and forced.lower() in _OFF:
+    if forced is not None and parse_boolean(forced) is False:
         yield warning(
             _FORCE_SSL,
             "it is off: clients may send row data and passwords' proofs in clear text",

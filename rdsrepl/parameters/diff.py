@@ -9,6 +9,7 @@ from rdsrepl.aws.parameter_groups import Parameter
 from rdsrepl.parameters import formulas
 from rdsrepl.parameters.instance_classes import Hardware
 from rdsrepl.postgres.settings import Setting
+from rdsrepl.units import parse_boolean
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,8 @@ def _value(parameters: Mapping[str, Parameter], name: str) -> str | None:
 
 def _plain(value: str, hardware: Hardware | None) -> str | None:
     """Return a value as both sides can be compared: switches as 1 and 0, formulas evaluated; None where unknown."""
-    lower = value.lower()
-    if lower in ("on", "true", "yes"):
-        return "1"
-    if lower in ("off", "false", "no"):
-        return "0"
+    if (boolean := parse_boolean(value)) is not None:
+        return str(int(boolean))
     if formulas.is_formula(value):
         number = formulas.read(value, hardware)
         return None if number is None else str(number)

@@ -16,6 +16,7 @@ from rdsrepl.parameters.allowed_values import is_allowed, upper_bound
 from rdsrepl.parameters.instance_classes import Hardware, all_hardware
 from rdsrepl.postgres import versions
 from rdsrepl.text.suggestions import did_you_mean
+from rdsrepl.units import parse_boolean
 
 Engine = Literal["postgres", "aurora-postgresql"]
 ApplyType = Literal["static", "dynamic"]
@@ -36,7 +37,6 @@ _POSTGRESQL: Final = {
 _MULTI_AZ_READERS: Final = 2
 _SPARE_WALSENDERS: Final = 2
 _LEAST_SLOT_WAL_MB: Final = 4096
-_TRUE: Final = frozenset({"1", "on", "true", "yes"})
 # What has a rule, in the order in which proposals are made.
 SIZED_PARAMETERS: Final = (
     "rds.logical_replication",
@@ -363,7 +363,7 @@ class _Sizer:
             self._note("before 17 a promoted replica has none of the source's slots: create them there by hand")
             return
         override = demand.overrides.get("sync_replication_slots")
-        if override is not None and override.lower() not in _TRUE:
+        if override is not None and not parse_boolean(override):
             self._asked("sync_replication_slots", "asked for: replicas get no copies of slots", _ASKED_SOURCE)
             return
         if not self._switch("sync_replication_slots", "copies failover slots to this standby", _SYNC_SOURCE):
@@ -398,10 +398,10 @@ class _Sizer:
             self._missing(name)
             return False
         if override is not None:
-            if override.lower() in _TRUE:
+            if parse_boolean(override):
                 self._asked(name, why, source)
-            return override.lower() in _TRUE
-        if (default.value or "").lower() in _TRUE:
+            return parse_boolean(override) is True
+        if parse_boolean(default.value or ""):
             self._keep(name, f"already on: {why}", source)
             return True
         if not default.is_modifiable:

@@ -22,11 +22,11 @@ from rdsrepl.tail.formats.pretty import PrettyFormat
 from rdsrepl.tail.formats.wal2json_format import Wal2jsonFormat
 from rdsrepl.tail.model import Decoder, TableFilter
 from rdsrepl.tail.options import FormatName
+from rdsrepl.units import parse_boolean
 
 if TYPE_CHECKING:
     from rdsrepl.tail.preflight import Findings
 
-_FALSE: Final = frozenset({"false", "f", "off", "no", "0", "n"})
 _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
     "pgoutput": ("json", "wal2json", "debezium", "pretty", "raw"),
     "wal2json": ("json", "wal2json", "debezium", "pretty", "raw"),
@@ -133,7 +133,7 @@ def _pgoutput(
     from psycopg import sql
 
     for option in ("streaming", "two_phase", "binary"):
-        if given.get(option, "false").lower() not in _FALSE:
+        if parse_boolean(given.get(option, "false")) is not False:
             raise WrongPlugin(
                 f"--plugin-option {option}={given[option]}: the tail reads whole transactions in text form",
                 hint=f"leave {option} out; transactions of any size stream through all the same",
@@ -174,12 +174,12 @@ def _wal2json(
 ) -> Pipeline:
     slot = findings.slot.slot_name
     version = given.get("format-version", "2")
-    if given.get("include-transaction", "true").lower() in _FALSE:
+    if parse_boolean(given.get("include-transaction", "true")) is False:
         raise WrongPlugin(
             f"slot {slot}: include-transaction=false hides where a transaction ends, and so what may be confirmed",
             hint="leave it out",
         )
-    if given.get("write-in-chunks", "false").lower() not in _FALSE:
+    if parse_boolean(given.get("write-in-chunks", "false")) is not False:
         raise WrongPlugin(
             f"slot {slot}: write-in-chunks cuts a transaction into pieces that are no JSON",
             hint="use format-version=2 (the default here): one message a change",
@@ -200,12 +200,12 @@ def _wal2json(
             return Pipeline(RawWal2jsonV1(until_lsn=until_lsn), {"format-version": "1", **given}, as_it_prints)
         raw = RawWal2json(tables, decode=decode, as_utf8=name is FormatName.wal2json, until_lsn=until_lsn)
         return Pipeline(raw, {"format-version": "2", **given}, as_it_prints)
-    if given.get("include-lsn", "true").lower() in _FALSE:
+    if parse_boolean(given.get("include-lsn", "true")) is False:
         raise WrongPlugin(
             f"slot {slot}: include-lsn=false hides the position that identifies a change", hint="leave it out"
         )
     assert fmt is not None
-    if given.get("include-type-oids", "true").lower() in _FALSE:
+    if parse_boolean(given.get("include-type-oids", "true")) is False:
         raise WrongPlugin(
             f"slot {slot}: include-type-oids=false hides the columns' types, which --format {name.value} needs",
             hint="leave it out",

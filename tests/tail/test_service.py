@@ -360,7 +360,7 @@ def test_a_second_lambda_finds_the_slot_busy(
             {"format": "raw"},
             "raw is not supported with partition_by (RDSREPL_PARTITION_BY) key",
         ),
-        ({"aggregate": "perhaps"}, "neither true nor false"),
+        ({"aggregate": "perhaps"}, "is not a boolean"),
         ({"requests": 0}, "between 1 and 64"),
         ({"oversize": "cut"}, "oversize"),
         ({"linger": "soon"}, "'soon' is not a duration"),

@@ -1,14 +1,21 @@
-"""LSNs, sizes and durations: parsers and printers agree, and what is malformed is refused with a hint."""
+"""LSNs, sizes, durations and booleans: parsers and printers agree; a malformed text is refused with a hint."""
 
 from __future__ import annotations
 
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.lsn import Lsn
-from rdsrepl.units import format_duration, format_size, parse_duration, parse_size
+from rdsrepl.units import format_duration, format_size, parse_boolean, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from tests.fixtures.postgres import Database
 
 
 @given(st.integers(min_value=0, max_value=2**64 - 1))
@@ -85,3 +92,14 @@ def test_sizes_are_printed_for_people(value: int, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2s"), (75, "1m15s"), (3700, "1h01m"), (90000, "1d01h")])
 def test_durations_are_printed_for_people(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_a_boolean_is_read_as_postgresql_reads_it(db18: Database) -> None:
+    words = "1 0 on ON off of o true tru t T false f yes y no n 2 11 trues onn - null"
+    with closing(db18.connect()) as conn:
+        for word in (*words.split(), " on ", ""):
+            try:
+                row = conn.execute("SELECT %s::text::boolean", (word,)).fetchone()
+            except psycopg.DataError:
+                row = (None,)
+            assert row == (parse_boolean(word),), word
