@@ -438,7 +438,7 @@ def _breaks(one: SlotRetention) -> str:
     soonest = one.breaks[0] if one.breaks else None
     if soonest is None or soonest.seconds > FAR_SECONDS:
         return "-"
-    if one.slot.wal_status == "lost":
+    if one.slot.is_lost:
         return "lost"
     return f"{_duration(soonest.seconds) if soonest.seconds else 'now'} {_BREAK_SHORT[soonest.what]}"
 

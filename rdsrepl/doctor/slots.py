@@ -11,7 +11,7 @@ from rdsrepl.doctor import remedies
 from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
 from rdsrepl.postgres import versions
-from rdsrepl.postgres.slots import Slot, foreign_owner, plugin_allowed
+from rdsrepl.postgres.slots import Slot, plugin_allowed
 from rdsrepl.text.commands import command, sql
 from rdsrepl.units import format_duration, format_size
 
@@ -78,10 +78,8 @@ def _inactive_remedy(slot: Slot) -> str:
         if name.startswith("rds"):
             return "its read replica does not stream: rdsrepl instance list; delete a replica that is not needed"
         return f"bring its standby back; if that is gone: {sql('SELECT pg_catalog.pg_drop_replication_slot({})', name)}"
-    if owner := foreign_owner(name):
-        return (
-            f"the name is one that {owner} gives: start its task again, or delete the task, and the slot goes with it"
-        )
+    if slot.owner is not None:
+        return f"{slot.owner} creates slots with such a name: start its task again, or drop the slot there"
     return f"start its consumer ({command('slot tail {}', name)}); if nobody needs it: {command('slot drop {}', name)}"
 
 
@@ -92,13 +90,12 @@ def lost_slots(facts: Facts) -> Iterator[Problem]:
     for slot in (*facts.logical_slots, *facts.physical_slots):
         name = slot.slot_name
         if slot.is_lost:
-            why = f" ({slot.invalidation_reason})" if slot.invalidation_reason else ""
             remedy = (
                 f"drop it ({command('slot drop {}', name)}), make it again, and copy the tables anew"
                 if slot.slot_type == "logical"
                 else "build its standby anew"
             )
-            yield critical(name, f"the server has given it up{why}: its changes are gone", remedy)
+            yield critical(name, f"the server has given it up ({slot.lost_reason}): its changes are gone", remedy)
         elif slot.wal_status == "unreserved":
             yield critical(
                 name,

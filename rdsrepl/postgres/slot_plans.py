@@ -314,8 +314,8 @@ def _drop_warnings(slot: Slot) -> list[str]:
     kind = f"{slot.plugin}, {slot.database}" if slot.slot_type == "logical" else "physical"
     held = f"{name} ({kind}{since}) holds {retained} of WAL, which the server may then remove"
     warnings = [held, consumed]
-    if owner := slots.foreign_owner(name):
-        warnings.append(f"the name is one that {owner} gives: let {owner} drop it, or be sure its task is gone")
+    if slot.owner is not None:
+        warnings.append(f"{slot.owner} creates slots with such a name: drop it there, or check that it is not used")
     if slot.failover:
         warnings.append("it is a failover slot: its copies on the standbys go with it")
     return warnings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
-from rdsrepl.postgres import versions
+from rdsrepl.postgres import slot_owners, versions
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.error_mapping import plugin_remedy
 from rdsrepl.text.commands import command
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 PLUGINS: Final = ("pgoutput", "wal2json", "test_decoding")
 _NAME: Final = re.compile(r"[a-z0-9_]{1,63}\Z")
-_DMS: Final = re.compile(r"[a-z0-9]{16}_\d{8}_[0-9a-f]{8}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{4}_[0-9a-f]{12}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +97,25 @@ class Slot:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the server has invalidated it: nobody can consume it any more, and no WAL is kept for it."""
+        """Whether the server invalidated the slot: nothing can consume it, and the server keeps no WAL for it.
+
+        PostgreSQL 16 does not set ``wal_status`` to ``lost`` for a slot that conflicted with recovery.
+        """
         return self.wal_status == "lost" or bool(self.invalidation_reason) or bool(self.conflicting)
+
+    @property
+    def lost_reason(self) -> str | None:
+        """Why the slot is lost; None for one that is not."""
+        if not self.is_lost:
+            return None
+        return self.invalidation_reason or (
+            "it conflicted with recovery" if self.conflicting else "its WAL was removed"
+        )
+
+    @property
+    def owner(self) -> str | None:
+        """The product that creates slots with this name or plugin, and should drop this one; None where not known."""
+        return slot_owners.by_name(self.slot_name, self.plugin)
 
     @property
     def held_lsn(self) -> Lsn | None:
@@ -270,15 +286,6 @@ def check_name(name: str) -> None:
         )
     if name.startswith("rds"):
         raise errors.BadValue(f"slot name {name}: names that begin with rds belong to RDS", hint="choose another name")
-
-
-def foreign_owner(name: str) -> str | None:
-    """Return which product's naming a slot follows; such a slot is that product's to drop."""
-    if _DMS.match(name):
-        return "AWS DMS"
-    if name.startswith("pgl_"):
-        return "pglogical"
-    return None
 
 
 def plugin_allowed(libraries: str | None, plugin: str) -> bool:

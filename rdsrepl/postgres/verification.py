@@ -11,6 +11,7 @@ from rdsrepl.config import Target
 from rdsrepl.errors import Error
 from rdsrepl.plan import Condition, Wait
 from rdsrepl.postgres import connection
+from rdsrepl.postgres import slots as slot_rows
 
 PROOF_SECONDS: Final = 120.0
 # What this program has set for its own session says nothing of the server.
@@ -22,11 +23,6 @@ _SETTINGS: Final = _SELECT + "WHERE name = ANY(%s)"
 _RESTART: Final = _SELECT + "WHERE pending_restart OR name = ANY(%s)"
 _STARTED: Final = "SELECT pg_catalog.pg_postmaster_start_time()::text"
 _CONNECT_SECONDS: Final = "5"
-_SLOTS: Final = """
-SELECT slot_name::text, confirmed_flush_lsn::text, wal_status
-FROM pg_catalog.pg_replication_slots
-WHERE slot_type = 'logical' AND NOT temporary AND slot_name = ANY(%s)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +90,15 @@ def _slots(target: Target, *, names: Sequence[str]) -> Condition:
     with connection.open(target, settings={"statement_timeout": "10s"}) as conn:
         if connection.in_recovery(conn):
             return Condition(False, "the endpoint still leads to a standby")
-        rows = {row[0]: (row[1], row[2]) for row in conn.execute(_SLOTS, (list(names),))}
-    missing = [name for name in names if name not in rows]
-    lost = [name for name, (_, status) in rows.items() if status == "lost"]
-    facts = {name: f"at {rows[name][0]}, {rows[name][1]}" for name in names if name in rows}
+        present = {slot.slot_name: slot for slot in slot_rows.ls(conn) if slot.slot_name in names}
+    missing = [name for name in names if name not in present]
+    lost = [name for name, slot in present.items() if slot.is_lost]
+    facts = {name: f"at {slot.confirmed_flush_lsn}, {slot.wal_status}" for name in names if (slot := present.get(name))}
     if lost:
         return Condition(
             False,
-            f"lost: {', '.join(lost)}",
-            failed=f"the server gave up {', '.join(lost)}",
-            remedy="their changes are gone: make them again and copy the tables anew (rdsrepl slot drop NAME)",
+            f"invalidated: {', '.join(lost)}",
+            failed=f"invalidated slots: {', '.join(lost)}",
+            remedy="their changes are gone: drop each slot (rdsrepl slot drop NAME), create it and copy the tables again",
         )
     return Condition(not missing, f"not there: {', '.join(missing)}" if missing else "all there", facts=facts)

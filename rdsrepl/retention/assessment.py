@@ -311,7 +311,7 @@ def _exceeded(
     if slot.wal_status is not None and slot.wal_status in limits.wal_status:
         yield Reason(severity, "wal_status", f"wal_status is {slot.wal_status}")
     elif slot.is_lost and "lost" in limits.wal_status:
-        yield Reason(severity, "wal_status", f"it is invalidated ({slot.invalidation_reason or 'conflict'})")
+        yield Reason(severity, "wal_status", f"it is invalidated ({slot.lost_reason})")
     soonest = next((one for one in breaks if one.has_enough_history), None)
     if limits.breaks_seconds is not None and soonest is not None and soonest.seconds <= limits.breaks_seconds:
         when = f"in {format_duration(soonest.seconds)}" if soonest.seconds else "now"

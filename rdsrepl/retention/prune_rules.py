@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Final, Literal
 
 from rdsrepl.errors import BadValue
-from rdsrepl.postgres import versions
+from rdsrepl.postgres import slot_owners, versions
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention.assessment import Retention, SlotRetention
@@ -191,41 +191,9 @@ def check(criteria: Criteria) -> None:
 
 
 def owner(slot: Slot, in_use_elsewhere: Mapping[str, str], consumer: str | None = None) -> str | None:
-    """Return whose slot it is, as far as a subscription, its name, its plugin or its last consumer tells."""
-    name = slot.slot_name
-    if name in in_use_elsewhere:
-        return in_use_elsewhere[name]
-    if name.startswith("rds"):
-        return "RDS"
-    if slot.plugin == "decoderbufs":
-        return "Debezium"
-    for pattern, who in _OWNERS:
-        if pattern.match(name):
-            return who
-    if consumer is not None and (match := _APPLICATION.search(consumer)):
-        return _APPLICATIONS[match.group(1).lower()]
-    return None
-
-
-# How consumers name themselves; slots are often given a name of one's own.
-_APPLICATIONS: Final = {"debezium": "Debezium", "fivetran": "Fivetran", "airbyte": "Airbyte", "peerdb": "PeerDB"}
-_APPLICATION: Final = re.compile(rf"(?i)application [^,)]*({'|'.join(_APPLICATIONS)})")
-_OWNERS: Final = tuple(
-    (re.compile(pattern), who)
-    for pattern, who in (
-        (r"[a-z0-9]{16}_\d{8}_[0-9a-f]{8}(_[0-9a-f]{4}){3}_[0-9a-f]{12}\Z", "AWS DMS"),
-        (r"awsdms_", "AWS DMS"),
-        (r"pgl_", "pglogical"),
-        (r"pg_\d+_sync_\d+_\d+\Z", "a table's first copy for a subscription"),
-        (r"(.*_)?(debezium|dbz)(_|\Z)", "Debezium"),
-        (r"(.*_)?fivetran", "Fivetran"),
-        (r"(.*_)?airbyte", "Airbyte"),
-        (r"peerflow_slot_", "PeerDB"),
-        (r"materialize_", "Materialize"),
-        (r"electric_slot_", "Electric"),
-        (r"spk_", "Spock"),
-    )
-)
+    """Return whose slot it is: by a subscription, by its name or plugin, or by its last consumer."""
+    by_consumer = slot_owners.by_consumer(consumer) if consumer is not None else None
+    return in_use_elsewhere.get(slot.slot_name) or slot.owner or by_consumer
 
 
 def last_consumer(name: str, history: Sequence[Observation]) -> str | None:

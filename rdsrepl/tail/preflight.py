@@ -208,9 +208,8 @@ def _fit(slot: Slot, database: str, in_recovery: bool) -> None:
             hint=f"connect to it: --dbname {slot.database}",
         )
     if slot.is_lost:
-        why = slot.invalidation_reason or ("conflict with recovery" if slot.conflicting else "its WAL was removed")
         raise errors.SlotInvalidated(
-            f"slot {name} is invalidated ({why}): the changes it held are gone",
+            f"slot {name} is invalidated ({slot.lost_reason}): the changes it held are gone",
             hint=f"drop it ({command('slot drop {}', name)}), create it anew, and copy the tables again: "
             "there is a gap",
         )

@@ -7,19 +7,24 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from rdsrepl import apply, errors
-from rdsrepl.postgres import slot_plans, slots, wal
+from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import slot_plans, slots, verification, wal
+from rdsrepl.postgres.server_identity import ServerIdentity
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
-    from tests.fixtures.postgres import Database
+    from tests.fixtures.postgres import Database, Servers
     from tests.fixtures.program import Program
 
 KEYS = {
@@ -329,8 +334,61 @@ def test_output_plugin_libraries(libraries: str | None, allowed: bool) -> None:
     assert slots.plugin_allowed(libraries, "wal2json") is allowed
 
 
-def test_foreign_owners_are_known_by_their_names() -> None:
-    dms = "abcdefgh12345678_00016402_12345678_1234_1234_1234_123456789abc"
-    assert slots.foreign_owner(dms) == "AWS DMS"
-    assert slots.foreign_owner("pgl_db_provider_sub") == "pglogical"
-    assert slots.foreign_owner("orders_cdc") is None
+@pytest.mark.parametrize(
+    ("name", "plugin", "owner"),
+    [
+        ("abcdefgh12345678_00016402_12345678_1234_1234_1234_123456789abc", "test_decoding", "AWS DMS"),
+        ("pgl_db_provider_sub", "pglogical_output", "pglogical"),
+        ("debezium", "pgoutput", "Debezium"),
+        ("orders", "decoderbufs", "Debezium"),
+        ("fivetran_pgoutput_slot", "pgoutput", "Fivetran"),
+        ("airbyte_slot", "pgoutput", "Airbyte"),
+        ("orders_cdc", "pgoutput", None),
+    ],
+)
+def test_the_owner_of_a_slot_is_known_and_a_drop_warns_of_it(name: str, plugin: str, owner: str | None) -> None:
+    slot = slots.planned(name, plugin, "app")
+    assert slot.owner == owner
+    server = ServerIdentity("app", datetime.now(UTC), False, Lsn(1), 1)
+    warnings = " ".join(slot_plans.drop(slot, server=server).warnings)
+    assert owner is None or f"{owner} creates slots with such a name" in warnings
+    assert ("creates slots" in warnings) == (owner is not None)
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        ({"wal_status": "lost"}, "its WAL was removed"),
+        ({"invalidation_reason": "idle_timeout"}, "idle_timeout"),
+        ({"conflicting": True}, "it conflicted with recovery"),
+    ],
+)
+def test_a_lost_slot_is_lost_by_any_of_three_columns(column: dict[str, Any], reason: str) -> None:
+    slot = slots.planned("orders", "pgoutput", "app")
+    assert (slot.is_lost, slot.lost_reason) == (False, None)
+    lost = replace(slot, **column)
+    assert (lost.is_lost, lost.lost_reason) == (True, reason)
+
+
+def test_a_conflicting_slot_is_not_verified(servers: Servers, tmp_path: Path) -> None:
+    """PostgreSQL 16 does not show a slot as lost that conflicted with recovery on a standby."""
+    writer = PostgresServer(tmp_path / "w", servers.get(16).binaries, settings={"autovacuum": "off"})
+    writer.initdb()
+    writer.start()
+    reader = writer.clone(tmp_path / "r", slot="reader", settings={"hot_standby_feedback": "off"})
+    try:
+        reader.start()
+        with ThreadPoolExecutor(1) as pool, closing(reader.connect()) as conn, closing(writer.connect()) as source:
+            made = pool.submit(conn.execute, "SELECT pg_create_logical_replication_slot('sb', 'pgoutput')")
+            wait_until(lambda: source.execute("SELECT pg_log_standby_snapshot()") and made.done(), "the slot is made")
+            source.execute("CREATE TABLE public.t (id integer); DROP TABLE public.t")
+            source.execute("VACUUM FULL pg_catalog.pg_class")
+            conflict = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'sb' AND conflicting"
+            wait_until(lambda: conn.execute(conflict).fetchone() is not None, "the slot conflicts")
+            conn.execute("SELECT pg_promote()")
+        condition = verification.slots(["sb"]).probe(reader.target())
+        assert (condition.met, condition.failed) == (False, "invalidated slots: sb")
+    finally:
+        for each in (reader, writer):
+            each.stop("immediate")
+            each.remove()
