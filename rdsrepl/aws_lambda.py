@@ -189,12 +189,12 @@ def _options(given: Mapping[str, Any], allowed: float, margin: float) -> TailOpt
         ),
         active_wait_seconds=_ACTIVE_WAIT_SECONDS,
         kinesis=_kinesis(given, form),
-        accept_gap=_truth(given, "accept_gap"),
-        allow_missing_publication=_truth(given, "allow_missing_publication"),
+        accept_gap=_bool(given, "accept_gap"),
+        allow_missing_publication=_bool(given, "allow_missing_publication"),
         debezium=debezium_options(
             _name,
             is_debezium=form is FormatName.debezium,
-            keys=_truth(given, "debezium_keys") or None,
+            keys=_bool(given, "debezium_keys") or None,
             **debezium,
         ),
     )
@@ -216,7 +216,7 @@ def _kinesis(given: Mapping[str, Any], format: FormatName) -> KinesisOptions:
         chosen["requests"] = int(requests)
     if (linger := _seconds(given, "linger", None)) is not None:
         chosen["linger_seconds"] = linger
-    options = KinesisOptions(stream, aggregate=_truth(given, "aggregate"), **chosen)
+    options = KinesisOptions(stream, aggregate=_bool(given, "aggregate"), **chosen)
     options.check(format, _name)
     return options
 
@@ -246,7 +246,7 @@ def _names(given: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(stripped for name in names if (stripped := str(name).strip()))
 
 
-def _truth(given: Mapping[str, Any], key: str) -> bool:
+def _bool(given: Mapping[str, Any], key: str) -> bool:
     value = given.get(key, False)
     if isinstance(value, bool):
         return value

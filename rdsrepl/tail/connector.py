@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.state.streamed_slots import SlotFingerprint
     from rdsrepl.tail.continuity import LastRun
-    from rdsrepl.tail.preflight import Findings
+    from rdsrepl.tail.preflight import PreflightResult
 
 _ACTIVE_POLL_SECONDS: Final = 0.5
 _ACTIVE_MARGIN_SECONDS: Final = 5.0
@@ -97,7 +97,7 @@ class Connector:
         pipeline: Pipeline,
         ledger: Ledger,
         observer: Observer,
-        check: Callable[[bool], Findings],
+        check: Callable[[bool], PreflightResult],
         pause: Callable[[float], bool],
         last_run: LastRun | None,
     ) -> None:
@@ -153,11 +153,11 @@ class Connector:
         """
         waited_since: float | None = None
         while True:
-            findings = self._check(self._was_primary)
+            checked = self._check(self._was_primary)
             receiver = Receiver(self._target, self._pipeline.settings)
             try:
-                timelines = receiver.timelines() if findings.has_timelines else Timelines(0)
-                if findings.in_recovery:
+                timelines = receiver.timelines() if checked.has_timelines else Timelines(0)
+                if checked.in_recovery:
                     receiver.follow_timeline(self._target)
                 server = _Server(receiver.system_id, receiver.timeline, timelines)
                 is_same_wal = self._is_same_wal(server, receiver.server_lsn)
@@ -166,8 +166,8 @@ class Connector:
                     start_lsn = self._ledger.commit_lsn or self._from_lsn
                 receiver.start(self._options.slot_name, start_lsn, self._pipeline.plugin_options)
                 # Only now does this connection hold the slot, so that no other session moves it.
-                findings = self._check(self._was_primary)
-                self._resume(server, findings, is_same_wal, start_lsn, changes)
+                checked = self._check(self._was_primary)
+                self._resume(server, checked, is_same_wal, start_lsn, changes)
             except errors.SlotActive as exc:
                 receiver.close()
                 allowed = self._options.active_wait_seconds
@@ -184,7 +184,7 @@ class Connector:
             except BaseException:
                 receiver.close()
                 raise
-            self._was_primary = not findings.in_recovery
+            self._was_primary = not checked.in_recovery
             self._denials = 0
             return receiver, timelines
 
@@ -226,19 +226,21 @@ class Connector:
             return False
         return server == self._server and server_lsn >= self._ledger.commit_lsn
 
-    def _resume(self, server: _Server, findings: Findings, is_same_wal: bool, start_lsn: int, changes: int) -> None:
+    def _resume(
+        self, server: _Server, checked: PreflightResult, is_same_wal: bool, start_lsn: int, changes: int
+    ) -> None:
         """Compare the position of the slot, which this connection holds now, with what was received and confirmed.
 
         Raises:
             SlotMoved: changes are missing in between.
         """
-        slot, observer = findings.slot, self._observer
+        slot, observer = checked.slot, self._observer
         at = int(slot.confirmed_flush_lsn or 0)
         if self._server is None:
             self._ledger.begin(max(at, self._from_lsn))
             self.claimed_lsn = at
             if self._last_run is not None:
-                self._last_run.compare(server.system_id, server.timelines, findings)
+                self._last_run.compare(server.system_id, server.timelines, checked)
         elif slot.plugin != self._plugin:
             raise errors.SlotMoved(
                 f"slot {slot.slot_name} was created again, with plugin {slot.plugin} instead of {self._plugin}",
@@ -246,7 +248,7 @@ class Connector:
             )
         elif is_same_wal:
             if at > self._ledger.received_lsn:
-                self._require_no_gap(findings, self._ledger.received_lsn)
+                self._require_no_gap(checked, self._ledger.received_lsn)
             elif at > self.claimed_lsn:
                 observer.warn(
                     f"slot {slot.slot_name} was moved to {Lsn(at)} by another consumer or an advance; this run "
@@ -255,36 +257,36 @@ class Connector:
             self._ledger.begin(at)
             observer.note(f"streaming again from {Lsn(start_lsn) if start_lsn else Lsn(at)}")
         else:
-            self._resume_on_other_wal(server, findings, changes)
+            self._resume_on_other_wal(server, checked, changes)
         self.claimed_lsn = max(self.claimed_lsn, at)
-        self._server, self._mark, self._plugin = server, continuity.mark_of(findings), slot.plugin
-        self._remember(findings)
+        self._server, self._mark, self._plugin = server, continuity.fingerprint_of(checked), slot.plugin
+        self._remember(checked)
 
-    def _remember(self, findings: Findings) -> None:
+    def _remember(self, checked: PreflightResult) -> None:
         """Remember the slot, which this connection holds, as it is now."""
         if self._last_run is not None and self._server is not None:
-            self._last_run.connected(self._server.system_id, self._server.timelines, findings, self.claimed_lsn)
+            self._last_run.connected(self._server.system_id, self._server.timelines, checked, self.claimed_lsn)
 
-    def _resume_on_other_wal(self, server: _Server, findings: Findings, changes: int) -> None:
+    def _resume_on_other_wal(self, server: _Server, checked: PreflightResult, changes: int) -> None:
         """Go back to the slot's position on another timeline, and report what that means.
 
         Raises:
             SlotMoved: changes are missing between what was received of the history that both have, and the slot.
         """
         assert self._server is not None
-        observer, received, at = self._observer, self._ledger.received_lsn, findings.slot.confirmed_flush_lsn or Lsn(0)
+        observer, received, at = self._observer, self._ledger.received_lsn, checked.slot.confirmed_flush_lsn or Lsn(0)
         fork = self._server.timelines.common_end(server.timelines)
         if server.system_id == self._server.system_id:
             if server.timelines != self._server.timelines:
                 begins = Lsn(server.timelines.begins_at)
                 observer.note(f"the server is on timeline {server.timelines.current} now, which begins at {begins}")
-            elif server.timelines.current and not findings.in_recovery:  # a restarted standby replays its WAL again
+            elif server.timelines.current and not checked.in_recovery:  # a restarted standby replays its WAL again
                 observer.warn(
                     f"the server's WAL ends before {Lsn(self._ledger.commit_lsn)}, up to which this run received it, "
                     "on the same timeline: an older state was restored; other changes may come under known identities"
                 )
             base = received if fork is None else min(received, fork)
-            self._require_no_gap(findings, base)
+            self._require_no_gap(checked, base)
             if fork is not None and received > fork:
                 beyond, is_exact = self.commits.beyond(fork)
                 if beyond:
@@ -298,12 +300,12 @@ class Connector:
         self.commits = CommitCounts(changes)
         self.claimed_lsn = 0
 
-    def _require_no_gap(self, findings: Findings, received: int) -> None:
+    def _require_no_gap(self, checked: PreflightResult, received: int) -> None:
         """Make sure that the slot is not past what this run received; ``accept_gap`` makes that a warning."""
-        at = int(findings.slot.confirmed_flush_lsn or 0)
+        at = int(checked.slot.confirmed_flush_lsn or 0)
         if at <= received:
             return
-        was_recreated = self._mark is not None and self._mark.is_another(continuity.mark_of(findings))
+        was_recreated = self._mark is not None and self._mark.is_another(continuity.fingerprint_of(checked))
         gap = continuity.gap(self._options.slot_name, at, received, was_recreated=was_recreated)
         if not self._options.accept_gap:
             raise gap

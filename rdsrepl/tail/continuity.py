@@ -14,17 +14,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import SlotMoved
 from rdsrepl.lsn import Lsn
 from rdsrepl.state import streamed_slots
 from rdsrepl.state.streamed_slots import SlotFingerprint, StreamedSlot
+from rdsrepl.tail.progress import Observer
 from rdsrepl.tail.receiver import printable
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
-    from rdsrepl.tail.preflight import Findings
+    from rdsrepl.tail.preflight import PreflightResult
     from rdsrepl.tail.timelines import Timelines
 
 _TABLES_NAMED: Final = 10
@@ -34,27 +35,15 @@ _REMEDY: Final = (
 )
 
 
-class Voice(Protocol):
-    """Who is told."""
-
-    def note(self, text: str) -> None:
-        """Take a word worth reading."""
-        ...
-
-    def warn(self, text: str) -> None:
-        """Take a word that must be read."""
-        ...
-
-
-def mark_of(findings: Findings) -> SlotFingerprint:
+def fingerprint_of(checked: PreflightResult) -> SlotFingerprint:
     """Return what tells the slot from another one that is made later under its name."""
-    slot = findings.slot
+    slot = checked.slot
     return SlotFingerprint(
         None if slot.restart_lsn is None else int(slot.restart_lsn),
         None if slot.catalog_xmin is None else int(slot.catalog_xmin),
         slot.total_bytes,
-        findings.stats_reset,
-        findings.started_at,
+        checked.stats_reset,
+        checked.started_at,
     )
 
 
@@ -74,25 +63,25 @@ class LastRun:
     """What is remembered of a slot from run to run."""
 
     def __init__(
-        self, slot_name: str, discarded: Callable[[Sequence[str]], list[str]], voice: Voice, *, accept_gap: bool
+        self, slot_name: str, discarded: Callable[[Sequence[str]], list[str]], observer: Observer, *, accept_gap: bool
     ) -> None:
         """Remember a slot.
 
         Args:
             slot_name: the slot.
             discarded: given the publications of the last run, returns the tables of which nothing comes any more.
-            voice: is told what is found.
+            observer: receives notes and warnings.
             accept_gap: go on where changes are missing.
         """
         self._slot_name = slot_name
         self._discarded = discarded
-        self._voice = voice
+        self._observer = observer
         self._accept_gap = accept_gap
         self._system_id = ""
         self._timelines: Timelines | None = None
         self._streamed: StreamedSlot | None = None
 
-    def compare(self, system_id: str, timelines: Timelines, findings: Findings) -> None:
+    def compare(self, system_id: str, timelines: Timelines, checked: PreflightResult) -> None:
         """Compare the slot, which this run holds now, with what the last one left; nothing is confirmed yet.
 
         Raises:
@@ -100,19 +89,19 @@ class LastRun:
         """
         before = streamed_slots.load(system_id, self._slot_name)
         if before is not None:
-            self._compare_positions(before, timelines, findings)
-            if before.publications and set(before.publications) != set(findings.publications):
-                self._tell_publications(before, findings)
+            self._compare_positions(before, timelines, checked)
+            if before.publications and set(before.publications) != set(checked.publications):
+                self._warn_publications(before, checked)
 
-    def connected(self, system_id: str, timelines: Timelines, findings: Findings, claimed: int) -> None:
+    def connected(self, system_id: str, timelines: Timelines, checked: PreflightResult, claimed: int) -> None:
         """Take the slot as it is on a new connection; up to CLAIMED it is confirmed, or was about to be."""
         self._system_id, self._timelines = system_id, timelines
         self._streamed = StreamedSlot(
             datetime.now(UTC),
             timelines.of_end(claimed),
             Lsn(claimed),
-            tuple(sorted(findings.publications)),
-            mark_of(findings),
+            tuple(sorted(checked.publications)),
+            fingerprint_of(checked),
             is_final=False,
         )
 
@@ -130,40 +119,40 @@ class LastRun:
         if self._streamed is not None:
             streamed_slots.save(self._system_id, self._slot_name, replace(self._streamed, is_final=True))
 
-    def _compare_positions(self, before: StreamedSlot, timelines: Timelines, findings: Findings) -> None:
+    def _compare_positions(self, before: StreamedSlot, timelines: Timelines, checked: PreflightResult) -> None:
         left_at = timelines.end_of(before.timeline)
         if left_at is None:
             return  # its history does not know that timeline: the positions cannot be compared
-        voice, name, at = self._voice, self._slot_name, findings.slot.confirmed_flush_lsn or Lsn(0)
+        observer, name, at = self._observer, self._slot_name, checked.slot.confirmed_flush_lsn or Lsn(0)
         last, when = before.confirmed_lsn, before.at.isoformat(timespec="seconds")
         base = Lsn(min(last, left_at))
         if last > base:
-            voice.warn(
+            observer.warn(
                 f"the last run here ({when}) confirmed slot {name} up to {last} on timeline {before.timeline}, which "
                 f"the server left at {base}: what was delivered beyond {base} is not on this server"
             )
         if at < base:
-            voice.note(f"slot {name} is at {at}, before {base}: changes in between were delivered, and come again")
-        elif at > base and before.timeline == timelines.current and before.mark.is_another(mark_of(findings)):
+            observer.note(f"slot {name} is at {at}, before {base}: changes in between were delivered, and come again")
+        elif at > base and before.timeline == timelines.current and before.mark.is_another(fingerprint_of(checked)):
             found = gap(name, at, base, was_recreated=True)
             if not self._accept_gap:
                 raise found
-            voice.warn(found.message)
+            observer.warn(found.message)
         elif at > base:
-            voice.note(
+            observer.note(
                 f"slot {name} moved from {base} to {at} since the last run here ({when}): another consumer or an "
                 "advance moved it, or it was made again; if nothing else delivers its changes, those in between are "
                 "missing"
             )
 
-    def _tell_publications(self, before: StreamedSlot, findings: Findings) -> None:
+    def _warn_publications(self, before: StreamedSlot, checked: PreflightResult) -> None:
         tables = [printable(table) for table in self._discarded(before.publications)]
         lost = "today those of before publish no other table"
         if tables:
             named = ", ".join(tables[:_TABLES_NAMED]) + (", …" if len(tables) > _TABLES_NAMED else "")
             lost = f"changes of {named} are left out, and given up once later positions are confirmed"
-        self._voice.warn(
+        self._observer.warn(
             f"slot {self._slot_name} was streamed with {printable(', '.join(before.publications))} until now, and is "
-            f"with {printable(', '.join(findings.publications)) or 'none'} from "
-            f"{findings.slot.confirmed_flush_lsn} on: {lost}"
+            f"with {printable(', '.join(checked.publications)) or 'none'} from "
+            f"{checked.slot.confirmed_flush_lsn} on: {lost}"
         )

@@ -18,12 +18,12 @@ from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.connector import Connector
 from rdsrepl.tail.ledger import Ledger
-from rdsrepl.tail.model import Batch
+from rdsrepl.tail.model import DecodedBatch
 from rdsrepl.tail.options import TailOptions
 from rdsrepl.tail.pipeline import Pipeline
 from rdsrepl.tail.progress import Observer, Progress, Summary
 from rdsrepl.tail.receiver import Notice, Receiver
-from rdsrepl.tail.shutdown import ShutdownWatch
+from rdsrepl.tail.shutdown import ShutdownDetector
 from rdsrepl.tail.signals import StopSignals
 from rdsrepl.tail.silence import SilenceMonitor
 from rdsrepl.tail.sinks import Sink
@@ -32,7 +32,7 @@ from rdsrepl.text.commands import command
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.tail.continuity import LastRun
-    from rdsrepl.tail.preflight import Findings
+    from rdsrepl.tail.preflight import PreflightResult
 
 QUEUE_BYTES: Final = 16 << 20
 _CONFIRM_SECONDS: Final = 1.0
@@ -56,7 +56,7 @@ class Tail:
         pipeline: Pipeline,
         sink: Sink,
         observer: Observer,
-        check: Callable[[bool], Findings],
+        check: Callable[[bool], PreflightResult],
         last_run: LastRun | None = None,
     ) -> None:
         """Prepare a run.
@@ -85,7 +85,7 @@ class Tail:
         self._changes = self._bytes = self._reconnects = 0
         self._last_status = self._asked = 0.0
         self._sent_flush = 0
-        self._shutdown_watch: ShutdownWatch | None = None
+        self._shutdown_watch: ShutdownDetector | None = None
         self._connected = False
         # When batches were handed over: (number, time), at most one in _SAMPLE_SECONDS.
         self._handed_over_at: deque[tuple[int, float]] = deque()
@@ -178,7 +178,7 @@ class Tail:
             ledger.deliver(sink.durable)
             self._status(receiver, now, interval)
             progress = self._progress()
-            self._yield_to_shutdown(progress)
+            self._leave_at_shutdown(progress)
             self._observer.progress(progress)
             if self._signals.received is not None:
                 return self._signals.reason
@@ -211,7 +211,7 @@ class Tail:
                 receiver.wait(self._until_next(receiver, now, interval), wakeups)
                 sink.wakeup.drain()
 
-    def _yield_to_shutdown(self, progress: Progress) -> None:
+    def _leave_at_shutdown(self, progress: Progress) -> None:
         """Watch the server while the output is slow, and leave it when it shuts down: it would wait for us.
 
         Raises:
@@ -220,7 +220,7 @@ class Tail:
         if progress.oldest_undelivered_seconds < _STALLED_SECONDS:
             self._stop_shutdown_watch()
         elif self._shutdown_watch is None:
-            self._shutdown_watch = ShutdownWatch(self._target)
+            self._shutdown_watch = ShutdownDetector(self._target)
         elif self._shutdown_watch.seen:
             self._stop_shutdown_watch()
             raise errors.ConnectionLost(
@@ -278,7 +278,7 @@ class Tail:
                 return f"reached --limit {limit}"
         return None
 
-    def _hand_over(self, batch: Batch, size: int) -> None:
+    def _hand_over(self, batch: DecodedBatch, size: int) -> None:
         number = self._ledger.hand_over(batch.commit_end_lsn, in_transaction=batch.in_transaction)
         now = time.monotonic()
         if not self._handed_over_at or now - self._handed_over_at[-1][1] >= _SAMPLE_SECONDS:
@@ -316,7 +316,7 @@ class Tail:
         due = [interval - (now - self._last_status)]
         if (check_at := self._silence.due_at(receiver)) is not None:
             due.append(check_at - now)
-        if not self._ledger.settled or self._confirmable() > self._sent_flush or self._stop.until_lsn is not None:
+        if not self._ledger.all_delivered or self._confirmable() > self._sent_flush or self._stop.until_lsn is not None:
             due.append(_CONFIRM_SECONDS)
         if self._stop.duration_seconds is not None:
             due.append(self._started + self._stop.duration_seconds - now)
@@ -332,7 +332,7 @@ class Tail:
         if self._duration_is_over(now):
             return "reached --duration"
         idle = now - self._last_change
-        if self._stop.idle_seconds is not None and idle >= self._stop.idle_seconds and self._ledger.settled:
+        if self._stop.idle_seconds is not None and idle >= self._stop.idle_seconds and self._ledger.all_delivered:
             return "no change for --idle-exit"
         return None
 
@@ -363,7 +363,7 @@ class Tail:
             interval = (receiver.wal_sender_timeout_seconds or 3 * _STATUS_SECONDS) / 3
             try:
                 self._status(receiver, time.monotonic(), min(interval, _STATUS_SECONDS))
-                self._yield_to_shutdown(self._progress())
+                self._leave_at_shutdown(self._progress())
             except errors.Unreachable as exc:
                 self._observer.warn(f"{exc.message}; what is delivered from now on is not confirmed, and comes again")
                 self._confirm_quietly(receiver)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
-    from rdsrepl.tail.preflight import Findings
+    from rdsrepl.tail.preflight import PreflightResult
 
 _MESSAGE: Final = "SELECT pg_catalog.pg_logical_emit_message(true, %s, %s)"
 _NAME: Final = """
@@ -50,10 +50,10 @@ class Heartbeat:
         self._slot_name = slot_name
         self._options = options
         self._note = note
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def check(self, findings: Findings) -> None:
+    def check(self, checked: PreflightResult) -> None:
         """Beat once, so that what cannot work is said before the stream begins.
 
         Raises:
@@ -62,7 +62,7 @@ class Heartbeat:
         """
         from rdsrepl.postgres import connection
 
-        if findings.in_recovery:
+        if checked.in_recovery:
             raise NotPrimary(
                 "--heartbeat writes, and this server is a standby", hint="beat at the primary, or leave it out"
             )
@@ -87,7 +87,7 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Stop."""
-        self._over.set()
+        self._stopped.set()
         if self._thread is not None:
             self._thread.join(timeout=0.5)
 
@@ -95,10 +95,10 @@ class Heartbeat:
         from rdsrepl.postgres import connection
 
         failing = False
-        while not self._over.wait(min(_RETRY_SECONDS, self._options.every_seconds) if failing else 0.0):
+        while not self._stopped.wait(min(_RETRY_SECONDS, self._options.every_seconds) if failing else 0.0):
             try:
                 with connection.open(self._target, settings=_SETTINGS) as conn:
-                    while not self._over.wait(self._options.every_seconds):
+                    while not self._stopped.wait(self._options.every_seconds):
                         self._once(conn)
                         failing = False
             except Error as exc:

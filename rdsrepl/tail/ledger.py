@@ -57,7 +57,7 @@ class Ledger:
         return self._in_transaction
 
     @property
-    def settled(self) -> bool:
+    def all_delivered(self) -> bool:
         """Whether everything handed over is durable and no transaction is half received."""
         return self._delivered == self._handed_over and not self._in_transaction
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from rdsrepl.tail.progress import Observer, Progress
-    from rdsrepl.tail.sinks.kinesis import Counts
-    from rdsrepl.tail.wal_position import WalWatch
+    from rdsrepl.tail.sinks.kinesis import KinesisCounts
+    from rdsrepl.tail.wal_position import WalPositionPoller
 
 # A request must have come, and its answer must have been taken, within this time.
 _REQUEST_SECONDS: Final = 5.0
@@ -76,13 +76,13 @@ class Health:
 class Exporter:
     """Passes on what the tail tells, and shows it to whoever asks over HTTP."""
 
-    def __init__(self, options: MetricsOptions, slot_name: str, observer: Observer, watch: WalWatch) -> None:
+    def __init__(self, options: MetricsOptions, slot_name: str, observer: Observer, watch: WalPositionPoller) -> None:
         """Begin to answer.
 
         Raises:
             UsageError: the port is taken, or not ours to take.
         """
-        self.counts: Counts | None = None
+        self.counts: KinesisCounts | None = None
         self._observer = observer
         self._slot_name = slot_name
         self._watch = watch

@@ -113,7 +113,7 @@ class Transaction:
 
 
 @dataclass(slots=True)
-class Batch:
+class DecodedBatch:
     """What became of some messages.
 
     Attributes:
@@ -141,7 +141,7 @@ class Batch:
 class Decoder(Protocol):
     """Turns XLogData messages into lines."""
 
-    def feed(self, messages: Sequence[bytes]) -> Batch:
+    def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Decode messages in their order; the first malformed one ends the batch, which has its ``error``."""
         ...
 

@@ -10,7 +10,7 @@ from rdsrepl.errors import WrongPlugin
 from rdsrepl.postgres import versions
 from rdsrepl.tail.decoders.encodings import decoder
 from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder, RawPgoutput
-from rdsrepl.tail.decoders.testdecoding import TestDecoding
+from rdsrepl.tail.decoders.testdecoding import TestDecodingDecoder
 from rdsrepl.tail.decoders.wal2json import PARSED_OPTIONS, ParsedWal2json, RawWal2json, RawWal2jsonV1
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.catalog import Catalog
@@ -25,7 +25,7 @@ from rdsrepl.tail.options import FormatName
 from rdsrepl.units import parse_boolean
 
 if TYPE_CHECKING:
-    from rdsrepl.tail.preflight import Findings
+    from rdsrepl.tail.preflight import PreflightResult
 
 _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
     "pgoutput": ("json", "wal2json", "debezium", "pretty", "raw"),
@@ -50,7 +50,7 @@ class Pipeline:
 
 
 def assemble(
-    findings: Findings,
+    checked: PreflightResult,
     name: FormatName,
     catalog: Catalog,
     *,
@@ -64,7 +64,7 @@ def assemble(
     """Return the pipeline for a slot and a format.
 
     Args:
-        findings: the preflight's.
+        checked: the preflight's.
         name: the format.
         catalog: where types are looked up.
         tables: which tables are wanted.
@@ -77,7 +77,7 @@ def assemble(
     Raises:
         WrongPlugin: the slot's plugin cannot serve the format or an option.
     """
-    slot = findings.slot
+    slot = checked.slot
     plugin = slot.plugin or ""
     served = _FORMATS.get(plugin, ("raw",))
     if name.value not in served:
@@ -86,7 +86,7 @@ def assemble(
             hint=(f"--format {'|'.join(served)}, or " if partition_by is None else "")
             + "a slot with --plugin pgoutput",
         )
-    fmt = _format(name, findings, catalog, colour, debezium)
+    fmt = _format(name, checked, catalog, colour, debezium)
     if partition_by is not None:
         if fmt is None or (plugin == "wal2json" and name is FormatName.wal2json):
             raise WrongPlugin(
@@ -95,25 +95,25 @@ def assemble(
             )
         fmt = KeyedFormat(fmt, catalog, partition_by, event_keys=debezium is not None and debezium.keys)
     if plugin == "pgoutput":
-        pipeline = _pgoutput(findings, name, fmt, catalog, tables, given, until_lsn)
+        pipeline = _pgoutput(checked, name, fmt, catalog, tables, given, until_lsn)
     elif plugin == "wal2json":
-        pipeline = _wal2json(findings, name, fmt, catalog, tables, given, until_lsn)
+        pipeline = _wal2json(checked, name, fmt, catalog, tables, given, until_lsn)
     else:
-        decoder = TestDecoding(tables, until_lsn=until_lsn, pretty=name is FormatName.pretty, colour=colour)
-        pipeline = Pipeline(decoder, dict(given), {"search_path": findings.search_path})
-    if findings.lenient_text:
+        decoder = TestDecodingDecoder(tables, until_lsn=until_lsn, pretty=name is FormatName.pretty, colour=colour)
+        pipeline = Pipeline(decoder, dict(given), {"search_path": checked.search_path})
+    if checked.lenient_text:
         # Such a server knows no conversion, and refuses to send bytes that are no UTF-8 as UTF-8.
         return replace(pipeline, settings={**pipeline.settings, "client_encoding": "SQL_ASCII"})
     return pipeline
 
 
 def _format(
-    name: FormatName, findings: Findings, catalog: Catalog, colour: bool, debezium: DebeziumOptions | None
+    name: FormatName, checked: PreflightResult, catalog: Catalog, colour: bool, debezium: DebeziumOptions | None
 ) -> Format | None:
     if name is FormatName.json:
         return JsonFormat(catalog)
     if name is FormatName.debezium:
-        return DebeziumFormat(catalog, database=findings.database, name=findings.slot.slot_name, options=debezium)
+        return DebeziumFormat(catalog, database=checked.database, name=checked.slot.slot_name, options=debezium)
     if name is FormatName.pretty:
         return PrettyFormat(catalog, colour=colour)
     if name is FormatName.wal2json:
@@ -122,7 +122,7 @@ def _format(
 
 
 def _pgoutput(
-    findings: Findings,
+    checked: PreflightResult,
     name: FormatName,
     fmt: Format | None,
     catalog: Catalog,
@@ -139,10 +139,10 @@ def _pgoutput(
                 hint=f"leave {option} out; transactions of any size stream through all the same",
             )
     protocol = "1"
-    if findings.slot.two_phase:
+    if checked.slot.two_phase:
         if name in (FormatName.wal2json, FormatName.debezium):
             raise WrongPlugin(
-                f"slot {findings.slot.slot_name} decodes prepared transactions, for which this format has no word",
+                f"slot {checked.slot.slot_name} decodes prepared transactions, for which this format has no word",
                 hint="--format json, or a slot made without --two-phase: it sends them at COMMIT PREPARED",
             )
         protocol = "3"
@@ -150,21 +150,21 @@ def _pgoutput(
         raise WrongPlugin(
             f"--plugin-option proto_version: the tail speaks version {protocol} here", hint="leave it out"
         )
-    names = ",".join(sql.Identifier(publication).as_string(None) for publication in findings.publications)
+    names = ",".join(sql.Identifier(publication).as_string(None) for publication in checked.publications)
     options = {"proto_version": protocol, "publication_names": names}
-    if findings.version >= versions.PGOUTPUT_MESSAGES_SINCE:
+    if checked.version >= versions.PGOUTPUT_MESSAGES_SINCE:
         options["messages"] = "true"
     if protocol == "3":
         options["two_phase"] = "true"
     options.update(given)
     if fmt is None:
         return Pipeline(RawPgoutput(until_lsn=until_lsn), options, {})
-    decoder = PgoutputDecoder(fmt, tables, catalog, until_lsn=until_lsn, lenient=findings.lenient_text)
+    decoder = PgoutputDecoder(fmt, tables, catalog, until_lsn=until_lsn, lenient=checked.lenient_text)
     return Pipeline(decoder, options, dict(fmt.settings))
 
 
 def _wal2json(
-    findings: Findings,
+    checked: PreflightResult,
     name: FormatName,
     fmt: Format | None,
     catalog: Catalog,
@@ -172,7 +172,7 @@ def _wal2json(
     given: Mapping[str, str],
     until_lsn: int | None,
 ) -> Pipeline:
-    slot = findings.slot.slot_name
+    slot = checked.slot.slot_name
     version = given.get("format-version", "2")
     if parse_boolean(given.get("include-transaction", "true")) is False:
         raise WrongPlugin(
@@ -188,9 +188,9 @@ def _wal2json(
         raise WrongPlugin(
             "--format wal2json is format-version 2", hint="for version 1 use --format raw with format-version=1"
         )
-    decode = decoder(findings.encoding, catalog.converted)
+    decode = decoder(checked.encoding, catalog.converted)
     if name in (FormatName.raw, FormatName.wal2json):
-        as_it_prints = {"search_path": findings.search_path}
+        as_it_prints = {"search_path": checked.search_path}
         if version == "1":
             if tables:
                 raise WrongPlugin(

@@ -39,7 +39,7 @@ _PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY p
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class PreflightResult:
     """What the server says before streaming.
 
     Attributes:
@@ -82,7 +82,7 @@ def check(
     *,
     primary: bool = False,
     create: str | None = None,
-) -> Findings:
+) -> PreflightResult:
     """Look at the slot and what streaming it needs.
 
     Args:
@@ -144,7 +144,7 @@ def check(
                 hint="leave --publication out; --table PATTERN picks tables",
             )
         current_lsn = connection.current_lsn(conn)
-        return Findings(
+        return PreflightResult(
             slot,
             database,
             version,

@@ -99,7 +99,7 @@ class Receiver:
         from rdsrepl.postgres import connection
 
         self.notices: list[tuple[int, Notice]] = []
-        self._twin: Receiver | None = None
+        self._timeline_connection: Receiver | None = None
         self._messages: list[bytes] = []
         # Whatever the role's default is: some of what is lost is told in warnings alone.
         wanted = {"client_min_messages": "notice", **settings}
@@ -163,8 +163,8 @@ class Receiver:
             ConnectionLost: the second connection led to another server.
             Error: the server refuses it.
         """
-        self._twin = Receiver(target, {"idle_session_timeout": "0"})
-        if self._twin._started_at() != self._started_at():
+        self._timeline_connection = Receiver(target, {"idle_session_timeout": "0"})
+        if self._timeline_connection._started_at() != self._started_at():
             raise ConnectionLost("two servers answer in turn under this address", hint="name one of them")
 
     def require_timeline(self) -> None:
@@ -173,10 +173,10 @@ class Receiver:
         Raises:
             ConnectionLost: the standby, whose timeline is followed, is on another timeline now.
         """
-        if self._twin is None:
+        if self._timeline_connection is None:
             return
         with _translating():
-            row = self._twin._conn.execute("IDENTIFY_SYSTEM").fetchone()
+            row = self._timeline_connection._conn.execute("IDENTIFY_SYSTEM").fetchone()
         assert row is not None
         if int(row[1]) != self.timeline:
             raise ConnectionLost(f"the standby is on timeline {row[1]} now", hint="try again")
@@ -239,14 +239,14 @@ class Receiver:
                     if length == 0:
                         break
                 if length < 0:
-                    raise self._ended()
+                    raise self._stream_end_error()
                 message = view.tobytes()
                 size += length
                 if message[0] == XLOGDATA:
                     append(message)
                     continue
                 if len(message) != _KEEPALIVE.size or message[0] != _KEEPALIVE_KIND:
-                    self._malformed = _neither(message, messages)
+                    self._malformed = _malformed(message, messages)
                     break
                 _, self.wal_end_lsn, _, reply = _KEEPALIVE.unpack(message)
                 self.reply_requested = self.reply_requested or bool(reply)
@@ -308,8 +308,8 @@ class Receiver:
             pass  # it is going away either way; what was confirmed was confirmed before
         finally:
             self._conn.close()
-            if self._twin is not None:
-                self._twin.close()
+            if self._timeline_connection is not None:
+                self._timeline_connection.close()
 
     def _end_stream(self) -> None:
         """Send CopyDone and read until the server has answered it, so that the last status update has arrived."""
@@ -340,7 +340,7 @@ class Receiver:
         """Write what libpq holds back; return whether something is left."""
         return bool(self._pgconn.flush())
 
-    def _ended(self) -> Exception:
+    def _stream_end_error(self) -> Exception:
         """Say why the server ended the stream."""
         from psycopg import pq
 
@@ -365,7 +365,7 @@ def _literal(value: str) -> Composable:
     return sql.SQL("'" + value.replace("'", "''") + "'")
 
 
-def _neither(message: bytes, before: Sequence[bytes]) -> MalformedMessage:
+def _malformed(message: bytes, before: Sequence[bytes]) -> MalformedMessage:
     after = f", behind {Lsn(start_lsn(before[-1]))}" if before else ""
     return MalformedMessage(
         f"a message of the replication protocol{after} is neither XLogData nor a keepalive: {message[:20].hex()}",

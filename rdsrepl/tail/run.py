@@ -24,15 +24,15 @@ from rdsrepl.tail.pipeline import assemble
 from rdsrepl.tail.progress import Observer, Summary
 from rdsrepl.tail.receiver import printable
 from rdsrepl.tail.sinks.stdout import StdoutSink, remove_torn_line, require_writable
-from rdsrepl.tail.wal_position import WalWatch
+from rdsrepl.tail.wal_position import WalPositionPoller
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
     from rdsrepl.aws.streams import KinesisStream
     from rdsrepl.config import Aws, Target
-    from rdsrepl.tail.preflight import Findings
+    from rdsrepl.tail.preflight import PreflightResult
     from rdsrepl.tail.sinks import Sink
-    from rdsrepl.tail.sinks.kinesis import Counts, KinesisSink
+    from rdsrepl.tail.sinks.kinesis import KinesisCounts, KinesisSink
 
 _ANSWER_SECONDS: Final = 30.0
 
@@ -42,7 +42,7 @@ class TailResult:
     """How a run ended; ``counts`` says what went to Kinesis, None for standard output."""
 
     summary: Summary
-    counts: Counts | None = None
+    counts: KinesisCounts | None = None
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
     observer: Observer,
     *,
     colour: bool = False,
-    watch: WalWatch | None = None,
+    watch: WalPositionPoller | None = None,
     create: Callable[[], None] | None = None,
 ) -> TailResult:
     """Stream until a stop condition, a signal or an error that is not transient.
@@ -71,21 +71,21 @@ def run(
     stream = None if options.kinesis is None else _stream(target, options.kinesis)
     # The heartbeat's statement may wait for a lock; with a timeout, the next one would only queue behind it.
     heartbeat_target, target = target, replace(target, answer_seconds=_answer_seconds(options))
-    findings = preflight.check(target, options.slot_name, options.publications, create=options.create)
-    if len(findings.publications) == 1 and not options.publications:
-        observer.note(f"using publication {printable(findings.publications[0])} (the only one in this database)")
+    checked = preflight.check(target, options.slot_name, options.publications, create=options.create)
+    if len(checked.publications) == 1 and not options.publications:
+        observer.note(f"using publication {printable(checked.publications[0])} (the only one in this database)")
     if options.stop.until_now:
-        options = replace(options, stop=replace(options.stop, until_lsn=int(findings.current_lsn)))
-    _check_options(options, findings, observer)
+        options = replace(options, stop=replace(options.stop, until_lsn=int(checked.current_lsn)))
+    _check_options(options, checked, observer)
     heartbeat: Heartbeat | None = None
     if options.heartbeat is not None:
         heartbeat = Heartbeat(heartbeat_target, options.slot_name, options.heartbeat, observer.note)
-        heartbeat.check(findings)
+        heartbeat.check(checked)
     catalog = Catalog(target, observer.warn)
     exporter: Exporter | None = None
     try:
         pipeline = assemble(
-            findings,
+            checked,
             options.format,
             catalog,
             tables=TableFilter(options.tables),
@@ -96,9 +96,9 @@ def run(
             debezium=options.debezium,
         )
         if options.kinesis is None:
-            _prepare_stdout(options.format, findings, observer)
+            _prepare_stdout(options.format, checked, observer)
         if options.metrics is not None:
-            exporter = Exporter(options.metrics, options.slot_name, observer, watch or WalWatch(target))
+            exporter = Exporter(options.metrics, options.slot_name, observer, watch or WalPositionPoller(target))
             observer = exporter
         kinesis = None if stream is None else _kinesis_sink(target, options, stream, observer)
         sink: Sink = kinesis or StdoutSink(is_json=options.format not in (FormatName.raw, FormatName.pretty))
@@ -110,10 +110,10 @@ def run(
             pipeline,
             sink,
             observer,
-            lambda primary: preflight.check(target, options.slot_name, findings.publications, primary=primary),
-            _last_run(target, options, findings, observer) if options.confirm else None,
+            lambda primary: preflight.check(target, options.slot_name, checked.publications, primary=primary),
+            _last_run(target, options, checked, observer) if options.confirm else None,
         )
-        if findings.is_planned and create is not None:
+        if checked.is_planned and create is not None:
             try:
                 create()
             except BaseException:
@@ -134,7 +134,7 @@ def run(
         catalog.close()
 
 
-def _prepare_stdout(format: FormatName, findings: Findings, observer: Observer) -> None:
+def _prepare_stdout(format: FormatName, checked: PreflightResult, observer: Observer) -> None:
     """Make sure that standard output can be written, and remove the rest of a line that a killed run left.
 
     Raises:
@@ -142,7 +142,7 @@ def _prepare_stdout(format: FormatName, findings: Findings, observer: Observer) 
     """
     require_writable()
     # pgoutput's own messages are not lines: their bytes may contain newlines.
-    is_lines = format is not FormatName.raw or findings.slot.plugin != "pgoutput"
+    is_lines = format is not FormatName.raw or checked.slot.plugin != "pgoutput"
     if is_lines and (size := remove_torn_line()):
         observer.note(f"removed an incomplete line of {size} bytes from the end of the file; its change comes again")
 
@@ -152,17 +152,17 @@ def _answer_seconds(options: TailOptions) -> float | None:
     return _ANSWER_SECONDS if given is None else given or None
 
 
-def _last_run(target: Target, options: TailOptions, findings: Findings, observer: Observer) -> LastRun:
+def _last_run(target: Target, options: TailOptions, checked: PreflightResult, observer: Observer) -> LastRun:
     def discarded(before: Sequence[str]) -> list[str]:
         try:
-            return preflight.discarded(target, before, findings.publications)
+            return preflight.discarded(target, before, checked.publications)
         except Error:
             return []  # it is told without the tables' names
 
     return LastRun(options.slot_name, discarded, observer, accept_gap=options.accept_gap)
 
 
-def _report_counts(counts: Counts, options: TailOptions, observer: Observer) -> None:
+def _report_counts(counts: KinesisCounts, options: TailOptions, observer: Observer) -> None:
     observer.note(
         f"{counts.records} records acknowledged in {counts.requests} requests, "
         f"{counts.retries} sent again, {counts.throttles} of them throttled"
@@ -199,7 +199,7 @@ def _kinesis_sink(target: Target, options: TailOptions, stream: KinesisStream, o
         limits(stream, linger_seconds=given.linger_seconds, aggregate=given.aggregate),
         requests=given.requests,
         oversize=Oversize(given.oversize, given.dead_letter),
-        say=observer.note,
+        note=observer.note,
     )
 
 
@@ -207,13 +207,13 @@ def _aws(target: Target, kinesis: KinesisOptions) -> Aws:
     return target.aws if kinesis.endpoint_url is None else replace(target.aws, endpoint_url=kinesis.endpoint_url)
 
 
-def _check_options(options: TailOptions, findings: Findings, observer: Observer) -> None:
+def _check_options(options: TailOptions, checked: PreflightResult, observer: Observer) -> None:
     """Make sure that the options fit the slot and the server.
 
     Raises:
         BadValue, Unsupported, WrongPlugin: one of them does not.
     """
-    confirmed = findings.slot.confirmed_flush_lsn
+    confirmed = checked.slot.confirmed_flush_lsn
     if options.from_lsn is not None and confirmed is not None:
         if options.from_lsn < confirmed:
             raise BadValue(
@@ -226,13 +226,13 @@ def _check_options(options: TailOptions, findings: Findings, observer: Observer)
                 f"--from-lsn skips {format_size(options.from_lsn - confirmed)} of WAL after {confirmed}; "
                 "transactions there are never delivered once later ones are confirmed"
             )
-    if options.allow_missing_publication and findings.version < versions.MISSING_PUBLICATIONS_SKIPPED_SINCE:
+    if options.allow_missing_publication and checked.version < versions.MISSING_PUBLICATIONS_SKIPPED_SINCE:
         raise Unsupported(
-            f"--allow-missing-publication: PostgreSQL {findings.version} ends the stream at such a change, and leaves "
+            f"--allow-missing-publication: PostgreSQL {checked.version} ends the stream at such a change, and leaves "
             "no change out",
             hint="leave it out; it is for PostgreSQL 18 and later",
         )
-    if options.format is FormatName.raw and findings.slot.plugin == "pgoutput" and sys.stdout.isatty():
+    if options.format is FormatName.raw and checked.slot.plugin == "pgoutput" and sys.stdout.isatty():
         raise WrongPlugin(
             "pgoutput's messages are binary, and standard output is a terminal",
             hint="--format json, or redirect the output",

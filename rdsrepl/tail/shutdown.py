@@ -27,13 +27,13 @@ _RETRY_SECONDS: Final = 5.0
 _CANNOT_CONNECT_NOW: Final = "57P03"
 
 
-class ShutdownWatch:
+class ShutdownDetector:
     """Keeps an idle session, in a thread, from its creation until ``stop``."""
 
     def __init__(self, target: Target) -> None:
         """Begin."""
         self._target = replace(target, answer_seconds=_ANSWER_SECONDS)
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._seen = threading.Event()
         threading.Thread(target=self._work, name="shutdown-watch", daemon=True).start()
 
@@ -44,13 +44,13 @@ class ShutdownWatch:
 
     def stop(self) -> None:
         """Let the session end soon; nothing waits for it."""
-        self._over.set()
+        self._stopped.set()
 
     def _work(self) -> None:
         from rdsrepl.postgres import connection
 
         was_ended = False
-        while not self._over.is_set():
+        while not self._stopped.is_set():
             try:
                 conn = connection.connect(self._target)
             except Unreachable as exc:
@@ -64,12 +64,12 @@ class ShutdownWatch:
                 was_ended = self._is_ended(conn)
                 continue
             was_ended = False
-            self._over.wait(_RETRY_SECONDS)
+            self._stopped.wait(_RETRY_SECONDS)
 
     def _is_ended(self, conn: Connection) -> bool:
         """Wait until the session is ended, and say so, or nobody needs it any more."""
         with closing(conn):
-            while not self._over.is_set():
+            while not self._stopped.is_set():
                 if select.select([conn.fileno()], [], [], _LOOK_SECONDS)[0]:
                     return True
         return False

@@ -14,7 +14,7 @@ _SHORTEST_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 10.0
 
 
-class WalWatch:
+class WalPositionPoller:
     """Asks the server how far its WAL is."""
 
     def __init__(self, target: Target, every_seconds: float = _SHORTEST_SECONDS) -> None:

@@ -13,9 +13,9 @@ import boto3
 import pytest
 
 from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.dispatch import Batch, Record
+from rdsrepl.tail.sinks.dispatch import PendingBatch, Record
 from tests.fixtures.sandbox import Cloud
-from tests.workloads.kinesis_server import StandIn
+from tests.workloads.kinesis_server import KinesisServer
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_every_shard_is_read_in_its_order(cloud: Cloud, name: str) -> None:
 @pytest.mark.parametrize("expire", [False, True], ids=["", "iterators expire"])
 def test_resharding_is_followed_parents_before_children(cloud: Cloud, expire: bool) -> None:
     """On our own stand-in: moto moves a split shard's records, and never ends it."""
-    with StandIn("split", shards=2) as standin:
+    with KinesisServer("split", shards=2) as standin:
         kinesis = boto3.client(
             "kinesis", endpoint_url=standin.url, region_name="eu-west-1", aws_access_key_id="a",
             aws_secret_access_key="b",
@@ -120,7 +120,7 @@ def test_resharding_is_followed_parents_before_children(cloud: Cloud, expire: bo
 
 def test_aggregated_records_come_one_by_one(cloud: Cloud, name: str) -> None:
     create(cloud, name, 1)
-    item = [Record("hot", f"part {n}".encode(), Batch(1, 0)) for n in range(3)]
+    item = [Record("hot", f"part {n}".encode(), PendingBatch(1, 0)) for n in range(3)]
     put(cloud, name, ("hot", aggregated(item)), ("cold", b"whole"))
     rows = read(cloud, name)
     assert [(row["partition_key"], row["data"]) for row in rows] == [
@@ -230,7 +230,7 @@ def test_a_right_that_is_missing_is_named(cloud: Cloud, name: str, action: str, 
 
 
 def test_a_server_that_is_no_kinesis(cloud: Cloud) -> None:
-    with StandIn("changes") as standin:
+    with KinesisServer("changes") as standin:
         standin.faults.page = (200, b"<html>Welcome</html>")
         failed = cloud("stream", "tail", "changes", env={"AWS_ENDPOINT_URL": standin.url})
     assert failed.code == 5 and "not Kinesis" in failed.err and "endpoint" in failed.err

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.benchmarks import fuzz, identity, kinesis, ordeal, replay_oracle, sandbox_kills
+from tests.benchmarks import fuzz, identity, kinesis, kinesis_faults, replay_oracle, sandbox_kills
 from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
 
 ROUNDS = 3
@@ -169,7 +169,7 @@ def main() -> None:
         million(server)
         latency(server)
         kinesis.compare(server)
-        ordeal.report(server)
+        kinesis_faults.report(server)
     replay_oracle.report()
     identity.report()
     fuzz.report()

@@ -26,7 +26,7 @@ def report(kills: int = KILLS) -> None:
                 database = Database(servers.get(version), "postgres")
                 database.run(*identity_kills.SETUP)
                 start = partial(program.start, dsn=database.dsn)
-                kept, dropped, messages = identity_kills.ordeal(database.dsn, home, start, kills)
+                kept, dropped, messages = identity_kills.stream_with_kills(database.dsn, home, start, kills)
             finally:
                 servers.stop()
         print(f"\nPostgreSQL {version}, two tails killed {kills} times each: {kept:,} lines, every identity its own")

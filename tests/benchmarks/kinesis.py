@@ -30,7 +30,7 @@ AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu
 
 
 @contextmanager
-def stand_in(*words: str) -> Iterator[str]:
+def kinesis_server(*words: str) -> Iterator[str]:
     """Run the stand-in as a process of its own; give its address."""
     command = [sys.executable, "-m", "tests.workloads.kinesis_server", *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -69,7 +69,7 @@ def compare(server: PostgresServer) -> None:
 
 
 def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
-    with stand_in("--null") as url:
+    with kinesis_server("--null") as url:
         print(f"\nTo Kinesis that takes everything at once: {CHANGES:,} rows of 200 bytes (changes/s, peak MB)")
         for name, words, count in (
             ("own keys", ["--until-now"], CHANGES),
@@ -81,8 +81,8 @@ def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
             cost = run([*ours, url, *words])
             print(f"  {name:<28} {count / cost.wall:9,.0f} {cost.memory:6.1f}")
         print(pg2kinesis.line(pg2kinesis.rate(url, CHANGES // 2)))
-    with stand_in() as url:
-        copied = run([sys.executable, "-m", "tests.benchmarks.copied_script", dsn, "kw", url, str(COPIED)])
+    with kinesis_server() as url:
+        copied = run([sys.executable, "-m", "tests.benchmarks.psycopg2_script", dsn, "kw", url, str(COPIED)])
         mine = run([*ours, url, "--limit", str(20 * COPIED)])
         packed = run([*ours, url, "--limit", str(20 * COPIED), "--aggregate"])
         peer = pg2kinesis.rate(url, 20 * COPIED)

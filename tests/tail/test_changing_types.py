@@ -291,9 +291,13 @@ def test_names_that_are_no_utf8(pg15: PostgresServer, rdsrepl: Program, plugin: 
             conn.execute(f"DROP DATABASE {made.name} WITH (FORCE)")
 
 
-_INNER = values.composite([("n", values.checked(values.Shape(values.Kind.NUMBER)))])
+_INNER = values.composite([("n", values.checked(values.Conversion(values.ValueKind.NUMBER)))])
 _EVERY = values.composite(
-    [(kind.name, values.checked(values.Shape(kind))) for kind in values.Kind if kind is not values.Kind.CONVERT]
+    [
+        (kind.name, values.checked(values.Conversion(kind)))
+        for kind in values.ValueKind
+        if kind is not values.ValueKind.CONVERT
+    ]
     + [("array", values.array(_INNER)), ("vector", values.vector), ("oids", values.oidvector)]
 )
 _SCRAPS = st.sampled_from([*'(){}[],:"\\ =tf01-+.eE\n', '""', "NaN", "NULL", "null", "2026-01-31 00:00:00+00", "\\x00"])

@@ -271,12 +271,12 @@ def decoded(
     """Return the lines of all that waits in a slot, in each of the modes."""
     lines: list[list[str]] = []
     with closing(Catalog(asked_of or database.target, warn)) as catalog, closing(database.connect()) as conn:
-        findings = preflight.check(database.target, slot, ("p",) if slot == "g" else ())
+        checked = preflight.check(database.target, slot, ("p",) if slot == "g" else ())
         for mode in modes:
             words: dict[str, Any] = {"tables": TableFilter(), "given": {}, "until_lsn": None, "colour": False}
             options = debezium_options(str, is_debezium=True, **mode)
             pipeline = assemble(
-                findings, FormatName.debezium, catalog, **words, partition_by=partition_by, debezium=options
+                checked, FormatName.debezium, catalog, **words, partition_by=partition_by, debezium=options
             )
             for setting, value in pipeline.settings.items():
                 conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", (setting, value))
@@ -499,7 +499,7 @@ def test_types_of_extensions_by_their_text(db15: Database) -> None:
     with closing(Catalog(db15.target)) as catalog:
         found = DebeziumValues(catalog, DebeziumOptions())
         for oid, damaged in ((1082, "2026-13-45"), (600, "(x"), (1186, "P1"), (1560, "2"), (1266, "12"), (1184, "now")):
-            convert = found.shape(oid, -1).convert
+            convert = found.conversion(oid, -1).convert
             assert convert is not None
             assert convert(damaged) == f'"{damaged}"'
             assert type(convert(damaged)).__name__ == "AsText"

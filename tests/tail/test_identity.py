@@ -339,5 +339,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
 def test_a_replay_with_kills_that_drops_by_the_identity(db18: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """The long version is in ``make bench``."""
     db18.run(*identity_kills.SETUP)
-    kept, _, messages = identity_kills.ordeal(db18.dsn, tmp_path, partial(rdsrepl.start, dsn=db18.dsn), kills=1)
+    kept, _, messages = identity_kills.stream_with_kills(
+        db18.dsn, tmp_path, partial(rdsrepl.start, dsn=db18.dsn), kills=1
+    )
     assert kept > messages > 0

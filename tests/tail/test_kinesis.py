@@ -19,15 +19,15 @@ from rdsrepl.aws.streams import KinesisStream
 from rdsrepl.config import Aws
 from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
 from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.dispatch import Batch, Dispatch, Item, Limits, Record
-from rdsrepl.tail.sinks.kinesis import _Caller
+from rdsrepl.tail.sinks.dispatch import Dispatch, Item, Limits, PendingBatch, Record
+from rdsrepl.tail.sinks.kinesis import _PutRecordsClient
 from rdsrepl.tail.sinks.oversize import Oversize
-from tests.benchmarks.ordeal import Size, ordeal
+from tests.benchmarks.kinesis_faults import FaultLoad, stream_with_faults
 from tests.fixtures.kinesis import AWS, STREAM, confirmed, events, is_before, slot_of, wal_end, words
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.sandbox import Cloud
-from tests.workloads.kinesis_server import StandIn
+from tests.workloads.kinesis_server import KinesisServer
 
 # What may go when: pure.
 
@@ -153,12 +153,12 @@ def test_drop_columns_takes_the_largest_and_keeps_every_digit() -> None:
 ONCE = {"AWS_MAX_ATTEMPTS": "1"}
 
 
-def to_kinesis(rdsrepl: Program, source: Database, standin: StandIn, *more: str) -> Any:
+def to_kinesis(rdsrepl: Program, source: Database, standin: KinesisServer, *more: str) -> Any:
     env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
     return rdsrepl(*words(source, "--until-now", *more), dsn=source.dsn, env=env, timeout=100)
 
 
-def check(standin: StandIn, expected: dict[int, int]) -> int:
+def check(standin: KinesisServer, expected: dict[int, int]) -> int:
     """Every change present, the first arrivals of each key in commit order; return how many came twice."""
     first: dict[int, list[int]] = {}
     seen: set[tuple[str, int]] = set()
@@ -196,7 +196,7 @@ def work(source: Database, transactions: int, keys: int, hot: int = 5) -> dict[i
 
 
 def test_changes_arrive_under_their_keys_and_are_confirmed(
-    rdsrepl: Program, source: Database, standin: StandIn
+    rdsrepl: Program, source: Database, standin: KinesisServer
 ) -> None:
     source.run(
         "INSERT INTO t VALUES (1, 1, 'a'), (2, 1, NULL)",
@@ -217,7 +217,9 @@ def test_changes_arrive_under_their_keys_and_are_confirmed(
 @pytest.mark.parametrize(
     ("by", "expected"), [("table", {"public.t"}), ("v", {'public.t:"a"', "public.t:null"}), ("transaction", None)]
 )
-def test_partition_by(rdsrepl: Program, source: Database, standin: StandIn, by: str, expected: set[str] | None) -> None:
+def test_partition_by(
+    rdsrepl: Program, source: Database, standin: KinesisServer, by: str, expected: set[str] | None
+) -> None:
     source.run("INSERT INTO t VALUES (1, 1, 'a'), (2, 1, NULL)")
     assert to_kinesis(rdsrepl, source, standin, "--partition-by", by).code == 0
     found = {key for key, _ in events(standin)}
@@ -226,7 +228,7 @@ def test_partition_by(rdsrepl: Program, source: Database, standin: StandIn, by: 
 
 @pytest.mark.parametrize("aggregate", [False, True])
 def test_partial_failures_5xx_cuts_and_limits_cost_nothing_but_time(
-    rdsrepl: Program, source: Database, standin: StandIn, aggregate: bool
+    rdsrepl: Program, source: Database, standin: KinesisServer, aggregate: bool
 ) -> None:
     counts = work(source, 100, 100)
     standin.faults.partial, standin.faults.server_error, standin.faults.cut = 0.3, 0.1, 0.1
@@ -236,7 +238,7 @@ def test_partial_failures_5xx_cuts_and_limits_cost_nothing_but_time(
     check(standin, counts)
 
 
-def test_shard_limits_are_waited_out(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+def test_shard_limits_are_waited_out(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
     source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 8000) i")
     standin.faults.shard_limits = True
     done = to_kinesis(rdsrepl, source, standin)
@@ -250,15 +252,15 @@ def test_kills_refusals_and_a_failover_lose_nothing_and_reorder_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """And nothing is confirmed that is not in. ``make bench`` does it with 200,000 changes and 20 kills."""
-    size = Size(changes=5000, per_second=600, keys=1000, kills=6, life_seconds=(0.6, 1.6))
-    came = ordeal(tmp_path, size)
+    size = FaultLoad(changes=5000, per_second=600, keys=1000, kills=6, life_seconds=(0.6, 1.6))
+    came = stream_with_faults(tmp_path, size)
     said = f"{came.changes} changes, {came.kills} kills, {came.refused} refusals, {came.repeats} repeats"
     record_property("kinesis", said)
     assert came.kills == size.kills and came.refused > 0
 
 
 def test_kinesis_down_is_back_pressure_and_weather(
-    rdsrepl: Program, source: Database, standin: StandIn, tmp_path: Path
+    rdsrepl: Program, source: Database, standin: KinesisServer, tmp_path: Path
 ) -> None:
     source.run("INSERT INTO t SELECT i, 1, repeat('x', 500) FROM generate_series(1, 60000) i")
     standin.faults.down = True
@@ -292,7 +294,7 @@ def test_kinesis_down_is_back_pressure_and_weather(
     ],
 )
 def test_what_no_retry_mends_stops_and_confirms_nothing(
-    rdsrepl: Program, source: Database, standin: StandIn, code: str, exit_code: int, said: str
+    rdsrepl: Program, source: Database, standin: KinesisServer, code: str, exit_code: int, said: str
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
@@ -303,7 +305,7 @@ def test_what_no_retry_mends_stops_and_confirms_nothing(
 
 
 def test_what_is_no_answer_of_kinesis_acknowledges_nothing_and_is_asked_again(
-    rdsrepl: Program, source: Database, standin: StandIn
+    rdsrepl: Program, source: Database, standin: KinesisServer
 ) -> None:
     """A proxy's page, a balancer's, a login page with status 200, too few results, an error nobody has heard of."""
     source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 50) i")
@@ -318,7 +320,7 @@ def test_what_is_no_answer_of_kinesis_acknowledges_nothing_and_is_asked_again(
 
 @pytest.mark.parametrize("page", [(200, b"<html>Welcome</html>"), (404, b"<html>no</html>"), (200, b"{}"), (503, b"")])
 def test_a_server_that_is_no_kinesis(
-    rdsrepl: Program, source: Database, standin: StandIn, page: tuple[int, bytes]
+    rdsrepl: Program, source: Database, standin: KinesisServer, page: tuple[int, bytes]
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
@@ -374,9 +376,9 @@ def test_without_an_endpoint_of_ones_own_requests_go_to_the_services(monkeypatch
         raw.stream = lambda *_, **__: iter([raw.read()])  # type: ignore[attr-defined]
         return AWSResponse(request.url, 200, {}, raw)
 
-    caller = _Caller(Aws(region="ap-southeast-2"), stream)
+    caller = _PutRecordsClient(Aws(region="ap-southeast-2"), stream)
     caller._client.meta.events.register("before-send.kinesis.PutRecords", answer)
-    assert caller.put([[Record("k", b"data", Batch(1, 1))]]) == ([], "")
+    assert caller.put([[Record("k", b"data", PendingBatch(1, 1))]]) == ([], "")
     (request,) = sent
     assert request.url == "https://123456789012.data-kinesis.ap-southeast-2.amazonaws.com/"
     assert json.loads(request.body) == {"StreamARN": arn, "Records": [{"Data": "ZGF0YQ==", "PartitionKey": "k"}]}
@@ -388,7 +390,7 @@ def test_an_oversized_change_stops_names_itself_and_confirms_nothing(
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, repeat('x', 1100000)), (2, 1, 'small')")
-    with StandIn(STREAM) as standin:
+    with KinesisServer(STREAM) as standin:
         failed = to_kinesis(rdsrepl, source, standin)
         assert failed.code == 4 and "public.t at " in failed.err and "--dead-letter" in failed.err
         assert is_before(source, before)
@@ -400,7 +402,7 @@ def test_an_oversized_change_stops_names_itself_and_confirms_nothing(
         assert [event["after"]["id"] for _, event in events(standin)] == [2]
 
 
-def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
     source.run("INSERT INTO t VALUES (1, 1, repeat('x', 1100000))")
     assert to_kinesis(rdsrepl, source, standin, "--oversize", "drop-columns").code == 0
     ((_, event),) = events(standin)
@@ -413,7 +415,7 @@ def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, st
         (("--to", "sqs:x"), "kinesis:STREAM"),
         (("--to", "kinesis:"), "kinesis:STREAM"),
         (("--to", "kinesis:a b"), "1 to 128"),
-        (("--to", "-", "--aggregate"), "--aggregate is for"),
+        (("--to", "-", "--aggregate"), "--aggregate requires --to kinesis:STREAM"),
         (("--to", "kinesis:x", "--format", "pretty"), "json or debezium"),
         (("--to", "kinesis:x", "--format", "wal2json"), "--partition-by transaction"),
         (("--to", "kinesis:x", "--format", "raw"), "json or debezium"),
@@ -429,7 +431,7 @@ def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, st
                 "--partition-by",
                 "transaction",
             ),
-            "--dead-letter",
+            "--oversize drop-columns is not supported with --format wal2json",
         ),
         (("--to", "kinesis:x", "--linger", "-1s"), "--linger"),
         (("--to", "kinesis:x", "--requests", "0"), "--requests"),
@@ -437,12 +439,12 @@ def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, st
         (("--to", "kinesis:x", "--endpoint-url", "nonsense"), "endpoint"),
     ],
 )
-def test_bad_words(rdsrepl: Program, source: Database, more: tuple[str, ...], said: str) -> None:
+def test_options_that_are_refused(rdsrepl: Program, source: Database, more: tuple[str, ...], said: str) -> None:
     failed = rdsrepl("slot", "tail", slot_of(source), *more, dsn=source.dsn, env=AWS)
     assert failed.code == 2 and said in failed.err
 
 
-def test_a_slot_whose_plugin_has_no_keys(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+def test_a_slot_whose_plugin_has_no_keys(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
     slot = f"td_{source.name}"
     source.run(f"SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')")
     to = ("--to", f"kinesis:{STREAM}", "--endpoint-url", standin.url)
@@ -450,7 +452,7 @@ def test_a_slot_whose_plugin_has_no_keys(rdsrepl: Program, source: Database, sta
     assert failed.code == 2 and "hint: a slot with --plugin pgoutput" in failed.err
 
 
-def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
     failed = to_kinesis(rdsrepl, source, standin, "--partition-by", "customer")
@@ -458,7 +460,7 @@ def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin
     assert is_before(source, before)
 
 
-def test_a_stream_that_is_not_there_or_going_away(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+def test_a_stream_that_is_not_there_or_going_away(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
     env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
     missing = rdsrepl("slot", "tail", slot_of(source), "--to", "kinesis:nope", dsn=source.dsn, env=env)
     assert missing.code == 3 and "region eu-west-1" in missing.err

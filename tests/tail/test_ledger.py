@@ -13,7 +13,7 @@ def test_nothing_delivered_nothing_confirmed() -> None:
     ledger = Ledger()
     ledger.hand_over(100, in_transaction=False)
     assert ledger.flush_lsn == 0
-    assert not ledger.settled
+    assert not ledger.all_delivered
 
 
 def test_a_commit_is_confirmed_once_its_batch_is_durable() -> None:
@@ -21,7 +21,7 @@ def test_a_commit_is_confirmed_once_its_batch_is_durable() -> None:
     number = ledger.hand_over(100, in_transaction=False)
     ledger.deliver(number)
     assert ledger.flush_lsn == 100
-    assert ledger.settled
+    assert ledger.all_delivered
 
 
 def test_a_keepalive_behind_an_undelivered_change_waits_for_it() -> None:
@@ -44,7 +44,7 @@ def test_a_keepalive_inside_a_transaction_says_nothing() -> None:
     ledger.deliver(ledger.hand_over(None, in_transaction=True))
     ledger.keepalive(500)
     assert ledger.flush_lsn == 0
-    assert not ledger.settled
+    assert not ledger.all_delivered
     ledger.deliver(ledger.hand_over(600, in_transaction=False))
     assert ledger.flush_lsn == 600
 
@@ -109,4 +109,4 @@ def test_never_past_an_undelivered_change(events: list[str], random) -> None:  #
             assert ledger.flush_lsn < min(lsns) + 1
         assert ledger.flush_lsn >= previous
         previous = ledger.flush_lsn
-        assert not (is_open and ledger.settled)
+        assert not (is_open and ledger.all_delivered)

@@ -28,7 +28,7 @@ from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.service import base_url, health, scrape, tailing
 from tests.fixtures.waiting import wait_until
-from tests.workloads.kinesis_server import StandIn
+from tests.workloads.kinesis_server import KinesisServer
 
 # Health, as such.
 
@@ -63,7 +63,7 @@ def test_health_begins_with_the_first_lag_that_is_known() -> None:
 
 
 def test_metrics_and_health_while_kinesis_is_down_and_after(
-    rdsrepl: Program, source: Database, standin: StandIn
+    rdsrepl: Program, source: Database, standin: KinesisServer
 ) -> None:
     line = words(source, "--metrics-port", "0", "--unhealthy-after", "1s")
     with tailing(rdsrepl, *line, dsn=source.dsn, **AWS, AWS_ENDPOINT_URL=standin.url) as (process, log):
@@ -194,7 +194,9 @@ def test_a_heartbeat_table(rdsrepl: Program, source: Database) -> None:
 # The end.
 
 
-def test_a_drain_timeout_ends_a_run_that_kinesis_holds_up(rdsrepl: Program, source: Database, standin: StandIn) -> None:
+def test_a_drain_timeout_ends_a_run_that_kinesis_holds_up(
+    rdsrepl: Program, source: Database, standin: KinesisServer
+) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 50) n")
     standin.faults.partial = 1.0
@@ -214,7 +216,7 @@ def test_a_drain_timeout_ends_a_run_that_kinesis_holds_up(rdsrepl: Program, sour
 
 
 def test_credentials_that_expire_under_the_tail_are_renewed(
-    rdsrepl: Program, source: Database, standin: StandIn, tmp_path: Path
+    rdsrepl: Program, source: Database, standin: KinesisServer, tmp_path: Path
 ) -> None:
     # botocore renews from fifteen minutes before the end on; so these are renewed after two seconds.
     script = tmp_path / "login.py"
@@ -265,7 +267,9 @@ class Context:
 
 
 @pytest.fixture
-def invoke(source: Database, standin: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+def invoke(
+    source: Database, standin: KinesisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Any]:
     """Run the handler as Lambda does: an event, the environment, a time."""
     from rdsrepl.aws import session
 
@@ -290,7 +294,7 @@ def invoke(source: Database, standin: StandIn, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_lambda_streams_until_its_time_is_nearly_over(
-    invoke: Any, source: Database, standin: StandIn, capfd: pytest.CaptureFixture[str]
+    invoke: Any, source: Database, standin: KinesisServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 200) n")
     before = confirmed(source)
@@ -323,7 +327,7 @@ def test_lambda_ends_early_when_nothing_comes(invoke: Any, source: Database) -> 
 
 
 def test_lambda_confirms_nothing_that_kinesis_did_not_take_and_the_next_run_brings_it(
-    invoke: Any, source: Database, standin: StandIn
+    invoke: Any, source: Database, standin: KinesisServer
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 100) n")
@@ -414,7 +418,9 @@ def test_the_task_definition_of_the_page_is_one_and_its_command_runs(rdsrepl: Pr
     assert done.code == 5, done.err
 
 
-def test_the_event_and_the_result_of_the_page_are_as_it_says(invoke: Any, source: Database, standin: StandIn) -> None:
+def test_the_event_and_the_result_of_the_page_are_as_it_says(
+    invoke: Any, source: Database, standin: KinesisServer
+) -> None:
     event, result = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S))
     assert set(event) <= set(aws_lambda.KEYS)
     assert all(f"`{key}`" in PAGE for key in aws_lambda.KEYS)

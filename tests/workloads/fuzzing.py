@@ -109,9 +109,9 @@ def record(connect: Callable[[], Any], target: Target) -> Iterator[list[Recorded
         recorded = []
         for slot, name, how in _pipelines():
             plugin, two_phase = SLOTS[slot]
-            findings = preflight.check(target, slot, ("p",) if plugin == "pgoutput" else ())
+            checked = preflight.check(target, slot, ("p",) if plugin == "pgoutput" else ())
             words = {"tables": TableFilter(), "given": {}, "colour": False, **how}
-            assembled = partial(assemble, findings, name, catalog, until_lsn=None, **words)
+            assembled = partial(assemble, checked, name, catalog, until_lsn=None, **words)
             pipeline = assembled()
             for setting, value in pipeline.settings.items():
                 conn.execute("SELECT pg_catalog.set_config(%s, %s, false)", (setting, value))

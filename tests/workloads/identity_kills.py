@@ -29,7 +29,7 @@ SETUP = (
 )
 
 
-class Writer(threading.Thread):
+class IdentityWriter(threading.Thread):
     """Writes until it is told to stop; remembers the messages that must come out."""
 
     def __init__(self, dsn: str, number: int) -> None:
@@ -132,7 +132,7 @@ def applied(events: Sequence[dict[str, Any]]) -> tuple[dict[int, int], set[str]]
     return table, messages
 
 
-def ordeal(
+def stream_with_kills(
     dsn: str, directory: Path, start: Callable[..., subprocess.Popen[bytes]], kills: int
 ) -> tuple[int, int, int]:
     """Kill both tails so many times; return how many lines were kept and dropped, and how many messages came.
@@ -144,7 +144,7 @@ def ordeal(
         kills: how often each tail is killed.
     """
     rng = random.Random(kills)
-    writers = [Writer(dsn, number) for number in (0, 1)]
+    writers = [IdentityWriter(dsn, number) for number in (0, 1)]
     paths = {slot: directory / f"{slot}.jsonl" for slot in ("g", "tp")}
     for writer in writers:
         writer.start()

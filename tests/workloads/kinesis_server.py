@@ -83,7 +83,7 @@ class Shard:
         return True
 
 
-class StandIn:
+class KinesisServer:
     """The server, in a thread of its own; each stream exists as soon as it is named in ``streams``."""
 
     def __init__(self, *streams: str, shards: int = 4, record_kib: int = 1024, seed: int = 0) -> None:
@@ -110,7 +110,7 @@ class StandIn:
         """Where it listens."""
         return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> KinesisServer:
         self._thread.start()
         assert self._ready.wait(10)
         return self
@@ -300,7 +300,7 @@ def _error(code: str, message: str) -> tuple[int, bytes]:
 
 def main() -> None:
     """Serve a stream called ``changes`` until the end of the input; the first line says where."""
-    with StandIn("changes") as server:
+    with KinesisServer("changes") as server:
         server.faults.null = "--null" in sys.argv
         print(server.url, flush=True)
         sys.stdin.read()

@@ -123,9 +123,9 @@ def peek(
 def _run(ctx: typer.Context, target: Target, options: TailOptions) -> TailResult:
     from rdsrepl.render import colours
     from rdsrepl.tail import run
-    from rdsrepl.tail.wal_position import WalWatch
+    from rdsrepl.tail.wal_position import WalPositionPoller
 
-    watch = WalWatch(target)
+    watch = WalPositionPoller(target)
     reporter = ProgressReporter(ctx, watch)
     try:
         return run.run(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rdsrepl.tail.options import TailOptions
     from rdsrepl.tail.progress import Progress
     from rdsrepl.tail.run import TailResult
-    from rdsrepl.tail.wal_position import WalWatch
+    from rdsrepl.tail.wal_position import WalPositionPoller
 
 _LINE_SECONDS: Final = 30.0
 _REFRESH_SECONDS: Final = 1.0
@@ -25,7 +25,7 @@ _REFRESH_SECONDS: Final = 1.0
 class ProgressReporter:
     """Tells a person at stderr how the tail is doing, or a program line by line."""
 
-    def __init__(self, ctx: typer.Context, watch: WalWatch) -> None:
+    def __init__(self, ctx: typer.Context, watch: WalPositionPoller) -> None:
         self._ctx = ctx
         person = global_options(ctx).log_format is LogFormat.text
         self._terminal = person and sys.stderr.isatty() and not sys.stdout.isatty()

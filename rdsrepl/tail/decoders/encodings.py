@@ -14,7 +14,7 @@ from typing import Final
 
 Decode = Callable[[bytes], str]
 #: characters in the database's encoding → their text; None where there is none in Unicode.
-Convert = Callable[[Sequence[bytes]], list[str | None]]
+ConvertOnServer = Callable[[Sequence[bytes]], list[str | None]]
 
 _PLAIN: Final = re.compile(rb"[\x80-\xff]")
 _EUC: Final = re.compile(rb"\x8f[\x80-\xff]{2}|[\x80-\xff]{2}|[\x80-\xff]")
@@ -31,7 +31,7 @@ def latin1(data: bytes) -> str:
     return data.decode("latin-1")
 
 
-def decoder(encoding: str, convert: Convert) -> Decode:
+def decoder(encoding: str, convert: ConvertOnServer) -> Decode:
     """Return the function that reads a database's text.
 
     Args:

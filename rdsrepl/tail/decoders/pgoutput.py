@@ -13,17 +13,10 @@ from typing import Final
 
 from rdsrepl.errors import MalformedMessage
 from rdsrepl.lsn import Lsn
-from rdsrepl.tail.formats.base import Format, TextMarkingWriter, Writer
+from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter
 from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.values import Parse, compile_tuple
-from rdsrepl.tail.model import (
-    HEARTBEAT_PREFIX,
-    Batch,
-    Column,
-    Relation,
-    TableFilter,
-    Transaction,
-)
+from rdsrepl.tail.model import HEARTBEAT_PREFIX, Column, DecodedBatch, Relation, TableFilter, Transaction
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.xlogdata import LSN_HALVES, MALFORMED, PAYLOAD, end_of_commit, malformed
 
@@ -46,18 +39,18 @@ _NO_TRANSACTION: Final = Transaction.of(None, 0, 0, None)
 _UNKNOWN: Final = Timelines(0)
 
 
-class _Known:
+class _CompiledRelation:
     """A relation with what was compiled for it; None where its changes are not wanted."""
 
     __slots__ = ("parse", "relation", "writer")
 
-    def __init__(self, relation: Relation, writer: Writer | None, parse: Parse | None) -> None:
+    def __init__(self, relation: Relation, writer: RowWriter | None, parse: Parse | None) -> None:
         self.relation = relation
         self.writer = writer
         self.parse = parse
 
 
-_NO_RELATIONS: Final[dict[int, _Known]] = {}
+_NO_RELATIONS: Final[dict[int, _CompiledRelation]] = {}
 
 
 class PgoutputDecoder:
@@ -87,7 +80,7 @@ class PgoutputDecoder:
         self._until = until_lsn
         self._lenient = lenient
         self._timelines = _UNKNOWN
-        self._relations: dict[int, _Known] = {}
+        self._relations: dict[int, _CompiledRelation] = {}
         self._tx = _NO_TRANSACTION
         self._seq = 0
         self._open = False
@@ -99,7 +92,7 @@ class PgoutputDecoder:
         self._relations.clear()
         self._tx, self._seq, self._open = _NO_TRANSACTION, 0, False
 
-    def feed(self, messages: Sequence[bytes]) -> Batch:
+    def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Decode messages in their order; the first malformed one ends the batch, which has its ``error``."""
         lines: list[str] = []
         append = lines.append
@@ -150,20 +143,20 @@ class PgoutputDecoder:
                     if self._until is not None and commit_lsn >= self._until:
                         reached_until = True
                         break
-                    tx, seq = self._begun(self._transaction(xid, commit_lsn, microseconds), commit_lsn), 0
+                    tx, seq = self._begin(self._transaction(xid, commit_lsn, microseconds), commit_lsn), 0
                     relations = self._relations
                     catalog.xid = xid
                     if marker := self._format.begin(tx):
                         append(marker)
                 elif kind == 0x43:  # Commit
-                    commits.append((self._ended(m), changes))
+                    commits.append((self._end(m), changes))
                     if marker := self._format.commit(tx):
                         append(marker)
                     tx, seq, relations = _NO_TRANSACTION, 0, _NO_RELATIONS
                 elif kind == 0x52:  # Relation
-                    self._learn(m)
+                    self._read_relation(m)
                 elif kind == 0x59:  # Type: comes before the Relation message that uses it
-                    self._name_type(m)
+                    self._read_type(m)
                 elif kind == 0x54:  # Truncate
                     written, seq = self._truncate(m, tx, seq)
                     lines += written
@@ -179,11 +172,11 @@ class PgoutputDecoder:
                         reached_until = True
                         break
                     gid = _string(m, _AT + 29)[0]
-                    tx, seq = self._begun(self._transaction(xid, prepare_lsn, microseconds, gid), prepare_lsn), 0
+                    tx, seq = self._begin(self._transaction(xid, prepare_lsn, microseconds, gid), prepare_lsn), 0
                     relations = self._relations
                     catalog.xid = xid
                 elif kind == 0x50:  # Prepare
-                    commits.append((self._ended(m), changes))
+                    commits.append((self._end(m), changes))
                     tx, seq, relations = _NO_TRANSACTION, 0, _NO_RELATIONS
                 elif kind == 0x4B or kind == 0x72:  # Commit Prepared, Rollback Prepared
                     line, end_lsn = self._resolution(m)
@@ -199,15 +192,15 @@ class PgoutputDecoder:
         except MALFORMED as exc:
             error = self._malformed(m, exc)
         self._tx, self._seq = tx, seq
-        return Batch(lines, changes, commits, self._open, reached_until, error)
+        return DecodedBatch(lines, changes, commits, self._open, reached_until, error)
 
-    def _begun(self, tx: Transaction, commit_lsn: int) -> Transaction:
+    def _begin(self, tx: Transaction, commit_lsn: int) -> Transaction:
         if self._open:
             raise ValueError("a transaction begins inside of another one")
         self._open, self._commit_lsn = True, commit_lsn
         return tx
 
-    def _ended(self, m: bytes) -> int:
+    def _end(self, m: bytes) -> int:
         """Return the end of a transaction's last record, as Commit or Prepare says it; the tail confirms it."""
         _, commit_lsn, end_lsn = _COMMIT(m, _AT + 1)
         if not self._open or commit_lsn != self._commit_lsn:
@@ -244,7 +237,7 @@ class PgoutputDecoder:
         _check_end(m, end_lsn)
         return self._format.resolution(verb, gid, "%X/%X" % LSN_HALVES(m, 1), tx, seq), end_lsn
 
-    def _learn(self, m: bytes) -> None:
+    def _read_relation(self, m: bytes) -> None:
         """Read a Relation message; it comes before the relation's first change and whenever its definition changed."""
         oid = _OID(m, _AT + 1)[0]
         schema, position = _string(m, _AT + 5)
@@ -262,15 +255,15 @@ class PgoutputDecoder:
         # An empty namespace stands for pg_catalog.
         relation = Relation(oid, schema or "pg_catalog", table, identity, tuple(columns))
         if not self._tables.wants(relation.schema, table):
-            self._relations[oid] = _Known(relation, None, None)
+            self._relations[oid] = _CompiledRelation(relation, None, None)
             return
-        shapes, writer = self._format.shapes(relation), self._format.writer(relation)
-        if any(shape.uncertain for shape in shapes):
+        conversions, writer = self._format.conversions(relation), self._format.writer(relation)
+        if any(conversion.may_be_text for conversion in conversions):
             writer = TextMarkingWriter(writer, relation)
-        parse = compile_tuple(shapes, self._format.dialect, lenient=self._lenient)
-        self._relations[oid] = _Known(relation, writer, parse)
+        parse = compile_tuple(conversions, self._format.dialect, lenient=self._lenient)
+        self._relations[oid] = _CompiledRelation(relation, writer, parse)
 
-    def _name_type(self, m: bytes) -> None:
+    def _read_type(self, m: bytes) -> None:
         schema, position = _string(m, _AT + 5)
         self._catalog.type_named(_OID(m, _AT + 1)[0], schema, _string(m, position)[0])
 
@@ -323,7 +316,7 @@ class RawPgoutput:
         """Begin a new connection."""
         self._open = False
 
-    def feed(self, messages: Sequence[bytes]) -> Batch:
+    def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Pass messages through; only Begin and Commit are looked at."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
@@ -355,4 +348,4 @@ class RawPgoutput:
                 lines += [m[_AT:], b"\n"]
         except MALFORMED as exc:
             error = malformed("pgoutput", m, None, exc)
-        return Batch(lines, changes, commits, self._open, reached_until, error)
+        return DecodedBatch(lines, changes, commits, self._open, reached_until, error)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from rdsrepl.tail.model import Batch, TableFilter
+from rdsrepl.tail.model import DecodedBatch, TableFilter
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.xlogdata import MALFORMED, PAYLOAD, end_of_commit, malformed, start_lsn
 from rdsrepl.text.escapes import shown
@@ -16,7 +16,7 @@ _TABLE: Final = re.compile(r'table ("(?:[^"]|"")*"|[^".]+)\.("(?:[^"]|"")*"|[^":
 _COLOURS: Final = {"INSERT": "32", "UPDATE": "33", "DELETE": "31", "TRUNCATE": "35"}
 
 
-class TestDecoding:
+class TestDecodingDecoder:
     """Lines as they come; with PRETTY cleaned for a terminal, and with COLOUR their verbs coloured."""
 
     __test__ = False  # a decoder, whatever its name looks like to pytest
@@ -34,7 +34,7 @@ class TestDecoding:
         """Begin a new connection."""
         self._open = False
 
-    def feed(self, messages: Sequence[bytes]) -> Batch:
+    def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Pass messages through."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
@@ -67,7 +67,7 @@ class TestDecoding:
                     break
         except MALFORMED as exc:
             error = malformed("test_decoding", m, None, exc)
-        return Batch(lines, changes, commits, self._open, reached_until, error)
+        return DecodedBatch(lines, changes, commits, self._open, reached_until, error)
 
     def _wanted(self, payload: bytes) -> bool:
         match = _TABLE.match(payload.decode("utf-8", "surrogateescape"))

@@ -17,17 +17,10 @@ from typing import Any, Final
 from rdsrepl.errors import BadValue, MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.decoders.encodings import Decode, utf8
-from rdsrepl.tail.formats.base import Format, TextMarkingWriter, Values, Writer
+from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter, Values
 from rdsrepl.tail.formats.catalog import Catalog, ReplicaIdentity
 from rdsrepl.tail.formats.values import Convert, to_json
-from rdsrepl.tail.model import (
-    HEARTBEAT_PREFIX,
-    Batch,
-    Column,
-    Relation,
-    TableFilter,
-    Transaction,
-)
+from rdsrepl.tail.model import HEARTBEAT_PREFIX, Column, DecodedBatch, Relation, TableFilter, Transaction
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.xlogdata import MALFORMED, PAYLOAD, end_of_commit, malformed, start_lsn
 
@@ -81,7 +74,7 @@ class RawWal2json:
         """Begin a new connection."""
         self._open = False
 
-    def feed(self, messages: Sequence[bytes]) -> Batch:
+    def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Pass messages through; only their first letter is looked at."""
         lines: list[bytes] = []
         append = lines.append
@@ -120,13 +113,13 @@ class RawWal2json:
             error = _malformed(m, exc)
         self._open = is_open
         if not lines:
-            return Batch(lines, 0, commits, is_open, reached_until, error)
+            return DecodedBatch(lines, 0, commits, is_open, reached_until, error)
         changes = len(lines) - markers
         append(b"")  # so that one join gives every message its newline
         text = b"\n".join(lines)
         if self._as_utf8:
             text = self._decode(text).encode("utf-8", "surrogateescape")
-        return Batch([text], changes, commits, is_open, reached_until, error)
+        return DecodedBatch([text], changes, commits, is_open, reached_until, error)
 
     def _wanted(self, m: bytes) -> bool:
         event = json.loads(self._decode(m[PAYLOAD:]))
@@ -142,7 +135,7 @@ class RawWal2jsonV1:
     def reset(self, timelines: Timelines) -> None:
         """Begin a new connection."""
 
-    def feed(self, messages: Sequence[bytes]) -> Batch:
+    def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Pass messages through."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
@@ -158,11 +151,11 @@ class RawWal2jsonV1:
                     break
         except MALFORMED as exc:
             error = _malformed(m, exc)
-        return Batch(lines, len(lines) // 2, commits, False, reached_until, error)
+        return DecodedBatch(lines, len(lines) // 2, commits, False, reached_until, error)
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class _CompiledTable:
     """A table as some of its events describe it.
 
     Attributes:
@@ -170,7 +163,7 @@ class _Table:
         converts: of each column, in the writer's order.
     """
 
-    writer: Writer
+    writer: RowWriter
     converts: Mapping[str, Convert]
 
 
@@ -210,7 +203,7 @@ class ParsedWal2json:
         self._catalog = catalog
         self._decode = decode
         self._until = until_lsn
-        self._known: dict[tuple[Any, ...], _Table] = {}
+        self._known: dict[tuple[Any, ...], _CompiledTable] = {}
         self._timelines = Timelines(0)
         self._tx = Transaction.of(None, 0, 0, None)
         self._seq = 0
@@ -220,9 +213,9 @@ class ParsedWal2json:
         """Begin a new connection."""
         self._timelines, self._seq, self._open = timelines, 0, False
 
-    def feed(self, messages: Sequence[bytes]) -> Batch:
+    def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Parse and write messages in their order; the first malformed one ends the batch, which has its ``error``."""
-        batch = Batch([], 0, [], self._open)
+        batch = DecodedBatch([], 0, [], self._open)
         lines: list[str] = []
         self._catalog.batch_received()
         m, whole = b"", (0, 0)
@@ -254,7 +247,7 @@ class ParsedWal2json:
         batch.lines = lines
         return batch
 
-    def _message_v2(self, event: dict[str, Any], start: int, lines: list[str], batch: Batch) -> bool:
+    def _message_v2(self, event: dict[str, Any], start: int, lines: list[str], batch: DecodedBatch) -> bool:
         """Write one message; return False where a bound was reached before it."""
         action = event["action"]
         if action == "B":
@@ -279,7 +272,7 @@ class ParsedWal2json:
             self._change(event, start, lines, batch)
         return True
 
-    def _transaction_v1(self, document: dict[str, Any], end_lsn: int, lines: list[str], batch: Batch) -> None:
+    def _transaction_v1(self, document: dict[str, Any], end_lsn: int, lines: list[str], batch: DecodedBatch) -> None:
         """Write a transaction, or a message that stands in none; this version says where its record ends alone."""
         self._begin(document, str(Lsn(end_lsn)), self._timelines.of_end(end_lsn))
         lines.append(self._format.begin(self._tx))
@@ -306,7 +299,7 @@ class ParsedWal2json:
         self._tx = Transaction.at(xid, timeline, commit_lsn, moment)
         self._seq = 0
 
-    def _change(self, event: dict[str, Any], position: int, lines: list[str], batch: Batch) -> None:
+    def _change(self, event: dict[str, Any], position: int, lines: list[str], batch: DecodedBatch) -> None:
         lsn = str(Lsn(position))
         action = event["action"]
         if action == "M":
@@ -339,7 +332,7 @@ class ParsedWal2json:
         else:
             lines.append(writer.delete(old, whole, lsn, self._tx, self._seq))
 
-    def _row(self, schema: str, table: str, event: dict[str, Any]) -> tuple[Writer, Values, Values | None, bool]:
+    def _row(self, schema: str, table: str, event: dict[str, Any]) -> tuple[RowWriter, Values, Values | None, bool]:
         """Bring an event into the form of pgoutput's: a relation, the new values, the old ones."""
         new = {column["name"]: column for column in event.get("columns", [])}
         old = {column["name"]: column for column in event.get("identity", [])}
@@ -392,14 +385,14 @@ class ParsedWal2json:
 
     def _describe(
         self, schema: str, table: str, types: tuple[tuple[str, int], ...], key: frozenset[str], whole: bool
-    ) -> _Table:
+    ) -> _CompiledTable:
         columns = tuple(Column(name, type_oid, -1, name in key) for name, type_oid in types)
         relation = Relation(0, schema, table, "f" if whole else "d", columns, key)
-        shapes, writer = self._format.shapes(relation), self._format.writer(relation)
-        if any(shape.uncertain for shape in shapes):
+        conversions, writer = self._format.conversions(relation), self._format.writer(relation)
+        if any(conversion.may_be_text for conversion in conversions):
             writer = TextMarkingWriter(writer, relation)
-        converts = {name: to_json(shape) for (name, _), shape in zip(types, shapes, strict=True)}
-        return _Table(writer, converts)
+        converts = {name: to_json(conversion) for (name, _), conversion in zip(types, conversions, strict=True)}
+        return _CompiledTable(writer, converts)
 
 
 def _converted(convert: Convert, column: dict[str, Any]) -> str:

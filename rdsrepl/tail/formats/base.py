@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, ClassVar, Final, Protocol
 
 from rdsrepl.tail.formats.catalog import Catalog
-from rdsrepl.tail.formats.values import AsText, Dialect, Shape
+from rdsrepl.tail.formats.values import AsText, Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
 
 #: JSON texts of a row's columns (None: unchanged TOAST), then anything.
@@ -27,7 +27,7 @@ ISO_SETTINGS: Final = {
 }
 
 
-class Writer(Protocol):
+class RowWriter(Protocol):
     """Writes the changes of one relation."""
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
@@ -56,11 +56,11 @@ class Format(Protocol):
         """What a session must set so that values come in one form."""
         ...
 
-    def shapes(self, relation: Relation) -> list[Shape]:
+    def conversions(self, relation: Relation) -> list[Conversion]:
         """Return each column's way to JSON."""
         ...
 
-    def writer(self, relation: Relation) -> Writer:
+    def writer(self, relation: Relation) -> RowWriter:
         """Return what writes a relation's changes."""
         ...
 
@@ -125,7 +125,7 @@ class TextMarkingWriter:
 
     __slots__ = ("_inner", "_names")
 
-    def __init__(self, inner: Writer, relation: Relation) -> None:
+    def __init__(self, inner: RowWriter, relation: Relation) -> None:
         self._inner = inner
         self._names = [column.name for column in relation.columns]
 
@@ -188,12 +188,12 @@ class RowImages:
         return members(self.relation, known), "[" + ",".join(unchanged) + "]"
 
 
-def fill(values: Values, old: Values) -> Values:
+def with_old_values(values: Values, old: Values) -> Values:
     """Give a key column that came as unchanged the old value: an unchanged key is the same key."""
     return tuple(b if a is None else a for a, b in zip(values, old, strict=True))
 
 
-def known(values: Values) -> Values:
+def null_if_unsent(values: Values) -> Values:
     """Give a key column whose value nobody sent a null: servers before 13.6 leave out a large key that is unchanged."""
     return tuple("null" if value is None else value for value in values) if None in values else values
 
@@ -207,9 +207,9 @@ class ChangesOnly:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def shapes(self, relation: Relation) -> list[Shape]:
+    def conversions(self, relation: Relation) -> list[Conversion]:
         """Return each column's way to JSON."""
-        return [self._catalog.shape(column.type_oid) for column in relation.columns]
+        return [self._catalog.conversion(column.type_oid) for column in relation.columns]
 
     def begin(self, tx: Transaction) -> str:  # noqa: ARG002
         """Write nothing."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdsrepl.errors import Denied, ServerError
 from rdsrepl.tail.formats import values
-from rdsrepl.tail.formats.values import BUILT_IN, PLAIN, Convert, Kind, Shape, as_text
+from rdsrepl.tail.formats.values import BUILT_IN, PLAIN, Conversion, Convert, ValueKind, as_text
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -113,7 +113,7 @@ _INT2VECTOR, _OIDVECTOR = 22, 30
 
 # (attnum, xmin, ctid) of each attribute
 _Versions = tuple[tuple[int, str, str], ...]
-_GONE = Shape(Kind.CONVERT, as_text, uncertain=True)
+_UNKNOWN_TYPE = Conversion(ValueKind.CONVERT, as_text, may_be_text=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class Catalog:
         self._target = target
         self._warn = warn
         self._conn: Connection | None = None
-        self._shapes: dict[int, Shape] = {}
+        self._conversions: dict[int, Conversion] = {}
         self._definitions: dict[int, _Definition | None] = {}
         self._descriptions: dict[int, TypeDescription] = {}
         self._money_digits: int | None = None
@@ -200,26 +200,26 @@ class Catalog:
         """Take note of a type's name as of the changes that follow; a domain comes with its base type's."""
         self._names[oid] = (schema, name)
 
-    def shape(self, oid: int) -> Shape:
+    def conversion(self, oid: int) -> Conversion:
         """Return how values of a type become JSON in the ``json`` dialect."""
         if oid in BUILT_IN:
-            return Shape(BUILT_IN[oid])
+            return Conversion(BUILT_IN[oid])
         if oid in PLAIN:
-            return Shape(Kind.TEXT)
-        found = self._shapes.get(oid)
+            return Conversion(ValueKind.TEXT)
+        found = self._conversions.get(oid)
         if found is None:
             found = self._look_up(oid)
-            if found is not _GONE:
-                self._shapes[oid] = found
+            if found is not _UNKNOWN_TYPE:
+                self._conversions[oid] = found
         return found
 
     def description(self, oid: int) -> TypeDescription | None:
         """Return what a type is; None where the catalogue does not know it any more, or may not be read."""
         if oid not in self._descriptions:
             try:
-                rows = self._ask(_DESCRIPTION, (oid,))
+                rows = self._query(_DESCRIPTION, (oid,))
             except Denied as exc:
-                self._tell(exc)
+                self._warn_denied(exc)
                 return None
             if rows:
                 name, kind, base, typmod, element, delimiter, is_array = rows[0]
@@ -237,15 +237,15 @@ class Catalog:
     def type_modifiers(self, schema: str, table: str) -> dict[tuple[str, int], int]:
         """Return a table's type modifiers as they are now, by column name and type OID; none may be read: none."""
         try:
-            return {(name, oid): typmod for name, oid, typmod in self._ask(_TYPE_MODIFIERS, (schema, table))}
+            return {(name, oid): typmod for name, oid, typmod in self._query(_TYPE_MODIFIERS, (schema, table))}
         except Denied as exc:
-            self._tell(exc)
+            self._warn_denied(exc)
             return {}
 
     def money_digits(self) -> int | None:
         """Return how many digits of money stand behind the point (``lc_monetary``); None where that is not clear."""
         if self._money_digits is None:
-            printed = self._ask(_NO_MONEY, ())[0][0]
+            printed = self._query(_NO_MONEY, ())[0][0]
             zeros = _ZERO_MONEY(printed)
             self._money_digits = len(zeros[1] or "") if zeros else None
         return self._money_digits
@@ -257,27 +257,27 @@ class Catalog:
         """
         names: list[str] = []
         for (name,), oid, typmod in zip(
-            self._ask(_TYPE_NAMES, (list(oids), list(typmods)), own_path=True), oids, typmods, strict=True
+            self._query(_TYPE_NAMES, (list(oids), list(typmods)), own_path=True), oids, typmods, strict=True
         ):
             if name == _NO_TYPE and oid in self._names:
                 schema, known = self._names[oid]
                 base = self._built_in(schema, known)
                 if base is not None:
-                    name = self._ask(_TYPE_NAMES, ([base], [typmod]))[0][0]
+                    name = self._query(_TYPE_NAMES, ([base], [typmod]))[0][0]
                 else:
-                    name = self._ask(_QUOTED_NAME, {"schema": schema, "name": known}, own_path=True)[0][0]
+                    name = self._query(_QUOTED_NAME, {"schema": schema, "name": known}, own_path=True)[0][0]
             names.append(name)
         return names
 
     def primary_key(self, relation_oid: int) -> frozenset[str]:
         """Return the names of a table's primary key columns; empty when it has none."""
-        return frozenset(row[0] for row in self._ask(_PRIMARY_KEY, (relation_oid,)))
+        return frozenset(row[0] for row in self._query(_PRIMARY_KEY, (relation_oid,)))
 
     def replica_identity(self, schema: str, table: str) -> ReplicaIdentity | None:
         """Return a table's replica identity, asked once for each batch; None where there is no such table now."""
         name = (schema, table)
         if name not in self._identities:
-            rows = self._ask(_REPLICA_IDENTITY, name)
+            rows = self._query(_REPLICA_IDENTITY, name)
             columns = frozenset(column for _, column, is_identity, _ in rows if is_identity)
             primary_key = frozenset(column for _, column, _, is_primary in rows if is_primary)
             self._identities[name] = ReplicaIdentity(rows[0][0], columns, primary_key) if rows else None
@@ -286,7 +286,7 @@ class Catalog:
     def converted(self, characters: Sequence[bytes]) -> list[str | None]:
         """Return the text of characters in the database's encoding; None where Unicode has none."""
         try:
-            return [row[0] for row in self._ask(_CONVERTED, (list(characters),))]
+            return [row[0] for row in self._query(_CONVERTED, (list(characters),))]
         except ServerError as exc:
             if exc.sqlstate not in _NO_TEXT:
                 raise
@@ -300,14 +300,14 @@ class Catalog:
             self._conn.close()
             self._conn = None
 
-    def _look_up(self, oid: int) -> Shape:
+    def _look_up(self, oid: int) -> Conversion:
         try:
-            return self._shape_of(oid)
+            return self._conversion_of(oid)
         except Denied as exc:
-            self._tell(exc)
-            return _GONE
+            self._warn_denied(exc)
+            return _UNKNOWN_TYPE
 
-    def _tell(self, exc: Denied) -> None:
+    def _warn_denied(self, exc: Denied) -> None:
         """Say that the catalogue may not be read; raise what is anything else."""
         if exc.sqlstate != _INSUFFICIENT_PRIVILEGE:
             raise exc
@@ -319,31 +319,31 @@ class Catalog:
             )
             self._warn = None
 
-    def _shape_of(self, oid: int) -> Shape:
+    def _conversion_of(self, oid: int) -> Conversion:
         if oid == _INT2VECTOR:
-            return Shape(Kind.CONVERT, values.vector)
+            return Conversion(ValueKind.CONVERT, values.vector)
         if oid == _OIDVECTOR:
-            return Shape(Kind.CONVERT, values.oidvector)
-        rows = self._ask(_TYPE, (oid,))
+            return Conversion(ValueKind.CONVERT, values.oidvector)
+        rows = self._query(_TYPE, (oid,))
         if not rows:
             base = self._built_in(*self._names.get(oid, ("", "")))
-            return _GONE if base is None else self.shape(base)
+            return _UNKNOWN_TYPE if base is None else self.conversion(base)
         typtype, element, base_type, _, delimiter, is_array = rows[0]
         if is_array:
-            inner = self.shape(element)
-            if not inner.uncertain:
-                return Shape(
-                    Kind.CONVERT,
+            inner = self.conversion(element)
+            if not inner.may_be_text:
+                return Conversion(
+                    ValueKind.CONVERT,
                     values.array(values.to_json(inner), delimiter),
                     values.array(values.checked(inner), delimiter),
                 )
         elif typtype == "d":
-            inner = self.shape(base_type)
-            if not inner.uncertain:
+            inner = self.conversion(base_type)
+            if not inner.may_be_text:
                 return inner
         elif typtype != "c":
-            return Shape(Kind.TEXT)
-        return Shape(Kind.CONVERT, self._converter(oid), uncertain=True)
+            return Conversion(ValueKind.TEXT)
+        return Conversion(ValueKind.CONVERT, self._converter(oid), may_be_text=True)
 
     def _converter(self, oid: int) -> Convert:
         """Return the conversion of a type with composite types inside, which follows their changes."""
@@ -368,7 +368,7 @@ class Catalog:
             try:
                 self._definitions[oid] = self._define(oid)
             except Denied as exc:
-                self._tell(exc)
+                self._warn_denied(exc)
                 self._definitions[oid] = None
         return self._definitions[oid]
 
@@ -377,7 +377,7 @@ class Catalog:
         relations = {relation for found in self._definitions.values() if found for relation in found.versions}
         now: dict[int, _Versions] = dict.fromkeys(relations, ())
         if relations:
-            for relation, *version in self._ask(_ROW_VERSIONS, (list(relations),)):
+            for relation, *version in self._query(_ROW_VERSIONS, (list(relations),)):
                 now[relation] += (tuple(version),)
         self._definitions = {
             oid: found
@@ -386,10 +386,10 @@ class Catalog:
         }
 
     def _define(self, oid: int) -> _Definition | None:
-        shape = self.shape(oid)
-        if not shape.uncertain:
-            return _Definition(values.checked(shape), None, {})
-        rows = self._ask(_TYPE, (oid,))
+        conversion = self.conversion(oid)
+        if not conversion.may_be_text:
+            return _Definition(values.checked(conversion), None, {})
+        rows = self._query(_TYPE, (oid,))
         if not rows:
             return None
         typtype, element, base_type, relation, delimiter, is_array = rows[0]
@@ -400,7 +400,7 @@ class Catalog:
             return self._define(base_type)
         attributes: list[tuple[str, Convert]] = []
         altered_by: int | None = None
-        found = self._ask(_ATTRIBUTES, (relation,))
+        found = self._query(_ATTRIBUTES, (relation,))
         versions: dict[int, _Versions] = {relation: tuple((row[4], row[5], row[6]) for row in found)}
         for name, type_oid, is_dropped, xid, *_ in found:
             altered_by = _newer(altered_by, xid)
@@ -418,10 +418,10 @@ class Catalog:
         """Return the OID of a type in pg_catalog, which the stream names by an empty schema."""
         if schema or not name:
             return None
-        rows = self._ask(_BUILT_IN_BY_NAME, (name,))
+        rows = self._query(_BUILT_IN_BY_NAME, (name,))
         return rows[0][0] if rows else None
 
-    def _ask(
+    def _query(
         self, query: str, parameters: Sequence[Any] | Mapping[str, Any], *, own_path: bool = False
     ) -> list[tuple[Any, ...]]:
         import psycopg
@@ -443,7 +443,7 @@ class Catalog:
             was_cut = self._conn.closed and not is_new
             self.close()
             if was_cut:  # by idle_session_timeout, or by hand: between two questions it may be idle for days
-                return self._ask(query, parameters, own_path=own_path)
+                return self._query(query, parameters, own_path=own_path)
             raise error_mapping.translate(exc) from exc
         return [tuple(connection.text(value) if type(value) is bytes else value for value in row) for row in rows]
 

@@ -13,11 +13,19 @@ from json.encoder import encode_basestring as quote
 from typing import ClassVar, Final
 
 from rdsrepl import __version__
-from rdsrepl.tail.formats.base import ISO_SETTINGS, RowImages, Values, Writer, fill, known, template
+from rdsrepl.tail.formats.base import (
+    ISO_SETTINGS,
+    RowImages,
+    RowWriter,
+    Values,
+    null_if_unsent,
+    template,
+    with_old_values,
+)
 from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
 from rdsrepl.tail.formats.debezium_values import DebeziumValues
-from rdsrepl.tail.formats.values import Dialect, Shape
+from rdsrepl.tail.formats.values import Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
 
 _NO_TABLE: Final = '""'
@@ -52,22 +60,22 @@ class DebeziumFormat:
         self._of: Transaction | None = None
         self._parts = ("", "", "", "")
 
-    def shapes(self, relation: Relation) -> list[Shape]:
+    def conversions(self, relation: Relation) -> list[Conversion]:
         """Return each column's way to JSON."""
         typmods: Mapping[tuple[str, int], int] = {}
         if not relation.oid:  # wal2json does not send the modifiers of types
             typmods = self._catalog.type_modifiers(relation.schema, relation.table)
         return [
-            self._values.shape(c.type_oid, typmods.get((c.name, c.type_oid), _NO_TYPMOD) if typmods else c.typmod)
+            self._values.conversion(c.type_oid, typmods.get((c.name, c.type_oid), _NO_TYPMOD) if typmods else c.typmod)
             for c in relation.columns
         ]
 
-    def writer(self, relation: Relation) -> Writer:
+    def writer(self, relation: Relation) -> RowWriter:
         """Return what writes a relation's changes."""
         images = RowImages(relation, self._catalog)
         placeholders = tuple(self._values.placeholder(column.type_oid) for column in relation.columns)
-        events = _Events(self, images, placeholders)
-        return KeyUpdates(events, images.key_columns, len(relation.columns))
+        events = _EventWriter(self, images, placeholders)
+        return KeyUpdateWriter(events, images.key_columns, len(relation.columns))
 
     def begin(self, tx: Transaction) -> str:  # noqa: ARG002
         """Write nothing: Debezium does not by default."""
@@ -146,7 +154,7 @@ def _position(lsn: str) -> int:
     return int(high, 16) << 32 | int(low, 16)
 
 
-class _Events:
+class _EventWriter:
     """Writes each change of a relation as one event, under the number that it is given."""
 
     __slots__ = ("_after", "_format", "_images", "_key", "_placeholders", "_schema", "_table")
@@ -172,7 +180,7 @@ class _Events:
         event = self._event("d", old, before, "null", lsn, tx, seq)
         if not self._format.options.keys or not self._images.key_columns:
             return event
-        return event + self._format.line(self._key(known(old)), "null")
+        return event + self._format.line(self._key(null_if_unsent(old)), "null")
 
     def _row(self, new: Values) -> str:
         if None not in new:
@@ -184,15 +192,15 @@ class _Events:
 
     def _event(self, op: str, keyed_by: Values, before: str, after: str, lsn: str, tx: Transaction, seq: int) -> str:
         value = self._format.envelope(before, after, op, self._schema, self._table, lsn, tx, seq)
-        return self._format.line(self._key(known(keyed_by)) if self._format.options.keys else "null", value)
+        return self._format.line(self._key(null_if_unsent(keyed_by)) if self._format.options.keys else "null", value)
 
 
-class KeyUpdates:
+class KeyUpdateWriter:
     """Another writer's events, where an update that changes the key is a delete and a create (``DebeziumFormat``)."""
 
     __slots__ = ("_count", "_inner", "_key")
 
-    def __init__(self, inner: Writer, key: Sequence[int], count: int) -> None:
+    def __init__(self, inner: RowWriter, key: Sequence[int], count: int) -> None:
         """Wrap INNER.
 
         Args:
@@ -204,9 +212,9 @@ class KeyUpdates:
         self._key = key
         self._count = count
 
-    def around(self, wrap: Callable[[Writer], Writer]) -> KeyUpdates:
+    def wrap(self, wrap: Callable[[RowWriter], RowWriter]) -> KeyUpdateWriter:
         """Return the same with another writer around the inner one, which so sees the delete and the create."""
-        return KeyUpdates(wrap(self._inner), self._key, self._count)
+        return KeyUpdateWriter(wrap(self._inner), self._key, self._count)
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
         """Write an INSERT."""
@@ -216,7 +224,7 @@ class KeyUpdates:
         """Write an UPDATE."""
         if old is not None:
             # With REPLICA IDENTITY FULL the old row has every value; else the key's alone, and nulls for the others.
-            new = fill(new, old) if whole else self._with_key(new, old)
+            new = with_old_values(new, old) if whole else self._with_key(new, old)
             if any(new[number] != old[number] for number in self._key):
                 return self._inner.delete(old, whole, lsn, tx, 2 * seq - 1) + self._inner.insert(new, lsn, tx, 2 * seq)
         return self._inner.update(new, old, whole, lsn, tx, 2 * seq)

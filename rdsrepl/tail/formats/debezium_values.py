@@ -44,7 +44,7 @@ from rdsrepl.tail.formats.debezium_times import (
     timestamptz,
     timetz,
 )
-from rdsrepl.tail.formats.values import AsText, Convert, Kind, Shape, array, as_text
+from rdsrepl.tail.formats.values import AsText, Conversion, Convert, ValueKind, array, as_text
 
 _BOOL, _BYTEA, _CHAR, _OID, _JSON, _JSONB = 16, 17, 18, 26, 114, 3802
 _POINT, _MONEY, _BIT, _VARBIT, _UUID = 600, 790, 1560, 1562, 2950
@@ -72,18 +72,18 @@ class DebeziumValues:
         self._catalog = catalog
         self._options = options
 
-    def shape(self, type_oid: int, typmod: int) -> Shape:
+    def conversion(self, type_oid: int, typmod: int) -> Conversion:
         """Return how values of a column become JSON; TYPMOD is its type modifier, -1 where it has none."""
         if type_oid in _INTEGERS:
-            return Shape(Kind.INTEGER)
+            return Conversion(ValueKind.INTEGER)
         if type_oid in _FLOATS:
-            return Shape(Kind.NUMBER)
+            return Conversion(ValueKind.NUMBER)
         if type_oid == _BOOL:
-            return Shape(Kind.BOOLEAN)
+            return Conversion(ValueKind.BOOLEAN)
         if type_oid in _TEXTS:
-            return Shape(Kind.TEXT)
-        convert, uncertain = self._convert(type_oid, typmod)
-        return Shape(Kind.CONVERT, convert, uncertain=uncertain)
+            return Conversion(ValueKind.TEXT)
+        convert, may_be_text = self._convert(type_oid, typmod)
+        return Conversion(ValueKind.CONVERT, convert, may_be_text=may_be_text)
 
     def placeholder(self, type_oid: int) -> str:
         """Return the JSON text that stands for an unchanged TOAST value, in the form that its type's values have."""
@@ -152,7 +152,7 @@ class DebeziumValues:
         return quote, False
 
     def _array(self, element: int, typmod: int, delimiter: str) -> tuple[Convert, bool]:
-        inner, uncertain = self._convert(element, typmod)
+        inner, may_be_text = self._convert(element, typmod)
 
         def checked_element(text: str) -> str:
             value = inner(text)
@@ -160,7 +160,7 @@ class DebeziumValues:
                 raise ValueError(text)
             return value
 
-        return _checked(array(checked_element if uncertain else inner, delimiter)), True
+        return _checked(array(checked_element if may_be_text else inner, delimiter)), True
 
     def _built_in(self, type_oid: int, typmod: int) -> tuple[Convert, bool]:
         options = self._options

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from json.encoder import encode_basestring as quote
 
-from rdsrepl.tail.formats.base import ChangesOnly, RowImages, Values, Writer, fill, json_bool, known, template, text_of
+from rdsrepl.tail.formats.base import (
+    ChangesOnly,
+    RowImages,
+    RowWriter,
+    Values,
+    json_bool,
+    null_if_unsent,
+    template,
+    text_of,
+    with_old_values,
+)
 from rdsrepl.tail.model import Relation, Transaction
 
 
 class JsonFormat(ChangesOnly):
     """One object a line; ``(timeline, commit_lsn, seq)`` identifies it for ever (``model.Transaction``)."""
 
-    def writer(self, relation: Relation) -> Writer:
+    def writer(self, relation: Relation) -> RowWriter:
         """Return what writes a relation's changes."""
         return _JsonWriter(RowImages(relation, self._catalog))
 
@@ -70,7 +80,7 @@ class _JsonWriter:
             return f"{self._update(new)}{lsn}{tx.suffix}{seq}}}\n"
         images = self._images
         after, unchanged = images.known_after(new)
-        key = template(images.key)(known(new if old is None else fill(new, old)))
+        key = template(images.key)(null_if_unsent(new if old is None else with_old_values(new, old)))
         before = "null" if old is None else template(images.before(whole))(old)
         rest = f',"unchanged":{unchanged}' if unchanged != "[]" else ""
         return (

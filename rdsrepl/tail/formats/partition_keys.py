@@ -12,10 +12,10 @@ from json.encoder import encode_basestring as quote
 from typing import Final
 
 from rdsrepl.errors import BadValue
-from rdsrepl.tail.formats.base import Format, Values, Writer, key_numbers, members, template
+from rdsrepl.tail.formats.base import Format, RowWriter, Values, key_numbers, members, template
 from rdsrepl.tail.formats.catalog import Catalog
-from rdsrepl.tail.formats.debezium import KeyUpdates
-from rdsrepl.tail.formats.values import Dialect, Shape
+from rdsrepl.tail.formats.debezium import KeyUpdateWriter
+from rdsrepl.tail.formats.values import Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
 
 SEPARATOR: Final = "\0"
@@ -69,22 +69,22 @@ class KeyedFormat:
         """The inner format's."""
         return self._inner.settings
 
-    def shapes(self, relation: Relation) -> list[Shape]:
+    def conversions(self, relation: Relation) -> list[Conversion]:
         """Return each column's way to JSON."""
-        return self._inner.shapes(relation)
+        return self._inner.conversions(relation)
 
-    def writer(self, relation: Relation) -> Writer:
+    def writer(self, relation: Relation) -> RowWriter:
         """Return what writes a relation's changes.
 
         Raises:
             BadValue: the table has no column of the wanted name.
         """
         inner = self._inner.writer(relation)
-        if isinstance(inner, KeyUpdates):  # its delete goes under the old key, its create under the new one
-            return inner.around(lambda events: self._keyed(events, relation))
+        if isinstance(inner, KeyUpdateWriter):  # its delete goes under the old key, its create under the new one
+            return inner.wrap(lambda events: self._keyed(events, relation))
         return self._keyed(inner, relation)
 
-    def _keyed(self, inner: Writer, relation: Relation) -> Writer:
+    def _keyed(self, inner: RowWriter, relation: Relation) -> RowWriter:
         if self._by == "transaction":
             return _ByTransaction(inner)
         return _ByValues(inner, self._keys(relation))
@@ -147,7 +147,7 @@ class KeyedFormat:
 class _ByTransaction:
     __slots__ = ("_inner",)
 
-    def __init__(self, inner: Writer) -> None:
+    def __init__(self, inner: RowWriter) -> None:
         self._inner = inner
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
@@ -163,7 +163,7 @@ class _ByTransaction:
 class _ByValues:
     __slots__ = ("_inner", "_keys")
 
-    def __init__(self, inner: Writer, keys: Keys) -> None:
+    def __init__(self, inner: RowWriter, keys: Keys) -> None:
         self._inner = inner
         self._keys = keys
 

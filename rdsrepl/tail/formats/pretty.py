@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from json.encoder import encode_basestring as quote
 from typing import Final
 
-from rdsrepl.tail.formats.base import ChangesOnly, Values, Writer, key_numbers, text_of
+from rdsrepl.tail.formats.base import ChangesOnly, RowWriter, Values, key_numbers, text_of
 from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.model import Relation, Transaction
 from rdsrepl.text.escapes import shown
@@ -21,7 +21,7 @@ class PrettyFormat(ChangesOnly):
         super().__init__(catalog)
         self._colour = colour
 
-    def writer(self, relation: Relation) -> Writer:
+    def writer(self, relation: Relation) -> RowWriter:
         """Return what writes a relation's changes."""
         return _PrettyWriter(self, relation, key_numbers(relation, self._catalog))
 

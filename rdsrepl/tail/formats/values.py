@@ -28,7 +28,7 @@ Dialect = Literal["json", "wal2json"]
 Parse = Callable[[bytes, int], tuple[Any, ...]]
 
 
-class Kind(Enum):
+class ValueKind(Enum):
     """How a type's text becomes JSON."""
 
     INTEGER = auto()
@@ -43,20 +43,20 @@ class Kind(Enum):
     CONVERT = auto()
 
 
-class Shape(NamedTuple):
+class Conversion(NamedTuple):
     """A column's way to JSON.
 
     Attributes:
         kind: how the text becomes JSON.
-        convert: for ``CONVERT`` the function, for text that certainly has this shape.
+        convert: for ``CONVERT`` the function, for text that certainly has this conversion.
         checked: the same for text that may not have it; raises ValueError where it does not fit.
-        uncertain: ``convert`` may return ``AsText``.
+        may_be_text: ``convert`` may return ``AsText``.
     """
 
-    kind: Kind
+    kind: ValueKind
     convert: Convert | None = None
     checked: Convert | None = None
-    uncertain: bool = False
+    may_be_text: bool = False
 
 
 class AsText(str):
@@ -71,19 +71,19 @@ def as_text(text: str) -> AsText:
 
 
 #: the built-in types whose text needs more than quoting (``pg_type.dat``); array, domain, composite: see ``catalog``.
-BUILT_IN: Final[Mapping[int, Kind]] = {
-    16: Kind.BOOLEAN,
-    17: Kind.BYTEA,
-    20: Kind.INTEGER,
-    21: Kind.INTEGER,
-    23: Kind.INTEGER,
-    114: Kind.JSON,
-    700: Kind.NUMBER,
-    701: Kind.NUMBER,
-    1114: Kind.TIMESTAMP,
-    1184: Kind.TIMESTAMPTZ,
-    1700: Kind.NUMBER,
-    3802: Kind.JSONB,
+BUILT_IN: Final[Mapping[int, ValueKind]] = {
+    16: ValueKind.BOOLEAN,
+    17: ValueKind.BYTEA,
+    20: ValueKind.INTEGER,
+    21: ValueKind.INTEGER,
+    23: ValueKind.INTEGER,
+    114: ValueKind.JSON,
+    700: ValueKind.NUMBER,
+    701: ValueKind.NUMBER,
+    1114: ValueKind.TIMESTAMP,
+    1184: ValueKind.TIMESTAMPTZ,
+    1700: ValueKind.NUMBER,
+    3802: ValueKind.JSONB,
 }
 #: built-in scalars that are plain strings, so that common tables need no look-up: "char", name, text, bpchar, varchar,
 #: date, time, timetz, interval, bit, varbit, uuid, inet, cidr, macaddr, macaddr8, xml, money, oid.
@@ -92,67 +92,67 @@ PLAIN: Final = frozenset(
 )
 
 _OID: Final = 26
-_WAL2JSON: Final[Mapping[int, Kind]] = {
-    16: Kind.BOOLEAN,
-    17: Kind.BYTEA,
-    20: Kind.INTEGER,
-    21: Kind.INTEGER,
-    23: Kind.INTEGER,
-    _OID: Kind.INTEGER,
-    700: Kind.NUMBER,
-    701: Kind.NUMBER,
-    1700: Kind.NUMBER,
+_WAL2JSON: Final[Mapping[int, ValueKind]] = {
+    16: ValueKind.BOOLEAN,
+    17: ValueKind.BYTEA,
+    20: ValueKind.INTEGER,
+    21: ValueKind.INTEGER,
+    23: ValueKind.INTEGER,
+    _OID: ValueKind.INTEGER,
+    700: ValueKind.NUMBER,
+    701: ValueKind.NUMBER,
+    1700: ValueKind.NUMBER,
 }
 
 # `m` is the message, `p` and `q` bound the value's bytes.
-_EXPRESSIONS: Final[Mapping[Dialect, Mapping[Kind, str]]] = {
+_EXPRESSIONS: Final[Mapping[Dialect, Mapping[ValueKind, str]]] = {
     "json": {
-        Kind.INTEGER: "m[p:q].decode()",
-        Kind.NUMBER: "m[p:q].decode() if m[q - 1] < 58 else quote(m[p:q].decode())",
-        Kind.BOOLEAN: "'true' if m[p] == 116 else 'false'",
-        Kind.TEXT: "quote(m[p:q].decode())",
-        Kind.TIMESTAMP: "'\"' + m[p:q].decode().replace(' ', 'T', 1) + '\"'",
-        Kind.TIMESTAMPTZ: (
+        ValueKind.INTEGER: "m[p:q].decode()",
+        ValueKind.NUMBER: "m[p:q].decode() if m[q - 1] < 58 else quote(m[p:q].decode())",
+        ValueKind.BOOLEAN: "'true' if m[p] == 116 else 'false'",
+        ValueKind.TEXT: "quote(m[p:q].decode())",
+        ValueKind.TIMESTAMP: "'\"' + m[p:q].decode().replace(' ', 'T', 1) + '\"'",
+        ValueKind.TIMESTAMPTZ: (
             "'\"' + m[p:q].decode().replace(' ', 'T', 1) + ':00\"' if m[q - 3] == 43 else timestamptz(m[p:q].decode())"
         ),
-        Kind.BYTEA: "'\"\\\\' + m[p:q].decode() + '\"'",
-        Kind.JSON: "m[p:q].decode().replace('\\n', ' ').replace('\\r', ' ')",
-        Kind.JSONB: "m[p:q].decode()",
+        ValueKind.BYTEA: "'\"\\\\' + m[p:q].decode() + '\"'",
+        ValueKind.JSON: "m[p:q].decode().replace('\\n', ' ').replace('\\r', ' ')",
+        ValueKind.JSONB: "m[p:q].decode()",
     },
     "wal2json": {
-        Kind.INTEGER: "m[p:q].decode()",
-        Kind.NUMBER: "m[p:q].decode() if m[q - 1] < 58 else 'null'",
-        Kind.BOOLEAN: "'true' if m[p] == 116 else 'false'",
-        Kind.TEXT: "quote(m[p:q].decode())",
-        Kind.BYTEA: "'\"' + m[p + 2:q].decode() + '\"'",
+        ValueKind.INTEGER: "m[p:q].decode()",
+        ValueKind.NUMBER: "m[p:q].decode() if m[q - 1] < 58 else 'null'",
+        ValueKind.BOOLEAN: "'true' if m[p] == 116 else 'false'",
+        ValueKind.TEXT: "quote(m[p:q].decode())",
+        ValueKind.BYTEA: "'\"' + m[p + 2:q].decode() + '\"'",
     },
 }
 _LENGTH: Final = Struct(">I").unpack_from
 
 
-def wal2json_shape(type_oid: int) -> Shape:
+def wal2json_conversion(type_oid: int) -> Conversion:
     """Return the wal2json plugin's treatment of a type; it looks at the type itself, so a domain is a string."""
-    return Shape(_WAL2JSON.get(type_oid, Kind.TEXT))
+    return Conversion(_WAL2JSON.get(type_oid, ValueKind.TEXT))
 
 
-def compile_tuple(shapes: Sequence[Shape], dialect: Dialect, *, lenient: bool = False) -> Parse:
+def compile_tuple(conversions: Sequence[Conversion], dialect: Dialect, *, lenient: bool = False) -> Parse:
     """Return a function that reads a pgoutput TupleData with these columns (manual, section 55.9).
 
     The source is made of the fixed expressions above alone; names and values never enter it.
 
     Args:
-        shapes: one for each column, in order.
+        conversions: one for each column, in order.
         dialect: which JSON.
         lenient: keep bytes that are no UTF-8 as surrogates (a SQL_ASCII database has such text).
     """
     lines = ["def parse(m, p):"]
     namespace: dict[str, Any] = {"length": _LENGTH, "quote": quote, "timestamptz": timestamptz, "unknown": _unknown}
-    for number, shape in enumerate(shapes):
-        if shape.kind is Kind.CONVERT:
-            namespace[f"convert{number}"] = shape.convert
+    for number, conversion in enumerate(conversions):
+        if conversion.kind is ValueKind.CONVERT:
+            namespace[f"convert{number}"] = conversion.convert
             expression = f"convert{number}(m[p:q].decode())"
         else:
-            expression = _EXPRESSIONS[dialect][shape.kind]
+            expression = _EXPRESSIONS[dialect][conversion.kind]
         if lenient:
             expression = expression.replace(".decode()", ".decode('utf-8', 'surrogateescape')")
         lines += [
@@ -166,7 +166,7 @@ def compile_tuple(shapes: Sequence[Shape], dialect: Dialect, *, lenient: bool = 
             f"        v{number} = 'null' if k == 110 else None if k == 117 else unknown(k)",
             "        p += 1",
         ]
-    lines.append("    return (" + "".join(f"v{number}, " for number in range(len(shapes))) + "p,)")
+    lines.append("    return (" + "".join(f"v{number}, " for number in range(len(conversions))) + "p,)")
     exec("\n".join(lines), namespace)
     parse: Parse = namespace["parse"]
     return parse
@@ -176,14 +176,14 @@ def _unknown(kind: int) -> None:
     raise ValueError(f"no value of its protocol begins with {chr(kind)!r}")
 
 
-def to_json(shape: Shape) -> Convert:
-    """Return the function that turns a value's text into the ``json`` dialect; the text must have the shape."""
-    return shape.convert or _CONVERTS[shape.kind]
+def to_json(conversion: Conversion) -> Convert:
+    """Return the function that turns a value's text into the ``json`` dialect; the text must have the conversion."""
+    return conversion.convert or _CONVERTS[conversion.kind]
 
 
-def checked(shape: Shape) -> Convert:
-    """Return the same function for text that may have another shape: it raises ValueError where it does not fit."""
-    return shape.checked or shape.convert or _CHECKED[shape.kind]
+def checked(conversion: Conversion) -> Convert:
+    """Return the function for text that may be of another type; it raises ValueError for such text."""
+    return conversion.checked or conversion.convert or _CHECKED[conversion.kind]
 
 
 def timestamptz(text: str) -> str:
@@ -232,7 +232,7 @@ def oidvector(text: str) -> str:
 def composite(attributes: Sequence[tuple[str, Convert]]) -> Convert:
     """Return the conversion of a composite type with these attributes, whose conversions check what they get.
 
-    It raises ValueError, IndexError or RecursionError for text of another shape.
+    It raises ValueError, IndexError or RecursionError for text of another conversion.
     """
     names = [quote(name) for name, _ in attributes]
     converts = [convert for _, convert in attributes]
@@ -320,16 +320,16 @@ def _number(text: str) -> str:
     return text if text[-1] < ":" else quote(text)
 
 
-_CONVERTS: Final[Mapping[Kind, Convert]] = {
-    Kind.INTEGER: lambda text: text,
-    Kind.NUMBER: _number,
-    Kind.BOOLEAN: lambda text: "true" if text == "t" else "false",
-    Kind.TEXT: quote,
-    Kind.TIMESTAMP: lambda text: f'"{text.replace(" ", "T", 1)}"',
-    Kind.TIMESTAMPTZ: timestamptz,
-    Kind.BYTEA: quote,
-    Kind.JSON: lambda text: text.replace("\n", " ").replace("\r", " "),
-    Kind.JSONB: lambda text: text,
+_CONVERTS: Final[Mapping[ValueKind, Convert]] = {
+    ValueKind.INTEGER: lambda text: text,
+    ValueKind.NUMBER: _number,
+    ValueKind.BOOLEAN: lambda text: "true" if text == "t" else "false",
+    ValueKind.TEXT: quote,
+    ValueKind.TIMESTAMP: lambda text: f'"{text.replace(" ", "T", 1)}"',
+    ValueKind.TIMESTAMPTZ: timestamptz,
+    ValueKind.BYTEA: quote,
+    ValueKind.JSON: lambda text: text.replace("\n", " ").replace("\r", " "),
+    ValueKind.JSONB: lambda text: text,
 }
 
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)").fullmatch
@@ -367,7 +367,7 @@ def _no_constant(text: str) -> None:
 
 def _json(text: str) -> str:
     json.loads(text, parse_int=str, parse_float=str, parse_constant=_no_constant)
-    return _CONVERTS[Kind.JSON](text)
+    return _CONVERTS[ValueKind.JSON](text)
 
 
 def _matching(matches: Callable[[str], object], convert: Convert) -> Convert:
@@ -379,15 +379,15 @@ def _matching(matches: Callable[[str], object], convert: Convert) -> Convert:
     return check
 
 
-#: the same for text that may have another shape.
-_CHECKED: Final[Mapping[Kind, Convert]] = {
-    Kind.INTEGER: _integer,
-    Kind.NUMBER: _checked_number,
-    Kind.BOOLEAN: _boolean,
-    Kind.TEXT: quote,
-    Kind.TIMESTAMP: _matching(_TIMESTAMP, _CONVERTS[Kind.TIMESTAMP]),
-    Kind.TIMESTAMPTZ: _matching(_TIMESTAMPTZ, timestamptz),
-    Kind.BYTEA: _matching(_BYTEA, quote),
-    Kind.JSON: _json,
-    Kind.JSONB: _json,
+#: the same for text that may have another conversion.
+_CHECKED: Final[Mapping[ValueKind, Convert]] = {
+    ValueKind.INTEGER: _integer,
+    ValueKind.NUMBER: _checked_number,
+    ValueKind.BOOLEAN: _boolean,
+    ValueKind.TEXT: quote,
+    ValueKind.TIMESTAMP: _matching(_TIMESTAMP, _CONVERTS[ValueKind.TIMESTAMP]),
+    ValueKind.TIMESTAMPTZ: _matching(_TIMESTAMPTZ, timestamptz),
+    ValueKind.BYTEA: _matching(_BYTEA, quote),
+    ValueKind.JSON: _json,
+    ValueKind.JSONB: _json,
 }

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from json.encoder import encode_basestring as quote
 from typing import ClassVar
 
-from rdsrepl.tail.formats.base import Values, Writer, json_bool, template
+from rdsrepl.tail.formats.base import RowWriter, Values, json_bool, template
 from rdsrepl.tail.formats.catalog import Catalog
-from rdsrepl.tail.formats.values import Dialect, Shape, wal2json_shape
+from rdsrepl.tail.formats.values import Conversion, Dialect, wal2json_conversion
 from rdsrepl.tail.model import Relation, Transaction
 
 
@@ -22,11 +22,11 @@ class Wal2jsonFormat:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
-    def shapes(self, relation: Relation) -> list[Shape]:
+    def conversions(self, relation: Relation) -> list[Conversion]:
         """Return each column's way to JSON."""
-        return [wal2json_shape(column.type_oid) for column in relation.columns]
+        return [wal2json_conversion(column.type_oid) for column in relation.columns]
 
-    def writer(self, relation: Relation) -> Writer:
+    def writer(self, relation: Relation) -> RowWriter:
         """Return what writes a relation's changes."""
         names = self._catalog.type_names(
             [column.type_oid for column in relation.columns], [column.typmod for column in relation.columns]

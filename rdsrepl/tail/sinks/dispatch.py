@@ -22,7 +22,7 @@ RECORD_OVERHEAD_BYTES: Final = 250
 AGGREGATION_OVERHEAD_BYTES: Final = 20
 
 
-class Batch:
+class PendingBatch:
     """What was handed over as one: its number, and how many of its records are not acknowledged yet."""
 
     __slots__ = ("left", "number")
@@ -37,7 +37,7 @@ class Record:
 
     __slots__ = ("batch", "data", "key", "refusals")
 
-    def __init__(self, key: str, data: bytes, batch: Batch) -> None:
+    def __init__(self, key: str, data: bytes, batch: PendingBatch) -> None:
         self.key = key
         self.data = data
         self.batch = batch
@@ -76,7 +76,7 @@ class Dispatch:
     limits: Limits
     durable: int = 0
     pending_bytes: int = 0
-    _batches: deque[Batch] = field(default_factory=deque)
+    _batches: deque[PendingBatch] = field(default_factory=deque)
     # The first record of each key that has none on its way.
     _ready: deque[Record] = field(default_factory=deque)
     # A key is in here while a record of it is ready, on its way or to be sent again; with those that wait for that.
@@ -88,7 +88,7 @@ class Dispatch:
 
     def accept(self, number: int, records: Iterable[tuple[str, bytes]], now: float) -> None:
         """Take a batch; its records are (partition key, data) in commit order."""
-        batch = Batch(number, 0)
+        batch = PendingBatch(number, 0)
         ready, behind = self._ready, self._behind
         size = 0
         for key, data in records:

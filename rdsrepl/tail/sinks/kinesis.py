@@ -30,13 +30,13 @@ from rdsrepl.tail.wakeup import WakeupPipe
 
 _FIRST_DELAY_SECONDS: Final = 0.02
 _LONGEST_DELAY_SECONDS: Final = 5.0
-_SAY_EVERY_SECONDS: Final = 10.0
+_NOTE_EVERY_SECONDS: Final = 10.0
 _ALL_IN: Final = b'"FailedRecordCount":0'
 _NOTHING: Final = b'{"FailedRecordCount":0,"Records":[]}'
 
 
 @dataclass(slots=True)
-class Counts:
+class KinesisCounts:
     """What was sent so far.
 
     Attributes:
@@ -67,7 +67,7 @@ class KinesisSink:
         *,
         requests: int,
         oversize: Oversize,
-        say: Callable[[str], None],
+        note: Callable[[str], None],
     ) -> None:
         """Begin to send.
 
@@ -77,20 +77,20 @@ class KinesisSink:
             limits: of a request.
             requests: how many may be on their way at once.
             oversize: what becomes of a record that is too large.
-            say: told from time to time that Kinesis refuses.
+            note: told from time to time that Kinesis refuses.
         """
-        self.counts = Counts()
+        self.counts = KinesisCounts()
         self._dispatch = Dispatch(limits)
         self._stream = stream
         self._oversize = oversize
-        self._say = say
-        self._said_at = 0.0
+        self._note = note
+        self._noted_at = 0.0
         self._failure: Error | None = None
         self._finishing = False
         self._closed = False
         self._changed = threading.Condition()
         self.wakeup = WakeupPipe()
-        self._caller = _Caller(aws, stream)
+        self._caller = _PutRecordsClient(aws, stream)
         self._threads = [
             threading.Thread(target=self._work, name=f"kinesis-{number}", daemon=True) for number in range(requests)
         ]
@@ -209,9 +209,9 @@ class KinesisSink:
             if "Throughput" in why or "Throttl" in why:
                 self.counts.throttles += again
             self._changed.notify()
-        if len(back) == len(items) and now - self._said_at > _SAY_EVERY_SECONDS:
-            self._said_at = now
-            self._say(f"stream {self._stream.name} takes nothing now ({why}); trying again, the slot is held")
+        if len(back) == len(items) and now - self._noted_at > _NOTE_EVERY_SECONDS:
+            self._noted_at = now
+            self._note(f"stream {self._stream.name} takes nothing now ({why}); trying again, the slot is held")
         self.wakeup.wake()
 
     def _fail(self, failure: Error) -> None:
@@ -221,7 +221,7 @@ class KinesisSink:
         self.wakeup.wake()
 
 
-class _Caller:
+class _PutRecordsClient:
     """PutRecords through botocore, with bodies and answers of our own."""
 
     def __init__(self, aws: Aws, stream: KinesisStream) -> None:

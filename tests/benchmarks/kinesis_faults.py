@@ -1,6 +1,6 @@
 """What the delivery to Kinesis promises, at full size: kills, refusals and a failover at once; a minute of no Kinesis.
 
-python -m tests.benchmarks.ordeal
+python -m tests.benchmarks.kinesis_faults
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import own_server
 from tests.fixtures.program import Program
-from tests.workloads.kinesis_server import StandIn
+from tests.workloads.kinesis_server import KinesisServer
 
 STREAM = "changes"
 AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-west-1"}
@@ -45,7 +45,7 @@ Identity = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Size:
+class FaultLoad:
     """How hard it is.
 
     Attributes:
@@ -70,7 +70,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FaultResult:
     """What came of it; that nothing was lost or out of order was checked.
 
     Attributes:
@@ -95,7 +95,7 @@ class Outcome:
         return self.arrived - self.changes
 
 
-class Writer(threading.Thread):
+class SteadyWriter(threading.Thread):
     """A client that commits transactions at a steady rate until it is stopped, through a failover too."""
 
     def __init__(self, connect: Connect, *, keys: int, per_second: int, seed: int) -> None:
@@ -144,7 +144,7 @@ class Writer(threading.Thread):
 
 
 @dataclass
-class Tail:
+class TailProcess:
     """The program under test, started and killed again and again."""
 
     program: Program
@@ -177,7 +177,7 @@ class Tail:
 
 
 @dataclass(frozen=True)
-class Mark:
+class KillSnapshot:
     """At a kill: how much was in each shard, and then what the server had been told."""
 
     arrived: tuple[int, ...]
@@ -185,7 +185,7 @@ class Mark:
 
 
 @dataclass
-class Sandbox:
+class SandboxCluster:
     """A cluster that can fail over, and a client's way to its writer."""
 
     program: Program
@@ -216,9 +216,9 @@ class Sandbox:
 
 
 @contextmanager
-def sandbox(home: Path) -> Iterator[Sandbox]:
+def sandbox(home: Path) -> Iterator[SandboxCluster]:
     """Start a sandbox of its own in HOME."""
-    made = Sandbox(Program(home))
+    made = SandboxCluster(Program(home))
     try:
         made.run("sandbox", "up")
         made.variables = json.loads(made.run("-o", "json", "sandbox", "env"))
@@ -227,34 +227,34 @@ def sandbox(home: Path) -> Iterator[Sandbox]:
         made.run("sandbox", "down")
 
 
-def ordeal(home: Path, size: Size) -> Outcome:
+def stream_with_faults(home: Path, size: FaultLoad) -> FaultResult:
     """Change, refuse, kill and fail over; check that all is in and in order.
 
     Raises:
         AssertionError: it is not.
     """
     chosen = random.Random(size.seed + 1)
-    with sandbox(home) as box, StandIn(STREAM, seed=size.seed + 2) as kinesis:
+    with sandbox(home) as box, KinesisServer(STREAM, seed=size.seed + 2) as kinesis:
         with closing(box.connect()) as conn:
             conn.execute("CREATE TABLE t (id int PRIMARY KEY, n int, v text)")
-            conn.execute("CREATE PUBLICATION ordeal FOR TABLE t")
-        box.run("-t", "sandbox", "slot", "create", "ordeal", "--yes")
+            conn.execute("CREATE PUBLICATION faults FOR TABLE t")
+        box.run("-t", "sandbox", "slot", "create", "faults", "--yes")
         kinesis.faults.partial, kinesis.faults.slow_seconds = size.partial, 0.002
         words: tuple[str, ...] = (
             "-t",
             "sandbox",
             "slot",
             "tail",
-            "ordeal",
+            "faults",
             "--publication",
-            "ordeal",
+            "faults",
             "--to",
             f"kinesis:{STREAM}",
         )
         words += ("--endpoint-url", kinesis.url, *(["--aggregate"] if size.aggregate else []))
-        tail = Tail(box.program, words, {}, home / "tail.log")
-        writer = Writer(box.connect, keys=size.keys, per_second=size.per_second, seed=size.seed)
-        marks: list[Mark] = []
+        tail = TailProcess(box.program, words, {}, home / "tail.log")
+        writer = SteadyWriter(box.connect, keys=size.keys, per_second=size.per_second, seed=size.seed)
+        marks: list[KillSnapshot] = []
         failover_seconds = 0.0
         began = time.monotonic()
         try:
@@ -269,7 +269,7 @@ def ordeal(home: Path, size: Size) -> Outcome:
                 time.sleep(chosen.uniform(*size.life_seconds))
                 tail.kill()
                 arrived = tuple(len(shard.records) for shard in kinesis.shards[STREAM])
-                marks.append(Mark(arrived, _confirmed(box)))
+                marks.append(KillSnapshot(arrived, _confirmed(box)))
             writer.stop(after=size.changes)
             last = tail.start("--until-now")
             assert last.wait(600) == 0, tail.log.read_text()[-2000:]
@@ -280,15 +280,15 @@ def ordeal(home: Path, size: Size) -> Outcome:
             expected = dict(conn.execute("SELECT id, n FROM t").fetchall())
         assert sum(expected.values()) >= writer.committed >= size.changes, "the server kept what it acknowledged"
         arrived_changes = _check(kinesis, expected, marks)
-    return Outcome(sum(expected.values()), arrived_changes, kinesis.refused, len(marks), failover_seconds, seconds)
+    return FaultResult(sum(expected.values()), arrived_changes, kinesis.refused, len(marks), failover_seconds, seconds)
 
 
-def _confirmed(box: Sandbox) -> int:
-    query = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'ordeal'"
+def _confirmed(box: SandboxCluster) -> int:
+    query = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = 'faults'"
     return int(Lsn.parse(box.value(query)))
 
 
-def _check(kinesis: StandIn, expected: dict[int, int], marks: list[Mark]) -> int:
+def _check(kinesis: KinesisServer, expected: dict[int, int], marks: list[KillSnapshot]) -> int:
     """Every change present, first arrivals of each key in order, nothing confirmed that was not in; return how many."""
     arrived = 0
     first: dict[int, list[tuple[Identity, int]]] = {}
@@ -320,7 +320,7 @@ def _check(kinesis: StandIn, expected: dict[int, int], marks: list[Mark]) -> int
 
 
 @dataclass(frozen=True)
-class Outage:
+class OutageResult:
     """How a tail came through Kinesis being down.
 
     Attributes:
@@ -342,7 +342,7 @@ class Outage:
     caught_up_rate: float
 
 
-def outage(server: PostgresServer, home: Path, *, seconds: float, per_second: int) -> Outage:
+def stream_through_outage(server: PostgresServer, home: Path, *, seconds: float, per_second: int) -> OutageResult:
     """Let Kinesis be down under load, and come back."""
     dsn = server.dsn(user="bench", dbname="bench")
     with closing(server.connect(dbname="bench")) as conn:
@@ -353,11 +353,11 @@ def outage(server: PostgresServer, home: Path, *, seconds: float, per_second: in
         conn.execute("DROP PUBLICATION IF EXISTS outage")
         conn.execute("CREATE PUBLICATION outage FOR TABLE t")
         conn.execute("SELECT pg_create_logical_replication_slot('outage', 'pgoutput')")
-    with StandIn(STREAM) as kinesis:
+    with KinesisServer(STREAM) as kinesis:
         words: tuple[str, ...] = ("slot", "tail", "outage", "--publication", "outage", "--to", f"kinesis:{STREAM}")
         words += ("--endpoint-url", kinesis.url)
-        tail = Tail(Program(home), words, {**AWS, "PGPASSWORD": "bench"}, home / "outage.log", dsn)
-        writer = Writer(lambda: psycopg.connect(dsn, autocommit=True), keys=5_000, per_second=per_second, seed=1)
+        tail = TailProcess(Program(home), words, {**AWS, "PGPASSWORD": "bench"}, home / "outage.log", dsn)
+        writer = SteadyWriter(lambda: psycopg.connect(dsn, autocommit=True), keys=5_000, per_second=per_second, seed=1)
         process = tail.start()
         pids: set[int] = set()
         gap = 0.0
@@ -400,7 +400,7 @@ def outage(server: PostgresServer, home: Path, *, seconds: float, per_second: in
             expected: dict[int, int] = dict(conn.execute("SELECT id, n FROM t").fetchall())
             conn.execute("SELECT pg_drop_replication_slot('outage')")
         _check(kinesis, expected, [])
-    return Outage(seconds, per_second, memory, gap, len(pids), took, caught / took)
+    return OutageResult(seconds, per_second, memory, gap, len(pids), took, caught / took)
 
 
 def _after(seconds: float) -> Callable[[], bool]:
@@ -408,7 +408,7 @@ def _after(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= end
 
 
-def _arrived(kinesis: StandIn) -> int:
+def _arrived(kinesis: KinesisServer) -> int:
     return sum(len(shard.records) for shard in kinesis.shards[STREAM])
 
 
@@ -421,10 +421,10 @@ def report(server: PostgresServer) -> None:
     """Run everything, and print what it cost."""
     with tempfile.TemporaryDirectory(prefix="rdsrepl-ordeal-") as directory:
         home = Path(directory)
-        for size in (Size(aggregate=True), Size(changes=30_000, per_second=700, kills=10)):
+        for size in (FaultLoad(aggregate=True), FaultLoad(changes=30_000, per_second=700, kills=10)):
             name = "with --aggregate" if size.aggregate else "without"
             (home / name).mkdir()
-            came = ordeal(home / name, size)
+            came = stream_with_faults(home / name, size)
             print(
                 f"\nOrdeal {name}: {came.changes:,} changes over {size.keys:,} keys, a fifth of them over {HOT}; "
                 f"{size.partial:.0%} of the records refused, one failover under load"
@@ -432,7 +432,7 @@ def report(server: PostgresServer) -> None:
             print(f"  nothing lost, each key in commit order, nothing confirmed that was not in; {came.seconds:.0f} s")
             print(f"  {came.kills} kills (-9), failover {came.failover_seconds:.1f} s, {came.refused:,} refusals")
             print(f"  {came.repeats:,} changes came again: {came.repeats / came.changes:.1%}")
-        down = outage(server, home, seconds=60, per_second=5_000)
+        down = stream_through_outage(server, home, seconds=60, per_second=5_000)
         print(f"\nKinesis down for {down.seconds:.0f} s while {down.per_second:,} changes/s are committed")
         print(f"  peak {down.memory:.1f} MB; status updates at most {down.reply_gap:.1f} s old", end="")
         print(f" (wal_sender_timeout 5 s), {down.connections} connection")

@@ -1,6 +1,6 @@
 """The script people copy: psycopg2, one put_record a message, one partition key. Measured beside ours, never used.
 
-python -m tests.benchmarks.copied_script DSN SLOT ENDPOINT MESSAGES
+python -m tests.benchmarks.psycopg2_script DSN SLOT ENDPOINT MESSAGES
 """
 
 from __future__ import annotations
