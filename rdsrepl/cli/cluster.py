@@ -234,7 +234,7 @@ def reboot(
         rollout.MemoryChanges((), ()),
         only_needed=False,
         timeout_seconds=timeout,
-        servers={member.instance_id: verification.Server() for member in members},
+        servers={member.instance_id: verification.ServerProbe() for member in members},
     )
     warning = "each server is rebooted, one at a time, and its connections break"
     confirm_and_apply(ctx, Plan(f"reboot cluster {cluster.cluster_id}", tuple(steps), (warning, *notes)), target=target)

@@ -12,7 +12,7 @@ from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit
 
 if TYPE_CHECKING:
-    from rdsrepl.doctor.facts import Demand
+    from rdsrepl.doctor.facts import Planned
     from rdsrepl.doctor.findings import Diagnosis
 
 
@@ -58,10 +58,10 @@ def doctor(
     """
     from rdsrepl.doctor import checks, facts, findings
 
-    demand = _demand(for_ or [])
-    wanted = findings.chosen(checks.ALL, only=only or (), skip=skip or ())
+    planned = _planned_objects(for_ or [])
+    wanted = findings.select_checks(checks.ALL, only=only or (), skip=skip or ())
     needed = frozenset(name for check in wanted for group in check.needs for name in group)
-    gathered = facts.gather(database_target(ctx), demand=demand, wanted=needed)
+    gathered = facts.gather(database_target(ctx), planned=planned, wanted=needed)
     diagnosis = findings.diagnose(gathered, wanted, checks.summary(gathered))
     options = global_options(ctx)
     emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))
@@ -72,18 +72,18 @@ def doctor(
         raise typer.Exit(ExitCode.WARNING)
 
 
-def _demand(texts: list[str]) -> Demand | None:
-    from rdsrepl.doctor.facts import Demand
+def _planned_objects(texts: list[str]) -> Planned | None:
+    from rdsrepl.doctor.facts import Planned
 
     counts: dict[str, int] = {}
     for word in ",".join(texts).split(",") if texts else ():
         name, equals, number = word.strip().partition("=")
-        if name not in Demand.__dataclass_fields__ or not equals or not number.isascii() or not number.isdigit():
+        if name not in Planned.__dataclass_fields__ or not equals or not number.isascii() or not number.isdigit():
             raise BadValue(f"--for: {word.strip()!r} is no plan", hint="--for slots=4,subscriptions=2,replicas=1")
         if name in counts:
             raise BadValue(f"--for names {name} twice", hint="once is enough")
         counts[name] = int(number)
-    return Demand(**counts) if counts else None
+    return Planned(**counts) if counts else None
 
 
 def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:

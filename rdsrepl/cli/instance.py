@@ -275,7 +275,9 @@ def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_s
     if failover:
         stay = "static parameters that wait for a reboot stay pending through a failover"
         notes = (*notes, f"{stay}: {command('instance reboot {}', instance_id)} applies them")
-    steps = reboots.steps(instance_id, timeout_seconds=timeout_seconds, failover=failover, server=verification.Server())
+    steps = reboots.steps(
+        instance_id, timeout_seconds=timeout_seconds, failover=failover, server=verification.ServerProbe()
+    )
     title = f"fail over instance {instance_id}" if failover else f"reboot instance {instance_id}"
     return Plan(title, steps, ("its connections break", *notes))
 

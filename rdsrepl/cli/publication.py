@@ -16,7 +16,7 @@ from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit, facts, listing, stacked
 
 if TYPE_CHECKING:
-    from rdsrepl.postgres.publication_objects import Scope
+    from rdsrepl.postgres.publication_objects import RequestedObjects
 
 app = typer.Typer(no_args_is_help=True, help="Publications: which changes a pgoutput slot sends.")
 
@@ -239,8 +239,8 @@ def _scope(
     where_: Sequence[str] | None,
     *,
     all_tables: bool = False,
-) -> Scope:
-    from rdsrepl.postgres.publication_objects import Scope
+) -> RequestedObjects:
+    from rdsrepl.postgres.publication_objects import RequestedObjects
     from rdsrepl.postgres.sql_names import parse_columns, parse_filter
 
     lists = [parse_columns(text) for text in columns or ()]
@@ -250,4 +250,4 @@ def _scope(
             raise BadValue(f"{option} names a table twice", hint=f"one {option} for each table")
     if not (table or schema or all_tables):
         raise BadValue("nothing named", hint="add --table TABLE, --schema SCHEMA or, for create, --all-tables")
-    return Scope(tuple(table or ()), tuple(schema or ()), all_tables, dict(lists), dict(filters))
+    return RequestedObjects(tuple(table or ()), tuple(schema or ()), all_tables, dict(lists), dict(filters))

@@ -25,7 +25,7 @@ from rdsrepl.state.slot_history import Observation
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
-    from rdsrepl.postgres.activity import Server
+    from rdsrepl.postgres.activity import ServerInfo
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.slots import Slot
     from rdsrepl.postgres.wal import Wal
@@ -68,7 +68,7 @@ class SlotPoller:
         self._connected_at = 0.0
         self._identity: str | None = None
         self._promotion: tuple[datetime, int, datetime | None] | None = None
-        self._server: Server | None = None
+        self._server: ServerInfo | None = None
         self._was_primary = False
         self._history: tuple[Observation, ...] = ()
         self._samples: deque[Sample] = deque(maxlen=_MAX_SAMPLES)

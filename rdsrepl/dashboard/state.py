@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, TypeVar
 
-from rdsrepl.postgres.activity import Sender, Server
+from rdsrepl.postgres.activity import Sender, ServerInfo
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.thresholds import Severity
 
@@ -59,7 +59,7 @@ class Snapshot:
         past: what the slots held, oldest first, up to this look.
     """
 
-    server: Server
+    server: ServerInfo
     retention: Retention
     senders: tuple[Sender, ...]
     samples: tuple[Sample, ...] = ()

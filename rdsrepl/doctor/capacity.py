@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from rdsrepl.doctor import remedies
-from rdsrepl.doctor.facts import Demand, Facts
+from rdsrepl.doctor.facts import Facts, Planned
 from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
 from rdsrepl.parameters import formulas
 from rdsrepl.parameters.instance_classes import hardware
@@ -17,20 +17,20 @@ _MULTI_AZ_READERS: Final = 2
 _SYNC_WORKERS: Final = 2
 _LEAST_SLOT_WAL_MB: Final = 4096
 _SOME_SLOT_WAL_MB: Final = 51200
-_FILLS: Final = "it is unlimited: a slot that nobody consumes fills the disk, until the server stops"
-_NONE: Final = Demand()
+_UNLIMITED: Final = "it is unlimited: a slot that nobody consumes fills the disk, until the server stops"
+_NOTHING_PLANNED: Final = Planned()
 
 
 def replication_slots(facts: Facts) -> Iterator[Problem]:
     """Check max_replication_slots."""
-    name, plan = "max_replication_slots", facts.demand or _NONE
+    name, plan = "max_replication_slots", facts.planned or _NOTHING_PLANNED
     limit = _limit(facts, name)
     used = _slots_in_use(facts)
     need = used + plan.slots + _new_standbys(facts)
     reserve = _reserve(facts)
     # Up to 17 it limits the subscriber's origins, too.
     origins = 0 if (facts.major or 0) >= versions.ORIGIN_LIMIT_SINCE else _origins(facts)
-    if used >= limit and not facts.demand:
+    if used >= limit and not facts.planned:
         yield critical(
             name,
             f"all {limit} slots are in use: no slot can be made",
@@ -53,7 +53,7 @@ def replication_slots(facts: Facts) -> Iterator[Problem]:
 
 def wal_senders(facts: Facts) -> Iterator[Problem]:
     """Check max_wal_senders."""
-    name, plan = "max_wal_senders", facts.demand or _NONE
+    name, plan = "max_wal_senders", facts.planned or _NOTHING_PLANNED
     limit = _limit(facts, name)
     senders = facts.senders or ()
     if senders and len(senders) >= limit:
@@ -69,7 +69,7 @@ def wal_senders(facts: Facts) -> Iterator[Problem]:
     enough = need + (_reserve(facts) if need else 0) + _SPARE_WALSENDERS
     parts = f"{standing} slots and standbys{_planned(facts)}"
     if need > limit:
-        make = critical if facts.demand else warning
+        make = critical if facts.planned else warning
         yield make(
             name,
             f"{parts} need {need} walsenders, and the limit is {limit}: they cannot all be consumed at once",
@@ -94,13 +94,13 @@ def logical_workers(facts: Facts) -> Iterator[Problem]:
     if apply > limit:
         yield critical(
             name,
-            f"{apply} subscriptions{_hint_of_plan(facts)} need an apply worker each, and the limit is {limit}",
+            f"{apply} subscriptions{_planned_part(facts)} need an apply worker each, and the limit is {limit}",
             _raise(facts, name, enough),
         )
-    elif (enough if facts.demand else apply + 1) > limit:
+    elif (enough if facts.planned else apply + 1) > limit:
         yield warning(
             name,
-            f"{apply} subscriptions{_hint_of_plan(facts)} and their table copies need up to {enough} workers, "
+            f"{apply} subscriptions{_planned_part(facts)} and their table copies need up to {enough} workers, "
             f"and the limit is {limit}: first copies wait",
             _raise(facts, name, enough),
         )
@@ -118,10 +118,10 @@ def replication_origins(facts: Facts) -> Iterator[Problem]:
     if apply > limit:
         yield critical(
             name,
-            f"{apply} subscriptions{_hint_of_plan(facts)} need an origin each, and the limit is {limit}",
+            f"{apply} subscriptions{_planned_part(facts)} need an origin each, and the limit is {limit}",
             _raise(facts, name, enough),
         )
-    elif facts.demand and enough > limit:
+    elif facts.planned and enough > limit:
         yield warning(
             name,
             f"{apply} subscriptions and their table copies need up to {enough} origins, and the limit is {limit}",
@@ -136,7 +136,7 @@ def worker_processes(facts: Facts) -> Iterator[Problem]:
     if not apply:
         return
     limit = _limit(facts, name)
-    logical = max(_limit(facts, "max_logical_replication_workers"), _origins(facts) if facts.demand else 0)
+    logical = max(_limit(facts, "max_logical_replication_workers"), _origins(facts) if facts.planned else 0)
     others = [_limit(facts, other) for other in ("autovacuum_max_workers", "max_parallel_workers")]
     need = logical + sum(others)
     if apply + 1 > limit:
@@ -172,18 +172,20 @@ def slot_wal_keep_size(facts: Facts) -> Iterator[Problem]:
             "watch rdsrepl slot list; " + remedies.change(facts, name, str(_SOME_SLOT_WAL_MB)),
         )
         return
-    if facts.cloud is not None and facts.cloud.has_default_group:
-        yield warning(name, _FILLS, remedies.own_group(facts))  # which chooses a limit
+    if facts.rds is not None and facts.rds.has_default_group:
+        yield warning(name, _UNLIMITED, remedies.own_group(facts))  # which chooses a limit
         return
     in_group = _in_group(facts, name)
     if facts.settings is not None and in_group is not None and in_group > 0:
-        yield warning(name, _FILLS, f"the parameter group says {in_group} MB, in force then: {remedies.reboot(facts)}")
+        yield warning(
+            name, _UNLIMITED, f"the parameter group says {in_group} MB, in force then: {remedies.reboot(facts)}"
+        )
         return
-    storage = facts.cloud.allocated_storage_gib if facts.cloud else 0
+    storage = facts.rds.allocated_storage_gib if facts.rds else 0
     megabytes = max(_LEAST_SLOT_WAL_MB, storage * 1024 // 4) if storage else _SOME_SLOT_WAL_MB
     yield warning(
         name,
-        _FILLS,
+        _UNLIMITED,
         f"choose what the disk can spare, here {megabytes} MB: {remedies.change(facts, name, str(megabytes))}",
     )
 
@@ -200,9 +202,9 @@ def _limit(facts: Facts, name: str) -> int:
 
 def _in_group(facts: Facts, name: str) -> int | None:
     parameter = (facts.parameters or {}).get(name)
-    if parameter is None or not parameter.value or facts.cloud is None:
+    if parameter is None or not parameter.value or facts.rds is None:
         return None
-    writer = facts.cloud.writer
+    writer = facts.rds.writer
     return formulas.read(parameter.value, hardware(writer.instance_class or "") if writer else None)
 
 
@@ -224,13 +226,13 @@ def _slots_in_use(facts: Facts) -> int:
 
 
 def _standbys(facts: Facts) -> int:
-    if facts.cloud is None or facts.cloud.topology == "aurora":
+    if facts.rds is None or facts.rds.topology == "aurora":
         return 0
-    return _MULTI_AZ_READERS if facts.cloud.topology == "multi_az_cluster" else len(facts.cloud.replicas)
+    return _MULTI_AZ_READERS if facts.rds.topology == "multi_az_cluster" else len(facts.rds.replicas)
 
 
 def _new_standbys(facts: Facts) -> int:
-    return 0 if facts.demand is None or facts.topology == "aurora" else facts.demand.replicas
+    return 0 if facts.planned is None or facts.topology == "aurora" else facts.planned.replicas
 
 
 def _sync_workers(facts: Facts) -> int:
@@ -243,13 +245,13 @@ def _sync_workers(facts: Facts) -> int:
 
 def _reserve(facts: Facts) -> int:
     """Return how many slots of its own a subscriber makes here while it copies tables."""
-    planned = facts.demand.slots if facts.demand else 0
+    planned = facts.planned.slots if facts.planned else 0
     return _sync_workers(facts) if facts.logical_slots or planned else 0
 
 
 def _subscriptions(facts: Facts) -> int:
     enabled = sum(1 for subscription in facts.subscriptions or () if subscription.enabled)
-    return enabled + (facts.demand.subscriptions if facts.demand else 0)
+    return enabled + (facts.planned.subscriptions if facts.planned else 0)
 
 
 def _origins(facts: Facts) -> int:
@@ -257,11 +259,11 @@ def _origins(facts: Facts) -> int:
 
 
 def _planned(facts: Facts) -> str:
-    if facts.demand is None:
+    if facts.planned is None:
         return ""
     replicas = _new_standbys(facts)
-    return f", {facts.demand.slots} slots planned" + (f", {replicas} replicas planned" if replicas else "")
+    return f", {facts.planned.slots} slots planned" + (f", {replicas} replicas planned" if replicas else "")
 
 
-def _hint_of_plan(facts: Facts) -> str:
-    return f" ({facts.demand.subscriptions} of them planned)" if facts.demand and facts.demand.subscriptions else ""
+def _planned_part(facts: Facts) -> str:
+    return f" ({facts.planned.subscriptions} of them planned)" if facts.planned and facts.planned.subscriptions else ""

@@ -13,16 +13,16 @@ _LIMITS: Final = (("settings", "parameters"),)
 ALL: Final[tuple[Check, ...]] = (
     Check("database", "the database can be reached", (), configuration.database),
     Check("aws", "AWS answers", (), configuration.aws),
-    Check("availability", "cluster, instance and members are available", (("cloud",),), configuration.availability),
+    Check("availability", "cluster, instance and members are available", (("rds",),), configuration.availability),
     Check(
         "engine_version",
         "the engine's version can replicate logically",
-        (("cloud", "server"),),
+        (("rds", "server"),),
         configuration.engine_version,
     ),
-    Check("writer_endpoint", "this is the writer", (("server", "cloud"),), configuration.writer_endpoint),
-    Check("parameter_group", "the parameter group is its own", (("cloud",),), configuration.parameter_group),
-    Check("pending_reboot", "no parameter waits for a reboot", (("cloud", "settings"),), configuration.pending_reboot),
+    Check("writer_endpoint", "this is the writer", (("server", "rds"),), configuration.writer_endpoint),
+    Check("parameter_group", "the parameter group is its own", (("rds",),), configuration.parameter_group),
+    Check("pending_reboot", "no parameter waits for a reboot", (("rds", "settings"),), configuration.pending_reboot),
     Check("wal_level", "wal_level is logical", (("settings",),), configuration.wal_level),
     Check(
         "logical_replication",
@@ -65,7 +65,7 @@ ALL: Final[tuple[Check, ...]] = (
 
 def summary(facts: Facts) -> dict[str, object]:
     """Return what was looked at, in a few words; what is not known is None."""
-    cloud, server = facts.cloud, facts.server
+    rds, server = facts.rds, facts.server
     version = facts.version
     slots = facts.slots
     return {
@@ -75,9 +75,9 @@ def summary(facts: Facts) -> dict[str, object]:
         "database": server.database if server else None,
         "user": server.user if server else None,
         "in_recovery": server.in_recovery if server else None,
-        "status": cloud.status if cloud else None,
-        "parameter_group": cloud.parameter_group if cloud else None,
-        "writer": cloud.writer.instance_id if cloud and cloud.writer else None,
+        "status": rds.status if rds else None,
+        "parameter_group": rds.parameter_group if rds else None,
+        "writer": rds.writer.instance_id if rds and rds.writer else None,
         "wal_level": facts.value("wal_level"),
         "max_replication_slots": _number(facts.value("max_replication_slots")),
         "max_wal_senders": _number(facts.value("max_wal_senders")),

@@ -28,21 +28,21 @@ def database(facts: Facts) -> Iterator[Problem]:
 
 def aws(facts: Facts) -> Iterator[Problem]:
     """Find what the RDS API or CloudWatch would not tell."""
-    if facts.cloud is None and "cloud" not in facts.remedies:
-        raise NotApplicable(facts.missing.get("cloud", "no cluster or instance is named"))
-    for name, what in (("cloud", "RDS"), ("parameters", "parameter group"), ("metrics", "CloudWatch")):
+    if facts.rds is None and "rds" not in facts.remedies:
+        raise NotApplicable(facts.missing.get("rds", "no cluster or instance is named"))
+    for name, what in (("rds", "RDS"), ("parameters", "parameter group"), ("metrics", "CloudWatch")):
         if name in facts.remedies:
             yield warning(what, facts.missing[name], facts.remedies[name] or "see what AWS says")
 
 
 def availability(facts: Facts) -> Iterator[Problem]:
     """Find a cluster, an instance or a member that is not available."""
-    cloud = facts.cloud
-    assert cloud is not None
-    show = command(f"{cloud.kind} show {{}}", cloud.identifier)
-    found = [(cloud.kind, cloud.identifier, cloud.status)]
-    if cloud.kind == "cluster":
-        found += [("instance", member.instance_id, member.status) for member in cloud.members]
+    rds = facts.rds
+    assert rds is not None
+    show = command(f"{rds.kind} show {{}}", rds.identifier)
+    found = [(rds.kind, rds.identifier, rds.status)]
+    if rds.kind == "cluster":
+        found += [("instance", member.instance_id, member.status) for member in rds.members]
     for kind, name, status in found:
         if statuses.is_dead_end(status):
             yield critical(name, f"it is {status}", f"{statuses.remedy(status, kind, name)}; {show}")
@@ -69,13 +69,13 @@ def writer_endpoint(facts: Facts) -> Iterator[Problem]:
     """Find a connection, or an instance, that is a standby or a reader."""
     if not facts.is_standby:
         return
-    cloud = facts.cloud
-    writer = cloud.writer if cloud else None
+    rds = facts.rds
+    writer = rds.writer if rds else None
     remedy = "connect to the primary (on RDS: the writer endpoint, --cluster ID)"
-    if cloud is not None and cloud.kind == "cluster":
-        remedy = f"use the writer endpoint: --cluster {cloud.identifier}"
-    elif cloud is not None and cloud.replica_of:
-        remedy = f"use its source: --instance {cloud.replica_of}"
+    if rds is not None and rds.kind == "cluster":
+        remedy = f"use the writer endpoint: --cluster {rds.identifier}"
+    elif rds is not None and rds.replica_of:
+        remedy = f"use its source: --instance {rds.replica_of}"
     if facts.topology == "aurora":
         yield critical(facts.label, "this is a reader of Aurora, on which no slot can be used", remedy)
     elif facts.major is None:
@@ -96,13 +96,13 @@ def writer_endpoint(facts: Facts) -> Iterator[Problem]:
 
 def parameter_group(facts: Facts) -> Iterator[Problem]:
     """Find a default group, in which nothing can be switched on."""
-    cloud = facts.cloud
-    assert cloud is not None
-    if cloud.has_default_group:
+    rds = facts.rds
+    assert rds is not None
+    if rds.has_default_group:
         make = warning if facts.value("wal_level") == "logical" else critical
         yield make(
-            cloud.parameter_group,
-            f"{cloud.identifier} has a default {cloud.kind} parameter group, which nobody can "
+            rds.parameter_group,
+            f"{rds.identifier} has a default {rds.kind} parameter group, which nobody can "
             "change: logical replication is off in it",
             remedies.own_group(facts),
         )
@@ -111,7 +111,7 @@ def parameter_group(facts: Facts) -> Iterator[Problem]:
 def pending_reboot(facts: Facts) -> Iterator[Problem]:
     """Find parameters that wait for a reboot: by member as AWS says, by name as the server says."""
     waiting = sorted(name for name, setting in (facts.settings or {}).items() if setting.pending_restart)
-    members = facts.cloud.members if facts.cloud else ()
+    members = facts.rds.members if facts.rds else ()
     changes = ", ".join(_changes(facts))
     for member in members:
         if member.group_status == "pending-reboot":
@@ -128,7 +128,7 @@ def pending_reboot(facts: Facts) -> Iterator[Problem]:
                 member.instance_id,
                 f"its parameter group is {member.group_status}",
                 "compare the group with the server: "
-                + command("param-group diff {} --live", facts.cloud.parameter_group if facts.cloud else "NAME"),
+                + command("param-group diff {} --live", facts.rds.parameter_group if facts.rds else "NAME"),
             )
     if waiting:
         yield warning(", ".join(waiting), "set, and waiting for a restart of the server", remedies.reboot(facts))
@@ -152,13 +152,13 @@ def wal_level(facts: Facts) -> Iterator[Problem]:
 
 def logical_replication(facts: Facts) -> Iterator[Problem]:
     """Compare the switch in the parameter group with what runs."""
-    cloud, on = facts.cloud, _on_in_group(facts)
-    assert cloud is not None
+    rds, on = facts.rds, _on_in_group(facts)
+    assert rds is not None
     if on is None:
-        raise NotApplicable(f"parameter group {cloud.parameter_group} has no {SWITCH}")
+        raise NotApplicable(f"parameter group {rds.parameter_group} has no {SWITCH}")
     running = _running(facts)
-    where = f"{cloud.kind} parameter group {cloud.parameter_group}"
-    pending = any(member.group_status == "pending-reboot" for member in cloud.members)
+    where = f"{rds.kind} parameter group {rds.parameter_group}"
+    pending = any(member.group_status == "pending-reboot" for member in rds.members)
     if on and (running is False or (running is None and pending)):
         yield critical(SWITCH, f"it is on in {where}, and not in force before a reboot", remedies.reboot(facts))
     elif not on and running:
@@ -169,7 +169,7 @@ def logical_replication(facts: Facts) -> Iterator[Problem]:
             f"it is off in {where} though it runs: the next reboot ends logical replication, {effect}",
             remedies.change(facts, SWITCH, "1"),
         )
-    elif not on and not cloud.has_default_group:  # of a default group its own check speaks
+    elif not on and not rds.has_default_group:  # of a default group its own check speaks
         yield critical(SWITCH, f"it is off in {where}", remedies.change(facts, SWITCH, "1"))
 
 

@@ -18,7 +18,7 @@ from rdsrepl.aws.release_support import Release
 from rdsrepl.aws.resources import ResourceKind
 from rdsrepl.config import Aws, Target
 from rdsrepl.postgres import activity, connection, error_mapping, publications, roles, settings, slots, subscriptions
-from rdsrepl.postgres.activity import Sender, Server, Transaction
+from rdsrepl.postgres.activity import Sender, ServerInfo, Transaction
 from rdsrepl.postgres.publication_checks import PublicationFacts
 from rdsrepl.postgres.roles import Role
 from rdsrepl.postgres.settings import Setting
@@ -34,7 +34,7 @@ ServerTopology = Topology | Literal["postgresql"]
 #: how old a transaction is before it is called a blocker.
 OLD_TRANSACTION_SECONDS: Final = 300.0
 #: publications whose tables are looked at; a database has few.
-PUBLICATIONS_AT_MOST: Final = 20
+MAX_PUBLICATIONS: Final = 20
 
 _STATEMENT_TIMEOUT: Final = "15s"
 _SETTINGS: Final = (
@@ -72,11 +72,11 @@ _METRICS: Final = (
 _SQL: Final = ("server", "settings", "slots", "senders", "transactions", "roles", "publications", "subscriptions")
 # Each of use to one check alone, and dear where there is much.
 _OPTIONAL: Final = frozenset({"publications", "roles", "transactions"})
-_AWS: Final = ("cloud", "parameters", "metrics")
+_AWS: Final = ("rds", "parameters", "metrics")
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
+class Planned:
     """What is planned on top of what is there."""
 
     slots: int = 0
@@ -100,7 +100,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Cloud:
+class RdsResource:
     """What the RDS API knows of the cluster or the instance.
 
     Attributes:
@@ -141,13 +141,13 @@ class Facts:
 
     Attributes:
         label: how messages call the place.
-        demand: what ``--for`` plans; None without.
+        planned: what ``--for`` plans; None without.
         remedies: hints that came with what is missing, by the same names.
     """
 
     label: str
-    demand: Demand | None = None
-    server: Server | None = None
+    planned: Planned | None = None
+    server: ServerInfo | None = None
     settings: Mapping[str, Setting] | None = None
     slots: tuple[Slot, ...] | None = None
     senders: tuple[Sender, ...] | None = None
@@ -155,7 +155,7 @@ class Facts:
     roles: tuple[Role, ...] | None = None
     publications: tuple[PublicationFacts, ...] | None = None
     subscriptions: tuple[Subscription, ...] | None = None
-    cloud: Cloud | None = None
+    rds: RdsResource | None = None
     parameters: Mapping[str, Parameter] | None = None
     metrics: Mapping[str, float] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -164,8 +164,8 @@ class Facts:
     @property
     def topology(self) -> ServerTopology | None:
         """What kind it is; None for one of RDS, of which SQL alone does not say whether it is a cluster."""
-        if self.cloud is not None:
-            return self.cloud.topology
+        if self.rds is not None:
+            return self.rds.topology
         if self.server is None or self.server.flavour == "rds":
             return None
         return self.server.flavour
@@ -173,8 +173,8 @@ class Facts:
     @property
     def version(self) -> str | None:
         """The engine's version: ``16.4``; of AWS with its revision: ``15.3-R2``."""
-        if self.cloud is not None:
-            return self.cloud.engine_version
+        if self.rds is not None:
+            return self.rds.engine_version
         return self.server.version.split()[0] if self.server is not None else None
 
     @property
@@ -182,9 +182,9 @@ class Facts:
         """PostgreSQL's major version."""
         if self.server is not None:
             return self.server.major
-        if self.cloud is None:
+        if self.rds is None:
             return None
-        release = Release.parse(self.cloud.engine_version)
+        release = Release.parse(self.rds.engine_version)
         return None if release is None else release.major
 
     @property
@@ -192,12 +192,12 @@ class Facts:
         """Whether the connection leads to a standby; where the server was not asked, whether a reader was named."""
         if self.server is not None:
             return self.server.in_recovery
-        return self.cloud is not None and self.cloud.is_reader
+        return self.rds is not None and self.rds.is_reader
 
     @property
     def is_managed(self) -> bool:
         """Whether it is RDS's or Aurora's."""
-        return self.cloud is not None or (self.server is not None and self.server.flavour != "postgresql")
+        return self.rds is not None or (self.server is not None and self.server.flavour != "postgresql")
 
     @property
     def logical_slots(self) -> tuple[Slot, ...]:
@@ -215,12 +215,12 @@ class Facts:
         return None if setting is None else setting.setting
 
 
-def gather(target: Target, *, demand: Demand | None = None, wanted: frozenset[str] = _OPTIONAL) -> Facts:
+def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[str] = _OPTIONAL) -> Facts:
     """Ask the server and the RDS API, as far as TARGET leads to each.
 
     Args:
         target: the database; with a cluster or an instance in its ``aws``, that is asked, too.
-        demand: what is planned.
+        planned: what is planned.
         wanted: names of ``Facts`` that the checks to run need; what none of them needs may be left out.
 
     Raises:
@@ -240,17 +240,17 @@ def gather(target: Target, *, demand: Demand | None = None, wanted: frozenset[st
     refusal: errors.Error | None = None
     if target.aws.identifier:
         try:
-            found["cloud"] = cloud = _cloud(target)
+            found["rds"] = rds = _cloud(target)
         except errors.UsageError:
             raise
         except errors.Error as exc:
             refusal = exc
             missing.update(dict.fromkeys(_AWS, exc.message))
-            remedies["cloud"] = exc.hint or ""
+            remedies["rds"] = exc.hint or ""
         else:
-            group = cloud.parameter_group
-            ask("parameters", lambda: _parameters(target.aws, cloud.kind, group))
-            ask("metrics", lambda: _metrics(target.aws, cloud))
+            group = rds.parameter_group
+            ask("parameters", lambda: _parameters(target.aws, rds.kind, group))
+            ask("metrics", lambda: _metrics(target.aws, rds))
     else:
         missing.update(dict.fromkeys(_AWS, "no cluster or instance is named: --cluster ID or --instance ID"))
     try:
@@ -259,17 +259,17 @@ def gather(target: Target, *, demand: Demand | None = None, wanted: frozenset[st
         raise
     except errors.Error as exc:
         if "server" not in found:
-            if "cloud" not in found:
+            if "rds" not in found:
                 raise refusal or exc from exc
             remedies["server"] = exc.hint or ""
         for name in _SQL:
             if name not in found:
                 missing.setdefault(name, f"the database cannot be reached: {exc.message}")
-    label = target.aws.identifier if "cloud" in found else target.label
-    return Facts(label=str(label), demand=demand, missing=missing, remedies=remedies, **found)
+    label = target.aws.identifier if "rds" in found else target.label
+    return Facts(label=str(label), planned=planned, missing=missing, remedies=remedies, **found)
 
 
-def _cloud(target: Target) -> Cloud:
+def _cloud(target: Target) -> RdsResource:
     """Return what the RDS API says of the cluster or the instance; of a member, what it says of its cluster.
 
     Raises:
@@ -279,15 +279,15 @@ def _cloud(target: Target) -> Cloud:
     assert server is not None
     instance = server.instance
     if server.cluster is not None:
-        cloud = _of_cluster(target.aws, server.cluster)
-        writer = cloud.writer
+        rds = _of_cluster(target.aws, server.cluster)
+        writer = rds.writer
         is_reader = instance is not None and writer is not None and writer.instance_id != instance.instance_id
-        return replace(cloud, is_reader=is_reader)
+        return replace(rds, is_reader=is_reader)
     assert instance is not None
     member = Member(
         instance.instance_id, True, instance.status, instance.parameter_group_status, instance.instance_class
     )
-    return Cloud(
+    return RdsResource(
         identifier=instance.instance_id,
         kind="instance",
         topology="instance",
@@ -303,7 +303,7 @@ def _cloud(target: Target) -> Cloud:
     )
 
 
-def _of_cluster(aws: Aws, cluster: clusters.Cluster) -> Cloud:
+def _of_cluster(aws: Aws, cluster: clusters.Cluster) -> RdsResource:
     servers: dict[str, Instance] = {row.instance_id: row for row in instances.of_cluster(aws, cluster.cluster_id)}
 
     def member(row: clusters.Member) -> Member:
@@ -311,7 +311,7 @@ def _of_cluster(aws: Aws, cluster: clusters.Cluster) -> Cloud:
         status, size = (server.status, server.instance_class) if server else ("unknown", cluster.instance_class)
         return Member(row.instance_id, row.is_writer, status, row.parameter_group_status, size)
 
-    return Cloud(
+    return RdsResource(
         identifier=cluster.cluster_id,
         kind="cluster",
         topology=cluster.kind,
@@ -327,8 +327,8 @@ def _parameters(aws: Aws, kind: ResourceKind, group: str) -> dict[str, Parameter
     return {parameter.name: parameter for parameter in parameter_groups.parameters(aws, kind, group)}
 
 
-def _metrics(aws: Aws, cloud: Cloud) -> dict[str, float]:
-    writer = cloud.writer
+def _metrics(aws: Aws, rds: RdsResource) -> dict[str, float]:
+    writer = rds.writer
     if writer is None:
         return {}
     return metrics.latest(aws, _METRICS, {"DBInstanceIdentifier": writer.instance_id})
@@ -366,4 +366,4 @@ def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str], *,
 
 def _publications(conn: Connection) -> tuple[PublicationFacts, ...]:
     names = [publication.pubname for publication in publications.ls(conn)]
-    return tuple(publications.facts(conn, name) for name in names[:PUBLICATIONS_AT_MOST])
+    return tuple(publications.facts(conn, name) for name in names[:MAX_PUBLICATIONS])

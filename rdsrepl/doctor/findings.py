@@ -73,7 +73,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CheckResult:
     """How a check ended.
 
     Attributes:
@@ -99,7 +99,7 @@ class Diagnosis:
     """
 
     ready: bool
-    checks: tuple[Outcome, ...]
+    checks: tuple[CheckResult, ...]
     findings: tuple[Finding, ...]
     facts: Mapping[str, object]
 
@@ -123,7 +123,7 @@ def info(subject: str, message: str, remedy: str) -> Problem:
     return Problem(Severity.info, subject, message, remedy)
 
 
-def chosen(checks: Sequence[Check], *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> tuple[Check, ...]:
+def select_checks(checks: Sequence[Check], *, only: Sequence[str] = (), skip: Sequence[str] = ()) -> tuple[Check, ...]:
     """Return the checks to run.
 
     Raises:
@@ -142,22 +142,22 @@ def chosen(checks: Sequence[Check], *, only: Sequence[str] = (), skip: Sequence[
 
 def diagnose(facts: Facts, checks: Sequence[Check], summary: Mapping[str, object]) -> Diagnosis:
     """Run CHECKS over FACTS; one whose facts are missing is skipped, with the reason."""
-    outcomes: list[Outcome] = []
+    outcomes: list[CheckResult] = []
     findings: list[Finding] = []
     for check in checks:
         lacking = next((group for group in check.needs if all(getattr(facts, name) is None for name in group)), None)
         if lacking is not None:
             reason = next((facts.missing[name] for name in lacking if name in facts.missing), "not known")
-            outcomes.append(Outcome(check.name, "skipped", check.question, reason))
+            outcomes.append(CheckResult(check.name, "skipped", check.question, reason))
             continue
         try:
             problems = list(check.find(facts))
         except NotApplicable as exc:
-            outcomes.append(Outcome(check.name, "skipped", check.question, str(exc)))
+            outcomes.append(CheckResult(check.name, "skipped", check.question, str(exc)))
             continue
         found = [Finding(check.name, p.severity, p.subject, p.message, p.remedy) for p in problems]
         worst = min((finding.severity for finding in found), key=_ORDER.__getitem__, default=None)
-        outcomes.append(Outcome(check.name, "ok" if worst is None else worst.value, check.question))
+        outcomes.append(CheckResult(check.name, "ok" if worst is None else worst.value, check.question))
         findings += found
     findings.sort(key=lambda finding: _ORDER[finding.severity])
     ready = not any(finding.severity is Severity.critical for finding in findings)

@@ -11,7 +11,7 @@ from rdsrepl.postgres import publication_checks
 from rdsrepl.postgres.publication_checks import Level
 from rdsrepl.text.commands import command, ddl
 
-_NAMED_AT_MOST: Final = 5
+_MAX_NAMED: Final = 5
 
 
 def publications(facts: Facts) -> Iterator[Problem]:
@@ -22,11 +22,11 @@ def publications(facts: Facts) -> Iterator[Problem]:
         more = command("publication check {}", name)
         problems = publication_checks.check(publication)
         worst = [problem for problem in problems if problem.level is Level.critical]
-        for problem in worst[:_NAMED_AT_MOST]:
+        for problem in worst[:_MAX_NAMED]:
             where = name if problem.object == name else f"{name}: {problem.object}"
             yield critical(where, problem.message, problem.remedy)
-        if len(worst) > _NAMED_AT_MOST:
-            yield critical(name, f"{len(worst) - _NAMED_AT_MOST} more critical findings", more)
+        if len(worst) > _MAX_NAMED:
+            yield critical(name, f"{len(worst) - _MAX_NAMED} more critical findings", more)
         rest = [problem.check for problem in problems if problem.level is not Level.critical]
         if rest:
             kinds = ", ".join(f"{kind} ({rest.count(kind)})" for kind in dict.fromkeys(rest))

@@ -9,53 +9,53 @@ from rdsrepl.parameters import sizing
 from rdsrepl.text.commands import command
 
 
-def place(facts: Facts) -> str:
+def target_option(facts: Facts) -> str:
     """Return the option that names the cluster or the instance: ``--cluster orders``."""
-    assert facts.cloud is not None
-    return f"--{facts.cloud.kind} {facts.cloud.identifier}"
+    assert facts.rds is not None
+    return f"--{facts.rds.kind} {facts.rds.identifier}"
 
 
 def reboot(facts: Facts) -> str:
     """Return what brings static parameters into force."""
-    cloud = facts.cloud
-    if cloud is None:
+    rds = facts.rds
+    if rds is None:
         return "reboot it (rdsrepl instance reboot ID)" if facts.is_managed else "restart the server"
-    pending = [member.instance_id for member in cloud.members if member.group_status == "pending-reboot"]
-    if cloud.kind == "cluster" and len(pending) in (0, len(cloud.members)):
-        return command("cluster reboot {}", cloud.identifier)
-    names = pending or [member.instance_id for member in cloud.members]
+    pending = [member.instance_id for member in rds.members if member.group_status == "pending-reboot"]
+    if rds.kind == "cluster" and len(pending) in (0, len(rds.members)):
+        return command("cluster reboot {}", rds.identifier)
+    names = pending or [member.instance_id for member in rds.members]
     # Readers before the writer: they need at least as much room as it.
-    writers = {member.instance_id for member in cloud.members if member.is_writer}
+    writers = {member.instance_id for member in rds.members if member.is_writer}
     return " && ".join(command("instance reboot {}", name) for name in sorted(names, key=lambda n: n in writers))
 
 
 def own_group(facts: Facts, values: Mapping[str, str] | None = None) -> str:
     """Return how to give the cluster or instance a group of its own, sized for what is there and what is planned."""
-    cloud, demand = facts.cloud, facts.demand
-    assert cloud is not None
-    name = f"{cloud.identifier}-logical"
+    rds, planned = facts.rds, facts.planned
+    assert rds is not None
+    name = f"{rds.identifier}-logical"
     counts = {
-        "slots": len(facts.logical_slots) + (demand.slots if demand else 0),
-        "subscriptions": len(facts.subscriptions or ()) + (demand.subscriptions if demand else 0),
-        "replicas": demand.replicas if demand else 0,
+        "slots": len(facts.logical_slots) + (planned.slots if planned else 0),
+        "subscriptions": len(facts.subscriptions or ()) + (planned.subscriptions if planned else 0),
+        "replicas": planned.replicas if planned else 0,
     }
-    counts["replicas"] += len(cloud.replicas) if counts["replicas"] else 0
+    counts["replicas"] += len(rds.replicas) if counts["replicas"] else 0
     settings = [f"{key}={value}" for key, value in (values or {}).items()]
     extra = "".join(f" --{key} {count}" for key, count in counts.items() if count) + " --set {}" * len(settings)
-    create = command(f"param-group create {{}} --{cloud.kind} {{}}{extra}", name, cloud.identifier, *settings)
-    attach = command(f"param-group attach {{}} --{cloud.kind} {{}} --reboot", name, cloud.identifier)
+    create = command(f"param-group create {{}} --{rds.kind} {{}}{extra}", name, rds.identifier, *settings)
+    attach = command(f"param-group attach {{}} --{rds.kind} {{}} --reboot", name, rds.identifier)
     return f"{create}, then {attach}"
 
 
 def change(facts: Facts, name: str, value: str) -> str:
     """Return how to give a parameter a value (an empty one: to take it away), and what brings it into force."""
-    cloud = facts.cloud
-    if cloud is not None and cloud.has_default_group:
+    rds = facts.rds
+    if rds is not None and rds.has_default_group:
         # What has a sizing rule is sized by `create` itself.
         return own_group(facts, {} if name in sizing.SIZED_PARAMETERS else {name: value})
     static = is_static(facts, name)
     if facts.is_managed:
-        group = cloud.parameter_group if cloud is not None else "GROUP"
+        group = rds.parameter_group if rds is not None else "GROUP"
         if not value:
             return command("param-group reset {} {}", group, name)
         return command("param-group set {} {}", group, f"{name}={value}") + (

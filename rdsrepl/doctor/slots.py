@@ -19,13 +19,13 @@ _GIB: Final = 1 << 30
 _MIB: Final = 1 << 20
 
 #: a slot that holds more, or is further behind, is worth a word.
-FAR_BEHIND_BYTES: Final = _GIB
+MAX_LAG_BYTES: Final = _GIB
 #: everything but this much was sent: the consumer is not slow.
 CAUGHT_UP_BYTES: Final = 64 * _MIB
 #: what a consumer that has everything may leave unconfirmed.
-UNCONFIRMED_BYTES: Final = 256 * _MIB
+MAX_UNCONFIRMED_BYTES: Final = 256 * _MIB
 #: of the room max_slot_wal_keep_size leaves, less than this is too little.
-LITTLE_ROOM: Final = 0.1
+LOW_WAL_FRACTION: Final = 0.1
 #: half of the transactions that there are before the server refuses new ones.
 OLD_XID: Final = 1_000_000_000
 _FREEZE_MAX_AGE: Final = 200_000_000
@@ -33,7 +33,7 @@ _UNLIMITED: Final = -1
 _HOUR_SECONDS: Final = 3600
 _DAY_SECONDS: Final = 86_400
 #: without CloudWatch and without a known size, this much WAL is much.
-MUCH_WAL_BYTES: Final = 10 * _GIB
+LARGE_WAL_BYTES: Final = 10 * _GIB
 
 
 def output_plugins(facts: Facts) -> Iterator[Problem]:
@@ -67,7 +67,7 @@ def inactive_slots(facts: Facts) -> Iterator[Problem]:
         )
         yield warning(
             slot.slot_name,
-            f"nobody consumes it{_since(facts, slot.inactive_since)}; it holds {held}",
+            f"nobody consumes it{_idle_time(facts, slot.inactive_since)}; it holds {held}",
             _inactive_remedy(slot),
         )
 
@@ -100,18 +100,18 @@ def lost_slots(facts: Facts) -> Iterator[Problem]:
             yield critical(
                 name,
                 "it is past max_slot_wal_keep_size: the next checkpoint removes its WAL",
-                f"let its consumer catch up now, or {_more_room(facts, slot)}",
+                f"let its consumer catch up now, or {_raise_limit(facts, slot)}",
             )
-        elif keep_bytes and slot.safe_wal_size is not None and slot.safe_wal_size < LITTLE_ROOM * keep_bytes:
+        elif keep_bytes and slot.safe_wal_size is not None and slot.safe_wal_size < LOW_WAL_FRACTION * keep_bytes:
             yield warning(
                 name,
                 f"after {format_size(max(0, slot.safe_wal_size))} more WAL it passes max_slot_wal_keep_size, "
                 "and is lost",
-                f"let its consumer catch up, or {_more_room(facts, slot)}",
+                f"let its consumer catch up, or {_raise_limit(facts, slot)}",
             )
 
 
-def _more_room(facts: Facts, slot: Slot) -> str:
+def _raise_limit(facts: Facts, slot: Slot) -> str:
     keep = int(facts.value("max_slot_wal_keep_size") or 0)
     enough = max(2 * keep, 2 * (slot.retained_bytes or 0) // _MIB, 4096)
     return remedies.change(facts, "max_slot_wal_keep_size", str(enough))
@@ -151,13 +151,13 @@ def slot_lag(facts: Facts) -> Iterator[Problem]:
         if not slot.active or slot.is_lost or slot.lag_bytes is None:
             continue
         holder = slot.holder
-        if slot.lag_bytes >= FAR_BEHIND_BYTES and not _has_everything(facts, slot):
+        if slot.lag_bytes >= MAX_LAG_BYTES and not _is_caught_up(facts, slot):
             yield warning(
                 slot.slot_name,
                 f"its consumer, {holder}, is {format_size(slot.lag_bytes)} behind",
                 "look at what the consumer waits for: its sink, its network, one large transaction",
             )
-        elif slot.lag_bytes < UNCONFIRMED_BYTES and (slot.retained_bytes or 0) >= FAR_BEHIND_BYTES:
+        elif slot.lag_bytes < MAX_UNCONFIRMED_BYTES and (slot.retained_bytes or 0) >= MAX_LAG_BYTES:
             yield warning(
                 slot.slot_name,
                 f"its consumer is up to date, and it holds {format_size(slot.retained_bytes or 0)}"
@@ -174,7 +174,7 @@ def idle_database(facts: Facts) -> Iterator[Problem]:
             continue
         unsent = _unsent(facts, slot)
         seen = seen or unsent is not None
-        if slot.lag_bytes >= UNCONFIRMED_BYTES and _has_everything(facts, slot):
+        if slot.lag_bytes >= MAX_UNCONFIRMED_BYTES and _is_caught_up(facts, slot):
             yield warning(
                 slot.slot_name,
                 f"all was sent to its consumer, {slot.holder}, which leaves "
@@ -183,7 +183,7 @@ def idle_database(facts: Facts) -> Iterator[Problem]:
                 "write a heartbeat row there every minute (Debezium: heartbeat.action.query; DMS: heartbeatEnable); "
                 "rdsrepl slot tail needs none",
             )
-    if not seen and any(slot.active for slot in facts.logical_slots) and not _sees(facts):
+    if not seen and any(slot.active for slot in facts.logical_slots) and not _sees_sessions(facts):
         raise NotApplicable("this role may not see how far the walsenders are (pg_monitor)")
 
 
@@ -226,13 +226,13 @@ def failover_slots(facts: Facts) -> Iterator[Problem]:
     if topology in ("aurora", "multi_az_cluster"):
         return  # shared storage, or RDS copies the slots itself
     if facts.is_standby:
-        yield from _on_the_standby(facts)
+        yield from _standby_settings(facts)
         return
     standbys = [slot for slot in facts.physical_slots if slot.active]
     streaming = [
         sender for sender in facts.senders or () if sender.slot_type != "logical" and sender.state == "streaming"
     ]
-    replicas = facts.cloud.replicas if facts.cloud else ()
+    replicas = facts.rds.replicas if facts.rds else ()
     if not (standbys or streaming or replicas) or not facts.logical_slots:
         return  # nothing to fail over to, or nothing to keep; a Multi-AZ instance keeps its own volume
     maybe = "" if topology else "; of a Multi-AZ DB cluster RDS copies the slots itself (--cluster ID tells)"
@@ -252,7 +252,7 @@ def failover_slots(facts: Facts) -> Iterator[Problem]:
                 f'on a replication connection: ALTER_REPLICATION_SLOT "{slot.slot_name}" (FAILOVER true); '
                 "for a new one: rdsrepl slot create NAME --failover",
             )
-    yield from _what_decoding_waits_for(facts)
+    yield from _waiting_for_standbys(facts)
     for slot in standbys:
         if slot.xmin is None and slot.catalog_xmin is None and any(s.failover for s in facts.logical_slots):
             yield warning(
@@ -262,7 +262,7 @@ def failover_slots(facts: Facts) -> Iterator[Problem]:
             )
 
 
-def _what_decoding_waits_for(facts: Facts) -> Iterator[Problem]:
+def _waiting_for_standbys(facts: Facts) -> Iterator[Problem]:
     listed = facts.value("synchronized_standby_slots")
     failing = [slot for slot in facts.logical_slots if slot.failover]
     if listed is None or not failing:
@@ -286,7 +286,7 @@ def _what_decoding_waits_for(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _on_the_standby(facts: Facts) -> Iterator[Problem]:
+def _standby_settings(facts: Facts) -> Iterator[Problem]:
     if (facts.major or 0) < versions.FAILOVER_SLOTS_SINCE:
         return
     for name in ("sync_replication_slots", "hot_standby_feedback"):
@@ -354,12 +354,12 @@ def storage(facts: Facts) -> Iterator[Problem]:
     if facts.slots is None:
         lags = [metrics.get(f"Oldest{kind}ReplicationSlotLag", 0.0) for kind in ("", "Logical")]
         held = int(max(0.0, *lags))
-    total = facts.cloud.allocated_storage_gib * _GIB if facts.cloud else 0
+    total = facts.rds.allocated_storage_gib * _GIB if facts.rds else 0
     # A dedicated log volume is the disk the WAL lies on.
     volume = metrics.get("FreeStorageSpaceLogVolume")
     free = volume if volume is not None else metrics.get("FreeStorageSpace")
     remedy = "find what holds it: rdsrepl slot list; let it be consumed, or drop it"
-    if facts.cloud is not None and facts.cloud.autoscaling:
+    if facts.rds is not None and facts.rds.autoscaling:
         remedy += " (storage grows by itself, at most every 6 hours)"
     if free is not None:
         left = f"slots hold {format_size(held)} of WAL, and {format_size(int(free))} of storage is free"
@@ -374,16 +374,16 @@ def storage(facts: Facts) -> Iterator[Problem]:
                 "give it more storage",
             )
         yield from _limit_above_free(facts, held, free)
-        yield from _full_in(facts, held, free)
+        yield from _time_until_full(facts, held, free)
     elif total:
         if held >= total / 10:
             make = critical if held >= total / 2 else warning
             yield make("storage", f"slots hold {format_size(held)} of WAL, of {format_size(total)} of storage", remedy)
-    elif held >= MUCH_WAL_BYTES:
+    elif held >= LARGE_WAL_BYTES:
         yield warning("storage", f"slots hold {format_size(held)} of WAL; how much is free is not known", remedy)
 
 
-def _full_in(facts: Facts, held: int, free: float) -> Iterator[Problem]:
+def _time_until_full(facts: Facts, held: int, free: float) -> Iterator[Problem]:
     """Say when the disk is full of the WAL that the oldest slot holds, if nobody consumes it."""
     rate = (facts.metrics or {}).get("TransactionLogsGeneration", 0.0)
     blamed = max(facts.slots or (), key=lambda slot: slot.retained_bytes or 0, default=None)
@@ -419,7 +419,7 @@ def _is_copy(facts: Facts, slot: Slot) -> bool:
     return bool(slot.synced) and facts.is_standby
 
 
-def _since(facts: Facts, moment: datetime | None) -> str:
+def _idle_time(facts: Facts, moment: datetime | None) -> str:
     if moment is None or facts.server is None:
         return ""
     return f", for {format_duration(max(0.0, (facts.server.now - moment).total_seconds()))}"
@@ -429,10 +429,10 @@ def _unsent(facts: Facts, slot: Slot) -> int | None:
     return next((sender.unsent_bytes for sender in facts.senders or () if sender.pid == slot.active_pid), None)
 
 
-def _has_everything(facts: Facts, slot: Slot) -> bool:
+def _is_caught_up(facts: Facts, slot: Slot) -> bool:
     unsent = _unsent(facts, slot)
     return unsent is not None and unsent <= CAUGHT_UP_BYTES
 
 
-def _sees(facts: Facts) -> bool:
+def _sees_sessions(facts: Facts) -> bool:
     return facts.server is None or facts.server.sees_sessions

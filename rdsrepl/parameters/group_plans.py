@@ -398,10 +398,10 @@ def _read_replicas(
     return found
 
 
-def _server(instance: Instance, wanted: Mapping[str, str]) -> verification.Server:
+def _server(instance: Instance, wanted: Mapping[str, str]) -> verification.ServerProbe:
     """Return what to ask one server for, with the group's formulas evaluated for its own instance class."""
     after = attachments.evaluate_all(wanted, instance_classes.hardware(instance.instance_class))
-    return verification.Server(_expected_settings(after))
+    return verification.ServerProbe(_expected_settings(after))
 
 
 def _expected_settings(after: Mapping[str, int | None]) -> dict[str, str]:

@@ -13,7 +13,7 @@ Flavour = Literal["aurora", "rds", "postgresql"]
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerInfo:
     """The server as this connection sees it.
 
     Attributes:
@@ -121,11 +121,11 @@ SELECT 'prepared', p.gid, p.owner::text, p.database::text, extract(epoch FROM cl
 """
 
 
-def server(conn: Connection) -> Server:
+def server(conn: Connection) -> ServerInfo:
     """Return what the server is, and what this connection's role sees of it."""
     row = conn.execute(_SERVER).fetchone()
     assert row is not None
-    return Server(*row)
+    return ServerInfo(*row)
 
 
 def senders(conn: Connection) -> list[Sender]:

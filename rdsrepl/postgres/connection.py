@@ -62,7 +62,7 @@ def connect(target: Target, *, replication: bool = False, settings: Mapping[str,
     import psycopg
 
     from rdsrepl.lsn import Lsn
-    from rdsrepl.postgres.session import Session, pinned
+    from rdsrepl.postgres.session import Session, session_parameters
     from rdsrepl.postgres.types import PG_LSN_OID, LsnDumper, LsnLoader
 
     settings = dict(settings or {})
@@ -72,7 +72,7 @@ def connect(target: Target, *, replication: bool = False, settings: Mapping[str,
         keywords["client_encoding"] = encoding
     if replication:
         keywords["replication"] = "database"
-        keywords["options"] = _with_options(options, pinned(settings, options, version=0))
+        keywords["options"] = _with_options(options, session_parameters(settings, options, version=0))
     try:
         connection = Session.connect("", autocommit=True, prepare_threshold=None, **keywords)  # type: ignore[arg-type]
     except psycopg.Error as exc:
@@ -82,7 +82,7 @@ def connect(target: Target, *, replication: bool = False, settings: Mapping[str,
     connection.adapters.register_dumper(Lsn, LsnDumper)
     if not replication:
         try:
-            connection.begin(pinned(settings, options, version=server_version(connection)))
+            connection.begin(session_parameters(settings, options, version=server_version(connection)))
         except BaseException as exc:
             connection.close()
             if isinstance(exc, psycopg.Error):
@@ -98,7 +98,7 @@ def configure(connection: Connection, settings: Mapping[str, str]) -> None:
 
 def is_pooled(connection: Connection) -> bool:
     """Say whether a connection pooler stands between, so that one statement's session may not be the next one's."""
-    return cast("Session", connection).pins is not None
+    return cast("Session", connection).transaction_parameters is not None
 
 
 def server_version(connection: Connection) -> int:

@@ -31,7 +31,7 @@ _KEEPALIVES: Final = {
 }
 RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 _LOCAL: Final = re.compile(r"(localhost|::1|127(\.\d{1,3}){3})\Z|[/@]")
-_NOBODY_CHOSE: Final = "nobody chose"
+_NOT_CHOSEN: Final = "nobody chose"
 
 
 def keywords(target: Target) -> dict[str, str]:
@@ -64,7 +64,7 @@ def address(target: Target) -> Address:
     Raises:
         Error: the target's dsn is none, or its cluster or instance was not found.
     """
-    given = _merged(target, target.renew.place() if target.renew is not None else {})
+    given = _merge(target, target.renew.place() if target.renew is not None else {})
     defaults = _defaults(given.get("service"))
     said = {key: given.get(key) or defaults.get(key, "") for key in ("host", "hostaddr", "port", "dbname", "user")}
     user = given.get("user") or (None if target.aws.secret else said["user"])
@@ -81,7 +81,7 @@ def rds_bundle_file() -> Path:
     return config_path().with_name("global-bundle.pem")
 
 
-def _merged(target: Target, found: Mapping[str, str]) -> dict[str, str]:
+def _merge(target: Target, found: Mapping[str, str]) -> dict[str, str]:
     """Return the keywords of a target's dsn, of what was FOUND through AWS, and its own; the later ones win."""
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
@@ -108,7 +108,7 @@ def _merged(target: Target, found: Mapping[str, str]) -> dict[str, str]:
 
 def keywords_and_options(target: Target) -> tuple[dict[str, str], str]:
     """Return what libpq is given, and the ``options`` that hold, whoever gave them."""
-    keywords = _merged(target, target.renew.keywords() if target.renew is not None else {})
+    keywords = _merge(target, target.renew.keywords() if target.renew is not None else {})
     defaults = _defaults(keywords.get("service"))
     keywords.setdefault("fallback_application_name", "rdsrepl")
     if keywords.get("host") and "hostaddr" not in keywords and defaults["hostaddr"]:
@@ -118,7 +118,7 @@ def keywords_and_options(target: Target) -> tuple[dict[str, str], str]:
     for keyword, value in _KEEPALIVES.items():
         if not keywords.get(keyword) and not defaults.get(keyword):
             keywords[keyword] = value
-    if not keywords.get("sslmode") and defaults["sslmode"] == _NOBODY_CHOSE:
+    if not keywords.get("sslmode") and defaults["sslmode"] == _NOT_CHOSEN:
         sslmode = safe_sslmode(
             keywords.get("host", defaults["host"]), hostaddr=keywords.get("hostaddr", defaults["hostaddr"])
         )
@@ -147,7 +147,7 @@ def _defaults(service: str | None) -> dict[str, str]:
     marks = {"PGSERVICE": service or os.environ.get("PGSERVICE"), "PGSSLMODE": os.environ.get("PGSSLMODE")}
     before = dict(marks, PGSERVICE=os.environ.get("PGSERVICE"))
     if not marks["PGSSLMODE"] and "PGREQUIRESSL" not in os.environ:
-        marks["PGSSLMODE"] = _NOBODY_CHOSE
+        marks["PGSSLMODE"] = _NOT_CHOSEN
     try:
         _set_environment(marks)
         return {option.keyword.decode(): (option.val or b"").decode() for option in pq.Conninfo.get_defaults()}

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 
-_NAMED_AT_MOST: Final = 5
-NO_RIGHT: Final = "42501"
+_MAX_NAMED: Final = 5
+INSUFFICIENT_PRIVILEGE: Final = "42501"
 # What REVOKE … ON takes; any other kind here is of default privileges.
 _SINGLE: Final = ("TABLE", "SEQUENCE", "ROUTINE", "SCHEMA", "DATABASE")
 
 
 @dataclass(frozen=True, slots=True)
-class Me:
+class CurrentRole:
     """Who this connection is, where, and what it may do about roles."""
 
     name: str
@@ -61,7 +61,7 @@ class _Table:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _HeldPrivileges:
     """Privileges a role holds on one object; ``foreign`` granted those that this connection cannot revoke."""
 
     kind: str
@@ -71,7 +71,7 @@ class _Held:
     foreign: list[str] | None
 
 
-_ME: Final = """
+_CURRENT_ROLE: Final = """
 SELECT current_user::text AS name, session_user::text AS session, current_database()::text AS database,
        pg_is_in_recovery() AS standby, rolsuper AS is_super, rolreplication AS replication,
        rolcreaterole AS create_role,
@@ -116,7 +116,7 @@ SELECT coalesce(d.datname::text, ''), s.deptype = 'o', s.dbid = 0 OR d.datname =
  ORDER BY 1, 4
 """
 # Whoever acts for the owner revokes what the owner granted; another grantor's grants only that one revokes.
-_HELD: Final = """
+_HELD_PRIVILEGES: Final = """
 WITH held (kind, schema, name, owner, acl) AS (
     SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname::text, c.relname::text, c.relowner,
            c.relacl
@@ -152,12 +152,12 @@ SELECT h.kind, h.schema, h.name::text AS name, string_agg(DISTINCT a.privilege_t
 """
 
 
-def current_role(conn: Connection) -> Me:
+def current_role(conn: Connection) -> CurrentRole:
     """Return who this connection is; refuse a standby, where nothing can be changed."""
     from psycopg.rows import class_row
 
-    with conn.cursor(row_factory=class_row(Me)) as cursor:
-        me = cursor.execute(_ME).fetchone()
+    with conn.cursor(row_factory=class_row(CurrentRole)) as cursor:
+        me = cursor.execute(_CURRENT_ROLE).fetchone()
     assert me is not None
     if me.standby:
         raise errors.NotPrimary(
@@ -168,7 +168,7 @@ def current_role(conn: Connection) -> Me:
 
 
 def grant_reads(
-    conn: Connection, me: Me, name: str, tables: Sequence[str], schemas: Sequence[str], *, reader: str
+    conn: Connection, me: CurrentRole, name: str, tables: Sequence[str], schemas: Sequence[str], *, reader: str
 ) -> tuple[list[Statement], list[str]]:
     """Return the grants for NAME to read these tables and schemas, without what READER has already.
 
@@ -227,11 +227,11 @@ def grant_reads(
     return steps, warnings
 
 
-def _not_grantable(me: Me, what: str, owner: str) -> errors.Denied:
+def _not_grantable(me: CurrentRole, what: str, owner: str) -> errors.Denied:
     return errors.Denied(
         f"role {me.name} may not grant {what}: it belongs to {owner}",
         hint=f"connect as {owner}, or have {owner} grant that to {quote(me.name)} WITH GRANT OPTION",
-        sqlstate=NO_RIGHT,
+        sqlstate=INSUFFICIENT_PRIVILEGE,
     )
 
 
@@ -282,7 +282,7 @@ def _tables(conn: Connection, reader: str, condition: str, value: str | int) -> 
         return cursor.execute(query, {"reader": reader, "value": value}).fetchall()
 
 
-def refuse_dependent(conn: Connection, me: Me, name: str) -> None:
+def require_no_dependencies(conn: Connection, me: CurrentRole, name: str) -> None:
     """Refuse a role that owns something, or holds privileges that the plan's statements would not reach."""
     owned: dict[str, list[str]] = {}
     elsewhere: list[str] = []
@@ -297,7 +297,8 @@ def refuse_dependent(conn: Connection, me: Me, name: str) -> None:
     if owned:
         # What stands in another database only that database can name.
         listed = [
-            f"{some(things) if things[0] else _count(things, 'object')} in {where}" for where, things in owned.items()
+            f"{first_few(things) if things[0] else _count(things, 'object')} in {where}"
+            for where, things in owned.items()
         ]
         raise errors.Refused(
             f"role {name} owns {'; '.join(listed)}",
@@ -311,10 +312,10 @@ def refuse_dependent(conn: Connection, me: Me, name: str) -> None:
             hint=f"connect to {'each' if len(others) > 1 else others[0]} and run: {revoke}",
         )
     if beyond:
-        raise errors.Refused(f"role {name} is bound to {some(beyond)} in {me.database}", hint=f"first run: {revoke}")
+        raise errors.Refused(f"role {name} also depends on {first_few(beyond)}", hint=f"first run: {revoke}")
 
 
-def revocable_privileges(conn: Connection, name: str) -> list[_Held]:
+def revocable_privileges(conn: Connection, name: str) -> list[_HeldPrivileges]:
     """Return the privileges that a role holds in this database, which this connection can revoke.
 
     Raises:
@@ -322,26 +323,26 @@ def revocable_privileges(conn: Connection, name: str) -> list[_Held]:
     """
     from psycopg.rows import class_row
 
-    with conn.cursor(row_factory=class_row(_Held)) as cursor:
-        rows = cursor.execute(_HELD, (name,)).fetchall()
+    with conn.cursor(row_factory=class_row(_HeldPrivileges)) as cursor:
+        rows = cursor.execute(_HELD_PRIVILEGES, (name,)).fetchall()
     for held in rows:
         if held.foreign:
             grantors = ", ".join(held.foreign)
             raise errors.Refused(
-                f"role {name} holds {held.privileges} on {_what(held)}, granted by {grantors}",
+                f"role {name} holds {held.privileges} on {_described(held)}, granted by {grantors}",
                 hint=f"revoke it as {grantors}, or as a superuser: DROP OWNED BY {quote(name)}",
             )
     return rows
 
 
-def _what(held: _Held) -> str:
+def _described(held: _HeldPrivileges) -> str:
     where = f"{held.schema}." if held.schema else ""
     if held.kind in _SINGLE:
         return f"{held.kind.lower()} {where}{held.name}"
     return f"future {held.kind.lower()} of {held.name}" + (f" in schema {held.schema}" if held.schema else "")
 
 
-def revoke_statement(name: str, held: _Held) -> Statement:
+def revoke_statement(name: str, held: _HeldPrivileges) -> Statement:
     """Return the step that revokes what a role holds on one object."""
     from psycopg import sql
 
@@ -357,13 +358,13 @@ def revoke_statement(name: str, held: _Held) -> Statement:
         statement = sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {} {}REVOKE ALL ON {} FROM {}").format(
             sql.Identifier(held.name), scope, sql.SQL(held.kind), role
         )
-    return Statement(f"revoke {held.privileges} on {_what(held)}", statement)
+    return Statement(f"revoke {held.privileges} on {_described(held)}", statement)
 
 
-def some(things: Sequence[str]) -> str:
+def first_few(things: Sequence[str]) -> str:
     """Return the first few, and how many more there are."""
-    more = len(things) - _NAMED_AT_MOST
-    return ", ".join(things[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+    more = len(things) - _MAX_NAMED
+    return ", ".join(things[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _count(things: Sequence[object], noun: str) -> str:

@@ -21,7 +21,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class PublicationFinding:
     """Something that will not replicate, or will fail.
 
     Attributes:
@@ -129,39 +129,39 @@ class PublicationFacts:
         return (*(table for table in self.tables if table.relkind != "p"), *self.partitions)
 
 
-def check(facts: PublicationFacts) -> list[Finding]:
+def check(facts: PublicationFacts) -> list[PublicationFinding]:
     """Return all findings, the critical ones first."""
     found = [finding for rule in RULES for finding in rule(facts)]
     ordered = sorted(found, key=lambda finding: finding.level is not Level.critical)
     return [replace(finding, publication=facts.pubname) for finding in ordered]
 
 
-def failing(facts: PublicationFacts) -> list[Finding]:
+def failing(facts: PublicationFacts) -> list[PublicationFinding]:
     """Return only what makes statements on the publisher fail."""
     return [*replica_identity(facts), *identity_covered(facts)]
 
 
-def empty(facts: PublicationFacts) -> Iterator[Finding]:
+def empty(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Find a publication without tables: it looks healthy, and nothing flows."""
     # A partitioned table without partitions, published under their names, gives nothing either.
     if not any(table.relkind != "p" or facts.pubviaroot for table in facts.tables):
-        yield Finding(
+        yield PublicationFinding(
             Level.critical, "empty", facts.pubname, "it has no tables: its slot stays green, nothing flows",
             "create the tables in its scope, or check that this is the right database" if facts.puballtables
             else command("publication add {} --table SCHEMA.TABLE", facts.pubname),
         )  # fmt: skip
 
 
-def nothing_published(facts: PublicationFacts) -> Iterator[Finding]:
+def nothing_published(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Find a publication that publishes no operation at all."""
     if not (facts.pubinsert or facts.pubupdate or facts.pubdelete or facts.pubtruncate):
-        yield Finding(
+        yield PublicationFinding(
             Level.critical, "publishes_nothing", facts.pubname, "it publishes no operation (publish = '')",
             f"ALTER PUBLICATION {_quoted(facts.pubname)} SET (publish = 'insert, update, delete, truncate')",
         )  # fmt: skip
 
 
-def replica_identity(facts: PublicationFacts) -> Iterator[Finding]:
+def replica_identity(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Without a replica identity, UPDATE and DELETE fail on the publisher itself."""
     if not facts.needs_identity:
         return
@@ -174,14 +174,14 @@ def replica_identity(facts: PublicationFacts) -> Iterator[Finding]:
         if not table.deferrable_key:
             default = "REPLICA IDENTITY DEFAULT (its primary key)"
             repairs.insert(0, "ADD PRIMARY KEY (…)" if table.replica_identity == "d" else default)
-        yield Finding(
+        yield PublicationFinding(
             Level.critical, "replica_identity", table.name,
             f"{facts.verbs} on it will fail: {reasons.get(table.replica_identity, key)}",
             f"ALTER TABLE {table.name} {', or '.join(repairs)}; or publish inserts only",
         )  # fmt: skip
 
 
-def identity_covered(facts: PublicationFacts) -> Iterator[Finding]:
+def identity_covered(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Column lists must cover the replica identity, and row filters stay within it."""
     if not facts.needs_identity:
         return
@@ -192,7 +192,7 @@ def identity_covered(facts: PublicationFacts) -> Iterator[Finding]:
             continue  # nothing to cover: `replica_identity` says so
         missing = sorted(identity - set(table.column_list or ()))
         if table.column_list is not None and (full or missing):
-            yield Finding(
+            yield PublicationFinding(
                 Level.critical, "column_list", table.name,
                 f"{facts.verbs} on it will fail: the column list leaves out the replica identity "
                 f"({'REPLICA IDENTITY FULL, which is every column' if full else ', '.join(missing)})",
@@ -201,7 +201,7 @@ def identity_covered(facts: PublicationFacts) -> Iterator[Finding]:
             )  # fmt: skip
         outside = sorted(set(table.filter_columns) - identity)
         if table.row_filter is not None and not full and outside:
-            yield Finding(
+            yield PublicationFinding(
                 Level.critical, "row_filter", table.name,
                 f"{facts.verbs} on it will fail: the row filter reads {', '.join(outside)}, "
                 "outside the replica identity",
@@ -209,14 +209,14 @@ def identity_covered(facts: PublicationFacts) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def full_identity(facts: PublicationFacts) -> Iterator[Finding]:
+def full_identity(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """REPLICA IDENTITY FULL writes the whole old row to the WAL, and subscribers may have to scan."""
     if not facts.needs_identity:
         return
     for table in facts.stores:
         if table.replica_identity == "f":
             size = format_size(table.approximate_bytes)
-            yield Finding(
+            yield PublicationFinding(
                 Level.warning, "replica_identity_full", table.name,
                 f"REPLICA IDENTITY FULL: each {facts.verbs.replace('and', 'or')} writes the whole old row to the WAL, "
                 f"and a subscriber without a usable index scans the table ({size}) for each row",
@@ -224,7 +224,7 @@ def full_identity(facts: PublicationFacts) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def not_replicable(facts: PublicationFacts) -> Iterator[Finding]:
+def not_replicable(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Unlogged, temporary and foreign tables, views and materialised views are silently left out."""
     remedies = {
         "f": ("a foreign table", "publish it where its rows are stored"),
@@ -236,17 +236,17 @@ def not_replicable(facts: PublicationFacts) -> Iterator[Finding]:
         if table.relkind == "r" and table.relpersistence == "u":
             what, remedy = "an unlogged table", f"ALTER TABLE {table.name} SET LOGGED"
         where = f" and a partition of {table.parent}" if table.parent else ""
-        yield Finding(
+        yield PublicationFinding(
             Level.warning, "not_replicable", table.name,
             f"it is {what}{where} in the publication's scope: not replicated", remedy,
         )  # fmt: skip
 
 
-def partitions(facts: PublicationFacts) -> Iterator[Finding]:
+def partitions(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Without publish_via_partition_root, changes carry the partition's name."""
     for table in facts.tables:
         if table.relkind == "p" and not facts.pubviaroot:
-            yield Finding(
+            yield PublicationFinding(
                 Level.warning, "partition_root", table.name,
                 "its changes come under the names of its partitions; the subscriber needs the same partitions",
                 f"ALTER PUBLICATION {_quoted(facts.pubname)} SET (publish_via_partition_root = true) "
@@ -254,36 +254,36 @@ def partitions(facts: PublicationFacts) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def sequences(facts: PublicationFacts) -> Iterator[Finding]:
+def sequences(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Sequences do not move on the subscriber."""
     for table in facts.tables:
         if table.sequences:
-            yield Finding(
+            yield PublicationFinding(
                 Level.warning, "sequences", table.name, f"sequences are not replicated: {', '.join(table.sequences)}",
                 "before a switch-over, set them at the subscriber with setval()",
             )  # fmt: skip
 
 
-def large_objects(facts: PublicationFacts) -> Iterator[Finding]:
+def large_objects(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Large objects do not replicate; a column only holds their number."""
     if not facts.large_objects:
         return
     pointing = [table for table in facts.tables if table.large_object_columns]
     remedy = "store the content in a bytea column"
     for table in pointing:
-        yield Finding(
+        yield PublicationFinding(
             Level.warning, "large_objects", table.name,
             f"{', '.join(table.large_object_columns)} may refer to large objects ({facts.large_objects} in this "
             "database), which are not replicated", remedy,
         )  # fmt: skip
     if facts.puballtables and not pointing:
-        yield Finding(
+        yield PublicationFinding(
             Level.warning, "large_objects", facts.pubname,
             f"large objects are in use in this database ({facts.large_objects}) and are not replicated", remedy,
         )  # fmt: skip
 
 
-def truncate(facts: PublicationFacts) -> Iterator[Finding]:
+def truncate(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Find foreign keys over which TRUNCATE … CASCADE leaves the publication."""
     if not facts.pubtruncate:
         return
@@ -291,21 +291,21 @@ def truncate(facts: PublicationFacts) -> Iterator[Finding]:
     for table in facts.tables:
         outside = sorted(set(table.references) - published)
         if outside:
-            yield Finding(
+            yield PublicationFinding(
                 Level.warning, "truncate", table.name,
                 f"TRUNCATE on it reaches tables outside the publication: {', '.join(outside)}",
                 "publish those too, or leave truncate out of publish",
             )  # fmt: skip
 
 
-def generated(facts: PublicationFacts) -> Iterator[Finding]:
+def generated(facts: PublicationFacts) -> Iterator[PublicationFinding]:
     """Find generated columns: they are left out, unless 18 is told otherwise; virtual ones always."""
     for table in facts.tables:
         listed = set(table.column_list or ())
         stored = () if facts.publishes_generated else table.generated_columns
         left_out = [name for name in (*stored, *table.virtual_columns) if name not in listed]
         if left_out:
-            yield Finding(
+            yield PublicationFinding(
                 Level.warning, "generated_columns", table.name,
                 f"generated columns are not published: {', '.join(left_out)}",
                 "generate them at the subscriber as well; "

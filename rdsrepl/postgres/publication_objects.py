@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class RequestedObjects:
     """What to publish, as the user named it: names as SQL writes them, with quotes where they are needed.
 
     Attributes:
@@ -40,7 +40,7 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedTable:
+class TableToPublish:
     """A table to publish, looked up and checked."""
 
     relation: Relation
@@ -54,7 +54,7 @@ SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname <> 'information_
 """
 
 
-def resolve(conn: Connection, scope: Scope, *, via_root: bool) -> tuple[list[PublishedTable], list[str]]:
+def resolve(conn: Connection, scope: RequestedObjects, *, via_root: bool) -> tuple[list[TableToPublish], list[str]]:
     """Look up and check all that a scope names: the tables, and the schemas' exact names."""
     version = server_version(conn)
     columns, filters = dict(scope.columns or {}), dict(scope.filters or {})
@@ -84,17 +84,17 @@ def resolve(conn: Connection, scope: Scope, *, via_root: bool) -> tuple[list[Pub
         raise errors.BadValue(
             "--columns and --schema exclude each other in one publication", hint="name the tables with --table"
         )
-    entries: list[PublishedTable] = []
+    entries: list[TableToPublish] = []
     for relation in relations:
         _require_publishable(relation)
         names = _columns(conn, relation, list_of[relation]) if relation in list_of else None
         predicate = filter_of.get(relation)
         read = () if predicate is None else check_predicate(conn, relation, predicate)
-        entries.append(PublishedTable(relation, names, predicate, read))
+        entries.append(TableToPublish(relation, names, predicate, read))
     return entries, schemas
 
 
-def objects(entries: Sequence[PublishedTable], schemas: Sequence[str]) -> Composed:
+def objects(entries: Sequence[TableToPublish], schemas: Sequence[str]) -> Composed:
     """Return what follows FOR or ADD: tables with their columns and filters, then schemas."""
     from psycopg import sql
 

@@ -15,7 +15,7 @@ from rdsrepl.plan import Plan, Statement, require_same
 from rdsrepl.postgres import publications, row_filters
 from rdsrepl.postgres.connection import in_recovery, setting
 from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts, failing
-from rdsrepl.postgres.publication_objects import PublishedTable, Scope, find_schema, objects, resolve
+from rdsrepl.postgres.publication_objects import RequestedObjects, TableToPublish, find_schema, objects, resolve
 from rdsrepl.postgres.publications import (
     OPERATIONS,
     PUBLISHED_ROOT,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 _NAME_BYTES: Final = 63
-_FOREWARNED: Final = 5
+_MAX_WARNINGS: Final = 5
 _RIGHTS: Final = """
 SELECT r.rolsuper OR EXISTS (SELECT FROM pg_catalog.pg_roles s WHERE s.rolname = 'rds_superuser'
                                 AND pg_has_role(r.oid, s.oid, 'member')),
@@ -55,7 +55,7 @@ SELECT s.slot_name::text, s.active_pid, w.usename::text, nullif(w.application_na
 
 
 def create(
-    conn: Connection, name: str, scope: Scope, *, publish: Sequence[str] = OPERATIONS, via_root: bool = False
+    conn: Connection, name: str, scope: RequestedObjects, *, publish: Sequence[str] = OPERATIONS, via_root: bool = False
 ) -> Plan:
     """Return the plan that creates a publication.
 
@@ -108,7 +108,7 @@ def create(
         schemas=(),
         table_count=0,
     )
-    warnings = _forewarn(conn, planned, entries, schemas)
+    warnings = _failure_warnings(conn, planned, entries, schemas)
     if (wal_level := setting(conn, "wal_level")) != "logical":
         warnings.append(
             f"wal_level is {wal_level}: nothing can be streamed before it is logical "
@@ -120,7 +120,7 @@ def create(
     )
 
 
-def add(conn: Connection, name: str, scope: Scope) -> Plan:
+def add(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
     """Return the plan that adds tables or schemas to a publication; those it has already are left out.
 
     Raises:
@@ -131,17 +131,17 @@ def add(conn: Connection, name: str, scope: Scope) -> Plan:
     from psycopg import sql
 
     publication = publications.get(conn, name)
-    _require_partial(publication)
+    _require_table_list(publication)
     _require_primary(conn)
     entries, wanted = resolve(conn, scope, via_root=publication.pubviaroot)
     _require_publication_owner(conn, name)
     members = read_members(conn, name)
     schemas = [schema for schema in wanted if schema not in publication.schemas]
-    new: list[PublishedTable] = []
+    new: list[TableToPublish] = []
     for entry in entries:
         member = members.get(entry.relation.oid)
         if member is not None:
-            _require_same(name, entry, member)
+            _require_same_member(name, entry, member)
         elif entry.columns or entry.predicate or entry.relation.schema not in publication.schemas:
             new.append(entry)
     title = f"add to publication {name}"
@@ -159,11 +159,11 @@ def add(conn: Connection, name: str, scope: Scope) -> Plan:
     statement = sql.SQL("ALTER PUBLICATION {} ADD ").format(sql.Identifier(name)) + objects(new, schemas)
     what = ", ".join([*(entry.relation.quoted for entry in new), *(f"schema {schema}" for schema in schemas)])
     warnings = ["only changes from now on are published; rows that are there already are not copied"]
-    warnings += _forewarn(conn, publication, new, schemas)
+    warnings += _failure_warnings(conn, publication, new, schemas)
     return Plan(title, (Statement(f"add {what} to {name}", statement),), tuple(warnings))
 
 
-def remove(conn: Connection, name: str, scope: Scope) -> Plan:
+def remove(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
     """Return the plan that takes tables or schemas out of a publication; those it does not have are left out.
 
     Raises:
@@ -174,7 +174,7 @@ def remove(conn: Connection, name: str, scope: Scope) -> Plan:
     from psycopg import sql
 
     publication = publications.get(conn, name)
-    _require_partial(publication)
+    _require_table_list(publication)
     _require_primary(conn)
     found = list(dict.fromkeys(find(conn, text) for text in scope.tables))
     wanted = [find_schema(conn, text) for text in scope.schemas]
@@ -229,8 +229,8 @@ def drop(conn: Connection, name: str) -> Plan:
     return Plan(f"drop publication {name}", (Statement(f"drop publication {name}", statement),), tuple(warnings))
 
 
-def _forewarn(
-    conn: Connection, publication: Publication, entries: Sequence[PublishedTable], schemas: Sequence[str]
+def _failure_warnings(
+    conn: Connection, publication: Publication, entries: Sequence[TableToPublish], schemas: Sequence[str]
 ) -> list[str]:
     """Say which statements the server will refuse once these are published: the surprise that stops applications."""
     oids = [entry.relation.oid for entry in entries]
@@ -262,16 +262,16 @@ def _forewarn(
             tables=tuple(tables),
         )
     )
-    said = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in found[:_FOREWARNED]]
-    if len(found) > _FOREWARNED:
+    said = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in found[:_MAX_WARNINGS]]
+    if len(found) > _MAX_WARNINGS:
         said.append(
-            f"and {len(found) - _FOREWARNED} more of that kind; afterwards "
+            f"and {len(found) - _MAX_WARNINGS} more of that kind; afterwards "
             f"{command('publication check {}', publication.pubname)} lists them"
         )
     return said
 
 
-def _require_partial(publication: Publication) -> None:
+def _require_table_list(publication: Publication) -> None:
     if publication.puballtables:
         raise errors.Refused(
             f"publication {publication.pubname} publishes all tables; single ones cannot be added or removed",
@@ -315,7 +315,7 @@ def _require_publication_owner(conn: Connection, name: str) -> None:
         )
 
 
-def _require_owned(entries: Iterable[PublishedTable]) -> None:
+def _require_owned(entries: Iterable[TableToPublish]) -> None:
     for entry in entries:
         relation = entry.relation
         if not relation.may_publish:
@@ -329,8 +329,8 @@ def _require_owned(entries: Iterable[PublishedTable]) -> None:
 def _require_same_publication(
     conn: Connection,
     found: Publication,
-    scope: Scope,
-    entries: Sequence[PublishedTable],
+    scope: RequestedObjects,
+    entries: Sequence[TableToPublish],
     schemas: Sequence[str],
     *,
     publish: Sequence[str],
@@ -363,7 +363,7 @@ def _require_same_publication(
             )
 
 
-def _require_same(name: str, entry: PublishedTable, member: Member) -> None:
+def _require_same_member(name: str, entry: TableToPublish, member: Member) -> None:
     """Refuse to call a table unchanged that is published, but not like that."""
     same_columns = entry.columns is None or set(entry.columns) == set(member.columns or ())
     same_filter = entry.predicate is None or row_filters.are_equal(entry.predicate, member.predicate)

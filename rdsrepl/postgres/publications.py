@@ -20,7 +20,7 @@ OPERATIONS: Final = ("insert", "update", "delete", "truncate")
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class PublishedTable:
     """A published table.
 
     Attributes:
@@ -76,11 +76,11 @@ class Publication:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublicationDetails:
     """A publication with its tables."""
 
     publication: Publication
-    tables: tuple[Table, ...]
+    tables: tuple[PublishedTable, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ def get(conn: Connection, name: str) -> Publication:
     )
 
 
-def published(conn: Connection, name: str) -> Published:
+def published(conn: Connection, name: str) -> PublicationDetails:
     """Return a publication with its tables.
 
     Raises:
@@ -270,7 +270,7 @@ def published(conn: Connection, name: str) -> Published:
     """
     publication = get(conn, name)
     rows = table_facts(conn, _PUBLISHED, {"name": name})
-    return Published(publication, tuple(_table(row) for row in rows))
+    return PublicationDetails(publication, tuple(_table(row) for row in rows))
 
 
 def facts(conn: Connection, name: str) -> PublicationFacts:
@@ -395,9 +395,9 @@ def read_members(conn: Connection, name: str) -> dict[int, Member]:
     return {oid: Member(None if columns is None else tuple(columns), filter_) for oid, columns, filter_ in rows}
 
 
-def _table(row: _Row) -> Table:
+def _table(row: _Row) -> PublishedTable:
     facts = row.facts
-    return Table(
+    return PublishedTable(
         schemaname=row.schemaname,
         tablename=row.tablename,
         replica_identity=_IDENTITY.get(facts.replica_identity, facts.replica_identity),

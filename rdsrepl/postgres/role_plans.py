@@ -16,14 +16,14 @@ from rdsrepl.plan import Plan, Statement, require_same
 from rdsrepl.postgres import roles, versions
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.privileges import (
-    NO_RIGHT,
-    Me,
+    INSUFFICIENT_PRIVILEGE,
+    CurrentRole,
     current_role,
+    first_few,
     grant_reads,
-    refuse_dependent,
+    require_no_dependencies,
     revocable_privileges,
     revoke_statement,
-    some,
 )
 from rdsrepl.postgres.roles import RDS_GROUP, Role
 from rdsrepl.postgres.sql_names import quote
@@ -195,7 +195,7 @@ def change_password(conn: Connection, name: str, password: str) -> Plan:
         raise errors.Denied(
             f"role {me.name} may not change the password of role {name}",
             hint="connect as a superuser" if superusers else _admin_hint(conn, me, name),
-            sqlstate=NO_RIGHT,
+            sqlstate=INSUFFICIENT_PRIVILEGE,
         )
     head = sql.SQL("ALTER ROLE {} PASSWORD ").format(sql.Identifier(name))
     step = Statement(
@@ -228,14 +228,16 @@ def drop(conn: Connection, name: str) -> Plan:
         raise errors.Refused(
             f"role {name} is {why}; it is not dropped here", hint="name a replication role (rdsrepl role list)"
         )
-    _refuse_connected(conn, name)
+    _require_not_connected(conn, name)
     if not me.is_super and not (
         me.create_role and (server_version(conn) < versions.ADMIN_OPTION_SINCE or _may_administer(conn, name))
     ):
         raise errors.Denied(
-            f"role {me.name} may not drop role {name}", hint=_admin_hint(conn, me, name), sqlstate=NO_RIGHT
+            f"role {me.name} may not drop role {name}",
+            hint=_admin_hint(conn, me, name),
+            sqlstate=INSUFFICIENT_PRIVILEGE,
         )
-    refuse_dependent(conn, me, name)
+    require_no_dependencies(conn, me, name)
     steps = [revoke_statement(name, held) for held in revocable_privileges(conn, name)]
     steps.append(Statement(f"drop role {name}", sql.SQL("DROP ROLE {}").format(sql.Identifier(name))))
     return Plan(f"drop role {name}", tuple(steps), (f"whoever logs in as {name} can do so no more",))
@@ -276,7 +278,7 @@ def _may_administer(conn: Connection, name: str) -> bool:
     return row is not None and bool(row[0])
 
 
-def _admin_hint(conn: Connection, me: Me, name: str) -> str:
+def _admin_hint(conn: Connection, me: CurrentRole, name: str) -> str:
     if server_version(conn) < versions.ADMIN_OPTION_SINCE or not me.create_role:
         return "connect as the master user, or a role with CREATEROLE"
     return (
@@ -285,7 +287,7 @@ def _admin_hint(conn: Connection, me: Me, name: str) -> str:
     )
 
 
-def _require_right(conn: Connection, me: Me, *, creates: bool, of: str | None = None) -> bool:
+def _require_right(conn: Connection, me: CurrentRole, *, creates: bool, of: str | None = None) -> bool:
     """Make sure this role may give the right to replicate (OF an existing role); return whether it is membership."""
     if me.is_super:
         return me.has_group
@@ -293,7 +295,7 @@ def _require_right(conn: Connection, me: Me, *, creates: bool, of: str | None = 
         raise errors.Denied(
             f"role {me.name} may not create roles",
             hint="connect as the master user, or a role with CREATEROLE",
-            sqlstate=NO_RIGHT,
+            sqlstate=INSUFFICIENT_PRIVILEGE,
         )
     since_16 = server_version(conn) >= versions.ADMIN_OPTION_SINCE
     if me.has_group:
@@ -303,18 +305,18 @@ def _require_right(conn: Connection, me: Me, *, creates: bool, of: str | None = 
                 f"role {me.name} may not grant {RDS_GROUP}: it has no ADMIN OPTION on it",
                 hint=f"connect as the master user (rds_superuser), or there: GRANT {RDS_GROUP} TO "
                 f"{quote(me.name)} WITH ADMIN OPTION",
-                sqlstate=NO_RIGHT,
+                sqlstate=INSUFFICIENT_PRIVILEGE,
             )
         return True
     if not (since_16 and me.create_role and me.replication):
         raise errors.Denied(
             f"role {me.name} may not give the REPLICATION attribute",
             hint="connect as a superuser" + (", or as a role with CREATEROLE and REPLICATION" if since_16 else ""),
-            sqlstate=NO_RIGHT,
+            sqlstate=INSUFFICIENT_PRIVILEGE,
         )
     if of is not None and not _may_administer(conn, of):
         raise errors.Denied(
-            f"role {me.name} may not change role {of}", hint=_admin_hint(conn, me, of), sqlstate=NO_RIGHT
+            f"role {me.name} may not change role {of}", hint=_admin_hint(conn, me, of), sqlstate=INSUFFICIENT_PRIVILEGE
         )
     return False
 
@@ -326,13 +328,13 @@ def _join_group(name: str) -> Statement:
     return Statement(f"make {name} a member of {RDS_GROUP}", statement)
 
 
-def _refuse_connected(conn: Connection, name: str) -> None:
+def _require_not_connected(conn: Connection, name: str) -> None:
     found = [
         f"PID {pid} ({application}{f', slot {slot}' if active else ''})"
         for pid, application, active, slot in conn.execute(_SESSIONS, (name,)).fetchall()
     ]
     if found:
         raise errors.Refused(
-            f"role {name} is connected: {some(found)}",
+            f"role {name} is connected: {first_few(found)}",
             hint="stop its consumer first (rdsrepl slot list shows who streams)",
         )

@@ -29,7 +29,7 @@ Row = tuple[Any, ...]
 Returned = TypeVar("Returned")
 
 # Since which version, the parameter, its value.
-_PINS: Final[tuple[tuple[int, str, str], ...]] = (
+_PARAMETERS: Final[tuple[tuple[int, str, str], ...]] = (
     (0, "search_path", ""),
     # How values are written and read; psycopg refuses other date styles.
     (0, "DateStyle", "ISO, MDY"),
@@ -53,7 +53,7 @@ _PINS: Final[tuple[tuple[int, str, str], ...]] = (
 _OPTION: Final = re.compile(r"(?:^|\s)(?:-c\s*|--)([\w.-]+)=")
 
 _NO_TIMEOUT: Final = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0"
-_PIN: Final = """
+_SET_PARAMETERS: Final = """
 SELECT pg_catalog.pg_backend_pid(),
        pg_catalog.count(pg_catalog.set_config(p.name, p.value,
                         pg_catalog.int4ne(pg_catalog.pg_backend_pid(), %(told)s::pg_catalog.int4)))
@@ -66,11 +66,12 @@ class Session(psycopg.Connection[Row]):
     """A connection whose parameters are pinned.
 
     Attributes:
-        pins: behind a pooler, what is set anew in every transaction; None where the session is this client's own.
-        answer_seconds: how long to wait for the answer to a statement; None is for ever.
+        transaction_parameters: behind a connection pooler, the parameters to set in every transaction; None without a
+            pooler.
+        answer_seconds: how long to wait for the answer to a statement; None is without limit.
     """
 
-    pins: dict[str, str] | None = None
+    transaction_parameters: dict[str, str] | None = None
     answer_seconds: float | None = None
 
     def wait(self, gen: PQGen[Returned], *arguments: Any, **options: Any) -> Returned:
@@ -80,10 +81,10 @@ class Session(psycopg.Connection[Row]):
             psycopg.OperationalError: no answer came in time; the connection is closed.
         """
         if self.answer_seconds is not None:
-            gen = self._in_time(gen, self.answer_seconds)
+            gen = self._within(gen, self.answer_seconds)
         return super().wait(gen, *arguments, **options)
 
-    def _in_time(self, gen: PQGen[Returned], seconds: float) -> PQGen[Returned]:
+    def _within(self, gen: PQGen[Returned], seconds: float) -> PQGen[Returned]:
         deadline = time.monotonic() + seconds
         try:
             wanted = next(gen)
@@ -102,14 +103,14 @@ class Session(psycopg.Connection[Row]):
         # The server's process, if this is no pooler: decided in the statement itself, which leaves nothing behind.
         told = self.info.backend_pid
         try:
-            real = self._pin(wanted)
+            real = self._set_parameters(wanted)
         except psycopg.errors.QueryCanceled:
             # Somebody has set a time-out that no statement can meet. In one message, so that no other ends it either.
             self.pgconn.exec_(_NO_TIMEOUT.encode())
-            real = self._pin(wanted)
+            real = self._set_parameters(wanted)
             self.commit()
         if real != told:
-            self.pins = {**(self.pins or {}), **wanted}
+            self.transaction_parameters = {**(self.transaction_parameters or {}), **wanted}
             self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             self.cursor_factory = _PooledCursor
 
@@ -119,13 +120,13 @@ class Session(psycopg.Connection[Row]):
     ) -> Iterator[psycopg.Transaction]:
         """Begin a transaction, as ``psycopg.Connection.transaction`` does, with the parameters in it."""
         with super().transaction(savepoint_name, force_rollback) as transaction:
-            if self.pins is not None:
-                self._pin(self.pins)
+            if self.transaction_parameters is not None:
+                self._set_parameters(self.transaction_parameters)
             yield transaction
 
-    def _pin(self, wanted: Mapping[str, str]) -> int:
+    def _set_parameters(self, wanted: Mapping[str, str]) -> int:
         given = {"told": self.info.backend_pid, "names": list(wanted), "values": list(wanted.values())}
-        row = psycopg.Cursor(self).execute(_PIN, given).fetchone()
+        row = psycopg.Cursor(self).execute(_SET_PARAMETERS, given).fetchone()
         assert row is not None
         return int(row[0])
 
@@ -141,7 +142,7 @@ class _PooledCursor(psycopg.Cursor[Row]):
             return super().execute(query, params, **options)
 
 
-def pinned(settings: Mapping[str, str], options: str, *, version: int) -> dict[str, str]:
+def session_parameters(settings: Mapping[str, str], options: str, *, version: int) -> dict[str, str]:
     """Return the parameters of a session.
 
     Args:
@@ -150,9 +151,9 @@ def pinned(settings: Mapping[str, str], options: str, *, version: int) -> dict[s
         version: the server's major version; 0 is not known yet.
     """
     chosen = {name.replace("-", "_").lower() for name in _OPTION.findall(options)}
-    pins = {
+    parameters = {
         name: value
-        for since, name, value in _PINS
+        for since, name, value in _PARAMETERS
         if since <= version and not (name.endswith("_timeout") and name in chosen)
     }
-    return {**pins, **settings}
+    return {**parameters, **settings}

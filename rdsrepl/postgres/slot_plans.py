@@ -16,7 +16,7 @@ from rdsrepl.plan import Plan, Statement, require_same
 from rdsrepl.postgres import slots, versions
 from rdsrepl.postgres.connection import in_recovery, server_version, setting
 from rdsrepl.postgres.server_identity import done_query, unchanged_condition
-from rdsrepl.postgres.slots import COUNTERS, UNMOVED, Slot
+from rdsrepl.postgres.slots import COUNTERS, STATE_COLUMNS, Slot
 from rdsrepl.text.commands import command
 from rdsrepl.units import format_size
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CREATE_TIMEOUT_SECONDS: Final = 60.0
 ADVANCE_TIMEOUT_SECONDS: Final = 600.0
 
-_MOVED: Final = "it was consumed, moved or dropped since the plan was made, or the server was restarted or failed over"
+_CHANGED: Final = "the slot was used, moved or dropped since the plan was made, or the server restarted or failed over"
 _IN_USE: Final = "SELECT count(*), current_setting('max_replication_slots')::int FROM pg_catalog.pg_replication_slots"
 _MAY_CALL: Final = """
 SELECT bool_or(has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc
@@ -160,9 +160,9 @@ def drop(slot: Slot, *, server: ServerIdentity, physical: bool = False, saved: d
         sql.SQL(
             "SELECT slot_name, pg_catalog.pg_drop_replication_slot(slot_name)::text AS dropped "
             "FROM pg_catalog.pg_replication_slots WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
-        ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(server)),
+        ).format(sql.Literal(name), _same_slot(slot, saved), unchanged_condition(server)),
         key=name,
-        guard=_MOVED,
+        guard=_CHANGED,
         done_if=done_query(
             server,
             sql.SQL("NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = {})").format(
@@ -229,9 +229,9 @@ def advance(
             "SELECT a.slot_name, a.end_lsn FROM (SELECT slot_name FROM pg_catalog.pg_replication_slots "
             "WHERE slot_name = {} AND NOT active AND {} AND {}) s, "
             "LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, {}) a"
-        ).format(sql.Literal(name), _unmoved(slot, saved), unchanged_condition(server), sql.Literal(str(goal))),
+        ).format(sql.Literal(name), _same_slot(slot, saved), unchanged_condition(server), sql.Literal(str(goal))),
         key=name,
-        guard=_MOVED,
+        guard=_CHANGED,
         timeout_seconds=timeout_seconds,
         done_if=done_query(
             server,
@@ -321,23 +321,23 @@ def _drop_warnings(slot: Slot) -> list[str]:
     return warnings
 
 
-def _unmoved(slot: Slot, saved: datetime | None = None) -> Composed:
+def _same_slot(slot: Slot, saved: datetime | None = None) -> Composed:
     """Return the condition under which a row is still the slot that was looked at, untouched since."""
     from psycopg import sql
 
     conditions = []
-    for column, kind in UNMOVED:
+    for column, kind in STATE_COLUMNS:
         value = getattr(slot, column)
         if column == "two_phase" and value is None:
             continue  # before 14 there is no such column
-        conditions.append(_is(sql.Identifier(column), str(value) if isinstance(value, Lsn) else value, kind))
+        conditions.append(_equals(sql.Identifier(column), str(value) if isinstance(value, Lsn) else value, kind))
     if slot.inactive_since is not None:
-        conditions.append(_is(sql.Identifier("inactive_since"), slot.inactive_since.isoformat(), "timestamptz"))
+        conditions.append(_equals(sql.Identifier("inactive_since"), slot.inactive_since.isoformat(), "timestamptz"))
     if slot.counters is not None:
         # Whoever read from it since is counted, whether it confirmed anything or not; a slot made anew begins at 0.
-        same = [_is(sql.Identifier(name), getattr(slot, name), "bigint") for name in COUNTERS]
+        same = [_equals(sql.Identifier(name), getattr(slot, name), "bigint") for name in COUNTERS]
         reset = None if slot.stats_reset is None else slot.stats_reset.isoformat()
-        same.append(_is(sql.Identifier("stats_reset"), reset, "timestamptz"))
+        same.append(_equals(sql.Identifier("stats_reset"), reset, "timestamptz"))
         conditions.append(
             sql.SQL("EXISTS (SELECT FROM pg_catalog.pg_stat_replication_slots d WHERE d.slot_name = {} AND {})").format(
                 sql.Literal(slot.slot_name), sql.SQL(" AND ").join(same)
@@ -353,7 +353,7 @@ def _unmoved(slot: Slot, saved: datetime | None = None) -> Composed:
     return sql.SQL(" AND ").join(conditions)
 
 
-def _is(column: Composable, value: object, kind: str) -> Composed:
+def _equals(column: Composable, value: object, kind: str) -> Composed:
     """Return the condition that a column has a value, or none."""
     from psycopg import sql
 

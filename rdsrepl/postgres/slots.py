@@ -137,14 +137,14 @@ class Slot:
     @property
     def state(self) -> tuple[object, ...]:
         """Everything that tells whether it was used or replaced in between, to be compared as a whole."""
-        return (*(getattr(self, column) for column, _ in UNMOVED), self.inactive_since, self.counters)
+        return (*(getattr(self, column) for column, _ in STATE_COLUMNS), self.inactive_since, self.counters)
 
     @property
     def holder(self) -> str:
         """Who holds the slot, in words."""
         if self.walsender is None:
             return f"PID {self.active_pid}"
-        about = [f"{name} {value}" for name, value in _about(self.walsender) if value]
+        about = [f"{name} {value}" for name, value in _walsender_details(self.walsender) if value]
         return f"PID {self.active_pid}" + (f" ({', '.join(about)})" if about else "")
 
 
@@ -154,7 +154,7 @@ COUNTERS: Final = (
     "total_bytes",
 )  # fmt: skip
 # What an untouched slot keeps, and the types to compare it in.
-UNMOVED: Final = (
+STATE_COLUMNS: Final = (
     ("plugin", "name"),
     ("slot_type", "text"),
     ("datoid", "oid"),
@@ -352,5 +352,5 @@ def _slot(row: tuple[Any, ...]) -> Slot:
     return replace(slot, walsender=Walsender(slot.active_pid, user, application, client, state))
 
 
-def _about(sender: Walsender) -> tuple[tuple[str, str | None], ...]:
+def _walsender_details(sender: Walsender) -> tuple[tuple[str, str | None], ...]:
     return ("user", sender.user), ("application", sender.application), ("from", sender.client)

@@ -13,7 +13,7 @@ from rdsrepl.plan import Condition, Wait
 from rdsrepl.postgres import connection
 from rdsrepl.postgres import slots as slot_rows
 
-PROOF_SECONDS: Final = 120.0
+VERIFY_SECONDS: Final = 120.0
 # What this program has set for its own session says nothing of the server.
 _SELECT: Final = """
 SELECT name, CASE source WHEN 'session' THEN reset_val ELSE setting END, pending_restart FROM pg_catalog.pg_settings
@@ -26,7 +26,7 @@ _CONNECT_SECONDS: Final = "5"
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerProbe:
     """What one server says of itself, where it can be asked.
 
     Attributes:
@@ -37,12 +37,12 @@ class Server:
 
     def started(self, target: Target) -> str | None:
         """Return since when the server runs; None where it cannot be asked."""
-        rows = _asked(target, _STARTED, ())
+        rows = _query(target, _STARTED, ())
         return str(rows[0][0]) if rows else None
 
     def needs_restart(self, target: Target) -> bool | None:
         """Say whether values wait for a restart, or expected ones are not in force; None where it cannot be asked."""
-        rows = _asked(target, _RESTART, (list(self.expected),))
+        rows = _query(target, _RESTART, (list(self.expected),))
         if rows is None:
             return None
         return any(pending or self.expected.get(name, setting) != setting for name, setting, pending in rows)
@@ -55,16 +55,16 @@ def settings(expected: Mapping[str, str]) -> Wait:
         expected: values as ``pg_settings.setting`` has them, by name.
     """
     shown = ", ".join(f"{name} = {value}" for name, value in expected.items())
-    return Wait(f"prove it over SQL: {shown}", partial(_settings, expected=dict(expected)), PROOF_SECONDS)
+    return Wait(f"prove it over SQL: {shown}", partial(_settings, expected=dict(expected)), VERIFY_SECONDS)
 
 
 def slots(names: Sequence[str]) -> Wait:
     """Return the step that proves over SQL that the endpoint leads to a writer, and how far each slot is there."""
     what = f"the writer has slots {', '.join(names)}" if names else "the endpoint leads to the writer"
-    return Wait(f"prove over SQL that {what}", partial(_slots, names=tuple(names)), PROOF_SECONDS)
+    return Wait(f"prove over SQL that {what}", partial(_slots, names=tuple(names)), VERIFY_SECONDS)
 
 
-def _asked(target: Target, query: LiteralString, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]] | None:
+def _query(target: Target, query: LiteralString, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]] | None:
     wanted = {"connect_timeout": _CONNECT_SECONDS, **target.keywords}
     try:
         with connection.open(replace(target, keywords=wanted), settings={"statement_timeout": "10s"}) as conn:
@@ -99,6 +99,6 @@ def _slots(target: Target, *, names: Sequence[str]) -> Condition:
             False,
             f"invalidated: {', '.join(lost)}",
             failed=f"invalidated slots: {', '.join(lost)}",
-            remedy="their changes are gone: drop each slot (rdsrepl slot drop NAME), create it and copy the tables again",
+            remedy="their changes are gone: drop each (rdsrepl slot drop NAME), create it, and copy the tables again",
         )
     return Condition(not missing, f"not there: {', '.join(missing)}" if missing else "all there", facts=facts)

@@ -20,8 +20,8 @@ from rdsrepl.aws.release_support import Release
 from rdsrepl.cli import rds_options
 from rdsrepl.config import Aws
 from rdsrepl.doctor import capacity, configuration, slots
-from rdsrepl.doctor.facts import Cloud as KnownCloud
 from rdsrepl.doctor.facts import Facts, Member
+from rdsrepl.doctor.facts import RdsResource as KnownCloud
 from rdsrepl.parameters import formulas, rollout, sizing
 from rdsrepl.parameters.instance_classes import hardware
 from rdsrepl.plan import Plan

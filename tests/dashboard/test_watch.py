@@ -49,7 +49,7 @@ from rdsrepl.errors import ConnectionLost
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import wal
 from rdsrepl.postgres.activity import Sender
-from rdsrepl.postgres.activity import Server as ServerFacts
+from rdsrepl.postgres.activity import ServerInfo as ServerFacts
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention import assessment

@@ -18,10 +18,10 @@ from rdsrepl.aws import metrics
 from rdsrepl.aws.parameter_groups import Parameter
 from rdsrepl.config import Aws
 from rdsrepl.doctor import checks, findings
-from rdsrepl.doctor.facts import OLD_TRANSACTION_SECONDS, Cloud, Demand, Facts, Member
+from rdsrepl.doctor.facts import OLD_TRANSACTION_SECONDS, Facts, Member, Planned, RdsResource
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import activity, subscriptions
-from rdsrepl.postgres.activity import Sender, Server, Transaction
+from rdsrepl.postgres.activity import Sender, ServerInfo, Transaction
 from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts
 from rdsrepl.postgres.roles import Role
 from rdsrepl.postgres.settings import Setting
@@ -39,7 +39,7 @@ NOW = datetime(2026, 11, 21, 3, tzinfo=UTC)
 DOCS = ROOT / "docs" / "doctor.md"
 MIB, GIB = 1 << 20, 1 << 30
 
-SERVER = Server(
+SERVER = ServerInfo(
     version="17.5",
     major=17,
     flavour="rds",
@@ -137,7 +137,7 @@ def parameter(name: str, value: str | None, apply_type: str = "static") -> Param
     return Parameter(name, value, apply_type, "pending-reboot", "integer", None, True, "user", "", None)
 
 
-CLUSTER = Cloud(
+CLUSTER = RdsResource(
     identifier="orders",
     kind="cluster",
     topology="multi_az_cluster",
@@ -173,27 +173,27 @@ HEALTHY = Facts(
     roles=(role("dba", "member of rds_replication through rds_superuser"), role("cdc", "member of rds_replication")),
     publications=(PUBLICATION,),
     subscriptions=(),
-    cloud=CLUSTER,
+    rds=CLUSTER,
     parameters=PARAMETERS,
     metrics={"FreeStorageSpace": 150.0 * GIB, "MaximumUsedTransactionIDs": 1e6},
 )
 SQL_ONLY = replace(
     HEALTHY,
-    cloud=None,
+    rds=None,
     parameters=None,
     metrics=None,
     server=replace(SERVER, flavour="postgresql"),
-    missing=dict.fromkeys(("cloud", "parameters", "metrics"), "no cluster or instance is named"),
+    missing=dict.fromkeys(("rds", "parameters", "metrics"), "no cluster or instance is named"),
 )
 AWS_ONLY = Facts(
     label="orders",
-    cloud=CLUSTER,
+    rds=CLUSTER,
     parameters=PARAMETERS,
     metrics=HEALTHY.metrics,
     missing={"server": "the database cannot be reached: timeout expired"},
     remedies={"server": "check the security group"},
 )
-ON_INSTANCE = replace(HEALTHY, cloud=INSTANCE)
+ON_INSTANCE = replace(HEALTHY, rds=INSTANCE)
 STANDBY = replace(SQL_ONLY, server=replace(SERVER, flavour="postgresql", in_recovery=True), slots=())
 
 
@@ -211,15 +211,15 @@ def limited(facts: Facts = HEALTHY, **values: str) -> Facts:
 
 
 def member_status(group_status: str, facts: Facts = HEALTHY) -> Facts:
-    assert facts.cloud
-    members = tuple(replace(m, group_status=group_status) if m.is_writer else m for m in facts.cloud.members)
-    return replace(facts, cloud=replace(facts.cloud, members=members))
+    assert facts.rds
+    members = tuple(replace(m, group_status=group_status) if m.is_writer else m for m in facts.rds.members)
+    return replace(facts, rds=replace(facts.rds, members=members))
 
 
 def default_group(facts: Facts = HEALTHY, *, on: str = "0") -> Facts:
-    assert facts.cloud
+    assert facts.rds
     values = {**PARAMETERS, "rds.logical_replication": parameter("rds.logical_replication", on)}
-    return replace(facts, cloud=replace(facts.cloud, parameter_group="default.postgres17"), parameters=values)
+    return replace(facts, rds=replace(facts.rds, parameter_group="default.postgres17"), parameters=values)
 
 
 def group_value(name: str, value: str | None, facts: Facts = HEALTHY) -> Facts:
@@ -227,13 +227,13 @@ def group_value(name: str, value: str | None, facts: Facts = HEALTHY) -> Facts:
 
 
 def old_version(version: str, topology: Any, facts: Facts = HEALTHY) -> Facts:
-    return replace(facts, cloud=replace(CLUSTER, engine_version=version, topology=topology))
+    return replace(facts, rds=replace(CLUSTER, engine_version=version, topology=topology))
 
 
 def major(number: int, facts: Facts = HEALTHY) -> Facts:
     assert facts.server
     server = replace(facts.server, major=number, version=f"{number}.4")
-    return replace(facts, server=server, cloud=facts.cloud and replace(facts.cloud, engine_version=f"{number}.4"))
+    return replace(facts, server=server, rds=facts.rds and replace(facts.rds, engine_version=f"{number}.4"))
 
 
 def subscribed(*columns: dict[str, Any], facts: Facts = HEALTHY) -> Facts:
@@ -262,11 +262,11 @@ HEALTHY_CASES: list[tuple[str, Facts]] = [
     ("writer_endpoint", AWS_ONLY),
     ("logical_replication", AWS_ONLY),
     ("logical_replication", default_group(having(wal_level="replica"))),  # parameter_group says it
-    ("replication_slots", replace(HEALTHY, demand=Demand(slots=15))),
-    ("replication_slots", replace(AWS_ONLY, demand=Demand(slots=16))),
-    ("wal_senders", replace(HEALTHY, demand=Demand(slots=13))),
-    ("wal_senders", replace(HEALTHY, cloud=AURORA, slots=(), senders=(), demand=Demand(slots=16, replicas=15))),
-    ("logical_workers", replace(HEALTHY, demand=Demand(subscriptions=4))),
+    ("replication_slots", replace(HEALTHY, planned=Planned(slots=15))),
+    ("replication_slots", replace(AWS_ONLY, planned=Planned(slots=16))),
+    ("wal_senders", replace(HEALTHY, planned=Planned(slots=13))),
+    ("wal_senders", replace(HEALTHY, rds=AURORA, slots=(), senders=(), planned=Planned(slots=16, replicas=15))),
+    ("logical_workers", replace(HEALTHY, planned=Planned(subscriptions=4))),
     ("logical_workers", limited(subscribed({}, {"enabled": False}), max_logical_replication_workers="2")),
     ("replication_origins", limited(major(18), max_active_replication_origins="10")),
     ("logical_workers", replace(AWS_ONLY, parameters={})),  # no subscription asks for one
@@ -280,7 +280,7 @@ HEALTHY_CASES: list[tuple[str, Facts]] = [
     ("lost_slots", replace(having(max_slot_wal_keep_size="-1"), slots=(slot(safe_wal_size=None),))),
     ("slot_lag", replace(HEALTHY, slots=(LAGGING,))),  # everything was sent: idle_database says it
     ("idle_database", replace(HEALTHY, slots=(LAGGING,), senders=(sender(unsent_bytes=2 * GIB),))),
-    ("storage", replace(HEALTHY, cloud=AURORA, slots=(slot(retained_bytes=900 * GIB),))),
+    ("storage", replace(HEALTHY, rds=AURORA, slots=(slot(retained_bytes=900 * GIB),))),
     ("storage", SQL_ONLY),
     ("storage", replace(HEALTHY, slots=(slot(retained_bytes=GIB // 2),),
                         metrics={"FreeStorageSpace": 100.0 * GIB, "TransactionLogsGeneration": 1e9})),
@@ -293,8 +293,8 @@ HEALTHY_CASES: list[tuple[str, Facts]] = [
         ),
     ),
     ("failover_slots", replace(HEALTHY, slots=(slot(failover=False), physical()))),  # RDS copies them itself
-    ("failover_slots", replace(HEALTHY, cloud=AURORA, slots=(slot(failover=False), physical()))),
-    ("failover_slots", replace(ON_INSTANCE, cloud=replace(INSTANCE, replicas=()), slots=(slot(failover=False),),
+    ("failover_slots", replace(HEALTHY, rds=AURORA, slots=(slot(failover=False), physical()))),
+    ("failover_slots", replace(ON_INSTANCE, rds=replace(INSTANCE, replicas=()), slots=(slot(failover=False),),
                                senders=(sender(),))),
     ("failover_slots", having(replace(ON_INSTANCE, slots=(slot(), physical("rds_a"))),
                               synchronized_standby_slots="rds_a")),
@@ -314,13 +314,13 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
     ("database", AWS_ONLY, "critical", "timeout expired", "security group"),
     ("aws", replace(HEALTHY, metrics=None, missing={"metrics": "denied"}, remedies={"metrics": "iam-policy"}),
      "warning", "denied", "iam-policy"),
-    ("aws", replace(SQL_ONLY, missing={"cloud": "throttled"}, remedies={"cloud": "wait"}), "warning", "throttled",
+    ("aws", replace(SQL_ONLY, missing={"rds": "throttled"}, remedies={"rds": "wait"}), "warning", "throttled",
      "wait"),
-    ("availability", replace(HEALTHY, cloud=replace(CLUSTER, status="modifying")), "warning", "modifying",
+    ("availability", replace(HEALTHY, rds=replace(CLUSTER, status="modifying")), "warning", "modifying",
      "rdsrepl cluster show orders"),
-    ("availability", replace(HEALTHY, cloud=replace(INSTANCE, status="storage-full")), "critical", "storage-full",
+    ("availability", replace(HEALTHY, rds=replace(INSTANCE, status="storage-full")), "critical", "storage-full",
      "more storage"),
-    ("availability", replace(HEALTHY, cloud=replace(CLUSTER, members=(
+    ("availability", replace(HEALTHY, rds=replace(CLUSTER, members=(
         replace(CLUSTER.members[0], status="rebooting"),))), "warning", "rebooting", "wait"),
     ("engine_version", old_version("15.3", "multi_az_cluster"), "critical", "15.3-R2", "upgrade"),
     ("engine_version", old_version("14.8", "multi_az_cluster"), "critical", "14.8-R2", "upgrade"),
@@ -328,16 +328,16 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
     ("engine_version", old_version("10.3", "instance"), "critical", "10.4", "upgrade"),
     ("engine_version", major(12, SQL_ONLY), "warning", "13 and later", "upgrade"),
     ("writer_endpoint", major(15, STANDBY), "critical", "15 decodes on a primary only", "writer endpoint"),
-    ("writer_endpoint", replace(STANDBY, cloud=AURORA), "critical", "Aurora", "writer endpoint"),
+    ("writer_endpoint", replace(STANDBY, rds=AURORA), "critical", "Aurora", "writer endpoint"),
     ("writer_endpoint", STANDBY, "info", "standby", "pg_log_standby_snapshot"),
-    ("writer_endpoint", replace(AWS_ONLY, cloud=replace(INSTANCE, replica_of="x", is_reader=True,
+    ("writer_endpoint", replace(AWS_ONLY, rds=replace(INSTANCE, replica_of="x", is_reader=True,
                                                         engine_version="15.4")), "critical",
      "standby", "use its source: --instance x"),
     ("parameter_group", default_group(having(wal_level="replica")), "critical", "default cluster parameter group",
      "rdsrepl param-group create orders-logical --cluster orders --slots 1, then rdsrepl param-group attach "
      "orders-logical --cluster orders --reboot"),
     ("parameter_group", default_group(AWS_ONLY), "critical", "default", "--cluster orders, then"),
-    ("parameter_group", replace(default_group(AWS_ONLY), demand=Demand(slots=4)), "critical", "default", "--slots 4"),
+    ("parameter_group", replace(default_group(AWS_ONLY), planned=Planned(slots=4)), "critical", "default", "--slots 4"),
     ("parameter_group", default_group(), "warning", "default", "param-group create"),
     ("pending_reboot", member_status("pending-reboot"), "warning", "never makes by itself",
      "rdsrepl instance reboot orders-1"),
@@ -369,22 +369,22 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
     ("replication_slots", limited(max_replication_slots="4"), "warning", "limit is 4", "max_replication_slots=5"),
     ("replication_slots", having(max_replication_slots="3"), "critical", "all 3",
      "says 20, in force after a reboot: rdsrepl cluster reboot orders"),
-    ("replication_slots", replace(HEALTHY, demand=Demand(slots=16)), "warning", "limit is 20", "slots=21"),
-    ("replication_slots", replace(HEALTHY, demand=Demand(slots=18)), "critical", "limit is 20", "slots=23"),
-    ("replication_slots", replace(HEALTHY, demand=Demand(subscriptions=6)), "warning", "18 origins", "slots=23"),
-    ("replication_slots", replace(AWS_ONLY, demand=Demand(slots=19)), "critical", "2 in use, 19 slots planned", "23"),
+    ("replication_slots", replace(HEALTHY, planned=Planned(slots=16)), "warning", "limit is 20", "slots=21"),
+    ("replication_slots", replace(HEALTHY, planned=Planned(slots=18)), "critical", "limit is 20", "slots=23"),
+    ("replication_slots", replace(HEALTHY, planned=Planned(subscriptions=6)), "warning", "18 origins", "slots=23"),
+    ("replication_slots", replace(AWS_ONLY, planned=Planned(slots=19)), "critical", "2 in use, 19 slots planned", "23"),
     ("wal_senders", limited(max_wal_senders="3"), "critical", "all 3", "max_wal_senders=5"),
     ("wal_senders", replace(limited(max_wal_senders="2"), senders=None), "warning", "3 walsenders", "=7"),
     ("wal_senders", limited(max_wal_senders="6"), "warning", "need 7", "max_wal_senders=7"),
-    ("wal_senders", replace(HEALTHY, demand=Demand(slots=10, replicas=9)), "critical", "9 replicas planned", "=26"),
+    ("wal_senders", replace(HEALTHY, planned=Planned(slots=10, replicas=9)), "critical", "9 replicas planned", "=26"),
     ("logical_workers", limited(subscribed({}, {}), max_logical_replication_workers="1"), "critical", "2 subscriptions",
      "workers=6"),
     ("logical_workers", limited(subscribed({}), max_logical_replication_workers="1"), "warning", "copies", "workers=3"),
-    ("logical_workers", replace(HEALTHY, demand=Demand(subscriptions=5)), "warning", "up to 15", "workers=15"),
+    ("logical_workers", replace(HEALTHY, planned=Planned(subscriptions=5)), "warning", "up to 15", "workers=15"),
     ("replication_origins", limited(subscribed({}, {}, facts=major(18)), max_active_replication_origins="1"),
      "critical",
      "2 subscriptions", "origins=6"),
-    ("replication_origins", limited(replace(major(18), demand=Demand(subscriptions=4)),
+    ("replication_origins", limited(replace(major(18), planned=Planned(subscriptions=4)),
                                    max_active_replication_origins="10"), "warning", "up to 12", "origins=12"),
     ("worker_processes", limited(subscribed({}), max_worker_processes="8"), "warning", "are 23", "processes=23"),
     ("worker_processes", limited(subscribed({}), max_worker_processes="1"), "critical", "2 processes", "processes=23"),
@@ -394,7 +394,7 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
      "param-group set orders-logical max_slot_wal_keep_size=51200"),
     ("slot_wal_keep_size", group_value("max_slot_wal_keep_size", None, AWS_ONLY), "warning", "unlimited", "=51200"),
     ("slot_wal_keep_size", having(SQL_ONLY, max_slot_wal_keep_size="-1"), "warning", "unlimited", "pg_reload_conf"),
-    ("slot_wal_keep_size", having(replace(HEALTHY, cloud=AURORA), max_slot_wal_keep_size="-1"), "info", "volume",
+    ("slot_wal_keep_size", having(replace(HEALTHY, rds=AURORA), max_slot_wal_keep_size="-1"), "info", "volume",
      "set"),
     ("output_plugins", replace(having(output_plugin_libraries="pgoutput, test_decoding"), slots=(PLUGIN,)), "critical",
      "refuses to decode cdc", "output_plugin_libraries=pgoutput, test_decoding, wal2json"),
@@ -516,7 +516,7 @@ SKIPPED_CASES: list[tuple[str, Facts, str]] = [
     ("replication_origins", HEALTHY, "before 18"),
     ("idle_slot_timeout", HEALTHY, "came with 18"),
     ("replication_slots", replace(AWS_ONLY, parameters={}), "not known"),
-    ("logical_workers", replace(AWS_ONLY, parameters={}, demand=Demand(subscriptions=1)), "not known"),
+    ("logical_workers", replace(AWS_ONLY, parameters={}, planned=Planned(subscriptions=1)), "not known"),
     ("output_plugins", replace(HEALTHY, slots=(PLUGIN,), server=replace(SERVER, sees_settings=False)), "may not see"),
     ("long_transactions", replace(HEALTHY, server=replace(SERVER, sees_sessions=False)), "pg_monitor"),
     ("idle_database", replace(HEALTHY, senders=(sender(unsent_bytes=None),),
@@ -527,7 +527,7 @@ SKIPPED_CASES: list[tuple[str, Facts, str]] = [
 
 
 def run(name: str, facts: Facts) -> findings.Diagnosis:
-    return findings.diagnose(facts, findings.chosen(checks.ALL, only=[name]), {})
+    return findings.diagnose(facts, findings.select_checks(checks.ALL, only=[name]), {})
 
 
 @pytest.mark.parametrize(("name", "facts"), HEALTHY_CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(HEALTHY_CASES)])
@@ -739,7 +739,7 @@ def test_few_statements(db18: Database) -> None:
     with closing(db18.connect()) as conn:
         conn.execute("ALTER SYSTEM RESET log_statement")
     db18.server.reload()
-    assert facts.missing.keys() == {"cloud", "parameters", "metrics"}
+    assert facts.missing.keys() == {"rds", "parameters", "metrics"}
     fewer = gather(db18.target, wanted=frozenset({"settings"}))
     assert (fewer.publications, fewer.roles, fewer.settings is None) == (None, None, False)
     assert 1 <= text.count("statement: ") + text.count("execute ") - before <= 9

@@ -324,7 +324,7 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
     run(*tail, "--heartbeat", "1s")
     run("slot", "advance", name, "--to-current", "--yes")
     assert verification.settings({"wal_level": "logical"}).probe(victim.target).met
-    assert verification.Server({"wal_level": "logical"}).needs_restart(victim.target) is False
+    assert verification.ServerProbe({"wal_level": "logical"}).needs_restart(victim.target) is False
     with connection.open(victim.target) as conn:
         here, slot = wal.get(conn), slots.get(conn, name)
         behind = replace(slot, confirmed_flush_lsn=Lsn(1))

@@ -67,14 +67,14 @@ def test_columns_filters_and_schemas(shop: Database, rdsrepl: Program) -> None:
         assert tables["orders"].attnames == ("id", "amount")
         assert "5" in (tables["items"].rowfilter or "")
         for name, scope in (
-            ("s", publication_objects.Scope(schemas=("Sales",))),
-            ("a", publication_objects.Scope(all_tables=True)),
+            ("s", publication_objects.RequestedObjects(schemas=("Sales",))),
+            ("a", publication_objects.RequestedObjects(all_tables=True)),
         ):
             conn.execute(publication_plans.create(conn, name, scope).steps[0].sql)
         assert (publications.get(conn, "s").schemas, publications.get(conn, "s").table_count) == (("sales",), 2)
         for verb in (publication_plans.add, publication_plans.remove):
             with pytest.raises(errors.Refused, match="publishes all tables"):
-                verb(conn, "a", publication_objects.Scope(tables=("items",)))
+                verb(conn, "a", publication_objects.RequestedObjects(tables=("items",)))
 
 
 BAD_WORDS: list[tuple[int, tuple[str, ...]]] = [
@@ -260,7 +260,7 @@ def test_predicates_with_every_kind_of_quotation(db18: Database) -> None:
     ]
     with closing(db18.connect()) as conn:
         for number, predicate in enumerate(good):
-            scope = publication_objects.Scope(tables=("t",), filters={"t": predicate})
+            scope = publication_objects.RequestedObjects(tables=("t",), filters={"t": predicate})
             plan = publication_plans.create(conn, f"p{number}", scope, publish=["insert"])
             assert plan.warnings == ()
             conn.execute(plan.steps[0].sql)
@@ -302,7 +302,7 @@ def test_a_plan_names_the_statements_that_will_fail(database: Database) -> None:
         def warnings(*tables: str, **more: Any) -> tuple[str, ...]:
             options = {name: more.pop(name) for name in ("via_root", "publish") if name in more}
             return publication_plans.create(
-                conn, "p", publication_objects.Scope(tables=tables, **more), **options
+                conn, "p", publication_objects.RequestedObjects(tables=tables, **more), **options
             ).warnings
 
         whole = ["public.bare", "public.part1"]
@@ -314,7 +314,7 @@ def test_a_plan_names_the_statements_that_will_fail(database: Database) -> None:
         (listed,) = warnings("orders", columns={"orders": ("v",)})
         assert "leaves out the replica identity (id)" in listed
         assert warnings("bare", publish=["insert"]) == ()
-        added = publication_plans.add(conn, "q", publication_objects.Scope(tables=("bare",))).warnings
+        added = publication_plans.add(conn, "q", publication_objects.RequestedObjects(tables=("bare",))).warnings
         assert any(text.startswith("public.bare") for text in added)
 
 
@@ -332,7 +332,7 @@ def test_add_and_remove_know_members_from_schemas_and_roots(db18: Database) -> N
 
         def run(verb: Any, name: str, *tables: str, **more: Any) -> int:
             """Apply the plan; return how many steps it had."""
-            plan = verb(conn, name, publication_objects.Scope(tables=tables, **more))
+            plan = verb(conn, name, publication_objects.RequestedObjects(tables=tables, **more))
             for step in plan.steps:
                 conn.execute(step.sql)
             return len(plan.steps)
@@ -374,7 +374,7 @@ def test_a_type_is_no_column(db15: Database) -> None:
     with closing(db15.connect()) as conn:
         for predicate, read in (("id::text > '1'", ""), ("date > date '2020-01-01'", "date"), ("t.text = ''", "text")):
             plan = publication_plans.create(
-                conn, "p", publication_objects.Scope(tables=("t",), filters={"t": predicate})
+                conn, "p", publication_objects.RequestedObjects(tables=("t",), filters={"t": predicate})
             )
             assert [f"reads {read}," in warning for warning in plan.warnings] == ([True] if read else [])
 
@@ -383,7 +383,7 @@ def test_a_standby_is_told_apart_before(db15: Database, monkeypatch: pytest.Monk
     db15.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
     monkeypatch.setattr(publications, "in_recovery", lambda conn: True)
     monkeypatch.setattr(publications, "setting", lambda conn, name: "replica")
-    scope = publication_objects.Scope(tables=("t",))
+    scope = publication_objects.RequestedObjects(tables=("t",))
     with closing(db15.connect()) as conn:
         for plan in (publication_plans.add, publication_plans.remove):
             with pytest.raises(errors.NotPrimary):
@@ -506,11 +506,11 @@ def test_before_15_there_are_whole_tables_only(db15: Database, monkeypatch: pyte
         assert [p.schemas for p in publications.ls(conn)] == [()]
         assert publications.published(conn, "p").tables[0].attnames is None
         assert check(publications.facts(conn, "p")) == []
-        assert not publication_plans.add(conn, "p", publication_objects.Scope(tables=("t",)))
+        assert not publication_plans.add(conn, "p", publication_objects.RequestedObjects(tables=("t",)))
         for scope in (
-            publication_objects.Scope(schemas=("public",)),
-            publication_objects.Scope(tables=("t",), columns={"t": ("id",)}),
-            publication_objects.Scope(tables=("t",), filters={"t": "id > 1"}),
+            publication_objects.RequestedObjects(schemas=("public",)),
+            publication_objects.RequestedObjects(tables=("t",), columns={"t": ("id",)}),
+            publication_objects.RequestedObjects(tables=("t",), filters={"t": "id > 1"}),
         ):
             with pytest.raises(errors.Unsupported, match="PostgreSQL 15"):
                 publication_plans.create(conn, "q", scope)
