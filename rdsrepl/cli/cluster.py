@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli import rds_options
-from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
+from rdsrepl.cli.completion import complete_cluster, complete_instance
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import ReadCommand, WriteCommand
 from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Error, UsageError
@@ -135,69 +136,49 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
 
 
 @app.command(cls=WriteCommand)
+@with_bundles
 def create(
     ctx: typer.Context,
     cluster_id: Annotated[str, typer.Argument(metavar="ID", help="The new cluster's identifier.")],
-    instance_class: rds_options.InstanceClass,
+    options: rds_options.NewServerOptions,
     engine: Annotated[
         ClusterEngine, typer.Option(help="postgres makes a Multi-AZ DB cluster of a writer and two readers.")
     ] = ClusterEngine.postgres,
-    engine_version: rds_options.EngineVersion = None,
     instances: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Members of an Aurora cluster.")] = 2,
-    param_group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="A cluster parameter group.",
-            autocompletion=complete_param_group,
-            show_default="AWS's default",
-        ),
-    ] = None,
-    master_user: rds_options.MasterUser = None,
-    master_secret: rds_options.MasterSecret = None,
-    dbname: rds_options.Dbname = None,
-    storage: rds_options.Storage = None,
-    storage_type: rds_options.StorageType = None,
-    iops: rds_options.Iops = None,
-    subnet_group: rds_options.SubnetGroup = None,
-    security_group: rds_options.SecurityGroup = None,
-    port: rds_options.Port = None,
-    deletion_protection: rds_options.DeletionProtection = False,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Make a cluster and wait until it is available.
 
     Example: rdsrepl cluster create orders --class db.r6gd.large --storage 200 --param-group orders-logical
     """
-    from rdsrepl.aws import clusters, engines, secrets
+    from rdsrepl.aws import clusters, engines
 
     kind: engines.ClusterTopology = "aurora" if engine is ClusterEngine.aurora_postgresql else "multi_az_cluster"
-    if kind == "aurora" and (storage or iops):
+    if kind == "aurora" and (options.storage or options.iops):
         raise UsageError("Aurora's storage grows by itself", hint="omit --storage and --iops")
-    if kind == "multi_az_cluster" and storage is None:
-        raise UsageError("how much storage?", hint="a Multi-AZ DB cluster needs --storage GIB")
+    if kind == "multi_az_cluster" and options.storage is None:
+        raise UsageError("--storage is missing", hint="add --storage GIB: a Multi-AZ DB cluster has a fixed size")
     cluster_id = clusters.check_name(cluster_id, kind)
-    rds_options.check_class(instance_class)
+    options.check_class()
     target = aws_target(ctx)
-    password = None if master_secret is None else secrets.get(target.aws, master_secret).password
     new = clusters.NewCluster(
         cluster_id=cluster_id,
         kind=kind,
-        instance_class=instance_class,
-        engine_version=engine_version,
+        instance_class=options.instance_class,
+        engine_version=options.engine_version,
         instances=instances,
-        storage_gib=storage,
+        storage_gib=options.storage,
         # AWS's own default is io1, for which it then wants to know the IOPS.
-        storage_type=storage_type or (None if kind == "aurora" else "io1" if iops else "gp3"),
-        iops=iops,
-        subnet_group=subnet_group,
-        security_groups=tuple(security_group or ()),
-        parameter_group=param_group,
-        master_user=master_user or "dbadmin",
-        password=password,
-        database_name=dbname,
-        port=port,
-        deletion_protection=deletion_protection,
+        storage_type=options.storage_type or (None if kind == "aurora" else "io1" if options.iops else "gp3"),
+        iops=options.iops,
+        subnet_group=options.subnet_group,
+        security_groups=tuple(options.security_group or ()),
+        parameter_group=options.param_group,
+        master_user=options.master_user or "dbadmin",
+        password=options.password(target.aws),
+        database_name=options.dbname,
+        port=options.port,
+        deletion_protection=options.deletion_protection,
     )
     existing, ready = clusters.existing(target, new)
     plan = clusters.create(new, existing=existing, ready=ready, timeout_seconds=timeout)
@@ -270,12 +251,11 @@ def failover(
 
 
 @app.command(cls=WriteCommand)
+@with_bundles
 def delete(
     ctx: typer.Context,
     cluster_id: Id,
-    final_snapshot: rds_options.FinalSnapshot = None,
-    skip_final_snapshot: rds_options.SkipFinalSnapshot = False,
-    confirm: rds_options.Confirm = None,
+    options: rds_options.DeletionOptions,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Delete a cluster with all its members; the identifier must be typed.
@@ -284,7 +264,7 @@ def delete(
     """
     from rdsrepl.aws import clusters, instances, statuses
 
-    rds_options.require_decision(final_snapshot, skip_final_snapshot)
+    options.require_decision()
     target = database_of(ctx, cluster=cluster_id)
     cluster = clusters.get(target.aws, cluster_id)
     calls = []
@@ -293,12 +273,14 @@ def delete(
         # Readers first: deleting the writer would make one of them the next one.
         order = [member.instance_id for member in reversed(cluster.members)]
         calls = [instances.delete_call(name) for name in order if known.get(name) != statuses.DELETING]
-    plan = clusters.delete(cluster, calls, final_snapshot=final_snapshot, timeout_seconds=timeout)
+    plan = clusters.delete(cluster, calls, final_snapshot=options.final_snapshot, timeout_seconds=timeout)
     slots, _ = _logical_slots(target)
     if slots:
         names = ", ".join(slot.slot_name for slot in slots)
         plan = replace(plan, warnings=(*plan.warnings, f"its logical slots go with it: {names}"))
-    confirm_and_apply(ctx, plan, target=target, typed=TypedConfirmation(cluster.cluster_id, "--confirm", confirm))
+    confirm_and_apply(
+        ctx, plan, target=target, typed=TypedConfirmation(cluster.cluster_id, "--confirm", options.confirm)
+    )
 
 
 def fail_over(ctx: typer.Context, target: Target, plan: Plan) -> None:

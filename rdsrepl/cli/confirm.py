@@ -112,41 +112,76 @@ def confirm_and_apply(
         AppliedInPart: a later step failed.
         typer.Exit: ``--check`` found changes pending (7).
     """
-    may, options = apply_options(ctx), global_options(ctx)
     timing = apply.RetryTiming.from_environment()
-    machine = options.output is not Format.table
     if not plan:
         _report(ctx, plan, None, "unchanged", [])
         return []
     target = target if target is not None else database_target(ctx)
     server = plan_target(plan, target)
+    may = apply_options(ctx)
     if may.dry_run or may.check:
-        _show(ctx, plan, server, to_stdout=True) if not machine else _report(ctx, plan, server, "planned", [])
+        if global_options(ctx).output is Format.table:
+            _show(ctx, plan, server, to_stdout=True)
+        else:
+            _report(ctx, plan, server, "planned", [])
         if may.check:
             raise typer.Exit(ExitCode.CHANGES_PENDING)
         return []
-    if (typed is None and not may.yes) or (typed is not None and typed.given is None):
+    _confirm(ctx, plan, server, typed)
+    results: list[apply.StepResult] = []
+    try:
+        _apply(ctx, plan, target, results, recorder, timing)
+    except AppliedInPart as exc:
+        # Without it the applied steps are useless: the role exists, and its password would be lost.
+        if reveal and (exc.done or exc.not_done):
+            _report(ctx, plan, server, "partial", results, reveal)
+        raise
+    finally:
+        completion_cache.clear()  # so that the next Tab sees the changes
+    record_applied(ctx, plan.title)
+    _report(ctx, plan, server, "applied", results, reveal or {})
+    return results
+
+
+def _confirm(ctx: typer.Context, plan: Plan, server: PlanTarget, typed: TypedConfirmation | None) -> None:
+    """Return when the plan is confirmed, by an option or on the terminal.
+
+    Raises:
+        NotConfirmed: it is not.
+    """
+    is_confirmed = apply_options(ctx).yes if typed is None else typed.given is not None
+    if not is_confirmed:
         _show(ctx, plan, server, to_stdout=False)
         _require_confirmation(plan, server, typed)
-    elif typed is not None and typed.given != typed.identifier:
+        return
+    if typed is not None and typed.given != typed.identifier:
         raise NotConfirmed(
             f"{plan.title}: {typed.option} names {typed.given}, not {typed.identifier}; nothing was changed",
-            hint=f"{typed.option} {typed.identifier}, if that is what you mean",
+            hint=f"to confirm: {typed.option} {typed.identifier}",
         )
-    else:
-        note(ctx, f"On {server.text}")
-        for warning in plan.warnings:
-            warn(ctx, warning)
-    outcomes: list[apply.StepResult] = []
+    note(ctx, f"On {server.text}")
+    for warning in plan.warnings:
+        warn(ctx, warning)
+
+
+def _apply(
+    ctx: typer.Context,
+    plan: Plan,
+    target: Target,
+    results: list[apply.StepResult],
+    recorder: apply.StepRecorder | None,
+    timing: apply.RetryTiming,
+) -> None:
+    """Apply a plan; append each result, and print it when the step ends."""
     progress = Progress(ctx)
 
-    def done(outcome: apply.StepResult) -> None:
-        outcomes.append(outcome)
-        if not isinstance(outcome.step, Wait) and not outcome.skipped:
-            journal.applied(outcome.step.summary, makes=outcome.step.makes)
+    def done(result: apply.StepResult) -> None:
+        results.append(result)
+        if not isinstance(result.step, Wait) and not result.skipped:
+            journal.applied(result.step.summary, makes=result.step.makes)
         progress.clear()
-        how = "not needed" if outcome.skipped else f"({format_duration(outcome.seconds)})"
-        note(ctx, f"done: {outcome.step.summary} {how}")
+        how = "not needed" if result.skipped else f"({format_duration(result.seconds)})"
+        note(ctx, f"done: {result.step.summary} {how}")
 
     try:
         apply.run(
@@ -157,17 +192,8 @@ def confirm_and_apply(
             recorder=recorder,
             timing=timing,
         )
-    except AppliedInPart as exc:
-        # What is made already is of no use without it: the role is there, and nobody else knows its password.
-        if reveal and (exc.done or exc.not_done):
-            _report(ctx, plan, server, "partial", outcomes, reveal)
-        raise
     finally:
         progress.clear()
-        completion_cache.clear()  # the next Tab must see it
-    record_applied(ctx, plan.title)
-    _report(ctx, plan, server, "applied", outcomes, reveal or {})
-    return outcomes
 
 
 def _require_confirmation(plan: Plan, server: PlanTarget, typed: TypedConfirmation | None) -> None:
@@ -245,10 +271,10 @@ def _report(
     plan: Plan,
     server: PlanTarget | None,
     status: str,
-    outcomes: list[apply.StepResult],
+    results: list[apply.StepResult],
     reveal: Mapping[str, str] | None = None,
 ) -> None:
-    returned = {outcome.number: outcome.returned for outcome in outcomes}
+    returned = {result.number: result.returned for result in results}
     steps: list[dict[str, Any]] = [
         {
             "summary": mask(step.summary),
@@ -272,8 +298,8 @@ def _report(
         if status == "unchanged":
             return f"{plan.title}: {plan.unchanged}"
         lines = [f"{plan.title}: {'done' if status == 'applied' else 'done in part'}"]
-        for outcome in outcomes:
-            shown = {key: item for key, item in outcome.returned.items() if item not in (None, "")}
+        for result in results:
+            shown = {key: item for key, item in result.returned.items() if item not in (None, "")}
             if shown:
                 lines.append("  " + ", ".join(f"{key} {item}" for key, item in shown.items()))
         lines += [f"{key}: {item}" for key, item in (reveal or {}).items()]

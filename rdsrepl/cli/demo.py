@@ -93,62 +93,70 @@ class _Demo:
         Raises:
             DemoFailed: one of them failed, or a change is missing.
         """
-        self._say(
-            "1. A Multi-AZ DB cluster as RDS makes one: real PostgreSQL servers on loopback, an RDS API before them."
-        )
+        target = self._start_sandbox()
+        self._turn_on_logical_replication()
+        dsn = self._create_role_publication_and_slot(target)
+        self._stream_through_failover(target, dsn, seconds)
+        self._inspect_the_slot(target, dsn)
+        self._stream_to_kinesis(target)
+        self._clean_up()
+
+    def _start_sandbox(self) -> Target:
+        self._say("1. Start a Multi-AZ DB cluster in the sandbox: real PostgreSQL servers on loopback, and an RDS API.")
         self._up = True
         self._run("sandbox", "up", "--default-group")
-        target = self._target()
+        return self._target()
 
-        self._say("2. Is it ready for logical replication? Not with the default parameter group.")
+    def _turn_on_logical_replication(self) -> None:
+        self._say("2. Check whether it is ready for logical replication. With the default parameter group it is not.")
         self._run("-t", "sandbox", "doctor", allowed=(8, 9))
-
-        self._say("3. A parameter group with every value it needs, sized, and why: shown, then made.")
+        self._say("3. Create a parameter group with all the values needed: show the plan and why, then apply it.")
         size = ("param-group", "create", "shop-logical", "--slots", "4")
         self._run("-t", "sandbox", *size, "--dry-run")
         self._run("-t", "sandbox", *size, "--yes")
-
-        self._say("4. Attached, each server rebooted in the safe order, the result proven over SQL.")
+        self._say("4. Attach the group, reboot each server in the safe order, and verify the result over SQL.")
         self._run("-t", "sandbox", "param-group", "attach", "shop-logical", "--reboot", "--yes")
         self._run("-t", "sandbox", "cluster", "show", "sandbox")
 
-        self._say("5. An application with two tables; a role that may replicate through rds_replication, as on RDS.")
+    def _create_role_publication_and_slot(self, target: Target) -> str:
+        """Create what a stream needs; return the connection string of the role that reads it."""
+        self._say("5. Create two tables, and a role that may replicate through rds_replication, as on RDS.")
         _execute(target, *_TABLES)
         created = self._json("role", "create", "cdc", "--generate-password", "--schema", "public", "--yes")
         self._passfile.touch(mode=0o600)
         self._passfile.write_text(f"*:*:*:cdc:{created['password']}\n")
-
-        self._say("6. What is published, and whether all of it can be; the slot.")
+        self._say("6. Create a publication, check that everything in it can be replicated, and create the slot.")
         self._run(
             "-t", "sandbox", "publication", "create", "shop", "--table", "customers", "--table", "orders", "--yes"
         )
         self._run("-t", "sandbox", "publication", "check", "shop", allowed=(0, 8))
         self._run("-t", "sandbox", "slot", "create", "shop_cdc", "--plugin", "pgoutput", "--yes")
-
-        self._say(
-            f"7. The stream, as role cdc, for {seconds:g} s of work, and a failover in the middle of it. At least "
-            "once: the new writer's copy of the slot stands a little behind, so some changes come twice."
-        )
         keywords = target.keywords
-        dsn = f"host={keywords['host']} port={keywords['port']} dbname={keywords['dbname']} user=cdc"
+        return f"host={keywords['host']} port={keywords['port']} dbname={keywords['dbname']} user=cdc"
+
+    def _stream_through_failover(self, target: Target, dsn: str, seconds: float) -> None:
+        self._say(
+            f"7. Stream as role cdc for {seconds:g} s, with a failover in the middle. Delivery is at least once: "
+            "the slot on the new writer is a little behind, so some changes are delivered twice."
+        )
         tail = ("--dsn", dsn, "slot", "tail", "shop_cdc", "--publication", "shop", "--format", "pretty")
         self._stream(tail, target, seconds)
 
-        self._say("8. Ready now? What is left are things to know.")
+    def _inspect_the_slot(self, target: Target, dsn: str) -> None:
+        self._say("8. Check again. Only information is left.")
         self._run("-t", "sandbox", "doctor", allowed=(0, 8))
-
-        self._say("9. Where the slot stands: what it keeps on the server is what a forgotten slot would pile up.")
+        self._say("9. Show the slot: how much WAL it retains, and how far its consumer is behind.")
         self._run("-t", "sandbox", "slot", "list")
         self._run("-t", "sandbox", "slot", "lag", "shop_cdc")
-
-        self._say("10. The same as JSON, for programs: what came after the stream ended, not consumed.")
+        self._say("10. Print a change as JSON, for programs, without consuming it.")
         _execute(target, "INSERT INTO public.orders (customer, item, amount) VALUES (2, 'the last one', 1.10)")
         self._run(
             "--dsn", dsn, "slot", "peek", "shop_cdc", "--publication", "shop", "--limit", "1", "--format", "json",
             env={"PGPASSFILE": str(self._passfile)},
         )  # fmt: skip
 
-        self._say("11. The same slot to Kinesis: confirmed when Kinesis has it; and read back.")
+    def _stream_to_kinesis(self, target: Target) -> None:
+        self._say("11. Stream the same slot to Kinesis, confirmed when Kinesis has it, and read it back.")
         self._run("-t", "sandbox", "stream", "create", "shop", "--shards", "2", "--yes")
         _execute(
             target,
@@ -159,10 +167,10 @@ class _Demo:
         self._run("-t", "sandbox", "stream", "tail", "shop", "--from", "trim-horizon", "--limit", "6")
         self._run("-t", "sandbox", "stream", "delete", "shop", "--confirm", "shop")
 
-        self._say("12. May it go? Not by prune: it was in use a moment ago, and nothing proves that it is idle.")
+    def _clean_up(self) -> None:
+        self._say("12. Try to prune the slot. It is refused: the slot was active a moment ago.")
         self._run("-t", "sandbox", "slot", "prune", "--slot", "shop_cdc", "--dry-run", allowed=(4,))
-
-        self._say("13. Clean-up: the slot first, for it is what costs; the cluster leaves a final snapshot.")
+        self._say("13. Drop the slot first, because it retains WAL. Delete the cluster with a final snapshot.")
         self._run("-t", "sandbox", "slot", "drop", "shop_cdc", "--yes")
         self._run("-t", "sandbox", "publication", "drop", "shop", "--yes")
         self._run("-t", "sandbox", "role", "drop", "cdc", "--yes")

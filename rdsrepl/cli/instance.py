@@ -8,10 +8,11 @@ import typer
 
 from rdsrepl.cli import rds_options
 from rdsrepl.cli.cluster import fail_over
-from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_param_group
+from rdsrepl.cli.completion import complete_cluster, complete_instance
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import ReadCommand, WriteCommand
 from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Refused, UsageError
@@ -91,10 +92,11 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
 
 
 @app.command(cls=WriteCommand)
+@with_bundles
 def create(
     ctx: typer.Context,
     instance_id: Annotated[str, typer.Argument(metavar="ID", help="The new instance's identifier.")],
-    instance_class: rds_options.InstanceClass,
+    options: rds_options.NewServerOptions,
     replica_of: Annotated[
         str | None,
         typer.Option(metavar="ID", help="Make it a read replica of that instance.", autocompletion=complete_instance),
@@ -103,29 +105,9 @@ def create(
         str | None,
         typer.Option(metavar="ID", help="Make it a member of that Aurora cluster.", autocompletion=complete_cluster),
     ] = None,
-    engine_version: rds_options.EngineVersion = None,
-    param_group: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="An instance parameter group.",
-            autocompletion=complete_param_group,
-            show_default="AWS's default",
-        ),
-    ] = None,
-    master_user: rds_options.MasterUser = None,
-    master_secret: rds_options.MasterSecret = None,
-    dbname: rds_options.Dbname = None,
-    storage: rds_options.Storage = None,
-    storage_type: rds_options.StorageType = None,
-    iops: rds_options.Iops = None,
     multi_az: Annotated[
         bool, typer.Option("--multi-az", help="With a standby in another zone.", show_default=False)
     ] = False,
-    subnet_group: rds_options.SubnetGroup = None,
-    security_group: rds_options.SecurityGroup = None,
-    port: rds_options.Port = None,
-    deletion_protection: rds_options.DeletionProtection = False,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Make an instance, a read replica, or another member of an Aurora cluster, and wait until it is available.
@@ -134,46 +116,37 @@ def create(
     """
     from dataclasses import replace
 
-    from rdsrepl.aws import instances, reboots, secrets
+    from rdsrepl.aws import instances, reboots
 
-    if replica_of and in_cluster:
-        raise UsageError("--replica-of and --in-cluster exclude each other", hint="choose one")
-    if (replica_of or in_cluster) and (master_user or master_secret or dbname or engine_version):
-        raise UsageError("login, database and version are the source's", hint="omit those options")
-    if in_cluster and (storage or storage_type or iops or multi_az or subnet_group or security_group or port):
-        raise UsageError("storage and network are the cluster's", hint="omit those options")
-    if replica_of and storage:
-        raise UsageError("a read replica's storage is its source's", hint="omit --storage")
-    if not replica_of and not in_cluster and storage is None:
-        raise UsageError("how much storage?", hint="an instance needs --storage GIB")
+    _check_create(options, replica_of=replica_of, in_cluster=in_cluster, multi_az=multi_az)
     instance_id = instances.check_name(instance_id)
-    rds_options.check_class(instance_class)
+    options.check_class()
     target = aws_target(ctx)
-    password = None if master_secret is None else secrets.get(target.aws, master_secret).password
     new = instances.NewInstance(
         instance_id=instance_id,
-        instance_class=instance_class,
-        engine_version=engine_version,
+        instance_class=options.instance_class,
+        engine_version=options.engine_version,
         replica_of=replica_of,
         cluster_id=in_cluster,
-        storage_gib=storage,
-        storage_type=storage_type,
-        iops=iops,
+        storage_gib=options.storage,
+        storage_type=options.storage_type,
+        iops=options.iops,
         multi_az=multi_az,
-        subnet_group=subnet_group,
-        security_groups=tuple(security_group or ()),
-        parameter_group=param_group,
-        master_user=master_user or "dbadmin",
-        password=password,
-        database_name=dbname,
-        port=port,
-        deletion_protection=deletion_protection,
+        subnet_group=options.subnet_group,
+        security_groups=tuple(options.security_group or ()),
+        parameter_group=options.param_group,
+        master_user=options.master_user or "dbadmin",
+        password=options.password(target.aws),
+        database_name=options.dbname,
+        port=options.port,
+        deletion_protection=options.deletion_protection,
     )
     there = instances.existing(target.aws, new)
     plan = instances.create(new, existing=there, timeout_seconds=timeout)
-    has_group = there is not None and (there.parameter_group, there.parameter_group_status) == (param_group, "in-sync")
-    if replica_of and param_group and not has_group:
-        attach = instances.attach(instance_id, param_group, timeout_seconds=timeout)
+    group = options.param_group
+    has_group = there is not None and (there.parameter_group, there.parameter_group_status) == (group, "in-sync")
+    if replica_of and group and not has_group:
+        attach = instances.attach(instance_id, group, timeout_seconds=timeout)
         reboot = reboots.steps(instance_id, timeout_seconds=timeout, only_needed=True)
         plan = replace(plan, steps=(*plan.steps, *attach, *reboot))
     if confirm_and_apply(ctx, plan, target=target):
@@ -233,12 +206,11 @@ def failover(
 
 
 @app.command(cls=WriteCommand)
+@with_bundles
 def delete(
     ctx: typer.Context,
     instance_id: Id,
-    final_snapshot: rds_options.FinalSnapshot = None,
-    skip_final_snapshot: rds_options.SkipFinalSnapshot = False,
-    confirm: rds_options.Confirm = None,
+    options: rds_options.DeletionOptions,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Delete an instance; the identifier must be typed.
@@ -250,13 +222,38 @@ def delete(
     target = aws_target(ctx)
     instance = instances.get(target.aws, instance_id)
     if instance.cluster_id is None and instance.replica_of is None:
-        rds_options.require_decision(final_snapshot, skip_final_snapshot)
-    elif final_snapshot is not None:
+        options.require_decision()
+    elif options.final_snapshot is not None:
         raise UsageError(
             f"AWS takes no final snapshot of {instance.instance_id}: {_part(instance)}", hint="omit --final-snapshot"
         )
-    plan = instances.delete(instance, final_snapshot=final_snapshot, timeout_seconds=timeout)
-    confirm_and_apply(ctx, plan, target=target, typed=TypedConfirmation(instance.instance_id, "--confirm", confirm))
+    plan = instances.delete(instance, final_snapshot=options.final_snapshot, timeout_seconds=timeout)
+    confirm_and_apply(
+        ctx, plan, target=target, typed=TypedConfirmation(instance.instance_id, "--confirm", options.confirm)
+    )
+
+
+def _check_create(
+    options: rds_options.NewServerOptions, *, replica_of: str | None, in_cluster: str | None, multi_az: bool
+) -> None:
+    """Refuse options that a read replica or a member takes over from its source or its cluster.
+
+    Raises:
+        UsageError: such an option is given, or ``--storage`` is missing.
+    """
+    login = options.master_user or options.master_secret or options.dbname or options.engine_version
+    storage = options.storage or options.storage_type or options.iops
+    network = options.subnet_group or options.security_group or options.port
+    if replica_of and in_cluster:
+        raise UsageError("--replica-of and --in-cluster exclude each other", hint="choose one")
+    if (replica_of or in_cluster) and login:
+        raise UsageError("login, database and version are the source's", hint="omit those options")
+    if in_cluster and (storage or multi_az or network):
+        raise UsageError("storage and network are the cluster's", hint="omit those options")
+    if replica_of and options.storage:
+        raise UsageError("a read replica's storage is its source's", hint="omit --storage")
+    if not replica_of and not in_cluster and options.storage is None:
+        raise UsageError("--storage is missing", hint="add --storage GIB")
 
 
 def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_seconds: float) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, get_type_hints
 
 
@@ -20,7 +20,12 @@ def with_bundles(command: Callable[..., None]) -> Callable[..., None]:
         bundles[parameter.name] = parameter.annotation
         types = get_type_hints(parameter.annotation, include_extras=True)
         parameters += [
-            inspect.Parameter(one.name, parameter.KEYWORD_ONLY, default=one.default, annotation=types[one.name])
+            inspect.Parameter(
+                one.name,
+                parameter.KEYWORD_ONLY,
+                default=parameter.empty if one.default is MISSING else one.default,
+                annotation=types[one.name],
+            )
             for one in fields(parameter.annotation)
         ]
 

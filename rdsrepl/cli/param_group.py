@@ -14,6 +14,7 @@ from rdsrepl.cli.completion import complete_param_group
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import ReadCommand, WriteCommand
 from rdsrepl.cli.targets import aws_target, database_target
 from rdsrepl.errors import BadValue, UsageError
@@ -155,21 +156,16 @@ def show(
     )
 
 
-@app.command(cls=WriteCommand)
-def create(
-    ctx: typer.Context,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The new group's name.")],
-    family: Annotated[
-        str | None,
-        typer.Option(metavar="FAMILY", help="postgres16, aurora-postgresql16, …; seen from --cluster or --instance."),
-    ] = None,
-    kind: _Kind = None,
+@dataclass(frozen=True, slots=True)
+class SizeOptions:
+    """The options of ``create`` that say what the group must serve."""
+
     slots: Annotated[
         int, typer.Option(min=0, metavar="N", help="Logical slots on it.", rich_help_panel=_SIZE_PANEL)
-    ] = 1,
+    ] = 1
     subscriptions: Annotated[
         int, typer.Option(min=0, metavar="N", help="Subscriptions on it.", rich_help_panel=_SIZE_PANEL)
-    ] = 0,
+    ] = 0
     replicas: Annotated[
         int | None,
         typer.Option(
@@ -179,7 +175,7 @@ def create(
             rich_help_panel=_SIZE_PANEL,
             show_default="as found with --instance, else 0",
         ),
-    ] = None,
+    ] = None
     instance_class: Annotated[
         str | None,
         typer.Option(
@@ -188,7 +184,7 @@ def create(
             help="Instance class, for formulas; seen from --cluster or --instance.",
             rich_help_panel=_SIZE_PANEL,
         ),
-    ] = None,
+    ] = None
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -198,7 +194,20 @@ def create(
             rich_help_panel=_SIZE_PANEL,
             show_default=False,
         ),
+    ] = None
+
+
+@app.command(cls=WriteCommand)
+@with_bundles
+def create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new group's name.")],
+    size: SizeOptions,
+    family: Annotated[
+        str | None,
+        typer.Option(metavar="FAMILY", help="postgres16, aurora-postgresql16, …; seen from --cluster or --instance."),
     ] = None,
+    kind: _Kind = None,
     copy_from: Annotated[
         str | None,
         typer.Option(
@@ -222,7 +231,7 @@ def create(
     from rdsrepl.parameters import attachments, group_plans
 
     name = parameter_groups.check_name(name)
-    overrides = _pairs(set_ or [])
+    overrides = _pairs(size.set_ or [])
     target, options = aws_target(ctx), global_options(ctx)
     # The current target's own cluster counts only where no option says what the group is for.
     is_named = options.cluster or options.instance or (family is None and kind is None)
@@ -232,10 +241,10 @@ def create(
         target=attachments.attach_target(target) if is_named else None,
         family=family,
         kind=_kind(kind),
-        slots=slots,
-        subscriptions=subscriptions,
-        replicas=replicas,
-        instance_class=instance_class,
+        slots=size.slots,
+        subscriptions=size.subscriptions,
+        replicas=size.replicas,
+        instance_class=size.instance_class,
         overrides=overrides,
         copy_from=copy_from,
     )

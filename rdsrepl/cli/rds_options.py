@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from rdsrepl.cli.completion import complete_param_group
 from rdsrepl.cli.options import duration_option
+from rdsrepl.config import Aws
 from rdsrepl.errors import BadValue, UsageError
 
 if TYPE_CHECKING:
@@ -17,60 +20,105 @@ if TYPE_CHECKING:
 LOGIN_PANEL: Final = "Master user"
 STORAGE_PANEL: Final = "Storage and network"
 
-InstanceClass = Annotated[str, typer.Option("--class", metavar="CLASS", help="db.r6g.large, db.r6gd.large, …")]
-EngineVersion = Annotated[
-    str | None, typer.Option("--engine-version", metavar="VERSION", help="16.4, …", show_default="AWS's default")
-]
-MasterUser = Annotated[
-    str | None,
-    typer.Option(
-        "--master-user", metavar="NAME", help="Its name.", rich_help_panel=LOGIN_PANEL, show_default="dbadmin"
-    ),
-]
-MasterSecret = Annotated[
-    str | None,
-    typer.Option(
-        "--master-secret",
-        metavar="SECRET",
-        help="Take the master user's password from this Secrets Manager secret.",
-        rich_help_panel=LOGIN_PANEL,
-        show_default="RDS makes and keeps one",
-    ),
-]
-Dbname = Annotated[str | None, typer.Option("--dbname", metavar="NAME", help="A first database.")]
-Storage = Annotated[
-    int | None,
-    typer.Option("--storage", min=1, metavar="GIB", help="Allocated storage.", rich_help_panel=STORAGE_PANEL),
-]
-StorageType = Annotated[
-    str | None,
-    typer.Option("--storage-type", metavar="TYPE", help="gp3, io1, io2, …", rich_help_panel=STORAGE_PANEL),
-]
-Iops = Annotated[
-    int | None,
-    typer.Option("--iops", min=1, metavar="N", help="Provisioned IOPS.", rich_help_panel=STORAGE_PANEL),
-]
-SubnetGroup = Annotated[
-    str | None,
-    typer.Option("--subnet-group", metavar="NAME", help="A DB subnet group.", rich_help_panel=STORAGE_PANEL),
-]
-SecurityGroup = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--security-group",
-        metavar="ID",
-        help="A VPC security group; again for more.",
-        rich_help_panel=STORAGE_PANEL,
-        show_default=False,
-    ),
-]
-Port = Annotated[
-    int | None,
-    typer.Option("--port", min=1150, max=65535, help="Where it listens.", rich_help_panel=STORAGE_PANEL),
-]
-DeletionProtection = Annotated[
-    bool, typer.Option("--deletion-protection", help="AWS refuses to delete it.", show_default=False)
-]
+
+@dataclass(frozen=True, slots=True)
+class NewServerOptions:
+    """The options that ``cluster create`` and ``instance create`` share."""
+
+    instance_class: Annotated[str, typer.Option("--class", metavar="CLASS", help="db.r6g.large, db.r6gd.large, …")]
+    engine_version: Annotated[
+        str | None, typer.Option("--engine-version", metavar="VERSION", help="16.4, …", show_default="AWS's default")
+    ] = None
+    param_group: Annotated[
+        str | None,
+        typer.Option(
+            "--param-group",
+            metavar="NAME",
+            help="Attach this parameter group.",
+            autocompletion=complete_param_group,
+            show_default="AWS's default",
+        ),
+    ] = None
+    deletion_protection: Annotated[
+        bool, typer.Option("--deletion-protection", help="Have AWS refuse to delete it.", show_default=False)
+    ] = False
+    master_user: Annotated[
+        str | None,
+        typer.Option(
+            "--master-user",
+            metavar="NAME",
+            help="Name the master user.",
+            rich_help_panel=LOGIN_PANEL,
+            show_default="dbadmin",
+        ),
+    ] = None
+    master_secret: Annotated[
+        str | None,
+        typer.Option(
+            "--master-secret",
+            metavar="SECRET",
+            help="Take the master user's password from this Secrets Manager secret.",
+            rich_help_panel=LOGIN_PANEL,
+            show_default="RDS creates and keeps one",
+        ),
+    ] = None
+    dbname: Annotated[
+        str | None,
+        typer.Option("--dbname", metavar="NAME", help="Create this database.", rich_help_panel=LOGIN_PANEL),
+    ] = None
+    storage: Annotated[
+        int | None,
+        typer.Option("--storage", min=1, metavar="GIB", help="Allocate this storage.", rich_help_panel=STORAGE_PANEL),
+    ] = None
+    storage_type: Annotated[
+        str | None,
+        typer.Option("--storage-type", metavar="TYPE", help="gp3, io1, io2, …", rich_help_panel=STORAGE_PANEL),
+    ] = None
+    iops: Annotated[
+        int | None,
+        typer.Option("--iops", min=1, metavar="N", help="Provision this many IOPS.", rich_help_panel=STORAGE_PANEL),
+    ] = None
+    subnet_group: Annotated[
+        str | None,
+        typer.Option("--subnet-group", metavar="NAME", help="Use this DB subnet group.", rich_help_panel=STORAGE_PANEL),
+    ] = None
+    security_group: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--security-group",
+            metavar="ID",
+            help="Use this VPC security group; may be repeated.",
+            rich_help_panel=STORAGE_PANEL,
+            show_default=False,
+        ),
+    ] = None
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=1150, max=65535, help="Listen on this port.", rich_help_panel=STORAGE_PANEL),
+    ] = None
+
+    def check_class(self) -> None:
+        """Refuse a malformed instance class.
+
+        Raises:
+            BadValue: it is malformed.
+        """
+        if not re.fullmatch(r"db\.[a-z0-9-]+(\.[a-z0-9-]+)?", self.instance_class):
+            raise BadValue(
+                f"{self.instance_class!r} is not an instance class", hint="for example db.r6gd.large, or db.serverless"
+            )
+
+    def password(self, aws: Aws) -> str | None:
+        """Return the master user's password; None lets RDS create one.
+
+        Raises:
+            NotFound: there is no such secret.
+        """
+        from rdsrepl.aws import secrets
+
+        return None if self.master_secret is None else secrets.get(aws, self.master_secret).password
+
+
 Timeout = Annotated[float, duration_option("--timeout", help="Give up after each wait of this long.")]
 WithPending = Annotated[
     bool,
@@ -80,44 +128,40 @@ WithPending = Annotated[
         show_default=False,
     ),
 ]
-FinalSnapshot = Annotated[
-    str | None,
-    typer.Option("--final-snapshot", metavar="NAME", help="Keep the data in a snapshot of this name."),
-]
-SkipFinalSnapshot = Annotated[
-    bool, typer.Option("--skip-final-snapshot", help="Lose the data for ever.", show_default=False)
-]
 Confirm = Annotated[
     str | None,
-    typer.Option("--confirm", metavar="ID", help="The identifier once more, in place of typing it when asked."),
+    typer.Option("--confirm", metavar="ID", help="Confirm with the identifier, in place of typing it when asked."),
 ]
 
 
-def require_decision(final_snapshot: str | None, skip: bool) -> None:
-    """Refuse a deletion that does not say what becomes of the data.
+@dataclass(frozen=True, slots=True)
+class DeletionOptions:
+    """The options that ``cluster delete`` and ``instance delete`` share."""
 
-    Raises:
-        UsageError: neither or both of the two options were given.
-        BadValue: no snapshot may have that name.
-    """
-    from rdsrepl.aws import identifiers
+    final_snapshot: Annotated[
+        str | None, typer.Option("--final-snapshot", metavar="NAME", help="Keep the data in a snapshot of this name.")
+    ] = None
+    skip_final_snapshot: Annotated[
+        bool, typer.Option("--skip-final-snapshot", help="Delete the data as well.", show_default=False)
+    ] = False
+    confirm: Confirm = None
 
-    if (final_snapshot is None) != skip:
-        raise UsageError(
-            "what shall become of the data?", hint="--final-snapshot NAME keeps it, --skip-final-snapshot loses it"
-        )
-    if final_snapshot is not None:
-        identifiers.check(final_snapshot, "a snapshot", longest=255)
+    def require_decision(self) -> None:
+        """Refuse a deletion that does not say whether the data is kept.
 
+        Raises:
+            UsageError: neither or both of the two options were given.
+            BadValue: no snapshot may have that name.
+        """
+        from rdsrepl.aws import identifiers
 
-def check_class(name: str) -> None:
-    """Refuse what cannot be an instance class.
-
-    Raises:
-        BadValue: it cannot.
-    """
-    if not re.fullmatch(r"db\.[a-z0-9-]+(\.[a-z0-9-]+)?", name):
-        raise BadValue(f"{name!r} is no instance class", hint="for example db.r6gd.large, or db.serverless")
+        if (self.final_snapshot is None) != self.skip_final_snapshot:
+            raise UsageError(
+                "choose --final-snapshot or --skip-final-snapshot",
+                hint="--final-snapshot NAME keeps the data, --skip-final-snapshot deletes it",
+            )
+        if self.final_snapshot is not None:
+            identifiers.check(self.final_snapshot, "a snapshot", longest=255)
 
 
 def pending_words(found: Cluster | Instance) -> str | None:
