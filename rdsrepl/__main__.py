@@ -1,4 +1,4 @@
-"""Where the program starts: the ``rdsrepl`` command, and ``python -m rdsrepl``."""
+"""The entry point of the ``rdsrepl`` command and of ``python -m rdsrepl``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import sys
 
 
 def run() -> None:
-    """Start the program; the version is said without building the whole command line first.
+    """Run the program; print the version without building the whole command line.
 
-    Ctrl-C ends it with 130 and no word from the first moment on. While modules are imported, an exception would come
-    out of the middle of some other library's code, which may print or swallow it; nothing has been done then that
-    would have to be ended in order.
+    Ctrl-C ends the process with 130 and without a message from the start. During the imports a KeyboardInterrupt would
+    be raised inside another library, which may print or suppress it; no work has begun that needs a clean end.
     """
-    is_heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # "nohup" and "&" have it ignored
-    if is_heeded:
+    is_handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nohup and "&" ignore SIGINT
+    if is_handled:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     _open_missing_streams()
     if sys.argv[1:] == ["--version"]:
@@ -30,10 +29,10 @@ def run() -> None:
     from rdsrepl.text.escapes import escape_unencodable
 
     escape_unencodable(sys.stdout, sys.stderr)
-    # Python's own would show the secrets in messages; the first thread's errors are `app`'s.
+    # The hook of Python would print secrets; `app` handles the errors of the main thread.
     threading.excepthook = lambda args: write_traceback(args.exc_value) if args.exc_value is not None else None
     try:
-        if is_heeded:
+        if is_handled:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         app()
     except KeyboardInterrupt:
@@ -41,15 +40,15 @@ def run() -> None:
 
 
 def _open_missing_streams() -> None:
-    """Put ``/dev/null`` where stdin, stdout or stderr was closed.
+    """Open ``/dev/null`` for a closed stdin, stdout or stderr.
 
-    The next file that is opened, a connection or the audit trail, would get its number, and what is printed with it.
+    Otherwise the next file, such as a connection or the audit file, would get its number, and the output with it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             while (descriptor := os.open(os.devnull, os.O_RDWR)) < number:
                 pass
-            if descriptor > number:  # it is open, but not for us
+            if descriptor > number:  # it is open, but without a Python object
                 os.close(descriptor)
             mode = "w" if number else "r"
             setattr(sys, name, open(number if descriptor == number else os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115

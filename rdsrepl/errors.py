@@ -1,45 +1,45 @@
-"""Every error a user can meet, and the exit code it ends in.
+"""The errors that a user can see, and the exit code of each.
 
 ::
 
     Error                         1   failed
-    ├── UsageError                2   wrong usage, found before anything was touched
+    ├── UsageError                2   wrong usage, detected before any change
     │   ├── BadValue                  a malformed LSN, size, duration, name or pattern
     │   ├── ConfigError               the config file: names file, line and key
-    │   ├── BadPage                   a runbook's page: names file and line
-    │   └── WrongPlugin               a format or option the slot's plugin cannot serve
-    ├── NotFound                  3   slot, publication, role, target … does not exist
-    ├── Refused                   4   unsafe, unsupported, or nobody confirmed
+    │   ├── BadPage                   a runbook page: names file and line
+    │   └── WrongPlugin               a format or option that the output plugin of the slot does not support
+    ├── NotFound                  3   a slot, publication, role, target … does not exist
+    ├── Refused                   4   unsafe, unsupported, or not confirmed
     │   ├── NotConfirmed
     │   ├── AlreadyExists
     │   ├── SlotActive
     │   ├── SlotInvalidated
     │   ├── SlotBeingSynced
-    │   ├── SlotMoved                 changes are missing between what was delivered and where the slot stands
+    │   ├── SlotMoved                 the slot is past the delivered position: changes are missing
     │   ├── SlotsExhausted
     │   ├── PluginNotAllowed
     │   ├── WalLevelNotLogical
     │   ├── NotPrimary
-    │   ├── StalePlan                 the guard in a statement found another state than the plan
-    │   ├── NotAvailable              an AWS resource is in a state in which this cannot be done
-    │   ├── InUse                     something still needs what was to be deleted
-    │   ├── QuotaExceeded             AWS allows this account no more of them
-    │   └── Unsupported               this server's version cannot
-    ├── Denied                    5   a server or a person's right said no
+    │   ├── StalePlan                 the state of the object differs from the plan
+    │   ├── NotAvailable              the status of an AWS resource does not allow the change
+    │   ├── InUse                     another object still uses what should be deleted
+    │   ├── QuotaExceeded             a quota of the AWS account is reached
+    │   └── Unsupported               the server's version or kind does not support it
+    ├── Denied                    5   permission denied
     │   ├── AuthenticationFailed
-    │   ├── NoCredentials             no AWS credentials were found, or they are not valid
-    │   └── ExpiredCredentials        the AWS credentials were valid once
+    │   ├── NoCredentials             no valid AWS credentials
+    │   └── ExpiredCredentials        the AWS credentials have expired
     ├── Unreachable               5
-    │   ├── ConnectionLost            in the middle of the work; worth another attempt
-    │   └── Throttled                 AWS answers too many requests, after all retries
-    ├── StepFailed                1   a runbook's step, before anything was changed
+    │   ├── ConnectionLost            the connection was lost during the work; a retry can succeed
+    │   └── Throttled                 AWS throttles the requests, after all retries
+    ├── StepFailed                1   a step of a runbook failed before any change
     ├── AppliedInPart             6
-    │   └── Interrupted         130   Ctrl-C; says whether something was changed, and what
-    ├── OutcomeUnknown            1   the connection broke, and nobody knows whether it was done
+    │   └── Interrupted         130   Ctrl-C; lists what was changed
+    ├── OutcomeUnknown            1   the connection was lost; the result is unknown
     ├── TimedOut                  1
-    ├── MalformedMessage          1   a message of the stream is none of the output plugin's
-    ├── ServerError               1   anything else the server says
-    └── AwsError                  1   anything else AWS says
+    ├── MalformedMessage          1   a message of the stream is not in the format of the output plugin
+    ├── ServerError               1   any other error of a server
+    └── AwsError                  1   any other error of AWS
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from typing import Any, ClassVar
 
 @unique
 class ExitCode(IntEnum):
-    """What the process ends with; the table in ``docs/exit-codes.md`` explains each."""
+    """The exit codes of the process; ``docs/exit-codes.md`` explains each."""
 
     DONE = 0
     FAILED = 1
@@ -66,15 +66,15 @@ class ExitCode(IntEnum):
 
 
 class Error(Exception):
-    """Something a user can meet: what failed, on what, and the remedy.
+    """An error for the user: what failed, on which object, and the remedy.
 
     Attributes:
-        message: one line, no final full stop.
-        hint: the remedy, with the next command to type where there is one.
-        sqlstate: the server's five-character code, when a server said it.
-        aws_code: AWS's error code, when AWS said it.
-        request_id: AWS's id of the refused request, which its support asks for.
-        exit_code: what the process ends with.
+        message: one line without a full stop at its end.
+        hint: the remedy, if possible as a command to run.
+        sqlstate: the five-character code of the server, if a server reported the error.
+        aws_code: the error code of AWS, if AWS reported the error.
+        request_id: the AWS id of the request, for a support case.
+        exit_code: the exit code of the process.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
@@ -97,7 +97,7 @@ class Error(Exception):
 
     @property
     def name(self) -> str:
-        """The error's stable name in machine output: ``slot_active`` for ``SlotActive``."""
+        """The stable name of the error in JSON output: ``slot_active`` for ``SlotActive``."""
         return "".join("_" + c.lower() if c.isupper() else c for c in type(self).__name__).lstrip("_")
 
     def document(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Error(Exception):
 
 
 class UsageError(Error):
-    """Wrong usage, found before anything was touched."""
+    """The command was used wrongly; it was detected before any change."""
 
     exit_code = ExitCode.USAGE
 
@@ -119,51 +119,51 @@ class BadValue(UsageError):
 
 
 class ConfigError(UsageError):
-    """The config file is wrong; the message names file, line and key."""
+    """The config file is not valid; the message names the file, the line and the key."""
 
 
 class BadPage(UsageError):
-    """A runbook's page breaks a rule; the message names file and line."""
+    """A runbook page breaks a rule; the message names the file and the line."""
 
 
 class WrongPlugin(UsageError):
-    """A format or an option that the slot's output plugin cannot serve."""
+    """The output plugin of the slot does not support a format or an option."""
 
 
 class NotFound(Error):
-    """A named thing does not exist."""
+    """A named object does not exist."""
 
     exit_code = ExitCode.NOT_FOUND
 
 
 class Refused(Error):
-    """Unsafe, unsupported, or nobody confirmed."""
+    """The command is unsafe or unsupported, or was not confirmed."""
 
     exit_code = ExitCode.REFUSED
 
 
 class NotConfirmed(Refused):
-    """Nobody said yes."""
+    """The plan was not confirmed."""
 
 
 class AlreadyExists(Refused):
-    """The name is taken."""
+    """An object with this name already exists."""
 
 
 class SlotActive(Refused):
-    """Another consumer holds the slot."""
+    """The slot is in use by another consumer."""
 
 
 class SlotInvalidated(Refused):
-    """The server gave the slot up; the changes it held are gone."""
+    """The slot is invalidated; its changes are lost."""
 
 
 class SlotBeingSynced(Refused):
-    """The slot is a copy that this standby keeps in step with its primary."""
+    """The slot is a copy that this standby synchronizes from its primary."""
 
 
 class SlotMoved(Refused):
-    """The slot is beyond what was delivered: made again, or moved by somebody else; changes are missing."""
+    """The slot is past the delivered position, recreated or advanced by another session; changes are missing."""
 
 
 class SlotsExhausted(Refused):
@@ -171,7 +171,7 @@ class SlotsExhausted(Refused):
 
 
 class PluginNotAllowed(Refused):
-    """The server does not have, or does not allow, the output plugin."""
+    """The output plugin is not installed on the server, or not allowed."""
 
 
 class WalLevelNotLogical(Refused):
@@ -179,63 +179,63 @@ class WalLevelNotLogical(Refused):
 
 
 class NotPrimary(Refused):
-    """The server is a standby and the work needs a primary."""
+    """The server is a standby; the command needs a primary."""
 
 
 class StalePlan(Refused):
-    """The guard in a statement found another state than the plan was made for."""
+    """The object changed between the plan and its execution."""
 
 
 class NotAvailable(Refused):
-    """An AWS resource is in a state in which this cannot be done."""
+    """The status of an AWS resource does not allow the change."""
 
 
 class InUse(Refused):
-    """Something still needs what was to be deleted."""
+    """Another object still uses what should be deleted."""
 
 
 class QuotaExceeded(Refused):
-    """AWS allows this account no more of them."""
+    """A quota of the AWS account is reached."""
 
 
 class Unsupported(Refused):
-    """The server's version or kind cannot do this."""
+    """The server's version or kind does not support the command."""
 
 
 class Denied(Error):
-    """The role, or the identity, has no right to do this."""
+    """The database role or the AWS identity does not have the permission."""
 
     exit_code = ExitCode.UNREACHABLE
 
 
 class AuthenticationFailed(Denied):
-    """The server did not accept the role or its password."""
+    """The server rejected the role or its password."""
 
 
 class NoCredentials(Denied):
-    """No AWS credentials were found, or they are not valid."""
+    """No AWS credentials are configured, or they are not valid."""
 
 
 class ExpiredCredentials(Denied):
-    """The AWS credentials were valid once."""
+    """The AWS credentials have expired."""
 
 
 class Unreachable(Error):
-    """No server answered, or it would not take a connection."""
+    """The server does not answer or does not accept connections."""
 
     exit_code = ExitCode.UNREACHABLE
 
 
 class ConnectionLost(Unreachable):
-    """The connection broke in the middle of the work; another attempt is worth it."""
+    """The connection was lost during the work; a retry can succeed."""
 
 
 class Throttled(Unreachable):
-    """AWS answers too many requests, after all retries."""
+    """AWS throttles the requests, after all retries."""
 
 
 class AppliedInPart(Error):
-    """A plan stopped half way."""
+    """A plan was applied only in part."""
 
     exit_code = ExitCode.PARTIAL
 
@@ -245,12 +245,12 @@ class AppliedInPart(Error):
         self.not_done = not_done
 
     def document(self) -> dict[str, Any]:
-        """Add what was done and what was not."""
+        """Return the error with the steps that were done and those that were not."""
         return {**super().document(), "done": self.done, "not_done": self.not_done}
 
 
 class Interrupted(AppliedInPart):
-    """Ctrl-C; ``done`` and ``not_done`` are empty where nothing was changed."""
+    """Ctrl-C; ``done`` and ``not_done`` are empty if nothing was changed."""
 
     exit_code = ExitCode.INTERRUPTED
 
@@ -261,24 +261,24 @@ class Interrupted(AppliedInPart):
 
 
 class OutcomeUnknown(Error):
-    """The connection broke under the work, and nobody knows whether it was done."""
+    """The connection was lost during a change; whether the change was made is unknown."""
 
 
 class StepFailed(Error):
-    """A runbook's step did not end as its page says, and nothing was changed before it."""
+    """A step of a runbook did not end as its page expects; nothing was changed before it."""
 
 
 class TimedOut(Error):
-    """The work did not end within its time."""
+    """An operation did not complete within its timeout."""
 
 
 class MalformedMessage(Error):
-    """A message of the stream is none of the output plugin's; nothing is confirmed past it."""
+    """A message of the stream is not in the format of the output plugin; nothing after it is confirmed."""
 
 
 class ServerError(Error):
-    """Anything else a server says."""
+    """Any other error of a server."""
 
 
 class AwsError(Error):
-    """Anything else AWS says."""
+    """Any other error of AWS."""

@@ -1,6 +1,6 @@
-"""The pages of ``docs/`` as help topics: one source for who reads them in a browser and who is at a terminal.
+"""The pages of ``docs/`` as help topics: the same text in a browser and on a terminal.
 
-A wheel carries them inside the package; an editable installation finds them in the source tree.
+A wheel has them inside the package; an editable installation has them in the source tree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rdsrepl.errors import NotFound
 from rdsrepl.text.suggestions import closest
 
 _HERE: Final = Path(__file__).parent
-# Made from the commands' own help, which is at hand anyway.
+# Generated from --help, which prints the same text.
 _NO_TOPICS: Final = frozenset({"reference"})
 _LINK: Final = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]*)\)")
 
@@ -25,8 +25,8 @@ class Topic:
     """A page.
 
     Attributes:
-        topic: what ``rdsrepl help`` calls it: the file's name.
-        title: its first heading, plain.
+        topic: its name in ``rdsrepl help``: the file name without suffix.
+        title: its first heading, without markup.
     """
 
     topic: str
@@ -34,43 +34,43 @@ class Topic:
 
 
 def directory() -> Path:
-    """Return where the pages are.
+    """Return the directory of the pages.
 
     Raises:
-        NotFound: this installation has none.
+        NotFound: this installation has no pages.
     """
     for place in (_HERE / "docs", _HERE.parent / "docs"):
         if (place / "exit-codes.md").is_file():
             return place
-    raise NotFound("this installation of rdsrepl came without its pages", hint="commands explain themselves: --help")
+    raise NotFound("the help pages are not installed", hint="read the help of a command: rdsrepl COMMAND --help")
 
 
 def names() -> list[str]:
-    """Return the topics' names, in order; see ``directory``."""
+    """Return the names of the topics, sorted; see ``directory``."""
     return sorted(path.stem for path in directory().glob("*.md") if path.stem not in _NO_TOPICS)
 
 
 def ls() -> list[Topic]:
-    """Return all topics by name; see ``directory``."""
+    """Return the topics, sorted by name; see ``directory``."""
     return [Topic(name, _title(read(name))) for name in names()]
 
 
 def find(words: Iterable[str]) -> str | None:
-    """Return the topic that words name: ``exit codes`` is ``exit-codes``; None where they name none."""
+    """Return the topic that WORDS name (``exit codes`` names ``exit-codes``); None if it does not exist."""
     name = "-".join(words).lower().replace("_", "-").replace(" ", "-").removesuffix(".md")
     return name if name in names() else None
 
 
 def read(name: str) -> str:
-    """Return a page's Markdown; NAME is one of ``names``."""
+    """Return the Markdown of a page; NAME is one of ``names``."""
     return (directory() / f"{name}.md").read_text(encoding="utf-8")
 
 
 def for_terminal(text: str) -> str:
-    """Return Markdown whose links lead somewhere on a terminal: to the command that prints the page."""
+    """Return Markdown for a terminal: each link becomes the command that prints its page."""
     known = set(names())
 
-    def led(match: re.Match[str]) -> str:
+    def as_command(match: re.Match[str]) -> str:
         words, goal = match.groups()
         path = goal.partition("#")[0]
         name = path.removesuffix(".md")
@@ -80,15 +80,15 @@ def for_terminal(text: str) -> str:
             return f"{words} (`rdsrepl runbook show {name.rpartition('/')[2]}`)"
         return f"{words} ({goal})" if "://" in goal else words
 
-    return _LINK.sub(led, text)
+    return _LINK.sub(as_command, text)
 
 
 def unknown(words: Iterable[str], commands: Iterable[str]) -> NotFound:
-    """Return the error that there is no such topic, with what comes near, or the pages that mention it.
+    """Return the error for an unknown topic, with a similar name or the pages that mention the words.
 
     Args:
-        words: what was asked for.
-        commands: what else could have been meant: ``slot``, ``slot tail``, ….
+        words: the words that were typed.
+        commands: other names that could be meant: ``slot``, ``slot tail``, ….
     """
     asked = " ".join(words)
     pages = {name: f"rdsrepl help {name}" for name in [*names(), *commands]}
@@ -99,8 +99,8 @@ def unknown(words: Iterable[str], commands: Iterable[str]) -> NotFound:
     elif found := [name for name in names() if asked.lower() in read(name).lower()]:
         hint = "pages that mention it: " + ", ".join(f"rdsrepl help {name}" for name in found[:4])
     else:
-        hint = "rdsrepl help lists the topics"
-    return NotFound(f"no help on {asked!r}", hint=hint)
+        hint = "list the topics: rdsrepl help"
+    return NotFound(f"{asked!r} is not a help topic", hint=hint)
 
 
 def _title(text: str) -> str:

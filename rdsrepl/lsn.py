@@ -1,4 +1,4 @@
-"""A position in the write-ahead log (the manual's ``pg_lsn``)."""
+"""Positions in the write-ahead log (type ``pg_lsn``)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _PATTERN: Final = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})\Z")
 class Lsn(int):
     """A log sequence number: a byte position in the WAL, printed as ``16/B374D848``.
 
-    An ``int``, so that positions compare and subtract (the difference is in bytes) at full speed.
+    It is an ``int``: positions compare and subtract at full speed, and the difference is in bytes.
     """
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Lsn:
-        """Read ``X/Y`` (hexadecimal).
+        """Return the position that ``X/Y`` (hexadecimal) means.
 
         Raises:
-            BadValue: TEXT is no LSN.
+            BadValue: TEXT is not an LSN.
         """
         match = _PATTERN.match(text.strip())
         if match is None:

@@ -1,7 +1,7 @@
-"""A plan: what a command would do, as frozen data with two readers, ``confirm_and_apply`` (show) and ``apply`` (run).
+"""A plan: the changes of a command as frozen data. ``cli.confirm`` shows it, ``apply`` runs it.
 
-The text of a step is complete: literals are composed into a statement, and a call's parameters are all there, so what
-is shown is what runs.
+The text of a step is complete: it contains the literals of a statement and all parameters of a call. What is shown is
+what runs.
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ class Statement:
     """One SQL statement, or one command of the replication protocol.
 
     Attributes:
-        summary: one line in plain words: ``drop replication slot orders``.
+        summary: one line: ``drop replication slot orders``.
         sql: the statement.
-        shown: printed in place of the statement when that carries a secret.
-        protocol: the kind of connection it needs.
-        guard: set on a statement whose own condition may find nothing to act on any more; says what changed. The
-            statement must then return a row when it acted.
-        timeout_seconds: after this long the statement is cancelled.
-        blockers: a query with ``%(pid)s``, run on a second connection while the statement waits: each row's one
-            text column names something it waits for.
-        undo: run when the statement timed out or was interrupted, so that nothing half made stays behind.
+        shown: printed in place of a statement that contains a secret.
+        protocol: the kind of connection that it needs.
+        guard: the error message if the statement returns no row, because its own condition is not met any more.
+        timeout_seconds: the statement is cancelled after this time.
+        blockers: a query with ``%(pid)s``, run on a second connection while the statement waits: the text column of
+            each row names something that it waits for.
+        undo: run after the statement timed out or was interrupted, to remove what it left.
         makes: it creates an object.
         key: what the step acts on, for the caller that looks steps up by it: the name of the slot.
-        done_if: a query, asked on a new connection when the old one broke under the statement: was it carried out all
-            the same? One row of one boolean; NULL where this server cannot tell, as it is another one by now.
+        done_if: a query, run on a new connection after the connection was lost during the statement: was the statement
+            executed? One boolean; NULL if the server does not know, for example after a failover.
     """
 
     summary: str
@@ -58,7 +57,7 @@ class Statement:
 
     @property
     def text(self) -> str:
-        """The statement as a person may see it."""
+        """The statement without secrets."""
         return self.shown if self.shown is not None else self.sql.as_string(None)
 
 
@@ -67,13 +66,13 @@ class AwsCall:
     """One call of an AWS API.
 
     Attributes:
-        summary: one line in plain words: ``reboot instance orders-2``.
-        service: as boto3 names it: ``rds``.
-        operation: as the API reference names it: ``RebootDBInstance``.
+        summary: one line: ``reboot instance orders-2``.
+        service: its name in boto3: ``rds``.
+        operation: its name in the API reference: ``RebootDBInstance``.
         parameters: the request.
-        secrets: the parameters that are not shown.
-        needed: asked just before each attempt to make the call, which is left out where the answer is no;
-            ``condition`` says the same in words: ``if it is still pending-reboot``.
+        secrets: the parameters whose values are not shown.
+        needed: called before each attempt; the call is skipped if it returns False. ``condition`` is the same as text:
+            ``if it is still pending-reboot``.
     """
 
     summary: str
@@ -86,12 +85,12 @@ class AwsCall:
 
     @property
     def makes(self) -> bool:
-        """Whether it makes something that was not there before."""
+        """Whether the call creates an object."""
         return self.operation.startswith(("Create", "Copy"))
 
     @property
     def text(self) -> str:
-        """The call as the aws CLI would make it, its secrets hidden."""
+        """The call as a command of the aws CLI, without secrets."""
         from botocore import xform_name
 
         shown = {name: MASK if name in self.secrets else value for name, value in self.parameters.items()}
@@ -102,14 +101,14 @@ class AwsCall:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What a probe found.
+    """The result of a probe.
 
     Attributes:
-        met: what was waited for is so.
-        state: how it is, in a few words: ``writer modifying, 1 of 3 members in-sync``.
-        failed: why it will never be so; the wait ends with it as an error.
-        remedy: what to do about that.
-        facts: what to report when it is so, by name.
+        met: the condition is met.
+        state: the current state in short: ``writer modifying, 1 of 3 members in-sync``.
+        failed: why the condition cannot be met any more; the wait ends with this error.
+        remedy: the hint of that error.
+        facts: what to report when the condition is met, by name.
     """
 
     met: bool
@@ -124,13 +123,13 @@ Probe = Callable[[Target], Condition]
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until something is so, looking again and again; also a proof, when it must be so at once.
+    """Poll until a condition is met; with a timeout of 0, a verification.
 
     Attributes:
-        summary: one line in plain words: ``wait until cluster orders is available``.
-        probe: looks, and changes nothing.
-        timeout_seconds: after this long the wait ends in an error that names the state.
-        confirmations: so many looks in a row must find it so, where a describe may show what was before.
+        summary: one line: ``wait until cluster orders is available``.
+        probe: reads the state, and changes nothing.
+        timeout_seconds: after this time the wait fails with an error that names the state.
+        confirmations: how many polls in a row must meet the condition; describe calls can return an old state.
     """
 
     summary: str
@@ -140,40 +139,40 @@ class Wait:
 
     @property
     def text(self) -> str:
-        """How long it may take."""
-        return f"(at most {format_duration(self.timeout_seconds)})"
+        """The timeout."""
+        return f"(timeout {format_duration(self.timeout_seconds)})"
 
 
 Step = Statement | AwsCall | Wait
 
 
 def require_same(what: str, compared: Mapping[str, tuple[object, object]], *, hint: str) -> None:
-    """Refuse to call an object that exists the one that a command would make, where it differs.
+    """Check that an existing object is the same as the one that a command would create.
 
     Args:
         what: the object: ``stream changes``.
-        compared: by attribute, how it is and how it is wanted; None as wanted is not compared.
-        hint: what to do about it.
+        compared: by attribute, the existing and the wanted value; a wanted value of None is not compared.
+        hint: the remedy.
 
     Raises:
-        AlreadyExists: it differs; the message names each difference.
+        AlreadyExists: the object differs; the message names each difference.
     """
     differences = [
-        f"{name} is {'-' if found is None else found}, not {wanted}"
-        for name, (found, wanted) in compared.items()
-        if wanted is not None and found != wanted
+        f"{name} is {'-' if existing is None else existing}, not {wanted}"
+        for name, (existing, wanted) in compared.items()
+        if wanted is not None and existing != wanted
     ]
     if differences:
-        raise AlreadyExists(f"{what} exists already, and differs: {'; '.join(differences)}", hint=hint)
+        raise AlreadyExists(f"{what} already exists and differs: {'; '.join(differences)}", hint=hint)
 
 
-def version_as_asked(found: str, wanted: str | None) -> str | None:
-    """Return WANTED where FOUND is a version of it (16.4 is one of 16), else FOUND; for ``require_same``."""
-    return wanted if wanted is not None and f"{found}.".startswith(f"{wanted}.") else found
+def version_as_requested(existing: str, wanted: str | None) -> str | None:
+    """Return WANTED if EXISTING is a minor version of it (16.4 of 16), else EXISTING; for ``require_same``."""
+    return wanted if wanted is not None and f"{existing}.".startswith(f"{wanted}.") else existing
 
 
 def readable(step: Step) -> str:
-    """Return a step's text for a terminal: its line breaks are ours, and those inside a name or a literal escaped."""
+    """Return the text of a step for a terminal: line breaks inside names and literals are escaped."""
     if not isinstance(step, Statement):
         return step.text
     if step.shown is not None:
@@ -192,15 +191,15 @@ def _readable(sql: Composable) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ParameterChange:
-    """One parameter's line in the table above a plan's steps.
+    """A parameter in the table above the steps of a plan.
 
     Attributes:
         name: the parameter.
-        default: what it is without the change; None where the engine decides.
-        value: what it will be; None where it stays.
+        default: its value without the change; None if the engine decides.
+        value: its new value; None if it does not change.
         apply_type: ``static`` or ``dynamic``.
         apply_method: ``immediate`` or ``pending-reboot``.
-        reason: why, in a few words.
+        reason: the reason in short.
     """
 
     name: str
@@ -213,15 +212,15 @@ class ParameterChange:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Steps in their order; an empty plan means there is nothing to do.
+    """The steps of a change in their order; a plan without steps has nothing to do.
 
     Attributes:
-        title: what the steps are for: ``create replication slot orders``.
-        steps: applied one after the other, each statement in a transaction of its own.
-        warnings: what it costs, to be read before the question is answered.
-        unchanged: said when there are no steps: ``role reader already has all that``.
-        changes: the parameters the steps are about.
-        independent: each step stands for itself: one that fails does not keep the others from being applied.
+        title: the purpose of the steps: ``create replication slot orders``.
+        steps: applied in order, each statement in its own transaction.
+        warnings: consequences to read before the confirmation.
+        unchanged: printed if there are no steps: ``role reader already has these privileges``.
+        changes: the parameters that the steps change.
+        independent: a step that fails does not prevent the others.
     """
 
     title: str

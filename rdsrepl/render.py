@@ -1,9 +1,9 @@
-"""Any object as a table, JSON or YAML. Nothing else prints data; talk goes to stderr through ``say``.
+"""Print any object as a table, JSON or YAML. Only this module prints data; ``say`` prints messages.
 
-What was not written by us is made safe here, at the one place where it is rendered: every text given to ``console`` is
-shown on one line with its control characters escaped, and what goes to stderr has its secrets masked.
+Texts of others are made safe here, where they are rendered: ``console`` prints each text on one line with its control
+characters escaped, and masks secrets in what it prints to stderr.
 
-Rows are frozen dataclasses; a document's keys are their field names, which are a documented contract.
+Rows are frozen dataclasses; the keys of a document are their field names, which are a documented contract.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Column = tuple[str, Callable[[Any], object]]
 
 
 class Format(StrEnum):
-    """What ``--output`` takes."""
+    """The values of ``--output``."""
 
     table = "table"
     json = "json"
@@ -61,7 +61,7 @@ def document(value: object) -> Any:
 
 
 def emit(value: object, output: Format, table: Callable[[], object]) -> None:
-    """Print VALUE to stdout as one JSON or YAML document, or what TABLE makes for a person (``listing``, ``facts``)."""
+    """Print VALUE to stdout as one JSON or YAML document, or print what TABLE returns (``listing``, ``facts``)."""
     if output is Format.json:
         sys.stdout.write(json_text(document(value), indent=2) + "\n")
     elif output is Format.yaml:
@@ -83,7 +83,7 @@ def write_object(value: object) -> None:
 
 
 def write_traceback(exc: BaseException) -> None:
-    """Write an error with its causes and where they were raised to stderr."""
+    """Write an error, its causes and their stack traces to stderr."""
     import traceback
 
     text = "".join(traceback.format_exception(exc))
@@ -92,7 +92,7 @@ def write_traceback(exc: BaseException) -> None:
 
 
 def line_for_person(text: str) -> str:
-    """Return what is said on stderr without ``console``, such as a question: one line, secrets masked."""
+    """Return a text for stderr that ``console`` does not print, such as a question: one line, secrets masked."""
     return shown(mask(text))
 
 
@@ -103,14 +103,14 @@ def _print(renderable: object, stream: TextIO | None = None, *, plain: bool = Fa
     if stream.isatty():
         out.print(renderable)
         return
-    # A table pads its last column; for a program that reads lines that is noise.
+    # Remove the padding of the last column for programs that read lines.
     with out.capture() as captured:
         out.print(renderable)
     stream.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
 
 
 def paged(renderable: object) -> None:
-    """Print to the terminal; through ``PAGER`` (by default less) when that is longer than the screen."""
+    """Print to the terminal; through ``PAGER`` (default: less) if the text is longer than the screen."""
     import shlex
     import signal
     import subprocess
@@ -122,17 +122,17 @@ def paged(renderable: object) -> None:
     text = captured.get()
     try:
         pager = shlex.split(os.environ.get("PAGER", "less"))
-    except ValueError:  # a quote without its other half
+    except ValueError:  # a quote is not closed
         pager = []
     if text.count("\n") < out.height or pager in ([], ["cat"]):
         sys.stdout.write(text)
         return
     if Path(pager[0]).name == "less":
         pager.append("-R")
-    else:  # nobody knows whether it takes colours
+    else:  # other pagers may not support colours
         text = re.sub(r"\x1b\[[\d;]*m", "", text)
     sys.stdout.flush()
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # the pager's own business
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # the pager handles Ctrl-C
     try:
         subprocess.run(pager, input=text.encode(), env={"LESS": "FX", **os.environ}, check=False)
     except OSError:
@@ -142,18 +142,18 @@ def paged(renderable: object) -> None:
 
 
 def say(renderable: object, *, to_stdout: bool, plain: bool) -> None:
-    """Print something made for a person: on stdout where it is what was asked for, else on stderr."""
+    """Print a text for people: to stdout if it is the result of the command, otherwise to stderr."""
     _print(renderable, sys.stdout if to_stdout else sys.stderr, plain=plain)
 
 
 def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> object:
-    """Return rows as a table; EMPTY is said where there are none."""
+    """Return rows as a table, or EMPTY if there are no rows."""
     from rich.table import Table
 
     if not rows:
         return empty
     table = Table(box=None, pad_edge=False, header_style="bold")
-    # Lines are for programs; on a narrow terminal a cell is folded rather than cut.
+    # Programs read lines; on a narrow terminal a cell is folded.
     terminal = sys.stdout.isatty()
     for heading, _ in columns:
         table.add_column(heading, no_wrap=not terminal, overflow="fold" if terminal else "ignore")
@@ -163,7 +163,7 @@ def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str) -> ob
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> object:
-    """Return one thing's facts as two columns: name and value."""
+    """Return the facts of one object as two columns: name and value."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -175,7 +175,7 @@ def facts(pairs: Sequence[tuple[str, object]]) -> object:
 
 
 def stacked(*parts: object) -> object:
-    """Return several of them, one below the other."""
+    """Return several renderables, one below the other."""
     from rich.console import Group
 
     return Group(*parts)  # type: ignore[arg-type]
@@ -196,29 +196,29 @@ def cell_lines(*parts: str | Text) -> Text:
 
 
 def print_lines(out: Console, text: str, *, style: str | None = None) -> None:
-    """Print a text of several lines whose line breaks are ours, such as a page's."""
+    """Print a text of several lines whose line breaks are not escaped, such as a page."""
     for line in text.split("\n"):
         out.print(line, style=style)
 
 
 def size(size_bytes: int | None) -> str:
-    """Print bytes for a table; unknown is a dash."""
+    """Return a size for a table; a dash if it is unknown."""
     return "-" if size_bytes is None else format_size(size_bytes)
 
 
 def ago(moment: datetime | None, now: datetime) -> str:
-    """Print how long ago a moment was, for a table."""
+    """Return how long ago a moment was, for a table."""
     return "-" if moment is None else format_duration(max(0.0, (now - moment).total_seconds())) + " ago"
 
 
 def console(stream: TextIO, *, hides_secrets: bool | None = None) -> Console:
-    """Return a rich console on a stream; plain and unwrapped when that is no terminal, or colours are not wanted.
+    """Return a rich console on a stream; without a terminal it prints plain, unwrapped lines.
 
-    Every text printed on it, and every cell of a table, is one line in which control characters are escaped.
+    It prints every text and every cell of a table on one line, with control characters escaped.
 
     Args:
         stream: stdout or stderr.
-        hides_secrets: mask what looks like one; by default on stderr only, since stdout is data.
+        hides_secrets: mask secrets; by default only on stderr, because stdout is data.
     """
     terminal = stream.isatty()
     hides = stream is sys.stderr if hides_secrets is None else hides_secrets
@@ -241,7 +241,7 @@ def _console_class() -> Any:
     from rich.console import Console
 
     class Safe(Console):
-        """Shows no text as it came."""
+        """Escapes every text before it prints it."""
 
         def __init__(self, safe: Callable[[str], str], **options: Any) -> None:
             super().__init__(**options)
@@ -254,7 +254,7 @@ def _console_class() -> Any:
 
 
 def colours(stream: TextIO) -> bool:
-    """Say whether colours are wanted on a stream: a terminal, and neither ``NO_COLOR`` nor ``--no-color``."""
+    """Return whether to use colours on a stream: it is a terminal, and ``NO_COLOR`` is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

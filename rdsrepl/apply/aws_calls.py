@@ -1,4 +1,4 @@
-"""Run AWS calls and waits, and retry what AWS refuses only for a while."""
+"""Run AWS calls and waits, and retry calls that AWS refuses temporarily."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _R = TypeVar("_R")
 
 
 class AwsRunner:
-    """A plan's AWS calls and waits: where whatever passes by itself is waited out."""
+    """Runs the AWS calls and waits of a plan; transient failures are retried."""
 
     def __init__(self, target: Target, waiting: OnWaiting, timing: RetryTiming) -> None:
         self._target = target
@@ -27,10 +27,10 @@ class AwsRunner:
         self._made: frozenset[str] = frozenset()
 
     def call(self, step: AwsCall) -> StepResult:
-        """Make a call, again and again while AWS refuses it only for the moment.
+        """Make a call; retry it while AWS refuses it temporarily.
 
         Raises:
-            Error: AWS refuses it for good, or has refused it for minutes.
+            Error: AWS refused it, permanently or for longer than the timing allows.
         """
         from rdsrepl.aws import refusals, session
 
@@ -38,7 +38,7 @@ class AwsRunner:
         named = refusals.names(step.parameters)
         for pause in self._timing.pauses():
             try:
-                if step.needed is not None and not uninterrupted(self._is_needed, step.needed):
+                if step.needed is not None and not cancellable(self._is_needed, step.needed):
                     return StepResult(step, seconds=self._timing.clock() - started, skipped=True)
                 session.call(self._target.aws, step.service, step.operation, step.parameters)
                 break
@@ -58,18 +58,18 @@ class AwsRunner:
                     exc.message += f" (refused for {format_duration(elapsed)})"
                     raise exc from exc.__cause__
                 refusals.check_status(self._target.aws, step.operation, step.parameters)
-                self._waiting(step, elapsed, [f"trying again: {exc.message}"])
-            uninterrupted(self._timing.sleep, pause)
+                self._waiting(step, elapsed, [f"retrying: {exc.message}"])
+            cancellable(self._timing.sleep, pause)
         if step.makes:
             self._made |= named
         return StepResult(step, seconds=self._timing.clock() - started)
 
     def wait(self, step: Wait) -> StepResult:
-        """Look until it is so in as many looks in a row as the step asks for.
+        """Poll until as many polls in a row as the step requires meet the condition.
 
         Raises:
-            TimedOut: it is not so in time.
-            Error: it will never be so.
+            TimedOut: the condition was not met in time.
+            Error: the condition cannot be met any more.
         """
         from rdsrepl.aws import refusals
 
@@ -94,32 +94,33 @@ class AwsRunner:
                 raise errors.Error(f"{step.summary}: {found.failed}", hint=found.remedy)
             if elapsed >= step.timeout_seconds and not found.met:
                 raise errors.TimedOut(
-                    f"{step.summary}: not so after {format_duration(step.timeout_seconds)}; it is: {found.state}",
-                    hint="it may still come to be so: look again, or allow more time with --timeout",
+                    f"{step.summary}: timed out after {format_duration(step.timeout_seconds)}; "
+                    f"current state: {found.state}",
+                    hint="the operation may still complete: run the command again, or with a longer --timeout",
                 )
             self._waiting(step, elapsed, [found.state])
             left = max(step.timeout_seconds - elapsed, 0.0)
             self._timing.sleep(self._timing.confirm if found.met else min(pause, left))
-        raise AssertionError("the pauses do not end")
+        raise AssertionError("pauses() does not end")
 
     def _is_needed(self, needed: Callable[[Target], bool]) -> bool:
         try:
             return needed(self._target)
         except errors.Unreachable as exc:
-            # The look failed, nothing was sent.
+            # The describe call failed, so the change was not sent.
             raise _NeedUnknown(exc) from exc
 
 
-def uninterrupted(look: Callable[[_A], _R], argument: _A) -> _R:
-    """Do what changes nothing: Ctrl-C in it leaves the step undone, for certain."""
+def cancellable(read: Callable[[_A], _R], argument: _A) -> _R:
+    """Call a function that changes nothing: after Ctrl-C in it, the step is certainly not done."""
     try:
-        return look(argument)
+        return read(argument)
     except KeyboardInterrupt:
         raise Cancelled from None
 
 
 class _NeedUnknown(errors.Error):
-    """It could not be looked up whether a call is needed."""
+    """Whether a call is needed could not be determined."""
 
     def __init__(self, cause: errors.Error) -> None:
         super().__init__(cause.message)

@@ -9,13 +9,13 @@ from rdsrepl import errors
 from rdsrepl.apply.results import Cancelled, StepResult
 from rdsrepl.plan import Plan, Wait
 
-_AGAIN: Final = "run the command again: it plans only what is still missing"
+_AGAIN: Final = "run the command again: it plans only the missing steps"
 
 
 def failure_of(
     plan: Plan, outcomes: Sequence[StepResult], failures: Sequence[tuple[int, errors.Error | KeyboardInterrupt]]
 ) -> BaseException:
-    """Return the error that says what was done and what was not."""
+    """Return the error that lists the steps that were done and those that were not."""
     number, first = failures[0]
     causes = {n: exc.message if isinstance(exc, errors.Error) else "interrupted" for n, exc in failures}
     done = {outcome.number for outcome in outcomes}
@@ -25,7 +25,7 @@ def failure_of(
     if stopped is not None:
         at, interrupt = stopped
         if not isinstance(interrupt, Cancelled) and not isinstance(plan.steps[at], Wait):
-            causes[at] = "interrupted, and it is not known whether it was done"
+            causes[at] = "interrupted; whether it was done is unknown"
         elif not unknown and not changed:
             return errors.Interrupted(f"{plan.title}: interrupted; nothing was changed")
         return errors.Interrupted(
@@ -42,7 +42,7 @@ def failure_of(
         return first
     if not unknown and not outcomes and isinstance(first, errors.Error):
         return type(first)(
-            f"{plan.title}: nothing was done: {'; '.join(causes.values())}",
+            f"{plan.title}: no step was done: {'; '.join(causes.values())}",
             hint=first.hint,
             sqlstate=first.sqlstate,
             aws_code=first.aws_code,
@@ -52,7 +52,7 @@ def failure_of(
     return errors.AppliedInPart(
         f"{plan.title}: step {number + 1} of {len(plan.steps)} failed ({plan.steps[number].summary}): "
         f"{causes[number]}{more}",
-        hint=hint or f"remove the cause, then {_AGAIN}",
+        hint=hint or f"fix the cause, then {_AGAIN}",
         done=[step.summary for n, step in enumerate(plan.steps) if n in done],
         not_done=[
             step.summary + (f": {causes[n]}" if plan.independent and n in causes else "")

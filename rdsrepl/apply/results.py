@@ -1,4 +1,4 @@
-"""What applying a plan reports: results, progress, a recorder of each step, and how often AWS is asked."""
+"""The interface of ``run``: results, progress callbacks, a recorder of the steps, and the timing of retries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rdsrepl import errors
 from rdsrepl.plan import Step
 from rdsrepl.units import parse_duration
 
-# A look costs AWS next to nothing, but there are limits: often at first, then every ten seconds.
+# Poll often at first, then every ten seconds: AWS limits the rate of requests.
 FIRST_POLL_SECONDS: Final = 0.25
 POLL_GROWTH: Final = 1.3
 LAST_POLL_SECONDS: Final = 10.0
@@ -21,7 +21,7 @@ _POLL_VARIABLE: Final = "RDSREPL_POLL_INTERVAL"
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A step that was done.
+    """The result of a step that was done.
 
     Attributes:
         step: the step.
@@ -40,14 +40,14 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class RetryTiming:
-    """How often AWS is asked again; all in seconds.
+    """How often and how long AWS calls are retried and waits poll; all in seconds.
 
     Attributes:
-        poll: the longest pause between two looks, and between two attempts to make a call.
-        busy: so long a call is tried again that is refused for the moment.
-        missing: so long what is not found counts as not there yet.
-        clock: the time, which only moves forward.
-        sleep: wait so long.
+        poll: the longest pause between two polls, and between two attempts of a call.
+        busy: how long a call is retried that AWS refuses temporarily.
+        missing: how long an object that is not found counts as not visible yet.
+        clock: a monotonic clock.
+        sleep: pauses.
     """
 
     poll: float = LAST_POLL_SECONDS
@@ -58,21 +58,24 @@ class RetryTiming:
 
     @classmethod
     def from_environment(cls) -> RetryTiming:
-        """Return the timing, with the longest pause from ``RDSREPL_POLL_INTERVAL`` where that is set.
+        """Return the timing, with the longest pause from ``RDSREPL_POLL_INTERVAL`` if it is set.
 
         Raises:
-            BadValue: it is no duration, or none at all.
+            BadValue: the variable is not a duration above zero.
         """
         given = os.environ.get(_POLL_VARIABLE)
         if not given:
             return cls()
         poll = parse_duration(given)
         if poll <= 0:
-            raise errors.BadValue(f"{_POLL_VARIABLE} is {given!r}", hint="for example 10s")
+            raise errors.BadValue(
+                f"{_POLL_VARIABLE} is {given!r}, not a duration above zero",
+                hint="set a duration above zero, for example 10s",
+            )
         return cls(poll=poll)
 
     def pauses(self) -> Iterator[float]:
-        """Yield how long to pause: short at first, then longer and longer."""
+        """Yield the pauses: short at first, then longer up to ``poll``."""
         pause = min(FIRST_POLL_SECONDS, self.poll)
         while True:
             yield pause
@@ -80,7 +83,7 @@ class RetryTiming:
 
     @property
     def confirm(self) -> float:
-        """Between two looks that are to find the same."""
+        """The pause between two polls that confirm a condition."""
         return self.poll / 5
 
 
@@ -89,24 +92,25 @@ OnWaiting = Callable[[Step, float, list[str]], None]
 
 
 class Cancelled(KeyboardInterrupt):
-    """Ctrl-C, and the statement that ran was ended by it: it is not done, for certain."""
+    """Ctrl-C cancelled the step: it is certain that the step was not done."""
 
 
 class StepRecorder(Protocol):
-    """Writes down what happens, before and after each step."""
+    """Records each step before and after it is applied."""
 
     def before(self, step: Step) -> None:
-        """Take note that a step is about to be applied.
+        """Record that a step starts.
 
         Raises:
-            Error: it cannot be written down; the step is not applied.
+            Error: the record could not be written; the step is not applied.
         """
         ...
 
     def after(self, step: Step, failure: BaseException | None) -> None:
-        """Take note of how a step ended.
+        """Record how a step ended.
 
-        Of ``errors.OutcomeUnknown`` nobody knows, nor of a ``KeyboardInterrupt`` that is not ``Cancelled``.
+        After ``errors.OutcomeUnknown``, and after a ``KeyboardInterrupt`` that is not ``Cancelled``, the result is
+        unknown.
         """
         ...
 

@@ -1,9 +1,9 @@
-"""Carry out a plan, step by step. This is the only writer in the house.
+"""Apply a plan, step by step.
 
-Each statement runs in a worker thread while this one watches: it can say what the statement waits for, end it at its
-deadline or at Ctrl-C, and undo what a cancelled statement may have left half made. An AWS call is made as it was shown,
-and made again for some minutes while AWS refuses it only for the moment. A wait looks until its condition holds; a look
-that could not be taken, or that did not find what was made a moment ago, is no failure.
+A statement runs in a worker thread. The main thread reports what the statement waits for, cancels it at its timeout or
+at Ctrl-C, and undoes what a cancelled statement left. An AWS call is sent as the plan shows it, and retried for some
+minutes while AWS refuses it only temporarily. A wait polls until its condition is met; a poll that fails, or that does
+not find an object that was just created, is repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
-from rdsrepl.apply.aws_calls import AwsRunner, uninterrupted
+from rdsrepl.apply.aws_calls import AwsRunner, cancellable
 from rdsrepl.apply.failures import failure_of
 from rdsrepl.apply.results import Cancelled, NoRecorder, OnDone, OnWaiting, RetryTiming, StepRecorder, StepResult
 from rdsrepl.apply.statements import connect, execute, require_own_session, was_executed
@@ -22,7 +22,8 @@ from rdsrepl.plan import AwsCall, Plan, Statement, Step, Wait
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
-# After these no further step is tried, however independent it is.
+
+# After one of these no further step is tried, even if it is independent.
 _FATAL_ERRORS: Final = (errors.Unreachable, errors.OutcomeUnknown, KeyboardInterrupt)
 
 
@@ -38,16 +39,16 @@ def run(
     """Apply every step of PLAN in order.
 
     Args:
-        plan: what ``confirm_and_apply`` has shown.
-        target: the database it was made for.
+        plan: the plan that ``confirm_and_apply`` has shown.
+        target: the database that the plan was made for.
         done: called after each step.
-        waiting: called about once a second while a step waits, with the seconds so far and what it waits for, or
-            how far it is.
-        recorder: is told before and after each step.
-        timing: how often AWS is asked again.
+        waiting: called about once a second while a step waits, with the elapsed seconds and what it waits for, or
+            its progress.
+        recorder: called before and after each step.
+        timing: how often AWS calls are retried and waits poll.
 
     Raises:
-        Interrupted: Ctrl-C; it says what was done and what was not.
+        Interrupted: Ctrl-C; it lists the steps that were done and those that were not.
         AppliedInPart: a step failed and others were done; the cause is chained.
         Error: nothing was done.
     """
@@ -65,7 +66,7 @@ def run(
                 outcome, interrupted = _step(step, target, stack, connections, waiting, recorder, cloud)
             except (errors.Error, KeyboardInterrupt) as exc:
                 failures.append((number, exc))
-                # What the server did not do for one reason it may do for the next; but not when it is gone.
+                # The next step can succeed if this one failed, unless the server is not reachable.
                 if plan.independent and not isinstance(exc, _FATAL_ERRORS):
                     continue
                 break
@@ -90,16 +91,16 @@ def _step(
     recorder: StepRecorder,
     cloud: AwsRunner,
 ) -> tuple[StepResult, bool]:
-    """Apply one step; return what came of it, and whether Ctrl-C was pressed when it was done already."""
+    """Apply one step; return its result, and whether Ctrl-C came after the step was done."""
     pid = 0
     try:
         if isinstance(step, Statement):
             if step.protocol not in connections:
                 connections[step.protocol] = connect(stack, target, step.protocol)
             if connections[step.protocol].closed:
-                # Not sent, so not done; a new connection may lead to another server than the one that was looked at.
+                # Not sent, so not done. A new connection could reach another server than the one that was planned for.
                 raise errors.ConnectionLost(
-                    f"{step.summary}: not begun, as the connection broke before it", hint="run the command again"
+                    f"{step.summary}: not sent, because the connection was lost before it", hint="run the command again"
                 )
             require_own_session(step, connections[step.protocol])
             pid = connections[step.protocol].info.backend_pid
@@ -111,7 +112,7 @@ def _step(
         if isinstance(step, AwsCall):
             outcome = cloud.call(step)
         elif isinstance(step, Wait):
-            outcome = uninterrupted(cloud.wait, step)
+            outcome = cancellable(cloud.wait, step)
         else:
             outcome, interrupted = execute(step, connections[step.protocol], target, waiting)
     except BaseException as exc:
@@ -125,8 +126,8 @@ def _step(
             was_done = None
         if was_done is None:
             unknown = errors.OutcomeUnknown(
-                f"{step.summary}: the connection broke, and nobody knows whether it was done",
-                hint="look at it when the server is back: rdsrepl slot list",
+                f"{step.summary}: the connection was lost; whether the step was done is unknown",
+                hint="check when the server is available: rdsrepl slot list",
                 sqlstate=exc.sqlstate if isinstance(exc, errors.Error) else None,
             )
             recorder.after(step, unknown)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rdsrepl import errors
 from rdsrepl.apply.results import FIRST_POLL_SECONDS, LAST_POLL_SECONDS, POLL_GROWTH, Cancelled, OnWaiting, StepResult
 from rdsrepl.plan import Statement
+from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _REPORT_AFTER_SECONDS: Final = 1.0
 _CANCEL_SECONDS: Final = 10.0
-# A crash recovery, or a failover.
+# Longer than a crash recovery or a failover.
 _SERVER_BACK_SECONDS: Final = 90.0
 _STILL_THERE: Final = """
 SELECT FROM pg_catalog.pg_stat_activity
@@ -27,19 +28,19 @@ _TERMINATE: Final = "SELECT pg_catalog.pg_terminate_backend(%s)"
 
 
 def was_executed(step: Statement, target: Target, pid: int, waiting: OnWaiting) -> bool | None:
-    """Ask the server, once it answers again, whether a statement was carried out that it never answered.
+    """Ask the server whether it executed a statement that it did not answer; wait until the server is available.
 
     Args:
         step: the statement.
-        target: where it was sent.
-        pid: the server process it was sent to. That may outlive its connection: the answer counts when it is gone.
-        waiting: is told what this waits for.
+        target: the database.
+        pid: the server process that got the statement. It can outlive its connection: the answer counts after its end.
+        waiting: called with what this waits for.
 
     Returns:
-        None where the server cannot tell.
+        None if the server does not know.
 
     Raises:
-        Unreachable: it does not answer for too long.
+        Unreachable: the server did not answer in time.
     """
     from rdsrepl.postgres import connection
 
@@ -52,10 +53,10 @@ def was_executed(step: Statement, target: Target, pid: int, waiting: OnWaiting) 
                 if conn.execute(_STILL_THERE, (pid,)).fetchone() is None:
                     row = conn.execute(step.done_if).fetchone()
                     return None if row is None or row[0] is None else bool(row[0])
-            what = f"PID {pid} of the server to end"
+            what = f"the end of server process {pid}"
             failure: errors.Unreachable | None = None
         except errors.Unreachable as exc:
-            what, failure = "the server to answer again", exc
+            what, failure = "the server to become available", exc
         elapsed = time.monotonic() - started
         if elapsed >= _SERVER_BACK_SECONDS:
             if failure is None:
@@ -73,40 +74,39 @@ def connect(stack: ExitStack, target: Target, protocol: str) -> Connection:
     conn = connection.connect(target, replication=protocol == "replication")
     stack.callback(conn.close)
     if protocol == "sql" and connection.server_version(conn) >= versions.CLIENT_CHECK_INTERVAL_SINCE:
-        # Should this process be killed, the server notices and ends the statement instead of finishing it later.
+        # If this process is killed, the server cancels the statement instead of completing it later.
         connection.configure(conn, {"client_connection_check_interval": "1s"})
     return conn
 
 
 def require_own_session(step: Statement, conn: Connection) -> None:
-    """Refuse behind a pooler what must know its server process: to look what it waits for, to end it, to ask after it.
+    """Refuse a statement behind a connection pooler if its server process must be known: for blockers, cancel, recheck.
 
     Raises:
-        Refused: it is such a statement.
+        Refused: a pooler hides the server process of such a statement.
     """
     from rdsrepl.postgres import connection
 
     watched = step.timeout_seconds is not None or step.blockers or step.undo or step.done_if
     if watched and connection.is_pooled(conn):
         raise errors.Refused(
-            f"{step.summary}: a connection pooler stands between, which does not say which server process runs it",
-            hint="connect to the server itself, by its own host and port (on RDS: the endpoint of the cluster or "
-            "instance, not of the proxy)",
+            f"{step.summary}: the connection goes through a pooler, which hides the server process that runs it",
+            hint="connect to the server directly (on RDS: the endpoint of the cluster or instance)",
         )
 
 
 def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaiting) -> tuple[StepResult, bool]:
-    """Run a statement; return what it gave, and whether Ctrl-C was pressed when it was too late to end it."""
+    """Run a statement; return its result, and whether Ctrl-C came too late to cancel it."""
     import psycopg
     from psycopg.rows import dict_row
 
     result: list[dict[str, Any] | None] = []
     failure: list[BaseException] = []
-    # Whoever takes it first decides: the worker begins, or Ctrl-C keeps it from beginning.
-    begins = threading.Lock()
+    # The first holder decides: the worker starts the statement, or Ctrl-C prevents its start.
+    start_lock = threading.Lock()
 
     def work() -> None:
-        if not begins.acquire(blocking=False):
+        if not start_lock.acquire(blocking=False):
             return
         try:
             with conn.cursor(row_factory=dict_row) as cursor:
@@ -126,7 +126,7 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
             left = None if step.timeout_seconds is None else step.timeout_seconds - elapsed
             if left is not None and left <= 0:
                 timed_out = True
-                # What it waits for must be asked before it is gone.
+                # Ask for the blockers before the statement ends.
                 blockers = _blockers(step, conn, target) or blockers
                 _cancel(conn, target, worker)
                 break
@@ -135,22 +135,22 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
                 blockers = _blockers(step, conn, target)
                 waiting(step, time.monotonic() - started, blockers)
     except KeyboardInterrupt:
-        if begins.acquire(blocking=False):
+        if start_lock.acquire(blocking=False):
             raise Cancelled from None  # not sent
         interrupted = True
         _cancel(conn, target, worker)
         if not result:
             _undo(step, target)
-            said = failure and isinstance(failure[0], psycopg.Error) and failure[0].sqlstate
-            if said and (not conn.closed or step.undo is not None):
-                raise Cancelled from None  # the server said that it did not do it, or it is undone
+            reported = failure and isinstance(failure[0], psycopg.Error) and failure[0].sqlstate
+            if reported and (not conn.closed or step.undo is not None):
+                raise Cancelled from None  # the server reported an error, or the change is undone
             raise
     if timed_out and not result:
         _undo(step, target)
-        cause = f"; it waits for {'; '.join(blockers)}" if blockers else ""
+        cause = f"; it waited for {'; '.join(blockers)}" if blockers else ""
         raise errors.TimedOut(
-            f"{step.summary}: not done within {step.timeout_seconds:g} s{cause}",
-            hint="end what it waits for, or allow more time with --timeout; nothing was left behind",
+            f"{step.summary}: timed out after {format_duration(step.timeout_seconds or 0)}{cause}",
+            hint="end what it waits for, or set a longer --timeout; nothing was changed",
         )
     if failure:
         if isinstance(failure[0], psycopg.Error):
@@ -160,13 +160,14 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
         raise failure[0]
     if step.guard is not None and not result[0]:
         raise errors.StalePlan(
-            f"{step.summary}: {step.guard}", hint="nothing was changed by this step; look again and repeat the command"
+            f"{step.summary}: {step.guard}",
+            hint="this step changed nothing; check the object, then run the command again",
         )
     return StepResult(step, result[0] or {}, time.monotonic() - started), interrupted
 
 
 def _blockers(step: Statement, conn: Connection, target: Target) -> list[str]:
-    """Ask a second connection what the statement waits for; not knowing is no reason to fail."""
+    """Return what the statement waits for, read on a second connection; empty if that fails."""
     from rdsrepl.postgres import connection
 
     if step.blockers is None:
@@ -179,7 +180,7 @@ def _blockers(step: Statement, conn: Connection, target: Target) -> list[str]:
 
 
 def _cancel(conn: Connection, target: Target, worker: threading.Thread) -> None:
-    """End the statement; a backend that does not heed a cancel request is terminated."""
+    """Cancel the statement; terminate a server process that ignores the cancel request."""
     import psycopg
 
     from rdsrepl.postgres import connection
@@ -190,7 +191,7 @@ def _cancel(conn: Connection, target: Target, worker: threading.Thread) -> None:
         worker.join(_CANCEL_SECONDS)
     except psycopg.Error:
         pass
-    if worker.is_alive() and not connection.is_pooled(conn):  # a pooler tells a number of its own
+    if worker.is_alive() and not connection.is_pooled(conn):  # a pooler reports a PID of its own
         with connection.open(target) as other:
             other.execute(_TERMINATE, (pid,))
         worker.join(_CANCEL_SECONDS)

@@ -11,7 +11,7 @@ from rdsrepl.aws import engines, identifiers, resources, session, statuses
 from rdsrepl.aws.engines import ClusterTopology
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotFound, Refused
-from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait, require_same, version_as_asked
+from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait, require_same, version_as_requested
 from rdsrepl.text.commands import command
 
 # Describes may still show what was before.
@@ -237,7 +237,7 @@ def _require_same(found: Cluster, new: NewCluster) -> None:
     compared: dict[str, tuple[object, object]] = {
         "status": (found.status, found.status if found.status != statuses.DELETING else "available"),
         "engine": (found.engine, new.engine),
-        "version": (version_as_asked(found.engine_version, new.engine_version), new.engine_version),
+        "version": (version_as_requested(found.engine_version, new.engine_version), new.engine_version),
         "class": (found.instance_class, new.instance_class if multi_az else None),
         "storage": (found.allocated_storage_gib, new.storage_gib if multi_az else None),
         "storage type": (found.storage_type, new.storage_type),

@@ -11,7 +11,7 @@ from rdsrepl.aws import engines, identifiers, resources, session, statuses
 from rdsrepl.aws.engines import Topology
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotFound
-from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same, version_as_asked
+from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same, version_as_requested
 from rdsrepl.text.commands import command
 
 # Describes may still show what was before.
@@ -228,7 +228,7 @@ def _require_same(found: Instance, new: NewInstance, *, engine: object) -> None:
     compared: dict[str, tuple[object, object]] = {
         "status": (found.status, found.status if found.status != statuses.DELETING else statuses.AVAILABLE),
         "engine": (found.engine, engine),
-        "version": (version_as_asked(found.engine_version, new.engine_version), new.engine_version),
+        "version": (version_as_requested(found.engine_version, new.engine_version), new.engine_version),
         "class": (found.instance_class, new.instance_class),
         "source": ((found.replica_of or "none").rsplit(":", 1)[-1], new.replica_of or "none"),
         "cluster": (found.cluster_id or "none", new.cluster_id or "none"),

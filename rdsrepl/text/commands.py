@@ -1,4 +1,4 @@
-"""Commands that are printed to be pasted: every value is quoted, and one that a line cannot carry is refused."""
+"""Build commands for the user to paste: every value is quoted; a value with control characters is refused."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ def shell(template: str, *values: object) -> str:
     """Return a command line for a shell.
 
     Args:
-        template: our own words, with ``{}`` for each value.
-        values: names from anywhere; each becomes one word of the line. One that begins with a hyphen and is no
-            option's value stands behind ``--``.
+        template: the constant part, with ``{}`` for each value.
+        values: any text; each becomes one word of the line. An operand that begins with a hyphen goes after ``--``.
 
     Returns:
-        The line; or, in parentheses, why there is none: a value has control characters, which act on the terminal
-        that the line is pasted into, whatever quotes stand around them.
+        The line. If a value has control characters, which act on the terminal even inside quotes, a remark in
+        parentheses that says so.
     """
     return _refused(values) or _line(template.split(" "), [str(value) for value in values])
 
 
 def sql(template: str, *values: object) -> str:
-    """Return a statement to be pasted into psql, with ``{}`` for each string literal; or why there is none."""
+    """Return a statement for psql, with ``{}`` for each string literal; or a remark, see ``shell``."""
     quoted = ["'" + str(value).replace("'", "''") + "'" for value in values]
     return _refused(values) or template.format(*quoted)
 
 
 def ddl(template: str, *names: str) -> str:
-    """Return a statement to be pasted into psql, with ``{}`` for each identifier; or why there is none."""
+    """Return a statement for psql, with ``{}`` for each identifier; or a remark, see ``shell``."""
     quoted = ['"' + name.replace('"', '""') + '"' for name in names]
     return _refused(names) or template.format(*quoted)
 
@@ -59,7 +58,7 @@ def _line(words: list[str], values: list[str]) -> str:
 
 
 def _filled(word: str, value: Callable[[], str]) -> str:
-    """Return one word of a template; what stands around ``{}`` in it is quoted together with the value."""
+    """Return one word of a template; the text around ``{}`` is quoted together with the value."""
     if "{}" not in word:
         return word
     first, *pieces = word.split("{}")

@@ -1,7 +1,7 @@
-r"""Text from a server, AWS or a file, made safe for a terminal.
+r"""Make text from a server, AWS or a file safe for a terminal.
 
 Control characters (ESC, U+009B, newline), bidirectional overrides and invisible characters are written as ``\n``,
-``\x1b``, ``\u202e``, as ``ls -b`` and psql do. A backslash stays single: JSON output is the unambiguous form.
+``\x1b``, ``\u202e``, like ``ls -b`` and psql do. A backslash is not doubled: only JSON output is unambiguous.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from io import TextIOWrapper
 from typing import Any, Final, TextIO
 
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-# Printable for Unicode, but without a glyph (Default_Ignorable_Code_Point, and the blank Braille pattern).
+# Printable in Unicode, but without a glyph (Default_Ignorable_Code_Point, and the blank Braille pattern).
 _INVISIBLE: Final = "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef"
 
 
 def shown(text: str, *, keep: str = "") -> str:
-    r"""Return TEXT as it may be shown on one line of a terminal.
+    r"""Return TEXT for one line of a terminal, with its control characters escaped.
 
     Args:
-        text: from anywhere.
-        keep: control characters that stand for themselves: ``"\n\t"`` where the lines are ours.
+        text: any text.
+        keep: control characters that are not escaped: ``"\n\t"`` if the line breaks are intended.
     """
     if text.isprintable() and (text.isascii() or not _invisible().search(text)):
         return text
@@ -31,15 +31,15 @@ def shown(text: str, *, keep: str = "") -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Say whether TEXT is shown as it is."""
+    """Return whether ``shown`` leaves TEXT unchanged."""
     return shown(text) == text
 
 
 def json_text(value: Any, *, indent: int | None = None, compact: bool = False) -> str:
-    r"""Return JSON in which no character acts on a terminal: what ``shown`` escapes is ``\uXXXX``.
+    r"""Return JSON that is safe for a terminal: what ``shown`` escapes is written as ``\uXXXX``.
 
     Raises:
-        ValueError: a number is none: infinity, NaN.
+        ValueError: a number is infinity or NaN.
     """
     separators = (",", ":") if compact else None
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
@@ -47,12 +47,12 @@ def json_text(value: Any, *, indent: int | None = None, compact: bool = False) -
 
 
 def json_line(text: str) -> str:
-    r"""Return JSON that was written elsewhere so that no character of it acts on a terminal; the value is the same."""
+    r"""Return the JSON of another program, made safe for a terminal; its value does not change."""
     return _unicode_escaped(text, keep="\n")
 
 
 def yaml_text(value: Any, *, explicit_start: bool = False) -> str:
-    """Return YAML in which no character acts on a terminal: strings that ``shown`` changes are in double quotes."""
+    """Return YAML that is safe for a terminal: strings that ``shown`` changes are in double quotes."""
     import yaml
 
     text: str = yaml.dump(
@@ -62,9 +62,9 @@ def yaml_text(value: Any, *, explicit_start: bool = False) -> str:
 
 
 def escape_unencodable(*streams: TextIO | None) -> None:
-    r"""Have streams write what their encoding does not have as ``\uXXXX``, which JSON reads as the same character.
+    r"""Make streams write characters that their encoding does not have as ``\uXXXX``, as JSON does.
 
-    A terminal or a monitoring agent in another locale than a UTF-8 one would end a command in an error otherwise.
+    Otherwise a command would fail on a terminal or a monitoring agent whose locale is not UTF-8.
     """
     codecs.register_error(_HANDLER, _replacement)
     for stream in streams:
@@ -118,7 +118,7 @@ def _escaped(one: str) -> str:
 
 
 def _unicode_escaped(text: str, *, keep: str, astral: str | None = None) -> str:
-    """Escape what a document's own rules left; such characters stand inside quoted strings only."""
+    """Escape what the rules of the document allow; these characters occur only inside quoted strings."""
     if shown(text, keep=keep) is text:
         return text
 

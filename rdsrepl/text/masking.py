@@ -1,7 +1,7 @@
-"""Secrets in a text that is about to be shown: connection strings, passwords, keys, tokens and verifiers.
+"""Mask secrets in a text before it is printed: connection strings, passwords, keys, tokens and verifiers.
 
-It goes by what a text looks like, since a connection string that libpq refuses has no parser. In doubt more is hidden
-than the secret. Used where text reaches stderr, a log, a traceback or a plan; data on stdout stays as it is.
+The patterns match the shape of a text, because no parser reads a connection string that libpq refuses. In doubt more
+than the secret is masked. This applies to stderr, logs, tracebacks and plans; data on stdout does not change.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, Final
 
 MASK: Final = "********"
 
-# A name that ends in one of these has a secret for its value: PGPASSWORD, db.passwd, client_secret, MasterUserPassword.
+# The value of a name that ends in one of these is a secret: PGPASSWORD, db.passwd, client_secret, MasterUserPassword.
 _SECRET_NAME: Final = (
     r"(?:pass(?:word|wd|phrase|code)|passw|pwd|passwort|(?:[._-]|db|pg|user)pass"
     r"|secret[._-]?(?:access[._-]?)?key|secret[._-]?string|secret[._-]?binary|client[._-]?secret|secret[._-]?value"
     r"|(?:session|security|access|auth|refresh|id|bearer|api|oauth)[._-]?token|api[._-]?key|private[._-]?key"
     r"|access[._-]?key|scram_(?:client|server)_key|x-amz-(?:signature|security-token|credential)|authorization)"
 )
-# Alone these are ordinary words; as a parameter's name they are not.
+# These are ordinary words in a text, but secrets as names of parameters.
 _SECRET_PARAMETER: Final = frozenset({"pass", "pw", "token", "sig", "signature"})
-# libpq quotes what it could not read: a password with a character that its syntax gives another meaning.
+# libpq quotes what it could not parse: it can be a password with a special character.
 _LIBPQ: Final = (
     r'missing "=" after "|invalid connection option "|invalid URI query parameter: "|invalid percent-encoded token: "'
     r'|(?:extra|missing) key/value separator "=" in URI query parameter: "|in (?:IPv6 host address in )?URI[^"]*: "'
@@ -33,7 +33,7 @@ _LIBPQ: Final = (
 
 
 def mask(text: str) -> str:
-    """Return TEXT with every secret in it replaced by asterisks; a text without one is returned as it is."""
+    """Return TEXT with every secret replaced by asterisks; a text without secrets is returned unchanged."""
     if len(text) < _SHORTEST or not _hint().search(text):
         return text
     for pattern, replacement in _shapes():
@@ -42,7 +42,7 @@ def mask(text: str) -> str:
 
 
 def masked(value: Any) -> Any:
-    """Return plain data with every secret in it masked: in its texts, and under keys that name one."""
+    """Return plain data with every secret masked: in its texts, and under keys that name a secret."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, Mapping):
@@ -56,7 +56,7 @@ def masked(value: Any) -> Any:
 
 
 def is_secret_name(name: str) -> bool:
-    """Say whether NAME is that of a keyword, variable or parameter that holds a secret."""
+    """Return whether a keyword, variable or parameter with this name holds a secret."""
     from urllib.parse import unquote
 
     word = unquote(name).lower()
@@ -74,13 +74,13 @@ def _secret_name() -> re.Pattern[str]:
 
 @cache
 def _hint() -> re.Pattern[str]:
-    """Return what every text with a secret has somewhere: most texts have none of it."""
+    """Return a pattern that every text with a secret matches, and most other texts do not."""
     return re.compile(r"[=@:'\"$%]|(?i:bearer|basic|password|private key)|[A-Za-z0-9+/]{40}|eyJ|md5")
 
 
 @cache
 def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
-    """Return what is a secret by its own look, and what stands in its place."""
+    """Return the patterns of secrets that their shape identifies, and the replacement of each."""
     base64 = r"(?=[A-Za-z0-9/+]*[A-Z])(?=[A-Za-z0-9/+]*[a-z])(?=[A-Za-z0-9/+]*\d)"
     return tuple(
         (re.compile(pattern), replacement)
@@ -97,13 +97,13 @@ def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
                 r"[^\s]{0,2000}(@)",
                 rf"\1{MASK}\2",
             ),
-            # … with a blank in it, unless what follows the colon is a port.
+            # … with a space in it, unless a port follows the colon.
             (
                 r"(?i)((?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,40}://[^\s:@/\['\"]{0,200}:)(?!\*{8}@)"
                 r"(?!\d{1,5}(?:[/\s,?;)'\"]|\Z))[^@\n]{0,2000}(@)(?=[\w.\[%/-])",
                 rf"\1{MASK}\2",
             ),
-            # … percent-encoded, once or more often, as a whole or in part.
+            # … percent-encoded once or twice, as a whole or in part.
             (
                 r"(?i)((?:%(?:25)?3a|:)(?:%(?:25)?2f|/){2}(?:(?!%(?:25)?3a|%(?:25)?40|[:@/])\S){0,200}(?:%(?:25)?3a|:))"
                 r"(?:(?!%(?:25)?40)\S){1,300}(%(?:25)?40)",
@@ -115,7 +115,7 @@ def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
             ),
             # A line of .pgpass.
             (r"(?<![\w:./-])((?:[\w.*-]+|/[\w./-]*):(?:\d{4,5}|\*):[^\s:]{1,63}:[^\s:]{1,63}:)\S+", rf"\1{MASK}"),
-            # Words of a program, a pair, XML.
+            # Arguments of a program, a pair, XML.
             (
                 rf"(?i)((['\"])--?[\w-]{{0,40}}{_SECRET_NAME}\2,\s*)(['\"])(?:(?!\3)[^\\]|\\.){{0,2000}}\3",
                 rf"\1\3{MASK}\3",
@@ -162,11 +162,11 @@ def _pair() -> re.Pattern[str]:
 
 @cache
 def _ends() -> Mapping[str, re.Pattern[str]]:
-    """Return where a value without quotes ends, by what stands before its name."""
+    """Return the end of a value without quotes, by the context of its name."""
     return {
         # The next parameter of a URL, the next keyword, a closing quote, the end of the line.
         "query": re.compile(r"[&;](?=[\w%.-]+=)|\s+(?=[\w.-]+\s*=)|[\"'](?=[\s,.;:)\]}]|\Z)|\n|\Z"),
-        # The next keyword: a blank may stand in a value by mistake.
+        # The next keyword: a value may contain a space by mistake.
         "keyword": re.compile(r"[;,](?=\s*[\w.-]+\s*=)|\s+(?=[\w.-]+\s*=)|[\"'](?=[\s,.;:)\]}]|\Z)|\n|\Z"),
         "yaml": re.compile(r"\n|\Z"),
         "flow": re.compile(r"[,}\]](?=[\s,}\]]|\Z)|\n|\Z"),
@@ -174,7 +174,7 @@ def _ends() -> Mapping[str, re.Pattern[str]]:
 
 
 def _without_values(text: str) -> str:
-    """Mask what stands behind the name of a secret, in any of the usual spellings."""
+    """Mask the values of names of secrets, in any common notation."""
     pieces: list[str] = []
     done = 0
     for match in _pair().finditer(text):
@@ -192,7 +192,7 @@ def _without_values(text: str) -> str:
 
 
 def _is_assignment(text: str, match: re.Match[str]) -> bool:
-    """Say whether the name is given a value; ``targets.prod.password: must be one value`` is a message."""
+    """Return whether the text assigns a value to the name; ``target.password: must be text`` is a message."""
     if "=" in match["mark"] or match["quote"]:
         return True
     if match["name"].lower() in _SECRET_PARAMETER:
@@ -205,7 +205,7 @@ def _end_of_value(text: str, match: re.Match[str]) -> int:
     quote = text[start : start + 1]
     if quote in ("'", '"'):
         closed = re.compile(rf"{quote}(?:[^{quote}\\]|\\.|{quote}{quote})*({quote})", re.S).match(text, start)
-        # A quote inside the value, or none at its end: the rest of the text may be the secret.
+        # A quote inside the value, or no closing quote: the rest of the text can be the secret.
         if closed is not None and re.match(r"[\s,;&)\]}.:'\"]|\Z", text[closed.end() :]):
             return closed.end()
         kind = "yaml"

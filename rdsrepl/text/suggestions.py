@@ -1,4 +1,4 @@
-"""Suggest the name that was probably meant: ``did you mean orders?``."""
+"""Suggest an existing name for an unknown one: ``did you mean orders?``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 
 def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to NAME, whatever its case; None where no name is similar.
+    """Return the known name that is most similar to NAME, ignoring case; None if no name is similar.
 
     Args:
         name: what was typed.
@@ -27,9 +27,9 @@ def did_you_mean(
     Args:
         name: what was typed.
         known: the names that exist.
-        otherwise: the hint where no name is similar.
+        otherwise: the hint if no name is similar.
         cutoff: how similar a name must be, from 0 to 1.
-        quote: how the suggested name is written.
+        quote: writes the suggested name.
     """
     near = closest(name, known, cutoff=cutoff)
     return otherwise if near is None else f"did you mean {quote(near)}?"

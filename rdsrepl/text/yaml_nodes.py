@@ -1,6 +1,6 @@
-"""The nodes of a YAML text: for the config file and the runbooks' front matter, whose readers check each node.
+"""Parse YAML into nodes, for the config file and the front matter of runbooks, whose readers check each node.
 
-Nodes are not turned into objects, so an alias costs nothing however often it is repeated.
+Nodes are not converted to objects, so repeated aliases cost nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import yaml
 
-# PyYAML reads about 60,000 characters a second of the worst texts.
+# PyYAML reads about 60,000 characters a second in the worst case.
 _MOST_CHARACTERS: Final = 1 << 18
 
 
@@ -19,8 +19,8 @@ class NotYaml(ValueError):
     """A text is not YAML.
 
     Attributes:
-        line: where, from 1.
-        problem: what is wrong there.
+        line: the line, from 1.
+        problem: what is wrong in it.
     """
 
     def __init__(self, line: int, problem: str) -> None:
@@ -33,7 +33,7 @@ def compose(text: str) -> yaml.Node | None:
     """Return the root of a YAML document; None for an empty one.
 
     Raises:
-        NotYaml: it is none, is longer than 256 kB, or is nested too deep.
+        NotYaml: TEXT is not YAML, is longer than 256 kB, or is nested too deep.
     """
     import yaml
 
@@ -42,7 +42,7 @@ def compose(text: str) -> yaml.Node | None:
     try:
         node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as exc:
-        # Neither as the cause nor with what it quotes: a piece of that line may be a piece of a password.
+        # Without the cause and without its quotations: they can contain a part of a password.
         mark = exc.problem_mark or exc.context_mark
         problem = re.sub(r"'[^']{2,}'|\"[^\"]{2,}\"", "…", exc.problem or "cannot be read")
         raise NotYaml(mark.line + 1 if mark else 1, f"not YAML: {problem}") from None
@@ -51,6 +51,6 @@ def compose(text: str) -> yaml.Node | None:
         raise NotYaml(line, "not YAML: a character that is not allowed") from None
     except RecursionError:
         raise NotYaml(1, "nested too deep") from None
-    except (ValueError, OverflowError):  # the scanner's numbers: an escape, a version
+    except (ValueError, OverflowError):  # numbers of the scanner: an escape, a version
         raise NotYaml(1, "not YAML: a number out of range") from None
     return node

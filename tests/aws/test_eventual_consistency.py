@@ -115,13 +115,13 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     assert back["returned"]["restarted"].startswith("the server runs since ")
     assert set(proof["returned"]) == {"kept"}
     assert "before: slot kept at " in failed_over.err and "after: slot kept at " in failed_over.err
-    assert "trying again: RebootDBInstance: " + BUSY.rstrip(".") in failed_over.err or "done: reboot" in failed_over.err
+    assert "retrying: RebootDBInstance: " + BUSY.rstrip(".") in failed_over.err or "done: reboot" in failed_over.err
     assert cloud("instance", "show", name, "-o", "json").json["instance"]["parameter_group_status"] == "pending-reboot"
     assert show(cloud, name, "max_wal_senders") == "40"
     # A refusal that does not pass is not tried again.
     cloud.faults(fault("RebootDBInstance", "InvalidDBInstanceState", "Instance is in state stopped", None))
     stopped = cloud("instance", "reboot", name, "--yes")
-    assert stopped.code == 4 and "stopped" in stopped.err and "trying again" not in stopped.err
+    assert stopped.code == 4 and "stopped" in stopped.err and "retrying" not in stopped.err
     cloud.faults()
     ok(cloud("instance", "reboot", name, "--yes", "--timeout", "30s"))
     assert show(cloud, name, "max_wal_senders") == "45"
@@ -316,7 +316,7 @@ def test_what_a_plan_has_made_is_not_there_yet_for_its_next_call(cloud: Cloud, n
     )
     cloud.faults(fault("ResetDBParameterGroup", "DBParameterGroupNotFound", "not found", 3))
     outcomes, said = run(Plan("both", (made, modify)), cloud, Clock())
-    assert len(outcomes) == 2 and len([one for one in said if "trying again" in one]) == 3
+    assert len(outcomes) == 2 and len([one for one in said if "retrying" in one]) == 3
     cloud.delays()
     run(Plan("delete", (delete,)), cloud, Clock())
     with pytest.raises(errors.NotFound):

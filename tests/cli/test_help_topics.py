@@ -66,7 +66,7 @@ def test_the_words_of_a_command_print_its_help(rdsrepl: Program, words: tuple[st
         (("slot", "tial"), "rdsrepl help slot tail"),
         (("wal2json",), "rdsrepl help formats"),
         (("abandoned",), "rdsrepl runbook show abandoned-slot"),
-        (("zzzzzz",), "rdsrepl help lists the topics"),
+        (("zzzzzz",), "list the topics: rdsrepl help"),
         (("reference",), ""),
         (("../README",), ""),
     ],

@@ -115,10 +115,10 @@ def test_ctrl_c_among_aws_calls_says_what_is_done_and_what_is_not_known(
 
     monkeypatch.setattr(session, "call", busy)
     assert run(calls[0], timing=apply.RetryTiming(sleep=interrupt)).message == "make: interrupted; nothing was changed"
-    # In the call itself nobody knows.
+    # During the call itself, the result is unknown.
     monkeypatch.setattr(session, "call", interrupt)
     stopped = run(calls[0])
-    assert stopped.not_done == ["make a: interrupted, and it is not known whether it was done"]
+    assert stopped.not_done == ["make a: interrupted; whether it was done is unknown"]
 
 
 # Run again.

@@ -546,7 +546,7 @@ def test_all_that_fail_change_nothing_and_say_so(place: Place, monkeypatch: pyte
 
     monkeypatch.setattr(apply, "run", late)
     done = place.prune("--slot", "a", "--slot", "b", *idle, "--yes", "-o", "json")
-    assert done.code == 4 and done.error["error"] == "stale_plan" and "nothing was done" in done.error["message"]
+    assert done.code == 4 and done.error["error"] == "stale_plan" and "no step was done" in done.error["message"]
     assert place.names() == {"a", "b"}
 
 
@@ -630,7 +630,7 @@ def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeyp
     with pytest.raises(errors.AppliedInPart) as caught:
         apply.run(plan, place.target, recorder=trail, **silent())
     assert caught.value.done == ["drop slow"] and place.names() == {"next"}
-    assert "not begun" in caught.value.not_done[0]
+    assert "not sent" in caught.value.not_done[0]
     assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")], "what was not sent has no intent"
 
 
@@ -777,7 +777,7 @@ def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, m
         done = rdsrepl("slot", "prune", *words, *idle, "--yes", "-o", "json", dsn=dsn)
         assert done.code == 6, done.err
         assert done.error["done"] == [f"drop replication slot {name}" for name in begun[:2]]
-        assert len(done.error["not_done"]) == 3 and "nobody knows whether it was done" in done.error["not_done"][0]
+        assert len(done.error["not_done"]) == 3 and "whether the step was done is unknown" in done.error["not_done"][0]
         outcomes = [(one["slot"]["slot_name"], one["outcome"]) for one in place.audit() if one["phase"] == "outcome"]
         assert outcomes == [(begun[0], "dropped"), (begun[1], "dropped"), (begun[2], "unknown")]
         assert len(begun) == 3, "nothing more was begun"
