@@ -282,7 +282,7 @@ def _tables(conn: Connection, reader: str, condition: str, value: str | int) -> 
         return cursor.execute(query, {"reader": reader, "value": value}).fetchall()
 
 
-def require_no_dependencies(conn: Connection, me: CurrentRole, name: str) -> None:
+def require_no_dependencies(conn: Connection, name: str) -> None:
     """Refuse a role that owns something, or holds privileges that the plan's statements would not reach."""
     owned: dict[str, list[str]] = {}
     elsewhere: list[str] = []

@@ -237,7 +237,7 @@ def drop(conn: Connection, name: str) -> Plan:
             hint=_admin_hint(conn, me, name),
             sqlstate=INSUFFICIENT_PRIVILEGE,
         )
-    require_no_dependencies(conn, me, name)
+    require_no_dependencies(conn, name)
     steps = [revoke_statement(name, held) for held in revocable_privileges(conn, name)]
     steps.append(Statement(f"drop role {name}", sql.SQL("DROP ROLE {}").format(sql.Identifier(name))))
     return Plan(f"drop role {name}", tuple(steps), (f"whoever logs in as {name} can do so no more",))

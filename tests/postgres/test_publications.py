@@ -381,7 +381,7 @@ def test_a_type_is_no_column(db15: Database) -> None:
 
 def test_a_standby_is_told_apart_before(db15: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     db15.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
-    monkeypatch.setattr(publications, "in_recovery", lambda conn: True)
+    monkeypatch.setattr(publication_plans, "in_recovery", lambda conn: True)
     monkeypatch.setattr(publications, "setting", lambda conn, name: "replica")
     scope = publication_objects.RequestedObjects(tables=("t",))
     with closing(db15.connect()) as conn:
@@ -501,7 +501,8 @@ def test_virtual_columns_and_lists_on_18(db18: Database, rdsrepl: Program) -> No
 def test_before_15_there_are_whole_tables_only(db15: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The queries for 13 and 14 run on 15 just as well; what came with 15 is refused by name."""
     db15.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
-    monkeypatch.setattr(publications, "server_version", lambda conn: 14)
+    for module in (publications, publication_objects):
+        monkeypatch.setattr(module, "server_version", lambda conn: 14)
     with closing(db15.connect()) as conn:
         assert [p.schemas for p in publications.ls(conn)] == [()]
         assert publications.published(conn, "p").tables[0].attnames is None

@@ -528,7 +528,7 @@ def test_one_that_fails_hides_no_other(place: Place, monkeypatch: pytest.MonkeyP
     assert done.code == 6 and place.names() == {"b"}
     assert done.error["done"] == ["drop replication slot a", "drop replication slot c"]
     (left,) = done.error["not_done"]
-    assert left.startswith("drop replication slot b: ") and "consumed, moved or dropped" in left
+    assert left.startswith("drop replication slot b: ") and "used, moved or dropped" in left
     outcomes = {one["slot"]["slot_name"]: one["outcome"] for one in place.audit() if one["phase"] == "outcome"}
     assert outcomes == {"a": "dropped", "b": "not_dropped", "c": "dropped"}
 
