@@ -434,22 +434,22 @@ def test_no_line_is_ever_wider_than_the_terminal(keys: list[str], width: int, he
 
 
 def test_a_look_is_three_statements(db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """However many slots there are; the first also asks what server it is."""
+    """However many slots there are; the first also sets up the session and asks what server it is."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     for number in range(8):
         db15.run(f"SELECT pg_create_logical_replication_slot('s{number}_{db15.name}', 'test_decoding')")
     asked: list[object] = []
-    execute = psycopg.Connection.execute
+    execute = psycopg.Cursor.execute
 
     def counted(self: Any, query: Any, *rest: Any, **options: Any) -> Any:
         asked.append(query)
         return execute(self, query, *rest, **options)
 
-    monkeypatch.setattr(psycopg.Connection, "execute", counted)
+    monkeypatch.setattr(psycopg.Cursor, "execute", counted)
     live = SlotPoller(db15.target, window_seconds=60, free_bytes=10 * GIB)
     try:
         first = live.poll()
-        assert len(asked) == 5
+        assert len(asked) == 6
         ours = [one for one in first.retention.holdings if db15.name in one.slot.slot_name]
         assert len(ours) == 8
         asked.clear()

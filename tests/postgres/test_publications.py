@@ -382,7 +382,7 @@ def test_a_type_is_no_column(db15: Database) -> None:
 def test_a_standby_is_told_apart_before(db15: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     db15.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
     monkeypatch.setattr(publication_plans, "in_recovery", lambda conn: True)
-    monkeypatch.setattr(publications, "setting", lambda conn, name: "replica")
+    monkeypatch.setattr(publication_plans, "setting", lambda conn, name: "replica")
     scope = publication_objects.RequestedObjects(tables=("t",))
     with closing(db15.connect()) as conn:
         for plan in (publication_plans.add, publication_plans.remove):
@@ -392,7 +392,7 @@ def test_a_standby_is_told_apart_before(db15: Database, monkeypatch: pytest.Monk
             publication_plans.drop(conn, "p")
         with pytest.raises(errors.NotPrimary):
             publication_plans.create(conn, "q", scope)
-        monkeypatch.setattr(publications, "in_recovery", lambda conn: False)
+        monkeypatch.setattr(publication_plans, "in_recovery", lambda conn: False)
         (warning,) = publication_plans.create(conn, "q", scope).warnings
         assert warning.startswith("wal_level is replica")
 
