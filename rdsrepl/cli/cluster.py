@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from rdsrepl.plan import Plan
     from rdsrepl.postgres.slots import Slot
 
-app = typer.Typer(no_args_is_help=True, help="DB clusters: Multi-AZ DB clusters of RDS, and Aurora's.")
+app = typer.Typer(no_args_is_help=True, help="DB clusters: Multi-AZ DB clusters and Aurora clusters.")
 
 
 class ClusterEngine(StrEnum):
-    """What ``--engine`` takes."""
+    """The values of ``--engine``."""
 
     postgres = "postgres"
     aurora_postgresql = "aurora-postgresql"
 
 
 @dataclass(frozen=True, slots=True)
-class MemberShown:
+class MemberRow:
     """A member as ``cluster show`` prints it."""
 
     instance_id: str
@@ -84,7 +84,7 @@ def list_(ctx: typer.Context) -> None:
 
 @app.command(cls=ReadCommand)
 def show(ctx: typer.Context, cluster_id: Id) -> None:
-    """Show a cluster: members, roles, zones, parameter group and its status, endpoints, whether it can replicate.
+    """Show a cluster: members, parameter group, endpoints, and whether it supports logical replication.
 
     Example: rdsrepl cluster show orders
     """
@@ -111,8 +111,8 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
                     ("writer endpoint", f"{cluster.endpoint}:{cluster.port}"),
                     ("reader endpoint", f"{cluster.reader_endpoint}:{cluster.port}"),
                     ("parameter group", cluster.parameter_group),
-                    ("storage", rds_options.storage_words(cluster)),
-                    ("queued", rds_options.pending_words(cluster)),
+                    ("storage", rds_options.storage(cluster)),
+                    ("queued", rds_options.queued_modifications(cluster)),
                     ("master user", _login(cluster)),
                     ("logical replication", support.words),
                 ]
@@ -142,12 +142,15 @@ def create(
     cluster_id: Annotated[str, typer.Argument(metavar="ID", help="The new cluster's identifier.")],
     options: rds_options.NewServerOptions,
     engine: Annotated[
-        ClusterEngine, typer.Option(help="postgres makes a Multi-AZ DB cluster of a writer and two readers.")
+        ClusterEngine,
+        typer.Option(help="Create a Multi-AZ DB cluster of a writer and two readers (postgres), or an Aurora cluster."),
     ] = ClusterEngine.postgres,
-    instances: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Members of an Aurora cluster.")] = 2,
+    instances: Annotated[
+        int, typer.Option(min=1, max=16, metavar="N", help="Create this many members of an Aurora cluster.")
+    ] = 2,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
-    """Make a cluster and wait until it is available.
+    """Create a cluster and wait until it is available.
 
     Example: rdsrepl cluster create orders --class db.r6gd.large --storage 200 --param-group orders-logical
     """
@@ -155,7 +158,7 @@ def create(
 
     kind: engines.ClusterTopology = "aurora" if engine is ClusterEngine.aurora_postgresql else "multi_az_cluster"
     if kind == "aurora" and (options.storage or options.iops):
-        raise UsageError("Aurora's storage grows by itself", hint="omit --storage and --iops")
+        raise UsageError("Aurora storage grows automatically", hint="omit --storage and --iops")
     if kind == "multi_az_cluster" and options.storage is None:
         raise UsageError("--storage is missing", hint="add --storage GIB: a Multi-AZ DB cluster has a fixed size")
     cluster_id = clusters.check_name(cluster_id, kind)
@@ -168,7 +171,7 @@ def create(
         engine_version=options.engine_version,
         instances=instances,
         storage_gib=options.storage,
-        # AWS's own default is io1, for which it then wants to know the IOPS.
+        # The default of AWS is io1, which needs --iops.
         storage_type=options.storage_type or (None if kind == "aurora" else "io1" if options.iops else "gp3"),
         iops=options.iops,
         subnet_group=options.subnet_group,
@@ -183,7 +186,7 @@ def create(
     existing, ready = clusters.existing(target, new)
     plan = clusters.create(new, existing=existing, ready=ready, timeout_seconds=timeout)
     if kind == "multi_az_cluster" and existing is None:
-        plan = replace(plan, warnings=(*plan.warnings, rds_options.cluster_storage_words(new)))
+        plan = replace(plan, warnings=(*plan.warnings, rds_options.storage_request(new)))
     if confirm_and_apply(ctx, plan, target=target):
         note(ctx, f"next: {command('doctor --cluster {}', cluster_id)}")
 
@@ -195,7 +198,7 @@ def reboot(
     with_pending: rds_options.WithPending = False,
     timeout: rds_options.Timeout = 1800.0,
 ) -> None:
-    """Reboot every member of a cluster, one at a time, readers first (Aurora: the writer first); no failover.
+    """Reboot every member of a cluster, one at a time, without failover: readers first, on Aurora the writer first.
 
     Example: rdsrepl cluster reboot orders
     """
@@ -217,7 +220,7 @@ def reboot(
         timeout_seconds=timeout,
         servers={member.instance_id: verification.ServerProbe() for member in members},
     )
-    warning = "each server is rebooted, one at a time, and its connections break"
+    warning = "each server is rebooted, one at a time; its connections are closed"
     confirm_and_apply(ctx, Plan(f"reboot cluster {cluster.cluster_id}", tuple(steps), (warning, *notes)), target=target)
 
 
@@ -229,14 +232,14 @@ def failover(
         str | None,
         typer.Option(
             metavar="MEMBER",
-            help="The new writer.",
+            help="Make this member the writer.",
             autocompletion=complete_instance,
             show_default="AWS's choice",
         ),
     ] = None,
     timeout: rds_options.Timeout = 900.0,
 ) -> None:
-    """Make another member the writer; prove that each logical slot is still there, and show how far it is.
+    """Make another member the writer, verify that each logical slot is still there, and show its position.
 
     Example: rdsrepl cluster failover orders --to orders-2
     """
@@ -258,7 +261,7 @@ def delete(
     options: rds_options.DeletionOptions,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
-    """Delete a cluster with all its members; the identifier must be typed.
+    """Delete a cluster with all its members; confirm with its identifier.
 
     Example: rdsrepl cluster delete orders --final-snapshot orders-final
     """
@@ -270,26 +273,26 @@ def delete(
     calls = []
     if cluster.kind == "aurora":
         known = {one.instance_id: one.status for one in instances.of_cluster(target.aws, cluster.cluster_id)}
-        # Readers first: deleting the writer would make one of them the next one.
+        # Readers first: if the writer were deleted, AWS would promote a reader.
         order = [member.instance_id for member in reversed(cluster.members)]
         calls = [instances.delete_call(name) for name in order if known.get(name) != statuses.DELETING]
     plan = clusters.delete(cluster, calls, final_snapshot=options.final_snapshot, timeout_seconds=timeout)
     slots, _ = _logical_slots(target)
     if slots:
         names = ", ".join(slot.slot_name for slot in slots)
-        plan = replace(plan, warnings=(*plan.warnings, f"its logical slots go with it: {names}"))
+        plan = replace(plan, warnings=(*plan.warnings, f"its logical slots are deleted as well: {names}"))
     confirm_and_apply(
         ctx, plan, target=target, typed=TypedConfirmation(cluster.cluster_id, "--confirm", options.confirm)
     )
 
 
 def fail_over(ctx: typer.Context, target: Target, plan: Plan) -> None:
-    """Carry out a failover: show the logical slots before it and after it, and prove that they are still there."""
+    """Apply a failover plan; show the logical slots before and after it, and verify that they are still there."""
     from rdsrepl.postgres import verification
 
     slots, unknown = _logical_slots(target)
     if unknown is not None:
-        warning = f"the slots cannot be read, so nothing is proven of them: {unknown}"
+        warning = f"could not read the slots, so they are not verified: {unknown}"
         plan = replace(plan, warnings=(*plan.warnings, warning))
     else:
         plan = replace(plan, steps=(*plan.steps, verification.slots([slot.slot_name for slot in slots])))
@@ -299,14 +302,14 @@ def fail_over(ctx: typer.Context, target: Target, plan: Plan) -> None:
 
 
 def show_slots(ctx: typer.Context, when: str, slots: tuple[Slot, ...]) -> None:
-    """Say how far each logical slot is."""
+    """Print the position of each logical slot."""
     for slot in slots:
         consumer = f", read by PID {slot.active_pid}" if slot.active_pid else ", inactive"
         note(ctx, f"{when}: slot {slot.slot_name} at {slot.confirmed_flush_lsn}, {slot.wal_status}{consumer}")
 
 
 def _logical_slots(target: Target) -> tuple[tuple[Slot, ...], str | None]:
-    """Return the writer's logical slots; or none, and why they cannot be read."""
+    """Return the writer's logical slots; or none, and why they could not be read."""
     from rdsrepl.postgres import connection, slots
 
     try:
@@ -316,9 +319,9 @@ def _logical_slots(target: Target) -> tuple[tuple[Slot, ...], str | None]:
         return (), exc.message
 
 
-def _member(instance_id: str, is_writer: bool, group_status: str, known: dict[str, Instance]) -> MemberShown:
+def _member(instance_id: str, is_writer: bool, group_status: str, known: dict[str, Instance]) -> MemberRow:
     instance = known.get(instance_id)
-    return MemberShown(
+    return MemberRow(
         instance_id=instance_id,
         role="writer" if is_writer else "reader",
         status=instance.status if instance else "?",
@@ -326,11 +329,11 @@ def _member(instance_id: str, is_writer: bool, group_status: str, known: dict[st
         instance_class=instance.instance_class if instance else "",
         parameter_group_status=group_status,
         endpoint=f"{instance.endpoint}:{instance.port}" if instance and instance.endpoint else "",
-        pending_modifications=rds_options.pending_words(instance) if instance else None,
+        pending_modifications=rds_options.queued_modifications(instance) if instance else None,
     )
 
 
 def _login(cluster: Cluster) -> str:
-    ways = [f"password in {cluster.master_secret}"] if cluster.master_secret else []
-    ways += ["IAM login enabled"] if cluster.iam_auth else []
-    return ", ".join([cluster.master_user or "-", *ways])
+    logins = [f"password in {cluster.master_secret}"] if cluster.master_secret else []
+    logins += ["IAM login enabled"] if cluster.iam_auth else []
+    return ", ".join([cluster.master_user or "-", *logins])

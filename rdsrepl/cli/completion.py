@@ -1,6 +1,6 @@
 """Complete names in the shell: from the cache, else from the server or AWS. Quick, silent, and empty on failure.
 
-A cached answer imports neither psycopg nor boto3. A question times out after ``_PATIENCE_SECONDS``, whatever hangs:
+A cached answer imports neither psycopg nor boto3. A question times out after ``_TIMEOUT_SECONDS``, whatever hangs:
 name resolution, a sign-in, a server. A failure is cached for a few seconds, so that the next Tab does not wait again.
 ``confirm_and_apply`` clears the cache; a change made elsewhere is seen when the entry expires: after 30 seconds for
 objects of a database, after 5 minutes for AWS resources.
@@ -33,77 +33,77 @@ if TYPE_CHECKING:
 
 VARIABLE: Final = "_RDSREPL_COMPLETE"
 
-# Somebody waits at the Tab key.
-_TIMEOUT_SECONDS: Final = 2
-_PATIENCE_SECONDS: Final = 4.0
+# The user waits after pressing Tab.
+_CALL_TIMEOUT_SECONDS: Final = 2
+_TIMEOUT_SECONDS: Final = 4.0
 _DATABASE_SECONDS: Final = 30.0
 _AWS_SECONDS: Final = 300.0
 _FAILURE_SECONDS: Final = 5.0
 
-# What a shell takes as one word, and runs nothing of: anybody who may create a publication chooses its name.
+# Names that a shell takes as one word and does not interpret: the creator of a publication chooses its name.
 _PLAIN: Final = re.compile(r"[\w.:/@%+,-][\w.:/@%+,=-]*")
-# bash cuts words at these (COMP_WORDBREAKS).
+# bash splits words at these (COMP_WORDBREAKS).
 _BREAKS: Final = re.compile(r"[:=@]+")
 _SECRET_VARIABLE: Final = re.compile(r"PASSWORD|SECRET|TOKEN")
 
 
 def complete_target() -> list[str]:
-    """Return the config file's targets for the shell."""
+    """Complete the name of a target."""
     try:
         return sorted(config.load().targets)
-    except Exception:  # noqa: BLE001 - completion never complains
+    except Exception:  # noqa: BLE001 - completion prints no errors
         return []
 
 
 def complete_slot(ctx: typer.Context) -> list[str]:
-    """Return the names of logical slots for the shell."""
+    """Complete the name of a logical slot."""
     return _from_database(ctx, "logical slots", _logical_slots)
 
 
 def complete_any_slot(ctx: typer.Context) -> list[str]:
-    """Return the names of all slots for the shell, physical ones too."""
+    """Complete the name of a slot, logical or physical."""
     return _from_database(ctx, "slots", _slots)
 
 
 def complete_publication(ctx: typer.Context) -> list[str]:
-    """Return publication names for the shell."""
+    """Complete the name of a publication."""
     return _from_database(ctx, "publications", _publications)
 
 
 def complete_role(ctx: typer.Context) -> list[str]:
-    """Return role names for the shell."""
+    """Complete the name of a role."""
     return _from_database(ctx, "roles", _roles)
 
 
 def complete_cluster(ctx: typer.Context) -> list[str]:
-    """Return identifiers of DB clusters for the shell."""
+    """Complete the identifier of a DB cluster."""
     return _from_aws(ctx, "clusters", _clusters)
 
 
 def complete_instance(ctx: typer.Context) -> list[str]:
-    """Return identifiers of DB instances for the shell."""
+    """Complete the identifier of a DB instance."""
     return _from_aws(ctx, "instances", _instances)
 
 
 def complete_param_group(ctx: typer.Context) -> list[str]:
-    """Return names of parameter groups for the shell; AWS's own, which nobody may change, are left out."""
+    """Complete the name of a custom parameter group; default groups cannot be changed and are left out."""
     return _from_aws(ctx, "parameter groups", _param_groups)
 
 
 def complete_stream(ctx: typer.Context) -> list[str]:
-    """Return names of data streams for the shell."""
+    """Complete the name of a data stream."""
     return _from_aws(ctx, "streams", _streams)
 
 
 def complete_sink(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Return what ``slot tail --to`` takes for the shell; streams are asked for when one is meant."""
+    """Complete the value of ``slot tail --to``; streams are listed once the value begins with ``k``."""
     if not incomplete.startswith("k"):
         return ["-", "kinesis:"]
     return [f"kinesis:{name}" for name in complete_stream(ctx)]
 
 
 def complete_profile() -> list[str]:
-    """Return the AWS profiles for the shell, read from boto3's own files without boto3."""
+    """Complete the name of an AWS profile, from the files that boto3 reads, without boto3."""
     from configparser import ConfigParser, Error
 
     names: set[str] = set()
@@ -122,10 +122,10 @@ def complete_profile() -> list[str]:
 
 
 def run(program: Callable[[], object]) -> NoReturn:
-    """Answer the shell: run PROGRAM, which completes and prints; nothing of it reaches stderr.
+    """Answer the shell: run PROGRAM, which prints the completions; stderr stays empty.
 
-    bash cuts its words at colons, at signs and equals signs: they are put together again, so that a connection URI
-    earlier on the line counts, and of the answer only what bash is to add is printed.
+    bash splits words at colons, at signs and equals signs. They are joined again, so that a connection URI earlier on
+    the line is read correctly, and only the part of each answer that bash adds to the line is printed.
     """
     before = _join_words() if os.environ[VARIABLE] == "complete_bash" else ""
     out, code = io.StringIO(), 0
@@ -133,9 +133,9 @@ def run(program: Callable[[], object]) -> NoReturn:
         try:
             program()
         except SystemExit as exc:
-            # fish asks with the exit code whether there is anything.
+            # fish takes from the exit code whether there are completions.
             code = exc.code if isinstance(exc.code, int) else 1
-        except (Exception, KeyboardInterrupt):  # noqa: BLE001 - completion never complains
+        except (Exception, KeyboardInterrupt):  # noqa: BLE001 - completion prints no errors
             code = 1
     for line in out.getvalue().splitlines():
         sys.stdout.write(line.removeprefix(before) + "\n")
@@ -143,7 +143,7 @@ def run(program: Callable[[], object]) -> NoReturn:
 
 
 def _join_words() -> str:
-    """Undo bash's cuts in ``COMP_WORDS`` and ``COMP_CWORD``; return what stands before the piece bash completes."""
+    """Join the words that bash split in ``COMP_WORDS``; return what precedes the piece that bash completes."""
     pieces = os.environ.get("COMP_WORDS", "").split("\n")
     if len(pieces) == 1:  # not from bash's own array
         return ""
@@ -155,7 +155,7 @@ def _join_words() -> str:
         is_break = number > 0 and _BREAKS.fullmatch(piece) is not None
         joined = bool(words) and (is_break or glue) and piece != ""
         if number == current:
-            # What is completed after a break is a new piece to bash; the break itself stands already.
+            # To bash, the text after a break is a new piece; the break itself is on the line already.
             before = "" if not joined else words[-1] + (piece if is_break else "")
             at = len(words) - 1 if joined else len(words)
         if joined:
@@ -163,15 +163,15 @@ def _join_words() -> str:
         else:
             words.append(piece)
         glue = is_break
-    # What stands behind the cursor is not looked at.
+    # Words after the cursor are ignored.
     os.environ["COMP_WORDS"], os.environ["COMP_CWORD"] = "\n".join(words[: at + 1]), str(at)
-    # The name of an option is taken off by the parser.
+    # The parser removes the name of an option.
     return re.sub(r"\A--[\w-]+=", "", before)
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Send whatever anybody writes to stderr, programs that fetch credentials too, to nowhere."""
+    """Discard what this process and its children, such as credential helpers, write to stderr."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -232,9 +232,9 @@ def _streams(aws: Aws) -> Iterable[str]:
 
 
 def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], Iterable[str]]) -> list[str]:
-    """Return what READ finds in the database that the half-typed command would work on."""
+    """Return the names that READ returns from the database that the incomplete command names."""
     options = _expanded(global_options(ctx))
-    whom = {
+    identity = {
         "dsn": None if options.dsn is None else mask(options.dsn),
         "cluster": options.cluster,
         "instance": options.instance,
@@ -246,19 +246,19 @@ def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], I
         from rdsrepl.postgres import connection
 
         target = locations.with_rds_lookup(aws_target(ctx))
-        target = replace(target, keywords={**target.keywords, "connect_timeout": str(_TIMEOUT_SECONDS)})
-        with connection.open(target, settings={"statement_timeout": f"{_TIMEOUT_SECONDS}s"}) as conn:
+        target = replace(target, keywords={**target.keywords, "connect_timeout": str(_CALL_TIMEOUT_SECONDS)})
+        with connection.open(target, settings={"statement_timeout": f"{_CALL_TIMEOUT_SECONDS}s"}) as conn:
             return list(read(conn))
 
-    return _cached(ctx, options, {"kind": kind, **whom}, ask, _DATABASE_SECONDS)
+    return _cached(ctx, options, {"kind": kind, **identity}, ask, _DATABASE_SECONDS)
 
 
 def _from_aws(ctx: typer.Context, kind: str, read: Callable[[Aws], Iterable[str]]) -> list[str]:
-    """Return what READ finds under the AWS identity that the half-typed command would have."""
+    """Return the names that READ returns from the AWS account that the incomplete command names."""
     options = _expanded(global_options(ctx))
-    # With a connection string no target counts, and so not its identity.
-    whom = {"dsn": options.dsn is not None, **_identity_key(options)}
-    return _cached(ctx, options, {"kind": kind, **whom}, lambda: list(read(aws_target(ctx).aws)), _AWS_SECONDS)
+    # With a connection string the current target is ignored, and so is its account.
+    identity = {"dsn": options.dsn is not None, **_identity_key(options)}
+    return _cached(ctx, options, {"kind": kind, **identity}, lambda: list(read(aws_target(ctx).aws)), _AWS_SECONDS)
 
 
 def _cached(
@@ -268,24 +268,24 @@ def _cached(
     names = completion_cache.read(text, now=time.time())
     if names is None:
         ctx.find_root().obj = ctx.obj = options
-        found = _within(_PATIENCE_SECONDS, ask)
-        names = [] if found is None else _plain(found)
-        completion_cache.write(text, names, seconds=_FAILURE_SECONDS if found is None else seconds, now=time.time())
+        answer = _within(_TIMEOUT_SECONDS, ask)
+        names = [] if answer is None else _plain(answer)
+        completion_cache.write(text, names, seconds=_FAILURE_SECONDS if answer is None else seconds, now=time.time())
     return _plain(names)
 
 
 def _within(seconds: float, ask: Callable[[], Iterable[str]]) -> list[str] | None:
-    """Return what ASK returns; None when it fails or takes longer, and then it is left to end with the process."""
+    """Return what ASK returns; None when it fails or times out: then its thread ends with the process."""
     from threading import Thread
 
     answers: list[list[str]] = []
 
     def work() -> None:
-        # Whatever goes wrong is no answer.
+        # A failure of any kind means no completions.
         with contextlib.suppress(Exception):
             from rdsrepl.aws import session
 
-            with session.short_timeouts(_TIMEOUT_SECONDS):
+            with session.short_timeouts(_CALL_TIMEOUT_SECONDS):
                 answers.append(list(ask()))
 
     thread = Thread(target=work, daemon=True)
@@ -295,7 +295,7 @@ def _within(seconds: float, ask: Callable[[], Iterable[str]]) -> list[str] | Non
 
 
 def _identity_key(options: GlobalOptions) -> dict[str, Any]:
-    """Return what else decides where a command looks: no secrets, of the config file only that it is the same."""
+    """Return the rest of the cache key: options and environment without secrets, and the config file's identity."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -303,8 +303,8 @@ def _identity_key(options: GlobalOptions) -> dict[str, Any]:
     }
     path = config.config_path()
     try:
-        found = path.stat()
-        file: list[Any] = [str(path), found.st_ino, found.st_size, found.st_mtime_ns]
+        status = path.stat()
+        file: list[Any] = [str(path), status.st_ino, status.st_size, status.st_mtime_ns]
     except OSError:
         file = [str(path)]
     return {
@@ -317,7 +317,7 @@ def _identity_key(options: GlobalOptions) -> dict[str, Any]:
 
 
 def _expanded(options: GlobalOptions) -> GlobalOptions:
-    """Return the options with ``$VARIABLES`` put in: a half-typed line has not been through the shell yet."""
+    """Return the options with ``$VARIABLES`` expanded: the shell has not expanded an incomplete line yet."""
     names = ("target", "dsn", "profile", "region", "cluster", "instance")
     given = {name: os.path.expandvars(value) for name in names if (value := getattr(options, name))}
     return replace(options, **given)

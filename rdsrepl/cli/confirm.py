@@ -1,4 +1,4 @@
-"""Show a plan, ask, apply exactly what was shown, report. The one place where a command comes to change something."""
+"""Show a plan, ask for confirmation, apply what was shown, and report. Every command that changes something does so."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TypedConfirmation:
-    """A confirmation that is more than a yes: the identifier of what is to be deleted.
+    """A confirmation by typing an identifier, for what ``--yes`` must not confirm.
 
     Attributes:
         identifier: what must be typed.
-        option: which option may carry it.
-        given: what that option carries; None asks on the terminal.
+        option: the option that may be given instead.
+        given: the value of that option; None asks on the terminal.
     """
 
     identifier: str
@@ -43,12 +43,12 @@ class TypedConfirmation:
 
 @dataclass(frozen=True, slots=True)
 class PlanTarget:
-    """Where a plan is applied, as plans and prompts name it.
+    """The server and AWS account that a plan is applied to, as plans and prompts show it.
 
     Attributes:
-        label: what selected it: ``cluster orders``, ``target prod``, ``--dsn``.
-        host, port, dbname, user: of the database; None for a plan that makes AWS calls alone.
-        region, profile: of the AWS calls; None for a plan that makes none.
+        label: how it was selected: ``cluster orders``, ``target prod``, ``--dsn``.
+        host, port, dbname, user: of the database; None for a plan of AWS calls only.
+        region, profile: of the AWS calls; None for a plan without AWS calls.
     """
 
     label: str
@@ -61,7 +61,7 @@ class PlanTarget:
 
     @property
     def text(self) -> str:
-        """The same in words."""
+        """The same as one line of text."""
         account = f"AWS region {self.region or '-'}" + (f", profile {self.profile}" if self.profile else "")
         if self.host is None:
             return account
@@ -72,10 +72,10 @@ class PlanTarget:
 
 
 def plan_target(plan: Plan, target: Target) -> PlanTarget:
-    """Return where PLAN is applied; nothing is connected to.
+    """Return what PLAN is applied to; no connection is opened.
 
     Raises:
-        Error: the cluster or instance was not found.
+        Error: the cluster or instance is not found.
     """
     from rdsrepl.aws import session
     from rdsrepl.postgres import conninfo
@@ -97,19 +97,19 @@ def confirm_and_apply(
     typed: TypedConfirmation | None = None,
     recorder: apply.StepRecorder | None = None,
 ) -> list[apply.StepResult]:
-    """Show PLAN, ask on a terminal, apply it, report each step.
+    """Show PLAN, ask for confirmation on a terminal, apply it, and report each step.
 
     Args:
         ctx: the command's context.
-        plan: what to do.
-        target: the database it was made for; by default the command's own.
-        reveal: printed once with the result and nowhere else, such as a generated password.
-        typed: what must be typed, on the terminal or in an option, where a yes is not enough.
-        recorder: is told before and after each step.
+        plan: what to apply.
+        target: the database that the plan was made for; default: the command's own.
+        reveal: values that are printed once, with the result, such as a generated password.
+        typed: the identifier that must be typed or given as an option; None accepts ``--yes``.
+        recorder: called before and after each step.
 
     Raises:
-        NotConfirmed: nobody said yes.
-        AppliedInPart: a later step failed.
+        NotConfirmed: the plan was not confirmed.
+        AppliedInPart: a step failed after others were applied.
         typer.Exit: ``--check`` found changes pending (7).
     """
     timing = apply.RetryTiming.from_environment()
@@ -200,16 +200,16 @@ def _require_confirmation(plan: Plan, server: PlanTarget, typed: TypedConfirmati
     way = "--yes" if typed is None else f"{typed.option} {typed.identifier}"
     if not is_interactive():
         raise NotConfirmed(
-            f"{plan.title}: nobody to ask, nothing was changed",
-            hint=f"add {way} to go ahead, or --dry-run to see the plan",
+            f"{plan.title}: confirmation required but stdin is not a terminal; nothing was changed",
+            hint=f"add {way} to apply the plan, or --dry-run to see it",
         )
     if typed is None:
         agreed = prompt_yes(f"Apply this plan on {server.text}?")
     else:
-        agreed = prompt_exact(f"On {server.text}: type {typed.identifier} to go ahead:", typed.identifier)
+        agreed = prompt_exact(f"On {server.text}: type {typed.identifier} to confirm:", typed.identifier)
     if not agreed:
         answer = "answer y" if typed is None else f"type {typed.identifier}"
-        raise NotConfirmed(f"{plan.title}: not confirmed, nothing was changed", hint=f"{answer}, or add {way}")
+        raise NotConfirmed(f"{plan.title}: not confirmed; nothing was changed", hint=f"{answer}, or add {way}")
 
 
 def _show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool) -> None:
@@ -231,7 +231,7 @@ def _show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool
 def _change(change: ParameterChange) -> str:
     default = "(engine's)" if change.default is None else change.default
     if change.value is None:
-        return f"{change.name}: {default}, stays"
+        return f"{change.name}: {default}, unchanged"
     return f"{change.name}: {default} → {change.value} ({change.apply_type}, {change.apply_method})"
 
 
@@ -249,7 +249,7 @@ def _waiting(progress: Progress, step: Step, seconds: float, states: list[str]) 
     how = "; ".join(states)
     if isinstance(step, Statement):
         how = f"waiting for {how}" if how else "waiting"
-    progress.say(f"{step.summary}: {how}", seconds)
+    progress.update(f"{step.summary}: {how}", seconds)
 
 
 def _step_document(step: Step) -> dict[str, Any]:
@@ -297,7 +297,7 @@ def _report(
     def table() -> object:
         if status == "unchanged":
             return f"{plan.title}: {plan.unchanged}"
-        lines = [f"{plan.title}: {'done' if status == 'applied' else 'done in part'}"]
+        lines = [f"{plan.title}: {'done' if status == 'applied' else 'applied in part'}"]
         for result in results:
             shown = {key: item for key, item in result.returned.items() if item not in (None, "")}
             if shown:

@@ -1,4 +1,4 @@
-"""What the commands say beside their data: notes, warnings, questions. All of it goes to stderr."""
+"""Print notes, warnings, questions and progress to stderr; stdout is for data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rdsrepl.units import format_duration
 
 
 def note(ctx: typer.Context, text: str) -> None:
-    """Say something worth knowing; ``--quiet`` leaves it out."""
+    """Print a note, unless ``--quiet`` is given."""
     log_event(ctx, text, event="note")
 
 
 def log_event(ctx: typer.Context, text: str, *, event: str, **fields: object) -> None:
-    """Say something worth knowing, with FIELDS for those who read logs; ``--quiet`` leaves it out."""
+    """Print a note, with FIELDS in a JSON log, unless ``--quiet`` is given."""
     if global_options(ctx).quiet:
         return
     if global_options(ctx).log_format is LogFormat.json:
@@ -27,7 +27,7 @@ def log_event(ctx: typer.Context, text: str, *, event: str, **fields: object) ->
 
 
 def warn(ctx: typer.Context, text: str) -> None:
-    """Say something that must be read."""
+    """Print a warning."""
     if global_options(ctx).log_format is LogFormat.json:
         log("warning", text, event="warning")
     else:
@@ -35,12 +35,12 @@ def warn(ctx: typer.Context, text: str) -> None:
 
 
 def prompt_yes(question: str) -> bool:
-    """Ask a person at the terminal; anything but ``y`` or ``yes`` is no."""
+    """Ask a yes-or-no question on the terminal; any answer but ``y`` or ``yes`` is no."""
     return _answer(f"{question} [y/N]").lower() in ("y", "yes")
 
 
 def prompt_exact(question: str, wanted: str) -> bool:
-    """Ask a person at the terminal to type something; return whether it is that."""
+    """Ask the user to type a text; return whether the answer is that text."""
     return _answer(question) == wanted
 
 
@@ -50,31 +50,31 @@ def _answer(question: str) -> str:
         sys.stderr.flush()
         return sys.stdin.readline().strip()
     except KeyboardInterrupt:
-        sys.stderr.write("\n")  # the terminal shows ^C behind the question
+        sys.stderr.write("\n")  # the terminal shows ^C after the question
         raise
 
 
 def is_interactive() -> bool:
-    """Say whether there is a person to ask."""
+    """Say whether stdin and stderr are a terminal, so that a question can be answered."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 class Progress:
-    """How far something is that takes its time.
+    """Show the progress of a long step.
 
-    On a terminal one line that is written anew; elsewhere a line when the state changes, and a heartbeat.
+    On a terminal it updates one line; elsewhere it prints a line when the state changes, and a heartbeat line.
     """
 
     def __init__(self, ctx: typer.Context, *, heartbeat_seconds: float = 30.0) -> None:
         self._ctx = ctx
         self._live = sys.stderr.isatty()
         self._heartbeat_seconds = heartbeat_seconds
-        self._said = ""
-        self._said_at = 0.0
-        self._shown = False
+        self._printed = ""
+        self._printed_at = 0.0
+        self._on_screen = False
 
-    def say(self, text: str, seconds: float) -> None:
-        """Say how it is after so many seconds; the first second is not worth a word."""
+    def update(self, text: str, seconds: float) -> None:
+        """Show the state after SECONDS; the first second is not shown."""
         if global_options(self._ctx).quiet or seconds < 1:
             return
         if self._live:
@@ -83,17 +83,17 @@ class Progress:
             line = line_for_person(f"{text} ({format_duration(seconds)})")
             sys.stderr.write("\r\x1b[2K" + line[: console(sys.stderr).width - 1])
             sys.stderr.flush()
-            self._shown = True
-        elif text != self._said or seconds - self._said_at >= self._heartbeat_seconds:
+            self._on_screen = True
+        elif text != self._printed or seconds - self._printed_at >= self._heartbeat_seconds:
             note(self._ctx, f"{text} ({format_duration(seconds)})")
-            self._said, self._said_at = text, seconds
+            self._printed, self._printed_at = text, seconds
 
     def clear(self) -> None:
-        """Take the line off the terminal; what comes next begins afresh."""
-        if self._shown:
+        """Remove the line from the terminal, and forget what was printed."""
+        if self._on_screen:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
-        self._shown, self._said, self._said_at = False, "", 0.0
+        self._on_screen, self._printed, self._printed_at = False, "", 0.0
 
 
 def _print(ctx: typer.Context, text: str, *, style: str) -> None:

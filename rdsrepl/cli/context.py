@@ -1,4 +1,4 @@
-"""The options that every command takes, as they were given: on the command line, in ``RDSREPL_*``, or not."""
+"""Keep the global options of a command: those given on the command line and those from ``RDSREPL_*``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rdsrepl.text.masking import mask
 
 
 class LogFormat(StrEnum):
-    """What ``--log-format`` takes."""
+    """The values of ``--log-format``."""
 
     text = "text"
     json = "json"
@@ -21,7 +21,7 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GlobalOptions:
-    """What the shared options say.
+    """The values of the global options.
 
     Attributes:
         target: a target's name in the config file.
@@ -30,15 +30,15 @@ class GlobalOptions:
         region: an AWS region.
         cluster: a DB cluster's identifier.
         instance: a DB instance's identifier.
-        dbname: the database on that server; replaces the one that the target, dsn or RDS API names.
-        user: the role to log in as; replaces the one that the target, dsn or RDS API names.
-        typed: which of these stand on the command line; the others come from ``RDSREPL_*``.
-        ignored: what the environment says of the server and does not count because a selector was typed.
-        output: how documents are printed.
-        verbose: 1 names what is connected to and each statement; 2 also shows tracebacks.
-        quiet: no progress and no notes.
-        no_color: plain text on a terminal, too.
-        log_format: how notes, warnings, progress and errors are written to stderr.
+        dbname: the database on that server; overrides the one of the target, the dsn or the RDS API.
+        user: the role to log in as; overrides the one of the target, the dsn or the RDS API.
+        typed: which of these were given on the command line; the others come from ``RDSREPL_*``.
+        ignored: the environment's server options, ignored because the command line names a server.
+        output: the format of the output.
+        verbose: 1 prints the database and each statement; 2 also prints tracebacks.
+        quiet: print no progress and no notes.
+        no_color: print plain text on a terminal as well.
+        log_format: the format of notes, warnings, progress and errors on stderr.
     """
 
     target: str | None = None
@@ -60,7 +60,7 @@ class GlobalOptions:
 
 @dataclass(frozen=True, slots=True)
 class ApplyOptions:
-    """What a writing command may do without asking."""
+    """The options of a command that applies a plan: ``--yes``, ``--dry-run``, ``--check``."""
 
     yes: bool = False
     dry_run: bool = False
@@ -70,45 +70,45 @@ class ApplyOptions:
 _APPLY_OPTIONS: Final = "rdsrepl.apply_options"
 _APPLIED: Final = "rdsrepl.applied"
 
-#: the options that say which server a command works on.
+#: The options that select the server a command works on.
 _SELECTORS: Final = ("target", "dsn", "cluster", "instance")
 _SERVER_OPTIONS: Final = (*_SELECTORS, "dbname", "user", "profile", "region")
 
 
 def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
-    """Add the shared options found at one level to those of the levels before it.
+    """Add the global options given before the noun, or after the verb.
 
-    What is typed wins over the environment: the selectors of the environment count only where none is typed.
+    The command line overrides the environment: the environment selects the server only where the command line does not.
 
     Raises:
-        typer.BadParameter: an option is empty, or two typed ones name different servers.
+        typer.BadParameter: an option is empty, or two options on the command line name different servers.
     """
     root = ctx.find_root()
     before = root.obj if isinstance(root.obj, GlobalOptions) else GlobalOptions()
     names = GlobalOptions.__dataclass_fields__
     now = replace(before, **{name: value for name, value in given.items() if name in names and value})
-    strict = not ctx.resilient_parsing  # while the shell completes a line nothing is refused
+    strict = not ctx.resilient_parsing  # while the shell completes a line, no option is refused
     for name in _SERVER_OPTIONS:
         if strict and given.get(name) == "":
-            # An unset variable in a script must not end at another database.
-            raise typer.BadParameter("it is empty", ctx=ctx, param_hint=f"'--{name}'")
+            # An unset variable in a script must not lead to another database.
+            raise typer.BadParameter("the value is empty", ctx=ctx, param_hint=f"'--{name}'")
     here = frozenset(name for name in _SERVER_OPTIONS if given.get(name) and not _from_environment(ctx, name))
     for name in _SELECTORS:
         if strict and name in here & before.typed and given[name] != getattr(before, name):
             raise typer.BadParameter(
-                f"it is given twice: {_masked(before, name)} and {_masked(now, name)}",
+                f"given twice, with different values: {_masked(before, name)} and {_masked(now, name)}",
                 ctx=ctx,
                 param_hint=f"'--{name}'",
             )
     now = replace(now, typed=before.typed | here)
     if now.typed.intersection(_SELECTORS):
-        # A target is an AWS identity as well, and keeps being one where a cluster or an instance of it was typed.
+        # A target also holds the AWS account, which still applies when --cluster or --instance selects the server.
         kept = now.typed if "dsn" in now.typed else now.typed | {"target"}
         stray = tuple(name for name in (*_SELECTORS, "dbname", "user") if getattr(now, name) and name not in kept)
         dropped: dict[str, Any] = dict.fromkeys(stray)
         now = replace(now, ignored=tuple(dict.fromkeys((*before.ignored, *stray))), **dropped)
     if strict and now.cluster and now.instance:
-        raise typer.BadParameter("it excludes --instance", ctx=ctx, param_hint="'--cluster'")
+        raise typer.BadParameter("cannot be used together with --instance", ctx=ctx, param_hint="'--cluster'")
     root.obj = ctx.obj = now
 
 
@@ -123,35 +123,35 @@ def _from_environment(ctx: typer.Context, name: str) -> bool:
 
 
 def global_options(ctx: typer.Context) -> GlobalOptions:
-    """Return what the shared options say for this command."""
+    """Return the global options of this command."""
     found = ctx.find_root().obj
     return found if isinstance(found, GlobalOptions) else GlobalOptions()
 
 
 def set_log_format(ctx: typer.Context, log_format: LogFormat) -> None:
-    """Have everything that is said from now on written in this format."""
+    """Set the format of everything that is written to stderr from now on."""
     root = ctx.find_root()
     root.obj = ctx.obj = replace(global_options(ctx), log_format=log_format)
 
 
 def set_apply_options(ctx: typer.Context, given: dict[str, Any]) -> None:
-    """Keep ``--yes``, ``--dry-run`` and ``--check`` of this command."""
+    """Keep the values of ``--yes``, ``--dry-run`` and ``--check``."""
     names = ApplyOptions.__dataclass_fields__
     ctx.meta[_APPLY_OPTIONS] = ApplyOptions(**{name: value for name, value in given.items() if name in names})
 
 
 def apply_options(ctx: typer.Context) -> ApplyOptions:
-    """Return what this writing command may do without asking."""
+    """Return the values of ``--yes``, ``--dry-run`` and ``--check``."""
     found = ctx.meta.get(_APPLY_OPTIONS)
     return found if isinstance(found, ApplyOptions) else ApplyOptions()
 
 
 def record_applied(ctx: typer.Context, title: str) -> None:
-    """Take note that all steps of a plan were done, so that Ctrl-C after them does not say otherwise."""
+    """Record that all steps of a plan were applied, so that Ctrl-C afterwards reports it."""
     ctx.meta[_APPLIED] = title
 
 
 def applied_plan(ctx: typer.Context) -> str | None:
-    """Return the title of the plan whose steps were all done; None before that."""
+    """Return the title of the plan that was applied; None before that."""
     title = ctx.meta.get(_APPLIED)
     return title if isinstance(title, str) else None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rdsrepl.aws.instances import Instance
     from rdsrepl.plan import Plan
 
-app = typer.Typer(no_args_is_help=True, help="DB instances: single ones, read replicas, members of clusters.")
+app = typer.Typer(no_args_is_help=True, help="DB instances: standalone, read replicas, members of clusters.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The instance's identifier.", autocompletion=complete_instance)]
 
@@ -44,7 +44,7 @@ def list_(ctx: typer.Context) -> None:
             rows,
             [
                 ("INSTANCE", lambda row: row.instance_id),
-                ("PART OF", _part),
+                ("PART OF", _part_of),
                 ("VERSION", lambda row: row.engine_version),
                 ("STATUS", lambda row: row.status),
                 ("CLASS", lambda row: row.instance_class),
@@ -59,7 +59,7 @@ def list_(ctx: typer.Context) -> None:
 
 @app.command(cls=ReadCommand)
 def show(ctx: typer.Context, instance_id: Id) -> None:
-    """Show an instance: status, endpoint, parameter group and its status, replicas, whether it can replicate.
+    """Show an instance: status, endpoint, parameter group, replicas, and whether it supports logical replication.
 
     Example: rdsrepl instance show orders-1
     """
@@ -75,15 +75,15 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
             [
                 ("instance", instance.instance_id),
                 ("engine", f"{instance.engine} {instance.engine_version}"),
-                ("part of", _part(instance)),
+                ("part of", _part_of(instance)),
                 ("status", instance.status),
                 ("class, zone", f"{instance.instance_class}, {instance.availability_zone or '-'}"),
                 ("multi-AZ", instance.multi_az),
                 ("endpoint", f"{instance.endpoint}:{instance.port}" if instance.endpoint else None),
                 ("parameter group", f"{instance.parameter_group}, {instance.parameter_group_status}"),
                 ("read replicas", instance.replicas),
-                ("storage", rds_options.storage_words(instance)),
-                ("queued", rds_options.pending_words(instance)),
+                ("storage", rds_options.storage(instance)),
+                ("queued", rds_options.queued_modifications(instance)),
                 ("master user", instance.master_user),
                 ("logical replication", support.words),
             ]
@@ -99,18 +99,18 @@ def create(
     options: rds_options.NewServerOptions,
     replica_of: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Make it a read replica of that instance.", autocompletion=complete_instance),
+        typer.Option(metavar="ID", help="Create a read replica of this instance.", autocompletion=complete_instance),
     ] = None,
     in_cluster: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Make it a member of that Aurora cluster.", autocompletion=complete_cluster),
+        typer.Option(metavar="ID", help="Create a member of this Aurora cluster.", autocompletion=complete_cluster),
     ] = None,
     multi_az: Annotated[
-        bool, typer.Option("--multi-az", help="With a standby in another zone.", show_default=False)
+        bool, typer.Option("--multi-az", help="Create a standby in another zone.", show_default=False)
     ] = False,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
-    """Make an instance, a read replica, or another member of an Aurora cluster, and wait until it is available.
+    """Create an instance, a read replica or a member of an Aurora cluster, and wait until it is available.
 
     Example: rdsrepl instance create orders --class db.r6g.large --storage 100 --param-group orders-logical
     """
@@ -160,7 +160,7 @@ def reboot(
     with_pending: rds_options.WithPending = False,
     timeout: rds_options.Timeout = 1800.0,
 ) -> None:
-    """Reboot an instance; no failover.
+    """Reboot an instance without failover.
 
     Example: rdsrepl instance reboot orders-2
     """
@@ -181,9 +181,9 @@ def failover(
     with_pending: rds_options.WithPending = False,
     timeout: rds_options.Timeout = 1800.0,
 ) -> None:
-    """Reboot a Multi-AZ instance with failover to its standby; prove that each logical slot is still there.
+    """Fail a Multi-AZ instance over to its standby, and verify that each logical slot is still there.
 
-    Static parameters that wait for a reboot are not applied by it.
+    Static parameters that are pending a reboot stay pending.
 
     Example: rdsrepl instance failover orders
     """
@@ -213,7 +213,7 @@ def delete(
     options: rds_options.DeletionOptions,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
-    """Delete an instance; the identifier must be typed.
+    """Delete an instance; confirm with its identifier.
 
     Example: rdsrepl instance delete orders --final-snapshot orders-final
     """
@@ -225,7 +225,8 @@ def delete(
         options.require_decision()
     elif options.final_snapshot is not None:
         raise UsageError(
-            f"AWS takes no final snapshot of {instance.instance_id}: {_part(instance)}", hint="omit --final-snapshot"
+            f"AWS creates no final snapshot of {instance.instance_id}: {_part_of(instance)}",
+            hint="omit --final-snapshot",
         )
     plan = instances.delete(instance, final_snapshot=options.final_snapshot, timeout_seconds=timeout)
     confirm_and_apply(
@@ -245,7 +246,7 @@ def _check_create(
     storage = options.storage or options.storage_type or options.iops
     network = options.subnet_group or options.security_group or options.port
     if replica_of and in_cluster:
-        raise UsageError("--replica-of and --in-cluster exclude each other", hint="choose one")
+        raise UsageError("--replica-of and --in-cluster cannot be used together", hint="choose one")
     if (replica_of or in_cluster) and login:
         raise UsageError("login, database and version are the source's", hint="omit those options")
     if in_cluster and (storage or multi_az or network):
@@ -257,10 +258,10 @@ def _check_create(
 
 
 def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_seconds: float) -> Plan:
-    """Plan to reboot an instance, with failover or without.
+    """Plan to reboot an instance, with or without failover.
 
     Raises:
-        Refused: modifications are queued which the reboot may set off.
+        Refused: queued modifications may take effect at the reboot.
     """
     from rdsrepl.aws import pending_modifications, reboots
     from rdsrepl.parameters import rollout
@@ -270,18 +271,18 @@ def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_s
     instance_id = instance.instance_id
     notes = pending_modifications.check_reboot(rollout.queued_on(instance), allowed=with_pending)
     if failover:
-        stay = "static parameters that wait for a reboot stay pending through a failover"
+        stay = "static parameters that are pending a reboot stay pending after a failover"
         notes = (*notes, f"{stay}: {command('instance reboot {}', instance_id)} applies them")
     steps = reboots.steps(
         instance_id, timeout_seconds=timeout_seconds, failover=failover, server=verification.ServerProbe()
     )
     title = f"fail over instance {instance_id}" if failover else f"reboot instance {instance_id}"
-    return Plan(title, steps, ("its connections break", *notes))
+    return Plan(title, steps, ("its connections are closed", *notes))
 
 
-def _part(instance: Instance) -> str:
+def _part_of(instance: Instance) -> str:
     if instance.cluster_id is not None:
         return f"cluster {instance.cluster_id}"
     if instance.replica_of is not None:
         return f"read replica of {instance.replica_of}"
-    return "alone"
+    return "standalone"

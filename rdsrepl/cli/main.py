@@ -1,4 +1,4 @@
-"""The root of the command line, and the one boundary where an error becomes a message and an exit code."""
+"""Define the root command, and turn every error into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _NAGIOS_UNKNOWN = 3
 
 
 class Root(CommandGroup):
-    """The root group: takes the shared options, and renders every error that reaches it."""
+    """The root command: takes the global options, and reports every error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,14 +50,14 @@ class Root(CommandGroup):
         self._is_plugin = False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the shared options out of what the root's function receives."""
+        """Remove the global options from what the root's function receives, and keep them in the context."""
         with _safe_usage():
             rest = super().parse_args(ctx, args)
         add_global_options(ctx, {str(option.name): ctx.params.pop(option.name, None) for option in root_options()})
         return rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; turn our errors into a message on stderr and their exit code."""
+        """Run the command; report an error on stderr and exit with its code."""
         try:
             with _safe_usage():
                 return super().invoke(ctx)
@@ -73,19 +73,19 @@ class Root(CommandGroup):
         except BrokenPipeError:
             if self._is_plugin:
                 raise
-            # The reader of our output went away; nothing more can be said to it.
+            # The reader closed standard output; further output is discarded.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(ExitCode.FAILED) from None
 
     def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
-        """Run the program; with ``-o json`` a usage error is an object on stderr, too."""
+        """Run the program; with ``-o json``, report a usage error as an object on stderr as well."""
         words = sys.argv[1:] if args is None else list(args)
         try:
             return self._main(words, *rest, **extra)
         except Exception as exc:
             if extra.get("standalone_mode") is False:
                 raise
-            # A defect of ours. Python's own traceback would show the secrets in messages.
+            # A defect in rdsrepl. Python's own traceback would show the secrets in messages.
             write_traceback(exc)
             if _wants_json(words):
                 message = f"{type(exc).__name__}: {exc}"
@@ -98,7 +98,7 @@ class Root(CommandGroup):
         if os.environ.get(completion.VARIABLE, "").startswith("complete_"):
             completion.run(lambda: super(Root, self).main(words, *rest, **extra))
         if "--no-color" in words:
-            # Help and usage errors are rendered by rich before any option of ours is looked at.
+            # Typer prints help and usage errors before it parses this option.
             os.environ["NO_COLOR"] = "1"
         self._is_plugin = "--nagios" in words and extra.get("standalone_mode") is not False
         if self._is_plugin:
@@ -108,7 +108,7 @@ class Root(CommandGroup):
         try:
             code = super().main(words, *rest, **{**extra, "standalone_mode": False})
         except typer.TyperException as exc:
-            # Typer's own exceptions know the message and the code, not our JSON.
+            # Typer's exceptions have a message and a code; the JSON is built here.
             document = {
                 "error": "usage_error",
                 "message": exc.format_message() or "Missing command.",
@@ -123,37 +123,37 @@ class Root(CommandGroup):
 
 
 class _Unknown(Exception):
-    """A monitoring plugin could not find out what it was asked for."""
+    """A monitoring plugin could not determine the state."""
 
 
 def _plugin(run: Callable[[], Any]) -> int:
-    """Run a command as a monitoring plugin: whatever fails, and wherever, is UNKNOWN, one line on stdout and exit 3.
+    """Run a command as a monitoring plugin: every failure is UNKNOWN, one line on stdout and exit code 3.
 
-    Nagios reads 1 and 2 as WARNING and CRITICAL: a wrong option or a traceback must not end in one of these.
+    Nagios takes 1 and 2 for WARNING and CRITICAL: a wrong option or a traceback must not exit with these.
     """
     try:
         code = run()
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except typer.TyperException as exc:  # wrong usage
-        why = exc.format_message() or "missing command"
+    except typer.TyperException as exc:  # a usage error
+        reason = exc.format_message() or "missing command"
     except typer.Abort:
-        why = "interrupted"
+        reason = "interrupted"
     except _Unknown as exc:
-        why = str(exc)
-    except Exception as exc:  # noqa: BLE001 - a defect of ours is no finding about the slots
+        reason = str(exc)
+    except Exception as exc:  # noqa: BLE001 - a defect in rdsrepl is not a finding about the slots
         write_traceback(exc)
-        why = f"{type(exc).__name__}: {exc}"
+        reason = f"{type(exc).__name__}: {exc}"
     try:
-        sys.stdout.write(f"SLOTS UNKNOWN - {shown(' '.join(mask(why).replace('|', '/').split()))}\n")
+        sys.stdout.write(f"SLOTS UNKNOWN - {shown(' '.join(mask(reason).replace('|', '/').split()))}\n")
         sys.stdout.flush()
-    except OSError:  # nobody reads it, or the disk is full: the exit code says it
+    except OSError:  # stdout is closed, or the disk is full: the exit code reports it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return _NAGIOS_UNKNOWN
 
 
 def show_error(exc: Error, options: GlobalOptions) -> None:
-    """Print what failed and the remedy to stderr; one JSON object with ``-o json``."""
+    """Print an error and its remedy to stderr; with ``-o json``, one JSON object."""
     if options.log_format is LogFormat.json:
         log("error", exc.message, event="error", **{k: v for k, v in exc.document().items() if k != "message"})
         return
@@ -175,7 +175,7 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
 
 @contextmanager
 def _safe_usage() -> Iterator[None]:
-    """Make what a usage error quotes of the command line safe before Typer lays it out."""
+    """Escape control characters in what a usage error quotes from the command line."""
     try:
         yield
     except typer.TyperException as exc:
@@ -186,7 +186,7 @@ def _safe_usage() -> Iterator[None]:
 
 
 def _wants_json(words: list[str]) -> bool:
-    """Say what ``--output`` asks for in a command line that could not be parsed: the word nearest to its end."""
+    """Say whether a command line that could not be parsed asks for JSON; the last ``--output`` counts."""
     output = os.environ.get("RDSREPL_OUTPUT")
     for word, following in pairwise([*words, ""]):
         if match := re.fullmatch(r"(?:--output=?|-[vq]*o)(.*)", word):
@@ -217,7 +217,7 @@ def root(
 ) -> None:
     """Operate PostgreSQL logical replication on Amazon RDS, Aurora, and any PostgreSQL 13 or later.
 
-    Changes are shown before they are made: --dry-run stops after the plan, --yes does not ask.
+    Every change is shown as a plan first: --dry-run shows the plan only, --yes applies it without asking.
     """
 
 

@@ -29,10 +29,10 @@ _CHANGE_PANEL = "Changes"
 
 
 def option_parser(parse: Callable[[str], _T]) -> Callable[[str], _T]:
-    """Make a parser of ours fit for an option: what it refuses is reported under the option's name."""
+    """Return a parser for an option; a value that PARSE refuses is reported under the option's name."""
 
     def parser(text: str) -> _T:
-        if not isinstance(text, str):  # a default, already parsed
+        if not isinstance(text, str):  # a default value, already parsed
             return cast(_T, text)
         try:
             return parse(text)
@@ -67,7 +67,7 @@ def _global_options(
             "-t",
             metavar="NAME",
             envvar="RDSREPL_TARGET",
-            help="A target of the config file.",
+            help="Use this target of the config file.",
             rich_help_panel=_PANEL,
             autocompletion=complete_target,
         ),
@@ -78,7 +78,7 @@ def _global_options(
             "--dsn",
             metavar="CONNINFO",
             envvar="RDSREPL_DSN",
-            help="A libpq connection string or URI; leave the password to .pgpass or PGPASSWORD.",
+            help="Connect with this libpq connection string or URI; keep the password in .pgpass or PGPASSWORD.",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -88,7 +88,7 @@ def _global_options(
             "--cluster",
             metavar="ID",
             envvar="RDSREPL_CLUSTER",
-            help="A DB cluster, Multi-AZ or Aurora: its writer endpoint and secret are found through the RDS API.",
+            help="Use this DB cluster, Multi-AZ or Aurora; the RDS API gives its writer endpoint and secret.",
             rich_help_panel=_PANEL,
             autocompletion=complete_cluster,
         ),
@@ -99,7 +99,7 @@ def _global_options(
             "--instance",
             metavar="ID",
             envvar="RDSREPL_INSTANCE",
-            help="A DB instance, found in the same way.",
+            help="Use this DB instance; the RDS API gives its endpoint and secret.",
             rich_help_panel=_PANEL,
             autocompletion=complete_instance,
         ),
@@ -111,7 +111,7 @@ def _global_options(
             "-d",
             metavar="NAME",
             envvar="RDSREPL_DBNAME",
-            help="The database on that server; default: the target's, or PGDATABASE.",
+            help="Connect to this database; default: the target's, or PGDATABASE.",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -122,7 +122,7 @@ def _global_options(
             "-U",
             metavar="ROLE",
             envvar="RDSREPL_USER",
-            help="The role to log in as; default: the target's, or PGUSER.",
+            help="Log in as this role; default: the target's, or PGUSER.",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -132,7 +132,7 @@ def _global_options(
             "--profile",
             metavar="NAME",
             envvar="RDSREPL_PROFILE",
-            help="An AWS profile; default: as boto3 finds it.",
+            help="Use this AWS profile; default: boto3's.",
             rich_help_panel=_PANEL,
             autocompletion=complete_profile,
         ),
@@ -143,7 +143,7 @@ def _global_options(
             "--region",
             metavar="NAME",
             envvar="RDSREPL_REGION",
-            help="An AWS region; default: as boto3 finds it.",
+            help="Use this AWS region; default: boto3's.",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -153,7 +153,7 @@ def _global_options(
             "--output",
             "-o",
             envvar="RDSREPL_OUTPUT",
-            help="How to print; by default a table.",
+            help="Print as a table, JSON or YAML; default: table.",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -163,42 +163,48 @@ def _global_options(
             "--verbose",
             "-v",
             count=True,
-            help="Say what is connected to and run; -vv shows tracebacks.",
+            help="Print the database and each statement; with -vv, tracebacks as well.",
             rich_help_panel=_PANEL,
             show_default=False,
         ),
     ] = 0,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=_PANEL, show_default=False)
+        bool,
+        typer.Option(
+            "--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=_PANEL, show_default=False
+        ),
     ] = False,
     no_color: Annotated[
-        bool, typer.Option("--no-color", help="No colours.", rich_help_panel=_PANEL, show_default=False)
+        bool, typer.Option("--no-color", help="Print no colours.", rich_help_panel=_PANEL, show_default=False)
     ] = False,
 ) -> None:
-    """Hold the declarations; never called."""
+    """Declare the options; never called."""
 
 
 def _apply_options(
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask.", rich_help_panel=_CHANGE_PANEL, show_default=False)
+        bool,
+        typer.Option(
+            "--yes", "-y", help="Apply the plan without asking.", rich_help_panel=_CHANGE_PANEL, show_default=False
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Show the plan, change nothing.", rich_help_panel=_CHANGE_PANEL, show_default=False
+            "--dry-run", help="Show the plan and change nothing.", rich_help_panel=_CHANGE_PANEL, show_default=False
         ),
     ] = False,
     check: Annotated[
         bool,
         typer.Option(
             "--check",
-            help="Show the plan, change nothing, exit 7 when it is not empty.",
+            help="Show the plan, change nothing, and exit 7 when the plan is not empty.",
             rich_help_panel=_CHANGE_PANEL,
             show_default=False,
         ),
     ] = False,
 ) -> None:
-    """Hold the declarations; never called."""
+    """Declare the options; never called."""
 
 
 @cache
@@ -210,7 +216,7 @@ def _declared(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
 
 
 def root_options() -> Iterable[TyperOption]:
-    """Return the shared options with their environment twins, for the root."""
+    """Return the global options with their environment variables, for the root command."""
     return _declared(_global_options)
 
 
@@ -223,11 +229,11 @@ def _verb_options(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
 
 
 class _FastOption(TyperOption):
-    """An option that leaves alone what nobody gave; Typer would import pydantic (0.06 s) to look at it."""
+    """An option that skips processing when it is not given; Typer would import pydantic (0.06 s) for it."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Convert a value that was given."""
-        if ctx.resilient_parsing:  # the shell completes the line: words are enough
+        if ctx.resilient_parsing:  # while the shell completes a line, values stay text
             return value
         if value is None or (self.count and value == 0):
             return value if self.callback is None else self.callback(ctx, self, value)
@@ -235,15 +241,15 @@ class _FastOption(TyperOption):
 
 
 class _FastArgument(TyperArgument):
-    """An argument that is left alone while the shell completes the line."""
+    """An argument that skips processing while the shell completes the line."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
-        """Convert the value of a line that is complete."""
+        """Convert the value, unless the shell completes the line."""
         return value if ctx.resilient_parsing else super().process_value(ctx, value)
 
 
 def simplify(option: Any) -> Any:
-    """Make an option of Typer's quick, and its help plain: no type beside a flag, a default duration with its unit."""
+    """Return Typer's option, faster and with shorter help: flags show no type, default durations their unit."""
     if type(option) is TyperArgument:
         option.__class__ = _FastArgument
     if not isinstance(option, TyperOption):
@@ -258,15 +264,15 @@ def simplify(option: Any) -> Any:
 
 
 class CommandGroup(TyperGroup):
-    """A group of verbs."""
+    """A noun: a group of commands."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return all parameters, Typer's own among them, as ours look."""
+        """Return all parameters, those of Typer as well, simplified."""
         return [simplify(parameter) for parameter in super().get_params(ctx)]
 
 
 class ReadCommand(TyperCommand):
-    """A command that only looks: takes the connection and output options."""
+    """A command that changes nothing; takes the global options."""
 
     _holders: tuple[Callable[..., None], ...] = (_global_options,)
 
@@ -274,18 +280,18 @@ class ReadCommand(TyperCommand):
         super().__init__(*args, **kwargs)
         self.help = _paragraphs(self.help)
         own = {flag for option in self.params for flag in option.opts}
-        # An option of the command's own takes the place of the shared one: --dbname of `cluster create` is a new one.
+        # An option of the command replaces the global one: --dbname of `cluster create` names the new database.
         self._added = [
             option for holder in self._holders for option in _verb_options(holder) if not own & set(option.opts)
         ]
         self.params = [*self.params, *self._added]
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return all parameters, Typer's own among them, as ours look."""
+        """Return all parameters, those of Typer as well, simplified."""
         return [simplify(parameter) for parameter in super().get_params(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the shared options out of what the command's function receives."""
+        """Remove the global options from what the command's function receives, and keep them in the context."""
         rest = super().parse_args(ctx, args)
         own = {option.name: ctx.params.pop(option.name) for option in self._added}
         add_global_options(ctx, own)
@@ -294,17 +300,17 @@ class ReadCommand(TyperCommand):
 
 
 def _paragraphs(text: str | None) -> str | None:
-    """Return a docstring with one line a paragraph: help is as wide as the terminal, not as the source."""
+    """Return a docstring with one line a paragraph, so that the help is as wide as the terminal."""
     return None if text is None else "\n\n".join(" ".join(part.split()) for part in cleandoc(text).split("\n\n"))
 
 
 class WriteCommand(ReadCommand):
-    """A command that changes something: takes ``--yes``, ``--dry-run`` and ``--check`` as well."""
+    """A command that applies a plan; takes ``--yes``, ``--dry-run`` and ``--check`` as well."""
 
     _holders = (_global_options, _apply_options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; Ctrl-C outside of a plan's steps says whether the plan had been applied.
+        """Run the command; on Ctrl-C outside of a plan's steps, report whether the plan was applied.
 
         Raises:
             Interrupted: Ctrl-C.
@@ -313,5 +319,5 @@ class WriteCommand(ReadCommand):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             title = applied_plan(ctx)
-            what = "nothing was changed" if title is None else f"all steps of the plan were done: {title}"
+            what = "nothing was changed" if title is None else f"all steps of the plan were applied: {title}"
             raise Interrupted(f"interrupted; {what}") from None

@@ -24,12 +24,10 @@ from rdsrepl.text.commands import command
 if TYPE_CHECKING:
     from rdsrepl.aws.resources import ResourceKind
 
-app = typer.Typer(
-    no_args_is_help=True, help="Parameter groups: what turns logical replication on, and how much room it has."
-)
+app = typer.Typer(no_args_is_help=True, help="Parameter groups: turn logical replication on, and size its parameters.")
 
-_SIZE_PANEL: Final = "What it must serve"
-# What `show` prints beside what was set and what has a rule.
+_SIZE_PANEL: Final = "Sizing"
+# Parameters that `show` prints besides those that were set or are sized.
 _SHOWN: Final = (
     "max_replication_slots",
     "max_wal_senders",
@@ -40,7 +38,7 @@ _SHOWN: Final = (
 
 
 class GroupKind(StrEnum):
-    """What ``--kind`` takes."""
+    """The values of ``--kind``."""
 
     cluster = "cluster"
     instance = "instance"
@@ -48,13 +46,15 @@ class GroupKind(StrEnum):
 
 _Kind = Annotated[
     GroupKind | None,
-    typer.Option("--kind", help="cluster (Multi-AZ DB clusters, Aurora) or instance.", show_default="as found"),
+    typer.Option(
+        "--kind", help="Choose cluster (Multi-AZ DB cluster, Aurora) or instance.", show_default="the group's"
+    ),
 ]
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="The group.", autocompletion=complete_param_group)]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="The parameter group.", autocompletion=complete_param_group)]
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class GroupRow:
     """A group as ``list`` prints it."""
 
     name: str
@@ -68,9 +68,11 @@ class Listed:
 def list_(
     ctx: typer.Context,
     kind: _Kind = None,
-    defaults: Annotated[bool, typer.Option("--defaults", help="AWS's own as well.", show_default=False)] = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="List the default groups as well.", show_default=False)
+    ] = False,
 ) -> None:
-    """List the PostgreSQL parameter groups of the region, and who uses each.
+    """List the PostgreSQL parameter groups of the region, and which clusters and instances use each.
 
     Example: rdsrepl param-group list
     """
@@ -83,7 +85,9 @@ def list_(
         group for group in parameter_groups.ls(aws, kind.value if kind else None) if defaults or not group.is_default
     ]
     rows = [
-        Listed(group.name, group.kind, group.family, group.description, tuple(users.get((group.kind, group.name), ())))
+        GroupRow(
+            group.name, group.kind, group.family, group.description, tuple(users.get((group.kind, group.name), ()))
+        )
         for group in groups
     ]
     emit(
@@ -98,7 +102,7 @@ def list_(
                 ("USED BY", lambda row: row.used_by),
                 ("DESCRIPTION", lambda row: row.description),
             ],
-            empty="no parameter groups of your own; make one: rdsrepl param-group create NAME --cluster ID",
+            empty="no custom parameter groups; create one: rdsrepl param-group create NAME --cluster ID",
         ),
     )
 
@@ -108,11 +112,9 @@ def show(
     ctx: typer.Context,
     name: _Name,
     kind: _Kind = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Every parameter, also those nobody set.", show_default=False)
-    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every parameter, set or not.", show_default=False)] = False,
 ) -> None:
-    """Show a group: what was set in it, what logical replication needs, who uses it.
+    """Show a group: the parameters that were set, those that logical replication needs, and what uses the group.
 
     Example: rdsrepl param-group show orders-logical
     """
@@ -150,7 +152,7 @@ def show(
                     ("TYPE", lambda row: row.apply_type),
                     ("ALLOWED", lambda row: _short(row.allowed_values)),
                 ],
-                empty="nothing is set in it",
+                empty="no parameter is set",
             ),
         ),
     )
@@ -158,22 +160,22 @@ def show(
 
 @dataclass(frozen=True, slots=True)
 class SizeOptions:
-    """The options of ``create`` that say what the group must serve."""
+    """The options of ``create`` that size the parameters."""
 
     slots: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Logical slots on it.", rich_help_panel=_SIZE_PANEL)
+        int, typer.Option(min=0, metavar="N", help="Plan this many logical slots.", rich_help_panel=_SIZE_PANEL)
     ] = 1
     subscriptions: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Subscriptions on it.", rich_help_panel=_SIZE_PANEL)
+        int, typer.Option(min=0, metavar="N", help="Plan this many subscriptions.", rich_help_panel=_SIZE_PANEL)
     ] = 0
     replicas: Annotated[
         int | None,
         typer.Option(
             min=0,
             metavar="N",
-            help="Read replicas of it.",
+            help="Plan this many read replicas.",
             rich_help_panel=_SIZE_PANEL,
-            show_default="as found with --instance, else 0",
+            show_default="those of --instance, else 0",
         ),
     ] = None
     instance_class: Annotated[
@@ -181,7 +183,7 @@ class SizeOptions:
         typer.Option(
             "--class",
             metavar="CLASS",
-            help="Instance class, for formulas; seen from --cluster or --instance.",
+            help="Evaluate formulas for this instance class; default: that of --cluster or --instance.",
             rich_help_panel=_SIZE_PANEL,
         ),
     ] = None
@@ -190,7 +192,7 @@ class SizeOptions:
         typer.Option(
             "--set",
             metavar="K=V",
-            help="A parameter of your own choice; again for more.",
+            help="Set this parameter as well; may be repeated.",
             rich_help_panel=_SIZE_PANEL,
             show_default=False,
         ),
@@ -205,7 +207,9 @@ def create(
     size: SizeOptions,
     family: Annotated[
         str | None,
-        typer.Option(metavar="FAMILY", help="postgres16, aurora-postgresql16, …; seen from --cluster or --instance."),
+        typer.Option(
+            metavar="FAMILY", help="postgres16, aurora-postgresql16, …; default: that of --cluster or --instance."
+        ),
     ] = None,
     kind: _Kind = None,
     copy_from: Annotated[
@@ -213,17 +217,17 @@ def create(
         typer.Option(
             "--copy-from",
             metavar="GROUP",
-            help="Keep that custom group's other settings.",
+            help="Keep the other settings of this custom group.",
             autocompletion=complete_param_group,
         ),
     ] = None,
     description: Annotated[
-        str, typer.Option(metavar="TEXT", help="The group's description.")
-    ] = "Logical replication, made by rdsrepl",
+        str, typer.Option(metavar="TEXT", help="Describe the group with this text.")
+    ] = "Logical replication, created by rdsrepl",
 ) -> None:
-    """Make a group in which logical replication is on and has room: every parameter it needs, sized, with the reason.
+    """Create a group with every parameter that logical replication needs; the plan shows the reason for each value.
 
-    A default is never lowered. Nothing is attached: that is param-group attach.
+    A default is never lowered. The group is not attached: param-group attach does that.
 
     Example: rdsrepl param-group create orders-logical --cluster orders --slots 4
     """
@@ -233,7 +237,7 @@ def create(
     name = parameter_groups.check_name(name)
     overrides = _pairs(size.set_ or [])
     target, options = aws_target(ctx), global_options(ctx)
-    # The current target's own cluster counts only where no option says what the group is for.
+    # The cluster of the current target is used only where no option says what the group is for.
     is_named = options.cluster or options.instance or (family is None and kind is None)
     new = group_plans.NewGroup(
         name=name,
@@ -260,12 +264,12 @@ def create(
 def set_values(
     ctx: typer.Context,
     name: _Name,
-    pairs: Annotated[list[str], typer.Argument(metavar="K=V...", help="Parameters and their values.")],
+    pairs: Annotated[list[str], typer.Argument(metavar="K=V...", help="The parameters and their values.")],
     kind: _Kind = None,
 ) -> None:
     """Set parameters in a group, and read them back.
 
-    A dynamic one holds at once where the group is in force; a static one waits for a reboot.
+    A dynamic parameter takes effect at once where the group is attached; a static one after a reboot.
 
     Example: rdsrepl param-group set orders-logical max_slot_wal_keep_size=51200
     """
@@ -281,19 +285,19 @@ def reset(
     ctx: typer.Context,
     name: _Name,
     parameters: Annotated[
-        list[str] | None, typer.Argument(metavar="[PARAMETER]...", help="Which; or --all.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[PARAMETER]...", help="The parameters; or --all.", show_default=False)
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All that were set.", show_default=False)] = False,
+    every: Annotated[bool, typer.Option("--all", help="Reset all that were set.", show_default=False)] = False,
     kind: _Kind = None,
 ) -> None:
-    """Give parameters of a group back to the engine's defaults.
+    """Reset parameters of a group to the engine's defaults.
 
     Example: rdsrepl param-group reset orders-logical max_slot_wal_keep_size
     """
     from rdsrepl.parameters import group_plans
 
     if bool(parameters) == every:
-        raise UsageError("name parameters, or --all", hint="rdsrepl param-group reset NAME PARAMETER...")
+        raise UsageError("name parameters or add --all", hint="rdsrepl param-group reset NAME PARAMETER...")
     target = aws_target(ctx)
     plan = group_plans.reset(target.aws, name, _kind(kind), parameters or (), everything=every)
     confirm_and_apply(ctx, plan, target=target)
@@ -305,23 +309,23 @@ def attach(
     name: _Name,
     reboot: Annotated[
         bool,
-        typer.Option("--reboot", help="Reboot what it is attached to, one server at a time.", show_default=False),
+        typer.Option("--reboot", help="Reboot the servers that need it, one at a time.", show_default=False),
     ] = False,
     with_replicas: Annotated[
         bool,
-        typer.Option("--with-replicas", help="The instance's read replicas get it, too.", show_default=False),
+        typer.Option("--with-replicas", help="Attach it to the instance's read replicas as well.", show_default=False),
     ] = False,
     no_proof: Annotated[
         bool,
-        typer.Option("--no-proof", help="Do not connect to the database to prove the result.", show_default=False),
+        typer.Option("--no-proof", help="Do not verify the result over SQL.", show_default=False),
     ] = False,
     with_pending: rds_options.WithPending = False,
     timeout: rds_options.Timeout = 1800.0,
 ) -> None:
-    """Attach a group to a cluster (--cluster) or an instance (--instance); with --reboot it comes into force.
+    """Attach a group to a cluster (--cluster) or an instance (--instance), and with --reboot apply it.
 
-    Standbys are rebooted before their primary when room in shared memory grows, after it when it shrinks. The result
-    is proven over SQL.
+    Standbys are rebooted before their primary when shared memory must grow, after it when it shrinks. The result is
+    verified over SQL.
 
     Example: rdsrepl param-group attach orders-logical --cluster orders --reboot
     """
@@ -330,9 +334,9 @@ def attach(
     target = database_target(ctx)
     attach_to = attachments.attach_target(target)
     if attach_to is None:
-        raise UsageError("attach it to what?", hint="--cluster ID or --instance ID says it")
+        raise UsageError("no cluster or instance is given", hint="add --cluster ID or --instance ID")
     if with_replicas and attach_to.cluster is not None:
-        raise UsageError("--with-replicas is for instances; a cluster's group is all its members'", hint="omit it")
+        raise UsageError("--with-replicas is for instances; all members share their cluster's group", hint="omit it")
     plan = group_plans.attach(
         target,
         name,
@@ -348,7 +352,7 @@ def attach(
 
 @app.command(cls=WriteCommand)
 def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
-    """Delete a group that nobody uses.
+    """Delete a group that no cluster or instance uses.
 
     Example: rdsrepl param-group delete orders-logical
     """
@@ -366,21 +370,19 @@ def diff(
         str | None,
         typer.Argument(
             metavar="[OTHER]",
-            help="Another group; default: the family's defaults.",
+            help="Compare with this group; default: the family's defaults.",
             autocompletion=complete_param_group,
         ),
     ] = None,
     live: Annotated[
         bool,
-        typer.Option(
-            "--live", help="Against what the running server (--cluster, --instance) says.", show_default=False
-        ),
+        typer.Option("--live", help="Compare with the running server (--cluster, --instance).", show_default=False),
     ] = False,
     kind: _Kind = None,
 ) -> None:
-    """Show where a group differs from another, from the defaults, or from what the server really runs with.
+    """Show where a group differs from another group, from the defaults, or from the running server.
 
-    Exit 0 whether it does or not.
+    The exit code is 0 whether there are differences or not.
 
     Example: rdsrepl param-group diff orders-logical --live --cluster orders
     """
@@ -389,7 +391,7 @@ def diff(
     from rdsrepl.parameters import diff as parameter_diff
 
     if live and other is not None:
-        raise UsageError("another group and --live exclude each other", hint="choose one")
+        raise UsageError("another group and --live cannot be used together", hint="choose one")
     target = database_target(ctx)
     aws = target.aws
     place = attachments.attach_target(target) if live else None
@@ -427,7 +429,7 @@ def diff(
                 ("TYPE", lambda row: row.apply_type),
                 ("NOTE", lambda row: row.note),
             ],
-            empty="no difference",
+            empty="no differences",
         ),
     )
 
@@ -445,7 +447,7 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.strip() or not value.strip():
-            raise BadValue(f"{word!r} is no parameter and value", hint="write max_wal_senders=40")
+            raise BadValue(f"{word!r} is not PARAMETER=VALUE", hint="for example max_wal_senders=40")
         if key.strip() in pairs:
             raise BadValue(f"{key.strip()} is given twice", hint="name each parameter once")
         pairs[key.strip()] = value.strip()

@@ -1,4 +1,4 @@
-"""What ``cluster`` and ``instance`` share: the options that make one, and what must be said before one is deleted."""
+"""Declare the options that ``cluster`` and ``instance`` share, and describe what both have."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ STORAGE_PANEL: Final = "Storage and network"
 class NewServerOptions:
     """The options that ``cluster create`` and ``instance create`` share."""
 
-    instance_class: Annotated[str, typer.Option("--class", metavar="CLASS", help="db.r6g.large, db.r6gd.large, …")]
+    instance_class: Annotated[
+        str, typer.Option("--class", metavar="CLASS", help="Use this instance class: db.r6g.large, db.r6gd.large, …")
+    ]
     engine_version: Annotated[
-        str | None, typer.Option("--engine-version", metavar="VERSION", help="16.4, …", show_default="AWS's default")
+        str | None,
+        typer.Option(
+            "--engine-version", metavar="VERSION", help="Use this engine version: 16.4, …", show_default="AWS's default"
+        ),
     ] = None
     param_group: Annotated[
         str | None,
@@ -72,7 +77,12 @@ class NewServerOptions:
     ] = None
     storage_type: Annotated[
         str | None,
-        typer.Option("--storage-type", metavar="TYPE", help="gp3, io1, io2, …", rich_help_panel=STORAGE_PANEL),
+        typer.Option(
+            "--storage-type",
+            metavar="TYPE",
+            help="Use this storage type: gp3, io1, io2, …",
+            rich_help_panel=STORAGE_PANEL,
+        ),
     ] = None
     iops: Annotated[
         int | None,
@@ -119,12 +129,12 @@ class NewServerOptions:
         return None if self.master_secret is None else secrets.get(aws, self.master_secret).password
 
 
-Timeout = Annotated[float, duration_option("--timeout", help="Give up after each wait of this long.")]
+Timeout = Annotated[float, duration_option("--timeout", help="Time out each wait after this long.")]
 WithPending = Annotated[
     bool,
     typer.Option(
         "--with-pending",
-        help="Reboot although queued modifications (PendingModifiedValues) may take effect then.",
+        help="Reboot even if queued modifications (PendingModifiedValues) may take effect.",
         show_default=False,
     ),
 ]
@@ -164,26 +174,29 @@ class DeletionOptions:
             identifiers.check(self.final_snapshot, "a snapshot", longest=255)
 
 
-def pending_words(found: Cluster | Instance) -> str | None:
-    """Return what is queued for the maintenance window: ``EngineVersion 17.2, MultiAZ true``; None is nothing."""
-    return ", ".join(f"{name} {value}" for name, value in found.pending_modifications.items()) or None
+def queued_modifications(server: Cluster | Instance) -> str | None:
+    """Return what is queued for the maintenance window: ``EngineVersion 17.2, MultiAZ true``; None where nothing is."""
+    return ", ".join(f"{name} {value}" for name, value in server.pending_modifications.items()) or None
 
 
-def cluster_storage_words(new: NewCluster) -> str:
-    """Return which storage a new Multi-AZ DB cluster is asked for; AWS's pages differ on whether gp3 needs ``Iops``."""
-    asked = f"storage type {new.storage_type}"
+def storage_request(new: NewCluster) -> str:
+    """Return the storage that is requested for a new Multi-AZ DB cluster.
+
+    AWS's documentation is not consistent on whether gp3 needs ``Iops``.
+    """
+    requested = f"storage type {new.storage_type}"
     if new.iops is not None:
-        return f"{asked} with Iops={new.iops} is sent"
+        return f"{requested} with Iops={new.iops} is sent"
     if new.storage_type == "gp3":
-        return f"{asked} is sent without Iops; if AWS requires it, add --storage-type gp3 --iops 3000"
-    return f"{asked} is sent without Iops, which AWS requires for io1 and io2: --iops N"
+        return f"{requested} is sent without Iops; if AWS requires it, add --storage-type gp3 --iops 3000"
+    return f"{requested} is sent without Iops, which AWS requires for io1 and io2: --iops N"
 
 
-def storage_words(found: Cluster | Instance) -> str:
-    """Return storage in words: ``200 GiB io1, 3000 IOPS``."""
+def storage(server: Cluster | Instance) -> str:
+    """Return the storage as text: ``200 GiB io1, 3000 IOPS``."""
     from rdsrepl.aws import engines
 
-    if engines.is_aurora(found.engine):
-        return "Aurora's, grows by itself"
-    iops = f", {found.iops} IOPS" if found.iops else ""
-    return f"{found.allocated_storage_gib} GiB {found.storage_type or ''}".rstrip() + iops
+    if engines.is_aurora(server.engine):
+        return "Aurora volume, grows automatically"
+    iops = f", {server.iops} IOPS" if server.iops else ""
+    return f"{server.allocated_storage_gib} GiB {server.storage_type or ''}".rstrip() + iops

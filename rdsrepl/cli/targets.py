@@ -1,4 +1,4 @@
-"""Which database and which AWS account a command works on."""
+"""Find which database and which AWS account a command works on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rdsrepl.errors import UsageError
 
 
 def database_target(ctx: typer.Context) -> Target:
-    """Return the database this command works on; a cluster's or an instance's is found when it is connected to.
+    """Return the database that this command works on; the RDS API is asked for its endpoint at the first connection.
 
-    It is the same object for the whole command, so that a cluster is looked up once.
+    A command gets the same object each time, so that a cluster is described once.
 
     Raises:
-        ConfigError, NotFound: the config file is wrong or lacks the target.
+        ConfigError, NotFound: the config file has an error, or no such target.
         UsageError: the options name two different servers.
     """
     meta = ctx.find_root().meta
@@ -37,22 +37,22 @@ def database_target(ctx: typer.Context) -> Target:
 
 
 def aws_target(ctx: typer.Context) -> Target:
-    """Return what options and config say of the database and of the AWS identity, nothing looked up.
+    """Return the database and the AWS account from the options and the config file; nothing is looked up.
 
     Raises:
-        ConfigError, NotFound: the config file is wrong or lacks the target.
+        ConfigError, NotFound: the config file has an error, or no such target.
         UsageError: --dsn and --target name different servers.
     """
     return _resolve(global_options(ctx))
 
 
 def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str | None = None) -> Target:
-    """Return the database of the cluster or instance that a command has as its argument.
+    """Return the database of the cluster or instance that is the command's argument.
 
-    The argument names the server: selectors of the environment do not count, and typed ones must agree with it.
+    The argument names the server: the environment is ignored, and options must name the same server.
 
     Raises:
-        ConfigError, NotFound: the config file is wrong or lacks the target.
+        ConfigError, NotFound: the config file has an error, or no such target.
         UsageError: an option names another server.
     """
     options = global_options(ctx)
@@ -67,7 +67,7 @@ def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str
 
 
 def _with_rds_lookup(target: Target, *, check: bool) -> Target:
-    """Return a target that finds its server through the RDS API; CHECK that its dsn leads to the same server."""
+    """Return a target that asks AWS when it connects; with CHECK, require that its dsn names the same server."""
     if not target.needs_aws:
         return target
     from rdsrepl.aws import locations
@@ -81,7 +81,7 @@ def _with_rds_lookup(target: Target, *, check: bool) -> Target:
 def _resolve(options: GlobalOptions) -> Target:
     aws = config.Aws(cluster=options.cluster, instance=options.instance)
     chosen = {"profile": options.profile, "region": options.region}
-    # A typed target's own identity wins over RDSREPL_PROFILE and RDSREPL_REGION, which then fill what it leaves open.
+    # The account of a target on the command line overrides RDSREPL_PROFILE and RDSREPL_REGION, which fill its gaps.
     typed = {key: value for key, value in chosen.items() if key in options.typed or "target" not in options.typed}
     return config.resolve(
         dsn=options.dsn,

@@ -124,7 +124,7 @@ def typed(cloud: Cloud, name: str, answer: str) -> int:
                 said += os.read(ours, 65536)
             except OSError:
                 break
-        if not answered and f": type {name} to go ahead:".encode() in said:
+        if not answered and f": type {name} to confirm:".encode() in said:
             os.write(ours, answer.encode() + b"\n")
             answered = True
     os.close(ours)

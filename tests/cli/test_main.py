@@ -62,7 +62,7 @@ def test_shared_options_stand_before_the_noun_and_after_the_verb(rdsrepl: Progra
         assert result.code == 0, result.err
         assert isinstance(result.json, list)
     twice = rdsrepl("--dsn", bad, "slot", "list", "--dsn", db15.dsn)
-    assert twice.code == 2 and "it is given twice" in twice.err
+    assert twice.code == 2 and "given twice" in twice.err
 
 
 def test_the_environment_twins_give_way_to_words(rdsrepl: Program, db15: Database) -> None:

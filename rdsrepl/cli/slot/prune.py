@@ -307,7 +307,7 @@ def _sample(
         now, rows = sampler.sample(conn)
         if sampler.changed:
             slot_history.record(key, assessment.to_observation(now, rows))
-        progress.say("watching the slots", elapsed)
+        progress.update("watching the slots", elapsed)
         time.sleep(min(SAMPLE_SECONDS, max(0.0, seconds - sampler.seconds)))
     progress.clear()
     state = read_server_state(ctx, conn, metrics, sampler=sampler)
