@@ -160,7 +160,7 @@ def at_endpoint(target: Target, host: str, port: int) -> Target:
         return moved
     # A token is good for one endpoint alone; what else was found of the target stays.
     try:
-        found = {key: value for key, value in target.renew.place().items() if key in ("user", "dbname")}
+        found = {key: value for key, value in target.renew.address().items() if key in ("user", "dbname")}
     except Error:
         return moved
     return with_rds_lookup(replace(moved, keywords={**found, **moved.keywords}, renew=None))
@@ -180,7 +180,7 @@ class _Lookup:
             self._server, self._described_at = describe(self._target.aws), time.monotonic()
         return self._server
 
-    def place(self) -> Mapping[str, str]:
+    def address(self) -> Mapping[str, str]:
         """Return where the database is and who logs in, without a secret."""
         target, location = self._target, self._location()
         if location is None:
@@ -196,7 +196,7 @@ class _Lookup:
     def keywords(self) -> Mapping[str, str]:
         """Return libpq keywords for the next attempt: place, user, database, password."""
         target, aws = self._target, self._target.aws
-        keywords = dict(self.place())
+        keywords = dict(self.address())
         if target.keywords.get("password") or target.keywords.get("passfile"):
             return keywords
         if aws.auth == "iam":
@@ -213,7 +213,7 @@ class _Lookup:
         return keywords
 
     def _location(self) -> Location | None:
-        server = None if self._target.located else self.server()
+        server = None if self._target.has_address else self.server()
         return None if server is None else location_of(server)
 
 

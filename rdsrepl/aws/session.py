@@ -1,7 +1,7 @@
-"""The only door to AWS: sessions, calls with retries, and boto3's errors turned into ours.
+"""Create AWS clients, make calls with retries, and translate the errors of boto3. No other module creates clients.
 
-Profile, region, assumed roles, endpoints and credentials are found as boto3 finds them; a target may name its own. The
-retry mode is botocore's ``adaptive``: it backs off with jitter and slows down when AWS throttles.
+boto3 finds the profile, the region, assumed roles, endpoints and credentials; a target can name its own. The retry mode
+is ``adaptive``: it backs off with jitter and slows down when AWS throttles.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 6
 _CONNECT_TIMEOUT_SECONDS: Final = 10
 _READ_TIMEOUT_SECONDS: Final = 60
-_HURRY_SECONDS: Final[ContextVar[float | None]] = ContextVar("hurry_seconds", default=None)
+_SHORT_TIMEOUT_SECONDS: Final[ContextVar[float | None]] = ContextVar("short_timeout_seconds", default=None)
 
 _LIST_COMMANDS: Final[Mapping[str, str]] = {
     "DBCluster": "rdsrepl cluster list",
@@ -54,7 +54,7 @@ DENIED: Final = frozenset(
         "UnauthorizedOperation",
     ]
 )
-# The key that a stream is encrypted with.
+# Errors about the KMS key that encrypts a stream.
 BAD_KEYS: Final = frozenset(
     ["KMSDisabledException", "KMSInvalidStateException", "KMSNotFoundException", "KMSOptInRequired"]
 )
@@ -84,7 +84,7 @@ BAD_VALUES: Final = frozenset(
 )
 # Secrets Manager has one code for a secret that does not exist and for one without a value.
 _NO_VALUE: Final = re.compile(r"secret value|staging label", re.IGNORECASE)
-_FAILED_HINT: Final = "AWS itself failed, after all retries; repeat the command in a while"
+_FAILED_HINT: Final = "AWS failed, after all retries; run the command again later"
 _CHECK_ENDPOINT: Final = "check AWS_ENDPOINT_URL, or endpoint_url in the target"
 FAILURES: Final = frozenset(["InternalFailure", "InternalError", "InternalServiceError", "ServiceUnavailable"])
 
@@ -99,7 +99,7 @@ def _session(aws: Aws) -> boto3.Session:
     for name, path in (("config_file", aws.aws_config_file), ("credentials_file", aws.aws_credentials_file)):
         if path is not None:
             core.set_config_variable(name, path)
-    # boto3 reads AWS_DEFAULT_REGION alone; containers, Lambda and the other SDKs have AWS_REGION.
+    # boto3 reads only AWS_DEFAULT_REGION; containers, Lambda and the other SDKs set AWS_REGION.
     region_name = aws.region or os.environ.get("AWS_REGION")
     try:
         return boto3.Session(botocore_session=core, profile_name=aws.profile, region_name=region_name)
@@ -108,56 +108,56 @@ def _session(aws: Aws) -> boto3.Session:
 
 
 @lru_cache(maxsize=64)
-def _client(aws: Aws, service: str, hurry_seconds: float | None = None) -> Any:
+def _client(aws: Aws, service: str, short_timeout_seconds: float | None = None) -> Any:
     import botocore.exceptions
     from botocore.config import Config
 
     retries: dict[str, Any] = {"mode": os.environ.get("AWS_RETRY_MODE", "adaptive")}
-    if hurry_seconds is not None:
+    if short_timeout_seconds is not None:
         retries = {"mode": "standard", "total_max_attempts": 1}
     elif "AWS_MAX_ATTEMPTS" not in os.environ:
         retries["total_max_attempts"] = _ATTEMPTS
     config = Config(
         retries=retries,  # type: ignore[arg-type]
-        connect_timeout=hurry_seconds or _CONNECT_TIMEOUT_SECONDS,
-        read_timeout=hurry_seconds or _READ_TIMEOUT_SECONDS,
+        connect_timeout=short_timeout_seconds or _CONNECT_TIMEOUT_SECONDS,
+        read_timeout=short_timeout_seconds or _READ_TIMEOUT_SECONDS,
         user_agent_extra=f"rdsrepl/{__version__}",
     )
     try:
-        made = _session(aws)
-        return made.client(service, endpoint_url=aws.endpoint_url, config=config)  # type: ignore[call-overload]
+        session = _session(aws)
+        return session.client(service, endpoint_url=aws.endpoint_url, config=config)  # type: ignore[call-overload]
     except (botocore.exceptions.BotoCoreError, ValueError) as exc:
         raise translate(exc, "", "Session", aws) from exc
 
 
 def client(aws: Aws, service: str) -> Any:
-    """Return a boto3 client; one is made for each identity and service.
+    """Return a boto3 client, one for each identity and service.
 
     Args:
-        aws: the identity; what stands for a cluster or an instance in it does not matter.
-        service: as boto3 names it: ``rds``.
+        aws: the identity; its cluster and instance are ignored.
+        service: its name in boto3: ``rds``.
 
     Raises:
-        Error: the profile, the region or the endpoint is wrong.
+        Error: the profile, the region or the endpoint is not valid.
     """
-    return _client(_identity(aws), service, _HURRY_SECONDS.get())
+    return _client(_identity(aws), service, _SHORT_TIMEOUT_SECONDS.get())
 
 
 @contextmanager
 def short_timeouts(seconds: float) -> Iterator[None]:
-    """Within it each call of this thread is tried once and waits so long: for who would rather have no answer."""
-    token = _HURRY_SECONDS.set(seconds)
+    """Make each call in this context once, with this timeout: for answers that are optional."""
+    token = _SHORT_TIMEOUT_SECONDS.set(seconds)
     try:
         yield
     finally:
-        _HURRY_SECONDS.reset(token)
+        _SHORT_TIMEOUT_SECONDS.reset(token)
 
 
 def client_without_retries(aws: Aws, service: str) -> Any:
-    """Return a client of its own that tries each call once and checks no parameters: for who retries by itself.
+    """Return a client that makes each call once and does not check parameters: for callers that retry themselves.
 
     Raises:
-        Error: the profile, the region or the endpoint is wrong.
+        Error: the profile, the region or the endpoint is not valid.
     """
     import botocore.exceptions
     from botocore.config import Config
@@ -172,17 +172,17 @@ def client_without_retries(aws: Aws, service: str) -> Any:
         user_agent_extra=f"rdsrepl/{__version__}",
     )
     try:
-        made = _session(_identity(aws))
-        return made.client(service, endpoint_url=aws.endpoint_url, config=config)  # type: ignore[call-overload]
+        session = _session(_identity(aws))
+        return session.client(service, endpoint_url=aws.endpoint_url, config=config)  # type: ignore[call-overload]
     except (botocore.exceptions.BotoCoreError, ValueError) as exc:
         raise translate(exc, "", "Session", aws) from exc
 
 
 def call(aws: Aws, service: str, operation: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Make one call and return its answer.
+    """Make one call and return the response.
 
     Raises:
-        Error: whatever AWS or the way to it says, as one of ours.
+        Error: AWS refused, or is not reachable.
     """
     from botocore import xform_name
 
@@ -197,7 +197,7 @@ def pages(
     """Make a paginated call and return the items under KEY, page after page.
 
     Raises:
-        Error: whatever AWS or the way to it says, as one of ours.
+        Error: AWS refused, or is not reachable.
     """
     from botocore import xform_name
 
@@ -209,14 +209,14 @@ def pages(
 
 
 def token(aws: Aws, *, host: str, port: int, user: str) -> str:
-    """Return an IAM token that stands for USER's password for 15 minutes (GenerateDBAuthToken, made locally).
+    """Return an IAM token that serves as the password of USER for 15 minutes (GenerateDBAuthToken, computed locally).
 
     Raises:
-        Error: there are no credentials.
+        Error: no credentials are configured.
     """
     with _translated("rds", "GenerateDBAuthToken", aws):
-        made: str = client(aws, "rds").generate_db_auth_token(DBHostname=host, Port=port, DBUsername=user)
-    return made
+        password: str = client(aws, "rds").generate_db_auth_token(DBHostname=host, Port=port, DBUsername=user)
+    return password
 
 
 @contextmanager
@@ -230,7 +230,7 @@ def _translated(service: str, operation: str, aws: Aws) -> Iterator[None]:
 
 
 def translate(exc: Exception, service: str, operation: str, aws: Aws) -> errors.Error:
-    """Turn boto3's error into ours, keeping AWS's text, code and request id."""
+    """Translate an error of boto3; keep the text, code and request id of AWS."""
     import botocore.exceptions as boto
 
     if isinstance(exc, boto.ClientError):
@@ -239,23 +239,23 @@ def translate(exc: Exception, service: str, operation: str, aws: Aws) -> errors.
     if isinstance(exc, boto.NoCredentialsError | boto.PartialCredentialsError | boto.CredentialRetrievalError):
         return errors.NoCredentials(
             f"{operation}: {text[:1].lower()}{text[1:]}",
-            hint="give them as boto3 takes them: AWS_PROFILE or --profile, aws sso login, or a role of this machine",
+            hint="configure credentials: AWS_PROFILE or --profile, aws sso login, or a role of this machine",
         )
     if isinstance(exc, boto.SSOTokenLoadError | boto.UnauthorizedSSOTokenError | boto.TokenRetrievalError):
         return errors.ExpiredCredentials(f"{operation}: {text}", hint="log in again: aws sso login")
     if isinstance(exc, boto.ProfileNotFound):
-        return errors.NotFound(text, hint="profiles there are: aws configure list-profiles; choose one with --profile")
+        return errors.NotFound(text, hint="list the profiles: aws configure list-profiles; choose one with --profile")
     if isinstance(exc, boto.NoRegionError):
         return errors.UsageError(
-            "no AWS region is known", hint="name it: --region eu-west-1, AWS_REGION, or region in the target"
+            "the AWS region is not set", hint="set it: --region eu-west-1, AWS_REGION, or region in the target"
         )
     if isinstance(exc, boto.InvalidRegionError):
-        return errors.BadValue(text, hint="regions look like eu-west-1")
+        return errors.BadValue(text, hint="use a region such as eu-west-1")
     if isinstance(exc, boto.ParamValidationError):
-        return errors.BadValue(f"{operation}: {text}", hint="mend the value")
+        return errors.BadValue(f"{operation}: {text}", hint="correct the value")
     if isinstance(exc, boto.SSLError):
         return errors.Unreachable(
-            f"{operation}: {text}", hint="behind an intercepting proxy, name its certificate: AWS_CA_BUNDLE=FILE"
+            f"{operation}: {text}", hint="if a proxy intercepts TLS, set its certificate: AWS_CA_BUNDLE=FILE"
         )
     if isinstance(exc, boto.HTTPClientError | boto.ConnectionError):
         return errors.Unreachable(
@@ -268,60 +268,60 @@ def translate(exc: Exception, service: str, operation: str, aws: Aws) -> errors.
 
 
 def _refused(exc: Any, service: str, operation: str, aws: Aws) -> errors.Error:
-    said: Mapping[str, Any] = exc.response.get("Error", {})
-    code = str(said.get("Code", "Unknown"))
-    text = " ".join(str(said.get("Message") or code).split()).rstrip(".")
+    reported: Mapping[str, Any] = exc.response.get("Error", {})
+    code = str(reported.get("Code", "Unknown"))
+    text = " ".join(str(reported.get("Message") or code).split()).rstrip(".")
     kind, hint = _classify(code, text, f"{service}:{operation}", aws)
-    about: Mapping[str, Any] = exc.response.get("ResponseMetadata", {})
+    metadata: Mapping[str, Any] = exc.response.get("ResponseMetadata", {})
     if code.isdecimal():
-        # botocore's code for a body that no AWS service writes: a balancer's, a proxy's, another server's.
-        text = f"HTTP {code} from something that is no AWS service, or broken"
-        kind, hint = errors.Unreachable, f"{_CHECK_ENDPOINT}, or repeat the command in a while"
-    elif kind is errors.AwsError and about.get("HTTPStatusCode", 0) >= 500:
+        # botocore uses the HTTP status as code for a body that no AWS service writes: of a load balancer, a proxy.
+        text = f"HTTP {code} from a server that is not an AWS service, or an incomplete response"
+        kind, hint = errors.Unreachable, f"{_CHECK_ENDPOINT}, or run the command again later"
+    elif kind is errors.AwsError and metadata.get("HTTPStatusCode", 0) >= 500:
         kind, hint = errors.Unreachable, _FAILED_HINT
-    request_id = about.get("RequestId")
+    request_id = metadata.get("RequestId")
     return kind(f"{operation}: {text}", hint=hint, aws_code=code, request_id=request_id)
 
 
 def _classify(code: str, text: str, action: str, aws: Aws) -> tuple[type[errors.Error], str | None]:
     plain = code.removesuffix("Fault").removesuffix("Exception")
     if code in THROTTLED:
-        return errors.Throttled, "wait a while and repeat the command: it plans only what is still missing"
+        return errors.Throttled, "run the command again later: it plans only the missing steps"
     if code in DENIED:
-        # AWS names what was missing, which may be another action (kms:Decrypt) than the one called.
+        # AWS names the missing permission, which can be another action (kms:Decrypt) than the call.
         named = re.search(r"to perform: ([\w-]+:\w+)", text)
         lacking = named[1] if named else action
-        return errors.Denied, f"the identity lacks {lacking}; rdsrepl iam-policy prints the policy each command needs"
+        return errors.Denied, f"the identity lacks {lacking}; print the policy that a command needs: rdsrepl iam-policy"
     if code in BAD_KEYS:
-        return errors.NotAvailable, "enable the KMS key it is encrypted with, or encrypt it with another"
+        return errors.NotAvailable, "enable the KMS key that encrypts the stream, or encrypt it with another key"
     if code in EXPIRED:
-        return errors.ExpiredCredentials, "get new ones: aws sso login, or assume the role again"
+        return errors.ExpiredCredentials, "renew them: aws sso login, or assume the role again"
     if code in BAD_CREDENTIALS:
         return errors.NoCredentials, "check the access key and the clock of this machine: aws sts get-caller-identity"
     if code == "ResourceNotFoundException" and _NO_VALUE.search(text):
-        return errors.NotAvailable, "the secret exists: wait until it has a value, or give it one"
+        return errors.NotAvailable, "the secret has no value yet: wait for it, or set one"
     if plain.endswith("NotFound") or code == "ResourceNotFoundException":
         noun = "Stream" if action.startswith("kinesis:") else plain.removesuffix("NotFound")
-        listing = f"{_LIST_COMMANDS[noun]} shows what there is in" if noun in _LIST_COMMANDS else "check the name, in"
-        return errors.NotFound, f"{listing} {_region(aws)}; another region: --region"
+        listing = f"list the existing ones: {_LIST_COMMANDS[noun]}" if noun in _LIST_COMMANDS else "check the name"
+        return errors.NotFound, f"{listing} (in {_region(aws)}; choose another with --region)"
     if plain.endswith("AlreadyExists") or plain == "ResourceExists":
-        return errors.AlreadyExists, "choose another name, or use the one that exists"
+        return errors.AlreadyExists, "choose another name, or use the existing one"
     if plain == "ResourceInUse":
-        return errors.InUse, "it exists, or is being created, changed or deleted: wait until it is active; " + (
-            "rdsrepl stream list shows it"
+        return (
+            errors.InUse,
+            "it exists, or another operation is in progress: wait until it is active: rdsrepl stream list",
         )
     if plain.startswith("Insufficient") and "Capacity" in plain:
         return (
             errors.NotAvailable,
-            "AWS has no capacity for that class there now: another class (--class), another "
-            + ("zone or subnet group, or the same later"),
+            "AWS has no capacity for this class: use another class (--class), zone or subnet group, or try again later",
         )
     if "QuotaExceeded" in plain or "LimitExceeded" in plain:
-        return errors.QuotaExceeded, "delete one that nobody uses, or ask AWS for more (Service Quotas)"
+        return errors.QuotaExceeded, "delete an unused one, or request a higher quota (Service Quotas)"
     if plain.startswith("Invalid") and "State" in plain:
-        return errors.NotAvailable, "wait until it is available, then repeat the command: rdsrepl cluster list"
+        return errors.NotAvailable, "wait until it is available (rdsrepl cluster list), then run the command again"
     if code in BAD_VALUES or plain.startswith(("Invalid", "Insufficient")):
-        return errors.BadValue, "mend that value; nothing was changed by this call"
+        return errors.BadValue, "correct the value; this call changed nothing"
     if code in FAILURES:
         return errors.Unreachable, _FAILED_HINT
     return errors.AwsError, None
@@ -338,10 +338,10 @@ def _identity(aws: Aws) -> Aws:
 
 
 def region(aws: Aws) -> str | None:
-    """Return the identity's region; None where none is known.
+    """Return the region of the identity; None if it is not set.
 
     Raises:
-        Error: the profile is wrong.
+        Error: the profile is not valid.
     """
     return _session(_identity(aws)).region_name
 

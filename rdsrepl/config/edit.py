@@ -12,10 +12,10 @@ from rdsrepl.errors import ConfigError
 
 
 def use(name: str) -> Path:
-    """Make NAME the current target, keeping the file's comments and order.
+    """Make NAME the current target; keep the comments and the order of the file.
 
     Raises:
-        NotFound: no target of that name.
+        NotFound: the target does not exist.
     """
     import yaml
 
@@ -36,10 +36,10 @@ def use(name: str) -> Path:
 
 
 def add_target(name: str, settings: Mapping[str, str]) -> Path:
-    """Add a target, or replace it, keeping the rest of the file as it is.
+    """Add or replace a target; the rest of the file does not change.
 
     Raises:
-        ConfigError: the file as it stands is wrong.
+        ConfigError: the file is not valid.
     """
     config = load()
     text = config.path.read_text(encoding="utf-8") if config.path.exists() else ""
@@ -67,10 +67,10 @@ def add_target(name: str, settings: Mapping[str, str]) -> Path:
 
 
 def remove_target(name: str) -> bool:
-    """Take a target out of the file; it stops being current, too. Return whether there was one.
+    """Remove a target, also as the current one. Return whether it existed.
 
     Raises:
-        ConfigError: the file as it stands is wrong.
+        ConfigError: the file is not valid.
     """
     config = load()
     if name not in config.targets:
@@ -90,7 +90,7 @@ def remove_target(name: str) -> bool:
 
 
 def _without(path: Path, text: str, name: str) -> str:
-    """Return the file's text without one target; comments around it stay."""
+    """Return the text of the file without one target; keep the comments around it."""
     targets = child(compose_file(path, text), "targets")
     assert targets is not None
     lines = text.splitlines(keepends=True)
@@ -100,7 +100,7 @@ def _without(path: Path, text: str, name: str) -> str:
 
 
 def _last_line(node: Any) -> int:
-    """Return the line after a node's last; a block's own end mark stands behind the comments that follow it."""
+    """Return the line after the last line of a node; the end mark of a block is after the comments that follow it."""
     if isinstance(node.value, list) and node.value and not node.flow_style:
         return _last_line(node.value[-1][1])
     end = node.end_mark
@@ -108,7 +108,7 @@ def _last_line(node: Any) -> int:
 
 
 def _checked(text: str, wanted: Config) -> str:
-    """Return an edited text if it says what is wanted, else (flow style, anchors) the same written afresh."""
+    """Return an edited text if it means WANTED; otherwise (flow style, anchors) write WANTED from scratch."""
     try:
         if parse(wanted.path, text) == wanted:
             return text
@@ -137,12 +137,12 @@ def _yaml(value: object) -> str:
 
 
 def _plain(word: str) -> str:
-    """Return a name as YAML writes it: quoted where it would be a number or a truth value."""
+    """Return a name in YAML: quoted if it would be a number or a boolean."""
     return _yaml([word]).removeprefix("- ").rstrip("\n")
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file in one step, where a link points to; a new one is for its owner's eyes only."""
+    """Replace the file atomically, at the target of a link; only the owner can read a new file."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o600

@@ -1,4 +1,4 @@
-"""Where to work: the YAML config and the environment as one frozen ``Target``.
+"""Read the config file.
 
 The file is ``$XDG_CONFIG_HOME/rdsrepl/config.yaml``::
 
@@ -20,9 +20,8 @@ The file is ``$XDG_CONFIG_HOME/rdsrepl/config.yaml``::
         region: eu-west-1
         cluster: orders
 
-A target's keys are ``dsn`` and libpq's own connection keywords (manual, section 34.1.2), and those of ``Aws``. What no
-option and no target says, libpq takes from ``PG*``, ``pg_service.conf`` and ``.pgpass``, and boto3 from ``AWS_*`` and
-its own files, as always.
+The keys of a target are ``dsn``, the connection keywords of libpq (manual, section 34.1.2), and those of ``Aws``. For
+the rest, libpq reads ``PG*``, ``pg_service.conf`` and ``.pgpass``, and boto3 reads ``AWS_*`` and its own files.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from rdsrepl.text.yaml_nodes import NotYaml, compose
 if TYPE_CHECKING:
     import yaml
 
-# Keywords with a known set of values, or a number: a wrong one is found in the file and not at the server.
+# Keywords with a known set of values, or a number: a wrong value is detected here and not by the server.
 _VALUES: Final[Mapping[str, str]] = {
     "port": r"\d{1,5}(,\d{1,5})*",
     "connect_timeout": r"\d+",
@@ -63,13 +62,13 @@ _AWS_VALUES: Final = {"auth": "password|iam", "endpoint_url": r"https?://\S+"}
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The config file as read.
+    """The content of the config file.
 
     Attributes:
-        path: where it is.
-        current: the current target's name.
+        path: the path of the file.
+        current: the name of the current target.
         targets: all targets.
-        protect: shell patterns of slots that are dropped only when they are named as exceptions.
+        protect: shell patterns of slots that a command drops only with ``--unprotect``.
     """
 
     path: Path
@@ -81,14 +80,14 @@ class Config:
         """Return one target.
 
         Raises:
-            NotFound: no target of that name.
+            NotFound: the target does not exist.
         """
         try:
             return self.targets[name]
         except KeyError:
             known = ", ".join(sorted(self.targets)) or "none"
             raise NotFound(
-                f"no target {name!r} in {self.path}", hint=f"targets there: {known} (rdsrepl config show)"
+                f"target {name!r} does not exist in {self.path}", hint=f"targets: {known} (rdsrepl config show)"
             ) from None
 
 
@@ -96,7 +95,7 @@ def load(path: Path | None = None) -> Config:
     """Read the config file; a missing file is an empty config.
 
     Raises:
-        ConfigError: it cannot be read, is no YAML, or holds an unknown key or a wrong value.
+        ConfigError: the file cannot be read, is not YAML, or holds an unknown key or a wrong value.
     """
     path = path or config_path()
     try:
@@ -104,7 +103,7 @@ def load(path: Path | None = None) -> Config:
     except FileNotFoundError:
         return Config(path, None, {})
     except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}", hint="make the file readable UTF-8") from exc
+        raise ConfigError(f"could not read {path}: {exc}", hint="make the file readable, in UTF-8") from exc
     return parse(path, text)
 
 
@@ -117,7 +116,7 @@ def compose_file(path: Path, text: str) -> yaml.Node | None:
     try:
         return compose(text)
     except NotYaml as exc:
-        raise ConfigError(f"{path}:{exc.line}: {exc.problem}", hint="mend that line") from None
+        raise ConfigError(f"{path}:{exc.line}: {exc.problem}", hint="correct that line") from None
 
 
 def child(node: yaml.Node | None, key: str) -> yaml.Node | None:
@@ -152,17 +151,16 @@ def parse(path: Path, text: str) -> Config:
             for name, settings, at in _entries(path, node, "targets"):
                 if not _NAME.match(name):
                     raise ConfigError(
-                        f"{path}:{at}: targets.{name}: not a target name", hint="use letters, digits, '_', '.', '-'"
+                        f"{path}:{at}: targets.{name}: not a valid target name",
+                        hint="use letters, digits, '_', '.', '-'",
                     )
                 targets[name] = _target(path, name, settings)
         else:
-            raise ConfigError(
-                f"{path}:{line}: unknown key {key!r}", hint="the keys there are: current, protect, targets"
-            )
+            raise ConfigError(f"{path}:{line}: unknown key {key!r}", hint="valid keys: current, protect, targets")
     if current is not None and current not in targets:
         raise ConfigError(
-            f"{path}:{current_line}: current: no target {current!r}",
-            hint="targets there: " + (", ".join(sorted(targets)) or "none"),
+            f"{path}:{current_line}: current: target {current!r} does not exist",
+            hint="targets: " + (", ".join(sorted(targets)) or "none"),
         )
     return Config(path, current, targets, protect)
 
@@ -174,7 +172,7 @@ def _patterns(path: Path, node: yaml.Node, where: str) -> tuple[str, ...]:
     if items is None or not all(isinstance(item, yaml.ScalarNode) and item.value.strip() for item in items):
         raise ConfigError(
             f"{path}:{node.start_mark.line + 1}: {where}: must be a list of slot names and patterns",
-            hint="write protect: [orders_cdc, 'prod_*']",
+            hint="for example: protect: [orders_cdc, 'prod_*']",
         )
     return tuple(str(item.value) for item in items)
 
@@ -196,7 +194,7 @@ def _target(path: Path, name: str, node: yaml.Node) -> Target:
         if key != "dsn" and key not in KEYWORDS and key not in AWS_KEYS:
             raise ConfigError(
                 f"{path}:{line}: targets.{name}: unknown key {key!r}",
-                hint="the keys there are dsn, libpq's connection keywords (host, port, dbname, user, sslmode, …) and "
+                hint="valid keys: dsn, the connection keywords of libpq (host, port, dbname, user, sslmode, …), "
                 + ", ".join([*AWS_KEYS, "protect"]),
             )
         settings[key] = _scalar(path, value, f"targets.{name}.{key}")
@@ -208,11 +206,11 @@ def _target(path: Path, name: str, node: yaml.Node) -> Target:
                 "a number" if "\\d" in values else values.replace("|", ", ")
             )
             raise ConfigError(
-                f"{path}:{line}: targets.{name}.{key}: {settings[key]!r} is none of its values", hint=f"write {known}"
+                f"{path}:{line}: targets.{name}.{key}: {settings[key]!r} is not a valid value", hint=f"valid: {known}"
             )
         if {"cluster", "instance"} <= settings.keys():
             raise ConfigError(
-                f"{path}:{line}: targets.{name}: cluster and instance exclude each other", hint="keep one of them"
+                f"{path}:{line}: targets.{name}: cluster and instance are mutually exclusive", hint="remove one of them"
             )
     return replace(target_of(name, settings), protect=protect)
 
@@ -224,10 +222,10 @@ def _check_dsn(path: Path, line: int, name: str, dsn: str) -> None:
     try:
         conninfo_to_dict(dsn)
     except (psycopg.ProgrammingError, ValueError):
-        # Not as the cause: libpq quotes what it stumbled over, which may be a piece of the password.
+        # Without the cause: libpq quotes the text that it could not parse, which can be a part of the password.
         raise ConfigError(
             f"{path}:{line}: targets.{name}.dsn: not a connection string",
-            hint="postgresql://user@host:5432/dbname, or host=… dbname=… user=…",
+            hint="write postgresql://user@host:5432/dbname, or host=… dbname=… user=…",
         ) from None
 
 
@@ -241,9 +239,9 @@ def _entries(path: Path, node: Any, where: str) -> list[tuple[str, Any, int]]:
     for key, value in node.value:
         at = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"{path}:{at}: {where}: a key must be one word", hint="write it as 'key: value' lines")
+            raise ConfigError(f"{path}:{at}: {where}: a key must be a scalar", hint="write it as 'key: value' lines")
         if key.value in {entry[0] for entry in entries}:
-            raise ConfigError(f"{path}:{at}: {where}: {key.value!r} stands there twice", hint="remove one of them")
+            raise ConfigError(f"{path}:{at}: {where}: {key.value!r} is a duplicate key", hint="remove one of them")
         entries.append((key.value, value, at))
     return entries
 
@@ -252,5 +250,7 @@ def _scalar(path: Path, node: Any, where: str) -> str:
     import yaml
 
     if not isinstance(node, yaml.ScalarNode) or node.tag == "tag:yaml.org,2002:null":
-        raise ConfigError(f"{path}:{node.start_mark.line + 1}: {where}: must be one value", hint="write 'key: value'")
+        raise ConfigError(
+            f"{path}:{node.start_mark.line + 1}: {where}: must be a single value", hint="write 'key: value'"
+        )
     return str(node.value)

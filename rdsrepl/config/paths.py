@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def config_path() -> Path:
-    """Return where the config file is, or would be: ``RDSREPL_CONFIG``, or under ``XDG_CONFIG_HOME``."""
+    """Return the path of the config file, which may not exist: ``RDSREPL_CONFIG``, or under ``XDG_CONFIG_HOME``."""
     if explicit := os.environ.get("RDSREPL_CONFIG"):
         return Path(explicit)
     base = os.environ.get("XDG_CONFIG_HOME")
@@ -15,7 +15,7 @@ def config_path() -> Path:
 
 
 def state_directory() -> Path:
-    """Return where rdsrepl keeps what it must remember: ``RDSREPL_STATE_DIR``, or under ``XDG_STATE_HOME``."""
+    """Return the directory of the audit file and other state: ``RDSREPL_STATE_DIR``, or under ``XDG_STATE_HOME``."""
     if explicit := os.environ.get("RDSREPL_STATE_DIR"):
         return Path(explicit)
     base = os.environ.get("XDG_STATE_HOME")

@@ -57,15 +57,15 @@ class Aws:
     """An AWS identity, and the cluster or instance to work on.
 
     Attributes:
-        profile: of the shared config and credentials files; boto3's usual chain where it is None.
-        region: where the cluster or instance lives.
-        endpoint_url: of every service, in place of AWS's own.
-        aws_config_file: in place of ``~/.aws/config``.
-        aws_credentials_file: in place of ``~/.aws/credentials``.
-        cluster: a DB cluster's identifier (Multi-AZ or Aurora).
-        instance: a DB instance's identifier.
-        secret: name or ARN of the Secrets Manager secret that holds the role's password.
-        auth: how the role logs in: ``password``, or ``iam`` with a token made anew for each attempt.
+        profile: a profile of the shared config and credentials files; None uses the default chain of boto3.
+        region: the region of the cluster or instance.
+        endpoint_url: the endpoint of every service, in place of the AWS endpoint.
+        aws_config_file: used in place of ``~/.aws/config``.
+        aws_credentials_file: used in place of ``~/.aws/credentials``.
+        cluster: the identifier of a DB cluster (Multi-AZ or Aurora).
+        instance: the identifier of a DB instance.
+        secret: name or ARN of the Secrets Manager secret with the password of the role.
+        auth: how the role logs in: ``password``, or ``iam`` with a new token for each attempt.
     """
 
     profile: str | None = None
@@ -80,7 +80,7 @@ class Aws:
 
     @property
     def identifier(self) -> str | None:
-        """The cluster's or the instance's identifier."""
+        """The identifier of the cluster or instance."""
         return self.cluster or self.instance
 
 
@@ -89,14 +89,14 @@ AWS_KEYS: Final = tuple(Aws.__dataclass_fields__)
 
 
 class Lookup(Protocol):
-    """Finds, through AWS, libpq keywords that a target does not have itself."""
+    """Reads from AWS the libpq keywords that a target does not have."""
 
-    def place(self) -> Mapping[str, str]:
-        """Return host, port, dbname and user as far as the RDS API knows them; no secret."""
+    def address(self) -> Mapping[str, str]:
+        """Return host, port, dbname and user as far as the RDS API knows them, without secrets."""
         ...
 
     def keywords(self) -> Mapping[str, str]:
-        """Return everything for the next attempt to connect, secrets included."""
+        """Return all keywords for the next attempt to connect, with secrets."""
         ...
 
 
@@ -105,14 +105,14 @@ class Target:
     """A database to work on.
 
     Attributes:
-        label: how messages call it: ``target prod``, ``--dsn``, ``the environment``.
-        dsn: a libpq connection string or URI; empty when keywords or the environment say it all.
-        keywords: libpq keywords that go on top of ``dsn``.
+        label: its name in messages: ``target prod``, ``--dsn``, ``the environment``.
+        dsn: a libpq connection string or URI; can be empty.
+        keywords: libpq keywords that override ``dsn``.
         aws: the AWS identity, and the cluster or instance.
-        renew: asked before each attempt to connect for further keywords: an endpoint, a password, a token.
-        protect: shell patterns of slots that are dropped only when they are named as exceptions; on this target, beside
-            the config file's own.
-        answer_seconds: how long a connection waits for the server's answer to a statement; None is for ever.
+        renew: called before each attempt to connect; returns more keywords: an endpoint, a password, a token.
+        protect: shell patterns of slots on this target that a command drops only with ``--unprotect``, in addition to
+            those of the config file.
+        answer_seconds: how long a connection waits for the response to a statement; None waits without a limit.
     """
 
     label: str
@@ -124,8 +124,8 @@ class Target:
     answer_seconds: float | None = None
 
     @property
-    def located(self) -> bool:
-        """Whether dsn or keywords themselves say where the database is."""
+    def has_address(self) -> bool:
+        """Whether dsn or keywords contain the address of the database."""
         return bool(self.dsn) or any(self.keywords.get(key) for key in ("host", "hostaddr", "service"))
 
     @property
@@ -136,10 +136,10 @@ class Target:
     @property
     def renews_login(self) -> bool:
         """Whether AWS is asked for a password or a token before each attempt to connect."""
-        return bool(self.aws.secret) or self.aws.auth == "iam" or bool(self.aws.identifier and not self.located)
+        return bool(self.aws.secret) or self.aws.auth == "iam" or bool(self.aws.identifier and not self.has_address)
 
     def masked(self) -> dict[str, str]:
-        """Return the settings with their secrets hidden."""
+        """Return the settings with secrets masked."""
         shown = {key: MASK if key in SECRETS else value for key, value in self.keywords.items()}
         shown = {"dsn": mask(self.dsn), **shown} if self.dsn else shown
         return {**shown, **{key: value for key, value in asdict(self.aws).items() if value is not None}}

@@ -64,7 +64,7 @@ def address(target: Target) -> Address:
     Raises:
         Error: the target's dsn is none, or its cluster or instance was not found.
     """
-    given = _merge(target, target.renew.place() if target.renew is not None else {})
+    given = _merge(target, target.renew.address() if target.renew is not None else {})
     defaults = _defaults(given.get("service"))
     said = {key: given.get(key) or defaults.get(key, "") for key in ("host", "hostaddr", "port", "dbname", "user")}
     user = given.get("user") or (None if target.aws.secret else said["user"])

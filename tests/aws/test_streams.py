@@ -224,7 +224,7 @@ def test_a_right_that_is_missing_is_named(cloud: Cloud, name: str, action: str, 
     cloud.faults({"service": "kinesis", "operation": action, "code": "AccessDeniedException", "status": 400,
                   "message": f"User: {user} is not authorized to perform: {right} on resource: x"})  # fmt: skip
     failed = cloud("stream", *(word.format(name=name) for word in words))
-    assert failed.code == 5 and f"the identity lacks {right}; rdsrepl iam-policy" in failed.err
+    assert failed.code == 5 and f"the identity lacks {right}; print the policy" in failed.err
     cloud.faults()
     assert cloud("stream", "list", "-o", "json").json.count(name) == 1, "nothing was changed"
 

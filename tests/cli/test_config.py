@@ -57,9 +57,9 @@ def test_read_and_masked(file: Path) -> None:
         ("targets:\n  a:\n    hosst: x\n", ":3: targets.a: unknown key 'hosst'"),
         ("targets:\n  a:\n    port: many\n", ":3: targets.a.port"),
         ("targets:\n  a:\n    dsn: 'no such=thing x'\n", ":3: targets.a.dsn"),
-        ("targets:\n  a:\n    host: x\n    host: y\n", ":4: targets.a: 'host' stands there twice"),
+        ("targets:\n  a:\n    host: x\n    host: y\n", ":4: targets.a: 'host' is a duplicate key"),
         ("targets:\n  a:\n    host: [x]\n", ":3: targets.a.host"),
-        ("current: b\ntargets:\n  a:\n    host: x\n", ":1: current: no target 'b'"),
+        ("current: b\ntargets:\n  a:\n    host: x\n", ":1: current: target 'b' does not exist"),
         ("targets:\n  'a b':\n    host: x\n", ":2: targets.a b"),
     ],
 )

@@ -456,11 +456,11 @@ def test_deep_and_repeated_yaml_is_refused_or_bounded(rdsrepl: Program, tmp_path
         "targets: " + "{a: " * 5000: "nested too deep",
         "- " * 5000: "nested too deep",
         bomb: "unknown key 'a'",
-        "targets:\n  t: &t\n    host: *t\n": "must be one value",
+        "targets:\n  t: &t\n    host: *t\n": "must be a single value",
         'targets: {t: {host: "\\UFFFFFFFF"}}': "out of range",
         "#" * 300_000: "characters",
-        "targets: {t: {host: h}}\n'current': x": "no target 'x'",
-        "{current: x}": "no target 'x'",
+        "targets: {t: {host: h}}\n'current': x": "target 'x' does not exist",
+        "{current: x}": "target 'x' does not exist",
     }
     for text, said in texts.items():
         config.write_text(text)

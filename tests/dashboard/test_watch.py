@@ -488,7 +488,7 @@ def test_it_goes_on_where_the_name_leads_to(
     place = pg15.keywords()
 
     class Found:
-        def place(self) -> Mapping[str, str]:
+        def address(self) -> Mapping[str, str]:
             return place
 
         keywords = place
