@@ -1,4 +1,4 @@
-"""``rdsrepl config``: the file that holds the targets."""
+"""``rdsrepl config``: the config file and its targets."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ app = typer.Typer(no_args_is_help=True, help="Targets: named databases in the co
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A target as ``config show`` prints it: secrets masked."""
+class TargetRow:
+    """A target as ``config show`` prints it, with its secrets masked."""
 
     name: str
     current: bool
@@ -31,7 +31,7 @@ class Shown:
 
 @app.command(cls=ReadCommand)
 def path(ctx: typer.Context) -> None:
-    """Print where the config file is, or would be.
+    """Print the path of the config file.
 
     Example: rdsrepl config path
     """
@@ -42,16 +42,16 @@ def path(ctx: typer.Context) -> None:
 def show(
     ctx: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One target only.", autocompletion=complete_target)
+        str | None, typer.Argument(metavar="NAME", help="Show this target only.", autocompletion=complete_target)
     ] = None,
 ) -> None:
-    """Show the targets, secrets masked.
+    """Show the targets, with their secrets masked.
 
     Example: rdsrepl config show prod
     """
     loaded = config.load()
     targets = {name: loaded.get(name)} if name else dict(sorted(loaded.targets.items()))
-    rows = [Shown(key, key == loaded.current, target.masked()) for key, target in targets.items()]
+    rows = [TargetRow(key, key == loaded.current, target.masked()) for key, target in targets.items()]
     if name:
         emit(rows[0], global_options(ctx).output, lambda: facts([("target", name), *rows[0].settings.items()]))
         return
@@ -75,7 +75,7 @@ def use(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The target.", autocompletion=complete_target)],
 ) -> None:
-    """Make a target the current one: it is used where neither --dsn nor --target says otherwise.
+    """Make a target the current one, which commands use without --dsn and --target.
 
     Example: rdsrepl config use prod
     """
@@ -85,13 +85,13 @@ def use(
 
 @app.command(cls=ReadCommand)
 def check(ctx: typer.Context) -> None:
-    """Read the config file and say what is wrong with it: file, line and key.
+    """Check the config file; report file, line and key of an error.
 
     Example: rdsrepl config check
     """
     loaded = config.load()
     if not loaded.path.exists():
-        raise NotFound(f"no config file at {loaded.path}", hint="write one; how: rdsrepl help concepts")
+        raise NotFound(f"no config file at {loaded.path}", hint="create one as rdsrepl help concepts describes")
     secret = any(
         MASK in value or key in config.SECRETS
         for target in loaded.targets.values()
@@ -99,9 +99,11 @@ def check(ctx: typer.Context) -> None:
     )
     mode = loaded.path.stat().st_mode & 0o077
     if secret and mode:
-        warn(ctx, f"{loaded.path} holds a password and others may read it: {shell('chmod 600 {}', loaded.path)}")
+        warn(
+            ctx, f"{loaded.path} contains a password, and other users can read it: {shell('chmod 600 {}', loaded.path)}"
+        )
     elif secret:
-        note(ctx, "the file holds a password; ~/.pgpass is the better place")
+        note(ctx, "the file contains a password; keep it in ~/.pgpass instead")
     emit(
         {"path": str(loaded.path), "targets": len(loaded.targets), "current": loaded.current},
         global_options(ctx).output,

@@ -1,4 +1,4 @@
-"""``rdsrepl demo``: the whole path on a sandbox of its own, each command named before it runs."""
+"""``rdsrepl demo``: run the whole path on a temporary sandbox; each command is printed before it runs."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ _REMOVED_VARIABLES: Final = ("PGPASSWORD", "PGSERVICE", "PGHOSTADDR", "PGSSLMODE
 
 
 class DemoFailed(Error):
-    """A step of the demo did not end well; the sandbox was taken down."""
+    """A step of the demo failed; the sandbox was stopped."""
 
 
 def demo(
     ctx: typer.Context,
     seconds: Annotated[
         float,
-        duration_option("--duration", help="How long the stream is shown."),
+        duration_option("--duration", help="Stream for this long."),
     ] = 8.0,
 ) -> None:
-    """Walk the whole path on a sandbox of its own: parameter group, reboot, role, slot, stream, failover, clean-up.
+    """Run the whole path on a temporary sandbox: parameter group, reboot, role, slot, stream, failover, clean-up.
 
-    Nothing of yours is touched: the servers run on loopback in a temporary directory, which is removed at the end.
+    Your servers and files are not touched: the sandbox runs on loopback in a temporary directory, which is removed.
 
     Example: rdsrepl demo
     """
     with tempfile.TemporaryDirectory(prefix="rdsrepl-demo-") as directory:
-        run = _Demo(ctx, Path(directory))
+        steps = _Demo(ctx, Path(directory))
         try:
-            run.walk(seconds)
+            steps.run(seconds)
         finally:
-            run.leave()
+            steps.stop_sandbox()
 
 
 class _Demo:
-    """Runs the program's own commands, one after the other, in a configuration of the demo's own."""
+    """Runs rdsrepl commands one after the other, with a temporary configuration."""
 
     def __init__(self, ctx: typer.Context, directory: Path) -> None:
         self._quiet = global_options(ctx).quiet
@@ -80,14 +80,14 @@ class _Demo:
             **kept,
             "RDSREPL_CONFIG": str(directory / "config.yaml"),
             "RDSREPL_SANDBOX_DIR": str(directory / "sandbox"),
-            # Its servers restart within a second, not within minutes.
+            # The sandbox restarts a server within a second; RDS takes minutes.
             "RDSREPL_POLL_INTERVAL": os.environ.get("RDSREPL_POLL_INTERVAL") or "1s",
         }
         self._passfile = directory / "pgpass"
         self._up = False
         self._directory = directory
 
-    def walk(self, seconds: float) -> None:
+    def run(self, seconds: float) -> None:
         """Run all steps.
 
         Raises:
@@ -180,10 +180,10 @@ class _Demo:
         self._run("-t", "sandbox", "param-group", "delete", "shop-logical", "--yes")
 
     def _stream(self, tail: tuple[str, ...], target: Target, seconds: float) -> None:
-        """Tail while an application works and the cluster fails over; every order must arrive.
+        """Tail the slot while an application writes and the cluster fails over; every order must arrive.
 
         Raises:
-            DemoFailed: the tail failed, or an order did not come.
+            DemoFailed: the tail failed, or an order is missing.
         """
         words = (*tail, "--idle-exit", "3s")
         self._show(words)
@@ -201,15 +201,15 @@ class _Demo:
             reader.terminate()
         missing = work.committed - seen.orders
         if missing:
-            raise DemoFailed(f"{len(missing)} of {len(work.committed)} orders did not come through the stream")
+            raise DemoFailed(f"{len(missing)} of {len(work.committed)} orders are missing in the stream")
         if not self._quiet:
             print(
-                f"All {len(work.committed)} orders that were committed came through; "
-                f"the longest pause between two lines was {seen.longest_pause_seconds:.1f} s, the failover's."
+                f"All {len(work.committed)} committed orders were delivered; "
+                f"the longest pause, during the failover, was {seen.longest_pause_seconds:.1f} s."
             )
 
-    def leave(self) -> None:
-        """Take the sandbox down, however the walk ended."""
+    def stop_sandbox(self) -> None:
+        """Stop the sandbox, after a failure as well."""
         if self._up:
             self._up = False
             self._run("sandbox", "down")
@@ -226,7 +226,7 @@ class _Demo:
         self._check(words, code, allowed)
 
     def _json(self, *words: str) -> dict[str, Any]:
-        """Run a command whose result is needed; its password is used here, and not shown."""
+        """Run a command and return its JSON output, which is not printed: it contains the password."""
         self._show(("-t", "sandbox", *words))
         command = [*_program(), "-t", "sandbox", "-o", "json", *words]
         done = subprocess.run(command, env=self._env, stdout=subprocess.PIPE, text=True, check=False)
@@ -237,8 +237,8 @@ class _Demo:
     def _check(self, words: tuple[str, ...], code: int, allowed: tuple[int, ...]) -> None:
         if code not in allowed:
             raise DemoFailed(
-                f"the demo stopped: rdsrepl {shlex.join(words)} ended with {code}",
-                hint="its message stands above; please report it if it makes no sense",
+                f"the demo stopped: rdsrepl {shlex.join(words)} exited with {code}",
+                hint="read its message above; if that is a defect of rdsrepl, please report it",
             )
 
     def _say(self, text: str) -> None:
@@ -264,7 +264,7 @@ def _execute(target: Target, *statements: str) -> None:
 
 
 class _TailOutput:
-    """Passes on what the tail prints, and notes which orders came and how long the longest pause was."""
+    """Prints the output of the tail, and records the orders in it and the longest pause."""
 
     def __init__(self, reader: subprocess.Popen[str], *, quiet: bool) -> None:
         self.orders: set[int] = set()
@@ -295,7 +295,7 @@ class _TailOutput:
 
 
 class _Application:
-    """An application at work, a small transaction four times a second; a broken connection is opened anew.
+    """An application that commits a small transaction four times a second, and reconnects when needed.
 
     Attributes:
         committed: the orders whose commit the server has acknowledged.

@@ -1,4 +1,4 @@
-"""``rdsrepl doctor``: is logical replication ready here, and what to do about each finding."""
+"""``rdsrepl doctor``: check whether logical replication is ready, with a remedy for each finding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def complete_check() -> list[str]:
-    """Return the names of all checks for the shell."""
+    """Complete the name of a check."""
     from rdsrepl.doctor.checks import ALL
 
     return [check.name for check in ALL]
@@ -30,39 +30,39 @@ def doctor(
         typer.Option(
             "--for",
             metavar="slots=N,…",
-            help="Check the room for a plan on top of what is there: slots=N, subscriptions=N, replicas=N.",
+            help="Check the capacity for this many more: slots=N, subscriptions=N, replicas=N.",
             show_default=False,
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="CHECK", help="Only this check; may be repeated.", autocompletion=complete_check,
+            "--only", metavar="CHECK", help="Run only this check; may be repeated.", autocompletion=complete_check,
             show_default=False,
         ),
     ] = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(
-            "--skip", metavar="CHECK", help="Not this check; may be repeated.", autocompletion=complete_check,
+            "--skip", metavar="CHECK", help="Skip this check; may be repeated.", autocompletion=complete_check,
             show_default=False,
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Say whether logical replication is ready here, and what to do about each finding.
+    """Check whether logical replication is ready, and print a remedy for each finding.
 
-    Looks over SQL and, with --cluster or --instance, over the RDS API; either alone is enough. With -v the checks that
-    passed are listed, too. Ends with 0, with 8 where there are warnings, with 9 where something is critical.
+    The checks use SQL and, with --cluster or --instance, the RDS API; one of the two is enough. -v lists the checks
+    that passed as well. The exit code is 0, 8 with warnings, 9 with critical findings.
 
     Example: rdsrepl doctor --cluster orders --for slots=4
     """
     from rdsrepl.doctor import checks, facts, findings
 
     planned = _planned_objects(for_ or [])
-    wanted = findings.select_checks(checks.ALL, only=only or (), skip=skip or ())
-    needed = frozenset(name for check in wanted for group in check.needs for name in group)
+    selected = findings.select_checks(checks.ALL, only=only or (), skip=skip or ())
+    needed = frozenset(name for check in selected for group in check.needs for name in group)
     gathered = facts.gather(database_target(ctx), planned=planned, wanted=needed)
-    diagnosis = findings.diagnose(gathered, wanted, checks.summary(gathered))
+    diagnosis = findings.diagnose(gathered, selected, checks.summary(gathered))
     options = global_options(ctx)
     emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))
     worst = diagnosis.worst()
@@ -79,9 +79,12 @@ def _planned_objects(texts: list[str]) -> Planned | None:
     for word in ",".join(texts).split(",") if texts else ():
         name, equals, number = word.strip().partition("=")
         if name not in Planned.__dataclass_fields__ or not equals or not number.isascii() or not number.isdigit():
-            raise BadValue(f"--for: {word.strip()!r} is no plan", hint="--for slots=4,subscriptions=2,replicas=1")
+            raise BadValue(
+                f"--for: {word.strip()!r} is not NAME=NUMBER",
+                hint="for example --for slots=4,subscriptions=2,replicas=1",
+            )
         if name in counts:
-            raise BadValue(f"--for names {name} twice", hint="once is enough")
+            raise BadValue(f"--for names {name} twice", hint="name it once")
         counts[name] = int(number)
     return Planned(**counts) if counts else None
 

@@ -1,4 +1,4 @@
-"""``rdsrepl help``: the pages of the documentation, at the terminal."""
+"""``rdsrepl help``: print the pages of the documentation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rdsrepl.render import Format, emit, listing, paged
 
 
 def complete_topic(ctx: typer.Context) -> list[str]:
-    """Return topics and commands for the shell, and after a noun its verbs."""
+    """Complete a topic or a command, and after a noun its verbs."""
     given = ctx.params.get("words") or ()
     command = _command(ctx, given)
     verbs = list(getattr(command, "commands", ()))
@@ -34,16 +34,16 @@ def help_(
         list[str] | None,
         typer.Argument(
             metavar="[TOPIC]",
-            help="A topic, or a command such as: slot tail.",
+            help="The topic, or a command such as: slot tail.",
             autocompletion=complete_topic,
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Print a page of the documentation, or list the pages there are.
+    """Print a page of the documentation, or list the pages.
 
-    On a terminal it is laid out, and goes through $PAGER when it is longer than the screen; elsewhere it is the page's
-    own Markdown. With a command's words it is what --help prints.
+    On a terminal the page is formatted, and shown in $PAGER when it is longer than the screen; elsewhere it is
+    printed as Markdown. For a command, the output of --help is printed.
 
     Example: rdsrepl help exit-codes
     """
@@ -56,7 +56,7 @@ def help_(
             lambda: listing(rows, [("TOPIC", lambda row: row.topic), ("PAGE", lambda row: row.title)], empty="none"),
         )
         if output is Format.table:
-            note(ctx, "one of them: rdsrepl help TOPIC; a command's options: rdsrepl help slot tail")
+            note(ctx, "to print one: rdsrepl help TOPIC; for the options of a command: rdsrepl help slot tail")
         return
     name = help_topics.find(words)
     if name is not None:
@@ -66,7 +66,7 @@ def help_(
     if command is None:
         raise help_topics.unknown(words, _all_commands(ctx.find_root().command, ""))
     if output is Format.table:
-        # Exactly what --help does: usage, arguments, options.
+        # The same as --help: usage, arguments, options.
         ctx.find_root().command.main([*words, "--help"], prog_name=ctx.find_root().info_name, standalone_mode=False)
         return
     emit({"command": " ".join(words), "help": command.help}, output, lambda: "")
@@ -87,12 +87,12 @@ def _page(ctx: typer.Context, name: str) -> None:
     shown = help_topics.for_terminal(text)
     if _command(ctx, [name]) is not None:
         shown += f"\n\nIts options: `rdsrepl {name} --help`\n"
-    # The palette of the terminal itself: a page is read on light ones, too.
+    # The colours of the terminal, so that the page is readable on a light background as well.
     paged(Markdown(shown, hyperlinks=False, code_theme="ansi_dark"))
 
 
 def _command(ctx: typer.Context, words: Any) -> Any:
-    """Return the command of these words, a group too; None where there is none."""
+    """Return the command or group that WORDS name; None where they name none."""
     command: Any = ctx.find_root().command
     for word in words:
         command = getattr(command, "commands", {}).get(word)

@@ -1,4 +1,4 @@
-"""``rdsrepl iam-policy``: the least IAM policy with which commands run."""
+"""``rdsrepl iam-policy``: print the least IAM policy that commands need."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rdsrepl.render import Format, emit
 
 
 class Auth(StrEnum):
-    """How SQL commands log in."""
+    """The values of ``--auth``."""
 
     password = "password"
     iam = "iam"
 
 
 def complete_command() -> list[str]:
-    """Return the commands for the shell."""
+    """Complete the name of a command."""
     return list(iam.COMMANDS)
 
 
@@ -32,54 +32,61 @@ def iam_policy(
         typer.Option(
             "--for",
             metavar="COMMAND",
-            help="A command ('slot tail') or all of a noun ('slot'); may be repeated. Default: every command.",
+            help="Include this command ('slot tail') or noun ('slot'); may be repeated. Default: every command.",
             autocompletion=complete_command,
         ),
     ] = None,
     account: Annotated[
-        str | None, typer.Option("--account", metavar="ID", help="The AWS account, twelve digits.")
+        str | None, typer.Option("--account", metavar="ID", help="Limit the policy to this AWS account, twelve digits.")
     ] = None,
     members: Annotated[
         str | None,
-        typer.Option("--members", metavar="NAME", help="The cluster's members, or the instance's replicas: orders-*."),
+        typer.Option(
+            "--members", metavar="NAME", help="Name the cluster's members or the instance's replicas: orders-*."
+        ),
     ] = None,
     param_group: Annotated[
-        str | None, typer.Option("--param-group", metavar="NAME", help="The parameter group, or a pattern: orders-*.")
+        str | None,
+        typer.Option(
+            "--param-group", metavar="NAME", help="Limit the policy to this parameter group, or to a pattern: orders-*."
+        ),
     ] = None,
     auth: Annotated[
         Auth | None,
-        typer.Option("--auth", help="How SQL commands log in: password reads a secret, iam makes a token."),
+        typer.Option("--auth", help="Choose how SQL commands log in: password reads a secret, iam creates a token."),
     ] = None,
     secret: Annotated[
         str | None,
         typer.Option(
-            "--secret", metavar="NAME", help="The secret, name or ARN, with the password; default: those of RDS."
+            "--secret",
+            metavar="NAME",
+            help="Read the password from this secret, a name or ARN; default: the secrets of RDS.",
         ),
     ] = None,
     kms_key: Annotated[
-        str | None, typer.Option("--kms-key", metavar="ID", help="The customer managed key that encrypts the secret.")
+        str | None, typer.Option("--kms-key", metavar="ID", help="Name the customer managed key of the secret.")
     ] = None,
     user: Annotated[
-        str | None, typer.Option("--user", metavar="ROLE", help="The database role that logs in with --auth iam.")
+        str | None, typer.Option("--user", metavar="ROLE", help="Log in as this database role with --auth iam.")
     ] = None,
     stream: Annotated[
         str | None,
-        typer.Option("--stream", metavar="NAME", help="The stream slot tail writes to, by name or ARN."),
+        typer.Option("--stream", metavar="NAME", help="Name the stream that slot tail writes to, or its ARN."),
     ] = None,
     resource_id: Annotated[
         str | None,
-        typer.Option("--resource-id", metavar="ID", help="db-… or cluster-…: what --auth iam is limited to."),
+        typer.Option("--resource-id", metavar="ID", help="Limit --auth iam to this resource: db-… or cluster-…."),
     ] = None,
 ) -> None:
-    """Print the least IAM policy with which commands run, as JSON. Nothing is asked of AWS.
+    """Print the least IAM policy that commands need, as JSON, without calling AWS.
 
-    --region, --cluster and --instance, or those of the target, limit it to what they name.
+    --region, --cluster and --instance, or those of the target, limit the policy to that region and server.
 
     Example: rdsrepl iam-policy --for 'slot tail' --region eu-west-1 --account 123456789012 --cluster orders
     """
     target = aws_target(ctx)
     aws = target.aws
-    # The target's user is not taken: a policy that is too narrow fails at 3 a.m., and --user says it as well.
+    # The target's user is ignored: a policy that is too narrow fails when it is needed, and --user can name one.
     scope = iam.PolicyScope(
         region=aws.region,
         account=account,
@@ -96,5 +103,5 @@ def iam_policy(
     )
     document = iam.policy(for_ or (), scope).document()
     output = global_options(ctx).output
-    # A policy is JSON: that is what IAM takes.
+    # The default is JSON, the format that IAM takes.
     emit(document, Format.yaml if output is Format.yaml else Format.json, lambda: "")

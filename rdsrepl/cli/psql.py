@@ -1,4 +1,4 @@
-"""``rdsrepl psql``: psql on the database that every other command works on."""
+"""``rdsrepl psql``: run psql on the command's database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import NotFound
 
-# libpq's keywords and the variables that carry them (manual, section 34.15); what has none goes into the conninfo.
+# libpq's keywords and their environment variables (manual, section 34.15); the others go into the conninfo string.
 _VARIABLES: Final = {
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
@@ -36,12 +36,13 @@ _VARIABLES: Final = {
 def psql(
     ctx: typer.Context,
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- PSQL'S OWN]...", help="psql's options.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[-- PSQL'S OWN]...", help="Options and arguments of psql.", show_default=False),
     ] = None,
 ) -> None:
-    """Run psql on the database that --target, --cluster, --instance or --dsn leads to.
+    """Run psql on the database of --target, --cluster, --instance or --dsn.
 
-    The password travels in the environment of psql, never among its words.
+    psql gets the password in its environment, never on its command line.
 
     Example: rdsrepl psql --cluster orders -- -c 'SHOW wal_level'
     """
@@ -49,22 +50,22 @@ def psql(
 
     program = shutil.which("psql")
     if program is None:
-        raise NotFound("psql is not installed here", hint="Debian and Ubuntu: apt-get install postgresql-client")
+        raise NotFound("psql is not installed", hint="Debian and Ubuntu: apt-get install postgresql-client")
     keywords = conninfo.keywords(database_target(ctx))
     rest = {key: value for key, value in keywords.items() if key not in _VARIABLES and key not in _LEFT_OUT}
     env = dict(os.environ)
     for key, value in keywords.items():
         if key in _VARIABLES:
-            # An empty keyword says: not what the environment has.
+            # An empty keyword removes the value of the environment.
             env.pop(_VARIABLES[key], None)
             env |= {_VARIABLES[key]: value} if value else {}
     dsn = " ".join(f"{key}='{_quoted(value)}'" for key, value in rest.items())
     os.execve(program, [program, *([dsn] if dsn else []), *(words or [])], env)
 
 
-# psql says itself who it is, and takes its encoding from the terminal; a key's password is no word for a command line.
-# Keepalives have no variable: as a connection string they would take the place of the database's name, so that psql
-# reads a `-d NAME` of the user's as well as this one, and this one as the user.
+# psql sets its own application name and encoding; the password of a key must not be on a command line. Keepalives have
+# no variable: in a connection string they would be psql's first argument, and with `-d NAME` psql takes the first
+# argument for the user.
 _LEFT_OUT: Final = frozenset(
     {"fallback_application_name", "client_encoding", "sslpassword"}
     | {"keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"}

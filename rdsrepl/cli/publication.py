@@ -1,4 +1,4 @@
-"""``rdsrepl publication``: what a pgoutput slot sends."""
+"""``rdsrepl publication``: manage the publications of a database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rdsrepl.render import emit, facts, listing, stacked
 if TYPE_CHECKING:
     from rdsrepl.postgres.publication_objects import RequestedObjects
 
-app = typer.Typer(no_args_is_help=True, help="Publications: which changes a pgoutput slot sends.")
+app = typer.Typer(no_args_is_help=True, help="Publications: choose the changes that a pgoutput slot sends.")
 
 
 Name = Annotated[
@@ -26,17 +26,21 @@ Name = Annotated[
     typer.Argument(metavar="NAME", help="The publication.", autocompletion=complete_publication, show_default=False),
 ]
 Tables = Annotated[
-    list[str] | None, typer.Option("--table", metavar="TABLE", help="A table, as SQL names it; may be repeated.")
+    list[str] | None, typer.Option("--table", metavar="TABLE", help="Name a table, as in SQL; may be repeated.")
 ]
 Schemas = Annotated[
-    list[str] | None, typer.Option("--schema", metavar="SCHEMA", help="All tables of a schema, future ones too (15+).")
+    list[str] | None,
+    typer.Option("--schema", metavar="SCHEMA", help="Include all tables of a schema, future ones as well (15+)."),
 ]
 Columns = Annotated[
-    list[str] | None, typer.Option("--columns", metavar="TABLE=A,B", help="Only these columns of a table (15+).")
+    list[str] | None,
+    typer.Option("--columns", metavar="TABLE=A,B", help="Publish only these columns of a table (15+)."),
 ]
 Where = Annotated[
     list[str] | None,
-    typer.Option("--where", metavar="'TABLE: PREDICATE'", help="Only rows for which this SQL holds (15+)."),
+    typer.Option(
+        "--where", metavar="'TABLE: PREDICATE'", help="Publish only the rows for which this SQL is true (15+)."
+    ),
 ]
 
 
@@ -47,12 +51,12 @@ def create(
     table: Tables = None,
     schema: Schemas = None,
     all_tables: Annotated[
-        bool, typer.Option("--all-tables", help="Every table, future ones too.", show_default=False)
+        bool, typer.Option("--all-tables", help="Publish every table, future ones as well.", show_default=False)
     ] = False,
     columns: Columns = None,
     where_: Where = None,
     publish: Annotated[
-        str, typer.Option("--publish", metavar="OPERATIONS", help="Which operations.")
+        str, typer.Option("--publish", metavar="OPERATIONS", help="Publish these operations.")
     ] = "insert,update,delete,truncate",
     via_root: Annotated[
         bool, typer.Option("--via-root", help="Publish partitions under their root's name.", show_default=False)
@@ -60,7 +64,7 @@ def create(
 ) -> None:
     """Create a publication.
 
-    Create it before the slot: changes older than a publication cannot be decoded with it.
+    Create it before the slot: changes from before the publication cannot be decoded with it.
 
     Example: rdsrepl publication create shop --table sales.orders --where 'sales.orders: amount > 0'
     """
@@ -132,7 +136,7 @@ def show(ctx: typer.Context, name: Name) -> None:
             ("PARTITION OF", lambda row: row.partition_of),
             ("PARTITIONS", lambda row: row.partition_count),
         ]
-        return stacked(facts(pairs), "", listing(found.tables, columns, empty="no tables: nothing is published"))
+        return stacked(facts(pairs), "", listing(found.tables, columns, empty="no tables are published"))
 
     emit(found, global_options(ctx).output, table)
 
@@ -146,7 +150,7 @@ def add(
     columns: Columns = None,
     where_: Where = None,
 ) -> None:
-    """Add tables or schemas to a publication; what it has already is left alone.
+    """Add tables or schemas to a publication; the others stay as they are.
 
     Example: rdsrepl publication add shop --table sales.items
     """
@@ -161,7 +165,7 @@ def add(
 
 @app.command(cls=WriteCommand)
 def remove(ctx: typer.Context, name: Name, table: Tables = None, schema: Schemas = None) -> None:
-    """Take tables or schemas out of a publication.
+    """Remove tables or schemas from a publication.
 
     Example: rdsrepl publication remove shop --table sales.items
     """
@@ -176,7 +180,7 @@ def remove(ctx: typer.Context, name: Name, table: Tables = None, schema: Schemas
 
 @app.command(cls=WriteCommand)
 def drop(ctx: typer.Context, name: Name) -> None:
-    """Drop a publication; the slots that may stream it are named before.
+    """Drop a publication; the plan names the slots that may stream it.
 
     Example: rdsrepl publication drop shop --dry-run
     """
@@ -194,14 +198,14 @@ def check(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME]", help="The publication; all of them by default.", autocompletion=complete_publication,
+            metavar="[NAME]", help="The publication; default: all publications.", autocompletion=complete_publication,
             show_default=False,
         ),
     ] = None,
 ) -> None:  # fmt: skip
-    """Say what of a publication will not replicate, or will fail.
+    """Check what in a publication does not replicate, or fails.
 
-    Ends with 0 where nothing was found, 8 with warnings, 9 where something is critical.
+    The exit code is 0 without problems, 8 with warnings, 9 with critical ones.
 
     Example: rdsrepl publication check shop
     """
@@ -223,7 +227,7 @@ def check(
         ]
         if not names:
             return "no publications in this database"
-        return listing(found, columns, empty=f"publication {', '.join(names)}: nothing found")
+        return listing(found, columns, empty=f"publication {', '.join(names)}: no problems found")
 
     emit(found, global_options(ctx).output, table)
     if any(finding.level is Level.critical for finding in found):
@@ -247,7 +251,9 @@ def _scope(
     filters = [parse_filter(text) for text in where_ or ()]
     for option, names in (("--columns", [name for name, _ in lists]), ("--where", [name for name, _ in filters])):
         if len(set(names)) < len(names):
-            raise BadValue(f"{option} names a table twice", hint=f"one {option} for each table")
+            raise BadValue(f"{option} names a table twice", hint=f"give one {option} for each table")
     if not (table or schema or all_tables):
-        raise BadValue("nothing named", hint="add --table TABLE, --schema SCHEMA or, for create, --all-tables")
+        raise BadValue(
+            "no table or schema is given", hint="add --table TABLE, --schema SCHEMA or, for create, --all-tables"
+        )
     return RequestedObjects(tuple(table or ()), tuple(schema or ()), all_tables, dict(lists), dict(filters))

@@ -1,4 +1,4 @@
-"""``rdsrepl role``: who may replicate."""
+"""``rdsrepl role``: manage the roles that may replicate."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from rdsrepl.render import emit, listing
 if TYPE_CHECKING:
     from rdsrepl.postgres.roles import Role
 
-app = typer.Typer(no_args_is_help=True, help="Roles: who may replicate, and why.")
+app = typer.Typer(no_args_is_help=True, help="Roles: manage who may replicate.")
 
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="The role.", autocompletion=complete_role, show_default=False)
+    str, typer.Argument(metavar="NAME", help="The role's name.", autocompletion=complete_role, show_default=False)
 ]
 Tables = Annotated[
     list[str] | None,
-    typer.Option("--grant-select", metavar="TABLE", help="Let it read this table; may be repeated."),
+    typer.Option("--grant-select", metavar="TABLE", help="Grant SELECT on this table; may be repeated."),
 ]
 Schemas = Annotated[
     list[str] | None,
-    typer.Option("--schema", metavar="SCHEMA", help="Let it read all tables of this schema, future ones too."),
+    typer.Option("--schema", metavar="SCHEMA", help="Grant SELECT on all tables of this schema, future ones as well."),
 ]
 
 
@@ -43,28 +43,30 @@ def create(
         bool, typer.Option("--password-stdin", help="Read the password from standard input.", show_default=False)
     ] = False,
     generate_password: Annotated[
-        bool, typer.Option("--generate-password", help="Make a password and print it once.", show_default=False)
+        bool, typer.Option("--generate-password", help="Generate a password and print it once.", show_default=False)
     ] = False,
     no_password: Annotated[
-        bool, typer.Option("--no-password", help="Give it none: IAM or certificates.", show_default=False)
+        bool, typer.Option("--no-password", help="Set no password, for IAM or certificates.", show_default=False)
     ] = False,
     grant_select: Tables = None,
     schema: Schemas = None,
     connection_limit: Annotated[
-        int | None, typer.Option("--connection-limit", min=1, metavar="N", help="At most N connections.")
+        int | None, typer.Option("--connection-limit", min=1, metavar="N", help="Allow at most N connections.")
     ] = None,
 ) -> None:
-    """Create a role that may log in and replicate: a member of rds_replication, or REPLICATION where there is none.
+    """Create a role that may log in and replicate: a member of rds_replication, or with REPLICATION elsewhere.
 
-    The password is asked for on a terminal. It travels as a SCRAM verifier, so neither a plan nor the server's log
-    ever holds it.
+    The password is prompted for on a terminal. It is sent as a SCRAM verifier, so neither a plan nor the server's log
+    contains it.
 
     Example: rdsrepl role create cdc --generate-password --schema sales
     """
     from rdsrepl.postgres import connection, role_plans, roles
 
     if sum((password_stdin, generate_password, no_password)) > 1:
-        raise BadValue("only one of --password-stdin, --generate-password, --no-password", hint="choose one")
+        raise BadValue(
+            "--password-stdin, --generate-password and --no-password cannot be used together", hint="choose one"
+        )
     password: str | None = None
     if not no_password:
         password = _new_password(ctx, name, password_stdin=password_stdin, generate=generate_password, or_none=True)
@@ -87,10 +89,10 @@ def create(
 def list_(
     ctx: typer.Context,
     every: Annotated[
-        bool, typer.Option("--all", help="Also those that may not replicate.", show_default=False)
+        bool, typer.Option("--all", help="List the roles that may not replicate as well.", show_default=False)
     ] = False,
 ) -> None:
-    """List who may replicate, and why.
+    """List the roles that may replicate, and why.
 
     Example: rdsrepl role list --all
     """
@@ -103,7 +105,7 @@ def list_(
 
 @app.command(cls=WriteCommand)
 def grant(ctx: typer.Context, name: Name, grant_select: Tables = None, schema: Schemas = None) -> None:
-    """Give a role the right to replicate, and to read what is named; only what it lacks is done.
+    """Grant a role the right to replicate and to read the named tables; grant only what it lacks.
 
     Example: rdsrepl role grant app --grant-select sales.orders
     """
@@ -125,22 +127,22 @@ def password(
     generate_password: Annotated[
         bool,
         typer.Option(
-            "--generate-password", help="Make one; it is printed once where no secret keeps it.", show_default=False
+            "--generate-password", help="Generate a password; without --secret it is printed once.", show_default=False
         ),
     ] = False,
     secret: Annotated[
         str | None,
         typer.Option(
             metavar="SECRET",
-            help="Keep it in this Secrets Manager secret, which is made where there is none.",
+            help="Store it in this Secrets Manager secret, which is created if needed.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Change a role's password, and the secret that its consumers read it from.
 
-    The password is asked for on a terminal. It reaches the server as a SCRAM verifier. With --secret it is put there
-    beside the old one first, then made the role's, then made current, so that it is never the role's and unknown.
+    The password is prompted for on a terminal. It is sent to the server as a SCRAM verifier. With --secret it is stored
+    as a pending version first, then set for the role, then made the current version, so that it is never lost.
 
     Example: rdsrepl role password cdc --generate-password --secret prod/cdc
     """
@@ -149,7 +151,7 @@ def password(
     from rdsrepl.postgres import connection, role_plans
 
     if password_stdin and generate_password:
-        raise BadValue("only one of --password-stdin, --generate-password", hint="choose one")
+        raise BadValue("--password-stdin and --generate-password cannot be used together", hint="choose one")
     new = _new_password(ctx, name, password_stdin=password_stdin, generate=generate_password)
     target = database_target(ctx)
     with connection.open(target) as conn:
@@ -167,7 +169,7 @@ def password(
 
 @app.command(cls=WriteCommand)
 def drop(ctx: typer.Context, name: Name) -> None:
-    """Drop a role that is connected nowhere and owns nothing; its privileges in this database go first.
+    """Drop a role without connections and objects; its privileges in this database are revoked first.
 
     Example: rdsrepl role drop cdc --dry-run
     """
@@ -184,16 +186,16 @@ def _new_password(ctx: typer.Context, name: str, *, password_stdin: bool, genera
 
     if password_stdin:
         return _read_password()
-    looks_only = apply_options(ctx).dry_run or apply_options(ctx).check
-    if generate or looks_only:
+    plan_only = apply_options(ctx).dry_run or apply_options(ctx).check
+    if generate or plan_only:
         return role_plans.generate_password()
     if not is_interactive():
-        ways = (
+        options = (
             "--password-stdin, --generate-password or --no-password"
             if or_none
             else ("--password-stdin or --generate-password")
         )
-        raise BadValue("no terminal to ask for a password", hint=f"add {ways}")
+        raise BadValue("a password is required but stdin is not a terminal", hint=f"add {options}")
     return _ask_password(name)
 
 
@@ -201,10 +203,12 @@ def _read_password() -> str:
     try:
         password = sys.stdin.buffer.readline().decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        # Not chained: that error holds the bytes themselves.
-        raise BadValue("the password on standard input is not UTF-8", hint="convert it, or choose another") from None
+        # Not chained: that error contains the bytes of the password.
+        raise BadValue(
+            "the password on standard input is not UTF-8", hint="convert it to UTF-8, or choose another"
+        ) from None
     if not password:
-        raise BadValue("standard input held no password", hint="printf '%s' \"$PASSWORD\" | rdsrepl role create …")
+        raise BadValue("standard input has no password", hint="printf '%s' \"$PASSWORD\" | rdsrepl role create …")
     return password
 
 
@@ -213,7 +217,7 @@ def _ask_password(name: str) -> str:
 
     password = getpass.getpass(f"Password for role {name}: ", stream=sys.stderr)
     if not password:
-        raise BadValue("an empty password", hint="type one, or use --generate-password or --no-password")
+        raise BadValue("the password is empty", hint="type one, or use --generate-password or --no-password")
     if password != getpass.getpass("Again: ", stream=sys.stderr):
         raise BadValue("the two passwords differ", hint="try again")
     return password

@@ -1,4 +1,4 @@
-"""``rdsrepl sandbox``: a local stand-in for RDS."""
+"""``rdsrepl sandbox``: run a local RDS for development and tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rdsrepl.sandbox.report import ClusterReport, Report, ServerReport
 
 app = typer.Typer(
-    no_args_is_help=True, help="A local stand-in for RDS: real PostgreSQL servers on loopback, with RDS's roles."
+    no_args_is_help=True, help="A local RDS: PostgreSQL servers on loopback with the roles of RDS, and an RDS API."
 )
 
 # What would lead libpq, or the clients of AWS, elsewhere although the variables of `env` are set.
@@ -37,23 +37,23 @@ def up(
         typer.Option(
             "--postgres-bin",
             metavar="DIR",
-            help="PostgreSQL's programs; default: the machine's newest, else those of the 'sandbox' extra.",
+            help="Use the PostgreSQL programs in DIR; default: the newest installed, or the 'sandbox' extra's.",
             show_default=False,
         ),
     ] = None,
-    no_standby: Annotated[bool, typer.Option("--no-standby", help="A writer only.", show_default=False)] = False,
+    no_standby: Annotated[bool, typer.Option("--no-standby", help="Start only a writer.", show_default=False)] = False,
     default_group: Annotated[
         bool,
         typer.Option(
             "--default-group",
-            help="Leave the family's default parameter group attached, as on a new cluster: wal_level is replica.",
+            help="Attach the family's default parameter group, as on a new cluster: wal_level is replica.",
             show_default=False,
         ),
     ] = False,
 ) -> None:
-    """Start a cluster of a writer and a standby, and RDS's API; write the target 'sandbox'; report what runs.
+    """Start a cluster of a writer and a standby and an RDS API, and write the target 'sandbox'.
 
-    What a crash or a reboot ended is started again.
+    Servers that were stopped by a crash or a reboot are started again.
 
     Example: rdsrepl sandbox up && rdsrepl -t sandbox slot list
     """
@@ -66,18 +66,21 @@ def up(
         progress=lambda text: note(ctx, text),
     )
     if no_standby and report.reader_port is not None:
-        note(ctx, "it was made with a standby; to have it without: rdsrepl sandbox down, then up --no-standby")
+        note(ctx, "the sandbox has a standby; to remove it: rdsrepl sandbox down, then up --no-standby")
     group = next((cluster.parameter_group for cluster in report.clusters if cluster.name == client_config.CLUSTER), "")
     if default_group and not group.startswith("default."):
-        note(ctx, f"it has the group {group}; for the default one: rdsrepl sandbox down, then up --default-group")
+        note(
+            ctx,
+            f"the sandbox has the group {group}; for the default one: rdsrepl sandbox down, then up --default-group",
+        )
     if postgres_bin is not None and str(postgres_bin.resolve()) != report.bin_dir:
-        note(ctx, "it was made of other programs; to change them: rdsrepl sandbox down, then up --postgres-bin")
+        note(ctx, "the sandbox runs other programs; to change them: rdsrepl sandbox down, then up --postgres-bin")
     _show(ctx, report)
 
 
 @app.command(cls=ReadCommand)
 def status(ctx: typer.Context) -> None:
-    """Show what runs; exit 3 when nothing does.
+    """Show the state of the sandbox; exit 3 when it is not running.
 
     Example: rdsrepl sandbox status -o json
     """
@@ -90,7 +93,7 @@ def status(ctx: typer.Context) -> None:
 
 @app.command(cls=ReadCommand)
 def env(ctx: typer.Context) -> None:
-    """Print the shell's lines that point libpq's clients to the writer, and AWS's to the API.
+    """Print shell commands that point libpq clients to the writer and AWS clients to the API.
 
     Example: eval "$(rdsrepl sandbox env)" && psql && aws rds describe-db-clusters
     """
@@ -103,15 +106,15 @@ def env(ctx: typer.Context) -> None:
 
 @app.command(cls=ReadCommand)
 def down(ctx: typer.Context) -> None:
-    """End every process of the sandbox; remove its files and its target.
+    """Stop every process of the sandbox, and remove its files and its target.
 
     Example: rdsrepl sandbox down
     """
     from rdsrepl.sandbox import lifecycle
 
     removed = lifecycle.down(progress=lambda text: note(ctx, text))
-    said = "the sandbox is gone" if removed.was_there else "there is no sandbox: nothing to do"
-    emit(removed, global_options(ctx).output, lambda: said)
+    text = "the sandbox was removed" if removed.was_there else "there is no sandbox: nothing to do"
+    emit(removed, global_options(ctx).output, lambda: text)
 
 
 def _report() -> Report:
@@ -153,15 +156,15 @@ def _cluster(cluster: ClusterReport) -> str:
 
 
 def _server(server: ServerReport) -> str:
-    told = "" if server.status in ("available", None) else f"{server.status}; "
-    return told + _running(server)
+    status = "" if server.status in ("available", None) else f"{server.status}; "
+    return status + _running(server)
 
 
 def _running(server: ServerReport) -> str:
     if not server.running:
         return f"stopped; log: {server.log_file}"
     if server.in_recovery is None:
-        kind = "does not answer"
+        kind = "not responding"
     elif not server.in_recovery:
         kind = "primary"
     elif server.streaming:

@@ -1,4 +1,4 @@
-"""``rdsrepl stream``: Kinesis data streams, where ``slot tail --to kinesis:STREAM`` writes."""
+"""``rdsrepl stream``: manage the Kinesis data streams that ``slot tail --to kinesis:STREAM`` writes to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rdsrepl.text.escapes import json_text, shown
 if TYPE_CHECKING:
     from rdsrepl.aws.stream_reader import Received, Start
 
-app = typer.Typer(no_args_is_help=True, help="Kinesis data streams: where slot tail --to kinesis:STREAM writes.")
+app = typer.Typer(no_args_is_help=True, help="Kinesis data streams: the destination of slot tail --to kinesis:STREAM.")
 
 Name = Annotated[
     str, typer.Argument(metavar="STREAM", help="The stream's name, or its ARN.", autocompletion=complete_stream)
@@ -36,7 +36,7 @@ Name = Annotated[
 
 
 class Side(StrEnum):
-    """What ``policy --for`` takes."""
+    """The values of ``policy --for``."""
 
     writer = "writer"
     reader = "reader"
@@ -60,7 +60,7 @@ def list_(ctx: typer.Context) -> None:
 
 @app.command(cls=ReadCommand)
 def show(ctx: typer.Context, stream: Name) -> None:
-    """Show a stream: status, shards, how large a record may be, and how often it refused writes in the last hour.
+    """Show a stream: status, shards, record size limit, and writes throttled in the last hour.
 
     Example: rdsrepl stream show changes
     """
@@ -73,7 +73,7 @@ def show(ctx: typer.Context, stream: Name) -> None:
         name = {"StreamName": found.name}
         refused = metrics.total(aws, "AWS/Kinesis", "WriteProvisionedThroughputExceeded", name)
     except Error as exc:
-        note(ctx, f"CloudWatch was not to be asked: {exc.message}")
+        note(ctx, f"could not read the metrics from CloudWatch: {exc.message}")
         refused = None
     emit(
         {"stream": found, "write_throttles_last_hour": refused},
@@ -98,19 +98,20 @@ def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="STREAM", help="The new stream's name.")],
     shards: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="A fixed number of shards.", show_default="on-demand")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Create this fixed number of shards.", show_default="on-demand"),
     ] = None,
     record_size: Annotated[
         int | None,
         typer.Option(
-            min=1024, max=10240, metavar="KIB", help="How large a record may be, in KiB.", show_default="1024"
+            min=1024, max=10240, metavar="KIB", help="Allow records of up to this many KiB.", show_default="1024"
         ),
     ] = None,
     timeout: rds_options.Timeout = 300.0,
 ) -> None:
-    """Make a stream and wait until it is active.
+    """Create a stream and wait until it is active.
 
-    A shard takes 1 MB and 1,000 records a second; on-demand grows with the load.
+    A shard accepts 1 MB and 1,000 records a second; an on-demand stream scales with the load.
 
     Example: rdsrepl stream create changes --shards 2
     """
@@ -126,7 +127,7 @@ def create(
 def delete(
     ctx: typer.Context, stream: Name, confirm: rds_options.Confirm = None, timeout: rds_options.Timeout = 300.0
 ) -> None:
-    """Delete a stream and what is in it; its name must be typed.
+    """Delete a stream and its records; confirm with its name.
 
     Example: rdsrepl stream delete changes
     """
@@ -143,7 +144,10 @@ def tail(
     ctx: typer.Context,
     stream: Name,
     from_: Annotated[
-        str, typer.Option("--from", metavar="WHERE", help="latest, trim-horizon, or a time such as 2026-01-31T12:00Z.")
+        str,
+        typer.Option(
+            "--from", metavar="WHERE", help="Start at latest, trim-horizon, or a time such as 2026-01-31T12:00Z."
+        ),
     ] = "latest",
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Stop after N records.")] = None,
     duration: Annotated[float | None, duration_option("--duration", help="Stop after this long.")] = None,
@@ -151,9 +155,9 @@ def tail(
         float | None, duration_option("--idle-exit", help="Stop after this long without a record.")
     ] = None,
 ) -> None:
-    """Print what is in a stream, from all its shards, and what comes; aggregated records one by one.
+    """Print the records of a stream from all its shards, and follow it; aggregated records are printed one by one.
 
-    With -o json one object a record, with its partition key, shard and sequence number. Resharding is followed.
+    With -o json each record is an object with its partition key, shard and sequence number. Resharding is followed.
 
     Example: rdsrepl stream tail changes --from trim-horizon --limit 10
     """
@@ -163,7 +167,7 @@ def tail(
     aws = aws_target(ctx).aws
     found = streams.get(aws, stream)
     as_json = global_options(ctx).output is not Format.table
-    began = last = time.monotonic()
+    started = last_record = time.monotonic()
     count = 0
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -175,10 +179,10 @@ def tail(
                 sys.stdout.flush()
                 count += len(wanted)
                 now = time.monotonic()
-                last = now if batch else last
-                if (limit is not None and count >= limit) or (duration is not None and now - began >= duration):
+                last_record = now if batch else last_record
+                if (limit is not None and count >= limit) or (duration is not None and now - started >= duration):
                     break
-                if idle_exit is not None and now - last >= idle_exit:
+                if idle_exit is not None and now - last_record >= idle_exit:
                     break
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -189,15 +193,17 @@ def tail(
 def policy(
     ctx: typer.Context,
     stream: Name,
-    side: Annotated[Side, typer.Option("--for", help="Who it is for: slot tail, or a consumer.")] = Side.writer,
+    side: Annotated[
+        Side, typer.Option("--for", help="Choose writer for slot tail, reader for a consumer.")
+    ] = Side.writer,
     account: Annotated[
-        str | None, typer.Option("--account", metavar="ID", help="The AWS account, twelve digits.")
+        str | None, typer.Option("--account", metavar="ID", help="Limit the policy to this AWS account, twelve digits.")
     ] = None,
     kms_key: Annotated[
-        str | None, typer.Option("--kms-key", metavar="ID", help="The customer managed key it is encrypted with.")
+        str | None, typer.Option("--kms-key", metavar="ID", help="Name the customer managed key of the stream.")
     ] = None,
 ) -> None:
-    """Print the least IAM policy for writing to a stream, or for reading it. Nothing is asked of AWS.
+    """Print the least IAM policy for writing to a stream, or for reading it, without calling AWS.
 
     Example: rdsrepl stream policy changes --for reader --region eu-west-1 --account 123456789012
     """
@@ -213,7 +219,7 @@ def policy(
 def _print(record: Received, *, as_json: bool) -> None:
     if not as_json:
         text = record.data.decode("utf-8", "replace")
-        # A program gets a record as it is; what a producer put in must not act on a terminal.
+        # A program gets the record unchanged; on a terminal, control characters of a producer are escaped.
         sys.stdout.write((shown(text) if sys.stdout.isatty() else text) + "\n")
         return
     document: dict[str, Any] = {
@@ -238,6 +244,6 @@ def _start(text: str) -> Start:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise BadValue(
-            f"--from {text}: neither latest nor trim-horizon nor a time", hint="for example 2026-01-31T12:00:00+00:00"
+            f"--from {text} is not latest, trim-horizon or a time", hint="for example 2026-01-31T12:00:00+00:00"
         ) from None
     return Start("AT_TIMESTAMP", moment if moment.tzinfo else moment.replace(tzinfo=UTC))

@@ -196,7 +196,7 @@ def test_life(home: Path) -> None:
     report = lifecycle.status()
     assert report is not None
     down = cli("sandbox", "down")
-    assert (down.returncode, down.stdout.strip()) == (0, "the sandbox is gone")
+    assert (down.returncode, down.stdout.strip()) == (0, "the sandbox was removed")
     assert leftovers(home, report) == []
     nothing = cli("sandbox", "down")
     assert nothing.returncode == 0 and "nothing to do" in nothing.stdout
