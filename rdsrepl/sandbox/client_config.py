@@ -63,10 +63,9 @@ def write_aws_files(home: SandboxDirectory) -> None:
             f"[{PROFILE}]\naws_access_key_id = {own.access_key}\naws_secret_access_key = {own.secret_key}\n"
         ),
     }
-    with processes.umask(0o077):
-        for path, text in files.items():
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+    for path, text in files.items():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        processes.write_private_file(path, text)
 
 
 def write_passfile(home: SandboxDirectory, state: State, password: str) -> None:
@@ -76,10 +75,8 @@ def write_passfile(home: SandboxDirectory, state: State, password: str) -> None:
         for endpoint in state.endpoints
         if endpoint.port and _is_of_first_cluster(state, endpoint)
     ]
-    with processes.umask(0o077):
-        home.passfile.write_text(
-            "".join(f"{host}:{port}:*:{state.user}:{password}\n" for host, port in hosts), encoding="utf-8"
-        )
+    lines = [f"{host}:{port}:*:{state.user}:{password}\n" for host, port in hosts]
+    processes.write_private_file(home.passfile, "".join(lines))
 
 
 def _is_of_first_cluster(state: State, endpoint: EndpointState) -> bool:

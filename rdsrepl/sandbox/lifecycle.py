@@ -159,7 +159,7 @@ def _create(
         phase="building",
         bin_dir=str(programs.bin_dir),
         version=programs.version,
-        socket_dir=str(socket_dirs.new_socket_dir(processes.launcher_for(programs.program("postgres")))),
+        socket_dir=str(socket_dirs.new_socket_dir(programs.launcher)),
         user=rds_roles.MASTER_USER,
         dbname=rds_roles.DATABASE,
         config_file=str(config_file),
@@ -273,7 +273,7 @@ def _make_socket_dir(home: SandboxDirectory, state: State) -> State:
     A reboot empties the temporary directory, and then anybody can make one of that name. Who holds it hears what the
     superuser says: so another is made then, and what still runs, with its sockets out of reach, is ended.
     """
-    launcher = processes.launcher_for(state.binaries.program("postgres"))
+    launcher = state.binaries.launcher
     path = Path(state.socket_dir)
     while not socket_dirs.is_socket_dir(path, launcher):
         if os.path.lexists(path):
@@ -317,7 +317,7 @@ def _remove_everything(home: SandboxDirectory, state: State | None) -> None:
 
 def _is_own_socket_dir(state: State, socket_dir: Path) -> bool:
     with suppress(OSError, Error):
-        if socket_dirs.is_socket_dir(socket_dir, processes.launcher_for(state.binaries.program("postgres"))):
+        if socket_dirs.is_socket_dir(socket_dir, state.binaries.launcher):
             return True
     with suppress(OSError):
         found = socket_dir.lstat()

@@ -230,7 +230,7 @@ class ReplicationGrants:
         import psycopg
 
         state = self.directory.read()
-        behind: dict[str, Any] = {**require_peer(processes.launcher_for(str(Path(server.bin_dir) / "postgres")))}
+        behind: dict[str, Any] = {**require_peer(server.binaries.launcher)}
         async with await psycopg.AsyncConnection.connect(
             host=state.socket_dir if state is not None else "",
             port=server.port,

@@ -407,10 +407,7 @@ class SandboxDirectory:
 
     def save(self, path: Path, value: object) -> None:
         """Replace a file of the directory in one step; for the owner's eyes only."""
-        new = path.with_name(f"{path.name}.{os.getpid()}.new")
-        with processes.umask(0o077):
-            new.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        new.replace(path)
+        processes.write_private_file(path, json.dumps(value, indent=2) + "\n")
 
     def _load(self, path: Path) -> dict[str, Any] | None:
         try:

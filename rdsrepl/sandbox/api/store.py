@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any, Final
 
 from rdsrepl.errors import Error
+from rdsrepl.sandbox.servers import processes
 
 FORMAT: Final = 2
 
@@ -59,9 +59,4 @@ class Store:
             return
         with self.lock:
             text = json.dumps({"format": FORMAT, "sections": self._sections}, indent=1)
-            new = self._path.with_name(f"{self._path.name}.{os.getpid()}.new")
-            # Not the umask, which is every thread's: what the records hold is for the owner alone.
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            new.replace(self._path)
+            processes.write_private_file(self._path, text + "\n")

@@ -50,6 +50,11 @@ class Binaries:
         return str(self.bin_dir / name)
 
     @property
+    def launcher(self) -> processes.Launcher:
+        """How the programs are run."""
+        return processes.launcher_for(self.program("postgres"))
+
+    @property
     def parameters(self) -> Mapping[str, str]:
         """The server's parameters, in lower case, each with when it takes a new value: ``postmaster``, ``sighup`` …."""
         return _parameters(self.program("postgres"))

@@ -160,7 +160,7 @@ class PostgresServer:
 
         keywords = {**_FIXED_KEYWORDS, **self.keywords(user=user, dbname=dbname)}
         if keywords["user"] == self.superuser:
-            keywords |= require_peer(self._launcher())
+            keywords |= require_peer(self.binaries.launcher)
         return Target(f"server {self.data_dir.name}", keywords=keywords)
 
     def connect(self, *, user: str | None = None, dbname: str = "postgres", replication: bool = False) -> Connection:
@@ -253,7 +253,11 @@ class PostgresServer:
 
     def stream_from(self, primary: PostgresServer) -> None:
         """Make PRIMARY the server that this standby streams from; takes effect at the next start."""
-        pairs = {**primary.keywords(), **require_peer(primary._launcher()), "application_name": self.data_dir.name}
+        pairs = {
+            **primary.keywords(),
+            **require_peer(primary.binaries.launcher),
+            "application_name": self.data_dir.name,
+        }
         # The database's name is what slot synchronisation connects to (17+).
         self.settings["primary_conninfo"] = " ".join(f"{key}={_conninfo_value(value)}" for key, value in pairs.items())
 
@@ -273,7 +277,7 @@ class PostgresServer:
             self.port = chosen or free_port()
             self._configure()
             logged = self.log_file.stat().st_size if self.log_file.exists() else 0
-            launcher = self._launcher()
+            launcher = self.binaries.launcher
             with launcher.open_directory(self.data_dir) as (place, inherited):
                 pid = processes.spawn(
                     launcher,
@@ -362,7 +366,7 @@ class PostgresServer:
     @contextmanager
     def open_data_dirs(self, *others: PostgresServer) -> Iterator[tuple[Path, ...]]:
         """Yield paths of the data directory and of OTHERS', to read and write there as the servers' user."""
-        launcher = self._launcher()
+        launcher = self.binaries.launcher
         with ExitStack() as stack:
             places = [stack.enter_context(launcher.open_directory(server.data_dir))[0] for server in (self, *others)]
             stack.enter_context(launcher.as_server_user())
@@ -408,7 +412,7 @@ class PostgresServer:
             self._remove_ensure_socket_dir()
 
     def _remove_ensure_socket_dir(self) -> None:
-        if self.socket_dir is not None and is_socket_dir(self.socket_dir, self._launcher()):
+        if self.socket_dir is not None and is_socket_dir(self.socket_dir, self.binaries.launcher):
             for suffix in ("", ".lock"):
                 (self.socket_dir / f".s.PGSQL.{self.port}{suffix}").unlink(missing_ok=True)
 
@@ -430,10 +434,7 @@ class PostgresServer:
             return []
 
     def _note(self, process: ProcessIdentity) -> None:
-        new = self.process_file.with_name(f"{self.process_file.name}.new")
-        with processes.umask(0o077):
-            new.write_text(json.dumps(asdict(process)), encoding="utf-8")
-        new.replace(self.process_file)
+        processes.write_private_file(self.process_file, json.dumps(asdict(process)))
 
     def _recorded(self) -> ProcessIdentity | None:
         """Return the process that was started last for this data directory."""
@@ -448,12 +449,9 @@ class PostgresServer:
         runs = process is not None and Path(process.command).name == "postgres" and process.is_running()
         return process if runs else None
 
-    def _launcher(self) -> processes.Launcher:
-        return processes.launcher_for(self.binaries.program("postgres"))
-
     def _run(self, words: list[str]) -> None:
         """Run a program that makes the data directory, which its arguments call ``{}``."""
-        launcher = self._launcher()
+        launcher = self.binaries.launcher
         with launcher.open_directory(self.data_dir) as (place, inherited):
             processes.run(
                 launcher,
@@ -465,13 +463,13 @@ class PostgresServer:
 
     def _ensure_socket_dir(self) -> Path:
         if self.socket_dir is None:
-            self.socket_dir = make_socket_dir(new_socket_dir(self._launcher()), self._launcher())
+            self.socket_dir = make_socket_dir(new_socket_dir(self.binaries.launcher), self.binaries.launcher)
         return self.socket_dir
 
     def _make_data_dir(self) -> None:
         shutil.rmtree(self.data_dir, ignore_errors=True)
         self.data_dir.mkdir(mode=0o700, parents=True)
-        self._launcher().chown(self.data_dir)
+        self.binaries.launcher.chown(self.data_dir)
 
     def _write_initial_files(self) -> None:
         """Make a fresh data directory one of ours: who may connect, and our file of settings."""
@@ -503,10 +501,8 @@ class PostgresServer:
         self._write(_CONFIG_FILE, "".join(f"{name} = {_quote(value)}\n" for name, value in settings.items()))
 
     def _write(self, name: str, text: str) -> None:
-        with self.open_data_dirs() as (place,), processes.umask(0o077):
-            new = place / f"{name}.new"
-            new.write_text(text, encoding="utf-8")
-            new.replace(place / name)
+        with self.open_data_dirs() as (data_dir,):
+            processes.write_private_file(data_dir / name, text)
 
     def _wait_ready(self, timeout_seconds: float, *, pid: int | None = None) -> None:
         deadline = time.monotonic() + timeout_seconds

@@ -379,11 +379,13 @@ def wait(condition: Callable[[], bool], timeout_seconds: float, poll_seconds: fl
     return True
 
 
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    """Make files under another mask for a moment."""
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
+def write_private_file(path: Path, text: str) -> None:
+    """Replace a file, in one step, by one that only its owner may read and write.
+
+    The umask does not matter: all threads share it, so no thread may change it for a moment.
+    """
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
+        file.write(text)
+    new.replace(path)

@@ -10,10 +10,7 @@ from rdsrepl.sandbox.api.controller import Controller
 from rdsrepl.sandbox.api.engine_catalog import EngineVersion
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.parameter_groups import StoredGroup, default_name
-from rdsrepl.sandbox.api.records import (
-    Instance,
-    Records,
-)
+from rdsrepl.sandbox.api.records import Cluster, Instance, Records
 from rdsrepl.sandbox.api.service import Service
 from rdsrepl.sandbox.api.types import Parameters, ResourceKind
 from rdsrepl.sandbox.servers import binaries
@@ -21,6 +18,7 @@ from rdsrepl.sandbox.servers.binaries import Binaries
 
 SUBNET_GROUP: Final = "default"
 MAX_INSTANCES: Final = 40
+MAX_NAME_LENGTH: Final = 63
 _RESERVED_USERS: Final = (
     *("rdsadmin", "rdsrepladmin", "rds_superuser", "rds_replication", "rds_password", "rds_iam"),
     *("public", "none"),
@@ -153,3 +151,13 @@ def checked_storage(p: Mapping[str, Any], *, default: str) -> tuple[str, int, in
     if kind in ("io1", "io2") and iops is None:
         raise fault("InvalidParameterCombination", f"You must specify an IOPS value for storage type {kind}.")
     return kind, size, iops
+
+
+def update_secret(controller: Controller, record: Cluster | Instance, p: Parameters, password: str) -> None:
+    """Store a changed master password in Secrets Manager, or delete the secret, as a request says."""
+    managed = p.get("ManageMasterUserPassword")
+    if password:
+        keep = managed if managed is not None else record.secret_arn is not None
+        controller.manage_secret(record, password if keep else None)
+    elif managed is False:
+        controller.manage_secret(record, None)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from rdsrepl.sandbox.api import engine_catalog, other_engines, paging, types
+from rdsrepl.sandbox.api import engine_catalog
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.operations.checks import (
+    MAX_NAME_LENGTH,
     SUBNET_GROUP,
     attachable_group,
     check_quota,
     check_subnet_group,
     checked_storage,
     find_release,
-    identifier_of,
     master_credentials,
     same_major,
+    update_secret,
 )
 from rdsrepl.sandbox.api.operations.db_snapshots import create_final_snapshot
+from rdsrepl.sandbox.api.operations.describe import (
+    FIXED_MEMBERS,
+    HOSTED_ZONE,
+    describe,
+    secret_result,
+    shown_group_status,
+)
 from rdsrepl.sandbox.api.parameter_groups import default_name
 from rdsrepl.sandbox.api.records import (
     Cluster,
     Instance,
-    ParameterStatus,
     Records,
     check_identifier,
     invalid_state,
@@ -32,15 +39,13 @@ from rdsrepl.sandbox.api.records import (
     zones,
 )
 from rdsrepl.sandbox.api.service import Service, describes_all, operation
-from rdsrepl.sandbox.api.types import Parameters, Result
+from rdsrepl.sandbox.api.types import DEFAULT_PORT, Parameters, Result
 from rdsrepl.sandbox.servers.postgres_server import HOST, READER_HOST
 from rdsrepl.sandbox.state import ServerState
 
 MEMBERS: Final = 3
 MAX_CLUSTERS: Final = 40
-_MAX_NAME_LENGTH: Final = 63
 _MAX_MULTI_AZ_NAME_LENGTH: Final = 52
-_FILTERS: Final = ("db-cluster-id", "db-cluster-resource-id", "engine")
 
 
 @operation("CreateDBCluster")
@@ -50,7 +55,7 @@ def create(service: Service, p: Parameters) -> Result:
     release, programs = find_release(controller, p["Engine"], p.get("EngineVersion"))
     multi_az = release.engine == "postgres"
     identifier = check_identifier(
-        "DBClusterIdentifier", p["DBClusterIdentifier"], _MAX_MULTI_AZ_NAME_LENGTH if multi_az else _MAX_NAME_LENGTH
+        "DBClusterIdentifier", p["DBClusterIdentifier"], _MAX_MULTI_AZ_NAME_LENGTH if multi_az else MAX_NAME_LENGTH
     )
     user, password = master_credentials(p, required=True)
     group = attachable_group(service, "cluster", p.get("DBClusterParameterGroupName"), release)
@@ -97,34 +102,24 @@ def create(service: Service, p: Parameters) -> Result:
 
 
 @operation("DescribeDBClusters")
-def describe(service: Service, p: Parameters) -> Result:
-    """Answer with clusters."""
-    records = Records(service.store)
-    name = p.get("DBClusterIdentifier")
-    others = other_engines.describe_all(service, "cluster")
-    known = {*describe_all(service), *service.consistency.known("cluster"), *others}
-    names = [identifier_of(name)] if name else sorted(known)
-    chosen = {}
-    for identifier in names:
-        record = records.find(Cluster, identifier)
-        fresh = None if record is None else cluster_result(service, record)
-        shown = others.get(identifier) or service.consistency.shown("cluster", identifier, fresh)
-        if shown is None:
-            if name:
-                raise fault("DBClusterNotFoundFault", f"DBCluster {name} not found.")
-            continue
-        own = (shown["DBClusterIdentifier"], shown["DBClusterArn"])
-        fields = dict(zip(_FILTERS, (own, shown["DbClusterResourceId"], shown["Engine"]), strict=True))
-        if paging.matches_filters(p, fields):
-            chosen[identifier] = shown
-    page, marker = paging.page(chosen, p)
+def describe_clusters(service: Service, p: Parameters) -> Result:
+    """Return clusters."""
+
+    def fields(shown: Result) -> Mapping[str, str | Collection[str]]:
+        return {
+            "db-cluster-id": (shown["DBClusterIdentifier"], shown["DBClusterArn"]),
+            "db-cluster-resource-id": shown["DbClusterResourceId"],
+            "engine": shown["Engine"],
+        }
+
+    page, marker = describe(service, "cluster", p, describe_all(service), fields)
     return {"DBClusters": page, "Marker": marker}
 
 
 @describes_all("cluster")
 def describe_all(service: Service) -> dict[str, Result]:
-    """Return every cluster as it is, described."""
-    return {cluster.identifier: cluster_result(service, cluster) for cluster in Records(service.store).all(Cluster)}
+    """Return the description of every cluster, by identifier."""
+    return {record.identifier: cluster_result(service, record) for record in Records(service.store).all(Cluster)}
 
 
 @operation("ModifyDBCluster")
@@ -153,10 +148,7 @@ def modify(service: Service, p: Parameters) -> Result:
         cluster.backup_days = p.get("BackupRetentionPeriod", cluster.backup_days)
         if cluster.multi_az:
             _set_storage(cluster, wanted_storage, current=cluster)
-        if password:
-            controller.manage_secret(cluster, password if _is_managed(p, cluster) else None)
-        elif p.get("ManageMasterUserPassword") is False:
-            controller.manage_secret(cluster, None)
+        update_secret(controller, cluster, p, password)
         records.put(cluster)
         for member in records.members(cluster.identifier):
             _copy_cluster_settings(member, cluster)
@@ -261,7 +253,7 @@ def cluster_result(service: Service, cluster: Cluster) -> Result:
         "MasterUserSecret": secret_result(cluster),
         "Endpoint": HOST if port else None,
         "ReaderEndpoint": (READER_HOST if own_host else HOST) if has_reader else None,
-        "Port": port or types.DEFAULT_PORT,
+        "Port": port or DEFAULT_PORT,
         "MultiAZ": cluster.multi_az or len({member.zone for member in members.values()}) > 1,
         "AvailabilityZones": known,
         "DBClusterParameterGroup": cluster.parameter_group,
@@ -282,8 +274,6 @@ def cluster_result(service: Service, cluster: Cluster) -> Result:
         "DBClusterInstanceClass": cluster.instance_class,
         "PendingModifiedValues": cluster.pending or None,
         "BackupRetentionPeriod": cluster.backup_days,
-        "PreferredBackupWindow": "03:00-03:30",
-        "PreferredMaintenanceWindow": "sun:05:00-sun:05:30",
         "ClusterCreateTime": cluster.created,
         "EarliestRestorableTime": cluster.created,
         "LatestRestorableTime": now(),
@@ -292,28 +282,13 @@ def cluster_result(service: Service, cluster: Cluster) -> Result:
         "DeletionProtection": cluster.deletion_protection,
         "HttpEndpointEnabled": False,
         "ActivityStreamStatus": "stopped",
-        "CopyTagsToSnapshot": False,
         "CrossAccountClone": False,
-        "AutoMinorVersionUpgrade": True,
         "PubliclyAccessible": False if cluster.multi_az else None,
-        "NetworkType": "IPV4",
-        "HostedZoneId": "Z2R2ITUGPM61AM",
-        "VpcSecurityGroups": [{"VpcSecurityGroupId": "sg-0a1b2c3d4e5f60718", "Status": "active"}],
+        "HostedZoneId": HOSTED_ZONE,
         "AssociatedRoles": [],
         "ReadReplicaIdentifiers": [],
-        "TagList": [],
+        **FIXED_MEMBERS,
     }
-
-
-def shown_group_status(service: Service, status: ParameterStatus) -> ParameterStatus:
-    """Return the status of a parameter group on a server as it is described."""
-    hidden = service.consistency.switches.hide_pending and status == "pending-reboot"
-    return "in-sync" if hidden else status
-
-
-def secret_result(record: Cluster | Instance) -> Result | None:
-    """Return the master secret as RDS describes it."""
-    return None if record.secret_arn is None else {"SecretArn": record.secret_arn, "SecretStatus": "active"}
 
 
 def _members(service: Service, cluster: Cluster) -> list[Instance]:
@@ -396,7 +371,3 @@ def _apply_or_queue(cluster: Cluster, p: Parameters, version: str) -> Parameters
     cluster.pending = {}
     cluster.version = wanted.get("EngineVersion", cluster.version)
     return {**others, **wanted}
-
-
-def _is_managed(p: Parameters, cluster: Cluster) -> bool:
-    return bool(p.get("ManageMasterUserPassword", cluster.secret_arn is not None))

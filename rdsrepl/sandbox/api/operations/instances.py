@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from rdsrepl.sandbox.api import engine_catalog, other_engines, paging
+from rdsrepl.sandbox.api import engine_catalog
 from rdsrepl.sandbox.api.controller import Controller
 from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.operations.checks import (
+    MAX_NAME_LENGTH,
     SUBNET_GROUP,
     attachable_group,
     check_quota,
     check_subnet_group,
     checked_storage,
     find_release,
-    identifier_of,
     master_credentials,
     same_major,
+    update_secret,
 )
-from rdsrepl.sandbox.api.operations.clusters import secret_result, shown_group_status
 from rdsrepl.sandbox.api.operations.db_snapshots import create_final_snapshot
+from rdsrepl.sandbox.api.operations.describe import (
+    FIXED_MEMBERS,
+    HOSTED_ZONE,
+    describe,
+    secret_result,
+    shown_group_status,
+)
 from rdsrepl.sandbox.api.records import (
     Cluster,
     Instance,
@@ -34,8 +42,6 @@ from rdsrepl.sandbox.api.service import Service, describes_all, operation
 from rdsrepl.sandbox.api.types import Parameters, Result
 from rdsrepl.sandbox.servers.postgres_server import HOST
 
-_MAX_NAME_LENGTH: Final = 63
-_FILTERS: Final = ("db-instance-id", "db-cluster-id", "dbi-resource-id", "engine")
 # Of a Multi-AZ cluster's member these are the cluster's to change.
 _CLUSTER_PARAMETERS: Final = (
     "DBInstanceClass",
@@ -54,7 +60,7 @@ _REBOOTABLE: Final = ("available", "incompatible-parameters")
 def create(service: Service, p: Parameters) -> Result:
     """Make an instance by itself, or a member of an Aurora cluster."""
     controller = service.require_controller()
-    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _MAX_NAME_LENGTH)
+    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], MAX_NAME_LENGTH)
     if "DBClusterIdentifier" in p:
         return _create_member(service, controller, identifier, p)
     if p["Engine"] == "aurora-postgresql":
@@ -104,7 +110,7 @@ def create(service: Service, p: Parameters) -> Result:
 def create_replica(service: Service, p: Parameters) -> Result:
     """Make a read replica of an instance that is by itself, or of a replica."""
     controller = service.require_controller()
-    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], _MAX_NAME_LENGTH)
+    identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], MAX_NAME_LENGTH)
     if "SourceDBInstanceIdentifier" not in p:
         message = "A read replica needs SourceDBInstanceIdentifier; the sandbox has none of DB clusters."
         raise fault("InvalidParameterCombination", message)
@@ -151,41 +157,26 @@ def create_replica(service: Service, p: Parameters) -> Result:
 
 
 @operation("DescribeDBInstances")
-def describe(service: Service, p: Parameters) -> Result:
-    """Answer with instances."""
-    records = Records(service.store)
-    name = p.get("DBInstanceIdentifier")
-    others = other_engines.describe_all(service, "instance")
-    known = {*describe_all(service), *service.consistency.known("instance"), *others}
-    names = [identifier_of(name)] if name else sorted(known)
-    chosen = {}
-    for identifier in names:
-        record = records.find(Instance, identifier)
-        fresh = None if record is None else instance_result(service, record)
-        shown = others.get(identifier) or service.consistency.shown("instance", identifier, fresh)
-        if shown is None:
-            if name:
-                raise fault("DBInstanceNotFoundFault", f"DBInstance {name} not found.")
-            continue
-        of = shown["DBClusterIdentifier"]
-        values = (
-            (shown["DBInstanceIdentifier"], shown["DBInstanceArn"]),
-            () if of is None else (of, service.arn("cluster", of)),
-            shown["DbiResourceId"],
-            shown["Engine"],
-        )
-        if paging.matches_filters(p, dict(zip(_FILTERS, values, strict=True))):
-            chosen[identifier] = shown
-    page, marker = paging.page(chosen, p)
+def describe_instances(service: Service, p: Parameters) -> Result:
+    """Return instances."""
+
+    def fields(shown: Result) -> Mapping[str, str | Collection[str]]:
+        cluster = shown["DBClusterIdentifier"]
+        return {
+            "db-instance-id": (shown["DBInstanceIdentifier"], shown["DBInstanceArn"]),
+            "db-cluster-id": () if cluster is None else (cluster, service.arn("cluster", cluster)),
+            "dbi-resource-id": shown["DbiResourceId"],
+            "engine": shown["Engine"],
+        }
+
+    page, marker = describe(service, "instance", p, describe_all(service), fields)
     return {"DBInstances": page, "Marker": marker}
 
 
 @describes_all("instance")
 def describe_all(service: Service) -> dict[str, Result]:
-    """Return every instance as it is, described."""
-    return {
-        instance.identifier: instance_result(service, instance) for instance in Records(service.store).all(Instance)
-    }
+    """Return the description of every instance, by identifier."""
+    return {record.identifier: instance_result(service, record) for record in Records(service.store).all(Instance)}
 
 
 @operation("ModifyDBInstance")
@@ -223,11 +214,7 @@ def modify(service: Service, p: Parameters) -> Result:
         instance.certificate = p.get("CACertificateIdentifier", instance.certificate)
         instance.public = p.get("PubliclyAccessible", instance.public)
         reclassed = _change_size(service, instance, p, release.version)
-        if password:
-            managed = bool(p.get("ManageMasterUserPassword", instance.secret_arn is not None))
-            controller.manage_secret(instance, password if managed else None)
-        elif p.get("ManageMasterUserPassword") is False:
-            controller.manage_secret(instance, None)
+        update_secret(controller, instance, p, password)
         records.put(instance)
     identifier = instance.identifier
 
@@ -329,7 +316,7 @@ def instance_result(service: Service, instance: Instance) -> Result:
         "MasterUsername": instance.master_user,
         "MasterUserSecret": secret_result(instance),
         "DBName": instance.dbname,
-        "Endpoint": {"Address": HOST, "Port": port, "HostedZoneId": "Z2R2ITUGPM61AM"} if port else None,
+        "Endpoint": {"Address": HOST, "Port": port, "HostedZoneId": HOSTED_ZONE} if port else None,
         "DbInstancePort": 0,
         "AllocatedStorage": instance.allocated_gib,
         "MaxAllocatedStorage": instance.max_allocated_gib,
@@ -351,10 +338,7 @@ def instance_result(service: Service, instance: Instance) -> Result:
         "ReadReplicaDBInstanceIdentifiers": [one.identifier for one in records.replicas(instance.identifier)],
         "PendingModifiedValues": instance.pending,
         "BackupRetentionPeriod": instance.backup_days,
-        "PreferredBackupWindow": "03:00-03:30",
-        "PreferredMaintenanceWindow": "sun:05:00-sun:05:30",
         "LatestRestorableTime": now() if instance.backup_days else None,
-        "AutoMinorVersionUpgrade": True,
         "LicenseModel": "postgresql-license",
         "PubliclyAccessible": instance.public,
         "StorageEncrypted": instance.encrypted,
@@ -364,14 +348,11 @@ def instance_result(service: Service, instance: Instance) -> Result:
         "IAMDatabaseAuthenticationEnabled": instance.iam_auth,
         "PerformanceInsightsEnabled": False,
         "MonitoringInterval": 0,
-        "CopyTagsToSnapshot": False,
-        "NetworkType": "IPV4",
         "BackupTarget": "region",
         "DedicatedLogVolume": False,
         "DBSecurityGroups": [],
-        "VpcSecurityGroups": [{"VpcSecurityGroupId": "sg-0a1b2c3d4e5f60718", "Status": "active"}],
         "OptionGroupMemberships": [],
-        "TagList": [],
+        **FIXED_MEMBERS,
     }
 
 
