@@ -66,15 +66,12 @@ def up(
         progress=lambda text: note(ctx, text),
     )
     if no_standby and report.reader_port is not None:
-        note(ctx, "the sandbox has a standby; to remove it: rdsrepl sandbox down, then up --no-standby")
+        _note_ignored(ctx, "the sandbox has a standby", "--no-standby")
     group = next((cluster.parameter_group for cluster in report.clusters if cluster.name == client_config.CLUSTER), "")
     if default_group and not group.startswith("default."):
-        note(
-            ctx,
-            f"the sandbox has the group {group}; for the default one: rdsrepl sandbox down, then up --default-group",
-        )
+        _note_ignored(ctx, f"the sandbox has the parameter group {group}", "--default-group")
     if postgres_bin is not None and str(postgres_bin.resolve()) != report.bin_dir:
-        note(ctx, "the sandbox runs other programs; to change them: rdsrepl sandbox down, then up --postgres-bin")
+        _note_ignored(ctx, f"the sandbox uses the programs in {report.bin_dir}", f"--postgres-bin {postgres_bin}")
     _show(ctx, report)
 
 
@@ -124,6 +121,11 @@ def _report() -> Report:
     if report is None:
         raise NotFound("no sandbox is running", hint="start one: rdsrepl sandbox up")
     return report
+
+
+def _note_ignored(ctx: typer.Context, reason: str, option: str) -> None:
+    """Say that an option has no effect on the existing sandbox, and how to create a sandbox with it."""
+    note(ctx, f"{reason}; to change this: rdsrepl sandbox down && rdsrepl sandbox up {option}")
 
 
 def _show(ctx: typer.Context, report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Layer 5: a local stand-in for RDS, with real PostgreSQL servers on loopback that behave as those of RDS.
+"""Layer 5: a local model of RDS, with real PostgreSQL servers on loopback that behave like those of RDS.
 
-Entry point: ``lifecycle`` (``up``, ``down``, ``status``). ``servers`` also serves the tests.
+Entry point: ``lifecycle`` (``up``, ``down``, ``status``). The tests use ``servers``, too.
 """

@@ -24,14 +24,17 @@ PROFILE: Final = "sandbox"
 
 
 def environment_variables(report: Report) -> dict[str, str]:
-    """Return the variables that lead libpq to the writer and AWS's clients to the API; the password stays in a file."""
+    """Return the environment variables that point libpq to the writer and AWS clients to the API.
+
+    They name the file with the password and do not contain the password.
+    """
     return {
         "PGHOST": report.host,
         "PGPORT": str(report.port),
         "PGUSER": report.user,
         "PGDATABASE": report.dbname,
         "PGPASSFILE": report.passfile,
-        # Another user may listen on the port while the sandbox is down, and ask for the password as it is (libpq 16).
+        # While the sandbox is down, another user may listen on the port and request the plain password (libpq 16).
         "PGREQUIREAUTH": "scram-sha-256",
         "AWS_PROFILE": report.profile,
         "AWS_CONFIG_FILE": report.aws_config_file,
@@ -55,7 +58,7 @@ def api_region(home: SandboxDirectory) -> str:
 
 
 def write_aws_files(home: SandboxDirectory) -> None:
-    """Write the profile for AWS's own tools."""
+    """Write the AWS profile ``sandbox``."""
     own = credentials.create(home)
     files = {
         home.aws_config_file: f"[profile {PROFILE}]\nregion = {api_region(home)}\nendpoint_url = {api_url(home)}\n",
@@ -93,12 +96,13 @@ def read_password(home: SandboxDirectory) -> str:
         return home.passfile.read_text(encoding="utf-8").splitlines()[0].rpartition(":")[2]
     except (OSError, IndexError) as exc:
         raise Error(
-            f"the sandbox's password is gone: {home.passfile}", hint="make it anew: rdsrepl sandbox down, then up"
+            f"could not read the password of the sandbox in {home.passfile}: {exc}",
+            hint="create the sandbox again: rdsrepl sandbox down && rdsrepl sandbox up",
         ) from exc
 
 
 def _own_target() -> Mapping[str, str] | None:
-    """Return the settings of the target called ``sandbox``; None where there is none."""
+    """Return the settings of the target ``sandbox``; None when it does not exist."""
     target = config.load().targets.get(TARGET)
     if target is None:
         return None
@@ -107,26 +111,30 @@ def _own_target() -> Mapping[str, str] | None:
 
 
 def refuse_foreign_target(home: SandboxDirectory) -> None:
-    """Refuse to replace a target of that name which somebody else wrote."""
+    """Refuse to replace a target ``sandbox`` that does not belong to this sandbox.
+
+    Raises:
+        Refused: the target belongs to another server.
+    """
     settings = _own_target()
     if settings is None or settings.get("passfile") == str(home.passfile):
         return
-    # One whose passfile is gone was another sandbox's, which did not end by `down`.
+    # A target whose password file does not exist belongs to a sandbox that was removed without `down`.
     stale = settings.get("host") == HOST and "passfile" in settings and not Path(settings["passfile"]).exists()
     if not stale:
         raise Refused(
-            f"{config.config_path()} has a target {TARGET!r} that leads elsewhere",
-            hint="give that target another name, or set XDG_CONFIG_HOME to another directory for the sandbox",
+            f"the target {TARGET!r} in {config.config_path()} does not belong to this sandbox",
+            hint="rename that target, or set XDG_CONFIG_HOME to another directory for the sandbox",
         )
 
 
 def add_target(home: SandboxDirectory, state: State) -> None:
     """Write the target ``sandbox`` to the configuration."""
     if state.port("writer", CLUSTER) is None:
-        return  # that cluster was deleted; the target is left as it was
+        return  # that cluster was deleted; the target stays as it is
     settings = {
         "host": HOST,
-        "hostaddr": HOST,  # and not PGHOSTADDR's
+        "hostaddr": HOST,  # overrides PGHOSTADDR
         "port": str(state.port("writer", CLUSTER)),
         "dbname": state.dbname,
         "user": state.user,

@@ -1,4 +1,4 @@
-"""The sandbox's AWS credentials: random, made once per sandbox, kept in its directory for the owner alone."""
+"""The AWS credentials of the sandbox: random, created once, in a file that only the owner may read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rdsrepl.errors import Error
 if TYPE_CHECKING:
     from rdsrepl.sandbox.state import SandboxDirectory
 
-# The letters of AWS's access keys, which begin with AKIA and have twenty of them.
+# An access key of AWS is AKIA and 16 of these letters.
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _KEY_LETTERS: Final = 16
 _SECRET_BYTES: Final = 30
@@ -22,10 +22,10 @@ _SECRET_BYTES: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What signs requests to the sandbox's AWS.
+    """The key pair that signs requests to the API of the sandbox.
 
     Attributes:
-        access_key: names the caller; it is sent with every request.
+        access_key: identifies the caller; every request contains it.
         secret_key: never sent and never shown.
     """
 
@@ -34,17 +34,18 @@ class Credentials:
 
 
 def create(home: SandboxDirectory) -> Credentials:
-    """Return a sandbox's credentials; where there are none yet, they are generated and written, mode 0600.
+    """Return the credentials of a sandbox; generate and write them, mode 0600, when the file does not exist.
 
     Args:
-        home: the sandbox's directory.
+        home: the directory of the sandbox.
 
     Raises:
         Error: the file cannot be read or written.
     """
     key = "AKIA" + "".join(secrets.choice(_LETTERS) for _ in range(_KEY_LETTERS))
     made = json.dumps({"access_key": key, "secret_key": secrets.token_urlsafe(_SECRET_BYTES)})
-    # Whoever comes second, of two processes at once, reads what the first wrote: the link is made in one step.
+    # Of two processes that create the file at the same time, the second one uses the file of the first one: a link
+    # is created in one step.
     new = home.credentials_file.with_name(f"{home.credentials_file.name}.{secrets.token_hex(8)}.new")
     if not home.credentials_file.exists():
         try:
@@ -54,23 +55,23 @@ def create(home: SandboxDirectory) -> Credentials:
             with suppress(FileExistsError):
                 os.link(new, home.credentials_file)
         except OSError as exc:
-            raise Error(f"{home.credentials_file} could not be written: {exc}") from exc
+            raise Error(f"could not write {home.credentials_file}: {exc}") from exc
         finally:
             new.unlink(missing_ok=True)
     return read(home)
 
 
 def read(home: SandboxDirectory) -> Credentials:
-    """Return a sandbox's credentials.
+    """Return the credentials of a sandbox.
 
     Raises:
-        Error: there are none, or the file is damaged.
+        Error: the file does not exist or is damaged.
     """
     try:
         fields = json.loads(home.credentials_file.read_text(encoding="utf-8"))
         return Credentials(str(fields["access_key"]), str(fields["secret_key"]))
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise Error(
-            f"{home.credentials_file} could not be read: {exc}",
-            hint="make the sandbox anew: rdsrepl sandbox down, then rdsrepl sandbox up",
+            f"could not read {home.credentials_file}: {exc}",
+            hint="create the sandbox again: rdsrepl sandbox down && rdsrepl sandbox up",
         ) from exc

@@ -1,15 +1,15 @@
-"""The sandbox as a whole: brought up, looked at, taken down.
+"""Starts the sandbox, reports on it and removes it.
 
 ::
 
     client ── endpoints ── relay ──┬── servers (data directories "servers/…"): primaries and their standbys
                              │     │
-                           state: which server is whose, and which is the writer
+                           state: which servers exist, and which are writers
                              │     │
     client ── base URL ── API: RDS over those servers, moto's services beside it
 
-``up`` finishes what an earlier one began, or starts again what ended; ``down`` undoes whatever it finds. While the API
-runs, it alone starts and stops servers; what is done here is done before it starts, or after it has ended.
+``up`` starts what does not run and removes what a killed ``up`` left; ``down`` removes everything. While the API runs,
+only the API starts and stops servers. This module does so before the API starts, or after it has ended.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import rdsrepl
 from rdsrepl import config
@@ -45,8 +45,6 @@ from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.sandbox.servers.processes import ProcessIdentity
 from rdsrepl.sandbox.state import ProcessState, SandboxDirectory, ServerState, State, directory
 
-if TYPE_CHECKING:
-    pass
 _PROCESS_SECONDS: Final = 20.0
 _SERVERS_SECONDS: Final = 60.0
 
@@ -55,7 +53,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What ``down`` found and removed."""
+    """What ``down`` removed.
+
+    Attributes:
+        was_there: whether the sandbox existed.
+        target_removed: whether the configuration had its target.
+    """
 
     was_there: bool
     target_removed: bool
@@ -69,24 +72,25 @@ def up(
     default_group: bool = False,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Bring the sandbox up, or report the one that is.
+    """Create the sandbox, or start what does not run of an existing one; report on it.
 
     Args:
-        bin_dir: PostgreSQL's programs; None is the newest found.
+        bin_dir: the directory of the PostgreSQL programs; None selects the newest ones.
         standby: whether a new sandbox gets a standby.
-        default_group: whether its cluster has the family's default parameter group, with which ``wal_level`` is
-            ``replica``, as a new cluster on RDS has.
-        progress: told what goes on, a line at a time.
+        default_group: whether its cluster has the family's default parameter group, as a new cluster on RDS has;
+            ``wal_level`` is ``replica`` then.
+        progress: called with a line of text for each step.
 
     Raises:
-        Error: it could not be made; nothing is left. Or one that was there could not be started; it is left as it was.
+        Error: the sandbox could not be created; nothing is left. Or an existing one could not be started; it stays as
+            it is.
     """
     home = directory()
     refuse_foreign_target(home)
-    with home.locked(lambda: progress("another rdsrepl sandbox command is at work; waiting for it")) as lock:
+    with home.locked(lambda: progress("waiting for another rdsrepl sandbox command to end")) as lock:
         state = home.read()
         if state is not None and state.phase != "ready":
-            progress("removing what an earlier, killed command left")
+            progress("removing what a killed command left")
             _remove_everything(home, state)
             state = None
         if state is not None:
@@ -97,29 +101,30 @@ def up(
             _remove_everything(home, home.read())
             home.remove()
             if isinstance(exc, Error) and exc.hint is not None and str(home.path) in exc.hint:
-                exc.hint = "other programs may do: rdsrepl sandbox up --postgres-bin DIR"  # the log named is gone
+                # The hint names a log that was removed.
+                exc.hint = "use other PostgreSQL programs: rdsrepl sandbox up --postgres-bin DIR"
             raise
 
 
 def status() -> Report | None:
-    """Report the sandbox as it is; None where there is none."""
+    """Return a report of the sandbox; None when it does not exist."""
     home = directory()
     state = home.read()
     return None if state is None else read_report(home, state)
 
 
 def down(*, progress: Progress = lambda _: None) -> Removed:
-    """End the sandbox's processes and remove its files and its target, whatever state it is in.
+    """Stop the processes of the sandbox and remove its files and its target, in whatever state it is.
 
     Raises:
-        Error: something could not be removed.
+        Error: a file could not be removed.
     """
     home = directory()
     if not home.path.is_dir():
         return Removed(False, False, str(home.path))
-    with home.locked(lambda: progress("another rdsrepl sandbox command is at work; waiting for it")):
+    with home.locked(lambda: progress("waiting for another rdsrepl sandbox command to end")):
         state = None
-        # A state that cannot be read is no reason to keep its processes.
+        # The processes are stopped also when the state cannot be read.
         with suppress(Error):
             state = home.read()
         was_there = state is not None or home.endpoint_file.exists() or bool(server_registry.data_dirs(home))
@@ -134,10 +139,10 @@ def down(*, progress: Progress = lambda _: None) -> Removed:
 
 
 def writer(home: SandboxDirectory | None = None) -> PostgresServer:
-    """Return the server that is the writer now of the cluster the sandbox begins with, for superuser's work on it.
+    """Return the server that is the writer of the first cluster now.
 
     Raises:
-        Error: there is no sandbox, or that cluster was deleted.
+        Error: the sandbox does not exist, or that cluster was deleted.
     """
     home = home or directory()
     state = home.read()
@@ -170,11 +175,11 @@ def _create(
     home.write(state)
     state = _make_socket_dir(home, state)
     home.servers_dir.mkdir(mode=0o700)
-    # They take a moment to start, which the servers' making is as well.
+    # The API and the relay start while the servers are created.
     api = _spawn(home, "rdsrepl.sandbox.api", home.api_log)
     relay = _spawn(home, "rdsrepl.sandbox.relay", home.endpoint_log)
 
-    progress("making the writer")
+    progress("creating the writer")
     first, *others = state.servers
     primary = server_registry.server(home, state, first, (lock,))
     primary.initdb()
@@ -183,7 +188,7 @@ def _create(
     password = secrets.token_urlsafe(24)
     rds_roles.apply(primary, password)
     for entry in others:
-        progress("making the standby")
+        progress("creating the standby")
         copy = primary.clone(home.servers_dir / entry.name, slot=entry.slot or "", settings=dict(entry.settings))
         copy.start()
         home.update(lambda now, entry=entry, copy=copy: now.with_server(replace(entry, port=copy.port)))  # type: ignore[misc]
@@ -200,20 +205,20 @@ def _create(
 
 
 def _start_stopped(home: SandboxDirectory, state: State, progress: Progress) -> Report:
-    """Start what has ended of a complete sandbox."""
+    """Start what does not run of a complete sandbox."""
     for bin_dir in sorted({entry.bin_dir for entry in state.servers}):
         if not (Path(bin_dir) / "postgres").exists():
             raise Error(
-                f"the sandbox's PostgreSQL is gone from {bin_dir}",
-                hint="make it anew: rdsrepl sandbox down, then rdsrepl sandbox up",
+                f"the PostgreSQL programs of the sandbox are no longer in {bin_dir}",
+                hint="create the sandbox again: rdsrepl sandbox down && rdsrepl sandbox up",
             )
     state = _make_socket_dir(home, state)
     api = home.api()
     if api is not None and api.is_running():
-        down = [entry.name for entry in state.servers if not _is_up(home, state, entry)]
+        down = [entry.name for entry in state.servers if not _is_ready(home, state, entry)]
         if down:
             progress(f"waiting for {', '.join(down)}")
-            processes.wait(lambda: _all_up(home), _SERVERS_SECONDS)
+            processes.wait(lambda: _all_ready(home), _SERVERS_SECONDS)
     else:
         state = _start_servers(home, state, progress)
         progress("starting the API")
@@ -231,7 +236,7 @@ def _start_stopped(home: SandboxDirectory, state: State, progress: Progress) -> 
 
 
 def _start_servers(home: SandboxDirectory, state: State, progress: Progress) -> State:
-    """Start what has ended, primaries first."""
+    """Start the servers that do not run, primaries first."""
     for entry in sorted(state.servers, key=lambda entry: entry.source is not None):
         server = server_registry.server(home, state, entry)
         if server.is_running() or not server.exists():
@@ -242,22 +247,22 @@ def _start_servers(home: SandboxDirectory, state: State, progress: Progress) -> 
         except Error as exc:
             if entry.cluster == CLUSTER:
                 raise
-            progress(f"{entry.name} stays down: {exc}")
+            progress(f"could not start {entry.name}: {exc}")
             continue
         port = server.port
         state = home.update(lambda now, entry=entry, port=port: now.with_server(replace(entry, port=port)))  # type: ignore[misc]
     return state
 
 
-def _is_up(home: SandboxDirectory, state: State, entry: ServerState) -> bool:
+def _is_ready(home: SandboxDirectory, state: State, entry: ServerState) -> bool:
     return (
         server_registry.server(home, state, entry).is_running() or _status(home, entry.name) in STATUSES_WITHOUT_SERVER
     )
 
 
-def _all_up(home: SandboxDirectory) -> bool:
+def _all_ready(home: SandboxDirectory) -> bool:
     state = home.read()
-    return state is not None and all(_is_up(home, state, entry) for entry in state.servers)
+    return state is not None and all(_is_ready(home, state, entry) for entry in state.servers)
 
 
 def _status(home: SandboxDirectory, name: str) -> str | None:
@@ -268,16 +273,17 @@ def _status(home: SandboxDirectory, name: str) -> str | None:
 
 
 def _make_socket_dir(home: SandboxDirectory, state: State) -> State:
-    """Make the directory of the unix sockets where it is missing; return the state that names it.
+    """Create the directory of the unix sockets when it does not exist; return the state that names it.
 
-    A reboot empties the temporary directory, and then anybody can make one of that name. Who holds it hears what the
-    superuser says: so another is made then, and what still runs, with its sockets out of reach, is ended.
+    A reboot of the machine empties the temporary directory, and then any user can create a directory of that name. Its
+    owner could read the superuser's connections. So a directory of another name is created in that case, and servers
+    that still run are stopped, because their sockets are in the old directory.
     """
     launcher = state.binaries.launcher
     path = Path(state.socket_dir)
     while not socket_dirs.is_socket_dir(path, launcher):
         if os.path.lexists(path):
-            with suppress(OSError):  # made by an `up` that was killed just then
+            with suppress(OSError):  # created by an `up` that was killed at that moment
                 path.rmdir()
             path = socket_dirs.new_socket_dir(launcher)
             for process in _api_and_relay(home):
@@ -291,17 +297,17 @@ def _make_socket_dir(home: SandboxDirectory, state: State) -> State:
 
 
 def _remove_everything(home: SandboxDirectory, state: State | None) -> None:
-    """End every process and remove every file but the lock."""
+    """Stop every process and remove every file except the lock."""
     if state is not None and state.phase != "removing":
         home.write(replace(state, phase="removing"))
-    # The API first, as it starts servers, and then what its programs are about to make.
+    # The API first, because it starts servers; then the programs that it runs, because they write files.
     for process in _api_and_relay(home):
         process.end(timeout_seconds=20.0)
     home.await_programs()
     socket_dir = None if state is None else Path(state.socket_dir)
     entries = {} if state is None else {entry.name: entry for entry in state.servers}
     data_dirs = server_registry.data_dirs(home)
-    # Standbys first: a primary waits for them at its end.
+    # Standbys first: a primary that stops waits for them.
     for data_dir in sorted(data_dirs, key=lambda path: path.name in entries and entries[path.name].source is None):
         entry = entries.get(data_dir.name)
         programs = entry.binaries if entry is not None else Binaries(Path(), (0,))
@@ -309,7 +315,7 @@ def _remove_everything(home: SandboxDirectory, state: State | None) -> None:
     if state is not None and socket_dir is not None and _is_own_socket_dir(state, socket_dir):
         shutil.rmtree(socket_dir, ignore_errors=True)
     for path in home.path.iterdir():
-        # The state goes last: without it nobody would know of the rest.
+        # The state last: it names everything else that has to be removed.
         if path not in (home.lock_file, home.state_file):
             _delete(path)
     home.state_file.unlink(missing_ok=True)
@@ -326,11 +332,11 @@ def _is_own_socket_dir(state: State, socket_dir: Path) -> bool:
 
 
 def _api_and_relay(home: SandboxDirectory) -> list[ProcessIdentity]:
-    """Return the API's and the relay's processes, also those that have not said a word yet."""
+    """Return the processes of the API and the relay, also those that did not write about themselves yet."""
     found: list[ProcessState] = list(home.spawned().values())
-    for said in (home.api, home.relay):
+    for read in (home.api, home.relay):
         with suppress(Error):
-            process = said()
+            process = read()
             if process is not None:
                 found.append(process)
     return [ProcessIdentity(process.pid, process.started, "rdsrepl.sandbox.") for process in found]
@@ -343,19 +349,19 @@ def _delete(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as exc:
-        raise Error(f"{path} cannot be removed: {exc}", hint="remove it, then rdsrepl sandbox down again") from exc
+        raise Error(f"could not remove {path}: {exc}", hint="remove it, then run again: rdsrepl sandbox down") from exc
 
 
 def _spawn(home: SandboxDirectory, module: str, log: Path, *words: str) -> int:
-    """Start one of the sandbox's own processes; return its id."""
+    """Start the API or the relay; return its process id."""
     log.touch(mode=0o600)
-    # It runs in another directory, so an rdsrepl that is not installed has to be named.
+    # The process runs in another directory, so it needs the path of an rdsrepl that is not installed.
     places = [str(Path(rdsrepl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     extra = {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
     words = (sys.executable, "-m", module, str(home.path), *words)
 
     def note(process: ProcessIdentity) -> None:
-        # So that it is ended also when we are killed before it has said where it listens.
+        # So `down` stops it also when this process is killed before the new one writes where it listens.
         home.record_spawned(module, ProcessState(process.pid, process.started))
 
     return processes.spawn(processes.Launcher(), words, log, note=note, env={**processes.environment(), **extra})
@@ -374,7 +380,7 @@ def _await_relay(home: SandboxDirectory, pid: int) -> None:
 
 
 def _await_api(home: SandboxDirectory, pid: int) -> None:
-    """Wait until the API takes requests."""
+    """Wait until the API accepts requests."""
 
     def listens() -> bool:
         api = home.api()
@@ -386,8 +392,8 @@ def _await_api(home: SandboxDirectory, pid: int) -> None:
 def _await_start(listens: Callable[[], bool], pid: int, log: Path, what: str) -> None:
     processes.wait(lambda: listens() or processes.start_time(pid) is None, _PROCESS_SECONDS)
     if not listens():
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise Error(f"{what} did not start: {said[-1] if said else 'no word from there'}", hint=f"the log: {log}")
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise Error(f"{what} did not start: {lines[-1] if lines else 'the log is empty'}", hint=f"read the log: {log}")
 
 
 def _save_ports(home: SandboxDirectory) -> State:

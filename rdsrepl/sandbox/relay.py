@@ -1,12 +1,14 @@
-"""The sandbox's stable endpoints: a process that relays connections to whichever server is the writer, or a reader.
+"""The endpoints of the sandbox: a process that relays connections to the current writer, a reader or an instance.
 
-Clients keep their address while servers restart, move or change roles: each new connection reads the state file anew.
-Endpoints that the state names are listened on within a moment, those that it no longer names are closed. Nothing is
-decoded, but the first packet: a replication connection of a member of ``rds_replication`` gets the ``REPLICATION``
-attribute, on which plain PostgreSQL insists, on loan from before its authentication until just after, so that
-``rolreplication`` is false on either side of that moment, as it is on RDS.
+The address of an endpoint stays the same while servers restart or change roles, because the relay reads the state for
+every new connection. It listens on the endpoints that the state names and closes all others.
 
-Run as ``python -m rdsrepl.sandbox.relay DIRECTORY``, by ``up``.
+The relay decodes only the first packet of a connection. PostgreSQL requires the ``REPLICATION`` attribute for a
+replication connection; on RDS membership in ``rds_replication`` is enough. So the relay grants the attribute to a
+member of ``rds_replication`` before the authentication of such a connection, and revokes it right after. At all other
+times ``rolreplication`` is false, as on RDS.
+
+``up`` runs it as ``python -m rdsrepl.sandbox.relay DIRECTORY``.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rdsrepl.sandbox.relay")
 
 CHUNK_BYTES: Final = 256 * 1024
-# What a start-up packet's second word says (manual, section 55.7).
+# The request code of a startup packet (manual, section 55.7).
 _SSL_REQUEST: Final = 80877103
 _GSS_REQUEST: Final = 80877104
 _CANCEL_REQUEST: Final = 80877102
@@ -44,9 +46,9 @@ _STARTUP_BYTES: Final = 10_000
 _HANDSHAKE_SECONDS: Final = 60.0
 _ADMIN_SECONDS: Final = 5
 _REPLAY_SECONDS: Final = 15.0
-# A client that reads slowly shall still get a server's last words.
+# A client that reads slowly has this long to receive the last messages of the server.
 _CLOSE_SECONDS: Final = 30.0
-# How late a new endpoint may be listened on.
+# How often the state is read for new endpoints.
 _POLL_SECONDS: Final = 0.05
 _REVOKE_SECONDS: Final = 1.0
 
@@ -60,7 +62,14 @@ _MAY_REPLICATE: Final = """
 
 @dataclass(frozen=True, slots=True)
 class StartupPacket:
-    """A client's first packet: as it came, and what matters in it."""
+    """The first packet of a client.
+
+    Attributes:
+        packet: the bytes, with the length.
+        code: the protocol version or request code.
+        user: the role that logs in.
+        logical: whether it is a logical replication connection.
+    """
 
     packet: bytes
     code: int
@@ -69,7 +78,7 @@ class StartupPacket:
 
     @classmethod
     def parse(cls, packet: bytes) -> StartupPacket:
-        """Read the packet, its length word included."""
+        """Parse a packet that starts with its length."""
         code = int.from_bytes(packet[4:8], "big")
         if code >> 16 != 3:
             return cls(packet, code)
@@ -80,13 +89,13 @@ class StartupPacket:
 
 
 class AuthenticationEnd:
-    """Finds, in what a server sends, the first message that ends the authentication: ready, or an error."""
+    """Finds the message of a server that ends the authentication: ReadyForQuery or an error."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> bool:
-        """Take the next bytes; return whether the message has begun."""
+        """Read the next bytes; return whether the message has started."""
         self._rest += data
         while len(self._rest) >= 5:
             if self._rest[0] in b"ZE":
@@ -108,11 +117,11 @@ class GrantedRole:
 
 @dataclass(slots=True)
 class ReplicationGrants:
-    """The ``REPLICATION`` attribute, granted to roles while they log in.
+    """Grants the ``REPLICATION`` attribute to roles while they log in.
 
     Attributes:
-        directory: the sandbox's; a file in it names the roles that hold the attribute on loan, so that one that was
-            killed in between gives it back when it starts again.
+        directory: the directory of the sandbox. A file in it names the roles that have the attribute, so that a relay
+            that was killed revokes it when it starts again.
     """
 
     directory: SandboxDirectory
@@ -122,17 +131,17 @@ class ReplicationGrants:
     _lsn: dict[GrantedRole, str] = field(default_factory=dict)
 
     def load(self) -> None:
-        """Read what an earlier process left owing."""
+        """Read the roles from which an earlier process did not revoke the attribute."""
         with suppress(OSError, ValueError, TypeError):
             left = json.loads(self.directory.granted_roles_file.read_text(encoding="utf-8"))
             self._to_revoke = {GrantedRole(family, role) for family, role in left}
 
     async def grant(self, role: str, server: ServerState) -> GrantedRole | None:
-        """Lend ROLE the attribute when it may have it; return whom ``give_back`` is due for, None when it did not.
+        """Grant the attribute to a role that may have it; return what ``revoke`` needs, None when it was not granted.
 
         Args:
             role: the role that logs in.
-            server: the one it logs in to; a standby has to learn of it first.
+            server: the server that it logs in to; a standby has to replay the grant first.
         """
         state = self.directory.read()
         if state is None:
@@ -152,7 +161,7 @@ class ReplicationGrants:
         return granted_role
 
     async def revoke(self, granted_role: GrantedRole) -> None:
-        """Take the attribute back when this was the last connection of the role that needed it."""
+        """Revoke the attribute when no other connection of the role needs it."""
         async with self._lock:
             self._users[granted_role] -= 1
             if self._users[granted_role] == 0:
@@ -160,7 +169,7 @@ class ReplicationGrants:
                 await self._revoke(granted_role)
 
     async def revoke_leftovers(self) -> None:
-        """Take back what could not be taken back before: the server was down, or we were killed."""
+        """Revoke what could not be revoked before: the server was down, or the relay was killed."""
         if self._to_revoke - self._users.keys():
             async with self._lock:
                 for granted_role in self._to_revoke - self._users.keys():
@@ -178,11 +187,11 @@ class ReplicationGrants:
                 self._to_revoke.add(granted_role)
                 self._save()
                 await conn.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(granted_role.role)))
-                where = await (await conn.execute("SELECT pg_current_wal_flush_lsn()::text")).fetchone()
-                self._lsn[granted_role] = where[0] if where is not None else "0/0"
+                position = await (await conn.execute("SELECT pg_current_wal_flush_lsn()::text")).fetchone()
+                self._lsn[granted_role] = position[0] if position is not None else "0/0"
         except (psycopg.Error, OSError, UnicodeError) as exc:
-            # The client learns from its own server what is wrong.
-            log.warning("could not lend REPLICATION to %r of %s: %s", granted_role.role, granted_role.family, exc)
+            # The client gets the error from its own server.
+            log.warning("could not grant REPLICATION to %r of %s: %s", granted_role.role, granted_role.family, exc)
             return False
         return True
 
@@ -196,9 +205,7 @@ class ReplicationGrants:
         except (psycopg.errors.UndefinedObject, _PrimaryNotFound):
             pass
         except (psycopg.Error, OSError) as exc:
-            log.warning(
-                "could not take REPLICATION back from %r of %s: %s", granted_role.role, granted_role.family, exc
-            )
+            log.warning("could not revoke REPLICATION from %r of %s: %s", granted_role.role, granted_role.family, exc)
             return
         self._to_revoke.discard(granted_role)
         self._save()
@@ -215,14 +222,14 @@ class ReplicationGrants:
                         return
                     await asyncio.sleep(0.01)
         except (psycopg.Error, OSError) as exc:  # TimeoutError is an OSError
-            log.warning("server %s has not replayed %s: %s", reader.name, lsn, exc or "too far behind")
+            log.warning("server %s has not replayed %s: %s", reader.name, lsn, exc or "timed out")
 
     def _primary(self, granted_role: GrantedRole) -> Any:
         state = self.directory.read()
         servers = state.servers if state is not None else ()
         found = [s for s in servers if s.source is None and granted_role.family in (s.cluster or s.name, s.name)]
         if not found:
-            raise _PrimaryNotFound(f"there is no writer in {granted_role.family}")
+            raise _PrimaryNotFound(f"no writer in {granted_role.family}")
         return self._connect(found[0])
 
     @asynccontextmanager
@@ -230,17 +237,17 @@ class ReplicationGrants:
         import psycopg
 
         state = self.directory.read()
-        behind: dict[str, Any] = {**require_peer(server.binaries.launcher)}
+        keywords: dict[str, Any] = {**require_peer(server.binaries.launcher)}
         async with await psycopg.AsyncConnection.connect(
             host=state.socket_dir if state is not None else "",
             port=server.port,
             user=SUPERUSER,
             dbname="postgres",
             connect_timeout=_ADMIN_SECONDS,
-            application_name="rdsrepl sandbox endpoint",
+            application_name="rdsrepl sandbox relay",
             options=f"{ADMIN_OPTIONS} -c statement_timeout={_ADMIN_SECONDS}s",
             autocommit=True,
-            **behind,
+            **keywords,
         ) as conn:
             yield conn
 
@@ -254,12 +261,12 @@ class ReplicationGrants:
 
 
 class _PrimaryNotFound(OSError):
-    """There is no such primary any more."""
+    """The primary no longer exists."""
 
 
 @dataclass(slots=True)
 class _Listener:
-    """One endpoint that is listened on, and the connections through it."""
+    """An open endpoint and the connections through it."""
 
     server: asyncio.Server | None
     port: int
@@ -274,7 +281,7 @@ class _Listener:
 
 
 class Relay:
-    """All endpoints, and the connections that go through them."""
+    """Listens on all endpoints and relays their connections."""
 
     def __init__(self, directory: SandboxDirectory) -> None:
         self._directory = directory
@@ -284,27 +291,27 @@ class Relay:
         self._state: State | None = None
 
     async def run(self) -> None:
-        """Listen until SIGTERM, or until the sandbox's directory is gone."""
+        """Listen until SIGTERM, or until the sandbox is removed."""
         if self._read_state() is None:
-            raise SystemExit(f"there is no sandbox in {self._directory.path}")
+            raise SystemExit(f"no sandbox in {self._directory.path}")
         self._grants.load()
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        settled = 0.0
-        said: dict[str, int] | None = None
+        last_revoke = 0.0
+        written: dict[str, int] | None = None
         while not stop.is_set() and self._directory.state_file.exists():
             await self._update_listeners(self._read_state())
             ports = {key: listener.port for key, listener in self._listeners.items()}
-            if ports != said:
+            if ports != written:
                 own = RelayState(os.getpid(), processes.start_time(os.getpid()) or "", ports)
                 self._directory.save(self._directory.endpoint_file, asdict(own))
                 log.info("listening: %s", ", ".join(f"{key} {port}" for key, port in ports.items()) or "nowhere")
-                said = ports
-            if loop.time() > settled + _REVOKE_SECONDS:
+                written = ports
+            if loop.time() > last_revoke + _REVOKE_SECONDS:
                 await self._grants.revoke_leftovers()
-                settled = loop.time()
+                last_revoke = loop.time()
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _POLL_SECONDS)
         for listener in self._listeners.values():
@@ -313,11 +320,11 @@ class Relay:
         log.info("stopped")
 
     async def _update_listeners(self, state: State | None) -> None:
-        """Listen on the endpoints that the state names, and on no others."""
+        """Listen on the endpoints that the state names, and close all others."""
         wanted = {endpoint.key: endpoint for endpoint in state.endpoints} if state is not None else {}
         for key in self._listeners.keys() - wanted.keys():
             await self._listeners.pop(key).close()
-        # The writers' ports have to be known before those that are to have the same.
+        # In reverse order, so that a writer has its port before the reader-host that uses the same port.
         for key in sorted(wanted.keys() - self._listeners.keys(), reverse=True):
             self._listeners[key] = await self._listen(wanted[key])
 
@@ -336,7 +343,7 @@ class Relay:
                     server = await asyncio.start_server(connected, READER_HOST, writer.port, limit=CHUNK_BYTES)
                     return _Listener(server, writer.port, tasks)
             return _Listener(None, 0, tasks)
-        # The port of before if it is still free, else any.
+        # The previous port when it is still free, else any port.
         for port in [*([endpoint.port] if endpoint.port else []), *random.sample(PORTS, 200)]:
             with suppress(OSError):
                 server = await asyncio.start_server(connected, HOST, port, limit=CHUNK_BYTES, backlog=512)
@@ -344,7 +351,7 @@ class Relay:
         raise SystemExit(f"no free port on {HOST}")
 
     def _read_state(self) -> State | None:
-        """Return the state file's content, read again when it has changed."""
+        """Return the state; the file is read again when it changed."""
         with suppress(OSError):
             stat = self._directory.state_file.stat()
             stamp = (stat.st_ino, stat.st_mtime_ns)
@@ -358,7 +365,7 @@ class Relay:
         return random.choice(servers) if servers else None
 
     async def _serve(self, endpoint: EndpointState, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take one connection from its first byte to its last."""
+        """Serve one connection."""
         try:
             async with asyncio.timeout(_HANDSHAKE_SECONDS):
                 startup = await _startup(reader, writer)
@@ -367,7 +374,7 @@ class Relay:
         except (OSError, asyncio.IncompleteReadError):
             pass
         except Exception:
-            log.exception("a connection to %s broke", endpoint.key)
+            log.exception("a connection to %s failed", endpoint.key)
         finally:
             await _close(writer)
 
@@ -380,7 +387,7 @@ class Relay:
     ) -> None:
         backend = self._backend(endpoint)
         if backend is None or backend.port == 0:
-            writer.write(_error_response(f"the sandbox has no server behind {endpoint.key} now"))
+            writer.write(_error_response(f"no server is available for the endpoint {endpoint.key}"))
             return
         granted = await self._grants.grant(startup.user, backend) if startup.logical else None
         try:
@@ -409,7 +416,7 @@ class Relay:
         server_reader: asyncio.StreamReader,
         server_writer: asyncio.StreamWriter,
     ) -> None:
-        """Relay until the server has let the client in or not; the loan ends before the client hears of it."""
+        """Relay the authentication; revoke the attribute before the client gets the result."""
         end = AuthenticationEnd()
         to_server = asyncio.create_task(_forward(reader, server_writer))
         data = b""
@@ -420,7 +427,7 @@ class Relay:
                 writer.write(data)
                 await writer.drain()
         finally:
-            # Nothing is lost: what the task has read it has written, and it only ever waits for more.
+            # Cancelling loses no data: the task writes what it read, and is cancelled only while it waits for more.
             to_server.cancel()
             await asyncio.gather(to_server, return_exceptions=True)
             await self._grants.revoke(granted_role)
@@ -428,12 +435,12 @@ class Relay:
 
 
 async def _startup(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StartupPacket | None:
-    """Read up to the first packet that is not a question for encryption, which we decline."""
+    """Read the first packet that is not an encryption request; those are declined."""
     while True:
         head = await reader.readexactly(4)
         length = int.from_bytes(head, "big")
         if not 8 <= length <= _STARTUP_BYTES:
-            return None  # no client of PostgreSQL's, or one that begins with TLS unasked
+            return None  # not a PostgreSQL client, or one that starts with TLS
         startup = StartupPacket.parse(head + await reader.readexactly(length - 4))
         if startup.code not in (_SSL_REQUEST, _GSS_REQUEST):
             return startup
@@ -447,7 +454,7 @@ async def _relay_both_ways(
     server_reader: asyncio.StreamReader,
     server_writer: asyncio.StreamWriter,
 ) -> None:
-    """Relay until the server has closed: a client that has only closed its half still gets its answers."""
+    """Relay until the server closes; a client that only closed its sending side still gets the answers."""
     to_server = asyncio.create_task(_forward(reader, server_writer))
     to_client = asyncio.create_task(_forward(server_reader, writer))
     try:
@@ -457,7 +464,7 @@ async def _relay_both_ways(
                 server_writer.write_eof()
                 await to_client
             else:
-                # The client is gone; the server shall notice as if there were nothing between the two.
+                # The client disconnected; the server gets a reset, as without a relay.
                 server_writer.transport.abort()
     finally:
         for task in (to_server, to_client):
@@ -472,7 +479,7 @@ async def _forward(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> 
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
-    """Close a connection; what the other side does not fetch in a moment is thrown away."""
+    """Close a connection; discard what the other side does not read in time."""
     writer.close()
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
@@ -491,9 +498,9 @@ def _error_response(text: str) -> bytes:
 
 
 def main() -> None:
-    """Serve the sandbox in the directory that is the only argument."""
+    """Relay for the sandbox whose directory is the only argument."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    # Missing, it shall be missed now, not at the first replication connection.
+    # An error now is better than one at the first replication connection.
     import psycopg  # noqa: F401
 
     asyncio.run(Relay(SandboxDirectory(Path(sys.argv[1]))).run())

@@ -21,14 +21,14 @@ class ServerReport:
     """One server, which is one DB instance, as it is now.
 
     Attributes:
-        name: the instance's identifier.
-        role: ``reader`` when it is a standby.
-        cluster: whose member it is.
-        status: what RDS says of it; None when the API has no record of it.
-        endpoint_port: the instance endpoint's; None before it listens.
+        name: the identifier of the instance.
+        role: ``reader`` for a standby.
+        cluster: the cluster that it is a member of.
+        status: the status that RDS reports; None when the API has no record of it.
+        endpoint_port: the port of the instance endpoint; None before the relay listens.
         in_recovery: whether it is a standby; None when it does not answer.
-        streaming: whether it receives WAL from its source; None when it is no standby, or does not answer.
-        replay_lag_bytes: what it has received and not yet replayed.
+        streaming: whether it receives WAL from its source; None when it is not a standby or does not answer.
+        replay_lag_bytes: WAL that it received and did not replay yet.
     """
 
     name: str
@@ -51,9 +51,9 @@ class ClusterReport:
     """One DB cluster as it is now.
 
     Attributes:
-        status: what RDS says of it.
-        port: the writer endpoint's; None before it listens.
-        reader_port: the reader endpoint's; None without one.
+        status: the status that RDS reports.
+        port: the port of the writer endpoint; None before the relay listens.
+        reader_port: the port of the reader endpoint; None without one.
         members: the instances, the writer first.
     """
 
@@ -72,10 +72,10 @@ class Report:
     """The sandbox as it is now; the document that ``up`` and ``status`` print.
 
     Attributes:
-        state: ``running``; ``degraded`` when a part of it is not; ``stopped``; ``incomplete`` when ``up`` was killed.
-        port: the writer endpoint's of the cluster that the sandbox begins with; 0 when that was deleted.
-        endpoint_url: of RDS, and of moto's services.
-        plugins: the output plugins that the servers have.
+        state: ``running``; ``degraded`` when a part does not run; ``stopped``; ``incomplete`` when ``up`` was killed.
+        port: the port of the writer endpoint of the first cluster; 0 when that cluster was deleted.
+        endpoint_url: the base URL of RDS and of the services of moto.
+        plugins: the output plugins of the servers.
     """
 
     state: Literal["running", "degraded", "stopped", "incomplete"]
@@ -101,7 +101,7 @@ class Report:
     directory: str
 
 
-# What an instance is that need not run, in RDS's words.
+# In these statuses of an instance its server does not have to run.
 STATUSES_WITHOUT_SERVER: Final = ("creating", "deleting", "failed", "incompatible-parameters", "stopped")
 
 
@@ -151,7 +151,7 @@ def read_report(home: SandboxDirectory, state: State) -> Report:
 
 
 def read_records(home: SandboxDirectory) -> Records:
-    """Return what the API last wrote."""
+    """Return the records as the API last wrote them."""
     from rdsrepl.sandbox.api.records import Records
     from rdsrepl.sandbox.api.store import Store
 
@@ -185,7 +185,7 @@ def _server_report(home: SandboxDirectory, state: State, entry: ServerState, sta
     pid = server.pid
     in_recovery = streaming = lag = None
     if pid is not None:
-        # One that ends just now has nothing more to say.
+        # A server that is stopping does not answer.
         with suppress(Error, psycopg.Error), closing(server.administer()) as conn:
             row = conn.execute(_RECOVERY_STATUS).fetchone()
             assert row is not None

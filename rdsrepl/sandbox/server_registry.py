@@ -1,4 +1,4 @@
-"""The sandbox's servers as its state has them: from an entry to a ``Server`` that can be started."""
+"""Turns an entry of the state into the ``PostgresServer`` that it describes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rdsrepl.sandbox.state import SandboxDirectory, ServerState, State
 
 
 def server(home: SandboxDirectory, state: State, entry: ServerState, keep_open: tuple[int, ...] = ()) -> PostgresServer:
-    """Return one of the sandbox's servers, ready to be made or started.
+    """Return a server of the sandbox, ready to be created or started.
 
     Args:
-        home: the sandbox's directory.
-        state: where the server's source is found.
+        home: the directory of the sandbox.
+        state: contains the source of the server.
         entry: the server.
-        keep_open: file descriptors that the programs which make it hold open.
+        keep_open: file descriptors that the programs that create the server inherit.
     """
     programs = entry.binaries
     made = PostgresServer(
@@ -29,19 +29,19 @@ def server(home: SandboxDirectory, state: State, entry: ServerState, keep_open: 
         settings={**base_settings(programs), **entry.settings},
         keep_open=keep_open,
     )
-    above = state.server(entry.source) if entry.source else None
-    if above is not None:
+    source = state.server(entry.source) if entry.source else None
+    if source is not None:
         if entry.slot:
             made.settings["primary_slot_name"] = entry.slot
-        made.stream_from(server(home, state, above))
+        made.stream_from(server(home, state, source))
     return made
 
 
 @cache
 def base_settings(programs: Binaries) -> Mapping[str, str]:
-    """Return what every server of the sandbox has before its parameter groups say otherwise."""
+    """Return the settings of every server of the sandbox; parameter groups override them."""
     settings = {
-        # A standby on the same machine need not be patient: it says what it has, and comes back after a restart, soon.
+        # A standby on the same machine reports its position and reconnects sooner than by default.
         "wal_receiver_status_interval": "1s",
         "wal_retrieve_retry_interval": "200ms",
     }
@@ -51,5 +51,5 @@ def base_settings(programs: Binaries) -> Mapping[str, str]:
 
 
 def data_dirs(home: SandboxDirectory) -> list[Path]:
-    """Return the data directories that are there, whatever the state says."""
+    """Return the data directories that exist, whether or not the state names them."""
     return sorted(path for path in home.servers_dir.glob("*") if path.is_dir())

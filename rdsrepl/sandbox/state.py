@@ -1,7 +1,8 @@
-"""What the sandbox remembers between commands: one directory, one file in it, one lock.
+"""The state of the sandbox: one directory, one state file in it, one lock.
 
-Everything the sandbox makes is named in the file before it is made, so that ``down`` can undo whatever a crash left.
-The file says which server is whose and which endpoint leads where; what RDS knows of them beyond that is the API's.
+Everything that the sandbox creates is written to the state file first, so that ``down`` can remove it after a crash.
+The state says which servers and endpoints exist and how they belong together. What RDS knows of them is in the records
+of the API.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ Phase = Literal["building", "ready", "removing"]
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """One server: its data directory is ``servers/NAME`` under the sandbox's.
+    """One server; its data directory is ``servers/NAME``.
 
     Attributes:
-        name: the instance's identifier.
-        bin_dir: where its programs are.
-        version: theirs.
-        cluster: the cluster it is a member of.
-        source: the server whose WAL it streams; None is a primary.
-        slot: the physical slot it streams through, where it is or becomes a standby.
-        port: 0 before it was first started.
-        settings: its parameters, beyond those every server of the sandbox has.
+        name: the identifier of the instance.
+        bin_dir: the directory of its programs.
+        version: the version of the programs.
+        cluster: the cluster that it is a member of.
+        source: the server whose WAL it streams; None for a primary.
+        slot: the physical slot through which it streams when it is a standby.
+        port: 0 before the first start.
+        settings: its parameters, in addition to ``server_registry.base_settings``.
     """
 
     name: str
@@ -60,19 +61,19 @@ class ServerState:
 
     @property
     def role(self) -> Role:
-        """``reader`` when it is a standby."""
+        """``reader`` for a standby, else ``writer``."""
         return "reader" if self.source else "writer"
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointState:
-    """A port that stays while servers come, go and change their roles.
+    """A port that stays the same while servers are created, removed and promoted.
 
     Attributes:
-        kind: what it leads to: a cluster's writer, its readers, or one instance; ``reader-host`` leads to the readers
-            on the writer's port of another address.
+        kind: what it connects to: the writer of a cluster, its readers, or one instance; ``reader-host`` connects to
+            the readers on the writer's port of another address.
         of: the identifier of the cluster or the instance.
-        port: 0 is any free one, and where there is no such address, none.
+        port: 0 before the relay listens; for a ``reader-host`` also when the machine does not have that address.
     """
 
     kind: EndpointKind
@@ -81,25 +82,25 @@ class EndpointState:
 
     @property
     def key(self) -> str:
-        """What tells it from the others: ``writer:orders``."""
+        """Identifies the endpoint: ``writer:orders``."""
         return f"{self.kind}:{self.of}"
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The sandbox as it was made.
+    """The sandbox as it was created.
 
     Attributes:
-        phase: ``building`` until everything is there; a sandbox found in it was left by a crash.
-        bin_dir: where the PostgreSQL programs are that it was made with.
-        version: theirs.
-        socket_dir: the servers' unix sockets; only the owner may enter.
-        user: the master user of the cluster that the sandbox begins with.
-        dbname: the database that belongs to it.
-        config_file: where the ``sandbox`` target was written.
+        phase: ``building`` until everything exists; after a crash it stays so.
+        bin_dir: the directory of the PostgreSQL programs of the first cluster.
+        version: the version of the programs.
+        socket_dir: the directory of the unix sockets; only the owner may enter.
+        user: the master user of the first cluster.
+        dbname: the database of that user.
+        config_file: the configuration file with the target ``sandbox``.
         config_was_there: whether that file existed before.
-        servers: all of them.
-        endpoints: all of them.
+        servers: all servers.
+        endpoints: all endpoints.
     """
 
     phase: Phase
@@ -119,28 +120,28 @@ class State:
         return Binaries(Path(self.bin_dir), self.version)
 
     def server(self, name: str) -> ServerState | None:
-        """Return one server's entry."""
+        """Return the entry of a server."""
         return next((server for server in self.servers if server.name == name), None)
 
     def members(self, cluster: str) -> tuple[ServerState, ...]:
-        """Return a cluster's servers, the writer first."""
+        """Return the servers of a cluster, the writer first."""
         return tuple(sorted((s for s in self.servers if s.cluster == cluster), key=lambda s: s.source is not None))
 
     def primary_of(self, server: ServerState) -> ServerState:
-        """Return the primary at the end of a server's line of sources; itself where it is one."""
+        """Return the primary whose WAL a server streams, directly or through other standbys; a primary itself."""
         seen = {server.name}
-        while server.source and server.source not in seen and (above := self.server(server.source)) is not None:
-            seen.add(above.name)
-            server = above
+        while server.source and server.source not in seen and (source := self.server(server.source)) is not None:
+            seen.add(source.name)
+            server = source
         return server
 
     def family(self, server: ServerState) -> str:
-        """Return what all servers of one primary share, whichever of them is that: the cluster's name, or its own."""
+        """Return the name of a primary with its standbys: the name of its cluster, else its own."""
         primary = self.primary_of(server)
         return primary.cluster or primary.name
 
     def backends(self, endpoint: EndpointState) -> tuple[ServerState, ...]:
-        """Return the servers an endpoint leads to now; a cluster without readers has its writer read."""
+        """Return the servers that an endpoint connects to now; for a cluster without readers that is the writer."""
         if endpoint.kind == "instance":
             return tuple(server for server in self.servers if server.name == endpoint.of)
         members = self.members(endpoint.of)
@@ -149,17 +150,17 @@ class State:
         return tuple(server for server in members if server.role == "reader") or members
 
     def port(self, kind: EndpointKind, of: str) -> int | None:
-        """Return an endpoint's port; None where there is no such endpoint, or it does not listen yet."""
+        """Return the port of an endpoint; None when it does not exist or does not listen yet."""
         return next((e.port for e in self.endpoints if (e.kind, e.of) == (kind, of)), None) or None
 
     def with_server(self, server: ServerState) -> State:
-        """Return the state with one server's entry replaced, or added."""
+        """Return the state with the entry of a server replaced or added."""
         if self.server(server.name) is None:
             return replace(self, servers=(*self.servers, server))
         return replace(self, servers=tuple(server if old.name == server.name else old for old in self.servers))
 
     def without_server(self, name: str) -> State:
-        """Return the state without one server and its endpoint."""
+        """Return the state without a server and its endpoint."""
         return replace(
             self,
             servers=tuple(server for server in self.servers if server.name != name),
@@ -174,37 +175,37 @@ class State:
         return state
 
     def with_endpoints(self, *endpoints: EndpointState) -> State:
-        """Return the state with endpoints added; one that is there keeps its port."""
+        """Return the state with endpoints added; those that exist keep their ports."""
         known = {endpoint.key for endpoint in self.endpoints}
         return replace(self, endpoints=(*self.endpoints, *(e for e in endpoints if e.key not in known)))
 
     def with_ports(self, ports: Mapping[str, int]) -> State:
-        """Return the state with the ports on which the relay says it listens, by the endpoints' keys."""
+        """Return the state with the ports on which the relay listens, by the keys of the endpoints."""
         return replace(self, endpoints=tuple(replace(e, port=ports.get(e.key, e.port)) for e in self.endpoints))
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessState:
-    """A process of the sandbox's: its id, when it started (``processes.started``)."""
+    """A process of the sandbox: its id and its start time (``processes.start_time``)."""
 
     pid: int
     started: str
 
     def is_running(self) -> bool:
-        """Say whether that very process lives."""
+        """Say whether this process still runs."""
         return processes.start_time(self.pid) == self.started
 
 
 @dataclass(frozen=True, slots=True)
 class RelayState(ProcessState):
-    """The relay process behind the endpoints: the ports it listens on, by the endpoints' keys."""
+    """The process of the relay: the ports on which it listens, by the keys of the endpoints."""
 
     ports: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ApiState(ProcessState):
-    """The API's process: the port of its base URL, the region it is."""
+    """The process of the API: the port of its base URL, and its region."""
 
     port: int
     region: str
@@ -212,7 +213,7 @@ class ApiState(ProcessState):
 
 @dataclass(frozen=True, slots=True)
 class SandboxDirectory:
-    """The sandbox's directory and the files in it."""
+    """The directory of the sandbox and the files in it."""
 
     path: Path
 
@@ -223,98 +224,98 @@ class SandboxDirectory:
 
     @property
     def servers_dir(self) -> Path:
-        """The servers' data directories and logs."""
+        """The data directories and logs of the servers."""
         return self.path / "servers"
 
     @property
     def endpoint_file(self) -> Path:
-        """``RelayState`` as JSON, written by the relay itself when it listens."""
+        """``RelayState`` as JSON; the relay writes it when it listens."""
         return self.path / "endpoint.json"
 
     @property
     def endpoint_log(self) -> Path:
-        """What the relay says."""
+        """The log of the relay."""
         return self.path / "endpoint.log"
 
     @property
     def api_file(self) -> Path:
-        """``ApiState`` as JSON, written by the API itself when it listens."""
+        """``ApiState`` as JSON; the API writes it when it listens."""
         return self.path / "api.json"
 
     @property
     def api_log(self) -> Path:
-        """What the API says."""
+        """The log of the API."""
         return self.path / "api.log"
 
     @property
     def aws_file(self) -> Path:
-        """What the API remembers: groups, clusters, instances."""
+        """The records of the API: parameter groups, clusters, instances."""
         return self.path / "aws.json"
 
     @property
     def aws_config_file(self) -> Path:
-        """The shared config file of AWS's tools, with the profile ``sandbox``."""
+        """The shared AWS config file with the profile ``sandbox``."""
         return self.path / "aws" / "config"
 
     @property
     def aws_credentials_file(self) -> Path:
-        """The shared credentials file of AWS's tools, with the profile ``sandbox``."""
+        """The shared AWS credentials file with the profile ``sandbox``."""
         return self.path / "aws" / "credentials"
 
     @property
     def credentials_file(self) -> Path:
-        """What requests to the API are signed with (``credentials``)."""
+        """The keys that sign requests to the API (``credentials``)."""
         return self.path / "credentials.json"
 
     @property
     def programs_lock_file(self) -> Path:
-        """Held, shared, by the programs that the API runs: what is left of them is waited for."""
+        """Locked, shared, by the programs that the API runs, so that ``down`` can wait for them."""
         return self.path / "programs.lock"
 
     @property
     def spawned_file(self) -> Path:
-        """The processes that ``up`` started last."""
+        """The processes that ``up`` started last, as JSON."""
         return self.path / "spawned.json"
 
     @property
     def state_lock_file(self) -> Path:
-        """Held for the moment of a change to the state."""
+        """Locked during a change of the state."""
         return self.path / "state.lock"
 
     @property
     def granted_roles_file(self) -> Path:
-        """The roles that hold the REPLICATION attribute on loan from the endpoint."""
+        """The roles to which the relay granted the REPLICATION attribute, as JSON."""
         return self.path / "granted_roles.json"
 
     @property
     def passfile(self) -> Path:
-        """The master user's password, in the form of libpq's ``.pgpass``."""
+        """The password of the master user, in the format of ``.pgpass``."""
         return self.path / "pgpass"
 
     @property
     def lock_file(self) -> Path:
-        """Held by the command at work, and by the programs it runs."""
+        """Locked by the running command and by the programs that it runs."""
         return self.path / "lock"
 
     def check_owner(self) -> None:
-        """Refuse a directory in which another user may put files: the state names programs that are run.
+        """Refuse a directory to which another user may write: the state names programs that are run.
 
         Raises:
-            Refused: it is another user's, or others may write to it.
+            Refused: another user owns the directory, or may write to it.
         """
-        for found in (self.path.lstat(), self.path.stat()):
-            writable = not stat.S_ISLNK(found.st_mode) and found.st_mode & 0o022
-            if found.st_uid != os.geteuid() or writable:
+        for status in (self.path.lstat(), self.path.stat()):
+            writable = not stat.S_ISLNK(status.st_mode) and status.st_mode & 0o022
+            if status.st_uid != os.geteuid() or writable:
                 raise Refused(
-                    f"the sandbox's directory {self.path} belongs to another user, or others may write to it",
+                    f"the sandbox directory {self.path} belongs to another user, or other users may write to it",
                     hint="set RDSREPL_SANDBOX_DIR to a directory that does not exist yet",
                 )
 
     def read(self) -> State | None:
-        """Return what is remembered; None where there is no sandbox.
+        """Return the state; None when the sandbox does not exist.
 
         Raises:
-            Error: the file is not one this version wrote.
+            Error: another version wrote the state file.
             Refused: another user may have written it.
         """
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -331,21 +332,21 @@ class SandboxDirectory:
             return State(**fields, version=version, servers=servers, endpoints=endpoints)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise Error(
-                f"{self.state_file} was written by another version of rdsrepl: {exc}",
+                f"another version of rdsrepl wrote {self.state_file}: {exc}",
                 hint="remove that sandbox: rdsrepl sandbox down",
             ) from exc
 
     def write(self, state: State) -> None:
-        """Remember STATE, in one step."""
+        """Write the state, in one step."""
         self.save(self.state_file, {"format": FORMAT, **asdict(state)})
 
     def update(self, change: Callable[[State], State]) -> State:
-        """Change what is remembered, while other processes may do so as well; return it.
+        """Change the state under a lock, and return the new state.
 
         Raises:
-            Error: the sandbox is gone, or is being removed.
+            Error: the sandbox was removed, or is being removed.
         """
-        gone = Error(f"the sandbox in {self.path} is gone", hint="make it anew: rdsrepl sandbox up")
+        gone = Error(f"the sandbox in {self.path} was removed", hint="create it again: rdsrepl sandbox up")
         try:
             lock = self.state_lock_file.open("a")
         except FileNotFoundError:
@@ -361,39 +362,39 @@ class SandboxDirectory:
         return changed
 
     def relay(self) -> RelayState | None:
-        """Return what the relay last said of itself."""
+        """Return what the relay last wrote about itself."""
         fields = self._load(self.endpoint_file)
         with suppress(TypeError):
             return None if fields is None else RelayState(**fields)
         return None
 
     def api(self) -> ApiState | None:
-        """Return what the API last said of itself."""
+        """Return what the API last wrote about itself."""
         fields = self._load(self.api_file)
         with suppress(TypeError):
             return None if fields is None else ApiState(**fields)
         return None
 
     def record_spawned(self, module: str, process: ProcessState) -> None:
-        """Remember a process that was just started, until it says of itself what it is."""
+        """Record a process that was just started, until it writes about itself."""
         noted = {name: asdict(other) for name, other in self.spawned().items()}
         self.save(self.spawned_file, {**noted, module: asdict(process)})
 
     def spawned(self) -> dict[str, ProcessState]:
-        """Return the processes that were started last, by their modules."""
+        """Return the processes that were started last, by module."""
         with suppress(Error, TypeError):
             return {module: ProcessState(**fields) for module, fields in (self._load(self.spawned_file) or {}).items()}
         return {}
 
     @contextmanager
     def programs(self) -> Iterator[int]:
-        """Yield a file descriptor for PostgreSQL's programs to hold while they run on the API's behalf."""
+        """Yield the file descriptor of a lock, which PostgreSQL programs that the API runs inherit."""
         with self.programs_lock_file.open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield lock.fileno()
 
     def await_programs(self) -> None:
-        """Wait until none of those programs runs any more, also where the API was killed; a minute at the most."""
+        """Wait up to a minute until those programs have ended; they may run longer than a killed API."""
         with suppress(FileNotFoundError), self.programs_lock_file.open("r") as lock:
 
             def free() -> bool:
@@ -406,7 +407,7 @@ class SandboxDirectory:
             processes.wait(free, 60.0)
 
     def save(self, path: Path, value: object) -> None:
-        """Replace a file of the directory in one step; for the owner's eyes only."""
+        """Replace a file of the directory by a value as JSON, in one step; only the owner may read it."""
         processes.write_private_file(path, json.dumps(value, indent=2) + "\n")
 
     def _load(self, path: Path) -> dict[str, Any] | None:
@@ -417,18 +418,18 @@ class SandboxDirectory:
         except NotADirectoryError:
             return None
         except (OSError, ValueError) as exc:
-            raise Error(f"{path} cannot be read: {exc}", hint="remove that sandbox: rdsrepl sandbox down") from exc
+            raise Error(f"could not read {path}: {exc}", hint="remove that sandbox: rdsrepl sandbox down") from exc
         return loaded if isinstance(loaded, dict) else {}
 
     @contextmanager
     def locked(self, waiting: Callable[[], None]) -> Iterator[int]:
-        """Hold the sandbox for one command; yield the lock's file descriptor.
+        """Hold the lock of the sandbox for one command; yield the file descriptor of the lock.
 
-        A program that inherits the descriptor holds the lock, too: when a command is killed, its ``initdb`` keeps the
-        next one waiting instead of writing into what that one removes.
+        A program that inherits the descriptor holds the lock, too. So when a command is killed, the next command waits
+        for the ``initdb`` of the killed one instead of removing the directory that it writes.
 
         Args:
-            waiting: called once when another command has it.
+            waiting: called once when another command holds the lock.
 
         Raises:
             TimedOut: the other command does not end.
@@ -441,7 +442,7 @@ class SandboxDirectory:
 
     def _open_lock(self, waiting: Callable[[], None]) -> int:
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
-        said = False
+        notified = False
         while True:
             try:
                 self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -451,11 +452,11 @@ class SandboxDirectory:
                 continue
             except OSError as exc:
                 raise Error(
-                    f"the sandbox's directory cannot be used: {exc}", hint="set RDSREPL_SANDBOX_DIR to another"
+                    f"could not use the sandbox directory: {exc}", hint="set RDSREPL_SANDBOX_DIR to another directory"
                 ) from exc
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A `down` may have removed the file we opened; then the lock is worth nothing.
+                # A `down` may have removed the file that was opened; then the lock protects nothing.
                 if os.fstat(descriptor).st_ino == self.lock_file.stat().st_ino:
                     return descriptor
                 os.close(descriptor)
@@ -465,18 +466,18 @@ class SandboxDirectory:
                 continue
             except BlockingIOError:
                 os.close(descriptor)
-            if not said:
+            if not notified:
                 waiting()
-                said = True
+                notified = True
             if time.monotonic() > deadline:
                 raise TimedOut(
-                    f"another rdsrepl sandbox command has been at work for {LOCK_WAIT_SECONDS:.0f} s",
-                    hint="wait for it, or end it",
+                    f"timed out after {LOCK_WAIT_SECONDS:.0f} s: another rdsrepl sandbox command is running",
+                    hint="wait until it ends, or stop it",
                 )
             time.sleep(0.1)
 
     def remove(self) -> None:
-        """Remove the directory and the lock in it, and the directories above it that we made and that are empty."""
+        """Remove the directory and the lock in it, and the empty rdsrepl directories above it."""
         self.lock_file.unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
@@ -486,7 +487,7 @@ class SandboxDirectory:
 
 
 def directory() -> SandboxDirectory:
-    """Return the sandbox's directory: ``RDSREPL_SANDBOX_DIR``, or under ``XDG_STATE_HOME``."""
+    """Return the directory of the sandbox: ``RDSREPL_SANDBOX_DIR``, or one under ``XDG_STATE_HOME``."""
     if explicit := os.environ.get("RDSREPL_SANDBOX_DIR"):
         return SandboxDirectory(Path(explicit).absolute())
     base = os.environ.get("XDG_STATE_HOME")

@@ -232,7 +232,6 @@ _BY_HAND = {
     f"cli/help.py: rdsrepl {HOLE} --help",
     f"cli/main.py: rdsrepl {HOLE}",
     f"doctor/security.py: rdsrepl role grant NAME{HOLE}",
-    f"sandbox/state.py: rdsrepl sandbox command has been at work for {HOLE} s",
     f"text/commands.py: rdsrepl {HOLE}",
     f"help_topics.py: rdsrepl help {HOLE}",
     f"help_topics.py: rdsrepl runbook show {HOLE}",

@@ -158,7 +158,7 @@ def test_life(home: Path) -> None:
         ("writer", True, False),
         ("reader", True, True),
     ]
-    assert "making the writer" in up.stderr
+    assert "creating the writer" in up.stderr
 
     again = json.loads(cli("sandbox", "up", "-o", "json").stdout)
     for document in (made, again):
@@ -249,7 +249,7 @@ def test_config_file_is_left_as_it_was(home: Path) -> None:
 
 def test_somebody_elses_target_is_not_replaced(home: Path) -> None:
     config.add_target("sandbox", {"host": "db.example.com"})
-    with pytest.raises(Refused, match="leads elsewhere"):
+    with pytest.raises(Refused, match="does not belong to this sandbox"):
         lifecycle.up()
     assert not home.exists()
     assert not lifecycle.down().target_removed
@@ -262,7 +262,7 @@ def test_wrong_programs(home: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no initdb, postgres, pg_basebackup") as caught:
         lifecycle.up(bin_dir=tmp_path / "bin")
     assert "rdsrepl[sandbox]" in (caught.value.hint or "")
-    with pytest.raises(NotFound, match="is no directory"):
+    with pytest.raises(NotFound, match="is not a directory"):
         lifecycle.up(bin_dir=tmp_path / "nowhere")
     assert not home.exists()
 

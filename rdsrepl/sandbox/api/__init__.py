@@ -1,6 +1,6 @@
-"""The sandbox's AWS: an RDS API on botocore's own service model, and moto's services beside it, in one process.
+"""The AWS API of the sandbox: RDS by botocore's service model, and the services of moto, in one process.
 
-Entry point: ``python -m rdsrepl.sandbox.api``. A call passes through ``http_server``, ``query_protocol`` and
-``service`` to the function of ``operations`` that implements it. ``records`` are what that reads and changes;
-``controller`` makes the servers follow the records.
+Entry point: ``python -m rdsrepl.sandbox.api``. A request passes through ``http_server``, ``query_protocol`` and
+``service`` to the function in ``operations`` that implements it. That reads and changes the ``records``, and calls the
+``controller``, which changes the servers.
 """

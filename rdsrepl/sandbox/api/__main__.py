@@ -1,4 +1,4 @@
-"""The process that is the sandbox's AWS: ``python -m rdsrepl.sandbox.api DIRECTORY [REGION]``, run by ``up``."""
+"""The process of the API: ``python -m rdsrepl.sandbox.api DIRECTORY [REGION]``, which ``up`` runs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _POLL_SECONDS: Final = 1.0
 
 
 def run(directory: SandboxDirectory, region: str) -> None:
-    """Serve until SIGTERM, or until the sandbox's directory is gone.
+    """Serve until SIGTERM, or until the sandbox is removed.
 
-    Where it listens is in ``api.json`` as soon as it does.
+    The file ``api.json`` says where the API listens.
 
     Raises:
-        SystemExit: there is no sandbox there.
+        SystemExit: the directory is not that of a sandbox.
     """
     if not directory.state_file.exists():
-        raise SystemExit(f"there is no sandbox in {directory.path}")
+        raise SystemExit(f"no sandbox in {directory.path}")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -70,9 +70,9 @@ def _previous_port(own_file: Path) -> int:
 
 
 def main() -> None:
-    """Serve the sandbox in the directory that is the first argument."""
+    """Serve the sandbox whose directory is the first argument."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    # moto's server says each request.
+    # The server of moto logs every request.
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     run(SandboxDirectory(Path(sys.argv[1])), sys.argv[2] if len(sys.argv) > 2 else REGION)
 

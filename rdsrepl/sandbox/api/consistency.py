@@ -1,8 +1,8 @@
-"""What a client of RDS meets only now and then, as switches: ``POST /_sandbox/consistency``.
+"""Switches for behaviour that RDS shows only sometimes: ``POST /_sandbox/consistency``.
 
-Delays of the control plane, each with its length: describes that lag behind, resources that are not found yet, calls
-that are refused for a moment. And answers that are less common: statuses, versions with a suffix, other engines in the
-account, formulas in another spelling. All switches are off until somebody sets them.
+Some delay the control plane: describe calls that lag, new resources that are not found yet, calls that are refused for
+some seconds. Others give less common answers: statuses, version suffixes, other engines, another spelling of formulas.
+All switches are off by default.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from rdsrepl.sandbox.api.types import ResourceKind, Result
 
 Described = Mapping[tuple[ResourceKind, str], Result]
 
-# Differs from one describe to the next although nothing was changed.
+# Members that differ from one describe call to the next although the resource did not change.
 _ALWAYS_CHANGING: Final = frozenset({"LatestRestorableTime"})
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What is delayed, and for how long.
+    """The switches.
 
     Attributes:
-        lag_seconds: after a call changed a cluster or an instance, describes show it as it was before the call.
-        not_found_seconds: a new cluster or instance is not found.
-        busy_seconds: after a cluster's or instance's status has become ``available`` again, calls that change it are
-            refused because of an operation in progress; so are the reset and the deletion of a parameter group after
-            it was changed, or after its last user was deleted.
-        hide_pending: servers that need a reboot for their parameter groups are described as ``in-sync``.
-        other_engines: clusters and instances of other engines are in the account (``other_engines.py``).
-        printed_formulas: default values that are formulas have no braces around their variables.
-        version_suffix: every version ends with it: ``-rds.20260224``, as those of Extended Support do.
-        statuses: clusters and instances, by identifier, that are described with this status.
+        lag_seconds: how long describe calls show a changed cluster or instance as it was before the change.
+        not_found_seconds: how long a new cluster or instance is not found.
+        busy_seconds: how long calls that change a cluster or instance are refused, because of an operation in progress,
+            after its status became ``available``. Also how long a changed parameter group, or one whose last user was
+            deleted, cannot be reset or deleted.
+        hide_pending: describe servers that need a reboot for their parameter groups as ``in-sync``.
+        other_engines: show clusters and instances of other engines (``other_engines.py``).
+        printed_formulas: show default values that are formulas without braces around their variables.
+        version_suffix: appended to every version: ``-rds.20260224``, as for Extended Support.
+        statuses: the status to show for a cluster or instance, by identifier.
     """
 
     lag_seconds: float = 0.0
@@ -49,26 +49,26 @@ class Switches:
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Switches:
-        """Read the switches from JSON; what is not named is off.
+        """Read the switches from JSON; those that are missing are off.
 
         Raises:
-            ValueError: a name or a value is wrong.
+            ValueError: a switch does not exist, or its value is not valid.
         """
         if unknown := sorted(given.keys() - {field.name for field in fields(cls)}):
-            raise ValueError(f"there is no switch {', '.join(unknown)}")
+            raise ValueError(f"unknown switch: {', '.join(unknown)}")
         for name, value in given.items():
             if name.endswith("_seconds"):
                 if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 600:
-                    raise ValueError(f"{name} is a number of seconds between 0 and 600")
+                    raise ValueError(f"{name} must be a number of seconds between 0 and 600")
             elif name == "statuses":
                 if not isinstance(value, dict) or not all(isinstance(status, str) for status in value.values()):
-                    raise ValueError("statuses is an object: the status by identifier")
+                    raise ValueError("statuses must be an object: the status by identifier")
             elif not isinstance(value, str if name == "version_suffix" else bool):
-                raise ValueError(f"the switch {name} is {'a string' if name == 'version_suffix' else 'true or false'}")
+                raise ValueError(f"{name} must be {'a string' if name == 'version_suffix' else 'true or false'}")
         return cls(**given)
 
     def apply(self, identifier: str, described: Result | None) -> Result | None:
-        """Return what a describe shows of a cluster or an instance with these switches."""
+        """Return the description of a cluster or an instance, changed as the switches say."""
         if described is None:
             return None
         shown = dict(described)
@@ -80,7 +80,7 @@ class Switches:
 
 
 class Consistency:
-    """What one region's describes show, and which resources are busy."""
+    """What describe calls in one region show, and which resources are busy."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.switches = Switches()
@@ -90,10 +90,10 @@ class Consistency:
         self._busy_until: dict[tuple[str, str], float] = {}
 
     def configure(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Set the switches from JSON, forget what is delayed now, and return them.
+        """Set the switches from JSON, end all current delays, and return the switches.
 
         Raises:
-            ValueError: a name or a value is wrong.
+            ValueError: a switch does not exist, or its value is not valid.
         """
         delays = Switches.parse(given)
         with self._lock:
@@ -103,13 +103,13 @@ class Consistency:
         return asdict(delays)
 
     def changed(self, before: Described, after: Described) -> None:
-        """Note what a call has changed: until its time is over it is shown as it was before.
+        """Delay what a call changed: describe calls show it as it was before, for some time.
 
-        A cluster whose member was changed is shown as before, too: the list of members is its own.
+        This includes the cluster of a changed member, because its description lists the members.
 
         Args:
-            before: every resource as described before the call, by kind and identifier.
-            after: the same after it.
+            before: the description of every resource before the call, by kind and identifier.
+            after: the same after the call.
         """
         touched = {key for key in {*before, *after} if _comparable(before.get(key)) != _comparable(after.get(key))}
         for kind, identifier in tuple(touched):
@@ -127,12 +127,12 @@ class Consistency:
                 self._shown[key] = (old, now + seconds)
 
     def shown(self, kind: ResourceKind, identifier: str, fresh: Result | None) -> Result | None:
-        """Return what a describe shows of a resource; None is not found.
+        """Return the description of a resource that a describe call shows; None when it is not found.
 
         Args:
-            kind: the resource's.
-            identifier: the resource's.
-            fresh: as it is; None where there is none.
+            kind: the kind of the resource.
+            identifier: the identifier of the resource.
+            fresh: its current description; None when it does not exist.
         """
         with self._lock:
             shown = self._shown.get((kind, identifier))
@@ -140,18 +140,18 @@ class Consistency:
             return self.switches.apply(identifier, shown[0] if shown is not None and is_late else fresh)
 
     def known(self, kind: ResourceKind) -> set[str]:
-        """Return the identifiers of which something else than what is may be shown."""
+        """Return the identifiers of resources that may be shown as they were before."""
         with self._lock:
             return {identifier for of, identifier in self._shown if of == kind}
 
     def mark_busy(self, kind: str, identifiers: Iterable[str]) -> None:
-        """Note that something has just ended on resources, which stay busy for a while."""
+        """Make resources busy for ``busy_seconds``."""
         with self._lock:
             until = self._clock() + self.switches.busy_seconds
             self._busy_until |= {(kind, identifier): until for identifier in identifiers}
 
     def is_busy(self, kind: str, identifier: str) -> bool:
-        """Say whether a resource is still busy."""
+        """Say whether a resource is busy."""
         with self._lock:
             return self._busy_until.get((kind, identifier), 0.0) > self._clock()
 

@@ -1,4 +1,4 @@
-"""Engine versions, parameter group families, instance classes, and the formulas that default values are."""
+"""The engine versions, parameter group families and instance classes that the sandbox knows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rdsrepl.sandbox.servers import binaries
 
 _GIB: Final = 1024**3
 
-# Of each major version an old release, below which something is missing, and recent ones.
+# For each major version an old release, which lacks some features, and recent ones.
 _MINORS: Final[Mapping[Engine, Mapping[int, tuple[int, ...]]]] = {
     "postgres": {
         13: (7, 20, 22),
@@ -44,7 +44,6 @@ class EngineVersion:
 
     Attributes:
         number: ``(16, 14)``.
-        family: of its parameter groups: ``postgres16``.
     """
 
     engine: Engine
@@ -52,17 +51,17 @@ class EngineVersion:
 
     @property
     def version(self) -> str:
-        """As RDS writes it: ``16.14``."""
+        """The version as RDS writes it: ``16.14``."""
         return f"{self.number[0]}.{self.number[1]}"
 
     @property
     def major(self) -> int:
-        """13 … 18."""
+        """The major version."""
         return self.number[0]
 
     @property
     def family(self) -> str:
-        """Of its parameter groups: ``postgres16``."""
+        """The family of its parameter groups: ``postgres16``."""
         return f"{self.engine}{self.major}"
 
 
@@ -71,9 +70,9 @@ class InstanceClass:
     """An instance class.
 
     Attributes:
-        memory_bytes: nominal; RDS's formulas see a little less, as it keeps some for itself.
-        clusters: whether Multi-AZ DB clusters may have it.
-        aurora: whether Aurora has it.
+        memory_bytes: the nominal memory; on RDS, formulas use a little less.
+        clusters: whether Multi-AZ DB clusters can use it.
+        aurora: whether Aurora can use it.
     """
 
     name: str
@@ -85,11 +84,11 @@ class InstanceClass:
 
 @cache
 def versions() -> tuple[EngineVersion, ...]:
-    """Return every release, oldest first; those of the PostgreSQL programs that are installed are among them."""
+    """Return every release, oldest first, including those of the installed PostgreSQL programs."""
     installed = {
-        (found.version[0], found.version[1])
-        for found in (*binaries.installed(), *binaries.from_wheel())
-        if found.major in parameter_catalog.MAJORS and len(found.version) > 1
+        (programs.version[0], programs.version[1])
+        for programs in (*binaries.installed(), *binaries.from_wheel())
+        if programs.major in parameter_catalog.MAJORS and len(programs.version) > 1
     }
     made = {
         EngineVersion(engine, (major, minor))
@@ -102,10 +101,10 @@ def versions() -> tuple[EngineVersion, ...]:
 
 
 def find(engine: str, version: str | None = None) -> EngineVersion:
-    """Return a release; without a minor version the newest of the major, without any the engine's default.
+    """Return a release: without a minor version the newest one, without a version the default of the engine.
 
     Raises:
-        Fault: there is no such engine, or no such version of it.
+        Fault: the engine or the version does not exist.
     """
     of_engine = [release for release in versions() if release.engine == engine]
     if not of_engine:
@@ -118,10 +117,10 @@ def find(engine: str, version: str | None = None) -> EngineVersion:
 
 
 def family_of(engine: str, version: str) -> str:
-    """Return the family of the parameter groups that a release takes: ``postgres16``.
+    """Return the family of the parameter groups of a release: ``postgres16``.
 
     Raises:
-        Fault: there is no such engine, or no such version of it.
+        Fault: the engine or the version does not exist.
     """
     return find(engine, version).family
 
@@ -135,10 +134,10 @@ def families() -> Mapping[str, tuple[Engine, int]]:
 
 
 def defaults(family: str, kind: ResourceKind) -> Mapping[str, EngineParameter]:
-    """Return what a family's groups hold, by name and in its order.
+    """Return the parameters of the groups of a family, by name and in that order.
 
     Raises:
-        Fault: there is no such family.
+        Fault: the family does not exist.
     """
     known = families().get(family)
     if known is None:
@@ -155,7 +154,7 @@ _SMALL: Final = {
     "xlarge": (4, 16),
     "2xlarge": (8, 32),
 }
-# GiB for each vCPU, by the generation's letter.
+# GiB per vCPU, by the first letter of the generation.
 _MEMORY: Final = {"c": 2, "m": 4, "r": 8, "x": 32}
 _WITHOUT_DISKS: Final = ("m5", "m6g", "m6i", "m7g", "m7i", "r5", "r6g", "r6i", "r7g", "r7i", "r8g")
 _WITH_DISKS: Final = ("c6gd", "m5d", "m6gd", "m6id", "m6idn", "r5d", "r6gd", "r6id", "r6idn", "x2iedn")
@@ -183,9 +182,9 @@ def instance_class(name: str) -> InstanceClass:
     """Return an instance class.
 
     Raises:
-        Fault: there is none of that name.
+        Fault: the class does not exist.
     """
-    found = instance_classes().get(name)
-    if found is None:
+    known = instance_classes().get(name)
+    if known is None:
         raise fault("InvalidParameterValue", f"Invalid DB Instance class: {name}")
-    return found
+    return known

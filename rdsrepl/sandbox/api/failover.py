@@ -1,8 +1,8 @@
-"""A change of the writer, on disk: what makes a standby take over without losing a change or a logical slot.
+"""The files of a failover: a standby gets what it needs to take over without losing changes or logical slots.
 
-Both servers are stopped when it happens, on one machine: so the new writer gets the old one's WAL to the last byte,
-its logical slots as they were saved, and what decoding from them needs. This is how a Multi-AZ cluster's slots survive
-on every version; PostgreSQL's own slot synchronisation (17+) covers less.
+Both servers are stopped, and on the same machine. So the new writer gets all WAL of the old one, its saved logical
+slots, and the files that decoding needs. In this way the slots of a Multi-AZ cluster survive a failover on every
+version. The slot synchronization of PostgreSQL (17+) covers less.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.sandbox.servers.processes import ProcessIdentity
 
-# After that long of a fast stop, consumers of logical slots are cut off: a stopping server waits for them to confirm.
+# A server that stops waits until consumers of logical slots confirm. After this time they are disconnected.
 _CONSUMERS_SECONDS: Final = 0.3
 _STOP_SECONDS: Final = 10.0
 
-# Of pg_control, the same from version 11 on: the place of the last checkpoint record, and where its redo begins.
+# The start of pg_control, the same since version 11, with the last checkpoint and its redo position.
 _CONTROL_FILE: Final = struct.Struct("=Q I I i 4x q Q Q")
-# Of pg_replslot/NAME/state: the header (magic, checksum, version, length), then the slot as it is in memory.
+# pg_replslot/NAME/state: a header (magic, checksum, version, length) and the slot as it is in memory.
 _SLOT_FILE: Final = struct.Struct("=4I 64s I i I I Q")
 _PERSISTENT: Final = 0
-# Of a segment's first page: magic, info, timeline, page address.
+# The first page of a segment: magic, info, timeline, page address.
 _PAGE_HEADER: Final = struct.Struct("=H H I Q")
 _SEGMENT: Final = re.compile(r"[0-9A-F]{24}")
 
 
 @dataclass(frozen=True, slots=True)
 class SavedSlot:
-    """A logical slot as a stopped server has saved it.
+    """A logical slot as a stopped server saved it.
 
     Attributes:
-        restart_lsn: the oldest WAL it needs.
+        restart_lsn: the oldest WAL that it needs.
     """
 
     name: str
@@ -49,7 +49,7 @@ class SavedSlot:
 
 
 def redo_lsn(data_dir: Path) -> int:
-    """Return the position from which a stopped server's recovery would begin.
+    """Return the position at which the recovery of a stopped server starts.
 
     Raises:
         Error: the control file cannot be read.
@@ -57,29 +57,29 @@ def redo_lsn(data_dir: Path) -> int:
     try:
         fields = _CONTROL_FILE.unpack_from((data_dir / "global" / "pg_control").read_bytes())
     except (OSError, struct.error) as exc:
-        raise Error(f"the control file of {data_dir.name} cannot be read: {exc}") from exc
+        raise Error(f"could not read the control file of {data_dir.name}: {exc}") from exc
     return int(fields[6])
 
 
 def saved_slots(data_dir: Path) -> list[SavedSlot]:
-    """Return the logical slots that a stopped server would have again when it starts."""
-    found = []
+    """Return the logical slots that a stopped server has after a start."""
+    slots = []
     for directory in sorted((data_dir / "pg_replslot").glob("*")):
         with suppress(OSError, struct.error):
             fields = _SLOT_FILE.unpack_from((directory / "state").read_bytes())
             database, persistency, restart_lsn = fields[5], fields[6], fields[9]
             if database and persistency == _PERSISTENT and not directory.name.endswith(".tmp"):
-                found.append(SavedSlot(directory.name, restart_lsn))
-    return found
+                slots.append(SavedSlot(directory.name, restart_lsn))
+    return slots
 
 
 def copy_missing(old: PostgresServer, new: PostgresServer, received: int | None) -> list[str]:
-    """Give a stopped standby what its stopped primary has and it has not; return the logical slots it has got.
+    """Copy to a stopped standby the files of its stopped primary that it lacks; return the logical slots it got.
 
     Args:
         old: the primary, stopped or crashed.
         new: the standby, stopped.
-        received: the WAL up to here is in its ``pg_wal``; None where that is not known.
+        received: the position up to which the standby has the WAL; None when it is not known.
 
     Raises:
         Error: a file cannot be read or written.
@@ -99,12 +99,12 @@ def copy_missing(old: PostgresServer, new: PostgresServer, received: int | None)
                 shutil.copyfile(source / "pg_replslot" / slot.name / "state", place / "state")
                 (place / "state").chmod(0o600)
     except OSError as exc:
-        raise Error(f"{new.data_dir.name} cannot take over from {old.data_dir.name}: {exc}") from exc
+        raise Error(f"could not copy files from {old.data_dir.name} to {new.data_dir.name}: {exc}") from exc
     return [slot.name for slot in slots]
 
 
 def remove_slots(server: PostgresServer) -> None:
-    """Remove every slot of a stopped server that is to be a standby: nobody would move them there."""
+    """Remove every slot of a stopped server that becomes a standby: no process would advance them there."""
     with server.open_data_dirs() as (place,):
         for directory in (place / "pg_replslot").glob("*"):
             shutil.rmtree(directory, ignore_errors=True)
@@ -114,7 +114,7 @@ def stop(server: PostgresServer) -> None:
     """Stop a server as RDS does, without waiting for slow consumers of its logical slots.
 
     Raises:
-        TimedOut: it still runs.
+        TimedOut: the server still runs.
     """
     if not server.is_running():
         return
@@ -138,7 +138,7 @@ def stop(server: PostgresServer) -> None:
 
 
 def received_lsn(standby: PostgresServer) -> int | None:
-    """Return up to where a running standby has its WAL; None when it does not say."""
+    """Return the position up to which a running standby received WAL; None when it is not known."""
     query = "SELECT pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::numeric::text"
     with suppress(Error), closing(standby.administer()) as conn:
         row = conn.execute(query).fetchone()
@@ -147,7 +147,7 @@ def received_lsn(standby: PostgresServer) -> int | None:
 
 
 def create_physical_slots(primary: PostgresServer, wanted: list[str]) -> None:
-    """Make the physical slots through which standbys are to stream, where they are not there yet.
+    """Create the physical slots for standbys that do not exist yet.
 
     Raises:
         Error: the server refused.
@@ -162,7 +162,7 @@ def create_physical_slots(primary: PostgresServer, wanted: list[str]) -> None:
 
 
 def is_streaming(primary: PostgresServer, standby: str) -> bool:
-    """Say whether a primary sends a standby its WAL, which has caught up."""
+    """Say whether a standby streams from its primary and has caught up."""
     query = (
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_replication WHERE application_name = %s AND state = 'streaming')"
     )
@@ -177,14 +177,14 @@ def _copy_wal(old: Path, new: Path, complete: int, needed: int) -> None:
         if not (new / history.name).exists():
             _copy_file(history, new / history.name)
     for segment, number, size in _segments(old):
-        # What the standby has of a segment it was still receiving is the beginning of it.
+        # The standby has only the beginning of the segment that it was receiving.
         lacks = not (new / segment.name).exists() and number >= needed // size
         if lacks or number >= complete // size:
             _copy_file(segment, new / segment.name)
 
 
 def _segments(pg_wal: Path) -> Iterator[tuple[Path, int, int]]:
-    """Yield the segments that hold WAL, each with its number and its size; those kept for later use hold older WAL."""
+    """Yield the segments with their numbers and sizes, without those that are recycled and contain older WAL."""
     for path in sorted(pg_wal.iterdir()):
         if not _SEGMENT.fullmatch(path.name):
             continue
@@ -203,7 +203,7 @@ def _copy_missing_files(old: Path, new: Path) -> None:
 
 
 def _copy_file(source: Path, target: Path) -> None:
-    made = target.with_name(target.name + ".carried")
-    shutil.copyfile(source, made)
-    made.chmod(0o600)
-    made.replace(target)
+    new = target.with_name(target.name + ".new")
+    shutil.copyfile(source, new)
+    new.chmod(0o600)
+    new.replace(target)

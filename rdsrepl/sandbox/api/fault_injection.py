@@ -1,4 +1,4 @@
-"""Faults on demand: whoever tests a client says which calls shall fail, how, and how often."""
+"""Makes calls fail for tests: rules say which calls fail, how and how often."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from rdsrepl.sandbox.api.faults import Fault
 from rdsrepl.sandbox.api.request import Call
 
 _ANY: Final = "*"
-# Under which a client knows them, and under which it signs.
+# The service names of clients whose requests are signed for another name.
 _SIGNED_AS: Final = {"cloudwatch": "monitoring"}
 
 
 @dataclass(frozen=True, slots=True)
 class FaultRule:
-    """Calls that fail.
+    """A rule that makes calls fail.
 
     Attributes:
         service: ``rds``, ``kinesis``, ``secretsmanager``, ``cloudwatch``; ``*`` is any.
         operation: ``RebootDBCluster``; ``*`` is any.
-        code: the error's: ``Throttling``.
-        status: HTTP's.
-        message: the error's.
-        times: how many calls are still to fail; None is all that come.
+        code: the error code: ``Throttling``.
+        status: the HTTP status.
+        message: the error message.
+        times: how many more calls fail; None is all.
     """
 
     service: str
@@ -39,31 +39,31 @@ class FaultRule:
         """Read a rule from JSON.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the rule is not valid.
         """
         if not isinstance(given, dict):
-            raise ValueError("a fault is an object with service, operation, code, status, message and times")
+            raise ValueError("a fault must be an object with service, operation, code, status, message and times")
         if unknown := sorted(given.keys() - {field.name for field in fields(cls)}):
-            raise ValueError(f"a fault has no {', '.join(map(str, unknown))}")
+            raise ValueError(f"unknown members of a fault: {', '.join(map(str, unknown))}")
         if missing := sorted({"service", "code"} - given.keys()):
-            raise ValueError(f"a fault needs {', '.join(missing)}")
+            raise ValueError(f"missing members of a fault: {', '.join(missing)}")
         texts = ("service", "code", "operation", "message")
         if not all(isinstance(given.get(name, ""), str) for name in texts):
-            raise ValueError(f"{', '.join(texts)} are strings")
+            raise ValueError(f"{', '.join(texts)} must be strings")
         rule = cls(**given)
         if not isinstance(rule.status, int) or not 400 <= rule.status <= 599:
-            raise ValueError("status is between 400 and 599")
+            raise ValueError("status must be between 400 and 599")
         if rule.times is not None and (not isinstance(rule.times, int) or rule.times < 1):
-            raise ValueError("times is at least 1, or null for always")
+            raise ValueError("times must be at least 1, or null for all calls")
         return replace(rule, service=_SIGNED_AS.get(rule.service, rule.service))
 
     def covers(self, call: Call) -> bool:
-        """Say whether the call is to fail."""
+        """Say whether the rule applies to a call."""
         return self.service in (_ANY, call.service) and self.operation in (_ANY, call.operation)
 
 
 class FaultRules:
-    """The rules that are in force, first come first served."""
+    """The current rules; the first one that applies to a call is used."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -73,24 +73,24 @@ class FaultRules:
         """Add one rule or a list of them, from JSON.
 
         Raises:
-            ValueError: one is none; then nothing is added.
+            ValueError: a rule is not valid; no rule is added.
         """
         rules = [FaultRule.parse(one) for one in (given if isinstance(given, list) else [given])]
         with self._lock:
             self._rules += rules
 
     def clear(self) -> None:
-        """Let nothing fail any more."""
+        """Remove all rules."""
         with self._lock:
             self._rules.clear()
 
     def rules(self) -> list[dict[str, Any]]:
-        """Return what is still to fail, as JSON has it."""
+        """Return the rules, for JSON."""
         with self._lock:
             return [asdict(rule) for rule in self._rules]
 
     def take(self, call: Call) -> Fault | None:
-        """Return the fault this call fails with, and count it; None is no fault."""
+        """Return the fault with which a call fails, and count it; None when the call does not fail."""
         if not self._rules:
             return None
         with self._lock:

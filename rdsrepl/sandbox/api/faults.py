@@ -1,4 +1,4 @@
-"""The errors the API answers with: their codes and HTTP statuses are those of AWS."""
+"""The errors of the API, with the codes and HTTP statuses of AWS."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from rdsrepl.sandbox.api import service_model
 
-# What every query service of AWS may answer, and no service model lists.
+# Errors of every AWS query service, which no service model lists.
 _COMMON: Final[Mapping[str, int]] = {
     "AccessDenied": 403,
     "ExpiredToken": 403,
@@ -26,12 +26,12 @@ _COMMON: Final[Mapping[str, int]] = {
 
 
 class Fault(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Attributes:
-        code: the code on the wire, which is not always the shape's name: ``DBParameterGroupNotFound``.
-        message: what the user reads.
-        status: HTTP's.
+        code: the code in the response, which can differ from the name of the shape: ``DBParameterGroupNotFound``.
+        message: the error message.
+        status: the HTTP status.
     """
 
     def __init__(self, code: str, message: str, status: int = 400) -> None:
@@ -42,14 +42,14 @@ class Fault(Exception):
 
 
 def fault(name: str, message: str) -> Fault:
-    """Return the fault of an error shape of RDS's model, or of one of the codes that are common to all services.
+    """Return the fault of an error shape of the RDS model, or of an error that all services share.
 
     Args:
         name: ``DBClusterNotFoundFault``, ``DBParameterGroupNotFoundFault`` … or ``InvalidParameterValue`` ….
-        message: what the user reads.
+        message: the error message.
 
     Raises:
-        KeyError: AWS has no such error.
+        KeyError: the error does not exist.
     """
     if name in _COMMON:
         return Fault(name, message, _COMMON[name])

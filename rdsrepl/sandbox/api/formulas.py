@@ -1,4 +1,7 @@
-"""Evaluates the formulas that parameter values may be: ``GREATEST({DBInstanceVCPU*2},8)``."""
+"""Evaluates formulas in parameter values: ``GREATEST({DBInstanceVCPU*2},8)``.
+
+The sandbox models what RDS does, so it does not use the product's own parser (``parameters.formulas``).
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,24 @@ from typing import Final
 
 from rdsrepl.sandbox.api.types import DEFAULT_PORT
 
-# Formulas: operators work inside of the braces and outside: {DBInstanceVCPU*2}, {DBInstanceVCPU}*2.
+# Operators are allowed inside and outside of the braces: {DBInstanceVCPU*2}, {DBInstanceVCPU}*2.
 _TOKEN: Final = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|([A-Za-z]+)|(\$?\{)|(.))", re.DOTALL)
 _NAMES: Final = ("DBInstanceClassMemory", "DBInstanceVCPU", "EndPointPort")
 _MAX_DEPTH: Final = 20
 
 
 def is_formula(value: str) -> bool:
-    """Say whether a value is meant as a formula: it has a variable, or calls a function."""
+    """Say whether a value is a formula: it contains a variable or a function call."""
     return bool(re.search(r"\{|^\s*(?:GREATEST|LEAST|SUM)\s*\(", value))
 
 
 def evaluate(formula: str, vcpu: int, memory_bytes: int) -> str:
-    """Return the value of a formula for an instance class; what is no formula is returned as it is.
+    """Return the value of a formula for an instance class; a value that is not a formula is returned unchanged.
 
-    Divisions keep their fraction until the end, where the value is cut to a whole number.
+    Fractions are kept until the end; the result is truncated to a whole number.
 
     Raises:
-        ValueError: it is no valid formula.
+        ValueError: the formula is not valid.
     """
     if not is_formula(formula):
         return formula
@@ -38,7 +41,7 @@ def evaluate(formula: str, vcpu: int, memory_bytes: int) -> str:
 
 
 class _Parser:
-    """A parser by recursive descent that evaluates as it goes."""
+    """A recursive descent parser that evaluates while it parses."""
 
     def __init__(self, text: str, values: Mapping[str, float]) -> None:
         self._text = text
@@ -67,7 +70,7 @@ class _Parser:
             raise self._wrong()
 
     def _wrong(self) -> ValueError:
-        return ValueError(f"{self._text}: no valid formula")
+        return ValueError(f"{self._text}: not a valid formula")
 
     def _sum(self) -> float:
         self._depth += 1
@@ -112,7 +115,7 @@ class _Parser:
             arguments.append(self._sum())
         self._expect(")")
         if name == "LOG":
-            # Of a class with less than the divisor it is negative, which GREATEST then bounds.
+            # Negative for a class with less memory than the divisor; the formula bounds it with GREATEST.
             return math.log2(arguments[0])
         if name == "GREATEST":
             return max(arguments)

@@ -1,11 +1,10 @@
-"""The HTTP server: RDS's requests are ours, those to other services moto's, on the same address.
+"""The HTTP server: it answers requests to RDS itself and passes those to other services to moto.
 
-Which service a request is meant for is read from its signature, as the address is one for all. ``/_sandbox/faults``
-takes faults on demand: ``POST`` adds, ``GET`` shows, ``DELETE`` clears. ``POST /_sandbox/…`` does what else the
-sandbox can that no service offers.
+All services have the same address; the signature of a request names its service. ``/_sandbox/faults`` sets the rules of
+``fault_injection``: ``POST`` adds, ``GET`` shows, ``DELETE`` clears. ``POST /_sandbox/NAME`` runs an action for tests.
 
-Every local user, and every page in a local browser, can connect. So every request, those to ``/_sandbox/`` too, must be
-signed with the sandbox's own credentials, and must name this address as its host.
+Every local user, and every page in a local browser, can connect. So every request must be signed with the credentials
+of the sandbox and must have this address as its host, also those to ``/_sandbox/``.
 """
 
 from __future__ import annotations
@@ -42,37 +41,37 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rdsrepl.sandbox.api")
 
-# Kinesis takes 10 MiB, which base64 makes a third larger.
+# A request to Kinesis has up to 10 MiB, and a third more in base64.
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 _SANDBOX_PATH: Final = "/_sandbox/"
 _FAULTS_PATH: Final = f"{_SANDBOX_PATH}faults"
-# What moto's server answers on every host, whatever is signed: its own controls, and an instance's metadata.
+# Paths that the moto server answers without a signature: its own controls and the instance metadata.
 _BLOCKED_PATHS: Final = ("/moto-api", "/favicon.ico", "/latest/meta-data", "/latest/api")
 
 
 class Hooks(Protocol):
-    """What the servers' side adds to what is answered here."""
+    """What the server calls besides the operations."""
 
     def before_request(self, service: str) -> None:
-        """Hear that another service than RDS is about to answer."""
+        """Prepare for a request to a service other than RDS."""
 
     def run_test_action(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what was posted to ``/_sandbox/NAME``.
+        """Run the action that was posted to ``/_sandbox/NAME``.
 
         Raises:
-            Error: that cannot be done.
+            Error: the action failed.
         """
 
 
 class MotoServices:
-    """The services that are moto's."""
+    """The services of moto."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: Callable[..., Iterable[bytes]] | None = None
 
     def answer(self, environ: dict[str, Any]) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Carry out a request; return its status, headers and body.
+        """Answer a request: return the status, headers and body.
 
         Raises:
             Fault: moto is not installed.
@@ -93,7 +92,7 @@ class MotoServices:
         return status[-1], headers, body
 
     def session(self, access_key: str) -> SigningKey | None:
-        """Return what the access key of an assumed role signs with; None when STS has not handed out such a key."""
+        """Return the signing key of an assumed role's access key; None when STS did not issue the access key."""
         with self._lock:
             if self._made is None:
                 return None
@@ -108,7 +107,7 @@ class MotoServices:
         return None
 
     def _app(self) -> Callable[..., Iterable[bytes]]:
-        # At the first request, as it takes a moment and RDS shall not wait for it.
+        # Loaded at the first request, because it takes time that requests to RDS should not wait for.
         with self._lock:
             if self._made is None:
                 try:
@@ -122,7 +121,7 @@ class MotoServices:
 
 
 class ApiServer(socketserver.ThreadingTCPServer):
-    """Serves one sandbox's AWS, each connection in a thread."""
+    """Serves the AWS API of one sandbox, each connection in a thread."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -130,13 +129,13 @@ class ApiServer(socketserver.ThreadingTCPServer):
     request_queue_size = 512
 
     def __init__(self, service: Service, credentials: Credentials, port: int = 0, hooks: Hooks | None = None) -> None:
-        """Bind to PORT if it is free, else to any of the sandbox's.
+        """Bind to PORT if it is free, else to another port.
 
         Args:
-            service: RDS in the sandbox's own region.
-            credentials: what requests have to be signed with.
-            port: the port of before; 0 is none.
-            hooks: what the servers' side adds.
+            service: RDS in the region of the sandbox.
+            credentials: sign all requests.
+            port: the previous port; 0 when there is none.
+            hooks: called besides the operations.
 
         Raises:
             OSError: no port is free.
@@ -156,11 +155,11 @@ class ApiServer(socketserver.ThreadingTCPServer):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         return int(self.server_address[1])
 
     def service(self, region: str) -> Service:
-        """Return RDS in a region; where the sandbox is not, it is without servers and forgets with the process."""
+        """Return RDS in a region; outside the region of the sandbox it has no servers and does not save its records."""
         with self._lock:
             if region not in self._services:
                 store = Store(None)
@@ -168,23 +167,23 @@ class ApiServer(socketserver.ThreadingTCPServer):
             return self._services[region]
 
     def secret(self, access_key: str) -> SigningKey | None:
-        """Return what an access key signs with; None is an unknown key."""
-        # Keys that are there to be refused sign with the same secret key.
+        """Return the signing key of an access key; None when the access key is not known."""
+        # Access keys that are always refused have the same secret key.
         if access_key == self._credentials.access_key or access_key.startswith((DENIED, EXPIRED)):
             return SigningKey(self._credentials.secret_key)
         return self.moto.session(access_key)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's
-        """Log what broke a connection, unless the client just went away."""
+        """Log why a connection failed, unless the client disconnected."""
         if not isinstance(sys.exc_info()[1], OSError):
-            log.exception("a connection broke")
+            log.exception("a connection failed")
 
 
 class RequestHandler(BaseHTTPRequestHandler):
-    """Takes the requests of one connection."""
+    """Answers the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
-    # Without these two an answer leaves in two packets, the second of which waits for the client's acknowledgement.
+    # Without these two settings a response is sent in two packets, and the second one waits for an acknowledgement.
     wbufsize = -1
     disable_nagle_algorithm = True
     server: ApiServer
@@ -204,13 +203,13 @@ class RequestHandler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: it would be a line for each call."""
+        """Log nothing: it would be a line for each request."""
 
     def _answer(self) -> None:
         body = self._body()
         if body is None:
             return
-        # A page whose own name leads to this address (DNS rebinding) sends that name.
+        # A web page whose host name resolves to this address (DNS rebinding) sends that name.
         hosts = [f"{name}:{self.server.port}" for name in (HOST, "localhost")]
         if [host.lower() for host in self.headers.get_all("Host", [])] not in [[host] for host in hosts]:
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
@@ -248,7 +247,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             raise
         except Exception:
             log.exception("%s %s failed", call.service, call.operation)
-            self._refuse(call, fault("InternalFailure", "The sandbox failed; its log says how."), request_id)
+            self._refuse(call, fault("InternalFailure", "The sandbox failed; the reason is in its log."), request_id)
 
     def _refuse(self, call: Call, error: Fault, request_id: str) -> None:
         content_type, text = call.error_response(error, request_id)
@@ -262,7 +261,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             elif self.command == "DELETE":
                 injection.clear()
             elif self.command != "GET":
-                raise ValueError(f"{self.command} is not known here")
+                raise ValueError(f"{self.command} is not supported")
             status, answer = 200, json.dumps(injection.rules())
         except (ValueError, TypeError) as exc:
             status, answer = 400, json.dumps({"message": str(exc)})
@@ -271,7 +270,7 @@ class RequestHandler(BaseHTTPRequestHandler):
     def _act(self, name: str, body: bytes) -> None:
         try:
             if self.server.hooks is None or self.command != "POST":
-                raise ValueError(f"{self.command} {self.path} is not known here")
+                raise ValueError(f"{self.command} {self.path} is not supported")
             status, answer = 200, json.dumps(self.server.hooks.run_test_action(name, json.loads(body or b"{}")))
         except (ValueError, TypeError, AttributeError, Error) as exc:
             status, answer = 400, json.dumps({"message": str(exc)})
@@ -330,13 +329,13 @@ class RequestHandler(BaseHTTPRequestHandler):
 
 
 class _LogStream:
-    """Where moto writes its complaints."""
+    """Logs the errors of moto."""
 
     def write(self, text: str) -> int:
-        """Log them."""
+        """Log a text."""
         if text.strip():
             log.warning("%s", text.rstrip())
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: nothing is held back."""
+        """Do nothing: there is no buffer."""

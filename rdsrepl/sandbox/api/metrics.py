@@ -1,4 +1,4 @@
-"""What CloudWatch tells of an instance, measured on its server and its files, sent to moto in this process."""
+"""Measures the CloudWatch metrics of an instance and sends them to moto, which runs in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 
 NAMESPACE: Final = "AWS/RDS"
 _GIB: Final = 1024**3
-# Asked more often, the answer is that of just before.
+# Metrics that are younger than this are not measured again.
 _MIN_INTERVAL_SECONDS: Final = 1.0
 
 _QUERY: Final = """
@@ -43,33 +43,33 @@ class _WalSample:
 
 
 class MetricsPublisher:
-    """Sends metrics of one region's instances."""
+    """Sends the metrics of the instances of one region."""
 
     def __init__(self, region: str) -> None:
         self._region = region
         self._lock = threading.Lock()
-        self._seen: dict[str, _WalSample] = {}
+        self._samples: dict[str, _WalSample] = {}
 
     def publish(self, instance: Instance, server: PostgresServer) -> None:
-        """Measure and send an instance's metrics, unless that was done just now.
+        """Measure and send the metrics of an instance, at most once a second.
 
         Args:
             instance: the instance.
-            server: its server, running.
+            server: its running server.
 
         Raises:
             Error: the server does not answer.
         """
         with self._lock:
-            before, moment = self._seen.get(instance.identifier), time.monotonic()
-            if before is not None and moment - before.at < _MIN_INTERVAL_SECONDS:
+            before, now = self._samples.get(instance.identifier), time.monotonic()
+            if before is not None and now - before.at < _MIN_INTERVAL_SECONDS:
                 return
             with closing(server.administer()) as conn:
                 row = conn.execute(_QUERY).fetchone()
             assert row is not None
             standby, lsn, lag, logical_lag, xids, sessions, replica_lag = row
-            self._seen[instance.identifier] = _WalSample(moment, lsn)
-        written = 0.0 if before is None else max(0, lsn - before.lsn) / (moment - before.at)
+            self._samples[instance.identifier] = _WalSample(now, lsn)
+        written = 0.0 if before is None else max(0, lsn - before.lsn) / (now - before.at)
         aurora = instance.engine == "aurora-postgresql"
         free = instance.allocated_gib * _GIB - _size_bytes(server.data_dir)
         values: dict[str, tuple[float | None, str]] = {

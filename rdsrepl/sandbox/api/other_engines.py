@@ -1,4 +1,4 @@
-"""Clusters and instances of other engines, which share RDS's describe calls with PostgreSQL; nothing runs them."""
+"""Clusters and instances of other engines, which describe calls of RDS return as well; they have no servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PORTS: Final = {"docdb": 27017, "neptune": 8182}
 
 
 def describe_all(service: Service, kind: Literal["cluster", "instance"]) -> dict[str, Result]:
-    """Return those of a kind as RDS describes them, by identifier: ``other-mysql``; none while the switch is off."""
+    """Return their descriptions, by identifier: ``other-mysql``; empty while the switch is off."""
     if not service.consistency.switches.other_engines:
         return {}
     make = _cluster if kind == "cluster" else _instance

@@ -1,4 +1,4 @@
-"""What all ``Describe`` operations share: pages and filters."""
+"""The pages and filters of all describe operations."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MAX_RECORDS: Final = 100
 
 
 def page(records: Mapping[str, Result], p: Parameters) -> tuple[list[Result], str | None]:
-    """Return one page, and the marker of the next one if there is one.
+    """Return one page of records, and the marker of the next page; None for the last page.
 
-    Records stay in their places when others come and go between two pages.
+    Records that are created or deleted between two pages do not move the others.
 
     Args:
-        records: by a key that orders them.
-        p: the request's parameters; ``MaxRecords`` and ``Marker`` count.
+        records: the records, by the key that orders them.
+        p: the parameters of the request, with ``MaxRecords`` and ``Marker``.
 
     Raises:
-        Fault: ``MaxRecords`` is out of its range, or the marker is none of ours.
+        Fault: ``MaxRecords`` is out of range, or the marker is not valid.
     """
     most = p.get("MaxRecords", MAX_RECORDS)
     if not MIN_RECORDS <= most <= MAX_RECORDS:
@@ -37,14 +37,14 @@ def page(records: Mapping[str, Result], p: Parameters) -> tuple[list[Result], st
 
 
 def matches_filters(p: Parameters, fields: Mapping[str, str | Collection[str]]) -> bool:
-    """Say whether a record passes the request's ``Filters``.
+    """Say whether a record matches the ``Filters`` of a request.
 
     Args:
-        p: the request's parameters.
-        fields: what each filter looks at: one value, or several of which one is enough.
+        p: the parameters of the request.
+        fields: what each filter compares: one value, or several of which one has to match.
 
     Raises:
-        Fault: there is no such filter.
+        Fault: a filter does not exist.
     """
     for wanted in p.get("Filters", ()):
         if wanted["Name"] not in fields:

@@ -1,7 +1,7 @@
-"""Parameter groups of both kinds: of clusters and of instances.
+"""DB parameter groups and DB cluster parameter groups, and the values of their parameters.
 
-Every family has a default group that is just there and never changes. A group of somebody's own holds the values that
-were changed; all others are the family's.
+Every family has a default group, which is not stored and cannot be changed. The other groups store the values that were
+changed; all other values are those of the family.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_NAME_LENGTH: Final = 255
 
 @dataclass(frozen=True, slots=True)
 class GroupValue:
-    """What a group has instead of the family's default, and how it was asked to be applied."""
+    """A changed value in a group, and the apply method with which it was set."""
 
     value: str
     method: ApplyMethod
@@ -40,11 +40,11 @@ class StoredGroup:
     """A parameter group.
 
     Attributes:
-        name: in lower case.
-        kind: whose groups it is one of.
+        name: the name, in lower case.
+        kind: ``cluster`` or ``instance``.
         family: ``postgres16``, ``aurora-postgresql17`` ….
-        description: what its maker said of it.
-        changes: what was changed in it.
+        description: the description from its creation.
+        changes: the changed values, by parameter.
     """
 
     name: str
@@ -55,34 +55,34 @@ class StoredGroup:
 
     @property
     def is_default(self) -> bool:
-        """Whether it is the family's own, which nobody can change."""
+        """Whether it is the default group of its family, which cannot be changed."""
         return self.name.startswith(_DEFAULT)
 
     @property
     def defaults(self) -> Mapping[str, EngineParameter]:
-        """What the group can hold."""
+        """The parameters of the group with their defaults."""
         return engine_catalog.defaults(self.family, self.kind)
 
     def value(self, parameter: str) -> str | None:
-        """Return a parameter's value as the group has it, a formula at times; None is PostgreSQL's own default."""
+        """Return the value of a parameter, which may be a formula; None is the default of PostgreSQL."""
         change = self.changes.get(parameter)
         return change.value if change is not None else self.defaults[parameter].value
 
 
 def default_name(family: str) -> str:
-    """Return the name of a family's default group."""
+    """Return the name of the default group of a family."""
     return f"{_DEFAULT}{family}"
 
 
 class ParameterGroups:
-    """The groups of one region."""
+    """The parameter groups of one region."""
 
     def __init__(self, store: Store, quota: int = QUOTA) -> None:
         self._store = store
         self._quota = quota
 
     def find(self, kind: ResourceKind, name: str) -> StoredGroup | None:
-        """Return a group, or None when there is none of that name."""
+        """Return a group; None when it does not exist."""
         name = name.lower()
         if name.startswith(_DEFAULT) and (family := name.removeprefix(_DEFAULT)) in engine_catalog.families():
             return StoredGroup(name, kind, family, f"Default parameter group for {family}", {})
@@ -94,13 +94,13 @@ class ParameterGroups:
         """Return a group.
 
         Raises:
-            Fault: there is none of that name.
+            Fault: the group does not exist.
         """
-        found = self.find(kind, name)
-        if found is None:
-            # One code for both kinds, AWS's.
+        group = self.find(kind, name)
+        if group is None:
+            # AWS uses the same code for both kinds.
             raise fault("DBParameterGroupNotFoundFault", f"{aws_noun(kind)} not found: {name}")
-        return found
+        return group
 
     def all(self, kind: ResourceKind) -> list[StoredGroup]:
         """Return every group of a kind, the default ones first."""
@@ -110,29 +110,29 @@ class ParameterGroups:
         return [*(self.get(kind, name) for name in names), *own]
 
     def values(self, kind: ResourceKind, name: str, instance_class: str) -> dict[str, str]:
-        """Return every parameter that has a value, as a server of an instance class gets it.
+        """Return every parameter with a value for a server of an instance class.
 
-        Formulas are evaluated. What RDS keeps for itself (the port, ``listen_addresses`` …) is left out.
+        Formulas are replaced by their values. Parameters that RDS reserves (``port`` …) are omitted.
 
         Raises:
-            Fault: there is no such group, or no such class.
+            Fault: the group or the class does not exist.
         """
         group = self.get(kind, name)
         one = engine_catalog.instance_class(instance_class)
-        found: dict[str, str] = {}
+        values: dict[str, str] = {}
         for parameter in group.defaults.values():
             value = group.value(parameter.name)
             if value is None or not parameter.is_modifiable:
                 continue
             numeric = parameter.data_type in ("integer", "float")
-            found[parameter.name] = formulas.evaluate(value, one.vcpu, one.memory_bytes) if numeric else value
-        return found
+            values[parameter.name] = formulas.evaluate(value, one.vcpu, one.memory_bytes) if numeric else value
+        return values
 
     def create(self, group: StoredGroup) -> StoredGroup:
-        """Keep a new group.
+        """Save a new group.
 
         Raises:
-            Fault: its name is none, or taken, its family is not known, or there are too many groups.
+            Fault: the name is not valid or in use, the family does not exist, or the quota is reached.
         """
         engine_catalog.defaults(group.family, group.kind)
         check_identifier(f"{aws_noun(group.kind)}Name", group.name, _MAX_NAME_LENGTH)
@@ -147,16 +147,16 @@ class ParameterGroups:
         return group
 
     def modify(self, group: StoredGroup, changes: Mapping[str, GroupValue]) -> Mapping[str, ApplyType]:
-        """Give parameters of a group new values; return how each takes effect that has another one now."""
+        """Change parameters of a group; return when each parameter with another value takes effect."""
         return self._replace(group, {**group.changes, **changes}, {name: one.method for name, one in changes.items()})
 
     def reset(self, group: StoredGroup, methods: Mapping[str, ApplyMethod]) -> Mapping[str, ApplyType]:
-        """Give parameters of a group their defaults again; return how each takes effect that has another value now."""
+        """Reset parameters of a group; return when each parameter with another value takes effect."""
         kept = {name: change for name, change in group.changes.items() if name not in methods}
         return self._replace(group, kept, methods)
 
     def delete(self, group: StoredGroup) -> None:
-        """Forget a group."""
+        """Delete a group."""
         with self._store.lock:
             self._store.section(_SECTION).pop(_key(group.kind, group.name), None)
             self._store.save()

@@ -1,7 +1,7 @@
-"""AWS's query protocol: requests are read by the input shape, answers written by the output shape.
+"""The query protocol of AWS: parses requests by their input shape and writes responses by their output shape.
 
-A request is a form: ``Action``, ``Version`` and the parameters flattened with dots, lists by numbers from 1
-(``Parameters.Parameter.1.ParameterName``). An answer is XML.
+A request is a form with ``Action``, ``Version`` and the parameters. Their names are flattened with dots, and list items
+are numbered from 1 (``Parameters.Parameter.1.ParameterName``). A response is XML.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE: Final = "text/xml"
 
-# XML 1.0 has no place for them.
+# Characters that XML 1.0 does not allow.
 _NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _BOOLEANS: Final = {"true": True, "false": False, "1": True, "0": False}
 _MAX_FIELDS: Final = 10_000
@@ -30,11 +30,11 @@ _MAX_FIELDS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request.
+    """A request.
 
     Attributes:
-        operation: as the model has it.
-        parameters: what was sent, converted by the input shape.
+        operation: the name in the model.
+        parameters: the parameters that were sent, converted by the input shape.
     """
 
     operation: str
@@ -42,10 +42,10 @@ class Request:
 
 
 def read(body: bytes) -> Request:
-    """Read a request.
+    """Parse a request.
 
     Raises:
-        Fault: RDS has no such operation or parameter, a required one is missing, or a value is not of its type.
+        Fault: the operation or a parameter does not exist, a required one is missing, or a value has the wrong type.
     """
     try:
         fields = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
@@ -69,10 +69,10 @@ def read(body: bytes) -> Request:
 
 
 def write(operation: str, result: Mapping[str, Any], request_id: str) -> bytes:
-    """Return an operation's answer.
+    """Return the response of an operation.
 
     Raises:
-        TypeError: the output shape has no such member, or the value is of another type: a mistake of ours.
+        TypeError: a member is not in the output shape, or its value has another type.
     """
     modelled = service_model.operation(operation)
     shape = modelled.output_shape if modelled is not None else None
@@ -83,16 +83,16 @@ def write(operation: str, result: Mapping[str, Any], request_id: str) -> bytes:
         _write_members(shape, result, parts)
         parts.append(f"</{wrapper}>")
     elif result:
-        raise TypeError(f"{operation} answers nothing, but got {sorted(result)}")
+        raise TypeError(f"{operation} has no result, but got {sorted(result)}")
     parts.append(f"<ResponseMetadata><RequestId>{request_id}</RequestId></ResponseMetadata></{operation}Response>")
     return "".join(parts).encode()
 
 
 def write_error(error: Fault, request_id: str) -> bytes:
-    """Return the answer that is an error."""
-    whose = "Receiver" if error.status >= 500 else "Sender"
+    """Return an error response."""
+    sender = "Receiver" if error.status >= 500 else "Sender"
     return (
-        f'<ErrorResponse xmlns="{service_model.NAMESPACE}"><Error><Type>{whose}</Type>'
+        f'<ErrorResponse xmlns="{service_model.NAMESPACE}"><Error><Type>{sender}</Type>'
         f"<Code>{escape(error.code)}</Code><Message>{escape(_printable(error.message))}</Message></Error>"
         f"<RequestId>{request_id}</RequestId></ErrorResponse>"
     ).encode()
@@ -141,7 +141,7 @@ def _read_list(shape: Any, value: Any, where: str) -> list[Any]:
     if not isinstance(value, dict):
         raise fault("MalformedInput", f"Expected a list for {where}")
     if not shape.serialization.get("flattened"):
-        # Some clients write `member` whatever the model says, and RDS takes it.
+        # Some clients always write `member`, and RDS accepts it.
         name = next((n for n in (shape.member.serialization.get("name"), "member") if n in value), None)
         if name is None or len(value) > 1 or not isinstance(value[name], dict):
             raise fault("MalformedInput", f"Unexpected list element in {where}")
@@ -219,10 +219,10 @@ def _scalar(kind: str, tag: str, value: Any) -> str:
     if kind == "boolean" and isinstance(value, bool):
         return "true" if value else "false"
     if kind == "timestamp" and isinstance(value, datetime | str):
-        if isinstance(value, str):  # as a record in the store has it
+        if isinstance(value, str):  # from a record in the store
             value = datetime.fromisoformat(value)
-        moment: datetime = value
-        return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        time: datetime = value
+        return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if kind in ("integer", "long", "float", "double") and isinstance(value, int | float):
         return str(value)
     if kind == "string" and isinstance(value, str):

@@ -1,6 +1,6 @@
-"""What RDS knows of clusters, instances, snapshots, subnet groups and events: the store's records, typed.
+"""What RDS knows of clusters, instances, snapshots and events: typed records over the store.
 
-Where the servers are, which of them is the writer and on which ports they are reached is the state's (``state.py``).
+The servers, their roles and their ports are in the state (``state.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.parameter_catalog import Engine
 from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.api.types import ResourceKind
 
 ParameterStatus = Literal["in-sync", "applying", "pending-reboot", "failed-to-apply"]
 MAX_EVENTS: Final = 500
@@ -29,15 +30,15 @@ class Cluster:
     """A DB cluster: Multi-AZ (engine ``postgres``), or Aurora.
 
     Attributes:
-        version: as RDS writes it: ``16.14``.
-        instance_class: of all members; None on Aurora, where each has its own.
+        version: the version as RDS writes it: ``16.14``.
+        instance_class: the class of all members; None on Aurora, where each member has its own.
         allocated_gib: None on Aurora.
-        dbname: the database made with it.
-        parameter_group: the one that is attached, of which members may not be aware yet.
-        secret_arn: of the secret with the master password, where RDS keeps it.
-        password: the same secret's content, as Secrets Manager forgets it with its process.
+        dbname: the database that was created with the cluster.
+        parameter_group: the attached group; members may still have the values of another one.
+        secret_arn: the ARN of the secret with the master password, when RDS manages it.
+        password: the content of the secret, because Secrets Manager loses it when the process ends.
         pending: changes that wait for the maintenance window: the members of ``PendingModifiedValues``.
-        created: a moment in ISO 8601, as all moments here.
+        created: the time in ISO 8601, like all times here.
     """
 
     SECTION: ClassVar[str] = "clusters"
@@ -65,22 +66,22 @@ class Cluster:
 
     @property
     def multi_az(self) -> bool:
-        """Whether it is a Multi-AZ DB cluster, and not Aurora."""
+        """Whether it is a Multi-AZ DB cluster; else it is an Aurora cluster."""
         return self.engine == "postgres"
 
 
 @dataclass(slots=True)
 class Instance:
-    """A DB instance: a cluster's member, one by itself, or a read replica.
+    """A DB instance: a member of a cluster, a standalone instance, or a read replica.
 
     Attributes:
-        cluster: whose member it is.
-        parameter_group: the attached group of its own kind.
-        parameter_status: whether its server has that group's values.
-        active_group: the group of its own kind whose values the server has.
-        cluster_status: the same of the cluster's group; meaningless outside a cluster.
-        active_cluster_group: the cluster's group whose values the server has.
-        source: the instance it is a read replica of.
+        cluster: the cluster that it is a member of.
+        parameter_group: the attached DB parameter group.
+        parameter_status: whether its server has the values of that group.
+        active_group: the DB parameter group whose values the server has.
+        cluster_status: whether its server has the values of the cluster's group; not used outside a cluster.
+        active_cluster_group: the DB cluster parameter group whose values the server has.
+        source: the instance of which it is a read replica.
         pending: changes that wait for the maintenance window: the members of ``PendingModifiedValues``.
     """
 
@@ -127,22 +128,22 @@ class Snapshot:
 
     Attributes:
         kind: ``cluster`` or ``instance``.
-        of: the identifier of what it was taken of.
+        source: the identifier of the cluster or instance.
     """
 
     SECTION: ClassVar[str] = "snapshots"
 
     identifier: str
-    kind: Literal["cluster", "instance"]
-    of: str
-    of_resource_id: str
+    kind: ResourceKind
+    source: str
+    source_resource_id: str
     engine: Engine
     version: str
     master_user: str
     allocated_gib: int
     storage_type: str
     created: str
-    of_created: str
+    source_created: str
     zone: str
     iops: int | None = None
     status: str = "creating"
@@ -151,7 +152,7 @@ class Snapshot:
 
 Record = TypeVar("Record", Cluster, Instance, Snapshot)
 
-# The fault when there is none, and when there is one already; and how AWS calls it.
+# By section: the fault when a record does not exist, the fault when it exists already, and the noun of AWS.
 _FAULTS: Final[dict[str, tuple[str, str, str]]] = {
     "clusters": ("DBClusterNotFoundFault", "DBClusterAlreadyExistsFault", "DBCluster"),
     "instances": ("DBInstanceNotFoundFault", "DBInstanceAlreadyExistsFault", "DBInstance"),
@@ -181,33 +182,33 @@ _EVENTS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
 
 
 class Records:
-    """The records over a store; what is returned is a copy, kept by ``put``."""
+    """The records in a store. Methods return copies; ``put`` saves a changed one."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
 
     def all(self, kind: type[Record]) -> list[Record]:
-        """Return every record of a kind, in the order they were made."""
+        """Return every record of a kind, in the order in which they were created."""
         with self.store.lock:
             return [kind(**record) for record in self.store.section(kind.SECTION).values()]
 
     def find(self, kind: type[Record], identifier: str) -> Record | None:
-        """Return a record, or None."""
+        """Return a record; None when it does not exist."""
         with self.store.lock:
             record = self.store.section(kind.SECTION).get(identifier.lower())
             return None if record is None else kind(**record)
 
     def get(self, kind: type[Record], identifier: str) -> Record:
-        """Return a record by its identifier, or the ARN of it.
+        """Return a record by its identifier or ARN.
 
         Raises:
-            Fault: there is none.
+            Fault: the record does not exist.
         """
-        found = self.find(kind, identifier.rpartition(":")[2] if identifier.startswith("arn:") else identifier)
-        if found is None:
+        record = self.find(kind, identifier.rpartition(":")[2] if identifier.startswith("arn:") else identifier)
+        if record is None:
             missing, _, noun = _FAULTS[kind.SECTION]
             raise fault(missing, f"{noun} {identifier} not found.")
-        return found
+        return record
 
     def get_available(self, kind: type[Record], identifier: str) -> Record:
         """Return a record whose status is ``available``: of a cluster or instance that can be changed now.
@@ -221,56 +222,56 @@ class Records:
         return record
 
     def check_unused(self, kind: type[Record], identifier: str) -> None:
-        """Refuse an identifier that is taken.
+        """Refuse an identifier that is in use.
 
         Raises:
-            Fault: it is.
+            Fault: a record has the identifier.
         """
         if self.find(kind, identifier) is not None:
             _, taken, noun = _FAULTS[kind.SECTION]
             message = "DB Instance already exists" if noun == "DBInstance" else f"{noun} already exists: {identifier}"
             raise fault(taken, message)
 
-    def snapshot(self, kind: Literal["cluster", "instance"], identifier: str) -> Snapshot:
+    def snapshot(self, kind: ResourceKind, identifier: str) -> Snapshot:
         """Return a snapshot of a kind.
 
         Raises:
-            Fault: there is none.
+            Fault: the snapshot does not exist.
         """
-        found = self.find(Snapshot, identifier.rpartition(":")[2] if identifier.startswith("arn:") else identifier)
-        if found is None or found.kind != kind:
+        snapshot = self.find(Snapshot, identifier.rpartition(":")[2] if identifier.startswith("arn:") else identifier)
+        if snapshot is None or snapshot.kind != kind:
             missing, _, noun = _SNAPSHOT_FAULTS[kind]
             raise fault(missing, f"{noun} not found: {identifier}")
-        return found
+        return snapshot
 
-    def check_snapshot_unused(self, kind: Literal["cluster", "instance"], identifier: str) -> None:
-        """Refuse a snapshot's identifier that is taken.
+    def check_snapshot_unused(self, kind: ResourceKind, identifier: str) -> None:
+        """Refuse the identifier of a snapshot that is in use.
 
         Raises:
-            Fault: it is.
+            Fault: a snapshot has the identifier.
         """
         if self.find(Snapshot, identifier) is not None:
             _, taken, noun = _SNAPSHOT_FAULTS[kind]
             raise fault(taken, f"Cannot create the {noun} because one with the identifier {identifier} already exists.")
 
     def put(self, record: Cluster | Instance | Snapshot) -> None:
-        """Keep a record."""
+        """Save a record."""
         with self.store.lock:
             self.store.section(record.SECTION)[record.identifier] = asdict(record)
             self.store.save()
 
     def drop(self, record: Cluster | Instance | Snapshot) -> None:
-        """Forget a record."""
+        """Delete a record."""
         with self.store.lock:
             if self.store.section(record.SECTION).pop(record.identifier, None) is not None:
                 self.store.save()
 
     @contextmanager
     def edit(self, kind: type[Record], identifier: str) -> Iterator[Record]:
-        """Change a record while nobody else does.
+        """Change a record; no other thread can change it at the same time.
 
         Raises:
-            Fault: there is none.
+            Fault: the record does not exist.
         """
         with self.store.lock:
             record = self.get(kind, identifier)
@@ -284,7 +285,7 @@ class Records:
 
         Args:
             status: the new status.
-            cluster: the cluster; None is none.
+            cluster: the cluster, or None.
             instances: the instances.
             only: change only records that have this status.
         """
@@ -298,11 +299,11 @@ class Records:
                     self.put(record)
 
     def members(self, cluster: str) -> list[Instance]:
-        """Return a cluster's instances."""
+        """Return the instances of a cluster."""
         return [instance for instance in self.all(Instance) if instance.cluster == cluster]
 
     def replicas(self, source: str) -> list[Instance]:
-        """Return an instance's read replicas."""
+        """Return the read replicas of an instance."""
         return [instance for instance in self.all(Instance) if instance.source == source]
 
     def add_event(self, number: str, identifier: str, detail: str = "") -> None:
@@ -337,29 +338,29 @@ def invalid_state(record: Cluster | Instance | Snapshot) -> Fault:
 
 
 def now() -> str:
-    """Return the moment as the records have it."""
+    """Return the current time in the format of the records."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def new_resource_id(kind: Literal["cluster", "db"]) -> str:
-    """Return what AWS calls a resource by itself: ``db-ABCDEFGHIJKLMNOPQRSTUVWXYZ``."""
+    """Return a new resource id: ``db-ABCDEFGHIJKLMNOPQRSTUVWXYZ``."""
     letters = random.SystemRandom().choices(string.ascii_uppercase + string.digits, k=26)
     return f"{kind}-{''.join(letters)}"
 
 
 def slot_name(region: str, resource_id: str) -> str:
-    """Return the name of the physical slot through which an instance streams, as RDS forms it."""
+    """Return the name that RDS gives to the physical slot of an instance."""
     return f"rds_{region.replace('-', '_')}_db_{resource_id.removeprefix('db-').lower()}"
 
 
-def check_identifier(parameter: str, identifier: str, longest: int) -> str:
-    """Return an identifier as it is stored: in lower case.
+def check_identifier(parameter: str, identifier: str, max_length: int) -> str:
+    """Return an identifier in lower case, as it is stored.
 
     Raises:
-        Fault: AWS would not take it.
+        Fault: AWS does not allow the identifier.
     """
     lower = identifier.lower()
-    if len(lower) > longest or not _IDENTIFIER.fullmatch(lower):
+    if len(lower) > max_length or not _IDENTIFIER.fullmatch(lower):
         raise fault(
             "InvalidParameterValue",
             f"The parameter {parameter} is not a valid identifier. Identifiers must begin with a letter; must contain "

@@ -1,7 +1,7 @@
-"""What a request to any service of AWS says of itself before it is carried out, and refusals in its own protocol.
+"""What the headers of a request to any AWS service say, and the refusal of a request in its protocol.
 
-Access keys that begin with certain words are refused although the signature is right (``signatures`` has verified it,
-with the sandbox's own secret key), so that clients can be shown how AWS says it.
+For tests, access keys with certain prefixes are refused as AWS does it, although their signature is valid. They sign
+with the secret key of the sandbox.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ DENIED: Final = "AKIADENIED"
 _CREDENTIAL: Final = re.compile(r"Credential=([^/,\s]+)/\d{8}/([^/,\s]+)/([^/,\s]+)/aws4_request")
 _ACTION: Final = re.compile(rb"(?:^|&)Action=([^&]*)")
 _RDS_VERSION: Final = f"Version={service_model.VERSION}".encode()
-# The services whose permissions go by another name than their signatures.
+# Services whose permissions have another prefix than the name in the signature.
 _PERMISSIONS: Final[Mapping[str, str]] = {"monitoring": "cloudwatch"}
-# What RDS's operations work on, as ARNs have it; the first that fits.
+# The resource type in ARNs by a part of the operation's name; the first match counts.
 _RESOURCES: Final = (
     ("DBClusterParameter", "cluster-pg"),
     ("DBClusterSnapshot", "cluster-snapshot"),
@@ -38,14 +38,14 @@ _RESOURCES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who calls what.
+    """The service, operation and caller of a request.
 
     Attributes:
-        service: as the signature names it: ``rds``, ``kinesis``, ``monitoring``; empty when nothing is signed.
-        operation: ``DescribeDBClusters``, ``PutRecords``; empty when it cannot be told.
-        region: the one it is signed for.
-        access_key: the caller's.
-        json: whether it speaks JSON, else the query protocol.
+        service: the name in the signature: ``rds``, ``kinesis``, ``monitoring``; empty without a signature.
+        operation: ``DescribeDBClusters``, ``PutRecords``; empty when it is not known.
+        region: the region in the signature.
+        access_key: the access key of the caller.
+        json: whether the request uses the JSON protocol; else the query protocol.
     """
 
     service: str
@@ -56,7 +56,7 @@ class Call:
 
     @classmethod
     def read(cls, headers: Mapping[str, str], body: bytes) -> Call:
-        """Read a request's headers, and of its body the operation; header names are in lower case."""
+        """Read the headers of a request, and the operation from its body; header names are in lower case."""
         credential = _CREDENTIAL.search(headers.get("authorization", ""))
         access_key, region, service = credential.groups() if credential is not None else ("", REGION, "")
         target = headers.get("x-amz-target", "")
@@ -70,23 +70,23 @@ class Call:
 
     @property
     def permission(self) -> str:
-        """What a policy has to allow: ``rds:DescribeDBClusters``."""
+        """The permission that the caller needs: ``rds:DescribeDBClusters``."""
         return f"{_PERMISSIONS.get(self.service, self.service)}:{self.operation}"
 
     @property
     def resource(self) -> str:
-        """What it would work on, as far as the operation's name says."""
+        """The ARN of the resource, as far as the operation's name says it."""
         kinds = [kind for word, kind in _RESOURCES if self.service == "rds" and word in self.operation]
         service = _PERMISSIONS.get(self.service, self.service)
         return ":".join(("arn:aws", service, self.region, ACCOUNT, *kinds[:1], "*"))
 
     def refusal(self) -> Fault | None:
-        """Return how AWS refuses the caller, or None when it does not."""
+        """Return the fault with which AWS refuses the caller; None when it does not."""
         if self.access_key.startswith(EXPIRED):
             return self._named(
                 "ExpiredToken", "ExpiredTokenException", "The security token included in the request is expired"
             )
-        # Everybody may ask who they are.
+        # GetCallerIdentity needs no permission.
         if self.access_key.startswith(DENIED) and self.permission != "sts:GetCallerIdentity":
             return self._named(
                 "AccessDenied",
@@ -97,7 +97,7 @@ class Call:
         return None
 
     def error_response(self, error: Fault, request_id: str) -> tuple[str, bytes]:
-        """Return an error in the protocol of the call: the content type and the body."""
+        """Return the content type and the body of an error response in the protocol of the call."""
         if not self.json:
             return query_protocol.CONTENT_TYPE, query_protocol.write_error(error, request_id)
         return "application/x-amz-json-1.1", json.dumps({"__type": error.code, "message": error.message}).encode()

@@ -1,4 +1,4 @@
-"""Master passwords that RDS manages: in moto's Secrets Manager, which lives in this process."""
+"""Stores master passwords that RDS manages in the Secrets Manager of moto, which runs in this process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _LENGTH: Final = 28
 
 
 def generate() -> str:
-    """Return a new password: letters and digits, so that it can stand anywhere."""
+    """Return a new password of letters and digits, which needs no quoting."""
     return "".join(random.SystemRandom().choices(string.ascii_letters + string.digits, k=_LENGTH))
 
 
 def put(region: str, resource_id: str, user: str, password: str) -> str:
-    """Keep a password as RDS does, under a name made of the resource's id; return the secret's ARN.
+    """Store a password as RDS does, under a name with the resource id; return the ARN of the secret.
 
     Raises:
         Fault: moto is not installed.
@@ -35,7 +35,7 @@ def put(region: str, resource_id: str, user: str, password: str) -> str:
 
 
 def restore(region: str, arn: str, user: str, password: str) -> None:
-    """Put a secret back that an earlier process had, under the same ARN."""
+    """Create a secret of an earlier process again, with the same ARN."""
     backend = _backend(region)
     if arn not in backend.secrets:
         name = arn.rpartition(":")[2].rpartition("-")[0]
@@ -44,7 +44,7 @@ def restore(region: str, arn: str, user: str, password: str) -> None:
 
 
 def delete(region: str, arn: str) -> None:
-    """Forget a secret, if it is there."""
+    """Delete a secret if it exists."""
     backend = _backend(region)
     if arn in backend.secrets:
         backend.delete_secret(arn, None, True)

@@ -1,4 +1,4 @@
-"""The cluster that the sandbox begins with, as RDS would know it: its records, its group, its servers' entries."""
+"""Creates the records of the first cluster of a sandbox, its parameter group and the entries of its servers."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ IOPS: Final = 3000
 
 
 def seed_cluster(home: SandboxDirectory, state: State, name: str, *, standby: bool, default_group: bool) -> State:
-    """Write the records of a new Multi-AZ cluster; return the state with its servers and endpoints, not yet made.
+    """Write the records of a Multi-AZ cluster; return the state with its servers and endpoints, to be created.
 
     Args:
-        home: the sandbox's directory; its API does not run.
+        home: the directory of the sandbox, whose API does not run.
         state: a state without servers.
-        name: the cluster's.
+        name: the name of the cluster.
         standby: whether it has a reader.
-        default_group: whether the family's default group is attached, and not one in which logical replication is on.
+        default_group: whether it has the family's default parameter group, else one with logical replication on.
 
     Raises:
-        Unsupported: there are no parameter groups for this version of PostgreSQL.
+        Unsupported: RDS does not have this version of PostgreSQL.
     """
     major = state.version[0]
     if major not in parameter_catalog.MAJORS:
         raise Unsupported(
-            f"PostgreSQL {major} is none that RDS has", hint="name the programs of another: --postgres-bin DIR"
+            f"the sandbox does not support PostgreSQL {major}", hint="use other programs: --postgres-bin DIR"
         )
     store = Store(home.aws_file)
     groups, records = ParameterGroups(store), Records(store)
     family = f"postgres{major}"
     group = default_name(family) if default_group else _make_group(groups, name, family).name
     wanted = settings(groups, AttachedGroups(INSTANCE_CLASS, cluster=group), state.binaries)
-    version, moment = ".".join(map(str, state.version[:2])), now()
+    version, created = ".".join(map(str, state.version[:2])), now()
     records.put(
         Cluster(
             name,
@@ -50,7 +50,7 @@ def seed_cluster(home: SandboxDirectory, state: State, name: str, *, standby: bo
             state.user,
             new_resource_id("cluster"),
             group,
-            moment,
+            created,
             status="available",
             dbname=state.dbname,
             instance_class=INSTANCE_CLASS,
@@ -71,7 +71,7 @@ def seed_cluster(home: SandboxDirectory, state: State, name: str, *, standby: bo
             zone,
             default_name(family),
             default_name(family),
-            moment,
+            created,
             status="available",
             cluster=name,
             active_cluster_group=group,

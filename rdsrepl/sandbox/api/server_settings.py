@@ -1,8 +1,8 @@
-"""What a server's file of settings says, made from the values of the parameter groups that it is to have.
+"""Converts the values of parameter groups to the settings of a server.
 
-Every parameter that this version of PostgreSQL knows is passed on, but for what would not work on one machine: paths,
-libraries, sizes made for the memory of an instance class. Parameters of RDS's own (``rds.…``) can be shown, no more;
-``rds.logical_replication`` also decides ``wal_level``.
+A server gets every parameter that its version of PostgreSQL knows, except those that do not work on one machine: paths,
+libraries, and sizes for the memory of an instance class. Parameters of RDS (``rds.…``) can only be shown, but
+``rds.logical_replication`` also sets ``wal_level``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.servers.binaries import Binaries
 
-# Of the sandbox itself, or in need of what is not installed.
+# Set by the sandbox, or they need something that is not installed.
 _NOT_PASSED_ON: Final = frozenset(
     {
         "archive_command",
@@ -54,7 +54,7 @@ _NOT_PASSED_ON: Final = frozenset(
         "wal_level",
     }
 )
-# What a default that was made for an instance class is replaced by.
+# These values replace defaults that depend on the memory of the instance class.
 _SMALL_VALUES: Final[Mapping[str, str]] = {
     "autovacuum_work_mem": "-1",
     "effective_cache_size": "131072",
@@ -69,12 +69,12 @@ _BOOLEAN: Final = ("rds.logical_replication", "rds.force_ssl", "rds.iam_auth_for
 
 @dataclass(frozen=True, slots=True)
 class AttachedGroups:
-    """The groups whose values a server is to have.
+    """The parameter groups that determine the settings of a server.
 
     Attributes:
-        instance_class: what formulas are evaluated for.
-        cluster: the cluster's group; None outside a cluster.
-        instance: the instance's group; a Multi-AZ cluster's member has none that counts.
+        instance_class: the class for which formulas are evaluated.
+        cluster: the group of the cluster; None outside a cluster.
+        instance: the group of the instance; None for a member of a Multi-AZ cluster.
     """
 
     instance_class: str
@@ -83,12 +83,12 @@ class AttachedGroups:
 
 
 def settings(groups: ParameterGroups, attached: AttachedGroups, programs: Binaries) -> dict[str, str]:
-    """Return the settings.
+    """Return the settings of a server.
 
-    On Aurora both groups count: what the instance's changes lies over the cluster's.
+    On Aurora both groups apply, and changed parameters of the instance's group override those of the cluster's group.
 
     Raises:
-        Fault: a group is gone, or there is no such class.
+        Fault: a group or the class does not exist.
     """
     values: dict[str, str] = {}
     chosen: set[str] = set()
@@ -117,5 +117,5 @@ def settings(groups: ParameterGroups, attached: AttachedGroups, programs: Binari
 
 
 def is_reloadable(name: str, programs: Binaries) -> bool:
-    """Say whether a running server takes a new value of a parameter."""
+    """Say whether a new value of a parameter takes effect without a restart."""
     return programs.parameters.get(name.lower(), "sighup") not in ("postmaster", "internal")

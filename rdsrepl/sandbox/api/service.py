@@ -1,4 +1,4 @@
-"""Which function answers which operation of the RDS API, and what it is given."""
+"""The registry of the RDS operations, and what a function that implements one is called with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """RDS in one region, as an operation sees it.
+    """RDS in one region.
 
     Servers exist only in the sandbox's own region. Every other region has no controller, and its store is empty at
     first. So an operation that only reads takes its records from ``store``.
@@ -28,9 +28,9 @@ class Service:
         store: the records.
         groups: the parameter groups over that store.
         controller: what changes clusters and instances; None in other regions.
-        region: the one the request is signed for.
-        account: AWS's number of the account.
-        consistency: what describes show of a change, and when.
+        region: the region in the signature of the request.
+        account: the AWS account number.
+        consistency: what describe calls show of a change, and when.
     """
 
     store: Store
@@ -61,9 +61,8 @@ _DescribeAll = Callable[[Service], dict[str, Result]]
 
 
 _registry: dict[str, Operation] = {}
-# Return every resource of a kind as it is described, by identifier.
 _views: dict[ResourceKind, _DescribeAll] = {}
-# What a call works on, by the parameter that names it: the kind, and how it is refused while it is busy.
+# By the parameter that names a resource: its kind, the fault while it is busy, and the noun in the message.
 _BUSY_RESOURCES: Final = {
     "DBInstanceIdentifier": ("instance", "InvalidDBInstanceStateFault", "Instance"),
     "DBClusterIdentifier": ("cluster", "InvalidDBClusterStateFault", "Cluster"),
@@ -81,7 +80,7 @@ def operation(name: str) -> Callable[[Operation], Operation]:
 
     def register(function: Operation) -> Operation:
         if name in _registry:
-            raise ValueError(f"{name} is answered twice")
+            raise ValueError(f"{name} is registered twice")
         _registry[name] = function
         return function
 
@@ -89,15 +88,15 @@ def operation(name: str) -> Callable[[Operation], Operation]:
 
 
 def operation_names() -> frozenset[str]:
-    """Return the operations that are answered."""
+    """Return the names of the implemented operations."""
     return frozenset(_registry)
 
 
 def dispatch(service: Service, request: Request) -> Result:
-    """Carry out a request.
+    """Run the operation of a request and return its result.
 
     Raises:
-        Fault: the answer is an error.
+        Fault: the operation failed.
     """
     function = _registry.get(request.operation)
     if function is None:
@@ -117,7 +116,7 @@ def dispatch(service: Service, request: Request) -> Result:
 def describes_all(
     kind: ResourceKind,
 ) -> Callable[[_DescribeAll], _DescribeAll]:
-    """Register the function that describes every resource of a kind as it is."""
+    """Register the function that describes every resource of a kind."""
 
     def register(function: _DescribeAll) -> _DescribeAll:
         _views[kind] = function
@@ -142,7 +141,7 @@ def _refuse_busy(service: Service, request: Request) -> None:
 
 
 def _mark_group_busy(service: Service, request: Request, answer: Result) -> Result:
-    """Note that a parameter group was changed."""
+    """Make a changed parameter group busy, and return the result of the operation."""
     if request.operation.startswith(("Modify", "Reset")) and "ParameterGroup" in request.operation:
         for parameter, kind in _BUSY_GROUPS.items():
             if name := request.parameters.get(parameter):

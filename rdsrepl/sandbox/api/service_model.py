@@ -1,4 +1,4 @@
-"""RDS's service model as botocore has it: every operation, shape and error code."""
+"""The RDS service model of botocore: every operation, shape and error code."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def service() -> ServiceModel:
 
 @cache
 def operation(name: str) -> OperationModel | None:
-    """Return the model of one operation; None when RDS has none of that name."""
-    # By the name first: botocore's own answer to an unknown one is an error of its own.
+    """Return the model of an operation; None when it does not exist."""
+    # botocore raises an error for an unknown name.
     return service().operation_model(name) if name in service().operation_names else None
 
 
 @cache
 def errors() -> dict[str, tuple[str, int]]:
-    """Return the wire code and the HTTP status of every error shape, by the shape's name."""
-    found: dict[str, tuple[str, int]] = {}
+    """Return the code and the HTTP status of every error shape, by the name of the shape."""
+    codes: dict[str, tuple[str, int]] = {}
     for shape in service().error_shapes:
         error: dict[str, Any] = shape.metadata.get("error", {})
-        found[shape.name] = (str(error.get("code", shape.name)), int(error.get("httpStatusCode", 400)))
-    return found
+        codes[shape.name] = (str(error.get("code", shape.name)), int(error.get("httpStatusCode", 400)))
+    return codes

@@ -1,9 +1,9 @@
-"""Signature Version 4, as AWS verifies it: who signed a request, and whether nothing of it was changed since.
+"""Verifies Signature Version 4 as AWS does: who signed a request, and that it did not change since.
 
-The signature is computed again with botocore's own code and compared in constant time. Where AWS documents its
-answers: https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/CommonErrors.html for the query protocol,
-https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html for JSON. Requests that are signed in their
-query string (presigned) are not taken.
+The signature is computed again with botocore and compared in constant time. AWS documents the errors in
+https://docs.aws.amazon.com/AmazonRDS/latest/APIReference/CommonErrors.html for the query protocol and in
+https://docs.aws.amazon.com/kinesis/latest/APIReference/CommonErrors.html for JSON. Presigned requests, whose
+signature is in the query string, are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rdsrepl.sandbox.api.faults import Fault
 if TYPE_CHECKING:
     from rdsrepl.sandbox.api.request import Call
 
-# What RDS allows a clock to be off by, either way.
+# The largest clock difference that RDS accepts.
 SKEW: Final = timedelta(minutes=5)
 _TIME: Final = "%Y%m%dT%H%M%SZ"
 _AUTHORIZATION: Final = re.compile(
@@ -37,12 +37,12 @@ _INVALID_TOKEN: Final = "The security token included in the request is invalid."
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """What one access key signs with.
+    """The signing key of an access key.
 
     Attributes:
         key: the secret access key.
-        token: the session token that has to come with it; None for a key that does not expire.
-        expires: when the session ends, with its time zone; None for a key that does not expire.
+        token: the session token that a request must contain; None for a key that does not expire.
+        expires: when the session ends, with time zone; None for a key that does not expire.
     """
 
     key: str
@@ -56,9 +56,9 @@ class SignedRequest:
 
     Attributes:
         method: ``POST``.
-        target: the path with its query string, as the request line has it.
-        headers: names and values in their order; a name may come twice.
-        body: the body, whole.
+        target: the path with the query string, from the request line.
+        headers: names and values in their order; a name may occur twice.
+        body: the whole body.
     """
 
     method: str
@@ -74,13 +74,13 @@ class SignedRequest:
 def refusal(
     request: SignedRequest, call: Call, secret_of: Callable[[str], SigningKey | None], now: datetime | None = None
 ) -> Fault | None:
-    """Return how AWS refuses a request that is not signed as it should be; None when the signature is right.
+    """Return the fault with which AWS refuses a request with a wrong signature; None when the signature is valid.
 
     Args:
         request: the request.
-        call: what the request says of itself; decides the protocol of the refusal.
-        secret_of: returns what an access key signs with; None is an unknown key.
-        now: the present moment; None is the clock's.
+        call: the headers of the request, which determine the protocol of the refusal.
+        secret_of: returns the signing key of an access key, or None when the access key is not known.
+        now: the current time; None reads the clock.
     """
     given = request.values("authorization")
     if not given:
@@ -106,7 +106,7 @@ def refusal(
 def _signature_error(
     request: SignedRequest, match: re.Match[str], secret: SigningKey, date: str, now: datetime
 ) -> str | None:
-    """Return what is wrong with a signature; None when it is right."""
+    """Return why a signature is not valid; None when it is valid."""
     names = match["headers"].split(";")
     if "host" not in names:
         return "'Host' or ':authority' must be a 'SignedHeader' in the AWS Authorization."
@@ -119,25 +119,25 @@ def _signature_error(
     if hashes and hashes != [sha256(request.body).hexdigest()]:
         return "The value of X-Amz-Content-SHA256 is not the body's."
     try:
-        moment = datetime.strptime(date, _TIME).replace(tzinfo=UTC)
+        signed_at = datetime.strptime(date, _TIME).replace(tzinfo=UTC)
     except ValueError:
         return f"Date must be in ISO-8601 'basic format'. Got '{date}'."
     if date[:8] != match["date"]:
         return f"Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{date}'."
-    if moment < now - SKEW:
+    if signed_at < now - SKEW:
         return f"Signature expired: {date} is now earlier than {now - SKEW:{_TIME}} ({now:{_TIME}} - 5 min.)"
-    if moment > now + SKEW:
+    if signed_at > now + SKEW:
         return f"Signature not yet current: {date} is still later than {now + SKEW:{_TIME}} ({now:{_TIME}} + 5 min.)"
     return None
 
 
 def _signature(request: SignedRequest, match: re.Match[str], names: Sequence[str], key: str, date: str) -> str:
-    """Return the signature that the request should have."""
+    """Return the correct signature of a request."""
     from botocore.auth import SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
 
-    # Only what was signed: botocore signs every header that it sees.
+    # Only the signed headers, because botocore signs every header that it gets.
     seen = AWSRequest(method=request.method, url=f"http://sandbox{request.target}", data=request.body)
     for name in names:
         for value in request.values(name):

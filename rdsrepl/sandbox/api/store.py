@@ -1,4 +1,4 @@
-"""What the API remembers: one JSON file in the sandbox's directory, kept in memory."""
+"""The records of the API: one JSON file in the directory of the sandbox, with a copy in memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FORMAT: Final = 2
 
 
 class Store:
-    """Named sections of records that JSON can hold.
+    """Named sections of records, as JSON values.
 
-    A request that reads holds ``lock`` while it looks at records; one that writes holds it from its first look until
-    ``save``, so that two requests never decide on the same state.
+    A request holds ``lock`` while it reads records. A request that writes holds it until ``save``, so that no other
+    request changes what it read.
 
     Attributes:
-        lock: guards every section; the same thread may take it again.
+        lock: protects every section; a thread can acquire it several times.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Read what is at PATH, if anything; with None nothing is kept beyond the process.
+        """Read the file PATH if it exists; with None the records are not saved.
 
         Raises:
             Error: the file cannot be read, or another version wrote it.
@@ -42,15 +42,15 @@ class Store:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise Error(f"{path} cannot be read: {exc}", hint="remove that sandbox: rdsrepl sandbox down") from exc
+            raise Error(f"could not read {path}: {exc}", hint="remove that sandbox: rdsrepl sandbox down") from exc
 
     def section(self, name: str) -> dict[str, Any]:
-        """Return the records of one kind by their key; changes are kept by ``save``."""
+        """Return the records of a section by their keys; ``save`` saves changes."""
         with self.lock:
             return self._sections.setdefault(name, {})
 
     def save(self) -> None:
-        """Write everything, in one step.
+        """Write all sections to the file, in one step.
 
         Raises:
             OSError: the file cannot be written.

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Literal
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, Final, Literal
 
 ACCOUNT: Final = "123456789012"
-# Not us-east-1: there the aws CLI of version 1 goes to AWS itself, whatever endpoint a profile names.
+# Not us-east-1: for that region version 1 of the aws CLI ignores the endpoint of a profile and calls AWS.
 REGION: Final = "eu-west-1"
+DEFAULT_PORT: Final = 5432
 
 ResourceKind = Literal["cluster", "instance"]
 ApplyType = Literal["static", "dynamic"]
-# As the input shape converted them: str, int, float, bool, datetime, list, dict; what was not sent is not there.
+# The parameters of a request, converted by the input shape; those that were not sent are missing.
 Parameters = Mapping[str, Any]
-# As the output shape has it; None and members that are not there are left out.
+# A structure of the output shape; members that are None or missing are not sent.
 Result = dict[str, Any]
-
-DEFAULT_PORT: Final = 5432

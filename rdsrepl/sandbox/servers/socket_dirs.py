@@ -1,4 +1,4 @@
-"""Directories for the unix sockets of the servers: short paths that only the servers' user may enter."""
+"""Directories for unix sockets: paths that are short enough and that only the user of the servers may enter."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ import re
 import stat
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from rdsrepl.errors import Error
 from rdsrepl.sandbox.servers import processes
 
-if TYPE_CHECKING:
-    pass
-
-# A unix socket's path holds 107 bytes on Linux, 103 on macOS.
+# The path of a unix socket has at most 107 bytes on Linux, 103 on macOS.
 _SOCKET_PATH_BYTES: Final = 103
 
 
@@ -26,7 +23,10 @@ PREFIX: Final = "rdsrepl-"
 def new_socket_dir(launcher: processes.Launcher) -> Path:
     """Return the path of a directory for unix sockets that does not exist yet.
 
-    It is short enough for a socket in it, and once it is made nobody can put another in its place.
+    The path of a socket in it is short enough, and no other user can replace the directory.
+
+    Raises:
+        Error: no temporary directory is suitable.
     """
     for base in (tempfile.gettempdir(), "/tmp"):
         path = Path(base) / f"{PREFIX}{random.SystemRandom().randrange(16**8):08x}"
@@ -36,16 +36,16 @@ def new_socket_dir(launcher: processes.Launcher) -> Path:
         if _is_safe(Path(base), launcher):
             return path
     raise Error(
-        "no temporary directory does for unix sockets: a short path, and one in which others cannot rename our files",
-        hint="set TMPDIR to such a directory",
+        "no temporary directory is suitable for unix sockets",
+        hint="set TMPDIR to a directory with a short path, in which other users cannot rename files",
     )
 
 
 def make_socket_dir(path: Path, launcher: processes.Launcher) -> Path:
-    """Make a directory for unix sockets that only the servers' user may enter, and return it.
+    """Create a directory for unix sockets that only the user of the servers may enter, and return it.
 
     Raises:
-        FileExistsError: somebody else has made something of that name.
+        FileExistsError: the path exists.
     """
     path.mkdir(mode=0o700)
     launcher.chown(path)
@@ -53,23 +53,23 @@ def make_socket_dir(path: Path, launcher: processes.Launcher) -> Path:
 
 
 def is_socket_dir(path: Path, launcher: processes.Launcher) -> bool:
-    """Say whether PATH is a directory that ``make_socket_dir`` made, and nobody else."""
+    """Say whether PATH is a directory that ``make_socket_dir`` created, and not another user."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return False
-    mine = launcher.owner[0] if launcher.owner is not None else os.geteuid()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == mine and stat.S_IMODE(found.st_mode) == 0o700
+    owner = launcher.owner[0] if launcher.owner is not None else os.geteuid()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == owner and stat.S_IMODE(status.st_mode) == 0o700
 
 
 def _is_safe(base: Path, launcher: processes.Launcher) -> bool:
-    """Say whether nobody else can rename what is in BASE, and the servers' user can get there."""
+    """Say whether no other user can rename files in BASE, and the user of the servers can enter it."""
     real = Path(os.path.realpath(base))
     for place in (real, *real.parents):
-        found = place.stat()
-        theirs = found.st_uid not in (0, os.geteuid())
-        if theirs or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+        status = place.stat()
+        is_foreign = status.st_uid not in (0, os.geteuid())
+        if is_foreign or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
             return False
-        if launcher.owner is not None and not found.st_mode & stat.S_IXOTH:
+        if launcher.owner is not None and not status.st_mode & stat.S_IXOTH:
             return False
     return True

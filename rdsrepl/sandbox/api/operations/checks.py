@@ -1,4 +1,4 @@
-"""Checks of request parameters that the operations on clusters and on instances share."""
+"""Checks of request parameters that the operations on clusters and instances share."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ _RESERVED_USERS: Final = (
 
 
 def identifier_of(name: str) -> str:
-    """Return an identifier, of an ARN the one in it, as it is kept."""
+    """Return an identifier, or that in an ARN, in lower case as it is stored."""
     return (name.rpartition(":")[2] if name.startswith("arn:") else name).lower()
 
 
 def find_release(controller: Controller, engine: str, version: str | None) -> tuple[EngineVersion, Binaries]:
-    """Return a release of an engine, and the programs that stand for it.
+    """Return a release of an engine, and the PostgreSQL programs of its major version.
 
     Raises:
-        Fault: there is no such engine or version, or none of its programs is installed.
+        Fault: the engine or version does not exist, or its programs are not installed.
     """
     state = controller.actions.state()
     own = state.binaries
     release = engine_catalog.find(engine, version or str(own.major))
-    for found in (own, *binaries.installed(), *binaries.from_wheel()):
-        if found.major == release.major:
+    for programs in (own, *binaries.installed(), *binaries.from_wheel()):
+        if programs.major == release.major:
             if engine == "postgres" and "." not in (version or ""):
-                release = engine_catalog.find(engine, ".".join(map(str, found.version[:2])))
-            return release, found
+                release = engine_catalog.find(engine, ".".join(map(str, programs.version[:2])))
+            return release, programs
     raise fault("InvalidParameterCombination", f"Cannot find version {version} for {engine}")
 
 
 def same_major(engine: str, current: str, wanted: str | None) -> EngineVersion:
-    """Return the release that a change of version leads to; the sandbox's programs stay the same.
+    """Return the release for a version change; the programs of the sandbox stay the same.
 
     Raises:
-        Fault: there is no such version, or it is of another major one.
+        Fault: the version does not exist, or has another major version.
     """
     release = engine_catalog.find(engine, wanted or current)
     if release.major != int(current.partition(".")[0]):
@@ -61,10 +61,10 @@ def same_major(engine: str, current: str, wanted: str | None) -> EngineVersion:
 
 
 def attachable_group(service: Service, kind: ResourceKind, name: str | None, release: EngineVersion) -> StoredGroup:
-    """Return the group of a name, or the default one, when a release takes it.
+    """Return a parameter group, or the default one, for a release.
 
     Raises:
-        Fault: there is none, or its family is another's.
+        Fault: the group does not exist, or its family is that of another release.
     """
     wanted = name or default_name(release.family)
     group = service.groups.find(kind, wanted)
@@ -81,10 +81,10 @@ def attachable_group(service: Service, kind: ResourceKind, name: str | None, rel
 
 
 def master_credentials(p: Parameters, *, required: bool) -> tuple[str, str]:
-    """Return the master user and a password: the given one, or a new one where RDS is to manage it, or none.
+    """Return the master user and the password: the given one, a new one when RDS manages it, or an empty one.
 
     Raises:
-        Fault: they are missing, not allowed, or exclude each other.
+        Fault: a parameter is missing or not valid, or two parameters exclude each other.
     """
     user, password, managed = (
         p.get("MasterUsername", ""),
@@ -127,10 +127,10 @@ def check_subnet_group(p: Parameters) -> None:
 
 
 def check_quota(records: Records, more: int) -> None:
-    """Refuse more instances than an account may have.
+    """Refuse more instances than the quota of an account.
 
     Raises:
-        Fault: it would have too many.
+        Fault: the quota is reached.
     """
     if len(records.all(Instance)) + more > MAX_INSTANCES:
         raise fault("InstanceQuotaExceededFault", "DB Instance quota exceeded")
@@ -140,14 +140,16 @@ def checked_storage(p: Mapping[str, Any], *, default: str) -> tuple[str, int, in
     """Return storage type, size in GiB and IOPS.
 
     Raises:
-        Fault: they cannot be had together.
+        Fault: they are not valid, or not valid together.
     """
     kind, size, iops = p.get("StorageType") or default, p["AllocatedStorage"], p.get("Iops")
     if kind not in ("gp2", "gp3", "io1", "io2"):
         raise fault("InvalidParameterValue", f"Invalid storage type: {kind}")
-    least = 100 if kind in ("io1", "io2") else 20
-    if not least <= size <= 65536:
-        raise fault("InvalidParameterValue", f"Invalid storage size for {kind}: {size} GiB; {least} to 65536 it can be")
+    minimum = 100 if kind in ("io1", "io2") else 20
+    if not minimum <= size <= 65536:
+        raise fault(
+            "InvalidParameterValue", f"Invalid storage size for {kind}: {size} GiB, must be between {minimum} and 65536"
+        )
     if kind in ("io1", "io2") and iops is None:
         raise fault("InvalidParameterCombination", f"You must specify an IOPS value for storage type {kind}.")
     return kind, size, iops

@@ -1,4 +1,4 @@
-"""RDS's operations on DB clusters: Multi-AZ DB clusters, and Aurora's."""
+"""The RDS operations on DB clusters: Multi-AZ DB clusters and Aurora clusters."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _MAX_MULTI_AZ_NAME_LENGTH: Final = 52
 
 @operation("CreateDBCluster")
 def create(service: Service, p: Parameters) -> Result:
-    """Make a cluster: a Multi-AZ one with its members, or Aurora's without any yet."""
+    """Create a cluster: a Multi-AZ DB cluster with its members, or an Aurora cluster without members."""
     controller = service.require_controller()
     release, programs = find_release(controller, p["Engine"], p.get("EngineVersion"))
     multi_az = release.engine == "postgres"
@@ -86,7 +86,7 @@ def create(service: Service, p: Parameters) -> Result:
         if p.get("ManageMasterUserPassword"):
             controller.manage_secret(cluster, password)
         elif not multi_az:
-            cluster.password = password  # its first instance needs it
+            cluster.password = password  # for its first instance
         controller.records.put(cluster)
         for member in members:
             controller.records.put(member)
@@ -124,7 +124,7 @@ def describe_all(service: Service) -> dict[str, Result]:
 
 @operation("ModifyDBCluster")
 def modify(service: Service, p: Parameters) -> Result:
-    """Change a cluster."""
+    """Modify a cluster."""
     controller = service.require_controller()
     records = controller.records
     if "NewDBClusterIdentifier" in p:
@@ -134,13 +134,13 @@ def modify(service: Service, p: Parameters) -> Result:
         release = same_major(cluster.engine, cluster.version, p.get("EngineVersion"))
         wanted = p.get("DBClusterParameterGroupName")
         group = attachable_group(service, "cluster", wanted, release) if wanted else None
-        regrouped = group is not None and group.name != cluster.parameter_group
+        has_new_group = group is not None and group.name != cluster.parameter_group
         _, password = master_credentials(p, required=False)
         if not cluster.multi_az and {"DBClusterInstanceClass", "Iops", "AllocatedStorage"} & p.keys():
             raise fault(
                 "InvalidParameterCombination", "Aurora clusters have no instance class or storage of their own."
             )
-        reclassed = p.get("DBClusterInstanceClass", cluster.instance_class) != cluster.instance_class
+        has_new_class = p.get("DBClusterInstanceClass", cluster.instance_class) != cluster.instance_class
         wanted_storage = _apply_or_queue(cluster, p, release.version)
         cluster.parameter_group = group.name if group is not None else cluster.parameter_group
         cluster.deletion_protection = p.get("DeletionProtection", cluster.deletion_protection)
@@ -152,7 +152,7 @@ def modify(service: Service, p: Parameters) -> Result:
         records.put(cluster)
         for member in records.members(cluster.identifier):
             _copy_cluster_settings(member, cluster)
-            if regrouped:
+            if has_new_group:
                 member.cluster_status = "applying"
             records.put(member)
 
@@ -163,7 +163,7 @@ def modify(service: Service, p: Parameters) -> Result:
         for member in records.members(cluster.identifier):
             if member.cluster_status == "applying":
                 controller.attach_cluster_group(member.identifier)
-            if reclassed:
+            if has_new_class:
                 controller.actions.reboot(member.identifier)
 
     controller.run_in_background(job, "modifying", cluster.identifier, ())
@@ -172,7 +172,7 @@ def modify(service: Service, p: Parameters) -> Result:
 
 @operation("RebootDBCluster")
 def reboot(service: Service, p: Parameters) -> Result:
-    """Restart a Multi-AZ cluster's writer."""
+    """Restart the writer of a Multi-AZ DB cluster."""
     controller = service.require_controller()
     with service.store.lock:
         cluster = controller.records.get_available(Cluster, p["DBClusterIdentifier"])
@@ -180,14 +180,14 @@ def reboot(service: Service, p: Parameters) -> Result:
             message = "RebootDBCluster is for Multi-AZ DB clusters; reboot the instances of an Aurora cluster instead."
             raise fault("InvalidParameterCombination", message)
         writer = controller.actions.state().members(cluster.identifier)[0].name
-        # Its own status says so, the writer's does not.
+        # RDS shows this in the status of the cluster, not of the writer.
         controller.reboot([writer], cluster=cluster.identifier)
     return {"DBCluster": cluster_result(service, controller.records.get(Cluster, cluster.identifier))}
 
 
 @operation("FailoverDBCluster")
 def fail_over(service: Service, p: Parameters) -> Result:
-    """Make a reader the writer: the one that is named, else the one of the lowest promotion tier."""
+    """Make a reader the writer: the given one, else the one with the lowest promotion tier."""
     controller = service.require_controller()
     with service.store.lock:
         cluster = controller.records.get_available(Cluster, p["DBClusterIdentifier"])
@@ -208,7 +208,7 @@ def fail_over(service: Service, p: Parameters) -> Result:
 
 @operation("DeleteDBCluster")
 def delete(service: Service, p: Parameters) -> Result:
-    """Remove a cluster, a Multi-AZ one with its members."""
+    """Delete a cluster, and the members of a Multi-AZ DB cluster with it."""
     controller = service.require_controller()
     records = controller.records
     with service.store.lock:
@@ -318,7 +318,7 @@ def _members(service: Service, cluster: Cluster) -> list[Instance]:
 
 
 def _copy_cluster_settings(member: Instance, cluster: Cluster) -> None:
-    """Give a member what it has of its cluster."""
+    """Copy the settings of a cluster that its members share to a member."""
     member.version, member.iam_auth, member.backup_days = cluster.version, cluster.iam_auth, cluster.backup_days
     member.encrypted = cluster.encrypted
     member.storage_type, member.iops = cluster.storage_type, cluster.iops
@@ -327,10 +327,10 @@ def _copy_cluster_settings(member: Instance, cluster: Cluster) -> None:
 
 
 def _set_storage(cluster: Cluster, p: Parameters, current: Cluster | None = None) -> None:
-    """Take over instance class and storage.
+    """Set the instance class and the storage of a cluster.
 
     Raises:
-        Fault: a Multi-AZ cluster lacks one of them, an Aurora cluster has one, or it cannot be had.
+        Fault: a Multi-AZ DB cluster lacks one of them, an Aurora cluster has one, or a value is not valid.
     """
     if not cluster.multi_az:
         if "DBClusterInstanceClass" in p or "AllocatedStorage" in p:
@@ -357,7 +357,7 @@ def _set_storage(cluster: Cluster, p: Parameters, current: Cluster | None = None
 
 
 def _apply_or_queue(cluster: Cluster, p: Parameters, version: str) -> Parameters:
-    """Queue what waits for the maintenance window, or take over all that is queued; return what holds from now on."""
+    """Queue changes for the maintenance window, or apply them with all queued ones; return the parameters to apply."""
     wanted: dict[str, Any] = {}
     if version != cluster.version:
         wanted["EngineVersion"] = version

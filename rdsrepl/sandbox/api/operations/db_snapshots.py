@@ -1,11 +1,9 @@
-"""RDS's operations on what surrounds clusters and instances: snapshots, subnet groups, events, certificates.
+"""The RDS operations on DB snapshots and DB cluster snapshots.
 
-A snapshot is a record of what was there and how large it was; nothing can be restored from it.
+A snapshot is only a record; nothing can be restored from it.
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 from rdsrepl.sandbox.api import paging, types
 from rdsrepl.sandbox.api.faults import fault
@@ -19,9 +17,7 @@ from rdsrepl.sandbox.api.records import (
     zones,
 )
 from rdsrepl.sandbox.api.service import Service, operation
-from rdsrepl.sandbox.api.types import Parameters, Result
-
-SnapshotKind = Literal["cluster", "instance"]
+from rdsrepl.sandbox.api.types import Parameters, ResourceKind, Result
 
 
 @operation("CreateDBClusterSnapshot")
@@ -51,7 +47,7 @@ def create_snapshot(service: Service, p: Parameters) -> Result:
 
 @operation("DescribeDBClusterSnapshots")
 def describe_cluster_snapshots(service: Service, p: Parameters) -> Result:
-    """Answer with snapshots of clusters."""
+    """Return snapshots of clusters."""
     name = p.get("DBClusterSnapshotIdentifier")
     fields = ("db-cluster-id", "db-cluster-snapshot-id")
     chosen = {
@@ -64,7 +60,7 @@ def describe_cluster_snapshots(service: Service, p: Parameters) -> Result:
 
 @operation("DescribeDBSnapshots")
 def describe_snapshots(service: Service, p: Parameters) -> Result:
-    """Answer with snapshots of instances."""
+    """Return snapshots of instances."""
     name = p.get("DBSnapshotIdentifier")
     fields = ("db-instance-id", "db-snapshot-id")
     chosen = {
@@ -77,19 +73,19 @@ def describe_snapshots(service: Service, p: Parameters) -> Result:
 
 @operation("DeleteDBClusterSnapshot")
 def delete_cluster_snapshot(service: Service, p: Parameters) -> Result:
-    """Remove a snapshot of a cluster."""
-    gone = _delete(service, "cluster", p["DBClusterSnapshotIdentifier"])
-    return {"DBClusterSnapshot": _cluster_result(service, gone)}
+    """Delete a snapshot of a cluster."""
+    snapshot = _delete(service, "cluster", p["DBClusterSnapshotIdentifier"])
+    return {"DBClusterSnapshot": _cluster_result(service, snapshot)}
 
 
 @operation("DeleteDBSnapshot")
 def delete_snapshot(service: Service, p: Parameters) -> Result:
-    """Remove a snapshot of an instance."""
-    gone = _delete(service, "instance", p["DBSnapshotIdentifier"])
-    return {"DBSnapshot": _instance_result(service, gone)}
+    """Delete a snapshot of an instance."""
+    snapshot = _delete(service, "instance", p["DBSnapshotIdentifier"])
+    return {"DBSnapshot": _instance_result(service, snapshot)}
 
 
-def _create(service: Service, kind: SnapshotKind, record: Cluster | Instance, name: str) -> Snapshot:
+def _create(service: Service, kind: ResourceKind, record: Cluster | Instance, name: str) -> Snapshot:
     records = Records(service.store)
     identifier = check_identifier(f"DB{'Cluster' if kind == 'cluster' else ''}SnapshotIdentifier", name, 255)
     records.check_snapshot_unused(kind, identifier)
@@ -98,7 +94,7 @@ def _create(service: Service, kind: SnapshotKind, record: Cluster | Instance, na
     return made
 
 
-def _delete(service: Service, kind: SnapshotKind, name: str) -> Snapshot:
+def _delete(service: Service, kind: ResourceKind, name: str) -> Snapshot:
     records = Records(service.store)
     with service.store.lock:
         snapshot = records.snapshot(kind, name)
@@ -111,30 +107,32 @@ def _delete(service: Service, kind: SnapshotKind, name: str) -> Snapshot:
 
 
 def _find(
-    service: Service, kind: SnapshotKind, name: str | None, of: str | None, p: Parameters, fields: tuple[str, str]
+    service: Service, kind: ResourceKind, name: str | None, source: str | None, p: Parameters, filters: tuple[str, str]
 ) -> list[Snapshot]:
+    """Return the requested snapshots; FILTERS are the filters for the source and the name of a snapshot."""
     records = Records(service.store)
-    found = [records.snapshot(kind, name)] if name else records.all(Snapshot)
-    return [
-        one
-        for one in found
-        if one.kind == kind
-        and of in (None, one.of)
-        and p.get("SnapshotType", "manual") == "manual"
-        and paging.matches_filters(
-            p, {fields[0]: one.of, fields[1]: one.identifier, "snapshot-type": "manual", "engine": one.engine}
-        )
-    ]
+    candidates = [records.snapshot(kind, name)] if name else records.all(Snapshot)
+    chosen = []
+    for one in candidates:
+        fields = {filters[0]: one.source, filters[1]: one.identifier, "snapshot-type": "manual", "engine": one.engine}
+        if (
+            one.kind == kind
+            and source in (None, one.source)
+            and p.get("SnapshotType", "manual") == "manual"
+            and paging.matches_filters(p, fields)
+        ):
+            chosen.append(one)
+    return chosen
 
 
 def _cluster_result(service: Service, snapshot: Snapshot) -> Result:
     return {
         "DBClusterSnapshotIdentifier": snapshot.identifier,
         "DBClusterSnapshotArn": service.arn("cluster-snapshot", snapshot.identifier),
-        "DBClusterIdentifier": snapshot.of,
-        "DbClusterResourceId": snapshot.of_resource_id,
+        "DBClusterIdentifier": snapshot.source,
+        "DbClusterResourceId": snapshot.source_resource_id,
         "AvailabilityZones": zones(service.region),
-        "ClusterCreateTime": snapshot.of_created,
+        "ClusterCreateTime": snapshot.source_created,
         **_common_result(snapshot),
     }
 
@@ -143,10 +141,10 @@ def _instance_result(service: Service, snapshot: Snapshot) -> Result:
     return {
         "DBSnapshotIdentifier": snapshot.identifier,
         "DBSnapshotArn": service.arn("snapshot", snapshot.identifier),
-        "DBInstanceIdentifier": snapshot.of,
-        "DbiResourceId": snapshot.of_resource_id,
+        "DBInstanceIdentifier": snapshot.source,
+        "DbiResourceId": snapshot.source_resource_id,
         "AvailabilityZone": snapshot.zone,
-        "InstanceCreateTime": snapshot.of_created,
+        "InstanceCreateTime": snapshot.source_created,
         "OriginalSnapshotCreateTime": snapshot.created,
         "Iops": snapshot.iops,
         "Encrypted": False,
@@ -174,12 +172,12 @@ def _common_result(snapshot: Snapshot) -> Result:
 
 
 def create_final_snapshot(records: Records, p: Parameters, record: Cluster | Instance) -> Snapshot | None:
-    """Return the snapshot that a deletion is to leave, kept as ``creating``; None where none is wanted.
+    """Save the record of the final snapshot that a deletion requests, with the status ``creating``; None without one.
 
     Raises:
-        Fault: it was not said, said twice, or its name is not allowed or taken.
+        Fault: the parameters are missing or exclude each other, or the name is not valid or in use.
     """
-    kind: Literal["cluster", "instance"] = "cluster" if isinstance(record, Cluster) else "instance"
+    kind: ResourceKind = "cluster" if isinstance(record, Cluster) else "instance"
     name, skip = p.get("FinalDBSnapshotIdentifier"), p.get("SkipFinalSnapshot", False)
     if skip and name:
         message = "FinalDBSnapshotIdentifier can not be specified when deleting with SkipFinalSnapshot."
@@ -197,7 +195,7 @@ def create_final_snapshot(records: Records, p: Parameters, record: Cluster | Ins
 
 
 def new_snapshot(records: Records, record: Cluster | Instance, identifier: str) -> Snapshot:
-    """Return a snapshot of a cluster or an instance, not kept yet."""
+    """Return a snapshot of a cluster or an instance, which is not saved yet."""
     members: list[Instance] = records.members(record.identifier) if isinstance(record, Cluster) else [record]
     return Snapshot(
         identifier,

@@ -19,7 +19,7 @@ _DESCRIPTIONS: Final[Mapping[Engine, tuple[str, str]]] = {
 
 @operation("DescribeDBEngineVersions")
 def describe_engine_versions(service: Service, p: Parameters) -> Result:
-    """Answer with the releases that were asked for."""
+    """Return the releases that match the request."""
     suffix = service.consistency.switches.version_suffix
     wanted = p["EngineVersion"].removesuffix(suffix) if "EngineVersion" in p else None
     chosen: dict[str, Result] = {}

@@ -17,7 +17,7 @@ _SOURCES: Final = ("db-instance", "db-cluster", "db-snapshot", "db-cluster-snaps
 
 @operation("DescribeEvents")
 def describe_events(service: Service, p: Parameters) -> Result:
-    """Answer with what happened, oldest first: of the last hour, unless another time is asked for."""
+    """Return events, oldest first; by default those of the last hour."""
     identifier, source_type = p.get("SourceIdentifier"), p.get("SourceType")
     if source_type not in (None, *_SOURCES):
         raise fault("InvalidParameterValue", f"Invalid source type: {source_type}")

@@ -1,4 +1,4 @@
-"""RDS's operations on DB instances: those by themselves, read replicas, and clusters' members."""
+"""The RDS operations on DB instances: standalone instances, read replicas and members of clusters."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from rdsrepl.sandbox.api.service import Service, describes_all, operation
 from rdsrepl.sandbox.api.types import Parameters, Result
 from rdsrepl.sandbox.servers.postgres_server import HOST
 
-# Of a Multi-AZ cluster's member these are the cluster's to change.
+# Parameters that a member of a Multi-AZ DB cluster gets from its cluster.
 _CLUSTER_PARAMETERS: Final = (
     "DBInstanceClass",
     "AllocatedStorage",
@@ -58,7 +58,7 @@ _REBOOTABLE: Final = ("available", "incompatible-parameters")
 
 @operation("CreateDBInstance")
 def create(service: Service, p: Parameters) -> Result:
-    """Make an instance by itself, or a member of an Aurora cluster."""
+    """Create a standalone instance, or a member of an Aurora cluster."""
     controller = service.require_controller()
     identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], MAX_NAME_LENGTH)
     if "DBClusterIdentifier" in p:
@@ -108,7 +108,7 @@ def create(service: Service, p: Parameters) -> Result:
 
 @operation("CreateDBInstanceReadReplica")
 def create_replica(service: Service, p: Parameters) -> Result:
-    """Make a read replica of an instance that is by itself, or of a replica."""
+    """Create a read replica of a standalone instance or of a replica."""
     controller = service.require_controller()
     identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], MAX_NAME_LENGTH)
     if "SourceDBInstanceIdentifier" not in p:
@@ -150,9 +150,9 @@ def create_replica(service: Service, p: Parameters) -> Result:
             backup_days=0,
         )
         _save(service, controller, instance)
-    above = controller.actions.state().server(source.identifier)
-    assert above is not None
-    controller.create([controller.new_server(instance, above.binaries, source=source.identifier)])
+    source_server = controller.actions.state().server(source.identifier)
+    assert source_server is not None
+    controller.create([controller.new_server(instance, source_server.binaries, source=source.identifier)])
     return {"DBInstance": instance_result(service, controller.records.get(Instance, identifier))}
 
 
@@ -181,7 +181,7 @@ def describe_all(service: Service) -> dict[str, Result]:
 
 @operation("ModifyDBInstance")
 def modify(service: Service, p: Parameters) -> Result:
-    """Change an instance: what needs a restart at once only when it is asked to be."""
+    """Modify an instance; changes that need a restart are applied at once only with ``ApplyImmediately``."""
     controller = service.require_controller()
     records = controller.records
     if "NewDBInstanceIdentifier" in p:
@@ -204,7 +204,7 @@ def modify(service: Service, p: Parameters) -> Result:
         group = attachable_group(service, "instance", wanted, release) if wanted else None
         _, password = master_credentials(p, required=False)
         if group is not None and group.name != instance.parameter_group:
-            # Its name at once, its values after a reboot, whatever ApplyImmediately says.
+            # The name changes at once and the values after a reboot, with and without ApplyImmediately.
             instance.parameter_group, instance.parameter_status = group.name, "applying"
         instance.deletion_protection = p.get("DeletionProtection", instance.deletion_protection)
         instance.iam_auth = p.get("EnableIAMDatabaseAuthentication", instance.iam_auth)
@@ -213,7 +213,7 @@ def modify(service: Service, p: Parameters) -> Result:
         instance.promotion_tier = p.get("PromotionTier", instance.promotion_tier)
         instance.certificate = p.get("CACertificateIdentifier", instance.certificate)
         instance.public = p.get("PubliclyAccessible", instance.public)
-        reclassed = _change_size(service, instance, p, release.version)
+        has_new_class = _change_size(service, instance, p, release.version)
         update_secret(controller, instance, p, password)
         records.put(instance)
     identifier = instance.identifier
@@ -224,7 +224,7 @@ def modify(service: Service, p: Parameters) -> Result:
         with records.edit(Instance, identifier) as one:
             if one.parameter_status == "applying":
                 one.parameter_status = "pending-reboot"
-        if reclassed:
+        if has_new_class:
             controller.actions.reboot(identifier)
 
     controller.run_in_background(job, "modifying", None, [identifier])
@@ -233,7 +233,7 @@ def modify(service: Service, p: Parameters) -> Result:
 
 @operation("RebootDBInstance")
 def reboot(service: Service, p: Parameters) -> Result:
-    """Restart an instance with its groups' values; with a failover it moves to its other zone and applies nothing."""
+    """Restart an instance with the values of its groups; with a failover, move it to its other zone instead."""
     controller = service.require_controller()
     with service.store.lock:
         instance = controller.records.get(Instance, p["DBInstanceIdentifier"])
@@ -256,7 +256,7 @@ def reboot(service: Service, p: Parameters) -> Result:
 
 @operation("PromoteReadReplica")
 def promote(service: Service, p: Parameters) -> Result:
-    """Make a read replica an instance by itself."""
+    """Promote a read replica to a standalone instance."""
     controller = service.require_controller()
     with service.store.lock:
         instance = controller.records.get_available(Instance, p["DBInstanceIdentifier"])
@@ -270,7 +270,7 @@ def promote(service: Service, p: Parameters) -> Result:
 
 @operation("DeleteDBInstance")
 def delete(service: Service, p: Parameters) -> Result:
-    """Remove an instance; its read replicas become instances by themselves."""
+    """Delete an instance; its read replicas are promoted."""
     controller = service.require_controller()
     records = controller.records
     with service.store.lock:
@@ -357,7 +357,7 @@ def instance_result(service: Service, instance: Instance) -> Result:
 
 
 def _create_member(service: Service, controller: Controller, identifier: str, p: Parameters) -> Result:
-    """Make a member of an Aurora cluster; the first is its writer."""
+    """Create a member of an Aurora cluster; the first member is the writer."""
     with service.store.lock:
         cluster = controller.records.get(Cluster, p["DBClusterIdentifier"])
         if cluster.status not in ("available", "creating"):
@@ -412,10 +412,10 @@ def _create_member(service: Service, controller: Controller, identifier: str, p:
 
 
 def _save(service: Service, controller: Controller, instance: Instance) -> None:
-    """Keep the record of a new instance.
+    """Save the record of a new instance.
 
     Raises:
-        Fault: its identifier is taken, or there are too many.
+        Fault: its identifier is in use, or the quota is reached.
     """
     with service.store.lock:
         controller.records.check_unused(Instance, instance.identifier)
@@ -424,10 +424,10 @@ def _save(service: Service, controller: Controller, instance: Instance) -> None:
 
 
 def _change_size(service: Service, instance: Instance, p: Parameters, version: str) -> bool:
-    """Change class, storage, version and zones, or have them wait; return whether the server restarts for it.
+    """Apply or queue changes of class, storage, version and zones; return whether the server has to restart.
 
     Raises:
-        Fault: there is no such class, or no such storage.
+        Fault: the class or the storage is not valid.
     """
     wanted: dict[str, Any] = {}
     if (name := p.get("DBInstanceClass", instance.instance_class)) != instance.instance_class:

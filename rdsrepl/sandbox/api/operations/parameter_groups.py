@@ -16,105 +16,105 @@ from rdsrepl.sandbox.api.types import Parameters, ResourceKind, Result
 
 MAX_PARAMETERS: Final = 20
 _SOURCES: Final = ("user", "system", "engine-default")
-# An own value has to be a formula for every class; any one shows whether it can be read.
+# Whether a formula is valid does not depend on the class, so it is evaluated for this one.
 _EXAMPLE_CLASS: Final = "db.r6g.large"
 
 
 @operation("CreateDBParameterGroup")
 def create_instance_group(service: Service, p: Parameters) -> Result:
-    """Make a group of instances."""
+    """Create a group for instances."""
     return {"DBParameterGroup": _create(service, "instance", p["DBParameterGroupName"], p)}
 
 
 @operation("CreateDBClusterParameterGroup")
 def create_cluster_group(service: Service, p: Parameters) -> Result:
-    """Make a group of clusters."""
+    """Create a group for clusters."""
     return {"DBClusterParameterGroup": _create(service, "cluster", p["DBClusterParameterGroupName"], p)}
 
 
 @operation("CopyDBParameterGroup")
 def copy_instance_group(service: Service, p: Parameters) -> Result:
-    """Make a group like another one."""
+    """Create a copy of a group."""
     return {"DBParameterGroup": _copy(service, "instance", p)}
 
 
 @operation("CopyDBClusterParameterGroup")
 def copy_cluster_group(service: Service, p: Parameters) -> Result:
-    """Make a group like another one."""
+    """Create a copy of a group."""
     return {"DBClusterParameterGroup": _copy(service, "cluster", p)}
 
 
 @operation("ModifyDBParameterGroup")
 def modify_instance_group(service: Service, p: Parameters) -> Result:
-    """Change parameters of a group."""
+    """Modify parameters of a group."""
     return {"DBParameterGroupName": _modify(service, "instance", p["DBParameterGroupName"], p)}
 
 
 @operation("ModifyDBClusterParameterGroup")
 def modify_cluster_group(service: Service, p: Parameters) -> Result:
-    """Change parameters of a group."""
+    """Modify parameters of a group."""
     return {"DBClusterParameterGroupName": _modify(service, "cluster", p["DBClusterParameterGroupName"], p)}
 
 
 @operation("ResetDBParameterGroup")
 def reset_instance_group(service: Service, p: Parameters) -> Result:
-    """Give parameters of a group, or all, their defaults again."""
+    """Reset parameters of a group, or all, to their defaults."""
     return {"DBParameterGroupName": _reset(service, "instance", p["DBParameterGroupName"], p)}
 
 
 @operation("ResetDBClusterParameterGroup")
 def reset_cluster_group(service: Service, p: Parameters) -> Result:
-    """Give parameters of a group, or all, their defaults again."""
+    """Reset parameters of a group, or all, to their defaults."""
     return {"DBClusterParameterGroupName": _reset(service, "cluster", p["DBClusterParameterGroupName"], p)}
 
 
 @operation("DeleteDBParameterGroup")
 def delete_instance_group(service: Service, p: Parameters) -> Result:
-    """Remove a group that nothing uses."""
+    """Delete a group that is not in use."""
     return _delete(service, "instance", p["DBParameterGroupName"])
 
 
 @operation("DeleteDBClusterParameterGroup")
 def delete_cluster_group(service: Service, p: Parameters) -> Result:
-    """Remove a group that nothing uses."""
+    """Delete a group that is not in use."""
     return _delete(service, "cluster", p["DBClusterParameterGroupName"])
 
 
 @operation("DescribeDBParameterGroups")
 def describe_instance_groups(service: Service, p: Parameters) -> Result:
-    """Answer with groups."""
+    """Return groups."""
     page, marker = _describe(service, "instance", p.get("DBParameterGroupName"), p)
     return {"DBParameterGroups": page, "Marker": marker}
 
 
 @operation("DescribeDBClusterParameterGroups")
 def describe_cluster_groups(service: Service, p: Parameters) -> Result:
-    """Answer with groups."""
+    """Return groups."""
     page, marker = _describe(service, "cluster", p.get("DBClusterParameterGroupName"), p)
     return {"DBClusterParameterGroups": page, "Marker": marker}
 
 
 @operation("DescribeDBParameters")
 def describe_instance_parameters(service: Service, p: Parameters) -> Result:
-    """Answer with what a group holds."""
+    """Return the parameters of a group."""
     return _describe_parameters(service, service.groups.get("instance", p["DBParameterGroupName"]), p)
 
 
 @operation("DescribeDBClusterParameters")
 def describe_cluster_parameters(service: Service, p: Parameters) -> Result:
-    """Answer with what a group holds."""
+    """Return the parameters of a group."""
     return _describe_parameters(service, service.groups.get("cluster", p["DBClusterParameterGroupName"]), p)
 
 
 @operation("DescribeEngineDefaultParameters")
 def describe_instance_defaults(service: Service, p: Parameters) -> Result:
-    """Answer with a family's defaults."""
+    """Return the default parameters of a family."""
     return _describe_defaults(service, "instance", p)
 
 
 @operation("DescribeEngineDefaultClusterParameters")
 def describe_cluster_defaults(service: Service, p: Parameters) -> Result:
-    """Answer with a family's defaults."""
+    """Return the default parameters of a family."""
     return _describe_defaults(service, "cluster", p)
 
 
@@ -143,7 +143,7 @@ def _modify(service: Service, kind: ResourceKind, name: str, p: Parameters) -> s
             raise fault("MissingParameter", "The request must contain the parameter Parameters.")
         changes = {one["ParameterName"]: _change(group, one) for one in _check_unique(wanted)}
         changed = service.groups.modify(group, changes)
-    # Without the lock: servers are told, and that takes as long as it takes.
+    # Without the lock, because the reload of the servers takes time.
     if changed and service.controller is not None:
         service.controller.group_changed(kind, group.name, changed)
     return group.name
@@ -210,12 +210,12 @@ def _describe_parameters(service: Service, group: StoredGroup, p: Parameters) ->
     chosen: dict[str, Result] = {}
     for parameter in group.defaults.values():
         change = group.changes.get(parameter.name)
-        # A value that is the default has the default's source, whoever set it.
+        # On RDS a value that equals the default has the source of the default, also after a user set it.
         source = "user" if change is not None and change.value != parameter.value else parameter.source
         if wanted in (None, source) and paging.matches_filters(p, {"parameter-name": parameter.name}):
             described = _parameter_result(service, group.family, parameter)
             described["Source"] = source
-            # Of what nobody changed RDS says so of dynamic parameters as well.
+            # RDS shows this for unchanged parameters, also for dynamic ones.
             described["ApplyMethod"] = change.method if change is not None else "pending-reboot"
             if change is not None:
                 described["ParameterValue"] = change.value
@@ -251,7 +251,7 @@ def _parameter_result(service: Service, family: str, parameter: EngineParameter)
 
 
 def _printed(service: Service, value: str | None) -> str | None:
-    """Return a default as it is printed: formulas at times without braces, and with a dollar before a variable."""
+    """Return a default value as RDS prints it; the switch changes the spelling of formulas."""
     if value is None or not service.consistency.switches.printed_formulas or not formulas.is_formula(value):
         return value
     if "(" not in value:
