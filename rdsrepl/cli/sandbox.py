@@ -66,12 +66,13 @@ def up(
         progress=lambda text: note(ctx, text),
     )
     if no_standby and report.reader_port is not None:
-        _note_ignored(ctx, "the sandbox has a standby", "--no-standby")
+        _note_ignored(ctx, "the sandbox has a standby", command("sandbox up --no-standby"))
     group = next((cluster.parameter_group for cluster in report.clusters if cluster.name == client_config.CLUSTER), "")
     if default_group and not group.startswith("default."):
-        _note_ignored(ctx, f"the sandbox has the parameter group {group}", "--default-group")
+        _note_ignored(ctx, f"the sandbox has the parameter group {group}", command("sandbox up --default-group"))
     if postgres_bin is not None and str(postgres_bin.resolve()) != report.bin_dir:
-        _note_ignored(ctx, f"the sandbox uses the programs in {report.bin_dir}", f"--postgres-bin {postgres_bin}")
+        again = command("sandbox up --postgres-bin {}", str(postgres_bin))
+        _note_ignored(ctx, f"the sandbox uses the programs in {report.bin_dir}", again)
     _show(ctx, report)
 
 
@@ -123,9 +124,9 @@ def _report() -> Report:
     return report
 
 
-def _note_ignored(ctx: typer.Context, reason: str, option: str) -> None:
-    """Say that an option has no effect on the existing sandbox, and how to create a sandbox with it."""
-    note(ctx, f"{reason}; to change this: rdsrepl sandbox down && rdsrepl sandbox up {option}")
+def _note_ignored(ctx: typer.Context, reason: str, again: str) -> None:
+    """Say that an option has no effect on the existing sandbox, and with which command to create it again."""
+    note(ctx, f"{reason}; to change this: rdsrepl sandbox down && {again}")
 
 
 def _show(ctx: typer.Context, report: Report) -> None:

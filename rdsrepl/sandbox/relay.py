@@ -244,7 +244,7 @@ class ReplicationGrants:
             user=SUPERUSER,
             dbname="postgres",
             connect_timeout=_ADMIN_SECONDS,
-            application_name="rdsrepl sandbox relay",
+            application_name="rdsrepl-sandbox-relay",
             options=f"{ADMIN_OPTIONS} -c statement_timeout={_ADMIN_SECONDS}s",
             autocommit=True,
             **keywords,

@@ -332,7 +332,7 @@ class SandboxDirectory:
             return State(**fields, version=version, servers=servers, endpoints=endpoints)
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise Error(
-                f"another version of rdsrepl wrote {self.state_file}: {exc}",
+                f"the format of {self.state_file} is not that of this version of rdsrepl: {exc}",
                 hint="remove that sandbox: rdsrepl sandbox down",
             ) from exc
 

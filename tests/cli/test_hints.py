@@ -37,7 +37,7 @@ class Said:
 
 
 def _text(node: ast.AST) -> str:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "command":
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "command" and node.args:
         return "rdsrepl " + _text(node.args[0]).replace("{}", HOLE)
     if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Call):
         return _text(node.value)

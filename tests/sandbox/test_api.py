@@ -781,7 +781,7 @@ def test_groups_outlive_the_process(tmp_path: Path) -> None:
     assert again == StoredGroup("mine", "cluster", "postgres16", "said", {"work_mem": GroupValue("8192", "immediate")})
     assert ParameterGroups(Store(path)).find("instance", "mine") is None
     path.write_text('{"format": 99}')
-    with pytest.raises(Exception, match="could not read .*: another format"):
+    with pytest.raises(Exception, match=r"could not read .*: another format"):
         Store(path)
 
 
