@@ -228,7 +228,7 @@ def test_no_command_is_composed_by_hand() -> None:
 _BY_HAND = {
     f"__main__.py: rdsrepl {HOLE}",
     f"cli/demo.py: rdsrepl {HOLE}",
-    f"cli/demo.py: rdsrepl {HOLE} ended with {HOLE}",
+    f"cli/demo.py: rdsrepl {HOLE} exited with {HOLE}",
     f"cli/help.py: rdsrepl {HOLE} --help",
     f"cli/main.py: rdsrepl {HOLE}",
     f"doctor/security.py: rdsrepl role grant NAME{HOLE}",
