@@ -73,7 +73,7 @@ class CommitCounts:
             del self._ends[: self._MOST], self._changes[: self._MOST]
             self._forgotten = True
 
-    def beyond(self, lsn: int) -> tuple[int, bool]:
+    def after(self, lsn: int) -> tuple[int, bool]:
         """Return how many changes belong to commits that end after a position, and whether the number is exact."""
         first = bisect_right(self._ends, lsn)
         if first == len(self._ends):
@@ -283,16 +283,16 @@ class Connector:
             elif server.timelines.current and not checked.in_recovery:  # a restarted standby replays its WAL again
                 observer.warn(
                     f"the server's WAL ends before {Lsn(self._ledger.commit_lsn)}, up to which this run received it, "
-                    "on the same timeline: an older state was restored; other changes may come under known identities"
+                    "on the same timeline: an older state was restored, and identities may be assigned again"
                 )
             base = received if fork is None else min(received, fork)
             self._require_no_gap(checked, base)
             if fork is not None and received > fork:
-                beyond, is_exact = self.commits.beyond(fork)
-                if beyond:
+                after_fork, is_exact = self.commits.after(fork)
+                if after_fork:
                     observer.warn(
-                        f"{'' if is_exact else 'at least '}{beyond} changes that were received of timeline "
-                        f"{self._server.timelines.current} beyond {Lsn(fork)} are not on this server"
+                        f"{'' if is_exact else 'at least '}{after_fork} changes that were received of timeline "
+                        f"{self._server.timelines.current} after {Lsn(fork)} do not exist on this server"
                     )
         observer.note(f"streaming again from {at}, the slot's position: changes after that may come again")
         self._ledger.history_changed()

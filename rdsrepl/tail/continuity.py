@@ -1,12 +1,11 @@
-"""Whether a slot still is where the tail left it: nothing may be missing between what it has and what comes next.
+"""Detects changes that are missing between what was delivered and the slot's position.
 
-Two comparisons, with different consequences:
+There are two comparisons:
 
-- **Within a run**, at each new connection: the tail knows exactly up to where it received everything. A slot that is
-  beyond that has lost changes for this output: the run stops.
-- **Between runs**, with what this machine remembers of its last one. Another machine may have streamed the slot
-  meanwhile, and rightly so: that the slot moved proves nothing and is only told. That it is another slot, made again
-  under the same name, is proof, and stops the run.
+- **Within a run**, at each new connection: the tail knows the position up to which it received everything. If the slot
+  is past that position, changes are missing, and the run stops.
+- **Between runs**, with what this machine stored in its last run. Another machine may have streamed the slot in the
+  meantime, so a slot that advanced is only reported. A slot that was recreated with the same name stops the run.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ if TYPE_CHECKING:
 
 _TABLES_NAMED: Final = 10
 _REMEDY: Final = (
-    "copy the tables again to fill the gap, or go on without what is missing: --accept-gap (the stream begins where "
-    "the slot stands)"
+    "copy the tables again to fill the gap, or continue without the missing changes: --accept-gap (the stream starts "
+    "at the slot's position)"
 )
 
 
 def fingerprint_of(checked: PreflightResult) -> SlotFingerprint:
-    """Return what tells the slot from another one that is made later under its name."""
+    """Return what distinguishes the slot from one that is created later with the same name."""
     slot = checked.slot
     return SlotFingerprint(
         None if slot.restart_lsn is None else int(slot.restart_lsn),
@@ -47,31 +46,31 @@ def fingerprint_of(checked: PreflightResult) -> SlotFingerprint:
     )
 
 
-def gap(slot_name: str, stands_at: int, received: int, *, was_recreated: bool) -> SlotMoved:
-    """Return the error for a slot that is beyond what this run received."""
-    how = "another consumer or an advance moved it, or it was made again"
+def gap(slot_name: str, position: int, received: int, *, was_recreated: bool) -> SlotMoved:
+    """Return the error for a slot whose position is past what was received."""
+    how = "another consumer or an advance moved it, or it was recreated"
     if was_recreated:
-        how = "it was dropped and made again"
+        how = "it was dropped and recreated"
     return SlotMoved(
-        f"slot {slot_name} is at {Lsn(stands_at)} now, and this run received everything up to {Lsn(received)}: {how}; "
-        f"changes committed in these {format_size(stands_at - received)} of WAL were not delivered",
+        f"slot {slot_name} is at {Lsn(position)} now, and everything up to {Lsn(received)} was received: {how}; "
+        f"changes committed in these {format_size(position - received)} of WAL were not delivered",
         hint=_REMEDY,
     )
 
 
 class LastRun:
-    """What is remembered of a slot from run to run."""
+    """What this machine stores about a slot from run to run."""
 
     def __init__(
         self, slot_name: str, discarded: Callable[[Sequence[str]], list[str]], observer: Observer, *, accept_gap: bool
     ) -> None:
-        """Remember a slot.
+        """Prepare to compare the slot.
 
         Args:
             slot_name: the slot.
-            discarded: given the publications of the last run, returns the tables of which nothing comes any more.
+            discarded: takes the publications of the last run, returns the tables that are no longer published.
             observer: receives notes and warnings.
-            accept_gap: go on where changes are missing.
+            accept_gap: continue although changes are missing.
         """
         self._slot_name = slot_name
         self._discarded = discarded
@@ -82,10 +81,10 @@ class LastRun:
         self._streamed: StreamedSlot | None = None
 
     def compare(self, system_id: str, timelines: Timelines, checked: PreflightResult) -> None:
-        """Compare the slot, which this run holds now, with what the last one left; nothing is confirmed yet.
+        """Compare the slot, which this connection holds, with the last run's; nothing is confirmed yet.
 
         Raises:
-            SlotMoved: it is another slot, made again since.
+            SlotMoved: the slot was recreated since.
         """
         before = streamed_slots.load(system_id, self._slot_name)
         if before is not None:
@@ -94,7 +93,7 @@ class LastRun:
                 self._warn_publications(before, checked)
 
     def connected(self, system_id: str, timelines: Timelines, checked: PreflightResult, claimed: int) -> None:
-        """Take the slot as it is on a new connection; up to CLAIMED it is confirmed, or was about to be."""
+        """Record the slot on a new connection; up to CLAIMED it is confirmed, or was about to be."""
         self._system_id, self._timelines = system_id, timelines
         self._streamed = StreamedSlot(
             datetime.now(UTC),
@@ -106,7 +105,7 @@ class LastRun:
         )
 
     def confirming(self, lsn: int) -> None:
-        """Remember that everything up to LSN is about to be confirmed."""
+        """Store that everything up to LSN is about to be confirmed."""
         if self._streamed is None or self._timelines is None or lsn <= self._streamed.confirmed_lsn:
             return
         self._streamed = replace(
@@ -115,24 +114,24 @@ class LastRun:
         streamed_slots.save(self._system_id, self._slot_name, self._streamed)
 
     def ended(self) -> None:
-        """Make what is remembered durable: the run ended in order."""
+        """Make what is stored durable: the run ended without an error."""
         if self._streamed is not None:
             streamed_slots.save(self._system_id, self._slot_name, replace(self._streamed, is_final=True))
 
     def _compare_positions(self, before: StreamedSlot, timelines: Timelines, checked: PreflightResult) -> None:
-        left_at = timelines.end_of(before.timeline)
-        if left_at is None:
-            return  # its history does not know that timeline: the positions cannot be compared
+        end = timelines.end_of(before.timeline)
+        if end is None:
+            return  # that timeline is not an ancestor: the positions cannot be compared
         observer, name, at = self._observer, self._slot_name, checked.slot.confirmed_flush_lsn or Lsn(0)
         last, when = before.confirmed_lsn, before.at.isoformat(timespec="seconds")
-        base = Lsn(min(last, left_at))
+        base = Lsn(min(last, end))
         if last > base:
             observer.warn(
                 f"the last run here ({when}) confirmed slot {name} up to {last} on timeline {before.timeline}, which "
-                f"the server left at {base}: what was delivered beyond {base} is not on this server"
+                f"ends at {base} on this server: changes delivered after {base} do not exist on it"
             )
         if at < base:
-            observer.note(f"slot {name} is at {at}, before {base}: changes in between were delivered, and come again")
+            observer.note(f"slot {name} is at {at}, before {base}: changes in between were delivered and come again")
         elif at > base and before.timeline == timelines.current and before.mark.is_another(fingerprint_of(checked)):
             found = gap(name, at, base, was_recreated=True)
             if not self._accept_gap:
@@ -141,18 +140,18 @@ class LastRun:
         elif at > base:
             observer.note(
                 f"slot {name} moved from {base} to {at} since the last run here ({when}): another consumer or an "
-                "advance moved it, or it was made again; if nothing else delivers its changes, those in between are "
-                "missing"
+                "advance moved it, or it was recreated; if no other consumer delivers its changes, those in between "
+                "are missing"
             )
 
     def _warn_publications(self, before: StreamedSlot, checked: PreflightResult) -> None:
         tables = [printable(table) for table in self._discarded(before.publications)]
-        lost = "today those of before publish no other table"
+        lost = "the earlier publications have no other table"
         if tables:
             named = ", ".join(tables[:_TABLES_NAMED]) + (", …" if len(tables) > _TABLES_NAMED else "")
-            lost = f"changes of {named} are left out, and given up once later positions are confirmed"
+            lost = f"changes of {named} are not streamed, and are lost once later positions are confirmed"
         self._observer.warn(
-            f"slot {self._slot_name} was streamed with {printable(', '.join(before.publications))} until now, and is "
-            f"with {printable(', '.join(checked.publications)) or 'none'} from "
-            f"{checked.slot.confirmed_flush_lsn} on: {lost}"
+            f"slot {self._slot_name} was streamed with publications {printable(', '.join(before.publications))}; "
+            f"from {checked.slot.confirmed_flush_lsn} on it is streamed with "
+            f"{printable(', '.join(checked.publications)) or 'none'}: {lost}"
         )

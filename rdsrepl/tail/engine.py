@@ -212,10 +212,10 @@ class Tail:
                 sink.wakeup.drain()
 
     def _leave_at_shutdown(self, progress: Progress) -> None:
-        """Watch the server while the output is slow, and leave it when it shuts down: it would wait for us.
+        """Detect a shutdown of the server while the output is slow, and disconnect: the server would wait for us.
 
         Raises:
-            ConnectionLost: it shuts down.
+            ConnectionLost: the server is shutting down.
         """
         if progress.oldest_undelivered_seconds < _STALLED_SECONDS:
             self._stop_shutdown_watch()
@@ -224,7 +224,7 @@ class Tail:
         elif self._shutdown_watch.seen:
             self._stop_shutdown_watch()
             raise errors.ConnectionLost(
-                "the server is shutting down, and what the output has not taken yet is not waited for"
+                "the server is shutting down, and the output is blocked: disconnecting without waiting for it"
             )
 
     def _stop_shutdown_watch(self) -> None:
@@ -233,31 +233,30 @@ class Tail:
             self._shutdown_watch = None
 
     def _take_notice(self, before: Sequence[bytes], notice: Notice) -> None:
-        """Pass on what the server says; each text once a run.
+        """Report a notice of the server; each text once in a run.
 
         Raises:
-            NotFound: it leaves changes out, because a publication did not exist yet when they were made. What came
-                BEFORE is handed over, and nothing behind it.
+            NotFound: the server leaves changes out that are older than a publication. The messages BEFORE the notice
+                are handed over, and none after it.
         """
         if notice.skips_publication and not self._options.allow_missing_publication:
             if before:
                 self._take(before)
             raise errors.NotFound(
                 f"the server leaves changes out: {notice.text}",
-                hint="a publication must be older than the slot's position. Make a new slot, or move this one past "
-                f"these changes ({command('slot advance {} --to-current', self._options.slot_name)}), or let them be "
-                "left out: "
-                "--allow-missing-publication",
+                hint="a publication must be older than the slot's position. Create a new slot, or move this one past "
+                f"these changes ({command('slot advance {} --to-current', self._options.slot_name)}), or continue "
+                "without them: --allow-missing-publication",
                 sqlstate=notice.sqlstate,
             )
-        text = f"the server says: {notice.text}"
+        text = f"message from the server: {notice.text}"
         if text in self._notices or len(self._notices) >= _MAX_NOTICES:
             return
         self._notices.add(text)
         (self._observer.warn if notice.severity == "WARNING" else self._observer.note)(text)
 
     def _take(self, messages: Sequence[bytes]) -> str | None:
-        """Decode and hand over; return a reason to stop, if there is one."""
+        """Decode and hand over; return a reason to stop, or None."""
         limit = self._stop.limit
         if limit is not None and self._changes + len(messages) >= limit:
             return self._take_to_limit(messages, limit)
@@ -266,11 +265,11 @@ class Tail:
         return self._stop.until_reason if batch.reached_until else None
 
     def _take_to_limit(self, messages: Sequence[bytes], limit: int) -> str | None:
-        """Go message by message, and stop behind the last wanted change; with its commit, where that comes next."""
+        """Decode message by message, and stop after the last wanted change, and its commit if that comes next."""
         for message in messages:
             batch = self._decoder.feed([message])
             if self._changes >= limit and batch.changes:
-                return f"reached --limit {limit}, in the middle of a transaction that is not confirmed"
+                return f"reached --limit {limit}, within a transaction that is not confirmed"
             self._hand_over(batch, len(message))
             if batch.reached_until:
                 return self._stop.until_reason
@@ -297,22 +296,22 @@ class Tail:
         return self._ledger.flush_lsn if self._options.confirm else 0
 
     def _status(self, receiver: Receiver, now: float, interval: float) -> None:
-        """Send a status update when one is due: asked for, something new to confirm, or the interval is over."""
+        """Send a status update when one is due: requested, a new position to confirm, or the interval is over."""
         age = now - self._last_status
-        news = self._confirmable() > self._sent_flush
-        if receiver.reply_requested or age >= interval or (news and age >= _CONFIRM_SECONDS):
+        has_new = self._confirmable() > self._sent_flush
+        if receiver.reply_requested or age >= interval or (has_new and age >= _CONFIRM_SECONDS):
             self._confirm(receiver)
             self._last_status = now
 
     def _confirm(self, receiver: Receiver, *, reply: bool = False) -> None:
-        """Send a status update, and remember before what it confirms."""
+        """Send a status update; what it confirms is stored before."""
         flush = self._confirmable()
         self._connector.confirming(flush)
         receiver.send_status(max(self._ledger.sent_lsn, flush), flush, reply=reply)
         self._sent_flush = flush
 
     def _until_next(self, receiver: Receiver, now: float, interval: float) -> float:
-        """Return how long the loop may sleep, in seconds."""
+        """Return how long the loop may wait, in seconds."""
         due = [interval - (now - self._last_status)]
         if (check_at := self._silence.due_at(receiver)) is not None:
             due.append(check_at - now)
@@ -337,15 +336,15 @@ class Tail:
         return None
 
     def _finish(self, receiver: Receiver) -> None:
-        """Read no more; deliver what was received, and confirm it."""
+        """Deliver and confirm what was received."""
         if self._drain(receiver):
             self._confirm(receiver)
 
     def _drain(self, receiver: Receiver | None) -> bool:
-        """Wait until the sink has everything; the connection, if there is one, is kept alive meanwhile.
+        """Wait until the sink has delivered everything; the connection, if there is one, is kept alive.
 
         Returns:
-            Whether there still is one at the end.
+            Whether the connection still exists.
         """
         self._sink.finish()
         allowed = self._stop.drain_seconds
@@ -354,7 +353,7 @@ class Tail:
             self._ledger.deliver(self._sink.durable)
             if deadline is not None and time.monotonic() >= deadline:
                 self._observer.warn(
-                    f"not everything was delivered within {allowed:g}s: what is not confirmed comes again"
+                    f"delivery timed out after {allowed:g}s: changes that are not confirmed come again in the next run"
                 )
                 break
             if receiver is None:
@@ -365,7 +364,7 @@ class Tail:
                 self._status(receiver, time.monotonic(), min(interval, _STATUS_SECONDS))
                 self._leave_at_shutdown(self._progress())
             except errors.Unreachable as exc:
-                self._observer.warn(f"{exc.message}; what is delivered from now on is not confirmed, and comes again")
+                self._observer.warn(f"{exc.message}; changes delivered from now on are not confirmed, and come again")
                 self._confirm_quietly(receiver)
                 receiver.close()
                 receiver = None
@@ -376,14 +375,14 @@ class Tail:
         return receiver is not None
 
     def _confirm_quietly(self, receiver: Receiver) -> None:
-        """Confirm what is durable before an error ends the connection, if it still carries that."""
+        """Confirm what is durable before an error ends the connection, if that is still possible."""
         with contextlib.suppress(Exception):
             self._ledger.deliver(self._sink.durable)
         with contextlib.suppress(Exception):
             self._confirm(receiver)
 
     def _pause(self, seconds: float) -> bool:
-        """Wait; return whether it is time to stop: a signal came, or the duration is over."""
+        """Wait; return whether to stop: a signal was received, or the duration is over."""
         deadline = time.monotonic() + seconds
         if self._stop.duration_seconds is not None:
             deadline = min(deadline, self._started + self._stop.duration_seconds)

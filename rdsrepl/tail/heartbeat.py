@@ -1,8 +1,9 @@
-"""A heartbeat: a small transaction in the slot's database now and then, so that a quiet one moves its slot.
+"""A heartbeat: a small transaction in the slot's database at an interval, so that slots advance in a quiet database.
 
-A slot moves when its consumer confirms a commit of its own database. Where that is quiet and others on the server are
-busy, their WAL is kept for nothing. ``slot tail`` confirms idle positions by itself; other consumers of the same
-database (DMS, Debezium) need the beat, and a failover slot is synchronised only after it moved.
+A slot advances when its consumer confirms a commit of the slot's own database. If that database is quiet and others on
+the server are busy, the slot keeps their WAL for nothing. ``slot tail`` confirms idle positions without a heartbeat;
+other consumers of the same database (DMS, Debezium) need it, and a failover slot is synchronised only after it
+advanced.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NAME: Final = """
 SELECT n.nspname::text, c.relname::text
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %s
 """
-# The table may have policies of its own; to write into it is no reading.
+# The table may have row security policies; they apply to the heartbeat as to any client.
 _SETTINGS: Final = {"row_security": "on"}
 _RETRY_SECONDS: Final = 5.0
 #: each heartbeat is a transaction.
@@ -43,7 +44,7 @@ class HeartbeatOptions:
 
 
 class Heartbeat:
-    """Beats in a thread of its own, on a connection of its own."""
+    """Writes heartbeats in its own thread, on its own connection."""
 
     def __init__(self, target: Target, slot_name: str, options: HeartbeatOptions, note: Callable[[str], None]) -> None:
         self._target = target
@@ -54,21 +55,22 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def check(self, checked: PreflightResult) -> None:
-        """Beat once, so that what cannot work is said before the stream begins.
+        """Write one heartbeat, so that an error is reported before the stream starts.
 
         Raises:
-            NotPrimary: a standby writes nothing.
-            NotFound, Denied, Refused: the table is not there, may not be written, or has other columns.
+            NotPrimary: the server is a standby, which cannot write.
+            NotFound, Denied, Refused: the table does not exist, may not be written, or has other columns.
         """
         from rdsrepl.postgres import connection
 
         if checked.in_recovery:
             raise NotPrimary(
-                "--heartbeat writes, and this server is a standby", hint="beat at the primary, or leave it out"
+                "--heartbeat writes to the database, and this server is a standby",
+                hint="connect to the primary, or omit --heartbeat",
             )
         try:
             with connection.open(self._target, settings=_SETTINGS) as conn:
-                self._once(conn)
+                self._write(conn)
         except Error as exc:
             if self._options.table is None or exc.sqlstate is None:
                 raise
@@ -81,12 +83,12 @@ class Heartbeat:
             ) from exc
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop."""
+        """Stop the thread."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(timeout=0.5)
@@ -99,14 +101,14 @@ class Heartbeat:
             try:
                 with connection.open(self._target, settings=_SETTINGS) as conn:
                     while not self._stopped.wait(self._options.every_seconds):
-                        self._once(conn)
+                        self._write(conn)
                         failing = False
             except Error as exc:
                 if not failing:
-                    self._note(f"heartbeat: {exc.message}; trying again")
+                    self._note(f"heartbeat: {exc.message}; retrying")
                 failing = True
 
-    def _once(self, conn: Connection) -> None:
+    def _write(self, conn: Connection) -> None:
         if self._options.table is None:
             conn.execute(_MESSAGE, (HEARTBEAT_PREFIX, self._slot_name))
         else:

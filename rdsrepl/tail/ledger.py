@@ -1,7 +1,7 @@
-"""What may be confirmed to the server. Pure: no I/O, no clock.
+"""Which position may be confirmed to the server. Pure: no I/O, no clock.
 
-The rule (contract, points 1 and 3): a position is confirmed only when everything before it is durable, and it moves at
-commit boundaries, or, when nothing is outstanding, to the keepalive's WAL end.
+The rule: a position is confirmed only when everything before it is durable. It moves at commit boundaries or, when
+everything is delivered, to the keepalive's WAL end.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections import deque
 
 
 class Ledger:
-    """Pairs the batches handed to the sink with the WAL positions that their delivery releases.
+    """Knows for each batch handed to the sink which WAL position its delivery allows to confirm.
 
     Batches are numbered from 1 in the order in which they are handed over; the sink reports the number up to which
-    everything is durable. ``flush_lsn`` never moves back, and never past a change that is not durable.
+    every batch is durable. ``flush_lsn`` never moves back, and never past a change that is not durable.
     """
 
     __slots__ = (
@@ -28,11 +28,11 @@ class Ledger:
     )
 
     def __init__(self) -> None:
-        #: what may be confirmed; 0 means nothing yet.
+        #: the position that may be confirmed; 0 is none yet.
         self.flush_lsn = 0
-        #: the end of the last commit handed over, durable or not; a new connection may go on from there.
+        #: the end of the last commit handed over, durable or not; a new connection may resume there.
         self.commit_lsn = 0
-        #: everything before it was handed over, or was given up before the run began.
+        #: everything before it was handed over, or precedes the start of the run.
         self.received_lsn = 0
         #: the position up to which the server has sent.
         self.sent_lsn = 0
@@ -53,20 +53,20 @@ class Ledger:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction is half received."""
+        """Whether a transaction is incomplete."""
         return self._in_transaction
 
     @property
     def all_delivered(self) -> bool:
-        """Whether everything handed over is durable and no transaction is half received."""
+        """Whether everything handed over is durable and no transaction is incomplete."""
         return self._delivered == self._handed_over and not self._in_transaction
 
     def hand_over(self, commit_end_lsn: int | None, *, in_transaction: bool) -> int:
         """Record a batch and return its number.
 
         Args:
-            commit_end_lsn: the end of the last commit in the batch, if there is one.
-            in_transaction: whether the batch ends in the middle of a transaction.
+            commit_end_lsn: the end of the last commit in the batch; None without one.
+            in_transaction: whether the batch ends within a transaction.
         """
         self._handed_over += 1
         self._in_transaction = in_transaction
@@ -80,7 +80,7 @@ class Ledger:
     def keepalive(self, wal_end_lsn: int) -> None:
         """Record that the server has sent everything before this position.
 
-        In the middle of a transaction it says nothing: the transaction's own commit will move the position.
+        Within a transaction this has no effect: the transaction's own commit will move the position.
         """
         self.sent_lsn = max(self.sent_lsn, wal_end_lsn)
         if not self._in_transaction:
@@ -90,26 +90,26 @@ class Ledger:
     def deliver(self, number: int) -> None:
         """Record that every batch up to NUMBER is durable."""
         if number > self._handed_over:
-            raise ValueError("delivered more than was handed over")
+            raise ValueError("a batch was delivered that was not handed over")
         if number > self._delivered:
             self._delivered = number
             self._release()
 
     def connection_lost(self) -> None:
-        """Forget the transaction that was half received: the server sends it again, whole."""
+        """Forget the incomplete transaction: the server sends it again."""
         self._in_transaction = False
 
     def history_changed(self) -> None:
-        """Forget all positions: the server's WAL is no longer the one they belong to.
+        """Forget all positions: they belong to another WAL than the server has now.
 
-        A promoted standby may have branched off before them, and the same numbers then mean other changes.
+        A promoted standby's timeline may start before them; then other changes have the same positions.
         """
         self._in_transaction = False
         self._marks.clear()
         self.flush_lsn = self.commit_lsn = self.received_lsn = self.sent_lsn = 0
 
     def begin(self, lsn: int) -> None:
-        """Record that the slot stands at a position: what lies before it was delivered or given up earlier."""
+        """Record the slot's position: changes before it were delivered earlier, or are skipped."""
         self.received_lsn = max(self.received_lsn, lsn)
 
     def _mark(self, lsn: int) -> None:

@@ -1,7 +1,8 @@
 """The tail's metrics for Prometheus, and a health check, over HTTP.
 
-``/metrics`` in the exposition format; ``/healthz`` is 200, or 503 when nothing was confirmed for a while although the
-lag grew. Threads answer; the tail only leaves its last progress here, and never waits for whoever asks.
+``/metrics`` is in Prometheus's exposition format; ``/healthz`` is 200, or 503 when nothing was confirmed for some time
+while the lag grew. Threads answer the requests; the tail only stores its last progress here, and never waits for a
+client.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from rdsrepl.tail.sinks.kinesis import KinesisCounts
     from rdsrepl.tail.wal_position import WalPositionPoller
 
-# A request must have come, and its answer must have been taken, within this time.
+# The time limit for receiving a request, and for sending its answer.
 _REQUEST_SECONDS: Final = 5.0
-_LARGEST_REQUEST: Final = 64 << 10
-_MOST_CONNECTIONS: Final = 32
+_MAX_REQUEST_BYTES: Final = 64 << 10
+_MAX_CONNECTIONS: Final = 32
 Start = Callable[[str, list[tuple[str, str]]], object]
 
 
@@ -44,10 +45,10 @@ class MetricsOptions:
 
 
 class Health:
-    """Whether the tail gets on. Pure: time is passed in.
+    """Whether the tail makes progress. Pure: time is passed in.
 
-    It is unhealthy when the confirmed position has not moved for a while and the lag is larger than when it last did.
-    A server that cannot be asked says nothing about the lag: an outage is no fault of the tail.
+    It is unhealthy when the confirmed position did not move for some time, and the lag is larger than when it last
+    moved. While the server cannot be reached, the lag is unknown, and an outage does not make the tail unhealthy.
     """
 
     def __init__(self, unhealthy_seconds: float) -> None:
@@ -58,7 +59,7 @@ class Health:
         self._lag: int | None = None
 
     def observe(self, confirmed_lsn: int, lag_bytes: int | None, now: float) -> None:
-        """Take a measure."""
+        """Record a measurement."""
         if confirmed_lsn != self._confirmed_lsn:
             self._confirmed_lsn, self._moved_at, self._lag_then = confirmed_lsn, now, lag_bytes
         if lag_bytes is not None:
@@ -67,20 +68,20 @@ class Health:
                 self._lag_then = lag_bytes
 
     def stuck_seconds(self, now: float) -> float | None:
-        """Return for how long it has been stuck, in seconds; None while it is healthy."""
+        """Return how long the tail has been stuck, in seconds; None while it is healthy."""
         idle = now - self._moved_at
         grown = self._lag is not None and self._lag_then is not None and self._lag > self._lag_then
         return idle if grown and idle >= self._unhealthy_seconds else None
 
 
 class Exporter:
-    """Passes on what the tail tells, and shows it to whoever asks over HTTP."""
+    """Serves the tail's progress over HTTP, and passes everything on to another observer."""
 
     def __init__(self, options: MetricsOptions, slot_name: str, observer: Observer, watch: WalPositionPoller) -> None:
-        """Begin to answer.
+        """Start to listen.
 
         Raises:
-            UsageError: the port is taken, or not ours to take.
+            UsageError: the port is in use or not permitted.
         """
         self.counts: KinesisCounts | None = None
         self._observer = observer
@@ -94,15 +95,15 @@ class Exporter:
             self._server = _server(options.host, options.port, self._application())
         except OSError as exc:
             raise UsageError(
-                f"--metrics-port {options.port}: cannot listen on {options.host}: {exc.strerror or exc}",
-                hint="choose another port, or stop what listens there",
+                f"--metrics-port {options.port}: could not listen on {options.host}: {exc.strerror or exc}",
+                hint="choose another port, or stop the process that uses it",
             ) from exc
-        watch.begin()
+        watch.start()
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
         observer.note(f"metrics: http://{options.host}:{self._server.server_port}/metrics, and /healthz")
 
     def note(self, text: str) -> None:
-        """Pass a word on."""
+        """Pass a note on."""
         self._observer.note(text)
 
     def warn(self, text: str) -> None:
@@ -110,12 +111,12 @@ class Exporter:
         self._observer.warn(text)
 
     def progress(self, progress: Progress) -> None:
-        """Keep the last progress, and pass it on."""
+        """Store the progress, and pass it on."""
         self._progress = progress
         self._observer.progress(progress)
 
     def close(self) -> None:
-        """Answer no more; whoever is being answered is not waited for."""
+        """Stop listening, without waiting for requests in progress."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -135,27 +136,27 @@ class Exporter:
         if now is not None:
             yield "counter", "changes", "Changes received.", now.changes
             yield "counter", "received_bytes", "Bytes received from the server.", now.received_bytes
-            yield "counter", "reconnects", "Connections made anew.", now.reconnects
+            yield "counter", "reconnects", "Reconnections.", now.reconnects
             yield "gauge", "connected", "Whether the slot is being streamed (1) or not (0).", now.connected
-            yield "gauge", "received_lsn", "How far the server has sent, as a number of bytes.", now.received_lsn
-            yield "gauge", "confirmed_lsn", "What was confirmed to the server, as a number of bytes.", now.confirmed_lsn
-            yield "gauge", "pending_bytes", "What was received and is not acknowledged, in memory.", now.pending_bytes
+            yield "gauge", "received_lsn", "Position up to which the server has sent, in bytes.", now.received_lsn
+            yield "gauge", "confirmed_lsn", "Position confirmed to the server, in bytes.", now.confirmed_lsn
+            yield "gauge", "pending_bytes", "Bytes received and not yet acknowledged, in memory.", now.pending_bytes
             yield (
                 "gauge",
                 "oldest_undelivered_seconds",
-                "For how long the oldest change that was received has waited to be acknowledged.",
+                "Age of the oldest received change that is not yet acknowledged.",
                 now.oldest_undelivered_seconds,
             )
             lag = self._watch.lag_bytes(now.confirmed_lsn)
             if lag is not None:
-                yield "gauge", "lag_bytes", "WAL of the server that is not confirmed.", lag
+                yield "gauge", "lag_bytes", "WAL on the server that is not yet confirmed.", lag
         if self.counts is not None:
             yield "counter", "records", "Changes acknowledged by Kinesis.", self.counts.records
             yield "counter", "requests", "PutRecords requests.", self.counts.requests
-            yield "counter", "retries", "Changes sent again.", self.counts.retries
-            yield "counter", "throttles", "Changes for which the stream had no room.", self.counts.throttles
-            yield "counter", "dead_letters", "Changes that went to the dead letter file.", self.counts.dead_letters
-        yield "gauge", "healthy", "Whether /healthz says so.", self._stuck_seconds() is None
+            yield "counter", "retries", "Changes sent again to Kinesis.", self.counts.retries
+            yield "counter", "throttles", "Changes throttled by Kinesis.", self.counts.throttles
+            yield "counter", "dead_letters", "Changes written to the dead-letter file.", self.counts.dead_letters
+        yield "gauge", "healthy", "Whether /healthz returns 200 (1) or 503 (0).", self._stuck_seconds() is None
 
     def _stuck_seconds(self) -> float | None:
         with self._lock:
@@ -177,7 +178,7 @@ class Exporter:
             if environ["PATH_INFO"] == "/metrics":
                 return metrics(environ, start)  # type: ignore[no-any-return]
             start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"/metrics and /healthz are here\n"]
+            return [b"not found; the paths are /metrics and /healthz\n"]
 
         return answer
 
@@ -196,7 +197,7 @@ class Exporter:
 
 
 def _server(host: str, port: int, application: Callable[[dict[str, Any], Start], Iterable[bytes]]) -> WSGIServer:
-    """Return a server that gives each connection a thread, a time and a size; of too many it ends the oldest."""
+    """Return a server with a thread and limits for each connection; if there are too many, the oldest ends."""
     from socketserver import TCPServer, ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -206,7 +207,7 @@ def _server(host: str, port: int, application: Callable[[dict[str, Any], Start],
         def setup(self) -> None:
             super().setup()
             head = _head(self.connection)
-            self.is_too_large = len(head) > _LARGEST_REQUEST
+            self.is_too_large = len(head) > _MAX_REQUEST_BYTES
             self.rfile = io.BufferedReader(io.BytesIO(head))
 
         def handle(self) -> None:
@@ -225,12 +226,12 @@ def _server(host: str, port: int, application: Callable[[dict[str, Any], Start],
     class Server(ThreadingMixIn, WSGIServer):
         daemon_threads = True
         block_on_close = False
-        request_queue_size = _MOST_CONNECTIONS
+        request_queue_size = _MAX_CONNECTIONS
 
         def server_bind(self) -> None:
-            # Not HTTPServer's: that asks the resolver for our own name, which may take long where there is none.
+            # Not HTTPServer's: it resolves our own host name, which may take long without a DNS server.
             TCPServer.server_bind(self)
-            self.socket.setblocking(False)  # who hung up before being accepted must not be waited for
+            self.socket.setblocking(False)  # do not wait for a client that disconnected before it was accepted
             self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
             self.setup_environ()
             self.connections: dict[int, socket.socket] = {}
@@ -238,7 +239,7 @@ def _server(host: str, port: int, application: Callable[[dict[str, Any], Start],
 
         def process_request(self, request: Any, client_address: Any) -> None:
             with self.lock:
-                if len(self.connections) >= _MOST_CONNECTIONS:
+                if len(self.connections) >= _MAX_CONNECTIONS:
                     oldest = self.connections.pop(next(iter(self.connections)))
                     with contextlib.suppress(OSError):
                         oldest.shutdown(socket.SHUT_RDWR)
@@ -251,20 +252,20 @@ def _server(host: str, port: int, application: Callable[[dict[str, Any], Start],
             super().shutdown_request(request)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            pass  # who was too slow, or went away
+            pass  # the client was too slow, or disconnected
 
     return make_server(host, port, application, Server, Handler)
 
 
 def _head(connection: socket.socket) -> bytes:
-    """Return a request up to the end of its head, or a little more than the largest that is read.
+    """Return a request up to the end of its head, or a little more than the size limit.
 
     Raises:
-        TimeoutError: it has not come in time, however it trickles in.
+        TimeoutError: it was not complete in time.
     """
     deadline = time.monotonic() + _REQUEST_SECONDS
     head = b""
-    while b"\n\r\n" not in head and b"\n\n" not in head and len(head) <= _LARGEST_REQUEST:
+    while b"\n\r\n" not in head and b"\n\n" not in head and len(head) <= _MAX_REQUEST_BYTES:
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError

@@ -1,4 +1,4 @@
-"""The words that decoders and formats share: a relation, a transaction, a batch."""
+"""The data that decoders and formats share: relations, transactions, decoded batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rdsrepl.errors import MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.timelines import Timelines
 
-#: the prefix of our own heartbeat's messages, which are not passed on.
+#: the prefix of our own heartbeat's messages, which are not written to the output.
 HEARTBEAT_PREFIX: Final = "rdsrepl.heartbeat"
 _PG_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,8 +38,8 @@ class Relation:
         oid: ``pg_class.oid``.
         schema, table: its name at the time of the change.
         replica_identity: ``pg_class.relreplident``: d, n, f or i.
-        columns: the published ones.
-        key: the names of the columns that identify a row, where the decoder knows them; None: the flagged columns, or
+        columns: the published columns.
+        key: the names of the columns that identify a row, if the decoder knows them; None: the flagged columns, or
             with FULL the primary key's.
     """
 
@@ -53,23 +53,24 @@ class Relation:
 
 @dataclass(slots=True)
 class Transaction:
-    """The transaction that is being read; made once for each, read for every change.
+    """The transaction that is being decoded; created once for each transaction, read for every change.
 
-    ``timeline``, ``commit_lsn`` and ``seq`` identify a line for ever, and order the lines of a stream. What stands in
-    a transaction is numbered from 1 and carries where the transaction's commit record **begins**. What stands in none
-    (a message that is not transactional, ROLLBACK PREPARED) is number 0 and carries where its record **ends**. One
-    record's end may be the next one's beginning, so the number 0 keeps the two apart, in their order.
+    ``timeline``, ``commit_lsn`` and ``seq`` identify a line permanently, and order the lines of a stream. A change
+    within a transaction has a number from 1 and the position where the commit record **begins**. A line outside of a
+    transaction (a message that is not transactional, ROLLBACK PREPARED) has the number 0 and the position where its
+    own record **ends**. One record's end may be the next record's beginning; the number 0 separates the two, in their
+    order.
 
     Attributes:
-        xid: its id; None for a message outside of a transaction, or where the plugin does not say.
-        commit_lsn: where its commit record begins (of a prepared one: its PREPARE); of what is no transaction, where
-            its own record ends.
-        timeline: the one on which that record was written.
-        commit_time: when it committed, ISO 8601; None where the plugin does not say.
+        xid: its id; None for a message outside of a transaction, or if the plugin does not send it.
+        commit_lsn: where its commit record begins (its PREPARE record, for a prepared transaction); outside of a
+            transaction, where the line's own record ends.
+        timeline: on which that record was written.
+        commit_time: when it committed, ISO 8601; None if the plugin does not send it.
         commit_us: the same in microseconds since 1970.
         suffix: the end of each of its lines in the ``json`` format, up to ``seq``.
-        as_text: a member of a line, with its comma, that names the columns given as text; empty where there are none.
-        origin, origin_lsn: the replication origin from which it came, and its commit's position there; None without.
+        as_text: a member of a line, with its comma, that lists the columns written as text; empty without such columns.
+        origin, origin_lsn: the replication origin it came from, and the commit's position there; None without one.
     """
 
     xid: int | None
@@ -83,7 +84,7 @@ class Transaction:
     origin_lsn: int | None = None
 
     def with_text(self, columns: Sequence[str]) -> Transaction:
-        """Return the same transaction for a change whose values of these columns are given as the server's text."""
+        """Return the same transaction for a change whose values of these columns are written as the server's text."""
         member = f'"as_text":[{",".join(map(quote, columns))}],'
         return replace(self, as_text=member, suffix=f'",{member}{self.suffix[2:]}')
 
@@ -91,7 +92,7 @@ class Transaction:
     def of(
         cls, xid: int | None, timeline: int, commit_lsn: int, microseconds: int | None, gid: str | None = None
     ) -> Transaction:
-        """Make one from pgoutput's numbers: LSN, and microseconds since 2000; GID names a prepared one."""
+        """Return a transaction from pgoutput's numbers: LSN, and microseconds since 2000; GID is of a prepared one."""
         moment = None if microseconds is None else _PG_EPOCH + timedelta(microseconds=microseconds)
         return cls.at(xid, timeline, str(Lsn(commit_lsn)), moment, gid)
 
@@ -99,7 +100,7 @@ class Transaction:
     def at(
         cls, xid: int | None, timeline: int, commit_lsn: str, moment: datetime | None, gid: str | None = None
     ) -> Transaction:
-        """Make one from text and a time."""
+        """Return a transaction from an LSN as text and a time."""
         time = None if moment is None else moment.astimezone(UTC).isoformat()
         quoted = "null" if time is None else f'"{time}"'
         number = "null" if xid is None else xid
@@ -114,14 +115,14 @@ class Transaction:
 
 @dataclass(slots=True)
 class DecodedBatch:
-    """What became of some messages.
+    """The output of some messages.
 
     Attributes:
-        lines: output, each with its newline; text, or bytes from the raw format.
-        changes: how many changes they hold.
-        commits: for each commit among them where it ends, and how many of the changes come before that.
-        in_transaction: whether the last message stands in the middle of a transaction.
-        reached_until: whether ``until_lsn`` was reached; messages after it were not read.
+        lines: each with its newline; text, or bytes from the raw format.
+        changes: how many changes the lines contain.
+        commits: for each commit, where it ends and how many of the changes precede it.
+        in_transaction: whether a transaction is incomplete after the last message.
+        reached_until: whether ``until_lsn`` was reached; messages after it were not decoded.
         error: set when a message was malformed; the lines are those before it.
     """
 
@@ -134,25 +135,25 @@ class DecodedBatch:
 
     @property
     def commit_end_lsn(self) -> int | None:
-        """The end of the last commit among them; None without one."""
+        """The end of the last commit; None without one."""
         return self.commits[-1][0] if self.commits else None
 
 
 class Decoder(Protocol):
-    """Turns XLogData messages into lines."""
+    """Converts XLogData messages to lines."""
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
-        """Decode messages in their order; the first malformed one ends the batch, which has its ``error``."""
+        """Decode messages in order; the first malformed one ends the batch and is its ``error``."""
         ...
 
     def reset(self, timelines: Timelines) -> None:
-        """Begin a new connection, to a server with these timelines: it sends open transactions again, whole."""
+        """Start a new connection, to a server with these timelines, which sends incomplete transactions again."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TableFilter:
-    """Which tables are wanted: shell patterns on ``schema.table``, or on the table's name alone without a dot."""
+    """Which tables to stream: shell patterns on ``schema.table``, or without a dot on the table's name alone."""
 
     patterns: tuple[str, ...] = field(default=())
 
@@ -160,7 +161,7 @@ class TableFilter:
         return bool(self.patterns)
 
     def wants(self, schema: str, table: str) -> bool:
-        """Say whether a table's changes are wanted."""
+        """Return whether a table is to be streamed."""
         if not self.patterns:
             return True
         return any(fnmatchcase(f"{schema}.{table}" if "." in p else table, p) for p in self.patterns)

@@ -1,4 +1,4 @@
-"""Which decoder, which plugin options and which session settings a slot and a format need."""
+"""Chooses the decoder, the plugin options and the session settings for a slot and a format."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _FORMATS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """What turns a slot's messages into lines.
+    """Converts a slot's messages to lines.
 
     Attributes:
-        decoder: reads the plugin's messages, writes the format's lines.
+        decoder: converts the plugin's messages to the format's lines.
         plugin_options: for START_REPLICATION.
         settings: server parameters of the session.
     """
@@ -64,33 +64,33 @@ def assemble(
     """Return the pipeline for a slot and a format.
 
     Args:
-        checked: the preflight's.
+        checked: the result of the preflight check.
         name: the format.
-        catalog: where types are looked up.
-        tables: which tables are wanted.
-        given: the user's plugin options; they win over ours.
+        catalog: looks up types.
+        tables: which tables to stream.
+        given: the user's plugin options; they replace ours of the same name.
         until_lsn: where to stop.
         colour: whether ``pretty`` is coloured.
-        partition_by: lines begin with a partition key made of this (``keys.KeyedFormat``).
+        partition_by: lines start with a partition key made of this (``partition_keys.KeyedFormat``).
         debezium: how ``debezium`` writes keys and values; None is Debezium's defaults.
 
     Raises:
-        WrongPlugin: the slot's plugin cannot serve the format or an option.
+        WrongPlugin: the slot's plugin does not support the format or an option.
     """
     slot = checked.slot
     plugin = slot.plugin or ""
-    served = _FORMATS.get(plugin, ("raw",))
-    if name.value not in served:
+    supported = _FORMATS.get(plugin, ("raw",))
+    if name.value not in supported:
         raise WrongPlugin(
-            f"slot {slot.slot_name} uses {plugin}, which cannot be printed as {name.value}",
-            hint=(f"--format {'|'.join(served)}, or " if partition_by is None else "")
+            f"slot {slot.slot_name} uses {plugin}, which does not support --format {name.value}",
+            hint=(f"--format {'|'.join(supported)}, or " if partition_by is None else "")
             + "a slot with --plugin pgoutput",
         )
     fmt = _format(name, checked, catalog, colour, debezium)
     if partition_by is not None:
         if fmt is None or (plugin == "wal2json" and name is FormatName.wal2json):
             raise WrongPlugin(
-                f"slot {slot.slot_name} uses {plugin}, whose own lines have no partition key",
+                f"slot {slot.slot_name} uses {plugin}, whose lines have no partition key",
                 hint="--format json, or a slot with --plugin pgoutput",
             )
         fmt = KeyedFormat(fmt, catalog, partition_by, event_keys=debezium is not None and debezium.keys)
@@ -102,7 +102,7 @@ def assemble(
         decoder = TestDecodingDecoder(tables, until_lsn=until_lsn, pretty=name is FormatName.pretty, colour=colour)
         pipeline = Pipeline(decoder, dict(given), {"search_path": checked.search_path})
     if checked.lenient_text:
-        # Such a server knows no conversion, and refuses to send bytes that are no UTF-8 as UTF-8.
+        # Such a server does not convert text, and refuses to send bytes as UTF-8 that are not.
         return replace(pipeline, settings={**pipeline.settings, "client_encoding": "SQL_ASCII"})
     return pipeline
 
@@ -136,19 +136,19 @@ def _pgoutput(
         if parse_boolean(given.get(option, "false")) is not False:
             raise WrongPlugin(
                 f"--plugin-option {option}={given[option]}: the tail reads whole transactions in text form",
-                hint=f"leave {option} out; transactions of any size stream through all the same",
+                hint=f"omit {option}; transactions of any size are streamed without it",
             )
     protocol = "1"
     if checked.slot.two_phase:
         if name in (FormatName.wal2json, FormatName.debezium):
             raise WrongPlugin(
-                f"slot {checked.slot.slot_name} decodes prepared transactions, for which this format has no word",
-                hint="--format json, or a slot made without --two-phase: it sends them at COMMIT PREPARED",
+                f"slot {checked.slot.slot_name} decodes prepared transactions, which {name.value} does not support",
+                hint="--format json, or a slot created without --two-phase: it sends them at COMMIT PREPARED",
             )
         protocol = "3"
     if given.get("proto_version", protocol) != protocol:
         raise WrongPlugin(
-            f"--plugin-option proto_version: the tail speaks version {protocol} here", hint="leave it out"
+            f"--plugin-option proto_version: the tail uses version {protocol} for this slot", hint="omit it"
         )
     names = ",".join(sql.Identifier(publication).as_string(None) for publication in checked.publications)
     options = {"proto_version": protocol, "publication_names": names}
@@ -176,39 +176,39 @@ def _wal2json(
     version = given.get("format-version", "2")
     if parse_boolean(given.get("include-transaction", "true")) is False:
         raise WrongPlugin(
-            f"slot {slot}: include-transaction=false hides where a transaction ends, and so what may be confirmed",
-            hint="leave it out",
+            f"slot {slot}: with include-transaction=false the end of a transaction, which is confirmed, is unknown",
+            hint="omit it",
         )
     if parse_boolean(given.get("write-in-chunks", "false")) is not False:
         raise WrongPlugin(
-            f"slot {slot}: write-in-chunks cuts a transaction into pieces that are no JSON",
-            hint="use format-version=2 (the default here): one message a change",
+            f"slot {slot}: with write-in-chunks a message is a part of a transaction, which is not JSON",
+            hint="use format-version=2 (the default of this command): one message for each change",
         )
     if version == "1" and name is FormatName.wal2json:
         raise WrongPlugin(
-            "--format wal2json is format-version 2", hint="for version 1 use --format raw with format-version=1"
+            "--format wal2json uses format-version 2", hint="for version 1 use --format raw with format-version=1"
         )
     decode = decoder(checked.encoding, catalog.converted)
     if name in (FormatName.raw, FormatName.wal2json):
-        as_it_prints = {"search_path": checked.search_path}
+        own_search_path = {"search_path": checked.search_path}
         if version == "1":
             if tables:
                 raise WrongPlugin(
-                    "--table cannot look into version 1, where a message is a whole transaction",
-                    hint="use the plugin's own: --plugin-option add-tables=schema.table",
+                    "--table is not supported with version 1, where a message is a whole transaction",
+                    hint="use the plugin's own option: --plugin-option add-tables=schema.table",
                 )
-            return Pipeline(RawWal2jsonV1(until_lsn=until_lsn), {"format-version": "1", **given}, as_it_prints)
+            return Pipeline(RawWal2jsonV1(until_lsn=until_lsn), {"format-version": "1", **given}, own_search_path)
         raw = RawWal2json(tables, decode=decode, as_utf8=name is FormatName.wal2json, until_lsn=until_lsn)
-        return Pipeline(raw, {"format-version": "2", **given}, as_it_prints)
+        return Pipeline(raw, {"format-version": "2", **given}, own_search_path)
     if parse_boolean(given.get("include-lsn", "true")) is False:
         raise WrongPlugin(
-            f"slot {slot}: include-lsn=false hides the position that identifies a change", hint="leave it out"
+            f"slot {slot}: with include-lsn=false a change has no position, which identifies it", hint="omit it"
         )
     assert fmt is not None
     if parse_boolean(given.get("include-type-oids", "true")) is False:
         raise WrongPlugin(
-            f"slot {slot}: include-type-oids=false hides the columns' types, which --format {name.value} needs",
-            hint="leave it out",
+            f"slot {slot}: with include-type-oids=false columns have no types, which --format {name.value} needs",
+            hint="omit it",
         )
     options = {**PARSED_OPTIONS, **given}
     if version == "1":

@@ -1,6 +1,6 @@
-"""What is looked at before a slot is streamed, on an ordinary connection.
+"""Checks a slot before it is streamed, on an ordinary connection.
 
-So a bad start is an error with a remedy, and not the server's last words in the middle of the stream.
+So a problem is reported with its remedy, instead of as an error of the server within the stream.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ _PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY p
 
 @dataclass(frozen=True, slots=True)
 class PreflightResult:
-    """What the server says before streaming.
+    """What the checks read from the server.
 
     Attributes:
         slot: the slot.
         database: the connection's database.
         version: the server's major version.
         in_recovery: whether it is a standby.
-        current_lsn: how far its WAL reaches (on a standby: is replayed).
+        current_lsn: the end of its WAL (on a standby: of the replayed WAL).
         publications: the publications to stream; empty for other plugins.
-        lenient_text: the database's text may be no UTF-8 (SQL_ASCII).
-        encoding: the database's own (``server_encoding``).
-        has_timelines: whether a promotion begins a new timeline. Aurora's storage is one for all servers of a cluster:
-            a failover gives no position twice, and there are no timelines.
-        search_path: the one that the role and the database have set. A plugin that prints types' names leaves out the
-            schemas on it; nothing is looked up there.
-        started_at: since when the server runs, as it prints it.
-        stats_reset: when the slot's statistics were reset, as it prints it; None is never, or not known before 14.
-        is_planned: the slot is not there yet.
+        lenient_text: the database's text may not be UTF-8 (SQL_ASCII).
+        encoding: the database's (``server_encoding``).
+        has_timelines: whether a promotion starts a new timeline. On Aurora all servers of a cluster share the storage:
+            a failover assigns no position twice, and there are no timelines.
+        search_path: set by the role and the database. A plugin that prints type names omits the schemas on it; no
+            name is looked up there.
+        started_at: when the server started, as it prints it.
+        stats_reset: when the slot's statistics were reset, as the server prints it; None is never, or unknown (13).
+        is_planned: the slot does not exist yet.
     """
 
     slot: Slot
@@ -83,21 +83,20 @@ def check(
     primary: bool = False,
     create: str | None = None,
 ) -> PreflightResult:
-    """Look at the slot and what streaming it needs.
+    """Check the slot and everything that streaming needs.
 
     Args:
         target: the database.
         slot_name: the slot.
         publications: those to stream.
-        primary: a standby will not do, whatever it has; the slot was streamed from a primary, and this is another
-            server.
-        create: the output plugin of the slot to be made where there is none; whether that can be done is looked at.
+        primary: whether a standby is refused, because the slot was streamed from a primary before.
+        create: the output plugin of the slot to create if it does not exist; whether that is possible is checked.
 
     Raises:
-        NotFound: no such slot or publication.
+        NotFound: the slot or a publication does not exist.
         PluginNotAllowed, WrongPlugin, Refused, SlotInvalidated, SlotBeingSynced, NotPrimary, WalLevelNotLogical,
-            Denied: it cannot be streamed, each with its remedy.
-        Unreachable: no server answered.
+            Denied: the slot cannot be streamed; each has its remedy.
+        Unreachable: the server is unreachable.
     """
     from rdsrepl.postgres import connection, slot_plans, slots
 
@@ -105,14 +104,14 @@ def check(
         version, in_recovery = connection.server_version(conn), connection.in_recovery(conn)
         if connection.setting(conn, "wal_level") != "logical":
             raise errors.WalLevelNotLogical(
-                f"wal_level is {connection.setting(conn, 'wal_level')}, not logical: this server has no logical slots",
+                f"wal_level is {connection.setting(conn, 'wal_level')}, not logical; the server has no logical slots",
                 hint="set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
                 "rdsrepl param-group attach NAME --cluster ID --reboot)",
             )
         if in_recovery and version < versions.STANDBY_DECODING_SINCE:
             raise errors.NotPrimary(
-                f"the server is a standby, and PostgreSQL {version} decodes on a primary only",
-                hint="connect to the primary (on RDS: the writer endpoint); standbys can since PostgreSQL 16",
+                f"the server is a standby, and PostgreSQL {version} decodes only on a primary",
+                hint="connect to the primary (on RDS: the writer endpoint); standbys decode since PostgreSQL 16",
             )
         if in_recovery and primary:
             raise errors.NotPrimary(
@@ -128,7 +127,7 @@ def check(
         except errors.NotFound:
             if create is None:
                 raise
-            slot_plans.create(conn, slot_name, plugin=create)  # only the plan, with what it checks
+            slot_plans.create(conn, slot_name, plugin=create)  # only for the checks that the plan makes
             slot, is_planned = slots.planned(slot_name, create, database), True
         statistics = (
             conn.execute(_STATS_RESET, (slot_name,)).fetchone() if version >= versions.SLOT_STATISTICS_SINCE else None
@@ -140,8 +139,8 @@ def check(
             names = published(conn, publications)
         elif publications:
             raise errors.WrongPlugin(
-                f"slot {slot_name} uses {slot.plugin}, which knows no publications",
-                hint="leave --publication out; --table PATTERN picks tables",
+                f"slot {slot_name} uses {slot.plugin}, which does not support publications",
+                hint="omit --publication; --table PATTERN selects tables",
             )
         current_lsn = connection.current_lsn(conn)
         return PreflightResult(
@@ -162,10 +161,10 @@ def check(
 
 
 def discarded(target: Target, before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """Return the tables that the publications BEFORE publish today and NOW do not.
+    """Return the tables that the publications BEFORE publish at present, and NOW do not.
 
     Raises:
-        Error: the server cannot be asked.
+        Error: the server is unreachable or refuses the query.
     """
     from rdsrepl.postgres import connection
 
@@ -175,23 +174,25 @@ def discarded(target: Target, before: Sequence[str], now: Sequence[str]) -> list
 
 
 def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return the publications to stream: those wanted, or the database's only one.
+    """Return the publications to stream: those named, or the database's only one.
 
     Raises:
-        NotFound: one of them does not exist, or none was named and there is not exactly one.
+        NotFound: a publication does not exist, or none was named and the database does not have exactly one.
     """
     present = [row[0] for row in conn.execute(_PUBLICATIONS)]
     listed = ", ".join(present) or "none (rdsrepl publication create NAME --table …)"
     missing = [name for name in wanted if name not in present]
     if missing:
-        raise errors.NotFound(f"no publication {', '.join(missing)}", hint=f"publications here: {listed}")
+        raise errors.NotFound(
+            f"publication {', '.join(missing)} does not exist", hint=f"publications in this database: {listed}"
+        )
     if wanted:
         return tuple(wanted)
     if len(present) == 1:
         return tuple(present)
     raise errors.NotFound(
         "a pgoutput slot needs a publication, and none was named",
-        hint=f"add --publication NAME; publications here: {listed}",
+        hint=f"add --publication NAME; publications in this database: {listed}",
     )
 
 
@@ -199,23 +200,23 @@ def _fit(slot: Slot, database: str, in_recovery: bool) -> None:
     name = slot.slot_name
     if slot.slot_type != "logical":
         raise errors.WrongPlugin(
-            f"slot {name} is physical: it feeds a standby and has no changes to print",
-            hint="name a logical slot (rdsrepl slot list)",
+            f"slot {name} is physical: it serves a standby and has no changes to print",
+            hint="choose a logical slot (rdsrepl slot list)",
         )
     if slot.database != database:
         raise errors.Refused(
-            f"slot {name} belongs to database {slot.database}, and this connection to {database}",
+            f"slot {name} belongs to database {slot.database}, and this connection is to {database}",
             hint=f"connect to it: --dbname {slot.database}",
         )
     if slot.is_lost:
         raise errors.SlotInvalidated(
             f"slot {name} is invalidated ({slot.lost_reason}): the changes it held are gone",
-            hint=f"drop it ({command('slot drop {}', name)}), create it anew, and copy the tables again: "
-            "there is a gap",
+            hint=f"drop it ({command('slot drop {}', name)}), create it again, and copy the tables: "
+            "changes are missing",
         )
-    # On a promoted standby the mark stays, and means nothing any more.
+    # On a promoted standby the flag stays, without a meaning.
     if slot.synced and in_recovery:
         raise errors.SlotBeingSynced(
-            f"slot {name} is being synchronised here from the primary",
-            hint="tail it on the primary; it becomes usable here after a promotion",
+            f"slot {name} is being synchronised from the primary",
+            hint="stream it from the primary; it can be streamed from this server after a promotion",
         )

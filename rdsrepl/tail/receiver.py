@@ -3,8 +3,8 @@
 Protocol: manual, section 55.4 (streaming replication). Messages from the server are XLogData (``w``: start LSN, end
 LSN, send time, 8 bytes each, then the plugin's payload) and keepalives (``k``: WAL end LSN, time, reply requested).
 
-Reading what has gathered, instead of waking for each message, is what makes this cheap: after a read that brought
-much, the reader rests a moment before it looks again, and waits for the socket only when nothing came.
+Reading many messages at once, instead of waking up for each, makes this fast: after a read that returned messages, the
+reader sleeps briefly before the next one, and waits for the socket only when nothing came.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ _KEEPALIVE: Final = struct.Struct(">cQQB")
 _STATUS: Final = struct.Struct(">cQQQQB")
 _UNIX_TO_PG_EPOCH_SECONDS: Final = 946_684_800
 _READ_BYTES: Final = 256 * 1024
-# How long to let messages gather. Shorter starves the server of time (each message wakes us up), longer fills the
-# socket's buffer and stops it; a unix socket holds a few hundred small messages only. Measured, 600,000 messages: TCP
-# 3.8 s at 0.3 ms, 2.8 s at 2 ms, 5.0 s at 4 ms; unix 6.6 s without a rest, 5.4 s at 0.2 ms, 13 s at 1 ms.
-_REST_TCP_SECONDS: Final = 0.0015
-_REST_UNIX_SECONDS: Final = 0.0002
+# How long to sleep between reads. Shorter takes CPU time from the server (each message wakes us up), longer fills the
+# socket's buffer and blocks it; a unix socket holds only a few hundred small messages. Measured, 600,000 messages: TCP
+# 3.8 s at 0.3 ms, 2.8 s at 2 ms, 5.0 s at 4 ms; unix 6.6 s without a sleep, 5.4 s at 0.2 ms, 13 s at 1 ms.
+_SLEEP_TCP_SECONDS: Final = 0.0015
+_SLEEP_UNIX_SECONDS: Final = 0.0002
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A warning or notice of the server's.
+    """A warning or notice from the server.
 
     Attributes:
         severity: WARNING, NOTICE, INFO, LOG; never translated.
         sqlstate: its code.
-        message, detail, hint: the server's words, which may be translated and may hold anything.
-        source: the server's function that said it; never translated.
+        message, detail, hint: the server's text, which may be translated and may contain any character.
+        source: the function of the server that reports it; never translated.
     """
 
     severity: str
@@ -62,7 +62,7 @@ class Notice:
 
     @property
     def skips_publication(self) -> bool:
-        """Whether it says that changes are left out because a publication did not exist yet when they were made (18).
+        """Whether it reports that changes are left out that are older than a publication (18).
 
         Older servers end the stream with an error instead.
         """
@@ -70,38 +70,38 @@ class Notice:
 
     @property
     def text(self) -> str:
-        """What it says, on one line that a terminal can show."""
-        said = self.message + (f" ({self.detail})" if self.detail else "") + (f"; {self.hint}" if self.hint else "")
-        return printable(" ".join(said.split()))
+        """The message, detail and hint on one line, without control characters."""
+        text = self.message + (f" ({self.detail})" if self.detail else "") + (f"; {self.hint}" if self.hint else "")
+        return printable(" ".join(text.split()))
 
 
 class Receiver:
     """One replication connection to one slot, from START_REPLICATION to its end.
 
     Attributes:
-        wal_sender_timeout_seconds: the server's; 0 when it has none.
-        system_id, timeline: which server this is (IDENTIFY_SYSTEM), to know after a reconnect.
-        server_lsn: how far its WAL reached when we connected (IDENTIFY_SYSTEM).
-        notices: what the server said beside the stream, each with how many messages of the last ``read`` came before.
+        wal_sender_timeout_seconds: the server's; 0 is disabled.
+        system_id, timeline: which server this is (IDENTIFY_SYSTEM), to compare after a reconnect.
+        server_lsn: the end of its WAL when we connected (IDENTIFY_SYSTEM).
+        notices: from the server, each with how many messages of the last ``read`` precede it.
         wal_end_lsn: the last keepalive's WAL end; 0 before the first.
         reply_requested: a keepalive asked for a status update.
-        heard_at: when something was received last, or reading began again; on the monotonic clock.
-        longest_silence_seconds: between two signs of the server's.
-        asked_at: when the server was asked for a reply that did not come yet; None where nothing is expected.
+        heard_at: when data was received last, or reading resumed; on the monotonic clock.
+        longest_silence_seconds: between two times when data was received.
+        asked_at: when the server was asked for a reply that has not come yet; None if no reply is expected.
     """
 
     def __init__(self, target: Target, settings: Mapping[str, str]) -> None:
         """Connect, without starting to stream.
 
         Raises:
-            Error: the server cannot be reached or refuses the connection.
+            Error: the server is unreachable or refuses the connection.
         """
         from rdsrepl.postgres import connection
 
         self.notices: list[tuple[int, Notice]] = []
         self._timeline_connection: Receiver | None = None
         self._messages: list[bytes] = []
-        # Whatever the role's default is: some of what is lost is told in warnings alone.
+        # Overrides the role's default: the server reports some losses only as warnings.
         wanted = {"client_min_messages": "notice", **settings}
         self._conn: Connection = connection.connect(target, replication=True, settings=wanted)
         self._conn.add_notice_handler(self._take_notice)
@@ -116,8 +116,8 @@ class Receiver:
             self._conn.close()
             raise
         self._pgconn = self._conn.pgconn
-        self._rest_seconds = _REST_UNIX_SECONDS if self._conn.info.host.startswith(("/", "@")) else _REST_TCP_SECONDS
-        self._busy = False
+        self._sleep_seconds = _SLEEP_UNIX_SECONDS if self._conn.info.host.startswith(("/", "@")) else _SLEEP_TCP_SECONDS
+        self._has_read = False
         self.wal_end_lsn = 0
         self.reply_requested = False
         self.heard_at = time.monotonic()
@@ -127,7 +127,7 @@ class Receiver:
         self._malformed: MalformedMessage | None = None
 
     def timelines(self) -> Timelines:
-        """Return the server's timeline with those it descends from; before ``start`` alone.
+        """Return the server's timeline and its ancestors; may be called only before ``start``.
 
         Raises:
             Error: the connection ended.
@@ -142,10 +142,10 @@ class Receiver:
             except psycopg.DatabaseError as exc:
                 if exc.sqlstate is None or self._conn.closed:
                     raise
-                # Without its history file a timeline has no known ancestors; the server decodes on that footing, too.
+                # Without its history file a timeline has no known ancestors; the server's decoding assumes that, too.
                 text = (
-                    f"the history of timeline {self.timeline} cannot be read: changes that are older than it, and come "
-                    "again, come under another identity than before"
+                    f"could not read the history of timeline {self.timeline}: repeated changes that are "
+                    "older than the timeline have another identity than before"
                 )
                 self.notices.append((0, Notice("WARNING", exc.sqlstate, text, exc.diag.message_primary, None, "")))
                 return Timelines(self.timeline)
@@ -154,10 +154,10 @@ class Receiver:
         return Timelines.parse(self.timeline, content.decode("utf-8", "replace"))
 
     def follow_timeline(self, target: Target) -> None:
-        """Open a second connection, on which a standby says on which timeline it is while this one streams.
+        """Open a second connection, which asks a standby for its timeline while this one streams.
 
-        A standby goes on streaming when it is promoted, or follows its promoted primary: the stream itself does not
-        say so. Before ``start`` alone.
+        A standby continues to stream when it is promoted, or follows its promoted primary, without a message in the
+        stream. May be called only before ``start``.
 
         Raises:
             ConnectionLost: the second connection led to another server.
@@ -165,13 +165,13 @@ class Receiver:
         """
         self._timeline_connection = Receiver(target, {"idle_session_timeout": "0"})
         if self._timeline_connection._started_at() != self._started_at():
-            raise ConnectionLost("two servers answer in turn under this address", hint="name one of them")
+            raise ConnectionLost("two servers answer at this address", hint="use the address of one server")
 
     def require_timeline(self) -> None:
-        """Make sure that all that was received until now was written on the timelines that are known.
+        """Make sure that everything received so far was written on the known timelines.
 
         Raises:
-            ConnectionLost: the standby, whose timeline is followed, is on another timeline now.
+            ConnectionLost: the standby is on another timeline now.
         """
         if self._timeline_connection is None:
             return
@@ -179,14 +179,14 @@ class Receiver:
             row = self._timeline_connection._conn.execute("IDENTIFY_SYSTEM").fetchone()
         assert row is not None
         if int(row[1]) != self.timeline:
-            raise ConnectionLost(f"the standby is on timeline {row[1]} now", hint="try again")
+            raise ConnectionLost(f"the standby is on timeline {row[1]} now", hint="run the command again")
 
     def _started_at(self) -> object:
         with _translating():
             return self._conn.execute("SELECT pg_catalog.pg_postmaster_start_time()").fetchone()
 
     def start(self, slot: str, lsn: int, options: Mapping[str, str]) -> None:
-        """Begin to stream SLOT from LSN (0: from where the slot stands).
+        """Start to stream SLOT from LSN (0: from the slot's position).
 
         Raises:
             Error: the server refuses: slot missing, active, invalidated, plugin not allowed, …
@@ -206,20 +206,20 @@ class Receiver:
         self.heard()
 
     def heard(self) -> None:
-        """Take note that the server was heard just now, or could not be, as nothing was read."""
+        """Record that data was received now, or that none could be, because nothing was read."""
         now = time.monotonic()
         self.longest_silence_seconds = max(self.longest_silence_seconds, now - self.heard_at)
         self.heard_at = now
         self.asked_at = None
 
     def read(self) -> list[bytes]:
-        """Return the XLogData messages that have arrived, in order, up to a few hundred kilobytes; maybe none.
+        """Return the XLogData messages that have arrived, in order, up to a few hundred kilobytes; may be empty.
 
         Stops after a keepalive, so that ``wal_end_lsn`` belongs to the end of the returned list.
 
         Raises:
             ConnectionLost: the connection ended.
-            MalformedMessage: the server sent neither XLogData nor a keepalive; what came before it was returned.
+            MalformedMessage: the server sent neither XLogData nor a keepalive; messages before it were returned.
             Error: the server ended the stream with an error.
         """
         get = self._pgconn.get_copy_data
@@ -230,10 +230,10 @@ class Receiver:
             while size < _READ_BYTES and self._malformed is None:
                 length, view = get(1)
                 if length == 0:
-                    if self._busy:
-                        # Let messages gather: one wake-up for many instead of one for each.
-                        time.sleep(self._rest_seconds)
-                        self._busy = False
+                    if self._has_read:
+                        # Let messages accumulate: one wake-up for many instead of one for each.
+                        time.sleep(self._sleep_seconds)
+                        self._has_read = False
                     self._pgconn.consume_input()
                     length, view = get(1)
                     if length == 0:
@@ -254,19 +254,19 @@ class Receiver:
                 break
         if self._malformed is not None and not messages:
             raise self._malformed
-        self._busy = bool(messages)
+        self._has_read = bool(messages)
         if messages or self._keepalive:
             self.heard()
-        self._messages = []  # a notice that comes outside of a read comes before the next one's messages
+        self._messages = []  # a notice between two reads precedes the next one's messages
         return messages
 
     def take_notices(self) -> list[tuple[int, Notice]]:
-        """Return the notices that came until the end of the last ``read``, and forget them."""
+        """Return and clear the notices until the end of the last ``read``."""
         taken, self.notices = self.notices, []
         return taken
 
     def take_keepalive(self) -> bool:
-        """Say whether a keepalive ended the last ``read``, and forget it."""
+        """Return and clear whether a keepalive ended the last ``read``."""
         seen, self._keepalive = self._keepalive, False
         return seen
 
@@ -274,16 +274,16 @@ class Receiver:
         """Wait until the server sends something, one of the pipes is readable, or time is up."""
         reading: list[WakeupPipe | int] = [*wakeups, self._pgconn.socket] if read else list(wakeups)
         writing = [self._pgconn.socket] if self._flush() else []
-        # Not only what `read` returns: a large message arrives for a long time.
+        # Also parts of a message: a large one may take long to arrive.
         if self._pgconn.socket in select.select(reading, writing, [], max(0.0, seconds))[0]:
             self.heard()
 
     def send_status(self, written_lsn: int, flushed_lsn: int, *, reply: bool = False) -> None:
-        """Send a standby status update: FLUSHED_LSN is what the server may forget (0: nothing new).
+        """Send a standby status update: up to FLUSHED_LSN the server may remove WAL (0: nothing new).
 
         Args:
-            written_lsn: how far we have received.
-            flushed_lsn: what is confirmed.
+            written_lsn: the position up to which we received.
+            flushed_lsn: the position that is confirmed.
             reply: ask the server for a keepalive in return.
 
         Raises:
@@ -298,21 +298,21 @@ class Receiver:
             self.asked_at = time.monotonic()
 
     def close(self, *, polite: bool = False) -> None:
-        """Close the connection; POLITE ends the stream first and waits for the server to let go of the slot."""
+        """Close the connection; POLITE first ends the stream and waits until the server releases the slot."""
         import psycopg
 
         try:
             if polite:
                 self._end_stream()
         except (psycopg.Error, OSError):
-            pass  # it is going away either way; what was confirmed was confirmed before
+            pass  # the connection is closed in any case, and everything was confirmed before
         finally:
             self._conn.close()
             if self._timeline_connection is not None:
                 self._timeline_connection.close()
 
     def _end_stream(self) -> None:
-        """Send CopyDone and read until the server has answered it, so that the last status update has arrived."""
+        """Send CopyDone and read until the server answers it, so that the last status update has arrived."""
         deadline = time.monotonic() + 5.0
         self._pgconn.put_copy_end()
         while time.monotonic() < deadline:
@@ -325,7 +325,7 @@ class Receiver:
                 self._pgconn.consume_input()
 
     def _take_notice(self, diag: Diagnostic) -> None:
-        """Keep a notice, with its place among the messages; libpq hands it over when it comes to it in the stream."""
+        """Store a notice, with its place among the messages; libpq calls this while it reads the stream."""
         notice = Notice(
             diag.severity_nonlocalized or diag.severity or "NOTICE",
             diag.sqlstate or "",
@@ -337,18 +337,18 @@ class Receiver:
         self.notices.append((len(self._messages), notice))
 
     def _flush(self) -> bool:
-        """Write what libpq holds back; return whether something is left."""
+        """Send what libpq has buffered; return whether something is left."""
         return bool(self._pgconn.flush())
 
     def _stream_end_error(self) -> Exception:
-        """Say why the server ended the stream."""
+        """Return the error with which the server ended the stream."""
         from psycopg import pq
 
         self._pgconn.nonblocking = 0
         result = self._pgconn.get_result()
         if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
             return self._failure(result)
-        return ConnectionLost("the server ended the stream", hint="it is shutting down or failing over; try again")
+        return ConnectionLost("the server ended the stream", hint="it shuts down or fails over; run the command again")
 
     def _failure(self, result: object) -> Exception:
         from psycopg import errors as driver
@@ -359,14 +359,14 @@ class Receiver:
 
 
 def _literal(value: str) -> Composable:
-    """Quote a value for the replication grammar, which has no ``E''``: a backslash is one (repl_scanner.l)."""
+    """Quote a value for the replication grammar, where a backslash has no special meaning (repl_scanner.l)."""
     from psycopg import sql
 
     return sql.SQL("'" + value.replace("'", "''") + "'")
 
 
 def _malformed(message: bytes, before: Sequence[bytes]) -> MalformedMessage:
-    after = f", behind {Lsn(start_lsn(before[-1]))}" if before else ""
+    after = f" after {Lsn(start_lsn(before[-1]))}" if before else ""
     return MalformedMessage(
         f"a message of the replication protocol{after} is neither XLogData nor a keepalive: {message[:20].hex()}",
         hint="everything before it is delivered, nothing past it is confirmed; run the command again",
@@ -375,7 +375,7 @@ def _malformed(message: bytes, before: Sequence[bytes]) -> MalformedMessage:
 
 @contextmanager
 def _translating() -> Iterator[None]:
-    """Turn the driver's errors into ours."""
+    """Convert psycopg's errors to ours."""
     import psycopg
 
     from rdsrepl.postgres.error_mapping import translate
@@ -387,12 +387,12 @@ def _translating() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Return text of a server's without what could steer a terminal."""
+    """Return a server's text with ``?`` for each control character."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _seconds(text: str) -> float:
-    """Read a time setting as SHOW prints it (``1min``, ``30s``, ``2500ms``, ``0``) into seconds."""
+    """Return the seconds of a time setting as SHOW prints it (``1min``, ``30s``, ``2500ms``, ``0``)."""
     from rdsrepl.units import parse_duration
 
     return parse_duration(text)

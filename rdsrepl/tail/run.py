@@ -157,7 +157,7 @@ def _last_run(target: Target, options: TailOptions, checked: PreflightResult, ob
         try:
             return preflight.discarded(target, before, checked.publications)
         except Error:
-            return []  # it is told without the tables' names
+            return []  # the warning then has no table names
 
     return LastRun(options.slot_name, discarded, observer, accept_gap=options.accept_gap)
 
@@ -165,26 +165,26 @@ def _last_run(target: Target, options: TailOptions, checked: PreflightResult, ob
 def _report_counts(counts: KinesisCounts, options: TailOptions, observer: Observer) -> None:
     observer.note(
         f"{counts.records} records acknowledged in {counts.requests} requests, "
-        f"{counts.retries} sent again, {counts.throttles} of them throttled"
+        f"{counts.retries} sent again ({counts.throttles} throttled)"
     )
     if counts.shortened:
-        observer.warn(f"{counts.shortened} changes were too large: their largest values were left out")
+        observer.warn(f"{counts.shortened} changes exceeded the record size: their largest values were left out")
     if counts.dead_letters:
-        where = options.kinesis.dead_letter if options.kinesis is not None else None
-        observer.warn(f"{counts.dead_letters} changes were too large and lie in {where}")
+        file = options.kinesis.dead_letter if options.kinesis is not None else None
+        observer.warn(f"{counts.dead_letters} changes exceeded the record size and were written to {file}")
 
 
 def _stream(target: Target, kinesis: KinesisOptions) -> KinesisStream:
-    """Look at the stream before anything is streamed.
+    """Return the stream, after checking that it accepts records.
 
     Raises:
-        Error: there is none, it takes nothing now, or it may not be looked at.
+        Error: it does not exist, does not accept records at present, or may not be described.
     """
     from rdsrepl.aws import streams
 
-    found = streams.get(_aws(target, kinesis), kinesis.stream)
-    streams.require_usable(found)
-    return found
+    stream = streams.get(_aws(target, kinesis), kinesis.stream)
+    streams.require_usable(stream)
+    return stream
 
 
 def _kinesis_sink(target: Target, options: TailOptions, stream: KinesisStream, observer: Observer) -> KinesisSink:
@@ -219,7 +219,7 @@ def _check_options(options: TailOptions, checked: PreflightResult, observer: Obs
             raise BadValue(
                 f"--from-lsn {options.from_lsn}: slot {options.slot_name} has confirmed up to {confirmed}, and cannot "
                 "go back",
-                hint="leave --from-lsn out: the stream starts at the slot's position",
+                hint="omit --from-lsn: the stream starts at the slot's position",
             )
         if options.from_lsn > confirmed and options.confirm:
             observer.warn(
@@ -228,9 +228,9 @@ def _check_options(options: TailOptions, checked: PreflightResult, observer: Obs
             )
     if options.allow_missing_publication and checked.version < versions.MISSING_PUBLICATIONS_SKIPPED_SINCE:
         raise Unsupported(
-            f"--allow-missing-publication: PostgreSQL {checked.version} ends the stream at such a change, and leaves "
-            "no change out",
-            hint="leave it out; it is for PostgreSQL 18 and later",
+            f"--allow-missing-publication: PostgreSQL {checked.version} ends the stream at such a change instead "
+            "of leaving it out",
+            hint="omit it; it is for PostgreSQL 18 and later",
         )
     if options.format is FormatName.raw and checked.slot.plugin == "pgoutput" and sys.stdout.isatty():
         raise WrongPlugin(

@@ -1,9 +1,9 @@
-"""Notice that the server is shutting down while its walsender cannot say so.
+"""Detects that the server is shutting down while the tail does not read the stream.
 
-In a fast shutdown a walsender sends everything that is left and waits until its client has confirmed it (manual,
-section 19.5), without a limit: a client whose output takes nothing holds the whole server up. Such a client does not
-read either, so nothing in the stream tells it. An ordinary session is ended at the beginning of the shutdown, and no
-new one is let in: that is what is looked at here.
+In a fast shutdown a walsender sends all remaining WAL and waits until its client has confirmed it (manual, section
+19.5), without a limit: a client whose output is blocked delays the shutdown of the whole server. Such a client does
+not read, so it cannot learn of the shutdown from the stream. But the server ends ordinary sessions at the start of the
+shutdown and refuses new ones, so an idle session shows it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 _ANSWER_SECONDS: Final = 10.0
-_LOOK_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 5.0
-# cannot_connect_now: what a server answers that shuts down, or is not up yet.
+# cannot_connect_now: the server is shutting down or starting.
 _CANNOT_CONNECT_NOW: Final = "57P03"
 
 
 class ShutdownDetector:
-    """Keeps an idle session, in a thread, from its creation until ``stop``."""
+    """Keeps an idle session open, in a thread, from its creation until ``stop``."""
 
     def __init__(self, target: Target) -> None:
-        """Begin."""
+        """Open the session."""
         self._target = replace(target, answer_seconds=_ANSWER_SECONDS)
         self._stopped = threading.Event()
         self._seen = threading.Event()
@@ -39,11 +39,11 @@ class ShutdownDetector:
 
     @property
     def seen(self) -> bool:
-        """Whether the server was seen to shut down."""
+        """Whether a shutdown was detected."""
         return self._seen.is_set()
 
     def stop(self) -> None:
-        """Let the session end soon; nothing waits for it."""
+        """End the session soon, without waiting for it."""
         self._stopped.set()
 
     def _work(self) -> None:
@@ -54,12 +54,12 @@ class ShutdownDetector:
             try:
                 conn = connection.connect(self._target)
             except Unreachable as exc:
-                # The server says it in its own language, and libpq passes on no SQLSTATE.
+                # The server's text may be translated, and libpq has no SQLSTATE of it.
                 if was_ended or exc.sqlstate == _CANNOT_CONNECT_NOW:
                     self._seen.set()
                     return
             except Error:
-                pass  # max_connections, for example: that says nothing
+                pass  # max_connections, for example: no sign of a shutdown
             else:
                 was_ended = self._is_ended(conn)
                 continue
@@ -67,9 +67,9 @@ class ShutdownDetector:
             self._stopped.wait(_RETRY_SECONDS)
 
     def _is_ended(self, conn: Connection) -> bool:
-        """Wait until the session is ended, and say so, or nobody needs it any more."""
+        """Return True when the server ends the session, False after ``stop``."""
         with closing(conn):
             while not self._stopped.is_set():
-                if select.select([conn.fileno()], [], [], _LOOK_SECONDS)[0]:
+                if select.select([conn.fileno()], [], [], _POLL_SECONDS)[0]:
                     return True
         return False

@@ -1,8 +1,8 @@
 """Which timeline a WAL position belongs to. Pure: no I/O.
 
-After a promotion the server writes a new timeline, and may give other transactions the positions that the old primary
-gave already. A position alone therefore identifies nothing for ever; timeline and position do. A transaction that
-was committed before the promotion keeps the timeline on which its commit was written, whichever server sends it.
+After a promotion the server writes a new timeline, and may assign positions that the old primary already assigned to
+other transactions. So only timeline and position together identify a record permanently. A transaction that was
+committed before the promotion keeps the timeline on which its commit was written, on every server.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _LINE: Final = re.compile(r"\s*([0-9]{1,10})\s+([0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8
 
 @dataclass(frozen=True, slots=True)
 class Timelines:
-    """A server's timeline and those it descends from.
+    """A server's timeline and its ancestors.
 
     Attributes:
-        current: the one that the server writes, or replays; 0 where the storage has no timelines (Aurora).
-        switches: (timeline, where the next one begins) for each ancestor, oldest first.
+        current: the timeline that the server writes, or replays; 0 if the storage has no timelines (Aurora).
+        switches: (timeline, where the next one starts) for each ancestor, oldest first.
     """
 
     current: int
@@ -30,7 +30,7 @@ class Timelines:
 
     @classmethod
     def parse(cls, current: int, history: str) -> Timelines:
-        """Read a timeline history file: a line for each ancestor, with its number and where it was left.
+        """Parse a timeline history file: a line for each ancestor, with its number and where it ends.
 
         Source: manual, section 26.3.5; the answer of TIMELINE_HISTORY, section 55.4.
         """
@@ -39,32 +39,32 @@ class Timelines:
 
     @property
     def begins_at(self) -> int:
-        """Where the current timeline begins; 0 for one without ancestors."""
+        """Where the current timeline starts; 0 without ancestors."""
         return self.switches[-1][1] if self.switches else 0
 
     def of_start(self, lsn: int) -> int:
-        """Return the timeline of the record that begins at LSN."""
-        for timeline, left_at in self.switches:
-            if lsn < left_at:
+        """Return the timeline of the record that starts at LSN."""
+        for timeline, end in self.switches:
+            if lsn < end:
                 return timeline
         return self.current
 
     def of_end(self, lsn: int) -> int:
-        """Return the timeline of the record that ends at LSN: where one is left, its last record ends."""
+        """Return the timeline of the record that ends at LSN; a timeline's end belongs to its last record."""
         return self.of_start(lsn - 1)
 
     def end_of(self, timeline: int) -> int | None:
-        """Return where a timeline was left, beyond any position for the current one; None where it is no ancestor."""
+        """Return where a timeline ends, 2^64 for the current one; None if it is not an ancestor."""
         return dict(self._all()).get(timeline)
 
     def common_end(self, other: Timelines) -> int | None:
-        """Return up to which position both have the same history; None where they have no timeline in common."""
+        """Return the position up to which both have the same history; None without a common timeline."""
         end: int | None = None
-        for (one, one_left), (two, two_left) in zip(self._all(), other._all(), strict=False):
+        for (one, one_end), (two, two_end) in zip(self._all(), other._all(), strict=False):
             if one != two:
                 break
-            end = min(one_left, two_left)
-            if one_left != two_left:
+            end = min(one_end, two_end)
+            if one_end != two_end:
                 break
         return end
 

@@ -1,4 +1,4 @@
-"""How far the server's WAL is, asked now and then in a thread: the tail never waits for the answer."""
+"""The end of the server's WAL, polled in a thread so that the tail never waits for the answer."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from rdsrepl.config import Target
 
-_SHORTEST_SECONDS: Final = 5.0
+_MIN_INTERVAL_SECONDS: Final = 5.0
 _ANSWER_SECONDS: Final = 10.0
 
 
 class WalPositionPoller:
-    """Asks the server how far its WAL is."""
+    """Polls the end of the server's WAL."""
 
-    def __init__(self, target: Target, every_seconds: float = _SHORTEST_SECONDS) -> None:
+    def __init__(self, target: Target, interval_seconds: float = _MIN_INTERVAL_SECONDS) -> None:
         self._target = replace(target, answer_seconds=_ANSWER_SECONDS)
-        self._every = max(_SHORTEST_SECONDS, every_seconds)
+        self._interval = max(_MIN_INTERVAL_SECONDS, interval_seconds)
         self._lsn: int | None = None
-        self._begun = False
+        self._started = False
 
-    def begin(self) -> None:
-        """Start asking, the first time it is called."""
-        if not self._begun:
-            self._begun = True
+    def start(self) -> None:
+        """Start to poll; later calls do nothing."""
+        if not self._started:
+            self._started = True
             threading.Thread(target=self._work, name="wal-watch", daemon=True).start()
 
     @property
     def lsn(self) -> int | None:
-        """The end of the WAL at the last answer; None before there is one."""
+        """The end of the WAL at the last answer; None before the first."""
         return self._lsn
 
     def lag_bytes(self, lsn: int) -> int | None:
-        """Return how much WAL lies behind a position; None before anything is known."""
+        """Return how much WAL follows a position; None before the first answer."""
         return None if self._lsn is None or not lsn else max(0, self._lsn - lsn)
 
     def _work(self) -> None:
@@ -47,6 +47,6 @@ class WalPositionPoller:
                 with connection.open(self._target) as conn:
                     while True:
                         self._lsn = connection.current_lsn(conn)
-                        time.sleep(self._every)
+                        time.sleep(self._interval)
             except Error:
-                time.sleep(self._every)
+                time.sleep(self._interval)

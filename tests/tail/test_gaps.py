@@ -91,7 +91,7 @@ def test_a_slot_that_is_ahead_at_a_reconnect_stops_the_run(stream: Database, rds
             _, err = tail.communicate(timeout=60)
         text, values = err.decode(), [event["after"]["v"] for event in read_json_lines(out)]
         assert "were not delivered" in text
-        assert "made again" in text
+        assert "recreated" in text
         if accept:
             assert (tail.returncode, values[-2:]) == (0, ["before", after]), text
         else:
@@ -109,7 +109,7 @@ def test_a_slot_that_was_made_again_between_two_runs(stream: Database, rdsrepl: 
     stream.run("INSERT INTO t (v) VALUES ('after')")
     refused = rdsrepl(*words, "-o", "json", dsn=stream.dsn)
     assert (refused.code, refused.out, refused.error["error"]) == (4, "", "slot_moved")
-    assert "dropped and made again" in refused.error["message"]
+    assert "dropped and recreated" in refused.error["message"]
     # A look consumes nothing and is not refused.
     assert len(rdsrepl("slot", "peek", "g", "-f", "json", dsn=stream.dsn).lines) == 1
     accepted = rdsrepl(*words, "--accept-gap", dsn=stream.dsn)

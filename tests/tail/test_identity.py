@@ -313,7 +313,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
         begins = re.search(r"on timeline 2 now, which begins at ([0-9A-F/]+)", text)
         assert begins is not None, text
         assert int(Lsn.parse(begins[1])) <= fork
-        assert f"3 changes that were received of timeline 1 beyond {begins[1]} are not on this server" in text
+        assert f"3 changes that were received of timeline 1 after {begins[1]} do not exist on this server" in text
         assert "the slot's position: changes after that may come again" in text
         assert b"timeline 2 now" in told
         on_standby = {event["after"]["v"]: event["timeline"] for event in read_json_lines(other)}
@@ -328,7 +328,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
         )
         (reader.data_dir / "pg_wal" / "00000002.history").unlink()
         without = rdsrepl("slot", "tail", "fo", "--until-now", "--no-confirm", "-f", "json", dsn=reader.dsn())
-        assert "the history of timeline 2 cannot be read" in without.err
+        assert "could not read the history of timeline 2" in without.err
         assert {event["timeline"] for event in without.lines} == {2}
     finally:
         for server in (reader, writer):

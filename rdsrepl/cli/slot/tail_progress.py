@@ -52,7 +52,7 @@ class ProgressReporter:
         now = time.monotonic()
         if self._quiet or now - self._last_at < self.every_seconds:
             return
-        self._watch.begin()
+        self._watch.start()
         before, seconds = self._last, now - self._last_at
         self._last, self._last_at = progress, now
         changes = progress.changes - (before.changes if before else 0)

@@ -1,9 +1,8 @@
-"""The database's own encoding → Unicode, for plugins whose output the server does not convert (wal2json).
+"""Converts the database's encoding to Unicode, for plugins whose output the server does not convert (wal2json).
 
-The server's conversions are the authority: other tables for the same encoding differ in places, and Python's has no
-text for characters that PostgreSQL takes. So the server is asked about each character outside of ASCII, once. That
-works on bytes because in every encoding of a server each byte of such a character is 128 or above (manual, section
-24.3.1).
+The server's conversion decides: Python's tables for the same encoding differ in places, and lack characters that
+PostgreSQL accepts. So the server is asked about each character outside of ASCII, once. This works on bytes because in
+every server encoding each byte of such a character is 128 or above (manual, section 24.3.1).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 Decode = Callable[[bytes], str]
-#: characters in the database's encoding → their text; None where there is none in Unicode.
+#: characters in the database's encoding → their text; None if Unicode does not have the character.
 ConvertOnServer = Callable[[Sequence[bytes]], list[str | None]]
 
 _PLAIN: Final = re.compile(rb"[\x80-\xff]")
@@ -22,7 +21,7 @@ _EUC_TW: Final = re.compile(rb"\x8e[\x80-\xff]{3}|[\x80-\xff]{2}|[\x80-\xff]")
 
 
 def utf8(data: bytes) -> str:
-    """Return text in UTF-8; bytes that are none, which a SQL_ASCII database may hold, become surrogates."""
+    """Return text in UTF-8; other bytes, which a SQL_ASCII database may contain, become surrogates."""
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -32,12 +31,12 @@ def latin1(data: bytes) -> str:
 
 
 def decoder(encoding: str, convert: ConvertOnServer) -> Decode:
-    """Return the function that reads a database's text.
+    """Return the function that decodes a database's text.
 
     Args:
         encoding: ``server_encoding``.
-        convert: asks the server; used for encodings other than UTF8, SQL_ASCII and LATIN1. What has no text in Unicode
-            passes through like the bytes of a SQL_ASCII database.
+        convert: asks the server; used for encodings other than UTF8, SQL_ASCII and LATIN1. Characters that Unicode
+            does not have become surrogates, like the bytes of a SQL_ASCII database.
     """
     if encoding in ("UTF8", "SQL_ASCII"):
         return utf8
@@ -52,6 +51,6 @@ def decoder(encoding: str, convert: ConvertOnServer) -> Decode:
         new = sorted({character for character in pattern.findall(data) if character not in known})
         for character, text in zip(new, convert(new) if new else [], strict=True):
             known[character] = utf8(character) if text is None else text
-        return utf8(pattern.sub(lambda found: known[found[0]].encode("utf-8", "surrogateescape"), data))
+        return utf8(pattern.sub(lambda match: known[match[0]].encode("utf-8", "surrogateescape"), data))
 
     return decode

@@ -1,8 +1,8 @@
 """The decoder of pgoutput's messages, protocol versions 1 and 3 (manual, section 55.9).
 
-Version 1 sends each transaction whole and in commit order, a prepared one at its COMMIT PREPARED; that is what the
-delivery contract wants. Version 3 is for slots made with two-phase decoding alone: there a prepared transaction's
-changes come when it is prepared, and later a word that says whether it was committed.
+Version 1 sends each transaction whole and in commit order, a prepared one at its COMMIT PREPARED, as the delivery
+contract needs it. Version 3 is only for slots with two-phase decoding: there a prepared transaction's changes come when
+it is prepared, and a later message says whether it was committed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _ORIGIN: Final = Struct(">Q").unpack_from
 
 _HEARTBEAT: Final = HEARTBEAT_PREFIX.encode() + b"\0"
 _KEY, _OLD = 0x4B, 0x4F
-_NOT_ITS_LENGTH: Final = "its values do not end where it ends"
+_WRONG_LENGTH: Final = "its values do not end at its end"
 _NO_TRANSACTION: Final = Transaction.of(None, 0, 0, None)
 _UNKNOWN: Final = Timelines(0)
 
 
 class _CompiledRelation:
-    """A relation with what was compiled for it; None where its changes are not wanted."""
+    """A relation with its compiled parser and writer; None if the relation is filtered out."""
 
     __slots__ = ("parse", "relation", "writer")
 
@@ -69,10 +69,10 @@ class PgoutputDecoder:
 
         Args:
             fmt: writes the lines.
-            tables: which tables are wanted.
-            catalog: is told what the stream says about types.
-            until_lsn: stop before the first transaction whose commit record begins there or later.
-            lenient: the database's text may be no UTF-8.
+            tables: which tables to stream.
+            catalog: receives the type names of the stream.
+            until_lsn: stop before the first transaction whose commit record starts there or later.
+            lenient: the database's text may not be UTF-8.
         """
         self._format = fmt
         self._tables = tables
@@ -87,16 +87,16 @@ class PgoutputDecoder:
         self._commit_lsn = 0
 
     def reset(self, timelines: Timelines) -> None:
-        """Begin a new connection."""
+        """Start a new connection."""
         self._timelines = timelines
         self._relations.clear()
         self._tx, self._seq, self._open = _NO_TRANSACTION, 0, False
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
-        """Decode messages in their order; the first malformed one ends the batch, which has its ``error``."""
+        """Decode messages in order; the first malformed one ends the batch and is its ``error``."""
         lines: list[str] = []
         append = lines.append
-        # Outside of a transaction no relation has a change.
+        # Outside of a transaction no change is valid.
         relations = self._relations if self._open else _NO_RELATIONS
         catalog = self._catalog
         catalog.batch_received()
@@ -113,7 +113,7 @@ class PgoutputDecoder:
                     if known.writer is not None and known.parse is not None:
                         new = known.parse(m, _AT + 8)
                         if new[-1] != len(m):
-                            raise ValueError(_NOT_ITS_LENGTH)
+                            raise ValueError(_WRONG_LENGTH)
                         append(known.writer.insert(new, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
                         changes += 1
                 elif kind == 0x55:  # Update: relation, maybe 'K' or 'O' and a tuple, 'N', tuple
@@ -126,7 +126,7 @@ class PgoutputDecoder:
                             position = old[-1] + 3
                         new = known.parse(m, position)
                         if new[-1] != len(m):
-                            raise ValueError(_NOT_ITS_LENGTH)
+                            raise ValueError(_WRONG_LENGTH)
                         append(known.writer.update(new, old, mark == _OLD, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
                         changes += 1
                 elif kind == 0x44:  # Delete: relation, 'K' or 'O', tuple
@@ -135,7 +135,7 @@ class PgoutputDecoder:
                     if known.writer is not None and known.parse is not None:
                         old = known.parse(m, _AT + 8)
                         if old[-1] != len(m):
-                            raise ValueError(_NOT_ITS_LENGTH)
+                            raise ValueError(_WRONG_LENGTH)
                         append(known.writer.delete(old, m[_AT + 5] == _OLD, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
                         changes += 1
                 elif kind == 0x42:  # Begin
@@ -162,7 +162,7 @@ class PgoutputDecoder:
                     lines += written
                     changes += len(written)
                 elif kind == 0x4D:  # Message
-                    seq += m[_AT + 1] & 1  # one that is not transactional stands in no transaction, wherever it comes
+                    seq += m[_AT + 1] & 1  # a message that is not transactional has no number
                     if not m.startswith(_HEARTBEAT, _AT + 10):
                         append(self._message(m, tx, seq))
                         changes += 1
@@ -188,7 +188,7 @@ class PgoutputDecoder:
                         raise ValueError("an origin outside of a transaction")
                     tx.origin_lsn, tx.origin = _ORIGIN(m, _AT + 1)[0], _string(m, _AT + 9)[0]
                 else:
-                    raise ValueError(f"no message of its protocol begins with {chr(kind)!r}")
+                    raise ValueError(f"{chr(kind)!r} is not a message type of the protocol")
         except MALFORMED as exc:
             error = self._malformed(m, exc)
         self._tx, self._seq = tx, seq
@@ -196,12 +196,12 @@ class PgoutputDecoder:
 
     def _begin(self, tx: Transaction, commit_lsn: int) -> Transaction:
         if self._open:
-            raise ValueError("a transaction begins inside of another one")
+            raise ValueError("a transaction begins within another one")
         self._open, self._commit_lsn = True, commit_lsn
         return tx
 
     def _end(self, m: bytes) -> int:
-        """Return the end of a transaction's last record, as Commit or Prepare says it; the tail confirms it."""
+        """Return the end of a transaction's last record, from Commit or Prepare; the tail confirms it."""
         _, commit_lsn, end_lsn = _COMMIT(m, _AT + 1)
         if not self._open or commit_lsn != self._commit_lsn:
             raise ValueError("it ends a transaction that did not begin")
@@ -216,7 +216,7 @@ class PgoutputDecoder:
             known = self._relations.get(oid)
             relation = f"with OID {oid}" if known is None else f"{known.relation.schema}.{known.relation.table}"
             if isinstance(exc, KeyError):
-                exc = ValueError("it has not been described" if self._open else "a change outside of a transaction")
+                exc = ValueError("no Relation message" if self._open else "a change outside of a transaction")
         return malformed("pgoutput", m, relation, exc)
 
     def _transaction(self, xid: int, lsn: int, microseconds: int, gid: str | None = None) -> Transaction:
@@ -224,12 +224,12 @@ class PgoutputDecoder:
         return Transaction.of(xid, self._timelines.of_start(lsn), lsn, microseconds, gid)
 
     def _resolution(self, m: bytes) -> tuple[str, int]:
-        """Write what became of a prepared transaction; return the line and the end of its record."""
+        """Write the commit or rollback of a prepared transaction; return the line and the end of its record."""
         if m[_AT] == 0x4B:
             _, lsn, end_lsn, microseconds, xid = _COMMIT_PREPARED(m, _AT + 1)
             gid = _string(m, _AT + 30)[0]
             verb, seq, tx = "commit_prepared", 1, self._transaction(xid, lsn, microseconds, gid)
-        else:  # the message does not say where the record begins
+        else:  # the message does not contain the record's start
             _, _, end_lsn, _, microseconds, xid = _ROLLBACK_PREPARED(m, _AT + 1)
             gid = _string(m, _AT + 38)[0]
             verb, seq = "rollback_prepared", 0
@@ -238,7 +238,7 @@ class PgoutputDecoder:
         return self._format.resolution(verb, gid, "%X/%X" % LSN_HALVES(m, 1), tx, seq), end_lsn
 
     def _read_relation(self, m: bytes) -> None:
-        """Read a Relation message; it comes before the relation's first change and whenever its definition changed."""
+        """Read a Relation message; it comes before the relation's first change, and after its definition changed."""
         oid = _OID(m, _AT + 1)[0]
         schema, position = _string(m, _AT + 5)
         table, position = _string(m, position)
@@ -252,7 +252,7 @@ class PgoutputDecoder:
             type_oid, typmod = _ATTRIBUTE(m, position)
             position += 8
             columns.append(Column(name, type_oid, typmod, bool(flags & 1)))
-        # An empty namespace stands for pg_catalog.
+        # An empty namespace means pg_catalog.
         relation = Relation(oid, schema or "pg_catalog", table, identity, tuple(columns))
         if not self._tables.wants(relation.schema, table):
             self._relations[oid] = _CompiledRelation(relation, None, None)
@@ -286,7 +286,7 @@ class PgoutputDecoder:
         length = int.from_bytes(m[position : position + 4])
         content = m[position + 4 :]
         if len(content) != length:
-            raise ValueError(_NOT_ITS_LENGTH)
+            raise ValueError(_WRONG_LENGTH)
         if flags & 1 and not self._open:
             raise ValueError("a change outside of a transaction")
         if not flags & 1:  # outside of any transaction: the end of its own record identifies it
@@ -302,7 +302,7 @@ def _string(m: bytes, position: int) -> tuple[str, int]:
 
 def _check_end(m: bytes, end_lsn: int) -> None:
     if end_lsn != end_of_commit(m):
-        raise ValueError(f"it and its header differ about the end of the transaction: {Lsn(end_lsn)}")
+        raise ValueError(f"its transaction end {Lsn(end_lsn)} differs from its header")
 
 
 class RawPgoutput:
@@ -313,11 +313,11 @@ class RawPgoutput:
         self._open = False
 
     def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
-        """Begin a new connection."""
+        """Start a new connection."""
         self._open = False
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
-        """Pass messages through; only Begin and Commit are looked at."""
+        """Pass messages through; only the messages of transactions are parsed."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
         changes, reached_until, error = 0, False, None
@@ -327,7 +327,7 @@ class RawPgoutput:
                 kind = m[_AT]
                 if kind == 0x42 or kind == 0x62:  # Begin, Begin Prepare
                     if self._open:
-                        raise ValueError("a transaction begins inside of another one")
+                        raise ValueError("a transaction begins within another one")
                     if kind == 0x42 and self._until is not None and _BEGIN(m, _AT + 1)[0] >= self._until:
                         reached_until = True
                         break
@@ -343,7 +343,7 @@ class RawPgoutput:
                     if not self._open and kind in b"IUDT":
                         raise ValueError("a change outside of a transaction")
                     if kind not in b"IUDTMOr":
-                        raise ValueError(f"no message of its protocol begins with {chr(kind)!r}")
+                        raise ValueError(f"{chr(kind)!r} is not a message type of the protocol")
                     changes += 1
                 lines += [m[_AT:], b"\n"]
         except MALFORMED as exc:

@@ -17,9 +17,9 @@ _COLOURS: Final = {"INSERT": "32", "UPDATE": "33", "DELETE": "31", "TRUNCATE": "
 
 
 class TestDecodingDecoder:
-    """Lines as they come; with PRETTY cleaned for a terminal, and with COLOUR their verbs coloured."""
+    """Passes lines through; PRETTY escapes them for a terminal, COLOUR colours their verbs."""
 
-    __test__ = False  # a decoder, whatever its name looks like to pytest
+    __test__ = False  # pytest must not collect this class
 
     def __init__(
         self, tables: TableFilter, *, until_lsn: int | None = None, pretty: bool = False, colour: bool = False
@@ -31,7 +31,7 @@ class TestDecodingDecoder:
         self._open = False
 
     def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
-        """Begin a new connection."""
+        """Start a new connection."""
         self._open = False
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
@@ -51,7 +51,7 @@ class TestDecodingDecoder:
                         reached_until = True
                 elif payload.startswith(b"BEGIN"):
                     if self._open:
-                        raise ValueError("a transaction begins inside of another one")
+                        raise ValueError("a transaction begins within another one")
                     if self._until is not None and start_lsn(m) >= self._until:
                         reached_until = True
                         break

@@ -1,8 +1,8 @@
-"""The decoders of wal2json's messages: passed through (``raw``), or parsed into the other formats.
+"""The decoders of wal2json's messages: passed through (``raw``), or parsed and written in the other formats.
 
-Format version 2 is one message a change, with B and C around a transaction; version 1 is one message a transaction.
-The XLogData start of the message that ends a transaction is the end of its commit record, which is what is confirmed;
-in version 1 it is the beginning of the transaction, and ``nextlsn`` is the end.
+Format version 2 is one message for each change, with B and C around a transaction; version 1 is one message for each
+transaction. In version 2 the start LSN of a transaction's last message is the end of its commit record, which is
+confirmed; in version 1 it is the start of the transaction, and ``nextlsn`` is the end.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _TABLE: Final = re.compile(rb'"schema":("(?:[^"\\]|\\.)*"),"table":("(?:[^"\\]|\
 _STRAY_COMMA: Final = '{"change":[,'
 _BYTEA: Final = 17
 
-#: what the parsed formats need the plugin to say. Types come as OIDs: their names are printed without escapes, which is
-#: not always JSON, and a name may by now be another type's.
+#: what the plugin must print for the parsed formats. Types as OIDs: type names are printed without escapes,
+#: which is not always JSON, and a name may belong to another type by now.
 PARSED_OPTIONS: Final = {
     "format-version": "2",
     "include-types": "false",
@@ -46,7 +46,7 @@ PARSED_OPTIONS: Final = {
 
 
 class RawWal2json:
-    """Version 2 as it comes, each message on a line."""
+    """Passes version 2 through, each message on a line."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class RawWal2json:
         """Make a decoder.
 
         Args:
-            tables: which tables are wanted.
-            decode: reads the database's encoding, in which the plugin prints.
-            as_utf8: write UTF-8, and not the plugin's own bytes.
-            until_lsn: stop before the first transaction whose commit record begins there or later.
+            tables: which tables to stream.
+            decode: from the database's encoding, in which the plugin prints.
+            as_utf8: write UTF-8 instead of the plugin's own bytes.
+            until_lsn: stop before the first transaction whose commit record starts there or later.
         """
         self._tables = tables
         self._decode = decode
@@ -71,11 +71,11 @@ class RawWal2json:
         self._open = False
 
     def reset(self, timelines: Timelines) -> None:  # noqa: ARG002
-        """Begin a new connection."""
+        """Start a new connection."""
         self._open = False
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
-        """Pass messages through; only their first letter is looked at."""
+        """Pass messages through; only the letter of the action is parsed."""
         lines: list[bytes] = []
         append = lines.append
         commits: list[tuple[int, int]] = []
@@ -98,7 +98,7 @@ class RawWal2json:
                         break
                 elif action == _BEGIN:
                     if is_open:
-                        raise ValueError("a transaction begins inside of another one")
+                        raise ValueError("a transaction begins within another one")
                     if until is not None and start_lsn(m) >= until:
                         reached_until = True
                         break
@@ -127,13 +127,13 @@ class RawWal2json:
 
 
 class RawWal2jsonV1:
-    """Version 1 as it comes: every message is a whole transaction."""
+    """Passes version 1 through: every message is a whole transaction."""
 
     def __init__(self, *, until_lsn: int | None = None) -> None:
         self._until = until_lsn
 
     def reset(self, timelines: Timelines) -> None:
-        """Begin a new connection."""
+        """Start a new connection."""
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Pass messages through."""
@@ -156,11 +156,11 @@ class RawWal2jsonV1:
 
 @dataclass(frozen=True, slots=True)
 class _CompiledTable:
-    """A table as some of its events describe it.
+    """A table as an event describes it.
 
     Attributes:
-        writer: writes such an event.
-        converts: of each column, in the writer's order.
+        writer: writes the table's events.
+        converts: the conversion of each column, in the writer's order.
     """
 
     writer: RowWriter
@@ -168,16 +168,16 @@ class _CompiledTable:
 
 
 class _Number(str):
-    """A JSON number kept as it was written, with every digit."""
+    """A JSON number with the text that was parsed, and so with every digit."""
 
     __slots__ = ()
 
 
 class ParsedWal2json:
-    """Version 2 or 1, parsed and written in another format.
+    """Parses version 2 or 1 and writes another format.
 
-    What the plugin leaves out stays out: NaN and infinities are null there. It does not say which columns are the
-    replica identity, but in an UPDATE or a DELETE by their presence; the catalogue says it for the others.
+    What the plugin does not print is missing: NaN and infinities are null. In an UPDATE or a DELETE the old row has
+    the columns of the replica identity; for other changes they are read from the catalogue.
     """
 
     def __init__(
@@ -193,10 +193,10 @@ class ParsedWal2json:
 
         Args:
             fmt: writes the lines.
-            tables: which tables are wanted.
-            catalog: where types and replica identities are looked up.
-            decode: reads the database's encoding, in which the plugin prints.
-            until_lsn: stop before the first transaction whose commit record begins there or later.
+            tables: which tables to stream.
+            catalog: looks up types and replica identities.
+            decode: from the database's encoding, in which the plugin prints.
+            until_lsn: stop before the first transaction whose commit record starts there or later.
         """
         self._format = fmt
         self._tables = tables
@@ -210,11 +210,11 @@ class ParsedWal2json:
         self._open = False
 
     def reset(self, timelines: Timelines) -> None:
-        """Begin a new connection."""
+        """Start a new connection."""
         self._timelines, self._seq, self._open = timelines, 0, False
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
-        """Parse and write messages in their order; the first malformed one ends the batch, which has its ``error``."""
+        """Parse and write messages in order; the first malformed one ends the batch and is its ``error``."""
         batch = DecodedBatch([], 0, [], self._open)
         lines: list[str] = []
         self._catalog.batch_received()
@@ -223,14 +223,14 @@ class ParsedWal2json:
             for m in messages:
                 start = end_of_commit(m)
                 text = self._decode(m[PAYLOAD:])
-                if text.startswith(_STRAY_COMMA):  # version 1 puts one before a message that follows another
+                if text.startswith(_STRAY_COMMA):  # version 1 writes it before a message that follows another
                     text = _STRAY_COMMA[:-1] + text[len(_STRAY_COMMA) :]
                 document = json.loads(text, parse_int=_Number, parse_float=_Number)
                 if "action" not in document:
-                    # The message begins where the transaction does; one outside of a transaction has no other position.
+                    # The header has the transaction's start; a message outside of a transaction has no other position.
                     end_lsn = int(_lsn(document["nextlsn"])) if "nextlsn" in document else start
                     if end_lsn < start:
-                        raise ValueError(f"its nextlsn lies before its beginning: {Lsn(end_lsn)}")
+                        raise ValueError(f"its nextlsn {Lsn(end_lsn)} precedes its start")
                     self._transaction_v1(document, end_lsn, lines, batch)
                     batch.commits.append((end_lsn, batch.changes))
                     if self._until is not None and end_lsn >= self._until:
@@ -248,11 +248,11 @@ class ParsedWal2json:
         return batch
 
     def _message_v2(self, event: dict[str, Any], start: int, lines: list[str], batch: DecodedBatch) -> bool:
-        """Write one message; return False where a bound was reached before it."""
+        """Write one message; return False if ``until_lsn`` was reached before it."""
         action = event["action"]
         if action == "B":
             if batch.in_transaction:
-                raise ValueError("a transaction begins inside of another one")
+                raise ValueError("a transaction begins within another one")
             commit_lsn = _lsn(event.get("lsn", "0/0"))
             if self._until is not None and commit_lsn >= self._until:
                 batch.reached_until = True
@@ -273,7 +273,7 @@ class ParsedWal2json:
         return True
 
     def _transaction_v1(self, document: dict[str, Any], end_lsn: int, lines: list[str], batch: DecodedBatch) -> None:
-        """Write a transaction, or a message that stands in none; this version says where its record ends alone."""
+        """Write a transaction, or a message outside of one; this version has only the end of its record."""
         self._begin(document, str(Lsn(end_lsn)), self._timelines.of_end(end_lsn))
         lines.append(self._format.begin(self._tx))
         for change in document["change"]:
@@ -328,21 +328,21 @@ class ParsedWal2json:
         elif action == "U":
             lines.append(writer.update(new, old, whole, lsn, self._tx, self._seq))
         elif action != "D" or old is None:
-            raise ValueError(f"no change of the plugin is {action!r}, with what this one has")
+            raise ValueError(f"{action!r} is not an action of the plugin, or its values are missing")
         else:
             lines.append(writer.delete(old, whole, lsn, self._tx, self._seq))
 
     def _row(self, schema: str, table: str, event: dict[str, Any]) -> tuple[RowWriter, Values, Values | None, bool]:
-        """Bring an event into the form of pgoutput's: a relation, the new values, the old ones."""
+        """Return an event's values in pgoutput's form: a writer, the new values, the old ones."""
         new = {column["name"]: column for column in event.get("columns", [])}
         old = {column["name"]: column for column in event.get("identity", [])}
         now = self._catalog.replica_identity(schema, table)
         if "pk" in event:
             primary = frozenset(column["name"] for column in event["pk"])
-        else:  # version 1 does not say it with FULL
+        else:  # version 1 does not print it with FULL
             primary = frozenset() if now is None else now.primary_key & (new.keys() | old.keys())
         whole, key = self._identity(now, event, frozenset(new), frozenset(old), primary)
-        # The old row has every column; without it the new one has them, but for unchanged TOAST values.
+        # The old row has every column; without it, the new row has them except unchanged TOAST values.
         columns = {**old, **new} if whole else {**new, **old}
         types = tuple((name, _type_oid(column)) for name, column in columns.items())
         described = (schema, table, types, primary if whole else key, whole)
@@ -356,7 +356,7 @@ class ParsedWal2json:
         old_values: Values | None = tuple(
             _converted(convert, old[name]) if name in old else "null" for name, convert in converts.items()
         )
-        # The plugin fills in the identity where it did not change.
+        # The plugin prints the identity also when it did not change.
         if not old or (new and not whole and all(old[n]["value"] == new.get(n, old[n])["value"] for n in old)):
             old_values = None
         return known.writer, new_values, old_values, whole
@@ -371,12 +371,12 @@ class ParsedWal2json:
     ) -> tuple[bool, frozenset[str]]:
         """Return whether the replica identity is FULL, and its columns if it is not.
 
-        The catalogue says it, where what it says fits the event; a replica identity that was changed since does not.
+        The catalogue has it, unless it was changed after the event; then the catalogue does not fit the event.
         """
         full = now is not None and now.kind == "f"
         if event["action"] == "I":
             return full, primary if now is None or full or not now.columns <= new else now.columns
-        # Version 1 leaves a null out of the old row.
+        # Version 1 omits nulls from the old row.
         if full and (new <= old or "kind" in event):
             return True, old
         if old == primary or (now is not None and now.columns == old):
@@ -396,7 +396,7 @@ class ParsedWal2json:
 
 
 def _converted(convert: Convert, column: dict[str, Any]) -> str:
-    """Return a value as JSON text; the plugin prints some types as JSON itself, and bytea without its mark."""
+    """Return a value as JSON text; the plugin prints some types as JSON, and bytea without its prefix."""
     value = column["value"]
     if value is None:
         return "null"

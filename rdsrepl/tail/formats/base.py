@@ -1,6 +1,6 @@
-"""What every output format provides, and the parts that several of them share; each format has a module of its own.
+"""The interface of output formats, and the parts that several formats share; each format has its own module.
 
-A format gives each relation a writer, made once: its lines are ``%`` templates, so that writing a row is one C call.
+A format creates a writer for each relation, once: its lines are ``%`` templates, so that writing a row is one C call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rdsrepl.tail.model import Relation, Transaction
 #: JSON texts of a row's columns (None: unchanged TOAST), then anything.
 Values = tuple[Any, ...]
 
-#: what a session sets so that values come in one form, whatever the role's or the database's defaults are.
+#: what a session sets so that values have one form, independent of the defaults of the role and the database.
 ISO_SETTINGS: Final = {
     "DateStyle": "ISO",
     "IntervalStyle": "iso_8601",
@@ -44,24 +44,24 @@ class RowWriter(Protocol):
 
 
 class Format(Protocol):
-    """How changes are written."""
+    """Creates the writers of relations, and writes what belongs to no relation."""
 
     @property
     def dialect(self) -> Dialect:
-        """Which values' spelling it takes."""
+        """The JSON dialect of values."""
         ...
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """What a session must set so that values come in one form."""
+        """What a session must set so that values have one form."""
         ...
 
     def conversions(self, relation: Relation) -> list[Conversion]:
-        """Return each column's way to JSON."""
+        """Return each column's conversion to JSON."""
         ...
 
     def writer(self, relation: Relation) -> RowWriter:
-        """Return what writes a relation's changes."""
+        """Return the writer of a relation's changes."""
         ...
 
     def begin(self, tx: Transaction) -> str:
@@ -83,7 +83,7 @@ class Format(Protocol):
         ...
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
-        """Write what became of a prepared transaction: ``commit_prepared`` or ``rollback_prepared``."""
+        """Write the end of a prepared transaction: ``commit_prepared`` or ``rollback_prepared``."""
         ...
 
 
@@ -110,18 +110,18 @@ def members(relation: Relation, numbers: Sequence[int]) -> list[str | int]:
 
 
 def key_numbers(relation: Relation, catalog: Catalog) -> list[int]:
-    """Return which columns identify a row: the replica identity, or with FULL the primary key, if there is one."""
+    """Return the columns that identify a row: the replica identity, or with FULL the primary key, if there is one."""
     if relation.key is not None:
         return [n for n, column in enumerate(relation.columns) if column.name in relation.key]
     if relation.replica_identity == "f":
-        # pgoutput flags every column then; the primary key identifies just as well, and says it shorter.
+        # pgoutput then flags every column; the primary key identifies the row with fewer columns.
         primary = catalog.primary_key(relation.oid)
         return [n for n, column in enumerate(relation.columns) if column.name in primary]
     return [n for n, column in enumerate(relation.columns) if column.is_key]
 
 
 class TextMarkingWriter:
-    """Another writer, for a relation with values that may be given as text: each line names their columns."""
+    """Wraps the writer of a relation whose values may be written as text: each line lists those columns."""
 
     __slots__ = ("_inner", "_names")
 
@@ -134,7 +134,7 @@ class TextMarkingWriter:
         return self._inner.insert(new, lsn, self._marked(tx, new), seq)
 
     def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
-        """Write an UPDATE; a column is named when its old or its new value is given as text."""
+        """Write an UPDATE; a column is listed if its old or its new value is written as text."""
         return self._inner.update(new, old, whole, lsn, self._marked(tx, new, old or ()), seq)
 
     def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
@@ -147,7 +147,7 @@ class TextMarkingWriter:
 
 
 def text_of(content: bytes) -> tuple[str, bool]:
-    """Return a message's content as text, or as hex (and True) when it is no UTF-8."""
+    """Return a message's content as text, or as hex (and True) if it is not UTF-8."""
     try:
         return content.decode(), False
     except UnicodeDecodeError:
@@ -155,10 +155,10 @@ def text_of(content: bytes) -> tuple[str, bool]:
 
 
 class RowImages:
-    """The objects ``key``, ``before`` and ``after`` of a relation; shared by the JSON formats.
+    """The objects ``key``, ``before`` and ``after`` of a relation, for the JSON formats.
 
     Attributes:
-        relation: whose they are.
+        relation: the relation.
         key_columns: the numbers of the columns that identify a row.
         key, before_key, before_row, after: template parts.
     """
@@ -177,7 +177,7 @@ class RowImages:
         self.after = members(relation, every)
 
     def before(self, whole: bool) -> list[str | int]:
-        """Return the parts of ``before``: of the whole old row, or of its key."""
+        """Return the parts of ``before``: the whole old row, or its key."""
         return self.before_row if whole else self.before_key
 
     def known_after(self, new: Values) -> tuple[list[str | int], str]:
@@ -189,17 +189,17 @@ class RowImages:
 
 
 def with_old_values(values: Values, old: Values) -> Values:
-    """Give a key column that came as unchanged the old value: an unchanged key is the same key."""
+    """Return a row whose unchanged TOAST values are replaced by the old row's."""
     return tuple(b if a is None else a for a, b in zip(values, old, strict=True))
 
 
 def null_if_unsent(values: Values) -> Values:
-    """Give a key column whose value nobody sent a null: servers before 13.6 leave out a large key that is unchanged."""
+    """Return a key with null for each value that was not sent: servers before 13.6 omit a large unchanged key."""
     return tuple("null" if value is None else value for value in values) if None in values else values
 
 
 class ChangesOnly:
-    """What our own formats share: values in our dialect, and nothing said of a transaction's begin and end."""
+    """The parts of formats without lines for the begin and the end of a transaction."""
 
     dialect: ClassVar[Dialect] = "json"
     settings: ClassVar[Mapping[str, str]] = ISO_SETTINGS
@@ -208,7 +208,7 @@ class ChangesOnly:
         self._catalog = catalog
 
     def conversions(self, relation: Relation) -> list[Conversion]:
-        """Return each column's way to JSON."""
+        """Return each column's conversion to JSON."""
         return [self._catalog.conversion(column.type_oid) for column in relation.columns]
 
     def begin(self, tx: Transaction) -> str:  # noqa: ARG002

@@ -1,16 +1,16 @@
-"""What the stream does not say about types and tables, asked of the server's catalogue when it is needed.
+"""Looks up types and tables in the server's catalogue when the stream does not describe them.
 
-pgoutput names a column's type by OID only. For the common built-in types that is enough; for the others (arrays,
-domains, composites, the type names that wal2json prints) one short query on an ordinary connection tells.
+pgoutput sends only the OID of a column's type. That is enough for the common built-in types; for others (arrays,
+domains, composites, the type names that wal2json prints) a short query on an ordinary connection is needed.
 
-The catalogue is today's; a change may be older. An array's element type and a domain's base type never change, but a
-composite type's attributes do, and any type may be dropped. So
+The catalogue has the present state; a change may be older. An array's element type and a domain's base type never
+change, but a composite type's attributes do, and any type may be dropped. So
 
-- a composite type that was altered after it was made is used only for transactions that are newer than that: the
+- a composite type that was altered after its creation is used only for transactions that are newer than that: the
   newest ``xmin`` of its ``pg_attribute`` rows is compared with the transaction's id;
-- once for each batch of messages it is checked, after the messages were received, that the ``pg_attribute`` rows are
-  still the ones that were read: so the definition in use is never older than a change;
-- a value whose type is gone, whose definition is newer, or whose text does not fit, is given as text (``AsText``).
+- once for each batch of messages, after they were received, the ``pg_attribute`` rows are compared with the ones that
+  were read before, so that the definition in use is never older than a change;
+- a value is written as text (``AsText``) if its type was dropped, its definition is newer, or its text does not fit.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ SELECT a.attname, a.atttypid, a.atttypmod
  WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped
 """
 _NO_MONEY = "SELECT 0::pg_catalog.int4::pg_catalog.money::text"
-# The transaction id is null where the row stands as CREATE TYPE wrote it, in one command with the type itself, and
-# where it is of more than 2^31 transactions ago: everything that still waits is newer.
+# The transaction id is null if CREATE TYPE wrote the row, in one command with the type itself, and if it is more than
+# 2^31 transactions old: every change that is still to be streamed is newer.
 _ATTRIBUTES = """
 SELECT a.attname, a.atttypid, a.attisdropped,
        CASE WHEN pg_catalog.age(a.xmin) BETWEEN 0 AND 2147483646
@@ -59,12 +59,12 @@ SELECT a.attname, a.atttypid, a.attisdropped,
   FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.typrelid = a.attrelid
  WHERE a.attrelid = %s AND a.attnum > 0 ORDER BY a.attnum
 """
-# Which versions of the rows these are: every ALTER TYPE writes new ones.
+# The versions of the rows: every ALTER TYPE writes new ones.
 _ROW_VERSIONS = """
 SELECT attrelid, attnum, xmin::text, ctid::text FROM pg_catalog.pg_attribute
  WHERE attrelid = ANY (%s) AND attnum > 0 ORDER BY attrelid, attnum
 """
-# Runs on the role's own search_path, as the schemas on it are left out of the names: nothing may be looked up there.
+# Runs with the role's own search_path, because its schemas are omitted from the names: no name may be looked up there.
 _TYPE_NAMES = """
 SELECT pg_catalog.format_type(c.oid, c.typmod)
   FROM ROWS FROM (pg_catalog.unnest(%s::pg_catalog.oid[]), pg_catalog.unnest(%s::pg_catalog.int4[]))
@@ -93,7 +93,7 @@ _CONVERTED = """
 SELECT pg_catalog.convert_from(c, pg_catalog.getdatabaseencoding())
   FROM pg_catalog.unnest(%s::bytea[]) WITH ORDINALITY AS given (c, number) ORDER BY number
 """
-# As format_type prints a name: with its schema unless the role's own search_path, on which this runs, finds it without.
+# As format_type prints a name: without a schema that is in the role's own search_path, with which this runs.
 _QUOTED_NAME = """
 SELECT pg_catalog.concat(
            CASE WHEN %(schema)s::pg_catalog.name OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(true)) THEN ''
@@ -103,9 +103,9 @@ SELECT pg_catalog.concat(
 _INSUFFICIENT_PRIVILEGE = "42501"
 # character_not_in_repertoire, untranslatable_character
 _NO_TEXT = frozenset({"22021", "22P05"})
-# Zero, with a currency's sign before or behind: 0, $0.00, 0,000 KD.
+# Zero, with a currency's sign before or after it: 0, $0.00, 0,000 KD.
 _ZERO_MONEY = re.compile(r"[^0-9]*0(?:[^0-9](0+))?[^0-9]*").fullmatch
-# What format_type prints for an OID that is no type's.
+# What format_type prints for an OID that is not a type's.
 _NO_TYPE = "???"
 
 _INT2VECTOR, _OIDVECTOR = 22, 30
@@ -122,7 +122,7 @@ class ReplicaIdentity:
 
     Attributes:
         kind: ``pg_class.relreplident``: d, n, f or i.
-        columns: those of its index; empty with NOTHING and FULL.
+        columns: the columns of its index; empty with NOTHING and FULL.
         primary_key: the primary key's columns.
     """
 
@@ -133,14 +133,14 @@ class ReplicaIdentity:
 
 @dataclass(frozen=True, slots=True)
 class TypeDescription:
-    """What a type is, as far as it never changes; composite types have more (``_Definition``).
+    """The properties of a type that never change; composite types have a ``_Definition`` as well.
 
     Attributes:
         name: without its schema.
-        is_base, is_domain, is_array: what kind it is.
-        base: a domain's type; of others 0.
-        typmod: the modifier of a domain's type; -1 without.
-        element, delimiter: an array's.
+        is_base, is_domain, is_array: the kind of type.
+        base: a domain's base type; 0 for others.
+        typmod: the modifier of a domain's base type; -1 without one.
+        element, delimiter: of an array.
     """
 
     name: str
@@ -155,12 +155,12 @@ class TypeDescription:
 
 @dataclass(frozen=True, slots=True)
 class _Definition:
-    """What a type that contains composite types was made of when it was looked up.
+    """The definition of a type that contains composite types, when it was looked up.
 
     Attributes:
-        convert: checks what it gets.
-        altered_by: the newest transaction that altered one of them; None where none did.
-        versions: of each composite type within (``pg_class.oid``), which versions of its attributes' rows were read.
+        convert: converts and checks text.
+        altered_by: the newest transaction that altered one of the composite types; None if none was altered.
+        versions: for each composite type (``pg_class.oid``), the versions of its attributes' rows that were read.
     """
 
     convert: Convert
@@ -169,14 +169,14 @@ class _Definition:
 
 
 class Catalog:
-    """A lazily opened connection to the catalogue, with what it has told so far."""
+    """A connection to the catalogue, opened at the first query, and a cache of the answers."""
 
     def __init__(self, target: Target, warn: Callable[[str], None] | None = None) -> None:
-        """Prepare to ask.
+        """Prepare to query.
 
         Args:
             target: the database.
-            warn: is told once when the role may not read the catalogue's types.
+            warn: called once if the role may not read the catalogue's types.
         """
         self._target = target
         self._warn = warn
@@ -188,20 +188,20 @@ class Catalog:
         self._current = False
         self._names: dict[int, tuple[str, str]] = {}
         self._identities: dict[tuple[str, str], ReplicaIdentity | None] = {}
-        #: the transaction whose changes are being read; set by the decoder.
+        #: the transaction that is being decoded; set by the decoder.
         self.xid: int | None = None
 
     def batch_received(self) -> None:
-        """Take note that more messages were received: what they hold may be newer than what was looked up."""
+        """Record that more messages were received: their types may be newer than what was looked up."""
         self._current = False
         self._identities.clear()
 
     def type_named(self, oid: int, schema: str, name: str) -> None:
-        """Take note of a type's name as of the changes that follow; a domain comes with its base type's."""
+        """Record a type's name for the changes that follow; for a domain the stream has its base type's."""
         self._names[oid] = (schema, name)
 
     def conversion(self, oid: int) -> Conversion:
-        """Return how values of a type become JSON in the ``json`` dialect."""
+        """Return a type's conversion to the ``json`` dialect."""
         if oid in BUILT_IN:
             return Conversion(BUILT_IN[oid])
         if oid in PLAIN:
@@ -214,7 +214,7 @@ class Catalog:
         return found
 
     def description(self, oid: int) -> TypeDescription | None:
-        """Return what a type is; None where the catalogue does not know it any more, or may not be read."""
+        """Return a type's properties; None if it was dropped, or the role may not read the catalogue."""
         if oid not in self._descriptions:
             try:
                 rows = self._query(_DESCRIPTION, (oid,))
@@ -235,7 +235,7 @@ class Catalog:
         return self._descriptions[oid]
 
     def type_modifiers(self, schema: str, table: str) -> dict[tuple[str, int], int]:
-        """Return a table's type modifiers as they are now, by column name and type OID; none may be read: none."""
+        """Return a table's present type modifiers, by column name and type OID; empty if they may not be read."""
         try:
             return {(name, oid): typmod for name, oid, typmod in self._query(_TYPE_MODIFIERS, (schema, table))}
         except Denied as exc:
@@ -243,7 +243,7 @@ class Catalog:
             return {}
 
     def money_digits(self) -> int | None:
-        """Return how many digits of money stand behind the point (``lc_monetary``); None where that is not clear."""
+        """Return the number of digits after the point in money (``lc_monetary``); None if it cannot be determined."""
         if self._money_digits is None:
             printed = self._query(_NO_MONEY, ())[0][0]
             zeros = _ZERO_MONEY(printed)
@@ -253,7 +253,7 @@ class Catalog:
     def type_names(self, oids: Sequence[int], typmods: Sequence[int]) -> list[str]:
         """Return the SQL names of types with their modifiers, as ``format_type`` prints them.
 
-        A type that was dropped since has the name that the stream gave it, and a domain its base type's.
+        A type that was dropped since has its name in the stream; for a domain that is its base type's.
         """
         names: list[str] = []
         for (name,), oid, typmod in zip(
@@ -270,11 +270,11 @@ class Catalog:
         return names
 
     def primary_key(self, relation_oid: int) -> frozenset[str]:
-        """Return the names of a table's primary key columns; empty when it has none."""
+        """Return the columns of a table's primary key; empty without one."""
         return frozenset(row[0] for row in self._query(_PRIMARY_KEY, (relation_oid,)))
 
     def replica_identity(self, schema: str, table: str) -> ReplicaIdentity | None:
-        """Return a table's replica identity, asked once for each batch; None where there is no such table now."""
+        """Return a table's replica identity, looked up once for each batch; None if the table does not exist now."""
         name = (schema, table)
         if name not in self._identities:
             rows = self._query(_REPLICA_IDENTITY, name)
@@ -284,7 +284,7 @@ class Catalog:
         return self._identities[name]
 
     def converted(self, characters: Sequence[bytes]) -> list[str | None]:
-        """Return the text of characters in the database's encoding; None where Unicode has none."""
+        """Return the text of characters in the database's encoding; None if Unicode does not have the character."""
         try:
             return [row[0] for row in self._query(_CONVERTED, (list(characters),))]
         except ServerError as exc:
@@ -295,7 +295,7 @@ class Catalog:
         return [text for character in characters for text in self.converted([character])]
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection if it is open."""
         if self._conn is not None:
             self._conn.close()
             self._conn = None
@@ -308,13 +308,13 @@ class Catalog:
             return _UNKNOWN_TYPE
 
     def _warn_denied(self, exc: Denied) -> None:
-        """Say that the catalogue may not be read; raise what is anything else."""
+        """Warn once that the role may not read the catalogue; raise any other error."""
         if exc.sqlstate != _INSUFFICIENT_PRIVILEGE:
             raise exc
         if self._warn is not None:
             self._warn(
-                f"types cannot be looked up ({exc.message}): values of arrays, domains, composites and other types are "
-                "given as text, their columns named in as_text (remedy: GRANT SELECT ON pg_catalog.pg_type, "
+                f"could not look up types ({exc.message}): values of arrays, domains, composites and other types are "
+                "written as text, and as_text lists their columns (remedy: GRANT SELECT ON pg_catalog.pg_type, "
                 "pg_catalog.pg_attribute TO the role)"
             )
             self._warn = None
@@ -346,7 +346,7 @@ class Catalog:
         return Conversion(ValueKind.CONVERT, self._converter(oid), may_be_text=True)
 
     def _converter(self, oid: int) -> Convert:
-        """Return the conversion of a type with composite types inside, which follows their changes."""
+        """Return the conversion of a type that contains composite types; it uses their present definitions."""
 
         def convert(text: str) -> str:
             definition = self._definition(oid)
@@ -360,7 +360,7 @@ class Catalog:
         return convert
 
     def _definition(self, oid: int) -> _Definition | None:
-        """Return what a type is made of, as of now; None where the catalogue does not know it any more."""
+        """Return a type's present definition; None if it was dropped."""
         if not self._current:
             self._forget_altered()
             self._current = True
@@ -373,7 +373,7 @@ class Catalog:
         return self._definitions[oid]
 
     def _forget_altered(self) -> None:
-        """Drop the definitions of types that were altered or dropped since they were looked up."""
+        """Discard the definitions of types that were altered or dropped since they were looked up."""
         relations = {relation for found in self._definitions.values() if found for relation in found.versions}
         now: dict[int, _Versions] = dict.fromkeys(relations, ())
         if relations:
@@ -415,7 +415,7 @@ class Catalog:
         return _Definition(values.composite(attributes), altered_by, versions)
 
     def _built_in(self, schema: str, name: str) -> int | None:
-        """Return the OID of a type in pg_catalog, which the stream names by an empty schema."""
+        """Return the OID of a type in pg_catalog, for which the stream has an empty schema."""
         if schema or not name:
             return None
         rows = self._query(_BUILT_IN_BY_NAME, (name,))
@@ -433,23 +433,23 @@ class Catalog:
         if self._conn is None:
             self._conn = connection.connect(self._target)
             if self._conn.info.parameter_status("server_encoding") == "SQL_ASCII":
-                # Names may be no UTF-8 there, and the server refuses to send them to a client that wants UTF-8.
+                # Names may not be UTF-8, and the server refuses to send them to a client whose encoding is UTF-8.
                 self._conn.execute("SET client_encoding = 'SQL_ASCII'")
                 self._conn.adapters.register_dumper(str, AnyTextDumper)
         try:
             with relations.own_path(self._conn) if own_path else nullcontext():
                 rows = self._conn.execute(query, parameters).fetchall()
         except psycopg.Error as exc:
-            was_cut = self._conn.closed and not is_new
+            was_closed = self._conn.closed and not is_new
             self.close()
-            if was_cut:  # by idle_session_timeout, or by hand: between two questions it may be idle for days
+            if was_closed:  # idle_session_timeout, for example: between two queries days may pass
                 return self._query(query, parameters, own_path=own_path)
             raise error_mapping.translate(exc) from exc
         return [tuple(connection.text(value) if type(value) is bytes else value for value in row) for row in rows]
 
 
 def _follows(xid: int | None, earlier: int | None) -> bool:
-    """Say whether a transaction began after another one did; ids wrap around (manual, section 25.1.5)."""
+    """Return whether a transaction started after another one; ids wrap around (manual, section 25.1.5)."""
     return earlier is None or (xid is not None and (earlier - xid) & 0xFFFFFFFF >= 0x80000000)
 
 

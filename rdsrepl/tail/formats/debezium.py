@@ -1,6 +1,6 @@
 """The ``debezium`` format: the events of Debezium's PostgreSQL connector, as its JSON converter prints them.
 
-A change is one event, but for an update that changes the row's key: that is a delete of the old key and a create of the
+A change is one event, except an update that changes the row's key: that is a delete of the old key and a create of the
 new one. With ``DebeziumOptions.keys`` each line is ``{"key":…,"value":…}``, and a delete is followed by a tombstone,
 which is the same key with the value null.
 """
@@ -33,23 +33,23 @@ _NO_TYPMOD: Final = -1
 
 
 class DebeziumFormat:
-    """Debezium's envelope: ``before``, ``after``, ``source``, ``transaction``, ``op``, ``ts_ms``, ``ts_us``, ``ts_ns``.
+    """Writes Debezium's events.
 
     ``source`` has three members more than Debezium's: ``timeline``, ``commit_lsn`` and ``seq``, which identify the
-    event (``changes.Transaction``). Its ``seq`` is twice the change's number, so that the delete of an update of the
-    key has a number of its own: the odd one before that of its create.
+    event (``model.Transaction``). Its ``seq`` is twice the change's number, so that the delete of an update of the key
+    has its own number: the odd one before its create's.
     """
 
     dialect: ClassVar[Dialect] = "json"
     settings: ClassVar[Mapping[str, str]] = ISO_SETTINGS
 
     def __init__(self, catalog: Catalog, *, database: str, name: str, options: DebeziumOptions | None = None) -> None:
-        """Make the format.
+        """Create the format.
 
         Args:
-            catalog: where types are looked up.
+            catalog: looks up types.
             database: ``source.db``.
-            name: ``source.name``, Debezium's ``topic.prefix``; we give the slot's.
+            name: ``source.name``, Debezium's ``topic.prefix``; the slot's name.
             options: how keys and values are written; None is Debezium's defaults.
         """
         self.options = options or DebeziumOptions()
@@ -61,7 +61,7 @@ class DebeziumFormat:
         self._parts = ("", "", "", "")
 
     def conversions(self, relation: Relation) -> list[Conversion]:
-        """Return each column's way to JSON."""
+        """Return each column's conversion to JSON."""
         typmods: Mapping[tuple[str, int], int] = {}
         if not relation.oid:  # wal2json does not send the modifiers of types
             typmods = self._catalog.type_modifiers(relation.schema, relation.table)
@@ -71,14 +71,14 @@ class DebeziumFormat:
         ]
 
     def writer(self, relation: Relation) -> RowWriter:
-        """Return what writes a relation's changes."""
+        """Return the writer of a relation's changes."""
         images = RowImages(relation, self._catalog)
         placeholders = tuple(self._values.placeholder(column.type_oid) for column in relation.columns)
         events = _EventWriter(self, images, placeholders)
         return KeyUpdateWriter(events, images.key_columns, len(relation.columns))
 
     def begin(self, tx: Transaction) -> str:  # noqa: ARG002
-        """Write nothing: Debezium does not by default."""
+        """Write nothing, like Debezium by default."""
         return ""
 
     def commit(self, tx: Transaction) -> str:  # noqa: ARG002
@@ -106,8 +106,8 @@ class DebeziumFormat:
         return self.line(f'{{"prefix":{quote(prefix)}}}', value)
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
-        """Fail: Debezium has no such event, and such slots are refused before."""
-        raise ValueError(f"{verb} has no form in this format")
+        """Fail: Debezium has no such event, and slots with prepared transactions are refused before."""
+        raise ValueError(f"the format has no event for {verb}")
 
     def line(self, key: str, value: str) -> str:
         """Return an event's line."""
@@ -128,8 +128,8 @@ class DebeziumFormat:
         return f'{head}{number}{times}"schema":{schema},"table":{table}{xid}{number}{rest}{seq}}}'
 
     def _of_transaction(self, tx: Transaction) -> tuple[str, str, str, str]:
-        """Return what the ``source`` of all events of a transaction shares, around what each has of its own."""
-        # What stands in no transaction has no time of its own: as in Debezium, when it was read.
+        """Return the parts of ``source`` that all events of a transaction share."""
+        # A message outside of a transaction has no time: like in Debezium, it gets the time when it was read.
         micros = time.time_ns() // 1000 if tx.commit_us is None else tx.commit_us
         commit = _position(tx.commit_lsn)
         xid = "null" if tx.xid is None else tx.xid
@@ -155,7 +155,7 @@ def _position(lsn: str) -> int:
 
 
 class _EventWriter:
-    """Writes each change of a relation as one event, under the number that it is given."""
+    """Writes each change of a relation as one event with the given number."""
 
     __slots__ = ("_after", "_format", "_images", "_key", "_placeholders", "_schema", "_table")
 
@@ -196,7 +196,7 @@ class _EventWriter:
 
 
 class KeyUpdateWriter:
-    """Another writer's events, where an update that changes the key is a delete and a create (``DebeziumFormat``)."""
+    """Wraps a writer: an update that changes the key becomes a delete and a create (``DebeziumFormat``)."""
 
     __slots__ = ("_count", "_inner", "_key")
 
@@ -205,15 +205,15 @@ class KeyUpdateWriter:
 
         Args:
             inner: writes the events.
-            key: which columns are the key.
-            count: how many columns there are.
+            key: the numbers of the key's columns.
+            count: the number of columns.
         """
         self._inner = inner
         self._key = key
         self._count = count
 
     def wrap(self, wrap: Callable[[RowWriter], RowWriter]) -> KeyUpdateWriter:
-        """Return the same with another writer around the inner one, which so sees the delete and the create."""
+        """Return this writer with the inner one wrapped, so that the wrapper receives the delete and the create."""
         return KeyUpdateWriter(wrap(self._inner), self._key, self._count)
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
@@ -223,7 +223,7 @@ class KeyUpdateWriter:
     def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         """Write an UPDATE."""
         if old is not None:
-            # With REPLICA IDENTITY FULL the old row has every value; else the key's alone, and nulls for the others.
+            # With REPLICA IDENTITY FULL the old row has every value; otherwise only the key's, and nulls.
             new = with_old_values(new, old) if whole else self._with_key(new, old)
             if any(new[number] != old[number] for number in self._key):
                 return self._inner.delete(old, whole, lsn, tx, 2 * seq - 1) + self._inner.insert(new, lsn, tx, 2 * seq)

@@ -1,11 +1,11 @@
-r"""PostgreSQL's text form of a value → JSON text as Debezium's PostgreSQL connector gives it.
+"""PostgreSQL's text of a value → JSON text as Debezium's PostgreSQL connector writes it.
 
-What Kafka Connect's JSON converter prints without schemas: dates and times as numbers, a decimal as the base64 of its
-unscaled digits, ``json`` as a string. The modes are those of the connector, with its defaults. ``docs/formats.md`` has
-the table; the source is the connector's documentation, "Data type mappings".
+This is the output of Kafka Connect's JSON converter without schemas: dates and times as numbers, a decimal as the
+base64 of its unscaled digits, ``json`` as a string. The modes are the connector's, with its defaults.
+``docs/formats.md`` has the table; the source is the connector's documentation, "Data type mappings".
 
-A value that a mode cannot express (``NaN`` in ``precise``, a timestamp beyond 64 bits) is the server's text, marked
-(``values.AsText``), so that no false number is read from it.
+A value that a mode cannot express (``NaN`` in ``precise``, a timestamp of more than 64 bits) is written as the server's
+text, marked (``values.AsText``), so that it is not read as a wrong number.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _TEXTS: Final = frozenset(
 _BUILT_IN: Final = _INTEGERS | _FLOATS | _TEXTS | {
     _BOOL, _BYTEA, _POINT, _BIT, _VARBIT, _DATE, _TIME, _TIMESTAMP, _TIMESTAMPTZ, _INTERVAL, _TIMETZ, _NUMERIC,
 }  # fmt: skip
-# int2vector and oidvector are arrays to the catalogue, but their text is not an array's.
+# int2vector and oidvector are arrays in the catalogue, but their text has another form.
 _BLANK_SEPARATED: Final = frozenset({22, 30})
 _HSTORE: Final = "hstore"
 _GEOMETRIES: Final = frozenset({"geometry", "geography"})
@@ -66,14 +66,14 @@ _VECTORS: Final = frozenset({"vector", "halfvec"})
 
 
 class DebeziumValues:
-    """Knows each type's conversion, in the modes that were chosen."""
+    """Returns each type's conversion, in the chosen modes."""
 
     def __init__(self, catalog: Catalog, options: DebeziumOptions) -> None:
         self._catalog = catalog
         self._options = options
 
     def conversion(self, type_oid: int, typmod: int) -> Conversion:
-        """Return how values of a column become JSON; TYPMOD is its type modifier, -1 where it has none."""
+        """Return a column's conversion to JSON; TYPMOD is its type modifier, -1 without one."""
         if type_oid in _INTEGERS:
             return Conversion(ValueKind.INTEGER)
         if type_oid in _FLOATS:
@@ -86,7 +86,7 @@ class DebeziumValues:
         return Conversion(ValueKind.CONVERT, convert, may_be_text=may_be_text)
 
     def placeholder(self, type_oid: int) -> str:
-        """Return the JSON text that stands for an unchanged TOAST value, in the form that its type's values have."""
+        """Return the JSON text for an unchanged TOAST value, in the form of its type's values."""
         text = self._options.placeholder
         octets = text.encode("utf-8", "surrogateescape")
         if type_oid == _BYTEA:
@@ -103,7 +103,7 @@ class DebeziumValues:
                 if found.element in _INTEGER_ARRAYS:
                     return json.dumps([octet - 256 if octet > 127 else octet for octet in octets])
                 if found.element == _UUID:
-                    from uuid import UUID  # takes longer to import than most commands have
+                    from uuid import UUID  # slow to import
 
                     return f'["{UUID(bytes=md5(octets, usedforsecurity=False).digest(), version=3)}"]'
             if found is not None and found.name == _HSTORE:
@@ -112,7 +112,7 @@ class DebeziumValues:
         return quote(text)
 
     def octets(self, content: bytes) -> str:
-        """Return bytes as the binary mode has them, as a JSON text."""
+        """Return bytes as JSON text in the binary mode."""
         mode = self._options.binary
         if mode is BinaryMode.hex:
             return f'"{content.hex()}"'
@@ -120,11 +120,11 @@ class DebeziumValues:
         return f'"{encode(content).decode()}"'
 
     def _octets_placeholder(self, octets: bytes) -> str:
-        # In the hex mode Debezium gives the placeholder as it is.
+        # In the hex mode Debezium writes the placeholder unchanged.
         return quote(self._options.placeholder) if self._options.binary is BinaryMode.hex else self.octets(octets)
 
     def _convert(self, type_oid: int, typmod: int) -> tuple[Convert, bool]:
-        """Return a type's conversion, and whether it may give a value as the server's text."""
+        """Return a type's conversion, and whether it may return the server's text."""
         options = self._options
         if type_oid in _BUILT_IN:
             return self._built_in(type_oid, typmod)
@@ -136,7 +136,7 @@ class DebeziumValues:
         if found is None:
             return as_text, True
         if found.is_domain:
-            # A modifier of the domain's own holds; that of a domain under it is not known to Debezium either.
+            # The domain's own modifier applies; Debezium does not use that of a nested domain either.
             base = found.base
             while base not in _BUILT_IN and (under := self._catalog.description(base)) and under.is_domain:
                 base = under.base
@@ -156,7 +156,7 @@ class DebeziumValues:
 
         def checked_element(text: str) -> str:
             value = inner(text)
-            if type(value) is AsText:  # the mark is the column's: so the whole array is the server's text
+            if type(value) is AsText:  # the mark applies to the column, so the whole array is the server's text
                 raise ValueError(text)
             return value
 
@@ -202,7 +202,7 @@ _INTEGER_ARRAYS: Final = frozenset({20, 23, _DATE})
 
 
 def _checked(convert: Convert) -> Convert:
-    """Return a conversion that gives the server's text, marked, where the text does not fit."""
+    """Return a conversion that returns the server's text, marked, if it does not fit."""
 
     def checked(text: str) -> str:
         try:
@@ -225,7 +225,7 @@ def _boolean(text: str) -> str:
 
 
 def _base64_of(unscaled: int) -> str:
-    """Return a number as the base64 of its shortest two's complement, the highest byte first."""
+    """Return a number as the base64 of its shortest two's complement, the most significant byte first."""
     length = (unscaled if unscaled >= 0 else ~unscaled).bit_length() // 8 + 1
     return f'"{b64encode(unscaled.to_bytes(length, "big", signed=True)).decode()}"'
 
@@ -276,7 +276,7 @@ def _variable_scale(text: str) -> str:
 
 
 def _money(mode: DecimalMode, digits: int | None) -> Convert:
-    """Return the conversion of money, of which DIGITS stand behind the point; Debezium gives two."""
+    """Return the conversion of money with this number of DIGITS after the point; Debezium writes two."""
     if digits is None:
         return as_text
 
@@ -300,7 +300,7 @@ def _one_bit(text: str) -> str:
 
 
 def _bits(text: str) -> str:
-    """Convert ``bit(n)`` and ``varbit``: bytes, the lowest first, as many as there are up to the highest 1."""
+    """Convert ``bit(n)`` and ``varbit``: bytes, the least significant first, without leading zero bytes."""
     number = int(text, 2) if text else 0
     return f'"{b64encode(number.to_bytes((number.bit_length() + 7) // 8, "little")).decode()}"'
 

@@ -19,10 +19,10 @@ from rdsrepl.tail.model import Relation, Transaction
 
 
 class JsonFormat(ChangesOnly):
-    """One object a line; ``(timeline, commit_lsn, seq)`` identifies it for ever (``model.Transaction``)."""
+    """Writes one object a line; ``(timeline, commit_lsn, seq)`` identifies it permanently (``model.Transaction``)."""
 
     def writer(self, relation: Relation) -> RowWriter:
-        """Return what writes a relation's changes."""
+        """Return the writer of a relation's changes."""
         return _JsonWriter(RowImages(relation, self._catalog))
 
     def truncate(
@@ -36,7 +36,7 @@ class JsonFormat(ChangesOnly):
         )
 
     def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:
-        """Write a message of ``pg_logical_emit_message``; ``encoding`` is ``hex`` when the content is no text."""
+        """Write a message of ``pg_logical_emit_message``; ``encoding`` is ``hex`` if the content is not text."""
         text, is_hex = text_of(content)
         encoding = ',"encoding":"hex"' if is_hex else ""
         return (
@@ -46,7 +46,7 @@ class JsonFormat(ChangesOnly):
         )
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002 - the suffix has the gid
-        """Write what became of a prepared transaction."""
+        """Write the end of a prepared transaction."""
         return (
             f'{{"op":"{verb}","schema":null,"table":null,"key":null,"before":null,"after":null,'
             f'"lsn":"{lsn}{tx.suffix}{seq}}}\n'

@@ -1,7 +1,7 @@
-"""Which partition key a change goes under; written before its line, with a NUL between, which no JSON text holds.
+"""Adds a partition key to each line, separated by a NUL, which no JSON text contains.
 
-A key is made of a row's own values, so that all changes of a row are in one shard and in order. An update that changes
-the key goes under the new one.
+A key consists of a row's values, so that all changes of a row are in one shard and in order. An update that changes the
+key has the new key.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Keys = Callable[[Values], str]
 
 
 def split(line: str) -> tuple[str, str]:
-    """Return a keyed line's partition key and its text; a key that Kinesis would not take comes as its SHA-256."""
+    """Return a keyed line's partition key and its text; a key that Kinesis refuses is replaced by its SHA-256."""
     key, _, text = line.partition(SEPARATOR)
-    # Bytes that are no text (from a SQL_ASCII server) are in no Unicode string, which a key must be.
+    # A key must be Unicode text, and the bytes of a SQL_ASCII database may not be.
     if len(key) > _LONGEST_KEY or not (key.isascii() or _is_unicode(key)):
         key = sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
     return key, text
@@ -43,16 +43,16 @@ def _is_unicode(text: str) -> bool:
 
 
 class KeyedFormat:
-    """Another format whose lines begin with their partition key."""
+    """Wraps a format: its lines start with their partition key."""
 
     def __init__(self, inner: Format, catalog: Catalog, by: str, *, event_keys: bool = False) -> None:
         """Wrap INNER.
 
         Args:
             inner: writes the lines.
-            catalog: knows primary keys.
+            catalog: looks up primary keys.
             by: ``key``, ``table``, ``transaction``, or a column's name.
-            event_keys: by ``key``, the partition key is the event's own key, a JSON text (Debezium).
+            event_keys: with ``key``, the partition key is the event's own key, a JSON text (Debezium).
         """
         self._event_keys = event_keys
         self._inner = inner
@@ -70,17 +70,17 @@ class KeyedFormat:
         return self._inner.settings
 
     def conversions(self, relation: Relation) -> list[Conversion]:
-        """Return each column's way to JSON."""
+        """Return each column's conversion to JSON."""
         return self._inner.conversions(relation)
 
     def writer(self, relation: Relation) -> RowWriter:
-        """Return what writes a relation's changes.
+        """Return the writer of a relation's changes.
 
         Raises:
-            BadValue: the table has no column of the wanted name.
+            BadValue: the table does not have the named column.
         """
         inner = self._inner.writer(relation)
-        if isinstance(inner, KeyUpdateWriter):  # its delete goes under the old key, its create under the new one
+        if isinstance(inner, KeyUpdateWriter):  # its delete has the old key, its create the new one
             return inner.wrap(lambda events: self._keyed(events, relation))
         return self._keyed(inner, relation)
 
@@ -100,14 +100,14 @@ class KeyedFormat:
     def truncate(
         self, relation: Relation, cascade: bool, restart_identity: bool, lsn: str, tx: Transaction, seq: int
     ) -> str:
-        """Write a TRUNCATE of one table, under the table's name."""
+        """Write a TRUNCATE of one table; the key is the table's name."""
         line = self._inner.truncate(relation, cascade, restart_identity, lsn, tx, seq)
         if self._by == "transaction":
             return self._of_transaction(line, tx)
         return f"{relation.schema}.{relation.table}{SEPARATOR}{line}"
 
     def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:
-        """Write a message, under its prefix."""
+        """Write a message; the key is its prefix."""
         line = self._inner.message(prefix, content, transactional, lsn, tx, seq)
         if self._by == "transaction":
             return self._of_transaction(line, tx)
@@ -116,7 +116,7 @@ class KeyedFormat:
         return f"{_plain(prefix) or 'message'}{SEPARATOR}{line}"
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
-        """Write what became of a prepared transaction."""
+        """Write the end of a prepared transaction."""
         return self._of_transaction(self._inner.resolution(verb, gid, lsn, tx, seq), tx)
 
     @staticmethod
@@ -135,8 +135,8 @@ class KeyedFormat:
             numbers = [n for n, column in enumerate(relation.columns) if column.name == self._by]
             if not numbers:
                 raise BadValue(
-                    f"--partition-by {self._by}: table {relation.schema}.{relation.table} has no such column",
-                    hint="--partition-by key takes each table's own key; --table leaves a table out",
+                    f"--partition-by {self._by}: table {relation.schema}.{relation.table} does not have this column",
+                    hint="--partition-by key uses each table's own key; --table selects tables",
                 )
         parts: list[str | int] = [table]
         for number in numbers:
@@ -173,7 +173,7 @@ class _ByValues:
     def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         values = new
         if old is not None and None in new:
-            # An unchanged TOAST value that is part of the key is the old one.
+            # An unchanged TOAST value of the key is in the old row.
             values = tuple(b if a is None else a for a, b in zip(new, old, strict=True))
         return self._keys(values) + SEPARATOR + self._inner.update(new, old, whole, lsn, tx, seq)
 

@@ -13,7 +13,7 @@ from rdsrepl.text.escapes import shown
 
 
 class PrettyFormat(ChangesOnly):
-    """For eyes: one line a change, in colours where they are wanted."""
+    """Writes one line for each change, with or without colours."""
 
     _COLOURS: Final = {"INSERT": "32", "UPDATE": "33", "DELETE": "31", "TRUNCATE": "35", "MESSAGE": "36"}
 
@@ -22,7 +22,7 @@ class PrettyFormat(ChangesOnly):
         self._colour = colour
 
     def writer(self, relation: Relation) -> RowWriter:
-        """Return what writes a relation's changes."""
+        """Return the writer of a relation's changes."""
         return _PrettyWriter(self, relation, key_numbers(relation, self._catalog))
 
     def truncate(
@@ -43,12 +43,12 @@ class PrettyFormat(ChangesOnly):
         return self.line("MESSAGE", prefix, quote(text_of(content)[0]), lsn, tx)
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
-        """Write what became of a prepared transaction."""
+        """Write the end of a prepared transaction."""
         return self.line(verb.replace("_", " ").upper(), quote(gid), "", lsn, tx)
 
     def line(self, verb: str, subject: str, rest: str, lsn: str, tx: Transaction) -> str:
         """Write one line: commit time, position, transaction, verb, table, values."""
-        # Names and values are anybody's; a line is one line.
+        # Names and values may contain any character; a change must stay one line.
         subject, rest = shown(subject), shown(rest)
         clock = tx.commit_time[11:23] if tx.commit_time else "-"
         if not self._colour:

@@ -1,15 +1,15 @@
-r"""PostgreSQL's text form of a value → JSON text.
+r"""PostgreSQL's text of a value → JSON text.
 
-Two dialects. ``json`` is what the server's own ``to_json`` would print, which is also the oracle of its tests: numbers
-with every digit, ``NaN`` and infinities as strings, json as JSON, bytea as ``"\\x…"``, arrays as arrays, composites as
+There are two dialects. ``json`` is what the server's ``to_json`` would print (the tests compare with it): numbers with
+every digit, ``NaN`` and infinities as strings, json as JSON, bytea as ``"\\x…"``, arrays as arrays, composites as
 objects, times in ISO 8601, a domain as its base type, everything else as a string. ``wal2json`` is what the
 wal2json plugin prints: numbers bare (``null`` for NaN and infinities), booleans, bytea as bare hex, else strings.
 
-A relation's columns are compiled once into one function (``compile_tuple``), so that a row costs no call per column.
+A relation's columns are compiled once into one function (``compile_tuple``), so that a row needs no call per column.
 
-The server says a column's type, but not what a composite type is made of: that comes from the catalogue, which may be
-newer than the value. So everything inside a composite is checked against its type's grammar, and a text that does not
-fit raises ``ValueError``; ``catalog`` then gives the text itself, as ``AsText``.
+The stream contains a column's type, but not the attributes of a composite type: they come from the catalogue, which may
+be newer than the value. So everything inside a composite is checked against its type's grammar, and text that does not
+fit raises ``ValueError``; ``catalog`` then returns the text itself, as ``AsText``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 Convert = Callable[[str], str]
 Dialect = Literal["json", "wal2json"]
-#: ``parse(message, position)``: the JSON text of every column (None: unchanged TOAST), then the position behind them.
+#: ``parse(message, position)``: the JSON text of every column (None: unchanged TOAST), then the position after them.
 Parse = Callable[[bytes, int], tuple[Any, ...]]
 
 
 class ValueKind(Enum):
-    """How a type's text becomes JSON."""
+    """How a type's text is converted to JSON."""
 
     INTEGER = auto()
     NUMBER = auto()
@@ -44,12 +44,12 @@ class ValueKind(Enum):
 
 
 class Conversion(NamedTuple):
-    """A column's way to JSON.
+    """How a column's text is converted to JSON.
 
     Attributes:
-        kind: how the text becomes JSON.
-        convert: for ``CONVERT`` the function, for text that certainly has this conversion.
-        checked: the same for text that may not have it; raises ValueError where it does not fit.
+        kind: the conversion; ``CONVERT`` is a function.
+        convert: the function, for text that is certainly of the type.
+        checked: the function for text that may not be; raises ValueError for other text.
         may_be_text: ``convert`` may return ``AsText``.
     """
 
@@ -60,7 +60,7 @@ class Conversion(NamedTuple):
 
 
 class AsText(str):
-    """The JSON string of a value's text, where its type is not known for certain; the line names the column."""
+    """The JSON string of a value's text, if its type is not certain; the line lists the column."""
 
     __slots__ = ()
 
@@ -70,7 +70,7 @@ def as_text(text: str) -> AsText:
     return AsText(quote(text))
 
 
-#: the built-in types whose text needs more than quoting (``pg_type.dat``); array, domain, composite: see ``catalog``.
+#: the built-in types whose text needs more than quoting (``pg_type.dat``); for other types see ``catalog``.
 BUILT_IN: Final[Mapping[int, ValueKind]] = {
     16: ValueKind.BOOLEAN,
     17: ValueKind.BYTEA,
@@ -85,8 +85,9 @@ BUILT_IN: Final[Mapping[int, ValueKind]] = {
     1700: ValueKind.NUMBER,
     3802: ValueKind.JSONB,
 }
-#: built-in scalars that are plain strings, so that common tables need no look-up: "char", name, text, bpchar, varchar,
-#: date, time, timetz, interval, bit, varbit, uuid, inet, cidr, macaddr, macaddr8, xml, money, oid.
+#: built-in types that are plain strings, so that common tables need no query of the catalogue:
+#: "char", name, text, bpchar, varchar, date, time, timetz, interval, bit, varbit, uuid, inet,
+#: cidr, macaddr, macaddr8, xml, money, oid.
 PLAIN: Final = frozenset(
     {18, 19, 25, 26, 142, 650, 774, 790, 829, 869, 1042, 1043, 1082, 1083, 1186, 1266, 1560, 1562, 2950}
 )
@@ -104,7 +105,7 @@ _WAL2JSON: Final[Mapping[int, ValueKind]] = {
     1700: ValueKind.NUMBER,
 }
 
-# `m` is the message, `p` and `q` bound the value's bytes.
+# `m` is the message, `p` and `q` are the start and the end of the value.
 _EXPRESSIONS: Final[Mapping[Dialect, Mapping[ValueKind, str]]] = {
     "json": {
         ValueKind.INTEGER: "m[p:q].decode()",
@@ -131,19 +132,19 @@ _LENGTH: Final = Struct(">I").unpack_from
 
 
 def wal2json_conversion(type_oid: int) -> Conversion:
-    """Return the wal2json plugin's treatment of a type; it looks at the type itself, so a domain is a string."""
+    """Return the wal2json plugin's conversion of a type; it does not resolve domains, which are strings."""
     return Conversion(_WAL2JSON.get(type_oid, ValueKind.TEXT))
 
 
 def compile_tuple(conversions: Sequence[Conversion], dialect: Dialect, *, lenient: bool = False) -> Parse:
     """Return a function that reads a pgoutput TupleData with these columns (manual, section 55.9).
 
-    The source is made of the fixed expressions above alone; names and values never enter it.
+    The source consists only of the fixed expressions above; it contains no names and no values.
 
     Args:
         conversions: one for each column, in order.
-        dialect: which JSON.
-        lenient: keep bytes that are no UTF-8 as surrogates (a SQL_ASCII database has such text).
+        dialect: the JSON dialect.
+        lenient: keep bytes that are not UTF-8 as surrogates (of a SQL_ASCII database).
     """
     lines = ["def parse(m, p):"]
     namespace: dict[str, Any] = {"length": _LENGTH, "quote": quote, "timestamptz": timestamptz, "unknown": _unknown}
@@ -173,11 +174,11 @@ def compile_tuple(conversions: Sequence[Conversion], dialect: Dialect, *, lenien
 
 
 def _unknown(kind: int) -> None:
-    raise ValueError(f"no value of its protocol begins with {chr(kind)!r}")
+    raise ValueError(f"{chr(kind)!r} is not a kind of value in the protocol")
 
 
 def to_json(conversion: Conversion) -> Convert:
-    """Return the function that turns a value's text into the ``json`` dialect; the text must have the conversion."""
+    """Return the function that converts text of the type to the ``json`` dialect."""
     return conversion.convert or _CONVERTS[conversion.kind]
 
 
@@ -187,7 +188,7 @@ def checked(conversion: Conversion) -> Convert:
 
 
 def timestamptz(text: str) -> str:
-    """``2024-01-31 12:00:00+05:30`` → ISO 8601 in quotes; ``infinity`` stays a word; ``BC`` stays behind."""
+    """Convert ``2024-01-31 12:00:00+05:30`` to ISO 8601 in quotes; ``infinity`` and a suffix ``BC`` are kept."""
     era = " BC" if text.endswith(" BC") else ""
     body = text.removesuffix(" BC").replace(" ", "T", 1)
     if len(body) > 3 and body[-3] in "+-" and "T" in body:
@@ -198,11 +199,11 @@ def timestamptz(text: str) -> str:
 def array(element: Convert, delimiter: str = ",") -> Convert:
     """Return the conversion of an array whose elements convert by ELEMENT.
 
-    It raises ValueError or IndexError for text that is no array, and RecursionError for one that is nested too deeply.
+    It raises ValueError or IndexError for text that is not an array, and RecursionError for deep nesting.
     """
 
     def convert(text: str) -> str:
-        position = text.index("=") + 1 if text[0] == "[" else 0  # "[2:3]={7,8}": the bounds go
+        position = text.index("=") + 1 if text[0] == "[" else 0  # "[2:3]={7,8}": the bounds are removed
         if '"' not in text and "{" not in text[position + 1 :]:
             if text[position] != "{" or text.find("}") != len(text) - 1:
                 raise ValueError(text)
@@ -220,7 +221,7 @@ def array(element: Convert, delimiter: str = ",") -> Convert:
 
 
 def vector(text: str) -> str:
-    """Convert ``int2vector``: numbers between blanks."""
+    """Convert ``int2vector``: numbers separated by blanks."""
     return "[" + ",".join([_integer(part) for part in text.split()]) + "]"
 
 
@@ -230,9 +231,9 @@ def oidvector(text: str) -> str:
 
 
 def composite(attributes: Sequence[tuple[str, Convert]]) -> Convert:
-    """Return the conversion of a composite type with these attributes, whose conversions check what they get.
+    """Return the conversion of a composite type with these attributes, whose conversions check their text.
 
-    It raises ValueError, IndexError or RecursionError for text of another conversion.
+    It raises ValueError, IndexError or RecursionError for text of another type.
     """
     names = [quote(name) for name, _ in attributes]
     converts = [convert for _, convert in attributes]
@@ -250,7 +251,7 @@ def composite(attributes: Sequence[tuple[str, Convert]]) -> Convert:
 
 
 def _array(text: str, position: int, element: Convert, delimiter: str) -> tuple[str, int]:
-    """Read the array that begins at POSITION; return its JSON and the position behind it (manual, section 8.15.6)."""
+    """Read the array that starts at POSITION; return its JSON and the position after it (manual, section 8.15.6)."""
     items: list[str] = []
     if text[position] != "{":
         raise ValueError(text)
@@ -276,21 +277,21 @@ def _array(text: str, position: int, element: Convert, delimiter: str) -> tuple[
     return "[" + ",".join(items) + "]", position + 1
 
 
-# One pass, without going back: an unfinished one must not take long.
+# Without backtracking: incomplete text must not take long.
 _QUOTED: Final = re.compile(r'"((?:[^"\\]++|""|\\.)*+)"', re.DOTALL).match
 _BARE: Final = re.compile(r'[^"\\(),]*+').match
 _ESCAPED: Final = re.compile(r'\\(.)|"(")', re.DOTALL)
 
 
 def _quoted(text: str, position: int) -> tuple[str, int]:
-    """Read the quoted text that begins at POSITION; arrays escape with a backslash, records double what is special."""
-    found = _QUOTED(text, position)
-    if found is None:
+    """Read the quoted text at POSITION; arrays escape with a backslash, composites also by doubling."""
+    match = _QUOTED(text, position)
+    if match is None:
         raise ValueError(text)
-    inner = found[1]
+    inner = match[1]
     if '"' in inner or "\\" in inner:
         inner = _ESCAPED.sub(lambda escaped: escaped[1] or escaped[2], inner)
-    return inner, found.end()
+    return inner, match.end()
 
 
 def _record_fields(text: str) -> list[str | None]:
@@ -305,10 +306,10 @@ def _record_fields(text: str) -> list[str | None]:
             field, position = _quoted(text, position)
             fields.append(field)
         else:
-            found = _BARE(text, position)
-            assert found is not None  # it may be empty
-            fields.append(found[0] or None)
-            position = found.end()
+            match = _BARE(text, position)
+            assert match is not None  # it may be empty
+            fields.append(match[0] or None)
+            position = match.end()
         if text[position] not in ",)":
             raise ValueError(text)
     if position + 1 != len(text):
@@ -362,7 +363,7 @@ def _boolean(text: str) -> str:
 
 
 def _no_constant(text: str) -> None:
-    raise ValueError(text)  # Python would read NaN and Infinity, which are no JSON
+    raise ValueError(text)  # Python accepts NaN and Infinity, which are not JSON
 
 
 def _json(text: str) -> str:
@@ -379,7 +380,7 @@ def _matching(matches: Callable[[str], object], convert: Convert) -> Convert:
     return check
 
 
-#: the same for text that may have another conversion.
+#: the same for text that may be of another type.
 _CHECKED: Final[Mapping[ValueKind, Convert]] = {
     ValueKind.INTEGER: _integer,
     ValueKind.NUMBER: _checked_number,

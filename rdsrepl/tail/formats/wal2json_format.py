@@ -13,21 +13,21 @@ from rdsrepl.tail.model import Relation, Transaction
 
 
 class Wal2jsonFormat:
-    """What the wal2json plugin itself would print, format-version 2, with its default options."""
+    """Writes what the wal2json plugin would print, in format-version 2 with its default options."""
 
     dialect: ClassVar[Dialect] = "wal2json"
-    # The plugin prints values as the session's own defaults have them, so nothing is set here.
+    # The plugin prints values with the session's defaults, so nothing is set here.
     settings: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
     def conversions(self, relation: Relation) -> list[Conversion]:
-        """Return each column's way to JSON."""
+        """Return each column's conversion to JSON."""
         return [wal2json_conversion(column.type_oid) for column in relation.columns]
 
     def writer(self, relation: Relation) -> RowWriter:
-        """Return what writes a relation's changes."""
+        """Return the writer of a relation's changes."""
         names = self._catalog.type_names(
             [column.type_oid for column in relation.columns], [column.typmod for column in relation.columns]
         )
@@ -50,7 +50,7 @@ class Wal2jsonFormat:
         tx: Transaction,  # noqa: ARG002
         seq: int,  # noqa: ARG002
     ) -> str:
-        """Write a TRUNCATE of one table; the plugin does not say CASCADE."""
+        """Write a TRUNCATE of one table; the plugin does not print CASCADE."""
         return f'{{"action":"T","schema":{quote(relation.schema)},"table":{quote(relation.table)}}}\n'
 
     def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
@@ -61,8 +61,8 @@ class Wal2jsonFormat:
         )
 
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
-        """Fail: the format has no word for it, and such slots are refused before."""
-        raise ValueError(f"{verb} has no form in this format")
+        """Fail: the format has no such line, and slots with prepared transactions are refused before."""
+        raise ValueError(f"the format has no line for {verb}")
 
 
 class _Wal2jsonWriter:
@@ -114,8 +114,8 @@ class _Wal2jsonWriter:
 
 
 def _type_name(name: str) -> str:
-    """Print a type's name as the plugin does: a name that SQL quotes already is not quoted again.
+    """Return a type's name as the plugin prints it: a name that SQL quotes is not quoted again.
 
-    Where that would be no JSON (quotes inside, or an array of such a type) ours is, and the plugin's is not.
+    If that would not be JSON (with quotes inside, or an array of such a type), the name is quoted, unlike the plugin's.
     """
     return name if name[0] == name[-1] == '"' and '""' not in name and "\\" not in name else quote(name)

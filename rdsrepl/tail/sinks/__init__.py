@@ -1,4 +1,4 @@
-"""Where changes go. A sink accepts batches at once, writes them in a thread of its own, and tells what is durable."""
+"""Where changes go. A sink accepts batches at once, writes them in its own threads, and reports what is durable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sink(Protocol):
 
     @property
     def pending_bytes(self) -> int:
-        """How much is accepted and not yet written."""
+        """The size of what was accepted and is not yet written."""
         ...
 
     @property
@@ -40,9 +40,9 @@ class Sink(Protocol):
         ...
 
     def finish(self) -> None:
-        """Ask for everything accepted to become durable soon; no batch comes after this."""
+        """Make everything that was accepted durable soon; no batch comes after this."""
         ...
 
     def close(self) -> None:
-        """Give up what belongs to the sink; what is not durable by now is not confirmed either."""
+        """Release the sink's resources; what is not durable by now is not confirmed."""
         ...

@@ -1,8 +1,8 @@
-"""What may be sent when, so that the records of one key arrive in order whatever fails. Pure: no I/O, no clock.
+"""Decides which records to send when, so that the records of one key arrive in order. Pure: no I/O, no clock.
 
-A key has at most one item on its way: the next one waits until that is acknowledged, so a record that is refused and
-sent again can never be overtaken by a later one of its key. Different keys do not wait for each other. With
-aggregation everything that waits for a key goes as one item.
+A key has at most one item in flight: the next one waits until that is acknowledged, so a record that is refused and
+sent again stays before the later ones of its key. Different keys do not wait for each other. With aggregation, all
+records that wait for a key go as one item.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
-# A fifth of what PutRecords takes in one request: larger ones gain nothing, and each is in memory twice on its way.
+# A fifth of PutRecords's limit: larger requests are not faster, and each is in memory twice while it is sent.
 REQUEST_BYTES: Final = 2 << 20
-# What a queued record takes beside its bytes, about.
+# The approximate memory of a queued record, without its bytes.
 RECORD_OVERHEAD_BYTES: Final = 250
-# What a user record takes in an aggregated one beside its data: tags and lengths.
+# The size of a user record in an aggregated one, without its data: tags and lengths.
 AGGREGATION_OVERHEAD_BYTES: Final = 20
 
 
 class PendingBatch:
-    """What was handed over as one: its number, and how many of its records are not acknowledged yet."""
+    """A batch that was handed over: its number, and how many of its records are not acknowledged yet."""
 
     __slots__ = ("left", "number")
 
@@ -33,7 +33,7 @@ class PendingBatch:
 
 
 class Record:
-    """One line on its way: partition key, data, the batch it belongs to, how often it was refused."""
+    """One line to send: partition key, data, the batch it belongs to, how often it was refused."""
 
     __slots__ = ("batch", "data", "key", "refusals")
 
@@ -49,13 +49,13 @@ Item = list[Record]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may hold, and how long a record may wait for company.
+    """The limits of a request, and the maximum batching delay of a record.
 
     Attributes:
         records: items in a request.
-        request_bytes: data and keys of a request.
-        linger_seconds: how long the first record waits for more.
-        aggregate_bytes: how large an aggregated item may be; None sends every record by itself.
+        request_bytes: of a request's data and keys.
+        linger_seconds: how long the first record waits for others.
+        aggregate_bytes: the maximum size of an aggregated item; None sends each record separately.
     """
 
     records: int = 500
@@ -66,28 +66,28 @@ class Limits:
 
 @dataclass(slots=True)
 class Dispatch:
-    """The records that were accepted and are not acknowledged.
+    """Holds the records that were accepted and are not acknowledged.
 
     Attributes:
         durable: the number up to which every batch is acknowledged.
-        pending_bytes: what the records take, about.
+        pending_bytes: the approximate memory of the records.
     """
 
     limits: Limits
     durable: int = 0
     pending_bytes: int = 0
     _batches: deque[PendingBatch] = field(default_factory=deque)
-    # The first record of each key that has none on its way.
+    # The first record of each key that has none in flight.
     _ready: deque[Record] = field(default_factory=deque)
-    # A key is in here while a record of it is ready, on its way or to be sent again; with those that wait for that.
-    # None instead of an empty deque, which takes more than most records do.
+    # The keys with a record that is ready, in flight or to be sent again, each with the records that wait for it. None
+    # instead of an empty deque, which takes more memory than most records.
     _behind: dict[str, deque[Record] | None] = field(default_factory=dict)
     _again: list[tuple[float, int, Item]] = field(default_factory=list)
     _serial: count[int] = field(default_factory=count)
     _due: float | None = None
 
     def accept(self, number: int, records: Iterable[tuple[str, bytes]], now: float) -> None:
-        """Take a batch; its records are (partition key, data) in commit order."""
+        """Accept a batch; its records are (partition key, data) in commit order."""
         batch = PendingBatch(number, 0)
         ready, behind = self._ready, self._behind
         size = 0
@@ -110,7 +110,7 @@ class Dispatch:
             self._advance()
 
     def due_in(self, now: float) -> float | None:
-        """Return in how many seconds something is to be sent; None where nothing waits."""
+        """Return in how many seconds a record is to be sent; None if none waits."""
         if len(self._ready) >= self.limits.records:
             return 0.0
         times = [self._again[0][0]] if self._again else []
@@ -119,11 +119,11 @@ class Dispatch:
         return max(0.0, min(times) - now) if times else None
 
     def take(self, now: float, *, flush: bool = False) -> list[Item]:
-        """Return the next request's items; none where nothing is due.
+        """Return the items of the next request; empty if none is due.
 
         Args:
             now: the time, on the clock of ``accept``.
-            flush: send what there is, however little.
+            flush: send what waits, without a delay.
         """
         items: list[Item] = []
         size = 0
@@ -155,7 +155,7 @@ class Dispatch:
         return items
 
     def acknowledged(self, items: Iterable[Item], now: float) -> None:
-        """Take note that these arrived; the next records of their keys may go."""
+        """Record that these were acknowledged; the next records of their keys may be sent."""
         ready, behind = self._ready, self._behind
         size = 0
         finished = False
@@ -174,13 +174,13 @@ class Dispatch:
                 del behind[key]
         self.pending_bytes -= size
         if ready and self._due is None:
-            # They have waited already.
+            # These have waited already.
             self._due = now
         if finished:
             self._advance()
 
     def refused(self, item: Item, due: float) -> None:
-        """Take note that this one did not arrive; it goes again when DUE, before anything later of its key."""
+        """Record that this item was refused; it is sent again when DUE, before later records of its key."""
         item[0].refusals += 1
         heapq.heappush(self._again, (due, next(self._serial), item))
 

@@ -1,9 +1,10 @@
-"""Kinesis as a sink: at least once, and in order for each partition key, whatever Kinesis refuses.
+"""Kinesis as a sink: at least once, and in order for each partition key, also when Kinesis refuses records.
 
-``Dispatch`` says what may go when; the threads here send it. Throttles, server errors and broken connections are
-retried for ever, with jitter, only what failed; what no retry can mend stops the tail with nothing confirmed that is
-not in. Signing, endpoints and credentials are botocore's; the request's body is written here and the usual answer
-("all in") recognised by a glance, because botocore's own serialising costs more than everything else together.
+``Dispatch`` decides what to send when; the threads here send it. After throttling, server errors and lost connections
+the refused records are retried without a limit, with jitter. An error that no retry can fix stops the tail; nothing is
+confirmed that Kinesis has not acknowledged. Botocore signs the requests and provides endpoints and credentials; the
+request's body is written here, and the usual answer (no record failed) is recognised without parsing, because
+botocore's own serialising costs more than everything else together.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from rdsrepl.tail.wakeup import WakeupPipe
 _FIRST_DELAY_SECONDS: Final = 0.02
 _LONGEST_DELAY_SECONDS: Final = 5.0
 _NOTE_EVERY_SECONDS: Final = 10.0
-_ALL_IN: Final = b'"FailedRecordCount":0'
-_NOTHING: Final = b'{"FailedRecordCount":0,"Records":[]}'
+_NONE_FAILED: Final = b'"FailedRecordCount":0'
+_EMPTY_ANSWER: Final = b'{"FailedRecordCount":0,"Records":[]}'
 
 
 @dataclass(slots=True)
@@ -41,11 +42,11 @@ class KinesisCounts:
 
     Attributes:
         records: acknowledged.
-        requests: answered or not.
+        requests: sent, answered or not.
         retries: records that were refused and sent again.
-        throttles: of these, those Kinesis had no room for.
+        throttles: retries that were throttled.
         shortened: changes whose largest values were left out.
-        dead_letters: changes that lie in the dead letter file.
+        dead_letters: changes that were written to the dead-letter file.
     """
 
     records: int = 0
@@ -57,7 +58,7 @@ class KinesisCounts:
 
 
 class KinesisSink:
-    """Writes keyed lines to a stream from threads of its own."""
+    """Writes keyed lines to a stream from its own threads."""
 
     def __init__(
         self,
@@ -69,15 +70,15 @@ class KinesisSink:
         oversize: Oversize,
         note: Callable[[str], None],
     ) -> None:
-        """Begin to send.
+        """Start the threads.
 
         Args:
-            aws: the identity.
-            stream: where to.
+            aws: the AWS account and region.
+            stream: the data stream.
             limits: of a request.
-            requests: how many may be on their way at once.
-            oversize: what becomes of a record that is too large.
-            note: told from time to time that Kinesis refuses.
+            requests: how many may be in progress at the same time.
+            oversize: handles records that exceed the stream's limit.
+            note: called at an interval while Kinesis refuses all records.
         """
         self.counts = KinesisCounts()
         self._dispatch = Dispatch(limits)
@@ -101,7 +102,7 @@ class KinesisSink:
         """Accept batch NUMBER of keyed lines.
 
         Raises:
-            Error: an earlier one could not be written, or a record of this one is too large.
+            Error: an earlier batch could not be written, or a record of this one is too large.
         """
         if self._failure is not None:
             raise self._failure
@@ -127,7 +128,7 @@ class KinesisSink:
 
     @property
     def pending_bytes(self) -> int:
-        """How much memory is taken by what is not acknowledged, about."""
+        """The approximate memory of what is not acknowledged."""
         return self._dispatch.pending_bytes
 
     @property
@@ -135,20 +136,20 @@ class KinesisSink:
         """The number up to which Kinesis has acknowledged every record.
 
         Raises:
-            Error: Kinesis refuses for good.
+            Error: Kinesis refuses with an error that no retry can fix.
         """
         if self._failure is not None:
             raise self._failure
         return self._dispatch.durable
 
     def finish(self) -> None:
-        """Let nothing wait for company any more."""
+        """Send without batching delay from now on."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -164,8 +165,8 @@ class KinesisSink:
                 self._send(items)
         except Error as exc:
             self._fail(exc)
-        except Exception as exc:  # noqa: BLE001 - a thread that dies in silence would hold the stream for ever
-            self._fail(Error(f"writing to stream {self._stream.name} broke: {exc!r}", hint="please report it"))
+        except Exception as exc:  # noqa: BLE001 - a thread that ends without an error would block the tail
+            self._fail(Error(f"could not write to stream {self._stream.name}: {exc!r}", hint="please report it"))
 
     def _next(self) -> list[Item] | None:
         """Wait for the next request's items; None at the end."""
@@ -200,7 +201,7 @@ class KinesisSink:
         with self._changed:
             self._dispatch.acknowledged((item for n, item in enumerate(items) if n not in failed), now)
             for item in back:
-                # Each by its own bad luck: a shard that is full says nothing of the others. Never all together.
+                # Each item has its own delay: other shards may have capacity, and retries must not coincide.
                 longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** min(item[0].refusals, 10))
                 self._dispatch.refused(item, now + random.uniform(longest / 10, longest))
             again = sum(map(len, back))
@@ -211,7 +212,7 @@ class KinesisSink:
             self._changed.notify()
         if len(back) == len(items) and now - self._noted_at > _NOTE_EVERY_SECONDS:
             self._noted_at = now
-            self._note(f"stream {self._stream.name} takes nothing now ({why}); trying again, the slot is held")
+            self._note(f"stream {self._stream.name} refuses all records ({why}); retrying, the slot keeps its WAL")
         self.wakeup.wake()
 
     def _fail(self, failure: Error) -> None:
@@ -222,7 +223,7 @@ class KinesisSink:
 
 
 class _PutRecordsClient:
-    """PutRecords through botocore, with bodies and answers of our own."""
+    """Calls PutRecords through botocore, but writes the bodies and reads the answers itself."""
 
     def __init__(self, aws: Aws, stream: KinesisStream) -> None:
         self._aws = aws
@@ -238,23 +239,23 @@ class _PutRecordsClient:
         """Send one request; return the positions of the items that were refused, and why.
 
         Raises:
-            Unreachable: it did not go through, or nobody knows; it is worth another attempt.
-            Error: Kinesis will never take it.
+            Unreachable: it failed, or its outcome is unknown; it can be retried.
+            Error: Kinesis refuses it, and a retry cannot succeed.
         """
         import botocore.exceptions
 
         self._local.body = _joined(self._head, items)
         self._local.answer = b""
         try:
-            # The parameters are checked by what made the records; botocore signs and sends the body above, to the
-            # endpoint that it finds by the ARN.
+            # Botocore does not check the records; it signs and sends the body above, to the endpoint that it derives
+            # from the ARN.
             self._client.put_records(StreamARN=self._arn, Records=[])
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
             raise session.translate(exc, "kinesis", "PutRecords", self._aws) from exc
         finally:
             self._local.body = b""
         answer: bytes = self._local.answer
-        if _ALL_IN in answer:
+        if _NONE_FAILED in answer:
             return [], ""
         return _refusals(answer, len(items))
 
@@ -264,14 +265,14 @@ class _PutRecordsClient:
     def _answer(self, response_dict: dict[str, Any], **_: Any) -> None:
         if response_dict["status_code"] < 300:
             self._local.answer = response_dict["body"]
-            response_dict["body"] = _NOTHING
+            response_dict["body"] = _EMPTY_ANSWER
 
 
 def _refusals(answer: bytes, count: int) -> tuple[list[int], str]:
     """Return the positions of the records that were refused, and why.
 
     Raises:
-        Unreachable: this is no answer of Kinesis to COUNT records, so nobody knows what is in.
+        Unreachable: this is not an answer of Kinesis to COUNT records, so the outcome is unknown.
     """
     try:
         results = json.loads(answer)["Records"]
@@ -280,11 +281,11 @@ def _refusals(answer: bytes, count: int) -> tuple[list[int], str]:
             return list(codes), ", ".join(sorted(set(codes.values())))
     except (ValueError, LookupError, TypeError, AttributeError):
         pass
-    raise Unreachable("PutRecords: what answered is not Kinesis", hint="check the endpoint, and proxies on the way")
+    raise Unreachable("PutRecords: the answer is not from Kinesis", hint="check the endpoint, and proxies before it")
 
 
 def _joined(head: bytes, items: Sequence[Item]) -> bytes:
-    """Return a request's body, made in one piece: each copy more is megabytes for each request on its way."""
+    """Return a request's body without copying it more than once: it may have megabytes."""
     parts = [head]
     for item in items:
         parts += (_record(item), b",")
@@ -298,7 +299,7 @@ def _record(item: Item) -> bytes:
 
 
 def _lines(line: str | bytes) -> Sequence[str]:
-    """Return the records in what a decoder gave as one piece: each ends with a newline of its own."""
+    """Return the records in a decoder's output: each ends with its own newline."""
     assert isinstance(line, str)
     if not line:
         return ()
@@ -306,7 +307,7 @@ def _lines(line: str | bytes) -> Sequence[str]:
         return (line[:-1],)
     records: list[str] = []
     for one in line[:-1].split("\n"):
-        # A tombstone comes without a partition key: it goes under that of the delete before it.
+        # A tombstone has no partition key: it gets that of the delete before it.
         records.append(
             one if SEPARATOR in one or not records else records[-1].partition(SEPARATOR)[0] + SEPARATOR + one
         )
@@ -314,7 +315,7 @@ def _lines(line: str | bytes) -> Sequence[str]:
 
 
 def limits(stream: KinesisStream, *, linger_seconds: float, aggregate: bool) -> Limits:
-    """Return what a request to a stream may hold."""
+    """Return the limits of a request to a stream."""
     return Limits(
         linger_seconds=linger_seconds,
         request_bytes=max(REQUEST_BYTES, stream.record_bytes),
@@ -322,7 +323,7 @@ def limits(stream: KinesisStream, *, linger_seconds: float, aggregate: bool) -> 
     )
 
 
-# As the KPL does by default: large enough to be worth it, small enough for a shard's second.
+# The KPL's default: large enough to save records, small enough for a shard's limit of 1 MiB/s.
 _AGGREGATE_BYTES: Final = 51_200
 # Magic number, MD5, the table of keys (the key itself is counted with the data).
 _AGGREGATE_HEAD_BYTES: Final = 64

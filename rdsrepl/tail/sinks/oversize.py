@@ -1,4 +1,4 @@
-"""What becomes of a record that is larger than the stream takes: never a silent loss, never an endless loop."""
+"""Handles a record that exceeds the stream's limit: stop, leave values out, or write it to a dead-letter file."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, Final, Literal
 
 from rdsrepl.errors import Error, Refused
 
-# Fractions are kept as they were written: a float would lose digits.
+# Fractions keep their text: a float would lose digits.
 _FRACTION: Final = re.compile(r'"\\u0000([0-9.eE+-]+)\\u0000"')
 
 Policy = Literal["fail", "drop-columns"]
 
 
 class Oversize:
-    """Decides about records that are too large."""
+    """Handles records that exceed the stream's limit."""
 
     def __init__(self, policy: Policy, dead_letter: Path | None) -> None:
-        """Decide by POLICY; with DEAD_LETTER such a record is written there instead, and counts as delivered.
+        """Apply POLICY; with DEAD_LETTER such a record is written to that file instead, and counts as delivered.
 
         Raises:
-            Error: the dead letter file cannot be written.
+            Error: the dead-letter file could not be written.
         """
         self._policy = policy
         self._path = dead_letter
@@ -33,20 +33,20 @@ class Oversize:
             )
         except OSError as exc:
             raise Error(
-                f"--dead-letter {dead_letter} cannot be written: {exc.strerror}", hint="name another file"
+                f"could not open --dead-letter {dead_letter}: {exc.strerror}", hint="choose another file"
             ) from exc
 
     def fit(self, key: str, data: bytes, limit: int) -> bytes | None:
-        """Return the data made to fit; None where it lies in the dead letter file now, safely on disk.
+        """Return data that fits; None if the record was written to the dead-letter file, and synced to disk.
 
         Args:
             key: the partition key.
             data: the record.
-            limit: what key and data together may take.
+            limit: for key and data together.
 
         Raises:
-            Refused: it is to fail; the message names table, key and LSN.
-            Error: the dead letter file cannot be written.
+            Refused: the policy is to fail; the message names table, key and LSN.
+            Error: the dead-letter file could not be written.
         """
         event = _event(data)
         if self._policy == "drop-columns" and event is not None:
@@ -57,9 +57,9 @@ class Oversize:
             self._write(key, data)
             return None
         raise Refused(
-            f"a change of {_where(event)} takes {len(data)} bytes, and the stream {limit} a record (key {key[:80]})",
-            hint="--oversize drop-columns leaves the largest values out and names them; --dead-letter FILE keeps such "
-            "changes aside; or let the stream take larger records (UpdateMaxRecordSize). Nothing of it is confirmed",
+            f"a change of {_origin(event)} has {len(data)} bytes; the stream's limit is {limit} (key {key[:80]})",
+            hint="--oversize drop-columns leaves the largest values out and names them; --dead-letter FILE writes such "
+            "changes to a file; or increase the stream's limit (UpdateMaxRecordSize). The change is not confirmed",
         )
 
     def close(self) -> None:
@@ -78,8 +78,8 @@ class Oversize:
             os.fsync(self._fd)
         except OSError as exc:
             raise Error(
-                f"--dead-letter {self._path} cannot be written: {exc.strerror}",
-                hint="make room, then start again: nothing that is not kept is confirmed",
+                f"could not write to --dead-letter {self._path}: {exc.strerror}",
+                hint="free disk space, then start again: no change is confirmed that was not written",
             ) from exc
 
 
@@ -92,7 +92,7 @@ def _event(data: bytes) -> dict[str, Any] | None:
 
 
 def _body(event: dict[str, Any]) -> dict[str, Any]:
-    """Return the event itself, where it comes with its key (Debezium)."""
+    """Return the event without its key, if it has one (Debezium)."""
     return event["value"] if event.keys() == {"key", "value"} and isinstance(event["value"], dict) else event
 
 
@@ -100,7 +100,7 @@ def _with_body(whole: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     return {**whole, "value": body} if whole.keys() == {"key", "value"} else body
 
 
-def _where(event: dict[str, Any] | None) -> str:
+def _origin(event: dict[str, Any] | None) -> str:
     if event is None:
         return "an unknown table"
     event = _body(event)
@@ -110,7 +110,7 @@ def _where(event: dict[str, Any] | None) -> str:
 
 
 def _without_largest(event: dict[str, Any], limit: int) -> bytes | None:
-    """Take the largest values out of both images, one after the other, until the event fits; None if it never does."""
+    """Remove the largest values of both images, one by one, until the event fits; None if it cannot fit."""
     key = set(event.get("key") or ())
     whole, event = event, _body(event)
     sizes = [

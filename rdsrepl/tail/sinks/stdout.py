@@ -1,6 +1,6 @@
 """Standard output as a sink: a terminal, a pipe, a regular file.
 
-Durable means: for a regular file, on disk (fsync); for a pipe or a terminal, accepted by the kernel.
+Durable means: in a regular file, synced to disk; in a pipe or a terminal, accepted by the kernel.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _TORN_BYTES: Final = 64 << 20
 
 
 class SinkFailed(Error):
-    """The output cannot be written; nothing beyond what it has taken is confirmed."""
+    """The output could not be written; nothing after what it accepted is confirmed."""
 
 
 class StdoutSink:
-    """Writes batches to a file descriptor from a thread of its own, so that a stalled reader stalls nothing else."""
+    """Writes batches to a file descriptor from its own thread, so that a blocked reader blocks nothing else."""
 
     def __init__(self, fd: int = 1, *, is_json: bool = False) -> None:
         """Prepare a sink.
 
         Args:
             fd: where to write.
-            is_json: the lines are JSON; on a terminal, characters in them that would act there are escaped.
+            is_json: the lines are JSON; on a terminal, control characters in them are escaped.
         """
         self._fd = fd
         self._escapes = is_json and os.isatty(fd)
@@ -70,7 +70,7 @@ class StdoutSink:
 
     @property
     def pending_bytes(self) -> int:
-        """How much is accepted and not yet written."""
+        """The size of what was accepted and is not yet written."""
         return self._pending
 
     @property
@@ -81,13 +81,13 @@ class StdoutSink:
         return self._durable
 
     def finish(self) -> None:
-        """Ask for everything accepted to become durable soon."""
+        """Make everything that was accepted durable soon."""
         with self._changed:
             self._finishing = True
             self._changed.notify()
 
     def close(self) -> None:
-        """Let the thread end once it has written what it has; a stalled reader is not waited for."""
+        """End the thread after it has written everything, without waiting for a blocked reader."""
         self.finish()
         self._thread.join(timeout=0.5)
         if not self._thread.is_alive():
@@ -101,7 +101,7 @@ class StdoutSink:
                     while not self._queue and not self._finishing and self._written == self._durable:
                         self._changed.wait()
                     if not self._queue and not self._finishing:
-                        # Written and not yet on disk: wait for more until the next fsync is due.
+                        # Written and not yet synced: wait for more until the next fsync is due.
                         self._changed.wait(max(0.0, synced_at + _FSYNC_SECONDS - time.monotonic()))
                     chunk: list[tuple[int, bytes]] = []
                     size = 0
@@ -134,7 +134,7 @@ class StdoutSink:
         while position < len(views):
             try:
                 written = os.writev(self._fd, views[position : position + _VECTORS])
-            except BlockingIOError:  # somebody made it non-blocking
+            except BlockingIOError:  # another process set O_NONBLOCK
                 select.select([], [self._fd], [])
                 continue
             while position < len(views) and written >= len(views[position]):
@@ -150,12 +150,12 @@ class StdoutSink:
 
 
 def require_writable(fd: int = 1) -> None:
-    """Make sure that a descriptor can be written to.
+    """Make sure that a descriptor can be written.
 
     Raises:
         SinkFailed: it is closed, or open for reading only.
     """
-    if fd == 1 and sys.__stdout__ is None:  # by now something else has the number
+    if fd == 1 and sys.__stdout__ is None:  # another file may have the number by now
         raise SinkFailed("standard output is closed", hint="redirect it: > FILE, or to a pipe")
     try:
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
@@ -166,11 +166,11 @@ def require_writable(fd: int = 1) -> None:
 
 
 def remove_torn_line(fd: int = 1) -> int:
-    """Take an unfinished JSON line off the end of a regular file that is appended to; return its size in bytes.
+    """Remove an incomplete JSON line from the end of a regular file that is appended to; return its size in bytes.
 
-    A process that was killed may have written half a line. The first line of the next run would stick to it and be
-    lost to every parser; the server sends the torn change again. Only the beginning of a JSON object is taken away:
-    whatever else stands there is closed with a newline instead (and 0 returned).
+    A process that was killed may have written a part of a line. The first line of the next run would be appended to it
+    and no parser could read it; the server sends that change again. Only the start of a JSON object is removed: any
+    other text is ended with a newline instead (and 0 returned).
     """
     status = os.fstat(fd)
     if (
@@ -185,7 +185,7 @@ def remove_torn_line(fd: int = 1) -> int:
             file.seek(start)
             tail = file.read()
     except OSError:
-        os.write(fd, b"\n")  # cannot look: an empty line harms less than a glued one
+        os.write(fd, b"\n")  # not readable: an empty line is better than two lines joined
         return 0
     if tail.endswith(b"\n"):
         return 0
@@ -210,10 +210,10 @@ def _joined(lines: Sequence[str] | Sequence[bytes]) -> bytes:
 def _failure(exc: OSError) -> SinkFailed:
     if exc.errno == errno.EPIPE:
         return SinkFailed(
-            "the reader of standard output went away",
-            hint="nothing it did not take is confirmed; start again and the stream goes on from there",
+            "broken pipe: the reader closed standard output",
+            hint="nothing is confirmed that it did not read; run the command again to resume",
         )
     return SinkFailed(
-        f"standard output cannot be written: {exc.strerror}",
-        hint="make room or mend the disk, then start again: nothing that was not written is confirmed",
+        f"could not write to standard output: {exc.strerror}",
+        hint="free disk space or repair the disk, then start again: no change is confirmed that was not written",
     )
