@@ -1,33 +1,33 @@
-"""A Lambda function that streams a slot to Kinesis for as long as it may run: ``rdsrepl.aws_lambda.handler``.
+"""A Lambda function that streams a slot to Kinesis until its timeout: ``rdsrepl.aws_lambda.handler``.
 
-Meant to be run on a schedule. PostgreSQL lets one connection at a time read a slot, so runs that overlap do no harm:
-the second one finds the slot busy, says so and ends. What a run did not get acknowledged in its time is not confirmed,
-and the next run delivers it.
+Invoke it on a schedule. PostgreSQL allows one connection at a time to stream a slot, so overlapping runs do no harm:
+the second one reports that the slot is busy, and ends. What was not acknowledged before the end of a run is not
+confirmed, and the next run delivers it.
 
-The event, or environment variables of the same names in capitals with ``RDSREPL_`` before them, say what to do; the
-event wins::
+The keys below are read from the event or from environment variables (``slot`` from ``RDSREPL_SLOT``); the event has
+precedence::
 
     slot              the slot (required)
     to                kinesis:STREAM, a name or an ARN (required)
-    publications      names, comma-separated or a list; may be left out where there is one (pgoutput)
-    tables            patterns of the tables wanted
+    publications      names, comma-separated or a list; optional if the database has only one (pgoutput)
+    tables            patterns of the tables to stream
     format            json (default), debezium, wal2json
     partition_by      key (default), table, transaction, or a column's name
-    aggregate         true: changes of one key that wait go as one record
+    aggregate         true: send waiting changes of one key as one record
     linger, requests, oversize
-                      as ``rdsrepl slot tail --help`` has them
+                      as in ``rdsrepl slot tail --help``
     debezium_keys, debezium_time, debezium_decimal, debezium_binary, debezium_interval, debezium_hstore,
     debezium_placeholder
                       of the format debezium (``rdsrepl slot tail --help``)
     accept_gap, allow_missing_publication
-                      true: go on where changes are missing (``rdsrepl slot tail --help``)
-    idle_exit         end after this long without a change; without it the run lasts as long as it may
-    margin            how long before the function's own end the run stops; by default 10s
-    target            of a config file that is packed with the function (RDSREPL_CONFIG says where)
+                      true: continue although changes are missing (``rdsrepl slot tail --help``)
+    idle_exit         end after this long without a change; by default the run lasts until its margin
+    margin            how long before the function's timeout the run stops; by default 10s
+    target            of a config file in the function's package (its path in RDSREPL_CONFIG)
     cluster, instance, region, secret, auth, endpoint_url
-                      where the database is, as in a target
+                      the database, as in a target
     host, port, dbname, user, sslmode, sslrootcert
-                      libpq's own; never a password
+                      libpq's parameters; never a password
 """
 
 from __future__ import annotations
@@ -58,39 +58,39 @@ _OWN: Final = (
 )  # fmt: skip
 KEYS: Final = (*_OWN, *_AWS, *_LIBPQ)
 MARGIN_SECONDS: Final = 10.0
-_SHORTEST_RUN_SECONDS: Final = 1.0
-# Another run may be at its end; longer than this the next one on the schedule may wait.
+_MIN_RUN_SECONDS: Final = 1.0
+# The run before may be about to end; if it does not end in this time, the next run on the schedule streams.
 _ACTIVE_WAIT_SECONDS: Final = 5.0
 _MAX_REQUESTS: Final = 64
 _OVERSIZE: Final = ("fail", "drop-columns")
 
 
 class Context(Protocol):
-    """What Lambda passes beside the event."""
+    """The context object that Lambda passes."""
 
     def get_remaining_time_in_millis(self) -> int:
-        """Return for how long the function may still run, in milliseconds."""
+        """Return the time until the function's timeout, in milliseconds."""
         ...
 
 
 def handler(event: Mapping[str, Any] | None, context: Context) -> dict[str, Any]:
-    """Stream until the function's time is nearly over; return what came of it.
+    """Stream until shortly before the function's timeout; return the result.
 
     Returns:
-        ``status`` (``done``, or ``busy`` where another run holds the slot), ``slot``, ``reason``, and of a run that is
-        done ``changes``, ``records``, ``retries``, ``throttles``, ``received_bytes``, ``confirmed_lsn``,
+        ``status`` (``done``, or ``busy`` if another run uses the slot), ``slot``, ``reason``; for a run that is
+        done also ``changes``, ``records``, ``retries``, ``throttles``, ``received_bytes``, ``confirmed_lsn``,
         ``undelivered`` (whether something received was not acknowledged in time), ``reconnects``, ``seconds``.
 
     Raises:
-        Error: the event is wrong, or streaming failed for good; Lambda counts the run as failed.
+        Error: the event is not valid, or streaming failed; Lambda counts the run as failed.
     """
     given = _given(event or {})
     margin = _seconds(given, "margin", MARGIN_SECONDS)
     allowed = context.get_remaining_time_in_millis() / 1000 - margin
-    if allowed < _SHORTEST_RUN_SECONDS:
+    if allowed < _MIN_RUN_SECONDS:
         raise BadValue(
-            f"the function may run for {allowed + margin:.1f}s, and {margin:g}s of that are kept for its end",
-            hint="raise the function's timeout (up to 15 minutes), or say a smaller margin",
+            f"the function may run for {allowed + margin:.1f}s, of which {margin:g}s are its margin: no time is left",
+            hint="increase the function's timeout (up to 15 minutes), or set a smaller margin",
         )
     options = _options(given, allowed, margin)
     observer = _Observer()
@@ -141,26 +141,27 @@ class _Observer:
 
 
 def _given(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the event laid over the environment.
+    """Return the values of the environment, replaced by those of the event.
 
     Raises:
-        BadValue: a key that is not known, or not a text, a number, a truth value or a list of texts.
+        BadValue: a key is unknown, a value is not a string, number, boolean or list of strings, or a required key is
+            missing.
     """
     for key, value in event.items():
         if key not in KEYS:
-            raise BadValue(f"the event has an unknown key {key!r}", hint=f"the keys there are: {', '.join(KEYS)}")
+            raise BadValue(f"the event has an unknown key {key!r}", hint=f"valid keys: {', '.join(KEYS)}")
         plain = isinstance(value, str | bool | int | float)
         if not plain and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            raise BadValue(f"the event's {key} must be a text, a number, a truth value or a list of texts", hint=_HELP)
+            raise BadValue(f"the event's {key} is not a string, a number, a boolean or a list of strings", hint=_HELP)
     environment = {key: os.environ[name] for key in KEYS if (name := f"RDSREPL_{key.upper()}") in os.environ}
     given = {**environment, **event}
     for key in ("slot", "to"):
         if not given.get(key):
-            raise BadValue(f"no {key} is named", hint=f"say it in the event ({key}) or in RDSREPL_{key.upper()}")
+            raise BadValue(f"{key} is missing", hint=f"set {key} in the event, or RDSREPL_{key.upper()}")
     return given
 
 
-_HELP: Final = "rdsrepl.aws_lambda's own documentation has all keys"
+_HELP: Final = "the documentation of rdsrepl.aws_lambda lists all keys"
 
 
 def _options(given: Mapping[str, Any], allowed: float, margin: float) -> TailOptions:

@@ -1,1 +1,1 @@
-"""Our speed beside the peers', on the same work in one run (``make bench``). Nothing here is a test."""
+"""Benchmarks of our speed and other tools', on the same work in one run (``make bench``). They are not tests."""

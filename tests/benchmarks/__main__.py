@@ -1,4 +1,4 @@
-"""Run all benchmarks on a PostgreSQL 15 of their own and print figures and ratios."""
+"""Run all benchmarks on their own PostgreSQL 15 and print figures and ratios."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRANSACTIONS = 400_000
 
 
 def backlog(server: PostgresServer) -> int:
-    """Make a backlog like pgbench's: small transactions of four changes; return its number of messages."""
+    """Create a backlog like pgbench's: small transactions of three changes; return its number of messages."""
     with closing(server.connect(dbname="bench")) as conn:
         conn.execute("CREATE TABLE accounts (aid int PRIMARY KEY, bid int, abalance int, filler char(84))")
         conn.execute("CREATE TABLE tellers (tid int PRIMARY KEY, bid int, tbalance int)")
@@ -40,14 +40,14 @@ def backlog(server: PostgresServer) -> int:
                 INSERT INTO history (tid, aid, delta, at) VALUES (i % 100, i % 10000, i / 7.0, clock_timestamp());
                 COMMIT; END LOOP; END $$"""
         )
-        # A commit that is waited for: everything before it is written, and so before the end that is read next.
+        # A synchronous commit: everything before it is flushed, and so precedes the end that is read next.
         conn.execute("SET synchronous_commit = on")
         conn.execute("SELECT pg_current_xact_id()")
     return TRANSACTIONS * 5
 
 
 def streams(server: PostgresServer, directory: Path) -> None:
-    """Backlog to a file: raw against pg_recvlogical, pgoutput as json and wal2json against the same."""
+    """Stream a backlog to a file: pg_recvlogical, raw, and pgoutput as json and wal2json."""
     messages = backlog(server)
     dsn = server.dsn(user="bench", dbname="bench")
     with closing(server.connect(dbname="bench")) as conn:
@@ -88,7 +88,7 @@ def streams(server: PostgresServer, directory: Path) -> None:
 
 
 def million(server: PostgresServer) -> None:
-    """A transaction of 1,000,000 rows: memory."""
+    """Measure the memory for a transaction of 1,000,000 rows."""
     with closing(server.connect(dbname="bench")) as conn:
         conn.execute("CREATE TABLE big (id int PRIMARY KEY, v text)")
         conn.execute("SELECT pg_create_logical_replication_slot('m', 'pgoutput')")
@@ -111,7 +111,7 @@ def million(server: PostgresServer) -> None:
 
 
 def latency(server: PostgresServer) -> None:
-    """From COMMIT to the line on stdout, on an idle server."""
+    """Measure the time from COMMIT to the line on stdout, on an idle server."""
     dsn = server.dsn(user="bench", dbname="bench")
     with closing(server.connect(dbname="bench")) as conn:
         conn.execute("CREATE TABLE ping (id int PRIMARY KEY)")
@@ -144,7 +144,7 @@ def latency(server: PostgresServer) -> None:
 
 
 def start_up() -> None:
-    """How long the program needs to say something."""
+    """Measure the start-up time of the program."""
     commands = {"rdsrepl --version": [SCRIPT, "--version"], "rdsrepl slot --help": [SCRIPT, "slot", "--help"]}
     if aws := shutil.which("aws"):
         commands["aws --version"] = [aws, "--version"]
@@ -161,7 +161,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 
 
 def main() -> None:
-    """Run everything."""
+    """Run all benchmarks."""
     start_up()
     with own_server() as server, tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory:
         print(f"\nPostgreSQL {'.'.join(map(str, server.binaries.version))}, {os.cpu_count()} cores")

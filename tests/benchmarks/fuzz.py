@@ -1,4 +1,4 @@
-"""A million mutated messages through every decoder, and texts through every parser: no untyped error, no growth.
+"""A million mutated messages for the decoders, and texts for the parsers: no untyped error, no memory growth.
 
 python -m tests.benchmarks.fuzz [MESSAGES [SEED]]
 """
@@ -18,7 +18,7 @@ from tests.workloads import fuzzing
 
 MESSAGES = 1_000_000
 SEED = 1
-# A decoder's messages come in so many parts; the memory after the first is what the others are compared with.
+# A decoder's messages are fed in this many rounds; memory is compared with that after the first.
 ROUNDS = 20
 TEXTS = 2_000
 
@@ -39,13 +39,13 @@ def _recorded() -> Iterator[list[fuzzing.Recorded]]:
 
 
 def report(messages: int = MESSAGES, seed: int = SEED) -> None:
-    """Run it; an untyped error ends it, with the message that caused it."""
+    """Run the fuzzing; an untyped error ends it, with the message that caused it."""
     started = time.monotonic()
     mutated = accepted = refused = 0
     slowest = ("", 0.0)
     memory: list[float] = []
     with _recorded() as recorded:
-        # A message of version 1 is a whole transaction, and takes ten times as long.
+        # A message of version 1 is a whole transaction, and takes ten times longer.
         weights = {one.name: 0.1 if "'format-version': '1'" in one.name else 1.0 for one in recorded}
         share = messages / ROUNDS / sum(weights.values())
         for round_ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""The long replay with kills that drops repeats by the identity of each line, on each version."""
+"""A long replay with kills that drops repeats by the identity of each line, on each version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KILLS = 60
 
 
 def report(kills: int = KILLS) -> None:
-    """Run it and print what was dropped."""
+    """Run the replay, and print how many lines were dropped."""
     for version in VERSIONS:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="rdsrepl-identity-") as directory:
@@ -29,7 +29,7 @@ def report(kills: int = KILLS) -> None:
                 kept, dropped, messages = identity_kills.stream_with_kills(database.dsn, home, start, kills)
             finally:
                 servers.stop()
-        print(f"\nPostgreSQL {version}, two tails killed {kills} times each: {kept:,} lines, every identity its own")
+        print(f"\nPostgreSQL {version}, two tails killed {kills} times each: {kept:,} lines, every identity unique")
         print(f"  {dropped:,} repeats dropped, {messages:,} messages, 0 differences; {time.monotonic() - began:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""To Kinesis: ours beside its peers, on the same backlog and stand-in; our own ceiling; how soon a change is there.
+"""To Kinesis: our rate and other tools', with the same backlog and local server; our maximum rate; our latency.
 
 The peers are the script that people copy, and pg2kinesis, which is installed for the occasion.
 """
@@ -24,14 +24,14 @@ from tests.fixtures.sandbox import Cloud
 CHANGES = 600_000
 ROWS = 100
 KEYS = 5_000
-COPIED = 5_000
+SCRIPT_CHANGES = 5_000
 SINGLE = 50
 AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-west-1"}
 
 
 @contextmanager
 def kinesis_server(*words: str) -> Iterator[str]:
-    """Run the stand-in as a process of its own; give its address."""
+    """Run the local Kinesis server in its own process; yield its endpoint."""
     command = [sys.executable, "-m", "tests.workloads.kinesis_server", *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
@@ -44,7 +44,7 @@ def kinesis_server(*words: str) -> Iterator[str]:
 
 
 def compare(server: PostgresServer) -> None:
-    """Measure and print."""
+    """Measure and print the rates."""
     os.environ.update(AWS)
     with closing(server.connect(dbname="bench")) as conn:
         conn.execute("CREATE TABLE changes (id int PRIMARY KEY, k int, v text)")
@@ -57,7 +57,7 @@ def compare(server: PostgresServer) -> None:
                 FROM generate_series(1 + (t - 1) * {ROWS}, t * {ROWS}) i;
                 COMMIT; END LOOP; END $$"""
         )
-        # A commit that is waited for: everything before it is written.
+        # A synchronous commit: everything before it is flushed.
         conn.execute("SET synchronous_commit = on")
         conn.execute("SELECT pg_current_xact_id()")
     dsn = server.dsn(user="bench", dbname="bench")
@@ -70,7 +70,9 @@ def compare(server: PostgresServer) -> None:
 
 def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
     with kinesis_server("--null") as url:
-        print(f"\nTo Kinesis that takes everything at once: {CHANGES:,} rows of 200 bytes (changes/s, peak MB)")
+        print(
+            f"\nTo a Kinesis server that accepts everything at once: {CHANGES:,} rows of 200 bytes (changes/s, peak MB)"
+        )
         for name, words, count in (
             ("own keys", ["--until-now"], CHANGES),
             (f"{KEYS:,} keys", ["--until-now", "--partition-by", "k"], CHANGES),
@@ -82,24 +84,24 @@ def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
             print(f"  {name:<28} {count / cost.wall:9,.0f} {cost.memory:6.1f}")
         print(pg2kinesis.line(pg2kinesis.rate(url, CHANGES // 2)))
     with kinesis_server() as url:
-        copied = run([sys.executable, "-m", "tests.benchmarks.psycopg2_script", dsn, "kw", url, str(COPIED)])
-        mine = run([*ours, url, "--limit", str(20 * COPIED)])
-        packed = run([*ours, url, "--limit", str(20 * COPIED), "--aggregate"])
-        peer = pg2kinesis.rate(url, 20 * COPIED)
-    theirs, rate = COPIED / copied.wall, 20 * COPIED / mine.wall
-    print("\nTo the same stand-in, which keeps what it takes (changes/s)")
-    print(f"  {'copied script':<28} {theirs:9,.0f}   one put_record a message, one key")
+        copied = run([sys.executable, "-m", "tests.benchmarks.psycopg2_script", dsn, "kw", url, str(SCRIPT_CHANGES)])
+        mine = run([*ours, url, "--limit", str(20 * SCRIPT_CHANGES)])
+        packed = run([*ours, url, "--limit", str(20 * SCRIPT_CHANGES), "--aggregate"])
+        peer = pg2kinesis.rate(url, 20 * SCRIPT_CHANGES)
+    theirs, rate = SCRIPT_CHANGES / copied.wall, 20 * SCRIPT_CHANGES / mine.wall
+    print("\nTo a Kinesis server that stores the records (changes/s)")
+    print(f"  {'psycopg2 script':<28} {theirs:9,.0f}   one put_record for each message, one key")
     print(pg2kinesis.line(peer))
-    print(f"  {'rdsrepl':<28} {rate:9,.0f}   × {rate / theirs:.1f} of the copied script", end="")
+    print(f"  {'rdsrepl':<28} {rate:9,.0f}   × {rate / theirs:.1f} of the psycopg2 script", end="")
     print(f", × {rate / peer:.1f} of pg2kinesis" if peer else "")
-    print(f"  {'rdsrepl --aggregate':<28} {20 * COPIED / packed.wall:9,.0f}")
+    print(f"  {'rdsrepl --aggregate':<28} {20 * SCRIPT_CHANGES / packed.wall:9,.0f}")
 
 
 class Pg2kinesis:
-    """The peer from PyPI, installed into a directory of its own."""
+    """pg2kinesis from PyPI, installed into its own directory."""
 
     def __init__(self, server: PostgresServer, directory: str) -> None:
-        # Without what it depends on: we have that, boto3 and psycopg2 in the versions the others are measured with.
+        # Without its dependencies: boto3 and psycopg2 are installed, in the versions of the other measurements.
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", directory]
         done = subprocess.run([*pip, "pg2kinesis", "click"], capture_output=True, text=True, check=False)
         self.trouble = f"cannot be installed: {(done.stderr.splitlines() or ['?'])[-1]}" if done.returncode else ""
@@ -107,7 +109,7 @@ class Pg2kinesis:
         self._where = server.keywords(user="bench", dbname="bench")
 
     def rate(self, url: str, wanted: int) -> float:
-        """Return how many changes a second it sends until it has sent so many; 0 where it does not, see ``trouble``."""
+        """Return the rate in changes/s until it has sent this many; 0 if it fails, see ``trouble``."""
         if self.trouble:
             return 0.0
         where = self._where
@@ -134,13 +136,13 @@ class Pg2kinesis:
         return 0.0
 
     def line(self, rate: float) -> str:
-        """Return what to print."""
+        """Return the line to print."""
         said = self.trouble or "full changes, aggregated under a transaction's id"
         return f"  {'pg2kinesis':<28} {rate:9,.0f}   {said}"
 
 
 def latency(server: PostgresServer) -> None:
-    """From before INSERT to the record in a consumer's hands, on an idle server, through moto."""
+    """Measure the time from INSERT to the record at a consumer, on an idle server, through moto."""
     with (
         tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory,
         closing(server.connect(dbname="bench")) as conn,
@@ -173,7 +175,7 @@ def latency(server: PostgresServer) -> None:
             process.terminate()
             process.wait()
             cloud("sandbox", "down")
-        # The first wait for the program to start.
+        # The first changes include the start of the program.
         took = sorted(took[5:])
         print(f"\nFrom before INSERT to the record read from moto, idle server, {SINGLE} changes", end="")
         print(" (median, 95th percentile, ms)")

@@ -1,4 +1,4 @@
-"""What the delivery to Kinesis promises, at full size: kills, refusals and a failover at once; a minute of no Kinesis.
+"""The delivery contract to Kinesis at full size: kills, refusals and a failover together; a minute without Kinesis.
 
 python -m tests.benchmarks.kinesis_faults
 """
@@ -32,7 +32,7 @@ from tests.workloads.kinesis_server import KinesisServer
 STREAM = "changes"
 AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "eu-west-1"}
 HOT = 5
-# Changes of a transaction, and how many of them go to hot keys: a fifth.
+# Changes of a transaction, and how many of them have frequent keys: a fifth.
 ROWS = 20
 HOT_ROWS = 4
 _CHANGE = (
@@ -40,23 +40,23 @@ _CHANGE = (
 )
 
 Connect = Callable[[], "psycopg.Connection[Any]"]
-# (commit LSN, position in its transaction): a change, for ever.
+# (commit LSN, number in its transaction) identifies a change.
 Identity = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class FaultLoad:
-    """How hard it is.
+    """The amount of load and faults.
 
     Attributes:
-        changes: at least so many are committed.
-        per_second: how fast they are.
-        keys: over so many rows; a fifth of the changes goes to five of them.
-        kills: so often the tail is killed.
-        life_seconds: how long a tail lives, from and to.
+        changes: how many are committed, at least.
+        per_second: the rate of changes.
+        keys: the number of rows; a fifth of the changes goes to five of them.
+        kills: how often the tail is killed.
+        life_seconds: how long a tail runs, from and to.
         partial: the share of records that Kinesis refuses.
-        aggregate: whether --aggregate is given.
-        seed: of everything random.
+        aggregate: whether --aggregate is used.
+        seed: of the random numbers.
     """
 
     changes: int = 200_000
@@ -71,14 +71,14 @@ class FaultLoad:
 
 @dataclass(frozen=True)
 class FaultResult:
-    """What came of it; that nothing was lost or out of order was checked.
+    """The result of a run in which no change was lost or out of order.
 
     Attributes:
         changes: committed.
-        arrived: those in the stream, repeats included.
+        arrived: changes in the stream, with repeats.
         refused: records that Kinesis refused.
-        kills: of a living tail.
-        failover_seconds: what the command for it took.
+        kills: of a running tail.
+        failover_seconds: the duration of the failover command.
         seconds: from the first change to the last one confirmed.
     """
 
@@ -109,10 +109,10 @@ class SteadyWriter(threading.Thread):
         self._random = random.Random(seed)
 
     def stop(self, *, after: int = 0) -> None:
-        """Let it end when it has committed so many.
+        """Stop the client after it has committed this many changes.
 
         Raises:
-            AssertionError: it has broken.
+            AssertionError: it failed.
         """
         while self._failure is None and self.committed < after:
             time.sleep(0.05)
@@ -121,7 +121,7 @@ class SteadyWriter(threading.Thread):
         assert self._failure is None, repr(self._failure)
 
     def run(self) -> None:
-        """Commit."""
+        """Commit until stopped."""
         try:
             while not self._stopped:
                 with suppress(psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction):
@@ -156,21 +156,21 @@ class TailProcess:
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
-        """Start it."""
+        """Start the tail."""
         self.starts += 1
         with self.log.open("ab") as err:
             self.process = self.program.start(*self.words, *more, dsn=self.dsn, env=self.env, stdout=err, stderr=err)
         return self.process
 
     def kill(self) -> None:
-        """Kill it, at once."""
+        """Kill the tail with SIGKILL."""
         assert self.process is not None
-        assert self.process.poll() is None, f"it ended by itself: {self.log.read_text()[-2000:]}"
+        assert self.process.poll() is None, f"the tail ended: {self.log.read_text()[-2000:]}"
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def end(self) -> None:
-        """Leave none behind."""
+        """End the tail if it still runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -178,7 +178,7 @@ class TailProcess:
 
 @dataclass(frozen=True)
 class KillSnapshot:
-    """At a kill: how much was in each shard, and then what the server had been told."""
+    """The state at a kill: how many records each shard had, and then the confirmed position."""
 
     arrived: tuple[int, ...]
     confirmed: int
@@ -186,13 +186,13 @@ class KillSnapshot:
 
 @dataclass
 class SandboxCluster:
-    """A cluster that can fail over, and a client's way to its writer."""
+    """A cluster that can fail over, and connections to its writer."""
 
     program: Program
     variables: dict[str, str] = field(default_factory=dict)
 
     def connect(self) -> psycopg.Connection[Any]:
-        """Connect to whoever is the writer."""
+        """Connect to the writer."""
         found = self.variables
         password = Path(found["PGPASSFILE"]).read_text().split(":")[4].split("\n")[0]
         return psycopg.connect(
@@ -208,7 +208,7 @@ class SandboxCluster:
         return row[0]
 
     def run(self, *words: str) -> str:
-        """Run the program to its end, in a process of its own; return its output."""
+        """Run the program in its own process; return its output."""
         process = self.program.start("-q", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, f"{words}: {err.decode()}"
@@ -217,7 +217,7 @@ class SandboxCluster:
 
 @contextmanager
 def sandbox(home: Path) -> Iterator[SandboxCluster]:
-    """Start a sandbox of its own in HOME."""
+    """Start a sandbox in HOME."""
     made = SandboxCluster(Program(home))
     try:
         made.run("sandbox", "up")
@@ -228,10 +228,10 @@ def sandbox(home: Path) -> Iterator[SandboxCluster]:
 
 
 def stream_with_faults(home: Path, size: FaultLoad) -> FaultResult:
-    """Change, refuse, kill and fail over; check that all is in and in order.
+    """Run changes, refusals, kills and a failover; check that every change arrived, in order.
 
     Raises:
-        AssertionError: it is not.
+        AssertionError: a change is missing or out of order.
     """
     chosen = random.Random(size.seed + 1)
     with sandbox(home) as box, KinesisServer(STREAM, seed=size.seed + 2) as kinesis:
@@ -289,10 +289,10 @@ def _confirmed(box: SandboxCluster) -> int:
 
 
 def _check(kinesis: KinesisServer, expected: dict[int, int], marks: list[KillSnapshot]) -> int:
-    """Every change present, first arrivals of each key in order, nothing confirmed that was not in; return how many."""
+    """Check arrivals, their order for each key, and confirmed positions; return how many changes arrived."""
     arrived = 0
     first: dict[int, list[tuple[Identity, int]]] = {}
-    # Of each change, where it was first: shard and position.
+    # The first arrival of each change: shard and position.
     places: dict[Identity, tuple[int, int]] = {}
     for number, shard in enumerate(kinesis.shards[STREAM]):
         for position, (key, data) in enumerate(shard.records):
@@ -309,26 +309,26 @@ def _check(kinesis: KinesisServer, expected: dict[int, int], marks: list[KillSna
                 if identity not in places:
                     places[identity] = (number, position)
                     first.setdefault(event["after"]["id"], []).append((identity, event["after"]["n"]))
-    assert {key: len(changes) for key, changes in first.items()} == expected, "each change once, but for repeats"
+    assert {key: len(changes) for key, changes in first.items()} == expected, "each change once, without repeats"
     for row_id, changes in first.items():
         assert changes == sorted(changes), f"commit order of row {row_id}"
         assert [n for _, n in changes] == list(range(1, expected[row_id] + 1)), f"values of row {row_id}"
     for mark in marks:
         for (commit_lsn, _), (number, position) in places.items():
-            assert commit_lsn >= mark.confirmed or position < mark.arrived[number], "confirmed, and not in"
+            assert commit_lsn >= mark.confirmed or position < mark.arrived[number], "confirmed, and not in the stream"
     return arrived
 
 
 @dataclass(frozen=True)
 class OutageResult:
-    """How a tail came through Kinesis being down.
+    """The effects of an outage of Kinesis.
 
     Attributes:
         seconds: down.
         per_second: changes that went on being committed.
         memory: peak, in MB.
-        reply_gap: the longest time between two status updates that the server saw.
-        connections: how many the server saw; 1 is an unbroken one.
+        reply_gap: the longest time between two status updates, at the server.
+        connections: how many the server had; 1 means no reconnect.
         caught_up_seconds: from Kinesis' return until nothing older than a second was missing.
         caught_up_rate: changes a second that arrived in that time.
     """
@@ -343,7 +343,7 @@ class OutageResult:
 
 
 def stream_through_outage(server: PostgresServer, home: Path, *, seconds: float, per_second: int) -> OutageResult:
-    """Let Kinesis be down under load, and come back."""
+    """Stop Kinesis under load, and start it again."""
     dsn = server.dsn(user="bench", dbname="bench")
     with closing(server.connect(dbname="bench")) as conn:
         conn.execute("ALTER SYSTEM SET wal_sender_timeout = '5s'")
@@ -418,7 +418,7 @@ def _peak_mb(pid: int) -> float:
 
 
 def report(server: PostgresServer) -> None:
-    """Run everything, and print what it cost."""
+    """Run both scenarios, and print the results."""
     with tempfile.TemporaryDirectory(prefix="rdsrepl-ordeal-") as directory:
         home = Path(directory)
         for size in (FaultLoad(aggregate=True), FaultLoad(changes=30_000, per_second=700, kills=10)):
@@ -429,7 +429,7 @@ def report(server: PostgresServer) -> None:
                 f"\nOrdeal {name}: {came.changes:,} changes over {size.keys:,} keys, a fifth of them over {HOT}; "
                 f"{size.partial:.0%} of the records refused, one failover under load"
             )
-            print(f"  nothing lost, each key in commit order, nothing confirmed that was not in; {came.seconds:.0f} s")
+            print(f"  nothing lost, keys in commit order, nothing confirmed that had not arrived; {came.seconds:.0f} s")
             print(f"  {came.kills} kills (-9), failover {came.failover_seconds:.1f} s, {came.refused:,} refusals")
             print(f"  {came.repeats:,} changes came again: {came.repeats / came.changes:.1%}")
         down = stream_through_outage(server, home, seconds=60, per_second=5_000)

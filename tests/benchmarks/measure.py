@@ -1,4 +1,4 @@
-"""What every benchmark needs: a server of its own, and what a process took."""
+"""A server for benchmarks, and the measurement of processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCRIPT = str(Path(sys.executable).with_name("rdsrepl"))
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took: wall and CPU seconds, peak memory in MB."""
+    """The cost of a process: wall and CPU seconds, peak memory in MB."""
 
     wall: float
     cpu: float
@@ -35,7 +35,7 @@ def run(command: Sequence[str], out: Path | None = None) -> Cost:
         status = Path(f"/proc/{process.pid}/status")
         peak = 0
         while True:
-            # ru_maxrss would begin with this parent's memory; VmHWM begins with the program's own.
+            # ru_maxrss includes this parent's memory; VmHWM is the program's own.
             for line in status.read_text().splitlines() if status.exists() else ():
                 if line.startswith("VmHWM"):
                     peak = max(peak, int(line.split()[1]))
@@ -55,7 +55,7 @@ def run(command: Sequence[str], out: Path | None = None) -> Cost:
 
 @contextmanager
 def own_server() -> Iterator[PostgresServer]:
-    """Give a server with a database ``bench``."""
+    """Start a server with a database ``bench``."""
     programs = find_binaries(15)
     if programs is None:
         raise SystemExit("PostgreSQL 15 with wal2json is needed: apt-get install postgresql-15 postgresql-15-wal2json")
@@ -68,7 +68,7 @@ def own_server() -> Iterator[PostgresServer]:
             with closing(server.connect()) as conn:
                 conn.execute("CREATE DATABASE bench")
                 conn.execute("CREATE ROLE bench SUPERUSER LOGIN PASSWORD 'bench'")
-            os.environ["PGPASSWORD"] = "bench"  # over TCP, as to RDS
+            os.environ["PGPASSWORD"] = "bench"  # over TCP, like to RDS
             yield server
         finally:
             server.stop("immediate")

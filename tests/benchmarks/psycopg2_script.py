@@ -1,4 +1,4 @@
-"""The script people copy: psycopg2, one put_record a message, one partition key. Measured beside ours, never used.
+"""A script as in many tutorials: psycopg2, one put_record for each message, one partition key; only for comparison.
 
 python -m tests.benchmarks.psycopg2_script DSN SLOT ENDPOINT MESSAGES
 """
@@ -15,11 +15,11 @@ from psycopg2.extras import LogicalReplicationConnection
 
 
 class Done(Exception):
-    """As many messages as were wanted have come."""
+    """All messages were received."""
 
 
 def main() -> None:
-    """Read the slot, put each message by itself."""
+    """Stream the slot, and put each message separately."""
     dsn, slot, endpoint, wanted = sys.argv[1:]
     client = boto3.client(
         "kinesis", endpoint_url=endpoint, region_name="eu-west-1", aws_access_key_id="a", aws_secret_access_key="b"

@@ -21,7 +21,7 @@ ENCODINGS = ("UTF8", "LATIN1", "EUC_JP", "SQL_ASCII")
 
 
 def report(seeds: int = SEEDS) -> None:
-    """Run everything, and print what was replayed.
+    """Run all seeds, and print how many changes were replayed.
 
     Raises:
         AssertionError: a table differs.

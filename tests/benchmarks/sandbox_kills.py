@@ -1,4 +1,4 @@
-"""``sandbox up`` and ``down``, killed at any moment again and again: the next ``down`` must leave nothing behind."""
+"""``sandbox up`` and ``down``, killed at random moments: the next ``down`` must leave no process and no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SEED: Final = 20261121
 
 
 def report(rounds: int = ROUNDS) -> None:
-    """Kill ``up`` in each round, then have another one, a killed ``down`` or nothing; then ``down``, and look.
+    """Kill ``up`` in each round, then run another one, a killed ``down`` or nothing; then ``down``, and check.
 
     Raises:
         AssertionError: a process, a file or a directory of sockets is left.
@@ -28,7 +28,7 @@ def report(rounds: int = ROUNDS) -> None:
     with tempfile.TemporaryDirectory(prefix="kills-", dir="/tmp") as directory:
         home, sockets = Path(directory, "sandbox"), Path(directory, "tmp")
         sockets.mkdir(mode=0o755)
-        # The servers' user has to get to its sockets there.
+        # The servers' user needs access to its sockets there.
         Path(directory).chmod(0o755)
         env = {
             **os.environ,
@@ -46,7 +46,7 @@ def report(rounds: int = ROUNDS) -> None:
             assert _run(env, "down") == 0, f"round {number}: down"
             left = [*_processes(home), *map(str, sockets.iterdir()), *([str(home)] if home.exists() else [])]
             assert left == [], f"round {number}, then {then}: {left}"
-    print(f"sandbox up killed {rounds} times: nothing is left")
+    print(f"sandbox up killed {rounds} times: no process and no file is left")
 
 
 def _run(env: dict[str, str], verb: str, *, kill_after_seconds: float | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Types that change while changes wait or under a running tail: a value is right, or it is the server's text, marked.
+"""Types that change before or while their changes are streamed: a value is correct, or it is the server's text, marked.
 
 The decoder reads what a real slot gives, over SQL, so that each change of a type is made exactly where it is wanted.
 """
@@ -54,7 +54,7 @@ class Tail:
         return PgoutputDecoder(fmt, TableFilter(), self.catalog)
 
     def messages(self) -> list[bytes]:
-        """Take what the slot has, each message as the server would stream it."""
+        """Consume the slot's changes, each message as the server would stream it."""
         with closing(self.database.connect()) as conn:
             conn.execute("SET bytea_output = 'hex'")
             rows = conn.execute(_CHANGES).fetchall()
@@ -62,7 +62,7 @@ class Tail:
         return [b"w" + pack(">QQq", at, at, 0) + data for at, (_, data) in zip(positions, rows, strict=True)]
 
     def __call__(self) -> list[Any]:
-        """Decode what the slot has."""
+        """Decode the slot's changes."""
         batch = self.decoder.feed(self.messages())
         assert batch.error is None
         return [json.loads(line) for line in batch.lines]
@@ -70,7 +70,7 @@ class Tail:
 
 @contextmanager
 def tailing(database: Database, target: Target | None = None) -> Iterator[Tail]:
-    """Make a decoder of the slot g, with a catalogue connection to the target."""
+    """Create a decoder of the slot g, with a catalogue connection to the target."""
     tail = Tail(database, target or database.target)
     with closing(tail.catalog):
         yield tail
@@ -111,8 +111,8 @@ def wanted(pair: Any) -> dict[str, Any]:
     return {"c": pair, "cs": [pair], "deep": {"p": [pair], "j": {"k": 1}}, "dom": pair}
 
 
-def test_changes_that_wait_while_a_type_is_altered(slot: Database, tail: Tail) -> None:
-    """Each value is what the type had when it was written: an object where that is certain, else the server's text."""
+def test_a_type_altered_before_its_changes_are_read(slot: Database, tail: Tail) -> None:
+    """Each value has the definition of its time: an object if that is certain, otherwise the server's text."""
     slot.run(*_TYPES)
     slot.run(row(1, "(t,7)"))
     slot.run("ALTER TYPE pair RENAME ATTRIBUTE a TO aa CASCADE")
@@ -144,7 +144,7 @@ def test_changes_that_wait_while_a_type_is_altered(slot: Database, tail: Tail) -
 
 
 def test_types_altered_under_a_running_tail(slot: Database, tail: Tail) -> None:
-    """No Relation message says so; the next changes have the new names, and nothing is text that was read in time."""
+    """No Relation message reports it; the next changes have the new names, and changes read in time are no text."""
     slot.run(*_TYPES)
     slot.run(row(1, "(t,7)"))
     (event,) = tail()
@@ -161,7 +161,7 @@ def test_types_altered_under_a_running_tail(slot: Database, tail: Tail) -> None:
     slot.run("INSERT INTO t (id, c) VALUES (4, ROW(6, false))", "ALTER TYPE pair RENAME ATTRIBUTE b TO bb CASCADE")
     (event,) = tail()
     assert (event["after"]["c"], event["as_text"]) == ("(6,f)", ["c"])
-    # The catalogue's connection is idle between two batches, and may be cut.
+    # The catalogue's connection is idle between two batches, and may be closed.
     slot.run(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rdsrepl' AND datname = "
         "current_database() AND pid <> pg_backend_pid()"
@@ -172,7 +172,7 @@ def test_types_altered_under_a_running_tail(slot: Database, tail: Tail) -> None:
 
 
 def test_text_that_would_be_json_members(slot: Database, tail: Tail) -> None:
-    """An attribute's text cannot become part of the line's JSON, whatever the catalogue says it is by now."""
+    """An attribute's text cannot become part of the line's JSON, also when the catalogue has another type for it."""
     traps = ['1,"admin":true', "null", "}", '"', "[1]", "007", "1e5", "NaN", "(1,2)", "{", "\\", "true", "2026-01-31"]
     for number, type_ in enumerate(("integer", "jsonb", "numeric[]", "boolean", "timestamp", "pair", "int2vector")):
         name = f"trap{number}"
@@ -193,8 +193,8 @@ def test_text_that_would_be_json_members(slot: Database, tail: Tail) -> None:
         assert isinstance(event["after"]["c"], str)
 
 
-def test_types_that_are_gone(slot: Database, tail: Tail) -> None:
-    """Dropped, made again under the same name, or replaced by ALTER TABLE, before their changes are read."""
+def test_types_that_were_dropped(slot: Database, tail: Tail) -> None:
+    """Dropped, recreated with the same name, or replaced by ALTER TABLE, before their changes are read."""
     with closing(slot.connect()) as conn:
         for statement in (
             "CREATE TYPE mood AS ENUM ('happy')",
@@ -233,7 +233,7 @@ def test_types_that_are_gone(slot: Database, tail: Tail) -> None:
         **{"id": "integer", "m": "mood", "ms": "_mood", "c": "comp", "cs": "_comp", "w": "integer", "ws": "_whole"},
         **{"r": "span", "s": 's."Größe"', "i": "integer"},
     }
-    # The mark is there in every format that has lines for programs, and with a partition key.
+    # Every format for programs has the mark, also with a partition key.
     debezium = DebeziumFormat(tail.catalog, database="d", name="n")
     assert json.loads(tail.of(debezium).feed(messages).lines[0])["as_text"] == first["as_text"]
     key, line = tail.of(KeyedFormat(JsonFormat(tail.catalog), tail.catalog, "key")).feed(messages).lines[0].split("\0")
@@ -242,7 +242,7 @@ def test_types_that_are_gone(slot: Database, tail: Tail) -> None:
 
 
 def test_a_role_that_may_not_read_the_types(slot: Database) -> None:
-    """The stream goes on with text, and the warning names the remedy; with the right there are objects again."""
+    """The stream continues with text, and the warning has the remedy; with the privilege there are objects again."""
     slot.run(
         *_TYPES,
         row(1, "(t,7)"),
@@ -265,8 +265,8 @@ def test_a_role_that_may_not_read_the_types(slot: Database) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["pgoutput", "wal2json"])
-def test_names_that_are_no_utf8(pg15: PostgresServer, rdsrepl: Program, plugin: str) -> None:
-    """A SQL_ASCII database has names of any bytes: of tables, keys, types and attributes; they come as they are."""
+def test_names_that_are_not_utf8(pg15: PostgresServer, rdsrepl: Program, plugin: str) -> None:
+    """A SQL_ASCII database has names of any bytes: tables, keys, types, attributes; they are written unchanged."""
     made = Database(pg15, f"names_{plugin}")
     with closing(pg15.connect()) as conn:
         conn.execute(f"CREATE DATABASE {made.name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
@@ -308,8 +308,8 @@ _FIELD = st.one_of(st.text(max_size=8), st.lists(_SCRAPS, max_size=8).map("".joi
 @given(st.lists(_FIELD, max_size=14), st.booleans())
 @example(["(" * 2000], False)
 @example(["[" * 5000], True)
-def test_no_text_makes_lines_that_are_no_json(fields: list[str], quoted: bool) -> None:
-    """Whatever a composite's text is, it is JSON with the type's own members, or it does not fit."""
+def test_any_composite_text_gives_json(fields: list[str], quoted: bool) -> None:
+    """A composite's text becomes JSON with the type's members, or it is refused."""
     if quoted:
         fields = ['"' + field.replace("\\", "\\\\").replace('"', '""') + '"' for field in fields]
     text = "(" + ",".join(fields) + ")"

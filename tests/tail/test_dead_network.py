@@ -1,4 +1,4 @@
-"""A network that swallows everything without a word is noticed, wherever the tail waits for an answer."""
+"""A network that drops all packets is detected, wherever the tail waits for an answer."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ SESSION = "connect_timeout=2 options='-c wal_sender_timeout=1500ms'"
 
 
 class Proxy:
-    """Passes bytes on in both directions, until it swallows them: without an error, an end or a refusal.
+    """Forwards bytes in both directions, until it drops them: without an error, an end or a refusal.
 
     A connection on which bytes were swallowed stays dead.
 
     Attributes:
-        swallows: whether everything is swallowed from now on.
+        drops: whether everything is swallowed from now on.
         swallow_at: a connection is dead from where a client sends these bytes on.
         seen: how many connections were dead because of that.
         mutes: whether each stream is dead from its beginning on: nothing comes behind the CopyBothResponse.
     """
 
     def __init__(self, stream: Database, host: str = "127.0.0.1") -> None:
-        self.swallows = False
+        self.drops = False
         self.swallow_at: bytes | None = None
         self.seen = 0
         self.mutes = False
@@ -61,7 +61,7 @@ class Proxy:
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        dead = self.swallows
+        dead = self.drops
         with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
             server.connect(self._socket)
             ends = [client, server]
@@ -71,7 +71,7 @@ class Proxy:
                     if source is client and self.swallow_at is not None and self.swallow_at in data:
                         self.seen += 1
                         dead = True
-                    dead = dead or self.swallows
+                    dead = dead or self.drops
                     if self.mutes and source is server and (start := data.find(COPY_BOTH)) >= 0:
                         client.sendall(data[: start + 8])
                         dead = True
@@ -83,7 +83,7 @@ class Proxy:
 
 @pytest.fixture
 def stream(db18: Database) -> Database:
-    """A table with an array of a type that the catalogue must be asked for, its publication, and a slot."""
+    """A table with an array of a type that must be looked up, its publication, and a slot."""
     db18.run(
         "CREATE TYPE colour AS ENUM ('red')",
         "CREATE TABLE t (id bigserial PRIMARY KEY, v text, c colour[])",
@@ -111,7 +111,7 @@ def insert(stream: Database, value: str = "NULL") -> None:
 
 @contextmanager
 def namespace() -> Iterator[tuple[Callable[[str], None], str, list[str]]]:
-    """Another network, behind a link that can go down: what sets the link, our address, what runs a command there."""
+    """Another network behind a link: yields the link's switch, our address, and the command prefix to run there."""
     name = f"r{uuid.uuid4().hex[:8]}"
     ip = shutil.which("ip") or "/usr/sbin/ip"
 
@@ -132,7 +132,7 @@ def namespace() -> Iterator[tuple[Callable[[str], None], str, list[str]]]:
 
 
 def namespaces() -> bool:
-    """Say whether this user may make networks."""
+    """Return whether this user may create networks."""
     if os.geteuid() != 0 or not (ip := shutil.which("ip") or shutil.which("ip", path="/usr/sbin")):
         return False
     name = f"r{uuid.uuid4().hex[:8]}"
@@ -152,7 +152,7 @@ def check_outage(
             wait_until(lambda: len(out.read_bytes().splitlines()) == 100, "the changes before the outage")
             cut(True)
             insert(stream)
-            wait_until(lambda: "connecting again" in err.read_text(), "the dead connection is noticed")
+            wait_until(lambda: "connecting again" in err.read_text(), "the dead connection is detected")
             cut(False)
             wait_until(lambda: len(out.read_bytes().splitlines()) == 200, "the changes of the outage")
             tail.send_signal(signal.SIGINT)
@@ -164,9 +164,9 @@ def check_outage(
     assert [event["after"]["id"] for event in read_json_lines(out)] == list(range(1, 201))
 
 
-def test_a_proxy_that_swallows(stream: Database, proxy: Proxy, rdsrepl: Program, tmp_path: Path) -> None:
+def test_a_proxy_that_drops_everything(stream: Database, proxy: Proxy, rdsrepl: Program, tmp_path: Path) -> None:
     def cut(is_cut: bool) -> None:
-        proxy.swallows = is_cut
+        proxy.drops = is_cut
 
     check_outage(stream, rdsrepl, tmp_path, through(stream, proxy.port), cut, [])
 
@@ -182,35 +182,33 @@ def test_a_link_that_is_down(stream: Database, rdsrepl: Program, tmp_path: Path)
             proxy.close()
 
 
-def test_each_place_where_an_answer_is_waited_for(
-    stream: Database, proxy: Proxy, rdsrepl: Program, tmp_path: Path
-) -> None:
+def test_every_wait_for_an_answer_times_out(stream: Database, proxy: Proxy, rdsrepl: Program, tmp_path: Path) -> None:
     dsn = through(stream, proxy.port)
     words = ("slot", "tail", "g", "-f", "json", "--receive-timeout", "500ms", "--until-now", "-o", "json")
-    proxy.swallows = True  # while the connection is made
+    proxy.drops = True  # while the connection is opened
     result = rdsrepl(*words, dsn=dsn)
     assert (result.code, result.error["error"]) == (5, "unreachable"), result.err
-    proxy.swallows = False
+    proxy.drops = False
     for at in (b"pg_replication_slots", b"IDENTIFY_SYSTEM", b"START_REPLICATION"):
         proxy.swallow_at = at
         result = rdsrepl(*words, dsn=dsn)
         assert (result.code, result.error["error"]) == (5, "connection_lost"), result.err
         assert "did not answer within 0.5s" in result.error["message"]
-    # The catalogue is asked in the middle of the stream: the connection is made again, and so is the stream.
+    # The catalogue is queried during the stream: its connection and the stream are opened again.
     proxy.swallow_at, before = b"pg_type", proxy.seen
     insert(stream, "ARRAY['red']::colour[]")
     out, err = tmp_path / "out.jsonl", tmp_path / "err"
     with out.open("wb") as file, err.open("wb") as talk:
         tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=talk)
-        wait_until(lambda: proxy.seen > before, "the catalogue is asked")
+        wait_until(lambda: proxy.seen > before, "the catalogue is queried")
         proxy.swallow_at = None
         assert tail.wait(timeout=60) == 0, err.read_text()
     assert [event["after"]["id"] for event in read_json_lines(out)] == list(range(1, 101))
     assert read_json_lines(out)[0]["after"]["c"] == ["red"]
 
 
-def test_a_stream_that_never_brings_anything_ends(stream: Database, proxy: Proxy, rdsrepl: Program) -> None:
-    """As a server does that decodes one change for longer than its time-out: it must not go round for ever."""
+def test_a_stream_that_never_brings_a_change_ends(stream: Database, proxy: Proxy, rdsrepl: Program) -> None:
+    """Like a server that decodes one change for longer than its timeout: reconnecting must end."""
     insert(stream)
     proxy.mutes = True
     words = ("slot", "tail", "g", "-f", "json", "--receive-timeout", "300ms", "--until-now", "-o", "json")

@@ -1,4 +1,4 @@
-"""The ``debezium`` format against the mapping that Debezium's documentation has, with the values of its test rows."""
+"""The ``debezium`` format, compared with the mapping in Debezium's documentation and the values of its tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def base64(*octets: int) -> str:
 
 
 def unscaled(text: str, scale: int) -> str:
-    """Return a decimal as Kafka Connect's Decimal has it: java.math.BigInteger.toByteArray, in base64."""
+    """Return a decimal like Kafka Connect's Decimal: java.math.BigInteger.toByteArray, in base64."""
     whole, _, fraction = text.partition(".")
     number = int(Decimal(whole + fraction.ljust(scale, "0")))
     length = 1
@@ -183,7 +183,7 @@ ROWS: dict[str, tuple[str, str, Any]] = {
     "tza": ("timestamptz[]", "'{2020-04-01 13:51:02+02}'", ["2020-04-01T11:51:02.000000Z"]),
     "ttza": ("timetz[]", "'{13:51:02+02}'", ["11:51:02Z"]),
     "matrix": ("integer[]", "'{{1,2},{3,4}}'", [[1, 2], [3, 4]]),
-    # domains, enums, and what Debezium leaves out unless told otherwise
+    # domains, enums, and what Debezium omits by default
     "dom": ("box_width", "1.1", unscaled("1.10", 2)),
     "dom2": ("box_depth", "1.1", variable("1.10", 2)),
     "doma": ("box_width[]", "'{1.1}'", [unscaled("1.10", 2)]),
@@ -203,7 +203,7 @@ TYPES = [
     "CREATE TYPE mood AS ENUM ('happy', 'so \"so\"')",
     "CREATE TYPE pair AS (a integer, b text)",
 ]
-#: columns whose value is the server's text, as their mode has none for it.
+#: columns whose value is the server's text, because their mode cannot express it.
 AS_TEXT = ["n_nan", "nvs_inf", "ts_beyond", "nnan"]
 _NO_NUMBERS = ["r_nan", "db_pinf", "db_ninf", "n_nan", "nvs_inf"]
 HSTORE = {
@@ -211,7 +211,7 @@ HSTORE = {
     "hsa": ("hstore[]", """array['a=>b'::hstore]"""),
 }
 _FRACTION = micros("2016-11-04T13:51:30.123456")
-#: options → what differs from the default.
+#: options → values that differ from the default.
 MODES: dict[str, dict[str, Any]] = {
     "time=adaptive_time_microseconds": {"tip": _NOON + 123000, "ts_ms": _FRACTION // 1000},
     "time=connect": {
@@ -252,7 +252,7 @@ def identity(event: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def stream(rdsrepl: Program, database: Database, *words: str) -> list[dict[str, Any]]:
-    """Return what the command prints."""
+    """Return the command's output."""
     command = ("slot", "tail", "g", "--until-now", "--no-confirm", "--format", "debezium", *words)
     result = rdsrepl(*command, dsn=database.dsn)
     assert result.code == 0, result.err
@@ -268,7 +268,7 @@ def decoded(
     asked_of: Target | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> list[list[str]]:
-    """Return the lines of all that waits in a slot, in each of the modes."""
+    """Return the lines of a slot's changes, in each of the modes."""
     lines: list[list[str]] = []
     with closing(Catalog(asked_of or database.target, warn)) as catalog, closing(database.connect()) as conn:
         checked = preflight.check(database.target, slot, ("p",) if slot == "g" else ())
@@ -293,7 +293,7 @@ def decoded(
 
 @pytest.mark.parametrize("version", [15, 18])
 def test_each_type_in_each_mode(version: int, request: pytest.FixtureRequest, rdsrepl: Program) -> None:
-    """From real servers, with settings of the database that must not show."""
+    """From real servers, with settings of the database that must not affect the values."""
     database: Database = request.getfixturevalue(f"db{version}")
     has_hstore = bool(database.value("SELECT count(*) FROM pg_available_extensions WHERE name = 'hstore'"))
     rows = {**{name: (type_, value) for name, (type_, value, _) in ROWS.items()}, **(HSTORE if has_hstore else {})}
@@ -334,7 +334,7 @@ def test_each_type_in_each_mode(version: int, request: pytest.FixtureRequest, rd
 
 
 def test_events(db18: Database, rdsrepl: Program) -> None:
-    """Inserts, updates with and without the key, deletes, truncates, messages, an origin: each as Debezium has it."""
+    """Inserts, updates with and without the key, deletes, truncates, messages, an origin: like Debezium's events."""
     db18.run(
         "CREATE TABLE t (id integer PRIMARY KEY, v text, n numeric(3,1))",
         "CREATE TABLE f (id integer PRIMARY KEY, v text)",
@@ -414,7 +414,7 @@ def test_events(db18: Database, rdsrepl: Program) -> None:
 
 
 def _check_envelopes(events: list[dict[str, Any]], database: str) -> None:
-    """Members, their order and their types, as an event of Debezium 3 has them; and our three."""
+    """Members, their order and their types, like an event of Debezium 3, and our three."""
     debezium = [
         *("version", "connector", "name", "ts_ms", "snapshot", "db", "sequence", "ts_us", "ts_ns"),
         *("schema", "table", "txId", "lsn", "xmin", "origin", "origin_lsn"),
@@ -439,7 +439,7 @@ def _check_envelopes(events: list[dict[str, Any]], database: str) -> None:
 
 
 def test_unchanged_toast_is_the_placeholder(db15: Database, rdsrepl: Program) -> None:
-    """In the form of its column's values; and a key update's create has it, too."""
+    """In the form of its column's values; also in the create of a key update."""
     types = {
         **{"t": "text", "by": "bytea", "j": "json", "jb": "jsonb", "x": "xml", "hs": "hstore", "num": "numeric"},
         **{"ta": "text[]", "ia": "integer[]", "bia": "bigint[]", "ua": "uuid[]", "bya": "bytea[]", "fa": "float8[]"},
@@ -490,7 +490,7 @@ def test_unchanged_toast_is_the_placeholder(db15: Database, rdsrepl: Program) ->
 
 
 def test_types_of_extensions_by_their_text(db15: Database) -> None:
-    """PostGIS and pgvector are not there: their text, as their manuals have it, and Debezium's values for it."""
+    """PostGIS and pgvector are not installed: the text in their manuals, and Debezium's values for it."""
     point = "0101000020730C00001C7C613255DE6540787AA52C435C42C0"
     wkb = b64encode(bytes.fromhex(point)).decode()
     assert json.loads(_geometry(point)) == {"wkb": wkb, "srid": 3187}
@@ -506,7 +506,7 @@ def test_types_of_extensions_by_their_text(db15: Database) -> None:
 
 
 def test_wrong_options(rdsrepl: Program) -> None:
-    """Before anything is touched, with exit code 2, and the modes there are."""
+    """Refused before connecting, with exit code 2; the hint lists the modes."""
     for words, told in [
         (("--format", "debezium", "--debezium-time", "hours"), "adaptive_time_microseconds"),
         (("--format", "debezium", "--debezium-decimal", "x"), "precise"),
@@ -524,7 +524,7 @@ def test_wrong_options(rdsrepl: Program) -> None:
 
 
 def test_a_role_that_may_not_read_the_catalogue(db15: Database) -> None:
-    """The stream goes on, with text where a type is not known, and the warning says what to grant."""
+    """The stream continues, with text for unknown types, and the warning says what to grant."""
     db15.run(
         "CREATE TYPE mood AS ENUM ('happy')",
         "CREATE TABLE t (id integer PRIMARY KEY, n numeric(5,2), d date, m mood, a integer[])",
@@ -548,7 +548,7 @@ def test_a_role_that_may_not_read_the_catalogue(db15: Database) -> None:
 
 
 def test_to_kinesis(db15: Database) -> None:
-    """The delete and the create of an update of the key go under their own keys, and a tombstone under its delete's."""
+    """The delete and the create of a key update have their own partition keys; a tombstone has its delete's."""
     db15.run(
         "CREATE TABLE t (id integer, part text, v text, PRIMARY KEY (id, part))",
         "CREATE TABLE nokey (v text)",

@@ -1,4 +1,4 @@
-"""The delivery contract under faults: everything committed comes out, in commit order, whatever happens."""
+"""The delivery contract under faults: everything committed is delivered, in commit order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def stream(db15: Database) -> Database:
 
 
 class Writer:
-    """Commits small transactions as fast as it can, through whatever happens, and remembers what was committed."""
+    """Commits small transactions as fast as it can, also through restarts, and remembers what was committed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -72,14 +72,14 @@ class Writer:
 
 
 def check_order(events: list[dict[str, Any]], committed: set[int]) -> list[int]:
-    """Everything committed is there, and first appearances are in commit order; return the ids with repeats."""
+    """Check that everything committed is there, first appearances in commit order; return the ids with repeats."""
     ids = [event["after"]["id"] for event in events]
     assert committed <= set(ids)
     seen: dict[tuple[int, int], int] = {}
     for event in events:
         high, low = (int(part, 16) for part in event["commit_lsn"].split("/"))
         key = ((high << 32) | low, event["seq"])
-        # The same (commit_lsn, seq) is the same change for ever.
+        # The same (commit_lsn, seq) is always the same change.
         assert seen.setdefault(key, event["after"]["id"]) == event["after"]["id"]
     first = list(seen)
     assert first == sorted(first)
@@ -101,7 +101,7 @@ def test_an_undisturbed_run_gives_each_change_once(stream: Database, rdsrepl: Pr
 
 
 def test_twenty_kills_lose_nothing(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
-    """kill -9 at random moments, each time appended to the same file: every line is whole, every change is there."""
+    """kill -9 at random moments, appending to the same file: every line is complete, every change is there."""
     out = tmp_path / "out.jsonl"
     rng = random.Random(20)
     writer = Writer(stream)
@@ -120,7 +120,7 @@ def test_twenty_kills_lose_nothing(stream: Database, rdsrepl: Program, tmp_path:
     assert set(ids) == set(writer.committed)
 
 
-def test_a_torn_last_line_is_mended(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_removed(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
     stream.run("INSERT INTO t (v) VALUES ('a')")
     out = tmp_path / "out.jsonl"
     out.write_text('{"whole": 1}\n{"op":"c","schema":"pub')
@@ -137,7 +137,7 @@ def test_a_torn_last_line_is_mended(stream: Database, rdsrepl: Program, tmp_path
 
 @pytest.fixture
 def own_server(servers: Servers, pg15: PostgresServer, tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server of the test's own, to be restarted."""
+    """A server for one test, which may restart it."""
     made = PostgresServer(tmp_path / "own", pg15.binaries, settings={**pg15.settings, "wal_sender_timeout": "3s"})
     made.initdb()
     made.start()
@@ -189,8 +189,8 @@ def test_restarts_and_terminations_lose_nothing(
     check_order(read_json_lines(out), wanted)
 
 
-def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
-    """A synchronised standby is promoted while the tail streams: it finds the new primary and goes on, no gap."""
+def test_a_failover_is_transient(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
+    """A synchronised standby is promoted while the tail streams: it finds the new primary and resumes without a gap."""
     writer = PostgresServer(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
     writer.initdb()
     writer.start()
@@ -262,7 +262,7 @@ def test_a_failover_is_weather(servers: Servers, rdsrepl: Program, tmp_path: Pat
 def test_a_stalled_reader_does_not_cost_the_connection(
     own_server: PostgresServer, make_database: Any, rdsrepl: Program
 ) -> None:
-    """stdout's reader stalls three times longer than wal_sender_timeout; the same walsender serves before and after."""
+    """stdout's reader is blocked for three times wal_sender_timeout; the walsender is the same before and after."""
     database = make_database(own_server)
     database.run(
         "CREATE TABLE t (id bigserial PRIMARY KEY, v text)",
@@ -295,7 +295,7 @@ def json_lsn(line: bytes) -> int:
 
 
 def test_an_idle_publication_does_not_pin_wal(stream: Database, rdsrepl: Program) -> None:
-    """Unrelated WAL moves confirmed_flush_lsn on, as far as the server is; a filtered change does as well."""
+    """Unrelated WAL advances confirmed_flush_lsn up to the server's position; so does a filtered change."""
     stream.run("CREATE TABLE other (id integer)")
     tail = rdsrepl.start("-q", "slot", "tail", "g", dsn=stream.dsn, stdout=subprocess.PIPE)
     try:
@@ -310,7 +310,7 @@ def test_an_idle_publication_does_not_pin_wal(stream: Database, rdsrepl: Program
 
 
 def test_an_undelivered_change_holds_the_position(stream: Database, rdsrepl: Program) -> None:
-    """While stdout's reader takes nothing, no keepalive moves the slot past what it has not taken."""
+    """While stdout's reader is blocked, no keepalive advances the slot past what it has not read."""
     stream.run("CREATE TABLE other (id integer)")
     tail = rdsrepl.start("-q", "slot", "tail", "g", dsn=stream.dsn, stdout=subprocess.PIPE)
     assert tail.stdout is not None
@@ -322,7 +322,10 @@ def test_an_undelivered_change_holds_the_position(stream: Database, rdsrepl: Pro
         assert confirmed_lsn(stream, "g") <= commit
     tail.kill()
     tail.communicate()
-    wait_until(lambda: not stream.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"), "it lets go")
+    wait_until(
+        lambda: not stream.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"),
+        "it releases the slot",
+    )
     again = rdsrepl("-q", "slot", "tail", "g", "--until-now", dsn=stream.dsn)
     assert [event["after"]["id"] for event in again.lines] == list(range(1, 5001))
 
@@ -343,7 +346,7 @@ def test_a_transaction_of_a_million_rows_streams_in_bounded_memory(stream: Datab
 
 
 def peak(pid: int) -> tuple[int, int]:
-    """The process's largest memory so far in KiB, as far as the system tells."""
+    """Return the process's peak memory in KiB, if the system reports it."""
     status = Path(f"/proc/{pid}/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return 0, next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
@@ -386,7 +389,7 @@ def test_bounds(stream: Database, rdsrepl: Program) -> None:
 
     assert ids("--limit", "3", "--no-confirm") == [1, 2, 3]
     assert ids("--limit", "3") == [1, 2, 3]
-    assert ids("--limit", "2") == [4, 5]  # the commit behind the last change was confirmed, too
+    assert ids("--limit", "2") == [4, 5]  # the commit after the last change was confirmed, too
     lsn = stream.value("SELECT pg_current_wal_lsn()")
     stream.run("INSERT INTO t (v) VALUES ('later')")
     assert ids("--until-lsn", str(lsn)) == [6, 7, 8, 9, 10]
@@ -395,7 +398,9 @@ def test_bounds(stream: Database, rdsrepl: Program) -> None:
     assert ids("--duration", "300ms") == []
     stream.run("INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 10)")
     assert ids("--limit", "4") == [12, 13, 14, 15]
-    assert ids("--until-now") == list(range(12, 22))  # a transaction cut by --limit is not confirmed: it comes whole
+    assert ids("--until-now") == list(
+        range(12, 22)
+    )  # a transaction that --limit interrupts is not confirmed: it comes again
 
 
 def test_peek_consumes_nothing(stream: Database, rdsrepl: Program) -> None:
@@ -429,13 +434,13 @@ def test_a_second_signal_exits_at_once(stream: Database, rdsrepl: Program) -> No
     tail.stdout.readline()
     tail.send_signal(signal.SIGINT)
     time.sleep(1)
-    assert tail.poll() is None  # it drains into a reader that does not read
+    assert tail.poll() is None  # it delivers to a reader that does not read
     tail.send_signal(signal.SIGINT)
     assert tail.wait(timeout=10) == 130
     tail.stdout.close()
 
 
-def test_a_reader_that_goes_away_ends_the_run(stream: Database, rdsrepl: Program) -> None:
+def test_a_reader_that_closes_stdout_ends_the_run(stream: Database, rdsrepl: Program) -> None:
     stream.run("INSERT INTO t (v) SELECT repeat('x', 1000) FROM generate_series(1, 5000)")
     tail = rdsrepl.start("slot", "tail", "g", dsn=stream.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert tail.stdout is not None
@@ -479,7 +484,7 @@ def test_a_slot_in_use_is_waited_for_and_then_refused(stream: Database, rdsrepl:
     assert waiting.wait(timeout=30) == 0
 
 
-def test_wrong_starts_are_errors_with_remedies(stream: Database, rdsrepl: Program) -> None:
+def test_errors_before_the_stream_have_remedies(stream: Database, rdsrepl: Program) -> None:
     def fails(code: int, text: str, *words: str, dsn: str | None = None) -> None:
         result = rdsrepl("-o", "json", *words, dsn=dsn or stream.dsn)
         assert (result.code, result.out) == (code, ""), result.err
@@ -520,7 +525,7 @@ def test_wrong_starts_are_errors_with_remedies(stream: Database, rdsrepl: Progra
     assert "is not a duration" in bad.err
 
 
-def test_a_role_without_the_right_is_told(stream: Database, rdsrepl: Program) -> None:
+def test_a_role_without_the_privilege_is_refused(stream: Database, rdsrepl: Program) -> None:
     role = f"r_{stream.name}"
     stream.run(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
     try:
@@ -535,7 +540,7 @@ def test_a_role_without_the_right_is_told(stream: Database, rdsrepl: Program) ->
         stream.run(f"DROP ROLE {role}")
 
 
-def test_a_publication_dropped_in_the_middle_is_an_error(stream: Database, rdsrepl: Program) -> None:
+def test_a_publication_dropped_during_the_stream_is_an_error(stream: Database, rdsrepl: Program) -> None:
     tail = rdsrepl.start(
         "slot", "tail", "g", "--publication", "p", dsn=stream.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

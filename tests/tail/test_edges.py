@@ -1,4 +1,4 @@
-"""Corners of the tail: a shutdown of the server under stalled output, odd names and options, descriptors, signals."""
+"""Edge cases of the tail: a shutdown while output is blocked, unusual names and options, descriptors, signals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def own_server(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A server to be restarted, that allows the output plugins that it allows by default."""
+    """A server that tests may restart, with the default list of allowed output plugins."""
     programs = servers.get(15).binaries
     made = PostgresServer(tmp_path_factory.mktemp("edges") / "pg", programs, settings={"max_wal_senders": "20"})
     made.initdb()
@@ -46,7 +46,7 @@ def restarted(own_server: PostgresServer, make_database: Any) -> Database:
 
 @pytest.mark.parametrize("rows", [1_000, 25_000], ids=["caught up", "sending"])
 def test_a_stalled_reader_does_not_hold_a_fast_shutdown(restarted: Database, rdsrepl: Program, rows: int) -> None:
-    """Whether all was sent and the server waits for its confirmation, or it waits to send more."""
+    """Also when the server has sent everything and waits for its confirmation, or waits to send more."""
     insert = "INSERT INTO t (v) SELECT repeat('x', 1000) FROM generate_series(1, {})"
     tail = rdsrepl.start(
         "slot", "tail", "g", "-f", "json", dsn=restarted.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -66,13 +66,13 @@ def test_a_stalled_reader_does_not_hold_a_fast_shutdown(restarted: Database, rds
         tail.kill()
         tail.communicate()
     assert (tail.returncode, out) == (0, b""), err
-    # The transaction that was cut comes again, whole.
+    # The interrupted transaction comes again, complete.
     assert list(dict.fromkeys(json.loads(line)["after"]["id"] for line in lines)) == list(range(1, rows + 2))
     assert b"the server is shutting down" in err
 
 
 def test_backslashes(restarted: Database, rdsrepl: Program) -> None:
-    """The replication grammar has no E'': a backslash stands for itself there."""
+    """The replication grammar has no E'': a backslash has no special meaning."""
     name = r"""p\q's "x", y"""
     quoted = '"' + name.replace('"', '""') + '"'
     words = ("slot", "tail", "g", "--until-now", "-f", "json")
@@ -84,7 +84,7 @@ def test_backslashes(restarted: Database, rdsrepl: Program) -> None:
     )
     result = rdsrepl(*words, "--no-confirm", "--publication", name, dsn=restarted.dsn)
     assert (result.code, len(result.lines)) == (0, 1), result.err
-    # The value reaches the plugin, which says what it thinks of it.
+    # The value reaches the plugin, which refuses it.
     refused = rdsrepl(*words, "--publication", name, "--plugin-option", r"origin=a\b'c", dsn=restarted.dsn)
     assert refused.code != 0
     assert "syntax error" not in refused.err
@@ -92,7 +92,7 @@ def test_backslashes(restarted: Database, rdsrepl: Program) -> None:
 
 
 def test_the_slot_is_created_last(restarted: Database, rdsrepl: Program) -> None:
-    """Whatever else fails leaves no slot behind, which would keep WAL and belong to nobody."""
+    """Any other failure leaves no slot behind, which would keep WAL without a consumer."""
     create = ("slot", "tail", "new", "--until-now", "--create")
     count = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'new'"
     cases: tuple[tuple[int, tuple[str, ...]], ...] = (
@@ -117,7 +117,7 @@ def test_the_slot_is_created_last(restarted: Database, rdsrepl: Program) -> None
 
 
 def test_a_plugin_that_the_server_does_not_allow(restarted: Database, rdsrepl: Program) -> None:
-    """A slot of wal2json from before an upgrade to 15.20, whose default allows pgoutput and test_decoding alone."""
+    """A slot of wal2json from before an upgrade to 15.20, whose default allows only pgoutput and test_decoding."""
     reload = "SELECT pg_reload_conf()"
     allowed = "SELECT current_setting('output_plugin_libraries')"
     assert restarted.value(allowed) == "pgoutput, test_decoding"
@@ -127,7 +127,7 @@ def test_a_plugin_that_the_server_does_not_allow(restarted: Database, rdsrepl: P
     refused = rdsrepl("slot", "create", "w", "--plugin", "wal2json", "--yes", "-o", "json", dsn=restarted.dsn)
     assert (refused.code, refused.error["error"]) == (4, "plugin_not_allowed")
     assert remedy in refused.error["hint"]
-    # As it was on 15.19: the slot can be made.
+    # Like on 15.19: the slot can be created.
     restarted.run("ALTER SYSTEM SET output_plugin_libraries = pgoutput, test_decoding, wal2json", reload)
     wait_until(lambda: "wal2json" in restarted.value(allowed), "the setting is in force")
     restarted.run("SELECT pg_create_logical_replication_slot('w', 'wal2json')")
@@ -136,7 +136,10 @@ def test_a_plugin_that_the_server_does_not_allow(restarted: Database, rdsrepl: P
     restarted.run("CREATE ROLE plain LOGIN REPLICATION PASSWORD 'x'")
     try:
         plain = restarted.server.dsn(user="plain", dbname=restarted.name)
-        for dsn, env in ((restarted.dsn, {}), (plain, {"PGPASSWORD": "x"})):  # who may not see the setting, too
+        for dsn, env in (
+            (restarted.dsn, {}),
+            (plain, {"PGPASSWORD": "x"}),
+        ):  # also a role that may not read the setting
             for verb in ("tail", "peek"):
                 refused = rdsrepl("slot", verb, "w", "-f", "json", "-o", "json", dsn=dsn, env=env)
                 assert (refused.code, refused.error["error"]) == (4, "plugin_not_allowed"), refused.err
@@ -148,14 +151,14 @@ def test_a_plugin_that_the_server_does_not_allow(restarted: Database, rdsrepl: P
     assert "the server refuses to decode w" in found.out
 
 
-def test_a_torn_last_line_of_raw_output(db15: Database, rdsrepl: Program, tmp_path: Path) -> None:
+def test_an_incomplete_last_line_of_raw_output(db15: Database, rdsrepl: Program, tmp_path: Path) -> None:
     db15.run(
         "CREATE TABLE t (id integer PRIMARY KEY)",
         "SELECT pg_create_logical_replication_slot('w', 'wal2json')",
         "SELECT pg_create_logical_replication_slot('d', 'test_decoding')",
         "INSERT INTO t VALUES (1)",
     )
-    # wal2json's own lines are JSON; what is not the beginning of an object is closed and not cut.
+    # wal2json's own lines are JSON; text that is not the start of an object is ended, not removed.
     before = {"w": ('{"action":"B"}\n', '{"action":"I","schema":"pub'), "d": ("BEGIN 1\ntable public.t: INS", "")}
     for slot, (whole, torn) in before.items():
         out = tmp_path / slot
@@ -170,7 +173,7 @@ def test_a_torn_last_line_of_raw_output(db15: Database, rdsrepl: Program, tmp_pa
 
 
 def test_closed_descriptors(restarted: Database, rdsrepl: Program) -> None:
-    """The next socket would get the number of a closed one, and the output would go to the server."""
+    """The next socket would get the number of a closed descriptor, and the output would go to the server."""
     command = " ".join([*rdsrepl.command, "--dsn", f"'{restarted.dsn}'"])
     for words in ("slot tail g --until-now", "slot peek g"):
         run = subprocess.run(
@@ -185,7 +188,7 @@ def test_closed_descriptors(restarted: Database, rdsrepl: Program) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_a_hangup_drains(restarted: Database, rdsrepl: Program) -> None:
+def test_sighup_delivers_and_stops(restarted: Database, rdsrepl: Program) -> None:
     tail = rdsrepl.start(
         "slot", "tail", "g", "-f", "json", dsn=restarted.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""A tail under load through failovers: every committed row is there, in order, and the gap is known."""
+"""A tail under load through failovers: every committed row is delivered, in order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def loaded(running_cloud: Cloud) -> Iterator[Cloud]:
-    """A cluster of its own, with logical replication on."""
+    """A cluster for one test, with logical replication enabled."""
     cloud = running_cloud
     cloud.faults()
     words = ("--class", "db.r6gd.large", "--storage", "100", "--engine-version", "15", "--dbname", "app")
@@ -104,7 +104,7 @@ def test_three_failovers_under_load_lose_nothing(
         tail = cloud.program.start(*words, stdout=file, stderr=err)
         try:
             with Load(connect) as load:
-                # Only a slot that has been streamed is waited for through a failover.
+                # The tail waits through a failover only after it has streamed the slot.
                 _wait(lambda: out.stat().st_size > 0, 60, lambda: (tmp_path / "err").read_text())
                 time.sleep(2)
                 for _ in range(FAILOVERS):
@@ -137,8 +137,8 @@ def test_three_failovers_under_load_lose_nothing(
     assert len(load.acknowledged) >= 2000, "that was no load"
 
 
-def test_a_password_that_is_rotated_under_the_tail_is_weather(loaded: Cloud, tmp_path: Path) -> None:
-    """The server has the new password before the secret has it, and the connection breaks in between."""
+def test_a_password_rotated_under_the_tail_is_transient(loaded: Cloud, tmp_path: Path) -> None:
+    """The server has the new password before the secret, and the connection is lost in between."""
     cloud = loaded
     manager = cloud.client("secretsmanager")
     manager.create_secret(Name="cdc-login", SecretString=json.dumps({"username": "cdc", "password": "before-it"}))
@@ -188,7 +188,7 @@ def test_a_slot_whose_consumer_is_away_for_the_failover_is_no_candidate_for_prun
     assert cloud("slot", "create", "away", "--yes", *place).code == 0
 
     def state() -> str:
-        """Judge the slot; return what keeps it."""
+        """Return why prune keeps the slot."""
         judged = cloud(*judge)
         assert judged.code == 4 and judged.json["candidates"] == [], judged
         (kept,) = (one for one in judged.json["kept"] if one["slot_name"] == "away")
@@ -224,7 +224,7 @@ def _ids(path: Path) -> set[int]:
 
 
 def _check_order(changes: list[Any]) -> None:
-    """First arrivals come in commit order, and each transaction's rows in theirs."""
+    """Check that first arrivals are in commit order, and each transaction's rows in their order."""
     seen: dict[tuple[int, int], int] = {}
     for position, change in enumerate(changes):
         seen.setdefault((change["after"]["id"], change["after"]["part"]), position)

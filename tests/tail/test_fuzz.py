@@ -1,4 +1,4 @@
-"""Every decoder and every parser on mutated input: a value or a typed error, always, and no position that is false."""
+"""Every decoder and every parser with mutated input: a value or a typed error, and never a wrong position."""
 
 from __future__ import annotations
 

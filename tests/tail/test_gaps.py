@@ -1,4 +1,4 @@
-"""A slot that was moved or made again under the tail, or between two runs, is noticed: no change is missing unsaid."""
+"""A slot that is moved or recreated under the tail, or between two runs, is detected: missing changes are reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def stream(db18: Database) -> Database:
 
 @contextmanager
 def stopped(database: Database, tail: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Cut the tail's connection while the process cannot come back: what happens then happens before it does."""
+    """Close the tail's connection while its process is stopped, so that it reconnects only after the block."""
     tail.send_signal(signal.SIGSTOP)
     try:
         database.run("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'g'")
@@ -51,7 +51,7 @@ def stopped(database: Database, tail: subprocess.Popen[bytes]) -> Iterator[None]
         tail.send_signal(signal.SIGCONT)
 
 
-def made_again(database: Database) -> None:
+def recreated(database: Database) -> None:
     database.run(ROWS, "SELECT pg_drop_replication_slot('g')", CREATE)
 
 
@@ -74,7 +74,7 @@ def _has(path: Path, text: str) -> bool:
 def test_a_slot_that_is_ahead_at_a_reconnect_stops_the_run(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     words = ("slot", "tail", "g", "-f", "json")
-    moves = ((made_again, ""), (advanced, ""), (consumed, ""), (advanced, "--accept-gap"))
+    moves = ((recreated, ""), (advanced, ""), (consumed, ""), (advanced, "--accept-gap"))
     for number, (move, accept) in enumerate(moves):
         after = f"after {number}"
         more = [accept] if accept else []
@@ -86,7 +86,7 @@ def test_a_slot_that_is_ahead_at_a_reconnect_stops_the_run(stream: Database, rds
                 move(stream)
                 stream.run(f"INSERT INTO t (v) VALUES ('{after}')")
             if accept:
-                wait_until(partial(_has, out, after), "the change behind the gap")
+                wait_until(partial(_has, out, after), "the change after the gap")
                 tail.send_signal(signal.SIGINT)
             _, err = tail.communicate(timeout=60)
         text, values = err.decode(), [event["after"]["v"] for event in read_json_lines(out)]
@@ -95,22 +95,22 @@ def test_a_slot_that_is_ahead_at_a_reconnect_stops_the_run(stream: Database, rds
         if accept:
             assert (tail.returncode, values[-2:]) == (0, ["before", after]), text
         else:
-            # What the runs before left behind the gap comes first, where the run was told to go on.
+            # With --accept-gap, the changes after the gap of the earlier runs come first.
             assert (tail.returncode, values[-1]) == (4, "before"), text
             assert "missing" not in values
             assert "--accept-gap" in text
 
 
-def test_a_slot_that_was_made_again_between_two_runs(stream: Database, rdsrepl: Program) -> None:
+def test_a_slot_recreated_between_two_runs(stream: Database, rdsrepl: Program) -> None:
     words = ("slot", "tail", "g", "--until-now", "-f", "json")
     stream.run(ROWS)
     assert len(rdsrepl(*words, dsn=stream.dsn).lines) == 100
-    made_again(stream)
+    recreated(stream)
     stream.run("INSERT INTO t (v) VALUES ('after')")
     refused = rdsrepl(*words, "-o", "json", dsn=stream.dsn)
     assert (refused.code, refused.out, refused.error["error"]) == (4, "", "slot_moved")
     assert "dropped and recreated" in refused.error["message"]
-    # A look consumes nothing and is not refused.
+    # peek consumes nothing and is not refused.
     assert len(rdsrepl("slot", "peek", "g", "-f", "json", dsn=stream.dsn).lines) == 1
     accepted = rdsrepl(*words, "--accept-gap", dsn=stream.dsn)
     assert (accepted.code, len(accepted.lines)) == (0, 1)
@@ -118,7 +118,7 @@ def test_a_slot_that_was_made_again_between_two_runs(stream: Database, rdsrepl: 
     again = rdsrepl(*words, dsn=stream.dsn)
     assert (again.code, again.out) == (0, "")
     assert "slot g" not in again.err.replace("slot g: 0 changes", "")
-    # A slot that was dropped with this tool was seen to be dropped.
+    # The state directory records a slot that this tool dropped.
     stream.run(ROWS)
     assert rdsrepl("slot", "drop", "g", "--yes", dsn=stream.dsn).code == 0
     stream.run(CREATE, "INSERT INTO t (v) VALUES ('after')")

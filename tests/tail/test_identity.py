@@ -39,19 +39,19 @@ Identity = tuple[int, int, int]
 
 
 def identity(event: dict[str, Any]) -> Identity:
-    """The identity of a line, as numbers that sort."""
+    """Return the identity of a line as numbers."""
     return event["timeline"], int(Lsn.parse(event["commit_lsn"])), event["seq"]
 
 
 def check(events: Sequence[dict[str, Any]]) -> None:
-    """Every line has an identity of its own, and the lines come in its order."""
+    """Check that every line has its own identity, and that the lines are in its order."""
     for one, two in pairwise(events):
         assert identity(one) < identity(two), (one, two)
 
 
 @pytest.fixture
 def stream(db18: Database) -> Iterator[Database]:
-    """A table, its publication, an ordinary slot and one that decodes prepared transactions when they are prepared."""
+    """A table, its publication, an ordinary slot, and a slot with two-phase decoding."""
     db18.run(
         "CREATE TABLE t (id bigint PRIMARY KEY, v text)",
         "CREATE TABLE u (id bigint PRIMARY KEY)",
@@ -65,14 +65,14 @@ def stream(db18: Database) -> Iterator[Database]:
 
 
 def hostile(database: Database) -> None:
-    """Write records that end exactly where the next one begins, and are identified by either of the two."""
+    """Write records that end exactly where the next one starts, and whose identity is one of the two positions."""
     name = database.name
     with closing(database.connect()) as conn:
         conn.execute("BEGIN")
         conn.execute("INSERT INTO t VALUES (1)")
         conn.execute("SELECT pg_logical_emit_message(true, 'in', 'transactional')")
         conn.execute("INSERT INTO t VALUES (2)")
-        # The message's record ends where the commit's begins.
+        # The message's record ends where the commit's starts.
         conn.execute("SELECT pg_logical_emit_message(false, 'at once', 'in a transaction')")
         conn.execute("COMMIT")
         conn.execute("SELECT pg_logical_emit_message(false, 'alone', 'x')")
@@ -83,7 +83,7 @@ def hostile(database: Database) -> None:
             conn.execute(f"INSERT INTO u VALUES ({ord(gid)})")
             conn.execute("SELECT pg_logical_emit_message(false, 'at once', 'before PREPARE')")
             conn.execute(f"PREPARE TRANSACTION '{gid}_{name}'")
-        # One record after the other: the end of each is the beginning of the next.
+        # Consecutive records: the end of each is the start of the next.
         conn.execute(f"ROLLBACK PREPARED 'a_{name}'")
         conn.execute("SELECT pg_logical_emit_message(false, 'between', '')")
         conn.execute(f"COMMIT PREPARED 'b_{name}'")
@@ -94,9 +94,9 @@ def hostile(database: Database) -> None:
         conn.execute("ROLLBACK")
 
 
-def test_each_line_has_an_identity_of_its_own_in_the_order_of_the_stream(stream: Database, rdsrepl: Program) -> None:
+def test_each_line_has_its_own_identity_in_the_order_of_the_stream(stream: Database, rdsrepl: Program) -> None:
     hostile(stream)
-    stream.run("CREATE TABLE flushed ()")  # a message that is not transactional is not flushed by itself
+    stream.run("CREATE TABLE flushed ()")  # a message that is not transactional is not flushed immediately
     for slot in ("g", "tp"):
         words = ("slot", "tail", slot, "--until-now", "--no-confirm", "--format", "json")
         first = rdsrepl(*words, dsn=stream.dsn)
@@ -118,7 +118,7 @@ def test_each_line_has_an_identity_of_its_own_in_the_order_of_the_stream(stream:
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-def test_a_wal2json_slot_has_identities_too(db15: Database, rdsrepl: Program, version: str) -> None:
+def test_a_wal2json_slot_has_identities(db15: Database, rdsrepl: Program, version: str) -> None:
     db15.run(
         "CREATE TABLE t (id bigint PRIMARY KEY, v text)",
         "CREATE TABLE u (id bigint PRIMARY KEY)",
@@ -134,7 +134,7 @@ def test_a_wal2json_slot_has_identities_too(db15: Database, rdsrepl: Program, ve
     assert len([event for event in result.lines if event["op"] == "m"]) >= 4
     if version == "1":
         return
-    # Aurora's storage has no timelines, and what the server says of them is not asked for.
+    # Aurora's storage has no timelines, so the server's timeline is not used.
     db15.run("CREATE FUNCTION aurora_version() RETURNS text LANGUAGE sql AS $$SELECT '15.4'$$")
     on_aurora = rdsrepl(*words, dsn=db15.dsn).lines
     assert on_aurora == [{**event, "timeline": 0} for event in result.lines]
@@ -149,7 +149,7 @@ def _message(transactional: bool, lsn: int) -> bytes:
 
 
 class Wal:
-    """Records, one right behind the other, and the messages in which pgoutput tells of them."""
+    """Consecutive WAL records, and pgoutput's messages for them."""
 
     def __init__(self, rng: random.Random, left_at: int | None) -> None:
         self._rng = rng
@@ -179,7 +179,7 @@ class Wal:
         elif kind == "rollback_prepared":
             told = [b"r" + struct.pack(">BQQqqI", 0, start - 8, end, 0, 0, 7) + gid]
         else:
-            told = []  # of other databases, of tables that are not published
+            told = []  # other databases, tables that are not published
         self.messages += [_wrapped(end, payload) for payload in told]
         lines = rows if kind in ("commit", "prepare") else len(told)
         self.timelines += [2 if self.switch else 1] * lines
@@ -190,7 +190,7 @@ KINDS = ("message", "commit", "prepare", "commit_prepared", "rollback_prepared",
 
 @given(st.lists(st.sampled_from(KINDS), max_size=40), st.integers(0, 40), st.randoms(use_true_random=False))
 def test_identities_of_any_stream(kinds: list[str], left_at: int, rng: random.Random) -> None:
-    """Unique, ordered, of the timeline on which the record was written; the same from anywhere the stream goes on."""
+    """Unique, ordered, with the timeline on which the record was written; the same from any point of the stream."""
     wal = Wal(rng, left_at)
     for kind in kinds:
         wal.write(kind)
@@ -231,15 +231,15 @@ def test_a_history_file() -> None:
 
 
 def _slot_on_standby(standby: PostgresServer, primary: PostgresServer) -> None:
-    """Make slot ``sb`` there, which waits for the primary to log which transactions run."""
+    """Create slot ``sb`` on the standby, which waits until the primary logs the running transactions."""
     with ThreadPoolExecutor(1) as pool, closing(standby.connect()) as conn, closing(primary.connect()) as source:
         made = pool.submit(conn.execute, "SELECT pg_create_logical_replication_slot('sb', 'pgoutput')")
         wait_until(lambda: source.execute("SELECT pg_log_standby_snapshot()") and made.done(), "the slot is made")
         made.result()
 
 
-def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
-    """The standby lacks the last changes and gives their positions to others: nothing is mistaken for a repeat."""
+def test_identities_and_messages_over_a_failover(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
+    """The standby lacks the last changes and assigns their positions to others, which are not taken for repeats."""
     writer = PostgresServer(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
     writer.initdb()
     writer.start()
@@ -283,7 +283,7 @@ def test_identities_and_words_over_a_failover(servers: Servers, rdsrepl: Program
             # Reads from the standby, and is not interrupted by the promotion.
             words = ("slot", "tail", "sb", "-f", "json")
             beside = rdsrepl.start(*words, dsn=reader.dsn(), stdout=second, stderr=subprocess.PIPE)
-            # It confirms nothing, so everything comes again.
+            # It confirms nothing, so every change comes again.
             words = ("slot", "tail", "fo", "--no-confirm", "-f", "json")
             tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=subprocess.PIPE)
             write(writer, "both 1", "both 2", "both 3")

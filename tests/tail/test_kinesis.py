@@ -1,4 +1,4 @@
-"""Changes to Kinesis: in order for each key, none lost, nothing confirmed that is not in, whatever Kinesis does."""
+"""Changes to Kinesis: in order for each key, none lost, none confirmed that Kinesis has not acknowledged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.fixtures.program import Program
 from tests.fixtures.sandbox import Cloud
 from tests.workloads.kinesis_server import KinesisServer
 
-# What may go when: pure.
+# The order of sending: pure.
 
 
 class World:
@@ -47,7 +47,7 @@ class World:
             items = self.on_their_way.pop(self.random.randrange(len(self.on_their_way)))
             refused = [item for item in items if self.random.random() < 0.3]
             kept = [item for item in items if item not in refused]
-            for item in self.random.sample(kept, len(kept)):  # PutRecords promises no order
+            for item in self.random.sample(kept, len(kept)):  # PutRecords guarantees no order
                 self.arrived += [(record.key, record.data) for record in item]
             self.dispatch.acknowledged(kept, self.now)
             for item in refused:
@@ -66,7 +66,7 @@ class World:
     aggregate=st.sampled_from([None, 60, 10_000]),
     most=st.integers(1, 8),
 )
-def test_order_per_key_and_no_loss_whatever_is_refused(
+def test_order_per_key_and_no_loss_with_any_refusals(
     seed: int, batches: list[list[int]], aggregate: int | None, most: int
 ) -> None:
     world = World(seed, Limits(records=most, request_bytes=200, linger_seconds=0.01, aggregate_bytes=aggregate))
@@ -91,7 +91,7 @@ def test_order_per_key_and_no_loss_whatever_is_refused(
         assert [d for k, d in world.arrived if k == key] == [d for k, d in sent if k == key]
 
 
-def test_a_lone_record_waits_for_company_no_longer_than_said() -> None:
+def test_a_single_record_waits_no_longer_than_the_batching_delay() -> None:
     dispatch = Dispatch(Limits(linger_seconds=0.01))
     dispatch.accept(1, [("k", b"x")], 5.0)
     assert dispatch.take(5.005) == [] and dispatch.due_in(5.005) == pytest.approx(0.005)
@@ -99,13 +99,13 @@ def test_a_lone_record_waits_for_company_no_longer_than_said() -> None:
     assert dispatch.due_in(5.011) is None, "the next of its key may not go yet"
 
 
-def test_a_full_request_waits_for_nothing() -> None:
+def test_a_full_request_is_sent_at_once() -> None:
     dispatch = Dispatch(Limits(records=3))
     dispatch.accept(1, [(f"k{n}", b"x") for n in range(7)], 0.0)
     assert [len(dispatch.take(0.0)) for _ in range(2)] == [3, 3]
 
 
-def test_an_empty_batch_is_durable_in_its_turn() -> None:
+def test_an_empty_batch_is_durable_in_order() -> None:
     dispatch = Dispatch(Limits())
     dispatch.accept(1, [("k", b"x")], 0.0)
     dispatch.accept(2, [], 0.0)
@@ -114,7 +114,7 @@ def test_an_empty_batch_is_durable_in_its_turn() -> None:
     assert dispatch.durable == 2
 
 
-def test_aggregated_records_come_apart_with_the_library_itself() -> None:
+def test_the_library_separates_aggregated_records() -> None:
     from aws_kinesis_agg.deaggregator import deaggregate_records
 
     dispatch = Dispatch(Limits(aggregate_bytes=50_000))
@@ -132,7 +132,7 @@ def test_aggregated_records_come_apart_with_the_library_itself() -> None:
     assert apart == [f"change {n}".encode() for n in range(100)]
 
 
-def test_a_key_that_kinesis_would_not_take_is_hashed_never_cut() -> None:
+def test_a_key_that_kinesis_refuses_is_hashed_never_cut() -> None:
     long = "x" * 257
     assert split(f"{'x' * 256}{SEPARATOR}line") == ("x" * 256, "line")
     key, text = split(f"{long}{SEPARATOR}line")
@@ -149,7 +149,7 @@ def test_drop_columns_takes_the_largest_and_keeps_every_digit() -> None:
     assert smaller["dropped"] == ["big"] and set(smaller["after"]) == {"id", "n", "mid"}
 
 
-# Of calls that are made before anything is streamed.
+# Calls before the stream.
 ONCE = {"AWS_MAX_ATTEMPTS": "1"}
 
 
@@ -159,7 +159,7 @@ def to_kinesis(rdsrepl: Program, source: Database, standin: KinesisServer, *more
 
 
 def check(standin: KinesisServer, expected: dict[int, int]) -> int:
-    """Every change present, the first arrivals of each key in commit order; return how many came twice."""
+    """Check every change and the commit order of first arrivals for each key; return how many came twice."""
     first: dict[int, list[int]] = {}
     seen: set[tuple[str, int]] = set()
     repeats = 0
@@ -177,7 +177,7 @@ def check(standin: KinesisServer, expected: dict[int, int]) -> int:
 
 
 def work(source: Database, transactions: int, keys: int, hot: int = 5) -> dict[int, int]:
-    """Change rows, half of them the hot ones; each row's n counts its changes. Return the counts."""
+    """Change rows, half of them frequent ones; each row's n counts its changes. Return the counts."""
     chosen = random.Random(1)
     counts: dict[int, int] = {}
     with closing(source.connect()) as conn:
@@ -195,7 +195,7 @@ def work(source: Database, transactions: int, keys: int, hot: int = 5) -> dict[i
     return counts
 
 
-def test_changes_arrive_under_their_keys_and_are_confirmed(
+def test_changes_arrive_with_their_keys_and_are_confirmed(
     rdsrepl: Program, source: Database, standin: KinesisServer
 ) -> None:
     source.run(
@@ -227,7 +227,7 @@ def test_partition_by(
 
 
 @pytest.mark.parametrize("aggregate", [False, True])
-def test_partial_failures_5xx_cuts_and_limits_cost_nothing_but_time(
+def test_partial_failures_5xx_and_lost_connections_only_delay(
     rdsrepl: Program, source: Database, standin: KinesisServer, aggregate: bool
 ) -> None:
     counts = work(source, 100, 100)
@@ -238,7 +238,7 @@ def test_partial_failures_5xx_cuts_and_limits_cost_nothing_but_time(
     check(standin, counts)
 
 
-def test_shard_limits_are_waited_out(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
+def test_shard_limits_are_retried(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
     source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 8000) i")
     standin.faults.shard_limits = True
     done = to_kinesis(rdsrepl, source, standin)
@@ -251,7 +251,7 @@ def test_shard_limits_are_waited_out(rdsrepl: Program, source: Database, standin
 def test_kills_refusals_and_a_failover_lose_nothing_and_reorder_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """And nothing is confirmed that is not in. ``make bench`` does it with 200,000 changes and 20 kills."""
+    """Nothing is confirmed that Kinesis has not acknowledged. ``make bench`` runs 200,000 changes and 20 kills."""
     size = FaultLoad(changes=5000, per_second=600, keys=1000, kills=6, life_seconds=(0.6, 1.6))
     came = stream_with_faults(tmp_path, size)
     said = f"{came.changes} changes, {came.kills} kills, {came.refused} refusals, {came.repeats} repeats"
@@ -259,13 +259,13 @@ def test_kills_refusals_and_a_failover_lose_nothing_and_reorder_nothing(
     assert came.kills == size.kills and came.refused > 0
 
 
-def test_kinesis_down_is_back_pressure_and_weather(
+def test_kinesis_down_is_back_pressure_and_transient(
     rdsrepl: Program, source: Database, standin: KinesisServer, tmp_path: Path
 ) -> None:
     source.run("INSERT INTO t SELECT i, 1, repeat('x', 500) FROM generate_series(1, 60000) i")
     standin.faults.down = True
     env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
-    # The stream is looked at once it answers; then it goes down.
+    # The stream is described first; then Kinesis goes down.
     standin.faults.down = False
     with (tmp_path / "err").open("wb") as err:
         process = rdsrepl.start(*words(source, "--until-now"), dsn=source.dsn, env=env, stdout=err, stderr=err)
@@ -293,7 +293,7 @@ def test_kinesis_down_is_back_pressure_and_weather(
         ("ExpiredTokenException", 5, "aws sso login"),
     ],
 )
-def test_what_no_retry_mends_stops_and_confirms_nothing(
+def test_an_error_that_no_retry_fixes_stops_and_confirms_nothing(
     rdsrepl: Program, source: Database, standin: KinesisServer, code: str, exit_code: int, said: str
 ) -> None:
     before = wal_end(source)
@@ -304,10 +304,10 @@ def test_what_no_retry_mends_stops_and_confirms_nothing(
     assert is_before(source, before)
 
 
-def test_what_is_no_answer_of_kinesis_acknowledges_nothing_and_is_asked_again(
+def test_an_answer_that_is_not_from_kinesis_acknowledges_nothing_and_is_retried(
     rdsrepl: Program, source: Database, standin: KinesisServer
 ) -> None:
-    """A proxy's page, a balancer's, a login page with status 200, too few results, an error nobody has heard of."""
+    """The page of a proxy or a balancer, a login page with status 200, too few results, an unknown error."""
     source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 50) i")
     page = b"<html>Bad gateway</html>"
     few = b'{"FailedRecordCount":1,"Records":[{"ErrorCode":"InternalFailure"}]}'
@@ -319,7 +319,7 @@ def test_what_is_no_answer_of_kinesis_acknowledges_nothing_and_is_asked_again(
 
 
 @pytest.mark.parametrize("page", [(200, b"<html>Welcome</html>"), (404, b"<html>no</html>"), (200, b"{}"), (503, b"")])
-def test_a_server_that_is_no_kinesis(
+def test_a_server_that_is_not_kinesis(
     rdsrepl: Program, source: Database, standin: KinesisServer, page: tuple[int, bytes]
 ) -> None:
     before = wal_end(source)
@@ -334,15 +334,13 @@ def test_a_server_that_is_no_kinesis(
     ("url", "exit_code", "said"),
     [("http://127.0.0.1:1", 5, "127.0.0.1:1"), ("http://127.0.0.1:99999", 2, "0-65535"), ("ftp://127.0.0.1", 5, "ftp")],
 )
-def test_an_endpoint_that_nobody_serves(
-    rdsrepl: Program, source: Database, url: str, exit_code: int, said: str
-) -> None:
+def test_an_endpoint_without_a_server(rdsrepl: Program, source: Database, url: str, exit_code: int, said: str) -> None:
     failed = rdsrepl(*words(source), "--endpoint-url", url, dsn=source.dsn, env={**AWS, **ONCE})
     assert failed.code == exit_code and said in failed.err and "endpoint" in failed.err
     assert "Traceback" not in failed.err
 
 
-def test_no_right_to_look_at_the_stream(cloud: Cloud, source: Database) -> None:
+def test_no_permission_to_describe_the_stream(cloud: Cloud, source: Database) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
     cloud.faults({"service": "kinesis", "operation": "DescribeStreamSummary", "code": "AccessDeniedException",
@@ -358,8 +356,8 @@ def test_an_arn_of_another_region(rdsrepl: Program, source: Database) -> None:
     assert failed.code == 2 and "--region us-east-1" in failed.err
 
 
-def test_without_an_endpoint_of_ones_own_requests_go_to_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every other test names an endpoint, and botocore then asks nothing of the ARN."""
+def test_without_an_endpoint_requests_go_to_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other test has an endpoint, and then botocore does not derive it from the ARN."""
     from botocore.awsrequest import AWSRequest, AWSResponse
 
     for name, value in AWS.items():
@@ -452,7 +450,7 @@ def test_a_slot_whose_plugin_has_no_keys(rdsrepl: Program, source: Database, sta
     assert failed.code == 2 and "hint: a slot with --plugin pgoutput" in failed.err
 
 
-def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
+def test_a_column_that_a_table_does_not_have(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
     failed = to_kinesis(rdsrepl, source, standin, "--partition-by", "customer")
@@ -460,7 +458,7 @@ def test_a_column_that_a_table_lacks(rdsrepl: Program, source: Database, standin
     assert is_before(source, before)
 
 
-def test_a_stream_that_is_not_there_or_going_away(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
+def test_a_stream_that_does_not_exist_or_is_deleted(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
     env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
     missing = rdsrepl("slot", "tail", slot_of(source), "--to", "kinesis:nope", dsn=source.dsn, env=env)
     assert missing.code == 3 and "region eu-west-1" in missing.err
@@ -469,7 +467,7 @@ def test_a_stream_that_is_not_there_or_going_away(rdsrepl: Program, source: Data
     assert going.code == 4 and "DELETING" in going.err
 
 
-def test_moto_takes_it_too_and_an_idle_change_is_there_soon(cloud: Cloud, source: Database) -> None:
+def test_through_moto_a_single_change_arrives_soon(cloud: Cloud, source: Database) -> None:
     kinesis = cloud.client("kinesis")
     kinesis.create_stream(StreamName=STREAM, ShardCount=1)
     iterator = None

@@ -1,4 +1,4 @@
-"""The ledger never releases an undelivered change, whatever the order of events."""
+"""The ledger never allows to confirm an undelivered change, in any order of events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_commit_is_confirmed_once_its_batch_is_durable() -> None:
     assert ledger.all_delivered
 
 
-def test_a_keepalive_behind_an_undelivered_change_waits_for_it() -> None:
+def test_a_keepalive_after_an_undelivered_change_waits_for_it() -> None:
     ledger = Ledger()
     number = ledger.hand_over(100, in_transaction=False)
     ledger.keepalive(500)
@@ -39,7 +39,7 @@ def test_an_idle_slot_moves_with_the_keepalive() -> None:
     assert ledger.flush_lsn == 500
 
 
-def test_a_keepalive_inside_a_transaction_says_nothing() -> None:
+def test_a_keepalive_within_a_transaction_has_no_effect() -> None:
     ledger = Ledger()
     ledger.deliver(ledger.hand_over(None, in_transaction=True))
     ledger.keepalive(500)
@@ -49,7 +49,7 @@ def test_a_keepalive_inside_a_transaction_says_nothing() -> None:
     assert ledger.flush_lsn == 600
 
 
-def test_a_lost_connection_ends_the_half_received_transaction() -> None:
+def test_a_lost_connection_ends_the_incomplete_transaction() -> None:
     ledger = Ledger()
     ledger.deliver(ledger.hand_over(None, in_transaction=True))
     ledger.connection_lost()
@@ -75,7 +75,7 @@ def test_the_sink_cannot_deliver_what_it_was_not_given() -> None:
 
 @given(st.lists(st.sampled_from(["change", "commit", "keepalive", "deliver", "lose"]), max_size=60), st.randoms())
 def test_never_past_an_undelivered_change(events: list[str], random) -> None:  # type: ignore[no-untyped-def]
-    """Model: each change has the LSN of its transaction's commit; the smallest undelivered one bounds the position."""
+    """Model: each change has the LSN of its transaction's commit; the smallest undelivered one limits the position."""
     ledger = Ledger()
     lsn, is_open, delivered = 0, False, 0
     undelivered: dict[int, list[int]] = {}  # batch → LSNs of the changes in it
@@ -96,7 +96,7 @@ def test_never_past_an_undelivered_change(events: list[str], random) -> None:  #
             ledger.keepalive(lsn)
         elif event == "lose":
             ledger.connection_lost()
-            # The server sends the open transaction again: its changes so far need not be waited for.
+            # The server sends the open transaction again: its changes so far do not matter.
             for number in open_batches:
                 undelivered.pop(number, None)
             is_open, open_batches = False, []

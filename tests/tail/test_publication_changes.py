@@ -1,4 +1,4 @@
-"""Changes that a publication leaves out are never confirmed unsaid: made before it (18), or of another set."""
+"""Changes that a publication omits are never confirmed without a message: older than it (18), or of another set."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def values(lines: list[dict[str, Any]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("version", [15, 18])
-def test_a_publication_that_is_younger_than_the_slot_ends_the_run(
+def test_a_publication_newer_than_the_slot_ends_the_run(
     request: pytest.FixtureRequest, rdsrepl: Program, version: int
 ) -> None:
-    """On 18 the server only warns, and what comes before the warning is delivered; nothing behind it is confirmed."""
+    """On 18 the server only warns: changes before the warning are delivered, and none after it is confirmed."""
     database: Database = request.getfixturevalue(f"db{version}")
     database.run(
         "CREATE TABLE t (id bigserial PRIMARY KEY, v text)",
@@ -39,7 +39,7 @@ def test_a_publication_that_is_younger_than_the_slot_ends_the_run(
     with closing(database.connect()) as conn:
         conn.execute("BEGIN")
         conn.execute("INSERT INTO t (v) SELECT 'too early' FROM generate_series(1, 3)")
-        row = conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()  # where the commit's record begins
+        row = conn.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()  # where the commit's record starts
         assert row is not None
         conn.execute("COMMIT")
         conn.execute("CREATE PUBLICATION p FOR TABLE t")
@@ -60,8 +60,8 @@ def test_a_publication_that_is_younger_than_the_slot_ends_the_run(
     assert "warning" in allowed.err
 
 
-def test_a_publication_that_was_dropped_and_made_again(db18: Database, rdsrepl: Program, tmp_path: Path) -> None:
-    """What came while it existed is delivered; the first change of a time without it ends the run."""
+def test_a_publication_that_was_dropped_and_recreated(db18: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """Changes made while it existed are delivered; the first change without it ends the run."""
     db18.run("CREATE TABLE t (id bigserial PRIMARY KEY, v text)", "CREATE PUBLICATION p FOR TABLE t", SLOT)
     out = tmp_path / "out.jsonl"
     with out.open("wb") as file:
@@ -81,8 +81,8 @@ def test_a_publication_that_was_dropped_and_made_again(db18: Database, rdsrepl: 
     assert confirmed_lsn(db18, "g") <= row[0]
 
 
-def test_warnings_of_the_server_reach_stderr_cleaned(db18: Database, rdsrepl: Program) -> None:
-    """Whatever the role's client_min_messages is, and whatever the names hold."""
+def test_warnings_of_the_server_are_escaped(db18: Database, rdsrepl: Program) -> None:
+    """With any client_min_messages of the role, and any characters in names."""
     hostile = 'p\x1b[31m"\x07'
     name = '"' + hostile.replace('"', '""') + '"'
     db18.run(
@@ -100,7 +100,7 @@ def test_warnings_of_the_server_reach_stderr_cleaned(db18: Database, rdsrepl: Pr
         assert "\x07" not in result.err
 
 
-def test_another_set_of_publications_is_told_before_anything_is_confirmed(db15: Database, rdsrepl: Program) -> None:
+def test_another_set_of_publications_is_reported_before_a_confirmation(db15: Database, rdsrepl: Program) -> None:
     db15.run(
         "CREATE TABLE a (id bigserial PRIMARY KEY, v text)",
         "CREATE TABLE b (id bigserial PRIMARY KEY, v text)",
@@ -125,7 +125,7 @@ def test_another_set_of_publications_is_told_before_anything_is_confirmed(db15: 
     assert "public.b" not in told
     assert "caught up" in rest
     assert confirmed_lsn(db15, "g") > before
-    # Told once: from now on this is the set.
+    # Reported once: from now on this is the set.
     assert "streamed with" not in rdsrepl(*WORDS, "--publication", "pb", dsn=db15.dsn).err
 
 

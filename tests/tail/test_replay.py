@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(("version", "encoding"), [(15, "LATIN1"), (16, "EUC_JP"), (18, "SQL_ASCII")])
 def test_no_table_differs(version: int, encoding: str, servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
-    """The role has settings that must not show in the lines; repeats are dropped by the documented identity."""
+    """The role has settings that must not affect the lines; repeats are dropped by the documented identity."""
     with Oracle(rdsrepl, tmp_path, servers.get(version), encoding, seed=20261121 + version) as oracle:
         for _ in range(2):
             oracle.workload.run(22)

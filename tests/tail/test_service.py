@@ -30,7 +30,7 @@ from tests.fixtures.service import base_url, health, scrape, tailing
 from tests.fixtures.waiting import wait_until
 from tests.workloads.kinesis_server import KinesisServer
 
-# Health, as such.
+# Health.
 
 
 def test_health_is_bad_only_when_the_lag_grew_and_nothing_was_confirmed() -> None:
@@ -50,7 +50,7 @@ def test_health_is_bad_only_when_the_lag_grew_and_nothing_was_confirmed() -> Non
     assert one.stuck_seconds(301.0) == 181.0
 
 
-def test_health_begins_with_the_first_lag_that_is_known() -> None:
+def test_health_starts_with_the_first_known_lag() -> None:
     one = Health(10)
     one.observe(0, None, 0.0)
     one.observe(0, 500, 5.0)
@@ -95,7 +95,7 @@ def test_metrics_and_health_while_kinesis_is_down_and_after(
     assert len(events(standin)) >= 2000
 
 
-def test_a_port_that_is_taken_is_said_before_anything_is_streamed(rdsrepl: Program, source: Database) -> None:
+def test_a_port_in_use_is_reported_before_the_stream(rdsrepl: Program, source: Database) -> None:
     import socket
 
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
@@ -115,7 +115,7 @@ def test_a_port_that_is_taken_is_said_before_anything_is_streamed(rdsrepl: Progr
         (["--metrics-port", "70000"], "--metrics-port"),
     ],
 )
-def test_options_that_make_no_sense(rdsrepl: Program, options: list[str], said: str) -> None:
+def test_options_that_are_refused(rdsrepl: Program, options: list[str], said: str) -> None:
     done = rdsrepl("slot", "tail", "any", *options, dsn="host=127.0.0.1 port=1 dbname=x")
     assert done.code == 2 and said in done.err, done.err
 
@@ -136,7 +136,7 @@ def test_every_line_of_a_json_log_is_an_object(rdsrepl: Program, source: Databas
     )
 
 
-def test_an_error_in_a_json_log_is_an_object_too(rdsrepl: Program, source: Database) -> None:
+def test_an_error_in_a_json_log_is_an_object(rdsrepl: Program, source: Database) -> None:
     done = rdsrepl("slot", "tail", "no_such", "--log-format", "json", dsn=source.dsn)
     (line,) = [json.loads(line) for line in done.err.splitlines()]
     assert done.code == 3 and line["level"] == "error" and line["error"] == "not_found" and line["exit_code"] == 3
@@ -191,10 +191,10 @@ def test_a_heartbeat_table(rdsrepl: Program, source: Database) -> None:
     assert source.value("SELECT slot_name FROM ops.beats") == slot_of(source)
 
 
-# The end.
+# The end of a run.
 
 
-def test_a_drain_timeout_ends_a_run_that_kinesis_holds_up(
+def test_a_drain_timeout_ends_a_run_that_kinesis_blocks(
     rdsrepl: Program, source: Database, standin: KinesisServer
 ) -> None:
     before = wal_end(source)
@@ -218,7 +218,7 @@ def test_a_drain_timeout_ends_a_run_that_kinesis_holds_up(
 def test_credentials_that_expire_under_the_tail_are_renewed(
     rdsrepl: Program, source: Database, standin: KinesisServer, tmp_path: Path
 ) -> None:
-    # botocore renews from fifteen minutes before the end on; so these are renewed after two seconds.
+    # botocore renews credentials in their last fifteen minutes; so it renews these after two seconds.
     script = tmp_path / "login.py"
     script.write_text(
         textwrap.dedent("""\
@@ -258,7 +258,7 @@ def test_credentials_that_expire_under_the_tail_are_renewed(
 
 @dataclass
 class Context:
-    """What Lambda passes: a function that may run for a while."""
+    """The context that Lambda passes, with a timeout."""
 
     ends_at: float
 
@@ -270,7 +270,7 @@ class Context:
 def invoke(
     source: Database, standin: KinesisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Any]:
-    """Run the handler as Lambda does: an event, the environment, a time."""
+    """Call the handler like Lambda, with an event, the environment and a timeout."""
     from rdsrepl.aws import session
 
     for name in [name for name in os.environ if name.startswith(("RDSREPL_", "PG", "AWS_"))]:
@@ -293,7 +293,7 @@ def invoke(
     return call
 
 
-def test_lambda_streams_until_its_time_is_nearly_over(
+def test_lambda_streams_until_shortly_before_its_timeout(
     invoke: Any, source: Database, standin: KinesisServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 200) n")
@@ -320,13 +320,13 @@ def test_lambda_streams_until_its_time_is_nearly_over(
     json.dumps(result)
 
 
-def test_lambda_ends_early_when_nothing_comes(invoke: Any, source: Database) -> None:
+def test_lambda_ends_early_without_changes(invoke: Any, source: Database) -> None:
     source.run("INSERT INTO t VALUES (1, 0, 'x')")
     result = invoke(60.0, idle_exit="500ms", aggregate="true", publications="p", partition_by="table")
     assert result["reason"] == "no change for --idle-exit" and result["changes"] == 1
 
 
-def test_lambda_confirms_nothing_that_kinesis_did_not_take_and_the_next_run_brings_it(
+def test_lambda_confirms_only_acknowledged_changes_and_the_next_run_delivers_the_rest(
     invoke: Any, source: Database, standin: KinesisServer
 ) -> None:
     before = wal_end(source)
@@ -356,20 +356,17 @@ def test_a_second_lambda_finds_the_slot_busy(
     [
         ({"slots": "x"}, "unknown key 'slots'"),
         ({"password": "secret"}, "unknown key 'password'"),
-        ({"slot": ""}, "no slot is named"),
+        ({"slot": ""}, "slot is missing"),
         ({"to": "-"}, "no standard output"),
         ({"to": "s3:bucket"}, "to (RDSREPL_TO) s3:bucket is not a sink"),
         ({"format": "xml"}, "format (RDSREPL_FORMAT) 'xml' is not a format"),
-        (
-            {"format": "raw"},
-            "raw is not supported with partition_by (RDSREPL_PARTITION_BY) key",
-        ),
+        ({"format": "raw"}, "raw is not supported with partition_by (RDSREPL_PARTITION_BY) key"),
         ({"aggregate": "perhaps"}, "is not a boolean"),
         ({"requests": 0}, "between 1 and 64"),
         ({"oversize": "cut"}, "oversize"),
         ({"linger": "soon"}, "'soon' is not a duration"),
         ({"margin": "1h"}, "the function may run for"),
-        ({"tables": {"a": 1}}, "must be a text"),
+        ({"tables": {"a": 1}}, "is not a string"),
     ],
 )
 def test_an_event_that_is_wrong(invoke: Any, event: dict[str, Any], said: str) -> None:
@@ -377,34 +374,34 @@ def test_an_event_that_is_wrong(invoke: Any, event: dict[str, Any], said: str) -
         invoke(5.0, **event)
 
 
-def test_lambda_fails_for_good_where_no_retry_helps(invoke: Any) -> None:
+def test_lambda_fails_when_no_retry_helps(invoke: Any) -> None:
     with pytest.raises(NotFound, match="no replication slot nowhere"):
         invoke(5.0, slot="nowhere")
     with pytest.raises(NotFound, match="missing"):
         invoke(5.0, to="kinesis:missing")
 
 
-# The page.
+# The documentation.
 
 PAGE = (ROOT / "docs" / "service.md").read_text()
 
 
 def without_a_database(rdsrepl: Program, line: list[str]) -> Any:
-    """Run a command line of the page where it can reach nothing: past its options, it fails as unreachable."""
+    """Run a command line of the page without a database: after its options, it fails as unreachable."""
     config = rdsrepl.home / "config.yaml"
     config.write_text("targets:\n  orders: {host: 127.0.0.1, port: 1, region: eu-west-1}\n")
     env = {**AWS, "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1", "RDSREPL_CONFIG": str(config)}
     return rdsrepl(*line, env=env)
 
 
-def test_the_unit_of_the_page_runs(rdsrepl: Program) -> None:
+def test_the_systemd_unit_of_the_page_runs(rdsrepl: Program) -> None:
     found = re.search(r"^ExecStart=/opt/rdsrepl/bin/rdsrepl (.*?[^\\])$", PAGE, re.M | re.S)
     assert found is not None
     done = without_a_database(rdsrepl, found[1].replace("\\\n", " ").split())
     assert done.code == 5, done.err
 
 
-def test_the_task_definition_of_the_page_is_one_and_its_command_runs(rdsrepl: Program) -> None:
+def test_the_task_definition_of_the_page_is_valid_and_its_command_runs(rdsrepl: Program) -> None:
     import botocore.session
     from botocore.validate import ParamValidator
 
@@ -418,9 +415,7 @@ def test_the_task_definition_of_the_page_is_one_and_its_command_runs(rdsrepl: Pr
     assert done.code == 5, done.err
 
 
-def test_the_event_and_the_result_of_the_page_are_as_it_says(
-    invoke: Any, source: Database, standin: KinesisServer
-) -> None:
+def test_the_event_and_the_result_of_the_page(invoke: Any, source: Database, standin: KinesisServer) -> None:
     event, result = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S))
     assert set(event) <= set(aws_lambda.KEYS)
     assert all(f"`{key}`" in PAGE for key in aws_lambda.KEYS)

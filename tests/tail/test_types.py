@@ -1,4 +1,4 @@
-"""Every type's JSON against the server's own to_json, and our wal2json against the plugin's."""
+"""Every type's JSON, compared with the server's to_json, and our wal2json with the plugin's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def drop(database: Database, *names: str) -> None:
         database.run(f"SELECT pg_drop_replication_slot('{name}')")
 
 
-def test_every_type_is_what_to_json_says(slots: Database, rdsrepl: Program) -> None:
+def test_every_type_is_what_to_json_prints(slots: Database, rdsrepl: Program) -> None:
     with closing(slots.connect()) as conn:
         count = insert_every_type(conn)
         conn.execute("SET TimeZone = 'UTC'")
@@ -136,7 +136,7 @@ def test_wal2json_format_is_the_plugins_own(db15: Database, rdsrepl: Program) ->
 
 
 def _without_empty_transactions(lines: list[str]) -> list[str]:
-    """The plugin prints B and C around a transaction without changes (DDL); pgoutput does not send it at all."""
+    """The plugin prints B and C for a transaction without changes (DDL); pgoutput does not send it."""
     kept: list[str] = []
     for line in lines:
         if '"action": "C"' in line and kept and '"action": "B"' in kept[-1]:
@@ -164,7 +164,7 @@ def _hostile_change(conn: Any, table: sql.Identifier, rng: random.Random, number
 
 
 def test_hostile_names_and_values_in_json(slots: Database, rdsrepl: Program) -> None:
-    """Each row comes out as the server's own row_to_json has it, and through pretty and debezium it stays one line."""
+    """Each row is what the server's row_to_json prints; in pretty and debezium it stays one line."""
     slots.run("SELECT pg_create_logical_replication_slot('h', 'pgoutput')")
     slots.run("SELECT pg_create_logical_replication_slot('i', 'pgoutput')")
     rng = random.Random(5)
@@ -191,8 +191,8 @@ def test_hostile_names_and_values_in_json(slots: Database, rdsrepl: Program) -> 
     assert len(out.split("\n")) - 1 == len(events)
 
 
-def test_text_that_is_no_utf8_passes_through(pg15: PostgresServer, rdsrepl: Program) -> None:
-    """A SQL_ASCII database holds any bytes; they come out as they are."""
+def test_text_that_is_not_utf8_passes_through(pg15: PostgresServer, rdsrepl: Program) -> None:
+    """A SQL_ASCII database contains any bytes; they are written unchanged."""
     name = "sql_ascii_bytes"
     with closing(pg15.connect()) as conn:
         conn.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'")
@@ -269,7 +269,7 @@ def test_messages_truncate_and_changes_of_definition(slots: Database, rdsrepl: P
     assert len({(event["commit_lsn"], event["seq"]) for event in events}) == len(events)
 
 
-def test_a_partition_is_published_as_its_root_where_asked(slots: Database, rdsrepl: Program) -> None:
+def test_a_partition_published_as_its_root(slots: Database, rdsrepl: Program) -> None:
     slots.run(
         "CREATE TABLE root (id integer, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id)",
         "CREATE TABLE part1 PARTITION OF root FOR VALUES FROM (0) TO (10)",
@@ -303,7 +303,7 @@ def test_generated_columns(slots: Database, rdsrepl: Program) -> None:
 
 
 def test_prepared_transactions_come_at_their_commit(slots: Database, rdsrepl: Program) -> None:
-    """On an ordinary slot; a slot made for two-phase decoding sends them at once, and then what became of them."""
+    """On an ordinary slot; a slot with two-phase decoding sends them when prepared, and then their end."""
     slots.run("CREATE TABLE t (id integer PRIMARY KEY)")
     name = f"gid_{slots.name}"
     slots.run("SELECT pg_create_logical_replication_slot('tp', 'pgoutput', false, true)")
@@ -330,7 +330,7 @@ def test_prepared_transactions_come_at_their_commit(slots: Database, rdsrepl: Pr
 
 @pytest.mark.parametrize("version", ["1", "2"])
 def test_a_wal2json_slot_gives_the_same_json(db15: Database, rdsrepl: Program, version: str) -> None:
-    """What the plugin leaves out (NaN, the replica identity's name) apart, both plugins give the same changes."""
+    """Both plugins give the same changes, except what wal2json omits (NaN, the replica identity's name)."""
     db15.run(
         *SCHEMA,
         "CREATE TABLE t (id integer PRIMARY KEY, v text, n numeric, b boolean, a integer[], j jsonb, "
@@ -409,7 +409,7 @@ def test_table_patterns(db15: Database, rdsrepl: Program) -> None:
     ]
 
 
-def test_array_text_with_every_trap() -> None:
+def test_array_text_with_special_characters() -> None:
     convert = values.array(values.quote)
     assert json.loads(convert('{"a,b",NULL,"NULL",{}}'.replace(",{}", ""))) == ["a,b", None, "NULL"]
     assert json.loads(convert('[0:1][5:5]={{"x"},{y}}')) == [["x"], ["y"]]

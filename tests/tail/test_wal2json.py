@@ -1,4 +1,4 @@
-"""``--format json`` from a wal2json slot: what pgoutput gives for the same changes, as far as the plugin prints it."""
+"""``--format json`` from a wal2json slot: like pgoutput for the same changes, if the plugin prints the values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tail(rdsrepl: Program, database: Database, slot: str, *words: str, fmt: str 
 
 
 def same(from_pgoutput: list[Any], from_wal2json: list[Any], *left_out: str) -> None:
-    """Compare the lines of the two plugins, without the members that the plugin cannot know."""
+    """Compare the lines of the two plugins, without the members that wal2json does not print."""
     assert len(from_pgoutput) == len(from_wal2json) > 0
     for mine, other in zip(from_pgoutput, from_wal2json, strict=True):
         for event in (mine, other):
@@ -51,7 +51,7 @@ def same(from_pgoutput: list[Any], from_wal2json: list[Any], *left_out: str) -> 
 
 
 def test_keys_and_old_rows(db15: Database, rdsrepl: Program) -> None:
-    """Every replica identity, and those that were changed between a change and its decoding."""
+    """Every replica identity, also those altered between a change and its decoding."""
     with closing(db15.connect()) as conn:
         for statement in (
             "CREATE TABLE by_pk (id integer PRIMARY KEY, v text, n integer)",
@@ -99,21 +99,21 @@ def test_keys_and_old_rows(db15: Database, rdsrepl: Program) -> None:
     ours = tail(rdsrepl, db15, "g")
     unnamed = {(e["table"], e["seq"], e["xid"]) for e in ours if "unchanged" in e and "v" not in (e["before"] or {})}
     theirs = tail(rdsrepl, db15, "w")
-    # Without FULL the plugin does not say that a large value was left out; it is absent all the same.
+    # Without FULL the plugin does not report an omitted large value; it is absent as well.
     for event in ours:
         if (event["table"], event["seq"], event["xid"]) in unnamed:
             del event["unchanged"]
     same(ours, theirs)
     older = tail(rdsrepl, db15, "w1", "--plugin-option", "format-version=1")
     for event in ours:
-        # Version 1 leaves the nulls of an old row out, and knows a deleted row by nothing else.
+        # Version 1 omits the nulls of an old row, and has nothing else for a deleted row.
         if event["op"] == "d":
             event["before"] = {name: value for name, value in event["before"].items() if value is not None}
     same(ours, older, "lsn", "commit_lsn", "timeline")
 
 
 def test_replica_identities_that_changed_since(db15: Database, rdsrepl: Program) -> None:
-    """What the event has decides over what the catalogue has by now: no null and no column is invented."""
+    """The event has precedence over the present catalogue: no null and no column is invented."""
     db15.run(
         "CREATE TABLE t (id integer PRIMARY KEY, code text NOT NULL UNIQUE, v text)",
         *_SLOTS,
@@ -134,7 +134,7 @@ def test_replica_identities_that_changed_since(db15: Database, rdsrepl: Program)
 
 
 def test_every_type_and_hostile_names(db15: Database, rdsrepl: Program) -> None:
-    """Types whose names are no JSON in the plugin's output, or no ASCII; every built-in type; what is no number."""
+    """Types whose names are not JSON or not ASCII in the plugin's output; every built-in type; NaN."""
     db15.run(*SCHEMA, *_SLOTS)
     rng = random.Random(11)
     with closing(db15.connect()) as conn:
@@ -186,14 +186,14 @@ def encoded(request: pytest.FixtureRequest, pg15: PostgresServer) -> Iterator[Da
 
 _TEXTS = {
     "LATIN1": "café ÿ \x80\x9f ¤",
-    # Python's euc_jp has no ① and ㈱, and another character in the place of ～.
+    # Python's euc_jp lacks ① and ㈱, and has another character for ～.
     "EUC_JP": "日本語 ｱ ①㈱ ～ ― 丂",
     "KOI8R": "Привет ─",
 }
 
 
 def test_databases_of_other_encodings(encoded: Database, rdsrepl: Program) -> None:
-    """Names and values come in UTF-8, as pgoutput's do; with ``--format wal2json`` as well."""
+    """Names and values are in UTF-8, like pgoutput's; also with ``--format wal2json``."""
     encoding = encoded.value("SHOW server_encoding")
     words = _TEXTS[encoding]
     letter = next(word for word in words if word.isalpha() and not word.isascii())

@@ -1,4 +1,4 @@
-"""Mutated input for every decoder and parser: from recorded streams and from texts, always the same for a seed.
+"""Mutated input for every decoder and parser, from recorded streams and from texts; the same for a seed.
 
 ``tests/tail/test_fuzz.py`` runs a bounded part of it, ``tests/benchmarks/fuzz.py`` a million messages.
 """
@@ -39,7 +39,7 @@ from rdsrepl.text import masking
 from tests.workloads.tables import SCHEMA, hostile, insert_every_type
 
 HEADER = 25
-# A stream longer than this is damaged anew from its beginning.
+# A stream longer than this is mutated again from its start.
 STREAM = 60
 
 
@@ -48,7 +48,7 @@ _MARKERS = (b"B", b"C", b"R", b"b", b"P", b'{"action":"B"', b'{"action":"C"')
 
 @dataclass(frozen=True)
 class Recorded:
-    """One decoder as the program assembles it, and what a real server sent for it.
+    """One decoder as the program assembles it, and the messages that a real server sent for it.
 
     Attributes:
         name: the plugin and the format.
@@ -65,7 +65,7 @@ class Recorded:
 
 @dataclass
 class Tally:
-    """What became of mutated messages."""
+    """How many mutated messages were decoded and refused."""
 
     mutated: int = 0
     accepted: int = 0
@@ -100,7 +100,7 @@ def _pipelines() -> Iterator[tuple[str, FormatName, dict[str, Any]]]:
 
 @contextmanager
 def record(connect: Callable[[], Any], target: Target) -> Iterator[list[Recorded]]:
-    """Make a workload in an empty database of PostgreSQL 15, and record what each plugin sends of it.
+    """Run a workload in an empty database of PostgreSQL 15, and record what each plugin sends.
 
     The decoders ask that database's catalogue, as long as the context lasts.
     """
@@ -133,7 +133,7 @@ def _xlogdata(lsn: int, payload: bytes) -> bytes:
 
 
 def _ends(decoder: Decoder, messages: Sequence[bytes]) -> frozenset[int]:
-    """Return where the transactions of an undamaged stream end; it must be read without a fault."""
+    """Return where the transactions of an unchanged stream end; it must decode without an error."""
     ends = set()
     for message in messages:
         batch = decoder.feed([message])
@@ -177,7 +177,7 @@ def _workload(conn: Any) -> None:
 
 
 def mutated(rng: random.Random, data: bytes, others: Sequence[bytes], *, header: int = 0) -> bytes:
-    """Return data damaged in one of the ways in which data is damaged."""
+    """Return data with a random mutation."""
     start = header if rng.random() < 0.9 else 0
     at = rng.randrange(start, max(start + 1, len(data)))
     much = min(len(data) - at, rng.choice((1, 1, 2, 4, 8, 64)))
@@ -230,20 +230,20 @@ def fuzz_decoder(recorded: Recorded, messages: int, seed: int) -> Tally:
     while tally.mutated < messages:
         decoder.reset(Timelines(1))
         first = rng.randrange(len(recorded.messages))
-        # What describes the relations comes early, and is what most messages need.
+        # Relation messages come early, and most messages need them.
         stream = [*recorded.messages[:8], *recorded.messages[first : first + STREAM]]
         position = 0
         while position < len(stream):
             batch = stream[position : position + rng.choice((1, 1, 2, 5))]
             position += len(batch)
             number = rng.randrange(len(batch))
-            # Without what begins, ends and describes, all that follows is refused for the same reason.
+            # Without Begin, Commit and Relation, all later messages are refused for the same reason.
             damaged = rng.random() < (0.1 if batch[number][HEADER:].startswith(_MARKERS) else 0.7)
             if damaged:
                 batch[number] = mutated(rng, batch[number], recorded.messages, header=HEADER)
             try:
                 read = decoder.feed(batch)
-            except errors.Error as exc:  # the catalogue's, for a name of a type that is none
+            except errors.Error as exc:  # of the catalogue, for a type that does not exist
                 tally.kinds.add(type(exc).__name__)
                 tally.refused += damaged
                 tally.mutated += damaged
@@ -259,14 +259,14 @@ def fuzz_decoder(recorded: Recorded, messages: int, seed: int) -> Tally:
             tally.accepted += damaged and read.error is None
             starts = [int.from_bytes(m[1:9]) for m in batch if m[1:9] == m[9:17]]
             if (end := read.commit_end_lsn) is not None and end not in recorded.ends and end not in starts:
-                # Version 1 alone says the end in its text only, which nothing else confirms.
+                # Only version 1 has the end in its text, without a second source.
                 assert "'format-version': '1'" in recorded.name and end >= min(starts), [m.hex() for m in batch]
     return tally
 
 
 @dataclass(frozen=True)
 class Texts:
-    """A parser of text, and texts that it takes: a mutated one is taken, or refused with a typed error."""
+    """A parser of text, and valid texts: a mutated text is accepted, or refused with a typed error."""
 
     name: str
     parse: Callable[[str], object]
@@ -399,7 +399,7 @@ _WORDS = (
 
 
 def fuzz_parser(texts: Texts, count: int, seed: int) -> tuple[int, int]:
-    """Give a parser mutated texts; return how many it took and how many it refused."""
+    """Give a parser mutated texts; return how many it accepted and refused."""
     rng = random.Random(f"{texts.name} {seed}")
     taken = refused = 0
     for _ in range(count):

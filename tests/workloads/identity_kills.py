@@ -30,7 +30,7 @@ SETUP = (
 
 
 class IdentityWriter(threading.Thread):
-    """Writes until it is told to stop; remembers the messages that must come out."""
+    """Writes until it is stopped; remembers the messages that must be delivered."""
 
     def __init__(self, dsn: str, number: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class IdentityWriter(threading.Thread):
         conn.execute("BEGIN")
         for _ in range(rng.randint(0, 4)):
             kind = rng.random()
-            row = rng.randint(0, 30) * 2 + self._number  # a writer never waits for the other
+            row = rng.randint(0, 30) * 2 + self._number  # the writers never wait for each other
             if kind < 0.5:
                 upsert = "INSERT INTO t VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET v = excluded.v"
                 conn.execute(upsert, (row, rng.randint(0, 1 << 40)))
@@ -70,7 +70,7 @@ class IdentityWriter(threading.Thread):
             else:
                 self._message(conn, transactional=False, comes=True)
         if rng.random() < 0.5:
-            self._message(conn, transactional=False, comes=True)  # its end is where the next record begins
+            self._message(conn, transactional=False, comes=True)  # its end is the start of the next record
         if "PREPARED" not in end:
             conn.execute(end)
             return
@@ -98,14 +98,14 @@ def deduplicated(path: Path) -> tuple[list[dict[str, Any]], int]:
         key = (event["timeline"], int(Lsn.parse(event["commit_lsn"])), event["seq"])
         assert seen.setdefault(key, event) == event, "two lines share an identity"
         if seen[key] is event:
-            assert key > last, "not in the order of the identities"
+            assert key > last, "the lines are not in the order of their identities"
             kept.append(event)
             last = key
     return kept, len(lines) - len(kept)
 
 
 def applied(events: Sequence[dict[str, Any]]) -> tuple[dict[int, int], set[str]]:
-    """Return the table and the messages that a stream leads to; what is prepared counts once it is committed."""
+    """Return the table and the messages after a stream; a prepared transaction counts when it is committed."""
     table: dict[int, int] = {}
     messages: set[str] = set()
     prepared: dict[str, list[dict[str, Any]]] = {}
@@ -135,7 +135,7 @@ def applied(events: Sequence[dict[str, Any]]) -> tuple[dict[int, int], set[str]]
 def stream_with_kills(
     dsn: str, directory: Path, start: Callable[..., subprocess.Popen[bytes]], kills: int
 ) -> tuple[int, int, int]:
-    """Kill both tails so many times; return how many lines were kept and dropped, and how many messages came.
+    """Kill both tails this many times; return how many lines were kept and dropped, and how many messages came.
 
     Args:
         dsn: a database in which ``SETUP`` was run.

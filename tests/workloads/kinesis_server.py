@@ -1,4 +1,4 @@
-"""A stand-in for Kinesis that fails as the real one does: in part, for a while, by limits, after the fact.
+"""A local Kinesis API that fails like the real one: for some records, for a time, at limits, after it stored them.
 
 Speaks the JSON protocol over HTTP/1.1, keeps what it accepts in arrival order, and is fast enough to measure a client
 with (``null``: accepts and forgets). Run as ``python -m tests.workloads.kinesis_server``, or in a thread (``StandIn``).
@@ -23,7 +23,7 @@ _HASHES = 1 << 128
 
 @dataclass
 class Faults:
-    """What goes wrong, and how often.
+    """Which faults occur, and how often.
 
     Attributes:
         partial: the share of records that are refused, one by one.
@@ -56,7 +56,7 @@ class Faults:
 
 @dataclass
 class Shard:
-    """One shard: its range of hashes and what arrived, as (partition key, data)."""
+    """One shard: its range of hash keys and its records, as (partition key, data)."""
 
     number: int
     first: int
@@ -84,14 +84,14 @@ class Shard:
 
 
 class KinesisServer:
-    """The server, in a thread of its own; each stream exists as soon as it is named in ``streams``."""
+    """The server, in its own thread, with the streams in ``streams``."""
 
     def __init__(self, *streams: str, shards: int = 4, record_kib: int = 1024, seed: int = 0) -> None:
         self.faults = Faults()
         self.status = "ACTIVE"
         self.record_kib = record_kib
         self.requests = 0
-        #: how many records were refused, by chance or by a shard's limit.
+        #: how many records were refused, at random or at a shard's limit.
         self.refused = 0
         self.access_keys: set[str] = set()
         self.random = random.Random(seed)
@@ -107,7 +107,7 @@ class KinesisServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The endpoint."""
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> KinesisServer:
@@ -120,11 +120,11 @@ class KinesisServer:
         self._thread.join(10)
 
     def records(self, stream: str) -> list[tuple[str, bytes]]:
-        """Return what arrived, shard by shard, in the order of arrival there."""
+        """Return the records, shard by shard, in the order of arrival."""
         return [record for shard in self.shards[stream] for record in shard.records]
 
     def split(self, stream: str, number: int) -> None:
-        """Split a shard in the middle: it closes and keeps what it has; two children take what comes."""
+        """Split a shard in the middle: it is closed and keeps its records; two child shards receive new ones."""
         shards = self.shards[stream]
         parent = shards[number]
         middle = (parent.first + parent.last) // 2
@@ -299,7 +299,7 @@ def _error(code: str, message: str) -> tuple[int, bytes]:
 
 
 def main() -> None:
-    """Serve a stream called ``changes`` until the end of the input; the first line says where."""
+    """Serve a stream called ``changes`` until the end of the input; the first line is the endpoint."""
     with KinesisServer("changes") as server:
         server.faults.null = "--null" in sys.argv
         print(server.url, flush=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import PostgresServer
     from tests.fixtures.program import Program
 
-#: settings of the role that streams; none of them may show in the lines.
+#: settings of the role that streams; none of them may affect the lines.
 ROLE_SETTINGS: Final = {
     "DateStyle": "German, DMY",
     "IntervalStyle": "sql_standard",
@@ -43,11 +43,11 @@ ROLE_SETTINGS: Final = {
     "quote_all_identifiers": "on",
 }
 _DDL: Final = "ddl"
-# json null and SQL NULL are one in JSON, and an array's bounds are none (docs/formats.md); a vector is no array to
-# json_populate_record.
+# JSON does not distinguish json null and SQL NULL, and has no array bounds (docs/formats.md); for
+# json_populate_record a vector is not an array.
 _LEFT_OUT: Final = frozenset({"iv2", "ov", "xm"})
 _LOST: Final = frozenset({"null", "[2:3]={7,8}", '{"b": 1,\n "a": [1, 2.50, null]}'})
-# A time's own offset is not in debezium, which has UTC.
+# debezium has times in UTC, without their own offset.
 _LOCAL_TIMES: Final = frozenset({"12:00:00+05:30", "00:00:00-08"})
 _NO_NUMBERS: Final = frozenset({"NaN", "Infinity", "-Infinity"})
 _TEXTS: Final = [
@@ -65,7 +65,7 @@ _TEXTS: Final = [
     "(1,2)",
 ]
 _ROWS: Final = 12
-# Around a text that is JSON itself, and goes into a line as it is.
+# Around text that is JSON, and is written to a line unchanged.
 _RAW: Final = "\ue000"
 _RAW_JSON: Final = re.compile(f'"{_RAW}(.*?){_RAW}"')
 
@@ -95,14 +95,14 @@ SELECT c.name, t.typname, c.typmod FROM columns c JOIN pg_catalog.pg_type t ON t
 
 
 def identity(event: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return what identifies a line of ``json`` or ``debezium`` (docs/formats.md, the identity of a line)."""
+    """Return the identity of a line of ``json`` or ``debezium`` (docs/formats.md, the identity of a line)."""
     where = event.get("source", event)
     lsn = where["commit_lsn"]
     return where["timeline"], lsn if isinstance(lsn, int) else int(Lsn.parse(lsn)), where["seq"]
 
 
 def from_debezium(value: Any, type_: str, typmod: int) -> Any:
-    """Return a value of ``debezium`` in the form that its type's input function takes."""
+    """Return a value of ``debezium`` as text for its type's input function."""
     if value is None:
         return None
     if isinstance(value, list) and not type_.startswith("_"):
@@ -158,7 +158,7 @@ def _moment(value: Any, type_: str, typmod: int) -> str:
 
 
 def connect(database: Database) -> psycopg.Connection[Any]:
-    """Connect; text of a SQL_ASCII database comes and goes as bytes."""
+    """Connect; text of a SQL_ASCII database is sent and received as bytes."""
     conn = psycopg.connect(database.dsn, autocommit=True, client_encoding="UTF8")
     if conn.info.parameter_status("server_encoding") == "SQL_ASCII":
         conn.execute("SET client_encoding = 'SQL_ASCII'")
@@ -185,7 +185,7 @@ class Workload:
     _values: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Connect, and choose what the database's encoding can hold."""
+        """Connect, and choose text that the database's encoding supports."""
         self._rng = random.Random(self.seed)
         self._conn = connect(self.database)
         codec = {"LATIN1": "latin-1", "EUC_JP": "euc_jp"}.get(
@@ -200,7 +200,7 @@ class Workload:
                 self._values[name] = (type_, kept)
 
     def schema(self) -> list[str]:
-        """Return the statements that make the tables; both databases begin with them."""
+        """Return the statements that create the tables, in both databases."""
         columns = ", ".join(f"{name} {type_}" for name, (type_, _) in self._values.items())
         return [
             *SCHEMA[:-1],
@@ -225,7 +225,7 @@ class Workload:
         ]
 
     def run(self, transactions: int) -> None:
-        """Execute so many transactions."""
+        """Execute this many transactions."""
         for _ in range(transactions):
             if self._rng.random() < 0.1:
                 self._alone()
@@ -246,7 +246,7 @@ class Workload:
         self._conn.close()
 
     def _execute(self, query: str, parameters: Sequence[Any] = ()) -> None:
-        self._conn.execute(query.encode(), parameters or None)  # bytes: a query in this program's own words
+        self._conn.execute(query.encode(), parameters or None)  # bytes, because the query is not a literal
 
     def _message(self, statement: str) -> None:
         self.ddl += 1
@@ -258,7 +258,7 @@ class Workload:
             self._message(statement)
 
     def _alone(self) -> None:
-        """DDL that is used in later transactions only."""
+        """Execute DDL that only later transactions use."""
         self._define(
             f"ALTER TYPE mood ADD VALUE 'm{self.ddl}'"
             if self._rng.random() < 0.5
@@ -293,7 +293,7 @@ class Workload:
             if self._rng.random() < 0.5:
                 self._define(f"DROP TABLE n{number}")
         else:
-            # The same name, another type: what waits still has the old one.
+            # The same name, another type: changes that are not read yet have the old one.
             self._define(
                 "ALTER TABLE comps DROP o",
                 "DROP TYPE outer_of",
@@ -414,10 +414,10 @@ class Workload:
 
 
 class Replica:
-    """A second database that is written from the lines of a stream alone."""
+    """A second database that is written only from the lines of a stream."""
 
     def __init__(self, database: Database, schema: Sequence[str]) -> None:
-        """Connect, and make the tables that the stream begins with."""
+        """Connect, and create the tables that exist at the start of the stream."""
         self._conn = connect(database)
         for statement in schema:
             self._conn.execute(statement.encode())
@@ -432,7 +432,7 @@ class Replica:
         self._conn.close()
 
     def apply(self, line: bytes) -> None:
-        """Write one line of ``json`` or ``debezium``; a line whose identity was seen is a repeat, and dropped.
+        """Apply one line of ``json`` or ``debezium``; a line whose identity was seen is a repeat, and is dropped.
 
         Raises:
             AssertionError: it does not fit: no such row, no such table, a value that its type does not take.
@@ -473,7 +473,7 @@ class Replica:
         assert written == 1, f"{written} rows: {line!r}"
 
     def _moved(self, event: Mapping[str, Any], table: sql.Identifier) -> sql.Composable:
-        """Return the INSERT of a row whose key changed: what is unchanged is in the row that was deleted before it."""
+        """Return the INSERT of a row whose key changed: its unchanged values are in the row that was deleted before."""
         timeline, commit_lsn, seq = identity(event)
         assert self._deleted is not None and self._deleted[0] == (timeline, commit_lsn, seq - 1), event
         names = [*event["after"], *event["unchanged"]]
@@ -489,7 +489,7 @@ class Replica:
         )
 
     def _from_debezium(self, event: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Return the event with values as the server's input functions take them, and without placeholders."""
+        """Return the event with values as text for the server's input functions, without placeholders."""
         table = (event["source"]["schema"], event["source"]["table"])
         if table not in self._types:
             rows = self._conn.execute(_COLUMNS, table).fetchall()
@@ -506,7 +506,7 @@ class Replica:
         return plain, text.encode("utf-8", "surrogateescape")
 
     def _row(self, event: Mapping[str, Any], table: sql.Identifier) -> sql.Composable:
-        """Return the condition that finds the old row: by all that the line says of it."""
+        """Return the condition that selects the old row, with all values that the line has."""
         member, names = "before", event["before"]
         if names is None:
             member = "key" if "key" in event else "after"
@@ -530,7 +530,7 @@ class Replica:
 
 
 def _statement(event: Mapping[str, Any]) -> bytes:
-    """Return the DDL that a message carries."""
+    """Return the DDL in a message."""
     message = event.get("message", event)
     assert message["prefix"] == _DDL
     content: str = message["content"]
@@ -538,7 +538,7 @@ def _statement(event: Mapping[str, Any]) -> bytes:
 
 
 def differences(source: Database, replica: Database) -> list[str]:
-    """Return the names of the tables whose rows differ, or that one of the two has not."""
+    """Return the names of the tables whose rows differ, or that one of the two databases lacks."""
     found: list[dict[str, Counter[Any]]] = []
     for database in (source, replica):
         with closing(connect(database)) as conn:
@@ -562,19 +562,19 @@ def _fits(text: str, codec: str) -> bool:
         text.encode(codec)
     except UnicodeEncodeError:
         return False
-    # PostgreSQL's EUC_JP maps a few characters otherwise.
+    # PostgreSQL's EUC_JP maps a few characters differently.
     return codec != "euc_jp" or not any("\x80" <= character <= "\xff" for character in text)
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What came of a slot's lines.
+    """The result of replaying a slot's lines.
 
     Attributes:
         plugin, format: of the stream.
         lines: how many there were.
         repeats: how many of them had come before.
-        as_text: how many had a value given as text.
+        as_text: how many have a value written as text.
         differing: the tables that differ from the source's.
     """
 
@@ -597,7 +597,7 @@ class Oracle:
         self._stack = ExitStack()
         self.role = f"replay_{uuid4().hex[:12]}"
         self.source = self._database()
-        # (slot, plugin, format); a name used before would be a slot made again, which the tail refuses.
+        # (slot, plugin, format); a name used before would be a recreated slot, which the tail refuses.
         self.streams = [(f"{self.role}_j", "pgoutput", "json"), (f"{self.role}_d", "pgoutput", "debezium")]
         if server.binaries.has_plugin("wal2json"):
             self.streams.append((f"{self.role}_w", "wal2json", "json"))
@@ -643,7 +643,7 @@ class Oracle:
             return self._program.start(*words, dsn=dsn, env={"PGPASSWORD": "x"}, stdout=file, stderr=subprocess.PIPE)
 
     def stream_and_kill(self) -> None:
-        """Let each slot's tail write something, and kill it."""
+        """Kill each slot's tail after it has written lines."""
         for slot, _, _ in self.streams:
             self.out(slot).touch()
         sizes = {slot: self.out(slot).stat().st_size for slot, _, _ in self.streams}
@@ -662,7 +662,7 @@ class Oracle:
             assert tail.returncode == 0, err.decode()
 
     def replay(self) -> list[Replayed]:
-        """Write each slot's lines into a database of their own, and compare that with the source."""
+        """Apply each slot's lines to its own database, and compare that with the source."""
         results: list[Replayed] = []
         for slot, plugin, fmt in self.streams:
             database = self._database()

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-#: column name → (type, values that matter).
+#: column name → (type, values with special cases).
 TYPES: dict[str, tuple[str, list[str]]] = {
     "i2": ("smallint", ["-32768", "0", "32767"]),
     "i4": ("integer", ["-2147483648", "42"]),
@@ -111,7 +111,7 @@ def every_type_rows() -> list[dict[str, str | None]]:
 
 
 def insert_every_type(conn: Any) -> int:
-    """Insert those rows; return how many."""
+    """Insert these rows; return how many."""
     rows = every_type_rows()
     try:
         conn.execute("SELECT '<a/>'::xml")
@@ -127,7 +127,7 @@ def insert_every_type(conn: Any) -> int:
 
 
 def hostile(conn: Any) -> sql.Identifier:
-    """Make a table with hostile names; return its name."""
+    """Create a table with hostile names; return its name."""
     table = sql.Identifier(HOSTILE_SCHEMA, HOSTILE_TABLE)
     conn.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(HOSTILE_SCHEMA)))
     columns = sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(name)) for name in HOSTILE_COLUMNS)

@@ -152,7 +152,7 @@ def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> None:
         plan,
         target,
         done=lambda outcome: None,
-        waiting=lambda step, seconds, blockers: note(ctx, f"{step.summary}: waits for {'; '.join(blockers) or '…'}"),
+        waiting=lambda step, seconds, blockers: note(ctx, f"{step.summary}: waiting for {'; '.join(blockers) or '…'}"),
     )
     position = outcomes[0].returned.get("lsn", "")
     note(ctx, f"created slot {slot} ({plugin}) at {position}: changes committed from now on are in it")

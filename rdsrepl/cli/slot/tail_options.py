@@ -1,4 +1,4 @@
-"""The options of ``slot tail`` and ``slot peek``, and what they make of them for ``rdsrepl.tail``."""
+"""The options of ``slot tail`` and ``slot peek``, and their conversion to the options of ``rdsrepl.tail``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ChangeOptions:
         typer.Option(
             "--format",
             "-f",
-            help="How to print a change; by default pretty on a terminal, json in a pipe or a file.",
+            help="Write changes in this format; by default pretty on a terminal, json in a pipe or a file.",
             rich_help_panel=STREAM_PANEL,
             show_default=False,
         ),
@@ -92,7 +92,7 @@ class ChangeOptions:
         """Return the output plugin's options.
 
         Raises:
-            BadValue: one of them is not K=V.
+            BadValue: an option is not K=V.
         """
         pairs: dict[str, str] = {}
         for option in self.plugin_option or ():
@@ -340,7 +340,7 @@ class DebeziumFlags:
         typer.Option(
             "--debezium-time",
             show_default="adaptive",
-            help="time.precision.mode: how dates and times are written.",
+            help="Set time.precision.mode: how dates and times are written.",
             rich_help_panel=_DEBEZIUM,
         ),
     ] = None
@@ -349,7 +349,7 @@ class DebeziumFlags:
         typer.Option(
             "--debezium-decimal",
             show_default="precise",
-            help="decimal.handling.mode: how numeric and money are written.",
+            help="Set decimal.handling.mode: how numeric and money are written.",
             rich_help_panel=_DEBEZIUM,
         ),
     ] = None
@@ -358,7 +358,7 @@ class DebeziumFlags:
         typer.Option(
             "--debezium-binary",
             show_default="bytes",
-            help="binary.handling.mode: how bytea is written.",
+            help="Set binary.handling.mode: how bytea is written.",
             rich_help_panel=_DEBEZIUM,
         ),
     ] = None
@@ -367,7 +367,7 @@ class DebeziumFlags:
         typer.Option(
             "--debezium-interval",
             show_default="numeric",
-            help="interval.handling.mode: microseconds, or ISO 8601.",
+            help="Set interval.handling.mode: microseconds, or ISO 8601.",
             rich_help_panel=_DEBEZIUM,
         ),
     ] = None
@@ -376,7 +376,7 @@ class DebeziumFlags:
         typer.Option(
             "--debezium-hstore",
             show_default="json",
-            help="hstore.handling.mode: a string of JSON, or an object.",
+            help="Set hstore.handling.mode: a string of JSON, or an object.",
             rich_help_panel=_DEBEZIUM,
         ),
     ] = None
@@ -386,7 +386,7 @@ class DebeziumFlags:
             "--debezium-placeholder",
             metavar="TEXT",
             show_default=PLACEHOLDER,
-            help="unavailable.value.placeholder: what is written for an unchanged TOAST value.",
+            help="Set unavailable.value.placeholder: what is written for an unchanged TOAST value.",
             rich_help_panel=_DEBEZIUM,
         ),
     ] = None
@@ -462,7 +462,7 @@ class ServiceOptions:
         """Return the heartbeat; None without one.
 
         Raises:
-            BadValue: an option does not make sense.
+            BadValue: an option is missing, or its value is not valid.
         """
         from rdsrepl.tail.heartbeat import MIN_SECONDS, HeartbeatOptions
 

@@ -1,4 +1,4 @@
-"""The progress of ``slot tail`` on stderr: one line that is updated on a terminal, a line now and then elsewhere."""
+"""The progress of ``slot tail`` on stderr: a line that is updated on a terminal, else a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ _REFRESH_SECONDS: Final = 1.0
 
 
 class ProgressReporter:
-    """Tells a person at stderr how the tail is doing, or a program line by line."""
+    """Writes notes, warnings and the progress of a tail to stderr."""
 
     def __init__(self, ctx: typer.Context, watch: WalPositionPoller) -> None:
         self._ctx = ctx
-        person = global_options(ctx).log_format is LogFormat.text
-        self._terminal = person and sys.stderr.isatty() and not sys.stdout.isatty()
-        beats = not (person and sys.stderr.isatty())
-        self.every_seconds = _REFRESH_SECONDS if self._terminal else _LINE_SECONDS
-        self._quiet = global_options(ctx).quiet or not (self._terminal or beats)
+        on_terminal = global_options(ctx).log_format is LogFormat.text and sys.stderr.isatty()
+        # On a terminal, the changes themselves may be written there, too; then there is no progress.
+        self._updates_line = on_terminal and not sys.stdout.isatty()
+        self._interval_seconds = _REFRESH_SECONDS if on_terminal else _LINE_SECONDS
+        self._quiet = global_options(ctx).quiet or (on_terminal and sys.stdout.isatty())
         self._last_at = time.monotonic()
         self._last: Progress | None = None
         self._shown = False
         self._watch = watch
 
     def note(self, text: str) -> None:
-        """Say a word, on a line of its own."""
+        """Write a note on its own line."""
         self.clear()
         note(self._ctx, text)
 
     def warn(self, text: str) -> None:
-        """Say what must be read, on a line of its own."""
+        """Write a warning on its own line."""
         self.clear()
         warn(self._ctx, text)
 
     def progress(self, progress: Progress) -> None:
-        """Show the progress from time to time."""
+        """Write the progress if the interval is over."""
         now = time.monotonic()
-        if self._quiet or now - self._last_at < self.every_seconds:
+        if self._quiet or now - self._last_at < self._interval_seconds:
             return
         self._watch.start()
         before, seconds = self._last, now - self._last_at
@@ -63,7 +63,7 @@ class ProgressReporter:
             f"lag {'?' if lag is None else format_size(lag)}, at {progress.received_lsn}, "
             f"confirmed {progress.confirmed_lsn}"
         )
-        if self._terminal:
+        if self._updates_line:
             sys.stderr.write(f"\r\x1b[K{text}")
             sys.stderr.flush()
             self._shown = True
@@ -79,7 +79,7 @@ class ProgressReporter:
             )
 
     def clear(self) -> None:
-        """Take the progress line away."""
+        """Remove the progress line."""
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
