@@ -1,4 +1,4 @@
-"""What a parameter may be set to, as the RDS API says it: ``5-262143``, ``-1-2147483647``, ``0,1``, ``0,30-3600``."""
+"""Check a value against ``AllowedValues`` of the RDS API: ``5-262143``, ``-1-2147483647``, ``0,1``, ``0,30-3600``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _TEXTS: Final = frozenset({"string", "list"})
 
 
 def is_allowed(value: str, allowed_values: str | None, data_type: str | None = None) -> bool:
-    """Say whether a parameter may be set to VALUE.
+    """Return whether a parameter may be set to VALUE.
 
-    A formula is, when its variables are known ones: what it comes to depends on the class.
+    A formula with known variables is allowed: its value depends on the instance class.
 
     Args:
-        value: what is to be set.
+        value: the value to set.
         allowed_values: ``AllowedValues`` of the API: values and ranges with commas between them; None allows all.
         data_type: ``DataType`` of the API: ``integer``, ``float``, ``boolean``, ``string``, ``list``; None where
-            it is not known.
+            it is unknown.
     """
     kind = (data_type or "").lower()
     number: str | None = value if _NUMBER.match(value) else None
@@ -45,7 +45,7 @@ def is_allowed(value: str, allowed_values: str | None, data_type: str | None = N
 
 
 def upper_bound(allowed_values: str | None) -> int | None:
-    """Return the greatest whole number that is allowed; None where there is no bound."""
+    """Return the greatest whole number that is allowed; None where there is no limit."""
     tops = []
     for item in (allowed_values or "").split(","):
         if match := _RANGE.match(item):
@@ -56,7 +56,7 @@ def upper_bound(allowed_values: str | None) -> int | None:
 
 
 def _whole(text: str) -> int | None:
-    """Return a number without its fraction; None where it is too large to be one of a parameter."""
+    """Return a number without its fraction; None where it is too large for a parameter."""
     if _WHOLE.match(text):
         return int(text)
     number = float(text)
@@ -67,7 +67,7 @@ def _within(number: str, item: str, kind: str) -> bool:
     match = _RANGE.match(item)
     if match is None:
         return False
-    # Where the type is not known, the bounds tell whether fractions are meant.
+    # Where the type is unknown, fractions are allowed if the range has fractions.
     if "." in number and (kind == "integer" or (kind != "float" and "." not in item)):
         return False
     return float(match[1]) <= float(number) <= float(match[2])

@@ -1,4 +1,4 @@
-"""Which parameter group is attached where, and what its values come to there: joins groups, clusters and instances."""
+"""Read which parameter group is attached to which cluster or instance, and evaluate its values there."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rdsrepl.parameters.instance_classes import Hardware
 
 @dataclass(frozen=True, slots=True)
 class AttachTarget:
-    """What a group is attached to: a cluster with its writer, or an instance of no cluster.
+    """What a parameter group is attached to: a cluster, or an instance outside of a cluster.
 
     Attributes:
-        instance: the writer where there is a cluster; None while it has none.
+        instance: the instance, or the cluster's writer; None while a cluster has no writer.
     """
 
     cluster: Cluster | None
@@ -28,22 +28,22 @@ class AttachTarget:
 
     @property
     def kind(self) -> ResourceKind:
-        """Which kind of group holds the replication parameters there: a member's are its cluster's."""
+        """The kind of group that contains the replication parameters."""
         return "cluster" if self.cluster is not None else "instance"
 
     @property
     def group(self) -> str:
-        """The group attached there now."""
+        """The group that is attached now."""
         return self._found.parameter_group
 
     @property
     def description(self) -> str:
-        """How messages call it: ``cluster orders``."""
+        """The text for messages: ``cluster orders``."""
         return f"{self.kind} {self.identifier}"
 
     @property
     def identifier(self) -> str:
-        """The cluster's or the instance's."""
+        """The identifier of the cluster or instance."""
         found = self._found
         return found.cluster_id if isinstance(found, Cluster) else found.instance_id
 
@@ -54,12 +54,12 @@ class AttachTarget:
 
     @property
     def storage_gib(self) -> int | None:
-        """Allocated storage; None on Aurora, whose storage grows by itself."""
+        """Allocated storage; None on Aurora, whose storage grows automatically."""
         return None if engines.is_aurora(self._found.engine) else self._found.allocated_storage_gib or None
 
     @property
     def hardware(self) -> Hardware | None:
-        """The instance class's; None where it is not known."""
+        """The vCPU and memory of the instance class; None where they are unknown."""
         name = self.cluster.instance_class if self.cluster is not None else None
         if name is None and self.instance is not None:
             name = self.instance.instance_class
@@ -67,7 +67,7 @@ class AttachTarget:
 
     @property
     def pending_reboot(self) -> bool:
-        """Whether anything there waits for a reboot."""
+        """Whether a server is pending a reboot."""
         if self.cluster is not None:
             return any(member.parameter_group_status == "pending-reboot" for member in self.cluster.members)
         return self.instance is not None and self.instance.parameter_group_status == "pending-reboot"
@@ -97,7 +97,7 @@ def attach_target(target: Target) -> AttachTarget | None:
 
 
 def users(aws: Aws) -> dict[tuple[ResourceKind, str], list[str]]:
-    """Return who uses each group, as ``cluster orders`` or ``instance orders-1``, by the group's kind and name.
+    """Return what uses each group, as ``cluster orders`` or ``instance orders-1``, by kind and name of the group.
 
     Raises:
         Error: AWS refused.
@@ -111,7 +111,7 @@ def users(aws: Aws) -> dict[tuple[ResourceKind, str], list[str]]:
 
 
 def users_of(aws: Aws, group: ParameterGroup) -> list[str]:
-    """Return who uses one group; see ``users``."""
+    """Return what uses one group; see ``users``."""
     return users(aws).get((group.kind, group.name), [])
 
 
@@ -125,7 +125,7 @@ def replicas(aws: Aws, instance: Instance) -> tuple[Instance, ...]:
 
 
 def values(aws: Aws, kind: ResourceKind, group: str) -> dict[str, str]:
-    """Return what a group's parameters are set to, formulas as they stand.
+    """Return the values of a group's parameters; formulas are not evaluated.
 
     Raises:
         NotFound: there is no such group.
@@ -135,5 +135,5 @@ def values(aws: Aws, kind: ResourceKind, group: str) -> dict[str, str]:
 
 
 def evaluate_all(texts: Mapping[str, str], hardware: Hardware | None) -> dict[str, int | None]:
-    """Return what values and formulas come to on a class; what is no number is left out."""
+    """Evaluate values and formulas for an instance class; values that are not numbers are skipped."""
     return {name: formulas.read(value, hardware) for name, value in texts.items() if formulas.is_readable(value)}

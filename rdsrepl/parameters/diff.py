@@ -1,4 +1,4 @@
-"""Where two sides see a parameter differently: two groups, or a group and a running server. Pure."""
+"""Compare two parameter groups, or a group and a running server. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rdsrepl.units import parse_boolean
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A parameter that two sides see differently.
+    """A parameter whose values differ.
 
     Attributes:
-        left: in the group.
-        right: in the other group, or on the server.
-        note: what there is to know, such as a reboot that is waited for.
+        left: the value in the group.
+        right: the value in the other group, or on the server.
+        note: an explanation, such as a pending reboot.
     """
 
     name: str
@@ -45,13 +45,13 @@ def server(
     *,
     pending_reboot: bool,
 ) -> list[Difference]:
-    """Compare a group with what a server runs with; formulas that cannot be evaluated are left out.
+    """Compare a group with a running server; formulas that cannot be evaluated are skipped.
 
     Args:
         group: the group's parameters.
-        running: the server's, as ``pg_settings`` has them: in the same units as RDS.
-        hardware: the class's.
-        pending_reboot: whether RDS says that a reboot is due.
+        running: the server's settings, from ``pg_settings``, in the same units as RDS.
+        hardware: vCPU and memory of the instance class.
+        pending_reboot: whether RDS reports a pending reboot.
     """
     found = []
     for name, parameter in sorted(group.items()):
@@ -61,7 +61,7 @@ def server(
         if wanted is None or wanted == has:
             continue
         waits = running[name].pending_restart or (pending_reboot and parameter.apply_type == "static")
-        note = "waits for a reboot" if waits else ""
+        note = "pending reboot" if waits else ""
         found.append(Difference(name, parameter.value, running[name].setting, parameter.apply_type, note))
     return found
 
@@ -71,7 +71,7 @@ def _value(parameters: Mapping[str, Parameter], name: str) -> str | None:
 
 
 def _plain(value: str, hardware: Hardware | None) -> str | None:
-    """Return a value as both sides can be compared: switches as 1 and 0, formulas evaluated; None where unknown."""
+    """Return a value in comparable form: booleans as 1 and 0, formulas evaluated; None where unknown."""
     if (boolean := parse_boolean(value)) is not None:
         return str(int(boolean))
     if formulas.is_formula(value):

@@ -1,12 +1,12 @@
-"""RDS's parameter formulas: ``GREATEST({DBInstanceVCPU*2},8)``.
+"""Read and evaluate the parameter formulas of RDS: ``GREATEST({DBInstanceVCPU*2},8)``.
 
 The grammar is that of the user guide ("Specifying DB parameters"): whole numbers, variables in braces (Aurora writes
 ``$`` before the brace), ``*`` and ``/``, the functions GREATEST, LEAST and SUM, and ``log``, to base 2. Arithmetic is
 on whole numbers, from left to right, and a quotient is truncated; a logarithm keeps its fraction until the end.
 
-What somebody types must be written so (``evaluate``, ``variables``). AWS itself also prints defaults without braces:
-``GREATEST($DBInstanceVCPU/2,8)``, ``SUM(DBInstanceClassMemory/12038,-50003)``; ``read`` and ``raise_floor`` take those,
-too, and what cannot be read at all is not known.
+A formula that the user types must follow it (``evaluate``, ``variables``). AWS also prints defaults without braces:
+``GREATEST($DBInstanceVCPU/2,8)``, ``SUM(DBInstanceClassMemory/12038,-50003)``; ``read`` and ``raise_floor`` accept
+those as well. A value that is not readable is unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 from rdsrepl.errors import BadValue
 from rdsrepl.parameters.instance_classes import Hardware
 
-# AllocatedStorage, EndPointPort and TrueIfReplica are known names, but a class does not say what they are.
+# AllocatedStorage, EndPointPort and TrueIfReplica are valid names whose values the instance class does not give.
 VARIABLES: Final = frozenset({"AllocatedStorage", "DBInstanceClassMemory", "DBInstanceVCPU", "EndPointPort"}) | {
     "TrueIfReplica"
 }
@@ -34,7 +34,7 @@ _FUNCTIONS: Final[Mapping[str, Callable[[Sequence[_Quantity]], _Quantity]]] = {
 }
 _TOKEN: Final = re.compile(r"\s*(?:(?P<number>[0-9]+)|(?P<word>[A-Za-z]\w*)|(?P<sign>\$\{|[{}(),*/$-]))")
 _MARKS: Final = re.compile(rf"[{{$]|\b(?:{'|'.join(VARIABLES)})\b|\b(?:GREATEST|LEAST|SUM|LOG|IF)\s*\(", re.IGNORECASE)
-# Longer or deeper ones are a mistake; AWS's own have two levels.
+# A longer or deeper formula is a mistake; those of AWS have two levels.
 _MAX_LENGTH: Final = 1000
 _MAX_DEPTH: Final = 30
 _HINT: Final = "a formula looks like GREATEST({DBInstanceVCPU*2},8): braces around variables, * and /, and " + (
@@ -69,30 +69,30 @@ _Node = _Number | _Variable | _Chain | _Call
 
 
 def evaluate(text: str, hardware: Hardware | None) -> int | None:
-    """Return what a formula, or a plain number, comes to on an instance class.
+    """Evaluate a formula, or a plain number, for an instance class.
 
     Args:
         text: the parameter's value.
-        hardware: the class's; None where the class is not known.
+        hardware: vCPU and memory of the class; None where the class is unknown.
 
     Returns:
-        None where it takes something that is not known.
+        None where it uses an unknown variable.
 
     Raises:
-        BadValue: TEXT is no formula.
+        BadValue: TEXT is not a formula.
     """
     return _whole(_parse(text), hardware, text)
 
 
 def read(text: str, hardware: Hardware | None) -> int | None:
-    """Return what a parameter's value comes to on an instance class, as AWS reports it.
+    """Evaluate a parameter's value, as AWS reports it, for an instance class.
 
     Args:
         text: the value: a number, or a formula in any spelling.
-        hardware: the class's; None where the class is not known.
+        hardware: vCPU and memory of the class; None where the class is unknown.
 
     Returns:
-        None where it cannot be read, or takes something that is not known.
+        None where it is not readable, or uses an unknown variable.
     """
     try:
         return _whole(_parse(text, printed=True), hardware, text)
@@ -101,7 +101,7 @@ def read(text: str, hardware: Hardware | None) -> int | None:
 
 
 def is_readable(text: str) -> bool:
-    """Say whether a value that AWS reports is a number or a formula that can be read."""
+    """Return whether a value that AWS reports is a number or a readable formula."""
     try:
         _whole(_parse(text, printed=True), None, text)
     except BadValue:
@@ -110,27 +110,27 @@ def is_readable(text: str) -> bool:
 
 
 def is_formula(text: str) -> bool:
-    """Say whether a value that AWS reports is meant as a formula, whether it can be read or not."""
+    """Return whether a value that AWS reports is a formula, readable or not."""
     return _MARKS.search(text) is not None
 
 
 def variables(text: str) -> frozenset[str]:
-    """Return the variables in a formula; none where it is a plain number.
+    """Return the variables of a formula; a plain number has none.
 
     Raises:
-        BadValue: TEXT is no formula.
+        BadValue: TEXT is not a formula.
     """
     return frozenset(_names(_parse(text)))
 
 
 def raise_floor(text: str, floor: int) -> str:
-    """Return a formula that is never below FLOOR, and otherwise what TEXT is, with braces where AWS printed none.
+    """Return a formula that is TEXT, but never below FLOOR; braces are added where AWS printed none.
 
-    A number that stands in a GREATEST already is replaced: ``GREATEST({DBInstanceVCPU*2},8)`` with a floor of 20 is
+    A number in an existing GREATEST is replaced: ``GREATEST({DBInstanceVCPU*2},8)`` with a floor of 20 is
     ``GREATEST({DBInstanceVCPU*2},20)``.
 
     Raises:
-        BadValue: TEXT is no formula.
+        BadValue: TEXT is not a formula.
     """
     try:
         node = _parse(text)
@@ -150,7 +150,7 @@ def _parse(text: str, *, printed: bool = False) -> _Node:
 
 
 def _spelled(node: _Node, *, inside: bool = False) -> str:
-    """Return a formula as the user guide spells it: variables in braces, and nothing but them."""
+    """Return a formula as the user guide writes it: only variables are in braces."""
     if isinstance(node, _Number):
         return str(node.value)
     if isinstance(node, _Call) and node.function != "LOG":
@@ -214,7 +214,7 @@ def _quotient(dividend: _Quantity, divisor: _Quantity, *, exact: bool) -> _Quant
     if exact or not isinstance(dividend, int) or not isinstance(divisor, int):
         whole = isinstance(dividend, int) and isinstance(divisor, int)
         return Fraction(dividend) / Fraction(divisor) if whole else float(dividend) / float(divisor)
-    # Toward zero, as whole numbers divide in most languages; Python's // rounds down.
+    # Truncate toward zero; Python's // rounds down.
     quotient = abs(dividend) // abs(divisor)
     return quotient if (dividend < 0) == (divisor < 0) else -quotient
 
@@ -232,7 +232,7 @@ class _Parser:
     def parse(self) -> _Node:
         """Read the whole text."""
         if len(self._text) > _MAX_LENGTH:
-            raise BadValue(f"a formula of {len(self._text)} characters", hint=_HINT)
+            raise BadValue(f"the formula is too long: {len(self._text)} characters", hint=_HINT)
         node = self._chain()
         if self._text[self._position :].strip():
             raise self._malformed()
@@ -311,4 +311,4 @@ class _Parser:
     def _malformed(self) -> BadValue:
         rest = self._text[self._position :].strip()
         where = f" (at {rest[:20]!r})" if rest and rest != self._text.strip() else ""
-        return BadValue(f"{self._text!r} is no formula{where}", hint=_HINT)
+        return BadValue(f"{self._text!r} is not a formula{where}", hint=_HINT)

@@ -34,8 +34,8 @@ class NewGroup:
     Attributes:
         target: the cluster or instance that it is made for; None where only the family is known.
         family, kind: None where ``target`` or ``copy_from`` decides.
-        slots, subscriptions, replicas: how many it must serve; ``replicas`` None takes those of ``target``.
-        instance_class: for formulas; None takes the class of ``target``.
+        slots, subscriptions, replicas: how many are planned; for ``replicas``, None takes the number of ``target``.
+        instance_class: the class to evaluate formulas for; None takes the class of ``target``.
         overrides: values that the user chose, by parameter.
         copy_from: a custom group whose other settings are kept.
     """
@@ -55,7 +55,7 @@ class NewGroup:
 
 @dataclass(frozen=True, slots=True)
 class CreatePlan:
-    """A plan that creates a group, the kind of that group, and what the user must know besides."""
+    """A plan that creates a group, the group's kind, and notes for the user."""
 
     plan: Plan
     kind: ResourceKind
@@ -94,7 +94,7 @@ def create(aws: Aws, new: NewGroup) -> CreatePlan:
     if existing is not None and plan:
         users = attachments.users_of(aws, existing)
         used = f", and {', '.join(users)} uses it" if users else ""
-        warnings = (*warnings, f"group {new.name} exists already{used}: what differs is set in it")
+        warnings = (*warnings, f"group {new.name} exists already{used}: the plan sets what differs")
     changes = tuple(map(_proposed_change, sized.proposals))
     return CreatePlan(replace(plan, changes=changes, warnings=warnings), kind, sized.notes)
 
@@ -167,10 +167,10 @@ def attach(
     with_pending: bool,
     timeout_seconds: float,
 ) -> Plan:
-    """Plan to attach a group to a cluster or an instance, and with ``reboot`` to bring it into force.
+    """Plan to attach a group to a cluster or an instance, and with ``reboot`` to reboot the servers that need it.
 
     Args:
-        target: the database there; its servers are asked over SQL whether they wait for a restart.
+        target: the database; its servers are asked over SQL whether values are pending a restart.
         name: the group.
         attach_to: the cluster or instance.
         reboot: whether servers that need it are rebooted, one at a time.
@@ -399,7 +399,7 @@ def _read_replicas(
 
 
 def _server(instance: Instance, wanted: Mapping[str, str]) -> verification.ServerProbe:
-    """Return what to ask one server for, with the group's formulas evaluated for its own instance class."""
+    """Return the settings to verify on one server, with formulas evaluated for its instance class."""
     after = attachments.evaluate_all(wanted, instance_classes.hardware(instance.instance_class))
     return verification.ServerProbe(_expected_settings(after))
 

@@ -1,6 +1,6 @@
-"""What an instance class brings: vCPU and memory, by the rules of EC2's type names.
+"""Derive vCPU and memory of an instance class from its name, by the rules of EC2 type names.
 
-The size says how many vCPU, the family how much memory each of them has. What breaks these rules is named below.
+The size determines the number of vCPU, the family the memory for each vCPU. The exceptions are listed below.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ _VCPU: Final = {"medium": 1, "large": 2, "xlarge": 4} | {
     f"{n}xlarge": 4 * n for n in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
 }
 
-# GiB for each vCPU: by the letter that a family begins with, or by the family where its letter stands for several.
+# GiB for each vCPU: by the first letter of the family, or by the family where the families of a letter differ.
 _GIB_PER_VCPU: Final = {"c": 2, "m": 4, "r": 8, "t": 4, "z": 8}
 _GIB_PER_VCPU_OF_FAMILY: Final = {"x2g": 16, "x2gd": 16, "x2idn": 16, "x2iedn": 32, "x8g": 16}
-# The generations that PostgreSQL 13 and later runs on; the older ones had rules of their own.
+# The first generation of each letter that follows the rules; older ones do not run PostgreSQL 13 and later.
 _FIRST_GENERATION: Final = {"c": 5, "m": 5, "r": 5, "t": 3, "z": 1}
-# The small burstable sizes follow no rule: two vCPU, and so many GiB.
+# The small burstable sizes are exceptions: two vCPU, and this many GiB.
 _BURSTABLE_GIB: Final = {"micro": 1, "small": 2, "medium": 4}
 _BURSTABLE_VCPU: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What the variables of a parameter's formula stand for.
+    """The values of the variables in a parameter's formula.
 
     Attributes:
         vcpu: ``DBInstanceVCPU``.
-        memory_bytes: the class's whole memory. ``DBInstanceClassMemory`` is somewhat less: RDS takes off what its own
-            processes use, and publishes no figure for it. A formula evaluated here is thus an upper estimate.
+        memory_bytes: the whole memory of the class. ``DBInstanceClassMemory`` is less: RDS subtracts the memory of its
+            own processes, and does not publish how much. A formula evaluated here is therefore an upper estimate.
     """
 
     vcpu: int
@@ -42,7 +42,7 @@ class Hardware:
 
 
 def hardware(instance_class: str) -> Hardware | None:
-    """Return what a class such as ``db.r6g.2xlarge`` brings; None where that is not known, as for ``db.serverless``."""
+    """Return vCPU and memory of a class such as ``db.r6g.2xlarge``; None if unknown, as for ``db.serverless``."""
     match = _CLASS.match(instance_class.lower())
     if match is None:
         return None
@@ -61,9 +61,9 @@ def hardware(instance_class: str) -> Hardware | None:
 
 @cache
 def all_hardware() -> tuple[Hardware, ...]:
-    """Return each pair of vCPU and memory that a class may have, the smallest first.
+    """Return each combination of vCPU and memory of a class, the smallest first.
 
-    What holds for all of them holds for a class that is not known.
+    A value that is sufficient for each of them is sufficient for an unknown class.
     """
     ratios = {*_GIB_PER_VCPU.values(), *_GIB_PER_VCPU_OF_FAMILY.values()}
     found = {(vcpu, vcpu * gib) for vcpu in _VCPU.values() for gib in ratios}

@@ -1,8 +1,7 @@
-"""In what order a parameter group comes into force: what is attached, what is rebooted, one server at a time.
+"""Plan in which order servers get a parameter group and are rebooted, one at a time.
 
-A hot standby must never have less room in shared memory than its primary (manual, "Administrator's Overview" of hot
-standby), so five parameters are raised on standbys first and lowered on the primary first. Pure: the nouns' data come
-in, a plan goes out.
+Five parameters size shared memory, and a hot standby must never have less than its primary (manual, hot standby,
+"Administrator's Overview"). They are raised on the standbys first, and lowered on the primary first. Pure functions.
 """
 
 from __future__ import annotations
@@ -33,29 +32,29 @@ _NO_SERVERS: Final[Mapping[str, Server]] = {}
 
 @dataclass(frozen=True, slots=True)
 class MemoryChanges:
-    """Which of the five parameters grow, and which shrink."""
+    """Which of the five parameters are raised, and which are lowered."""
 
     raised: tuple[str, ...]
     lowered: tuple[str, ...]
 
     def writer_first(self, cluster: Cluster | None) -> bool:
-        """Say whether the primary is rebooted before its standbys, where both wait for a reboot.
+        """Return whether the primary is rebooted before its standbys.
 
-        On Aurora it is, as its user guide says ("Setting up logical replication"), unless one of the five grows.
+        On Aurora it is, unless a parameter is raised (user guide, "Setting up logical replication").
         """
         return bool(self.lowered) or (cluster is not None and cluster.kind == "aurora" and not self.raised)
 
     def reboot_order(self, cluster: Cluster | None) -> str:
-        """Return the order and its reason."""
+        """Describe the order and its reason."""
         if self.lowered:
-            return f"the primary first, because {', '.join(self.lowered)} become smaller"
+            return f"the primary first, because {', '.join(self.lowered)} are lowered"
         if self.raised:
-            return f"standbys first, because {', '.join(self.raised)} become larger"
-        return "the writer first, as Aurora's guide says" if self.writer_first(cluster) else "standbys first"
+            return f"standbys first, because {', '.join(self.raised)} are raised"
+        return "the writer first, as the Aurora user guide requires" if self.writer_first(cluster) else "standbys first"
 
 
 def memory_changes(before: Values, after: Values) -> MemoryChanges:
-    """Compare the five parameters; one that is unknown on either side counts as unchanged."""
+    """Compare the five parameters; one that is unknown before or after counts as unchanged."""
     known = [(name, before.get(name), after.get(name)) for name in SHARED_MEMORY]
     return MemoryChanges(
         tuple(name for name, old, new in known if old is not None and new is not None and new > old),
@@ -75,22 +74,22 @@ def attach_to_cluster(
     servers: Mapping[str, Server] = _NO_SERVERS,
     with_pending: bool = False,
 ) -> Plan:
-    """Plan to attach a group to a cluster and, if wanted, to reboot its members one at a time.
+    """Plan to attach a group to a cluster and, with ``reboot``, to reboot its members one at a time.
 
     Args:
-        cluster: the one.
+        cluster: the cluster.
         group: the group's name.
-        changes: what changes.
-        reboot: whether the members are rebooted that need it.
-        timeout_seconds: how long each wait may take.
-        members: its instances, for what is queued on them.
-        waiting: the members whose servers say themselves that values wait for a restart.
-        servers: by identifier, what they are asked over SQL; one that is not there is not asked.
-        with_pending: whether the reboots may set off queued modifications.
+        changes: which shared memory parameters the group changes.
+        reboot: whether members that need it are rebooted.
+        timeout_seconds: the timeout of each wait.
+        members: its instances, to check queued modifications.
+        waiting: the members whose servers report values that are pending a restart.
+        servers: what each server is asked over SQL, by identifier; others are not asked.
+        with_pending: whether the reboots may apply queued modifications.
 
     Raises:
-        NotAvailable: the cluster is in the middle of something else.
-        Refused: some of the five parameters grow and others shrink, so no order is safe; or modifications are queued.
+        NotAvailable: the cluster is not available.
+        Refused: some parameters are raised and others lowered, so no order is safe; or modifications are queued.
     """
     clusters.require_available(cluster)
     steps: list[Step] = []
@@ -112,14 +111,14 @@ def attach_to_cluster(
             *_warnings(reboot, bool(steps), changes, group, cluster),
             *notes,
         ),
-        unchanged=f"cluster {cluster.cluster_id} has group {group} already, and nothing waits for a reboot"
+        unchanged=f"cluster {cluster.cluster_id} has group {group} already, and no reboot is pending"
         if not pending
-        else f"cluster {cluster.cluster_id} has group {group} already; add --reboot for what is pending",
+        else f"cluster {cluster.cluster_id} has group {group} already; to apply pending values, add --reboot",
     )
 
 
 def queued_on(*found: Cluster | Instance) -> dict[str, Mapping[str, str]]:
-    """Return what is queued for the maintenance window, by what it is queued on."""
+    """Return the modifications queued for the maintenance window, by cluster or instance."""
     return {
         f"cluster {one.cluster_id}" if isinstance(one, Cluster) else f"instance {one.instance_id}": (
             one.pending_modifications
@@ -138,7 +137,7 @@ def reboot_cluster(
 ) -> list[Step]:
     """Return the steps that reboot every member of a cluster, or those that need it, one at a time.
 
-    A Multi-AZ DB cluster's writer is rebooted through its cluster; AWS knows no such call for Aurora.
+    The writer of a Multi-AZ DB cluster is rebooted with RebootDBCluster, which Aurora does not have.
     """
     writers = [member.instance_id for member in cluster.members if member.is_writer]
     readers = [member.instance_id for member in cluster.members if not member.is_writer]
@@ -167,37 +166,37 @@ def attach_to_instance(
     servers: Mapping[str, Server] = _NO_SERVERS,
     with_pending: bool = False,
 ) -> Plan:
-    """Plan to attach a group to an instance and, if wanted, to its read replicas, in the safe order.
+    """Plan to attach a group to an instance and, with ``with_replicas``, to its read replicas, in the safe order.
 
     Args:
-        instance: the one.
+        instance: the instance.
         group: the group's name.
-        changes: what changes on the instance.
-        replicas: its read replicas by identifier, each with what would change from its values now to the group's.
-        reboot: whether they are rebooted, one at a time.
-        with_replicas: whether the replicas get the group, too.
-        timeout_seconds: how long each wait may take.
-        waiting: those whose servers say themselves that values wait for a restart.
-        servers: by identifier, what they are asked over SQL; one that is not there is not asked.
-        with_pending: whether the reboots may set off queued modifications.
+        changes: which shared memory parameters change on the instance.
+        replicas: its read replicas by identifier, each with what the group would change there.
+        reboot: whether servers that need it are rebooted, one at a time.
+        with_replicas: whether the replicas get the group as well.
+        timeout_seconds: the timeout of each wait.
+        waiting: the instances whose servers report values that are pending a restart.
+        servers: what each server is asked over SQL, by identifier; others are not asked.
+        with_pending: whether the reboots may apply queued modifications.
 
     Raises:
-        NotAvailable: one of them is in the middle of something else.
-        Refused: a replica would be left with less than its source, or no order is safe; or modifications are queued.
+        NotAvailable: an instance is not available.
+        Refused: a replica would have less than its source, no order is safe, or modifications are queued.
     """
     instances.require_available(instance)
-    followers = [replica for replica, _ in replicas.values()]
+    read_replicas = [replica for replica, _ in replicas.values()]
     if not with_replicas:
         small = {name: change.raised for name, (_, change) in replicas.items() if change.raised}
         if small:
             name, parameters = next(iter(small.items()))
             raise Refused(
-                f"read replica {name} has less than {group} gives its source: {', '.join(parameters)}",
-                hint="a standby with less than its primary stops replaying; raise the replicas first: add "
-                "--with-replicas, or attach a group of theirs to them",
+                f"read replica {name} would have less than its source with {group}: {', '.join(parameters)}",
+                hint="replay stops on a standby that has less than its primary; raise the replicas first: add "
+                "--with-replicas, or attach another group to them",
             )
     steps: list[Step] = []
-    chosen = followers if with_replicas else []
+    chosen = read_replicas if with_replicas else []
     for one in chosen:
         instances.require_available(one)
     if chosen:
@@ -222,22 +221,22 @@ def attach_to_instance(
             *_warnings(reboot, bool(steps), changes if chosen else None, group, None),
             *notes,
         ),
-        unchanged=f"instance {instance.instance_id} has group {group} already, and nothing waits for a reboot"
+        unchanged=f"instance {instance.instance_id} has group {group} already, and no reboot is pending"
         if instance.parameter_group_status == "in-sync"
-        else f"instance {instance.instance_id} has group {group} already; add --reboot for what is pending",
+        else f"instance {instance.instance_id} has group {group} already; to apply pending values, add --reboot",
     )
 
 
 def require_group_fits(group_family: str, family: str, what: str) -> None:
-    """Refuse a group of another engine or version than what it is to be attached to.
+    """Refuse a group for another engine or version than the server's.
 
     Raises:
         Refused: the families differ.
     """
     if group_family != family:
         raise Refused(
-            f"the group is for {group_family}, and {what} needs one for {family}",
-            hint=f"make one: {command('param-group create NAME --family {}', family)}",
+            f"the group is for {group_family}, but {what} needs one for {family}",
+            hint=f"create one: {command('param-group create NAME --family {}', family)}",
         )
 
 
@@ -246,7 +245,7 @@ def _require_one_direction(changes: MemoryChanges, group: str) -> None:
         raise Refused(
             f"group {group} raises {', '.join(changes.raised)} "
             f"and lowers {', '.join(changes.lowered)}: no order is safe",
-            hint="do it in two steps: first a group that only raises, then one that only lowers",
+            hint="use two steps: first a group that only raises them, then one that only lowers them",
         )
 
 
@@ -256,8 +255,8 @@ def _warnings(
     if not anything:
         return ()
     if not reboot:
-        where = ("--cluster {} ", (cluster.cluster_id,)) if cluster is not None else ("", ())
-        again = command(f"param-group attach {{}} {where[0]}--reboot", group, *where[1])
+        option, identifiers = ("--cluster {} ", (cluster.cluster_id,)) if cluster is not None else ("", ())
+        again = command(f"param-group attach {{}} {option}--reboot", group, *identifiers)
         return (f"static parameters take effect after a reboot: {again}",)
     order = f"; {changes.reboot_order(cluster)}" if changes is not None else ""
-    return (f"each server that needs it is rebooted, one at a time, and its connections break{order}",)
+    return (f"each server that needs it is rebooted, one at a time; its connections are closed{order}",)

@@ -180,7 +180,7 @@ def test_a_default_that_cannot_be_read_does_not_end_create(text: str) -> None:
     for name in names:
         sized = sizing.propose(demand, {**on, **{other: default("20") for other in names}, name: default(text)})
         assert all(one.value is None for one in sized.proposals if one.name == name)
-        assert any(note.startswith(f"{name}: its default {text} cannot be read") for note in sized.notes), name
+        assert any(note.startswith(f"{name}: could not read its default {text}") for note in sized.notes), name
     asked = replace(demand, overrides={"max_wal_senders": "60"})
     sized = sizing.propose(asked, {**on, **{other: default(text) for other in names}})
     assert {one.name: one.value for one in sized.proposals}["max_wal_senders"] == "60"
@@ -245,8 +245,8 @@ def test_in_which_order_servers_are_rebooted() -> None:
 
 def test_which_storage_is_asked_for() -> None:
     new = clusters.NewCluster("c", "multi_az_cluster", "db.r6gd.large", storage_type="gp3")
-    assert rds_options.cluster_storage_words(new).startswith("storage type gp3 is sent without Iops; if AWS requires")
-    words = rds_options.cluster_storage_words(replace(new, storage_type="io1", iops=3000))
+    assert rds_options.storage_request(new).startswith("storage type gp3 is sent without Iops; if AWS requires")
+    words = rds_options.storage_request(replace(new, storage_type="io1", iops=3000))
     assert words == "storage type io1 with Iops=3000 is sent"
 
 

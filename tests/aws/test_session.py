@@ -221,7 +221,7 @@ def test_a_cluster_is_described_once_a_command(cloud: Cloud, dsn: str) -> None:
     attached = attachments.attach_target(target)
     assert attached is not None and attached.identifier == "sandbox"
     assert rds_metrics.read(target).instance_id == "sandbox-instance-1"
-    assert facts.gather(target, wanted=frozenset()).cloud is not None
+    assert facts.gather(target, wanted=frozenset()).rds is not None
     assert calls == ["call"]
 
 

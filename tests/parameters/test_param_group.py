@@ -285,7 +285,7 @@ def test_raising_goes_to_the_replicas_first_one_reboot_at_a_time() -> None:
     ]
     kinds = [type(step) for step in plan.steps]
     assert kinds == [AwsCall, Wait] * 4, "each is waited for before the next begins"
-    assert "standbys first, because max_wal_senders become larger" in plan.warnings[0]
+    assert "standbys first, because max_wal_senders are raised" in plan.warnings[0]
 
 
 def test_lowering_goes_to_the_primary_first() -> None:
@@ -327,7 +327,7 @@ def test_the_members_of_a_cluster(kind: str, changes: rollout.MemoryChanges, exp
 
 def test_what_is_attached_and_in_sync_needs_nothing() -> None:
     plan = rollout.attach_to_cluster(cluster("aurora", "new"), "new", UP, reboot=True, timeout_seconds=60)
-    assert not plan and "nothing waits for a reboot" in plan.unchanged
+    assert not plan and "no reboot is pending" in plan.unchanged
     pending = cluster("aurora", "new", members="pending-reboot")
     assert not rollout.attach_to_cluster(pending, "new", UP, reboot=False, timeout_seconds=60)
     assert len(order(rollout.attach_to_cluster(pending, "new", UP, reboot=True, timeout_seconds=60))) == 3
