@@ -69,7 +69,7 @@ def test_another_history_forgets_every_position() -> None:
 
 
 def test_the_sink_cannot_deliver_what_it_was_not_given() -> None:
-    with pytest.raises(ValueError, match="more than was handed over"):
+    with pytest.raises(ValueError, match="was not handed over"):
         Ledger().deliver(1)
 
 
