@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests.fixtures.failover import failover_pair
 from tests.fixtures.postgres import confirmed_lsn
 from tests.fixtures.program import read_json_lines
 from tests.fixtures.waiting import wait_until
@@ -191,49 +192,26 @@ def test_restarts_and_terminations_lose_nothing(
 
 def test_a_failover_is_transient(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
     """A synchronised standby is promoted while the tail streams: it finds the new primary and resumes without a gap."""
-    writer = PostgresServer(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
-    writer.initdb()
-    writer.start()
-    reader = writer.clone(tmp_path / "r", slot="reader")
     out = tmp_path / "out.jsonl"
-    try:
-        reader.start()
-        with closing(writer.connect()) as conn:
-            conn.execute("CREATE TABLE public.t (id integer PRIMARY KEY)")
-            conn.execute("CREATE PUBLICATION p FOR TABLE public.t")
-        assert rdsrepl("slot", "create", "fo", "--failover", "--yes", dsn=writer.dsn()).code == 0
-        one, two = writer.keywords(), reader.keywords()
-        dsn = (
-            f"host={one['host']},{two['host']} port={one['port']},{two['port']} user={one['user']} dbname=postgres "
-            "target_session_attrs=read-write"
-        )
+    with failover_pair(servers, rdsrepl, tmp_path, "id integer PRIMARY KEY") as pair:
         with out.open("wb") as file:
-            tail = rdsrepl.start("slot", "tail", "fo", dsn=dsn, stdout=file, stderr=subprocess.PIPE)
+            tail = rdsrepl.start("slot", "tail", "fo", dsn=pair.dsn, stdout=file, stderr=subprocess.PIPE)
             for number in range(1, 11):
-                with closing(writer.connect()) as conn:
+                with closing(pair.primary.connect()) as conn:
                     conn.execute("INSERT INTO public.t VALUES (%s)", (number,))
                     conn.execute("SELECT pg_log_standby_snapshot()")
             wait_until(lambda: len(out.read_text().splitlines()) == 10, "the changes before the failover")
-            # A synchronised slot outlives the promotion once the primary's has moved on (facts of PostgreSQL 17).
-            ready = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'fo' AND synced AND NOT temporary"
-
-            def synced() -> Any:
-                with closing(writer.connect()) as conn:
-                    conn.execute("SELECT pg_logical_emit_message(false, 'x', '', true)")
-                    conn.execute("SELECT pg_log_standby_snapshot()")
-                with closing(reader.connect()) as conn:
-                    return conn.execute(ready).fetchone()
-
-            wait_until(synced, "the slot is synchronised")
-            with closing(writer.connect()) as conn:
+            # A synchronised slot survives the promotion after the primary's has advanced (facts of PostgreSQL 17).
+            pair.wait_until_synced("SELECT pg_logical_emit_message(false, 'x', '', true)")
+            with closing(pair.primary.connect()) as conn:
                 conn.execute("INSERT INTO public.t VALUES (11)")
                 end = conn.execute("SELECT pg_current_wal_lsn()").fetchone()
-            with closing(reader.connect()) as conn:
+            with closing(pair.standby.connect()) as conn:
                 replayed = "SELECT pg_last_wal_replay_lsn() >= %s"
                 wait_until(lambda: conn.execute(replayed, end).fetchone() == (True,), "the standby has it")
-            writer.stop("immediate")
-            reader.promote()
-            with closing(reader.connect()) as conn:
+            pair.primary.stop("immediate")
+            pair.standby.promote()
+            with closing(pair.standby.connect()) as conn:
                 for number in range(12, 21):
                     conn.execute("INSERT INTO public.t VALUES (%s)", (number,))
 
@@ -248,15 +226,11 @@ def test_a_failover_is_transient(servers: Servers, rdsrepl: Program, tmp_path: P
         assert sorted(set(ids())) == list(range(1, 21))
         first = list(dict.fromkeys(ids()))
         assert first == sorted(first)
-        with closing(reader.connect()) as conn:
+        with closing(pair.standby.connect()) as conn:
             row = conn.execute(
                 "SELECT confirmed_flush_lsn <= pg_current_wal_lsn() FROM pg_replication_slots"
             ).fetchone()
             assert row == (True,)
-    finally:
-        for server in (reader, writer):
-            server.stop("immediate")
-            server.remove()
 
 
 def test_a_stalled_reader_does_not_cost_the_connection(

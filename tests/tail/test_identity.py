@@ -27,6 +27,7 @@ from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.timelines import Timelines
+from tests.fixtures.failover import failover_pair
 from tests.fixtures.program import read_json_lines
 from tests.fixtures.waiting import wait_until
 from tests.workloads import identity_kills
@@ -240,10 +241,6 @@ def _slot_on_standby(standby: PostgresServer, primary: PostgresServer) -> None:
 
 def test_identities_and_messages_over_a_failover(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
     """The standby lacks the last changes and assigns their positions to others, which are not taken for repeats."""
-    writer = PostgresServer(tmp_path / "w", servers.get(18).binaries, settings={"log_min_messages": "warning"})
-    writer.initdb()
-    writer.start()
-    reader = writer.clone(tmp_path / "r", slot="reader")
     out, other = tmp_path / "out.jsonl", tmp_path / "other.jsonl"
 
     def write(server: PostgresServer, *values: str) -> None:
@@ -257,27 +254,9 @@ def test_identities_and_messages_over_a_failover(servers: Servers, rdsrepl: Prog
     def arrived(value: str) -> bool:
         return any(event["after"]["v"] == value for event in events())
 
-    try:
-        reader.start()
-        with closing(writer.connect()) as conn:
-            conn.execute("CREATE TABLE public.t (id bigserial PRIMARY KEY, v text)")
-            conn.execute("CREATE PUBLICATION p FOR TABLE public.t")
-        assert rdsrepl("slot", "create", "fo", "--failover", "--yes", dsn=writer.dsn()).code == 0
-        one, two = writer.keywords(), reader.keywords()
-        dsn = (
-            f"host={one['host']},{two['host']} port={one['port']},{two['port']} user={one['user']} dbname=postgres "
-            "target_session_attrs=read-write"
-        )
-        ready = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'fo' AND synced AND NOT temporary"
-
-        def synced() -> Any:
-            with closing(writer.connect()) as conn:
-                conn.execute("SELECT pg_log_standby_snapshot()")
-                conn.execute("SELECT pg_replication_slot_advance('fo', pg_current_wal_lsn())")
-            with closing(reader.connect()) as conn:
-                return conn.execute(ready).fetchone()
-
-        wait_until(synced, "the slot is synchronised")
+    with failover_pair(servers, rdsrepl, tmp_path, "id bigserial PRIMARY KEY, v text") as pair:
+        writer, reader = pair.primary, pair.standby
+        pair.wait_until_synced("SELECT pg_replication_slot_advance('fo', pg_current_wal_lsn())")
         _slot_on_standby(reader, writer)
         with out.open("wb") as file, other.open("wb") as second:
             # Reads from the standby, and is not interrupted by the promotion.
@@ -285,7 +264,7 @@ def test_identities_and_messages_over_a_failover(servers: Servers, rdsrepl: Prog
             beside = rdsrepl.start(*words, dsn=reader.dsn(), stdout=second, stderr=subprocess.PIPE)
             # It confirms nothing, so every change comes again.
             words = ("slot", "tail", "fo", "--no-confirm", "-f", "json")
-            tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=subprocess.PIPE)
+            tail = rdsrepl.start(*words, dsn=pair.dsn, stdout=file, stderr=subprocess.PIPE)
             write(writer, "both 1", "both 2", "both 3")
             wait_until(lambda: arrived("both 3") and "both 3" in other.read_text(), "the changes before")
             with closing(reader.connect()) as conn, closing(writer.connect()) as source:
@@ -330,10 +309,6 @@ def test_identities_and_messages_over_a_failover(servers: Servers, rdsrepl: Prog
         without = rdsrepl("slot", "tail", "fo", "--until-now", "--no-confirm", "-f", "json", dsn=reader.dsn())
         assert "could not read the history of timeline 2" in without.err
         assert {event["timeline"] for event in without.lines} == {2}
-    finally:
-        for server in (reader, writer):
-            server.stop("immediate")
-            server.remove()
 
 
 def test_a_replay_with_kills_that_drops_by_the_identity(db18: Database, rdsrepl: Program, tmp_path: Path) -> None:
