@@ -86,7 +86,7 @@ def known(**given: Any) -> Facts:
         "parameter_group": "g",
         "members": (Member("orders", True, "available", "in-sync", "db.r6g.large"),),
     }
-    return Facts("orders", cloud=KnownCloud(**{**fields, **given}))
+    return Facts("orders", rds=KnownCloud(**{**fields, **given}))
 
 
 def test_checks_of_a_version_that_cannot_be_read() -> None:
@@ -262,7 +262,7 @@ def test_which_storage_is_asked_for() -> None:
             "ResourceNotFoundException",
             "can't find the specified secret value for staging label: AWSCURRENT",
             errors.NotAvailable,
-            "has a value",
+            "no value yet",
         ),
     ],
 )
