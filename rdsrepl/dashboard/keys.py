@@ -1,4 +1,4 @@
-"""What a terminal sends, as keys. Pure."""
+"""Decode the bytes of a terminal as keys. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _SEQUENCES: Final = {
     "5~": "page-up",
     "6~": "page-down",
 }
-# A control sequence: what it begins with, its parameters, the byte that ends it.
+# A control sequence: its introducer, its parameters, its final byte.
 _WHOLE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|O[ -~])")
 _BEGUN: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|O)?\Z")
 
 
 def decode(data: bytes, *, more: bool) -> tuple[list[str], bytes]:
-    """Return the keys in what was read, and what is left of a key that is not all there.
+    """Return the keys in DATA, and the bytes of an incomplete key at its end.
 
     Args:
-        data: what was read.
-        more: whether the rest of a key may still come; without it an Escape that ends the data is the key.
+        data: the bytes that were read.
+        more: whether the rest of a key can still arrive; if not, an Escape at the end is a key of its own.
     """
     try:
         text, rest = data.decode(), b""

@@ -1,4 +1,4 @@
-"""A look as lines, for a pipe or a file: as many words in every line, or one JSON object a look."""
+"""Format a snapshot for a pipe or a file: one line for each slot, or one JSON object. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from rdsrepl.dashboard.state import Snapshot
-from rdsrepl.dashboard.view import FAR_SECONDS
 from rdsrepl.render import document
 from rdsrepl.retention.assessment import SlotRetention
 from rdsrepl.retention.forecast import Rate
@@ -25,44 +24,44 @@ _HEADINGS: Final = (
     "BREAKS_IN",
     "WHAT_BREAKS",
     "WAL_STATUS",
-    # The last one, because names are as long as they like.
+    # The last column, because names have no fixed length.
     "SLOT",
 )
 
 
 def heading() -> str:
-    """Return the line above the first look."""
+    """Return the heading above the first line."""
     return _row(_HEADINGS)
 
 
 def rows(snapshot: Snapshot, shown: Sequence[SlotRetention]) -> list[str]:
-    """Return a line a slot; unknown is a dash, and no value has a space in it."""
+    """Return one line for each slot; an unknown value is a dash, and no value contains a space."""
     at = snapshot.retention.wal.at.strftime("%Y-%m-%dT%H:%M:%SZ")
     return [_row((at, *_cells(one))) for one in shown]
 
 
 def as_document(snapshot: Snapshot, shown: Sequence[SlotRetention]) -> dict[str, Any]:
-    """Return a look as plain data; its keys are documented in ``docs/watch.md``."""
-    found = snapshot.retention
+    """Return a snapshot as plain data; ``docs/watch.md`` documents the keys."""
+    retention = snapshot.retention
     return {
-        "at": document(found.wal.at),
+        "at": document(retention.wal.at),
         "server": {
             "version": snapshot.server.version.split()[0],
             "flavour": snapshot.server.flavour,
-            "role": "standby" if found.wal.in_recovery else "primary",
+            "role": "standby" if retention.wal.in_recovery else "primary",
         },
-        "wal": document(found.wal),
-        "wal_rate": document(found.wal_rate),
-        "storage": document(found.storage),
-        "severity": document(found.severity),
-        "blamed": found.blamed,
+        "wal": document(retention.wal),
+        "wal_rate": document(retention.wal_rate),
+        "storage": document(retention.storage),
+        "severity": document(retention.severity),
+        "blamed": retention.blamed,
         "slots": document(shown),
         "walsenders": document(snapshot.senders),
     }
 
 
 def _cells(one: SlotRetention) -> tuple[str, ...]:
-    soonest = one.breaks[0] if one.breaks and one.breaks[0].seconds <= FAR_SECONDS else None
+    earliest = one.breaks[0] if one.breaks and one.breaks[0].is_near else None
     return (
         str(one.severity),
         str(one.slot.active_pid) if one.slot.active else "no",
@@ -70,8 +69,8 @@ def _cells(one: SlotRetention) -> tuple[str, ...]:
         _size(one.undelivered_bytes),
         _rate(one.growth),
         _rate(one.delivery),
-        "-" if soonest is None else format_duration(soonest.seconds),
-        "-" if soonest is None else soonest.what,
+        "-" if earliest is None else format_duration(earliest.seconds),
+        "-" if earliest is None else earliest.what,
         one.slot.wal_status or "-",
         one.slot.slot_name,
     )

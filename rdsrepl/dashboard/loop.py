@@ -1,4 +1,4 @@
-"""The one loop of the dashboard, and the lines it degrades to where there is no terminal."""
+"""Run the dashboard: a full screen on a terminal, or lines without one."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from rdsrepl.dashboard.state import Event, Key, PollFailed, PollStarted, Snapsho
 from rdsrepl.dashboard.terminal import Terminal
 from rdsrepl.errors import Error
 
-#: the clock and the age of the last look are kept going.
+#: The clock and the age of the snapshot are refreshed this often.
 _TICK_SECONDS: Final = 1.0
 _FIRST_DELAY_SECONDS, _MAX_DELAY_SECONDS = 0.5, 15.0
-#: a look that takes longer is at a server that is not there any more.
+#: A poll that takes longer is aborted, and the connection is opened again.
 _MAX_POLL_SECONDS: Final = 15.0
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 @dataclass(slots=True)
 class _Schedule:
-    """When the next look begins."""
+    """When the next poll begins."""
 
     due_at: float = 0.0
     delay_seconds: float = _FIRST_DELAY_SECONDS
@@ -40,7 +40,7 @@ class _Schedule:
         self.due_at, self.delay_seconds = started_at + interval_seconds, _FIRST_DELAY_SECONDS
 
     def failed(self) -> float:
-        """Return how many seconds the next attempt waits: longer each time, and not with everybody else."""
+        """Return the delay before the next attempt in seconds: exponential, with jitter."""
         pause = self.delay_seconds * random.uniform(0.5, 1.0)
         self.due_at = time.monotonic() + pause
         self.delay_seconds = min(self.delay_seconds * 2, _MAX_DELAY_SECONDS)
@@ -48,10 +48,10 @@ class _Schedule:
 
 
 def run_full_screen(poller: SlotPoller, state: State, *, colour: bool, limit: int | None = None) -> None:
-    """Show the dashboard until the user leaves, or after LIMIT looks.
+    """Show the dashboard until the user quits, or until LIMIT snapshots are shown.
 
     Raises:
-        Error: the first look failed; later failures are shown, and looked again.
+        Error: the first poll failed; later failures are shown and retried.
     """
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -106,17 +106,17 @@ def run_lines(
     note: Callable[[str], None],
     limit: int | None = None,
 ) -> None:
-    """Give every look to EMIT until a signal comes, or after LIMIT looks.
+    """Pass every snapshot to EMIT until a signal arrives, or until LIMIT snapshots are passed.
 
     Args:
         poller: reads the snapshots.
-        state: how often to look.
-        emit: prints a look.
-        note: is told when the connection is lost, and when it is there again.
-        limit: stop after so many looks.
+        state: contains the interval.
+        emit: prints a snapshot.
+        note: prints when the connection is lost, and when it is restored.
+        limit: the number of snapshots.
 
     Raises:
-        Error: the first look failed; later failures are told, and looked again.
+        Error: the first poll failed; later failures are printed and retried.
     """
     thread = PollerThread(poller)
     pace, polls, lost = _Schedule(), 0, False
@@ -130,14 +130,14 @@ def run_lines(
                 thread.abort_after(_MAX_POLL_SECONDS)
             if isinstance(result, Snapshot):
                 if lost:
-                    note("connected again")
+                    note("reconnected")
                 polls, lost = polls + 1, False
                 pace.succeeded(started_at, state.interval_seconds)
                 emit(result)
             elif isinstance(result, Error) and polls:
                 pause = pace.failed()
                 if not lost:
-                    note(f"{result.message}; connecting again in {pause:.1f}s, and until it succeeds")
+                    note(f"{result.message}; reconnecting in {pause:.1f}s, then repeatedly")
                 lost = True
             else:
                 raise result
@@ -180,7 +180,7 @@ def _render(state: State, size: tuple[int, int], *, colour: bool) -> list[str]:
 
 @contextmanager
 def _signals(wake: int) -> Iterator[None]:
-    """Have signals come through a pipe while the screen is ours."""
+    """Receive signals through a pipe while the full screen is shown."""
     numbers = (*_STOP_SIGNALS, signal.SIGWINCH, signal.SIGTSTP, signal.SIGCONT)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     descriptor = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -196,7 +196,7 @@ def _handle_signal(number: int, terminal: Terminal) -> None:
     if number == signal.SIGTSTP:
         terminal.leave()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        # To this thread, so that it does not go on before all have stopped.
+        # Sent to this thread, so that it stops here with the whole process.
         signal.pthread_kill(threading.get_ident(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
     if number in (signal.SIGTSTP, signal.SIGCONT):
@@ -209,7 +209,7 @@ def _wake(descriptor: int) -> None:
     try:
         os.write(descriptor, b"\0")
     except OSError:
-        return  # full, so the loop wakes anyway; or closed, so there is none
+        return  # the pipe is full, so the loop wakes in any case; or the loop has ended
 
 
 def _read_signals(descriptor: int) -> bytes:

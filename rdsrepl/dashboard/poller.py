@@ -1,6 +1,6 @@
-"""Looks at a server, one after the other: a connection that is kept, and a thread so that nobody waits for it.
+"""Poll a server on one connection, in a thread so that the screen does not wait for the server.
 
-A look is three statements, however many slots there are. What identifies the server is asked once a connection.
+A poll takes three statements, however many slots there are. The identity of the server is read once a connection.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.wal import Wal
     from rdsrepl.retention.rds_metrics import RdsMetrics
 
-#: how often a look is written to the history that other commands use as well.
+#: How often a snapshot is added to the history, which other commands use too.
 _RECORD_SECONDS: Final = 60.0
-#: after a failover a name may lead to the old writer for a while; then it is looked up anew this often.
+#: After a failover a host name can resolve to the old writer for some time: it is resolved again this often.
 _WRITER_SECONDS: Final = 5.0
 _MAX_SAMPLES: Final = 600
-#: CloudWatch has a new value once a minute.
+#: CloudWatch has one value a minute.
 _METRICS_SECONDS: Final = 60.0
 
 
 class SlotPoller:
-    """One server, looked at again and again. Not for two threads at once, but for ``cut``."""
+    """Polls one server. Only ``abort`` may be called from another thread."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class SlotPoller:
         free_bytes: int | None = None,
         metrics: MetricsPoller | None = None,
     ) -> None:
-        """Look at nothing yet.
+        """Create a poller without a connection.
 
         Args:
             target: the database.
-            window_seconds: rates are taken over so long.
-            free_bytes: free storage at the first look, where somebody knows it.
+            window_seconds: the window of the rates.
+            free_bytes: the free storage at the first poll, if given.
             metrics: the metrics of RDS, where a cluster or an instance is named.
         """
         self._metrics = metrics
@@ -75,10 +75,10 @@ class SlotPoller:
         self._recorded_at = float("-inf")
 
     def poll(self) -> Snapshot:
-        """Look once.
+        """Return the current snapshot.
 
         Raises:
-            Error: there is no connection, or it broke; the next look makes a new one.
+            Error: the connection failed or was lost; the next poll opens a new one.
         """
         import psycopg
 
@@ -112,7 +112,7 @@ class SlotPoller:
         return Snapshot(self._server, retention, senders, tuple(self._samples))
 
     def abort(self) -> None:
-        """End a look that hangs, from another thread: it fails as it would when the connection broke."""
+        """Abort a poll that hangs, from another thread: it then fails as if the connection were lost."""
         conn = self._conn
         with contextlib.suppress(Exception):
             if conn is not None:
@@ -120,7 +120,7 @@ class SlotPoller:
                     twin.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connection; the next look makes a new one."""
+        """Close the connection; the next poll opens a new one."""
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()
@@ -142,7 +142,7 @@ class SlotPoller:
         return self._conn
 
     def _promoted(self, conn: Connection, now: Wal) -> datetime | None:
-        """Return when the server was promoted, where that is known; asked once a connection and timeline."""
+        """Return when the server was promoted, if known; read once a connection and timeline."""
         from rdsrepl.postgres import wal
 
         if now.timeline is None or now.timeline == 1:
@@ -152,7 +152,7 @@ class SlotPoller:
         return self._promotion[2]
 
     def _storage(self, rows: Sequence[Slot]) -> Storage | None:
-        """Return CloudWatch's free storage, or what is left of that which was known at the first look."""
+        """Return the free storage from CloudWatch, or the given one less the WAL retained since the first poll."""
         if self._free_bytes is None:
             return None if self._metrics is None else self._metrics.latest.storage
         retained = max((slot.retained_bytes or 0 for slot in rows), default=0)
@@ -173,19 +173,19 @@ class SlotPoller:
 
 
 class MetricsPoller:
-    """What AWS knows of the server, asked once a minute in a thread: no look waits for it."""
+    """Reads the metrics of RDS once a minute in a thread, so that no poll waits for them."""
 
     def __init__(self, target: Target, first: RdsMetrics) -> None:
-        """Begin to ask, where there is somebody to ask.
+        """Start the thread, if the target names a cluster or an instance.
 
         Args:
             target: the database.
-            first: the first answer.
+            first: the metrics that were read first.
         """
         self.latest = first
         self._target = target
         if target.aws.identifier:
-            threading.Thread(target=self._work, name="around", daemon=True).start()
+            threading.Thread(target=self._work, name="metrics-poller", daemon=True).start()
 
     def _work(self) -> None:
         from rdsrepl.retention import rds_metrics
@@ -194,61 +194,61 @@ class MetricsPoller:
             time.sleep(_METRICS_SECONDS)
             with contextlib.suppress(Error):
                 metrics = rds_metrics.read(self._target)
-                if metrics.metrics:  # an outage of CloudWatch does not take away what is known
+                if metrics.metrics:  # keep the last values during an outage of CloudWatch
                     self.latest = metrics
 
 
 class PollerThread:
-    """Has looks made in a thread; one at a time."""
+    """Runs a ``SlotPoller`` in a thread, one poll at a time."""
 
     def __init__(self, poller: SlotPoller, *, wake: Callable[[], None] = lambda: None) -> None:
         """Start the thread.
 
         Args:
             poller: reads the snapshots.
-            wake: called in the thread when there is a result.
+            wake: called in the thread when a result is available.
         """
-        self.results: SimpleQueue[Snapshot | BaseException] = SimpleQueue()
+        self._results: SimpleQueue[Snapshot | BaseException] = SimpleQueue()
         self._poller = poller
         self._wake = wake
         self._wanted: SimpleQueue[bool] = SimpleQueue()
         self._started_at: float | None = None
-        self._thread = threading.Thread(target=self._work, name="looker", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="slot-poller", daemon=True)
         self._thread.start()
 
     @property
     def busy(self) -> bool:
-        """Whether a look is under way, or its result was not taken yet."""
+        """Whether a poll is in progress, or its result was not read yet."""
         return self._started_at is not None
 
     def start(self) -> None:
-        """Begin a look; ``results`` will have it, or why it failed."""
+        """Start a poll; ``result`` returns the snapshot or the error."""
         assert not self.busy
         self._started_at = time.monotonic()
         self._wanted.put(True)
 
     def result(self, timeout: float | None = None) -> Snapshot | BaseException | None:
-        """Return a result, None where there is none yet.
+        """Return the result of the poll; None if it is not available yet.
 
         Args:
-            timeout: wait for it so long, in seconds; None does not wait.
+            timeout: how long to wait for it, in seconds; None does not wait.
         """
         from queue import Empty
 
         try:
-            result = self.results.get(timeout=timeout) if timeout is not None else self.results.get_nowait()
+            result = self._results.get(timeout=timeout) if timeout is not None else self._results.get_nowait()
         except Empty:
             return None
         self._started_at = None
         return result
 
     def abort_after(self, seconds: float) -> None:
-        """End a look that has taken longer than this."""
+        """Abort a poll that has taken longer than this."""
         if self._started_at is not None and time.monotonic() - self._started_at > seconds:
             self._poller.abort()
 
     def stop(self) -> None:
-        """End the thread; a look that hangs is not waited for."""
+        """Stop the thread; do not wait for a poll that hangs."""
         self._wake = lambda: None
         self._wanted.put(False)
         if self.busy:
@@ -258,18 +258,17 @@ class PollerThread:
     def _work(self) -> None:
         while self._wanted.get():
             try:
-                self.results.put(self._poller.poll())
-            except Exception as exc:  # noqa: BLE001 - raised again in the main thread where it is none of the weather
-                self.results.put(exc)
+                self._results.put(self._poller.poll())
+            except Exception as exc:  # noqa: BLE001 - the main thread raises it, or retries
+                self._results.put(exc)
             self._wake()
         self._poller.close()
 
 
 def thin_history(history: Sequence[Observation], *, share: float = 0.05) -> tuple[Observation, ...]:
-    """Return a history with less of what is long ago: the steps between looks are a share of their age.
+    """Return a history with fewer old samples: the time between two samples is a share of their age.
 
-    A long watch, or months of history, would cost more at every look otherwise. Of a look that is left out each slot's
-    last change and last use stay.
+    This bounds the cost of a poll, however long the history is. The last change and the last use of each slot are kept.
     """
     if not history:
         return ()

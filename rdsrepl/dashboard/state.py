@@ -1,4 +1,4 @@
-"""What the dashboard knows and shows, and how a key or a new look changes it. Pure: no I/O, no clock."""
+"""The state of the dashboard, and how a key or a new snapshot changes it. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from rdsrepl.postgres.activity import Sender, ServerInfo
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.thresholds import Severity
 
-#: what ``+`` and ``-`` go through.
+#: The steps of ``+`` and ``-``.
 INTERVALS_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
-#: how far the sparklines reach back.
+#: The time that a sparkline shows.
 TREND_SECONDS: Final = 300.0
 _BRIDGED_SECONDS: Final = 120.0
 _PAGE: Final = 10
-_RANK: Final = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
 class Sort(StrEnum):
-    """What the slots are ordered by; the largest first, names from a to z."""
+    """The sort order of the slots: the largest value first, names in alphabetical order."""
 
     severity = "severity"
     retained = "retained"
@@ -43,7 +42,7 @@ class SlotFilter(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the slots held at one moment, in bytes."""
+    """The retained bytes of each slot at one moment."""
 
     at: datetime
     retained: Mapping[str, int]
@@ -51,12 +50,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What one look at the server found.
+    """The state of the server in one poll.
 
     Attributes:
-        server: as it was when the connection was made.
+        server: the facts that were read when the connection was opened.
         senders: the walsenders.
-        past: what the slots held, oldest first, up to this look.
+        samples: the retained bytes over time, oldest first, including this poll.
     """
 
     server: ServerInfo
@@ -67,11 +66,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class PollFailure:
-    """Why there are no new looks.
+    """Why there is no new snapshot.
 
     Attributes:
         since: when the first attempt failed.
-        retry_at: when the next one begins.
+        retry_at: when the next attempt begins.
     """
 
     since: datetime
@@ -89,14 +88,14 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class PollStarted:
-    """A look has begun."""
+    """A poll has started."""
 
     at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
-    """A look has succeeded."""
+    """A poll has succeeded."""
 
     snapshot: Snapshot
     at: datetime
@@ -104,7 +103,7 @@ class SnapshotTaken:
 
 @dataclass(frozen=True, slots=True)
 class PollFailed:
-    """A look has failed; there will be another."""
+    """A poll has failed; the loop retries it."""
 
     message: str
     at: datetime
@@ -116,18 +115,19 @@ Event = Key | PollStarted | SnapshotTaken | PollFailed
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that decides what is on the screen.
+    """Everything that the screen depends on.
 
     Attributes:
-        label: the target.
-        window_seconds: rates are taken over so long.
-        filter: only slots with this text in name, plugin, database or holder.
-        typing: the filter is being typed; ``filter_before`` comes back with Escape.
-        selected: a slot's name; None stays at the top, whoever is there.
-        look, looked_at: the last look and when it arrived.
-        asked_at: since when a look is under way.
-        gone, gone_at: slots that the last look no longer found.
-        done: the user wants to leave.
+        label: the name of the target.
+        window_seconds: the window of the rates.
+        filter: show only slots with this text in name, plugin, database or consumer.
+        previous_filter: the filter before typing began; Escape restores it.
+        typing: whether the filter is being typed.
+        selected: the name of the selected slot; None selects the first row.
+        snapshot, snapshot_at: the last snapshot, and when it arrived.
+        poll_started_at: when the current poll started; None if none is in progress.
+        removed, removed_at: the slots that the last snapshot no longer contains.
+        quitting: whether the user has pressed ``q``.
     """
 
     label: str
@@ -152,7 +152,7 @@ class State:
 
 
 def next_state(state: State, event: Event) -> State:
-    """Return the state after something has happened."""
+    """Return the state after an event."""
     match event:
         case Key(name):
             return _typed(state, name) if state.typing else _pressed(state, name)
@@ -167,30 +167,30 @@ def next_state(state: State, event: Event) -> State:
 
 
 def visible(state: State) -> tuple[SlotRetention, ...]:
-    """Return the slots that are shown, in their order."""
+    """Return the slots to show, in their order."""
     if state.snapshot is None:
         return ()
     wanted = state.filter.lower()
-    found = [
+    shown = [
         one
         for one in state.snapshot.retention.holdings
         if _is_wanted(one, state.slot_filter) and (not wanted or wanted in _text(one))
     ]
-    found.sort(key=lambda one: one.slot.slot_name)
+    shown.sort(key=lambda one: one.slot.slot_name)
     if state.sort is not Sort.name:
-        found.sort(key=lambda one: _weight(one, state.sort), reverse=True)
-    return tuple(reversed(found)) if state.reverse else tuple(found)
+        shown.sort(key=lambda one: _weight(one, state.sort), reverse=True)
+    return tuple(reversed(shown)) if state.reverse else tuple(shown)
 
 
 def selection(state: State, shown: Sequence[SlotRetention]) -> int:
-    """Return which of the slots that are shown is selected; the first where it is not among them."""
+    """Return the index of the selected slot; 0 if it is not shown."""
     return next((index for index, one in enumerate(shown) if one.slot.slot_name == state.selected), 0)
 
 
 def trend(samples: Sequence[Sample], name: str, *, points: int, interval_seconds: float) -> tuple[int | None, ...]:
-    """Return what a slot held in the recent past, a value a step; None where nobody looked.
+    """Return a slot's retained bytes in the recent past, one value for each step; a step without a sample is None.
 
-    A step is as long as the interval at first; later all of them reach back ``TREND_SECONDS``.
+    At first a step is as long as the interval; later the steps divide ``TREND_SECONDS``.
     """
     if not samples or points < 1:
         return ()
@@ -202,7 +202,7 @@ def trend(samples: Sequence[Sample], name: str, *, points: int, interval_seconds
         age = (end - sample.at).total_seconds()
         if age <= points * step and name in sample.retained:
             values[max(0, points - 1 - int(age / step))] = sample.retained[name]
-    # Looks are minutes apart before the watch began: nothing is known between them, but it is no hole either.
+    # The samples of earlier commands are minutes apart: fill the steps between them with the value before.
     last = None
     for index, value in enumerate(values):
         if value is not None:
@@ -217,9 +217,9 @@ def _with_snapshot(state: State, snapshot: Snapshot, at: datetime) -> State:
         return state
     present = {one.slot.slot_name for one in snapshot.retention.holdings}
     before = state.snapshot.retention.holdings if state.snapshot is not None else ()
-    lost = tuple(one.slot.slot_name for one in before if one.slot.slot_name not in present)
-    if lost:
-        state = replace(state, removed=lost, removed_at=at)
+    missing = tuple(one.slot.slot_name for one in before if one.slot.slot_name not in present)
+    if missing:
+        state = replace(state, removed=missing, removed_at=at)
     elif state.removed and present.intersection(state.removed):
         state = replace(state, removed=(), removed_at=None)
     return replace(state, snapshot=snapshot, snapshot_at=at, failure=None)
@@ -310,7 +310,7 @@ def _weight(one: SlotRetention, sort: Sort) -> tuple[float, float]:
     retained = float(one.retained_bytes or 0)
     match sort:
         case Sort.severity:
-            return _RANK[one.severity], retained
+            return one.severity.rank, retained
         case Sort.undelivered:
             return float(-1 if one.undelivered_bytes is None else one.undelivered_bytes), retained
         case Sort.growth:

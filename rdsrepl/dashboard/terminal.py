@@ -1,4 +1,4 @@
-"""The terminal while the dashboard has it: another screen, keys one by one, and everything as it was at the end."""
+"""Control the terminal of the dashboard: alternate screen, single keys, and its former settings at the end."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rdsrepl.dashboard.keys import decode
 
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[2J"
 _LEAVE: Final = "\x1b[0m\x1b[?25h\x1b[?1049l"
-#: the rest of an arrow key's sequence comes within this, or it was Escape.
+#: If the rest of an escape sequence does not arrive within this time, the key was Escape.
 _ESCAPE_SECONDS: Final = 0.05
-#: for a terminal that is not said to take UTF-8.
+#: Replacements for a terminal without UTF-8.
 _PLAIN: Final = str.maketrans("·─…▁▂▃▄▅▆▇█↑↓›▏", "|-~_.:-=+*#^v>_")
 
 
 class Terminal:
-    """The terminal at stdin and stdout; use it with ``with``."""
+    """The terminal of stdin and stdout, as a context manager."""
 
     def __init__(self) -> None:
         self._in, self._out = sys.stdin.fileno(), sys.stdout.fileno()
@@ -43,9 +43,9 @@ class Terminal:
         self.leave()
 
     def enter(self) -> None:
-        """Take the terminal, also once more after it was somebody else's."""
+        """Take control of the terminal, also again after the process was suspended."""
         attributes = list(self._before)
-        attributes[0] &= ~termios.IXON  # Ctrl-S would hold the screen, and the program with it
+        attributes[0] &= ~termios.IXON  # otherwise Ctrl-S stops the output and blocks the program
         attributes[3] &= ~(termios.ECHO | termios.ICANON)
         characters = list(self._before[6])
         characters[termios.VMIN], characters[termios.VTIME] = 1, 0
@@ -56,34 +56,34 @@ class Terminal:
         self._shown = []
 
     def leave(self) -> None:
-        """Give the terminal back as it was."""
+        """Restore the terminal."""
         if not self._entered:
             return
         self._entered = False
-        with contextlib.suppress(OSError):  # nobody is there to see it
+        with contextlib.suppress(OSError):  # the terminal is closed
             self._write(_LEAVE)
         with contextlib.suppress(termios.error):
             termios.tcsetattr(self._in, termios.TCSADRAIN, self._before)
 
     def fileno(self) -> int:
-        """Return what becomes readable with a key."""
+        """Return the file descriptor that becomes readable when a key is pressed."""
         return self._in
 
     def size(self) -> tuple[int, int]:
         """Return columns and rows."""
-        found = os.get_terminal_size(self._out)
-        return found.columns or 80, found.lines or 24
+        size = os.get_terminal_size(self._out)
+        return size.columns or 80, size.lines or 24
 
     def redraw(self) -> None:
-        """Draw everything anew the next time."""
+        """Redraw the whole screen the next time."""
         self._shown = []
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Show lines, each no wider than the terminal; what is on the screen already is not written again."""
+        """Show lines, none wider than the terminal; write only the lines that changed."""
         changed = [] if self._shown else ["\x1b[2J"]
         for row, line in enumerate(lines, start=1):
             if row > len(self._shown) or self._shown[row - 1] != line:
-                # Erased first: after a line of full width the cursor still stands in its last column.
+                # Erase first: after a line of full width the cursor is still in its last column.
                 changed.append(f"\x1b[{row};1H\x1b[2K{line}")
         if len(lines) < len(self._shown):
             changed.append(f"\x1b[{len(lines) + 1};1H\x1b[J")
@@ -92,7 +92,7 @@ class Terminal:
         self._shown = list(lines)
 
     def keys(self) -> list[str] | None:
-        """Return the keys that wait; None where the terminal is gone."""
+        """Return the pressed keys; None if the terminal is closed."""
         try:
             data = os.read(self._in, 4096)
         except OSError:

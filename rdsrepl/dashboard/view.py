@@ -1,4 +1,4 @@
-"""What the dashboard looks like: a state and a size become lines. Pure."""
+"""Render the state of the dashboard as the lines of a screen. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rdsrepl.dashboard.state import SlotFilter, Snapshot, Sort, State, selection
 from rdsrepl.postgres.activity import Sender
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention.assessment import SlotRetention
-from rdsrepl.retention.forecast import Forecast, Rate
+from rdsrepl.retention.forecast import Rate
 from rdsrepl.retention.thresholds import Severity
 from rdsrepl.text.escapes import shown as _shown
 from rdsrepl.units import format_duration, format_size
@@ -20,23 +20,15 @@ from rdsrepl.units import format_duration, format_size
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
-
-#: what breaks later than this is not worth a column.
-FAR_SECONDS: Final = 366 * 86400.0
-_GONE_SECONDS: Final = 60.0
+_REMOVED_SECONDS: Final = 60.0
 _LATE_SECONDS: Final = 3.0
 _FEWEST_ROWS: Final = 4
 _MOST_DETAILS: Final = 8
 _BARS: Final = "▁▂▃▄▅▆▇█"
-_STYLES: Final = {Severity.OK: "", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
-# Colours are not for everybody: the mark says the same.
+SEVERITY_STYLES: Final = {Severity.OK: "", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
+# Not every terminal or user distinguishes colours: the mark has the same meaning.
 _MARKS: Final = {Severity.OK: " ", Severity.WARNING: "!", Severity.CRITICAL: "‼"}
 _BREAK_SHORT: Final = {"slot_invalidated": "slot", "storage_full": "disk", "xid_wraparound": "xids"}
-_BREAK_LONG: Final = {
-    "slot_invalidated": "the slot is invalidated",
-    "storage_full": "the disk is full",
-    "xid_wraparound": "transaction numbers run out",
-}
 _KEYS: Final = (
     ("q", "quit"),
     ("↑↓", "select"),
@@ -49,33 +41,33 @@ _KEYS: Final = (
     ("+-", "interval"),
 )
 _HELP: Final = (
-    ("↑ ↓  k j", "select a slot; PgUp PgDn by ten, Home and g follow the top, End and G go to the bottom"),
+    ("↑ ↓  k j", "select a slot; PgUp PgDn by ten, Home and g stay at the top, End and G go to the bottom"),
     ("s", "sort by severity, retained, undelivered, growth, name"),
     ("r", "reverse the order"),
-    ("/", "filter by text in name, plugin, database, holder: Enter keeps it, Esc takes it back"),
-    ("Esc", "no filter"),
-    ("a", "all slots, only inactive ones, only those with problems"),
-    ("p  Space", "pause, and go on"),
-    ("+ -", "look less often, more often"),
-    ("Ctrl-L", "draw everything anew"),
+    ("/", "filter by text in name, plugin, database, consumer: Enter applies it, Esc cancels it"),
+    ("Esc", "remove the filter"),
+    ("a", "all slots, only inactive slots, only slots with problems"),
+    ("p  Space", "pause, resume"),
+    ("+ -", "refresh less often, more often"),
+    ("Ctrl-L", "redraw the screen"),
     ("q  Ctrl-C", "quit"),
     ("", ""),
     ("RETAINED", "WAL that the server keeps for the slot (from restart_lsn)"),
-    ("UNDELIVERED", "WAL that its consumer has not confirmed (from confirmed_flush_lsn)"),
-    ("GROWTH/s", "by how much RETAINED grows in a second; negative while a consumer catches up"),
-    ("DELIVERY/s", "how much WAL the consumer confirms in a second"),
-    ("BREAKS IN", "when the slot is invalidated (slot), the disk full (disk), transaction numbers used up (xids)"),
-    ("ACTIVE", "the holder's PID, or since when there is none"),
-    ("! ‼", "worth a word, worth acting on: the reasons stand under the table"),
+    ("UNDELIVERED", "WAL that the consumer has not confirmed (from confirmed_flush_lsn)"),
+    ("GROWTH/s", "growth of RETAINED in a second; negative while a consumer catches up"),
+    ("DELIVERY/s", "WAL that the consumer confirms in a second"),
+    ("BREAKS IN", "time until the slot is invalidated (slot), the disk is full (disk), transaction IDs run out (xids)"),
+    ("ACTIVE", "the PID of the consumer, or how long there is none"),
+    ("! ‼", "warning, critical: the reasons are below the table"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A column of the slots' table.
+    """A column of the table of slots.
 
     Attributes:
-        rank: the highest are left out first where the terminal is narrow.
+        rank: a narrow terminal omits the columns with the highest rank first.
     """
 
     heading: str
@@ -104,14 +96,14 @@ _Piece = tuple[str, str]
 
 
 def view(state: State, width: int, height: int, now: datetime) -> Group:
-    """Return the screen: at most HEIGHT lines, none wider than WIDTH."""
+    """Return the screen: at most HEIGHT lines of at most WIDTH columns."""
     from rich.console import Group
 
     return Group(*lines(state, width, height, now))
 
 
 def lines(state: State, width: int, height: int, now: datetime) -> list[Text]:
-    """Return the screen's lines; see ``view``."""
+    """Return the lines of the screen; see ``view``."""
     if width < _NARROWEST or height < _LOWEST:
         return [_line(width, ("the terminal is too small", "bold"))]
     head = _header(state, width, now)
@@ -153,7 +145,7 @@ def _facts(snapshot: Snapshot, width: int) -> Text:
     ]
     slots: list[_Piece] = [(f"{every} slot{'' if every == 1 else 's'}", "")]
     for number, (count, severity) in enumerate(counts):
-        slots += [(", " if number else ": ", ""), (f"{count} {severity}", _STYLES[severity])]
+        slots += [(", " if number else ": ", ""), (f"{count} {severity}", SEVERITY_STYLES[severity])]
     rate = f" +{_rate(found.wal_rate)}/s" if found.wal_rate is not None else ""
     parts: list[list[_Piece]] = [slots, [(f"WAL {found.wal.lsn}{rate}", "")]]
     if (storage := found.storage) is not None:
@@ -162,7 +154,7 @@ def _facts(snapshot: Snapshot, width: int) -> Text:
     if found.wal.slot_keep_bytes is not None:
         parts.append([(f"max_slot_wal_keep_size {format_size(found.wal.slot_keep_bytes)}", "")])
     if found.blamed is not None and every > 1:
-        parts.append([(f"{found.blamed} holds most", "")])
+        parts.append([(f"{found.blamed} retains most", "")])
     return _join(width, parts)
 
 
@@ -184,25 +176,28 @@ def _status(state: State, width: int, now: datetime) -> Text:
         parts.append([(f"no answer from the server for {ago(state.poll_started_at)}", "bold yellow")])
     if state.snapshot_at is not None:
         every = format_duration(state.interval_seconds).replace(".0s", "s")
-        parts.append([(f"looked {ago(state.snapshot_at)} ago, every {every}", "")])
+        parts.append([(f"updated {ago(state.snapshot_at)} ago, every {every}", "")])
     parts.append([(f"by {state.sort}{', reversed' if state.reverse else ''}", "")])
     if state.slot_filter is not SlotFilter.all:
         parts.append([(f"only {state.slot_filter}", "bold")])
     if state.filter and not state.typing:
         parts.append([(f"filter {state.filter}", "bold")])
-    if state.removed and state.removed_at is not None and (now - state.removed_at).total_seconds() < _GONE_SECONDS:
+    if state.removed and state.removed_at is not None and (now - state.removed_at).total_seconds() < _REMOVED_SECONDS:
         names = ", ".join(state.removed[:3]) + (f" and {len(state.removed) - 3} more" if len(state.removed) > 3 else "")
-        parts.insert(0, [(f"gone: {names}", "bold yellow")])
+        parts.insert(0, [(f"removed: {names}", "bold yellow")])
     if state.snapshot is not None and (rate := state.snapshot.retention.wal_rate) is not None and rate.window_seconds:
-        parts.append([(f"rates over {format_duration(float(round(rate.window_seconds))).replace('.0s', 's')}", "")])
+        window = format_duration(float(round(rate.window_seconds))).replace(".0s", "s")
+        parts.append([(f"rates over {window}", "")])
     return _join(width, parts)
 
 
 def _footer(state: State, width: int) -> Text:
     if state.typing:
-        return _line(width, ("/", "bold"), (state.filter, "bold"), ("▏", "blink"), ("  Enter keeps it, Esc not", "dim"))
+        return _line(
+            width, ("/", "bold"), (state.filter, "bold"), ("▏", "blink"), ("  Enter applies, Esc cancels", "dim")
+        )
     if state.help:
-        return _line(width, ("any key", "bold"), (" goes back, ", "dim"), ("q", "bold"), (" quits", "dim"))
+        return _line(width, ("any key", "bold"), (" closes help, ", "dim"), ("q", "bold"), (" quits", "dim"))
     return _join(width, [[(key, "bold"), (f" {what}", "dim")] for key, what in _KEYS], between="  ")
 
 
@@ -217,7 +212,7 @@ def _help(width: int) -> list[Text]:
 
 
 def _body(state: State, snapshot: Snapshot, width: int, room: int) -> list[Text]:
-    """Share the room out: the slots first, then what is selected, then the walsenders."""
+    """Divide the height: the slots first, then the selected slot, then the walsenders."""
     shown = visible(state)
     index = selection(state, shown)
     table_needs = 1 + max(1, len(shown))
@@ -252,8 +247,8 @@ def _table(
     if not snapshot.retention.holdings:
         return [_line(width), _line(width, ("no replication slots", "dim"))][:room]
     if not shown:
-        what = "no slot is " + ("inactive" if state.slot_filter is SlotFilter.inactive else "in trouble")
-        return [_line(width), _line(width, (what if not state.filter else "no slot fits the filter", "dim"))][:room]
+        what = "no inactive slots" if state.slot_filter is SlotFilter.inactive else "no slots with problems"
+        return [_line(width), _line(width, (what if not state.filter else "no slot matches the filter", "dim"))][:room]
     longest = max(len(one.slot.slot_name) for one in snapshot.retention.holdings)
     name_wide, columns, trend_wide = _fitting(width, longest)
     sorted_by = {Sort.retained: "RETAINED", Sort.undelivered: "UNDELIVERED", Sort.growth: "GROWTH/s", Sort.name: "SLOT"}
@@ -284,7 +279,7 @@ def _table(
                 interval_seconds=max(1.0, state.interval_seconds),
             )
             cells.append(f"{sparkline(values):<{trend_wide}}")
-        text = _line(width, (" ".join(cells), _STYLES[one.severity]))
+        text = _line(width, (" ".join(cells), SEVERITY_STYLES[one.severity]))
         if number == index:
             text.stylize("reverse")
         found.append(text)
@@ -296,15 +291,15 @@ def _table(
 
 
 def _fitting(width: int, longest: int) -> tuple[int, list[_Column], int]:
-    """Return how wide the names are, which columns there is room for, and how wide the sparkline is."""
+    """Return the width of the names, the columns that fit, and the width of the sparkline."""
     names = min(longest, max(16, min(width // 3, _USUAL_NAME)))
     kept: list[_Column] = []
     left = width - 2 - names
     for column in sorted(_COLUMNS, key=lambda one: one.rank):
         if left < column.width + 1:
-            # From here on a narrower but less wanted one would come and go with the names' length.
+            # A narrower column of a higher rank would appear and disappear with the length of the names.
             break
-        # The sparkline comes before the database and the time behind.
+        # The sparkline is more important than the database and the time behind.
         if column.rank > 8 and left < column.width + 2 + _NARROWEST_TREND:
             break
         kept.append(column)
@@ -332,28 +327,28 @@ def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
         )
 
     for reason in one.reasons:
-        add(f"{_MARKS[reason.severity]} {reason.text}", _STYLES[reason.severity])
+        add(f"{_MARKS[reason.severity]} {reason.text}", SEVERITY_STYLES[reason.severity])
     if not one.reasons:
-        add("nothing is wrong with it", "green")
-    said = {reason.measure for reason in one.reasons}
+        add("no problems", "green")
+    measures = {reason.measure for reason in one.reasons}
     kind = f"{slot.plugin}, database {slot.database}" if slot.plugin else "physical"
     marks = [word for word, is_so in (("two-phase", slot.two_phase), ("failover", slot.failover)) if is_so]
-    marks += ["synchronised from the primary"] if slot.synced else []
+    marks += ["synchronized from the primary"] if slot.synced else []
     if slot.active:
         state = slot.walsender.state if slot.walsender is not None else None
-        held = f"held by {slot.holder}" + (f", {state}" if state else "")
-    elif one.inactive_seconds is not None and one.inactive_seconds >= 1 and "inactive" not in said:
-        held = f"nobody has consumed it for {_duration(one.inactive_seconds)}"
+        held = f"used by {slot.holder}" + (f", {state}" if state else "")
+    elif one.inactive_seconds is not None and one.inactive_seconds >= 1 and "inactive" not in measures:
+        held = f"inactive for {_duration(one.inactive_seconds)}"
     else:
-        held = "nobody consumes it"
+        held = "no consumer"
     add(f"{', '.join((kind, *marks))}; {held}")
-    for breakage in one.breaks[1 if "breaks" in said else 0 :]:
-        if breakage.seconds <= FAR_SECONDS:
-            add(f"{_BREAK_LONG[breakage.what]} {_when(breakage)}: {breakage.reason}")
+    for forecast in one.breaks[1 if "breaks" in measures else 0 :]:
+        if forecast.is_near:
+            add(forecast.text)
     if one.retained_bytes:
-        rest = f"; {one.shared_with} holds the rest, too" if one.shared_with is not None else ""
+        rest = f"; {one.shared_with} retains the rest" if one.shared_with is not None else ""
         if not rest and one.freed_bytes < one.retained_bytes and wal.keep_bytes:
-            rest = f"; the server keeps {format_size(wal.keep_bytes)} without slots, too (wal_keep_size)"
+            rest = f"; wal_keep_size ({format_size(wal.keep_bytes)}) retains the rest"
         add(f"dropping it frees {format_size(one.freed_bytes)} of {format_size(one.retained_bytes)}{rest}")
     behind = f"{_duration(one.lag_seconds)} behind; " if one.lag_seconds else ""
     positions = [
@@ -371,7 +366,7 @@ def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
 def _senders(snapshot: Snapshot, selected: SlotRetention | None, width: int) -> list[Text]:
     title = f"{len(snapshot.senders)} walsender{'' if len(snapshot.senders) == 1 else 's'}"
     if any(one.state is None for one in snapshot.senders) and not snapshot.server.sees_sessions:
-        title += " (? is what only a member of pg_read_all_stats sees)"
+        title += " (? requires pg_read_all_stats)"
     if not snapshot.senders:
         return [_title(width, "no walsenders")]
     rows = [
@@ -388,7 +383,7 @@ def _senders(snapshot: Snapshot, selected: SlotRetention | None, width: int) -> 
     ]
     headings = ("PID", "USER", "APPLICATION", "STATE", "UNSENT", "UNFLUSHED", "SLOT")
     wide = [max(len(heading), *(len(row[place]) for row in rows)) for place, heading in enumerate(headings)]
-    # The names share what the rest leaves: the longest give way first.
+    # The columns with names share the remaining width: the longest is shortened first.
     names = (1, 2, 6)
     room = width - 2 - sum(wide[place] + 1 for place in range(7) if place not in names) - len(names) + 1
     while sum(wide[place] for place in names) > room:
@@ -417,7 +412,7 @@ def _senders(snapshot: Snapshot, selected: SlotRetention | None, width: int) -> 
 
 
 def sparkline(values: Sequence[int | None]) -> str:
-    """Return values as bars from the lowest to the highest; unknown is a space, and what hardly moves is flat."""
+    """Return the values as bars from the lowest to the highest; an unknown value is a space."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -435,16 +430,12 @@ def _active(one: SlotRetention) -> str:
 
 
 def _breaks(one: SlotRetention) -> str:
-    soonest = one.breaks[0] if one.breaks else None
-    if soonest is None or soonest.seconds > FAR_SECONDS:
+    earliest = one.breaks[0] if one.breaks else None
+    if earliest is None or not earliest.is_near:
         return "-"
     if one.slot.is_lost:
         return "lost"
-    return f"{_duration(soonest.seconds) if soonest.seconds else 'now'} {_BREAK_SHORT[soonest.what]}"
-
-
-def _when(breakage: Forecast) -> str:
-    return f"in {format_duration(breakage.seconds)}" if breakage.seconds else "now"
+    return f"{_duration(earliest.seconds) if earliest.seconds else 'now'} {_BREAK_SHORT[earliest.what]}"
 
 
 def _size(size_bytes: int | None) -> str:
@@ -487,7 +478,7 @@ def _two_ended(width: int, left: list[_Piece], right: str) -> Text:
 
 
 def _with_right_text(left: Text, right: str, width: int) -> Text:
-    """Put a word at the right edge, over what stands there."""
+    """Put a text at the right edge; it overwrites the end of the line."""
     left = left.copy()
     left.truncate(max(0, width - len(right) - 1), overflow="ellipsis", pad=True)
     left.append(" ")
@@ -496,7 +487,7 @@ def _with_right_text(left: Text, right: str, width: int) -> Text:
 
 
 def _join(width: int, parts: Iterable[Sequence[_Piece]], *, between: str = " · ", cut: bool = False) -> Text:
-    """Join as many parts as there is room for; with CUT the first that is too long is cut, not left out."""
+    """Join the parts that fit; with CUT the first part that is too long is shortened, not omitted."""
     pieces: list[_Piece] = []
     used = 0
     for part in parts:
@@ -510,7 +501,7 @@ def _join(width: int, parts: Iterable[Sequence[_Piece]], *, between: str = " · 
 
 
 def _truncated(rows: Sequence[Text], room: int, width: int) -> list[Text]:
-    """Return as many rows as there is room for; the last one says how many are left out."""
+    """Return the rows that fit; the last one tells how many are omitted."""
     if len(rows) <= room or room < 1:
         return list(rows[:room])
     return [*rows[: room - 1], _line(width, (f"  … {len(rows) - room + 1} more lines", "dim"))]

@@ -1,7 +1,7 @@
-"""What slots hold back, how fast that grows, and when something breaks. Pure: no I/O, no clock.
+"""Assess how much WAL each slot retains, how fast it grows, and which failures follow. Pure: no I/O, no clock.
 
-Three things break. The server invalidates a slot that holds more than ``max_slot_wal_keep_size``. The disk fills with
-the WAL that the oldest slot holds. And the server runs out of transaction numbers, because rows that a slot still
+Three failures are possible. The server invalidates a slot that retains more than ``max_slot_wal_keep_size``. The WAL
+that the oldest slot retains fills the disk. The server runs out of transaction IDs, because rows that a slot still
 needs cannot be frozen.
 """
 
@@ -20,14 +20,14 @@ from rdsrepl.retention.thresholds import DEFAULT_CRITICAL, DEFAULT_WARNING, Meas
 from rdsrepl.state.slot_history import Observation, SlotObservation
 from rdsrepl.units import format_duration, format_size
 
-#: a rate over less than this says little.
+#: A rate over a shorter window is too inaccurate.
 MIN_WINDOW_SECONDS: Final = 1.0
 _GOOD_WINDOW_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a slot is worth a word."""
+    """A threshold that a slot has reached."""
 
     severity: Severity
     measure: Measure
@@ -36,21 +36,21 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class SlotRetention:
-    """What one slot holds back, and what comes of it; unknown is None.
+    """What one slot retains, and what follows; None is unknown.
 
     Attributes:
-        retained_bytes: WAL the server keeps for it (from ``restart_lsn``).
-        undelivered_bytes: WAL its consumer has not confirmed (from ``confirmed_flush_lsn``).
+        retained_bytes: WAL that the server keeps for the slot (from ``restart_lsn``).
+        undelivered_bytes: WAL that the consumer has not confirmed (from ``confirmed_flush_lsn``).
         xid_age: the age of the older of ``xmin`` and ``catalog_xmin``, in transactions.
-        growth: of ``retained_bytes``; negative while a consumer catches up.
-        delivery: bytes of WAL its consumer confirms in a second.
-        inactive_seconds: for how long nobody consumes it, as far as that is known; None while it is active.
-        idleness: the same, and what says so.
-        lag_seconds: how old the WAL is that its consumer confirmed last, by what was observed.
-        breaks: what breaks on its account, the soonest first.
-        freed_bytes: what dropping it alone would free.
-        shared_with: the slot that holds the same WAL, where dropping it alone frees less than it holds.
-        reasons: why ``severity``, the worst first.
+        growth: the rate of ``retained_bytes``; negative while a consumer catches up.
+        delivery: bytes of WAL that the consumer confirms in a second.
+        inactive_seconds: how long the slot has been inactive, as far as known; None while it is active.
+        idleness: the same with its proof.
+        lag_seconds: the age of the WAL that the consumer confirmed last, by earlier samples.
+        breaks: the failures that the slot causes, the earliest first.
+        freed_bytes: the WAL that dropping this slot alone frees.
+        shared_with: the slot that retains the same WAL, if dropping this slot alone frees less than it retains.
+        reasons: the reasons for ``severity``, the worst first.
     """
 
     slot: Slot
@@ -71,7 +71,13 @@ class SlotRetention:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """The whole server: its slots, the one that holds most, and how fast its WAL grows."""
+    """The slots of a server.
+
+    Attributes:
+        wal_rate: the bytes of WAL that the server writes in a second.
+        holdings: the slots, the worst first.
+        blamed: the slot that retains the most WAL.
+    """
 
     wal: Wal
     wal_rate: Rate | None
@@ -82,7 +88,7 @@ class Retention:
 
 
 def to_observation(wal: Wal, slots: Iterable[Slot]) -> Observation:
-    """Return a look at a server as it is remembered."""
+    """Return a sample of a server as the history stores it."""
     seen = (
         SlotObservation(
             slot.slot_name,
@@ -112,19 +118,19 @@ def assess(
     promoted_at: datetime | None = None,
     sampled: Mapping[str, SampledIdle] | None = None,
 ) -> Retention:
-    """Return what every slot holds and what comes of it, the worst first.
+    """Return what each slot retains and what follows, the worst first.
 
     Args:
-        wal: the WAL as it is.
+        wal: the current state of the WAL.
         slots: all slots of the server.
-        history: what was seen before, oldest first.
-        storage: the room there is, where that is known.
-        wal_rate: where it is known from elsewhere; what was observed for a minute or longer wins.
-        warn: from where on it is worth a word.
-        critical: from where on somebody must act.
-        window_seconds: rates are taken over so long, or the longest there is below it.
-        promoted_at: when the server was promoted, where that is known.
-        sampled: slots that were sampled without a break up to now, by name.
+        history: earlier samples, oldest first.
+        storage: the free storage, if known.
+        wal_rate: the rate from CloudWatch; an observed rate over a minute or longer takes precedence.
+        warn: the thresholds of a warning.
+        critical: the thresholds of a critical finding.
+        window_seconds: the window of the rates; a shorter one if the history is shorter.
+        promoted_at: when the server was promoted, if known.
+        sampled: the slots that were sampled without interruption up to now, by name.
     """
     now = to_observation(wal, slots)
     earlier = tuple(one for one in history if not one.partial and _same_wal(one, now))
@@ -168,17 +174,17 @@ def assess(
         reasons = _reasons(holding, breaks, warn, critical)
         severity = reasons[0].severity if reasons else Severity.OK
         holdings.append(replace(holding, breaks=breaks, severity=severity, reasons=reasons))
-    holdings.sort(key=lambda one: (-_RANK[one.severity], -(one.retained_bytes or 0), one.slot.slot_name))
-    worst = max((one.severity for one in holdings), key=_RANK.__getitem__, default=Severity.OK)
+    holdings.sort(key=lambda one: (-one.severity.rank, -(one.retained_bytes or 0), one.slot.slot_name))
+    worst = max((one.severity for one in holdings), key=lambda severity: severity.rank, default=Severity.OK)
     blamed = max(holdings, key=lambda one: one.retained_bytes or 0, default=None)
     name = blamed.slot.slot_name if blamed is not None and blamed.retained_bytes else None
     return Retention(wal, rate, storage, tuple(holdings), name, worst)
 
 
 def freed_by_dropping(names: Iterable[str], slots: Sequence[Slot], wal: Wal) -> tuple[int, str | None]:
-    """Return how many bytes of WAL the server could remove without these slots, and which slot keeps the rest.
+    """Return how many bytes of WAL the server can remove after a drop of these slots, and which slot retains the rest.
 
-    The server keeps ``wal_keep_size`` in any case. The name is None where no other slot keeps anything they hold.
+    The server always keeps ``wal_keep_size``. The name is None if no other slot retains WAL that these slots retain.
     """
     dropped = set(names)
     held = {slot.slot_name: slot.held_lsn for slot in slots if slot.held_lsn is not None}
@@ -196,47 +202,36 @@ def freed_by_dropping(names: Iterable[str], slots: Sequence[Slot], wal: Wal) -> 
 
 
 def xid_age(slot: Slot) -> int | None:
-    """Return the age of the older of ``xmin`` and ``catalog_xmin``, in transactions; an invalidated slot holds none."""
+    """Return the age of the older of ``xmin`` and ``catalog_xmin`` in transactions; None for an invalidated slot."""
     if slot.is_lost:
         return None
     return max((age for age in (slot.xmin_age, slot.catalog_xmin_age) if age is not None), default=None)
 
 
 def retained_history(
-    history: Sequence[Observation], name: str | None, *, points: int, seconds: float
+    history: Sequence[Observation], slot_name: str, *, points: int, seconds: float
 ) -> tuple[float | None, ...]:
-    """Return a slot's retained bytes, or (None) the server's WAL rate, in the recent past: one value a step.
+    """Return a slot's retained bytes in the recent past, one value for each step; a step without a sample is None.
 
-    A step in which nobody looked is None. The last step ends at the last look.
+    The last step ends at the last sample.
     """
     if not history:
         return ()
     end = history[-1].at
-    step = seconds / points
     values: list[float | None] = [None] * points
-    previous: Observation | None = None
     for one in history:
         age = (end - one.at).total_seconds()
-        if age < seconds:
-            index = min(points - 1, int((seconds - age) / step))
-            if name is None:
-                if previous is not None and one.at > previous.at:
-                    values[index] = max(0, one.lsn - previous.lsn) / (one.at - previous.at).total_seconds()
-            else:
-                seen = one.slot(name)
-                if seen is not None and seen.restart_lsn is not None:
-                    values[index] = float(max(0, one.lsn - seen.restart_lsn))
-        previous = one
+        seen = one.slot(slot_name)
+        if age < seconds and seen is not None and seen.restart_lsn is not None:
+            index = min(points - 1, int((seconds - age) * points / seconds))
+            values[index] = float(max(0, one.lsn - seen.restart_lsn))
     return tuple(values)
 
 
-_RANK: Final = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
-
-
 def _same_wal(one: Observation, now: Observation) -> bool:
-    """Say whether an earlier look can be compared: it was at the same run of the same server, by the same clock.
+    """Return whether an earlier sample is comparable: from the same run of the same server, with the same clock.
 
-    A restored copy, a standby and a server that was restarted have another start; their WAL may be another one.
+    A restored copy, a standby and a restarted server have another start time, and possibly other WAL.
     """
     return (
         (one.started_at, one.timeline) == (now.started_at, now.timeline)
@@ -251,7 +246,7 @@ def _seconds_between(one: Observation, other: Observation) -> float:
 
 
 def _window_start(earlier: Sequence[Observation], now: Observation, seconds: float) -> Observation | None:
-    """Return the oldest look in the window; where there is none, the last before it."""
+    """Return the oldest sample in the window, or else the last one before it."""
     far_enough = [one for one in earlier if _seconds_between(one, now) >= MIN_WINDOW_SECONDS]
     inside = [one for one in far_enough if _seconds_between(one, now) <= seconds]
     return inside[0] if inside else (far_enough[-1] if far_enough else None)
@@ -264,9 +259,9 @@ def _rate(start: int, end: int, seconds: float) -> Rate | None:
 def _slot_rates(
     slot: Slot, before: SlotObservation | None, start: Observation | None, now: Observation, wal_rate: Rate | None
 ) -> tuple[Rate | None, Rate | None]:
-    """Return how fast what a slot holds grows, and how fast its consumer confirms."""
+    """Return how fast a slot's retained WAL grows, and how fast its consumer confirms."""
     if before is None or start is None or before.restart_lsn is None or slot.restart_lsn is None:
-        # A slot that stands still grows as the WAL does; of one that moves nothing is known yet.
+        # The retained WAL of an inactive slot grows as fast as the WAL. The rate of an active slot is not known yet.
         return (wal_rate if not slot.active and slot.restart_lsn is not None else None), None
     seconds = _seconds_between(start, now)
     growth = Rate(((now.lsn - slot.restart_lsn) - (start.lsn - before.restart_lsn)) / seconds, seconds, "observed")
@@ -277,7 +272,7 @@ def _slot_rates(
 
 
 def _lag_seconds(slot: Slot, earlier: Sequence[Observation], now: Observation) -> float | None:
-    """Return how old the last confirmed WAL is: the time at which the server's WAL was there, by what was observed."""
+    """Return the age of the last confirmed WAL: interpolate when the server was at that position."""
     position = slot.confirmed_flush_lsn
     if position is None:
         return None
@@ -297,11 +292,11 @@ def _lag_seconds(slot: Slot, earlier: Sequence[Observation], now: Observation) -
 def _reasons(
     one: SlotRetention, breaks: Sequence[Forecast], warn: Thresholds, critical: Thresholds
 ) -> tuple[Reason, ...]:
-    found: list[Reason] = []
+    reasons: list[Reason] = []
     for severity, limits in ((Severity.CRITICAL, critical), (Severity.WARNING, warn)):
-        said = {reason.measure for reason in found}
-        found += [reason for reason in _exceeded(one, breaks, severity, limits) if reason.measure not in said]
-    return tuple(found)
+        measures = {reason.measure for reason in reasons}
+        reasons += [reason for reason in _exceeded(one, breaks, severity, limits) if reason.measure not in measures]
+    return tuple(reasons)
 
 
 def _exceeded(
@@ -311,34 +306,23 @@ def _exceeded(
     if slot.wal_status is not None and slot.wal_status in limits.wal_status:
         yield Reason(severity, "wal_status", f"wal_status is {slot.wal_status}")
     elif slot.is_lost and "lost" in limits.wal_status:
-        yield Reason(severity, "wal_status", f"it is invalidated ({slot.lost_reason})")
-    soonest = next((one for one in breaks if one.has_enough_history), None)
-    if limits.breaks_seconds is not None and soonest is not None and soonest.seconds <= limits.breaks_seconds:
-        when = f"in {format_duration(soonest.seconds)}" if soonest.seconds else "now"
-        yield Reason(severity, "breaks", f"{_BREAK_WORDS[soonest.what]} {when}: {soonest.reason}")
-    for measure, value, limit, words in (
-        ("retained", one.retained_bytes, limits.retained_bytes, "of WAL are kept for it"),
-        ("undelivered", one.undelivered_bytes, limits.undelivered_bytes, "of WAL are not delivered"),
-    ):
-        if limit is not None and value is not None and value >= limit:
-            yield Reason(severity, measure, f"{format_size(value)} {words}")  # type: ignore[arg-type]
-    if (
-        limits.inactive_seconds is not None
-        and one.inactive_seconds is not None
-        and one.inactive_seconds >= limits.inactive_seconds
-    ):
-        how = (
-            f"not in use at {one.idleness.looks} looks in"
-            if one.idleness.proof == "looks"
-            else "nobody has consumed it for"
-        )
-        yield Reason(severity, "inactive", f"{how} {format_duration(one.inactive_seconds)}")
-    if limits.xid_age is not None and one.xid_age is not None and one.xid_age >= limits.xid_age:
-        yield Reason(severity, "xid_age", f"it holds back {one.xid_age:,} transactions from VACUUM")
+        yield Reason(severity, "wal_status", f"the slot is invalidated ({slot.lost_reason})")
+    earliest = next((one for one in breaks if one.has_enough_history), None)
+    if limits.breaks_seconds is not None and earliest is not None and earliest.seconds <= limits.breaks_seconds:
+        yield Reason(severity, "breaks", earliest.text)
+    if _reached(one.retained_bytes, limits.retained_bytes):
+        yield Reason(severity, "retained", f"{format_size(one.retained_bytes or 0)} of WAL retained")
+    if _reached(one.undelivered_bytes, limits.undelivered_bytes):
+        yield Reason(severity, "undelivered", f"{format_size(one.undelivered_bytes or 0)} of WAL not delivered")
+    if _reached(one.inactive_seconds, limits.inactive_seconds):
+        duration = format_duration(one.inactive_seconds or 0.0)
+        looks = one.idleness.looks
+        proven = one.idleness.proof != "looks"
+        text = f"inactive for {duration}" if proven else f"inactive in {looks} samples over {duration}"
+        yield Reason(severity, "inactive", text)
+    if _reached(one.xid_age, limits.xid_age):
+        yield Reason(severity, "xid_age", f"holds back VACUUM by {one.xid_age:,} transactions")
 
 
-_BREAK_WORDS: Final = {
-    "slot_invalidated": "the slot is invalidated",
-    "storage_full": "the disk is full",
-    "xid_wraparound": "transaction numbers run out",
-}
+def _reached(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value >= limit

@@ -1,4 +1,4 @@
-"""When something breaks on account of a slot. Pure: no I/O, no clock."""
+"""Forecast when a slot is invalidated, fills the disk, or uses up the transaction IDs. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -11,36 +11,44 @@ from rdsrepl.postgres.wal import Wal
 from rdsrepl.state.slot_history import SlotObservation
 from rdsrepl.units import format_duration, format_size
 
-#: from here on the server gives out no transaction numbers (3 million before the end, 14+).
+#: At this age the server assigns no more transaction IDs: 3 million before wraparound (PostgreSQL 14 and later).
 LAST_XID_AGE: Final = 2**31 - 3_000_000
-# A rate says nothing about what is further away than so many times its window: a quarter of an hour is good for a day.
+#: Tables do not show a failure that is further away than this.
+FAR_SECONDS: Final = 366 * 86400.0
+# A rate is extrapolated over at most this many times its window: 15 minutes of samples allow a forecast of one day.
 _MAX_WINDOWS_AHEAD: Final = 100
+
 Break = Literal["slot_invalidated", "storage_full", "xid_wraparound"]
+BREAK_TEXTS: Final = {
+    "slot_invalidated": "the slot is invalidated",
+    "storage_full": "the disk is full",
+    "xid_wraparound": "transaction IDs run out",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The room there is for WAL.
+    """The free storage for WAL.
 
     Attributes:
-        free_bytes: now.
-        may_grow_bytes: what storage autoscaling may add.
-        source: who says so: ``CloudWatch``, ``--free-space``.
+        free_bytes: free now.
+        may_grow_bytes: what storage autoscaling can add.
+        source: ``CloudWatch`` or ``--free-space``.
     """
 
     free_bytes: int
     may_grow_bytes: int = 0
-    source: str = "what was said"
+    source: str = "given"
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How fast something grows.
+    """How fast a value grows.
 
     Attributes:
-        per_second: bytes, or transactions.
-        window_seconds: over how long it was observed; 0 where it comes from elsewhere.
-        source: ``observed``, ``CloudWatch``.
+        per_second: bytes or transactions.
+        window_seconds: the time between the first and the last sample; 0 for a rate from CloudWatch.
+        source: ``observed`` or ``CloudWatch``.
     """
 
     per_second: float
@@ -50,13 +58,13 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Something that breaks if nothing is done.
+    """A failure that follows if nothing changes.
 
     Attributes:
-        what: which of the three.
-        seconds: from now; 0 is now.
-        reason: in words.
-        window_seconds: over how long the rate behind it was observed; None where it needs none or is AWS's.
+        what: the kind of failure.
+        seconds: the time until it; 0 is now.
+        reason: the cause, for a person.
+        window_seconds: the window of the rate behind it; None if it needs no rate, or the rate is from CloudWatch.
     """
 
     what: Break
@@ -66,8 +74,23 @@ class Forecast:
 
     @property
     def has_enough_history(self) -> bool:
-        """Whether the rate was observed for long enough to look so far ahead: a burst is no trend."""
+        """Whether the window is long enough for this forecast; a burst of some seconds is no trend."""
         return self.window_seconds is None or self.seconds <= self.window_seconds * _MAX_WINDOWS_AHEAD
+
+    @property
+    def is_near(self) -> bool:
+        """Whether it is near enough to be shown."""
+        return self.seconds <= FAR_SECONDS
+
+    @property
+    def when(self) -> str:
+        """The time until it, for a person: ``in 3h00m``, ``now``."""
+        return f"in {format_duration(self.seconds)}" if self.seconds else "now"
+
+    @property
+    def text(self) -> str:
+        """The failure, its time and its cause, for a person."""
+        return f"{BREAK_TEXTS[self.what]} {self.when}: {self.reason}"
 
 
 def forecasts(
@@ -81,68 +104,56 @@ def forecasts(
     most_retained_bytes: int,
     before: SlotObservation | None,
 ) -> tuple[Forecast, ...]:
-    """Return what breaks on account of a slot, the soonest first.
+    """Return the failures that a slot causes, the earliest first.
 
     Args:
-        slot: as it is now.
-        wal: the WAL as it is now.
-        growth_rate: of the WAL that the slot retains, in bytes.
+        slot: the current state of the slot.
+        wal: the current state of the server's WAL.
+        growth_rate: bytes a second by which the slot's retained WAL grows.
         xid_age: the age of the older of ``xmin`` and ``catalog_xmin``, in transactions.
-        xid_rate: of the server's transactions.
-        storage: the free storage, where it is known.
-        most_retained_bytes: what the slot retains that retains most.
-        before: the slot at the start of the window of the rates.
+        xid_rate: transactions a second on the server.
+        storage: the free storage, if known.
+        most_retained_bytes: the retained WAL of the slot that retains the most.
+        before: the slot at the start of the window.
     """
-    found: list[Forecast] = []
-    growth = growth_rate.per_second if growth_rate is not None else 0.0
-    window = (growth_rate.window_seconds or None) if growth_rate is not None else None
     if slot.is_lost:
-        return (Forecast("slot_invalidated", 0.0, "the server has given it up: its changes are gone"),)
-    if slot.wal_status == "unreserved":
-        found.append(
-            Forecast("slot_invalidated", 0.0, "it is over max_slot_wal_keep_size: the next checkpoint ends it")
-        )
-    elif wal.slot_keep_bytes is not None and slot.safe_wal_size is not None and growth > 0:
-        found.append(
-            Forecast(
-                "slot_invalidated",
-                max(0, slot.safe_wal_size) / growth,
-                f"{format_size(max(0, slot.safe_wal_size))} more WAL and it is over max_slot_wal_keep_size "
-                f"({format_size(wal.slot_keep_bytes)}); the checkpoint after that ends it",
-                window,
-            )
-        )
-    found += _idle_timeout(slot, wal)
+        return (Forecast("slot_invalidated", 0.0, "its changes can no longer be read"),)
+    failures = [*_size_limit(slot, wal, growth_rate), *_idle_timeout(slot, wal)]
+    growth = growth_rate.per_second if growth_rate is not None else 0.0
     if storage is not None and growth > 0 and slot.retained_bytes is not None and not wal.in_recovery:
-        # Slots share WAL: this one fills the disk only with what it holds beyond the oldest.
-        room = storage.free_bytes + storage.may_grow_bytes + most_retained_bytes - slot.retained_bytes
-        limited = wal.slot_keep_bytes is not None and wal.slot_keep_bytes - slot.retained_bytes < room
-        if not limited:
-            grows = f" (and {format_size(storage.may_grow_bytes)} by autoscaling)" if storage.may_grow_bytes else ""
-            found.append(
-                Forecast(
-                    "storage_full",
-                    max(0, room) / growth,
-                    f"{format_size(storage.free_bytes)} of storage is free{grows}, by {storage.source}",
-                    window,
-                )
-            )
-    if xid_age is not None and xid_rate is not None and xid_rate.per_second > 0:
-        stands = before is None or before.xmin_age is None or xid_age > before.xmin_age
-        if stands:
-            found.append(
-                Forecast(
-                    "xid_wraparound",
-                    max(0, LAST_XID_AGE - xid_age) / xid_rate.per_second,
-                    f"{xid_age:,} of {LAST_XID_AGE:,} transaction numbers are used that it keeps from being frozen",
-                    xid_rate.window_seconds,
-                )
-            )
-    return tuple(sorted(found, key=lambda item: item.seconds))
+        # Slots share WAL: this slot needs more storage only when it retains more than the largest one now.
+        available = storage.free_bytes + storage.may_grow_bytes + most_retained_bytes - slot.retained_bytes
+        if wal.slot_keep_bytes is None or wal.slot_keep_bytes - slot.retained_bytes >= available:
+            more = f" (and {format_size(storage.may_grow_bytes)} by autoscaling)" if storage.may_grow_bytes else ""
+            reason = f"{format_size(storage.free_bytes)} of storage is free{more}, source: {storage.source}"
+            failures.append(Forecast("storage_full", max(0, available) / growth, reason, _window(growth_rate)))
+    grows = xid_age is not None and (before is None or before.xmin_age is None or xid_age > before.xmin_age)
+    if grows and xid_age is not None and xid_rate is not None and xid_rate.per_second > 0:
+        seconds = max(0, LAST_XID_AGE - xid_age) / xid_rate.per_second
+        reason = f"the slot prevents VACUUM from freezing {xid_age:,} of {LAST_XID_AGE:,} transaction IDs"
+        failures.append(Forecast("xid_wraparound", seconds, reason, xid_rate.window_seconds))
+    return tuple(sorted(failures, key=lambda item: item.seconds))
+
+
+def _size_limit(slot: Slot, wal: Wal, growth_rate: Rate | None) -> Iterable[Forecast]:
+    """Yield when the slot passes ``max_slot_wal_keep_size``."""
+    if slot.wal_status == "unreserved":
+        yield Forecast("slot_invalidated", 0.0, "it exceeds max_slot_wal_keep_size: the next checkpoint invalidates it")
+        return
+    growth = growth_rate.per_second if growth_rate is not None else 0.0
+    if wal.slot_keep_bytes is not None and slot.safe_wal_size is not None and growth > 0:
+        left = max(0, slot.safe_wal_size)
+        yield Forecast(
+            "slot_invalidated",
+            left / growth,
+            f"it exceeds max_slot_wal_keep_size ({format_size(wal.slot_keep_bytes)}) after {format_size(left)} "
+            "more WAL; the next checkpoint then invalidates it",
+            _window(growth_rate),
+        )
 
 
 def _idle_timeout(slot: Slot, wal: Wal) -> Iterable[Forecast]:
-    """Yield when ``idle_replication_slot_timeout`` (18) ends a slot; a standby's synchronised copies are spared."""
+    """Yield when ``idle_replication_slot_timeout`` (18) invalidates the slot; it spares a standby's synced slots."""
     limit = wal.idle_timeout_seconds
     if not limit or slot.active or slot.inactive_since is None or slot.restart_lsn is None:
         return
@@ -152,7 +163,11 @@ def _idle_timeout(slot: Slot, wal: Wal) -> Iterable[Forecast]:
     yield Forecast(
         "slot_invalidated",
         max(0.0, limit - idle),
-        f"it has been idle for {format_duration(idle)}, and idle_replication_slot_timeout is "
-        f"{format_duration(limit)}; the checkpoint after that ends it",
-        idle,  # a consumer that is away for a moment only is no trend
+        f"it is idle for {format_duration(idle)}, and idle_replication_slot_timeout is "
+        f"{format_duration(limit)}; the next checkpoint after that invalidates it",
+        idle,  # a consumer that reconnects within seconds is no trend
     )
+
+
+def _window(rate: Rate | None) -> float | None:
+    return (rate.window_seconds or None) if rate is not None else None

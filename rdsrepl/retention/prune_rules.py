@@ -1,8 +1,8 @@
-"""Which slots may be dropped, and why not the others. Pure: no I/O, no clock.
+"""Decide which slots ``slot prune`` may drop, and why it keeps the others. Pure: no I/O, no clock.
 
-Every rule that keeps a slot is looked at for every slot, so that a person sees all of them at once. What bends a rule
-is an option that names the slot itself. Nothing bends these: a slot in use, a temporary one, a copy that a standby
-keeps in step, and RDS's own are never dropped.
+Every rule is checked for every slot, so that a person sees all reasons at once. An option that names a slot can
+override a rule. No option overrides these: a slot in use, a temporary slot, a slot that a standby synchronizes from its
+primary, and a slot of RDS are never dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rdsrepl.text.commands import command, sql
 from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration, format_size
 
-#: a consumer that reconnects after a failover is away for less.
+#: A consumer reconnects after a failover within this time.
 MIN_IDLE_SECONDS: Final = 60.0
 DEFAULT_IDLE_SECONDS: Final = 3600.0
 _GLOB: Final = re.compile(r"[*?\[]")
@@ -37,17 +37,17 @@ Rule = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """What the options say.
+    """The slots that the options of ``slot prune`` select.
 
     Attributes:
-        patterns: names and shell patterns; empty is every logical slot.
-        idle_seconds: for how long a slot must be proven to be idle.
-        retaining_over_bytes: only slots that hold more.
-        lost: only slots the server has given up.
-        include_physical: physical slots, too.
-        protected: patterns of the config file.
-        unprotected: names that are taken out of it.
-        in_use_elsewhere: slots that a subscription names, with its name in words.
+        patterns: names and shell patterns; empty selects every logical slot.
+        idle_seconds: how long a slot must be proven idle.
+        retaining_over_bytes: only slots that retain more WAL.
+        lost: only invalidated slots.
+        include_physical: also physical slots.
+        protected: the patterns that the config file protects.
+        unprotected: names to which these patterns do not apply.
+        in_use_elsewhere: slots that a subscription uses, with a description of the subscription.
     """
 
     patterns: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Criteria:
 
 @dataclass(frozen=True, slots=True)
 class Blocker:
-    """A rule that keeps a slot, and the reason in words."""
+    """A rule that keeps a slot, and the reason for a person."""
 
     rule: Rule
     reason: str
@@ -70,15 +70,15 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class PruneDecision:
-    """One slot, judged; without obstacles it is a candidate.
+    """Whether one slot may be dropped: yes if nothing blocks it.
 
     Attributes:
-        holding: what it holds back.
-        owner: whose it is, by its name, its plugin or a subscription; None where nothing tells.
-        idleness: what is known of that.
-        last_consumer: who consumed it when an earlier look saw it active, and when.
-        obstacles: what keeps it.
-        recreate: the command that makes such a slot again, empty.
+        retention: what the slot retains.
+        owner: the product or subscription that the slot belongs to; None if unknown.
+        idleness: how long it is idle, with the proof.
+        last_consumer: who consumed it when an earlier sample last found it active, and when.
+        blockers: the rules that keep it.
+        recreate: the command that creates such a slot again; the new slot is empty.
     """
 
     retention: SlotRetention
@@ -90,7 +90,7 @@ class PruneDecision:
 
     @property
     def slot(self) -> Slot:
-        """The slot."""
+        """The slot's current state."""
         return self.retention.slot
 
     @property
@@ -105,18 +105,18 @@ def evaluate(
     history: Sequence[Observation],
     criteria: Criteria,
 ) -> tuple[PruneDecision, ...]:
-    """Return a verdict on every slot of the server, in the order of what they hold.
+    """Return a decision for every slot of the server, the slot that retains the most WAL first.
 
     Args:
         server: what the slots retain.
-        slots: all of them.
-        history: what was seen before, oldest first.
-        criteria: what the options say.
+        slots: all slots of the server.
+        history: earlier samples, oldest first.
+        criteria: what the options select.
     """
     holdings = {retention.slot.slot_name: retention for retention in server.holdings}
     decisions = []
     for slot in slots:
-        # A temporary slot is none of retention's: it goes with its connection.
+        # The assessment leaves out temporary slots: the server drops them with their session.
         retention = holdings.get(slot.slot_name) or SlotRetention(
             slot,
             slot.retained_bytes,
@@ -148,14 +148,14 @@ def evaluate(
 
 
 def selects(criteria: Criteria, slot: Slot) -> bool:
-    """Say whether the patterns mean a slot; without any they mean every logical one."""
+    """Return whether the patterns select a slot; without patterns every logical slot is selected."""
     if not criteria.patterns:
         return slot.slot_type == "logical" or criteria.include_physical
     return any(fnmatchcase(slot.slot_name, pattern) for pattern in criteria.patterns)
 
 
 def matches_all_slots(criteria: Criteria, slots: Iterable[Slot]) -> bool:
-    """Say whether patterns, and not names, mean every logical slot there is; RDS's own are none of them."""
+    """Return whether patterns, and not names, select every logical slot of the server; slots of RDS do not count."""
     logical = [
         slot
         for slot in slots
@@ -170,23 +170,24 @@ def matches_all_slots(criteria: Criteria, slots: Iterable[Slot]) -> bool:
 
 
 def check(criteria: Criteria) -> None:
-    """Make sure that the criteria make sense.
+    """Check the criteria.
 
     Raises:
-        BadValue: a pattern is empty, or the time is shorter than a failover takes.
+        BadValue: a pattern is empty, the idle time is shorter than a failover, or two options exclude each other.
     """
     for pattern in criteria.patterns:
         if not pattern.strip():
-            raise BadValue("--slot is empty", hint="name a slot, or a pattern such as 'old_*'")
+            raise BadValue("--slot is empty", hint="give a name, or a pattern such as 'old_*'")
     if criteria.idle_seconds < MIN_IDLE_SECONDS:
         raise BadValue(
-            f"idle for {format_duration(criteria.idle_seconds)} proves nothing: after a failover a good consumer is "
-            "away for that long",
-            hint=f"at least {MIN_IDLE_SECONDS:g}s",
+            f"an idle time of {format_duration(criteria.idle_seconds)} is too short: "
+            "after a failover a consumer can be disconnected for that long",
+            hint=f"give at least {MIN_IDLE_SECONDS:g}s",
         )
     if criteria.lost and criteria.retaining_over_bytes is not None:
         raise BadValue(
-            "--lost and --retaining-over exclude each other: a lost slot holds no WAL", hint="give one of them"
+            "--lost and --retaining-over exclude each other: an invalidated slot retains no WAL",
+            hint="give one of them",
         )
 
 
@@ -197,28 +198,28 @@ def owner(slot: Slot, in_use_elsewhere: Mapping[str, str], consumer: str | None 
 
 
 def last_consumer(name: str, history: Sequence[Observation]) -> str | None:
-    """Return who held a slot when an earlier look last saw it active, and when."""
+    """Return who held a slot in the last sample in which it was active, and when that was."""
     for one in reversed(history):
         seen = one.slot(name)
         if seen is not None and seen.active:
-            return f"{seen.holder or 'somebody'}, seen at {one.at:%Y-%m-%d %H:%M:%S %Z}"
+            return f"{seen.holder or 'an unknown session'}, at {one.at:%Y-%m-%d %H:%M:%S %Z}"
     return None
 
 
 def recreate_command(slot: Slot) -> str:
-    """Return the command that makes such a slot again; it begins with changes that are committed after that."""
+    """Return the command that creates such a slot again; the new slot begins at the current position."""
     if slot.slot_type != "logical":
         return sql("SELECT pg_catalog.pg_create_physical_replication_slot({})", slot.slot_name)
     flags = [flag for flag, wanted in ((" --two-phase", slot.two_phase), (" --failover", slot.failover)) if wanted]
     again = command("slot create {} --plugin {}" + "".join(flags), slot.slot_name, slot.plugin or "PLUGIN")
-    # Which database a slot belongs to is the connection's to say, and no option's. The comment ends with its line.
+    # No option sets the database of a slot: it is that of the connection. Hence the comment.
     return again + (f"  # connected to database {shown(slot.database)}" if slot.database else "")
 
 
 def missing_sample_seconds(decisions: Iterable[PruneDecision], version: int, idle_seconds: float) -> float:
-    """Return for how long the slots must be watched before idleness alone keeps none of them; 0 where none needs it.
+    """Return how long to sample the slots until no slot is kept only because it is not proven idle; 0 if not needed.
 
-    From 17 on watching proves nothing that the server does not say itself, unless its clock cannot be trusted.
+    Since 17 samples prove no more than ``inactive_since``, unless the server's clock is not reliable.
     """
     missing = any(
         one.blockers
@@ -235,33 +236,33 @@ def _blockers(
     name = slot.slot_name
     named = name in criteria.patterns
     if not selects(criteria, slot):
-        yield Blocker("not_selected", "it is not among those asked for")
+        yield Blocker("not_selected", "not selected")
     if slot.active:
         yield Blocker("active", f"in use by {slot.holder}")
     if slot.temporary:
-        yield Blocker("temporary", "it is temporary, and goes with its connection")
+        yield Blocker("temporary", "temporary: the server drops it with its session")
     if name.startswith("rds"):
-        yield Blocker("rds", "it is RDS's own: delete the replica, and it goes with it")
+        yield Blocker("rds", "slot of RDS: it is dropped when its replica is deleted")
     if slot.synced and wal.in_recovery:
-        yield Blocker("synced", "this standby keeps it in step with its primary: drop it there")
+        yield Blocker("synced", "synchronized from the primary: drop it there")
     if slot.slot_type != "logical" and not criteria.include_physical:
-        yield Blocker("physical", "it is physical: a standby or a backup may live on it (--include-physical)")
+        yield Blocker("physical", "physical: a standby or a backup may depend on it (--include-physical)")
     if name not in criteria.unprotected:
         pattern = next((one for one in criteria.protected if fnmatchcase(name, one)), None)
         if pattern is not None:
-            yield Blocker("protected", f"the config file protects {pattern} (--unprotect {name})")
+            yield Blocker("protected", f"protected by the config file: {pattern} (--unprotect {name})")
     if not named:
         if owner_name is not None and not name.startswith("rds"):
-            yield Blocker("named_only", f"it is the slot of {owner_name}: name it yourself (--slot {name})")
+            yield Blocker("named_only", f"slot of {owner_name}: select it by name (--slot {name})")
         elif slot.failover:
-            yield Blocker("named_only", f"it is a failover slot: name it yourself (--slot {name})")
+            yield Blocker("named_only", f"failover slot: select it by name (--slot {name})")
     if criteria.lost and not slot.is_lost:
-        yield Blocker("not_lost", "the server has not given it up")
+        yield Blocker("not_lost", "not invalidated")
     over = criteria.retaining_over_bytes
     if over is not None and (slot.retained_bytes or 0) <= over:
-        yield Blocker("too_small", f"it holds {format_size(slot.retained_bytes or 0)}, not over {format_size(over)}")
+        yield Blocker("too_small", f"retains {format_size(slot.retained_bytes or 0)}, not over {format_size(over)}")
     if not slot.active and not idleness.is_proven:
-        watch = f"; --observe {format_duration(criteria.idle_seconds)} watches it without a break"
-        yield Blocker("not_idle", idleness.text + watch)
+        remedy = f"; --observe {format_duration(criteria.idle_seconds)} samples it without interruption"
+        yield Blocker("not_idle", idleness.text + remedy)
     elif not slot.active and idleness.proof != "lost" and idleness.seconds < criteria.idle_seconds:
-        yield Blocker("not_idle", f"{idleness.text}, not for {format_duration(criteria.idle_seconds)}")
+        yield Blocker("not_idle", f"{idleness.text}; {format_duration(criteria.idle_seconds)} required")

@@ -1,7 +1,7 @@
-"""What AWS knows of the server around the slots: free storage, how fast WAL is written, what may still grow.
+"""Read the CloudWatch metrics of the server: free storage, and the WAL it writes.
 
-CloudWatch is asked where a cluster or an instance is named, for a few seconds at most. Nothing here fails: what could
-not be found out is a note, and the slots are shown without it.
+CloudWatch is asked only if a cluster or an instance is named, and for at most some seconds. A failure becomes a note,
+and the slots are shown without the metrics.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _GIB: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class RdsMetrics:
-    """What is known from elsewhere than the database.
+    """The CloudWatch metrics of the server.
 
     Attributes:
-        storage: the room for WAL; None where nobody knows it, as on Aurora PostgreSQL, which has no metric for what
-            its volume may still grow (``AuroraVolumeBytesLeftTotal`` is Aurora MySQL's).
+        storage: the free storage for WAL; None if unknown, as on Aurora PostgreSQL, which has no metric for how much
+            its volume can grow (``AuroraVolumeBytesLeftTotal`` is Aurora MySQL only).
         wal_rate: bytes of WAL a second (``TransactionLogsGeneration``).
-        metrics: the newest values by CloudWatch's names, in its units.
-        instance_id: the writer, whose metrics these are.
-        notes: what could not be found out, and why.
+        metrics: the newest values by their CloudWatch names, in CloudWatch's units.
+        instance_id: the writer, which the metrics belong to.
+        notes: what could not be read, and why.
     """
 
     storage: Storage | None = None
@@ -52,10 +52,10 @@ class RdsMetrics:
 
 
 def read(target: Target) -> RdsMetrics:
-    """Ask AWS, where the target names a cluster or an instance.
+    """Return the metrics of the target's server; no metrics if the target names no cluster or instance.
 
     Raises:
-        UsageError: the profile, the region or the endpoint is wrong.
+        UsageError: the profile, the region or the endpoint is not valid.
     """
     if not target.aws.identifier:
         return RdsMetrics()
@@ -69,7 +69,7 @@ def read(target: Target) -> RdsMetrics:
         raise
     except Error as exc:
         remedy = f" ({exc.hint})" if exc.hint else ""
-        return RdsMetrics(notes=(f"CloudWatch does not say how much storage is free: {exc.message}{remedy}",))
+        return RdsMetrics(notes=(f"could not read the free storage from CloudWatch: {exc.message}{remedy}",))
 
 
 def _read(target: Target) -> RdsMetrics:
@@ -77,28 +77,28 @@ def _read(target: Target) -> RdsMetrics:
 
     server = locations.server_of(target)
     if server is None or (writer := server.writer_id) is None:
-        return RdsMetrics(notes=("the cluster has no writer now, so CloudWatch was not asked",))
-    found = metrics.latest(target.aws, METRICS, {"DBInstanceIdentifier": writer})
-    storage = _storage(found, server.cluster, server.instance)
-    generation = found.get("TransactionLogsGeneration")
+        return RdsMetrics(notes=("could not read CloudWatch metrics: the cluster has no writer now",))
+    values = metrics.latest(target.aws, METRICS, {"DBInstanceIdentifier": writer})
+    storage = free_storage(values, server.cluster, server.instance)
+    generation = values.get("TransactionLogsGeneration")
     notes = []
     if storage is None and (server.cluster is None or server.cluster.kind != "aurora"):
-        notes.append("CloudWatch has no free storage yet for this server; --free-space SIZE says it")
+        notes.append("CloudWatch has no free storage for this server yet; give it with --free-space SIZE")
     return RdsMetrics(
         storage=storage,
         wal_rate=Rate(generation, 0.0, "CloudWatch") if generation is not None and generation > 0 else None,
-        metrics=found,
+        metrics=values,
         instance_id=writer,
         notes=tuple(notes),
     )
 
 
-def _storage(found: Mapping[str, float], cluster: Cluster | None, instance: Instance | None) -> Storage | None:
-    """Return the room WAL has: a log volume of its own, or the instance's storage; Aurora's volume has no figure."""
-    # WAL lies on the log volume, where there is one; and that does not grow by itself.
-    if (free := found.get("FreeStorageSpaceLogVolume")) is not None:
+def free_storage(values: Mapping[str, float], cluster: Cluster | None, instance: Instance | None) -> Storage | None:
+    """Return the free storage for WAL: of the dedicated log volume, or of the instance; None for Aurora."""
+    # WAL is on the dedicated log volume if the instance has one. That volume does not grow automatically.
+    if (free := values.get("FreeStorageSpaceLogVolume")) is not None:
         return Storage(int(free), source="CloudWatch, log volume")
-    if (cluster is not None and cluster.kind == "aurora") or (free := found.get("FreeStorageSpace")) is None:
+    if (cluster is not None and cluster.kind == "aurora") or (free := values.get("FreeStorageSpace")) is None:
         return None
     may_grow = 0
     if instance is not None and instance.max_allocated_storage_gib is not None:

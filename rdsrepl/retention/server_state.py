@@ -1,7 +1,7 @@
-"""How the slots stand: one look at the server, what earlier looks saw, and the room there is, for ``retention``.
+"""Read the state of the server and its slots, with the earlier samples, and sample slots without interruption.
 
-Three statements, however many slots there are. Each look is added to the history (``observations``). ``Watch`` samples
-the slots without a break: before PostgreSQL 17 nothing else proves that a slot is idle.
+A read takes three statements, however many slots there are, and adds a sample to the history (``slot_history``).
+``SlotSampler`` samples the slots without interruption: before PostgreSQL 17 only this proves that a slot is idle.
 """
 
 from __future__ import annotations
@@ -27,24 +27,25 @@ from rdsrepl.state.slot_history import Observation
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
-#: how often ``Watch`` is to be given a sample, and how far apart two may be: a consumer that stays for longer is seen.
+#: The time between two samples, and the longest time between two that counts as uninterrupted: a consumer that is
+#: connected for longer is detected.
 SAMPLE_SECONDS: Final = 0.25
 MAX_GAP_SECONDS: Final = 1.0
-#: between two samples; more is a clock that was set.
+#: A larger difference between the clocks' steps means that a clock was set.
 CLOCK_STEP_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """One look.
+    """The state of a server and its slots at one moment.
 
     Attributes:
-        server: what identifies the server: its system identifier, or else its address.
-        history: what was seen before, oldest first, without this look.
-        storage, wal_rate: what is known from elsewhere.
-        notes: what could not be found out, and why.
-        promoted_at: when the server was promoted, where that is known.
-        sampled: slots that were sampled without a break up to this look, by name.
+        server: identifies the server: its system identifier, or else its address.
+        history: earlier samples, oldest first, without this one.
+        storage, wal_rate: from CloudWatch or the options, if known.
+        notes: what could not be read, and why.
+        promoted_at: when the server was promoted, if known.
+        sampled: the slots that were sampled without interruption up to now, by name.
     """
 
     server: str
@@ -59,13 +60,13 @@ class ServerState:
 
     @property
     def clock_doubt(self) -> str | None:
-        """What is wrong with the clocks, in words; None where nothing is."""
+        """Why the clocks prove nothing, for a person; None if they are reliable."""
         return idleness.clock_doubt(self.wal, self.history)
 
     def assess(
         self, *, warn: Thresholds = thresholds.DEFAULT_WARNING, critical: Thresholds = thresholds.DEFAULT_CRITICAL
     ) -> Retention:
-        """Return what every slot holds and what comes of it."""
+        """Return what each slot retains, and which failures follow."""
         return assessment.assess(
             self.wal,
             self.slots,
@@ -80,48 +81,47 @@ class ServerState:
 
 
 class SlotSampler:
-    """Samples the slots of a server for as long as it is asked to, and knows which of them nobody touched.
+    """Samples the slots of a server, and keeps which of them had no activity.
 
-    It is a proof only for what it sees. Two samples must not be further apart than ``LONGEST_GAP_SECONDS``: whoever
-    attaches for longer is seen, and so is whoever reads a change (14 and later: the counters move). Time is this
-    machine's monotonic clock; where the server's clock does not go along, the row begins anew.
+    Two samples must be at most ``MAX_GAP_SECONDS`` apart. A consumer that is connected for longer is detected, and so
+    is one that reads a change (14 and later: the statistics counters change). Times are of this machine's monotonic
+    clock. If the server's clock differs from it, the sampling starts again from zero.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin without a sample.
+        """Create a sampler without samples.
 
         Args:
-            clock: seconds that only go forward.
+            clock: a monotonic clock, in seconds.
         """
         self._clock = clock
-        self._asked_at = 0.0
         self._sampled_at: float | None = None
         self._wal: Wal | None = None
         self._states: dict[str, tuple[object, ...]] = {}
         self._rows: dict[str, SampledIdle] = {}
-        #: for how long it has gone on without a break.
+        #: How long the sampling has run without interruption.
         self.seconds = 0.0
-        #: when and why a row of samples ended and another one began, in words.
+        #: When and why the sampling was interrupted, for a person.
         self.interruptions: list[str] = []
-        #: whether the last sample found something else than the one before.
+        #: Whether the last sample differs from the one before.
         self.changed = False
 
     def sample(self, conn: Connection) -> tuple[Wal, tuple[Slot, ...]]:
-        """Look at the slots once more; return what was found."""
+        """Read the slots once more; return the WAL and the slots."""
         from rdsrepl.postgres import slots, wal
 
-        self._asked_at = self._clock()
+        at = self._clock()
         now = wal.get(conn)
         rows = tuple(slots.ls(conn))
-        self.add(self._asked_at, now, rows)
+        self.add(at, now, rows)
         return now, rows
 
     def add(self, at: float, now: Wal, rows: Sequence[Slot]) -> None:
-        """Take note of a sample.
+        """Add a sample.
 
         Args:
-            at: this machine's monotonic clock when it was asked for, in seconds.
-            now: the WAL then.
+            at: this machine's monotonic clock when the sample was requested, in seconds.
+            now: the WAL at that time.
             rows: all slots.
         """
         gap = 0.0 if self._sampled_at is None else at - self._sampled_at
@@ -146,35 +146,35 @@ class SlotSampler:
         self._sampled_at, self._wal, self._states = at, now, states
 
     def _interruption(self, gap: float, now: Wal) -> str | None:
-        """Return why nothing connects this sample with the one before; None where it does."""
+        """Return why this sample does not continue the one before; None if it does."""
         before = self._wal
         if before is None:
             return None
         if (before.started_at, before.timeline, before.in_recovery) != (now.started_at, now.timeline, now.in_recovery):
-            return "the server was restarted, or another one answers"
+            return "the server was restarted, or another server answered"
         if abs((now.at - before.at).total_seconds() - gap) > CLOCK_STEP_SECONDS:
             return "a clock was set, or this machine was suspended"
         if gap > MAX_GAP_SECONDS:
-            return f"{gap:.1f}s went by between two samples"
+            return f"{gap:.1f}s passed between two samples"
         return None
 
     @property
     def idle_slots(self) -> dict[str, SampledIdle]:
-        """Return the slots that nobody was seen to touch, each with the row of samples that ends with the last one."""
+        """The slots without activity, each with its uninterrupted samples up to the last one."""
         return dict(self._rows)
 
 
 class BackgroundSampler:
-    """Goes on sampling in a thread of its own, so that the proof reaches from ``Watch``'s last sample up to the drop.
+    """Continues a ``SlotSampler`` in a thread, so that the proof covers the time from its last sample to the drop.
 
-    Between them a person reads the plan, for minutes or over lunch. The connection is the thread's until the end.
+    In this time the user reads the plan and confirms it. Only the thread uses the connection until the end.
     """
 
     def __init__(self, conn: Connection, sampler: SlotSampler) -> None:
-        """Take over a row of samples.
+        """Create the thread.
 
         Args:
-            conn: where they were taken.
+            conn: the connection on which the samples were taken.
             sampler: the samples so far.
         """
         from rdsrepl.postgres import server_identity
@@ -185,23 +185,23 @@ class BackgroundSampler:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="vigil", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="slot-sampler", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop; nothing waits for a server that does not answer."""
+        """Stop the thread; do not wait for a server that does not answer."""
         self._stopped.set()
         self._thread.join(timeout=MAX_GAP_SECONDS)
 
     def require_untouched(self, slot_name: str) -> None:
-        """Make sure that nobody was seen to touch a slot up to this moment.
+        """Check that a slot had no activity up to now.
 
         Raises:
-            Refused: somebody was, or not all of the time was watched.
+            Refused: it had activity, or the sampling was interrupted.
         """
         self._sample()
         with self._lock:
@@ -209,10 +209,10 @@ class BackgroundSampler:
             unbroken = row is not None and row.since == self._since.get(slot_name)
             if self._failure is None and unbroken:
                 return
-            why = str(self._failure or (self._sampler.interruptions or ["somebody used it"])[-1])
+            why = str(self._failure or (self._sampler.interruptions or ["it was used"])[-1])
         raise Refused(
-            f"slot {slot_name}: it is not proven any more that it is idle: since the plan was shown, {why}",
-            hint="nothing was done to it; run the command again",
+            f"slot {slot_name} is no longer proven idle: since the plan was shown, {why}",
+            hint="the slot was not changed; run the command again",
         )
 
     def _work(self) -> None:
@@ -225,7 +225,7 @@ class BackgroundSampler:
                 return
             try:
                 now, rows = self._sampler.sample(self._conn)
-            except Exception as exc:  # noqa: BLE001 - whatever it is, it is said when the slot is to go
+            except Exception as exc:  # noqa: BLE001 - reported by require_untouched
                 self._failure = exc
                 return
             if self._sampler.changed:
@@ -240,7 +240,7 @@ def read(
     notes: Sequence[str] = (),
     sampler: SlotSampler | None = None,
 ) -> ServerState:
-    """Look at the server once, and remember it; with ``watch`` as its next sample."""
+    """Return the state of the server, and add it to the history; with SAMPLER as its next sample."""
     from rdsrepl.postgres import server_identity, slots, wal
 
     key = server_identity.history_key(conn)

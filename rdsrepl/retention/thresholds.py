@@ -1,4 +1,4 @@
-"""Thresholds as people write them: ``retained=10GB``, ``time-to-break=6h``, ``wal-status=lost``. Pure."""
+"""The thresholds of ``slot check``: their defaults, and the parser of ``retained=10GB``. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ _HOUR: Final = 3600.0
 
 
 class Severity(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"
     CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """0 for ok, 1 for warning, 2 for critical; also the exit code of a Nagios plugin."""
+        return list(Severity).index(self)
 
 
 Measure = Literal["retained", "undelivered", "breaks", "inactive", "xid_age", "wal_status"]
@@ -27,13 +32,13 @@ Measure = Literal["retained", "undelivered", "breaks", "inactive", "xid_age", "w
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """From where on it is worth a word; None is never.
+    """The values from which a slot gets a severity; None sets no threshold.
 
     Attributes:
-        retained_bytes, undelivered_bytes: at least so much.
-        breaks_seconds: something breaks within so long.
-        inactive_seconds: nobody consumes it for at least so long.
-        xid_age: it holds back so many transactions.
+        retained_bytes, undelivered_bytes: at least this much.
+        breaks_seconds: a failure is forecast within this time.
+        inactive_seconds: inactive for at least this long.
+        xid_age: holds back at least this many transactions.
         wal_status: one of these.
     """
 
@@ -45,6 +50,7 @@ class Thresholds:
     wal_status: frozenset[str] = frozenset()
 
 
+# The help of ``slot check`` and docs/retention.md quote these values.
 DEFAULT_WARNING: Final = Thresholds(10 << 30, None, 24 * _HOUR, _HOUR, 500_000_000, frozenset({"unreserved"}))
 DEFAULT_CRITICAL: Final = Thresholds(100 << 30, None, _HOUR, None, 1_000_000_000, frozenset({"unreserved", "lost"}))
 
@@ -53,20 +59,20 @@ _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
 def _parse_wal_status(text: str) -> frozenset[str]:
     if text not in _WAL_STATUSES:
-        raise BadValue(f"{text!r} is no wal_status", hint=f"one of {', '.join(_WAL_STATUSES)}")
+        raise BadValue(f"{text!r} is not a wal_status", hint=f"one of {', '.join(_WAL_STATUSES)}")
     return frozenset({text})
 
 
 def _parse_transactions(text: str) -> int:
     plain = text.replace("_", "").replace(",", "")
     if not re.fullmatch(r"[0-9]{1,18}", plain):
-        raise BadValue(f"{text!r} is not a number of transactions", hint="such as 500000000")
+        raise BadValue(f"{text!r} is not a number of transactions", hint="for example 500000000")
     return int(plain)
 
 
 @dataclass(frozen=True, slots=True)
 class _Measure:
-    """Something that has thresholds: its field, how it is read and printed, and whether less is worse."""
+    """A measure that has thresholds: its field, its parser and its format, and whether a lower value is worse."""
 
     field: str
     parse: Callable[[str], Any]
@@ -86,61 +92,57 @@ _ALIASES: Final = {"time-to-full": "time-to-break"}
 
 
 def parse(warn: Iterable[str], critical: Iterable[str]) -> tuple[Thresholds, Thresholds]:
-    """Return both thresholds: what was said, and the defaults for what nothing was said about.
+    """Return the warning and the critical thresholds: the given values, and the defaults of the other measures.
 
     Args:
-        warn: such as ``retained=10GB``; several in one, separated by commas, are as good.
-        critical: the same.
+        warn: the values of ``--warn``, such as ``retained=10GB``; one value can hold several, separated by commas.
+        critical: the values of ``--critical``.
 
     Raises:
-        BadValue: a measure that is not known, a value that does not parse, one that is given twice, or a critical
-            threshold that lies before the warning.
+        BadValue: a measure is unknown or given twice, a value cannot be parsed, or the critical threshold of a measure
+            is reached before its warning.
     """
-    said = {"--warn": _read("--warn", warn), "--critical": _read("--critical", critical)}
-    for name in {*said["--warn"], *said["--critical"]}:
-        _require_order(name, said["--warn"].get(name), said["--critical"].get(name))
-    # A measure that somebody has a number for on one side has no default on the other: they could contradict.
-    touched = {MEASURES[name].field for name in (*said["--warn"], *said["--critical"])}
-    return (
-        _override(DEFAULT_WARNING, touched, said["--warn"]),
-        _override(DEFAULT_CRITICAL, touched, said["--critical"]),
-    )
+    warning, severe = _parse_option("--warn", warn), _parse_option("--critical", critical)
+    for name in {*warning, *severe}:
+        _require_order(name, warning.get(name), severe.get(name))
+    # A measure with a given value for one severity has no default for the other: the two could contradict.
+    given = {MEASURES[name].field for name in (*warning, *severe)}
+    return _override(DEFAULT_WARNING, given, warning), _override(DEFAULT_CRITICAL, given, severe)
 
 
-def _read(option: str, words: Iterable[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for word in (part for text in words for part in text.split(",")):
+def _parse_option(option: str, values: Iterable[str]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for word in (part for text in values for part in text.split(",")):
         name, mark, value = word.strip().partition("=")
         name = _ALIASES.get(name, name)
         if not mark or name not in MEASURES:
             raise BadValue(
-                f"{option} {word.strip()!r}: no such threshold", hint=f"MEASURE=VALUE; measures: {', '.join(MEASURES)}"
+                f"{option} {word.strip()!r} is not a threshold", hint=f"MEASURE=VALUE; measures: {', '.join(MEASURES)}"
             )
         try:
-            read = MEASURES[name].parse(value.strip())
+            threshold = MEASURES[name].parse(value.strip())
         except BadValue as exc:
             raise BadValue(f"{option} {name}: {exc.message}", hint=exc.hint) from exc
         if name == "wal-status":
-            read |= found.get(name, frozenset())
-        elif name in found:
+            threshold |= parsed.get(name, frozenset())
+        elif name in parsed:
             raise BadValue(f"{option} {name} is given twice", hint="give it once")
-        found[name] = read
-    return found
+        parsed[name] = threshold
+    return parsed
 
 
 def _require_order(name: str, warn: Any, critical: Any) -> None:
     if warn is None or critical is None or name == "wal-status":
         return
     measure = MEASURES[name]
-    wrong = critical > warn if measure.less_is_worse else critical < warn
-    if wrong:
+    if critical > warn if measure.less_is_worse else critical < warn:
         raise BadValue(
-            f"{name}: critical at {measure.show(critical)} comes before the warning at {measure.show(warn)}",
-            hint="swap them: a warning comes first",
+            f"{name}: critical at {measure.show(critical)} is reached before the warning at {measure.show(warn)}",
+            hint="swap the two values",
         )
 
 
-def _override(defaults: Thresholds, touched: set[str], said: Mapping[str, Any]) -> Thresholds:
+def _override(defaults: Thresholds, fields: set[str], values: Mapping[str, Any]) -> Thresholds:
     empty = Thresholds()
-    cleared = replace(defaults, **{field: getattr(empty, field) for field in touched})
-    return replace(cleared, **{MEASURES[name].field: value for name, value in said.items()})
+    cleared = replace(defaults, **{field: getattr(empty, field) for field in fields})
+    return replace(cleared, **{MEASURES[name].field: value for name, value in values.items()})

@@ -1,7 +1,7 @@
-"""The audit trail: one JSON object a line for what cannot be undone, in ``<state directory>/audit.jsonl``.
+"""Write the audit trail: one JSON object a line for each irreversible change, in ``<state directory>/audit.jsonl``.
 
-An intent is written and synced before the statement, the outcome after it. An intent without an outcome says that this
-process ended in between, and that somebody has to look.
+An intent is written and synced before the statement, the outcome after it. An intent without an outcome means that the
+process ended between the two: check whether the change was made.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from rdsrepl.state import json_lines
 
 
 def audit_file() -> Path:
-    """Return where the trail is."""
+    """Return the path of the audit file."""
     return state_directory() / "audit.jsonl"
 
 
 def process_identity() -> dict[str, Any]:
-    """Return who runs this process, and where."""
+    """Return the user, the host and the PID of this process."""
     import pwd
     import socket
 
     try:
-        user = pwd.getpwuid(os.getuid()).pw_name  # not what the environment says: anybody can set that
-    except KeyError:  # a container's user without a name
+        user = pwd.getpwuid(os.getuid()).pw_name  # not from the environment, which the user can set
+    except KeyError:  # a user of a container without a name
         user = str(os.getuid())
     return {"os_user": user, "client": socket.gethostname(), "client_pid": os.getpid()}
 
 
 def append(entry: Mapping[str, Any]) -> str:
-    """Add an entry, with the time (UTC) before it; return the line. It is on disk when this returns.
+    """Write an entry with the time (UTC) to disk; return the line.
 
     Raises:
-        Refused: it cannot be written.
+        Refused: the file is not writable.
     """
     path = audit_file()
     moment = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -46,11 +46,11 @@ def append(entry: Mapping[str, Any]) -> str:
         return json_lines.append(path, {"time": moment, **entry}, sync=True)
     except TimeoutError as exc:
         raise Refused(
-            f"the audit trail cannot be written ({path}: {exc.strerror}); nothing is done without it",
-            hint="let that process go on (kill -CONT PID) or end it, and try again",
+            f"could not write the audit file {path}: {exc.strerror}; nothing is changed without it",
+            hint="resume that process (kill -CONT PID) or stop it, then run the command again",
         ) from exc
     except OSError as exc:
         raise Refused(
-            f"the audit trail cannot be written ({path}: {exc.strerror or exc}); nothing is done without it",
-            hint="make the directory writable, or name another one in RDSREPL_STATE_DIR",
+            f"could not write the audit file {path}: {exc.strerror or exc}; nothing is changed without it",
+            hint="make the directory writable, or set RDSREPL_STATE_DIR to another directory",
         ) from exc

@@ -1,7 +1,7 @@
-"""Names that the shell's completion found a moment ago, so that the next Tab costs no connection.
+"""Cache the names that shell completion has read, so that the next Tab needs no connection.
 
-``$XDG_CACHE_HOME/rdsrepl/names/<key>.json``, for the owner's eyes only. A file holds names and a time, no secret; its
-own name is a hash. A file that cannot be read or written costs the memory and nothing else.
+``$XDG_CACHE_HOME/rdsrepl/names/<key>.json``, readable only by its owner. A file holds names and a time, no secret; its
+name is a hash. If a file cannot be read or written, the names are read again.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from rdsrepl.state.json_lines import Damaged, parse, read_tail, require_type
+from rdsrepl.state.json_lines import Damaged, parse, read_tail, replace_file, require_type
 
-# No entry is believed for longer, whatever stands in it.
+# No entry is valid for longer, whatever it contains.
 MAX_SECONDS: Final = 300.0
 _MAX_FILES: Final = 64
 _MAX_BYTES: Final = 1 << 20
 
 
 def directory() -> Path:
-    """Return where the names are kept: under ``XDG_CACHE_HOME``.
+    """Return the directory of the cache, under ``XDG_CACHE_HOME``.
 
     Raises:
-        RuntimeError: nobody knows where this user's home is.
+        RuntimeError: the user has no home directory.
     """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "rdsrepl" / "names"
 
 
 def read(key: str, *, now: float) -> list[str] | None:
-    """Return the names kept under KEY, none of them too; None where nothing is kept that still holds.
+    """Return the names of KEY, which can be empty; None if there is no valid entry.
 
     Args:
-        key: what identifies the question and whom it was asked.
+        key: identifies the query and the server.
         now: seconds since the epoch.
     """
     with contextlib.suppress(OSError, RuntimeError, Damaged, KeyError):
         entry = require_type(parse(read_tail(_path(key), _MAX_BYTES)), dict)
         names = [require_type(name, str) for name in require_type(entry["names"], list)]
-        # A clock set back, or a file from elsewhere, must not be believed for years.
+        # Limits the time also after a clock was set back.
         until = entry["until"]
         if isinstance(until, int | float) and now < until <= now + MAX_SECONDS:
             return names
@@ -50,36 +50,28 @@ def read(key: str, *, now: float) -> list[str] | None:
 
 
 def write(key: str, names: Sequence[str], *, seconds: float, now: float) -> bool:
-    """Keep names for some seconds; return whether that could be done."""
+    """Store names for a time; return whether that succeeded."""
     with contextlib.suppress(OSError, RuntimeError):
         path = _path(key)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        entry = {"until": now + min(seconds, MAX_SECONDS), "names": list(names)}
+        replace_file(path, json.dumps(entry).encode())
         _remove_expired(path.parent, now)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump({"until": now + min(seconds, MAX_SECONDS), "names": list(names)}, file)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
         return True
     return False
 
 
 def clear() -> None:
-    """Forget all names: something was changed, and whoever completes next must see it."""
+    """Remove all names after a change, so that the next completion reads them again."""
     with contextlib.suppress(OSError, RuntimeError):
         for path in directory().iterdir():
             path.unlink(missing_ok=True)
 
 
-def _remove_expired(place: Path, now: float) -> None:
-    """Take away what no longer holds, once there is a lot of it."""
-    kept = list(place.iterdir())
-    if len(kept) > _MAX_FILES:
-        for path in kept:
+def _remove_expired(folder: Path, now: float) -> None:
+    """Remove expired files, if there are many files."""
+    files = list(folder.iterdir())
+    if len(files) > _MAX_FILES:
+        for path in files:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < now - MAX_SECONDS:
                     path.unlink()

@@ -1,7 +1,7 @@
-"""JSON lines in local files: one reader and one appender for the audit trail, the slot history and the journals.
+"""Read, append and replace local state files: the audit trail, the slot history, the runbook journals.
 
-Such a file may be cut short, damaged, replaced by something else, or locked by a process that is stopped. A damaged
-line costs itself only, nothing waits for longer than a time limit, and only regular files are opened.
+Such a file can be truncated, damaged, replaced by another kind of file, or locked by a suspended process. A damaged
+line affects only itself, a wait for a lock has a time limit, and only regular files are opened.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
@@ -26,20 +26,20 @@ T = TypeVar("T")
 
 LOCK_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.02
-# The widest numbers that PostgreSQL has (``bigint``; ``xid8`` and ``pg_lsn`` have no sign).
+# The range of PostgreSQL's numbers (``bigint`` is signed; ``xid8`` and ``pg_lsn`` are unsigned).
 _MIN_INTEGER: Final = -(2**63)
 _MAX_INTEGER: Final = 2**64 - 1
 
 
 class Damaged(ValueError):
-    """A line, or a value in it, is not what its reader expects."""
+    """A line, or a value in it, does not have the expected form."""
 
 
 def parse(text: bytes | str) -> Any:
-    """Return the value of a JSON text, by RFC 8259: no NaN, no number beyond a float's range, no name twice.
+    """Return the value of a JSON text by RFC 8259: no NaN, no number out of a float's range, no duplicate name.
 
     Raises:
-        Damaged: it is no such text, is not UTF-8, or is nested too deep for the parser.
+        Damaged: the text is not valid JSON or UTF-8, or is nested too deep for the parser.
     """
     try:
         if isinstance(text, bytes):
@@ -52,104 +52,104 @@ def parse(text: bytes | str) -> Any:
 
 
 def require_type(value: object, kind: type[T]) -> T:
-    """Return VALUE if it is exactly of one type (``True`` is no ``int``).
+    """Return VALUE if its type is exactly KIND (``True`` is not an ``int``).
 
     Raises:
-        Damaged: it is not.
+        Damaged: it has another type.
     """
     if type(value) is not kind:
-        raise Damaged(f"a {kind.__name__} is expected")
+        raise Damaged(f"expected: {kind.__name__}")
     return value
 
 
 def require_int64(value: object) -> int:
-    """Return VALUE if it is a whole number of 64 bits, with or without a sign.
+    """Return VALUE if it is a signed or unsigned integer of 64 bits.
 
     Raises:
         Damaged: it is not.
     """
     number = require_type(value, int)
     if not _MIN_INTEGER <= number <= _MAX_INTEGER:
-        raise Damaged("a whole number of 64 bits is expected")
+        raise Damaged("expected: an integer of 64 bits")
     return number
 
 
 def parse_time(value: object) -> datetime:
-    """Return the time that an ISO 8601 text with an offset from UTC stands for.
+    """Return the time of an ISO 8601 text with a UTC offset.
 
     Raises:
-        Damaged: it is no such text, or so far off that no arithmetic can be done with it.
+        Damaged: the text is not valid, or the year is not between 1970 and 2999.
     """
     try:
-        found = datetime.fromisoformat(require_type(value, str))
+        moment = datetime.fromisoformat(require_type(value, str))
     except ValueError as exc:
         raise Damaged(str(exc)) from None
-    if found.tzinfo is None or not 1970 <= found.year < 3000:
-        raise Damaged("a time with its offset from UTC is expected")
-    return found
+    if moment.tzinfo is None or not 1970 <= moment.year < 3000:
+        raise Damaged("expected: a time with a UTC offset")
+    return moment
 
 
 def open_regular(path: Path, flags: int, *, own: bool = False) -> FileIO:
-    """Open a regular file without ever waiting for it; where it has to be made, only its owner may read it.
+    """Open a regular file without blocking; a new file is readable only by its owner.
 
     Args:
         path: the file.
         flags: ``os.O_RDONLY``, ``os.O_RDWR | os.O_CREAT``, …
-        own: refuse a file that another user (root apart) owns or could have written.
+        own: refuse a file that another user (except root) owns, or that other users can write to.
 
     Raises:
-        OSError: it cannot be opened, is not a regular file, or is not one's own.
+        OSError: the file cannot be opened, is not regular, or belongs to another user.
     """
-    # Without O_NONBLOCK the opening of a FIFO waits for its other end.
+    # Without O_NONBLOCK, opening a FIFO waits for its other end.
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o600)
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if own and (found.st_uid not in (0, os.geteuid()) or found.st_mode & stat.S_IWOTH):
-            raise PermissionError(errno.EPERM, "another user owns it or can write it", str(path))
+        if own and (status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH):
+            raise PermissionError(errno.EPERM, "another user owns it or can write to it", str(path))
         return FileIO(descriptor, "r+b" if flags & os.O_RDWR else "wb" if flags & os.O_WRONLY else "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def read_tail(path: Path, most_bytes: int) -> bytes:
-    """Return a file of one's own, or the last MOST_BYTES of it.
+def read_tail(path: Path, max_bytes: int) -> bytes:
+    """Return the content of the user's own file, or its last MAX_BYTES.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or is not one's own.
+        OSError: the file cannot be read, is not regular, or belongs to another user.
     """
     with open_regular(path, os.O_RDONLY, own=True) as file:
-        return _end(file, most_bytes)
+        return _end(file, max_bytes)
 
 
-def rows(path: Path, most_bytes: int) -> list[dict[str, Any] | None]:
-    """Return the object on each line of a file of one's own, oldest first; None stands for a damaged line.
+def rows(path: Path, max_bytes: int) -> list[dict[str, Any] | None]:
+    """Return the object of each line of the user's own file, oldest first; None for a damaged line.
 
     Args:
         path: the file.
-        most_bytes: of a larger file only so much of its end is read.
+        max_bytes: read only this much of the end of a larger file.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or is not one's own.
+        OSError: the file cannot be read, is not regular, or belongs to another user.
     """
-    return [_row(line) for line in read_tail(path, most_bytes).split(b"\n") if line.strip()]
+    return [_row(line) for line in read_tail(path, max_bytes).split(b"\n") if line.strip()]
 
 
-def read(path: Path, decode: Callable[[dict[str, Any]], T], most_bytes: int) -> list[T]:
-    """Return what each line's object decodes to, oldest first; damaged lines are left out.
+def read(path: Path, decode: Callable[[dict[str, Any]], T], max_bytes: int) -> list[T]:
+    """Return the decoded object of each line, oldest first; omit damaged lines.
 
     Args:
         path: the file.
-        decode: makes a value of an object; raises ``Damaged`` or ``KeyError`` where it is not what it should be.
-        most_bytes: of a larger file only so much of its end is read.
+        decode: converts an object; raises ``Damaged`` or ``KeyError`` if it does not have the expected form.
+        max_bytes: read only this much of the end of a larger file.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or is not one's own.
+        OSError: the file cannot be read, is not regular, or belongs to another user.
     """
     decoded: list[T] = []
-    for row in rows(path, most_bytes):
+    for row in rows(path, max_bytes):
         if row is not None:
             with contextlib.suppress(Damaged, KeyError):
                 decoded.append(decode(row))
@@ -161,38 +161,38 @@ def append(
     row: Mapping[str, Any],
     *,
     sync: bool = False,
-    most_bytes: int | None = None,
+    max_bytes: int | None = None,
     thin: Callable[[list[bytes]], list[bytes]] | None = None,
     lock_seconds: float = LOCK_SECONDS,
 ) -> str:
-    """Add a line under an exclusive lock; return it. It is written whole or not at all.
+    """Append a line under an exclusive lock, completely or not at all; return it.
 
     Args:
-        path: the file; it and its directory are made where they are missing, for their owner's eyes only.
+        path: the file; it and its directory are created if necessary, readable only by their owner.
         row: the object.
-        sync: the line, and a new file's name, are on disk when this returns.
-        most_bytes: a file that would grow beyond it is thinned out first.
-        thin: takes the file's lines (each with its newline, oldest first) and returns those to keep.
-        lock_seconds: how long to wait for another process's lock.
+        sync: write the line, and the name of a new file, to disk before returning.
+        max_bytes: thin out the file first if the line would make it larger than this.
+        thin: takes the lines of the file (each with its newline, oldest first) and returns the lines to keep.
+        lock_seconds: how long to wait for the lock of another process.
 
     Raises:
-        TimeoutError: another process held the lock all the while.
+        TimeoutError: another process held the lock all that time.
         OSError: the line cannot be written.
     """
-    text = _written(row)
+    text = json_text(row, compact=True)  # escapes bytes of the operating system that are not text
     line = text.encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     file, is_new = _open_locked(path, lock_seconds)
     with file:
         end = file.seek(0, os.SEEK_END)
-        if thin is not None and most_bytes is not None and end + len(line) > most_bytes:
-            lines = [kept + b"\n" for kept in _end(file, 2 * most_bytes).split(b"\n") if kept.strip()]
-            _replace(path, [*thin(lines), line])
+        if thin is not None and max_bytes is not None and end + len(line) > max_bytes:
+            lines = [kept + b"\n" for kept in _end(file, 2 * max_bytes).split(b"\n") if kept.strip()]
+            replace_file(path.resolve(), b"".join([*thin(lines), line]), sync=True)
             return text
         if end:
             file.seek(end - 1)
             if file.read(1) != b"\n":
-                line = b"\n" + line  # the one before was cut short
+                line = b"\n" + line  # the line before is incomplete
         _write(file, line, end)
         if sync:
             os.fsync(file.fileno())
@@ -207,20 +207,16 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _end(file: FileIO, most_bytes: int) -> bytes:
+def _end(file: FileIO, max_bytes: int) -> bytes:
     size = os.fstat(file.fileno()).st_size
-    file.seek(max(0, size - most_bytes))
-    data = file.read(most_bytes) or b""
-    # What was left out may end in the middle of a line.
-    return data if size <= most_bytes else data.partition(b"\n")[2]
-
-
-def _written(row: Mapping[str, Any]) -> str:
-    return json_text(row, compact=True)  # bytes of the operating system that are no text are escaped, too
+    file.seek(max(0, size - max_bytes))
+    data = file.read(max_bytes) or b""
+    # The omitted part can end within a line.
+    return data if size <= max_bytes else data.partition(b"\n")[2]
 
 
 def _write(file: FileIO, data: bytes, end: int) -> None:
-    """Write at the END, all of it or nothing: a disk that fills up takes a piece, without an error."""
+    """Write at the end of the file, completely or not at all; on a full disk, a partial write raises no error."""
     try:
         if file.write(data) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -230,15 +226,25 @@ def _write(file: FileIO, data: bytes, end: int) -> None:
         raise
 
 
-def _replace(path: Path, lines: Iterable[bytes]) -> None:
-    """Put lines in place of the file's in one step; the caller holds the lock of the file that goes."""
-    path = path.resolve()
-    temporary = path.with_name(f".{path.name}.new")
+def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
+    """Replace a file in one step with a new one that only its owner can read.
+
+    Args:
+        path: the file; its directory is created if necessary.
+        data: the new content.
+        sync: write it to disk before returning.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
         with open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) as file:
-            _write(file, b"".join(lines), 0)
-            os.fsync(file.fileno())
+            _write(file, data, 0)
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -246,7 +252,7 @@ def _replace(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def _open_locked(path: Path, seconds: float) -> tuple[FileIO, bool]:
-    """Return the file, opened to read and to append, with its lock held, and whether it is new."""
+    """Return the file, opened for reading and appending and locked, and whether it is new."""
     deadline = time.monotonic() + seconds
     while True:
         is_new = not path.exists()
@@ -259,7 +265,7 @@ def _open_locked(path: Path, seconds: float) -> tuple[FileIO, bool]:
         except BaseException:
             file.close()
             raise
-        file.close()  # it was replaced while this waited for its lock
+        file.close()  # another process replaced it during the wait for the lock
 
 
 def _lock(file: FileIO, path: Path, seconds: float, deadline: float) -> None:
@@ -275,7 +281,7 @@ def _lock(file: FileIO, path: Path, seconds: float, deadline: float) -> None:
 
 
 def _holder(file: FileIO) -> str:
-    """Return which process has the lock, where the kernel says so (Linux's ``/proc/locks``)."""
+    """Return the process that holds the lock, if the kernel reports it (``/proc/locks`` of Linux)."""
     inode = str(os.fstat(file.fileno()).st_ino)
     with contextlib.suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii", errors="replace").splitlines():
@@ -286,7 +292,7 @@ def _holder(file: FileIO) -> str:
 
 
 def _sync_directory(path: Path) -> None:
-    """Make the file's name as durable as what is in it."""
+    """Write the names of new files to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -295,7 +301,7 @@ def _sync_directory(path: Path) -> None:
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")
 
 
 def _finite(digits: str) -> float:
@@ -306,7 +312,7 @@ def _finite(digits: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
-    return found
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("duplicate name")
+    return values

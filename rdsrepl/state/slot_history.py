@@ -1,8 +1,8 @@
-"""What earlier runs saw of a server's slots, kept in the state directory: rates, sparklines, and proof of idleness.
+"""Store samples of a server's slots in the state directory: for rates, sparklines and idle times.
 
-``$XDG_STATE_HOME/rdsrepl/observations/<server>.jsonl``, a line a look, oldest first. It holds names and positions, no
-secrets. A file that cannot be read or written costs the history and nothing else. A file's name is made of the server's
-system identifier and its address; within it, looks at one run of one server have the same start and timeline.
+``$XDG_STATE_HOME/rdsrepl/observations/<server>.jsonl``, one line for each sample, oldest first. It holds names and
+positions, no secrets. If a file cannot be read or written, only the history is missing. The name of a file is made of
+the server's system identifier and address; the samples of one run of one server have the same start and timeline.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.state import json_lines
 from rdsrepl.state.json_lines import Damaged, parse_time, require_int64, require_type
 
-# Weeks of a check every five minutes with a few slots, a day with 200; and every command reads all of it.
+# Weeks of a check every five minutes with a few slots, a day with 200. Every command reads the whole file.
 _MAX_BYTES: Final = 2 << 20
-# A look that waits for the history would be late; without this one the history is as good.
+# A longer wait would delay the command; the history can do without one sample.
 _LOCK_SECONDS: Final = 1.0
 
 
@@ -34,10 +34,10 @@ class SlotObservation:
     """One slot at one moment.
 
     Attributes:
-        restart_lsn, confirmed_flush_lsn: where it stood; None where it had no such position, or was invalidated.
+        restart_lsn, confirmed_flush_lsn: its positions; None if it has none, or is invalidated.
         xmin_age: the age of the older of ``xmin`` and ``catalog_xmin``, in transactions.
-        holder: who consumed it, in words; None while nobody did.
-        counters: ``Slot.counters`` (14): they move when somebody reads, confirmed or not.
+        holder: the session that uses it, for a person; None while it is inactive.
+        counters: ``Slot.counters`` (14 and later); they change when a consumer reads, even without a confirmation.
     """
 
     slot_name: str
@@ -50,22 +50,22 @@ class SlotObservation:
 
     @property
     def position(self) -> tuple[object, ...]:
-        """What stays the same while nobody uses it."""
+        """The values that stay the same while the slot is not used."""
         return self.restart_lsn, self.confirmed_flush_lsn, self.counters
 
 
-@dataclass(frozen=True)  # not slotted: the index is made when it is first asked for
+@dataclass(frozen=True)  # without slots: the index is created on first use
 class Observation:
-    """One look at a server.
+    """One sample of a server.
 
     Attributes:
-        at: the server's clock.
-        started_at: since when the server ran.
-        timeline: None on a standby.
-        lsn: the end of its WAL.
-        next_xid: the next transaction's number.
-        clock_skew_seconds: how far the server's clock was ahead of this machine's.
-        partial: of the slots only those are left at which something had changed: that one is absent says nothing.
+        at: the time by the server's clock.
+        started_at: the start of the server.
+        timeline: the WAL timeline; None on a standby.
+        lsn: the end of the WAL.
+        next_xid: the next transaction ID.
+        clock_skew_seconds: how far the server's clock was ahead of this machine's clock.
+        partial: whether only the slots that changed are left; the absence of a slot then has no meaning.
     """
 
     at: datetime
@@ -78,7 +78,7 @@ class Observation:
     partial: bool = False
 
     def slot(self, name: str) -> SlotObservation | None:
-        """Return one slot as it was; None where there was none of that name."""
+        """Return one slot; None if it did not exist."""
         return self._by_name.get(name)
 
     @cached_property
@@ -87,46 +87,49 @@ class Observation:
 
 
 def history(server: str) -> tuple[Observation, ...]:
-    """Return what was seen of a server, oldest first; nothing where nothing can be read.
+    """Return the samples of a server, oldest first; empty if the file cannot be read.
 
     Args:
-        server: what identifies it, the same on every run: ``wal.history_key``.
+        server: identifies the server across runs: ``wal.history_key``.
     """
     try:
-        return tuple(json_lines.read(_path(server), _observation, 2 * _MAX_BYTES))
+        return tuple(json_lines.read(history_file(server), decode, 2 * _MAX_BYTES))
     except OSError:
         return ()
 
 
-def record(server: str, seen: Observation) -> bool:
-    """Add a look to a server's history; return whether that could be done."""
+def record(server: str, sample: Observation) -> bool:
+    """Add a sample to the history of a server; return whether that succeeded."""
     with contextlib.suppress(OSError):
-        json_lines.append(_path(server), _document(seen), most_bytes=_MAX_BYTES, thin=_thin, lock_seconds=_LOCK_SECONDS)
+        json_lines.append(
+            history_file(server), _document(sample), max_bytes=_MAX_BYTES, thin=_thin, lock_seconds=_LOCK_SECONDS
+        )
         return True
     return False
 
 
 def changed_slots(history: Sequence[Observation]) -> list[frozenset[str]]:
-    """Return for each look the slots at which something had changed since the look before.
+    """Return the slots that changed, for each sample.
 
-    A slot came, went, came into use, was left, was taken by somebody else, or moved although it was never seen in use.
-    That a slot in use moves on is no change. The look before a change is one of its own: it ends what was before.
+    A slot changes when it is created, dropped, becomes active or inactive, gets another consumer, or moves while it is
+    inactive. The movement of an active slot is not a change. The slot is also listed for the sample before the change,
+    which is the last one of the former state.
     """
-    found: list[set[str]] = [set() for _ in history]
+    changed: list[set[str]] = [set() for _ in history]
     known: dict[str, tuple[int, SlotObservation]] = {}
     for number, one in enumerate(history):
         gone = set() if one.partial else known.keys() - {seen.slot_name for seen in one.slots}
         for name in gone:
-            found[known.pop(name)[0]].add(name)
+            changed[known.pop(name)[0]].add(name)
         for seen in one.slots:
             before = known.get(seen.slot_name)
             if before is None and number:
-                found[number].add(seen.slot_name)
+                changed[number].add(seen.slot_name)
             elif before is not None and not _is_same(before[1], seen):
-                found[before[0]].add(seen.slot_name)
-                found[number].add(seen.slot_name)
+                changed[before[0]].add(seen.slot_name)
+                changed[number].add(seen.slot_name)
             known[seen.slot_name] = (number, seen)
-    return [frozenset(names) for names in found]
+    return [frozenset(names) for names in changed]
 
 
 def _is_same(old: SlotObservation, new: SlotObservation) -> bool:
@@ -136,13 +139,13 @@ def _is_same(old: SlotObservation, new: SlotObservation) -> bool:
 
 
 def keep_changes(history: Sequence[Observation], kept: Sequence[bool], *, last_only: bool = False) -> list[Observation]:
-    """Return a history without some of its looks, of which the slots stay at which something had changed.
+    """Return a history in which some samples are reduced to the slots that changed.
 
     Args:
-        history: oldest first.
-        kept: which of the looks stay whole.
-        last_only: of the others only each slot's last change and its last use stay: then there are never more than two
-            entries a slot besides the whole looks.
+        history: the samples, oldest first.
+        kept: whether a sample stays complete.
+        last_only: keep of the reduced samples only the last change and the last use of each slot: then at most two
+            entries a slot remain besides the complete samples.
     """
     names = changed_slots(history)
     if last_only:
@@ -155,50 +158,51 @@ def keep_changes(history: Sequence[Observation], kept: Sequence[bool], *, last_o
         for (name, _), number in last.items():
             wanted[number].add(name)
         names = [frozenset(one) for one in wanted]
-    found = []
+    reduced = []
     for number, one in enumerate(history):
         if kept[number]:
-            found.append(one)
+            reduced.append(one)
         elif rest := tuple(seen for seen in one.slots if seen.slot_name in names[number]):
-            found.append(replace(one, slots=rest, partial=True))
-    return found
+            reduced.append(replace(one, slots=rest, partial=True))
+    return reduced
 
 
 def _thin(lines: list[bytes]) -> list[bytes]:
-    """Leave out every second look of the older half, but for what had changed, and make sure that room is won."""
-    looks = []
+    """Reduce every second sample of the older half to its changes; reduce more until a quarter of the file is free."""
+    samples = []
     for line in lines:
         with contextlib.suppress(Damaged, KeyError):
-            looks.append(_observation(require_type(json_lines.parse(line), dict)))
-    half = len(looks) // 2
-    kept = _lines(keep_changes(looks, [number >= half or number % 2 == 0 for number in range(len(looks))]))
+            samples.append(decode(require_type(json_lines.parse(line), dict)))
+    half = len(samples) // 2
+    kept = _lines(keep_changes(samples, [number >= half or number % 2 == 0 for number in range(len(samples))]))
     newest = half
-    while sum(map(len, kept)) > _MAX_BYTES * 3 // 4 and newest < len(looks):
-        # So much changes all the time that all of it is too much: of older looks only each slot's last change stays.
-        newest = (newest + len(looks) + 1) // 2
-        kept = _lines(keep_changes(looks, [number >= newest for number in range(len(looks))], last_only=True))
-    while sum(map(len, kept)) > _MAX_BYTES * 3 // 4:  # thousands of slots that are long gone
+    while sum(map(len, kept)) > _MAX_BYTES * 3 // 4 and newest < len(samples):
+        # Too many changes: keep of older samples only the last change of each slot.
+        newest = (newest + len(samples) + 1) // 2
+        kept = _lines(keep_changes(samples, [number >= newest for number in range(len(samples))], last_only=True))
+    while sum(map(len, kept)) > _MAX_BYTES * 3 // 4:  # thousands of slots that no longer exist
         del kept[: len(kept) // 2 + 1]
     return kept
 
 
-def _lines(looks: Sequence[Observation]) -> list[bytes]:
-    return [json.dumps(_document(one), separators=(",", ":")).encode() + b"\n" for one in looks]
+def _lines(samples: Sequence[Observation]) -> list[bytes]:
+    return [json.dumps(_document(one), separators=(",", ":")).encode() + b"\n" for one in samples]
 
 
-def _path(server: str) -> Path:
+def history_file(server: str) -> Path:
+    """Return the file of a server's samples."""
     return state_directory() / "observations" / f"{sha256(server.encode()).hexdigest()[:16]}.jsonl"
 
 
-def _document(seen: Observation) -> dict[str, Any]:
+def _document(sample: Observation) -> dict[str, Any]:
     return {
-        "at": seen.at.isoformat(),
-        "started_at": seen.started_at.isoformat(),
-        "timeline": seen.timeline,
-        "lsn": str(seen.lsn),
-        "next_xid": seen.next_xid,
-        "skew": round(seen.clock_skew_seconds, 1),
-        **({"partial": True} if seen.partial else {}),
+        "at": sample.at.isoformat(),
+        "started_at": sample.started_at.isoformat(),
+        "timeline": sample.timeline,
+        "lsn": str(sample.lsn),
+        "next_xid": sample.next_xid,
+        "skew": round(sample.clock_skew_seconds, 1),
+        **({"partial": True} if sample.partial else {}),
         "slots": [
             [
                 slot.slot_name,
@@ -209,12 +213,17 @@ def _document(seen: Observation) -> dict[str, Any]:
                 slot.holder,
                 slot.counters,
             ]
-            for slot in seen.slots
+            for slot in sample.slots
         ],
     }
 
 
-def _observation(row: dict[str, Any]) -> Observation:
+def decode(row: dict[str, Any]) -> Observation:
+    """Return the sample of a line.
+
+    Raises:
+        Damaged, KeyError: the line does not have the expected form.
+    """
     timeline = row["timeline"]
     return Observation(
         parse_time(row["at"]),
@@ -234,7 +243,7 @@ def _seconds(value: object) -> float:
 
 def _slot_seen(values: object) -> SlotObservation:
     if len(require_type(values, list)) != 7:
-        raise Damaged("7 values of a slot are expected")
+        raise Damaged("expected: 7 values of a slot")
     name, active, restart, confirmed, age, holder, counters = require_type(values, list)
     return SlotObservation(
         require_type(name, str),

@@ -1,15 +1,14 @@
-"""What this machine's last run of ``slot tail`` confirmed of each slot, to notice what happened to the slot since.
+"""Store the position of each slot that ``slot tail`` confirmed last, to detect a change of the slot since then.
 
 ``$XDG_STATE_HOME/rdsrepl/streamed/<server>-<slot>.json``, one object, replaced in one step. It is written **before** a
-position is confirmed, so a run that is killed leaves a position that is at or beyond the slot's. It holds names and
-positions, no secrets. A file that is damaged, or cannot be read or written, costs this comparison and nothing else.
+position is confirmed, so after a kill the stored position is at or after the slot's. It holds names and positions, no
+secrets. If a file is damaged, or cannot be read or written, only this check is skipped.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,19 +20,27 @@ from typing import Any, Final
 
 from rdsrepl.config import state_directory
 from rdsrepl.lsn import Lsn
-from rdsrepl.state.json_lines import Damaged, open_regular, parse, parse_time, read_tail, require_int64, require_type
+from rdsrepl.state.json_lines import (
+    Damaged,
+    parse,
+    parse_time,
+    read_tail,
+    replace_file,
+    require_int64,
+    require_type,
+)
 
 _MAX_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class SlotFingerprint:
-    """What tells a slot from another one that was made later under its name; None is not known.
+    """Values that distinguish a slot from another slot that was created later with its name; None is unknown.
 
     Attributes:
-        restart_lsn, catalog_xmin: they never go back in one slot on one server.
-        total_bytes: of ``pg_stat_replication_slots``; goes back at a reset or a crash alone.
-        stats_reset, started_at: the last reset, and since when the server runs, as the server prints them.
+        restart_lsn, catalog_xmin: they never decrease for one slot on one server.
+        total_bytes: from ``pg_stat_replication_slots``; decreases only at a reset or a crash.
+        stats_reset, started_at: the last reset, and the start of the server, as the server prints them.
     """
 
     restart_lsn: int | None
@@ -42,12 +49,12 @@ class SlotFingerprint:
     stats_reset: str | None
     started_at: str | None
 
-    def is_another(self, later: SlotFingerprint) -> bool:
-        """Say whether LATER, of the same name, server and timeline, is for certain another slot, made since."""
+    def is_different_slot(self, later: SlotFingerprint) -> bool:
+        """Return whether LATER, of the same name, server and timeline, is certainly a different slot, created since."""
         if self.restart_lsn is not None and later.restart_lsn is not None and later.restart_lsn < self.restart_lsn:
             return True
         if self.catalog_xmin is not None and later.catalog_xmin is not None:
-            # Transaction ids wrap around: of two, the older one is less than 2^31 behind.
+            # Transaction IDs wrap around: the older one of two is less than 2^31 behind.
             behind = (self.catalog_xmin - later.catalog_xmin) % (1 << 32)
             if 0 < behind < 1 << 31:
                 return True
@@ -59,15 +66,15 @@ class SlotFingerprint:
 
 @dataclass(frozen=True, slots=True)
 class StreamedSlot:
-    """What the last run left.
+    """What the last run stored about a slot.
 
     Attributes:
-        at: this machine's clock.
-        timeline, confirmed_lsn: up to where changes were confirmed, or were about to be.
-        publications: those it was streamed with; none for other plugins than pgoutput.
-        mark: the slot as it was.
-        is_final: the run ended in order, and this is on disk. What a crash of the machine left may be older than
-            what was confirmed.
+        at: the time by this machine's clock.
+        timeline, confirmed_lsn: the position up to which changes were confirmed, or were about to be confirmed.
+        publications: the publications of the run; empty for plugins other than pgoutput.
+        mark: the fingerprint of the slot.
+        is_final: whether the run ended cleanly, with this entry on disk. After a crash of the machine, an entry that is
+            not final can be older than the confirmed position.
     """
 
     at: datetime
@@ -79,19 +86,19 @@ class StreamedSlot:
 
 
 def load(system_id: str, slot_name: str) -> StreamedSlot | None:
-    """Return what this machine's last run left; None where there is nothing, or nothing that can be relied on."""
+    """Return what the last run on this machine stored; None if there is no entry, or no reliable one."""
     try:
         row = require_type(parse(read_tail(_path(system_id, slot_name), _MAX_BYTES)), dict)
         if (row["machine"], row["system_id"], row["slot"]) != (_machine(), system_id, slot_name):
-            return None  # the state directory was copied here
-        found = _decoded(row)
-        return found if found.is_final or row["boot"] == _boot() else None
+            return None  # the state directory was copied from another machine
+        streamed = _decoded(row)
+        return streamed if streamed.is_final or row["boot"] == _boot() else None
     except (OSError, Damaged, KeyError, ValueError):
         return None
 
 
 def save(system_id: str, slot_name: str, streamed: StreamedSlot) -> bool:
-    """Replace what is remembered; return whether that could be done."""
+    """Replace the entry of a slot; return whether that succeeded."""
     mark = streamed.mark
     row: dict[str, Any] = {
         "slot": slot_name,
@@ -110,30 +117,16 @@ def save(system_id: str, slot_name: str, streamed: StreamedSlot) -> bool:
         "started_at": mark.started_at,
     }
     try:
-        _replace(_path(system_id, slot_name), row, sync=streamed.is_final)
+        replace_file(_path(system_id, slot_name), json.dumps(row).encode() + b"\n", sync=streamed.is_final)
     except (OSError, ValueError):
         return False
     return True
 
 
 def delete(system_id: str, slot_name: str) -> None:
-    """Remember nothing of a slot: it is dropped."""
+    """Remove the entry of a slot, because it was dropped."""
     with contextlib.suppress(OSError):
         _path(system_id, slot_name).unlink()
-
-
-def _replace(path: Path, row: Mapping[str, Any], *, sync: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW) as file:
-            file.write(json.dumps(row).encode() + b"\n")
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _decoded(row: Mapping[str, Any]) -> StreamedSlot:
@@ -165,16 +158,16 @@ def _path(system_id: str, slot_name: str) -> Path:
 
 @cache
 def _machine() -> str:
-    """Return what tells this machine from another: the operating system's id of it, or else its name."""
+    """Return the identity of this machine: its machine ID, or else its host name."""
     with contextlib.suppress(OSError):
-        if found := Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip():
-            return found
+        if machine_id := Path("/etc/machine-id").read_text(encoding="ascii", errors="replace").strip():
+            return machine_id
     return socket.gethostname()
 
 
 @cache
 def _boot() -> str:
-    """Return what tells this start of the machine from another; empty where the system does not say."""
+    """Return the identity of this boot of the machine; empty if the system does not report it."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii", errors="replace").strip()
     return ""

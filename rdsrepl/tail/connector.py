@@ -305,7 +305,7 @@ class Connector:
         at = int(checked.slot.confirmed_flush_lsn or 0)
         if at <= received:
             return
-        was_recreated = self._mark is not None and self._mark.is_another(continuity.fingerprint_of(checked))
+        was_recreated = self._mark is not None and self._mark.is_different_slot(continuity.fingerprint_of(checked))
         gap = continuity.gap(self._options.slot_name, at, received, was_recreated=was_recreated)
         if not self._options.accept_gap:
             raise gap

@@ -132,7 +132,11 @@ class LastRun:
             )
         if at < base:
             observer.note(f"slot {name} is at {at}, before {base}: changes in between were delivered and come again")
-        elif at > base and before.timeline == timelines.current and before.mark.is_another(fingerprint_of(checked)):
+        elif (
+            at > base
+            and before.timeline == timelines.current
+            and before.mark.is_different_slot(fingerprint_of(checked))
+        ):
             found = gap(name, at, base, was_recreated=True)
             if not self._accept_gap:
                 raise found

@@ -219,11 +219,11 @@ def test_a_history_is_thinned_out_in_one_step_while_others_wait(state: Path) -> 
         with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as waiting:
             assert waiting.stdout is not None
             waiting.stdout.readline()
-            json_lines._replace(path, [b'{"n": "kept"}\n'])
+            json_lines.replace_file(path, b'{"n": "kept"}\n')
             fcntl.flock(held, fcntl.LOCK_UN)
             assert waiting.wait(60) == 0
     assert [row and row["n"] for row in json_lines.rows(path, 1 << 20)] == ["kept", "late"]
-    json_lines.append(path, {"n": "more"}, most_bytes=10, thin=lambda lines: lines[-1:])
+    json_lines.append(path, {"n": "more"}, max_bytes=10, thin=lambda lines: lines[-1:])
     assert [row and row["n"] for row in json_lines.rows(path, 1 << 20)] == ["late", "more"]
     assert [entry.name for entry in state.iterdir()] == ["many.jsonl"]
     assert path.stat().st_mode & 0o777 == 0o600
@@ -256,7 +256,7 @@ size = path.stat().st_size
 resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))
 for bound in (None, 10):
     try:
-        json_lines.append(path, {"n": 2, "pad": "y" * 5000}, most_bytes=bound, thin=lambda lines: lines)
+        json_lines.append(path, {"n": 2, "pad": "y" * 5000}, max_bytes=bound, thin=lambda lines: lines)
     except OSError as exc:
         print(exc.strerror)
 assert path.stat().st_size == size and [entry.name for entry in path.parent.iterdir()] == [path.name]

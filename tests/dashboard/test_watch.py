@@ -56,6 +56,7 @@ from rdsrepl.retention import assessment
 from rdsrepl.retention.forecast import Rate, Storage
 from rdsrepl.state.slot_history import Observation
 from tests import ROOT
+from tests.fixtures import builders
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import PostgresServer
@@ -73,39 +74,22 @@ WAL = Wal(
 
 
 def slot(name: str, *, retained: int = 0, lag: int = 0, active: bool = False, **given: Any) -> Slot:
-    """Make a slot up."""
+    """Return a slot that retains RETAINED bytes and has not delivered LAG bytes of WAL."""
     sender = Walsender(4711, "cdc", "debezium", "10.0.0.7:5000", "streaming") if active else None
-    return Slot(
-        slot_name=name,
-        plugin=given.pop("plugin", "pgoutput"),
-        slot_type="logical",
-        datoid=5,
-        database="app",
-        temporary=False,
-        active=active,
-        active_pid=4711 if active else None,
-        xmin=None,
-        catalog_xmin="9000",
-        restart_lsn=Lsn(WAL.lsn - retained),
-        confirmed_flush_lsn=Lsn(WAL.lsn - lag),
-        wal_status=given.pop("wal_status", "reserved"),
-        safe_wal_size=200 * GIB - retained,
-        two_phase=False,
-        two_phase_at=None,
-        inactive_since=None if active else NOW - timedelta(hours=3, minutes=5),
-        conflicting=False,
-        invalidation_reason=None,
-        failover=False,
-        synced=False,
-        retained_bytes=retained,
-        lag_bytes=lag,
-        xmin_age=None,
-        catalog_xmin_age=1_234,
-        total_txns=None,
-        total_bytes=None,
-        walsender=sender,
-        **given,
-    )
+    columns = {
+        "active": active,
+        "active_pid": 4711 if active else None,
+        "walsender": sender,
+        "restart_lsn": Lsn(WAL.lsn - retained),
+        "confirmed_flush_lsn": Lsn(WAL.lsn - lag),
+        "wal_status": "reserved",
+        "safe_wal_size": 200 * GIB - retained,
+        "inactive_since": None if active else NOW - timedelta(hours=3, minutes=5),
+        "retained_bytes": retained,
+        "lag_bytes": lag,
+        "catalog_xmin_age": 1_234,
+    }
+    return builders.slot(name, **{**columns, **given})
 
 
 SLOTS = (
@@ -225,7 +209,7 @@ def test_the_selection_follows_its_slot() -> None:
     assert pressed(moved, "g").selected is None
     gone = next_state(moved, SnapshotTaken(seen(SLOTS[1:]), NOW))
     assert gone.removed == ("orders_cdc",)
-    assert "gone: orders_cdc" in screen(gone, 80, 24)[2]
+    assert "removed: orders_cdc" in screen(gone, 80, 24)[2]
     assert pressed(gone, "down").selected == SLOTS[2].slot_name
     assert next_state(gone, SnapshotTaken(seen(), NOW)).removed == ()
 
@@ -334,7 +318,7 @@ def test_the_screen_fits_and_says_it_all(width: int, height: int) -> None:
         "4 slots: 1 critical, 1 warning",
         "WAL FA/0",
         "+17.1 MB/s",
-        "looked 1s ago, every 2s",
+        "updated 1s ago, every 2s",
         "RETAINED",
         "UNDELIVERED",
         "BREAKS IN",
@@ -344,7 +328,7 @@ def test_the_screen_fits_and_says_it_all(width: int, height: int) -> None:
         "140 GB",
         "‼ audit",
         "! old_debezium",
-        "nobody has consumed it for 3h05m",
+        "inactive for 3h05m",
         "4711",
         "debezium",
         "UNFLUSHED",
@@ -368,10 +352,10 @@ def test_the_details_name_everything_of_the_selected_slot() -> None:
     text = "\n".join(rows)
     assert f"── {SLOTS[2].slot_name} ─" in text
     assert "wal2json, database app" in text
-    assert "dropping it frees 0 B of 20.0 GB; audit holds the rest, too" in text
+    assert "dropping it frees 0 B of 20.0 GB; audit retains the rest" in text
     assert rows[5].startswith(("! old_debezium_of", "‼ old_debezium_of"))
     held = "\n".join(screen(pressed(state(), "down", "down"), 120, 40))
-    assert "held by PID 4711 (user cdc, application debezium, from 10.0.0.7:5000), streaming" in held
+    assert "used by PID 4711 (user cdc, application debezium, from 10.0.0.7:5000), streaming" in held
 
 
 def test_two_hundred_slots_scroll() -> None:
@@ -390,13 +374,13 @@ def test_odd_screens() -> None:
     """No slots, nothing that fits, no look yet, no right to see walsenders, names that would move the cursor."""
     empty = next_state(State("x"), SnapshotTaken(seen(()), NOW))
     assert "no replication slots" in "\n".join(screen(empty, 80, 24))
-    assert "no slot fits the filter" in "\n".join(screen(state(filter="nothing like it"), 80, 24))
-    assert "no slot is in trouble" in "\n".join(
+    assert "no slot matches the filter" in "\n".join(screen(state(filter="nothing like it"), 80, 24))
+    assert "no slots with problems" in "\n".join(
         screen(pressed(next_state(State("x"), SnapshotTaken(seen(SLOTS[3:]), NOW)), "a", "a"), 80, 24)
     )
     assert "connecting to x" in "\n".join(screen(State("x"), 80, 24))
     blind = next_state(State("x"), SnapshotTaken(replace(seen(), server=replace(SERVER, sees_sessions=False)), NOW))
-    assert "(? is what only a member of pg_read_all_stats sees)" in "\n".join(screen(blind, 80, 24))
+    assert "(? requires pg_read_all_stats)" in "\n".join(screen(blind, 80, 24))
     alone = next_state(State("x"), SnapshotTaken(replace(seen(), senders=()), NOW))
     assert "── no walsenders ─" in "\n".join(screen(alone, 80, 24))
     hostile = Sender(1, "\x1b[2Jüser", "tab\tnew\nline", "streaming", 0, 0, None, None)
@@ -600,7 +584,7 @@ def test_a_restart_while_lines_are_printed(rdsrepl: Program, servers: Servers) -
         running.kill()
         running.wait()
     assert running.returncode == 0, told
-    assert "and until it succeeds" in told and told.splitlines()[-1] == "connected again"
+    assert "then repeatedly" in told and told.splitlines()[-1] == "reconnected"
 
 
 # On a terminal
@@ -714,7 +698,7 @@ def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
         terminal.shows(" slot watch ", "RETAINED", alpha, beta, "q quit")
         assert termios.tcgetattr(terminal.theirs)[3] & (termios.ECHO | termios.ICANON) == 0
         terminal.press("/beta")
-        terminal.shows("/beta", "Enter keeps it")
+        terminal.shows("/beta", "Enter applies")
         terminal.until(lambda: not re.search(rf"^  {alpha}", terminal.text, re.MULTILINE), "filtered")
         terminal.press("\r")
         terminal.shows("filter beta")
@@ -725,7 +709,7 @@ def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
         terminal.press(f"/{db15.name}\r\x1b[B")
         terminal.shows(f"── {beta} ─", "test_decoding, database")
         terminal.press("?")
-        terminal.shows("filter by text", "goes back")
+        terminal.shows("filter by text", "closes help")
         terminal.press("x")
         terminal.shows(f"── {beta} ─")
         terminal.resize(120, 30)
@@ -745,7 +729,7 @@ def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
 def test_every_end_gives_the_terminal_back(rdsrepl: Program, db15: Database, end: str | signal.Signals) -> None:
     """Ctrl-C and signals are good ends."""
     with on_terminal(rdsrepl, "slot", "watch", dsn=db15.dsn) as terminal:
-        terminal.shows("looked 0s ago")
+        terminal.shows("updated 0s ago")
         if isinstance(end, str):
             terminal.press(end)
         else:
@@ -795,14 +779,14 @@ def test_a_restart_while_it_watches(rdsrepl: Program, servers: Servers) -> None:
         conn.execute("SELECT pg_create_physical_replication_slot('outlives_it')")
     try:
         with on_terminal(rdsrepl, "slot", "watch", "--interval", "500ms", dsn=server.dsn()) as terminal:
-            terminal.shows("outlives_it", "looked 0s ago")
+            terminal.shows("outlives_it", "updated 0s ago")
             server.stop("immediate")
             terminal.shows("STALE for", "reconnecting", "outlives_it")
             terminal.press("?")
             terminal.shows("filter by text")
             terminal.press("x")
             server.start()
-            terminal.until(lambda: "STALE" not in terminal.text and "looked 0s ago" in terminal.text, "fresh")
+            terminal.until(lambda: "STALE" not in terminal.text and "updated 0s ago" in terminal.text, "fresh")
             terminal.shows("outlives_it")
             terminal.press("q")
             assert terminal.ended() == 0 and terminal.restored()
@@ -814,7 +798,7 @@ def test_a_restart_while_it_watches(rdsrepl: Program, servers: Servers) -> None:
 def test_a_server_that_hangs_does_not_hang_the_screen(rdsrepl: Program, db15: Database) -> None:
     """Keys work while a look waits, and leaving does not wait for it."""
     with on_terminal(rdsrepl, "slot", "watch", "--interval", "500ms", dsn=db15.dsn) as terminal:
-        terminal.shows("looked 0s ago")
+        terminal.shows("updated 0s ago")
         pid = db15.value(
             f"SELECT pid FROM pg_stat_activity WHERE application_name = 'rdsrepl' AND datname = '{db15.name}'"
         )
@@ -835,7 +819,7 @@ def test_stopped_and_continued_by_a_shell(rdsrepl: Program, db15: Database) -> N
     shell = OnTerminal(["bash", "--norc", "-i"], {**env, "PS1": "> "})
     try:
         shell.press(f"{' '.join(rdsrepl.command)} --dsn '{db15.dsn}' slot watch --interval 500ms\r")
-        shell.shows("looked 0s ago")
+        shell.shows("updated 0s ago")
         shell.press("\x1a")
         shell.until(lambda: b"Stopped" in shell.raw, "stopped")
         assert shell.raw.rindex(b"\x1b[?1049l") > shell.raw.rindex(b"\x1b[?1049h")
@@ -844,7 +828,7 @@ def test_stopped_and_continued_by_a_shell(rdsrepl: Program, db15: Database) -> N
         entered = shell.raw.count(b"\x1b[?1049h")
         shell.press("fg\r")
         shell.until(lambda: shell.raw.count(b"\x1b[?1049h") > entered, "back")
-        shell.shows("looked 0s ago", "q quit")
+        shell.shows("updated 0s ago", "q quit")
         shell.press("q")
         shell.until(lambda: shell.raw.rindex(b"\x1b[?1049l") > shell.raw.rindex(b"\x1b[?1049h"), "left")
         shell.press("exit\r")

@@ -28,6 +28,7 @@ from rdsrepl.postgres.settings import Setting
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.subscriptions import Subscription
 from tests import ROOT
+from tests.fixtures import builders
 from tests.fixtures.postgres import VERSIONS
 
 if TYPE_CHECKING:
@@ -82,37 +83,21 @@ def setting(name: str, value: str, *, pending: bool = False, unit: str | None = 
 
 
 def slot(name: str = "cdc", **columns: Any) -> Slot:
-    made = Slot(
-        slot_name=name,
-        plugin="pgoutput",
-        slot_type="logical",
-        datoid=1,
-        database="app",
-        temporary=False,
-        active=True,
-        active_pid=42,
-        xmin=None,
-        catalog_xmin="900",
-        restart_lsn=Lsn(1000),
-        confirmed_flush_lsn=Lsn(2000),
-        wal_status="reserved",
-        safe_wal_size=40 * GIB,
-        two_phase=False,
-        two_phase_at=None,
-        inactive_since=None,
-        conflicting=False,
-        invalidation_reason=None,
-        failover=True,
-        synced=False,
-        retained_bytes=MIB,
-        lag_bytes=0,
-        xmin_age=None,
-        catalog_xmin_age=10,
-        total_txns=None,
-        total_bytes=None,
-        walsender=Walsender(42, "cdc", "debezium", "10.0.0.1:5", "streaming"),
-    )
-    return replace(made, **columns)
+    """Return a slot whose consumer has confirmed all changes."""
+    active = {
+        "active": True,
+        "active_pid": 42,
+        "inactive_since": None,
+        "walsender": Walsender(42, "cdc", "debezium", "10.0.0.1:5", "streaming"),
+        "restart_lsn": Lsn(1000),
+        "confirmed_flush_lsn": Lsn(2000),
+        "wal_status": "reserved",
+        "safe_wal_size": 40 * GIB,
+        "failover": True,
+        "retained_bytes": MIB,
+        "lag_bytes": 0,
+    }
+    return builders.slot(name, **{**active, **columns})
 
 
 def idle(name: str = "cdc", **columns: Any) -> Slot:

@@ -28,8 +28,8 @@ from rdsrepl.retention.forecast import Rate, Storage
 from rdsrepl.retention.thresholds import Severity, Thresholds
 from rdsrepl.state import slot_history
 from rdsrepl.state.slot_history import Observation, SlotObservation
+from tests.fixtures.builders import NOW, slot, wal
 from tests.retention.test_prune import start
-from tests.retention.test_prune_rules import NOW, slot, wal
 
 GIB = 1 << 30
 END = wal().lsn
@@ -258,8 +258,6 @@ def test_the_recent_past_in_steps() -> None:
     history = [looked(seconds, [one], wal_lsn=9 * GIB + 100 - seconds) for seconds in (95, 45, 5)]
     values = assessment.retained_history(history, "s", points=10, seconds=100)
     assert len(values) == 10 and [values[1], values[6], values[9]] == [5.0, 55.0, 95.0] and values[0] is None
-    rates = assessment.retained_history(history, None, points=10, seconds=100)
-    assert [rates[1], rates[6], rates[9]] == [None, 1.0, 1.0]
     assert assessment.retained_history([], "s", points=3, seconds=9) == ()
 
 

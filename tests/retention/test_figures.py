@@ -15,10 +15,10 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.retention import assessment, server_state
 from rdsrepl.retention.thresholds import Severity
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests.fixtures.builders import slot
+from tests.fixtures.builders import wal as a_wal
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start
-from tests.retention.test_prune_rules import slot
-from tests.retention.test_prune_rules import wal as a_wal
 
 pytestmark = pytest.mark.timeout(120)
 GIB = 1 << 30
@@ -161,7 +161,7 @@ BAD = "host=127.0.0.1 port=1 dbname=x"
     [
         (("--dsn", BAD, "slot", "check", "--nagios", "--no-such-option"), "No such option"),
         (("--dsn", BAD, "slot", "check", "--nagios", "--warn"), "--warn"),
-        (("--dsn", BAD, "slot", "check", "--nagios", "--warn", "nothing=1"), "no such threshold"),
+        (("--dsn", BAD, "slot", "check", "--nagios", "--warn", "nothing=1"), "is not a threshold"),
         (("--dsn", BAD, "slot", "check", "--nagios", "--free-space", "lots"), "is not a size"),
         (("--dsn", BAD, "slot", "check", "--nagios", "--prometheus"), "exclude each other"),
         (("--dsn", BAD, "slot", "check", "--nagios"), "127.0.0.1"),

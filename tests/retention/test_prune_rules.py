@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,52 +18,10 @@ from rdsrepl.retention import assessment, idleness, prune_rules
 from rdsrepl.retention.idleness import SampledIdle
 from rdsrepl.retention.prune_rules import Criteria, PruneDecision
 from rdsrepl.state.slot_history import Observation, SlotObservation
+from tests.fixtures.builders import NOW, slot, wal
 
-NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 HOUR = 3600.0
 DMS = "abcdefghijklmnop_00016402_1a2b3c4d_0000_1111_2222_1a2b3c4d5e6f"
-
-
-def wal(**other: Any) -> Wal:
-    made = Wal(
-        "app", NOW - timedelta(days=30), False, Lsn(10 << 30), 1, at=NOW, version=18, slot_keep_bytes=None,
-        keep_bytes=0, checkpoint_seconds=300, next_xid=1000, freeze_max_age=200_000_000,
-    )  # fmt: skip
-    return replace(made, **other)
-
-
-def slot(name: str = "old", **other: Any) -> Slot:
-    made = Slot(
-        slot_name=name,
-        plugin="pgoutput",
-        slot_type="logical",
-        datoid=5,
-        database="app",
-        temporary=False,
-        active=False,
-        active_pid=None,
-        xmin=None,
-        catalog_xmin="700",
-        restart_lsn=Lsn(9 << 30),
-        confirmed_flush_lsn=Lsn(9 << 30),
-        wal_status="extended",
-        safe_wal_size=None,
-        two_phase=False,
-        two_phase_at=None,
-        inactive_since=NOW - timedelta(days=10),
-        conflicting=False,
-        invalidation_reason=None,
-        failover=False,
-        synced=False,
-        retained_bytes=1 << 30,
-        lag_bytes=1 << 30,
-        xmin_age=None,
-        catalog_xmin_age=300,
-        total_txns=None,
-        total_bytes=None,
-        walsender=None,
-    )
-    return replace(made, **other)
 
 
 def decide(
@@ -339,7 +296,7 @@ def test_the_last_consumer_is_who_held_it_when_it_was_last_seen_active() -> None
         seen(NOW - timedelta(days=1)),
     )
     assert decide(slot(), Criteria(), history=history).last_consumer == (
-        "PID 2 (user second), seen at 2026-11-19 12:00:00 UTC"
+        "PID 2 (user second), at 2026-11-19 12:00:00 UTC"
     )
 
 

@@ -27,11 +27,11 @@ from rdsrepl.retention.server_state import ServerState, SlotSampler
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.state import audit, slot_history
 from rdsrepl.state.slot_history import Observation, SlotObservation
+from tests.fixtures.builders import NOW, slot
+from tests.fixtures.builders import wal as a_wal
 from tests.fixtures.postgres import find_binaries
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, attached, is_new, settle_down, silent, start
-from tests.retention.test_prune_rules import NOW, slot
-from tests.retention.test_prune_rules import wal as a_wal
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -139,7 +139,7 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
             pass
         until(place, "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'used'")
         done = place.prune("--slot", "used", "--inactive-for", "60s", "--yes")
-        assert done.code == 4 and "says the server" in done.err and place.names() == {"used"}
+        assert done.code == 4 and "inactive_since of the server" in done.err and place.names() == {"used"}
         return
     place.make("used")
     real = server_state.read
@@ -153,7 +153,7 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
         patch.setattr(server_state, "read", late)
         done = place.prune("--slot", "used", *settle_down(place), "--yes")
     assert done.code == 4 and place.names() == {"used"}, done.err
-    assert "slot used may not be pruned" in done.err and "not for 0.2s" in done.err.replace("200ms", "0.2s")
+    assert "slot used cannot be pruned" in done.err and "0.2s required" in done.err.replace("200ms", "0.2s")
 
 
 @pytest.mark.parametrize("arrives", [True, False])
@@ -187,7 +187,7 @@ def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
     monkeypatch.setattr(server_state, "CLOCK_STEP_SECONDS", 20.0)
     done = place.prune("--slot", "used", *settle_down(place))
     if arrives:
-        assert done.code == 4 and "since the plan was shown, somebody used it" in done.err, done.err
+        assert done.code == 4 and "since the plan was shown, it was used" in done.err, done.err
         assert place.names() == {"used"}
         assert "intent" not in done.err and not audit.audit_file().exists()
     else:
@@ -202,7 +202,7 @@ def test_looks_of_separate_runs_prove_nothing_before_17(place: Place) -> None:
         started = wal.get(conn).started_at
     (now,) = slot_history.history(key)
     earlier = max(started, now.at - timedelta(hours=2))
-    slot_history._path(key).unlink()
+    slot_history.history_file(key).unlink()
     slot_history.record(key, replace(now, at=earlier))
     time.sleep(0.05)
     found = place.prune("--slot", "away", "--inactive-for", "10ms", "--dry-run", "-o", "json")
@@ -220,7 +220,7 @@ def test_looks_of_separate_runs_prove_nothing_before_17(place: Place) -> None:
     ("gap", "server_seconds", "other", "why"),
     [
         (0.3, 0.3, {}, None),
-        (3.0, 3.0, {}, "3.0s went by between two samples"),
+        (3.0, 3.0, {}, "3.0s passed between two samples"),
         (0.3, 7200.3, {}, "a clock was set"),
         (0.3, -60.0, {}, "a clock was set"),
         (0.3, 0.3, {"started_at": NOW}, "was restarted"),
@@ -368,7 +368,7 @@ def test_clocks_that_differ_prove_nothing_and_that_is_said(place: Place, monkeyp
         sampled = place.prune(*words[:4], "--observe", "200ms", "--dry-run", "-o", "json").json
         assert [one["idle_proof"] for one in sampled["candidates"]] == ["observed"]
     back = place.prune("--slot", "left", "--inactive-for", "60s", "--dry-run")
-    assert back.code == 4 and "since the last look one of the clocks" in back.err
+    assert back.code == 4 and "the clock of the server or of this machine was set by" in back.err
 
 
 def test_no_claim_reaches_behind_a_clock_that_was_set() -> None:
@@ -409,7 +409,7 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
     for minute in range(300):
         used = {"s7"} if minute == 11 else {"s9"} if minute == 40 else set()
         assert slot_history.record("one", look(minute, used))
-    assert slot_history._path("one").stat().st_size <= 100_000
+    assert slot_history.history_file("one").stat().st_size <= 100_000
     kept = slot_history.history("one")
     assert [one.at for one in kept] == sorted(one.at for one in kept) and len(kept) < 300
     here = a_wal(at=NOW + timedelta(minutes=300), started_at=NOW)
@@ -423,7 +423,7 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
     # All of them come and go at every look: then each slot's last use stays, and the size is bounded all the same.
     for minute in range(300, 600):
         slot_history.record("one", look(minute, set(names) if minute % 2 and minute < 400 else set()))
-    assert slot_history._path("one").stat().st_size <= 100_000
+    assert slot_history.history_file("one").stat().st_size <= 100_000
     kept = slot_history.history("one")
     for name in names:
         assert "PID 7" in (prune_rules.last_consumer(name, kept) or ""), name
@@ -495,7 +495,7 @@ def test_what_is_named_and_may_not_go_ends_with_4(place: Place) -> None:
     assert drop.code == 4 and "slot prod_a is protected (prod_*" in drop.err
     both = prune("--slot", "prod_a", "--slot", "old", "--yes", "-o", "json")
     assert both.code == 4 and both.error["error"] == "refused" and "nothing was changed" in both.error["hint"]
-    assert "the config file protects prod_*" in both.error["message"] and place.names() == {"prod_a", "old"}
+    assert "protected by the config file: prod_*" in both.error["message"] and place.names() == {"prod_a", "old"}
     for mode in ("--dry-run", "--check"):
         review = prune("--slot", "prod_a", "--slot", "old", mode, "-o", "json")
         assert review.code == 4 and [one["slot_name"] for one in review.json["candidates"]] == ["old"]

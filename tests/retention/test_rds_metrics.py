@@ -28,7 +28,7 @@ def storage(
 ) -> Any:
     cluster: Any = None if kind is None else SimpleNamespace(kind=kind)
     instance: Any = SimpleNamespace(allocated_storage_gib=allocated, max_allocated_storage_gib=largest)
-    return rds_metrics._storage(found, cluster, None if kind else instance)
+    return rds_metrics.free_storage(found, cluster, None if kind else instance)
 
 
 def test_which_metric_is_the_room_that_wal_has() -> None:
@@ -69,10 +69,10 @@ def test_without_cloudwatch_it_goes_on_and_says_so(cloud: Cloud, verb: tuple[str
     cloud.faults({"service": "cloudwatch", "code": "AccessDenied", "status": 403, "message": "not you", "times": 9})
     done = cloud("-t", "sandbox", "slot", *verb)
     assert done.code in (0, 8), done.err
-    assert "CloudWatch does not say how much storage is free" in done.err and "cloudwatch:GetMetricData" in done.err
+    assert "could not read the free storage from CloudWatch" in done.err and "cloudwatch:GetMetricData" in done.err
     cloud.faults({"service": "cloudwatch", "code": "Throttling", "times": 99})
     throttled = cloud("-t", "sandbox", "slot", *verb)
-    assert throttled.code in (0, 8) and "CloudWatch does not say" in throttled.err
+    assert throttled.code in (0, 8) and "could not read the free storage from CloudWatch" in throttled.err
 
 
 def test_each_slots_numbers_are_published(cloud: Cloud) -> None:

@@ -189,17 +189,17 @@ def test_the_same_slot_is_never_taken_for_another(mark: SlotFingerprint, wal: in
         mark.stats_reset,
         mark.started_at,
     )
-    assert not mark.is_another(later)
+    assert not mark.is_different_slot(later)
 
 
 def test_marks() -> None:
     mark = SlotFingerprint(1000, 700, 5000, None, "start")
-    assert mark.is_another(SlotFingerprint(999, 700, 5000, None, "start"))
-    assert mark.is_another(SlotFingerprint(1000, 699, 5000, None, "start"))
-    assert mark.is_another(SlotFingerprint(1000, 700, 4999, None, "start"))
+    assert mark.is_different_slot(SlotFingerprint(999, 700, 5000, None, "start"))
+    assert mark.is_different_slot(SlotFingerprint(1000, 699, 5000, None, "start"))
+    assert mark.is_different_slot(SlotFingerprint(1000, 700, 4999, None, "start"))
     # A reset and a crash set the counter back as well.
-    assert not mark.is_another(SlotFingerprint(1000, 700, 0, "reset", "start"))
-    assert not mark.is_another(SlotFingerprint(1000, 700, 0, None, "another start"))
+    assert not mark.is_different_slot(SlotFingerprint(1000, 700, 0, "reset", "start"))
+    assert not mark.is_different_slot(SlotFingerprint(1000, 700, 0, None, "another start"))
 
 
 @given(st.lists(st.tuples(st.sampled_from(["change", "commit", "keepalive", "lose"]), st.integers(1, 50)), max_size=40))

@@ -290,7 +290,7 @@ def parsers(directory: Path) -> list[Texts]:
     def history(text: str) -> None:
         file = directory / "rows.jsonl"
         file.write_bytes(text.encode("utf-8", "surrogatepass"))
-        json_lines.read(file, slot_history._observation, 1 << 20)
+        json_lines.read(file, slot_history.decode, 1 << 20)
 
     def allowed_value(text: str) -> None:
         left, _, right = text.partition("|")

@@ -1,4 +1,4 @@
-"""``rdsrepl slot check``: the slots against thresholds, for monitoring: exit code, Nagios, Prometheus, CloudWatch."""
+"""``rdsrepl slot check``: check the slots against thresholds, for monitoring with Nagios, Prometheus and CloudWatch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from rdsrepl.config import Target
 
 _EXIT: Final = {Severity.OK: ExitCode.DONE, Severity.WARNING: ExitCode.WARNING, Severity.CRITICAL: ExitCode.CRITICAL}
-_NAGIOS: Final = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
 _NAMESPACE: Final = "rdsrepl"
 
 
@@ -37,44 +36,45 @@ def check(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...", help="Only these slots.", autocompletion=complete_any_slot, show_default=False
+            metavar="[NAME]...", help="Check only these slots.", autocompletion=complete_any_slot, show_default=False
         ),
     ] = None,
     warn: Annotated[
         list[str] | None,
-        typer.Option("--warn", metavar="MEASURE=VALUE", help="A warning from there on; may be repeated."),
+        typer.Option("--warn", metavar="MEASURE=VALUE", help="Set the threshold of a warning; may be repeated."),
     ] = None,
     critical: Annotated[
         list[str] | None,
         typer.Option(
             "--critical",
             metavar="MEASURE=VALUE",
-            help="Critical from there on. Of retained, undelivered, time-to-break, inactive, xid-age, wal-status.",
+            help="Set a critical threshold for retained, undelivered, time-to-break, inactive, xid-age or wal-status.",
         ),
     ] = None,
     nagios: Annotated[
         bool,
-        typer.Option("--nagios", help="One line and the exit code of a Nagios plugin.", show_default=False),
+        typer.Option("--nagios", help="Print one line and exit as a Nagios plugin does.", show_default=False),
     ] = False,
     prometheus: Annotated[
-        bool, typer.Option("--prometheus", help="Prometheus's text format.", show_default=False)
+        bool, typer.Option("--prometheus", help="Print metrics in the Prometheus text format.", show_default=False)
     ] = False,
     free_space: Annotated[
-        int | None, size_option("--free-space", help="Free storage, where CloudWatch does not say it.")
+        int | None, size_option("--free-space", help="Set the free storage, if CloudWatch does not report it.")
     ] = None,
     put_metric: Annotated[
         bool,
-        typer.Option("--put-metric", help="Publish each slot's numbers to CloudWatch.", show_default=False),
+        typer.Option("--put-metric", help="Publish the values of each slot to CloudWatch.", show_default=False),
     ] = False,
     namespace: Annotated[
         str | None,
-        typer.Option("--namespace", metavar="NAME", help="Of --put-metric.", show_default=_NAMESPACE),
+        typer.Option("--namespace", metavar="NAME", help="Set the namespace of --put-metric.", show_default=_NAMESPACE),
     ] = None,
 ) -> None:
     """Check the slots against thresholds: exit 0, 8 (warning) or 9 (critical); with --nagios 0, 1, 2 or 3.
 
-    By default: retained 10 GB and 100 GB, something breaks within a day and an hour, inactive for an hour (a warning),
-    500 million and a billion transactions held back, unreserved or lost (critical).
+    The default thresholds of a warning and a critical finding: 10 GB and 100 GB of WAL retained; a failure forecast
+    within a day and within an hour; inactive for an hour (warning only); VACUUM held back by 500 million and by one
+    billion transactions; wal_status unreserved or lost (critical).
 
     Example: rdsrepl slot check --warn retained=5GB --critical time-to-break=2h --nagios
     """
@@ -83,47 +83,45 @@ def check(
     if nagios and prometheus:
         raise BadValue("--nagios and --prometheus exclude each other", hint="give one of them")
     if namespace is not None and not put_metric:
-        raise BadValue("--namespace goes with --put-metric", hint="add that, or leave it out")
+        raise BadValue("--namespace requires --put-metric", hint="add --put-metric, or omit --namespace")
     limits = thresholds.parse(warn or (), critical or ())
     target = database_target(ctx)
     if put_metric and target.aws.identifier is None:
-        raise UsageError(
-            "--put-metric needs to know which cluster or instance this is", hint="--cluster ID or --instance ID"
-        )
-    found = _assess(ctx, target, limits, free_space)
-    if missing := sorted(set(names or ()) - {one.slot.slot_name for one in found.holdings}):
-        gap = NotFound(f"no replication slot {', '.join(missing)} on this server", hint="rdsrepl slot list shows them")
+        raise UsageError("--put-metric requires a cluster or an instance", hint="add --cluster ID or --instance ID")
+    retention = _assess(ctx, target, limits, free_space)
+    if missing := sorted(set(names or ()) - {one.slot.slot_name for one in retention.holdings}):
+        not_found = NotFound(f"no replication slot {', '.join(missing)} on this server", hint="rdsrepl slot list")
         if not nagios:
-            raise gap
-        # A slot that should be there and is not means a gap. What else fails is UNKNOWN (cli/main.py).
-        sys.stdout.write(f"SLOTS CRITICAL - {_one_line(mask(gap.message))}\n")
-        raise typer.Exit(_NAGIOS[Severity.CRITICAL])
+            raise not_found
+        # A missing slot means lost changes, so it is CRITICAL. Any other error is UNKNOWN (cli/main.py).
+        sys.stdout.write(f"SLOTS CRITICAL - {_one_line(mask(not_found.message))}\n")
+        raise typer.Exit(Severity.CRITICAL.rank)
     if names:
-        found = _only_slots(found, names)
+        retention = _only_slots(retention, names)
     if put_metric:
-        _publish_metrics(ctx, target, found, namespace or _NAMESPACE)
+        _publish_metrics(ctx, target, retention, namespace or _NAMESPACE)
     if nagios:
-        sys.stdout.write(_nagios_line(found, limits) + "\n")
-        raise typer.Exit(_NAGIOS[found.severity])
+        sys.stdout.write(_nagios_line(retention, limits) + "\n")
+        raise typer.Exit(retention.severity.rank)
     if prometheus:
-        sys.stdout.write(_prometheus_text(found))
-        raise typer.Exit(_EXIT[found.severity])
+        sys.stdout.write(_prometheus_text(retention))
+        raise typer.Exit(_EXIT[retention.severity])
     emit(
         {
-            "severity": found.severity,
+            "severity": retention.severity,
             "findings": [
                 {"slot_name": one.slot.slot_name, **document(reason)}
-                for one in found.holdings
+                for one in retention.holdings
                 for reason in one.reasons
             ],
             "warn": limits[0],
             "critical": limits[1],
-            **{key: value for key, value in document(found).items() if key != "severity"},
+            **{key: value for key, value in document(retention).items() if key != "severity"},
         },
         global_options(ctx).output,
-        lambda: _table(found),
+        lambda: _table(retention),
     )
-    raise typer.Exit(_EXIT[found.severity])
+    raise typer.Exit(_EXIT[retention.severity])
 
 
 def _assess(
@@ -139,18 +137,17 @@ def _assess(
         return read_server_state(ctx, conn, metrics).assess(warn=limits[0], critical=limits[1])
 
 
-def _only_slots(found: Retention, names: Sequence[str]) -> Retention:
-    """Return the same with these slots alone."""
-    kept = tuple(one for one in found.holdings if one.slot.slot_name in names)
-    order = (Severity.OK, Severity.WARNING, Severity.CRITICAL)
-    worst = max((one.severity for one in kept), key=order.index, default=Severity.OK)
-    return replace(found, holdings=kept, severity=worst)
+def _only_slots(retention: Retention, names: Sequence[str]) -> Retention:
+    """Return the assessment of these slots only."""
+    kept = tuple(one for one in retention.holdings if one.slot.slot_name in names)
+    worst = max((one.severity for one in kept), key=lambda severity: severity.rank, default=Severity.OK)
+    return replace(retention, holdings=kept, severity=worst)
 
 
-def _table(found: Retention) -> object:
-    bad = [(one, reason) for one in found.holdings for reason in one.reasons]
+def _table(retention: Retention) -> object:
+    bad = [(one, reason) for one in retention.holdings for reason in one.reasons]
     if not bad:
-        return f"{len(found.holdings)} slots, nothing found" if found.holdings else "no replication slots"
+        return _all_ok(len(retention.holdings)) if retention.holdings else "no replication slots"
     table = listing(
         bad,
         [
@@ -160,16 +157,20 @@ def _table(found: Retention) -> object:
         ],
         empty="",
     )
-    good = len(found.holdings) - len({one.slot.slot_name for one, _ in bad})
-    return stacked(table, f"{good} more {'slot' if good == 1 else 'slots'}, nothing found") if good else table
+    good = len(retention.holdings) - len({one.slot.slot_name for one, _ in bad})
+    return stacked(table, f"{good} more {'slot' if good == 1 else 'slots'} OK") if good else table
 
 
-def _nagios_line(found: Retention, limits: tuple[Thresholds, Thresholds]) -> str:
-    """Return a plugin's line: state, what is wrong, performance data."""
-    reasons = [f"{one.slot.slot_name}: {one.reasons[0].text}" for one in found.holdings if one.reasons]
-    text = "; ".join(reasons) or f"{len(found.holdings)} slots, nothing found"
-    data = " ".join(item for one in found.holdings for item in _performance(one, limits))
-    return _one_line(f"SLOTS {found.severity.name} - {text}") + (f" | {data}" if data else "")
+def _all_ok(count: int) -> str:
+    return f"{count} {'slot' if count == 1 else 'slots'} checked, all OK"
+
+
+def _nagios_line(retention: Retention, limits: tuple[Thresholds, Thresholds]) -> str:
+    """Return the line of a Nagios plugin: state, reasons, performance data."""
+    reasons = [f"{one.slot.slot_name}: {one.reasons[0].text}" for one in retention.holdings if one.reasons]
+    text = "; ".join(reasons) or _all_ok(len(retention.holdings))
+    data = " ".join(item for one in retention.holdings for item in _performance(one, limits))
+    return _one_line(f"SLOTS {retention.severity.name} - {text}") + (f" | {data}" if data else "")
 
 
 def _performance(one: SlotRetention, limits: tuple[Thresholds, Thresholds]) -> Iterable[str]:
@@ -188,55 +189,54 @@ def _one_line(text: str) -> str:
     return shown(" ".join(text.split())).replace("|", "/")
 
 
-def _prometheus_text(found: Retention) -> str:
+def _prometheus_text(retention: Retention) -> str:
     from prometheus_client import CollectorRegistry, generate_latest
 
     class Slots:
         def collect(self) -> Iterable[Metric]:
-            return _families(found)
+            return _families(retention)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Slots())
     return generate_latest(registry).decode()
 
 
-def _families(found: Retention) -> Iterable[Metric]:
+def _families(retention: Retention) -> Iterable[Metric]:
     from prometheus_client.core import GaugeMetricFamily
 
-    severities = {Severity.OK: 0, Severity.WARNING: 1, Severity.CRITICAL: 2}
     labels = ("slot", "database", "plugin")
     gauges: tuple[tuple[str, str, Any], ...] = (
-        ("retained_bytes", "WAL the server keeps for the slot.", lambda one: one.retained_bytes),
-        ("undelivered_bytes", "WAL the consumer has not confirmed.", lambda one: one.undelivered_bytes),
-        ("behind_seconds", "How old the WAL is that was confirmed last.", lambda one: one.lag_seconds),
+        ("retained_bytes", "WAL that the server retains for the slot.", lambda one: one.retained_bytes),
+        ("undelivered_bytes", "WAL that the consumer has not confirmed.", lambda one: one.undelivered_bytes),
+        ("behind_seconds", "Age of the WAL that the consumer confirmed last.", lambda one: one.lag_seconds),
         (
             "growth_bytes_per_second",
-            "How fast the retained WAL grows.",
+            "Growth of the retained WAL.",
             lambda one: one.growth and one.growth.per_second,
         ),
-        ("active", "Whether somebody consumes it.", lambda one: int(one.slot.active)),
-        ("inactive_seconds", "For how long nobody has, as far as is known.", lambda one: one.inactive_seconds),
-        ("xid_age", "Transactions it holds back from VACUUM.", lambda one: one.xid_age),
-        ("safe_wal_bytes", "WAL until it passes max_slot_wal_keep_size.", lambda one: one.slot.safe_wal_size),
-        ("severity", "0 ok, 1 warning, 2 critical.", lambda one: severities[one.severity]),
+        ("active", "1 while a consumer is connected, else 0.", lambda one: int(one.slot.active)),
+        ("inactive_seconds", "Time without a consumer, as far as known.", lambda one: one.inactive_seconds),
+        ("xid_age", "Transactions by which the slot holds back VACUUM.", lambda one: one.xid_age),
+        ("safe_wal_bytes", "WAL until the slot exceeds max_slot_wal_keep_size.", lambda one: one.slot.safe_wal_size),
+        ("severity", "0 ok, 1 warning, 2 critical.", lambda one: one.severity.rank),
     )
     for name, text, value in gauges:
         family = GaugeMetricFamily(f"rdsrepl_slot_{name}", text, labels=labels)
-        for one in found.holdings:
+        for one in retention.holdings:
             number = value(one)
             if number is not None:
                 family.add_metric(_labels(one), float(number))
         yield family
     breaks = GaugeMetricFamily(
-        "rdsrepl_slot_seconds_to_break", "Until something breaks on its account.", labels=(*labels, "what")
+        "rdsrepl_slot_seconds_to_break", "Time until the slot causes a failure.", labels=(*labels, "what")
     )
-    for one in found.holdings:
+    for one in retention.holdings:
         for item in one.breaks:
             breaks.add_metric([*_labels(one), item.what], float(item.seconds))
     yield breaks
-    if found.wal_rate is not None:
-        rate = GaugeMetricFamily("rdsrepl_wal_bytes_per_second", "How fast the server writes WAL.")
-        rate.add_metric([], found.wal_rate.per_second)
+    if retention.wal_rate is not None:
+        rate = GaugeMetricFamily("rdsrepl_wal_bytes_per_second", "WAL that the server writes in a second.")
+        rate.add_metric([], retention.wal_rate.per_second)
         yield rate
 
 
@@ -244,15 +244,15 @@ def _labels(one: SlotRetention) -> list[str]:
     return [shown(one.slot.slot_name), shown(one.slot.database or ""), shown(one.slot.plugin or "")]
 
 
-def _publish_metrics(ctx: typer.Context, target: Target, found: Retention, namespace: str) -> None:
-    """Publish each slot's numbers to CloudWatch, which has none of single slots."""
+def _publish_metrics(ctx: typer.Context, target: Target, retention: Retention, namespace: str) -> None:
+    """Publish the values of each slot to CloudWatch, which has no metrics of single slots."""
     from rdsrepl.aws import metrics
 
     aws = target.aws
-    place = "DBClusterIdentifier" if aws.cluster is not None else "DBInstanceIdentifier"
+    dimension = "DBClusterIdentifier" if aws.cluster is not None else "DBInstanceIdentifier"
     data = [
-        metrics.Datum(name, float(value), unit, {"SlotName": one.slot.slot_name, place: str(aws.identifier)})
-        for one in found.holdings
+        metrics.Datum(name, float(value), unit, {"SlotName": one.slot.slot_name, dimension: str(aws.identifier)})
+        for one in retention.holdings
         for name, value, unit in (
             ("RetainedBytes", one.retained_bytes, "Bytes"),
             ("UndeliveredBytes", one.undelivered_bytes, "Bytes"),

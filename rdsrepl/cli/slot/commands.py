@@ -18,7 +18,7 @@ from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import ago, emit, facts, listing, size
 
-app = typer.Typer(no_args_is_help=True, help="Replication slots: create, look, stream, move, drop.")
+app = typer.Typer(no_args_is_help=True, help="Create, show, stream, advance and drop replication slots.")
 
 
 class Plugin(StrEnum):
@@ -41,24 +41,22 @@ LogicalName = Annotated[
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new slot.", show_default=False)],
-    plugin: Annotated[Plugin, typer.Option("--plugin", help="The output plugin.")] = Plugin.pgoutput,
+    plugin: Annotated[Plugin, typer.Option("--plugin", help="Set the output plugin.")] = Plugin.pgoutput,
     two_phase: Annotated[
         bool, typer.Option("--two-phase", help="Decode prepared transactions (14+).", show_default=False)
     ] = False,
     failover: Annotated[
-        bool, typer.Option("--failover", help="Keep it in step on standbys (17+).", show_default=False)
+        bool, typer.Option("--failover", help="Synchronize the slot to standbys (17+).", show_default=False)
     ] = False,
     timeout: Annotated[
         float,
-        duration_option(
-            "--timeout", help="Give up after this long: the creation waits for every transaction that is running."
-        ),
+        duration_option("--timeout", help="Time out after this long: the server waits for every running transaction."),
     ] = 60.0,
 ) -> None:
     """Create a logical slot in the connection's database.
 
-    From then on the server keeps the WAL of all changes until the slot is consumed, so create it when its consumer
-    is ready. While it waits for a running transaction, that transaction's session is named.
+    The server then retains the WAL of all changes until a consumer confirms them, so create the slot when its consumer
+    is ready. While the server waits for a running transaction, the command names the session of that transaction.
 
     Example: rdsrepl slot create orders_cdc --plugin pgoutput --failover
     """
@@ -74,7 +72,7 @@ def create(
 
 @app.command("list", cls=ReadCommand)
 def list_(ctx: typer.Context) -> None:
-    """List the server's slots: who holds them, how much WAL they keep, how far behind they are.
+    """List the slots of the server: their consumer, retained WAL and lag.
 
     Example: rdsrepl slot list -o json
     """
@@ -83,8 +81,8 @@ def list_(ctx: typer.Context) -> None:
     from rdsrepl.retention.assessment import xid_age
 
     with connection.open(database_target(ctx)) as conn:
-        found = server_state.read(conn)
-    rows, now = found.slots, found.wal.at
+        state = server_state.read(conn)
+    rows, now = state.slots, state.wal.at
     emit(
         rows,
         global_options(ctx).output,
@@ -108,7 +106,7 @@ def list_(ctx: typer.Context) -> None:
 
 @app.command(cls=ReadCommand)
 def show(ctx: typer.Context, name: Name) -> None:
-    """Show one slot with everything the server knows about it.
+    """Show all columns of one slot.
 
     Example: rdsrepl slot show orders_cdc
     """
@@ -123,7 +121,7 @@ def show(ctx: typer.Context, name: Name) -> None:
         values.pop("walsender")
         pairs = [(key, value) for key, value in values.items() if value is not None]
         pairs += [("retained", size(slot.retained_bytes)), ("lag", size(slot.lag_bytes))]
-        return facts([*pairs, ("holder", slot.holder if slot.active else "nobody")])
+        return facts([*pairs, ("holder", slot.holder if slot.active else "none")])
 
     emit(slot, global_options(ctx).output, table)
 
@@ -134,13 +132,13 @@ def drop(
     name: Name,
     unprotect: Annotated[
         list[str] | None,
-        typer.Option("--unprotect", metavar="NAME", help="This slot, though the config file protects it."),
+        typer.Option("--unprotect", metavar="NAME", help="Drop the slot although the config file protects it."),
     ] = None,
 ) -> None:
-    """Drop a slot that nobody uses; shows before what is lost and what is freed.
+    """Drop an inactive slot; show first what is lost and what is freed.
 
-    An active slot is refused, and named is who holds it. The statement itself checks once more that the slot is
-    inactive and where it was. The drop is written to the audit file.
+    An active slot is refused; the error names its consumer. The statement checks again that the slot is inactive and
+    at the same position. The drop is written to the audit file.
 
     Example: rdsrepl slot drop old_cdc --dry-run
     """
@@ -151,43 +149,43 @@ def drop(
         slot = slots.get(conn, name)
         plan = slot_plans.drop(slot, server=wal.get(conn), saved=slots.saved_at(conn, [name]).get(name))
         require_unprotected(name, target, frozenset(unprotect or ()))
-        trail = SlotAudit(conn, "slot drop", {name: slot})
-    confirm_and_apply(ctx, plan, target=target, recorder=trail)
+        audit = SlotAudit(conn, "slot drop", {name: slot})
+    confirm_and_apply(ctx, plan, target=target, recorder=audit)
 
 
 @app.command(cls=WriteCommand)
 def advance(
     ctx: typer.Context,
     name: LogicalName,
-    lsn: Annotated[
-        str | None, typer.Argument(metavar="LSN", help="The position to move to.", show_default=False)
-    ] = None,
+    lsn: Annotated[str | None, typer.Argument(metavar="LSN", help="The new position.", show_default=False)] = None,
     to_current: Annotated[
-        bool, typer.Option("--to-current", help="Move to the server's current position.", show_default=False)
+        bool, typer.Option("--to-current", help="Advance to the server's current position.", show_default=False)
     ] = False,
     timeout: Annotated[
         float,
-        duration_option("--timeout", help="Give up after this long: the server decodes what it passes over."),
+        duration_option("--timeout", help="Time out after this long: the server decodes all skipped changes."),
     ] = 600.0,
 ) -> None:
-    """Move a slot forward without reading it: the changes in between are given up, and no consumer sees them.
+    """Advance a slot without reading it: no consumer receives the skipped changes.
 
-    It is written to the audit file, as a drop is.
+    The advance is written to the audit file.
 
     Example: rdsrepl slot advance orders_cdc --to-current
     """
     from rdsrepl.postgres import connection, slot_plans, slots, wal
 
     if (lsn is None) == (not to_current):
-        raise BadValue("say where to: an LSN, or --to-current", hint="rdsrepl slot advance NAME 16/B374D848")
+        raise BadValue(
+            "no position given: an LSN or --to-current is required", hint="rdsrepl slot advance NAME 16/B374D848"
+        )
     goal = None if lsn is None else Lsn.parse(lsn)
     target = database_target(ctx)
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
         saved = slots.saved_at(conn, [name]).get(name)
         plan = slot_plans.advance(slot, goal, server=wal.get(conn), timeout_seconds=timeout, saved=saved)
-        trail = SlotAudit(conn, "slot advance", {name: slot}, advances=True)
-    confirm_and_apply(ctx, plan, target=target, recorder=trail)
+        audit = SlotAudit(conn, "slot advance", {name: slot}, advances=True)
+    confirm_and_apply(ctx, plan, target=target, recorder=audit)
 
 
 tail.register(app)

@@ -1,4 +1,4 @@
-"""What ``slot drop``, ``advance`` and ``prune`` share: the audit trail of what cannot be undone, and the protection."""
+"""Audit trail and slot protection of ``slot drop``, ``slot advance`` and ``slot prune``."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 class SlotAudit:
-    """Writes an intent before and an outcome after each drop or advance, to the audit file; the outcome to stderr, too.
+    """Writes an intent before and an outcome after each drop or advance to the audit file; the outcome also to stderr.
 
-    Both give up changes for ever.
+    A drop and an advance discard changes permanently.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class SlotAudit:
         advances: bool = False,
         check: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Take note of where it happens.
+        """Record the server, the database and the user.
 
         Args:
-            conn: the database the steps are planned on.
-            command: what was asked for: ``slot prune``.
+            conn: the connection on which the steps were planned.
+            command: the command: ``slot prune``.
             slots: the slots that the plan acts on, by name, which is the key of their step.
-            advances: they are advanced, not dropped.
-            check: is called with a slot's name before anything is done to it; raises ``Refused`` where that may not be.
+            advances: whether the slots are advanced, not dropped.
+            check: called with a slot's name before its step; raises ``Refused`` to keep the slot.
         """
         from rdsrepl.postgres import server_identity
 
@@ -67,14 +67,14 @@ class SlotAudit:
         """Write the intent.
 
         Raises:
-            Refused: it cannot be written, or the slot may not go; then nothing is done.
+            Refused: the audit file is not writable, or the check failed; the step is not run.
         """
         if (slot := self._slot(step)) is not None:
             self._check(slot.slot_name)
             audit.append(self._entry("intent", step, slot))
 
     def after(self, step: Step, failure: BaseException | None) -> None:
-        """Write the outcome: ``dropped``, ``not_dropped`` or ``unknown``; what is done is done, written or not."""
+        """Write the outcome to the audit file and stderr: ``dropped``, ``not_dropped`` or ``unknown``."""
         if (slot := self._slot(step)) is None:
             return
         if failure is None and self._event == "slot_drop":
@@ -110,33 +110,33 @@ class SlotAudit:
 
 
 def _is_outcome_unknown(failure: BaseException) -> bool:
-    """Say whether nobody knows how it ended."""
+    """Return whether the server may or may not have run the statement."""
     return isinstance(failure, OutcomeUnknown) or not isinstance(failure, (Error, Cancelled))
 
 
 def protected_patterns(target: Target) -> tuple[str, ...]:
-    """Return the patterns of slots that the config file protects here, whichever option selected the server.
+    """Return the patterns of the slots that the config file protects on this server.
 
-    They are those for all targets, the target's own, and those of every target with the same cluster or instance.
+    They are the patterns for all targets, of this target, and of every target with the same cluster or instance.
     """
     loaded = config.load()
     here = (target.aws.cluster, target.aws.instance)
     same = [
         one for one in loaded.targets.values() if target.aws.identifier and (one.aws.cluster, one.aws.instance) == here
     ]
-    found = [*loaded.protect, *target.protect, *(pattern for one in same for pattern in one.protect)]
-    return tuple(dict.fromkeys(found))
+    patterns = [*loaded.protect, *target.protect, *(pattern for one in same for pattern in one.protect)]
+    return tuple(dict.fromkeys(patterns))
 
 
 def require_unprotected(name: str, target: Target, unprotected: frozenset[str]) -> None:
-    """Make sure that the config file does not protect a slot, on all servers or on this target.
+    """Check that the config file does not protect a slot.
 
     Raises:
-        Refused: it does, and the slot is not named as an exception.
+        Refused: it protects the slot, and ``--unprotect`` does not name the slot.
     """
     pattern = next((one for one in protected_patterns(target) if fnmatchcase(name, one)), None)
     if pattern is not None and name not in unprotected:
         raise Refused(
             f"slot {name} is protected ({pattern} in {config.config_path()})",
-            hint=f"if it is to go all the same: --unprotect {name}",
+            hint=f"to drop it nevertheless: --unprotect {name}",
         )

@@ -1,4 +1,4 @@
-"""``rdsrepl slot lag``: what each slot holds back, what its consumer has not confirmed, and when something breaks."""
+"""``rdsrepl slot lag``: show the retained and the undelivered WAL of each slot, with rates and forecasts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 _RECENT_SECONDS: Final = 3600.0
 _RECENT_POINTS: Final = 12
-_FAR_SECONDS: Final = 366 * 86400.0
 _WHAT: Final = {"slot_invalidated": "invalidated", "storage_full": "disk full", "xid_wraparound": "no xids"}
 _MEASURED: Final = (
     ("TransactionLogsDiskUsage", "of WAL on disk"),
@@ -46,27 +45,30 @@ def lag(
     ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="One slot, whole.", autocompletion=complete_any_slot, show_default=False),
+        typer.Argument(
+            metavar="NAME", help="Show all details of one slot.", autocompletion=complete_any_slot, show_default=False
+        ),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.", show_default=False)
+        bool, typer.Option("--watch", help="Refresh every --interval until Ctrl-C.", show_default=False)
     ] = False,
-    interval: Annotated[float, duration_option("--interval", help="With --watch: look this often.")] = 5.0,
+    interval: Annotated[float, duration_option("--interval", help="Set how often --watch refreshes.")] = 5.0,
     free_space: Annotated[
-        int | None, size_option("--free-space", help="Free storage, where CloudWatch does not say it.")
+        int | None, size_option("--free-space", help="Set the free storage, if CloudWatch does not report it.")
     ] = None,
 ) -> None:
-    """Show both kinds of lag of each slot, how fast they grow, and when something breaks.
+    """Show the retained and the undelivered WAL of each slot, how fast they grow, and which failure follows when.
 
     RETAINED is the WAL that the server keeps for a slot; it fills the disk. UNDELIVERED is the WAL whose changes the
-    consumer has not confirmed. A rate needs two looks: an earlier run's counts, and CloudWatch's word.
+    consumer has not confirmed. A rate requires two samples; the sample of an earlier run counts. Without one, the rate
+    of CloudWatch is used.
 
     Example: rdsrepl slot lag shop_cdc
     """
     from rdsrepl.postgres import connection
 
     if interval < 0.5:
-        raise BadValue(f"--interval {interval:g}s is too short", hint="half a second or longer")
+        raise BadValue(f"--interval {interval:g}s is too short", hint="give at least 500ms")
     target = database_target(ctx)
     metrics = read_rds_metrics(ctx, target, free_space)
     with connection.open(target) as conn:
@@ -92,54 +94,54 @@ def _watch(ctx: typer.Context, conn: Connection, metrics: RdsMetrics, name: str 
         with Live(console=console(sys.stdout), auto_refresh=False) as screen:
             while True:
                 state = read_server_state(ctx, conn, metrics)
-                found = _only_slot(state.assess(), name)
-                screen.update(_table(state, metrics, found, name), refresh=True)  # type: ignore[arg-type]
+                retention = _only_slot(state.assess(), name)
+                screen.update(_table(state, metrics, retention, name), refresh=True)  # type: ignore[arg-type]
                 time.sleep(interval)
     except KeyboardInterrupt:
         return
 
 
 def _print(ctx: typer.Context, state: ServerState, metrics: RdsMetrics, name: str | None) -> None:
-    found = _only_slot(state.assess(), name)
+    retention = _only_slot(state.assess(), name)
     output = global_options(ctx).output
-    if found.wal_rate is None and found.holdings and output is Format.table:
-        note(ctx, "no rate is known yet, so no forecast: look again in a while, or with --watch")
-    value = None if output is Format.table else _document(state, metrics, found)
-    emit(value, output, lambda: _table(state, metrics, found, name))
+    if retention.wal_rate is None and retention.holdings and output is Format.table:
+        note(ctx, "no rate and no forecast yet: run the command again later, or with --watch")
+    value = None if output is Format.table else _document(state, metrics, retention)
+    emit(value, output, lambda: _table(state, metrics, retention, name))
 
 
-def _document(state: ServerState, metrics: RdsMetrics, found: Retention) -> dict[str, object]:
-    past = _last_hour(state)
+def _document(state: ServerState, metrics: RdsMetrics, retention: Retention) -> dict[str, object]:
+    samples = _last_hour(state)
     return {
-        **document(found),
+        **document(retention),
         "server": state.server,
         "metrics": document(metrics.metrics),
         "recent_seconds": _RECENT_SECONDS,
-        "recent": {one.slot.slot_name: _recent(past, one) for one in found.holdings},
+        "recent": {one.slot.slot_name: _recent(samples, one) for one in retention.holdings},
     }
 
 
-def _only_slot(found: Retention, name: str | None) -> Retention:
-    """Return the same with one slot alone.
+def _only_slot(retention: Retention, name: str | None) -> Retention:
+    """Return the assessment of one slot only.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: no slot has this name.
     """
     from dataclasses import replace
 
     if name is None:
-        return found
-    holdings = tuple(one for one in found.holdings if one.slot.slot_name == name)
+        return retention
+    holdings = tuple(one for one in retention.holdings if one.slot.slot_name == name)
     if not holdings:
-        raise NotFound(f"no replication slot {name} on this server", hint="rdsrepl slot list shows them")
-    return replace(found, holdings=holdings)
+        raise NotFound(f"no replication slot {name} on this server", hint="rdsrepl slot list")
+    return replace(retention, holdings=holdings)
 
 
-def _table(state: ServerState, metrics: RdsMetrics, found: Retention, name: str | None) -> object:
+def _table(state: ServerState, metrics: RdsMetrics, retention: Retention, name: str | None) -> object:
     if name is not None:
-        story = _slot_details(state, found, found.holdings[0])
-        return facts([*story, *(("CloudWatch", line) for line in _cloudwatch_lines(metrics))])
-    rows, past = found.holdings, _last_hour(state)
+        details = _slot_details(state, retention, retention.holdings[0])
+        return facts([*details, *(("CloudWatch", line) for line in _cloudwatch_lines(metrics))])
+    rows, samples = retention.holdings, _last_hour(state)
     table = listing(
         rows,
         [
@@ -149,40 +151,40 @@ def _table(state: ServerState, metrics: RdsMetrics, found: Retention, name: str 
             ("BEHIND", lambda one: _seconds(one.lag_seconds)),
             ("GROWS", lambda one: _per_second(one.growth)),
             ("BREAKS", _breaks),
-            ("LAST HOUR", lambda one: _spark(past, one)),
+            ("LAST HOUR", lambda one: _spark(samples, one)),
         ],
         empty="no replication slots",
     )
-    lines = [*_server_lines(found), *(f"CloudWatch: {line}" for line in _cloudwatch_lines(metrics))]
+    lines = [*_server_lines(retention), *(f"CloudWatch: {line}" for line in _cloudwatch_lines(metrics))]
     return stacked(table, *lines) if rows else table
 
 
-def _server_lines(found: Retention) -> list[str]:
-    """Return what is to be said of the server as a whole."""
+def _server_lines(retention: Retention) -> list[str]:
+    """Return the lines about the server as a whole."""
     lines = []
-    rate = "" if found.wal_rate is None else f"WAL grows by {format_size(round(found.wal_rate.per_second))}/s"
-    if found.wal_rate is not None:
-        rate += f" ({found.wal_rate.source}" + (
-            f" over {format_duration(found.wal_rate.window_seconds)})" if found.wal_rate.window_seconds else ")"
+    rate = "" if retention.wal_rate is None else f"WAL grows by {format_size(round(retention.wal_rate.per_second))}/s"
+    if retention.wal_rate is not None:
+        rate += f" ({retention.wal_rate.source}" + (
+            f" over {format_duration(retention.wal_rate.window_seconds)})" if retention.wal_rate.window_seconds else ")"
         )
-    if found.storage is not None:
-        rate += f"{'; ' if rate else ''}{format_size(found.storage.free_bytes)} of storage is free"
-        rate += f" ({found.storage.source})"
+    if retention.storage is not None:
+        rate += f"{'; ' if rate else ''}{format_size(retention.storage.free_bytes)} of storage is free"
+        rate += f" ({retention.storage.source})"
     if rate:
         lines.append(rate)
-    blamed = next((one for one in found.holdings if one.slot.slot_name == found.blamed), None)
+    blamed = next((one for one in retention.holdings if one.slot.slot_name == retention.blamed), None)
     if blamed is not None and blamed.retained_bytes:
-        lines.append(f"{blamed.slot.slot_name} holds the most: {_freed(found, blamed)}")
+        lines.append(f"{blamed.slot.slot_name} retains the most: {_freed(retention, blamed)}")
     lines += [
         f"{one.slot.slot_name}: {one.severity.value}: {reason.text}"
-        for one in found.holdings
+        for one in retention.holdings
         for reason in one.reasons[:1]
     ]
     return lines
 
 
 def _cloudwatch_lines(metrics: RdsMetrics) -> list[str]:
-    """Return what CloudWatch says of the writer's WAL; it knows no single slots."""
+    """Return the CloudWatch metrics of the writer's WAL; CloudWatch has no metrics of single slots."""
     words = [
         f"{format_size(int(value))} {what}"
         for name, what in _MEASURED
@@ -191,48 +193,48 @@ def _cloudwatch_lines(metrics: RdsMetrics) -> list[str]:
     return [", ".join(words)] if words else []
 
 
-def _freed(found: Retention, one: SlotRetention) -> str:
+def _freed(retention: Retention, one: SlotRetention) -> str:
     rest = ""
     if one.shared_with is not None:
-        rest = f"; {one.shared_with} keeps the rest"
+        rest = f"; {one.shared_with} retains the rest"
     elif one.freed_bytes < (one.retained_bytes or 0):
-        rest = f"; wal_keep_size ({format_size(found.wal.keep_bytes)}) keeps the rest"
+        rest = f"; wal_keep_size ({format_size(retention.wal.keep_bytes)}) retains the rest"
     return f"dropping it alone would free about {format_size(one.freed_bytes)}{rest}"
 
 
-def _slot_details(state: ServerState, found: Retention, one: SlotRetention) -> list[tuple[str, object]]:
-    """Return everything about one slot."""
+def _slot_details(state: ServerState, retention: Retention, one: SlotRetention) -> list[tuple[str, object]]:
+    """Return all details of one slot."""
     slot = one.slot
-    grows = "not known yet" if one.growth is None else f"{_per_second(one.growth)}, {_window(one.growth)}"
+    grows = "unknown" if one.growth is None else f"{_per_second(one.growth)}, {_window(one.growth)}"
     rows: list[tuple[str, object]] = [
         ("slot", f"{slot.slot_name} ({slot.plugin or 'physical'}, database {slot.database or '-'})"),
-        ("consumer", slot.holder if slot.active else "nobody"),
+        ("consumer", slot.holder if slot.active else "none"),
         ("severity", one.severity.value),
         *(("", reason.text) for reason in one.reasons),
-        ("retained", f"{size(one.retained_bytes)} of WAL, kept for it from {slot.restart_lsn or '-'} on"),
-        ("undelivered", f"{size(one.undelivered_bytes)} of WAL, not confirmed after {slot.confirmed_flush_lsn or '-'}"),
-        ("behind", "not known yet" if one.lag_seconds is None else f"about {format_duration(one.lag_seconds)}"),
-        ("retained grows", grows),
-        ("is delivered", "not known yet" if one.delivery is None else _per_second(one.delivery)),
+        ("retained", f"{size(one.retained_bytes)} of WAL from {slot.restart_lsn or '-'}"),
+        ("undelivered", f"{size(one.undelivered_bytes)} of WAL after {slot.confirmed_flush_lsn or '-'}"),
+        ("behind", "unknown" if one.lag_seconds is None else f"about {format_duration(one.lag_seconds)}"),
+        ("growth rate", grows),
+        ("delivery rate", "unknown" if one.delivery is None else _per_second(one.delivery)),
     ]
     if one.inactive_seconds is not None:
-        rows.append(("inactive", f"for {format_duration(one.inactive_seconds)}, as far as is known"))
+        rows.append(("inactive", f"for {format_duration(one.inactive_seconds)}, as far as known"))
     if one.xid_age is not None:
-        rows.append(("held from VACUUM", f"{one.xid_age:,} transactions"))
+        rows.append(("holds back VACUUM", f"by {one.xid_age:,} transactions"))
     rows += [
-        ("breaks", f"{_WHAT[item.what]} {_when(item.seconds)}: {item.reason}")
-        for item in one.breaks
-        if item.seconds <= _FAR_SECONDS
+        ("breaks", f"{_WHAT[forecast.what]} {forecast.when}: {forecast.reason}")
+        for forecast in one.breaks
+        if forecast.is_near
     ]
-    rows.append(("if it is dropped", _freed(found, one)))
-    rows.append(("last hour", _spark(_last_hour(state), one) or "not seen before"))
-    if found.wal_rate is not None:
-        rows.append(("WAL", f"{_per_second(found.wal_rate)}, {_window(found.wal_rate)}"))
+    rows.append(("if it is dropped", _freed(retention, one)))
+    rows.append(("last hour", _spark(_last_hour(state), one) or "no earlier samples"))
+    if retention.wal_rate is not None:
+        rows.append(("WAL", f"{_per_second(retention.wal_rate)}, {_window(retention.wal_rate)}"))
     return rows
 
 
 def _window(rate: Rate) -> str:
-    return f"over {format_duration(rate.window_seconds)}" if rate.window_seconds else f"says {rate.source}"
+    return f"over {format_duration(rate.window_seconds)}" if rate.window_seconds else f"from {rate.source}"
 
 
 def _seconds(seconds: float | None) -> str:
@@ -243,19 +245,13 @@ def _per_second(rate: Rate | None) -> str:
     return "-" if rate is None else f"{format_size(round(rate.per_second))}/s"
 
 
-def _when(seconds: float) -> str:
-    return f"in {format_duration(seconds)}" if seconds else "now"
-
-
 def _breaks(one: SlotRetention) -> str:
-    soonest = one.breaks[0] if one.breaks else None
-    if soonest is None or soonest.seconds > _FAR_SECONDS:
-        return "-"
-    return f"{_WHAT[soonest.what]} {_when(soonest.seconds)}"
+    earliest = one.breaks[0] if one.breaks else None
+    return "-" if earliest is None or not earliest.is_near else f"{_WHAT[earliest.what]} {earliest.when}"
 
 
 def _last_hour(state: ServerState) -> tuple[Observation, ...]:
-    """Return the looks of the last hour, this one among them."""
+    """Return the samples of the last hour, including this one."""
     from rdsrepl.retention import assessment
 
     now = assessment.to_observation(state.wal, state.slots)
@@ -263,16 +259,18 @@ def _last_hour(state: ServerState) -> tuple[Observation, ...]:
     return (*recent, now)
 
 
-def _recent(past: Sequence[Observation], one: SlotRetention) -> list[float | None]:
+def _recent(samples: Sequence[Observation], one: SlotRetention) -> list[float | None]:
     from rdsrepl.retention import assessment
 
-    return list(assessment.retained_history(past, one.slot.slot_name, points=_RECENT_POINTS, seconds=_RECENT_SECONDS))
+    return list(
+        assessment.retained_history(samples, one.slot.slot_name, points=_RECENT_POINTS, seconds=_RECENT_SECONDS)
+    )
 
 
-def _spark(past: Sequence[Observation], one: SlotRetention) -> str:
+def _spark(samples: Sequence[Observation], one: SlotRetention) -> str:
     from rdsrepl.dashboard.view import sparkline
 
-    return sparkline([None if value is None else int(value) for value in _recent(past, one)])
+    return sparkline([None if value is None else int(value) for value in _recent(samples, one)])
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""``rdsrepl slot prune``: drop the slots that nobody uses, and no other."""
+"""``rdsrepl slot prune``: drop the slots that are proven idle."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from rdsrepl.retention.rds_metrics import RdsMetrics
     from rdsrepl.retention.server_state import ServerState, SlotSampler
 
-_WHICH: Final = "Which slots"
-_PROOF: Final = "What counts as idle"
-# What the options themselves ask for: a slot that does not meet it is none that is meant.
-_CONDITIONS: Final = frozenset({"not_selected", "too_small", "not_lost"})
+_SELECTION: Final = "Slot selection"
+_IDLENESS: Final = "Idle time"
+# A named slot that only these rules keep is not selected by the options, so the command does not refuse.
+_SELECTION_RULES: Final = frozenset({"not_selected", "too_small", "not_lost"})
 
 
 def prune(
@@ -52,30 +52,33 @@ def prune(
         typer.Option(
             "--slot",
             metavar="NAME",
-            help="A slot, or a pattern such as 'old_*'; may be repeated. Default: every logical slot.",
+            help="Select a slot, or a pattern such as 'old_*'; may be repeated. Default: every logical slot.",
             autocompletion=complete_slot,
-            rich_help_panel=_WHICH,
+            rich_help_panel=_SELECTION,
         ),
     ] = None,
     inactive_for: Annotated[
         float | None,
         duration_option(
-            "--inactive-for", help="Proven to be idle for at least this long; by default 1h.", panel=_PROOF
+            "--inactive-for",
+            help="Require that a slot is proven idle for at least this long. Default: 1h.",
+            panel=_IDLENESS,
         ),
     ] = None,
     retaining_over: Annotated[
-        int | None, size_option("--retaining-over", help="Only slots that hold more WAL than this.", panel=_WHICH)
+        int | None,
+        size_option("--retaining-over", help="Select only slots that retain more WAL than this.", panel=_SELECTION),
     ] = None,
     lost: Annotated[
         bool,
-        typer.Option("--lost", help="Only slots the server has given up.", rich_help_panel=_WHICH, show_default=False),
+        typer.Option("--lost", help="Select only invalidated slots.", rich_help_panel=_SELECTION, show_default=False),
     ] = False,
     every: Annotated[
         bool,
         typer.Option(
             "--all",
-            help="A pattern may mean every logical slot there is.",
-            rich_help_panel=_WHICH,
+            help="Allow a pattern to select every logical slot of the server.",
+            rich_help_panel=_SELECTION,
             show_default=False,
         ),
     ] = False,
@@ -83,15 +86,18 @@ def prune(
         bool,
         typer.Option(
             "--include-physical",
-            help="Physical slots, too; RDS's own never.",
-            rich_help_panel=_WHICH,
+            help="Also select physical slots, except those of RDS.",
+            rich_help_panel=_SELECTION,
             show_default=False,
         ),
     ] = False,
     unprotect: Annotated[
         list[str] | None,
         typer.Option(
-            "--unprotect", metavar="NAME", help="A slot that the config file protects.", rich_help_panel=_WHICH
+            "--unprotect",
+            metavar="NAME",
+            help="Select a slot although the config file protects it; may be repeated.",
+            rich_help_panel=_SELECTION,
         ),
     ] = None,
     subscriber: Annotated[
@@ -99,41 +105,42 @@ def prune(
         typer.Option(
             "--subscriber",
             metavar="TARGET",
-            help="A server whose subscriptions use slots here: a target, or a connection string; may be repeated.",
-            rich_help_panel=_PROOF,
+            help="Keep the slots that subscriptions of this server use: a target or a connection string; repeatable.",
+            rich_help_panel=_IDLENESS,
         ),
     ] = None,
     observe: Annotated[
         float | None,
         duration_option(
             "--observe",
-            help="Before PostgreSQL 17: sample the slots for this long without a break; what stands still is idle.",
-            panel=_PROOF,
+            help="Sample the slots for this long before PostgreSQL 17: slots without activity are idle.",
+            panel=_IDLENESS,
         ),
     ] = None,
     free_space: Annotated[
-        int | None, size_option("--free-space", help="Free storage, for the forecast.", panel=_PROOF)
+        int | None, size_option("--free-space", help="Set the free storage for the forecast.", panel=_IDLENESS)
     ] = None,
     advance: Annotated[
         bool,
         typer.Option(
             "--advance",
-            help="Keep the slots and give up their backlog: advance each to the current position.",
-            rich_help_panel=_WHICH,
+            help="Advance the slots to the current position instead of dropping them: discard their backlog.",
+            rich_help_panel=_SELECTION,
             show_default=False,
         ),
     ] = False,
-    keep_last: Annotated[bool, typer.Option("--keep-last", hidden=True, help="Now --advance.")] = False,
+    keep_last: Annotated[bool, typer.Option("--keep-last", hidden=True, help="Renamed to --advance.")] = False,
     confirm: Annotated[
         str | None,
-        typer.Option("--confirm", metavar="WORDS", help="With --all, in place of typing it: 'N slots'."),
+        typer.Option("--confirm", metavar="WORDS", help="Confirm --all without a prompt: 'N slots'."),
     ] = None,
 ) -> None:
-    """Drop logical slots that are proven to be idle, after showing what each holds and what is lost with it.
+    """Drop logical slots that are proven idle; show first what each retains and which changes are lost.
 
-    Never dropped: a slot in use, RDS's own, a standby's synchronised copy, one the config file protects. Failover slots
-    and those of known consumers (DMS, pglogical, Debezium, subscriptions) must be named one by one. Each statement
-    checks once more that the slot is untouched; each drop, and each advance, is written to the audit file.
+    Never dropped: a slot in use, a slot of RDS, a slot that a standby synchronizes, a slot that the config file
+    protects. A failover slot, or a slot of a known consumer (DMS, pglogical, Debezium, a subscription), is dropped only
+    if it is selected by name. Each statement checks again that the slot is unchanged. Each drop and each advance is
+    written to the audit file.
 
     Example: rdsrepl slot prune --inactive-for 7d --retaining-over 1GB --dry-run
     """
@@ -141,13 +148,13 @@ def prune(
     from rdsrepl.retention.server_state import BackgroundSampler
 
     if keep_last:
-        raise BadValue("--keep-last is called --advance", hint="rdsrepl slot prune … --advance")
+        raise BadValue("--keep-last was renamed to --advance", hint="use --advance")
     if confirm is not None and not every:
-        raise BadValue("--confirm goes with --all", hint="leave it out; --yes does not ask")
+        raise BadValue("--confirm requires --all", hint="omit it; --yes confirms without a prompt")
     if not (slot or lost or every or inactive_for is not None or retaining_over is not None):
         raise BadValue(
-            "which slots? Nothing says so",
-            hint="--slot NAME, --inactive-for 7d, --retaining-over 10GB or --lost; see with --dry-run",
+            "no slots selected",
+            hint="give --slot NAME, --inactive-for 7d, --retaining-over 10GB or --lost; preview with --dry-run",
         )
     idle_seconds = observe if inactive_for is None else inactive_for
     criteria = _criteria(slot, idle_seconds, retaining_over, unprotect, lost, include_physical)
@@ -173,7 +180,7 @@ def prune(
             check = background.require_untouched if background is not None else lambda _: None
             audit = SlotAudit(conn, "slot prune", acted_on, advances=advance, check=check)
         if background is None:
-            conn.close()  # a person may think for long
+            conn.close()  # the confirmation can take minutes
         as_document = not _applies(ctx) and global_options(ctx).output is not Format.table
         if as_document:
             emit(document(state, decisions, plan), global_options(ctx).output, lambda: "")
@@ -195,10 +202,10 @@ def _criteria(
     lost: bool,
     include_physical: bool,
 ) -> Criteria:
-    """Return what the options ask for.
+    """Return the criteria that the options give.
 
     Raises:
-        BadValue: they make no sense.
+        BadValue: a value is not valid, or two options exclude each other.
     """
     from rdsrepl.retention import prune_rules
 
@@ -215,17 +222,17 @@ def _criteria(
 
 
 def _with_server_facts(conn: Connection, criteria: Criteria, *, with_default_idle: bool) -> Criteria:
-    """Return the criteria with what the server's version and its own subscriptions add."""
+    """Return the criteria with the server's own subscriptions and the idle time that its version requires."""
     from rdsrepl.postgres import connection, subscriptions, versions
     from rdsrepl.retention import prune_rules
 
     own = {
-        slot: f"subscription {name} of this server's database {database}"
+        slot: f"subscription {name} in database {database} of this server"
         for slot, name, database in subscriptions.slots_in_use(conn)
     }
     idle_seconds = criteria.idle_seconds
     if with_default_idle and connection.server_version(conn) >= versions.SLOT_INACTIVITY_SINCE:
-        # Watching proves nothing there that the server does not say, so it asks for nothing less, either.
+        # Samples prove no more than inactive_since there, so --observe does not shorten the required time.
         idle_seconds = max(idle_seconds, prune_rules.DEFAULT_IDLE_SECONDS)
     in_use = {**own, **(criteria.in_use_elsewhere or {})}
     return replace(criteria, idle_seconds=idle_seconds, in_use_elsewhere=in_use)
@@ -261,7 +268,7 @@ def _plan(
 
 
 def _asks_for_confirmation(ctx: typer.Context, typed: TypedConfirmation | None) -> bool:
-    """Say whether somebody will be asked before anything is done."""
+    """Return whether the command asks for confirmation before it applies the plan."""
     return _applies(ctx) and (not apply_options(ctx).yes if typed is None else typed.given is None)
 
 
@@ -276,7 +283,10 @@ def _evaluate_slots(
     observe: float | None,
     metrics: RdsMetrics,
 ) -> tuple[ServerState, tuple[PruneDecision, ...], SlotSampler | None]:
-    """Look at the slots, and where only samples can prove that they are idle, take them; return those, too."""
+    """Read the slots and evaluate them; sample them first if only samples can prove that they are idle.
+
+    The sampler is None if no samples were taken.
+    """
     from rdsrepl.retention import prune_rules
 
     state = read_server_state(ctx, conn, metrics)
@@ -293,26 +303,26 @@ def _evaluate_slots(
 def _sample(
     ctx: typer.Context, conn: Connection, seconds: float, metrics: RdsMetrics
 ) -> tuple[ServerState, SlotSampler]:
-    """Sample the slots for so long without a break; each sample at which something has changed is remembered."""
+    """Sample the slots for a time; add each sample that differs from the one before to the history."""
     from rdsrepl.postgres import server_identity
     from rdsrepl.retention.server_state import MAX_GAP_SECONDS, SAMPLE_SECONDS, SlotSampler
     from rdsrepl.state import slot_history
 
-    note(ctx, f"watching the slots for {format_duration(seconds)}")
+    note(ctx, f"sampling the slots for {format_duration(seconds)}")
     progress, sampler, key = Progress(ctx), SlotSampler(), server_identity.history_key(conn)
     started = time.monotonic()
-    # A server that did not answer for a moment makes it longer: twice as long and ten seconds at most.
+    # An interruption starts the time again; it may at most double, plus ten gaps.
     longest = 2 * seconds + 10 * MAX_GAP_SECONDS
     while sampler.seconds < seconds and (elapsed := time.monotonic() - started) < longest:
         now, rows = sampler.sample(conn)
         if sampler.changed:
             slot_history.record(key, assessment.to_observation(now, rows))
-        progress.update("watching the slots", elapsed)
+        progress.update("sampling the slots", elapsed)
         time.sleep(min(SAMPLE_SECONDS, max(0.0, seconds - sampler.seconds)))
     progress.clear()
     state = read_server_state(ctx, conn, metrics, sampler=sampler)
     for text in sampler.interruptions:
-        warn(ctx, f"the row of samples began anew at {text}")
+        warn(ctx, f"sampling was interrupted and started again at {text}")
     return state, sampler
 
 
@@ -323,20 +333,20 @@ def _evaluate(state: ServerState, criteria: Criteria) -> tuple[PruneDecision, ..
 
 
 def _refusal(criteria: Criteria, decisions: Sequence[PruneDecision]) -> Refused | None:
-    """Return why nothing is done: a slot that is named itself may not be dropped; None where each of them may."""
+    """Return the error if a slot that is selected by name may not be dropped; None if each of them may."""
     kept = [
         (one.slot.slot_name, [each.reason for each in one.blockers])
         for one in decisions
         if one.slot.slot_name in criteria.patterns
         and one.blockers
-        and not any(each.rule in _CONDITIONS for each in one.blockers)
+        and not any(each.rule in _SELECTION_RULES for each in one.blockers)
     ]
     if not kept:
         return None
-    more = f" (and {len(kept) - 1} more of those named)" if len(kept) > 1 else ""
+    more = f" (nor {len(kept) - 1} more)" if len(kept) > 1 else ""
     return Refused(
-        f"slot {kept[0][0]} may not be pruned{more}: {'; '.join(kept[0][1])}",
-        hint="nothing was changed; see to the reason, or name the other slots without it",
+        f"slot {kept[0][0]} cannot be pruned{more}: {'; '.join(kept[0][1])}",
+        hint="nothing was changed; resolve the reason, or select the other slots without it",
     )
 
 
@@ -345,9 +355,9 @@ def _require_match(criteria: Criteria, state: ServerState) -> None:
 
     for pattern in criteria.patterns:
         if not any(prune_rules.selects(replace(criteria, patterns=(pattern,)), slot) for slot in state.slots):
-            raise NotFound(f"no replication slot {pattern} on this server", hint="rdsrepl slot list shows them")
+            raise NotFound(f"no replication slot {pattern} on this server", hint="rdsrepl slot list")
     if not state.slots:
-        raise NotFound("no replication slots on this server", hint="rdsrepl slot list shows them, where there are some")
+        raise NotFound("no replication slots on this server", hint="rdsrepl slot list")
 
 
 def _require_not_all(criteria: Criteria, state: ServerState) -> None:
@@ -355,23 +365,23 @@ def _require_not_all(criteria: Criteria, state: ServerState) -> None:
 
     if prune_rules.matches_all_slots(criteria, state.slots):
         raise BadValue(
-            f"--slot {' '.join(criteria.patterns)} means every logical slot there is",
-            hint="name those that are to go, or add --all",
+            f"--slot {' '.join(criteria.patterns)} selects every logical slot of this server",
+            hint="select slots by name, or add --all",
         )
 
 
 def _subscribed_slots(subscribers: Sequence[str]) -> dict[str, str]:
-    """Return the slots that subscriptions of other servers name.
+    """Return the slots that subscriptions of other servers use, with a description of the subscription.
 
     Raises:
-        Error: one of these servers cannot be asked; what it uses is not known then, so nothing is pruned.
+        Error: one of these servers cannot be read; its slots are then unknown, so nothing is pruned.
     """
     from rdsrepl.postgres import connection, subscriptions
 
     slots_in_use: dict[str, str] = {}
     for words in subscribers:
         if not words:
-            raise BadValue("--subscriber is empty", hint="name a target or a connection string")
+            raise BadValue("--subscriber is empty", hint="give a target or a connection string")
         target = _subscriber_target(words)
         try:
             with connection.open(target) as conn:
@@ -390,20 +400,20 @@ def _subscriber_target(words: str) -> Target:
     is_dsn = "=" in words or "://" in words
     if is_dsn and mask(words) != words:
         raise BadValue(
-            "--subscriber: a password on the command line is there for everybody to see",
-            hint="leave it to ~/.pgpass or PGPASSFILE, or name a target of the config file",
+            "--subscriber: a password on the command line is visible to other users",
+            hint="put it in ~/.pgpass or PGPASSFILE, or give a target of the config file",
         )
     return locations.with_rds_lookup(config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words))
 
 
 def _advance(ctx: typer.Context, one: PruneDecision, server: ServerIdentity, saved: datetime | None) -> Plan:
-    """Return the plan that gives up a slot's backlog; an empty one where that cannot be done from here."""
+    """Return the plan that advances a slot; an empty plan if the slot cannot be advanced from this database."""
     from rdsrepl.postgres import slot_plans
 
     try:
         return slot_plans.advance(one.slot, None, server=server, saved=saved)
     except Error as exc:
-        warn(ctx, f"{exc.message}: it is left as it is" + (f" ({exc.hint})" if exc.hint else ""))
+        warn(ctx, f"{exc.message}: the slot is not changed" + (f" ({exc.hint})" if exc.hint else ""))
         return Plan(f"advance replication slot {one.slot.slot_name}", ())
 
 

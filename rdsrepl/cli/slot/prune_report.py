@@ -1,4 +1,4 @@
-"""What ``slot prune`` reports: the slots it drops or keeps with the reasons, for a person and as JSON."""
+"""Report of ``slot prune``: the slots it drops and keeps with the reasons, for a person and as JSON."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SHOWN_KEPT: Final = 20
 
 
 def count(number: int) -> str:
-    """Return a number of slots in words: ``2 slots``."""
+    """Return a number of slots as text: ``2 slots``."""
     return f"{number} slot{'' if number == 1 else 's'}"
 
 
 def explain(
     ctx: typer.Context, state: ServerState, decisions: Sequence[PruneDecision], *, advance: bool, to_stdout: bool
 ) -> None:
-    """Say what is to go, what is lost with it, and why the others stay: on stderr, or stdout where that is all."""
+    """Print which slots are dropped or advanced, what is lost, and why the other slots are kept."""
     candidates = [one for one in decisions if one.is_candidate]
     parts: list[object] = []
     for one in candidates:
@@ -37,10 +37,10 @@ def explain(
     if candidates and not advance:
         freed, keeper = assessment.freed_by_dropping([one.slot.slot_name for one in candidates], state.slots, state.wal)
         held = max((one.slot.retained_bytes or 0 for one in candidates), default=0)
-        kept = f"; slot {keeper} keeps the rest" if keeper is not None else ""
+        kept = f"; slot {keeper} retains the rest" if keeper is not None else ""
         if keeper is None and freed < held:
-            kept = f"; wal_keep_size ({format_size(state.wal.keep_bytes)}) keeps the rest"
-        parts.append(f"Freed altogether: about {format_size(freed)} of WAL, at the next checkpoint{kept}")
+            kept = f"; wal_keep_size ({format_size(state.wal.keep_bytes)}) retains the rest"
+        parts.append(f"Freed in total: about {format_size(freed)} of WAL at the next checkpoint{kept}")
     kept_slots = [one for one in decisions if one.blockers and one.blockers[0].rule != "not_selected"]
     if kept_slots:
         parts.append("Kept:" if candidates else "Nothing to prune. Kept:")
@@ -49,52 +49,50 @@ def explain(
             for one in kept_slots[:_SHOWN_KEPT]
         ]
         if len(kept_slots) > _SHOWN_KEPT:
-            lines.append(("  …", f"and {len(kept_slots) - _SHOWN_KEPT} more: --dry-run -o json has all"))
+            lines.append(("  …", f"and {len(kept_slots) - _SHOWN_KEPT} more: all with --dry-run -o json"))
         parts.append(facts(lines))
     if parts and not global_options(ctx).quiet:
         say(stacked(*parts), to_stdout=to_stdout, plain=global_options(ctx).no_color)
 
 
 def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
-    """Return what a person must know before a slot goes."""
+    """Return the facts to read before a slot is dropped or advanced."""
     slot, retention = one.slot, one.retention
     rows: list[tuple[str, object]] = [
         ("  what", f"{slot.plugin or 'physical'}, database {slot.database}, {slot.wal_status or 'no WAL'}"),
         ("  idle", one.idleness.text),
-        ("  last consumer", one.last_consumer or one.owner or "none was seen by earlier runs"),
+        ("  last consumer", one.last_consumer or one.owner or "unknown: not active in earlier samples"),
     ]
     if one.owner is not None:
-        rows.append(("  belongs to", f"{one.owner}: be sure that it is gone"))
-    held = "no WAL any more" if slot.retained_bytes is None else f"{format_size(slot.retained_bytes)} of WAL"
-    alone = "" if retention.shared_with is None else f" (alone it frees {format_size(retention.freed_bytes)}: "
-    alone += "" if retention.shared_with is None else f"{retention.shared_with} holds the rest as well)"
-    rows.append(("  holds", held + alone))
+        rows.append(("  belongs to", f"{one.owner}: make sure that it no longer needs the slot"))
+    held = "no WAL" if slot.retained_bytes is None else f"{format_size(slot.retained_bytes)} of WAL"
+    if retention.shared_with is not None:
+        held += (
+            f" (dropping it alone frees {format_size(retention.freed_bytes)}: {retention.shared_with} retains the rest)"
+        )
+    rows.append(("  retains", held))
     if retention.xid_age:
-        rows.append(("  keeps from VACUUM", f"{retention.xid_age:,} transactions"))
-    rows += [("  if it stays", f"{forecast.reason}; {_when(forecast.seconds)}") for forecast in retention.breaks[:1]]
-    rows.append(("  lost for ever", _lost(one)))
+        rows.append(("  holds back VACUUM", f"by {retention.xid_age:,} transactions"))
+    rows += [("  if kept", forecast.text) for forecast in retention.breaks[:1]]
+    rows.append(("  lost permanently", _lost(one)))
     if not advance:
-        # The comment stands by itself: broken by the terminal's width it would be no comment any more.
+        # The comment gets a line of its own: a line break within it would make its end part of the command.
         again, _, comment = one.recreate.partition("  # ")
-        rows += [("  to make it again", again), *([("", comment)] if comment else [])]
+        rows += [("  to create it again", again), *([("", comment)] if comment else [])]
         if slot.slot_type == "logical" and not slot.is_lost:
             instead = command("slot advance {} --to-current", slot.slot_name)
-            rows.append(("  instead", f"{instead} keeps it, not its backlog"))
+            rows.append(("  to keep it", f"{instead}, which discards its backlog"))
     return rows
-
-
-def _when(seconds: float) -> str:
-    return f"in about {format_duration(seconds)}" if seconds else "now"
 
 
 def _lost(one: PruneDecision) -> str:
     slot = one.slot
     if slot.is_lost:
-        return "nothing more: its changes are gone already"
+        return "nothing: its changes are already lost"
     if slot.slot_type != "logical":
-        return "its standby must be built anew, unless it has all it needs elsewhere"
+        return "its standby must be rebuilt, unless it gets its WAL from an archive"
     if slot.lag_bytes == 0:
-        return "nothing: everything was consumed"
+        return "nothing: all changes were consumed"
     size = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
     seconds = one.retention.lag_seconds
     oldest = "" if seconds is None else f", the oldest about {format_duration(seconds)} old"
@@ -102,7 +100,7 @@ def _lost(one: PruneDecision) -> str:
 
 
 def document(state: ServerState, decisions: Sequence[PruneDecision], plan: Plan) -> dict[str, Any]:
-    """Return everything for a review: the keys are a contract (docs/prune.md)."""
+    """Return the plan and the decisions for a review; docs/prune.md documents the keys."""
     candidates = [one for one in decisions if one.is_candidate]
     freed, keeper = assessment.freed_by_dropping([one.slot.slot_name for one in candidates], state.slots, state.wal)
     return {

@@ -1,4 +1,4 @@
-"""What ``slot lag``, ``slot check`` and ``slot prune`` share: one look at the slots, with what AWS knows beside it."""
+"""Read the server state for ``slot lag``, ``slot check`` and ``slot prune``, and report what could not be read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def read_rds_metrics(ctx: typer.Context, target: Target, free_bytes: int | None) -> RdsMetrics:
-    """Return what is known of the server from elsewhere; what could not be found out is said, and goes without.
+    """Return the metrics of RDS; report what could not be read.
 
     Args:
         ctx: the command's context.
         target: the database.
-        free_bytes: free storage, where somebody says it; that wins over CloudWatch.
+        free_bytes: the free storage from ``--free-space``, which takes precedence over CloudWatch.
     """
     from dataclasses import replace
 
@@ -37,7 +37,7 @@ def read_rds_metrics(ctx: typer.Context, target: Target, free_bytes: int | None)
 def read_server_state(
     ctx: typer.Context, conn: Connection, metrics: RdsMetrics, *, sampler: SlotSampler | None = None
 ) -> ServerState:
-    """Look at the slots once; clocks that cannot be trusted are said, once a run."""
+    """Return the state of the server and its slots; warn once a run if the clocks are not reliable."""
     from rdsrepl.retention import server_state
 
     state = server_state.read(

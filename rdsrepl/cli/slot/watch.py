@@ -1,4 +1,4 @@
-"""``rdsrepl slot watch``: the slots, live."""
+"""``rdsrepl slot watch``: show the slots live."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ _SHORTEST_SECONDS: Final = 0.5
 
 def watch(
     ctx: typer.Context,
-    interval: Annotated[float, duration_option("--interval", help="Look this often; at most twice a second.")] = 2.0,
-    window: Annotated[float, duration_option("--window", help="Take rates and forecasts over this long.")] = 60.0,
-    sort: Annotated[Sort, typer.Option("--sort", help="What to order by.")] = Sort.severity,
+    interval: Annotated[float, duration_option("--interval", help="Refresh every DURATION; at least 500ms.")] = 2.0,
+    window: Annotated[float, duration_option("--window", help="Compute rates and forecasts over this time.")] = 60.0,
+    sort: Annotated[Sort, typer.Option("--sort", help="Set the sort order.")] = Sort.severity,
     filter: Annotated[
         str,
         typer.Option(
             "--filter",
             metavar="TEXT",
-            help="Only slots with this text in name, plugin, database or holder.",
+            help="Show only slots with this text in name, plugin, database or holder.",
             show_default=False,
         ),
     ] = "",
     free_space: Annotated[
         int | None,
-        size_option("--free-space", help="The free storage as it is now, where CloudWatch does not say it."),
+        size_option("--free-space", help="Set the current free storage, if CloudWatch does not report it."),
     ] = None,
     limit_looks: Annotated[
-        int | None, typer.Option("--limit-looks", min=1, metavar="N", help="Stop after N looks.")
+        int | None, typer.Option("--limit-looks", min=1, metavar="N", help="Stop after N samples.")
     ] = None,
 ) -> None:
-    """Watch the slots live: what each holds back, how fast that grows, when something breaks; and the walsenders.
+    """Show the slots live: what each retains, how fast that grows, which failure follows when; and the walsenders.
 
-    A full screen on a terminal (? shows the keys), a line a slot and look in a pipe, an object a look with -o json.
-    Connection loss and failovers are waited out; Ctrl-C ends it.
+    The output is a full screen on a terminal (? shows the keys), one line for each slot and sample in a pipe, and one
+    object for each sample with -o json. After a connection loss or a failover it reconnects. Ctrl-C stops it.
 
     Example: rdsrepl slot watch --interval 5s
     """
@@ -61,7 +61,7 @@ def watch(
     if interval < _SHORTEST_SECONDS:
         raise BadValue(f"--interval {interval:g}s is too short", hint="give at least 500ms")
     if window <= 0:
-        raise BadValue("--window must be longer than nothing", hint="for example --window 1m")
+        raise BadValue("--window must be longer than 0s", hint="for example --window 1m")
     target = database_target(ctx)
     poller = SlotPoller(
         target,
@@ -81,7 +81,7 @@ def watch(
 
 
 class _Printer:
-    """Prints looks to stdout."""
+    """Prints snapshots to stdout."""
 
     def __init__(self, state: State, output: Format) -> None:
         self._state = state
