@@ -42,7 +42,7 @@ def directory() -> Path:
     for place in (_HERE / "docs", _HERE.parent / "docs"):
         if (place / "exit-codes.md").is_file():
             return place
-    raise NotFound("the help pages are not installed", hint="read the help of a command, for example: rdsrepl slot tail --help")
+    raise NotFound("the help pages are not installed", hint="read the help of the commands: rdsrepl --help")
 
 
 def names() -> list[str]:
