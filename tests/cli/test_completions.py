@@ -1,4 +1,4 @@
-"""The kept completion scripts are current, are valid shell, and complete what they should."""
+"""Shell completion: the checked-in scripts, the completed names, the cache, timeouts."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ FILES = {"bash": "rdsrepl.bash", "zsh": "_rdsrepl", "fish": "rdsrepl.fish"}
 
 
 def generated(rdsrepl: Program, shell: str) -> str:
-    """Return the script as the program prints it; for zsh fit for a directory of fpath."""
+    """Return the script that the program prints; for zsh, as a file of an fpath directory."""
     text = rdsrepl(env={"_RDSREPL_COMPLETE": f"source_{shell}"}).out.strip() + "\n"
-    # Out of fpath the file itself is called at the first completion, and must complete that one as well.
+    # zsh calls the file of an fpath directory for the first completion, which must work as well.
     return text + '_rdsrepl_completion "$@"\n' if shell == "zsh" else text
 
 
 @pytest.mark.parametrize("shell", FILES)
-def test_the_kept_script_is_current(rdsrepl: Program, shell: str) -> None:
+def test_the_checked_in_script_is_current(rdsrepl: Program, shell: str) -> None:
     script, kept = generated(rdsrepl, shell), KEPT / FILES[shell]
     if os.environ.get("RDSREPL_UPDATE"):
         kept.write_text(script)
-    assert kept.read_text() == script, "make docs rewrites it"
+    assert kept.read_text() == script, "run make docs to update it"
     if shell == "zsh":
         assert script.startswith("#compdef rdsrepl")
 
 
 @pytest.mark.parametrize("shell", FILES)
-def test_the_kept_script_is_valid(shell: str) -> None:
+def test_the_checked_in_script_is_valid(shell: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed; the script is compared all the same")
     done = subprocess.run([shell, "-n", str(KEPT / FILES[shell])], capture_output=True, text=True, check=False)
@@ -58,7 +58,7 @@ def test_the_kept_script_is_valid(shell: str) -> None:
 
 
 def complete(rdsrepl: Program, *words: str, env: dict[str, str] | None = None) -> list[str]:
-    """Call the program back as bash does."""
+    """Call the program as bash does."""
     variables = {
         "_RDSREPL_COMPLETE": "complete_bash",
         "COMP_WORDS": " ".join(("rdsrepl", *words)),
@@ -71,12 +71,12 @@ def complete(rdsrepl: Program, *words: str, env: dict[str, str] | None = None) -
 
 
 def quoted(word: str) -> str:
-    """As it stands on a line."""
+    """Return the line as the program gets it."""
     return f"'{word}'"
 
 
 def kept(rdsrepl: Program) -> Path:
-    """Where the program keeps names."""
+    """Return the cache directory."""
     return rdsrepl.home / ".cache" / "rdsrepl" / "names"
 
 
@@ -102,12 +102,12 @@ def test_targets_and_slots(rdsrepl: Program, db15: Database) -> None:
     assert complete(rdsrepl, "--target", "staging", "slot", "show", "done_") == []
 
 
-def test_no_server_no_words(rdsrepl: Program) -> None:
+def test_without_a_server_there_are_no_completions(rdsrepl: Program) -> None:
     for noun in ("slot", "publication", "role"):
         assert complete(rdsrepl, noun, "drop", "x", env={"PGHOST": "127.0.0.1", "PGPORT": "1"}) == []
 
 
-def test_a_name_found_a_moment_ago_costs_no_import(rdsrepl: Program, db15: Database, tmp_path: Path) -> None:
+def test_a_cached_name_needs_no_heavy_import(rdsrepl: Program, db15: Database, tmp_path: Path) -> None:
     db15.run("CREATE PUBLICATION shop", "CREATE PUBLICATION shoes")
     words = ("--dsn", quoted(db15.dsn), "publication", "show", "sho")
     for package in ("psycopg", "boto3", "yaml"):
@@ -120,7 +120,7 @@ def test_a_name_found_a_moment_ago_costs_no_import(rdsrepl: Program, db15: Datab
     assert complete(rdsrepl, *words[:-1], "shop", env=without) == ["shop"]
 
 
-def test_what_names_the_target_names_the_entry(rdsrepl: Program, make_database: Any, pg15: PostgresServer) -> None:
+def test_each_target_has_its_own_cache_entry(rdsrepl: Program, make_database: Any, pg15: PostgresServer) -> None:
     one, other = make_database(pg15), make_database(pg15)
     one.run("CREATE PUBLICATION of_one")
     other.run("CREATE PUBLICATION of_other")
@@ -149,7 +149,7 @@ def test_a_change_is_seen_at_once(rdsrepl: Program, db15: Database) -> None:
     assert complete(rdsrepl, *words) == []
 
 
-def test_physical_slots_are_no_streams(rdsrepl: Program, db15: Database) -> None:
+def test_physical_slots_are_not_completed_for_streaming(rdsrepl: Program, db15: Database) -> None:
     name = f"phys_{db15.name}"
     db15.run(f"SELECT pg_create_physical_replication_slot('{name}')")
     try:
@@ -159,14 +159,14 @@ def test_physical_slots_are_no_streams(rdsrepl: Program, db15: Database) -> None
         db15.run(f"SELECT pg_drop_replication_slot('{name}')")
 
 
-def test_roles_and_publications_where_an_option_takes_them(rdsrepl: Program, db15: Database) -> None:
+def test_roles_and_publications_are_completed(rdsrepl: Program, db15: Database) -> None:
     db15.run("CREATE PUBLICATION shop")
     assert complete(rdsrepl, "--dsn", quoted(db15.dsn), "slot", "tail", "x", "--publication", "s") == ["shop"]
     assert complete(rdsrepl, "--dsn", quoted(db15.dsn), "slot", "peek", "x", "--publication", "s") == ["shop"]
     assert "rdsadmin" in complete(rdsrepl, "--dsn", quoted(db15.dsn), "role", "grant", "rds")
 
 
-def test_a_name_that_a_shell_would_run_is_left_out(rdsrepl: Program, db15: Database) -> None:
+def test_a_name_that_a_shell_would_interpret_is_left_out(rdsrepl: Program, db15: Database) -> None:
     db15.run('CREATE PUBLICATION "p$(touch x)"', 'CREATE PUBLICATION "p q"', 'CREATE PUBLICATION "p*"')
     db15.run('CREATE PUBLICATION "p`x`"', 'CREATE PUBLICATION "=p"', "CREATE PUBLICATION pür_alle")
     words = ("--dsn", quoted(db15.dsn), "publication", "drop", "")
@@ -176,7 +176,7 @@ def test_a_name_that_a_shell_would_run_is_left_out(rdsrepl: Program, db15: Datab
     assert complete(rdsrepl, *words) == []
 
 
-def test_the_cache_is_for_its_owner_and_holds_no_secret(rdsrepl: Program, db15: Database) -> None:
+def test_the_cache_is_private_and_contains_no_secret(rdsrepl: Program, db15: Database) -> None:
     dsn = f"{db15.dsn} password=hunter2"
     db15.run("CREATE PUBLICATION shop")
     assert complete(rdsrepl, "--dsn", quoted(dsn), "publication", "show", "") == ["shop"]
@@ -184,7 +184,7 @@ def test_the_cache_is_for_its_owner_and_holds_no_secret(rdsrepl: Program, db15: 
     assert entry.stat().st_mode & 0o777 == 0o600 and entry.parent.stat().st_mode & 0o777 == 0o700
     assert json.loads(entry.read_text()).keys() == {"until", "names"}
     assert re.fullmatch(r"[0-9a-f]{32}\.json", entry.name)
-    # Another password, the same entry: it is not even in the hash.
+    # Another password leads to the same entry: it is not part of the key.
     assert complete(rdsrepl, "--dsn", quoted(f"{db15.dsn} password=other"), "publication", "show", "") == ["shop"]
     assert list(kept(rdsrepl).iterdir()) == [entry]
 
@@ -194,7 +194,7 @@ def test_the_cache_is_for_its_owner_and_holds_no_secret(rdsrepl: Program, db15: 
     ["", "{", "[]", "null", '{"until": "x", "names": []}', '{"until": 9e99, "names": ["old"]}', '{"names": ["old"]}',
      '{"until": 1, "names": ["old"]}', '{"until": NEXT, "names": [1]}', '{"until": NEXT, "names": 7}', "\x00\xff"],
 )  # fmt: skip
-def test_a_broken_entry_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_damaged_entry_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert completion_cache.write("key", ["name"], seconds=30, now=1000)
     (entry,) = completion_cache.directory().iterdir()
@@ -205,13 +205,13 @@ def test_a_broken_entry_is_asked_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def test_an_entry_holds_for_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_expires(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert completion_cache.read("key", now=1000) is None
     assert completion_cache.write("key", [], seconds=30, now=1000)
     assert completion_cache.read("key", now=1029) == [] and completion_cache.read("other", now=1029) is None
     assert completion_cache.read("key", now=1030) is None
-    assert completion_cache.read("key", now=600) is None, "a clock that was set back"
+    assert completion_cache.read("key", now=600) is None, "the clock was set back"
     assert completion_cache.write("key", ["a"], seconds=10**9, now=1000)
     assert completion_cache.read("key", now=1000 + completion_cache.MAX_SECONDS) is None
     completion_cache.clear()
@@ -219,7 +219,7 @@ def test_an_entry_holds_for_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
     completion_cache.clear()
 
 
-def test_old_entries_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_entries_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for number in range(100):
         completion_cache.write(str(number), ["a"], seconds=30, now=0)
@@ -229,7 +229,7 @@ def test_old_entries_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(list(completion_cache.directory().iterdir())) == 1
 
 
-def test_no_place_for_a_cache_is_no_harm(rdsrepl: Program, db15: Database, tmp_path: Path) -> None:
+def test_completion_works_without_a_cache_directory(rdsrepl: Program, db15: Database, tmp_path: Path) -> None:
     db15.run("CREATE PUBLICATION shop")
     (tmp_path / "file").touch()
     words = ("--dsn", quoted(db15.dsn), "publication", "show", "")
@@ -247,16 +247,16 @@ def test_no_place_for_a_cache_is_no_harm(rdsrepl: Program, db15: Database, tmp_p
         assert done.code == 0, done.err
 
 
-def test_a_server_that_does_not_answer_is_given_up(rdsrepl: Program) -> None:
+def test_a_server_that_does_not_respond_times_out(rdsrepl: Program) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = str(silent.getsockname()[1])
-        # libpq would wait for ten seconds here by default, and without an answer to the end of days.
+        # By default libpq would wait for ten seconds to connect, and without limit for an answer.
         assert complete(rdsrepl, "slot", "show", "", env={"PGHOST": "127.0.0.1", "PGPORT": port}) == []
-        # The failure is remembered for a moment.
+        # The failure is cached for a few seconds.
         assert len(list(kept(rdsrepl).iterdir())) == 1
 
 
-def test_whatever_hangs_is_left_behind() -> None:
+def test_a_question_that_hangs_times_out() -> None:
     never = threading.Event()
     assert completion._within(0.01, lambda: [str(never.wait())]) is None
     never.set()
@@ -278,22 +278,22 @@ def test_whatever_hangs_is_left_behind() -> None:
         ("-o", "nonsense", "-vv", "slot", "show", ""),
         ("slot", "tail", "x", "--limit", "many", "--publication", ""),
         ("slot", "tail", "x", "--nonsense", "--to", "kinesis:"),
-        ("--profile", "nobody", "stream", "show", ""),
+        ("--profile", "no-such-profile", "stream", "show", ""),
         ("nonsense", "mo"),
         ("--version", "slot", "nonsense", "x"),
     ],
 )
-def test_a_wrong_line_is_completed_by_nothing_in_silence(rdsrepl: Program, words: tuple[str, ...]) -> None:
+def test_a_wrong_line_has_no_completions_and_prints_no_error(rdsrepl: Program, words: tuple[str, ...]) -> None:
     nowhere = {"PGHOST": "127.0.0.1", "PGPORT": "1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_REGION": "eu-west-1"}
     assert complete(rdsrepl, *words, env=nowhere) == []
 
 
-def test_a_broken_config_file_is_not_mentioned(rdsrepl: Program) -> None:
+def test_a_broken_config_file_prints_no_error(rdsrepl: Program) -> None:
     for place in ("/dev/null/x", "/proc/self/mem", "/"):
         assert complete(rdsrepl, "slot", "show", "", env={"RDSREPL_CONFIG": place}) == []
 
 
-def test_profiles_come_from_the_files_of_boto3(rdsrepl: Program, tmp_path: Path) -> None:
+def test_profiles_are_read_from_the_files_of_boto3(rdsrepl: Program, tmp_path: Path) -> None:
     (tmp_path / "config").write_text("[default]\nregion=x\n[profile prod]\n[profile my team]\n[sso-session corp]\n")
     (tmp_path / "credentials").write_text("[staging]\naws_access_key_id = 50%\n")
     files = {"AWS_CONFIG_FILE": str(tmp_path / "config"), "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials")}
@@ -323,7 +323,7 @@ def test_names_from_aws(cloud: Cloud) -> None:
     assert "completed" in complete(program, "stream", "show", "comp")
     assert complete(program, "slot", "tail", "x", "--to", "kinesis:comp") == ["kinesis:completed"]
     assert complete(program, "slot", "tail", "x", "--to", "") == ["-", "kinesis:"]
-    # Once known, nothing is asked again; under another identity it is.
+    # A cached name is not requested again; with another account it is.
     cloud.faults(
         {"service": "rds", "operation": "DescribeDBClusters", "code": "InternalFailure", "status": 500, "times": None}
     )
@@ -336,7 +336,7 @@ def names(cloud: Cloud, noun: str, key: str | None = None) -> list[str]:
     return sorted(row[key or f"{noun}_id"] for row in rows)
 
 
-def test_a_cluster_on_the_line_leads_to_its_database(cloud: Cloud) -> None:
+def test_a_cluster_option_selects_its_database(cloud: Cloud) -> None:
     program = cloud.program
     cluster = complete(program, "cluster", "show", "")[0]
     variables = cloud("sandbox", "env", "-o", "json").json
@@ -344,7 +344,7 @@ def test_a_cluster_on_the_line_leads_to_its_database(cloud: Cloud) -> None:
     assert "rds_superuser" in complete(program, "--cluster", cluster, "role", "grant", "rds_s", env=login)
 
 
-# What bash makes of these lines, as ``declare -p COMP_WORDS`` in a completion function of bash 5.2 printed it.
+# COMP_WORDS for these lines, as ``declare -p COMP_WORDS`` printed it in a completion function of bash 5.2.
 @pytest.mark.parametrize(
     ("pieces", "wanted"),
     [
@@ -361,7 +361,7 @@ def test_a_cluster_on_the_line_leads_to_its_database(cloud: Cloud) -> None:
         ("slot tail x --to kinesis:", ["kinesis:bash-a", "kinesis:bash-b"]),
     ],
 )
-def test_what_bash_cut_is_put_together(cloud: Cloud, tmp_path: Path, pieces: str, wanted: list[str]) -> None:
+def test_words_that_bash_split_are_joined(cloud: Cloud, tmp_path: Path, pieces: str, wanted: list[str]) -> None:
     known = set(cloud("stream", "list", "-o", "json").json)
     for name in {"bash-a", "bash-b"} - known:
         cloud.client("kinesis").create_stream(StreamName=name, ShardCount=1)
@@ -379,7 +379,7 @@ def test_what_bash_cut_is_put_together(cloud: Cloud, tmp_path: Path, pieces: str
     assert [word for word in done.stdout.split() if word in wanted or word not in others] == wanted
 
 
-def test_words_behind_the_cursor_are_not_what_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_after_the_cursor_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_WORDS", "rdsrepl\nslot\nshow\n\n--target\nx")
     monkeypatch.setenv("COMP_CWORD", "3")
     assert completion._join_words() == ""
@@ -387,7 +387,7 @@ def test_words_behind_the_cursor_are_not_what_is_completed(monkeypatch: pytest.M
 
 
 def takers() -> Iterator[tuple[str, Any]]:
-    """Every parameter that takes the name of something there is, by command and name."""
+    """Yield every parameter that takes the name of an existing object, by command and name."""
     new = {"create", "up"}
     options = {"--target", "--cluster", "--instance", "--profile", "--publication", "--param-group", "--slot"}
     options |= {"--copy-from", "--replica-of", "--in-cluster"}
@@ -404,8 +404,8 @@ def takers() -> Iterator[tuple[str, Any]]:
     yield from walk([], typer.main.get_command(app))
 
 
-def test_a_name_is_completed_wherever_one_is_taken() -> None:
-    # A policy is for what need not exist yet.
+def test_every_parameter_that_takes_a_name_is_completed() -> None:
+    # The objects of a policy do not have to exist yet.
     lacking = [
         words
         for words, parameter in takers()

@@ -1,4 +1,4 @@
-"""Where: the config file, the environment, their precedence; secrets masked; connection errors with remedies."""
+"""The config file, the environment, their precedence, masked secrets, and connection errors with remedies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The config file of this test's process."""
+    """The path of the config file for this test."""
     path = tmp_path / "config.yaml"
     monkeypatch.setenv("RDSREPL_CONFIG", str(path))
     return path
@@ -92,7 +92,7 @@ def test_use_add_and_remove_keep_the_rest(file: Path) -> None:
         config.use("nope")
 
 
-def test_a_new_file_is_for_its_owner(file: Path) -> None:
+def test_a_new_file_is_private(file: Path) -> None:
     config.add_target("a", {"host": "h", "password": "p"})
     assert file.stat().st_mode & 0o777 == 0o600
 
@@ -113,7 +113,7 @@ def test_commands(rdsrepl: Program) -> None:
 
 
 def test_precedence(rdsrepl: Program, db15: Database) -> None:
-    """--dsn, then --target, then the current target, then PG*; pg_service.conf and .pgpass as libpq has them."""
+    """--dsn overrides --target, which overrides the current target, which overrides PG* and pg_service.conf."""
     bad = {"PGHOST": "127.0.0.1", "PGPORT": "1", "PGUSER": "u", "PGDATABASE": "d"}
     keywords = db15.server.keywords(dbname=db15.name)
     good = {f"PG{ {'dbname': 'database'}.get(key, key).upper() }": value for key, value in keywords.items()}
@@ -158,7 +158,7 @@ def test_precedence(rdsrepl: Program, db15: Database) -> None:
         ("x.abc.rds.cn-north-1.rds.amazonaws.com.cn", "verify-full"),
     ],
 )
-def test_tls_is_safe_unless_somebody_chose(host: str, mode: str | None) -> None:
+def test_tls_is_required_unless_sslmode_is_set(host: str, mode: str | None) -> None:
     assert safe_sslmode(host) == mode
 
 

@@ -1,4 +1,4 @@
-"""The demo: the whole path, driven by the program's own commands alone, on a fresh sandbox."""
+"""The demo runs the whole path on a new sandbox, with rdsrepl commands only."""
 
 from __future__ import annotations
 

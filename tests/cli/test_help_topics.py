@@ -1,4 +1,4 @@
-"""``rdsrepl help``: every page is a topic, in a wheel too, and what is not there is answered with what comes near."""
+"""``rdsrepl help``: every page is a topic, also from a wheel; an unknown topic gets a suggestion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md") if path.stem != "reference")
 
 
-def test_every_page_is_a_topic_with_a_line_of_its_own(rdsrepl: Program) -> None:
+def test_every_page_is_a_topic_with_a_title(rdsrepl: Program) -> None:
     rows = rdsrepl("-o", "json", "help").json
     assert [row["topic"] for row in rows] == PAGES
     assert all(row["title"] and "`" not in row["title"] for row in rows)
@@ -35,23 +35,23 @@ def test_every_page_is_a_topic_with_a_line_of_its_own(rdsrepl: Program) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_in_a_pipe_is_its_markdown(rdsrepl: Program, page: str) -> None:
+def test_a_page_is_printed_as_markdown_into_a_pipe(rdsrepl: Program, page: str) -> None:
     assert rdsrepl("help", page).out == (ROOT / "docs" / f"{page}.md").read_text()
     found = rdsrepl("help", page, "-o", "json").json
     assert found == {"topic": page, "title": found["title"], "text": (ROOT / "docs" / f"{page}.md").read_text()}
 
 
 @pytest.mark.parametrize("words", [("exit-codes",), ("exit", "codes"), ("Exit_Codes",), ("exit-codes.md",)])
-def test_a_topic_is_found_however_it_is_written(rdsrepl: Program, words: tuple[str, ...]) -> None:
+def test_a_topic_may_be_written_in_several_ways(rdsrepl: Program, words: tuple[str, ...]) -> None:
     result = rdsrepl("help", *words)
     assert result.code == 0 and result.out.startswith("# Exit codes\n")
 
 
 @pytest.mark.parametrize("words", [("slot", "tail"), ("slot",), ("param-group", "create"), ("psql",)])
-def test_the_words_of_a_command_print_its_help(rdsrepl: Program, words: tuple[str, ...]) -> None:
+def test_a_command_prints_its_help(rdsrepl: Program, words: tuple[str, ...]) -> None:
     asked, own = rdsrepl("help", *words), rdsrepl(*words, "--help")
     assert (asked.code, asked.err) == (0, "")
-    # But for the name of the program, which runs inside the tests here.
+    # Except for the name of the program, which the tests call by another name.
     one, other = (re.sub(r"Usage: [\w.-]+ ", "", " ".join(out.split())) for out in (asked.out, own.out))
     assert one == other
     document = rdsrepl("help", *words, "-o", "json").json
@@ -71,9 +71,7 @@ def test_the_words_of_a_command_print_its_help(rdsrepl: Program, words: tuple[st
         (("../README",), ""),
     ],
 )
-def test_what_is_not_there_is_answered_with_what_comes_near(
-    rdsrepl: Program, words: tuple[str, ...], hint: str
-) -> None:
+def test_an_unknown_topic_gets_a_suggestion(rdsrepl: Program, words: tuple[str, ...], hint: str) -> None:
     result = rdsrepl("help", *words, "-o", "json")
     assert result.code == 3 and result.out == ""
     assert result.error["error"] == "not_found" and hint in result.error["hint"]
@@ -86,7 +84,7 @@ def test_topics_complete(rdsrepl: Program) -> None:
     assert complete(rdsrepl, "help", "nonsense", "x") == []
 
 
-def test_links_lead_somewhere_on_a_terminal() -> None:
+def test_links_become_commands_on_a_terminal() -> None:
     text = (
         "See [roles](roles.md#x), [below](#y), [AWS](https://aws.amazon.com/x), ![picture](p.png), [rb](runbooks/a.md)."
     )
@@ -96,7 +94,7 @@ def test_links_lead_somewhere_on_a_terminal() -> None:
     )
 
 
-def test_a_long_page_goes_through_the_pager(rdsrepl: Program, tmp_path: Path) -> None:
+def test_a_long_page_is_shown_in_the_pager(rdsrepl: Program, tmp_path: Path) -> None:
     pager = tmp_path / "pager"
     pager.write_text(f"#!/bin/sh\nprintf 'paged %s\\n' \"$*\"\ncat > {tmp_path}/text\n")
     pager.chmod(0o755)
@@ -122,12 +120,12 @@ def test_less_keeps_the_colours(rdsrepl: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pager", ["", "cat", "/nowhere/pager", "  ", "less '"])
-def test_no_pager_is_no_obstacle(rdsrepl: Program, pager: str) -> None:
+def test_a_page_is_printed_without_a_pager(rdsrepl: Program, pager: str) -> None:
     code, shown = run_on_terminal(rdsrepl, "help", "exit-codes", rows=5, PAGER=pager)
     assert code == 0 and "Running a command again" in shown
 
 
-def test_a_wheel_carries_the_pages(tmp_path: Path) -> None:
+def test_a_wheel_contains_the_pages(tmp_path: Path) -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         included = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert included["docs"] == "rdsrepl/docs"
@@ -142,7 +140,7 @@ def test_a_wheel_carries_the_pages(tmp_path: Path) -> None:
     assert done.stdout.split() == [str(tmp_path / "rdsrepl" / "docs"), *PAGES]
 
 
-def test_help_starts_as_fast_as_before() -> None:
+def test_help_imports_no_renderer_at_start() -> None:
     program = "import sys, rdsrepl.cli.main; print([m for m in ('rich', 'markdown_it') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Every command that an error's hint, a remedy or a note names exists, with the options and arguments it is given."""
+"""Every command in a hint, remedy or note exists, and accepts the options and arguments given there."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tests import ROOT
 
 SOURCE = ROOT / "rdsrepl"
 ROOT: Any = typer.main.get_command(app)
-# What stands where an f-string puts a value in.
+# The placeholder for a value in an f-string.
 HOLE = "\ufffc"
-# Where a command ends in a sentence; a hole or an ellipsis is a word of it.
+# The end of a command in a sentence; a placeholder or an ellipsis is part of the command.
 _COMMAND = re.compile(rf"\brdsrepl((?:[ ]+(?:'[^']*'|[\w\-./:=…{HOLE}\[\]|]+))+)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
-# Words that follow a noun in a sentence: the sandbox's endpoint, a sandbox command.
+# Words that may follow a noun in a sentence, such as "a sandbox command".
 _PROSE = {"command", "endpoint"}
-# Other programs' commands, up to the end of what is said of them.
+# The commands of other programs, up to the end of the sentence.
 _FOREIGN = re.compile(r"\b(?:aws|pip|curl|apt-get|psql) [^;()]*")
 
 
 @dataclass(frozen=True)
-class Said:
+class SourceText:
     """A piece of text in the source."""
 
     where: str
@@ -51,7 +51,7 @@ def _text(node: ast.AST) -> str:
 
 
 def _pieces(node: ast.AST) -> Iterator[tuple[int, str]]:
-    """The texts an expression can come to: each side of a condition, not the pieces of an f-string."""
+    """Yield the possible texts of an expression: each side of a condition, not the pieces of an f-string."""
     if isinstance(node, ast.Call) and _text(node) != HOLE:
         yield node.lineno, _text(node)
         return
@@ -62,22 +62,22 @@ def _pieces(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield from _pieces(child)
 
 
-def _read() -> tuple[list[Said], list[Said], list[Said]]:
-    """All hints and remedies; all other texts; all docstrings."""
-    hints: list[Said] = []
-    texts: list[Said] = []
-    docstrings: list[Said] = []
+def _read() -> tuple[list[SourceText], list[SourceText], list[SourceText]]:
+    """Return all hints and remedies, all other texts, and all docstrings."""
+    hints: list[SourceText] = []
+    texts: list[SourceText] = []
+    docstrings: list[SourceText] = []
     for path in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         name = str(path.relative_to(SOURCE))
         for node in ast.walk(tree):
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                docstrings.append(Said(f"{name}:{node.lineno}", _text(node.value)))
+                docstrings.append(SourceText(f"{name}:{node.lineno}", _text(node.value)))
                 node.value.value = None
-        texts += [Said(f"{name}:{line}", text) for line, text in _pieces(tree)]
+        texts += [SourceText(f"{name}:{line}", text) for line, text in _pieces(tree)]
         for node in ast.walk(tree):
             if isinstance(node, ast.keyword) and node.arg in ("hint", "remedy"):
-                hints += [Said(f"{name}:{line}", text) for line, text in _pieces(node.value)]
+                hints += [SourceText(f"{name}:{line}", text) for line, text in _pieces(node.value)]
     return hints, texts, docstrings
 
 
@@ -85,7 +85,7 @@ HINTS, TEXTS, DOCSTRINGS = _read()
 
 
 def _wrong(text: str, *, prose: bool = False, complete: bool = True) -> list[str]:
-    """What of the commands in a text does not hold.
+    """Return the errors in the commands of a text.
 
     Args:
         prose: the program's name may also begin a sentence about it.
@@ -99,7 +99,7 @@ def _wrong(text: str, *, prose: bool = False, complete: bool = True) -> list[str
 
 
 def _fault(words: list[str], *, prose: bool, complete: bool) -> str | None:
-    if "--" in words:  # what follows is another program's
+    if "--" in words:  # the arguments of another program follow
         words = words[: words.index("--")]
     nodes: list[Any] = [ROOT]
     while words and all(hasattr(node, "commands") for node in nodes):
@@ -149,21 +149,21 @@ def _unfit(command: Any, words: list[str], options: list[str], *, complete: bool
 
 
 def test_commands_in_hints_exist_and_are_complete() -> None:
-    assert len(HINTS) > 150, "hints are no longer found"
-    assert [f"{said.where}: {wrong}" for said in HINTS for wrong in _wrong(said.text)] == []
+    assert len(HINTS) > 150, "the test no longer collects the hints"
+    assert [f"{one.where}: {wrong}" for one in HINTS for wrong in _wrong(one.text)] == []
 
 
 def test_commands_in_any_text_exist() -> None:
-    # Where a text is nothing but a command's first words, the rest is put to it elsewhere.
+    # A text that is only the beginning of a command is completed elsewhere.
     found = [
-        f"{said.where}: {wrong}"
-        for said in TEXTS
-        for wrong in _wrong(said.text, prose=True, complete=_COMMAND.fullmatch(said.text) is None)
+        f"{one.where}: {wrong}"
+        for one in TEXTS
+        for wrong in _wrong(one.text, prose=True, complete=_COMMAND.fullmatch(one.text) is None)
     ]
     found += [
-        f"{said.where}: {wrong}"
-        for said in DOCSTRINGS
-        for wrong in _wrong(said.text.replace("``", "`"), prose=True, complete=False)
+        f"{one.where}: {wrong}"
+        for one in DOCSTRINGS
+        for wrong in _wrong(one.text.replace("``", "`"), prose=True, complete=False)
     ]
     assert found == []
 
@@ -178,9 +178,9 @@ def test_options_in_hints_exist() -> None:
 
     walk(ROOT)
     missing = [
-        f"{said.where}: {option}"
-        for said in HINTS
-        for option in _OPTION.findall(_FOREIGN.sub("", said.text))
+        f"{one.where}: {option}"
+        for one in HINTS
+        for option in _OPTION.findall(_FOREIGN.sub("", one.text))
         if option not in known | {"--help"}
     ]
     assert missing == []
@@ -203,11 +203,11 @@ def test_options_in_hints_exist() -> None:
         ("rdsrepl -t prod slot list", []),
     ],
 )
-def test_this_test_can_fail(text: str, wrong: list[str]) -> None:
+def test_wrong_commands_are_found(text: str, wrong: list[str]) -> None:
     assert _wrong(text) == wrong
 
 
-def test_no_command_is_composed_by_hand() -> None:
+def test_commands_with_values_come_from_the_quoting_function() -> None:
     """A command with a value in it comes from ``command``, which quotes the value and refuses control characters."""
     found = []
     for path in sorted(SOURCE.rglob("*.py")):
@@ -224,7 +224,7 @@ def test_no_command_is_composed_by_hand() -> None:
     assert sorted(set(found) - _BY_HAND) == []
 
 
-# Names of our own pages and commands, and sentences.
+# Names of pages and commands of rdsrepl, and sentences.
 _BY_HAND = {
     f"__main__.py: rdsrepl {HOLE}",
     f"cli/demo.py: rdsrepl {HOLE}",

@@ -1,4 +1,4 @@
-"""The command line's frame: start-up, shared options, errors, exit codes, the house's architecture."""
+"""The root of the command line: start-up, global options, errors, exit codes, the architecture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEAVY = ("boto3", "botocore", "psycopg", "yaml")
 
 
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["slot", "--help"], ["slot", "tail", "--help"]])
-def test_start_up_imports_nothing_heavy(words: list[str]) -> None:
+def test_start_up_imports_no_heavy_module(words: list[str]) -> None:
     script = (
         "import sys\nfrom rdsrepl.cli.main import app\n"
         "assert 'rich' not in sys.modules\n"
@@ -45,13 +45,13 @@ def test_completion_installs(rdsrepl: Program) -> None:
     assert any("rdsrepl" in path.read_text() for path in rdsrepl.home.rglob("*") if path.is_file())
 
 
-def test_arrows_point_down() -> None:
+def test_imports_follow_the_layers() -> None:
     script = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([str(script)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_shared_options_stand_before_the_noun_and_after_the_verb(rdsrepl: Program, db15: Database) -> None:
+def test_global_options_are_accepted_before_the_noun_and_after_the_verb(rdsrepl: Program, db15: Database) -> None:
     bad = "host=127.0.0.1 port=1 dbname=x user=y"
     for words in (
         ("--dsn", db15.dsn, "-o", "json", "slot", "list"),
@@ -65,7 +65,7 @@ def test_shared_options_stand_before_the_noun_and_after_the_verb(rdsrepl: Progra
     assert twice.code == 2 and "given twice" in twice.err
 
 
-def test_the_environment_twins_give_way_to_words(rdsrepl: Program, db15: Database) -> None:
+def test_the_command_line_overrides_the_environment(rdsrepl: Program, db15: Database) -> None:
     env = {"RDSREPL_DSN": "host=127.0.0.1 port=1 dbname=x user=y", "RDSREPL_OUTPUT": "json"}
     refused = rdsrepl("slot", "list", env=env)
     assert (refused.code, refused.error["error"]) == (5, "unreachable")
@@ -73,7 +73,7 @@ def test_the_environment_twins_give_way_to_words(rdsrepl: Program, db15: Databas
     assert rdsrepl("slot", "list", "--dsn", db15.dsn, env=env).json is not None
 
 
-def test_errors_are_one_line_a_hint_and_a_code(rdsrepl: Program, db15: Database) -> None:
+def test_an_error_is_one_line_a_hint_and_an_exit_code(rdsrepl: Program, db15: Database) -> None:
     plain = rdsrepl("slot", "show", "nope", dsn=db15.dsn)
     assert (plain.code, plain.out) == (3, "")
     assert [line.split(":")[0] for line in plain.err.splitlines()] == ["error", "hint"]
@@ -91,7 +91,7 @@ def tree(kind: type[errors.Error]) -> set[type[errors.Error]]:
     return {kind}.union(*(tree(child) for child in kind.__subclasses__() if child.__module__ == "rdsrepl.errors"))
 
 
-def test_the_error_tree_is_drawn_and_documented() -> None:
+def test_the_error_tree_is_documented() -> None:
     drawn = inspect.getdoc(errors) or ""
     page = (ROOT / "docs" / "exit-codes.md").read_text()
     for kind in tree(errors.Error):
@@ -111,8 +111,8 @@ def test_a_document_is_plain_data() -> None:
     assert document(values) == ["0/1", "2026-01-31T00:00:00+00:00", 1, [1, None, True], {"a": "0/2"}]
 
 
-def test_a_plan_that_stops_half_way_says_so(rdsrepl: Program, db15: Database) -> None:
-    """The second step fails: 6, with what was done and what was not."""
+def test_a_plan_that_fails_in_part_reports_it(rdsrepl: Program, db15: Database) -> None:
+    """The second step fails: exit code 6, with the steps that were and were not applied."""
     from psycopg import sql
 
     from rdsrepl import apply
@@ -132,7 +132,7 @@ def test_a_plan_that_stops_half_way_says_so(rdsrepl: Program, db15: Database) ->
     assert db15.value("SELECT to_regclass('b') IS NULL")
 
 
-def test_a_reader_of_a_document_may_go_away(rdsrepl: Program) -> None:
+def test_the_reader_of_stdout_may_close_it(rdsrepl: Program) -> None:
     process = rdsrepl.start("config", "show", "-o", "json", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()

@@ -1,4 +1,4 @@
-"""What is typed decides which server a command works on, and every plan says which one it is."""
+"""The command line decides which server a command works on, and every plan names that server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def keywords_of(database: Database) -> str:
     return "".join(f"    {k}: {v}\n" for k, v in database.server.keywords(dbname=database.name).items())
 
 
-def test_a_typed_target_wins_over_the_environment(rdsrepl: Program, db15: Database) -> None:
+def test_a_target_option_overrides_the_environment(rdsrepl: Program, db15: Database) -> None:
     write_config(rdsrepl, f"targets:\n  here:\n{keywords_of(db15)}")
     db15.run("SELECT pg_create_logical_replication_slot('named', 'pgoutput')")
     words = ("-t", "here", "slot", "drop", "named", "--dry-run", "-o", "json")
@@ -47,14 +47,14 @@ def test_plans_and_questions_name_the_server(rdsrepl: Program, db15: Database) -
     assert dropped.code == 0 and f"On {place}" in dropped.err
 
 
-def test_dbname_and_user_replace_the_dsns_own(rdsrepl: Program, db15: Database) -> None:
+def test_dbname_and_user_override_those_of_the_dsn(rdsrepl: Program, db15: Database) -> None:
     role = f"r_{db15.name}"
     db15.run(f"CREATE ROLE {role} LOGIN PASSWORD 'of-the-role'")
     try:
-        wrong = db15.server.dsn(user="nobody", dbname="nowhere") + " password=of-nobody"
+        wrong = db15.server.dsn(user="no_such_role", dbname="nowhere") + " password=of-no-role"
         for words in (("-d", db15.name, "-U", role), ("--dbname", db15.name, "--user", role)):
             assert rdsrepl("slot", "list", *words, dsn=wrong, env={"PGPASSWORD": "of-the-role"}).code == 0
-            # The password in the dsn is that of the role it names; it is not tried for another one.
+            # The password in the dsn belongs to the role it names; it is not used for another role.
             assert rdsrepl("slot", "list", *words, dsn=wrong).code == 5
         shown = rdsrepl("slot", "create", "s", "--dry-run", "-o", "json", "-d", db15.name, dsn=db15.server.dsn())
         assert shown.json["server"]["dbname"] == db15.name
@@ -62,7 +62,7 @@ def test_dbname_and_user_replace_the_dsns_own(rdsrepl: Program, db15: Database) 
         db15.run(f"DROP ROLE {role}")
 
 
-def test_two_typed_selectors_that_name_different_servers_are_refused(rdsrepl: Program) -> None:
+def test_options_that_name_different_servers_are_refused(rdsrepl: Program) -> None:
     write_config(rdsrepl, "targets:\n  a:\n    host: a\n  b:\n    host: b\n  account:\n    profile: prod\n")
     for words in (
         ("-t", "a", "slot", "list", "-t", "b"),
@@ -78,7 +78,7 @@ def test_two_typed_selectors_that_name_different_servers_are_refused(rdsrepl: Pr
     assert secret.code == 2 and "hidden" not in secret.err
 
 
-def test_a_cluster_decides_alone(cloud: Cloud) -> None:
+def test_a_cluster_option_selects_the_server(cloud: Cloud) -> None:
     endpoint = cloud.client("rds").describe_db_clusters(DBClusterIdentifier="sandbox")["DBClusters"][0]
     login = cloud("sandbox", "env", "-o", "json").json
     elsewhere = {**login, "PGHOST": "127.0.0.1", "PGPORT": "1"}
@@ -102,7 +102,9 @@ def test_a_cluster_decides_alone(cloud: Cloud) -> None:
     assert calls.out.startswith("On AWS region "), calls.out + calls.err
 
 
-def test_a_typed_targets_identity_wins_over_the_environment(rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_account_of_a_target_option_overrides_the_environment(
+    rdsrepl: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_config(rdsrepl, "targets:\n  a:\n    profile: own\n    host: a\n  b:\n    host: b\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(rdsrepl.home / "config"))
     environment = Aws(profile="env", region="eu-west-1")

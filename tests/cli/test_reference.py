@@ -1,4 +1,4 @@
-"""The command reference is generated from the command line itself, and every command explains itself."""
+"""The command reference is generated from the command line, and every command has a help text and an example."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEPT = ROOT / "docs" / "reference.md"
 
 
 def commands() -> Iterator[tuple[str, Any]]:
-    """Every command that does something, by its words."""
+    """Return every command, by its words."""
 
     def walk(words: str, command: Any) -> Iterator[tuple[str, Any]]:
         children = getattr(command, "commands", None)
@@ -40,11 +40,11 @@ def test_the_reference_is_current() -> None:
     text = made.stdout.strip() + "\n"
     if os.environ.get("RDSREPL_UPDATE"):
         KEPT.write_text(text)
-    assert KEPT.read_text() == text, "make docs rewrites it"
+    assert KEPT.read_text() == text, "run make docs to update it"
 
 
 @pytest.mark.parametrize("words", ALL)
-def test_every_command_explains_itself(words: str) -> None:
+def test_every_command_has_help_and_an_example(words: str) -> None:
     command = ALL[words]
     assert command.help, f"{words} has no help"
     assert "Example:" in command.help and words in command.help, f"{words} has no example"
@@ -53,6 +53,6 @@ def test_every_command_explains_itself(words: str) -> None:
 
 
 @pytest.mark.parametrize("words", ALL)
-def test_every_command_takes_the_shared_options(words: str) -> None:
+def test_every_command_takes_the_global_options(words: str) -> None:
     options = {option for parameter in ALL[words].params for option in getattr(parameter, "opts", ())}
     assert {"--target", "--dsn", "--output", "--verbose", "--quiet", "--no-color"} <= options

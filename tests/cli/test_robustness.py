@@ -1,4 +1,4 @@
-"""What is damaged, stopped, silent or endless around the program: it says so, and neither waits nor breaks for it."""
+"""Damaged files, stopped processes, silent clients, endless input: the program reports them and goes on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SLOT = SlotObservation("orders", True, Lsn(100), Lsn(200), 7, "psql on 10.0.0.1"
 
 
 def damaged(line: str) -> list[bytes]:
-    """Return what a line of the history may become."""
+    """Return damaged versions of a line of the history."""
     row = json.loads(line)
     columns: list[Any] = row["slots"][0]
 
@@ -117,7 +117,7 @@ def damaged(line: str) -> list[bytes]:
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A state directory of this test's own, for calls in this process."""
+    """A state directory for this test, for calls in this process."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path / "state"))
     return tmp_path / "state"
 
@@ -129,7 +129,7 @@ def history_file(directory: Path) -> Path:
 
 @contextmanager
 def stopped_holder(path: Path) -> Iterator[int]:
-    """Have a process that is stopped hold the lock of a file."""
+    """Lock a file from a process that is stopped."""
     script = (
         "import fcntl, os, signal, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True)"
     )
@@ -144,7 +144,7 @@ def stopped_holder(path: Path) -> Iterator[int]:
             process.kill()
 
 
-def test_a_damaged_line_costs_itself_only(state: Path) -> None:
+def test_only_the_damaged_line_is_lost(state: Path) -> None:
     assert slot_history.record("s", look(0, SLOT)) and slot_history.record("s", look(1, SLOT))
     path = history_file(state)
     first, second = path.read_bytes().splitlines(keepends=True)
@@ -153,11 +153,11 @@ def test_a_damaged_line_costs_itself_only(state: Path) -> None:
         path.write_bytes(first + line + b"\n" + second)
         assert slot_history.history("s") == (look(0, SLOT), look(1, SLOT)), line[:200]
     path.write_bytes(b"\n".join([first, *kinds, second]) + kinds[0])
-    assert slot_history.record("s", look(2)), "the line before was cut short"
+    assert slot_history.record("s", look(2)), "the previous line was cut short"
     assert slot_history.history("s") == (look(0, SLOT), look(1, SLOT), look(2))
 
 
-def test_no_slot_command_breaks_over_its_state_files(rdsrepl: Program, db18: Database) -> None:
+def test_no_slot_command_fails_because_of_its_state_files(rdsrepl: Program, db18: Database) -> None:
     db18.run(f"SELECT pg_create_logical_replication_slot('{db18.name}', 'pgoutput')")
     commands = (
         ("slot", "check"),
@@ -179,7 +179,7 @@ def test_no_slot_command_breaks_over_its_state_files(rdsrepl: Program, db18: Dat
     with path.open("ab") as file:
         file.truncate(1 << 30)  # a sparse gigabyte of NUL bytes
     outcomes()
-    assert path.stat().st_size < 3 << 20, "the next look leaves out what is too much"
+    assert path.stat().st_size < 3 << 20, "the next sample shortens the file"
     with stopped_holder(path):
         outcomes(("slot", "check"))
     path.unlink()
@@ -193,7 +193,7 @@ def test_no_slot_command_breaks_over_its_state_files(rdsrepl: Program, db18: Dat
     outcomes()
 
 
-def test_a_history_that_others_could_have_written_proves_nothing(state: Path) -> None:
+def test_a_history_that_other_users_can_write_is_not_used(state: Path) -> None:
     assert slot_history.record("s", look(0, SLOT))
     path = history_file(state)
     path.chmod(0o666)
@@ -205,8 +205,8 @@ def test_a_history_that_others_could_have_written_proves_nothing(state: Path) ->
         assert slot_history.history("s") == ()
 
 
-def test_a_history_is_thinned_out_in_one_step_while_others_wait(state: Path) -> None:
-    """The file that takes its place is whole, and whoever waited for the old one's lock writes into the new one."""
+def test_a_history_is_replaced_atomically_while_other_processes_wait(state: Path) -> None:
+    """The new file is complete, and a process that waited for the lock of the old file writes to the new one."""
     path = state / "many.jsonl"
     for number in range(50):
         json_lines.append(path, {"n": number})
@@ -229,9 +229,9 @@ def test_a_history_is_thinned_out_in_one_step_while_others_wait(state: Path) -> 
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_audit_trail_says_why_it_cannot_be_written(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_audit_trail_reports_why_it_could_not_be_written(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_lines.append, "__kwdefaults__", {**json_lines.append.__kwdefaults__, "lock_seconds": 0.1})
-    audit.append({"n": 1, "client": "caf\udce9"})  # a name that is no UTF-8
+    audit.append({"n": 1, "client": "caf\udce9"})  # a name that is not UTF-8
     with stopped_holder(audit.audit_file()) as pid, pytest.raises(errors.Refused, match="has held its lock") as refused:
         audit.append({"n": 2})
     assert f"(pid {pid})" in refused.value.message and "kill -CONT" in str(refused.value.hint)
@@ -244,8 +244,8 @@ def test_the_audit_trail_says_why_it_cannot_be_written(state: Path, monkeypatch:
         (audit.audit_file().rmdir if audit.audit_file().is_dir() else audit.audit_file().unlink)()
 
 
-def test_a_full_disk_and_a_file_system_that_is_read_only(state: Path) -> None:
-    """Neither leaves a piece of a line; the history is not lost when it cannot be thinned out."""
+def test_a_full_disk_and_a_read_only_file_system(state: Path) -> None:
+    """Neither leaves part of a line; the history is kept when it cannot be shortened."""
     script = """
 import os, resource, sys
 from pathlib import Path
@@ -265,7 +265,7 @@ assert path.stat().st_size == size and [entry.name for entry in path.parent.iter
         [sys.executable, "-c", script, str(state / "f.jsonl")], capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines() == ["No space left on device"] * 2
-    # Not by the directory's mode, which says nothing to root.
+    # Not by the mode of the directory, which does not apply to root.
     with pytest.raises(OSError, match=r"denied|Read-only|Operation not permitted|No such file"):
         json_lines.append(Path("/proc/sys/x.jsonl"), {})
 
@@ -310,16 +310,16 @@ def test_a_damaged_line_of_a_journal_repeats_no_step(state: Path) -> None:
     assert (dict(whole.completed), whole.stopped_at, whole.unknown) == ({"a": "done", "b": "done"}, "c", True)
     assert whole.variables == {"v": "1\u2028\x85\x1c2"}
     for garbage in (b"", b"{}", b"7", b'{"event":[]}', b'{"event":"step_end","step":[]}', DEEP.encode(), b"\xff"):
-        for number in (1, 2, 3, 4):  # that a step began or ended: what came after it says as much
+        for number in (1, 2, 3, 4):  # the start or end of a step: the following line proves it as well
             found = past(without=(number,), garbage=garbage)
             assert set(found.completed) == {"a", "b"} and (found.stopped_at, found.unknown) == ("c", True)
-    last = past(without=(5,))  # whether the third was begun
+    last = past(without=(5,))  # whether the third step was started
     assert set(last.completed) == {"a", "b"} and last.stopped_at is None and last.unknown
     assert past(without=(4,), events=5).unknown
     journal_of(state, without=(0,))
     with pytest.raises(errors.Refused, match="is damaged"):
         journal.last_run("book", {})
-    journal_of(state, without=(0,), events=1)  # a kill in the first line: nothing was begun
+    journal_of(state, without=(0,), events=1)  # killed in the first line: no step was started
     assert journal.last_run("book", {}) is None
     (path,) = journal.directory().iterdir()
     path.unlink()
@@ -327,10 +327,10 @@ def test_a_damaged_line_of_a_journal_repeats_no_step(state: Path) -> None:
     assert journal.last_run("book", {}) is None
 
 
-# The metrics' port.
+# The port of the metrics.
 
 
-def test_silent_slow_and_huge_clients_hold_up_neither_metrics_nor_the_end(rdsrepl: Program, db18: Database) -> None:
+def test_silent_slow_and_large_clients_do_not_block_metrics_or_exit(rdsrepl: Program, db18: Database) -> None:
     db18.run("CREATE PUBLICATION p FOR ALL TABLES")
     db18.run(f"SELECT pg_create_logical_replication_slot('{db18.name}', 'pgoutput')")
     line = ("slot", "tail", db18.name, "--metrics-port", "0")
@@ -338,34 +338,34 @@ def test_silent_slow_and_huge_clients_hold_up_neither_metrics_nor_the_end(rdsrep
         url = base_url(log)
         port = int(url.rpartition(":")[2])
 
-        def client(said: bytes) -> socket.socket:
+        def client(request: bytes) -> socket.socket:
             made = clients.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
-            made.sendall(said)
+            made.sendall(request)
             return made
 
         silent = [client(b"") for _ in range(100)]
         trickling = client(b"GET /met")
-        greedy = client(b"GET /metrics HTTP/1.0\r\n\r\n")  # takes nothing of its answer
+        greedy = client(b"GET /metrics HTTP/1.0\r\n\r\n")  # does not read its answer
         with suppress(ConnectionError):
             client(b"GET /" + b"x" * 3_000_000)
         with suppress(ConnectionError):
             client(b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 300_000)
         client(b"\0\xff\r\n\r\n")
         assert health(url)[0] == 200 and scrape(url)["healthy"] == 1
-        assert silent[0].recv(1) == b"", "the oldest of too many are ended"
+        assert silent[0].recv(1) == b"", "the oldest of too many connections are closed"
         large = client(b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 70_000)
         assert large.recv(16).startswith(b"HTTP/1.0 431")
         process.terminate()
         assert process.wait(20) == 0, log.read_text()
         assert "Traceback" not in log.read_text()
-        assert trickling.fileno() >= 0 and greedy.fileno() >= 0, "they are still there"
+        assert trickling.fileno() >= 0 and greedy.fileno() >= 0, "they are still open"
 
 
-# Malformed messages, from a server's socket to the slot's position.
+# Malformed messages: from the socket to the position of the slot.
 
 
 class Damaging:
-    """Stands between the program and a server; damages the XLogData message that holds some bytes."""
+    """A proxy to a server that damages the XLogData message with certain bytes."""
 
     def __init__(self, upstream: str, marked: bytes, damage: Callable[[bytes], bytes]) -> None:
         self._upstream = upstream
@@ -395,7 +395,7 @@ class Damaging:
             server.shutdown(socket.SHUT_WR)
 
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
-        """Pass on message by message: a letter, a length that counts itself, and the rest."""
+        """Forward each message: a type byte, a length that includes itself, and the body."""
         with closing(server), closing(client), suppress(OSError), server.makefile("rb") as stream:
             while head := stream.read(5):
                 body = stream.read(int.from_bytes(head[1:]) - 4)
@@ -420,7 +420,7 @@ DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_nothing_is_confirmed_past_a_malformed_message(rdsrepl: Program, db18: Database, kind: str) -> None:
-    fmt, damage, said = DAMAGES[kind]
+    fmt, damage, expected = DAMAGES[kind]
     db18.run("CREATE TABLE t (id int PRIMARY KEY, v text)", "CREATE PUBLICATION p FOR ALL TABLES")
     db18.run(f"SELECT pg_create_logical_replication_slot('{db18.name}', 'pgoutput')")
     db18.run("INSERT INTO t VALUES (1, 'good')")
@@ -431,21 +431,23 @@ def test_nothing_is_confirmed_past_a_malformed_message(rdsrepl: Program, db18: D
     dsn = make_conninfo(db18.dsn, host="127.0.0.1", port=between.port, sslmode="disable")
     try:
         done = rdsrepl("slot", "tail", db18.name, "--format", fmt, dsn=dsn)
-        assert done.code == 1 and said in done.err and "Traceback" not in done.err, done.err
+        assert done.code == 1 and expected in done.err and "Traceback" not in done.err, done.err
         assert "good" in done.out and "poison" not in done.out and "behind" not in done.out
     finally:
         between.close()
     state = f"FROM pg_replication_slots WHERE slot_name = '{db18.name}'"
-    assert db18.value(f"SELECT confirmed_flush_lsn <= '{before}' {state}"), "nothing past it"
-    assert db18.value(f"SELECT confirmed_flush_lsn > '{before}'::pg_lsn - 400 {state}"), "all that stands before it"
+    assert db18.value(f"SELECT confirmed_flush_lsn <= '{before}' {state}"), "no position after it is confirmed"
+    assert db18.value(f"SELECT confirmed_flush_lsn > '{before}'::pg_lsn - 400 {state}"), (
+        "everything before it is confirmed"
+    )
     done = rdsrepl("slot", "tail", db18.name, "--format", "json", "--until-now", dsn=db18.dsn)
     assert done.code == 0 and [row["after"]["v"] for row in done.lines] == ["poison", "behind"], done.err
 
 
-# Texts that are nested, repeated, endless.
+# Deeply nested, repeated and endless texts.
 
 
-def test_deep_and_repeated_yaml_is_refused_or_bounded(rdsrepl: Program, tmp_path: Path) -> None:
+def test_deep_and_repeated_yaml_is_refused_or_limited(rdsrepl: Program, tmp_path: Path) -> None:
     config = rdsrepl.home / "config" / "rdsrepl" / "config.yaml"
     config.parent.mkdir(parents=True)
     bomb = "a: &a [x]\n" + "".join(
@@ -462,10 +464,10 @@ def test_deep_and_repeated_yaml_is_refused_or_bounded(rdsrepl: Program, tmp_path
         "targets: {t: {host: h}}\n'current': x": "target 'x' does not exist",
         "{current: x}": "target 'x' does not exist",
     }
-    for text, said in texts.items():
+    for text, expected in texts.items():
         config.write_text(text)
         done = rdsrepl("config", "show")
-        assert done.code == 2 and said in done.err, (text[:80], done.err)
+        assert done.code == 2 and expected in done.err, (text[:80], done.err)
         page = tmp_path / "page.md"
         page.write_text(f"---\nwhen: now\nvariables: {text}\n---\n# Title\n")
         config.unlink()
@@ -474,7 +476,7 @@ def test_deep_and_repeated_yaml_is_refused_or_bounded(rdsrepl: Program, tmp_path
 
 
 @pytest.mark.parametrize("moment", ["import typer", "build the command line"])
-def test_ctrl_c_while_the_program_starts_says_nothing(tmp_path: Path, moment: str) -> None:
+def test_ctrl_c_while_the_program_starts_prints_nothing(tmp_path: Path, moment: str) -> None:
     interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\n"
     start = "import sys; sys.argv[:] = ['rdsrepl', 'slot', 'list']; from rdsrepl.__main__ import run; run()"
     if moment == "import typer":

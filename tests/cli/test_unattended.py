@@ -1,4 +1,4 @@
-"""What runs without anybody at it, and what is stopped half way: interrupted, killed, run again."""
+"""Commands that run unattended, and commands that are interrupted or killed and run again."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_ctrl_c_at_a_prompt_changes_nothing(rdsrepl: Program, db18: Database) ->
         assert person.wait() == 130
         assert "interrupted; nothing was changed" in person.seen
         if words:
-            said = json.loads(person.seen.strip().splitlines()[-1])
-            assert said == {
+            answer = json.loads(person.seen.strip().splitlines()[-1])
+            assert answer == {
                 "error": "interrupted",
                 "message": "interrupted; nothing was changed",
                 "hint": None,
@@ -77,17 +77,17 @@ def test_ctrl_c_in_a_statement_and_between_the_steps_of_a_runbook(
     with closing(db18.connect()) as blocker:
         blocker.execute("BEGIN")
         blocker.execute("INSERT INTO t VALUES (1)")
-        said = stop("slot", "create", name, "--yes")
-        assert said["message"] == f"create replication slot {name}: interrupted; nothing was changed"
-        said = stop("runbook", "run", str(page), "--yes")
-        assert said["error"] == "interrupted" and "step 2 of 2, make-2, interrupted" in said["message"]
-        assert (said["done"], said["not_done"]) == (["1. Make 1"], ["2. Make 2"])
+        answer = stop("slot", "create", name, "--yes")
+        assert answer["message"] == f"create replication slot {name}: interrupted; nothing was changed"
+        answer = stop("runbook", "run", str(page), "--yes")
+        assert answer["error"] == "interrupted" and "step 2 of 2, make-2, interrupted" in answer["message"]
+        assert (answer["done"], answer["not_done"]) == (["1. Make 1"], ["2. Make 2"])
         blocker.execute("ROLLBACK")
     assert db18.value(f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}'") == 0
     assert rdsrepl("runbook", "run", str(page), "--resume", "--yes", dsn=db18.dsn).code == 0
 
 
-def test_ctrl_c_among_aws_calls_says_what_is_done_and_what_is_not_known(
+def test_ctrl_c_during_aws_calls_reports_what_is_done_and_what_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from rdsrepl.aws import session
@@ -103,13 +103,13 @@ def test_ctrl_c_among_aws_calls_says_what_is_done_and_what_is_not_known(
             apply.run(Plan("make", steps), target, done=lambda _: None, waiting=lambda *_: None, timing=timing)
         return caught.value
 
-    # In a wait: what was done is done, the wait is not.
+    # In a wait: the call was made, the wait has not ended.
     stopped = run(*calls, wait)
     assert (stopped.done, stopped.not_done) == (["make a", "make b"], ["wait until b is there: interrupted"])
     assert stopped.hint is not None and "run the command again" in stopped.hint
     assert run(wait).message == "make: interrupted; nothing was changed"
 
-    # In the pause before a call is made again: it is not made.
+    # In the pause before a retry: the call is not made.
     def busy(*_: object) -> Any:
         raise errors.AwsError("in-progress management operation", aws_code="InvalidDBInstanceState")
 
@@ -125,7 +125,7 @@ def test_ctrl_c_among_aws_calls_says_what_is_done_and_what_is_not_known(
 
 
 def killed_after(steps: int, words: tuple[str, ...], program: Program, **where: Any) -> None:
-    """Run a command in a process that is killed when it begins the step after so many."""
+    """Run a command in a process that is killed at the start of the step after that many steps."""
     code = (
         "import os, signal, sys\n"
         "from rdsrepl.apply import runner\n"
@@ -145,7 +145,7 @@ def killed_after(steps: int, words: tuple[str, ...], program: Program, **where: 
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def test_what_is_made_over_sql_converges_after_a_kill(rdsrepl: Program, db18: Database) -> None:
+def test_sql_commands_converge_after_a_kill(rdsrepl: Program, db18: Database) -> None:
     name = db18.name
     db18.run(
         "CREATE TABLE public.t (id int PRIMARY KEY, v int)",
@@ -157,10 +157,10 @@ def test_what_is_made_over_sql_converges_after_a_kill(rdsrepl: Program, db18: Da
     def run(*words: str) -> Any:
         return rdsrepl(*words, "--yes", "-o", "json", dsn=db18.dsn)
 
-    def differs(said: str, *words: str) -> None:
+    def differs(text: str, *words: str) -> None:
         done = run(*words)
         assert (done.code, done.error["error"]) == (4, "already_exists"), done.err
-        assert said in done.error["message"]
+        assert text in done.error["message"]
 
     try:
         role = ("role", "create", name, "--generate-password", "--schema", "s")
@@ -202,15 +202,16 @@ def test_what_is_made_over_sql_converges_after_a_kill(rdsrepl: Program, db18: Da
         ):  # fmt: skip
             assert run(*words).json["status"] == "applied"
             assert run(*words).json["status"] == "unchanged"
-            for said, other in others.items():
-                differs(said, *words[:3], *other)
+            for text, other in others.items():
+                differs(text, *words[:3], *other)
 
-        # A slot that somebody reads is not the one that this command would make.
+        # A slot that is active is not the one that this command would create.
         with closing(psycopg.connect(f"{db18.dsn} replication=database")) as reader:
             start = f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'p')"
             reader.pgconn.send_query(start.encode())
             wait_until(
-                lambda: db18.value(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'"), "it reads"
+                lambda: db18.value(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'"),
+                "the slot is active",
             )
             differs("state is in use by PID", "slot", "create", name)
     finally:
@@ -218,7 +219,7 @@ def test_what_is_made_over_sql_converges_after_a_kill(rdsrepl: Program, db18: Da
         run("role", "drop", name)
 
 
-def test_what_is_made_on_aws_converges_after_a_kill(cloud: Cloud) -> None:
+def test_aws_commands_converge_after_a_kill(cloud: Cloud) -> None:
     cloud.delays()
     single = ("db.r6g.large", "--engine-version", "16")
 
@@ -278,7 +279,7 @@ def test_go_back_lists_only_what_the_run_made(rdsrepl: Program, db18: Database, 
             "## Verify\n\n### 3. See\n\n```sh check\nrdsrepl slot show \"$OTHER\"\n```\n\n"
             "## Go back\n\nStop it.\n\n"
             f"```sh made={undoes}\nrdsrepl slot drop {name}\n```\n\n"
-            "```sh made=make-the-publication\nrdsrepl publication drop p\n```\n\nTell somebody.\n"
+            "```sh made=make-the-publication\nrdsrepl publication drop p\n```\n\nTell a colleague.\n"
         )  # fmt: skip
         return str(page)
 
@@ -290,9 +291,9 @@ def test_go_back_lists_only_what_the_run_made(rdsrepl: Program, db18: Database, 
     assert stopped.code == 6
     back = stopped.err[stopped.err.index("Go back:") :]
     assert f"rdsrepl slot drop {name}" in back and "publication drop" not in back
-    assert "Stop it." in back and "Tell somebody." in back
-    # The run that goes on made nothing itself, and what the one before it made is still listed.
+    assert "Stop it." in back and "Tell a colleague." in back
+    # The resumed run created nothing; what the previous run created is still listed.
     resumed = rdsrepl(*run, "--resume", dsn=db18.dsn)
     assert resumed.code == 6 and f"rdsrepl slot drop {name}" in resumed.err
-    # A new run finds all of it there.
+    # For a new run, everything exists already.
     assert "Go back:" not in rdsrepl(*run, dsn=db18.dsn).err

@@ -1,4 +1,4 @@
-"""``param-group`` over the sandbox's RDS: plans, sizes, bad names and values, and the order of reboots."""
+"""``param-group`` on the sandbox: plans, sizes, wrong names and values, and the order of reboots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAMILY = "postgres16"
 
 @pytest.fixture
 def name(cloud: Cloud) -> Iterator[str]:
-    """A name that is free; the groups of it go with the test."""
+    """A name that is not used; its groups are deleted after the test."""
     made = f"g-{uuid.uuid4().hex[:10]}"
     yield made
     cloud.faults()
@@ -40,7 +40,7 @@ def values(cloud: Cloud, name: str, *more: str) -> dict[str, str]:
     return {row["name"]: row["value"] for row in shown["parameters"] if row["source"] == "user"}
 
 
-def test_the_plan_has_default_value_type_method_and_reason_for_each(cloud: Cloud, name: str) -> None:
+def test_the_plan_shows_each_value_with_its_reason(cloud: Cloud, name: str) -> None:
     words = ("param-group", "create", name, "--family", FAMILY, "--kind", "instance", "--slots", "30")
     planned = cloud(*words, "--class", "db.r6g.large", "--dry-run", "-o", "json").json
     changes = {change["name"]: change for change in planned["changes"]}
@@ -55,12 +55,12 @@ def test_the_plan_has_default_value_type_method_and_reason_for_each(cloud: Cloud
         "ModifyDBParameterGroup",
         None,
     ]
-    assert cloud("param-group", "show", name).code == 3, "a dry run makes nothing"
+    assert cloud("param-group", "show", name).code == 3, "a dry run creates nothing"
     shown = cloud(*words, "--dry-run").out
     assert "the only switch for wal_level=logical" in shown and "aws rds create-db-parameter-group" in shown
 
 
-def test_create_sets_in_twenties_and_reads_back(cloud: Cloud, name: str) -> None:
+def test_create_sets_twenty_parameters_a_call_and_reads_back(cloud: Cloud, name: str) -> None:
     more = [f"--set={key}={value}" for key, value in EXTRA.items()]
     words = ("param-group", "create", name, "--family", FAMILY, "--kind", "instance", *more)
     planned = cloud(*words, "--dry-run", "-o", "json").json
@@ -74,7 +74,7 @@ def test_create_sets_in_twenties_and_reads_back(cloud: Cloud, name: str) -> None
     assert done["status"] == "applied" and "as set" in done["steps"][-1]["returned"]["read back"]
     assert EXTRA.items() <= values(cloud, name).items()
     again = cloud(*words, "--yes", "-o", "json").json
-    assert again["status"] == "unchanged", "the second time there is nothing to do"
+    assert again["status"] == "unchanged", "a second run changes nothing"
 
 
 EXTRA = {
@@ -103,7 +103,7 @@ EXTRA = {
 }
 
 
-def test_what_a_half_made_group_lacks_is_completed(cloud: Cloud, name: str) -> None:
+def test_an_incomplete_group_is_completed(cloud: Cloud, name: str) -> None:
     cloud.faults({"service": "rds", "operation": "ModifyDBParameterGroup", "code": "AccessDenied", "status": 403,
                   "message": "not authorized to perform: rds:ModifyDBParameterGroup", "times": 5})  # fmt: skip
     words = ("param-group", "create", name, "--family", FAMILY, "--kind", "instance", "--yes", "-o", "json")
@@ -124,7 +124,7 @@ def test_a_copy_keeps_the_other_settings(cloud: Cloud, name: str) -> None:
     assert done.code == 0, done.err
     try:
         copied = values(cloud, copy)
-        assert copied["work_mem"] == "9999" and copied["max_replication_slots"] == "50", "and is never lowered"
+        assert copied["work_mem"] == "9999" and copied["max_replication_slots"] == "50", "a value is never lowered"
     finally:
         cloud("param-group", "delete", copy, "--yes")
 
@@ -137,7 +137,7 @@ def test_set_reset_and_diff(cloud: Cloud, name: str) -> None:
     assert done.code == 0, done.err
     methods = {item["ParameterName"]: item["ApplyMethod"] for item in done.json["steps"][0]["parameters"]["Parameters"]}
     assert methods == {"max_slot_wal_keep_size": "immediate", "max_wal_senders": "pending-reboot"}
-    assert cloud("param-group", "set", name, "max_wal_senders=50", "--check").code == 0, "it is so already"
+    assert cloud("param-group", "set", name, "max_wal_senders=50", "--check").code == 0, "the value is set already"
     assert cloud("param-group", "set", name, "max_wal_senders=51", "--check").code == 7
     rows = {row["name"]: row for row in cloud("param-group", "diff", name, "-o", "json").json}
     assert (rows["max_wal_senders"]["left"], rows["max_wal_senders"]["right"]) == ("50", "35")
@@ -150,7 +150,7 @@ def test_set_reset_and_diff(cloud: Cloud, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "expected"),
     [
         (("create", "x", "--family", "postgres99", "--kind", "instance"), 2, "postgres16"),
         (("create", "x", "--family", "mysql8.0", "--kind", "instance"), 2, "postgres16"),
@@ -185,15 +185,15 @@ def test_set_reset_and_diff(cloud: Cloud, name: str) -> None:
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, tuple) else None,
 )
-def test_bad_input_ends_before_anything_is_touched(cloud: Cloud, words: tuple[str, ...], code: int, said: str) -> None:
+def test_bad_input_changes_nothing(cloud: Cloud, words: tuple[str, ...], code: int, expected: str) -> None:
     failed = cloud("param-group", *words, "--yes") if words[0] != "show" else cloud("param-group", *words)
     assert failed.code == code, failed.err
-    assert said in failed.err and "Traceback" not in failed.err
+    assert expected in failed.err and "Traceback" not in failed.err
     assert cloud("param-group", "show", "x").code == 3
 
 
 @pytest.mark.parametrize(
-    ("pair", "said"),
+    ("pair", "expected"),
     [
         ("nonsense=1", "no parameter 'nonsense'"),
         ("max_wal_sendrs=1", "did you mean max_wal_senders"),
@@ -204,15 +204,15 @@ def test_bad_input_ends_before_anything_is_touched(cloud: Cloud, words: tuple[st
         ("max_wal_senders", "max_wal_senders=40"),
     ],
 )
-def test_a_value_is_checked_before_the_call(cloud: Cloud, name: str, pair: str, said: str) -> None:
+def test_a_value_is_checked_before_the_call(cloud: Cloud, name: str, pair: str, expected: str) -> None:
     create(cloud, name)
     before = values(cloud, name)
     failed = cloud("param-group", "set", name, pair, "--yes")
-    assert failed.code == 2 and said in failed.err
+    assert failed.code == 2 and expected in failed.err
     assert values(cloud, name) == before
 
 
-def test_a_name_of_both_kinds_must_say_which(cloud: Cloud, name: str) -> None:
+def test_a_name_of_both_kinds_needs_kind(cloud: Cloud, name: str) -> None:
     create(cloud, name)
     assert cloud("param-group", "create", name, "--family", FAMILY, "--kind", "cluster", "--yes").code == 0
     failed = cloud("param-group", "show", name)
@@ -233,7 +233,7 @@ def test_too_many_groups(cloud: Cloud, name: str) -> None:
     assert failed.code == 4 and failed.error["error"] == "quota_exceeded"
 
 
-def test_list_says_who_uses_each(cloud: Cloud, name: str) -> None:
+def test_list_shows_what_uses_each_group(cloud: Cloud, name: str) -> None:
     create(cloud, name)
     rows = cloud("param-group", "list", "--defaults", "-o", "json").json
     mine = [row for row in rows if row["name"] == name]
@@ -244,13 +244,13 @@ def test_list_says_who_uses_each(cloud: Cloud, name: str) -> None:
     assert name in only and not any(row.startswith("default.") for row in only)
 
 
-def test_names_are_kept_in_lower_case() -> None:
+def test_names_are_stored_in_lower_case() -> None:
     assert check_name("Orders-Logical") == "orders-logical"
     with pytest.raises(BadValue):
         check_name("default-x")
 
 
-# In what order: pure.
+# The order of reboots, without a sandbox.
 
 
 def instance(name: str, group: str = "old", status: str = "in-sync", **more: object) -> Instance:
@@ -275,7 +275,7 @@ def attach(changes: rollout.MemoryChanges, **options: object) -> Plan:
     return rollout.attach_to_instance(primary, "new", changes, {"r": (replica, changes)}, **given)  # type: ignore[arg-type]
 
 
-def test_raising_goes_to_the_replicas_first_one_reboot_at_a_time() -> None:
+def test_replicas_are_raised_first_one_reboot_at_a_time() -> None:
     plan = attach(UP)
     assert order(plan) == [
         "attach group new to instance r",
@@ -284,11 +284,11 @@ def test_raising_goes_to_the_replicas_first_one_reboot_at_a_time() -> None:
         "reboot instance p",
     ]
     kinds = [type(step) for step in plan.steps]
-    assert kinds == [AwsCall, Wait] * 4, "each is waited for before the next begins"
+    assert kinds == [AwsCall, Wait] * 4, "each reboot is waited for before the next one"
     assert "standbys first, because max_wal_senders are raised" in plan.warnings[0]
 
 
-def test_lowering_goes_to_the_primary_first() -> None:
+def test_the_primary_is_lowered_first() -> None:
     assert order(attach(DOWN))[0] == "attach group new to instance p"
 
 
@@ -297,7 +297,7 @@ def test_raising_and_lowering_at_once_is_refused() -> None:
         attach(BOTH)
 
 
-def test_a_replica_that_would_have_less_is_refused() -> None:
+def test_a_replica_with_less_than_its_source_is_refused() -> None:
     with pytest.raises(Refused, match="read replica r has less") as caught:
         attach(UP, with_replicas=False)
     assert "--with-replicas" in str(caught.value.hint)
@@ -325,7 +325,7 @@ def test_the_members_of_a_cluster(kind: str, changes: rollout.MemoryChanges, exp
     assert [call[: len(want)] for call, want in zip(calls[1:], expected, strict=True)] == expected
 
 
-def test_what_is_attached_and_in_sync_needs_nothing() -> None:
+def test_an_attached_group_in_sync_needs_no_step() -> None:
     plan = rollout.attach_to_cluster(cluster("aurora", "new"), "new", UP, reboot=True, timeout_seconds=60)
     assert not plan and "no reboot is pending" in plan.unchanged
     pending = cluster("aurora", "new", members="pending-reboot")
@@ -333,7 +333,7 @@ def test_what_is_attached_and_in_sync_needs_nothing() -> None:
     assert len(order(rollout.attach_to_cluster(pending, "new", UP, reboot=True, timeout_seconds=60))) == 3
 
 
-def test_a_cluster_in_the_middle_of_something_is_left_alone() -> None:
+def test_a_cluster_that_is_not_available_is_refused() -> None:
     with pytest.raises(NotAvailable, match="modifying"):
         rollout.attach_to_cluster(cluster("aurora", status="modifying"), "new", UP, reboot=True, timeout_seconds=60)
 

@@ -1,4 +1,4 @@
-"""The sizing of a parameter group: its rules as a table with their sources, and what holds for every demand."""
+"""The sizing of a parameter group: its rules as a table with their sources, and properties of every result."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def family(topology: Topology, major: int) -> dict[str, Default]:
     return found
 
 
-def demand(
+def request(
     topology: Topology = "instance", major: int = 16, instance_class: str | None = None, **rest: Any
 ) -> SizingRequest:
     given: dict[str, Any] = {"slots": 0, "subscriptions": 0, "replicas": 0, "storage_gib": None, "overrides": {}}
@@ -111,7 +111,7 @@ WORKERS, LOGICAL, SYNC = "max_worker_processes", "max_logical_replication_worker
 KEEP, SWITCH = "max_slot_wal_keep_size", "rds.logical_replication"
 
 CASES = [
-    # The switch, everywhere.
+    # rds.logical_replication, everywhere.
     Case(INSTANCE, 13, "db.m5.large", {SWITCH: "1"}, AWS_SWITCH, slots=1),
     Case(INSTANCE, 18, "db.m8g.large", {SWITCH: "1"}, AWS_SWITCH, slots=1),
     Case(MULTI, 15, "db.r6gd.large", {SWITCH: "1"}, AWS_SWITCH, slots=1),
@@ -161,7 +161,7 @@ CASES = [
     ),
     Case(INSTANCE, 17, "db.m7g.2xlarge", {WORKERS: "GREATEST({DBInstanceVCPU*2},23)"}, AWS_SUM, subscriptions=4),
     Case(AURORA, 16, "db.serverless", {WORKERS: "GREATEST(${DBInstanceVCPU*2},15)"}, AWS_SUM, slots=1),
-    # 24 vCPU: 40 + 3 + 12 = 55 is above 48, so a floor of 40 + 3 + 8 = 51 would not do there; nor up to 32 vCPU of
+    # 24 vCPU: 40 + 3 + 12 = 55 is above 48, so a floor of 40 + 3 + 8 = 51 is too low there, and up to 32 vCPU of
     # 32 GiB: 40 + 17 + 16 = 73.
     Case(
         INSTANCE,
@@ -179,7 +179,7 @@ CASES = [
         AWS_SUM,
         overrides={"autovacuum_max_workers": "8"},
     ),
-    # WAL that a slot may hold.
+    # The WAL that a slot may retain.
     Case(INSTANCE, 16, "db.m5.large", {KEEP: "25600"}, MANUAL_KEEP, slots=1, storage_gib=100),
     Case(MULTI, 16, "db.m6gd.large", {KEEP: "4096"}, MANUAL_KEEP, slots=1, storage_gib=10),
     Case(INSTANCE, 13, "db.m5.large", {KEEP: None}, MANUAL_KEEP, slots=1),
@@ -211,7 +211,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_rules(case: Case) -> None:
-    wanted = demand(
+    wanted = request(
         case.topology,
         case.major,
         case.instance_class,
@@ -233,7 +233,7 @@ def test_the_table_is_large_enough_and_covers_every_family() -> None:
 
 @pytest.mark.parametrize(("topology", "major"), [(INSTANCE, 16), (MULTI, 17), (AURORA, 17), (INSTANCE, 18)])
 def test_slots_are_synchronised_only_on_instances_from_17_on(topology: Topology, major: int) -> None:
-    sizing = propose(demand(topology, major, slots=1, replicas=1), family(topology, major))
+    sizing = propose(request(topology, major, slots=1, replicas=1), family(topology, major))
     assert ("sync_replication_slots" in values(sizing)) == (topology == INSTANCE and major >= 17)
     expected = {
         INSTANCE: "synchronized_standby_slots" if major >= 17 else "before 17",
@@ -243,16 +243,16 @@ def test_slots_are_synchronised_only_on_instances_from_17_on(topology: Topology,
     assert any(expected[topology] in note for note in sizing.notes)
 
 
-def test_slot_synchronisation_can_be_declined_and_not_be_broken() -> None:
-    asked = demand(major=17, slots=1, replicas=1, overrides={"sync_replication_slots": "0"})
+def test_slot_synchronisation_can_be_turned_off_but_not_broken() -> None:
+    asked = request(major=17, slots=1, replicas=1, overrides={"sync_replication_slots": "0"})
     assert "hot_standby_feedback" not in values(propose(asked, family(INSTANCE, 17)))
     with pytest.raises(BadValue, match="slot synchronisation requires it"):
         propose(replace(asked, overrides={"hot_standby_feedback": "0"}), family(INSTANCE, 17))
 
 
-def test_proposals_say_how_they_are_applied_and_stand_in_order() -> None:
+def test_proposals_are_ordered_and_have_an_apply_method() -> None:
     sizing = propose(
-        demand(major=18, instance_class="db.m8g.large", slots=30, overrides={"wal_sender_timeout": "60000"}),
+        request(major=18, instance_class="db.m8g.large", slots=30, overrides={"wal_sender_timeout": "60000"}),
         family(INSTANCE, 18),
     )
     names = [proposal.name for proposal in sizing.proposals]
@@ -274,31 +274,31 @@ def test_a_copied_groups_values_are_kept_or_raised() -> None:
     group |= {SLOTS: replace(group[SLOTS], value="50"), SENDERS: replace(group[SENDERS], value="12")}
     group |= {KEEP: replace(group[KEEP], value="9000"), WORKERS: replace(group[WORKERS], value="12")}
     group |= {SWITCH: replace(group[SWITCH], value="1")}
-    found = values(propose(demand(instance_class="db.m5.large", slots=40, storage_gib=100), group))
+    found = values(propose(request(instance_class="db.m5.large", slots=40, storage_gib=100), group))
     assert found == {SWITCH: None, SLOTS: None, SENDERS: "44", LOGICAL: None, SYNC: None, WORKERS: "15", KEEP: None}
 
 
-def test_a_constant_of_an_unknown_class_becomes_a_formula_that_is_enough_on_each() -> None:
+def test_for_an_unknown_class_a_constant_becomes_a_formula_that_is_sufficient_on_each() -> None:
     group = family(INSTANCE, 16)
     group |= {WORKERS: replace(group[WORKERS], value="12")}
-    assert values(propose(demand(slots=1), group))[WORKERS] == "GREATEST({DBInstanceVCPU*2},15)"
+    assert values(propose(request(slots=1), group))[WORKERS] == "GREATEST({DBInstanceVCPU*2},15)"
 
 
-def test_what_a_family_lacks_is_skipped_with_a_note() -> None:
+def test_a_parameter_that_a_family_lacks_is_skipped_with_a_note() -> None:
     group = family(INSTANCE, 18)
     for name in (ORIGINS, KEEP, SYNC, "sync_replication_slots"):
         del group[name]
-    sizing = propose(demand(major=18, slots=1, replicas=1, subscriptions=9), group)
+    sizing = propose(request(major=18, slots=1, replicas=1, subscriptions=9), group)
     for name in (ORIGINS, KEEP, SYNC, "sync_replication_slots"):
         assert any(name in note for note in sizing.notes)
     assert values(sizing)[LOGICAL] == "27"
 
 
-def test_a_group_without_the_switch_is_refused() -> None:
+def test_a_group_without_logical_replication_is_refused() -> None:
     group = family(AURORA, 16)
     del group[SWITCH]
     with pytest.raises(BadValue, match=r"no rds\.logical_replication") as caught:
-        propose(demand(AURORA), group)
+        propose(request(AURORA), group)
     assert caught.value.hint
     assert "--kind cluster" in caught.value.hint
 
@@ -319,63 +319,63 @@ def test_a_group_without_the_switch_is_refused() -> None:
         ({"log_statement": "everything"}, "cannot be 'everything'"),
     ],
 )
-def test_an_override_that_cannot_be_is_refused(overrides: dict[str, str], message: str) -> None:
-    wanted = demand(instance_class="db.m5.large", slots=10, subscriptions=2, overrides=overrides)
+def test_a_wrong_override_is_refused(overrides: dict[str, str], message: str) -> None:
+    wanted = request(instance_class="db.m5.large", slots=10, subscriptions=2, overrides=overrides)
     with pytest.raises(BadValue, match=message) as caught:
         propose(wanted, family(INSTANCE, 16))
     assert caught.value.hint
     assert next(iter(overrides)) in str(caught.value)
 
 
-def test_a_misspelt_parameter_is_recognised() -> None:
+def test_a_misspelt_parameter_gets_a_suggestion() -> None:
     with pytest.raises(BadValue) as caught:
-        propose(demand(overrides={"max_replicaton_slots": "30"}), family(INSTANCE, 16))
+        propose(request(overrides={"max_replicaton_slots": "30"}), family(INSTANCE, 16))
     assert caught.value.hint == "did you mean max_replication_slots?"
 
 
-def test_an_override_below_the_default_is_the_users_choice_where_it_is_enough() -> None:
-    found = values(propose(demand(slots=1, overrides={SLOTS: "5"}), family(INSTANCE, 16)))
+def test_an_override_below_the_default_is_accepted_if_sufficient() -> None:
+    found = values(propose(request(slots=1, overrides={SLOTS: "5"}), family(INSTANCE, 16)))
     assert found[SLOTS] == "5"
 
 
-def test_an_override_that_is_enough_on_some_classes_only_is_told() -> None:
-    sizing = propose(demand(slots=1, overrides={WORKERS: "20"}), family(INSTANCE, 16))
+def test_an_override_that_is_sufficient_on_some_classes_only_is_noted() -> None:
+    sizing = propose(request(slots=1, overrides={WORKERS: "20"}), family(INSTANCE, 16))
     assert any("sufficient on some instance classes only" in note for note in sizing.notes)
     with pytest.raises(BadValue, match="not enough"):
-        propose(demand(slots=1, overrides={WORKERS: "12"}), family(INSTANCE, 16))
+        propose(request(slots=1, overrides={WORKERS: "12"}), family(INSTANCE, 16))
 
 
-def test_a_need_above_what_aws_allows_is_refused() -> None:
+def test_a_required_value_above_the_allowed_range_is_refused() -> None:
     group = family(INSTANCE, 16)
     group |= {SLOTS: replace(group[SLOTS], allowed_values="5-30")}
     with pytest.raises(BadValue, match=r"max_replication_slots must be 42 .* at most 30"):
-        propose(demand(slots=40), group)
+        propose(request(slots=40), group)
 
 
-def test_a_need_that_cannot_be_set_is_refused() -> None:
+def test_a_required_value_that_is_not_modifiable_is_refused() -> None:
     group = family(INSTANCE, 16)
     group |= {SLOTS: replace(group[SLOTS], is_modifiable=False)}
-    assert values(propose(demand(slots=1), group))[SLOTS] is None
+    assert values(propose(request(slots=1), group))[SLOTS] is None
     with pytest.raises(BadValue, match="max_replication_slots must be 42"):
-        propose(demand(slots=40), group)
+        propose(request(slots=40), group)
 
 
 @pytest.mark.parametrize("numbers", [{"slots": -1}, {"subscriptions": -1}, {"replicas": -2}, {"storage_gib": -1}])
-def test_less_than_nothing_is_refused(numbers: dict[str, Any]) -> None:
+def test_a_negative_number_is_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(BadValue, match="is negative"):
-        propose(replace(demand(), **numbers), family(INSTANCE, 16))
+        propose(replace(request(), **numbers), family(INSTANCE, 16))
 
 
 def test_engine_and_topology_must_agree() -> None:
     with pytest.raises(BadValue, match="has no multi az cluster"):
-        propose(replace(demand(AURORA), topology=MULTI), family(AURORA, 16))
+        propose(replace(request(AURORA), topology=MULTI), family(AURORA, 16))
 
 
-# What holds for every demand.
+# Properties of every result.
 
 CLASSES = ["db.t3.micro", "db.m5.xlarge", "db.r6g.4xlarge", "db.r6i.32xlarge", "db.x2iedn.32xlarge", "db.m8g.48xlarge"]
-DEMANDS = st.builds(
-    demand,
+REQUESTS = st.builds(
+    request,
     st.sampled_from([INSTANCE, MULTI, AURORA]),
     st.integers(13, 18),
     st.sampled_from([None, *CLASSES]),
@@ -387,7 +387,7 @@ DEMANDS = st.builds(
 
 
 def on(sizing: Sizing, group: Mapping[str, Default], name: str, what: Hardware) -> int:
-    """Return what a parameter comes to on a class, when the proposals are applied."""
+    """Return the value of a parameter on a class after the proposals are applied."""
     text = values(sizing).get(name) or group[name].value
     if text is None:
         return {LOGICAL: 4, SYNC: 2}[name]
@@ -400,7 +400,7 @@ def classes(wanted: SizingRequest) -> tuple[Hardware, ...]:
     return all_hardware() if wanted.hardware is None else (wanted.hardware,)
 
 
-@given(DEMANDS)
+@given(REQUESTS)
 def test_nothing_is_lowered(wanted: SizingRequest) -> None:
     group = family(wanted.topology, wanted.major)
     sizing = propose(wanted, group)
@@ -416,8 +416,8 @@ def test_nothing_is_lowered(wanted: SizingRequest) -> None:
         assert is_allowed(proposal.value, group[proposal.name].allowed_values, group[proposal.name].data_type)
 
 
-@given(DEMANDS)
-def test_worker_processes_hold_the_sum(wanted: SizingRequest) -> None:
+@given(REQUESTS)
+def test_worker_processes_are_at_least_the_sum(wanted: SizingRequest) -> None:
     group = family(wanted.topology, wanted.major)
     sizing = propose(wanted, group)
     for what in classes(wanted):
@@ -425,8 +425,8 @@ def test_worker_processes_hold_the_sum(wanted: SizingRequest) -> None:
         assert on(sizing, group, WORKERS, what) >= sum(on(sizing, group, name, what) for name in parts)
 
 
-@given(DEMANDS, st.sampled_from(["slots", "subscriptions", "replicas"]), st.integers(1, 50))
-def test_more_demand_never_means_less(wanted: SizingRequest, what: str, more: int) -> None:
+@given(REQUESTS, st.sampled_from(["slots", "subscriptions", "replicas"]), st.integers(1, 50))
+def test_a_larger_request_never_lowers_a_value(wanted: SizingRequest, what: str, more: int) -> None:
     group = family(wanted.topology, wanted.major)
     larger: dict[str, Any] = {what: getattr(wanted, what) + more}
     before, after = propose(wanted, group), propose(replace(wanted, **larger), group)
@@ -489,7 +489,7 @@ def test_formulas(text: str, instance_class: str | None, expected: int | None) -
         "٣",
     ],
 )
-def test_what_is_no_formula_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_formula_is_refused(text: str) -> None:
     with pytest.raises(BadValue) as caught:
         formulas.evaluate(text, hardware("db.m5.large"))
     assert "GREATEST({DBInstanceVCPU*2},8)" in (caught.value.hint or "")
@@ -514,13 +514,13 @@ FORMULAS = st.recursive(
 
 
 @given(FORMULAS, st.integers(0, 10**6), st.sampled_from(CLASSES))
-def test_a_floor_is_a_floor_and_nothing_else(text: str, floor: int, instance_class: str) -> None:
+def test_raise_floor_changes_only_the_floor(text: str, floor: int, instance_class: str) -> None:
     what = hardware(instance_class)
     before, after = formulas.evaluate(text, what), formulas.evaluate(formulas.raise_floor(text, floor), what)
     assert before is not None
     assert after is not None
     assert after >= floor
-    # A number inside GREATEST gives way to the floor only upwards, so the two agree wherever the old value is higher.
+    # A number in GREATEST is only raised to the floor, so both are equal where the old value is higher.
     assert after == max(before, floor)
 
 
@@ -573,11 +573,11 @@ def test_instance_classes(instance_class: str, vcpu: int, gib: int) -> None:
         "db.x9z.large",
     ],
 )
-def test_a_class_that_no_rule_knows(instance_class: str) -> None:
+def test_an_unknown_class(instance_class: str) -> None:
     assert hardware(instance_class) is None
 
 
-def test_every_class_is_among_all() -> None:
+def test_every_class_is_in_all_hardware() -> None:
     assert all(hardware(name) in all_hardware() for name in CLASSES)
 
 
