@@ -1,7 +1,7 @@
-"""Where a cluster's or an instance's database is, and how to log in to it: what a ``Target`` asks before it connects.
+"""Find the endpoint and the login of a cluster or an instance; a ``Target`` asks before each attempt to connect.
 
-The place is looked up once in a while; a password from Secrets Manager or an IAM token is got anew for every attempt,
-so that a rotation or a failover in the middle of a long stream is survived.
+A description by the RDS API is used for 30 seconds. A password from Secrets Manager or an IAM token is fetched for each
+attempt, so that a long stream continues after a rotation or a failover.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rdsrepl.config import Aws, Target
 from rdsrepl.errors import Error, NotAvailable, UsageError
 from rdsrepl.text.commands import command
 
-_KNOWN_FOR_SECONDS: Final = 30.0
+_DESCRIPTION_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def describe(aws: Aws) -> RdsServer | None:
     """Describe the cluster or instance that AWS names, and the cluster of a member; None where it names neither.
 
     Raises:
-        NotFound: there is none of that name in the region.
+        NotFound: the region has none of that name.
         Refused: it is not PostgreSQL.
     """
     instance = None if aws.instance is None else instances.get(aws, aws.instance)
@@ -78,10 +78,10 @@ def describe(aws: Aws) -> RdsServer | None:
 
 
 def server_of(target: Target) -> RdsServer | None:
-    """Return what ``describe`` returns for a target; a description of the last 30 seconds is used again.
+    """Describe the cluster or instance of a target; a description from the last 30 seconds is used again.
 
     Raises:
-        NotFound: there is none of that name in the region.
+        NotFound: the region has none of that name.
     """
     return target.renew.server() if isinstance(target.renew, _Lookup) else describe(target.aws)
 
@@ -98,7 +98,7 @@ def location_of(server: RdsServer) -> Location:
         host, port, user = instance.endpoint, instance.port, instance.master_user
         dbname, secret = instance.database_name, instance.master_secret
         if cluster is not None and secret is None:
-            # A member has its cluster's master user.
+            # A member has the master user of its cluster.
             dbname, secret = dbname or cluster.database_name, cluster.master_secret
     else:
         assert cluster is not None
@@ -108,7 +108,7 @@ def location_of(server: RdsServer) -> Location:
     if host is None or port is None:
         raise NotAvailable(
             f"{kind} {identifier} has no endpoint yet (status {status})",
-            hint=f"wait for it: {command(f'{kind} show {{}}', identifier)}",
+            hint=f"wait until it has one: {command(f'{kind} show {{}}', identifier)}",
         )
     return Location(identifier, kind, host, port, user, dbname, secret)
 
@@ -116,17 +116,17 @@ def location_of(server: RdsServer) -> Location:
 def with_rds_lookup(target: Target) -> Target:
     """Return a target that asks AWS for endpoint and login before each attempt to connect, where AWS knows them.
 
-    Nothing is asked here.
+    No API call is made here.
     """
     return replace(target, renew=_Lookup(target)) if target.needs_aws else target
 
 
 def require_same_server(target: Target) -> None:
-    """Make sure that a target's connection string leads to the cluster or instance that it names, too.
+    """Require that a target's connection string names the endpoint of the target's cluster or instance.
 
     Raises:
-        UsageError: the connection string names no host, or another one.
-        NotFound, NotAvailable: the RDS API does not know the endpoint.
+        UsageError: the connection string has no host, or another one.
+        NotFound, NotAvailable: the RDS API has no endpoint for it.
     """
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
@@ -136,11 +136,11 @@ def require_same_server(target: Target) -> None:
     try:
         host = str(conninfo_to_dict(target.dsn).get("host") or "")
     except ProgrammingError:
-        return  # reported when it is connected to
+        return  # reported when the connection is opened
     if not host:
         raise UsageError(
-            f"{target.label} names no host, and {option} names a server",
-            hint=f"leave {target.label} out and use {option} with --dbname and --user",
+            f"{target.label} has no host, but {option} names a server",
+            hint=f"omit {target.label}, and use {option} with --dbname and --user",
         )
     server = server_of(target)
     assert server is not None
@@ -148,22 +148,22 @@ def require_same_server(target: Target) -> None:
     if host.rstrip(".").lower() != endpoint.rstrip(".").lower():
         raise UsageError(
             f"{target.label} and {option} name different servers: {host} and {endpoint}",
-            hint=f"leave one of them out; through a tunnel: host={endpoint} hostaddr=127.0.0.1 port=…",
+            hint=f"omit one; through a tunnel: host={endpoint} hostaddr=127.0.0.1 port=…",
         )
 
 
 def at_endpoint(target: Target, host: str, port: int) -> Target:
-    """Return the same database and login at another endpoint, such as one member's of a cluster."""
+    """Return the target with another endpoint, such as that of a cluster's member, and the same database and login."""
     place = {"host": host, "hostaddr": "", "port": str(port)}
     moved = replace(target, keywords={**target.keywords, **place})
     if target.aws.auth != "iam" or target.renew is None:
         return moved
-    # A token is good for one endpoint alone; what else was found of the target stays.
+    # A token is valid for one endpoint only; user and database stay the same.
     try:
-        found = {key: value for key, value in target.renew.address().items() if key in ("user", "dbname")}
+        known = {key: value for key, value in target.renew.address().items() if key in ("user", "dbname")}
     except Error:
         return moved
-    return with_rds_lookup(replace(moved, keywords={**found, **moved.keywords}, renew=None))
+    return with_rds_lookup(replace(moved, keywords={**known, **moved.keywords}, renew=None))
 
 
 class _Lookup:
@@ -176,12 +176,12 @@ class _Lookup:
 
     def server(self) -> RdsServer | None:
         """Return the cluster or instance that the target names; describe it at most once in 30 seconds."""
-        if self._server is None or time.monotonic() - self._described_at > _KNOWN_FOR_SECONDS:
+        if self._server is None or time.monotonic() - self._described_at > _DESCRIPTION_SECONDS:
             self._server, self._described_at = describe(self._target.aws), time.monotonic()
         return self._server
 
     def address(self) -> Mapping[str, str]:
-        """Return where the database is and who logs in, without a secret."""
+        """Return host, port, database and user, without a secret."""
         target, location = self._target, self._location()
         if location is None:
             return {}
@@ -194,7 +194,7 @@ class _Lookup:
         return {**keywords, "user": user} if user else keywords
 
     def keywords(self) -> Mapping[str, str]:
-        """Return libpq keywords for the next attempt: place, user, database, password."""
+        """Return the libpq keywords for the next attempt: host, port, database, user, password."""
         target, aws = self._target, self._target.aws
         keywords = dict(self.address())
         if target.keywords.get("password") or target.keywords.get("passfile"):
@@ -227,5 +227,5 @@ def _token(target: Target, found: Mapping[str, str]) -> Mapping[str, str]:
             f"{target.label}: auth iam needs a host and a user", hint="name the user: user in the target, or PGUSER"
         )
     port = int(str(given.get("port") or 5432))
-    # RDS takes a token over TLS alone; the defaults for its endpoints see to that.
+    # RDS accepts a token over TLS only, which is the default for its endpoints.
     return {"password": session.token(target.aws, host=str(host), port=port, user=str(user))}
