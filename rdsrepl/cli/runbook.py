@@ -1,4 +1,4 @@
-"""``rdsrepl runbook``: the pages of ``docs/runbooks``, read and run."""
+"""``rdsrepl runbook``: list, show and run the runbooks of ``docs/runbooks``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rdsrepl.runbooks.run_request import RunRequest, RunTarget
     from rdsrepl.runbooks.runner import Answer, Result
 
-app = typer.Typer(no_args_is_help=True, help="Runbooks: pages to read, and to run step by step.")
+app = typer.Typer(no_args_is_help=True, help="List, show and run runbooks step by step.")
 
 
 def complete_runbook() -> list[str]:
@@ -43,7 +43,7 @@ Name = Annotated[
     str,
     typer.Argument(
         metavar="NAME",
-        help="The runbook, or a file of your own (./mine.md).",
+        help="The runbook, or your own file (./mine.md).",
         autocompletion=complete_runbook,
         show_default=False,
     ),
@@ -52,7 +52,7 @@ Name = Annotated[
 
 @app.command("list", cls=ReadCommand)
 def list_(ctx: typer.Context) -> None:
-    """List the runbooks, and when to use each.
+    """List the runbooks and when to use each.
 
     Example: rdsrepl runbook list
     """
@@ -80,9 +80,10 @@ def list_(ctx: typer.Context) -> None:
 
 @app.command(cls=ReadCommand)
 def show(ctx: typer.Context, name: Name) -> None:
-    """Show a runbook: when to use it, its variables, its steps, how to go back.
+    """Show a runbook: when to use it, its variables, its steps, and how to undo them.
 
-    On a terminal it is laid out, and paged when it is longer than the screen; elsewhere it is the page's own Markdown.
+    On a terminal the page is formatted, and paged if it is longer than the screen. Otherwise the output is the Markdown
+    of the page.
 
     Example: rdsrepl runbook show abandoned-slot
     """
@@ -100,7 +101,7 @@ def show(ctx: typer.Context, name: Name) -> None:
 
     from rdsrepl import help_topics
 
-    known = [("when", runbook.when), ("works on", " or ".join(runbook.needs) or "any database")]
+    known = [("when", runbook.when), ("requires", " or ".join(runbook.needs) or "any database")]
     known += [(f"--var {variable.name}", _described(variable)) for variable in runbook.variables]
     page = Markdown(
         shown(help_topics.for_terminal(runbook.body), keep="\n\t"), hyperlinks=False, code_theme="ansi_dark"
@@ -110,10 +111,8 @@ def show(ctx: typer.Context, name: Name) -> None:
 
 def _described(variable: Any) -> str:
     if variable.required:
-        return f"{variable.help} (needed)"
-    return (
-        f"{variable.help} (default: {variable.default})" if variable.default else f"{variable.help} (may be left out)"
-    )
+        return f"{variable.help} (required)"
+    return f"{variable.help} (default: {variable.default})" if variable.default else f"{variable.help} (optional)"
 
 
 @app.command(cls=ReadCommand)
@@ -122,21 +121,21 @@ def run(
     name: Name,
     var: Annotated[
         list[str] | None,
-        typer.Option("--var", metavar="NAME=VALUE", help="A variable; again for more.", show_default=False),
+        typer.Option("--var", metavar="NAME=VALUE", help="Set a variable; may be repeated.", show_default=False),
     ] = None,
     from_: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="STEP",
-            help="Begin at this step: its number or its name; with --resume, with that run's variables.",
+            help="Start at this step (number or name); with --resume, with the variables of that run.",
         ),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Go on where the last run of it here stopped, with that run's variables.",
+            help="Resume the last run on this target where it stopped, with its variables.",
             show_default=False,
         ),
     ] = False,
@@ -145,7 +144,7 @@ def run(
         typer.Option(
             "--yes",
             "-y",
-            help="Do not ask; refused (4) while a manual step is ahead that no --skip-manual names.",
+            help="Run without confirmation; refused (4) if a manual step is not skipped with --skip-manual.",
             show_default=False,
         ),
     ] = False,
@@ -154,24 +153,23 @@ def run(
         typer.Option(
             "--skip-manual",
             metavar="STEP",
-            help="Pass over this manual step: its name or its number; may be repeated.",
+            help="Skip this manual step (name or number); may be repeated.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show every step with its command, run nothing.", show_default=False)
+        bool, typer.Option("--dry-run", help="Show every step with its command; run nothing.", show_default=False)
     ] = False,
 ) -> None:
-    """Run a runbook step by step, here: on the --target, --cluster, --instance or --dsn of this command.
+    """Run a runbook step by step on the --target, --cluster, --instance or --dsn of this command.
 
-    Each step is shown with its command filled in. Checks only look, and run at once; before anything else you are
-    asked: y runs it, s skips it, q stops. A change shows its plan before the question. The run stops at the first step
-    whose exit code or output is not what the page says, and a journal in the state directory lets it resume.
+    Each step is shown with its complete command. A check only reads, so it runs without confirmation. Before any other
+    step the command asks: y runs it, s skips it, q quits. A change shows its plan first. The run stops at the first
+    step with an unexpected exit code or output. --resume continues it from the journal in the state directory.
 
     Example: rdsrepl runbook run abandoned-slot --var slot=old_cdc --cluster orders
     """
     from rdsrepl.runbooks import pages, run_request, runner, variables
-    from rdsrepl.runbooks.journal import Journal, last_run
 
     runbook = pages.load(name)
     first = None if from_ is None else runbook.step(from_).number
@@ -179,12 +177,7 @@ def run(
     given = variables.parse_assignments(var or (), runbook.variables)
     target = _target_of_run(ctx)
     run_request.require_target(runbook, target)
-    try:
-        earlier = last_run(runbook.name, target.described())
-    except Refused:
-        if resume:
-            raise
-        earlier = None
+    earlier = _last_run(runbook, target, required=resume)
     if resume:
         earlier, first = _resumed(runbook, earlier, given, first)
         known = {variable.name: variable for variable in runbook.variables}
@@ -207,35 +200,56 @@ def run(
         return
     if not yes and not is_interactive():
         raise NotConfirmed(
-            f"runbook {runbook.name}: nobody to ask, nothing was run",
-            hint="add --yes to go ahead, or --dry-run to see the steps",
+            f"runbook {runbook.name}: confirmation required but stdin is not a terminal; nothing was run",
+            hint="add --yes to run it, or --dry-run to show the steps",
         )
     run_request.require_no_manual_steps(request, _same_command(runbook, var, from_, skip_manual, resume=resume))
     if earlier is not None and not resume and from_ is None and earlier.ended != "done":
         again = run_request.resume_command(request)
-        note(ctx, f"the run of {earlier.at} stopped{_stopped_where(earlier)}; going on with it: {again}")
-    journal = Journal(runbook.name)
-    display = _Display(ctx, runbook)
+        note(ctx, f"the run of {earlier.at} stopped{_stopped_where(earlier)}; to resume it: {again}")
+    _run(ctx, request)
+
+
+def _last_run(runbook: Runbook, target: RunTarget, *, required: bool) -> EarlierRun | None:
+    """Return the last run of a runbook on a target; None if there is none, or it is damaged and not required."""
+    from rdsrepl.runbooks.journal import last_run
+
+    try:
+        return last_run(runbook.name, target.described())
+    except Refused:
+        if required:
+            raise
+        return None
+
+
+def _run(ctx: typer.Context, request: RunRequest) -> None:
+    """Run the steps, show them, and report the result."""
+    from rdsrepl.runbooks import runner
+    from rdsrepl.runbooks.journal import Journal
+
+    name = request.runbook.name
+    journal = Journal(name)
+    display = _Display(ctx, request.runbook)
     try:
         with _sigterm_as_interrupt():
             results = runner.run(request, journal, display)
     except Error as exc:
         display.close()
         if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and global_options(ctx).output is Format.table:
-            _say_go_back(ctx, request, journal)
+            _show_go_back(ctx, request, journal)
         raise
     finally:
         if journal.failed:
-            warn(ctx, f"no journal of this run was kept: {journal.failed}")
+            warn(ctx, f"could not write the journal of this run: {journal.failed}")
     display.close()
-    passed = sum(result.status in ("skipped", "passed_over") for result in results)
-    rest = f", {passed} of them skipped or passed over" if passed else ""
-    note(ctx, f"runbook {runbook.name}: all {len(results)} steps are behind you{rest}; journal: {journal.path}")
+    skipped = sum(result.status in ("skipped", "passed_over") for result in results)
+    rest = f", {skipped} of them skipped" if skipped else ""
+    note(ctx, f"runbook {name}: all {len(results)} steps completed{rest}; journal: {journal.path}")
 
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the step that runs and be written down, as Ctrl-C is."""
+    """Handle SIGTERM as Ctrl-C: stop the running step and write it to the journal."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -248,13 +262,13 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 def _target_of_run(ctx: typer.Context) -> RunTarget:
-    """Return where the run works; the current target is named, so that it stays the same while the run lasts."""
+    """Return the target of the run; name the current target, so that it does not change during the run."""
     from rdsrepl import config
     from rdsrepl.runbooks.run_request import RunTarget
 
     options = global_options(ctx)
     names = ["target", "dsn", "cluster", "instance", "dbname", "user"]
-    # RDSREPL_PROFILE and RDSREPL_REGION do not count over a typed target's own.
+    # The profile and the region of a typed target take precedence over RDSREPL_PROFILE and RDSREPL_REGION.
     names += [name for name in ("profile", "region") if name in options.typed or "target" not in options.typed]
     given: dict[str, str] = {name: value for name in names if (value := getattr(options, name)) is not None}
     if "target" not in given and "dsn" not in given and (current := config.load().current) is not None:
@@ -266,7 +280,7 @@ def _target_of_run(ctx: typer.Context) -> RunTarget:
 def _same_command(
     runbook: Runbook, var: list[str] | None, from_: str | None, skip_manual: list[str] | None, *, resume: bool
 ) -> list[str]:
-    """Return the words of this command, to be given once more."""
+    """Return the words of this command, for a hint."""
     words = ["runbook", "run", runbook.path_or_name, "--yes", *(["--resume"] if resume else [])]
     words += [] if from_ is None else ["--from", from_]
     for option, values in (("--var", var), ("--skip-manual", skip_manual)):
@@ -277,36 +291,38 @@ def _same_command(
 def _resumed(
     runbook: Runbook, earlier: EarlierRun | None, given: dict[str, str], first: int | None
 ) -> tuple[EarlierRun, int]:
-    """Return the run to go on with, and the number of the step it goes on at.
+    """Return the run to resume, and the number of the step to start at.
 
     Args:
-        runbook: the page.
-        earlier: its last run here.
-        given: the variables that were given once more.
-        first: the step that ``--from`` names; None is where the last run stopped.
+        runbook: the runbook.
+        earlier: its last run on this target.
+        given: the variables of this command.
+        first: the number of the ``--from`` step; None starts where the last run stopped.
 
     Raises:
-        NotFound: there is none, or it came to its end.
-        Refused: the page is another one now, and no step is named.
-        BadValue: other variables were given.
+        NotFound: there is no run to resume.
+        Refused: the page has changed, and ``--from`` is missing.
+        BadValue: a variable has another value than in that run.
     """
     if earlier is None or earlier.ended == "done":
-        what = "no run of it here is recorded" if earlier is None else f"its last run, of {earlier.at}, came to its end"
+        what = (
+            "it has no earlier run on this target" if earlier is None else f"its last run, of {earlier.at}, is complete"
+        )
         raise NotFound(f"runbook {runbook.name}: nothing to resume: {what}", hint="run it without --resume")
     if earlier.digest != runbook.digest and first is None:
         raise Refused(
             f"runbook {runbook.name}: its page has changed since the run of {earlier.at}",
-            hint="look at it, and name the step to go on at: --resume --from STEP",
+            hint="read the page, and give the step to start at: --resume --from STEP",
         )
     for name, value in given.items():
         if earlier.variables.get(name) != value:
             raise BadValue(
-                f"--var {name}={value}: the run that is resumed had {earlier.variables.get(name)!r}",
-                hint="omit it, or begin anew: without --resume",
+                f"--var {name}={value}: the run to resume has {earlier.variables.get(name)!r}",
+                hint="omit --var, or start a new run without --resume",
             )
     if first is not None:
         return earlier, first
-    # Steps run in their order: whatever stands before one that is behind the run is behind it, too.
+    # Steps run in order: every step before a completed step is completed.
     behind = max((step.number for step in runbook.steps if step.name in earlier.completed), default=0)
     for step in runbook.steps:
         if step.name == earlier.stopped_at or (earlier.stopped_at is None and step.number > behind):
@@ -316,8 +332,8 @@ def _resumed(
 
 def _stopped_where(earlier: EarlierRun) -> str:
     if earlier.stopped_at is None:
-        return ", and how its last step ended is not known" if earlier.unknown else ""
-    return f" at {earlier.stopped_at}" + (", and how that step ended is not known" if earlier.unknown else "")
+        return ", and the outcome of its last step is unknown" if earlier.unknown else ""
+    return f" at {earlier.stopped_at}" + (", and the outcome of that step is unknown" if earlier.unknown else "")
 
 
 def _show_plan(ctx: typer.Context, request: RunRequest, results: list[Result]) -> None:
@@ -338,10 +354,10 @@ def _show_plan(ctx: typer.Context, request: RunRequest, results: list[Result]) -
         for line in result.command.split("\n"):
             out.print(f"    {line}", style="cyan" if colour else None)
         if result.reason:
-            out.print(f"passed over: {result.reason}")
+            out.print(f"skipped: {result.reason}")
 
 
-def _say_go_back(ctx: typer.Context, request: RunRequest, journal: Journal) -> None:
+def _show_go_back(ctx: typer.Context, request: RunRequest, journal: Journal) -> None:
     from rdsrepl.runbooks import run_request, runner
 
     if global_options(ctx).quiet:
@@ -371,7 +387,7 @@ def _document(result: Result) -> dict[str, Any]:
 
 
 def _flowing(text: str) -> str:
-    """Return Markdown with a line a paragraph, for a console that breaks lines itself; blocks stay as they are."""
+    """Return Markdown with one line a paragraph, because the console wraps lines; blocks are unchanged."""
     parts = re.split(r"(^```.*?^```$)", text, flags=re.M | re.S)
     return "".join(part if part.startswith("```") else re.sub(r"(?<=\S)\n(?=[^\s|*-])", " ", part) for part in parts)
 
@@ -390,7 +406,7 @@ def _emit_line(result: Result) -> None:
 
 
 class _Display:
-    """Shows a run: words, commands and questions on stderr, the steps' output (or one object a step) on stdout."""
+    """Shows a run: prose, commands and prompts on stderr, the output (or one object a step) on stdout."""
 
     def __init__(self, ctx: typer.Context, runbook: Runbook) -> None:
         self._ctx = ctx
@@ -415,19 +431,19 @@ class _Display:
 
     def planning(self, command: str) -> None:
         if not global_options(self._ctx).quiet:
-            self._say(f"its plan: {command}", "dim")
+            self._say(f"plan: {command}", "dim")
 
     def decide(self, step: Step) -> Answer:
         from rdsrepl.runbooks.runner import Answer
 
-        question = "Done by hand?" if step.kind.value == "manual" else "Run it?"
+        question = "Is this step done?" if step.kind.value == "manual" else "Run it?"
         answers = {"y": Answer.yes, "yes": Answer.yes, "s": Answer.skip, "skip": Answer.skip, "q": Answer.quit}
         while True:
             self._end_line()
             sys.stderr.write(f"{question} [y = yes, s = skip, q = quit] ")
             sys.stderr.flush()
             line = sys.stdin.readline()
-            if not line:  # the terminal is gone
+            if not line:  # the terminal was closed
                 return Answer.quit
             word = line.strip().lower()
             if word in (*answers, "quit"):
@@ -450,7 +466,7 @@ class _Display:
             took = "" if result.exit_code is None else f" (exit {result.exit_code}, {format_duration(result.seconds)})"
             self._say(f"ok{took}", "green")
         else:
-            how = result.status.replace("_", " ")
+            how = "skipped" if result.status == "passed_over" else result.status
             title = f"step {result.step.number}, {result.step.title}: " if result.status == "passed_over" else ""
             self._say(f"{title}{how}" + (f": {result.reason}" if result.reason else ""), "yellow")
 

@@ -1,7 +1,7 @@
-"""A page's command, read as a shell reads it, less everything that would need a shell.
+"""Parse the command of a step as a shell does, but refuse everything that requires a shell.
 
-Words are cut before variables are filled in, so a value is always (a part of) one word, whatever stands in it. What
-only a shell can do (pipes, redirections, substitutions, patterns) is refused when the page is read.
+The text is split into words before variables are substituted, so a value is always one word or a part of one, whatever
+it contains. Pipes, redirections, substitutions and patterns are refused when the page is read.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Final
 
 _NEEDS_A_SHELL: Final = frozenset("|&;<>()`*?[]{}~!#")
 _REFERENCE: Final = re.compile(r"\$(?:\{([A-Z][A-Z0-9_]*)\}|([A-Z][A-Z0-9_]*))")
-# In a text for people, a reference may stand in quotes that its value brings itself.
+# In prose, a reference can be in quotes, which the quoted value replaces.
 _QUOTED_REFERENCE: Final = re.compile(rf'"{_REFERENCE.pattern}"|{_REFERENCE.pattern}')
 _ANYTHING: Final = re.compile(r"\A… | …\Z|…")
 
 
 class InvalidCommand(ValueError):
-    """What stands there cannot be run without a shell.
+    """The text cannot be run without a shell.
 
     Attributes:
-        line: counted from 0, in the text that was read.
+        line: the line of the text, counted from 0.
     """
 
     def __init__(self, message: str, line: int) -> None:
@@ -33,7 +33,7 @@ class InvalidCommand(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A variable in a word, by the name it has on the page: ``SLOT``."""
+    """A variable in a word, by its name on the page: ``SLOT``."""
 
     name: str
 
@@ -67,7 +67,7 @@ def parse(text: str) -> tuple[Word, ...]:
             position += 2
             continue
         if char == "\n":
-            raise refuse("a second command: a step has one")
+            raise refuse("a step has only one command")
         if char.isspace():
             if inside:
                 words.append(tuple(parts))
@@ -77,7 +77,7 @@ def parse(text: str) -> tuple[Word, ...]:
         if char == "'":
             end = text.find("'", position + 1)
             if end < 0:
-                raise refuse("a quote that does not end")
+                raise refuse("unterminated quote")
             add(text[position + 1 : end])
             position = end + 1
         elif char == '"':
@@ -88,21 +88,21 @@ def parse(text: str) -> tuple[Word, ...]:
                     add(Reference(reference[1] or reference[2]))
                     position = reference.end()
                 elif text[position] in "$`":
-                    raise refuse(f"{text[position]} in quotes that is no variable such as $SLOT")
+                    raise refuse(f"{text[position]} in quotes is not a variable such as $SLOT")
                 else:
                     position += text[position] == "\\" and text[position + 1 : position + 2] in tuple('$`"\\')
                     add(text[position : position + 1])
                     position += 1
             if position >= len(text):
-                raise refuse("a quote that does not end")
+                raise refuse("unterminated quote")
             position += 1
         elif char == "\\":
             add(text[position + 1 : position + 2])
             position += 2
         elif char == "$":
-            raise refuse('a variable without quotes: write "$NAME"')
+            raise refuse('a variable requires quotes: write "$NAME"')
         elif char in _NEEDS_A_SHELL:
-            raise refuse(f"{char} needs a shell, and there is none")
+            raise refuse(f"{char} requires a shell")
         else:
             add(char)
             position += 1
@@ -114,17 +114,17 @@ def parse(text: str) -> tuple[Word, ...]:
 
 
 def references(words: Sequence[Word]) -> tuple[str, ...]:
-    """Return the variables of a command, each once."""
+    """Return the names of the variables of a command, each once."""
     return tuple(dict.fromkeys(part.name for word in words for part in word if isinstance(part, Reference)))
 
 
 def substitute(words: Sequence[Word], values: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the words with their variables filled in, one word for one."""
+    """Return the words with the values of their variables; each word stays one word."""
     return tuple("".join(values[part.name] if isinstance(part, Reference) else part for part in word) for word in words)
 
 
 def substitute_text(text: str, values: Mapping[str, str]) -> str:
-    """Return a text for people with its known variables filled in, each quoted as a shell needs it."""
+    """Return prose with the values of its known variables, quoted for a shell."""
 
     def value(match: re.Match[str]) -> str:
         name = next(group for group in match.groups() if group)
@@ -134,28 +134,28 @@ def substitute_text(text: str, values: Mapping[str, str]) -> str:
 
 
 class Expectation:
-    """The lines a page says the output has, sought in their order while the output comes.
+    """The lines that the output of a step must contain, in this order; checked while the output arrives.
 
-    ``…`` stands for anything, or nothing; any blanks equal any others; other lines may stand between.
+    ``…`` matches any text, including none. All whitespace is equal. Other lines can be in between.
     """
 
     def __init__(self, lines: Sequence[str], values: Mapping[str, str]) -> None:
         self._wanted = [_REFERENCE.sub(lambda m: values.get(m[1] or m[2], m[0]), line) for line in lines]
         self._patterns = [_pattern(line) for line in self._wanted]
-        self._found = 0
+        self._matched = 0
 
     def see(self, line: str) -> None:
-        """Look at the next line of the output."""
-        if self._found < len(self._patterns) and self._patterns[self._found].fullmatch(" ".join(line.split())):
-            self._found += 1
+        """Check the next line of the output."""
+        if self._matched < len(self._patterns) and self._patterns[self._matched].fullmatch(" ".join(line.split())):
+            self._matched += 1
 
     @property
     def missing(self) -> str | None:
-        """The first line that has not come; None when all have."""
-        return None if self._found == len(self._wanted) else self._wanted[self._found]
+        """The first line that is missing; None if all lines were printed."""
+        return None if self._matched == len(self._wanted) else self._wanted[self._matched]
 
 
 def _pattern(line: str) -> re.Pattern[str]:
-    # At either end, the blank beside it is (part of) anything, too.
+    # At an end of the line, … also matches the space beside it.
     pieces = _ANYTHING.split(" ".join(line.split()))
     return re.compile(".*".join(map(re.escape, pieces)))

@@ -1,7 +1,8 @@
-"""What happened in each run of a runbook, a JSON object a line: who, when, where, which step, how it ended.
+"""Write the journal of a run of a runbook, and read it to resume the run.
 
-``$XDG_STATE_HOME/rdsrepl/runbooks/<time>-<runbook>-<run>.jsonl``, one file a run, readable by its owner. It holds no
-outputs (one may carry a password) and no secrets: a connection string is masked.
+``$XDG_STATE_HOME/rdsrepl/runbooks/<time>-<runbook>-<run>.jsonl``, one file a run, one JSON object a line, readable only
+by its owner. It holds no outputs, because an output can contain a password, and no secrets: connection strings are
+masked.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from rdsrepl.state import audit, json_lines
 from rdsrepl.state.json_lines import Damaged, require_type
 from rdsrepl.text.masking import mask
 
-# How a step can have ended so that a resumed run goes on behind it.
+# A resumed run continues after the steps with these statuses.
 COMPLETED: Final = ("done", "skipped", "passed_over")
-# Names the journal, the run and the step to the commands that a run starts.
+# Pass the journal, the run and the step to the commands of the run.
 _VARIABLES: Final = ("_RDSREPL_JOURNAL", "_RDSREPL_JOURNAL_RUN", "_RDSREPL_JOURNAL_STEP")
 _MAX_BYTES: Final = 16 << 20
 
@@ -33,16 +34,16 @@ class EarlierRun:
     """An earlier run.
 
     Attributes:
-        run: its id.
-        at: when it began, ISO 8601.
-        digest: of the page it ran.
-        variables: as they were given or filled in.
-        settled: the steps that are behind it, by name, and how each ended.
-        changed: whether a step of it changed something.
-        made: by step, what it made that was not there before.
-        stopped_at: the step that was begun and did not end well; None where it stopped between two.
-        unknown: that step, or the next one where none is named, may have been begun; nothing says how it ended.
-        ended: how the whole run ended: ``done``, ``failed``, ``quit``, ``interrupted``; None where nothing says so.
+        run: its ID.
+        at: its start, ISO 8601.
+        digest: the digest of its page.
+        variables: the given values and the defaults.
+        completed: the status of each completed step, by name.
+        changed: whether a step changed something.
+        made: what the run created, by step.
+        stopped_at: the step that started and did not complete; None if the run stopped between two steps.
+        unknown: whether the outcome of that step, or of the next step if it is None, is unknown.
+        ended: the status of the run: ``done``, ``failed``, ``quit``, ``interrupted``; None if unknown.
     """
 
     run: str
@@ -58,7 +59,7 @@ class EarlierRun:
 
 
 class Journal:
-    """Writes one run's file, a line at once, each on disk before the next step begins."""
+    """Writes the file of a run; each line is on disk before the next step starts."""
 
     def __init__(self, runbook: str) -> None:
         self.run = uuid.uuid4().hex[:8]
@@ -67,7 +68,7 @@ class Journal:
         self.failed: str | None = None
 
     def write(self, event: str, **fields: Any) -> None:
-        """Add a line; where that cannot be done, ``failed`` says why, and the run goes on."""
+        """Append a line; if that fails, the run continues and ``failed`` contains the error."""
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
             json_lines.append(self.path, {"at": moment, "run": self.run, "event": event, **fields}, sync=True)
@@ -75,11 +76,11 @@ class Journal:
             self.failed = str(exc)
 
     def environment(self, step: str) -> dict[str, str]:
-        """Return what lets a step's command write down what it does (``applied``)."""
+        """Return the environment with which the command of a step writes its changes to the journal (``applied``)."""
         return dict(zip(_VARIABLES, (str(self.path), self.run, step), strict=True))
 
     def applied(self, step: str) -> list[str] | None:
-        """Return what a step's commands made and changed so far: of each plan's step its summary; None is not known."""
+        """Return the summary of each change that a step has applied; None if unknown."""
         if self.failed is not None:
             return None
         try:
@@ -88,7 +89,7 @@ class Journal:
             return None
 
     def made(self, step: str) -> tuple[str, ...]:
-        """Return what a step's commands made that was not there before."""
+        """Return the summary of each object that a step has created."""
         with contextlib.suppress(OSError, KeyError):
             return tuple(row["summary"] for row in self._applied(step) if row["makes"] is True)
         return ()
@@ -99,46 +100,46 @@ class Journal:
 
 
 def applied(summary: str, *, makes: bool) -> None:
-    """Write into the journal of the run that started this command, if one did, that a step of a plan was done."""
+    """Write an applied step of a plan to the journal of the run that started this command, if any."""
     path, run, step = (os.environ.get(name) for name in _VARIABLES)
     if path and run and step:
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
         row = {"at": moment, "run": run, "event": "applied", "status": "done", "step": step}
-        # Nothing is to be changed because of it any more: a journal that cannot be written does not end the command.
+        # The change is already made: a journal that is not writable does not stop the command.
         with contextlib.suppress(OSError):
             json_lines.append(Path(path), {**row, "summary": mask(summary), "makes": makes}, sync=True)
 
 
 def directory() -> Path:
-    """Return where the journals are."""
+    """Return the directory of the journals."""
     return state_directory() / "runbooks"
 
 
 def user_and_host() -> str:
-    """Return who runs this, and on which machine."""
-    found = audit.process_identity()
-    return f"{found['os_user']}@{found['client']}"
+    """Return who runs this process, and on which host: ``ada@ops-1``."""
+    process = audit.process_identity()
+    return f"{process['os_user']}@{process['client']}"
 
 
 def last_run(runbook: str, where: Mapping[str, str]) -> EarlierRun | None:
-    """Return the latest run of a runbook at a place; None where there is none, or none that can be read.
+    """Return the latest run of a runbook on a target; None if there is none, or it cannot be read.
 
     Raises:
-        Refused: the first line of the latest file is damaged, so that nothing says which run it was.
+        Refused: the first line of the latest journal is damaged, so the target of its run is unknown.
     """
     try:
-        found = sorted(directory().glob(f"*-{runbook}-*.jsonl"), reverse=True)
+        journals = sorted(directory().glob(f"*-{runbook}-*.jsonl"), reverse=True)
     except OSError:
         return None
-    for path in found:
+    for path in journals:
         with contextlib.suppress(OSError):
             rows = json_lines.rows(path, _MAX_BYTES)
             if rows[1:] and rows[0] is None:
                 raise Refused(
                     f"runbook {runbook}: the journal of its last run is damaged: {path}",
-                    hint="find out which steps that run did, and begin at the next one: --from STEP",
+                    hint="check which steps that run completed, and start at the next one: --from STEP",
                 )
-            # A single damaged line was cut short by a kill, before any step began.
+            # A single damaged line means that the process was killed before the first step.
             if (
                 rows
                 and rows[0] is not None
@@ -156,12 +157,12 @@ def _earlier_run(
             return None
         completed = _texts(begin["settled"])
         made = {step: (*lines,) for step, lines in require_type(begin.get("made", {}), dict).items()}
-        changed, open_step, failed, ended, lacking = require_type(begin["changed"], bool), None, None, None, False
+        changed, open_step, failed, ended, incomplete = require_type(begin["changed"], bool), None, None, None, False
         for row in rows:
             event, step, status = _event(row)
-            lacking = event is None
+            incomplete = event is None
             if event == "step_begin" and step is not None:
-                if open_step is not None:  # it did end well, or no other would have begun; the line is damaged
+                if open_step is not None:  # it was done, or the next step would not have started; its line is damaged
                     completed[open_step], changed = "done", True
                 open_step, failed = step, None
             elif event == "step_end" and step is not None and row is not None:
@@ -187,14 +188,14 @@ def _earlier_run(
             changed=changed,
             made=made,
             stopped_at=open_step or failed,
-            unknown=open_step is not None or lacking,
+            unknown=open_step is not None or incomplete,
             ended=ended,
         )
     return None
 
 
 def _event(row: Mapping[str, Any] | None) -> tuple[str | None, str | None, str]:
-    """Return a line's event (None: it is damaged), step and status."""
+    """Return the event, the step and the status of a line; the event of a damaged line is None."""
     with contextlib.suppress(Damaged, KeyError):
         if row is not None:
             event = require_type(row["event"], str)

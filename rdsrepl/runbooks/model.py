@@ -1,4 +1,4 @@
-"""A runbook as data: its steps, and what each is."""
+"""A runbook as data: its steps and their kinds."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from rdsrepl.runbooks.variables import Variable
 from rdsrepl.text.suggestions import did_you_mean
 
 SECTIONS: Final = ("Checks first", "Steps", "Verify", "Go back")
-# What the place gives: the cluster or instance of --cluster, --instance or the target.
+# Set by the run: the cluster or instance of --cluster, --instance or the target.
 TARGET_VARIABLES: Final = ("RDSREPL_CLUSTER", "RDSREPL_INSTANCE")
 TARGET_KINDS: Final = ("cluster", "instance")
 _UNDOES: Final = re.compile(r"`{3,}\s*sh made=(\S+)\s*\Z")
 
 
 class StepKind(StrEnum):
-    """What a step does: it only looks; it changes something and has a plan; it acts without a plan; a person acts."""
+    """The kind of a step.
+
+    ``check`` only reads; ``change`` changes something and has a plan; ``run`` acts without a plan; the user does a
+    ``manual`` step.
+    """
 
     check = "check"
     change = "change"
@@ -36,17 +40,16 @@ class Step:
 
     Attributes:
         number: counted from 1 over the whole page.
-        name: its title in lower case with hyphens; ``--from`` takes it, or the number.
-        section: the heading it stands under.
+        name: its title in lower case with hyphens; ``--from`` takes the name or the number.
+        section: the section that contains it.
         prose: its text, Markdown.
-        kind: what it does.
-        text: what stands in its block.
-        command: the same in words, without the leading ``rdsrepl``; empty for a manual step.
-        exit_codes: those that are good.
-        expect: lines that the output must have.
-        only: ``cluster`` or ``instance``, where it is for one of them alone.
-        with_variable: the variable without which it is passed over.
-        line: of its block in the page.
+        text: the text of its block.
+        command: the words of the block without the leading ``rdsrepl``; empty for a manual step.
+        exit_codes: the exit codes of success.
+        expect: the lines that the output must contain.
+        only: ``cluster`` or ``instance`` if the step is only for this kind of target.
+        with_variable: the variable without which the step is skipped.
+        line: the line of its block in the page.
     """
 
     number: int
@@ -66,15 +69,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Runbook:
-    """A page as read.
+    """A parsed page.
 
     Attributes:
-        name: the file's, without ``.md``.
-        when: when to use it, in a sentence.
-        needs: the kinds of place it works on: ``cluster``, ``instance``; empty where any database does.
-        go_back: the section for people, as Markdown.
-        body: the whole page without its front matter.
-        digest: of the file, so that a run is not resumed on another page.
+        name: the name of the file without ``.md``.
+        when: when to use it, in one sentence.
+        needs: the kinds of target it requires: ``cluster``, ``instance``; empty if any database is sufficient.
+        go_back: the section Go back, as Markdown.
+        body: the page without its front matter.
+        digest: the digest of the file, so that a run is not resumed with another page.
     """
 
     name: str
@@ -90,33 +93,33 @@ class Runbook:
 
     @property
     def path_or_name(self) -> str:
-        """What ``rdsrepl runbook`` takes for it."""
+        """The argument of ``rdsrepl runbook`` that selects it."""
         return self.name if self.path.parent == directory() else str(self.path)
 
     def step(self, name: str) -> Step:
         """Return a step by its name or number.
 
         Raises:
-            BadValue: there is none.
+            BadValue: no step has this name or number.
         """
         for step in self.steps:
             if name in (step.name, str(step.number)):
                 return step
         names = [step.name for step in self.steps]
-        hint = did_you_mean(name, names, otherwise=f"its steps: 1 to {len(names)}, or {', '.join(names)}")
+        hint = did_you_mean(name, names, otherwise=f"the steps are 1 to {len(names)}, or {', '.join(names)}")
         raise BadValue(f"runbook {self.name} has no step {name!r}", hint=hint)
 
 
 def undone_step(line: str) -> str | None:
-    """Return the step that a block under ``## Go back`` undoes, from the line that opens it: ``made=STEP``."""
+    """Return the step that a block of ``## Go back`` undoes, from ``made=STEP`` in its first line."""
     match = _UNDOES.match(line)
     return match[1] if match else None
 
 
 def directory() -> Path:
-    """Return where the pages are.
+    """Return the directory of the pages.
 
     Raises:
-        NotFound: this installation has none.
+        NotFound: this installation has no pages.
     """
     return help_topics.directory() / "runbooks"

@@ -1,11 +1,4 @@
-"""A runbook's page: Markdown that people read, and the steps that are in it.
-
-A page has YAML front matter (``when``, ``needs``, ``variables``), one ``# Title``, and the sections ``## Checks
-first``, ``## Steps``, ``## Verify`` and ``## Go back``, in this order. In the first three each ``### N. Title`` is a
-step: prose, one block of ``sh`` whose info string says what it is (``sh check``, ``sh change``, ``sh run`` or ``sh
-manual``, then ``exit=0,8``, ``only=cluster``, ``with=VARIABLE``), and maybe a block ``text expect`` with lines of the
-output. What is under ``## Go back`` is for people. ``docs/runbooks.md`` says it to those who write one.
-"""
+"""Find and load the pages of the runbooks."""
 
 from __future__ import annotations
 
@@ -25,28 +18,30 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Runbook:
-    """Read a runbook: one of ours by its name, or any file by its path (``./mine.md``).
+    """Return a runbook: one of ``rdsrepl`` by its name, or any file by its path (``./mine.md``).
 
     Raises:
-        NotFound: there is none.
-        BadPage: it cannot be read as one.
+        NotFound: there is no such runbook or file.
+        BadPage: the file cannot be read, or breaks a rule.
     """
     is_path = "/" in name or name.endswith(".md")
     if not is_path and name not in names():
         hint = did_you_mean(name, names(), otherwise="rdsrepl runbook list shows them", cutoff=0.5)
-        raise NotFound(f"no runbook {name!r}", hint=hint)
+        raise NotFound(f"runbook {name!r} does not exist", hint=hint)
     path = Path(name) if is_path else directory() / f"{name}.md"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(f"no file {path}", hint="a runbook by its name: rdsrepl runbook list") from None
+        raise NotFound(
+            f"file {path} does not exist", hint="rdsrepl runbook list shows the names of the runbooks"
+        ) from None
     except (OSError, ValueError) as exc:
-        raise BadPage(f"{path}: cannot be read: {exc}", hint="make the file readable UTF-8") from exc
+        raise BadPage(f"could not read {path}: {exc}", hint="make the file readable, with UTF-8 text") from exc
     return parse(path, text)
 
 
 def as_document(runbook: Runbook) -> Mapping[str, Any]:
-    """Return what ``runbook show -o json`` prints: the page's data, commands as they stand there."""
+    """Return the document of ``runbook show -o json``, with the commands as on the page."""
     return {
         "name": runbook.name,
         "title": runbook.title,

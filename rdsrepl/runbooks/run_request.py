@@ -15,19 +15,19 @@ from rdsrepl.runbooks.journal import EarlierRun
 from rdsrepl.runbooks.model import Runbook, Step, StepKind
 from rdsrepl.text.masking import mask
 
-# What may say where a command works; a step that says so itself gets none of the run's.
+# The options that select a target; a step with one of _TARGET_OPTIONS gets none of the run's options.
 _OPTIONS: Final = ("target", "dsn", "cluster", "instance", "dbname", "user", "profile", "region")
 _TARGET_OPTIONS: Final = ("--target", "-t", "--dsn")
 
 
 @dataclass(frozen=True, slots=True)
 class RunTarget:
-    """Where the whole run works.
+    """The target of the run.
 
     Attributes:
-        options: the connection options by name (``target``, ``cluster``, …), as they were given.
-        cluster: the cluster's identifier, also where the target says it.
-        instance: the instance's, likewise.
+        options: the given connection options, by name (``target``, ``cluster``, …).
+        cluster: the identifier of the cluster, from the options or the config file.
+        instance: the identifier of the instance, likewise.
     """
 
     options: Mapping[str, str]
@@ -35,20 +35,20 @@ class RunTarget:
     instance: str | None = None
 
     def described(self) -> dict[str, str]:
-        """Return the options, no secret among them."""
+        """Return the options without secrets."""
         shown = {**self.options}
         if "dsn" in shown:
             shown["dsn"] = mask(shown["dsn"])
         return shown
 
     def environment(self, words: Sequence[str]) -> dict[str, str]:
-        """Return a command's environment: the place goes there, so that no password stands among the words."""
+        """Return the environment of a command; it contains the target, so that no password is among the arguments."""
         kept = {f"RDSREPL_{name.upper()}" for name in (*_OPTIONS, "output")}
         env = {key: value for key, value in os.environ.items() if key not in kept}
         return env | {f"RDSREPL_{name.upper()}": value for name, value in self._options(words).items()}
 
     def shown(self, words: Sequence[str]) -> str:
-        """Return a command as a person can type it."""
+        """Return a command for a person to copy."""
         own = self._options(words)
         options = [word for name, value in self.described().items() if name in own for word in (f"--{name}", value)]
         return shlex.join(["rdsrepl", *options, *words])
@@ -62,14 +62,15 @@ class RunTarget:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What is to be run.
+    """A request to run a runbook.
 
     Attributes:
-        values: of the page's variables, by their names there, all of them.
+        values: the value of every variable, by name.
+        target: the target of every step.
         first: the number of the first step.
-        past: the run that this one goes on with.
-        ask: whether somebody is asked before each step that acts.
-        skip_manual: the names of the manual steps that are passed over.
+        earlier: the run that this run resumes.
+        ask: whether to ask before each step that can change something.
+        skip_manual: the names of the manual steps to skip.
     """
 
     runbook: Runbook
@@ -82,76 +83,76 @@ class RunRequest:
 
 
 def command_of(request: RunRequest, step: Step) -> str:
-    """Return a step's command as a person can type it, variables filled in."""
+    """Return the command of a step with the values of its variables, for a person to copy."""
     if step.kind is StepKind.manual:
         return commands.substitute_text(step.text, _known_values(request))
     return request.target.shown(commands.substitute(step.command, page_values(request)))
 
 
 def prose_of(request: RunRequest, step: Step) -> str:
-    """Return a step's prose, variables filled in."""
+    """Return the prose of a step with the values of its variables."""
     return commands.substitute_text(step.prose, _known_values(request))
 
 
 def go_back_of(request: RunRequest, made: Mapping[str, Sequence[str]]) -> str:
-    """Return the page's way back, variables filled in.
+    """Return the section Go back with the values of its variables.
 
-    A block that undoes a step (``made=STEP``) is left out unless that step made something: what was there before the
-    run is not offered to be dropped.
+    A block that undoes a step (``made=STEP``) is omitted if that step created nothing: an object that existed before
+    the run must not be dropped.
 
     Args:
-        request: what was run.
-        made: by step, what the run made that was not there before.
+        request: the request of the run.
+        made: what the run created, by step.
     """
     kept: list[str] = []
-    fence, leaves_out = "", False
+    fence, omitted = "", False
     for line in request.runbook.go_back.split("\n"):
         if not fence and line.startswith("```"):
             fence = line[: len(line) - len(line.lstrip("`"))]
             undone = model.undone_step(line)
-            leaves_out = undone is not None and not made.get(undone)
-            if not leaves_out:
+            omitted = undone is not None and not made.get(undone)
+            if not omitted:
                 kept.append(fence + "sh" if undone is not None else line)
             continue
-        if not leaves_out:
+        if not omitted:
             kept.append(line)
         if fence and line.strip() == fence:
-            fence, leaves_out = "", False
+            fence, omitted = "", False
     listed = [summary for lines in made.values() for summary in lines]
-    what = f"This run did: {', '.join(listed)}." if listed else "This run made nothing that was not there before."
+    what = f"This run applied: {', '.join(listed)}." if listed else "This run created nothing."
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
     return f"{what}\n\n{commands.substitute_text(text, _known_values(request))}"
 
 
 def skip_reason(request: RunRequest, step: Step) -> str | None:
-    """Return why a step is passed over here; None where it is not."""
+    """Return why a step is skipped; None if it is not."""
     if step.only is not None and getattr(request.target, step.only) is None:
-        return f"for {'an' if step.only == 'instance' else 'a'} {step.only} only"
+        return f"only for {'an' if step.only == 'instance' else 'a'} {step.only}"
     if step.with_variable is not None and not request.values[step.with_variable]:
-        return f"for a run with --var {step.with_variable}=… only"
+        return f"only with --var {step.with_variable}=…"
     if step.name in request.skip_manual:
-        return "a person must do it, and --skip-manual names it"
+        return "manual step"
     return None
 
 
 def require_target(runbook: Runbook, target: RunTarget) -> None:
-    """Refuse a page that works on a cluster or an instance where there is none.
+    """Check that the target is a cluster or an instance, if the runbook requires one.
 
     Raises:
-        BadValue: there is none.
+        BadValue: it is not.
     """
     if runbook.needs and not any(getattr(target, kind) for kind in runbook.needs):
         raise BadValue(
-            f"runbook {runbook.name} works on a {' or an '.join(runbook.needs)}, and none is named",
-            hint=" or ".join(f"--{kind} ID" for kind in runbook.needs),
+            f"runbook {runbook.name} requires a {' or an '.join(runbook.needs)}",
+            hint=f"add {' or '.join(f'--{kind} ID' for kind in runbook.needs)}",
         )
 
 
 def manual_steps(runbook: Runbook, names: Sequence[str]) -> frozenset[str]:
-    """Return the manual steps that NAMES (names or numbers) name.
+    """Return the names of the manual steps that NAMES (names or numbers) select.
 
     Raises:
-        BadValue: a name is no step's, or the step is not a manual one.
+        BadValue: a step does not exist, or is not a manual step.
     """
     steps = [runbook.step(name) for name in names]
     for step in steps:
@@ -159,22 +160,22 @@ def manual_steps(runbook: Runbook, names: Sequence[str]) -> frozenset[str]:
             manual = ", ".join(each.name for each in runbook.steps if each.kind is StepKind.manual)
             raise BadValue(
                 f"--skip-manual {step.name}: step {step.number} is not a manual step ({step.kind.value})",
-                hint=f"the manual steps: {manual}" if manual else f"runbook {runbook.name} has no manual step",
+                hint=f"the manual steps are: {manual}" if manual else f"runbook {runbook.name} has no manual step",
             )
     return frozenset(step.name for step in steps)
 
 
 def require_no_manual_steps(request: RunRequest, words: Sequence[str]) -> None:
-    """Refuse a run without questions that has a manual step ahead of it which nobody said to skip.
+    """Refuse a run with ``--yes`` that has a manual step which ``--skip-manual`` does not name.
 
-    It is refused before its first step: stopped at the manual step, it could leave a slot without a consumer.
+    It is refused before its first step, because a stop at the manual step could leave a slot without a consumer.
 
     Args:
-        request: what is to be run.
-        words: the command as it was given, for the hint.
+        request: the request.
+        words: the words of the command, for the hint.
 
     Raises:
-        NotConfirmed: it has one.
+        NotConfirmed: there is such a step.
     """
     ahead = [
         step
@@ -189,22 +190,22 @@ def require_no_manual_steps(request: RunRequest, words: Sequence[str]) -> None:
     listed = ", ".join(f"{step.number}. {step.title}" for step in ahead)
     skips = [word for step in ahead for word in ("--skip-manual", step.name)]
     raise NotConfirmed(
-        f"runbook {request.runbook.name}: --yes cannot do what a person must do: {listed}; nothing was run",
-        hint=f"run it at a terminal without --yes, or, if these steps are done or not needed: "
+        f"runbook {request.runbook.name}: --yes cannot do the manual steps: {listed}; nothing was run",
+        hint="run it on a terminal without --yes; or, if these steps are done or not needed: "
         f"{request.target.shown([*words, *skips])}",
     )
 
 
 def resume_command(request: RunRequest) -> str:
-    """Return what goes on with a run that stopped."""
+    """Return the command that resumes a stopped run."""
     return request.target.shown(["runbook", "run", request.runbook.path_or_name, "--resume"])
 
 
 def page_values(request: RunRequest) -> dict[str, str]:
-    """Return the values by the names the page writes: ``SLOT``."""
+    """Return the values by their names on the page: ``SLOT``."""
     identifiers = {"RDSREPL_CLUSTER": request.target.cluster, "RDSREPL_INSTANCE": request.target.instance}
     known = {name: value for name, value in identifiers.items() if value is not None}
-    # A step for another kind of place is shown in --dry-run, too.
+    # --dry-run also shows the steps for the other kind of target.
     return (
         {"RDSREPL_CLUSTER": "CLUSTER", "RDSREPL_INSTANCE": "INSTANCE"}
         | known
@@ -213,5 +214,5 @@ def page_values(request: RunRequest) -> dict[str, str]:
 
 
 def _known_values(request: RunRequest) -> dict[str, str]:
-    """Return the values for a text: what has none stays as the page writes it."""
+    """Return the values for prose; a variable without a value stays as on the page."""
     return {name: value for name, value in page_values(request).items() if value}

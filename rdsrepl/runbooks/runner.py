@@ -1,8 +1,8 @@
-"""Runs a page, step by step: shows, asks, runs, compares, keeps the journal, and stops at the first step that fails.
+"""Run a runbook step by step: show, confirm, run, check the output, write the journal; stop at the first failure.
 
-A command of a page is a command of this program: it runs in a process of its own, without a shell, with no input, and
-in the place (target, cluster, …) that the whole run is for. A step that changes something is shown with ``--dry-run``
-first, so that what is asked about is its plan, and then run with ``--yes``.
+The command of a step is a command of ``rdsrepl``. It runs in its own process, without a shell and without input, on the
+target of the run. A step that changes something first runs with ``--dry-run``, so that the user confirms its plan, and
+then with ``--yes``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rdsrepl.runbooks.model import Step, StepKind
 from rdsrepl.runbooks.run_request import RunRequest, command_of, page_values, prose_of, resume_command, skip_reason
 from rdsrepl.text.commands import command
 
-# Enough for what a person reads; a stream of changes may be much longer.
+# Enough for a person; a stream of changes can be much longer.
 _KEPT_CHARACTERS: Final = 65_536
 
 
 class Answer(Enum):
-    """What a person says to a step."""
+    """The answer of the user to a step."""
 
     yes = "yes"
     skip = "skip"
@@ -42,12 +42,12 @@ class Result:
     """How a step ended.
 
     Attributes:
-        command: as it was shown; a manual step's text.
+        command: the command as shown; the text of a manual step.
         status: ``done``, ``failed``, ``skipped``, ``passed_over``, ``quit``, ``interrupted``, ``planned``.
-        reason: why, where it is not done.
-        changed: whether it may have changed something.
-        output: the end of what it printed.
-        made: what it made that was not there before.
+        reason: why it is not ``done``.
+        changed: whether it changed something, or could have.
+        output: the end of its output.
+        made: what it created.
     """
 
     step: Step
@@ -62,37 +62,37 @@ class Result:
 
 
 class RunDisplay(Protocol):
-    """What a person sees of a run."""
+    """Shows a run to the user."""
 
     def begin(self, step: Step, words: str, command: str) -> None:
-        """Say which step is next."""
+        """Show the next step."""
         ...
 
     def planning(self, command: str) -> None:
-        """Say that the plan of a change comes next."""
+        """Show that the plan of a change follows."""
         ...
 
     def decide(self, step: Step) -> Answer:
-        """Ask for it."""
+        """Ask whether to run the step."""
         ...
 
     def output(self, text: str) -> None:
-        """Pass on a piece of what the step prints."""
+        """Show a piece of the step's output."""
         ...
 
     def end(self, result: Result) -> None:
-        """Say how a step ended."""
+        """Show the result of a step."""
         ...
 
 
 def made_by_run(request: RunRequest, journal: Journal) -> dict[str, tuple[str, ...]]:
-    """Return by step what the run, and the one that it goes on with, made that was not there before."""
+    """Return what the run, and the run that it resumes, created, by step."""
     before = request.earlier.made if request.earlier else {}
     return {step.name: (*before.get(step.name, ()), *journal.made(step.name)) for step in request.runbook.steps}
 
 
 def plan_steps(request: RunRequest) -> list[Result]:
-    """Return what a run would do; nothing is run."""
+    """Return the steps of a run without running them."""
     return [
         Result(
             step, command_of(request, step), "passed_over" if (why := skip_reason(request, step)) else "planned", why
@@ -103,13 +103,13 @@ def plan_steps(request: RunRequest) -> list[Result]:
 
 
 def run(request: RunRequest, journal: Journal, display: RunDisplay) -> list[Result]:
-    """Run the page.
+    """Run the runbook.
 
     Raises:
-        StepFailed: a step did not end as the page says, nothing was changed before.
-        AppliedInPart: the same, or the person stopped, after something was changed.
-        NotConfirmed: the person stopped before anything was changed.
-        Interrupted: Ctrl-C; the steps that were done are listed, if any changed something.
+        StepFailed: a step failed before anything was changed.
+        AppliedInPart: a step failed, or the user quit, after something was changed.
+        NotConfirmed: the user quit before anything was changed.
+        Interrupted: Ctrl-C; lists the completed steps if one of them changed something.
     """
     return _Run(request, journal, display).all()
 
@@ -124,7 +124,7 @@ class _Run:
         self._completed = dict(earlier.completed) if earlier else {}
         self._changed = earlier.changed if earlier else False
         self._results: list[Result] = []
-        # Whether a command is under way that may change something.
+        # Whether a command that can change something is running.
         self._acting = False
 
     def all(self) -> list[Result]:
@@ -151,7 +151,7 @@ class _Run:
                 self._journal.write("step_begin", step=step.name, number=step.number, kind=step.kind.value)
                 result = self._step(step)
             except KeyboardInterrupt:
-                # What was under way may have changed something before it heard of it.
+                # The running command can have changed something before the interrupt.
                 applied = self._journal.applied(step.name)
                 changed = self._acting and (applied is None or bool(applied) or step.kind is StepKind.run)
                 made = self._journal.made(step.name)
@@ -198,7 +198,7 @@ class _Run:
                 self._display.planning(self._request.target.shown(shown))
                 plan = self._execute(step, shown, command, acts=False)
                 if plan.exit_code != 0:
-                    # It fails as the step would, or there is nothing to do in a way that the page knows.
+                    # The step would fail the same way, or has nothing to do with an expected exit code.
                     return plan
             answer = self._display.decide(step)
             if answer is not Answer.yes:
@@ -208,7 +208,7 @@ class _Run:
         return self._execute(step, words, command, acts=step.kind is not StepKind.check)
 
     def _execute(self, step: Step, words: list[str], command: str, *, acts: bool) -> Result:
-        # What the page says of the output is of the deed, not of its plan.
+        # The expected lines are those of the applied step, not of its plan.
         expect = step.expect if "--dry-run" not in words else ()
         expectation = commands.Expectation(expect, self._values)
         started = time.monotonic()
@@ -224,10 +224,10 @@ class _Run:
         if code not in step.exit_codes:
             wanted = " or ".join(map(str, step.exit_codes))
             how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
-            reason = f"{how}, not {wanted}"
+            reason = f"{how}, expected {wanted}"
         elif missing is not None:
-            reason = f"its output lacks the line: {missing}"
-        # A plan that stopped half way, or a process that was killed, has changed something or may have.
+            reason = f"expected line is missing in the output: {missing}"
+        # A plan that was applied in part has changed something; a process that was killed can have.
         changed = acts and (code in (*step.exit_codes, ExitCode.PARTIAL) or code < 0)
         applied = self._journal.applied(step.name)
         if step.kind is StepKind.change and applied is not None and code >= 0:
@@ -244,8 +244,8 @@ class _Run:
         why = f"failed: {result.reason}" if result.status == "failed" else why
         message = f"runbook {runbook.name}: {at}, {why}"
         hint = (
-            f"go on with: {resume_command(self._request)} (add --from STEP to go on at another step); "
-            f"go back: the page's section Go back, {command('runbook show {}', runbook.path_or_name)}"
+            f"resume with: {resume_command(self._request)} (add --from STEP to start at another step); "
+            f"to undo: section Go back of {command('runbook show {}', runbook.path_or_name)}"
         )
         if self._changed:
             done = [
@@ -274,8 +274,8 @@ def _with_option(words: list[str], option: str) -> list[str]:
 def _spawn(
     words: Sequence[str], env: Mapping[str, str], line: Callable[[str], None], output: Callable[[str], None]
 ) -> tuple[int, str]:
-    """Run a command of this installation; pass on what it prints as it comes; return its code and its output's end."""
-    # -P: the installation that runs now, not a directory that happens to be called rdsrepl.
+    """Run a command of this installation; forward its output; return its exit code and the end of its output."""
+    # -P: run this installation, not a directory named rdsrepl in the working directory.
     command = [sys.executable, "-P", "-m", "rdsrepl", *words]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     kept, rest = "", ""
@@ -292,10 +292,10 @@ def _spawn(
                 for each in lines:
                     line(each)
         except BaseException:
-            # At a terminal Ctrl-C went to both, and a second one would cut its tidy end short.
+            # On a terminal both processes received Ctrl-C, and a second signal would stop the clean end.
             if process.poll() is None and not sys.stdin.isatty():
                 process.send_signal(signal.SIGINT)
-            # What it says of the interruption is worth reading.
+            # Show what it prints about the interruption.
             while piece := os.read(process.stdout.fileno(), 65_536):
                 output(decoder.decode(piece))
             process.wait()

@@ -144,10 +144,10 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
     place.make("used")
     real = server_state.read
 
-    def late(*words: Any, watch: SlotSampler | None = None, **more: Any) -> ServerState:
-        if watch is not None:  # the look that ends the watching
+    def late(*words: Any, sampler: SlotSampler | None = None, **more: Any) -> ServerState:
+        if sampler is not None:  # the last sample
             read_part_of_a_large_transaction(place, "used")
-        return real(*words, watch=watch, **more)
+        return real(*words, sampler=sampler, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_state, "read", late)
@@ -181,8 +181,8 @@ def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
         return True
 
     monkeypatch.setattr(SlotSampler, "add", add)
-    monkeypatch.setattr(confirm, "can_ask", lambda: True)
-    monkeypatch.setattr(confirm, "ask", answer)
+    monkeypatch.setattr(confirm, "is_interactive", lambda: True)
+    monkeypatch.setattr(confirm, "prompt_yes", answer)
     monkeypatch.setattr(server_state, "MAX_GAP_SECONDS", 20.0)
     monkeypatch.setattr(server_state, "CLOCK_STEP_SECONDS", 20.0)
     done = place.prune("--slot", "used", *settle_down(place))

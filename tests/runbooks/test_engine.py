@@ -121,41 +121,45 @@ def replaced(old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("# No front matter\n", 1, "no front matter"),
+        ("# No front matter\n", 1, "the front matter is missing"),
         (replaced("when: now", "when: [a"), 3, "not YAML"),
-        (replaced("when: now\n", ""), 1, "when to use it"),
+        (replaced("when: now\n", ""), 1, "the key when is missing"),
         (replaced("when: now", "when: now\nwhat: else"), 3, "unknown key 'what'"),
         (replaced("when: now", "when: now\nneeds: luck"), 3, "needs"),
-        (replaced("type: slot", "type: snot"), 4, "no type 'snot'"),
-        (replaced("help: the slot, ", ""), 4, "nothing says what it is"),
+        (replaced("type: slot", "type: snot"), 4, "unknown type 'snot'"),
+        (replaced("help: the slot, ", ""), 4, "the key help is missing"),
         (replaced('default: ""', 'default: "-v"'), 5, "default"),
         (replaced("{help: the slot, type: slot}", "[]"), 4, "not a mapping"),
-        (replaced("# A page", "A page"), 41, "no title"),
+        (replaced("# A page", "A page"), 41, "the title is missing"),
         (replaced("## Checks first", "## Firstly"), 9, "Firstly"),
         (replaced("## Verify", "## Check"), 27, "Check"),
-        (replaced("### 2. Make it", "### 3. Make it"), 21, "is no step"),
-        (replaced("```sh check\n", "```sh look\n"), 15, "no kind of step"),
+        (replaced("### 2. Make it", "### 3. Make it"), 21, "is not a step"),
+        (replaced("```sh check\n", "```sh look\n"), 15, "unknown kind of step"),
         (replaced("```sh change", "```sh change exit=x"), 23, "exit=x"),
         (replaced("```sh change", "```sh change only=aurora"), 23, "only=aurora"),
         (replaced("```sh change", "```sh change with=more"), 23, "with=more"),
-        (replaced("```sh change", "```bash"), 23, "a block of 'bash'"),
+        (replaced("```sh change", "```bash"), 23, "unknown block 'bash'"),
         (replaced("rdsrepl slot list", "psql -c x"), 16, "another program"),
-        (replaced("rdsrepl slot list", "rdsrepl slot list | tail -1"), 16, "| needs a shell"),
-        (replaced("rdsrepl slot list", "rdsrepl slot list > out"), 16, "> needs a shell"),
-        (replaced("rdsrepl slot list", "rdsrepl slot show $(id)"), 16, "without quotes"),
-        (replaced("rdsrepl slot list", 'rdsrepl slot show "$(id)"'), 16, "no variable"),
-        (replaced("rdsrepl slot list", "rdsrepl slot show `id`"), 16, "needs a shell"),
+        (replaced("rdsrepl slot list", "rdsrepl slot list | tail -1"), 16, "| requires a shell"),
+        (replaced("rdsrepl slot list", "rdsrepl slot list > out"), 16, "> requires a shell"),
+        (replaced("rdsrepl slot list", "rdsrepl slot show $(id)"), 16, "requires quotes"),
+        (replaced("rdsrepl slot list", 'rdsrepl slot show "$(id)"'), 16, "is not a variable"),
+        (replaced("rdsrepl slot list", "rdsrepl slot show `id`"), 16, "requires a shell"),
         (replaced("rdsrepl slot list", "rdsrepl slot show $SLOT"), 16, 'write "$NAME"'),
         (replaced("rdsrepl slot list", 'rdsrepl slot show "$SLOD"'), 16, "$SLOD"),
-        (replaced("rdsrepl slot list", 'rdsrepl cluster show "$RDSREPL_CLUSTER"'), 15, "in a step for other places"),
-        (replaced("rdsrepl slot list", "rdsrepl slot list\nrdsrepl slot list"), 16, "a second command"),
-        (replaced("rdsrepl slot list", "rdsrepl 'slot list"), 16, "does not end"),
-        (replaced("rdsrepl slot list", "rdsrepl slot \\\n  list \\\n  --a; b"), 18, "; needs a shell"),
+        (
+            replaced("rdsrepl slot list", 'rdsrepl cluster show "$RDSREPL_CLUSTER"'),
+            15,
+            "in a step that can run without a cluster",
+        ),
+        (replaced("rdsrepl slot list", "rdsrepl slot list\nrdsrepl slot list"), 16, "only one command"),
+        (replaced("rdsrepl slot list", "rdsrepl 'slot list"), 16, "unterminated quote"),
+        (replaced("rdsrepl slot list", "rdsrepl slot \\\n  list \\\n  --a; b"), 18, "; requires a shell"),
         (page(MAKE, MAKE), 27, "a second step make-it"),
         (page("\n### {n}. Nothing\n"), 21, "without a command"),
         (page("\n```sh check\nrdsrepl slot list\n```\n"), 21, "outside of a step"),
-        (replaced('Drop "$SLOT".', ""), 41, "nothing under ## Go back"),
-        (page(MAKE) + "\n```sh\nopen", 43, "does not end"),
+        (replaced('Drop "$SLOT".', ""), 41, "the section ## Go back is missing or empty"),
+        (page(MAKE) + "\n```sh\nopen", 43, "unterminated block"),
     ],
 )
 def test_a_wrong_page_names_file_and_line(tmp_path: Path, text: str, line: int, message: str) -> None:
@@ -246,27 +250,27 @@ def test_the_ten_are_there(rdsrepl: Program) -> None:
     ("words", "code", "message"),
     [
         (("abandoned-slob", "--var", "slot=x"), 3, "did you mean abandoned-slot?"),
-        (("./none.md",), 3, "no file"),
-        (("abandoned-slot",), 2, "missing: slot"),
-        (("abandoned-slot", "--var", "slot"), 2, "no NAME=VALUE"),
+        (("./none.md",), 3, "does not exist"),
+        (("abandoned-slot",), 2, "missing variables: slot"),
+        (("abandoned-slot", "--var", "slot"), 2, "is not NAME=VALUE"),
         (("abandoned-slot", "--var", "slod=x"), 2, "did you mean slot?"),
         (("abandoned-slot", "--var", "slot=x", "--var", "slot=y"), 2, "twice"),
-        (("abandoned-slot", "--var", "slot=X"), 2, "not what slot takes"),
-        (("abandoned-slot", "--var", "slot=x;id"), 2, "not what slot takes"),
-        (("abandoned-slot", "--var", "slot=--yes"), 2, "not what slot takes"),
-        (("abandoned-slot", "--var", "slot="), 2, "not what slot takes"),
-        (("abandoned-slot", "--var", "slot=x", "--var", "idle=soon"), 2, "not what idle takes"),
-        (("first-stream-to-kinesis", "--var", "role=a\nb"), 2, "not what role takes"),
-        (("rotate-password", "--var", "role=-c", "--var", "secret=s"), 2, "not what role takes"),
+        (("abandoned-slot", "--var", "slot=X"), 2, "is not valid"),
+        (("abandoned-slot", "--var", "slot=x;id"), 2, "is not valid"),
+        (("abandoned-slot", "--var", "slot=--yes"), 2, "is not valid"),
+        (("abandoned-slot", "--var", "slot="), 2, "is not valid"),
+        (("abandoned-slot", "--var", "slot=x", "--var", "idle=soon"), 2, "is not valid"),
+        (("first-stream-to-kinesis", "--var", "role=a\nb"), 2, "is not valid"),
+        (("rotate-password", "--var", "role=-c", "--var", "secret=s"), 2, "is not valid"),
         (("abandoned-slot", "--var", "slot=x", "--from", "drop-itt"), 2, "no step 'drop-itt'"),
         (("abandoned-slot", "--var", "slot=x", "--from", "99"), 2, "no step '99'"),
         (("abandoned-slot", "--from", "1", "--resume"), 3, "nothing to resume"),
         (("abandoned-slot", "--var", "slot=x", "--yes", "--skip-manual", "find-it"), 2, "no step 'find-it'"),
         (("abandoned-slot", "--var", "slot=x", "--yes", "--skip-manual", "1"), 2, "is not a manual step"),
-        (("abandoned-slot", "--var", "slot=x", "--yes"), 4, "--yes cannot do what a person must do: 3. Find its owner"),
+        (("abandoned-slot", "--var", "slot=x", "--yes"), 4, "--yes cannot do the manual steps: 3. Find its owner"),
         (("abandoned-slot", "--resume"), 3, "nothing to resume"),
-        (("planned-failover",), 2, "works on a cluster or an instance"),
-        (("abandoned-slot", "--var", "slot=x"), 4, "nobody to ask"),
+        (("planned-failover",), 2, "requires a cluster or an instance"),
+        (("abandoned-slot", "--var", "slot=x"), 4, "confirmation required but stdin is not a terminal"),
     ],
 )
 def test_bad_input_ends_before_anything_runs(rdsrepl: Program, words: tuple[str, ...], code: int, message: str) -> None:
@@ -326,7 +330,7 @@ def test_a_run_to_its_end_and_its_journal(rdsrepl: Program, db18: Database, writ
     (file,) = (Path(rdsrepl.env["XDG_STATE_HOME"]) / "rdsrepl" / "runbooks").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     again = rdsrepl("runbook", "run", write(MAKE), "--resume", "--yes", dsn=dsn)
-    assert again.code == 3 and "came to its end" in again.err
+    assert again.code == 3 and "is complete" in again.err
 
 
 def test_a_check_that_fails_stops_before_anything_is_changed(
@@ -335,7 +339,7 @@ def test_a_check_that_fails_stops_before_anything_is_changed(
     done = rdsrepl("runbook", "run", write(NEED, MAKE), "--var", f"slot={name}", "--yes", "-o", "json", dsn=db18.dsn)
     assert done.code == 1
     assert ended(done) == {"look": "done", "needs-another": "failed"}
-    assert done.lines[-1]["reason"] == "exit 3, not 0"
+    assert done.lines[-1]["reason"] == "exit 3, expected 0"
     assert done.error["error"] == "step_failed" and "nothing was changed" in done.error["message"]
     assert "--resume" in done.error["hint"] and "Go back" in done.error["hint"]
     assert journals(rdsrepl)[0][-1] == {**journals(rdsrepl)[0][-1], "status": "failed", "exit_code": 1}
@@ -351,22 +355,22 @@ def test_a_step_that_fails_after_a_change_and_the_way_on(
     for said in (
         "done: 2. Make it",
         "not done: 3. Needs another",
-        f"Go back:\nThis run did: create logical replication slot {name} (pgoutput).\n\nDrop {name}.",
+        f"Go back:\nThis run applied: create logical replication slot {name} (pgoutput).\n\nDrop {name}.",
         "--resume (add --from STEP",
     ):
         assert said in stopped.err
     # It is not forgotten when somebody begins anew, and not confused with another place.
     noted = rdsrepl("runbook", "run", path, "--yes", "--var", f"slot={name}", dsn=db18.dsn)
-    assert "stopped at needs-another; going on with it:" in noted.err
+    assert "stopped at needs-another; to resume it:" in noted.err
     # The slot is there already: nothing is changed, and nothing to drop is listed.
     assert noted.code == 1 and "nothing was changed" in noted.err and "Go back:" not in noted.err
     elsewhere = rdsrepl(*words, "--resume", dsn=f"{db18.dsn} application_name=x")
-    assert elsewhere.code == 3 and "no run of it here" in elsewhere.err
+    assert elsewhere.code == 3 and "it has no earlier run on this target" in elsewhere.err
 
     from_3 = rdsrepl(*words, "--var", f"slot={name}", "--from", "3", "-o", "json", dsn=db18.dsn)
     assert ended(from_3) == {"needs-another": "failed"} and from_3.code == 1
     other = rdsrepl(*words, "--resume", "--var", "slot=other", dsn=db18.dsn)
-    assert other.code == 2 and "the run that is resumed had" in other.err
+    assert other.code == 2 and "the run to resume has" in other.err
     assert rdsrepl("slot", "create", f"{name}_2", "--yes", dsn=db18.dsn).code == 0
     resumed = rdsrepl(*words, "--resume", "-o", "json", dsn=db18.dsn)
     assert resumed.code == 0, resumed.err
@@ -390,7 +394,7 @@ def test_what_the_page_expects_is_looked_for(rdsrepl: Program, db18: Database, t
     path.write_text(page(MAKE).replace("slot_name $SLOT", "slot_name $SLOT\nplugin wal2json"))
     done = rdsrepl("runbook", "run", str(path), "--var", f"slot={name}", "--yes", "-o", "json", dsn=db18.dsn)
     assert done.code == 6
-    assert done.lines[-1]["reason"] == "its output lacks the line: plugin wal2json"
+    assert done.lines[-1]["reason"] == "expected line is missing in the output: plugin wal2json"
 
 
 def test_steps_for_other_places_and_by_hand_are_passed_over_and_said(
@@ -406,11 +410,16 @@ def test_steps_for_other_places_and_by_hand_are_passed_over_and_said(
     # What only a person can do is not passed over without a word: nothing runs.
     refused = rdsrepl(*words, "-o", "json", dsn=db18.dsn)
     assert refused.code == 4 and refused.out == "" and journals(rdsrepl) == []
-    assert "a person must do: 4. By hand; nothing was run" in refused.error["message"]
+    assert "the manual steps: 4. By hand; nothing was run" in refused.error["message"]
     assert refused.error["hint"].endswith(f"--var slot={name} --skip-manual by-hand")
     done = rdsrepl(*words, "--skip-manual", "by-hand", dsn=db18.dsn)
     assert done.code == 0, done.err
-    for said in ("for a cluster only", "with --var other=… only", "--skip-manual names it", "3 of them skipped"):
+    for said in (
+        "skipped: only for a cluster",
+        "skipped: only with --var other=…",
+        "skipped: manual step",
+        "3 of them skipped",
+    ):
         assert said in done.err
     with_other = ("--var", f"other={name}", "--from", "3", "--yes", "--skip-manual", "4", "-o", "json")
     again = rdsrepl("runbook", "run", path, "--var", f"slot={name}", *with_other, dsn=db18.dsn)
@@ -452,7 +461,7 @@ def test_a_person_sees_the_plan_and_says_yes_skip_or_quit(
     person.type("s")
     person.wait_for("skipped")
     person.wait_for(f"ask {name}")
-    person.wait_for("Done by hand?")
+    person.wait_for("Is this step done?")
     person.type("y")
     person.wait_for("Run it?")
     person.type("q")

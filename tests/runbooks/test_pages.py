@@ -218,7 +218,7 @@ def test_major_upgrade(cloud: Cloud, cluster: str, slot: str) -> None:
     sql(cloud, cluster, "INSERT INTO orders VALUES (-1, 'not delivered')")
     stopped = runbook(cloud, "major-upgrade", "--cluster", cluster, *words, code=1)
     assert stopped[-1]["step"] == "is-there-anything-left-in-the-slot"
-    assert stopped[-1]["reason"].startswith("its output lacks the line")
+    assert stopped[-1]["reason"].startswith("expected line is missing in the output")
     assert cloud("slot", "show", slot, "--cluster", cluster).code == 0
 
 

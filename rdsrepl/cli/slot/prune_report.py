@@ -60,7 +60,7 @@ def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
     slot, retention = one.slot, one.retention
     rows: list[tuple[str, object]] = [
         ("  what", f"{slot.plugin or 'physical'}, database {slot.database}, {slot.wal_status or 'no WAL'}"),
-        ("  idle", one.idleness.text),
+        ("  idle", one.idleness.text.removeprefix("idle ")),
         ("  last consumer", one.last_consumer or one.owner or "unknown: not active in earlier samples"),
     ]
     if one.owner is not None:
