@@ -1,4 +1,4 @@
-"""What the server is and does now: the server itself, its walsenders, and its old transactions."""
+"""The server itself, its walsenders and its old transactions."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ Flavour = Literal["aurora", "rds", "postgresql"]
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The server as this connection sees it.
+    """A server, as this connection sees it.
 
     Attributes:
         version: as the server prints it: ``16.4``.
-        flavour: ``aurora``, ``rds`` (its roles are there), or ``postgresql``.
-        tls: whether this connection is encrypted; None where that cannot be seen.
-        local: whether this connection comes from the server's own machine.
-        sees_sessions: whether this role sees what others' sessions do (pg_read_all_stats).
-        sees_settings: whether it sees every parameter (pg_read_all_settings).
-        now: the server's clock.
-        oldest_xmin_slot, oldest_xmin_age: the slot with the oldest ``xmin``, and how many transactions old that is.
+        flavour: ``aurora``, ``rds`` (its roles exist) or ``postgresql``.
+        tls: whether this connection is encrypted; None where not known.
+        local: whether the client is on the same machine as the server.
+        sees_sessions: whether this role may read the sessions of other roles (pg_read_all_stats).
+        sees_settings: whether this role may read every parameter (pg_read_all_settings).
+        now: the clock of the server.
+        oldest_xmin_slot, oldest_xmin_age: the slot with the oldest ``xmin``, and the age of that in transactions.
     """
 
     version: str
@@ -44,12 +44,12 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """A row of ``pg_stat_replication``; what this role may not see is None.
+    """A row of ``pg_stat_replication``; a value that this role may not read is None.
 
     Attributes:
-        unsent_bytes: WAL that was not sent to it yet.
-        unflushed_bytes: WAL that it did not confirm yet.
-        slot, slot_type: what it reads from; None without a slot.
+        unsent_bytes: WAL not sent to it yet.
+        unflushed_bytes: WAL that it has not confirmed yet.
+        slot, slot_type: the slot that it uses; None without a slot.
     """
 
     pid: int
@@ -64,12 +64,12 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """An open transaction that has written: the creation of a slot waits for it.
+    """An open transaction that has written data; the creation of a slot waits for it.
 
     Attributes:
         kind: ``session`` or ``prepared``.
-        id: the process, or the prepared transaction's name.
-        about: application and state of a session, database of a prepared transaction.
+        id: the PID, or the name of the prepared transaction.
+        about: application and state of a session; database of a prepared transaction.
     """
 
     kind: Literal["session", "prepared"]
@@ -95,7 +95,7 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
 """
 _SENDERS: Final = """
 SELECT r.pid, r.usename::text, r.application_name, r.state,
-       -- Not greatest() alone: it passes over NULL, and what may not be seen would read as 0.
+       -- greatest() ignores NULL: without the CASE a value that may not be read would be 0.
        CASE WHEN r.sent_lsn IS NOT NULL THEN greatest(pg_wal_lsn_diff(w.lsn, r.sent_lsn), 0)::bigint END,
        CASE WHEN r.flush_lsn IS NOT NULL THEN greatest(pg_wal_lsn_diff(w.lsn, r.flush_lsn), 0)::bigint END,
        s.slot_name::text, s.slot_type
@@ -122,7 +122,7 @@ SELECT 'prepared', p.gid, p.owner::text, p.database::text, extract(epoch FROM cl
 
 
 def server(conn: Connection) -> ServerInfo:
-    """Return what the server is, and what this connection's role sees of it."""
+    """Return the server, and what the role of this connection may read."""
     row = conn.execute(_SERVER).fetchone()
     assert row is not None
     return ServerInfo(*row)
@@ -134,6 +134,6 @@ def senders(conn: Connection) -> list[Sender]:
 
 
 def transactions(conn: Connection, *, older_than_seconds: float) -> list[Transaction]:
-    """Return the oldest hundred transactions that have written and are still open, prepared ones too, oldest first."""
+    """Return the 100 oldest open transactions that have written data, prepared ones included, oldest first."""
     rows = conn.execute(_TRANSACTIONS, {"seconds": older_than_seconds}).fetchall()
     return [Transaction(*row) for row in rows]

@@ -41,10 +41,10 @@ def open(
         target: the database.
         replication: open a walsender connection (``replication=database``), which takes replication commands and the
             simple query protocol only.
-        settings: server parameters for this session alone; they win over the ones that every session is given.
+        settings: server parameters for this session only; they override the ones that every session has.
 
     Raises:
-        Error: whatever went wrong, while connecting or inside the ``with`` block, as one of ours.
+        Error: the connection, or a statement inside the ``with`` block, failed.
     """
     import psycopg
 
@@ -97,7 +97,7 @@ def configure(connection: Connection, settings: Mapping[str, str]) -> None:
 
 
 def is_pooled(connection: Connection) -> bool:
-    """Say whether a connection pooler stands between, so that one statement's session may not be the next one's."""
+    """Say whether this is a connection through a pooler, where every statement may run in another session."""
     return cast("Session", connection).transaction_parameters is not None
 
 
@@ -114,7 +114,7 @@ def in_recovery(connection: Connection) -> bool:
 
 
 def current_lsn(connection: Connection) -> Lsn:
-    """Return how far the server's WAL is written; on a standby, how far it is replayed."""
+    """Return the current position in the WAL; on a standby, the last one that it replayed."""
     row = connection.execute(_CURRENT_LSN).fetchone()
     assert row is not None
     lsn: Lsn = row[0]
@@ -122,7 +122,7 @@ def current_lsn(connection: Connection) -> Lsn:
 
 
 def setting(connection: Connection, name: str) -> str:
-    """Return a server parameter's value as ``SHOW`` prints it; works on a replication connection, too."""
+    """Return the value of a server parameter as ``SHOW`` prints it. It also works on a replication connection."""
     from psycopg import sql
 
     row = connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(name))).fetchone()

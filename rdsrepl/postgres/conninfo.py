@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
-# libpq's keywords that end a connection whose other end is gone: 60 s after the last packet, and 30 s after one that
-# nobody acknowledged. The kernel's own defaults are two hours and a quarter of one.
+# libpq's keywords that end a connection whose peer does not answer: 60 s after the last packet, and 30 s after a packet
+# that was not acknowledged. The defaults of the kernel are two hours and 15 minutes.
 _KEEPALIVES: Final = {
     "keepalives_idle": "30",
     "keepalives_interval": "10",
@@ -31,25 +31,25 @@ _KEEPALIVES: Final = {
 }
 RDS_SUFFIXES: Final = (".rds.amazonaws.com", ".rds.amazonaws.com.cn")
 _LOCAL: Final = re.compile(r"(localhost|::1|127(\.\d{1,3}){3})\Z|[/@]")
-_NOT_CHOSEN: Final = "nobody chose"
+_NOT_CHOSEN: Final = "not chosen"
 
 
 def keywords(target: Target) -> dict[str, str]:
-    """Return everything libpq is given for a target, secrets included, for another client of libpq.
+    """Return all connection parameters of a target, secrets included, for another client of libpq.
 
     Raises:
-        Error: the target's dsn is none, or its cluster, instance or secret was not found.
+        Error: the dsn of the target is not a connection string, or its cluster, instance or secret is not found.
     """
     return keywords_and_options(target)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a target leads to, as far as it is known before it is connected to.
+    """The address of a target, as far as it is known before the connection is made.
 
     Attributes:
-        host: name, address, or directory of the unix socket; several are separated by commas.
-        user: None where the login names it, such as a secret.
+        host: name, IP address or directory of the Unix socket; several are separated by commas.
+        user: None where a secret contains it.
     """
 
     host: str
@@ -59,60 +59,60 @@ class Address:
 
 
 def address(target: Target) -> Address:
-    """Return where a target leads to; nothing is connected to and no secret is read.
+    """Return the address of a target. This neither connects nor reads a secret.
 
     Raises:
-        Error: the target's dsn is none, or its cluster or instance was not found.
+        Error: the dsn of the target is not a connection string, or its cluster or instance is not found.
     """
     given = _merge(target, target.renew.address() if target.renew is not None else {})
     defaults = _defaults(given.get("service"))
-    said = {key: given.get(key) or defaults.get(key, "") for key in ("host", "hostaddr", "port", "dbname", "user")}
-    user = given.get("user") or (None if target.aws.secret else said["user"])
+    values = {key: given.get(key) or defaults.get(key, "") for key in ("host", "hostaddr", "port", "dbname", "user")}
+    user = given.get("user") or (None if target.aws.secret else values["user"])
     return Address(
-        host=said["host"] or said["hostaddr"] or "local socket",
-        port=said["port"] or "5432",
-        dbname=said["dbname"] or said["user"],
+        host=values["host"] or values["hostaddr"] or "local socket",
+        port=values["port"] or "5432",
+        dbname=values["dbname"] or values["user"],
         user=user or None,
     )
 
 
 def rds_bundle_file() -> Path:
-    """Return where the RDS bundle is looked for when nobody named a file: beside the config file."""
+    """Return the default path of the RDS certificate bundle: beside the config file."""
     return config_path().with_name("global-bundle.pem")
 
 
 def _merge(target: Target, found: Mapping[str, str]) -> dict[str, str]:
-    """Return the keywords of a target's dsn, of what was FOUND through AWS, and its own; the later ones win."""
+    """Merge the keywords of the dsn, those FOUND through AWS, and those of the target; a later one overrides."""
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
     try:
         dsn = conninfo_to_dict(target.dsn)
         if target.keywords.get("user", dsn.get("user")) != dsn.get("user"):
-            dsn.pop("password", None)  # it belongs to the role that the dsn names
+            dsn.pop("password", None)  # it is the password of the user in the dsn
         given = conninfo_to_dict("", **{**dsn, **found, **target.keywords})
     except psycopg.ProgrammingError:
-        # Not as the cause: libpq quotes what it stumbled over, which may be a piece of the password.
+        # Without the cause: libpq quotes the text that it could not parse, which may be part of the password.
         raise errors.BadValue(
-            f"{target.label}: not a connection string",
+            f"{target.label} is not a connection string",
             hint="postgresql://user@host:5432/dbname, or host=… dbname=… user=…",
         ) from None
     keywords = {key: str(value) for key, value in given.items() if value is not None}
     if not re.fullmatch(r"[\d,]*", keywords.get("port", "")) or re.search(r"[^,]@", keywords.get("host", "")):
         raise errors.BadValue(
-            f"{target.label}: no host and port can be read from it",
-            hint="in a URI, write what is special in user and password percent-encoded: @ as %40, / as %2F, : as %3A",
+            f"{target.label}: could not read host and port from the connection string",
+            hint="percent-encode special characters of user and password in a URI: @ as %40, / as %2F, : as %3A",
         )
     return keywords
 
 
 def keywords_and_options(target: Target) -> tuple[dict[str, str], str]:
-    """Return what libpq is given, and the ``options`` that hold, whoever gave them."""
+    """Return the connection parameters of a target, and the ``options`` of the target or the environment."""
     keywords = _merge(target, target.renew.keywords() if target.renew is not None else {})
     defaults = _defaults(keywords.get("service"))
     keywords.setdefault("fallback_application_name", "rdsrepl")
     if keywords.get("host") and "hostaddr" not in keywords and defaults["hostaddr"]:
-        keywords["hostaddr"] = ""  # PGHOSTADDR belongs to the environment's host, not to this one
+        keywords["hostaddr"] = ""  # PGHOSTADDR is the address of PGHOST, not of this host
     if not keywords.get("connect_timeout") and not defaults.get("connect_timeout"):
         keywords["connect_timeout"] = str(CONNECT_TIMEOUT_SECONDS)
     for keyword, value in _KEEPALIVES.items():
@@ -122,7 +122,7 @@ def keywords_and_options(target: Target) -> tuple[dict[str, str], str]:
         sslmode = safe_sslmode(
             keywords.get("host", defaults["host"]), hostaddr=keywords.get("hostaddr", defaults["hostaddr"])
         )
-        if sslmode and keywords.get("sslrootcert", defaults["sslrootcert"]) != "system":  # that implies verify-full
+        if sslmode and keywords.get("sslrootcert", defaults["sslrootcert"]) != "system":  # it implies verify-full
             keywords["sslmode"] = sslmode
             bundle = rds_bundle_file()
             if (
@@ -131,19 +131,19 @@ def keywords_and_options(target: Target) -> tuple[dict[str, str], str]:
                 and bundle.exists()
             ):
                 keywords["sslrootcert"] = str(bundle)
-    # UTF8 is what every decoder and printer here expects, whatever the database's own encoding.
+    # Every decoder and output format expects UTF8, whatever the encoding of the database.
     keywords["client_encoding"] = "UTF8"
     if "passfile" in keywords and "password" not in keywords:
-        # libpq would prefer PGPASSWORD, which then is meant for another server; an empty password means: look it up.
+        # libpq prefers PGPASSWORD, which is for another server here. An empty password makes it read the password file.
         keywords["password"] = ""
     return keywords, keywords.get("options", defaults.get("options", ""))
 
 
 def _defaults(service: str | None) -> dict[str, str]:
-    """Return what libpq will take from the environment and the service file for keywords that nobody gives."""
+    """Return the defaults that libpq takes from the environment and the service file."""
     from psycopg import pq
 
-    # libpq looks up PGSERVICE here. The mark shows whether anybody chose an sslmode, be it the default one.
+    # libpq reads PGSERVICE here. The mark tells a chosen sslmode from libpq's default.
     marks = {"PGSERVICE": service or os.environ.get("PGSERVICE"), "PGSSLMODE": os.environ.get("PGSSLMODE")}
     before = dict(marks, PGSERVICE=os.environ.get("PGSERVICE"))
     if not marks["PGSSLMODE"] and "PGREQUIRESSL" not in os.environ:
@@ -164,7 +164,7 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
 
 
 def safe_sslmode(hosts: str, *, hostaddr: str = "") -> str | None:
-    """Return the mode to ask for when nobody chose one; None where libpq's own default will do (this machine)."""
+    """Return the sslmode to use when none is chosen; None for a local host, where libpq's default is enough."""
     names = [name.strip().lower() for name in hosts.split(",") if name.strip()]
     if any(name.rstrip(".").endswith(RDS_SUFFIXES) for name in names):
         return "verify-full"

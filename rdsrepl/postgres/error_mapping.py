@@ -18,21 +18,21 @@ RDS_BUNDLE: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bund
 
 _BUNDLE_PLACE: Final = "~/.config/rdsrepl/global-bundle.pem"
 
-# A failed connection attempt carries no SQLSTATE in libpq, only the server's text (which RDS writes in English).
+# libpq gives no SQLSTATE for a failed connection, only the text of the server (in English on RDS).
 _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], ...]] = (
     (
         r"invalid \w+ value: |invalid (integer|port) |invalid value for|could not match \d+|^weak sslmode"
         r"|could not parse network address",
         errors.BadValue,
         None,
-        "mend that keyword in the dsn, the target or the environment (-v shows what was given)",
+        "correct the keyword in the dsn, the target or the environment (-v shows its source)",
     ),
     (
         r"unsupported startup parameter( in options)?: (\"?(options|replication|database|search_path)|\S+)",
         errors.Unsupported,
         None,
-        "a connection pooler answers here, which passes on no replication connection and no options: connect to the "
-        "server itself (on RDS: the cluster's or the instance's own endpoint), and leave out PGOPTIONS and options=",
+        "this is a connection pooler, which supports neither replication connections nor options: connect to the "
+        "server itself (on RDS: the endpoint of the cluster or instance), and remove PGOPTIONS and options=",
     ),
     (
         r"password authentication failed|no password supplied|SCRAM|authentication failed for user",
@@ -44,25 +44,25 @@ _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], 
         r"role .* does not exist|is not permitted to log in",
         errors.AuthenticationFailed,
         "28000",
-        "name another user (user=… in the dsn, or PGUSER), or make it: rdsrepl role create NAME",
+        "name another user (user=… in the dsn, or PGUSER), or create it: rdsrepl role create NAME",
     ),
     (
         r"no pg_hba\.conf entry",
         errors.AuthenticationFailed,
         "28000",
-        "the server's pg_hba.conf does not let this client in (on RDS: rds.force_ssl); try sslmode=require",
+        "pg_hba.conf of the server has no entry for this client (on RDS: rds.force_ssl); try sslmode=require",
     ),
     (
         r"superuser or replication role to (start|connect)|permission denied to start WAL sender",
         errors.Denied,
         "42501",
-        "the role may not replicate; grant it: rdsrepl role grant NAME",
+        "the role may not replicate; grant it the right: rdsrepl role grant NAME",
     ),
     (
         r"(too many (clients|connections)|remaining connection slots|max_wal_senders)",
         errors.SlotsExhausted,
         "53300",
-        "raise max_wal_senders or max_connections, or end a connection (pg_stat_activity lists them)",
+        "increase max_wal_senders or max_connections, or end a connection (pg_stat_activity lists them)",
     ),
     (
         r"database .* does not exist",
@@ -74,43 +74,43 @@ _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], 
         r"the database system is (starting up|shutting down|in recovery|not yet accepting)",
         errors.ConnectionLost,
         "57P03",
-        "wait for the server to finish starting, then try again",
+        "wait until the server accepts connections, then retry",
     ),
     (
         r"terminating connection|server closed the connection|Connection reset|SSL SYSCALL|SSL error: unexpected eof",
         errors.ConnectionLost,
         "57P01",
-        "the server is restarting or failing over; try again",
+        "the server restarts or fails over; retry",
     ),
     (
         r"root certificate file .* does not exist",
         errors.Unreachable,
         None,
-        f"get the RDS bundle: curl -o {_BUNDLE_PLACE} {RDS_BUNDLE} (or name another file: sslrootcert=FILE)",
+        f"download the RDS bundle: curl -o {_BUNDLE_PLACE} {RDS_BUNDLE} (or name another file: sslrootcert=FILE)",
     ),
     (
         r"certificate verify failed|does not match host name",
         errors.Unreachable,
         None,
-        f"use the endpoint's own name and the current bundle ({RDS_BUNDLE}) with sslrootcert=FILE",
+        f"use the name of the endpoint, and the current bundle ({RDS_BUNDLE}) with sslrootcert=FILE",
     ),
     (
         r"server does not support SSL",
         errors.Unreachable,
         None,
-        "turn SSL on at the server, or accept clear text knowingly with sslmode=disable",
+        "enable SSL on the server, or accept an unencrypted connection with sslmode=disable",
     ),
     (
         r"could not translate host name|Name or service not known|nodename nor servname",
         errors.Unreachable,
         None,
-        "check the host name (-v shows where it came from)",
+        "check the host name (-v shows its source)",
     ),
     (
         r"timeout expired|timed out",
         errors.Unreachable,
         None,
-        "check host, port, security group and route; connect_timeout=SECONDS allows more time",
+        "check host, port, security group and route; connect_timeout=SECONDS sets the time limit",
     ),
     (
         r"definition of service .* not found|service file .* not found",
@@ -120,48 +120,51 @@ _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], 
     ),
 )
 
-# SQLSTATE (manual, appendix A) → our error and remedy. Nouns look first and say it better; this is for the rest.
+# SQLSTATE (manual, appendix A) → error and remedy, for what the noun modules did not check before.
 _SQLSTATES: Final[Mapping[str, tuple[type[errors.Error], str | None]]] = {
-    "42501": (errors.Denied, "use a role that has the right (rdsrepl role list shows who may replicate)"),
+    "42501": (
+        errors.Denied,
+        "use a role that has the privilege (rdsrepl role list shows the roles that may replicate)",
+    ),
     "42710": (errors.AlreadyExists, "choose another name"),
     "42P07": (errors.AlreadyExists, "choose another name"),
     "42704": (errors.NotFound, None),
     "42P01": (errors.NotFound, "check the name and its schema"),
-    "3F000": (errors.NotFound, "check the schema's name"),
-    "42703": (errors.NotFound, "check the column's name"),
-    "55006": (errors.SlotActive, "stop its consumer first (rdsrepl slot show NAME names it)"),
+    "3F000": (errors.NotFound, "check the name of the schema"),
+    "42703": (errors.NotFound, "check the name of the column"),
+    "55006": (errors.SlotActive, "stop its consumer first (rdsrepl slot show NAME shows it)"),
     "53400": (
         errors.SlotsExhausted,
-        "drop a slot nobody uses (rdsrepl slot list), or raise max_replication_slots (a restart)",
+        "drop an unused slot (rdsrepl slot list), or increase max_replication_slots (needs a restart)",
     ),
-    "53300": (errors.SlotsExhausted, "end a connection, or raise max_connections"),
+    "53300": (errors.SlotsExhausted, "end a connection, or increase max_connections"),
     "25006": (
         errors.NotPrimary,
-        "connect to the primary (on RDS: the writer endpoint); if this is it, the role, the database or the server has "
-        "default_transaction_read_only = on",
+        "connect to the primary (on RDS: the writer endpoint); if this is the primary, the role, the database or the "
+        "server has default_transaction_read_only = on",
     ),
     "58P01": (errors.PluginNotAllowed, "install the plugin on the server, or use another: --plugin pgoutput"),
-    "57014": (errors.TimedOut, "allow it more time with --timeout"),
+    "57014": (errors.TimedOut, "increase --timeout"),
     "0A000": (errors.Unsupported, None),
-    "42601": (errors.BadValue, "mend the text"),
+    "42601": (errors.BadValue, "correct the value"),
     "22023": (errors.BadValue, None),
     "42602": (errors.BadValue, None),
     "42939": (errors.BadValue, "choose a name that is not reserved"),
-    "57P01": (errors.ConnectionLost, "the server ended the connection; try again"),
-    "57P02": (errors.ConnectionLost, "the server crashed and restarts; try again"),
-    "57P03": (errors.ConnectionLost, "the server is starting; try again"),
+    "57P01": (errors.ConnectionLost, "the server ended the connection; retry"),
+    "57P02": (errors.ConnectionLost, "the server crashed and restarts; retry"),
+    "57P03": (errors.ConnectionLost, "the server is starting; retry"),
 }
 
 
 def translate(exc: psycopg.Error) -> errors.Error:
-    """Turn a driver's error into ours, keeping the server's text, detail and SQLSTATE."""
+    """Turn an error of the driver into one of ours, with the text, detail and SQLSTATE of the server."""
     import psycopg
 
     state = exc.sqlstate
     if state is None:
         text = _one_line(str(exc))
         if isinstance(exc, psycopg.OperationalError):
-            return errors.ConnectionLost(f"the connection broke: {text}", hint="try again")
+            return errors.ConnectionLost(f"connection lost: {text}", hint="retry")
         return errors.ServerError(text)
     text = _one_line(exc.diag.message_primary or str(exc))
     if exc.diag.message_detail:
@@ -171,7 +174,7 @@ def translate(exc: psycopg.Error) -> errors.Error:
 
 
 def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
-    """Tell apart what shares SQLSTATE 55000 (object_not_in_prerequisite_state); the wording is PostgreSQL's own."""
+    """Return the error and the remedy; SQLSTATE 55000 (object_not_in_prerequisite_state) needs the text as well."""
     if (state == "42501" and "output plugin" in text) or "output_plugin_libraries" in text:
         plugin = match[1] if (match := re.search(r'"([^"]+)"', text)) else "PLUGIN"
         return errors.PluginNotAllowed, plugin_remedy("pgoutput, test_decoding", plugin)
@@ -187,26 +190,26 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
             return errors.SlotBeingSynced, "consume the slot on the primary; it becomes usable here after a promotion"
         if "invalidated" in text or "can no longer" in text:
             return errors.SlotInvalidated, (
-                "its changes are gone: drop it, create it anew and copy the tables again (rdsrepl slot drop NAME)"
+                "its changes are gone: drop it (rdsrepl slot drop NAME), create it and copy the tables again"
             )
     if "publication WHERE" in text:
         return errors.BadValue, "a row filter may use columns, built-in immutable functions and operators only"
     if state == "42704" and "publication" in text and "does not exist" in text:
         return errors.NotFound, (
-            "make it again (rdsrepl publication create NAME …); changes older than a publication cannot be decoded "
-            "with it: a new one also needs a new slot, or one moved past them (rdsrepl slot advance NAME --to-current)"
+            "create it again (rdsrepl publication create NAME …); the server cannot decode changes older than the "
+            "publication: create a new slot, or move this one past them (rdsrepl slot advance NAME --to-current)"
         )
     if state in _SQLSTATES:
         return _SQLSTATES[state]
     if state[:2] == "08":
-        return errors.ConnectionLost, "try again"
+        return errors.ConnectionLost, "retry"
     if state[:2] == "28":
         return errors.AuthenticationFailed, "check the user and its password"
     return errors.ServerError, None
 
 
 def plugin_remedy(libraries: str, plugin: str) -> str:
-    """Say how to let an output plugin in, where the server allows LIBRARIES (15.20, 17.11, 18.6 and later)."""
+    """Return the remedy that adds an output plugin to the allowed LIBRARIES (15.20, 17.11, 18.6 and later)."""
     allowed = ", ".join(name for name in (libraries, plugin) if name)
     return (
         f"as superuser: ALTER SYSTEM SET output_plugin_libraries = {allowed}; SELECT pg_catalog.pg_reload_conf(); "
@@ -236,5 +239,5 @@ def connect_error(exc: psycopg.Error, target: Target, keywords: Mapping[str, str
         if re.search(pattern, text):
             return kind(f"{where}: {text}", hint=hint, sqlstate=exc.sqlstate or state)
     return errors.Unreachable(
-        f"{where}: {text}", hint="check that the server runs, and its host and port", sqlstate=exc.sqlstate
+        f"{where}: {text}", hint="check that the server runs, and check host and port", sqlstate=exc.sqlstate
     )

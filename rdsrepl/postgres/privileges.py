@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 _MAX_NAMED: Final = 5
 INSUFFICIENT_PRIVILEGE: Final = "42501"
-# What REVOKE … ON takes; any other kind here is of default privileges.
+# The kinds of objects that REVOKE … ON accepts; all other kinds are default privileges.
 _SINGLE: Final = ("TABLE", "SEQUENCE", "ROUTINE", "SCHEMA", "DATABASE")
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentRole:
-    """Who this connection is, where, and what it may do about roles."""
+    """The role of this connection, its database, and what it may do with roles."""
 
     name: str
     session: str
@@ -40,7 +40,7 @@ class CurrentRole:
 
 @dataclass(frozen=True, slots=True)
 class _Schema:
-    """A schema as a role sees it: whether it lacks USAGE, and whether this connection may grant that."""
+    """A schema: whether a role lacks USAGE on it, and whether this connection may grant that."""
 
     name: str
     owner: str
@@ -51,7 +51,7 @@ class _Schema:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """A table as a role sees it: whether it lacks SELECT, and whether this connection may grant that."""
+    """A table: whether a role lacks SELECT on it, and whether this connection may grant that."""
 
     schema: str
     name: str
@@ -62,7 +62,7 @@ class _Table:
 
 @dataclass(frozen=True, slots=True)
 class _HeldPrivileges:
-    """Privileges a role holds on one object; ``foreign`` granted those that this connection cannot revoke."""
+    """The privileges of a role on one object; this connection cannot revoke what the roles ``foreign`` granted."""
 
     kind: str
     schema: str | None
@@ -81,8 +81,8 @@ SELECT current_user::text AS name, session_user::text AS session, current_databa
                   AND pg_has_role(current_user, m.member, 'usage')) AS group_admin
   FROM pg_catalog.pg_roles WHERE rolname = current_user
 """
-# The name exactly as given first, then as SQL reads it. Two queries: the planner would try both at once, and before 16
-# what is no name to SQL is an error.
+# The exact name first, then the name as SQL writes it. Two queries, because the second one fails before 16 for text
+# that is not a name.
 _SCHEMA_NAMED: Final = ("SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s", "SELECT to_regnamespace(%s)::oid")
 _SCHEMA: Final = """
 SELECT n.nspname::text AS name, pg_get_userbyid(n.nspowner)::text AS owner,
@@ -103,7 +103,7 @@ SELECT n.nspname::text AS schema, c.relname::text AS name, pg_get_userbyid(c.rel
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND {}
  ORDER BY 1, 2
 """
-# 'o' is owner; the others are privileges ('a'), policies ('r') and initial privileges ('i', 17+).
+# deptype: owner ('o'), privileges ('a'), policies ('r'), initial privileges ('i', 17+).
 _DEPENDENCIES: Final = """
 SELECT coalesce(d.datname::text, ''), s.deptype = 'o', s.dbid = 0 OR d.datname = current_database(),
        CASE WHEN s.dbid = 0 OR d.datname = current_database() THEN pg_describe_object(s.classid, s.objid, s.objsubid)
@@ -115,7 +115,7 @@ SELECT coalesce(d.datname::text, ''), s.deptype = 'o', s.dbid = 0 OR d.datname =
    AND s.refobjid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = %s)
  ORDER BY 1, 4
 """
-# Whoever acts for the owner revokes what the owner granted; another grantor's grants only that one revokes.
+# A member of the owner revokes what the owner granted; only the grantor revokes other grants.
 _HELD_PRIVILEGES: Final = """
 WITH held (kind, schema, name, owner, acl) AS (
     SELECT CASE c.relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, n.nspname::text, c.relname::text, c.relowner,
@@ -153,7 +153,11 @@ SELECT h.kind, h.schema, h.name::text AS name, string_agg(DISTINCT a.privilege_t
 
 
 def current_role(conn: Connection) -> CurrentRole:
-    """Return who this connection is; refuse a standby, where nothing can be changed."""
+    """Return the role of this connection.
+
+    Raises:
+        NotPrimary: the server is a standby, which cannot be changed.
+    """
     from psycopg.rows import class_row
 
     with conn.cursor(row_factory=class_row(CurrentRole)) as cursor:
@@ -161,7 +165,7 @@ def current_role(conn: Connection) -> CurrentRole:
     assert me is not None
     if me.standby:
         raise errors.NotPrimary(
-            "this server is a standby; roles change on the primary",
+            "this server is a standby; roles can be changed only on the primary",
             hint="connect to the primary (on RDS: the writer endpoint)",
         )
     return me
@@ -170,10 +174,10 @@ def current_role(conn: Connection) -> CurrentRole:
 def grant_reads(
     conn: Connection, me: CurrentRole, name: str, tables: Sequence[str], schemas: Sequence[str], *, reader: str
 ) -> tuple[list[Statement], list[str]]:
-    """Return the grants for NAME to read these tables and schemas, without what READER has already.
+    """Return the grants that NAME needs to read these tables and schemas, and warnings.
 
-    A grant without the right to it is no error to PostgreSQL when the role holds any other privilege there, only a
-    warning; so the right is looked at first.
+    READER is the role whose present privileges count. Where this connection has another privilege on an object but may
+    not grant it, PostgreSQL only warns. So this function checks the right to grant first.
     """
     from psycopg import sql
 
@@ -190,7 +194,7 @@ def grant_reads(
             raise _not_grantable(me, f"USAGE on schema {schema.name}", schema.owner)
         used.add(schema.name)
         statement = sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema.name), role)
-        steps.append(Statement(f"let {name} look into schema {schema.name}", statement))
+        steps.append(Statement(f"grant USAGE on schema {schema.name} to {name}", statement))
 
     for schema in {schema.name: schema for schema in (_schema(conn, text, reader) for text in schemas)}.values():
         use(schema)
@@ -202,16 +206,18 @@ def grant_reads(
         identifier = sql.Identifier(schema.name)
         if lacking:
             statement = sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA {} TO {}").format(identifier, role)
-            steps.append(Statement(f"let {name} read all tables of schema {schema.name}", statement))
+            steps.append(Statement(f"grant SELECT on all tables of schema {schema.name} to {name}", statement))
         read.update((table.schema, table.name) for table in inside)
         if not schema.has_default:
             statement = sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA {} GRANT SELECT ON TABLES TO {}").format(
                 identifier, role
             )
-            steps.append(Statement(f"let {name} read future tables of schema {schema.name}", statement))
+            steps.append(Statement(f"grant SELECT on future tables of schema {schema.name} to {name}", statement))
             others = sorted({table.owner for table in inside} - {me.name})
-            note = f"; for those of {', '.join(others)}, run it as that role, too" if others else ""
-            warnings.append(f"future tables of schema {schema.name}: {name} may read those that {me.name} makes{note}")
+            note = f"; for those of {', '.join(others)}, run the command as that role, too" if others else ""
+            warnings.append(
+                f"future tables of schema {schema.name}: {name} may read those that {me.name} creates{note}"
+            )
     for text in tables:
         table = _table(conn, text, reader)
         if (table.schema, table.name) in read:
@@ -223,7 +229,7 @@ def grant_reads(
         if not table.grantable:
             raise _not_grantable(me, f"SELECT on {table.schema}.{table.name}", table.owner)
         statement = sql.SQL("GRANT SELECT ON TABLE {} TO {}").format(sql.Identifier(table.schema, table.name), role)
-        steps.append(Statement(f"let {name} read {table.schema}.{table.name}", statement))
+        steps.append(Statement(f"grant SELECT on {table.schema}.{table.name} to {name}", statement))
     return steps, warnings
 
 
@@ -239,7 +245,7 @@ def _schema(conn: Connection, text: str, reader: str) -> _Schema:
     import psycopg
     from psycopg.rows import class_row
 
-    found = None
+    schema = None
     for query in _SCHEMA_NAMED:
         try:
             named = conn.execute(query, (text,)).fetchone()
@@ -247,13 +253,13 @@ def _schema(conn: Connection, text: str, reader: str) -> _Schema:
             break
         if named is not None and named[0] is not None:
             with conn.cursor(row_factory=class_row(_Schema)) as cursor:
-                found = cursor.execute(_SCHEMA, {"oid": named[0], "reader": reader}).fetchone()
+                schema = cursor.execute(_SCHEMA, {"oid": named[0], "reader": reader}).fetchone()
             break
-    if found is None:
+    if schema is None:
         raise errors.NotFound(f"no schema {text}", hint="check the name and the database")
-    if found.name in ("pg_catalog", "information_schema") or found.name.startswith("pg_"):
-        raise errors.BadValue(f"schema {found.name} is the server's own", hint="name a schema of your tables")
-    return found
+    if schema.name in ("pg_catalog", "information_schema") or schema.name.startswith("pg_"):
+        raise errors.BadValue(f"schema {schema.name} is a system schema", hint="name a schema of your tables")
+    return schema
 
 
 def _table(conn: Connection, text: str, reader: str) -> _Table:
@@ -268,7 +274,8 @@ def _table(conn: Connection, text: str, reader: str) -> _Table:
     found = [] if oid is None else _tables(conn, reader, "c.oid = %(value)s", oid)
     if not found:
         raise errors.NotFound(
-            f"no table {text}", hint="check name, schema and database; odd names in double quotes: sales.'\"Orders\"'"
+            f"no table {text}",
+            hint="check name, schema and database; put other than simple names in double quotes: sales.'\"Orders\"'",
         )
     return found[0]
 
@@ -283,7 +290,11 @@ def _tables(conn: Connection, reader: str, condition: str, value: str | int) -> 
 
 
 def require_no_dependencies(conn: Connection, name: str) -> None:
-    """Refuse a role that owns something, or holds privileges that the plan's statements would not reach."""
+    """Make sure that a role owns nothing and has no privileges that the plan cannot revoke.
+
+    Raises:
+        Refused: it owns objects, or has privileges in another database or on another kind of object.
+    """
     owned: dict[str, list[str]] = {}
     elsewhere: list[str] = []
     beyond: list[str] = []
@@ -295,20 +306,20 @@ def require_no_dependencies(conn: Connection, name: str) -> None:
         elif not revocable:
             beyond.append(described)
     if owned:
-        # What stands in another database only that database can name.
+        # Objects of another database have no name here.
         listed = [
             f"{first_few(things) if things[0] else _count(things, 'object')} in {where}"
             for where, things in owned.items()
         ]
         raise errors.Refused(
             f"role {name} owns {'; '.join(listed)}",
-            hint=f"hand them over first, in each database: REASSIGN OWNED BY {quote(name)} TO …",
+            hint=f"first run in each database: REASSIGN OWNED BY {quote(name)} TO …",
         )
-    revoke = f"DROP OWNED BY {quote(name)} (it owns nothing, so only privileges go)"
+    revoke = f"DROP OWNED BY {quote(name)} (it owns no objects, so this only revokes privileges)"
     if elsewhere:
         others = list(dict.fromkeys(elsewhere))
         raise errors.Refused(
-            f"role {name} holds privileges in other databases: {', '.join(others)}",
+            f"role {name} has privileges in other databases: {', '.join(others)}",
             hint=f"connect to {'each' if len(others) > 1 else others[0]} and run: {revoke}",
         )
     if beyond:
@@ -316,7 +327,7 @@ def require_no_dependencies(conn: Connection, name: str) -> None:
 
 
 def revocable_privileges(conn: Connection, name: str) -> list[_HeldPrivileges]:
-    """Return the privileges that a role holds in this database, which this connection can revoke.
+    """Return the privileges of a role in this database, which this connection can revoke.
 
     Raises:
         Refused: another role granted one of them.
@@ -329,7 +340,7 @@ def revocable_privileges(conn: Connection, name: str) -> list[_HeldPrivileges]:
         if held.foreign:
             grantors = ", ".join(held.foreign)
             raise errors.Refused(
-                f"role {name} holds {held.privileges} on {_described(held)}, granted by {grantors}",
+                f"role {name} has {held.privileges} on {_described(held)}, granted by {grantors}",
                 hint=f"revoke it as {grantors}, or as a superuser: DROP OWNED BY {quote(name)}",
             )
     return rows
@@ -343,13 +354,13 @@ def _described(held: _HeldPrivileges) -> str:
 
 
 def revoke_statement(name: str, held: _HeldPrivileges) -> Statement:
-    """Return the step that revokes what a role holds on one object."""
+    """Return the step that revokes the privileges of a role on one object."""
     from psycopg import sql
 
     role = sql.Identifier(name)
     statement: SQL | Composed
     if held.kind in _SINGLE:
-        # A routine's name comes with its arguments, quoted by the server.
+        # The server returns the name of a routine quoted and with its arguments.
         names = (held.schema, held.name) if held.schema else (held.name,)
         thing = sql.SQL(held.name) if held.kind == "ROUTINE" else sql.Identifier(*names)
         statement = sql.SQL("REVOKE ALL ON {} {} FROM {}").format(sql.SQL(held.kind), thing, role)
@@ -362,7 +373,7 @@ def revoke_statement(name: str, held: _HeldPrivileges) -> Statement:
 
 
 def first_few(things: Sequence[str]) -> str:
-    """Return the first few, and how many more there are."""
+    """Return the first names of a list, and the number of the others."""
     more = len(things) - _MAX_NAMED
     return ", ".join(things[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 

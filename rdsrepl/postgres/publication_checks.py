@@ -1,6 +1,6 @@
-"""What of a publication will not replicate, or will fail: facts in, findings out. Pure.
+"""Check what a publication does not replicate and what will fail: facts in, findings out. Pure.
 
-The rules are PostgreSQL's own (manual, sections 31.1 to 31.10 and 31.8, restrictions).
+The rules are those of PostgreSQL (manual, sections 31.1 to 31.10; restrictions: 31.8).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rdsrepl.units import format_size
 
 
 class Level(StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     warning = "warning"
     critical = "critical"
@@ -22,15 +22,15 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PublicationFinding:
-    """Something that will not replicate, or will fail.
+    """A problem of a publication.
 
     Attributes:
-        level: critical: statements fail or nothing flows; warning: something is left out or costs much.
-        check: the check's stable name.
-        object: the table, or other object, it is about.
+        level: critical: statements fail or nothing is replicated; warning: something is not replicated or is expensive.
+        check: the stable name of the check.
+        object: the table or other object.
         message: one line.
-        remedy: what to do, with the statement where there is one.
-        publication: the publication it was found in.
+        remedy: what to do, with the statement if there is one.
+        publication: the publication that has the problem.
     """
 
     level: Level
@@ -43,26 +43,26 @@ class PublicationFinding:
 
 @dataclass(frozen=True, slots=True)
 class TableFacts:
-    """A published table, or one that is left out.
+    """A table that is published, or that cannot be published.
 
     Attributes:
         name: ``schema.table``, quoted as SQL needs it.
         relkind: ``pg_class.relkind``: r, p (partitioned), f (foreign), v, m.
         relpersistence: p, u (unlogged), t (temporary).
         replica_identity: d, n, f or i.
-        identity_columns: the columns that identify a row: the primary key's or the chosen index's; empty without one
-            that serves (a deferrable key and an invalid index do not).
-        deferrable_key: it has a primary key, and that is deferrable.
-        row_filter, filter_columns: the row filter and the columns it reads; None without.
-        column_list: the published columns; None is all of them.
+        identity_columns: the columns of the replica identity: of the primary key or the chosen index. Empty without
+            one; a deferrable key and an invalid index do not count.
+        deferrable_key: whether its primary key is deferrable.
+        row_filter, filter_columns: the row filter and the columns that it reads; None and empty without one.
+        column_list: the published columns; None is all columns.
         generated_columns: stored generated columns.
         virtual_columns: virtual generated columns (18+).
-        sequences: sequences that feed its columns: serial, identity, or named in a default.
+        sequences: the sequences of its columns: serial, identity, or named in a default.
         large_object_columns: columns of type oid or lo.
-        parent: the partitioned root, for a partition.
-        partition_count: for a partitioned table, how many partitions hold its rows.
-        references: tables with a foreign key to this one.
-        approximate_bytes: its size on disk, indexes and TOAST left out.
+        parent: the root table of a partition.
+        partition_count: how many partitions hold the rows of a partitioned table.
+        references: the tables with a foreign key to this one.
+        approximate_bytes: its size on disk without indexes and TOAST.
     """
 
     name: str
@@ -86,18 +86,17 @@ class TableFacts:
 
 @dataclass(frozen=True, slots=True)
 class PublicationFacts:
-    """A publication and everything the checks look at; gathered once.
+    """The facts about a publication that the checks need.
 
     Attributes:
         pubname … pubviaroot: as in ``pg_publication``.
         publishes_generated: whether stored generated columns are published (18+).
-        tables: what is published, under the name that its changes carry, foreign and unlogged partitions left out; and,
-            without ``pubviaroot``, the partitioned tables whose partitions carry their own names.
-        partitions: with ``pubviaroot``, the partitions behind ``tables``, with their root's column list and filter:
-            it is their own replica identity that counts.
-        left_out: what stands in its scope (its schemas; the database for all tables; partitions) and cannot be
-            published.
-        large_objects: how many large objects the database holds.
+        tables: the published tables, under the names that their changes have, without foreign and unlogged partitions;
+            and without ``pubviaroot`` also the partitioned tables whose partitions are published.
+        partitions: with ``pubviaroot`` the partitions of ``tables``, with the column list and the filter of their root,
+            but with their own replica identity.
+        left_out: tables of its schemas (or of the database, for all tables) and partitions that cannot be published.
+        large_objects: the number of large objects in the database.
     """
 
     pubname: str
@@ -120,40 +119,40 @@ class PublicationFacts:
 
     @property
     def verbs(self) -> str:
-        """The statements that need a replica identity, in words."""
+        """The published statements that need a replica identity, in words."""
         return " and ".join(verb for verb, on in (("UPDATE", self.pubupdate), ("DELETE", self.pubdelete)) if on)
 
     @property
     def stores(self) -> tuple[TableFacts, ...]:
-        """The tables that hold the rows: partitioned ones give way to their partitions."""
+        """The tables that hold the rows: the partitions instead of the partitioned tables."""
         return (*(table for table in self.tables if table.relkind != "p"), *self.partitions)
 
 
 def check(facts: PublicationFacts) -> list[PublicationFinding]:
     """Return all findings, the critical ones first."""
-    found = [finding for rule in RULES for finding in rule(facts)]
-    ordered = sorted(found, key=lambda finding: finding.level is not Level.critical)
+    findings = [finding for rule in RULES for finding in rule(facts)]
+    ordered = sorted(findings, key=lambda finding: finding.level is not Level.critical)
     return [replace(finding, publication=facts.pubname) for finding in ordered]
 
 
 def failing(facts: PublicationFacts) -> list[PublicationFinding]:
-    """Return only what makes statements on the publisher fail."""
+    """Return the findings that make statements on the publisher fail."""
     return [*replica_identity(facts), *identity_covered(facts)]
 
 
 def empty(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Find a publication without tables: it looks healthy, and nothing flows."""
-    # A partitioned table without partitions, published under their names, gives nothing either.
+    """Find a publication without tables, which replicates nothing."""
+    # Without pubviaroot, a partitioned table without partitions replicates nothing either.
     if not any(table.relkind != "p" or facts.pubviaroot for table in facts.tables):
         yield PublicationFinding(
-            Level.critical, "empty", facts.pubname, "it has no tables: its slot stays green, nothing flows",
-            "create the tables in its scope, or check that this is the right database" if facts.puballtables
+            Level.critical, "empty", facts.pubname, "it has no tables: it replicates nothing, without an error",
+            "create the tables, or check that this is the right database" if facts.puballtables
             else command("publication add {} --table SCHEMA.TABLE", facts.pubname),
         )  # fmt: skip
 
 
 def nothing_published(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Find a publication that publishes no operation at all."""
+    """Find a publication that publishes no operation."""
     if not (facts.pubinsert or facts.pubupdate or facts.pubdelete or facts.pubtruncate):
         yield PublicationFinding(
             Level.critical, "publishes_nothing", facts.pubname, "it publishes no operation (publish = '')",
@@ -162,14 +161,18 @@ def nothing_published(facts: PublicationFacts) -> Iterator[PublicationFinding]:
 
 
 def replica_identity(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Without a replica identity, UPDATE and DELETE fail on the publisher itself."""
+    """Find tables without a replica identity, on which UPDATE and DELETE fail on the publisher."""
     if not facts.needs_identity:
         return
-    reasons = {"n": "it has REPLICA IDENTITY NOTHING", "i": "its replica identity index is gone or invalid"}
+    reasons = {"n": "it has REPLICA IDENTITY NOTHING", "i": "its replica identity index is missing or invalid"}
     for table in facts.stores:
         if table.replica_identity == "f" or table.identity_columns:
             continue
-        key = "its primary key is deferrable, which does not serve" if table.deferrable_key else "it has no primary key"
+        key = (
+            "its primary key is deferrable, which is not a replica identity"
+            if table.deferrable_key
+            else "it has no primary key"
+        )
         repairs = ["REPLICA IDENTITY USING INDEX …", "REPLICA IDENTITY FULL"]
         if not table.deferrable_key:
             default = "REPLICA IDENTITY DEFAULT (its primary key)"
@@ -182,21 +185,21 @@ def replica_identity(facts: PublicationFacts) -> Iterator[PublicationFinding]:
 
 
 def identity_covered(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Column lists must cover the replica identity, and row filters stay within it."""
+    """Find column lists that do not contain the replica identity, and row filters that read other columns."""
     if not facts.needs_identity:
         return
     for table in facts.stores:
         identity = set(table.identity_columns)
         full = table.replica_identity == "f"
         if not identity and not full:
-            continue  # nothing to cover: `replica_identity` says so
+            continue  # `replica_identity` reports that
         missing = sorted(identity - set(table.column_list or ()))
         if table.column_list is not None and (full or missing):
             yield PublicationFinding(
                 Level.critical, "column_list", table.name,
-                f"{facts.verbs} on it will fail: the column list leaves out the replica identity "
+                f"{facts.verbs} on it will fail: the column list does not contain the replica identity "
                 f"({'REPLICA IDENTITY FULL, which is every column' if full else ', '.join(missing)})",
-                f"ALTER TABLE {table.name} REPLICA IDENTITY DEFAULT, or leave the column list out" if full
+                f"ALTER TABLE {table.name} REPLICA IDENTITY DEFAULT, or remove the column list" if full
                 else "add these columns to the list, or publish inserts only",
             )  # fmt: skip
         outside = sorted(set(table.filter_columns) - identity)
@@ -204,13 +207,13 @@ def identity_covered(facts: PublicationFacts) -> Iterator[PublicationFinding]:
             yield PublicationFinding(
                 Level.critical, "row_filter", table.name,
                 f"{facts.verbs} on it will fail: the row filter reads {', '.join(outside)}, "
-                "outside the replica identity",
-                f"filter on identity columns, ALTER TABLE {table.name} REPLICA IDENTITY FULL, or publish inserts only",
+                "which are not in the replica identity",
+                f"filter on its columns, ALTER TABLE {table.name} REPLICA IDENTITY FULL, or publish inserts only",
             )  # fmt: skip
 
 
 def full_identity(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """REPLICA IDENTITY FULL writes the whole old row to the WAL, and subscribers may have to scan."""
+    """Find REPLICA IDENTITY FULL, which writes whole old rows to the WAL and may need table scans on subscribers."""
     if not facts.needs_identity:
         return
     for table in facts.stores:
@@ -225,11 +228,11 @@ def full_identity(facts: PublicationFacts) -> Iterator[PublicationFinding]:
 
 
 def not_replicable(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Unlogged, temporary and foreign tables, views and materialised views are silently left out."""
+    """Find unlogged, temporary and foreign tables, views and materialized views, which are not replicated."""
     remedies = {
-        "f": ("a foreign table", "publish it where its rows are stored"),
-        "v": ("a view", "publish the tables behind it, and create the view at the subscriber"),
-        "m": ("a materialised view", "publish the tables behind it, and refresh it at the subscriber"),
+        "f": ("a foreign table", "publish it on the server that stores its rows"),
+        "v": ("a view", "publish its tables, and create the view on the subscriber"),
+        "m": ("a materialized view", "publish its tables, and refresh it on the subscriber"),
     }
     for table in facts.left_out:
         what, remedy = remedies.get(table.relkind, ("a temporary table", "use an ordinary table"))
@@ -238,34 +241,34 @@ def not_replicable(facts: PublicationFacts) -> Iterator[PublicationFinding]:
         where = f" and a partition of {table.parent}" if table.parent else ""
         yield PublicationFinding(
             Level.warning, "not_replicable", table.name,
-            f"it is {what}{where} in the publication's scope: not replicated", remedy,
+            f"it is {what}{where}, which is not replicated", remedy,
         )  # fmt: skip
 
 
 def partitions(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Without publish_via_partition_root, changes carry the partition's name."""
+    """Find partitioned tables whose changes have the names of their partitions."""
     for table in facts.tables:
         if table.relkind == "p" and not facts.pubviaroot:
             yield PublicationFinding(
                 Level.warning, "partition_root", table.name,
-                "its changes come under the names of its partitions; the subscriber needs the same partitions",
+                "its changes have the names of its partitions; the subscriber needs the same partitions",
                 f"ALTER PUBLICATION {_quoted(facts.pubname)} SET (publish_via_partition_root = true) "
-                "to use the root's name",
+                "to use the name of the root",
             )  # fmt: skip
 
 
 def sequences(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Sequences do not move on the subscriber."""
+    """Find sequences, which are not replicated."""
     for table in facts.tables:
         if table.sequences:
             yield PublicationFinding(
                 Level.warning, "sequences", table.name, f"sequences are not replicated: {', '.join(table.sequences)}",
-                "before a switch-over, set them at the subscriber with setval()",
+                "before a switchover, set them on the subscriber with setval()",
             )  # fmt: skip
 
 
 def large_objects(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Large objects do not replicate; a column only holds their number."""
+    """Find large objects, which are not replicated; a column only contains their OID."""
     if not facts.large_objects:
         return
     pointing = [table for table in facts.tables if table.large_object_columns]
@@ -284,7 +287,7 @@ def large_objects(facts: PublicationFacts) -> Iterator[PublicationFinding]:
 
 
 def truncate(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Find foreign keys over which TRUNCATE … CASCADE leaves the publication."""
+    """Find foreign keys through which TRUNCATE … CASCADE reaches tables that are not published."""
     if not facts.pubtruncate:
         return
     published = {table.name for table in facts.tables}
@@ -294,12 +297,12 @@ def truncate(facts: PublicationFacts) -> Iterator[PublicationFinding]:
             yield PublicationFinding(
                 Level.warning, "truncate", table.name,
                 f"TRUNCATE on it reaches tables outside the publication: {', '.join(outside)}",
-                "publish those too, or leave truncate out of publish",
+                "publish those, too, or remove truncate from publish",
             )  # fmt: skip
 
 
 def generated(facts: PublicationFacts) -> Iterator[PublicationFinding]:
-    """Find generated columns: they are left out, unless 18 is told otherwise; virtual ones always."""
+    """Find generated columns that are not published: virtual ones never are, stored ones only on 18 on request."""
     for table in facts.tables:
         listed = set(table.column_list or ())
         stored = () if facts.publishes_generated else table.generated_columns
@@ -308,7 +311,7 @@ def generated(facts: PublicationFacts) -> Iterator[PublicationFinding]:
             yield PublicationFinding(
                 Level.warning, "generated_columns", table.name,
                 f"generated columns are not published: {', '.join(left_out)}",
-                "generate them at the subscriber as well; "
+                "generate them on the subscriber as well; "
                 "PostgreSQL 18 can publish stored ones: publish_generated_columns = stored",
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Tables and schemas to publish: from the names that a user typed to the objects of the database."""
+"""Look up the tables, schemas, columns and row filters that a user wants to publish."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RequestedObjects:
-    """What to publish, as the user named it: names as SQL writes them, with quotes where they are needed.
+    """The objects to publish, by the names that the user typed, as SQL writes them.
 
     Attributes:
-        tables: tables; without a schema they are looked up in ``search_path``.
-        schemas: whole schemas (15+).
-        all_tables: everything, now and later.
-        columns: by table, the columns to publish (15+), as SQL writes them.
-        filters: by table, a predicate of SQL (15+).
+        tables: tables; ``search_path`` decides where the name has no schema.
+        schemas: schemas of which all tables are published (15+).
+        all_tables: all tables of the database, future ones included.
+        columns: the columns to publish, by table (15+).
+        filters: the row filter, by table (15+).
     """
 
     tables: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class RequestedObjects:
 
 @dataclass(frozen=True, slots=True)
 class TableToPublish:
-    """A table to publish, looked up and checked."""
+    """A table to publish, found in the database and checked."""
 
     relation: Relation
     columns: tuple[str, ...] | None
@@ -55,13 +55,13 @@ SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname <> 'information_
 
 
 def resolve(conn: Connection, scope: RequestedObjects, *, via_root: bool) -> tuple[list[TableToPublish], list[str]]:
-    """Look up and check all that a scope names: the tables, and the schemas' exact names."""
+    """Look up and check the requested objects; return the tables and the exact names of the schemas."""
     version = server_version(conn)
     columns, filters = dict(scope.columns or {}), dict(scope.filters or {})
     if (columns or filters or scope.schemas) and version < versions.PUBLICATION_FILTERS_SINCE:
         raise errors.Unsupported(
-            f"column lists, row filters and schemas need PostgreSQL 15, and this is {version}",
-            hint="name whole tables with --table",
+            f"column lists, row filters and schemas need PostgreSQL 15; this server is {version}",
+            hint="publish whole tables with --table",
         )
     relations = list(dict.fromkeys(find(conn, text) for text in scope.tables))
     schemas = list(dict.fromkeys(find_schema(conn, text) for text in scope.schemas))
@@ -69,21 +69,19 @@ def resolve(conn: Connection, scope: RequestedObjects, *, via_root: bool) -> tup
     filter_of = {find(conn, text): predicate for text, predicate in filters.items()}
     for kind, given, count in (("--columns", list_of, len(columns)), ("--where", filter_of, len(filters))):
         if len(given) < count:
-            raise errors.BadValue(f"{kind} names a table twice", hint=f"one {kind} for each table")
+            raise errors.BadValue(f"{kind} names a table twice", hint=f"use one {kind} for each table")
         for relation in given:
             if relation not in relations:
                 raise errors.BadValue(
-                    f"{kind} names {relation.quoted}, which is no --table", hint=f"add --table {relation.quoted}"
+                    f"{kind} names {relation.quoted}, but no --table does", hint=f"add --table {relation.quoted}"
                 )
             if relation.relkind == "p" and not via_root:
                 raise errors.BadValue(
-                    f"{kind} {relation.quoted}: a partitioned table's partitions are published one by one here",
-                    hint="publish it under its own name with create --via-root, or name the partitions",
+                    f"{kind} {relation.quoted} is a partitioned table, which is published as its partitions",
+                    hint="create the publication with --via-root, or name the partitions",
                 )
     if list_of and schemas:
-        raise errors.BadValue(
-            "--columns and --schema exclude each other in one publication", hint="name the tables with --table"
-        )
+        raise errors.BadValue("--columns and --schema exclude each other", hint="name the tables with --table")
     entries: list[TableToPublish] = []
     for relation in relations:
         _require_publishable(relation)
@@ -95,7 +93,7 @@ def resolve(conn: Connection, scope: RequestedObjects, *, via_root: bool) -> tup
 
 
 def objects(entries: Sequence[TableToPublish], schemas: Sequence[str]) -> Composed:
-    """Return what follows FOR or ADD: tables with their columns and filters, then schemas."""
+    """Return the SQL after FOR or ADD: tables with their column lists and filters, then schemas."""
     from psycopg import sql
 
     parts: list[Composed] = []
@@ -105,7 +103,7 @@ def objects(entries: Sequence[TableToPublish], schemas: Sequence[str]) -> Compos
         if entry.columns is not None:
             table += sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, entry.columns)))
         if entry.predicate is not None:
-            # The user's own SQL, checked: shown in the plan as it stands.
+            # SQL of the user, checked before; the plan shows it unchanged.
             table += sql.SQL(" WHERE ({})").format(sql.SQL(entry.predicate))
         tables.append(table)
     if tables:
@@ -125,12 +123,14 @@ def find_schema(conn: Connection, text: str) -> str:
     """
     parts = parse_name(text)
     if len(parts) != 1:
-        raise errors.BadValue(f"{text!r} is not a schema's name", hint='as SQL writes it: sales, "Odd Name"')
+        raise errors.BadValue(f"{text!r} is not the name of a schema", hint='as SQL writes it: sales, "Odd Name"')
     names = [name for (name,) in conn.execute(_SCHEMA_NAMES)]
     if parts[0] in names:
         return parts[0]
     if parts[0] == "information_schema" or parts[0].startswith("pg_"):
-        raise errors.Refused(f"schema {parts[0]} is the system's and cannot be published", hint="name another schema")
+        raise errors.Refused(
+            f"schema {parts[0]} is a system schema and cannot be published", hint="name another schema"
+        )
     raise errors.NotFound(
         f"no schema {text}",
         hint=did_you_mean(parts[0], names, otherwise="check the name and the database", quote=quote_if_needed),
@@ -153,7 +153,7 @@ def _require_publishable(relation: Relation) -> None:
 
 
 def _columns(conn: Connection, relation: Relation, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return the exact names of a column list."""
+    """Return the exact column names of a column list."""
     present: dict[str, str] = dict(conn.execute(COLUMNS, (relation.oid,)).fetchall())
     stored = server_version(conn) >= versions.GENERATED_COLUMNS_SINCE
     found: list[str] = []
@@ -169,8 +169,8 @@ def _columns(conn: Connection, relation: Relation, wanted: Sequence[str]) -> tup
             raise errors.BadValue(f"--columns {relation.quoted} names {text} twice", hint="name it once")
         if present[column] and not (stored and present[column] == "s"):
             raise errors.Unsupported(
-                f"{relation.quoted}.{text} is a generated column, which a column list cannot name here",
-                hint="leave it out; PostgreSQL 18 can publish stored ones",
+                f"{relation.quoted}.{text} is a generated column, which this server cannot publish",
+                hint="remove it from the list; PostgreSQL 18 can publish stored generated columns",
             )
         found.append(column)
     return tuple(found)

@@ -60,21 +60,21 @@ def create(
     """Return the plan that creates a publication.
 
     Raises:
-        BadValue: a name, operation, column list or predicate is malformed.
+        BadValue: a name, operation, column list or row filter is not valid.
         NotFound: a table, schema or column does not exist.
-        AlreadyExists: there is one that differs; with one that is the same there is nothing to do.
-        Denied, Unsupported, Refused: this role, this server's version or a table's kind does not allow it.
+        AlreadyExists: the publication exists and differs. The plan is empty for one that is the same.
+        Denied, Unsupported, Refused: the role, the version of the server or the kind of a table does not allow it.
     """
     from psycopg import sql
 
     if not name or len(name.encode()) > _NAME_BYTES:
-        raise errors.BadValue(f"{name!r} cannot be a publication's name", hint=f"1 to {_NAME_BYTES} bytes")
+        raise errors.BadValue(f"{name!r} is not a valid publication name", hint=f"1 to {_NAME_BYTES} bytes")
     if not (scope.tables or scope.schemas or scope.all_tables):
-        raise errors.BadValue("a publication of nothing", hint="add --table, --schema or --all-tables")
+        raise errors.BadValue("no tables selected", hint="add --table, --schema or --all-tables")
     if scope.all_tables and (scope.tables or scope.schemas or scope.columns or scope.filters):
-        raise errors.BadValue("--all-tables stands alone", hint="leave --table, --schema, --columns and --where out")
+        raise errors.BadValue("--all-tables excludes --table, --schema, --columns and --where", hint="remove those")
     if unknown := [operation for operation in publish if operation not in OPERATIONS]:
-        raise errors.BadValue(f"--publish {', '.join(unknown)}: no such operation", hint=", ".join(OPERATIONS))
+        raise errors.BadValue(f"--publish {', '.join(unknown)} is not an operation", hint=", ".join(OPERATIONS))
     if not publish:
         raise errors.BadValue("--publish names no operation", hint=", ".join(OPERATIONS))
     _require_primary(conn)
@@ -82,7 +82,7 @@ def create(
     found = next((publication for publication in publications.ls(conn) if publication.pubname == name), None)
     if found is not None:
         _require_same_publication(conn, found, scope, entries, schemas, publish=publish, via_root=via_root)
-        return Plan(f"create publication {name}", (), unchanged="it exists already, as asked for")
+        return Plan(f"create publication {name}", (), unchanged="it already exists as requested")
     _require_rights(conn, whole=scope.all_tables or bool(schemas), creates=True)
     _require_owned(entries)
     statement: SQL | Composed = sql.SQL("CREATE PUBLICATION {}").format(sql.Identifier(name))
@@ -111,8 +111,8 @@ def create(
     warnings = _failure_warnings(conn, planned, entries, schemas)
     if (wal_level := setting(conn, "wal_level")) != "logical":
         warnings.append(
-            f"wal_level is {wal_level}: nothing can be streamed before it is logical "
-            "(a restart; on RDS: rdsrepl param-group create NAME --cluster ID, then "
+            f"wal_level is {wal_level}: no changes can be streamed until it is logical "
+            "(needs a restart; on RDS: rdsrepl param-group create NAME --cluster ID, then "
             "rdsrepl param-group attach NAME --cluster ID --reboot)"
         )
     return Plan(
@@ -121,11 +121,11 @@ def create(
 
 
 def add(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
-    """Return the plan that adds tables or schemas to a publication; those it has already are left out.
+    """Return the plan that adds tables or schemas to a publication, without those that it already has.
 
     Raises:
         NotFound: the publication, a table, schema or column does not exist.
-        Refused: it publishes all tables, a table cannot be published, or is in with another column list or filter.
+        Refused: it publishes all tables, or a table cannot be published or is in it with another column list or filter.
         BadValue, Denied, Unsupported: as in ``create``.
     """
     from psycopg import sql
@@ -146,30 +146,30 @@ def add(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
             new.append(entry)
     title = f"add to publication {name}"
     if not new and not schemas:
-        return Plan(title, (), unchanged="it has all that already")
+        return Plan(title, (), unchanged="it already contains them")
     listed = [entry for entry in new if entry.columns]
     if (listed and publication.schemas) or (schemas and any(member.columns for member in members.values())):
         raise errors.Refused(
-            f"publication {name} would have a column list and a whole schema, which PostgreSQL does not allow",
-            hint="keep column lists in a publication of their own",
+            f"publication {name} would contain a column list and a schema, which PostgreSQL does not allow",
+            hint="use another publication for tables with column lists",
         )
     if schemas:
         _require_rights(conn, whole=True, creates=False)
     _require_owned(new)
     statement = sql.SQL("ALTER PUBLICATION {} ADD ").format(sql.Identifier(name)) + objects(new, schemas)
     what = ", ".join([*(entry.relation.quoted for entry in new), *(f"schema {schema}" for schema in schemas)])
-    warnings = ["only changes from now on are published; rows that are there already are not copied"]
+    warnings = ["only future changes are published; existing rows are not copied"]
     warnings += _failure_warnings(conn, publication, new, schemas)
     return Plan(title, (Statement(f"add {what} to {name}", statement),), tuple(warnings))
 
 
 def remove(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
-    """Return the plan that takes tables or schemas out of a publication; those it does not have are left out.
+    """Return the plan that removes tables or schemas from a publication, without those that it does not have.
 
     Raises:
         NotFound: the publication, a table or a schema does not exist.
-        Refused: it publishes all tables, or a table stands in it with its whole schema.
-        Denied: the publication belongs to another role.
+        Refused: it publishes all tables, or a table is published through its schema.
+        Denied: another role owns the publication.
     """
     from psycopg import sql
 
@@ -187,12 +187,12 @@ def remove(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
             tables.append(relation)
         elif relation.schema in publication.schemas and relation.schema not in schemas:
             raise errors.Refused(
-                f"{relation.quoted} is published with its whole schema; it cannot be taken out alone",
-                hint=f"{command('publication remove {} --schema …', name)}, then add the tables to be kept",
+                f"{relation.quoted} is published through its schema; it cannot be removed alone",
+                hint=f"{command('publication remove {} --schema …', name)}, then add the tables to keep",
             )
     title = f"remove from publication {name}"
     if not tables and not schemas:
-        return Plan(title, (), unchanged="it has none of that")
+        return Plan(title, (), unchanged="it does not contain them")
     parts: list[Composed] = []
     if tables:
         names = sql.SQL(", ").join(sql.Identifier(relation.schema, relation.name) for relation in tables)
@@ -201,18 +201,18 @@ def remove(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
         parts.append(sql.SQL("TABLES IN SCHEMA {}").format(sql.SQL(", ").join(map(sql.Identifier, schemas))))
     statement = sql.SQL("ALTER PUBLICATION {} DROP {}").format(sql.Identifier(name), sql.SQL(", ").join(parts))
     what = ", ".join([*(relation.quoted for relation in tables), *(f"schema {schema}" for schema in schemas)])
-    warnings = [f"changes of {what} are published no more"]
+    warnings = [f"changes of {what} are no longer published"]
     if len(tables) == len(members) and len(schemas) == len(publication.schemas):
-        warnings.append(f"{name} is empty then: its consumers stay connected and receive nothing")
+        warnings.append(f"{name} will be empty: its consumers stay connected and receive nothing")
     return Plan(title, (Statement(f"remove {what} from {name}", statement),), tuple(warnings))
 
 
 def drop(conn: Connection, name: str) -> Plan:
-    """Return the plan that drops a publication; its warnings name the slots that may stream it.
+    """Return the plan that drops a publication; its warnings name the slots that may use it.
 
     Raises:
         NotFound: there is no such publication.
-        Denied: it belongs to another role.
+        Denied: another role owns it.
         NotPrimary: the server is a standby.
     """
     from psycopg import sql
@@ -224,7 +224,9 @@ def drop(conn: Connection, name: str) -> Plan:
     for slot, pid, user, application in conn.execute(_CONSUMERS).fetchall():
         who = "".join([f", user {user}" if user else "", f", application {application}" if application else ""])
         state = f"in use by PID {pid}{who}" if pid else "inactive"
-        warnings.append(f"slot {slot} ({state}) may stream it: its next change then fails, until another slot is made")
+        warnings.append(
+            f"slot {slot} ({state}) may use it: the stream then fails at the next change, and needs a new slot"
+        )
     statement = sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name))
     return Plan(f"drop publication {name}", (Statement(f"drop publication {name}", statement),), tuple(warnings))
 
@@ -232,7 +234,7 @@ def drop(conn: Connection, name: str) -> Plan:
 def _failure_warnings(
     conn: Connection, publication: Publication, entries: Sequence[TableToPublish], schemas: Sequence[str]
 ) -> list[str]:
-    """Say which statements the server will refuse once these are published: the surprise that stops applications."""
+    """Warn of UPDATE and DELETE statements that will fail once the tables are published."""
     oids = [entry.relation.oid for entry in entries]
     scope = {"all": publication.puballtables, "schemas": list(schemas), "roots": oids}
     given = {entry.relation.quoted: entry for entry in entries}
@@ -262,27 +264,27 @@ def _failure_warnings(
             tables=tuple(tables),
         )
     )
-    said = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in found[:_MAX_WARNINGS]]
+    warnings = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in found[:_MAX_WARNINGS]]
     if len(found) > _MAX_WARNINGS:
-        said.append(
-            f"and {len(found) - _MAX_WARNINGS} more of that kind; afterwards "
+        warnings.append(
+            f"and {len(found) - _MAX_WARNINGS} more such problems; afterwards "
             f"{command('publication check {}', publication.pubname)} lists them"
         )
-    return said
+    return warnings
 
 
 def _require_table_list(publication: Publication) -> None:
     if publication.puballtables:
         raise errors.Refused(
-            f"publication {publication.pubname} publishes all tables; single ones cannot be added or removed",
-            hint="make a publication of single tables: rdsrepl publication create NAME --table …",
+            f"publication {publication.pubname} publishes all tables; single tables cannot be added or removed",
+            hint="create a publication of single tables: rdsrepl publication create NAME --table …",
         )
 
 
 def _require_primary(conn: Connection) -> None:
     if in_recovery(conn):
         raise errors.NotPrimary(
-            "this server is a standby; a publication is made and changed on the primary",
+            "this server is a standby; publications can be changed only on the primary",
             hint="connect to the primary (on RDS: the writer endpoint)",
         )
 
@@ -299,7 +301,7 @@ def _require_rights(conn: Connection, *, whole: bool, creates: bool) -> None:
         )
     if creates and not may_create:
         raise errors.Denied(
-            f"role {role} may not create anything in database {database}",
+            f"role {role} may not create objects in database {database}",
             hint=f"as its owner: GRANT CREATE ON DATABASE {database} TO {role_quoted}",
             sqlstate="42501",
         )
@@ -349,7 +351,7 @@ def _require_same_publication(
         "via root": (found.pubviaroot, via_root),
         "generated columns": (found.pubgencols or "none", "none"),
     }
-    hint = f"{command('publication show {}', name)}; {command('publication add {}', name)} adds to it"
+    hint = f"{command('publication show {}', name)}; add to it: {command('publication add {}', name)}"
     require_same(f"publication {name}", compared, hint=hint)
     for entry in entries:
         member = members[entry.relation.oid]
@@ -357,20 +359,20 @@ def _require_same_publication(
         same_columns = columns == (None if member.columns is None else set(member.columns))
         if not same_columns or not row_filters.are_equal(entry.predicate, member.predicate):
             raise errors.AlreadyExists(
-                f"publication {name} exists already, and differs: {entry.relation.quoted} is in it with "
+                f"publication {name} already exists and differs: {entry.relation.quoted} is in it with "
                 f"{member.description}",
                 hint=hint,
             )
 
 
 def _require_same_member(name: str, entry: TableToPublish, member: Member) -> None:
-    """Refuse to call a table unchanged that is published, but not like that."""
+    """Make sure that a table in the publication has the requested column list and row filter."""
     same_columns = entry.columns is None or set(entry.columns) == set(member.columns or ())
     same_filter = entry.predicate is None or row_filters.are_equal(entry.predicate, member.predicate)
     if not (same_columns and same_filter):
         table = entry.relation.quoted
         raise errors.Refused(
-            f"{table} is in publication {name} already, with {member.description}",
-            hint="to publish it otherwise take it out and add it anew; what changes in between is not streamed: "
+            f"{table} is already in publication {name}, with {member.description}",
+            hint="to change that, remove and add it; changes in between are not streamed: "
             + command("publication remove {} --table {}", name, table),
         )

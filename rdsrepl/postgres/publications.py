@@ -26,13 +26,13 @@ class PublishedTable:
     Attributes:
         schemaname, tablename: its name.
         replica_identity: ``default``, ``nothing``, ``full`` or ``index``.
-        identity_columns: the columns that identify a row.
-        attnames: the published columns; None is all.
-        rowfilter: the row filter; None without.
-        partition_of: the partitioned root, for a partition.
-        relkind: ``r`` for an ordinary table, ``p`` for a partitioned one, published under its own name, ``f`` for a
-            foreign partition, which is listed and not replicated.
-        partition_count: for a partitioned one, how many partitions hold its rows.
+        identity_columns: the columns of the replica identity.
+        attnames: the published columns; None is all columns.
+        rowfilter: the row filter; None without one.
+        partition_of: the root table of a partition.
+        relkind: ``r`` for an ordinary table, ``p`` for a partitioned table that is published under its own name, ``f``
+            for a foreign partition, which is listed but not replicated.
+        partition_count: how many partitions hold the rows of a partitioned table.
     """
 
     schemaname: str
@@ -51,9 +51,9 @@ class Publication:
     """A row of ``pg_publication``.
 
     Attributes:
-        schemas: the schemas published whole (15+).
-        table_count: how many tables it publishes now, partitions counted.
-        pubgencols: ``none`` or ``stored`` on 18 and later; None before.
+        schemas: the schemas of which all tables are published (15+).
+        table_count: how many tables it publishes now, partitions included.
+        pubgencols: ``none`` or ``stored`` (18+); None before.
     """
 
     pubname: str
@@ -85,7 +85,7 @@ class PublicationDetails:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A table that a publication names itself: with its column list and its row filter, or without."""
+    """A table in the list of a publication, with its column list and row filter or None."""
 
     columns: tuple[str, ...] | None
     predicate: str | None
@@ -116,7 +116,7 @@ coalesce((SELECT array_agg(n.nspname::text ORDER BY n.nspname) FROM pg_catalog.p
             JOIN pg_catalog.pg_namespace n ON n.oid = pn.pnnspid WHERE pn.pnpubid = p.oid), '{}')
 """
 _GENCOLS: Final = "CASE p.pubgencols WHEN 's' THEN 'stored' ELSE 'none' END"
-# All that is known of tables; the parts below pick theirs. A deferrable key and an invalid index identify no row.
+# Facts about tables; the queries below select which. A deferrable key or an invalid index is no replica identity.
 _TABLE_FACTS: Final = """
 SELECT c.oid, n.nspname::text, c.relname::text, format('%%I.%%I', n.nspname, c.relname), c.relkind::text,
        c.relpersistence::text, c.relreplident::text,
@@ -141,8 +141,8 @@ SELECT c.oid, n.nspname::text, c.relname::text, format('%%I.%%I', n.nspname, c.r
        coalesce(pg_relation_size(c.oid), 0)
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 """
-# These stand apart from _TABLE_FACTS, and are joined here: where tables are many and statistics old, the server's
-# joins of pg_depend take seconds for every thousand tables.
+# These are separate queries, joined in Python: with many tables and old statistics, the server needs seconds for every
+# thousand tables to join pg_depend.
 _SEQUENCES: Final = """
 SELECT s.oid, format('%I.%I', n.nspname, s.relname) FROM pg_catalog.pg_class s
   JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace WHERE s.relkind = 'S' ORDER BY 2
@@ -164,7 +164,7 @@ SELECT k.confrelid, array_agg(DISTINCT format('%I.%I', n.nspname, c.relname))
  WHERE k.contype = 'f' AND k.conparentid = 0 AND k.conrelid <> k.confrelid
  GROUP BY k.confrelid
 """
-# A partition's parent: its root, or among the tables in question the one that is published in its place.
+# The parent of a partition: its root, or the ancestor that is published instead of it.
 _ROOT: Final = """
 (SELECT format('%%I.%%I', rn.nspname, rc.relname) FROM pg_catalog.pg_class rc
    JOIN pg_catalog.pg_namespace rn ON rn.oid = rc.relnamespace
@@ -194,7 +194,7 @@ _PARTITIONS: Final = """
    AND EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a WHERE a.relid = ANY (%(roots)s))
  ORDER BY n.nspname, c.relname
 """
-# Other sessions' temporary tables are their own affair; an extension's objects are the extension's.
+# Without temporary tables of other sessions and objects of extensions.
 _LEFT_OUT: Final = """
   LEFT JOIN pg_catalog.pg_publication_rel pr ON false
  WHERE (c.relkind IN ('v', 'm', 'f') OR (c.relkind = 'r' AND c.relpersistence <> 'p'))
@@ -246,7 +246,7 @@ def get(conn: Connection, name: str) -> Publication:
     """Return one publication.
 
     Raises:
-        NotFound: there is none of that name in this database.
+        NotFound: the database has no such publication.
     """
     everything = ls(conn)
     for publication in everything:
@@ -266,7 +266,7 @@ def published(conn: Connection, name: str) -> PublicationDetails:
     """Return a publication with its tables.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: the database has no such publication.
     """
     publication = get(conn, name)
     rows = table_facts(conn, _PUBLISHED, {"name": name})
@@ -274,20 +274,20 @@ def published(conn: Connection, name: str) -> PublicationDetails:
 
 
 def facts(conn: Connection, name: str) -> PublicationFacts:
-    """Gather what the checks look at.
+    """Return the facts that the checks need.
 
     Raises:
-        NotFound: there is no such publication.
+        NotFound: the database has no such publication.
     """
     publication = get(conn, name)
     scope = {"name": name, "all": publication.puballtables, "schemas": list(publication.schemas)}
-    # The server's view lists foreign and unlogged partitions as well; they belong to what is left out.
+    # The view also lists foreign and unlogged partitions, which are not replicated.
     tables = [
         row
         for row in table_facts(conn, _PUBLISHED, scope)
         if row.facts.relkind in ("r", "p") and row.facts.relpersistence == "p"
     ]
-    # With pubviaroot the partitioned tables are among the published ones already.
+    # With pubviaroot the view lists the partitioned tables themselves.
     roots = [] if publication.pubviaroot else table_facts(conn, _PARTITIONED, scope)
     scope["roots"] = [row.oid for row in (*tables, *roots) if row.facts.relkind == "p"]
     partitions: list[TableFacts] = []
@@ -331,7 +331,7 @@ def facts(conn: Connection, name: str) -> PublicationFacts:
 
 
 def table_facts(conn: Connection, which: str, parameters: Mapping[str, Any], *, parent: str = _ROOT) -> list[_Row]:
-    """Return what the catalog knows of tables.
+    """Return facts about tables.
 
     Args:
         conn: the database.
@@ -348,7 +348,7 @@ def table_facts(conn: Connection, which: str, parameters: Mapping[str, Any], *, 
         columns=sql.SQL(_MEMBER_COLUMNS if new else "NULL::text[]"),
         parent=sql.SQL(parent),
     )
-    found: list[_Row] = []
+    rows: list[_Row] = []
     for row in conn.execute(query + sql.SQL(which), parameters).fetchall():
         oid, schema, table, name, kind, persistence, identity, keys, deferrable, filter_, read, columns, *rest = row
         generated, virtual, large, root, count, size = rest
@@ -369,21 +369,21 @@ def table_facts(conn: Connection, which: str, parameters: Mapping[str, Any], *, 
             partition_count=count,
             approximate_bytes=size,
         )
-        found.append(_Row(oid, schema, table, fact))
-    return found
+        rows.append(_Row(oid, schema, table, fact))
+    return rows
 
 
 def _sequences(conn: Connection) -> dict[int, list[str]]:
-    """Return, by table, the sequences that feed its columns."""
+    """Return the sequences that the columns of each table use, by OID of the table."""
     names: dict[int, str] = dict(conn.execute(_SEQUENCES).fetchall())
-    found: dict[int, list[str]] = {}
+    used: dict[int, list[str]] = {}
     for sequence, table in conn.execute(_FEEDS, {"sequences": list(names)}).fetchall():
-        found.setdefault(table, []).append(names[sequence])
-    return {table: sorted(fed) for table, fed in found.items()}
+        used.setdefault(table, []).append(names[sequence])
+    return {table: sorted(fed) for table, fed in used.items()}
 
 
 def read_members(conn: Connection, name: str) -> dict[int, Member]:
-    """Return the tables that a publication names itself, by OID."""
+    """Return the tables in the list of a publication, by OID."""
     from psycopg import sql
 
     new = server_version(conn) >= versions.PUBLICATION_FILTERS_SINCE

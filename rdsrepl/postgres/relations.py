@@ -1,4 +1,4 @@
-"""Find tables by the name that a user typed, and read their columns."""
+"""Find tables by the name that a user typed."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def find(conn: Connection, text: str) -> Relation:
     if len(parts) > 2:
         raise not_a_table_name(text)
     schema, table = (None, parts[0]) if len(parts) == 1 else (parts[0], parts[1])
-    # Not the server's own parser for a name with a schema: it refuses a schema that this role may not use.
+    # to_regclass() only for a name without a schema: it fails for a schema that this role may not use.
     oid = find_oid(conn, sql.Identifier(table).as_string(None)) if schema is None else None
     row = conn.execute(_FIND, {"schema": schema, "table": table, "oid": oid}).fetchone()
     if row is not None:
@@ -79,7 +79,7 @@ def find(conn: Connection, text: str) -> Relation:
 
 
 def _near_table(conn: Connection, schema: str | None, table: str) -> str | None:
-    """Return the table that was probably meant: another schema's, another case's, or nearly so."""
+    """Return the table that was probably meant: in another schema, in another case, or with a similar name."""
     everything: list[tuple[str, str, str]] = conn.execute(_NAMES).fetchall()
     for same in (
         [quoted for _, name, quoted in everything if name == table],
@@ -95,7 +95,7 @@ def _near_table(conn: Connection, schema: str | None, table: str) -> str | None:
     return None if near is None else names[near]
 
 
-# The path that this session would have without us. Both statements are safe on any path.
+# The path of the session without this program. Both statements are safe with any path.
 _OWN_PATH: Final = """
 SELECT pg_catalog.set_config('search_path', s.reset_val, true) FROM pg_catalog.pg_settings s
  WHERE s.name OPERATOR(pg_catalog.=) 'search_path'
@@ -105,9 +105,9 @@ _RELATION: Final = "SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid"
 
 @contextmanager
 def own_path(connection: Connection) -> Iterator[None]:
-    """Give a transaction the ``search_path`` that the role, the database and the user's own options have set.
+    """Give a transaction the ``search_path`` that the role, the database and the options of the user set.
 
-    In it every function, operator, type and relation must be named with its schema. What is done is rolled back.
+    Inside it, name every function, operator, type and relation with its schema. The transaction is rolled back.
     """
     with connection.transaction(force_rollback=True):
         connection.execute(_OWN_PATH)
@@ -115,13 +115,13 @@ def own_path(connection: Connection) -> Iterator[None]:
 
 
 def find_oid(connection: Connection, name: str) -> int | None:
-    """Return the OID of the relation that NAME means, as SQL writes it; None where there is none.
+    """Return the OID of the relation NAME, as SQL writes it; None where it does not exist.
 
-    Without a schema it is looked up in the ``search_path`` that the role, the database and the user's own options give.
-    That is read as data: nothing else is looked up there.
+    Without a schema, the ``search_path`` of the role, the database and the user's options decides. Only the name is
+    looked up in that path.
 
     Raises:
-        psycopg.ProgrammingError: NAME is no name to SQL.
+        psycopg.ProgrammingError: NAME is not a name in SQL.
     """
     with own_path(connection):
         row = connection.execute(_RELATION, (name,)).fetchone()

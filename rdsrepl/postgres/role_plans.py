@@ -63,28 +63,29 @@ def create(
     schemas: Sequence[str] = (),
     connection_limit: int | None = None,
 ) -> Plan:
-    """Return the plan that creates a role that may log in, replicate, and read what is named.
+    """Return the plan that creates a role that may log in, replicate, and read the given tables and schemas.
 
     Args:
-        conn: a connection to the database where the tables are.
+        conn: a connection to the database of the tables.
         name: the role; any name, it is quoted.
-        password: in clear; it leaves as a SCRAM-SHA-256 verifier. None: the role gets none (IAM, certificates).
-        tables: tables it may read, as SQL names them.
-        schemas: schemas of which it may read every table, present and future.
-        connection_limit: how many connections it may have.
+        password: in clear text; the statement contains a SCRAM-SHA-256 verifier. None: no password (IAM, certificates).
+        tables: the tables to read, as SQL writes their names.
+        schemas: the schemas of which to read all tables, future ones included.
+        connection_limit: the connection limit of the role.
 
     Raises:
-        BadValue: NAME cannot be a role's, or the password cannot be one.
-        AlreadyExists: there is one that differs. Another one is given what it lacks; its password stays as it is.
+        BadValue: NAME is not a valid role name, or the password is not valid.
+        AlreadyExists: the role exists and differs. One that is the same only gets what it lacks; its password stays.
         NotFound: a table or schema does not exist.
-        Denied: this connection's role may not do it.
+        Denied: the role of this connection may not do that.
         NotPrimary: the server is a standby.
     """
     from psycopg import sql
 
     _check_name(name)
-    if (found := next((role for role in roles.all_roles(conn) if role.rolname == name), None)) is not None:
-        return _complete(conn, found, tables, schemas, connection_limit, has_password=password is not None)
+    existing = next((role for role in roles.all_roles(conn) if role.rolname == name), None)
+    if existing is not None:
+        return _complete(conn, existing, tables, schemas, connection_limit, has_password=password is not None)
     me = current_role(conn)
     via_group = _require_right(conn, me, creates=True)
     role = sql.Identifier(name)
@@ -100,53 +101,53 @@ def create(
     steps = [Statement(f"create role {name}", head, shown=shown, makes=True)]
     if via_group:
         steps.append(_join_group(name))
-    # A new role has what PUBLIC has.
+    # A new role has the privileges of PUBLIC.
     reads, warnings = grant_reads(conn, me, name, tables, schemas, reader="public")
     return Plan(f"create role {name}", (*steps, *reads), tuple(warnings))
 
 
 def _complete(
     conn: Connection,
-    found: Role,
+    existing: Role,
     tables: Sequence[str],
     schemas: Sequence[str],
     connection_limit: int | None,
     *,
     has_password: bool,
 ) -> Plan:
-    """Plan what a role lacks that exists already, such as after a creation that was interrupted."""
-    name = found.rolname
+    """Return the plan that completes an existing role, for example after an interrupted creation."""
+    name = existing.rolname
     compared: dict[str, tuple[object, object]] = {
-        "LOGIN": (found.rolcanlogin, True),
-        "SUPERUSER": (found.rolsuper, False),
-        "CONNECTION LIMIT": (found.rolconnlimit, connection_limit),
+        "LOGIN": (existing.rolcanlogin, True),
+        "SUPERUSER": (existing.rolsuper, False),
+        "CONNECTION LIMIT": (existing.rolconnlimit, connection_limit),
     }
-    hint = f"choose another name, or give it what it lacks: {command('role grant {}', name)}"
+    hint = f"choose another name, or grant what is missing: {command('role grant {}', name)}"
     require_same(f"role {name}", compared, hint=hint)
     plan = grant(conn, name, tables=tables, schemas=schemas)
-    kept = f"; its password stays as it is ({command('role password {}', name)} changes it)" if has_password else ""
+    kept = f"; its password does not change ({command('role password {}', name)} changes it)" if has_password else ""
     return replace(
         plan,
         title=f"create role {name}",
-        warnings=(f"role {name} exists already: it is given what it lacks{kept}", *plan.warnings),
-        unchanged=f"it exists already and has all that{kept}",
+        warnings=(f"role {name} already exists and gets only what it lacks{kept}", *plan.warnings),
+        unchanged=f"it already exists with these privileges{kept}",
     )
 
 
 def grant(conn: Connection, name: str, *, tables: Sequence[str] = (), schemas: Sequence[str] = ()) -> Plan:
-    """Return the plan that gives a role the right to replicate and to read, as far as it lacks it.
+    """Return the plan that grants a role the missing privileges to replicate and to read.
 
     Raises:
         NotFound: the role, a table or a schema does not exist.
-        Refused: the role is the server's or RDS's own.
-        Denied: this connection's role may not do it.
+        Refused: the role belongs to PostgreSQL or RDS.
+        Denied: the role of this connection may not do that.
         NotPrimary: the server is a standby.
     """
     from psycopg import sql
 
     role = roles.get(conn, name)
     if _is_internal(name):
-        raise errors.Refused(f"role {name} is {_whose(name)}; it is left alone", hint="name a role of your own")
+        raise errors.Refused(f"role {name} is {_whose(name)} and is not changed", hint="name another role")
     me = current_role(conn)
     steps: list[Statement] = []
     warnings: list[str] = []
@@ -155,40 +156,40 @@ def grant(conn: Connection, name: str, *, tables: Sequence[str] = (), schemas: S
             steps.append(_join_group(name))
         else:
             statement = sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(name))
-            steps.append(Statement(f"give role {name} the REPLICATION attribute", statement))
+            steps.append(Statement(f"set the REPLICATION attribute of role {name}", statement))
         if not role.rolcanlogin:
-            # The attribute is not inherited, membership is.
-            whom = "its members gain the right" if me.has_group else "nobody gains anything"
-            warnings.append(f"role {name} may not log in (NOLOGIN): {whom}")
+            # Members inherit the membership, but not the attribute.
+            effect = "only its members may replicate" if me.has_group else "the attribute has no effect"
+            warnings.append(f"role {name} may not log in (NOLOGIN): {effect}")
     reads, more = grant_reads(conn, me, name, tables, schemas, reader=name)
     return Plan(
-        f"grant to role {name}", (*steps, *reads), (*warnings, *more), unchanged="nothing to do, it has all that"
+        f"grant to role {name}", (*steps, *reads), (*warnings, *more), unchanged="it already has these privileges"
     )
 
 
 def change_password(conn: Connection, name: str, password: str) -> Plan:
-    """Return the plan that gives a role another password.
+    """Return the plan that changes the password of a role.
 
     Args:
         conn: a connection to any database of the server.
         name: the role.
-        password: in clear; it leaves as a SCRAM-SHA-256 verifier.
+        password: in clear text; the statement contains a SCRAM-SHA-256 verifier.
 
     Raises:
-        BadValue: it cannot be a password.
-        NotFound: there is no such role.
-        Refused: the role is the server's or RDS's own.
-        Denied: this connection's role may not do it.
+        BadValue: the password is not valid.
+        NotFound: the server has no such role.
+        Refused: the role belongs to PostgreSQL or RDS.
+        Denied: the role of this connection may not do that.
         NotPrimary: the server is a standby.
     """
     from psycopg import sql
 
     role = roles.get(conn, name)
     if _is_internal(name):
-        raise errors.Refused(f"role {name} is {_whose(name)}; it is left alone", hint="name a role of your own")
+        raise errors.Refused(f"role {name} is {_whose(name)} and is not changed", hint="name another role")
     me = current_role(conn)
     since_16 = server_version(conn) >= versions.ADMIN_OPTION_SINCE
-    # Before 16 a role with the REPLICATION attribute is a superuser's to alter, its own password included.
+    # Before 16 only a superuser may alter a role with the REPLICATION attribute, even its own password.
     superusers = role.rolsuper or (role.rolreplication and not since_16)
     may = name == me.name or (me.create_role and (not since_16 or _may_administer(conn, name)))
     if not me.is_super and (superusers or not may):
@@ -203,20 +204,20 @@ def change_password(conn: Connection, name: str, password: str) -> Plan:
         head + sql.Literal(_verifier(conn, name, password)),
         shown=head.as_string(None) + _MASK,
     )
-    warnings = [f"whoever logs in as {name} needs the new password; connections that are open stay open"]
+    warnings = [f"every client of {name} needs the new password; open connections stay open"]
     if role.rolvaliduntil is not None:
-        warnings.append(f"the new password, too, is valid until {role.rolvaliduntil.isoformat(sep=' ')} only")
+        warnings.append(f"the new password, too, expires at {role.rolvaliduntil.isoformat(sep=' ')}")
     return Plan(f"change the password of role {name}", (step,), tuple(warnings))
 
 
 def drop(conn: Connection, name: str) -> Plan:
-    """Return the plan that takes a role's privileges in this database away and drops it.
+    """Return the plan that revokes the privileges of a role in this database and drops it.
 
     Raises:
-        NotFound: there is no such role.
-        Refused: it is in use, owns something, holds privileges that this connection cannot revoke (in another
-            database, or granted by another role), or is not ours to drop.
-        Denied: this connection's role may not do it.
+        NotFound: the server has no such role.
+        Refused: it is in use, owns objects, has privileges that this connection cannot revoke (in another database, or
+            granted by another role), or belongs to PostgreSQL or RDS.
+        Denied: the role of this connection may not do that.
         NotPrimary: the server is a standby.
     """
     from psycopg import sql
@@ -224,9 +225,9 @@ def drop(conn: Connection, name: str) -> Plan:
     role = roles.get(conn, name)
     me = current_role(conn)
     if name in (me.name, me.session) or role.rolsuper or _is_internal(name):
-        why = _whose(name) if _is_internal(name) else "a superuser" if role.rolsuper else "this connection's own role"
+        why = _whose(name) if _is_internal(name) else "a superuser" if role.rolsuper else "the role of this connection"
         raise errors.Refused(
-            f"role {name} is {why}; it is not dropped here", hint="name a replication role (rdsrepl role list)"
+            f"role {name} is {why} and cannot be dropped", hint="name a replication role (rdsrepl role list)"
         )
     _require_not_connected(conn, name)
     if not me.is_super and not (
@@ -240,16 +241,18 @@ def drop(conn: Connection, name: str) -> Plan:
     require_no_dependencies(conn, name)
     steps = [revoke_statement(name, held) for held in revocable_privileges(conn, name)]
     steps.append(Statement(f"drop role {name}", sql.SQL("DROP ROLE {}").format(sql.Identifier(name))))
-    return Plan(f"drop role {name}", tuple(steps), (f"whoever logs in as {name} can do so no more",))
+    return Plan(f"drop role {name}", tuple(steps), (f"{name} can no longer log in",))
 
 
 def _check_name(name: str) -> None:
     if "\0" in name or not 0 < len(name.encode(errors="replace")) <= _NAME_BYTES:
-        raise errors.BadValue(f"{name!r} cannot be a role's name", hint="1 to 63 bytes; longer ones the server cuts")
+        raise errors.BadValue(
+            f"{name!r} is not a valid role name", hint="use 1 to 63 bytes; the server truncates longer names"
+        )
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise errors.BadValue(f"{name!r} cannot be a role's name", hint="it is not UTF-8") from None
+        raise errors.BadValue(f"{name!r} is not a valid role name", hint="it is not UTF-8") from None
     if name in ("public", "none") or _is_internal(name):
         raise errors.BadValue(f"role name {name} is {_whose(name)}", hint="choose another name")
 
@@ -259,17 +262,17 @@ def _is_internal(name: str) -> bool:
 
 
 def _whose(name: str) -> str:
-    return "one of RDS's own" if name.startswith("rds") else "reserved by PostgreSQL"
+    return "reserved by RDS" if name.startswith("rds") else "reserved by PostgreSQL"
 
 
 def _verifier(conn: Connection, name: str, password: str) -> str:
-    # libpq reads up to a NUL: what follows would be lost without a word. No cause is kept, it would hold the password.
+    # libpq ignores everything after a NUL. The error has no cause, as that would contain the password.
     try:
         secret = password.encode()
     except UnicodeEncodeError:
         secret = b""
     if not secret or b"\0" in secret:
-        raise errors.BadValue("this cannot be a password", hint="one or more characters in UTF-8, no NUL among them")
+        raise errors.BadValue("the password is not valid", hint="use at least one UTF-8 character and no NUL")
     return conn.pgconn.encrypt_password(secret, name.encode(), b"scram-sha-256").decode()
 
 
@@ -282,13 +285,20 @@ def _admin_hint(conn: Connection, me: CurrentRole, name: str) -> str:
     if server_version(conn) < versions.ADMIN_OPTION_SINCE or not me.create_role:
         return "connect as the master user, or a role with CREATEROLE"
     return (
-        f"connect as the role that made it, or as a superuser: "
+        f"connect as the role that created it, or as a superuser run: "
         f"GRANT {quote(name)} TO {quote(me.name)} WITH ADMIN OPTION"
     )
 
 
 def _require_right(conn: Connection, me: CurrentRole, *, creates: bool, of: str | None = None) -> bool:
-    """Make sure this role may give the right to replicate (OF an existing role); return whether it is membership."""
+    """Make sure that this role may grant the right to replicate; return whether that is a membership.
+
+    Args:
+        conn: the server.
+        me: the role of this connection.
+        creates: whether the plan creates the role.
+        of: the role that exists, if it does not.
+    """
     if me.is_super:
         return me.has_group
     if creates and not me.create_role:
@@ -299,18 +309,18 @@ def _require_right(conn: Connection, me: CurrentRole, *, creates: bool, of: str 
         )
     since_16 = server_version(conn) >= versions.ADMIN_OPTION_SINCE
     if me.has_group:
-        # Before 16, CREATEROLE may grant any group but a superuser's.
+        # Before 16, CREATEROLE may grant membership in every role that is not a superuser.
         if not (me.group_admin or (me.create_role and not since_16)):
             raise errors.Denied(
-                f"role {me.name} may not grant {RDS_GROUP}: it has no ADMIN OPTION on it",
-                hint=f"connect as the master user (rds_superuser), or there: GRANT {RDS_GROUP} TO "
+                f"role {me.name} may not grant {RDS_GROUP}: it does not have the ADMIN OPTION",
+                hint=f"connect as the master user (rds_superuser), or as that user run: GRANT {RDS_GROUP} TO "
                 f"{quote(me.name)} WITH ADMIN OPTION",
                 sqlstate=INSUFFICIENT_PRIVILEGE,
             )
         return True
     if not (since_16 and me.create_role and me.replication):
         raise errors.Denied(
-            f"role {me.name} may not give the REPLICATION attribute",
+            f"role {me.name} may not set the REPLICATION attribute",
             hint="connect as a superuser" + (", or as a role with CREATEROLE and REPLICATION" if since_16 else ""),
             sqlstate=INSUFFICIENT_PRIVILEGE,
         )
@@ -325,16 +335,16 @@ def _join_group(name: str) -> Statement:
     from psycopg import sql
 
     statement = sql.SQL("GRANT {} TO {}").format(sql.Identifier(RDS_GROUP), sql.Identifier(name))
-    return Statement(f"make {name} a member of {RDS_GROUP}", statement)
+    return Statement(f"grant {RDS_GROUP} to {name}", statement)
 
 
 def _require_not_connected(conn: Connection, name: str) -> None:
-    found = [
+    sessions = [
         f"PID {pid} ({application}{f', slot {slot}' if active else ''})"
         for pid, application, active, slot in conn.execute(_SESSIONS, (name,)).fetchall()
     ]
-    if found:
+    if sessions:
         raise errors.Refused(
-            f"role {name} is connected: {first_few(found)}",
-            hint="stop its consumer first (rdsrepl slot list shows who streams)",
+            f"role {name} is connected: {first_few(sessions)}",
+            hint="stop its consumer first (rdsrepl slot list shows the consumers)",
         )

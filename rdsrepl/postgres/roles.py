@@ -24,10 +24,10 @@ class Role:
     """A row of ``pg_roles``, and whether it may replicate.
 
     Attributes:
-        rolconnlimit: how many connections it may have; -1 is any number.
+        rolconnlimit: its connection limit; -1 is no limit.
         rolvaliduntil: when its password expires; None is never.
-        may_replicate: whether it may use replication slots and connections.
-        reasons: why: ``superuser``, ``REPLICATION attribute``, ``member of rds_replication`` (``through`` whom).
+        may_replicate: whether it may use replication slots and replication connections.
+        reasons: why it may: ``superuser``, ``REPLICATION attribute``, ``member of rds_replication`` (``through …``).
     """
 
     rolname: str
@@ -44,7 +44,7 @@ class Role:
     reasons: tuple[str, ...]
 
 
-# A membership that carries the ADMIN OPTION alone (16+: who creates a role has that on it) passes no right on.
+# A membership with only the ADMIN OPTION (16+: the creator of a role has it) inherits no privilege.
 _LIST: Final = """
 WITH RECURSIVE given (roleid, member) AS (
     SELECT m.roleid, m.member FROM pg_catalog.pg_auth_members m
@@ -57,7 +57,7 @@ WITH RECURSIVE given (roleid, member) AS (
 )
 SELECT r.rolname::text, r.rolsuper, r.rolinherit, r.rolcreaterole, r.rolcreatedb, r.rolcanlogin, r.rolreplication,
        r.rolbypassrls, r.rolconnlimit,
-       -- What Python's years, 1 to 9999, cannot hold.
+       -- Python supports only the years 1 to 9999.
        CASE WHEN r.rolvaliduntil < '9999-12-31' THEN greatest(r.rolvaliduntil, '0001-01-03') END,
        (SELECT CASE WHEN bool_or(w.through IS NULL) THEN '' ELSE min(t.rolname::text COLLATE "C") END
           FROM way w LEFT JOIN pg_catalog.pg_roles t ON t.oid = w.through WHERE w.member = r.oid)
@@ -67,15 +67,15 @@ SELECT r.rolname::text, r.rolsuper, r.rolinherit, r.rolcreaterole, r.rolcreatedb
 
 
 def ls(conn: Connection) -> list[Role]:
-    """Return all roles but PostgreSQL's predefined ones (``pg_…``), by name."""
+    """Return all roles except the predefined ones (``pg_…``), by name."""
     return [role for role in all_roles(conn) if not role.rolname.startswith("pg_")]
 
 
 def get(conn: Connection, name: str) -> Role:
-    """Return one role, a predefined one as well.
+    """Return one role; a predefined one, too.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: the server has no such role.
     """
     everything = all_roles(conn)
     for role in everything:
@@ -88,19 +88,19 @@ def get(conn: Connection, name: str) -> Role:
 
 
 def exists(conn: Connection, name: str) -> bool:
-    """Say whether there is a role of that name."""
+    """Say whether a role exists."""
     return any(role.rolname == name for role in all_roles(conn))
 
 
 def all_roles(conn: Connection) -> list[Role]:
     """Return all roles, the predefined ones as well, by name."""
-    found: list[Role] = []
+    rows: list[Role] = []
     for name, is_super, *flags, limit, until, through in conn.execute(_LIST).fetchall():
         inherit, create_role, create_db, login, attribute, bypass = flags
         reasons = [reason for reason, holds in (("superuser", is_super), ("REPLICATION attribute", attribute)) if holds]
         if through is not None:
             reasons.append(f"member of {RDS_GROUP}" + (f" through {through}" if through else ""))
-        found.append(
+        rows.append(
             Role(
                 rolname=name,
                 rolsuper=is_super,
@@ -116,4 +116,4 @@ def all_roles(conn: Connection) -> list[Role]:
                 reasons=tuple(reasons),
             )
         )
-    return found
+    return rows

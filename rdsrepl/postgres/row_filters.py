@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 _SYSTEM_COLUMNS: Final = frozenset({"tableoid", "ctid", "xmin", "xmax", "cmin", "cmax"})
-# PostgreSQL's lexical rules (manual, section 4.1), as far as they decide where text ends and what stands in it.
+# PostgreSQL's lexical rules (manual, section 4.1), as far as a row filter needs them.
 _TOKEN: Final = re.compile(
     r"""(?P<space>\s+)
       | (?P<comment>--|/\*)
@@ -30,7 +30,7 @@ _TOKEN: Final = re.compile(
       | (?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )
-# A column's type where it is not built in.
+# The type of a column, unless it is built in.
 _COLUMN_TYPES: Final = """
 SELECT attname::text, CASE WHEN atttypid >= 16384 THEN pg_catalog.format_type(atttypid, atttypmod) END
   FROM pg_catalog.pg_attribute WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped
@@ -44,7 +44,7 @@ SELECT pg_catalog.format('%%I.%%I', n.nspname, o.name)
     ON g.schema = n.nspname AND g.name = o.name
  WHERE o.oid >= 16384 LIMIT 1
 """
-# Names in front of a parenthesis that are functions, none of them built in and immutable.
+# The names before a parenthesis that are functions and not built-in immutable ones.
 _NOT_IMMUTABLE: Final = """
 SELECT p.proname::text FROM pg_catalog.pg_proc p
  WHERE p.proname = ANY (%s)
@@ -54,12 +54,12 @@ SELECT p.proname::text FROM pg_catalog.pg_proc p
 
 
 def are_equal(one: str | None, other: str | None) -> bool:
-    """Say whether two row filters are the same but for spaces, case and parentheses around the whole."""
+    """Say whether two row filters differ at most in spaces, case and parentheses around the whole."""
     return _tokens(one or "") == _tokens(other or "")
 
 
 def _tokens(predicate: str) -> list[str]:
-    """Return a predicate's tokens without the pair of parentheses around it all, to compare it with the server's."""
+    """Return the tokens of a filter without parentheses around the whole."""
     tokens = [token for token in _TOKEN.finditer(predicate) if token.lastgroup != "space"]
     words = [token[0].lower() if token.lastgroup == "word" else token[0] for token in tokens]
     while words[:1] == ["("] and words[-1:] == [")"]:
@@ -73,7 +73,7 @@ def _tokens(predicate: str) -> list[str]:
 
 
 def check_predicate(conn: Connection, relation: Relation, predicate: str) -> tuple[str, ...]:
-    """Make sure that a predicate is one boolean expression and nothing behind it; return the columns it reads."""
+    """Make sure that a filter is one boolean expression and nothing else; return the columns that it reads."""
     import psycopg
     from psycopg import sql
 
@@ -96,7 +96,7 @@ def check_predicate(conn: Connection, relation: Relation, predicate: str) -> tup
     for column in columns:
         if column not in words:
             continue
-        # The word may be a type's name or the like; it is the column if the predicate cannot do without that.
+        # The word may also name a type. It names the column if the filter fails without that column.
         others = sql.SQL(", ").join(sql.Identifier(other) for other in columns if other != column)
         source = sql.SQL("SELECT 1 FROM (SELECT {} FROM {}) AS {}").format(others, table, sql.Identifier(relation.name))
         try:
@@ -107,19 +107,19 @@ def check_predicate(conn: Connection, relation: Relation, predicate: str) -> tup
 
 
 def _require_built_in(conn: Connection, relation: Relation, paths: set[tuple[str, ...]], predicate: str) -> None:
-    """Make sure, before the server reads a predicate, that it has built-in types, functions and operators only.
+    """Make sure, before the server parses a filter, that it uses only built-in types, functions and operators.
 
-    PostgreSQL refuses the others in a row filter, but only after it has read the constants: what is compared with an
-    array or a range of a domain runs the domain's CHECK, with the rights of whoever asks.
+    PostgreSQL refuses others in a row filter, but only after it has evaluated the constants. A comparison with an array
+    or a range of a domain runs the CHECK of the domain, with the privileges of this role.
 
     Args:
         conn: the database.
         relation: the table.
-        paths: the names in the predicate, each with what stands before it and a dot; ``""`` is no name.
-        predicate: for the message.
+        paths: the names in the filter, each with its qualifiers; ``""`` stands for a ``*``.
+        predicate: the filter, for the message.
 
     Raises:
-        BadValue: it has something else.
+        BadValue: it uses others.
     """
     own: dict[str, str | None] = dict(conn.execute(_COLUMN_TYPES, (relation.oid,)))
     for path in sorted(paths):
@@ -140,7 +140,7 @@ def _require_built_in(conn: Connection, relation: Relation, paths: set[tuple[str
 
 
 def _prepare(conn: Connection, source: Composed, predicate: str) -> None:
-    """Have the server analyse a predicate without running anything: one statement, read-only, rolled back."""
+    """Let the server parse and analyze a filter without running it, in a read-only transaction that is rolled back."""
     import psycopg
     from psycopg import sql
 
@@ -153,14 +153,14 @@ def _prepare(conn: Connection, source: Composed, predicate: str) -> None:
 
 
 def _words(relation: Relation, predicate: str) -> tuple[set[str], set[str], set[tuple[str, ...]]]:
-    """Read a predicate as PostgreSQL's lexer does.
+    """Split a filter into tokens as the lexer of PostgreSQL does.
 
     Returns:
-        The names in it; those in front of a parenthesis; and all with what stands before them and a dot: ``n`` is
+        The names in it; the names before a parenthesis; and all names with their qualifiers: ``n`` is
         ``("n",)``, ``t.n`` is ``("t", "n")``, and ``t.*`` is ``("t", "")``.
 
     Raises:
-        BadValue: it leaves the parentheses it will stand in, or is not a single plain expression.
+        BadValue: it closes more parentheses than it opens, or is not a single expression.
     """
     words: set[str] = set()
     called: set[str] = set()
@@ -170,7 +170,7 @@ def _words(relation: Relation, predicate: str) -> tuple[set[str], set[str], set[
         "comment": "a comment",
         "parameter": "a parameter",
         "end": "a semicolon",
-        "unfinished": "a quotation that does not end",
+        "unfinished": "an unterminated string or name",
     }
     for token in _TOKEN.finditer(predicate):
         kind = token.lastgroup or "other"
@@ -195,7 +195,7 @@ def _words(relation: Relation, predicate: str) -> tuple[set[str], set[str], set[
             if last in _SYSTEM_COLUMNS:
                 raise _bad_predicate(relation, f"a row filter cannot read the system column {last}", predicate)
             if kind == "word" and last == "select":
-                raise _bad_predicate(relation, "a row filter cannot have a subquery", predicate)
+                raise _bad_predicate(relation, "a row filter cannot contain a subquery", predicate)
         elif token[0] == "." and may_go_on:
             paths[-1] = (*paths[-1], "")
         may_go_on = kind in ("word", "quoted") or (token[0] == "." and may_go_on)
@@ -206,5 +206,5 @@ def _words(relation: Relation, predicate: str) -> tuple[set[str], set[str], set[
 
 def _bad_predicate(relation: Relation, reason: str, predicate: str, sqlstate: str | None = None) -> errors.BadValue:
     return errors.BadValue(
-        f"--where {relation.quoted}: {reason}", hint=f"mend the predicate: {predicate}", sqlstate=sqlstate
+        f"--where {relation.quoted}: {reason}", hint=f"correct the row filter: {predicate}", sqlstate=sqlstate
     )

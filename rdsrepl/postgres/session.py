@@ -1,12 +1,12 @@
-"""What a session depends on, set when it begins, whatever its role, its database and its server have set.
+"""Set the parameters that every session needs, whatever the role, the database and the server set.
 
-The empty ``search_path`` is the guard against the objects of others: without it, whoever may create a function, an
-operator or a type in a schema on the path decides what our statements run, with the rights of whoever runs the command
-(CVE-2018-1058). The other parameters decide how values are written, and whether a statement is ended.
+The empty ``search_path`` protects against objects of other users. Without it, a user who may create a function, an
+operator or a type in a schema of the path decides what our statements run, with the privileges of the user who runs the
+command (CVE-2018-1058). The other parameters control how values are written, and timeouts.
 
-Behind a connection pooler a session is not ours: nothing may stay behind in it, and in transaction mode the next
-statement may reach another one. There everything is set for one transaction at a time. A pooler is recognised by the
-process number: it tells its client another one than the server's.
+Behind a connection pooler other clients use the same session, so no parameter may remain set in it. In transaction mode
+the next statement may run in another session. There every transaction sets the parameters for itself. A pooler reports
+another backend PID to its client than the server has; that is how it is detected.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 Row = tuple[Any, ...]
 Returned = TypeVar("Returned")
 
-# Since which version, the parameter, its value.
+# The first version that has the parameter, its name, its value.
 _PARAMETERS: Final[tuple[tuple[int, str, str], ...]] = (
     (0, "search_path", ""),
-    # How values are written and read; psycopg refuses other date styles.
+    # The formats of values; psycopg supports no other date style.
     (0, "DateStyle", "ISO, MDY"),
     (0, "IntervalStyle", "postgres"),
     (0, "TimeZone", "UTC"),
@@ -39,11 +39,11 @@ _PARAMETERS: Final[tuple[tuple[int, str, str], ...]] = (
     (0, "bytea_output", "hex"),
     (0, "standard_conforming_strings", "on"),
     (0, "quote_all_identifiers", "off"),
-    # Rows that a policy hides are an error, not fewer rows.
+    # A policy that hides rows is an error; without this it returns fewer rows.
     (0, "row_security", "off"),
-    # A standby has no serializable transactions.
+    # A standby does not support serializable transactions.
     (0, "default_transaction_isolation", "read committed"),
-    # What ends a statement or a session is for the command to decide, or for the user's own `options`.
+    # Only the command and the `options` of the user set timeouts.
     (0, "statement_timeout", "0"),
     (0, "lock_timeout", "0"),
     (0, "idle_in_transaction_session_timeout", "0"),
@@ -56,14 +56,14 @@ _NO_TIMEOUT: Final = "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_
 _SET_PARAMETERS: Final = """
 SELECT pg_catalog.pg_backend_pid(),
        pg_catalog.count(pg_catalog.set_config(p.name, p.value,
-                        pg_catalog.int4ne(pg_catalog.pg_backend_pid(), %(told)s::pg_catalog.int4)))
+                        pg_catalog.int4ne(pg_catalog.pg_backend_pid(), %(backend_pid)s::pg_catalog.int4)))
   FROM ROWS FROM (pg_catalog.unnest(%(names)s::pg_catalog.text[]),
                   pg_catalog.unnest(%(values)s::pg_catalog.text[])) AS p (name, value)
 """
 
 
 class Session(psycopg.Connection[Row]):
-    """A connection whose parameters are pinned.
+    """A connection with its own session parameters, also behind a connection pooler.
 
     Attributes:
         transaction_parameters: behind a connection pooler, the parameters to set in every transaction; None without a
@@ -78,7 +78,7 @@ class Session(psycopg.Connection[Row]):
         """Wait for the server, as ``psycopg.Connection.wait`` does, but not longer than ``answer_seconds``.
 
         Raises:
-            psycopg.OperationalError: no answer came in time; the connection is closed.
+            psycopg.OperationalError: the server did not answer in time; the connection is closed.
         """
         if self.answer_seconds is not None:
             gen = self._within(gen, self.answer_seconds)
@@ -99,17 +99,17 @@ class Session(psycopg.Connection[Row]):
             return returned
 
     def begin(self, wanted: Mapping[str, str]) -> None:
-        """Set parameters: for the session, or behind a pooler from now on for each transaction."""
-        # The server's process, if this is no pooler: decided in the statement itself, which leaves nothing behind.
-        told = self.info.backend_pid
+        """Set parameters for the session; behind a pooler, for each transaction from now on."""
+        # The PID of the server process, unless this is a pooler. The statement itself compares, and sets nothing there.
+        backend_pid = self.info.backend_pid
         try:
             real = self._set_parameters(wanted)
         except psycopg.errors.QueryCanceled:
-            # Somebody has set a time-out that no statement can meet. In one message, so that no other ends it either.
+            # A timeout is set that no statement can meet. One message, so that no timeout can end it.
             self.pgconn.exec_(_NO_TIMEOUT.encode())
             real = self._set_parameters(wanted)
             self.commit()
-        if real != told:
+        if real != backend_pid:
             self.transaction_parameters = {**(self.transaction_parameters or {}), **wanted}
             self.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
             self.cursor_factory = _PooledCursor
@@ -118,27 +118,27 @@ class Session(psycopg.Connection[Row]):
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[psycopg.Transaction]:
-        """Begin a transaction, as ``psycopg.Connection.transaction`` does, with the parameters in it."""
+        """Begin a transaction, as ``psycopg.Connection.transaction`` does, and set the parameters in it."""
         with super().transaction(savepoint_name, force_rollback) as transaction:
             if self.transaction_parameters is not None:
                 self._set_parameters(self.transaction_parameters)
             yield transaction
 
     def _set_parameters(self, wanted: Mapping[str, str]) -> int:
-        given = {"told": self.info.backend_pid, "names": list(wanted), "values": list(wanted.values())}
+        given = {"backend_pid": self.info.backend_pid, "names": list(wanted), "values": list(wanted.values())}
         row = psycopg.Cursor(self).execute(_SET_PARAMETERS, given).fetchone()
         assert row is not None
         return int(row[0])
 
 
 class _PooledCursor(psycopg.Cursor[Row]):
-    """Runs each statement in a transaction, where nobody began one."""
+    """Runs each statement in a transaction of its own, unless one is open."""
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> _PooledCursor:
         if self.connection.info.transaction_status != TransactionStatus.IDLE:
             return super().execute(query, params, **options)
         with self.connection.transaction():
-            # Inside, as the values' readers are chosen here, by the DateStyle and the TimeZone of the transaction.
+            # Inside: psycopg chooses the loaders here, by the DateStyle and the TimeZone of the transaction.
             return super().execute(query, params, **options)
 
 
@@ -146,9 +146,9 @@ def session_parameters(settings: Mapping[str, str], options: str, *, version: in
     """Return the parameters of a session.
 
     Args:
-        settings: the caller's own, which win.
-        options: libpq's ``options`` as the user gave them; time-outs in them win over ours.
-        version: the server's major version; 0 is not known yet.
+        settings: parameters of the caller; they override the others.
+        options: libpq's ``options`` of the user; timeouts in them override ours.
+        version: the major version of the server; 0 is not known yet.
     """
     chosen = {name.replace("-", "_").lower() for name in _OPTION.findall(options)}
     parameters = {

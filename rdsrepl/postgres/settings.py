@@ -17,11 +17,11 @@ class Setting:
     """A row of ``pg_settings``.
 
     Attributes:
-        setting: the value in force, a number in ``unit``.
+        setting: the value in effect; a number is in ``unit``.
         unit: ``MB``, ``ms``, ``8kB``, …; None where the value has none.
-        context: what it takes to change it: ``postmaster`` (a restart), ``sighup`` (a reload), ``superuser``, ``user``.
-        pending_restart: whether another value is written and waits for a restart.
-        source: where the value comes from: ``default``, ``configuration file``, …
+        context: what a change needs: ``postmaster`` (a restart), ``sighup`` (a reload), ``superuser``, ``user``.
+        pending_restart: whether a changed value takes effect at the next restart.
+        source: the source of the value: ``default``, ``configuration file``, …
     """
 
     name: str
@@ -37,7 +37,7 @@ class Setting:
         return self.context == "postmaster"
 
 
-# What this program has set for its own session says nothing of the server.
+# reset_val: not what this program set for its own session.
 _LIST: Final = """
 SELECT name, CASE source WHEN 'session' THEN reset_val ELSE setting END, unit, context, pending_restart, source
   FROM pg_catalog.pg_settings
@@ -47,15 +47,15 @@ SELECT name, CASE source WHEN 'session' THEN reset_val ELSE setting END, unit, c
 
 
 def ls(conn: Connection, names: Iterable[str], *, pending: bool = False) -> dict[str, Setting]:
-    """Return parameters by name; one that the server does not have, or this role may not see, is absent.
+    """Return parameters by name, without those that the server does not have or this role may not read.
 
     Args:
         conn: any connection.
-        names: which.
-        pending: also those, whatever their name, that wait for a restart.
+        names: the parameters to read.
+        pending: also every parameter that needs a restart to take effect.
     """
-    found: dict[str, Setting] = {}
+    rows: dict[str, Setting] = {}
     for name, *columns, restart, source in conn.execute(_LIST, (list(names), pending)).fetchall():
         setting, unit, context = columns
-        found[name] = Setting(name, text(setting), unit, context, restart, source)
-    return found
+        rows[name] = Setting(name, text(setting), unit, context, restart, source)
+    return rows

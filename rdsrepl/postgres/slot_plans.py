@@ -36,7 +36,7 @@ _MAY_CALL: Final = """
 SELECT bool_or(has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc
  WHERE proname = 'pg_create_logical_replication_slot'
 """
-#: what a slot that is being created waits for: the transactions that were running when it began.
+#: the transactions that the creation of a slot waits for.
 _BLOCKERS: Final = """
 SELECT CASE WHEN b.pid = 0 THEN coalesce((
             SELECT string_agg(format('prepared transaction %%L (user %%s, %%s old)', p.gid, p.owner,
@@ -63,14 +63,13 @@ def create(
 ) -> Plan:
     """Return the plan that creates a logical slot in this connection's database.
 
-    Through SQL where the role may call the function, else through the replication protocol. The creation waits for
-    every transaction that runs when it begins; it ends after ``timeout_seconds``, and leaves no slot behind then.
+    The plan uses SQL where the role may call the function, else the replication protocol. The creation waits for every
+    transaction that runs when it begins. It stops after ``timeout_seconds`` and then leaves no slot.
 
     Raises:
-        BadValue: NAME cannot be a slot's name.
-        AlreadyExists: there is one that differs, is in use or was invalidated; with another one there is nothing to do.
-        Denied, WalLevelNotLogical, NotPrimary, SlotsExhausted, PluginNotAllowed, Unsupported: it would
-            fail, each with its remedy.
+        BadValue: NAME is not a valid slot name.
+        AlreadyExists: the slot exists and differs, is in use or invalidated. For the same slot the plan is empty.
+        Denied, WalLevelNotLogical, NotPrimary, SlotsExhausted, PluginNotAllowed, Unsupported: the creation would fail.
     """
     from psycopg import sql
 
@@ -82,7 +81,7 @@ def create(
     for slot in present:
         if slot.slot_name == name:
             _require_same(conn, slot, plugin, two_phase=two_phase, failover=failover)
-            return Plan(title, (), unchanged=f"it exists already, unused, at {slot.confirmed_flush_lsn}")
+            return Plan(title, (), unchanged=f"it already exists, is not in use, and is at {slot.confirmed_flush_lsn}")
     _require_free(conn, present)
     slots.require_plugin(conn, plugin)
     version = server_version(conn)
@@ -119,7 +118,7 @@ def create(
             "WHERE slot_name = {} AND NOT active AND confirmed_flush_lsn IS NOT NULL"
         ).format(sql.Literal(name)),
     )
-    warning = "from now on the server keeps WAL for this slot until it is consumed or dropped"
+    warning = "the server keeps WAL for this slot until it is consumed or dropped"
     return Plan(title, (step,), (warning,))
 
 
@@ -129,27 +128,27 @@ def drop(slot: Slot, *, server: ServerIdentity, physical: bool = False, saved: d
     Args:
         slot: as it was read; the statement drops it only in this state.
         server: the server it was read from; the statement drops it only there, and not after a restart or a failover.
-        physical: a physical slot may be dropped, too; RDS's own never.
-        saved: what ``saved_at`` says of it.
+        physical: whether to allow a physical slot; one of RDS is never dropped.
+        saved: what ``slots.saved_at`` returned for it.
 
     Raises:
-        SlotActive: somebody consumes it.
-        SlotBeingSynced: it is a standby's copy.
-        Refused: it is physical: a standby lives on it.
+        SlotActive: a consumer uses it.
+        SlotBeingSynced: it is the copy of a standby.
+        Refused: it is physical, so a standby may need it.
     """
     from psycopg import sql
 
     name = slot.slot_name
     if slot.slot_type != "logical" and (not physical or name.startswith("rds")):
-        owner = "RDS for a read replica or reader" if name.startswith("rds") else "a standby or a backup"
+        owner = "a read replica or reader of RDS" if name.startswith("rds") else "a standby or a backup"
         raise errors.Refused(
-            f"slot {name} is physical, made by {owner}; it is not dropped here",
-            hint="remove the replica, and its slot goes with it",
+            f"slot {name} is physical and belongs to {owner}; it cannot be dropped with this command",
+            hint="delete the replica, which also drops its slot",
         )
     if slot.synced and server.in_recovery:
         raise errors.SlotBeingSynced(
-            f"slot {name} is a copy that this standby keeps in step with its primary",
-            hint="drop it on the primary; the copy goes with it",
+            f"slot {name} is synchronized from the primary of this standby",
+            hint="drop it on the primary, which also drops the copy",
         )
     if slot.active:
         raise errors.SlotActive(
@@ -181,25 +180,25 @@ def advance(
     timeout_seconds: float = ADVANCE_TIMEOUT_SECONDS,
     saved: datetime | None = None,
 ) -> Plan:
-    """Return the plan that moves a slot forward, to LSN or (None) to the server's current position.
+    """Return the plan that advances a slot to LSN, or to the current position of the server for None.
 
     Args:
         slot: as it was read.
         lsn: the new position.
         server: the server it was read from.
         timeout_seconds: when the statement is canceled.
-        saved: what ``saved_at`` says of it.
+        saved: what ``slots.saved_at`` returned for it.
 
     Raises:
-        BadValue: LSN lies behind the slot, or beyond the server's WAL.
-        SlotActive, SlotInvalidated, SlotBeingSynced, Refused: the slot cannot be moved.
+        BadValue: LSN is behind the slot, or beyond the WAL of the server.
+        SlotActive, SlotInvalidated, SlotBeingSynced, Refused: the slot cannot be advanced.
     """
     from psycopg import sql
 
     name = slot.slot_name
     if slot.slot_type != "logical":
         raise errors.Refused(
-            f"slot {name} is physical; its standby moves it", hint="name a logical slot (rdsrepl slot list)"
+            f"slot {name} is physical; its standby advances it", hint="name a logical slot (rdsrepl slot list)"
         )
     if slot.database != server.database:
         raise errors.Refused(
@@ -209,20 +208,20 @@ def advance(
     if slot.active:
         raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")
     if slot.synced and server.in_recovery:
-        raise errors.SlotBeingSynced(f"slot {name} follows its primary", hint="advance it on the primary")
+        raise errors.SlotBeingSynced(f"slot {name} is synchronized from the primary", hint="advance it on the primary")
     if slot.is_lost:
         raise errors.SlotInvalidated(f"slot {name} is invalidated", hint=f"drop it: {command('slot drop {}', name)}")
     current = server.lsn
     goal = current if lsn is None else lsn
     start = slot.confirmed_flush_lsn or Lsn(0)
     if goal > current:
-        raise errors.BadValue(f"{goal} lies beyond the server's WAL, which ends at {current}", hint="use --to-current")
+        raise errors.BadValue(f"{goal} is beyond the end of the WAL, {current}", hint="use --to-current")
     if lsn is not None and goal < start:
         raise errors.BadValue(
-            f"slot {name} stands at {start} already, behind which it cannot go", hint="a slot only moves forward"
+            f"slot {name} is already at {start}, which is after {goal}", hint="a slot only moves forward"
         )
     if goal <= start:
-        return Plan(f"advance replication slot {name}", (), unchanged=f"it stands at {start} already")
+        return Plan(f"advance replication slot {name}", (), unchanged=f"it is already at {start}")
     step = Statement(
         f"advance replication slot {name} from {start} to {goal}",
         sql.SQL(
@@ -240,7 +239,7 @@ def advance(
             ).format(sql.Literal(str(goal)), sql.Literal(name)),
         ),
     )
-    warning = f"changes in these {format_size(goal - start)} of WAL are given up: no consumer of {name} will see them"
+    warning = f"changes in {format_size(goal - start)} of WAL are skipped: no consumer of {name} receives them"
     return Plan(f"advance replication slot {name}", (step,), (warning,))
 
 
@@ -248,13 +247,13 @@ def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> No
     version, standby = server_version(conn), in_recovery(conn)
     if (level := setting(conn, "wal_level")) != "logical":
         raise errors.WalLevelNotLogical(
-            f"wal_level is {level}, not logical: no logical slot can be made",
+            f"wal_level is {level}: a logical slot needs wal_level = logical",
             hint="set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
             "rdsrepl param-group attach NAME --cluster ID --reboot)",
         )
     if standby and version < versions.STANDBY_DECODING_SINCE:
         raise errors.NotPrimary(
-            f"the server is a standby, and PostgreSQL {version} decodes on a primary only",
+            f"the server is a standby, and PostgreSQL {version} decodes only on a primary",
             hint="connect to the primary (on RDS: the writer endpoint)",
         )
     for wanted, since, what in (
@@ -263,10 +262,11 @@ def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> No
     ):
         if wanted and version < since:
             raise errors.Unsupported(
-                f"{what} needs PostgreSQL {since}, and this is {version}", hint="leave it out, or upgrade"
+                f"{what} needs PostgreSQL {since}; this server is {version}",
+                hint=f"remove {what}, or upgrade the server",
             )
     if failover and standby:
-        raise errors.NotPrimary("a failover slot is made on the primary", hint="connect to the primary")
+        raise errors.NotPrimary("a failover slot can be created only on the primary", hint="connect to the primary")
 
 
 def _require_same(conn: Connection, slot: Slot, plugin: str, *, two_phase: bool, failover: bool) -> None:
@@ -293,7 +293,7 @@ def _require_free(conn: Connection, present: Sequence[Slot]) -> None:
         which = f"; inactive: {', '.join(slot.slot_name for slot in idle[:3])}" if idle else ""
         raise errors.SlotsExhausted(
             f"all {row[1]} replication slots are in use",
-            hint=f"drop one that nobody uses (rdsrepl slot list), or raise max_replication_slots (a restart){which}",
+            hint=f"drop an unused one (rdsrepl slot list), or increase max_replication_slots (needs a restart){which}",
         )
 
 
@@ -303,38 +303,38 @@ def _drop_warnings(slot: Slot) -> list[str]:
     lag = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
     since = f", inactive since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
     consumed = (
-        "what its standby has not received yet is lost to that standby"
+        "its standby loses the WAL that it has not received yet"
         if slot.slot_type != "logical"
-        else "it is invalidated: its changes are gone already"
+        else "it is invalidated: its changes are already gone"
         if slot.is_lost
-        else f"everything up to {slot.confirmed_flush_lsn}, the end of the WAL, was consumed"
+        else f"its consumer confirmed everything up to {slot.confirmed_flush_lsn}, the end of the WAL"
         if slot.lag_bytes == 0
-        else f"{lag} of WAL after {slot.confirmed_flush_lsn} was never consumed: its changes are lost to the consumer"
+        else f"{lag} of WAL after {slot.confirmed_flush_lsn} is not consumed: its consumer loses these changes"
     )
     kind = f"{slot.plugin}, {slot.database}" if slot.slot_type == "logical" else "physical"
-    held = f"{name} ({kind}{since}) holds {retained} of WAL, which the server may then remove"
+    held = f"{name} ({kind}{since}) retains {retained} of WAL, which the server may then remove"
     warnings = [held, consumed]
     if slot.owner is not None:
         warnings.append(f"{slot.owner} creates slots with such a name: drop it there, or check that it is not used")
     if slot.failover:
-        warnings.append("it is a failover slot: its copies on the standbys go with it")
+        warnings.append("it is a failover slot: its copies on the standbys are also dropped")
     return warnings
 
 
 def _same_slot(slot: Slot, saved: datetime | None = None) -> Composed:
-    """Return the condition under which a row is still the slot that was looked at, untouched since."""
+    """Return the SQL condition that a row is still the slot that was read, and was not used since."""
     from psycopg import sql
 
     conditions = []
     for column, kind in STATE_COLUMNS:
         value = getattr(slot, column)
         if column == "two_phase" and value is None:
-            continue  # before 14 there is no such column
+            continue  # the column does not exist before 14
         conditions.append(_equals(sql.Identifier(column), str(value) if isinstance(value, Lsn) else value, kind))
     if slot.inactive_since is not None:
         conditions.append(_equals(sql.Identifier("inactive_since"), slot.inactive_since.isoformat(), "timestamptz"))
     if slot.counters is not None:
-        # Whoever read from it since is counted, whether it confirmed anything or not; a slot made anew begins at 0.
+        # The counters show a consumer that read since, even if it confirmed nothing. A new slot begins at 0.
         same = [_equals(sql.Identifier(name), getattr(slot, name), "bigint") for name in COUNTERS]
         reset = None if slot.stats_reset is None else slot.stats_reset.isoformat()
         same.append(_equals(sql.Identifier("stats_reset"), reset, "timestamptz"))
@@ -354,7 +354,7 @@ def _same_slot(slot: Slot, saved: datetime | None = None) -> Composed:
 
 
 def _equals(column: Composable, value: object, kind: str) -> Composed:
-    """Return the condition that a column has a value, or none."""
+    """Return the SQL condition that a column has a value, or is NULL for None."""
     from psycopg import sql
 
     if value is None:

@@ -29,12 +29,12 @@ _NAME: Final = re.compile(r"[a-z0-9_]{1,63}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Walsender:
-    """Who holds an active slot.
+    """The server process that uses an active slot, and its client.
 
     Attributes:
         pid: the server process.
-        user, application, client: who is connected, with what, from where; None where this role may not see it.
-        state: ``pg_stat_replication.state``, or ``pg_stat_activity.state`` for a slot read through SQL.
+        user, application, client: of the connection; None where this role may not read them.
+        state: ``pg_stat_replication.state``, or ``pg_stat_activity.state`` for a slot that is read over SQL.
     """
 
     pid: int
@@ -46,17 +46,17 @@ class Walsender:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A row of ``pg_replication_slots``; what the server's version does not know is None.
+    """A row of ``pg_replication_slots``; a column that the version of the server does not have is None.
 
     Attributes:
-        retained_bytes: WAL kept for it: current position minus ``restart_lsn``. On a standby the current position is
-            the last one replayed.
-        lag_bytes: not consumed yet: current position minus ``confirmed_flush_lsn``.
-        xmin_age, catalog_xmin_age: how many transactions old ``xmin`` and ``catalog_xmin`` are.
-        total_txns … stats_reset: ``pg_stat_replication_slots`` (14): what was decoded for it. They move when a consumer
-            reads, whether it confirms anything or not; the totals at a transaction's end, the spill and stream counters
-            in the middle of a large one.
-        walsender: who holds it, while it is active.
+        retained_bytes: WAL that the server keeps for it: the current position minus ``restart_lsn``. On a standby the
+            current position is the last one that it replayed.
+        lag_bytes: WAL not consumed yet: the current position minus ``confirmed_flush_lsn``.
+        xmin_age, catalog_xmin_age: the ages of ``xmin`` and ``catalog_xmin``, in transactions.
+        total_txns … stats_reset: ``pg_stat_replication_slots`` (14): what was decoded for it. The counters grow when a
+            consumer reads, even if it confirms nothing: the totals at the end of a transaction, the spill and stream
+            counters also within a large one.
+        walsender: the process that uses it, while it is active.
     """
 
     slot_name: str
@@ -119,16 +119,16 @@ class Slot:
 
     @property
     def held_lsn(self) -> Lsn | None:
-        """The position from which the server keeps WAL for it; None where it keeps none.
+        """The position from which the server keeps WAL for the slot; None where it keeps none.
 
-        The server passes over invalidated slots when it decides what to keep, although ``restart_lsn`` may still be
-        shown (16 and later, slot.c, ``ReplicationSlotsComputeRequiredLSN``).
+        The server keeps no WAL for an invalidated slot, even if that still has a ``restart_lsn`` (16 and later, slot.c,
+        ``ReplicationSlotsComputeRequiredLSN``).
         """
         return None if self.is_lost else self.restart_lsn
 
     @property
     def counters(self) -> tuple[int | str | None, ...] | None:
-        """Its counters of ``pg_stat_replication_slots``, to be compared as a whole; None where there are none."""
+        """The counters of ``pg_stat_replication_slots``, to compare them as a whole; None without statistics."""
         values = tuple(getattr(self, name) for name in COUNTERS)
         if all(value is None for value in values):
             return None
@@ -136,24 +136,24 @@ class Slot:
 
     @property
     def state(self) -> tuple[object, ...]:
-        """Everything that tells whether it was used or replaced in between, to be compared as a whole."""
+        """Everything that changes when the slot is used or replaced, to compare it as a whole."""
         return (*(getattr(self, column) for column, _ in STATE_COLUMNS), self.inactive_since, self.counters)
 
     @property
     def holder(self) -> str:
-        """Who holds the slot, in words."""
+        """The process that uses the slot and its client, in words."""
         if self.walsender is None:
             return f"PID {self.active_pid}"
         about = [f"{name} {value}" for name, value in _walsender_details(self.walsender) if value]
         return f"PID {self.active_pid}" + (f" ({', '.join(about)})" if about else "")
 
 
-#: ``pg_stat_replication_slots`` (14): any of them moves when somebody reads from the slot.
+#: ``pg_stat_replication_slots`` (14): at least one of them grows when a consumer reads from the slot.
 COUNTERS: Final = (
     "spill_txns", "spill_count", "spill_bytes", "stream_txns", "stream_count", "stream_bytes", "total_txns",
     "total_bytes",
 )  # fmt: skip
-# What an untouched slot keeps, and the types to compare it in.
+# The columns that do not change while a slot is not used, and their types.
 STATE_COLUMNS: Final = (
     ("plugin", "name"),
     ("slot_type", "text"),
@@ -164,7 +164,7 @@ STATE_COLUMNS: Final = (
     ("catalog_xmin", "xid"),
     ("two_phase", "boolean"),
 )
-# Columns that came with a version; before it they read as NULL.
+# Columns of newer versions; they are NULL before.
 _COLUMNS: Final[tuple[tuple[int, str, str], ...]] = (
     (versions.TWO_PHASE_SLOTS_SINCE, "two_phase", "boolean"),
     (versions.TWO_PHASE_AT_SINCE, "two_phase_at", "pg_lsn"),
@@ -197,7 +197,7 @@ SELECT s.slot_name::text, s.plugin::text, s.slot_type, s.datoid::bigint, s.datab
  ORDER BY s.slot_name
 """
 _STATISTICS_VIEW: Final = "LEFT JOIN pg_catalog.pg_stat_replication_slots d ON d.slot_name = s.slot_name"
-# A slot's state is written when it is made, and at checkpoints and by its consumers when it has changed.
+# The server writes the state of a slot when it creates the slot, and later at checkpoints and confirmations.
 _SAVED_AT: Final = """
 SELECT n.name, f.modification
   FROM pg_catalog.unnest(%s::text[]) AS n (name),
@@ -210,7 +210,7 @@ SELECT current_user::text, r.rolsuper OR r.rolreplication
                    WHERE m.rolname = 'rds_replication' AND pg_has_role(r.oid, m.oid, 'member'))
   FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
 """
-# Of the view, not current_setting(): the view leaves out what this role may not read, the function fails (42501).
+# The view, not current_setting(): the view omits what this role may not read, the function fails (42501).
 _ALLOWED_PLUGINS: Final = "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'output_plugin_libraries'"
 
 
@@ -223,7 +223,7 @@ def get(conn: Connection, name: str) -> Slot:
     """Return one slot.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: the server has no such slot.
     """
     everything = ls(conn)
     for slot in everything:
@@ -242,26 +242,26 @@ def get(conn: Connection, name: str) -> Slot:
 def require_replication_right(conn: Connection) -> None:
     """Make sure that this connection's role may use replication slots.
 
-    Membership of ``rds_replication`` is what counts on RDS; ``rolreplication`` is false there for an able role.
+    On RDS the membership in ``rds_replication`` counts; ``rolreplication`` is false there.
 
     Raises:
-        Denied: it may not.
+        Denied: it may not use them.
     """
     row = conn.execute(_MAY_REPLICATE).fetchone()
     assert row is not None
     if not row[1]:
         raise errors.Denied(
             f"role {row[0]} may not use replication slots",
-            hint=f"as an administrator: {command('role grant {}', row[0])}",
+            hint=f"run as an administrator: {command('role grant {}', row[0])}",
             sqlstate="42501",
         )
 
 
 def saved_at(conn: Connection, names: Sequence[str]) -> dict[str, datetime]:
-    """Return when the server last wrote each slot's state to disk; nothing where that is not known.
+    """Return when the server last wrote the state of each slot to disk, as far as that is known.
 
-    On 15 and 16 it tells a slot from another one that was copied to its name and position, which no column does
-    (17 and later have ``inactive_since``). It needs ``pg_monitor``. Whole seconds.
+    On 15 and 16 only this tells a slot from a copy with the same name and position. 17 and later have
+    ``inactive_since``. It needs ``pg_monitor``, and has whole seconds.
     """
     import psycopg
 
@@ -275,21 +275,23 @@ def saved_at(conn: Connection, names: Sequence[str]) -> dict[str, datetime]:
 
 
 def check_name(name: str) -> None:
-    """Make sure that NAME can be a slot's.
+    """Make sure that NAME is a valid slot name.
 
     Raises:
-        BadValue: it cannot.
+        BadValue: it is not.
     """
     if not _NAME.match(name):
         raise errors.BadValue(
-            f"{name!r} cannot be a slot's name", hint="up to 63 lower-case letters, digits and underscores"
+            f"{name!r} is not a valid slot name", hint="use up to 63 lower-case letters, digits and underscores"
         )
     if name.startswith("rds"):
-        raise errors.BadValue(f"slot name {name}: names that begin with rds belong to RDS", hint="choose another name")
+        raise errors.BadValue(
+            f"slot name {name} begins with rds, which is reserved for RDS", hint="choose another name"
+        )
 
 
 def plugin_allowed(libraries: str | None, plugin: str) -> bool:
-    """Say whether ``output_plugin_libraries`` lets a plugin in; None: the server has no such parameter, or hides it."""
+    """Say whether ``output_plugin_libraries`` allows a plugin; None: the server does not have or show it."""
     if libraries is None:
         return True
     entries = next(csv.reader([libraries], skipinitialspace=True), [])
@@ -297,23 +299,23 @@ def plugin_allowed(libraries: str | None, plugin: str) -> bool:
 
 
 def planned(name: str, plugin: str, database: str) -> Slot:
-    """Return a logical slot that is not there yet."""
+    """Return a logical slot that does not exist yet."""
     row: dict[str, Any] = dict.fromkeys(field.name for field in fields(Slot))
     row |= {"slot_name": name, "plugin": plugin, "slot_type": "logical", "database": database}
     return Slot(**{**row, "temporary": False, "active": False})
 
 
 def require_plugin(conn: Connection, plugin: str) -> None:
-    """Make sure that the server allows an output plugin; where this role may not see that, nothing is said.
+    """Make sure that the server allows an output plugin, as far as this role may read that.
 
     Raises:
-        PluginNotAllowed: it does not.
+        PluginNotAllowed: the server does not allow it.
     """
     row = conn.execute(_ALLOWED_PLUGINS).fetchone()
     libraries = row[0] if row else None
     if not plugin_allowed(libraries, plugin):
         raise errors.PluginNotAllowed(
-            f"the server allows no output plugin {plugin} (output_plugin_libraries = {libraries})",
+            f"output plugin {plugin} is not allowed by the server (output_plugin_libraries = {libraries})",
             hint=plugin_remedy(libraries or "", plugin),
         )
 
@@ -346,7 +348,7 @@ def _slot(row: tuple[Any, ...]) -> Slot:
     totals = statistics.pop("total_txns"), statistics.pop("total_bytes")
     slot = Slot(*(*values[:own], *totals, None), **statistics)
     if slot.is_lost:
-        slot = replace(slot, retained_bytes=0)  # whatever restart_lsn still shows
+        slot = replace(slot, retained_bytes=0)  # even if it still has a restart_lsn
     if not slot.active or slot.active_pid is None:
         return slot
     return replace(slot, walsender=Walsender(slot.active_pid, user, application, client, state))

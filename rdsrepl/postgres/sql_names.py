@@ -24,12 +24,12 @@ def parse_name(text: str) -> tuple[str, ...]:
 
 
 def parse_columns(text: str) -> tuple[str, tuple[str, ...]]:
-    """Split ``TABLE=A,B`` into the table and its columns, all still as SQL writes them.
+    """Split ``TABLE=A,B`` into the table and its columns, all as SQL writes them.
 
     Raises:
-        BadValue: it is not that.
+        BadValue: it does not have that form.
     """
-    wrong = errors.BadValue(f"--columns {text}: not TABLE=A,B", hint="for example --columns sales.orders=id,amount")
+    wrong = errors.BadValue(f"--columns {text} is not TABLE=A,B", hint="for example --columns sales.orders=id,amount")
     try:
         _, position = _take_name(text)
         table = text[:position].strip()
@@ -48,13 +48,13 @@ def parse_columns(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def parse_filter(text: str) -> tuple[str, str]:
-    """Split ``TABLE: PREDICATE`` into its two.
+    """Split ``TABLE: PREDICATE`` into the table and the predicate.
 
     Raises:
-        BadValue: it is not that.
+        BadValue: it does not have that form.
     """
     wrong = errors.BadValue(
-        f"--where {text}: not 'TABLE: PREDICATE'", hint="for example --where 'sales.orders: amount > 0'"
+        f"--where {text} is not 'TABLE: PREDICATE'", hint="for example --where 'sales.orders: amount > 0'"
     )
     try:
         _, end = _take_name(text)
@@ -67,11 +67,11 @@ def parse_filter(text: str) -> tuple[str, str]:
 
 
 def _take_name(text: str, position: int = 0) -> tuple[tuple[str, ...], int]:
-    """Read a name with its dots from a position on; return its parts and where it ends."""
+    """Read a qualified name from a position on; return its parts and the end position."""
     parts: list[str] = []
     while match := _PART.match(text, position):
         quoted, plain = match.groups()
-        # The server folds ASCII alone in UTF-8.
+        # With UTF-8 the server folds only ASCII letters.
         parts.append(quoted.replace('""', '"') if quoted is not None else plain.translate(_UPPER_TO_LOWER))
         position = match.end()
         if text[position : position + 1] != ".":
@@ -83,7 +83,7 @@ def _take_name(text: str, position: int = 0) -> tuple[tuple[str, ...], int]:
 def not_a_table_name(text: str) -> errors.BadValue:
     """Return the error for text that is not the name of a table."""
     return errors.BadValue(
-        f"{text!r} is not a table's name", hint='schema.table, as SQL writes it: sales.orders, "Odd Name"."t"'
+        f"{text!r} is not the name of a table", hint='schema.table, as SQL writes it: sales.orders, "Odd Name"."t"'
     )
 
 

@@ -1,4 +1,4 @@
-"""Subscriptions: what this server receives (manual, sections 52.54 and 27.2.8)."""
+"""The subscriptions of a server (manual, sections 52.54 and 27.2.8)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A subscription of any database of the server, without its connection string.
+    """A subscription in any database of the server, without its connection string.
 
     Attributes:
-        database: the one it belongs to.
-        slot: the publisher's slot; None where it has none.
-        worker_pid: its apply worker; None while none runs.
-        apply_errors, sync_errors: how often applying and copying failed; None before 15.
+        database: the database of the subscription.
+        slot: the slot on the publisher; None without a slot.
+        worker_pid: the PID of its apply worker; None while none runs.
+        apply_errors, sync_errors: how often applying changes and copying tables failed; None before 15.
         tables_not_ready: tables that are still being copied; None for a subscription of another database.
     """
 
@@ -46,7 +46,7 @@ SELECT s.subname::text, d.datname::text, s.subenabled, s.subslotname::text,
 _STATISTICS: Final = "LEFT JOIN pg_catalog.pg_stat_subscription_stats e ON e.subid = s.oid"
 
 
-# Columns that everybody may read, in every version.
+# Every role may read these columns, in every version.
 _SLOTS: Final = """
 SELECT s.subslotname::text, s.subname::text, d.datname::text
   FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
@@ -56,7 +56,7 @@ SELECT s.subslotname::text, s.subname::text, d.datname::text
 
 
 def slots_in_use(conn: Connection) -> list[tuple[str, str, str]]:
-    """Return the publishers' slots that this server's subscriptions use: slot, subscription and its database."""
+    """Return the slots on publishers that the subscriptions of this server use: slot, subscription, database."""
     return [(slot, name, database) for slot, name, database in conn.execute(_SLOTS).fetchall()]
 
 

@@ -1,4 +1,4 @@
-"""How values of PostgreSQL's own types become Python's, and back; imported only where psycopg already is."""
+"""Convert values of PostgreSQL types to Python and back; import this only where psycopg is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LsnLoader(Loader):
 
 
 class LsnDumper(Dumper):
-    """``Lsn`` → ``pg_lsn``; without it an ``Lsn`` would travel as the number it also is."""
+    """``Lsn`` → ``pg_lsn``; without it psycopg sends an ``Lsn`` as an integer."""
 
     oid = PG_LSN_OID
 
@@ -30,7 +30,7 @@ class LsnDumper(Dumper):
 
 
 class AnyTextDumper(Dumper):
-    """Sends text of a SQL_ASCII database as it came: bytes that are no UTF-8 are surrogates in Python."""
+    """Text of a SQL_ASCII database: bytes that are not UTF-8 are surrogates in Python."""
 
     def dump(self, obj: Any) -> bytes:
         """Return the bytes that the server sent."""

@@ -1,4 +1,4 @@
-"""What only the server can prove, as probes for a plan's waits: settings that hold, slots that are still there."""
+"""Verify over SQL what a plan did: parameters in effect, slots that exist."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rdsrepl.postgres import connection
 from rdsrepl.postgres import slots as slot_rows
 
 VERIFY_SECONDS: Final = 120.0
-# What this program has set for its own session says nothing of the server.
+# reset_val: not what this program set for its own session.
 _SELECT: Final = """
 SELECT name, CASE source WHEN 'session' THEN reset_val ELSE setting END, pending_restart FROM pg_catalog.pg_settings
 """
 _SETTINGS: Final = _SELECT + "WHERE name = ANY(%s)"
-# Whatever it is that waits, a restart is what it waits for.
+# A parameter of any name that needs a restart.
 _RESTART: Final = _SELECT + "WHERE pending_restart OR name = ANY(%s)"
 _STARTED: Final = "SELECT pg_catalog.pg_postmaster_start_time()::text"
 _CONNECT_SECONDS: Final = "5"
@@ -27,7 +27,7 @@ _CONNECT_SECONDS: Final = "5"
 
 @dataclass(frozen=True, slots=True)
 class ServerProbe:
-    """What one server says of itself, where it can be asked.
+    """Checks a server over SQL; without a connection every answer is None.
 
     Attributes:
         expected: values as ``pg_settings.setting`` has them, by name.
@@ -36,12 +36,12 @@ class ServerProbe:
     expected: Mapping[str, str] = field(default_factory=dict)
 
     def started(self, target: Target) -> str | None:
-        """Return since when the server runs; None where it cannot be asked."""
+        """Return the start time of the server; None where the server is not reachable."""
         rows = _query(target, _STARTED, ())
         return str(rows[0][0]) if rows else None
 
     def needs_restart(self, target: Target) -> bool | None:
-        """Say whether values wait for a restart, or expected ones are not in force; None where it cannot be asked."""
+        """Say whether a parameter needs a restart to take effect; None where the server is not reachable."""
         rows = _query(target, _RESTART, (list(self.expected),))
         if rows is None:
             return None
@@ -49,19 +49,19 @@ class ServerProbe:
 
 
 def settings(expected: Mapping[str, str]) -> Wait:
-    """Return the step that proves parameters over SQL.
+    """Return the step that verifies parameters over SQL.
 
     Args:
         expected: values as ``pg_settings.setting`` has them, by name.
     """
     shown = ", ".join(f"{name} = {value}" for name, value in expected.items())
-    return Wait(f"prove it over SQL: {shown}", partial(_settings, expected=dict(expected)), VERIFY_SECONDS)
+    return Wait(f"verify over SQL: {shown}", partial(_settings, expected=dict(expected)), VERIFY_SECONDS)
 
 
 def slots(names: Sequence[str]) -> Wait:
-    """Return the step that proves over SQL that the endpoint leads to a writer, and how far each slot is there."""
-    what = f"the writer has slots {', '.join(names)}" if names else "the endpoint leads to the writer"
-    return Wait(f"prove over SQL that {what}", partial(_slots, names=tuple(names)), VERIFY_SECONDS)
+    """Return the step that verifies over SQL that the endpoint is the writer and has the slots."""
+    what = f"the writer has slots {', '.join(names)}" if names else "the endpoint is the writer"
+    return Wait(f"verify over SQL that {what}", partial(_slots, names=tuple(names)), VERIFY_SECONDS)
 
 
 def _query(target: Target, query: LiteralString, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]] | None:
@@ -89,7 +89,7 @@ def _settings(target: Target, *, expected: Mapping[str, str]) -> Condition:
 def _slots(target: Target, *, names: Sequence[str]) -> Condition:
     with connection.open(target, settings={"statement_timeout": "10s"}) as conn:
         if connection.in_recovery(conn):
-            return Condition(False, "the endpoint still leads to a standby")
+            return Condition(False, "the endpoint is still a standby")
         present = {slot.slot_name: slot for slot in slot_rows.ls(conn) if slot.slot_name in names}
     missing = [name for name in names if name not in present]
     lost = [name for name, slot in present.items() if slot.is_lost]
@@ -101,4 +101,4 @@ def _slots(target: Target, *, names: Sequence[str]) -> Condition:
             failed=f"invalidated slots: {', '.join(lost)}",
             remedy="their changes are gone: drop each (rdsrepl slot drop NAME), create it, and copy the tables again",
         )
-    return Condition(not missing, f"not there: {', '.join(missing)}" if missing else "all there", facts=facts)
+    return Condition(not missing, f"not found: {', '.join(missing)}" if missing else "all slots exist", facts=facts)
