@@ -1,4 +1,4 @@
-"""Checks of limits: what is in use, what is planned, and the sums of the sizing rules (``docs/sizing.md``). Pure."""
+"""Checks of limits against the existing and planned objects, by the rules of ``docs/sizing.md``. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MULTI_AZ_READERS: Final = 2
 _SYNC_WORKERS: Final = 2
 _LEAST_SLOT_WAL_MB: Final = 4096
 _SOME_SLOT_WAL_MB: Final = 51200
-_UNLIMITED: Final = "it is unlimited: a slot that nobody consumes fills the disk, until the server stops"
+_UNLIMITED: Final = "it is unlimited: a slot without a consumer can fill the disk, which stops the server"
 _NOTHING_PLANNED: Final = Planned()
 
 
@@ -28,25 +28,25 @@ def replication_slots(facts: Facts) -> Iterator[Problem]:
     used = _slots_in_use(facts)
     need = used + plan.slots + _new_standbys(facts)
     reserve = _reserve(facts)
-    # Up to 17 it limits the subscriber's origins, too.
+    # Up to 17 it also limits the origins of a subscriber.
     origins = 0 if (facts.major or 0) >= versions.ORIGIN_LIMIT_SINCE else _origins(facts)
     if used >= limit and not facts.planned:
         yield critical(
             name,
-            f"all {limit} slots are in use: no slot can be made",
-            f"drop one that nobody needs (rdsrepl slot list), or {_raise(facts, name, used + 1 + reserve + origins)}",
+            f"all {limit} slots are in use: no slot can be created",
+            f"drop an unused slot (rdsrepl slot list), or {_raise(facts, name, used + 1 + reserve + origins)}",
         )
     elif need > limit:
         yield critical(
             name,
-            f"{used} in use{_planned(facts)}, {need} together, and the limit is {limit}",
+            f"{used} in use{_planned(facts)}: {need} in total, but the limit is {limit}",
             _raise(facts, name, need + reserve + origins),
         )
     elif need + reserve + origins > limit:
         yield warning(
             name,
-            f"{used} in use{_planned(facts)}, {reserve} for a subscriber's first copy, {origins} origins of "
-            f"subscriptions: {need + reserve + origins}, and the limit is {limit}",
+            f"{used} in use{_planned(facts)}, {reserve} for the initial copy of a subscriber, {origins} origins of "
+            f"subscriptions: {need + reserve + origins} in total, but the limit is {limit}",
             _raise(facts, name, need + reserve + origins),
         )
 
@@ -64,22 +64,22 @@ def wal_senders(facts: Facts) -> Iterator[Problem]:
         )
         return
     slotless = sum(1 for sender in senders if sender.slot is None)
-    standing = _slots_in_use(facts) + slotless
-    need = standing + plan.slots + _new_standbys(facts)
+    existing = _slots_in_use(facts) + slotless
+    need = existing + plan.slots + _new_standbys(facts)
     enough = need + (_reserve(facts) if need else 0) + _SPARE_WALSENDERS
-    parts = f"{standing} slots and standbys{_planned(facts)}"
+    parts = f"{existing} slots and standbys{_planned(facts)}"
     if need > limit:
         make = critical if facts.planned else warning
         yield make(
             name,
-            f"{parts} need {need} walsenders, and the limit is {limit}: they cannot all be consumed at once",
+            f"{parts} need {need} walsenders, but the limit is {limit}: they cannot all be consumed at the same time",
             _raise(facts, name, enough),
         )
     elif need and enough > limit:
         yield warning(
             name,
-            f"{parts}, with room for a subscriber's first copy and for reconnects, need {enough} walsenders, "
-            f"and the limit is {limit}",
+            f"{parts}, with a reserve for the initial copy of a subscriber and for reconnects, need {enough} "
+            f"walsenders, but the limit is {limit}",
             _raise(facts, name, enough),
         )
 
@@ -94,20 +94,20 @@ def logical_workers(facts: Facts) -> Iterator[Problem]:
     if apply > limit:
         yield critical(
             name,
-            f"{apply} subscriptions{_planned_part(facts)} need an apply worker each, and the limit is {limit}",
+            f"{apply} subscriptions{_planned_part(facts)} need an apply worker each, but the limit is {limit}",
             _raise(facts, name, enough),
         )
     elif (enough if facts.planned else apply + 1) > limit:
         yield warning(
             name,
             f"{apply} subscriptions{_planned_part(facts)} and their table copies need up to {enough} workers, "
-            f"and the limit is {limit}: first copies wait",
+            f"but the limit is {limit}: initial copies wait",
             _raise(facts, name, enough),
         )
 
 
 def replication_origins(facts: Facts) -> Iterator[Problem]:
-    """Check max_active_replication_origins, which 18 brought."""
+    """Check max_active_replication_origins (18+)."""
     if (facts.major or versions.ORIGIN_LIMIT_SINCE) < versions.ORIGIN_LIMIT_SINCE:
         raise NotApplicable("before 18 max_replication_slots limits the origins")
     name = "max_active_replication_origins"
@@ -118,19 +118,19 @@ def replication_origins(facts: Facts) -> Iterator[Problem]:
     if apply > limit:
         yield critical(
             name,
-            f"{apply} subscriptions{_planned_part(facts)} need an origin each, and the limit is {limit}",
+            f"{apply} subscriptions{_planned_part(facts)} need an origin each, but the limit is {limit}",
             _raise(facts, name, enough),
         )
     elif facts.planned and enough > limit:
         yield warning(
             name,
-            f"{apply} subscriptions and their table copies need up to {enough} origins, and the limit is {limit}",
+            f"{apply} subscriptions and their table copies need up to {enough} origins, but the limit is {limit}",
             _raise(facts, name, enough),
         )
 
 
 def worker_processes(facts: Facts) -> Iterator[Problem]:
-    """Check max_worker_processes, from which a subscriber's workers come."""
+    """Check max_worker_processes, which limits the workers of a subscriber."""
     name = "max_worker_processes"
     apply = _subscriptions(facts)
     if not apply:
@@ -142,20 +142,20 @@ def worker_processes(facts: Facts) -> Iterator[Problem]:
     if apply + 1 > limit:
         yield critical(
             name,
-            f"{apply} subscriptions and their launcher need {apply + 1} processes, and the limit is {limit}",
+            f"{apply} subscriptions and their launcher need {apply + 1} processes, but the limit is {limit}",
             _raise(facts, name, need),
         )
     elif need > limit:
         yield warning(
             name,
-            f"{logical} logical, {others[0]} autovacuum and {others[1]} parallel workers are {need}, and the "
+            f"{logical} logical, {others[0]} autovacuum and {others[1]} parallel workers are {need}, but the "
             f"limit is {limit}: apply workers may not start",
             _raise(facts, name, need),
         )
 
 
 def slot_wal_keep_size(facts: Facts) -> Iterator[Problem]:
-    """Find slots that may hold WAL without limit."""
+    """Find an unlimited max_slot_wal_keep_size."""
     name = "max_slot_wal_keep_size"
     value = facts.value(name)
     if value is None:
@@ -168,17 +168,17 @@ def slot_wal_keep_size(facts: Facts) -> Iterator[Problem]:
     if facts.topology == "aurora":
         yield info(
             name,
-            "it is unlimited: the volume grows, and is paid for, while a slot is not consumed",
-            "watch rdsrepl slot list; " + remedies.change(facts, name, str(_SOME_SLOT_WAL_MB)),
+            "it is unlimited: the volume and its cost grow while a slot has no consumer",
+            "monitor the slots (rdsrepl slot list); or " + remedies.change(facts, name, str(_SOME_SLOT_WAL_MB)),
         )
         return
     if facts.rds is not None and facts.rds.has_default_group:
-        yield warning(name, _UNLIMITED, remedies.own_group(facts))  # which chooses a limit
+        yield warning(name, _UNLIMITED, remedies.own_group(facts))  # the new group has a limit
         return
     in_group = _in_group(facts, name)
     if facts.settings is not None and in_group is not None and in_group > 0:
         yield warning(
-            name, _UNLIMITED, f"the parameter group says {in_group} MB, in force then: {remedies.reboot(facts)}"
+            name, _UNLIMITED, f"reboot, as the parameter group already has {in_group} MB: {remedies.reboot(facts)}"
         )
         return
     storage = facts.rds.allocated_storage_gib if facts.rds else 0
@@ -186,12 +186,12 @@ def slot_wal_keep_size(facts: Facts) -> Iterator[Problem]:
     yield warning(
         name,
         _UNLIMITED,
-        f"choose what the disk can spare, here {megabytes} MB: {remedies.change(facts, name, str(megabytes))}",
+        f"set a limit that fits the disk, here {megabytes} MB: {remedies.change(facts, name, str(megabytes))}",
     )
 
 
 def _limit(facts: Facts, name: str) -> int:
-    """Return a parameter in force, or as the group has it where the server was not asked."""
+    """Return the value of a parameter in effect; without the server, that of the parameter group."""
     value = facts.value(name)
     if value is not None:
         return int(value)
@@ -209,15 +209,15 @@ def _in_group(facts: Facts, name: str) -> int | None:
 
 
 def _raise(facts: Facts, name: str, value: int) -> str:
-    """Return how to raise a limit; a reboot alone, where the group has room already."""
+    """Return how to increase a limit: only a reboot, where the value in the group is high enough."""
     limit = _in_group(facts, name)
     if facts.settings is not None and limit is not None and limit >= value and remedies.is_static(facts, name):
-        return f"the parameter group says {limit}, in force after a reboot: {remedies.reboot(facts)}"
+        return f"reboot, as the parameter group already has {limit}: {remedies.reboot(facts)}"
     return remedies.change(facts, name, str(value))
 
 
 def _slots_in_use(facts: Facts) -> int:
-    """Return how many slots there are; where the server was not asked, those that standbys must have."""
+    """Return the number of slots; without the server, only the slots of standbys."""
     standbys = _standbys(facts)
     if facts.slots is None:
         return standbys
@@ -244,7 +244,7 @@ def _sync_workers(facts: Facts) -> int:
 
 
 def _reserve(facts: Facts) -> int:
-    """Return how many slots of its own a subscriber makes here while it copies tables."""
+    """Return how many additional slots a subscriber creates while it copies tables."""
     planned = facts.planned.slots if facts.planned else 0
     return _sync_workers(facts) if facts.logical_slots or planned else 0
 

@@ -1,4 +1,4 @@
-"""All checks, in the order in which a person would make them; ``docs/doctor.md`` has a heading of each. Pure."""
+"""The list of all checks, in the order of a manual analysis; ``docs/doctor.md`` describes each. Pure."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ ALL: Final[tuple[Check, ...]] = (
     Check("availability", "cluster, instance and members are available", (("rds",),), configuration.availability),
     Check(
         "engine_version",
-        "the engine's version can replicate logically",
+        "the version supports logical replication",
         (("rds", "server"),),
         configuration.engine_version,
     ),
     Check("writer_endpoint", "this is the writer", (("server", "rds"),), configuration.writer_endpoint),
-    Check("parameter_group", "the parameter group is its own", (("rds",),), configuration.parameter_group),
-    Check("pending_reboot", "no parameter waits for a reboot", (("rds", "settings"),), configuration.pending_reboot),
+    Check("parameter_group", "the parameter group can be changed", (("rds",),), configuration.parameter_group),
+    Check("pending_reboot", "no parameter needs a reboot", (("rds", "settings"),), configuration.pending_reboot),
     Check("wal_level", "wal_level is logical", (("settings",),), configuration.wal_level),
     Check(
         "logical_replication",
-        "rds.logical_replication is on, in the group and in force",
+        "rds.logical_replication is on, in the group and in effect",
         (("parameters",),),
         configuration.logical_replication,
     ),
-    Check("replication_slots", "slots are left", _LIMITS, capacity.replication_slots),
-    Check("wal_senders", "walsenders are left", _LIMITS, capacity.wal_senders),
-    Check("logical_workers", "workers for subscriptions are left", _LIMITS, capacity.logical_workers),
-    Check("replication_origins", "origins for subscriptions are left", _LIMITS, capacity.replication_origins),
-    Check("worker_processes", "worker processes are left", _LIMITS, capacity.worker_processes),
-    Check("slot_wal_keep_size", "what slots may hold is limited", _LIMITS, capacity.slot_wal_keep_size),
-    Check("output_plugins", "the plugins in use are allowed", (("slots",), ("settings",)), slots.output_plugins),
-    Check("inactive_slots", "every slot is consumed", (("slots",),), slots.inactive_slots),
-    Check("lost_slots", "no slot is lost, or soon", (("slots",),), slots.lost_slots),
+    Check("replication_slots", "slots are available", _LIMITS, capacity.replication_slots),
+    Check("wal_senders", "walsenders are available", _LIMITS, capacity.wal_senders),
+    Check("logical_workers", "workers for subscriptions are available", _LIMITS, capacity.logical_workers),
+    Check("replication_origins", "origins for subscriptions are available", _LIMITS, capacity.replication_origins),
+    Check("worker_processes", "worker processes are available", _LIMITS, capacity.worker_processes),
+    Check("slot_wal_keep_size", "the WAL that a slot may retain is limited", _LIMITS, capacity.slot_wal_keep_size),
+    Check("output_plugins", "the output plugins in use are allowed", (("slots",), ("settings",)), slots.output_plugins),
+    Check("inactive_slots", "every slot has a consumer", (("slots",),), slots.inactive_slots),
+    Check("lost_slots", "no slot is invalidated, or soon will be", (("slots",),), slots.lost_slots),
     Check("slot_lag", "consumers keep up", (("slots",),), slots.slot_lag),
-    Check("idle_database", "consumers of quiet databases confirm", (("slots",), ("senders",)), slots.idle_database),
-    Check("xid_age", "no slot holds VACUUM up", (("slots", "metrics"),), slots.xid_age),
-    Check("storage", "the WAL that slots hold leaves room", (("slots", "metrics"),), slots.storage),
+    Check("idle_database", "consumers of idle databases confirm", (("slots",), ("senders",)), slots.idle_database),
+    Check("xid_age", "no slot prevents VACUUM", (("slots", "metrics"),), slots.xid_age),
+    Check("storage", "the storage is large enough for the retained WAL", (("slots", "metrics"),), slots.storage),
     Check(
         "idle_slot_timeout",
-        "no slot is about to be given up",
+        "no slot is close to its idle timeout",
         (("slots",), ("settings",)),
         slots.idle_slot_timeout,
     ),
@@ -53,18 +53,21 @@ ALL: Final[tuple[Check, ...]] = (
     Check("upgrade_slots", "slots survive a major upgrade", (("slots",),), slots.upgrade_slots),
     Check("long_transactions", "no old transaction is open", (("transactions",),), security.long_transactions),
     Check(
-        "prepared_transactions", "no old transaction is prepared", (("transactions",),), security.prepared_transactions
+        "prepared_transactions",
+        "no old prepared transaction is open",
+        (("transactions",),),
+        security.prepared_transactions,
     ),
-    Check("replication_roles", "a role of its own may replicate", (("roles",),), security.replication_roles),
-    Check("publications", "publications replicate all they name", (("publications",),), publications.publications),
+    Check("replication_roles", "a dedicated role may replicate", (("roles",),), security.replication_roles),
+    Check("publications", "publications replicate all their tables", (("publications",),), publications.publications),
     Check("subscriptions", "subscriptions run", (("subscriptions",),), publications.subscriptions),
     Check("ssl", "connections are encrypted", (("server", "parameters"),), security.ssl),
-    Check("wal_sender_timeout", "dead consumers are noticed", (("settings",),), security.wal_sender_timeout),
+    Check("wal_sender_timeout", "dead consumers are detected", (("settings",),), security.wal_sender_timeout),
 )
 
 
 def summary(facts: Facts) -> dict[str, object]:
-    """Return what was looked at, in a few words; what is not known is None."""
+    """Return the main facts; a fact that is not known is None."""
     rds, server = facts.rds, facts.server
     version = facts.version
     slots = facts.slots

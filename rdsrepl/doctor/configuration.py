@@ -1,4 +1,4 @@
-"""Checks of the engine: is it there, can its version do it, is it switched on. Pure."""
+"""Checks of the connection, the status, the version and the parameters. Pure."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def database(facts: Facts) -> Iterator[Problem]:
 
 
 def aws(facts: Facts) -> Iterator[Problem]:
-    """Find what the RDS API or CloudWatch would not tell."""
+    """Find failed calls of the RDS API or CloudWatch."""
     if facts.rds is None and "rds" not in facts.remedies:
         raise NotApplicable(facts.missing.get("rds", "no cluster or instance is named"))
     for name, what in (("rds", "RDS"), ("parameters", "parameter group"), ("metrics", "CloudWatch")):
         if name in facts.remedies:
-            yield warning(what, facts.missing[name], facts.remedies[name] or "see what AWS says")
+            yield warning(what, facts.missing[name], facts.remedies[name] or "see the message of AWS")
 
 
 def availability(facts: Facts) -> Iterator[Problem]:
@@ -51,10 +51,10 @@ def availability(facts: Facts) -> Iterator[Problem]:
 
 
 def engine_version(facts: Facts) -> Iterator[Problem]:
-    """Find a version that cannot do it."""
+    """Find a version without logical replication."""
     major, version = facts.major, facts.version
     if major is None or version is None:
-        raise NotApplicable("the engine's version cannot be read")
+        raise NotApplicable("could not read the engine version")
     topology = facts.topology
     if topology is not None and topology != "postgresql":
         support = logical_replication_support(topology, version)
@@ -62,7 +62,7 @@ def engine_version(facts: Facts) -> Iterator[Problem]:
             yield critical(version, f"logical replication is {support.words}", "upgrade the engine")
             return
     if major < versions.OLDEST_SUPPORTED:
-        yield warning(version, "rdsrepl serves PostgreSQL 13 and later", "upgrade to 13 or later")
+        yield warning(version, "rdsrepl supports PostgreSQL 13 and later", "upgrade to 13 or later")
 
 
 def writer_endpoint(facts: Facts) -> Iterator[Problem]:
@@ -77,39 +77,39 @@ def writer_endpoint(facts: Facts) -> Iterator[Problem]:
     elif rds is not None and rds.replica_of:
         remedy = f"use its source: --instance {rds.replica_of}"
     if facts.topology == "aurora":
-        yield critical(facts.label, "this is a reader of Aurora, on which no slot can be used", remedy)
+        yield critical(facts.label, "this is an Aurora reader, which does not support slots", remedy)
     elif facts.major is None:
-        raise NotApplicable("the engine's version cannot be read")
+        raise NotApplicable("could not read the engine version")
     elif facts.major < versions.STANDBY_DECODING_SINCE:
         yield critical(
-            facts.label, f"this is a standby, and PostgreSQL {facts.major} decodes on a primary only", remedy
+            facts.label, f"this is a standby, and PostgreSQL {facts.major} decodes only on a primary", remedy
         )
     else:
         also = f" ({writer.instance_id} is the writer)" if writer and facts.topology == "multi_az_cluster" else ""
         yield info(
             facts.label,
-            f"this is a standby{also}: slots can be read here; publications are made on the primary",
-            "connect to the primary for everything else; a slot's creation here waits for pg_log_standby_snapshot() "
-            "there",
+            f"this is a standby{also}: slots can be read here, but publications cannot be changed",
+            "connect to the primary for everything else; the creation of a slot here waits for "
+            "pg_log_standby_snapshot() on the primary",
         )
 
 
 def parameter_group(facts: Facts) -> Iterator[Problem]:
-    """Find a default group, in which nothing can be switched on."""
+    """Find a default parameter group, which cannot be changed."""
     rds = facts.rds
     assert rds is not None
     if rds.has_default_group:
         make = warning if facts.value("wal_level") == "logical" else critical
         yield make(
             rds.parameter_group,
-            f"{rds.identifier} has a default {rds.kind} parameter group, which nobody can "
-            "change: logical replication is off in it",
+            f"{rds.identifier} has a default {rds.kind} parameter group, which cannot be "
+            "changed: logical replication is off in it",
             remedies.own_group(facts),
         )
 
 
 def pending_reboot(facts: Facts) -> Iterator[Problem]:
-    """Find parameters that wait for a reboot: by member as AWS says, by name as the server says."""
+    """Find parameters that need a reboot: by member from AWS, by name from the server."""
     waiting = sorted(name for name, setting in (facts.settings or {}).items() if setting.pending_restart)
     members = facts.rds.members if facts.rds else ()
     changes = ", ".join(_changes(facts))
@@ -117,12 +117,14 @@ def pending_reboot(facts: Facts) -> Iterator[Problem]:
         if member.group_status == "pending-reboot":
             yield warning(
                 member.instance_id,
-                "its parameter group takes effect at a reboot, which AWS never makes by itself"
+                "its parameter group takes effect after a reboot, which AWS does not start by itself"
                 + (f": {changes}" if changes else ""),
                 remedies.reboot(facts),
             )
         elif member.group_status == "applying":
-            yield info(member.instance_id, "its parameter group is being applied", "wait a minute, and look again")
+            yield info(
+                member.instance_id, "its parameter group is being applied", "wait a minute, then run doctor again"
+            )
         elif member.group_status not in _IN_FORCE:
             yield critical(
                 member.instance_id,
@@ -131,14 +133,16 @@ def pending_reboot(facts: Facts) -> Iterator[Problem]:
                 + command("param-group diff {} --live", facts.rds.parameter_group if facts.rds else "NAME"),
             )
     if waiting:
-        yield warning(", ".join(waiting), "set, and waiting for a restart of the server", remedies.reboot(facts))
+        yield warning(
+            ", ".join(waiting), "changed, but takes effect after a restart of the server", remedies.reboot(facts)
+        )
 
 
 def wal_level(facts: Facts) -> Iterator[Problem]:
-    """Find a running wal_level without which there is no logical decoding."""
+    """Find a wal_level in effect that does not support logical decoding."""
     level = facts.value("wal_level")
     if level is None:
-        raise NotApplicable("the server does not say its wal_level")
+        raise NotApplicable("wal_level is not known")
     if level == "logical":
         return
     if not facts.is_managed:
@@ -147,11 +151,11 @@ def wal_level(facts: Facts) -> Iterator[Problem]:
         remedy = remedies.reboot(facts)
     else:
         remedy = remedies.change(facts, SWITCH, "1")
-    yield critical("wal_level", f"it is {level}, not logical: no logical slot can be made or read", remedy)
+    yield critical("wal_level", f"it is {level}: logical slots need wal_level = logical", remedy)
 
 
 def logical_replication(facts: Facts) -> Iterator[Problem]:
-    """Compare the switch in the parameter group with what runs."""
+    """Compare rds.logical_replication in the parameter group with the setting in effect."""
     rds, on = facts.rds, _on_in_group(facts)
     assert rds is not None
     if on is None:
@@ -160,25 +164,25 @@ def logical_replication(facts: Facts) -> Iterator[Problem]:
     where = f"{rds.kind} parameter group {rds.parameter_group}"
     pending = any(member.group_status == "pending-reboot" for member in rds.members)
     if on and (running is False or (running is None and pending)):
-        yield critical(SWITCH, f"it is on in {where}, and not in force before a reboot", remedies.reboot(facts))
+        yield critical(SWITCH, f"it is on in {where}, but takes effect only after a reboot", remedies.reboot(facts))
     elif not on and running:
         make = critical if facts.logical_slots else warning
-        effect = "and with logical slots the server then does not start" if facts.logical_slots else "unnoticed"
+        effect = ", and with logical slots the server then does not start" if facts.logical_slots else ""
         yield make(
             SWITCH,
-            f"it is off in {where} though it runs: the next reboot ends logical replication, {effect}",
+            f"it is off in {where}, but still in effect: the next reboot ends logical replication{effect}",
             remedies.change(facts, SWITCH, "1"),
         )
-    elif not on and not rds.has_default_group:  # of a default group its own check speaks
+    elif not on and not rds.has_default_group:  # `parameter_group` reports a default group
         yield critical(SWITCH, f"it is off in {where}", remedies.change(facts, SWITCH, "1"))
 
 
 def _changes(facts: Facts) -> Iterator[str]:
-    """Name what the group sets and the server does not have: ``max_wal_senders 10 → 20``."""
+    """Name the values of the group that are not in effect yet: ``max_wal_senders 10 → 20``."""
     for name, parameter in sorted((facts.parameters or {}).items()):
         running, wanted = facts.value(name), parameter.value
         if parameter.apply_type != "static" or running is None or not wanted or formulas.is_formula(wanted):
-            continue  # needs no reboot, not seen, or a formula, which the class decides
+            continue  # no reboot, not known, or a formula that depends on the instance class
         if _plain(running) != _plain(wanted):
             yield f"{name} {running} → {wanted}"
 

@@ -1,6 +1,6 @@
-"""What the checks look at, gathered once: over SQL, over the RDS API, or both.
+"""Gather the facts for the checks once, over SQL, the RDS API, or both.
 
-What could not be gathered is None, and ``missing`` says why; nothing else fails because of it.
+A fact that could not be gathered is None, and ``missing`` has the reason. The other facts are still gathered.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 ServerTopology = Topology | Literal["postgresql"]
 
-#: how old a transaction is before it is called a blocker.
+#: the age from which a transaction is reported.
 OLD_TRANSACTION_SECONDS: Final = 300.0
-#: publications whose tables are looked at; a database has few.
+#: publications whose tables are checked.
 MAX_PUBLICATIONS: Final = 20
 
 _STATEMENT_TIMEOUT: Final = "15s"
@@ -70,14 +70,14 @@ _METRICS: Final = (
     "TransactionLogsGeneration",
 )
 _SQL: Final = ("server", "settings", "slots", "senders", "transactions", "roles", "publications", "subscriptions")
-# Each of use to one check alone, and dear where there is much.
+# Only one check uses each of these, and they can be slow.
 _OPTIONAL: Final = frozenset({"publications", "roles", "transactions"})
 _AWS: Final = ("rds", "parameters", "metrics")
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What is planned on top of what is there."""
+    """The objects that are planned in addition to the existing ones."""
 
     slots: int = 0
     subscriptions: int = 0
@@ -86,10 +86,10 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A server of a cluster; a single instance is its own only one.
+    """A member of a cluster, or a single instance.
 
     Attributes:
-        group_status: of the group that holds the replication parameters: ``in-sync``, ``pending-reboot``, …
+        group_status: the status of the group with the replication parameters: ``in-sync``, ``pending-reboot``, …
     """
 
     instance_id: str
@@ -101,14 +101,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class RdsResource:
-    """What the RDS API knows of the cluster or the instance.
+    """The cluster or instance, from the RDS API.
 
     Attributes:
-        kind: which kind of group holds the replication parameters, and which option names it: ``--cluster``.
-        replicas: read replicas of an instance.
-        is_reader: whether what was named is a read replica, or a member that is not the writer.
+        kind: the kind of the group with the replication parameters, and the option for it: ``--cluster``.
+        replicas: the read replicas of an instance.
+        is_reader: whether the target is a read replica or a member that is not the writer.
         allocated_storage_gib: 0 on Aurora.
-        autoscaling: whether the storage grows by itself.
+        autoscaling: whether storage autoscaling is on.
     """
 
     identifier: str
@@ -126,23 +126,23 @@ class RdsResource:
 
     @property
     def has_default_group(self) -> bool:
-        """Whether its group is AWS's own, which nobody can change."""
+        """Whether it has a default parameter group, which cannot be changed."""
         return self.parameter_group.startswith("default.")
 
     @property
     def writer(self) -> Member | None:
-        """The writer; None while there is none."""
+        """The writer; None without one."""
         return next((member for member in self.members if member.is_writer), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything; what is None was not gathered, and ``missing`` has the reason under its name.
+    """All facts. A fact that is None was not gathered, and ``missing`` has the reason by its name.
 
     Attributes:
-        label: how messages call the place.
-        planned: what ``--for`` plans; None without.
-        remedies: hints that came with what is missing, by the same names.
+        label: the name of the target in messages.
+        planned: the objects of ``--for``; None without it.
+        remedies: the remedies for what is missing, by the same names.
     """
 
     label: str
@@ -163,7 +163,7 @@ class Facts:
 
     @property
     def topology(self) -> ServerTopology | None:
-        """What kind it is; None for one of RDS, of which SQL alone does not say whether it is a cluster."""
+        """The topology; None on RDS without the RDS API, as SQL does not tell an instance from a cluster."""
         if self.rds is not None:
             return self.rds.topology
         if self.server is None or self.server.flavour == "rds":
@@ -172,14 +172,14 @@ class Facts:
 
     @property
     def version(self) -> str | None:
-        """The engine's version: ``16.4``; of AWS with its revision: ``15.3-R2``."""
+        """The engine version: ``16.4``, or with the revision of AWS ``15.3-R2``."""
         if self.rds is not None:
             return self.rds.engine_version
         return self.server.version.split()[0] if self.server is not None else None
 
     @property
     def major(self) -> int | None:
-        """PostgreSQL's major version."""
+        """The major version of PostgreSQL."""
         if self.server is not None:
             return self.server.major
         if self.rds is None:
@@ -189,50 +189,50 @@ class Facts:
 
     @property
     def is_standby(self) -> bool:
-        """Whether the connection leads to a standby; where the server was not asked, whether a reader was named."""
+        """Whether the server is a standby; without a connection, whether the target is a reader."""
         if self.server is not None:
             return self.server.in_recovery
         return self.rds is not None and self.rds.is_reader
 
     @property
     def is_managed(self) -> bool:
-        """Whether it is RDS's or Aurora's."""
+        """Whether the server is on RDS or Aurora."""
         return self.rds is not None or (self.server is not None and self.server.flavour != "postgresql")
 
     @property
     def logical_slots(self) -> tuple[Slot, ...]:
-        """The logical slots that stay."""
+        """The logical slots that are not temporary."""
         return tuple(slot for slot in self.slots or () if slot.slot_type == "logical" and not slot.temporary)
 
     @property
     def physical_slots(self) -> tuple[Slot, ...]:
-        """The physical slots that stay: standbys and backups live on them."""
+        """The physical slots that are not temporary; standbys and backups use them."""
         return tuple(slot for slot in self.slots or () if slot.slot_type == "physical" and not slot.temporary)
 
     def value(self, name: str) -> str | None:
-        """Return a parameter's value in force; None where it is not known."""
+        """Return the value of a parameter in effect; None where it is not known."""
         setting = (self.settings or {}).get(name)
         return None if setting is None else setting.setting
 
 
 def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[str] = _OPTIONAL) -> Facts:
-    """Ask the server and the RDS API, as far as TARGET leads to each.
+    """Query the server and the RDS API, as far as TARGET has them.
 
     Args:
-        target: the database; with a cluster or an instance in its ``aws``, that is asked, too.
-        planned: what is planned.
-        wanted: names of ``Facts`` that the checks to run need; what none of them needs may be left out.
+        target: the database, and in its ``aws`` the cluster or instance.
+        planned: the planned objects.
+        wanted: the names of the ``Facts`` that the checks need; slow ones that no check needs are not gathered.
 
     Raises:
-        Error: neither can be reached; the database cannot, and no cluster or instance is named; the target is wrong.
+        Error: neither is reachable; the database is not, and there is no cluster or instance; the target is wrong.
     """
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
     remedies: dict[str, str] = {}
 
-    def ask(name: str, question: Callable[[], object]) -> None:
+    def gather_one(name: str, read: Callable[[], object]) -> None:
         try:
-            found[name] = question()
+            found[name] = read()
         except errors.Error as exc:
             missing[name] = exc.message
             remedies[name] = exc.hint or ""
@@ -249,8 +249,8 @@ def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[
             remedies["rds"] = exc.hint or ""
         else:
             group = rds.parameter_group
-            ask("parameters", lambda: _parameters(target.aws, rds.kind, group))
-            ask("metrics", lambda: _metrics(target.aws, rds))
+            gather_one("parameters", lambda: _parameters(target.aws, rds.kind, group))
+            gather_one("metrics", lambda: _metrics(target.aws, rds))
     else:
         missing.update(dict.fromkeys(_AWS, "no cluster or instance is named: --cluster ID or --instance ID"))
     try:
@@ -264,7 +264,7 @@ def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[
             remedies["server"] = exc.hint or ""
         for name in _SQL:
             if name not in found:
-                missing.setdefault(name, f"the database cannot be reached: {exc.message}")
+                missing.setdefault(name, f"could not connect to the database: {exc.message}")
     label = target.aws.identifier if "rds" in found else target.label
     return Facts(label=str(label), planned=planned, missing=missing, remedies=remedies, **found)
 
@@ -273,7 +273,7 @@ def _cloud(target: Target) -> RdsResource:
     """Return what the RDS API says of the cluster or the instance; of a member, what it says of its cluster.
 
     Raises:
-        Error: AWS refused, or there is none of that name.
+        Error: AWS refused the call, or the cluster or instance is not found.
     """
     server = locations.server_of(target)
     assert server is not None
@@ -354,7 +354,7 @@ def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str], *,
     with connection.open(target, settings=limits) as conn:
         for name, question in questions:
             if name in left_out:
-                missing[name] = "not asked for"
+                missing[name] = "no check needs it"
                 continue
             try:
                 found[name] = question(conn)

@@ -1,4 +1,4 @@
-"""What a check is, what it finds, and how a run of them is summed up. Pure."""
+"""Checks, their findings, and the result of a run. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rdsrepl.text.suggestions import did_you_mean
 
 
 class Severity(StrEnum):
-    """How bad a finding is: information changes no exit code."""
+    """The severity of a finding; information does not change the exit code."""
 
     critical = "critical"
     warning = "warning"
@@ -25,13 +25,13 @@ _ORDER: Final = {severity: place for place, severity in enumerate(Severity)}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to know or to do.
+    """A problem that a check found, or information.
 
     Attributes:
-        check: the check's stable name.
-        subject: the parameter, slot, member … it is about.
+        check: the stable name of the check.
+        subject: the parameter, slot, member or other object.
         message: one line.
-        remedy: what to do, the command to type where there is one.
+        remedy: what to do, with the command if there is one.
     """
 
     check: str
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A finding as a check makes it, before it is known under the check's name."""
+    """A finding without the name of its check."""
 
     severity: Severity
     subject: str
@@ -52,7 +52,7 @@ class Problem:
 
 
 class NotApplicable(Exception):
-    """A check has nothing to look at here; the reason is its text."""
+    """The check does not apply to this server; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class Check:
     """A check.
 
     Attributes:
-        name: stable; ``--only`` and ``--skip`` take it, ``docs/doctor.md`` has a heading of it.
-        question: what it answers, in one line.
-        needs: names of ``Facts``; of each group one must have been gathered.
+        name: stable; an argument of ``--only`` and ``--skip``, and a heading of ``docs/doctor.md``.
+        question: what it checks, in one line.
+        needs: groups of names of ``Facts``; one of each group must be known.
         find: the check itself.
     """
 
@@ -74,7 +74,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """How a check ended.
+    """The result of a check.
 
     Attributes:
         status: ``ok``, ``info``, ``warning``, ``critical``, or ``skipped``.
@@ -89,13 +89,13 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A whole run; the document ``doctor`` prints.
+    """The result of a run, which ``doctor`` prints.
 
     Attributes:
-        ready: no check that ran found something critical.
-        checks: in the order in which they ran.
-        findings: the worst first.
-        facts: what it was looked at, in a few words.
+        ready: no check found a critical problem.
+        checks: in the order of the list.
+        findings: the most severe first.
+        facts: the main facts.
     """
 
     ready: bool
@@ -104,22 +104,22 @@ class Diagnosis:
     facts: Mapping[str, object]
 
     def worst(self) -> Severity | None:
-        """Return the worst severity there is among the findings."""
+        """Return the highest severity among the findings; None without findings."""
         return min((finding.severity for finding in self.findings), key=_ORDER.__getitem__, default=None)
 
 
 def critical(subject: str, message: str, remedy: str) -> Problem:
-    """Something does not work, or data is about to be lost."""
+    """Return a problem: something does not work, or data will be lost."""
     return Problem(Severity.critical, subject, message, remedy)
 
 
 def warning(subject: str, message: str, remedy: str) -> Problem:
-    """Something will go wrong, or costs much."""
+    """Return a problem: something will fail, or is expensive."""
     return Problem(Severity.warning, subject, message, remedy)
 
 
 def info(subject: str, message: str, remedy: str) -> Problem:
-    """Something to know."""
+    """Return information."""
     return Problem(Severity.info, subject, message, remedy)
 
 
@@ -127,7 +127,7 @@ def select_checks(checks: Sequence[Check], *, only: Sequence[str] = (), skip: Se
     """Return the checks to run.
 
     Raises:
-        BadValue: there is no check of a name, or none is left.
+        BadValue: a name is not the name of a check, or no check is left.
     """
     names = [check.name for check in checks]
     for name in (*only, *skip):
@@ -136,12 +136,12 @@ def select_checks(checks: Sequence[Check], *, only: Sequence[str] = (), skip: Se
             raise BadValue(f"no check {name!r}", hint=hint)
     left = tuple(check for check in checks if (not only or check.name in only) and check.name not in skip)
     if not left:
-        raise BadValue("no check is left to run", hint="name fewer with --skip")
+        raise BadValue("no checks selected", hint="remove a --skip")
     return left
 
 
 def diagnose(facts: Facts, checks: Sequence[Check], summary: Mapping[str, object]) -> Diagnosis:
-    """Run CHECKS over FACTS; one whose facts are missing is skipped, with the reason."""
+    """Run the checks; skip one whose facts are missing, with the reason."""
     outcomes: list[CheckResult] = []
     findings: list[Finding] = []
     for check in checks:

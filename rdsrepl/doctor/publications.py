@@ -1,4 +1,4 @@
-"""Checks of what is sent and what is received: publications, subscriptions. Pure."""
+"""Checks of publications and subscriptions. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MAX_NAMED: Final = 5
 
 
 def publications(facts: Facts) -> Iterator[Problem]:
-    """Sum up what ``publication check`` finds, and find pgoutput slots without a publication."""
+    """Summarize the findings of ``publication check``, and find pgoutput slots without a publication."""
     found = facts.publications or ()
     for publication in found:
         name = publication.pubname
@@ -30,41 +30,41 @@ def publications(facts: Facts) -> Iterator[Problem]:
         rest = [problem.check for problem in problems if problem.level is not Level.critical]
         if rest:
             kinds = ", ".join(f"{kind} ({rest.count(kind)})" for kind in dict.fromkeys(rest))
-            yield warning(name, f"not all of it replicates, or cheaply: {kinds}", more)
-    here = facts.server.database if facts.server else None
-    slots = [slot.slot_name for slot in facts.logical_slots if slot.plugin == "pgoutput" and slot.database == here]
+            yield warning(name, f"other findings: {kinds}", more)
+    database = facts.server.database if facts.server else None
+    slots = [slot.slot_name for slot in facts.logical_slots if slot.plugin == "pgoutput" and slot.database == database]
     if slots and not found and not facts.is_standby:
         yield warning(
             ", ".join(slots),
-            f"pgoutput sends what a publication says, and database {here} has none",
-            "rdsrepl publication create NAME --table SCHEMA.TABLE; changes older than it cannot be decoded with it",
+            f"pgoutput needs a publication, but database {database} has none",
+            "rdsrepl publication create NAME --table SCHEMA.TABLE; the server cannot decode older changes with it",
         )
 
 
 def subscriptions(facts: Facts) -> Iterator[Problem]:
-    """Find subscriptions that do not run."""
+    """Find subscriptions that do not run or have failed."""
     for subscription in facts.subscriptions or ():
         name = f"{subscription.database}.{subscription.subname}"
         if not subscription.enabled:
             enable = ddl("ALTER SUBSCRIPTION {} ENABLE", subscription.subname)
-            held = f"; slot {subscription.slot} on its publisher holds WAL" if subscription.slot else ""
+            retains = f"; slot {subscription.slot} on its publisher retains WAL" if subscription.slot else ""
             yield warning(
                 name,
-                f"it is disabled: nothing is received{held}",
-                f"see the server's log for the reason, then {enable}",
+                f"it is disabled: it receives no changes{retains}",
+                f"see the log of the server for the reason, then {enable}",
             )
         elif subscription.worker_pid is None and not facts.is_standby:
             yield critical(
                 name,
-                "it has no apply worker: nothing is received",
-                "see the server's log; the checks logical_workers and worker_processes say whether there is room",
+                "it has no apply worker: it receives no changes",
+                "see the log of the server, and the checks logical_workers and worker_processes",
             )
         errors = (subscription.apply_errors or 0) + (subscription.sync_errors or 0)
         if errors:
             yield warning(
                 name,
                 f"applying failed {subscription.apply_errors} times, copying {subscription.sync_errors} times",
-                "see the server's log; then start the count again: "
+                "see the log of the server; then reset the counters: "
                 "SELECT pg_catalog.pg_stat_reset_subscription_stats(NULL)",
             )
         if subscription.enabled and subscription.tables_not_ready:

@@ -1,4 +1,4 @@
-"""How a remedy is worded: the next command to type, for what this is and is known of it. Pure."""
+"""The commands of remedies, for this server and the known facts. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def target_option(facts: Facts) -> str:
 
 
 def reboot(facts: Facts) -> str:
-    """Return what brings static parameters into force."""
+    """Return the command that makes static parameters take effect."""
     rds = facts.rds
     if rds is None:
         return "reboot it (rdsrepl instance reboot ID)" if facts.is_managed else "restart the server"
@@ -24,13 +24,13 @@ def reboot(facts: Facts) -> str:
     if rds.kind == "cluster" and len(pending) in (0, len(rds.members)):
         return command("cluster reboot {}", rds.identifier)
     names = pending or [member.instance_id for member in rds.members]
-    # Readers before the writer: they need at least as much room as it.
+    # Readers before the writer: their limits must not be lower than those of the writer.
     writers = {member.instance_id for member in rds.members if member.is_writer}
     return " && ".join(command("instance reboot {}", name) for name in sorted(names, key=lambda n: n in writers))
 
 
 def own_group(facts: Facts, values: Mapping[str, str] | None = None) -> str:
-    """Return how to give the cluster or instance a group of its own, sized for what is there and what is planned."""
+    """Return the commands that create and attach a parameter group, sized for the existing and planned objects."""
     rds, planned = facts.rds, facts.planned
     assert rds is not None
     name = f"{rds.identifier}-logical"
@@ -48,10 +48,10 @@ def own_group(facts: Facts, values: Mapping[str, str] | None = None) -> str:
 
 
 def change(facts: Facts, name: str, value: str) -> str:
-    """Return how to give a parameter a value (an empty one: to take it away), and what brings it into force."""
+    """Return the commands that set a parameter (an empty value resets it) and make it take effect."""
     rds = facts.rds
     if rds is not None and rds.has_default_group:
-        # What has a sizing rule is sized by `create` itself.
+        # `create` sizes a parameter that has a sizing rule.
         return own_group(facts, {} if name in sizing.SIZED_PARAMETERS else {name: value})
     static = is_static(facts, name)
     if facts.is_managed:
@@ -67,7 +67,7 @@ def change(facts: Facts, name: str, value: str) -> str:
 
 
 def is_static(facts: Facts, name: str) -> bool:
-    """Say whether a change of a parameter needs a restart; where nobody says, it is said to."""
+    """Say whether a change of a parameter needs a restart; True where it is not known."""
     parameter = (facts.parameters or {}).get(name)
     if parameter is not None:
         return parameter.apply_type != "dynamic"

@@ -263,7 +263,7 @@ def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> No
         if wanted and version < since:
             raise errors.Unsupported(
                 f"{what} needs PostgreSQL {since}; this server is {version}",
-                hint=f"remove {what}, or upgrade the server",
+                hint=f"remove {what}, or upgrade",
             )
     if failover and standby:
         raise errors.NotPrimary("a failover slot can be created only on the primary", hint="connect to the primary")
