@@ -200,8 +200,8 @@ def test_what_slots_stand_in_the_way_of(topology: Any) -> None:
     consumed = slot("orders_cdc", lag_bytes=0)
     facts = replace(known(topology=topology, engine_version="17.4"), slots=(consumed,))
     (found,) = slots.upgrade_slots(facts)
-    assert "AWS makes no blue/green deployment" in found.message and "slot drop" in found.remedy
-    assert ("Aurora's guide differ" in found.message and "or upgrade" in found.remedy) is (topology == "aurora")
+    assert "AWS does not create a blue/green deployment" in found.message and "slot drop" in found.remedy
+    assert ("the Aurora guide differ" in found.message and "or upgrade" in found.remedy) is (topology == "aurora")
 
 
 # 14: statuses.

@@ -241,7 +241,7 @@ def test_rights_are_looked_at_before_anything_is_done(like_rds: PostgresServer, 
         with closing(like_rds.connect()) as admin:
             admin.execute("SET SESSION AUTHORIZATION maker")
             if like_rds.version >= 16:
-                with pytest.raises(errors.Denied, match="no ADMIN OPTION"):
+                with pytest.raises(errors.Denied, match="not have the ADMIN OPTION"):
                     role_plans.create(admin, "x", password=None)
             else:
                 assert role_plans.create(admin, "x", password=None)
@@ -261,13 +261,13 @@ def test_who_may_give_the_attribute(database: Database, role: str) -> None:
             conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
             conn.execute(f"SET SESSION AUTHORIZATION {maker}")
             for plan in (lambda: role_plans.create(conn, "x", password=None), lambda: role_plans.grant(conn, role)):
-                with pytest.raises(errors.Denied, match="may not give the REPLICATION attribute"):
+                with pytest.raises(errors.Denied, match="may not set the REPLICATION attribute"):
                     plan()
             conn.execute("RESET SESSION AUTHORIZATION")
             conn.execute(f"ALTER ROLE {maker} REPLICATION")
             conn.execute(f"SET SESSION AUTHORIZATION {maker}")
             if database.server.version < 16:
-                with pytest.raises(errors.Denied, match="may not give the REPLICATION attribute"):
+                with pytest.raises(errors.Denied, match="may not set the REPLICATION attribute"):
                     role_plans.create(conn, "x", password=None)
             else:
                 with pytest.raises(errors.Denied, match="may not change role"):
@@ -328,7 +328,7 @@ def test_drop_refuses_what_it_cannot_undo(database: Database, role: str, make_da
     assert f"owns database {elsewhere.name}" in refused().message
     database.run(f"ALTER DATABASE {elsewhere.name} OWNER TO {database.server.superuser}")
     for name in (database.server.superuser, "pg_monitor"):
-        with closing(database.connect()) as conn, pytest.raises(errors.Refused, match="it is not dropped here"):
+        with closing(database.connect()) as conn, pytest.raises(errors.Refused, match="cannot be dropped"):
             role_plans.drop(conn, name)
 
 
@@ -343,13 +343,13 @@ def test_names_of_schemas_and_tables(database: Database, role: str) -> None:
                 'ALTER DEFAULT PRIVILEGES IN SCHEMA "Odd Name" GRANT SELECT ON TABLES TO '
                 + sql.Identifier(role).as_string(None),
             ]
-            assert f"those that {database.server.superuser} makes" in plan.warnings[0]
+            assert f"those that {database.server.superuser} creates" in plan.warnings[0]
         # PUBLIC may look into it already, and there is no table yet.
         assert len(role_plans.create(conn, role, password=None, schemas=["PUBLIC"]).steps) == 2
         for missing in ("nope", "a b", "a.b", '"'):
             with pytest.raises(errors.NotFound):
                 role_plans.create(conn, role, password=None, schemas=[missing])
-        with pytest.raises(errors.BadValue, match="server's own"):
+        with pytest.raises(errors.BadValue, match="system schema"):
             role_plans.create(conn, role, password=None, schemas=["pg_catalog"])
         with pytest.raises(errors.NotFound):
             role_plans.create(conn, role, password=None, tables=["Odd.T"])
@@ -358,7 +358,7 @@ def test_names_of_schemas_and_tables(database: Database, role: str) -> None:
 def test_odd_passwords_names_and_times(database: Database, role: str) -> None:
     with closing(database.connect()) as conn:
         for bad in ("", "a\0b", "\udcff"):
-            with pytest.raises(errors.BadValue, match="cannot be a password") as caught:
+            with pytest.raises(errors.BadValue, match="password is not valid") as caught:
                 role_plans.create(conn, role, password=bad)
             assert caught.value.__context__ is None or bad not in repr(caught.value.__cause__)
         for bad in ("", "é" * 32, "\udcff", "pg_x", "rds_x", "rdsadmin", "rdsrepladmin", "public", "none"):

@@ -84,7 +84,7 @@ def test_an_invalidated_slot_holds_nothing_and_is_not_blamed(place: Place) -> No
     row = re.search(r"^timed_out .*$", place.rdsrepl("slot", "list", dsn=place.dsn).out, re.MULTILINE)
     assert row is not None and " 0 B " in row[0]
     dropped = place.rdsrepl("slot", "drop", "timed_out", "--dry-run", dsn=place.dsn)
-    assert "holds 0 B of WAL" in dropped.err and "its changes are gone already" in dropped.err
+    assert "retains 0 B of WAL" in dropped.err and "its changes are already gone" in dropped.err
 
 
 def test_the_idle_timeout_is_foretold(place: Place) -> None:
