@@ -42,10 +42,10 @@ Word = tuple[str | Reference, ...]
 
 
 def parse(text: str) -> tuple[Word, ...]:
-    """Cut a command into words.
+    """Split a command into words.
 
     Raises:
-        NotACommand: it is none, more than one, or needs a shell.
+        InvalidCommand: the text is empty, contains more than one command, or requires a shell.
     """
     words: list[Word] = []
     parts: list[str | Reference] = []

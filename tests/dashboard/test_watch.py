@@ -1,4 +1,4 @@
-"""``slot watch``: keys and looks on a pure state, screens as text, and the real thing on a terminal and in a pipe."""
+"""``slot watch``: keys and snapshots on data, screens as text, and the command on a terminal and in a pipe."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ SENDERS = (
 
 
 def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) -> Snapshot:
-    """Make a look up, with one before it in which there was 1 GiB less WAL a minute ago."""
+    """Return a snapshot; its history has a sample of one minute before, with 1 GiB less WAL."""
     at = of.at + timedelta(seconds=seconds)
     now = replace(of, at=at)
     earlier = [
@@ -131,7 +131,7 @@ def seen(slots: tuple[Slot, ...] = SLOTS, *, seconds: float = 0, of: Wal = WAL) 
 
 
 def state(**given: Any) -> State:
-    """Return a state that has seen one look."""
+    """Return a state with one snapshot."""
     return next_state(State("target production", **given), SnapshotTaken(seen(), NOW))
 
 
@@ -156,11 +156,11 @@ def screen(of: State, width: int, height: int, *, later: float = 1) -> list[str]
 
 
 def test_sorting_and_reversing() -> None:
-    """What weighs most comes first, names from a to z."""
+    """The largest value is first; names are in alphabetical order."""
     old = SLOTS[2].slot_name
     by_size = ["audit", old, "orders_cdc", "zebra"]
     first = state()
-    assert names(first) == by_size  # warnings before the rest, and the larger before the smaller
+    assert names(first) == by_size  # warnings first, then by size
     assert names(pressed(first, "s")) == by_size
     assert pressed(first, "s").sort is Sort.retained
     assert names(pressed(first, "s", "s", "s", "s")) == ["audit", old, "orders_cdc", "zebra"]
@@ -175,7 +175,7 @@ def test_sorting_and_reversing() -> None:
 
 
 def test_choosing_what_is_shown() -> None:
-    """All, only inactive, only problems; a filter looks at names, plugins, databases and holders."""
+    """All slots, inactive slots, slots with problems; the filter matches names, plugins, databases and consumers."""
     first = state()
     assert sorted(names(pressed(first, "a"))) == ["audit", SLOTS[2].slot_name]
     problems = pressed(first, "a", "a")
@@ -187,7 +187,7 @@ def test_choosing_what_is_shown() -> None:
     assert pressed(first, "a", "a", "a").slot_filter is SlotFilter.all
     assert names(pressed(first, "/", *"WAL2")) == [SLOTS[2].slot_name]
     assert set(names(pressed(first, "/", *"debezium"))) == {SLOTS[2].slot_name, "orders_cdc", "zebra"}
-    typed = pressed(first, "/", *"qrs")  # no commands while it is typed
+    typed = pressed(first, "/", *"qrs")  # the keys are text while a filter is typed
     assert (typed.filter, typed.typing, typed.quitting, typed.sort) == ("qrs", True, False, Sort.severity)
     kept = pressed(typed, "backspace", "enter")
     assert (kept.filter, kept.typing) == ("qr", False)
@@ -197,7 +197,7 @@ def test_choosing_what_is_shown() -> None:
 
 
 def test_the_selection_follows_its_slot() -> None:
-    """At the top it stays at the top; moved, it stays with the slot, whatever the order."""
+    """The selection stays at the top; after a move it stays at its slot, in any order."""
     first = state()
     assert first.selected is None
     moved = pressed(first, "down", "j")
@@ -215,7 +215,7 @@ def test_the_selection_follows_its_slot() -> None:
 
 
 def test_pausing_and_the_interval() -> None:
-    """A paused screen stays as it is; the interval goes through steps and stops at their ends."""
+    """A paused screen does not change; the interval has a smallest and a largest step."""
     paused = pressed(state(), "p")
     assert next_state(paused, SnapshotTaken(seen(SLOTS[:1]), NOW)).snapshot == paused.snapshot
     assert "PAUSED" in screen(paused, 80, 24)[2]
@@ -227,7 +227,7 @@ def test_pausing_and_the_interval() -> None:
 
 
 def test_leaving_and_help() -> None:
-    """``q`` leaves from anywhere but a filter; any other key leaves the help."""
+    """``q`` quits, except in a filter; any other key closes the help."""
     assert pressed(state(), "q").quitting
     helped = pressed(state(), "?")
     assert helped.help and not pressed(helped, "x").help and pressed(helped, "q").quitting
@@ -237,7 +237,7 @@ def test_leaving_and_help() -> None:
 
 
 def test_a_lost_connection_keeps_the_last_look() -> None:
-    """It says since when that is stale, what happened and that it tries again; a new look ends it."""
+    """The screen shows the age of the data, the error and the retry, until the next snapshot."""
     lost = next_state(state(), PollFailed("the connection broke: gone", NOW, NOW + timedelta(seconds=4)))
     lost = next_state(lost, PollFailed("connection refused", NOW, NOW + timedelta(seconds=9)))
     assert lost.failure is not None and lost.failure.attempts == 2
@@ -250,14 +250,14 @@ def test_a_lost_connection_keeps_the_last_look() -> None:
 
 
 def test_a_server_that_does_not_answer_is_said() -> None:
-    """No failure yet, only silence."""
+    """The server does not answer, but the poll has not failed yet."""
     waiting = next_state(state(), PollStarted(NOW))
     assert "no answer from the server for 7s" in screen(waiting, 80, 24, later=7)[2]
     assert "no answer" not in screen(waiting, 80, 24, later=1)[2]
 
 
 def test_the_trend_is_in_steps_of_time() -> None:
-    """A step is a look at first; looks minutes apart are bridged, what is older is unknown."""
+    """At first a step is one sample; gaps of some minutes are filled, older steps are unknown."""
     ago = [Sample(NOW - timedelta(seconds=seconds), {"a": 100 - int(seconds)}) for seconds in (6, 4, 2, 0)]
     assert trend(ago, "a", points=4, interval_seconds=2) == (94, 96, 98, 100)
     assert trend(ago, "b", points=2, interval_seconds=2) == (None, None)
@@ -269,7 +269,7 @@ def test_the_trend_is_in_steps_of_time() -> None:
 
 
 def test_a_long_history_is_thinned() -> None:
-    """What is recent stays, and of months some looks remain, the first and the last among them."""
+    """Recent samples are kept; of months some samples are kept, including the first and the last."""
     ages = [*range(100_000, 1000, -100), *range(1000, -1, -2)]
     history = [Observation(NOW - timedelta(seconds=age), NOW, 1, Lsn(1), 1, ()) for age in ages]
     kept = thin_history(history)
@@ -306,7 +306,7 @@ def test_keys(data: bytes, keys: list[str]) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (120, 30), (140, 40), (200, 50)])
 def test_the_screen_fits_and_says_it_all(width: int, height: int) -> None:
-    """At every size: what each slot holds, which breaks first, why, who holds it, the walsenders, the keys."""
+    """At every size: retained WAL, the first failure, its cause, the consumer, the walsenders, the keys."""
     rows = screen(state(), width, height)
     assert len(rows) == height
     assert max(cell_len(row) for row in rows) <= width
@@ -347,7 +347,7 @@ def test_the_screen_fits_and_says_it_all(width: int, height: int) -> None:
 
 
 def test_the_details_name_everything_of_the_selected_slot() -> None:
-    """Its whole name, also where the table has no room for it; who holds it; what dropping it frees."""
+    """The full name, also if the table shortens it; the consumer; the WAL that a drop frees."""
     rows = screen(pressed(state(), "down"), 80, 24)
     text = "\n".join(rows)
     assert f"── {SLOTS[2].slot_name} ─" in text
@@ -359,7 +359,7 @@ def test_the_details_name_everything_of_the_selected_slot() -> None:
 
 
 def test_two_hundred_slots_scroll() -> None:
-    """The selected one is always in sight, and the heading says which are."""
+    """The selected slot is always visible, and the heading shows the range."""
     many = tuple(slot(f"slot_{number:03}", retained=(200 - number) * MIB) for number in range(200))
     at_top = next_state(State("x", sort=Sort.name), SnapshotTaken(seen(many), NOW))
     assert any(row.endswith(" of 200") for row in screen(at_top, 80, 24))
@@ -371,7 +371,7 @@ def test_two_hundred_slots_scroll() -> None:
 
 
 def test_odd_screens() -> None:
-    """No slots, nothing that fits, no look yet, no right to see walsenders, names that would move the cursor."""
+    """No slots, no match, no snapshot yet, no permission for walsenders, names with control characters."""
     empty = next_state(State("x"), SnapshotTaken(seen(()), NOW))
     assert "no replication slots" in "\n".join(screen(empty, 80, 24))
     assert "no slot matches the filter" in "\n".join(screen(state(filter="nothing like it"), 80, 24))
@@ -390,7 +390,7 @@ def test_odd_screens() -> None:
 
 
 def test_colours_follow_the_severity() -> None:
-    """Red is critical, yellow a warning; the mark says the same without colours."""
+    """Red is critical, yellow is a warning; the mark has the same meaning without colours."""
     lost = slot("lost_one", wal_status="lost")
     found = next_state(State("x"), SnapshotTaken(seen((*SLOTS, lost)), NOW))
     rows = view.lines(found, 120, 30, NOW)
@@ -407,18 +407,18 @@ _KEYS = st.sampled_from([*"jkgGsra p+-/?xq", "up", "down", "enter", "escape", "p
 @settings(max_examples=60, deadline=None)
 @given(keys=st.lists(_KEYS, max_size=12), width=st.integers(1, 220), height=st.integers(1, 70), slots=st.integers(0, 9))
 def test_no_line_is_ever_wider_than_the_terminal(keys: list[str], width: int, height: int, slots: int) -> None:
-    """Whatever was pressed, at any size."""
+    """After any keys, at any size."""
     some = (*SLOTS, *(slot(f"more_{number}" * 6) for number in range(5)))[:slots]
     rows = screen(pressed(next_state(State("x" * 60), SnapshotTaken(seen(some), NOW)), *keys), width, height)
     assert len(rows) <= height
     assert max(cell_len(row) for row in rows) <= width
 
 
-# The looks
+# Polls
 
 
 def test_a_look_is_three_statements(db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """However many slots there are; the first also sets up the session and asks what server it is."""
+    """The number does not depend on the number of slots; the first poll also sets up the session."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     for number in range(8):
         db15.run(f"SELECT pg_create_logical_replication_slot('s{number}_{db15.name}', 'test_decoding')")
@@ -447,7 +447,7 @@ def test_a_look_is_three_statements(db15: Database, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A stranger's walsender is there, without its particulars."""
+    """The walsender of another user is shown without its details."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     role = f"plain_{db15.name}"
     db15.run(f"CREATE ROLE {role} LOGIN PASSWORD 'plain'")
@@ -467,7 +467,7 @@ def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.
 def test_it_goes_on_where_the_name_leads_to(
     pg15: PostgresServer, pg18: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The address is asked anew for each connection, and another server's WAL is not compared with the old one's."""
+    """Each connection resolves the address again; the WAL of another server is not compared."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     place = pg15.keywords()
 
@@ -492,7 +492,7 @@ def test_it_goes_on_where_the_name_leads_to(
 
 
 def test_a_former_writer_is_left_again(pg15: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """After a failover the name may still lead to what is a standby now: it is shown, and asked for anew."""
+    """After a failover the name can still resolve to the old writer: it is shown, and the name is resolved again."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(poller, "_WRITER_SECONDS", -1)
     asked: list[int] = []
@@ -516,7 +516,7 @@ def test_a_former_writer_is_left_again(pg15: PostgresServer, monkeypatch: pytest
 
 
 def test_lines_in_a_pipe(rdsrepl: Program, db15: Database) -> None:
-    """A heading once, then a line a slot and look, all of as many words."""
+    """One heading, then one line for each slot and sample, all with the same number of words."""
     for name in ("one", "two"):
         db15.run(f"SELECT pg_create_logical_replication_slot('{name}_{db15.name}', 'test_decoding')")
     words = ("slot", "watch", "--limit-looks", "2", "--interval", "500ms", "--filter", db15.name, "--sort", "name")
@@ -530,7 +530,7 @@ def test_lines_in_a_pipe(rdsrepl: Program, db15: Database) -> None:
 
 
 def test_objects_in_a_pipe(rdsrepl: Program, db15: Database) -> None:
-    """One a look, with the keys that the page names."""
+    """One object for each sample, with the documented keys."""
     db15.run(f"SELECT pg_create_logical_replication_slot('one_{db15.name}', 'test_decoding')")
     done = rdsrepl("slot", "watch", "--limit-looks", "2", "--interval", "500ms", "-o", "json", dsn=db15.dsn)
     assert done.code == 0 and len(done.lines) == 2
@@ -549,7 +549,7 @@ def test_objects_in_a_pipe(rdsrepl: Program, db15: Database) -> None:
 
 
 def test_what_cannot_begin_ends(rdsrepl: Program, db15: Database) -> None:
-    """An interval that is too short, a size that is none, a server that is not there at the first look."""
+    """An interval that is too short, an invalid size, a server that is not reachable at the first poll."""
     short = rdsrepl("slot", "watch", "--interval", "100ms", dsn=db15.dsn)
     assert (short.code, "at least 500ms" in short.err) == (2, True)
     assert rdsrepl("slot", "watch", "--window", "0s", dsn=db15.dsn).code == 2
@@ -559,7 +559,7 @@ def test_what_cannot_begin_ends(rdsrepl: Program, db15: Database) -> None:
 
 
 def test_a_restart_while_lines_are_printed(rdsrepl: Program, servers: Servers) -> None:
-    """The loss is told on stderr, looks go on, and the end asked for with a signal is a good one."""
+    """The loss is reported on stderr, polling continues, and a signal ends the command with exit code 0."""
     server = servers.get(18)
     running = rdsrepl.start(
         "slot",
@@ -591,7 +591,7 @@ def test_a_restart_while_lines_are_printed(rdsrepl: Program, servers: Servers) -
 
 
 class OnTerminal:
-    """The program on a terminal of its own, and what that shows."""
+    """The program on a pseudo-terminal, and its screen."""
 
     def __init__(self, command: list[str], env: dict[str, str], *, columns: int = 80, rows: int = 24) -> None:
         self.ours, self.theirs = pty.openpty()
@@ -615,20 +615,20 @@ class OnTerminal:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Make the terminal another size."""
+        """Resize the terminal."""
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def press(self, keys: str) -> None:
-        """Type."""
+        """Send keys."""
         os.write(self.ours, keys.encode())
 
     @property
     def text(self) -> str:
-        """What is on the screen."""
+        """The text on the screen."""
         return "\n".join(self._rows[row] for row in sorted(self._rows))
 
     def until(self, so: Callable[[], bool], what: str = "") -> None:
-        """Read until something is so."""
+        """Read until a condition is true."""
         deadline = time.monotonic() + 40
         while not so():
             left = deadline - time.monotonic()
@@ -638,7 +638,7 @@ class OnTerminal:
                 self._take(os.read(self.ours, 65536))
 
     def shows(self, *words: str) -> None:
-        """Read until all of this is on the screen."""
+        """Read until the screen contains all these texts."""
         self.until(lambda: all(word in self.text for word in words), f"shown: {words}")
 
     def ended(self) -> int:
@@ -649,7 +649,7 @@ class OnTerminal:
         return self.process.returncode
 
     def restored(self) -> bool:
-        """Say whether the terminal is as it was: its modes, the usual screen, the cursor."""
+        """Return whether the terminal is restored: its modes, the main screen, the cursor."""
         return termios.tcgetattr(self.theirs) == self.before and self.raw.rstrip().find(b"\x1b[?1049l") > 0
 
     def close(self) -> None:
@@ -662,7 +662,7 @@ class OnTerminal:
     def _take(self, data: bytes) -> None:
         self.raw += data
         self._pending += data
-        # A piece that is not whole waits for the rest.
+        # An incomplete sequence waits for its rest.
         whole = self._pending.rfind(b"\x1b[")
         for piece in re.split(rb"(?=\x1b\[\d+;1H)|(?=\x1b\[2J)", self._pending):
             if piece.startswith(b"\x1b[2J"):
@@ -690,7 +690,7 @@ def on_terminal(rdsrepl: Program, *words: str, dsn: str, **size: int) -> Iterato
 
 
 def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
-    """Look, filter, sort, help, resize, select, leave; and the terminal is as it was."""
+    """Show, filter, sort, help, resize, select, quit; then the terminal is restored."""
     for name in ("alpha", "beta"):
         db15.run(f"SELECT pg_create_logical_replication_slot('{name}_{db15.name}', 'test_decoding')")
     alpha, beta = f"alpha_{db15.name}", f"beta_{db15.name}"
@@ -722,12 +722,12 @@ def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
         terminal.press("q")
         assert terminal.ended() == 0
         assert terminal.restored()
-    assert b"\x1b[31m" not in terminal.raw  # NO_COLOR holds
+    assert b"\x1b[31m" not in terminal.raw  # NO_COLOR is respected
 
 
 @pytest.mark.parametrize("end", ["\x03", "\x1c", signal.SIGTERM, signal.SIGHUP])
 def test_every_end_gives_the_terminal_back(rdsrepl: Program, db15: Database, end: str | signal.Signals) -> None:
-    """Ctrl-C and signals are good ends."""
+    """Ctrl-C and signals end it with exit code 0."""
     with on_terminal(rdsrepl, "slot", "watch", dsn=db15.dsn) as terminal:
         terminal.shows("updated 0s ago")
         if isinstance(end, str):
@@ -739,7 +739,7 @@ def test_every_end_gives_the_terminal_back(rdsrepl: Program, db15: Database, end
 
 
 def test_an_error_gives_the_terminal_back(rdsrepl: Program) -> None:
-    """The first look fails: the message stands on the usual screen."""
+    """The first poll fails: the error is on the main screen."""
     with on_terminal(rdsrepl, "slot", "watch", dsn="host=127.0.0.1 port=1 dbname=x user=x") as terminal:
         assert terminal.ended() == 5
         assert terminal.restored()
@@ -747,7 +747,7 @@ def test_an_error_gives_the_terminal_back(rdsrepl: Program) -> None:
 
 
 def test_a_bug_gives_the_terminal_back(rdsrepl: Program, db15: Database, tmp_path: Path) -> None:
-    """Whatever is raised while the screen is ours."""
+    """An exception while the full screen is shown."""
     (tmp_path / "broken.py").write_text(
         "import sys\n"
         "from rdsrepl.dashboard import view\n"
@@ -773,7 +773,7 @@ def test_a_bug_gives_the_terminal_back(rdsrepl: Program, db15: Database, tmp_pat
 
 
 def test_a_restart_while_it_watches(rdsrepl: Program, servers: Servers) -> None:
-    """The last look stays and is said to be stale; keys still work; it goes on when the server is there again."""
+    """The last snapshot stays and is marked STALE; keys work; it continues after the server is back."""
     server = servers.get(18)
     with closing(server.connect()) as conn:
         conn.execute("SELECT pg_create_physical_replication_slot('outlives_it')")
@@ -796,7 +796,7 @@ def test_a_restart_while_it_watches(rdsrepl: Program, servers: Servers) -> None:
 
 
 def test_a_server_that_hangs_does_not_hang_the_screen(rdsrepl: Program, db15: Database) -> None:
-    """Keys work while a look waits, and leaving does not wait for it."""
+    """Keys work during a poll that hangs, and q does not wait for it."""
     with on_terminal(rdsrepl, "slot", "watch", "--interval", "500ms", dsn=db15.dsn) as terminal:
         terminal.shows("updated 0s ago")
         pid = db15.value(
@@ -814,7 +814,7 @@ def test_a_server_that_hangs_does_not_hang_the_screen(rdsrepl: Program, db15: Da
 
 
 def test_stopped_and_continued_by_a_shell(rdsrepl: Program, db15: Database) -> None:
-    """Ctrl-Z gives the terminal to the shell as it was, ``fg`` takes it again."""
+    """Ctrl-Z restores the terminal for the shell; ``fg`` shows the screen again."""
     env = {name: value for name, value in rdsrepl.env.items() if name != "COLUMNS"}
     shell = OnTerminal(["bash", "--norc", "-i"], {**env, "PS1": "> "})
     try:

@@ -1,4 +1,4 @@
-"""What slots hold back and when something breaks: the model, what earlier looks saw, and a forecast against truth."""
+"""The assessment of slots: retained WAL, rates and forecasts; one test compares a forecast with a real server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ END = wal().lsn
 
 
 def at(lsn: int, name: str = "s", **other: Any) -> Slot:
-    """Return a slot that stands somewhere."""
+    """Return a slot at a position."""
     return slot(
         name, restart_lsn=Lsn(lsn), confirmed_flush_lsn=Lsn(lsn), retained_bytes=END - lsn, lag_bytes=END - lsn, **other
     )
@@ -57,7 +57,7 @@ def only(found: Retention) -> assessment.SlotRetention:
     return one
 
 
-# What is freed.
+# WAL that a drop frees.
 
 
 positions = st.lists(st.integers(1, END), min_size=1, max_size=8)
@@ -86,7 +86,7 @@ def test_the_slot_that_holds_the_same_wal_is_named() -> None:
     assert assessment.freed_by_dropping(["lost"], [slot("lost", restart_lsn=None)], wal()) == (0, None)
 
 
-# When something breaks.
+# Forecasts.
 
 
 def breaks(found: Retention, what: str) -> forecast.Forecast | None:
@@ -261,7 +261,7 @@ def test_the_recent_past_in_steps() -> None:
     assert assessment.retained_history([], "s", points=3, seconds=9) == ()
 
 
-# What earlier looks saw.
+# The history.
 
 
 @pytest.fixture
@@ -324,12 +324,12 @@ def test_where_nothing_can_be_written_nothing_is(state: Path) -> None:
     assert not slot_history.record("one", looked(1, [], wal_lsn=END)) and slot_history.history("one") == ()
 
 
-# A forecast against truth.
+# A forecast on a real server.
 
 
 @pytest.mark.timeout(150)
 def test_the_time_of_invalidation_comes_as_foretold(state: Path, tmp_path: Path) -> None:
-    """A steady load: what is foretold from the first seconds is within a fifth of what happens."""
+    """With a constant load, the forecast of the first seconds is accurate to 20 percent."""
     server = start(tmp_path / "pg", 18, max_slot_wal_keep_size="160MB", max_wal_size="32MB", min_wal_size="32MB")
     rest = threading.Event()
     try:
@@ -338,7 +338,7 @@ def test_the_time_of_invalidation_comes_as_foretold(state: Path, tmp_path: Path)
             conn.execute("SELECT pg_create_logical_replication_slot('doomed', 'pgoutput')")
 
         def load() -> None:
-            """Write 10 MB a second, by the clock."""
+            """Write 10 MB a second."""
             began, written = time.monotonic(), 0
             with closing(psycopg.connect(dsn, autocommit=True)) as conn:
                 while not rest.is_set():

@@ -1,4 +1,4 @@
-"""Nothing false is reported: what slots hold, what is not known, and what monitoring reads of a failure."""
+"""``slot lag``, ``check`` and ``watch`` report no false value: retained WAL, unknown values, failures."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_idle_timeout_is_foretold(place: Place) -> None:
 
 def test_the_idle_timeout_spares_what_the_server_spares_and_alarms_no_moments_absence() -> None:
     here = a_wal(idle_timeout_seconds=20 * 86400)
-    (one,) = assessment.assess(here, [slot()]).holdings  # idle for 10 of the 20 days
+    (one,) = assessment.assess(here, [slot()]).holdings  # idle for 10 of 20 days
     assert [item.seconds for item in one.breaks] == [10 * 86400.0]
     soon = a_wal(idle_timeout_seconds=10 * 86400 + 1800)
     (one,) = assessment.assess(soon, [slot()]).holdings
@@ -183,7 +183,7 @@ def test_every_failure_of_the_plugin_is_unknown(rdsrepl: Program, words: tuple[s
 
 
 def test_an_encoding_without_the_characters_ends_no_command(place: Place) -> None:
-    """Monitoring agents and cron jobs often run in another locale than a UTF-8 one."""
+    """Monitoring agents and cron jobs often run without a UTF-8 locale."""
     env = {**place.rdsrepl.env, "PYTHONIOENCODING": "ascii"}
     words = [*place.rdsrepl.command, "--dsn", place.dsn]
 

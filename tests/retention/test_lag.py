@@ -1,4 +1,4 @@
-"""``slot lag`` and ``slot check``: what is shown, what is found, and how monitoring reads it."""
+"""``slot lag`` and ``slot check``: their output, their findings, and the formats for monitoring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``slot prune`` on real servers: what goes, what stays, races, crashes, and what the audit file says of it."""
+"""``slot prune`` on real servers: dropped and kept slots, races, crashes, and the audit file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 class Place:
-    """A server of one test's own, and the program on it: whatever a test prunes, no other test's slots are there."""
+    """A server that only one test uses at a time, and the program on it: no other test has slots on it."""
 
     def __init__(self, server: PostgresServer, rdsrepl: Program) -> None:
         self.server = server
@@ -97,7 +97,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def place(shared_server: PostgresServer, rdsrepl: Program, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """A place without slots, where a moment of idleness is enough and old slots can be made."""
+    """A server without slots, with a minimum idle time of 0 s."""
     monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     made = Place(shared_server, rdsrepl)
@@ -110,8 +110,8 @@ def is_new(place: Place) -> bool:
     return place.server.binaries.major >= 17
 
 
-def settle_down(place: Place) -> tuple[str, ...]:
-    """Let the slots be idle for a moment, and return the options that ask for it and, before 17, prove it."""
+def wait_until_idle(place: Place) -> tuple[str, ...]:
+    """Wait until the slots are idle for 200 ms; return the options that require this and, before 17, prove it."""
     if not is_new(place):
         return ("--inactive-for", "200ms", "--observe", "200ms")
     time.sleep(0.25)
@@ -123,7 +123,7 @@ def test_what_is_idle_goes_and_is_written_down(place: Place) -> None:
     place.run(
         "CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 500)"
     )
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     done = place.prune("--slot", "old*", "--all", "--confirm", "2 slots", *idle)
     assert done.code == 0, done.err
     assert place.names() == set()
@@ -155,7 +155,7 @@ def test_what_a_review_gets(place: Place) -> None:
     place.make("old", "debezium_orders", "prod_a")
     config = place.rdsrepl.home / "config.yaml"
     config.write_text("protect: ['prod_*']\n")
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     done = place.prune(*idle, "--dry-run", "-o", "json", env={"RDSREPL_CONFIG": str(config)})
     assert done.code == 0 and place.names() == {"old", "debezium_orders", "prod_a"}
     (candidate,) = done.json["candidates"]
@@ -178,7 +178,7 @@ def test_protection_and_its_exception(place: Place) -> None:
     config = place.rdsrepl.home / "config.yaml"
     config.write_text("protect: ['prod_*']\n")
     env = {"RDSREPL_CONFIG": str(config)}
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     refused = place.rdsrepl("slot", "drop", "prod_a", "--yes", dsn=place.dsn, env=env)
     assert refused.code == 4 and "is protected (prod_*" in refused.err and "--unprotect prod_a" in refused.err
     kept = place.prune("--slot", "prod_a", *idle, "--yes", env=env)
@@ -189,7 +189,7 @@ def test_protection_and_its_exception(place: Place) -> None:
 
 def test_nobody_says_yes(place: Place) -> None:
     place.make("old")
-    refused = place.prune("--slot", "old", *settle_down(place))
+    refused = place.prune("--slot", "old", *wait_until_idle(place))
     assert refused.code == 4 and place.names() == {"old"}
     assert not (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").exists()
 
@@ -227,9 +227,9 @@ def test_less_than_a_failover_takes_proves_nothing(place: Place, monkeypatch: py
 
 def test_the_wrong_words_are_no_confirmation(place: Place) -> None:
     place.make("a", "b")
-    done = place.prune("--slot", "*", "--all", "--confirm", "3 slots", *settle_down(place))
+    done = place.prune("--slot", "*", "--all", "--confirm", "3 slots", *wait_until_idle(place))
     assert done.code == 4 and "names 3 slots, not 2 slots" in done.err and place.names() == {"a", "b"}
-    silent = place.prune("--slot", "*", "--all", "--yes", *settle_down(place))
+    silent = place.prune("--slot", "*", "--all", "--yes", *wait_until_idle(place))
     assert silent.code == 4 and "--confirm 2 slots" in silent.err and place.names() == {"a", "b"}
 
 
@@ -248,7 +248,7 @@ def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place
     first = place.prune("--slot", "old", "--yes")
     assert first.code == 4 and "idle time unknown" in first.err and place.names() == {"old"}
     short = place.prune("--slot", "old", "--inactive-for", "1h", "--observe", "1s", "--yes")
-    assert "1h00m required" in short.err and place.names() == {"old"}, "the longer time must be proven all the same"
+    assert "1h00m required" in short.err and place.names() == {"old"}, "the longer time must be proven"
     place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
     place.run("SELECT pg_replication_slot_advance('old', pg_current_wal_lsn())")
     sampled = place.prune("--slot", "old", "--observe", "1s", "--yes")
@@ -257,11 +257,11 @@ def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place
 
 
 def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> None:
-    """It comes, fails and comes again: the slot stands still, and is in use all the same."""
+    """The consumer connects, fails and reconnects: the slot does not move, but it is in use."""
     place.run("DROP PUBLICATION IF EXISTS all_of_it", "CREATE PUBLICATION all_of_it FOR ALL TABLES")
     place.make("used")
     place.run("CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t VALUES ('a')")
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     words = ("--slot", "used", *idle, "--dry-run", "-o", "json")
     assert len(place.prune(*words).json["candidates"]) == 1
     with connection.open(place.target) as conn:
@@ -270,7 +270,7 @@ def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> Non
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('used', NULL, NULL, 'proto_version', '1', "
         "'publication_names', 'all_of_it')"
     )
-    if is_new(place):  # before, what counts is what is seen from now on (test_prune_safety.py)
+    if is_new(place):  # before 17 only samples count (test_prune_safety.py)
         words = ("--slot", "used", "--inactive-for", "60s", "--dry-run", "-o", "json")
         assert place.prune(*words).json["candidates"] == []
     with pytest.raises(errors.StalePlan):
@@ -283,7 +283,7 @@ def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
     place.run(
         "CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 500)"
     )
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     before = place.run("SELECT pg_current_wal_lsn()")[0][0]
     done = place.prune("--slot", "behind", *idle, "--advance", "--yes")
     assert done.code == 0, done.err
@@ -298,7 +298,7 @@ def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
 
 
 def test_a_backlog_goes_only_where_it_can(place: Place) -> None:
-    """A slot can be moved from its own database only; what cannot be moved is said, and counted by nobody."""
+    """A slot can only be advanced from its own database; another slot is reported and not counted."""
     place.run("CREATE DATABASE elsewhere")
     try:
         place.make("here")
@@ -306,7 +306,7 @@ def test_a_backlog_goes_only_where_it_can(place: Place) -> None:
             conn.execute("SELECT pg_create_logical_replication_slot('there', 'pgoutput')")
         place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
         before = place.run("SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'there'")
-        words = ("--slot", "*", "--all", *settle_down(place), "--advance", "--confirm", "1 slot")
+        words = ("--slot", "*", "--all", *wait_until_idle(place), "--advance", "--confirm", "1 slot")
         done = place.prune(*words)
         assert done.code == 0 and "advance 1 slot: done" in done.out, done.err
         assert "slot there belongs to database elsewhere" in done.err and "the slot is not changed" in done.err
@@ -320,7 +320,7 @@ def test_physical_slots_go_only_when_they_are_included_and_rds_own_never(place: 
         "SELECT pg_create_physical_replication_slot('standby_1', true)",
         "SELECT pg_create_physical_replication_slot('rds_eu_west_1_db_abc', true)",
     )
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     done = place.prune("--slot", "standby_1", "--slot", "rds_*", *idle, "--yes")
     assert done.code == 4 and len(place.names()) == 2 and "--include-physical" in done.err
     done = place.prune("--slot", "standby_1", "--slot", "rds_*", "--include-physical", *idle, "--yes")
@@ -335,7 +335,7 @@ def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: Pos
         "WITH (connect = false, slot_name = 'shop')"
     )
     try:
-        idle = settle_down(place)
+        idle = wait_until_idle(place)
         done = place.prune(*idle, "--subscriber", subscriber.dsn, "--yes")
         assert done.code == 0 and place.names() == {"shop"}, done.err
         assert "slot of subscription s of" in done.err and "--slot shop" in done.err
@@ -350,7 +350,7 @@ def test_a_subscription_of_the_server_itself_is_known(place: Place) -> None:
         "WITH (connect = false, slot_name = 'shop')"
     )
     try:
-        done = place.prune(*settle_down(place), "--yes")
+        done = place.prune(*wait_until_idle(place), "--yes")
         assert done.code == 0 and place.names() == {"shop"}
         assert "slot of subscription s in database postgres of this server" in done.err
     finally:
@@ -359,7 +359,7 @@ def test_a_subscription_of_the_server_itself_is_known(place: Place) -> None:
 
 def test_no_audit_no_drop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.make("old")
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     trail = place.rdsrepl.home / "state/rdsrepl/audit.jsonl"
     trail.mkdir(parents=True)
     for words in (("prune", "--slot", "old", *idle), ("drop", "old")):
@@ -389,7 +389,7 @@ def test_a_torn_line_in_the_audit_file_spoils_no_other(place: Place) -> None:
 
 
 def test_an_intent_that_is_written_in_part_is_not_written(tmp_path: Path) -> None:
-    """A disk that fills up takes a piece of a line and says nothing; a limit on the file's size does as well."""
+    """A full disk accepts a part of a line without an error, and so does a limit on the file size."""
     script = (
         "import os, resource\n"
         "from rdsrepl import errors; from rdsrepl.state import audit\n"
@@ -432,7 +432,7 @@ def consume(place: Place, name: str) -> None:
 
 @contextmanager
 def attached(place: Place, name: str) -> Iterator[None]:
-    """Hold a slot as a consumer does."""
+    """Use a slot as a consumer does."""
     info = psycopg.conninfo.conninfo_to_dict(place.dsn, replication="database")
     held = psycopg.pq.PGconn.connect(psycopg.conninfo.make_conninfo("", **info).encode())
     try:
@@ -480,7 +480,7 @@ def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place
 
 
 def test_a_consumer_that_comes_at_any_moment_keeps_its_slot(place: Place) -> None:
-    """Whoever wins: either it streams and the slot is there, or the slot is gone and it was told so."""
+    """Either the consumer streams and the slot exists, or the slot is dropped and the consumer gets an error."""
     place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
     for number in range(20):
         place.make("raced")
@@ -517,7 +517,7 @@ def test_a_consumer_that_comes_at_any_moment_keeps_its_slot(place: Place) -> Non
 
 def test_one_that_fails_hides_no_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.make("a", "b", "c")
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     real = apply.run
 
     def late(plan: Plan, target: Target, **more: Any) -> Any:
@@ -537,7 +537,7 @@ def test_one_that_fails_hides_no_other(place: Place, monkeypatch: pytest.MonkeyP
 
 def test_all_that_fail_change_nothing_and_say_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.make("a", "b")
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     real = apply.run
 
     def late(plan: Plan, target: Target, **more: Any) -> Any:
@@ -554,7 +554,7 @@ def test_all_that_fail_change_nothing_and_say_so(place: Place, monkeypatch: pyte
 
 @pytest.mark.parametrize("verb", ["drop", "advance"])
 def test_a_plan_made_before_a_restart_is_stale(place: Place, verb: str) -> None:
-    """Every slot is inactive then, and stands where it stood: its consumer is on its way back."""
+    """After a restart every slot is inactive at its position, while its consumer reconnects."""
     place.make("old")
     place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
     with connection.open(place.target) as conn:
@@ -571,7 +571,7 @@ def test_a_plan_made_before_a_restart_is_stale(place: Place, verb: str) -> None:
 
 def test_seconds_after_a_restart_no_slot_is_idle_whatever_was_seen_before(place: Place) -> None:
     place.make("away")
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     words = ("--slot", "away", "--dry-run", "-o", "json")
     assert len(place.prune(*words, *idle).json["candidates"]) == 1
     place.server.restart()
@@ -580,11 +580,11 @@ def test_seconds_after_a_restart_no_slot_is_idle_whatever_was_seen_before(place:
     assert is_new(place) or kept["idle_proof"] == "none", "no look from before the restart counts"
 
 
-# When the connection breaks, or somebody presses Ctrl-C.
+# Connection loss and Ctrl-C.
 
 
 class Trail:
-    """A recorder that keeps what it is told in a list."""
+    """A recorder that stores its calls in a list."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
@@ -597,7 +597,7 @@ class Trail:
 
 
 def slowly(name: str, seconds: float) -> Statement:
-    """A drop that takes its time before it drops."""
+    """A drop that waits before it drops the slot."""
     return Statement(
         f"drop {name}",
         sql.SQL(
@@ -612,7 +612,7 @@ def slowly(name: str, seconds: float) -> Statement:
 
 
 def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked at once, the server would say that the slot is there, and drop it a moment later."""
+    """If it were queried immediately, the server would report the slot and then drop it."""
     place.make("slow", "next")
     real = runner.execute
 
@@ -666,14 +666,14 @@ def test_ctrl_c_in_time_ends_the_statement_for_certain(place: Place) -> None:
     assert place.names() == {"slow", "next"}
 
 
-# Many.
+# Many slots.
 
 
 def test_two_hundred_slots_take_few_statements(place: Place, tmp_path: Path) -> None:
     place.run(
         "SELECT count(pg_create_logical_replication_slot('many_' || n, 'pgoutput')) FROM generate_series(1, 200) n"
     )
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
     seen: list[str] = []
     real = psycopg.Connection.execute
 
@@ -693,7 +693,7 @@ def test_two_hundred_slots_take_few_statements(place: Place, tmp_path: Path) -> 
     assert len(seen) <= (5 if is_new(place) else 30), seen
 
 
-# A crash: on a server of its own.
+# Crashes, each on its own server.
 
 
 def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path: Path) -> None:
@@ -735,7 +735,7 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
         entries = [json.loads(line) for line in trail.read_text().splitlines()]
         outcomes = {one["slot"]["slot_name"]: one["outcome"] for one in entries if one["phase"] == "outcome"}
         every = {f"s{number}" for number in range(10)}
-        # After a restart nothing tells the server from a snapshot of it: the one that was under way stays unknown.
+        # After a restart the server looks the same as a snapshot of it: the outcome of the running step is unknown.
         open_ = {name for name, how in outcomes.items() if how == "unknown"}
         assert reported_done == {name for name, how in outcomes.items() if how == "dropped"}
         assert reported_done | open_ >= every - left >= reported_done
@@ -748,7 +748,7 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
 
 
 def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new primary never had the slots: that they are not there says nothing of the one that had them."""
+    """The new primary never had the slots: their absence does not mean that they were dropped on the former one."""
     monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     writer = start(tmp_path / "writer", 15)
@@ -758,7 +758,7 @@ def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, m
         place = Place(writer, rdsrepl)
         names = [f"s{number}" for number in range(5)]
         place.make(*names)
-        idle = settle_down(place)
+        idle = wait_until_idle(place)
         first, second = (psycopg.conninfo.conninfo_to_dict(server.dsn()) for server in (writer, reader))
         both = {key: f"{first[key]},{second[key]}" for key in ("host", "port")}
         dsn = psycopg.conninfo.make_conninfo(place.dsn, **both, target_session_attrs="read-write")
@@ -824,7 +824,7 @@ def test_a_server_that_stays_away_ends_the_prune(
 def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
     version: int, rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its consumer reconnects seconds later; until then nothing is proven, however long it lay there before."""
+    """The consumer reconnects seconds later; until then the slot is not proven idle, however old it is."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     writer = start(tmp_path / "writer", version)
@@ -834,7 +834,7 @@ def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
         there, here = Place(writer, rdsrepl), Place(reader, rdsrepl)
         made = threading.Thread(target=here.make, args=("own",))
         made.start()
-        while made.is_alive():  # it waits for a snapshot of the primary
+        while made.is_alive():  # waits for a snapshot of the primary
             there.run("SELECT pg_log_standby_snapshot()")
             made.join(0.1)
         if version >= 17:
@@ -853,7 +853,7 @@ def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
         here.run("CREATE ROLE cdc LOGIN REPLICATION")
         with closing(psycopg.connect(reader.dsn(), autocommit=True)) as conn:
             conn.execute("SET ROLE cdc")
-            assert wal.promoted_at(conn, 2) is None, "without pg_monitor nobody knows"
+            assert wal.promoted_at(conn, 2) is None, "requires pg_monitor"
             conn.execute("RESET ROLE")
             promoted = wal.promoted_at(conn, 2)
             started = conn.execute("SELECT pg_postmaster_start_time()").fetchone()
@@ -873,7 +873,7 @@ def test_a_standbys_copy_is_never_dropped_and_a_promotion_proves_nothing(rdsrepl
         there.run("SELECT pg_create_logical_replication_slot('synced', 'pgoutput', false, false, true)")
 
         def is_synced() -> bool:
-            # A copy stays only once its primary's slot has moved after the synchronisation began.
+            # A synchronized slot stays only after the slot on the primary has moved.
             there.run(
                 "SELECT pg_logical_emit_message(true, 'x', 'y')",
                 "SELECT pg_log_standby_snapshot()",

@@ -1,4 +1,4 @@
-"""Which slots may be dropped: the rules, as such."""
+"""The rules of ``slot prune`` on data."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_only_what_holds_more() -> None:
     assert "too_small" in rules(decide(slot(retained_bytes=None), Criteria(retaining_over_bytes=0)))
 
 
-# Proof before 17.
+# Proof of idleness before 17.
 
 
 OLD = wal(version=15)
@@ -225,7 +225,7 @@ LONG_UP = wal(started_at=NOW - timedelta(days=30), timeline=2)
 def test_what_the_server_says_counts_from_its_promotion(
     history: tuple[Observation, ...], promoted_minutes: int | None, idle_minutes: int, counted_from: str
 ) -> None:
-    """A promoted standby has not been restarted, and may have slots whose time is older than its promotion."""
+    """A promoted standby is not restarted, and can have slots with an inactive_since before its promotion."""
     promoted = None if promoted_minutes is None else NOW - timedelta(minutes=promoted_minutes)
     found = idleness.assess_idleness(slot(), history, LONG_UP, promoted_at=promoted)
     assert found.seconds == idle_minutes * 60 and found.proof == "server"
@@ -275,18 +275,18 @@ def test_a_slot_is_its_last_consumers_whatever_its_name(application: str, who: s
 
 
 def test_how_long_to_watch() -> None:
-    def verdicts(*slots: Slot, here: Wal = OLD) -> list[PruneDecision]:
+    def decisions(*slots: Slot, here: Wal = OLD) -> list[PruneDecision]:
         history = (seen(NOW - timedelta(minutes=20)),)
         return [decide(one, Criteria(idle_seconds=1800.0), here=here, history=history) for one in slots]
 
-    assert prune_rules.missing_sample_seconds(verdicts(STILL), 15, 1800.0) == 1800, (
+    assert prune_rules.missing_sample_seconds(decisions(STILL), 15, 1800.0) == 1800, (
         "what was seen before counts for nothing"
     )
-    assert prune_rules.missing_sample_seconds(verdicts(STILL, slot("new", inactive_since=None)), 15, 1800.0) == 1800
-    assert prune_rules.missing_sample_seconds(verdicts(replace(STILL, **ACTIVE)), 15, 1800.0) == 0, (
+    assert prune_rules.missing_sample_seconds(decisions(STILL, slot("new", inactive_since=None)), 15, 1800.0) == 1800
+    assert prune_rules.missing_sample_seconds(decisions(replace(STILL, **ACTIVE)), 15, 1800.0) == 0, (
         "watching would not help it"
     )
-    assert prune_rules.missing_sample_seconds(verdicts(slot(inactive_since=NOW), here=wal()), 18, 1800.0) == 0
+    assert prune_rules.missing_sample_seconds(decisions(slot(inactive_since=NOW), here=wal()), 18, 1800.0) == 0
 
 
 def test_the_last_consumer_is_who_held_it_when_it_was_last_seen_active() -> None:

@@ -1,4 +1,4 @@
-"""A slot in use is never dropped, and no drop is reported that did not happen: what an attack on prune found."""
+"""``slot prune`` never drops a slot in use, and never reports a drop that did not happen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.fixtures.builders import NOW, slot
 from tests.fixtures.builders import wal as a_wal
 from tests.fixtures.postgres import find_binaries
 from tests.fixtures.program import Program
-from tests.retention.test_prune import Place, attached, is_new, settle_down, silent, start
+from tests.retention.test_prune import Place, attached, is_new, silent, start, wait_until_idle
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -55,7 +55,7 @@ def place(shared_server: PostgresServer, rdsrepl: Program, monkeypatch: pytest.M
 
 
 def read_part_of_a_large_transaction(place: Place, name: str) -> None:
-    """Begin to decode a transaction that does not fit into memory, and die before its end; nothing is confirmed."""
+    """Decode a part of a transaction that does not fit into memory, then disconnect without a confirmation."""
     place.run(
         "CREATE TABLE IF NOT EXISTS large (x text)",
         "DROP PUBLICATION IF EXISTS large",
@@ -79,11 +79,11 @@ def until(place: Place, condition: str) -> None:
         time.sleep(0.02)
 
 
-# Before 17 only an unbroken row of samples proves that a slot is idle.
+# Before 17 only uninterrupted samples prove that a slot is idle.
 
 
 def test_the_row_of_samples_breaks_at_whatever_somebody_does(place: Place) -> None:
-    """Each of these left ``total_bytes`` and the positions as they were, at the first look and at the last."""
+    """None of these changes ``total_bytes`` or the positions between the first and the last sample."""
     place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
 
     def attach(name: str, watch: Callable[[], None]) -> None:
@@ -125,7 +125,7 @@ def test_the_row_of_samples_breaks_at_whatever_somebody_does(place: Place) -> No
             way(name, sample)
             for _ in range(2):
                 sample()
-            # The first sample after it begins a row of its own.
+            # The sampling starts again with the next sample.
             assert seen.idle_slots[name].seconds == 0.25 and seen.idle_slots[name].samples == 2, name
             assert seen.idle_slots["idle"].seconds >= 1.25 and seen.interruptions == [], name
 
@@ -151,7 +151,7 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server_state, "read", late)
-        done = place.prune("--slot", "used", *settle_down(place), "--yes")
+        done = place.prune("--slot", "used", *wait_until_idle(place), "--yes")
     assert done.code == 4 and place.names() == {"used"}, done.err
     assert "slot used cannot be pruned" in done.err and "0.2s required" in done.err.replace("200ms", "0.2s")
 
@@ -160,9 +160,9 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
 def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
     place: Place, monkeypatch: pytest.MonkeyPatch, arrives: bool
 ) -> None:
-    """A consumer that comes and goes before the answer, and reads nothing, leaves no trace in any column."""
+    """A consumer that connects before the confirmation and reads nothing changes no column."""
     if is_new(place):
-        return  # the server says since when a slot is inactive, and the statement compares that
+        return  # the statement compares inactive_since
     place.make("used")
     place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
     seen = threading.Event()
@@ -176,7 +176,7 @@ def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
     def answer(_: str) -> bool:
         if arrives:
             with attached(place, "used"):
-                assert seen.wait(20), "no sample was taken while somebody was asked"
+                assert seen.wait(20), "no sample was taken during the prompt"
             until(place, "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'used'")
         return True
 
@@ -185,7 +185,7 @@ def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
     monkeypatch.setattr(confirm, "prompt_yes", answer)
     monkeypatch.setattr(server_state, "MAX_GAP_SECONDS", 20.0)
     monkeypatch.setattr(server_state, "CLOCK_STEP_SECONDS", 20.0)
-    done = place.prune("--slot", "used", *settle_down(place))
+    done = place.prune("--slot", "used", *wait_until_idle(place))
     if arrives:
         assert done.code == 4 and "since the plan was shown, it was used" in done.err, done.err
         assert place.names() == {"used"}
@@ -239,7 +239,7 @@ def test_a_gap_a_jump_and_another_server_break_every_row(
     assert len(seen.interruptions) == bool(why) and (why or "") in "".join(seen.interruptions)
 
 
-# The statement carries its own proof.
+# The statement checks the slot again.
 
 
 def plan(place: Place, name: str, verb: str = "drop") -> apply.Plan:
@@ -281,13 +281,13 @@ def test_the_statement_refuses_what_was_read_in_part_or_reset_or_replaced_by_a_c
     assert place.names() == set()
 
 
-# Another server that answers.
+# Another server at the same address.
 
 
 def test_a_copy_of_the_server_says_nothing_of_the_first_one(
     rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A restored snapshot: the same identifier, the same timeline, 1; it was asked whether the slot is gone."""
+    """A restored snapshot has the same identifier and timeline: the absence of a slot on it proves nothing."""
     monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     first = start(tmp_path / "first", 18)
@@ -307,7 +307,7 @@ def test_a_copy_of_the_server_says_nothing_of_the_first_one(
         )
         copy.run("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
 
-        # Looks at one are not looks at the other: 300 MB of WAL more, minutes later, are no rate.
+        # Samples of one server are not samples of the other: 300 MB more WAL, minutes later, give no rate.
         origin = rdsrepl("slot", "lag", "-o", "json", dsn=place.dsn).json
         copy.run("SELECT count(pg_logical_emit_message(true, 'x', repeat('y', 1000000))) FROM generate_series(1, 20)")
         time.sleep(1.05)
@@ -352,10 +352,10 @@ def test_a_copy_of_the_server_says_nothing_of_the_first_one(
 
 
 def test_clocks_that_differ_prove_nothing_and_that_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's clock went two hours ahead, and a slot that was left 2 s ago was dropped."""
+    """The server's clock was set two hours ahead: a slot that became inactive 2 s ago must not be dropped."""
     place.make("left")
     time.sleep(0.3)
-    words = ("--slot", "left", *(("--inactive-for", "200ms") if is_new(place) else settle_down(place)))
+    words = ("--slot", "left", *(("--inactive-for", "200ms") if is_new(place) else wait_until_idle(place)))
     real = wal._now
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wal, "_now", lambda: real() - timedelta(hours=2, seconds=30))
@@ -364,7 +364,7 @@ def test_clocks_that_differ_prove_nothing_and_that_is_said(place: Place, monkeyp
         assert "the server's clock is 2h00m ahead of this machine's" in done.err
         for noun in ("lag", "check"):
             assert "2h00m ahead" in place.rdsrepl("slot", noun, dsn=place.dsn).err
-        # By this machine's monotonic clock it can be proven all the same.
+        # Samples by this machine's monotonic clock still prove it.
         sampled = place.prune(*words[:4], "--observe", "200ms", "--dry-run", "-o", "json").json
         assert [one["idle_proof"] for one in sampled["candidates"]] == ["observed"]
     back = place.prune("--slot", "left", "--inactive-for", "60s", "--dry-run")
@@ -379,7 +379,7 @@ def test_no_claim_reaches_behind_a_clock_that_was_set() -> None:
     def at(moment: datetime, skew: float) -> Observation:
         return Observation(moment, lsn=Lsn(9 << 30), next_xid=900, slots=(still,), clock_skew_seconds=skew, **mine)  # type: ignore[arg-type]
 
-    # It stood two hours behind when the slot was left, and was put right 20 minutes ago.
+    # The clock was two hours behind when the slot became inactive, and was corrected 20 minutes ago.
     history = (at(NOW - 3 * hours, -7200.0), at(NOW - hours / 3, 0.0), at(NOW - hours / 6, 0.0))
     for one in (slot(inactive_since=NOW - 2 * hours), slot(inactive_since=None)):
         found = idleness.assess_idleness(one, history, a_wal())
@@ -417,10 +417,10 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
         assert f"{NOW + timedelta(minutes=minute):%H:%M:%S}" in (prune_rules.last_consumer(name, kept) or "")
         late = slot(name, inactive_since=NOW)
         assert idleness.assess_idleness(late, kept, here).seconds == (300 - minute) * 60
-        # Before 17: the row of looks ends there, whatever of it was thinned out.
+        # Before 17 the idle time begins at that sample, also if samples were thinned out.
         old = slot(name, inactive_since=None, restart_lsn=Lsn(4096), confirmed_flush_lsn=Lsn(4096))
         assert 0 < idleness.assess_idleness(old, kept, here).seconds < (300 - minute) * 60
-    # All of them come and go at every look: then each slot's last use stays, and the size is bounded all the same.
+    # All slots change in every sample: the last use of each slot is kept, and the size is still bounded.
     for minute in range(300, 600):
         slot_history.record("one", look(minute, set(names) if minute % 2 and minute < 400 else set()))
     assert slot_history.history_file("one").stat().st_size <= 100_000
@@ -455,7 +455,7 @@ def test_a_cluster_is_protected_whichever_option_names_it(tmp_path: Path, monkey
     assert drop_audit.protected_patterns(config.resolve(dsn="dbname=x", target=None)) == ("everywhere",)
 
 
-# What is given up for ever is written down, and what is named is not passed over.
+# An advance is written to the audit file, and a named slot is never skipped silently.
 
 
 def test_an_advance_is_written_down_as_a_drop_is(place: Place) -> None:
@@ -486,7 +486,7 @@ def test_what_is_named_and_may_not_go_ends_with_4(place: Place) -> None:
         "    dbname: postgres\n    protect: ['prod_*']\n  bare:\n    dsn: '" + place.dsn + "'\n"
     )
     env = {"RDSREPL_CONFIG": str(config)}
-    idle = settle_down(place)
+    idle = wait_until_idle(place)
 
     def prune(*words: str) -> Any:
         return place.rdsrepl("-t", "here", "slot", "prune", *idle, *words, env=env)
@@ -515,8 +515,8 @@ def test_a_promotion_bounds_lag_and_check_as_it_does_prune() -> None:
     found = assessment.assess(here, [one], promoted_at=NOW - timedelta(minutes=5))
     (holding,) = found.holdings
     assert holding.inactive_seconds == 300 and "inactive" not in {reason.measure for reason in holding.reasons}
-    (verdict,) = prune_rules.evaluate(found, [one], (), prune_rules.Criteria())
-    assert verdict.idleness is holding.idleness and {each.rule for each in verdict.blockers} == {"not_idle"}
+    (decision,) = prune_rules.evaluate(found, [one], (), prune_rules.Criteria())
+    assert decision.idleness is holding.idleness and {each.rule for each in decision.blockers} == {"not_idle"}
 
 
 def test_an_entry_of_the_audit_file_is_json(place: Place) -> None:

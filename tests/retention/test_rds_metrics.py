@@ -1,4 +1,4 @@
-"""What AWS knows around the slots: storage, WAL, and metrics of ours that CloudWatch takes."""
+"""The metrics of RDS: storage and WAL from CloudWatch, and the metrics that ``slot check`` publishes."""
 
 from __future__ import annotations
 

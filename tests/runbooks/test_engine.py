@@ -1,4 +1,4 @@
-"""The engine behind runbooks: what a page may say, what a run does, and how it goes on after it stopped."""
+"""Runbooks: the format of a page, a run, and how a stopped run is resumed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ variables:
   slot: {help: the slot, type: slot}
   other: {help: any words, default: ""}
 ---
-# A page
+# Pages.
 
 ## Checks first
 
@@ -109,7 +109,7 @@ def ended(done: Result) -> dict[str, str]:
     return {line["step"]: line["status"] for line in done.lines}
 
 
-# What a page may say.
+# The format of a page.
 
 
 def replaced(old: str, new: str) -> str:
@@ -181,7 +181,7 @@ def test_a_value_is_never_more_than_one_word(value: str) -> None:
     assert commands.substitute(words, {"SLOT": value}) == (
         "rdsrepl", "slot", "show", value, "a b", "--to", f"kinesis:{value}", "$x", "c d",
     )  # fmt: skip
-    # And what is shown is read by a shell as what runs.
+    # A shell parses the shown command as the command that runs.
     assert shlex.split(commands.substitute_text('x "$SLOT"', {"SLOT": value})) == ["x", value]
 
 
@@ -221,7 +221,7 @@ def test_every_page_says_of_each_command_what_it_is(name: str) -> None:
         words = [part for word in step.command for part in word[:1] if len(word) == 1 and isinstance(part, str)]
         words = [word for word in words if not word.startswith("-")]
         command = COMMANDS.get(" ".join(words[:2])) or COMMANDS[words[0]]
-        # A change is shown before it is made; what only looks has no plan.
+        # A change has a plan; a check has none.
         assert isinstance(command, WriteCommand) == (step.kind is StepKind.change), step.name
 
 
@@ -243,7 +243,7 @@ def test_the_ten_are_there(rdsrepl: Program) -> None:
     assert document["go_back"]
 
 
-# What is wrong before anything runs.
+# Errors before the first step.
 
 
 @pytest.mark.parametrize(
@@ -359,10 +359,10 @@ def test_a_step_that_fails_after_a_change_and_the_way_on(
         "--resume (add --from STEP",
     ):
         assert said in stopped.err
-    # It is not forgotten when somebody begins anew, and not confused with another place.
+    # A new run mentions it; a run on another target does not.
     noted = rdsrepl("runbook", "run", path, "--yes", "--var", f"slot={name}", dsn=db18.dsn)
     assert "stopped at needs-another; to resume it:" in noted.err
-    # The slot is there already: nothing is changed, and nothing to drop is listed.
+    # The slot exists: nothing is changed, and Go back lists no drop.
     assert noted.code == 1 and "nothing was changed" in noted.err and "Go back:" not in noted.err
     elsewhere = rdsrepl(*words, "--resume", dsn=f"{db18.dsn} application_name=x")
     assert elsewhere.code == 3 and "it has no earlier run on this target" in elsewhere.err
@@ -382,7 +382,7 @@ def test_a_run_is_not_resumed_on_another_page(rdsrepl: Program, db18: Database, 
     assert rdsrepl("runbook", "run", write(NEED), "--var", f"slot={name}", "--yes", dsn=db18.dsn).code == 1
     changed = rdsrepl("runbook", "run", write(MAKE, NEED), "--resume", "--yes", dsn=db18.dsn)
     assert changed.code == 4 and "its page has changed" in changed.err
-    # A step that is named is gone on at, with the variables of the run before.
+    # --from resumes at a step, with the variables of the earlier run.
     named = rdsrepl("runbook", "run", write(MAKE, NEED), "--resume", "--from", "2", "--yes", "-o", "json", dsn=db18.dsn)
     assert ended(named) == {"make-it": "done", "needs-another": "failed"} and named.code == 6
     assert [line["made"] for line in named.lines] == [[f"create logical replication slot {name} (pgoutput)"], []]
@@ -407,7 +407,7 @@ def test_steps_for_other_places_and_by_hand_are_passed_over_and_said(
         MAKE,
     )
     words = ("runbook", "run", path, "--var", f"slot={name}", "--yes")
-    # What only a person can do is not passed over without a word: nothing runs.
+    # A manual step is not skipped implicitly: nothing runs.
     refused = rdsrepl(*words, "-o", "json", dsn=db18.dsn)
     assert refused.code == 4 and refused.out == "" and journals(rdsrepl) == []
     assert "the manual steps: 4. By hand; nothing was run" in refused.error["message"]
@@ -437,7 +437,7 @@ def test_a_step_that_names_its_own_target_goes_there(
     path = write(show.replace("{at}", ""), show.replace("{at}", "-t there ").replace("Where", "There"), NEED)
     done = rdsrepl("runbook", "run", path, "--var", "slot=x", "--yes", "-o", "json")
     assert [line["output"] for line in done.lines[1:3]] == [f"{db18.name}\n", f"{other.name}\n"]
-    # The current target is named, so that the run stays where it began.
+    # The current target is named, so that it does not change during the run.
     assert done.lines[0]["command"] == "rdsrepl --target here slot list"
     assert done.lines[2]["command"].startswith("rdsrepl -t there psql")
 
@@ -450,7 +450,7 @@ def test_a_person_sees_the_plan_and_says_yes_skip_or_quit(
     by_hand = '\n### {n}. By hand\n\n```sh manual\nask "$SLOT"\n```\n'
     path = write(MAKE, second, by_hand, third)
     person = Terminal(rdsrepl, "--dsn", db18.dsn, "runbook", "run", path, "--var", f"slot={name}")
-    person.wait_for("Step 1 of 6: Look")  # a check is not asked for
+    person.wait_for("Step 1 of 6: Look")  # a check runs without a prompt
     person.wait_for(f"Plan: create replication slot {name}\n")
     person.wait_for("Run it? [y = yes, s = skip, q = quit]")
     person.type("what?")
@@ -496,7 +496,7 @@ def test_a_run_that_is_interrupted_says_where_it_was(
     asleep = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = '{db18.name}'"
     wait_until(lambda: db18.value(asleep) == 1, "the step runs")
     if sent == signal.SIGTERM:
-        process.send_signal(sent)  # as a service manager does: the step's own process hears of it from us
+        process.send_signal(sent)  # as a service manager does: the program forwards it to the process of the step
     else:
         os.killpg(process.pid, sent)
     _, err = process.communicate(timeout=30)

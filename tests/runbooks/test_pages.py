@@ -1,4 +1,4 @@
-"""Every runbook of docs/runbooks run from its page, on the sandbox; and the engine that runs them."""
+"""Run every runbook of docs/runbooks on the sandbox."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(300)
 
 NEW = ("--engine-version", "16", "--dbname", "app", "--yes")
 IDLE = "60s"
-# What a person does on each page, and the tests do otherwise or not at all.
+# The manual steps of each page, which the tests do in another way or skip.
 MANUAL = {
     "abandoned-slot": ("find-its-owner",),
     "consumer-fell-behind": ("fix-the-consumer",),
@@ -42,7 +42,7 @@ def skips(name: str) -> list[str]:
 
 
 def runbook(cloud: Cloud, name: str, *words: str, code: int = 0) -> list[Any]:
-    """Run a page to its end; return each step as it went."""
+    """Run a page to its end; return the result of each step."""
     done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json")
     assert done.code == code, "\n".join((*done.out.splitlines()[-1:], *done.err.splitlines()[-1:]))
     return done.lines
@@ -80,7 +80,7 @@ def cluster(running_cloud: Cloud) -> Iterator[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def abandoned(running_cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
-    """The runbook of an abandoned slot, on Aurora, under way: to prove that a slot is idle takes a minute."""
+    """A running runbook for an abandoned slot, on Aurora: to prove that a slot is idle takes a minute."""
     cloud, name = running_cloud, "idle-books"
     ok(
         cloud(
@@ -124,7 +124,7 @@ def abandoned(running_cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def slot(cloud: Cloud, cluster: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A slot of the test's own."""
+    """A slot that only this test uses."""
     name = request.node.name.removeprefix("test_")[:60]
     ok(cloud("slot", "create", name, "--cluster", cluster, "--yes"))
     yield name
@@ -174,8 +174,8 @@ def test_disk_is_filling(cloud: Cloud, cluster: str, slot: str) -> None:
     assert status(looked)["drop-the-slot"] == "passed_over"
     assert slot in looked[1]["output"]
     words = ("--var", f"slot={slot}", "--var", "group=books-logical", "--var", "keep_mb=4096")
-    mended = status(runbook(cloud, "disk-is-filling", "--cluster", cluster, *words, "--from", "drop-the-slot"))
-    assert mended["drop-the-slot"] == mended["limit-what-a-slot-may-hold"] == "done"
+    completed = status(runbook(cloud, "disk-is-filling", "--cluster", cluster, *words, "--from", "drop-the-slot"))
+    assert completed["drop-the-slot"] == completed["limit-what-a-slot-may-hold"] == "done"
     assert sql(cloud, cluster, "SHOW max_slot_wal_keep_size") == "4GB\n"
 
 
@@ -200,7 +200,7 @@ def test_planned_failover(cloud: Cloud, cluster: str, slot: str) -> None:
 def test_unplanned_failover(cloud: Cloud, cluster: str, slot: str) -> None:
     before = writer(cloud, cluster)
     cloud._request("POST", "crash", {"instance": before})
-    settled(cloud, cluster, other_than=before)
+    wait_for_failover(cloud, cluster, other_than=before)
     words = ("--cluster", cluster, "--var", f"slot={slot}", "--var", "publication=books")
     steps = status(runbook(cloud, "unplanned-failover", *words))
     assert steps["create-the-slot-again"] == "passed_over"
@@ -214,7 +214,7 @@ def test_major_upgrade(cloud: Cloud, cluster: str, slot: str) -> None:
     steps = status(runbook(cloud, "major-upgrade", "--cluster", cluster, *words))
     assert steps["upgrade"] == "passed_over"
     assert steps["create-the-slot-again"] == "done"
-    # A slot that still holds a change is not dropped.
+    # A slot with an undelivered change is not dropped.
     sql(cloud, cluster, "INSERT INTO orders VALUES (-1, 'not delivered')")
     stopped = runbook(cloud, "major-upgrade", "--cluster", cluster, *words, code=1)
     assert stopped[-1]["step"] == "is-there-anything-left-in-the-slot"
@@ -249,7 +249,7 @@ def test_rotate_password(cloud: Cloud, cluster: str) -> None:
         assert read("AWSPREVIOUS") == first
         journals = "".join(path.read_text() for path in journal_files(cloud.program))
         assert first["password"] not in journals and second["password"] not in journals
-        # Another role's secret, and RDS's own, are left alone.
+        # The secrets of another role and of RDS are not changed.
         ok(cloud("role", "create", "other", "--no-password", "--cluster", cluster, "--yes"))
         for secret in ("books/rotated", "rds!cluster-x"):
             refused = cloud(
@@ -293,8 +293,8 @@ def writer(cloud: Cloud, cluster: str) -> str:
     return found
 
 
-def settled(cloud: Cloud, cluster: str, *, other_than: str) -> None:
-    """Wait until another member is the writer, and all are well."""
+def wait_for_failover(cloud: Cloud, cluster: str, *, other_than: str) -> None:
+    """Wait until another member is the writer, and every member is available."""
     import time
 
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""docs/walkthrough.md, run as it stands: each way from nothing to a stream, and the aws CLI's."""
+"""Run docs/walkthrough.md as written: each way to a stream, and the commands of the aws CLI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of the page: which way it belongs to, the exit code it must end with, its commands."""
+    """A fenced block of the page: its way, its expected exit code, its commands."""
 
     way: str
     code: int
@@ -77,7 +77,7 @@ def test_from_nothing_to_a_stream(cloud: Cloud, tmp_path: Path, way: str) -> Non
     elephant, slot = {"id": 1, "item": "elephant"}, {"id": 2, "item": "slot"}
     streamed = rows(tmp_path / "changes.jsonl")
     if way == "multi-az":
-        # At least once: what was confirmed just before a failover may come again.
+        # At least once: changes that were confirmed just before a failover can be repeated.
         assert [row for number, row in enumerate(streamed) if row not in streamed[:number]] == [elephant, slot]
     else:
         assert streamed == [elephant]
@@ -122,7 +122,7 @@ def test_the_aws_cli_does_the_same_and_sees_the_same(cloud: Cloud, tmp_path: Pat
 
 
 def available(cloud: Cloud, other_than: str | None = None) -> Any:
-    """Wait until the cluster is available, under another writer; return what ``cluster show`` says."""
+    """Wait until the cluster is available with another writer; return the output of ``cluster show``."""
     deadline = time.monotonic() + 90
     while True:
         shown = cloud("cluster", "show", "orders", "-o", "json")
