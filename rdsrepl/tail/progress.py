@@ -43,7 +43,7 @@ class Summary:
 
 
 class Observer(Protocol):
-    """Receives what the tail reports; nothing of it goes to stdout."""
+    """Receives what the tail reports; it must not write to stdout."""
 
     def note(self, text: str) -> None:
         """Report an event."""

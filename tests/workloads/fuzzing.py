@@ -52,7 +52,7 @@ class Recorded:
 
     Attributes:
         name: the plugin and the format.
-        make: assembles the pipeline anew.
+        make: assembles a new pipeline.
         messages: XLogData messages, with their headers.
         ends: where its transactions end.
     """
