@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring as quote
-from typing import ClassVar, Final
+from typing import Final
 
 from rdsrepl import __version__
 from rdsrepl.tail.formats.base import (
-    ISO_SETTINGS,
+    ChangesOnly,
     RowImages,
     RowWriter,
     Values,
@@ -25,23 +25,20 @@ from rdsrepl.tail.formats.base import (
 from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
 from rdsrepl.tail.formats.debezium_values import DebeziumValues
-from rdsrepl.tail.formats.values import Conversion, Dialect
+from rdsrepl.tail.formats.values import Conversion
 from rdsrepl.tail.model import Relation, Transaction
 
 _NO_TABLE: Final = '""'
 _NO_TYPMOD: Final = -1
 
 
-class DebeziumFormat:
+class DebeziumFormat(ChangesOnly):
     """Writes Debezium's events.
 
     ``source`` has three members more than Debezium's: ``timeline``, ``commit_lsn`` and ``seq``, which identify the
     event (``model.Transaction``). Its ``seq`` is twice the change's number, so that the delete of an update of the key
     has its own number: the odd one before its create's.
     """
-
-    dialect: ClassVar[Dialect] = "json"
-    settings: ClassVar[Mapping[str, str]] = ISO_SETTINGS
 
     def __init__(self, catalog: Catalog, *, database: str, name: str, options: DebeziumOptions | None = None) -> None:
         """Create the format.
@@ -52,8 +49,8 @@ class DebeziumFormat:
             name: ``source.name``, Debezium's ``topic.prefix``; the slot's name.
             options: how keys and values are written; None is Debezium's defaults.
         """
+        super().__init__(catalog)
         self.options = options or DebeziumOptions()
-        self._catalog = catalog
         self._values = DebeziumValues(catalog, self.options)
         self._head = f'"source":{{"version":"{__version__}","connector":"postgresql","name":{quote(name)},"ts_ms":'
         self._database = f',"snapshot":"false","db":{quote(database)},"sequence":"[\\"'
@@ -76,14 +73,6 @@ class DebeziumFormat:
         placeholders = tuple(self._values.placeholder(column.type_oid) for column in relation.columns)
         events = _EventWriter(self, images, placeholders)
         return KeyUpdateWriter(events, images.key_columns, len(relation.columns))
-
-    def begin(self, tx: Transaction) -> str:  # noqa: ARG002
-        """Write nothing, like Debezium by default."""
-        return ""
-
-    def commit(self, tx: Transaction) -> str:  # noqa: ARG002
-        """Write nothing."""
-        return ""
 
     def truncate(
         self,

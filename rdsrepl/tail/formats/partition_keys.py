@@ -12,7 +12,7 @@ from json.encoder import encode_basestring as quote
 from typing import Final
 
 from rdsrepl.errors import BadValue
-from rdsrepl.tail.formats.base import Format, RowWriter, Values, key_numbers, members, template
+from rdsrepl.tail.formats.base import Format, RowWriter, Values, key_numbers, members, template, with_old_values
 from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium import KeyUpdateWriter
 from rdsrepl.tail.formats.values import Conversion, Dialect
@@ -174,7 +174,7 @@ class _ByValues:
         values = new
         if old is not None and None in new:
             # An unchanged TOAST value of the key is in the old row.
-            values = tuple(b if a is None else a for a, b in zip(new, old, strict=True))
+            values = with_old_values(new, old)
         return self._keys(values) + SEPARATOR + self._inner.update(new, old, whole, lsn, tx, seq)
 
     def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
