@@ -1,4 +1,4 @@
-"""DB clusters: Multi-AZ DB clusters of RDS, and Aurora's."""
+"""DB clusters: RDS Multi-AZ DB clusters and Aurora clusters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rdsrepl.errors import NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait, require_same, version_as_requested
 from rdsrepl.text.commands import command
 
-# Describes may still show what was before.
+# Describe calls can still return the old state.
 _ATTACH_CONFIRMATIONS: Final = 3
 _FAILOVER_CONFIRMATIONS: Final = 2
 _LONGEST_NAME: Final[Mapping[ClusterTopology, int]] = {"multi_az_cluster": 52, "aurora": 63}
@@ -25,7 +25,8 @@ class Member:
     """An instance of a cluster.
 
     Attributes:
-        parameter_group_status: of the cluster's group on this member: ``in-sync``, ``pending-reboot``, …
+        parameter_group_status: the status of the cluster parameter group on this member: ``in-sync``,
+            ``pending-reboot``, …
     """
 
     instance_id: str
@@ -35,15 +36,15 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A DB cluster, as DescribeDBClusters gives it.
+    """A DB cluster, as DescribeDBClusters returns it.
 
     Attributes:
         kind: ``multi_az_cluster`` (engine postgres) or ``aurora``.
-        endpoint: the writer's host name.
+        endpoint: the host name of the writer endpoint.
         members: the writer first.
-        instance_class: of a Multi-AZ DB cluster; Aurora's members have their own.
+        instance_class: of a Multi-AZ DB cluster; each member of an Aurora cluster has its own.
         resource_id: ``cluster-…``.
-        pending_modifications: what is queued for the maintenance window, by the API's name.
+        pending_modifications: what is queued for the maintenance window, by its name in the API.
     """
 
     cluster_id: str
@@ -72,17 +73,17 @@ class Cluster:
 
     @property
     def writer(self) -> str | None:
-        """The writer's instance identifier; None while there is none."""
+        """The instance identifier of the writer; None without a writer."""
         return next((member.instance_id for member in self.members if member.is_writer), None)
 
 
 @dataclass(frozen=True, slots=True)
 class NewCluster:
-    """What ``create`` shall make; None leaves it to AWS.
+    """What ``create`` creates; None uses the AWS default.
 
     Attributes:
-        instances: of an Aurora cluster, writer included; a Multi-AZ DB cluster always has three.
-        password: the master user's; None lets RDS make one and keep it in Secrets Manager.
+        instances: how many instances an Aurora cluster has, with the writer; a Multi-AZ DB cluster always has three.
+        password: of the master user; None lets RDS generate one and store it in Secrets Manager.
     """
 
     cluster_id: str
@@ -104,12 +105,12 @@ class NewCluster:
 
     @property
     def engine(self) -> str:
-        """The engine's name in the API."""
+        """The name of the engine in the API."""
         return "aurora-postgresql" if self.kind == "aurora" else "postgres"
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The identifiers of the instances to be made for an Aurora cluster."""
+        """The identifiers of the instances of an Aurora cluster."""
         return tuple(f"{self.cluster_id}-{number}" for number in range(1, self.instances + 1))
 
 
@@ -119,16 +120,16 @@ def ls(aws: Aws) -> tuple[Cluster, ...]:
     Raises:
         Error: AWS refused.
     """
-    found = session.pages(aws, "rds", "DescribeDBClusters", "DBClusters")
-    return tuple(_cluster(row) for row in found if engines.is_postgres(row))
+    rows = session.pages(aws, "rds", "DescribeDBClusters", "DBClusters")
+    return tuple(_cluster(row) for row in rows if engines.is_postgres(row))
 
 
 def get(aws: Aws, cluster_id: str) -> Cluster:
     """Return one cluster.
 
     Raises:
-        NotFound: there is none of that name in the region.
-        Refused: it is not PostgreSQL.
+        NotFound: it does not exist in the region.
+        Refused: the engine is not PostgreSQL.
     """
     answer = session.call(aws, "rds", "DescribeDBClusters", {"DBClusterIdentifier": cluster_id})
     row = answer["DBClusters"][0]
@@ -137,10 +138,10 @@ def get(aws: Aws, cluster_id: str) -> Cluster:
 
 
 def check_name(name: str, kind: ClusterTopology) -> str:
-    """Return NAME as AWS keeps it, in lower case, if a new cluster may have it (CreateDBCluster).
+    """Return NAME in lower case, as AWS stores it, if it is valid for a new cluster (CreateDBCluster).
 
     Raises:
-        BadValue: it may not.
+        BadValue: it is not valid.
     """
     return identifiers.check(name, "a cluster", longest=_LONGEST_NAME[kind])
 
@@ -155,39 +156,39 @@ def require_available(cluster: Cluster) -> None:
 
 
 def existing(target: Target, new: NewCluster) -> tuple[Cluster | None, bool]:
-    """Return the cluster of that name, if there is one, and whether nothing of it is missing or still being made.
+    """Return the existing cluster with this name, if any, and whether it is complete and available.
 
     Raises:
-        Error: AWS refused, or the cluster is in a state from which it does not become available.
+        Error: AWS refused, or the cluster needs a repair to become available.
     """
     try:
-        found = get(target.aws, new.cluster_id)
+        cluster = get(target.aws, new.cluster_id)
     except NotFound:
         return None, False
-    if new.kind == "aurora" and {member.instance_id for member in found.members} < set(new.members):
-        return found, False
-    return found, _available(target, cluster_id=found.cluster_id, members=1).met
+    if new.kind == "aurora" and {member.instance_id for member in cluster.members} < set(new.members):
+        return cluster, False
+    return cluster, _available(target, cluster_id=cluster.cluster_id, members=1).met
 
 
 def create(new: NewCluster, *, existing: Cluster | None, ready: bool = False, timeout_seconds: float) -> Plan:
-    """Plan to make a cluster and wait until it is available (CreateDBCluster, CreateDBInstance).
+    """Plan to create a cluster and wait until it is available (CreateDBCluster, CreateDBInstance).
 
     Args:
-        new: what to make.
-        existing: the cluster of that name, if there is one: what it lacks is made, and it is waited for.
-        ready: nothing of it is missing or still being made.
-        timeout_seconds: how long each wait may take.
+        new: the cluster to create.
+        existing: the existing cluster with this name, if any; its missing members are created.
+        ready: the existing cluster is complete and available.
+        timeout_seconds: the timeout of each wait.
 
     Raises:
-        AlreadyExists: there is one of that name that differs.
+        AlreadyExists: a cluster with this name exists and differs.
     """
     title = f"create cluster {new.cluster_id}"
     if existing is not None:
         _require_same(existing, new)
-    there = {member.instance_id for member in existing.members} if existing is not None else set()
-    missing = [member for member in new.members if member not in there] if new.kind == "aurora" else []
+    existing_members = {member.instance_id for member in existing.members} if existing is not None else set()
+    missing = [member for member in new.members if member not in existing_members] if new.kind == "aurora" else []
     if existing is not None and ready and not missing:
-        return Plan(title, (), unchanged="it exists already, as asked for")
+        return Plan(title, (), unchanged="the cluster already exists as requested")
     request: dict[str, Any] = {
         "DBClusterIdentifier": new.cluster_id,
         "Engine": new.engine,
@@ -222,33 +223,33 @@ def create(new: NewCluster, *, existing: Cluster | None, ready: bool = False, ti
             "Engine": new.engine,
         }
         steps.append(AwsCall(f"create instance {member}", "rds", "CreateDBInstance", instance))
-        if not there and member == missing[0] and len(missing) > 1:
-            # The first that is there becomes the writer.
+        if not existing_members and member == missing[0] and len(missing) > 1:
+            # The first available instance becomes the writer.
             steps.append(wait_available(new.cluster_id, timeout_seconds, members=1))
     members = len(new.members) if new.kind == "aurora" else 1
     steps.append(wait_available(new.cluster_id, timeout_seconds, members=members))
-    what = "what it lacks is made" if missing else "it is waited for"
-    warnings = (f"cluster {new.cluster_id} exists already: {what}",) if existing is not None else ()
+    what = "creates its missing members" if missing else "only waits for it"
+    warnings = (f"cluster {new.cluster_id} already exists: the plan {what}",) if existing is not None else ()
     return Plan(title, tuple(steps), warnings)
 
 
-def _require_same(found: Cluster, new: NewCluster) -> None:
+def _require_same(existing: Cluster, new: NewCluster) -> None:
     multi_az = new.kind == "multi_az_cluster"
     compared: dict[str, tuple[object, object]] = {
-        "status": (found.status, found.status if found.status != statuses.DELETING else "available"),
-        "engine": (found.engine, new.engine),
-        "version": (version_as_requested(found.engine_version, new.engine_version), new.engine_version),
-        "class": (found.instance_class, new.instance_class if multi_az else None),
-        "storage": (found.allocated_storage_gib, new.storage_gib if multi_az else None),
-        "storage type": (found.storage_type, new.storage_type),
-        "IOPS": (found.iops, new.iops),
-        "parameter group": (found.parameter_group, new.parameter_group and new.parameter_group.lower()),
-        "master user": (found.master_user, new.master_user),
-        "first database": (found.database_name, new.database_name),
-        "port": (found.port, new.port),
-        "deletion protection": (found.deletion_protection, new.deletion_protection or None),
+        "status": (existing.status, existing.status if existing.status != statuses.DELETING else "available"),
+        "engine": (existing.engine, new.engine),
+        "version": (version_as_requested(existing.engine_version, new.engine_version), new.engine_version),
+        "class": (existing.instance_class, new.instance_class if multi_az else None),
+        "storage": (existing.allocated_storage_gib, new.storage_gib if multi_az else None),
+        "storage type": (existing.storage_type, new.storage_type),
+        "IOPS": (existing.iops, new.iops),
+        "parameter group": (existing.parameter_group, new.parameter_group and new.parameter_group.lower()),
+        "master user": (existing.master_user, new.master_user),
+        "first database": (existing.database_name, new.database_name),
+        "port": (existing.port, new.port),
+        "deletion protection": (existing.deletion_protection, new.deletion_protection or None),
     }
-    hint = f"choose another name, or look at it: {command('cluster show {}', new.cluster_id)}"
+    hint = f"choose another name, or show it: {command('cluster show {}', new.cluster_id)}"
     require_same(f"cluster {new.cluster_id}", compared, hint=hint)
 
 
@@ -256,17 +257,20 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
     """Plan to make another member the writer (FailoverDBCluster).
 
     Raises:
-        NotAvailable: the cluster is in the middle of something else.
-        Refused: there is no other member, or ``to`` is the writer already.
-        NotFound: ``to`` is no member.
+        NotAvailable: another operation on the cluster is in progress.
+        Refused: the cluster has no other member, or ``to`` already is the writer.
+        NotFound: ``to`` is not a member.
     """
     require_available(cluster)
     readers = [member.instance_id for member in cluster.members if not member.is_writer]
     if to is not None and to not in readers:
         if to == cluster.writer:
-            raise Refused(f"{to} is the writer of {cluster.cluster_id} already", hint="nothing to do")
+            raise Refused(
+                f"instance {to} already is the writer of cluster {cluster.cluster_id}", hint="choose another member"
+            )
         raise NotFound(
-            f"{to} is no member of cluster {cluster.cluster_id}", hint=f"its readers: {', '.join(readers) or 'none'}"
+            f"instance {to} is not a member of cluster {cluster.cluster_id}",
+            hint=f"its readers: {', '.join(readers) or 'none'}",
         )
     if not readers:
         raise Refused(
@@ -278,7 +282,7 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
         **({"TargetDBInstanceIdentifier": to} if to else {}),
     }
     return Plan(
-        f"fail cluster {cluster.cluster_id} over to {to or 'a reader of AWS’s choice'}",
+        f"fail cluster {cluster.cluster_id} over to {to or 'a reader that AWS chooses'}",
         (
             AwsCall(
                 f"fail over cluster {cluster.cluster_id}",
@@ -286,7 +290,7 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
                 "FailoverDBCluster",
                 request,
                 needed=lambda target: not _has_writer(get(target.aws, cluster.cluster_id), str(cluster.writer), to),
-                condition="unless that has happened by then",
+                condition="unless the writer has changed by then",
             ),
             Wait(
                 f"wait until {to or 'another member'} is the writer",
@@ -295,22 +299,22 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
                 _FAILOVER_CONFIRMATIONS,
             ),
         ),
-        warnings=("connections to the writer break, for about 35 s on a Multi-AZ cluster and 60 s on Aurora",),
+        warnings=("breaks connections to the writer, for about 35 s on a Multi-AZ cluster and 60 s on Aurora",),
     )
 
 
 def attach(cluster: Cluster, group: str, *, timeout_seconds: float) -> tuple[AwsCall, Wait]:
     """Return the steps that attach a cluster parameter group (ModifyDBCluster).
 
-    AWS applies some parameters at once and the others at each member's reboot; which members are ``pending-reboot``
-    afterwards differs.
+    AWS applies some parameters immediately and the others when a member reboots. Which members are ``pending-reboot``
+    afterwards varies.
     """
-    # Without ApplyImmediately, which would also set off every modification that is queued; a group does not need it.
+    # Without ApplyImmediately, which would also apply every queued modification; a group does not need it.
     request = {"DBClusterIdentifier": cluster.cluster_id, "DBClusterParameterGroupName": group}
     probe = partial(_attached, cluster_id=cluster.cluster_id, group=group)
     return (
         AwsCall(f"attach group {group} to cluster {cluster.cluster_id}", "rds", "ModifyDBCluster", request),
-        Wait(f"wait until cluster {cluster.cluster_id} has it", probe, timeout_seconds, _ATTACH_CONFIRMATIONS),
+        Wait(f"wait until cluster {cluster.cluster_id} uses it", probe, timeout_seconds, _ATTACH_CONFIRMATIONS),
     )
 
 
@@ -324,12 +328,12 @@ def _attached(target: Target, *, cluster_id: str, group: str) -> Condition:
         and "applying" not in groups.values()
         and all(map(statuses.is_usable, states.values()))
     )
-    said = [
+    states_text = [
         f"cluster {cluster.status}, group {cluster.parameter_group}",
         *(f"{name} {states.get(name, '?')}, parameters {status}" for name, status in groups.items()),
     ]
     end = dead_end(cluster, states)
-    return Condition(met, "; ".join(said), failed=end.failed, remedy=end.remedy)
+    return Condition(met, "; ".join(states_text), failed=end.failed, remedy=end.remedy)
 
 
 def delete(cluster: Cluster, members: Sequence[AwsCall], *, final_snapshot: str | None, timeout_seconds: float) -> Plan:
@@ -365,7 +369,7 @@ def _status(target: Target, *, cluster_id: str) -> str:
 
 
 def wait_available(cluster_id: str, timeout_seconds: float, *, members: int = 0) -> Wait:
-    """Return the step that waits until a cluster, and so many members of it with a writer, are available."""
+    """Return the step that waits until a cluster and this number of its members, with a writer, are available."""
     probe = partial(_available, cluster_id=cluster_id, members=members)
     return Wait(f"wait until cluster {cluster_id} is available", probe, timeout_seconds)
 
@@ -378,18 +382,18 @@ def _available(target: Target, *, cluster_id: str, members: int) -> Condition:
     ready = cluster.writer is not None or members == 0
     usable = all(map(statuses.is_usable, (cluster.status, *states.values())))
     met = usable and ready and len(states) >= members
-    said = [f"cluster {cluster.status}", *(f"{name} {status}" for name, status in states.items())]
+    states_text = [f"cluster {cluster.status}", *(f"{name} {status}" for name, status in states.items())]
     facts = {"endpoint": f"{cluster.endpoint}:{cluster.port}", "writer": cluster.writer or "-"}
-    return Condition(met, ", ".join(said), facts=facts)
+    return Condition(met, ", ".join(states_text), facts=facts)
 
 
 def dead_end(cluster: Cluster, members: Mapping[str, str]) -> Condition:
-    """Return whether the cluster, or one of its members, has a status that does not pass by itself."""
-    found = [("cluster", cluster.cluster_id, cluster.status), *(("instance", *one) for one in members.items())]
-    for kind, name, status in found:
+    """Return whether the cluster or one of its members has a status that needs a repair."""
+    resources_of = [("cluster", cluster.cluster_id, cluster.status), *(("instance", *one) for one in members.items())]
+    for kind, name, status in resources_of:
         if statuses.is_dead_end(status):
-            said = f"{kind} {name} is {status}"
-            return Condition(False, said, failed=said, remedy=statuses.remedy(status, kind, name))
+            reason = f"{kind} {name} is {status}"
+            return Condition(False, reason, failed=reason, remedy=statuses.remedy(status, kind, name))
     return Condition(False, cluster.status)
 
 

@@ -1,4 +1,4 @@
-"""Which actions on which resources each command needs, by the service authorization reference of AWS."""
+"""The actions and kinds of resources that each command needs (AWS service authorization reference)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Grant:
     conditions: tuple[tuple[str, str, str], ...] = ()
 
 
-# AWS checks a call without an identifier, and one with a filter, against every resource of the type.
+# AWS checks a call without an identifier, and a call with a filter, against every resource of the type.
 _READ_CLUSTERS: Final = Grant("rds:DescribeDBClusters", ("every-cluster",))
 _READ_INSTANCES: Final = Grant("rds:DescribeDBInstances", ("every-db",))
 _READ_CLUSTER: Final = Grant("rds:DescribeDBClusters", ("cluster",))
@@ -54,7 +54,7 @@ _READ_DEFAULTS: Final = (
 )
 _VIA_SECRETS_MANAGER: Final = (("StringLike", "kms:ViaService", "secretsmanager.*"),)
 
-# A SQL command finds its database, and logs in to it.
+# A SQL command finds its database and logs in.
 FIND_DATABASE: Final = (
     Grant("rds:DescribeDBClusters", ("cluster",), "cluster"),
     Grant("rds:DescribeDBInstances", ("db",), "instance"),
@@ -70,7 +70,7 @@ LOGIN: Final[Mapping[Auth, tuple[Grant, ...]]] = {
 }
 _SQL: Final = "sql"
 
-# RDS keeps a new master user's password in a secret of its own; the first database of an account also needs RDS's role.
+# RDS stores the password of a new master user in a secret; the first database of an account also needs a role for RDS.
 _MASTER_SECRET: Final = (
     Grant("secretsmanager:CreateSecret", ("managed-secret",)),
     Grant("secretsmanager:TagResource", ("managed-secret",)),
@@ -82,7 +82,7 @@ _MASTER_SECRET: Final = (
     ),
 )
 _CREATE_MEMBER: Final = Grant("rds:CreateDBInstance", ("db", "cluster", "default-pg", "og", "subgrp"))
-# What proves a reboot where the server cannot be asked over SQL.
+# The proof of a reboot if the server does not answer over SQL.
 _EVENTS: Final = Grant("rds:DescribeEvents", ("*",))
 _REBOOTS: Final = (
     _EVENTS,
@@ -114,7 +114,7 @@ KEEP_PASSWORD: Final = (
     Grant("kms:GenerateDataKey", ("kms-key",), conditions=_VIA_SECRETS_MANAGER),
 )
 
-# What is free, and how fast WAL is written; without these rights the slots are shown all the same.
+# Free storage and the rate of WAL; without these permissions the commands still show the slots.
 _SERVER_STATE: Final = (_READ_CLUSTERS, _READ_INSTANCES, Grant("cloudwatch:GetMetricData", ("*",)), _SQL)
 
 GRANTS: Final[Mapping[str, tuple[Grant | str, ...]]] = {
@@ -136,7 +136,7 @@ GRANTS: Final[Mapping[str, tuple[Grant | str, ...]]] = {
         *_READ_GROUPS,
         _READ_VERSIONS,
         _READ_CLUSTER,
-        # The read replicas, which are rebooted in an order of their own.
+        # The read replicas are rebooted, too.
         _READ_INSTANCES,
         Grant("rds:ModifyDBCluster", ("cluster", "cluster-pg"), "cluster"),
         # ModifyDBCluster on a Multi-AZ DB cluster modifies its members.
@@ -177,7 +177,7 @@ GRANTS: Final[Mapping[str, tuple[Grant | str, ...]]] = {
     "instance create": (
         Grant("rds:CreateDBInstance", ("db", "cluster", "pg", "default-pg", "og", "subgrp")),
         Grant("rds:CreateDBInstanceReadReplica", ("db", "every-db", "pg", "default-pg", "og", "subgrp")),
-        # A read replica's parameter group is attached after it was made.
+        # A read replica gets its parameter group after its creation.
         Grant("rds:ModifyDBInstance", ("db", "pg")),
         Grant("rds:RebootDBInstance", ("db",)),
         _EVENTS,

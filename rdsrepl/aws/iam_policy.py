@@ -1,7 +1,6 @@
-"""The least IAM policy with which a command runs, by AWS's service authorization reference. Pure: nothing is asked.
+"""Build the minimal IAM policy of a command from ``iam_grants``. Pure functions: no call is made.
 
-A command is a list of grants, a grant is an action on kinds of resources. What is not known (region, account, names)
-becomes ``*`` in the ARN, and nowhere else.
+An unknown part of an ARN (region, account, name) becomes ``*``.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ _PARTITIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class PolicyScope:
-    """What the policy is for; None leaves a place open.
+    """The resources and the login that a policy covers; None covers all.
 
     Attributes:
-        region: of the resources.
-        account: twelve digits.
-        cluster: a DB cluster's identifier, or a pattern with ``*`` and ``?``.
-        instance: a DB instance's, likewise.
-        members: the cluster's members, or the instance's read replicas, likewise.
-        parameter_group: a parameter group's name, likewise.
-        secret: name or ARN of the secret that holds the password; without it, those that RDS keeps itself.
-        kms_key: id or ARN of the customer managed key that encrypts the secret; AWS's own key needs no grant.
+        region: the region of the resources.
+        account: the account id, twelve digits.
+        cluster: the identifier of a DB cluster, or a pattern with ``*`` and ``?``.
+        instance: the identifier of a DB instance, or a pattern.
+        members: the members of the cluster or the read replicas of the instance, as identifier or pattern.
+        parameter_group: the name of a parameter group, or a pattern.
+        secret: name or ARN of the secret with the password; None means the secrets that RDS manages.
+        kms_key: id or ARN of the customer managed key that encrypts the secret; the key of AWS needs no grant.
         user: the database role that logs in with an IAM token.
-        resource_id: ``DbiResourceId`` or ``DbClusterResourceId``, which ``rds-db:connect`` goes by.
+        resource_id: ``DbiResourceId`` or ``DbClusterResourceId``, which ``rds-db:connect`` uses.
         auth: how SQL commands log in.
-        stream: a Kinesis stream's name or ARN, or a pattern.
+        stream: the name or ARN of a Kinesis stream, or a pattern.
     """
 
     region: str | None = None
@@ -67,7 +66,7 @@ class PolicyScope:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatement:
-    """Actions that are allowed on the same resources, under the same conditions."""
+    """Actions that are allowed on the same resources and under the same conditions."""
 
     actions: tuple[str, ...]
     resources: tuple[str, ...]
@@ -76,12 +75,12 @@ class PolicyStatement:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What an identity may do."""
+    """An IAM policy."""
 
     statements: tuple[PolicyStatement, ...]
 
     def document(self) -> dict[str, Any]:
-        """Return the policy as IAM reads it."""
+        """Return the policy document for IAM."""
         return {
             "Version": "2012-10-17",
             "Statement": [
@@ -99,37 +98,36 @@ class Policy:
 COMMANDS: Final = tuple(GRANTS)
 
 
-def commands(words: str) -> tuple[str, ...]:
-    """Return the commands that words mean: one (``slot tail``), or all of a noun (``slot``).
+def commands(name: str) -> tuple[str, ...]:
+    """Return the commands that NAME selects: one (``slot tail``), or all of a noun (``slot``).
 
     Raises:
-        BadValue: there is none of that name.
+        BadValue: no command has this name.
     """
-    wanted = " ".join(words.split()).removeprefix("rdsrepl ")
-    found = tuple(name for name in COMMANDS if name == wanted or name.startswith(f"{wanted} "))
-    if not wanted or not found:
-        raise BadValue(f"{words!r} is no command that a policy is known for", hint=f"known: {', '.join(_known())}")
-    return found
+    wanted = " ".join(name.split()).removeprefix("rdsrepl ")
+    matches = tuple(one for one in COMMANDS if one == wanted or one.startswith(f"{wanted} "))
+    if not wanted or not matches:
+        raise BadValue(f"{name!r} is not a command with a policy", hint=f"commands: {', '.join(_known())}")
+    return matches
 
 
 def policy(names: Sequence[str], scope: PolicyScope) -> Policy:
-    """Return the least policy for commands.
+    """Return the minimal policy for commands.
 
     Args:
-        names: what people type: ``param-group create``, ``slot``; none means every command.
-        scope: what they are used on; with a stream, ``slot tail`` may write to it; likewise a secret and
-            ``role password``.
+        names: commands or nouns: ``param-group create``, ``slot``; empty means every command.
+        scope: the resources; a stream allows ``slot tail`` to write to it, a secret allows ``role password``.
 
     Raises:
-        BadValue: a command is not known, or something in SCOPE is malformed.
+        BadValue: a command does not exist, or a value of SCOPE is malformed.
     """
     _check(scope)
-    wanted = dict.fromkeys(name for words in names or _nouns() for name in commands(words))
+    wanted = dict.fromkeys(name for given in names or _nouns() for name in commands(given))
     by_action: dict[tuple[str, tuple[tuple[str, str, str], ...]], dict[str, None]] = {}
     to_kinesis = WRITER if scope.stream is not None and "slot tail" in wanted else ()
     to_secret = KEEP_PASSWORD if scope.secret is not None and "role password" in wanted else ()
     for grant in (*_grants(wanted, scope), *to_kinesis, *to_secret):
-        arns = [arn for place in grant.on for arn in _arns(place, scope)]
+        arns = [arn for kind in grant.on for arn in _arns(kind, scope)]
         if arns:
             by_action.setdefault((grant.action, grant.conditions), {}).update(dict.fromkeys(arns))
     statements: dict[tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]], list[str]] = {}
@@ -144,15 +142,15 @@ def policy(names: Sequence[str], scope: PolicyScope) -> Policy:
 
 
 def stream_policy(side: Literal["writer", "reader"], scope: PolicyScope) -> Policy:
-    """Return the least policy for writing to a stream (``slot tail --to kinesis:…``), or for reading it.
+    """Return the minimal policy for writing to a stream (``slot tail --to kinesis:…``), or for reading it.
 
     Raises:
-        BadValue: something in SCOPE is malformed.
+        BadValue: a value of SCOPE is malformed.
     """
     _check(scope)
     statements: dict[tuple[tuple[str, ...], tuple[tuple[str, str, str], ...]], list[str]] = {}
     for grant in WRITER if side == "writer" else READER:
-        arns = tuple(arn for place in grant.on for arn in _arns(place, scope))
+        arns = tuple(arn for kind in grant.on for arn in _arns(kind, scope))
         if arns:
             statements.setdefault((arns, grant.conditions), []).append(grant.action)
     return Policy(
@@ -172,54 +170,54 @@ def _grants(names: Iterable[str], scope: PolicyScope) -> Iterable[Grant]:
                     yield grant
 
 
-def _arns(place: str, scope: PolicyScope) -> Sequence[str]:
-    """Return the ARNs that stand for a kind of resource; none where nothing is to be granted."""
+def _arns(kind: str, scope: PolicyScope) -> Sequence[str]:
+    """Return the ARNs of a kind of resource; empty if no grant is needed."""
     partition, region, account = _partition(scope.region), scope.region or "*", scope.account or "*"
 
-    def rds(kind: str, name: str | None) -> tuple[str]:
-        return (f"arn:{partition}:rds:{region}:{account}:{kind}:{name.lower() if name else '*'}",)
+    def rds(rds_type: str, name: str | None) -> tuple[str]:
+        return (f"arn:{partition}:rds:{region}:{account}:{rds_type}:{name.lower() if name else '*'}",)
 
-    if place == "*":
+    if kind == "*":
         return ("*",)
-    if place.startswith("every-"):
-        return rds(place.removeprefix("every-"), None)
-    if place.startswith("default-"):
-        return rds(place.removeprefix("default-"), "default.*")
+    if kind.startswith("every-"):
+        return rds(kind.removeprefix("every-"), None)
+    if kind.startswith("default-"):
+        return rds(kind.removeprefix("default-"), "default.*")
     names = {
         "cluster": scope.cluster,
         "db": scope.instance,
         "pg": scope.parameter_group,
         "cluster-pg": scope.parameter_group,
-        # Nobody chooses an option group for PostgreSQL: it is default:postgres-16.
+        # PostgreSQL always has a default option group: default:postgres-16.
         "og": "default*",
         "subgrp": None,
         "snapshot": None,
         "cluster-snapshot": None,
     }
-    if place == "db" and scope.members:
+    if kind == "db" and scope.members:
         return [*rds("db", scope.members), *(rds("db", scope.instance) if scope.instance else ())]
-    if place in names:
-        return rds(place, names[place])
-    if place == "stream":
+    if kind in names:
+        return rds(kind, names[kind])
+    if kind == "stream":
         if scope.stream is not None and scope.stream.startswith("arn:"):
             return (scope.stream,)
         return (f"arn:{partition}:kinesis:{region}:{account}:stream/{scope.stream or '*'}",)
-    if place == "service-role":
+    if kind == "service-role":
         role = "aws-service-role/rds.amazonaws.com/AWSServiceRoleForRDS"
         return (f"arn:{partition}:iam::{account}:role/{role}",)
-    if place == "dbuser":
+    if kind == "dbuser":
         resource = scope.resource_id or ("*" if bool(scope.cluster) == bool(scope.instance) else None)
         resource = resource or ("cluster-*" if scope.cluster else "db-*")
         return (f"arn:{partition}:rds-db:{region}:{account}:dbuser:{resource}/{scope.user or '*'}",)
-    if place in ("kms-key", "kms-key-of-secret"):
-        if scope.kms_key is None and place == "kms-key":
+    if kind in ("kms-key", "kms-key-of-secret"):
+        if scope.kms_key is None and kind == "kms-key":
             return ()
         if scope.kms_key and scope.kms_key.startswith("arn:"):
             return (scope.kms_key,)
         return (f"arn:{partition}:kms:{region}:{account}:key/{scope.kms_key or '*'}",)
-    managed = [f"rds!{kind}-*" for kind, name in (("cluster", scope.cluster), ("db", scope.instance)) if name]
+    managed = [f"rds!{rds_type}-*" for rds_type, name in (("cluster", scope.cluster), ("db", scope.instance)) if name]
     names_of_secrets = managed or ["rds!cluster-*", "rds!db-*"]
-    if place == "secret" and scope.secret:
+    if kind == "secret" and scope.secret:
         if scope.secret.startswith("arn:"):
             return (scope.secret,)
         # Secrets Manager adds a hyphen and six characters to the name.
@@ -228,11 +226,11 @@ def _arns(place: str, scope: PolicyScope) -> Sequence[str]:
 
 
 def _narrowed(resources: Iterable[str]) -> tuple[str, ...]:
-    """Leave out what a wildcard at the end of another resource covers already."""
-    found = sorted(set(resources))
-    wide = [resource[:-1] for resource in found if resource.endswith(":*") or resource == "*"]
+    """Remove resources that a wildcard at the end of another resource covers."""
+    unique = sorted(set(resources))
+    wide = [resource[:-1] for resource in unique if resource.endswith(":*") or resource == "*"]
     return tuple(
-        resource for resource in found if not any(resource.startswith(w) and resource != f"{w}*" for w in wide)
+        resource for resource in unique if not any(resource.startswith(w) and resource != f"{w}*" for w in wide)
     )
 
 
@@ -254,17 +252,17 @@ def _known() -> Iterable[str]:
 
 def _check(scope: PolicyScope) -> None:
     for what, value, pattern, hint in (
-        ("region", scope.region, _REGION, "regions look like eu-west-1"),
-        ("account", scope.account, _ACCOUNT, "an account is twelve digits: aws sts get-caller-identity"),
-        ("cluster", scope.cluster, _NAME, "an identifier, or a pattern such as orders-*"),
-        ("instance", scope.instance, _NAME, "an identifier, or a pattern such as orders-*"),
-        ("member", scope.members, _NAME, "an identifier, or a pattern such as orders-*"),
-        ("parameter group", scope.parameter_group, _NAME, "a group's name, or a pattern such as orders-*"),
-        ("secret", scope.secret, _SECRET, "a secret's name or its ARN"),
-        ("KMS key", scope.kms_key, _KMS_KEY, "a key's id or its ARN"),
-        ("stream", scope.stream, _STREAM, "a stream's name or its ARN"),
-        ("user", scope.user, _USER, "a database role's name"),
-        ("resource id", scope.resource_id, _NAME, "db-… or cluster-…, as rdsrepl instance show prints it"),
+        ("region", scope.region, _REGION, "use a region such as eu-west-1"),
+        ("account", scope.account, _ACCOUNT, "use twelve digits: aws sts get-caller-identity"),
+        ("cluster", scope.cluster, _NAME, "use an identifier, or a pattern such as orders-*"),
+        ("instance", scope.instance, _NAME, "use an identifier, or a pattern such as orders-*"),
+        ("member", scope.members, _NAME, "use an identifier, or a pattern such as orders-*"),
+        ("parameter group", scope.parameter_group, _NAME, "use the name of a group, or a pattern such as orders-*"),
+        ("secret", scope.secret, _SECRET, "use the name or ARN of a secret"),
+        ("KMS key", scope.kms_key, _KMS_KEY, "use the id or ARN of a key"),
+        ("stream", scope.stream, _STREAM, "use the name or ARN of a stream"),
+        ("user", scope.user, _USER, "use the name of a database role"),
+        ("resource id", scope.resource_id, _NAME, "use db-… or cluster-…: rdsrepl instance show ID"),
     ):
         if value is not None and not pattern.match(value):
-            raise BadValue(f"{value!r} is no {what}", hint=hint)
+            raise BadValue(f"{value!r} is not a valid {what}", hint=hint)

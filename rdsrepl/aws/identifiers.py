@@ -1,4 +1,4 @@
-"""What RDS takes as a name; checked before any call, so that a bad one touches nothing."""
+"""Check RDS identifiers before any call."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from rdsrepl.errors import BadValue
 
 
 def check(name: str, what: str, *, longest: int) -> str:
-    """Return NAME as RDS keeps it, in lower case, if it can be an identifier.
+    """Return NAME in lower case, as RDS stores it, if it is a valid identifier.
 
     Args:
         name: the name.
-        what: whose it is, for the message: ``a cluster``.
-        longest: how many characters it may have (API reference: 63 for an instance, 255 for a group or snapshot).
+        what: the object, for the message: ``a cluster``.
+        longest: the maximum length (API reference: 63 for an instance, 255 for a group or snapshot).
 
     Raises:
-        BadValue: it cannot.
+        BadValue: it is not valid.
     """
     lower = name.lower()
     if not re.fullmatch(r"[a-z](-?[a-z0-9])*", lower) or len(lower) > longest:
         raise BadValue(
-            f"{name!r} cannot be {what}'s name",
-            hint=f"1 to {longest} letters, digits and hyphens; a letter first, no hyphen last, no two hyphens in a row",
+            f"{name!r} is not a valid name for {what}",
+            hint=f"use 1 to {longest} letters, digits and single hyphens; "
+            "begin with a letter, end with a letter or digit",
         )
     return lower

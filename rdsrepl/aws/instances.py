@@ -1,4 +1,4 @@
-"""DB instances: single ones, read replicas, and the members of clusters."""
+"""DB instances: standalone instances, read replicas, and members of clusters."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rdsrepl.errors import NotFound
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same, version_as_requested
 from rdsrepl.text.commands import command
 
-# Describes may still show what was before.
+# Describe calls can still return the old state.
 _ATTACH_CONFIRMATIONS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A DB instance, as DescribeDBInstances gives it.
+    """A DB instance, as DescribeDBInstances returns it.
 
     Attributes:
-        endpoint: the host name; None while it is being created.
+        endpoint: the host name; None while the instance is being created.
         parameter_group_status: ``in-sync``, ``pending-reboot``, ``applying``, ``failed-to-apply``, …
-        replica_of: the source's identifier (or ARN, from another region) when it is a read replica.
-        replicas: its own read replicas.
+        replica_of: the identifier (or ARN, in another region) of the source of a read replica.
+        replicas: its read replicas.
         allocated_storage_gib: 0 or 1 on Aurora, whose storage belongs to the cluster.
-        max_allocated_storage_gib: where storage autoscaling ends; None when it is off.
-        resource_id: ``db-…``; part of the name of the physical slot a replica uses.
-        pending_modifications: what is queued for the maintenance window, by the API's name.
+        max_allocated_storage_gib: the limit of storage autoscaling; None if it is off.
+        resource_id: ``db-…``; part of the name of the physical slot of a replica.
+        pending_modifications: what is queued for the maintenance window, by its name in the API.
     """
 
     instance_id: str
@@ -68,11 +68,11 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class NewInstance:
-    """What ``create`` shall make; None leaves it to AWS.
+    """What ``create`` creates; None uses the AWS default.
 
     Attributes:
-        replica_of: makes it a read replica of that instance; the login and the storage are the source's.
-        password: the master user's; None lets RDS make one and keep it in Secrets Manager.
+        replica_of: the source of a read replica, which has the login and the storage of its source.
+        password: of the master user; None lets RDS generate one and store it in Secrets Manager.
     """
 
     instance_id: str
@@ -100,16 +100,16 @@ def ls(aws: Aws) -> tuple[Instance, ...]:
     Raises:
         Error: AWS refused.
     """
-    found = session.pages(aws, "rds", "DescribeDBInstances", "DBInstances")
-    return tuple(_instance(row) for row in found if engines.is_postgres(row))
+    rows = session.pages(aws, "rds", "DescribeDBInstances", "DBInstances")
+    return tuple(_instance(row) for row in rows if engines.is_postgres(row))
 
 
 def get(aws: Aws, instance_id: str) -> Instance:
     """Return one instance.
 
     Raises:
-        NotFound: there is none of that name in the region.
-        Refused: it is not PostgreSQL.
+        NotFound: it does not exist in the region.
+        Refused: the engine is not PostgreSQL.
     """
     answer = session.call(aws, "rds", "DescribeDBInstances", {"DBInstanceIdentifier": instance_id})
     row = answer["DBInstances"][0]
@@ -118,7 +118,7 @@ def get(aws: Aws, instance_id: str) -> Instance:
 
 
 def of_cluster(aws: Aws, cluster_id: str) -> tuple[Instance, ...]:
-    """Return a cluster's member instances.
+    """Return the instances of a cluster.
 
     Raises:
         Error: AWS refused.
@@ -128,10 +128,10 @@ def of_cluster(aws: Aws, cluster_id: str) -> tuple[Instance, ...]:
 
 
 def check_name(name: str) -> str:
-    """Return NAME as AWS keeps it, in lower case, if a new instance may have it (CreateDBInstance).
+    """Return NAME in lower case, as AWS stores it, if it is valid for a new instance (CreateDBInstance).
 
     Raises:
-        BadValue: it may not.
+        BadValue: it is not valid.
     """
     return identifiers.check(name, "an instance", longest=63)
 
@@ -146,7 +146,7 @@ def require_available(instance: Instance) -> None:
 
 
 def existing(aws: Aws, new: NewInstance) -> Instance | None:
-    """Return the instance of that name, if there is one.
+    """Return the existing instance with this name, if any.
 
     Raises:
         Error: AWS refused.
@@ -158,24 +158,24 @@ def existing(aws: Aws, new: NewInstance) -> Instance | None:
 
 
 def create(new: NewInstance, *, existing: Instance | None = None, timeout_seconds: float) -> Plan:
-    """Plan to make an instance, a member of an Aurora cluster or a read replica, and wait until it is available.
+    """Plan to create an instance, a member of an Aurora cluster or a read replica, and wait until it is available.
 
-    AWS takes no parameter group for a new read replica of engine postgres: that is attached afterwards (``attach``).
+    AWS accepts no parameter group for a new read replica of engine postgres; ``attach`` attaches it afterwards.
 
     Args:
-        new: what to make.
-        existing: the instance of that name, if there is one: it is waited for.
-        timeout_seconds: how long the wait may take.
+        new: the instance to create.
+        existing: the existing instance with this name, if any; the plan waits for it.
+        timeout_seconds: the timeout of the wait.
 
     Raises:
-        AlreadyExists: there is one of that name that differs.
+        AlreadyExists: an instance with this name exists and differs.
     """
     common: dict[str, Any] = {
         "DBInstanceIdentifier": new.instance_id,
         "DBInstanceClass": new.instance_class,
     }
     group = {"DBParameterGroupName": new.parameter_group}
-    alone: dict[str, Any] = {
+    standalone: dict[str, Any] = {
         "StorageType": new.storage_type,
         "Iops": new.iops,
         "MultiAZ": new.multi_az or None,
@@ -186,7 +186,7 @@ def create(new: NewInstance, *, existing: Instance | None = None, timeout_second
     }
     if new.replica_of is not None:
         operation, kind = "CreateDBInstanceReadReplica", f"read replica of {new.replica_of}"
-        request = {**common, **alone, "SourceDBInstanceIdentifier": new.replica_of}
+        request = {**common, **standalone, "SourceDBInstanceIdentifier": new.replica_of}
     elif new.cluster_id is not None:
         operation, kind = "CreateDBInstance", f"in cluster {new.cluster_id}"
         request = {**common, **group, "DBClusterIdentifier": new.cluster_id, "Engine": "aurora-postgresql"}
@@ -195,7 +195,7 @@ def create(new: NewInstance, *, existing: Instance | None = None, timeout_second
         request = {
             **common,
             **group,
-            **alone,
+            **standalone,
             "Engine": "postgres",
             "EngineVersion": new.engine_version,
             "AllocatedStorage": new.storage_gib,
@@ -209,9 +209,9 @@ def create(new: NewInstance, *, existing: Instance | None = None, timeout_second
     if existing is not None:
         _require_same(existing, new, engine=request.get("Engine"))
         if state(existing).met:
-            return Plan(summary, (), unchanged="it exists already, as asked for")
+            return Plan(summary, (), unchanged="the instance already exists as requested")
         wait = wait_available(new.instance_id, timeout_seconds)
-        return Plan(summary, (wait,), (f"instance {new.instance_id} exists already: it is waited for",))
+        return Plan(summary, (wait,), (f"instance {new.instance_id} already exists: the plan only waits for it",))
     return Plan(
         summary,
         (
@@ -221,28 +221,28 @@ def create(new: NewInstance, *, existing: Instance | None = None, timeout_second
     )
 
 
-def _require_same(found: Instance, new: NewInstance, *, engine: object) -> None:
-    # A replica's group is attached afterwards, and its login, storage and version are the source's.
+def _require_same(existing: Instance, new: NewInstance, *, engine: object) -> None:
+    # A replica gets its group afterwards, and has the login, storage and version of its source.
     group = None if new.replica_of is not None else new.parameter_group and new.parameter_group.lower()
-    alone = new.replica_of is None and new.cluster_id is None
+    standalone = new.replica_of is None and new.cluster_id is None
     compared: dict[str, tuple[object, object]] = {
-        "status": (found.status, found.status if found.status != statuses.DELETING else statuses.AVAILABLE),
-        "engine": (found.engine, engine),
-        "version": (version_as_requested(found.engine_version, new.engine_version), new.engine_version),
-        "class": (found.instance_class, new.instance_class),
-        "source": ((found.replica_of or "none").rsplit(":", 1)[-1], new.replica_of or "none"),
-        "cluster": (found.cluster_id or "none", new.cluster_id or "none"),
-        "storage": (found.allocated_storage_gib, new.storage_gib if alone else None),
-        "storage type": (found.storage_type, new.storage_type),
-        "IOPS": (found.iops, new.iops),
-        "multi-AZ": (found.multi_az, new.multi_az or None),
-        "parameter group": (found.parameter_group, group),
-        "master user": (found.master_user, new.master_user if alone else None),
-        "first database": (found.database_name, new.database_name),
-        "port": (found.port, new.port if found.port is not None else None),
-        "deletion protection": (found.deletion_protection, new.deletion_protection or None),
+        "status": (existing.status, existing.status if existing.status != statuses.DELETING else statuses.AVAILABLE),
+        "engine": (existing.engine, engine),
+        "version": (version_as_requested(existing.engine_version, new.engine_version), new.engine_version),
+        "class": (existing.instance_class, new.instance_class),
+        "source": ((existing.replica_of or "none").rsplit(":", 1)[-1], new.replica_of or "none"),
+        "cluster": (existing.cluster_id or "none", new.cluster_id or "none"),
+        "storage": (existing.allocated_storage_gib, new.storage_gib if standalone else None),
+        "storage type": (existing.storage_type, new.storage_type),
+        "IOPS": (existing.iops, new.iops),
+        "multi-AZ": (existing.multi_az, new.multi_az or None),
+        "parameter group": (existing.parameter_group, group),
+        "master user": (existing.master_user, new.master_user if standalone else None),
+        "first database": (existing.database_name, new.database_name),
+        "port": (existing.port, new.port if existing.port is not None else None),
+        "deletion protection": (existing.deletion_protection, new.deletion_protection or None),
     }
-    hint = f"choose another name, or look at it: {command('instance show {}', new.instance_id)}"
+    hint = f"choose another name, or show it: {command('instance show {}', new.instance_id)}"
     require_same(f"instance {new.instance_id}", compared, hint=hint)
 
 
@@ -288,7 +288,7 @@ def wait_available(instance_id: str, timeout_seconds: float) -> Wait:
 
 def attach(instance_id: str, group: str, *, timeout_seconds: float) -> tuple[AwsCall, Wait]:
     """Return the steps that attach a parameter group; static parameters take effect at a reboot (ModifyDBInstance)."""
-    # Without ApplyImmediately, which would also set off every modification that is queued; a group does not need it.
+    # Without ApplyImmediately, which would also apply every queued modification; a group does not need it.
     request = {"DBInstanceIdentifier": instance_id, "DBParameterGroupName": group}
     return (
         AwsCall(
@@ -297,10 +297,10 @@ def attach(instance_id: str, group: str, *, timeout_seconds: float) -> tuple[Aws
             "ModifyDBInstance",
             request,
             needed=partial(_has_other_group, instance_id=instance_id, group=group),
-            condition="unless it has it",
+            condition="unless it uses it already",
         ),
         Wait(
-            f"wait until instance {instance_id} has it",
+            f"wait until instance {instance_id} uses it",
             partial(_attached, instance_id=instance_id, group=group),
             timeout_seconds,
             _ATTACH_CONFIRMATIONS,
@@ -315,8 +315,8 @@ def _attached(target: Target, *, instance_id: str, group: str) -> Condition:
         and instance.parameter_group == group
         and instance.parameter_group_status != "applying"
     )
-    said = f"{instance_id} {instance.status}, group {instance.parameter_group} {instance.parameter_group_status}"
-    return Condition(met, said, failed=state(instance).failed, remedy=state(instance).remedy)
+    text = f"{instance_id} {instance.status}, group {instance.parameter_group} {instance.parameter_group_status}"
+    return Condition(met, text, failed=state(instance).failed, remedy=state(instance).remedy)
 
 
 def _has_other_group(target: Target, *, instance_id: str, group: str) -> bool:
@@ -329,13 +329,13 @@ def _available(target: Target, *, instance_id: str) -> Condition:
 
 
 def state(instance: Instance) -> Condition:
-    """Return whether an instance is available, or never will be."""
-    said = f"{instance.instance_id} {instance.status}"
+    """Return whether an instance is available, or needs a repair."""
+    text = f"{instance.instance_id} {instance.status}"
     if statuses.is_dead_end(instance.status):
         remedy = statuses.remedy(instance.status, "instance", instance.instance_id)
-        return Condition(False, said, failed=f"it is {instance.status}", remedy=remedy)
+        return Condition(False, text, failed=f"the status is {instance.status}", remedy=remedy)
     facts = {"endpoint": f"{instance.endpoint}:{instance.port}"}
-    return Condition(statuses.is_usable(instance.status), said, facts=facts)
+    return Condition(statuses.is_usable(instance.status), text, facts=facts)
 
 
 def _all(aws: Aws, parameters: Mapping[str, Any]) -> Iterator[Instance]:

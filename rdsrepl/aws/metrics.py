@@ -1,4 +1,4 @@
-"""CloudWatch metrics: RDS's newest values, and how much of something there was in a while."""
+"""CloudWatch metrics: read the latest values and sums, publish values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rdsrepl.errors import BadValue
 
 _NAMESPACE: Final = "AWS/RDS"
 _PERIOD_SECONDS: Final = 60
-# PutMetricData takes 1,000 data and 1 MB a call; a datum of ours is under 500 bytes.
+# PutMetricData takes 1,000 data and 1 MB a call; one datum here is under 500 bytes.
 _DATA_A_CALL: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Datum:
-    """One value of a metric of ours, in CloudWatch's unit for it: ``Bytes``, ``Seconds``, ``Count``."""
+    """A value of a metric to publish, in a CloudWatch unit: ``Bytes``, ``Seconds``, ``Count``."""
 
     name: str
     value: float
@@ -30,24 +30,24 @@ class Datum:
 def latest(
     aws: Aws, names: Sequence[str], dimensions: Mapping[str, str], *, within_seconds: float = 900
 ) -> dict[str, float]:
-    """Return each metric's newest value, in CloudWatch's unit for it; one without a value is absent (GetMetricData).
+    """Return the latest value of each metric, in its CloudWatch unit; without a value it is absent (GetMetricData).
 
     Args:
         aws: the identity.
         names: at most 500.
         dimensions: such as ``{"DBInstanceIdentifier": "orders"}``.
-        within_seconds: older values do not count; RDS gives one a minute, some minutes late.
+        within_seconds: older values are ignored; RDS publishes one a minute, some minutes late.
 
     Raises:
         Error: AWS refused.
     """
-    # Never a Unit: one that is not the metric's own gives no data.
-    stated = [{"Name": key, "Value": value} for key, value in dimensions.items()]
+    # Without Unit: with another unit than the metric's, CloudWatch returns no data.
+    pairs = [{"Name": key, "Value": value} for key, value in dimensions.items()]
     queries: list[dict[str, Any]] = [
         {
             "Id": f"m{number}",
             "MetricStat": {
-                "Metric": {"Namespace": _NAMESPACE, "MetricName": name, "Dimensions": stated},
+                "Metric": {"Namespace": _NAMESPACE, "MetricName": name, "Dimensions": pairs},
                 "Period": _PERIOD_SECONDS,
                 "Stat": "Average",
             },
@@ -63,21 +63,21 @@ def latest(
         "EndTime": now + timedelta(seconds=_PERIOD_SECONDS),
         "ScanBy": "TimestampDescending",
     }
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     while True:
         answer = session.call(aws, "cloudwatch", "GetMetricData", request)
         for result in answer.get("MetricDataResults", ()):
             name = names[int(result["Id"][1:])]
             points = sorted(zip(result["Timestamps"], result["Values"], strict=True), reverse=True)
             if points:
-                found.setdefault(name, float(points[0][1]))
+                values.setdefault(name, float(points[0][1]))
         if not answer.get("NextToken"):
-            return found
+            return values
         request["NextToken"] = answer["NextToken"]
 
 
 def total(aws: Aws, namespace: str, name: str, dimensions: Mapping[str, str], *, within_seconds: int = 3600) -> float:
-    """Return the sum of a metric over the last while; 0 where there is none (GetMetricStatistics).
+    """Return the sum of a metric over a period; 0 without data (GetMetricStatistics).
 
     Raises:
         Error: AWS refused.
@@ -97,14 +97,16 @@ def total(aws: Aws, namespace: str, name: str, dimensions: Mapping[str, str], *,
 
 
 def put(aws: Aws, namespace: str, data: Sequence[Datum]) -> None:
-    """Publish values, all with the same time (PutMetricData).
+    """Publish values, all with the current time (PutMetricData).
 
     Raises:
-        BadValue: AWS keeps the namespace for itself.
+        BadValue: the namespace is reserved for AWS.
         Error: AWS refused.
     """
     if namespace.startswith("AWS/") or not namespace.strip():
-        raise BadValue(f"namespace {namespace!r} is not ours to write to", hint="one that does not begin with AWS/")
+        raise BadValue(
+            f"namespace {namespace!r} is reserved for AWS", hint="choose a name that does not begin with AWS/"
+        )
     now = datetime.now(UTC)
     rows = [
         {

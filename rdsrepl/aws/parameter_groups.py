@@ -1,4 +1,4 @@
-"""DB parameter groups and DB cluster parameter groups: one noun of two kinds, whose API calls differ in a word."""
+"""DB parameter groups and DB cluster parameter groups, whose API calls have the same shape and different names."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _T = TypeVar("_T")
 ApplyMethod = Literal["immediate", "pending-reboot"]
 
 KINDS: Final[tuple[ResourceKind, ...]] = ("cluster", "instance")
-# ModifyDBParameterGroup takes no more in one request.
+# The maximum of ModifyDBParameterGroup in one request.
 MODIFY_AT_ONCE: Final = 20
 _READ_BACK_SECONDS: Final = 120.0
-_WORDS: Final[Mapping[ResourceKind, str]] = {"cluster": "DBClusterParameterGroup", "instance": "DBParameterGroup"}
+_API_NOUNS: Final[Mapping[ResourceKind, str]] = {"cluster": "DBClusterParameterGroup", "instance": "DBParameterGroup"}
 _PARAMETERS: Final[Mapping[ResourceKind, str]] = {"cluster": "DBClusterParameters", "instance": "DBParameters"}
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """A group as it is listed."""
+    """A parameter group, without its parameters."""
 
     name: str
     kind: ResourceKind
@@ -37,19 +37,19 @@ class ParameterGroup:
 
     @property
     def is_default(self) -> bool:
-        """Whether it is AWS's own, which nobody can change."""
+        """Whether it is a default group of AWS, which is not modifiable."""
         return self.name.startswith("default.")
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of a group, or of a family's engine defaults.
+    """A parameter of a group, or of the engine defaults of a family.
 
     Attributes:
-        value: as text, in the unit of ``pg_settings``, or a formula; None where the engine's own default holds.
-        apply_type: ``static`` (a reboot) or ``dynamic``. What ``apply_method`` says of a default group means nothing.
-        source: ``user``, ``engine-default`` or ``system``; not ``user`` where the value that was set is the default.
-        allowed_values: ``0,1`` or ``5-262143``; None where anything goes.
+        value: as text, in the unit of ``pg_settings``, or a formula; None if the engine default applies.
+        apply_type: ``static`` (needs a reboot) or ``dynamic``. The ``apply_method`` of a default group has no meaning.
+        source: ``user``, ``engine-default`` or ``system``; not ``user`` if the value that was set is the default.
+        allowed_values: ``0,1`` or ``5-262143``; None if every value is allowed.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class NewValue:
-    """A value to set; the apply method follows from the parameter's apply type."""
+    """A value to set; the apply method depends on the apply type of the parameter."""
 
     name: str
     value: str
@@ -74,34 +74,34 @@ class NewValue:
 
 
 def ls(aws: Aws, kind: ResourceKind | None = None) -> tuple[ParameterGroup, ...]:
-    """Return the PostgreSQL groups of the region, of one kind or both.
+    """Return the PostgreSQL parameter groups of the region, of one kind or both.
 
     Raises:
         Error: AWS refused.
     """
-    found = []
+    groups: list[ParameterGroup] = []
     for one in KINDS if kind is None else (kind,):
-        rows = session.pages(aws, "rds", f"Describe{_WORDS[one]}s", f"{_WORDS[one]}s")
-        found += [_group(one, row) for row in rows]
-    return tuple(group for group in found if is_postgres(group.family))
+        rows = session.pages(aws, "rds", f"Describe{_API_NOUNS[one]}s", f"{_API_NOUNS[one]}s")
+        groups += [_group(one, row) for row in rows]
+    return tuple(group for group in groups if is_postgres(group.family))
 
 
 def get(aws: Aws, kind: ResourceKind, name: str) -> ParameterGroup:
-    """Return one group.
+    """Return one parameter group.
 
     Raises:
-        NotFound: there is none of that name and kind in the region.
+        NotFound: it does not exist in the region.
     """
-    answer = session.call(aws, "rds", f"Describe{_WORDS[kind]}s", {f"{_WORDS[kind]}Name": name})
-    return _group(kind, answer[f"{_WORDS[kind]}s"][0])
+    answer = session.call(aws, "rds", f"Describe{_API_NOUNS[kind]}s", {f"{_API_NOUNS[kind]}Name": name})
+    return _group(kind, answer[f"{_API_NOUNS[kind]}s"][0])
 
 
 def find(aws: Aws, name: str, kind: ResourceKind | None = None) -> ParameterGroup:
-    """Return the group of a name, whichever kind it is of.
+    """Return the parameter group with this name, of either kind.
 
     Raises:
-        NotFound: there is none.
-        BadValue: there is one of each kind.
+        NotFound: it does not exist.
+        BadValue: a group of each kind has this name.
     """
     found = []
     for one in KINDS if kind is None else (kind,):
@@ -110,40 +110,40 @@ def find(aws: Aws, name: str, kind: ResourceKind | None = None) -> ParameterGrou
         except NotFound as exc:
             missing = exc
     if not found:
-        missing.message = f"no parameter group {name}"
-        missing.hint = "rdsrepl param-group list shows what there is; another region: --region"
+        missing.message = f"parameter group {name} does not exist"
+        missing.hint = "list the groups: rdsrepl param-group list (choose another region with --region)"
         raise missing
     if len(found) > 1 and not found[0].is_default:
         raise BadValue(
-            f"{name} is the name of a cluster and of an instance parameter group", hint="say which: --kind cluster"
+            f"a cluster and an instance parameter group have the name {name}", hint="choose one: --kind cluster"
         )
     return found[0]
 
 
 def parameters(aws: Aws, kind: ResourceKind, name: str) -> tuple[Parameter, ...]:
-    """Return a group's parameters.
+    """Return all parameters of a group.
 
-    All of them: AWS reports one that was set to its default with the default's source, so that a filter by source does
-    not find it.
+    A filter by source would miss some: AWS reports a parameter that was set to its default with the source of the
+    default.
 
     Args:
         aws: the identity.
-        kind: the group's.
-        name: the group's.
+        kind: the kind of the group.
+        name: the name of the group.
 
     Raises:
-        NotFound: there is no such group.
+        NotFound: the group does not exist.
     """
-    request = {f"{_WORDS[kind]}Name": name}
+    request = {f"{_API_NOUNS[kind]}Name": name}
     operation = f"Describe{_PARAMETERS[kind]}"
     return tuple(map(_parameter, session.pages(aws, "rds", operation, "Parameters", request)))
 
 
 def defaults(aws: Aws, kind: ResourceKind, family: str) -> dict[str, Parameter]:
-    """Return a family's engine defaults by parameter name (DescribeEngineDefaultParameters).
+    """Return the engine defaults of a family by parameter name (DescribeEngineDefaultParameters).
 
     Raises:
-        Error: there is no such family.
+        Error: the family does not exist.
     """
     operation = "DescribeEngineDefault" + ("ClusterParameters" if kind == "cluster" else "Parameters")
     request = {"DBParameterGroupFamily": family}
@@ -152,32 +152,32 @@ def defaults(aws: Aws, kind: ResourceKind, family: str) -> dict[str, Parameter]:
 
 
 def is_postgres(family: str) -> bool:
-    """Say whether a family is PostgreSQL's, of RDS or Aurora."""
+    """Return whether a family is one of PostgreSQL, on RDS or Aurora."""
     return re.fullmatch(r"(aurora-)?postgres(ql)?\d+", family) is not None
 
 
 def check_name(name: str) -> str:
-    """Return NAME as AWS keeps it, in lower case, if a new group may have it (CreateDBParameterGroup).
+    """Return NAME in lower case, as AWS stores it, if it is valid for a new group (CreateDBParameterGroup).
 
     Raises:
-        BadValue: it may not.
+        BadValue: it is not valid.
     """
     lower = identifiers.check(name, "a parameter group", longest=255)
     if lower.startswith("default-") or lower == "default":
-        raise BadValue(f"{name!r} looks like one of AWS's default groups", hint="choose another name")
+        raise BadValue(f"{name!r} looks like the name of a default group of AWS", hint="choose another name")
     return lower
 
 
 def refuse_default(name: str) -> None:
-    """Refuse to change one of AWS's own groups.
+    """Refuse to change a default group of AWS.
 
     Raises:
-        Refused: it is one.
+        Refused: it is a default group.
     """
     if name.startswith("default."):
         raise Refused(
-            f"{name} is a default group, which nobody can change",
-            hint="make one of your own: rdsrepl param-group create NAME --cluster ID, "
+            f"{name} is a default group, which is not modifiable",
+            hint="create a custom group: rdsrepl param-group create NAME --cluster ID, "
             "then rdsrepl param-group attach NAME --cluster ID",
         )
 
@@ -190,48 +190,48 @@ def create(
     existing_values: Mapping[str, str] | None = None,
     copy_from: str | None = None,
 ) -> Plan:
-    """Plan to make a group, set values, and read them back; one that exists is only completed.
+    """Plan to create a group, set values, and read them back; an existing group is only completed.
 
     Args:
-        group: as it shall be; its ARN does not matter.
-        values: what to set.
-        existing: the group of that name, when there is one.
-        existing_values: what is set in it.
-        copy_from: a custom group whose other settings it shall have.
+        group: the group to create; its ARN is not used.
+        values: the values to set.
+        existing: the existing group with this name, if any.
+        existing_values: the values that are set in it.
+        copy_from: a custom group to copy the other values from.
 
     Raises:
-        AlreadyExists: there is one of that name with another family.
+        AlreadyExists: a group with this name exists for another family.
     """
     if existing is not None and existing.family != group.family:
         raise AlreadyExists(
-            f"parameter group {group.name} exists, for {existing.family}",
+            f"parameter group {group.name} already exists for family {existing.family}",
             hint=f"choose another name for {group.family}",
         )
     steps: list[Step] = []
-    word = _WORDS[group.kind]
+    noun = _API_NOUNS[group.kind]
     missing = [value for value in values if (existing_values or {}).get(value.name) != value.value]
     if existing is None and copy_from is None:
         request = {
-            f"{word}Name": group.name,
+            f"{noun}Name": group.name,
             "DBParameterGroupFamily": group.family,
             "Description": group.description,
         }
-        steps.append(AwsCall(f"create {group.kind} parameter group {group.name}", "rds", f"Create{word}", request))
+        steps.append(AwsCall(f"create {group.kind} parameter group {group.name}", "rds", f"Create{noun}", request))
     elif existing is None:
         request = {
-            f"Source{word}Identifier": str(copy_from),
-            f"Target{word}Identifier": group.name,
-            f"Target{word}Description": group.description,
+            f"Source{noun}Identifier": str(copy_from),
+            f"Target{noun}Identifier": group.name,
+            f"Target{noun}Description": group.description,
         }
         summary = f"copy {group.kind} parameter group {copy_from} to {group.name}"
-        steps.append(AwsCall(summary, "rds", f"Copy{word}", request))
+        steps.append(AwsCall(summary, "rds", f"Copy{noun}", request))
     steps += _modify(group.kind, group.name, missing)
     if steps:
         steps.append(_read_back(group.kind, group.name, values))
     return Plan(
         f"create parameter group {group.name}",
         tuple(steps),
-        unchanged=f"parameter group {group.name} has all that already",
+        unchanged=f"parameter group {group.name} already has these values",
     )
 
 
@@ -243,59 +243,61 @@ def set_values(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> Pla
     """
     refuse_default(name)
     steps = (*_modify(kind, name, values), *([_read_back(kind, name, values)] if values else []))
-    return Plan(f"set parameters of group {name}", steps, unchanged=f"parameter group {name} has these values already")
+    return Plan(f"set parameters of group {name}", steps, unchanged=f"parameter group {name} already has these values")
 
 
 def reset(kind: ResourceKind, name: str, resets: Sequence[tuple[str, ApplyMethod]], *, everything: bool) -> Plan:
-    """Plan to give parameters back to the engine's default.
+    """Plan to reset parameters to the engine defaults.
 
     Args:
-        kind: the group's.
-        name: the group's.
-        resets: parameter names and how each takes effect.
-        everything: all of the group's, in one call.
+        kind: the kind of the group.
+        name: the name of the group.
+        resets: parameter names and the apply method of each.
+        everything: reset all parameters of the group in one call.
 
     Raises:
         Refused: it is a default group.
     """
     refuse_default(name)
-    word = _WORDS[kind]
+    noun = _API_NOUNS[kind]
     steps: list[Step] = []
     if everything and resets:
-        request: dict[str, Any] = {f"{word}Name": name, "ResetAllParameters": True}
-        steps.append(AwsCall(f"reset all parameters of group {name}", "rds", f"Reset{word}", request))
+        request: dict[str, Any] = {f"{noun}Name": name, "ResetAllParameters": True}
+        steps.append(AwsCall(f"reset all parameters of group {name}", "rds", f"Reset{noun}", request))
     else:
         for chunk in _chunks(resets):
             items = [{"ParameterName": parameter, "ApplyMethod": method} for parameter, method in chunk]
-            request = {f"{word}Name": name, "Parameters": items}
+            request = {f"{noun}Name": name, "Parameters": items}
             names = ", ".join(parameter for parameter, _ in chunk)
-            steps.append(AwsCall(f"reset {names} in group {name}", "rds", f"Reset{word}", request))
+            steps.append(AwsCall(f"reset {names} in group {name}", "rds", f"Reset{noun}", request))
     if steps:
-        gone = frozenset(parameter for parameter, _ in resets)
+        reset_names = frozenset(parameter for parameter, _ in resets)
         steps.append(
             Wait(
                 f"read group {name} back",
-                partial(_none_set, kind=kind, name=name, names=gone),
+                partial(_none_set, kind=kind, name=name, names=reset_names),
                 _READ_BACK_SECONDS,
             )
         )
-    return Plan(f"reset parameters of group {name}", tuple(steps), unchanged="none of them is set in this group")
+    return Plan(
+        f"reset parameters of group {name}", tuple(steps), unchanged="these parameters are not set in this group"
+    )
 
 
 def delete(kind: ResourceKind, name: str) -> Plan:
-    """Plan to delete a group that nobody uses.
+    """Plan to delete an unused group.
 
     Raises:
         Refused: it is a default group.
     """
     refuse_default(name)
-    request = {f"{_WORDS[kind]}Name": name}
-    call = AwsCall(f"delete {kind} parameter group {name}", "rds", f"Delete{_WORDS[kind]}", request)
+    request = {f"{_API_NOUNS[kind]}Name": name}
+    call = AwsCall(f"delete {kind} parameter group {name}", "rds", f"Delete{_API_NOUNS[kind]}", request)
     return Plan(f"delete parameter group {name}", (call,))
 
 
 def _modify(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> list[Step]:
-    word = _WORDS[kind]
+    noun = _API_NOUNS[kind]
     steps: list[Step] = []
     for chunk in _chunks(values):
         items = [
@@ -303,8 +305,8 @@ def _modify(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> list[S
             for value in chunk
         ]
         names = ", ".join(value.name for value in chunk)
-        request = {f"{word}Name": name, "Parameters": items}
-        steps.append(AwsCall(f"set {names} in group {name}", "rds", f"Modify{word}", request))
+        request = {f"{noun}Name": name, "Parameters": items}
+        steps.append(AwsCall(f"set {names} in group {name}", "rds", f"Modify{noun}", request))
     return steps
 
 
@@ -321,7 +323,7 @@ def _read_back(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> Wai
 def _all_set(target: Target, *, kind: ResourceKind, name: str, wanted: Mapping[str, str]) -> Condition:
     found = {parameter.name: parameter.value for parameter in parameters(target.aws, kind, name)}
     differ = [parameter for parameter, value in wanted.items() if found.get(parameter) != value]
-    state = f"not yet read back: {', '.join(differ)}" if differ else "as set"
+    state = f"not visible yet: {', '.join(differ)}" if differ else "all values as set"
     return Condition(not differ, state, facts={"read back": f"{len(wanted)} parameters as set"})
 
 
@@ -333,11 +335,11 @@ def _none_set(target: Target, *, kind: ResourceKind, name: str, names: frozenset
 
 def _group(kind: ResourceKind, row: Mapping[str, Any]) -> ParameterGroup:
     return ParameterGroup(
-        name=row[f"{_WORDS[kind]}Name"],
+        name=row[f"{_API_NOUNS[kind]}Name"],
         kind=kind,
         family=row["DBParameterGroupFamily"],
         description=row.get("Description", ""),
-        arn=row.get(f"{_WORDS[kind]}Arn", ""),
+        arn=row.get(f"{_API_NOUNS[kind]}Arn", ""),
     )
 
 

@@ -10,17 +10,17 @@ from rdsrepl.errors import Refused
 from rdsrepl.text.commands import shell
 from rdsrepl.text.masking import MASK
 
-# By what is queued on it.
+# Modifications by resource: ``instance orders-1``.
 Queued = Mapping[str, Mapping[str, str]]
 
 _SECRETS: Final = frozenset({"MasterUserPassword"})
 
 
 def parse(values: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the queued modifications as text, by the API's name; a password is masked.
+    """Return the queued modifications as text, by their name in the API; a password is masked.
 
     Args:
-        values: ``PendingModifiedValues`` of a describe; members that AWS adds later are taken over as they are.
+        values: ``PendingModifiedValues`` of a describe response; unknown members are included.
     """
     return {
         name: MASK if name in _SECRETS else value if isinstance(value, str) else json.dumps(value, default=str)
@@ -30,7 +30,7 @@ def parse(values: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def text(queued: Queued) -> str:
-    """Return modifications in words: ``instance orders-1: EngineVersion 17.2, MultiAZ true``."""
+    """Return modifications as one line: ``instance orders-1: EngineVersion 17.2, MultiAZ true``."""
     return "; ".join(
         f"{what}: {', '.join(f'{name} {value}' for name, value in values.items())}"
         for what, values in queued.items()
@@ -39,33 +39,33 @@ def text(queued: Queued) -> str:
 
 
 def check_reboot(queued: Queued, *, allowed: bool) -> tuple[str, ...]:
-    """Refuse a reboot that may set off queued modifications; return what to warn of when that is allowed.
+    """Refuse a reboot that may apply queued modifications; return a warning if that is allowed.
 
     "Some parameter changes can cause an outage and are applied on the next call to RebootDBInstance, or the next
     failure reboot" (RDS API reference, ModifyDBInstance, ApplyImmediately).
 
     Args:
-        queued: by what they are queued on: ``instance orders-1``.
-        allowed: whether they may be set off.
+        queued: the modifications by resource: ``instance orders-1``.
+        allowed: whether the reboot may apply them.
 
     Raises:
-        Refused: some are queued, and they may not be set off.
+        Refused: modifications are queued, and the reboot may not apply them.
     """
-    found = {what: values for what, values in queued.items() if values}
-    if not found:
+    nonempty = {what: values for what, values in queued.items() if values}
+    if not nonempty:
         return ()
     if not allowed:
-        kind, _, identifier = next(iter(found)).partition(" ")
+        kind, _, identifier = next(iter(nonempty)).partition(" ")
         raise Refused(
-            f"queued modifications may take effect at the reboot: {text(found)}",
+            f"the reboot may apply queued modifications: {text(nonempty)}",
             hint="apply them first: "
             + shell(f"aws rds modify-db-{kind} --db-{kind}-identifier {{}} --apply-immediately", identifier)
-            + "; or allow it: add --with-pending",
+            + "; or allow it with --with-pending",
         )
-    return (f"queued modifications may take effect at the reboot: {text(found)}",)
+    return (f"the reboot may apply queued modifications: {text(nonempty)}",)
 
 
 def kept(queued: Queued) -> tuple[str, ...]:
-    """Return what to say of queued modifications that a plan does not set off."""
-    words = text(queued)
-    return (f"queued modifications stay queued: {words}",) if words else ()
+    """Return a warning about queued modifications that a plan does not apply."""
+    queued_text = text(queued)
+    return (f"queued modifications stay queued: {queued_text}",) if queued_text else ()

@@ -1,8 +1,8 @@
-"""Which of AWS's refusals pass by themselves, so that the same call is worth another attempt a little later.
+"""Decide which refusals of AWS are temporary, so that the call can be retried.
 
-RDS refuses calls on what is busy: after another operation, during a backup, sometimes although the status is
-``available`` already, and a parameter group's while its former users are still being deleted. The same error codes
-stand for states that never pass, which the text of the refusal or the resource's status tells apart.
+RDS refuses calls on a busy resource: during another operation or a backup, sometimes although the status already is
+``available``, and on a parameter group while its former users are being deleted. The same error codes also report
+permanent states; the error text or the status of the resource distinguishes them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rdsrepl.aws import session, statuses
 from rdsrepl.config import Aws
 from rdsrepl.errors import Error, NotAvailable, NotFound, Throttled
 
-# Without the suffix "Fault", which some have on the wire and others have not.
+# Without the suffix "Fault", which only some codes have.
 BUSY: Final = frozenset(["InvalidDBInstanceState", "InvalidDBClusterState", "InvalidDBParameterGroupState"])
-_NEVER: Final = re.compile(
+_PERMANENT: Final = re.compile(
     r"stopp(ed|ing)\b|\bfailed\b|incompatible|inaccessible|insufficient|restore-error|storage-full"
     r"|not (enabled|supported)|cannot have|is not a |is a member of|\bdefault\b",
     re.IGNORECASE,
@@ -29,20 +29,20 @@ _STATUSES: Final = (
 
 
 def is_busy(error: Error) -> bool:
-    """Say whether AWS refused because something is busy, or because there were too many calls."""
+    """Return whether AWS refused because a resource is busy, or because of too many calls."""
     if isinstance(error, Throttled):
         return error.aws_code != "LimitExceededException"
     code = (error.aws_code or "").removesuffix("Fault")
-    return code in BUSY and _NEVER.search(error.message) is None
+    return code in BUSY and _PERMANENT.search(error.message) is None
 
 
 def is_missing(error: Error) -> bool:
-    """Say whether AWS does not know what a call or a describe names."""
+    """Return whether AWS does not know an object that a call names."""
     return isinstance(error, NotFound) and error.aws_code is not None
 
 
 def names(parameters: Mapping[str, Any]) -> frozenset[str]:
-    """Return what a request names: clusters, instances, parameter groups."""
+    """Return the identifiers in a request: clusters, instances, parameter groups."""
     return frozenset(
         value.lower()
         for key, value in parameters.items()
@@ -51,15 +51,15 @@ def names(parameters: Mapping[str, Any]) -> frozenset[str]:
 
 
 def check_status(aws: Aws, operation: str, parameters: Mapping[str, Any]) -> None:
-    """Look whether what a refused call works on can become available at all.
+    """Check that the resource of a refused call can become available.
 
     Args:
         aws: the identity.
-        operation: the refused call's; a deletion is accepted in nearly every status.
-        parameters: the refused call's.
+        operation: of the refused call; AWS accepts a deletion in nearly every status.
+        parameters: of the refused call.
 
     Raises:
-        NotAvailable: its status is one that does not pass.
+        NotAvailable: the status needs a repair.
     """
     if operation.startswith("Delete"):
         return
@@ -74,6 +74,6 @@ def check_status(aws: Aws, operation: str, parameters: Mapping[str, Any]) -> Non
         status = rows[0].get(field, "") if rows else ""
         if statuses.is_dead_end(status):
             raise NotAvailable(
-                f"{operation}: {identifier} is {status}, which does not pass by itself",
+                f"{operation}: {kind} {identifier} is {status}, which needs a repair",
                 hint=statuses.remedy(status, kind, identifier),
             )

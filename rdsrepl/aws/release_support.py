@@ -1,4 +1,4 @@
-"""Which releases of RDS and Aurora can do logical replication (user guides, "logical replication"; release notes)."""
+"""Which releases of RDS and Aurora support logical replication (user guides, "logical replication"; release notes)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from rdsrepl.aws.engines import Topology
 
-# Multi-AZ DB clusters learnt it late: by major version the first release as (minor, revision).
+# The first release for Multi-AZ DB clusters by major version, as (minor, revision).
 _MULTI_AZ_SINCE: Final = {14: (8, 2), 15: (3, 2)}
 _INSTANCE_SINCE: Final = (10, 4)
 _VERSION: Final = re.compile(r"([0-9]{1,4})(?:\.([0-9]{1,9}))?((?:[.\-+_ ]|(?<=[0-9])[a-z]).{0,200})?", re.DOTALL)
@@ -17,10 +17,9 @@ _REVISION: Final = re.compile(r"(?:^|[.-])[Rr]([0-9]{1,9})(?![0-9A-Za-z])")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Release:
-    """A release as AWS writes it: ``16.4``, ``15.3-R2``; the revision of a first release is 1.
+    """A release of an engine: ``16.4``, ``15.3-R2``; the first release of a version has revision 1.
 
-    What stands behind them does not count: ``13.23-rds.20260224`` (Extended Support) is 13.23, and ``16.9-limitless``
-    is 16.9.
+    Other suffixes are ignored: ``13.23-rds.20260224`` (Extended Support) is 13.23, and ``16.9-limitless`` is 16.9.
     """
 
     major: int
@@ -29,7 +28,7 @@ class Release:
 
     @classmethod
     def parse(cls, text: str) -> Release | None:
-        """Read a version, with a suffix or without; None where it does not begin as one: it is not known then."""
+        """Return the release of a version with or without a suffix; None if TEXT is not a version."""
         match = _VERSION.fullmatch(text.strip())
         if match is None:
             return None
@@ -39,11 +38,11 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Whether a release can do logical replication, and since which one.
+    """Whether a release supports logical replication, and since which release.
 
     Attributes:
-        supported: whether it can; None where the version cannot be read.
-        words: the same for people.
+        supported: None if the version is unknown.
+        words: the same as text.
     """
 
     supported: bool | None
@@ -51,12 +50,12 @@ class Support:
 
 
 def logical_replication(topology: Topology, version: str) -> Support:
-    """Say whether a release of RDS or Aurora can do logical replication."""
+    """Return whether a release of RDS or Aurora supports logical replication."""
     release = Release.parse(version)
     if topology == "aurora":
         return Support(True, f"supported by Aurora PostgreSQL {version}")
     if release is None:
-        return Support(None, f"not known: version {version} cannot be read")
+        return Support(None, f"unknown: version {version} cannot be read")
     if topology == "instance":
         supported = (release.major, release.minor) >= _INSTANCE_SINCE
         return Support(supported, "supported" if supported else "not supported before 10.4: upgrade")

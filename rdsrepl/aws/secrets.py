@@ -1,4 +1,4 @@
-"""Passwords from Secrets Manager, in the JSON shape RDS gives them."""
+"""Passwords in Secrets Manager, in the JSON format of RDS."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rdsrepl.text.commands import shell
 
 
 class NoValue(NotAvailable):
-    """The secret exists, and no version of it is ``AWSCURRENT`` yet."""
+    """The secret exists, but no version of it is ``AWSCURRENT`` yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a secret says (``username``, ``password``, and where they are good for, if it says that)."""
+    """The content of a secret: ``username``, ``password``, and optionally the database that they are for."""
 
     password: str = field(repr=False)
     username: str | None = None
@@ -32,14 +32,14 @@ class Login:
 
 
 def get(aws: Aws, secret: str) -> Login:
-    """Read a secret (GetSecretValue) as it is now.
+    """Return the current value of a secret (GetSecretValue).
 
     Args:
         aws: the identity.
-        secret: its name or ARN.
+        secret: the name or ARN of the secret.
 
     Raises:
-        Error: there is none, it may not be read, or it holds no password.
+        Error: the secret does not exist, is not readable, or contains no password.
     """
     answer = _current(aws, secret)
     try:
@@ -53,55 +53,56 @@ def get(aws: Aws, secret: str) -> Login:
             dbname=fields.get("dbname"),
         )
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):
-        # Not as the cause: it would quote the secret.
+        # Without the cause, which would quote the secret.
         raise Error(
-            f"secret {secret} holds no JSON object with a password",
-            hint='RDS\'s shape is {"username": "…", "password": "…"}',
+            f"secret {secret} does not contain a JSON object with a password",
+            hint='use the format of RDS: {"username": "…", "password": "…"}',
         ) from None
 
 
 def keep_password(
-    aws: Aws, secret: str, *, username: str, password: str, place: Mapping[str, str], change: Step
+    aws: Aws, secret: str, *, username: str, password: str, extra: Mapping[str, str], change: Step
 ) -> tuple[Step, ...]:
-    """Return the steps that make a password the role's and keep it in a secret, so that it is never the one alone.
+    """Return the steps that set a role's password and store it in a secret, without a moment when it is lost.
 
-    It is put there first, beside the old one (``AWSPENDING``); then CHANGE makes it the role's; then it is what the
-    secret is read as (``AWSCURRENT``; the old one stays as ``AWSPREVIOUS``). A secret that does not exist is made; one
-    that has no value yet gets its first one.
+    The first step stores the password beside the old one (``AWSPENDING``). Then CHANGE sets it. Then it becomes the
+    current value (``AWSCURRENT``; the old one becomes ``AWSPREVIOUS``). A secret that does not exist is created; a
+    secret without a value gets its first one.
 
     Args:
         aws: the identity.
-        secret: its name or ARN.
+        secret: the name or ARN of the secret.
         username: the role.
-        password: in clear; the steps show it masked.
-        place: what a new secret says besides: ``host``, ``port``, ``dbname``.
-        change: makes it the role's.
+        password: in plain text; the steps mask it.
+        extra: other fields of a new secret: ``host``, ``port``, ``dbname``.
+        change: sets the password of the role.
 
     Raises:
-        Refused: the secret is RDS's own, or another role's.
-        Error: it may not be read, or holds no JSON object.
+        Refused: RDS manages the secret, or it is for another role.
+        Error: the secret is not readable, or does not contain a JSON object.
     """
     if secret.startswith("rds!") or ":secret:rds!" in secret:
         raise Refused(
-            f"secret {secret} is RDS's own", hint="RDS rotates it: aws secretsmanager rotate-secret --secret-id …"
+            f"secret {secret} is managed by RDS",
+            hint="let RDS rotate it: aws secretsmanager rotate-secret --secret-id …",
         )
     try:
         answer = _current(aws, secret)
     except NotFound:
-        return _new_secret(secret, {"engine": "postgres", "username": username, "password": password, **place}), change
+        return _new_secret(secret, {"engine": "postgres", "username": username, "password": password, **extra}), change
     except NoValue:
-        answer = {"SecretString": json.dumps({"engine": "postgres", **place})}
+        answer = {"SecretString": json.dumps({"engine": "postgres", **extra})}
     try:
         fields: dict[str, Any] = dict(json.loads(answer["SecretString"]))
     except (LookupError, ValueError, TypeError, RecursionError):
-        # Not as the cause: it would quote the secret.
+        # Without the cause, which would quote the secret.
         raise Error(
-            f"secret {secret} holds no JSON object, and is left alone",
-            hint='RDS\'s shape is {"username": "…", "password": "…"}',
+            f"secret {secret} does not contain a JSON object; it was not changed",
+            hint='use the format of RDS: {"username": "…", "password": "…"}',
         ) from None
     if fields.get("username", username) != username:
         raise Refused(
-            f"secret {secret} is for role {fields['username']}, not {username}", hint="name the role's own secret"
+            f"secret {secret} is for role {fields['username']}, not {username}", hint="use a secret of this role"
         )
     version = str(uuid.uuid4())
     put = {
@@ -118,7 +119,7 @@ def keep_password(
     }
     return (
         AwsCall(
-            f"put the new password into secret {secret}, as AWSPENDING",
+            f"store the new password in secret {secret} as AWSPENDING",
             "secretsmanager",
             "PutSecretValue",
             put,
@@ -126,19 +127,19 @@ def keep_password(
         ),
         change,
         AwsCall(
-            f"make it what secret {secret} is read as",
+            f"make it the current value of secret {secret}",
             "secretsmanager",
             "UpdateSecretVersionStage",
             move,
-            # AWS makes the first version of a secret AWSCURRENT by itself.
+            # AWS makes the first version of a secret AWSCURRENT.
             needed=None if "VersionId" in answer else partial(_is_not_current, secret=secret, version=version),
-            condition="" if "VersionId" in answer else "unless it is that already",
+            condition="" if "VersionId" in answer else "unless it is the current value already",
         ),
     )
 
 
 def _current(aws: Aws, secret: str) -> dict[str, Any]:
-    # The stage is AWS's default; a stand-in may take another version for it after a rotation.
+    # This is the default stage on AWS; an emulator may return another version after a rotation.
     request = {"SecretId": secret, "VersionStage": "AWSCURRENT"}
     try:
         return session.call(aws, "secretsmanager", "GetSecretValue", request)
@@ -148,7 +149,7 @@ def _current(aws: Aws, secret: str) -> dict[str, Any]:
         put = "aws secretsmanager put-secret-value --secret-id {} --secret-string file://secret.json"
         raise NoValue(
             f"secret {secret} has no value yet",
-            hint=f"wait until it has one (AWSCURRENT), or give it one: {shell(put, secret)}",
+            hint=f"wait until it has one (AWSCURRENT), or set one: {shell(put, secret)}",
             aws_code=exc.aws_code,
             request_id=exc.request_id,
         ) from None

@@ -1,7 +1,7 @@
-"""What the statuses of DB clusters and DB instances mean: one table for commands, waits and checks.
+"""The meaning of the statuses of DB clusters and DB instances, for commands, waits and checks.
 
 Sources: RDS user guide, "Viewing instance status"; Aurora user guide, "Viewing cluster status". A status that is not
-listed here passes by itself, or is too new to be known: it is waited for.
+listed here is temporary or unknown: waits continue.
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ from rdsrepl.text.commands import shell
 AVAILABLE: Final = "available"
 REBOOTING: Final = "rebooting"
 DELETING: Final = "deleting"
-# The server works as usual; storage-optimization alone may last for more than a day.
+# The server works as usual; storage-optimization can last for more than a day.
 USABLE: Final = frozenset([AVAILABLE, "storage-config-upgrade", "storage-initialization", "storage-optimization"])
 
 _START: Final = "aws rds start-db-{kind} --db-{kind}-identifier {id}"
 _REBOOT: Final = "then reboot it: aws rds reboot-db-{kind} --db-{kind}-identifier {id}"
 _RESTORE: Final = "restore a backup under another name: aws rds restore-db-{kind}-to-point-in-time"
-# None of these becomes usable by itself. What to do about each; {kind} is `cluster` or `instance`, {id} its name.
+# These statuses need a repair. The remedy for each; {kind} is `cluster` or `instance`, {id} its identifier.
 _REMEDIES: Final[Mapping[str, str]] = {
     "cloning-failed": "delete it and clone again",
-    DELETING: "wait until it is gone; make a new one if it is still needed",
+    DELETING: "wait until it is deleted; create a new one if you need it",
     "failed": f"RDS could not recover it; {_RESTORE}",
-    "inaccessible-encryption-credentials": f"RDS cannot use its KMS key any more; enable the key and {_RESTORE}",
+    "inaccessible-encryption-credentials": f"RDS cannot use its KMS key; enable the key and {_RESTORE}",
     "inaccessible-encryption-credentials-recoverable": f"enable its KMS key, then start it: {_START}",
-    "incompatible-create": "delete it and make it again with what its engine and class support",
+    "incompatible-create": "delete it and create it again with options that its engine and class support",
     "incompatible-network": "correct its VPC: subnets with free addresses, DNS resolution, its security groups",
     "incompatible-option-group": f"correct its option group, {_REBOOT}",
     "incompatible-parameters": "set values that its class and version accept (rdsrepl param-group diff GROUP), "
     + _REBOOT,
     "incompatible-restore": "restore again from another point in time, then delete it",
-    "insufficient-capacity": "AWS has no capacity for its class in its zone: delete it and make it again with another "
-    "class or zone, or later",
+    "insufficient-capacity": "AWS has no capacity for its class in its zone: delete it and create it again with "
+    "another class or zone, or later",
     "migration-failed": "delete it and migrate again",
     "restore-error": "restore again from another point in time or snapshot, then delete it",
     "stopped": f"start it: {_START}",
-    "storage-full": "give it more storage: aws rds modify-db-{kind} --db-{kind}-identifier {id} --apply-immediately "
+    "storage-full": "increase its storage: aws rds modify-db-{kind} --db-{kind}-identifier {id} --apply-immediately "
     "--allocated-storage GIB",
 }
 
 
 def is_usable(status: str) -> bool:
-    """Say whether a cluster or an instance with this status serves queries and takes changes."""
+    """Return whether a cluster or instance with this status serves queries and accepts changes."""
     return status in USABLE
 
 
 def is_dead_end(status: str) -> bool:
-    """Say whether a status stays as it is until somebody does something about it."""
+    """Return whether a status needs a repair."""
     return status in _REMEDIES
 
 
 def remedy(status: str, kind: str, identifier: str) -> str:
-    """Return what to do about a status that does not pass, with commands that can be pasted.
+    """Return the remedy for a status that needs a repair, with commands to paste.
 
     Args:
-        status: one for which ``is_dead_end`` holds.
+        status: a status for which ``is_dead_end`` is true.
         kind: ``cluster`` or ``instance``.
-        identifier: its name.
+        identifier: its identifier.
     """
-    words = _REMEDIES[status].replace("{kind}", kind)
-    if "{id}" in words:
-        words = shell(words.replace("{id}", "{}"), identifier)
+    advice = _REMEDIES[status].replace("{kind}", kind)
+    if "{id}" in advice:
+        advice = shell(advice.replace("{id}", "{}"), identifier)
     events = shell(f"aws rds describe-events --source-type db-{kind} --source-identifier {{}}", identifier)
-    return f"{words}; see its events: {events}"
+    return f"{advice}; see its events: {events}"

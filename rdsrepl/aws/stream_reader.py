@@ -1,4 +1,4 @@
-"""Read every shard of a stream, through resharding, and take aggregated records apart."""
+"""Read all shards of a stream, also through resharding, and deaggregate records."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rdsrepl.config import Aws
 from rdsrepl.errors import AwsError, Error
 
 _AT_ONCE: Final = 10_000
-# A shard allows five reads a second, to all its readers together.
+# A shard allows five reads a second for all readers together.
 _PAUSE_SECONDS: Final = 0.25
 _AGGREGATED: Final = b"\xf3\x89\x9a\xc2"
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A record as it was put; of an aggregated one, each of its parts.
+    """A record as its producer wrote it; an aggregated record contains several.
 
     Attributes:
-        sequence_number: of the record as Kinesis has it; parts share it.
+        sequence_number: of the Kinesis record; the parts of an aggregated record share it.
     """
 
     shard_id: str
@@ -36,41 +36,41 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where to begin: ``LATEST``, ``TRIM_HORIZON``, or ``AT_TIMESTAMP``."""
+    """Where to start: ``LATEST``, ``TRIM_HORIZON``, or ``AT_TIMESTAMP``."""
 
     kind: str
     moment: datetime | None = None
 
     @property
     def request(self) -> dict[str, Any]:
-        """What GetShardIterator calls it."""
+        """The parameters of GetShardIterator."""
         return {"ShardIteratorType": self.kind, **({"Timestamp": self.moment} if self.moment else {})}
 
 
 def read(aws: Aws, stream: str, start: Start) -> Iterator[list[Received]]:
-    """Yield what comes, batch after batch and for ever; an empty batch after each round without a record.
+    """Yield batches of records without end; an empty batch after each round without records.
 
-    Within a shard the order is that of its sequence numbers, and a shard is read when its parents were read to their
-    ends; across shards there is none.
+    The records of a shard come in the order of their sequence numbers. A shard is read after its parents were read to
+    their ends. There is no order across other shards.
 
     Args:
         aws: the identity.
-        stream: its name or ARN.
-        start: where to begin.
+        stream: the name or ARN of the stream.
+        start: where to start.
 
     Raises:
         Error: AWS refused.
     """
     reader = _Reader(aws, stream, start)
     while True:
-        began = time.monotonic()
-        nothing = True
+        started = time.monotonic()
+        is_empty = True
         for batch in reader.round():
-            nothing = False
+            is_empty = False
             yield batch
-        if nothing:
+        if is_empty:
             yield []
-        time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - began)))
+        time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - started)))
 
 
 class _Reader:
@@ -80,9 +80,9 @@ class _Reader:
         self._start = start
         self._iterators: dict[str, str] = {}
         self._last: dict[str, str] = {}
-        self._begun: set[str] = set()
+        self._started: set[str] = set()
         self._ended: set[str] = set()
-        self._begin(streams.shards(aws, stream), first=True)
+        self._start_shards(streams.shards(aws, stream), first=True)
 
     def round(self) -> Iterator[list[Received]]:
         """Read each shard once."""
@@ -99,25 +99,25 @@ class _Reader:
             else:
                 del self._iterators[shard_id]
                 self._ended.add(shard_id)
-                self._begin(streams.shards(self._aws, self._stream), first=False)
+                self._start_shards(streams.shards(self._aws, self._stream), first=False)
 
-    def _begin(self, shards: tuple[streams.Shard, ...], *, first: bool) -> None:
-        """Begin with every shard whose turn it is."""
-        there = {shard.shard_id for shard in shards}
+    def _start_shards(self, shards: tuple[streams.Shard, ...], *, first: bool) -> None:
+        """Start every shard whose parents are finished."""
+        existing = {shard.shard_id for shard in shards}
         for shard in shards:
-            if shard.shard_id in self._begun:
+            if shard.shard_id in self._started:
                 continue
             if first and self._start.kind == "LATEST":
                 due, start = shard.is_open, self._start
                 if not due:
-                    # What came before does not count, and does not hold back what comes after.
-                    self._begun.add(shard.shard_id)
+                    # Skip its records; its children can start.
+                    self._started.add(shard.shard_id)
                     self._ended.add(shard.shard_id)
             else:
-                due = all(parent in self._ended or parent not in there for parent in shard.parents)
+                due = all(parent in self._ended or parent not in existing for parent in shard.parents)
                 start = Start("TRIM_HORIZON") if self._start.kind == "LATEST" else self._start
             if due:
-                self._begun.add(shard.shard_id)
+                self._started.add(shard.shard_id)
                 self._iterators[shard.shard_id] = self._iterator(shard.shard_id, start.request)
 
     def _get(self, shard_id: str) -> dict[str, Any] | None:
@@ -128,12 +128,12 @@ class _Reader:
             if exc.aws_code != "ExpiredIteratorException":
                 raise
         last = self._last.get(shard_id)
-        again = (
+        resume = (
             self._start.request
             if last is None
             else {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "StartingSequenceNumber": last}
         )
-        self._iterators[shard_id] = self._iterator(shard_id, again)
+        self._iterators[shard_id] = self._iterator(shard_id, resume)
         return None
 
     def _iterator(self, shard_id: str, start: Mapping[str, Any]) -> str:
@@ -142,10 +142,10 @@ class _Reader:
 
 
 def received(shard_id: str, row: Mapping[str, Any]) -> Iterator[Received]:
-    """Take a record of GetRecords apart, if it is an aggregated one.
+    """Yield a record of GetRecords, or the parts of an aggregated record.
 
     Raises:
-        Error: it is, and the library that knows the format is not installed.
+        Error: the record is aggregated, and the library for the format is not installed.
     """
     data: bytes = row["Data"]
     number, arrived = row["SequenceNumber"], row["ApproximateArrivalTimestamp"]
@@ -156,7 +156,7 @@ def received(shard_id: str, row: Mapping[str, Any]) -> Iterator[Received]:
         from aws_kinesis_agg.deaggregator import iter_deaggregate_records
     except ImportError as exc:
         raise Error(
-            "the stream has aggregated records, which the package aws_kinesis_agg takes apart",
+            "the stream has aggregated records, and the package aws_kinesis_agg is not installed",
             hint="install it: pip install 'rdsrepl[kinesis]'",
         ) from exc
     inner = {

@@ -1,4 +1,4 @@
-"""Kinesis data streams."""
+"""Kinesis data streams: read, create, delete."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rdsrepl.errors import BadValue, NotAvailable, NotFound, Unreachable
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same
 from rdsrepl.text.commands import command
 
-# What a record may have where the stream says nothing else (MaxRecordSizeInKiB).
+# The largest record if the stream does not set MaxRecordSizeInKiB.
 _RECORD_KIB: Final = 1024
 _USABLE: Final = frozenset({"ACTIVE", "UPDATING"})
 
 
 @dataclass(frozen=True, slots=True)
 class KinesisStream:
-    """A stream, as DescribeStreamSummary gives it.
+    """A stream, as DescribeStreamSummary returns it.
 
     Attributes:
         mode: ``PROVISIONED`` or ``ON_DEMAND``.
-        record_bytes: how large a record may be, its partition key included.
+        record_bytes: the largest record, with its partition key.
         encryption: ``NONE`` or ``KMS``.
     """
 
@@ -41,11 +41,11 @@ class KinesisStream:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A shard, as ListShards gives it.
+    """A shard, as ListShards returns it.
 
     Attributes:
-        parents: the shards it was split from, or merged of; some may be gone already.
-        is_open: whether it still takes records.
+        parents: the shards that it was split or merged from; they may not exist any more.
+        is_open: whether it accepts records.
     """
 
     shard_id: str
@@ -54,7 +54,7 @@ class Shard:
 
 
 def ls(aws: Aws) -> tuple[str, ...]:
-    """Return the names of the region's streams (ListStreams).
+    """Return the names of the streams in the region (ListStreams).
 
     Raises:
         Error: AWS refused.
@@ -63,10 +63,10 @@ def ls(aws: Aws) -> tuple[str, ...]:
 
 
 def shards(aws: Aws, name: str) -> tuple[Shard, ...]:
-    """Return a stream's shards, closed ones that still hold records included (ListShards).
+    """Return the shards of a stream, with closed shards that still hold records (ListShards).
 
     Raises:
-        NotFound: there is no such stream.
+        NotFound: the stream does not exist.
     """
     found = []
     for row in session.pages(aws, "kinesis", "ListShards", "Shards", reference(name)):
@@ -77,21 +77,21 @@ def shards(aws: Aws, name: str) -> tuple[Shard, ...]:
 
 
 def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, timeout_seconds: float) -> Plan:
-    """Plan to make a stream and wait until it is active (CreateStream).
+    """Plan to create a stream and wait until it is active (CreateStream).
 
     Args:
         aws: the identity.
-        name: the stream's name.
-        shards: how many; None is on-demand.
-        record_kib: how large a record may be, in KiB; None is AWS's default.
-        timeout_seconds: how long the wait may take.
+        name: the name of the stream.
+        shards: the number of shards; None for on-demand mode.
+        record_kib: the largest record in KiB; None for the AWS default.
+        timeout_seconds: the timeout of the wait.
 
     Raises:
-        BadValue: there can be no stream of that name.
-        AlreadyExists: there is one, and it differs or is being deleted. One that is as asked for is waited for.
+        BadValue: the name is not valid.
+        AlreadyExists: a stream with this name exists, and differs or is being deleted.
     """
     if "StreamARN" in reference(name):
-        raise BadValue(f"{name!r} is an ARN", hint="a new stream has a name only")
+        raise BadValue(f"{name!r} is an ARN, not a name", hint="give the name of the new stream")
     mode = "ON_DEMAND" if shards is None else "PROVISIONED"
     title = f"create stream {name}"
     wait = Wait(f"wait until stream {name} is active", partial(_active, name=name), timeout_seconds)
@@ -103,14 +103,14 @@ def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, t
         compared: dict[str, tuple[object, object]] = {
             "status": (there.status, there.status if there.status != "DELETING" else "ACTIVE"),
             "mode": (there.mode, mode),
-            # While it is being made it has no shards yet.
+            # A stream that is being created has no shards yet.
             "shards": (there.shards, None if there.status == "CREATING" else shards),
             "record size": (there.record_bytes // 1024, record_kib),
         }
-        require_same(f"stream {name}", compared, hint=f"look at it: {command('stream show {}', name)}")
+        require_same(f"stream {name}", compared, hint=f"show it: {command('stream show {}', name)}")
         if there.status == "ACTIVE":
-            return Plan(title, (), unchanged="it exists already, as asked for")
-        return Plan(title, (wait,), (f"stream {name} exists already: it is waited for",))
+            return Plan(title, (), unchanged="the stream already exists as requested")
+        return Plan(title, (wait,), (f"stream {name} already exists: the plan only waits for it",))
     request: dict[str, Any] = {"StreamName": name, "StreamModeDetails": {"StreamMode": mode}}
     request |= {} if shards is None else {"ShardCount": shards}
     request |= {} if record_kib is None else {"MaxRecordSizeInKiB": record_kib}
@@ -118,15 +118,15 @@ def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, t
 
 
 def delete(stream: KinesisStream, *, timeout_seconds: float) -> Plan:
-    """Plan to delete a stream and wait until it is gone (DeleteStream)."""
+    """Plan to delete a stream and wait until it is deleted (DeleteStream)."""
     request = {"StreamARN": stream.arn}
     return Plan(
         f"delete stream {stream.name}",
         (
             AwsCall(f"delete stream {stream.name}", "kinesis", "DeleteStream", request),
-            Wait(f"wait until stream {stream.name} is gone", partial(_gone, name=stream.name), timeout_seconds),
+            Wait(f"wait until stream {stream.name} is deleted", partial(_deleted, name=stream.name), timeout_seconds),
         ),
-        warnings=(f"its records of the last {stream.retention_hours} hours are lost, read or not",),
+        warnings=(f"deletes the records of the last {stream.retention_hours} hours",),
     )
 
 
@@ -136,11 +136,11 @@ def _active(target: Target, *, name: str) -> Condition:
     return Condition(stream.status == "ACTIVE", f"stream {stream.status}", facts=facts)
 
 
-def _gone(target: Target, *, name: str) -> Condition:
+def _deleted(target: Target, *, name: str) -> Condition:
     try:
         stream = get(target.aws, name)
     except NotFound:
-        return Condition(True, "gone")
+        return Condition(True, "deleted")
     return Condition(False, f"stream {stream.status}")
 
 
@@ -149,52 +149,52 @@ def get(aws: Aws, name: str) -> KinesisStream:
 
     Args:
         aws: the identity.
-        name: the stream's name or ARN.
+        name: the name or ARN of the stream.
 
     Raises:
-        BadValue: there can be no stream of that name, or its ARN is of another region than ours.
-        NotFound: there is none in the region.
-        Unreachable: something else than Kinesis answers there.
+        BadValue: the name is not valid, or the ARN names another region.
+        NotFound: the stream does not exist in the region.
+        Unreachable: the endpoint is not Kinesis.
     """
     named = reference(name)
     if "StreamARN" in named and (here := session.region(aws)) not in (None, there := name.split(":")[3]):
-        raise BadValue(f"stream {name} is not in region {here}", hint=f"--region {there}")
+        raise BadValue(f"stream {name} is not in region {here}", hint=f"use --region {there}")
     answer = session.call(aws, "kinesis", "DescribeStreamSummary", named)
     if "StreamDescriptionSummary" not in answer:
         raise Unreachable(
-            "DescribeStreamSummary: what answered is not Kinesis",
+            "DescribeStreamSummary: the endpoint is not Kinesis",
             hint="check --endpoint-url, AWS_ENDPOINT_URL, or endpoint_url in the target",
         )
     return _stream(answer["StreamDescriptionSummary"])
 
 
 def reference(name: str) -> dict[str, str]:
-    """Return what a request calls a stream by: StreamName, or StreamARN.
+    """Return the request parameter that identifies a stream: StreamName, or StreamARN.
 
     Raises:
-        BadValue: there can be no stream of that name.
+        BadValue: the name is not valid.
     """
     if re.fullmatch(r"arn:aws[\w-]*:kinesis:[\w-]+:\d{12}:stream/[a-zA-Z0-9_.-]{1,128}", name):
         return {"StreamARN": name}
     if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,128}", name):
         raise BadValue(
-            f"{name!r} cannot be a stream's name", hint="1 to 128 letters, digits, '_', '.', '-'; or the stream's ARN"
+            f"{name!r} is not a valid stream name", hint="use 1 to 128 letters, digits, '_', '.', '-', or an ARN"
         )
     return {"StreamName": name}
 
 
 def require_usable(stream: KinesisStream) -> None:
-    """Refuse to write to a stream that takes nothing now.
+    """Refuse to write to a stream that accepts no records.
 
     Raises:
-        NotAvailable: it is being made or deleted.
+        NotAvailable: the stream is being created or deleted.
     """
     if stream.status not in _USABLE:
         raise NotAvailable(
             f"stream {stream.name} is {stream.status}",
             hint=f"wait until it is ACTIVE: {command('stream show {}', stream.name)}"
             if stream.status == "CREATING"
-            else "it is going away: name another (rdsrepl stream list)",
+            else "choose another stream: rdsrepl stream list",
         )
 
 

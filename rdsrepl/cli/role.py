@@ -161,7 +161,7 @@ def password(
         from rdsrepl.aws import secrets
 
         (change,) = plan.steps
-        steps = secrets.keep_password(target.aws, secret, username=name, password=new, place=place, change=change)
+        steps = secrets.keep_password(target.aws, secret, username=name, password=new, extra=place, change=change)
         plan = replace(plan, steps=steps)
     printed = generate_password and secret is None
     confirm_and_apply(ctx, plan, target=target, reveal={"password": new} if printed else None)

@@ -13,7 +13,7 @@ from typing import Final
 from rdsrepl.aws import clusters, instances, pending_modifications, reboots
 from rdsrepl.aws.clusters import Cluster
 from rdsrepl.aws.instances import Instance
-from rdsrepl.aws.reboots import Server
+from rdsrepl.aws.reboots import RestartProbe
 from rdsrepl.errors import Refused
 from rdsrepl.plan import Plan, Step
 from rdsrepl.text.commands import command
@@ -27,7 +27,7 @@ SHARED_MEMORY: Final = (
 )
 
 Values = Mapping[str, int | None]
-_NO_SERVERS: Final[Mapping[str, Server]] = {}
+_NO_SERVERS: Final[Mapping[str, RestartProbe]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def attach_to_cluster(
     timeout_seconds: float,
     members: Sequence[Instance] = (),
     waiting: Collection[str] = (),
-    servers: Mapping[str, Server] = _NO_SERVERS,
+    servers: Mapping[str, RestartProbe] = _NO_SERVERS,
     with_pending: bool = False,
 ) -> Plan:
     """Plan to attach a group to a cluster and, with ``reboot``, to reboot its members one at a time.
@@ -133,7 +133,7 @@ def reboot_cluster(
     *,
     only_needed: bool,
     timeout_seconds: float,
-    servers: Mapping[str, Server],
+    servers: Mapping[str, RestartProbe],
 ) -> list[Step]:
     """Return the steps that reboot every member of a cluster, or those that need it, one at a time.
 
@@ -163,7 +163,7 @@ def attach_to_instance(
     with_replicas: bool,
     timeout_seconds: float,
     waiting: Collection[str] = (),
-    servers: Mapping[str, Server] = _NO_SERVERS,
+    servers: Mapping[str, RestartProbe] = _NO_SERVERS,
     with_pending: bool = False,
 ) -> Plan:
     """Plan to attach a group to an instance and, with ``with_replicas``, to its read replicas, in the safe order.

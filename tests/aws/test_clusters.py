@@ -245,7 +245,7 @@ def test_a_plan_that_breaks_says_what_was_done(cloud: Cloud, name: str) -> None:
     cloud.delays()  # else the cluster that was just made may not be found yet, and would be made again
     again = cloud("cluster", "create", name, *words)
     assert again.code == 0, again.err
-    assert "exists already" in again.json["warnings"][0]
+    assert "already exists" in again.json["warnings"][0]
     members = cloud("cluster", "show", name, "-o", "json").json["members"]
     assert [(member["instance_id"], member["role"]) for member in members] == [
         (f"{name}-1", "writer"),

@@ -112,7 +112,7 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     failed_over = ok(cloud("instance", "failover", name, "--yes", "--timeout", "30s", "-o", "json"))
     assert any("stay pending" in warning for warning in failed_over.json["warnings"])
     *_, back, proof = failed_over.json["steps"]
-    assert back["returned"]["restarted"].startswith("the server runs since ")
+    assert back["returned"]["restarted"].startswith("the server started at ")
     assert set(proof["returned"]) == {"kept"}
     assert "before: slot kept at " in failed_over.err and "after: slot kept at " in failed_over.err
     assert "retrying: RebootDBInstance: " + BUSY.rstrip(".") in failed_over.err or "done: reboot" in failed_over.err
@@ -301,7 +301,7 @@ def test_a_status_that_does_not_pass_ends_the_attempts(cloud: Cloud) -> None:
     cloud.delays(statuses={"sandbox": "stopped"})
     clock = Clock()
     cloud.faults(fault("RebootDBCluster", "InvalidDBClusterStateFault", "not now", None))
-    with pytest.raises(errors.NotAvailable, match="sandbox is stopped, which does not pass"):
+    with pytest.raises(errors.NotAvailable, match="sandbox is stopped, which needs a repair"):
         run(Plan("reboot", (call("RebootDBCluster", DBClusterIdentifier="sandbox"),)), cloud, clock)
     assert clock.now == 0
 

@@ -329,7 +329,7 @@ def test_the_command_prints_json_and_takes_the_target(rdsrepl: Program) -> None:
 def test_the_command_refuses_what_it_does_not_know(rdsrepl: Program) -> None:
     result = rdsrepl("iam-policy", "--for", "slot tails")
     assert result.code == 2
-    assert "'slot tails' is no command" in result.err
+    assert "'slot tails' is not a command" in result.err
     assert "tail" in result.err.split("hint:")[1]
 
 
