@@ -72,7 +72,7 @@ def test_list_and_show(cloud: Cloud) -> None:
         (("cluster", "delete", "nope", "--skip-final-snapshot"), 3, "cluster list"),
         (("instance", "create", "x", "--class", "db.r6g.large"), 2, "--storage"),
         (("instance", "create", "x", "--class", "db.r6g.large", "--replica-of", "a", "--in-cluster", "b"), 2,
-         "exclude"),
+         "cannot be used together"),
         (("instance", "create", "x", "--class", "db.r6g.large", "--replica-of", "a", "--dbname", "b"), 2, "source"),
         (("instance", "create", "x", "--class", "db.r6g.large", "--replica-of", "nope"), 3, "instance list"),
         (("instance", "create", "x", "--class", "db.r6g.large", "--in-cluster", "b", "--multi-az"), 2, "cluster's"),
