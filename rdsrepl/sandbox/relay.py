@@ -41,7 +41,6 @@ CHUNK_BYTES: Final = 256 * 1024
 # The request code of a startup packet (manual, section 55.7).
 _SSL_REQUEST: Final = 80877103
 _GSS_REQUEST: Final = 80877104
-_CANCEL_REQUEST: Final = 80877102
 _STARTUP_BYTES: Final = 10_000
 _HANDSHAKE_SECONDS: Final = 60.0
 _ADMIN_SECONDS: Final = 5

@@ -1,4 +1,4 @@
-"""The sandbox's AWS over HTTP: RDS's parameter groups and engines, moto's services, faults on demand."""
+"""The AWS API of the sandbox over HTTP: parameter groups and engines of RDS, the services of moto, injected faults."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ REGION = "eu-west-1"
 
 @dataclass
 class Api:
-    """A running process and its clients."""
+    """A running API process and its clients."""
 
     path: Path
     process: subprocess.Popen[bytes]
@@ -79,7 +79,7 @@ class Api:
             return json.load(answer)
 
     def post(self, body: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
-        """Send a form as it is, signed for RDS unless HEADERS say otherwise."""
+        """Send a form, signed for RDS; HEADERS override the headers."""
         request = signed(self.credentials, self.url, body.encode(), service="rds")
         if headers is not None:
             request = urllib.request.Request(self.url, data=body.encode(), headers=dict(headers), method="POST")
@@ -91,7 +91,7 @@ class Api:
 
 
 def start(path: Path, *region: str) -> Api:
-    """Start the process and wait until it has said where it listens."""
+    """Start the process and wait until it listens."""
     file = path / "api.json"
     before = file.stat().st_mtime_ns if file.exists() else None
     with (path / "api.log").open("ab") as log:
@@ -110,7 +110,7 @@ def start(path: Path, *region: str) -> Api:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """The process, for all tests of this module."""
+    """One process for all tests of this module."""
     path = tmp_path_factory.mktemp("api")
     (path / "state.json").write_text("{}")
     made = start(path)
@@ -122,7 +122,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 @pytest.fixture
 def api(running: Api) -> Api:
-    """The same without faults, and with no group left by another test."""
+    """The same process, without faults and without groups of another test."""
     running.sandbox("DELETE")
     rds = running.client("rds")
     for kind in KINDS:
@@ -164,13 +164,13 @@ def changed(*changes: tuple[str, str, str]) -> list[dict[str, str]]:
 
 
 def held(rds: Any, kind: ResourceKind, name: str = "mine", **other: Any) -> dict[str, dict[str, Any]]:
-    """Return what a group holds, all pages."""
+    """Return the parameters of a group, from all pages."""
     pages = rds.get_paginator(f"describe_{noun(kind)}_parameters").paginate(**{f"{key(kind)}Name": name}, **other)
     return {one["ParameterName"]: one for page in pages for one in page["Parameters"]}
 
 
 def refused(function: Callable[[], Any]) -> tuple[str, str]:
-    """Return the code and the message of the error."""
+    """Return the code and the message of an error."""
     with pytest.raises(ClientError) as caught:
         function()
     assert caught.value.response["ResponseMetadata"]["RequestId"]
@@ -182,7 +182,7 @@ def refused(function: Callable[[], Any]) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_group_from_its_making_to_its_end(api: Api, kind: ResourceKind) -> None:
+def test_a_group_from_creation_to_deletion(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     made = create(rds, kind, "MyGroup")
     assert made == {
@@ -245,7 +245,7 @@ def call_copy(rds: Any, kind: ResourceKind, source: str, target: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_default_groups_are_there_and_stay_as_they_are(api: Api, kind: ResourceKind) -> None:
+def test_default_groups_exist_and_cannot_be_changed(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     assert {f"default.{family}" for family in engine_catalog.families()} == set(names(rds, kind))
     for one in held(rds, kind, "default.postgres17").values():
@@ -270,14 +270,14 @@ def test_default_groups_are_there_and_stay_as_they_are(api: Api, kind: ResourceK
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["1st", "-a", "a-", "a--b", "a_b", "a.b", "a b", "ä", "a" * 256])
-def test_bad_names(api: Api, kind: ResourceKind, name: str) -> None:
+def test_invalid_names(api: Api, kind: ResourceKind, name: str) -> None:
     rds = api.client("rds")
     code, message = refused(lambda: create(rds, kind, name))
     assert code == "InvalidParameterValue" and f"{key(kind)}Name is not a valid identifier" in message
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_groups_that_are_missing_taken_of_no_family_or_too_many(api: Api, kind: ResourceKind) -> None:
+def test_groups_that_cannot_be_found_or_created(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     for function in (
         lambda: call(rds, f"describe_{noun(kind)}_parameter_groups", kind, "gone"),
@@ -309,7 +309,7 @@ def test_groups_that_are_missing_taken_of_no_family_or_too_many(api: Api, kind: 
         create(rds, kind, f"g{number}")
     assert refused(lambda: create(rds, kind, "one-more"))[0] == "DBParameterGroupQuotaExceeded"
     assert refused(lambda: call_copy(rds, kind, "taken", "one-more"))[0] == "DBParameterGroupQuotaExceeded"
-    # Of 50 own ones and the default ones no page has more than it was asked for, and none is left out or doubled.
+    # No page has more groups than requested, and every group is on exactly one page.
     listed = names(rds, kind)
     assert len(listed) == len(set(listed)) == 50 + len(engine_catalog.families())
     assert listed == sorted(listed)
@@ -350,7 +350,7 @@ def test_changes_that_are_refused(
     good = ("work_mem", "8192", "immediate")
     got, message = refused(lambda: modify(rds, kind, good, change))
     assert got == code and said in message
-    # All or nothing.
+    # A request changes all parameters or none.
     assert held(rds, kind, Source="user") == {}
 
 
@@ -368,17 +368,17 @@ def test_changes_that_are_refused(
         ("timezone", "Europe/Berlin", "immediate"),
     ],
 )
-def test_changes_that_are_taken(api: Api, name: str, value: str, method: str) -> None:
+def test_changes_that_are_accepted(api: Api, name: str, value: str, method: str) -> None:
     rds = api.client("rds")
     create(rds, "instance")
     modify(rds, "instance", (name, value, method))
     own = held(rds, "instance", Source="user")[name]
-    # An empty value is an empty element, of which boto3 makes an empty string.
+    # An empty value is an empty element, which boto3 reads as an empty string.
     assert (own["ParameterValue"], own["ApplyMethod"]) == (value, method)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_how_many_parameters_one_request_takes(api: Api, kind: ResourceKind) -> None:
+def test_the_maximum_number_of_parameters_in_a_request(api: Api, kind: ResourceKind) -> None:
     rds = api.client("rds")
     create(rds, kind)
     dynamic = [one for one in held(rds, kind).values() if one["IsModifiable"] and one["DataType"] == "integer"]
@@ -455,7 +455,7 @@ def test_parameters_by_page_and_source(api: Api) -> None:
 # Defaults.
 
 
-def test_every_family_has_parameters_as_they_should_be() -> None:
+def test_every_family_has_valid_parameters() -> None:
     for family, (engine, major) in engine_catalog.families().items():
         for kind in KINDS:
             every = engine_catalog.defaults(family, kind)
@@ -464,7 +464,7 @@ def test_every_family_has_parameters_as_they_should_be() -> None:
                 assert one.description
                 if one.value is None:
                     continue
-                # What is a default is allowed, whatever the class.
+                # A default is an allowed value on every class.
                 for instance_class in ("db.t3.micro", "db.r6g.large", "db.r6i.16xlarge"):
                     size = engine_catalog.instance_class(instance_class)
                     value = formulas.evaluate(one.value, size.vcpu, size.memory_bytes)
@@ -479,7 +479,7 @@ def test_every_family_has_parameters_as_they_should_be() -> None:
         assert ("idle_session_timeout" in engine_catalog.defaults(family, "instance")) == (major >= 14)
 
 
-# family, kind, parameter: value, apply type; None is not there. From the RDS and Aurora guides' facts.
+# family, kind, parameter: value, apply type; None: the parameter does not exist. From the RDS and Aurora user guides.
 DEFAULTS: list[tuple[str, ResourceKind, str, tuple[str | None, str] | None]] = [
     ("postgres13", "instance", "max_wal_senders", ("20", "static")),
     ("postgres15", "cluster", "max_wal_senders", ("20", "static")),
@@ -555,7 +555,7 @@ def test_defaults_by_version_engine_and_kind(running: Api) -> None:
 
 
 def engine_defaults(rds: Any, family: str, kind: ResourceKind) -> dict[str, Any]:
-    """Return a family's defaults, all pages; boto3 has no paginator for clusters'."""
+    """Return the defaults of a family, from all pages; boto3 has no paginator for those of clusters."""
     describe = getattr(rds, f"describe_engine_default_{'cluster_' if kind == 'cluster' else ''}parameters")
     found: dict[str, Any] = {}
     marker: dict[str, str] = {}
@@ -568,7 +568,7 @@ def engine_defaults(rds: Any, family: str, kind: ResourceKind) -> dict[str, Any]
         marker = {"Marker": answer["Marker"]}
 
 
-def test_what_the_defaults_say_of_a_parameter(running: Api) -> None:
+def test_the_description_of_default_parameters(running: Api) -> None:
     rds = running.client("rds")
     every = engine_defaults(rds, "aurora-postgresql14", "cluster")
     assert every["rds.logical_wal_cache"]["MinimumEngineVersion"] == "14.5"
@@ -647,7 +647,7 @@ def test_formulas(formula: str, vcpu: int, gib: int, value: str) -> None:
      "{DBInstanceVCPU/0}", "MEAN({DBInstanceVCPU},1)", "{DBInstanceVCPU*}", "{1 2}", "{log(0)}", "{" * 500,
      "{DBInstanceVCPU};x"],
 )  # fmt: skip
-def test_formulas_that_are_none(formula: str) -> None:
+def test_invalid_formulas(formula: str) -> None:
     with pytest.raises(ValueError):
         formulas.evaluate(formula, 2, GIB)
 
@@ -663,7 +663,7 @@ def test_engine_versions_and_their_families(running: Api) -> None:
         major = one["EngineVersion"].split(".")[0]
         assert one["DBParameterGroupFamily"] == f"{one['Engine']}{major}"
         assert engine_catalog.family_of(one["Engine"], one["EngineVersion"]) == one["DBParameterGroupFamily"]
-    # The programs that are here can be run, so they are on offer.
+    # The releases of the installed programs are among the versions.
     from rdsrepl.sandbox.servers import binaries
 
     offered = {one["EngineVersion"] for one in every if one["Engine"] == "postgres"}
@@ -727,7 +727,7 @@ def ask(service: Service, operation: str, **given: Any) -> Any:
     return dispatch(service, query_protocol.Request(operation, given))
 
 
-def test_changes_of_a_group_reach_the_controller_and_used_groups_stay() -> None:
+def test_changes_of_a_group_reach_the_controller_and_used_groups_are_not_deleted() -> None:
     controller, store = Recorder(), Store(None)
     service = Service(store, ParameterGroups(store), controller)
     named = {"DBClusterParameterGroupName": "mine"}
@@ -739,7 +739,7 @@ def test_changes_of_a_group_reach_the_controller_and_used_groups_stay() -> None:
         ("max_replication_slots", "20", "pending-reboot"),
     )
     ask(service, "ModifyDBClusterParameterGroup", **named, Parameters=changes)
-    # 20 is what it was; a dynamic one may be asked to wait for the reboot.
+    # 20 is the value it had. A dynamic parameter can wait for the reboot, too.
     assert controller.changes == [
         ("cluster", "mine", {"rds.logical_replication": "static", "work_mem": "dynamic", "jit": "static"})
     ]
@@ -769,7 +769,7 @@ def test_changes_of_a_group_reach_the_controller_and_used_groups_stay() -> None:
     assert service.groups.find("cluster", "mine") is None
 
 
-def test_groups_outlive_the_process(tmp_path: Path) -> None:
+def test_groups_are_saved(tmp_path: Path) -> None:
     path = tmp_path / "aws.json"
     store = Store(path)
     ParameterGroups(store).create(
@@ -788,7 +788,7 @@ def test_groups_outlive_the_process(tmp_path: Path) -> None:
 # The protocol.
 
 
-def test_requests_that_are_refused_before_they_are_carried_out(running: Api) -> None:
+def test_malformed_requests(running: Api) -> None:
     def said(body: str) -> tuple[int, str, str]:
         status, answer = running.post(body)
         found = re.search("<Code>(.*)</Code><Message>(.*)</Message>", answer)
@@ -810,7 +810,7 @@ def test_requests_that_are_refused_before_they_are_carried_out(running: Api) -> 
     assert said(f"{modify}%00")[:2] == (400, "MalformedInput")
     assert said(f"{modify}%ff")[:2] == (404, "MalformedQueryString")
     assert said("Action=DescribeReservedDBInstances" + version)[:2] == (501, "NotImplemented")
-    # `member` is what some clients write for every list; a field may be empty.
+    # Some clients write `member` for every list; a field may be empty.
     member = f"{modify}&Parameters.member.1.ParameterName=work_mem"
     assert said(member)[:2] == (404, "DBParameterGroupNotFound")
     escaped = said(f"Action=DescribeDBParameters{version}&DBParameterGroupName=%3Cb%3E%26")
@@ -819,7 +819,7 @@ def test_requests_that_are_refused_before_they_are_carried_out(running: Api) -> 
     assert unsigned[0] == 403 and "MissingAuthenticationToken" in unsigned[1]
 
 
-def test_every_fault_of_the_model_has_its_wire_code() -> None:
+def test_faults_have_the_codes_of_the_model() -> None:
     known = {
         "DBParameterGroupNotFoundFault": ("DBParameterGroupNotFound", 404),
         "DBParameterGroupAlreadyExistsFault": ("DBParameterGroupAlreadyExists", 400),
@@ -836,7 +836,7 @@ def test_every_fault_of_the_model_has_its_wire_code() -> None:
     assert operation_names() <= set(service_model.service().operation_names)
 
 
-def test_answers_are_what_botocore_reads() -> None:
+def test_botocore_can_parse_the_responses() -> None:
     from botocore.parsers import create_parser
 
     answer = {
@@ -866,7 +866,7 @@ def test_answers_are_what_botocore_reads() -> None:
             query_protocol.write("DescribeDBClusters", wrong, "id")
 
 
-# Who may, where, and what fails on demand.
+# Access keys, regions and injected faults.
 
 
 @pytest.mark.parametrize(
@@ -877,7 +877,7 @@ def test_answers_are_what_botocore_reads() -> None:
         ("AKIAINVALID", "InvalidClientTokenId", "UnrecognizedClientException"),
     ],
 )
-def test_keys_that_are_refused(api: Api, prefix: str, query: str, in_json: str) -> None:
+def test_access_keys_that_are_refused(api: Api, prefix: str, query: str, in_json: str) -> None:
     key = prefix + "0001"
     assert refused(api.client("rds", key).describe_db_parameter_groups)[0] == query
     assert refused(api.client("kinesis", key).list_streams)[0] == in_json
@@ -885,7 +885,7 @@ def test_keys_that_are_refused(api: Api, prefix: str, query: str, in_json: str) 
     assert refused(api.client("cloudwatch", key).list_metrics)[0] in (query, in_json)
 
 
-def test_a_denied_action_is_named(api: Api) -> None:
+def test_a_denial_names_the_action(api: Api) -> None:
     rds = api.client("rds", "AKIADENIED1")
     code, message = refused(rds.describe_db_clusters)
     assert code == "AccessDenied"
@@ -900,7 +900,7 @@ def test_a_denied_action_is_named(api: Api) -> None:
     assert api.client("sts", "AKIADENIED1").get_caller_identity()["Account"] == "123456789012"
 
 
-def test_another_region_has_its_own(api: Api) -> None:
+def test_another_region_has_its_own_records(api: Api) -> None:
     create(api.client("rds"), "instance", "here")
     there = api.client("rds", region="ap-south-1")
     assert "here" not in names(there, "instance")
@@ -924,21 +924,21 @@ SERVICES: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("service", "operation", "method"), SERVICES, ids=[one[0] for one in SERVICES])
-def test_faults_on_demand(api: Api, service: str, operation: str, method: str) -> None:
+def test_injected_faults(api: Api, service: str, operation: str, method: str) -> None:
     rule = {"service": service, "operation": operation, "code": "ThrottlingException", "message": "Rate exceeded"}
     api.sandbox("POST", [{**rule, "times": 2}])
     client = api.client(service)
     for _ in range(2):
         assert refused(getattr(client, method)) == ("ThrottlingException", "Rate exceeded")
     getattr(client, method)()
-    # A client that tries again gets through.
+    # A client that retries succeeds.
     api.sandbox("POST", [{**rule, "code": "Throttling", "times": 2}])
     answer = getattr(api.client(service, attempts=3), method)()
     assert answer["ResponseMetadata"]["RetryAttempts"] == 2
     assert api.sandbox("GET") == []
 
 
-def test_faults_for_all_operations_or_one_until_cleared(api: Api) -> None:
+def test_faults_for_all_operations_or_one_until_they_are_removed(api: Api) -> None:
     api.sandbox("POST", {"service": "rds", "code": "InternalFailure", "status": 503, "times": None})
     api.sandbox("POST", {"service": "*", "operation": "ListStreams", "code": "AccessDeniedException", "times": None})
     rds, kinesis = api.client("rds"), api.client("kinesis")
@@ -972,7 +972,7 @@ def test_faults_for_all_operations_or_one_until_cleared(api: Api) -> None:
         {"service": "rds", "code": "x", "times": "2"},
     ],
 )
-def test_faults_that_are_none(api: Api, given: Any) -> None:
+def test_invalid_faults(api: Api, given: Any) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         api.sandbox("POST", [{"service": "rds", "code": "Throttling"}, given])
     assert caught.value.code == 400 and json.load(caught.value)["message"]
@@ -981,10 +981,10 @@ def test_faults_that_are_none(api: Api, given: Any) -> None:
         FaultRule.parse(given)
 
 
-# The services that are moto's.
+# The services of moto.
 
 
-def test_the_other_services_answer(api: Api) -> None:
+def test_the_services_of_moto(api: Api) -> None:
     assert api.client("sts").get_caller_identity()["Account"] == "123456789012"
 
     kinesis = api.client("kinesis")
@@ -1033,7 +1033,7 @@ def test_the_other_services_answer(api: Api) -> None:
 # The process.
 
 
-def test_the_process_keeps_its_port_and_its_groups_and_ends_with_the_sandbox(tmp_path: Path) -> None:
+def test_a_restarted_process_keeps_its_port_and_groups_and_ends_with_the_sandbox(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     first = start(tmp_path)
     saved = json.loads((tmp_path / "api.json").read_text())
@@ -1053,20 +1053,20 @@ def test_the_process_keeps_its_port_and_its_groups_and_ends_with_the_sandbox(tmp
     assert done.returncode == 1 and done.stderr == f"no sandbox in {tmp_path}\n"
 
 
-# The aws CLI of version 1 sends RDS's requests for us-east-1 to AWS itself, whatever endpoint_url a profile or the
-# environment names; only its own option is heeded there.
+# For us-east-1, version 1 of the aws CLI ignores the endpoint_url of a profile and of the environment, and sends
+# requests for RDS to AWS; only its option changes the endpoint.
 @pytest.mark.parametrize("region", [REGION, "us-east-1"])
 def test_the_aws_cli_works(tmp_path: Path, region: str) -> None:
     (tmp_path / "state.json").write_text("{}")
     api = start(tmp_path, region)
     try:
-        walk_with_aws_cli(api, region, ["--endpoint-url", api.url] if region == "us-east-1" else [])
+        use_aws_cli(api, region, ["--endpoint-url", api.url] if region == "us-east-1" else [])
     finally:
         api.process.terminate()
         api.process.wait(10)
 
 
-def walk_with_aws_cli(api: Api, region: str, options: list[str]) -> None:
+def use_aws_cli(api: Api, region: str, options: list[str]) -> None:
     aws = Path(sys.executable).with_name("aws")
     config = api.path / "config"
     config.write_text(
@@ -1081,7 +1081,7 @@ def walk_with_aws_cli(api: Api, region: str, options: list[str]) -> None:
         "AWS_PROFILE": "sandbox",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_MAX_ATTEMPTS": "1",
-        # Nothing leaves this machine, should the endpoint ever be ignored.
+        # So that no request leaves this machine if the endpoint is ignored.
         "HTTPS_PROXY": "http://127.0.0.1:1",
         "NO_PROXY": "127.0.0.1",
     }
@@ -1112,7 +1112,7 @@ def walk_with_aws_cli(api: Api, region: str, options: list[str]) -> None:
         "rds.logical_replication": "1",
         "wal_sender_timeout": "60000",
     }
-    # All pages.
+    # The CLI reads all pages.
     every = answer("rds", "describe-db-cluster-parameters", *group)["Parameters"]
     assert len(every) == len(engine_catalog.defaults("postgres16", "cluster"))
     refused_by_cli = run("rds", "describe-db-parameters", "--db-parameter-group-name", "gone")

@@ -1,4 +1,4 @@
-"""The sandbox on real servers: its life, its likeness to RDS, what a crash leaves."""
+"""The sandbox on real servers: start and removal, the state after a crash, what is as on RDS, and the relay."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.timeout(120)
 
 
 def isolate(patch: pytest.MonkeyPatch, tmp: Path) -> None:
-    """Keep the sandbox out of the user's own directories, and the user's own servers out of the tests."""
+    """Use temporary directories, and ignore variables that point to other servers."""
     for name in [name for name in os.environ if name.startswith(("PG", "RDSREPL_", "AWS_"))]:
         patch.delenv(name)
     patch.setenv("XDG_CONFIG_HOME", str(tmp / "config"))
@@ -52,7 +52,7 @@ def isolate(patch: pytest.MonkeyPatch, tmp: Path) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """No sandbox yet, and none afterwards."""
+    """A directory for a sandbox, which is removed after the test."""
     isolate(monkeypatch, tmp_path)
     yield tmp_path / "sandbox"
     lifecycle.down()
@@ -60,7 +60,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Running:
-    """A sandbox shared by the tests that leave it as it was."""
+    """A sandbox for all tests that do not change it."""
 
     report: Report
     programs: Binaries
@@ -88,7 +88,7 @@ class Running:
         return name
 
     def replayed(self, lsn: str) -> None:
-        """Wait until the standby knows what the writer did up to LSN."""
+        """Wait until the standby has replayed the WAL up to LSN."""
         if self.report.reader_port is not None:
             with self.connect(port=self.report.reader_port) as reader:
                 query = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
@@ -120,7 +120,7 @@ def cli(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def leftovers(home: Path, report: Report) -> list[str]:
-    """Return what is left of a sandbox: processes, files, its target."""
+    """Return what remains of a sandbox: processes, files, its target."""
     left = [
         f"pid {left.pid}" for server in report.servers for left in processes.orphaned_processes(Path(server.data_dir))
     ]
@@ -132,19 +132,19 @@ def leftovers(home: Path, report: Report) -> list[str]:
 
 
 def kill_all(report: Report) -> None:
-    # The API first: it would bring back what dies.
+    # The API first, because it restarts servers.
     servers = (server.pid for server in report.servers)
     pids = [pid for pid in (report.api_pid, report.endpoint_pid, *servers) if pid is not None]
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    for pid in pids:  # death takes a moment, and a busy machine longer
+    for pid in pids:  # a process needs some time to end
         assert processes.wait(lambda pid=pid: processes.start_time(pid) is None, 20.0)
 
 
-# --- its life, by the command line
+# --- start and removal, by the command line
 
 
-def test_life(home: Path) -> None:
+def test_up_status_env_and_down(home: Path) -> None:
     none = cli("sandbox", "status", "-o", "json")
     assert none.returncode == 3 and none.stdout == ""
     assert json.loads(none.stderr)["error"] == "not_found"
@@ -209,7 +209,7 @@ def test_writer_only(home: Path) -> None:
     assert leftovers(home, report) == []
 
 
-def test_variables_of_another_server_do_not_matter(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_for_another_server_are_ignored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, text in {
         "PGHOST": "192.0.2.1",
         "PGHOSTADDR": "192.0.2.1",
@@ -228,14 +228,14 @@ def test_variables_of_another_server_do_not_matter(home: Path, monkeypatch: pyte
         assert value(conn, "SELECT current_user") == "dbadmin"
 
 
-def test_two_ups_at_once_make_one(home: Path) -> None:
+def test_two_concurrent_ups_create_one_sandbox(home: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = (job.result() for job in [pool.submit(cli, "sandbox", "up", "-o", "json") for _ in range(2)])
     assert (first.returncode, second.returncode) == (0, 0)
     assert json.loads(first.stdout)["endpoint_pid"] == json.loads(second.stdout)["endpoint_pid"]
 
 
-def test_config_file_is_left_as_it_was(home: Path) -> None:
+def test_config_file_is_restored(home: Path) -> None:
     path = config.config_path()
     path.parent.mkdir(parents=True)
     before = "# mine\ntargets:\n  prod:\n    host: db.example.com  # the big one\n"
@@ -247,7 +247,7 @@ def test_config_file_is_left_as_it_was(home: Path) -> None:
     assert path.read_text() == before
 
 
-def test_somebody_elses_target_is_not_replaced(home: Path) -> None:
+def test_a_foreign_target_is_not_replaced(home: Path) -> None:
     config.add_target("sandbox", {"host": "db.example.com"})
     with pytest.raises(Refused, match="does not belong to this sandbox"):
         lifecycle.up()
@@ -256,7 +256,7 @@ def test_somebody_elses_target_is_not_replaced(home: Path) -> None:
     assert config.load().get("sandbox").keywords == {"host": "db.example.com"}
 
 
-def test_wrong_programs(home: Path, tmp_path: Path) -> None:
+def test_invalid_programs(home: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pg_ctl").symlink_to(NEWEST.bin_dir / "pg_ctl")
     with pytest.raises(NotFound, match="no initdb, postgres, pg_basebackup") as caught:
@@ -267,14 +267,14 @@ def test_wrong_programs(home: Path, tmp_path: Path) -> None:
     assert not home.exists()
 
 
-def test_what_cannot_start_leaves_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_up_leaves_nothing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_registry, "base_settings", lambda _: {"no_such_setting": "1"})
     with pytest.raises(Error, match="did not start"):
         lifecycle.up()
     assert not home.exists() and config.load().targets == {}
 
 
-# --- what a crash leaves
+# --- after a crash
 
 
 def test_down_after_a_crash(home: Path) -> None:
@@ -291,7 +291,7 @@ def test_up_after_a_crash(home: Path) -> None:
     with before.connect() as conn:
         conn.execute("CREATE TABLE kept AS SELECT 1 AS a")
     member = before.role("rds_replication")
-    # The endpoint was killed between lending the attribute and taking it back.
+    # As if the relay was killed between the grant and the revocation of the attribute.
     with closing(lifecycle.writer().connect()) as admin:
         admin.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(member)))
     directory().save(directory().granted_roles_file, [["sandbox", member]])
@@ -319,12 +319,12 @@ def test_down_after_a_killed_up(home: Path) -> None:
         assert leftovers(home, report) == [] and not sockets.exists()
 
 
-def test_strangers_are_left_alone(home: Path) -> None:
+def test_foreign_processes_are_not_stopped(home: Path) -> None:
     report = lifecycle.up(standby=False)
     kill_all(report)
     with subprocess.Popen(["sleep", "60"]) as stranger:
         try:
-            # Their process ids now are another process's.
+            # Another process has these ids now.
             file = home / WRITER / "postmaster.pid"
             file.write_text("\n".join([str(stranger.pid), *file.read_text().splitlines()[1:]]) + "\n")
             said = json.loads((home / "endpoint.json").read_text())
@@ -338,7 +338,7 @@ def test_strangers_are_left_alone(home: Path) -> None:
     assert leftovers(home, report) == []
 
 
-# --- its likeness to RDS
+# --- as on RDS
 
 
 def test_master_user(running: Running) -> None:
@@ -360,7 +360,7 @@ def test_master_user(running: Running) -> None:
 
 
 @pytest.mark.parametrize("where", ["writer", "reader"])
-def test_member_replicates_though_the_attribute_is_off(running: Running, where: str) -> None:
+def test_a_member_can_replicate_without_the_attribute(running: Running, where: str) -> None:
     member = running.role("rds_replication")
     port = running.report.port if where == "writer" else running.report.reader_port
     with running.connect(member, port=port, replication="database") as conn:
@@ -374,12 +374,12 @@ def test_member_replicates_though_the_attribute_is_off(running: Running, where: 
     assert not directory().granted_roles_file.exists()
 
 
-def test_member_of_a_member_replicates(running: Running) -> None:
+def test_a_member_of_a_member_can_replicate(running: Running) -> None:
     with running.connect(replication="database") as conn:  # dbadmin, through rds_superuser
         assert conn.execute("IDENTIFY_SYSTEM").fetchone() is not None
 
 
-def test_stranger_may_not_replicate(running: Running) -> None:
+def test_a_role_that_is_not_a_member_cannot_replicate(running: Running) -> None:
     stranger = running.role()
     for port in (running.report.port, running.report.reader_port):
         with pytest.raises(psycopg.OperationalError, match=r"replication role to start|permission denied to start"):
@@ -395,14 +395,14 @@ def test_stranger_may_not_replicate(running: Running) -> None:
                 conn.execute(f"SELECT {call}")
 
 
-def test_wrong_password_is_refused_and_the_loan_ends(running: Running) -> None:
+def test_a_wrong_password_is_refused_and_the_attribute_is_revoked(running: Running) -> None:
     member = running.role("rds_replication")
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         running.connect(member, replication="database", password="wrong")
     assert not running.rolreplication(member)
 
 
-def test_own_attribute_is_kept(running: Running) -> None:
+def test_an_attribute_of_the_role_is_kept(running: Running) -> None:
     member = running.role("rds_replication")
     with closing(psycopg.connect(**superuser(running), autocommit=True)) as admin:  # type: ignore[arg-type]
         admin.execute(sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(member)))
@@ -421,7 +421,7 @@ def superuser(running: Running) -> dict[str, str]:
     }
 
 
-def test_many_at_once(running: Running) -> None:
+def test_many_concurrent_connections(running: Running) -> None:
     member, stranger = running.role("rds_replication"), running.role()
 
     def attempt(user: str, port: int | None) -> bool:
@@ -435,7 +435,7 @@ def test_many_at_once(running: Running) -> None:
     with ThreadPoolExecutor(12) as pool:
         jobs = [(user, pool.submit(attempt, user, port)) for _ in range(6) for user, port in wanted]
         outcomes = {user: {job.result() for name, job in jobs if name == user} for user in (member, stranger)}
-    # While the attribute is on loan to one connection of a role, it is so to all of that role's, and to no other's.
+    # While a connection has the attribute, all connections of its role have it, and no other role has.
     assert outcomes == {member: {True}, stranger: {False}}
     assert not running.rolreplication(member) and not running.rolreplication(stranger)
 
@@ -457,7 +457,7 @@ def test_slot_functions_work_for_a_member_in_every_database(running: Running, te
         assert value(conn, "SELECT current_user") == member
 
 
-def test_rds_superuser_publishes_all_tables(running: Running) -> None:
+def test_rds_superuser_can_publish_all_tables(running: Running) -> None:
     name = f"p_{uuid.uuid4().hex[:8]}"
     plain = running.role()
     rights = "SELECT count(*) FROM pg_roles WHERE rolsuper AND rolname !~ '^pg_'"
@@ -490,7 +490,7 @@ def test_standby_streams(running: Running) -> None:
         assert value(reader, "SELECT a FROM streamed") == 1
 
 
-def test_failover_slots_are_synchronised(running: Running) -> None:
+def test_failover_slots_are_synchronized(running: Running) -> None:
     slot = f"s_{uuid.uuid4().hex[:8]}"
     make = "SELECT pg_create_logical_replication_slot(%s, 'pgoutput', failover => true)"
     with running.connect() as conn, running.connect(port=running.report.reader_port) as reader:
@@ -506,10 +506,10 @@ def test_failover_slots_are_synchronised(running: Running) -> None:
             conn.execute("SELECT pg_drop_replication_slot(%s)", [slot])
 
 
-# --- the endpoint as a relay
+# --- the relay
 
 
-def test_bulk_passes_unchanged_both_ways(running: Running) -> None:
+def test_large_data_is_relayed_in_both_directions(running: Running) -> None:
     block = os.urandom(50_000).hex() * 10
     with running.connect() as conn, conn.cursor() as cursor:
         cursor.execute("CREATE TEMP TABLE bulk (line text)")
@@ -522,7 +522,7 @@ def test_bulk_passes_unchanged_both_ways(running: Running) -> None:
                 assert row[0] == block
                 received += 1
                 if received == 3:
-                    time.sleep(0.5)  # long enough for the buffers to fill
+                    time.sleep(0.5)  # until the buffers are full
         assert received == 30
 
 
@@ -546,11 +546,11 @@ def test_first_packets(running: Running) -> None:
 
     encryption = [(8).to_bytes(4, "big") + code.to_bytes(4, "big") for code in (80877104, 80877103)]
     assert ask(encryption[0]) == b"N" and ask(*encryption) == b"N"
-    assert ask(b"\x16\x03\x01\x02\x00\x01\x00\x01") == b""  # TLS, unasked
+    assert ask(b"\x16\x03\x01\x02\x00\x01\x00\x01") == b""  # TLS without a request
     assert ask(b"GET / HTTP/1.1\r\n\r\n") == b""
 
 
-def test_client_that_closes_its_half_gets_its_answer(running: Running) -> None:
+def test_a_client_that_closes_its_sending_side_gets_the_answer(running: Running) -> None:
     stranger = running.role().encode()
     body = (196608).to_bytes(4, "big") + b"user\0" + stranger + b"\0database\0app\0\0"
     with closing(socket.create_connection((running.report.host, running.report.port), timeout=10)) as client:
@@ -562,11 +562,11 @@ def test_client_that_closes_its_half_gets_its_answer(running: Running) -> None:
     assert answer.startswith(b"R") and b"SCRAM-SHA-256" in answer
 
 
-def test_server_down_is_said(home: Path) -> None:
+def test_the_error_when_a_server_is_down(home: Path) -> None:
     report = lifecycle.up(standby=False)
     lab = Running(report, NEWEST)
     assert report.api_pid is not None
-    os.kill(report.api_pid, signal.SIGKILL)  # it would start the server again
+    os.kill(report.api_pid, signal.SIGKILL)  # or it would start the server again
     assert processes.wait(lambda: processes.start_time(report.api_pid or 0) is None, 20.0)
     with lab.connect() as conn:
         lifecycle.writer().stop("immediate")
@@ -581,7 +581,7 @@ def test_server_down_is_said(home: Path) -> None:
         assert value(conn, "SELECT 1") == 1
 
 
-def test_endpoint_ends_when_its_directory_is_gone(home: Path) -> None:
+def test_the_relay_ends_when_its_directory_is_removed(home: Path) -> None:
     report = lifecycle.up(standby=False)
     pid = report.endpoint_pid
     assert pid is not None
@@ -592,7 +592,7 @@ def test_endpoint_ends_when_its_directory_is_gone(home: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_end_of_authentication_is_found_in_any_cut(size: int) -> None:
+def test_the_end_of_authentication_is_found_in_pieces_of_any_size(size: int) -> None:
     def message(kind: bytes, body: bytes) -> bytes:
         return kind + (len(body) + 4).to_bytes(4, "big") + body
 
@@ -614,7 +614,7 @@ def test_end_of_authentication_is_found_in_any_cut(size: int) -> None:
         (b"\0", "", False),
     ],
 )
-def test_first_packet_is_read(parameters: bytes, user: str, logical: bool) -> None:
+def test_startup_packets_are_parsed(parameters: bytes, user: str, logical: bool) -> None:
     packet = (8 + len(parameters)).to_bytes(4, "big") + (196608).to_bytes(4, "big") + parameters
     startup = relay.StartupPacket.parse(packet)
     assert (startup.user, startup.logical, startup.packet) == (user, logical, packet)
@@ -641,7 +641,7 @@ def test_server(programs: Binaries, tmp_path: Path) -> None:
                 assert value(conn, "SHOW cluster_name") == "it's \\ a"
                 conn.execute("CREATE TABLE public.t (a int)")
                 written = value(conn, "SELECT pg_current_wal_flush_lsn()")
-            # A promotion keeps what the standby has received, and a killed primary sends nothing more.
+            # The standby has to receive everything first: a killed primary sends no more WAL.
             with closing(standby.connect()) as conn:
                 assert processes.wait(lambda: value(conn, "SELECT pg_last_wal_replay_lsn()") >= written, 20.0)
             primary.kill()
@@ -659,7 +659,7 @@ def test_server(programs: Binaries, tmp_path: Path) -> None:
     assert primary.socket_dir is not None and not primary.socket_dir.exists()
 
 
-def test_a_taken_port_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(socket.create_server((postgres_server.HOST, postgres_server.free_port()))) as taken:
         ports = iter([taken.getsockname()[1], postgres_server.free_port()])
         monkeypatch.setattr(postgres_server, "free_port", lambda: next(ports))
@@ -672,7 +672,7 @@ def test_a_taken_port_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             server.remove()
 
 
-def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+def test_the_error_of_a_server_that_does_not_start(tmp_path: Path) -> None:
     server = PostgresServer(tmp_path / "a", NEWEST, settings={"shared_buffers": "lots"})
     try:
         server.initdb()

@@ -1,4 +1,4 @@
-"""What other local users, pages in a browser and the sandbox's own master user cannot do with a sandbox."""
+"""What other local users, web pages and the master user cannot do with a sandbox."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ JSON: list[tuple[str, bytes, dict[str, str]]] = [
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """The API's process, without servers."""
+    """An API process without servers."""
     path = tmp_path_factory.mktemp("api")
     (path / "state.json").write_text("{}")
     made = start(path)
@@ -69,7 +69,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 def send(api: Api, method: str, target: str, body: bytes, headers: Headers) -> tuple[int, str]:
-    """Send a request as it is; return the status and the body."""
+    """Send a request unchanged; return the status and the body."""
     connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=20)
     pairs = list(headers.items()) if isinstance(headers, Mapping) else headers
     connection.putrequest(method, target, skip_host=any(name.lower() == "host" for name, _ in pairs))
@@ -98,7 +98,7 @@ def sign(
 
 
 def code(answer: tuple[int, str]) -> tuple[int, str]:
-    """Return the status and the error's code, of either protocol."""
+    """Return the status and the error code, from either protocol."""
     status, text = answer
     found = re.search(r"<Code>(\w+)</Code>", text)
     return status, found[1] if found else str(json.loads(text or "{}").get("__type", ""))
@@ -107,7 +107,7 @@ def code(answer: tuple[int, str]) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("service", "body", "headers"), [*QUERY, *JSON], ids=lambda one: one if isinstance(one, str) else ""
 )
-def test_requests_that_are_not_signed_with_the_sandboxs_credentials_are_refused(
+def test_requests_need_a_signature_with_the_credentials_of_the_sandbox(
     api: Api, service: str, body: bytes, headers: dict[str, str]
 ) -> None:
     in_json = "json" in headers["Content-Type"]
@@ -144,15 +144,15 @@ def test_requests_that_are_not_signed_with_the_sandboxs_credentials_are_refused(
     refused("IncompleteSignature", "IncompleteSignatureException", twice)
     no_date = {name: value for name, value in good.items() if name != "X-Amz-Date"}
     refused("IncompleteSignature", "IncompleteSignatureException", no_date)
-    # A session token does not belong to keys that do not expire.
+    # A session token with an access key that does not expire.
     token = sign(api, service, body, {**headers, "X-Amz-Security-Token": "x"})
     refused("InvalidClientTokenId", "UnrecognizedClientException", token)
-    # A body that the signature leaves open.
+    # A body that the signature does not include.
     for open_body in ("UNSIGNED-PAYLOAD", hashlib.sha256(b"another").hexdigest()):
         refused(*mismatch, sign(api, service, body, {**headers, "X-Amz-Content-Sha256": open_body}))
 
 
-def test_a_signature_holds_for_five_minutes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_is_valid_for_five_minutes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     import botocore.auth
 
     def answer(offset: timedelta) -> tuple[int, str]:
@@ -167,7 +167,7 @@ def test_a_signature_holds_for_five_minutes(api: Api, monkeypatch: pytest.Monkey
         assert code(late) == (403, "SignatureDoesNotMatch") and said in late[1]
 
 
-def test_a_signature_in_the_query_string_is_not_taken(api: Api) -> None:
+def test_a_signature_in_the_query_string_is_refused(api: Api) -> None:
     from botocore.auth import SigV4QueryAuth
     from botocore.awsrequest import AWSRequest
 
@@ -181,7 +181,7 @@ def test_a_signature_in_the_query_string_is_not_taken(api: Api) -> None:
     assert send(api, "GET", request.url.removeprefix(api.url), b"", {})[0] == 403
 
 
-def test_a_role_that_was_assumed_signs_with_its_session(api: Api) -> None:
+def test_an_assumed_role_signs_with_its_session_token(api: Api) -> None:
     sts = api.client("sts")
     made = sts.assume_role(RoleArn="arn:aws:iam::123456789012:role/reader", RoleSessionName="s", DurationSeconds=900)
     session = made["Credentials"]
@@ -206,7 +206,7 @@ def test_a_role_that_was_assumed_signs_with_its_session(api: Api) -> None:
     assert who(secret="x") == "SignatureDoesNotMatch"
 
 
-def test_a_page_under_another_name_is_refused(api: Api) -> None:
+def test_a_request_for_another_host_is_refused(api: Api) -> None:
     for host in ("attacker.example", f"attacker.example:{api.port}", "127.0.0.1", "127.0.0.1:1", ""):
         good = sign(api, "rds", RDS, {**FORM, "Host": host})
         assert send(api, "POST", "/", RDS, {**good, "Host": host})[0] == 421
@@ -214,25 +214,25 @@ def test_a_page_under_another_name_is_refused(api: Api) -> None:
     assert send(api, "POST", "/", RDS, local)[0] == 200
     twice = [*sign(api, "rds", RDS, FORM).items(), ("Host", f"127.0.0.1:{api.port}"), ("Host", "attacker.example")]
     assert send(api, "POST", "/", RDS, twice)[0] == 421
-    # As a page elsewhere posts without asking first.
+    # As a page of another site posts without a preflight request.
     plain = {"Content-Type": "text/plain", "Origin": "http://attacker.example"}
     assert code(send(api, "POST", "/", RDS, plain)) == (403, "MissingAuthenticationToken")
 
 
-def test_a_body_of_unknown_or_absurd_length_is_not_read(api: Api) -> None:
-    """What is left of it would be read as the next request."""
+def test_a_body_of_unknown_or_excessive_length_is_refused(api: Api) -> None:
+    """The rest of such a body would be read as the next request."""
     for coding in ("chunked", "Chunked", "gzip, chunked", "identity"):
         assert send(api, "POST", "/", RDS, [("Transfer-Encoding", coding)])[0] == 411
     for length in ("9" * 5000, str(65 * 1024 * 1024)):
         assert send(api, "POST", "/", b"", [("Content-Length", length)])[0] == 413
 
 
-def test_what_no_service_offers_is_signed_too(api: Api) -> None:
+def test_sandbox_actions_need_a_signature(api: Api) -> None:
     rule = json.dumps({"service": "rds", "code": "Throttling", "times": None}).encode()
     for method in ("POST", "GET", "DELETE"):
         assert send(api, method, "/_sandbox/faults", rule, {})[0] == 403
     assert send(api, "POST", "/_sandbox/crash", b'{"instance": "x"}', FORM)[0] == 403
-    # Signed for another path.
+    # A signature for another path.
     assert send(api, "POST", "/_sandbox/faults", rule, sign(api, "sandbox", rule, {}))[0] == 403
     assert api.sandbox("GET") == []
 
@@ -240,7 +240,7 @@ def test_what_no_service_offers_is_signed_too(api: Api) -> None:
 @pytest.mark.parametrize(
     "path", ["/moto-api", "/moto-api/reset", "/moto-api/data.json", "/%6doto-api/reset", "/latest/meta-data/iam/"]
 )
-def test_motos_own_controls_are_never_reached(api: Api, path: str) -> None:
+def test_the_controls_of_moto_are_not_reachable(api: Api, path: str) -> None:
     for headers in (FORM, sign(api, "rds", b"", FORM, target=path)):
         assert send(api, "POST", path, b"", headers)[0] == 404
     for target in (f"/{path}", f"{api.url}{path}"):
@@ -261,7 +261,7 @@ def test_each_sandbox_has_its_own_credentials(api: Api, tmp_path: Path) -> None:
     if seen.is_dir():
         shown = (seen / "cmdline").read_bytes() + (seen / "environ").read_bytes()
         assert api.credentials.secret_key.encode() not in shown and api.credentials.access_key.encode() not in shown
-    # What another user put there is not written through.
+    # A link that another user created is not followed.
     home.credentials_file.unlink()
     (tmp_path / "elsewhere").write_text("")
     home.credentials_file.symlink_to(tmp_path / "elsewhere")
@@ -275,7 +275,7 @@ def test_each_sandbox_has_its_own_credentials(api: Api, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Master:
-    """A server that looks like RDS, and what its master user does there."""
+    """A server with the roles of RDS, and its master user."""
 
     server: PostgresServer
     marker: Path
@@ -290,7 +290,7 @@ class Master:
 
     @property
     def command(self) -> str:
-        """SQL that runs a program, for a role that may."""
+        """SQL that runs a program if the role has the right."""
         return f"COPY (SELECT 1) TO PROGRAM 'cat > {self.marker}'"
 
     def superusers(self) -> list[str]:
@@ -303,7 +303,7 @@ class Master:
 def master(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Master]:
     programs = find_binaries(request.param)
     assert programs is not None
-    path = tmp_path_factory.mktemp("likeness")
+    path = tmp_path_factory.mktemp("roles")
     server = PostgresServer(path / "server", programs, settings=dict(server_registry.base_settings(programs)))
     spool = Path(tempfile.mkdtemp(prefix="rdsrepl-test-"))
     spool.chmod(0o777)
@@ -319,7 +319,7 @@ def master(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         shutil.rmtree(spool)
 
 
-# Statements in which what the user wrote would run between the start and the end of a publication's DDL.
+# Statements in which code of the user would run between the start and the end of the DDL of a publication.
 BAD = "('(1)'::hostile_row IS NOT NULL)"
 HOSTILE = (
     "CREATE TYPE hostile_row AS (a guarded)",
@@ -335,7 +335,7 @@ HOSTILE = (
 )
 
 
-def test_the_master_user_is_no_superuser_while_its_code_runs(master: Master) -> None:
+def test_the_master_user_is_not_a_superuser_while_its_code_runs(master: Master) -> None:
     with master.connect() as conn:
         conn.execute("CREATE TABLE held (a int PRIMARY KEY)")
         conn.execute("CREATE TABLE seen (super bool)")
@@ -345,7 +345,7 @@ def test_the_master_user_is_no_superuser_while_its_code_runs(master: Master) -> 
             f"EXECUTE $e${master.command}$e$; RAISE EXCEPTION 'is a superuser'; END IF; RETURN true; END $$"
         )
         conn.execute("CREATE DOMAIN guarded AS int CHECK (guard(VALUE))")
-        # The same between a parameter's text and a statement that is raised by itself.
+        # The same with the text of a parameter and a statement that is elevated.
         conn.execute(
             "CREATE FUNCTION nested(int) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN "
             f"CREATE PUBLICATION inner_one FOR TABLE held WHERE {BAD}, TABLES IN SCHEMA public;"
@@ -364,13 +364,13 @@ def test_the_master_user_is_no_superuser_while_its_code_runs(master: Master) -> 
         assert not [one for one in said if "is a superuser" in one] and len(said) > 5
         assert not master.marker.exists()
         assert master.superusers() == ["rdsadmin"]
-        # What the user can set does not lower another role.
+        # The setting does not change another role.
         conn.execute("SET rdsadmin.elevated = 'rdsadmin'")
         conn.execute("CREATE PUBLICATION plain FOR TABLE held")
         assert master.superusers() == ["rdsadmin"]
 
 
-def test_publications_that_rds_superuser_makes(master: Master) -> None:
+def test_publications_that_rds_superuser_creates(master: Master) -> None:
     made = (
         "CREATE PUBLICATION a FOR ALL TABLES",
         " create publication A2\n\tfor all tables with (publish = 'insert', publish_via_partition_root = true) ;\n",
@@ -393,7 +393,7 @@ def test_publications_that_rds_superuser_makes(master: Master) -> None:
                     assert not value(conn, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
         assert value(conn, "SELECT count(*) FROM pg_publication WHERE puballtables") == 3
         assert master.superusers() == ["rdsadmin"]
-        # In a function it is not raised.
+        # A statement in a function is not elevated.
         with pytest.raises(InsufficientPrivilege):
             conn.execute("DO $$ BEGIN CREATE PUBLICATION z FOR ALL TABLES; END $$")
 
@@ -420,7 +420,7 @@ def test_the_master_user_gets_no_rights_on_programs_and_files(master: Master) ->
             "ALTER EVENT TRIGGER rdsadmin_after_publication DISABLE",
             "DROP SCHEMA rdsadmin CASCADE",
             "ALTER SYSTEM SET archive_command = 'x'",
-            # The superuser needs no password at the unix socket: the server's own processes can get there.
+            # The superuser needs no password at the unix socket, which processes of the server can reach.
             f"CREATE SUBSCRIPTION own CONNECTION 'host={master.server.socket_dir} port={master.server.port}"
             " user=rdsadmin dbname=app password=x' PUBLICATION none",
         ):
@@ -436,7 +436,7 @@ def test_the_master_user_gets_no_rights_on_programs_and_files(master: Master) ->
     assert not master.marker.exists()
 
 
-def test_what_the_master_user_makes_does_not_run_in_the_sandboxs_own_sessions(master: Master) -> None:
+def test_code_of_the_master_user_does_not_run_in_superuser_sessions(master: Master) -> None:
     hostile = (
         "CREATE SCHEMA evil",
         "CREATE FUNCTION evil.same(text, text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN "
@@ -469,7 +469,7 @@ def test_what_the_master_user_makes_does_not_run_in_the_sandboxs_own_sessions(ma
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A sandbox of a writer alone, whose owner has a secret in the environment."""
+    """A sandbox with only a writer, whose owner has a secret in the environment."""
     with pytest.MonkeyPatch.context() as patch:
         isolate(patch, tmp_path_factory.mktemp("lab"))
         patch.setenv("OWNERS_TOKEN", "open sesame")
@@ -482,14 +482,14 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def lab(sandbox: None) -> Report:
-    """The same as it is now."""
+    """The current report of that sandbox."""
     report = lifecycle.status()
     assert report is not None
     return report
 
 
 def run_in(server: PostgresServer, script: str, spool: Path) -> str:
-    """Run a shell script as the superuser of a server can; return what it printed."""
+    """Run a shell script with the rights of a server's superuser; return its output."""
     printed = spool / "printed"
     with closing(server.connect()) as conn:
         conn.execute(
@@ -502,15 +502,15 @@ def run_in(server: PostgresServer, script: str, spool: Path) -> str:
 
 @pytest.fixture
 def spool() -> Iterator[Path]:
-    """A directory that every user may write to."""
+    """A directory to which every user may write."""
     path = Path(tempfile.mkdtemp(prefix="rdsrepl-test-", dir="/tmp"))
     path.chmod(0o777)
     yield path
     shutil.rmtree(path)
 
 
-def test_a_server_has_no_more_rights_than_its_own_user(lab: Report, spool: Path) -> None:
-    """As root, whose servers must not be root's equals; an ordinary user's servers are that user's."""
+def test_a_server_has_only_the_rights_of_its_user(lab: Report, spool: Path) -> None:
+    """Servers that root starts run as another user; those of an ordinary user run as that user."""
     server = lifecycle.writer()
     status = (Path("/proc") / str(server.pid) / "status").read_text()
     uids = next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1:]
@@ -531,13 +531,13 @@ def test_a_server_has_no_more_rights_than_its_own_user(lab: Report, spool: Path)
     assert run_in(server, "id -u; umask 0; unshare --user --map-root-user true; id -u", spool).split()[0] == uids[0]
 
 
-def test_a_server_does_not_have_the_owners_environment(lab: Report, spool: Path) -> None:
+def test_a_server_does_not_have_the_environment_of_its_owner(lab: Report, spool: Path) -> None:
     seen = run_in(lifecycle.writer(), "env; cat /proc/$PPID/environ", spool)
     assert "PATH=" in seen and "open sesame" not in seen and "OWNERS_TOKEN" not in seen
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's servers are another user's")
-def test_links_in_a_servers_directory_do_not_lead_root_elsewhere(lab: Report, spool: Path) -> None:
+def test_links_in_a_data_directory_are_not_followed_as_root(lab: Report, spool: Path) -> None:
     server = lifecycle.writer()
     kept = Path(lab.directory) / "kept"
     kept.write_text("root's own")
@@ -571,7 +571,7 @@ def test_links_in_a_servers_directory_do_not_lead_root_elsewhere(lab: Report, sp
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes root to be another user")
-def test_another_user_gets_nowhere(lab: Report) -> None:
+def test_another_user_cannot_use_the_sandbox(lab: Report) -> None:
     state = SandboxDirectory(Path(lab.directory)).read()
     assert state is not None
     pids = [str(pid) for pid in (lab.api_pid, lab.endpoint_pid, lifecycle.writer().pid)]
@@ -586,7 +586,7 @@ def test_another_user_gets_nowhere(lab: Report) -> None:
     assert (done.stdout, done.stderr) == ("done\n", "")
 
 
-# What another user of the machine tries; what works is printed.
+# What another user of the machine tries; it prints what succeeds.
 ATTACK = """
 import os, sys, urllib.error, urllib.request
 home, sockets, url, *pids = sys.argv[1:]
@@ -614,7 +614,17 @@ print("done")
 """
 
 
-def test_secrets_are_in_no_command_line(lab: Report) -> None:
+def test_private_files_do_not_depend_on_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        processes.write_private_file(tmp_path / "secret", "x")
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_command_lines_contain_no_secrets(lab: Report) -> None:
     own = credentials.read(SandboxDirectory(Path(lab.directory)))
     password = Path(lab.passfile).read_text().strip().rpartition(":")[2]
     everybody = b"\0".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
@@ -625,7 +635,7 @@ def test_secrets_are_in_no_command_line(lab: Report) -> None:
             assert path.stat().st_mode & 0o077 == 0 or path.stat().st_size == 0, path
 
 
-def test_a_directory_that_another_user_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     isolate(monkeypatch, tmp_path)
     place = tmp_path / "sandbox"
     place.mkdir()
@@ -633,7 +643,7 @@ def test_a_directory_that_another_user_made_is_refused(tmp_path: Path, monkeypat
         os.chown(place, 12345, 12345)
     else:
         place.chmod(0o777)
-    # Programs of its owner's choice would run.
+    # Its state could name any program to run.
     (place / "state.json").write_text(json.dumps({"format": 2, "phase": "ready", "bin_dir": str(tmp_path)}))
     (tmp_path / "link").symlink_to(place)
     for path in (place, tmp_path / "link"):
@@ -644,7 +654,7 @@ def test_a_directory_that_another_user_made_is_refused(tmp_path: Path, monkeypat
     assert [entry.name for entry in place.iterdir()] == ["state.json"]
 
 
-def test_only_recorded_processes_are_ended(tmp_path: Path, spool: Path) -> None:
+def test_only_recorded_processes_are_stopped(tmp_path: Path, spool: Path) -> None:
     server = PostgresServer(tmp_path / "server", NEWEST)
     strangers: list[subprocess.Popen[bytes]] = []
     try:
@@ -652,10 +662,10 @@ def test_only_recorded_processes_are_ended(tmp_path: Path, spool: Path) -> None:
         server.start()
         pid = server.pid
         assert pid is not None
-        # A shell that stands there, and one whose id is in the server's own file.
+        # A shell in the data directory, and one whose id is in the file of the server.
         shell = ["/bin/sh", "-c", "sleep 60 & wait"]
         strangers += [subprocess.Popen(shell, cwd=server.data_dir, start_new_session=True) for _ in range(2)]
-        # What a killed postmaster leaves: a backend that waits for a program, and the program.
+        # A killed postmaster leaves a backend that waits for a program, and the program.
         with closing(server.connect()) as conn:
             backend = value(conn, "SELECT pg_backend_pid()")
             busy = f"COPY (SELECT 1) TO PROGRAM 'echo $$ > {spool}/pid; exec sleep 300'"
@@ -672,8 +682,8 @@ def test_only_recorded_processes_are_ended(tmp_path: Path, spool: Path) -> None:
         assert recorded["pid"] == pid and recorded["command"].endswith("/postgres")
         (server.data_dir / "postmaster.pid").write_text(f"{strangers[1].pid}\n{server.data_dir}\n")
         for changed in (
-            {"pid": strangers[1].pid},  # the id has become another's
-            {"pid": strangers[1].pid, "started": processes.start_time(strangers[1].pid)},  # not the program
+            {"pid": strangers[1].pid},  # another process has the id
+            {"pid": strangers[1].pid, "started": processes.start_time(strangers[1].pid)},  # another program
         ):
             server.process_file.write_text(json.dumps({**recorded, **changed}))
             assert server.pid is None
@@ -697,25 +707,25 @@ def _ignored(conn: psycopg.Connection[Any], statement: str) -> None:
         conn.execute(statement)  # type: ignore[call-overload]
 
 
-def test_a_program_begins_only_when_it_was_written_down(tmp_path: Path) -> None:
+def test_a_program_starts_only_after_it_was_recorded(tmp_path: Path) -> None:
     def refuse(_: processes.ProcessIdentity) -> None:
         raise RuntimeError("killed")
 
-    touch = ["/usr/bin/env", "touch", str(tmp_path / "begun")]
+    touch = ["/usr/bin/env", "touch", str(tmp_path / "started")]
     way = processes.Launcher()
     with pytest.raises(RuntimeError):
         processes.spawn(way, touch, tmp_path / "log", note=refuse, env=processes.environment())
     with pytest.raises(RuntimeError):
         processes.run(way, touch, timeout_seconds=10, note=refuse)
-    noted: list[processes.ProcessIdentity] = []
-    # Whoever is killed before the line is written has closed the pipe.
+    recorded: list[processes.ProcessIdentity] = []
+    # A process that is killed before it writes the line closes the pipe.
     killed = [sys.executable, "-c", KILLED.format(words=touch, log=str(tmp_path / "log"))]
     assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
-    pid = int((tmp_path / "noted").read_text()) if (tmp_path / "noted").exists() else 0
+    pid = int((tmp_path / "recorded").read_text()) if (tmp_path / "recorded").exists() else 0
     assert processes.wait(lambda: processes.start_time(pid) is None, 10.0)
-    assert not (tmp_path / "begun").exists()
-    processes.run(way, touch, timeout_seconds=10, note=noted.append)
-    assert (tmp_path / "begun").exists() and noted[0].command == "/usr/bin/env"
+    assert not (tmp_path / "started").exists()
+    processes.run(way, touch, timeout_seconds=10, note=recorded.append)
+    assert (tmp_path / "started").exists() and recorded[0].command == "/usr/bin/env"
 
 
 KILLED = """
@@ -723,19 +733,19 @@ import os, signal
 from pathlib import Path
 from rdsrepl.sandbox.servers import processes
 def note(process):
-    Path({log!r}).with_name("noted").write_text(str(process.pid))
+    Path({log!r}).with_name("recorded").write_text(str(process.pid))
     os.kill(os.getpid(), signal.SIGKILL)
 processes.spawn(processes.Launcher(), {words!r}, Path({log!r}), note=note, env=processes.environment())
 """
 
 
-def test_a_socket_directory_that_somebody_else_made_is_not_used(lab: Report, spool: Path) -> None:
+def test_a_socket_directory_of_another_user_is_not_used(lab: Report, spool: Path) -> None:
     home = SandboxDirectory(Path(lab.directory))
     before = home.read()
     assert before is not None
     sockets, way = Path(before.socket_dir), processes.launcher_for(NEWEST.program("postgres"))
     kill_all(lab)
-    # As after a reboot, which empties the temporary directory.
+    # As after a reboot of the machine, which empties the temporary directory.
     shutil.rmtree(sockets)
     sockets.mkdir(mode=0o700)
     if os.geteuid() == 0:
@@ -762,5 +772,5 @@ def test_a_socket_directory_that_somebody_else_made_is_not_used(lab: Report, spo
         assert not socket_dirs.is_socket_dir(spool / name, way)
     real.chmod(0o750)
     assert not socket_dirs.is_socket_dir(real, way)
-    # Where others can rename what is ours, it is not made.
+    # Not in a directory where other users can rename files.
     assert not socket_dirs._is_safe(spool, way) and socket_dirs._is_safe(Path("/tmp"), way)

@@ -1,4 +1,4 @@
-"""RDS's clusters and instances on the sandbox's real servers, through boto3 and SQL: a client we did not write."""
+"""Clusters and instances of the sandbox on real servers, through boto3 and SQL."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(90)
 
 @dataclass
 class Lab:
-    """One sandbox, its API as boto3 sees it."""
+    """A sandbox with clients for its API."""
 
     report: Report
 
@@ -73,7 +73,7 @@ class Lab:
         return found
 
     def members(self, name: str) -> dict[str, str]:
-        """Return the status of the cluster's group by member."""
+        """Return the status of the cluster parameter group by member."""
         members = self.cluster(name)["DBClusterMembers"]
         return {member["DBInstanceIdentifier"]: member["DBClusterParameterGroupStatus"] for member in members}
 
@@ -81,7 +81,7 @@ class Lab:
         members = self.cluster(name)["DBClusterMembers"]
         return str(next(member["DBInstanceIdentifier"] for member in members if member["IsClusterWriter"]))
 
-    def settled(self, name: str) -> None:
+    def await_available(self, name: str) -> None:
         """Wait until a cluster, and then each of its members, is available."""
         self.rds.get_waiter("db_cluster_available").wait(DBClusterIdentifier=name, WaiterConfig=WAIT)
         for member in self.members(name):
@@ -90,8 +90,8 @@ class Lab:
     def ready(self, name: str) -> None:
         self.rds.get_waiter("db_instance_available").wait(DBInstanceIdentifier=name, WaiterConfig=WAIT)
 
-    def in_step(self, name: str) -> None:
-        """Reboot the members that wait for it."""
+    def reboot_pending_members(self, name: str) -> None:
+        """Reboot the members whose group is pending-reboot."""
         for member in (one for one, status in self.members(name).items() if status == "pending-reboot"):
             self.rds.reboot_db_instance(DBInstanceIdentifier=member)
             self.ready(member)
@@ -99,7 +99,7 @@ class Lab:
 
     def make_cluster(self, name: str, major: int, **more: Any) -> None:
         self.rds.create_db_cluster(**{**multi_az(name, major), **more})
-        self.settled(name)
+        self.await_available(name)
 
     def make_group(self, name: str, family: str, kind: str = "cluster", **values: str) -> None:
         noun = "db_cluster" if kind == "cluster" else "db"
@@ -185,7 +185,7 @@ def single(name: str, major: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    tmp = tmp_path_factory.mktemp("fleet")
+    tmp = tmp_path_factory.mktemp("servers")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("PG", "RDSREPL_", "AWS_"))]:
             patch.delenv(name)
@@ -203,7 +203,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def newest(lab: Lab) -> str:
-    """A Multi-AZ cluster of the newest version, with logical replication, in step with its group."""
+    """A Multi-AZ DB cluster of the newest version, with logical replication on and all members in sync."""
     major = MAJORS[-1]
     lab.make_group("newest", f"postgres{major}", rds__logical_replication="1")
     lab.make_cluster("newest", major, DBClusterParameterGroupName="newest")
@@ -222,10 +222,10 @@ def fails(code: str, call: Callable[..., Any], **parameters: Any) -> str:
     return str(caught.value.response["Error"]["Message"])
 
 
-# --- the cluster that the sandbox begins with
+# --- the first cluster
 
 
-def test_the_first_cluster_is_as_new_as_one_of_rds(lab: Lab) -> None:
+def test_the_first_cluster_with_the_default_group(lab: Lab) -> None:
     cluster = lab.cluster("sandbox")
     major = int(lab.report.version.partition(".")[0])
     assert cluster["Status"] == "available" and cluster["MultiAZ"] and cluster["Engine"] == "postgres"
@@ -236,7 +236,7 @@ def test_the_first_cluster_is_as_new_as_one_of_rds(lab: Lab) -> None:
     options = {"user": "dbadmin", "dbname": "app", "password": None, "passfile": lab.report.passfile}
     assert lab.query(cluster, "SHOW wal_level", **options) == [("replica",)]
     assert lab.query(cluster, "SHOW rds.logical_replication", **options) == [("off",)]
-    if sys.platform == "linux":  # elsewhere loopback has one address, and so one port a cluster
+    if sys.platform == "linux":  # other systems have one loopback address, so the endpoints have different ports
         reader = {"Address": cluster["ReaderEndpoint"], "Port": cluster["Port"]}
         assert lab.query(reader, "SELECT pg_is_in_recovery()", **options) == [(True,)]
     for member in lab.members("sandbox"):
@@ -245,16 +245,16 @@ def test_the_first_cluster_is_as_new_as_one_of_rds(lab: Lab) -> None:
         assert standby is (member != lab.writer("sandbox"))
 
 
-# --- the path to wal_level = logical
+# --- parameter groups
 
 
-def test_a_group_takes_effect_member_by_member_at_their_reboots(lab: Lab, name: str) -> None:
+def test_a_group_takes_effect_at_the_reboot_of_each_member(lab: Lab, name: str) -> None:
     major = MAJORS[0]
     lab.make_cluster(name, major)
     lab.make_group(name, f"postgres{major}", rds__logical_replication="1", max_replication_slots="33")
     lab.rds.modify_db_cluster(DBClusterIdentifier=name, DBClusterParameterGroupName=name, ApplyImmediately=True)
     assert lab.cluster(name)["Status"] == "modifying"
-    lab.settled(name)
+    lab.await_available(name)
     assert lab.cluster(name)["DBClusterParameterGroup"] == name
     assert set(lab.members(name).values()) == {"pending-reboot"}
     assert lab.value(lab.cluster(name), "SHOW wal_level") == "replica"
@@ -263,7 +263,7 @@ def test_a_group_takes_effect_member_by_member_at_their_reboots(lab: Lab, name: 
     assert answer["DBCluster"]["Status"] == "rebooting"
     assert lab.instance(lab.writer(name))["DBInstanceStatus"] == "available", "its writer does not show it"
     fails("InvalidDBClusterStateFault", lab.rds.reboot_db_cluster, DBClusterIdentifier=name)
-    lab.settled(name)
+    lab.await_available(name)
     writer = lab.writer(name)
     assert {member for member, status in lab.members(name).items() if status == "in-sync"} == {writer}
     assert lab.value(lab.cluster(name), "SHOW wal_level") == "logical"
@@ -291,7 +291,7 @@ def test_a_group_takes_effect_member_by_member_at_their_reboots(lab: Lab, name: 
     lab.rds.delete_db_cluster_snapshot(DBClusterSnapshotIdentifier=f"{name}-last")
 
 
-def test_dynamic_changes_apply_at_once_static_ones_wait(lab: Lab, newest: str) -> None:
+def test_dynamic_changes_apply_at_once_and_static_ones_at_the_reboot(lab: Lab, newest: str) -> None:
     def shows(parameter: str, value: str) -> None:
         for member in lab.members(newest):
             endpoint = lab.instance(member)["Endpoint"]
@@ -312,18 +312,18 @@ def test_dynamic_changes_apply_at_once_static_ones_wait(lab: Lab, newest: str) -
     lab.set(newest, max_logical_replication_workers="7")
     assert set(lab.members(newest).values()) == {"pending-reboot"}
     assert lab.value(lab.cluster(newest), "SHOW max_logical_replication_workers") == before != "7"
-    # A failover restarts, so it applies.
+    # A failover restarts the servers, so static changes take effect.
     lab.rds.failover_db_cluster(DBClusterIdentifier=newest)
-    lab.settled(newest)
+    lab.await_available(newest)
     assert lab.value(lab.cluster(newest), "SHOW max_logical_replication_workers") == "7"
-    lab.in_step(newest)
+    lab.reboot_pending_members(newest)
 
 
 # --- failover
 
 
 def consumed(lab: Lab, cluster: dict[str, Any], how: str) -> list[str]:
-    """Return what pgoutput sends of inserts (message I) from the slot, as text that tells the rows apart."""
+    """Return the inserts (message I) that pgoutput sends from the slot, as text."""
     query = (
         f"SELECT encode(substring(data FROM 14), 'escape') FROM pg_logical_slot_{how}_binary_changes('s', NULL, NULL,"
         " 'proto_version', '1', 'publication_names', 'p') WHERE get_byte(data, 0) = 73"
@@ -349,14 +349,14 @@ def test_logical_slots_survive_three_failovers(lab: Lab, name: str, major: int) 
         old = lab.writer(name)
         answer = lab.rds.failover_db_cluster(DBClusterIdentifier=name)
         assert answer["DBCluster"]["Status"] == "failing-over"
-        lab.settled(name)
+        lab.await_available(name)
         new = lab.writer(name)
         seen.add(new)
         assert new != old and lab.cluster(name)["Port"] == cluster["Port"]
         assert consumed(lab, cluster, "peek") == unread
         unread.append(str(number))
         lab.query(cluster, f"INSERT INTO t VALUES ('{number}')")
-        # The old writer is a reader that streams, and has none of the slots it cannot move.
+        # The old writer is a reader that streams, without logical slots.
         endpoint = lab.instance(old)["Endpoint"]
         assert lab.value(endpoint, "SELECT pg_is_in_recovery()")
         streaming = lab.query(cluster, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
@@ -370,7 +370,7 @@ def test_logical_slots_survive_three_failovers(lab: Lab, name: str, major: int) 
     lab.rds.delete_db_cluster(DBClusterIdentifier=name, SkipFinalSnapshot=True)
 
 
-def test_a_killed_writer_is_replaced_under_load(lab: Lab, newest: str) -> None:
+def test_a_reader_takes_over_from_a_killed_writer_under_load(lab: Lab, newest: str) -> None:
     cluster = lab.cluster(newest)
     with lab.connect(cluster) as conn:
         conn.execute("CREATE TABLE load (a int PRIMARY KEY)")
@@ -399,7 +399,7 @@ def test_a_killed_writer_is_replaced_under_load(lab: Lab, newest: str) -> None:
     finally:
         stop.set()
         thread.join()
-    lab.settled(newest)
+    lab.await_available(newest)
     assert lab.writer(newest) != old
     there = {row[0] for row in lab.query(cluster, "SELECT a FROM load")}
     assert set(committed) <= there
@@ -412,7 +412,7 @@ def test_a_killed_writer_is_replaced_under_load(lab: Lab, newest: str) -> None:
     assert processes.wait(lambda: bool(lab.server(old).streaming), 20.0)
 
 
-def test_a_consumer_that_does_not_confirm_does_not_hold_a_failover_up(lab: Lab, newest: str) -> None:
+def test_a_consumer_that_does_not_confirm_does_not_delay_a_failover(lab: Lab, newest: str) -> None:
     cluster = lab.cluster(newest)
     with lab.connect(cluster) as conn:
         conn.execute("CREATE TABLE IF NOT EXISTS held (a int)")
@@ -428,7 +428,7 @@ def test_a_consumer_that_does_not_confirm_does_not_hold_a_failover_up(lab: Lab, 
         lab.query(cluster, "INSERT INTO held SELECT generate_series(1, 1000)")
         target = next(member for member in lab.members(newest) if member != lab.writer(newest))
         lab.rds.failover_db_cluster(DBClusterIdentifier=newest, TargetDBInstanceIdentifier=target)
-        lab.settled(newest)
+        lab.await_available(newest)
     finally:
         consumer.finish()
     assert lab.writer(newest) == target
@@ -436,20 +436,20 @@ def test_a_consumer_that_does_not_confirm_does_not_hold_a_failover_up(lab: Lab, 
     lab.query(cluster, "SELECT pg_drop_replication_slot('held')")
 
 
-def test_a_failover_applies_what_was_lowered_too(lab: Lab, newest: str) -> None:
+def test_a_failover_applies_lower_limits(lab: Lab, newest: str) -> None:
     old = lab.writer(newest)
     lab.set(newest, max_connections="60")
     lab.rds.failover_db_cluster(DBClusterIdentifier=newest)
-    lab.settled(newest)
-    # With fewer connections than the WAL speaks of neither of the two could be a standby as it is.
+    lab.await_available(newest)
+    # With fewer connections than the WAL requires, neither server could run as a standby.
     assert lab.writer(newest) != old
     assert lab.value(lab.cluster(newest), "SHOW max_connections") == "60"
     assert lab.value(lab.instance(old)["Endpoint"], "SHOW max_connections") == "60"
     assert processes.wait(lambda: bool(lab.server(old).streaming), 20.0)
-    lab.in_step(newest)
+    lab.reboot_pending_members(newest)
 
 
-def test_a_dead_reader_comes_back(lab: Lab, newest: str) -> None:
+def test_a_dead_reader_is_restarted(lab: Lab, newest: str) -> None:
     reader = next(member for member in lab.members(newest) if member != lab.writer(newest))
     lab.act("crash", instance=reader)
     assert processes.wait(lambda: bool(lab.server(reader).streaming), 20.0)
@@ -467,14 +467,14 @@ def test_saved_slots_are_read_from_disk(lab: Lab, newest: str) -> None:
         saved = failover.saved_slots(Path(lab.server(lab.writer(newest)).data_dir))
         conn.execute("SELECT pg_drop_replication_slot('on_disk')")
     assert restart_lsn is not None
-    # The physical ones of the readers are not among them.
+    # Without the physical slots of the readers.
     assert [(slot.name, slot.restart_lsn) for slot in saved] == [("on_disk", restart_lsn[0])]
 
 
 # --- instances and read replicas
 
 
-def test_read_replicas_follow_in_the_order_that_postgresql_asks_for(lab: Lab, name: str) -> None:
+def test_read_replicas_apply_limits_in_the_order_that_postgresql_requires(lab: Lab, name: str) -> None:
     major, replica = MAJORS[0], f"{name}-replica"
     lab.make_group(name, f"postgres{major}", "instance", rds__logical_replication="1")
     lab.rds.create_db_instance(**single(name, major), DBParameterGroupName=name)
@@ -497,14 +497,14 @@ def test_read_replicas_follow_in_the_order_that_postgresql_asks_for(lab: Lab, na
     resource = lab.instance(replica)["DbiResourceId"].removeprefix("db-").lower()
     assert slots == {f"rds_{lab.report.region.replace('-', '_')}_db_{resource}"}
 
-    # Lowered on the replica first: it would have less than its source.
+    # The replica first: its limit would be lower than that of its source.
     lab.set(name, "instance", max_connections="90")
     status = lab.instance(replica)["DBParameterGroups"]
     assert status == [{"DBParameterGroupName": name, "ParameterApplyStatus": "pending-reboot"}]
     lab.rds.reboot_db_instance(DBInstanceIdentifier=replica)
     refused = "incompatible-parameters"
     assert processes.wait(lambda: lab.instance(replica)["DBInstanceStatus"] == refused, 20.0)
-    # The source first, and then the replica.
+    # The source first, then the replica.
     lab.rds.reboot_db_instance(DBInstanceIdentifier=name)
     lab.ready(name)
     assert lab.value(source, "SHOW max_connections") == "90"
@@ -564,7 +564,7 @@ def test_aurora(lab: Lab, name: str) -> None:
     lab.rds.create_db_cluster(
         **base, MasterUsername="boss", MasterUserPassword=PASSWORD, DBClusterParameterGroupName=name
     )
-    lab.settled(name)
+    lab.await_available(name)
     assert lab.cluster(name)["DBClusterMembers"] == []
     for number in (1, 2):
         lab.rds.create_db_instance(
@@ -580,13 +580,13 @@ def test_aurora(lab: Lab, name: str) -> None:
     fails("InvalidParameterCombination", lab.rds.reboot_db_cluster, DBClusterIdentifier=name)
     lab.query(cluster, "CREATE TABLE t AS SELECT 1 AS a")
     lab.rds.failover_db_cluster(DBClusterIdentifier=name)
-    lab.settled(name)
+    lab.await_available(name)
     assert lab.writer(name) == f"{name}-2"
     assert lab.value(cluster, "SELECT a FROM t") == 1
     fails("InvalidDBClusterStateFault", lab.rds.delete_db_cluster, DBClusterIdentifier=name, SkipFinalSnapshot=True)
-    lab.rds.delete_db_instance(DBInstanceIdentifier=f"{name}-2")  # the writer: the other one takes over first
+    lab.rds.delete_db_instance(DBInstanceIdentifier=f"{name}-2")  # the writer, so the other member takes over first
     lab.rds.get_waiter("db_instance_deleted").wait(DBInstanceIdentifier=f"{name}-2", WaiterConfig=WAIT)
-    lab.settled(name)
+    lab.await_available(name)
     assert lab.writer(name) == f"{name}-1" and lab.value(cluster, "SELECT a FROM t") == 1
     lab.rds.delete_db_instance(DBInstanceIdentifier=f"{name}-1")
     lab.rds.get_waiter("db_instance_deleted").wait(DBInstanceIdentifier=f"{name}-1", WaiterConfig=WAIT)
@@ -594,10 +594,10 @@ def test_aurora(lab: Lab, name: str) -> None:
     lab.rds.get_waiter("db_cluster_deleted").wait(DBClusterIdentifier=name, WaiterConfig=WAIT)
 
 
-# --- what stands beside
+# --- secrets, metrics, regions, filters
 
 
-def test_the_master_secret_opens_the_database(lab: Lab, name: str) -> None:
+def test_the_master_secret_contains_the_password(lab: Lab, name: str) -> None:
     wanted = single(name, MAJORS[0])
     del wanted["MasterUserPassword"]
     lab.rds.create_db_instance(**wanted, ManageMasterUserPassword=True)
@@ -654,7 +654,7 @@ def test_clusters_are_filtered_and_found_by_arn(lab: Lab, newest: str) -> None:
 # --- refusals
 
 
-def test_refused_clusters(lab: Lab, newest: str, name: str) -> None:
+def test_refused_cluster_requests(lab: Lab, newest: str, name: str) -> None:
     create, major = lab.rds.create_db_cluster, MAJORS[-1]
     good = multi_az(name, major)
     lab.make_group(name, "postgres13")
@@ -691,13 +691,13 @@ def test_refused_clusters(lab: Lab, newest: str, name: str) -> None:
     lab.rds.create_db_cluster_snapshot(DBClusterIdentifier=newest, DBClusterSnapshotIdentifier=name)
     fails("DBClusterSnapshotAlreadyExistsFault", delete, DBClusterIdentifier=newest, FinalDBSnapshotIdentifier=name)
     modify(DBClusterIdentifier=newest, DeletionProtection=True)
-    lab.settled(newest)
+    lab.await_available(newest)
     fails("InvalidParameterCombination", delete, DBClusterIdentifier=newest, SkipFinalSnapshot=True)
     modify(DBClusterIdentifier=newest, DeletionProtection=False)
-    lab.settled(newest)
+    lab.await_available(newest)
 
 
-def test_refused_instances(lab: Lab, newest: str, name: str) -> None:
+def test_refused_instance_requests(lab: Lab, newest: str, name: str) -> None:
     member = lab.writer(newest)
     rds, good = lab.rds, single(name, MAJORS[0])
     fails("DBInstanceAlreadyExists", rds.create_db_instance, **{**good, "DBInstanceIdentifier": member})
@@ -739,7 +739,7 @@ def test_the_quota_counts_every_instance(tmp_path: Path) -> None:
     assert records.find(Cluster, "none") is None
 
 
-def test_a_restarted_api_knows_and_serves_what_was_there(lab: Lab, newest: str) -> None:
+def test_a_restarted_api_has_its_records_and_servers(lab: Lab, newest: str) -> None:
     status = lifecycle.status()
     assert status is not None and status.api_pid is not None
     before = lab.cluster(newest)
@@ -753,7 +753,7 @@ def test_a_restarted_api_knows_and_serves_what_was_there(lab: Lab, newest: str) 
     assert set(lab.members(newest).values()) <= {"in-sync", "pending-reboot"}
 
 
-def test_down_after_the_api_was_killed_at_its_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_down_after_the_api_was_killed_during_a_creation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("RDSREPL_SANDBOX_DIR", str(tmp_path / "sandbox"))
     servers = tmp_path / "sandbox" / "servers"
@@ -771,7 +771,7 @@ def test_down_after_the_api_was_killed_at_its_work(tmp_path: Path, monkeypatch: 
         assert [pid for one in status.servers for pid in processes.orphaned_processes(Path(one.data_dir))] == []
 
 
-def test_an_interrupted_failover_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_failover_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("RDSREPL_SANDBOX_DIR", str(tmp_path / "sandbox"))
     try:
@@ -779,7 +779,7 @@ def test_an_interrupted_failover_is_finished(tmp_path: Path, monkeypatch: pytest
         assert report.api_pid is not None
         os.kill(report.api_pid, 9)
         assert processes.wait(lambda: processes.start_time(report.api_pid or 0) is None, 10.0)
-        # As it is between the promotion and the state's change.
+        # The state between the promotion and the change of the state file.
         home = state.directory()
         now = home.read()
         assert now is not None
@@ -790,7 +790,7 @@ def test_an_interrupted_failover_is_finished(tmp_path: Path, monkeypatch: pytest
         with records.edit(Cluster, "sandbox") as cluster:
             cluster.status = "failing-over"
         lab = Lab(lifecycle.up())
-        lab.settled("sandbox")
+        lab.await_available("sandbox")
         assert lab.writer("sandbox") == second.name
         assert processes.wait(lambda: bool(lab.server(first.name).streaming), 20.0)
         options = {"user": "dbadmin", "dbname": "app", "password": None, "passfile": report.passfile}

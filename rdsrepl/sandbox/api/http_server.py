@@ -134,7 +134,7 @@ class ApiServer(socketserver.ThreadingTCPServer):
         Args:
             service: RDS in the region of the sandbox.
             credentials: sign all requests.
-            port: the previous port; 0 when there is none.
+            port: the previous port, or 0.
             hooks: called besides the operations.
 
         Raises:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from rdsrepl.sandbox.api.consistency import Consistency
 from rdsrepl.sandbox.api.faults import fault
-from rdsrepl.sandbox.api.types import ACCOUNT, REGION, Parameters, ResourceKind, Result
+from rdsrepl.sandbox.api.types import ACCOUNT, REGION, ResourceKind, Result
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.api.controller import Controller
@@ -55,12 +56,12 @@ class Service:
         return f"arn:aws:rds:{self.region}:{self.account}:{kind}:{name}"
 
 
-Operation = Callable[[Service, Parameters], Result]
+_Function = TypeVar("_Function", bound=Callable[..., Result])
 # Describes every resource of a kind, by identifier.
 _DescribeAll = Callable[[Service], dict[str, Result]]
 
 
-_registry: dict[str, Operation] = {}
+_registry: dict[str, Callable[..., Result]] = {}
 _views: dict[ResourceKind, _DescribeAll] = {}
 # By the parameter that names a resource: its kind, the fault while it is busy, and the noun in the message.
 _BUSY_RESOURCES: Final = {
@@ -71,17 +72,18 @@ _BUSY_GROUPS: Final = {"DBParameterGroupName": "instance-group", "DBClusterParam
 _READ_ONLY: Final = ("Describe", "List")
 
 
-def operation(name: str) -> Callable[[Operation], Operation]:
+def operation(name: str, *, kind: ResourceKind | None = None) -> Callable[[_Function], _Function]:
     """Register the function that implements an operation.
 
     Args:
-        name: as the service model has it: ``CreateDBParameterGroup``.
+        name: the name in the service model: ``CreateDBParameterGroup``.
+        kind: a third argument for the function, where an operation exists for both kinds.
     """
 
-    def register(function: Operation) -> Operation:
+    def register(function: _Function) -> _Function:
         if name in _registry:
             raise ValueError(f"{name} is registered twice")
-        _registry[name] = function
+        _registry[name] = function if kind is None else partial(function, kind=kind)
         return function
 
     return register

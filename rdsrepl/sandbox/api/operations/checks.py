@@ -55,7 +55,9 @@ def same_major(engine: str, current: str, wanted: str | None) -> EngineVersion:
     """
     release = engine_catalog.find(engine, wanted or current)
     if release.major != int(current.partition(".")[0]):
-        message = f"Cannot upgrade {engine} from {current} to {release.version}: the sandbox has no major upgrades"
+        message = (
+            f"Cannot upgrade {engine} from {current} to {release.version}: the sandbox does not support major upgrades"
+        )
         raise fault("InvalidParameterCombination", message)
     return release
 

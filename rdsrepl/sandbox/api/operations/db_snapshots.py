@@ -38,7 +38,7 @@ def create_snapshot(service: Service, p: Parameters) -> Result:
     with service.store.lock:
         instance = controller.records.get_available(Instance, p["DBInstanceIdentifier"])
         if instance.cluster is not None:
-            message = f"{instance.identifier} is a member of a DB cluster: take a snapshot of that."
+            message = f"{instance.identifier} is a member of a DB cluster; create a snapshot of the cluster instead."
             raise fault("InvalidParameterCombination", message)
         made = _create(service, "instance", instance, p["DBSnapshotIdentifier"])
         controller.records.put(made)

@@ -22,7 +22,7 @@ def describe_events(service: Service, p: Parameters) -> Result:
     if source_type not in (None, *_SOURCES):
         raise fault("InvalidParameterValue", f"Invalid source type: {source_type}")
     if identifier is not None and source_type is None:
-        raise fault("InvalidParameterCombination", "SourceType is needed along with SourceIdentifier.")
+        raise fault("InvalidParameterCombination", "SourceType is required with SourceIdentifier.")
     until: datetime = p.get("EndTime") or datetime.now(UTC)
     since: datetime = p.get("StartTime") or until - timedelta(minutes=p.get("Duration") or _DEFAULT_MINUTES)
     wanted = set(p.get("EventCategories", ()))

@@ -112,7 +112,7 @@ def create_replica(service: Service, p: Parameters) -> Result:
     controller = service.require_controller()
     identifier = check_identifier("DBInstanceIdentifier", p["DBInstanceIdentifier"], MAX_NAME_LENGTH)
     if "SourceDBInstanceIdentifier" not in p:
-        message = "A read replica needs SourceDBInstanceIdentifier; the sandbox has none of DB clusters."
+        message = "SourceDBInstanceIdentifier is required; the sandbox does not support read replicas of clusters."
         raise fault("InvalidParameterCombination", message)
     if "DBParameterGroupName" in p:
         message = "A parameter group can't be specified during Read Replica creation for the following DB engine: "
@@ -364,10 +364,10 @@ def _create_member(service: Service, controller: Controller, identifier: str, p:
             message = f"Cluster {cluster.identifier} is not in available state: its status is {cluster.status}."
             raise fault("InvalidDBClusterStateFault", message)
         if cluster.multi_az:
-            message = "The members of a Multi-AZ DB cluster are made with it; no more can be added."
+            message = "Members cannot be added to a Multi-AZ DB cluster."
             raise fault("InvalidParameterCombination", message)
         if p["Engine"] != cluster.engine:
-            message = f"The engine of an instance has to be its cluster's: {cluster.engine}"
+            message = f"The engine of a member must be that of its cluster: {cluster.engine}"
             raise fault("InvalidParameterCombination", message)
         if forbidden := {"MasterUsername", "MasterUserPassword", "AllocatedStorage", "DBName"} & p.keys():
             message = f"The requested DB Instance will be a member of a DB Cluster. Set {min(forbidden)} on that."
@@ -380,7 +380,7 @@ def _create_member(service: Service, controller: Controller, identifier: str, p:
             raise fault("InvalidParameterCombination", message)
         members = controller.actions.state().members(cluster.identifier)
         if members and not members[0].port:
-            message = f"The first instance of {cluster.identifier} is still being made."
+            message = f"The first instance of {cluster.identifier} is still being created."
             raise fault("InvalidDBClusterStateFault", message)
         taken = {member.zone for member in controller.records.members(cluster.identifier)}
         free = [zone for zone in zones(service.region) if zone not in taken] or zones(service.region)

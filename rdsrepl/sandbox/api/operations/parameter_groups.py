@@ -12,7 +12,7 @@ from rdsrepl.sandbox.api.parameter_catalog import EngineParameter
 from rdsrepl.sandbox.api.parameter_groups import ApplyMethod, GroupValue, StoredGroup, aws_noun
 from rdsrepl.sandbox.api.records import check_identifier
 from rdsrepl.sandbox.api.service import Service, operation
-from rdsrepl.sandbox.api.types import Parameters, ResourceKind, Result
+from rdsrepl.sandbox.api.types import ApplyType, Parameters, ResourceKind, Result
 
 MAX_PARAMETERS: Final = 20
 _SOURCES: Final = ("user", "system", "engine-default")
@@ -20,110 +20,19 @@ _SOURCES: Final = ("user", "system", "engine-default")
 _EXAMPLE_CLASS: Final = "db.r6g.large"
 
 
-@operation("CreateDBParameterGroup")
-def create_instance_group(service: Service, p: Parameters) -> Result:
-    """Create a group for instances."""
-    return {"DBParameterGroup": _create(service, "instance", p["DBParameterGroupName"], p)}
+@operation("CreateDBParameterGroup", kind="instance")
+@operation("CreateDBClusterParameterGroup", kind="cluster")
+def create(service: Service, p: Parameters, kind: ResourceKind) -> Result:
+    """Create a group."""
+    name, family = p[f"{aws_noun(kind)}Name"].lower(), p["DBParameterGroupFamily"].lower()
+    group = service.groups.create(StoredGroup(name, kind, family, p["Description"], {}))
+    return {aws_noun(kind): _group_result(service, group)}
 
 
-@operation("CreateDBClusterParameterGroup")
-def create_cluster_group(service: Service, p: Parameters) -> Result:
-    """Create a group for clusters."""
-    return {"DBClusterParameterGroup": _create(service, "cluster", p["DBClusterParameterGroupName"], p)}
-
-
-@operation("CopyDBParameterGroup")
-def copy_instance_group(service: Service, p: Parameters) -> Result:
+@operation("CopyDBParameterGroup", kind="instance")
+@operation("CopyDBClusterParameterGroup", kind="cluster")
+def copy(service: Service, p: Parameters, kind: ResourceKind) -> Result:
     """Create a copy of a group."""
-    return {"DBParameterGroup": _copy(service, "instance", p)}
-
-
-@operation("CopyDBClusterParameterGroup")
-def copy_cluster_group(service: Service, p: Parameters) -> Result:
-    """Create a copy of a group."""
-    return {"DBClusterParameterGroup": _copy(service, "cluster", p)}
-
-
-@operation("ModifyDBParameterGroup")
-def modify_instance_group(service: Service, p: Parameters) -> Result:
-    """Modify parameters of a group."""
-    return {"DBParameterGroupName": _modify(service, "instance", p["DBParameterGroupName"], p)}
-
-
-@operation("ModifyDBClusterParameterGroup")
-def modify_cluster_group(service: Service, p: Parameters) -> Result:
-    """Modify parameters of a group."""
-    return {"DBClusterParameterGroupName": _modify(service, "cluster", p["DBClusterParameterGroupName"], p)}
-
-
-@operation("ResetDBParameterGroup")
-def reset_instance_group(service: Service, p: Parameters) -> Result:
-    """Reset parameters of a group, or all, to their defaults."""
-    return {"DBParameterGroupName": _reset(service, "instance", p["DBParameterGroupName"], p)}
-
-
-@operation("ResetDBClusterParameterGroup")
-def reset_cluster_group(service: Service, p: Parameters) -> Result:
-    """Reset parameters of a group, or all, to their defaults."""
-    return {"DBClusterParameterGroupName": _reset(service, "cluster", p["DBClusterParameterGroupName"], p)}
-
-
-@operation("DeleteDBParameterGroup")
-def delete_instance_group(service: Service, p: Parameters) -> Result:
-    """Delete a group that is not in use."""
-    return _delete(service, "instance", p["DBParameterGroupName"])
-
-
-@operation("DeleteDBClusterParameterGroup")
-def delete_cluster_group(service: Service, p: Parameters) -> Result:
-    """Delete a group that is not in use."""
-    return _delete(service, "cluster", p["DBClusterParameterGroupName"])
-
-
-@operation("DescribeDBParameterGroups")
-def describe_instance_groups(service: Service, p: Parameters) -> Result:
-    """Return groups."""
-    page, marker = _describe(service, "instance", p.get("DBParameterGroupName"), p)
-    return {"DBParameterGroups": page, "Marker": marker}
-
-
-@operation("DescribeDBClusterParameterGroups")
-def describe_cluster_groups(service: Service, p: Parameters) -> Result:
-    """Return groups."""
-    page, marker = _describe(service, "cluster", p.get("DBClusterParameterGroupName"), p)
-    return {"DBClusterParameterGroups": page, "Marker": marker}
-
-
-@operation("DescribeDBParameters")
-def describe_instance_parameters(service: Service, p: Parameters) -> Result:
-    """Return the parameters of a group."""
-    return _describe_parameters(service, service.groups.get("instance", p["DBParameterGroupName"]), p)
-
-
-@operation("DescribeDBClusterParameters")
-def describe_cluster_parameters(service: Service, p: Parameters) -> Result:
-    """Return the parameters of a group."""
-    return _describe_parameters(service, service.groups.get("cluster", p["DBClusterParameterGroupName"]), p)
-
-
-@operation("DescribeEngineDefaultParameters")
-def describe_instance_defaults(service: Service, p: Parameters) -> Result:
-    """Return the default parameters of a family."""
-    return _describe_defaults(service, "instance", p)
-
-
-@operation("DescribeEngineDefaultClusterParameters")
-def describe_cluster_defaults(service: Service, p: Parameters) -> Result:
-    """Return the default parameters of a family."""
-    return _describe_defaults(service, "cluster", p)
-
-
-def _create(service: Service, kind: ResourceKind, name: str, p: Parameters) -> Result:
-    group = StoredGroup(name.lower(), kind, p["DBParameterGroupFamily"].lower(), p["Description"], {})
-    return _group_result(service, service.groups.create(group))
-
-
-def _copy(service: Service, kind: ResourceKind, p: Parameters) -> Result:
     noun = aws_noun(kind)
     wanted: str = p[f"Source{noun}Identifier"]
     name = wanted.rpartition(":")[2] if wanted.startswith("arn:") else wanted
@@ -132,24 +41,27 @@ def _copy(service: Service, kind: ResourceKind, p: Parameters) -> Result:
     target: str = p[f"Target{noun}Identifier"]
     description: str = p[f"Target{noun}Description"]
     group = StoredGroup(target.lower(), kind, source.family, description, source.changes)
-    return _group_result(service, service.groups.create(group))
+    return {noun: _group_result(service, service.groups.create(group))}
 
 
-def _modify(service: Service, kind: ResourceKind, name: str, p: Parameters) -> str:
+@operation("ModifyDBParameterGroup", kind="instance")
+@operation("ModifyDBClusterParameterGroup", kind="cluster")
+def modify(service: Service, p: Parameters, kind: ResourceKind) -> Result:
+    """Modify parameters of a group."""
     with service.store.lock:
-        group = _get_editable(service, kind, name)
+        group = _get_editable(service, kind, p)
         wanted: Sequence[Mapping[str, Any]] = _check_count(p["Parameters"])
         if not wanted:
             raise fault("MissingParameter", "The request must contain the parameter Parameters.")
         changes = {one["ParameterName"]: _change(group, one) for one in _check_unique(wanted)}
         changed = service.groups.modify(group, changes)
-    # Without the lock, because the reload of the servers takes time.
-    if changed and service.controller is not None:
-        service.controller.group_changed(kind, group.name, changed)
-    return group.name
+    return _apply(service, group, changed)
 
 
-def _reset(service: Service, kind: ResourceKind, name: str, p: Parameters) -> str:
+@operation("ResetDBParameterGroup", kind="instance")
+@operation("ResetDBClusterParameterGroup", kind="cluster")
+def reset(service: Service, p: Parameters, kind: ResourceKind) -> Result:
+    """Reset parameters of a group, or all, to their defaults."""
     wanted: Sequence[Mapping[str, Any]] = _check_count(p.get("Parameters", ()))
     everything = p.get("ResetAllParameters", not wanted)
     if everything == bool(wanted):
@@ -157,7 +69,7 @@ def _reset(service: Service, kind: ResourceKind, name: str, p: Parameters) -> st
             "InvalidParameterCombination", "Specify either ResetAllParameters or the Parameters to reset, not both"
         )
     with service.store.lock:
-        group = _get_editable(service, kind, name)
+        group = _get_editable(service, kind, p)
         methods: dict[str, ApplyMethod]
         if everything:
             methods = {
@@ -167,16 +79,18 @@ def _reset(service: Service, kind: ResourceKind, name: str, p: Parameters) -> st
         else:
             methods = {one["ParameterName"]: _method(_parameter(group, one), one) for one in _check_unique(wanted)}
         changed = service.groups.reset(group, methods)
-    if changed and service.controller is not None:
-        service.controller.group_changed(kind, group.name, changed)
-    return group.name
+    return _apply(service, group, changed)
 
 
-def _delete(service: Service, kind: ResourceKind, name: str) -> Result:
+@operation("DeleteDBParameterGroup", kind="instance")
+@operation("DeleteDBClusterParameterGroup", kind="cluster")
+def delete(service: Service, p: Parameters, kind: ResourceKind) -> Result:
+    """Delete a group that is not in use."""
     with service.store.lock:
-        group = service.groups.get(kind, name)
+        group = _get(service, kind, p)
         if group.is_default:
-            raise fault("InvalidDBParameterGroupStateFault", f"Default {aws_noun(kind)} cannot be deleted: {name}")
+            message = f"Default {aws_noun(kind)} cannot be deleted: {group.name}"
+            raise fault("InvalidDBParameterGroupStateFault", message)
         if service.controller is not None and service.controller.users(kind, group.name):
             raise fault(
                 "InvalidDBParameterGroupStateFault",
@@ -187,23 +101,21 @@ def _delete(service: Service, kind: ResourceKind, name: str) -> Result:
     return {}
 
 
-def _describe(service: Service, kind: ResourceKind, name: str | None, p: Parameters) -> tuple[list[Result], str | None]:
-    groups = [service.groups.get(kind, name)] if name else service.groups.all(kind)
+@operation("DescribeDBParameterGroups", kind="instance")
+@operation("DescribeDBClusterParameterGroups", kind="cluster")
+def describe(service: Service, p: Parameters, kind: ResourceKind) -> Result:
+    """Return groups."""
+    groups = [_get(service, kind, p)] if p.get(f"{aws_noun(kind)}Name") else service.groups.all(kind)
     paging.matches_filters(p, {})
-    return paging.page({group.name: _group_result(service, group) for group in groups}, p)
+    page, marker = paging.page({group.name: _group_result(service, group) for group in groups}, p)
+    return {f"{aws_noun(kind)}s": page, "Marker": marker}
 
 
-def _group_result(service: Service, group: StoredGroup) -> Result:
-    noun = aws_noun(group.kind)
-    return {
-        f"{noun}Name": group.name,
-        "DBParameterGroupFamily": group.family,
-        "Description": group.description,
-        f"{noun}Arn": _arn(service, group),
-    }
-
-
-def _describe_parameters(service: Service, group: StoredGroup, p: Parameters) -> Result:
+@operation("DescribeDBParameters", kind="instance")
+@operation("DescribeDBClusterParameters", kind="cluster")
+def describe_parameters(service: Service, p: Parameters, kind: ResourceKind) -> Result:
+    """Return the parameters of a group."""
+    group = _get(service, kind, p)
     wanted = p.get("Source")
     if wanted not in (None, *_SOURCES):
         raise fault("InvalidParameterValue", f"Invalid parameter source: {wanted}")
@@ -224,7 +136,10 @@ def _describe_parameters(service: Service, group: StoredGroup, p: Parameters) ->
     return {"Parameters": page, "Marker": marker}
 
 
-def _describe_defaults(service: Service, kind: ResourceKind, p: Parameters) -> Result:
+@operation("DescribeEngineDefaultParameters", kind="instance")
+@operation("DescribeEngineDefaultClusterParameters", kind="cluster")
+def describe_defaults(service: Service, p: Parameters, kind: ResourceKind) -> Result:
+    """Return the default parameters of a family."""
     family: str = p["DBParameterGroupFamily"]
     chosen = {
         parameter.name: _parameter_result(service, family, parameter)
@@ -233,6 +148,27 @@ def _describe_defaults(service: Service, kind: ResourceKind, p: Parameters) -> R
     }
     page, marker = paging.page(chosen, p)
     return {"EngineDefaults": {"DBParameterGroupFamily": family, "Parameters": page, "Marker": marker}}
+
+
+def _apply(service: Service, group: StoredGroup, changed: Mapping[str, ApplyType]) -> Result:
+    """Apply changed parameters to the servers; without the lock, because reloads take time."""
+    if changed and service.controller is not None:
+        service.controller.group_changed(group.kind, group.name, changed)
+    return {f"{aws_noun(group.kind)}Name": group.name}
+
+
+def _get(service: Service, kind: ResourceKind, p: Parameters) -> StoredGroup:
+    return service.groups.get(kind, p[f"{aws_noun(kind)}Name"])
+
+
+def _group_result(service: Service, group: StoredGroup) -> Result:
+    noun = aws_noun(group.kind)
+    return {
+        f"{noun}Name": group.name,
+        "DBParameterGroupFamily": group.family,
+        "Description": group.description,
+        f"{noun}Arn": _arn(service, group),
+    }
 
 
 def _parameter_result(service: Service, family: str, parameter: EngineParameter) -> Result:
@@ -260,8 +196,8 @@ def _printed(service: Service, value: str | None) -> str | None:
     return plain.replace("(DBInstanceVCPU", "($DBInstanceVCPU")
 
 
-def _get_editable(service: Service, kind: ResourceKind, name: str) -> StoredGroup:
-    group = service.groups.get(kind, name)
+def _get_editable(service: Service, kind: ResourceKind, p: Parameters) -> StoredGroup:
+    group = _get(service, kind, p)
     if group.is_default:
         raise fault("InvalidParameterValue", "Cannot modify a default parameter group.")
     return group
