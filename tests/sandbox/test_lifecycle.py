@@ -259,7 +259,7 @@ def test_a_foreign_target_is_not_replaced(home: Path) -> None:
 def test_invalid_programs(home: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pg_ctl").symlink_to(NEWEST.bin_dir / "pg_ctl")
-    with pytest.raises(NotFound, match="no initdb, postgres, pg_basebackup") as caught:
+    with pytest.raises(NotFound, match="missing initdb, postgres, pg_basebackup") as caught:
         lifecycle.up(bin_dir=tmp_path / "bin")
     assert "rdsrepl[sandbox]" in (caught.value.hint or "")
     with pytest.raises(NotFound, match="is not a directory"):
