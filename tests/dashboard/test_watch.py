@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from rdsrepl.config import Target
-from rdsrepl.dashboard import poller, view
+from rdsrepl.dashboard import poller, slot_table, view
 from rdsrepl.dashboard.keys import decode
 from rdsrepl.dashboard.poller import SlotPoller, thin_history
 from rdsrepl.dashboard.state import (
@@ -264,8 +264,8 @@ def test_the_trend_is_in_steps_of_time() -> None:
     assert trend((), "a", points=4, interval_seconds=2) == ()
     sparse = [Sample(NOW - timedelta(seconds=seconds), {"a": 300 - int(seconds)}) for seconds in (270, 200, 10, 0)]
     assert trend(sparse, "a", points=9, interval_seconds=2) == (30, 30, 100, 100, 100, 100, 100, None, 300)
-    assert view.sparkline((None, 0, 50, 100)) == " ▁▄█"
-    assert view.sparkline((1000, 1001, 1000)) == "▁▁▁"
+    assert slot_table.sparkline((None, 0, 50, 100)) == " ▁▄█"
+    assert slot_table.sparkline((1000, 1001, 1000)) == "▁▁▁"
 
 
 def test_a_long_history_is_thinned() -> None:
@@ -471,13 +471,13 @@ def test_it_goes_on_where_the_name_leads_to(
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     place = pg15.keywords()
 
-    class Found:
+    class Renewed:
         def address(self) -> Mapping[str, str]:
             return place
 
-        keywords = place
+        keywords = address
 
-    live = SlotPoller(Target("x", "", renew=Found()), window_seconds=60)
+    live = SlotPoller(Target("x", "", renew=Renewed()), window_seconds=60)
     try:
         assert live.poll().server.major == 15
         live.poll()

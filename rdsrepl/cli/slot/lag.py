@@ -15,11 +15,11 @@ from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import ReadCommand, duration_option, size_option
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
+from rdsrepl.dashboard.slot_table import SEVERITY_STYLES, sparkline
 from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.forecast import Rate
-from rdsrepl.retention.thresholds import Severity
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ _MEASURED: Final = (
     ("ReplicationSlotDiskUsage", "spilled by decoding"),
     ("FreeLocalStorage", "of local storage free"),
 )
-_STYLE: Final = {Severity.OK: "", Severity.WARNING: "yellow", Severity.CRITICAL: "bold red"}
 
 
 def lag(
@@ -145,7 +144,7 @@ def _table(state: ServerState, metrics: RdsMetrics, retention: Retention, name: 
     table = listing(
         rows,
         [
-            ("SLOT", lambda one: styled(one.slot.slot_name, _STYLE[one.severity])),
+            ("SLOT", lambda one: styled(one.slot.slot_name, SEVERITY_STYLES[one.severity])),
             ("RETAINED", lambda one: size(one.retained_bytes)),
             ("UNDELIVERED", lambda one: size(one.undelivered_bytes)),
             ("BEHIND", lambda one: _seconds(one.lag_seconds)),
@@ -268,8 +267,6 @@ def _recent(samples: Sequence[Observation], one: SlotRetention) -> list[float | 
 
 
 def _spark(samples: Sequence[Observation], one: SlotRetention) -> str:
-    from rdsrepl.dashboard.view import sparkline
-
     return sparkline([None if value is None else int(value) for value in _recent(samples, one)])
 
 
