@@ -418,7 +418,7 @@ def test_the_sandbox_shows_changes_late_and_new_things_later() -> None:
     before: dict[Any, Any] = {("cluster", "c"): {"Status": "available"}, ("instance", "m"): member}
     after = {**before, ("instance", "m"): {**member, "DBInstanceStatus": "rebooting"}, ("instance", "n"): member}
     sandbox.changed(before, after)
-    sandbox.settled("instance", ["m"])
+    sandbox.mark_busy("instance", ["m"])
     assert sandbox.view("instance", "m", after["instance", "m"]) == member and sandbox.is_busy("instance", "m")
     assert sandbox.view("instance", "n", member) is None and sandbox.known("instance") == {"m", "n"}
     assert sandbox.view("cluster", "c", {"Status": "rebooting"}) == {"Status": "available"}

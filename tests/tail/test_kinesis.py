@@ -289,7 +289,7 @@ def test_kinesis_down_is_back_pressure_and_transient(
         ("ResourceNotFoundException", 3, "stream list"),
         ("KMSAccessDeniedException", 5, "kinesis:PutRecords"),
         ("KMSDisabledException", 4, "KMS"),
-        ("InvalidArgumentException", 2, "mend"),
+        ("InvalidArgumentException", 2, "correct the value"),
         ("ExpiredTokenException", 5, "aws sso login"),
     ],
 )
