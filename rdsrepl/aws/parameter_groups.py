@@ -120,8 +120,8 @@ def find(aws: Aws, name: str, kind: ResourceKind | None = None) -> ParameterGrou
     return found[0]
 
 
-def parameters(aws: Aws, kind: ResourceKind, name: str) -> tuple[Parameter, ...]:
-    """Return all parameters of a group.
+def parameters(aws: Aws, kind: ResourceKind, name: str) -> dict[str, Parameter]:
+    """Return all parameters of a group by name.
 
     A filter by source would miss some: AWS reports a parameter that was set to its default with the source of the
     default.
@@ -136,7 +136,8 @@ def parameters(aws: Aws, kind: ResourceKind, name: str) -> tuple[Parameter, ...]
     """
     request = {f"{_API_NOUNS[kind]}Name": name}
     operation = f"Describe{_PARAMETERS[kind]}"
-    return tuple(map(_parameter, session.pages(aws, "rds", operation, "Parameters", request)))
+    rows = session.pages(aws, "rds", operation, "Parameters", request)
+    return {parameter.name: parameter for parameter in map(_parameter, rows)}
 
 
 def defaults(aws: Aws, kind: ResourceKind, family: str) -> dict[str, Parameter]:
@@ -321,14 +322,14 @@ def _read_back(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> Wai
 
 
 def _all_set(target: Target, *, kind: ResourceKind, name: str, wanted: Mapping[str, str]) -> Condition:
-    found = {parameter.name: parameter.value for parameter in parameters(target.aws, kind, name)}
-    differ = [parameter for parameter, value in wanted.items() if found.get(parameter) != value]
+    found = parameters(target.aws, kind, name)
+    differ = [key for key, value in wanted.items() if key not in found or found[key].value != value]
     state = f"not visible yet: {', '.join(differ)}" if differ else "all values as set"
     return Condition(not differ, state, facts={"read back": f"{len(wanted)} parameters as set"})
 
 
 def _none_set(target: Target, *, kind: ResourceKind, name: str, names: frozenset[str]) -> Condition:
-    found = {row.name for row in parameters(target.aws, kind, name) if row.source == "user"} & names
+    found = {key for key, row in parameters(target.aws, kind, name).items() if row.source == "user"} & names
     state = f"still set: {', '.join(sorted(found))}" if found else "at the engine's defaults"
     return Condition(not found, state, facts={"read back": f"{len(names)} parameters at the engine's defaults"})
 

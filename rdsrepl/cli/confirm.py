@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from rdsrepl.postgres.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,16 @@ def confirm_and_apply(
     record_applied(ctx, plan.title)
     _report(ctx, plan, server, "applied", results, reveal or {})
     return results
+
+
+def plan_and_apply(ctx: typer.Context, planner: Callable[[Connection], Plan]) -> None:
+    """Make a plan on a connection to the command's database, then confirm and apply it."""
+    from rdsrepl.postgres import connection
+
+    target = database_target(ctx)
+    with connection.open(target) as conn:
+        plan = planner(conn)
+    confirm_and_apply(ctx, plan, target=target)
 
 
 def _confirm(ctx: typer.Context, plan: Plan, server: PlanTarget, typed: TypedConfirmation | None) -> None:

@@ -84,32 +84,35 @@ def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
         typer.BadParameter: an option is empty, or two options on the command line name different servers.
     """
     root = ctx.find_root()
-    before = root.obj if isinstance(root.obj, GlobalOptions) else GlobalOptions()
+    earlier = root.obj if isinstance(root.obj, GlobalOptions) else GlobalOptions()
     names = GlobalOptions.__dataclass_fields__
-    now = replace(before, **{name: value for name, value in given.items() if name in names and value})
+    options = replace(earlier, **{name: value for name, value in given.items() if name in names and value})
     strict = not ctx.resilient_parsing  # while the shell completes a line, no option is refused
     for name in _SERVER_OPTIONS:
         if strict and given.get(name) == "":
             # An unset variable in a script must not lead to another database.
             raise typer.BadParameter("the value is empty", ctx=ctx, param_hint=f"'--{name}'")
-    here = frozenset(name for name in _SERVER_OPTIONS if given.get(name) and not _from_environment(ctx, name))
+    on_command_line = frozenset(
+        name for name in _SERVER_OPTIONS if given.get(name) and not _from_environment(ctx, name)
+    )
     for name in _SELECTORS:
-        if strict and name in here & before.typed and given[name] != getattr(before, name):
+        if strict and name in on_command_line & earlier.typed and given[name] != getattr(earlier, name):
             raise typer.BadParameter(
-                f"given twice, with different values: {_masked(before, name)} and {_masked(now, name)}",
+                f"given twice, with different values: {_masked(earlier, name)} and {_masked(options, name)}",
                 ctx=ctx,
                 param_hint=f"'--{name}'",
             )
-    now = replace(now, typed=before.typed | here)
-    if now.typed.intersection(_SELECTORS):
+    options = replace(options, typed=earlier.typed | on_command_line)
+    if options.typed.intersection(_SELECTORS):
         # A target also holds the AWS account, which still applies when --cluster or --instance selects the server.
-        kept = now.typed if "dsn" in now.typed else now.typed | {"target"}
-        stray = tuple(name for name in (*_SELECTORS, "dbname", "user") if getattr(now, name) and name not in kept)
-        dropped: dict[str, Any] = dict.fromkeys(stray)
-        now = replace(now, ignored=tuple(dict.fromkeys((*before.ignored, *stray))), **dropped)
-    if strict and now.cluster and now.instance:
+        kept = options.typed if "dsn" in options.typed else options.typed | {"target"}
+        of_server = (*_SELECTORS, "dbname", "user")
+        ignored = tuple(name for name in of_server if getattr(options, name) and name not in kept)
+        cleared: dict[str, Any] = dict.fromkeys(ignored)
+        options = replace(options, ignored=tuple(dict.fromkeys((*earlier.ignored, *ignored))), **cleared)
+    if strict and options.cluster and options.instance:
         raise typer.BadParameter("cannot be used together with --instance", ctx=ctx, param_hint="'--cluster'")
-    root.obj = ctx.obj = now
+    root.obj = ctx.obj = options
 
 
 def _masked(options: GlobalOptions, name: str) -> str:
@@ -124,8 +127,8 @@ def _from_environment(ctx: typer.Context, name: str) -> bool:
 
 def global_options(ctx: typer.Context) -> GlobalOptions:
     """Return the global options of this command."""
-    found = ctx.find_root().obj
-    return found if isinstance(found, GlobalOptions) else GlobalOptions()
+    options = ctx.find_root().obj
+    return options if isinstance(options, GlobalOptions) else GlobalOptions()
 
 
 def set_log_format(ctx: typer.Context, log_format: LogFormat) -> None:
@@ -142,8 +145,8 @@ def set_apply_options(ctx: typer.Context, given: dict[str, Any]) -> None:
 
 def apply_options(ctx: typer.Context) -> ApplyOptions:
     """Return the values of ``--yes``, ``--dry-run`` and ``--check``."""
-    found = ctx.meta.get(_APPLY_OPTIONS)
-    return found if isinstance(found, ApplyOptions) else ApplyOptions()
+    options = ctx.meta.get(_APPLY_OPTIONS)
+    return options if isinstance(options, ApplyOptions) else ApplyOptions()
 
 
 def record_applied(ctx: typer.Context, title: str) -> None:

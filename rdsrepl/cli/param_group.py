@@ -67,7 +67,7 @@ class GroupRow:
 @app.command("list", cls=ReadCommand)
 def list_(
     ctx: typer.Context,
-    kind: _Kind = None,
+    kind: Annotated[GroupKind | None, typer.Option("--kind", help="List groups of this kind only.")] = None,
     defaults: Annotated[
         bool, typer.Option("--defaults", help="List the default groups as well.", show_default=False)
     ] = False,
@@ -126,7 +126,7 @@ def show(
     wanted = {*sizing.SIZED_PARAMETERS, *_SHOWN}
     rows = [
         parameter
-        for parameter in parameter_groups.parameters(aws, group.kind, group.name)
+        for parameter in parameter_groups.parameters(aws, group.kind, group.name).values()
         if every or parameter.source == "user" or parameter.name in wanted
     ]
     users = attachments.users_of(aws, group)
@@ -208,7 +208,7 @@ def create(
     family: Annotated[
         str | None,
         typer.Option(
-            metavar="FAMILY", help="postgres16, aurora-postgresql16, …; default: that of --cluster or --instance."
+            metavar="FAMILY", help="Create it for this family: postgres16, …; default: that of --cluster or --instance."
         ),
     ] = None,
     kind: _Kind = None,
@@ -394,9 +394,9 @@ def diff(
         raise UsageError("another group and --live cannot be used together", hint="choose one")
     target = database_target(ctx)
     aws = target.aws
-    place = attachments.attach_target(target) if live else None
-    group = parameter_groups.find(aws, name, _kind(kind) or (place.kind if place else None))
-    left = {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
+    attached = attachments.attach_target(target) if live else None
+    group = parameter_groups.find(aws, name, _kind(kind) or (attached.kind if attached else None))
+    left = parameter_groups.parameters(aws, group.kind, group.name)
     if live:
         from rdsrepl.postgres import connection, settings
 
@@ -405,13 +405,13 @@ def diff(
         rows = parameter_diff.server(
             left,
             running,
-            place.hardware if place else None,
-            pending_reboot=place is not None and place.pending_reboot,
+            attached.hardware if attached else None,
+            pending_reboot=attached is not None and attached.pending_reboot,
         )
         heading = "SERVER"
     else:
         right = (
-            {row.name: row for row in parameter_groups.parameters(aws, group.kind, other)}
+            parameter_groups.parameters(aws, group.kind, other)
             if other
             else parameter_groups.defaults(aws, group.kind, group.family)
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.completion import complete_publication
-from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.confirm import plan_and_apply
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import ReadCommand, WriteCommand
 from rdsrepl.cli.targets import database_target
@@ -68,14 +68,11 @@ def create(
 
     Example: rdsrepl publication create shop --table sales.orders --where 'sales.orders: amount > 0'
     """
-    from rdsrepl.postgres import connection, publication_plans
+    from rdsrepl.postgres import publication_plans
 
     scope = _scope(table, schema, columns, where_, all_tables=all_tables)
     operations = [word.strip() for word in publish.split(",") if word.strip()]
-    target = database_target(ctx)
-    with connection.open(target) as conn:
-        plan = publication_plans.create(conn, name, scope, publish=operations, via_root=via_root)
-    confirm_and_apply(ctx, plan, target=target)
+    plan_and_apply(ctx, lambda conn: publication_plans.create(conn, name, scope, publish=operations, via_root=via_root))
 
 
 @app.command("list", cls=ReadCommand)
@@ -154,13 +151,10 @@ def add(
 
     Example: rdsrepl publication add shop --table sales.items
     """
-    from rdsrepl.postgres import connection, publication_plans
+    from rdsrepl.postgres import publication_plans
 
     scope = _scope(table, schema, columns, where_)
-    target = database_target(ctx)
-    with connection.open(target) as conn:
-        plan = publication_plans.add(conn, name, scope)
-    confirm_and_apply(ctx, plan, target=target)
+    plan_and_apply(ctx, lambda conn: publication_plans.add(conn, name, scope))
 
 
 @app.command(cls=WriteCommand)
@@ -169,13 +163,10 @@ def remove(ctx: typer.Context, name: Name, table: Tables = None, schema: Schemas
 
     Example: rdsrepl publication remove shop --table sales.items
     """
-    from rdsrepl.postgres import connection, publication_plans
+    from rdsrepl.postgres import publication_plans
 
     scope = _scope(table, schema, None, None)
-    target = database_target(ctx)
-    with connection.open(target) as conn:
-        plan = publication_plans.remove(conn, name, scope)
-    confirm_and_apply(ctx, plan, target=target)
+    plan_and_apply(ctx, lambda conn: publication_plans.remove(conn, name, scope))
 
 
 @app.command(cls=WriteCommand)
@@ -184,12 +175,9 @@ def drop(ctx: typer.Context, name: Name) -> None:
 
     Example: rdsrepl publication drop shop --dry-run
     """
-    from rdsrepl.postgres import connection, publication_plans
+    from rdsrepl.postgres import publication_plans
 
-    target = database_target(ctx)
-    with connection.open(target) as conn:
-        plan = publication_plans.drop(conn, name)
-    confirm_and_apply(ctx, plan, target=target)
+    plan_and_apply(ctx, lambda conn: publication_plans.drop(conn, name))
 
 
 @app.command(cls=ReadCommand)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli.completion import complete_role
-from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.confirm import confirm_and_apply, plan_and_apply
 from rdsrepl.cli.console import is_interactive
 from rdsrepl.cli.context import apply_options, global_options
 from rdsrepl.cli.options import ReadCommand, WriteCommand
@@ -109,12 +109,9 @@ def grant(ctx: typer.Context, name: Name, grant_select: Tables = None, schema: S
 
     Example: rdsrepl role grant app --grant-select sales.orders
     """
-    from rdsrepl.postgres import connection, role_plans
+    from rdsrepl.postgres import role_plans
 
-    target = database_target(ctx)
-    with connection.open(target) as conn:
-        plan = role_plans.grant(conn, name, tables=grant_select or (), schemas=schema or ())
-    confirm_and_apply(ctx, plan, target=target)
+    plan_and_apply(ctx, lambda conn: role_plans.grant(conn, name, tables=grant_select or (), schemas=schema or ()))
 
 
 @app.command(cls=WriteCommand)
@@ -173,12 +170,9 @@ def drop(ctx: typer.Context, name: Name) -> None:
 
     Example: rdsrepl role drop cdc --dry-run
     """
-    from rdsrepl.postgres import connection, role_plans
+    from rdsrepl.postgres import role_plans
 
-    target = database_target(ctx)
-    with connection.open(target) as conn:
-        plan = role_plans.drop(conn, name)
-    confirm_and_apply(ctx, plan, target=target)
+    plan_and_apply(ctx, lambda conn: role_plans.drop(conn, name))
 
 
 def _new_password(ctx: typer.Context, name: str, *, password_stdin: bool, generate: bool, or_none: bool = False) -> str:

@@ -249,7 +249,7 @@ def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[
             remedies["rds"] = exc.hint or ""
         else:
             group = rds.parameter_group
-            gather_one("parameters", lambda: _parameters(target.aws, rds.kind, group))
+            gather_one("parameters", lambda: parameter_groups.parameters(target.aws, rds.kind, group))
             gather_one("metrics", lambda: _metrics(target.aws, rds))
     else:
         missing.update(dict.fromkeys(_AWS, "no cluster or instance is named: --cluster ID or --instance ID"))
@@ -321,10 +321,6 @@ def _of_cluster(aws: Aws, cluster: clusters.Cluster) -> RdsResource:
         members=tuple(map(member, cluster.members)),
         allocated_storage_gib=0 if cluster.kind == "aurora" else cluster.allocated_storage_gib,
     )
-
-
-def _parameters(aws: Aws, kind: ResourceKind, group: str) -> dict[str, Parameter]:
-    return {parameter.name: parameter for parameter in parameter_groups.parameters(aws, kind, group)}
 
 
 def _metrics(aws: Aws, rds: RdsResource) -> dict[str, float]:

@@ -131,7 +131,7 @@ def values(aws: Aws, kind: ResourceKind, group: str) -> dict[str, str]:
         NotFound: there is no such group.
     """
     rows = parameter_groups.parameters(aws, kind, group)
-    return {row.name: row.value for row in rows if row.value is not None}
+    return {name: row.value for name, row in rows.items() if row.value is not None}
 
 
 def evaluate_all(texts: Mapping[str, str], hardware: Hardware | None) -> dict[str, int | None]:

@@ -75,7 +75,7 @@ def create(aws: Aws, new: NewGroup) -> CreatePlan:
     kind = _kind(new, source, family)
     parameters = parameter_groups.defaults(aws, kind, family)
     if source is not None:
-        parameters |= _by_name(aws, replace(source, kind=kind))
+        parameters |= parameter_groups.parameters(aws, kind, source.name)
     sized = sizing.propose(_sizing_request(new, kind, family), _sizing_defaults(parameters))
     values = [
         NewValue(proposal.name, proposal.value, proposal.apply_method)
@@ -108,7 +108,7 @@ def set_values(aws: Aws, name: str, kind: ResourceKind | None, values: Mapping[s
     """
     parameter_groups.refuse_default(name)
     group = parameter_groups.find(aws, name, kind)
-    parameters = _by_name(aws, group)
+    parameters = parameter_groups.parameters(aws, group.kind, group.name)
     new = [_checked_value(parameters, key, value, group) for key, value in values.items()]
     differing = [value for value in new if parameters[value.name].value != value.value]
     plan = parameter_groups.set_values(group.kind, group.name, differing)
@@ -125,7 +125,7 @@ def reset(aws: Aws, name: str, kind: ResourceKind | None, names: Collection[str]
     """
     parameter_groups.refuse_default(name)
     group = parameter_groups.find(aws, name, kind)
-    parameters = _by_name(aws, group)
+    parameters = parameter_groups.parameters(aws, group.kind, group.name)
     for parameter in names:
         _known_parameter(parameters, parameter, group)
     chosen = [row for row in parameters.values() if row.source == "user" and (everything or row.name in names)]
@@ -352,10 +352,6 @@ def _with_changes(plan: Plan, changes: Sequence[ParameterChange], users: Sequenc
     if users and len(static) < len(changes):
         warnings.append(f"the rest takes effect at once on {', '.join(users)}")
     return replace(plan, changes=tuple(changes), warnings=tuple(warnings))
-
-
-def _by_name(aws: Aws, group: ParameterGroup) -> dict[str, Parameter]:
-    return {row.name: row for row in parameter_groups.parameters(aws, group.kind, group.name)}
 
 
 def _default_value(defaults: Mapping[str, Parameter], name: str) -> str:

@@ -298,7 +298,7 @@ def test_raising_and_lowering_at_once_is_refused() -> None:
 
 
 def test_a_replica_with_less_than_its_source_is_refused() -> None:
-    with pytest.raises(Refused, match="read replica r has less") as caught:
+    with pytest.raises(Refused, match="read replica r would have less") as caught:
         attach(UP, with_replicas=False)
     assert "--with-replicas" in str(caught.value.hint)
     assert order(attach(DOWN, with_replicas=False)) == ["attach group new to instance p", "reboot instance p"]
