@@ -419,14 +419,14 @@ def test_the_sandbox_shows_changes_late_and_new_things_later() -> None:
     after = {**before, ("instance", "m"): {**member, "DBInstanceStatus": "rebooting"}, ("instance", "n"): member}
     sandbox.changed(before, after)
     sandbox.mark_busy("instance", ["m"])
-    assert sandbox.view("instance", "m", after["instance", "m"]) == member and sandbox.is_busy("instance", "m")
-    assert sandbox.view("instance", "n", member) is None and sandbox.known("instance") == {"m", "n"}
-    assert sandbox.view("cluster", "c", {"Status": "rebooting"}) == {"Status": "available"}
+    assert sandbox.shown("instance", "m", after["instance", "m"]) == member and sandbox.is_busy("instance", "m")
+    assert sandbox.shown("instance", "n", member) is None and sandbox.known("instance") == {"m", "n"}
+    assert sandbox.shown("cluster", "c", {"Status": "rebooting"}) == {"Status": "available"}
     clock.now = 6
-    assert sandbox.view("instance", "m", after["instance", "m"]) == after["instance", "m"]
-    assert sandbox.view("instance", "n", member) is None and not sandbox.is_busy("instance", "m")
+    assert sandbox.shown("instance", "m", after["instance", "m"]) == after["instance", "m"]
+    assert sandbox.shown("instance", "n", member) is None and not sandbox.is_busy("instance", "m")
     clock.now = 10
-    assert sandbox.view("instance", "n", member) == member
+    assert sandbox.shown("instance", "n", member) == member
     for wrong in ({"lag": 1}, {"lag_seconds": -1}, {"lag_seconds": True}, {"hide_pending": 1}, {"busy_seconds": "1"}):
         with pytest.raises(ValueError, match=r"switch|seconds"):
             sandbox.configure(wrong)
