@@ -40,10 +40,10 @@ def availability(facts: Facts) -> Iterator[Problem]:
     rds = facts.rds
     assert rds is not None
     show = command(f"{rds.kind} show {{}}", rds.identifier)
-    found = [(rds.kind, rds.identifier, rds.status)]
+    checked = [(rds.kind, rds.identifier, rds.status)]
     if rds.kind == "cluster":
-        found += [("instance", member.instance_id, member.status) for member in rds.members]
-    for kind, name, status in found:
+        checked += [("instance", member.instance_id, member.status) for member in rds.members]
+    for kind, name, status in checked:
         if statuses.is_dead_end(status):
             yield critical(name, f"it is {status}", f"{statuses.remedy(status, kind, name)}; {show}")
         elif not statuses.is_usable(status):

@@ -226,13 +226,13 @@ def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[
     Raises:
         Error: neither is reachable; the database is not, and there is no cluster or instance; the target is wrong.
     """
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     missing: dict[str, str] = {}
     remedies: dict[str, str] = {}
 
     def gather_one(name: str, read: Callable[[], object]) -> None:
         try:
-            found[name] = read()
+            known[name] = read()
         except errors.Error as exc:
             missing[name] = exc.message
             remedies[name] = exc.hint or ""
@@ -240,7 +240,7 @@ def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[
     refusal: errors.Error | None = None
     if target.aws.identifier:
         try:
-            found["rds"] = rds = _cloud(target)
+            known["rds"] = rds = _cloud(target)
         except errors.UsageError:
             raise
         except errors.Error as exc:
@@ -254,19 +254,19 @@ def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[
     else:
         missing.update(dict.fromkeys(_AWS, "no cluster or instance is named: --cluster ID or --instance ID"))
     try:
-        _over_sql(target, found, missing, left_out=_OPTIONAL - wanted)
+        _over_sql(target, known, missing, left_out=_OPTIONAL - wanted)
     except errors.UsageError:
         raise
     except errors.Error as exc:
-        if "server" not in found:
-            if "rds" not in found:
+        if "server" not in known:
+            if "rds" not in known:
                 raise refusal or exc from exc
             remedies["server"] = exc.hint or ""
         for name in _SQL:
-            if name not in found:
+            if name not in known:
                 missing.setdefault(name, f"could not connect to the database: {exc.message}")
-    label = target.aws.identifier if "rds" in found else target.label
-    return Facts(label=str(label), planned=planned, missing=missing, remedies=remedies, **found)
+    label = target.aws.identifier if "rds" in known else target.label
+    return Facts(label=str(label), planned=planned, missing=missing, remedies=remedies, **known)
 
 
 def _cloud(target: Target) -> RdsResource:
@@ -330,7 +330,7 @@ def _metrics(aws: Aws, rds: RdsResource) -> dict[str, float]:
     return metrics.latest(aws, _METRICS, {"DBInstanceIdentifier": writer.instance_id})
 
 
-def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str], *, left_out: frozenset[str]) -> None:
+def _over_sql(target: Target, known: dict[str, Any], missing: dict[str, str], *, left_out: frozenset[str]) -> None:
     import psycopg
 
     limits = {"statement_timeout": _STATEMENT_TIMEOUT, "lock_timeout": "2s"}
@@ -353,7 +353,7 @@ def _over_sql(target: Target, found: dict[str, Any], missing: dict[str, str], *,
                 missing[name] = "no check needs it"
                 continue
             try:
-                found[name] = question(conn)
+                known[name] = question(conn)
             except psycopg.Error as exc:
                 missing[name] = error_mapping.translate(exc).message
             except errors.Error as exc:

@@ -155,10 +155,10 @@ def diagnose(facts: Facts, checks: Sequence[Check], summary: Mapping[str, object
         except NotApplicable as exc:
             outcomes.append(CheckResult(check.name, "skipped", check.question, str(exc)))
             continue
-        found = [Finding(check.name, p.severity, p.subject, p.message, p.remedy) for p in problems]
-        worst = min((finding.severity for finding in found), key=_ORDER.__getitem__, default=None)
+        of_check = [Finding(check.name, p.severity, p.subject, p.message, p.remedy) for p in problems]
+        worst = min((finding.severity for finding in of_check), key=_ORDER.__getitem__, default=None)
         outcomes.append(CheckResult(check.name, "ok" if worst is None else worst.value, check.question))
-        findings += found
+        findings += of_check
     findings.sort(key=lambda finding: _ORDER[finding.severity])
     ready = not any(finding.severity is Severity.critical for finding in findings)
     return Diagnosis(ready, tuple(outcomes), tuple(findings), summary)

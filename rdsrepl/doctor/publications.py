@@ -16,8 +16,7 @@ _MAX_NAMED: Final = 5
 
 def publications(facts: Facts) -> Iterator[Problem]:
     """Summarize the findings of ``publication check``, and find pgoutput slots without a publication."""
-    found = facts.publications or ()
-    for publication in found:
+    for publication in facts.publications or ():
         name = publication.pubname
         more = command("publication check {}", name)
         problems = publication_checks.check(publication)
@@ -33,7 +32,7 @@ def publications(facts: Facts) -> Iterator[Problem]:
             yield warning(name, f"other findings: {kinds}", more)
     database = facts.server.database if facts.server else None
     slots = [slot.slot_name for slot in facts.logical_slots if slot.plugin == "pgoutput" and slot.database == database]
-    if slots and not found and not facts.is_standby:
+    if slots and not facts.publications and not facts.is_standby:
         yield warning(
             ", ".join(slots),
             f"pgoutput needs a publication, but database {database} has none",

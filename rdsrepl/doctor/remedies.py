@@ -9,12 +9,6 @@ from rdsrepl.parameters import sizing
 from rdsrepl.text.commands import command
 
 
-def target_option(facts: Facts) -> str:
-    """Return the option that names the cluster or the instance: ``--cluster orders``."""
-    assert facts.rds is not None
-    return f"--{facts.rds.kind} {facts.rds.identifier}"
-
-
 def reboot(facts: Facts) -> str:
     """Return the command that makes static parameters take effect."""
     rds = facts.rds

@@ -26,7 +26,7 @@ def long_transactions(facts: Facts) -> Iterator[Problem]:
             yield warning(
                 f"PID {transaction.id}",
                 f"its transaction ({transaction.user}, {transaction.about}) has been open for "
-    """Find sessions with an old transaction that has written data, which blocks the creation of a slot."""
+                """Find sessions with an old transaction that has written data, which blocks the creation of a slot."""
                 "since it began",
                 f"wait until it ends, or end it: SELECT pg_catalog.pg_terminate_backend({transaction.id})",
             )

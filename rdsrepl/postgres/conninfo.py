@@ -81,8 +81,8 @@ def rds_bundle_file() -> Path:
     return config_path().with_name("global-bundle.pem")
 
 
-def _merge(target: Target, found: Mapping[str, str]) -> dict[str, str]:
-    """Merge the keywords of the dsn, those FOUND through AWS, and those of the target; a later one overrides."""
+def _merge(target: Target, from_aws: Mapping[str, str]) -> dict[str, str]:
+    """Merge the keywords of the dsn, those FROM_AWS, and those of the target; a later one overrides."""
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
@@ -90,7 +90,7 @@ def _merge(target: Target, found: Mapping[str, str]) -> dict[str, str]:
         dsn = conninfo_to_dict(target.dsn)
         if target.keywords.get("user", dsn.get("user")) != dsn.get("user"):
             dsn.pop("password", None)  # it is the password of the user in the dsn
-        given = conninfo_to_dict("", **{**dsn, **found, **target.keywords})
+        given = conninfo_to_dict("", **{**dsn, **from_aws, **target.keywords})
     except psycopg.ProgrammingError:
         # Without the cause: libpq quotes the text that it could not parse, which may be part of the password.
         raise errors.BadValue(

@@ -18,6 +18,12 @@ RDS_BUNDLE: Final = "https://truststore.pki.rds.amazonaws.com/global/global-bund
 
 _BUNDLE_PLACE: Final = "~/.config/rdsrepl/global-bundle.pem"
 
+PRIMARY_REMEDY: Final = "connect to the primary (on RDS: the writer endpoint)"
+WAL_LEVEL_REMEDY: Final = (
+    "set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
+    "rdsrepl param-group attach NAME --cluster ID --reboot)"
+)
+
 # libpq gives no SQLSTATE for a failed connection, only the text of the server (in English on RDS).
 _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], ...]] = (
     (
@@ -140,8 +146,8 @@ _SQLSTATES: Final[Mapping[str, tuple[type[errors.Error], str | None]]] = {
     "53300": (errors.SlotsExhausted, "end a connection, or increase max_connections"),
     "25006": (
         errors.NotPrimary,
-        "connect to the primary (on RDS: the writer endpoint); if this is the primary, the role, the database or the "
-        "server has default_transaction_read_only = on",
+        f"{PRIMARY_REMEDY}; if this is the primary, the role, the database or the server has "
+        "default_transaction_read_only = on",
     ),
     "58P01": (errors.PluginNotAllowed, "install the plugin on the server, or use another: --plugin pgoutput"),
     "57014": (errors.TimedOut, "increase --timeout"),
@@ -180,12 +186,9 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
         return errors.PluginNotAllowed, plugin_remedy("pgoutput, test_decoding", plugin)
     if state == "55000":
         if "wal_level" in text:
-            return errors.WalLevelNotLogical, (
-                "set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
-                "rdsrepl param-group attach NAME --cluster ID --reboot)"
-            )
+            return errors.WalLevelNotLogical, WAL_LEVEL_REMEDY
         if "recovery" in text or "RO (Read Only)" in text:
-            return errors.NotPrimary, "connect to the primary (on RDS: the writer endpoint)"
+            return errors.NotPrimary, PRIMARY_REMEDY
         if "synchroniz" in text or "synced" in text:
             return errors.SlotBeingSynced, "consume the slot on the primary; it becomes usable here after a promotion"
         if "invalidated" in text or "can no longer" in text:

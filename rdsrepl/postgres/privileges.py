@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.plan import Statement
+from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY
 from rdsrepl.postgres.relations import find_oid
 from rdsrepl.postgres.sql_names import quote
 
@@ -166,7 +167,7 @@ def current_role(conn: Connection) -> CurrentRole:
     if me.standby:
         raise errors.NotPrimary(
             "this server is a standby; roles can be changed only on the primary",
-            hint="connect to the primary (on RDS: the writer endpoint)",
+            hint=PRIMARY_REMEDY,
         )
     return me
 
@@ -271,13 +272,13 @@ def _table(conn: Connection, text: str, reader: str) -> _Table:
         raise errors.BadValue(
             f"{text!r} is not a table's name", hint='schema.table, as SQL writes it: sales.orders, "Odd Name"."t"'
         ) from exc
-    found = [] if oid is None else _tables(conn, reader, "c.oid = %(value)s", oid)
-    if not found:
+    tables = [] if oid is None else _tables(conn, reader, "c.oid = %(value)s", oid)
+    if not tables:
         raise errors.NotFound(
             f"no table {text}",
             hint="check name, schema and database; put other than simple names in double quotes: sales.'\"Orders\"'",
         )
-    return found[0]
+    return tables[0]
 
 
 def _tables(conn: Connection, reader: str, condition: str, value: str | int) -> list[_Table]:

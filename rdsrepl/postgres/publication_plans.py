@@ -14,7 +14,8 @@ from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement, require_same
 from rdsrepl.postgres import publications, row_filters
 from rdsrepl.postgres.connection import in_recovery, setting
-from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts, failing
+from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY, WAL_LEVEL_REMEDY
+from rdsrepl.postgres.publication_checks import TableFacts, failing
 from rdsrepl.postgres.publication_objects import RequestedObjects, TableToPublish, find_schema, objects, resolve
 from rdsrepl.postgres.publications import (
     OPERATIONS,
@@ -79,9 +80,9 @@ def create(
         raise errors.BadValue("--publish names no operation", hint=", ".join(OPERATIONS))
     _require_primary(conn)
     entries, schemas = resolve(conn, scope, via_root=via_root)
-    found = next((publication for publication in publications.ls(conn) if publication.pubname == name), None)
-    if found is not None:
-        _require_same_publication(conn, found, scope, entries, schemas, publish=publish, via_root=via_root)
+    existing = next((publication for publication in publications.ls(conn) if publication.pubname == name), None)
+    if existing is not None:
+        _require_same_publication(conn, existing, scope, entries, schemas, publish=publish, via_root=via_root)
         return Plan(f"create publication {name}", (), unchanged="it already exists as requested")
     _require_rights(conn, whole=scope.all_tables or bool(schemas), creates=True)
     _require_owned(entries)
@@ -110,11 +111,7 @@ def create(
     )
     warnings = _failure_warnings(conn, planned, entries, schemas)
     if (wal_level := setting(conn, "wal_level")) != "logical":
-        warnings.append(
-            f"wal_level is {wal_level}: no changes can be streamed until it is logical "
-            "(needs a restart; on RDS: rdsrepl param-group create NAME --cluster ID, then "
-            "rdsrepl param-group attach NAME --cluster ID --reboot)"
-        )
+        warnings.append(f"wal_level is {wal_level}: no changes can be streamed until it is logical; {WAL_LEVEL_REMEDY}")
     return Plan(
         f"create publication {name}", (Statement(f"create publication {name}", statement, makes=True),), tuple(warnings)
     )
@@ -176,13 +173,13 @@ def remove(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
     publication = publications.get(conn, name)
     _require_table_list(publication)
     _require_primary(conn)
-    found = list(dict.fromkeys(find(conn, text) for text in scope.tables))
+    relations = list(dict.fromkeys(find(conn, text) for text in scope.tables))
     wanted = [find_schema(conn, text) for text in scope.schemas]
     _require_publication_owner(conn, name)
     members = read_members(conn, name)
     schemas = [schema for schema in dict.fromkeys(wanted) if schema in publication.schemas]
     tables: list[Relation] = []
-    for relation in found:
+    for relation in relations:
         if relation.oid in members:
             tables.append(relation)
         elif relation.schema in publication.schemas and relation.schema not in schemas:
@@ -251,23 +248,11 @@ def _failure_warnings(
             tables.append(fact)
         else:
             tables.append(row.facts)
-    found = failing(
-        PublicationFacts(
-            pubname=publication.pubname,
-            puballtables=publication.puballtables,
-            pubinsert=publication.pubinsert,
-            pubupdate=publication.pubupdate,
-            pubdelete=publication.pubdelete,
-            pubtruncate=publication.pubtruncate,
-            pubviaroot=publication.pubviaroot,
-            publishes_generated=False,
-            tables=tuple(tables),
-        )
-    )
-    warnings = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in found[:_MAX_WARNINGS]]
-    if len(found) > _MAX_WARNINGS:
+    findings = failing(publications.to_facts(publication, tables))
+    warnings = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in findings[:_MAX_WARNINGS]]
+    if len(findings) > _MAX_WARNINGS:
         warnings.append(
-            f"and {len(found) - _MAX_WARNINGS} more such problems; afterwards "
+            f"and {len(findings) - _MAX_WARNINGS} more such problems; afterwards "
             f"{command('publication check {}', publication.pubname)} lists them"
         )
     return warnings
@@ -285,7 +270,7 @@ def _require_primary(conn: Connection) -> None:
     if in_recovery(conn):
         raise errors.NotPrimary(
             "this server is a standby; publications can be changed only on the primary",
-            hint="connect to the primary (on RDS: the writer endpoint)",
+            hint=PRIMARY_REMEDY,
         )
 
 
@@ -330,7 +315,7 @@ def _require_owned(entries: Iterable[TableToPublish]) -> None:
 
 def _require_same_publication(
     conn: Connection,
-    found: Publication,
+    existing: Publication,
     scope: RequestedObjects,
     entries: Sequence[TableToPublish],
     schemas: Sequence[str],
@@ -338,18 +323,18 @@ def _require_same_publication(
     publish: Sequence[str],
     via_root: bool,
 ) -> None:
-    name, members = found.pubname, read_members(conn, found.pubname)
+    name, members = existing.pubname, read_members(conn, existing.pubname)
     listed = {entry.relation.oid: entry.relation.quoted for entry in entries}
     lacking = ", ".join(quoted for oid, quoted in listed.items() if oid not in members)
     others = sum(oid not in listed for oid in members)
     wanted = ", ".join(operation for operation in OPERATIONS if operation in publish)
     compared: dict[str, tuple[object, object]] = {
-        "all tables": (found.puballtables, scope.all_tables),
+        "all tables": (existing.puballtables, scope.all_tables),
         "tables": (f"without {lacking}" if lacking else f"with {others} more" if others else "these", "these"),
-        "schemas": (", ".join(found.schemas) or "none", ", ".join(sorted(schemas)) or "none"),
-        "publish": (", ".join(found.publish), wanted),
-        "via root": (found.pubviaroot, via_root),
-        "generated columns": (found.pubgencols or "none", "none"),
+        "schemas": (", ".join(existing.schemas) or "none", ", ".join(sorted(schemas)) or "none"),
+        "publish": (", ".join(existing.publish), wanted),
+        "via root": (existing.pubviaroot, via_root),
+        "generated columns": (existing.pubgencols or "none", "none"),
     }
     hint = f"{command('publication show {}', name)}; add to it: {command('publication add {}', name)}"
     require_same(f"publication {name}", compared, hint=hint)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -307,8 +307,28 @@ def facts(conn: Connection, name: str) -> PublicationFacts:
     references: dict[int, list[str]] = dict(conn.execute(_REFERENCES).fetchall())
     count = conn.execute("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata").fetchone()
     assert count is not None
+    return replace(
+        to_facts(
+            publication,
+            (
+                replace(
+                    row.facts,
+                    sequences=tuple(sequences.get(row.oid, ())),
+                    references=tuple(references.get(row.oid, ())),
+                )
+                for row in (*tables, *roots)
+            ),
+        ),
+        partitions=tuple(partitions),
+        left_out=tuple(row.facts for row in table_facts(conn, _LEFT_OUT, scope)),
+        large_objects=count[0],
+    )
+
+
+def to_facts(publication: Publication, tables: Iterable[TableFacts]) -> PublicationFacts:
+    """Return the facts about a publication with these tables, and nothing else that the checks need."""
     return PublicationFacts(
-        pubname=name,
+        pubname=publication.pubname,
         puballtables=publication.puballtables,
         pubinsert=publication.pubinsert,
         pubupdate=publication.pubupdate,
@@ -316,17 +336,7 @@ def facts(conn: Connection, name: str) -> PublicationFacts:
         pubtruncate=publication.pubtruncate,
         pubviaroot=publication.pubviaroot,
         publishes_generated=publication.pubgencols == "stored",
-        tables=tuple(
-            replace(
-                row.facts,
-                sequences=tuple(sequences.get(row.oid, ())),
-                references=tuple(references.get(row.oid, ())),
-            )
-            for row in (*tables, *roots)
-        ),
-        partitions=tuple(partitions),
-        left_out=tuple(row.facts for row in table_facts(conn, _LEFT_OUT, scope)),
-        large_objects=count[0],
+        tables=tuple(tables),
     )
 
 

@@ -145,10 +145,7 @@ def grant(conn: Connection, name: str, *, tables: Sequence[str] = (), schemas: S
     """
     from psycopg import sql
 
-    role = roles.get(conn, name)
-    if _is_internal(name):
-        raise errors.Refused(f"role {name} is {_whose(name)} and is not changed", hint="name another role")
-    me = current_role(conn)
+    role, me = _changeable(conn, name)
     steps: list[Statement] = []
     warnings: list[str] = []
     if not role.may_replicate:
@@ -184,10 +181,7 @@ def change_password(conn: Connection, name: str, password: str) -> Plan:
     """
     from psycopg import sql
 
-    role = roles.get(conn, name)
-    if _is_internal(name):
-        raise errors.Refused(f"role {name} is {_whose(name)} and is not changed", hint="name another role")
-    me = current_role(conn)
+    role, me = _changeable(conn, name)
     since_16 = server_version(conn) >= versions.ADMIN_OPTION_SINCE
     # Before 16 only a superuser may alter a role with the REPLICATION attribute, even its own password.
     superusers = role.rolsuper or (role.rolreplication and not since_16)
@@ -242,6 +236,14 @@ def drop(conn: Connection, name: str) -> Plan:
     steps = [revoke_statement(name, held) for held in revocable_privileges(conn, name)]
     steps.append(Statement(f"drop role {name}", sql.SQL("DROP ROLE {}").format(sql.Identifier(name))))
     return Plan(f"drop role {name}", tuple(steps), (f"{name} can no longer log in",))
+
+
+def _changeable(conn: Connection, name: str) -> tuple[Role, CurrentRole]:
+    """Return a role that may be changed, and the role of this connection."""
+    role = roles.get(conn, name)
+    if _is_internal(name):
+        raise errors.Refused(f"role {name} is {_whose(name)} and is not changed", hint="name another role")
+    return role, current_role(conn)
 
 
 def _check_name(name: str) -> None:

@@ -15,6 +15,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Plan, Statement, require_same
 from rdsrepl.postgres import slots, versions
 from rdsrepl.postgres.connection import in_recovery, server_version, setting
+from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY, WAL_LEVEL_REMEDY
 from rdsrepl.postgres.server_identity import done_query, unchanged_condition
 from rdsrepl.postgres.slots import COUNTERS, STATE_COLUMNS, Slot
 from rdsrepl.text.commands import command
@@ -118,7 +119,7 @@ def create(
             "WHERE slot_name = {} AND NOT active AND confirmed_flush_lsn IS NOT NULL"
         ).format(sql.Literal(name)),
     )
-    warning = "the server keeps WAL for this slot until it is consumed or dropped"
+    warning = "from now on the server keeps WAL for this slot until it is consumed or dropped"
     return Plan(title, (step,), (warning,))
 
 
@@ -248,13 +249,12 @@ def _require_logical(conn: Connection, *, two_phase: bool, failover: bool) -> No
     if (level := setting(conn, "wal_level")) != "logical":
         raise errors.WalLevelNotLogical(
             f"wal_level is {level}: a logical slot needs wal_level = logical",
-            hint="set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
-            "rdsrepl param-group attach NAME --cluster ID --reboot)",
+            hint=WAL_LEVEL_REMEDY,
         )
     if standby and version < versions.STANDBY_DECODING_SINCE:
         raise errors.NotPrimary(
             f"the server is a standby, and PostgreSQL {version} decodes only on a primary",
-            hint="connect to the primary (on RDS: the writer endpoint)",
+            hint=PRIMARY_REMEDY,
         )
     for wanted, since, what in (
         (two_phase, versions.TWO_PHASE_SLOTS_SINCE, "--two-phase"),
@@ -307,7 +307,7 @@ def _drop_warnings(slot: Slot) -> list[str]:
         if slot.slot_type != "logical"
         else "it is invalidated: its changes are already gone"
         if slot.is_lost
-        else f"its consumer confirmed everything up to {slot.confirmed_flush_lsn}, the end of the WAL"
+        else f"everything up to {slot.confirmed_flush_lsn}, the end of the WAL, was consumed"
         if slot.lag_bytes == 0
         else f"{lag} of WAL after {slot.confirmed_flush_lsn} is not consumed: its consumer loses these changes"
     )

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 
-PLUGINS: Final = ("pgoutput", "wal2json", "test_decoding")
 _NAME: Final = re.compile(r"[a-z0-9_]{1,63}\Z")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import versions
+from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY, WAL_LEVEL_REMEDY
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
@@ -105,18 +106,15 @@ def check(
         if connection.setting(conn, "wal_level") != "logical":
             raise errors.WalLevelNotLogical(
                 f"wal_level is {connection.setting(conn, 'wal_level')}, not logical; the server has no logical slots",
-                hint="set wal_level = logical and restart (on RDS: rdsrepl param-group create NAME --cluster ID, then "
-                "rdsrepl param-group attach NAME --cluster ID --reboot)",
+                hint=WAL_LEVEL_REMEDY,
             )
         if in_recovery and version < versions.STANDBY_DECODING_SINCE:
             raise errors.NotPrimary(
                 f"the server is a standby, and PostgreSQL {version} decodes only on a primary",
-                hint="connect to the primary (on RDS: the writer endpoint); standbys decode since PostgreSQL 16",
+                hint=f"{PRIMARY_REMEDY}; standbys decode since PostgreSQL 16",
             )
         if in_recovery and primary:
-            raise errors.NotPrimary(
-                "the server is a standby now", hint="connect to the primary (on RDS: the writer endpoint)"
-            )
+            raise errors.NotPrimary("the server is a standby now", hint=PRIMARY_REMEDY)
         slots.require_replication_right(conn)
         row = conn.execute(_ABOUT).fetchone()
         assert row is not None
