@@ -18,7 +18,7 @@ _RDS_DEFAULT_TIMEOUT_MS: Final = 30_000
 
 
 def long_transactions(facts: Facts) -> Iterator[Problem]:
-    """Find sessions with an old transaction that has written data; it blocks the creation of a slot."""
+    """Find sessions with an old transaction that has written data, which blocks the creation of a slot."""
     if facts.server is not None and not facts.server.sees_sessions:
         raise NotApplicable("this role may not read the transactions of other roles (needs pg_monitor)")
     for transaction in facts.transactions or ():
@@ -26,8 +26,8 @@ def long_transactions(facts: Facts) -> Iterator[Problem]:
             yield warning(
                 f"PID {transaction.id}",
                 f"its transaction ({transaction.user}, {transaction.about}) has been open for "
-                """Find sessions with an old transaction that has written data, which blocks the creation of a slot."""
-                "since it began",
+                f"{format_duration(transaction.age_seconds)}: the creation of a slot waits for it, and slots retain "
+                "WAL since it began",
                 f"wait until it ends, or end it: SELECT pg_catalog.pg_terminate_backend({transaction.id})",
             )
 

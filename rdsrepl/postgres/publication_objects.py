@@ -156,7 +156,7 @@ def _columns(conn: Connection, relation: Relation, wanted: Sequence[str]) -> tup
     """Return the exact column names of a column list."""
     present: dict[str, str] = dict(conn.execute(COLUMNS, (relation.oid,)).fetchall())
     stored = server_version(conn) >= versions.GENERATED_COLUMNS_SINCE
-    columns: list[str] = []
+    names: list[str] = []
     for text in wanted:
         (column,) = parse_name(text)
         if column not in present:
@@ -165,12 +165,12 @@ def _columns(conn: Connection, relation: Relation, wanted: Sequence[str]) -> tup
                 f"table {relation.quoted} has no column {text}",
                 hint=did_you_mean(column, present, otherwise=columns, quote=quote_if_needed),
             )
-        if column in columns:
+        if column in names:
             raise errors.BadValue(f"--columns {relation.quoted} names {text} twice", hint="name it once")
         if present[column] and not (stored and present[column] == "s"):
             raise errors.Unsupported(
                 f"{relation.quoted}.{text} is a generated column, which this server cannot publish",
                 hint="remove it from the list; PostgreSQL 18 can publish stored generated columns",
             )
-        columns.append(column)
-    return tuple(columns)
+        names.append(column)
+    return tuple(names)
