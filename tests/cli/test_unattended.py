@@ -284,7 +284,7 @@ def test_go_back_lists_only_what_the_run_made(rdsrepl: Program, db18: Database, 
         return str(page)
 
     bad = rdsrepl("runbook", "show", write("make-it"))
-    assert bad.code == 2 and "mine.md:36: made=make-it: there is no such step" in bad.err
+    assert bad.code == 2 and "mine.md:36: made=make-it: the step does not exist" in bad.err
     assert rdsrepl("publication", "create", "p", "--table", "public.t", "--yes", dsn=db18.dsn).code == 0
     run = ("runbook", "run", write(), "--yes")
     stopped = rdsrepl(*run, dsn=db18.dsn)

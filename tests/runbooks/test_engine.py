@@ -32,7 +32,7 @@ variables:
   slot: {help: the slot, type: slot}
   other: {help: any words, default: ""}
 ---
-# Pages.
+# A page
 
 ## Checks first
 
