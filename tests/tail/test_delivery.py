@@ -98,6 +98,7 @@ def test_an_undisturbed_run_gives_each_change_once(stream: Database, rdsrepl: Pr
         tail.send_signal(signal.SIGINT)
         _, err = tail.communicate(timeout=30)
     assert tail.returncode == 0, err
+    assert err.endswith(b"; stopped by Ctrl-C\n"), err
     assert check_order(read_json_lines(out), set(writer.committed)) == writer.committed
 
 
