@@ -1,6 +1,6 @@
 # make demo   the whole path on a sandbox, from a fresh clone
 # make test   lint, types, architecture, all tests
-# make bench  our speed beside the peers', in one run
+# make bench  benchmarks of rdsrepl and of other tools, in one run
 # make docs   rewrite what is generated: command reference, completions
 # make lambda the package of the Lambda function: build/rdsrepl-lambda.zip
 

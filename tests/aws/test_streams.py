@@ -99,19 +99,19 @@ def test_every_shard_is_read_in_its_order(cloud: Cloud, name: str) -> None:
 @pytest.mark.parametrize("expire", [False, True], ids=["", "iterators expire"])
 def test_resharding_is_followed_parents_before_children(cloud: Cloud, expire: bool) -> None:
     """On our own stand-in: moto moves a split shard's records, and never ends it."""
-    with KinesisServer("split", shards=2) as standin:
+    with KinesisServer("split", shards=2) as server:
         kinesis = boto3.client(
-            "kinesis", endpoint_url=standin.url, region_name="eu-west-1", aws_access_key_id="a",
+            "kinesis", endpoint_url=server.url, region_name="eu-west-1", aws_access_key_id="a",
             aws_secret_access_key="b",
         )  # fmt: skip
         for round_ in range(3):
             records = [{"PartitionKey": f"k{n}", "Data": f"{round_}".encode()} for n in range(20)]
             kinesis.put_records(StreamName="split", Records=records)
             if round_ < 2:
-                standin.split("split", round_)
-        standin.faults.expire_iterators = expire
+                server.split("split", round_)
+        server.faults.expire_iterators = expire
         words = ("stream", "tail", "split", "--from", "trim-horizon", "--idle-exit", "1s", "-o", "json")
-        done = cloud(*words, env={"AWS_ENDPOINT_URL": standin.url})
+        done = cloud(*words, env={"AWS_ENDPOINT_URL": server.url})
     assert done.code == 0, done.err
     assert len(done.lines) == 60 and len({row["shard_id"] for row in done.lines}) == 6
     for key in {row["partition_key"] for row in done.lines}:
@@ -230,9 +230,9 @@ def test_a_right_that_is_missing_is_named(cloud: Cloud, name: str, action: str, 
 
 
 def test_a_server_that_is_no_kinesis(cloud: Cloud) -> None:
-    with KinesisServer("changes") as standin:
-        standin.faults.page = (200, b"<html>Welcome</html>")
-        failed = cloud("stream", "tail", "changes", env={"AWS_ENDPOINT_URL": standin.url})
+    with KinesisServer("changes") as server:
+        server.faults.page = (200, b"<html>Welcome</html>")
+        failed = cloud("stream", "tail", "changes", env={"AWS_ENDPOINT_URL": server.url})
     assert failed.code == 5 and "not Kinesis" in failed.err and "endpoint" in failed.err
 
 

@@ -1,6 +1,6 @@
 """To Kinesis: our rate and other tools', with the same backlog and local server; our maximum rate; our latency.
 
-The peers are the script that people copy, and pg2kinesis, which is installed for the occasion.
+The other tools are a psycopg2 script as in many tutorials, and pg2kinesis, which is installed for the run.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def compare(server: PostgresServer) -> None:
     dsn = server.dsn(user="bench", dbname="bench")
     ours = [SCRIPT, "-q", "--dsn", dsn, "slot", "tail", "k", "--publication", "k", "--to", "kinesis:changes"]
     ours += ["--no-confirm", "--endpoint-url"]
-    with tempfile.TemporaryDirectory(prefix="rdsrepl-peer-") as directory:
+    with tempfile.TemporaryDirectory(prefix="rdsrepl-pg2kinesis-") as directory:
         _compare(dsn, ours, Pg2kinesis(server, directory))
     latency(server)
 
@@ -87,13 +87,13 @@ def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
         copied = run([sys.executable, "-m", "tests.benchmarks.psycopg2_script", dsn, "kw", url, str(SCRIPT_CHANGES)])
         mine = run([*ours, url, "--limit", str(20 * SCRIPT_CHANGES)])
         packed = run([*ours, url, "--limit", str(20 * SCRIPT_CHANGES), "--aggregate"])
-        peer = pg2kinesis.rate(url, 20 * SCRIPT_CHANGES)
+        other_rate = pg2kinesis.rate(url, 20 * SCRIPT_CHANGES)
     theirs, rate = SCRIPT_CHANGES / copied.wall, 20 * SCRIPT_CHANGES / mine.wall
     print("\nTo a Kinesis server that stores the records (changes/s)")
     print(f"  {'psycopg2 script':<28} {theirs:9,.0f}   one put_record for each message, one key")
-    print(pg2kinesis.line(peer))
+    print(pg2kinesis.line(other_rate))
     print(f"  {'rdsrepl':<28} {rate:9,.0f}   × {rate / theirs:.1f} of the psycopg2 script", end="")
-    print(f", × {rate / peer:.1f} of pg2kinesis" if peer else "")
+    print(f", × {rate / other_rate:.1f} of pg2kinesis" if other_rate else "")
     print(f"  {'rdsrepl --aggregate':<28} {20 * SCRIPT_CHANGES / packed.wall:9,.0f}")
 
 

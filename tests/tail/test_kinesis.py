@@ -153,17 +153,17 @@ def test_drop_columns_takes_the_largest_and_keeps_every_digit() -> None:
 ONCE = {"AWS_MAX_ATTEMPTS": "1"}
 
 
-def to_kinesis(rdsrepl: Program, source: Database, standin: KinesisServer, *more: str) -> Any:
-    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+def to_kinesis(rdsrepl: Program, source: Database, kinesis: KinesisServer, *more: str) -> Any:
+    env = {**AWS, "AWS_ENDPOINT_URL": kinesis.url}
     return rdsrepl(*words(source, "--until-now", *more), dsn=source.dsn, env=env, timeout=100)
 
 
-def check(standin: KinesisServer, expected: dict[int, int]) -> int:
+def check(kinesis: KinesisServer, expected: dict[int, int]) -> int:
     """Check every change and the commit order of first arrivals for each key; return how many came twice."""
     first: dict[int, list[int]] = {}
     seen: set[tuple[str, int]] = set()
     repeats = 0
-    for _, event in events(standin):
+    for _, event in events(kinesis):
         identity = (event["commit_lsn"], event["seq"])
         if identity in seen:
             repeats += 1
@@ -196,7 +196,7 @@ def work(source: Database, transactions: int, keys: int, hot: int = 5) -> dict[i
 
 
 def test_changes_arrive_with_their_keys_and_are_confirmed(
-    rdsrepl: Program, source: Database, standin: KinesisServer
+    rdsrepl: Program, source: Database, kinesis: KinesisServer
 ) -> None:
     source.run(
         "INSERT INTO t VALUES (1, 1, 'a'), (2, 1, NULL)",
@@ -204,13 +204,13 @@ def test_changes_arrive_with_their_keys_and_are_confirmed(
         "DELETE FROM t WHERE id = 2",
     )
     before = confirmed(source)
-    done = to_kinesis(rdsrepl, source, standin)
+    done = to_kinesis(rdsrepl, source, kinesis)
     assert done.code == 0 and done.out == "" and "4 records acknowledged" in done.err
-    assert [(key, event["op"]) for key, event in events(standin) if key == "public.t:1"] == [
+    assert [(key, event["op"]) for key, event in events(kinesis) if key == "public.t:1"] == [
         ("public.t:1", "c"),
         ("public.t:1", "u"),
     ]
-    assert sorted(key for key, _ in events(standin)) == ["public.t:1"] * 2 + ["public.t:2"] * 2
+    assert sorted(key for key, _ in events(kinesis)) == ["public.t:1"] * 2 + ["public.t:2"] * 2
     assert confirmed(source) != before
 
 
@@ -218,31 +218,31 @@ def test_changes_arrive_with_their_keys_and_are_confirmed(
     ("by", "expected"), [("table", {"public.t"}), ("v", {'public.t:"a"', "public.t:null"}), ("transaction", None)]
 )
 def test_partition_by(
-    rdsrepl: Program, source: Database, standin: KinesisServer, by: str, expected: set[str] | None
+    rdsrepl: Program, source: Database, kinesis: KinesisServer, by: str, expected: set[str] | None
 ) -> None:
     source.run("INSERT INTO t VALUES (1, 1, 'a'), (2, 1, NULL)")
-    assert to_kinesis(rdsrepl, source, standin, "--partition-by", by).code == 0
-    found = {key for key, _ in events(standin)}
+    assert to_kinesis(rdsrepl, source, kinesis, "--partition-by", by).code == 0
+    found = {key for key, _ in events(kinesis)}
     assert found == expected if expected else len(found) == 1
 
 
 @pytest.mark.parametrize("aggregate", [False, True])
 def test_partial_failures_5xx_and_lost_connections_only_delay(
-    rdsrepl: Program, source: Database, standin: KinesisServer, aggregate: bool
+    rdsrepl: Program, source: Database, kinesis: KinesisServer, aggregate: bool
 ) -> None:
     counts = work(source, 100, 100)
-    standin.faults.partial, standin.faults.server_error, standin.faults.cut = 0.3, 0.1, 0.1
-    done = to_kinesis(rdsrepl, source, standin, *(["--aggregate"] if aggregate else []))
+    kinesis.faults.partial, kinesis.faults.server_error, kinesis.faults.cut = 0.3, 0.1, 0.1
+    done = to_kinesis(rdsrepl, source, kinesis, *(["--aggregate"] if aggregate else []))
     assert done.code == 0, done.err
     assert "sent again" in done.err
-    check(standin, counts)
+    check(kinesis, counts)
 
 
-def test_shard_limits_are_retried(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
+def test_shard_limits_are_retried(rdsrepl: Program, source: Database, kinesis: KinesisServer) -> None:
     source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 8000) i")
-    standin.faults.shard_limits = True
-    done = to_kinesis(rdsrepl, source, standin)
-    assert done.code == 0 and len(events(standin)) == 8000
+    kinesis.faults.shard_limits = True
+    done = to_kinesis(rdsrepl, source, kinesis)
+    assert done.code == 0 and len(events(kinesis)) == 8000
     assert " 0 of them throttled" not in done.err
 
 
@@ -260,25 +260,25 @@ def test_kills_refusals_and_a_failover_lose_nothing_and_reorder_nothing(
 
 
 def test_kinesis_down_is_back_pressure_and_transient(
-    rdsrepl: Program, source: Database, standin: KinesisServer, tmp_path: Path
+    rdsrepl: Program, source: Database, kinesis: KinesisServer, tmp_path: Path
 ) -> None:
     source.run("INSERT INTO t SELECT i, 1, repeat('x', 500) FROM generate_series(1, 60000) i")
-    standin.faults.down = True
-    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    kinesis.faults.down = True
+    env = {**AWS, "AWS_ENDPOINT_URL": kinesis.url}
     # The stream is described first; then Kinesis goes down.
-    standin.faults.down = False
+    kinesis.faults.down = False
     with (tmp_path / "err").open("wb") as err:
         process = rdsrepl.start(*words(source, "--until-now"), dsn=source.dsn, env=env, stdout=err, stderr=err)
-        while standin.requests < 2:
+        while kinesis.requests < 2:
             time.sleep(0.01)
-        standin.faults.down = True
+        kinesis.faults.down = True
         time.sleep(2)
         peak = int(next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
                         if line.startswith("VmHWM")).split()[1])  # fmt: skip
         assert process.poll() is None, (tmp_path / "err").read_text()
-        standin.faults.down = False
+        kinesis.faults.down = False
         assert process.wait(60) == 0, (tmp_path / "err").read_text()
-    assert len({event["after"]["id"] for _, event in events(standin)}) == 60000
+    assert len({event["after"]["id"] for _, event in events(kinesis)}) == 60000
     assert peak < 150_000, f"{peak} kB"
 
 
@@ -294,38 +294,38 @@ def test_kinesis_down_is_back_pressure_and_transient(
     ],
 )
 def test_an_error_that_no_retry_fixes_stops_and_confirms_nothing(
-    rdsrepl: Program, source: Database, standin: KinesisServer, code: str, exit_code: int, said: str
+    rdsrepl: Program, source: Database, kinesis: KinesisServer, code: str, exit_code: int, said: str
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
-    standin.faults.code = code
-    failed = to_kinesis(rdsrepl, source, standin)
+    kinesis.faults.code = code
+    failed = to_kinesis(rdsrepl, source, kinesis)
     assert failed.code == exit_code and said in failed.err and "Traceback" not in failed.err
     assert is_before(source, before)
 
 
 def test_an_answer_that_is_not_from_kinesis_acknowledges_nothing_and_is_retried(
-    rdsrepl: Program, source: Database, standin: KinesisServer
+    rdsrepl: Program, source: Database, kinesis: KinesisServer
 ) -> None:
     """The page of a proxy or a balancer, a login page with status 200, too few results, an unknown error."""
     source.run("INSERT INTO t SELECT i, 1, 'x' FROM generate_series(1, 50) i")
     page = b"<html>Bad gateway</html>"
     few = b'{"FailedRecordCount":1,"Records":[{"ErrorCode":"InternalFailure"}]}'
-    standin.faults.pages = [(502, page), (404, page), (302, b""), (200, page), (200, b"{}"), (200, b"[1]"), (200, few),
+    kinesis.faults.pages = [(502, page), (404, page), (302, b""), (200, page), (200, b"{}"), (200, b"[1]"), (200, few),
                             (500, b'{"__type":"SomethingNew"}')]  # fmt: skip
-    done = to_kinesis(rdsrepl, source, standin)
+    done = to_kinesis(rdsrepl, source, kinesis)
     assert done.code == 0, done.err
-    assert standin.faults.pages == [] and len(events(standin)) == 50
+    assert kinesis.faults.pages == [] and len(events(kinesis)) == 50
 
 
 @pytest.mark.parametrize("page", [(200, b"<html>Welcome</html>"), (404, b"<html>no</html>"), (200, b"{}"), (503, b"")])
 def test_a_server_that_is_not_kinesis(
-    rdsrepl: Program, source: Database, standin: KinesisServer, page: tuple[int, bytes]
+    rdsrepl: Program, source: Database, kinesis: KinesisServer, page: tuple[int, bytes]
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
-    standin.faults.page = page
-    failed = rdsrepl(*words(source), "--endpoint-url", standin.url, dsn=source.dsn, env={**AWS, **ONCE})
+    kinesis.faults.page = page
+    failed = rdsrepl(*words(source), "--endpoint-url", kinesis.url, dsn=source.dsn, env={**AWS, **ONCE})
     assert failed.code == 5 and "endpoint" in failed.err and "Traceback" not in failed.err
     assert is_before(source, before)
 
@@ -388,22 +388,22 @@ def test_an_oversized_change_stops_names_itself_and_confirms_nothing(
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, repeat('x', 1100000)), (2, 1, 'small')")
-    with KinesisServer(STREAM) as standin:
-        failed = to_kinesis(rdsrepl, source, standin)
+    with KinesisServer(STREAM) as kinesis:
+        failed = to_kinesis(rdsrepl, source, kinesis)
         assert failed.code == 4 and "public.t at " in failed.err and "--dead-letter" in failed.err
         assert is_before(source, before)
         kept = tmp_path / "dead.jsonl"
-        done = to_kinesis(rdsrepl, source, standin, "--dead-letter", str(kept))
+        done = to_kinesis(rdsrepl, source, kinesis, "--dead-letter", str(kept))
         assert done.code == 0
         entry = json.loads(kept.read_text())
         assert entry["partition_key"] == "public.t:1" and json.loads(entry["data"])["after"]["id"] == 1
-        assert [event["after"]["id"] for _, event in events(standin)] == [2]
+        assert [event["after"]["id"] for _, event in events(kinesis)] == [2]
 
 
-def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
+def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, kinesis: KinesisServer) -> None:
     source.run("INSERT INTO t VALUES (1, 1, repeat('x', 1100000))")
-    assert to_kinesis(rdsrepl, source, standin, "--oversize", "drop-columns").code == 0
-    ((_, event),) = events(standin)
+    assert to_kinesis(rdsrepl, source, kinesis, "--oversize", "drop-columns").code == 0
+    ((_, event),) = events(kinesis)
     assert event["dropped"] == ["v"] and event["after"] == {"id": 1, "n": 1}
 
 
@@ -442,28 +442,28 @@ def test_options_that_are_refused(rdsrepl: Program, source: Database, more: tupl
     assert failed.code == 2 and said in failed.err
 
 
-def test_a_slot_whose_plugin_has_no_keys(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
+def test_a_slot_whose_plugin_has_no_keys(rdsrepl: Program, source: Database, kinesis: KinesisServer) -> None:
     slot = f"td_{source.name}"
     source.run(f"SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')")
-    to = ("--to", f"kinesis:{STREAM}", "--endpoint-url", standin.url)
+    to = ("--to", f"kinesis:{STREAM}", "--endpoint-url", kinesis.url)
     failed = rdsrepl("slot", "tail", slot, *to, dsn=source.dsn, env=AWS)
     assert failed.code == 2 and "hint: a slot with --plugin pgoutput" in failed.err
 
 
-def test_a_column_that_a_table_does_not_have(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
+def test_a_column_that_a_table_does_not_have(rdsrepl: Program, source: Database, kinesis: KinesisServer) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t VALUES (1, 1, 'a')")
-    failed = to_kinesis(rdsrepl, source, standin, "--partition-by", "customer")
-    assert failed.code == 2 and "public.t does not have this column" in failed.err and events(standin) == []
+    failed = to_kinesis(rdsrepl, source, kinesis, "--partition-by", "customer")
+    assert failed.code == 2 and "public.t does not have this column" in failed.err and events(kinesis) == []
     assert is_before(source, before)
 
 
-def test_a_stream_that_does_not_exist_or_is_deleted(rdsrepl: Program, source: Database, standin: KinesisServer) -> None:
-    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+def test_a_stream_that_does_not_exist_or_is_deleted(rdsrepl: Program, source: Database, kinesis: KinesisServer) -> None:
+    env = {**AWS, "AWS_ENDPOINT_URL": kinesis.url}
     missing = rdsrepl("slot", "tail", slot_of(source), "--to", "kinesis:nope", dsn=source.dsn, env=env)
     assert missing.code == 3 and "region eu-west-1" in missing.err
-    standin.status = "DELETING"
-    going = to_kinesis(rdsrepl, source, standin)
+    kinesis.status = "DELETING"
+    going = to_kinesis(rdsrepl, source, kinesis)
     assert going.code == 4 and "DELETING" in going.err
 
 

@@ -63,10 +63,10 @@ def test_health_starts_with_the_first_known_lag() -> None:
 
 
 def test_metrics_and_health_while_kinesis_is_down_and_after(
-    rdsrepl: Program, source: Database, standin: KinesisServer
+    rdsrepl: Program, source: Database, kinesis: KinesisServer
 ) -> None:
     line = words(source, "--metrics-port", "0", "--unhealthy-after", "1s")
-    with tailing(rdsrepl, *line, dsn=source.dsn, **AWS, AWS_ENDPOINT_URL=standin.url) as (process, log):
+    with tailing(rdsrepl, *line, dsn=source.dsn, **AWS, AWS_ENDPOINT_URL=kinesis.url) as (process, log):
         url = base_url(log)
         source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 100) n")
         wait_until(lambda: scrape(url).get("records_total") == 100)
@@ -75,14 +75,14 @@ def test_metrics_and_health_while_kinesis_is_down_and_after(
         assert now["changes_total"] == 100 and now["connected"] == 1 and now["healthy"] == 1
         assert now["received_lsn"] >= now["confirmed_lsn"] > 0 and now["throttles_total"] == 0
         assert health(url)[0] == 200
-        standin.faults.down = True
+        kinesis.faults.down = True
         source.run("INSERT INTO t SELECT n, 0, repeat('x', 500) FROM generate_series(101, 2000) n")
         _, said = wait_until(lambda: found if (found := health(url))[0] == 503 else None)
         assert said["healthy"] is False and said["lag_bytes"] > 0 and said["stuck_seconds"] >= 1
         stuck = scrape(url)
         assert stuck["healthy"] == 0 and stuck["retries_total"] > 0
         assert stuck["oldest_undelivered_seconds"] > 0.5 and stuck["pending_bytes"] > 100_000
-        standin.faults.down = False
+        kinesis.faults.down = False
         wait_until(lambda: health(url)[0] == 200)
         after = wait_until(lambda: found if (found := scrape(url))["records_total"] == 2000 else None)
         assert after["pending_bytes"] == 0
@@ -92,7 +92,7 @@ def test_metrics_and_health_while_kinesis_is_down_and_after(
         missing.value.close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    assert len(events(standin)) >= 2000
+    assert len(events(kinesis)) >= 2000
 
 
 def test_a_port_in_use_is_reported_before_the_stream(rdsrepl: Program, source: Database) -> None:
@@ -195,28 +195,28 @@ def test_a_heartbeat_table(rdsrepl: Program, source: Database) -> None:
 
 
 def test_a_drain_timeout_ends_a_run_that_kinesis_blocks(
-    rdsrepl: Program, source: Database, standin: KinesisServer
+    rdsrepl: Program, source: Database, kinesis: KinesisServer
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 50) n")
-    standin.faults.partial = 1.0
-    env = {**AWS, "AWS_ENDPOINT_URL": standin.url}
+    kinesis.faults.partial = 1.0
+    env = {**AWS, "AWS_ENDPOINT_URL": kinesis.url}
     with tailing(rdsrepl, *words(source, "--drain-timeout", "1s"), dsn=source.dsn, **env) as (process, log):
-        wait_until(lambda: standin.requests > 1)
+        wait_until(lambda: kinesis.requests > 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         said = log.read_text()
     assert "delivery timed out after 1s" in said and is_before(source, before)
-    standin.faults.partial = 0.0
+    kinesis.faults.partial = 0.0
     done = rdsrepl(*words(source, "--until-now"), dsn=source.dsn, env=env)
-    assert done.code == 0 and {row["after"]["id"] for _, row in events(standin)} == set(range(1, 51))
+    assert done.code == 0 and {row["after"]["id"] for _, row in events(kinesis)} == set(range(1, 51))
 
 
 # Credentials that expire.
 
 
 def test_credentials_that_expire_under_the_tail_are_renewed(
-    rdsrepl: Program, source: Database, standin: KinesisServer, tmp_path: Path
+    rdsrepl: Program, source: Database, kinesis: KinesisServer, tmp_path: Path
 ) -> None:
     # botocore renews credentials in their last fifteen minutes; so it renews these after two seconds.
     script = tmp_path / "login.py"
@@ -238,19 +238,19 @@ def test_credentials_that_expire_under_the_tail_are_renewed(
     env = {
         "AWS_CONFIG_FILE": str(config),
         "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_ENDPOINT_URL": standin.url,
+        "AWS_ENDPOINT_URL": kinesis.url,
     }
     with tailing(rdsrepl, "--profile", "short", *words(source), dsn=source.dsn, **env) as (process, _):
         source.run("INSERT INTO t VALUES (1, 0, 'before')")
-        wait_until(lambda: len(events(standin)) == 1)
-        first = set(standin.access_keys)
-        standin.faults.expired_keys = frozenset(first)
+        wait_until(lambda: len(events(kinesis)) == 1)
+        first = set(kinesis.access_keys)
+        kinesis.faults.expired_keys = frozenset(first)
         time.sleep(2.5)
         source.run("INSERT INTO t VALUES (2, 0, 'after')")
-        wait_until(lambda: len(events(standin)) == 2)
+        wait_until(lambda: len(events(kinesis)) == 2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    assert "AKIA1" in first and set(standin.access_keys) > first
+    assert "AKIA1" in first and set(kinesis.access_keys) > first
 
 
 # Lambda.
@@ -268,14 +268,14 @@ class Context:
 
 @pytest.fixture
 def invoke(
-    source: Database, standin: KinesisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    source: Database, kinesis: KinesisServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Any]:
     """Call the handler like Lambda, with an event, the environment and a timeout."""
     from rdsrepl.aws import session
 
     for name in [name for name in os.environ if name.startswith(("RDSREPL_", "PG", "AWS_"))]:
         monkeypatch.delenv(name)
-    for name, value in {**AWS, "AWS_ENDPOINT_URL": standin.url, "RDSREPL_CONFIG": str(tmp_path / "none")}.items():
+    for name, value in {**AWS, "AWS_ENDPOINT_URL": kinesis.url, "RDSREPL_CONFIG": str(tmp_path / "none")}.items():
         monkeypatch.setenv(name, value)
     from psycopg.conninfo import conninfo_to_dict
 
@@ -294,7 +294,7 @@ def invoke(
 
 
 def test_lambda_streams_until_shortly_before_its_timeout(
-    invoke: Any, source: Database, standin: KinesisServer, capfd: pytest.CaptureFixture[str]
+    invoke: Any, source: Database, kinesis: KinesisServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 200) n")
     before = confirmed(source)
@@ -314,7 +314,7 @@ def test_lambda_streams_until_shortly_before_its_timeout(
         "seconds": result["seconds"],
     }
     assert source.value(f"SELECT '{confirmed(source)}'::pg_lsn > '{before}'")
-    assert len(events(standin)) == 200
+    assert len(events(kinesis)) == 200
     logged = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert logged[-1]["event"] == "result" and logged[-1]["changes"] == 200
     json.dumps(result)
@@ -327,17 +327,17 @@ def test_lambda_ends_early_without_changes(invoke: Any, source: Database) -> Non
 
 
 def test_lambda_confirms_only_acknowledged_changes_and_the_next_run_delivers_the_rest(
-    invoke: Any, source: Database, standin: KinesisServer
+    invoke: Any, source: Database, kinesis: KinesisServer
 ) -> None:
     before = wal_end(source)
     source.run("INSERT INTO t SELECT n, 0, 'x' FROM generate_series(1, 100) n")
-    standin.faults.partial = 1.0
+    kinesis.faults.partial = 1.0
     result = invoke(4.0)
     assert result["status"] == "done" and result["undelivered"] and result["records"] == 0 and result["retries"] > 0
     assert is_before(source, before)
-    standin.faults.partial = 0.0
+    kinesis.faults.partial = 0.0
     assert invoke(60.0, idle_exit="500ms")["records"] == 100
-    assert {row["after"]["id"] for _, row in events(standin)} == set(range(1, 101))
+    assert {row["after"]["id"] for _, row in events(kinesis)} == set(range(1, 101))
 
 
 def test_a_second_lambda_finds_the_slot_busy(
@@ -415,7 +415,7 @@ def test_the_task_definition_of_the_page_is_valid_and_its_command_runs(rdsrepl: 
     assert done.code == 5, done.err
 
 
-def test_the_event_and_the_result_of_the_page(invoke: Any, source: Database, standin: KinesisServer) -> None:
+def test_the_event_and_the_result_of_the_page(invoke: Any, source: Database, kinesis: KinesisServer) -> None:
     event, result = (json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S))
     assert set(event) <= set(aws_lambda.KEYS)
     assert all(f"`{key}`" in PAGE for key in aws_lambda.KEYS)
