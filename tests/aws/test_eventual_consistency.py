@@ -428,5 +428,5 @@ def test_the_sandbox_shows_changes_late_and_new_things_later() -> None:
     clock.now = 10
     assert sandbox.shown("instance", "n", member) == member
     for wrong in ({"lag": 1}, {"lag_seconds": -1}, {"lag_seconds": True}, {"hide_pending": 1}, {"busy_seconds": "1"}):
-        with pytest.raises(ValueError, match=r"switch|seconds"):
+        with pytest.raises(ValueError, match=r"switch|seconds|true or false"):
             sandbox.configure(wrong)

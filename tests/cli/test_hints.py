@@ -16,7 +16,7 @@ from rdsrepl.cli.main import app
 from tests import ROOT
 
 SOURCE = ROOT / "rdsrepl"
-ROOT: Any = typer.main.get_command(app)
+PROGRAM: Any = typer.main.get_command(app)
 # The placeholder for a value in an f-string.
 HOLE = "\ufffc"
 # The end of a command in a sentence; a placeholder or an ellipsis is part of the command.
@@ -101,7 +101,7 @@ def _wrong(text: str, *, prose: bool = False, complete: bool = True) -> list[str
 def _fault(words: list[str], *, prose: bool, complete: bool) -> str | None:
     if "--" in words:  # the arguments of another program follow
         words = words[: words.index("--")]
-    nodes: list[Any] = [ROOT]
+    nodes: list[Any] = [PROGRAM]
     while words and all(hasattr(node, "commands") for node in nodes):
         word = words[0].rstrip(".:")
         if word.startswith("-"):
@@ -112,7 +112,7 @@ def _fault(words: list[str], *, prose: bool, complete: bool) -> str | None:
         if not found:
             known = [name for node in nodes for name in node.commands]
             if prose and (
-                word in _PROSE or (nodes == [ROOT] and not difflib.get_close_matches(word, known, cutoff=0.8))
+                word in _PROSE or (nodes == [PROGRAM] and not difflib.get_close_matches(word, known, cutoff=0.8))
             ):
                 return None
             return f"there is no {word}"
@@ -123,7 +123,7 @@ def _fault(words: list[str], *, prose: bool, complete: bool) -> str | None:
 
 
 def _unfit(command: Any, words: list[str], options: list[str], *, complete: bool) -> str | None:
-    parameters = [parameter for node in (command, ROOT) for parameter in node.params]
+    parameters = [parameter for node in (command, PROGRAM) for parameter in node.params]
     known = {option: parameter for parameter in parameters for option in parameter.opts}
     known |= {"--help": None}
     for option in options:
@@ -176,7 +176,7 @@ def test_options_in_hints_exist() -> None:
         for child in getattr(command, "commands", {}).values():
             walk(child)
 
-    walk(ROOT)
+    walk(PROGRAM)
     missing = [
         f"{one.where}: {option}"
         for one in HINTS

@@ -20,6 +20,7 @@ from rdsrepl import apply, config, errors
 from rdsrepl.cli import confirm
 from rdsrepl.cli.slot import drop_audit
 from rdsrepl.lsn import Lsn
+from rdsrepl.plan import Plan
 from rdsrepl.postgres import connection, server_identity, slot_plans, slots, wal
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.retention import assessment, idleness, prune_rules, server_state
@@ -242,7 +243,7 @@ def test_a_gap_a_jump_and_another_server_break_every_row(
 # The statement checks the slot again.
 
 
-def plan(place: Place, name: str, verb: str = "drop") -> apply.Plan:
+def plan(place: Place, name: str, verb: str = "drop") -> Plan:
     with connection.open(place.target) as conn:
         one, here = slots.get(conn, name), wal.get(conn)
         saved = slots.saved_at(conn, [name]).get(name)
