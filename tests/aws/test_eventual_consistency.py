@@ -224,7 +224,7 @@ def test_a_deletion_that_is_run_again_converges(cloud: Cloud, name: str) -> None
     assert cloud("cluster", "show", name).code == 3
 
 
-# The mechanisms by themselves, by a clock that stands until somebody sleeps.
+# The mechanisms alone, with a clock that only advances when the code sleeps.
 
 
 class Clock:

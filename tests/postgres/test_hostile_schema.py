@@ -277,7 +277,7 @@ def victim(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Databas
 
 
 def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
-    """As superuser, every statement of the package, in the database of somebody else."""
+    """As superuser, every statement of the package, in the database of another role."""
     start = victim.server.log_file.stat().st_size
     disarm(victim)
     name = victim.name

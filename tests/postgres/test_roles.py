@@ -1,4 +1,4 @@
-"""Roles: who may replicate and why, secrets that stay secret, and nobody else's role dropped."""
+"""Roles: who may replicate and why, secrets stay secret, and no other role is dropped."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ def test_bad_words_touch_nothing(db18: Database, rdsrepl: Program) -> None:
     fails(2, "create", "x" * 64, "--no-password")
     fails(2, "create", "pg_mine", "--no-password")
     fails(2, "create", "rds_mine", "--no-password")
-    fails(2, "create", "nobody_asks")
+    fails(2, "create", "unconfirmed")
     fails(2, "create", "two", "--no-password", "--generate-password")
     fails(2, "create", "empty", "--password-stdin", input="")
     fails(3, "create", "reader", "--no-password", "--grant-select", "missing.t")
     fails(3, "create", "reader", "--no-password", "--schema", "missing")
     fails(2, "create", "reader", "--no-password", "--grant-select", "a.b.c.d")
     fails(3, "grant", "missing")
-    assert db18.run("SELECT 1 FROM pg_roles WHERE rolname IN ('nobody_asks', 'two', 'empty', 'reader')") == []
+    assert db18.run("SELECT 1 FROM pg_roles WHERE rolname IN ('unconfirmed', 'two', 'empty', 'reader')") == []
 
 
 def test_a_role_in_use_is_not_dropped(database: Database, role: str, rdsrepl: Program) -> None:
@@ -477,6 +477,6 @@ def test_a_password_is_changed_and_never_shown(database: Database, role: str, rd
         assert rdsrepl("role", "password", refused, "--generate-password", "--yes", dsn=database.dsn).code == code
     assert rdsrepl("role", "password", role, dsn=database.dsn).code == 2
     own = rdsrepl(*words, "--generate-password", dsn=as_role, env={"PGPASSWORD": made.json["password"]})
-    # Before 16 the REPLICATION attribute takes its own password out of a role's hands; on RDS nobody has the attribute.
+    # Before 16 a role with the REPLICATION attribute cannot change its own password; on RDS no role has the attribute.
     assert own.code == (5 if database.server.version < 16 else 0), own.err
     assert own.code == 0 or "as a superuser" in own.err

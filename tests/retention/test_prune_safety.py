@@ -83,7 +83,7 @@ def until(place: Place, condition: str) -> None:
 # Before 17 only uninterrupted samples prove that a slot is idle.
 
 
-def test_the_row_of_samples_breaks_at_whatever_somebody_does(place: Place) -> None:
+def test_any_activity_ends_the_row_of_samples(place: Place) -> None:
     """None of these changes ``total_bytes`` or the positions between the first and the last sample."""
     place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
 
