@@ -1,4 +1,4 @@
-"""The doctor: each check over facts made up here, healthy and ill; the whole over real servers and the sandbox."""
+"""Doctor: each check with invented facts, healthy and unhealthy; all checks with real servers and the sandbox."""
 
 from __future__ import annotations
 
@@ -183,14 +183,14 @@ STANDBY = replace(SQL_ONLY, server=replace(SERVER, flavour="postgresql", in_reco
 
 
 def having(facts: Facts = HEALTHY, **values: str) -> Facts:
-    """The facts with other settings; ``__`` in a name is a dot."""
+    """Return the facts with other settings; ``__`` in a name is a dot."""
     changed = {name.replace("__", "."): value for name, value in values.items()}
     made = {name: setting(name, value) for name, value in changed.items()}
     return replace(facts, settings={**(facts.settings or {}), **made})
 
 
 def limited(facts: Facts = HEALTHY, **values: str) -> Facts:
-    """The facts with other settings, in the group as on the server."""
+    """Return the facts with other settings, in the group and on the server."""
     group = {name: parameter(name, value) for name, value in values.items()}
     return replace(having(facts, **values), parameters={**(facts.parameters or {}), **group})
 
@@ -232,9 +232,9 @@ SESSION = Transaction("session", "4711", "batch", "psql, app, idle in transactio
 PLUGIN = slot(plugin="wal2json")
 LAGGING = slot(lag_bytes=3 * GIB, retained_bytes=3 * GIB)
 
-# Not of this version; or information that every publisher gets.
+# Checks of other versions, and information for every publisher.
 _NOT_OF_HEALTHY = ("replication_origins", "idle_slot_timeout", "upgrade_slots")
-# check → facts in which it finds nothing.
+# Check → facts without a finding.
 HEALTHY_CASES: list[tuple[str, Facts]] = [
     *((check.name, HEALTHY) for check in checks.ALL if check.name not in _NOT_OF_HEALTHY),
     ("database", AWS_ONLY.__class__(label="x", server=SERVER)),
@@ -294,8 +294,8 @@ HEALTHY_CASES: list[tuple[str, Facts]] = [
     ("ssl", AWS_ONLY),
 ]  # fmt: skip
 
-# check → facts, severity, and words that message and remedy must have.
-ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
+# Check → facts, severity, and parts of the message and of the remedy.
+UNHEALTHY_CASES: list[tuple[str, Facts, str, str, str]] = [
     ("database", AWS_ONLY, "critical", "timeout expired", "security group"),
     ("aws", replace(HEALTHY, metrics=None, missing={"metrics": "denied"}, remedies={"metrics": "iam-policy"}),
      "warning", "denied", "iam-policy"),
@@ -304,7 +304,7 @@ ILL_CASES: list[tuple[str, Facts, str, str, str]] = [
     ("availability", replace(HEALTHY, rds=replace(CLUSTER, status="modifying")), "warning", "modifying",
      "rdsrepl cluster show orders"),
     ("availability", replace(HEALTHY, rds=replace(INSTANCE, status="storage-full")), "critical", "storage-full",
-     "more storage"),
+     "increase its storage"),
     ("availability", replace(HEALTHY, rds=replace(CLUSTER, members=(
         replace(CLUSTER.members[0], status="rebooting"),))), "warning", "rebooting", "wait"),
     ("engine_version", old_version("15.3", "multi_az_cluster"), "critical", "15.3-R2", "upgrade"),
@@ -525,15 +525,15 @@ def test_healthy(name: str, facts: Facts) -> None:
 
 @pytest.mark.parametrize(
     ("name", "facts", "severity", "message", "remedy"),
-    ILL_CASES,
-    ids=[f"{case[0]}-{i}" for i, case in enumerate(ILL_CASES)],
+    UNHEALTHY_CASES,
+    ids=[f"{case[0]}-{i}" for i, case in enumerate(UNHEALTHY_CASES)],
 )
-def test_ill(name: str, facts: Facts, severity: str, message: str, remedy: str) -> None:
+def test_unhealthy(name: str, facts: Facts, severity: str, message: str, remedy: str) -> None:
     diagnosis = run(name, facts)
-    found = diagnosis.findings[0]
-    assert (found.check, found.severity.value) == (name, severity)
-    assert message in found.message
-    assert remedy in found.remedy
+    finding = diagnosis.findings[0]
+    assert (finding.check, finding.severity.value) == (name, severity)
+    assert message in finding.message
+    assert remedy in finding.remedy
     assert diagnosis.checks[0].status == severity
     assert diagnosis.ready is (severity != "critical")
     assert all("\n" not in each.message + each.remedy for each in diagnosis.findings)
@@ -546,11 +546,11 @@ def test_skipped(name: str, facts: Facts, reason: str) -> None:
     assert reason in (outcome.reason or "")
 
 
-def test_every_check_has_a_healthy_and_an_ill_case_and_its_heading() -> None:
+def test_every_check_has_a_healthy_and_an_unhealthy_case_and_its_heading() -> None:
     names = [check.name for check in checks.ALL]
     assert len(set(names)) == len(names)
     assert {case[0] for case in HEALTHY_CASES} == set(names)
-    assert {case[0] for case in ILL_CASES} == set(names)
+    assert {case[0] for case in UNHEALTHY_CASES} == set(names)
     headings = [
         line.removeprefix("### ").strip("`") for line in DOCS.read_text().splitlines() if line.startswith("### ")
     ]
@@ -567,12 +567,12 @@ def test_the_worst_comes_first_and_nothing_falls_over_where_all_is_missing() -> 
     assert {check.status for check in nothing.checks} <= {"skipped", "ok"}
 
 
-# Over real servers.
+# With real servers.
 
 
 @pytest.fixture(scope="module", params=VERSIONS, ids=[f"pg{version}" for version in VERSIONS])
 def fit_server(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Any]:
-    """A server that is ready, and that no other test leaves anything on."""
+    """A server that is ready, and that no other test uses."""
     programs = servers.get(request.param).binaries
     made = servers.make(f"doctor-{request.param}", programs, max_slot_wal_keep_size="10GB")
     with closing(made.connect()) as conn:
@@ -651,7 +651,7 @@ def test_a_session_in_the_way_is_named(db18: Database) -> None:
 
 
 def test_with_no_right_at_all(fit: Database, rdsrepl: Program) -> None:
-    """A role that may log in, and nothing else: no error, and what it may not see is skipped."""
+    """A role that may only log in causes no error: checks of what it may not read are skipped."""
     fit.run(f"SELECT pg_create_logical_replication_slot('s_{fit.name}', 'pgoutput')")
     fit.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
     fit.run(f"CREATE ROLE plain_{fit.name} LOGIN PASSWORD 'plain'")
@@ -679,7 +679,7 @@ def test_a_subscription_of_a_real_server(pg16: Any, make_database: Callable[...,
         result = rdsrepl("doctor", "--only", "subscriptions", "-o", "json", dsn=database.dsn)
         assert result.code == 8
         assert [f["subject"] for f in result.json["findings"]] == [f"{database.name}.{sly[1:-1]}"]
-        assert f"ALTER SUBSCRIPTION {sly} ENABLE" in result.json["findings"][0]["remedy"], "it is there to be pasted"
+        assert f"ALTER SUBSCRIPTION {sly} ENABLE" in result.json["findings"][0]["remedy"], "it can be pasted"
     finally:
         database.run(f"ALTER SUBSCRIPTION {sly} SET (slot_name = NONE)", f"DROP SUBSCRIPTION {sly}")
 
@@ -712,7 +712,7 @@ def test_on_a_standby(version: int, servers: Servers, tmp_path: Path, rdsrepl: P
 
 
 def test_few_statements(db18: Database) -> None:
-    """One statement a question, publications' tables apart."""
+    """One statement for each fact, and more for the tables of publications."""
     from rdsrepl.doctor.facts import gather
 
     with closing(db18.connect()) as conn:
@@ -730,12 +730,12 @@ def test_few_statements(db18: Database) -> None:
     assert 1 <= text.count("statement: ") + text.count("execute ") - before <= 9
 
 
-# Over the sandbox's AWS.
+# With the AWS API of the sandbox.
 
 
 @pytest.fixture
 def instance(cloud: SandboxCloud) -> Iterator[str]:
-    """An instance with the default group, as on a new account."""
+    """An instance with the default parameter group, as in a new account."""
     name = f"doc-{uuid.uuid4().hex[:8]}"
     made = cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "100", "--yes")
     assert made.code == 0, made.err
@@ -752,7 +752,7 @@ def diagnose(cloud: SandboxCloud, code: int, *words: str) -> dict[str, Any]:
 
 
 def follow(cloud: SandboxCloud, command: str) -> None:
-    """Run what a remedy says, word for word."""
+    """Run the command of a remedy unchanged."""
     program, *words = shlex.split(command)
     assert program == "rdsrepl"
     done = cloud(*words, "--yes")
@@ -772,7 +772,7 @@ def test_following_the_remedies_makes_it_ready(cloud: SandboxCloud, instance: st
     assert found["logical_replication"]["remedy"] == f"rdsrepl instance reboot {instance}"
     follow(cloud, found["logical_replication"]["remedy"])
     assert diagnose(cloud, 8, *here, "--for", "slots=3").keys() == {"replication_roles"}
-    # A dynamic parameter, off in the group: the remedy holds at once.
+    # A dynamic parameter is off in the group: the remedy takes effect at once.
     follow(cloud, f"rdsrepl param-group set {instance}-logical rds.force_ssl=0")
     follow(cloud, diagnose(cloud, 8, *here)["ssl"]["remedy"])
     assert "ssl" not in diagnose(cloud, 8, *here)
@@ -823,7 +823,7 @@ def test_a_member_is_looked_at_as_its_cluster(cloud: SandboxCloud) -> None:
     assert document["facts"]["topology"] == "multi_az_cluster"
     assert statuses(document)["writer_endpoint"] in ("critical", "info")
     assert document["facts"]["in_recovery"] is True
-    # Nor is it the writer where its server does not say so.
+    # It is also not the writer where the server does not say so.
     alone = cloud("doctor", "-o", "json", "--instance", reader, "--dsn", "host=127.0.0.1 port=1").json
     assert statuses(alone)["writer_endpoint"] == statuses(document)["writer_endpoint"]
 
@@ -849,7 +849,7 @@ def test_the_newest_metric_counts(cloud: SandboxCloud) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "text"),
     [
         (("--for", "slots"), 2, "is not NAME=NUMBER"),
         (("--for", "slots=-1"), 2, "is not NAME=NUMBER"),
@@ -860,10 +860,10 @@ def test_the_newest_metric_counts(cloud: SandboxCloud) -> None:
         (("--dsn", "host=127.0.0.1 port=1"), 5, "Connection refused"),
     ],
 )
-def test_bad_words(words: tuple[str, ...], code: int, said: str, rdsrepl: Program) -> None:
+def test_bad_words(words: tuple[str, ...], code: int, text: str, rdsrepl: Program) -> None:
     result = rdsrepl("doctor", *words, "-o", "json")
     assert result.code == code
-    assert said in json.dumps(result.error)
+    assert text in json.dumps(result.error)
 
 
 def test_help_lists_the_exit_codes(rdsrepl: Program) -> None:

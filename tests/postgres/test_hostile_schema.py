@@ -1,4 +1,4 @@
-"""Databases full of hostile functions, operators, casts, types and relations: none of them runs.
+"""Databases with hostile functions, operators, casts, types and relations, none of which the program may run.
 
 Every statement of the package is collected from its source, so that a new one cannot be forgotten here.
 """
@@ -32,13 +32,13 @@ _BEGINS: Final = re.compile(
 _PLACE: Final = re.compile(r"%s|%\(\w+\)s|%%|\{\{|\}\}|\{\w*\}")
 _SYSTEM_RELATION: Final = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE)\s+pg_(?!catalog\.)\w+\b(?!\s*\()")
 _BARE_CALL: Final = re.compile(r"\bSELECT pg_(?!catalog\.)\w+\(")
-# These run on no server that has objects of others yet, or in databases of the demo's own.
+# These run on new servers, or in databases of the demo.
 _ELSEWHERE: Final = ("sandbox/", "cli/demo.py")
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A piece of SQL in the package's source."""
+    """An SQL text in the source of the package."""
 
     path: str
     line: int
@@ -51,25 +51,25 @@ class Constant:
 
     @property
     def sent(self) -> re.Pattern[str]:
-        """What of it is found in the server's log."""
+        """The parts of it that appear in the log of the server."""
         parts: list[str] = []
         position = 0
         for place in _PLACE.finditer(self.text):
             parts.append(_words(self.text[position : place.start()]))
             found = place[0]
-            # A template's %% becomes %, and a placeholder's number depends on the statement around it.
+            # %% becomes %, and the number of a placeholder depends on the whole statement.
             parts.append({"%%": "%{1,2}", "{{": r"\{", "}}": r"\}"}.get(found, r"\$\d+" if found[0] == "%" else ".*?"))
             position = place.end()
         return re.compile("".join([*parts, _words(self.text[position:])]).strip())
 
     @property
     def is_complete(self) -> bool:
-        """Whether it is a statement as it stands."""
+        """Whether it is a complete statement."""
         return re.match(r"\s*(SELECT|WITH \w)", self.text) is not None and not re.search(r"(?<!\{)\{\w*\}", self.text)
 
     @property
     def has_expressions(self) -> bool:
-        """Whether the server looks up anything for it but the names that are put into it."""
+        """Whether the server looks up names for it, besides those that are inserted."""
         return re.search(r"\w\(|[-+*/<>=~!|]|\b(FROM|JOIN) \w|::", self.text) is not None
 
 
@@ -78,7 +78,7 @@ def _words(text: str) -> str:
 
 
 def collect() -> Iterator[Constant]:
-    """Find every string of the package that is SQL."""
+    """Return every SQL text of the package."""
     root = Path(package.__file__).parent
     for path in sorted(root.rglob("*.py")):
         tree = ast.parse(path.read_text())
@@ -101,7 +101,7 @@ def collect() -> Iterator[Constant]:
 
 
 def _on_foreign_path(tree: ast.Module) -> set[int]:
-    """Find the constants that are sent while the role's own search_path holds, or set it."""
+    """Return the constants that run with the search_path of the role, or set it."""
     names: set[str] = set()
     for node in ast.walk(tree):
         inside: list[ast.AST] = []
@@ -135,7 +135,7 @@ BEGIN
 END $$;
 CREATE TYPE evil.thing AS (v text);
 """
-# Functions, operators and types as the system's own, in a schema that comes before it.
+# Functions, operators and types with the names of system objects, in a schema before pg_catalog.
 _SAME: Final = """
 DO $do$
 DECLARE
@@ -178,7 +178,7 @@ BEGIN
     END LOOP;
 END $do$
 """
-# Operators that fit better than the system's, in the schema that is on everybody's path; and casts.
+# Operators that match better than those of the system, in a schema on every path; and casts.
 _BETTER: Final = """
 DO $do$
 DECLARE
@@ -217,7 +217,7 @@ _TABLES: Final = (
     "CREATE PUBLICATION shop FOR TABLE public.orders, public.things",
     "CREATE PUBLICATION everything FOR ALL TABLES WITH (publish_via_partition_root)",
 )
-# What a role or a database may set, and the program depends on.
+# Settings of a role or database that the program depends on.
 _SETTINGS: Final = (
     "datestyle = 'German'",
     "intervalstyle = 'sql_standard'",
@@ -234,7 +234,7 @@ _SETTINGS: Final = (
 
 
 def hostile(made: Database) -> None:
-    """Fill a database with hostile objects and settings."""
+    """Create hostile objects and settings in a database."""
     words = sorted({word for constant in CONSTANTS for word in re.findall(r"[a-z_]\w*", constant.text)})
     operators = sorted({sign for constant in CONSTANTS for sign in re.findall(r"[-+*/<>=~!@#%^&|]+", constant.text)})
     with closing(made.connect()) as conn:
@@ -254,7 +254,7 @@ def hostile(made: Database) -> None:
 
 
 def disarm(made: Database) -> None:
-    """Forget what ran before."""
+    """Reset the record of hostile code that ran."""
     with closing(made.connect()) as conn:
         conn.execute("ALTER SEQUENCE evil.ran RESTART")
 
@@ -269,7 +269,7 @@ def tripped(made: Database) -> bool:
 
 @pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
 def victim(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Database]:
-    """A database full of hostile objects, on each version in its turn."""
+    """A database with hostile objects, on each version."""
     made = new_database(servers.get(request.param))
     hostile(made)
     yield made
@@ -277,7 +277,7 @@ def victim(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Databas
 
 
 def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
-    """As superuser, every statement of the package, in the database of another role."""
+    """A superuser runs every statement of the package in the database of another role."""
     start = victim.server.log_file.stat().st_size
     disarm(victim)
     name = victim.name
@@ -358,7 +358,7 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
 
 
 def test_what_runs_on_a_foreign_path_names_every_schema(victim: Database) -> None:
-    """The statements before the path is set, and those that read the role's own."""
+    """Statements that run before the path is set, and those that read the path of the role."""
     found = [constant for constant in CONSTANTS if constant.on_foreign_path]
     assert len(found) >= 5
     options = "-c idle_in_transaction_session_timeout=0"
@@ -371,13 +371,13 @@ def test_what_runs_on_a_foreign_path_names_every_schema(victim: Database) -> Non
 
 
 def test_a_catalogue_relation_is_named_with_its_schema() -> None:
-    """A temporary table comes before pg_catalog, whatever the path."""
+    """A temporary table comes before pg_catalog in every path."""
     bare = [str(constant) for constant in CONSTANTS if _SYSTEM_RELATION.search(constant.text)]
     assert bare == []
 
 
 def test_what_is_printed_for_psql_names_the_schema() -> None:
-    """It may be pasted by a superuser into a session with any path."""
+    """A superuser can paste it into a session with any path."""
     root = Path(package.__file__).parent
     bare: list[str] = []
     for path in sorted(root.rglob("*.py")):
@@ -394,7 +394,7 @@ def test_what_is_printed_for_psql_names_the_schema() -> None:
 
 
 def execute(conn: psycopg.Connection[Any], constant: Constant) -> None:
-    """Run a statement with nothing given, and undo it."""
+    """Run a statement without parameters and roll it back."""
     names = re.findall(r"%\((\w+)\)s", constant.text)
     given: Any = dict.fromkeys(names) if names else [None] * constant.text.count("%s")
     with conn.transaction(force_rollback=True):
@@ -402,7 +402,7 @@ def execute(conn: psycopg.Connection[Any], constant: Constant) -> None:
 
 
 def test_a_row_filter_reads_no_constant_of_a_user_defined_type(victim: Database, rdsrepl: Program) -> None:
-    """The input of an array or a range of a domain runs the domain's CHECK, while the server reads the statement."""
+    """The input of an array or a range of a domain runs the CHECK of the domain while the server parses."""
     statements = (
         "CREATE DOMAIN public.sly AS text CHECK (evil.trip('a domain in a constant'))",
         "CREATE TYPE public.span AS RANGE (subtype = public.sly)",

@@ -1,4 +1,4 @@
-"""Publications: made from checked words, shown as they are, and checked for what will not replicate."""
+"""Publications: create, show, change and drop them, and check what they do not replicate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def shop(database: Database) -> Database:
-    """A database with two schemas of tables, plain and hostile."""
+    """A database with two schemas of tables, with ordinary and hostile names."""
     database.run(
         "CREATE SCHEMA sales",
         "CREATE TABLE sales.orders (id integer PRIMARY KEY, amount numeric, note text)",
@@ -121,7 +121,7 @@ BAD_WORDS: list[tuple[int, tuple[str, ...]]] = [
 
 @pytest.fixture
 def odd(db15: Database) -> Database:
-    """A database with a thing of each kind that cannot be published."""
+    """A database with an object of each kind that cannot be published."""
     db15.run(
         "CREATE SCHEMA sales",
         "CREATE TABLE sales.orders (id integer PRIMARY KEY)",
@@ -176,7 +176,7 @@ def test_rights_are_asked_for_before(db15: Database, rdsrepl: Program) -> None:
 
 
 def test_check_finds_what_the_server_will_refuse(database: Database, rdsrepl: Program) -> None:
-    """Each critical finding is proven: the statement it warns of really fails."""
+    """For each critical finding, the statement that it warns of fails."""
     database.run(
         "CREATE TABLE good (id integer PRIMARY KEY)",
         "CREATE TABLE bare (id integer)",
@@ -331,7 +331,7 @@ def test_add_and_remove_know_members_from_schemas_and_roots(db18: Database) -> N
     with closing(db18.connect()) as conn:
 
         def run(verb: Any, name: str, *tables: str, **more: Any) -> int:
-            """Apply the plan; return how many steps it had."""
+            """Apply the plan; return the number of its steps."""
             plan = verb(conn, name, publication_objects.RequestedObjects(tables=tables, **more))
             for step in plan.steps:
                 conn.execute(step.sql)
@@ -379,7 +379,7 @@ def test_a_type_is_no_column(db15: Database) -> None:
             assert [f"reads {read}," in warning for warning in plan.warnings] == ([True] if read else [])
 
 
-def test_a_standby_is_told_apart_before(db15: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_standby_is_refused_before_a_plan_is_made(db15: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     db15.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
     monkeypatch.setattr(publication_plans, "in_recovery", lambda conn: True)
     monkeypatch.setattr(publication_plans, "setting", lambda conn, name: "replica")
@@ -432,7 +432,7 @@ def test_only_the_owner_changes_a_publication(db15: Database, rdsrepl: Program) 
 
 
 def test_check_looks_behind_the_root(database: Database, rdsrepl: Program) -> None:
-    """With --via-root it is each partition's own identity that decides, proven by the server's refusal."""
+    """With --via-root the replica identity of each partition counts: the server refuses the statement."""
     database.run(
         "CREATE TABLE part (id integer PRIMARY KEY, v integer) PARTITION BY RANGE (id)",
         "CREATE TABLE low PARTITION OF part FOR VALUES FROM (0) TO (10)",
@@ -499,7 +499,7 @@ def test_virtual_columns_and_lists_on_18(db18: Database, rdsrepl: Program) -> No
 
 
 def test_before_15_there_are_whole_tables_only(db15: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The queries for 13 and 14 run on 15 just as well; what came with 15 is refused by name."""
+    """The queries for 13 and 14 also run on 15; the features of 15 are refused by name."""
     db15.run("CREATE TABLE t (id integer PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
     for module in (publications, publication_objects):
         monkeypatch.setattr(module, "server_version", lambda conn: 14)

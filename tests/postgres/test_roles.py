@@ -1,4 +1,4 @@
-"""Roles: who may replicate and why, secrets stay secret, and no other role is dropped."""
+"""Roles: which may replicate and why, passwords that stay secret, and roles that must not be dropped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def role(database: Database) -> Iterator[str]:
-    """A role's name, hostile on purpose; the role goes with the test."""
+    """A hostile name for a role, which is dropped after the test."""
     name = f'r "q" é🐘 {database.name}'
     yield name
     with closing(database.connect()) as conn:
@@ -79,7 +79,7 @@ def test_create_use_grant_drop(database: Database, role: str, rdsrepl: Program) 
 
 
 def test_the_clear_password_is_nowhere(database: Database, role: str, rdsrepl: Program) -> None:
-    """Neither in the server's log, which logs every statement, nor in what the program prints, with -vv as well."""
+    """Neither the log of the server, with every statement, nor the output of the program, with -vv, contains it."""
     secret = "cl3ar-text-Passw0rd"
     with closing(database.connect()) as conn:
         conn.execute(f"ALTER DATABASE \"{database.name}\" SET log_statement = 'all'")
@@ -145,7 +145,7 @@ def test_a_role_in_use_is_not_dropped(database: Database, role: str, rdsrepl: Pr
 def like_rds(
     request: pytest.FixtureRequest, servers: Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PostgresServer]:
-    """A server with rds_replication and a master user that is no superuser."""
+    """A server with rds_replication and a master user that is not a superuser."""
     made = PostgresServer(tmp_path_factory.mktemp("rds") / "rds", servers.get(request.param).binaries)
     made.initdb()
     made.start()
@@ -185,12 +185,12 @@ def test_on_rds_it_is_membership(like_rds: PostgresServer, rdsrepl: Program) -> 
 
 
 def carry_out(conn: Connection, plan: Plan) -> list[str]:
-    """Run a plan's statements; any warning of the server's is a failure of ours."""
-    said: list[str] = []
-    conn.add_notice_handler(lambda diagnostic: said.append(diagnostic.message_primary or ""))
+    """Run the statements of a plan; the server must not warn."""
+    notices: list[str] = []
+    conn.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary or ""))
     for step in plan.steps:
         conn.execute(step.sql)
-    assert said == []
+    assert notices == []
     return [step.text for step in plan.steps]
 
 
@@ -203,7 +203,7 @@ def master(like_rds: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def test_admin_option_alone_is_no_membership(master: Connection) -> None:
-    """Since 16 who creates a role has the ADMIN OPTION on it, and is not its member for that."""
+    """Since 16 the creator of a role has the ADMIN OPTION on it, but does not inherit its privileges."""
     carry_out(master, role_plans.create(master, "a_reader", password=None))
     try:
         assert roles.get(master, "master").reasons == ("member of rds_replication through rds_superuser",)
@@ -212,8 +212,8 @@ def test_admin_option_alone_is_no_membership(master: Connection) -> None:
         carry_out(master, role_plans.drop(master, "a_reader"))
 
 
-def test_rights_are_looked_at_before_anything_is_done(like_rds: PostgresServer, master: Connection) -> None:
-    """PostgreSQL only warns of a GRANT that grants nothing, when the role holds any other privilege there."""
+def test_privileges_are_checked_before_a_plan_is_made(like_rds: PostgresServer, master: Connection) -> None:
+    """PostgreSQL only warns of a GRANT that grants nothing, if the role has another privilege on the object."""
     with closing(like_rds.connect()) as admin:
         admin.execute("CREATE TABLE public.theirs (id integer)")
         admin.execute("GRANT INSERT ON public.theirs TO master")
@@ -253,7 +253,7 @@ def test_rights_are_looked_at_before_anything_is_done(like_rds: PostgresServer, 
             admin.execute("DROP ROLE IF EXISTS reader, their_reader, maker")
 
 
-def test_who_may_give_the_attribute(database: Database, role: str) -> None:
+def test_which_role_may_set_the_attribute(database: Database, role: str) -> None:
     maker = f"maker_{database.name}"
     with closing(database.connect()) as conn:
         conn.execute(f"CREATE ROLE {maker} CREATEROLE")
@@ -280,7 +280,7 @@ def test_who_may_give_the_attribute(database: Database, role: str) -> None:
             conn.execute(f"DROP ROLE {maker}")
 
 
-def test_drop_revokes_whatever_it_holds_here(database: Database, role: str) -> None:
+def test_drop_revokes_all_privileges_in_this_database(database: Database, role: str) -> None:
     owner = f'own "er" {{}} {database.name}'
     name, other = sql.Identifier(role), sql.Identifier(owner)
     with closing(database.connect()) as conn:
@@ -304,7 +304,7 @@ def test_drop_revokes_whatever_it_holds_here(database: Database, role: str) -> N
         conn.execute(sql.SQL("DROP ROLE {}").format(other))
 
 
-def test_drop_refuses_what_it_cannot_undo(database: Database, role: str, make_database: Any) -> None:
+def test_drop_refuses_what_it_cannot_revoke(database: Database, role: str, make_database: Any) -> None:
     elsewhere = make_database(database.server)
     quoted = sql.Identifier(role).as_string(None)
 
@@ -344,7 +344,7 @@ def test_names_of_schemas_and_tables(database: Database, role: str) -> None:
                 + sql.Identifier(role).as_string(None),
             ]
             assert f"those that {database.server.superuser} creates" in plan.warnings[0]
-        # PUBLIC may look into it already, and there is no table yet.
+        # PUBLIC already has USAGE on it, and it has no tables yet.
         assert len(role_plans.create(conn, role, password=None, schemas=["PUBLIC"]).steps) == 2
         for missing in ("nope", "a b", "a.b", '"'):
             with pytest.raises(errors.NotFound):
@@ -477,6 +477,6 @@ def test_a_password_is_changed_and_never_shown(database: Database, role: str, rd
         assert rdsrepl("role", "password", refused, "--generate-password", "--yes", dsn=database.dsn).code == code
     assert rdsrepl("role", "password", role, dsn=database.dsn).code == 2
     own = rdsrepl(*words, "--generate-password", dsn=as_role, env={"PGPASSWORD": made.json["password"]})
-    # Before 16 a role with the REPLICATION attribute cannot change its own password; on RDS no role has the attribute.
+    # Before 16 a role with the REPLICATION attribute may not change its own password; on RDS no role has the attribute.
     assert own.code == (5 if database.server.version < 16 else 0), own.err
     assert own.code == 0 or "as a superuser" in own.err

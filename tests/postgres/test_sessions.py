@@ -1,4 +1,4 @@
-"""What a session of the program is like: the same whatever others have set, and nothing is left behind in a pooler."""
+"""Sessions have the same parameters whatever the role and database set, and leave nothing behind in a pooler."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _PINNED = {
 
 @pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
 def place(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Database]:
-    """A database whose role has set everything otherwise: ``boss``, a superuser with a password."""
+    """A database with the role ``boss``, a superuser with a password and other settings for every parameter."""
     made = new_database(servers.get(request.param))
     made.run(
         "CREATE ROLE boss SUPERUSER LOGIN PASSWORD 'x'",
@@ -79,7 +79,7 @@ def shown(conn: connection.Connection, name: str) -> str:
 
 
 def test_a_session_has_what_the_program_depends_on(place: Database) -> None:
-    """Whatever the role has set: in an ordinary session, and in a replication session."""
+    """The settings of the role have no effect in an ordinary session and in a replication session."""
     with closing(psycopg.connect(**as_boss(place).keywords)) as conn:  # type: ignore[arg-type]
         row = conn.execute("SHOW datestyle").fetchone()
         assert row == ("German, DMY",)
@@ -91,7 +91,7 @@ def test_a_session_has_what_the_program_depends_on(place: Database) -> None:
         with connection.open(as_boss(place), replication=replication, settings={"lock_timeout": "2s"}) as conn:
             assert shown(conn, "lock_timeout") == "2s"
             assert shown(conn, "search_path") == ""
-        # The user's own options hold, but for the path and the forms of values.
+        # The options of the user have an effect, except on the path and the formats of values.
         options = "-c statement_timeout=7s -csearch_path=mine --lock-timeout=9s -c geqo=off"
         with connection.open(as_boss(place, options=options), replication=replication) as conn:
             found = [shown(conn, name) for name in ("statement_timeout", "lock_timeout", "geqo", "search_path")]
@@ -113,7 +113,7 @@ def test_a_timeout_that_no_statement_meets(place: Database, rdsrepl: Program) ->
 
 
 def test_what_the_server_has_is_read_not_what_the_session_has(place: Database) -> None:
-    """A parameter group is compared with the server's values, and proven by them."""
+    """A parameter group is compared with the values of the server, and verified by them."""
     wanted = {"statement_timeout": "300000", "lock_timeout": "1000", "bytea_output": "escape"}
     with connection.open(as_boss(place)) as conn:
         assert {name: found.setting for name, found in settings.ls(conn, wanted).items()} == wanted
@@ -143,7 +143,7 @@ class Pooler:
             pytest.skip("no pgbouncer: apt-get install pgbouncer")
         self.directory = directory
         (directory / "users").write_text('"boss" "x"\n')
-        # Without a query that resets sessions: what is left behind is seen.
+        # Without a query that resets sessions, so that the test sees what remains set.
         (directory / "pgbouncer.ini").write_text(
             f"[databases]\n* = host=127.0.0.1 port={place.server.port}\n[pgbouncer]\nlisten_addr =\n"
             f"unix_socket_dir = {directory}\nlisten_port = 6432\nauth_type = trust\nauth_file = {directory}/users\n"
@@ -159,7 +159,7 @@ class Pooler:
         self.dsn = f"host={directory} port=6432 user=boss dbname={place.name}"
 
     def session(self) -> tuple[int, dict[str, str]]:
-        """Return the server's process, and everything that is set in its session."""
+        """Return the PID of the server process, and all parameters of its session."""
         with closing(psycopg.connect(self.dsn, autocommit=True)) as conn:
             rows = conn.execute("SELECT name, setting FROM pg_settings WHERE name <> 'application_name'").fetchall()
             pid = conn.execute("SELECT pg_backend_pid()").fetchone()
@@ -169,7 +169,7 @@ class Pooler:
 
 @pytest.fixture
 def pooler(place: Database) -> Iterator[Pooler]:
-    """Session pooling in front of the one version, transaction pooling in front of the other."""
+    """Session pooling for one version, transaction pooling for the other."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pooler-")))
         directory.chmod(0o777)
@@ -180,7 +180,7 @@ def pooler(place: Database) -> Iterator[Pooler]:
 
 
 def test_through_a_pooler(pooler: Pooler, place: Database, rdsrepl: Program) -> None:
-    """Commands work as without one, or say why not; the next client has its own settings."""
+    """Commands work as without a pooler, or say why not; the next client has its own settings."""
     before = pooler.session()
     place.run("SELECT pg_create_logical_replication_slot('pooled', 'pgoutput')")
     try:
@@ -213,7 +213,7 @@ def test_through_a_pooler(pooler: Pooler, place: Database, rdsrepl: Program) -> 
 
 
 def test_values_through_a_pooler(pooler: Pooler, place: Database) -> None:
-    """What is set holds in each transaction, begun by a statement or by the program."""
+    """The parameters are set in each transaction, begun by a statement or by the program."""
     with connection.open(Target("pooled", pooler.dsn), settings={"lock_timeout": "3s"}) as conn:
         assert connection.is_pooled(conn)
         expected = {**_PINNED, "lock_timeout": "3s"}

@@ -1,4 +1,4 @@
-"""Slots: the catalogue's columns, safe creation, and nothing dropped or moved by mistake."""
+"""Slots: the columns of the catalog, safe creation, and guards against drops and advances by mistake."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mine(rdsrepl: Program, database: Database) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def name(database: Database) -> str:
-    """A slot name of the test's own: slots belong to the whole server."""
+    """A slot name for this test only, as slots belong to the whole server."""
     return f"s_{database.name}"
 
 
@@ -152,8 +152,8 @@ def test_a_running_transaction_is_named_and_no_orphan_stays(database: Database, 
         time.sleep(1.5)
         stopped.send_signal(signal.SIGINT)
         assert stopped.wait(timeout=30) == 130
-        # The killed client's backend must notice by itself, before the transaction ends.
-        wait_until(lambda: not database.run(waiting), "the server gives up")
+        # The backend must detect that its client was killed, before the transaction ends.
+        wait_until(lambda: not database.run(waiting), "the server cancels the creation")
         blocker.execute("COMMIT")
     time.sleep(0.5)
     assert mine(rdsrepl, database) == []
@@ -273,7 +273,7 @@ def test_a_server_that_is_not_ready_says_why(lonely: PostgresServer, rdsrepl: Pr
 
 @pytest.mark.parametrize("version", [15, 18])
 def test_on_a_standby(version: int, servers: Any, rdsrepl: Program, tmp_path: Path) -> None:
-    """Listing works on every standby; creating and streaming since 16."""
+    """A standby supports slot list in every version, slot create and slot tail since 16."""
     writer = PostgresServer(tmp_path / "w", servers.get(version).binaries)
     writer.initdb()
     writer.start()
@@ -371,7 +371,7 @@ def test_a_lost_slot_is_lost_by_any_of_three_columns(column: dict[str, Any], rea
 
 
 def test_a_conflicting_slot_is_not_verified(servers: Servers, tmp_path: Path) -> None:
-    """PostgreSQL 16 does not show a slot as lost that conflicted with recovery on a standby."""
+    """PostgreSQL 16 does not set wal_status to lost for a slot that conflicted with recovery on a standby."""
     writer = PostgresServer(tmp_path / "w", servers.get(16).binaries, settings={"autovacuum": "off"})
     writer.initdb()
     writer.start()
@@ -380,7 +380,9 @@ def test_a_conflicting_slot_is_not_verified(servers: Servers, tmp_path: Path) ->
         reader.start()
         with ThreadPoolExecutor(1) as pool, closing(reader.connect()) as conn, closing(writer.connect()) as source:
             made = pool.submit(conn.execute, "SELECT pg_create_logical_replication_slot('sb', 'pgoutput')")
-            wait_until(lambda: source.execute("SELECT pg_log_standby_snapshot()") and made.done(), "the slot is made")
+            wait_until(
+                lambda: source.execute("SELECT pg_log_standby_snapshot()") and made.done(), "the slot is created"
+            )
             source.execute("CREATE TABLE public.t (id integer); DROP TABLE public.t")
             source.execute("VACUUM FULL pg_catalog.pg_class")
             conflict = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'sb' AND conflicting"
