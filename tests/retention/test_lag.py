@@ -17,9 +17,11 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from rdsrepl.cli.slot.check import check as check_command
 from rdsrepl.errors import BadValue
 from rdsrepl.retention import thresholds
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests import ROOT
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start
 
@@ -93,6 +95,27 @@ def test_thresholds_that_make_no_sense(warn: list[str], critical: list[str], sai
     with pytest.raises(BadValue) as caught:
         thresholds.parse(warn, critical)
     assert said in f"{caught.value.message}; {caught.value.hint}"
+
+
+def test_the_help_and_the_page_name_the_default_thresholds() -> None:
+    """The defaults are in ``thresholds``; the help of ``slot check`` and docs/retention.md quote them."""
+    rows = [row for row in (ROOT / "docs" / "retention.md").read_text().splitlines() if row.startswith("| `")]
+    documented = {cells[1].split()[0].strip("`"): cells[2:4] for cells in (row.split("|") for row in rows)}
+    help_text = " ".join((check_command.__doc__ or "").split())
+    for measure, texts, words in (
+        ("retained", ("10 GB", "100 GB"), "10 GB and 100 GB of WAL retained"),
+        ("time-to-break", ("1 day", "1 hour"), "a failure forecast within a day and within an hour"),
+        ("inactive", ("1 hour", ""), "inactive for an hour (warning only)"),
+        ("xid-age", ("500,000,000", "1,000,000,000"), "held back by 500 million and by one billion transactions"),
+    ):
+        assert words in help_text
+        field = thresholds.MEASURES[measure]
+        for cell, text, defaults in zip(
+            documented[measure], texts, (thresholds.DEFAULT_WARNING, thresholds.DEFAULT_CRITICAL), strict=True
+        ):
+            assert cell.strip() == text
+            value = re.sub(r"[ ,]|(?<= [a-z])[a-z]+", "", text) or None
+            assert getattr(defaults, field.field) == (None if value is None else field.parse(value))
 
 
 # slot lag.
