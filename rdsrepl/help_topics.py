@@ -96,8 +96,8 @@ def unknown(words: Iterable[str], commands: Iterable[str]) -> NotFound:
     near = closest(asked, pages)
     if near is not None:
         hint = f"did you mean {pages[near]}?"
-    elif found := [name for name in names() if asked.lower() in read(name).lower()]:
-        hint = "pages that mention it: " + ", ".join(f"rdsrepl help {name}" for name in found[:4])
+    elif mentions := [name for name in names() if asked.lower() in read(name).lower()]:
+        hint = "pages that mention it: " + ", ".join(f"rdsrepl help {name}" for name in mentions[:4])
     else:
         hint = "list the topics: rdsrepl help"
     return NotFound(f"{asked!r} is not a help topic", hint=hint)

@@ -222,7 +222,7 @@ def console(stream: TextIO, *, hides_secrets: bool | None = None) -> Console:
     """
     terminal = stream.isatty()
     hides = stream is sys.stderr if hides_secrets is None else hides_secrets
-    made: Console = _console_class()(
+    safe_console: Console = _console_class()(
         (lambda text: shown(mask(text))) if hides else shown,
         file=stream,
         highlight=False,
@@ -233,7 +233,7 @@ def console(stream: TextIO, *, hides_secrets: bool | None = None) -> Console:
         no_color=not colours(stream),
         force_terminal=terminal,
     )
-    return made
+    return safe_console
 
 
 @cache

@@ -77,30 +77,30 @@ class AwsRunner:
         in_a_row, missing_since = 0, None
         for pause in self._timing.pauses():
             try:
-                found = step.probe(self._target)
+                condition = step.probe(self._target)
                 missing_since = None
-                in_a_row = in_a_row + 1 if found.met else 0
+                in_a_row = in_a_row + 1 if condition.met else 0
             except errors.Unreachable as exc:
-                found = Condition(False, exc.message)
+                condition = Condition(False, exc.message)
             except errors.NotFound as exc:
                 missing_since = clock() if missing_since is None else missing_since
                 if not refusals.is_missing(exc) or clock() - missing_since >= self._timing.missing:
                     raise
-                found, in_a_row = Condition(False, "not found yet"), 0
+                condition, in_a_row = Condition(False, "not found yet"), 0
             elapsed = clock() - started
             if in_a_row >= step.confirmations:
-                return StepResult(step, dict(found.facts), elapsed)
-            if found.failed is not None:
-                raise errors.Error(f"{step.summary}: {found.failed}", hint=found.remedy)
-            if elapsed >= step.timeout_seconds and not found.met:
+                return StepResult(step, dict(condition.facts), elapsed)
+            if condition.failed is not None:
+                raise errors.Error(f"{step.summary}: {condition.failed}", hint=condition.remedy)
+            if elapsed >= step.timeout_seconds and not condition.met:
                 raise errors.TimedOut(
                     f"{step.summary}: timed out after {format_duration(step.timeout_seconds)}; "
-                    f"current state: {found.state}",
+                    f"current state: {condition.state}",
                     hint="the operation may still complete: run the command again, or with a longer --timeout",
                 )
-            self._waiting(step, elapsed, [found.state])
+            self._waiting(step, elapsed, [condition.state])
             left = max(step.timeout_seconds - elapsed, 0.0)
-            self._timing.sleep(self._timing.confirm if found.met else min(pause, left))
+            self._timing.sleep(self._timing.confirm if condition.met else min(pause, left))
         raise AssertionError("pauses() does not end")
 
     def _is_needed(self, needed: Callable[[Target], bool]) -> bool:

@@ -217,10 +217,10 @@ class _Lookup:
         return None if server is None else location_of(server)
 
 
-def _token(target: Target, found: Mapping[str, str]) -> Mapping[str, str]:
+def _token(target: Target, known: Mapping[str, str]) -> Mapping[str, str]:
     from psycopg.conninfo import conninfo_to_dict
 
-    given = {**found, **conninfo_to_dict(target.dsn), **target.keywords}
+    given = {**known, **conninfo_to_dict(target.dsn), **target.keywords}
     host, user = given.get("host"), given.get("user") or os.environ.get("PGUSER")
     if not host or not user:
         raise UsageError(

@@ -103,21 +103,21 @@ def find(aws: Aws, name: str, kind: ResourceKind | None = None) -> ParameterGrou
         NotFound: it does not exist.
         BadValue: a group of each kind has this name.
     """
-    found = []
+    groups = []
     for one in KINDS if kind is None else (kind,):
         try:
-            found.append(get(aws, one, name))
+            groups.append(get(aws, one, name))
         except NotFound as exc:
             missing = exc
-    if not found:
+    if not groups:
         missing.message = f"parameter group {name} does not exist"
         missing.hint = "list the groups: rdsrepl param-group list (choose another region with --region)"
         raise missing
-    if len(found) > 1 and not found[0].is_default:
+    if len(groups) > 1 and not groups[0].is_default:
         raise BadValue(
             f"a cluster and an instance parameter group have the name {name}", hint="choose one: --kind cluster"
         )
-    return found[0]
+    return groups[0]
 
 
 def parameters(aws: Aws, kind: ResourceKind, name: str) -> dict[str, Parameter]:
@@ -322,16 +322,16 @@ def _read_back(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> Wai
 
 
 def _all_set(target: Target, *, kind: ResourceKind, name: str, wanted: Mapping[str, str]) -> Condition:
-    found = parameters(target.aws, kind, name)
-    differ = [key for key, value in wanted.items() if key not in found or found[key].value != value]
+    current = parameters(target.aws, kind, name)
+    differ = [key for key, value in wanted.items() if key not in current or current[key].value != value]
     state = f"not visible yet: {', '.join(differ)}" if differ else "all values as set"
     return Condition(not differ, state, facts={"read back": f"{len(wanted)} parameters as set"})
 
 
 def _none_set(target: Target, *, kind: ResourceKind, name: str, names: frozenset[str]) -> Condition:
-    found = {key for key, row in parameters(target.aws, kind, name).items() if row.source == "user"} & names
-    state = f"still set: {', '.join(sorted(found))}" if found else "at the engine's defaults"
-    return Condition(not found, state, facts={"read back": f"{len(names)} parameters at the engine's defaults"})
+    still_set = {key for key, row in parameters(target.aws, kind, name).items() if row.source == "user"} & names
+    state = f"still set: {', '.join(sorted(still_set))}" if still_set else "at the engine's defaults"
+    return Condition(not still_set, state, facts={"read back": f"{len(names)} parameters at the engine's defaults"})
 
 
 def _group(kind: ResourceKind, row: Mapping[str, Any]) -> ParameterGroup:

@@ -68,12 +68,12 @@ def shards(aws: Aws, name: str) -> tuple[Shard, ...]:
     Raises:
         NotFound: the stream does not exist.
     """
-    found = []
+    result = []
     for row in session.pages(aws, "kinesis", "ListShards", "Shards", reference(name)):
         parents = (row.get("ParentShardId"), row.get("AdjacentParentShardId"))
         is_open = "EndingSequenceNumber" not in row["SequenceNumberRange"]
-        found.append(Shard(row["ShardId"], tuple(parent for parent in parents if parent), is_open))
-    return tuple(found)
+        result.append(Shard(row["ShardId"], tuple(parent for parent in parents if parent), is_open))
+    return tuple(result)
 
 
 def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, timeout_seconds: float) -> Plan:
@@ -96,19 +96,19 @@ def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, t
     title = f"create stream {name}"
     wait = Wait(f"wait until stream {name} is active", partial(_active, name=name), timeout_seconds)
     try:
-        there = get(aws, name)
+        existing = get(aws, name)
     except NotFound:
         pass
     else:
         compared: dict[str, tuple[object, object]] = {
-            "status": (there.status, there.status if there.status != "DELETING" else "ACTIVE"),
-            "mode": (there.mode, mode),
+            "status": (existing.status, existing.status if existing.status != "DELETING" else "ACTIVE"),
+            "mode": (existing.mode, mode),
             # A stream that is being created has no shards yet.
-            "shards": (there.shards, None if there.status == "CREATING" else shards),
-            "record size": (there.record_bytes // 1024, record_kib),
+            "shards": (existing.shards, None if existing.status == "CREATING" else shards),
+            "record size": (existing.record_bytes // 1024, record_kib),
         }
         require_same(f"stream {name}", compared, hint=f"show it: {command('stream show {}', name)}")
-        if there.status == "ACTIVE":
+        if existing.status == "ACTIVE":
             return Plan(title, (), unchanged="the stream already exists as requested")
         return Plan(title, (wait,), (f"stream {name} already exists: the plan only waits for it",))
     request: dict[str, Any] = {"StreamName": name, "StreamModeDetails": {"StreamMode": mode}}
@@ -157,8 +157,8 @@ def get(aws: Aws, name: str) -> KinesisStream:
         Unreachable: the endpoint is not Kinesis.
     """
     named = reference(name)
-    if "StreamARN" in named and (here := session.region(aws)) not in (None, there := name.split(":")[3]):
-        raise BadValue(f"stream {name} is not in region {here}", hint=f"use --region {there}")
+    if "StreamARN" in named and (configured := session.region(aws)) not in (None, region := name.split(":")[3]):
+        raise BadValue(f"stream {name} is not in region {configured}", hint=f"use --region {region}")
     answer = session.call(aws, "kinesis", "DescribeStreamSummary", named)
     if "StreamDescriptionSummary" not in answer:
         raise Unreachable(

@@ -1,4 +1,4 @@
-"""``cluster`` and ``instance`` over the sandbox's RDS: what is shown, refused, waited for, and typed before it goes."""
+"""``cluster`` and ``instance`` on the sandbox: output, refusals, waits, and confirmations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("delayed")]
 
 @pytest.fixture
 def name(cloud: Cloud) -> Iterator[str]:
-    """A name that is free; the instance or cluster of it goes with the test."""
+    """A free name; an instance or cluster with this name is deleted after the test."""
     made = f"c-{uuid.uuid4().hex[:8]}"
     yield made
     cloud.faults()
@@ -46,7 +46,7 @@ def test_list_and_show(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "expected_text"),
     [
         (("cluster", "create", "x", "--class", "db.r6gd.large"), 2, "--storage"),
         (("cluster", "create", "x", "--class", "large", "--storage", "100"), 2, "db.r6gd.large"),
@@ -83,14 +83,14 @@ def test_list_and_show(cloud: Cloud) -> None:
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else None,
 )  # fmt: skip
-def test_bad_input(cloud: Cloud, words: tuple[str, ...], code: int, said: str) -> None:
+def test_bad_input(cloud: Cloud, words: tuple[str, ...], code: int, expected_text: str) -> None:
     failed = cloud(*words, *(["--yes"] if words[1] != "delete" else []))
     assert failed.code == code, failed.out + failed.err
-    assert said in failed.err and "Traceback" not in failed.err
+    assert expected_text in failed.err and "Traceback" not in failed.err
     assert "hint: " in failed.err
 
 
-def test_a_delete_needs_the_identifier_and_yes_is_not_it(cloud: Cloud) -> None:
+def test_a_delete_needs_the_identifier_and_not_yes(cloud: Cloud) -> None:
     words = ("cluster", "delete", "sandbox", "--skip-final-snapshot")
     unconfirmed = cloud(*words, "--yes")
     assert unconfirmed.code == 4 and "--confirm sandbox" in unconfirmed.err
@@ -112,23 +112,23 @@ def test_the_identifier_is_typed_at_a_terminal(cloud: Cloud, name: str) -> None:
 
 
 def typed(cloud: Cloud, name: str, answer: str) -> int:
-    """Run the deletion at a terminal of its own and answer its question; return the exit code."""
+    """Run the deletion on a pseudo-terminal and answer its question; return the exit code."""
     ours, theirs = pty.openpty()
     words = [*cloud.program.command, "instance", "delete", name, "--skip-final-snapshot"]
     process = subprocess.Popen(words, env=cloud.program.env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
-    said, answered, deadline = b"", False, time.monotonic() + 60
+    expected_text, answered, deadline = b"", False, time.monotonic() + 60
     while time.monotonic() < deadline:
         if select.select([ours], [], [], 0.2)[0]:
             try:
-                said += os.read(ours, 65536)
+                expected_text += os.read(ours, 65536)
             except OSError:
                 break
-        if not answered and f": type {name} to confirm:".encode() in said:
+        if not answered and f": type {name} to confirm:".encode() in expected_text:
             os.write(ours, answer.encode() + b"\n")
             answered = True
     os.close(ours)
-    assert answered, said.decode()
+    assert answered, expected_text.decode()
     return process.wait(30)
 
 
@@ -149,7 +149,7 @@ def test_an_instance_with_a_password_from_a_secret(cloud: Cloud, name: str) -> N
     manager.delete_secret(SecretId=secret["ARN"], ForceDeleteWithoutRecovery=True)
 
 
-def test_a_reboot_is_seen_and_waited_for(cloud: Cloud, name: str) -> None:
+def test_a_reboot_is_verified(cloud: Cloud, name: str) -> None:
     cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
     started = "SELECT pg_postmaster_start_time()"
     before = cloud("psql", "--instance", name, "--", "-Atc", started).out
@@ -171,7 +171,7 @@ def test_a_cluster_is_rebooted_member_by_member(cloud: Cloud) -> None:
 
 
 def start_time(cloud: Cloud, member: str) -> str:
-    """Ask a member of the sandbox's cluster, at its own endpoint, since when it runs."""
+    """Return the start time of a member of the sandbox cluster, read at its own endpoint."""
     instance = cloud("instance", "show", member, "-o", "json").json["instance"]
     dsn = f"host={instance['endpoint']} port={instance['port']} dbname=app user=dbadmin"
     query = "SELECT pg_postmaster_start_time()"
@@ -199,7 +199,7 @@ def test_a_reboot_that_does_not_end_in_time(cloud: Cloud, name: str) -> None:
     cloud.delays()
     late = cloud("instance", "reboot", name, "--yes", "--timeout", "0.01s", "-o", "json")
     assert late.code == 6, late.out + late.err
-    assert late.error["done"] == [f"reboot instance {name}"], "what was done is said"
+    assert late.error["done"] == [f"reboot instance {name}"], "the error lists what was done"
     assert f"{name} rebooting" in late.error["message"] and "--timeout" in late.error["hint"]
     until_available(cloud, name)
 
@@ -211,12 +211,12 @@ def until_available(cloud: Cloud, name: str) -> None:
         time.sleep(0.2)
 
 
-def test_what_is_in_the_middle_of_something_is_refused(cloud: Cloud, name: str) -> None:
+def test_an_operation_in_progress_is_refused(cloud: Cloud, name: str) -> None:
     cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
     cloud.delays()
     cloud.client("rds").reboot_db_instance(DBInstanceIdentifier=name)
     refused = cloud("instance", "reboot", name, "--yes")
-    # Either it is refused, or the machine was so slow that the first reboot was over.
+    # It is refused, unless the machine was so slow that the first reboot had ended.
     assert refused.code in (0, 4)
     if refused.code == 4:
         assert "is rebooting, not available" in refused.err and f"instance show {name}" in refused.err
@@ -233,7 +233,7 @@ def test_a_protected_instance_is_not_deleted(cloud: Cloud, name: str) -> None:
     until_available(cloud, name)
 
 
-def test_a_plan_that_breaks_says_what_was_done(cloud: Cloud, name: str) -> None:
+def test_a_plan_that_fails_lists_what_was_done(cloud: Cloud, name: str) -> None:
     cloud.faults({"service": "rds", "operation": "CreateDBInstance", "code": "InstanceQuotaExceeded", "status": 400,
                   "message": "Cannot create more", "times": 5})  # fmt: skip
     words = ("--engine", "aurora-postgresql", "--class", "db.r6g.large", "--yes", "-o", "json")
@@ -255,8 +255,8 @@ def test_a_plan_that_breaks_says_what_was_done(cloud: Cloud, name: str) -> None:
     assert (complete.code, complete.json["status"]) == (0, "unchanged"), "and then there is nothing left to make"
 
 
-def test_attach_walks_the_replicas_first_and_proves_it(cloud: Cloud, name: str) -> None:
-    """The path of an instance with a read replica: refused alone, safe together, and back again the other way round."""
+def test_attach_reboots_replicas_first_and_verifies_it(cloud: Cloud, name: str) -> None:
+    """An instance with a read replica: refused alone, safe together, and lowered in the other order."""
     replica = f"{name}-r"
     big, small = f"{name}-big", f"{name}-small"
     version = "15"
@@ -297,6 +297,6 @@ def test_attach_walks_the_replicas_first_and_proves_it(cloud: Cloud, name: str) 
 
 
 def calls(document: dict[str, list[dict[str, object]]]) -> list[object]:
-    """Return which instance each call of a plan is about."""
+    """Return the instance of each call of a plan."""
     requests = [step["parameters"] for step in document["steps"] if "operation" in step]
     return [request["DBInstanceIdentifier"] for request in requests if isinstance(request, dict)]

@@ -1,4 +1,4 @@
-"""What AWS returns: versions with suffixes, other engines, statuses, formulas, sources, secrets without a value."""
+"""Unusual values of AWS: version suffixes, other engines, statuses, formulas, sources, secrets without a value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(120)
 SUFFIX = "-rds.20260224"
 
 
-# 4: versions.
+# Versions.
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_versions(text: str, expected: tuple[int, int, int] | None) -> None:
 
 
 @given(st.text(max_size=40))
-def test_no_version_ends_anything(text: str) -> None:
+def test_an_unknown_version_is_no_error(text: str) -> None:
     for kind in ("instance", "multi_az_cluster", "aurora"):
         support = release_support.logical_replication(kind, text)
         assert support.words and (support.supported is not None or "cannot be read" in support.words)
 
 
-def test_what_a_release_can_do_with_a_suffix_and_without() -> None:
+def test_a_suffix_does_not_change_support() -> None:
     assert release_support.logical_replication("multi_az_cluster", "15.2-rds.20260224").supported is False
     assert release_support.logical_replication("multi_az_cluster", "15.3-R2-rds.20260224").supported is True
     assert release_support.logical_replication("instance", "13.23-rds.20260224").supported is True
@@ -97,7 +97,7 @@ def test_checks_of_a_version_that_cannot_be_read() -> None:
     assert list(configuration.engine_version(known(engine_version="13.23-rds.20260224"))) == []
 
 
-# 11: other engines.
+# Other engines.
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_other_engines_are_refused_by_name(name: str, label: str) -> None:
         engines.require_postgres(row, "instance", "shop")
 
 
-# 12: formulas.
+# Formulas.
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_formulas_as_aws_prints_them(text: str, expected: int | None, spelled: s
     assert formulas.read(text, what) == expected
     raised = formulas.raise_floor(text, 40)
     assert spelled in (None, raised)
-    # What is sent to AWS is spelled as the user guide spells it.
+    # Formulas that are sent to AWS have the notation of the user guide.
     formulas.variables(raised)
     if expected is not None:
         assert formulas.evaluate(raised, what) == max(40, expected)
@@ -156,7 +156,7 @@ UNREADABLE = ["IF({TrueIfReplica},1,0)", "{DBInstanceVCPU+1}", "GREATEST({Cores*
 
 
 @pytest.mark.parametrize("text", [*UNREADABLE, "{" * 99, "9" * 5000, "log(-1)", "log(1,2)", "", "\x1b[2J"])
-def test_what_cannot_be_read_is_not_known(text: str) -> None:
+def test_an_unreadable_formula_is_unknown(text: str) -> None:
     assert formulas.read(text, hardware("db.m5.large")) is None
 
 
@@ -172,7 +172,7 @@ def default(value: str | None) -> sizing.Default:
 
 
 @pytest.mark.parametrize("text", UNREADABLE)
-def test_a_default_that_cannot_be_read_does_not_end_create(text: str) -> None:
+def test_an_unreadable_default_does_not_fail_create(text: str) -> None:
     names = [name for name in sizing.SIZED_PARAMETERS if name.startswith("max_") and name != "max_slot_wal_keep_size"]
     names += ["autovacuum_max_workers", "max_parallel_workers"]
     on = {"rds.logical_replication": sizing.Default("0", "static", "0,1", True, "boolean")}
@@ -192,11 +192,11 @@ def test_checks_take_formulas_as_aws_prints_them() -> None:
         assert capacity._in_group(replace(known(), parameters={"p": row}), "p") == expected
 
 
-# 13: blue/green deployments, and upgrades of Aurora.
+# Blue/green deployments, and upgrades of aurora.
 
 
 @pytest.mark.parametrize("topology", ["instance", "aurora"])
-def test_what_slots_stand_in_the_way_of(topology: Any) -> None:
+def test_slots_block_blue_green_and_upgrades(topology: Any) -> None:
     consumed = slot("orders_cdc", lag_bytes=0)
     facts = replace(known(topology=topology, engine_version="17.4"), slots=(consumed,))
     (found,) = slots.upgrade_slots(facts)
@@ -204,10 +204,10 @@ def test_what_slots_stand_in_the_way_of(topology: Any) -> None:
     assert ("the Aurora guide differ" in found.message and "or upgrade" in found.remedy) is (topology == "aurora")
 
 
-# 14: statuses.
+# Statuses.
 
 
-def test_what_statuses_mean() -> None:
+def test_statuses() -> None:
     assert statuses.is_usable("storage-optimization") and statuses.is_usable("storage-initialization")
     assert statuses.is_usable("storage-config-upgrade") and not statuses.is_usable("modifying")
     assert not statuses.is_dead_end("backing-up") and not statuses.is_dead_end("something-new")
@@ -223,7 +223,7 @@ def test_what_statuses_mean() -> None:
     assert list(configuration.availability(known(status="storage-optimization"))) == []
 
 
-def test_in_which_order_servers_are_rebooted() -> None:
+def test_reboot_order() -> None:
     members = (clusters.Member("w", True, "in-sync"), clusters.Member("r", False, "in-sync"))
     made = clusters.Cluster("c", "aurora", "aurora-postgresql", "16.4", "available", members=members)
 
@@ -243,7 +243,7 @@ def test_in_which_order_servers_are_rebooted() -> None:
     assert rollout.MemoryChanges((), ()).writer_first(multi_az) is False
 
 
-def test_which_storage_is_asked_for() -> None:
+def test_requested_storage() -> None:
     new = clusters.NewCluster("c", "multi_az_cluster", "db.r6gd.large", storage_type="gp3")
     assert rds_options.storage_request(new).startswith("storage type gp3 is sent without Iops; if AWS requires")
     words = rds_options.storage_request(replace(new, storage_type="io1", iops=3000))
@@ -271,7 +271,7 @@ def test_hints(code: str, text: str, kind: type[errors.Error], hint: str) -> Non
     assert found is kind and hint in (words or "")
 
 
-# End to end, with everything that AWS returns now and then.
+# End to end, with unusual values of AWS.
 
 
 @pytest.fixture
@@ -331,7 +331,7 @@ def test_versions_formulas_and_sources(cloud: Cloud) -> None:
     assert re.match(r"GREATEST\(\$DBInstanceVCPU\*2,8\)", changes["max_worker_processes"]["default"])
     assert re.fullmatch(r"GREATEST\(\{DBInstanceVCPU\*2\},\d+\)", changes["max_worker_processes"]["value"])
     assert ok(cloud(*make, "--set", "max_wal_senders=60")).json["status"] == "unchanged"
-    # Set to its default it is not the user's any more, as AWS says, and is read back all the same.
+    # AWS does not report source user for a value that equals the default; the value is still read back.
     first = next(row for row in rows(cloud, name) if row["name"] == "max_wal_senders")
     base = parameter_default(cloud, name)
     assert first["source"] == "user" and first["value"] == "60" != base
@@ -371,7 +371,7 @@ def test_statuses_of_the_cluster(cloud: Cloud, unusual: None) -> None:
     assert len(run(waits, cloud, clock)[0]) == 2 and clock.now < 60
     ok(cloud(*plan))
     assert cloud("doctor", "--cluster", "sandbox", "--only", "availability").code == 0
-    # A wait ends at once where nothing comes any more, of a member as of the cluster.
+    # A wait ends at once if the cluster or a member needs a repair.
     for name, status, remedy in (
         ("sandbox", "stopped", "aws rds start-db-cluster --db-cluster-identifier sandbox"),
         ("sandbox", "inaccessible-encryption-credentials-recoverable", "enable its KMS key"),
@@ -392,7 +392,7 @@ def test_a_secret_without_a_value(cloud: Cloud) -> None:
     secret = f"s-{uuid.uuid4().hex[:8]}"
     api = cloud.client("secretsmanager")
     api.create_secret(Name=secret)
-    # moto has another text here than Secrets Manager.
+    # The error text of moto differs from that of Secrets Manager.
     nothing = {
         "service": "secretsmanager",
         "operation": "GetSecretValue",

@@ -1,4 +1,4 @@
-"""IAM policies: only actions that exist, only what a command needs, on ARNs as narrow as the action allows."""
+"""IAM policies: only actions that exist, only what a command needs, on the narrowest ARNs that the action allows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 HERE: dict[str, Any] = {"region": "eu-west-1", "account": "123456789012"}
 ARN = "arn:aws:rds:eu-west-1:123456789012"
-# Actions that are no API operation: https://docs.aws.amazon.com/service-authorization/ lists them all the same.
+# Actions that are not API operations: https://docs.aws.amazon.com/service-authorization/ lists them.
 NO_OPERATION = {"rds-db:connect"}
-# Commands that never leave this machine.
+# Commands that use no network.
 LOCAL = ("config", "sandbox", "demo", "help", "iam-policy", "runbook", "stream policy")
 
 
@@ -44,7 +44,7 @@ def verbs() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", sorted(verbs()))
-def test_every_command_that_leaves_this_machine_has_a_policy(command: str) -> None:
+def test_every_command_that_uses_the_network_has_a_policy(command: str) -> None:
     assert command in COMMANDS
 
 
@@ -60,7 +60,7 @@ def test_every_action_is_an_operation_of_the_service(auth: iam_grants.Auth) -> N
         assert name in operations[service], action
 
 
-# Which resource types an action takes, by the service authorization reference ("*": none).
+# The resource types of each action in the service authorization reference ("*": none).
 TYPES = {
     "cloudwatch:GetMetricData": {"*"},
     "cloudwatch:PutMetricData": {"*"},
@@ -116,7 +116,7 @@ TYPES = {
 
 
 def kind_of(arn: str) -> str:
-    """Return a resource's type, which stands before a colon or a slash."""
+    """Return the type of a resource: the part before a colon or slash."""
     return "*" if arn == "*" else arn.split(":", 5)[5].replace("/", ":").split(":")[0]
 
 
@@ -268,14 +268,14 @@ def test_keys_are_only_used_through_their_service_and_roles_only_made_for_rds() 
     }
 
 
-def test_a_nouns_policy_is_that_of_its_verbs() -> None:
+def test_the_policy_of_a_noun_covers_its_verbs() -> None:
     noun, verbs_ = by_action(policy(["cluster"], PolicyScope(**HERE))), commands("cluster")
     assert verbs_ == tuple(f"cluster {verb}" for verb in ("list", "show", "create", "reboot", "failover", "delete"))
     assert noun == by_action(policy(verbs_, PolicyScope(**HERE)))
     assert noun.keys() == {action for verb in verbs_ for action in by_action(policy([verb], PolicyScope(**HERE)))}
 
 
-def test_the_whole_fits_into_one_managed_policy() -> None:
+def test_all_commands_fit_into_one_managed_policy() -> None:
     scope = PolicyScope(**HERE, cluster="c" * 63, members="m" * 63, parameter_group="g" * 60, secret="s" * 60)
     text = json.dumps(policy([], scope).document(), separators=(",", ":"))
     assert len(text) <= 6144, "IAM counts characters without white space"
@@ -296,14 +296,14 @@ def test_the_whole_fits_into_one_managed_policy() -> None:
         PolicyScope(resource_id="x y"),
     ],
 )
-def test_what_is_malformed_is_refused(scope: PolicyScope) -> None:
+def test_malformed_values_are_refused(scope: PolicyScope) -> None:
     with pytest.raises(BadValue) as caught:
         policy([], scope)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("words", ["slots", "", "cluster reboots", "clust"])
-def test_an_unknown_command_is_refused_and_the_known_are_named(words: str) -> None:
+def test_an_unknown_command_is_refused_with_the_known_ones(words: str) -> None:
     with pytest.raises(BadValue) as caught:
         policy([words], PolicyScope())
     for known in ("param-group list|show|create", "doctor", "slot create|"):
@@ -326,14 +326,14 @@ def test_the_command_prints_json_and_takes_the_target(rdsrepl: Program) -> None:
     assert "secretsmanager" not in token.out
 
 
-def test_the_command_refuses_what_it_does_not_know(rdsrepl: Program) -> None:
+def test_the_command_refuses_unknown_names(rdsrepl: Program) -> None:
     result = rdsrepl("iam-policy", "--for", "slot tails")
     assert result.code == 2
     assert "'slot tails' is not a command" in result.err
     assert "tail" in result.err.split("hint:")[1]
 
 
-def test_slot_tail_may_write_to_the_stream_that_is_named_and_only_then() -> None:
+def test_slot_tail_may_write_only_to_a_named_stream() -> None:
     def actions(**scope: str) -> set[str]:
         return {
             action for one in policy(["slot tail"], PolicyScope(**HERE, **scope)).statements for action in one.actions

@@ -1,4 +1,4 @@
-"""The door to AWS: every code that is handled, credentials and regions, retries, secrets and tokens."""
+"""Calls to AWS: error codes, credentials and regions, retries, secrets and tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rdsrepl.postgres import conninfo
 from rdsrepl.retention import rds_metrics
 from tests.fixtures.sandbox import Cloud
 
-# What AWS says, on which call, and what becomes of it.
+# Error code, message, call, and the expected error.
 CODES = [
     ("Throttling", 400, "throttled", 5),
     ("ThrottlingException", 400, "throttled", 5),
@@ -88,7 +88,7 @@ def fault(operation: str, code: str, status: int = 400, **more: Any) -> Mapping[
 
 
 @pytest.mark.parametrize(("code", "status", "name", "exit_code"), CODES, ids=[row[0] for row in CODES])
-def test_each_code_becomes_one_of_ours_with_a_remedy(
+def test_each_code_becomes_an_error_with_a_remedy(
     cloud: Cloud, code: str, status: int, name: str, exit_code: int
 ) -> None:
     cloud.faults(fault("DescribeDBClusters", code, status, times=100))
@@ -100,7 +100,7 @@ def test_each_code_becomes_one_of_ours_with_a_remedy(
     assert caught.value.hint or name == "aws_error"
 
 
-def test_the_table_has_every_code_that_is_named_in_the_session() -> None:
+def test_the_table_has_every_code_of_the_session_module() -> None:
     named = session.THROTTLED | session.DENIED | session.EXPIRED | session.BAD_CREDENTIALS | session.BAD_VALUES
     named |= session.BAD_KEYS
     assert (named | session.FAILURES) - {row[0] for row in CODES} == set()
@@ -156,29 +156,29 @@ def test_no_region(cloud: Cloud) -> None:
     assert failed.code == 2 and "--region" in failed.err
 
 
-def test_another_region_sees_nothing_and_says_where_it_looked(cloud: Cloud) -> None:
+def test_a_wrong_region_is_named_in_the_error(cloud: Cloud) -> None:
     assert cloud("cluster", "list", "--region", "ap-south-1", "-o", "json").json == []
     failed = cloud("cluster", "show", "sandbox", "--region", "ap-south-1")
     assert failed.code == 3 and "region ap-south-1" in failed.err
 
 
-def test_nobody_listens(cloud: Cloud) -> None:
+def test_an_unreachable_endpoint(cloud: Cloud) -> None:
     failed = cloud("cluster", "list", env={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
     assert failed.code == 5 and "AWS_ENDPOINT_URL" in failed.err
 
 
-def test_an_endpoint_that_is_none(cloud: Cloud) -> None:
+def test_a_malformed_endpoint(cloud: Cloud) -> None:
     failed = cloud("cluster", "list", env={"AWS_ENDPOINT_URL": "nonsense"})
     assert failed.code == 2 and "endpoint" in failed.err
 
 
-def test_throttling_is_waited_out(cloud: Cloud) -> None:
+def test_throttling_is_retried(cloud: Cloud) -> None:
     cloud.faults(fault("DescribeDBClusters", "Throttling", times=2))
     listed = cloud("cluster", "list", "-o", "json", env={"AWS_MAX_ATTEMPTS": "4"})
     assert listed.code == 0 and [row["cluster_id"] for row in listed.json] == ["sandbox"]
 
 
-def test_throttling_for_ever_ends_and_says_what_to_do(cloud: Cloud) -> None:
+def test_permanent_throttling_ends_with_a_hint(cloud: Cloud) -> None:
     cloud.faults(fault("DescribeDBClusters", "Throttling", times=100))
     failed = cloud("cluster", "list")
     assert failed.code == 5 and "run the command again later" in failed.err
@@ -190,14 +190,14 @@ def test_cluster_and_instance_exclude_each_other(cloud: Cloud) -> None:
 
 
 def test_sql_commands_find_a_cluster_s_database(cloud: Cloud) -> None:
-    """The place from the API; the login from the target, which is the cluster's own."""
+    """The endpoint comes from the API, the login from the target."""
     missing = cloud("slot", "list", "--cluster", "nowhere")
     assert missing.code == 3 and "rdsrepl cluster list" in missing.err
     found = cloud("-t", "sandbox", "slot", "list", "--cluster", "sandbox", "-o", "json")
     assert found.code == 0 and any(slot["slot_type"] == "physical" for slot in found.json)
 
 
-def test_the_endpoint_alone_comes_from_the_api(cloud: Cloud) -> None:
+def test_only_the_endpoint_comes_from_the_api(cloud: Cloud) -> None:
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", **_credentials(cloud))
     server = locations.describe(identity)
     assert server is not None
@@ -207,7 +207,7 @@ def test_the_endpoint_alone_comes_from_the_api(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize("dsn", ["", "host=127.0.0.1 connect_timeout=2"])
 def test_a_cluster_is_described_once_a_command(cloud: Cloud, dsn: str) -> None:
-    """Every reader of a command, the connection too, shares one description of the cluster."""
+    """All parts of a command share one description of the cluster, also the connection."""
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", **_credentials(cloud))
     calls: list[str] = []
     clients = [session.client(identity, "rds")]
@@ -225,7 +225,7 @@ def test_a_cluster_is_described_once_a_command(cloud: Cloud, dsn: str) -> None:
     assert calls == ["call"]
 
 
-def test_a_password_is_fetched_anew_for_each_attempt(cloud: Cloud) -> None:
+def test_each_attempt_fetches_the_password(cloud: Cloud) -> None:
     manager = cloud.client("secretsmanager")
     name = "rotating"
     manager.create_secret(Name=name, SecretString=json.dumps({"username": "cdc", "password": "first-word"}))
@@ -241,7 +241,7 @@ def test_a_password_is_fetched_anew_for_each_attempt(cloud: Cloud) -> None:
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", '{"username": "cdc"}', '"text"'])
-def test_a_secret_in_another_shape_is_not_quoted(cloud: Cloud, text: str) -> None:
+def test_a_secret_in_another_format_is_not_quoted(cloud: Cloud, text: str) -> None:
     manager = cloud.client("secretsmanager")
     manager.create_secret(Name="odd", SecretString=text)
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, **_credentials(cloud))
@@ -254,13 +254,13 @@ def test_a_secret_in_another_shape_is_not_quoted(cloud: Cloud, text: str) -> Non
         manager.delete_secret(SecretId="odd", ForceDeleteWithoutRecovery=True)
 
 
-def test_a_secret_that_is_not_there(cloud: Cloud) -> None:
+def test_a_missing_secret(cloud: Cloud) -> None:
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, **_credentials(cloud))
     with pytest.raises(NotFound):
         secrets.get(identity, "nothing")
 
 
-def test_an_iam_token_is_made_anew_for_each_attempt(cloud: Cloud) -> None:
+def test_each_attempt_gets_a_new_iam_token(cloud: Cloud) -> None:
     identity = Aws(region="eu-west-1", endpoint_url=cloud.url, cluster="sandbox", auth="iam", **_credentials(cloud))
     target = locations.with_rds_lookup(Target("test", keywords={"user": "cdc"}, aws=identity))
     assert target.renew is not None
@@ -280,7 +280,7 @@ def test_an_iam_token_needs_a_user(cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_rds_bundle_is_found_beside_the_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RDS endpoints are verified; without a bundle the error says where to get it and where to put it."""
+    """RDS certificates are verified; without a bundle, the error says how to get it and where to put it."""
     for name in ("PGSSLMODE", "PGSSLROOTCERT", "PGSERVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RDSREPL_CONFIG", str(tmp_path / "config.yaml"))
@@ -296,7 +296,7 @@ def test_the_rds_bundle_is_found_beside_the_config_file(tmp_path: Path, monkeypa
     assert conninfo.keywords(Target("test", keywords={"host": "db.example.com"}))["sslmode"] == "require"
 
 
-def test_options_lie_over_the_target(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_override_the_target(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
         "targets:\n  prod:\n    host: h\n    user: u\n    sslrootcert: /ca.pem\n    profile: p\n    region: r1\n"
@@ -313,7 +313,7 @@ def test_options_lie_over_the_target(tmp_path: Any, monkeypatch: pytest.MonkeyPa
 def test_the_keys_of_a_target_are_checked(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.yaml"
     monkeypatch.setenv("RDSREPL_CONFIG", str(path))
-    for line, said in [
+    for line, expected_hint in [
         ("auth: kerberos", "password, iam"),
         ("endpoint_url: nonsense", "http://"),
         ("cluster: a\n    instance: b", "remove one"),
@@ -322,7 +322,7 @@ def test_the_keys_of_a_target_are_checked(tmp_path: Any, monkeypatch: pytest.Mon
         path.write_text(f"targets:\n  prod:\n    {line}\n")
         with pytest.raises(Error) as caught:
             config.load()
-        assert said in str(caught.value.hint)
+        assert expected_hint in str(caught.value.hint)
 
 
 def _keys(key: str, secret: str = "any") -> dict[str, str | None]:

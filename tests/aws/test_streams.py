@@ -1,4 +1,4 @@
-"""``stream`` over moto's Kinesis: made, shown, read through resharding, taken apart, deleted."""
+"""``stream`` on the Kinesis of moto: create, show, read through resharding, deaggregate, delete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.workloads.kinesis_server import KinesisServer
 
 @pytest.fixture
 def name(cloud: Cloud) -> Iterator[str]:
-    """A name that is free; the stream of it goes with the test."""
+    """A free name; a stream with this name is deleted after the test."""
     made = f"s-{uuid.uuid4().hex[:10]}"
     yield made
     cloud.faults()
@@ -43,7 +43,7 @@ def read(cloud: Cloud, name: str, *more: str) -> list[Any]:
     return done.lines
 
 
-def test_made_shown_listed_and_deleted(cloud: Cloud, name: str) -> None:
+def test_create_show_list_delete(cloud: Cloud, name: str) -> None:
     create(cloud, name)
     assert name in cloud("stream", "list", "-o", "json").json
     shown = cloud("stream", "show", name, "-o", "json").json
@@ -98,7 +98,7 @@ def test_every_shard_is_read_in_its_order(cloud: Cloud, name: str) -> None:
 
 @pytest.mark.parametrize("expire", [False, True], ids=["", "iterators expire"])
 def test_resharding_is_followed_parents_before_children(cloud: Cloud, expire: bool) -> None:
-    """On our own stand-in: moto moves a split shard's records, and never ends it."""
+    """On the Kinesis endpoint of the tests: moto moves the records of a split shard and never closes it."""
     with KinesisServer("split", shards=2) as server:
         kinesis = boto3.client(
             "kinesis", endpoint_url=server.url, region_name="eu-west-1", aws_access_key_id="a",
@@ -131,13 +131,13 @@ def test_aggregated_records_come_one_by_one(cloud: Cloud, name: str) -> None:
     ]
 
 
-def test_what_is_no_text_is_base64(cloud: Cloud, name: str) -> None:
+def test_binary_data_is_base64(cloud: Cloud, name: str) -> None:
     create(cloud, name, 1)
     put(cloud, name, ("k", b"\xff\x00"))
     assert read(cloud, name)[0]["data_base64"] == "/wA="
 
 
-def test_latest_is_what_comes_and_a_signal_ends_it_cleanly(cloud: Cloud, name: str, tmp_path: Path) -> None:
+def test_latest_reads_new_records_and_a_signal_ends_it(cloud: Cloud, name: str, tmp_path: Path) -> None:
     create(cloud, name, 1)
     put(cloud, name, ("k", b"before"))
     out = tmp_path / "out"
@@ -155,7 +155,7 @@ def test_latest_is_what_comes_and_a_signal_ends_it_cleanly(cloud: Cloud, name: s
     assert b"before" not in out.read_bytes()
 
 
-def test_a_time_to_begin_at(cloud: Cloud, name: str) -> None:
+def test_a_start_time(cloud: Cloud, name: str) -> None:
     create(cloud, name, 1)
     put(cloud, name, ("k", b"x"))
     done = cloud("stream", "tail", name, "--from", "2020-01-01", "--idle-exit", "0.5s")
@@ -163,7 +163,7 @@ def test_a_time_to_begin_at(cloud: Cloud, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("show", "nope"), 3, "region eu-west-1"),
         (("show", "a b"), 2, "1 to 128"),
@@ -175,9 +175,9 @@ def test_a_time_to_begin_at(cloud: Cloud, name: str) -> None:
         (("policy", "a b"), 2, "1 to 128"),
     ],
 )
-def test_bad_words(cloud: Cloud, words: tuple[str, ...], code: int, said: str) -> None:
+def test_bad_arguments(cloud: Cloud, words: tuple[str, ...], code: int, message: str) -> None:
     failed = cloud("stream", *words, *(["--yes"] if words[0] == "create" else []))
-    assert failed.code == code and said in failed.err
+    assert failed.code == code and message in failed.err
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_policy(cloud: Cloud, side: str, actions: set[str]) -> None:
         ("GetRecords", ("tail", "{name}")),
     ],
 )
-def test_a_right_that_is_missing_is_named(cloud: Cloud, name: str, action: str, words: tuple[str, ...]) -> None:
+def test_a_missing_permission_is_named(cloud: Cloud, name: str, action: str, words: tuple[str, ...]) -> None:
     create(cloud, name, 1)
-    # AWS names what is lacking, which is not always the action that was called.
+    # AWS names the missing permission, which can be another action than the call.
     right = "kms:Decrypt" if action == "GetRecords" else f"kinesis:{action}"
     user = "arn:aws:iam::123456789012:user/cdc"
     cloud.faults({"service": "kinesis", "operation": action, "code": "AccessDeniedException", "status": 400,
@@ -229,14 +229,14 @@ def test_a_right_that_is_missing_is_named(cloud: Cloud, name: str, action: str, 
     assert cloud("stream", "list", "-o", "json").json.count(name) == 1, "nothing was changed"
 
 
-def test_a_server_that_is_no_kinesis(cloud: Cloud) -> None:
+def test_an_endpoint_that_is_not_kinesis(cloud: Cloud) -> None:
     with KinesisServer("changes") as server:
         server.faults.page = (200, b"<html>Welcome</html>")
         failed = cloud("stream", "tail", "changes", env={"AWS_ENDPOINT_URL": server.url})
     assert failed.code == 5 and "not Kinesis" in failed.err and "endpoint" in failed.err
 
 
-def test_an_arn_says_which_region(cloud: Cloud, name: str) -> None:
+def test_an_arn_names_the_region(cloud: Cloud, name: str) -> None:
     create(cloud, name, 1)
     arn = cloud("stream", "show", name, "-o", "json").json["stream"]["arn"]
     assert cloud("stream", "show", arn, "-o", "json").json["stream"]["name"] == name

@@ -1,4 +1,4 @@
-"""No spelling of a secret reaches stderr, a plan or a traceback; ordinary text is left alone."""
+"""Secrets in any notation are masked in stderr, plans and tracebacks; ordinary text does not change."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def leaks(text: str) -> bool:
     return any(piece in text or piece in joined for piece in PIECES)
 
 
-def test_there_are_enough_spellings() -> None:
+def test_there_are_enough_notations() -> None:
     assert len(set(SPELLINGS)) >= 140
     assert all(leaks(one) for one in SPELLINGS)
 
@@ -253,24 +253,24 @@ def test_there_are_enough_spellings() -> None:
 @pytest.mark.parametrize(
     "around", ["{}", "no target '{}' in /x/config.yaml", 'error: "{}" is wrong: try again', "  {}\n    ^"]
 )
-def test_every_spelling_is_masked_wherever_it_stands(around: str) -> None:
+def test_every_notation_is_masked_in_every_context(around: str) -> None:
     assert [one for one in SPELLINGS if leaks(mask(around.format(one)))] == []
-    # Once masked, nothing more is taken away.
+    # Masking a masked text changes nothing.
     assert [one for one in SPELLINGS if mask(mask(one)) != mask(one) and leaks(mask(one))] == []
 
 
-def test_ordinary_text_is_left_alone() -> None:
+def test_ordinary_text_does_not_change() -> None:
     assert [(one, mask(one)) for one in ORDINARY if mask(one) != one] == []
     assert masked({"a": [1, None, ORDINARY[0]], "password": S}) == {"a": [1, None, ORDINARY[0]], "password": MASK}
 
 
-def test_a_long_text_takes_no_long_time() -> None:
-    # Each of these was quadratic in an earlier version: minutes.
+def test_masking_a_long_text_is_fast() -> None:
+    # Each of these took minutes in an earlier version, which was quadratic.
     for text in ("x" * 300_000, "password='" * 1_000, "postgresql://u:" * 1_000, "a=b " * 9_000, "a:b@" * 9_000):
         assert len(mask(text)) <= len(text) + 100
 
 
-def test_no_spelling_shows_through_the_program(rdsrepl: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_program_masks_every_notation(rdsrepl: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """As a target's name, in the config file, as an operand, in a usage error and in a crash, with -v and -vv."""
     from rdsrepl.cli import config as config_command
 
@@ -305,12 +305,12 @@ def test_no_spelling_shows_through_the_program(rdsrepl: Any, tmp_path: Path, mon
     assert shown == []
 
 
-def test_a_refused_connection_string_shows_with_v_but_not_its_password(rdsrepl: Any, tmp_path: Path) -> None:
+def test_verbose_shows_a_refused_connection_string_without_its_password(rdsrepl: Any, tmp_path: Path) -> None:
     env = {"RDSREPL_CONFIG": str(tmp_path / "none.yaml"), "COLUMNS": "60"}
     strings = [*URIS[:16], *PASSWORDS, *PARTS, *KEYWORDS[:26]][::2]
     shown = []
     for one in strings:
-        # An option that libpq does not know: refused before anything is connected to.
+        # libpq refuses an unknown option before it connects.
         glue = "&" if "?" in one else "?" if "://" in one else " "
         done = rdsrepl("-vv", "slot", "list", f"--dsn={one}{glue}nonsense=1", env=env)
         assert done.code in (2, 5), (one, done.err)
@@ -319,7 +319,7 @@ def test_a_refused_connection_string_shows_with_v_but_not_its_password(rdsrepl: 
     assert shown == []
 
 
-def test_yaml_errors_quote_nothing_of_the_file(rdsrepl: Any, tmp_path: Path) -> None:
+def test_yaml_errors_do_not_quote_the_file(rdsrepl: Any, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     for line in (
         f"password: *{S}",

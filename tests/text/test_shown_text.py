@@ -1,4 +1,4 @@
-"""What others wrote reaches the terminal escaped, documents whole, and printed commands quoted or not at all."""
+"""Texts of others are escaped on a terminal, complete in documents, and quoted in printed commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.terminal import run_on_terminal
 
-# What moves a cursor, breaks a line, turns text round, hides, or is markup for rich.
+# Characters that move the cursor, break a line, reverse or hide text, or are markup for rich.
 HOSTILE = "\x1b[2J\x1b]0;t\x07 \x9b31m\n\r\tx\u202e\u2066\u200b\u2028\ufeff\u00ad\x7f[red][link=http://x]y[/]"
 BAD = [one for one in HOSTILE if not one.isprintable()] + ["\ue000"]
 
@@ -32,16 +32,16 @@ def clean(text: str, *, lines: bool = True) -> bool:
     return all(one.isprintable() or (lines and one == "\n") for one in text)
 
 
-def test_what_is_shown() -> None:
+def test_shown() -> None:
     assert shown("plain text, Ünïcode, 日本語 — [red]") == "plain text, Ünïcode, 日本語 — [red]"
     assert shown("a\nb\r\t\x1b[0m\x9b\u202e\U000e0041\udc80") == r"a\nb\r\t\x1b[0m\u009b\u202e\U000e0041\udc80"
     assert shown("a\n\tb\x1b", keep="\n\t") == "a\n\tb\\x1b"
-    # Printable for Unicode, and yet without a glyph: two names must not look the same.
+    # Printable in Unicode, but without a glyph: two names must not look the same.
     assert all(not is_plain(f"a{one}b") for one in "\u034f\u115f\u3164\ufe0f\u2800\U000e0100")
 
 
 @given(st.text())
-def test_documents_keep_every_character_and_show_none_that_acts(text: str) -> None:
+def test_documents_keep_and_escape_every_character(text: str) -> None:
     value = {text: [text]}
     assert json.loads(json_text(value)) == value
     assert clean(json_text(value), lines=False) and clean(json_text(value, indent=2))
@@ -52,7 +52,7 @@ def test_documents_keep_every_character_and_show_none_that_acts(text: str) -> No
 
 
 @given(st.lists(st.text(), min_size=2, max_size=2))
-def test_a_command_gives_each_value_back_or_is_none(values: list[str]) -> None:
+def test_a_command_keeps_each_value_or_is_not_shown(values: list[str]) -> None:
     line = shell("prog do {} --to {} -x", *values)
     assert clean(line, lines=False)
     if all(map(is_plain, values)):
@@ -74,7 +74,7 @@ def test_commands() -> None:
     assert "no command is shown" in ddl("DROP TABLE {}", "\x9b")
 
 
-def test_the_line_that_makes_a_slot_again_stays_one_line() -> None:
+def test_the_command_that_recreates_a_slot_is_one_line() -> None:
     slot: Any = SimpleNamespace(
         slot_type="logical", slot_name="s", plugin="pgoutput", two_phase=False, failover=False, database="x\nrm -rf ~\n"
     )
@@ -84,7 +84,7 @@ def test_the_line_that_makes_a_slot_again_stays_one_line() -> None:
     assert shlex.split(prune_rules.recreate_command(slot), comments=True)[-1] == "p; rm -rf ~"
 
 
-def test_a_statement_is_shown_clean_and_run_as_composed() -> None:
+def test_a_statement_is_escaped_when_shown_and_not_when_run() -> None:
     from psycopg import sql as composed
 
     statement = composed.SQL("ALTER\n  TABLE {} SET {}").format(
@@ -95,7 +95,7 @@ def test_a_statement_is_shown_clean_and_run_as_composed() -> None:
     assert "\x1b" in step.text
 
 
-def test_pretty_cleans_names_and_values() -> None:
+def test_pretty_escapes_names_and_values() -> None:
     fmt = PrettyFormat(SimpleNamespace(), colour=False)  # type: ignore[arg-type]
     tx: Any = Transaction.__new__(Transaction)
     for name, value in (("commit_time", ""), ("xid", 7)):
@@ -106,7 +106,7 @@ def test_pretty_cleans_names_and_values() -> None:
 
 @pytest.fixture
 def hostile(db15: Any) -> Any:
-    """A database, a role, a table, a publication and a slot whose names act on a terminal."""
+    """A database, role, table, publication and slot with control characters in their names."""
     name = f"h{HOSTILE}"[:50].replace("\x00", "")
     quoted = '"' + name.replace('"', '""') + '"'
     db15.run(f"CREATE DATABASE {quoted}")
@@ -153,7 +153,7 @@ def test_hostile_names_through_the_program(hostile: Any, rdsrepl: Any, tmp_path:
     ]
     escaped = 0
     for number, words in enumerate(commands):
-        # Every command for a person, and each of the documents for every fourth.
+        # Every command as a table, and every fourth as JSON and YAML.
         for output in ("table", *{0: ["json"], 2: ["yaml"]}.get(number % 4, [])):
             done = rdsrepl(*words, "-o", output, *(["-vv"] if number % 2 else []), dsn=dsn)
             assert "internal_error" not in done.err
@@ -166,7 +166,7 @@ def test_hostile_names_through_the_program(hostile: Any, rdsrepl: Any, tmp_path:
     assert next(row for row in rows if row["slot_name"] == "hostile_slot")["database"] == name
 
 
-def test_a_usage_error_quotes_the_command_line_clean(rdsrepl: Any) -> None:
+def test_a_usage_error_escapes_the_command_line(rdsrepl: Any) -> None:
     for words in (
         ["slot", "lag", "--interval", f"x{HOSTILE}"],
         ["slot", f"x{HOSTILE}"],
@@ -177,13 +177,13 @@ def test_a_usage_error_quotes_the_command_line_clean(rdsrepl: Any) -> None:
             assert done.code == 2 and clean(done.err), (words, done.err)
 
 
-def test_every_list_of_bad_characters_is_bad() -> None:
+def test_every_bad_character_is_escaped() -> None:
     assert len(BAD) > 12 and not any(map(is_plain, BAD))
     assert subprocess.run(["printf", "%s", shown(HOSTILE)], capture_output=True, check=True).stdout.isascii()
 
 
-def test_lines_of_the_stream_act_on_no_terminal(rdsrepl: Program, db15: Database) -> None:
-    """A pipe gets the characters as they are; both are the same value to a JSON reader."""
+def test_stream_lines_are_escaped_on_a_terminal(rdsrepl: Program, db15: Database) -> None:
+    """A pipe gets the characters unescaped; a JSON reader gets the same value."""
     name = f"s_{db15.name}"
     db15.run(
         "CREATE TABLE t (id int PRIMARY KEY, v text)",
