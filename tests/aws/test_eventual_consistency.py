@@ -1,4 +1,4 @@
-"""AWS as it is: queued modifications, describes that lag, refusals for a moment, reboots that do not show."""
+"""Eventual consistency: queued modifications, lagging describe calls, temporary refusals, reboots without a status."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ BUSY = "Instance cannot currently reboot due to an in-progress management operat
 
 @pytest.fixture
 def name(cloud: Cloud) -> str:
-    """A name that is free."""
+    """A free name."""
     return f"k-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture
 def tidy(cloud: Cloud) -> Iterator[Callable[..., None]]:
-    """Take commands that are run at the end, the last one first."""
+    """Register commands that run after the test, the last one first."""
     later: list[tuple[str, ...]] = []
     yield lambda *words: later.append(words)
     cloud.faults()
@@ -59,7 +59,7 @@ def skipped(done: Result) -> list[str]:
     return [line for line in done.err.splitlines() if line.endswith("not needed")]
 
 
-# Items 1, 3, 5, 8, 9, 15: one instance's life.
+# The life of an instance.
 
 
 def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., None]) -> None:
@@ -69,14 +69,14 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
         ok(cloud("param-group", "create", one, *words))
         tidy("param-group", "delete", one, "--yes")
     base = ("--class", "db.r6g.large", "--yes")
-    # Nothing is found for a moment, and the call is refused for one: neither ends it.
+    # The instance is not found and the call is refused for a moment: both are retried.
     cloud.faults(fault("CreateDBInstance", "InvalidDBInstanceState", BUSY, 2))
     made = ("--storage", "20", "--engine-version", "15", "--multi-az", "--param-group", group)
     ok(cloud("instance", "create", name, *base, *made))
     tidy("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
     ok(cloud("slot", "create", "kept", "--instance", name, "--yes"))
 
-    # 5: a group is refused at the creation of a replica, and attached after it.
+    # AWS refuses a group at the creation of a replica; it is attached afterwards.
     done = ok(cloud("instance", "create", replica, *base, "--replica-of", name, "--param-group", other, "-o", "json"))
     tidy("instance", "delete", replica, "--confirm", replica)
     calls = [step["operation"] for step in done.json["steps"] if "operation" in step]
@@ -85,7 +85,7 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     assert (shown["parameter_group"], shown["parameter_group_status"]) == (other, "in-sync")
     assert show(cloud, replica, "max_wal_senders") == "50", "and it is in force"
 
-    # 1: what is queued is shown, stays queued, and is a reason not to reboot.
+    # Queued modifications are shown, stay queued, and block a reboot.
     cloud.delays()
     cloud.client("rds").modify_db_instance(DBInstanceIdentifier=replica, DBInstanceClass="db.r6g.xlarge")
     cloud.client("rds").get_waiter("db_instance_available").wait(
@@ -105,7 +105,7 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     assert (shown["instance_class"], shown["parameter_group"]) == ("db.r6g.large", group)
     assert shown["pending_modifications"] == {"DBInstanceClass": "db.r6g.xlarge"}
 
-    # 9, 15: a failover applies nothing that is pending, and the slots are there before and after.
+    # A failover applies no pending parameters, and the slots exist before and after.
     cloud.delays(lag_seconds=0.4, busy_seconds=0.4)
     ok(cloud("param-group", "set", group, "max_wal_senders=45", "--yes"))
     cloud.faults(fault("RebootDBInstance", "InvalidDBInstanceState", BUSY, 2))
@@ -118,14 +118,14 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     assert "retrying: RebootDBInstance: " + BUSY.rstrip(".") in failed_over.err or "done: reboot" in failed_over.err
     assert cloud("instance", "show", name, "-o", "json").json["instance"]["parameter_group_status"] == "pending-reboot"
     assert show(cloud, name, "max_wal_senders") == "40"
-    # A refusal that does not pass is not tried again.
+    # A permanent refusal is not retried.
     cloud.faults(fault("RebootDBInstance", "InvalidDBInstanceState", "Instance is in state stopped", None))
     stopped = cloud("instance", "reboot", name, "--yes")
     assert stopped.code == 4 and "stopped" in stopped.err and "retrying" not in stopped.err
     cloud.faults()
     ok(cloud("instance", "reboot", name, "--yes", "--timeout", "30s"))
     assert show(cloud, name, "max_wal_senders") == "45"
-    # A group that has just lost its last user, or was just changed, is refused for a moment.
+    # Calls on a group that just lost its last user, or was just changed, are refused for a moment.
     ok(cloud("param-group", "reset", group, "max_wal_senders", "--yes"))
     ok(cloud("param-group", "reset", group, "--all", "--yes"))
     ok(cloud("slot", "drop", "kept", "--instance", name, "--yes"))
@@ -140,11 +140,11 @@ def show(cloud: Cloud, instance: str, parameter: str) -> str:
     return shown.out.strip()
 
 
-# Items 2 and 7: the members of a cluster.
+# The members of a cluster.
 
 
 def test_the_members_of_a_cluster(cloud: Cloud, name: str, tidy: Callable[..., None]) -> None:
-    """Some are in-sync at once, some say they are and are not; the reboot is proven, one at a time."""
+    """Some members are in-sync, some only report it; each is rebooted and verified, one at a time."""
     cluster = ("--cluster", "sandbox", "--reboot", "--yes", "--timeout", "20s", "-o", "json")
     shown = cloud("cluster", "show", "sandbox", "-o", "json").json
     default = shown["cluster"]["parameter_group"]
@@ -176,7 +176,7 @@ def test_the_members_of_a_cluster(cloud: Cloud, name: str, tidy: Callable[..., N
     words = ("--dsn", dsn, "psql", "--", "-Atc", "SHOW max_wal_senders")
     assert ok(cloud(*words, env={"PGPASSFILE": cloud.report["passfile"]})).out == "60\n"
 
-    # Where the servers cannot be asked, RDS's events prove it.
+    # Without SQL access, the events of RDS are the proof.
     cloud.delays(lag_seconds=0.6, busy_seconds=0.4)
     done = ok(cloud("cluster", "reboot", "sandbox", "--yes", "--timeout", "20s", "-o", "json"))
     proofs = [step["returned"]["restarted"] for step in done.json["steps"] if "operation" not in step]
@@ -185,7 +185,7 @@ def test_the_members_of_a_cluster(cloud: Cloud, name: str, tidy: Callable[..., N
 
 
 def one_at_a_time(cloud: Cloud, members: list[str]) -> int:
-    """Check from RDS's events that no member was shut down while another one was down; return how many were."""
+    """Check with the events of RDS that no member was shut down while another was down; return how many were."""
     rds = cloud.client("rds")
     events = [
         (event["Date"], event["Message"], member)
@@ -203,14 +203,14 @@ def one_at_a_time(cloud: Cloud, members: list[str]) -> int:
     return len(events) // 2
 
 
-# Items 8 and 10: what is made is not there yet, what is being deleted is not deleted again.
+# A new object is not found yet; a deletion in progress is not repeated.
 
 
 def test_a_deletion_that_is_run_again_converges(cloud: Cloud, name: str) -> None:
     words = ("--engine", "aurora-postgresql", "--class", "db.r6g.large", "--yes", "-o", "json")
     ok(cloud("cluster", "create", name, *words))
     delete = ("cluster", "delete", name, "--skip-final-snapshot", "--confirm", name, "-o", "json")
-    # The plan still sees the member that is being deleted.
+    # The plan still contains the member that is being deleted.
     cloud.delays(lag_seconds=60.0)
     cloud.client("rds").delete_db_instance(DBInstanceIdentifier=f"{name}-2")
     late = cloud(*delete, "--timeout", "0.01s")
@@ -240,7 +240,7 @@ class Clock:
 
 @pytest.fixture
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Botocore's own retries are out of the way: they sleep by another clock."""
+    """Turn off the retries of botocore, which use another clock."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_RETRY_MODE", "standard")
     session._client.cache_clear()
@@ -255,15 +255,15 @@ def target(cloud: Cloud) -> Target:
 
 
 def run(plan: Plan, cloud: Cloud, clock: Clock) -> tuple[list[apply.StepResult], list[str]]:
-    said: list[str] = []
+    states_seen: list[str] = []
     outcomes = apply.run(
         plan,
         target(cloud),
         done=lambda outcome: None,
-        waiting=lambda step, seconds, states: said.extend(states),
+        waiting=lambda step, seconds, states: states_seen.extend(states),
         timing=clock.timing(),
     )
-    return outcomes, said
+    return outcomes, states_seen
 
 
 def call(operation: str, **parameters: str) -> AwsCall:
@@ -287,7 +287,7 @@ def call(operation: str, **parameters: str) -> AwsCall:
         ("DBInstanceNotFound", "DBInstance x not found", False),
     ],
 )
-def test_which_refusals_pass(cloud: Cloud, code: str, message: str, passes: bool) -> None:
+def test_temporary_refusals(cloud: Cloud, code: str, message: str, passes: bool) -> None:
     clock = Clock()
     cloud.faults(fault("RebootDBCluster", code, message, None))
     with pytest.raises(errors.Error) as caught:
@@ -297,7 +297,7 @@ def test_which_refusals_pass(cloud: Cloud, code: str, message: str, passes: bool
     assert ("refused for 10m" in caught.value.message) is passes
 
 
-def test_a_status_that_does_not_pass_ends_the_attempts(cloud: Cloud) -> None:
+def test_a_status_that_needs_a_repair_ends_the_retries(cloud: Cloud) -> None:
     cloud.delays(statuses={"sandbox": "stopped"})
     clock = Clock()
     cloud.faults(fault("RebootDBCluster", "InvalidDBClusterStateFault", "not now", None))
@@ -306,7 +306,7 @@ def test_a_status_that_does_not_pass_ends_the_attempts(cloud: Cloud) -> None:
     assert clock.now == 0
 
 
-def test_what_a_plan_has_made_is_not_there_yet_for_its_next_call(cloud: Cloud, name: str) -> None:
+def test_an_object_created_by_the_plan_is_not_found_yet(cloud: Cloud, name: str) -> None:
     made = call(
         "CreateDBParameterGroup", DBParameterGroupName=name, DBParameterGroupFamily="postgres16", Description="x"
     )
@@ -315,18 +315,18 @@ def test_what_a_plan_has_made_is_not_there_yet_for_its_next_call(cloud: Cloud, n
         "reset", "rds", "ResetDBParameterGroup", {"DBParameterGroupName": name, "ResetAllParameters": True}
     )
     cloud.faults(fault("ResetDBParameterGroup", "DBParameterGroupNotFound", "not found", 3))
-    outcomes, said = run(Plan("both", (made, modify)), cloud, Clock())
-    assert len(outcomes) == 2 and len([one for one in said if "retrying" in one]) == 3
+    outcomes, states_seen = run(Plan("both", (made, modify)), cloud, Clock())
+    assert len(outcomes) == 2 and len([one for one in states_seen if "retrying" in one]) == 3
     cloud.delays()
     run(Plan("delete", (delete,)), cloud, Clock())
     with pytest.raises(errors.NotFound):
         run(Plan("alone", (modify,)), cloud, Clock())
     outcomes, _ = run(Plan("alone", (delete,)), cloud, Clock())
-    assert outcomes[0].skipped, "what is gone already need not be deleted"
+    assert outcomes[0].skipped, "an object that does not exist is not deleted"
 
 
 @pytest.mark.usefixtures("one_attempt")
-def test_a_wait_takes_not_found_as_not_yet_and_a_throttled_look_as_none(cloud: Cloud) -> None:
+def test_a_wait_ignores_not_found_and_throttled_polls(cloud: Cloud) -> None:
     def probe(where: Target) -> Condition:
         return Condition(True, instances.get(where.aws, "sandbox-instance-1").status)
 
@@ -336,13 +336,13 @@ def test_a_wait_takes_not_found_as_not_yet_and_a_throttled_look_as_none(cloud: C
         fault("DescribeDBInstances", "Throttling", "Rate exceeded", 4),
     )
     clock = Clock()
-    _, said = run(Plan("wait", (wait,)), cloud, clock)
-    assert said.count("not found yet") == 4 and any("Rate exceeded" in one for one in said)
-    assert said[-2:] == ["available"] * 2, "three looks in a row"
+    _, states_seen = run(Plan("wait", (wait,)), cloud, clock)
+    assert states_seen.count("not found yet") == 4 and any("Rate exceeded" in one for one in states_seen)
+    assert states_seen[-2:] == ["available"] * 2, "three polls in a row"
     throttled = call("DescribeDBParameterGroups")
     cloud.faults(fault("DescribeDBParameterGroups", "Throttling", "Rate exceeded", 3))
-    _, said = run(Plan("call", (throttled,)), cloud, Clock())
-    assert len(said) == 3, "a throttled call was not carried out either"
+    _, states_seen = run(Plan("call", (throttled,)), cloud, Clock())
+    assert len(states_seen) == 3, "a throttled call was not executed"
     cloud.faults(fault("DescribeDBInstances", "DBInstanceNotFound", "not found", None))
     clock = Clock()
     with pytest.raises(errors.NotFound):
@@ -350,13 +350,13 @@ def test_a_wait_takes_not_found_as_not_yet_and_a_throttled_look_as_none(cloud: C
     assert 300 <= clock.now < 320
 
 
-def test_a_condition_that_comes_and_goes_is_none(cloud: Cloud) -> None:
-    looks = iter([True, True, False, True, True, True])
+def test_a_condition_must_hold_in_consecutive_polls(cloud: Cloud) -> None:
+    polls = iter([True, True, False, True, True, True])
     clock = Clock()
-    outcomes, said = run(
-        Plan("wait", (Wait("wait", lambda where: Condition(next(looks), "so"), 60, confirmations=3),)), cloud, clock
+    outcomes, states_seen = run(
+        Plan("wait", (Wait("wait", lambda where: Condition(next(polls), "so"), 60, confirmations=3),)), cloud, clock
     )
-    assert len(outcomes) == 1 and next(looks, None) is None and len(said) == 5
+    assert len(outcomes) == 1 and next(polls, None) is None and len(states_seen) == 5
 
 
 def test_the_poll_interval_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +369,7 @@ def test_the_poll_interval_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
             apply.RetryTiming.from_environment()
 
 
-def test_queued_modifications_are_read_whatever_they_are_and_no_password_is_shown() -> None:
+def test_all_queued_modifications_are_read_and_no_password_is_shown() -> None:
     given = {
         "EngineVersion": "17.2",
         "MultiAZ": True,
@@ -393,8 +393,8 @@ def test_queued_modifications_are_read_whatever_they_are_and_no_password_is_show
     assert "EngineVersion 17.2" in warning
 
 
-def test_an_answer_that_was_lost_is_no_reason_to_reboot_again(cloud: Cloud) -> None:
-    """The first attempt was carried out and its answer lost; the refusal of the next one is not the last word."""
+def test_a_lost_response_does_not_cause_a_second_reboot(cloud: Cloud) -> None:
+    """The first attempt was executed and its response lost; the refusal of the next one is not final."""
     started = iter(["before", "after"])
 
     class Restarted:
@@ -406,11 +406,11 @@ def test_an_answer_that_was_lost_is_no_reason_to_reboot_again(cloud: Cloud) -> N
 
     cloud.faults(fault("RebootDBInstance", "InvalidDBInstanceState", BUSY, 1))
     steps = reboots.steps("sandbox-instance-2", timeout_seconds=60, server=Restarted())
-    outcomes, said = run(Plan("reboot", steps[:1]), cloud, Clock())
-    assert outcomes[0].skipped and len(said) == 1
+    outcomes, states_seen = run(Plan("reboot", steps[:1]), cloud, Clock())
+    assert outcomes[0].skipped and len(states_seen) == 1
 
 
-def test_the_sandbox_shows_changes_late_and_new_things_later() -> None:
+def test_the_sandbox_delays_changes_and_new_objects() -> None:
     clock = Clock()
     sandbox = Consistency(lambda: clock.now)
     sandbox.configure({"lag_seconds": 5, "not_found_seconds": 9, "busy_seconds": 2})
