@@ -57,18 +57,18 @@ def run_full_screen(poller: SlotPoller, state: State, *, colour: bool, limit: in
     os.set_blocking(wake_write, False)
     os.set_blocking(wake_read, False)
     thread = PollerThread(poller, wake=lambda: _wake(wake_write))
-    pace, polls, started_at = _Schedule(), 0, 0.0
+    schedule, polls, started_at = _Schedule(), 0, 0.0
     try:
         with _signals(wake_write), Terminal() as terminal:
             while not state.quitting:
                 now = time.monotonic()
-                if not thread.busy and not state.paused and now >= pace.due_at:
+                if not thread.busy and not state.paused and now >= schedule.due_at:
                     started_at = now
                     state = next_state(state, PollStarted(datetime.now(UTC)))
                     thread.start()
                 thread.abort_after(_MAX_POLL_SECONDS)
                 terminal.draw(_render(state, terminal.size(), colour=colour))
-                wait = _TICK_SECONDS if thread.busy or state.paused else min(_TICK_SECONDS, pace.due_at - now)
+                wait = _TICK_SECONDS if thread.busy or state.paused else min(_TICK_SECONDS, schedule.due_at - now)
                 ready, _, _ = select.select([terminal.fileno(), wake_read], [], [], max(0.0, wait))
                 if terminal.fileno() in ready:
                     keys = terminal.keys()
@@ -80,15 +80,15 @@ def run_full_screen(poller: SlotPoller, state: State, *, colour: bool, limit: in
                         before = state
                         state = next_state(state, Key(key))
                         if before.paused and not state.paused:
-                            pace.due_at = 0.0
+                            schedule.due_at = 0.0
                         elif before.interval_seconds != state.interval_seconds and state.failure is None:
-                            pace.due_at = started_at + state.interval_seconds
+                            schedule.due_at = started_at + state.interval_seconds
                 for number in _read_signals(wake_read) if wake_read in ready else b"":
                     if number in _STOP_SIGNALS:
                         return
                     _handle_signal(number, terminal)
                 if (result := thread.result()) is not None:
-                    state = next_state(state, _event(result, state, pace, started_at))
+                    state = next_state(state, _event(result, state, schedule, started_at))
                     polls += isinstance(result, Snapshot)
                     if limit is not None and polls >= limit:
                         return
@@ -119,11 +119,11 @@ def run_lines(
         Error: the first poll failed; later failures are printed and retried.
     """
     thread = PollerThread(poller)
-    pace, polls, lost = _Schedule(), 0, False
+    schedule, polls, lost = _Schedule(), 0, False
     handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while limit is None or polls < limit:
-            time.sleep(max(0.0, pace.due_at - time.monotonic()))
+            time.sleep(max(0.0, schedule.due_at - time.monotonic()))
             started_at = time.monotonic()
             thread.start()
             while (result := thread.result(timeout=_TICK_SECONDS)) is None:
@@ -132,10 +132,10 @@ def run_lines(
                 if lost:
                     note("reconnected")
                 polls, lost = polls + 1, False
-                pace.succeeded(started_at, state.interval_seconds)
+                schedule.succeeded(started_at, state.interval_seconds)
                 emit(result)
             elif isinstance(result, Error) and polls:
-                pause = pace.failed()
+                pause = schedule.failed()
                 if not lost:
                     note(f"{result.message}; reconnecting in {pause:.1f}s, then repeatedly")
                 lost = True
@@ -148,14 +148,14 @@ def run_lines(
         thread.stop()
 
 
-def _event(result: Snapshot | BaseException, state: State, pace: _Schedule, started_at: float) -> Event:
+def _event(result: Snapshot | BaseException, state: State, schedule: _Schedule, started_at: float) -> Event:
     now = datetime.now(UTC)
     if isinstance(result, Snapshot):
-        pace.succeeded(started_at, state.interval_seconds)
+        schedule.succeeded(started_at, state.interval_seconds)
         return SnapshotTaken(result, now)
     if not isinstance(result, Error) or state.snapshot is None:
         raise result
-    pause = pace.failed()
+    pause = schedule.failed()
     return PollFailed(result.message, now, now + timedelta(seconds=pause))
 
 

@@ -99,25 +99,25 @@ def _header(state: State, width: int, now: datetime) -> list[Text]:
 
 
 def _facts(snapshot: Snapshot, width: int) -> Text:
-    found = snapshot.retention
-    every = len(found.holdings)
+    retention = snapshot.retention
+    every = len(retention.holdings)
     counts = [
         (count, severity)
         for severity in (Severity.CRITICAL, Severity.WARNING)
-        if (count := sum(one.severity is severity for one in found.holdings))
+        if (count := sum(one.severity is severity for one in retention.holdings))
     ]
     slots: list[Piece] = [(f"{every} slot{'' if every == 1 else 's'}", "")]
     for number, (count, severity) in enumerate(counts):
         slots += [(", " if number else ": ", ""), (f"{count} {severity}", SEVERITY_STYLES[severity])]
-    rate = f" +{format_rate(found.wal_rate)}/s" if found.wal_rate is not None else ""
-    parts: list[list[Piece]] = [slots, [(f"WAL {found.wal.lsn}{rate}", "")]]
-    if (storage := found.storage) is not None:
+    rate = f" +{format_rate(retention.wal_rate)}/s" if retention.wal_rate is not None else ""
+    parts: list[list[Piece]] = [slots, [(f"WAL {retention.wal.lsn}{rate}", "")]]
+    if (storage := retention.storage) is not None:
         grows = f" +{format_size(storage.may_grow_bytes)} by autoscaling" if storage.may_grow_bytes else ""
         parts.append([(f"storage {format_size(storage.free_bytes)} free{grows} ({storage.source})", "")])
-    if found.wal.slot_keep_bytes is not None:
-        parts.append([(f"max_slot_wal_keep_size {format_size(found.wal.slot_keep_bytes)}", "")])
-    if found.blamed is not None and every > 1:
-        parts.append([(f"{found.blamed} retains most", "")])
+    if retention.wal.slot_keep_bytes is not None:
+        parts.append([(f"max_slot_wal_keep_size {format_size(retention.wal.slot_keep_bytes)}", "")])
+    if retention.blamed is not None and every > 1:
+        parts.append([(f"{retention.blamed} retains most", "")])
     return join(width, parts)
 
 
@@ -165,13 +165,13 @@ def _footer(state: State, width: int) -> Text:
 
 
 def _help(width: int) -> list[Text]:
-    found = [line(width)]
+    rows = [line(width)]
     wide = 13
     for key, words in _HELP:
         wrapped = textwrap.wrap(words, max(10, width - wide)) or [""]
-        found.append(line(width, (f"{key:<{wide}}", "bold"), (wrapped[0], "")))
-        found += [line(width, (" " * wide + more, "")) for more in wrapped[1:]]
-    return found
+        rows.append(line(width, (f"{key:<{wide}}", "bold"), (wrapped[0], "")))
+        rows += [line(width, (" " * wide + more, "")) for more in wrapped[1:]]
+    return rows
 
 
 def _body(state: State, snapshot: Snapshot, width: int, available: int) -> list[Text]:
@@ -195,21 +195,21 @@ def _body(state: State, snapshot: Snapshot, width: int, available: int) -> list[
         senders_get, left = senders_get + more, left - more
     if details_get:
         details_get += min(left, len(details) + 1 - details_get)
-    found = table(state, snapshot, shown, index, width, table_gets)
+    rows = table(state, snapshot, shown, index, width, table_gets)
     if details_get:
-        found.append(title_line(width, shown[index].slot.slot_name))
-        found += truncated(details, details_get - 1, width)
+        rows.append(title_line(width, shown[index].slot.slot_name))
+        rows += truncated(details, details_get - 1, width)
     if senders_get:
-        found += truncated(senders, senders_get, width)
-    return found[:available]
+        rows += truncated(senders, senders_get, width)
+    return rows[:available]
 
 
 def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
     slot = one.slot
-    found: list[Text] = []
+    rows: list[Text] = []
 
     def add(text: str, style: str = "") -> None:
-        found.extend(
+        rows.extend(
             line(width, (part, style))
             for part in textwrap.wrap(_shown(text), width, subsequent_indent="  ", break_long_words=True)
         )
@@ -248,7 +248,7 @@ def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
     status = [f"wal_status {slot.wal_status}"] if slot.wal_status else []
     safe = [f"safe_wal_size {format_size(slot.safe_wal_size)}"] if slot.safe_wal_size is not None else []
     add(behind + ", ".join((*positions, *status, *safe, *ages)))
-    return found
+    return rows
 
 
 def _senders(snapshot: Snapshot, selected: SlotRetention | None, width: int) -> list[Text]:

@@ -174,7 +174,7 @@ def test_sorting_and_reversing() -> None:
     assert names(next_state(replace(first, sort=Sort.growth), SnapshotTaken(snapshot, NOW)))[0] == "zebra"
 
 
-def test_choosing_what_is_shown() -> None:
+def test_filters() -> None:
     """All slots, inactive slots, slots with problems; the filter matches names, plugins, databases and consumers."""
     first = state()
     assert sorted(names(pressed(first, "a"))) == ["audit", SLOTS[2].slot_name]
@@ -226,7 +226,7 @@ def test_pausing_and_the_interval() -> None:
     assert pressed(state(), *"+" * 20).interval_seconds == 300
 
 
-def test_leaving_and_help() -> None:
+def test_quit_and_help() -> None:
     """``q`` quits, except in a filter; any other key closes the help."""
     assert pressed(state(), "q").quitting
     helped = pressed(state(), "?")
@@ -236,7 +236,7 @@ def test_leaving_and_help() -> None:
         assert word in text
 
 
-def test_a_lost_connection_keeps_the_last_look() -> None:
+def test_a_lost_connection_keeps_the_last_snapshot() -> None:
     """The screen shows the age of the data, the error and the retry, until the next snapshot."""
     lost = next_state(state(), PollFailed("the connection broke: gone", NOW, NOW + timedelta(seconds=4)))
     lost = next_state(lost, PollFailed("connection refused", NOW, NOW + timedelta(seconds=9)))
@@ -249,7 +249,7 @@ def test_a_lost_connection_keeps_the_last_look() -> None:
     assert found.failure is None and "STALE" not in screen(found, 80, 24)[2]
 
 
-def test_a_server_that_does_not_answer_is_said() -> None:
+def test_a_server_that_does_not_answer_is_reported() -> None:
     """The server does not answer, but the poll has not failed yet."""
     waiting = next_state(state(), PollStarted(NOW))
     assert "no answer from the server for 7s" in screen(waiting, 80, 24, later=7)[2]
@@ -305,7 +305,7 @@ def test_keys(data: bytes, keys: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 30), (120, 30), (140, 40), (200, 50)])
-def test_the_screen_fits_and_says_it_all(width: int, height: int) -> None:
+def test_the_screen_fits_and_is_complete(width: int, height: int) -> None:
     """At every size: retained WAL, the first failure, its cause, the consumer, the walsenders, the keys."""
     rows = screen(state(), width, height)
     assert len(rows) == height
@@ -346,7 +346,7 @@ def test_the_screen_fits_and_says_it_all(width: int, height: int) -> None:
     assert hidden.split() == ["4712", "?", "?", "?", "?", "?", "-"]
 
 
-def test_the_details_name_everything_of_the_selected_slot() -> None:
+def test_details_of_the_selected_slot() -> None:
     """The full name, also if the table shortens it; the consumer; the WAL that a drop frees."""
     rows = screen(pressed(state(), "down"), 80, 24)
     text = "\n".join(rows)
@@ -406,7 +406,7 @@ _KEYS = st.sampled_from([*"jkgGsra p+-/?xq", "up", "down", "enter", "escape", "p
 
 @settings(max_examples=60, deadline=None)
 @given(keys=st.lists(_KEYS, max_size=12), width=st.integers(1, 220), height=st.integers(1, 70), slots=st.integers(0, 9))
-def test_no_line_is_ever_wider_than_the_terminal(keys: list[str], width: int, height: int, slots: int) -> None:
+def test_no_line_is_wider_than_the_terminal(keys: list[str], width: int, height: int, slots: int) -> None:
     """After any keys, at any size."""
     some = (*SLOTS, *(slot(f"more_{number}" * 6) for number in range(5)))[:slots]
     rows = screen(pressed(next_state(State("x" * 60), SnapshotTaken(seen(some), NOW)), *keys), width, height)
@@ -417,7 +417,7 @@ def test_no_line_is_ever_wider_than_the_terminal(keys: list[str], width: int, he
 # Polls
 
 
-def test_a_look_is_three_statements(db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_poll_takes_three_statements(db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The number does not depend on the number of slots; the first poll also sets up the session."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     for number in range(8):
@@ -446,7 +446,9 @@ def test_a_look_is_three_statements(db15: Database, monkeypatch: pytest.MonkeyPa
     assert len(list((tmp_path / "observations").iterdir())) == 1
 
 
-def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_columns_without_permission_are_unknown(
+    db15: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The walsender of another user is shown without its details."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     role = f"plain_{db15.name}"
@@ -464,7 +466,7 @@ def test_what_a_role_may_not_see_is_unknown(db15: Database, monkeypatch: pytest.
         db15.run(f"DROP ROLE {role}")
 
 
-def test_it_goes_on_where_the_name_leads_to(
+def test_each_connection_resolves_the_address_again(
     pg15: PostgresServer, pg18: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Each connection resolves the address again; the WAL of another server is not compared."""
@@ -491,7 +493,7 @@ def test_it_goes_on_where_the_name_leads_to(
         live.close()
 
 
-def test_a_former_writer_is_left_again(pg15: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_former_writer_is_disconnected(pg15: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After a failover the name can still resolve to the old writer: it is shown, and the name is resolved again."""
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(poller, "_WRITER_SECONDS", -1)
@@ -548,7 +550,7 @@ def test_objects_in_a_pipe(rdsrepl: Program, db15: Database) -> None:
     assert yaml.out.startswith("---\nat: ")
 
 
-def test_what_cannot_begin_ends(rdsrepl: Program, db15: Database) -> None:
+def test_errors_at_the_start(rdsrepl: Program, db15: Database) -> None:
     """An interval that is too short, an invalid size, a server that is not reachable at the first poll."""
     short = rdsrepl("slot", "watch", "--interval", "100ms", dsn=db15.dsn)
     assert (short.code, "at least 500ms" in short.err) == (2, True)
@@ -726,7 +728,7 @@ def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
 
 
 @pytest.mark.parametrize("end", ["\x03", "\x1c", signal.SIGTERM, signal.SIGHUP])
-def test_every_end_gives_the_terminal_back(rdsrepl: Program, db15: Database, end: str | signal.Signals) -> None:
+def test_every_exit_restores_the_terminal(rdsrepl: Program, db15: Database, end: str | signal.Signals) -> None:
     """Ctrl-C and signals end it with exit code 0."""
     with on_terminal(rdsrepl, "slot", "watch", dsn=db15.dsn) as terminal:
         terminal.shows("updated 0s ago")
@@ -738,7 +740,7 @@ def test_every_end_gives_the_terminal_back(rdsrepl: Program, db15: Database, end
         assert terminal.restored()
 
 
-def test_an_error_gives_the_terminal_back(rdsrepl: Program) -> None:
+def test_an_error_restores_the_terminal(rdsrepl: Program) -> None:
     """The first poll fails: the error is on the main screen."""
     with on_terminal(rdsrepl, "slot", "watch", dsn="host=127.0.0.1 port=1 dbname=x user=x") as terminal:
         assert terminal.ended() == 5
@@ -746,7 +748,7 @@ def test_an_error_gives_the_terminal_back(rdsrepl: Program) -> None:
     assert terminal.raw.index(b"\x1b[?1049l") < terminal.raw.index(b"error: ")
 
 
-def test_a_bug_gives_the_terminal_back(rdsrepl: Program, db15: Database, tmp_path: Path) -> None:
+def test_a_defect_restores_the_terminal(rdsrepl: Program, db15: Database, tmp_path: Path) -> None:
     """An exception while the full screen is shown."""
     (tmp_path / "broken.py").write_text(
         "import sys\n"

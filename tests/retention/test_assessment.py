@@ -64,7 +64,7 @@ positions = st.lists(st.integers(1, END), min_size=1, max_size=8)
 
 
 @given(lsns=positions, keep=st.integers(0, END))
-def test_dropping_more_frees_no_less(lsns: list[int], keep: int) -> None:
+def test_dropping_more_slots_never_frees_less(lsns: list[int], keep: int) -> None:
     slots = [at(lsn, f"s{number}") for number, lsn in enumerate(lsns)]
     here = wal(keep_bytes=keep)
     names = [one.slot_name for one in slots]
@@ -78,7 +78,7 @@ def test_dropping_more_frees_no_less(lsns: list[int], keep: int) -> None:
         assert freed <= (one.retained_bytes or 0) and (other is None or other != one.slot_name)
 
 
-def test_the_slot_that_holds_the_same_wal_is_named() -> None:
+def test_the_slot_that_retains_the_same_wal_is_named() -> None:
     slots = [at(5 * GIB, "old"), at(6 * GIB, "next"), at(9 * GIB, "new")]
     assert assessment.freed_by_dropping(["old"], slots, wal()) == (GIB, "next")
     assert assessment.freed_by_dropping(["next"], slots, wal()) == (0, "old")
@@ -94,7 +94,7 @@ def breaks(found: Retention, what: str) -> forecast.Forecast | None:
 
 
 @given(rate=st.integers(1, 1 << 30), more=st.integers(1, 1 << 30), free=st.integers(0, 1 << 44))
-def test_the_faster_it_grows_the_sooner_it_breaks(rate: int, more: int, free: int) -> None:
+def test_faster_growth_means_an_earlier_failure(rate: int, more: int, free: int) -> None:
     def when(per_second: float) -> float:
         found = assessment.assess(
             wal(), [at(GIB)], storage=Storage(free, source="x"), wal_rate=Rate(per_second, 0.0, "CloudWatch")
@@ -106,7 +106,7 @@ def test_the_faster_it_grows_the_sooner_it_breaks(rate: int, more: int, free: in
     assert when(rate) == pytest.approx(free / rate) and when(rate + more) <= when(rate)
 
 
-def test_a_slot_fills_the_disk_only_with_what_it_holds_beyond_the_oldest() -> None:
+def test_a_slot_fills_the_disk_only_beyond_the_largest_slot() -> None:
     found = assessment.assess(
         wal(), [at(GIB, "old"), at(9 * GIB, "new")], storage=Storage(GIB), wal_rate=Rate(1 << 20, 0.0, "CloudWatch")
     )
@@ -114,7 +114,7 @@ def test_a_slot_fills_the_disk_only_with_what_it_holds_beyond_the_oldest() -> No
     assert seconds == {"old": 1024, "new": 9 * 1024} and found.blamed == "old"
 
 
-def test_autoscaling_counts_and_a_limit_that_comes_first_spares_the_disk() -> None:
+def test_the_disk_forecast_includes_autoscaling_and_the_slot_limit() -> None:
     rate = Rate(1 << 20, 0.0, "CloudWatch")
     grown = breaks(assessment.assess(wal(), [at(9 * GIB)], storage=Storage(GIB, GIB), wal_rate=rate), "storage_full")
     assert grown is not None and grown.seconds == 2048 and "autoscaling" in grown.reason
@@ -131,13 +131,13 @@ def test_autoscaling_counts_and_a_limit_that_comes_first_spares_the_disk() -> No
 @pytest.mark.parametrize(
     "lost", [{"wal_status": "lost"}, {"invalidation_reason": "idle_timeout"}, {"conflicting": True}]
 )
-def test_what_is_lost_is_critical_now(lost: dict[str, Any]) -> None:
+def test_an_invalidated_slot_is_critical(lost: dict[str, Any]) -> None:
     one = only(assessment.assess(wal(), [slot(**lost)]))
     assert [item.what for item in one.breaks] == ["slot_invalidated"] and one.breaks[0].seconds == 0
     assert one.severity is Severity.CRITICAL
 
 
-def test_transaction_numbers_run_out() -> None:
+def test_transaction_ids_run_out() -> None:
     one = slot(catalog_xmin_age=1_000_000_000, xmin_age=400)
     past = looked(600, [one], wal_lsn=END, next_xid=wal().next_xid - 600_000)
     found = assessment.assess(wal(), [one], [past])
@@ -146,7 +146,7 @@ def test_transaction_numbers_run_out() -> None:
     assert only(found).xid_age == 1_000_000_000 and only(found).severity is Severity.CRITICAL
 
 
-def test_a_burst_of_seconds_raises_no_alarm_for_days_ahead() -> None:
+def test_a_short_burst_gives_no_forecast_for_days() -> None:
     one = at(9 * GIB)
     wide = Storage(1 << 40, source="x")
     burst = assessment.assess(wal(), [one], [looked(3, [one], wal_lsn=END - (200 << 20))], storage=wide)
@@ -160,7 +160,7 @@ def test_a_burst_of_seconds_raises_no_alarm_for_days_ahead() -> None:
 # Rates.
 
 
-def test_a_consumer_that_catches_up_breaks_nothing() -> None:
+def test_a_consumer_that_catches_up_gives_no_forecast() -> None:
     before, now = at(2 * GIB, active=True, inactive_since=None), at(9 * GIB, active=True, inactive_since=None)
     found = assessment.assess(
         wal(),
@@ -175,14 +175,14 @@ def test_a_consumer_that_catches_up_breaks_nothing() -> None:
     assert found.wal_rate is not None and found.wal_rate.per_second == GIB / 100 and one.breaks == ()
 
 
-def test_an_active_slot_that_was_never_seen_before_has_no_rate() -> None:
+def test_a_new_active_slot_has_no_rate() -> None:
     one = only(
         assessment.assess(wal(), [at(GIB, active=True)], wal_rate=Rate(1e9, 0.0, "CloudWatch"), storage=Storage(1))
     )
     assert one.growth is None and one.breaks == ()
 
 
-def test_cloudwatch_knows_better_than_a_few_seconds() -> None:
+def test_the_rate_of_cloudwatch_replaces_a_short_window() -> None:
     one, cloudwatch = at(9 * GIB), Rate(5.0, 0.0, "CloudWatch")
     short = assessment.assess(wal(), [one], [looked(5, [one], wal_lsn=END - 1000)], wal_rate=cloudwatch)
     assert short.wal_rate == cloudwatch
@@ -191,13 +191,13 @@ def test_cloudwatch_knows_better_than_a_few_seconds() -> None:
 
 
 @pytest.mark.parametrize("other", [{"timeline": 2}, {"lsn": Lsn(END + 1)}])
-def test_another_wal_says_nothing_of_this_one(other: dict[str, Any]) -> None:
+def test_samples_of_another_wal_are_not_compared(other: dict[str, Any]) -> None:
     one = at(9 * GIB)
     found = assessment.assess(wal(), [one], [looked(100, [one], wal_lsn=END - 1000, **other)])
     assert found.wal_rate is None and only(found).growth is None
 
 
-def test_how_old_the_last_confirmed_wal_is() -> None:
+def test_age_of_the_last_confirmed_wal() -> None:
     one = at(9 * GIB)
     history = [
         looked(300, [one], wal_lsn=8 * GIB),
@@ -217,7 +217,7 @@ def test_how_old_the_last_confirmed_wal_is() -> None:
     limit=st.integers(1, END),
     stricter=st.integers(1, END),
 )
-def test_a_stricter_threshold_finds_no_less(retained: int, limit: int, stricter: int) -> None:
+def test_a_stricter_threshold_never_reports_less(retained: int, limit: int, stricter: int) -> None:
     def found(bytes_: int) -> bool:
         assessed = assessment.assess(
             wal(), [at(END - retained, active=True, inactive_since=None)],
@@ -229,7 +229,7 @@ def test_a_stricter_threshold_finds_no_less(retained: int, limit: int, stricter:
     assert found(low) or not found(high)
 
 
-def test_each_measure_is_said_once_at_its_worst() -> None:
+def test_each_measure_is_reported_once_with_its_worst_severity() -> None:
     one = at(GIB, active=False, inactive_since=NOW - timedelta(days=2), wal_status="unreserved")
     found = assessment.assess(
         wal(), [one],
@@ -243,7 +243,7 @@ def test_each_measure_is_said_once_at_its_worst() -> None:
     assert found.severity is Severity.CRITICAL
 
 
-def test_on_a_standby_no_disk_is_foretold() -> None:
+def test_a_standby_has_no_disk_forecast() -> None:
     found = assessment.assess(
         wal(in_recovery=True, timeline=None), [at(GIB)], storage=Storage(1), wal_rate=Rate(1e9, 0.0, "CloudWatch")
     )
@@ -253,7 +253,7 @@ def test_on_a_standby_no_disk_is_foretold() -> None:
 # The recent past.
 
 
-def test_the_recent_past_in_steps() -> None:
+def test_retained_history_in_steps() -> None:
     one = at(9 * GIB)
     history = [looked(seconds, [one], wal_lsn=9 * GIB + 100 - seconds) for seconds in (95, 45, 5)]
     values = assessment.retained_history(history, "s", points=10, seconds=100)
@@ -270,7 +270,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "state"
 
 
-def test_what_was_seen_comes_back_as_it_was(state: Path) -> None:
+def test_a_stored_sample_is_read_back_unchanged(state: Path) -> None:
     made = looked(10, [at(GIB, "a"), slot("lost", restart_lsn=None)], wal_lsn=END)
     held = replace(
         made, slots=(*made.slots, SlotObservation("b", True, None, None, None, "PID 1 (user ä)")), timeline=None
@@ -281,7 +281,7 @@ def test_what_was_seen_comes_back_as_it_was(state: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o600 and "one" not in file.name
 
 
-def test_a_line_that_is_torn_or_foreign_costs_itself_alone(state: Path) -> None:
+def test_a_damaged_line_affects_only_itself(state: Path) -> None:
     made = looked(10, [at(GIB)], wal_lsn=END)
     slot_history.record("one", made)
     (file,) = (state / "observations").iterdir()
@@ -291,7 +291,9 @@ def test_a_line_that_is_torn_or_foreign_costs_itself_alone(state: Path) -> None:
     assert slot_history.history("one") == (made, made)
 
 
-def test_a_long_history_is_thinned_out_and_keeps_the_newest(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_history_is_thinned_out_and_keeps_the_newest_samples(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slot_history, "_MAX_BYTES", 20_000)
     made = [looked(1000 - number, [at(GIB)], wal_lsn=END - 1000 + number) for number in range(500)]
     for one in made:
@@ -307,7 +309,7 @@ def _record_many(number: int) -> None:
         slot_history.record("one", looked(number * 100 + count, [at(GIB)], wal_lsn=END))
 
 
-def test_writers_at_the_same_time_leave_whole_lines(state: Path) -> None:
+def test_concurrent_writers_write_complete_lines(state: Path) -> None:
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_record_many, args=(number,)) for number in range(4)]
     for writer in writers:
@@ -319,7 +321,7 @@ def test_writers_at_the_same_time_leave_whole_lines(state: Path) -> None:
     assert len(slot_history.history("one")) == 200 == len([json.loads(line) for line in file.read_text().splitlines()])
 
 
-def test_where_nothing_can_be_written_nothing_is(state: Path) -> None:
+def test_a_history_that_is_not_writable_is_not_written(state: Path) -> None:
     state.write_text("")
     assert not slot_history.record("one", looked(1, [], wal_lsn=END)) and slot_history.history("one") == ()
 
@@ -328,7 +330,7 @@ def test_where_nothing_can_be_written_nothing_is(state: Path) -> None:
 
 
 @pytest.mark.timeout(150)
-def test_the_time_of_invalidation_comes_as_foretold(state: Path, tmp_path: Path) -> None:
+def test_the_forecast_of_an_invalidation_is_accurate(state: Path, tmp_path: Path) -> None:
     """With a constant load, the forecast of the first seconds is accurate to 20 percent."""
     server = start(tmp_path / "pg", 18, max_slot_wal_keep_size="160MB", max_wal_size="32MB", min_wal_size="32MB")
     rest = threading.Event()

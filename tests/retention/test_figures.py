@@ -55,7 +55,7 @@ def write(place: Place, megabytes: int) -> None:
     )
 
 
-def test_an_invalidated_slot_holds_nothing_and_is_not_blamed(place: Place) -> None:
+def test_an_invalidated_slot_retains_nothing_and_is_not_blamed(place: Place) -> None:
     place.make("timed_out")
     write(place, 20)
     setting(place, "1s")
@@ -87,7 +87,7 @@ def test_an_invalidated_slot_holds_nothing_and_is_not_blamed(place: Place) -> No
     assert "retains 0 B of WAL" in dropped.err and "its changes are already gone" in dropped.err
 
 
-def test_the_idle_timeout_is_foretold(place: Place) -> None:
+def test_forecast_of_the_idle_timeout(place: Place) -> None:
     place.make("away")
     place.run("SELECT pg_create_physical_replication_slot('standby_1', true)")
     setting(place, "1h")
@@ -104,7 +104,7 @@ def test_the_idle_timeout_is_foretold(place: Place) -> None:
     assert place.rdsrepl("slot", "lag", "-o", "json", dsn=place.dsn).json["holdings"][0]["breaks"] == []
 
 
-def test_the_idle_timeout_spares_what_the_server_spares_and_alarms_no_moments_absence() -> None:
+def test_the_idle_timeout_ignores_synced_slots_and_short_absences() -> None:
     here = a_wal(idle_timeout_seconds=20 * 86400)
     (one,) = assessment.assess(here, [slot()]).holdings  # idle for 10 of 20 days
     assert [item.seconds for item in one.breaks] == [10 * 86400.0]
@@ -126,7 +126,7 @@ def test_the_idle_timeout_spares_what_the_server_spares_and_alarms_no_moments_ab
 @pytest.mark.parametrize(
     "lost", [{"wal_status": "lost"}, {"invalidation_reason": "idle_timeout"}, {"conflicting": True}]
 )
-def test_whatever_invalidated_it_it_holds_nothing(lost: dict[str, Any]) -> None:
+def test_an_invalidated_slot_retains_nothing_for_any_reason(lost: dict[str, Any]) -> None:
     gone = slot("gone", restart_lsn=Lsn(GIB), **lost)
     holds = slot("holds")
     assert gone.held_lsn is None and holds.held_lsn == Lsn(9 * GIB)
@@ -135,7 +135,7 @@ def test_whatever_invalidated_it_it_holds_nothing(lost: dict[str, Any]) -> None:
     assert assessment.to_observation(a_wal(), [gone]).slots[0].restart_lsn is None
 
 
-def test_of_a_physical_slot_no_lag_is_known(place: Place) -> None:
+def test_a_physical_slot_has_no_lag(place: Place) -> None:
     place.run(
         "SELECT pg_create_physical_replication_slot('standby_1', true)",
         "SELECT pg_create_physical_replication_slot('never_used')",
@@ -174,7 +174,7 @@ BAD = "host=127.0.0.1 port=1 dbname=x"
         (("-o", "json", "slot", "check", "--nagios", "--namespace", "x"), "--put-metric"),
     ],
 )
-def test_every_failure_of_the_plugin_is_unknown(rdsrepl: Program, words: tuple[str, ...], said: str) -> None:
+def test_every_failure_with_nagios_is_unknown(rdsrepl: Program, words: tuple[str, ...], said: str) -> None:
     done = rdsrepl(*words)
     assert done.code == 3, (done.code, done.out, done.err)
     (line,) = done.out.splitlines()
@@ -182,7 +182,7 @@ def test_every_failure_of_the_plugin_is_unknown(rdsrepl: Program, words: tuple[s
     assert "Traceback" not in done.err
 
 
-def test_an_encoding_without_the_characters_ends_no_command(place: Place) -> None:
+def test_an_encoding_without_a_character_is_no_error(place: Place) -> None:
     """Monitoring agents and cron jobs often run without a UTF-8 locale."""
     env = {**place.rdsrepl.env, "PYTHONIOENCODING": "ascii"}
     words = [*place.rdsrepl.command, "--dsn", place.dsn]
@@ -200,7 +200,7 @@ def test_an_encoding_without_the_characters_ends_no_command(place: Place) -> Non
     assert error.returncode == 3 and "\u00e9\U0001f600" in json.loads(error.stderr)["message"]
 
 
-def test_a_config_file_and_a_defect_of_ours_are_unknown_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_error_and_a_defect_are_unknown_with_nagios(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = place.rdsrepl.home / "config.yaml"
     broken.write_text("targets: [")
     done = place.rdsrepl("slot", "check", "--nagios", "-t", "x", env={"RDSREPL_CONFIG": str(broken)})

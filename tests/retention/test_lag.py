@@ -61,7 +61,7 @@ def check(place: Place, *words: str, **more: Any) -> Any:
 # Thresholds.
 
 
-def test_what_is_said_takes_the_place_of_both_defaults_of_its_measure() -> None:
+def test_a_given_threshold_removes_both_defaults_of_its_measure() -> None:
     warn, critical = thresholds.parse(["retained=200GB"], ["inactive=1d"])
     assert warn.retained_bytes == 200 << 30 and critical.retained_bytes is None
     assert warn.inactive_seconds is None and critical.inactive_seconds == 86400
@@ -71,7 +71,7 @@ def test_what_is_said_takes_the_place_of_both_defaults_of_its_measure() -> None:
     )
 
 
-def test_several_in_one_and_words_for_the_same() -> None:
+def test_several_thresholds_in_one_value_and_aliases() -> None:
     warn, critical = thresholds.parse(["retained=1GB, time-to-full=6h"], ["wal-status=lost,wal-status=unreserved"])
     assert warn.retained_bytes == 1 << 30 and warn.breaks_seconds == 6 * 3600
     assert critical.wal_status == {"lost", "unreserved"} and warn.wal_status == frozenset()
@@ -91,7 +91,7 @@ def test_several_in_one_and_words_for_the_same() -> None:
         (["retained=1GB", "retained=2GB"], [], "given twice"),
     ],
 )
-def test_thresholds_that_make_no_sense(warn: list[str], critical: list[str], said: str) -> None:
+def test_invalid_thresholds(warn: list[str], critical: list[str], said: str) -> None:
     with pytest.raises(BadValue) as caught:
         thresholds.parse(warn, critical)
     assert said in f"{caught.value.message}; {caught.value.hint}"
@@ -121,7 +121,7 @@ def test_the_help_and_the_page_name_the_default_thresholds() -> None:
 # slot lag.
 
 
-def test_both_kinds_of_lag_and_what_comes_of_them(place: Place) -> None:
+def test_retained_and_undelivered_wal_with_rates_and_forecasts(place: Place) -> None:
     place.make("behind")
     write(place, 2000)
     place.make("newer")
@@ -150,7 +150,7 @@ def test_both_kinds_of_lag_and_what_comes_of_them(place: Place) -> None:
         assert said in one.out, one.out
 
 
-def test_a_slot_that_is_not_there(place: Place) -> None:
+def test_a_slot_that_does_not_exist(place: Place) -> None:
     place.make("there")
     assert lag(place, "nowhere").code == 3
     assert check(place, "there", "nowhere").code == 3
@@ -158,7 +158,7 @@ def test_a_slot_that_is_not_there(place: Place) -> None:
     assert empty.code == 2 and "too short" in empty.err
 
 
-def test_watching_in_a_pipe_prints_again_and_again(place: Place) -> None:
+def test_watch_in_a_pipe_prints_repeatedly(place: Place) -> None:
     place.make("watched")
     process = place.rdsrepl.start(
         *("slot", "lag", "--watch", "--interval", "500ms"),
@@ -177,7 +177,7 @@ def test_watching_in_a_pipe_prints_again_and_again(place: Place) -> None:
     assert sum(b"watched" in line for line in seen) >= 2 and b"Traceback" not in err + rest
 
 
-def test_watching_on_a_terminal_stays_in_place(place: Place) -> None:
+def test_watch_on_a_terminal_refreshes_in_place(place: Place) -> None:
     place.make("watched")
     leader, follower = pty.openpty()
     env = {key: value for key, value in place.rdsrepl.env.items() if key != "NO_COLOR"} | {"TERM": "xterm"}
@@ -200,7 +200,7 @@ def test_watching_on_a_terminal_stays_in_place(place: Place) -> None:
     assert b"\x1b[1A" in shown or b"\x1b[2K" in shown, "drawn over, not below"
 
 
-def test_few_statements_whatever_the_number_of_slots(place: Place) -> None:
+def test_the_number_of_statements_does_not_depend_on_the_slots(place: Place) -> None:
     place.run(
         "SELECT count(pg_create_logical_replication_slot('many_' || n, 'pgoutput')) FROM generate_series(1, 200) n"
     )
@@ -218,7 +218,7 @@ def test_few_statements_whatever_the_number_of_slots(place: Place) -> None:
         assert done.code in (0, 8, 9) and 0 < len(seen) <= 5, (words, seen)
 
 
-def test_a_run_of_slot_list_is_a_look_too(place: Place) -> None:
+def test_slot_list_adds_a_sample(place: Place) -> None:
     place.make("seen")
     assert place.rdsrepl("slot", "list", dsn=place.dsn).code == 0
     (file,) = (place.rdsrepl.home / "state/rdsrepl/observations").iterdir()
@@ -226,7 +226,7 @@ def test_a_run_of_slot_list_is_a_look_too(place: Place) -> None:
     assert [row[0] for row in json.loads(file.read_text())["slots"]] == ["seen"]
 
 
-def test_a_state_directory_that_cannot_be_written_costs_the_history_alone(place: Place, tmp_path: Path) -> None:
+def test_a_state_directory_that_is_not_writable_loses_only_the_history(place: Place, tmp_path: Path) -> None:
     place.make("seen")
     (tmp_path / "file").write_text("")
     for words in (("list",), ("lag",), ("check",)):
@@ -263,7 +263,7 @@ def test_exit_codes_and_findings(place: Place) -> None:
         ("--nagios", "--warn", "nothing=1"),
     ],
 )
-def test_bad_options_touch_nothing(rdsrepl: Program, words: tuple[str, ...]) -> None:
+def test_invalid_options_change_nothing(rdsrepl: Program, words: tuple[str, ...]) -> None:
     done = rdsrepl("slot", "check", *words, dsn="host=127.0.0.1 port=1 dbname=x")
     assert done.code == (3 if "--nagios" in words else 2), done.err
 

@@ -118,7 +118,7 @@ def wait_until_idle(place: Place) -> tuple[str, ...]:
     return ("--inactive-for", "200ms")
 
 
-def test_what_is_idle_goes_and_is_written_down(place: Place) -> None:
+def test_idle_slots_are_dropped_and_audited(place: Place) -> None:
     place.make("old", "older")
     place.run(
         "CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 500)"
@@ -151,7 +151,7 @@ def test_what_is_idle_goes_and_is_written_down(place: Place) -> None:
     assert on_stderr == [one for one in entries if one["phase"] == "outcome"]
 
 
-def test_what_a_review_gets(place: Place) -> None:
+def test_dry_run_document(place: Place) -> None:
     place.make("old", "debezium_orders", "prod_a")
     config = place.rdsrepl.home / "config.yaml"
     config.write_text("protect: ['prod_*']\n")
@@ -187,7 +187,7 @@ def test_protection_and_its_exception(place: Place) -> None:
     assert gone.code == 0 and place.names() == set(), gone.err
 
 
-def test_nobody_says_yes(place: Place) -> None:
+def test_refusal_without_a_confirmation(place: Place) -> None:
     place.make("old")
     refused = place.prune("--slot", "old", *wait_until_idle(place))
     assert refused.code == 4 and place.names() == {"old"}
@@ -211,7 +211,7 @@ def test_nobody_says_yes(place: Place) -> None:
         (("--slot", "old", "--subscriber", "postgresql://a:geheim@127.0.0.1/b"), 2, "a password on the command line"),
     ],
 )
-def test_bad_input(place: Place, words: tuple[str, ...], code: int, said: str) -> None:
+def test_invalid_input(place: Place, words: tuple[str, ...], code: int, said: str) -> None:
     place.make("old", "other")
     done = place.prune(*words, "--yes")
     assert done.code == code and said in done.err, done.err
@@ -219,13 +219,13 @@ def test_bad_input(place: Place, words: tuple[str, ...], code: int, said: str) -
     assert place.names() == {"old", "other"}
 
 
-def test_less_than_a_failover_takes_proves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_time_shorter_than_a_failover_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     done = place.prune("--slot", "old", "--inactive-for", "30s", "--yes")
     assert done.code == 2 and "after a failover a consumer can be disconnected for that long" in done.err
 
 
-def test_the_wrong_words_are_no_confirmation(place: Place) -> None:
+def test_a_wrong_confirmation_is_refused(place: Place) -> None:
     place.make("a", "b")
     done = place.prune("--slot", "*", "--all", "--confirm", "3 slots", *wait_until_idle(place))
     assert done.code == 4 and "names 3 slots, not 2 slots" in done.err and place.names() == {"a", "b"}
@@ -233,7 +233,7 @@ def test_the_wrong_words_are_no_confirmation(place: Place) -> None:
     assert silent.code == 4 and "--confirm 2 slots" in silent.err and place.names() == {"a", "b"}
 
 
-def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place) -> None:
+def test_before_17_only_observe_proves_idleness(place: Place) -> None:
     if is_new(place):
         place.make("old")
         fresh = place.prune("--slot", "old", "--inactive-for", "1h", "--yes")
@@ -256,7 +256,7 @@ def test_before_17_nothing_is_known_at_first_and_watching_proves_it(place: Place
     assert "sampling the slots" in sampled.err and "no activity in" in sampled.err and "samples" in sampled.err
 
 
-def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> None:
+def test_a_consumer_that_reads_without_confirming_is_detected(place: Place) -> None:
     """The consumer connects, fails and reconnects: the slot does not move, but it is in use."""
     place.run("DROP PUBLICATION IF EXISTS all_of_it", "CREATE PUBLICATION all_of_it FOR ALL TABLES")
     place.make("used")
@@ -278,7 +278,7 @@ def test_a_consumer_that_reads_and_confirms_nothing_is_seen(place: Place) -> Non
     assert place.names() == {"used"}
 
 
-def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
+def test_advance_discards_the_backlog_and_keeps_the_slot(place: Place) -> None:
     place.make("behind")
     place.run(
         "CREATE TABLE IF NOT EXISTS t (x text)", "INSERT INTO t SELECT repeat('x', 1000) FROM generate_series(1, 500)"
@@ -297,7 +297,7 @@ def test_a_backlog_can_go_without_its_slot(place: Place) -> None:
     assert renamed.code == 2 and "--advance" in renamed.err
 
 
-def test_a_backlog_goes_only_where_it_can(place: Place) -> None:
+def test_advance_only_from_the_slots_database(place: Place) -> None:
     """A slot can only be advanced from its own database; another slot is reported and not counted."""
     place.run("CREATE DATABASE elsewhere")
     try:
@@ -315,7 +315,7 @@ def test_a_backlog_goes_only_where_it_can(place: Place) -> None:
         place.run("SELECT pg_drop_replication_slot('there')", "DROP DATABASE elsewhere")
 
 
-def test_physical_slots_go_only_when_they_are_included_and_rds_own_never(place: Place) -> None:
+def test_physical_slots_require_include_physical_and_rds_slots_are_kept(place: Place) -> None:
     place.run(
         "SELECT pg_create_physical_replication_slot('standby_1', true)",
         "SELECT pg_create_physical_replication_slot('rds_eu_west_1_db_abc', true)",
@@ -327,7 +327,7 @@ def test_physical_slots_go_only_when_they_are_included_and_rds_own_never(place: 
     assert done.code == 0 and place.names() == {"rds_eu_west_1_db_abc"}, done.err
 
 
-def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: PostgresServer) -> None:
+def test_a_slot_of_a_subscriber_is_kept(place: Place, make_database: Any, pg16: PostgresServer) -> None:
     subscriber: Database = make_database(pg16)
     place.make("shop")
     subscriber.run(
@@ -343,7 +343,7 @@ def test_a_subscribers_slot_is_known(place: Place, make_database: Any, pg16: Pos
         subscriber.run("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
 
 
-def test_a_subscription_of_the_server_itself_is_known(place: Place) -> None:
+def test_a_slot_of_a_local_subscription_is_kept(place: Place) -> None:
     place.make("shop")
     place.run(
         "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1 port=1' PUBLICATION p "
@@ -357,7 +357,7 @@ def test_a_subscription_of_the_server_itself_is_known(place: Place) -> None:
         place.run("ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
 
 
-def test_no_audit_no_drop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_drop_without_an_audit_entry(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.make("old")
     idle = wait_until_idle(place)
     trail = place.rdsrepl.home / "state/rdsrepl/audit.jsonl"
@@ -368,7 +368,7 @@ def test_no_audit_no_drop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None
         assert "RDSREPL_STATE_DIR" in done.err and place.names() == {"old"}
 
 
-def test_slot_drop_is_written_down_too(place: Place) -> None:
+def test_slot_drop_is_audited(place: Place) -> None:
     place.make("old")
     assert place.rdsrepl("slot", "drop", "old", "--yes", dsn=place.dsn).code == 0
     assert [(one["phase"], one["command"]) for one in place.audit()] == [
@@ -378,7 +378,7 @@ def test_slot_drop_is_written_down_too(place: Place) -> None:
     assert (place.rdsrepl.home / "state/rdsrepl/audit.jsonl").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_torn_line_in_the_audit_file_spoils_no_other(place: Place) -> None:
+def test_a_truncated_line_in_the_audit_file_affects_only_itself(place: Place) -> None:
     place.make("old")
     trail = place.rdsrepl.home / "state/rdsrepl/audit.jsonl"
     trail.parent.mkdir(parents=True)
@@ -388,7 +388,7 @@ def test_a_torn_line_in_the_audit_file_spoils_no_other(place: Place) -> None:
     assert torn == '{"time": "2026' and [json.loads(line)["phase"] for line in rest] == ["intent", "outcome"]
 
 
-def test_an_intent_that_is_written_in_part_is_not_written(tmp_path: Path) -> None:
+def test_a_partially_written_intent_is_removed(tmp_path: Path) -> None:
     """A full disk accepts a part of a line without an error, and so does a limit on the file size."""
     script = (
         "import os, resource\n"
@@ -479,7 +479,7 @@ def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place
             assert time.monotonic() < wait
 
 
-def test_a_consumer_that_comes_at_any_moment_keeps_its_slot(place: Place) -> None:
+def test_a_consumer_that_connects_at_any_time_keeps_its_slot(place: Place) -> None:
     """Either the consumer streams and the slot exists, or the slot is dropped and the consumer gets an error."""
     place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
     for number in range(20):
@@ -515,7 +515,7 @@ def test_a_consumer_that_comes_at_any_moment_keeps_its_slot(place: Place) -> Non
             place.run(f"SELECT pg_drop_replication_slot('{name}')")
 
 
-def test_one_that_fails_hides_no_other(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_drop_does_not_stop_the_others(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.make("a", "b", "c")
     idle = wait_until_idle(place)
     real = apply.run
@@ -535,7 +535,7 @@ def test_one_that_fails_hides_no_other(place: Place, monkeypatch: pytest.MonkeyP
     assert outcomes == {"a": "dropped", "b": "not_dropped", "c": "dropped"}
 
 
-def test_all_that_fail_change_nothing_and_say_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_every_drop_fails_nothing_is_changed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.make("a", "b")
     idle = wait_until_idle(place)
     real = apply.run
@@ -569,7 +569,7 @@ def test_a_plan_made_before_a_restart_is_stale(place: Place, verb: str) -> None:
     assert place.names() == {"old"}
 
 
-def test_seconds_after_a_restart_no_slot_is_idle_whatever_was_seen_before(place: Place) -> None:
+def test_no_slot_is_proven_idle_seconds_after_a_restart(place: Place) -> None:
     place.make("away")
     idle = wait_until_idle(place)
     words = ("--slot", "away", "--dry-run", "-o", "json")
@@ -611,7 +611,9 @@ def slowly(name: str, seconds: float) -> Statement:
     )
 
 
-def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drop_that_continues_after_a_connection_loss_is_awaited(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If it were queried immediately, the server would report the slot and then drop it."""
     place.make("slow", "next")
     real = runner.execute
@@ -636,7 +638,7 @@ def test_a_drop_that_outlives_its_connection_is_waited_for(place: Place, monkeyp
     assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")], "what was not sent has no intent"
 
 
-def test_ctrl_c_that_comes_too_late_is_told_so(place: Place) -> None:
+def test_ctrl_c_after_the_drop_reports_the_drop(place: Place) -> None:
     place.make("slow", "next")
 
     def late(*_: object) -> None:
@@ -652,7 +654,7 @@ def test_ctrl_c_that_comes_too_late_is_told_so(place: Place) -> None:
     assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")] and place.names() == {"next"}
 
 
-def test_ctrl_c_in_time_ends_the_statement_for_certain(place: Place) -> None:
+def test_ctrl_c_before_the_drop_cancels_the_statement(place: Place) -> None:
     place.make("slow", "next")
 
     def now(*_: object) -> None:
@@ -696,7 +698,7 @@ def test_two_hundred_slots_take_few_statements(place: Place, tmp_path: Path) -> 
 # Crashes, each on its own server.
 
 
-def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path: Path) -> None:
+def test_a_server_crash_leaves_a_correct_audit_trail(rdsrepl: Program, tmp_path: Path) -> None:
     programs = find_binaries(18)
     assert programs is not None
     settings = {"wal_level": "logical", "max_replication_slots": "20", "restart_after_crash": "on"}
@@ -747,7 +749,9 @@ def test_a_server_killed_in_the_middle_leaves_no_lie(rdsrepl: Program, tmp_path:
         server.remove()
 
 
-def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failover_during_prune_is_not_reported_as_a_drop(
+    rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The new primary never had the slots: their absence does not mean that they were dropped on the former one."""
     monkeypatch.setattr(prune_rules, "MIN_IDLE_SECONDS", 0.0)
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
@@ -792,7 +796,7 @@ def test_a_failover_in_the_middle_is_no_drop(rdsrepl: Program, tmp_path: Path, m
             each.remove()
 
 
-def test_a_server_that_stays_away_ends_the_prune(
+def test_prune_stops_if_the_server_stays_unreachable(
     rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statements, "_SERVER_BACK_SECONDS", 0.5)
@@ -821,7 +825,7 @@ def test_a_server_that_stays_away_ends_the_prune(
 
 
 @pytest.mark.parametrize("version", [16, 18])
-def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
+def test_a_standbys_own_slot_is_not_proven_idle_after_the_promotion(
     version: int, rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The consumer reconnects seconds later; until then the slot is not proven idle, however old it is."""
@@ -864,7 +868,7 @@ def test_a_slot_a_standby_had_of_its_own_is_not_idle_after_its_promotion(
             each.remove()
 
 
-def test_a_standbys_copy_is_never_dropped_and_a_promotion_proves_nothing(rdsrepl: Program, tmp_path: Path) -> None:
+def test_a_synced_slot_is_never_dropped_and_a_promotion_proves_nothing(rdsrepl: Program, tmp_path: Path) -> None:
     writer = start(tmp_path / "writer", 18)
     copy = writer.clone(tmp_path / "copy", slot="copy")
     try:

@@ -85,7 +85,7 @@ def test_an_idle_slot_is_a_candidate() -> None:
         (slot(inactive_since=None), wal(version=15), "not_idle"),
     ],
 )
-def test_what_keeps_a_slot(one: Slot, here: Wal, rule: str) -> None:
+def test_each_rule_that_keeps_a_slot(one: Slot, here: Wal, rule: str) -> None:
     assert rule in rules(decide(one, Criteria(), here=here))
 
 
@@ -100,7 +100,7 @@ NEVER = [slot(**ACTIVE), slot("rds_a"), slot("rds_b", slot_type="physical", plug
     physical=st.booleans(),
     idle_seconds=st.sampled_from([60.0, HOUR]),
 )
-def test_whatever_the_options_some_are_never_dropped(
+def test_no_option_drops_an_excluded_slot(
     number: int, patterns: list[str], over: int | None, lost: bool, physical: bool, idle_seconds: float
 ) -> None:
     here, one = (wal(), NEVER[number]) if number < len(NEVER) else (wal(in_recovery=True), slot(synced=True))
@@ -122,7 +122,7 @@ def test_whatever_the_options_some_are_never_dropped(
     named=st.booleans(),
     excepted=st.booleans(),
 )
-def test_a_protected_slot_goes_only_when_it_is_excepted_by_name(pattern: str, named: bool, excepted: bool) -> None:
+def test_a_protected_slot_requires_unprotect(pattern: str, named: bool, excepted: bool) -> None:
     criteria = Criteria(
         patterns=("old",) if named else (),
         protected=(pattern,),
@@ -133,25 +133,25 @@ def test_a_protected_slot_goes_only_when_it_is_excepted_by_name(pattern: str, na
 
 
 @pytest.mark.parametrize("one", [slot(failover=True), slot(DMS), slot("x", plugin="decoderbufs")])
-def test_a_slot_that_needs_naming_is_named_by_its_name_and_not_by_a_pattern(one: Slot) -> None:
+def test_a_known_consumers_slot_requires_its_name_not_a_pattern(one: Slot) -> None:
     assert "named_only" in rules(decide(one, Criteria(patterns=("*",))))
     assert decide(one, Criteria(patterns=(one.slot_name,))).is_candidate
 
 
-def test_a_slot_of_a_subscription_needs_naming() -> None:
+def test_a_slot_of_a_subscription_requires_its_name() -> None:
     used = {"old": "subscription s of other/app"}
     decision = decide(slot(), Criteria(in_use_elsewhere=used))
     assert rules(decision) == {"named_only"} and decision.owner == "subscription s of other/app"
     assert decide(slot(), Criteria(patterns=("old",), in_use_elsewhere=used)).is_candidate
 
 
-def test_what_the_server_has_given_up_needs_no_proof_of_idleness() -> None:
+def test_an_invalidated_slot_needs_no_proof_of_idleness() -> None:
     lost = slot(wal_status="lost", restart_lsn=None, retained_bytes=None, inactive_since=None)
     assert decide(lost, Criteria(lost=True), here=wal(version=15)).is_candidate
     assert rules(decide(slot(), Criteria(lost=True))) == {"not_lost"}
 
 
-def test_only_what_holds_more() -> None:
+def test_retaining_over() -> None:
     assert decide(slot(), Criteria(retaining_over_bytes=(1 << 30) - 1)).is_candidate
     assert rules(decide(slot(), Criteria(retaining_over_bytes=1 << 30))) == {"too_small"}
     assert "too_small" in rules(decide(slot(retained_bytes=None), Criteria(retaining_over_bytes=0)))
@@ -164,7 +164,7 @@ OLD = wal(version=15)
 STILL = slot(inactive_since=None)
 
 
-def test_looks_of_separate_runs_are_worth_knowing_and_no_proof() -> None:
+def test_samples_of_separate_runs_are_reported_but_prove_nothing() -> None:
     history = tuple(seen(NOW - timedelta(minutes=minutes)) for minutes in (90, 60, 30))
     decision = decide(STILL, Criteria(), here=OLD, history=history)
     assert rules(decision) == {"not_idle"} and decision.idleness.proof == "looks" and not decision.idleness.is_proven
@@ -188,7 +188,7 @@ def test_looks_of_separate_runs_are_worth_knowing_and_no_proof() -> None:
     ],
     ids=["active", "moved", "absent", "read"],
 )
-def test_a_look_that_breaks_the_row_ends_the_proof(between: Observation) -> None:
+def test_a_sample_with_activity_ends_the_proof(between: Observation) -> None:
     history = (seen(NOW - timedelta(hours=5)), between, seen(NOW - timedelta(minutes=10)))
     decision = decide(STILL, Criteria(), here=OLD, history=history)
     assert rules(decision) == {"not_idle"} and decision.idleness.seconds == 600
@@ -199,7 +199,9 @@ def test_a_look_that_breaks_the_row_ends_the_proof(between: Observation) -> None
     up_minutes=st.integers(1, 600),
     inactive=st.one_of(st.none(), st.integers(0, 600)),
 )
-def test_no_claim_reaches_behind_the_servers_start(minutes: list[int], up_minutes: int, inactive: int | None) -> None:
+def test_idle_time_begins_at_the_servers_start_at_the_earliest(
+    minutes: list[int], up_minutes: int, inactive: int | None
+) -> None:
     here = wal(started_at=NOW - timedelta(minutes=up_minutes))
     history = tuple(seen(NOW - timedelta(minutes=n), started=here.started_at) for n in sorted(minutes, reverse=True))
     one = slot(inactive_since=None if inactive is None else NOW - timedelta(minutes=inactive))
@@ -222,7 +224,7 @@ LONG_UP = wal(started_at=NOW - timedelta(days=30), timeline=2)
     ],
     ids=["promoted", "long ago", "unknown", "looked at since", "before it", "another server", "in use at the primary"],
 )
-def test_what_the_server_says_counts_from_its_promotion(
+def test_idle_time_begins_at_the_promotion_at_the_earliest(
     history: tuple[Observation, ...], promoted_minutes: int | None, idle_minutes: int, counted_from: str
 ) -> None:
     """A promoted standby is not restarted, and can have slots with an inactive_since before its promotion."""
@@ -232,7 +234,7 @@ def test_what_the_server_says_counts_from_its_promotion(
     assert counted_from in found.text and (counted_from or not found.counted_from)
 
 
-def test_a_server_that_never_was_promoted_has_no_such_bound() -> None:
+def test_a_server_without_a_promotion_has_no_such_limit() -> None:
     assert idleness.assess_idleness(slot(), (), wal()).seconds == 10 * 24 * HOUR
     assert idleness.assess_idleness(slot(), (), wal(in_recovery=True, timeline=None)).seconds == 10 * 24 * HOUR
 
@@ -244,7 +246,7 @@ def test_a_server_that_never_was_promoted_has_no_such_bound() -> None:
     used=st.one_of(st.none(), st.integers(0, 600)),
     looks=st.lists(st.tuples(st.integers(0, 600), st.integers(1, 3)), max_size=5),
 )
-def test_no_claim_of_the_server_reaches_behind_any_bound(
+def test_idle_time_never_begins_before_any_limit(
     inactive: int, up: int, promoted: int, used: int | None, looks: list[tuple[int, int]]
 ) -> None:
     here = wal(started_at=NOW - timedelta(minutes=up), timeline=3)
@@ -266,7 +268,7 @@ def test_no_claim_of_the_server_reaches_behind_any_bound(
     ("application", "who"),
     [("Debezium Streaming", "Debezium"), ("airbyte-source", "Airbyte"), ("psql", None), ("", None)],
 )
-def test_a_slot_is_its_last_consumers_whatever_its_name(application: str, who: str | None) -> None:
+def test_the_last_consumer_determines_the_owner(application: str, who: str | None) -> None:
     about = f"PID 7 (user debezium_reader, application {application}, client 10.0.0.1:5)"
     history = (seen(NOW - timedelta(days=20), active=True, holder=about if application else "PID 7"),)
     decision = decide(slot(), Criteria(), history=history)
@@ -274,7 +276,7 @@ def test_a_slot_is_its_last_consumers_whatever_its_name(application: str, who: s
     assert decide(slot(), Criteria(patterns=("old",)), history=history).is_candidate
 
 
-def test_how_long_to_watch() -> None:
+def test_missing_sample_seconds() -> None:
     def decisions(*slots: Slot, here: Wal = OLD) -> list[PruneDecision]:
         history = (seen(NOW - timedelta(minutes=20)),)
         return [decide(one, Criteria(idle_seconds=1800.0), here=here, history=history) for one in slots]
@@ -289,7 +291,7 @@ def test_how_long_to_watch() -> None:
     assert prune_rules.missing_sample_seconds(decisions(slot(inactive_since=NOW), here=wal()), 18, 1800.0) == 0
 
 
-def test_the_last_consumer_is_who_held_it_when_it_was_last_seen_active() -> None:
+def test_the_last_consumer_is_from_the_last_active_sample() -> None:
     history = (
         seen(NOW - timedelta(days=3), active=True, holder="PID 1 (user first)"),
         seen(NOW - timedelta(days=2), active=True, holder="PID 2 (user second)"),
@@ -303,7 +305,7 @@ def test_the_last_consumer_is_who_held_it_when_it_was_last_seen_active() -> None
 # Patterns.
 
 
-def test_a_pattern_that_means_everything() -> None:
+def test_a_pattern_that_matches_all_slots() -> None:
     slots = [slot("a"), slot("b"), slot("rds_x", slot_type="physical")]
     assert prune_rules.matches_all_slots(Criteria(patterns=("*",)), slots)
     assert prune_rules.matches_all_slots(Criteria(patterns=("[a-z]",)), slots)
@@ -324,12 +326,12 @@ def test_a_pattern_that_means_everything() -> None:
         Criteria(lost=True, retaining_over_bytes=1),
     ],
 )
-def test_criteria_that_make_no_sense(criteria: Criteria) -> None:
+def test_invalid_criteria(criteria: Criteria) -> None:
     with pytest.raises(BadValue):
         prune_rules.check(criteria)
 
 
-def test_how_a_slot_is_made_again() -> None:
+def test_command_to_recreate_a_slot() -> None:
     assert prune_rules.recreate_command(slot(two_phase=True, failover=True)) == (
         "rdsrepl slot create old --plugin pgoutput --two-phase --failover  # connected to database app"
     )

@@ -83,7 +83,7 @@ def until(place: Place, condition: str) -> None:
 # Before 17 only uninterrupted samples prove that a slot is idle.
 
 
-def test_any_activity_ends_the_row_of_samples(place: Place) -> None:
+def test_any_activity_ends_the_idle_time(place: Place) -> None:
     """None of these changes ``total_bytes`` or the positions between the first and the last sample."""
     place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
 
@@ -131,7 +131,7 @@ def test_any_activity_ends_the_row_of_samples(place: Place) -> None:
             assert seen.idle_slots["idle"].seconds >= 1.25 and seen.interruptions == [], name
 
 
-def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_detects_activity_between_its_samples(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     if is_new(place):
         place.make("used")
         place.run("DROP PUBLICATION IF EXISTS none", "CREATE PUBLICATION none")
@@ -158,9 +158,7 @@ def test_prune_sees_what_happens_between_its_looks(place: Place, monkeypatch: py
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
-    place: Place, monkeypatch: pytest.MonkeyPatch, arrives: bool
-) -> None:
+def test_the_proof_covers_the_time_of_the_prompt(place: Place, monkeypatch: pytest.MonkeyPatch, arrives: bool) -> None:
     """A consumer that connects before the confirmation and reads nothing changes no column."""
     if is_new(place):
         return  # the statement compares inactive_since
@@ -195,7 +193,7 @@ def test_the_proof_reaches_up_to_the_drop_however_long_the_answer_takes(
         assert done.code == 0 and place.names() == set(), done.err
 
 
-def test_looks_of_separate_runs_prove_nothing_before_17(place: Place) -> None:
+def test_samples_of_separate_runs_prove_nothing_before_17(place: Place) -> None:
     place.make("away")
     place.rdsrepl("slot", "list", dsn=place.dsn)
     with connection.open(place.target) as conn:
@@ -229,7 +227,7 @@ def test_looks_of_separate_runs_prove_nothing_before_17(place: Place) -> None:
         (0.3, 0.3, {"in_recovery": True, "timeline": None}, "was restarted"),
     ],
 )
-def test_a_gap_a_jump_and_another_server_break_every_row(
+def test_a_gap_a_clock_change_and_another_server_interrupt_the_sampling(
     gap: float, server_seconds: float, other: dict[str, Any], why: str | None
 ) -> None:
     one, here = slot(inactive_since=None), a_wal(version=15)
@@ -254,7 +252,7 @@ def plan(place: Place, name: str, verb: str = "drop") -> Plan:
     )
 
 
-def test_the_statement_refuses_what_was_read_in_part_or_reset_or_replaced_by_a_copy(place: Place) -> None:
+def test_the_statement_refuses_a_slot_that_was_read_reset_or_copied(place: Place) -> None:
     place.make("large", "reset", "copied")
     place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
     if not is_new(place):
@@ -285,7 +283,7 @@ def test_the_statement_refuses_what_was_read_in_part_or_reset_or_replaced_by_a_c
 # Another server at the same address.
 
 
-def test_a_copy_of_the_server_says_nothing_of_the_first_one(
+def test_a_restored_copy_proves_nothing_about_the_server(
     rdsrepl: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A restored snapshot has the same identifier and timeline: the absence of a slot on it proves nothing."""
@@ -352,7 +350,7 @@ def test_a_copy_of_the_server_says_nothing_of_the_first_one(
 # Clocks.
 
 
-def test_clocks_that_differ_prove_nothing_and_that_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_clocks_prove_nothing_and_give_a_warning(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server's clock was set two hours ahead: a slot that became inactive 2 s ago must not be dropped."""
     place.make("left")
     time.sleep(0.3)
@@ -372,7 +370,7 @@ def test_clocks_that_differ_prove_nothing_and_that_is_said(place: Place, monkeyp
     assert back.code == 4 and "the clock of the server or of this machine was set by" in back.err
 
 
-def test_no_claim_reaches_behind_a_clock_that_was_set() -> None:
+def test_idle_time_begins_after_a_clock_change() -> None:
     hours = timedelta(hours=1)
     mine = {"started_at": a_wal().started_at, "timeline": 1}
     still = SlotObservation("old", False, Lsn(9 << 30), Lsn(9 << 30), 1)
@@ -393,9 +391,7 @@ def test_no_claim_reaches_behind_a_clock_that_was_set() -> None:
 # The history.
 
 
-def test_thinning_keeps_every_change_and_stays_within_its_bound(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_thinning_keeps_every_change_and_bounds_the_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(slot_history, "_MAX_BYTES", 100_000)
     names = [f"s{number}" for number in range(50)]
@@ -436,7 +432,7 @@ def test_thinning_keeps_every_change_and_stays_within_its_bound(
         )
 
 
-def test_another_run_of_the_server_is_another_wal() -> None:
+def test_samples_before_a_restart_are_not_compared() -> None:
     one = slot()
     seen = assessment.to_observation(replace(a_wal(), at=NOW - timedelta(seconds=60), lsn=Lsn(9 << 30)), [one])
     assert assessment.assess(a_wal(), [one], [seen]).wal_rate is not None
@@ -459,7 +455,7 @@ def test_a_cluster_is_protected_whichever_option_names_it(tmp_path: Path, monkey
 # An advance is written to the audit file, and a named slot is never skipped silently.
 
 
-def test_an_advance_is_written_down_as_a_drop_is(place: Place) -> None:
+def test_an_advance_is_audited(place: Place) -> None:
     place.make("behind")
     place.run("SELECT pg_logical_emit_message(true, 'x', 'y')")
     done = place.rdsrepl("slot", "advance", "behind", "--to-current", "--yes", dsn=place.dsn)
@@ -478,7 +474,7 @@ def test_an_advance_is_written_down_as_a_drop_is(place: Place) -> None:
     assert refused.code == 4 and place.run("SELECT confirmed_flush_lsn FROM pg_replication_slots") == before
 
 
-def test_what_is_named_and_may_not_go_ends_with_4(place: Place) -> None:
+def test_a_named_slot_that_may_not_be_dropped_exits_with_4(place: Place) -> None:
     place.make("prod_a", "old")
     config = place.rdsrepl.home / "config.yaml"
     info = psycopg.conninfo.conninfo_to_dict(place.dsn)
@@ -510,7 +506,7 @@ def test_what_is_named_and_may_not_go_ends_with_4(place: Place) -> None:
     assert bare.code == 0, "another target protects nothing"
 
 
-def test_a_promotion_bounds_lag_and_check_as_it_does_prune() -> None:
+def test_a_promotion_limits_the_idle_time_in_lag_and_check() -> None:
     one = slot(inactive_since=NOW - timedelta(days=10))
     here = a_wal(timeline=2)
     found = assessment.assess(here, [one], promoted_at=NOW - timedelta(minutes=5))
@@ -527,7 +523,7 @@ def test_an_entry_of_the_audit_file_is_json(place: Place) -> None:
     assert [json.loads(line)["summary"] for line in lines] == ["drop replication slot old"] * 2
 
 
-def test_a_slot_knows_what_tells_it_from_another() -> None:
+def test_slot_state_identifies_the_slot() -> None:
     one: Slot = slot(spill_count=0, total_bytes=0)
     for other in (
         {"spill_count": 1},

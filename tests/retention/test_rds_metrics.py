@@ -31,7 +31,7 @@ def storage(
     return rds_metrics.free_storage(found, cluster, None if kind else instance)
 
 
-def test_which_metric_is_the_room_that_wal_has() -> None:
+def test_metric_of_the_free_storage() -> None:
     assert storage({"FreeStorageSpace": 5.0}).free_bytes == 5
     both = storage({"FreeStorageSpace": 5.0, "FreeStorageSpaceLogVolume": 3.0}, largest=200)
     assert (both.free_bytes, both.may_grow_bytes) == (3, 0) and "log volume" in both.source
@@ -44,11 +44,11 @@ def test_which_metric_is_the_room_that_wal_has() -> None:
     assert storage({}) is None
 
 
-def test_nobody_is_asked_where_nothing_is_named() -> None:
+def test_no_request_without_a_cluster_or_instance() -> None:
     assert rds_metrics.read(Target("x", aws=Aws(endpoint_url="http://127.0.0.1:1"))) == rds_metrics.RdsMetrics()
 
 
-def test_a_clusters_writer_is_asked(cloud: Cloud) -> None:
+def test_metrics_of_the_writer(cloud: Cloud) -> None:
     done = cloud("-t", "sandbox", "slot", "lag", "-o", "json")
     assert done.code == 0 and done.json["storage"]["source"] == "CloudWatch"
     assert done.json["storage"]["free_bytes"] == done.json["metrics"]["FreeStorageSpace"] > GIB
@@ -65,7 +65,7 @@ def test_a_clusters_writer_is_asked(cloud: Cloud) -> None:
     [("lag",), ("check",), ("prune", "--inactive-for", "1h", "--dry-run"), ("watch", "--limit-looks", "1")],
     ids=["lag", "check", "prune", "watch"],
 )
-def test_without_cloudwatch_it_goes_on_and_says_so(cloud: Cloud, verb: tuple[str, ...]) -> None:
+def test_without_cloudwatch_the_command_continues_with_a_note(cloud: Cloud, verb: tuple[str, ...]) -> None:
     cloud.faults({"service": "cloudwatch", "code": "AccessDenied", "status": 403, "message": "not you", "times": 9})
     done = cloud("-t", "sandbox", "slot", *verb)
     assert done.code in (0, 8), done.err
@@ -75,7 +75,7 @@ def test_without_cloudwatch_it_goes_on_and_says_so(cloud: Cloud, verb: tuple[str
     assert throttled.code in (0, 8) and "could not read the free storage from CloudWatch" in throttled.err
 
 
-def test_each_slots_numbers_are_published(cloud: Cloud) -> None:
+def test_put_metric_publishes_the_values_of_each_slot(cloud: Cloud) -> None:
     done = cloud("-t", "sandbox", "slot", "check", "--put-metric")
     assert done.code in (0, 8) and re.search(r"\d+ values published to CloudWatch, namespace rdsrepl", done.err)
     rows = cloud.client("cloudwatch").list_metrics(Namespace="rdsrepl")["Metrics"]
@@ -94,7 +94,7 @@ def test_each_slots_numbers_are_published(cloud: Cloud) -> None:
     assert denied.code == 5 and "cloudwatch:PutMetricData" in denied.err
 
 
-def test_many_values_go_in_several_calls(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_values_are_published_in_several_calls(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     aws = Aws(region=cloud.program.env["AWS_REGION"], endpoint_url=cloud.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", cloud.credentials.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", cloud.credentials.secret_key)
@@ -105,7 +105,7 @@ def test_many_values_go_in_several_calls(cloud: Cloud, monkeypatch: pytest.Monke
         metrics.put(aws, " ", [])
 
 
-def test_the_alarm_of_the_page_is_made(cloud: Cloud) -> None:
+def test_the_alarm_of_the_page(cloud: Cloud) -> None:
     found = re.search(r"^```sh alarm\n(.*?)^```", PAGE.read_text(), re.M | re.S)
     assert found is not None
     env = {key: value for key, value in cloud.program.env.items() if key != "PYTHONWARNINGS"}

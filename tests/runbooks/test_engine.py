@@ -162,7 +162,7 @@ def replaced(old: str, new: str) -> str:
         (page(MAKE) + "\n```sh\nopen", 43, "unterminated block"),
     ],
 )
-def test_a_wrong_page_names_file_and_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+def test_an_error_of_a_page_names_file_and_line(tmp_path: Path, text: str, line: int, message: str) -> None:
     path = tmp_path / "wrong.md"
     with pytest.raises(BadPage) as caught:
         parser.parse(path, text)
@@ -176,7 +176,7 @@ VALUES = st.text(st.characters(codec="utf-8"), max_size=20)
 
 @given(VALUES)
 @example("a b; rm -rf / | $(id) `id` \"$SLOT\" 'x' \\ \n *")
-def test_a_value_is_never_more_than_one_word(value: str) -> None:
+def test_a_value_is_always_one_word(value: str) -> None:
     words = commands.parse('rdsrepl slot show "$SLOT" \'a b\' --to "kinesis:${SLOT}" "\\$x" c\\ d')
     assert commands.substitute(words, {"SLOT": value}) == (
         "rdsrepl", "slot", "show", value, "a b", "--to", f"kinesis:{value}", "$x", "c d",
@@ -214,7 +214,7 @@ COMMANDS = dict(leaves())
 
 
 @pytest.mark.parametrize("name", pages.names())
-def test_every_page_says_of_each_command_what_it_is(name: str) -> None:
+def test_the_kind_of_each_step_matches_its_command(name: str) -> None:
     for step in pages.load(name).steps:
         if step.kind is StepKind.manual:
             continue
@@ -225,7 +225,7 @@ def test_every_page_says_of_each_command_what_it_is(name: str) -> None:
         assert isinstance(command, WriteCommand) == (step.kind is StepKind.change), step.name
 
 
-def test_the_ten_are_there(rdsrepl: Program) -> None:
+def test_list_and_show(rdsrepl: Program) -> None:
     listed = rdsrepl("runbook", "list", "-o", "json").json
     assert [row["name"] for row in listed] == [
         "abandoned-slot", "consumer-fell-behind", "disk-is-filling", "enable-logical-replication",
@@ -273,7 +273,7 @@ def test_the_ten_are_there(rdsrepl: Program) -> None:
         (("abandoned-slot", "--var", "slot=x"), 4, "confirmation required but stdin is not a terminal"),
     ],
 )
-def test_bad_input_ends_before_anything_runs(rdsrepl: Program, words: tuple[str, ...], code: int, message: str) -> None:
+def test_invalid_input_runs_nothing(rdsrepl: Program, words: tuple[str, ...], code: int, message: str) -> None:
     done = rdsrepl("runbook", "run", *words, dsn="host=/nowhere")
     assert done.code == code
     assert message in done.err
@@ -307,7 +307,7 @@ def test_a_value_with_a_command_in_it_runs_nothing(rdsrepl: Program, db18: Datab
 # Runs.
 
 
-def test_a_run_to_its_end_and_its_journal(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
+def test_a_complete_run_and_its_journal(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
     dsn = f"{db18.dsn} password=hidden"
     done = rdsrepl("runbook", "run", write(MAKE), "--var", f"slot={name}", "--yes", dsn=dsn)
     assert done.code == 0, done.err
@@ -345,9 +345,7 @@ def test_a_check_that_fails_stops_before_anything_is_changed(
     assert journals(rdsrepl)[0][-1] == {**journals(rdsrepl)[0][-1], "status": "failed", "exit_code": 1}
 
 
-def test_a_step_that_fails_after_a_change_and_the_way_on(
-    rdsrepl: Program, db18: Database, write: Any, name: str
-) -> None:
+def test_a_step_that_fails_after_a_change_and_resume(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
     path = write(MAKE, NEED.replace("needed", f"{name}_2"))
     words = ("runbook", "run", path, "--yes")
     stopped = rdsrepl(*words, "--var", f"slot={name}", dsn=db18.dsn)
@@ -389,7 +387,7 @@ def test_a_run_is_not_resumed_on_another_page(rdsrepl: Program, db18: Database, 
     assert journals(rdsrepl)[-1][0]["variables"] == {"slot": name, "other": ""}
 
 
-def test_what_the_page_expects_is_looked_for(rdsrepl: Program, db18: Database, tmp_path: Path, name: str) -> None:
+def test_expected_output_is_checked(rdsrepl: Program, db18: Database, tmp_path: Path, name: str) -> None:
     path = tmp_path / "mine.md"
     path.write_text(page(MAKE).replace("slot_name $SLOT", "slot_name $SLOT\nplugin wal2json"))
     done = rdsrepl("runbook", "run", str(path), "--var", f"slot={name}", "--yes", "-o", "json", dsn=db18.dsn)
@@ -397,7 +395,7 @@ def test_what_the_page_expects_is_looked_for(rdsrepl: Program, db18: Database, t
     assert done.lines[-1]["reason"] == "expected line is missing in the output: plugin wal2json"
 
 
-def test_steps_for_other_places_and_by_hand_are_passed_over_and_said(
+def test_steps_for_other_targets_and_manual_steps_are_skipped(
     rdsrepl: Program, db18: Database, write: Any, name: str
 ) -> None:
     path = write(
@@ -426,7 +424,7 @@ def test_steps_for_other_places_and_by_hand_are_passed_over_and_said(
     assert ended(again)["with-other"] == "done"
 
 
-def test_a_step_that_names_its_own_target_goes_there(
+def test_a_step_with_its_own_target(
     rdsrepl: Program, db18: Database, write: Any, make_database: Any, pg15: Any
 ) -> None:
     other = make_database(pg15)
@@ -442,9 +440,7 @@ def test_a_step_that_names_its_own_target_goes_there(
     assert done.lines[2]["command"].startswith("rdsrepl -t there psql")
 
 
-def test_a_person_sees_the_plan_and_says_yes_skip_or_quit(
-    rdsrepl: Program, db18: Database, write: Any, name: str
-) -> None:
+def test_the_plan_is_shown_before_yes_skip_or_quit(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
     second = MAKE.replace("Make it", "Make a second").replace('"$SLOT"', '"${SLOT}_2"')
     third = MAKE.replace("Make it", "Make a third").replace('"$SLOT"', '"${SLOT}_3"')
     by_hand = '\n### {n}. By hand\n\n```sh manual\nask "$SLOT"\n```\n'
@@ -487,7 +483,7 @@ SLEEP = "\n### {n}. Sleep\n\n```sh run\nrdsrepl psql -- -c 'SELECT pg_sleep(60)'
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_run_that_is_interrupted_says_where_it_was(
+def test_an_interrupted_run_reports_its_step(
     rdsrepl: Program, db18: Database, write: Any, name: str, sent: signal.Signals
 ) -> None:
     path = write(SLEEP)

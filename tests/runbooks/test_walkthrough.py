@@ -61,7 +61,7 @@ def missing(call: Callable[[], object]) -> bool:
     return False
 
 
-def test_every_way_is_on_the_page() -> None:
+def test_the_page_has_every_way() -> None:
     assert {way: len(blocks(way)) for way in ("multi-az", "aurora", "instance", "aws-cli")} == {
         "multi-az": 6,
         "aurora": 2,
