@@ -35,7 +35,7 @@ _IN_RECOVERY: Final = "SELECT pg_catalog.pg_is_in_recovery()"
 def open(
     target: Target, *, replication: bool = False, settings: Mapping[str, str] | None = None
 ) -> Iterator[Connection]:
-    """Connect, yield an autocommit connection, close it; ``pg_lsn`` values arrive as ``Lsn``.
+    """Yield an autocommit connection and close it at the end; ``pg_lsn`` values are ``Lsn`` objects.
 
     Args:
         target: the database.

@@ -100,7 +100,8 @@ class Session(psycopg.Connection[Row]):
 
     def begin(self, wanted: Mapping[str, str]) -> None:
         """Set parameters for the session; behind a pooler, for each transaction from now on."""
-        # The PID of the server process, unless this is a pooler. The statement itself compares, and sets nothing there.
+        # The PID that libpq received. A pooler sends another one than the server has: the statement compares them, and
+        # sets nothing behind a pooler.
         backend_pid = self.info.backend_pid
         try:
             real = self._set_parameters(wanted)

@@ -29,13 +29,13 @@ _APPLICATION: Final = re.compile(rf"(?i)application [^,)]*({'|'.join(_APPLICATIO
 
 
 def by_name(slot_name: str, plugin: str | None) -> str | None:
-    """Return the product that creates slots with such a name or plugin; None where neither tells."""
+    """Return the product that creates slots with such a name or plugin; None where not known."""
     if plugin in _PLUGINS:
         return _PLUGINS[plugin]
     return next((owner for pattern, owner in _NAMES if pattern.match(slot_name)), None)
 
 
 def by_consumer(holder: str) -> str | None:
-    """Return the product that consumes a slot, from ``Slot.holder``; None where its application name does not tell."""
+    """Return the product that consumes a slot, from the application in ``Slot.holder``; None where not known."""
     match = _APPLICATION.search(holder)
     return None if match is None else _APPLICATIONS[match[1].lower()]

@@ -61,7 +61,7 @@ SELECT current_database()::text AS database, pg_postmaster_start_time() AS start
   FROM (SELECT pg_is_in_recovery() AS in_recovery,
                EXISTS (SELECT FROM pg_catalog.pg_proc WHERE proname = 'aurora_version') AS aurora) w
 """
-# The file that says where a timeline left the one before is written by the promotion; its time has whole seconds.
+# A promotion writes the history file of the new timeline; its modification time has whole seconds.
 _PROMOTED: Final = """
 SELECT modification + interval '1 second' FROM pg_ls_waldir()
  WHERE name = upper(lpad(to_hex(%s::bigint), 8, '0')) || '.history'
@@ -89,13 +89,13 @@ def _now() -> datetime:
 
 
 def promoted_at(conn: Connection, timeline: int) -> datetime | None:
-    """Return when the server became a primary by a promotion, not earlier than it did; None where that is not known.
+    """Return when the server was promoted, at most one second too late; None where that is not known.
 
-    A standby that is promoted goes on running: ``started_at`` says nothing of it.
+    A promotion does not restart the server, so ``started_at`` does not show it.
 
     Args:
         conn: the server, a primary.
-        timeline: its timeline, which is not the first.
+        timeline: its timeline, 2 or higher.
     """
     import psycopg
 
