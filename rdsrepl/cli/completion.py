@@ -1,9 +1,9 @@
 """Complete names in the shell: from the cache, else from the server or AWS. Quick, silent, and empty on failure.
 
-A cached answer imports neither psycopg nor boto3. A question times out after ``_TIMEOUT_SECONDS``, whatever hangs:
-name resolution, a sign-in, a server. A failure is cached for a few seconds, so that the next Tab does not wait again.
-``confirm_and_apply`` clears the cache; a change made elsewhere is seen when the entry expires: after 30 seconds for
-objects of a database, after 5 minutes for AWS resources.
+A cached answer imports neither psycopg nor boto3. A question times out after ``_TIMEOUT_SECONDS``, whether name
+resolution, a sign-in or a server hangs. A failure is cached for a few seconds, so that the next Tab does not wait
+again. ``confirm_and_apply`` clears the cache; a change made elsewhere is seen when the entry expires: after 30 seconds
+for objects of a database, after 5 minutes for AWS resources.
 """
 
 from __future__ import annotations

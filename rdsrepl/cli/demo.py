@@ -91,7 +91,7 @@ class _Demo:
         """Run all steps.
 
         Raises:
-            DemoFailed: one of them failed, or a change is missing.
+            DemoFailed: a step failed, or a change is missing.
         """
         target = self._start_sandbox()
         self._turn_on_logical_replication()

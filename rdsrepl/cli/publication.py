@@ -112,10 +112,10 @@ def show(ctx: typer.Context, name: Name) -> None:
     from rdsrepl.postgres import connection, publications
 
     with connection.open(database_target(ctx)) as conn:
-        found = publications.published(conn, name)
+        published = publications.published(conn, name)
 
     def table() -> object:
-        head = found.publication
+        head = published.publication
         pairs = [
             ("publication", head.pubname),
             ("owner", head.owner),
@@ -133,9 +133,9 @@ def show(ctx: typer.Context, name: Name) -> None:
             ("PARTITION OF", lambda row: row.partition_of),
             ("PARTITIONS", lambda row: row.partition_count),
         ]
-        return stacked(facts(pairs), "", listing(found.tables, columns, empty="no tables are published"))
+        return stacked(facts(pairs), "", listing(published.tables, columns, empty="no tables are published"))
 
-    emit(found, global_options(ctx).output, table)
+    emit(published, global_options(ctx).output, table)
 
 
 @app.command(cls=WriteCommand)
@@ -202,7 +202,7 @@ def check(
 
     with connection.open(database_target(ctx)) as conn:
         names = [name] if name else [publication.pubname for publication in publications.ls(conn)]
-        found = [finding for each in names for finding in publication_checks.check(publications.facts(conn, each))]
+        findings = [finding for each in names for finding in publication_checks.check(publications.facts(conn, each))]
 
     def table() -> object:
         columns = [
@@ -215,12 +215,12 @@ def check(
         ]
         if not names:
             return "no publications in this database"
-        return listing(found, columns, empty=f"publication {', '.join(names)}: no problems found")
+        return listing(findings, columns, empty=f"publication {', '.join(names)}: no problems found")
 
-    emit(found, global_options(ctx).output, table)
-    if any(finding.level is Level.critical for finding in found):
+    emit(findings, global_options(ctx).output, table)
+    if any(finding.level is Level.critical for finding in findings):
         raise typer.Exit(ExitCode.CRITICAL)
-    if found:
+    if findings:
         raise typer.Exit(ExitCode.WARNING)
 
 

@@ -67,26 +67,26 @@ def show(ctx: typer.Context, stream: Name) -> None:
     from rdsrepl.aws import metrics, streams
 
     aws = aws_target(ctx).aws
-    found = streams.get(aws, stream)
+    described = streams.get(aws, stream)
     refused: float | None
     try:
-        name = {"StreamName": found.name}
+        name = {"StreamName": described.name}
         refused = metrics.total(aws, "AWS/Kinesis", "WriteProvisionedThroughputExceeded", name)
     except Error as exc:
         note(ctx, f"could not read the metrics from CloudWatch: {exc.message}")
         refused = None
     emit(
-        {"stream": found, "write_throttles_last_hour": refused},
+        {"stream": described, "write_throttles_last_hour": refused},
         global_options(ctx).output,
         lambda: facts(
             [
-                ("stream", found.name),
-                ("ARN", found.arn),
-                ("status", found.status),
-                ("mode, shards", f"{found.mode.lower().replace('_', '-')}, {found.shards}"),
-                ("record", f"up to {size(found.record_bytes)}, partition key included"),
-                ("retention", f"{found.retention_hours} hours"),
-                ("encryption", found.encryption),
+                ("stream", described.name),
+                ("ARN", described.arn),
+                ("status", described.status),
+                ("mode, shards", f"{described.mode.lower().replace('_', '-')}, {described.shards}"),
+                ("record", f"up to {size(described.record_bytes)}, partition key included"),
+                ("retention", f"{described.retention_hours} hours"),
+                ("encryption", described.encryption),
                 ("writes throttled", "?" if refused is None else f"{refused:g} records in the last hour"),
             ]
         ),
@@ -134,9 +134,9 @@ def delete(
     from rdsrepl.aws import streams
 
     target = aws_target(ctx)
-    found = streams.get(target.aws, stream)
-    plan = streams.delete(found, timeout_seconds=timeout)
-    confirm_and_apply(ctx, plan, target=target, typed=TypedConfirmation(found.name, "--confirm", confirm))
+    described = streams.get(target.aws, stream)
+    plan = streams.delete(described, timeout_seconds=timeout)
+    confirm_and_apply(ctx, plan, target=target, typed=TypedConfirmation(described.name, "--confirm", confirm))
 
 
 @app.command(cls=ReadCommand)
@@ -165,7 +165,7 @@ def tail(
 
     start = _start(from_)
     aws = aws_target(ctx).aws
-    found = streams.get(aws, stream)
+    described = streams.get(aws, stream)
     as_json = global_options(ctx).output is not Format.table
     started = last_record = time.monotonic()
     count = 0
@@ -186,7 +186,7 @@ def tail(
                     break
     finally:
         signal.signal(signal.SIGTERM, before)
-    note(ctx, f"stream {found.name}: {count} records")
+    note(ctx, f"stream {described.name}: {count} records")
 
 
 @app.command(cls=ReadCommand)

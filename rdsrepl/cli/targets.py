@@ -32,8 +32,8 @@ def database_target(ctx: typer.Context) -> Target:
             note(ctx, f"RDSREPL_{name.upper()} is ignored: the command line names the server")
         settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
         note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
-    meta["rdsrepl.database_target"] = found = _with_rds_lookup(target, check=bool(options.dsn))
-    return found
+    meta["rdsrepl.database_target"] = target = _with_rds_lookup(target, check=bool(options.dsn))
+    return target
 
 
 def aws_target(ctx: typer.Context) -> Target:

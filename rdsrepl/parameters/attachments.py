@@ -34,7 +34,7 @@ class AttachTarget:
     @property
     def group(self) -> str:
         """The group that is attached now."""
-        return self._found.parameter_group
+        return self._resource.parameter_group
 
     @property
     def description(self) -> str:
@@ -44,18 +44,18 @@ class AttachTarget:
     @property
     def identifier(self) -> str:
         """The identifier of the cluster or instance."""
-        found = self._found
-        return found.cluster_id if isinstance(found, Cluster) else found.instance_id
+        resource = self._resource
+        return resource.cluster_id if isinstance(resource, Cluster) else resource.instance_id
 
     @property
     def engine(self) -> tuple[str, str]:
         """The engine's name and version."""
-        return self._found.engine, self._found.engine_version
+        return self._resource.engine, self._resource.engine_version
 
     @property
     def storage_gib(self) -> int | None:
         """Allocated storage; None on Aurora, whose storage grows automatically."""
-        return None if engines.is_aurora(self._found.engine) else self._found.allocated_storage_gib or None
+        return None if engines.is_aurora(self._resource.engine) else self._resource.allocated_storage_gib or None
 
     @property
     def hardware(self) -> Hardware | None:
@@ -73,10 +73,10 @@ class AttachTarget:
         return self.instance is not None and self.instance.parameter_group_status == "pending-reboot"
 
     @property
-    def _found(self) -> Cluster | Instance:
-        found = self.cluster if self.cluster is not None else self.instance
-        assert found is not None
-        return found
+    def _resource(self) -> Cluster | Instance:
+        resource = self.cluster if self.cluster is not None else self.instance
+        assert resource is not None
+        return resource
 
 
 def attach_target(target: Target) -> AttachTarget | None:
@@ -85,7 +85,7 @@ def attach_target(target: Target) -> AttachTarget | None:
     None where the target names neither a cluster nor an instance.
 
     Raises:
-        NotFound: there is none of that name in the region.
+        NotFound: the region has none of that name.
     """
     server = locations.server_of(target)
     if server is None:
@@ -102,12 +102,12 @@ def users(aws: Aws) -> dict[tuple[ResourceKind, str], list[str]]:
     Raises:
         Error: AWS refused.
     """
-    found: dict[tuple[ResourceKind, str], list[str]] = {}
+    users_by_group: dict[tuple[ResourceKind, str], list[str]] = {}
     for cluster in clusters.ls(aws):
-        found.setdefault(("cluster", cluster.parameter_group), []).append(f"cluster {cluster.cluster_id}")
+        users_by_group.setdefault(("cluster", cluster.parameter_group), []).append(f"cluster {cluster.cluster_id}")
     for instance in instances.ls(aws):
-        found.setdefault(("instance", instance.parameter_group), []).append(f"instance {instance.instance_id}")
-    return found
+        users_by_group.setdefault(("instance", instance.parameter_group), []).append(f"instance {instance.instance_id}")
+    return users_by_group
 
 
 def users_of(aws: Aws, group: ParameterGroup) -> list[str]:

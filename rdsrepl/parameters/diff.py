@@ -53,7 +53,7 @@ def server(
         hardware: vCPU and memory of the instance class.
         pending_reboot: whether RDS reports a pending reboot.
     """
-    found = []
+    differences = []
     for name, parameter in sorted(group.items()):
         if name not in running or parameter.value is None:
             continue
@@ -62,8 +62,8 @@ def server(
             continue
         waits = running[name].pending_restart or (pending_reboot and parameter.apply_type == "static")
         note = "pending reboot" if waits else ""
-        found.append(Difference(name, parameter.value, running[name].setting, parameter.apply_type, note))
-    return found
+        differences.append(Difference(name, parameter.value, running[name].setting, parameter.apply_type, note))
+    return differences
 
 
 def _value(parameters: Mapping[str, Parameter], name: str) -> str | None:

@@ -1,6 +1,6 @@
 """Plan what ``param-group`` does: create, set, reset, attach and delete a parameter group.
 
-Each function reads what it needs from the RDS API and returns a ``Plan``; none of them changes anything.
+The functions read from the RDS API and return a ``Plan``; they change nothing.
 """
 
 from __future__ import annotations
@@ -385,13 +385,13 @@ def _read_replicas(
     aws: Aws, instance: Instance, wanted: Mapping[str, str]
 ) -> dict[str, tuple[Instance, MemoryChanges]]:
     """Return an instance's read replicas, each with what the wanted values would change there."""
-    found = {}
+    replicas = {}
     for replica in attachments.replicas(aws, instance):
         hardware = instance_classes.hardware(replica.instance_class)
         before = attachments.evaluate_all(attachments.values(aws, "instance", replica.parameter_group), hardware)
         after = attachments.evaluate_all(wanted, hardware)
-        found[replica.instance_id] = (replica, rollout.memory_changes(before, after))
-    return found
+        replicas[replica.instance_id] = (replica, rollout.memory_changes(before, after))
+    return replicas
 
 
 def _server(instance: Instance, wanted: Mapping[str, str]) -> verification.ServerProbe:

@@ -66,9 +66,9 @@ def all_hardware() -> tuple[Hardware, ...]:
     A value that is sufficient for each of them is sufficient for an unknown class.
     """
     ratios = {*_GIB_PER_VCPU.values(), *_GIB_PER_VCPU_OF_FAMILY.values()}
-    found = {(vcpu, vcpu * gib) for vcpu in _VCPU.values() for gib in ratios}
-    found |= {(_BURSTABLE_VCPU, gib) for gib in _BURSTABLE_GIB.values()}
-    return tuple(Hardware(vcpu, gib * _GIB) for vcpu, gib in sorted(found))
+    sizes = {(vcpu, vcpu * gib) for vcpu in _VCPU.values() for gib in ratios}
+    sizes |= {(_BURSTABLE_VCPU, gib) for gib in _BURSTABLE_GIB.values()}
+    return tuple(Hardware(vcpu, gib * _GIB) for vcpu, gib in sorted(sizes))
 
 
 def _has_medium(family: str) -> bool:

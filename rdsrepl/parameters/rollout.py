@@ -117,13 +117,13 @@ def attach_to_cluster(
     )
 
 
-def queued_on(*found: Cluster | Instance) -> dict[str, Mapping[str, str]]:
+def queued_on(*resources: Cluster | Instance) -> dict[str, Mapping[str, str]]:
     """Return the modifications queued for the maintenance window, by cluster or instance."""
     return {
         f"cluster {one.cluster_id}" if isinstance(one, Cluster) else f"instance {one.instance_id}": (
             one.pending_modifications
         )
-        for one in found
+        for one in resources
     }
 
 
