@@ -256,10 +256,7 @@ def failover(
 @app.command(cls=WriteCommand)
 @with_bundles
 def delete(
-    ctx: typer.Context,
-    cluster_id: Id,
-    options: rds_options.DeletionOptions,
-    timeout: rds_options.Timeout = 3600.0,
+    ctx: typer.Context, cluster_id: Id, options: rds_options.DeletionOptions, timeout: rds_options.Timeout = 3600.0
 ) -> None:
     """Delete a cluster with all its members; confirm with its identifier.
 

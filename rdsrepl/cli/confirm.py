@@ -288,11 +288,7 @@ def _report(
 ) -> None:
     returned = {result.number: result.returned for result in results}
     steps: list[dict[str, Any]] = [
-        {
-            "summary": mask(step.summary),
-            **_step_document(step),
-            "returned": returned.get(number, {}),
-        }
+        {"summary": mask(step.summary), **_step_document(step), "returned": returned.get(number, {})}
         for number, step in enumerate(plan.steps)
     ]
     value: dict[str, Any] = {

@@ -49,11 +49,7 @@ class DemoFailed(Error):
 
 
 def demo(
-    ctx: typer.Context,
-    seconds: Annotated[
-        float,
-        duration_option("--duration", help="Stream for this long."),
-    ] = 8.0,
+    ctx: typer.Context, seconds: Annotated[float, duration_option("--duration", help="Stream for this long.")] = 8.0
 ) -> None:
     """Run the whole path on a temporary sandbox: parameter group, reboot, role, slot, stream, failover, clean-up.
 

@@ -13,7 +13,7 @@ from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Refused, UsageError
 from rdsrepl.render import emit, facts, listing
@@ -105,9 +105,7 @@ def create(
         str | None,
         typer.Option(metavar="ID", help="Create a member of this Aurora cluster.", autocompletion=complete_cluster),
     ] = None,
-    multi_az: Annotated[
-        bool, typer.Option("--multi-az", help="Create a standby in another zone.", show_default=False)
-    ] = False,
+    multi_az: Annotated[bool, flag_option("--multi-az", help="Create a standby in another zone.")] = False,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Create an instance, a read replica or a member of an Aurora cluster, and wait until it is available.
@@ -208,10 +206,7 @@ def failover(
 @app.command(cls=WriteCommand)
 @with_bundles
 def delete(
-    ctx: typer.Context,
-    instance_id: Id,
-    options: rds_options.DeletionOptions,
-    timeout: rds_options.Timeout = 3600.0,
+    ctx: typer.Context, instance_id: Id, options: rds_options.DeletionOptions, timeout: rds_options.Timeout = 3600.0
 ) -> None:
     """Delete an instance; confirm with its identifier.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from inspect import cleandoc
 from typing import Annotated, Any, TypeVar, cast
 
@@ -26,6 +26,7 @@ from rdsrepl.units import parse_duration, parse_size
 _T = TypeVar("_T")
 _PANEL = "Connection and output"
 _CHANGE_PANEL = "Changes"
+_global_option = partial(typer.Option, rich_help_panel=_PANEL)
 
 
 def option_parser(parse: Callable[[str], _T]) -> Callable[[str], _T]:
@@ -54,6 +55,11 @@ def size_option(name: str, *, help: str, panel: str | None = None) -> Any:
     return typer.Option(name, parser=option_parser(parse_size), metavar="SIZE", help=help, rich_help_panel=panel)
 
 
+def flag_option(*names: str, help: str, panel: str | None = None) -> Any:
+    """Declare an option without a value."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+
+
 def lsn_option(name: str, *, help: str, panel: str | None = None) -> Any:
     """Declare an option that takes an LSN."""
     return typer.Option(name, parser=option_parser(Lsn.parse), metavar="LSN", help=help, rich_help_panel=panel)
@@ -62,145 +68,113 @@ def lsn_option(name: str, *, help: str, panel: str | None = None) -> Any:
 def _global_options(
     target: Annotated[
         str | None,
-        typer.Option(
+        _global_option(
             "--target",
             "-t",
             metavar="NAME",
             envvar="RDSREPL_TARGET",
             help="Use this target of the config file.",
-            rich_help_panel=_PANEL,
             autocompletion=complete_target,
         ),
     ] = None,
     dsn: Annotated[
         str | None,
-        typer.Option(
+        _global_option(
             "--dsn",
             metavar="CONNINFO",
             envvar="RDSREPL_DSN",
             help="Connect with this libpq connection string or URI; keep the password in .pgpass or PGPASSWORD.",
-            rich_help_panel=_PANEL,
         ),
     ] = None,
     cluster: Annotated[
         str | None,
-        typer.Option(
+        _global_option(
             "--cluster",
             metavar="ID",
             envvar="RDSREPL_CLUSTER",
             help="Use this DB cluster, Multi-AZ or Aurora; the RDS API gives its writer endpoint and secret.",
-            rich_help_panel=_PANEL,
             autocompletion=complete_cluster,
         ),
     ] = None,
     instance: Annotated[
         str | None,
-        typer.Option(
+        _global_option(
             "--instance",
             metavar="ID",
             envvar="RDSREPL_INSTANCE",
             help="Use this DB instance; the RDS API gives its endpoint and secret.",
-            rich_help_panel=_PANEL,
             autocompletion=complete_instance,
         ),
     ] = None,
     dbname: Annotated[
         str | None,
-        typer.Option(
+        _global_option(
             "--dbname",
             "-d",
             metavar="NAME",
             envvar="RDSREPL_DBNAME",
             help="Connect to this database; default: the target's, or PGDATABASE.",
-            rich_help_panel=_PANEL,
         ),
     ] = None,
     user: Annotated[
         str | None,
-        typer.Option(
+        _global_option(
             "--user",
             "-U",
             metavar="ROLE",
             envvar="RDSREPL_USER",
             help="Log in as this role; default: the target's, or PGUSER.",
-            rich_help_panel=_PANEL,
         ),
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(
+        _global_option(
             "--profile",
             metavar="NAME",
             envvar="RDSREPL_PROFILE",
             help="Use this AWS profile; default: boto3's.",
-            rich_help_panel=_PANEL,
             autocompletion=complete_profile,
         ),
     ] = None,
     region: Annotated[
         str | None,
-        typer.Option(
-            "--region",
-            metavar="NAME",
-            envvar="RDSREPL_REGION",
-            help="Use this AWS region; default: boto3's.",
-            rich_help_panel=_PANEL,
+        _global_option(
+            "--region", metavar="NAME", envvar="RDSREPL_REGION", help="Use this AWS region; default: boto3's."
         ),
     ] = None,
     output: Annotated[
         Format | None,
-        typer.Option(
-            "--output",
-            "-o",
-            envvar="RDSREPL_OUTPUT",
-            help="Print as a table, JSON or YAML; default: table.",
-            rich_help_panel=_PANEL,
+        _global_option(
+            "--output", "-o", envvar="RDSREPL_OUTPUT", help="Print as a table, JSON or YAML; default: table."
         ),
     ] = None,
     verbose: Annotated[
         int,
-        typer.Option(
+        _global_option(
             "--verbose",
             "-v",
             count=True,
             help="Print the database and each statement; with -vv, tracebacks as well.",
-            rich_help_panel=_PANEL,
             show_default=False,
         ),
     ] = 0,
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            "--quiet", "-q", help="Print no progress and no notes.", rich_help_panel=_PANEL, show_default=False
-        ),
-    ] = False,
-    no_color: Annotated[
-        bool, typer.Option("--no-color", help="Print no colours.", rich_help_panel=_PANEL, show_default=False)
-    ] = False,
+    quiet: Annotated[bool, flag_option("--quiet", "-q", help="Print no progress and no notes.", panel=_PANEL)] = False,
+    no_color: Annotated[bool, flag_option("--no-color", help="Print no colours.", panel=_PANEL)] = False,
 ) -> None:
     """Declare the options; never called."""
 
 
 def _apply_options(
     yes: Annotated[
-        bool,
-        typer.Option(
-            "--yes", "-y", help="Apply the plan without asking.", rich_help_panel=_CHANGE_PANEL, show_default=False
-        ),
+        bool, flag_option("--yes", "-y", help="Apply the plan without asking.", panel=_CHANGE_PANEL)
     ] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Show the plan and change nothing.", rich_help_panel=_CHANGE_PANEL, show_default=False
-        ),
+        bool, flag_option("--dry-run", help="Show the plan and change nothing.", panel=_CHANGE_PANEL)
     ] = False,
     check: Annotated[
         bool,
-        typer.Option(
-            "--check",
-            help="Show the plan, change nothing, and exit 7 when the plan is not empty.",
-            rich_help_panel=_CHANGE_PANEL,
-            show_default=False,
+        flag_option(
+            "--check", help="Show the plan, change nothing, and exit 7 when the plan is not empty.", panel=_CHANGE_PANEL
         ),
     ] = False,
 ) -> None:

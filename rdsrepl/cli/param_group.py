@@ -15,7 +15,7 @@ from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import aws_target, database_target
 from rdsrepl.errors import BadValue, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
@@ -68,9 +68,7 @@ class GroupRow:
 def list_(
     ctx: typer.Context,
     kind: Annotated[GroupKind | None, typer.Option("--kind", help="List groups of this kind only.")] = None,
-    defaults: Annotated[
-        bool, typer.Option("--defaults", help="List the default groups as well.", show_default=False)
-    ] = False,
+    defaults: Annotated[bool, flag_option("--defaults", help="List the default groups as well.")] = False,
 ) -> None:
     """List the PostgreSQL parameter groups of the region, and which clusters and instances use each.
 
@@ -112,7 +110,7 @@ def show(
     ctx: typer.Context,
     name: _Name,
     kind: _Kind = None,
-    every: Annotated[bool, typer.Option("--all", help="Show every parameter, set or not.", show_default=False)] = False,
+    every: Annotated[bool, flag_option("--all", help="Show every parameter, set or not.")] = False,
 ) -> None:
     """Show a group: the parameters that were set, those that logical replication needs, and what uses the group.
 
@@ -287,7 +285,7 @@ def reset(
     parameters: Annotated[
         list[str] | None, typer.Argument(metavar="[PARAMETER]...", help="The parameters; or --all.", show_default=False)
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Reset all that were set.", show_default=False)] = False,
+    every: Annotated[bool, flag_option("--all", help="Reset all that were set.")] = False,
     kind: _Kind = None,
 ) -> None:
     """Reset parameters of a group to the engine's defaults.
@@ -307,18 +305,11 @@ def reset(
 def attach(
     ctx: typer.Context,
     name: _Name,
-    reboot: Annotated[
-        bool,
-        typer.Option("--reboot", help="Reboot the servers that need it, one at a time.", show_default=False),
-    ] = False,
+    reboot: Annotated[bool, flag_option("--reboot", help="Reboot the servers that need it, one at a time.")] = False,
     with_replicas: Annotated[
-        bool,
-        typer.Option("--with-replicas", help="Attach it to the instance's read replicas as well.", show_default=False),
+        bool, flag_option("--with-replicas", help="Attach it to the instance's read replicas as well.")
     ] = False,
-    no_proof: Annotated[
-        bool,
-        typer.Option("--no-proof", help="Do not verify the result over SQL.", show_default=False),
-    ] = False,
+    no_proof: Annotated[bool, flag_option("--no-proof", help="Do not verify the result over SQL.")] = False,
     with_pending: rds_options.WithPending = False,
     timeout: rds_options.Timeout = 1800.0,
 ) -> None:
@@ -375,8 +366,7 @@ def diff(
         ),
     ] = None,
     live: Annotated[
-        bool,
-        typer.Option("--live", help="Compare with the running server (--cluster, --instance).", show_default=False),
+        bool, flag_option("--live", help="Compare with the running server (--cluster, --instance).")
     ] = False,
     kind: _Kind = None,
 ) -> None:

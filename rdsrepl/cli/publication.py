@@ -10,7 +10,7 @@ import typer
 from rdsrepl.cli.completion import complete_publication
 from rdsrepl.cli.confirm import plan_and_apply
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit, facts, listing, stacked
@@ -50,17 +50,13 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new publication.", show_default=False)],
     table: Tables = None,
     schema: Schemas = None,
-    all_tables: Annotated[
-        bool, typer.Option("--all-tables", help="Publish every table, future ones as well.", show_default=False)
-    ] = False,
+    all_tables: Annotated[bool, flag_option("--all-tables", help="Publish every table, future ones as well.")] = False,
     columns: Columns = None,
     where_: Where = None,
     publish: Annotated[
         str, typer.Option("--publish", metavar="OPERATIONS", help="Publish these operations.")
     ] = "insert,update,delete,truncate",
-    via_root: Annotated[
-        bool, typer.Option("--via-root", help="Publish partitions under their root's name.", show_default=False)
-    ] = False,
+    via_root: Annotated[bool, flag_option("--via-root", help="Publish partitions under their root's name.")] = False,
 ) -> None:
     """Create a publication.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from rdsrepl.cli.completion import complete_param_group
-from rdsrepl.cli.options import duration_option
+from rdsrepl.cli.options import duration_option, flag_option
 from rdsrepl.config import Aws
 from rdsrepl.errors import BadValue, UsageError
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from rdsrepl.aws.clusters import Cluster, NewCluster
     from rdsrepl.aws.instances import Instance
 
-LOGIN_PANEL: Final = "Master user"
-STORAGE_PANEL: Final = "Storage and network"
+_login_option: Final = partial(typer.Option, rich_help_panel="Master user")
+_storage_option: Final = partial(typer.Option, rich_help_panel="Storage and network")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,68 +45,39 @@ class NewServerOptions:
             show_default="AWS's default",
         ),
     ] = None
-    deletion_protection: Annotated[
-        bool, typer.Option("--deletion-protection", help="Have AWS refuse to delete it.", show_default=False)
-    ] = False
+    deletion_protection: Annotated[bool, flag_option("--deletion-protection", help="Have AWS refuse to delete it.")] = (
+        False
+    )
     master_user: Annotated[
-        str | None,
-        typer.Option(
-            "--master-user",
-            metavar="NAME",
-            help="Name the master user.",
-            rich_help_panel=LOGIN_PANEL,
-            show_default="dbadmin",
-        ),
+        str | None, _login_option("--master-user", metavar="NAME", help="Name the master user.", show_default="dbadmin")
     ] = None
     master_secret: Annotated[
         str | None,
-        typer.Option(
+        _login_option(
             "--master-secret",
             metavar="SECRET",
             help="Take the master user's password from this Secrets Manager secret.",
-            rich_help_panel=LOGIN_PANEL,
             show_default="RDS creates and keeps one",
         ),
     ] = None
-    dbname: Annotated[
-        str | None,
-        typer.Option("--dbname", metavar="NAME", help="Create this database.", rich_help_panel=LOGIN_PANEL),
-    ] = None
+    dbname: Annotated[str | None, _login_option("--dbname", metavar="NAME", help="Create this database.")] = None
     storage: Annotated[
-        int | None,
-        typer.Option("--storage", min=1, metavar="GIB", help="Allocate this storage.", rich_help_panel=STORAGE_PANEL),
+        int | None, _storage_option("--storage", min=1, metavar="GIB", help="Allocate this storage.")
     ] = None
     storage_type: Annotated[
-        str | None,
-        typer.Option(
-            "--storage-type",
-            metavar="TYPE",
-            help="Use this storage type: gp3, io1, io2, …",
-            rich_help_panel=STORAGE_PANEL,
-        ),
+        str | None, _storage_option("--storage-type", metavar="TYPE", help="Use this storage type: gp3, io1, io2, …")
     ] = None
-    iops: Annotated[
-        int | None,
-        typer.Option("--iops", min=1, metavar="N", help="Provision this many IOPS.", rich_help_panel=STORAGE_PANEL),
-    ] = None
+    iops: Annotated[int | None, _storage_option("--iops", min=1, metavar="N", help="Provision this many IOPS.")] = None
     subnet_group: Annotated[
-        str | None,
-        typer.Option("--subnet-group", metavar="NAME", help="Use this DB subnet group.", rich_help_panel=STORAGE_PANEL),
+        str | None, _storage_option("--subnet-group", metavar="NAME", help="Use this DB subnet group.")
     ] = None
     security_group: Annotated[
         list[str] | None,
-        typer.Option(
-            "--security-group",
-            metavar="ID",
-            help="Use this VPC security group; may be repeated.",
-            rich_help_panel=STORAGE_PANEL,
-            show_default=False,
+        _storage_option(
+            "--security-group", metavar="ID", help="Use this VPC security group; may be repeated.", show_default=False
         ),
     ] = None
-    port: Annotated[
-        int | None,
-        typer.Option("--port", min=1150, max=65535, help="Listen on this port.", rich_help_panel=STORAGE_PANEL),
-    ] = None
+    port: Annotated[int | None, _storage_option("--port", min=1150, max=65535, help="Listen on this port.")] = None
 
     def check_class(self) -> None:
         """Refuse a malformed instance class.
@@ -132,11 +104,7 @@ class NewServerOptions:
 Timeout = Annotated[float, duration_option("--timeout", help="Time out each wait after this long.")]
 WithPending = Annotated[
     bool,
-    typer.Option(
-        "--with-pending",
-        help="Reboot even if queued modifications (PendingModifiedValues) may take effect.",
-        show_default=False,
-    ),
+    flag_option("--with-pending", help="Reboot even if queued modifications (PendingModifiedValues) may take effect."),
 ]
 Confirm = Annotated[
     str | None,
@@ -151,9 +119,7 @@ class DeletionOptions:
     final_snapshot: Annotated[
         str | None, typer.Option("--final-snapshot", metavar="NAME", help="Keep the data in a snapshot of this name.")
     ] = None
-    skip_final_snapshot: Annotated[
-        bool, typer.Option("--skip-final-snapshot", help="Delete the data as well.", show_default=False)
-    ] = False
+    skip_final_snapshot: Annotated[bool, flag_option("--skip-final-snapshot", help="Delete the data as well.")] = False
     confirm: Confirm = None
 
     def require_decision(self) -> None:

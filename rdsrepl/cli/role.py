@@ -11,7 +11,7 @@ from rdsrepl.cli.completion import complete_role
 from rdsrepl.cli.confirm import confirm_and_apply, plan_and_apply
 from rdsrepl.cli.console import is_interactive
 from rdsrepl.cli.context import apply_options, global_options
-from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.render import emit, listing
@@ -40,13 +40,13 @@ def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The new role.", show_default=False)],
     password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from standard input.", show_default=False)
+        bool, flag_option("--password-stdin", help="Read the password from standard input.")
     ] = False,
     generate_password: Annotated[
-        bool, typer.Option("--generate-password", help="Generate a password and print it once.", show_default=False)
+        bool, flag_option("--generate-password", help="Generate a password and print it once.")
     ] = False,
     no_password: Annotated[
-        bool, typer.Option("--no-password", help="Set no password, for IAM or certificates.", show_default=False)
+        bool, flag_option("--no-password", help="Set no password, for IAM or certificates.")
     ] = False,
     grant_select: Tables = None,
     schema: Schemas = None,
@@ -88,9 +88,7 @@ def create(
 @app.command("list", cls=ReadCommand)
 def list_(
     ctx: typer.Context,
-    every: Annotated[
-        bool, typer.Option("--all", help="List the roles that may not replicate as well.", show_default=False)
-    ] = False,
+    every: Annotated[bool, flag_option("--all", help="List the roles that may not replicate as well.")] = False,
 ) -> None:
     """List the roles that may replicate, and why.
 
@@ -119,13 +117,10 @@ def password(
     ctx: typer.Context,
     name: Name,
     password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from standard input.", show_default=False)
+        bool, flag_option("--password-stdin", help="Read the password from standard input.")
     ] = False,
     generate_password: Annotated[
-        bool,
-        typer.Option(
-            "--generate-password", help="Generate a password; without --secret it is printed once.", show_default=False
-        ),
+        bool, flag_option("--generate-password", help="Generate a password; without --secret it is printed once.")
     ] = False,
     secret: Annotated[
         str | None,

@@ -10,7 +10,7 @@ import typer
 
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import ReadCommand
+from rdsrepl.cli.options import ReadCommand, flag_option
 from rdsrepl.errors import Error, NotFound
 from rdsrepl.render import emit, facts, size, stacked
 from rdsrepl.text.commands import command
@@ -41,13 +41,12 @@ def up(
             show_default=False,
         ),
     ] = None,
-    no_standby: Annotated[bool, typer.Option("--no-standby", help="Start only a writer.", show_default=False)] = False,
+    no_standby: Annotated[bool, flag_option("--no-standby", help="Start only a writer.")] = False,
     default_group: Annotated[
         bool,
-        typer.Option(
+        flag_option(
             "--default-group",
             help="Attach the family's default parameter group, as on a new cluster: wal_level is replica.",
-            show_default=False,
         ),
     ] = False,
 ) -> None:
@@ -60,10 +59,7 @@ def up(
     from rdsrepl.sandbox import client_config, lifecycle
 
     report = lifecycle.up(
-        bin_dir=postgres_bin,
-        standby=not no_standby,
-        default_group=default_group,
-        progress=lambda text: note(ctx, text),
+        bin_dir=postgres_bin, standby=not no_standby, default_group=default_group, progress=lambda text: note(ctx, text)
     )
     if no_standby and report.reader_port is not None:
         _note_ignored(ctx, "the sandbox has a standby", command("sandbox up --no-standby"))

@@ -39,11 +39,7 @@ def groups(left: Mapping[str, Parameter], right: Mapping[str, Parameter]) -> lis
 
 
 def server(
-    group: Mapping[str, Parameter],
-    running: Mapping[str, Setting],
-    hardware: Hardware | None,
-    *,
-    pending_reboot: bool,
+    group: Mapping[str, Parameter], running: Mapping[str, Setting], hardware: Hardware | None, *, pending_reboot: bool
 ) -> list[Difference]:
     """Compare a group with a running server; formulas that cannot be evaluated are skipped.
 

@@ -107,10 +107,7 @@ def attach_to_cluster(
     return Plan(
         f"attach parameter group {group} to cluster {cluster.cluster_id}",
         tuple(steps),
-        warnings=(
-            *_warnings(reboot, bool(steps), changes, group, cluster),
-            *notes,
-        ),
+        warnings=(*_warnings(reboot, bool(steps), changes, group, cluster), *notes),
         unchanged=f"cluster {cluster.cluster_id} has group {group} already, and no reboot is pending"
         if not pending
         else f"cluster {cluster.cluster_id} has group {group} already; to apply pending values, add --reboot",
@@ -217,10 +214,7 @@ def attach_to_instance(
         f"attach parameter group {group} to instance {instance.instance_id}"
         + (f" and its {len(chosen)} read replicas" if chosen else ""),
         tuple(steps),
-        warnings=(
-            *_warnings(reboot, bool(steps), changes if chosen else None, group, None),
-            *notes,
-        ),
+        warnings=(*_warnings(reboot, bool(steps), changes if chosen else None, group, None), *notes),
         unchanged=f"instance {instance.instance_id} has group {group} already, and no reboot is pending"
         if instance.parameter_group_status == "in-sync"
         else f"instance {instance.instance_id} has group {group} already; to apply pending values, add --reboot",
