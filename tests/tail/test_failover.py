@@ -183,15 +183,15 @@ def test_a_slot_whose_consumer_is_away_for_the_failover_is_no_candidate_for_prun
 ) -> None:
     cloud = loaded
     place = ("--cluster", CLUSTER)
-    judge = ("slot", "prune", "--slot", "away", "--inactive-for", "60s", "--dry-run", "-o", "json", *place)
+    prune = ("slot", "prune", "--slot", "away", "--inactive-for", "60s", "--dry-run", "-o", "json", *place)
     assert cloud("psql", *place, "--", "-qc", "CREATE TABLE away (); CREATE PUBLICATION away FOR TABLE away").code == 0
     assert cloud("slot", "create", "away", "--yes", *place).code == 0
 
     def state() -> str:
         """Return why prune keeps the slot."""
-        judged = cloud(*judge)
-        assert judged.code == 4 and judged.json["candidates"] == [], judged
-        (kept,) = (one for one in judged.json["kept"] if one["slot_name"] == "away")
+        result = cloud(*prune)
+        assert result.code == 4 and result.json["candidates"] == [], result
+        (kept,) = (one for one in result.json["kept"] if one["slot_name"] == "away")
         assert kept["idle_seconds"] < 60
         return str(kept["obstacles"][0]["rule"])
 
