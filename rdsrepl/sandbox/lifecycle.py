@@ -268,8 +268,8 @@ def _all_ready(home: SandboxDirectory) -> bool:
 def _status(home: SandboxDirectory, name: str) -> str | None:
     from rdsrepl.sandbox.api.records import Instance
 
-    found = read_records(home).find(Instance, name)
-    return found.status if found is not None else None
+    instance = read_records(home).find(Instance, name)
+    return instance.status if instance is not None else None
 
 
 def _make_socket_dir(home: SandboxDirectory, state: State) -> State:
@@ -326,20 +326,20 @@ def _is_own_socket_dir(state: State, socket_dir: Path) -> bool:
         if socket_dirs.is_socket_dir(socket_dir, state.binaries.launcher):
             return True
     with suppress(OSError):
-        found = socket_dir.lstat()
-        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+        status = socket_dir.lstat()
+        return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     return False
 
 
 def _api_and_relay(home: SandboxDirectory) -> list[ProcessIdentity]:
     """Return the processes of the API and the relay, also those that did not write about themselves yet."""
-    found: list[ProcessState] = list(home.spawned().values())
+    running: list[ProcessState] = list(home.spawned().values())
     for read in (home.api, home.relay):
         with suppress(Error):
             process = read()
             if process is not None:
-                found.append(process)
-    return [ProcessIdentity(process.pid, process.started, "rdsrepl.sandbox.") for process in found]
+                running.append(process)
+    return [ProcessIdentity(process.pid, process.started, "rdsrepl.sandbox.") for process in running]
 
 
 def _delete(path: Path) -> None:

@@ -226,10 +226,10 @@ class ReplicationGrants:
     def _primary(self, granted_role: GrantedRole) -> Any:
         state = self.directory.read()
         servers = state.servers if state is not None else ()
-        found = [s for s in servers if s.source is None and granted_role.family in (s.cluster or s.name, s.name)]
-        if not found:
+        primaries = [s for s in servers if s.source is None and granted_role.family in (s.cluster or s.name, s.name)]
+        if not primaries:
             raise _PrimaryNotFound(f"no writer in {granted_role.family}")
-        return self._connect(found[0])
+        return self._connect(primaries[0])
 
     @asynccontextmanager
     async def _connect(self, server: ServerState) -> AsyncIterator[Connection]:

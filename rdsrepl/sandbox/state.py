@@ -192,7 +192,7 @@ class ProcessState:
     started: str
 
     def is_running(self) -> bool:
-        """Say whether this process still runs."""
+        """Return whether this process still runs."""
         return processes.start_time(self.pid) == self.started
 
 

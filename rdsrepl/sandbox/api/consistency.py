@@ -151,7 +151,7 @@ class Consistency:
             self._busy_until |= {(kind, identifier): until for identifier in identifiers}
 
     def is_busy(self, kind: str, identifier: str) -> bool:
-        """Say whether a resource is busy."""
+        """Return whether a resource is busy."""
         with self._lock:
             return self._busy_until.get((kind, identifier), 0.0) > self._clock()
 

@@ -162,7 +162,7 @@ def create_physical_slots(primary: PostgresServer, wanted: list[str]) -> None:
 
 
 def is_streaming(primary: PostgresServer, standby: str) -> bool:
-    """Say whether a standby streams from its primary and has caught up."""
+    """Return whether a standby streams from its primary and has caught up."""
     query = (
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_replication WHERE application_name = %s AND state = 'streaming')"
     )

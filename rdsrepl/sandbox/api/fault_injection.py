@@ -58,7 +58,7 @@ class FaultRule:
         return replace(rule, service=_SIGNED_AS.get(rule.service, rule.service))
 
     def covers(self, call: Call) -> bool:
-        """Say whether the rule applies to a call."""
+        """Return whether the rule applies to a call."""
         return self.service in (_ANY, call.service) and self.operation in (_ANY, call.operation)
 
 

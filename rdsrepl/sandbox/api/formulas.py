@@ -19,7 +19,7 @@ _MAX_DEPTH: Final = 20
 
 
 def is_formula(value: str) -> bool:
-    """Say whether a value is a formula: it contains a variable or a function call."""
+    """Return whether a value is a formula: it contains a variable or a function call."""
     return bool(re.search(r"\{|^\s*(?:GREATEST|LEAST|SUM)\s*\(", value))
 
 

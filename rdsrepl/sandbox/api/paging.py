@@ -37,7 +37,7 @@ def page(records: Mapping[str, Result], p: Parameters) -> tuple[list[Result], st
 
 
 def matches_filters(p: Parameters, fields: Mapping[str, str | Collection[str]]) -> bool:
-    """Say whether a record matches the ``Filters`` of a request.
+    """Return whether a record matches the ``Filters`` of a request.
 
     Args:
         p: the parameters of the request.

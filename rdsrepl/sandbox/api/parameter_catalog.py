@@ -50,7 +50,7 @@ class EngineParameter:
         return "engine-default" if self.value is None and self.is_modifiable else "system"
 
     def allows(self, value: str) -> bool:
-        """Say whether a value is allowed; the value must not be a formula."""
+        """Return whether a value is allowed; the value must not be a formula."""
         if self.data_type in ("integer", "float"):
             return self._allows_number(value)
         if self.allowed_values is None:

@@ -67,7 +67,7 @@ class ServerActions:
         return None if entry is None else server_registry.server(self._home, state, entry)
 
     def is_running(self, identifier: str) -> bool:
-        """Say whether the server of an instance runs."""
+        """Return whether the server of an instance runs."""
         server = self.server(identifier)
         return server is not None and server.is_running()
 

@@ -117,5 +117,5 @@ def settings(groups: ParameterGroups, attached: AttachedGroups, programs: Binari
 
 
 def is_reloadable(name: str, programs: Binaries) -> bool:
-    """Say whether a new value of a parameter takes effect without a restart."""
+    """Return whether a new value of a parameter takes effect without a restart."""
     return programs.parameters.get(name.lower(), "sighup") not in ("postmaster", "internal")

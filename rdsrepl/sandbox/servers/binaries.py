@@ -60,11 +60,11 @@ class Binaries:
         return _parameters(self.program("postgres"))
 
     def has_parameter(self, setting: str) -> bool:
-        """Say whether the server has a parameter; with an unknown one in its configuration file it does not start."""
+        """Return whether the server has a parameter; a server with an unknown one in its file does not start."""
         return setting.lower() in self.parameters
 
     def has_plugin(self, name: str) -> bool:
-        """Say whether an output plugin is installed: ``wal2json``, ``test_decoding``."""
+        """Return whether an output plugin is installed: ``wal2json``, ``test_decoding``."""
         places = (self.bin_dir.parent / "lib", self.bin_dir.parent / "lib/postgresql", self.bin_dir.parent / "lib64")
         return any((place / f"{name}{suffix}").exists() for place in places for suffix in (".so", ".dylib"))
 

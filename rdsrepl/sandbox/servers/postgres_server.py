@@ -136,11 +136,11 @@ class PostgresServer:
         return None if postmaster is None else postmaster.pid
 
     def is_running(self) -> bool:
-        """Say whether the postmaster runs."""
+        """Return whether the postmaster runs."""
         return self.pid is not None
 
     def exists(self) -> bool:
-        """Say whether there is a complete data directory."""
+        """Return whether there is a complete data directory."""
         return (self.data_dir / _CONFIG_FILE).exists()
 
     def keywords(self, *, user: str | None = None, dbname: str = "postgres") -> dict[str, str]:
@@ -419,7 +419,7 @@ class PostgresServer:
                 (self.socket_dir / f".s.PGSQL.{self.port}{suffix}").unlink(missing_ok=True)
 
     def _in_production(self) -> bool:
-        """Say whether the running server is a primary, from its control file, as pg_ctl does."""
+        """Return whether the running server is a primary, from its control file, as pg_ctl does."""
         with self.open_data_dirs() as (place,), (place / "global" / "pg_control").open("rb") as file:
             return file.read(_CONTROL_STATE + 4)[_CONTROL_STATE:] == _IN_PRODUCTION.to_bytes(4, sys.byteorder)
 
@@ -452,7 +452,7 @@ class PostgresServer:
         return process if runs else None
 
     def _run(self, words: list[str]) -> None:
-        """Run a program that creates the data directory, for which ``{}`` stands in its arguments."""
+        """Run a program that creates the data directory, which replaces ``{}`` in its arguments."""
         launcher = self.binaries.launcher
         with launcher.open_directory(self.data_dir) as (place, inherited):
             processes.run(

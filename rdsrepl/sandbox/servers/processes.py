@@ -51,7 +51,7 @@ class ProcessIdentity:
     command: str
 
     def is_running(self) -> bool:
-        """Say whether this process still runs."""
+        """Return whether this process still runs."""
         return start_time(self.pid) == self.started and any(self.command in word for word in command_line(self.pid))
 
     def send(self, how: signal.Signals) -> bool:
@@ -355,7 +355,7 @@ def orphaned_processes(data_dir: Path) -> list[ProcessIdentity]:
     if not _PROC.is_dir():
         return []
     parents: dict[int, list[int]] = {}
-    found = []
+    pids = []
     for entry in _PROC.iterdir():
         if entry.name.isdecimal():
             with suppress(OSError, ValueError, IndexError):
@@ -363,11 +363,11 @@ def orphaned_processes(data_dir: Path) -> list[ProcessIdentity]:
                 parents.setdefault(int(stat[stat.rindex(")") + 2 :].split()[1]), []).append(int(entry.name))
                 program = (entry / "exe").readlink().name.removesuffix(" (deleted)")
                 if program == "postgres" and (entry / "cwd").readlink() == data_dir:
-                    found.append(int(entry.name))
-    for pid in found:
-        found += [child for child in parents.get(pid, ()) if child not in found]
-    moments = [(pid, start_time(pid)) for pid in found]
-    return [ProcessIdentity(pid, moment, "") for pid, moment in moments if moment is not None]
+                    pids.append(int(entry.name))
+    for pid in pids:
+        pids += [child for child in parents.get(pid, ()) if child not in pids]
+    started = [(pid, start_time(pid)) for pid in pids]
+    return [ProcessIdentity(pid, moment, "") for pid, moment in started if moment is not None]
 
 
 def wait(condition: Callable[[], bool], timeout_seconds: float, poll_seconds: float = _POLL_SECONDS) -> bool:

@@ -53,7 +53,7 @@ def make_socket_dir(path: Path, launcher: processes.Launcher) -> Path:
 
 
 def is_socket_dir(path: Path, launcher: processes.Launcher) -> bool:
-    """Say whether PATH is a directory that ``make_socket_dir`` created, and not another user."""
+    """Return whether PATH is a directory that ``make_socket_dir`` created, and not another user."""
     try:
         status = path.lstat()
     except OSError:
@@ -63,7 +63,7 @@ def is_socket_dir(path: Path, launcher: processes.Launcher) -> bool:
 
 
 def _is_safe(base: Path, launcher: processes.Launcher) -> bool:
-    """Say whether no other user can rename files in BASE, and the user of the servers can enter it."""
+    """Return whether no other user can rename files in BASE, and the user of the servers can enter it."""
     real = Path(os.path.realpath(base))
     for place in (real, *real.parents):
         status = place.stat()
