@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True, help="A local RDS: PostgreSQL servers on loopback with the roles of RDS, and an RDS API."
 )
 
-# What would lead libpq, or the clients of AWS, elsewhere although the variables of `env` are set.
+# Variables that override those of `env` in libpq or in AWS clients.
 _CONFLICTING_VARIABLES = (
     *("PGHOSTADDR", "PGSERVICE", "PGPASSWORD", "PGSSLMODE", "PGTARGETSESSIONATTRS"),
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"),
@@ -82,7 +82,7 @@ def status(ctx: typer.Context) -> None:
     _show(ctx, report)
     if report.state != "running":
         kind = NotFound if report.state in ("stopped", "incomplete") else Error
-        raise kind(f"the sandbox is {report.state}", hint="rdsrepl sandbox up starts it again")
+        raise kind(f"the sandbox is {report.state}", hint="start it again: rdsrepl sandbox up")
 
 
 @app.command(cls=ReadCommand)

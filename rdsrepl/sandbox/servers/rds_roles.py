@@ -8,7 +8,7 @@ requires the ``REPLICATION`` attribute and a superuser for these, and neither is
 - a member of ``rds_superuser`` is a superuser during a ``CREATE`` or ``ALTER PUBLICATION`` for all tables or schemas.
   No other session sees this, because the statement's transaction also ends it;
 - ``pg_settings`` contains parameters of RDS, too;
-- the relay grants the ``REPLICATION`` attribute for the start of a replication connection (``relay.py``).
+- the relay grants the ``REPLICATION`` attribute for the start of a replication connection (``replication_grants.py``).
 
 A superuser can run programs as the user that started the server. So the master user must not be a superuser while its
 own code runs. A statement is elevated only when it is the whole query that the client sent, not one in a function, a DO
