@@ -202,32 +202,12 @@ def attach(
         for one in rebooted
         if reboot and verify and attach_to.group == group.name and reboots.needed(target, one, servers[one.instance_id])
     ]
+    options = rollout.RolloutOptions(reboot, timeout_seconds, waiting, servers, with_pending)
     if cluster is not None:
-        plan = rollout.attach_to_cluster(
-            cluster,
-            group.name,
-            changes,
-            reboot=reboot,
-            timeout_seconds=timeout_seconds,
-            members=rebooted,
-            waiting=waiting,
-            servers=servers,
-            with_pending=with_pending,
-        )
+        plan = rollout.attach_to_cluster(cluster, group.name, changes, options, members=rebooted)
     else:
         assert instance is not None
-        plan = rollout.attach_to_instance(
-            instance,
-            group.name,
-            changes,
-            replicas,
-            reboot=reboot,
-            with_replicas=with_replicas,
-            timeout_seconds=timeout_seconds,
-            waiting=waiting,
-            servers=servers,
-            with_pending=with_pending,
-        )
+        plan = rollout.attach_to_instance(instance, group.name, changes, replicas, options, with_replicas=with_replicas)
     if plan and reboot and verify:
         plan = replace(plan, steps=(*plan.steps, verification.settings(_expected_settings(after))))
     return plan

@@ -7,7 +7,7 @@ Five parameters size shared memory, and a hot standby must never have less than 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from rdsrepl.aws import clusters, instances, pending_modifications, reboots
@@ -27,7 +27,6 @@ SHARED_MEMORY: Final = (
 )
 
 Values = Mapping[str, int | None]
-_NO_SERVERS: Final[Mapping[str, RestartProbe]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +61,27 @@ def memory_changes(before: Values, after: Values) -> MemoryChanges:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutOptions:
+    """How a group is rolled out.
+
+    Attributes:
+        reboot: whether servers that need it are rebooted, one at a time.
+        timeout_seconds: the timeout of each wait.
+        waiting: the identifiers of servers that report values pending a restart.
+        servers: what each server is asked over SQL, by identifier; others are not asked.
+        with_pending: whether reboots may apply queued modifications.
+    """
+
+    reboot: bool
+    timeout_seconds: float
+    waiting: Collection[str] = ()
+    servers: Mapping[str, RestartProbe] = field(default_factory=dict)
+    with_pending: bool = False
+
+
 def attach_to_cluster(
-    cluster: Cluster,
-    group: str,
-    changes: MemoryChanges,
-    *,
-    reboot: bool,
-    timeout_seconds: float,
-    members: Sequence[Instance] = (),
-    waiting: Collection[str] = (),
-    servers: Mapping[str, RestartProbe] = _NO_SERVERS,
-    with_pending: bool = False,
+    cluster: Cluster, group: str, changes: MemoryChanges, options: RolloutOptions, members: Sequence[Instance] = ()
 ) -> Plan:
     """Plan to attach a group to a cluster and, with ``reboot``, to reboot its members one at a time.
 
@@ -80,12 +89,8 @@ def attach_to_cluster(
         cluster: the cluster.
         group: the group's name.
         changes: which shared memory parameters the group changes.
-        reboot: whether members that need it are rebooted.
-        timeout_seconds: the timeout of each wait.
+        options: how it is rolled out.
         members: its instances, to check queued modifications.
-        waiting: the members whose servers report values that are pending a restart.
-        servers: what each server is asked over SQL, by identifier; others are not asked.
-        with_pending: whether the reboots may apply queued modifications.
 
     Raises:
         NotAvailable: the cluster is not available.
@@ -95,19 +100,21 @@ def attach_to_cluster(
     steps: list[Step] = []
     queued = queued_on(cluster, *members)
     if cluster.parameter_group != group:
-        steps += clusters.attach(cluster, group, timeout_seconds=timeout_seconds)
+        steps += clusters.attach(cluster, group, timeout_seconds=options.timeout_seconds)
     pending = {member.instance_id for member in cluster.members if member.parameter_group_status != "in-sync"}
-    pending |= set(waiting)
+    pending |= set(options.waiting)
     notes = pending_modifications.kept(queued) if steps else ()
-    if reboot and (steps or pending):
+    if options.reboot and (steps or pending):
         if cluster.kind == "multi_az_cluster" and len(cluster.members) > 1:
             _require_one_direction(changes, group)
-        notes = pending_modifications.check_reboot(queued, allowed=with_pending)
-        steps += reboot_cluster(cluster, changes, only_needed=True, timeout_seconds=timeout_seconds, servers=servers)
+        notes = pending_modifications.check_reboot(queued, allowed=options.with_pending)
+        steps += reboot_cluster(
+            cluster, changes, only_needed=True, timeout_seconds=options.timeout_seconds, servers=options.servers
+        )
     return Plan(
         f"attach parameter group {group} to cluster {cluster.cluster_id}",
         tuple(steps),
-        warnings=(*_warnings(reboot, bool(steps), changes, group, cluster), *notes),
+        warnings=(*_warnings(options.reboot, bool(steps), changes, group, cluster), *notes),
         unchanged=f"cluster {cluster.cluster_id} has group {group} already, and no reboot is pending"
         if not pending
         else f"cluster {cluster.cluster_id} has group {group} already; to apply pending values, add --reboot",
@@ -155,13 +162,9 @@ def attach_to_instance(
     group: str,
     changes: MemoryChanges,
     replicas: Mapping[str, tuple[Instance, MemoryChanges]],
+    options: RolloutOptions,
     *,
-    reboot: bool,
     with_replicas: bool,
-    timeout_seconds: float,
-    waiting: Collection[str] = (),
-    servers: Mapping[str, RestartProbe] = _NO_SERVERS,
-    with_pending: bool = False,
 ) -> Plan:
     """Plan to attach a group to an instance and, with ``with_replicas``, to its read replicas, in the safe order.
 
@@ -170,12 +173,8 @@ def attach_to_instance(
         group: the group's name.
         changes: which shared memory parameters change on the instance.
         replicas: its read replicas by identifier, each with what the group would change there.
-        reboot: whether servers that need it are rebooted, one at a time.
+        options: how it is rolled out.
         with_replicas: whether the replicas get the group as well.
-        timeout_seconds: the timeout of each wait.
-        waiting: the instances whose servers report values that are pending a restart.
-        servers: what each server is asked over SQL, by identifier; others are not asked.
-        with_pending: whether the reboots may apply queued modifications.
 
     Raises:
         NotAvailable: an instance is not available.
@@ -202,11 +201,16 @@ def attach_to_instance(
     for one in [instance, *chosen] if changes.lowered else [*chosen, instance]:
         attached = one.parameter_group == group
         if not attached:
-            steps += instances.attach(one.instance_id, group, timeout_seconds=timeout_seconds)
-        if reboot and (not attached or one.parameter_group_status != "in-sync" or one.instance_id in waiting):
-            notes += pending_modifications.check_reboot(queued_on(one), allowed=with_pending)
+            steps += instances.attach(one.instance_id, group, timeout_seconds=options.timeout_seconds)
+        if options.reboot and (
+            not attached or one.parameter_group_status != "in-sync" or one.instance_id in options.waiting
+        ):
+            notes += pending_modifications.check_reboot(queued_on(one), allowed=options.with_pending)
             steps += reboots.steps(
-                one.instance_id, timeout_seconds=timeout_seconds, only_needed=True, server=servers.get(one.instance_id)
+                one.instance_id,
+                timeout_seconds=options.timeout_seconds,
+                only_needed=True,
+                server=options.servers.get(one.instance_id),
             )
         elif not attached:
             notes += pending_modifications.kept(queued_on(one))
@@ -214,7 +218,7 @@ def attach_to_instance(
         f"attach parameter group {group} to instance {instance.instance_id}"
         + (f" and its {len(chosen)} read replicas" if chosen else ""),
         tuple(steps),
-        warnings=(*_warnings(reboot, bool(steps), changes if chosen else None, group, None), *notes),
+        warnings=(*_warnings(options.reboot, bool(steps), changes if chosen else None, group, None), *notes),
         unchanged=f"instance {instance.instance_id} has group {group} already, and no reboot is pending"
         if instance.parameter_group_status == "in-sync"
         else f"instance {instance.instance_id} has group {group} already; to apply pending values, add --reboot",

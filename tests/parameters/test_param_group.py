@@ -269,10 +269,13 @@ BOTH = rollout.memory_changes(
 )
 
 
-def attach(changes: rollout.MemoryChanges, **options: object) -> Plan:
+REBOOT = rollout.RolloutOptions(reboot=True, timeout_seconds=60)
+
+
+def attach(changes: rollout.MemoryChanges, *, with_replicas: bool = True) -> Plan:
     primary, replica = instance("p", replicas=("r",)), instance("r", replica_of="p")
-    given = {"reboot": True, "with_replicas": True, "timeout_seconds": 60.0, **options}
-    return rollout.attach_to_instance(primary, "new", changes, {"r": (replica, changes)}, **given)  # type: ignore[arg-type]
+    replicas = {"r": (replica, changes)}
+    return rollout.attach_to_instance(primary, "new", changes, replicas, REBOOT, with_replicas=with_replicas)
 
 
 def test_replicas_are_raised_first_one_reboot_at_a_time() -> None:
@@ -319,23 +322,23 @@ def cluster(kind: str, group: str = "old", status: str = "available", members: s
     ],
 )
 def test_the_members_of_a_cluster(kind: str, changes: rollout.MemoryChanges, expected: list[str]) -> None:
-    plan = rollout.attach_to_cluster(cluster(kind), "new", changes, reboot=True, timeout_seconds=60)
+    plan = rollout.attach_to_cluster(cluster(kind), "new", changes, REBOOT)
     calls = order(plan)
     assert calls[0] == "attach group new to cluster c"
     assert [call[: len(want)] for call, want in zip(calls[1:], expected, strict=True)] == expected
 
 
 def test_an_attached_group_in_sync_needs_no_step() -> None:
-    plan = rollout.attach_to_cluster(cluster("aurora", "new"), "new", UP, reboot=True, timeout_seconds=60)
+    plan = rollout.attach_to_cluster(cluster("aurora", "new"), "new", UP, REBOOT)
     assert not plan and "no reboot is pending" in plan.unchanged
     pending = cluster("aurora", "new", members="pending-reboot")
-    assert not rollout.attach_to_cluster(pending, "new", UP, reboot=False, timeout_seconds=60)
-    assert len(order(rollout.attach_to_cluster(pending, "new", UP, reboot=True, timeout_seconds=60))) == 3
+    assert not rollout.attach_to_cluster(pending, "new", UP, rollout.RolloutOptions(reboot=False, timeout_seconds=60))
+    assert len(order(rollout.attach_to_cluster(pending, "new", UP, REBOOT))) == 3
 
 
 def test_a_cluster_that_is_not_available_is_refused() -> None:
     with pytest.raises(NotAvailable, match="modifying"):
-        rollout.attach_to_cluster(cluster("aurora", status="modifying"), "new", UP, reboot=True, timeout_seconds=60)
+        rollout.attach_to_cluster(cluster("aurora", status="modifying"), "new", UP, REBOOT)
 
 
 def test_a_group_of_another_family_is_refused() -> None:
