@@ -120,8 +120,7 @@ def ls(aws: Aws) -> tuple[Cluster, ...]:
     Raises:
         Error: AWS refused.
     """
-    rows = session.pages(aws, "rds", "DescribeDBClusters", "DBClusters")
-    return tuple(_cluster(row) for row in rows if engines.is_postgres(row))
+    return tuple(map(_cluster, resources.ls(aws, "cluster")))
 
 
 def get(aws: Aws, cluster_id: str) -> Cluster:
@@ -131,10 +130,7 @@ def get(aws: Aws, cluster_id: str) -> Cluster:
         NotFound: it does not exist in the region.
         Refused: the engine is not PostgreSQL.
     """
-    answer = session.call(aws, "rds", "DescribeDBClusters", {"DBClusterIdentifier": cluster_id})
-    row = answer["DBClusters"][0]
-    engines.require_postgres(row, "cluster", cluster_id)
-    return _cluster(row)
+    return _cluster(resources.get(aws, "cluster", cluster_id))
 
 
 def check_name(name: str, kind: ClusterTopology) -> str:
@@ -350,7 +346,6 @@ def delete(cluster: Cluster, members: Sequence[AwsCall], *, final_snapshot: str 
         Refused: deletion protection is on.
     """
     name = cluster.cluster_id
-    resources.require_unprotected("cluster", name, cluster.deletion_protection)
     status_of = partial(_status, cluster_id=name)
     call = resources.delete_call("cluster", name, final_snapshot=final_snapshot, status_of=status_of)
     return resources.deletion(
@@ -359,6 +354,7 @@ def delete(cluster: Cluster, members: Sequence[AwsCall], *, final_snapshot: str 
         (*members, call),
         kept=resources.snapshot_warning(final_snapshot),
         status=cluster.status,
+        is_protected=cluster.deletion_protection,
         status_of=status_of,
         timeout_seconds=timeout_seconds,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -100,8 +100,7 @@ def ls(aws: Aws) -> tuple[Instance, ...]:
     Raises:
         Error: AWS refused.
     """
-    rows = session.pages(aws, "rds", "DescribeDBInstances", "DBInstances")
-    return tuple(_instance(row) for row in rows if engines.is_postgres(row))
+    return tuple(map(_instance, resources.ls(aws, "instance")))
 
 
 def get(aws: Aws, instance_id: str) -> Instance:
@@ -111,10 +110,7 @@ def get(aws: Aws, instance_id: str) -> Instance:
         NotFound: it does not exist in the region.
         Refused: the engine is not PostgreSQL.
     """
-    answer = session.call(aws, "rds", "DescribeDBInstances", {"DBInstanceIdentifier": instance_id})
-    row = answer["DBInstances"][0]
-    engines.require_postgres(row, "instance", instance_id)
-    return _instance(row)
+    return _instance(resources.get(aws, "instance", instance_id))
 
 
 def of_cluster(aws: Aws, cluster_id: str) -> tuple[Instance, ...]:
@@ -124,7 +120,7 @@ def of_cluster(aws: Aws, cluster_id: str) -> tuple[Instance, ...]:
         Error: AWS refused.
     """
     filters = {"Filters": [{"Name": "db-cluster-id", "Values": [cluster_id]}]}
-    return tuple(_all(aws, filters))
+    return tuple(map(_instance, session.pages(aws, "rds", "DescribeDBInstances", "DBInstances", filters)))
 
 
 def check_name(name: str) -> str:
@@ -253,7 +249,6 @@ def delete(instance: Instance, *, final_snapshot: str | None, timeout_seconds: f
         Refused: deletion protection is on.
     """
     name = instance.instance_id
-    resources.require_unprotected("instance", name, instance.deletion_protection)
     kept = resources.snapshot_warning(final_snapshot)
     if instance.cluster_id is not None:
         kept = f"the instance is a member of cluster {instance.cluster_id}, which keeps its data"
@@ -265,6 +260,7 @@ def delete(instance: Instance, *, final_snapshot: str | None, timeout_seconds: f
         (delete_call(name, final_snapshot=final_snapshot),),
         kept=kept,
         status=instance.status,
+        is_protected=instance.deletion_protection,
         status_of=partial(_status, instance_id=name),
         timeout_seconds=timeout_seconds,
     )
@@ -336,10 +332,6 @@ def state(instance: Instance) -> Condition:
         return Condition(False, text, failed=f"the status is {instance.status}", remedy=remedy)
     facts = {"endpoint": f"{instance.endpoint}:{instance.port}"}
     return Condition(statuses.is_usable(instance.status), text, facts=facts)
-
-
-def _all(aws: Aws, parameters: Mapping[str, Any]) -> Iterator[Instance]:
-    return map(_instance, session.pages(aws, "rds", "DescribeDBInstances", "DBInstances", parameters))
 
 
 def _instance(row: Mapping[str, Any]) -> Instance:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from rdsrepl.aws import pending_modifications, statuses
-from rdsrepl.config import Target
+from rdsrepl.aws import engines, pending_modifications, session, statuses
+from rdsrepl.config import Aws, Target
 from rdsrepl.errors import NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 from rdsrepl.text.commands import command, shell
@@ -15,6 +15,27 @@ from rdsrepl.text.commands import command, shell
 ResourceKind = Literal["cluster", "instance"]
 # Returns the current status; raises NotFound.
 StatusReader = Callable[[Target], str]
+
+
+def ls(aws: Aws, kind: ResourceKind) -> list[dict[str, Any]]:
+    """Return the descriptions of all PostgreSQL clusters or instances of the region."""
+    noun = kind.capitalize()
+    rows = session.pages(aws, "rds", f"DescribeDB{noun}s", f"DB{noun}s")
+    return [row for row in rows if engines.is_postgres(row)]
+
+
+def get(aws: Aws, kind: ResourceKind, identifier: str) -> dict[str, Any]:
+    """Return the description of a cluster or instance.
+
+    Raises:
+        NotFound: it does not exist in the region.
+        Refused: the engine is not PostgreSQL.
+    """
+    noun = kind.capitalize()
+    response = session.call(aws, "rds", f"DescribeDB{noun}s", {f"DB{noun}Identifier": identifier})
+    row: dict[str, Any] = response[f"DB{noun}s"][0]
+    engines.require_postgres(row, kind, identifier)
+    return row
 
 
 def common_fields(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,28 +67,10 @@ def require_available(kind: ResourceKind, identifier: str, status: str) -> None:
         raise NotAvailable(f"{kind} {identifier} is {status}, not available", hint=hint)
 
 
-def require_unprotected(kind: ResourceKind, identifier: str, deletion_protection: bool) -> None:
-    """Refuse the deletion of a protected cluster or instance.
-
-    Raises:
-        Refused: deletion protection is on.
-    """
-    if deletion_protection:
-        raise Refused(
-            f"{kind} {identifier} has deletion protection",
-            hint="turn it off: "
-            + shell(f"aws rds modify-db-{kind} --no-deletion-protection --db-{kind}-identifier {{}}", identifier),
-        )
-
-
 def delete_call(kind: ResourceKind, identifier: str, *, final_snapshot: str | None, status_of: StatusReader) -> AwsCall:
     """Return the call that deletes a cluster or an instance; it is skipped if the deletion is in progress.
 
-    Args:
-        kind: ``cluster`` or ``instance``.
-        identifier: its identifier.
-        final_snapshot: the name of the snapshot to take; None takes none.
-        status_of: reads its status.
+    FINAL_SNAPSHOT is the name of the snapshot to take; None takes none.
     """
     noun = kind.capitalize()
     request: dict[str, Any] = {f"DB{noun}Identifier": identifier, "SkipFinalSnapshot": final_snapshot is None}
@@ -90,20 +93,21 @@ def deletion(
     *,
     kept: str,
     status: str,
+    is_protected: bool,
     status_of: StatusReader,
     timeout_seconds: float,
 ) -> Plan:
-    """Return the plan that makes the calls of a deletion and waits for its end.
+    """Return the plan that makes the calls of a deletion, unless it is in progress, and waits for its end.
 
-    Args:
-        kind: ``cluster`` or ``instance``.
-        identifier: its identifier.
-        calls: in their order; left out if the deletion is in progress.
-        kept: what remains of the data, as a warning.
-        status: its status now.
-        status_of: reads its status.
-        timeout_seconds: of the wait.
+    KEPT is a warning that says what remains of the data.
+
+    Raises:
+        Refused: deletion protection is on.
     """
+    if is_protected:
+        turn_off = f"aws rds modify-db-{kind} --no-deletion-protection --db-{kind}-identifier {{}}"
+        hint = f"turn it off: {shell(turn_off, identifier)}"
+        raise Refused(f"{kind} {identifier} has deletion protection", hint=hint)
     title = f"delete {kind} {identifier}"
     probe = partial(_deleted, label=f"{kind} {identifier}", status_of=status_of)
     wait = Wait(f"wait until {kind} {identifier} is deleted", probe, timeout_seconds)
