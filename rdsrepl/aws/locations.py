@@ -70,10 +70,11 @@ def describe(aws: Aws) -> RdsServer | None:
         NotFound: the region has none of that name.
         Refused: it is not PostgreSQL.
     """
-    instance = None if aws.instance is None else instances.get(aws, aws.instance)
-    cluster_id = instance.cluster_id if instance is not None else aws.cluster
-    if instance is None and cluster_id is None:
+    if not aws.identifier:
         return None
+    # Where both are given, the cluster counts, as in ``Aws.identifier``.
+    instance = instances.get(aws, aws.instance) if aws.instance is not None and aws.cluster is None else None
+    cluster_id = aws.cluster if instance is None else instance.cluster_id
     return RdsServer(None if cluster_id is None else clusters.get(aws, cluster_id), instance)
 
 

@@ -211,8 +211,9 @@ def _apply(
 def _require_confirmation(plan: Plan, server: PlanTarget, typed: TypedConfirmation | None) -> None:
     way = "--yes" if typed is None else f"{typed.option} {typed.identifier}"
     if not is_interactive():
+        stream = "stderr" if sys.stdin.isatty() else "stdin"
         raise NotConfirmed(
-            f"{plan.title}: confirmation required but stdin is not a terminal; nothing was changed",
+            f"{plan.title}: confirmation required but {stream} is not a terminal; nothing was changed",
             hint=f"add {way} to apply the plan, or --dry-run to see it",
         )
     if typed is None:

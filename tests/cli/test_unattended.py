@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pty
 import signal
 import subprocess
 import sys
@@ -20,6 +21,17 @@ from tests.fixtures.program import Program
 from tests.fixtures.sandbox import Cloud
 from tests.fixtures.terminal import Terminal
 from tests.fixtures.waiting import wait_until
+
+
+def test_a_question_needs_a_terminal(rdsrepl: Program, db18: Database) -> None:
+    """The refusal names the stream that is not a terminal."""
+    command = [*rdsrepl.command, "--dsn", db18.dsn, "slot", "create", db18.name]
+    ours, theirs = pty.openpty()
+    with open(ours, "rb"), open(theirs, "rb") as terminal:  # noqa: PTH123
+        for stdin, stream in ((subprocess.DEVNULL, "stdin"), (terminal, "stderr")):
+            done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, env=rdsrepl.env, check=False)
+            assert done.returncode == 4 and f"but {stream} is not a terminal; nothing was changed" in done.stderr
+
 
 # Ctrl-C.
 
