@@ -86,7 +86,7 @@ def test_put_metric_publishes_the_values_of_each_slot(cloud: Cloud) -> None:
     dimensions = [{one["Name"]: one["Value"] for one in row["Dimensions"]} for row in retained]
     assert dimensions and all(one["DBClusterIdentifier"] == "sandbox" and one["SlotName"] for one in dimensions)
     other = cloud("-t", "sandbox", "slot", "check", "--put-metric", "--namespace", "AWS/RDS")
-    assert other.code == 2 and "not ours to write to" in other.err
+    assert other.code == 2 and "is reserved for AWS" in other.err
     cloud.faults(
         {"service": "cloudwatch", "operation": "PutMetricData", "code": "AccessDenied", "status": 403, "times": 9}
     )
