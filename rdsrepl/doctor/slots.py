@@ -198,7 +198,7 @@ def upgrade_slots(facts: Facts) -> Iterator[Problem]:
             ", ".join(names),
             f"PostgreSQL {facts.major} cannot keep logical slots: the check of a major upgrade fails, and AWS does not "
             "create a blue/green deployment with logical replication for a server that publishes to others",
-            "before such an upgrade, let the consumers finish and drop the slots (rdsrepl slot drop); create them "
+            "before such an upgrade, let the consumers finish and drop the slots (rdsrepl slot drop NAME); create them "
             "again after it",
         )
         return
@@ -217,7 +217,7 @@ def upgrade_slots(facts: Facts) -> Iterator[Problem]:
             "upgrade) for a server that publishes to others"
             + ("; the editions of the Aurora guide differ on whether a major upgrade keeps slots" if aurora else ""),
             f"before such a deployment{' or upgrade' if aurora else ''}, let the consumers finish and drop each slot "
-            "(rdsrepl slot drop); create them after it",
+            "(rdsrepl slot drop NAME); create them after it",
         )
 
 
