@@ -214,7 +214,7 @@ def test_variables_for_another_server_are_ignored(home: Path, monkeypatch: pytes
         "PGHOST": "192.0.2.1",
         "PGHOSTADDR": "192.0.2.1",
         "PGPORT": "1",
-        "PGUSER": "nobody",
+        "PGUSER": "another",
         "PGDATABASE": "nothing",
         "PGOPTIONS": "-c nope=1",
         "PGSSLMODE": "require",

@@ -672,7 +672,7 @@ def test_refused_cluster_requests(lab: Lab, newest: str, name: str) -> None:
         ("InvalidParameterValue", {"MasterUserPassword": "short"}),
         ("InvalidParameterValue", {"MasterUsername": "rdsadmin"}),
         ("InvalidParameterCombination", {"ManageMasterUserPassword": True}),
-        ("DBClusterParameterGroupNotFound", {"DBClusterParameterGroupName": "nobodys"}),
+        ("DBClusterParameterGroupNotFound", {"DBClusterParameterGroupName": "missing"}),
         ("InvalidParameterCombination", {"DBClusterParameterGroupName": name}),
         ("DBSubnetGroupNotFoundFault", {"DBSubnetGroupName": "nowhere"}),
     ]
@@ -682,8 +682,8 @@ def test_refused_cluster_requests(lab: Lab, newest: str, name: str) -> None:
     assert "9.6" in fails("InvalidParameterCombination", create, **{**good, "EngineVersion": "9.6"})
     modify, wrong = lab.rds.modify_db_cluster, {"DBClusterParameterGroupName": name}
     fails("InvalidParameterCombination", modify, DBClusterIdentifier=newest, **wrong)
-    fails("DBClusterNotFoundFault", modify, DBClusterIdentifier="nobodys")
-    fails("DBClusterNotFoundFault", lab.rds.failover_db_cluster, DBClusterIdentifier="nobodys")
+    fails("DBClusterNotFoundFault", modify, DBClusterIdentifier="missing")
+    fails("DBClusterNotFoundFault", lab.rds.failover_db_cluster, DBClusterIdentifier="missing")
     failing = {"DBClusterIdentifier": newest, "TargetDBInstanceIdentifier": "sandbox-instance-1"}
     fails("InvalidParameterValue", lab.rds.failover_db_cluster, **failing)
     delete = lab.rds.delete_db_cluster
@@ -702,8 +702,8 @@ def test_refused_instance_requests(lab: Lab, newest: str, name: str) -> None:
     rds, good = lab.rds, single(name, MAJORS[0])
     fails("DBInstanceAlreadyExists", rds.create_db_instance, **{**good, "DBInstanceIdentifier": member})
     fails("InvalidParameterCombination", rds.create_db_instance, **{**good, "Engine": "aurora-postgresql"})
-    fails("DBParameterGroupNotFound", rds.create_db_instance, **good, DBParameterGroupName="nobodys")
-    fails("DBClusterNotFoundFault", rds.create_db_instance, **{**good, "DBClusterIdentifier": "nobodys"})
+    fails("DBParameterGroupNotFound", rds.create_db_instance, **good, DBParameterGroupName="missing")
+    fails("DBClusterNotFoundFault", rds.create_db_instance, **{**good, "DBClusterIdentifier": "missing"})
     default = f"default.postgres{MAJORS[-1]}"
     refusal = fails(
         "InvalidParameterCombination",
@@ -714,7 +714,7 @@ def test_refused_instance_requests(lab: Lab, newest: str, name: str) -> None:
     assert newest in refusal
     fails("InvalidDBInstanceState", rds.delete_db_instance, DBInstanceIdentifier=member, SkipFinalSnapshot=True)
     fails("InvalidDBInstanceState", rds.promote_read_replica, DBInstanceIdentifier=member)
-    fails("DBInstanceNotFound", rds.reboot_db_instance, DBInstanceIdentifier="nobodys")
+    fails("DBInstanceNotFound", rds.reboot_db_instance, DBInstanceIdentifier="missing")
     fails("InvalidParameterCombination", rds.reboot_db_instance, DBInstanceIdentifier=member, ForceFailover=True)
     replica = {"DBInstanceIdentifier": name, "SourceDBInstanceIdentifier": member}
     fails("InvalidDBInstanceState", rds.create_db_instance_read_replica, **replica)
