@@ -12,7 +12,7 @@ from rdsrepl.dashboard.state import SlotFilter, Snapshot, State, selection, visi
 from rdsrepl.dashboard.styled_lines import Piece, join, known, line, shortened, title_line, truncated, two_ended
 from rdsrepl.postgres.activity import Sender
 from rdsrepl.postgres.wal import Wal
-from rdsrepl.retention.assessment import SlotRetention
+from rdsrepl.retention.assessment import SlotRetention, not_freed_by
 from rdsrepl.retention.thresholds import Severity
 from rdsrepl.text.escapes import shown as _shown
 from rdsrepl.units import format_duration, format_size
@@ -234,9 +234,7 @@ def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
         if forecast.is_near:
             add(forecast.text)
     if one.retained_bytes:
-        rest = f"; {one.shared_with} retains the rest" if one.shared_with is not None else ""
-        if not rest and one.freed_bytes < one.retained_bytes and wal.keep_bytes:
-            rest = f"; wal_keep_size ({format_size(wal.keep_bytes)}) retains the rest"
+        rest = not_freed_by(one.shared_with, one.freed_bytes, one.retained_bytes, wal)
         add(f"dropping it frees {format_size(one.freed_bytes)} of {format_size(one.retained_bytes)}{rest}")
     behind = f"{format_seconds(one.lag_seconds)} behind; " if one.lag_seconds else ""
     positions = [

@@ -201,6 +201,15 @@ def freed_by_dropping(names: Iterable[str], slots: Sequence[Slot], wal: Wal) -> 
     return max(0, kept - oldest), keeper
 
 
+def not_freed_by(keeper: str | None, freed_bytes: int, retained_bytes: int, wal: Wal) -> str:
+    """Return what retains the WAL that a drop does not free, as the end of a sentence; empty if the drop frees all."""
+    if keeper is not None:
+        return f"; slot {keeper} retains the rest"
+    if freed_bytes >= retained_bytes or not wal.keep_bytes:
+        return ""
+    return f"; wal_keep_size ({format_size(wal.keep_bytes)}) retains the rest"
+
+
 def xid_age(slot: Slot) -> int | None:
     """Return the age of the older of ``xmin`` and ``catalog_xmin`` in transactions; None for an invalidated slot."""
     if slot.is_lost:

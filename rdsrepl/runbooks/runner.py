@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 from rdsrepl.errors import AppliedInPart, Error, ExitCode, Interrupted, NotConfirmed, StepFailed
 from rdsrepl.runbooks import commands
-from rdsrepl.runbooks.journal import Journal, user_and_host
+from rdsrepl.runbooks.journal import COMPLETED, Journal, user_and_host
 from rdsrepl.runbooks.model import Step, StepKind
 from rdsrepl.runbooks.run_request import RunRequest, command_of, page_values, prose_of, resume_command, skip_reason
 from rdsrepl.text.commands import command
@@ -167,7 +167,7 @@ class _Run:
     def _end(self, result: Result) -> None:
         self._results.append(result)
         self._changed = self._changed or result.changed
-        if result.status in ("done", "skipped", "passed_over"):
+        if result.status in COMPLETED:
             self._completed[result.step.name] = result.status
         self._journal.write(
             "step_end",

@@ -352,7 +352,7 @@ def test_details_of_the_selected_slot() -> None:
     text = "\n".join(rows)
     assert f"── {SLOTS[2].slot_name} ─" in text
     assert "wal2json, database app" in text
-    assert "dropping it frees 0 B of 20.0 GB; audit retains the rest" in text
+    assert "dropping it frees 0 B of 20.0 GB; slot audit retains the rest" in text
     assert rows[5].startswith(("! old_debezium_of", "‼ old_debezium_of"))
     held = "\n".join(screen(pressed(state(), "down", "down"), 120, 40))
     assert "used by PID 4711 (user cdc, application debezium, from 10.0.0.7:5000), streaming" in held

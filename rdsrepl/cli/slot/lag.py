@@ -18,6 +18,7 @@ from rdsrepl.cli.targets import database_target
 from rdsrepl.dashboard.slot_table import SEVERITY_STYLES, sparkline
 from rdsrepl.errors import BadValue, NotFound
 from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
+from rdsrepl.retention import assessment
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.forecast import Rate
 from rdsrepl.units import format_duration, format_size
@@ -193,11 +194,7 @@ def _cloudwatch_lines(metrics: RdsMetrics) -> list[str]:
 
 
 def _freed(retention: Retention, one: SlotRetention) -> str:
-    rest = ""
-    if one.shared_with is not None:
-        rest = f"; {one.shared_with} retains the rest"
-    elif one.freed_bytes < (one.retained_bytes or 0):
-        rest = f"; wal_keep_size ({format_size(retention.wal.keep_bytes)}) retains the rest"
+    rest = assessment.not_freed_by(one.shared_with, one.freed_bytes, one.retained_bytes or 0, retention.wal)
     return f"dropping it alone would free about {format_size(one.freed_bytes)}{rest}"
 
 
@@ -251,16 +248,12 @@ def _breaks(one: SlotRetention) -> str:
 
 def _last_hour(state: ServerState) -> tuple[Observation, ...]:
     """Return the samples of the last hour, including this one."""
-    from rdsrepl.retention import assessment
-
     now = assessment.to_observation(state.wal, state.slots)
     recent = (one for one in state.history if (now.at - one.at).total_seconds() <= _RECENT_SECONDS)
     return (*recent, now)
 
 
 def _recent(samples: Sequence[Observation], one: SlotRetention) -> list[float | None]:
-    from rdsrepl.retention import assessment
-
     return list(
         assessment.retained_history(samples, one.slot.slot_name, points=_RECENT_POINTS, seconds=_RECENT_SECONDS)
     )

@@ -37,10 +37,8 @@ def explain(
     if candidates and not advance:
         freed, keeper = assessment.freed_by_dropping([one.slot.slot_name for one in candidates], state.slots, state.wal)
         held = max((one.slot.retained_bytes or 0 for one in candidates), default=0)
-        kept = f"; slot {keeper} retains the rest" if keeper is not None else ""
-        if keeper is None and freed < held:
-            kept = f"; wal_keep_size ({format_size(state.wal.keep_bytes)}) retains the rest"
-        parts.append(f"Freed in total: about {format_size(freed)} of WAL at the next checkpoint{kept}")
+        rest = assessment.not_freed_by(keeper, freed, held, state.wal)
+        parts.append(f"Freed in total: about {format_size(freed)} of WAL at the next checkpoint{rest}")
     kept_slots = [one for one in decisions if one.blockers and one.blockers[0].rule != "not_selected"]
     if kept_slots:
         parts.append("Kept:" if candidates else "Nothing to prune. Kept:")
