@@ -25,10 +25,9 @@ from rdsrepl.doctor.facts import RdsResource as KnownCloud
 from rdsrepl.parameters import formulas, rollout, sizing
 from rdsrepl.parameters.instance_classes import hardware
 from rdsrepl.plan import Plan
-from tests.aws.test_eventual_consistency import Clock, run
 from tests.doctor.test_doctor import slot
 from tests.fixtures.program import Result
-from tests.fixtures.sandbox import Cloud
+from tests.fixtures.sandbox import Cloud, FakeClock, apply_with_clock
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -367,8 +366,8 @@ def test_statuses_of_the_cluster(cloud: Cloud, unusual: None) -> None:
     waits = Plan("wait", (clusters.wait_available("sandbox", 1200), instances.wait_available(reader, 1200)))
     plan = ("cluster", "reboot", "sandbox", "--dry-run")
     cloud.delays(statuses={"sandbox": "storage-optimization", reader: "storage-initialization"})
-    clock = Clock()
-    assert len(run(waits, cloud, clock)[0]) == 2 and clock.now < 60
+    clock = FakeClock()
+    assert len(apply_with_clock(waits, cloud, clock)[0]) == 2 and clock.now < 60
     ok(cloud(*plan))
     assert cloud("doctor", "--cluster", "sandbox", "--only", "availability").code == 0
     # A wait ends at once if the cluster or a member needs a repair.
@@ -379,9 +378,9 @@ def test_statuses_of_the_cluster(cloud: Cloud, unusual: None) -> None:
         (reader, "restore-error", "restore again"),
     ):
         cloud.delays(statuses={name: status})
-        clock = Clock()
+        clock = FakeClock()
         with pytest.raises(errors.Error, match=f"{name} is {status}") as caught:
-            run(waits, cloud, clock)
+            apply_with_clock(waits, cloud, clock)
         assert clock.now < 60 and remedy in (caught.value.hint or ""), caught.value.hint
     cloud.delays(statuses={"sandbox": "stopped"})
     done = cloud(*plan)

@@ -12,11 +12,11 @@ import pytest
 
 from rdsrepl import apply, errors
 from rdsrepl.aws import instances, pending_modifications, reboots, session
-from rdsrepl.config import Aws, Target
+from rdsrepl.config import Target
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 from rdsrepl.sandbox.api.consistency import Consistency
 from tests.fixtures.program import Result
-from tests.fixtures.sandbox import Cloud
+from tests.fixtures.sandbox import Cloud, FakeClock, apply_with_clock
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("delayed")]
 
@@ -227,17 +227,6 @@ def test_a_deletion_that_is_run_again_converges(cloud: Cloud, name: str) -> None
 # The mechanisms alone, with a clock that only advances when the code sleeps.
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def timing(self) -> apply.RetryTiming:
-        return apply.RetryTiming(clock=lambda: self.now, sleep=self.sleep)
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 @pytest.fixture
 def one_attempt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Turn off the retries of botocore, which use another clock."""
@@ -246,24 +235,6 @@ def one_attempt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     session._client.cache_clear()
     yield
     session._client.cache_clear()
-
-
-def target(cloud: Cloud) -> Target:
-    env = cloud.program.env
-    files = {"aws_credentials_file": env["AWS_SHARED_CREDENTIALS_FILE"], "aws_config_file": env["AWS_CONFIG_FILE"]}
-    return Target("test", aws=Aws(profile="sandbox", region="eu-west-1", endpoint_url=cloud.url, **files))
-
-
-def run(plan: Plan, cloud: Cloud, clock: Clock) -> tuple[list[apply.StepResult], list[str]]:
-    states_seen: list[str] = []
-    outcomes = apply.run(
-        plan,
-        target(cloud),
-        done=lambda outcome: None,
-        waiting=lambda step, seconds, states: states_seen.extend(states),
-        timing=clock.timing(),
-    )
-    return outcomes, states_seen
 
 
 def call(operation: str, **parameters: str) -> AwsCall:
@@ -288,10 +259,10 @@ def call(operation: str, **parameters: str) -> AwsCall:
     ],
 )
 def test_temporary_refusals(cloud: Cloud, code: str, message: str, passes: bool) -> None:
-    clock = Clock()
+    clock = FakeClock()
     cloud.faults(fault("RebootDBCluster", code, message, None))
     with pytest.raises(errors.Error) as caught:
-        run(Plan("reboot", (call("RebootDBCluster", DBClusterIdentifier="sandbox"),)), cloud, clock)
+        apply_with_clock(Plan("reboot", (call("RebootDBCluster", DBClusterIdentifier="sandbox"),)), cloud, clock)
     assert caught.value.aws_code == code
     assert (clock.now >= 600) is passes and clock.now < 620, "minutes, or at once"
     assert ("refused for 10m" in caught.value.message) is passes
@@ -299,10 +270,10 @@ def test_temporary_refusals(cloud: Cloud, code: str, message: str, passes: bool)
 
 def test_a_status_that_needs_a_repair_ends_the_retries(cloud: Cloud) -> None:
     cloud.delays(statuses={"sandbox": "stopped"})
-    clock = Clock()
+    clock = FakeClock()
     cloud.faults(fault("RebootDBCluster", "InvalidDBClusterStateFault", "not now", None))
     with pytest.raises(errors.NotAvailable, match="sandbox is stopped, which needs a repair"):
-        run(Plan("reboot", (call("RebootDBCluster", DBClusterIdentifier="sandbox"),)), cloud, clock)
+        apply_with_clock(Plan("reboot", (call("RebootDBCluster", DBClusterIdentifier="sandbox"),)), cloud, clock)
     assert clock.now == 0
 
 
@@ -315,13 +286,13 @@ def test_an_object_created_by_the_plan_is_not_found_yet(cloud: Cloud, name: str)
         "reset", "rds", "ResetDBParameterGroup", {"DBParameterGroupName": name, "ResetAllParameters": True}
     )
     cloud.faults(fault("ResetDBParameterGroup", "DBParameterGroupNotFound", "not found", 3))
-    outcomes, states_seen = run(Plan("both", (made, modify)), cloud, Clock())
+    outcomes, states_seen = apply_with_clock(Plan("both", (made, modify)), cloud, FakeClock())
     assert len(outcomes) == 2 and len([one for one in states_seen if "retrying" in one]) == 3
     cloud.delays()
-    run(Plan("delete", (delete,)), cloud, Clock())
+    apply_with_clock(Plan("delete", (delete,)), cloud, FakeClock())
     with pytest.raises(errors.NotFound):
-        run(Plan("alone", (modify,)), cloud, Clock())
-    outcomes, _ = run(Plan("alone", (delete,)), cloud, Clock())
+        apply_with_clock(Plan("alone", (modify,)), cloud, FakeClock())
+    outcomes, _ = apply_with_clock(Plan("alone", (delete,)), cloud, FakeClock())
     assert outcomes[0].skipped, "an object that does not exist is not deleted"
 
 
@@ -335,25 +306,25 @@ def test_a_wait_ignores_not_found_and_throttled_polls(cloud: Cloud) -> None:
         fault("DescribeDBInstances", "DBInstanceNotFound", "not found", 4),
         fault("DescribeDBInstances", "Throttling", "Rate exceeded", 4),
     )
-    clock = Clock()
-    _, states_seen = run(Plan("wait", (wait,)), cloud, clock)
+    clock = FakeClock()
+    _, states_seen = apply_with_clock(Plan("wait", (wait,)), cloud, clock)
     assert states_seen.count("not found yet") == 4 and any("Rate exceeded" in one for one in states_seen)
     assert states_seen[-2:] == ["available"] * 2, "three polls in a row"
     throttled = call("DescribeDBParameterGroups")
     cloud.faults(fault("DescribeDBParameterGroups", "Throttling", "Rate exceeded", 3))
-    _, states_seen = run(Plan("call", (throttled,)), cloud, Clock())
+    _, states_seen = apply_with_clock(Plan("call", (throttled,)), cloud, FakeClock())
     assert len(states_seen) == 3, "a throttled call was not executed"
     cloud.faults(fault("DescribeDBInstances", "DBInstanceNotFound", "not found", None))
-    clock = Clock()
+    clock = FakeClock()
     with pytest.raises(errors.NotFound):
-        run(Plan("wait", (wait,)), cloud, clock)
+        apply_with_clock(Plan("wait", (wait,)), cloud, clock)
     assert 300 <= clock.now < 320
 
 
 def test_a_condition_must_hold_in_consecutive_polls(cloud: Cloud) -> None:
     polls = iter([True, True, False, True, True, True])
-    clock = Clock()
-    outcomes, states_seen = run(
+    clock = FakeClock()
+    outcomes, states_seen = apply_with_clock(
         Plan("wait", (Wait("wait", lambda where: Condition(next(polls), "so"), 60, confirmations=3),)), cloud, clock
     )
     assert len(outcomes) == 1 and next(polls, None) is None and len(states_seen) == 5
@@ -406,12 +377,12 @@ def test_a_lost_response_does_not_cause_a_second_reboot(cloud: Cloud) -> None:
 
     cloud.faults(fault("RebootDBInstance", "InvalidDBInstanceState", BUSY, 1))
     steps = reboots.steps("sandbox-instance-2", timeout_seconds=60, server=Restarted())
-    outcomes, states_seen = run(Plan("reboot", steps[:1]), cloud, Clock())
+    outcomes, states_seen = apply_with_clock(Plan("reboot", steps[:1]), cloud, FakeClock())
     assert outcomes[0].skipped and len(states_seen) == 1
 
 
 def test_the_sandbox_delays_changes_and_new_objects() -> None:
-    clock = Clock()
+    clock = FakeClock()
     sandbox = Consistency(lambda: clock.now)
     sandbox.configure({"lag_seconds": 5, "not_found_seconds": 9, "busy_seconds": 2})
     member = {"DBClusterIdentifier": "c", "DBInstanceStatus": "available"}

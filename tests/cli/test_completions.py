@@ -21,6 +21,7 @@ from rdsrepl.cli import completion
 from rdsrepl.cli.main import app
 from rdsrepl.state import completion_cache
 from tests import ROOT
+from tests.fixtures.program import complete
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import PostgresServer
@@ -55,19 +56,6 @@ def test_the_checked_in_script_is_valid(shell: str) -> None:
         pytest.skip(f"{shell} is not installed; the script is compared all the same")
     done = subprocess.run([shell, "-n", str(KEPT / FILES[shell])], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def complete(rdsrepl: Program, *words: str, env: dict[str, str] | None = None) -> list[str]:
-    """Call the program as bash does."""
-    variables = {
-        "_RDSREPL_COMPLETE": "complete_bash",
-        "COMP_WORDS": " ".join(("rdsrepl", *words)),
-        "COMP_CWORD": str(len(words)),
-        **(env or {}),
-    }
-    result = rdsrepl(env=variables)
-    assert result.err == ""
-    return result.out.split()
 
 
 def quoted(word: str) -> str:

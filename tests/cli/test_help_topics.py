@@ -15,7 +15,7 @@ import pytest
 
 from rdsrepl import help_topics
 from tests import ROOT
-from tests.cli.test_completions import complete
+from tests.fixtures.program import complete
 from tests.fixtures.terminal import run_on_terminal
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from rdsrepl.tail.formats import values
+from tests.fixtures.program import exact
 from tests.workloads.tables import (
     HOSTILE_COLUMNS,
     HOSTILE_SCHEMA,
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
     from rdsrepl.sandbox.servers.postgres_server import PostgresServer
     from tests.fixtures.postgres import Database
     from tests.fixtures.program import Program
-
-
-def exact(text: str) -> Any:
-    """Parse JSON and keep every digit of every number."""
-    return json.loads(text, parse_int=lambda t: f"number {t}", parse_float=lambda t: f"number {t}")
 
 
 def normalised(text: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from tests.fixtures.postgres import Database
-from tests.tail.test_types import exact
+from tests.fixtures.program import exact
 from tests.workloads.tables import SCHEMA, hostile, hostile_text, insert_every_type
 
 if TYPE_CHECKING:
