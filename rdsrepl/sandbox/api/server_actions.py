@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -396,18 +395,20 @@ def _number(values: Mapping[str, str], name: str) -> int:
 
 
 def _drop_slot(primary: PostgresServer, slot: str | None) -> None:
+    """Drop the physical slot of a standby that ended; its WAL sender still holds the slot for a moment."""
     if slot is None or not primary.is_running():
         return
-    query = (
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots "
-        "WHERE slot_name = %s AND NOT active"
-    )
-    # The WAL sender of a standby that just ended still holds the slot for a moment.
-    for _ in range(20):
+
+    def dropped() -> bool:
         with suppress(Error), closing(primary.administer()) as conn:
-            conn.execute(query, [slot])
+            conn.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots "
+                "WHERE slot_name = %s AND NOT active",
+                [slot],
+            )
             left = "SELECT count(*) FROM pg_catalog.pg_replication_slots WHERE slot_name = %s"
             row = conn.execute(left, [slot]).fetchone()
-            if row is not None and row[0] == 0:
-                return
-        time.sleep(0.1)
+            return row is not None and row[0] == 0
+        return False
+
+    processes.wait(dropped, _STREAM_SECONDS, _STREAM_POLL_SECONDS)
