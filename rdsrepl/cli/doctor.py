@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def complete_check() -> list[str]:
     """Complete the name of a check."""
-    from rdsrepl.doctor.checks import ALL
+    from rdsrepl.doctor.check_list import ALL
 
     return [check.name for check in ALL]
 
@@ -56,13 +56,13 @@ def doctor(
 
     Example: rdsrepl doctor --cluster orders --for slots=4
     """
-    from rdsrepl.doctor import checks, facts, findings
+    from rdsrepl.doctor import check_list, facts, findings
 
     planned = _planned_objects(for_ or [])
-    selected = findings.select_checks(checks.ALL, only=only or (), skip=skip or ())
+    selected = findings.select_checks(check_list.ALL, only=only or (), skip=skip or ())
     needed = frozenset(name for check in selected for group in check.needs for name in group)
     gathered = facts.gather(database_target(ctx), planned=planned, wanted=needed)
-    diagnosis = findings.diagnose(gathered, selected, checks.summary(gathered))
+    diagnosis = findings.diagnose(gathered, selected, check_list.summary(gathered))
     options = global_options(ctx)
     emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))
     worst = diagnosis.worst()

@@ -26,7 +26,7 @@ from rdsrepl.tail.receiver import Notice, Receiver
 from rdsrepl.tail.shutdown import ShutdownDetector
 from rdsrepl.tail.signals import StopSignals
 from rdsrepl.tail.silence import SilenceMonitor
-from rdsrepl.tail.sinks import Sink
+from rdsrepl.tail.sinks.base import Sink
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder, RawPgoutput
 from rdsrepl.tail.decoders.testdecoding import TestDecodingDecoder
 from rdsrepl.tail.decoders.wal2json import PARSED_OPTIONS, ParsedWal2json, RawWal2json, RawWal2jsonV1
 from rdsrepl.tail.formats.base import Format
-from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium import DebeziumFormat
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.partition_keys import KeyedFormat
 from rdsrepl.tail.formats.pretty import PrettyFormat
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.wal2json_format import Wal2jsonFormat
 from rdsrepl.tail.model import Decoder, TableFilter
 from rdsrepl.tail.options import FormatName

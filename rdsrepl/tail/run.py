@@ -15,7 +15,7 @@ from rdsrepl.postgres import versions
 from rdsrepl.tail import preflight
 from rdsrepl.tail.continuity import LastRun
 from rdsrepl.tail.engine import Tail
-from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.heartbeat import Heartbeat
 from rdsrepl.tail.metrics import Exporter
 from rdsrepl.tail.model import TableFilter
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rdsrepl.aws.streams import KinesisStream
     from rdsrepl.config import Aws, Target
     from rdsrepl.tail.preflight import PreflightResult
-    from rdsrepl.tail.sinks import Sink
+    from rdsrepl.tail.sinks.base import Sink
     from rdsrepl.tail.sinks.kinesis import KinesisCounts, KinesisSink
 
 _ANSWER_SECONDS: Final = 30.0

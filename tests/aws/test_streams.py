@@ -13,7 +13,7 @@ import boto3
 import pytest
 
 from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.dispatch import PendingBatch, Record
+from rdsrepl.tail.sinks.batching import PendingBatch, Record
 from tests.fixtures.sandbox import Cloud
 from tests.workloads.kinesis_server import KinesisServer
 

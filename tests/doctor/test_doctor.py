@@ -17,7 +17,7 @@ import pytest
 from rdsrepl.aws import metrics
 from rdsrepl.aws.parameter_groups import Parameter
 from rdsrepl.config import Aws
-from rdsrepl.doctor import checks, findings
+from rdsrepl.doctor import check_list, findings
 from rdsrepl.doctor.facts import OLD_TRANSACTION_SECONDS, Facts, Member, Planned, RdsResource
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import activity, subscriptions
@@ -236,7 +236,7 @@ LAGGING = slot(lag_bytes=3 * GIB, retained_bytes=3 * GIB)
 _NOT_OF_HEALTHY = ("replication_origins", "idle_slot_timeout", "upgrade_slots")
 # Check → facts without a finding.
 HEALTHY_CASES: list[tuple[str, Facts]] = [
-    *((check.name, HEALTHY) for check in checks.ALL if check.name not in _NOT_OF_HEALTHY),
+    *((check.name, HEALTHY) for check in check_list.ALL if check.name not in _NOT_OF_HEALTHY),
     ("database", AWS_ONLY.__class__(label="x", server=SERVER)),
     ("engine_version", old_version("15.3-R2", "multi_az_cluster")),
     ("engine_version", old_version("14.8-R2", "multi_az_cluster")),
@@ -512,7 +512,7 @@ SKIPPED_CASES: list[tuple[str, Facts, str]] = [
 
 
 def run(name: str, facts: Facts) -> findings.Diagnosis:
-    return findings.diagnose(facts, findings.select_checks(checks.ALL, only=[name]), {})
+    return findings.diagnose(facts, findings.select_checks(check_list.ALL, only=[name]), {})
 
 
 @pytest.mark.parametrize(("name", "facts"), HEALTHY_CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(HEALTHY_CASES)])
@@ -547,7 +547,7 @@ def test_skipped(name: str, facts: Facts, reason: str) -> None:
 
 
 def test_every_check_has_a_healthy_and_an_unhealthy_case_and_its_heading() -> None:
-    names = [check.name for check in checks.ALL]
+    names = [check.name for check in check_list.ALL]
     assert len(set(names)) == len(names)
     assert {case[0] for case in HEALTHY_CASES} == set(names)
     assert {case[0] for case in UNHEALTHY_CASES} == set(names)
@@ -559,11 +559,11 @@ def test_every_check_has_a_healthy_and_an_unhealthy_case_and_its_heading() -> No
 
 def test_the_worst_comes_first_and_nothing_falls_over_where_all_is_missing() -> None:
     ill = replace(having(wal_level="replica", wal_sender_timeout="0"), slots=(idle(lag_bytes=5),))
-    diagnosis = findings.diagnose(ill, checks.ALL, checks.summary(ill))
+    diagnosis = findings.diagnose(ill, check_list.ALL, check_list.summary(ill))
     severities = [finding.severity.value for finding in diagnosis.findings]
     assert severities == sorted(severities, key=["critical", "warning", "info"].index)
     assert (diagnosis.ready, diagnosis.worst()) == (False, findings.Severity.critical)
-    nothing = findings.diagnose(Facts("x"), checks.ALL, checks.summary(Facts("x")))
+    nothing = findings.diagnose(Facts("x"), check_list.ALL, check_list.summary(Facts("x")))
     assert {check.status for check in nothing.checks} <= {"skipped", "ok"}
 
 

@@ -22,11 +22,11 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder
 from rdsrepl.tail.formats import values
 from rdsrepl.tail.formats.base import Format
-from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium import DebeziumFormat
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.partition_keys import KeyedFormat
 from rdsrepl.tail.formats.pretty import PrettyFormat
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.wal2json_format import Wal2jsonFormat
 from rdsrepl.tail.model import TableFilter
 from tests.fixtures.postgres import Database

@@ -18,10 +18,10 @@ from rdsrepl.config import Target
 from rdsrepl.errors import BadValue, Refused
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail import preflight
-from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions, TimeMode, debezium_options
 from rdsrepl.tail.formats.debezium_values import DebeziumValues, _geometry, _vector
 from rdsrepl.tail.formats.partition_keys import split
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.options import FormatName
 from rdsrepl.tail.pipeline import assemble

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from rdsrepl.lsn import Lsn
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.tail.decoders.pgoutput import PgoutputDecoder
-from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.json_format import JsonFormat
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.timelines import Timelines
 from tests.fixtures.failover import failover_pair

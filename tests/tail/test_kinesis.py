@@ -19,7 +19,7 @@ from rdsrepl.aws.streams import KinesisStream
 from rdsrepl.config import Aws
 from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
 from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.dispatch import Dispatch, Item, Limits, PendingBatch, Record
+from rdsrepl.tail.sinks.batching import Dispatch, Item, Limits, PendingBatch, Record
 from rdsrepl.tail.sinks.kinesis import _PutRecordsClient
 from rdsrepl.tail.sinks.oversize import Oversize
 from tests.benchmarks.kinesis_faults import FaultLoad, stream_with_faults

@@ -29,8 +29,8 @@ from rdsrepl.runbooks import commands, model, parser
 from rdsrepl.runbooks.variables import TYPES, Variable, check_value
 from rdsrepl.state import json_lines, slot_history
 from rdsrepl.tail import preflight
-from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium_options import debezium_options
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import Decoder, TableFilter
 from rdsrepl.tail.options import FormatName
 from rdsrepl.tail.pipeline import Pipeline, assemble

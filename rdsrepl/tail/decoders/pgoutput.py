@@ -14,7 +14,7 @@ from typing import Final
 from rdsrepl.errors import MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter
-from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Parse, compile_tuple
 from rdsrepl.tail.model import HEARTBEAT_PREFIX, Column, DecodedBatch, Relation, TableFilter, Transaction
 from rdsrepl.tail.timelines import Timelines

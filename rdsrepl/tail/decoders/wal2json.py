@@ -18,7 +18,7 @@ from rdsrepl.errors import BadValue, MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.decoders.encodings import Decode, utf8
 from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter, Values
-from rdsrepl.tail.formats.catalog import Catalog, ReplicaIdentity
+from rdsrepl.tail.formats.type_catalog import Catalog, ReplicaIdentity
 from rdsrepl.tail.formats.values import Convert, to_json
 from rdsrepl.tail.model import HEARTBEAT_PREFIX, Column, DecodedBatch, Relation, TableFilter, Transaction
 from rdsrepl.tail.timelines import Timelines

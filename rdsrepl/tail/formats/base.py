@@ -10,7 +10,7 @@ from json.encoder import encode_basestring as quote
 from operator import itemgetter
 from typing import Any, ClassVar, Final, Protocol
 
-from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import AsText, Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
 

@@ -22,9 +22,9 @@ from rdsrepl.tail.formats.base import (
     template,
     with_old_values,
 )
-from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
 from rdsrepl.tail.formats.debezium_values import DebeziumValues
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Conversion
 from rdsrepl.tail.model import Relation, Transaction
 

@@ -20,7 +20,6 @@ from hashlib import md5
 from json.encoder import encode_basestring as quote
 from typing import Final
 
-from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium_options import (
     BinaryMode,
     DebeziumOptions,
@@ -44,6 +43,7 @@ from rdsrepl.tail.formats.debezium_times import (
     timestamptz,
     timetz,
 )
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import AsText, Conversion, Convert, ValueKind, array, as_text
 
 _BOOL, _BYTEA, _CHAR, _OID, _JSON, _JSONB = 16, 17, 18, 26, 114, 3802

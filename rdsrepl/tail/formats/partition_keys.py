@@ -13,8 +13,8 @@ from typing import Final
 
 from rdsrepl.errors import BadValue
 from rdsrepl.tail.formats.base import Format, RowWriter, Values, key_numbers, members, template, with_old_values
-from rdsrepl.tail.formats.catalog import Catalog
 from rdsrepl.tail.formats.debezium import KeyUpdateWriter
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
 

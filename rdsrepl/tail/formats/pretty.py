@@ -7,7 +7,7 @@ from json.encoder import encode_basestring as quote
 from typing import Final
 
 from rdsrepl.tail.formats.base import ChangesOnly, RowWriter, Values, key_numbers, text_of
-from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import Relation, Transaction
 from rdsrepl.text.escapes import shown
 

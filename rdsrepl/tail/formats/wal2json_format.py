@@ -7,7 +7,7 @@ from json.encoder import encode_basestring as quote
 from typing import ClassVar
 
 from rdsrepl.tail.formats.base import RowWriter, Values, json_bool, template
-from rdsrepl.tail.formats.catalog import Catalog
+from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Conversion, Dialect, wal2json_conversion
 from rdsrepl.tail.model import Relation, Transaction
 

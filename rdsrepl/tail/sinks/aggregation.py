@@ -6,7 +6,7 @@ Consumers that support it (KCL, Lambda's de-aggregation modules, ``rdsrepl strea
 from __future__ import annotations
 
 from rdsrepl.errors import Error
-from rdsrepl.tail.sinks.dispatch import Item
+from rdsrepl.tail.sinks.batching import Item
 
 
 def aggregated(item: Item) -> bytes:

@@ -25,7 +25,7 @@ from rdsrepl.config import Aws
 from rdsrepl.errors import Error, Unreachable
 from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
 from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.dispatch import REQUEST_BYTES, Dispatch, Item, Limits
+from rdsrepl.tail.sinks.batching import REQUEST_BYTES, Dispatch, Item, Limits
 from rdsrepl.tail.sinks.oversize import Oversize
 from rdsrepl.tail.wakeup import WakeupPipe
 
