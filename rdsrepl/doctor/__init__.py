@@ -1,1 +1,1 @@
-"""Layer 6: check whether a server is ready for logical replication. Entry points: ``facts.gather``, ``check_list.ALL``."""
+"""Layer 6: check a server for logical replication. Entry points: ``facts.gather``, ``check_list.ALL``."""

@@ -31,10 +31,10 @@ from rdsrepl.sandbox.api import (
     query_protocol,
     service_model,
 )
-from rdsrepl.sandbox.api.controller import Controller
+from rdsrepl.sandbox.api.api_errors import Fault, fault
 from rdsrepl.sandbox.api.fault_injection import FaultRule
-from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.parameter_groups import GroupValue, ParameterGroups, StoredGroup
+from rdsrepl.sandbox.api.server_controller import Controller
 from rdsrepl.sandbox.api.service import Service, dispatch, operation_names
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.types import ResourceKind

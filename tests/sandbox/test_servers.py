@@ -721,7 +721,7 @@ def test_refused_instance_requests(lab: Lab, newest: str, name: str) -> None:
 
 
 def test_the_quota_counts_every_instance(tmp_path: Path) -> None:
-    from rdsrepl.sandbox.api.faults import Fault
+    from rdsrepl.sandbox.api.api_errors import Fault
     from rdsrepl.sandbox.api.operations import checks
 
     records = Records(Store(tmp_path / "aws.json"))

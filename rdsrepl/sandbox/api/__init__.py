@@ -2,5 +2,5 @@
 
 Entry point: ``python -m rdsrepl.sandbox.api``. A request passes through ``http_server``, ``query_protocol`` and
 ``service`` to the function in ``operations`` that implements it. That reads and changes the ``records``, and calls the
-``controller``, which changes the servers.
+``server_controller``, which changes the servers.
 """

@@ -15,9 +15,9 @@ from typing import Final
 from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.api import operations  # noqa: F401 - registers the operations
 from rdsrepl.sandbox.api.consistency import Consistency
-from rdsrepl.sandbox.api.controller import Controller
 from rdsrepl.sandbox.api.http_server import ApiServer
 from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
+from rdsrepl.sandbox.api.server_controller import Controller
 from rdsrepl.sandbox.api.service import Service
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.supervisor import Supervisor

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Final
 
 from rdsrepl.sandbox.api import parameter_catalog
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.parameter_catalog import Engine, EngineParameter
 from rdsrepl.sandbox.api.types import ResourceKind
 from rdsrepl.sandbox.servers import binaries

@@ -6,7 +6,7 @@ import threading
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-from rdsrepl.sandbox.api.faults import Fault
+from rdsrepl.sandbox.api.api_errors import Fault
 from rdsrepl.sandbox.api.request import Call
 
 _ANY: Final = "*"

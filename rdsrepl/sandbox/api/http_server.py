@@ -26,8 +26,8 @@ from urllib.parse import unquote_to_bytes
 
 from rdsrepl.errors import Error
 from rdsrepl.sandbox.api import query_protocol, signatures
+from rdsrepl.sandbox.api.api_errors import Fault, fault
 from rdsrepl.sandbox.api.fault_injection import FaultRules
-from rdsrepl.sandbox.api.faults import Fault, fault
 from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.api.request import DENIED, EXPIRED, Call
 from rdsrepl.sandbox.api.service import Service, dispatch

@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.types import Parameters, Result
 
 MIN_RECORDS: Final = 20

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from rdsrepl.sandbox.api import engine_catalog, formulas
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.parameter_catalog import EngineParameter
 from rdsrepl.sandbox.api.records import check_identifier
 from rdsrepl.sandbox.api.store import Store

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
 from rdsrepl.sandbox.api import service_model
-from rdsrepl.sandbox.api.faults import Fault, fault
+from rdsrepl.sandbox.api.api_errors import Fault, fault
 
 if TYPE_CHECKING:
     from botocore.model import Shape

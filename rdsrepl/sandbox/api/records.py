@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from rdsrepl.sandbox.api.faults import Fault, fault
+from rdsrepl.sandbox.api.api_errors import Fault, fault
 from rdsrepl.sandbox.api.parameter_catalog import Engine
 from rdsrepl.sandbox.api.store import Store
 from rdsrepl.sandbox.api.types import ResourceKind

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import unquote_plus
 
 from rdsrepl.sandbox.api import query_protocol, service_model
-from rdsrepl.sandbox.api.faults import Fault
+from rdsrepl.sandbox.api.api_errors import Fault
 from rdsrepl.sandbox.api.types import ACCOUNT, REGION
 
 EXPIRED: Final = "AKIAEXPIRED"

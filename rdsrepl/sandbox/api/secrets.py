@@ -7,7 +7,7 @@ import random
 import string
 from typing import Any, Final
 
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.types import ACCOUNT
 
 _LENGTH: Final = 28

@@ -12,7 +12,7 @@ from typing import Final
 from rdsrepl.errors import Error, NotFound, TimedOut
 from rdsrepl.sandbox import server_registry
 from rdsrepl.sandbox.api import failover
-from rdsrepl.sandbox.api.faults import Fault, fault
+from rdsrepl.sandbox.api.api_errors import Fault, fault
 from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records
 from rdsrepl.sandbox.api.server_settings import AttachedGroups, is_reloadable, settings

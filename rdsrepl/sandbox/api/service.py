@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.consistency import Consistency
-from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.types import ACCOUNT, REGION, ResourceKind, Result
 
 if TYPE_CHECKING:
-    from rdsrepl.sandbox.api.controller import Controller
     from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
     from rdsrepl.sandbox.api.query_protocol import Request
+    from rdsrepl.sandbox.api.server_controller import Controller
     from rdsrepl.sandbox.api.store import Store
 
 

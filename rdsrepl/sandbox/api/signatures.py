@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.sandbox.api.faults import Fault
+from rdsrepl.sandbox.api.api_errors import Fault
 
 if TYPE_CHECKING:
     from rdsrepl.sandbox.api.request import Call

@@ -7,8 +7,8 @@ import threading
 from typing import Final
 
 from rdsrepl.errors import Error
-from rdsrepl.sandbox.api.controller import Controller
 from rdsrepl.sandbox.api.records import Cluster, Instance
+from rdsrepl.sandbox.api.server_controller import Controller
 
 log = logging.getLogger("rdsrepl.sandbox.api.supervisor")
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from rdsrepl.sandbox.api import engine_catalog, secrets
-from rdsrepl.sandbox.api.controller import Controller
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.engine_catalog import EngineVersion
-from rdsrepl.sandbox.api.faults import fault
 from rdsrepl.sandbox.api.parameter_groups import StoredGroup, default_name
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records
+from rdsrepl.sandbox.api.server_controller import Controller
 from rdsrepl.sandbox.api.service import Service
 from rdsrepl.sandbox.api.types import Parameters, ResourceKind
 from rdsrepl.sandbox.servers import binaries

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from rdsrepl.sandbox.api import engine_catalog
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.operations.checks import (
     MAX_NAME_LENGTH,
     SUBNET_GROUP,

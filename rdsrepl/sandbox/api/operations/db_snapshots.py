@@ -6,7 +6,7 @@ A snapshot is only a record; nothing can be restored from it.
 from __future__ import annotations
 
 from rdsrepl.sandbox.api import paging, types
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.records import (
     Cluster,
     Instance,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from rdsrepl.sandbox.api import other_engines, paging
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.operations.checks import identifier_of
 from rdsrepl.sandbox.api.records import Cluster, Instance, ParameterStatus
 from rdsrepl.sandbox.api.service import Service

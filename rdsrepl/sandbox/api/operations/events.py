@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from rdsrepl.sandbox.api import paging
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.service import Service, operation
 from rdsrepl.sandbox.api.types import Parameters, Result
 

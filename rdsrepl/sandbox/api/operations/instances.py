@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from rdsrepl.sandbox.api import engine_catalog
-from rdsrepl.sandbox.api.controller import Controller
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.operations.checks import (
     MAX_NAME_LENGTH,
     SUBNET_GROUP,
@@ -38,6 +37,7 @@ from rdsrepl.sandbox.api.records import (
     now,
     zones,
 )
+from rdsrepl.sandbox.api.server_controller import Controller
 from rdsrepl.sandbox.api.service import Service, describes_all, operation
 from rdsrepl.sandbox.api.types import Parameters, Result
 from rdsrepl.sandbox.servers.postgres_server import HOST

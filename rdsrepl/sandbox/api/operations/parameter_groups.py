@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from rdsrepl.sandbox.api import engine_catalog, formulas, paging
-from rdsrepl.sandbox.api.faults import fault
+from rdsrepl.sandbox.api.api_errors import fault
 from rdsrepl.sandbox.api.parameter_catalog import EngineParameter
 from rdsrepl.sandbox.api.parameter_groups import ApplyMethod, GroupValue, StoredGroup, aws_noun
 from rdsrepl.sandbox.api.records import check_identifier

@@ -28,7 +28,7 @@ from rdsrepl.sandbox.servers import rds_roles
 from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.state import EndpointKind, EndpointState, SandboxDirectory, ServerState, State
 
-log = logging.getLogger("rdsrepl.sandbox.api.controller")
+log = logging.getLogger("rdsrepl.sandbox.api.server_controller")
 
 # A status is shown for at least this long, so that clients see it.
 _MIN_STATUS_SECONDS: Final = 0.3
