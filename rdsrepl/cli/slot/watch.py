@@ -91,18 +91,18 @@ class _Printer:
     def __call__(self, snapshot: Snapshot) -> None:
         from dataclasses import replace
 
-        from rdsrepl.dashboard import lines
+        from rdsrepl.dashboard import pipe_output
         from rdsrepl.dashboard.state import visible
 
         shown = visible(replace(self._state, snapshot=snapshot))
         if self._output is Format.table:
-            heading = [] if self._begun else [lines.heading()]
+            heading = [] if self._begun else [pipe_output.heading()]
             self._begun = True
-            text = "".join(line + "\n" for line in (*heading, *lines.rows(snapshot, shown)))
+            text = "".join(line + "\n" for line in (*heading, *pipe_output.rows(snapshot, shown)))
         elif self._output is Format.json:
-            text = json_text(lines.as_document(snapshot, shown)) + "\n"
+            text = json_text(pipe_output.as_document(snapshot, shown)) + "\n"
         else:
-            text = yaml_text(lines.as_document(snapshot, shown), explicit_start=True)
+            text = yaml_text(pipe_output.as_document(snapshot, shown), explicit_start=True)
         sys.stdout.write(text)
         sys.stdout.flush()
 
