@@ -433,7 +433,7 @@ def test_drop_columns_through_the_program(rdsrepl: Program, source: Database, ki
         ),
         (("--to", "kinesis:x", "--linger", "-1s"), "--linger"),
         (("--to", "kinesis:x", "--requests", "0"), "--requests"),
-        (("--to", "kinesis:arn:aws:s3:::bucket"), "the stream's ARN"),
+        (("--to", "kinesis:arn:aws:s3:::bucket"), "or an ARN"),
         (("--to", "kinesis:x", "--endpoint-url", "nonsense"), "endpoint"),
     ],
 )
