@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks import fuzz, identity, kinesis, kinesis_faults, replay_oracle, sandbox_kills
-from tests.benchmarks.measure import SCRIPT, Cost, own_server, run
+from tests.benchmarks.measure import SCRIPT, Cost, connect, own_server, run
 
 ROUNDS = 3
 TRANSACTIONS = 400_000
@@ -22,7 +22,7 @@ TRANSACTIONS = 400_000
 
 def backlog(server: PostgresServer) -> int:
     """Create a backlog like pgbench's: small transactions of three changes; return its number of messages."""
-    with closing(server.connect(dbname="bench")) as conn:
+    with closing(connect(server)) as conn:
         conn.execute("CREATE TABLE accounts (aid int PRIMARY KEY, bid int, abalance int, filler char(84))")
         conn.execute("CREATE TABLE tellers (tid int PRIMARY KEY, bid int, tbalance int)")
         conn.execute(
@@ -50,7 +50,7 @@ def streams(server: PostgresServer, directory: Path) -> None:
     """Stream a backlog to a file: pg_recvlogical, raw, and pgoutput as json and wal2json."""
     messages = backlog(server)
     dsn = server.dsn(user="bench", dbname="bench")
-    with closing(server.connect(dbname="bench")) as conn:
+    with closing(connect(server)) as conn:
         row = conn.execute("SELECT pg_current_wal_lsn()").fetchone()
         assert row is not None
         end = str(row[0])
@@ -69,13 +69,13 @@ def streams(server: PostgresServer, directory: Path) -> None:
     for number in range(ROUNDS):
         for index, (name, measure) in enumerate(runs.items()):
             source, slot = "g" if "pgoutput" in name else "w", f"s{number}_{index}"
-            with closing(server.connect(dbname="bench")) as conn:
+            with closing(connect(server)) as conn:
                 conn.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (source, slot))
             out = directory / slot
             costs[name].append(measure(slot, out))
             sizes[name] = out.stat().st_size
             out.unlink()
-            with closing(server.connect(dbname="bench")) as conn:
+            with closing(connect(server)) as conn:
                 conn.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
     print(f"\nBacklog of {messages:,} messages to a file, median of {ROUNDS} (wall s, user+sys s, peak MB, bytes)")
     base = _median(costs["pg_recvlogical, wal2json v2"])
@@ -89,7 +89,7 @@ def streams(server: PostgresServer, directory: Path) -> None:
 
 def million(server: PostgresServer) -> None:
     """Measure the memory for a transaction of 1,000,000 rows."""
-    with closing(server.connect(dbname="bench")) as conn:
+    with closing(connect(server)) as conn:
         conn.execute("CREATE TABLE big (id int PRIMARY KEY, v text)")
         conn.execute("SELECT pg_create_logical_replication_slot('m', 'pgoutput')")
         conn.execute("INSERT INTO big SELECT g, 'row ' || g FROM generate_series(1, 1000000) g")
@@ -113,7 +113,7 @@ def million(server: PostgresServer) -> None:
 def latency(server: PostgresServer) -> None:
     """Measure the time from COMMIT to the line on stdout, on an idle server."""
     dsn = server.dsn(user="bench", dbname="bench")
-    with closing(server.connect(dbname="bench")) as conn:
+    with closing(connect(server)) as conn:
         conn.execute("CREATE TABLE ping (id int PRIMARY KEY)")
         conn.execute("SET synchronous_commit = on")
         for slot, plugin in (("l", "pgoutput"), ("lw", "wal2json")):
@@ -176,4 +176,5 @@ def main() -> None:
     sandbox_kills.report()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.benchmarks.measure import SCRIPT, run
+from tests.benchmarks.measure import SCRIPT, connect, run
 from tests.fixtures.sandbox import Cloud
 
 CHANGES = 600_000
@@ -46,7 +46,7 @@ def kinesis_server(*words: str) -> Iterator[str]:
 def compare(server: PostgresServer) -> None:
     """Measure and print the rates."""
     os.environ.update(AWS)
-    with closing(server.connect(dbname="bench")) as conn:
+    with closing(connect(server)) as conn:
         conn.execute("CREATE TABLE changes (id int PRIMARY KEY, k int, v text)")
         conn.execute("CREATE PUBLICATION k FOR TABLE changes")
         for slot, plugin in (("k", "pgoutput"), ("kw", "wal2json"), ("kp", "wal2json")):
@@ -145,7 +145,7 @@ def latency(server: PostgresServer) -> None:
     """Measure the time from INSERT to the record at a consumer, on an idle server, through moto."""
     with (
         tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory,
-        closing(server.connect(dbname="bench")) as conn,
+        closing(connect(server)) as conn,
     ):
         cloud = Cloud(Path(directory))
         cloud.program.env["PGPASSWORD"] = os.environ["PGPASSWORD"]

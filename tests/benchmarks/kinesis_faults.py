@@ -25,7 +25,7 @@ import psycopg
 from rdsrepl.aws.stream_reader import received
 from rdsrepl.lsn import Lsn
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.benchmarks.measure import own_server
+from tests.benchmarks.measure import connect, own_server
 from tests.fixtures.program import Program
 from tests.workloads.kinesis_server import KinesisServer
 
@@ -345,7 +345,7 @@ class OutageResult:
 def stream_through_outage(server: PostgresServer, home: Path, *, seconds: float, per_second: int) -> OutageResult:
     """Stop Kinesis under load, and start it again."""
     dsn = server.dsn(user="bench", dbname="bench")
-    with closing(server.connect(dbname="bench")) as conn:
+    with closing(connect(server)) as conn:
         conn.execute("ALTER SYSTEM SET wal_sender_timeout = '5s'")
         conn.execute("SELECT pg_reload_conf()")
         conn.execute("DROP TABLE IF EXISTS t CASCADE")
@@ -377,7 +377,7 @@ def stream_through_outage(server: PostgresServer, home: Path, *, seconds: float,
             return time.monotonic() - began
 
         try:
-            with closing(server.connect(dbname="bench")) as conn:
+            with closing(connect(server)) as conn:
                 while conn.execute("SELECT 1 FROM pg_stat_replication").fetchone() is None:
                     time.sleep(0.05)
                 writer.start()
@@ -396,7 +396,7 @@ def stream_through_outage(server: PostgresServer, home: Path, *, seconds: float,
             assert process.wait(60) == 0, tail.log.read_text()
         finally:
             tail.end()
-        with closing(server.connect(dbname="bench")) as conn:
+        with closing(connect(server)) as conn:
             expected: dict[int, int] = dict(conn.execute("SELECT id, n FROM t").fetchall())
             conn.execute("SELECT pg_drop_replication_slot('outage')")
         _check(kinesis, expected, [])

@@ -11,9 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.fixtures.postgres import find_binaries
+from tests.fixtures.postgres import Database, find_binaries, plugin_settings
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
 
 SCRIPT = str(Path(sys.executable).with_name("rdsrepl"))
 
@@ -53,6 +57,11 @@ def run(command: Sequence[str], out: Path | None = None) -> Cost:
     return Cost(wall, usage.ru_utime + usage.ru_stime, peak / 1000)
 
 
+def connect(server: PostgresServer) -> Connection:
+    """Open a connection to the database ``bench`` with the server's own settings; the caller closes it."""
+    return Database(server, "bench").connect()
+
+
 @contextmanager
 def own_server() -> Iterator[PostgresServer]:
     """Start a server with a database ``bench``."""
@@ -61,7 +70,7 @@ def own_server() -> Iterator[PostgresServer]:
         raise SystemExit("PostgreSQL 15 with wal2json is needed: apt-get install postgresql-15 postgresql-15-wal2json")
     with tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory:
         settings = {"max_wal_size": "16GB", "autovacuum": "off", "shared_buffers": "512MB", "synchronous_commit": "off"}
-        server = PostgresServer(Path(directory) / "pg", programs, settings=settings)
+        server = PostgresServer(Path(directory) / "pg", programs, settings={**settings, **plugin_settings(programs)})
         server.initdb()
         server.start()
         try:
