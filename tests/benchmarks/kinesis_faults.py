@@ -419,15 +419,15 @@ def _peak_mb(pid: int) -> float:
 
 def report(server: PostgresServer) -> None:
     """Run both scenarios, and print the results."""
-    with tempfile.TemporaryDirectory(prefix="rdsrepl-ordeal-") as directory:
+    with tempfile.TemporaryDirectory(prefix="rdsrepl-faults-") as directory:
         home = Path(directory)
         for size in (FaultLoad(aggregate=True), FaultLoad(changes=30_000, per_second=700, kills=10)):
             name = "with --aggregate" if size.aggregate else "without"
             (home / name).mkdir()
             came = stream_with_faults(home / name, size)
             print(
-                f"\nOrdeal {name}: {came.changes:,} changes over {size.keys:,} keys, a fifth of them over {HOT}; "
-                f"{size.partial:.0%} of the records refused, one failover under load"
+                f"\nKinesis under faults, {name}: {came.changes:,} changes over {size.keys:,} keys, "
+                f"a fifth of them over {HOT}; {size.partial:.0%} of the records refused, one failover under load"
             )
             print(f"  nothing lost, keys in commit order, nothing confirmed that had not arrived; {came.seconds:.0f} s")
             print(f"  {came.kills} kills (-9), failover {came.failover_seconds:.1f} s, {came.refused:,} refusals")
