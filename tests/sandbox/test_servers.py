@@ -11,10 +11,11 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -28,6 +29,7 @@ from rdsrepl.sandbox import credentials, lifecycle, server_registry, state
 from rdsrepl.sandbox.api import failover
 from rdsrepl.sandbox.api.records import Cluster, Instance, Records
 from rdsrepl.sandbox.api.store import Store
+from rdsrepl.sandbox.api.supervisor import Supervisor
 from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import binaries, processes
@@ -454,6 +456,69 @@ def test_a_dead_reader_is_restarted(lab: Lab, newest: str) -> None:
     lab.act("crash", instance=reader)
     assert processes.wait(lambda: bool(lab.server(reader).streaming), 20.0)
     assert lab.writer(newest) != reader
+
+
+@dataclass
+class RecordedActions:
+    """Which servers run, and what the supervisor has done; the processes themselves have no part in its decisions."""
+
+    entries: state.State
+    running: set[str]
+    done: list[tuple[str, ...]] = field(default_factory=list)
+
+    def state(self) -> state.State:
+        return self.entries
+
+    def is_running(self, identifier: str) -> bool:
+        return identifier in self.running
+
+    def lock(self, _family: str) -> threading.RLock:
+        return threading.RLock()
+
+    family_lock = lock
+
+    def server(self, identifier: str) -> Any:
+        return SimpleNamespace(exists=lambda: True, is_running=lambda: self.is_running(identifier))
+
+    def start(self, identifier: str) -> bool:
+        self.done.append(("start", identifier))
+        return True
+
+    def fail_over(self, cluster: str, target: str) -> None:
+        self.done.append(("fail over", cluster, target))
+
+
+@pytest.mark.parametrize(
+    ("running", "done"),
+    [
+        # The writer died after the poll checked its cluster: the next poll fails over.
+        ({"two"}, [("fail over", "books", "two")]),
+        # No reader can take over: the writer is started again, and the reader as well.
+        (set(), [("start", "two"), ("start", "one")]),
+        ({"one"}, [("start", "two")]),
+    ],
+)
+def test_a_dead_writer_is_not_started_when_a_reader_can_take_over(
+    tmp_path: Path, running: set[str], done: list[tuple[str, ...]]
+) -> None:
+    entries = [state.ServerState("one", "", (16, 1), cluster="books"), state.ServerState("two", "", (16, 1), "books")]
+    entries[1] = replace(entries[1], source="one")
+    records = Records(Store(None))
+    cluster = Cluster("books", "postgres", "16.1", "admin", "cluster-1", "default", "", status="available")
+    records.put(cluster)
+    for entry in entries:
+        record = Instance(
+            entry.name, "postgres", "16.1", CLASS, "admin", f"db-{entry.name}", "a", "default", "default", ""
+        )
+        records.put(replace(record, status="available", cluster="books"))
+    home = state.SandboxDirectory(tmp_path)
+    actions = RecordedActions(state.State("ready", "", (16, 1), "", "", "", "", False, tuple(entries)), running)
+    supervisor = Supervisor(SimpleNamespace(actions=actions, records=records, home=home))  # type: ignore[arg-type]
+    for entry in reversed(entries):
+        supervisor._check_instance(records.get(Instance, entry.name))
+    supervisor._check_cluster("books")
+    assert actions.done == done
+    assert records.get(Cluster, "books").status == "available"
 
 
 def test_saved_slots_are_read_from_disk(lab: Lab, newest: str) -> None:

@@ -61,7 +61,7 @@ class Supervisor:
                 log.exception("could not check the servers")
 
     def _check_cluster(self, cluster: str) -> None:
-        """Fail over a cluster whose writer died."""
+        """Fail over a cluster whose writer died; without a reader that can take over, start the writer again."""
         members = self._actions.state().members(cluster)
         if not members or self._actions.is_running(members[0].name):
             return
@@ -76,7 +76,10 @@ class Supervisor:
                 for entry in members[1:]
                 if self._actions.is_running(entry.name) and instances[entry.name].status == "available"
             ]
-            if not ready or instances[members[0].name].status != "available":
+            if instances[members[0].name].status != "available":
+                return
+            if not ready:
+                self._start_again(members[0].name)
                 return
             target = min(ready, key=lambda name: instances[name].promotion_tier)
             log.info("%s: the writer %s died; %s takes over", cluster, members[0].name, target)
@@ -87,7 +90,10 @@ class Supervisor:
                 self._records.set_status("available", cluster, (), only="failing-over")
 
     def _check_instance(self, instance: Instance) -> None:
-        """Start the server of an instance again when it died."""
+        """Start the server of an instance again when it died, unless it is the writer of a cluster.
+
+        A writer can die after this poll checked its cluster; starting it here would prevent the failover.
+        """
         if self._actions.is_running(instance.identifier):
             return
         with self._actions.family_lock(instance.identifier):
@@ -96,11 +102,17 @@ class Supervisor:
             server = self._actions.server(instance.identifier)
             if record is None or record.status != "available" or server is None:
                 return
-            if (cluster is not None and cluster.status != "available") or not server.exists() or server.is_running():
-                return
-            log.info("%s died; starting it again", instance.identifier)
-            if self._actions.start(instance.identifier):
-                self._records.add_event("RDS-EVENT-0006", instance.identifier)
+            if cluster is not None:
+                writer = self._actions.state().members(cluster.identifier)[0]
+                if cluster.status != "available" or writer.name == instance.identifier:
+                    return
+            if server.exists() and not server.is_running():
+                self._start_again(instance.identifier)
+
+    def _start_again(self, identifier: str) -> None:
+        log.info("%s died; starting it again", identifier)
+        if self._actions.start(identifier):
+            self._records.add_event("RDS-EVENT-0006", identifier)
 
     def _recover(self) -> None:
         """Finish what an earlier process was doing when it ended, or set the status ``failed``."""
