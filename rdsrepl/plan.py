@@ -1,4 +1,4 @@
-"""A plan: the changes of a command as frozen data. ``cli.confirm`` shows it, ``apply`` runs it.
+"""A plan: the changes of a command as frozen data. ``cli.plan_view`` shows it, ``apply`` runs it.
 
 The text of a step is complete: it contains the literals of a statement and all parameters of a call. What is shown is
 what runs.
