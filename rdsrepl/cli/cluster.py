@@ -14,7 +14,7 @@ from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import ReadCommand, WriteCommand
+from rdsrepl.cli.options import AwsReadCommand, AwsWriteCommand, WriteCommand
 from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Error, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
@@ -54,7 +54,7 @@ class MemberRow:
 Id = Annotated[str, typer.Argument(metavar="ID", help="The cluster's identifier.", autocompletion=complete_cluster)]
 
 
-@app.command("list", cls=ReadCommand)
+@app.command("list", cls=AwsReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the PostgreSQL clusters of the region.
 
@@ -82,7 +82,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=AwsReadCommand)
 def show(ctx: typer.Context, cluster_id: Id) -> None:
     """Show a cluster: members, parameter group, endpoints, and whether it supports logical replication.
 
@@ -135,7 +135,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
     )
 
 
-@app.command(cls=WriteCommand)
+@app.command(cls=AwsWriteCommand)
 @with_bundles
 def create(
     ctx: typer.Context,

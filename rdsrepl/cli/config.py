@@ -11,7 +11,7 @@ from rdsrepl import config
 from rdsrepl.cli.completion import complete_target
 from rdsrepl.cli.console import note, warn
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import ReadCommand
+from rdsrepl.cli.options import LocalCommand
 from rdsrepl.errors import NotFound
 from rdsrepl.render import emit, facts, listing
 from rdsrepl.text.commands import shell
@@ -29,7 +29,7 @@ class TargetRow:
     settings: dict[str, str]
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def path(ctx: typer.Context) -> None:
     """Print the path of the config file.
 
@@ -38,7 +38,7 @@ def path(ctx: typer.Context) -> None:
     emit({"path": str(config.config_path())}, global_options(ctx).output, lambda: str(config.config_path()))
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def show(
     ctx: typer.Context,
     name: Annotated[
@@ -70,7 +70,7 @@ def show(
     )
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def use(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="The target.", autocompletion=complete_target)],
@@ -83,7 +83,7 @@ def use(
     emit({"current": name, "path": str(written)}, global_options(ctx).output, lambda: f"current target: {name}")
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def check(ctx: typer.Context) -> None:
     """Check the config file; report file, line and key of an error.
 

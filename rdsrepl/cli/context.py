@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -72,7 +73,8 @@ _APPLIED: Final = "rdsrepl.applied"
 
 #: The options that select the server a command works on.
 _SELECTORS: Final = ("target", "dsn", "cluster", "instance")
-_SERVER_OPTIONS: Final = (*_SELECTORS, "dbname", "user", "profile", "region")
+#: The options that say which database and which AWS account a command works on.
+SERVER_OPTIONS: Final = (*_SELECTORS, "dbname", "user", "profile", "region")
 
 
 def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
@@ -88,13 +90,11 @@ def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
     names = GlobalOptions.__dataclass_fields__
     options = replace(earlier, **{name: value for name, value in given.items() if name in names and value})
     strict = not ctx.resilient_parsing  # while the shell completes a line, no option is refused
-    for name in _SERVER_OPTIONS:
+    for name in SERVER_OPTIONS:
         if strict and given.get(name) == "":
             # An unset variable in a script must not lead to another database.
             raise typer.BadParameter("the value is empty", ctx=ctx, param_hint=f"'--{name}'")
-    on_command_line = frozenset(
-        name for name in _SERVER_OPTIONS if given.get(name) and not _from_environment(ctx, name)
-    )
+    on_command_line = frozenset(name for name in SERVER_OPTIONS if given.get(name) and not _from_environment(ctx, name))
     for name in _SELECTORS:
         if strict and name in on_command_line & earlier.typed and given[name] != getattr(earlier, name):
             raise typer.BadParameter(
@@ -110,9 +110,27 @@ def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
         ignored = tuple(name for name in of_server if getattr(options, name) and name not in kept)
         cleared: dict[str, Any] = dict.fromkeys(ignored)
         options = replace(options, ignored=tuple(dict.fromkeys((*earlier.ignored, *ignored))), **cleared)
-    if strict and options.cluster and options.instance:
+    # The command may use neither of two environment variables, so both are refused only when it is known.
+    if strict and options.cluster and options.instance and (ctx is not root or options.typed.intersection(_SELECTORS)):
         raise typer.BadParameter("cannot be used together with --instance", ctx=ctx, param_hint="'--cluster'")
     root.obj = ctx.obj = options
+
+
+def refuse_unusable(ctx: typer.Context, unusable: Collection[str]) -> None:
+    """Refuse the server options before the noun that the command cannot use, and ignore their environment variables.
+
+    Raises:
+        typer.BadParameter: such an option is on the command line.
+    """
+    options = global_options(ctx)
+    if not ctx.resilient_parsing:
+        for name in SERVER_OPTIONS:
+            if name in unusable and name in options.typed:
+                raise typer.BadParameter(f"{ctx.command_path} does not use it", ctx=ctx, param_hint=f"'--{name}'")
+    # Without a target, RDSREPL_DSN still decides the account: the config file's current target is then not used.
+    keeps_account = "target" not in unusable and options.target is None
+    cleared: dict[str, Any] = {name: None for name in unusable if name != "dsn" or not keeps_account}
+    ctx.find_root().obj = ctx.obj = replace(options, **cleared)
 
 
 def _masked(options: GlobalOptions, name: str) -> str:

@@ -13,7 +13,7 @@ from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
+from rdsrepl.cli.options import AwsReadCommand, AwsWriteCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Refused, UsageError
 from rdsrepl.render import emit, facts, listing
@@ -28,7 +28,7 @@ app = typer.Typer(no_args_is_help=True, help="DB instances: standalone, read rep
 Id = Annotated[str, typer.Argument(metavar="ID", help="The instance's identifier.", autocompletion=complete_instance)]
 
 
-@app.command("list", cls=ReadCommand)
+@app.command("list", cls=AwsReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the PostgreSQL instances of the region.
 
@@ -57,7 +57,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=AwsReadCommand)
 def show(ctx: typer.Context, instance_id: Id) -> None:
     """Show an instance: status, endpoint, parameter group, replicas, and whether it supports logical replication.
 
@@ -91,7 +91,7 @@ def show(ctx: typer.Context, instance_id: Id) -> None:
     )
 
 
-@app.command(cls=WriteCommand)
+@app.command(cls=AwsWriteCommand)
 @with_bundles
 def create(
     ctx: typer.Context,
@@ -203,7 +203,7 @@ def failover(
     fail_over(ctx, target, _reboot(instance, failover=True, with_pending=with_pending, timeout_seconds=timeout))
 
 
-@app.command(cls=WriteCommand)
+@app.command(cls=AwsWriteCommand)
 @with_bundles
 def delete(
     ctx: typer.Context, instance_id: Id, options: rds_options.DeletionOptions, timeout: rds_options.Timeout = 3600.0

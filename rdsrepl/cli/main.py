@@ -31,7 +31,7 @@ from rdsrepl.cli import (
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
 from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options
-from rdsrepl.cli.options import CommandGroup, ReadCommand, root_options
+from rdsrepl.cli.options import CommandGroup, LocalCommand, ReadCommand, ServerReadCommand, root_options
 from rdsrepl.cli.slot import commands
 from rdsrepl.errors import Error, ExitCode, Interrupted
 from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback
@@ -191,7 +191,7 @@ def _wants_json(words: list[str]) -> bool:
     for word, following in pairwise([*words, ""]):
         if match := re.fullmatch(r"(?:--output=?|-[vq]*o)(.*)", word):
             output = match[1] or following
-    return output == "json"
+    return output is not None and output.lower() == "json"
 
 
 def _version(wanted: bool) -> None:
@@ -231,8 +231,8 @@ app.add_typer(stream.app, name="stream", cls=CommandGroup)
 app.add_typer(runbook.app, name="runbook", cls=CommandGroup)
 app.add_typer(config_command.app, name="config", cls=CommandGroup)
 app.add_typer(sandbox.app, name="sandbox", cls=CommandGroup)
-app.command("iam-policy", cls=ReadCommand)(iam_policy.iam_policy)
+app.command("iam-policy", cls=ServerReadCommand)(iam_policy.iam_policy)
 app.command("psql", cls=ReadCommand)(psql.psql)
 app.command("doctor", cls=ReadCommand)(doctor.doctor)
-app.command("demo", cls=ReadCommand)(demo.demo)
-app.command("help", cls=ReadCommand)(help_command.help_)
+app.command("demo", cls=LocalCommand)(demo.demo)
+app.command("help", cls=LocalCommand)(help_command.help_)

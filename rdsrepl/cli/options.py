@@ -1,26 +1,34 @@
 """Declare the options that several commands share, and the classes of commands that take them.
 
-``ReadCommand`` is the class of a command that reads, ``WriteCommand`` of one that changes something. The global options
-are accepted before the noun and after the verb; the one after the verb wins. Only the root reads the environment
-variables ``RDSREPL_*``, so that they never override an option of the command line.
+``ReadCommand`` is the class of a command that reads, ``WriteCommand`` of one that changes something; ``Aws…``,
+``Server…`` and ``Local…`` variants take fewer options, because they use no database. The global options are accepted
+before the noun and after the verb; the one after the verb wins. Only the root reads the environment variables
+``RDSREPL_*``, so that they never override an option of the command line.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from inspect import cleandoc
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Final, TypeVar, cast
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_profile, complete_target
-from rdsrepl.cli.context import add_global_options, applied_plan, set_apply_options
+from rdsrepl.cli.context import (
+    SERVER_OPTIONS,
+    add_global_options,
+    applied_plan,
+    refuse_unusable,
+    set_apply_options,
+)
 from rdsrepl.errors import BadValue, Interrupted
 from rdsrepl.lsn import Lsn
-from rdsrepl.render import Format
+from rdsrepl.render import Format, line_for_person
 from rdsrepl.units import parse_duration, parse_size
 
 _T = TypeVar("_T")
@@ -202,38 +210,68 @@ def _verb_options(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
     return options
 
 
-class _FastOption(TyperOption):
-    """An option that skips processing when it is not given; Typer would import pydantic (0.06 s) for it."""
+class _Option(TyperOption):
+    """An option whose errors quote the value; Typer imports pydantic (0.06 s), so it is skipped without a value."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Convert a value that was given."""
         if ctx.resilient_parsing:  # while the shell completes a line, values stay text
             return value
-        if value is None or (self.count and value == 0):
+        is_plain = not self.required and not self.multiple and not self.prompt
+        if is_plain and (value is None or (self.count and value == 0)):
             return value if self.callback is None else self.callback(ctx, self, value)
-        return super().process_value(ctx, value)
+        with plain_refusal():
+            return super().process_value(ctx, value)
 
 
-class _FastArgument(TyperArgument):
-    """An argument that skips processing while the shell completes the line."""
+class _Argument(TyperArgument):
+    """An argument whose errors quote the value; it is not converted while the shell completes the line."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Convert the value, unless the shell completes the line."""
-        return value if ctx.resilient_parsing else super().process_value(ctx, value)
+        if ctx.resilient_parsing:
+            return value
+        with plain_refusal():
+            return super().process_value(ctx, value)
+
+
+@contextmanager
+def plain_refusal() -> Iterator[None]:
+    """Replace pydantic's text of a refused value ("Value error, …", "Input should be …") with one that quotes it."""
+    try:
+        yield
+    except typer.BadParameter as exc:
+        errors = getattr(exc.__cause__, "errors", None)
+        if errors is not None:
+            exc.message = line_for_person(_refusal(errors()[0]))
+        raise
+
+
+def _refusal(error: Any) -> str:
+    """Return why pydantic refused a value, from an item of ``ValidationError.errors()``."""
+    value, limits = error["input"], error.get("ctx", {})
+    if error["type"] == "value_error":
+        return str(limits["error"])
+    if error["type"] == "greater_than_equal":
+        return f"{value} is less than {limits['ge']}"
+    if error["type"] == "less_than_equal":
+        return f"{value} is more than {limits['le']}"
+    return f"{value!r} is not a {'whole number' if error['type'].startswith('int') else 'valid value'}"
 
 
 def simplify(option: Any) -> Any:
-    """Return Typer's option, faster and with shorter help: flags show no type, default durations their unit."""
+    """Return Typer's option, faster, with shorter help, and with the values of an enumeration in any case."""
     if type(option) is TyperArgument:
-        option.__class__ = _FastArgument
+        option.__class__ = _Argument
+    if isinstance(option, (TyperArgument, TyperOption)):
+        option.type_descriptor.parameter_info.case_sensitive = False
     if not isinstance(option, TyperOption):
         return option
     if option.is_flag or option.count:
         option.metavar = ""
     if option.metavar == "DURATION" and isinstance(option.default, float):
         option.default = f"{option.default:g}s"
-    if not option.required and not option.multiple and not option.prompt:
-        option.__class__ = _FastOption
+    option.__class__ = _Option
     return option
 
 
@@ -249,14 +287,20 @@ class ReadCommand(TyperCommand):
     """A command that changes nothing; takes the global options."""
 
     _holders: tuple[Callable[..., None], ...] = (_global_options,)
+    #: The server options that the command can use; it refuses the others, and ignores their environment variables.
+    server_options: ClassVar[frozenset[str]] = frozenset(SERVER_OPTIONS)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.help = _paragraphs(self.help)
         own = {flag for option in self.params for flag in option.opts}
         # An option of the command replaces the global one: --dbname of `cluster create` names the new database.
+        self._unusable = frozenset(SERVER_OPTIONS) - self.server_options
         self._added = [
-            option for holder in self._holders for option in _verb_options(holder) if not own & set(option.opts)
+            option
+            for holder in self._holders
+            for option in _verb_options(holder)
+            if not own & set(option.opts) and option.name not in self._unusable
         ]
         self.params = [*self.params, *self._added]
 
@@ -268,6 +312,7 @@ class ReadCommand(TyperCommand):
         """Remove the global options from what the command's function receives, and keep them in the context."""
         rest = super().parse_args(ctx, args)
         own = {option.name: ctx.params.pop(option.name) for option in self._added}
+        refuse_unusable(ctx, self._unusable)
         add_global_options(ctx, own)
         set_apply_options(ctx, own)
         return rest
@@ -295,3 +340,36 @@ class WriteCommand(ReadCommand):
             title = applied_plan(ctx)
             what = "nothing was changed" if title is None else f"all steps of the plan were applied: {title}"
             raise Interrupted(f"interrupted; {what}") from None
+
+
+_AWS_OPTIONS: Final = frozenset({"target", "profile", "region"})
+
+
+class AwsReadCommand(ReadCommand):
+    """A command that reads from AWS, and uses no database."""
+
+    server_options = _AWS_OPTIONS
+
+
+class AwsWriteCommand(WriteCommand):
+    """A command that changes something in AWS, and uses no database."""
+
+    server_options = _AWS_OPTIONS
+
+
+class ServerReadCommand(ReadCommand):
+    """A command that takes a cluster or an instance, and does not connect to it."""
+
+    server_options = _AWS_OPTIONS | {"cluster", "instance"}
+
+
+class ServerWriteCommand(WriteCommand):
+    """A command that changes something for a cluster or an instance, and does not connect to it."""
+
+    server_options = _AWS_OPTIONS | {"cluster", "instance"}
+
+
+class LocalCommand(ReadCommand):
+    """A command that uses neither a database nor AWS."""
+
+    server_options = frozenset()

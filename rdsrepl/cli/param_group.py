@@ -15,7 +15,14 @@ from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
+from rdsrepl.cli.options import (
+    AwsReadCommand,
+    AwsWriteCommand,
+    ReadCommand,
+    ServerWriteCommand,
+    WriteCommand,
+    flag_option,
+)
 from rdsrepl.cli.targets import aws_target, database_target
 from rdsrepl.errors import BadValue, UsageError
 from rdsrepl.render import emit, facts, listing, stacked
@@ -64,7 +71,7 @@ class GroupRow:
     used_by: tuple[str, ...]
 
 
-@app.command("list", cls=ReadCommand)
+@app.command("list", cls=AwsReadCommand)
 def list_(
     ctx: typer.Context,
     kind: Annotated[GroupKind | None, typer.Option("--kind", help="List groups of this kind only.")] = None,
@@ -105,7 +112,7 @@ def list_(
     )
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=AwsReadCommand)
 def show(
     ctx: typer.Context,
     name: _Name,
@@ -197,7 +204,7 @@ class SizeOptions:
     ] = None
 
 
-@app.command(cls=WriteCommand)
+@app.command(cls=ServerWriteCommand)
 @with_bundles
 def create(
     ctx: typer.Context,
@@ -258,7 +265,7 @@ def create(
         note(ctx, f"next: {command(f'param-group attach {{}} --{option} {{}} --reboot', name, identifier)}")
 
 
-@app.command("set", cls=WriteCommand)
+@app.command("set", cls=AwsWriteCommand)
 def set_values(
     ctx: typer.Context,
     name: _Name,
@@ -278,7 +285,7 @@ def set_values(
     confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command(cls=WriteCommand)
+@app.command(cls=AwsWriteCommand)
 def reset(
     ctx: typer.Context,
     name: _Name,
@@ -341,7 +348,7 @@ def attach(
     confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command(cls=WriteCommand)
+@app.command(cls=AwsWriteCommand)
 def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
     """Delete a group that no cluster or instance uses.
 

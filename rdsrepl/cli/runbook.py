@@ -13,7 +13,7 @@ import typer
 
 from rdsrepl.cli.console import is_interactive, note, warn
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import ReadCommand
+from rdsrepl.cli.options import LocalCommand, ReadCommand
 from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, Refused
 from rdsrepl.render import Format, console, emit, facts, listing, paged, print_lines, stacked
@@ -50,7 +50,7 @@ Name = Annotated[
 ]
 
 
-@app.command("list", cls=ReadCommand)
+@app.command("list", cls=LocalCommand)
 def list_(ctx: typer.Context) -> None:
     """List the runbooks and when to use each.
 
@@ -78,7 +78,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def show(ctx: typer.Context, name: Name) -> None:
     """Show a runbook: when to use it, its variables, its steps, and how to undo them.
 

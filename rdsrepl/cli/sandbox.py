@@ -10,7 +10,7 @@ import typer
 
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import ReadCommand, flag_option
+from rdsrepl.cli.options import LocalCommand, flag_option
 from rdsrepl.errors import Error, NotFound
 from rdsrepl.render import emit, facts, size, stacked
 from rdsrepl.text.commands import command
@@ -29,7 +29,7 @@ _CONFLICTING_VARIABLES = (
 )
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def up(
     ctx: typer.Context,
     postgres_bin: Annotated[
@@ -72,7 +72,7 @@ def up(
     _show(ctx, report)
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def status(ctx: typer.Context) -> None:
     """Show the state of the sandbox; exit 3 when it is not running.
 
@@ -85,7 +85,7 @@ def status(ctx: typer.Context) -> None:
         raise kind(f"the sandbox is {report.state}", hint="start it again: rdsrepl sandbox up")
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def env(ctx: typer.Context) -> None:
     """Print shell commands that point libpq clients to the writer and AWS clients to the API.
 
@@ -98,7 +98,7 @@ def env(ctx: typer.Context) -> None:
     emit(variables, global_options(ctx).output, lambda: stacked(f"unset {' '.join(_CONFLICTING_VARIABLES)}", *lines))
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=LocalCommand)
 def down(ctx: typer.Context) -> None:
     """Stop every process of the sandbox, and remove its files and its target.
 

@@ -18,7 +18,7 @@ from rdsrepl.cli.completion import complete_stream
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import ReadCommand, WriteCommand, duration_option
+from rdsrepl.cli.options import AwsReadCommand, AwsWriteCommand, duration_option
 from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import BadValue, Error
 from rdsrepl.render import Format, emit, facts, listing, size
@@ -42,7 +42,7 @@ class Side(StrEnum):
     reader = "reader"
 
 
-@app.command("list", cls=ReadCommand)
+@app.command("list", cls=AwsReadCommand)
 def list_(ctx: typer.Context) -> None:
     """List the region's streams.
 
@@ -58,7 +58,7 @@ def list_(ctx: typer.Context) -> None:
     )
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=AwsReadCommand)
 def show(ctx: typer.Context, stream: Name) -> None:
     """Show a stream: status, shards, record size limit, and writes throttled in the last hour.
 
@@ -93,7 +93,7 @@ def show(ctx: typer.Context, stream: Name) -> None:
     )
 
 
-@app.command(cls=WriteCommand)
+@app.command(cls=AwsWriteCommand)
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="STREAM", help="The new stream's name.")],
@@ -123,7 +123,7 @@ def create(
         note(ctx, f"next: {command('slot tail SLOT --to kinesis:{}', name)}")
 
 
-@app.command(cls=WriteCommand)
+@app.command(cls=AwsWriteCommand)
 def delete(
     ctx: typer.Context, stream: Name, confirm: rds_options.Confirm = None, timeout: rds_options.Timeout = 300.0
 ) -> None:
@@ -139,7 +139,7 @@ def delete(
     confirm_and_apply(ctx, plan, target=target, typed=TypedConfirmation(described.name, "--confirm", confirm))
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=AwsReadCommand)
 def tail(
     ctx: typer.Context,
     stream: Name,
@@ -189,7 +189,7 @@ def tail(
     note(ctx, f"stream {described.name}: {count} records")
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=AwsReadCommand)
 def policy(
     ctx: typer.Context,
     stream: Name,

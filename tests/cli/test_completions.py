@@ -402,4 +402,4 @@ def test_every_parameter_that_takes_a_name_is_completed() -> None:
         if parameter._custom_shell_complete is None and not words.startswith("iam-policy")
     ]
     assert lacking == []
-    assert len(list(takers())) > 200
+    assert len(list(takers())) > 150

@@ -87,6 +87,43 @@ def test_an_error_is_one_line_a_hint_and_an_exit_code(rdsrepl: Program, db15: Da
         assert (usage.code, usage.error["error"], usage.error["exit_code"]) == (2, "usage_error", 2)
 
 
+def test_an_option_that_a_command_cannot_use_is_refused(rdsrepl: Program) -> None:
+    for words in (
+        ("--dsn", "host=a", "config", "path"),
+        ("config", "path", "--cluster", "a"),
+        ("-t", "prod", "help", "concepts"),
+        ("--cluster", "a", "stream", "list"),
+        ("-d", "a", "runbook", "list"),
+        ("stream", "list", "--dsn", "host=a"),
+        ("--dsn", "host=a", "iam-policy", "--for", "slot list"),
+    ):
+        refused = rdsrepl(*words, env={"AWS_REGION": "eu-west-1"})
+        assert refused.code == 2, (words, refused)
+        assert "does not use it" in refused.err or "No such option" in refused.err
+    environment = {f"RDSREPL_{name}": "x" for name in ("DSN", "CLUSTER", "INSTANCE", "TARGET", "REGION", "DBNAME")}
+    assert rdsrepl("config", "path", env=environment).code == 0
+    assert rdsrepl("slot", "list", env=environment).code == 2
+
+
+def test_a_refused_value_is_quoted_and_an_enumerated_one_is_accepted_in_any_case(rdsrepl: Program) -> None:
+    for words, text in (
+        (("config", "path", "-o", "xml"), "'xml' is not one of 'table', 'json', 'yaml'."),
+        (("slot", "create", "x", "--plugin", "decoderbufs"), "'decoderbufs' is not one of 'pgoutput',"),
+        (("slot", "tail", "x", "--limit", "0"), "'--limit': 0 is less than 1"),
+        (("slot", "tail", "x", "--requests", "65"), "65 is more than 64"),
+        (("slot", "tail", "x", "--limit", "\uff11e\x1b[2J"), "is not a whole number"),
+        (("role", "create", "x", "--connection-limit", "9" * 5000), "is not a whole number"),
+    ):
+        refused = rdsrepl(*words)
+        assert refused.code == 2 and text in refused.err, refused.err
+        assert "Value error" not in refused.err and "Input should" not in refused.err and "\x1b[2J" not in refused.err
+    assert rdsrepl("config", "path", "-o", "JSON").json
+    assert rdsrepl("config", "path", env={"RDSREPL_OUTPUT": "Json"}).json
+    assert rdsrepl("slot", "show", "-o", "JSON").error["error"] == "usage_error"
+    unreachable = rdsrepl("slot", "create", "x", "--plugin", "PGOUTPUT", dsn="host=127.0.0.1 port=1", env={})
+    assert unreachable.code == 5, unreachable.err
+
+
 def tree(kind: type[errors.Error]) -> set[type[errors.Error]]:
     return {kind}.union(*(tree(child) for child in kind.__subclasses__() if child.__module__ == "rdsrepl.errors"))
 

@@ -52,7 +52,32 @@ def test_every_command_has_help_and_an_example(words: str) -> None:
         assert getattr(parameter, "help", None) or parameter.name in ("help",), f"{words}: {parameter.name} has no help"
 
 
+OUTPUT = {"--output", "--verbose", "--quiet", "--no-color"}
+AWS = {"--target", "--profile", "--region"}
+SERVER = AWS | {"--cluster", "--instance"}
+DATABASE = SERVER | {"--dsn", "--dbname", "--user"}
+# The commands that use no database, with the server options that they take. The longest name decides.
+SCOPES = {
+    "cluster": AWS, "cluster reboot": DATABASE, "cluster failover": DATABASE, "cluster delete": DATABASE,
+    "instance": AWS, "instance reboot": DATABASE, "instance failover": DATABASE,
+    "param-group": AWS, "param-group create": SERVER, "param-group attach": DATABASE, "param-group diff": DATABASE,
+    "stream": AWS, "iam-policy": SERVER,
+    "runbook list": set(), "runbook show": set(), "config": set(), "sandbox": set(), "demo": set(), "help": set(),
+    "completion": set(),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("words", ALL)
-def test_every_command_takes_the_global_options(words: str) -> None:
+def test_a_command_takes_the_global_options_that_it_can_use(words: str) -> None:
+    parents = [name for name in SCOPES if f"{words} ".startswith(f"rdsrepl {name} ")]
+    wanted = SCOPES[max(parents, key=len)] if parents else DATABASE
+    added = getattr(ALL[words], "_added", ())
+    assert {option.opts[0] for option in added} & DATABASE <= wanted
     options = {option for parameter in ALL[words].params for option in getattr(parameter, "opts", ())}
-    assert {"--target", "--dsn", "--output", "--verbose", "--quiet", "--no-color"} <= options
+    assert wanted | OUTPUT <= options
+
+
+@pytest.mark.parametrize("words", ALL)
+def test_dash_h_is_help_on_every_level(words: str) -> None:
+    taken = [parameter.name for parameter in ALL[words].params if "-h" in getattr(parameter, "opts", ())]
+    assert taken == []
