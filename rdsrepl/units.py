@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 from typing import Final
 
 from rdsrepl.errors import BadValue
@@ -24,55 +26,94 @@ _BYTES: Final = {
     "tb": 1 << 40,
     "tib": 1 << 40,
 }
-_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS: Final = {
+    **dict.fromkeys(("ms", "msec", "msecs", "millisecond", "milliseconds"), Fraction(1, 1000)),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), Fraction(1)),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), Fraction(60)),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), Fraction(3600)),
+    **dict.fromkeys(("d", "day", "days"), Fraction(86400)),
+    **dict.fromkeys(("w", "week", "weeks"), Fraction(7 * 86400)),
+}
 _DIGITS: Final = r"[0-9]{1,30}(?:\.[0-9]{1,30})?"
-_SIZE: Final = re.compile(rf"({_DIGITS})\s*([A-Za-z]*)\Z")
-_DURATION: Final = re.compile(_DIGITS)
-_DURATION_PART: Final = re.compile(rf"({_DIGITS})\s*(ms|min|s|m|h|d)\s*")
+_NUMBER: Final = re.compile(_DIGITS)
+_SIZE: Final = re.compile(rf"({_DIGITS})[ \u00a0]*([A-Za-z]*)")
+_DURATION_PART: Final = re.compile(rf"({_DIGITS})[ \u00a0]*([A-Za-z]+)[ \u00a0]*")
 # The largest bigint of PostgreSQL, and a duration that every clock can count.
 _LARGEST_BYTES: Final = 2**63 - 1
-_LONGEST_SECONDS: Final = 100 * 366 * 86400.0
+_LONGEST_SECONDS: Final = 100 * 366 * 86400
 
 
 def parse_size(text: str) -> int:
-    """Read a size such as ``512MB``, ``10 GiB`` or ``4096`` into bytes.
+    """Read a size such as ``512MB``, ``10 GiB`` or ``10gb`` into bytes; only 0 needs no unit.
 
     Raises:
         BadValue: TEXT is not a size.
     """
-    match = _SIZE.match(text.strip())
-    factor = _BYTES.get(match[2].lower()) if match else None
-    if match is None or factor is None:
+    number, unit = _size_parts(text)
+    if not unit and number:
+        bare = text.strip()
+        raise BadValue(f"{text!r} has no unit", hint=f"write the unit: {bare}MB or {bare}GB")
+    return _checked_bytes(number * _BYTES[unit], text)
+
+
+def parse_size_in(unit: str, text: str, *, least: int = 1, most: int | None = None) -> int:
+    """Read a size into whole units in which an API counts, such as GiB; a bare number is in that unit.
+
+    Raises:
+        BadValue: TEXT is not a size, not a whole number of UNIT, or outside of the limits.
+    """
+    number, given = _size_parts(text)
+    factor = _BYTES[unit.lower()]
+    count = Fraction(_checked_bytes(number * (_BYTES[given] if given else factor), text), factor)
+    if count.denominator != 1:
+        raise BadValue(f"{text!r} is not a whole number of {unit}", hint=f"for example {math.ceil(count)}{unit}")
+    if count < least or (most is not None and count > most):
+        limits = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise BadValue(f"{text!r} is outside of the limits", hint=f"give {limits} {unit}")
+    return int(count)
+
+
+def _size_parts(text: str) -> tuple[Fraction, str]:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2].lower() not in _BYTES:
         raise BadValue(
             f"{text!r} is not a size", hint="a size is a number with kB, MB, GB or TB, such as 512MB or 10GB"
         )
-    size = int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
+    return Fraction(match[1]), match[2].lower()
+
+
+def _checked_bytes(size: Fraction, text: str) -> int:
     if size > _LARGEST_BYTES:
         raise BadValue(f"{text!r} is too large", hint="a size is less than 8 EB")
-    return size
+    return int(size)
 
 
 def parse_duration(text: str) -> float:
-    """Read a duration such as ``90s``, ``1h30m``, ``500ms`` or ``2d`` into seconds; a bare number is seconds.
+    """Read a duration such as ``90s``, ``1h30m``, ``500ms`` or ``7 days`` into seconds; a bare number is seconds.
+
+    Raises:
+        BadValue: TEXT is not a duration.
+    """
+    return float(exact_duration(text))
+
+
+def exact_duration(text: str) -> Fraction:
+    """Read a duration as ``parse_duration`` does, without rounding.
 
     Raises:
         BadValue: TEXT is not a duration.
     """
     stripped = text.strip()
-    if _DURATION.fullmatch(stripped):
-        return _checked(float(stripped), text)
-    seconds, position = 0.0, 0
-    while match := _DURATION_PART.match(stripped, position):
-        seconds += float(match[1]) * _SECONDS[match[2]]
+    seconds, position = Fraction(0), 0
+    if _NUMBER.fullmatch(stripped):
+        seconds, position = Fraction(stripped), len(stripped)
+    while (match := _DURATION_PART.match(stripped, position)) and match[2].lower() in _SECONDS:
+        seconds += Fraction(match[1]) * _SECONDS[match[2].lower()]
         position = match.end()
     if not stripped or position != len(stripped):
         raise BadValue(
             f"{text!r} is not a duration", hint="a duration is a number with ms, s, m, h or d, such as 30s or 1h30m"
         )
-    return _checked(seconds, text)
-
-
-def _checked(seconds: float, text: str) -> float:
     if seconds > _LONGEST_SECONDS:
         raise BadValue(f"{text!r} is too long", hint="a duration is less than 100 years")
     return seconds

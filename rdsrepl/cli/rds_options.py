@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.completion import complete_param_group
-from rdsrepl.cli.options import duration_option, flag_option
+from rdsrepl.cli.options import duration_option, flag_option, option_parser
 from rdsrepl.config import Aws
 from rdsrepl.errors import BadValue, UsageError
+from rdsrepl.units import parse_size_in
 
 if TYPE_CHECKING:
     from rdsrepl.aws.clusters import Cluster, NewCluster
@@ -62,7 +63,13 @@ class NewServerOptions:
     ] = None
     dbname: Annotated[str | None, _login_option("--dbname", metavar="NAME", help="Create this database.")] = None
     storage: Annotated[
-        int | None, _storage_option("--storage", min=1, metavar="GIB", help="Allocate this storage.")
+        int | None,
+        _storage_option(
+            "--storage",
+            parser=option_parser(partial(parse_size_in, "GiB")),
+            metavar="GIB",
+            help="Allocate this storage, in GiB or with a unit: 200, 1TB.",
+        ),
     ] = None
     storage_type: Annotated[
         str | None, _storage_option("--storage-type", metavar="TYPE", help="Use this storage type: gp3, io1, io2, …")

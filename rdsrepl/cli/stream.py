@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,12 +19,13 @@ from rdsrepl.cli.completion import complete_stream
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import AwsReadCommand, AwsWriteCommand, duration_option
+from rdsrepl.cli.options import AwsReadCommand, AwsWriteCommand, duration_option, option_parser
 from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import BadValue, Error
 from rdsrepl.render import Format, emit, facts, listing, size
 from rdsrepl.text.commands import command
 from rdsrepl.text.escapes import json_text, shown
+from rdsrepl.units import parse_size_in
 
 if TYPE_CHECKING:
     from rdsrepl.aws.stream_reader import Received, Start
@@ -104,7 +106,10 @@ def create(
     record_size: Annotated[
         int | None,
         typer.Option(
-            min=1024, max=10240, metavar="KIB", help="Allow records of up to this many KiB.", show_default="1024"
+            parser=option_parser(partial(parse_size_in, "KiB", least=1024, most=10240)),
+            metavar="KIB",
+            help="Allow records of up to this size, in KiB or with a unit: 2048, 10MB.",
+            show_default="1024",
         ),
     ] = None,
     timeout: rds_options.Timeout = 300.0,

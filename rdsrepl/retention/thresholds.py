@@ -58,9 +58,9 @@ _WAL_STATUSES: Final = ("reserved", "extended", "unreserved", "lost")
 
 
 def _parse_wal_status(text: str) -> frozenset[str]:
-    if text not in _WAL_STATUSES:
+    if text.lower() not in _WAL_STATUSES:
         raise BadValue(f"{text!r} is not a wal_status", hint=f"one of {', '.join(_WAL_STATUSES)}")
-    return frozenset({text})
+    return frozenset({text.lower()})
 
 
 def _parse_transactions(text: str) -> int:
@@ -114,7 +114,7 @@ def _parse_option(option: str, values: Iterable[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for word in (part for text in values for part in text.split(",")):
         name, mark, value = word.strip().partition("=")
-        name = _ALIASES.get(name, name)
+        name = _ALIASES.get(name.strip().lower(), name.strip().lower())
         if not mark or name not in MEASURES:
             raise BadValue(
                 f"{option} {word.strip()!r} is not a threshold", hint=f"MEASURE=VALUE; measures: {', '.join(MEASURES)}"
