@@ -24,11 +24,11 @@ def run() -> None:
         return
     import threading
 
+    from rdsrepl.cli import standard_streams
     from rdsrepl.cli.main import app
     from rdsrepl.render import write_traceback
-    from rdsrepl.text.escapes import escape_unencodable
 
-    escape_unencodable(sys.stdout, sys.stderr)
+    standard_streams.install()
     # The hook of Python would print secrets; `app` handles the errors of the main thread.
     threading.excepthook = lambda args: write_traceback(args.exc_value) if args.exc_value is not None else None
     try:

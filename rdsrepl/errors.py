@@ -37,6 +37,8 @@
     │   └── Interrupted         130   Ctrl-C; lists what was changed
     ├── OutcomeUnknown            1   the connection was lost; the result is unknown
     ├── TimedOut                  1
+    ├── SinkFailed                1   the output could not be written
+    ├── OutputClosed            141   the reader closed standard output; no message
     ├── MalformedMessage          1   a message of the stream is not in the format of the output plugin
     ├── ServerError               1   any other error of a server
     └── AwsError                  1   any other error of AWS
@@ -63,6 +65,8 @@ class ExitCode(IntEnum):
     WARNING = 8
     CRITICAL = 9
     INTERRUPTED = 130
+    # What a shell shows for a process that SIGPIPE ended.
+    OUTPUT_CLOSED = 141
 
 
 class Error(Exception):
@@ -270,6 +274,16 @@ class StepFailed(Error):
 
 class TimedOut(Error):
     """An operation did not complete within its timeout."""
+
+
+class SinkFailed(Error):
+    """The output could not be written; ``slot tail`` confirms nothing after what was written."""
+
+
+class OutputClosed(Error):
+    """The reader closed standard output, as ``head`` does; the command ends without a message."""
+
+    exit_code = ExitCode.OUTPUT_CLOSED
 
 
 class MalformedMessage(Error):

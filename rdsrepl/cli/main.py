@@ -26,6 +26,7 @@ from rdsrepl.cli import (
     role,
     runbook,
     sandbox,
+    standard_streams,
     stream,
 )
 from rdsrepl.cli import config as config_command
@@ -33,7 +34,7 @@ from rdsrepl.cli import help as help_command
 from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options
 from rdsrepl.cli.options import CommandGroup, LocalCommand, ReadCommand, ServerReadCommand, root_options
 from rdsrepl.cli.slot import commands
-from rdsrepl.errors import Error, ExitCode, Interrupted
+from rdsrepl.errors import Error, ExitCode, Interrupted, OutputClosed, SinkFailed
 from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.masking import mask
@@ -70,18 +71,18 @@ class Root(CommandGroup):
             if self._is_plugin:
                 raise _Unknown(error.message) from exc
             raise typer.Exit(error.exit_code) from exc
-        except BrokenPipeError:
-            if self._is_plugin:
-                raise
-            # The reader closed standard output; further output is discarded.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(ExitCode.FAILED) from None
 
     def main(self, args: Any = None, *rest: Any, **extra: Any) -> Any:
         """Run the program; with ``-o json``, report a usage error as an object on stderr as well."""
         words = sys.argv[1:] if args is None else list(args)
         try:
-            return self._main(words, *rest, **extra)
+            try:
+                return self._main(words, *rest, **extra)
+            finally:
+                sys.stdout.flush()
+        except (OutputClosed, SinkFailed) as exc:  # of the help, and of what was still in the buffer
+            show_error(exc, GlobalOptions(output=Format.json if _wants_json(words) else Format.table))
+            sys.exit(exc.exit_code)
         except Exception as exc:
             if extra.get("standalone_mode") is False:
                 raise
@@ -141,19 +142,29 @@ def _plugin(run: Callable[[], Any]) -> int:
         reason = "interrupted"
     except _Unknown as exc:
         reason = str(exc)
+    except (OutputClosed, SinkFailed) as exc:
+        show_error(exc, GlobalOptions())
+        return _NAGIOS_UNKNOWN
     except Exception as exc:  # noqa: BLE001 - a defect in rdsrepl is not a finding about the slots
         write_traceback(exc)
         reason = f"{type(exc).__name__}: {exc}"
     try:
         sys.stdout.write(f"SLOTS UNKNOWN - {shown(' '.join(mask(reason).replace('|', '/').split()))}\n")
         sys.stdout.flush()
-    except OSError:  # stdout is closed, or the disk is full: the exit code reports it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except (OutputClosed, SinkFailed) as exc:
+        show_error(exc, GlobalOptions())
     return _NAGIOS_UNKNOWN
 
 
 def show_error(exc: Error, options: GlobalOptions) -> None:
-    """Print an error and its remedy to stderr; with ``-o json``, one JSON object."""
+    """Print an error and its remedy to stderr; with ``-o json``, one JSON object.
+
+    A reader that closed standard output, as ``head`` does, is no error for a person.
+    """
+    if isinstance(exc, (OutputClosed, SinkFailed)):
+        standard_streams.discard()
+    if isinstance(exc, OutputClosed):
+        return
     if options.log_format is LogFormat.json:
         log("error", exc.message, event="error", **{k: v for k, v in exc.document().items() if k != "message"})
         return

@@ -130,7 +130,9 @@ class Tail:
             except errors.Error as exc:
                 self._connected = False
                 if receiver is not None:
-                    self._confirm_quietly(receiver)
+                    # What a reader that ended did with the last changes is not known: they come again.
+                    if not isinstance(exc, errors.OutputClosed):
+                        self._confirm_quietly(receiver)
                     receiver.close()
                     if isinstance(exc, errors.Unreachable):
                         self._silence.require_progress(receiver, self._connector.claimed_lsn)
@@ -348,7 +350,9 @@ class Tail:
         """
         self._sink.finish()
         allowed = self._stop.drain_seconds
-        deadline = None if allowed is None else time.monotonic() + allowed
+        started = time.monotonic()
+        deadline = None if allowed is None else started + allowed
+        noted = False
         while self._sink.durable < self._ledger.handed_over:
             self._ledger.deliver(self._sink.durable)
             if deadline is not None and time.monotonic() >= deadline:
@@ -356,6 +360,10 @@ class Tail:
                     f"delivery timed out after {allowed:g}s: changes that are not confirmed come again in the next run"
                 )
                 break
+            if not noted and time.monotonic() - started >= _STALLED_SECONDS:
+                again = "twice" if self._signals.received is None else "again"
+                self._observer.note(f"waiting until the output has taken every change; Ctrl-C {again} ends at once")
+                noted = True
             if receiver is None:
                 time.sleep(0.05)
                 continue

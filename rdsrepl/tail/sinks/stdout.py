@@ -1,6 +1,7 @@
 """Standard output as a sink: a terminal, a pipe, a regular file.
 
-Durable means: in a regular file, synced to disk; in a pipe or a terminal, accepted by the kernel.
+Durable means: in a regular file, synced to disk; in a pipe, read by the reader; elsewhere, accepted by the kernel. What
+a reader leaves in a pipe is lost when it closes the pipe, so that only what it has read may be confirmed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import fcntl
 import os
 import select
 import stat
+import struct
 import sys
+import termios
 import threading
 import time
 from collections import deque
@@ -18,18 +21,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rdsrepl.errors import Error
+from rdsrepl.errors import Error, OutputClosed, SinkFailed
 from rdsrepl.tail.wakeup import WakeupPipe
 from rdsrepl.text.escapes import json_line
 
 _FSYNC_SECONDS: Final = 1.0
+# How often a pipe is checked: for what its reader has read, and whether there is still a reader.
+_UNREAD_SECONDS: Final = 0.02
+_READER_SECONDS: Final = 0.5
 _WRITE_BYTES: Final = 1 << 20
 _VECTORS: Final = 256
 _TORN_BYTES: Final = 64 << 20
-
-
-class SinkFailed(Error):
-    """The output could not be written; nothing after what it accepted is confirmed."""
 
 
 class StdoutSink:
@@ -44,13 +46,19 @@ class StdoutSink:
         """
         self._fd = fd
         self._escapes = is_json and os.isatty(fd)
-        self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        mode = os.fstat(fd).st_mode
+        self._regular = stat.S_ISREG(mode)
+        self._pipe = stat.S_ISFIFO(mode)
+        self._has_reader = self._pipe or stat.S_ISSOCK(mode)
         self._queue: deque[tuple[int, bytes]] = deque()
         self._changed = threading.Condition()
         self._pending = 0
         self._written = 0
         self._durable = 0
-        self._finishing = False
+        # What is in the pipe: the batches, and the total size of what was written up to the end of each.
+        self._unread: deque[tuple[int, int]] = deque()
+        self._written_bytes = 0
+        self._finishing = self._closing = False
         self._failure: Error | None = None
         self.wakeup = WakeupPipe()
         self._thread = threading.Thread(target=self._work, name="stdout", daemon=True)
@@ -88,6 +96,7 @@ class StdoutSink:
 
     def close(self) -> None:
         """End the thread after it has written everything, without waiting for a blocked reader."""
+        self._closing = True
         self.finish()
         self._thread.join(timeout=0.5)
         if not self._thread.is_alive():
@@ -97,37 +106,72 @@ class StdoutSink:
         synced_at = time.monotonic()
         try:
             while True:
-                with self._changed:
-                    while not self._queue and not self._finishing and self._written == self._durable:
-                        self._changed.wait()
-                    if not self._queue and not self._finishing:
-                        # Written and not yet synced: wait for more until the next fsync is due.
-                        self._changed.wait(max(0.0, synced_at + _FSYNC_SECONDS - time.monotonic()))
-                    chunk: list[tuple[int, bytes]] = []
-                    size = 0
-                    while self._queue and size < _WRITE_BYTES:
-                        chunk.append(self._queue.popleft())
-                        size += len(chunk[-1][1])
-                    idle = not chunk and not self._queue
-                    finishing = self._finishing
+                chunk, idle, finishing = self._next_chunk(synced_at)
                 if chunk:
                     self._write([memoryview(data) for _, data in chunk if data])
                     self._written = chunk[-1][0]
                     with self._changed:
-                        self._pending -= size
-                if not self._regular:
+                        self._pending -= sum(len(data) for _, data in chunk)
+                if self._pipe:
+                    self._take_read(chunk)
+                elif not self._regular:
                     self._durable = self._written
                 elif self._written != self._durable and (
                     time.monotonic() - synced_at >= _FSYNC_SECONDS or (idle and finishing)
                 ):
                     self._sync()
                     synced_at = time.monotonic()
+                if self._has_reader and not (idle and finishing and self._written == self._durable):
+                    self._require_reader()
                 self.wakeup.wake()
-                if finishing and idle:
+                if finishing and idle and (self._written == self._durable or self._closing):
                     return
         except OSError as exc:
             self._failure = _failure(exc)
             self.wakeup.wake()
+
+    def _next_chunk(self, synced_at: float) -> tuple[list[tuple[int, bytes]], bool, bool]:
+        """Wait for batches, or until a file must be synced or a pipe checked.
+
+        Returns:
+            The batches, empty if there are none yet; whether no others are left; whether none will follow.
+        """
+        with self._changed:
+            while not self._queue and not (self._finishing and (self._closing or not self._unread)):
+                pause = self._pause(synced_at)
+                if not self._changed.wait(pause):
+                    break
+            chunk: list[tuple[int, bytes]] = []
+            size = 0
+            while self._queue and size < _WRITE_BYTES:
+                chunk.append(self._queue.popleft())
+                size += len(chunk[-1][1])
+            return chunk, not self._queue, self._finishing
+
+    def _pause(self, synced_at: float) -> float | None:
+        """Return how long to wait for the next batch; None for any time."""
+        if self._has_reader:
+            return _UNREAD_SECONDS if self._unread else _READER_SECONDS
+        if self._written == self._durable:
+            return None
+        return max(0.0, synced_at + _FSYNC_SECONDS - time.monotonic())
+
+    def _take_read(self, chunk: Sequence[tuple[int, bytes]]) -> None:
+        """Move ``durable`` to what the reader of the pipe has read, after CHUNK was written."""
+        for number, data in chunk:
+            self._written_bytes += len(data)
+            self._unread.append((number, self._written_bytes))
+        if self._unread:
+            read_bytes = self._written_bytes - _unread_bytes(self._fd)
+            while self._unread and self._unread[0][1] <= read_bytes:
+                self._durable = self._unread.popleft()[0]
+
+    def _require_reader(self) -> None:
+        """Raise BrokenPipeError if the reader has closed the pipe; a write is not needed to see it."""
+        poll = select.poll()
+        poll.register(self._fd, 0)
+        if poll.poll(0):
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def _write(self, views: list[memoryview]) -> None:
         position = 0
@@ -207,12 +251,18 @@ def _joined(lines: Sequence[str] | Sequence[bytes]) -> bytes:
     return "".join(lines).encode("utf-8", "surrogateescape")  # type: ignore[arg-type]
 
 
-def _failure(exc: OSError) -> SinkFailed:
+def _unread_bytes(fd: int) -> int:
+    """Return how much the reader of a pipe has not read yet; 0 where the system does not tell."""
+    try:
+        size: int = struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
+    except OSError:
+        return 0
+    return size
+
+
+def _failure(exc: OSError) -> Error:
     if exc.errno == errno.EPIPE:
-        return SinkFailed(
-            "broken pipe: the reader closed standard output",
-            hint="nothing is confirmed that it did not read; run the command again to resume",
-        )
+        return OutputClosed("the reader closed standard output")
     return SinkFailed(
         f"could not write to standard output: {exc.strerror}",
         hint="free disk space or repair the disk, then start again: no change is confirmed that was not written",

@@ -1,0 +1,79 @@
+"""Standard streams that fail in one known way: stdout with an error that names it, stderr without an error."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import TYPE_CHECKING, Final, TextIO, cast
+
+from rdsrepl.errors import OutputClosed, SinkFailed
+from rdsrepl.text.escapes import escape_unencodable
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+_STDOUT: Final = 1
+_STDERR: Final = 2
+
+
+def install() -> None:
+    """Replace stdout and stderr of this process.
+
+    A write to stdout that fails raises ``OutputClosed`` or ``SinkFailed``. A write to stderr never fails: the message
+    is lost, but a plan that is being applied must not stop because its progress is not read. Characters that the
+    encoding of a stream does not have are escaped.
+    """
+    sys.stdout = _replaced(sys.stdout, _Stdout(_STDOUT, "w", closefd=False))
+    sys.stderr = _replaced(sys.stderr, _Stderr(_STDERR, "w", closefd=False))
+    escape_unencodable(sys.stdout, sys.stderr)
+
+
+def discard(descriptor: int = _STDOUT) -> None:
+    """Send what is still written to a stream that failed to /dev/null."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
+
+
+class _Stdout(io.FileIO):
+    """Raises errors of this program instead of ``OSError``."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return cast(int, super().write(data))
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            if exc.errno == errno.EPIPE:
+                raise OutputClosed("the reader closed standard output") from exc
+            raise SinkFailed(
+                f"could not write to standard output: {exc.strerror}", hint="free disk space, or write to another file"
+            ) from exc
+
+
+class _Stderr(io.FileIO):
+    """Loses what cannot be written."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return cast(int, super().write(data))
+        except BlockingIOError:
+            raise
+        except OSError:
+            discard(_STDERR)
+            return memoryview(data).nbytes
+
+
+def _replaced(stream: TextIO, raw: io.FileIO) -> TextIO:
+    # A stream that was closed is open to /dev/null by now, and has no original.
+    if stream not in (sys.__stdout__, sys.__stderr__) or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
