@@ -7,6 +7,7 @@ what runs.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from psycopg.sql import SQL, Composable, Composed
 
 Protocol = Literal["sql", "replication"]
+#: What a step does to its object. A reboot and a failover are changes.
+Effect = Literal["create", "change", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,8 @@ class Statement:
         blockers: a query with ``%(pid)s``, run on a second connection while the statement waits: the text column of
             each row names something that it waits for.
         undo: run after the statement timed out or was interrupted, to remove what it left.
-        makes: it creates an object.
+        effect: what it does to its object.
+        reason: why the plan has this step, or a fact to read before it runs, in short.
         key: what the step acts on, for the caller that looks steps up by it: the name of the slot.
         done_if: a query, run on a new connection after the connection was lost during the statement: was the statement
             executed? One boolean; NULL if the server does not know, for example after a failover.
@@ -52,8 +56,9 @@ class Statement:
     blockers: str | None = None
     undo: SQL | Composed | None = None
     done_if: SQL | Composed | None = None
-    makes: bool = False
     key: str = ""
+    reason: str = ""
+    effect: Effect = field(kw_only=True)
 
     @property
     def text(self) -> str:
@@ -73,6 +78,8 @@ class AwsCall:
         secrets: the parameters whose values are not shown.
         needed: called before each attempt; the call is skipped if it returns False. ``condition`` is the same as text:
             ``if it is still pending-reboot``.
+        effect: what it does to its object.
+        reason: why the plan has this step, in short.
     """
 
     summary: str
@@ -82,11 +89,13 @@ class AwsCall:
     secrets: frozenset[str] = frozenset()
     needed: Callable[[Target], bool] | None = None
     condition: str = ""
+    reason: str = ""
+    effect: Effect = field(kw_only=True)
 
-    @property
-    def makes(self) -> bool:
-        """Whether the call creates an object."""
-        return self.operation.startswith(("Create", "Copy"))
+    def sets(self, parameter: str) -> bool:
+        """Return whether the call sets or resets this parameter of a parameter group."""
+        rows = self.parameters.get("Parameters", ())
+        return "ResetAllParameters" in self.parameters or any(row["ParameterName"] == parameter for row in rows)
 
     @property
     def text(self) -> str:
@@ -211,6 +220,20 @@ class ParameterChange:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """How many steps of a plan create, change and drop an object."""
+
+    create: int
+    change: int
+    drop: int
+
+    @property
+    def text(self) -> str:
+        """The same as text: ``2 to create, 1 to change, 0 to drop``."""
+        return f"{self.create} to create, {self.change} to change, {self.drop} to drop"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The steps of a change in their order; a plan without steps has nothing to do.
 
@@ -229,6 +252,12 @@ class Plan:
     unchanged: str = "nothing to do"
     changes: tuple[ParameterChange, ...] = ()
     independent: bool = False
+
+    @property
+    def counts(self) -> Counts:
+        """How many steps create, change and drop an object; waits are not counted."""
+        effects = Counter(step.effect for step in self.steps if not isinstance(step, Wait))
+        return Counts(effects["create"], effects["change"], effects["drop"])
 
     def __bool__(self) -> bool:
         return bool(self.steps)

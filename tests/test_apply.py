@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def test_a_step_that_stands_twice_in_a_plan_is_reported_once_as_done(db18: Database) -> None:
-    step = Statement("delete the row", sql.SQL("DELETE FROM public.t RETURNING 1"), guard="the row does not exist")
+    step = Statement(
+        "delete the row", sql.SQL("DELETE FROM public.t RETURNING 1"), guard="the row does not exist", effect="drop"
+    )
     db18.run("CREATE TABLE t ()", "INSERT INTO t DEFAULT VALUES")
     results: list[apply.StepResult] = []
     with pytest.raises(errors.AppliedInPart) as caught:

@@ -60,7 +60,7 @@ class AwsRunner:
                 refusals.check_status(self._target.aws, step.operation, step.parameters)
                 self._waiting(step, elapsed, [f"retrying: {exc.message}"])
             cancellable(self._timing.sleep, pause)
-        if step.makes:
+        if step.effect == "create":
             self._made |= named
         return StepResult(step, seconds=self._timing.clock() - started)
 

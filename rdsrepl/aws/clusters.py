@@ -210,7 +210,9 @@ def create(new: NewCluster, *, existing: Cluster | None, ready: bool = False, ti
     steps: list[Step] = []
     if existing is None:
         summary = f"create cluster {new.cluster_id}"
-        steps.append(AwsCall(summary, "rds", "CreateDBCluster", request, frozenset({"MasterUserPassword"})))
+        steps.append(
+            AwsCall(summary, "rds", "CreateDBCluster", request, frozenset({"MasterUserPassword"}), effect="create")
+        )
     for member in missing:
         instance = {
             "DBInstanceIdentifier": member,
@@ -218,7 +220,7 @@ def create(new: NewCluster, *, existing: Cluster | None, ready: bool = False, ti
             "DBInstanceClass": new.instance_class,
             "Engine": new.engine,
         }
-        steps.append(AwsCall(f"create instance {member}", "rds", "CreateDBInstance", instance))
+        steps.append(AwsCall(f"create instance {member}", "rds", "CreateDBInstance", instance, effect="create"))
         if not existing_members and member == missing[0] and len(missing) > 1:
             # The first available instance becomes the writer.
             steps.append(wait_available(new.cluster_id, timeout_seconds, members=1))
@@ -287,6 +289,7 @@ def failover(cluster: Cluster, *, to: str | None, timeout_seconds: float) -> Pla
                 request,
                 needed=lambda target: not _has_writer(get(target.aws, cluster.cluster_id), str(cluster.writer), to),
                 condition="unless the writer has changed by then",
+                effect="change",
             ),
             Wait(
                 f"wait until {to or 'another member'} is the writer",
@@ -309,7 +312,9 @@ def attach(cluster: Cluster, group: str, *, timeout_seconds: float) -> tuple[Aws
     request = {"DBClusterIdentifier": cluster.cluster_id, "DBClusterParameterGroupName": group}
     probe = partial(_attached, cluster_id=cluster.cluster_id, group=group)
     return (
-        AwsCall(f"attach group {group} to cluster {cluster.cluster_id}", "rds", "ModifyDBCluster", request),
+        AwsCall(
+            f"attach group {group} to cluster {cluster.cluster_id}", "rds", "ModifyDBCluster", request, effect="change"
+        ),
         Wait(f"wait until cluster {cluster.cluster_id} uses it", probe, timeout_seconds, _ATTACH_CONFIRMATIONS),
     )
 

@@ -211,7 +211,7 @@ def create(new: NewInstance, *, existing: Instance | None = None, timeout_second
     return Plan(
         summary,
         (
-            AwsCall(summary, "rds", operation, request, frozenset({"MasterUserPassword"})),
+            AwsCall(summary, "rds", operation, request, frozenset({"MasterUserPassword"}), effect="create"),
             wait_available(new.instance_id, timeout_seconds),
         ),
     )
@@ -294,6 +294,7 @@ def attach(instance_id: str, group: str, *, timeout_seconds: float) -> tuple[Aws
             request,
             needed=partial(_has_other_group, instance_id=instance_id, group=group),
             condition="unless it uses it already",
+            effect="change",
         ),
         Wait(
             f"wait until instance {instance_id} uses it",

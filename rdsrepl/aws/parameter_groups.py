@@ -217,7 +217,11 @@ def create(
             "DBParameterGroupFamily": group.family,
             "Description": group.description,
         }
-        steps.append(AwsCall(f"create {group.kind} parameter group {group.name}", "rds", f"Create{noun}", request))
+        steps.append(
+            AwsCall(
+                f"create {group.kind} parameter group {group.name}", "rds", f"Create{noun}", request, effect="create"
+            )
+        )
     elif existing is None:
         request = {
             f"Source{noun}Identifier": str(copy_from),
@@ -225,7 +229,7 @@ def create(
             f"Target{noun}Description": group.description,
         }
         summary = f"copy {group.kind} parameter group {copy_from} to {group.name}"
-        steps.append(AwsCall(summary, "rds", f"Copy{noun}", request))
+        steps.append(AwsCall(summary, "rds", f"Copy{noun}", request, effect="create"))
     steps += _modify(group.kind, group.name, missing)
     if steps:
         steps.append(_read_back(group.kind, group.name, values))
@@ -264,13 +268,13 @@ def reset(kind: ResourceKind, name: str, resets: Sequence[tuple[str, ApplyMethod
     steps: list[Step] = []
     if everything and resets:
         request: dict[str, Any] = {f"{noun}Name": name, "ResetAllParameters": True}
-        steps.append(AwsCall(f"reset all parameters of group {name}", "rds", f"Reset{noun}", request))
+        steps.append(AwsCall(f"reset all parameters of group {name}", "rds", f"Reset{noun}", request, effect="change"))
     else:
         for chunk in _chunks(resets):
             items = [{"ParameterName": parameter, "ApplyMethod": method} for parameter, method in chunk]
             request = {f"{noun}Name": name, "Parameters": items}
             names = ", ".join(parameter for parameter, _ in chunk)
-            steps.append(AwsCall(f"reset {names} in group {name}", "rds", f"Reset{noun}", request))
+            steps.append(AwsCall(f"reset {names} in group {name}", "rds", f"Reset{noun}", request, effect="change"))
     if steps:
         reset_names = frozenset(parameter for parameter, _ in resets)
         steps.append(
@@ -293,7 +297,7 @@ def delete(kind: ResourceKind, name: str) -> Plan:
     """
     refuse_default(name)
     request = {f"{_API_NOUNS[kind]}Name": name}
-    call = AwsCall(f"delete {kind} parameter group {name}", "rds", f"Delete{_API_NOUNS[kind]}", request)
+    call = AwsCall(f"delete {kind} parameter group {name}", "rds", f"Delete{_API_NOUNS[kind]}", request, effect="drop")
     return Plan(f"delete parameter group {name}", (call,))
 
 
@@ -307,7 +311,7 @@ def _modify(kind: ResourceKind, name: str, values: Sequence[NewValue]) -> list[S
         ]
         names = ", ".join(value.name for value in chunk)
         request = {f"{noun}Name": name, "Parameters": items}
-        steps.append(AwsCall(f"set {names} in group {name}", "rds", f"Modify{noun}", request))
+        steps.append(AwsCall(f"set {names} in group {name}", "rds", f"Modify{noun}", request, effect="change"))
     return steps
 
 

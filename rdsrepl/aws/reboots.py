@@ -80,7 +80,7 @@ def steps(
     parameters: dict[str, Any] = {**request, **({"ForceFailover": True} if failover else {})}
     condition = "if it still needs a reboot" if only_needed else ""
     return (
-        AwsCall(summary, "rds", operation, parameters, needed=reboot.needed, condition=condition),
+        AwsCall(summary, "rds", operation, parameters, needed=reboot.needed, condition=condition, effect="change"),
         Wait(f"wait until instance {instance_id} is available again", reboot.probe, timeout_seconds, _CONFIRMATIONS),
     )
 

@@ -83,6 +83,7 @@ def delete_call(kind: ResourceKind, identifier: str, *, final_snapshot: str | No
         request,
         needed=partial(_is_kept, status_of=status_of),
         condition="unless it is being deleted",
+        effect="drop",
     )
 
 

@@ -124,6 +124,7 @@ def keep_password(
             "PutSecretValue",
             put,
             secrets=frozenset({"SecretString"}),
+            effect="change",
         ),
         change,
         AwsCall(
@@ -134,6 +135,7 @@ def keep_password(
             # AWS makes the first version of a secret AWSCURRENT.
             needed=None if "VersionId" in answer else partial(_is_not_current, secret=secret, version=version),
             condition="" if "VersionId" in answer else "unless it is the current value already",
+            effect="change",
         ),
     )
 
@@ -165,5 +167,10 @@ def _is_not_current(target: Target, *, secret: str, version: str) -> bool:
 def _new_secret(secret: str, fields: Mapping[str, str]) -> AwsCall:
     request = {"Name": secret, "SecretString": json.dumps(fields)}
     return AwsCall(
-        f"create secret {secret}", "secretsmanager", "CreateSecret", request, secrets=frozenset({"SecretString"})
+        f"create secret {secret}",
+        "secretsmanager",
+        "CreateSecret",
+        request,
+        secrets=frozenset({"SecretString"}),
+        effect="create",
     )

@@ -114,7 +114,7 @@ def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, t
     request: dict[str, Any] = {"StreamName": name, "StreamModeDetails": {"StreamMode": mode}}
     request |= {} if shards is None else {"ShardCount": shards}
     request |= {} if record_kib is None else {"MaxRecordSizeInKiB": record_kib}
-    return Plan(title, (AwsCall(title, "kinesis", "CreateStream", request), wait))
+    return Plan(title, (AwsCall(title, "kinesis", "CreateStream", request, effect="create"), wait))
 
 
 def delete(stream: KinesisStream, *, timeout_seconds: float) -> Plan:
@@ -123,7 +123,7 @@ def delete(stream: KinesisStream, *, timeout_seconds: float) -> Plan:
     return Plan(
         f"delete stream {stream.name}",
         (
-            AwsCall(f"delete stream {stream.name}", "kinesis", "DeleteStream", request),
+            AwsCall(f"delete stream {stream.name}", "kinesis", "DeleteStream", request, effect="drop"),
             Wait(f"wait until stream {stream.name} is deleted", partial(_deleted, name=stream.name), timeout_seconds),
         ),
         warnings=(f"deletes the records of the last {stream.retention_hours} hours",),

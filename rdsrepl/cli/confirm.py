@@ -144,7 +144,7 @@ def _apply(
     def done(result: apply.StepResult) -> None:
         results.append(result)
         if not isinstance(result.step, Wait) and not result.skipped:
-            journal.applied(result.step.summary, makes=result.step.makes)
+            journal.applied(result.step.summary, makes=result.step.effect == "create")
         progress.clear()
         how = "not needed" if result.skipped else f"({format_duration(result.seconds)})"
         note(ctx, f"done: {result.step.summary} {how}")

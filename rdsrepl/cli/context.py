@@ -61,11 +61,12 @@ class GlobalOptions:
 
 @dataclass(frozen=True, slots=True)
 class ApplyOptions:
-    """The options of a command that applies a plan: ``--yes``, ``--dry-run``, ``--check``."""
+    """The options of a command that applies a plan: ``--yes``, ``--dry-run``, ``--check``, ``--show-sql``."""
 
     yes: bool = False
     dry_run: bool = False
     check: bool = False
+    show_sql: bool = False
 
 
 _APPLY_OPTIONS: Final = "rdsrepl.apply_options"
@@ -156,13 +157,13 @@ def set_log_format(ctx: typer.Context, log_format: LogFormat) -> None:
 
 
 def set_apply_options(ctx: typer.Context, given: dict[str, Any]) -> None:
-    """Keep the values of ``--yes``, ``--dry-run`` and ``--check``."""
+    """Keep the options of a command that applies a plan."""
     names = ApplyOptions.__dataclass_fields__
     ctx.meta[_APPLY_OPTIONS] = ApplyOptions(**{name: value for name, value in given.items() if name in names})
 
 
 def apply_options(ctx: typer.Context) -> ApplyOptions:
-    """Return the values of ``--yes``, ``--dry-run`` and ``--check``."""
+    """Return the options of a command that applies a plan."""
     options = ctx.meta.get(_APPLY_OPTIONS)
     return options if isinstance(options, ApplyOptions) else ApplyOptions()
 

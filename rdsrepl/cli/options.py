@@ -185,6 +185,14 @@ def _apply_options(
             "--check", help="Show the plan, change nothing, and exit 7 when the plan is not empty.", panel=_CHANGE_PANEL
         ),
     ] = False,
+    show_sql: Annotated[
+        bool,
+        flag_option(
+            "--show-sql",
+            help="Show the SQL statements and AWS API calls of the plan before the question; --dry-run always does.",
+            panel=_CHANGE_PANEL,
+        ),
+    ] = False,
 ) -> None:
     """Declare the options; never called."""
 

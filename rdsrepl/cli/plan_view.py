@@ -5,20 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from rdsrepl import apply
 from rdsrepl.cli.console import warn
-from rdsrepl.cli.context import global_options
+from rdsrepl.cli.context import apply_options, global_options
 from rdsrepl.config import Target
-from rdsrepl.plan import AwsCall, ParameterChange, Plan, Statement, Step, readable
+from rdsrepl.plan import AwsCall, Effect, ParameterChange, Plan, Statement, Step, Wait, readable
 from rdsrepl.render import console, emit, stacked
 from rdsrepl.text.masking import MASK, mask, masked
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+#: What stands before a step; a wait has ``>``.
+MARKS: Final[Mapping[Effect, str]] = {"create": "+", "change": "~", "drop": "-"}
+_STYLES: Final[Mapping[Effect, str]] = {"create": "green", "change": "yellow", "drop": "red"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,42 +73,75 @@ def plan_target(plan: Plan, target: Target) -> PlanTarget:
 
 
 def show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool) -> None:
-    """Print PLAN, on stderr before a question and on stdout for a dry run."""
+    """Print PLAN, on stderr before a question and on stdout for a dry run: what it costs comes last.
+
+    A dry run, ``--show-sql`` and ``-v`` print the statements and API calls as well.
+    """
     out = console(sys.stdout if to_stdout else sys.stderr, hides_secrets=True)
-    colour = not global_options(ctx).no_color
-    out.print(f"On {server.text}", style="bold" if colour else None)
-    out.print(f"Plan: {plan.title}", style="bold" if colour else None)
-    for change in plan.changes:
-        out.print(f"  {_change(change)}")
-        _indented(out, change.reason, style="dim" if colour else None)
-    for number, step in enumerate(plan.steps, 1):
+    view = _View(out, colour=not global_options(ctx).no_color)
+    with_texts = to_stdout or apply_options(ctx).show_sql or global_options(ctx).verbose > 0
+    view.line(f"On {server.text}", style="bold")
+    view.line(f"{plan.title}:", style="bold")
+    listed: set[str] = set()
+    for step in plan.steps:
+        if isinstance(step, Wait):
+            view.line(step.summary + (f" {step.text}" if step.timeout_seconds else ""), 2, mark=">", style="dim")
+            continue
         condition = f", {step.condition}" if isinstance(step, AwsCall) and step.condition else ""
-        out.print(f"  {number}. {step.summary}{condition}")
-        _indented(out, readable(step), style="cyan" if colour else None)
+        view.line(step.summary + condition, 2, mark=MARKS[step.effect], style=_STYLES[step.effect])
+        if step.reason:
+            view.line(step.reason, 6, style="dim")
+        for change in plan.changes:
+            if isinstance(step, AwsCall) and step.sets(change.name):
+                listed.add(change.name)
+                view.line(_change(change), 6, mark=MARKS["change"], style=_STYLES["change"])
+                view.line(change.reason, 10, style="dim")
+        if with_texts:
+            for line in readable(step).split("\n"):
+                view.line(line, 6, style="cyan")
+    for change in plan.changes:
+        if change.name not in listed:
+            state = f"{_default(change)}, unchanged" if change.value is None else f"{change.value}, already set"
+            view.line(f"{change.name}: {state}", 4)
+            view.line(change.reason, 8, style="dim")
+    view.line(f"Plan: {plan.counts.text}", style="bold")
     for warning in plan.warnings:
         warn(ctx, warning)
 
 
+class _View:
+    """Prints the lines of a plan, indented; a line that is wrapped keeps its indentation."""
+
+    def __init__(self, out: Console, *, colour: bool) -> None:
+        self._out = out
+        self._colour = colour
+
+    def line(self, text: str, indent: int = 0, *, mark: str = "", style: str | None = None) -> None:
+        style = style if self._colour else None
+        start = " " * indent + (f"{mark} " if mark else "")
+        if not self._out.is_terminal or not start:
+            self._out.print(start + text, style=style)
+            return
+        from rich.table import Table
+
+        grid = Table.grid()
+        grid.add_column(width=len(start), no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(start, text, style=style)
+        self._out.print(grid)
+
+
 def _change(change: ParameterChange) -> str:
-    default = "(engine's)" if change.default is None else change.default
-    if change.value is None:
-        return f"{change.name}: {default}, unchanged"
-    return f"{change.name}: {default} → {change.value} ({change.apply_type}, {change.apply_method})"
+    return f"{change.name}: {_default(change)} -> {change.value} ({change.apply_type}, {change.apply_method})"
 
 
-def _indented(out: Console, text: str, *, style: str | None) -> None:
-    for line in text.split("\n"):
-        if out.is_terminal:
-            from rich.padding import Padding
-
-            out.print(Padding(line, (0, 0, 0, 5)), style=style)
-        else:
-            out.print(f"     {line}")
+def _default(change: ParameterChange) -> str:
+    return "(engine's)" if change.default is None else change.default
 
 
 def _step_document(step: Step) -> dict[str, Any]:
     if isinstance(step, Statement):
-        return {"protocol": step.protocol, "statement": mask(step.text)}
+        return {"protocol": step.protocol, "statement": mask(step.text), **_effect(step)}
     if isinstance(step, AwsCall):
         parameters = {key: MASK if key in step.secrets else value for key, value in step.parameters.items()}
         return {
@@ -112,8 +149,13 @@ def _step_document(step: Step) -> dict[str, Any]:
             "operation": step.operation,
             "parameters": masked(parameters),
             "condition": step.condition or None,
+            **_effect(step),
         }
-    return {"wait_seconds": step.timeout_seconds}
+    return {"wait_seconds": step.timeout_seconds, "effect": None, "reason": None}
+
+
+def _effect(step: Statement | AwsCall) -> dict[str, Any]:
+    return {"effect": step.effect, "reason": mask(step.reason) or None}
 
 
 def report(
@@ -143,6 +185,7 @@ def report(
         "title": mask(plan.title),
         "status": status,
         "server": server,
+        "counts": plan.counts,
         "steps": steps,
         "warnings": masked(plan.warnings),
         **(reveal or {}),

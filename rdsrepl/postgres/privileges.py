@@ -195,7 +195,7 @@ def grant_reads(
             raise _not_grantable(me, f"USAGE on schema {schema.name}", schema.owner)
         used.add(schema.name)
         statement = sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema.name), role)
-        steps.append(Statement(f"grant USAGE on schema {schema.name} to {name}", statement))
+        steps.append(Statement(f"grant USAGE on schema {schema.name} to {name}", statement, effect="change"))
 
     for schema in {schema.name: schema for schema in (_schema(conn, text, reader) for text in schemas)}.values():
         use(schema)
@@ -207,13 +207,19 @@ def grant_reads(
         identifier = sql.Identifier(schema.name)
         if lacking:
             statement = sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA {} TO {}").format(identifier, role)
-            steps.append(Statement(f"grant SELECT on all tables of schema {schema.name} to {name}", statement))
+            steps.append(
+                Statement(f"grant SELECT on all tables of schema {schema.name} to {name}", statement, effect="change")
+            )
         read.update((table.schema, table.name) for table in inside)
         if not schema.has_default:
             statement = sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA {} GRANT SELECT ON TABLES TO {}").format(
                 identifier, role
             )
-            steps.append(Statement(f"grant SELECT on future tables of schema {schema.name} to {name}", statement))
+            steps.append(
+                Statement(
+                    f"grant SELECT on future tables of schema {schema.name} to {name}", statement, effect="change"
+                )
+            )
             others = sorted({table.owner for table in inside} - {me.name})
             note = f"; for those of {', '.join(others)}, run the command as that role, too" if others else ""
             warnings.append(
@@ -230,7 +236,7 @@ def grant_reads(
         if not table.grantable:
             raise _not_grantable(me, f"SELECT on {table.schema}.{table.name}", table.owner)
         statement = sql.SQL("GRANT SELECT ON TABLE {} TO {}").format(sql.Identifier(table.schema, table.name), role)
-        steps.append(Statement(f"grant SELECT on {table.schema}.{table.name} to {name}", statement))
+        steps.append(Statement(f"grant SELECT on {table.schema}.{table.name} to {name}", statement, effect="change"))
     return steps, warnings
 
 
@@ -370,7 +376,7 @@ def revoke_statement(name: str, held: _HeldPrivileges) -> Statement:
         statement = sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {} {}REVOKE ALL ON {} FROM {}").format(
             sql.Identifier(held.name), scope, sql.SQL(held.kind), role
         )
-    return Statement(f"revoke {held.privileges} on {_described(held)}", statement)
+    return Statement(f"revoke {held.privileges} on {_described(held)}", statement, effect="change")
 
 
 def first_few(things: Sequence[str]) -> str:

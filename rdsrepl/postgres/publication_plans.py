@@ -113,7 +113,9 @@ def create(
     if (wal_level := setting(conn, "wal_level")) != "logical":
         warnings.append(f"wal_level is {wal_level}: no changes can be streamed until it is logical; {WAL_LEVEL_REMEDY}")
     return Plan(
-        f"create publication {name}", (Statement(f"create publication {name}", statement, makes=True),), tuple(warnings)
+        f"create publication {name}",
+        (Statement(f"create publication {name}", statement, effect="create"),),
+        tuple(warnings),
     )
 
 
@@ -157,7 +159,7 @@ def add(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
     what = ", ".join([*(entry.relation.quoted for entry in new), *(f"schema {schema}" for schema in schemas)])
     warnings = ["only future changes are published; existing rows are not copied"]
     warnings += _failure_warnings(conn, publication, new, schemas)
-    return Plan(title, (Statement(f"add {what} to {name}", statement),), tuple(warnings))
+    return Plan(title, (Statement(f"add {what} to {name}", statement, effect="change"),), tuple(warnings))
 
 
 def remove(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
@@ -201,7 +203,7 @@ def remove(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
     warnings = [f"changes of {what} are no longer published"]
     if len(tables) == len(members) and len(schemas) == len(publication.schemas):
         warnings.append(f"{name} will be empty: its consumers stay connected and receive nothing")
-    return Plan(title, (Statement(f"remove {what} from {name}", statement),), tuple(warnings))
+    return Plan(title, (Statement(f"remove {what} from {name}", statement, effect="change"),), tuple(warnings))
 
 
 def drop(conn: Connection, name: str) -> Plan:
@@ -225,7 +227,9 @@ def drop(conn: Connection, name: str) -> Plan:
             f"slot {slot} ({state}) may use it: the stream then fails at the next change, and needs a new slot"
         )
     statement = sql.SQL("DROP PUBLICATION {}").format(sql.Identifier(name))
-    return Plan(f"drop publication {name}", (Statement(f"drop publication {name}", statement),), tuple(warnings))
+    return Plan(
+        f"drop publication {name}", (Statement(f"drop publication {name}", statement, effect="drop"),), tuple(warnings)
+    )
 
 
 def _failure_warnings(

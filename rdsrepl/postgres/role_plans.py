@@ -98,7 +98,7 @@ def create(
     if password is not None:
         shown = head.as_string(None) + f" PASSWORD {_MASK}"
         head += sql.SQL(" PASSWORD {}").format(sql.Literal(_verifier(conn, name, password)))
-    steps = [Statement(f"create role {name}", head, shown=shown, makes=True)]
+    steps = [Statement(f"create role {name}", head, shown=shown, effect="create")]
     if via_group:
         steps.append(_join_group(name))
     # A new role has the privileges of PUBLIC.
@@ -153,7 +153,7 @@ def grant(conn: Connection, name: str, *, tables: Sequence[str] = (), schemas: S
             steps.append(_join_group(name))
         else:
             statement = sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(name))
-            steps.append(Statement(f"set the REPLICATION attribute of role {name}", statement))
+            steps.append(Statement(f"set the REPLICATION attribute of role {name}", statement, effect="change"))
         if not role.rolcanlogin:
             # Members inherit the membership, but not the attribute.
             effect = "only its members may replicate" if me.has_group else "the attribute has no effect"
@@ -197,6 +197,7 @@ def change_password(conn: Connection, name: str, password: str) -> Plan:
         f"change the password of role {name}",
         head + sql.Literal(_verifier(conn, name, password)),
         shown=head.as_string(None) + _MASK,
+        effect="change",
     )
     warnings = [f"every client of {name} needs the new password; open connections stay open"]
     if role.rolvaliduntil is not None:
@@ -234,7 +235,7 @@ def drop(conn: Connection, name: str) -> Plan:
         )
     require_no_dependencies(conn, name)
     steps = [revoke_statement(name, held) for held in revocable_privileges(conn, name)]
-    steps.append(Statement(f"drop role {name}", sql.SQL("DROP ROLE {}").format(sql.Identifier(name))))
+    steps.append(Statement(f"drop role {name}", sql.SQL("DROP ROLE {}").format(sql.Identifier(name)), effect="drop"))
     return Plan(f"drop role {name}", tuple(steps), (f"{name} can no longer log in",))
 
 
@@ -337,7 +338,7 @@ def _join_group(name: str) -> Statement:
     from psycopg import sql
 
     statement = sql.SQL("GRANT {} TO {}").format(sql.Identifier(RDS_GROUP), sql.Identifier(name))
-    return Statement(f"grant {RDS_GROUP} to {name}", statement)
+    return Statement(f"grant {RDS_GROUP} to {name}", statement, effect="change")
 
 
 def _require_not_connected(conn: Connection, name: str) -> None:

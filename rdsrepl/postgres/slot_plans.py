@@ -113,7 +113,7 @@ def create(
         protocol="sql" if through_sql else "replication",
         timeout_seconds=timeout_seconds,
         blockers=_BLOCKERS,
-        makes=True,
+        effect="create",
         undo=sql.SQL(
             "SELECT pg_catalog.pg_drop_replication_slot(slot_name) FROM pg_catalog.pg_replication_slots "
             "WHERE slot_name = {} AND NOT active AND confirmed_flush_lsn IS NOT NULL"
@@ -162,6 +162,7 @@ def drop(slot: Slot, *, server: ServerIdentity, physical: bool = False, saved: d
             "FROM pg_catalog.pg_replication_slots WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
         ).format(sql.Literal(name), _same_slot(slot, saved), unchanged_condition(server)),
         key=name,
+        effect="drop",
         guard=_CHANGED,
         done_if=done_query(
             server,
@@ -231,6 +232,7 @@ def advance(
             "LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, {}) a"
         ).format(sql.Literal(name), _same_slot(slot, saved), unchanged_condition(server), sql.Literal(str(goal))),
         key=name,
+        effect="change",
         guard=_CHANGED,
         timeout_seconds=timeout_seconds,
         done_if=done_query(

@@ -13,7 +13,7 @@ import pytest
 from rdsrepl import apply, errors
 from rdsrepl.aws import instances, pending_modifications, reboots, session
 from rdsrepl.config import Target
-from rdsrepl.plan import AwsCall, Condition, Plan, Wait
+from rdsrepl.plan import AwsCall, Condition, Effect, Plan, Wait
 from rdsrepl.sandbox.api.consistency import Consistency
 from tests.fixtures.program import Result
 from tests.fixtures.sandbox import Cloud, FakeClock, apply_with_clock
@@ -238,7 +238,8 @@ def one_attempt(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def call(operation: str, **parameters: str) -> AwsCall:
-    return AwsCall(operation, "rds", operation, parameters)
+    effect: Effect = "create" if operation.startswith("Create") else "drop"
+    return AwsCall(operation, "rds", operation, parameters, effect=effect)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +284,11 @@ def test_an_object_created_by_the_plan_is_not_found_yet(cloud: Cloud, name: str)
     )
     delete = call("DeleteDBParameterGroup", DBParameterGroupName=name)
     modify = AwsCall(
-        "reset", "rds", "ResetDBParameterGroup", {"DBParameterGroupName": name, "ResetAllParameters": True}
+        "reset",
+        "rds",
+        "ResetDBParameterGroup",
+        {"DBParameterGroupName": name, "ResetAllParameters": True},
+        effect="change",
     )
     cloud.faults(fault("ResetDBParameterGroup", "DBParameterGroupNotFound", "not found", 3))
     outcomes, states_seen = apply_with_clock(Plan("both", (made, modify)), cloud, FakeClock())

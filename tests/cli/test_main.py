@@ -156,10 +156,10 @@ def test_a_plan_that_fails_in_part_reports_it(rdsrepl: Program, db15: Database) 
     from rdsrepl.plan import Plan, Statement
 
     steps = [
-        Statement("make a", sql.SQL("CREATE TABLE public.a ()")),
-        Statement("make it again", sql.SQL("CREATE TABLE public.a ()")),
+        Statement("make a", sql.SQL("CREATE TABLE public.a ()"), effect="create"),
+        Statement("make it again", sql.SQL("CREATE TABLE public.a ()"), effect="create"),
     ]
-    steps.append(Statement("never", sql.SQL("CREATE TABLE public.b ()")))
+    steps.append(Statement("never", sql.SQL("CREATE TABLE public.b ()"), effect="create"))
     with pytest.raises(errors.AppliedInPart) as caught:
         apply.run(Plan("three steps", tuple(steps)), db15.target, done=lambda o: None, waiting=lambda s, t, b: None)
     assert caught.value.exit_code == 6

@@ -107,7 +107,10 @@ def test_ctrl_c_during_aws_calls_reports_what_is_done_and_what_is_unknown(
 
     monkeypatch.setattr(session, "call", lambda *_: {})
     target = Target("here", None, aws=Aws())
-    calls = [AwsCall(f"make {n}", "rds", "CreateDBInstance", {"DBInstanceIdentifier": n}) for n in ("a", "b")]
+    calls = [
+        AwsCall(f"make {n}", "rds", "CreateDBInstance", {"DBInstanceIdentifier": n}, effect="create")
+        for n in ("a", "b")
+    ]
     wait = Wait("wait until b is there", interrupt, 60)
 
     def run(*steps: Any, timing: apply.RetryTiming | None = None) -> errors.Interrupted:

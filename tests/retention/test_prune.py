@@ -604,6 +604,7 @@ def slowly(name: str, seconds: float) -> Statement:
             "SELECT slot_name, pg_drop_replication_slot(slot_name)::text "
             "FROM pg_sleep({}), pg_replication_slots WHERE slot_name = {}"
         ).format(sql.Literal(seconds), sql.Literal(name)),
+        effect="drop",
         guard="it is gone",
         done_if=sql.SQL("SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {})").format(
             sql.Literal(name)

@@ -236,7 +236,7 @@ ORDINARY = [
     "basic authentication is not offered; bearer tokens neither",
     "unknown key 'hots': the keys there are: dsn, host, port",
     "100 changes in 3.1s (32/s), lag 1.5 MB: stopped by Ctrl-C @ 12:30",
-    "max_slot_wal_keep_size: -1 → 10240 (dynamic, immediate)",
+    "max_slot_wal_keep_size: -1 -> 10240 (dynamic, immediate)",
 ]
 
 

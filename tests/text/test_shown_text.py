@@ -90,7 +90,7 @@ def test_a_statement_is_escaped_when_shown_and_not_when_run() -> None:
     statement = composed.SQL("ALTER\n  TABLE {} SET {}").format(
         composed.Identifier("a\n\x1b"), composed.Literal("\u202e")
     )
-    step = Statement("x", statement)
+    step = Statement("x", statement, effect="change")
     assert readable(step) == "ALTER\n  TABLE \"a\\n\\x1b\" SET '\\u202e'"
     assert "\x1b" in step.text
 
