@@ -26,6 +26,7 @@ from rdsrepl.cli.context import (
     refuse_unusable,
     set_apply_options,
 )
+from rdsrepl.cli.option_values import UNKNOWN, converted
 from rdsrepl.errors import BadValue, Interrupted
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format, line_for_person
@@ -219,28 +220,30 @@ def _verb_options(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
 
 
 class _Option(TyperOption):
-    """An option whose errors quote the value; Typer imports pydantic (0.06 s), so it is skipped without a value."""
-
-    def process_value(self, ctx: Any, value: Any) -> Any:
-        """Convert a value that was given."""
-        if ctx.resilient_parsing:  # while the shell completes a line, values stay text
-            return value
-        is_plain = not self.required and not self.multiple and not self.prompt
-        if is_plain and (value is None or (self.count and value == 0)):
-            return value if self.callback is None else self.callback(ctx, self, value)
-        with plain_refusal():
-            return super().process_value(ctx, value)
-
-
-class _Argument(TyperArgument):
-    """An argument whose errors quote the value; it is not converted while the shell completes the line."""
+    """An option whose errors quote the value."""
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Convert the value, unless the shell completes the line."""
-        if ctx.resilient_parsing:
-            return value
+        return _process(self, ctx, value, super().process_value)
+
+
+class _Argument(TyperArgument):
+    """An argument whose errors quote the value."""
+
+    def process_value(self, ctx: Any, value: Any) -> Any:
+        """Convert the value, unless the shell completes the line."""
+        return _process(self, ctx, value, super().process_value)
+
+
+def _process(option: Any, ctx: Any, value: Any, by_typer: Callable[[Any, Any], Any]) -> Any:
+    """Convert a value, and call the callback of its option; while the shell completes a line, values stay text."""
+    if ctx.resilient_parsing:
+        return value
+    result = UNKNOWN if getattr(option, "prompt", None) else converted(option, value)
+    if result is UNKNOWN or (option.required and option.value_is_missing(result)):
         with plain_refusal():
-            return super().process_value(ctx, value)
+            return by_typer(ctx, value)
+    return result if option.callback is None else option.callback(ctx, option, result)
 
 
 @contextmanager

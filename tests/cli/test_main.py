@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import typer
 
 from rdsrepl import __version__, errors
+from rdsrepl.cli.main import app
 from rdsrepl.render import document
 from tests import ROOT
 
@@ -31,6 +34,53 @@ def test_start_up_imports_no_heavy_module(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_value_of_an_option_is_converted_without_pydantic_as_with_it() -> None:
+    """Typer imports pydantic to convert a value; the class of the options does that only for unusual values."""
+    script = (
+        "import sys\nfrom rdsrepl.cli.main import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 2, end.code\n"
+        "assert 'pydantic' not in sys.modules"
+    )
+    words = ("--dsn", "x", "-o", "json", "slot", "tail", "s", "--publication", "p", "--limit", "3", "--duration", "1s")
+    done = subprocess.run([sys.executable, "-c", script, *words, "--to", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 0 and "is not a sink" in done.stderr, done.stderr
+
+    from typer.core import TyperArgument, TyperOption
+
+    def outcome(process: Any, *given: Any) -> Any:
+        try:
+            return process(*given)
+        except typer.BadParameter:
+            return "refused"
+
+    compared = 0
+    for words, command in all_commands():
+        ctx = command.make_context("x", [], resilient_parsing=True)
+        ctx.resilient_parsing = False
+        for parameter in command.get_params(ctx):
+            if parameter.callback is not None or not isinstance(parameter, TyperOption | TyperArgument):
+                continue
+            plain = TyperArgument if isinstance(parameter, TyperArgument) else TyperOption
+            choices = [str(getattr(one, "value", one)) for one in parameter.type_descriptor.choices or ()]
+            for value in ("", "x", "é", "\udce9", "0", "-1", "7", "1.5", "10s", "1GB", "16/B374D848", *choices, None):
+                several = parameter.multiple or parameter.nargs == -1
+                given = (value,) if several and value is not None else value
+                assert outcome(parameter.process_value, ctx, given) == outcome(
+                    plain.process_value, parameter, ctx, given
+                ), (words, parameter.name, value)
+                compared += 1
+    assert compared > 1000
+
+
+def all_commands() -> Iterator[tuple[str, Any]]:
+    def within(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        for verb, child in getattr(command, "commands", {}).items():
+            yield from within(f"{name} {verb}", child)
+        yield name, command
+
+    return within("rdsrepl", typer.main.get_command(app))
 
 
 def test_version_and_help(rdsrepl: Program) -> None:
