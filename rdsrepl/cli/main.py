@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +27,7 @@ from rdsrepl.cli import (
     sandbox,
     standard_streams,
     stream,
+    usage_errors,
 )
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
@@ -35,7 +35,7 @@ from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, gl
 from rdsrepl.cli.options import CommandGroup, LocalCommand, ReadCommand, ServerReadCommand, root_options
 from rdsrepl.cli.slot import commands
 from rdsrepl.errors import Error, ExitCode, Interrupted, OutputClosed, SinkFailed
-from rdsrepl.render import Format, line_for_person, log, write_object, write_traceback
+from rdsrepl.render import Format, log, write_object, write_traceback
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.masking import mask
 
@@ -52,16 +52,15 @@ class Root(CommandGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Remove the global options from what the root's function receives, and keep them in the context."""
-        with _safe_usage():
-            rest = super().parse_args(ctx, args)
+        usage_errors.keep_words(ctx, args)
+        rest = super().parse_args(ctx, args)
         add_global_options(ctx, {str(option.name): ctx.params.pop(option.name, None) for option in root_options()})
         return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; report an error on stderr and exit with its code."""
         try:
-            with _safe_usage():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except (Error, KeyboardInterrupt) as exc:
             error = exc if isinstance(exc, Error) else Interrupted("interrupted")
             options = global_options(ctx)
@@ -104,20 +103,16 @@ class Root(CommandGroup):
         self._is_plugin = "--nagios" in words and extra.get("standalone_mode") is not False
         if self._is_plugin:
             sys.exit(_plugin(lambda: super(Root, self).main(words, *rest, **{**extra, "standalone_mode": False})))
-        if not _wants_json(words) or extra.get("standalone_mode") is False:
+        if extra.get("standalone_mode") is False:
             return super().main(words, *rest, **extra)
         try:
             code = super().main(words, *rest, **{**extra, "standalone_mode": False})
         except typer.TyperException as exc:
-            # Typer's exceptions have a message and a code; the JSON is built here.
-            document = {
-                "error": "usage_error",
-                "message": exc.format_message() or "Missing command.",
-                "hint": None,
-                "exit_code": exc.exit_code,
-            }
-            write_object(document)
-            sys.exit(exc.exit_code)
+            if usage_errors.show_help(exc):
+                sys.exit(exc.exit_code)
+            code = _usage(usage_errors.refused(exc), words)
+        except Error as exc:  # in the options in front of the noun
+            code = _usage(exc, words)
         except typer.Abort:
             sys.exit(ExitCode.FAILED)
         sys.exit(code if isinstance(code, int) else 0)
@@ -184,16 +179,11 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
         out.print(f"hint: {exc.hint}")
 
 
-@contextmanager
-def _safe_usage() -> Iterator[None]:
-    """Escape control characters in what a usage error quotes from the command line."""
-    try:
-        yield
-    except typer.TyperException as exc:
-        for name, value in vars(exc).items():
-            if isinstance(value, str):
-                setattr(exc, name, line_for_person(value))
-        raise
+def _usage(exc: Error, words: list[str]) -> ExitCode:
+    """Report an error of a command line that could not be parsed."""
+    options = GlobalOptions(output=Format.json) if _wants_json(words) else GlobalOptions()
+    show_error(exc, options)
+    return exc.exit_code
 
 
 def _wants_json(words: list[str]) -> bool:

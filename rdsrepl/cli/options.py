@@ -27,6 +27,7 @@ from rdsrepl.cli.context import (
     set_apply_options,
 )
 from rdsrepl.cli.option_values import UNKNOWN, converted
+from rdsrepl.cli.usage_errors import unknown_command, unknown_options
 from rdsrepl.errors import BadValue, Interrupted
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format, line_for_person
@@ -289,6 +290,21 @@ def simplify(option: Any) -> Any:
 class CommandGroup(TyperGroup):
     """A noun: a group of commands."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that ARGS begin with.
+
+        Raises:
+            UsageError: there is none; the hint is the command line that is probably meant.
+        """
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            raise unknown_command(ctx, args, ctx.find_root().command.commands)
+        return super().resolve_command(ctx, args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the options in front of the command."""
+        with unknown_options(ctx):
+            return super().parse_args(ctx, args)
+
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters, those of Typer as well, simplified."""
         return [simplify(parameter) for parameter in super().get_params(ctx)]
@@ -321,7 +337,8 @@ class ReadCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Remove the global options from what the command's function receives, and keep them in the context."""
-        rest = super().parse_args(ctx, args)
+        with unknown_options(ctx):
+            rest = super().parse_args(ctx, args)
         own = {option.name: ctx.params.pop(option.name) for option in self._added}
         refuse_unusable(ctx, self._unusable)
         add_global_options(ctx, own)
