@@ -135,7 +135,7 @@ def _plugin(run: Callable[[], Any]) -> int:
         reason = exc.format_message() or "missing command"
     except typer.Abort:
         reason = "interrupted"
-    except _Unknown as exc:
+    except (Error, _Unknown) as exc:  # an Error: in the options in front of the noun
         reason = str(exc)
     except (OutputClosed, SinkFailed) as exc:
         show_error(exc, GlobalOptions())
