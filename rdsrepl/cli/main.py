@@ -79,7 +79,7 @@ class Root(CommandGroup):
                 return self._main(words, *rest, **extra)
             finally:
                 sys.stdout.flush()
-        except (OutputClosed, SinkFailed) as exc:  # of the help, and of what was still in the buffer
+        except Error as exc:  # of the command line, of the help, and of what was still in the buffer
             show_error(exc, GlobalOptions(output=Format.json if _wants_json(words) else Format.table))
             sys.exit(exc.exit_code)
         except Exception as exc:
@@ -110,9 +110,7 @@ class Root(CommandGroup):
         except typer.TyperException as exc:
             if usage_errors.show_help(exc):
                 sys.exit(exc.exit_code)
-            code = _usage(usage_errors.refused(exc), words)
-        except Error as exc:  # in the options in front of the noun
-            code = _usage(exc, words)
+            raise usage_errors.refused(exc) from None
         except typer.Abort:
             sys.exit(ExitCode.FAILED)
         sys.exit(code if isinstance(code, int) else 0)
@@ -135,11 +133,11 @@ def _plugin(run: Callable[[], Any]) -> int:
         reason = exc.format_message() or "missing command"
     except typer.Abort:
         reason = "interrupted"
-    except (Error, _Unknown) as exc:  # an Error: in the options in front of the noun
-        reason = str(exc)
     except (OutputClosed, SinkFailed) as exc:
         show_error(exc, GlobalOptions())
         return _NAGIOS_UNKNOWN
+    except (Error, _Unknown) as exc:  # an Error: in the options in front of the noun
+        reason = str(exc)
     except Exception as exc:  # noqa: BLE001 - a defect in rdsrepl is not a finding about the slots
         write_traceback(exc)
         reason = f"{type(exc).__name__}: {exc}"
@@ -177,13 +175,6 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
             out.print(f"  {name.replace('_', ' ')}: {item}")
     if exc.hint:
         out.print(f"hint: {exc.hint}")
-
-
-def _usage(exc: Error, words: list[str]) -> ExitCode:
-    """Report an error of a command line that could not be parsed."""
-    options = GlobalOptions(output=Format.json) if _wants_json(words) else GlobalOptions()
-    show_error(exc, options)
-    return exc.exit_code
 
 
 def _wants_json(words: list[str]) -> bool:
