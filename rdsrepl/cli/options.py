@@ -21,6 +21,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_profile, complete_target
 from rdsrepl.cli.context import (
     SERVER_OPTIONS,
+    LogFormat,
     add_global_options,
     applied_plan,
     refuse_unusable,
@@ -187,6 +188,14 @@ def _apply_options(
             "--check", help="Show the plan, change nothing, and exit 7 when the plan is not empty.", panel=_CHANGE_PANEL
         ),
     ] = False,
+    log_format: Annotated[
+        LogFormat | None,
+        typer.Option(
+            "--log-format",
+            help="Choose how notes and progress are written to stderr; default: text.",
+            rich_help_panel=_CHANGE_PANEL,
+        ),
+    ] = None,
     show_sql: Annotated[
         bool,
         flag_option(

@@ -321,7 +321,7 @@ def _proposed_change(proposal: sizing.Proposal) -> ParameterChange:
 
 
 def _change(row: Parameter, value: str) -> ParameterChange:
-    return ParameterChange(row.name, row.value, value, row.apply_type, _apply_method(row), row.description[:60])
+    return ParameterChange(row.name, row.value, value, row.apply_type, _apply_method(row), row.description)
 
 
 def _with_changes(plan: Plan, changes: Sequence[ParameterChange], users: Sequence[str]) -> Plan:

@@ -162,6 +162,7 @@ def drop(slot: Slot, *, server: ServerIdentity, physical: bool = False, saved: d
             "FROM pg_catalog.pg_replication_slots WHERE slot_name = {} AND NOT active AND NOT temporary AND {} AND {}"
         ).format(sql.Literal(name), _same_slot(slot, saved), unchanged_condition(server)),
         key=name,
+        reason=_described(slot),
         effect="drop",
         guard=_CHANGED,
         done_if=done_query(
@@ -232,6 +233,7 @@ def advance(
             "LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, {}) a"
         ).format(sql.Literal(name), _same_slot(slot, saved), unchanged_condition(server), sql.Literal(str(goal))),
         key=name,
+        reason=f"skips changes in {format_size(goal - start)} of WAL",
         effect="change",
         guard=_CHANGED,
         timeout_seconds=timeout_seconds,
@@ -299,11 +301,17 @@ def _require_free(conn: Connection, present: Sequence[Slot]) -> None:
         )
 
 
+def _described(slot: Slot) -> str:
+    since = f", inactive since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
+    kind = f"{slot.plugin}, database {slot.database}" if slot.slot_type == "logical" else "physical"
+    retained = "" if slot.retained_bytes is None else f", retains {format_size(slot.retained_bytes)} of WAL"
+    return f"{kind}{since}{retained}"
+
+
 def _drop_warnings(slot: Slot) -> list[str]:
     name = slot.slot_name
     retained = "an unknown amount" if slot.retained_bytes is None else format_size(slot.retained_bytes)
     lag = "an unknown amount" if slot.lag_bytes is None else format_size(slot.lag_bytes)
-    since = f", inactive since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
     consumed = (
         "its standby loses the WAL that it has not received yet"
         if slot.slot_type != "logical"
@@ -313,9 +321,7 @@ def _drop_warnings(slot: Slot) -> list[str]:
         if slot.lag_bytes == 0
         else f"{lag} of WAL after {slot.confirmed_flush_lsn} is not consumed: its consumer loses these changes"
     )
-    kind = f"{slot.plugin}, {slot.database}" if slot.slot_type == "logical" else "physical"
-    held = f"{name} ({kind}{since}) retains {retained} of WAL, which the server may then remove"
-    warnings = [held, consumed]
+    warnings = [f"{name} retains {retained} of WAL, which the server may then remove", consumed]
     if slot.owner is not None:
         warnings.append(f"{slot.owner} creates slots with such a name: drop it there, or check that it is not used")
     if slot.failover:

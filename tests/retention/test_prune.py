@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.state import audit
 from tests.fixtures.postgres import Database, find_binaries
 from tests.fixtures.program import Program
+from tests.fixtures.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -127,7 +129,7 @@ def test_idle_slots_are_dropped_and_audited(place: Place) -> None:
     done = place.prune("--slot", "old*", "--all", "--confirm", "2 slots", *idle)
     assert done.code == 0, done.err
     assert place.names() == set()
-    for said in ("lost permanently", "idle  ", "rdsrepl slot create old --plugin pgoutput", "Freed in total"):
+    for said in ("permanently lost", "idle  ", "rdsrepl slot create old --plugin pgoutput", "Freed in total"):
         assert said in done.err
     entries = place.audit()
     assert [(one["phase"], one["slot"]["slot_name"]) for one in entries] == [
@@ -147,8 +149,37 @@ def test_idle_slots_are_dropped_and_audited(place: Place) -> None:
     )
     assert last["server"] == place.run("SELECT system_identifier::text FROM pg_control_system()")[0][0]
     assert last["slot"]["confirmed_flush_lsn"] and last["slot"]["plugin"] == "pgoutput"
-    on_stderr = [json.loads(line) for line in done.err.splitlines() if line.startswith("{")]
-    assert on_stderr == [one for one in entries if one["phase"] == "outcome"]
+    assert "{" not in done.err and done.err.count("\naudit: 2 outcomes written to ") == 1
+    place.make("last")
+    logged = place.prune("--slot", "last", *wait_until_idle(place), "--yes", "--log-format", "json")
+    lines = [json.loads(line) for line in logged.err.splitlines()]
+    outcomes = [line for line in lines if line.get("phase") == "outcome"]
+    assert outcomes == [place.audit()[-1]] and "audit: " not in logged.err
+
+
+def test_the_prompt_keeps_what_is_lost_on_a_screen_of_24_rows(place: Place) -> None:
+    if not is_new(place):
+        return  # only the server's inactive_since proves idle time without sampling
+    names = [f"slot_with_a_name_that_is_as_long_as_the_server_allows_{n:02}xxxxxxxxxxx" for n in range(40)]
+    place.make(*names)
+    place.run("SELECT pg_logical_emit_message(true, 'x', repeat('y', 3000000))")
+    time.sleep(0.25)
+    start_program = (
+        "from rdsrepl.retention import prune_rules; prune_rules.MIN_IDLE_SECONDS = 0.0\n"
+        "from rdsrepl.cli.main import app; app()"
+    )
+    place.rdsrepl.command[:] = [sys.executable, "-c", start_program]
+    words = ("--dsn", place.dsn, "slot", "prune", "--all", "--inactive-for", "200ms")
+    person = Terminal(place.rdsrepl, *words, rows=24, columns=80)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", person.wait_for("type 40 slots to confirm:"))
+    person.type("41 slots")
+    assert person.wait() == 4 and len(place.names()) == 40
+    rows = [line[at : at + 80] for line in shown.splitlines() for at in range(0, max(len(line), 1), 80)]
+    last_screen = " ".join("\n".join(rows[-24:]).split())
+    assert "Plan: 0 to create, 0 to change, 40 to drop" in last_screen
+    assert "permanently lost: the undelivered changes of 40 slots: slot_with" in last_screen
+    assert " and 37 more" in last_screen and "SELECT" not in shown
+    assert all(len(line) <= 80 for line in shown.splitlines()[:-1])
 
 
 def test_dry_run_document(place: Place) -> None:

@@ -149,8 +149,9 @@ def drop(
         slot = slots.get(conn, name)
         plan = slot_plans.drop(slot, server=wal.get(conn), saved=slots.saved_at(conn, [name]).get(name))
         require_unprotected(name, target, frozenset(unprotect or ()))
-        audit = SlotAudit(conn, "slot drop", {name: slot})
-    confirm_and_apply(ctx, plan, target=target, recorder=audit)
+        audit = SlotAudit(ctx, conn, "slot drop", {name: slot})
+    with audit:
+        confirm_and_apply(ctx, plan, target=target, recorder=audit)
 
 
 @app.command(cls=WriteCommand)
@@ -184,8 +185,9 @@ def advance(
         slot = slots.get(conn, name)
         saved = slots.saved_at(conn, [name]).get(name)
         plan = slot_plans.advance(slot, goal, server=wal.get(conn), timeout_seconds=timeout, saved=saved)
-        audit = SlotAudit(conn, "slot advance", {name: slot}, advances=True)
-    confirm_and_apply(ctx, plan, target=target, recorder=audit)
+        audit = SlotAudit(ctx, conn, "slot advance", {name: slot}, advances=True)
+    with audit:
+        confirm_and_apply(ctx, plan, target=target, recorder=audit)
 
 
 tail.register(app)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rdsrepl import config
 from rdsrepl.apply import Cancelled
+from rdsrepl.cli.console import note
+from rdsrepl.cli.context import LogFormat, global_options
 from rdsrepl.errors import Error, OutcomeUnknown, Refused
 from rdsrepl.plan import Statement
 from rdsrepl.render import document
@@ -17,6 +19,8 @@ from rdsrepl.text.escapes import json_text
 from rdsrepl.text.masking import masked
 
 if TYPE_CHECKING:
+    import typer
+
     from rdsrepl.config import Target
     from rdsrepl.plan import Step
     from rdsrepl.postgres.connection import Connection
@@ -24,13 +28,15 @@ if TYPE_CHECKING:
 
 
 class SlotAudit:
-    """Writes an intent before and an outcome after each drop or advance to the audit file; the outcome also to stderr.
+    """Writes an intent before and an outcome after each drop or advance to the audit file.
 
-    A drop and an advance discard changes permanently.
+    A drop and an advance discard changes permanently. With ``--log-format json`` stderr gets the outcomes as well;
+    otherwise one line at the end names the file.
     """
 
     def __init__(
         self,
+        ctx: typer.Context,
         conn: Connection,
         command: str,
         slots: Mapping[str, Slot],
@@ -41,6 +47,7 @@ class SlotAudit:
         """Record the server, the database and the user.
 
         Args:
+            ctx: the command's context.
             conn: the connection on which the steps were planned.
             command: the command: ``slot prune``.
             slots: the slots that the plan acts on, by name, which is the key of their step.
@@ -50,6 +57,8 @@ class SlotAudit:
         from rdsrepl.postgres import server_identity
 
         info = conn.info
+        self._ctx = ctx
+        self._written = 0
         self._slots = slots
         self._check = check
         self._event, self._done = ("slot_advance", "advanced") if advances else ("slot_drop", "dropped")
@@ -74,7 +83,7 @@ class SlotAudit:
             audit.append(self._entry("intent", step, slot))
 
     def after(self, step: Step, failure: BaseException | None) -> None:
-        """Write the outcome to the audit file and stderr: ``dropped``, ``not_dropped`` or ``unknown``."""
+        """Write the outcome: ``dropped``, ``not_dropped`` or ``unknown``; to stderr if the file is not writable."""
         if (slot := self._slot(step)) is None:
             return
         if failure is None and self._event == "slot_drop":
@@ -91,9 +100,20 @@ class SlotAudit:
             )
         try:
             line = audit.append(masked(entry))
+            self._written += 1
         except Refused as exc:
-            line = json_text(masked({**entry, "audit": exc.message}))
-        sys.stderr.write(line + "\n")
+            sys.stderr.write(json_text(masked({**entry, "audit": exc.message})) + "\n")
+            return
+        if global_options(self._ctx).log_format is LogFormat.json:
+            sys.stderr.write(line + "\n")
+
+    def __enter__(self) -> SlotAudit:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        if self._written and global_options(self._ctx).log_format is LogFormat.text:
+            outcomes = "1 outcome" if self._written == 1 else f"{self._written} outcomes"
+            note(self._ctx, f"audit: {outcomes} written to {audit.audit_file()}")
 
     def _slot(self, step: Step) -> Slot | None:
         return self._slots.get(step.key) if isinstance(step, Statement) else None

@@ -13,16 +13,17 @@ import typer
 from rdsrepl import config
 from rdsrepl.cli.completion import complete_slot
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
-from rdsrepl.cli.console import Progress, note, warn
-from rdsrepl.cli.context import apply_options, global_options
+from rdsrepl.cli.console import Progress, log_event, note, warn
+from rdsrepl.cli.context import LogFormat, apply_options, global_options
 from rdsrepl.cli.options import WriteCommand, duration_option, size_option
 from rdsrepl.cli.slot.drop_audit import SlotAudit, protected_patterns
-from rdsrepl.cli.slot.prune_report import count, document, explain
+from rdsrepl.cli.slot.prune_report import consequences, count, document, explain
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, Refused
 from rdsrepl.plan import Plan
 from rdsrepl.render import Format, emit
+from rdsrepl.render import document as to_json
 from rdsrepl.retention import assessment
 from rdsrepl.text.masking import mask
 from rdsrepl.units import format_duration
@@ -178,12 +179,14 @@ def prune(
         audit = None
         if plan and _applies(ctx):
             check = background.require_untouched if background is not None else lambda _: None
-            audit = SlotAudit(conn, "slot prune", acted_on, advances=advance, check=check)
+            audit = stack.enter_context(SlotAudit(ctx, conn, "slot prune", acted_on, advances=advance, check=check))
         if background is None:
             conn.close()  # the confirmation can take minutes
         as_document = not _applies(ctx) and global_options(ctx).output is not Format.table
         if as_document:
             emit(document(state, decisions, plan), global_options(ctx).output, lambda: "")
+        elif _applies(ctx) and global_options(ctx).log_format is LogFormat.json:
+            log_event(ctx, plan.title, event="plan", plan=to_json(document(state, decisions, plan)))
         else:
             explain(ctx, state, decisions, advance=advance, to_stdout=not _applies(ctx))
         if (refused := _refusal(criteria, decisions)) is not None:
@@ -264,7 +267,8 @@ def _plan(
         if plan:
             acted_on[one.slot.slot_name] = one.slot
     title = f"{'advance' if advance else 'drop'} {count(len(steps))}" if steps else "prune"
-    return Plan(title, tuple(steps), (), unchanged="nothing to prune", independent=True), acted_on
+    lost = consequences([one for one in candidates if one.slot.slot_name in acted_on]) if steps else ()
+    return Plan(title, tuple(steps), lost, unchanged="nothing to prune", independent=True), acted_on
 
 
 def _asks_for_confirmation(ctx: typer.Context, typed: TypedConfirmation | None) -> bool:

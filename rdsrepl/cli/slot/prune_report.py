@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rdsrepl.retention.server_state import ServerState
 
 _SHOWN_KEPT: Final = 20
+_NAMED_LOSSES: Final = 3
 
 
 def count(number: int) -> str:
@@ -53,6 +54,35 @@ def explain(
         say(stacked(*parts), to_stdout=to_stdout, plain=global_options(ctx).no_color)
 
 
+def consequences(acted_on: Sequence[PruneDecision]) -> tuple[str, ...]:
+    """Return what is permanently lost with these slots, in few lines however many they are: the last before the prompt.
+
+    Dropping and advancing lose the same.
+    """
+    losing = [one for one in acted_on if _loses_changes(one)]
+    losing.sort(key=lambda one: -1 if one.slot.lag_bytes is None else one.slot.lag_bytes, reverse=True)
+    named = ", ".join(f"{one.slot.slot_name} ({_undelivered(one)})" for one in losing[:_NAMED_LOSSES])
+    more = f" and {len(losing) - _NAMED_LOSSES} more" if len(losing) > _NAMED_LOSSES else ""
+    lines = [
+        f"permanently lost: the undelivered changes of {count(len(losing))}: {named}{more}"
+        if losing
+        else "permanently lost: no changes; they were all consumed, or are already lost"
+    ]
+    physical = sum(one.slot.slot_type != "logical" for one in acted_on)
+    if physical:
+        slots = "1 physical slot: its standby" if physical == 1 else f"{physical} physical slots: each standby"
+        lines.append(f"{slots} must be rebuilt, unless it gets its WAL from an archive")
+    return tuple(lines)
+
+
+def _loses_changes(one: PruneDecision) -> bool:
+    return one.slot.slot_type == "logical" and not one.slot.is_lost and one.slot.lag_bytes != 0
+
+
+def _undelivered(one: PruneDecision) -> str:
+    return "an unknown amount of WAL" if one.slot.lag_bytes is None else f"{format_size(one.slot.lag_bytes)} of WAL"
+
+
 def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
     """Return the facts to read before a slot is dropped or advanced."""
     slot, retention = one.slot, one.retention
@@ -72,7 +102,7 @@ def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
     if retention.xid_age:
         rows.append(("  holds back VACUUM", f"by {retention.xid_age:,} transactions"))
     rows += [("  if kept", forecast.text) for forecast in retention.breaks[:1]]
-    rows.append(("  lost permanently", _lost(one)))
+    rows.append(("  permanently lost", _lost(one)))
     if not advance:
         # The comment gets a line of its own: a line break within it would make its end part of the command.
         again, _, comment = one.recreate.partition("  # ")
@@ -108,6 +138,8 @@ def document(state: ServerState, decisions: Sequence[PruneDecision], plan: Plan)
         "status": "planned" if plan else "unchanged",
         "freed_bytes": freed,
         "freed_limited_by": keeper,
+        "counts": plan.counts,
+        "warnings": plan.warnings,
         "statements": [step.text for step in plan.steps if isinstance(step, Statement)],
         "candidates": [_row(one) for one in candidates],
         "kept": [_row(one) for one in decisions if not one.is_candidate],
