@@ -16,7 +16,7 @@ from rdsrepl.config import Target
 from rdsrepl.errors import AlreadyExists
 from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.text.masking import MASK
-from rdsrepl.units import format_duration
+from rdsrepl.units import format_duration, with_unit
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composable, Composed
@@ -209,6 +209,7 @@ class ParameterChange:
         apply_type: ``static`` or ``dynamic``.
         apply_method: ``immediate`` or ``pending-reboot``.
         reason: the reason in short.
+        unit: the unit of the values, as in ``pg_settings``; None where they have none.
     """
 
     name: str
@@ -217,6 +218,17 @@ class ParameterChange:
     apply_type: str
     apply_method: str
     reason: str
+    unit: str | None = None
+
+    @property
+    def default_text(self) -> str:
+        """The value without the change, for people: ``10240 (10GB)``."""
+        return "(engine's)" if self.default is None else with_unit(self.default, self.unit)
+
+    @property
+    def value_text(self) -> str:
+        """The new value, for people; empty if it does not change."""
+        return with_unit(self.value or "", self.unit)
 
 
 @dataclass(frozen=True, slots=True)

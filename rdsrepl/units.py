@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Final
 
@@ -27,6 +28,7 @@ _BYTES: Final = {
     "tib": 1 << 40,
 }
 _SECONDS: Final = {
+    "us": Fraction(1, 1_000_000),
     **dict.fromkeys(("ms", "msec", "msecs", "millisecond", "milliseconds"), Fraction(1, 1000)),
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), Fraction(1)),
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), Fraction(60)),
@@ -34,6 +36,18 @@ _SECONDS: Final = {
     **dict.fromkeys(("d", "day", "days"), Fraction(86400)),
     **dict.fromkeys(("w", "week", "weeks"), Fraction(7 * 86400)),
 }
+#: The units of ``pg_settings.unit``: whether it is one of sizes, and how many bytes or seconds it is.
+PARAMETER_UNITS: Final[Mapping[str, tuple[bool, Fraction]]] = {
+    "B": (True, Fraction(1)),
+    "kB": (True, Fraction(1 << 10)),
+    "8kB": (True, Fraction(8 << 10)),
+    "MB": (True, Fraction(1 << 20)),
+    "us": (False, Fraction(1, 1_000_000)),
+    "ms": (False, Fraction(1, 1000)),
+    "s": (False, Fraction(1)),
+    "min": (False, Fraction(60)),
+}
+_WHOLE: Final = re.compile(r"[1-9][0-9]{0,29}")
 _DIGITS: Final = r"[0-9]{1,30}(?:\.[0-9]{1,30})?"
 _NUMBER: Final = re.compile(_DIGITS)
 _SIZE: Final = re.compile(rf"({_DIGITS})[ \u00a0]*([A-Za-z]*)")
@@ -130,6 +144,21 @@ def parse_boolean(text: str) -> bool | None:
     if word in ("0", "of", "off") or (word and ("false".startswith(word) or "no".startswith(word))):
         return False
     return None
+
+
+def with_unit(value: str, unit: str | None) -> str:
+    """Return a parameter's value for people: ``10240 (10GB)`` in ``MB``; -1, 0, formulas and texts as they are.
+
+    The second number is exact, and can be given to ``param-group set`` in place of the first.
+    """
+    if unit is None or not _WHOLE.fullmatch(value):
+        return value
+    is_size, factor = PARAMETER_UNITS[unit]
+    total = int(value) * factor
+    units = ("TB", "GB", "MB", "kB", "B") if is_size else ("d", "h", "min", "s", "ms", "us")
+    factors = {name: Fraction(_BYTES[name.lower()]) if is_size else _SECONDS[name] for name in units}
+    largest = next(name for name in units if (total / factors[name]).denominator == 1)
+    return f"{value} ({total / factors[largest]}{largest})"
 
 
 def format_size(size_bytes: int) -> str:

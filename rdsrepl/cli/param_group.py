@@ -276,7 +276,7 @@ def set_values(
 
     A dynamic parameter takes effect at once where the group is attached; a static one after a reboot.
 
-    Example: rdsrepl param-group set orders-logical max_slot_wal_keep_size=51200
+    Example: rdsrepl param-group set orders-logical max_slot_wal_keep_size=50GB
     """
     from rdsrepl.parameters import group_plans
 

@@ -101,7 +101,7 @@ def show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool)
                 view.line(line, 6, style="cyan")
     for change in plan.changes:
         if change.name not in listed:
-            state = f"{_default(change)}, unchanged" if change.value is None else f"{change.value}, already set"
+            state = f"{change.value_text}, already set" if change.value_text else f"{change.default_text}, unchanged"
             view.line(f"{change.name}: {state}", 4)
             view.line(change.reason, 8, style="dim")
     view.line(f"Plan: {plan.counts.text}", style="bold")
@@ -132,11 +132,7 @@ class _View:
 
 
 def _change(change: ParameterChange) -> str:
-    return f"{change.name}: {_default(change)} -> {change.value} ({change.apply_type}, {change.apply_method})"
-
-
-def _default(change: ParameterChange) -> str:
-    return "(engine's)" if change.default is None else change.default
+    return f"{change.name}: {change.default_text} -> {change.value_text} ({change.apply_type}, {change.apply_method})"
 
 
 def _step_document(step: Step) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rdsrepl.aws.parameter_groups import ApplyMethod, NewValue, Parameter, Param
 from rdsrepl.aws.resources import ResourceKind
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import BadValue, InUse, NotFound, UsageError
-from rdsrepl.parameters import attachments, instance_classes, rollout, sizing
+from rdsrepl.parameters import attachments, instance_classes, rollout, sizing, value_units
 from rdsrepl.parameters.allowed_values import is_allowed
 from rdsrepl.parameters.attachments import AttachTarget
 from rdsrepl.parameters.rollout import MemoryChanges
@@ -23,6 +23,7 @@ from rdsrepl.plan import ParameterChange, Plan
 from rdsrepl.postgres import verification
 from rdsrepl.text.commands import command
 from rdsrepl.text.suggestions import did_you_mean
+from rdsrepl.units import with_unit
 
 _ENGINE_DEFAULT: Final = "(engine's)"
 
@@ -76,6 +77,7 @@ def create(aws: Aws, new: NewGroup) -> CreatePlan:
     parameters = parameter_groups.defaults(aws, kind, family)
     if source is not None:
         parameters |= parameter_groups.parameters(aws, kind, source.name)
+    new = replace(new, overrides={name: _in_unit(parameters, name, value) for name, value in new.overrides.items()})
     sized = sizing.propose(_sizing_request(new, kind, family), _sizing_defaults(parameters))
     values = [
         NewValue(proposal.name, proposal.value, proposal.apply_method)
@@ -95,7 +97,7 @@ def create(aws: Aws, new: NewGroup) -> CreatePlan:
         users = attachments.users_of(aws, existing)
         used = f", and {', '.join(users)} uses it" if users else ""
         warnings = (*warnings, f"group {new.name} exists already{used}: the plan sets what differs")
-    changes = tuple(map(_proposed_change, sized.proposals))
+    changes = tuple(_proposed_change(proposal, parameters[proposal.name]) for proposal in sized.proposals)
     return CreatePlan(replace(plan, changes=changes, warnings=warnings), kind, sized.notes)
 
 
@@ -309,19 +311,29 @@ def _sizing_defaults(parameters: Mapping[str, Parameter]) -> dict[str, sizing.De
     }
 
 
-def _proposed_change(proposal: sizing.Proposal) -> ParameterChange:
+def _proposed_change(proposal: sizing.Proposal, row: Parameter) -> ParameterChange:
     default = proposal.default
     if default is None and proposal.default_evaluated is not None:
         default = str(proposal.default_evaluated)
     elif default is not None and proposal.default_evaluated is not None and default != str(proposal.default_evaluated):
         default = f"{default} = {proposal.default_evaluated}"
     return ParameterChange(
-        proposal.name, default, proposal.value, proposal.apply_type, proposal.apply_method, proposal.reason
+        proposal.name, default, proposal.value, proposal.apply_type, proposal.apply_method, proposal.reason, _unit(row)
     )
 
 
 def _change(row: Parameter, value: str) -> ParameterChange:
-    return ParameterChange(row.name, row.value, value, row.apply_type, _apply_method(row), row.description)
+    return ParameterChange(row.name, row.value, value, row.apply_type, _apply_method(row), row.description, _unit(row))
+
+
+def _unit(row: Parameter) -> str | None:
+    return value_units.unit_of(row.name, row.description)
+
+
+def _in_unit(parameters: Mapping[str, Parameter], name: str, value: str) -> str:
+    """Return a value in the unit of its parameter; unchanged where the parameter is not known."""
+    row = parameters.get(name)
+    return value if row is None else value_units.convert(name, value, _unit(row), whole=row.data_type != "float")
 
 
 def _with_changes(plan: Plan, changes: Sequence[ParameterChange], users: Sequence[str]) -> Plan:
@@ -352,8 +364,11 @@ def _checked_value(parameters: Mapping[str, Parameter], name: str, value: str, g
     if not row.is_modifiable:
         hint = "wal_level follows rds.logical_replication=1" if name == "wal_level" else "AWS sets it itself"
         raise BadValue(f"{name} cannot be changed in a parameter group", hint=hint)
+    value = _in_unit(parameters, name, value)
     if not is_allowed(value, row.allowed_values, row.data_type):
-        raise BadValue(f"{name} cannot be {value!r}", hint=f"allowed: {row.allowed_values or row.data_type}")
+        raise BadValue(
+            f"{name} cannot be {with_unit(value, _unit(row))!r}", hint=f"allowed: {row.allowed_values or row.data_type}"
+        )
     return NewValue(name, value, _apply_method(row))
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.text.suggestions import did_you_mean
-from rdsrepl.units import parse_duration, parse_size
+from rdsrepl.units import parse_duration, parse_size, parse_size_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ TYPES: Final[Mapping[str, tuple[Callable[[str], object], str]]] = {
     "integer": (_matches(r"[0-9]{1,9}"), "a number"),
     "duration": (parse_duration, "a duration such as 30s or 1h30m"),
     "size": (parse_size, "a size such as 512MB or 10GB"),
+    "megabytes": (partial(parse_size_in, "MB"), "a size such as 10GB, or a number of MB"),
     "lsn": (Lsn.parse, "an LSN such as 16/B374D848"),
 }
 

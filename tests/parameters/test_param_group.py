@@ -132,11 +132,22 @@ def test_a_copy_keeps_the_other_settings(cloud: Cloud, name: str) -> None:
 def test_set_reset_and_diff(cloud: Cloud, name: str) -> None:
     create(cloud, name)
     done = cloud(
-        "param-group", "set", name, "max_slot_wal_keep_size=10240", "max_wal_senders=50", "--yes", "-o", "json"
+        "param-group", "set", name, "max_slot_wal_keep_size=10 GB", "max_wal_senders=50", "--yes", "-o", "json"
     )
     assert done.code == 0, done.err
     methods = {item["ParameterName"]: item["ApplyMethod"] for item in done.json["steps"][0]["parameters"]["Parameters"]}
     assert methods == {"max_slot_wal_keep_size": "immediate", "max_wal_senders": "pending-reboot"}
+    assert values(cloud, name)["max_slot_wal_keep_size"] == "10240"
+    change = next(one for one in done.json["changes"] if one["name"] == "max_slot_wal_keep_size")
+    assert (change["value"], change["unit"]) == ("10240", "MB")
+    assert cloud("param-group", "set", name, "max_slot_wal_keep_size=10240", "--check").code == 0
+    shown = cloud("param-group", "set", name, "max_slot_wal_keep_size=-1", "wal_sender_timeout=2min", "--dry-run").out
+    assert "max_slot_wal_keep_size: 10240 (10GB) -> -1 (" in shown
+    assert "wal_sender_timeout: 30000 (30s) -> 120000 (2min) (" in shown
+    formula = cloud("param-group", "set", name, "shared_buffers={DBInstanceClassMemory/65536}", "--dry-run")
+    assert formula.code == 0 and "-> {DBInstanceClassMemory/65536} (" in formula.out, formula
+    words = ("param-group", "create", f"{name}-2", "--family", FAMILY, "--kind", "instance", "--dry-run")
+    assert "-> 20480 (20GB) (" in cloud(*words, "--set", "max_slot_wal_keep_size=20gb").out
     assert cloud("param-group", "set", name, "max_wal_senders=50", "--check").code == 0, "the value is set already"
     assert cloud("param-group", "set", name, "max_wal_senders=51", "--check").code == 7
     rows = {row["name"]: row for row in cloud("param-group", "diff", name, "-o", "json").json}
@@ -200,6 +211,13 @@ def test_bad_input_changes_nothing(cloud: Cloud, words: tuple[str, ...], code: i
         ("wal_level=logical", "rds.logical_replication=1"),
         ("max_wal_senders=4", "5-262143"),
         ("max_wal_senders=many", "5-262143"),
+        ("max_wal_senders=10GB", "5-262143"),
+        ("max_slot_wal_keep_size=512kB", "give 1 (in MB)"),
+        ("max_slot_wal_keep_size=10s", "'10s' is not a size"),
+        ("max_slot_wal_keep_size=-5GB", "'-5GB' is not a size"),
+        ("max_slot_wal_keep_size=4096TB", "cannot be '4294967296 (4096TB)'"),
+        ("shared_buffers=12kB", "give 1 or 2 (in 8kB)"),
+        ("wal_sender_timeout=10GB", "'10GB' is not a duration"),
         ("hot_standby_feedback=perhaps", "0,1"),
         ("max_wal_senders", "max_wal_senders=40"),
     ],
