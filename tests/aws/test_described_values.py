@@ -29,8 +29,6 @@ from tests.doctor.test_doctor import slot
 from tests.fixtures.program import Result
 from tests.fixtures.sandbox import Cloud, FakeClock, apply_with_clock
 
-pytestmark = pytest.mark.timeout(120)
-
 SUFFIX = "-rds.20260224"
 
 

@@ -18,7 +18,7 @@ from rdsrepl.sandbox.api.consistency import Consistency
 from tests.fixtures.program import Result
 from tests.fixtures.sandbox import Cloud, FakeClock, apply_with_clock
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("delayed")]
+pytestmark = pytest.mark.usefixtures("delayed")
 
 BUSY = "Instance cannot currently reboot due to an in-progress management operation."
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures.program import Program
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 COMMANDS = (
     "sandbox up --default-group",

@@ -226,4 +226,4 @@ def test_the_reader_of_stdout_may_close_it(rdsrepl: Program) -> None:
     assert process.stderr is not None
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
-    process.wait(timeout=30)
+    process.wait(timeout=120)

@@ -73,7 +73,7 @@ def test_ctrl_c_in_a_statement_and_between_the_steps_of_a_runbook(
         process = rdsrepl.start(*words, "-o", "json", dsn=db18.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_until(lambda: db18.value(waiting) == 1, "the creation waits")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
         return json.loads(err.splitlines()[-1])
 

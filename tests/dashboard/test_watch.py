@@ -581,7 +581,7 @@ def test_a_restart_while_lines_are_printed(rdsrepl: Program, servers: Servers) -
         while json.loads(running.stdout.readline())["wal"]["started_at"] == first["wal"]["started_at"]:
             pass
         running.send_signal(signal.SIGTERM)
-        told = running.communicate(timeout=30)[1].decode()
+        told = running.communicate(timeout=120)[1].decode()
     finally:
         running.kill()
         running.wait()
@@ -631,7 +631,7 @@ class OnTerminal:
 
     def until(self, so: Callable[[], bool], what: str = "") -> None:
         """Read until a condition is true."""
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while not so():
             left = deadline - time.monotonic()
             assert left > 0, f"never {what}; on the screen:\n{self.text}\n{self.raw[-2000:]!r}"

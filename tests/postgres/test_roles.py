@@ -406,7 +406,7 @@ def test_the_password_is_asked_for_on_a_terminal(db18: Database, rdsrepl: Progra
                 os.write(ours, answer.encode() + b"\n")
             if answer != secret and answer == second:
                 break
-        code = process.wait(20)
+        code = process.wait(120)
     finally:
         process.kill()
         process.wait()

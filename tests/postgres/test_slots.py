@@ -151,7 +151,7 @@ def test_a_running_transaction_is_named_and_no_orphan_stays(database: Database, 
         wait_until(lambda: len(database.run(waiting)) >= 1, "it waits, too")
         time.sleep(1.5)
         stopped.send_signal(signal.SIGINT)
-        assert stopped.wait(timeout=30) == 130
+        assert stopped.wait(timeout=120) == 130
         # The backend must detect that its client was killed, before the transaction ends.
         wait_until(lambda: not database.run(waiting), "the server cancels the creation")
         blocker.execute("COMMIT")
@@ -192,7 +192,7 @@ def test_an_active_slot_is_not_dropped(database: Database, name: str, rdsrepl: P
         assert f"PID {slot['active_pid']}" in rdsrepl("slot", "list", dsn=database.dsn).out
     finally:
         tail.send_signal(signal.SIGINT)
-        tail.wait(timeout=30)
+        tail.wait(timeout=120)
 
 
 def test_a_stale_plan_drops_nothing(db15: Database) -> None:

@@ -20,7 +20,6 @@ from tests.fixtures.builders import wal as a_wal
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, start
 
-pytestmark = pytest.mark.timeout(120)
 GIB = 1 << 30
 
 
@@ -43,7 +42,7 @@ def place(server18: PostgresServer, rdsrepl: Program) -> Iterator[Place]:
 
 def setting(place: Place, value: str) -> None:
     place.run(f"ALTER SYSTEM SET idle_replication_slot_timeout = '{value}'", "SELECT pg_reload_conf()")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while place.run("SHOW idle_replication_slot_timeout") != [(value,)]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -59,7 +58,7 @@ def test_an_invalidated_slot_retains_nothing_and_is_not_blamed(place: Place) -> 
     place.make("timed_out")
     write(place, 20)
     setting(place, "1s")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while place.run("SELECT invalidation_reason FROM pg_replication_slots") != [("idle_timeout",)]:
         assert time.monotonic() < deadline
         place.run("CHECKPOINT")
@@ -188,7 +187,7 @@ def test_an_encoding_without_a_character_is_no_error(place: Place) -> None:
     words = [*place.rdsrepl.command, "--dsn", place.dsn]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*words, *more], env=env, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run([*words, *more], env=env, capture_output=True, text=True, timeout=120, check=False)
 
     gone = run("slot", "check", "\u00e9\U0001f600", "--nagios")
     assert (gone.returncode, gone.stderr) == (2, "")

@@ -33,8 +33,6 @@ from tests.fixtures.postgres import Database, find_binaries
 from tests.fixtures.program import Program
 from tests.fixtures.terminal import Terminal
 
-pytestmark = pytest.mark.timeout(120)
-
 
 class Place:
     """A server that only one test uses at a time, and the program on it: no other test has slots on it."""
@@ -470,7 +468,7 @@ def attached(place: Place, name: str) -> Iterator[None]:
         held.send_query(
             f"START_REPLICATION SLOT {name} LOGICAL 0/0 (proto_version '1', publication_names 'none')".encode()
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while not place.run(f"SELECT active FROM pg_replication_slots WHERE slot_name = '{name}'")[0][0]:
             assert time.monotonic() < deadline
         yield
@@ -505,7 +503,7 @@ def test_a_slot_that_is_used_between_plan_and_drop_is_never_dropped(place: Place
         with attached(place, "raced"), pytest.raises(errors.StalePlan):
             apply.run(plan, place.target, **silent())
         assert place.names() == {"raced"}
-        wait = time.monotonic() + 10
+        wait = time.monotonic() + 120
         while place.run("SELECT active FROM pg_replication_slots")[0][0]:
             assert time.monotonic() < wait
 
@@ -525,7 +523,7 @@ def test_a_consumer_that_connects_at_any_time_keeps_its_slot(place: Place) -> No
             try:
                 with attached(place, "raced"):
                     came.append("in")
-                    decided.wait(20)
+                    decided.wait(120)
             except (AssertionError, IndexError):
                 came.append("gone")
 
@@ -538,7 +536,7 @@ def test_a_consumer_that_connects_at_any_time_keeps_its_slot(place: Place) -> No
             dropped = False
         there = place.names() == {"raced"}
         decided.set()
-        consumer.join(20)
+        consumer.join(120)
         assert there is not dropped and came == (["gone"] if dropped else ["in"]), number
         while place.run("SELECT count(*) FROM pg_replication_slots WHERE active")[0][0]:
             time.sleep(0.01)
@@ -755,7 +753,7 @@ def test_a_server_crash_leaves_a_correct_audit_trail(rdsrepl: Program, tmp_path:
             text=True,
         )
         trail = rdsrepl.home / "state/rdsrepl/audit.jsonl"
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not trail.exists() or trail.read_text().count('"outcome":"dropped"') < 3:
             assert time.monotonic() < deadline and process.poll() is None, process.communicate()
         server.kill()
@@ -918,7 +916,7 @@ def test_a_synced_slot_is_never_dropped_and_a_promotion_proves_nothing(rdsrepl: 
             rows = here.run("SELECT synced AND NOT temporary FROM pg_replication_slots WHERE slot_name = 'synced'")
             return rows == [(True,)]
 
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not is_synced():
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -34,8 +34,6 @@ from tests.fixtures.postgres import find_binaries
 from tests.fixtures.program import Program
 from tests.retention.test_prune import Place, attached, is_new, silent, start, wait_until_idle
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module", params=[15, 18], ids=["pg15", "pg18"])
 def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
@@ -74,7 +72,7 @@ def read_part_of_a_large_transaction(place: Place, name: str) -> None:
 
 
 def until(place: Place, condition: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while place.run(condition) != [(True,)]:
         assert time.monotonic() < deadline, condition
         time.sleep(0.02)
@@ -175,7 +173,7 @@ def test_the_proof_covers_the_time_of_the_prompt(place: Place, monkeypatch: pyte
     def answer(_: str) -> bool:
         if arrives:
             with attached(place, "used"):
-                assert seen.wait(20), "no sample was taken during the prompt"
+                assert seen.wait(120), "no sample was taken during the prompt"
             until(place, "SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'used'")
         return True
 

@@ -110,7 +110,7 @@ def test_the_alarm_of_the_page(cloud: Cloud) -> None:
     assert found is not None
     env = {key: value for key, value in cloud.program.env.items() if key != "PYTHONWARNINGS"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    done = subprocess.run(["bash", "-ec", found[1]], env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-ec", found[1]], env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     (alarm,) = cloud.client("cloudwatch").describe_alarms(AlarmNames=["shop_cdc-retained"])["MetricAlarms"]
     assert alarm["MetricName"] == "RetainedBytes" and alarm["TreatMissingData"] == "breaching"

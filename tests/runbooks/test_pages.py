@@ -13,8 +13,6 @@ import pytest
 from tests.fixtures.program import Program, Result
 from tests.fixtures.sandbox import Cloud
 
-pytestmark = pytest.mark.timeout(300)
-
 NEW = ("--engine-version", "16", "--dbname", "app", "--yes")
 IDLE = "60s"
 # The manual steps of each page, which the tests do in another way or skip.
@@ -297,7 +295,7 @@ def wait_for_failover(cloud: Cloud, cluster: str, *, other_than: str) -> None:
     """Wait until another member is the writer, and every member is available."""
     import time
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         shown = ok(cloud("cluster", "show", cluster, "-o", "json")).json
         states = {shown["cluster"]["status"], *(member["status"] for member in shown["members"])}

@@ -495,7 +495,7 @@ def test_an_interrupted_run_reports_its_step(
         process.send_signal(sent)  # as a service manager does: the program forwards it to the process of the step
     else:
         os.killpg(process.pid, sent)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     (journal,) = journals(rdsrepl)
     if sent != signal.SIGKILL:
         assert process.returncode == 130, err

@@ -21,8 +21,6 @@ from tests.fixtures.sandbox import Cloud
 
 PAGE = ROOT / "docs" / "walkthrough.md"
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @dataclass(frozen=True)
 class Block:
@@ -112,7 +110,7 @@ def test_the_aws_cli_does_the_same_and_sees_the_same(cloud: Cloud, tmp_path: Pat
     after = available(cloud, other_than=before["members"][0]["instance_id"])
     assert after["members"][0]["role"] == "writer"
     run(cloud, delete, tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while cloud("cluster", "show", "orders").code != 3:
         assert time.monotonic() < deadline
         time.sleep(0.3)
@@ -123,7 +121,7 @@ def test_the_aws_cli_does_the_same_and_sees_the_same(cloud: Cloud, tmp_path: Pat
 
 def available(cloud: Cloud, other_than: str | None = None) -> Any:
     """Wait until the cluster is available with another writer; return the output of ``cluster show``."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while True:
         shown = cloud("cluster", "show", "orders", "-o", "json")
         if shown.code == 0:

@@ -75,7 +75,7 @@ class Api:
     def sandbox(self, method: str, given: object = None, path: str = "faults") -> Any:
         data = None if given is None else json.dumps(given).encode()
         request = signed(self.credentials, f"{self.url}/_sandbox/{path}", data, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
     def post(self, body: str, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
@@ -84,7 +84,7 @@ class Api:
         if headers is not None:
             request = urllib.request.Request(self.url, data=body.encode(), headers=dict(headers), method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as exc:
             return exc.code, exc.read().decode()
@@ -101,7 +101,7 @@ def start(path: Path, *region: str) -> Api:
             stderr=log,
             stdin=subprocess.DEVNULL,
         )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not file.exists() or file.stat().st_mtime_ns == before:
         assert process.poll() is None and time.monotonic() < deadline, (path / "api.log").read_text()
         time.sleep(0.02)
@@ -116,7 +116,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     made = start(path)
     yield made
     made.process.terminate()
-    assert made.process.wait(10) == 0, (path / "api.log").read_text()
+    assert made.process.wait(120) == 0, (path / "api.log").read_text()
     assert "Traceback" not in (path / "api.log").read_text()
 
 
@@ -1040,16 +1040,16 @@ def test_a_restarted_process_keeps_its_port_and_groups_and_ends_with_the_sandbox
     assert saved["pid"] == first.process.pid and saved["started"]
     create(first.client("rds"), "instance", "kept")
     first.process.terminate()
-    assert first.process.wait(10) == 0
+    assert first.process.wait(120) == 0
 
     second = start(tmp_path)
     assert second.port == first.port
     assert "kept" in names(second.client("rds"), "instance")
     SandboxDirectory(tmp_path).state_file.unlink()
-    assert second.process.wait(30) == 0
+    assert second.process.wait(120) == 0
 
     command = [sys.executable, "-m", "rdsrepl.sandbox.api", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1 and done.stderr == f"no sandbox in {tmp_path}\n"
 
 
@@ -1063,7 +1063,7 @@ def test_the_aws_cli_works(tmp_path: Path, region: str) -> None:
         use_aws_cli(api, region, ["--endpoint-url", api.url] if region == "us-east-1" else [])
     finally:
         api.process.terminate()
-        api.process.wait(10)
+        api.process.wait(120)
 
 
 def use_aws_cli(api: Api, region: str, options: list[str]) -> None:

@@ -38,8 +38,6 @@ NEWEST = ALL[-1]
 PASSWORD = "open sesame"
 WRITER, READER = "servers/sandbox-instance-1", "servers/sandbox-instance-2"
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def isolate(patch: pytest.MonkeyPatch, tmp: Path) -> None:
     """Use temporary directories, and ignore variables that point to other servers."""
@@ -116,7 +114,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def cli(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "rdsrepl", *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-m", "rdsrepl", *words], capture_output=True, text=True, timeout=120)
 
 
 def leftovers(home: Path, report: Report) -> list[str]:

@@ -65,12 +65,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     made = start(path)
     yield made
     made.process.terminate()
-    assert made.process.wait(10) == 0
+    assert made.process.wait(120) == 0
 
 
 def send(api: Api, method: str, target: str, body: bytes, headers: Headers) -> tuple[int, str]:
     """Send a request unchanged; return the status and the body."""
-    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=60)
     pairs = list(headers.items()) if isinstance(headers, Mapping) else headers
     connection.putrequest(method, target, skip_host=any(name.lower() == "host" for name, _ in pairs))
     for name, text in [*pairs, ("Content-Length", str(len(body)))]:
@@ -667,7 +667,7 @@ def test_only_recorded_processes_are_stopped(tmp_path: Path, spool: Path) -> Non
             program = int((spool / "pid").read_text())
             os.kill(pid, signal.SIGKILL)
             server.kill_leftovers()
-            waiting.join(10.0)
+            waiting.join(120)
         assert processes.wait(lambda: not processes.orphaned_processes(server.data_dir), 10.0)
         assert processes.start_time(backend) is None and processes.start_time(program) is None
         recorded = json.loads(server.process_file.read_text())

@@ -41,8 +41,6 @@ WAIT = {"Delay": 0.1, "MaxAttempts": 400}
 MAJORS = sorted({found.major for found in (*binaries.installed(), *binaries.from_wheel())})
 EACH_MAJOR = [pytest.param(major, id=f"pg{major}") for major in MAJORS]
 
-pytestmark = pytest.mark.timeout(90)
-
 
 @dataclass
 class Lab:
@@ -150,7 +148,7 @@ class Lab:
     def act(self, name: str, **body: str) -> dict[str, Any]:
         url = f"{self.report.endpoint_url}/_sandbox/{name}"
         request = signed(self.credentials, url, json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return dict(json.load(answer))
 
     def server(self, name: str) -> Any:

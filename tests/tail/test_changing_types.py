@@ -282,7 +282,7 @@ def test_names_that_are_not_utf8(pg15: PostgresServer, rdsrepl: Program, plugin:
             ):
                 conn.execute(statement)
         tail = rdsrepl.start("-q", "slot", "tail", made.name, "--until-now", dsn=made.dsn, stdout=subprocess.PIPE)
-        out, _ = tail.communicate(timeout=60)
+        out, _ = tail.communicate(timeout=120)
         assert tail.returncode == 0
         assert b'"table":"t\xe9","key":{"i\xe9":1},"before":null,"after":{"i\xe9":1,"c":{"a\xe9":2}}' in out
     finally:

@@ -156,7 +156,7 @@ def check_outage(
             cut(False)
             wait_until(lambda: len(out.read_bytes().splitlines()) == 200, "the changes of the outage")
             tail.send_signal(signal.SIGINT)
-            assert tail.wait(timeout=30) == 0, err.read_text()
+            assert tail.wait(timeout=120) == 0, err.read_text()
         finally:
             tail.kill()
             tail.wait()
@@ -202,7 +202,7 @@ def test_every_wait_for_an_answer_times_out(stream: Database, proxy: Proxy, rdsr
         tail = rdsrepl.start(*words, dsn=dsn, stdout=file, stderr=talk)
         wait_until(lambda: proxy.seen > before, "the catalogue is queried")
         proxy.swallow_at = None
-        assert tail.wait(timeout=60) == 0, err.read_text()
+        assert tail.wait(timeout=120) == 0, err.read_text()
     assert [event["after"]["id"] for event in read_json_lines(out)] == list(range(1, 101))
     assert read_json_lines(out)[0]["after"]["c"] == ["red"]
 

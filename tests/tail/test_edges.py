@@ -61,7 +61,7 @@ def test_a_stalled_reader_does_not_hold_a_fast_shutdown(restarted: Database, rds
         while json.loads(lines[-1])["after"]["id"] <= rows:
             lines.append(tail.stdout.readline())
         tail.send_signal(signal.SIGINT)
-        out, err = tail.communicate(timeout=60)
+        out, err = tail.communicate(timeout=120)
     finally:
         tail.kill()
         tail.communicate()
@@ -107,7 +107,7 @@ def test_the_slot_is_created_last(restarted: Database, rdsrepl: Program) -> None
     with Path("/dev/null").open("rb") as unwritable:
         words = (*create, "pgoutput", "-f", "json")
         tail = rdsrepl.start(*words, dsn=restarted.dsn, stdout=unwritable, stderr=subprocess.PIPE)
-        _, err = tail.communicate(timeout=60)
+        _, err = tail.communicate(timeout=120)
     assert (tail.returncode, restarted.value(count)) == (1, 0)
     assert b"open for reading only" in err
     assert b"Traceback" not in err
@@ -165,7 +165,7 @@ def test_an_incomplete_last_line_of_raw_output(db15: Database, rdsrepl: Program,
         out.write_text(whole + torn)
         with out.open("ab") as file:
             words = ("slot", "tail", slot, "--until-now", "-f", "raw")
-            assert rdsrepl.start(*words, dsn=db15.dsn, stdout=file).wait(timeout=60) == 0
+            assert rdsrepl.start(*words, dsn=db15.dsn, stdout=file).wait(timeout=120) == 0
         if slot == "w":
             assert [line["action"] for line in read_json_lines(out)] == ["B", "B", "I", "C"]
         else:
@@ -197,7 +197,7 @@ def test_sighup_delivers_and_stops(restarted: Database, rdsrepl: Program) -> Non
     assert tail.stdout.readline()
     end = restarted.value("SELECT pg_current_wal_lsn() - '0/0'")
     tail.send_signal(signal.SIGHUP)
-    _, err = tail.communicate(timeout=60)
+    _, err = tail.communicate(timeout=120)
     assert tail.returncode == 0, err
     assert b"stopped by SIGHUP" in err
     assert confirmed_lsn(restarted, "g") >= end

@@ -22,7 +22,7 @@ FAILOVERS = 3
 ROWS = 3
 WORKERS = 2
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_three_failovers_under_load_lose_nothing(
             _wait(lambda: expected <= _ids(out), 60, lambda: f"{len(expected - _ids(out))} rows have not come")
         finally:
             tail.terminate()
-            assert tail.wait(30) == 0, (tmp_path / "err").read_text()
+            assert tail.wait(120) == 0, (tmp_path / "err").read_text()
     changes = [json.loads(line) for line in out.read_text().splitlines()]
     _check_order(changes)
     times = sorted({datetime.fromisoformat(change["commit_time"]).timestamp() for change in changes})
@@ -172,7 +172,7 @@ def test_a_password_rotated_under_the_tail_is_transient(loaded: Cloud, tmp_path:
             _wait(lambda: '"id":2' in out.read_text(), 60, err.read_text)
         finally:
             tail.terminate()
-            assert tail.wait(30) == 0, err.read_text()
+            assert tail.wait(120) == 0, err.read_text()
     assert "-it" not in out.read_text() + err.read_text(), "the password is nowhere"
     assert cloud("slot", "drop", "rotated", "--cluster", CLUSTER, "--yes").code == 0
     manager.delete_secret(SecretId="cdc-login", ForceDeleteWithoutRecovery=True)
@@ -201,7 +201,7 @@ def test_a_slot_whose_consumer_is_away_for_the_failover_is_no_candidate_for_prun
         try:
             _wait(lambda: state() == "active", 30, lambda: "never active")
             tail.kill()
-            tail.wait(20)
+            tail.wait(120)
             assert cloud("cluster", "failover", CLUSTER, "--yes").code == 0
             back = time.monotonic() + 5
             while time.monotonic() < back:
@@ -210,7 +210,7 @@ def test_a_slot_whose_consumer_is_away_for_the_failover_is_no_candidate_for_prun
             _wait(lambda: state() == "active", 30, lambda: "never active again")
         finally:
             tail.kill()
-            tail.wait(20)
+            tail.wait(120)
     _wait(lambda: cloud("slot", "drop", "away", "--yes", *place).code == 0, 30, lambda: "not dropped")
 
 

@@ -11,8 +11,6 @@ from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.postgres import Database
 from tests.workloads import fuzzing
 
-pytestmark = pytest.mark.timeout(120)
-
 SEED = 20261121
 MESSAGES = 150
 TEXTS = 150

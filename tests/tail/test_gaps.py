@@ -88,7 +88,7 @@ def test_a_slot_that_is_ahead_at_a_reconnect_stops_the_run(stream: Database, rds
             if accept:
                 wait_until(partial(_has, out, after), "the change after the gap")
                 tail.send_signal(signal.SIGINT)
-            _, err = tail.communicate(timeout=60)
+            _, err = tail.communicate(timeout=120)
         text, values = err.decode(), [event["after"]["v"] for event in read_json_lines(out)]
         assert "were not delivered" in text
         assert "recreated" in text

@@ -284,8 +284,8 @@ def test_identities_and_messages_over_a_failover(servers: Servers, rdsrepl: Prog
             wait_until(lambda: arrived("new 4") and "new 4" in other.read_text(), "the changes after")
             for process in (beside, tail):
                 process.send_signal(signal.SIGINT)
-            _, told = beside.communicate(timeout=30)
-            _, err = tail.communicate(timeout=30)
+            _, told = beside.communicate(timeout=120)
+            _, err = tail.communicate(timeout=120)
         text = err.decode()
         assert tail.returncode == 0, text
         fork = min(int(Lsn.parse(event["commit_lsn"])) for event in events() if event["after"]["v"] == "new 1")

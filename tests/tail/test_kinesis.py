@@ -247,7 +247,6 @@ def test_shard_limits_are_retried(rdsrepl: Program, source: Database, kinesis: K
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(170)
 def test_kills_refusals_and_a_failover_lose_nothing_and_reorder_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -277,7 +276,7 @@ def test_kinesis_down_is_back_pressure_and_transient(
                         if line.startswith("VmHWM")).split()[1])  # fmt: skip
         assert process.poll() is None, (tmp_path / "err").read_text()
         kinesis.faults.down = False
-        assert process.wait(60) == 0, (tmp_path / "err").read_text()
+        assert process.wait(120) == 0, (tmp_path / "err").read_text()
     assert len({event["after"]["id"] for _, event in events(kinesis)}) == 60000
     assert peak < 150_000, f"{peak} kB"
 
@@ -478,7 +477,7 @@ def test_through_moto_a_single_change_arrives_soon(cloud: Cloud, source: Databas
         position = iterator["ShardIterator"]
         for number in range(5):
             source.run(f"INSERT INTO t VALUES ({number}, 1, 'a')")
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             found: list[Any] = []
             while not found:
                 assert time.monotonic() < deadline
@@ -487,5 +486,5 @@ def test_through_moto_a_single_change_arrives_soon(cloud: Cloud, source: Databas
             assert json.loads(found[0]["Data"])["after"]["id"] == number
     finally:
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         kinesis.delete_stream(StreamName=STREAM)

@@ -76,7 +76,7 @@ def test_a_publication_that_was_dropped_and_recreated(db18: Database, rdsrepl: P
             conn.execute("INSERT INTO t (v) VALUES ('lost')")
             conn.execute("CREATE PUBLICATION p FOR TABLE t")
             conn.execute("INSERT INTO t (v) VALUES ('three')")
-        _, err = tail.communicate(timeout=60)
+        _, err = tail.communicate(timeout=120)
     assert (tail.returncode, values(read_json_lines(out))) == (3, ["one", "two"]), err
     assert confirmed_lsn(db18, "g") <= row[0]
 

@@ -200,7 +200,7 @@ def test_text_that_is_not_utf8_passes_through(pg15: PostgresServer, rdsrepl: Pro
             conn.execute("SELECT pg_create_logical_replication_slot('ascii_bytes', 'pgoutput')")
             conn.execute("INSERT INTO t VALUES (1, E'caf\\xe9')")
         tail = rdsrepl.start("-q", "slot", "tail", "ascii_bytes", "--until-now", dsn=dsn, stdout=subprocess.PIPE)
-        out, _ = tail.communicate(timeout=60)
+        out, _ = tail.communicate(timeout=120)
         assert tail.returncode == 0
         assert b'"v":"caf\xe9"' in out
     finally:

@@ -35,7 +35,7 @@ def tail(rdsrepl: Program, database: Database, slot: str, *words: str, fmt: str 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
     return [exact(line) for line in out.decode().split("\n")[:-1]]
 

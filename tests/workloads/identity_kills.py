@@ -155,7 +155,7 @@ def stream_with_kills(
                 with path.open("ab") as file:
                     tails.append(start("-q", "slot", "tail", slot, "-f", "json", stdout=file))
             sizes = {path: path.stat().st_size for path in paths.values()}
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while any(path.stat().st_size == size for path, size in sizes.items()):
                 assert time.monotonic() < deadline, "nothing is streamed"
                 time.sleep(0.01)

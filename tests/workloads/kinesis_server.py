@@ -112,12 +112,12 @@ class KinesisServer:
 
     def __enter__(self) -> KinesisServer:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(120)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(120)
 
     def records(self, stream: str) -> list[tuple[str, bytes]]:
         """Return the records, shard by shard, in the order of arrival."""
