@@ -15,6 +15,7 @@ from rdsrepl import __version__
 from rdsrepl.cli import (
     cluster,
     completion,
+    completion_script,
     demo,
     doctor,
     iam_policy,
@@ -49,6 +50,14 @@ class Root(CommandGroup):
         super().__init__(*args, **kwargs)
         self.params = [*self.params, *root_options()]
         self._is_plugin = False
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return all parameters; those of Typer for completion work as before, but ``completion`` is the way."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if parameter.name in ("install_completion", "show_completion"):
+                parameter.hidden = True
+        return parameters
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Remove the global options from what the root's function receives, and keep them in the context."""
@@ -227,4 +236,5 @@ app.command("iam-policy", cls=ServerReadCommand)(iam_policy.iam_policy)
 app.command("psql", cls=ReadCommand)(psql.psql)
 app.command("doctor", cls=ReadCommand)(doctor.doctor)
 app.command("demo", cls=LocalCommand)(demo.demo)
+app.command("completion", cls=LocalCommand)(completion_script.completion)
 app.command("help", cls=LocalCommand)(help_command.help_)

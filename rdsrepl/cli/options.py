@@ -236,6 +236,10 @@ class _Option(TyperOption):
         """Convert the value, unless the shell completes the line."""
         return _process(self, ctx, value, super().process_value)
 
+    def get_missing_message(self, ctx: Any) -> str:
+        """Return what could be given, in one line."""
+        return _choices(self)
+
 
 class _Argument(TyperArgument):
     """An argument whose errors quote the value."""
@@ -243,6 +247,15 @@ class _Argument(TyperArgument):
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Convert the value, unless the shell completes the line."""
         return _process(self, ctx, value, super().process_value)
+
+    def get_missing_message(self, ctx: Any) -> str:
+        """Return what could be given, in one line."""
+        return _choices(self)
+
+
+def _choices(option: Any) -> str:
+    choices = option.type_descriptor.choices or ()
+    return f"Choose from {', '.join(str(getattr(one, 'value', one)) for one in choices)}" if choices else ""
 
 
 def _process(option: Any, ctx: Any, value: Any, by_typer: Callable[[Any, Any], Any]) -> Any:

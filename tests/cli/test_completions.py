@@ -33,16 +33,11 @@ KEPT = ROOT / "completions"
 FILES = {"bash": "rdsrepl.bash", "zsh": "_rdsrepl", "fish": "rdsrepl.fish"}
 
 
-def generated(rdsrepl: Program, shell: str) -> str:
-    """Return the script that the program prints; for zsh, as a file of an fpath directory."""
-    text = rdsrepl(env={"_RDSREPL_COMPLETE": f"source_{shell}"}).out.strip() + "\n"
-    # zsh calls the file of an fpath directory for the first completion, which must work as well.
-    return text + '_rdsrepl_completion "$@"\n' if shell == "zsh" else text
-
-
 @pytest.mark.parametrize("shell", FILES)
 def test_the_checked_in_script_is_current(rdsrepl: Program, shell: str) -> None:
-    script, kept = generated(rdsrepl, shell), KEPT / FILES[shell]
+    printed, kept = rdsrepl("completion", shell.upper()), KEPT / FILES[shell]
+    script = printed.out
+    assert (printed.code, printed.err) == (0, "")
     if os.environ.get("RDSREPL_UPDATE"):
         kept.write_text(script)
     assert kept.read_text() == script, "run make docs to update it"
@@ -58,6 +53,16 @@ def test_the_checked_in_script_is_valid(shell: str) -> None:
         pytest.skip(f"no {shell}: apt-get install {shell}")
     done = subprocess.run([shell, "-n", str(KEPT / FILES[shell])], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh: apt-get install zsh")
+def test_zsh_reads_the_script_with_source_and_from_fpath(rdsrepl: Program) -> None:
+    stubs = "compdef() { print -r -- $* }; _arguments() { print -r -- $* }; words=(rdsrepl slo); CURRENT=2\n"
+    env = {**rdsrepl.env, "PATH": f"{Path(rdsrepl.command[0]).parent}:{os.environ['PATH']}"}
+    for load in (f"source {KEPT}/_rdsrepl; _rdsrepl_completion", f"fpath=({KEPT}); autoload -U _rdsrepl; _rdsrepl"):
+        done = subprocess.run(["zsh", "-fc", stubs + load], env=env, capture_output=True, text=True, check=True)
+        registered, offered = done.stdout.split("\n", 1)
+        assert (registered, done.stderr) == ("_rdsrepl_completion rdsrepl", "") and '"slot"' in offered, done
 
 
 def quoted(word: str) -> str:

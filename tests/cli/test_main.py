@@ -89,7 +89,7 @@ def test_version_and_help(rdsrepl: Program) -> None:
     assert rdsrepl().code == 2
 
 
-def test_completion_installs(rdsrepl: Program) -> None:
+def test_completion_installs_as_before_and_is_not_offered(rdsrepl: Program) -> None:
     result = rdsrepl("--install-completion", "bash", env={"SHELL": "/bin/bash"})
     assert result.code == 0, result.err
     assert any("rdsrepl" in path.read_text() for path in rdsrepl.home.rglob("*") if path.is_file())
