@@ -236,7 +236,7 @@ class _Option(TyperOption):
         """Convert the value, unless the shell completes the line."""
         return _process(self, ctx, value, super().process_value)
 
-    def get_missing_message(self, ctx: Any) -> str:
+    def get_missing_message(self, ctx: Any) -> str:  # noqa: ARG002 - the signature is that of Typer
         """Return what could be given, in one line."""
         return _choices(self)
 
@@ -248,7 +248,7 @@ class _Argument(TyperArgument):
         """Convert the value, unless the shell completes the line."""
         return _process(self, ctx, value, super().process_value)
 
-    def get_missing_message(self, ctx: Any) -> str:
+    def get_missing_message(self, ctx: Any) -> str:  # noqa: ARG002 - the signature is that of Typer
         """Return what could be given, in one line."""
         return _choices(self)
 
