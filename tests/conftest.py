@@ -14,6 +14,7 @@ settings.load_profile("tests")
 # A module stands after those that it imports: pytest rewrites the assertions of a module at its first import.
 pytest_plugins = [
     "tests.fixtures.waiting",
+    "tests.fixtures.hints",
     "tests.fixtures.postgres",
     "tests.fixtures.program",
     "tests.fixtures.sandbox",

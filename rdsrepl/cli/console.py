@@ -7,6 +7,7 @@ import sys
 import typer
 
 from rdsrepl.cli.context import LogFormat, global_options
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.render import line_for_person, log
 from rdsrepl.units import format_duration
 
@@ -20,6 +21,7 @@ def log_event(ctx: typer.Context, text: str, *, event: str, **fields: object) ->
     """Print a note, with FIELDS in a JSON log, unless ``--quiet`` is given."""
     if global_options(ctx).quiet:
         return
+    text = with_selectors(ctx, text)
     if global_options(ctx).log_format is LogFormat.json:
         log("info", text, event=event, **fields)
     else:
@@ -28,6 +30,7 @@ def log_event(ctx: typer.Context, text: str, *, event: str, **fields: object) ->
 
 def warn(ctx: typer.Context, text: str) -> None:
     """Print a warning."""
+    text = with_selectors(ctx, text)
     if global_options(ctx).log_format is LogFormat.json:
         log("warning", text, event="warning")
     else:

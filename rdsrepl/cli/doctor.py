@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit
@@ -63,6 +65,8 @@ def doctor(
     needed = frozenset(name for check in selected for group in check.needs for name in group)
     gathered = facts.gather(database_target(ctx), planned=planned, wanted=needed)
     diagnosis = findings.diagnose(gathered, selected, check_list.summary(gathered))
+    reachable = tuple(replace(one, remedy=with_selectors(ctx, one.remedy)) for one in diagnosis.findings)
+    diagnosis = replace(diagnosis, findings=reachable)
     options = global_options(ctx)
     emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))
     worst = diagnosis.worst()

@@ -266,8 +266,8 @@ def _reboot(instance: Instance, *, failover: bool, with_pending: bool, timeout_s
     instance_id = instance.instance_id
     notes = pending_modifications.check_reboot(rollout.queued_on(instance), allowed=with_pending)
     if failover:
-        stay = "static parameters that are pending a reboot stay pending after a failover"
-        notes = (*notes, f"{stay}: {command('instance reboot {}', instance_id)} applies them")
+        stay = "static parameters that are pending a reboot stay pending after a failover; to apply them"
+        notes = (*notes, f"{stay}: {command('instance reboot {}', instance_id)}")
     steps = reboots.steps(
         instance_id, timeout_seconds=timeout_seconds, failover=failover, server=verification.ServerProbe()
     )

@@ -33,6 +33,7 @@ from rdsrepl.cli import (
 from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
 from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.options import CommandGroup, LocalCommand, ReadCommand, ServerReadCommand, root_options
 from rdsrepl.cli.slot import commands
 from rdsrepl.errors import Error, ExitCode, Interrupted, OutputClosed, SinkFailed
@@ -72,6 +73,8 @@ class Root(CommandGroup):
             return super().invoke(ctx)
         except (Error, KeyboardInterrupt) as exc:
             error = exc if isinstance(exc, Error) else Interrupted("interrupted")
+            if error.hint:
+                error.hint = with_selectors(ctx, error.hint)
             options = global_options(ctx)
             if options.verbose >= 2:
                 write_traceback(exc)

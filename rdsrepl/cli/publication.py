@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from rdsrepl.cli.completion import complete_publication
 from rdsrepl.cli.confirm import plan_and_apply
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
@@ -198,7 +200,8 @@ def check(
 
     with connection.open(database_target(ctx)) as conn:
         names = [name] if name else [publication.pubname for publication in publications.ls(conn)]
-        findings = [finding for each in names for finding in publication_checks.check(publications.facts(conn, each))]
+        found = [finding for each in names for finding in publication_checks.check(publications.facts(conn, each))]
+    findings = [replace(finding, remedy=with_selectors(ctx, finding.remedy)) for finding in found]
 
     def table() -> object:
         columns = [

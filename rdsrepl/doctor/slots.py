@@ -181,7 +181,7 @@ def idle_database(facts: Facts) -> Iterator[Problem]:
                 f"{format_size(slot.lag_bytes)} unconfirmed: database {slot.database} has few "
                 "changes, and other databases have many",
                 "write a heartbeat row there every minute (Debezium: heartbeat.action.query; DMS: heartbeatEnable); "
-                "rdsrepl slot tail does not need it",
+                "slot tail does not need it",
             )
     if not seen and any(slot.active for slot in facts.logical_slots) and not _sees_sessions(facts):
         raise NotApplicable("this role may not read the positions of walsenders (needs pg_monitor)")

@@ -355,7 +355,7 @@ def _known_parameter(parameters: Mapping[str, Parameter], name: str, group: Para
         return parameters[name]
     raise BadValue(
         f"{group.family} has no parameter {name!r} in its {group.kind} groups",
-        hint=did_you_mean(name, parameters, otherwise="rdsrepl param-group show NAME --all lists them"),
+        hint=did_you_mean(name, parameters, otherwise="list them: rdsrepl param-group show NAME --all"),
     )
 
 

@@ -253,8 +253,9 @@ def _warnings(
     if not anything:
         return ()
     if not reboot:
-        option, identifiers = ("--cluster {} ", (cluster.cluster_id,)) if cluster is not None else ("", ())
-        again = command(f"param-group attach {{}} {option}--reboot", group, *identifiers)
+        again = command("param-group attach {} --reboot", group)
+        if cluster is not None:
+            again = command("param-group attach {} --cluster {} --reboot", group, cluster.cluster_id)
         return (f"static parameters take effect after a reboot: {again}",)
     order = f"; {changes.reboot_order(cluster)}" if changes is not None else ""
     return (f"each server that needs it is rebooted, one at a time; its connections are closed{order}",)

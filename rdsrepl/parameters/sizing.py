@@ -237,7 +237,7 @@ class _Sizer:
         if default is None:
             raise BadValue(
                 f"this family has no parameter {name}",
-                hint=did_you_mean(name, self._defaults, otherwise="rdsrepl param-group show NAME --all lists them"),
+                hint=did_you_mean(name, self._defaults, otherwise="list them: rdsrepl param-group show NAME --all"),
             )
         if not default.is_modifiable:
             hint = "rds.logical_replication=1 sets it" if name == "wal_level" else "omit it"

@@ -62,7 +62,7 @@ _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], 
         r"superuser or replication role to (start|connect)|permission denied to start WAL sender",
         errors.Denied,
         "42501",
-        "the role may not replicate; grant it the right: rdsrepl role grant NAME",
+        "the role may not replicate; grant it the right: rdsrepl role grant NAME --user ADMIN",
     ),
     (
         r"(too many (clients|connections)|remaining connection slots|max_wal_senders)",
@@ -130,7 +130,7 @@ _CONNECT_FAILURES: Final[tuple[tuple[str, type[errors.Error], str | None, str], 
 _SQLSTATES: Final[Mapping[str, tuple[type[errors.Error], str | None]]] = {
     "42501": (
         errors.Denied,
-        "use a role that has the privilege (rdsrepl role list shows the roles that may replicate)",
+        "use a role that has the privilege (the roles that may replicate: rdsrepl role list)",
     ),
     "42710": (errors.AlreadyExists, "choose another name"),
     "42P07": (errors.AlreadyExists, "choose another name"),
@@ -138,7 +138,7 @@ _SQLSTATES: Final[Mapping[str, tuple[type[errors.Error], str | None]]] = {
     "42P01": (errors.NotFound, "check the name and its schema"),
     "3F000": (errors.NotFound, "check the name of the schema"),
     "42703": (errors.NotFound, "check the name of the column"),
-    "55006": (errors.SlotActive, "stop its consumer first (rdsrepl slot show NAME shows it)"),
+    "55006": (errors.SlotActive, "stop its consumer first (rdsrepl slot show NAME)"),
     "53400": (
         errors.SlotsExhausted,
         "drop an unused slot (rdsrepl slot list), or increase max_replication_slots (needs a restart)",
@@ -199,8 +199,8 @@ def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:
         return errors.BadValue, "a row filter may use columns, built-in immutable functions and operators only"
     if state == "42704" and "publication" in text and "does not exist" in text:
         return errors.NotFound, (
-            "create it again (rdsrepl publication create NAME …); the server cannot decode changes older than the "
-            "publication: create a new slot, or move this one past them (rdsrepl slot advance NAME --to-current)"
+            "create it again (rdsrepl publication create NAME --table TABLE); the server cannot decode changes older "
+            "than it: create a new slot, or move this one past them (rdsrepl slot advance NAME --to-current)"
         )
     if state in _SQLSTATES:
         return _SQLSTATES[state]

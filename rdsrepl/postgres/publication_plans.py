@@ -256,8 +256,8 @@ def _failure_warnings(
     warnings = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in findings[:_MAX_WARNINGS]]
     if len(findings) > _MAX_WARNINGS:
         warnings.append(
-            f"and {len(findings) - _MAX_WARNINGS} more such problems; afterwards "
-            f"{command('publication check {}', publication.pubname)} lists them"
+            f"and {len(findings) - _MAX_WARNINGS} more such problems; to list them afterwards: "
+            + command("publication check {}", publication.pubname)
         )
     return warnings
 

@@ -257,7 +257,7 @@ def get(conn: Connection, name: str) -> Publication:
         hint=did_you_mean(
             name,
             [publication.pubname for publication in everything],
-            otherwise="rdsrepl publication list shows them; each belongs to one database",
+            otherwise="list them: rdsrepl publication list; each belongs to one database",
         ),
     )
 

@@ -125,7 +125,7 @@ def _complete(
     hint = f"choose another name, or grant what is missing: {command('role grant {}', name)}"
     require_same(f"role {name}", compared, hint=hint)
     plan = grant(conn, name, tables=tables, schemas=schemas)
-    kept = f"; its password does not change ({command('role password {}', name)} changes it)" if has_password else ""
+    kept = f"; its password does not change; to change it: {command('role password {}', name)}" if has_password else ""
     return replace(
         plan,
         title=f"create role {name}",
@@ -349,5 +349,5 @@ def _require_not_connected(conn: Connection, name: str) -> None:
     if sessions:
         raise errors.Refused(
             f"role {name} is connected: {first_few(sessions)}",
-            hint="stop its consumer first (rdsrepl slot list shows the consumers)",
+            hint="stop its consumer first (rdsrepl slot list)",
         )

@@ -83,7 +83,7 @@ def get(conn: Connection, name: str) -> Role:
             return role
     names = [role.rolname for role in everything]
     raise errors.NotFound(
-        f"no role {name}", hint=did_you_mean(name, names, otherwise="rdsrepl role list --all shows them")
+        f"no role {name}", hint=did_you_mean(name, names, otherwise="list them: rdsrepl role list --all")
     )
 
 

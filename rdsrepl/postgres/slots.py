@@ -233,7 +233,7 @@ def get(conn: Connection, name: str) -> Slot:
         hint=did_you_mean(
             name,
             [slot.slot_name for slot in everything],
-            otherwise="rdsrepl slot list shows them; slots do not move to another server",
+            otherwise="list them: rdsrepl slot list; slots do not move to another server",
         ),
     )
 
@@ -251,7 +251,7 @@ def require_replication_right(conn: Connection) -> None:
     if not row[1]:
         raise errors.Denied(
             f"role {row[0]} may not use replication slots",
-            hint=f"run as an administrator: {command('role grant {}', row[0])}",
+            hint=f"run as an administrator: {command('role grant {} --user ADMIN', row[0])}",
             sqlstate="42501",
         )
 

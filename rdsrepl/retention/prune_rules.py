@@ -21,7 +21,6 @@ from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.idleness import Idleness
 from rdsrepl.state.slot_history import Observation
 from rdsrepl.text.commands import command, sql
-from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration, format_size
 
 #: A consumer reconnects after a failover within this time.
@@ -211,9 +210,10 @@ def recreate_command(slot: Slot) -> str:
     if slot.slot_type != "logical":
         return sql("SELECT pg_catalog.pg_create_physical_replication_slot({})", slot.slot_name)
     flags = [flag for flag, wanted in ((" --two-phase", slot.two_phase), (" --failover", slot.failover)) if wanted]
-    again = command("slot create {} --plugin {}" + "".join(flags), slot.slot_name, slot.plugin or "PLUGIN")
-    # No option sets the database of a slot: it is that of the connection. Hence the comment.
-    return again + (f"  # connected to database {shown(slot.database)}" if slot.database else "")
+    template, values = "slot create {} --plugin {}" + "".join(flags), [slot.slot_name, slot.plugin or "PLUGIN"]
+    if slot.database:
+        template, values = f"{template} --dbname {{}}", [*values, slot.database]
+    return command(template, *values)
 
 
 def missing_sample_seconds(decisions: Iterable[PruneDecision], version: int, idle_seconds: float) -> float:

@@ -26,15 +26,13 @@ def load(name: str) -> Runbook:
     """
     is_path = "/" in name or name.endswith(".md")
     if not is_path and name not in names():
-        hint = did_you_mean(name, names(), otherwise="rdsrepl runbook list shows them", cutoff=0.5)
+        hint = did_you_mean(name, names(), otherwise="list them: rdsrepl runbook list", cutoff=0.5)
         raise NotFound(f"runbook {name!r} does not exist", hint=hint)
     path = Path(name) if is_path else directory() / f"{name}.md"
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise NotFound(
-            f"file {path} does not exist", hint="rdsrepl runbook list shows the names of the runbooks"
-        ) from None
+        raise NotFound(f"file {path} does not exist", hint="list the runbooks: rdsrepl runbook list") from None
     except (OSError, ValueError) as exc:
         raise BadPage(f"could not read {path}: {exc}", hint="make the file readable, with UTF-8 text") from exc
     return parse(path, text)

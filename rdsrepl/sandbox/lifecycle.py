@@ -87,7 +87,7 @@ def up(
     """
     home = directory()
     refuse_foreign_target(home)
-    with home.locked(lambda: progress("waiting for another rdsrepl sandbox command to end")) as lock:
+    with home.locked(lambda: progress("waiting for another command of the sandbox to end")) as lock:
         state = home.read()
         if state is not None and state.phase != "ready":
             progress("removing what a killed command left")
@@ -122,7 +122,7 @@ def down(*, progress: Progress = lambda _: None) -> Removed:
     home = directory()
     if not home.path.is_dir():
         return Removed(False, False, str(home.path))
-    with home.locked(lambda: progress("waiting for another rdsrepl sandbox command to end")):
+    with home.locked(lambda: progress("waiting for another command of the sandbox to end")):
         state = None
         # The processes are stopped also when the state cannot be read.
         with suppress(Error):

@@ -471,7 +471,7 @@ class SandboxDirectory:
                 notified = True
             if time.monotonic() > deadline:
                 raise TimedOut(
-                    f"timed out after {LOCK_WAIT_SECONDS:.0f} s: another rdsrepl sandbox command is running",
+                    f"timed out after {LOCK_WAIT_SECONDS:.0f} s: another command of the sandbox is running",
                     hint="wait until it ends, or stop it",
                 )
             time.sleep(0.1)

@@ -1,11 +1,39 @@
-"""Build commands for the user to paste: every value is quoted; a value with control characters is refused."""
+"""Build commands for the user to paste: every value is quoted; a value with control characters is refused.
+
+``find`` finds such commands again in a sentence.
+"""
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from rdsrepl.text.escapes import is_plain, shown
+
+_PROGRAM: Final = re.compile(r"(?<![\w./'\"-])rdsrepl(?= )")
+# A word of a command line: quoted and unquoted pieces without a space between them.
+_WORD: Final = re.compile(r"""[ ]+((?:'[^'\n]*'|"[^"\n]*"|[^\s'"])+)""")
+_OPERATORS: Final = ("|", "&", ";", "(", ">", "<", "#")
+# A command ends before these in a sentence; a colon or a full stop inside a word is a part of it.
+_END: Final = re.compile(r"[;,)`.:]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A command of this program in a text.
+
+    Attributes:
+        start: where it begins.
+        end: where it ends: at a ``;``, ``,`` or ``)`` after a word, an operator of the shell, or the end of the line.
+        words: its words without quotes, without the name of the program.
+    """
+
+    start: int
+    end: int
+    words: tuple[str, ...]
 
 
 def command(template: str, *values: object) -> str:
@@ -37,6 +65,29 @@ def ddl(template: str, *names: str) -> str:
     """Return a statement for psql, with ``{}`` for each identifier; or a remark, see ``shell``."""
     quoted = ['"' + name.replace('"', '""') + '"' for name in names]
     return _refused(names) or template.format(*quoted)
+
+
+def find(text: str) -> Iterator[Found]:
+    """Yield the commands of this program in a text, in their order."""
+    for program in _PROGRAM.finditer(text):
+        end, words = program.end(), list[str]()
+        while match := _WORD.match(text, end):
+            raw = match[1]
+            if raw.startswith(_OPERATORS):
+                break
+            word = _END.sub("", raw)
+            end = match.start(1) + len(word)
+            words += _unquoted(word)
+            if word != raw:
+                break
+        yield Found(program.start(), end, tuple(words))
+
+
+def _unquoted(word: str) -> list[str]:
+    try:
+        return shlex.split(word)
+    except ValueError:  # a quote is not closed
+        return [word]
 
 
 def _refused(values: tuple[object, ...]) -> str:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import ast
 import difflib
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import typer
 
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.main import app
 from tests import ROOT
+from tests.fixtures.hints import wrong_commands
+
+if TYPE_CHECKING:
+    from tests.fixtures.postgres import Database
+    from tests.fixtures.program import Program
 
 SOURCE = ROOT / "rdsrepl"
 PROGRAM: Any = typer.main.get_command(app)
@@ -153,6 +160,14 @@ def test_commands_in_hints_exist_and_are_complete() -> None:
     assert [f"{one.where}: {wrong}" for one in HINTS for wrong in _wrong(one.text)] == []
 
 
+def test_commands_in_any_text_run_when_pasted() -> None:
+    """A command ends where its sentence says so: words after it would be pasted as well."""
+    texts = {(one.where, " ".join(one.text.replace(HOLE, "x").split())) for one in [*HINTS, *TEXTS]}
+    # The name of an option that is a placeholder is tested when the program prints it.
+    wrong = [f"{where}: {reason}" for where, text in texts for reason in wrong_commands(text) if "--x" not in text]
+    assert sorted(wrong) == []
+
+
 def test_commands_in_any_text_exist() -> None:
     # A text that is only the beginning of a command is completed elsewhere.
     found = [
@@ -236,3 +251,55 @@ _BY_HAND = {
     f"help_topics.py: rdsrepl help {HOLE}",
     f"help_topics.py: rdsrepl runbook show {HOLE}",
 }
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint", "pasted"),
+    [
+        ("--instance mz", "list them: rdsrepl slot list", "list them: rdsrepl --instance mz slot list"),
+        ("-t prod", "a (rdsrepl slot drop x), b", "a (rdsrepl -t prod slot drop x), b"),
+        (
+            "--cluster a --dbname 'o s' --region r",
+            "rdsrepl doctor; rdsrepl cluster show a",
+            "rdsrepl --cluster a --dbname 'o s' --region r doctor; rdsrepl --region r cluster show a",
+        ),
+        ("--dbname a --profile p", "rdsrepl slot show --dbname b x", "rdsrepl --profile p slot show --dbname b x"),
+        ("--instance a --user u", "rdsrepl doctor --cluster a", "rdsrepl --user u doctor --cluster a"),
+        ("--cluster a --user u", "rdsrepl instance reboot a-1", "rdsrepl --user u instance reboot a-1"),
+        ("--region r", "rdsrepl -t sandbox slot list", "rdsrepl -t sandbox slot list"),
+        ("--region r", "rdsrepl sandbox up && rdsrepl help", "rdsrepl sandbox up && rdsrepl help"),
+        ("--region r", "rdsrepl supports slot tail", "rdsrepl supports slot tail"),
+        (
+            "--dsn 'dbname=d host=h password=hunter2'",
+            "rdsrepl slot list",
+            "rdsrepl --dsn 'dbname=d host=h' slot list",
+        ),
+        ("--dsn postgresql://u@h/d", "rdsrepl slot list", "rdsrepl --dsn postgresql://u@h/d slot list"),
+        ("--dsn 'not a dsn' --dbname x", "rdsrepl slot list", "rdsrepl --dsn 'not a dsn' --dbname x slot list"),
+        ("", "rdsrepl slot list", "rdsrepl slot list"),
+    ],
+)
+def test_hints_have_the_selectors_of_the_command_line(
+    typed: str, hint: str, pasted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RDSREPL_PROFILE", "of the environment")
+    with PROGRAM.make_context("rdsrepl", [*shlex.split(typed), "slot", "list"]) as ctx:
+        assert with_selectors(ctx, hint) == pasted
+    assert wrong_commands(pasted) == [] or "supports" in pasted
+
+
+def test_a_hint_that_the_command_line_refuses_fails_its_test() -> None:
+    assert wrong_commands("hint: rdsrepl slot drop\n") and wrong_commands('{"hint": "x: rdsrepl slot lst"}')
+    assert wrong_commands("hint: rdsrepl slot list shows them") and wrong_commands(
+        "next: rdsrepl slot list --everything"
+    )
+    assert not wrong_commands("hint: rdsrepl --cluster 'a b' slot drop -- -x\nrdsrepl: done\n")
+
+
+def test_a_typed_selector_is_in_the_hint_and_not_that_of_the_environment(rdsrepl: Program, db15: Database) -> None:
+    typed = rdsrepl("slot", "show", "nope", "-o", "json", dsn=db15.dsn).error["hint"]
+    assert (
+        typed
+        == f"list them: {shlex.join(['rdsrepl', '--dsn', db15.dsn])} slot list; slots do not move to another server"
+    )
+    assert "--dsn" not in rdsrepl("slot", "show", "nope", env={"RDSREPL_DSN": db15.dsn}).err

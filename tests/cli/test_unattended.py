@@ -305,10 +305,10 @@ def test_go_back_lists_only_what_the_run_made(rdsrepl: Program, db18: Database, 
     stopped = rdsrepl(*run, dsn=db18.dsn)
     assert stopped.code == 6
     back = stopped.err[stopped.err.index("Go back:") :]
-    assert f"rdsrepl slot drop {name}" in back and "publication drop" not in back
+    assert f" slot drop {name}" in back and "publication drop" not in back
     assert "Stop it." in back and "Tell a colleague." in back
     # The resumed run created nothing; what the previous run created is still listed.
     resumed = rdsrepl(*run, "--resume", dsn=db18.dsn)
-    assert resumed.code == 6 and f"rdsrepl slot drop {name}" in resumed.err
+    assert resumed.code == 6 and f" slot drop {name}" in resumed.err
     # For a new run, everything exists already.
     assert "Go back:" not in rdsrepl(*run, dsn=db18.dsn).err

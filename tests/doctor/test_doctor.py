@@ -634,7 +634,7 @@ def test_findings_of_a_real_server(fit: Database, rdsrepl: Program) -> None:
     }
     assert found_by["publications"]["subject"] == "p: public.t"
     assert found_by["inactive_slots"]["subject"] == f"s_{fit.name}"
-    assert f"rdsrepl slot drop s_{fit.name}" in found_by["inactive_slots"]["remedy"]
+    assert f" slot drop s_{fit.name}" in found_by["inactive_slots"]["remedy"]
     assert "wal_level" not in found_by
     table = rdsrepl("doctor", "--skip", "publications", dsn=fit.dsn)
     assert table.code == 8

@@ -333,7 +333,7 @@ def test_invalid_criteria(criteria: Criteria) -> None:
 
 def test_command_to_recreate_a_slot() -> None:
     assert prune_rules.recreate_command(slot(two_phase=True, failover=True)) == (
-        "rdsrepl slot create old --plugin pgoutput --two-phase --failover  # connected to database app"
+        "rdsrepl slot create old --plugin pgoutput --two-phase --failover --dbname app"
     )
     assert (
         prune_rules.recreate_command(slot(slot_type="physical"))

@@ -74,14 +74,13 @@ def test_commands() -> None:
     assert "no command is shown" in ddl("DROP TABLE {}", "\x9b")
 
 
-def test_the_command_that_recreates_a_slot_is_one_line() -> None:
+def test_the_command_that_recreates_a_slot_is_quoted() -> None:
     slot: Any = SimpleNamespace(
-        slot_type="logical", slot_name="s", plugin="pgoutput", two_phase=False, failover=False, database="x\nrm -rf ~\n"
+        slot_type="logical", slot_name="s", plugin="p; rm -rf ~", two_phase=False, failover=False, database="a b"
     )
-    line = prune_rules.recreate_command(slot)
-    assert line == r"rdsrepl slot create s --plugin pgoutput  # connected to database x\nrm -rf ~\n"
-    slot.plugin = "p; rm -rf ~"
-    assert shlex.split(prune_rules.recreate_command(slot), comments=True)[-1] == "p; rm -rf ~"
+    assert shlex.split(prune_rules.recreate_command(slot))[-3:] == ["p; rm -rf ~", "--dbname", "a b"]
+    slot.database = "x\nrm -rf ~\n"
+    assert "no command is shown" in prune_rules.recreate_command(slot)
 
 
 def test_a_statement_is_escaped_when_shown_and_not_when_run() -> None:

@@ -15,6 +15,7 @@ from rdsrepl.cli.completion import complete_slot
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import Progress, log_event, note, warn
 from rdsrepl.cli.context import LogFormat, apply_options, global_options
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.options import WriteCommand, duration_option, size_option
 from rdsrepl.cli.slot.drop_audit import SlotAudit, protected_patterns
 from rdsrepl.cli.slot.prune_report import consequences, count, document, explain
@@ -168,6 +169,7 @@ def prune(
         conn = stack.enter_context(connection.open(target))
         criteria = _with_server_facts(conn, criteria, with_default_idle=inactive_for is None)
         state, decisions, sampler = _evaluate_slots(ctx, conn, criteria, observe, metrics)
+        decisions = tuple(replace(one, recreate=with_selectors(ctx, one.recreate)) for one in decisions)
         _require_match(criteria, state)
         if not every:
             _require_not_all(criteria, state)

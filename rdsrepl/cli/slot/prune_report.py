@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.render import facts, say, stacked, styled
 from rdsrepl.retention import assessment
@@ -34,7 +35,7 @@ def explain(
     candidates = [one for one in decisions if one.is_candidate]
     parts: list[object] = []
     for one in candidates:
-        parts += [styled(one.slot.slot_name, "bold"), facts(_facts(one, advance=advance)), ""]
+        parts += [styled(one.slot.slot_name, "bold"), facts(_facts(ctx, one, advance=advance)), ""]
     if candidates and not advance:
         freed, keeper = assessment.freed_by_dropping([one.slot.slot_name for one in candidates], state.slots, state.wal)
         held = max((one.slot.retained_bytes or 0 for one in candidates), default=0)
@@ -83,7 +84,7 @@ def _undelivered(one: PruneDecision) -> str:
     return "an unknown amount of WAL" if one.slot.lag_bytes is None else f"{format_size(one.slot.lag_bytes)} of WAL"
 
 
-def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
+def _facts(ctx: typer.Context, one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
     """Return the facts to read before a slot is dropped or advanced."""
     slot, retention = one.slot, one.retention
     rows: list[tuple[str, object]] = [
@@ -104,12 +105,10 @@ def _facts(one: PruneDecision, *, advance: bool) -> list[tuple[str, object]]:
     rows += [("  if kept", forecast.text) for forecast in retention.breaks[:1]]
     rows.append(("  permanently lost", _lost(one)))
     if not advance:
-        # The comment gets a line of its own: a line break within it would make its end part of the command.
-        again, _, comment = one.recreate.partition("  # ")
-        rows += [("  to create it again", again), *([("", comment)] if comment else [])]
+        rows.append(("  to create it again", one.recreate))
         if slot.slot_type == "logical" and not slot.is_lost:
             instead = command("slot advance {} --to-current", slot.slot_name)
-            rows.append(("  to keep it", f"{instead}, which discards its backlog"))
+            rows.append(("  to keep it", f"{with_selectors(ctx, instead)}, which discards its backlog"))
     return rows
 
 

@@ -1,0 +1,86 @@
+"""Add the selectors of the command line to the commands in hints, so that they reach the same server when pasted."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import typer
+
+from rdsrepl.cli.context import SERVER_OPTIONS, GlobalOptions, global_options
+from rdsrepl.text.commands import find
+from rdsrepl.text.escapes import is_plain
+from rdsrepl.text.masking import mask
+
+# The options that name a server. A command with one of them needs no other, nor does one that names it as its argument.
+_SERVER: Final = frozenset({"dsn", "cluster", "instance"})
+_NAMES_SERVER: Final = ("cluster", "instance", "param-group")
+
+
+def with_selectors(ctx: typer.Context, text: str) -> str:
+    """Return a text whose commands select the server and the AWS account that the user typed.
+
+    ``rdsrepl slot list`` becomes ``rdsrepl --instance orders slot list`` if ``--instance orders`` was typed. Selectors
+    of the environment and of the config file are in effect without it. A password in ``--dsn`` is left out.
+    """
+    options = global_options(ctx)
+    if not options.typed:
+        return text
+    root = ctx.find_root().command
+    for found in reversed(list(find(text))):
+        words = _selectors(root, options, found.words)
+        if words and all(map(is_plain, words)):
+            at = found.start + len("rdsrepl")
+            text = f"{text[:at]} {shlex.join(words)}{text[at:]}"
+    return text
+
+
+def _selectors(root: Any, options: GlobalOptions, command: Sequence[str]) -> list[str]:
+    """Return the selectors that a command uses, does not have, and does not replace."""
+    own = command[: command.index("--")] if "--" in command else command
+    flags = {flag: option for option in root.params for flag in option.opts}
+    given = {str(flags[flag].name) for word in own if (flag := word.partition("=")[0]) in flags}
+    noun, leaf = _find_command(root, flags, own)
+    used = frozenset[str](getattr(leaf, "server_options", ())) - given
+    if "target" in given:
+        return []
+    if given & _SERVER or noun in _NAMES_SERVER:
+        used -= _SERVER
+    chosen: list[str] = []
+    for name in SERVER_OPTIONS:
+        if name in used & options.typed and (value := _shown(options, name)) is not None:
+            chosen += ["-t" if name == "target" else f"--{name}", value]
+    return chosen
+
+
+def _find_command(root: Any, flags: Mapping[str, Any], words: Sequence[str]) -> tuple[str, Any]:
+    """Return the noun of a command line and its command; the root where the words are not a command."""
+    noun, node, is_value = "", root, False
+    for word in words:
+        if is_value:
+            is_value = False
+        elif word.startswith("-"):
+            option = flags.get(word)
+            is_value = option is not None and not option.is_flag and not option.count
+        elif word in getattr(node, "commands", ()):
+            noun, node = noun or word, node.commands[word]
+        else:
+            break
+    return noun, node
+
+
+def _shown(options: GlobalOptions, name: str) -> str | None:
+    value = getattr(options, name)
+    if name != "dsn" or value is None or mask(value) == value:
+        return value if value is None else str(value)
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    from rdsrepl.config import SECRETS
+
+    try:
+        keywords = conninfo_to_dict(value)
+    except (ProgrammingError, ValueError):  # the error is about this value
+        return None
+    return make_conninfo(**{key: str(word) for key, word in keywords.items() if key not in SECRETS})
