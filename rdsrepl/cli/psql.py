@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
+from rdsrepl.cli.options import ReadCommand
+from rdsrepl.cli.psql_options import split
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import NotFound
 
@@ -33,18 +35,35 @@ _VARIABLES: Final = {
 }
 
 
+class PsqlCommand(ReadCommand):
+    """A command whose unknown options go to psql; it has no output format."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._added = [option for option in self._added if option.name != "output"]
+        self.params = [option for option in self.params if option.name != "output"]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse our options; the words for psql become the argument."""
+        words = split(args)
+        return super().parse_args(ctx, [*words.own, "--", *words.psql])
+
+
 def psql(
     ctx: typer.Context,
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- PSQL'S OWN]...", help="Options and arguments of psql.", show_default=False),
+        typer.Argument(metavar="PSQL_OPTION", help="Options and arguments of psql.", show_default=False),
     ] = None,
 ) -> None:
     """Run psql on the database of --target, --cluster, --instance or --dsn.
 
     psql gets the password in its environment, never on its command line.
 
-    Example: rdsrepl psql --cluster orders -- -c 'SHOW wal_level'
+    Options that rdsrepl does not have go to psql, and everything after --. -d, -U and -q mean the same in both. -t NAME
+    is a target, and -t alone is psql's. -v is verbose, and -v NAME=VALUE is psql's. -o FILE is psql's.
+
+    Example: rdsrepl psql --cluster orders -Atc 'SHOW wal_level'
     """
     from rdsrepl.postgres import conninfo
 
