@@ -10,7 +10,7 @@ import sys
 def run() -> None:
     """Run the program; print the version without building the whole command line.
 
-    Ctrl-C ends the process with 130 and without a message from the start. During the imports a KeyboardInterrupt would
+    Ctrl-C ends the process with 130 and without a message at the start. During the imports a KeyboardInterrupt would
     be raised inside another library, which may print or suppress it; no work has begun that needs a clean end.
     """
     is_handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # nohup and "&" ignore SIGINT
@@ -24,7 +24,7 @@ def run() -> None:
         return
     import threading
 
-    from rdsrepl.cli import standard_streams
+    from rdsrepl.cli import interrupts, standard_streams
     from rdsrepl.cli.main import app
     from rdsrepl.render import write_traceback
 
@@ -32,8 +32,7 @@ def run() -> None:
     # The hook of Python would print secrets; `app` handles the errors of the main thread.
     threading.excepthook = lambda args: write_traceback(args.exc_value) if args.exc_value is not None else None
     try:
-        if is_handled:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts.install(ctrl_c=is_handled)
         app()
     except KeyboardInterrupt:
         sys.exit(130)

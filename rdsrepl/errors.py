@@ -34,7 +34,7 @@
     │   └── Throttled                 AWS throttles the requests, after all retries
     ├── StepFailed                1   a step of a runbook failed before any change
     ├── AppliedInPart             6
-    │   └── Interrupted         130   Ctrl-C; lists what was changed
+    │   └── Interrupted         130   Ctrl-C or SIGTERM; lists what was changed
     ├── OutcomeUnknown            1   the connection was lost; the result is unknown
     ├── TimedOut                  1
     ├── SinkFailed                1   the output could not be written
@@ -254,7 +254,7 @@ class AppliedInPart(Error):
 
 
 class Interrupted(AppliedInPart):
-    """Ctrl-C; ``done`` and ``not_done`` are empty if nothing was changed."""
+    """Ctrl-C or SIGTERM; ``done`` and ``not_done`` are empty if nothing was changed."""
 
     exit_code = ExitCode.INTERRUPTED
 

@@ -7,9 +7,13 @@ from typing import Final
 
 from rdsrepl import errors
 from rdsrepl.apply.results import Cancelled, StepResult
-from rdsrepl.plan import Plan, Wait
+from rdsrepl.plan import AwsCall, Plan, Statement, Step, Wait
+from rdsrepl.text.commands import command
 
-_AGAIN: Final = "run the command again: it plans only the missing steps"
+#: The end of a hint; the command line adds the command.
+RUN_AGAIN: Final = "run the command again, it plans only the missing steps"
+# Running the command again makes these calls again.
+_REPEATED: Final = ("RebootDBInstance", "RebootDBCluster", "FailoverDBCluster")
 
 
 def failure_of(
@@ -24,13 +28,14 @@ def failure_of(
     stopped = next(((n, exc) for n, exc in failures if _is_interrupt(exc)), None)
     if stopped is not None:
         at, interrupt = stopped
-        if not isinstance(interrupt, Cancelled) and not isinstance(plan.steps[at], Wait):
-            causes[at] = "interrupted; whether it was done is unknown"
-        elif not unknown and not changed:
-            return errors.Interrupted(f"{plan.title}: interrupted; nothing was changed")
+        step = plan.steps[at]
+        if isinstance(interrupt, Cancelled) and not unknown and not changed:
+            what = "the statement was cancelled, " if interrupt.was_sent and isinstance(step, Statement) else ""
+            return errors.Interrupted(f"{plan.title}: interrupted; {what}nothing was changed")
+        causes[at] = _interrupted(step, interrupt, changed)
         return errors.Interrupted(
-            f"{plan.title}: interrupted in step {at + 1} of {len(plan.steps)} ({plan.steps[at].summary})",
-            hint=_AGAIN,
+            f"{plan.title}: interrupted in step {at + 1} of {len(plan.steps)} ({step.summary})",
+            hint=_how_to_go_on([step for n, step in enumerate(plan.steps) if n not in done], changed),
             done=[step.summary for n, step in enumerate(plan.steps) if n in done],
             not_done=[
                 step.summary + (f": {causes[n]}" if n in causes else "")
@@ -52,7 +57,7 @@ def failure_of(
     return errors.AppliedInPart(
         f"{plan.title}: step {number + 1} of {len(plan.steps)} failed ({plan.steps[number].summary}): "
         f"{causes[number]}{more}",
-        hint=hint or f"fix the cause, then {_AGAIN}",
+        hint=hint or f"fix the cause, then {RUN_AGAIN}",
         done=[step.summary for n, step in enumerate(plan.steps) if n in done],
         not_done=[
             step.summary + (f": {causes[n]}" if plan.independent and n in causes else "")
@@ -60,6 +65,40 @@ def failure_of(
             if n not in done
         ],
     )
+
+
+def interrupted_after(plan: Plan) -> errors.Interrupted:
+    """Return the error of a plan whose last statement was committed before Ctrl-C could cancel it."""
+    return errors.Interrupted(
+        f"{plan.title}: interrupted, but the last statement was committed before it could be cancelled; "
+        "all steps are done",
+        done=[step.summary for step in plan.steps],
+    )
+
+
+def _interrupted(step: Step, interrupt: BaseException, changed: Sequence[StepResult]) -> str:
+    """Say what became of the step in which the plan was interrupted."""
+    if not isinstance(interrupt, Cancelled):
+        return "interrupted; whether it was done is unknown"
+    if not interrupt.was_sent:
+        return "not started"
+    if isinstance(step, Statement):
+        return "cancelled; it changed nothing"
+    if isinstance(step, AwsCall):
+        return "interrupted; AWS had not accepted it"
+    if any(isinstance(result.step, AwsCall) for result in changed):
+        return "interrupted; AWS continues without this command"
+    return "interrupted"
+
+
+def _how_to_go_on(missing: Sequence[Step], changed: Sequence[StepResult]) -> str:
+    repeated = [one.step for one in changed if isinstance(one.step, AwsCall) and one.step.operation in _REPEATED]
+    if not repeated or not all(isinstance(step, Wait) for step in missing):
+        return RUN_AGAIN
+    name, kind = repeated[-1].parameters.get("DBInstanceIdentifier"), "instance"
+    if name is None:
+        name, kind = repeated[-1].parameters.get("DBClusterIdentifier"), "cluster"
+    return f"only waits are missing; to see the state: {command(f'{kind} show {{}}', name)}"
 
 
 def _is_interrupt(failure: BaseException) -> bool:

@@ -92,7 +92,15 @@ OnWaiting = Callable[[Step, float, list[str]], None]
 
 
 class Cancelled(KeyboardInterrupt):
-    """Ctrl-C cancelled the step: it is certain that the step was not done."""
+    """Ctrl-C cancelled the step: it is certain that the step was not done.
+
+    Attributes:
+        was_sent: whether the step had begun.
+    """
+
+    def __init__(self, *, was_sent: bool = True) -> None:
+        super().__init__()
+        self.was_sent = was_sent
 
 
 class StepRecorder(Protocol):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.apply.aws_calls import AwsRunner, cancellable
-from rdsrepl.apply.failures import failure_of
+from rdsrepl.apply.failures import failure_of, interrupted_after
 from rdsrepl.apply.results import Cancelled, NoRecorder, OnDone, OnWaiting, RetryTiming, StepRecorder, StepResult
 from rdsrepl.apply.statements import connect, execute, require_own_session, was_executed
 from rdsrepl.plan import AwsCall, Plan, Statement, Step, Wait
@@ -48,7 +48,7 @@ def run(
         timing: how often AWS calls are retried and waits poll.
 
     Raises:
-        Interrupted: Ctrl-C; it lists the steps that were done and those that were not.
+        Interrupted: Ctrl-C; it lists the steps that were done and those that were not. All of them can be done.
         AppliedInPart: a step failed and others were done; the cause is chained.
         Error: nothing was done.
     """
@@ -62,7 +62,7 @@ def run(
         for number, step in enumerate(plan.steps):
             try:
                 if interrupted:
-                    raise Cancelled
+                    raise Cancelled(was_sent=False)
                 outcome, interrupted = _step(step, target, stack, connections, waiting, recorder, cloud)
             except (errors.Error, KeyboardInterrupt) as exc:
                 failures.append((number, exc))
@@ -79,6 +79,8 @@ def run(
         if failure is cause:
             raise failure
         raise failure from cause
+    if interrupted:
+        raise interrupted_after(plan)
     return outcomes
 
 
@@ -106,7 +108,7 @@ def _step(
             pid = connections[step.protocol].info.backend_pid
         recorder.before(step)
     except KeyboardInterrupt:
-        raise Cancelled from None
+        raise Cancelled(was_sent=False) from None
     interrupted = False
     try:
         if isinstance(step, AwsCall):

@@ -136,7 +136,7 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
                 waiting(step, time.monotonic() - started, blockers)
     except KeyboardInterrupt:
         if start_lock.acquire(blocking=False):
-            raise Cancelled from None  # not sent
+            raise Cancelled(was_sent=False) from None
         interrupted = True
         _cancel(conn, target, worker)
         if not result:

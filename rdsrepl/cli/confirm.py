@@ -14,7 +14,7 @@ import typer
 
 from rdsrepl import apply
 from rdsrepl.cli.console import Progress, is_interactive, note, prompt_exact, prompt_yes, warn
-from rdsrepl.cli.context import apply_options, global_options, record_applied
+from rdsrepl.cli.context import apply_options, global_options, record_applied, same_command
 from rdsrepl.cli.plan_view import PlanTarget, plan_target, report, show
 from rdsrepl.cli.targets import database_target
 from rdsrepl.config import Target
@@ -88,6 +88,8 @@ def confirm_and_apply(
     try:
         _apply(ctx, plan, target, results, recorder, timing)
     except AppliedInPart as exc:
+        if exc.hint is not None and (again := same_command(ctx)) is not None:
+            exc.hint = exc.hint.replace(apply.RUN_AGAIN, f"{apply.RUN_AGAIN}: {again}")
         # Without it the applied steps are useless: the role exists, and its password would be lost.
         if reveal and (exc.done or exc.not_done):
             report(ctx, plan, server, "partial", results, reveal)

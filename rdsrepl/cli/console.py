@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -47,13 +49,31 @@ def prompt_exact(question: str, wanted: str) -> bool:
     return _answer(question) == wanted
 
 
+def prompt_password(question: str) -> str:
+    """Ask for a password on the terminal, without showing it."""
+    import getpass
+
+    with _ended_line():
+        return getpass.getpass(f"{line_for_person(question)} ", stream=sys.stderr)
+
+
 def _answer(question: str) -> str:
-    try:
+    with _ended_line():
         sys.stderr.write(f"{line_for_person(question)} ")
         sys.stderr.flush()
-        return sys.stdin.readline().strip()
-    except KeyboardInterrupt:
-        sys.stderr.write("\n")  # the terminal shows ^C after the question
+        line = sys.stdin.readline()
+    if not line.endswith("\n"):  # Ctrl-D
+        sys.stderr.write("\n")
+    return line.strip()
+
+
+@contextmanager
+def _ended_line() -> Iterator[None]:
+    """End the line of a question after Ctrl-C: the terminal shows ^C after the question, or nothing."""
+    try:
+        yield
+    except (KeyboardInterrupt, EOFError):
+        sys.stderr.write("\n")
         raise
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -10,6 +10,7 @@ from typing import Any, Final
 import typer
 
 from rdsrepl.render import Format
+from rdsrepl.text import commands
 from rdsrepl.text.masking import mask
 
 
@@ -71,6 +72,7 @@ class ApplyOptions:
 
 _APPLY_OPTIONS: Final = "rdsrepl.apply_options"
 _APPLIED: Final = "rdsrepl.applied"
+_WORDS: Final = "rdsrepl.words"
 
 #: The options that select the server a command works on.
 _SELECTORS: Final = ("target", "dsn", "cluster", "instance")
@@ -166,6 +168,17 @@ def apply_options(ctx: typer.Context) -> ApplyOptions:
     """Return the options of a command that applies a plan."""
     options = ctx.meta.get(_APPLY_OPTIONS)
     return options if isinstance(options, ApplyOptions) else ApplyOptions()
+
+
+def record_words(ctx: typer.Context, words: Sequence[str]) -> None:
+    """Keep the words of the command line."""
+    ctx.find_root().meta[_WORDS] = tuple(words)
+
+
+def same_command(ctx: typer.Context) -> str | None:
+    """Return the command that is running, for a hint to run it again; None if it cannot be pasted."""
+    words = ctx.find_root().meta.get(_WORDS)
+    return None if words is None else commands.typed(words)
 
 
 def record_applied(ctx: typer.Context, title: str) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from rdsrepl.cli.completion import complete_role
 from rdsrepl.cli.confirm import confirm_and_apply, plan_and_apply
-from rdsrepl.cli.console import is_interactive
+from rdsrepl.cli.console import is_interactive, prompt_password
 from rdsrepl.cli.context import apply_options, global_options
 from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import database_target
@@ -202,12 +202,10 @@ def _read_password() -> str:
 
 
 def _ask_password(name: str) -> str:
-    import getpass
-
-    password = getpass.getpass(f"Password for role {name}: ", stream=sys.stderr)
+    password = prompt_password(f"Password for role {name}:")
     if not password:
         raise BadValue("the password is empty", hint="type one, or use --generate-password or --no-password")
-    if password != getpass.getpass("Again: ", stream=sys.stderr):
+    if password != prompt_password("Again:"):
         raise BadValue("the two passwords differ", hint="try again")
     return password
 

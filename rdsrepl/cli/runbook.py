@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rdsrepl.cli import standard_streams
 from rdsrepl.cli.console import is_interactive, note, warn
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import LocalCommand, ReadCommand
 from rdsrepl.cli.targets import aws_target
-from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, Refused
+from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, OutputClosed, Refused, SinkFailed
 from rdsrepl.render import Format, console, emit, facts, listing, paged, print_lines, stacked
 from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import format_duration
@@ -231,8 +229,7 @@ def _run(ctx: typer.Context, request: RunRequest) -> None:
     journal = Journal(name)
     display = _Display(ctx, request.runbook)
     try:
-        with _sigterm_as_interrupt():
-            results = runner.run(request, journal, display)
+        results = runner.run(request, journal, display)
     except Error as exc:
         display.close()
         if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and global_options(ctx).output is Format.table:
@@ -245,20 +242,6 @@ def _run(ctx: typer.Context, request: RunRequest) -> None:
     skipped = sum(result.status in ("skipped", "passed_over") for result in results)
     rest = f", {skipped} of them skipped" if skipped else ""
     note(ctx, f"runbook {name}: all {len(results)} steps completed{rest}; journal: {journal.path}")
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Handle SIGTERM as Ctrl-C: stop the running step and write it to the journal."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _target_of_run(ctx: typer.Context) -> RunTarget:
@@ -451,15 +434,14 @@ class _Display:
 
     def output(self, text: str) -> None:
         if self._output is Format.table and text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            self._write(text)
             self._open_line = not text.endswith("\n")
 
     def end(self, result: Result) -> None:
         self._end_line()
         self._results.append(result)
         if self._output is Format.json:
-            _emit_line(result)
+            self._write(json_text(_document(result)) + "\n")
         if global_options(self._ctx).quiet:
             return
         if result.status == "done":
@@ -477,9 +459,17 @@ class _Display:
 
     def _end_line(self) -> None:
         if self._open_line:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+            self._write("\n")
         self._open_line = False
+
+    def _write(self, text: str) -> None:
+        """Write to stdout. A reader that has closed it does not stop the run between two steps or within one."""
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except (OutputClosed, SinkFailed) as exc:
+            standard_streams.discard()
+            warn(self._ctx, f"{exc.message}; the run continues")
 
     def _say(self, text: str, style: str | None) -> None:
         print_lines(self._out, text, style=style if self._colour else None)

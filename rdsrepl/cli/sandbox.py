@@ -11,7 +11,7 @@ import typer
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.options import LocalCommand, flag_option
-from rdsrepl.errors import Error, NotFound
+from rdsrepl.errors import Error, Interrupted, NotFound
 from rdsrepl.render import emit, facts, size, stacked
 from rdsrepl.text.commands import command
 
@@ -58,9 +58,19 @@ def up(
     """
     from rdsrepl.sandbox import client_config, lifecycle
 
-    report = lifecycle.up(
-        bin_dir=postgres_bin, standby=not no_standby, default_group=default_group, progress=lambda text: note(ctx, text)
-    )
+    try:
+        report = lifecycle.up(
+            bin_dir=postgres_bin,
+            standby=not no_standby,
+            default_group=default_group,
+            progress=lambda text: note(ctx, text),
+        )
+    except KeyboardInterrupt:
+        if lifecycle.status() is None:
+            raise Interrupted("interrupted; the incomplete sandbox was removed, nothing is left") from None
+        raise Interrupted(
+            "interrupted; the sandbox exists, and some of its processes may not run", hint="rdsrepl sandbox up"
+        ) from None
     if no_standby and report.reader_port is not None:
         _note_ignored(ctx, "the sandbox has a standby", command("sandbox up --no-standby"))
     group = next((cluster.parameter_group for cluster in report.clusters if cluster.name == client_config.CLUSTER), "")
@@ -106,7 +116,10 @@ def down(ctx: typer.Context) -> None:
     """
     from rdsrepl.sandbox import lifecycle
 
-    removed = lifecycle.down(progress=lambda text: note(ctx, text))
+    try:
+        removed = lifecycle.down(progress=lambda text: note(ctx, text))
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; a part of the sandbox may be left", hint="rdsrepl sandbox down") from None
     text = "the sandbox was removed" if removed.was_there else "there is no sandbox: nothing to do"
     emit(removed, global_options(ctx).output, lambda: text)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import sys
-from typing import TYPE_CHECKING, Final, TextIO, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TextIO
 
 from rdsrepl.errors import OutputClosed, SinkFailed
 from rdsrepl.text.escapes import escape_unencodable
@@ -42,9 +44,7 @@ class _Stdout(io.FileIO):
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
-            return cast(int, super().write(data))
-        except BlockingIOError:
-            raise
+            return _write_all(super().write, data, self.fileno())
         except OSError as exc:
             if exc.errno == errno.EPIPE:
                 raise OutputClosed("the reader closed standard output") from exc
@@ -58,20 +58,30 @@ class _Stderr(io.FileIO):
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
-            return cast(int, super().write(data))
-        except BlockingIOError:
-            raise
+            return _write_all(super().write, data, self.fileno())
         except OSError:
             discard(_STDERR)
             return memoryview(data).nbytes
+
+
+def _write_all(write: Callable[[memoryview], int | None], data: ReadableBuffer, descriptor: int) -> int:
+    view = memoryview(data).cast("B")
+    written = 0
+    while written < len(view):
+        count = write(view[written:])
+        if count is None:  # another process set O_NONBLOCK
+            select.select([], [descriptor], [])
+        written += count or 0
+    return written
 
 
 def _replaced(stream: TextIO, raw: io.FileIO) -> TextIO:
     # A stream that was closed is open to /dev/null by now, and has no original.
     if stream not in (sys.__stdout__, sys.__stderr__) or not isinstance(stream, io.TextIOWrapper):
         return stream
+    # Without a BufferedWriter: it would write again what Ctrl-C interrupted.
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw,
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering,

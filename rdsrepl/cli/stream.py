@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import signal
 import sys
 import time
 from contextlib import suppress
@@ -174,23 +173,19 @@ def tail(
     as_json = global_options(ctx).output is not Format.table
     started = last_record = time.monotonic()
     count = 0
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with suppress(KeyboardInterrupt):
-            for batch in stream_reader.read(aws, stream, start):
-                wanted = batch if limit is None else batch[: limit - count]
-                for record in wanted:
-                    _print(record, as_json=as_json)
-                sys.stdout.flush()
-                count += len(wanted)
-                now = time.monotonic()
-                last_record = now if batch else last_record
-                if (limit is not None and count >= limit) or (duration is not None and now - started >= duration):
-                    break
-                if idle_exit is not None and now - last_record >= idle_exit:
-                    break
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with suppress(KeyboardInterrupt):
+        for batch in stream_reader.read(aws, stream, start):
+            wanted = batch if limit is None else batch[: limit - count]
+            for record in wanted:
+                _print(record, as_json=as_json)
+            sys.stdout.flush()
+            count += len(wanted)
+            now = time.monotonic()
+            last_record = now if batch else last_record
+            if (limit is not None and count >= limit) or (duration is not None and now - started >= duration):
+                break
+            if idle_exit is not None and now - last_record >= idle_exit:
+                break
     note(ctx, f"stream {described.name}: {count} records")
 
 

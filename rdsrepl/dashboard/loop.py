@@ -120,7 +120,6 @@ def run_lines(
     """
     thread = PollerThread(poller)
     schedule, polls, lost = _Schedule(), 0, False
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         while limit is None or polls < limit:
             time.sleep(max(0.0, schedule.due_at - time.monotonic()))
@@ -144,7 +143,6 @@ def run_lines(
     except KeyboardInterrupt:
         return
     finally:
-        signal.signal(signal.SIGTERM, handler)
         thread.stop()
 
 

@@ -291,9 +291,10 @@ def _spawn(
                 *lines, rest = (rest + text).split("\n")
                 for each in lines:
                     line(each)
-        except BaseException:
+        except BaseException as exc:
             # On a terminal both processes received Ctrl-C, and a second signal would stop the clean end.
-            if process.poll() is None and not sys.stdin.isatty():
+            both = sys.stdin.isatty() and isinstance(exc, KeyboardInterrupt) and exc.args != (signal.SIGTERM,)
+            if process.poll() is None and not both:
                 process.send_signal(signal.SIGINT)
             # Show what it prints about the interruption.
             while piece := os.read(process.stdout.fileno(), 65_536):

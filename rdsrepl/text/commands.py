@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rdsrepl.text.escapes import is_plain, shown
+from rdsrepl.text.masking import mask
 
 _PROGRAM: Final = re.compile(r"(?<![\w./'\"-])rdsrepl(?= )")
 # A word of a command line: quoted and unquoted pieces without a space between them.
@@ -53,6 +54,16 @@ def shell(template: str, *values: object) -> str:
         parentheses that says so.
     """
     return _refused(values) or _line(template.split(" "), [str(value) for value in values])
+
+
+def typed(words: Sequence[str]) -> str | None:
+    """Return the command that was typed, for a hint to run it again.
+
+    None if it cannot be pasted: a word has control characters, or a secret, which is not shown.
+    """
+    if any(not is_plain(word) or mask(word) != word for word in words):
+        return None
+    return shlex.join(["rdsrepl", *words])
 
 
 def sql(template: str, *values: object) -> str:

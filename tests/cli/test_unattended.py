@@ -69,10 +69,10 @@ def test_ctrl_c_in_a_statement_and_between_the_steps_of_a_runbook(
         "AND query LIKE '%create_logical%'"
     )
 
-    def stop(*words: str) -> Any:
+    def stop(*words: str, number: int = signal.SIGINT) -> Any:
         process = rdsrepl.start(*words, "-o", "json", dsn=db18.dsn, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_until(lambda: db18.value(waiting) == 1, "the creation waits")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
         return json.loads(err.splitlines()[-1])
@@ -89,8 +89,10 @@ def test_ctrl_c_in_a_statement_and_between_the_steps_of_a_runbook(
     with closing(db18.connect()) as blocker:
         blocker.execute("BEGIN")
         blocker.execute("INSERT INTO t VALUES (1)")
-        answer = stop("slot", "create", name, "--yes")
-        assert answer["message"] == f"create replication slot {name}: interrupted; nothing was changed"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            answer = stop("slot", "create", name, "--yes", number=number)
+            cancelled = "interrupted; the statement was cancelled, nothing was changed"
+            assert answer["message"] == f"create replication slot {name}: {cancelled}"
         answer = stop("runbook", "run", str(page), "--yes")
         assert answer["error"] == "interrupted" and "step 2 of 2, make-2, interrupted" in answer["message"]
         assert (answer["done"], answer["not_done"]) == (["1. Make 1"], ["2. Make 2"])
@@ -120,8 +122,12 @@ def test_ctrl_c_during_aws_calls_reports_what_is_done_and_what_is_unknown(
 
     # In a wait: the call was made, the wait has not ended.
     stopped = run(*calls, wait)
-    assert (stopped.done, stopped.not_done) == (["make a", "make b"], ["wait until b is there: interrupted"])
-    assert stopped.hint is not None and "run the command again" in stopped.hint
+    continues = "wait until b is there: interrupted; AWS continues without this command"
+    assert (stopped.done, stopped.not_done) == (["make a", "make b"], [continues])
+    assert stopped.hint == apply.RUN_AGAIN
+    # The same call again would reboot again.
+    reboot = AwsCall("reboot b", "rds", "RebootDBInstance", {"DBInstanceIdentifier": "b"}, effect="change")
+    assert run(reboot, wait).hint == "only waits are missing; to see the state: rdsrepl instance show b"
     assert run(wait).message == "make: interrupted; nothing was changed"
 
     # In the pause before a retry: the call is not made.
