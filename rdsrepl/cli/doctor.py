@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rdsrepl.cli import html_option
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.hints import with_selectors
+from rdsrepl.cli.html_option import HtmlFile
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit
@@ -50,6 +52,7 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    html: HtmlFile = None,
 ) -> None:  # fmt: skip
     """Check whether logical replication is ready, and print a remedy for each finding.
 
@@ -60,6 +63,7 @@ def doctor(
     """
     from rdsrepl.doctor import check_list, facts, findings
 
+    html_option.require_usable(ctx, html)
     planned = _planned_objects(for_ or [])
     selected = findings.select_checks(check_list.ALL, only=only or (), skip=skip or ())
     needed = frozenset(name for check in selected for group in check.needs for name in group)
@@ -68,7 +72,12 @@ def doctor(
     reachable = tuple(replace(one, remedy=with_selectors(ctx, one.remedy)) for one in diagnosis.findings)
     diagnosis = replace(diagnosis, findings=reachable)
     options = global_options(ctx)
-    emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))
+    if html is not None:
+        from rdsrepl.cli.doctor_page import page
+
+        html_option.write(ctx, html, page(diagnosis, gathered))
+    if not html_option.is_stdout(html):
+        emit(diagnosis, options.output, lambda: _table(diagnosis, verbose=options.verbose > 0))
     worst = diagnosis.worst()
     if worst is findings.Severity.critical:
         raise typer.Exit(ExitCode.CRITICAL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -25,6 +25,7 @@ class ServerInfo:
         sees_settings: whether this role may read every parameter (pg_read_all_settings).
         now: the clock of the server.
         oldest_xmin_slot, oldest_xmin_age: the slot with the oldest ``xmin``, and the age of that in transactions.
+        address: host and port of this connection, or the directory of its socket.
     """
 
     version: str
@@ -40,6 +41,7 @@ class ServerInfo:
     now: datetime
     oldest_xmin_slot: str | None = None
     oldest_xmin_age: int | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def server(conn: Connection) -> ServerInfo:
     """Return the server, and what the role of this connection may read."""
     row = conn.execute(_SERVER).fetchone()
     assert row is not None
-    return ServerInfo(*row)
+    return replace(ServerInfo(*row), address=f"{conn.info.host}:{conn.info.port}")
 
 
 def senders(conn: Connection) -> list[Sender]:

@@ -148,6 +148,45 @@ def test_retained_and_undelivered_wal_with_rates_and_forecasts(place: Place) -> 
         assert said in one.out, one.out
 
 
+def test_pictures_and_pages(place: Place, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "lag.html"
+    page.parent.mkdir()
+    place.make("held")
+    first = lag(place, "held", "--plot")
+    assert first.code == 0 and "no history yet" in first.out and "run the command again later" in first.out
+    write(place, 500)
+    drawn = lag(place, "--plot", "--free-space", "50MB")
+    assert "held: " in drawn.out and "retained" in drawn.out and "UTC" in drawn.out and "disk full at" in drawn.out
+    assert max(map(len, drawn.out.splitlines())) <= 80 and "\x1b" not in drawn.out
+    done = lag(place, "--html", str(page))
+    assert done.code == 0 and "RETAINED" in done.out and f"wrote {page}" in done.err
+    assert page.stat().st_mode & 0o777 == 0o600 and "<svg" in page.read_text()
+    page.chmod(0o644)
+    assert lag(place, "held", "--html", str(page), "-o", "json").json["holdings"]
+    assert page.stat().st_mode & 0o777 == 0o644 and list(page.parent.iterdir()) == [page]
+    only = lag(place, "--html", "-")
+    assert only.out.startswith("<!DOCTYPE html>") and only.out.endswith("</html>\n") and "held" in only.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--html", "."], "is a directory"),
+        (["--html", "/dev/null"], "is not a regular file"),
+        (["--html", "no/such/file"], "does not exist"),
+        (["--html", ""], "needs the name of a file"),
+        (["--html", "-", "-o", "json"], "both write to stdout"),
+        (["--html", "-", "--watch"], "exclude each other"),
+        (["--plot", "-o", "yaml"], "exclude each other"),
+        (["--since", "1h"], "needs --plot or --html"),
+        (["--plot", "--since", "0s"], "must be longer"),
+    ],
+)
+def test_pictures_that_are_refused_before_a_connection(rdsrepl: Program, words: list[str], said: str) -> None:
+    done = rdsrepl("slot", "lag", *words, dsn="host=192.0.2.1 connect_timeout=1")
+    assert done.code == 2 and said in done.err, done.err
+
+
 def test_a_slot_that_does_not_exist(place: Place) -> None:
     place.make("there")
     assert lag(place, "nowhere").code == 3

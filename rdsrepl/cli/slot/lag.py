@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from rdsrepl.cli import html_option
 from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.html_option import HtmlFile
 from rdsrepl.cli.options import ReadCommand, duration_option, size_option
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
@@ -24,6 +27,7 @@ from rdsrepl.retention.forecast import Rate
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
+    from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.retention.rds_metrics import RdsMetrics
     from rdsrepl.retention.server_state import ServerState
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 _RECENT_SECONDS: Final = 3600.0
 _RECENT_POINTS: Final = 12
 _WHAT: Final = {"slot_invalidated": "invalidated", "storage_full": "disk full", "xid_wraparound": "no xids"}
+_NOT_ON_PAGE: Final = frozenset({"slot", "last hour", "WAL"})
 _MEASURED: Final = (
     ("TransactionLogsDiskUsage", "of WAL on disk"),
     ("OldestReplicationSlotLag", "behind the oldest slot"),
@@ -56,6 +61,14 @@ def lag(
     free_space: Annotated[
         int | None, size_option("--free-space", help="Set the free storage, if CloudWatch does not report it.")
     ] = None,
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the recorded history of NAME or the worst slots.", show_default=False)
+    ] = False,
+    html: HtmlFile = None,
+    since: Annotated[
+        float | None,
+        duration_option("--since", help="Draw only this much of the history, with --plot or --html; default: all."),
+    ] = None,
 ) -> None:
     """Show the retained and the undelivered WAL of each slot, how fast they grow, and which failure follows when.
 
@@ -69,22 +82,73 @@ def lag(
 
     if interval < 0.5:
         raise BadValue(f"--interval {interval:g}s is too short", hint="give at least 500ms")
+    _require_one_document(ctx, plot=plot, html=html, watch=watch, since=since)
     target = database_target(ctx)
     metrics = read_rds_metrics(ctx, target, free_space)
+    view = _View(name, plot, since)
     with connection.open(target) as conn:
-        if not watch:
-            state = read_server_state(ctx, conn, metrics)
-            _print(ctx, state, metrics, name)
+        if watch:
+            _watch(ctx, conn, metrics, view, interval)
             return
-        _watch(ctx, conn, metrics, name, interval)
+        state = read_server_state(ctx, conn, metrics)
+        page = None if html is None else _page(conn, target, state, metrics, view)
+    if page is not None and html is not None:
+        html_option.write(ctx, html, page)
+    if not html_option.is_stdout(html):
+        _print(ctx, state, metrics, view)
 
 
-def _watch(ctx: typer.Context, conn: Connection, metrics: RdsMetrics, name: str | None, interval: float) -> None:
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What to show: one slot or all, as a table or as pictures, and how much of the history in seconds."""
+
+    name: str | None
+    plot: bool
+    since: float | None
+
+
+def _require_one_document(
+    ctx: typer.Context, *, plot: bool, html: str | None, watch: bool, since: float | None
+) -> None:
+    """Refuse options that cannot be used together.
+
+    Raises:
+        BadValue: two of the options exclude each other.
+    """
+    output = global_options(ctx).output
+    html_option.require_usable(ctx, html)
+    if plot and output is not Format.table:
+        raise BadValue(f"--plot and -o {output.value} exclude each other", hint="-o json has the values in 'recent'")
+    if html is not None and watch:
+        raise BadValue("--html and --watch exclude each other", hint="leave out --watch")
+    if since is not None and not (plot or html):
+        raise BadValue("--since needs --plot or --html", hint="add --plot")
+    if since is not None and since <= 0:
+        raise BadValue("--since must be longer than 0s", hint="for example --since 6h")
+
+
+def _page(conn: Connection, target: Target, state: ServerState, metrics: RdsMetrics, view: _View) -> str:
+    from rdsrepl.cli.slot import lag_page
+    from rdsrepl.postgres import activity
+
+    retention = _only_slot(state.assess(), view.name)
+    return lag_page.page(
+        target.label,
+        activity.server(conn),
+        _with_current(state),
+        retention,
+        notes=[*_server_lines(retention), *(f"CloudWatch: {line}" for line in _cloudwatch_lines(metrics))],
+        details=lambda one: [pair for pair in _slot_details(state, retention, one) if pair[0] not in _NOT_ON_PAGE],
+        seconds=view.since,
+    )
+
+
+def _watch(ctx: typer.Context, conn: Connection, metrics: RdsMetrics, view: _View, interval: float) -> None:
     live = sys.stdout.isatty() and global_options(ctx).output is Format.table
     try:
         if not live:
             while True:
-                _print(ctx, read_server_state(ctx, conn, metrics), metrics, name)
+                _print(ctx, read_server_state(ctx, conn, metrics), metrics, view)
                 sys.stdout.flush()
                 time.sleep(interval)
         from rich.live import Live
@@ -94,20 +158,32 @@ def _watch(ctx: typer.Context, conn: Connection, metrics: RdsMetrics, name: str 
         with Live(console=console(sys.stdout), auto_refresh=False) as screen:
             while True:
                 state = read_server_state(ctx, conn, metrics)
-                retention = _only_slot(state.assess(), name)
-                screen.update(_table(state, metrics, retention, name), refresh=True)  # type: ignore[arg-type]
+                shown = _shown(state, metrics, _only_slot(state.assess(), view.name), view)
+                screen.update(shown, refresh=True)  # type: ignore[arg-type]
                 time.sleep(interval)
     except KeyboardInterrupt:
         return
 
 
-def _print(ctx: typer.Context, state: ServerState, metrics: RdsMetrics, name: str | None) -> None:
-    retention = _only_slot(state.assess(), name)
+def _print(ctx: typer.Context, state: ServerState, metrics: RdsMetrics, view: _View) -> None:
+    retention = _only_slot(state.assess(), view.name)
     output = global_options(ctx).output
     if retention.wal_rate is None and retention.holdings and output is Format.table:
         note(ctx, "no rate and no forecast yet: run the command again later, or with --watch")
     value = None if output is Format.table else _document(state, metrics, retention)
-    emit(value, output, lambda: _table(state, metrics, retention, name))
+    emit(value, output, lambda: _shown(state, metrics, retention, view))
+
+
+def _shown(state: ServerState, metrics: RdsMetrics, retention: Retention, view: _View) -> object:
+    if not view.plot:
+        return _table(state, metrics, retention, view.name)
+    from rdsrepl.cli.slot.lag_plot import plot
+
+    return plot(_with_current(state), retention, seconds=view.since)
+
+
+def _with_current(state: ServerState) -> tuple[Observation, ...]:
+    return (*state.history, assessment.to_observation(state.wal, state.slots))
 
 
 def _document(state: ServerState, metrics: RdsMetrics, retention: Retention) -> dict[str, object]:
@@ -248,9 +324,8 @@ def _breaks(one: SlotRetention) -> str:
 
 def _last_hour(state: ServerState) -> tuple[Observation, ...]:
     """Return the samples of the last hour, including this one."""
-    now = assessment.to_observation(state.wal, state.slots)
-    recent = (one for one in state.history if (now.at - one.at).total_seconds() <= _RECENT_SECONDS)
-    return (*recent, now)
+    now = state.wal.at
+    return tuple(one for one in _with_current(state) if (now - one.at).total_seconds() <= _RECENT_SECONDS)
 
 
 def _recent(samples: Sequence[Observation], one: SlotRetention) -> list[float | None]:
