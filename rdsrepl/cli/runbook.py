@@ -184,6 +184,8 @@ def run(
             for name, value in earlier.variables.items()
             if name in known
         }
+    if is_interactive() and not yes:
+        given = _asked(ctx, runbook, given, target)
     request = run_request.RunRequest(
         runbook,
         variables.with_defaults(given, runbook.variables),
@@ -206,6 +208,17 @@ def run(
         again = run_request.resume_command(request)
         note(ctx, f"the run of {earlier.at} stopped{_stopped_where(earlier)}; to resume it: {again}")
     _run(ctx, request)
+
+
+def _asked(ctx: typer.Context, runbook: Runbook, given: dict[str, str], target: RunTarget) -> dict[str, str]:
+    """Return all values, asked for where they are missing, and print the command that needs no question."""
+    from rdsrepl.cli import variable_prompt
+
+    values = variable_prompt.ask_missing(ctx, runbook, given)
+    if values != given:
+        words = [word for name, value in values.items() for word in ("--var", f"{name}={value}")]
+        note(ctx, f"without questions: {target.shown(['runbook', 'run', runbook.path_or_name, *words])}")
+    return values
 
 
 def _last_run(runbook: Runbook, target: RunTarget, *, required: bool) -> EarlierRun | None:

@@ -471,6 +471,31 @@ def test_the_plan_is_shown_before_yes_skip_or_quit(rdsrepl: Program, db18: Datab
     ]  # fmt: skip
 
 
+def test_a_missing_variable_is_asked_for(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
+    assert rdsrepl("slot", "create", name, "--yes", dsn=db18.dsn).code == 0
+    words = ("--dsn", db18.dsn, "runbook", "run", write(MAKE))
+    person = Terminal(rdsrepl, *words, "--dry-run")
+    person.wait_for("slot (the slot): ")
+    person.type("Not valid")
+    person.wait_for("is not valid; give up to 63 characters")
+    person.wait_for("slot (the slot): ")
+    person.type(f"{name[:-2]}\t")  # Tab completes the name of the slot
+    person.wait_for("without questions: rdsrepl --dsn")
+    person.wait_for(f"slot create {name}")
+    assert person.wait() == 0
+    person = Terminal(rdsrepl, *words)
+    person.wait_for("slot (the slot): ")
+    person.process.send_signal(signal.SIGINT)
+    person.wait_for("did not start, nothing was changed")
+    assert person.wait() == 130
+    person = Terminal(rdsrepl, *words)
+    person.wait_for("slot (the slot): ")
+    person.type("\x04")  # the end of the input
+    person.wait_for("missing variables: slot (the slot)")
+    assert person.wait() == 2
+    assert "missing variables" in rdsrepl(*words, "--dry-run").err, "without a terminal nothing is asked"
+
+
 def test_quitting_before_a_change_is_a_refusal(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
     person = Terminal(rdsrepl, "--dsn", db18.dsn, "runbook", "run", write(MAKE), "--var", f"slot={name}")
     person.wait_for("Run it?")
