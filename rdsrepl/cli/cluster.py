@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,11 +13,12 @@ from rdsrepl.cli.completion import complete_cluster, complete_instance
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.lists import print_list
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import AwsReadCommand, AwsWriteCommand, WriteCommand
+from rdsrepl.cli.options import AwsListCommand, AwsReadCommand, AwsWriteCommand, WriteCommand
 from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Error, UsageError
-from rdsrepl.render import emit, facts, listing, stacked
+from rdsrepl.render import Column, Listing, emit, facts, listing, stacked
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
@@ -51,10 +52,21 @@ class MemberRow:
     pending_modifications: str | None
 
 
+_MEMBER_COLUMNS: Final = (
+    Column("MEMBER", lambda row: row.instance_id, kind="name"),
+    Column("ROLE", lambda row: row.role),
+    Column("STATUS", lambda row: row.status),
+    Column("ZONE", lambda row: row.availability_zone, priority=3),
+    Column("CLASS", lambda row: row.instance_class, priority=4),
+    Column("PARAMETERS", lambda row: row.parameter_group_status),
+    Column("ENDPOINT", lambda row: row.endpoint, priority=5, kind="name"),
+    Column("QUEUED", lambda row: row.pending_modifications, priority=2, kind="prose"),
+)
+
 Id = Annotated[str, typer.Argument(metavar="ID", help="The cluster's identifier.", autocompletion=complete_cluster)]
 
 
-@app.command("list", cls=AwsReadCommand)
+@app.command("list", cls=AwsListCommand)
 def list_(ctx: typer.Context) -> None:
     """List the PostgreSQL clusters of the region.
 
@@ -62,24 +74,17 @@ def list_(ctx: typer.Context) -> None:
     """
     from rdsrepl.aws import clusters
 
-    rows = clusters.ls(aws_target(ctx).aws)
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(
-            rows,
-            [
-                ("CLUSTER", lambda row: row.cluster_id),
-                ("KIND", lambda row: row.kind.replace("_", " ")),
-                ("VERSION", lambda row: row.engine_version),
-                ("STATUS", lambda row: row.status),
-                ("WRITER", lambda row: row.writer),
-                ("MEMBERS", lambda row: len(row.members)),
-                ("PARAMETER GROUP", lambda row: row.parameter_group),
-            ],
-            empty="no PostgreSQL clusters in this region (instances: rdsrepl instance list)",
-        ),
+    columns = (
+        Column("CLUSTER", lambda row: row.cluster_id, "cluster_id", kind="name"),
+        Column("KIND", lambda row: row.kind.replace("_", " "), "kind", priority=3),
+        Column("VERSION", lambda row: row.engine_version, "engine_version", priority=2),
+        Column("STATUS", lambda row: row.status, "status"),
+        Column("WRITER", lambda row: row.writer, "writer", kind="name"),
+        Column("MEMBERS", lambda row: len(row.members), priority=4, kind="number"),
+        Column("PARAMETER GROUP", lambda row: row.parameter_group, "parameter_group", priority=5, kind="name"),
     )
+    empty = "no PostgreSQL clusters in this region (instances: rdsrepl instance list)"
+    print_list(ctx, Listing(clusters.Cluster, columns, empty), lambda: clusters.ls(aws_target(ctx).aws))
 
 
 @app.command(cls=AwsReadCommand)
@@ -117,20 +122,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
                     ("logical replication", support.words),
                 ]
             ),
-            listing(
-                members,
-                [
-                    ("MEMBER", lambda row: row.instance_id),
-                    ("ROLE", lambda row: row.role),
-                    ("STATUS", lambda row: row.status),
-                    ("ZONE", lambda row: row.availability_zone),
-                    ("CLASS", lambda row: row.instance_class),
-                    ("PARAMETERS", lambda row: row.parameter_group_status),
-                    ("ENDPOINT", lambda row: row.endpoint),
-                    ("QUEUED", lambda row: row.pending_modifications),
-                ],
-                empty="no members",
-            ),
+            listing(members, _MEMBER_COLUMNS, empty="no members"),
         ),
     )
 

@@ -10,7 +10,7 @@ import typer
 
 from rdsrepl.cli.completion import VARIABLE
 from rdsrepl.cli.context import global_options
-from rdsrepl.render import Format, emit
+from rdsrepl.render import emit
 
 # zsh calls the file of an fpath directory for the first completion; it also reads the text with `source`.
 _ZSH_FIRST_CALL = 'if [ "$funcstack[1]" = "_rdsrepl" ]; then\n  _rdsrepl_completion "$@"\nfi\n'
@@ -39,7 +39,7 @@ def completion(
     Example: rdsrepl completion bash
     """
     output = global_options(ctx).output
-    if output is not Format.table:
+    if not output.is_table:
         emit({"shell": shell, "script": script(shell)}, output, lambda: "")
         return
     sys.stdout.write(script(shell))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -11,9 +11,10 @@ from rdsrepl import config
 from rdsrepl.cli.completion import complete_target
 from rdsrepl.cli.console import note, warn
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import LocalCommand
+from rdsrepl.cli.lists import Rows, print_list
+from rdsrepl.cli.options import LocalCommand, LocalListCommand
 from rdsrepl.errors import NotFound
-from rdsrepl.render import emit, facts, listing
+from rdsrepl.render import Column, Listing, emit, facts
 from rdsrepl.text.commands import shell
 from rdsrepl.text.masking import MASK
 
@@ -29,6 +30,17 @@ class TargetRow:
     settings: dict[str, str]
 
 
+_TARGETS: Final = Listing(
+    TargetRow,
+    (
+        Column("TARGET", lambda row: row.name, "name", kind="name"),
+        Column("CURRENT", lambda row: "*" if row.current else "", "current"),
+        Column("SETTINGS", lambda row: " ".join(f"{k}={v}" for k, v in row.settings.items()), kind="prose"),
+    ),
+    empty="no targets",
+)
+
+
 @app.command(cls=LocalCommand)
 def path(ctx: typer.Context) -> None:
     """Print the path of the config file.
@@ -38,7 +50,7 @@ def path(ctx: typer.Context) -> None:
     emit({"path": str(config.config_path())}, global_options(ctx).output, lambda: str(config.config_path()))
 
 
-@app.command(cls=LocalCommand)
+@app.command(cls=LocalListCommand)
 def show(
     ctx: typer.Context,
     name: Annotated[
@@ -49,25 +61,20 @@ def show(
 
     Example: rdsrepl config show prod
     """
-    loaded = config.load()
-    targets = {name: loaded.get(name)} if name else dict(sorted(loaded.targets.items()))
-    rows = [TargetRow(key, key == loaded.current, target.masked()) for key, target in targets.items()]
-    if name:
-        emit(rows[0], global_options(ctx).output, lambda: facts([("target", name), *rows[0].settings.items()]))
-        return
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(
+
+    def read() -> Rows:
+        loaded = config.load()
+        targets = {name: loaded.get(name)} if name else dict(sorted(loaded.targets.items()))
+        rows = [TargetRow(key, key == loaded.current, target.masked()) for key, target in targets.items()]
+        if name is None:
+            return Rows(rows, empty=f"no targets in {loaded.path}")
+        return Rows(
             rows,
-            [
-                ("TARGET", lambda row: row.name),
-                ("CURRENT", lambda row: "*" if row.current else ""),
-                ("SETTINGS", lambda row: " ".join(f"{key}={value}" for key, value in row.settings.items())),
-            ],
-            empty=f"no targets in {loaded.path}",
-        ),
-    )
+            document=lambda rows: rows[0],
+            table=lambda rows: facts([("target", name), *rows[0].settings.items()]),
+        )
+
+    print_list(ctx, _TARGETS, read)
 
 
 @app.command(cls=LocalCommand)

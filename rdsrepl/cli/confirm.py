@@ -20,7 +20,6 @@ from rdsrepl.cli.targets import database_target
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
 from rdsrepl.plan import Plan, Statement, Step, Wait
-from rdsrepl.render import Format
 from rdsrepl.runbooks import journal
 from rdsrepl.state import completion_cache
 from rdsrepl.units import format_duration
@@ -76,7 +75,7 @@ def confirm_and_apply(
     server = plan_target(plan, target)
     may = apply_options(ctx)
     if may.dry_run or may.check:
-        if global_options(ctx).output is Format.table:
+        if global_options(ctx).output.is_table:
             show(ctx, plan, server, to_stdout=True)
         else:
             report(ctx, plan, server, "planned", [])

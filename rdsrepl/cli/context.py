@@ -34,7 +34,7 @@ class GlobalOptions:
         instance: a DB instance's identifier.
         dbname: the database on that server; overrides the one of the target, the dsn or the RDS API.
         user: the role to log in as; overrides the one of the target, the dsn or the RDS API.
-        typed: which of these were given on the command line; the others come from ``RDSREPL_*``.
+        typed: which of these, and ``output``, were given on the command line; the others come from ``RDSREPL_*``.
         ignored: the environment's server options, ignored because the command line names a server.
         output: the format of the output.
         verbose: 1 prints the database and each statement; 2 also prints tracebacks.
@@ -70,6 +70,26 @@ class ApplyOptions:
     show_sql: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ListOptions:
+    """The options of a command that prints a list.
+
+    Attributes:
+        sort_by: the fields to sort by, as typed.
+        filter: the conditions that a row must meet, as typed.
+        no_headers: print no headings and no note about hidden columns.
+        watch: print the list again after this many seconds, until Ctrl-C; None prints it once.
+        query: a JMESPath expression for JSON and YAML.
+    """
+
+    sort_by: str | None = None
+    filter: tuple[str, ...] = ()
+    no_headers: bool = False
+    watch: float | None = None
+    query: str | None = None
+
+
+_LIST_OPTIONS: Final = "rdsrepl.list_options"
 _APPLY_OPTIONS: Final = "rdsrepl.apply_options"
 _APPLIED: Final = "rdsrepl.applied"
 _WORDS: Final = "rdsrepl.words"
@@ -97,7 +117,9 @@ def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
         if strict and given.get(name) == "":
             # An unset variable in a script must not lead to another database.
             raise typer.BadParameter("the value is empty", ctx=ctx, param_hint=f"'--{name}'")
-    on_command_line = frozenset(name for name in SERVER_OPTIONS if given.get(name) and not _from_environment(ctx, name))
+    on_command_line = frozenset(
+        name for name in (*SERVER_OPTIONS, "output") if given.get(name) and not _from_environment(ctx, name)
+    )
     for name in _SELECTORS:
         if strict and name in on_command_line & earlier.typed and given[name] != getattr(earlier, name):
             raise typer.BadParameter(
@@ -179,6 +201,32 @@ def same_command(ctx: typer.Context) -> str | None:
     """Return the command that is running, for a hint to run it again; None if it cannot be pasted."""
     words = ctx.find_root().meta.get(_WORDS)
     return None if words is None else commands.typed(words)
+
+
+def set_list_options(ctx: typer.Context, given: dict[str, Any]) -> None:
+    """Keep the options of a command that prints a list."""
+    names = ListOptions.__dataclass_fields__
+    values = {name: value for name, value in given.items() if name in names}
+    ctx.meta[_LIST_OPTIONS] = ListOptions(**{**values, "filter": tuple(values.get("filter") or ())})
+
+
+def list_options(ctx: typer.Context) -> ListOptions:
+    """Return the options of a command that prints a list."""
+    options = ctx.meta.get(_LIST_OPTIONS)
+    return options if isinstance(options, ListOptions) else ListOptions()
+
+
+def set_watch_interval(ctx: typer.Context, seconds: float) -> None:
+    """Set how often ``--watch`` reads again, if that option is given."""
+    options = list_options(ctx)
+    if options.watch is not None:
+        ctx.meta[_LIST_OPTIONS] = replace(options, watch=seconds)
+
+
+def set_output(ctx: typer.Context, output: Format) -> None:
+    """Set the format of the output and of errors from now on."""
+    root = ctx.find_root()
+    root.obj = ctx.obj = replace(global_options(ctx), output=output)
 
 
 def record_applied(ctx: typer.Context, title: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -12,7 +12,12 @@ from rdsrepl import help_topics
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.errors import Error
-from rdsrepl.render import Format, emit, listing, paged
+from rdsrepl.render import Column, emit, listing, paged
+
+_COLUMNS: Final = (
+    Column("TOPIC", lambda row: row.topic),
+    Column("PAGE", lambda row: row.title, kind="prose"),
+)
 
 
 def complete_topic(ctx: typer.Context) -> list[str]:
@@ -53,9 +58,9 @@ def help_(
         emit(
             rows,
             output,
-            lambda: listing(rows, [("TOPIC", lambda row: row.topic), ("PAGE", lambda row: row.title)], empty="none"),
+            lambda: listing(rows, _COLUMNS, empty="none"),
         )
-        if output is Format.table:
+        if output.is_table:
             note(ctx, "to print one: rdsrepl help TOPIC; for the options of a command: rdsrepl help slot tail")
         return
     name = help_topics.find(words)
@@ -65,7 +70,7 @@ def help_(
     command = _command(ctx, words)
     if command is None:
         raise help_topics.unknown(words, _all_commands(ctx.find_root().command, ""))
-    if output is Format.table:
+    if output.is_table:
         # The same as --help: usage, arguments, options.
         ctx.find_root().command.main([*words, "--help"], prog_name=ctx.find_root().info_name, standalone_mode=False)
         return
@@ -75,7 +80,7 @@ def help_(
 def _page(ctx: typer.Context, name: str) -> None:
     text = help_topics.read(name)
     output = global_options(ctx).output
-    if output is not Format.table:
+    if not output.is_table:
         (topic,) = (row for row in help_topics.ls() if row.topic == name)
         emit({"topic": topic.topic, "title": topic.title, "text": text}, output, lambda: "")
         return

@@ -25,7 +25,7 @@ def with_selectors(ctx: typer.Context, text: str) -> str:
     of the environment and of the config file are in effect without it. A password in ``--dsn`` is left out.
     """
     options = global_options(ctx)
-    if not options.typed:
+    if not options.typed - {"output"}:
         return text
     root = ctx.find_root().command
     for found in reversed(list(find(text))):

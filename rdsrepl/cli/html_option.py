@@ -13,7 +13,6 @@ from rdsrepl import __version__
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.errors import BadValue
-from rdsrepl.render import Format
 from rdsrepl.state import output_file
 from rdsrepl.text.escapes import shown
 
@@ -37,7 +36,7 @@ def require_usable(ctx: typer.Context, file: str | None) -> None:
         BadValue: the file is not writable, or two documents would go to stdout.
     """
     if file == _STDOUT:
-        if global_options(ctx).output is not Format.table:
+        if not global_options(ctx).output.is_table:
             output = global_options(ctx).output.value
             raise BadValue(f"--html - and -o {output} both write to stdout", hint=f"leave out -o {output}")
     elif file is not None:

@@ -12,11 +12,12 @@ from rdsrepl.cli.completion import complete_cluster, complete_instance
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.lists import print_list
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import AwsReadCommand, AwsWriteCommand, WriteCommand, flag_option
+from rdsrepl.cli.options import AwsListCommand, AwsReadCommand, AwsWriteCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Refused, UsageError
-from rdsrepl.render import emit, facts, listing
+from rdsrepl.render import Column, Listing, emit, facts
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ app = typer.Typer(no_args_is_help=True, help="DB instances: standalone, read rep
 Id = Annotated[str, typer.Argument(metavar="ID", help="The instance's identifier.", autocompletion=complete_instance)]
 
 
-@app.command("list", cls=AwsReadCommand)
+@app.command("list", cls=AwsListCommand)
 def list_(ctx: typer.Context) -> None:
     """List the PostgreSQL instances of the region.
 
@@ -36,25 +37,18 @@ def list_(ctx: typer.Context) -> None:
     """
     from rdsrepl.aws import instances
 
-    rows = instances.ls(aws_target(ctx).aws)
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(
-            rows,
-            [
-                ("INSTANCE", lambda row: row.instance_id),
-                ("PART OF", _part_of),
-                ("VERSION", lambda row: row.engine_version),
-                ("STATUS", lambda row: row.status),
-                ("CLASS", lambda row: row.instance_class),
-                ("ZONE", lambda row: row.availability_zone),
-                ("PARAMETER GROUP", lambda row: row.parameter_group),
-                ("PARAMETERS", lambda row: row.parameter_group_status),
-            ],
-            empty="no PostgreSQL instances in this region",
-        ),
+    columns = (
+        Column("INSTANCE", lambda row: row.instance_id, "instance_id", kind="name"),
+        Column("PART OF", _part_of, "cluster_id", priority=2, kind="name"),
+        Column("VERSION", lambda row: row.engine_version, "engine_version", priority=3),
+        Column("STATUS", lambda row: row.status, "status"),
+        Column("CLASS", lambda row: row.instance_class, "instance_class", priority=5),
+        Column("ZONE", lambda row: row.availability_zone, "availability_zone", priority=4),
+        Column("PARAMETER GROUP", lambda row: row.parameter_group, "parameter_group", priority=6, kind="name"),
+        Column("PARAMETERS", lambda row: row.parameter_group_status, "parameter_group_status"),
     )
+    shown = Listing(instances.Instance, columns, "no PostgreSQL instances in this region")
+    print_list(ctx, shown, lambda: instances.ls(aws_target(ctx).aws))
 
 
 @app.command(cls=AwsReadCommand)

@@ -24,12 +24,14 @@ from rdsrepl.cli.context import (
     LogFormat,
     add_global_options,
     applied_plan,
+    global_options,
     refuse_unusable,
     set_apply_options,
+    set_list_options,
 )
 from rdsrepl.cli.option_values import UNKNOWN, converted
 from rdsrepl.cli.usage_errors import unknown_command, unknown_options
-from rdsrepl.errors import BadValue, Interrupted
+from rdsrepl.errors import BadValue, Interrupted, UsageError
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Format, line_for_person
 from rdsrepl.units import parse_duration, parse_size
@@ -37,6 +39,7 @@ from rdsrepl.units import parse_duration, parse_size
 _T = TypeVar("_T")
 _PANEL = "Connection and output"
 _CHANGE_PANEL = "Changes"
+_LIST_PANEL = "List"
 _global_option = partial(typer.Option, rich_help_panel=_PANEL)
 
 
@@ -156,7 +159,10 @@ def _global_options(
     output: Annotated[
         Format | None,
         _global_option(
-            "--output", "-o", envvar="RDSREPL_OUTPUT", help="Print as a table, JSON or YAML; default: table."
+            "--output",
+            "-o",
+            envvar="RDSREPL_OUTPUT",
+            help="Print a table (wide: with all columns), JSON or YAML; a list also as names or CSV; default: table.",
         ),
     ] = None,
     verbose: Annotated[
@@ -204,6 +210,56 @@ def _apply_options(
             panel=_CHANGE_PANEL,
         ),
     ] = False,
+) -> None:
+    """Declare the options; never called."""
+
+
+#: How often ``--watch`` without a value reads again, in seconds.
+WATCH_SECONDS: Final = 5.0
+
+
+def _list_options(
+    sort_by: Annotated[
+        str | None,
+        typer.Option(
+            "--sort-by",
+            metavar="FIELD",
+            help="Sort by this field of the JSON output, or by a heading; -FIELD sorts in descending order.",
+            rich_help_panel=_LIST_PANEL,
+        ),
+    ] = None,
+    filter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="FIELD=VALUE",
+            help="List only the rows that meet this condition; also !=, >, <, >=, <=, ~ (regular expression).",
+            rich_help_panel=_LIST_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    no_headers: Annotated[bool, flag_option("--no-headers", help="Print no headings.", panel=_LIST_PANEL)] = False,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            "--watch",
+            "-w",
+            parser=option_parser(parse_duration),
+            metavar="[DURATION]",
+            help="Print the list again every DURATION until Ctrl-C; default: 5s.",
+            rich_help_panel=_LIST_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option(
+            "--query",
+            metavar="JMESPATH",
+            help="Print what this expression selects from the JSON output, as JSON or with -o yaml as YAML.",
+            rich_help_panel=_LIST_PANEL,
+        ),
+    ] = None,
 ) -> None:
     """Declare the options; never called."""
 
@@ -365,12 +421,64 @@ class ReadCommand(TyperCommand):
         refuse_unusable(ctx, self._unusable)
         add_global_options(ctx, own)
         set_apply_options(ctx, own)
+        set_list_options(ctx, own)
+        if not ctx.resilient_parsing:
+            self._check_output(ctx)
         return rest
+
+    def _check_output(self, ctx: Any) -> None:
+        output = global_options(ctx).output
+        if output in (Format.name, Format.csv):
+            raise UsageError(
+                f"-o {output} is for lists: {ctx.command_path} prints no list", hint="use -o json or -o yaml"
+            )
 
 
 def _paragraphs(text: str | None) -> str | None:
     """Return a docstring with one line a paragraph, so that the help is as wide as the terminal."""
     return None if text is None else "\n\n".join(" ".join(part.split()) for part in cleandoc(text).split("\n\n"))
+
+
+class ListCommand(ReadCommand):
+    """A command that prints a list; takes ``--sort-by``, ``--filter``, ``--no-headers``, ``--watch``, ``--query``."""
+
+    _holders = (_global_options, _list_options)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--watch`` its default value where none follows it."""
+        if not ctx.resilient_parsing:
+            args = _with_interval(args)
+        return super().parse_args(ctx, args)
+
+    def _check_output(self, ctx: Any) -> None:
+        """Accept every format."""
+
+
+def _with_interval(args: list[str]) -> list[str]:
+    """Return the arguments with a value attached to ``--watch``: the next word if it is a duration, or the default."""
+    words: list[str] = []
+    rest = iter(args)
+    for word in rest:
+        if word == "--":
+            return [*words, word, *rest]
+        if word not in ("--watch", "-w"):
+            words.append(word)
+            continue
+        following = next(rest, None)
+        if following is not None and _is_duration(following):
+            words.append(f"--watch={following}")
+        else:
+            words.append(f"--watch={WATCH_SECONDS:g}s")
+            rest = iter([*([] if following is None else [following]), *rest])
+    return words
+
+
+def _is_duration(word: str) -> bool:
+    try:
+        parse_duration(word)
+    except BadValue:
+        return False
+    return True
 
 
 class WriteCommand(ReadCommand):
@@ -419,7 +527,19 @@ class ServerWriteCommand(WriteCommand):
     server_options = _AWS_OPTIONS | {"cluster", "instance"}
 
 
+class AwsListCommand(ListCommand):
+    """A command that prints a list from AWS, and uses no database."""
+
+    server_options = _AWS_OPTIONS
+
+
 class LocalCommand(ReadCommand):
     """A command that uses neither a database nor AWS."""
+
+    server_options = frozenset()
+
+
+class LocalListCommand(ListCommand):
+    """A command that prints a list of its own."""
 
     server_options = frozenset()

@@ -14,22 +14,25 @@ from rdsrepl.cli.completion import complete_param_group
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
+from rdsrepl.cli.lists import print_list
 from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import (
+    AwsListCommand,
     AwsReadCommand,
     AwsWriteCommand,
-    ReadCommand,
+    ListCommand,
     ServerWriteCommand,
     WriteCommand,
     flag_option,
 )
 from rdsrepl.cli.targets import aws_target, database_target
 from rdsrepl.errors import BadValue, UsageError
-from rdsrepl.render import emit, facts, listing, stacked
+from rdsrepl.render import Column, Listing, emit, facts, listing, stacked
 from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl.aws.resources import ResourceKind
+    from rdsrepl.parameters.diff import Difference
 
 app = typer.Typer(no_args_is_help=True, help="Parameter groups: turn logical replication on, and size its parameters.")
 
@@ -71,7 +74,23 @@ class GroupRow:
     used_by: tuple[str, ...]
 
 
-@app.command("list", cls=AwsReadCommand)
+_GROUP_COLUMNS: Final = (
+    Column("NAME", lambda row: row.name, "name", kind="name"),
+    Column("KIND", lambda row: row.kind, "kind"),
+    Column("FAMILY", lambda row: row.family, "family", priority=2),
+    Column("USED BY", lambda row: row.used_by, "used_by", kind="prose"),
+    Column("DESCRIPTION", lambda row: row.description, "description", priority=3, kind="prose"),
+)
+_PARAMETER_COLUMNS: Final = (
+    Column("PARAMETER", lambda row: row.name, kind="name"),
+    Column("VALUE", lambda row: row.value, kind="name"),
+    Column("SET BY", lambda row: row.source),
+    Column("TYPE", lambda row: row.apply_type, priority=2),
+    Column("ALLOWED", lambda row: _short(row.allowed_values), priority=3, kind="name"),
+)
+
+
+@app.command("list", cls=AwsListCommand)
 def list_(
     ctx: typer.Context,
     kind: Annotated[GroupKind | None, typer.Option("--kind", help="List groups of this kind only.")] = None,
@@ -84,32 +103,19 @@ def list_(
     from rdsrepl.aws import parameter_groups
     from rdsrepl.parameters import attachments
 
-    aws = aws_target(ctx).aws
-    users = attachments.users(aws)
-    groups = [
-        group for group in parameter_groups.ls(aws, kind.value if kind else None) if defaults or not group.is_default
-    ]
-    rows = [
-        GroupRow(
-            group.name, group.kind, group.family, group.description, tuple(users.get((group.kind, group.name), ()))
-        )
-        for group in groups
-    ]
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(
-            rows,
-            [
-                ("NAME", lambda row: row.name),
-                ("KIND", lambda row: row.kind),
-                ("FAMILY", lambda row: row.family),
-                ("USED BY", lambda row: row.used_by),
-                ("DESCRIPTION", lambda row: row.description),
-            ],
-            empty="no custom parameter groups; create one: rdsrepl param-group create NAME --cluster ID",
-        ),
-    )
+    def read() -> list[GroupRow]:
+        aws = aws_target(ctx).aws
+        users = attachments.users(aws)
+        return [
+            GroupRow(
+                group.name, group.kind, group.family, group.description, tuple(users.get((group.kind, group.name), ()))
+            )
+            for group in parameter_groups.ls(aws, kind.value if kind else None)
+            if defaults or not group.is_default
+        ]
+
+    empty = "no custom parameter groups; create one: rdsrepl param-group create NAME --cluster ID"
+    print_list(ctx, Listing(GroupRow, _GROUP_COLUMNS, empty), read)
 
 
 @app.command(cls=AwsReadCommand)
@@ -148,17 +154,7 @@ def show(
                     ("used by", users),
                 ]
             ),
-            listing(
-                rows,
-                [
-                    ("PARAMETER", lambda row: row.name),
-                    ("VALUE", lambda row: row.value),
-                    ("SET BY", lambda row: row.source),
-                    ("TYPE", lambda row: row.apply_type),
-                    ("ALLOWED", lambda row: _short(row.allowed_values)),
-                ],
-                empty="no parameter is set",
-            ),
+            listing(rows, _PARAMETER_COLUMNS, empty="no parameter is set"),
         ),
     )
 
@@ -360,7 +356,7 @@ def delete(ctx: typer.Context, name: _Name, kind: _Kind = None) -> None:
     confirm_and_apply(ctx, group_plans.delete(target.aws, name, _kind(kind)), target=target)
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=ListCommand)
 def diff(
     ctx: typer.Context,
     name: _Name,
@@ -383,52 +379,46 @@ def diff(
 
     Example: rdsrepl param-group diff orders-logical --live --cluster orders
     """
-    from rdsrepl.aws import parameter_groups
-    from rdsrepl.parameters import attachments
     from rdsrepl.parameters import diff as parameter_diff
 
     if live and other is not None:
         raise UsageError("another group and --live cannot be used together", hint="choose one")
+    heading = "SERVER" if live else (other or "defaults").upper()
+    columns = (
+        Column("PARAMETER", lambda row: row.name, "name", kind="name"),
+        Column(name.upper(), lambda row: row.left, "left", kind="name"),
+        Column(heading, lambda row: row.right, "right", kind="name"),
+        Column("TYPE", lambda row: row.apply_type, "apply_type", priority=3),
+        Column("NOTE", lambda row: row.note, "note", priority=2, kind="prose"),
+    )
+    shown = Listing(parameter_diff.Difference, columns, "no differences")
+    print_list(ctx, shown, lambda: _differences(ctx, name, other, _kind(kind), live=live))
+
+
+def _differences(
+    ctx: typer.Context, name: str, other: str | None, kind: ResourceKind | None, *, live: bool
+) -> Sequence[Difference]:
+    from rdsrepl.aws import parameter_groups
+    from rdsrepl.parameters import attachments, diff
+
     target = database_target(ctx)
     aws = target.aws
     attached = attachments.attach_target(target) if live else None
-    group = parameter_groups.find(aws, name, _kind(kind) or (attached.kind if attached else None))
+    group = parameter_groups.find(aws, name, kind or (attached.kind if attached else None))
     left = parameter_groups.parameters(aws, group.kind, group.name)
-    if live:
-        from rdsrepl.postgres import connection, settings
-
-        with connection.open(target) as conn:
-            running = settings.ls(conn, list(left))
-        rows = parameter_diff.server(
+    if not live:
+        return diff.groups(
             left,
-            running,
-            attached.hardware if attached else None,
-            pending_reboot=attached is not None and attached.pending_reboot,
-        )
-        heading = "SERVER"
-    else:
-        right = (
             parameter_groups.parameters(aws, group.kind, other)
             if other
-            else parameter_groups.defaults(aws, group.kind, group.family)
+            else parameter_groups.defaults(aws, group.kind, group.family),
         )
-        rows = parameter_diff.groups(left, right)
-        heading = (other or f"{group.family} defaults").upper()
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(
-            rows,
-            [
-                ("PARAMETER", lambda row: row.name),
-                (group.name.upper(), lambda row: row.left),
-                (heading, lambda row: row.right),
-                ("TYPE", lambda row: row.apply_type),
-                ("NOTE", lambda row: row.note),
-            ],
-            empty="no differences",
-        ),
-    )
+    from rdsrepl.postgres import connection, settings
+
+    with connection.open(target) as conn:
+        running = settings.ls(conn, list(left))
+    pending = attached is not None and attached.pending_reboot
+    return diff.server(left, running, attached.hardware if attached else None, pending_reboot=pending)
 
 
 def _short(text: str | None) -> str | None:

@@ -12,13 +12,16 @@ from rdsrepl.cli.completion import complete_publication
 from rdsrepl.cli.confirm import plan_and_apply
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.hints import with_selectors
-from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
+from rdsrepl.cli.lists import Rows, print_database_list
+from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
-from rdsrepl.render import emit, facts, listing, stacked
+from rdsrepl.render import Column, Listing, emit, facts, listing, stacked
 
 if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.publication_objects import RequestedObjects
+    from rdsrepl.postgres.publications import PublishedTable
 
 app = typer.Typer(no_args_is_help=True, help="Publications: choose the changes that a pgoutput slot sends.")
 
@@ -73,32 +76,29 @@ def create(
     plan_and_apply(ctx, lambda conn: publication_plans.create(conn, name, scope, publish=operations, via_root=via_root))
 
 
-@app.command("list", cls=ReadCommand)
+@app.command("list", cls=ListCommand)
 def list_(ctx: typer.Context) -> None:
     """List the database's publications.
 
     Example: rdsrepl publication list
     """
-    from rdsrepl.postgres import connection, publications
+    from rdsrepl.postgres import publications
 
-    with connection.open(database_target(ctx)) as conn:
-        rows = publications.ls(conn)
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(
-            rows,
-            [
-                ("PUBLICATION", lambda row: row.pubname),
-                ("OWNER", lambda row: row.owner),
-                ("TABLES", lambda row: f"all ({row.table_count})" if row.puballtables else row.table_count),
-                ("SCHEMAS", lambda row: row.schemas),
-                ("PUBLISH", lambda row: row.publish),
-                ("VIA ROOT", lambda row: row.pubviaroot),
-            ],
-            empty="no publications in this database",
+    columns = (
+        Column("PUBLICATION", lambda row: row.pubname, "pubname", kind="name"),
+        Column("OWNER", lambda row: row.owner, "owner", priority=2, kind="name"),
+        Column(
+            "TABLES",
+            lambda row: f"all ({row.table_count})" if row.puballtables else row.table_count,
+            "table_count",
+            kind="number",
         ),
+        Column("SCHEMAS", lambda row: row.schemas, "schemas", priority=3, kind="prose"),
+        Column("PUBLISH", lambda row: row.publish, "publish", kind="prose"),
+        Column("VIA ROOT", lambda row: row.pubviaroot, "pubviaroot", priority=4),
     )
+    shown = Listing(publications.Publication, columns, "no publications in this database")
+    print_database_list(ctx, shown, publications.ls)
 
 
 @app.command(cls=ReadCommand)
@@ -123,14 +123,14 @@ def show(ctx: typer.Context, name: Name) -> None:
             ("via root", head.pubviaroot),
             *([("generated columns", head.pubgencols)] if head.pubgencols else []),
         ]
-        columns = [
-            ("TABLE", lambda row: f"{row.schemaname}.{row.tablename}"),
-            ("REPLICA IDENTITY", lambda row: f"{row.replica_identity} ({', '.join(row.identity_columns) or 'none'})"),
-            ("COLUMNS", lambda row: "all" if row.attnames is None else ", ".join(row.attnames)),
-            ("ROW FILTER", lambda row: row.rowfilter),
-            ("PARTITION OF", lambda row: row.partition_of),
-            ("PARTITIONS", lambda row: row.partition_count),
-        ]
+        columns = (
+            Column("TABLE", lambda row: f"{row.schemaname}.{row.tablename}", kind="name"),
+            Column("REPLICA IDENTITY", _identity, kind="prose"),
+            Column("COLUMNS", lambda row: "all" if row.attnames is None else row.attnames, priority=2, kind="prose"),
+            Column("ROW FILTER", lambda row: row.rowfilter, priority=2, kind="prose"),
+            Column("PARTITION OF", lambda row: row.partition_of, priority=3, kind="name"),
+            Column("PARTITIONS", lambda row: row.partition_count, priority=4, kind="number"),
+        )
         return stacked(facts(pairs), "", listing(published.tables, columns, empty="no tables are published"))
 
     emit(published, global_options(ctx).output, table)
@@ -178,7 +178,7 @@ def drop(ctx: typer.Context, name: Name) -> None:
     plan_and_apply(ctx, lambda conn: publication_plans.drop(conn, name))
 
 
-@app.command(cls=ReadCommand)
+@app.command(cls=ListCommand)
 def check(
     ctx: typer.Context,
     name: Annotated[
@@ -195,32 +195,36 @@ def check(
 
     Example: rdsrepl publication check shop
     """
-    from rdsrepl.postgres import connection, publication_checks, publications
-    from rdsrepl.postgres.publication_checks import Level
+    from rdsrepl.postgres import publication_checks, publications
+    from rdsrepl.postgres.publication_checks import Level, PublicationFinding
 
-    with connection.open(database_target(ctx)) as conn:
+    def read(conn: Connection) -> Rows:
         names = [name] if name else [publication.pubname for publication in publications.ls(conn)]
         found = [finding for each in names for finding in publication_checks.check(publications.facts(conn, each))]
-    findings = [replace(finding, remedy=with_selectors(ctx, finding.remedy)) for finding in found]
+        found = [replace(finding, remedy=with_selectors(ctx, finding.remedy)) for finding in found]
+        return Rows(found, empty=_no_findings(names))
 
-    def table() -> object:
-        columns = [
-            *([] if name else [("PUBLICATION", lambda row: row.publication)]),
-            ("LEVEL", lambda row: row.level.value),
-            ("CHECK", lambda row: row.check),
-            ("OBJECT", lambda row: row.object),
-            ("MESSAGE", lambda row: row.message),
-            ("REMEDY", lambda row: row.remedy),
-        ]
-        if not names:
-            return "no publications in this database"
-        return listing(findings, columns, empty=f"publication {', '.join(names)}: no problems found")
-
-    emit(findings, global_options(ctx).output, table)
+    columns = (
+        *(() if name else (Column("PUBLICATION", lambda row: row.publication, "publication", kind="name"),)),
+        Column("LEVEL", lambda row: row.level.value, "level"),
+        Column("CHECK", lambda row: row.check, "check", priority=3),
+        Column("OBJECT", lambda row: row.object, "object", kind="name"),
+        Column("MESSAGE", lambda row: row.message, "message", kind="prose"),
+        Column("REMEDY", lambda row: row.remedy, "remedy", priority=2, kind="prose"),
+    )
+    findings = print_database_list(ctx, Listing(PublicationFinding, columns, "", name="object"), read).rows
     if any(finding.level is Level.critical for finding in findings):
         raise typer.Exit(ExitCode.CRITICAL)
     if findings:
         raise typer.Exit(ExitCode.WARNING)
+
+
+def _no_findings(names: Sequence[str]) -> str:
+    return f"publication {', '.join(names)}: no problems found" if names else "no publications in this database"
+
+
+def _identity(row: PublishedTable) -> str:
+    return f"{row.replica_identity} ({', '.join(row.identity_columns) or 'none'})"
 
 
 def _scope(

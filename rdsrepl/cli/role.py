@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rdsrepl.cli.completion import complete_role
 from rdsrepl.cli.confirm import confirm_and_apply, plan_and_apply
 from rdsrepl.cli.console import is_interactive, prompt_password
-from rdsrepl.cli.context import apply_options, global_options
-from rdsrepl.cli.options import ReadCommand, WriteCommand, flag_option
+from rdsrepl.cli.context import apply_options
+from rdsrepl.cli.lists import print_database_list
+from rdsrepl.cli.options import ListCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
-from rdsrepl.render import emit, listing
-
-if TYPE_CHECKING:
-    from rdsrepl.postgres.roles import Role
+from rdsrepl.render import Column, Listing
 
 app = typer.Typer(no_args_is_help=True, help="Roles: manage who may replicate.")
 
@@ -85,7 +83,7 @@ def create(
     confirm_and_apply(ctx, plan, target=target, reveal=reveal)
 
 
-@app.command("list", cls=ReadCommand)
+@app.command("list", cls=ListCommand)
 def list_(
     ctx: typer.Context,
     every: Annotated[bool, flag_option("--all", help="List the roles that may not replicate as well.")] = False,
@@ -94,11 +92,21 @@ def list_(
 
     Example: rdsrepl role list --all
     """
-    from rdsrepl.postgres import connection, roles
+    from rdsrepl.postgres import roles
 
-    with connection.open(database_target(ctx)) as conn:
-        rows = [role for role in roles.ls(conn) if every or role.may_replicate]
-    _show(ctx, rows)
+    columns = (
+        Column("ROLE", lambda role: role.rolname, "rolname", kind="name"),
+        Column("MAY REPLICATE", lambda role: role.may_replicate, "may_replicate"),
+        Column("WHY", lambda role: role.reasons, "reasons", priority=2, kind="prose"),
+        Column("LOGIN", lambda role: role.rolcanlogin, "rolcanlogin"),
+        Column("LIMIT", lambda role: "" if role.rolconnlimit < 0 else role.rolconnlimit, "rolconnlimit", 4, "number"),
+        Column("VALID UNTIL", lambda role: role.rolvaliduntil, "rolvaliduntil", priority=3),
+    )
+    print_database_list(
+        ctx,
+        Listing(roles.Role, columns, "no role may replicate"),
+        lambda conn: [role for role in roles.ls(conn) if every or role.may_replicate],
+    )
 
 
 @app.command(cls=WriteCommand)
@@ -208,22 +216,3 @@ def _ask_password(name: str) -> str:
     if password != prompt_password("Again:"):
         raise BadValue("the two passwords differ", hint="try again")
     return password
-
-
-def _show(ctx: typer.Context, rows: list[Role]) -> None:
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(
-            rows,
-            [
-                ("ROLE", lambda role: role.rolname),
-                ("MAY REPLICATE", lambda role: role.may_replicate),
-                ("WHY", lambda role: ", ".join(role.reasons)),
-                ("LOGIN", lambda role: role.rolcanlogin),
-                ("LIMIT", lambda role: "" if role.rolconnlimit < 0 else role.rolconnlimit),
-                ("VALID UNTIL", lambda role: role.rolvaliduntil),
-            ],
-            empty="no role may replicate",
-        ),
-    )

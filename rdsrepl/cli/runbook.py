@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,10 +12,11 @@ import typer
 from rdsrepl.cli import standard_streams
 from rdsrepl.cli.console import is_interactive, note, warn
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import LocalCommand, ReadCommand
+from rdsrepl.cli.lists import print_list
+from rdsrepl.cli.options import LocalCommand, LocalListCommand, ReadCommand
 from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, OutputClosed, Refused, SinkFailed
-from rdsrepl.render import Format, console, emit, facts, listing, paged, print_lines, stacked
+from rdsrepl.render import Column, Format, Listing, console, emit, facts, paged, print_lines, stacked
 from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import format_duration
 
@@ -48,7 +50,18 @@ Name = Annotated[
 ]
 
 
-@app.command("list", cls=LocalCommand)
+@dataclass(frozen=True, slots=True)
+class RunbookRow:
+    """A runbook as ``list`` prints it; ``steps`` is their number."""
+
+    name: str
+    title: str
+    when: str
+    needs: tuple[str, ...]
+    steps: int
+
+
+@app.command("list", cls=LocalListCommand)
 def list_(ctx: typer.Context) -> None:
     """List the runbooks and when to use each.
 
@@ -56,24 +69,16 @@ def list_(ctx: typer.Context) -> None:
     """
     from rdsrepl.runbooks import pages
 
-    rows = [pages.load(name) for name in pages.names()]
-    value = [
-        {"name": row.name, "title": row.title, "when": row.when, "needs": row.needs, "steps": len(row.steps)}
-        for row in rows
-    ]
-    emit(
-        value,
-        global_options(ctx).output,
-        lambda: listing(
-            rows,
-            [
-                ("RUNBOOK", lambda row: row.name),
-                ("STEPS", lambda row: len(row.steps)),
-                ("WHEN", lambda row: row.when),
-            ],
-            empty="no runbooks",
-        ),
+    def read() -> list[RunbookRow]:
+        loaded = [pages.load(name) for name in pages.names()]
+        return [RunbookRow(one.name, one.title, one.when, tuple(one.needs), len(one.steps)) for one in loaded]
+
+    columns = (
+        Column("RUNBOOK", lambda row: row.name, "name", kind="name"),
+        Column("STEPS", lambda row: row.steps, "steps", priority=2, kind="number"),
+        Column("WHEN", lambda row: row.when, "when", kind="prose"),
     )
+    print_list(ctx, Listing(RunbookRow, columns, "no runbooks"), read)
 
 
 @app.command(cls=LocalCommand)
@@ -89,7 +94,7 @@ def show(ctx: typer.Context, name: Name) -> None:
 
     runbook = pages.load(name)
     output = global_options(ctx).output
-    if output is not Format.table:
+    if not output.is_table:
         emit(pages.as_document(runbook), output, lambda: "")
         return
     if not sys.stdout.isatty():
@@ -245,7 +250,7 @@ def _run(ctx: typer.Context, request: RunRequest) -> None:
         results = runner.run(request, journal, display)
     except Error as exc:
         display.close()
-        if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and global_options(ctx).output is Format.table:
+        if isinstance(exc, AppliedInPart) and (exc.done or exc.not_done) and global_options(ctx).output.is_table:
             _show_go_back(ctx, request, journal)
         raise
     finally:
@@ -335,7 +340,7 @@ def _stopped_where(earlier: EarlierRun) -> str:
 def _show_plan(ctx: typer.Context, request: RunRequest, results: list[Result]) -> None:
     from rdsrepl.runbooks import run_request
 
-    if global_options(ctx).output is not Format.table:
+    if not global_options(ctx).output.is_table:
         _emit_all(ctx, results)
         return
     out = console(sys.stdout)
@@ -446,7 +451,7 @@ class _Display:
                 return answers.get(word, Answer.quit)
 
     def output(self, text: str) -> None:
-        if self._output is Format.table and text:
+        if self._output.is_table and text:
             self._write(text)
             self._open_line = not text.endswith("\n")
 

@@ -18,10 +18,11 @@ from rdsrepl.cli.completion import complete_stream
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import AwsReadCommand, AwsWriteCommand, duration_option, option_parser
+from rdsrepl.cli.lists import print_list
+from rdsrepl.cli.options import AwsListCommand, AwsReadCommand, AwsWriteCommand, duration_option, option_parser
 from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import BadValue, Error
-from rdsrepl.render import Format, emit, facts, listing, size
+from rdsrepl.render import Column, Format, Listing, emit, facts, size
 from rdsrepl.text.commands import command
 from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import parse_size_in
@@ -43,7 +44,7 @@ class Side(StrEnum):
     reader = "reader"
 
 
-@app.command("list", cls=AwsReadCommand)
+@app.command("list", cls=AwsListCommand)
 def list_(ctx: typer.Context) -> None:
     """List the region's streams.
 
@@ -51,12 +52,8 @@ def list_(ctx: typer.Context) -> None:
     """
     from rdsrepl.aws import streams
 
-    rows = streams.ls(aws_target(ctx).aws)
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(rows, [("STREAM", lambda row: row)], empty="no streams in this region"),
-    )
+    columns = (Column("STREAM", lambda row: row, "name", kind="name"),)
+    print_list(ctx, Listing(str, columns, "no streams in this region"), lambda: streams.ls(aws_target(ctx).aws))
 
 
 @app.command(cls=AwsReadCommand)
@@ -170,7 +167,7 @@ def tail(
     start = _start(from_)
     aws = aws_target(ctx).aws
     described = streams.get(aws, stream)
-    as_json = global_options(ctx).output is not Format.table
+    as_json = not global_options(ctx).output.is_table
     started = last_record = time.monotonic()
     count = 0
     with suppress(KeyboardInterrupt):

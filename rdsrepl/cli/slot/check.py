@@ -16,7 +16,7 @@ from rdsrepl.cli.options import ReadCommand, size_option
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode, NotFound, UsageError
-from rdsrepl.render import document, emit, listing, stacked
+from rdsrepl.render import Column, document, emit, listing, stacked
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.thresholds import Severity, Thresholds
 from rdsrepl.text.escapes import shown
@@ -151,9 +151,9 @@ def _table(retention: Retention) -> object:
     table = listing(
         bad,
         [
-            ("SLOT", lambda pair: pair[0].slot.slot_name),
-            ("SEVERITY", lambda pair: pair[1].severity.value),
-            ("WHY", lambda pair: pair[1].text),
+            Column("SLOT", lambda pair: pair[0].slot.slot_name, kind="name"),
+            Column("SEVERITY", lambda pair: pair[1].severity.value),
+            Column("WHY", lambda pair: pair[1].text, kind="prose"),
         ],
         empty="",
     )

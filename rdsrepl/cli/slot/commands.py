@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import ReadCommand, WriteCommand, duration_option
+from rdsrepl.cli.lists import print_database_list
+from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, duration_option
 from rdsrepl.cli.slot import check, lag, prune, tail, watch
 from rdsrepl.cli.slot.drop_audit import SlotAudit, require_unprotected
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
-from rdsrepl.render import ago, emit, facts, listing, size
+from rdsrepl.render import Column, Listing, ago, emit, facts, size
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.postgres.slots import Slot
 
 app = typer.Typer(no_args_is_help=True, help="Create, show, stream, advance and drop replication slots.")
 
@@ -70,38 +77,39 @@ def create(
     confirm_and_apply(ctx, plan, target=target)
 
 
-@app.command("list", cls=ReadCommand)
+@app.command("list", cls=ListCommand)
 def list_(ctx: typer.Context) -> None:
     """List the slots of the server: their consumer, retained WAL and lag.
 
-    Example: rdsrepl slot list -o json
+    Example: rdsrepl slot list --sort-by -retained
     """
-    from rdsrepl.postgres import connection
+    from rdsrepl.postgres.slots import Slot
     from rdsrepl.retention import server_state
     from rdsrepl.retention.assessment import xid_age
 
-    with connection.open(database_target(ctx)) as conn:
+    now = datetime.now(UTC)
+
+    def read(conn: Connection) -> Sequence[Slot]:
+        nonlocal now
         state = server_state.read(conn)
-    rows, now = state.slots, state.wal.at
-    emit(
-        rows,
-        global_options(ctx).output,
-        lambda: listing(
-            rows,
-            [
-                ("SLOT", lambda row: row.slot_name),
-                ("PLUGIN", lambda row: row.plugin or "(physical)"),
-                ("DATABASE", lambda row: row.database),
-                ("ACTIVE", lambda row: f"PID {row.active_pid}" if row.active else "no"),
-                ("RETAINED", lambda row: size(row.retained_bytes)),
-                ("LAG", lambda row: size(row.lag_bytes)),
-                ("WAL", lambda row: row.wal_status),
-                ("XMIN AGE", xid_age),
-                ("INACTIVE", lambda row: "" if row.active else ago(row.inactive_since, now)),
-            ],
-            empty="no replication slots",
-        ),
+        now = state.wal.at
+        return state.slots
+
+    def inactive(slot: Slot) -> str:
+        return "" if slot.active else ago(slot.inactive_since, now)
+
+    columns = (
+        Column("SLOT", lambda row: row.slot_name, "slot_name", kind="name"),
+        Column("PLUGIN", lambda row: row.plugin or "(physical)", "plugin", priority=4),
+        Column("DATABASE", lambda row: row.database, "database", priority=3, kind="name"),
+        Column("ACTIVE", lambda row: f"PID {row.active_pid}" if row.active else "no", "active"),
+        Column("RETAINED", lambda row: size(row.retained_bytes), "retained_bytes", kind="number"),
+        Column("LAG", lambda row: size(row.lag_bytes), "lag_bytes", kind="number"),
+        Column("WAL", lambda row: row.wal_status, "wal_status"),
+        Column("XMIN AGE", xid_age, priority=5, kind="number"),
+        Column("INACTIVE", inactive, "inactive_since", priority=2),
     )
+    print_database_list(ctx, Listing(Slot, columns, "no replication slots"), read)
 
 
 @app.command(cls=ReadCommand)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -13,14 +11,15 @@ import typer
 from rdsrepl.cli import html_option
 from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import global_options
+from rdsrepl.cli.context import global_options, list_options, set_watch_interval
 from rdsrepl.cli.html_option import HtmlFile
-from rdsrepl.cli.options import ReadCommand, duration_option, size_option
+from rdsrepl.cli.lists import Rows, checked_interval, print_database_list, print_list
+from rdsrepl.cli.options import ListCommand, duration_option, size_option
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.dashboard.slot_table import SEVERITY_STYLES, sparkline
 from rdsrepl.errors import BadValue, NotFound
-from rdsrepl.render import Format, document, emit, facts, listing, size, stacked, styled
+from rdsrepl.render import Column, Listing, document, facts, size, styled
 from rdsrepl.retention import assessment
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.forecast import Rate
@@ -54,10 +53,9 @@ def lag(
             metavar="NAME", help="Show all details of one slot.", autocompletion=complete_any_slot, show_default=False
         ),
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Refresh every --interval until Ctrl-C.", show_default=False)
-    ] = False,
-    interval: Annotated[float, duration_option("--interval", help="Set how often --watch refreshes.")] = 5.0,
+    interval: Annotated[
+        float | None, duration_option("--interval", help="Set how often --watch without a value refreshes.")
+    ] = None,
     free_space: Annotated[
         int | None, size_option("--free-space", help="Set the free storage, if CloudWatch does not report it.")
     ] = None,
@@ -78,24 +76,26 @@ def lag(
 
     Example: rdsrepl slot lag shop_cdc
     """
-    from rdsrepl.postgres import connection
-
-    if interval < 0.5:
-        raise BadValue(f"--interval {interval:g}s is too short", hint="give at least 500ms")
-    _require_one_document(ctx, plot=plot, html=html, watch=watch, since=since)
+    if interval is not None:
+        set_watch_interval(ctx, checked_interval("--interval", interval))
+    _require_one_document(ctx, plot=plot, html=html, since=since)
+    _LISTING.select(conditions=list_options(ctx).filter)  # refused before CloudWatch is asked
     target = database_target(ctx)
     metrics = read_rds_metrics(ctx, target, free_space)
     view = _View(name, plot, since)
+    if html is None:
+        print_database_list(
+            ctx, _LISTING, lambda conn: _rows(ctx, read_server_state(ctx, conn, metrics), metrics, view)
+        )
+        return
+    from rdsrepl.postgres import connection
+
     with connection.open(target) as conn:
-        if watch:
-            _watch(ctx, conn, metrics, view, interval)
-            return
         state = read_server_state(ctx, conn, metrics)
-        page = None if html is None else _page(conn, target, state, metrics, view)
-    if page is not None and html is not None:
-        html_option.write(ctx, html, page)
+        page = _page(conn, target, state, metrics, view)
+    html_option.write(ctx, html, page)
     if not html_option.is_stdout(html):
-        _print(ctx, state, metrics, view)
+        print_list(ctx, _LISTING, lambda: _rows(ctx, state, metrics, view))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,7 @@ class _View:
     since: float | None
 
 
-def _require_one_document(
-    ctx: typer.Context, *, plot: bool, html: str | None, watch: bool, since: float | None
-) -> None:
+def _require_one_document(ctx: typer.Context, *, plot: bool, html: str | None, since: float | None) -> None:
     """Refuse options that cannot be used together.
 
     Raises:
@@ -117,9 +115,9 @@ def _require_one_document(
     """
     output = global_options(ctx).output
     html_option.require_usable(ctx, html)
-    if plot and output is not Format.table:
+    if plot and not output.is_table:
         raise BadValue(f"--plot and -o {output.value} exclude each other", hint="-o json has the values in 'recent'")
-    if html is not None and watch:
+    if html is not None and list_options(ctx).watch is not None:
         raise BadValue("--html and --watch exclude each other", hint="leave out --watch")
     if since is not None and not (plot or html):
         raise BadValue("--since needs --plot or --html", hint="add --plot")
@@ -137,49 +135,43 @@ def _page(conn: Connection, target: Target, state: ServerState, metrics: RdsMetr
         activity.server(conn),
         _with_current(state),
         retention,
-        notes=[*_server_lines(retention), *(f"CloudWatch: {line}" for line in _cloudwatch_lines(metrics))],
+        notes=[
+            *_server_lines(retention, retention.holdings),
+            *(f"CloudWatch: {line}" for line in _cloudwatch_lines(metrics)),
+        ],
         details=lambda one: [pair for pair in _slot_details(state, retention, one) if pair[0] not in _NOT_ON_PAGE],
         seconds=view.since,
     )
 
 
-def _watch(ctx: typer.Context, conn: Connection, metrics: RdsMetrics, view: _View, interval: float) -> None:
-    live = sys.stdout.isatty() and global_options(ctx).output is Format.table
-    try:
-        if not live:
-            while True:
-                _print(ctx, read_server_state(ctx, conn, metrics), metrics, view)
-                sys.stdout.flush()
-                time.sleep(interval)
-        from rich.live import Live
-
-        from rdsrepl.render import console
-
-        with Live(console=console(sys.stdout), auto_refresh=False) as screen:
-            while True:
-                state = read_server_state(ctx, conn, metrics)
-                shown = _shown(state, metrics, _only_slot(state.assess(), view.name), view)
-                screen.update(shown, refresh=True)  # type: ignore[arg-type]
-                time.sleep(interval)
-    except KeyboardInterrupt:
-        return
-
-
-def _print(ctx: typer.Context, state: ServerState, metrics: RdsMetrics, view: _View) -> None:
+def _rows(ctx: typer.Context, state: ServerState, metrics: RdsMetrics, view: _View) -> Rows:
     retention = _only_slot(state.assess(), view.name)
-    output = global_options(ctx).output
-    if retention.wal_rate is None and retention.holdings and output is Format.table:
+    watches = list_options(ctx).watch is not None
+    if retention.wal_rate is None and retention.holdings and global_options(ctx).output.is_table and not watches:
         note(ctx, "no rate and no forecast yet: run the command again later, or with --watch")
-    value = None if output is Format.table else _document(state, metrics, retention)
-    emit(value, output, lambda: _shown(state, metrics, retention, view))
+    samples, cloudwatch = _last_hour(state), _cloudwatch_lines(metrics)
 
+    def kept(rows: Sequence[SlotRetention]) -> Retention:
+        return replace(retention, holdings=tuple(rows))
 
-def _shown(state: ServerState, metrics: RdsMetrics, retention: Retention, view: _View) -> object:
-    if not view.plot:
-        return _table(state, metrics, retention, view.name)
-    from rdsrepl.cli.slot.lag_plot import plot
+    def picture(rows: Sequence[SlotRetention]) -> object:
+        from rdsrepl.cli.slot.lag_plot import plot
 
-    return plot(_with_current(state), retention, seconds=view.since)
+        return plot(_with_current(state), kept(rows), seconds=view.since)
+
+    def details(rows: Sequence[SlotRetention]) -> object:
+        return facts([*_slot_details(state, retention, rows[0]), *(("CloudWatch", line) for line in cloudwatch)])
+
+    def below(rows: Sequence[SlotRetention]) -> list[str]:
+        return [*_server_lines(retention, rows), *(f"CloudWatch: {line}" for line in cloudwatch)]
+
+    return Rows(
+        retention.holdings,
+        document=lambda rows: _document(state, metrics, kept(rows)),
+        columns=(*_COLUMNS, Column("LAST HOUR", lambda one: _spark(samples, one), priority=4)),
+        table=picture if view.plot else details if view.name is not None else None,
+        below=below,
+    )
 
 
 def _with_current(state: ServerState) -> tuple[Observation, ...]:
@@ -203,8 +195,6 @@ def _only_slot(retention: Retention, name: str | None) -> Retention:
     Raises:
         NotFound: no slot has this name.
     """
-    from dataclasses import replace
-
     if name is None:
         return retention
     holdings = tuple(one for one in retention.holdings if one.slot.slot_name == name)
@@ -213,30 +203,8 @@ def _only_slot(retention: Retention, name: str | None) -> Retention:
     return replace(retention, holdings=holdings)
 
 
-def _table(state: ServerState, metrics: RdsMetrics, retention: Retention, name: str | None) -> object:
-    if name is not None:
-        details = _slot_details(state, retention, retention.holdings[0])
-        return facts([*details, *(("CloudWatch", line) for line in _cloudwatch_lines(metrics))])
-    rows, samples = retention.holdings, _last_hour(state)
-    table = listing(
-        rows,
-        [
-            ("SLOT", lambda one: styled(one.slot.slot_name, SEVERITY_STYLES[one.severity])),
-            ("RETAINED", lambda one: size(one.retained_bytes)),
-            ("UNDELIVERED", lambda one: size(one.undelivered_bytes)),
-            ("BEHIND", lambda one: _seconds(one.lag_seconds)),
-            ("GROWS", lambda one: _per_second(one.growth)),
-            ("BREAKS", _breaks),
-            ("LAST HOUR", lambda one: _spark(samples, one)),
-        ],
-        empty="no replication slots",
-    )
-    lines = [*_server_lines(retention), *(f"CloudWatch: {line}" for line in _cloudwatch_lines(metrics))]
-    return stacked(table, *lines) if rows else table
-
-
-def _server_lines(retention: Retention) -> list[str]:
-    """Return the lines about the server as a whole."""
+def _server_lines(retention: Retention, rows: Sequence[SlotRetention]) -> list[str]:
+    """Return the lines about the server as a whole, and what is wrong with the slots in ROWS."""
     lines = []
     rate = "" if retention.wal_rate is None else f"WAL grows by {format_size(round(retention.wal_rate.per_second))}/s"
     if retention.wal_rate is not None:
@@ -252,9 +220,7 @@ def _server_lines(retention: Retention) -> list[str]:
     if blamed is not None and blamed.retained_bytes:
         lines.append(f"{blamed.slot.slot_name} retains the most: {_freed(retention, blamed)}")
     lines += [
-        f"{one.slot.slot_name}: {one.severity.value}: {reason.text}"
-        for one in retention.holdings
-        for reason in one.reasons[:1]
+        f"{one.slot.slot_name}: {one.severity.value}: {reason.text}" for one in rows for reason in one.reasons[:1]
     ]
     return lines
 
@@ -338,6 +304,21 @@ def _spark(samples: Sequence[Observation], one: SlotRetention) -> str:
     return sparkline([None if value is None else int(value) for value in _recent(samples, one)])
 
 
+def _name(one: SlotRetention) -> object:
+    return styled(one.slot.slot_name, SEVERITY_STYLES[one.severity])
+
+
+_COLUMNS: Final = (
+    Column("SLOT", _name, "slot.slot_name", kind="name"),
+    Column("RETAINED", lambda one: size(one.retained_bytes), "retained_bytes", kind="number"),
+    Column("UNDELIVERED", lambda one: size(one.undelivered_bytes), "undelivered_bytes", kind="number"),
+    Column("BEHIND", lambda one: _seconds(one.lag_seconds), "lag_seconds", priority=3, kind="number"),
+    Column("GROWS", lambda one: _per_second(one.growth), "growth.per_second", priority=2, kind="number"),
+    Column("BREAKS", _breaks, kind="prose"),
+)
+_LISTING: Final = Listing(SlotRetention, _COLUMNS, "no replication slots")
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb to ``rdsrepl slot``."""
-    app.command("lag", cls=ReadCommand)(lag)
+    app.command("lag", cls=ListCommand)(lag)

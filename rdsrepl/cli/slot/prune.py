@@ -23,8 +23,8 @@ from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, Refused
 from rdsrepl.plan import Plan
-from rdsrepl.render import Format, emit
 from rdsrepl.render import document as to_json
+from rdsrepl.render import emit
 from rdsrepl.retention import assessment
 from rdsrepl.text.masking import mask
 from rdsrepl.units import format_duration
@@ -184,7 +184,7 @@ def prune(
             audit = stack.enter_context(SlotAudit(ctx, conn, "slot prune", acted_on, advances=advance, check=check))
         if background is None:
             conn.close()  # the confirmation can take minutes
-        as_document = not _applies(ctx) and global_options(ctx).output is not Format.table
+        as_document = not _applies(ctx) and not global_options(ctx).output.is_table
         if as_document:
             emit(document(state, decisions, plan), global_options(ctx).output, lambda: "")
         elif _applies(ctx) and global_options(ctx).log_format is LogFormat.json:

@@ -71,7 +71,7 @@ def watch(
     )
     state = State(target.label, interval, window, sort, filter=filter)
     output = global_options(ctx).output
-    if output is Format.table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+    if output.is_table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         loop.run_full_screen(
             poller, state, colour=colours(sys.stdout) and not global_options(ctx).no_color, limit=limit_looks
         )
@@ -95,7 +95,7 @@ class _Printer:
         from rdsrepl.dashboard.state import visible
 
         shown = visible(replace(self._state, snapshot=snapshot))
-        if self._output is Format.table:
+        if self._output.is_table:
             heading = [] if self._begun else [pipe_output.heading()]
             self._begun = True
             text = "".join(line + "\n" for line in (*heading, *pipe_output.rows(snapshot, shown)))

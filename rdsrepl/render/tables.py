@@ -1,0 +1,245 @@
+"""Tables that fit the terminal: less important columns are left out, then names are shortened in the middle.
+
+Only prose is wrapped, and only at spaces. Output that is not for a terminal has all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from rdsrepl.text.escapes import shown
+from rdsrepl.text.glyphs import ascii_text
+from rdsrepl.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.table import Table
+    from rich.text import Text
+
+_GAP: Final = 2
+# Prose narrower than this is hard to read; a shorter name cannot be recognized.
+_NARROWEST_PROSE: Final = 24
+_NARROWEST_NAME: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: its title.
+        value: returns the cell of a row; None and an empty text are shown as a dash, a list with commas.
+        field: the field of the JSON document that it shows, for ``--sort-by`` and ``--filter``; None if it is none.
+        priority: 1 is always shown; a narrow terminal leaves out the columns with the highest number first.
+        kind: ``name`` is shortened in the middle, ``prose`` is wrapped at spaces, ``number`` is aligned to the right;
+            it and a ``word`` are never shortened.
+    """
+
+    heading: str
+    value: Callable[[Any], object]
+    field: str | None = None
+    priority: int = 1
+    kind: Literal["word", "name", "prose", "number"] = "word"
+
+
+def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str, headers: bool = True) -> object:
+    """Return rows as a table, or EMPTY if there are no rows."""
+    return _Fitted(rows, columns, headers=headers) if rows else empty
+
+
+def facts(pairs: Sequence[tuple[str, object]]) -> object:
+    """Return the facts of one object as two columns: name and value."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, _cell(value))
+    return table
+
+
+class _Fitted:
+    """A table that chooses its columns and their widths when the width of the terminal is known."""
+
+    def __init__(self, rows: Sequence[Any], columns: Sequence[Column], *, headers: bool) -> None:
+        self._rows, self._columns, self._headers = rows, columns, headers
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        def text(value: object) -> Text:
+            cell = _cell(value)
+            if isinstance(cell, str):
+                return console.render_str(cell)
+            return _with_plain(cell, ascii_text(cell.plain)) if options.ascii_only else cell
+
+        all_cells = [
+            _Cells(
+                column,
+                text(column.heading if self._headers else ""),
+                [text(column.value(row)) for row in self._rows],
+                options.ascii_only,
+            )
+            for column in self._columns
+        ]
+        shown_cells = _fitting(all_cells, options.max_width)
+        yield _table(shown_cells, _widths(shown_cells, options.max_width), headers=self._headers)
+        if hidden := len(all_cells) - len(shown_cells):
+            yield styled(f"{hidden} column{'' if hidden == 1 else 's'} hidden; -o wide", "dim")
+
+
+class _Cells:
+    """The texts of one column, and how wide they are."""
+
+    def __init__(self, column: Column, heading: Text, texts: list[Text], ascii_only: bool) -> None:
+        self.column, self.heading, self.texts = column, heading, texts
+        self._mark = "..." if ascii_only else "…"
+        self.widest = max(heading.cell_len, *(text.cell_len for text in texts))
+
+    @property
+    def wanted(self) -> int:
+        """The width below which columns of lower importance are left out."""
+        if self.column.kind != "prose":
+            return self.widest
+        return min(self.widest, max(self._longest_word(), _NARROWEST_PROSE))
+
+    @property
+    def narrowest(self) -> int:
+        """The smallest width, for a terminal on which even the most important columns do not fit."""
+        shrinks = self.column.kind in ("name", "prose")
+        return min(self.widest, _NARROWEST_NAME) if shrinks else self.widest
+
+    def fitted(self, text: Text, width: int) -> Text:
+        """Return a text for a column of this width: a name, or a word that is too long, is shortened."""
+        if text.cell_len <= width:
+            return text
+        if self.column.kind != "prose":
+            return _with_plain(text, shortened(text.plain, width, self._mark))
+        words = text.plain.split(" ")
+        return _with_plain(text, " ".join(shortened(word, width, self._mark) for word in words))
+
+    def _longest_word(self) -> int:
+        from rich.cells import cell_len
+
+        return max(cell_len(word) for text in (self.heading, *self.texts) for word in text.plain.split(" "))
+
+
+def _fitting(cells: list[_Cells], width: int) -> list[_Cells]:
+    """Return the columns that fit; of those with the same priority, the right one is left out first."""
+    kept = list(cells)
+    while sum(one.wanted for one in kept) + _GAP * (len(kept) - 1) > width:
+        least = max(range(len(kept)), key=lambda number: (kept[number].column.priority, number))
+        if kept[least].column.priority <= 1:
+            break
+        del kept[least]
+    return kept
+
+
+def _widths(cells: list[_Cells], width: int) -> list[int]:
+    """Return a width for each column: prose, then names give way until the table fits."""
+    widths = [one.widest for one in cells]
+    excess = sum(widths) + _GAP * (len(cells) - 1) - width
+    limits: Sequence[tuple[str, list[int]]] = (
+        ("prose", [one.wanted for one in cells]),
+        ("name", [one.narrowest for one in cells]),
+        ("prose", [one.narrowest for one in cells]),
+    )
+    for kind, smallest in limits:
+        for _ in range(excess):
+            shrinking = [at for at, one in enumerate(cells) if one.column.kind == kind and widths[at] > smallest[at]]
+            if not shrinking:
+                break
+            widths[max(shrinking, key=widths.__getitem__)] -= 1
+            excess -= 1
+    return widths
+
+
+def _table(cells: list[_Cells], widths: list[int], *, headers: bool) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=headers)
+    for one, width in zip(cells, widths, strict=True):
+        table.add_column(
+            one.fitted(one.heading, width),
+            width=width,
+            no_wrap=one.column.kind != "prose",
+            overflow="crop",
+            justify="right" if one.column.kind == "number" else "left",
+        )
+    for number in range(len(cells[0].texts)):
+        table.add_row(*(one.fitted(one.texts[number], width) for one, width in zip(cells, widths, strict=True)))
+    return table
+
+
+def shortened(text: str, width: int, mark: str = "…") -> str:
+    """Return a text of at most WIDTH cells; what is left out of its middle is marked."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    room = width - len(mark)
+    if room < 2:
+        return set_cell_size(text, max(0, width))
+    head = set_cell_size(text, (room + 1) // 2).rstrip()
+    tail, left = "", room // 2
+    for one in reversed(text):
+        left -= cell_len(one)
+        if left < 0:
+            break
+        tail = one + tail
+    return head + mark + tail
+
+
+def _with_plain(text: Text, plain: str) -> Text:
+    from rich.text import Text
+
+    return Text(plain, style=text.style)
+
+
+def stacked(*parts: object) -> object:
+    """Return several renderables, one below the other."""
+    from rich.console import Group
+
+    return Group(*parts)  # type: ignore[arg-type]
+
+
+def styled(text: str, style: str) -> Text:
+    """Return one line in a style."""
+    from rich.text import Text
+
+    return Text(shown(text), style=style)
+
+
+def cell_lines(*parts: str | Text) -> Text:
+    """Return several lines as one cell of a table."""
+    from rich.text import Text
+
+    return Text("\n").join(Text(shown(part)) if isinstance(part, str) else part for part in parts)
+
+
+def size(size_bytes: int | None) -> str:
+    """Return a size for a table; a dash if it is unknown."""
+    return "-" if size_bytes is None else format_size(size_bytes)
+
+
+def ago(moment: datetime | None, now: datetime) -> str:
+    """Return how long ago a moment was, for a table."""
+    return "-" if moment is None else format_duration(max(0.0, (now - moment).total_seconds())) + " ago"
+
+
+def _cell(value: object) -> Any:
+    from rich.text import Text
+
+    if isinstance(value, Text):
+        return value
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value) or "-"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds")
+    return str(value)
