@@ -143,13 +143,12 @@ def test_a_running_transaction_is_named_and_no_orphan_stays(database: Database, 
         assert (result.code, result.error["error"]) == (1, "timed_out")
         assert f"PID {pid}" in result.error["message"]
         killed = rdsrepl.start("slot", "create", name + "k", "--yes", dsn=database.dsn, stderr=subprocess.DEVNULL)
-        waiting = "SELECT FROM pg_stat_activity WHERE query LIKE '%create_logical%' AND wait_event_type = 'Lock'"
-        wait_until(lambda: database.run(waiting), "it waits")
+        waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%create_logical%' AND wait_event_type = 'Lock'"
+        of_killed = wait_until(lambda: database.run(waiting), "it waits")
         killed.kill()
         killed.wait()
         stopped = rdsrepl.start("slot", "create", name + "i", "--yes", dsn=database.dsn, stderr=subprocess.DEVNULL)
-        wait_until(lambda: len(database.run(waiting)) >= 1, "it waits, too")
-        time.sleep(1.5)
+        wait_until(lambda: set(database.run(waiting)) - set(of_killed), "it waits, too")
         stopped.send_signal(signal.SIGINT)
         assert stopped.wait(timeout=120) == 130
         # The backend must detect that its client was killed, before the transaction ends.
@@ -180,7 +179,9 @@ def test_an_active_slot_is_not_dropped(database: Database, name: str, rdsrepl: P
     )
     tail = rdsrepl.start("-q", "slot", "tail", name, dsn=database.dsn, stdout=subprocess.DEVNULL)
     try:
-        wait_until(lambda: any(slot["active"] for slot in mine(rdsrepl, database)), "it streams")
+        streaming = "SELECT FROM pg_stat_replication WHERE state = 'streaming' AND pid = (SELECT active_pid FROM "
+        streaming += f"pg_replication_slots WHERE slot_name = '{name}')"
+        wait_until(lambda: database.run(streaming), "it streams")
         (slot,) = mine(rdsrepl, database)
         sender = slot["walsender"]
         assert (sender["pid"], sender["application"], sender["state"]) == (slot["active_pid"], "rdsrepl", "streaming")

@@ -105,21 +105,26 @@ def test_three_failovers_under_load_lose_nothing(
         try:
             with Load(connect) as load:
                 # The tail waits through a failover only after it has streamed the slot.
-                _wait(lambda: out.stat().st_size > 0, 60, lambda: (tmp_path / "err").read_text())
-                time.sleep(2)
+                _wait(lambda: out.stat().st_size > 0, lambda: (tmp_path / "err").read_text())
+
+                def more() -> None:
+                    goal = len(load.acknowledged) + 500
+                    _wait(lambda: len(load.acknowledged) >= goal, lambda: "no load")
+
+                more()
                 for _ in range(FAILOVERS):
                     done = cloud("cluster", "failover", CLUSTER, "--yes", "-o", "json")
                     assert done.code == 0, done.err
                     proof = done.json["steps"][-1]["returned"]
                     assert set(proof) == {"load"}, "the slot is proven to be there"
-                    time.sleep(2)
+                    more()
             with closing(connect()) as conn:
                 expected = {
                     row[0] for row in conn.execute("SELECT id FROM load GROUP BY id HAVING count(*) = %s", (ROWS,))
                 }
             keys = {key for _, key in load.acknowledged}
             assert keys <= expected, "the server kept what it acknowledged"
-            _wait(lambda: expected <= _ids(out), 60, lambda: f"{len(expected - _ids(out))} rows have not come")
+            _wait(lambda: expected <= _ids(out), lambda: f"{len(expected - _ids(out))} rows have not come")
         finally:
             tail.terminate()
             assert tail.wait(120) == 0, (tmp_path / "err").read_text()
@@ -134,7 +139,6 @@ def test_three_failovers_under_load_lose_nothing(
     said = f"{rate:.0f} transactions/s, gaps {pauses} s, {len(changes)} changes, {repeats} of them repeats"
     record_property("failover", said)
     print(said)
-    assert len(load.acknowledged) >= 2000, "that was no load"
 
 
 def test_a_password_rotated_under_the_tail_is_transient(loaded: Cloud, tmp_path: Path) -> None:
@@ -163,13 +167,13 @@ def test_a_password_rotated_under_the_tail_is_transient(loaded: Cloud, tmp_path:
         tail = cloud.program.start(*words, stdout=file, stderr=talk, env={"RDSREPL_CONFIG": str(config)})
         try:
             sql("INSERT INTO rotated VALUES (1)")
-            _wait(lambda: '"id":1' in out.read_text(), 30, err.read_text)
+            _wait(lambda: '"id":1' in out.read_text(), err.read_text)
             end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'cdc'"
             sql("ALTER ROLE cdc PASSWORD 'after-it'", end, "INSERT INTO rotated VALUES (2)")
-            _wait(lambda: "password authentication failed" in err.read_text(), 30, err.read_text)
+            _wait(lambda: "password authentication failed" in err.read_text(), err.read_text)
             login = json.dumps({"username": "cdc", "password": "after-it"})
             manager.put_secret_value(SecretId="cdc-login", SecretString=login)
-            _wait(lambda: '"id":2' in out.read_text(), 60, err.read_text)
+            _wait(lambda: '"id":2' in out.read_text(), err.read_text)
         finally:
             tail.terminate()
             assert tail.wait(120) == 0, err.read_text()
@@ -183,7 +187,7 @@ def test_a_slot_whose_consumer_is_away_for_the_failover_is_no_candidate_for_prun
 ) -> None:
     cloud = loaded
     place = ("--cluster", CLUSTER)
-    prune = ("slot", "prune", "--slot", "away", "--inactive-for", "60s", "--dry-run", "-o", "json", *place)
+    prune = ("slot", "prune", "--slot", "away", "--inactive-for", "10m", "--dry-run", "-o", "json", *place)
     assert cloud("psql", *place, "--", "-qc", "CREATE TABLE away (); CREATE PUBLICATION away FOR TABLE away").code == 0
     assert cloud("slot", "create", "away", "--yes", *place).code == 0
 
@@ -192,26 +196,26 @@ def test_a_slot_whose_consumer_is_away_for_the_failover_is_no_candidate_for_prun
         result = cloud(*prune)
         assert result.code == 4 and result.json["candidates"] == [], result
         (kept,) = (one for one in result.json["kept"] if one["slot_name"] == "away")
-        assert kept["idle_seconds"] < 60
+        assert kept["idle_seconds"] < 600
         return str(kept["obstacles"][0]["rule"])
 
     with (tmp_path / "err").open("wb") as err:
         words = ("slot", "tail", "away", "--publication", "away", *place)
         tail = cloud.program.start(*words, stdout=err, stderr=err)
         try:
-            _wait(lambda: state() == "active", 30, lambda: "never active")
+            _wait(lambda: state() == "active", lambda: "never active")
             tail.kill()
             tail.wait(120)
             assert cloud("cluster", "failover", CLUSTER, "--yes").code == 0
-            back = time.monotonic() + 5
-            while time.monotonic() < back:
+            for _ in range(5):
                 assert state() == "not_idle"
+                time.sleep(0.5)
             tail = cloud.program.start(*words, stdout=err, stderr=err)
-            _wait(lambda: state() == "active", 30, lambda: "never active again")
+            _wait(lambda: state() == "active", lambda: "never active again")
         finally:
             tail.kill()
             tail.wait(120)
-    _wait(lambda: cloud("slot", "drop", "away", "--yes", *place).code == 0, 30, lambda: "not dropped")
+    _wait(lambda: cloud("slot", "drop", "away", "--yes", *place).code == 0, lambda: "not dropped")
 
 
 def _ids(path: Path) -> set[int]:
@@ -238,8 +242,8 @@ def _check_order(changes: list[Any]) -> None:
         assert firsts == sorted(firsts)
 
 
-def _wait(condition: Callable[[], bool], seconds: float, complaint: Callable[[], str]) -> None:
-    deadline = time.monotonic() + seconds
+def _wait(condition: Callable[[], bool], complaint: Callable[[], str]) -> None:
+    deadline = time.monotonic() + 150
     while not condition():
         assert time.monotonic() < deadline, complaint()
-        time.sleep(0.5)
+        time.sleep(0.2)
