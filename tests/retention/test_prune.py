@@ -697,7 +697,7 @@ def test_ctrl_c_after_the_drop_reports_the_drop(place: Place) -> None:
     plan = Plan("drop 2", (late_drop("slow", GATE), late_drop("next", "pg_sleep(0)")), independent=True)
     with gate(place) as held, pytest.raises(errors.AppliedInPart) as caught:
         apply.run(plan, place.target, done=lambda outcome: None, waiting=late, recorder=trail)
-    assert caught.value.done == ["drop slow"] and caught.value.not_done == ["drop next: interrupted"]
+    assert caught.value.done == ["drop slow"] and caught.value.not_done == ["drop next: not started"]
     assert trail.lines == [("intent", "drop slow"), ("done", "drop slow")] and place.names() == {"next"}
 
 
@@ -709,7 +709,7 @@ def test_ctrl_c_before_the_drop_cancels_the_statement(place: Place) -> None:
 
     trail = Trail()
     plan = Plan("drop 2", (late_drop("slow", "pg_sleep(300)"), late_drop("next", "pg_sleep(0)")), independent=True)
-    with pytest.raises(errors.Interrupted, match="interrupted; nothing was changed"):
+    with pytest.raises(errors.Interrupted, match="the statement was cancelled, nothing was changed"):
         apply.run(plan, place.target, done=lambda outcome: None, waiting=now, recorder=trail)
     assert trail.lines == [("intent", "drop slow"), ("Cancelled", "drop slow")]
     assert place.names() == {"slow", "next"}
