@@ -17,7 +17,17 @@ from typing import Final
 
 from rdsrepl.dashboard import view
 from rdsrepl.dashboard.poller import PollerThread, SlotPoller
-from rdsrepl.dashboard.state import Event, Key, PollFailed, PollStarted, Snapshot, SnapshotTaken, State, next_state
+from rdsrepl.dashboard.state import (
+    Event,
+    Key,
+    PollFailed,
+    PollStarted,
+    Resized,
+    Snapshot,
+    SnapshotTaken,
+    State,
+    next_state,
+)
 from rdsrepl.dashboard.terminal import Terminal
 from rdsrepl.errors import Error
 
@@ -67,7 +77,10 @@ def run_full_screen(poller: SlotPoller, state: State, *, colour: bool, limit: in
                     state = next_state(state, PollStarted(datetime.now(UTC)))
                     thread.start()
                 thread.abort_after(_MAX_POLL_SECONDS)
-                terminal.draw(_render(state, terminal.size(), colour=colour))
+                size = terminal.size()
+                if size != (state.columns, state.rows):
+                    state = next_state(state, Resized(*size))
+                terminal.draw(_render(state, size, colour=colour))
                 wait = _TICK_SECONDS if thread.busy or state.paused else min(_TICK_SECONDS, schedule.due_at - now)
                 ready, _, _ = select.select([terminal.fileno(), wake_read], [], [], max(0.0, wait))
                 if terminal.fileno() in ready:

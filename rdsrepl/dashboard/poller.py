@@ -71,6 +71,7 @@ class SlotPoller:
         self._server: ServerInfo | None = None
         self._was_primary = False
         self._history: tuple[Observation, ...] = ()
+        self._recorded: tuple[Observation, ...] = ()
         self._samples: deque[Sample] = deque(maxlen=_MAX_SAMPLES)
         self._recorded_at = float("-inf")
 
@@ -109,7 +110,7 @@ class SlotPoller:
         if now.in_recovery and self._was_primary and time.monotonic() - self._connected_at > _WRITER_SECONDS:
             self.close()
         self._was_primary = self._was_primary or not now.in_recovery
-        return Snapshot(self._server, retention, senders, tuple(self._samples))
+        return Snapshot(self._server, retention, senders, tuple(self._samples), self._pictured())
 
     def abort(self) -> None:
         """Abort a poll that hangs, from another thread: it then fails as if the connection were lost."""
@@ -136,7 +137,8 @@ class SlotPoller:
             self._server = activity.server(conn)
             if identity != self._identity:
                 self._identity = identity
-                self._history = thin_history(slot_history.history(identity))
+                self._recorded = slot_history.history(identity)
+                self._history = thin_history(self._recorded)
                 self._samples.clear()
                 self._samples.extend(_sample(one) for one in self._history)
         return self._conn
@@ -170,6 +172,13 @@ class SlotPoller:
         if self._identity is not None and time.monotonic() - self._recorded_at >= _RECORD_SECONDS:
             self._recorded_at = time.monotonic()
             slot_history.record(self._identity, seen)
+            # Other commands record too, and the file is thinned: this bounds the memory.
+            self._recorded = slot_history.history(self._identity)
+
+    def _pictured(self) -> tuple[Observation, ...]:
+        """Return the history for pictures: what is recorded, and the samples after that."""
+        last = self._recorded[-1].at if self._recorded else None
+        return (*self._recorded, *(one for one in self._history if last is None or one.at > last))
 
 
 class MetricsPoller:

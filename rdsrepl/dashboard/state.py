@@ -8,9 +8,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final, TypeVar
 
+from rdsrepl.dashboard import help_page
 from rdsrepl.postgres.activity import Sender, ServerInfo
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.thresholds import Severity
+from rdsrepl.state.slot_history import Observation
 
 #: The steps of ``+`` and ``-``.
 INTERVALS_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -40,6 +42,20 @@ class SlotFilter(StrEnum):
     problems = "problems"
 
 
+class Span(StrEnum):
+    """How much of the history a picture shows."""
+
+    all = "all history"
+    day = "1 day"
+    six_hours = "6 hours"
+    hour = "1 hour"
+
+    @property
+    def seconds(self) -> float | None:
+        """The time in seconds; None is all."""
+        return {Span.day: 86400.0, Span.six_hours: 21600.0, Span.hour: 3600.0}.get(self)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """The retained bytes of each slot at one moment."""
@@ -56,12 +72,14 @@ class Snapshot:
         server: the facts that were read when the connection was opened.
         senders: the walsenders.
         samples: the retained bytes over time, oldest first, including this poll.
+        history: the recorded samples for pictures, oldest first, including this poll.
     """
 
     server: ServerInfo
     retention: Retention
     senders: tuple[Sender, ...]
     samples: tuple[Sample, ...] = ()
+    history: tuple[Observation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +128,15 @@ class PollFailed:
     retry_at: datetime
 
 
-Event = Key | PollStarted | SnapshotTaken | PollFailed
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The terminal has this many columns and rows."""
+
+    columns: int
+    rows: int
+
+
+Event = Key | PollStarted | SnapshotTaken | PollFailed | Resized
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +153,10 @@ class State:
         snapshot, snapshot_at: the last snapshot, and when it arrived.
         poll_started_at: when the current poll started; None if none is in progress.
         removed, removed_at: the slots that the last snapshot no longer contains.
+        picture, span: whether the picture of the selected slot is shown, and how much of the history.
+        help, help_top: whether the help is shown, and its first line on the screen.
+        columns, rows: the size of the terminal.
+        ascii_only: whether the terminal shows only ASCII.
         quitting: whether the user has pressed ``q``.
     """
 
@@ -141,7 +171,13 @@ class State:
     slot_filter: SlotFilter = SlotFilter.all
     selected: str | None = None
     paused: bool = False
+    picture: bool = False
+    span: Span = Span.all
     help: bool = False
+    help_top: int = 0
+    columns: int = 80
+    rows: int = 24
+    ascii_only: bool = False
     snapshot: Snapshot | None = None
     snapshot_at: datetime | None = None
     poll_started_at: datetime | None = None
@@ -149,6 +185,16 @@ class State:
     removed: tuple[str, ...] = ()
     removed_at: datetime | None = None
     quitting: bool = False
+
+    @property
+    def header_rows(self) -> int:
+        """How many lines are above the body of the screen."""
+        return 2 if self.snapshot is None else 3
+
+    @property
+    def body_rows(self) -> int:
+        """How many lines are between the header and the line of keys."""
+        return max(0, self.rows - self.header_rows - 1)
 
 
 def next_state(state: State, event: Event) -> State:
@@ -164,6 +210,8 @@ def next_state(state: State, event: Event) -> State:
             before = state.failure
             since, attempts = (before.since, before.attempts) if before is not None else (at, 0)
             return replace(state, poll_started_at=None, failure=PollFailure(since, message, attempts + 1, retry_at))
+        case Resized(columns, rows):
+            return _scrolled(replace(state, columns=columns, rows=rows), 0)
 
 
 def visible(state: State) -> tuple[SlotRetention, ...]:
@@ -226,13 +274,17 @@ def _with_snapshot(state: State, snapshot: Snapshot, at: datetime) -> State:
 
 
 def _pressed(state: State, key: str) -> State:
-    if key == "q":
+    if key == "quit" or (key == "q" and not state.help):
         return replace(state, quitting=True)
     if state.help:
-        return replace(state, help=False)
+        return _pressed_in_help(state, key)
     match key:
         case "?" | "h":
-            return replace(state, help=True)
+            return replace(state, help=True, help_top=0)
+        case "v":
+            return replace(state, picture=not state.picture)
+        case "w" if state.picture:
+            return replace(state, span=_next(state.span))
         case "up" | "k":
             return _moved(state, -1)
         case "down" | "j":
@@ -266,8 +318,35 @@ def _pressed(state: State, key: str) -> State:
     return state
 
 
+def _pressed_in_help(state: State, key: str) -> State:
+    """Scroll the help; any other key closes it."""
+    match key:
+        case "up" | "k":
+            return _scrolled(state, -1)
+        case "down" | "j":
+            return _scrolled(state, 1)
+        case "page-up":
+            return _scrolled(state, -state.body_rows)
+        case "page-down" | " ":
+            return _scrolled(state, state.body_rows)
+        case "home" | "g":
+            return replace(state, help_top=0)
+        case "end" | "G":
+            return _scrolled(state, 1 << 30)
+        case "redraw":
+            return state
+    return replace(state, help=False)
+
+
+def _scrolled(state: State, by: int) -> State:
+    last = help_page.last_top(state.columns, state.body_rows)
+    return replace(state, help_top=min(last, max(0, state.help_top + by)))
+
+
 def _typed(state: State, key: str) -> State:
     match key:
+        case "quit":
+            return replace(state, quitting=True)
         case "enter":
             return replace(state, typing=False)
         case "escape":

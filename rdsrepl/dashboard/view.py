@@ -7,12 +7,25 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+from rdsrepl.dashboard import help_page
 from rdsrepl.dashboard.slot_table import SEVERITY_MARKS, SEVERITY_STYLES, format_rate, format_seconds, table
-from rdsrepl.dashboard.state import SlotFilter, Snapshot, State, selection, visible
-from rdsrepl.dashboard.styled_lines import Piece, join, known, line, shortened, title_line, truncated, two_ended
+from rdsrepl.dashboard.state import SlotFilter, Snapshot, Span, State, selection, visible
+from rdsrepl.dashboard.styled_lines import (
+    Piece,
+    join,
+    known,
+    line,
+    shortened,
+    title_line,
+    truncated,
+    two_ended,
+    with_right_text,
+)
 from rdsrepl.postgres.activity import Sender
 from rdsrepl.postgres.wal import Wal
+from rdsrepl.reports import text_chart
 from rdsrepl.retention.assessment import SlotRetention, not_freed_by
+from rdsrepl.retention.slot_series import slot_series
 from rdsrepl.retention.thresholds import Severity
 from rdsrepl.text.escapes import shown as _shown
 from rdsrepl.units import format_duration, format_size
@@ -24,36 +37,30 @@ _REMOVED_SECONDS: Final = 60.0
 _LATE_SECONDS: Final = 3.0
 _FEWEST_ROWS: Final = 4
 _MOST_DETAILS: Final = 8
+# With a picture: its usual height on a small screen, and the height from which the table gets a third of the body.
+_PICTURE_ROWS: Final = 15
+_TALL: Final = 30
 _KEYS: Final = (
     ("q", "quit"),
+    ("?", "help"),
     ("↑↓", "select"),
+    ("v", "picture"),
     ("s", "sort"),
     ("/", "filter"),
-    ("a", "all/idle/problems"),
     ("p", "pause"),
-    ("?", "help"),
+    ("a", "which slots"),
     ("r", "reverse"),
     ("+-", "interval"),
 )
-_HELP: Final = (
-    ("↑ ↓  k j", "select a slot; PgUp PgDn by ten, Home and g stay at the top, End and G go to the bottom"),
-    ("s", "sort by severity, retained, undelivered, growth, name"),
-    ("r", "reverse the order"),
-    ("/", "filter by text in name, plugin, database, consumer: Enter applies it, Esc cancels it"),
-    ("Esc", "remove the filter"),
-    ("a", "all slots, only inactive slots, only slots with problems"),
-    ("p  Space", "pause, resume"),
-    ("+ -", "refresh less often, more often"),
-    ("Ctrl-L", "redraw the screen"),
-    ("q  Ctrl-C", "quit"),
-    ("", ""),
-    ("RETAINED", "WAL that the server keeps for the slot (from restart_lsn)"),
-    ("UNDELIVERED", "WAL that the consumer has not confirmed (from confirmed_flush_lsn)"),
-    ("GROWTH/s", "growth of RETAINED in a second; negative while a consumer catches up"),
-    ("DELIVERY/s", "WAL that the consumer confirms in a second"),
-    ("BREAKS IN", "time until the slot is invalidated (slot), the disk is full (disk), transaction IDs run out (xids)"),
-    ("ACTIVE", "the PID of the consumer, or how long there is none"),
-    ("! ‼", "warning, critical: the reasons are below the table"),
+_PICTURE_KEYS: Final = (
+    ("q", "quit"),
+    ("?", "help"),
+    ("↑↓", "select"),
+    ("v", "details"),
+    ("w", "all/day/6h/1h"),
+    ("s", "sort"),
+    ("/", "filter"),
+    ("p", "pause"),
 )
 _NARROWEST, _LOWEST = 40, 8
 
@@ -70,16 +77,15 @@ def lines(state: State, width: int, height: int, now: datetime) -> list[Text]:
     if width < _NARROWEST or height < _LOWEST:
         return [line(width, ("the terminal is too small", "bold"))]
     head = _header(state, width, now)
-    foot = [_footer(state, width)]
-    available = height - len(head) - len(foot)
+    available = height - len(head) - 1
     if state.help:
-        body = _help(width)[:available]
+        body = _help(state, width, available)
     elif state.snapshot is None:
         body = [line(width), line(width, (f"connecting to {_shown(state.label)} …", "dim"))][:available]
     else:
         body = _body(state, state.snapshot, width, available)
     body += [line(width)] * (available - len(body))
-    return [*head, *body, *foot][:height]
+    return [*head, *body, _footer(state, width, available)][:height]
 
 
 def _header(state: State, width: int, now: datetime) -> list[Text]:
@@ -154,30 +160,40 @@ def _status(state: State, width: int, now: datetime) -> Text:
     return join(width, parts)
 
 
-def _footer(state: State, width: int) -> Text:
+def _footer(state: State, width: int, available: int) -> Text:
     if state.typing:
         return line(
             width, ("/", "bold"), (state.filter, "bold"), ("▏", "blink"), ("  Enter applies, Esc cancels", "dim")
         )
     if state.help:
-        return line(width, ("any key", "bold"), (" closes help, ", "dim"), ("q", "bold"), (" quits", "dim"))
-    return join(width, [[(key, "bold"), (f" {what}", "dim")] for key, what in _KEYS], between="  ")
+        return _help_footer(state, width, available)
+    keys = _PICTURE_KEYS if state.picture else _KEYS
+    return join(width, [[(key, "bold"), (f" {what}", "dim")] for key, what in keys], between="  ")
 
 
-def _help(width: int) -> list[Text]:
-    rows = [line(width)]
-    wide = 13
-    for key, words in _HELP:
-        wrapped = textwrap.wrap(words, max(10, width - wide)) or [""]
-        rows.append(line(width, (f"{key:<{wide}}", "bold"), (wrapped[0], "")))
-        rows += [line(width, (" " * wide + more, "")) for more in wrapped[1:]]
-    return rows
+def _help(state: State, width: int, available: int) -> list[Text]:
+    top = min(state.help_top, help_page.last_top(width, available))
+    rows = help_page.rows(width)[top : top + available]
+    return [line(width, (key, "bold"), (words, "")) for key, words in rows]
+
+
+def _help_footer(state: State, width: int, available: int) -> Text:
+    keys: list[list[Piece]] = [[("q", "bold"), (" or another key closes help", "dim")]]
+    last = help_page.last_top(width, available)
+    if not last:
+        return join(width, keys)
+    keys.insert(0, [("↑↓ PgUp PgDn", "bold"), (" scroll", "dim")])
+    top = min(state.help_top, last)
+    shown = f"{top + 1}-{top + available} of {last + available}"
+    return with_right_text(join(width - len(shown) - 1, keys, between="  "), shown, width)
 
 
 def _body(state: State, snapshot: Snapshot, width: int, available: int) -> list[Text]:
     """Divide the height: the slots first, then the selected slot, then the walsenders."""
     shown = visible(state)
     index = selection(state, shown)
+    if state.picture and shown:
+        return _with_picture(state, snapshot, shown, index, width, available)
     table_needs = 1 + max(1, len(shown))
     details = _details(shown[index], snapshot.retention.wal, width) if shown else []
     most_details = min(len(details), _MOST_DETAILS if available >= 24 else 5)
@@ -202,6 +218,22 @@ def _body(state: State, snapshot: Snapshot, width: int, available: int) -> list[
     if senders_get:
         rows += truncated(senders, senders_get, width)
     return rows[:available]
+
+
+def _with_picture(
+    state: State, snapshot: Snapshot, shown: Sequence[SlotRetention], index: int, width: int, available: int
+) -> list[Text]:
+    """Return some rows of the table, and the picture of the selected slot below them."""
+    table_gets = min(1 + len(shown), max(2, (available - _PICTURE_ROWS) if available < _TALL else available // 3))
+    rows = table(state, snapshot, shown, index, width, table_gets)
+    height = available - len(rows)
+    if height < text_chart.MIN_HEIGHT:
+        return [*rows, line(width, ("the terminal is too low for a picture", "bold"))][:available]
+    one = shown[index]
+    series = slot_series(snapshot.history, snapshot.retention, one, seconds=state.span.seconds)
+    title = text_chart.failure(one) + ("" if state.span is Span.all else f" ({state.span})")
+    glyphs = text_chart.ASCII if state.ascii_only else text_chart.UNICODE
+    return [*rows, *text_chart.chart(series, title, width=width, height=height, glyphs=glyphs)]
 
 
 def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:

@@ -35,6 +35,7 @@ from rdsrepl.dashboard.state import (
     Key,
     PollFailed,
     PollStarted,
+    Resized,
     Sample,
     SlotFilter,
     Snapshot,
@@ -227,13 +228,59 @@ def test_pausing_and_the_interval() -> None:
 
 
 def test_quit_and_help() -> None:
-    """``q`` quits, except in a filter; any other key closes the help."""
+    """``q`` quits, but in the help it closes the help, as any other key; Ctrl-C quits everywhere."""
     assert pressed(state(), "q").quitting
     helped = pressed(state(), "?")
-    assert helped.help and not pressed(helped, "x").help and pressed(helped, "q").quitting
+    for key in ("q", "x", "escape", "?", "enter"):
+        closed = pressed(helped, key)
+        assert not closed.help and not closed.quitting
+    assert pressed(helped, "quit").quitting and pressed(state(), "/", "quit").quitting
     text = "\n".join(screen(helped, 80, 40))
-    for word in ("filter by text", "RETAINED", "UNDELIVERED", "Ctrl-C"):
+    for word in ("filter by text", "RETAINED", "UNDELIVERED", "Ctrl-C", "the reasons are below the table"):
         assert word in text
+    assert "scroll" not in text
+
+
+def test_the_help_scrolls() -> None:
+    """At 24 rows every line of the help can be reached, and a larger terminal shows it from its beginning."""
+    helped = pressed(state(), "?")
+    top = screen(helped, 80, 24)
+    assert top[3].startswith("↑ ↓  k j") and top[-1].endswith("1-20 of 26") and "scroll" in top[-1]
+    for down, up in (("down", "up"), ("j", "k")):
+        assert screen(pressed(helped, down), 80, 24)[3] == top[4]
+        assert pressed(helped, down, up) == helped
+    end = pressed(helped, "page-down")
+    assert "the reasons are below the table" in screen(end, 80, 24)[-2]
+    assert end == pressed(helped, *["down"] * 99) == pressed(helped, "end") == pressed(helped, "G")
+    assert pressed(end, "page-up") == pressed(end, "g") == helped
+    assert pressed(end, "up").help_top == end.help_top - 1
+    assert next_state(end, Resized(80, 60)).help_top == 0
+    assert next_state(end, Resized(60, 24)).help_top == end.help_top
+    assert pressed(end, "x", "?").help_top == 0
+
+
+def test_the_picture_of_the_selected_slot() -> None:
+    """``v`` shows and hides it, ``w`` changes how much of the history it shows."""
+    history, retention = builders.growing_slot()
+    both = (*retention.holdings, *builders.growing_slot("other")[1].holdings)
+    snapshot = Snapshot(SERVER, replace(retention, holdings=both), (), history=tuple(history))
+    shown = pressed(next_state(State("x"), SnapshotTaken(snapshot, NOW)), "v")
+    rows = screen(shown, 80, 24)
+    text = "\n".join(rows)
+    assert len(rows) == 24 and max(map(cell_len, rows)) <= 80
+    assert "audit: the slot is invalidated in 4h48m" in text and "┄┄ max_slot_wal_keep_size 40.0 GB" in text
+    assert "06:00" in text and "UTC" in text and "v details" in rows[-1] and "pgoutput" not in text
+    assert "09:00" not in "\n".join(screen(pressed(shown, "w", "w", "w"), 80, 24))
+    assert "(1 hour)" in "\n".join(screen(pressed(shown, "w", "w", "w"), 80, 24))
+    assert pressed(shown, "w", "w", "w", "w").span is shown.span
+    assert "no history yet" in "\n".join(screen(pressed(shown, "down"), 80, 24))
+    assert "┤" not in "\n".join(screen(pressed(shown, "v"), 80, 24)) and pressed(shown, "v", "w").span is shown.span
+    for width, height in ((40, 8), (40, 15), (60, 20), (120, 30), (200, 60)):
+        rows = screen(shown, width, height)
+        assert len(rows) == height and max(map(cell_len, rows)) <= width
+    assert "too low for a picture" in "\n".join(screen(shown, 80, 12))
+    ascii_only = "\n".join(screen(replace(shown, ascii_only=True), 80, 24)[6:-1])
+    assert "* retained" in ascii_only and ascii_only.isascii()
 
 
 def test_a_lost_connection_keeps_the_last_snapshot() -> None:
@@ -285,7 +332,7 @@ def test_a_long_history_is_thinned() -> None:
         (b"jk\x1b[A\x1b[B\x1bOA", ["j", "k", "up", "down", "up"]),
         (b"\x1b[5~\x1b[6~\x1b[H\x1b[4~", ["page-up", "page-down", "home", "end"]),
         (b"\x1b[1;5A\x1b[200~x", ["x"]),
-        ("ü\r\x7f\x03".encode(), ["ü", "enter", "backspace", "q"]),
+        ("ü\r\x7f\x03".encode(), ["ü", "enter", "backspace", "quit"]),
         (b"\xff\x00\x1b", ["\ufffd", "escape"]),
     ],
 )
@@ -711,12 +758,19 @@ def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
         terminal.press(f"/{db15.name}\r\x1b[B")
         terminal.shows(f"── {beta} ─", "test_decoding, database")
         terminal.press("?")
-        terminal.shows("filter by text", "closes help")
-        terminal.press("x")
+        terminal.shows("filter by text", "closes help", "1-20 of 26")
+        terminal.press("\x1b[6~")
+        terminal.shows("the reasons are below", "7-26 of 26")
+        terminal.press("q")
         terminal.shows(f"── {beta} ─")
+        terminal.press("v")
+        terminal.shows(f"{beta}: no failure is forecast", "⠤⠤ retained", "UTC", "v details")
         terminal.resize(120, 30)
         terminal.process.send_signal(signal.SIGWINCH)
-        terminal.shows("DELIVERY/s", "r reverse")
+        terminal.shows("DELIVERY/s", "⠤⠤ retained")
+        terminal.until(lambda: max(map(len, terminal.text.splitlines())) > 100, "as wide as the terminal")
+        terminal.press("v")
+        terminal.shows("r reverse")
         terminal.press("p")
         terminal.shows("PAUSED")
         terminal.press(" ")
@@ -809,7 +863,7 @@ def test_a_server_that_hangs_does_not_hang_the_screen(rdsrepl: Program, db15: Da
             terminal.shows("no answer from the server for")
             terminal.press("?")
             terminal.shows("filter by text")
-            terminal.press("q")
+            terminal.press("qq")
             assert terminal.ended() == 0 and terminal.restored()
         finally:
             os.kill(pid, signal.SIGCONT)

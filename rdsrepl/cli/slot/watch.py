@@ -57,6 +57,7 @@ def watch(
     from rdsrepl.dashboard.poller import MetricsPoller, SlotPoller
     from rdsrepl.dashboard.state import State
     from rdsrepl.render import colours
+    from rdsrepl.reports import text_chart
 
     if interval < _SHORTEST_SECONDS:
         raise BadValue(f"--interval {interval:g}s is too short", hint="give at least 500ms")
@@ -69,7 +70,14 @@ def watch(
         free_bytes=free_space,
         metrics=MetricsPoller(target, read_rds_metrics(ctx, target, free_space)),
     )
-    state = State(target.label, interval, window, sort, filter=filter)
+    state = State(
+        target.label,
+        interval,
+        window,
+        sort,
+        filter=filter,
+        ascii_only=text_chart.glyphs_for(sys.stdout.encoding) is text_chart.ASCII,
+    )
     output = global_options(ctx).output
     if output.is_table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         loop.run_full_screen(
