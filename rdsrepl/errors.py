@@ -6,6 +6,7 @@
     ├── UsageError                2   wrong usage, detected before any change
     │   ├── BadValue                  a malformed LSN, size, duration, name or pattern
     │   ├── ConfigError               the config file: names file, line and key
+    │   ├── BadPlanFile               a saved plan that is damaged or not the user's own
     │   ├── BadPage                   a runbook page: names file and line
     │   └── WrongPlugin               a format or option that the output plugin of the slot does not support
     ├── NotFound                  3   a slot, publication, role, target … does not exist
@@ -21,6 +22,7 @@
     │   ├── WalLevelNotLogical
     │   ├── NotPrimary
     │   ├── StalePlan                 the state of the object differs from the plan
+    │   │   └── PlanChanged           a saved plan differs from what the command plans now
     │   ├── NotAvailable              the status of an AWS resource does not allow the change
     │   ├── InUse                     another object still uses what should be deleted
     │   ├── QuotaExceeded             a quota of the AWS account is reached
@@ -130,6 +132,10 @@ class BadPage(UsageError):
     """A runbook page breaks a rule; the message names the file and the line."""
 
 
+class BadPlanFile(UsageError):
+    """The file of a saved plan is damaged, of another format, or not the user's own."""
+
+
 class WrongPlugin(UsageError):
     """The output plugin of the slot does not support a format or an option."""
 
@@ -188,6 +194,18 @@ class NotPrimary(Refused):
 
 class StalePlan(Refused):
     """The object changed between the plan and its execution."""
+
+
+class PlanChanged(StalePlan):
+    """The command now makes another plan than the one that was saved; ``differs`` lists the differences."""
+
+    def __init__(self, message: str, *, hint: str | None = None, differences: list[str]) -> None:
+        super().__init__(message, hint=hint)
+        self.differs = differences
+
+    def document(self) -> dict[str, Any]:
+        """Return the error with the differences."""
+        return {**super().document(), "differs": self.differs}
 
 
 class NotAvailable(Refused):

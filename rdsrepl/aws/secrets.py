@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,7 +60,7 @@ def get(aws: Aws, secret: str) -> Login:
 
 
 def keep_password(
-    aws: Aws, secret: str, *, username: str, password: str, extra: Mapping[str, str], change: Step
+    aws: Aws, secret: str, *, username: str, password: str, version: str, extra: Mapping[str, str], change: Step
 ) -> tuple[Step, ...]:
     """Return the steps that set a role's password and store it in a secret, without a moment when it is lost.
 
@@ -74,6 +73,7 @@ def keep_password(
         secret: the name or ARN of the secret.
         username: the role.
         password: in plain text; the steps mask it.
+        version: the id of the new version of the secret, a UUID.
         extra: other fields of a new secret: ``host``, ``port``, ``dbname``.
         change: sets the password of the role.
 
@@ -104,7 +104,6 @@ def keep_password(
         raise Refused(
             f"secret {secret} is for role {fields['username']}, not {username}", hint="use a secret of this role"
         )
-    version = str(uuid.uuid4())
     put = {
         "SecretId": secret,
         "ClientRequestToken": version,

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import typer
 
 from rdsrepl import apply
+from rdsrepl.cli import saved_plans
 from rdsrepl.cli.console import Progress, is_interactive, note, prompt_exact, prompt_yes, warn
 from rdsrepl.cli.context import apply_options, global_options, record_applied, same_command
-from rdsrepl.cli.plan_view import PlanTarget, plan_target, report, show
+from rdsrepl.cli.plan_view import PlanTarget, document, plan_target, report, show
 from rdsrepl.cli.targets import database_target
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
 from rdsrepl.plan import Plan, Statement, Step, Wait
 from rdsrepl.runbooks import journal
 from rdsrepl.state import completion_cache
+from rdsrepl.text.commands import command
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -51,8 +53,12 @@ def confirm_and_apply(
     reveal: Mapping[str, str] | None = None,
     typed: TypedConfirmation | None = None,
     recorder: apply.StepRecorder | None = None,
+    is_shown: bool = False,
 ) -> list[apply.StepResult]:
     """Show PLAN, ask for confirmation on a terminal, apply it, and report each step.
+
+    With ``--dry-run``, ``--check`` and ``--out`` it is shown only, and with ``--out`` saved. ``rdsrepl apply`` confirms
+    and applies it only if it is the saved plan.
 
     Args:
         ctx: the command's context.
@@ -61,31 +67,36 @@ def confirm_and_apply(
         reveal: values that are printed once, with the result, such as a generated password.
         typed: the identifier that must be typed or given as an option; None accepts ``--yes``.
         recorder: called before and after each step.
+        is_shown: the command has printed the plan that is not applied.
 
     Raises:
         NotConfirmed: the plan was not confirmed.
+        Refused: ``rdsrepl apply`` does not find the server and the plan that were saved.
         AppliedInPart: a step failed after others were applied.
         typer.Exit: ``--check`` found changes pending (7).
     """
     timing = apply.RetryTiming.from_environment()
-    if not plan:
-        report(ctx, plan, None, "unchanged", [])
-        return []
     target = target if target is not None else database_target(ctx)
-    server = plan_target(plan, target)
+    server = plan_target(plan, target) if plan else None
+    status = "planned" if plan else "unchanged"
+    saved_plans.require_same(ctx, plan, document(plan, server, status), server, target)
     may = apply_options(ctx)
-    if may.dry_run or may.check:
-        if global_options(ctx).output.is_table:
+    if may.plans_only or server is None:
+        if server is not None and global_options(ctx).output.is_table:
             show(ctx, plan, server, to_stdout=True)
-        else:
-            report(ctx, plan, server, "planned", [])
-        if may.check:
+        elif not is_shown:
+            report(ctx, plan, server, status, [])
+        if may.out is not None:
+            path = saved_plans.save(ctx, plan, document(plan, server, status), server, target)
+            note(ctx, f"the plan is saved; next: {command('apply {}', path)}")
+        if may.check and plan:
             raise typer.Exit(ExitCode.CHANGES_PENDING)
         return []
     _confirm(ctx, plan, server, typed)
     results: list[apply.StepResult] = []
     try:
-        _apply(ctx, plan, target, results, recorder, timing)
+        with saved_plans.marked_applied(ctx):
+            _apply(ctx, plan, target, results, recorder, timing)
     except AppliedInPart as exc:
         if exc.hint is not None and (again := same_command(ctx)) is not None:
             exc.hint = exc.hint.replace(apply.RUN_AGAIN, f"{apply.RUN_AGAIN}: {again}")

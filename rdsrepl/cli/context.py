@@ -62,12 +62,26 @@ class GlobalOptions:
 
 @dataclass(frozen=True, slots=True)
 class ApplyOptions:
-    """The options of a command that applies a plan: ``--yes``, ``--dry-run``, ``--check``, ``--show-sql``."""
+    """The options of a command that applies a plan.
+
+    Attributes:
+        yes: apply it without asking.
+        dry_run: show it only.
+        check: show it only, and exit with 7 if it is not empty.
+        show_sql: show its statements and API calls before the question.
+        out: show it and save it to this file.
+    """
 
     yes: bool = False
     dry_run: bool = False
     check: bool = False
     show_sql: bool = False
+    out: str | None = None
+
+    @property
+    def plans_only(self) -> bool:
+        """Whether the plan is not applied."""
+        return self.dry_run or self.check or self.out is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +109,9 @@ _APPLIED: Final = "rdsrepl.applied"
 _WORDS: Final = "rdsrepl.words"
 
 #: The options that select the server a command works on.
-_SELECTORS: Final = ("target", "dsn", "cluster", "instance")
+SELECTORS: Final = ("target", "dsn", "cluster", "instance")
 #: The options that say which database and which AWS account a command works on.
-SERVER_OPTIONS: Final = (*_SELECTORS, "dbname", "user", "profile", "region")
+SERVER_OPTIONS: Final = (*SELECTORS, "dbname", "user", "profile", "region")
 
 
 def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
@@ -120,7 +134,7 @@ def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
     on_command_line = frozenset(
         name for name in (*SERVER_OPTIONS, "output") if given.get(name) and not _from_environment(ctx, name)
     )
-    for name in _SELECTORS:
+    for name in SELECTORS:
         if strict and name in on_command_line & earlier.typed and given[name] != getattr(earlier, name):
             raise typer.BadParameter(
                 f"given twice, with different values: {_masked(earlier, name)} and {_masked(options, name)}",
@@ -128,15 +142,15 @@ def add_global_options(ctx: typer.Context, given: dict[str, Any]) -> None:
                 param_hint=f"'--{name}'",
             )
     options = replace(options, typed=earlier.typed | on_command_line)
-    if options.typed.intersection(_SELECTORS):
+    if options.typed.intersection(SELECTORS):
         # A target also holds the AWS account, which still applies when --cluster or --instance selects the server.
         kept = options.typed if "dsn" in options.typed else options.typed | {"target"}
-        of_server = (*_SELECTORS, "dbname", "user")
+        of_server = (*SELECTORS, "dbname", "user")
         ignored = tuple(name for name in of_server if getattr(options, name) and name not in kept)
         cleared: dict[str, Any] = dict.fromkeys(ignored)
         options = replace(options, ignored=tuple(dict.fromkeys((*earlier.ignored, *ignored))), **cleared)
     # The command may use neither of two environment variables, so both are refused only when it is known.
-    if strict and options.cluster and options.instance and (ctx is not root or options.typed.intersection(_SELECTORS)):
+    if strict and options.cluster and options.instance and (ctx is not root or options.typed.intersection(SELECTORS)):
         raise typer.BadParameter("cannot be used together with --instance", ctx=ctx, param_hint="'--cluster'")
     root.obj = ctx.obj = options
 

@@ -13,6 +13,7 @@ import typer
 
 from rdsrepl import __version__
 from rdsrepl.cli import (
+    apply_plan,
     cluster,
     completion,
     completion_script,
@@ -34,7 +35,7 @@ from rdsrepl.cli import config as config_command
 from rdsrepl.cli import help as help_command
 from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options
 from rdsrepl.cli.hints import with_selectors
-from rdsrepl.cli.options import CommandGroup, LocalCommand, ReadCommand, ServerReadCommand, root_options
+from rdsrepl.cli.options import ApplyCommand, CommandGroup, LocalCommand, ReadCommand, ServerReadCommand, root_options
 from rdsrepl.cli.slot import commands
 from rdsrepl.errors import Error, ExitCode, Interrupted, OutputClosed, SinkFailed
 from rdsrepl.render import Format, log, write_object, write_traceback
@@ -182,7 +183,7 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
     request = f", request {exc.request_id}" if exc.request_id else ""
     code = f" [{exc.aws_code or exc.sqlstate}{request}]" if exc.aws_code or exc.sqlstate else ""
     out.print(f"error: {exc.message}{code}", style=None if options.no_color else "bold red")
-    for name in ("done", "not_done"):
+    for name in ("done", "not_done", "differs"):
         for item in getattr(exc, name, ()):
             out.print(f"  {name.replace('_', ' ')}: {item}")
     if exc.hint:
@@ -235,6 +236,7 @@ app.add_typer(stream.app, name="stream", cls=CommandGroup)
 app.add_typer(runbook.app, name="runbook", cls=CommandGroup)
 app.add_typer(config_command.app, name="config", cls=CommandGroup)
 app.add_typer(sandbox.app, name="sandbox", cls=CommandGroup)
+app.command("apply", cls=ApplyCommand)(apply_plan.apply_plan)
 app.command("iam-policy", cls=ServerReadCommand)(iam_policy.iam_policy)
 app.command("psql", cls=psql.PsqlCommand)(psql.psql)
 app.command("doctor", cls=ReadCommand)(doctor.doctor)

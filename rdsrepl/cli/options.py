@@ -24,12 +24,14 @@ from rdsrepl.cli.context import (
     LogFormat,
     add_global_options,
     applied_plan,
+    apply_options,
     global_options,
     refuse_unusable,
     set_apply_options,
     set_list_options,
 )
 from rdsrepl.cli.option_values import UNKNOWN, converted
+from rdsrepl.cli.saved_plans import keep_verb
 from rdsrepl.cli.usage_errors import unknown_command, unknown_options
 from rdsrepl.errors import BadValue, Interrupted, UsageError
 from rdsrepl.lsn import Lsn
@@ -264,6 +266,20 @@ def _list_options(
     """Declare the options; never called."""
 
 
+def _out_option(
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Save the plan to a file and change nothing; rdsrepl apply FILE applies exactly this plan.",
+            rich_help_panel=_CHANGE_PANEL,
+        ),
+    ] = None,
+) -> None:
+    """Declare the option; never called."""
+
+
 @cache
 def _declared(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
     """Return the options a function declares, as Typer builds them."""
@@ -482,9 +498,35 @@ def _is_duration(word: str) -> bool:
 
 
 class WriteCommand(ReadCommand):
-    """A command that applies a plan; takes ``--yes``, ``--dry-run`` and ``--check`` as well."""
+    """A command that applies a plan; takes ``--yes``, ``--dry-run``, ``--check`` and ``--out`` as well."""
 
-    _holders = (_global_options, _apply_options)
+    _holders: tuple[Callable[..., None], ...] = (_global_options, _apply_options, _out_option)
+
+    @property
+    def own_flags(self) -> frozenset[str]:
+        """The options of this command alone, without its confirmation."""
+        own = [one for one in self.params if one not in self._added and one.name != "confirm"]
+        return frozenset(flag for one in own for flag in (*one.opts, *one.secondary_opts))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep what was typed for the file of ``--out``.
+
+        Raises:
+            typer.BadParameter: ``--out`` has no file, or is used with ``--yes``.
+        """
+        words = list(args)
+        rest = super().parse_args(ctx, args)
+        given = apply_options(ctx)
+        if given.out is None or ctx.resilient_parsing:
+            return rest
+        if given.yes or given.out in ("", "-"):
+            why = (
+                "cannot be used together with --yes: it applies nothing" if given.yes else "requires the name of a file"
+            )
+            raise typer.BadParameter(why, ctx=ctx, param_hint="'--out'")
+        typed, _, _ = self.make_parser(ctx).parse_args(words)
+        keep_verb(ctx, typed, frozenset(str(option.name) for option in self._added))
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; on Ctrl-C outside of a plan's steps, report whether the plan was applied.
@@ -498,6 +540,13 @@ class WriteCommand(ReadCommand):
             title = applied_plan(ctx)
             what = "nothing was changed" if title is None else f"all steps of the plan were applied: {title}"
             raise Interrupted(f"interrupted; {what}") from None
+
+
+class ApplyCommand(WriteCommand):
+    """``rdsrepl apply``: its server is in the file."""
+
+    _holders = (_global_options, _apply_options)
+    server_options = frozenset({"dsn"})
 
 
 _AWS_OPTIONS: Final = frozenset({"target", "profile", "region"})

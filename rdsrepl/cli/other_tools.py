@@ -169,7 +169,7 @@ _OPTION_ADVICE: Final = {
     "--endpoint-url": "set AWS_ENDPOINT_URL",
 }
 _COMMAND_ADVICE: Final = {
-    "plan": "add --dry-run to a command that changes something, or --out FILE to save its plan for rdsrepl apply",
+    "plan": "add --dry-run to a command that changes something, or --out FILE to save it for: rdsrepl apply FILE",
     "fmt": "rdsrepl has no configuration language; the targets are in the file of: rdsrepl config path",
     "state": "rdsrepl keeps no state of your servers; it reads them each time: rdsrepl slot list",
 }

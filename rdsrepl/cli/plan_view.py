@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -162,10 +162,32 @@ def report(
     results: list[apply.StepResult],
     reveal: Mapping[str, str] | None = None,
 ) -> None:
-    """Print the result of PLAN on stdout.
+    """Print the result of PLAN on stdout; the arguments are those of ``document``."""
+
+    def table() -> object:
+        if status == "unchanged":
+            return f"{plan.title}: {plan.unchanged}"
+        lines = [f"{plan.title}: {'done' if status == 'applied' else 'applied in part'}"]
+        for result in results:
+            shown = {key: item for key, item in result.returned.items() if item not in (None, "")}
+            if shown:
+                lines.append("  " + ", ".join(f"{key} {item}" for key, item in shown.items()))
+        lines += [f"{key}: {item}" for key, item in (reveal or {}).items()]
+        return stacked(*lines)
+
+    emit(document(plan, server, status, results, reveal), global_options(ctx).output, table)
+
+
+def document(
+    plan: Plan,
+    server: PlanTarget | None,
+    status: str,
+    results: Sequence[apply.StepResult] = (),
+    reveal: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return PLAN and its result as one document; docs/concepts.md documents the keys.
 
     Args:
-        ctx: the command's context.
         plan: the plan.
         server: what it is applied to; None for a plan without steps.
         status: ``unchanged``, ``planned``, ``partial`` or ``applied``.
@@ -188,16 +210,4 @@ def report(
     }
     if plan.changes:
         value["changes"] = plan.changes
-
-    def table() -> object:
-        if status == "unchanged":
-            return f"{plan.title}: {plan.unchanged}"
-        lines = [f"{plan.title}: {'done' if status == 'applied' else 'applied in part'}"]
-        for result in results:
-            shown = {key: item for key, item in result.returned.items() if item not in (None, "")}
-            if shown:
-                lines.append("  " + ", ".join(f"{key} {item}" for key, item in shown.items()))
-        lines += [f"{key}: {item}" for key, item in (reveal or {}).items()]
-        return stacked(*lines)
-
-    emit(value, global_options(ctx).output, table)
+    return value

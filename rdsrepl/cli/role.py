@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from rdsrepl.cli.console import is_interactive, prompt_password
 from rdsrepl.cli.context import apply_options
 from rdsrepl.cli.lists import print_database_list
 from rdsrepl.cli.options import ListCommand, WriteCommand, flag_option
+from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.render import Column, Listing
@@ -161,7 +163,10 @@ def password(
         from rdsrepl.aws import secrets
 
         (change,) = plan.steps
-        steps = secrets.keep_password(target.aws, secret, username=name, password=new, extra=place, change=change)
+        version = pinned(ctx, "secret_version", str(uuid.uuid4()))
+        steps = secrets.keep_password(
+            target.aws, secret, username=name, password=new, version=version, extra=place, change=change
+        )
         plan = replace(plan, steps=steps)
     printed = generate_password and secret is None
     confirm_and_apply(ctx, plan, target=target, reveal={"password": new} if printed else None)
@@ -183,8 +188,7 @@ def _new_password(ctx: typer.Context, name: str, *, password_stdin: bool, genera
 
     if password_stdin:
         return _read_password()
-    plan_only = apply_options(ctx).dry_run or apply_options(ctx).check
-    if generate or plan_only:
+    if generate or apply_options(ctx).plans_only:
         return role_plans.generate_password()
     if not is_interactive():
         options = (

@@ -9,6 +9,7 @@ import typer
 from rdsrepl import config
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import GlobalOptions, global_options
+from rdsrepl.cli.saved_plans import require_same_address
 from rdsrepl.config import Target
 from rdsrepl.errors import UsageError
 
@@ -33,7 +34,7 @@ def database_target(ctx: typer.Context) -> Target:
         settings = " ".join(f"{key}={value}" for key, value in target.masked().items())
         note(ctx, f"database: {target.label}{': ' + settings if settings else ''}")
     meta["rdsrepl.database_target"] = target = _with_rds_lookup(target, check=bool(options.dsn))
-    return target
+    return require_same_address(ctx, target)
 
 
 def aws_target(ctx: typer.Context) -> Target:
@@ -63,7 +64,7 @@ def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str
             )
     dsn = options.dsn if "dsn" in options.typed else None
     target = _resolve(replace(options, cluster=cluster, instance=instance, dsn=dsn))
-    return _with_rds_lookup(target, check=bool(dsn))
+    return require_same_address(ctx, _with_rds_lookup(target, check=bool(dsn)))
 
 
 def _with_rds_lookup(target: Target, *, check: bool) -> Target:

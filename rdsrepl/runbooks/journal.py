@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from rdsrepl.config import state_directory
 from rdsrepl.errors import Refused
-from rdsrepl.state import audit, json_lines
+from rdsrepl.state import json_lines
 from rdsrepl.state.json_lines import Damaged, require_type
 from rdsrepl.text.masking import mask
 
@@ -113,12 +113,6 @@ def applied(summary: str, *, makes: bool) -> None:
 def directory() -> Path:
     """Return the directory of the journals."""
     return state_directory() / "runbooks"
-
-
-def user_and_host() -> str:
-    """Return who runs this process, and on which host: ``ada@ops-1``."""
-    process = audit.process_identity()
-    return f"{process['os_user']}@{process['client']}"
 
 
 def last_run(runbook: str, where: Mapping[str, str]) -> EarlierRun | None:

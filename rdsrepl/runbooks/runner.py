@@ -20,9 +20,10 @@ from typing import Final, Protocol
 
 from rdsrepl.errors import AppliedInPart, Error, ExitCode, Interrupted, NotConfirmed, StepFailed
 from rdsrepl.runbooks import commands
-from rdsrepl.runbooks.journal import COMPLETED, Journal, user_and_host
+from rdsrepl.runbooks.journal import COMPLETED, Journal
 from rdsrepl.runbooks.model import Step, StepKind
 from rdsrepl.runbooks.run_request import RunRequest, command_of, page_values, prose_of, resume_command, skip_reason
+from rdsrepl.state import audit
 from rdsrepl.text.commands import command
 
 # Enough for a person; a stream of changes can be much longer.
@@ -134,7 +135,7 @@ class _Run:
             runbook=runbook.name,
             page=str(runbook.path),
             digest=runbook.digest,
-            who=user_and_host(),
+            who=audit.user_and_host(),
             pid=os.getpid(),
             where=request.target.described(),
             variables=dict(request.values),

@@ -34,6 +34,12 @@ def process_identity() -> dict[str, Any]:
     return {"os_user": user, "client": socket.gethostname(), "client_pid": os.getpid()}
 
 
+def user_and_host() -> str:
+    """Return who runs this process, and on which host: ``ada@ops-1``."""
+    process = process_identity()
+    return f"{process['os_user']}@{process['client']}"
+
+
 def append(entry: Mapping[str, Any]) -> str:
     """Write an entry with the time (UTC) to disk; return the line.
 

@@ -181,6 +181,19 @@ def test_the_prompt_keeps_what_is_lost_on_a_screen_of_24_rows(place: Place) -> N
     assert all(len(line) <= 80 for line in shown.splitlines()[:-1])
 
 
+def test_a_saved_plan_drops_the_slots_that_it_showed(place: Place, tmp_path: Path) -> None:
+    place.make("old")
+    path = tmp_path / "prune.json"
+    idle = wait_until_idle(place)
+    made = place.prune("--slot", "*", "--all", *idle, "--out", str(path), "-o", "json")
+    assert made.code == 0 and [one["slot_name"] for one in made.json["candidates"]] == ["old"], made.err
+    place.make("later")
+    wait_until_idle(place)
+    done = place.rdsrepl("apply", str(path), "--confirm", "1 slot")
+    assert done.code == 0 and place.names() == {"later"}, done.err
+    assert [one["outcome"] for one in place.audit() if one["phase"] == "outcome"] == ["dropped"]
+
+
 def test_dry_run_document(place: Place) -> None:
     place.make("old", "debezium_orders", "prod_a")
     config = place.rdsrepl.home / "config.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_database_list
 from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, duration_option
+from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.slot import check, lag, prune, tail, watch
 from rdsrepl.cli.slot.drop_audit import SlotAudit, require_unprotected
 from rdsrepl.cli.targets import database_target
@@ -192,7 +194,10 @@ def advance(
     with connection.open(target) as conn:
         slot = slots.get(conn, name)
         saved = slots.saved_at(conn, [name]).get(name)
-        plan = slot_plans.advance(slot, goal, server=wal.get(conn), timeout_seconds=timeout, saved=saved)
+        server = wal.get(conn)
+        if to_current:
+            server = replace(server, lsn=Lsn.parse(pinned(ctx, "lsn", str(server.lsn))))
+        plan = slot_plans.advance(slot, goal, server=server, timeout_seconds=timeout, saved=saved)
         audit = SlotAudit(ctx, conn, "slot advance", {name: slot}, advances=True)
     with audit:
         confirm_and_apply(ctx, plan, target=target, recorder=audit)

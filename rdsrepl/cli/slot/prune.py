@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,11 +18,13 @@ from rdsrepl.cli.console import Progress, log_event, note, warn
 from rdsrepl.cli.context import LogFormat, apply_options, global_options
 from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.options import WriteCommand, duration_option, size_option
+from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.slot.drop_audit import SlotAudit, protected_patterns
 from rdsrepl.cli.slot.prune_report import consequences, count, document, explain
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
-from rdsrepl.errors import BadValue, Error, ExitCode, NotFound, Refused
+from rdsrepl.errors import BadValue, Error, NotFound, Refused
+from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Plan
 from rdsrepl.render import document as to_json
 from rdsrepl.render import emit
@@ -170,6 +173,7 @@ def prune(
         criteria = _with_server_facts(conn, criteria, with_default_idle=inactive_for is None)
         state, decisions, sampler = _evaluate_slots(ctx, conn, criteria, observe, metrics)
         decisions = tuple(replace(one, recreate=with_selectors(ctx, one.recreate)) for one in decisions)
+        decisions = _as_saved(ctx, decisions)
         _require_match(criteria, state)
         if not every:
             _require_not_all(criteria, state)
@@ -193,10 +197,14 @@ def prune(
             explain(ctx, state, decisions, advance=advance, to_stdout=not _applies(ctx))
         if (refused := _refusal(criteria, decisions)) is not None:
             raise refused
-        if not as_document:
-            confirm_and_apply(ctx, plan, target=target, typed=typed, recorder=audit)
-        elif apply_options(ctx).check and plan:
-            raise typer.Exit(ExitCode.CHANGES_PENDING)
+        confirm_and_apply(ctx, plan, target=target, typed=typed, recorder=audit, is_shown=as_document)
+
+
+def _as_saved(ctx: typer.Context, decisions: Sequence[PruneDecision]) -> tuple[PruneDecision, ...]:
+    """Return the decisions without the candidates that a saved plan does not drop: they became idle later."""
+    names = [one.slot.slot_name for one in decisions if one.is_candidate]
+    saved = frozenset(json.loads(pinned(ctx, "slots", json.dumps(names))))
+    return tuple(one for one in decisions if not one.is_candidate or one.slot.slot_name in saved)
 
 
 def _criteria(
@@ -256,13 +264,14 @@ def _plan(
     from rdsrepl.postgres import slot_plans, slots
 
     candidates = [one for one in decisions if one.is_candidate]
+    position = replace(state.wal, lsn=Lsn.parse(pinned(ctx, "lsn", str(state.wal.lsn)))) if advance else state.wal
     saved = slots.saved_at(conn, [one.slot.slot_name for one in candidates])
     steps: list[Step] = []
     acted_on: dict[str, Slot] = {}
     for one in candidates:
         written = saved.get(one.slot.slot_name)
         if advance:
-            plan = _advance(ctx, one, state.wal, written)
+            plan = _advance(ctx, one, position, written)
         else:
             plan = slot_plans.drop(one.slot, server=state.wal, physical=physical, saved=written)
         steps += plan.steps
@@ -279,7 +288,7 @@ def _asks_for_confirmation(ctx: typer.Context, typed: TypedConfirmation | None) 
 
 
 def _applies(ctx: typer.Context) -> bool:
-    return not (apply_options(ctx).dry_run or apply_options(ctx).check)
+    return not apply_options(ctx).plans_only
 
 
 def _evaluate_slots(
