@@ -13,10 +13,9 @@ from rdsrepl.cli import saved_plans
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import SERVER_OPTIONS, LogFormat, apply_options, global_options
 from rdsrepl.cli.options import WriteCommand
-from rdsrepl.errors import BadPlanFile, BadValue
+from rdsrepl.errors import BadPlanFile
 from rdsrepl.render import Format
 from rdsrepl.state import plan_files
-from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
     from rdsrepl.state.plan_files import PlanFile, SavedPlan
@@ -67,19 +66,9 @@ def _require_plannable(ctx: typer.Context, file: PlanFile) -> None:
 
 
 def _words(ctx: typer.Context, saved: SavedPlan, confirm: str | None) -> list[str]:
-    """Return the command line that plans again: the command of the file with the options of this one.
-
-    Raises:
-        BadValue: an option contradicts the file.
-    """
+    """Return the command line that plans again: the command of the file with the options of this one."""
     options, may = global_options(ctx), apply_options(ctx)
-    dsn = saved_plans.given_dsn(saved, options.dsn)
-    if "dsn" in options.typed and dsn != options.dsn:
-        raise BadValue(
-            f"--dsn {mask(str(options.dsn))} is not the server of the plan",
-            hint="omit --dsn, or give the one of the plan with its password",
-        )
-    selectors = dict(saved.options) if dsn is None else {**saved.options, "dsn": dsn}
+    selectors = saved_plans.with_password(saved.options, os.environ.get("RDSREPL_DSN"))
     words = [f"--{name}={value}" for name, value in selectors.items()]
     words += ["--verbose"] * options.verbose
     words += [f"--output={options.output}"] if options.output is not Format.table else []

@@ -272,7 +272,7 @@ def _out_option(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="Save the plan to a file and change nothing; rdsrepl apply FILE applies exactly this plan.",
+            help="Save the plan to a file and change nothing; apply exactly this plan with: rdsrepl apply FILE",
             rich_help_panel=_CHANGE_PANEL,
         ),
     ] = None,
@@ -546,7 +546,7 @@ class ApplyCommand(WriteCommand):
     """``rdsrepl apply``: its server is in the file."""
 
     _holders = (_global_options, _apply_options)
-    server_options = frozenset({"dsn"})
+    server_options = frozenset()
 
 
 _AWS_OPTIONS: Final = frozenset({"target", "profile", "region"})

@@ -33,7 +33,7 @@ from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
     from rdsrepl.cli.plan_view import PlanTarget
-    from rdsrepl.state.plan_files import PlanFile, SavedPlan
+    from rdsrepl.state.plan_files import PlanFile
 
 #: Where a context keeps the file whose plan its command applies.
 APPLYING: Final = "rdsrepl.plan_file"
@@ -180,10 +180,10 @@ def marked_applied(ctx: typer.Context) -> Iterator[None]:
         raise
 
 
-def given_dsn(saved: SavedPlan, dsn: str | None) -> str | None:
-    """Return the dsn to apply a plan with: DSN, which may contain a password, if it is the one of the plan."""
-    own = saved.options.get("dsn")
-    return dsn if dsn is not None and own is not None and _without_secrets(dsn) == own else own
+def with_password(options: Mapping[str, str], dsn: str | None) -> dict[str, str]:
+    """Return the options of a saved plan, with DSN, which may contain a password, if it is the dsn of the plan."""
+    is_same = bool(dsn) and "dsn" in options and _without_secrets(str(dsn)) == options["dsn"]
+    return {**options, "dsn": str(dsn)} if is_same else dict(options)
 
 
 def _require_same_server(
