@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import sys
 import uuid
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from rdsrepl.cli.completion import complete_role
 from rdsrepl.cli.confirm import confirm_and_apply, plan_and_apply
 from rdsrepl.cli.console import is_interactive, prompt_password
-from rdsrepl.cli.context import apply_options
+from rdsrepl.cli.context import apply_options, global_options
 from rdsrepl.cli.lists import print_database_list
-from rdsrepl.cli.options import ListCommand, WriteCommand, flag_option
+from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
-from rdsrepl.render import Column, Listing
+from rdsrepl.render import Column, Listing, emit, facts
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.role_details import RoleDetails, RoleSetting, UsedSlot
 
 app = typer.Typer(no_args_is_help=True, help="Roles: manage who may replicate.")
 
+
+_ATTRIBUTES: Final = {
+    "rolcanlogin": "LOGIN",
+    "rolsuper": "SUPERUSER",
+    "rolreplication": "REPLICATION",
+    "rolcreaterole": "CREATEROLE",
+    "rolcreatedb": "CREATEDB",
+    "rolinherit": "INHERIT",
+    "rolbypassrls": "BYPASSRLS",
+}
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="The role's name.", autocompletion=complete_role, show_default=False)
@@ -109,6 +122,47 @@ def list_(
         Listing(roles.Role, columns, "no role may replicate"),
         lambda conn: [role for role in roles.ls(conn) if every or role.may_replicate],
     )
+
+
+@app.command(cls=ReadCommand)
+def show(ctx: typer.Context, name: Name) -> None:
+    """Show a role: why it may replicate, its memberships, limits and settings, and the slots that it uses now.
+
+    Example: rdsrepl role show cdc
+    """
+    from rdsrepl.postgres import connection, role_details
+
+    with connection.open(database_target(ctx)) as conn:
+        found = role_details.get(conn, name)
+    emit(found, global_options(ctx).output, lambda: facts(_facts(found)))
+
+
+def _facts(found: RoleDetails) -> list[tuple[str, object]]:
+    role = found.role
+    attributes = [word for column, word in _ATTRIBUTES.items() if getattr(role, column)]
+    limit = "no limit" if role.rolconnlimit < 0 else f"limit {role.rolconnlimit}"
+    memberships = [one.role + (f" (through {one.through})" if one.through else "") for one in found.memberships]
+    publications = list(found.publications)
+    return [
+        ("role", role.rolname),
+        ("may replicate", ", ".join(role.reasons) or "no"),
+        ("attributes", attributes),
+        ("member of", memberships),
+        ("members", found.members),
+        ("password valid until", role.rolvaliduntil or "no limit"),
+        ("connections", f"{found.connections} now, {limit}"),
+        *(("setting", _setting(one)) for one in found.settings),
+        *(("uses slot", _used(one)) for one in found.slots),
+        ("owns publications", publications),
+    ]
+
+
+def _setting(one: RoleSetting) -> str:
+    return f"{one.name} = {one.value}" + (f" (in database {one.database})" if one.database else "")
+
+
+def _used(one: UsedSlot) -> str:
+    return f"{one.slot_name}: PID {one.pid}, {one.application or 'no application name'}, from {one.client or '?'}"
 
 
 @app.command(cls=WriteCommand)

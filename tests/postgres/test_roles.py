@@ -480,3 +480,48 @@ def test_a_password_is_changed_and_never_shown(database: Database, role: str, rd
     # Before 16 a role with the REPLICATION attribute may not change its own password; on RDS no role has the attribute.
     assert own.code == (5 if database.server.version < 16 else 0), own.err
     assert own.code == 0 or "as a superuser" in own.err
+
+
+def test_show_names_memberships_settings_and_slots_in_use(database: Database, role: str, rdsrepl: Program) -> None:
+    quoted = '"' + role.replace('"', '""') + '"'
+    group, slot = f"g_{database.name}", f"used_{database.name}"
+    database.run(
+        f"CREATE ROLE {group}",
+        f"CREATE ROLE {group}_outer",
+        f"CREATE ROLE {quoted} LOGIN REPLICATION PASSWORD 'secret' CONNECTION LIMIT 3 VALID UNTIL '2030-01-31'",
+        f"GRANT {group}_outer TO {group}",
+        f"GRANT {group} TO {quoted}",
+        f"ALTER ROLE {quoted} SET work_mem = '8MB'",
+        "CREATE PUBLICATION owned",
+        f"GRANT CREATE ON DATABASE {database.name} TO {quoted}",
+        f"ALTER PUBLICATION owned OWNER TO {quoted}",
+        f"SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')",
+    )
+    try:
+        tail = rdsrepl.start(
+            *("slot", "tail", slot, "--publication", "owned"),
+            dsn=database.server.dsn(user=role, dbname=database.name),
+            env={"PGPASSWORD": "secret"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            in_use = f"SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'"
+            wait_until(lambda: database.value(in_use) or tail.poll() is not None, "the slot is in use")
+            assert tail.poll() is None, tail.stderr and tail.stderr.read()
+            shown = rdsrepl("role", "show", role, "-o", "json", dsn=database.dsn).json
+            table = rdsrepl("role", "show", role, dsn=database.dsn).out
+        finally:
+            tail.terminate()
+            tail.wait(timeout=30)
+        assert shown["role"]["rolname"] == role and shown["role"]["rolconnlimit"] == 3
+        ways = [(one["role"], one["through"]) for one in shown["memberships"]]
+        assert ways == [(group, None), (f"{group}_outer", group)]
+        assert {"name": "work_mem", "value": "8MB", "database": None} in shown["settings"]
+        assert [one["slot_name"] for one in shown["slots"]] == [slot]
+        assert shown["connections"] >= 1 and shown["publications"] == ["owned"]
+        assert f"{group}_outer (through {group})" in table and "work_mem = 8MB" in table and "limit 3" in table
+        assert rdsrepl("role", "show", group, "-o", "json", dsn=database.dsn).json["members"] == [role]
+        assert rdsrepl("role", "show", "nobody_here", dsn=database.dsn).code == 3
+    finally:
+        database.run(f"DROP OWNED BY {quoted}", f"DROP ROLE {quoted}", f"DROP ROLE {group}, {group}_outer")
