@@ -25,6 +25,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo
 
 bench: $(INSTALLED) postgres
+	@sh tests/install-chromium.sh
 	$(BIN)/python -m tests.benchmarks
 
 docs: $(INSTALLED)

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.benchmarks import fuzz, identity, kinesis, kinesis_faults, replay_oracle, sandbox_kills
+from tests.benchmarks import fuzz, identity, kinesis, kinesis_faults, pages, replay_oracle, sandbox_kills
 from tests.benchmarks.measure import SCRIPT, Cost, connect, own_server, run
 
 ROUNDS = 3
@@ -162,6 +162,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 
 def main() -> None:
     """Run all benchmarks."""
+    pages.report()
     start_up()
     with own_server() as server, tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory:
         print(f"\nPostgreSQL {'.'.join(map(str, server.binaries.version))}, {os.cpu_count()} cores")
