@@ -46,6 +46,7 @@ from rdsrepl.tail import run
 from rdsrepl.tail.formats.debezium_options import debezium_options
 from rdsrepl.tail.options import FormatName, KinesisOptions, StopConditions, TailOptions, stream_name
 from rdsrepl.tail.progress import Progress
+from rdsrepl.text.counts import counted
 from rdsrepl.units import parse_boolean, parse_duration
 
 _AWS: Final = ("cluster", "instance", "region", "secret", "auth", "endpoint_url")
@@ -137,7 +138,7 @@ class _Observer:
         now = time.monotonic()
         if now - self._last_at >= self._EVERY_SECONDS:
             self._last_at = now
-            log("info", f"{progress.changes} changes", event="progress", **document(progress))
+            log("info", counted(progress.changes, "change"), event="progress", **document(progress))
 
 
 def _given(event: Mapping[str, Any]) -> dict[str, Any]:

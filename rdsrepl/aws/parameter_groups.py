@@ -13,6 +13,7 @@ from rdsrepl.aws.resources import ResourceKind
 from rdsrepl.config import Aws, Target
 from rdsrepl.errors import AlreadyExists, BadValue, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Step, Wait
+from rdsrepl.text.counts import counted
 
 _T = TypeVar("_T")
 ApplyMethod = Literal["immediate", "pending-reboot"]
@@ -329,13 +330,15 @@ def _all_set(target: Target, *, kind: ResourceKind, name: str, wanted: Mapping[s
     current = parameters(target.aws, kind, name)
     differ = [key for key, value in wanted.items() if key not in current or current[key].value != value]
     state = f"not visible yet: {', '.join(differ)}" if differ else "all values as set"
-    return Condition(not differ, state, facts={"read back": f"{len(wanted)} parameters as set"})
+    return Condition(not differ, state, facts={"read back": f"{counted(len(wanted), 'parameter')} as set"})
 
 
 def _none_set(target: Target, *, kind: ResourceKind, name: str, names: frozenset[str]) -> Condition:
     still_set = {key for key, row in parameters(target.aws, kind, name).items() if row.source == "user"} & names
     state = f"still set: {', '.join(sorted(still_set))}" if still_set else "at the engine's defaults"
-    return Condition(not still_set, state, facts={"read back": f"{len(names)} parameters at the engine's defaults"})
+    return Condition(
+        not still_set, state, facts={"read back": f"{counted(len(names), 'parameter')} at the engine's defaults"}
+    )
 
 
 def _group(kind: ResourceKind, row: Mapping[str, Any]) -> ParameterGroup:

@@ -13,6 +13,7 @@ from rdsrepl.config import Aws, Target
 from rdsrepl.errors import BadValue, NotAvailable, NotFound, Unreachable
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 
 # The largest record if the stream does not set MaxRecordSizeInKiB.
 _RECORD_KIB: Final = 1024
@@ -126,7 +127,7 @@ def delete(stream: KinesisStream, *, timeout_seconds: float) -> Plan:
             AwsCall(f"delete stream {stream.name}", "kinesis", "DeleteStream", request, effect="drop"),
             Wait(f"wait until stream {stream.name} is deleted", partial(_deleted, name=stream.name), timeout_seconds),
         ),
-        warnings=(f"deletes the records of the last {stream.retention_hours} hours",),
+        warnings=(f"deletes the records of the last {counted(stream.retention_hours, 'hour')}",),
     )
 
 

@@ -16,6 +16,7 @@ from rdsrepl.cli.options import LocalCommand, LocalListCommand
 from rdsrepl.errors import NotFound
 from rdsrepl.render import Column, Listing, emit, facts
 from rdsrepl.text.commands import shell
+from rdsrepl.text.counts import counted
 from rdsrepl.text.masking import MASK
 
 app = typer.Typer(no_args_is_help=True, help="Targets: named databases in the config file.")
@@ -114,5 +115,5 @@ def check(ctx: typer.Context) -> None:
     emit(
         {"path": str(loaded.path), "targets": len(loaded.targets), "current": loaded.current},
         global_options(ctx).output,
-        lambda: f"{loaded.path}: {len(loaded.targets)} targets, current: {loaded.current or 'none'}",
+        lambda: f"{loaded.path}: {counted(len(loaded.targets), 'target')}, current: {loaded.current or 'none'}",
     )

@@ -14,6 +14,7 @@ from rdsrepl.cli.html_option import HtmlFile
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import emit
+from rdsrepl.text.counts import counted
 
 if TYPE_CHECKING:
     from rdsrepl.doctor.facts import Planned
@@ -120,7 +121,7 @@ def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:
         parts.append(table)
     passed = [check for check in diagnosis.checks if check.status == "ok"]
     skipped = [check for check in diagnosis.checks if check.status == "skipped"]
-    parts.append(f"{len(passed)} check{'' if len(passed) == 1 else 's'} passed")
+    parts.append(f"{counted(len(passed), 'check')} passed")
     if verbose:
         parts += [f"  {check.name}: {check.question}" for check in passed]
     if skipped:

@@ -17,6 +17,7 @@ from rdsrepl.cli.options import LocalCommand, LocalListCommand, ReadCommand
 from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, OutputClosed, Refused, SinkFailed
 from rdsrepl.render import Column, Format, Listing, console, emit, facts, paged, print_lines, stacked
+from rdsrepl.text.counts import form
 from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import format_duration
 
@@ -259,7 +260,11 @@ def _run(ctx: typer.Context, request: RunRequest) -> None:
     display.close()
     skipped = sum(result.status in ("skipped", "passed_over") for result in results)
     rest = f", {skipped} of them skipped" if skipped else ""
-    note(ctx, f"runbook {name}: all {len(results)} steps completed{rest}; journal: {journal.path}")
+    steps = form(len(results), "its step", f"all {len(results)} steps")
+    note(
+        ctx,
+        f"runbook {name}: {steps} completed{rest}; journal: {journal.path}",
+    )
 
 
 def _target_of_run(ctx: typer.Context) -> RunTarget:

@@ -24,6 +24,7 @@ from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import BadValue, Error
 from rdsrepl.render import Column, Format, Listing, emit, facts, size
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import parse_size_in
 
@@ -83,9 +84,12 @@ def show(ctx: typer.Context, stream: Name) -> None:
                 ("status", described.status),
                 ("mode, shards", f"{described.mode.lower().replace('_', '-')}, {described.shards}"),
                 ("record", f"up to {size(described.record_bytes)}, partition key included"),
-                ("retention", f"{described.retention_hours} hours"),
+                ("retention", counted(described.retention_hours, "hour")),
                 ("encryption", described.encryption),
-                ("writes throttled", "?" if refused is None else f"{refused:g} records in the last hour"),
+                (
+                    "writes throttled",
+                    "?" if refused is None else f"{counted(round(refused), 'record')} in the last hour",
+                ),
             ]
         ),
     )
@@ -183,7 +187,7 @@ def tail(
                 break
             if idle_exit is not None and now - last_record >= idle_exit:
                 break
-    note(ctx, f"stream {described.name}: {count} records")
+    note(ctx, f"stream {described.name}: {counted(count, 'record')}")
 
 
 @app.command(cls=AwsReadCommand)

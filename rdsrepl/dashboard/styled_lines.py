@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown as _shown
 
 if TYPE_CHECKING:
@@ -70,4 +71,4 @@ def truncated(rows: Sequence[Text], available: int, width: int) -> list[Text]:
     """Return the rows that fit; the last one tells how many are omitted."""
     if len(rows) <= available or available < 1:
         return list(rows[:available])
-    return [*rows[: available - 1], line(width, (f"  … {len(rows) - available + 1} more lines", "dim"))]
+    return [*rows[: available - 1], line(width, (f"  … {counted(len(rows) - available + 1, 'more line')}", "dim"))]

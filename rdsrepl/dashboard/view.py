@@ -27,6 +27,7 @@ from rdsrepl.reports import text_chart
 from rdsrepl.retention.assessment import SlotRetention, not_freed_by
 from rdsrepl.retention.slot_series import slot_series
 from rdsrepl.retention.thresholds import Severity
+from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown as _shown
 from rdsrepl.units import format_duration, format_size
 
@@ -112,7 +113,7 @@ def _facts(snapshot: Snapshot, width: int) -> Text:
         for severity in (Severity.CRITICAL, Severity.WARNING)
         if (count := sum(one.severity is severity for one in retention.holdings))
     ]
-    slots: list[Piece] = [(f"{every} slot{'' if every == 1 else 's'}", "")]
+    slots: list[Piece] = [(counted(every, "slot"), "")]
     for number, (count, severity) in enumerate(counts):
         slots += [(", " if number else ": ", ""), (f"{count} {severity}", SEVERITY_STYLES[severity])]
     rate = f" +{format_rate(retention.wal_rate)}/s" if retention.wal_rate is not None else ""
@@ -274,7 +275,7 @@ def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
         for name, value in (("restart", slot.restart_lsn), ("confirmed", slot.confirmed_flush_lsn))
         if value is not None
     ]
-    ages = [f"xmin {one.xid_age:,} transactions old"] if one.xid_age is not None else []
+    ages = [f"xmin {counted(one.xid_age, 'transaction', grouped=True)} old"] if one.xid_age is not None else []
     status = [f"wal_status {slot.wal_status}"] if slot.wal_status else []
     safe = [f"safe_wal_size {format_size(slot.safe_wal_size)}"] if slot.safe_wal_size is not None else []
     add(behind + ", ".join((*positions, *status, *safe, *ages)))
@@ -282,7 +283,7 @@ def _details(one: SlotRetention, wal: Wal, width: int) -> list[Text]:
 
 
 def _senders(snapshot: Snapshot, selected: SlotRetention | None, width: int) -> list[Text]:
-    title = f"{len(snapshot.senders)} walsender{'' if len(snapshot.senders) == 1 else 's'}"
+    title = counted(len(snapshot.senders), "walsender")
     if any(one.state is None for one in snapshot.senders) and not snapshot.server.sees_sessions:
         title += " (? requires pg_read_all_stats)"
     if not snapshot.senders:

@@ -11,6 +11,7 @@ from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warn
 from rdsrepl.parameters import formulas
 from rdsrepl.parameters.instance_classes import hardware
 from rdsrepl.postgres import versions
+from rdsrepl.text.counts import counted, form
 
 _SPARE_WALSENDERS: Final = 2
 _MULTI_AZ_READERS: Final = 2
@@ -33,7 +34,7 @@ def replication_slots(facts: Facts) -> Iterator[Problem]:
     if used >= limit and not facts.planned:
         yield critical(
             name,
-            f"all {limit} slots are in use: no slot can be created",
+            f"{form(limit, 'the only slot is', f'all {limit} slots are')} in use: no slot can be created",
             f"drop an unused slot (rdsrepl slot list), or {_raise(facts, name, used + 1 + reserve + origins)}",
         )
     elif need > limit:
@@ -45,8 +46,9 @@ def replication_slots(facts: Facts) -> Iterator[Problem]:
     elif need + reserve + origins > limit:
         yield warning(
             name,
-            f"{used} in use{_planned(facts)}, {reserve} for the initial copy of a subscriber, {origins} origins of "
-            f"subscriptions: {need + reserve + origins} in total, but the limit is {limit}",
+            f"{used} in use{_planned(facts)}, {reserve} for the initial copy of a subscriber, "
+            f"{counted(origins, 'origin')} of subscriptions: {need + reserve + origins} in total, "
+            f"but the limit is {limit}",
             _raise(facts, name, need + reserve + origins),
         )
 
@@ -59,7 +61,7 @@ def wal_senders(facts: Facts) -> Iterator[Problem]:
     if senders and len(senders) >= limit:
         yield critical(
             name,
-            f"all {limit} walsenders are in use: no consumer can connect",
+            f"{form(limit, 'the only walsender is', f'all {limit} walsenders are')} in use: no consumer can connect",
             _raise(facts, name, len(senders) + _SPARE_WALSENDERS),
         )
         return
@@ -67,19 +69,20 @@ def wal_senders(facts: Facts) -> Iterator[Problem]:
     existing = _slots_in_use(facts) + slotless
     need = existing + plan.slots + _new_standbys(facts)
     enough = need + (_reserve(facts) if need else 0) + _SPARE_WALSENDERS
-    parts = f"{existing} slots and standbys{_planned(facts)}"
+    parts = f"slots and standbys ({existing}{_planned(facts)})"
     if need > limit:
         make = critical if facts.planned else warning
         yield make(
             name,
-            f"{parts} need {need} walsenders, but the limit is {limit}: they cannot all be consumed at the same time",
+            f"{parts} need {counted(need, 'walsender')}, but the limit is {limit}: they cannot all be consumed "
+            "at the same time",
             _raise(facts, name, enough),
         )
     elif need and enough > limit:
         yield warning(
             name,
-            f"{parts}, with a reserve for the initial copy of a subscriber and for reconnects, need {enough} "
-            f"walsenders, but the limit is {limit}",
+            f"{parts}, with a reserve for the initial copy of a subscriber and for reconnects, need "
+            f"{counted(enough, 'walsender')}, but the limit is {limit}",
             _raise(facts, name, enough),
         )
 
@@ -94,14 +97,15 @@ def logical_workers(facts: Facts) -> Iterator[Problem]:
     if apply > limit:
         yield critical(
             name,
-            f"{apply} subscriptions{_planned_part(facts)} need an apply worker each, but the limit is {limit}",
+            f"{counted(apply, 'subscription')}{_planned_part(facts)} {_needs(apply)} an apply worker each, "
+            f"but the limit is {limit}",
             _raise(facts, name, enough),
         )
     elif (enough if facts.planned else apply + 1) > limit:
         yield warning(
             name,
-            f"{apply} subscriptions{_planned_part(facts)} and their table copies need up to {enough} workers, "
-            f"but the limit is {limit}: initial copies wait",
+            f"{counted(apply, 'subscription')}{_planned_part(facts)} and the table copies need up to "
+            f"{counted(enough, 'worker')}, but the limit is {limit}: initial copies wait",
             _raise(facts, name, enough),
         )
 
@@ -118,13 +122,15 @@ def replication_origins(facts: Facts) -> Iterator[Problem]:
     if apply > limit:
         yield critical(
             name,
-            f"{apply} subscriptions{_planned_part(facts)} need an origin each, but the limit is {limit}",
+            f"{counted(apply, 'subscription')}{_planned_part(facts)} {_needs(apply)} an origin each, "
+            f"but the limit is {limit}",
             _raise(facts, name, enough),
         )
     elif facts.planned and enough > limit:
         yield warning(
             name,
-            f"{apply} subscriptions and their table copies need up to {enough} origins, but the limit is {limit}",
+            f"{counted(apply, 'subscription')} and the table copies need up to {counted(enough, 'origin')}, "
+            f"but the limit is {limit}",
             _raise(facts, name, enough),
         )
 
@@ -142,7 +148,7 @@ def worker_processes(facts: Facts) -> Iterator[Problem]:
     if apply + 1 > limit:
         yield critical(
             name,
-            f"{apply} subscriptions and their launcher need {apply + 1} processes, but the limit is {limit}",
+            f"{counted(apply, 'subscription')} and the launcher need {apply + 1} processes, but the limit is {limit}",
             _raise(facts, name, need),
         )
     elif need > limit:
@@ -262,7 +268,12 @@ def _planned(facts: Facts) -> str:
     if facts.planned is None:
         return ""
     replicas = _new_standbys(facts)
-    return f", {facts.planned.slots} slots planned" + (f", {replicas} replicas planned" if replicas else "")
+    slots = f", {counted(facts.planned.slots, 'slot')} planned"
+    return slots + (f", {counted(replicas, 'replica')} planned" if replicas else "")
+
+
+def _needs(number: int) -> str:
+    return form(number, "needs", "need")
 
 
 def _planned_part(facts: Facts) -> str:

@@ -10,6 +10,7 @@ from rdsrepl.doctor.findings import Problem, critical, info, warning
 from rdsrepl.postgres import publication_checks
 from rdsrepl.postgres.publication_checks import Level
 from rdsrepl.text.commands import command, ddl
+from rdsrepl.text.counts import counted, form
 
 _MAX_NAMED: Final = 5
 
@@ -25,7 +26,7 @@ def publications(facts: Facts) -> Iterator[Problem]:
             where = name if problem.object == name else f"{name}: {problem.object}"
             yield critical(where, problem.message, problem.remedy)
         if len(worst) > _MAX_NAMED:
-            yield critical(name, f"{len(worst) - _MAX_NAMED} more critical findings", more)
+            yield critical(name, counted(len(worst) - _MAX_NAMED, "more critical finding"), more)
         rest = [problem.check for problem in problems if problem.level is not Level.critical]
         if rest:
             kinds = ", ".join(f"{kind} ({rest.count(kind)})" for kind in dict.fromkeys(rest))
@@ -62,13 +63,15 @@ def subscriptions(facts: Facts) -> Iterator[Problem]:
         if errors:
             yield warning(
                 name,
-                f"applying failed {subscription.apply_errors} times, copying {subscription.sync_errors} times",
+                f"applying failed {counted(subscription.apply_errors or 0, 'time')}, "
+                f"copying {counted(subscription.sync_errors or 0, 'time')}",
                 "see the log of the server; then reset the counters: "
                 "SELECT pg_catalog.pg_stat_reset_subscription_stats(NULL)",
             )
         if subscription.enabled and subscription.tables_not_ready:
             yield info(
                 name,
-                f"{subscription.tables_not_ready} tables are still being copied",
+                f"{counted(subscription.tables_not_ready, 'table')} {form(subscription.tables_not_ready, 'is', 'are')} "
+                "still being copied",
                 "wait; SELECT srrelid::pg_catalog.regclass, srsubstate FROM pg_catalog.pg_subscription_rel shows them",
             )

@@ -17,6 +17,7 @@ from rdsrepl.aws.reboots import RestartProbe
 from rdsrepl.errors import Refused
 from rdsrepl.plan import Plan, Step
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 
 SHARED_MEMORY: Final = (
     "max_connections",
@@ -216,7 +217,7 @@ def attach_to_instance(
             notes += pending_modifications.kept(queued_on(one))
     return Plan(
         f"attach parameter group {group} to instance {instance.instance_id}"
-        + (f" and its {len(chosen)} read replicas" if chosen else ""),
+        + (f" and its {counted(len(chosen), 'read replica')}" if chosen else ""),
         tuple(steps),
         warnings=(*_warnings(options.reboot, bool(steps), changes if chosen else None, group, None), *notes),
         unchanged=f"instance {instance.instance_id} has group {group} already, and no reboot is pending"

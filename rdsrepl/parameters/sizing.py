@@ -15,6 +15,7 @@ from rdsrepl.parameters import formulas
 from rdsrepl.parameters.allowed_values import is_allowed, upper_bound
 from rdsrepl.parameters.instance_classes import Hardware, all_hardware
 from rdsrepl.postgres import versions
+from rdsrepl.text.counts import form
 from rdsrepl.text.suggestions import did_you_mean
 from rdsrepl.units import parse_boolean
 
@@ -191,8 +192,8 @@ class _Sizer:
             "max_wal_senders",
             lambda _: request.slots + physical + reserve + _SPARE_WALSENDERS,
             _sum(
-                (request.slots, "slots"),
-                (physical, "standbys"),
+                (request.slots, form(request.slots, "slot", "slots")),
+                (physical, form(physical, "standby", "standbys")),
                 (reserve, "table-sync reserve"),
                 (_SPARE_WALSENDERS, "spare for reconnects"),
             ),
@@ -201,7 +202,7 @@ class _Sizer:
         logical = self._size(
             "max_logical_replication_workers",
             lambda _: origins,
-            _sum((request.subscriptions, "apply workers"), (request.subscriptions * sync, "table-sync workers")),
+            _sum(_workers(request.subscriptions, "apply"), _workers(request.subscriptions * sync, "table-sync")),
             _SUBSCRIBER_SOURCE,
         )
         self._size_worker_processes(logical)
@@ -283,16 +284,21 @@ class _Sizer:
 
     def _size_slots(self, physical: int, reserve: int, origins: int) -> None:
         slots = self._request.slots
-        parts = [(slots, "slots"), (physical, "standbys"), (reserve, "table-sync reserve")]
+        parts = [
+            (slots, form(slots, "slot", "slots")),
+            (physical, form(physical, "standby", "standbys")),
+            (reserve, "table-sync reserve"),
+        ]
+        noun = form(origins, "origin", "origins")
         if self._request.major >= versions.ORIGIN_LIMIT_SINCE:
             self._size(
                 "max_active_replication_origins",
                 lambda _: origins,
-                _sum((origins, "origins: one for each subscription and each of its table syncs")),
+                _sum((origins, f"{noun}: one for each subscription and each of its table syncs")),
                 _SUBSCRIBER_SOURCE,
             )
         else:
-            parts.append((origins, "origins of subscriptions"))
+            parts.append((origins, f"{noun} of subscriptions"))
         need = sum(count for count, _ in parts)
         self._size("max_replication_slots", lambda _: need, _sum(*parts), _PUBLISHER_SOURCE)
 
@@ -303,8 +309,11 @@ class _Sizer:
             floor = min(self._classes, key=lambda h: (h.vcpu, h.memory_bytes))
             why = f"{logical(floor)} logical + autovacuum + parallel workers; class unknown, sufficient on every class"
         else:
-            counts = [(logical, "logical"), (autovacuum, "autovacuum"), (parallel, "parallel workers")]
-            why = _sum(*((count(hardware), label) for count, label in counts))
+            why = _sum(
+                (logical(hardware), "logical"),
+                (autovacuum(hardware), "autovacuum"),
+                _workers(parallel(hardware), "parallel"),
+            )
         self._size("max_worker_processes", lambda h: logical(h) + autovacuum(h) + parallel(h), why, _WORKERS_SOURCE)
         if (
             self._request.major >= versions.AUTOVACUUM_WORKER_SLOTS_SINCE
@@ -537,6 +546,10 @@ def _or_default(value: int | None, unset: int) -> int:
 
 def _evaluated(name: str, text: str | None, hardware: Hardware | None) -> int | None:
     return formulas.read(text, hardware) if text else _POSTGRESQL.get(name)
+
+
+def _workers(count: int, kind: str) -> tuple[int, str]:
+    return count, f"{kind} {form(count, 'worker', 'workers')}"
 
 
 def _sum(*parts: tuple[int, str]) -> str:

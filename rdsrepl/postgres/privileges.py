@@ -11,6 +11,7 @@ from rdsrepl.plan import Statement
 from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY
 from rdsrepl.postgres.relations import find_oid
 from rdsrepl.postgres.sql_names import quote
+from rdsrepl.text.counts import counted
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
@@ -315,7 +316,7 @@ def require_no_dependencies(conn: Connection, name: str) -> None:
     if owned:
         # Objects of another database have no name here.
         listed = [
-            f"{first_few(things) if things[0] else _count(things, 'object')} in {where}"
+            f"{first_few(things) if things[0] else counted(len(things), 'object')} in {where}"
             for where, things in owned.items()
         ]
         raise errors.Refused(
@@ -383,7 +384,3 @@ def first_few(things: Sequence[str]) -> str:
     """Return the first names of a list, and the number of the others."""
     more = len(things) - _MAX_NAMED
     return ", ".join(things[:_MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _count(things: Sequence[object], noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"

@@ -28,6 +28,7 @@ from rdsrepl.postgres.publications import (
 )
 from rdsrepl.postgres.relations import Relation, find
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 
 if TYPE_CHECKING:
     from psycopg.sql import SQL, Composed
@@ -256,7 +257,7 @@ def _failure_warnings(
     warnings = [f"{finding.object}: {finding.message}; {finding.remedy}" for finding in findings[:_MAX_WARNINGS]]
     if len(findings) > _MAX_WARNINGS:
         warnings.append(
-            f"and {len(findings) - _MAX_WARNINGS} more such problems; to list them afterwards: "
+            f"and {counted(len(findings) - _MAX_WARNINGS, 'more such problem')}; to list them afterwards: "
             + command("publication check {}", publication.pubname)
         )
     return warnings

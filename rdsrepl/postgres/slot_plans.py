@@ -19,6 +19,7 @@ from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY, WAL_LEVEL_REMEDY
 from rdsrepl.postgres.server_identity import done_query, unchanged_condition
 from rdsrepl.postgres.slots import COUNTERS, STATE_COLUMNS, Slot
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import form
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ def _require_free(conn: Connection, present: Sequence[Slot]) -> None:
         idle.sort(key=lambda slot: -(slot.retained_bytes or 0))
         which = f"; inactive: {', '.join(slot.slot_name for slot in idle[:3])}" if idle else ""
         raise errors.SlotsExhausted(
-            f"all {row[1]} replication slots are in use",
+            f"{form(int(row[1]), 'the only replication slot is', f'all {row[1]} replication slots are')} in use",
             hint=f"drop an unused one (rdsrepl slot list), or increase max_replication_slots (needs a restart){which}",
         )
 

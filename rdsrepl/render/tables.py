@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.glyphs import ascii_text
 from rdsrepl.units import format_duration, format_size
@@ -87,7 +88,7 @@ class _Fitted:
         shown_cells = _fitting(all_cells, options.max_width)
         yield _table(shown_cells, _widths(shown_cells, options.max_width), headers=self._headers)
         if hidden := len(all_cells) - len(shown_cells):
-            yield styled(f"{hidden} column{'' if hidden == 1 else 's'} hidden; -o wide", "dim")
+            yield styled(f"{counted(hidden, 'column')} hidden; -o wide", "dim")
 
 
 class _Cells:

@@ -18,6 +18,7 @@ from rdsrepl.retention.forecast import Forecast, Rate, Storage, forecasts
 from rdsrepl.retention.idleness import Idleness, SampledIdle, assess_idleness, clock_jumped
 from rdsrepl.retention.thresholds import DEFAULT_CRITICAL, DEFAULT_WARNING, Measure, Severity, Thresholds
 from rdsrepl.state.slot_history import Observation, SlotObservation
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration, format_size
 
 #: A rate over a shorter window is too inaccurate.
@@ -327,10 +328,12 @@ def _exceeded(
         duration = format_duration(one.inactive_seconds or 0.0)
         looks = one.idleness.looks
         proven = one.idleness.proof != "looks"
-        text = f"inactive for {duration}" if proven else f"inactive in {looks} samples over {duration}"
+        text = f"inactive for {duration}" if proven else f"inactive in {counted(looks, 'sample')} over {duration}"
         yield Reason(severity, "inactive", text)
     if _reached(one.xid_age, limits.xid_age):
-        yield Reason(severity, "xid_age", f"holds back VACUUM by {one.xid_age:,} transactions")
+        yield Reason(
+            severity, "xid_age", f"holds back VACUUM by {counted(one.xid_age or 0, 'transaction', grouped=True)}"
+        )
 
 
 def _reached(value: float | None, limit: float | None) -> bool:

@@ -13,7 +13,7 @@ from rdsrepl.units import format_duration, format_size
 
 #: At this age the server assigns no more transaction IDs: 3 million before wraparound (PostgreSQL 14 and later).
 LAST_XID_AGE: Final = 2**31 - 3_000_000
-#: Tables do not show a failure that is further away than this.
+#: A failure that is further away than this is "not within a year"; tables do not show it.
 FAR_SECONDS: Final = 366 * 86400.0
 # A rate is extrapolated over at most this many times its window: 15 minutes of samples allow a forecast of one day.
 _MAX_WINDOWS_AHEAD: Final = 100
@@ -84,12 +84,16 @@ class Forecast:
 
     @property
     def when(self) -> str:
-        """The time until it, for a person: ``in 3h00m``, ``now``."""
+        """The time until it, for a person: ``in 3h00m``, ``now``, ``not within a year``."""
+        if not self.is_near:
+            return "not within a year"
         return f"in {format_duration(self.seconds)}" if self.seconds else "now"
 
     @property
     def text(self) -> str:
         """The failure, its time and its cause, for a person."""
+        if not self.is_near:
+            return f"{BREAK_TEXTS[self.what]}: {self.when}; {self.reason}"
         return f"{BREAK_TEXTS[self.what]} {self.when}: {self.reason}"
 
 

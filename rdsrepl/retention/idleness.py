@@ -10,6 +10,7 @@ from typing import Final, Literal
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.state.slot_history import Observation
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration
 
 #: If the clocks differ by more than this, they prove nothing; NTP keeps them within milliseconds.
@@ -70,10 +71,11 @@ class Idleness:
             return "it is invalidated: no consumer can use it"
         if self.proof == "none":
             return self.doubt or "idle time unknown: there are no earlier samples"
+        samples = counted(self.looks, "sample")
         how = {
             "server": "inactive_since of the server",
-            "observed": f"no activity in {self.looks} samples, at most {self.widest_gap_seconds or 0:.1f}s apart",
-            "looks": f"not in use in {self.looks} samples of separate runs, which is no proof",
+            "observed": f"no activity in {samples}, at most {self.widest_gap_seconds or 0:.1f}s apart",
+            "looks": f"not in use in {samples} of separate runs, which is no proof",
         }[self.proof]
         how += f", counted from {self.counted_from}" if self.counted_from else ""
         return f"idle {format_duration(self.seconds)} ({how})"

@@ -24,6 +24,7 @@ from rdsrepl.tail.pipeline import Pipeline
 from rdsrepl.tail.progress import Observer
 from rdsrepl.tail.receiver import Receiver
 from rdsrepl.tail.timelines import Timelines
+from rdsrepl.text.counts import counted, form
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -291,8 +292,9 @@ class Connector:
                 after_fork, is_exact = self.commits.after(fork)
                 if after_fork:
                     observer.warn(
-                        f"{'' if is_exact else 'at least '}{after_fork} changes that were received of timeline "
-                        f"{self._server.timelines.current} after {Lsn(fork)} do not exist on this server"
+                        f"{'' if is_exact else 'at least '}{counted(after_fork, 'change')} received of timeline "
+                        f"{self._server.timelines.current} after {Lsn(fork)} "
+                        f"{form(after_fork, 'does', 'do')} not exist on this server"
                     )
         observer.note(f"streaming again from {at}, the slot's position: changes after that may come again")
         self._ledger.history_changed()

@@ -25,6 +25,7 @@ from rdsrepl.tail.progress import Observer, Summary
 from rdsrepl.tail.receiver import printable
 from rdsrepl.tail.sinks.stdout import StdoutSink, remove_torn_line, require_writable
 from rdsrepl.tail.wal_position import WalPositionPoller
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
@@ -144,7 +145,9 @@ def _prepare_stdout(format: FormatName, checked: PreflightResult, observer: Obse
     # pgoutput's own messages are not lines: their bytes may contain newlines.
     is_lines = format is not FormatName.raw or checked.slot.plugin != "pgoutput"
     if is_lines and (size := remove_torn_line()):
-        observer.note(f"removed an incomplete line of {size} bytes from the end of the file; its change comes again")
+        observer.note(
+            f"removed an incomplete line of {counted(size, 'byte')} from the end of the file; its change comes again"
+        )
 
 
 def _answer_seconds(options: TailOptions) -> float | None:
@@ -164,14 +167,16 @@ def _last_run(target: Target, options: TailOptions, checked: PreflightResult, ob
 
 def _report_counts(counts: KinesisCounts, options: TailOptions, observer: Observer) -> None:
     observer.note(
-        f"{counts.records} records acknowledged in {counts.requests} requests, "
+        f"{counted(counts.records, 'record')} acknowledged in {counted(counts.requests, 'request')}, "
         f"{counts.retries} sent again ({counts.throttles} throttled)"
     )
     if counts.shortened:
-        observer.warn(f"{counts.shortened} changes exceeded the record size: their largest values were left out")
+        observer.warn(
+            f"{counted(counts.shortened, 'change')} exceeded the record size: the largest values were left out"
+        )
     if counts.dead_letters:
         file = options.kinesis.dead_letter if options.kinesis is not None else None
-        observer.warn(f"{counts.dead_letters} changes exceeded the record size and were written to {file}")
+        observer.warn(f"{counted(counts.dead_letters, 'change')} exceeded the record size, written to {file}")
 
 
 def _stream(target: Target, kinesis: KinesisOptions) -> KinesisStream:

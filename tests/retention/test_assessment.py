@@ -375,3 +375,13 @@ def test_the_forecast_of_an_invalidation_is_accurate(state: Path, tmp_path: Path
         server.stop("immediate")
         server.remove()
     assert 0.8 * happened <= foretold.seconds <= 1.2 * happened, (foretold, happened)
+
+
+def test_a_forecast_beyond_a_year_names_no_time() -> None:
+    far = forecast.Forecast("storage_full", 284167.5 * 86400, "80 GB of storage is free")
+    assert (far.when, far.text) == (
+        "not within a year",
+        "the disk is full: not within a year; 80 GB of storage is free",
+    )
+    near = replace(far, seconds=3 * 3600.0)
+    assert near.text == "the disk is full in 3h00m: 80 GB of storage is free"

@@ -19,6 +19,7 @@ from rdsrepl.errors import BadValue, ExitCode, NotFound, UsageError
 from rdsrepl.render import Column, document, emit, listing, stacked
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.thresholds import Severity, Thresholds
+from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.masking import mask
 
@@ -158,11 +159,11 @@ def _table(retention: Retention) -> object:
         empty="",
     )
     good = len(retention.holdings) - len({one.slot.slot_name for one, _ in bad})
-    return stacked(table, f"{good} more {'slot' if good == 1 else 'slots'} OK") if good else table
+    return stacked(table, f"{counted(good, 'more slot')} OK") if good else table
 
 
 def _all_ok(count: int) -> str:
-    return f"{count} {'slot' if count == 1 else 'slots'} checked, all OK"
+    return f"{counted(count, 'slot')} checked, all OK"
 
 
 def _nagios_line(retention: Retention, limits: tuple[Thresholds, Thresholds]) -> str:
@@ -263,7 +264,7 @@ def _publish_metrics(ctx: typer.Context, target: Target, retention: Retention, n
         if value is not None
     ]
     metrics.put(aws, namespace, data)
-    note(ctx, f"{len(data)} values published to CloudWatch, namespace {namespace}")
+    note(ctx, f"{counted(len(data), 'value')} published to CloudWatch, namespace {namespace}")
 
 
 def register(app: typer.Typer) -> None:

@@ -15,6 +15,7 @@ from rdsrepl.errors import Error, OutcomeUnknown, Refused
 from rdsrepl.plan import Statement
 from rdsrepl.render import document
 from rdsrepl.state import audit, streamed_slots
+from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import json_text
 from rdsrepl.text.masking import masked
 
@@ -112,8 +113,7 @@ class SlotAudit:
 
     def __exit__(self, *failure: object) -> None:
         if self._written and global_options(self._ctx).log_format is LogFormat.text:
-            outcomes = "1 outcome" if self._written == 1 else f"{self._written} outcomes"
-            note(self._ctx, f"audit: {outcomes} written to {audit.audit_file()}")
+            note(self._ctx, f"audit: {counted(self._written, 'outcome')} written to {audit.audit_file()}")
 
     def _slot(self, step: Step) -> Slot | None:
         return self._slots.get(step.key) if isinstance(step, Statement) else None

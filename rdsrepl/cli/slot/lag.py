@@ -23,6 +23,7 @@ from rdsrepl.render import Column, Listing, document, facts, size, styled
 from rdsrepl.retention import assessment
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.forecast import Rate
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def _slot_details(state: ServerState, retention: Retention, one: SlotRetention) 
     if one.inactive_seconds is not None:
         rows.append(("inactive", f"for {format_duration(one.inactive_seconds)}, as far as known"))
     if one.xid_age is not None:
-        rows.append(("holds back VACUUM", f"by {one.xid_age:,} transactions"))
+        rows.append(("holds back VACUUM", f"by {counted(one.xid_age, 'transaction', grouped=True)}"))
     rows += [
         ("breaks", f"{_WHAT[forecast.what]} {forecast.when}: {forecast.reason}")
         for forecast in one.breaks

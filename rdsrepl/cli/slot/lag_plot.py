@@ -11,6 +11,7 @@ from rdsrepl.reports import text_chart
 from rdsrepl.retention.assessment import Retention
 from rdsrepl.retention.slot_series import slot_series
 from rdsrepl.state.slot_history import Observation
+from rdsrepl.text.counts import counted
 
 _MOST_SLOTS: Final = 3
 _MOST_HEIGHT: Final = 20
@@ -46,7 +47,7 @@ def plot(history: Sequence[Observation], retention: Retention, *, seconds: float
         )
     rest = len(retention.holdings) - most
     if rest > 0:
-        parts.append(f"{rest} more slot{'' if rest == 1 else 's'}: name one to see it")
+        parts.append(f"{counted(rest, 'more slot')}: name one to see it")
     return stacked(*parts)
 
 

@@ -20,7 +20,7 @@ from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.options import WriteCommand, duration_option, size_option
 from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.slot.drop_audit import SlotAudit, protected_patterns
-from rdsrepl.cli.slot.prune_report import consequences, count, document, explain
+from rdsrepl.cli.slot.prune_report import consequences, document, explain
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, Error, NotFound, Refused
@@ -29,6 +29,7 @@ from rdsrepl.plan import Plan
 from rdsrepl.render import document as to_json
 from rdsrepl.render import emit
 from rdsrepl.retention import assessment
+from rdsrepl.text.counts import counted
 from rdsrepl.text.masking import mask
 from rdsrepl.units import format_duration
 
@@ -178,7 +179,7 @@ def prune(
         if not every:
             _require_not_all(criteria, state)
         plan, acted_on = _plan(ctx, conn, state, decisions, advance=advance, physical=include_physical)
-        typed = TypedConfirmation(count(len(acted_on)), "--confirm", confirm) if every and plan else None
+        typed = TypedConfirmation(counted(len(acted_on), "slot"), "--confirm", confirm) if every and plan else None
         background = None
         if sampler is not None and plan and _asks_for_confirmation(ctx, typed):
             background = stack.enter_context(BackgroundSampler(conn, sampler))
@@ -277,7 +278,7 @@ def _plan(
         steps += plan.steps
         if plan:
             acted_on[one.slot.slot_name] = one.slot
-    title = f"{'advance' if advance else 'drop'} {count(len(steps))}" if steps else "prune"
+    title = f"{'advance' if advance else 'drop'} {counted(len(steps), 'slot')}" if steps else "prune"
     lost = consequences([one for one in candidates if one.slot.slot_name in acted_on]) if steps else ()
     return Plan(title, tuple(steps), lost, unchanged="nothing to prune", independent=True), acted_on
 

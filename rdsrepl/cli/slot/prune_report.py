@@ -13,6 +13,7 @@ from rdsrepl.plan import Plan, Statement
 from rdsrepl.render import facts, say, stacked, styled
 from rdsrepl.retention import assessment
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
 
 _SHOWN_KEPT: Final = 20
 _NAMED_LOSSES: Final = 3
-
-
-def count(number: int) -> str:
-    """Return a number of slots as text: ``2 slots``."""
-    return f"{number} slot{'' if number == 1 else 's'}"
 
 
 def explain(
@@ -65,7 +61,7 @@ def consequences(acted_on: Sequence[PruneDecision]) -> tuple[str, ...]:
     named = ", ".join(f"{one.slot.slot_name} ({_undelivered(one)})" for one in losing[:_NAMED_LOSSES])
     more = f" and {len(losing) - _NAMED_LOSSES} more" if len(losing) > _NAMED_LOSSES else ""
     lines = [
-        f"permanently lost: the undelivered changes of {count(len(losing))}: {named}{more}"
+        f"permanently lost: the undelivered changes of {counted(len(losing), 'slot')}: {named}{more}"
         if losing
         else "permanently lost: no changes; they were all consumed, or are already lost"
     ]
@@ -101,7 +97,7 @@ def _facts(ctx: typer.Context, one: PruneDecision, *, advance: bool) -> list[tup
         )
     rows.append(("  retains", held))
     if retention.xid_age:
-        rows.append(("  holds back VACUUM", f"by {retention.xid_age:,} transactions"))
+        rows.append(("  holds back VACUUM", f"by {counted(retention.xid_age, 'transaction', grouped=True)}"))
     rows += [("  if kept", forecast.text) for forecast in retention.breaks[:1]]
     rows.append(("  permanently lost", _lost(one)))
     if not advance:

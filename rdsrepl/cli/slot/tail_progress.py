@@ -10,6 +10,7 @@ import typer
 
 from rdsrepl.cli.console import log_event, note, warn
 from rdsrepl.cli.context import LogFormat, global_options
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ProgressReporter:
         received = progress.received_bytes - (before.received_bytes if before else 0)
         lag = self._watch.lag_bytes(progress.confirmed_lsn or progress.received_lsn)
         text = (
-            f"{progress.changes} changes, {changes / seconds:.0f}/s, {received / seconds / 1e6:.1f} MB/s, "
+            f"{counted(progress.changes, 'change')}, {changes / seconds:.0f}/s, {received / seconds / 1e6:.1f} MB/s, "
             f"lag {'?' if lag is None else format_size(lag)}, at {progress.received_lsn}, "
             f"confirmed {progress.confirmed_lsn}"
         )
@@ -91,11 +92,12 @@ def report(ctx: typer.Context, options: TailOptions, result: TailResult) -> None
     summary = result.summary
     progress = summary.progress
     rate = progress.changes / progress.seconds if progress.seconds else 0.0
-    again = f", {progress.reconnects} reconnects" if progress.reconnects else ""
+    again = f", {counted(progress.reconnects, 'reconnect')}" if progress.reconnects else ""
     confirmed = f"confirmed {progress.confirmed_lsn}" if options.confirm else "nothing confirmed (--no-confirm)"
     log_event(
         ctx,
-        f"slot {options.slot_name}: {progress.changes} changes in {format_duration(progress.seconds)} ({rate:.0f}/s), "
+        f"slot {options.slot_name}: {counted(progress.changes, 'change')} "
+        f"in {format_duration(progress.seconds)} ({rate:.0f}/s), "
         f"{format_size(progress.received_bytes)} received, {confirmed}{again}; {summary.reason}",
         event="stopped",
         slot=options.slot_name,

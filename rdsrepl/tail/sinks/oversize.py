@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rdsrepl.errors import Error, Refused
+from rdsrepl.text.counts import counted
 
 # Fractions keep their text: a float would lose digits.
 _FRACTION: Final = re.compile(r'"\\u0000([0-9.eE+-]+)\\u0000"')
@@ -57,7 +58,8 @@ class Oversize:
             self._write(key, data)
             return None
         raise Refused(
-            f"a change of {_origin(event)} has {len(data)} bytes; the stream's limit is {limit} (key {key[:80]})",
+            f"a change of {_origin(event)} has {counted(len(data), 'byte')}; "
+            f"the stream's limit is {limit} (key {key[:80]})",
             hint="--oversize drop-columns leaves the largest values out and names them; --dead-letter FILE writes such "
             "changes to a file; or increase the stream's limit (UpdateMaxRecordSize). The change is not confirmed",
         )

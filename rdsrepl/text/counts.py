@@ -1,0 +1,19 @@
+"""Write numbers with their nouns."""
+
+from __future__ import annotations
+
+
+def counted(number: int, noun: str, *, grouped: bool = False) -> str:
+    """Return a number with its noun in singular or plural: ``1 slot``, ``2 slots``.
+
+    Args:
+        number: how many.
+        noun: in singular; its plural ends in ``s``.
+        grouped: whether thousands are separated: ``1,000,000 transactions``.
+    """
+    return f"{number:{',' if grouped else ''}} {noun}{'' if number == 1 else 's'}"
+
+
+def form(number: int, singular: str, plural: str) -> str:
+    """Return the form of a word that agrees with a number: ``is`` or ``are``."""
+    return singular if number == 1 else plural
