@@ -5,44 +5,81 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import typer
 
 from rdsrepl import __version__
-from rdsrepl.cli import (
-    apply_plan,
-    cluster,
-    completion,
-    completion_script,
-    demo,
-    doctor,
-    iam_policy,
-    instance,
-    param_group,
-    psql,
-    publication,
-    role,
-    runbook,
-    sandbox,
-    standard_streams,
-    stream,
-    usage_errors,
-)
-from rdsrepl.cli import config as config_command
-from rdsrepl.cli import help as help_command
+from rdsrepl.cli import completion, standard_streams, usage_errors
 from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options
 from rdsrepl.cli.hints import with_selectors
-from rdsrepl.cli.options import ApplyCommand, CommandGroup, LocalCommand, ReadCommand, ServerReadCommand, root_options
-from rdsrepl.cli.slot import commands
+from rdsrepl.cli.options import CommandGroup, root_options
 from rdsrepl.errors import Error, ExitCode, Interrupted, OutputClosed, SinkFailed
 from rdsrepl.render import Format, log, write_object, write_traceback
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.masking import mask
 
 _NAGIOS_UNKNOWN = 3
+# The function and the class of each command of the root, and the module of each noun, in the order of the help.
+_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "apply": ("apply_plan:apply_plan", "options:ApplyCommand"),
+    "iam-policy": ("iam_policy:iam_policy", "options:ServerReadCommand"),
+    "psql": ("psql:psql", "psql:PsqlCommand"),
+    "doctor": ("doctor:doctor", "options:ReadCommand"),
+    "demo": ("demo:demo", "options:LocalCommand"),
+    "completion": ("completion_script:completion", "options:LocalCommand"),
+    "help": ("help:help_", "options:LocalCommand"),
+}
+_NOUNS: Final = {
+    "param-group": "param_group",
+    "cluster": "cluster",
+    "instance": "instance",
+    "slot": "slot.commands",
+    "publication": "publication",
+    "role": "role",
+    "stream": "stream",
+    "runbook": "runbook",
+    "config": "config",
+    "sandbox": "sandbox",
+}
+
+
+class Commands(Mapping[str, Any]):
+    """The commands of the root by name, each imported and built when it is first needed.
+
+    A command line needs one of them. To build all takes as long (0.1 s) as everything else that a short command does.
+    """
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._built:
+            part = typer.Typer(pretty_exceptions_enable=False)
+            if name in _NOUNS:
+                part.add_typer(_imported(f"{_NOUNS[name]}:app"), name=name, cls=CommandGroup)
+            else:
+                function, cls = _COMMANDS[name]
+                part.command(name, cls=_imported(cls))(_imported(function))
+            self._built[name] = typer.main.get_group(part).commands[name]
+        return self._built[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*_COMMANDS, *_NOUNS])
+
+    def __len__(self) -> int:
+        return len(_COMMANDS) + len(_NOUNS)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _COMMANDS or name in _NOUNS
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(f"rdsrepl.cli.{module}"), name)
 
 
 class Root(CommandGroup):
@@ -51,6 +88,7 @@ class Root(CommandGroup):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params = [*self.params, *root_options()]
+        self.commands: Any = Commands()
         self._is_plugin = False
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -224,22 +262,3 @@ def root(
 
     Every change is shown as a plan first: --dry-run shows the plan only, --yes applies it without asking.
     """
-
-
-app.add_typer(param_group.app, name="param-group", cls=CommandGroup)
-app.add_typer(cluster.app, name="cluster", cls=CommandGroup)
-app.add_typer(instance.app, name="instance", cls=CommandGroup)
-app.add_typer(commands.app, name="slot", cls=CommandGroup)
-app.add_typer(publication.app, name="publication", cls=CommandGroup)
-app.add_typer(role.app, name="role", cls=CommandGroup)
-app.add_typer(stream.app, name="stream", cls=CommandGroup)
-app.add_typer(runbook.app, name="runbook", cls=CommandGroup)
-app.add_typer(config_command.app, name="config", cls=CommandGroup)
-app.add_typer(sandbox.app, name="sandbox", cls=CommandGroup)
-app.command("apply", cls=ApplyCommand)(apply_plan.apply_plan)
-app.command("iam-policy", cls=ServerReadCommand)(iam_policy.iam_policy)
-app.command("psql", cls=psql.PsqlCommand)(psql.psql)
-app.command("doctor", cls=ReadCommand)(doctor.doctor)
-app.command("demo", cls=LocalCommand)(demo.demo)
-app.command("completion", cls=LocalCommand)(completion_script.completion)
-app.command("help", cls=LocalCommand)(help_command.help_)
