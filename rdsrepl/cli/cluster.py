@@ -122,6 +122,7 @@ def show(ctx: typer.Context, cluster_id: Id) -> None:
                     ("logical replication", support.words),
                 ]
             ),
+            "",
             listing(members, _MEMBER_COLUMNS, empty="no members"),
         ),
     )

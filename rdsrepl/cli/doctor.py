@@ -13,12 +13,12 @@ from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.html_option import HtmlFile
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
-from rdsrepl.render import emit
+from rdsrepl.render import Column, emit, indented, sections, stacked, styled
 from rdsrepl.text.counts import counted
 
 if TYPE_CHECKING:
     from rdsrepl.doctor.facts import Planned
-    from rdsrepl.doctor.findings import Diagnosis
+    from rdsrepl.doctor.findings import Diagnosis, Finding
 
 
 def complete_check() -> list[str]:
@@ -103,31 +103,28 @@ def _planned_objects(texts: list[str]) -> Planned | None:
     return Planned(**counts) if counts else None
 
 
+def _finding_lines(finding: Finding) -> list[object]:
+    return [f"{finding.subject}: {finding.message}", styled(f"→ {finding.remedy}", "dim")]
+
+
 def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:
-    from rich.table import Table
-
-    from rdsrepl.render import cell_lines, stacked, styled
-
     styles = {"critical": "bold red", "warning": "yellow", "info": "cyan"}
     parts: list[object] = []
     if diagnosis.findings:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("SEVERITY", "CHECK"):
-            table.add_column(heading, no_wrap=True, overflow="ignore")
-        table.add_column("FINDING", overflow="fold")
-        for finding in diagnosis.findings:
-            text = cell_lines(f"{finding.subject}: {finding.message}", styled(f"→ {finding.remedy}", "dim"))
-            table.add_row(styled(finding.severity.value, styles[finding.severity.value]), finding.check, text)
-        parts.append(table)
+        columns = (
+            Column("SEVERITY", lambda one: styled(one.severity.value, styles[one.severity.value])),
+            Column("CHECK", lambda one: one.check),
+        )
+        parts.append(sections(diagnosis.findings, columns, "FINDING", _finding_lines))
     passed = [check for check in diagnosis.checks if check.status == "ok"]
     skipped = [check for check in diagnosis.checks if check.status == "skipped"]
     parts.append(f"{counted(len(passed), 'check')} passed")
     if verbose:
-        parts += [f"  {check.name}: {check.question}" for check in passed]
+        parts += [indented(f"{check.name}: {check.question}") for check in passed]
     if skipped:
         parts.append(f"{len(skipped)} skipped")
         reasons: dict[str, list[str]] = {}
         for check in skipped:
             reasons.setdefault(check.reason or "", []).append(check.name)
-        parts += [f"  {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+        parts += [indented(f"{', '.join(names)}: {reason}") for reason, names in reasons.items()]
     return stacked(*parts)

@@ -82,11 +82,11 @@ _GROUP_COLUMNS: Final = (
     Column("DESCRIPTION", lambda row: row.description, "description", priority=3, kind="prose"),
 )
 _PARAMETER_COLUMNS: Final = (
-    Column("PARAMETER", lambda row: row.name, kind="name"),
+    Column("PARAMETER", lambda row: row.name),
     Column("VALUE", lambda row: row.value, kind="name"),
-    Column("SET BY", lambda row: row.source),
-    Column("TYPE", lambda row: row.apply_type, priority=2),
-    Column("ALLOWED", lambda row: _short(row.allowed_values), priority=3, kind="name"),
+    Column("SET BY", lambda row: row.source, priority=2),
+    Column("TYPE", lambda row: row.apply_type, priority=3),
+    Column("ALLOWED", lambda row: _short(row.allowed_values), priority=4, kind="name"),
 )
 
 
@@ -154,6 +154,7 @@ def show(
                     ("used by", users),
                 ]
             ),
+            "",
             listing(rows, _PARAMETER_COLUMNS, empty="no parameter is set"),
         ),
     )
@@ -385,7 +386,7 @@ def diff(
         raise UsageError("another group and --live cannot be used together", hint="choose one")
     heading = "SERVER" if live else (other or "defaults").upper()
     columns = (
-        Column("PARAMETER", lambda row: row.name, "name", kind="name"),
+        Column("PARAMETER", lambda row: row.name, "name"),
         Column(name.upper(), lambda row: row.left, "left", kind="name"),
         Column(heading, lambda row: row.right, "right", kind="name"),
         Column("TYPE", lambda row: row.apply_type, "apply_type", priority=3),

@@ -15,14 +15,13 @@ from rdsrepl.render.documents import Format, document
 from rdsrepl.render.messages import log, write_object, write_traceback
 from rdsrepl.render.output import emit, emit_csv, emit_names, paged, say
 from rdsrepl.render.selection import Listing, query
-from rdsrepl.render.tables import Column, ago, cell_lines, facts, listing, shortened, size, stacked, styled
+from rdsrepl.render.tables import Column, ago, facts, indented, listing, sections, shortened, size, stacked, styled
 
 __all__ = [
     "Column",
     "Format",
     "Listing",
     "ago",
-    "cell_lines",
     "colours",
     "console",
     "displays_unicode",
@@ -31,6 +30,7 @@ __all__ = [
     "emit_csv",
     "emit_names",
     "facts",
+    "indented",
     "is_dumb",
     "line_for_person",
     "listing",
@@ -39,6 +39,7 @@ __all__ = [
     "print_lines",
     "query",
     "say",
+    "sections",
     "shortened",
     "size",
     "stacked",

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _GAP: Final = 2
-# Prose narrower than this is hard to read; a shorter name cannot be recognized.
+# Prose narrower than this is hard to read.
 _NARROWEST_PROSE: Final = 24
+# A name is shortened to this before a column is left out for it, and to the other one when nothing else helps.
+_USUAL_NAME: Final = 28
 _NARROWEST_NAME: Final = 8
+# On a narrower terminal, prose is not in a column of a table.
+_WIDE_ENOUGH: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,7 @@ class _Fitted:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         def text(value: object) -> Text:
-            cell = _cell(value)
-            if isinstance(cell, str):
-                return console.render_str(cell)
-            return _with_plain(cell, ascii_text(cell.plain)) if options.ascii_only else cell
+            return _text(value, console, options)
 
         all_cells = [
             _Cells(
@@ -91,6 +92,48 @@ class _Fitted:
             yield styled(f"{counted(hidden, 'column')} hidden; -o wide", "dim")
 
 
+def sections(
+    rows: Sequence[Any], columns: Sequence[Column], heading: str, lines: Callable[[Any], Sequence[object]]
+) -> object:
+    """Return rows that are mostly prose: a table with the lines of each row in its last column.
+
+    On a narrow terminal the columns of a row are one line, and its lines follow indented, so that names stay whole.
+    """
+    return _Sections(rows, columns, heading, lines)
+
+
+class _Sections:
+    """Prose that is a table where the terminal is wide enough."""
+
+    def __init__(
+        self, rows: Sequence[Any], columns: Sequence[Column], heading: str, lines: Callable[[Any], Sequence[object]]
+    ) -> None:
+        self._rows, self._columns, self._heading, self._lines = rows, columns, heading, lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        def text(value: object) -> Text:
+            return _text(value, console, options)
+
+        if options.max_width >= _WIDE_ENOUGH:
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            for column in self._columns:
+                table.add_column(text(column.heading), no_wrap=True)
+            table.add_column(text(self._heading), overflow="fold")
+            for row in self._rows:
+                cells = [text(column.value(row)) for column in self._columns]
+                table.add_row(*cells, Text("\n").join(text(line) for line in self._lines(row)))
+            yield table
+            return
+        for row in self._rows:
+            yield Text("  ").join(text(column.value(row)) for column in self._columns)
+            for line in self._lines(row):
+                yield Padding(text(line), (0, 0, 0, 2))
+
+
 class _Cells:
     """The texts of one column, and how wide they are."""
 
@@ -102,9 +145,17 @@ class _Cells:
     @property
     def wanted(self) -> int:
         """The width below which columns of lower importance are left out."""
-        if self.column.kind != "prose":
-            return self.widest
-        return min(self.widest, max(self._longest_word(), _NARROWEST_PROSE))
+        if self.column.kind == "name":
+            return min(self.widest, _USUAL_NAME)
+        if self.column.kind == "prose":
+            return min(self.widest, max(self._longest_word(), _NARROWEST_PROSE))
+        return self.widest
+
+    @property
+    def importance(self) -> tuple[bool, int]:
+        """What is left out first: a column without any value, then the highest priority number."""
+        is_empty = all(text.plain == "-" for text in self.texts)
+        return (is_empty and self.column.priority > 1, self.column.priority)
 
     @property
     def narrowest(self) -> int:
@@ -128,10 +179,10 @@ class _Cells:
 
 
 def _fitting(cells: list[_Cells], width: int) -> list[_Cells]:
-    """Return the columns that fit; of those with the same priority, the right one is left out first."""
+    """Return the columns that fit; of two with the same importance, the right one is left out first."""
     kept = list(cells)
     while sum(one.wanted for one in kept) + _GAP * (len(kept) - 1) > width:
-        least = max(range(len(kept)), key=lambda number: (kept[number].column.priority, number))
+        least = max(range(len(kept)), key=lambda number: (kept[number].importance, number))
         if kept[least].column.priority <= 1:
             break
         del kept[least]
@@ -144,6 +195,7 @@ def _widths(cells: list[_Cells], width: int) -> list[int]:
     excess = sum(widths) + _GAP * (len(cells) - 1) - width
     limits: Sequence[tuple[str, list[int]]] = (
         ("prose", [one.wanted for one in cells]),
+        ("name", [one.wanted for one in cells]),
         ("name", [one.narrowest for one in cells]),
         ("prose", [one.narrowest for one in cells]),
     )
@@ -193,10 +245,25 @@ def shortened(text: str, width: int, mark: str = "…") -> str:
     return head + mark + tail
 
 
+def _text(value: object, console: Console, options: ConsoleOptions) -> Text:
+    """Return a cell as the console displays it."""
+    cell = _cell(value)
+    if isinstance(cell, str):
+        return console.render_str(cell)
+    return _with_plain(cell, ascii_text(cell.plain)) if options.ascii_only else cell
+
+
 def _with_plain(text: Text, plain: str) -> Text:
     from rich.text import Text
 
     return Text(plain, style=text.style)
+
+
+def indented(text: str) -> object:
+    """Return a text two columns to the right, its following lines as well."""
+    from rich.padding import Padding
+
+    return Padding(text, (0, 0, 0, 2))
 
 
 def stacked(*parts: object) -> object:
@@ -211,13 +278,6 @@ def styled(text: str, style: str) -> Text:
     from rich.text import Text
 
     return Text(shown(text), style=style)
-
-
-def cell_lines(*parts: str | Text) -> Text:
-    """Return several lines as one cell of a table."""
-    from rich.text import Text
-
-    return Text("\n").join(Text(shown(part)) if isinstance(part, str) else part for part in parts)
 
 
 def size(size_bytes: int | None) -> str:
