@@ -123,5 +123,5 @@ def _check(name: str, value: Sequence[str]) -> None:
     if name in ("-o", "--output") and value and value[0].lower() in _FORMATS:
         raise UsageError(
             f"psql has no output format {value[0]}: {name} names the file that psql writes to",
-            hint=f"for CSV: rdsrepl psql --csv; for a file of this name: {name} ./{value[0]}",
+            hint=f"psql writes CSV with --csv; for a file of this name: {name} ./{value[0]}",
         )

@@ -157,7 +157,7 @@ def test_an_option_that_a_command_cannot_use_is_refused(rdsrepl: Program) -> Non
 
 def test_a_refused_value_is_quoted_and_an_enumerated_one_is_accepted_in_any_case(rdsrepl: Program) -> None:
     for words, text in (
-        (("config", "path", "-o", "xml"), "'xml' is not one of 'table', 'json', 'yaml'"),
+        (("config", "path", "-o", "xml"), "'--output' / '-o': 'xml' is not one of 'table',"),
         (("slot", "create", "x", "--plugin", "decoderbufs"), "'decoderbufs' is not one of 'pgoutput',"),
         (("slot", "tail", "x", "--limit", "0"), "'--limit': 0 is less than 1"),
         (("slot", "tail", "x", "--requests", "65"), "65 is more than 64"),
