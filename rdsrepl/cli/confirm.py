@@ -16,7 +16,7 @@ from rdsrepl import apply
 from rdsrepl.cli import saved_plans
 from rdsrepl.cli.console import Progress, is_interactive, note, prompt_exact, prompt_yes, warn
 from rdsrepl.cli.context import apply_options, global_options, record_applied, same_command
-from rdsrepl.cli.plan_view import PlanTarget, document, plan_target, report, show
+from rdsrepl.cli.plan_view import PlanTarget, plan_target, report, show
 from rdsrepl.cli.targets import database_target
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
@@ -79,7 +79,7 @@ def confirm_and_apply(
     target = target if target is not None else database_target(ctx)
     server = plan_target(plan, target) if plan else None
     status = "planned" if plan else "unchanged"
-    saved_plans.require_same(ctx, plan, document(plan, server, status), server, target)
+    saved_plans.require_same(ctx, plan, server, target)
     may = apply_options(ctx)
     if may.plans_only or server is None:
         if server is not None and global_options(ctx).output.is_table:
@@ -87,7 +87,7 @@ def confirm_and_apply(
         elif not is_shown:
             report(ctx, plan, server, status, [])
         if may.out is not None:
-            path = saved_plans.save(ctx, plan, document(plan, server, status), server, target)
+            path = saved_plans.save(ctx, plan, server, target)
             note(ctx, f"the plan is saved; next: {command('apply {}', path)}")
         if may.check and plan:
             raise typer.Exit(ExitCode.CHANGES_PENDING)

@@ -88,9 +88,7 @@ def keep_verb(ctx: typer.Context, given: Mapping[str, Any], added: frozenset[str
     ctx.meta[_WORDS] = [*options, *(["--", *operands] if operands else [])]
 
 
-def save(
-    ctx: typer.Context, plan: Plan, document: Mapping[str, Any], server: PlanTarget | None, target: Target
-) -> Path:
+def save(ctx: typer.Context, plan: Plan, server: PlanTarget | None, target: Target) -> Path:
     """Write a plan to the file of ``--out``; return its path.
 
     Raises:
@@ -111,7 +109,7 @@ def save(
         server=None if server is None else asdict(server),
         identity=_identity(plan, target),
         pins=dict(ctx.meta.get(_PINS, {})),
-        plan=_plain(document),
+        plan=_plain(plan, server),
     )
     plan_files.write(path, saved)
     return path
@@ -131,9 +129,7 @@ def require_same_address(ctx: typer.Context, target: Target) -> Target:
     return target
 
 
-def require_same(
-    ctx: typer.Context, plan: Plan, document: Mapping[str, Any], server: PlanTarget | None, target: Target
-) -> None:
+def require_same(ctx: typer.Context, plan: Plan, server: PlanTarget | None, target: Target) -> None:
     """Require that a plan is the one in the file that is applied; do nothing for a command that applies its own plan.
 
     Raises:
@@ -150,7 +146,7 @@ def require_same(
         raise Refused(
             f"the plan in {file.path} was applied at {file.applied.at} by {file.applied.by}", hint=_again(file)
         )
-    differences = _differences(file.plan.plan["steps"], _plain(document)["steps"]) if plan else []
+    differences = _differences(file.plan.plan["steps"], _plain(plan, server)["steps"]) if plan else []
     if differences:
         raise PlanChanged(
             f"{plan.title}: the server changed since the plan was saved at {file.plan.created_at}; nothing was changed",
@@ -269,9 +265,12 @@ def _account(target: Target) -> str | None:
         return None
 
 
-def _plain(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a document as the file contains it, so that it can be compared with the file."""
-    value: dict[str, Any] = json.loads(json_text(to_json(document)))
+def _plain(plan: Plan, server: PlanTarget | None) -> dict[str, Any]:
+    """Return a plan as the file contains it, so that it can be compared with the file."""
+    from rdsrepl.cli.plan_view import document
+
+    status = "planned" if plan else "unchanged"
+    value: dict[str, Any] = json.loads(json_text(to_json(document(plan, server, status))))
     return value
 
 

@@ -63,7 +63,7 @@ SCOPES = {
     "param-group": AWS, "param-group create": SERVER, "param-group attach": DATABASE, "param-group diff": DATABASE,
     "stream": AWS, "iam-policy": SERVER,
     "runbook list": set(), "runbook show": set(), "config": set(), "sandbox": set(), "demo": set(), "help": set(),
-    "completion": set(),
+    "completion": set(), "apply": set(),
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from rdsrepl.state import plan_files
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.sandbox import Cloud
+from tests.fixtures.terminal import Terminal
 
 
 @pytest.fixture
@@ -196,6 +198,21 @@ def test_no_secret_is_in_the_file(rdsrepl: Program, db18: Database, path: Path) 
     stored = db18.value("SELECT rolpassword FROM pg_authid WHERE rolname = 'with_secret'")
     db18.run("DROP ROLE with_secret")
     assert stored.startswith("SCRAM-SHA-256")
+
+
+def test_ctrl_c_at_the_question_leaves_the_plan_to_apply(
+    rdsrepl: Program, db18: Database, path: Path, slot: str
+) -> None:
+    assert rdsrepl("slot", "create", slot, "--out", str(path), dsn=db18.dsn).code == 0
+    person = Terminal(rdsrepl, "apply", str(path))
+    shown = person.wait_for("Apply this plan on")
+    assert "Plan: 1 to create, 0 to change, 0 to drop" in shown and "SELECT" not in shown
+    person.process.send_signal(signal.SIGINT)
+    assert person.wait() == 130 and saved(path)["applied"] is None and not exists(db18, slot)
+    agreeing = Terminal(rdsrepl, "apply", str(path), "--show-sql")
+    assert "SELECT" in agreeing.wait_for("[y/N]")
+    agreeing.type("y")
+    assert agreeing.wait() == 0 and exists(db18, slot)
 
 
 def test_two_processes_do_not_apply_a_plan_at_once(rdsrepl: Program, db18: Database, path: Path, slot: str) -> None:
