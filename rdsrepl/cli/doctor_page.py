@@ -40,7 +40,7 @@ def _server(diagnosis: Diagnosis, facts: Facts) -> Html:
     worst = diagnosis.worst()
     at = server.now if server is not None else datetime.now(UTC)
     counts = [(severity, sum(one.severity is severity for one in diagnosis.findings)) for severity in Severity]
-    found = ", ".join(f"{count} {severity}" for severity, count in counts if count) or "none"
+    found = ", ".join(f"{severity}: {count}" for severity, count in counts if count) or "none"
     return html_page.facts(
         [
             ("Ready", "yes" if diagnosis.ready else "no"),

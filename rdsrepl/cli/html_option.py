@@ -65,4 +65,4 @@ def write(ctx: typer.Context, file: str, page: str) -> None:
 
 def footer() -> str:
     """Return the last line of a page: the program, and the time by this machine's clock."""
-    return f"rdsrepl {__version__}, written at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"Written at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC by rdsrepl, version {__version__}"

@@ -135,7 +135,7 @@ def slot_series(
         undelivered,
         len(known),
         _forecast(one, now, (now - started).total_seconds()),
-        _limits(retention),
+        _limits(retention, history[-1:]),
         now,
     )
 
@@ -224,13 +224,15 @@ def _forecast(one: SlotRetention, now: datetime, history_seconds: float) -> Line
     return start, Point(now + timedelta(seconds=seconds), max(0, round(one.retained_bytes + growth * seconds)))
 
 
-def _limits(retention: Retention) -> tuple[Limit, ...]:
-    """Return the limits of retained WAL; the free storage is on top of what the slot that retains most already has."""
+def _limits(retention: Retention, current: Sequence[Observation]) -> tuple[Limit, ...]:
+    """Return the limits of retained WAL. Slots share WAL: the disk has room for more than the largest slot has now."""
     limits = []
     wal, storage = retention.wal, retention.storage
     if wal.slot_keep_bytes is not None:
         limits.append(Limit("max_slot_wal_keep_size", wal.slot_keep_bytes))
     if storage is not None and not wal.in_recovery:
-        most = max((one.retained_bytes or 0 for one in retention.holdings), default=0)
+        # Of all slots: the assessment can be restricted to some.
+        held = [seen.restart_lsn for sample in current for seen in sample.slots if seen.restart_lsn is not None]
+        most = max(0, wal.lsn - min(held)) if held else 0
         limits.append(Limit("disk full at", most + storage.free_bytes + storage.may_grow_bytes))
     return tuple(sorted(limits, key=lambda limit: limit.size_bytes))

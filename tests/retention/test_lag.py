@@ -164,6 +164,10 @@ def test_pictures_and_pages(place: Place, tmp_path: Path) -> None:
     page.chmod(0o644)
     assert lag(place, "held", "--html", str(page), "-o", "json").json["holdings"]
     assert page.stat().st_mode & 0o777 == 0o644 and list(page.parent.iterdir()) == [page]
+    for name in ("b", "c", "d"):
+        place.make(name)
+    assert "1 more slot: rdsrepl " in lag(place, "--plot").out
+    assert lag(place, "--html", "-", "--filter", "slot=held").out.count("<svg") == 1
     only = lag(place, "--html", "-")
     assert only.out.startswith("<!DOCTYPE html>") and only.out.endswith("</html>\n") and "held" in only.out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,6 +12,7 @@ from rdsrepl.cli import html_option
 from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options, list_options, set_watch_interval
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.html_option import HtmlFile
 from rdsrepl.cli.lists import Rows, checked_interval, print_database_list, print_list
 from rdsrepl.cli.options import ListCommand, duration_option, size_option
@@ -80,7 +81,7 @@ def lag(
     if interval is not None:
         set_watch_interval(ctx, checked_interval("--interval", interval))
     _require_one_document(ctx, plot=plot, html=html, since=since)
-    _LISTING.select(conditions=list_options(ctx).filter)  # refused before CloudWatch is asked
+    selected = _LISTING.select(conditions=list_options(ctx).filter, sort_by=list_options(ctx).sort_by)
     target = database_target(ctx)
     metrics = read_rds_metrics(ctx, target, free_space)
     view = _View(name, plot, since)
@@ -93,7 +94,7 @@ def lag(
 
     with connection.open(target) as conn:
         state = read_server_state(ctx, conn, metrics)
-        page = _page(conn, target, state, metrics, view)
+        page = _page(conn, target, state, metrics, view, selected)
     html_option.write(ctx, html, page)
     if not html_option.is_stdout(html):
         print_list(ctx, _LISTING, lambda: _rows(ctx, state, metrics, view))
@@ -126,18 +127,26 @@ def _require_one_document(ctx: typer.Context, *, plot: bool, html: str | None, s
         raise BadValue("--since must be longer than 0s", hint="for example --since 6h")
 
 
-def _page(conn: Connection, target: Target, state: ServerState, metrics: RdsMetrics, view: _View) -> str:
+def _page(
+    conn: Connection,
+    target: Target,
+    state: ServerState,
+    metrics: RdsMetrics,
+    view: _View,
+    selected: Callable[[Sequence[SlotRetention]], list[SlotRetention]],
+) -> str:
     from rdsrepl.cli.slot import lag_page
     from rdsrepl.postgres import activity
 
     retention = _only_slot(state.assess(), view.name)
+    rows = tuple(selected(retention.holdings))
     return lag_page.page(
         target.label,
         activity.server(conn),
         _with_current(state),
-        retention,
+        replace(retention, holdings=rows),
         notes=[
-            *_server_lines(retention, retention.holdings),
+            *_server_lines(retention, rows),
             *(f"CloudWatch: {line}" for line in _cloudwatch_lines(metrics)),
         ],
         details=lambda one: [pair for pair in _slot_details(state, retention, one) if pair[0] not in _NOT_ON_PAGE],
@@ -158,7 +167,8 @@ def _rows(ctx: typer.Context, state: ServerState, metrics: RdsMetrics, view: _Vi
     def picture(rows: Sequence[SlotRetention]) -> object:
         from rdsrepl.cli.slot.lag_plot import plot
 
-        return plot(_with_current(state), kept(rows), seconds=view.since)
+        more = with_selectors(ctx, "rdsrepl slot lag NAME --plot")
+        return plot(_with_current(state), kept(rows), seconds=view.since, more=more)
 
     def details(rows: Sequence[SlotRetention]) -> object:
         return facts([*_slot_details(state, retention, rows[0]), *(("CloudWatch", line) for line in cloudwatch)])

@@ -21,24 +21,30 @@ _PIPE_WIDTH, _PIPE_HEIGHT = 80, 16
 _OTHER_LINES: Final = 3
 
 
-def plot(history: Sequence[Observation], retention: Retention, *, seconds: float | None) -> object:
+def plot(history: Sequence[Observation], retention: Retention, *, seconds: float | None, more: str) -> object:
     """Return the charts of the worst slots.
 
     Args:
         history: the samples, oldest first, the current one included.
         retention: the slots to draw, the worst first.
         seconds: how much of the history to draw; None draws all.
+        more: the command that draws another slot.
     """
     if not retention.holdings:
         return "no replication slots"
     width, height, most = _space(len(retention.holdings))
+    glyphs = text_chart.glyphs_for(sys.stdout.encoding)
     parts: list[object] = []
     missing = False
     for one in retention.holdings[:most]:
         series = slot_series(history, retention, one, seconds=seconds)
         missing = missing or not series.has_history
         parts += text_chart.chart(
-            series, text_chart.failure(one), width=width, height=height, glyphs=text_chart.glyphs_for(_encoding())
+            series,
+            text_chart.failure(one),
+            width=width,
+            height=height,
+            glyphs=text_chart.glyphs_for(sys.stdout.encoding),
         )
     if missing:
         parts.append(
@@ -47,7 +53,7 @@ def plot(history: Sequence[Observation], retention: Retention, *, seconds: float
         )
     rest = len(retention.holdings) - most
     if rest > 0:
-        parts.append(f"{counted(rest, 'more slot')}: name one to see it")
+        parts.append(f"{counted(rest, 'more slot')}: {more}")
     return stacked(*parts)
 
 
@@ -60,7 +66,3 @@ def _space(slots: int) -> tuple[int, int, int]:
     most = max(1, min(slots, _MOST_SLOTS, rows // text_chart.MIN_HEIGHT))
     height = max(text_chart.MIN_HEIGHT, min(_MOST_HEIGHT, rows // most))
     return max(text_chart.MIN_WIDTH, out.width), height, most
-
-
-def _encoding() -> str | None:
-    return sys.stdout.encoding
