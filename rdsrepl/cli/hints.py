@@ -36,6 +36,13 @@ def with_selectors(ctx: typer.Context, text: str) -> str:
     return text
 
 
+def server_options(ctx: typer.Context, words: Sequence[str]) -> frozenset[str]:
+    """Return the options that select a server or an account and that a command takes, given by its words."""
+    root = ctx.find_root().command
+    flags = {flag: option for option in root.params for flag in option.opts}
+    return frozenset(getattr(_find_command(root, flags, words)[1], "server_options", SERVER_OPTIONS))
+
+
 def _selectors(root: Any, options: GlobalOptions, command: Sequence[str]) -> list[str]:
     """Return the selectors that a command uses, does not have, and does not replace."""
     own = command[: command.index("--")] if "--" in command else command

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rdsrepl.cli import standard_streams
+from rdsrepl.cli import hints, standard_streams
 from rdsrepl.cli.console import is_interactive, note, warn
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_list
@@ -280,7 +280,7 @@ def _target_of_run(ctx: typer.Context) -> RunTarget:
     if "target" not in given and "dsn" not in given and (current := config.load().current) is not None:
         given["target"] = current
     aws = aws_target(ctx).aws
-    return RunTarget(given, aws.cluster, aws.instance)
+    return RunTarget(given, aws.cluster, aws.instance, taken_by=lambda words: hints.server_options(ctx, words))
 
 
 def _same_command(

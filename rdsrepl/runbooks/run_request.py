@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from rdsrepl.errors import BadValue, NotConfirmed
@@ -28,11 +28,13 @@ class RunTarget:
         options: the given connection options, by name (``target``, ``cluster``, …).
         cluster: the identifier of the cluster, from the options or the config file.
         instance: the identifier of the instance, likewise.
+        taken_by: returns which of these options a command takes, from its words; the environment can have all.
     """
 
     options: Mapping[str, str]
     cluster: str | None = None
     instance: str | None = None
+    taken_by: Callable[[Sequence[str]], Collection[str]] = field(default=lambda _: _OPTIONS, compare=False, repr=False)
 
     def described(self) -> dict[str, str]:
         """Return the options without secrets."""
@@ -49,7 +51,7 @@ class RunTarget:
 
     def shown(self, words: Sequence[str]) -> str:
         """Return a command for a person to copy."""
-        own = self._options(words)
+        own = {name: value for name, value in self._options(words).items() if name in self.taken_by(words)}
         options = [word for name, value in self.described().items() if name in own for word in (f"--{name}", value)]
         return shlex.join(["rdsrepl", *options, *words])
 

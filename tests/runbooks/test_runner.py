@@ -496,6 +496,15 @@ def test_a_missing_variable_is_asked_for(rdsrepl: Program, db18: Database, write
     assert "missing variables" in rdsrepl(*words, "--dry-run").err, "without a terminal nothing is asked"
 
 
+def test_a_shown_step_has_only_the_options_that_its_command_takes(rdsrepl: Program) -> None:
+    values = ("table=t", "slot=s", "publication=p", "role=r", "secret=x", "stream=k")
+    words = ("runbook", "run", "first-stream-to-kinesis", *(word for one in values for word in ("--var", one)))
+    planned = rdsrepl("--cluster", "orders", "--region", "eu-west-1", *words, "--dry-run", "-o", "json")
+    shown = [step.get("command") for step in planned.lines if "command" in step]
+    assert "rdsrepl --region eu-west-1 stream create k" in shown
+    assert any("rdsrepl --cluster orders --region eu-west-1 slot create s" in str(line) for line in shown), shown
+
+
 def test_quitting_before_a_change_is_a_refusal(rdsrepl: Program, db18: Database, write: Any, name: str) -> None:
     person = Terminal(rdsrepl, "--dsn", db18.dsn, "runbook", "run", write(MAKE), "--var", f"slot={name}")
     person.wait_for("Run it?")
