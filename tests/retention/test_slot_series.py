@@ -129,7 +129,7 @@ def test_free_storage_is_a_limit_on_top_of_the_retained_wal() -> None:
     # Another slot retains more, although the assessment is restricted to this one.
     larger = replace(history[-1], slots=(*history[-1].slots, seen("larger", 90 * GIB)))
     series = slot_series([*history[:-1], larger], replace(retention, storage=storage), retention.holdings[0])
-    assert series.limits[0].size_bytes == retained + 8 * GIB + 15 * GIB
+    assert [limit.size_bytes for limit in series.limits] == [40 * GIB, retained + 8 * GIB + 15 * GIB]
     standby = replace(retention, wal=replace(retention.wal, in_recovery=True))
     assert [limit.name for limit in slot_series(history, standby, standby.holdings[0]).limits] == [
         "max_slot_wal_keep_size"

@@ -39,13 +39,8 @@ def plot(history: Sequence[Observation], retention: Retention, *, seconds: float
     for one in retention.holdings[:most]:
         series = slot_series(history, retention, one, seconds=seconds)
         missing = missing or not series.has_history
-        parts += text_chart.chart(
-            series,
-            text_chart.failure(one),
-            width=width,
-            height=height,
-            glyphs=text_chart.glyphs_for(sys.stdout.encoding),
-        )
+        title = text_chart.failure(one)
+        parts += text_chart.chart(series, title, width=width, height=height, glyphs=glyphs)
     if missing:
         parts.append(
             "A picture needs two samples: run the command again later. Each slot list, lag, check and prune adds one, "
