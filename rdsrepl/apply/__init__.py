@@ -1,7 +1,17 @@
 """Layer 5: apply a plan, step by step. Entry point: ``run``. Only this package changes a server or AWS."""
 
 from rdsrepl.apply.failures import RUN_AGAIN
-from rdsrepl.apply.results import Cancelled, OnDone, OnWaiting, RetryTiming, StepRecorder, StepResult
+from rdsrepl.apply.results import Blocker, Cancelled, OnDone, OnWaiting, RetryTiming, StepRecorder, StepResult
 from rdsrepl.apply.runner import run
 
-__all__ = ["RUN_AGAIN", "Cancelled", "OnDone", "OnWaiting", "RetryTiming", "StepRecorder", "StepResult", "run"]
+__all__ = [
+    "RUN_AGAIN",
+    "Blocker",
+    "Cancelled",
+    "OnDone",
+    "OnWaiting",
+    "RetryTiming",
+    "StepRecorder",
+    "StepResult",
+    "run",
+]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from rdsrepl import errors
 from rdsrepl.plan import Step
-from rdsrepl.units import parse_duration
+from rdsrepl.units import format_duration, parse_duration
 
 # Poll often at first, then every ten seconds: AWS limits the rate of requests.
 FIRST_POLL_SECONDS: Final = 0.25
 POLL_GROWTH: Final = 1.3
 LAST_POLL_SECONDS: Final = 10.0
+_QUERY_CHARACTERS: Final = 200
 _POLL_VARIABLE: Final = "RDSREPL_POLL_INTERVAL"
 
 
@@ -87,8 +88,51 @@ class RetryTiming:
         return self.poll / 5
 
 
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """Something that a statement waits for: a row of its query ``blockers``.
+
+    Attributes:
+        what: ``PID 4711``, or another thing than a session.
+        user, application, state, query: of the session; None if it has none or the role may not read it.
+        age_seconds: the age of its transaction.
+    """
+
+    what: str
+    user: str | None = None
+    application: str | None = None
+    state: str | None = None
+    age_seconds: float | None = None
+    query: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What distinguishes it from another blocker, and from another state of this one: all but the age."""
+        return "\0".join(str(one) for one in (self.what, self.user, self.application, self.state, self.query))
+
+    @property
+    def about(self) -> str:
+        """One line without the query."""
+        parts = [
+            self.what,
+            self.user and f"user {self.user}",
+            self.application and f"application {self.application}",
+            self.state,
+            None if self.age_seconds is None else f"transaction {format_duration(max(0.0, self.age_seconds))} old",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def text(self) -> str:
+        """One line with the query, whose end may be left out."""
+        query = " ".join((self.query or "").split())
+        if not query:
+            return self.about
+        return f"{self.about}: {query if len(query) <= _QUERY_CHARACTERS else query[:_QUERY_CHARACTERS] + '...'}"
+
+
 OnDone = Callable[[StepResult], None]
-OnWaiting = Callable[[Step, float, list[str]], None]
+OnWaiting = Callable[[Step, float, Sequence[Blocker | str]], None]
 
 
 class Cancelled(KeyboardInterrupt):

@@ -8,7 +8,15 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl import errors
-from rdsrepl.apply.results import FIRST_POLL_SECONDS, LAST_POLL_SECONDS, POLL_GROWTH, Cancelled, OnWaiting, StepResult
+from rdsrepl.apply.results import (
+    FIRST_POLL_SECONDS,
+    LAST_POLL_SECONDS,
+    POLL_GROWTH,
+    Blocker,
+    Cancelled,
+    OnWaiting,
+    StepResult,
+)
 from rdsrepl.plan import Statement
 from rdsrepl.units import format_duration
 
@@ -62,7 +70,7 @@ def was_executed(step: Statement, target: Target, pid: int, waiting: OnWaiting) 
             if failure is None:
                 return None
             raise failure
-        waiting(step, elapsed, [what])
+        waiting(step, elapsed, [f"waiting for {what}"])
         time.sleep(pause)
         pause = min(pause * POLL_GROWTH, LAST_POLL_SECONDS)
 
@@ -117,7 +125,7 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
 
     started = time.monotonic()
     worker = threading.Thread(target=work, name="statement", daemon=True)
-    blockers: list[str] = []
+    blockers: list[Blocker] = []
     timed_out = interrupted = False
     try:
         worker.start()
@@ -133,7 +141,7 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
             worker.join(_REPORT_AFTER_SECONDS if left is None else min(left, _REPORT_AFTER_SECONDS))
             if worker.is_alive() and time.monotonic() - started >= _REPORT_AFTER_SECONDS:
                 blockers = _blockers(step, conn, target)
-                waiting(step, time.monotonic() - started, blockers)
+                waiting(step, time.monotonic() - started, blockers or ["waiting"])
     except KeyboardInterrupt:
         if start_lock.acquire(blocking=False):
             raise Cancelled(was_sent=False) from None
@@ -147,7 +155,7 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
             raise
     if timed_out and not result:
         _undo(step, target)
-        cause = f"; it waited for {'; '.join(blockers)}" if blockers else ""
+        cause = f"; it waited for {'; '.join(one.text for one in blockers)}" if blockers else ""
         raise errors.TimedOut(
             f"{step.summary}: timed out after {format_duration(step.timeout_seconds or 0)}{cause}",
             hint="end what it waits for, or set a longer --timeout; nothing was changed",
@@ -166,7 +174,7 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
     return StepResult(step, result[0] or {}, time.monotonic() - started), interrupted
 
 
-def _blockers(step: Statement, conn: Connection, target: Target) -> list[str]:
+def _blockers(step: Statement, conn: Connection, target: Target) -> list[Blocker]:
     """Return what the statement waits for, read on a second connection; empty if that fails."""
     from rdsrepl.postgres import connection
 
@@ -174,7 +182,7 @@ def _blockers(step: Statement, conn: Connection, target: Target) -> list[str]:
         return []
     try:
         with connection.open(target, settings={"statement_timeout": "2s"}) as watcher:
-            return [str(row[0]) for row in watcher.execute(step.blockers, {"pid": conn.info.backend_pid})]
+            return [Blocker(*row) for row in watcher.execute(step.blockers, {"pid": conn.info.backend_pid})]
     except errors.Error:
         return []
 

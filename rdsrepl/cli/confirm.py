@@ -14,13 +14,14 @@ import typer
 
 from rdsrepl import apply
 from rdsrepl.cli import saved_plans
-from rdsrepl.cli.console import Progress, is_interactive, note, prompt_exact, prompt_yes, warn
+from rdsrepl.cli.console import is_interactive, note, prompt_exact, prompt_yes, warn
 from rdsrepl.cli.context import apply_options, global_options, record_applied, same_command
 from rdsrepl.cli.plan_view import PlanTarget, plan_target, report, show
+from rdsrepl.cli.progress import Progress
 from rdsrepl.cli.targets import database_target
 from rdsrepl.config import Target
 from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
-from rdsrepl.plan import Plan, Statement, Step, Wait
+from rdsrepl.plan import Plan, Wait
 from rdsrepl.runbooks import journal
 from rdsrepl.state import completion_cache
 from rdsrepl.text.commands import command
@@ -130,7 +131,7 @@ def _confirm(ctx: typer.Context, plan: Plan, server: PlanTarget, typed: TypedCon
     is_confirmed = apply_options(ctx).yes if typed is None else typed.given is not None
     if not is_confirmed:
         show(ctx, plan, server, to_stdout=False)
-        _require_confirmation(plan, server, typed)
+        _require_confirmation(ctx, plan, server, typed)
         return
     if typed is not None and typed.given != typed.identifier:
         raise NotConfirmed(
@@ -166,7 +167,7 @@ def _apply(
             plan,
             target,
             done=done,
-            waiting=lambda step, seconds, states: _waiting(progress, step, seconds, states),
+            waiting=lambda step, seconds, states: progress.update(step.summary, seconds, states),
             recorder=recorder,
             timing=timing,
         )
@@ -174,25 +175,24 @@ def _apply(
         progress.clear()
 
 
-def _require_confirmation(plan: Plan, server: PlanTarget, typed: TypedConfirmation | None) -> None:
+def _require_confirmation(ctx: typer.Context, plan: Plan, server: PlanTarget, typed: TypedConfirmation | None) -> None:
     way = "--yes" if typed is None else f"{typed.option} {typed.identifier}"
+    # With --yes a question is left only if an identifier must be typed.
+    has_yes = apply_options(ctx).yes
+    not_enough = "--yes does not confirm a permanent deletion"
     if not is_interactive():
         stream = "stderr" if sys.stdin.isatty() else "stdin"
+        reason = f"{not_enough}, and" if has_yes else "confirmation required but"
         raise NotConfirmed(
-            f"{plan.title}: confirmation required but {stream} is not a terminal; nothing was changed",
+            f"{plan.title}: {reason} {stream} is not a terminal; nothing was changed",
             hint=f"add {way} to apply the plan, or --dry-run to see it",
         )
     if typed is None:
         agreed = prompt_yes(f"Apply this plan on {server.text}?")
     else:
+        if has_yes:
+            warn(ctx, f"{plan.title}: {not_enough}")
         agreed = prompt_exact(f"On {server.text}: type {typed.identifier} to confirm:", typed.identifier)
     if not agreed:
         answer = "answer y" if typed is None else f"type {typed.identifier}"
         raise NotConfirmed(f"{plan.title}: not confirmed; nothing was changed", hint=f"{answer}, or add {way}")
-
-
-def _waiting(progress: Progress, step: Step, seconds: float, states: list[str]) -> None:
-    how = "; ".join(states)
-    if isinstance(step, Statement):
-        how = f"waiting for {how}" if how else "waiting"
-    progress.update(f"{step.summary}: {how}", seconds)

@@ -1,4 +1,4 @@
-"""Print notes, warnings, questions and progress to stderr; stdout is for data."""
+"""Print notes, warnings and questions to stderr; stdout is for data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import typer
 from rdsrepl.cli.context import LogFormat, global_options
 from rdsrepl.cli.hints import with_selectors
 from rdsrepl.render import line_for_person, log
-from rdsrepl.units import format_duration
 
 
 def note(ctx: typer.Context, text: str) -> None:
@@ -80,43 +79,6 @@ def _ended_line() -> Iterator[None]:
 def is_interactive() -> bool:
     """Say whether stdin and stderr are a terminal, so that a question can be answered."""
     return sys.stdin.isatty() and sys.stderr.isatty()
-
-
-class Progress:
-    """Show the progress of a long step.
-
-    On a terminal it updates one line; elsewhere it prints a line when the state changes, and a heartbeat line.
-    """
-
-    def __init__(self, ctx: typer.Context, *, heartbeat_seconds: float = 30.0) -> None:
-        self._ctx = ctx
-        self._live = sys.stderr.isatty()
-        self._heartbeat_seconds = heartbeat_seconds
-        self._printed = ""
-        self._printed_at = 0.0
-        self._on_screen = False
-
-    def update(self, text: str, seconds: float) -> None:
-        """Show the state after SECONDS; the first second is not shown."""
-        if global_options(self._ctx).quiet or seconds < 1:
-            return
-        if self._live:
-            from rdsrepl.render import console
-
-            line = line_for_person(f"{text} ({format_duration(seconds)})")
-            sys.stderr.write("\r\x1b[2K" + line[: console(sys.stderr).width - 1])
-            sys.stderr.flush()
-            self._on_screen = True
-        elif text != self._printed or seconds - self._printed_at >= self._heartbeat_seconds:
-            note(self._ctx, f"{text} ({format_duration(seconds)})")
-            self._printed, self._printed_at = text, seconds
-
-    def clear(self) -> None:
-        """Remove the line from the terminal, and forget what was printed."""
-        if self._on_screen:
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
-        self._on_screen, self._printed, self._printed_at = False, "", 0.0
 
 
 def _print(ctx: typer.Context, text: str, *, style: str) -> None:

@@ -38,19 +38,20 @@ _MAY_CALL: Final = """
 SELECT bool_or(has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc
  WHERE proname = 'pg_create_logical_replication_slot'
 """
-#: the transactions that the creation of a slot waits for.
+#: the transactions that the creation of a slot waits for, the oldest first.
 _BLOCKERS: Final = """
-SELECT CASE WHEN b.pid = 0 THEN coalesce((
-            SELECT string_agg(format('prepared transaction %%L (user %%s, %%s old)', p.gid, p.owner,
-                              date_trunc('second', now() - p.prepared)), ', ') FROM pg_catalog.pg_prepared_xacts p),
-            'a prepared transaction')
-       ELSE format('PID %%s (user %%s, application %%s, %%s, transaction %%s old)', b.pid, a.usename,
-                   coalesce(nullif(a.application_name, ''), '-'), a.state,
-                   date_trunc('second', clock_timestamp() - a.xact_start)) END
-  FROM (SELECT DISTINCT unnest(pg_blocking_pids(%(pid)s)) AS pid) b
-  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
+WITH blocking AS (SELECT DISTINCT unnest(pg_catalog.pg_blocking_pids(%(pid)s)) AS pid)
+SELECT 'PID ' || b.pid, a.usename::text, a.application_name, a.state,
+       extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age, a.query
+  FROM blocking b LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid WHERE b.pid <> 0
 UNION ALL
-SELECT 'a snapshot of the primary (run SELECT pg_catalog.pg_log_standby_snapshot() there)' WHERE pg_is_in_recovery()
+SELECT coalesce(format('prepared transaction %%L', p.gid), 'a prepared transaction'), p.owner::text, NULL, NULL,
+       extract(epoch FROM clock_timestamp() - p.prepared)::float8, NULL
+  FROM blocking b LEFT JOIN pg_catalog.pg_prepared_xacts p ON true WHERE b.pid = 0
+UNION ALL
+SELECT 'a snapshot of the primary (run SELECT pg_catalog.pg_log_standby_snapshot() there)', NULL, NULL, NULL, NULL, NULL
+ WHERE pg_is_in_recovery()
+ ORDER BY age DESC NULLS LAST
 """
 
 

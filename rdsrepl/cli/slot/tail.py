@@ -142,18 +142,23 @@ def _run(ctx: typer.Context, target: Target, options: TailOptions) -> TailResult
 
 def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> None:
     from rdsrepl import apply
+    from rdsrepl.cli.progress import Progress
     from rdsrepl.postgres import connection, slot_plans
 
     with connection.open(target) as conn:
         plan = slot_plans.create(conn, slot, plugin=plugin)
     if not plan.steps:
         return  # another session created it in the meantime
-    outcomes = apply.run(
-        plan,
-        target,
-        done=lambda outcome: None,
-        waiting=lambda step, seconds, blockers: note(ctx, f"{step.summary}: waiting for {'; '.join(blockers) or '…'}"),
-    )
+    progress = Progress(ctx)
+    try:
+        outcomes = apply.run(
+            plan,
+            target,
+            done=lambda outcome: None,
+            waiting=lambda step, seconds, states: progress.update(step.summary, seconds, states),
+        )
+    finally:
+        progress.clear()
     position = outcomes[0].returned.get("lsn", "")
     note(ctx, f"created slot {slot} ({plugin}) at {position}: changes committed from now on are in it")
 

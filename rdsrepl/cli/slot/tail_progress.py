@@ -1,4 +1,4 @@
-"""The progress of ``slot tail`` on stderr: a line that is updated on a terminal, else a line every 30 seconds."""
+"""The progress of ``slot tail`` on stderr: rows that are redrawn on a terminal, else a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from rdsrepl.cli.console import log_event, note, warn
 from rdsrepl.cli.context import LogFormat, global_options
+from rdsrepl.cli.progress import Rows, folded, screen_size, updates_in_place
 from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration, format_size
 
@@ -28,14 +29,13 @@ class ProgressReporter:
 
     def __init__(self, ctx: typer.Context, watch: WalPositionPoller) -> None:
         self._ctx = ctx
-        on_terminal = global_options(ctx).log_format is LogFormat.text and sys.stderr.isatty()
+        on_terminal = global_options(ctx).log_format is LogFormat.text and updates_in_place()
         # On a terminal, the changes themselves may be written there, too; then there is no progress.
-        self._updates_line = on_terminal and not sys.stdout.isatty()
+        self._rows = Rows() if on_terminal and not sys.stdout.isatty() else None
         self._interval_seconds = _REFRESH_SECONDS if on_terminal else _LINE_SECONDS
         self._quiet = global_options(ctx).quiet or (on_terminal and sys.stdout.isatty())
         self._last_at = time.monotonic()
         self._last: Progress | None = None
-        self._shown = False
         self._watch = watch
 
     def note(self, text: str) -> None:
@@ -64,10 +64,8 @@ class ProgressReporter:
             f"lag {'?' if lag is None else format_size(lag)}, at {progress.received_lsn}, "
             f"confirmed {progress.confirmed_lsn}"
         )
-        if self._updates_line:
-            sys.stderr.write(f"\r\x1b[K{text}")
-            sys.stderr.flush()
-            self._shown = True
+        if self._rows is not None:
+            self._rows.draw(folded(text, screen_size()[0] - 3))
         else:
             log_event(
                 self._ctx,
@@ -80,11 +78,9 @@ class ProgressReporter:
             )
 
     def clear(self) -> None:
-        """Remove the progress line."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._shown = False
+        """Remove the progress from the terminal."""
+        if self._rows is not None:
+            self._rows.erase()
 
 
 def report(ctx: typer.Context, options: TailOptions, result: TailResult) -> None:
