@@ -280,6 +280,20 @@ def _out_option(
     """Declare the option; never called."""
 
 
+def _preview_options(
+    dry_run: Annotated[
+        bool, flag_option("--dry-run", help="Show the changes and write nothing.", panel=_CHANGE_PANEL)
+    ] = False,
+    check: Annotated[
+        bool,
+        flag_option(
+            "--check", help="Show the changes, write nothing, and exit 7 if there are any.", panel=_CHANGE_PANEL
+        ),
+    ] = False,
+) -> None:
+    """Declare the options; never called."""
+
+
 @cache
 def _declared(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
     """Return the options a function declares, as Typer builds them."""
@@ -592,3 +606,9 @@ class LocalListCommand(ListCommand):
     """A command that prints a list of its own."""
 
     server_options = frozenset()
+
+
+class LocalWriteCommand(LocalCommand):
+    """A command that changes a local file without asking; takes ``--dry-run`` and ``--check``."""
+
+    _holders = (_global_options, _preview_options)

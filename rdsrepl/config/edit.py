@@ -1,154 +1,271 @@
-"""Edit the config file and keep its comments and order."""
+"""Add, change, rename and delete targets in the config file; everything else in the file stays as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Final, Literal
 
-from rdsrepl.config.file import Config, child, compose_file, load, parse, target_of
-from rdsrepl.errors import ConfigError
+from rdsrepl.config import file_update
+from rdsrepl.config.file import Config, check_name, check_value, parse, target_of
+from rdsrepl.config.paths import config_path
+from rdsrepl.config.target import AWS_KEYS, KEYWORDS, SECRETS, Target
+from rdsrepl.errors import AlreadyExists, BadValue, ConfigError, UsageError
+from rdsrepl.text import yaml_edit
+from rdsrepl.text.commands import command
+from rdsrepl.text.yaml_nodes import NotYaml
+
+#: The keys that ``set_target`` sets; a password belongs into .pgpass or a secret.
+SETTABLE: Final = ("dsn", *AWS_KEYS, *sorted(KEYWORDS - SECRETS), "protect")
+
+Effect = Literal["create", "change", "drop"]
+_Edit = Callable[[str, Config], tuple[str, Config]]
 
 
-def use(name: str) -> Path:
-    """Make NAME the current target; keep the comments and the order of the file.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of one key of the file.
+
+    Attributes:
+        key: ``current``, or a key of a target: ``targets.prod.host``.
+        effect: what happens to the key.
+        before: its value, with secrets masked; None if it was not there.
+        after: its new value; None if it is removed.
+    """
+
+    key: str
+    effect: Effect
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An edit of the config file, written or, in a dry run, planned.
+
+    Attributes:
+        path: the path of the file.
+        before: its content.
+        after: its new content.
+        renamed: the old and the new name of a target that is renamed.
+    """
+
+    path: Path
+    before: Config
+    after: Config
+    renamed: tuple[str, str] | None = None
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The keys that differ, in the order of the file."""
+        old, new = _flat(self.before, self.renamed), _flat(self.after)
+        keys = [*old, *(key for key in new if key not in old)]
+        changes = [_change(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+        if self.renamed is not None and self.renamed[0] != self.renamed[1]:
+            changes.insert(0, Change(f"targets.{self.renamed[0]}", "change", *self.renamed))
+        return tuple(changes)
+
+
+def use_target(name: str, *, dry_run: bool = False) -> Update:
+    """Make NAME the current target.
 
     Raises:
         NotFound: the target does not exist.
+        ConfigError: the file is not valid.
+        Error: the file cannot be written.
     """
-    import yaml
 
-    config = load()
-    config.get(name)
-    text = config.path.read_text(encoding="utf-8")
-    root = compose_file(config.path, text)
-    assert isinstance(root, yaml.MappingNode)
-    current, word = child(root, "current"), _plain(name)
-    if current is not None:
-        text = text[: current.start_mark.index] + word + text[current.end_mark.index :]
-    else:
-        first = root.value[0][0].start_mark
-        comma = ", " if root.flow_style else "\n" + " " * first.column
-        text = f"{text[: first.index]}current: {word}{comma}{text[first.index :]}"
-    _write(config.path, _checked(text, replace(config, current=name)))
-    return config.path
+    def edit(text: str, config: Config) -> tuple[str, Config]:
+        config.get(name)
+        return yaml_edit.put(text, ["current"], name, first=True), replace(config, current=name)
+
+    return _update(name, edit, dry_run=dry_run)
 
 
-def add_target(name: str, settings: Mapping[str, str]) -> Path:
-    """Add or replace a target; the rest of the file does not change.
+def set_target(
+    name: str,
+    settings: Mapping[str, str],
+    *,
+    protect: Sequence[str] | None = None,
+    unset: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Update:
+    """Set keys of a target, and create it if it does not exist; keys that are not given stay.
+
+    Args:
+        name: the target.
+        settings: keys and their values.
+        protect: slot names and patterns, in place of those in the file.
+        unset: keys to remove.
+        dry_run: write nothing.
+
+    Raises:
+        BadValue: a name, a key or a value is not valid.
+        UsageError: the target would have a cluster and an instance.
+        ConfigError: the file is not valid.
+        Error: the file cannot be written.
+    """
+    check_name(name)
+    for key, value in settings.items():
+        check_value(key, value)
+    unknown = [key for key in unset if key not in (*SETTABLE, *SECRETS)]
+    if unknown:
+        raise BadValue(f"--unset: {unknown[0]!r} is not a key of a target", hint=f"keys: {', '.join(SETTABLE)}")
+
+    def edit(text: str, config: Config) -> tuple[str, Config]:
+        old = config.targets.get(name)
+        kept = {key: value for key, value in _settings(old).items() if key not in unset}
+        new = {**kept, **settings}
+        _require_one_server(name, kept, settings)
+        patterns = protect if protect is not None else () if old is None or "protect" in unset else old.protect
+        for key in unset:
+            if key in _settings(old) or (key == "protect" and old is not None and old.protect):
+                text = yaml_edit.remove(text, ["targets", name, key])
+        for key, value in settings.items():
+            if kept.get(key) != value:
+                text = yaml_edit.put(text, ["targets", name, key], value)
+        if old is None and not new:
+            text = yaml_edit.put(text, ["targets", name], {})
+        if protect is not None and (old is None or tuple(protect) != old.protect):
+            text = yaml_edit.put(text, ["targets", name, "protect"], list(protect))
+        target = replace(target_of(name, new), protect=tuple(patterns))
+        return text, replace(config, targets={**config.targets, name: target})
+
+    return _update(name, edit, dry_run=dry_run)
+
+
+def replace_target(name: str, settings: Mapping[str, str]) -> Update:
+    """Write a target with exactly these keys, in place of one with this name.
 
     Raises:
         ConfigError: the file is not valid.
+        Error: the file cannot be written.
     """
-    config = load()
-    text = config.path.read_text(encoding="utf-8") if config.path.exists() else ""
-    if name in config.targets:
-        text = _without(config.path, text, name)
-    targets = {**config.targets, name: target_of(name, settings)}
-    lines = text.splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n"
-    at, indent = len(lines), "  "
-    root = compose_file(config.path, text)
-    for key, value in getattr(root, "value", ()):
-        if key.value == "targets":
-            at = _last_line(value)
-            indent = (
-                " " * value.value[0][0].start_mark.column if isinstance(value.value, list) and value.value else indent
+
+    def edit(text: str, config: Config) -> tuple[str, Config]:
+        text = yaml_edit.put(text, ["targets", name], {}) if name not in config.targets else text
+        for key in _settings(config.targets.get(name)).keys() - settings.keys():
+            text = yaml_edit.remove(text, ["targets", name, key])
+        for key, value in settings.items():
+            text = yaml_edit.put(text, ["targets", name, key], value)
+        old = config.targets.get(name)
+        target = replace(target_of(name, settings), protect=() if old is None else old.protect)
+        return text, replace(config, targets={**config.targets, name: target})
+
+    return _update(name, edit)
+
+
+def rename_target(name: str, new: str, *, dry_run: bool = False) -> Update:
+    """Rename a target; the current target stays the current one.
+
+    Raises:
+        NotFound: the target does not exist.
+        AlreadyExists: another target has the new name.
+        BadValue: the new name is not valid.
+        ConfigError: the file is not valid.
+        Error: the file cannot be written.
+    """
+    check_name(new)
+
+    def edit(text: str, config: Config) -> tuple[str, Config]:
+        target = config.get(name)
+        if new in config.targets and new != name:
+            raise AlreadyExists(
+                f"target {new!r} already exists in {config.path}",
+                hint=f"choose another name, or delete it first: {command('config delete-target {}', new)}",
             )
-            break
-    else:
-        lines.append("targets:\n")
-        at += 1
-    lines[at:at] = [indent + line for line in _yaml({name: dict(settings)}).splitlines(keepends=True)]
-    _write(config.path, _checked("".join(lines), replace(config, targets=targets)))
-    return config.path
+        text = yaml_edit.rename(text, ["targets", name], new)
+        current = config.current
+        if current == name:
+            text, current = yaml_edit.put(text, ["current"], new), new
+        renamed = replace(target, label=f"target {new}")
+        targets = {new if key == name else key: renamed if key == name else one for key, one in config.targets.items()}
+        return text, replace(config, current=current, targets=targets)
+
+    return replace(_update(name, edit, dry_run=dry_run), renamed=(name, new))
 
 
-def remove_target(name: str) -> bool:
-    """Remove a target, also as the current one. Return whether it existed.
+def delete_target(name: str, *, dry_run: bool = False) -> Update:
+    """Delete a target; if it was the current one, no target is current.
 
     Raises:
+        NotFound: the target does not exist.
         ConfigError: the file is not valid.
+        Error: the file cannot be written.
     """
-    config = load()
-    if name not in config.targets:
-        return False
-    text = _without(config.path, config.path.read_text(encoding="utf-8"), name)
-    targets = {key: target for key, target in config.targets.items() if key != name}
-    current = config.current
-    if current == name:
-        current = None
-        lines = text.splitlines(keepends=True)
-        node = child(compose_file(config.path, text), "current")
-        assert node is not None
-        del lines[node.start_mark.line]
-        text = "".join(lines)
-    _write(config.path, _checked(text, replace(config, current=current, targets=targets)))
-    return True
+
+    def edit(text: str, config: Config) -> tuple[str, Config]:
+        config.get(name)
+        targets = {key: target for key, target in config.targets.items() if key != name}
+        current = config.current
+        if current == name:
+            text, current = yaml_edit.remove(text, ["current"]), None
+        text = yaml_edit.remove(text, ["targets", name], empty="")
+        return text, replace(config, current=current, targets=targets)
+
+    return _update(name, edit, dry_run=dry_run)
 
 
-def _without(path: Path, text: str, name: str) -> str:
-    """Return the text of the file without one target; keep the comments around it."""
-    targets = child(compose_file(path, text), "targets")
-    assert targets is not None
-    lines = text.splitlines(keepends=True)
-    key, value = next(entry for entry in targets.value if entry[0].value == name)
-    del lines[key.start_mark.line : _last_line(value)]
-    return "".join(lines)
+def _update(name: str, edit: _Edit, *, dry_run: bool = False) -> Update:
+    """Edit the text of the file, and make sure that it means what is wanted."""
+    path = config_path()
+    made: list[Update] = []
+
+    def apply(text: str) -> str:
+        before = parse(path, text)
+        try:
+            new, wanted = edit(text, before)
+            is_wanted = parse(path, new) == wanted
+        except (NotYaml, ConfigError):  # an alias has no anchor any more
+            is_wanted = False
+        if not is_wanted:  # a change of an anchor also changes its aliases
+            raise ConfigError(
+                f"{path}:{yaml_edit.line_of(text, ['targets', name])}: targets.{name}: it cannot be changed alone: "
+                "other keys of the file use its anchor",
+                hint=f"edit the file; then check it: {command('config check')}",
+            )
+        made.append(Update(path, before, wanted))
+        return new
+
+    if dry_run:
+        apply(file_update.read(path))
+    else:
+        file_update.update(path, apply)
+    return made[-1]
 
 
-def _last_line(node: Any) -> int:
-    """Return the line after the last line of a node; the end mark of a block is after the comments that follow it."""
-    if isinstance(node.value, list) and node.value and not node.flow_style:
-        return _last_line(node.value[-1][1])
-    end = node.end_mark
-    return int(end.line + (end.column > 0 or end.line == node.start_mark.line))
+def _require_one_server(name: str, kept: Mapping[str, str], settings: Mapping[str, str]) -> None:
+    for key, other in (("cluster", "instance"), ("instance", "cluster")):
+        if key in settings and other in kept and other not in settings:
+            again = command(f"config set-target {{}} --{key} {{}} --unset {other}", name, settings[key])
+            raise UsageError(f"target {name} has the {other} {kept[other]}", hint=f"to replace it: {again}")
+    if {"cluster", "instance"} <= settings.keys():
+        raise UsageError("a target has a cluster or an instance, not both", hint="omit --cluster or --instance")
 
 
-def _checked(text: str, wanted: Config) -> str:
-    """Return an edited text if it means WANTED; otherwise (flow style, anchors) write WANTED from scratch."""
-    try:
-        if parse(wanted.path, text) == wanted:
-            return text
-    except ConfigError:
-        pass
-    targets = {
-        name: {
-            **({"dsn": target.dsn} if target.dsn else {}),
-            **target.keywords,
-            **{key: value for key, value in asdict(target.aws).items() if value is not None},
-            **({"protect": list(target.protect)} if target.protect else {}),
-        }
-        for name, target in wanted.targets.items()
-    }
-    head = {"current": wanted.current, "protect": list(wanted.protect)}
-    fresh = _yaml({**{key: value for key, value in head.items() if value}, "targets": targets})
-    parse(wanted.path, fresh)
-    return fresh
+def _settings(target: Target | None) -> dict[str, str]:
+    """Return the keys of a target and their values, without ``protect``."""
+    if target is None:
+        return {}
+    aws = {key: value for key in AWS_KEYS if (value := getattr(target.aws, key)) is not None}
+    return {**({"dsn": target.dsn} if target.dsn else {}), **target.keywords, **aws}
 
 
-def _yaml(value: object) -> str:
-    import yaml
+def _flat(config: Config, renamed: tuple[str, str] | None = None) -> dict[str, tuple[str, str]]:
+    """Return the keys of the file, each with its value as it is shown, and as it is."""
+    flat = {} if config.current is None else {"current": (config.current, config.current)}
+    for old_name, target in config.targets.items():
+        name = renamed[1] if renamed is not None and old_name == renamed[0] else old_name
+        flat[f"targets.{name}"] = ("", "")
+        masked = target.masked()
+        flat |= {f"targets.{name}.{key}": (masked[key], value) for key, value in _settings(target).items()}
+        if target.protect:
+            patterns = ", ".join(target.protect)
+            flat[f"targets.{name}.protect"] = (patterns, patterns)
+    return flat
 
-    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=2**31)
-    return text
 
-
-def _plain(word: str) -> str:
-    """Return a name in YAML: quoted if it would be a number or a boolean."""
-    return _yaml([word]).removeprefix("- ").rstrip("\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file atomically, at the target of a link; only the owner can read a new file."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    temporary.touch(mode=0o600, exist_ok=False)
-    temporary.write_text(text, encoding="utf-8")
-    temporary.chmod(mode)
-    temporary.replace(path)
+def _change(key: str, old: tuple[str, str] | None, new: tuple[str, str] | None) -> Change:
+    effect: Effect = "create" if old is None else "drop" if new is None else "change"
+    return Change(key, effect, old[0] if old else None, new[0] if new else None)

@@ -34,14 +34,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.config.paths import config_path
 from rdsrepl.config.target import AWS_KEYS, KEYWORDS, Aws, Target
-from rdsrepl.errors import ConfigError, NotFound
+from rdsrepl.errors import BadValue, ConfigError, NotFound
+from rdsrepl.text.masking import mask
+from rdsrepl.text.suggestions import did_you_mean
 from rdsrepl.text.yaml_nodes import NotYaml, compose
 
 if TYPE_CHECKING:
     import yaml
 
 # Keywords with a known set of values, or a number: a wrong value is detected here and not by the server.
-_VALUES: Final[Mapping[str, str]] = {
+VALUES: Final[Mapping[str, str]] = {
     "port": r"\d{1,5}(,\d{1,5})*",
     "connect_timeout": r"\d+",
     "keepalives": "0|1",
@@ -55,9 +57,15 @@ _VALUES: Final[Mapping[str, str]] = {
     "gssencmode": "disable|prefer|require",
     "load_balance_hosts": "disable|random",
     "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
+    "auth": "password|iam",
+    "endpoint_url": r"https?://\S+",
 }
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
-_AWS_VALUES: Final = {"auth": "password|iam", "endpoint_url": r"https?://\S+"}
+_NAME_HINT: Final = "use letters, digits, '_', '.', '-'; the first is a letter or a digit"
+
+_PASSWORD_HINT: Final = (
+    "keep it in ~/.pgpass or PGPASSWORD, or give a Secrets Manager secret (--secret ID), and remove it from the string"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +93,10 @@ class Config:
         try:
             return self.targets[name]
         except KeyError:
-            known = ", ".join(sorted(self.targets)) or "none"
+            listed = f"targets: {', '.join(sorted(self.targets)) or 'none'}; list them: rdsrepl config get-targets"
             raise NotFound(
-                f"target {name!r} does not exist in {self.path}", hint=f"targets: {known} (rdsrepl config show)"
+                f"target {name!r} does not exist in {self.path}",
+                hint=did_you_mean(name, self.targets, otherwise=listed),
             ) from None
 
 
@@ -116,7 +125,8 @@ def compose_file(path: Path, text: str) -> yaml.Node | None:
     try:
         return compose(text)
     except NotYaml as exc:
-        raise ConfigError(f"{path}:{exc.line}: {exc.problem}", hint="correct that line") from None
+        column = f":{exc.column}" if exc.column else ""
+        raise ConfigError(f"{path}:{exc.line}{column}: {exc.problem}", hint="correct that line") from None
 
 
 def child(node: yaml.Node | None, key: str) -> yaml.Node | None:
@@ -150,10 +160,7 @@ def parse(path: Path, text: str) -> Config:
                 continue
             for name, settings, at in _entries(path, node, "targets"):
                 if not _NAME.match(name):
-                    raise ConfigError(
-                        f"{path}:{at}: targets.{name}: not a valid target name",
-                        hint="use letters, digits, '_', '.', '-'",
-                    )
+                    raise ConfigError(f"{path}:{at}: targets.{name}: not a valid target name", hint=_NAME_HINT)
                 targets[name] = _target(path, name, settings)
         else:
             raise ConfigError(f"{path}:{line}: unknown key {key!r}", hint="valid keys: current, protect, targets")
@@ -177,8 +184,33 @@ def _patterns(path: Path, node: yaml.Node, where: str) -> tuple[str, ...]:
     return tuple(str(item.value) for item in items)
 
 
+def check_name(name: str) -> None:
+    """Make sure that a target can have this name.
+
+    Raises:
+        BadValue: it cannot.
+    """
+    if not _NAME.match(name):
+        raise BadValue(f"{name!r} is not a valid target name", hint=_NAME_HINT)
+
+
+def check_value(key: str, value: str) -> None:
+    """Make sure that a key of a target, except ``protect``, can have this value, and that it is not a secret.
+
+    Raises:
+        BadValue: it cannot.
+    """
+    option = "--" + key.replace("_", "-")
+    if not value.strip():
+        raise BadValue(f"{option}: the value is empty", hint=f"to remove the key: --unset {key}")
+    if (fault := _fault(key, value)) is not None:
+        raise BadValue(f"{option}: {fault[0]}", hint=fault[1])
+    if key == "dsn" and mask(value) != value:
+        raise BadValue("--dsn: the connection string contains a password", hint=_PASSWORD_HINT)
+
+
 def target_of(name: str, settings: Mapping[str, str]) -> Target:
-    """Return the target with the settings of the file or of ``config add``."""
+    """Return the target with these settings."""
     keywords = {key: value for key, value in settings.items() if key != "dsn" and key not in AWS_KEYS}
     aws = Aws(**{key: value for key, value in settings.items() if key in AWS_KEYS})
     return Target(f"target {name}", settings.get("dsn", ""), keywords, aws)
@@ -198,16 +230,8 @@ def _target(path: Path, name: str, node: yaml.Node) -> Target:
                 + ", ".join([*AWS_KEYS, "protect"]),
             )
         settings[key] = _scalar(path, value, f"targets.{name}.{key}")
-        if key == "dsn":
-            _check_dsn(path, line, name, settings[key])
-        values = _VALUES.get(key) or _AWS_VALUES.get(key)
-        if values and not re.fullmatch(values, settings[key]):
-            known = {"endpoint_url": "http://… or https://…"}.get(key) or (
-                "a number" if "\\d" in values else values.replace("|", ", ")
-            )
-            raise ConfigError(
-                f"{path}:{line}: targets.{name}.{key}: {settings[key]!r} is not a valid value", hint=f"valid: {known}"
-            )
+        if (fault := _fault(key, settings[key])) is not None:
+            raise ConfigError(f"{path}:{line}: targets.{name}.{key}: {fault[0]}", hint=fault[1])
         if {"cluster", "instance"} <= settings.keys():
             raise ConfigError(
                 f"{path}:{line}: targets.{name}: cluster and instance are mutually exclusive", hint="remove one of them"
@@ -215,18 +239,22 @@ def _target(path: Path, name: str, node: yaml.Node) -> Target:
     return replace(target_of(name, settings), protect=protect)
 
 
-def _check_dsn(path: Path, line: int, name: str, dsn: str) -> None:
-    import psycopg
-    from psycopg.conninfo import conninfo_to_dict
+def _fault(key: str, value: str) -> tuple[str, str] | None:
+    """Return what is wrong with a value, and the hint; None if it is valid."""
+    if key == "dsn":
+        import psycopg
+        from psycopg.conninfo import conninfo_to_dict
 
-    try:
-        conninfo_to_dict(dsn)
-    except (psycopg.ProgrammingError, ValueError):
-        # Without the cause: libpq quotes the text that it could not parse, which can be a part of the password.
-        raise ConfigError(
-            f"{path}:{line}: targets.{name}.dsn: not a connection string",
-            hint="write postgresql://user@host:5432/dbname, or host=… dbname=… user=…",
-        ) from None
+        try:
+            conninfo_to_dict(value)
+        except (psycopg.ProgrammingError, ValueError):
+            # Without the cause: libpq quotes the text that it could not parse, which can be a part of the password.
+            return "not a connection string", "write postgresql://user@host:5432/dbname, or host=… dbname=… user=…"
+    values = VALUES.get(key)
+    if values is None or re.fullmatch(values, value):
+        return None
+    known = "a number" if "\\d" in values else values.replace("|", ", ")
+    return f"{value!r} is not a valid value", f"valid: {'http://… or https://…' if key == 'endpoint_url' else known}"
 
 
 def _entries(path: Path, node: Any, where: str) -> list[tuple[str, Any, int]]:

@@ -148,7 +148,7 @@ def add_target(home: SandboxDirectory, state: State) -> None:
         "cluster": CLUSTER,
     }
     if _own_target() != {**settings, "dsn": ""}:
-        config.add_target(TARGET, settings)
+        config.replace_target(TARGET, settings)
 
 
 def remove_target(home: SandboxDirectory, state: State | None) -> bool:
@@ -156,7 +156,7 @@ def remove_target(home: SandboxDirectory, state: State | None) -> bool:
     settings = _own_target()
     if settings is None or settings.get("passfile") != str(home.passfile):
         return False
-    config.remove_target(TARGET)
+    config.delete_target(TARGET)
     path = config.config_path()
     if state is not None and not state.config_was_there and state.config_file == str(path):
         rest = config.load()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rdsrepl import config
-from rdsrepl.errors import ConfigError, NotFound
+from rdsrepl.errors import ConfigError
 from rdsrepl.postgres.conninfo import safe_sslmode
+from tests.fixtures.program import complete
 
 if TYPE_CHECKING:
     from tests.fixtures.postgres import Database
@@ -51,7 +52,8 @@ def test_read_and_masked(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("targets: [1", "1:"),
+        ("targets: [1", ":1:12: not YAML"),
+        ("targets:\n  a:\n   host: x\n  \tb: 1\n", ":4:3: not YAML"),
         ("targets:\n  prod: 5\n", ":2: targets.prod"),
         ("other: 1\n", ":1: unknown key 'other'"),
         ("targets:\n  a:\n    hosst: x\n", ":3: targets.a: unknown key 'hosst'"),
@@ -73,30 +75,6 @@ def test_a_bad_file_names_file_line_and_key(file: Path, rdsrepl: Program, text: 
     assert (result.code, result.error["error"]) == (2, "config_error")
 
 
-def test_use_add_and_remove_keep_the_rest(file: Path) -> None:
-    file.write_text(GOOD)
-    config.use("lab")
-    assert "# our databases" in file.read_text()
-    assert config.load().current == "lab"
-    config.add_target("sandbox", {"host": "127.0.0.1", "port": "5432", "passfile": "/x: y"})
-    assert dict(config.load().get("sandbox").keywords) == {"host": "127.0.0.1", "port": "5432", "passfile": "/x: y"}
-    assert config.remove_target("prod")
-    assert not config.remove_target("prod")
-    assert set(config.load().targets) == {"lab", "sandbox"}
-    assert config.remove_target("lab")
-    assert config.load().current is None
-    assert config.remove_target("sandbox")
-    config.add_target("again", {"host": "h"})
-    assert set(config.load().targets) == {"again"}
-    with pytest.raises(NotFound):
-        config.use("nope")
-
-
-def test_a_new_file_is_private(file: Path) -> None:
-    config.add_target("a", {"host": "h", "password": "p"})
-    assert file.stat().st_mode & 0o777 == 0o600
-
-
 def test_commands(rdsrepl: Program) -> None:
     path = rdsrepl.home / "config" / "rdsrepl" / "config.yaml"
     assert rdsrepl("config", "path").out.strip() == str(path)
@@ -108,8 +86,76 @@ def test_commands(rdsrepl: Program) -> None:
     assert rdsrepl("config", "use", "lab").code == 0
     shown = rdsrepl("config", "show", "-o", "json").json
     assert [(target["name"], target["current"]) for target in shown] == [("lab", True), ("prod", False)]
+    assert rdsrepl("config", "get-targets", "-o", "json").json == rdsrepl("config", "list", "-o", "json").json == shown
     assert rdsrepl("config", "show", "nope").code == 3
     assert rdsrepl("-t", "nope", "slot", "list").code == 3
+
+
+def test_the_commands_of_kubectl(rdsrepl: Program) -> None:
+    path = rdsrepl.home / "config" / "rdsrepl" / "config.yaml"
+    none = rdsrepl("config", "current-target")
+    assert none.code == 3 and "config set-target NAME" in none.err
+    created = rdsrepl("config", "set-target", "prod", "--cluster", "orders", "--protect", "a*")
+    assert created.code == 0 and "+ targets.prod.cluster: orders" in created.out
+    assert "next: rdsrepl config use-target prod" in created.err
+    assert path.read_text() == "targets:\n  prod:\n    cluster: orders\n    protect: [a*]\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert rdsrepl("config", "use-target", "prod").code == 0
+    assert rdsrepl("config", "current-target").out == "prod\n"
+    changed = rdsrepl("config", "set-target", "prod", "--user", "cdc", "--unset", "protect", "-o", "json").json
+    assert [(one["key"], one["effect"], one["before"], one["after"]) for one in changed["changes"]] == [
+        ("targets.prod.protect", "drop", "a*", None),
+        ("targets.prod.user", "create", None, "cdc"),
+    ]
+    again = rdsrepl("config", "set-target", "prod", "--user", "cdc")
+    assert again.code == 0 and "unchanged" in again.out
+    before = path.read_bytes()
+    for words in (["delete-target", "prod"], ["rename-target", "prod", "x"], ["set-target", "prod", "--user", "u"]):
+        assert rdsrepl("config", *words, "--dry-run").code == 0
+        assert rdsrepl("config", *words, "--check").code == 7
+    assert path.read_bytes() == before
+    assert rdsrepl("config", "set-target", "prod", "--user", "cdc", "--check").code == 0
+    renamed = rdsrepl("config", "rename-target", "prod", "production", env={"RDSREPL_TARGET": "prod"})
+    assert "~ current: prod -> production" in renamed.out and "RDSREPL_TARGET still names prod" in renamed.err
+    assert rdsrepl("config", "set-target", "lab", "--host", "db.example.com", "--port", "5432").code == 0
+    listed = rdsrepl("config", "get-targets").out.split("\n")
+    assert [line.split()[:3] for line in listed[1:3]] == [
+        ["-", "lab", "db.example.com:5432"],
+        ["*", "production", "cluster"],
+    ]
+    deleted = rdsrepl("config", "delete-target", "production")
+    assert "was the current target" in deleted.err and "rdsrepl config use-target lab" in deleted.err
+    assert rdsrepl("config", "current-target").code == 3
+    assert complete(rdsrepl, "config", "delete-target", "") == complete(rdsrepl, "config", "use", "") == ["lab"]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "said"),
+    [
+        (["x", "--dsn", "postgresql://u:hunter2@h/d"], "bad_value", ".pgpass"),
+        (["x", "--dsn", "host=h password=hunter2"], "bad_value", "--secret ID"),
+        (["x", "--dsn", "what is this hunter2"], "bad_value", "not a connection string"),
+        (["x", "--password", "hunter2"], "bad_value", ".pgpass"),
+        (["x", "--port", "many"], "bad_value", "--port"),
+        (["x", "--sslmode", "maybe"], "bad_value", "verify-full"),
+        (["x", "--host", ""], "bad_value", "--unset host"),
+        (["x", "--unset", "hots"], "bad_value", "'hots'"),
+        (["x", "--host", "h", "--unset", "host"], "bad_value", "exclude each other"),
+        (["x", "--cluster", "a", "--instance", "b"], "usage_error", "not both"),
+        (["prod", "--instance", "b"], "usage_error", "config set-target prod --instance b --unset cluster"),
+        (["a b", "--host", "h"], "bad_value", "not a valid target name"),
+        (["", "--host", "h"], "bad_value", "not a valid target name"),
+        (["--host", "h", "--", "-x"], "bad_value", "not a valid target name"),
+        (['"', "--host", "h"], "bad_value", "not a valid target name"),
+    ],
+)
+def test_a_wrong_target_is_refused(rdsrepl: Program, words: list[str], error: str, said: str) -> None:
+    path = rdsrepl.home / "config.yaml"
+    path.write_text("targets: {prod: {cluster: orders}}")
+    refused = rdsrepl("config", "set-target", "-o", "json", *words, env={"RDSREPL_CONFIG": str(path)})
+    assert (refused.code, refused.error["error"]) == (2, error)
+    assert said in f"{refused.error['message']} {refused.error['hint']}" and "hunter2" not in refused.err
+    assert path.read_text() == "targets: {prod: {cluster: orders}}"
 
 
 def test_precedence(rdsrepl: Program, db15: Database) -> None:
@@ -125,7 +171,7 @@ def test_precedence(rdsrepl: Program, db15: Database) -> None:
     path.write_text(f"targets:\n  here:\n{settings}  there:\n    host: 127.0.0.1\n    port: 1\n")
     assert rdsrepl("-t", "here", "slot", "list", env=bad).code == 0
     assert rdsrepl("-t", "there", "slot", "list", env=good).code == 5
-    assert rdsrepl("config", "use", "here").code == 0
+    assert rdsrepl("config", "use-target", "here").code == 0
     assert rdsrepl("slot", "list", env=bad).code == 0
     assert rdsrepl("-t", "there", "slot", "list", dsn=db15.dsn).code == 2  # two servers
     service = rdsrepl.home / "services"

@@ -240,13 +240,13 @@ def test_config_file_is_restored(home: Path) -> None:
     path.write_text(before)
     lifecycle.up(standby=False)
     assert set(config.load().targets) == {"prod", "sandbox"}
-    config.use("sandbox")
+    config.use_target("sandbox")
     lifecycle.down()
     assert path.read_text() == before
 
 
 def test_a_foreign_target_is_not_replaced(home: Path) -> None:
-    config.add_target("sandbox", {"host": "db.example.com"})
+    config.set_target("sandbox", {"host": "db.example.com"})
     with pytest.raises(Refused, match="does not belong to this sandbox"):
         lifecycle.up()
     assert not home.exists()
