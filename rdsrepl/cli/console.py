@@ -58,12 +58,24 @@ def prompt_password(question: str) -> str:
 
 def _answer(question: str) -> str:
     with _ended_line():
-        sys.stderr.write(f"{line_for_person(question)} ")
+        sys.stderr.write(f"{_wrapped(line_for_person(question))} ")
         sys.stderr.flush()
         line = sys.stdin.readline()
     if not line.endswith("\n"):  # Ctrl-D
         sys.stderr.write("\n")
     return line.strip()
+
+
+def _wrapped(text: str) -> str:
+    """Break a line at its spaces; a terminal would break it within a word."""
+    if not sys.stderr.isatty():
+        return text
+    import textwrap
+
+    from rdsrepl.render import console
+
+    width = max(console(sys.stderr).width - 1, 20)
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 @contextmanager

@@ -304,10 +304,10 @@ def _require_free(conn: Connection, present: Sequence[Slot]) -> None:
 
 
 def _described(slot: Slot) -> str:
-    since = f", inactive since {slot.inactive_since:%Y-%m-%d %H:%M:%S %Z}" if slot.inactive_since else ""
+    retained = "" if slot.retained_bytes is None else f"retains {format_size(slot.retained_bytes)} of WAL, "
+    since = f"inactive since {slot.inactive_since:%Y-%m-%d %H:%M %Z}, " if slot.inactive_since else ""
     kind = f"{slot.plugin}, database {slot.database}" if slot.slot_type == "logical" else "physical"
-    retained = "" if slot.retained_bytes is None else f", retains {format_size(slot.retained_bytes)} of WAL"
-    return f"{kind}{since}{retained}"
+    return f"{retained}{since}{kind}"
 
 
 def _drop_warnings(slot: Slot) -> list[str]:
