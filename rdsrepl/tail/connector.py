@@ -89,6 +89,7 @@ class Connector:
     Attributes:
         commits: counts the changes of each commit; the writer's loop adds to it.
         claimed_lsn: confirmed, or about to be confirmed when a connection was lost.
+        start_lsn: where the stream of the last connection starts.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Connector:
         self._denials = 0
         self.commits = CommitCounts()
         self.claimed_lsn = 0
+        self.start_lsn = 0
 
     @property
     def has_connected(self) -> bool:
@@ -169,6 +171,7 @@ class Connector:
                 # Only now does this connection hold the slot, so that no other session moves it.
                 checked = self._check(self._was_primary)
                 self._resume(server, checked, is_same_wal, start_lsn, changes)
+                self.start_lsn = max(start_lsn, int(checked.slot.confirmed_flush_lsn or 0))
             except errors.SlotActive as exc:
                 receiver.close()
                 allowed = self._options.active_wait_seconds

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.lsn import Lsn
+from rdsrepl.tail.appended_file import AppendedFile
 from rdsrepl.tail.connector import Connector
 from rdsrepl.tail.ledger import Ledger
 from rdsrepl.tail.model import DecodedBatch
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.tail.continuity import LastRun
     from rdsrepl.tail.preflight import PreflightResult
+    from rdsrepl.tail.timelines import Timelines
 
 QUEUE_BYTES: Final = 16 << 20
-_CONFIRM_SECONDS: Final = 1.0
+# A position is confirmed at most this long after it is durable: a killed run repeats what it has not confirmed.
+_CONFIRM_SECONDS: Final = 0.2
+# How often the server is asked for its position while it sends nothing.
+_ASK_SECONDS: Final = 1.0
 _STATUS_SECONDS: Final = 10.0
 _FIRST_DELAY_SECONDS: Final = 0.1
 _LONGEST_DELAY_SECONDS: Final = 10.0
@@ -58,6 +63,7 @@ class Tail:
         observer: Observer,
         check: Callable[[bool], PreflightResult],
         last_run: LastRun | None = None,
+        file: AppendedFile | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -69,12 +75,14 @@ class Tail:
             observer: receives notes, warnings and the progress.
             check: the preflight check, repeated for each connection; takes whether the server must be a primary.
             last_run: what is remembered from run to run; None where positions are not confirmed.
+            file: what the sink appends to, if changes that it has are left out.
         """
         self._options = options
         self._target = target
         self._stop = options.stop
         self._decoder = pipeline.decoder
         self._sink = sink
+        self._file = file
         self._observer = observer
         self._ledger = Ledger()
         self._signals = StopSignals()
@@ -158,15 +166,40 @@ class Tail:
 
     def _connect(self) -> Receiver | None:
         """Return a connection that streams; None when the run was stopped while it waited for the slot."""
+        if self._file is not None and self._await_durable():
+            return None
         connected = self._connector.connect(self._changes)
         if connected is None:
             return None
         receiver, timelines = connected
         self._decoder.reset(timelines)
+        if self._file is not None:
+            self._read_file(self._file, receiver, timelines)
         self._last_status = time.monotonic()
         self._sent_flush = 0
         self._silence.connected()
         return receiver
+
+    def _read_file(self, file: AppendedFile, receiver: Receiver, timelines: Timelines) -> None:
+        """Find out what the output file has of the stream that begins.
+
+        Raises:
+            Refused: the file is of another stream.
+        """
+        try:
+            is_known = file.connected(timelines, self._connector.start_lsn, receiver.server_lsn)
+        except BaseException:
+            receiver.close()
+            raise
+        if not is_known:
+            self._observer.warn("the end of the output file is not in this format: changes may be written again")
+
+    def _await_durable(self) -> bool:
+        """Wait until the output has everything that was handed over; return whether to stop."""
+        while self._sink.durable < self._ledger.handed_over:
+            if self._pause(_SAMPLE_SECONDS / 5):
+                return True
+        return False
 
     def _loop(self, receiver: Receiver) -> str:
         """Read and hand over until there is a reason to stop; return it."""
@@ -188,7 +221,7 @@ class Tail:
                 return reason
             if sink.pending_bytes >= QUEUE_BYTES:
                 receiver.heard()
-                receiver.wait(min(_CONFIRM_SECONDS, interval), wakeups, read=False)
+                receiver.wait(min(_ASK_SECONDS, interval), wakeups, read=False)
                 sink.wakeup.drain()
                 continue
             messages = receiver.read()
@@ -200,11 +233,13 @@ class Tail:
                 return reason
             if receiver.take_keepalive():
                 ledger.keepalive(receiver.wal_end_lsn)
+                if self._file is not None and not ledger.in_transaction:
+                    self._file.reached(receiver.wal_end_lsn)
                 reached = stop.until_lsn is not None and receiver.wal_end_lsn >= stop.until_lsn
                 if reached and not ledger.in_transaction:
                     return stop.until_reason
             elif not messages:
-                if stop.until_lsn is not None and now - self._asked >= _CONFIRM_SECONDS:
+                if stop.until_lsn is not None and now - self._asked >= _ASK_SECONDS:
                     # The server has nothing to send: ask for its position, so that a quiet database ends the run too.
                     self._confirm(receiver, reply=True)
                     self._asked = now
@@ -260,22 +295,32 @@ class Tail:
     def _take(self, messages: Sequence[bytes]) -> str | None:
         """Decode and hand over; return a reason to stop, or None."""
         limit = self._stop.limit
+        if self._file is not None and self._file.is_active:
+            return self._take_each(messages)
         if limit is not None and self._changes + len(messages) >= limit:
-            return self._take_to_limit(messages, limit)
+            return self._take_each(messages)
         batch = self._decoder.feed(messages)
         self._hand_over(batch, sum(map(len, messages)))
         return self._stop.until_reason if batch.reached_until else None
 
-    def _take_to_limit(self, messages: Sequence[bytes], limit: int) -> str | None:
-        """Decode message by message, and stop after the last wanted change, and its commit if that comes next."""
+    def _take_each(self, messages: Sequence[bytes]) -> str | None:
+        """Decode message by message: leave out what the file has, and stop after the last wanted change.
+
+        The commit of the last wanted change is taken as well if it comes next.
+        """
+        limit = self._stop.limit
         for message in messages:
             batch = self._decoder.feed([message])
-            if self._changes >= limit and batch.changes:
+            if self._file is not None and self._file.is_active:
+                batch = self._file.without_repeats(batch)
+            if limit is not None and self._changes >= limit and batch.changes:
                 return f"reached --limit {limit}, within a transaction that is not confirmed"
             self._hand_over(batch, len(message))
             if batch.reached_until:
+                if self._file is not None and self._stop.until_lsn is not None:
+                    self._file.reached(self._stop.until_lsn)
                 return self._stop.until_reason
-            if self._changes >= limit and not batch.in_transaction:
+            if limit is not None and self._changes >= limit and not batch.in_transaction:
                 return f"reached --limit {limit}"
         return None
 
@@ -295,13 +340,15 @@ class Tail:
             raise batch.error
 
     def _confirmable(self) -> int:
-        return self._ledger.flush_lsn if self._options.confirm else 0
+        may = self._options.confirm and (self._file is None or self._file.is_verified)
+        return self._ledger.flush_lsn if may else 0
 
     def _status(self, receiver: Receiver, now: float, interval: float) -> None:
         """Send a status update when one is due: requested, a new position to confirm, or the interval is over."""
         age = now - self._last_status
         has_new = self._confirmable() > self._sent_flush
-        if receiver.reply_requested or age >= interval or (has_new and age >= _CONFIRM_SECONDS):
+        is_due = age >= _CONFIRM_SECONDS or self._sent_flush == 0
+        if receiver.reply_requested or age >= interval or (has_new and is_due):
             self._confirm(receiver)
             self._last_status = now
 

@@ -137,6 +137,7 @@ class TailOptions:
         from_lsn: where to start instead of at the slot's position.
         stop: when to stop without a signal.
         confirm: whether positions are confirmed.
+        at_least_once: whether changes that a regular file has already may be written to it again.
         active_wait_seconds: how long to wait for a slot that another connection uses; None is a little longer than
             the server's ``wal_sender_timeout``, after which it releases the slot of a dead consumer.
         kinesis: the stream; None is standard output.
@@ -158,6 +159,7 @@ class TailOptions:
     from_lsn: Lsn | None = None
     stop: StopConditions = field(default_factory=StopConditions)
     confirm: bool = True
+    at_least_once: bool = False
     active_wait_seconds: float | None = None
     kinesis: KinesisOptions | None = None
     heartbeat: HeartbeatOptions | None = None

@@ -6,13 +6,20 @@ The command line and the Lambda function both call ``run``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import BadValue, Error, Unsupported, WrongPlugin
 from rdsrepl.postgres import versions
 from rdsrepl.tail import preflight
+from rdsrepl.tail.appended_file import (
+    AppendedFile,
+    Identify,
+    appended_file,
+    identity_in_debezium,
+    identity_in_json,
+)
 from rdsrepl.tail.continuity import LastRun
 from rdsrepl.tail.engine import Tail
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -36,6 +43,11 @@ if TYPE_CHECKING:
     from rdsrepl.tail.sinks.kinesis import KinesisCounts, KinesisSink
 
 _ANSWER_SECONDS: Final = 30.0
+# The formats whose lines have an identity.
+_IDENTITIES: Final[Mapping[FormatName, Identify]] = {
+    FormatName.json: identity_in_json,
+    FormatName.debezium: identity_in_debezium,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,7 @@ def run(
             observer,
             lambda primary: preflight.check(target, options.slot_name, checked.publications, primary=primary),
             _last_run(target, options, checked, observer) if options.confirm else None,
+            _appended_file(options),
         )
         if checked.is_planned and create is not None:
             try:
@@ -148,6 +161,14 @@ def _prepare_stdout(format: FormatName, checked: PreflightResult, observer: Obse
         observer.note(
             f"removed an incomplete line of {counted(size, 'byte')} from the end of the file; its change comes again"
         )
+
+
+def _appended_file(options: TailOptions) -> AppendedFile | None:
+    """Return what leaves changes out that standard output has; None where they are wanted again."""
+    identify = _IDENTITIES.get(options.format)
+    if options.kinesis is not None or options.at_least_once or not options.confirm or identify is None:
+        return None
+    return appended_file(1, identify, options.slot_name)
 
 
 def _answer_seconds(options: TailOptions) -> float | None:

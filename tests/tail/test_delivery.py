@@ -102,24 +102,59 @@ def test_an_undisturbed_run_gives_each_change_once(stream: Database, rdsrepl: Pr
     assert check_order(read_json_lines(out), set(writer.committed)) == writer.committed
 
 
-def test_twenty_kills_lose_nothing(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
-    """kill -9 at random moments, appending to the same file: every line is complete, every change is there."""
+def test_twenty_kills_lose_and_repeat_nothing(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """kill -9 at random moments, appending to the same file: every line is complete, every change is there once."""
     out = tmp_path / "out.jsonl"
-    rng = random.Random(20)
     writer = Writer(stream)
-    with writer.running(), out.open("ab") as file:
-        for _ in range(20):
-            tail = rdsrepl.start("-q", "slot", "tail", "g", dsn=stream.dsn, stdout=file, stderr=subprocess.DEVNULL)
+    with writer.running():
+        kill_repeatedly(rdsrepl, stream, out, 20)
+    finish(rdsrepl, stream, out)
+    assert check_order(read_json_lines(out), set(writer.committed)) == writer.committed
+
+
+def kill_repeatedly(rdsrepl: Program, stream: Database, out: Path, kills: int, *words: str) -> None:
+    """Stream into a file with a tail that is killed again and again."""
+    rng = random.Random(kills)
+    with out.open("ab") as file:
+        for _ in range(kills):
             size = out.stat().st_size
+            process = rdsrepl.start(
+                "-q", "slot", "tail", "g", *words, dsn=stream.dsn, stdout=file, stderr=subprocess.DEVNULL
+            )
             wait_until(lambda size=size: out.stat().st_size > size, "the tail writes")
             time.sleep(rng.uniform(0, 0.25))
-            tail.kill()
-            tail.wait()
+            process.kill()
+            process.wait()
+
+
+def finish(rdsrepl: Program, stream: Database, out: Path, *words: str, code: int = 0) -> str:
+    """Append what is left; return what the tail printed on stderr."""
     with out.open("ab") as file:
-        last = rdsrepl.start("-q", "slot", "tail", "g", "--until-now", dsn=stream.dsn, stdout=file)
-        assert last.wait(timeout=120) == 0
-    ids = check_order(read_json_lines(out), set(writer.committed))
-    assert set(ids) == set(writer.committed)
+        last = rdsrepl.start(
+            "slot", "tail", "g", "--until-now", *words, dsn=stream.dsn, stdout=file, stderr=subprocess.PIPE
+        )
+        _, err = last.communicate(timeout=120)
+    assert last.returncode == code, err
+    return str(err, "utf-8")
+
+
+def test_a_file_of_another_stream_is_refused(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """The end of the file is not in the stream, so nothing is left out, written or confirmed."""
+    stream.run("INSERT INTO t (v) VALUES ('a')")
+    out = tmp_path / "out.jsonl"
+    finish(rdsrepl, stream, out)
+    before = confirmed_lsn(stream, "g")
+    (line,) = out.read_text().splitlines()
+    stream.run("INSERT INTO t (v) VALUES ('b')")
+    lsn = json.loads(line)["commit_lsn"]
+    foreign = line.replace(lsn, lsn.split("/")[0] + "/FFFFFFF0") + "\n"
+    out.write_text(foreign)
+    err = finish(rdsrepl, stream, out, code=4)
+    assert "the output file ends with the change" in err and "hint: append to another file, or write" in err
+    assert out.read_text() == foreign
+    assert confirmed_lsn(stream, "g") == before
+    finish(rdsrepl, stream, out, "--at-least-once")
+    assert len(out.read_text().splitlines()) == 2
 
 
 def test_an_incomplete_last_line_is_removed(stream: Database, rdsrepl: Program, tmp_path: Path) -> None:

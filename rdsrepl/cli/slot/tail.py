@@ -73,6 +73,7 @@ def tail(
         from_lsn=start.from_lsn,
         stop=stop.conditions(),
         confirm=not start.no_confirm,
+        at_least_once=start.at_least_once,
         active_wait_seconds=start.wait_active,
         kinesis=to_kinesis,
         heartbeat=service.heartbeat_options(),

@@ -12,7 +12,7 @@ import typer
 
 from rdsrepl.cli.completion import complete_publication, complete_slot
 from rdsrepl.cli.context import LogFormat
-from rdsrepl.cli.options import duration_option, lsn_option
+from rdsrepl.cli.options import duration_option, flag_option, lsn_option
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.formats.debezium_options import (
@@ -130,6 +130,14 @@ class SlotOptions:
             help="Confirm nothing: the slot stays at its position, and keeps its WAL.",
             rich_help_panel=STREAM_PANEL,
             show_default=False,
+        ),
+    ] = False
+    at_least_once: Annotated[
+        bool,
+        flag_option(
+            "--at-least-once",
+            help="Write changes again that the file has already, after a run that was killed.",
+            panel=STREAM_PANEL,
         ),
     ] = False
     create: Annotated[

@@ -25,7 +25,10 @@ from rdsrepl.errors import Error, OutputClosed, SinkFailed
 from rdsrepl.tail.wakeup import WakeupPipe
 from rdsrepl.text.escapes import json_line
 
-_FSYNC_SECONDS: Final = 1.0
+# A file is synced this often. Where fsync is slow, it takes at most a fifth of the time: one call is for all that was
+# written since the last one.
+_FSYNC_SECONDS: Final = 0.2
+_FSYNC_SHARE: Final = 5
 # How often a pipe is checked: for what its reader has read, and whether there is still a reader.
 _UNREAD_SECONDS: Final = 0.02
 _READER_SECONDS: Final = 0.5
@@ -55,6 +58,7 @@ class StdoutSink:
         self._pending = 0
         self._written = 0
         self._durable = 0
+        self._sync_pause = _FSYNC_SECONDS
         # What is in the pipe: the batches, and the total size of what was written up to the end of each.
         self._unread: deque[tuple[int, int]] = deque()
         self._written_bytes = 0
@@ -117,7 +121,7 @@ class StdoutSink:
                 elif not self._regular:
                     self._durable = self._written
                 elif self._written != self._durable and (
-                    time.monotonic() - synced_at >= _FSYNC_SECONDS or (idle and finishing)
+                    time.monotonic() - synced_at >= self._sync_pause or (idle and finishing)
                 ):
                     self._sync()
                     synced_at = time.monotonic()
@@ -154,7 +158,7 @@ class StdoutSink:
             return _UNREAD_SECONDS if self._unread else _READER_SECONDS
         if self._written == self._durable:
             return None
-        return max(0.0, synced_at + _FSYNC_SECONDS - time.monotonic())
+        return max(0.0, synced_at + self._sync_pause - time.monotonic())
 
     def _take_read(self, chunk: Sequence[tuple[int, bytes]]) -> None:
         """Move ``durable`` to what the reader of the pipe has read, after CHUNK was written."""
@@ -188,8 +192,9 @@ class StdoutSink:
                 views[position] = views[position][written:]
 
     def _sync(self) -> None:
-        number = self._written
+        number, started = self._written, time.monotonic()
         os.fsync(self._fd)
+        self._sync_pause = max(_FSYNC_SECONDS, _FSYNC_SHARE * (time.monotonic() - started))
         self._durable = number
 
 
