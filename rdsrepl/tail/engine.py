@@ -232,6 +232,7 @@ class Tail:
             if messages and (reason := self._take(messages)) is not None:
                 return reason
             if receiver.take_keepalive():
+                receiver.require_timeline()
                 ledger.keepalive(receiver.wal_end_lsn)
                 if self._file is not None and not ledger.in_transaction:
                     self._file.reached(receiver.wal_end_lsn)
