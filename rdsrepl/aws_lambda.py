@@ -176,7 +176,7 @@ def _options(given: Mapping[str, Any], allowed: float, margin: float) -> TailOpt
     Raises:
         BadValue: a value is not valid, or two do not fit each other.
     """
-    format_name = given.get("format", "json")
+    format_name = str(given.get("format", "json")).lower()
     if format_name not in {one.value for one in FormatName}:
         raise BadValue(f"{_name('format')} {format_name!r} is not a format", hint="json, debezium or wal2json")
     form = FormatName(format_name)
@@ -207,13 +207,15 @@ def _kinesis(given: Mapping[str, Any], format: FormatName) -> KinesisOptions:
     if stream is None:
         raise BadValue(f"{_name('to')}: a function has no standard output to stream to", hint="to: kinesis:STREAM")
     chosen = {key: given[key] for key in ("partition_by", "requests", "oversize") if given.get(key) is not None}
-    requests, oversize = chosen.get("requests", 1), chosen.get("oversize", "fail")
+    requests, oversize = chosen.get("requests", 1), str(chosen.get("oversize", "fail")).lower()
     if not (str(requests).isdigit() and 1 <= int(requests) <= _MAX_REQUESTS):
         raise BadValue(
             f"{_name('requests')} {requests!r} is not between 1 and {_MAX_REQUESTS}", hint="4 is the default"
         )
     if oversize not in _OVERSIZE:
         raise BadValue(f"{_name('oversize')} {oversize!r} is not a policy", hint=" or ".join(_OVERSIZE))
+    if "oversize" in chosen:
+        chosen["oversize"] = oversize
     if "requests" in chosen:
         chosen["requests"] = int(requests)
     if (linger := _seconds(given, "linger", None)) is not None:
@@ -260,4 +262,9 @@ def _bool(given: Mapping[str, Any], key: str) -> bool:
 
 def _seconds(given: Mapping[str, Any], key: str, default: float | None) -> Any:
     value = given.get(key)
-    return default if value is None else parse_duration(str(value))
+    if value is None:
+        return default
+    try:
+        return parse_duration(str(value))
+    except BadValue as exc:
+        raise BadValue(f"{_name(key)}: {exc.message}", hint=exc.hint) from None

@@ -67,7 +67,10 @@ class RetryTiming:
         given = os.environ.get(_POLL_VARIABLE)
         if not given:
             return cls()
-        poll = parse_duration(given)
+        try:
+            poll = parse_duration(given)
+        except errors.BadValue:
+            poll = 0.0
         if poll <= 0:
             raise errors.BadValue(
                 f"{_POLL_VARIABLE} is {given!r}, not a duration above zero",

@@ -72,7 +72,7 @@ def create(
     from rdsrepl.postgres import publication_plans
 
     scope = _scope(table, schema, columns, where_, all_tables=all_tables)
-    operations = [word.strip() for word in publish.split(",") if word.strip()]
+    operations = [word.strip().lower() for word in publish.split(",") if word.strip()]
     plan_and_apply(ctx, lambda conn: publication_plans.create(conn, name, scope, publish=operations, via_root=via_root))
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -38,6 +39,7 @@ from rdsrepl.errors import BadValue, ConfigError, NotFound
 from rdsrepl.text.masking import mask
 from rdsrepl.text.suggestions import did_you_mean
 from rdsrepl.text.yaml_nodes import NotYaml, compose
+from rdsrepl.units import PARAMETER_UNITS, exact_duration
 
 if TYPE_CHECKING:
     import yaml
@@ -59,6 +61,13 @@ VALUES: Final[Mapping[str, str]] = {
     "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
     "auth": "password|iam",
     "endpoint_url": r"https?://\S+",
+}
+# The unit in which libpq counts a duration.
+_DURATIONS: Final = {
+    "connect_timeout": "s",
+    "keepalives_idle": "s",
+    "keepalives_interval": "s",
+    "tcp_user_timeout": "ms",
 }
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _NAME_HINT: Final = "use letters, digits, '_', '.', '-'; the first is a letter or a digit"
@@ -203,7 +212,7 @@ def check_value(key: str, value: str) -> None:
     option = "--" + key.replace("_", "-")
     if not value.strip():
         raise BadValue(f"{option}: the value is empty", hint=f"to remove the key: --unset {key}")
-    if (fault := _fault(key, value)) is not None:
+    if (fault := _fault(key, _as_libpq_takes_it(key, value))) is not None:
         raise BadValue(f"{option}: {fault[0]}", hint=fault[1])
     if key == "dsn" and mask(value) != value:
         raise BadValue("--dsn: the connection string contains a password", hint=_PASSWORD_HINT)
@@ -229,7 +238,7 @@ def _target(path: Path, name: str, node: yaml.Node) -> Target:
                 hint="valid keys: dsn, the connection keywords of libpq (host, port, dbname, user, sslmode, …), "
                 + ", ".join([*AWS_KEYS, "protect"]),
             )
-        settings[key] = _scalar(path, value, f"targets.{name}.{key}")
+        settings[key] = _as_libpq_takes_it(key, _scalar(path, value, f"targets.{name}.{key}"))
         if (fault := _fault(key, settings[key])) is not None:
             raise ConfigError(f"{path}:{line}: targets.{name}.{key}: {fault[0]}", hint=fault[1])
         if {"cluster", "instance"} <= settings.keys():
@@ -237,6 +246,15 @@ def _target(path: Path, name: str, node: yaml.Node) -> Target:
                 f"{path}:{line}: targets.{name}: cluster and instance are mutually exclusive", hint="remove one of them"
             )
     return replace(target_of(name, settings), protect=protect)
+
+
+def _as_libpq_takes_it(key: str, value: str) -> str:
+    """Return ``10s`` as ``10``, and ``Require`` as ``require``; another value as it is."""
+    if unit := _DURATIONS.get(key):
+        with suppress(BadValue):
+            number = exact_duration(value) / PARAMETER_UNITS[unit][1] if not value.isdigit() else None
+            return value if number is None or number.denominator != 1 else str(number)
+    return value.lower() if value.lower() in VALUES.get(key, "").split("|") else value
 
 
 def _fault(key: str, value: str) -> tuple[str, str] | None:

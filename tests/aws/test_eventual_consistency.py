@@ -341,7 +341,7 @@ def test_the_poll_interval_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert max(next(pauses) for _ in range(20)) == 0.5
     for text in ("soon", "0s", "-1s"):
         monkeypatch.setenv("RDSREPL_POLL_INTERVAL", text)
-        with pytest.raises(errors.UsageError):
+        with pytest.raises(errors.UsageError, match="RDSREPL_POLL_INTERVAL"):
             apply.RetryTiming.from_environment()
 
 

@@ -223,3 +223,18 @@ def test_connection_errors_have_remedies(rdsrepl: Program, db15: Database) -> No
         assert (result.code, result.error["error"]) == (code, error), result.err
         assert result.error["hint"]
         assert "hush-hush" not in result.err + result.out
+
+
+def test_durations_and_enumerated_values_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "targets:\n  a:\n    host: h\n    connect_timeout: 1m30s\n    tcp_user_timeout: 30 s\n    sslmode: Require\n"
+        "    keepalives_idle: 30\n    auth: IAM\n"
+    )
+    target = config.load(path).get("a")
+    assert (target.keywords["connect_timeout"], target.keywords["tcp_user_timeout"]) == ("90", "30000")
+    assert (target.keywords["sslmode"], target.keywords["keepalives_idle"], target.aws.auth) == ("require", "30", "iam")
+    for wrong in ("1.5s", "10GB", "-1", "soon", ""):
+        path.write_text(f"targets:\n  a:\n    host: h\n    connect_timeout: '{wrong}'\n")
+        with pytest.raises(ConfigError, match="connect_timeout"):
+            config.load(path)
