@@ -13,13 +13,14 @@ from types import TracebackType
 from typing import Final
 
 from rdsrepl.dashboard.keys import decode
+from rdsrepl.render import displays_unicode
 
 _ENTER: Final = "\x1b[?1049h\x1b[?25l\x1b[2J"
 _LEAVE: Final = "\x1b[0m\x1b[?25h\x1b[?1049l"
 #: If the rest of an escape sequence does not arrive within this time, the key was Escape.
 _ESCAPE_SECONDS: Final = 0.05
-#: Replacements for a terminal without UTF-8.
-_PLAIN: Final = str.maketrans("·─…▁▂▃▄▅▆▇█↑↓›▏", "|-~_.:-=+*#^v>_")
+#: Replacements for a terminal without UTF-8, each one character wide, so that lines still fit.
+_PLAIN: Final = str.maketrans("·─…▁▂▃▄▅▆▇█↑↓›▏‼", "|-~_.:-=+*#^v>_!")
 
 
 class Terminal:
@@ -27,6 +28,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._in, self._out = sys.stdin.fileno(), sys.stdout.fileno()
+        self._is_plain = not displays_unicode(sys.stdout)
         self._encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
         self._shown: list[str] = []
         self._rest = b""
@@ -106,7 +108,7 @@ class Terminal:
         return keys
 
     def _write(self, text: str) -> None:
-        if self._encoding != "utf-8":
+        if self._is_plain:
             text = text.translate(_PLAIN)
         data = text.encode(self._encoding, "replace")
         while data:

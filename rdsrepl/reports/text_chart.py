@@ -61,13 +61,9 @@ UNICODE: Final = Glyphs(2, 4, "▁▂▃▄▅▆▇█", "⠤⠤", "⠄⠠", "�
 ASCII: Final = Glyphs(1, 1, "#", "*", ".", "-", ":", "`-+|+", 2, "above:", "...")
 
 
-def glyphs_for(encoding: str | None) -> Glyphs:
-    """Return the characters that an encoding has."""
-    try:
-        (UNICODE.areas + UNICODE.retained + UNICODE.frame + UNICODE.limit).encode(encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return ASCII
-    return UNICODE
+def glyphs_for(*, unicode: bool) -> Glyphs:
+    """Return the characters for a terminal that displays Unicode, or only ASCII."""
+    return UNICODE if unicode else ASCII
 
 
 def failure(one: SlotRetention) -> str:

@@ -781,6 +781,18 @@ def test_a_session_at_the_terminal(rdsrepl: Program, db15: Database) -> None:
     assert b"\x1b[31m" not in terminal.raw  # NO_COLOR is respected
 
 
+def test_a_picture_that_is_drawn_repeatedly(rdsrepl: Program, db15: Database) -> None:
+    """rich replaces stdout meanwhile: the picture still has the size and the characters of the terminal."""
+    db15.run(f"SELECT pg_create_logical_replication_slot('one_{db15.name}', 'test_decoding')")
+    words = ("slot", "lag", f"one_{db15.name}", "--plot", "--watch", "500ms")
+    with on_terminal(rdsrepl, *words, dsn=db15.dsn, columns=70) as terminal:
+        terminal.until(lambda: "⠤⠤ retained".encode() in terminal.raw and b"UTC" in terminal.raw, "drawn")
+        terminal.press("\x03")
+        terminal.ended()
+    lines = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", terminal.raw).decode().splitlines()
+    assert 60 < max(map(cell_len, lines)) <= 70
+
+
 @pytest.mark.parametrize("end", ["\x03", "\x1c", signal.SIGTERM, signal.SIGHUP])
 def test_every_exit_restores_the_terminal(rdsrepl: Program, db15: Database, end: str | signal.Signals) -> None:
     """Ctrl-C and signals end it with exit code 0."""

@@ -101,8 +101,3 @@ def test_one_sample_is_no_picture() -> None:
     assert drawn(series, 60, 12) == ["audit", "no history yet: this is the first sample"]
     lost = [sample(age, GIB, seen("audit", None)) for age in (5, 0)]
     assert "invalidated" in drawn(slot_series(lost, retention, retention.holdings[0]), 80, 12)[1]
-
-
-def test_the_characters_depend_on_the_encoding() -> None:
-    assert text_chart.glyphs_for("utf-8") is UNICODE
-    assert all(text_chart.glyphs_for(name) is ASCII for name in ("ascii", "latin-1", "cp1252", "no-such-codec", None))

@@ -158,6 +158,7 @@ def test_pictures_and_pages(place: Place, tmp_path: Path) -> None:
     drawn = lag(place, "--plot", "--free-space", "50MB")
     assert "held: " in drawn.out and "retained" in drawn.out and "UTC" in drawn.out and "disk full at" in drawn.out
     assert max(map(len, drawn.out.splitlines())) <= 80 and "\x1b" not in drawn.out
+    assert "⠤⠤ retained" in drawn.out and lag(place, "--plot", env={"LC_ALL": "C"}).out.isascii()
     done = lag(place, "--html", str(page))
     assert done.code == 0 and "RETAINED" in done.out and f"wrote {page}" in done.err
     assert page.stat().st_mode & 0o777 == 0o600 and "<svg" in page.read_text()

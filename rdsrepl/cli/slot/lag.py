@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Final
@@ -20,7 +21,7 @@ from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.dashboard.slot_table import SEVERITY_STYLES, sparkline
 from rdsrepl.errors import BadValue, NotFound
-from rdsrepl.render import Column, Listing, document, facts, size, styled
+from rdsrepl.render import Column, Listing, displays_unicode, document, facts, size, styled
 from rdsrepl.retention import assessment
 from rdsrepl.retention.assessment import Retention, SlotRetention
 from rdsrepl.retention.forecast import Rate
@@ -84,7 +85,8 @@ def lag(
     selected = _LISTING.select(conditions=list_options(ctx).filter, sort_by=list_options(ctx).sort_by)
     target = database_target(ctx)
     metrics = read_rds_metrics(ctx, target, free_space)
-    view = _View(name, plot, since)
+    # rich replaces stdout while it draws repeatedly: its encoding is known only now.
+    view = _View(name, plot, since, displays_unicode(sys.stdout))
     if html is None:
         print_database_list(
             ctx, _LISTING, lambda conn: _rows(ctx, read_server_state(ctx, conn, metrics), metrics, view)
@@ -102,11 +104,19 @@ def lag(
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """What to show: one slot or all, as a table or as pictures, and how much of the history in seconds."""
+    """What to show.
+
+    Attributes:
+        name: one slot; None is all.
+        plot: pictures, not a table.
+        since: how much of the history, in seconds; None is all.
+        unicode: whether the terminal displays more than ASCII.
+    """
 
     name: str | None
     plot: bool
     since: float | None
+    unicode: bool
 
 
 def _require_one_document(ctx: typer.Context, *, plot: bool, html: str | None, since: float | None) -> None:
@@ -168,7 +178,7 @@ def _rows(ctx: typer.Context, state: ServerState, metrics: RdsMetrics, view: _Vi
         from rdsrepl.cli.slot.lag_plot import plot
 
         more = with_selectors(ctx, "rdsrepl slot lag NAME --plot")
-        return plot(_with_current(state), kept(rows), seconds=view.since, more=more)
+        return plot(_with_current(state), kept(rows), seconds=view.since, unicode=view.unicode, more=more)
 
     def details(rows: Sequence[SlotRetention]) -> object:
         return facts([*_slot_details(state, retention, rows[0]), *(("CloudWatch", line) for line in cloudwatch)])

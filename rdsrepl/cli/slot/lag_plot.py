@@ -21,19 +21,22 @@ _PIPE_WIDTH, _PIPE_HEIGHT = 80, 16
 _OTHER_LINES: Final = 3
 
 
-def plot(history: Sequence[Observation], retention: Retention, *, seconds: float | None, more: str) -> object:
+def plot(
+    history: Sequence[Observation], retention: Retention, *, seconds: float | None, unicode: bool, more: str
+) -> object:
     """Return the charts of the worst slots.
 
     Args:
         history: the samples, oldest first, the current one included.
         retention: the slots to draw, the worst first.
         seconds: how much of the history to draw; None draws all.
+        unicode: whether the terminal displays more than ASCII.
         more: the command that draws another slot.
     """
     if not retention.holdings:
         return "no replication slots"
     width, height, most = _space(len(retention.holdings))
-    glyphs = text_chart.glyphs_for(sys.stdout.encoding)
+    glyphs = text_chart.glyphs_for(unicode=unicode)
     parts: list[object] = []
     missing = False
     for one in retention.holdings[:most]:

@@ -56,8 +56,7 @@ def watch(
     from rdsrepl.dashboard import loop
     from rdsrepl.dashboard.poller import MetricsPoller, SlotPoller
     from rdsrepl.dashboard.state import State
-    from rdsrepl.render import colours
-    from rdsrepl.reports import text_chart
+    from rdsrepl.render import colours, displays_unicode
 
     if interval < _SHORTEST_SECONDS:
         raise BadValue(f"--interval {interval:g}s is too short", hint="give at least 500ms")
@@ -76,7 +75,7 @@ def watch(
         window,
         sort,
         filter=filter,
-        ascii_only=text_chart.glyphs_for(sys.stdout.encoding) is text_chart.ASCII,
+        ascii_only=not displays_unicode(sys.stdout),
     )
     output = global_options(ctx).output
     if output.is_table and sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
