@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -66,8 +67,18 @@ def _pieces(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield from _pieces(child)
 
 
-def _read() -> tuple[list[SourceText], list[SourceText], list[SourceText]]:
-    """Return all hints and remedies, all other texts, and all docstrings."""
+@dataclass(frozen=True)
+class Source:
+    """All hints and remedies, all other texts, and all docstrings."""
+
+    hints: list[SourceText]
+    texts: list[SourceText]
+    docstrings: list[SourceText]
+
+
+@cache
+def source() -> Source:
+    """Read the source at the first call: not every worker runs these tests."""
     hints: list[SourceText] = []
     texts: list[SourceText] = []
     docstrings: list[SourceText] = []
@@ -82,10 +93,7 @@ def _read() -> tuple[list[SourceText], list[SourceText], list[SourceText]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.keyword) and node.arg in ("hint", "remedy"):
                 hints += [SourceText(f"{name}:{line}", text) for line, text in _pieces(node.value)]
-    return hints, texts, docstrings
-
-
-HINTS, TEXTS, DOCSTRINGS = _read()
+    return Source(hints, texts, docstrings)
 
 
 def _wrong(text: str) -> list[str]:
@@ -94,14 +102,18 @@ def _wrong(text: str) -> list[str]:
 
 def test_commands_in_texts_run_when_pasted() -> None:
     """A command ends where its sentence says so: words after it would be pasted as well."""
-    assert len(HINTS) > 150, "the test no longer collects the hints"
+    assert len(source().hints) > 150, "the test no longer collects the hints"
     # The name of an option that is a placeholder is tested when the program prints it.
-    texts = {(one.where, one.text.replace(HOLE, "x")) for one in [*HINTS, *TEXTS] if f"--{HOLE}" not in one.text}
+    texts = {
+        (one.where, one.text.replace(HOLE, "x"))
+        for one in [*source().hints, *source().texts]
+        if f"--{HOLE}" not in one.text
+    }
     assert [f"{where}: {wrong}" for where, text in texts for wrong in _wrong(text)] == []
 
 
 def test_commands_in_docstrings_exist() -> None:
-    wrong = [f"{one.where}: {wrong}" for one in DOCSTRINGS for wrong in _wrong(one.text.replace("``", "`"))]
+    wrong = [f"{one.where}: {wrong}" for one in source().docstrings for wrong in _wrong(one.text.replace("``", "`"))]
     assert [one for one in wrong if "Missing argument" not in one and "has no verb" not in one] == []
 
 
@@ -116,7 +128,7 @@ def test_options_in_hints_exist() -> None:
     walk(PROGRAM)
     missing = [
         f"{one.where}: {option}"
-        for one in HINTS
+        for one in source().hints
         for option in _OPTION.findall(_FOREIGN.sub("", one.text))
         if option not in known | {"--help"}
     ]
