@@ -26,6 +26,8 @@ _NARROWEST_PROSE: Final = 24
 # A name is shortened to this before a column is left out for it, and to the other one when nothing else helps.
 _USUAL_NAME: Final = 28
 _NARROWEST_NAME: Final = 8
+# Less room for the value of a fact is too little.
+_NARROWEST_VALUE: Final = 32
 # On a narrower terminal, prose is not in a column of a table.
 _WIDE_ENOUGH: Final = 100
 
@@ -56,15 +58,34 @@ def listing(rows: Sequence[Any], columns: Sequence[Column], *, empty: str, heade
 
 
 def facts(pairs: Sequence[tuple[str, object]]) -> object:
-    """Return the facts of one object as two columns: name and value."""
-    from rich.table import Table
+    """Return the facts of one object as two columns: name and value; long values wrap at spaces."""
+    return _Facts(pairs)
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in pairs:
-        table.add_row(name, _cell(value))
-    return table
+
+class _Facts:
+    """Names and values; a value is below its name if the names leave too little room beside them."""
+
+    def __init__(self, pairs: Sequence[tuple[str, object]]) -> None:
+        self._pairs = pairs
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        from rich.padding import Padding
+        from rich.table import Table
+
+        cells = [(_text(name, console, options), _text(value, console, options)) for name, value in self._pairs]
+        room = options.max_width - _GAP - max((name.cell_len for name, _ in cells), default=0)
+        if room < _NARROWEST_VALUE and any(value.cell_len > room for _, value in cells):
+            for name, value in cells:
+                name.stylize("bold")
+                yield name
+                yield Padding(value, (0, 0, 0, 6))
+            return
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in cells:
+            table.add_row(name, value)
+        yield table
 
 
 class _Fitted:

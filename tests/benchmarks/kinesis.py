@@ -147,7 +147,7 @@ def latency(server: PostgresServer) -> None:
         tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory,
         closing(connect(server)) as conn,
     ):
-        cloud = Cloud(Path(directory))
+        cloud = Cloud(Path(directory), "--default-group")
         cloud.program.env["PGPASSWORD"] = os.environ["PGPASSWORD"]
         kinesis = cloud.client("kinesis")
         kinesis.create_stream(StreamName="single", ShardCount=1)
