@@ -25,6 +25,8 @@ _MOST_SIZES, _MOST_TIMES = 4, 8
 #: A line has at most this many groups of points; of each group the first, lowest, highest and last are drawn.
 _GROUPS: Final = 300
 _LABEL_SPACE: Final = 14
+# Half the width of a time in the font of a phone: a label needs as much room on both sides.
+_HALF_LABEL: Final = 28
 
 
 def chart(series: SlotSeries, title: str) -> str:
@@ -81,7 +83,8 @@ def _time_axis(placed: Axes) -> Iterable[str]:
     for at, text in placed.times:
         x = _x(placed, at)
         yield f'<line class="axis" x1="{x}" x2="{x}" y1="{foot}" y2="{foot + 5}"/>'
-        yield f'<text x="{x}" y="{foot + 19}" text-anchor="middle">{text}</text>'
+        if _LEFT + _HALF_LABEL <= float(x) <= WIDTH - _HALF_LABEL:
+            yield f'<text x="{x}" y="{foot + 19}" text-anchor="middle">{text}</text>'
     yield f'<text x="{_LEFT - 8}" y="{foot + 19}" text-anchor="end">UTC</text>'
 
 

@@ -18,7 +18,7 @@ from rdsrepl.units import format_duration, format_size
 _COLUMNS = (
     Column("Slot", is_name=True),
     Column("Severity"),
-    Column("Database"),
+    Column("Database", is_name=True),
     Column("Active"),
     Column("Retained", is_number=True),
     Column("Undelivered", is_number=True),
