@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import typer
 
+from rdsrepl.errors import UsageError
 from rdsrepl.render import Format
 from rdsrepl.text import commands
 from rdsrepl.text.masking import mask
@@ -159,13 +160,13 @@ def refuse_unusable(ctx: typer.Context, unusable: Collection[str]) -> None:
     """Refuse the server options before the noun that the command cannot use, and ignore their environment variables.
 
     Raises:
-        typer.BadParameter: such an option is on the command line.
+        UsageError: such an option is on the command line.
     """
     options = global_options(ctx)
     if not ctx.resilient_parsing:
         for name in SERVER_OPTIONS:
             if name in unusable and name in options.typed:
-                raise typer.BadParameter(f"{ctx.command_path} does not use it", ctx=ctx, param_hint=f"'--{name}'")
+                raise UsageError(f"{ctx.command_path} does not use --{name}", hint=f"omit --{name}")
     # Without a target, RDSREPL_DSN still decides the account: the config file's current target is then not used.
     keeps_account = "target" not in unusable and options.target is None
     cleared: dict[str, Any] = {name: None for name in unusable if name != "dsn" or not keeps_account}

@@ -114,7 +114,7 @@ def test_the_saved_server_is_used_and_no_other(
     redirected = rdsrepl("apply", str(path), "--check", env={"RDSREPL_DSN": db15.dsn, "RDSREPL_DBNAME": "postgres"})
     assert redirected.code == 7 and f"/{db18.name}" in redirected.out, redirected.err
     typed = rdsrepl("apply", str(path), "--yes", dsn=db15.dsn)
-    assert typed.code == 2 and "rdsrepl apply does not use it" in typed.err
+    assert typed.code == 2 and "rdsrepl apply does not use --" in typed.err
     # The same address, but another server answers.
     rewrite(path, identity={"system_identifier": "7"})
     other = rdsrepl("apply", str(path), "--yes")
