@@ -80,15 +80,13 @@ def _interrupted(step: Step, interrupt: BaseException, changed: Sequence[StepRes
     """Say what became of the step in which the plan was interrupted."""
     if not isinstance(interrupt, Cancelled):
         return "interrupted; whether it was done is unknown"
+    if isinstance(step, Wait):
+        how = "interrupted" if interrupt.was_sent else "not started"
+        continues = any(isinstance(result.step, AwsCall) for result in changed)
+        return how + ("; AWS continues without this command" if continues else "")
     if not interrupt.was_sent:
         return "not started"
-    if isinstance(step, Statement):
-        return "cancelled; it changed nothing"
-    if isinstance(step, AwsCall):
-        return "interrupted; AWS had not accepted it"
-    if any(isinstance(result.step, AwsCall) for result in changed):
-        return "interrupted; AWS continues without this command"
-    return "interrupted"
+    return "cancelled; it changed nothing" if isinstance(step, Statement) else "interrupted; AWS had not accepted it"
 
 
 def _how_to_go_on(missing: Sequence[Step], changed: Sequence[StepResult]) -> str:

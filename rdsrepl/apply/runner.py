@@ -58,21 +58,26 @@ def run(
     recorder = recorder or NoRecorder()
     cloud = AwsRunner(target, waiting, timing or RetryTiming())
     interrupted = False
-    with ExitStack() as stack:
-        for number, step in enumerate(plan.steps):
-            try:
-                if interrupted:
-                    raise Cancelled(was_sent=False)
-                outcome, interrupted = _step(step, target, stack, connections, waiting, recorder, cloud)
-            except (errors.Error, KeyboardInterrupt) as exc:
-                failures.append((number, exc))
-                # The next step can succeed if this one failed, unless the server is not reachable.
-                if plan.independent and not isinstance(exc, _FATAL_ERRORS):
-                    continue
-                break
-            outcome = replace(outcome, number=number)
-            outcomes.append(outcome)
-            done(outcome)
+    try:
+        with ExitStack() as stack:
+            for number, step in enumerate(plan.steps):
+                try:
+                    if interrupted:
+                        raise Cancelled(was_sent=False)
+                    outcome, interrupted = _step(step, target, stack, connections, waiting, recorder, cloud)
+                    outcomes.append(replace(outcome, number=number))
+                except (errors.Error, KeyboardInterrupt) as exc:
+                    failures.append((number, exc))
+                    # The next step can succeed if this one failed, unless the server is not reachable.
+                    if plan.independent and not isinstance(exc, _FATAL_ERRORS):
+                        continue
+                    break
+                done(outcomes[-1])
+    except KeyboardInterrupt:  # between two steps
+        interrupted = True
+        tried = {outcome.number for outcome in outcomes} | {number for number, _ in failures}
+        if missing := [number for number in range(len(plan.steps)) if number not in tried]:
+            failures.append((missing[0], Cancelled(was_sent=False)))
     if failures:
         cause = failures[0][1]
         failure = failure_of(plan, outcomes, failures)

@@ -107,7 +107,6 @@ def confirm_and_apply(
         raise
     finally:
         completion_cache.clear()  # so that the next Tab sees the changes
-    record_applied(ctx, plan.title)
     report(ctx, plan, server, "applied", results, reveal or {})
     return results
 
@@ -171,6 +170,7 @@ def _apply(
             recorder=recorder,
             timing=timing,
         )
+        record_applied(ctx, plan.title)
     finally:
         progress.clear()
 

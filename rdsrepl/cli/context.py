@@ -207,15 +207,20 @@ def apply_options(ctx: typer.Context) -> ApplyOptions:
     return options if isinstance(options, ApplyOptions) else ApplyOptions()
 
 
-def record_words(ctx: typer.Context, words: Sequence[str]) -> None:
-    """Keep the words of the command line."""
-    ctx.find_root().meta[_WORDS] = tuple(words)
+def keep_words(ctx: typer.Context, words: Sequence[str]) -> None:
+    """Keep the whole command line, for hints that repeat it."""
+    ctx.find_root().meta[_WORDS] = list(words)
+
+
+def typed_words(ctx: typer.Context) -> list[str]:
+    """Return the words of the command line."""
+    words: list[str] = ctx.find_root().meta.get(_WORDS, [])
+    return words
 
 
 def same_command(ctx: typer.Context) -> str | None:
     """Return the command that is running, for a hint to run it again; None if it cannot be pasted."""
-    words = ctx.find_root().meta.get(_WORDS)
-    return None if words is None else commands.typed(words)
+    return commands.typed(typed_words(ctx))
 
 
 def set_list_options(ctx: typer.Context, given: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import typer
 
 from rdsrepl import __version__
 from rdsrepl.cli import completion, standard_streams, usage_errors
-from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options
+from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options, keep_words
 from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.options import CommandGroup, root_options
 from rdsrepl.errors import Error, ExitCode, Interrupted, OutputClosed, SinkFailed
@@ -101,7 +101,7 @@ class Root(CommandGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Remove the global options from what the root's function receives, and keep them in the context."""
-        usage_errors.keep_words(ctx, args)
+        keep_words(ctx, args)
         rest = super().parse_args(ctx, args)
         add_global_options(ctx, {str(option.name): ctx.params.pop(option.name, None) for option in root_options()})
         return rest
@@ -215,10 +215,13 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
     if options.output is Format.json:
         write_object(exc.document())
         return
+    from rdsrepl.cli.progress import updates_in_place
     from rdsrepl.render import console
 
     out = console(sys.stderr)
     request = f", request {exc.request_id}" if exc.request_id else ""
+    if isinstance(exc, Interrupted) and updates_in_place():
+        sys.stderr.write("\r\x1b[K")  # the terminal has written ^C
     code = f" [{exc.aws_code or exc.sqlstate}{request}]" if exc.aws_code or exc.sqlstate else ""
     out.print(f"error: {exc.message}{code}", style=None if options.no_color else "bold red")
     for name in ("done", "not_done", "differs"):

@@ -10,16 +10,10 @@ from typing import Any
 import typer
 
 from rdsrepl.cli import other_tools
+from rdsrepl.cli.context import typed_words
 from rdsrepl.errors import UsageError
 from rdsrepl.text.escapes import is_plain
 from rdsrepl.text.suggestions import closest
-
-_WORDS = "rdsrepl.words"
-
-
-def keep_words(ctx: Any, words: Sequence[str]) -> None:
-    """Keep the whole command line, for hints that repeat it."""
-    ctx.find_root().meta[_WORDS] = list(words)
 
 
 def unknown_command(ctx: Any, words: Sequence[str], nouns: Mapping[str, Any]) -> UsageError:
@@ -66,7 +60,7 @@ def unknown_options(ctx: Any) -> Iterator[None]:
 
 def _unknown_option(ctx: Any, option: str) -> UsageError:
     known = [flag for parameter in ctx.command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
-    words = ctx.find_root().meta.get(_WORDS, [])
+    words = typed_words(ctx)
     line = other_tools.option_line(words, known)
     near = closest(option, [flag for flag in known if flag.startswith("--")], cutoff=0.7)
     if advice := other_tools.option_advice(option):
@@ -93,7 +87,7 @@ def refused(exc: typer.TyperException) -> UsageError:
     path = ctx.command_path if ctx is not None else "rdsrepl"
     hint = f"{path} --help"
     if ctx is not None and parameter is not None and parameter.name == "output":
-        words = ctx.find_root().meta.get(_WORDS, [])
+        words = typed_words(ctx)
         hint = next(filter(None, map(other_tools.output_advice, _values(words, parameter.opts))), hint)
     return UsageError((exc.format_message() or "Missing command.").rstrip("."), hint=hint)
 
@@ -112,7 +106,7 @@ def _values(words: Sequence[str], flags: Sequence[str]) -> list[str]:
 
 def _pasted(ctx: Any, words: Sequence[str], line: str) -> str:
     """Return the whole command line with LINE in place of a group and the words after it."""
-    before = ctx.find_root().meta.get(_WORDS, [])
+    before = typed_words(ctx)
     before = before[: len(before) - len(words)]
     if ctx.parent is not None and before:
         before = before[:-1]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
+import shlex
+import signal
 import subprocess
 import time
 import uuid
@@ -94,6 +97,7 @@ def test_a_delete_needs_the_identifier_and_not_yes(cloud: Cloud) -> None:
     words = ("cluster", "delete", "sandbox", "--skip-final-snapshot")
     unconfirmed = cloud(*words, "--yes")
     assert unconfirmed.code == 4 and "--confirm sandbox" in unconfirmed.err
+    assert "--yes does not confirm a permanent deletion, and stdin is not a terminal" in unconfirmed.err
     assert "the data is lost" in unconfirmed.err, "the plan and its cost are shown"
     wrong = cloud(*words, "--confirm", "sandbx")
     assert wrong.code == 4 and "not sandbox" in wrong.err
@@ -103,7 +107,22 @@ def test_a_delete_needs_the_identifier_and_not_yes(cloud: Cloud) -> None:
 
 
 def test_the_identifier_is_typed_at_a_terminal(cloud: Cloud, name: str) -> None:
-    made = cloud("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    create = ("instance", "create", name, "--class", "db.r6g.large", "--storage", "20", "--yes")
+    creating = cloud.program.start(*create, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert creating.stderr is not None
+    while not (line := creating.stderr.readline()).startswith(b"done: create instance"):
+        assert line, "it ended"
+    creating.send_signal(signal.SIGTERM)  # in the wait
+    err = creating.communicate(timeout=60)[1].decode()
+    assert creating.returncode == 130, err
+    assert f"  done: create instance {name}" in err
+    # It came between two steps, or in the wait.
+    assert re.search(
+        rf"not done: wait until instance {name} is available: (not started|interrupted); AWS continues", err
+    )
+    again = f"hint: run the command again, it plans only the missing steps: rdsrepl {shlex.join(create)}"
+    assert err.splitlines()[-1] == again
+    made = cloud(*create)
     assert made.code == 0, made.err
     assert typed(cloud, name, "something else") == 4
     assert cloud("instance", "show", name).code == 0
@@ -114,7 +133,7 @@ def test_the_identifier_is_typed_at_a_terminal(cloud: Cloud, name: str) -> None:
 def typed(cloud: Cloud, name: str, answer: str) -> int:
     """Run the deletion on a pseudo-terminal and answer its question; return the exit code."""
     ours, theirs = pty.openpty()
-    words = [*cloud.program.command, "instance", "delete", name, "--skip-final-snapshot"]
+    words = [*cloud.program.command, "instance", "delete", name, "--skip-final-snapshot", "--yes"]
     process = subprocess.Popen(words, env=cloud.program.env, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     expected_text, answered, deadline = b"", False, time.monotonic() + 60
@@ -129,6 +148,7 @@ def typed(cloud: Cloud, name: str, answer: str) -> int:
             answered = True
     os.close(ours)
     assert answered, expected_text.decode()
+    assert b"--yes does not confirm a permanent deletion" in expected_text
     return process.wait(120)
 
 

@@ -59,13 +59,32 @@ def test_a_password_prompt(rdsrepl: Program, db18: Database) -> None:
         assert person.seen.startswith("\n")  # not behind the question
 
 
+def mark(number: int) -> Statement:
+    text = "INSERT INTO public.marks SELECT {0} FROM (SELECT pg_catalog.pg_advisory_xact_lock({0})) one"
+    return Statement(f"mark {number}", sql.SQL(text).format(sql.Literal(number)), effect="change")
+
+
+def test_between_two_steps(db18: Database) -> None:
+    """The interrupt comes while the result of a step is printed."""
+    db18.run("CREATE TABLE marks (n int)")
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def run(*steps: Statement) -> errors.Interrupted:
+        with pytest.raises(errors.Interrupted) as caught:
+            target = config.Target("here", db18.dsn)
+            apply.run(Plan("mark", steps), target, done=interrupt, waiting=lambda *_: None)
+        assert db18.run("DELETE FROM marks RETURNING n") == [(1,)]
+        return caught.value
+
+    assert (run(mark(1), mark(2)).done, run(mark(1), mark(2)).not_done) == (["mark 1"], ["mark 2: not started"])
+    assert "all steps are done" in run(mark(1)).message
+
+
 def test_a_statement_that_was_committed_before_it_could_be_cancelled(db18: Database) -> None:
     """The steps after it are not started; after the last step the exit code still stops a script."""
     db18.run("CREATE TABLE marks (n int)")
-
-    def mark(number: int) -> Statement:
-        text = "INSERT INTO public.marks SELECT {0} FROM (SELECT pg_catalog.pg_advisory_xact_lock({0})) one"
-        return Statement(f"mark {number}", sql.SQL(text).format(sql.Literal(number)), effect="change")
 
     def run(*steps: Statement) -> errors.Interrupted:
         with closing(db18.connect()) as holder:
