@@ -48,6 +48,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum, unique
 from typing import Any, ClassVar
 
@@ -199,9 +200,9 @@ class StalePlan(Refused):
 class PlanChanged(StalePlan):
     """The command now makes another plan than the one that was saved; ``differs`` lists the differences."""
 
-    def __init__(self, message: str, *, hint: str | None = None, differences: list[str]) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, differences: Sequence[str] = ()) -> None:
         super().__init__(message, hint=hint)
-        self.differs = differences
+        self.differs = list(differences)
 
     def document(self) -> dict[str, Any]:
         """Return the error with the differences."""
