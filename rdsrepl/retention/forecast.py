@@ -92,9 +92,11 @@ class Forecast:
     @property
     def text(self) -> str:
         """The failure, its time and its cause, for a person."""
-        if not self.is_near:
-            return f"{BREAK_TEXTS[self.what]}: {self.when}; {self.reason}"
-        return f"{BREAK_TEXTS[self.what]} {self.when}: {self.reason}"
+        return self.text_with(BREAK_TEXTS[self.what])
+
+    def text_with(self, failure: str) -> str:
+        """Return the same with another name of the failure."""
+        return f"{failure} {self.when}: {self.reason}" if self.is_near else f"{failure}: {self.when}; {self.reason}"
 
 
 def forecasts(

@@ -280,11 +280,7 @@ def _slot_details(state: ServerState, retention: Retention, one: SlotRetention) 
         rows.append(("inactive", f"for {format_duration(one.inactive_seconds)}, as far as known"))
     if one.xid_age is not None:
         rows.append(("holds back VACUUM", f"by {counted(one.xid_age, 'transaction', grouped=True)}"))
-    rows += [
-        ("breaks", f"{_WHAT[forecast.what]} {forecast.when}: {forecast.reason}")
-        for forecast in one.breaks
-        if forecast.is_near
-    ]
+    rows += [("breaks", forecast.text_with(_WHAT[forecast.what])) for forecast in one.breaks]
     rows.append(("if it is dropped", _freed(retention, one)))
     rows.append(("last hour", _spark(_last_hour(state), one) or "no earlier samples"))
     if retention.wal_rate is not None:
