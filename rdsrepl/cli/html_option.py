@@ -16,10 +16,10 @@ from rdsrepl.errors import BadValue
 from rdsrepl.state import output_file
 from rdsrepl.text.escapes import shown
 
-_STDOUT: Final = "-"
+_STDOUT: Final = Path("-")
 
 HtmlFile = Annotated[
-    str | None,
+    Path | None,
     typer.Option(
         "--html",
         metavar="FILE",
@@ -29,7 +29,7 @@ HtmlFile = Annotated[
 ]
 
 
-def require_usable(ctx: typer.Context, file: str | None) -> None:
+def require_usable(ctx: typer.Context, file: Path | None) -> None:
     """Refuse a file that cannot be written, before anything else is done.
 
     Raises:
@@ -40,17 +40,15 @@ def require_usable(ctx: typer.Context, file: str | None) -> None:
             output = global_options(ctx).output.value
             raise BadValue(f"--html - and -o {output} both write to stdout", hint=f"leave out -o {output}")
     elif file is not None:
-        if not file:
-            raise BadValue("--html needs the name of a file", hint="for example --html report.html")
-        output_file.require_writable(Path(file), "--html")
+        output_file.require_writable(file, "--html")
 
 
-def is_stdout(file: str | None) -> bool:
+def is_stdout(file: Path | None) -> bool:
     """Say whether only the page is printed."""
     return file == _STDOUT
 
 
-def write(ctx: typer.Context, file: str, page: str) -> None:
+def write(ctx: typer.Context, file: Path, page: str) -> None:
     """Write the page to the file or to stdout.
 
     Raises:
@@ -59,8 +57,8 @@ def write(ctx: typer.Context, file: str, page: str) -> None:
     if file == _STDOUT:
         sys.stdout.write(page)
     else:
-        output_file.write(Path(file), page)
-        note(ctx, f"wrote {shown(file)}")
+        output_file.write(file, page)
+        note(ctx, f"wrote {shown(str(file))}")
 
 
 def footer() -> str:

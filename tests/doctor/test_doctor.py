@@ -609,7 +609,7 @@ def test_a_server_that_is_ready(fit: Database, rdsrepl: Program) -> None:
     assert "wal_level: " in rdsrepl("doctor", "-v", dsn=fit.dsn).out
 
 
-def test_findings_of_a_real_server(fit: Database, rdsrepl: Program) -> None:
+def test_findings_of_a_real_server(fit: Database, rdsrepl: Program, tmp_path: Path) -> None:
     fit.run(
         "CREATE TABLE t (v text)",
         "CREATE PUBLICATION p FOR TABLE t",
@@ -636,9 +636,16 @@ def test_findings_of_a_real_server(fit: Database, rdsrepl: Program) -> None:
     assert found_by["inactive_slots"]["subject"] == f"s_{fit.name}"
     assert f" slot drop s_{fit.name}" in found_by["inactive_slots"]["remedy"]
     assert "wal_level" not in found_by
-    table = rdsrepl("doctor", "--skip", "publications", dsn=fit.dsn)
+    page = tmp_path / "doctor.html"
+    table = rdsrepl("doctor", "--skip", "publications", "--html", str(page), dsn=fit.dsn)
     assert table.code == 8
     assert "→ start its consumer" in table.out
+    written = page.read_text()
+    assert f"s_{fit.name}" in written and "Remedy:" in written and page.stat().st_mode & 0o777 == 0o600
+    only = rdsrepl("doctor", "--skip", "publications", "--html", "-", dsn=fit.dsn)
+    assert only.code == 8 and only.out.startswith("<!DOCTYPE html>") and "checks passed" not in only.out
+    refused = rdsrepl("doctor", "--html", str(tmp_path), dsn="host=127.0.0.1 port=1")
+    assert refused.code == 2 and "is a directory" in refused.err
 
 
 def test_a_session_in_the_way_is_named(db18: Database) -> None:

@@ -179,7 +179,7 @@ def test_pictures_and_pages(place: Place, tmp_path: Path) -> None:
         (["--html", "."], "is a directory"),
         (["--html", "/dev/null"], "is not a regular file"),
         (["--html", "no/such/file"], "does not exist"),
-        (["--html", ""], "needs the name of a file"),
+        (["--html", ""], "is a directory"),
         (["--html", "-", "-o", "json"], "both write to stdout"),
         (["--html", "-", "--watch"], "exclude each other"),
         (["--plot", "-o", "yaml"], "exclude each other"),

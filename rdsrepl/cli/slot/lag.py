@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -119,7 +120,7 @@ class _View:
     unicode: bool
 
 
-def _require_one_document(ctx: typer.Context, *, plot: bool, html: str | None, since: float | None) -> None:
+def _require_one_document(ctx: typer.Context, *, plot: bool, html: Path | None, since: float | None) -> None:
     """Refuse options that cannot be used together.
 
     Raises:
