@@ -48,7 +48,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum, unique
 from typing import Any, ClassVar
 
@@ -72,6 +73,21 @@ class ExitCode(IntEnum):
     OUTPUT_CLOSED = 141
 
 
+@dataclass(frozen=True, slots=True)
+class Instead:
+    """What the user probably means: the same command on another server or database.
+
+    Attributes:
+        reason: ``mz is an instance``.
+        choices: options and their values, each in place of those that were typed: ``{"instance": "mz"}``.
+        name: the identifier that was typed, for a command that has it as its argument.
+    """
+
+    reason: str
+    choices: tuple[Mapping[str, str], ...]
+    name: str = ""
+
+
 class Error(Exception):
     """An error for the user: what failed, on which object, and the remedy.
 
@@ -81,10 +97,12 @@ class Error(Exception):
         sqlstate: the five-character code of the server, if a server reported the error.
         aws_code: the error code of AWS, if AWS reported the error.
         request_id: the AWS id of the request, for a support case.
+        instead: called when the error is shown; what it returns, as a command, becomes the hint.
         exit_code: the exit code of the process.
     """
 
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+    instead: Callable[[], Instead | None] | None = None
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rdsrepl.aws import engines, pending_modifications, session, statuses
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import NotAvailable, NotFound, Refused
+from rdsrepl.errors import Error, Instead, NotAvailable, NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 from rdsrepl.text.commands import command, shell
 
@@ -31,11 +31,37 @@ def get(aws: Aws, kind: ResourceKind, identifier: str) -> dict[str, Any]:
         NotFound: it does not exist in the region.
         Refused: the engine is not PostgreSQL.
     """
+    try:
+        row = _describe(aws, kind, identifier)
+    except NotFound as exc:
+        # Asked only when the error is shown: waits meet this error as well.
+        exc.instead = partial(_of_the_other_kind, aws, kind, identifier)
+        raise
+    engines.require_postgres(row, kind, identifier)
+    return row
+
+
+def _describe(aws: Aws, kind: ResourceKind, identifier: str) -> dict[str, Any]:
     noun = kind.capitalize()
     response = session.call(aws, "rds", f"DescribeDB{noun}s", {f"DB{noun}Identifier": identifier})
     row: dict[str, Any] = response[f"DB{noun}s"][0]
-    engines.require_postgres(row, kind, identifier)
     return row
+
+
+def _of_the_other_kind(aws: Aws, kind: ResourceKind, identifier: str) -> Instead | None:
+    """Return the instance that has the identifier of a cluster that does not exist, or the reverse."""
+    try:
+        if kind == "instance":
+            _describe(aws, "cluster", identifier)
+            return Instead(f"{identifier} is a cluster", ({"cluster": identifier},), identifier)
+        row = _describe(aws, "instance", identifier)
+    except Error:
+        return None
+    cluster_id = row.get("DBClusterIdentifier")
+    if cluster_id is None:
+        return Instead(f"{identifier} is an instance", ({"instance": identifier},), identifier)
+    choices = ({"cluster": cluster_id}, {"instance": identifier})
+    return Instead(f"{identifier} is an instance, a member of cluster {cluster_id}", choices, identifier)
 
 
 def common_fields(row: Mapping[str, Any]) -> dict[str, Any]:

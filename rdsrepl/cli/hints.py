@@ -4,18 +4,65 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import typer
 
-from rdsrepl.cli.context import SERVER_OPTIONS, GlobalOptions, global_options
-from rdsrepl.text.commands import find
+from rdsrepl.cli.context import SERVER_OPTIONS, GlobalOptions, global_options, typed_words
+from rdsrepl.errors import Error, Instead
+from rdsrepl.text.commands import find, typed
 from rdsrepl.text.escapes import is_plain
 from rdsrepl.text.masking import mask
 
 # The options that name a server. A command with one of them needs no other, nor does one that names it as its argument.
 _SERVER: Final = frozenset({"dsn", "cluster", "instance"})
 _NAMES_SERVER: Final = ("cluster", "instance", "param-group")
+
+
+def hint_of(ctx: typer.Context, error: Error) -> str | None:
+    """Return the hint of an error, as it is printed: its commands run when they are pasted."""
+    instead = None if error.instead is None else error.instead()
+    commands = [] if instead is None else [_again(ctx, instead, choice) for choice in instead.choices]
+    if instead is not None and all(commands):
+        return f"{instead.reason}: {', or '.join(map(str, commands))}"
+    return None if error.hint is None else with_selectors(ctx, error.hint)
+
+
+def _again(ctx: typer.Context, instead: Instead, choice: Mapping[str, str]) -> str | None:
+    """Return the command line that was typed, with other selectors; None if it cannot be pasted."""
+    root: Any = ctx.find_root().command
+    options = global_options(ctx)
+    noun, words = _without_selectors(root, typed_words(ctx))
+    (kind, value), *_ = choice.items()
+    if noun in ("cluster", "instance"):  # its argument names the server
+        at = words.index(noun) + 1
+        verb = words[at] if words[at] in root.commands[kind].commands else "show"
+        words = [*words[: at - 1], kind, verb, *(value if word == instead.name else word for word in words[at + 1 :])]
+        choice = {}
+    kept = options.typed - choice.keys() - (_SERVER if _SERVER & choice.keys() else frozenset())
+    values: dict[str, Any] = dict(choice)
+    chosen = replace(options, **values, typed=kept | choice.keys())
+    return typed([*_selectors(root, chosen, words), *words])
+
+
+def _without_selectors(root: Any, words: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the noun of a command line, and its words without the options that select a server or an account."""
+    flags = {flag: option for option in root.params for flag in option.opts}
+    noun, command = _find_command(root, flags, words)
+    used = getattr(command, "server_options", ())
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            return noun, [*kept, word, *rest]
+        flag = word.partition("=")[0] if word.startswith("--") else word[:2]
+        name = flags[flag].name if flag in flags else None
+        if name not in SERVER_OPTIONS or (noun in kept and name not in used):
+            kept.append(word)
+        elif word == flag:
+            next(rest, None)
+    return noun, kept
 
 
 def with_selectors(ctx: typer.Context, text: str) -> str:

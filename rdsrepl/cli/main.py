@@ -15,7 +15,7 @@ import typer
 from rdsrepl import __version__
 from rdsrepl.cli import completion, standard_streams, usage_errors
 from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options, keep_words
-from rdsrepl.cli.hints import with_selectors
+from rdsrepl.cli.hints import hint_of
 from rdsrepl.cli.options import CommandGroup, root_options
 from rdsrepl.errors import Error, ExitCode, Interrupted, OutputClosed, SinkFailed
 from rdsrepl.render import Format, log, write_object, write_traceback
@@ -112,8 +112,7 @@ class Root(CommandGroup):
             return super().invoke(ctx)
         except (Error, KeyboardInterrupt) as exc:
             error = exc if isinstance(exc, Error) else Interrupted("interrupted")
-            if error.hint:
-                error.hint = with_selectors(ctx, error.hint)
+            error.hint = hint_of(ctx, error)
             options = global_options(ctx)
             if options.verbose >= 2:
                 write_traceback(exc)

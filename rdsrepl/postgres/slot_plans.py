@@ -206,10 +206,7 @@ def advance(
             f"slot {name} is physical; its standby advances it", hint="name a logical slot (rdsrepl slot list)"
         )
     if slot.database != server.database:
-        raise errors.Refused(
-            f"slot {name} belongs to database {slot.database}, and this connection to {server.database}",
-            hint=f"connect to it: --dbname {slot.database}",
-        )
+        raise slots.in_another_database(slot, server.database)
     if slot.active:
         raise errors.SlotActive(f"slot {name} is in use by {slot.holder}", hint="stop that consumer first")
     if slot.synced and server.in_recovery:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -236,6 +237,17 @@ def get(conn: Connection, name: str) -> Slot:
             otherwise="list them: rdsrepl slot list; slots do not move to another server",
         ),
     )
+
+
+def in_another_database(slot: Slot, database: str) -> errors.Refused:
+    """Return the error of a command that reads the changes of a slot, and is connected to another DATABASE."""
+    error = errors.Refused(
+        f"slot {slot.slot_name} belongs to database {slot.database}, and this connection is to {database}",
+        hint=f"connect to it: --dbname {shlex.quote(str(slot.database))}",
+    )
+    found = errors.Instead("connect to its database", ({"dbname": str(slot.database)},))
+    error.instead = lambda: found
+    return error
 
 
 def require_replication_right(conn: Connection) -> None:

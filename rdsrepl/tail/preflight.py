@@ -195,6 +195,8 @@ def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _fit(slot: Slot, database: str, in_recovery: bool) -> None:
+    from rdsrepl.postgres import slots
+
     name = slot.slot_name
     if slot.slot_type != "logical":
         raise errors.WrongPlugin(
@@ -202,10 +204,7 @@ def _fit(slot: Slot, database: str, in_recovery: bool) -> None:
             hint="choose a logical slot (rdsrepl slot list)",
         )
     if slot.database != database:
-        raise errors.Refused(
-            f"slot {name} belongs to database {slot.database}, and this connection is to {database}",
-            hint=f"connect to it: --dbname {slot.database}",
-        )
+        raise slots.in_another_database(slot, database)
     if slot.is_lost:
         raise errors.SlotInvalidated(
             f"slot {name} is invalidated ({slot.lost_reason}): the changes it held are gone",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,38 @@ def test_sql_commands_find_a_cluster_s_database(cloud: Cloud) -> None:
     assert missing.code == 3 and "rdsrepl cluster list" in missing.err
     found = cloud("-t", "sandbox", "slot", "list", "--cluster", "sandbox", "-o", "json")
     assert found.code == 0 and any(slot["slot_type"] == "physical" for slot in found.json)
+
+
+def test_an_identifier_of_the_other_kind_is_recognized(cloud: Cloud) -> None:
+    """The hint is the typed command on the server that has the identifier, or the same verb of the other noun."""
+    (cluster,) = cloud.client("rds").describe_db_clusters(DBClusterIdentifier="sandbox")["DBClusters"]
+    member = cluster["DBClusterMembers"][0]["DBInstanceIdentifier"]
+    also = f"{member} is an instance, a member of cluster sandbox: "
+    for typed, hint in (
+        ("doctor --instance sandbox --skip ssl", "sandbox is a cluster: rdsrepl --cluster sandbox doctor --skip ssl"),
+        (
+            "-o json --instance=sandbox slot show x",
+            "sandbox is a cluster: rdsrepl --cluster sandbox -o json slot show x",
+        ),
+        ("instance show sandbox", "sandbox is a cluster: rdsrepl cluster show sandbox"),
+        ("instance reboot sandbox --yes", "sandbox is a cluster: rdsrepl cluster reboot sandbox --yes"),
+        (
+            f"slot list --cluster {member} -d 'a b' --region eu-west-1",
+            f"{also}rdsrepl --cluster sandbox --dbname 'a b' --region eu-west-1 slot list, "
+            f"or rdsrepl --instance {member} --dbname 'a b' --region eu-west-1 slot list",
+        ),
+        (f"cluster show {member}", f"{also}rdsrepl cluster show sandbox, or rdsrepl instance show {member}"),
+        (
+            "slot list --cluster nowhere",
+            "list the existing ones: rdsrepl cluster list (in region eu-west-1; choose another with --region)",
+        ),
+    ):
+        missing = cloud(*shlex.split(typed), "-o", "json")
+        assert missing.code == 3
+        assert missing.error["hint"].replace(" -o json", "") == hint.replace(" -o json", ""), typed
+    cloud.faults({"service": "rds", "operation": "DescribeDBClusters", "code": "AccessDenied", "status": 403})
+    denied = cloud("slot", "list", "--instance", "nowhere", "-o", "json")
+    assert (denied.code, denied.error["error"]) == (3, "not_found") and "rdsrepl instance list" in denied.error["hint"]
 
 
 def test_only_the_endpoint_comes_from_the_api(cloud: Cloud) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import threading
@@ -46,6 +47,28 @@ def mine(rdsrepl: Program, database: Database) -> list[dict[str, Any]]:
 def name(database: Database) -> str:
     """A slot name for this test only, as slots belong to the whole server."""
     return f"s_{database.name}"
+
+
+def test_a_slot_of_another_database_is_reached_with_dbname(database: Database, name: str, rdsrepl: Program) -> None:
+    """It is shown and dropped from any database; the hints of commands that read it name its database."""
+    database.run(f"SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')", "CREATE PUBLICATION p")
+    elsewhere = database.server.dsn(dbname="postgres")
+    shown = rdsrepl("slot", "show", name, dsn=elsewhere)
+    assert f"slot peek {name} --dbname {database.name}" in shown.err
+    assert "another database" not in rdsrepl("slot", "show", name, dsn=database.dsn).err
+    start = f"connect to its database: {shlex.join(['rdsrepl', '--dsn', elsewhere, '--dbname', database.name])}"
+    for words in (
+        ["slot", "peek", name, "--publication", "p"],
+        ["slot", "tail", name, "--publication", "p", "--until-now"],
+        ["slot", "advance", name, "--to-current", "--yes"],
+    ):
+        refused = rdsrepl(*words, "-o", "json", dsn=elsewhere)
+        assert (refused.code, refused.error["error"]) == (4, "refused")
+        assert refused.error["hint"] == f"{start} {shlex.join(words)} -o json"
+        pasted = shlex.split(refused.error["hint"].removeprefix("connect to its database: rdsrepl "))
+        assert rdsrepl(*pasted).code == 0
+    assert rdsrepl("slot", "lag", name, dsn=elsewhere).code == 0
+    assert rdsrepl("slot", "drop", name, "--yes", dsn=elsewhere).code == 0
 
 
 def test_create_list_show_drop(database: Database, name: str, rdsrepl: Program) -> None:

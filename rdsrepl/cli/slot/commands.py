@@ -12,6 +12,7 @@ import typer
 
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
 from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_database_list
 from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, duration_option
@@ -22,6 +23,7 @@ from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.render import Column, Listing, ago, emit, facts, size
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
@@ -124,7 +126,7 @@ def show(ctx: typer.Context, name: Name) -> None:
     from rdsrepl.render import document
 
     with connection.open(database_target(ctx)) as conn:
-        slot = slots.get(conn, name)
+        slot, database = slots.get(conn, name), conn.info.dbname
 
     def table() -> object:
         values = document(slot)
@@ -134,6 +136,9 @@ def show(ctx: typer.Context, name: Name) -> None:
         return facts([*pairs, ("holder", slot.holder if slot.active else "none")])
 
     emit(slot, global_options(ctx).output, table)
+    if slot.database is not None and slot.database != database:
+        reach = command("slot peek {} --dbname {}", name, slot.database)
+        note(ctx, f"the slot belongs to another database, {slot.database}; to see its changes: {reach}")
 
 
 @app.command(cls=WriteCommand)
