@@ -26,11 +26,22 @@ pytest_plugins = [
 # The files that take longest, the slowest first: a long file that starts last keeps the other workers waiting.
 _SLOWEST: Final = (
     "runbooks/test_pages",
-    "tail/test_kinesis",
-    "tail/test_delivery",
-    "aws/test_clusters",
+    "sandbox/test_lifecycle",
+    "sandbox/test_servers",
     "runbooks/test_walkthrough",
+    "tail/test_delivery",
+    "tail/test_kinesis",
+    "aws/test_clusters",
+    "tail/test_failover",
+    "runbooks/test_runner",
+    "retention/test_prune",
     "cli/test_demo",
+    "aws/test_eventual_consistency",
+    "cli/test_unattended",
+    "tail/test_service",
+    "doctor/test_doctor",
+    "postgres/test_slots",
+    "parameters/test_param_group",
 )
 
 

@@ -45,7 +45,7 @@ from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.sandbox.servers.processes import ProcessIdentity
 from rdsrepl.sandbox.state import ProcessState, SandboxDirectory, ServerState, State, directory
 
-_PROCESS_SECONDS: Final = 20.0
+_PROCESS_SECONDS: Final = 60.0
 _SERVERS_SECONDS: Final = 60.0
 
 Progress = Callable[[str], None]
