@@ -40,30 +40,34 @@ def warn(ctx: typer.Context, text: str) -> None:
 
 def prompt_yes(question: str) -> bool:
     """Ask a yes-or-no question on the terminal; any answer but ``y`` or ``yes`` is no."""
-    return _answer(f"{question} [y/N]").lower() in ("y", "yes")
+    return (prompt_line(f"{question} [y/N]") or "").lower() in ("y", "yes")
 
 
 def prompt_exact(question: str, wanted: str) -> bool:
     """Ask the user to type a text; return whether the answer is that text."""
-    return _answer(question) == wanted
+    return prompt_line(question) == wanted
 
 
 def prompt_password(question: str) -> str:
-    """Ask for a password on the terminal, without showing it."""
+    """Ask for a password on the terminal, without showing it; empty at the end of the input."""
     import getpass
 
-    with _ended_line():
-        return getpass.getpass(f"{line_for_person(question)} ", stream=sys.stderr)
+    try:
+        with _ended_line():
+            return getpass.getpass(f"{line_for_person(question)} ", stream=sys.stderr)
+    except EOFError:
+        return ""
 
 
-def _answer(question: str) -> str:
+def prompt_line(question: str) -> str | None:
+    """Ask for a line on the terminal; None at the end of the input, which is Ctrl-D."""
     with _ended_line():
         sys.stderr.write(f"{_wrapped(line_for_person(question))} ")
         sys.stderr.flush()
         line = sys.stdin.readline()
-    if not line.endswith("\n"):  # Ctrl-D
+    if not line.endswith("\n"):
         sys.stderr.write("\n")
-    return line.strip()
+    return line.strip() if line else None
 
 
 def _wrapped(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rdsrepl.cli import hints, standard_streams
-from rdsrepl.cli.console import is_interactive, note, warn
+from rdsrepl.cli.console import is_interactive, note, prompt_line, warn
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_list
 from rdsrepl.cli.options import LocalCommand, LocalListCommand, ReadCommand
@@ -446,12 +446,10 @@ class _Display:
         answers = {"y": Answer.yes, "yes": Answer.yes, "s": Answer.skip, "skip": Answer.skip, "q": Answer.quit}
         while True:
             self._end_line()
-            sys.stderr.write(f"{question} [y = yes, s = skip, q = quit] ")
-            sys.stderr.flush()
-            line = sys.stdin.readline()
-            if not line:  # the terminal was closed
+            line = prompt_line(f"{question} [y = yes, s = skip, q = quit]")
+            if line is None:
                 return Answer.quit
-            word = line.strip().lower()
+            word = line.lower()
             if word in (*answers, "quit"):
                 return answers.get(word, Answer.quit)
 

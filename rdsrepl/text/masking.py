@@ -143,7 +143,9 @@ def _shapes() -> tuple[tuple[re.Pattern[str], str], ...]:
                 rf"\1\2$\3${MASK}$\3$",
             ),
             (
-                r"(?i)(?<![\w-])(--?(?:\w{1,40}-){0,6}(?:password|passwd|passphrase|secret-key|token)\s+)(?!-)\S+",
+                # --no-password and --generate-password have no value.
+                r"(?i)(?<![\w-])(--?(?!(?:no|generate)-password\b)(?:\w{1,40}-){0,6}"
+                r"(?:password|passwd|passphrase|secret-key|token)\s+)(?!-)\S+",
                 rf"\1{MASK}",
             ),
             (rf"(?<![A-Za-z0-9/+=]){base64}(?![0-9a-f]{{40}}\b)[A-Za-z0-9/+]{{40}}(?![A-Za-z0-9/+=])", MASK),

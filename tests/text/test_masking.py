@@ -237,6 +237,7 @@ ORDINARY = [
     "unknown key 'hots': the keys there are: dsn, host, port",
     "100 changes in 3.1s (32/s), lag 1.5 MB: stopped by Ctrl-C @ 12:30",
     "max_slot_wal_keep_size: -1 -> 10240 (dynamic, immediate)",
+    "--password-stdin, --generate-password and --no-password cannot be used together",
 ]
 
 
