@@ -241,10 +241,10 @@ def _screen(printer: _Printer, seconds: float) -> Iterator[_Show]:
 
         def show(found: Rows, error: Exception | None) -> None:
             at = time.strftime("%H:%M:%S")
-            last = styled(f"{at}, every {format_interval(seconds)}; Ctrl-C ends", "dim")
+            heading = styled(f"{at}, every {format_interval(seconds)}; Ctrl-C ends", "dim")
             if error is not None:
-                last = styled(f"{at}: could not read the list, trying again: {_cause(error)}", "bold red")
-            screen.update(stacked(printer.table(found), last), refresh=True)  # type: ignore[arg-type]
+                heading = styled(f"{at}: could not read the list, trying again: {_cause(error)}", "bold red")
+            screen.update(stacked(heading, printer.table(found)), refresh=True)  # type: ignore[arg-type]
 
         yield show
 

@@ -486,21 +486,14 @@ class ListCommand(ReadCommand):
 
 def _with_interval(args: list[str]) -> list[str]:
     """Return the arguments with a value attached to ``--watch``: the next word if it is a duration, or the default."""
-    words: list[str] = []
-    rest = iter(args)
-    for word in rest:
-        if word == "--":
-            return [*words, word, *rest]
-        if word not in ("--watch", "-w"):
-            words.append(word)
-            continue
-        following = next(rest, None)
-        if following is not None and _is_duration(following):
-            words.append(f"--watch={following}")
-        else:
-            words.append(f"--watch={WATCH_SECONDS:g}s")
-            rest = iter([*([] if following is None else [following]), *rest])
-    return words
+    end = args.index("--") if "--" in args else len(args)
+    rest, words = args[:end], list[str]()
+    while rest:
+        word = rest.pop(0)
+        if word in ("--watch", "-w"):
+            word = f"--watch={rest.pop(0) if rest and _is_duration(rest[0]) else f'{WATCH_SECONDS:g}s'}"
+        words.append(word)
+    return words + args[end:]
 
 
 def _is_duration(word: str) -> bool:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _GAP: Final = 2
-# Prose narrower than this is hard to read.
-_NARROWEST_PROSE: Final = 24
+# Prose narrower than this is hard to read; a longer word in it may be shortened.
+_NARROWEST_PROSE, _LONGEST_WORD = 24, 40
 # A name is shortened to this before a column is left out for it, and to the other one when nothing else helps.
 _USUAL_NAME: Final = 28
 _NARROWEST_NAME: Final = 8
@@ -169,7 +169,7 @@ class _Cells:
         if self.column.kind == "name":
             return min(self.widest, _USUAL_NAME)
         if self.column.kind == "prose":
-            return min(self.widest, max(self._longest_word(), _NARROWEST_PROSE))
+            return min(self.widest, max(min(self._longest_word(), _LONGEST_WORD), _NARROWEST_PROSE))
         return self.widest
 
     @property
