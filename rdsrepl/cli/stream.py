@@ -239,7 +239,8 @@ def _print(record: Received, *, as_json: bool) -> None:
 def _start(text: str) -> Start:
     from rdsrepl.aws.stream_reader import Start
 
-    if text in ("latest", "trim-horizon"):
+    word = text.lower().replace("_", "-")  # TRIM_HORIZON of the Kinesis API
+    if word in ("latest", "trim-horizon"):
         return Start(text.upper().replace("-", "_"))
     try:
         moment = datetime.fromisoformat(text)

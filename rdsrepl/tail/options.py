@@ -18,6 +18,8 @@ from rdsrepl.tail.metrics import MetricsOptions
 OptionName = Callable[[str], str]
 
 _KINESIS: Final = "kinesis"
+# What ``partition_by`` can be besides a column.
+_PARTITION_RULES: Final = frozenset({"key", "table", "transaction"})
 
 
 class FormatName(StrEnum):
@@ -81,6 +83,10 @@ class KinesisOptions:
     dead_letter: Path | None = None
     endpoint_url: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.partition_by.lower() in _PARTITION_RULES:
+            object.__setattr__(self, "partition_by", self.partition_by.lower())
+
     def check(self, format: FormatName | None, option_name: OptionName) -> None:
         """Make sure that the options fit each other and the format; None is the default format.
 
@@ -117,7 +123,7 @@ def stream_name(sink: str, option_name: OptionName) -> str | None:
     if sink == "-":
         return None
     kind, _, name = sink.partition(":")
-    if kind != _KINESIS or not name:
+    if kind.lower() != _KINESIS or not name:
         raise BadValue(
             f"{option_name('to')} {sink} is not a sink", hint="- is standard output, kinesis:STREAM a data stream"
         )

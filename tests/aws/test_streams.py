@@ -92,7 +92,7 @@ def test_every_shard_is_read_in_its_order(cloud: Cloud, name: str) -> None:
     for key in {row["partition_key"] for row in rows}:
         numbers = [int(row["data"]) for row in rows if row["partition_key"] == key]
         assert numbers == sorted(numbers)
-    plain = cloud("stream", "tail", name, "--from", "trim-horizon", "--limit", "3")
+    plain = cloud("stream", "tail", name, "--from", "TRIM_HORIZON", "--limit", "3")
     assert len(plain.out.splitlines()) == 3 and plain.out.replace("\n", "").isdigit()
 
 

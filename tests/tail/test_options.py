@@ -58,3 +58,9 @@ def test_a_wakeup_pipe_is_readable_until_it_is_drained() -> None:
     assert not select.select([pipe], [], [], 0)[0]
     pipe.close()
     pipe.wake()
+
+
+def test_words_of_a_fixed_set_are_read_in_any_case() -> None:
+    assert KinesisOptions("s", partition_by="Transaction").partition_by == "transaction"
+    assert KinesisOptions("s", partition_by="CustomerId").partition_by == "CustomerId", "a column"
+    assert stream_name("Kinesis:Orders", str) == "Orders"
