@@ -122,22 +122,28 @@ class AppendedFile:
             Refused: the file ends with a change that is newer than the server.
         """
         self._last, self._previous, self._tombstones = None, None, 0
-        is_known = True
-        with contextlib.closing(_lines_from_the_end(self._fd)) as lines:
-            for line in lines:
-                identity = self._identify(line)
-                if identity is not None and identity.is_in(timelines):
-                    self._last = identity
-                    break
-                self._tombstones = self._tombstones + 1 if identity is None else 0
-                if self._tombstones > 1:
-                    is_known = False
-                    break
+        is_known = self._find_last(timelines)
         # Where one record ends another may begin: a commit at the start itself need not come again.
         self.is_verified = self._last is None or self._last.commit_lsn <= start_lsn
         if self._last is not None and self._last.commit_lsn > server_lsn:
             self._require_verified(self._last)
         return is_known
+
+    def _find_last(self, timelines: Timelines) -> bool:
+        """Find the last line of the file that the server's history has; return whether the end of the file is known."""
+        try:
+            with contextlib.closing(_lines_from_the_end(self._fd)) as lines:
+                for line in lines:
+                    identity = self._identify(line)
+                    if identity is not None and identity.is_in(timelines):
+                        self._last = identity
+                        return True
+                    self._tombstones = self._tombstones + 1 if identity is None else 0
+                    if self._tombstones > 1:
+                        return False
+        except OSError:
+            return False
+        return True
 
     def without_repeats(self, batch: DecodedBatch) -> DecodedBatch:
         """Return a batch of at most one change without the lines that the file has.
