@@ -70,7 +70,7 @@ def failure(one: SlotRetention) -> str:
     """Return the first failure that a slot causes and when, for the title of its chart."""
     earliest = next((item for item in one.breaks if item.is_near), None)
     if earliest is None:
-        return "no failure is forecast"
+        return "no failure within a year" if one.breaks else "no failure is forecast"
     if one.slot.is_lost:
         return f"the slot is invalidated ({one.slot.lost_reason})"
     return f"{BREAK_TEXTS[earliest.what]} {earliest.when}"
@@ -111,9 +111,11 @@ def _with_date(heading: Text, placed: Axes, width: int) -> Text:
 
 
 def _too_few(series: SlotSeries) -> str:
-    if series.samples > 1:
-        return "no picture: the slot is invalidated and retained no WAL in the recorded history"
-    return "no history yet: this is the first sample"
+    if series.samples <= 1:
+        return "no history yet: this is the first sample"
+    if series.retained:
+        return "no picture: there is only one sample in this time"
+    return "no picture: the slot is invalidated and retained no WAL in this time"
 
 
 def _legend(series: SlotSeries, placed: Axes, glyphs: Glyphs) -> list[Piece]:

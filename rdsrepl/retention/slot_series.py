@@ -62,7 +62,7 @@ class SlotSeries:
 
     Attributes:
         retained, undelivered: lines of points, oldest first; between two lines is a gap without samples.
-        samples: the number of samples of this slot.
+        samples: the number of samples since the slot was created, drawn or not.
         forecast: the retained bytes from now on, if they grow as now; empty without a known rate.
         limits: the lowest first.
         now: the time of the last sample.
@@ -113,6 +113,7 @@ def slot_series(
     """
     now = retention.wal.at
     known = _since_creation(_comparable(history), one.slot.slot_name)
+    samples = len(known)
     if seconds is not None:
         known = [(sample, seen) for sample, seen in known if (now - sample.at).total_seconds() <= seconds]
     breaks = _gaps([sample.at for sample, _ in known])
@@ -133,7 +134,7 @@ def slot_series(
         one.slot.slot_name,
         retained,
         undelivered,
-        len(known),
+        samples,
         _forecast(one, now, (now - started).total_seconds()),
         _limits(retention, history[-1:]),
         now,

@@ -99,5 +99,7 @@ def test_one_sample_is_no_picture() -> None:
     history, retention = builders.growing_slot()
     series = slot_series(history[-1:], retention, retention.holdings[0])
     assert drawn(series, 60, 12) == ["audit", "no history yet: this is the first sample"]
+    short = slot_series(history, retention, retention.holdings[0], seconds=60)
+    assert drawn(short, 60, 12)[1] == "no picture: there is only one sample in this time"
     lost = [sample(age, GIB, seen("audit", None)) for age in (5, 0)]
     assert "invalidated" in drawn(slot_series(lost, retention, retention.holdings[0]), 80, 12)[1]

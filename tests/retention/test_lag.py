@@ -183,6 +183,7 @@ def test_pictures_and_pages(place: Place, tmp_path: Path) -> None:
         (["--html", "-", "-o", "json"], "both write to stdout"),
         (["--html", "-", "--watch"], "exclude each other"),
         (["--plot", "-o", "yaml"], "exclude each other"),
+        (["--plot", "--query", "holdings"], "exclude each other"),
         (["--since", "1h"], "needs --plot or --html"),
         (["--plot", "--since", "0s"], "must be longer"),
     ],

@@ -130,6 +130,8 @@ def _require_one_document(ctx: typer.Context, *, plot: bool, html: Path | None, 
     html_option.require_usable(ctx, html)
     if plot and not output.is_table:
         raise BadValue(f"--plot and -o {output.value} exclude each other", hint="-o json has the values in 'recent'")
+    if plot and list_options(ctx).query is not None:
+        raise BadValue("--plot and --query exclude each other", hint="leave out --plot")
     if html is not None and list_options(ctx).watch is not None:
         raise BadValue("--html and --watch exclude each other", hint="leave out --watch")
     if since is not None and not (plot or html):

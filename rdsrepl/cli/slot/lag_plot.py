@@ -41,7 +41,7 @@ def plot(
     missing = False
     for one in retention.holdings[:most]:
         series = slot_series(history, retention, one, seconds=seconds)
-        missing = missing or not series.has_history
+        missing = missing or series.samples <= 1
         title = text_chart.failure(one)
         parts += text_chart.chart(series, title, width=width, height=height, glyphs=glyphs)
     if missing:
