@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from rdsrepl.errors import BadValue, NotConfirmed
@@ -57,7 +58,9 @@ class RunTarget:
 
     def _options(self, words: Sequence[str]) -> dict[str, str]:
         before = words[: words.index("--")] if "--" in words else words
-        if any(word.split("=")[0] in _TARGET_OPTIONS for word in before):
+        # Behind psql, -t without a name is psql's own.
+        named = [word.split("=")[0] for word, value in pairwise([*before, "-"]) if word != "-t" or value[:1] != "-"]
+        if any(word in _TARGET_OPTIONS for word in named):
             return {}
         return dict(self.options)
 

@@ -21,6 +21,7 @@ from rdsrepl.cli.options import WriteCommand
 from rdsrepl.errors import BadPage
 from rdsrepl.runbooks import commands, model, pages, parser
 from rdsrepl.runbooks.model import StepKind
+from rdsrepl.runbooks.run_request import RunTarget
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program, Result
 from tests.fixtures.terminal import Terminal
@@ -494,6 +495,14 @@ def test_a_missing_variable_is_asked_for(rdsrepl: Program, db18: Database, write
     person.wait_for("missing variables: slot (the slot)")
     assert person.wait() == 2
     assert "missing variables" in rdsrepl(*words, "--dry-run").err, "without a terminal nothing is asked"
+
+
+def test_a_step_that_names_its_own_target_gets_none_of_the_run() -> None:
+    run = RunTarget({"cluster": "orders"})
+    for words in (["psql", "-t", "prod", "-c", "x"], ["slot", "list", "--dsn=service=x"], ["slot", "list", "-t", "a"]):
+        assert "RDSREPL_CLUSTER" not in run.environment(words), words
+    for words in (["psql", "-t", "-c", "x"], ["psql", "-c", "x", "-t"], ["psql", "-At"], ["psql", "--", "-t", "x"]):
+        assert run.environment(words)["RDSREPL_CLUSTER"] == "orders", words
 
 
 def test_a_shown_step_has_only_the_options_that_its_command_takes(rdsrepl: Program) -> None:
