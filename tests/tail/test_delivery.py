@@ -404,7 +404,7 @@ def test_bounds(stream: Database, rdsrepl: Program) -> None:
     stream.run("INSERT INTO t (v) VALUES ('later')")
     assert ids("--until-lsn", str(lsn)) == [6, 7, 8, 9, 10]
     assert ids("--until-lsn", str(lsn)) == []
-    assert ids("--idle-exit", "500ms") == [11]
+    assert ids("--idle-exit", "2s") == [11]
     assert ids("--duration", "300ms") == []
     stream.run("INSERT INTO t (v) SELECT 'x' FROM generate_series(1, 10)")
     assert ids("--limit", "4") == [12, 13, 14, 15]
