@@ -29,6 +29,7 @@ from rdsrepl.cli.targets import aws_target, database_target
 from rdsrepl.errors import BadValue, UsageError
 from rdsrepl.render import Column, Listing, emit, facts, listing, stacked
 from rdsrepl.text.commands import command
+from rdsrepl.units import with_unit
 
 if TYPE_CHECKING:
     from rdsrepl.aws.resources import ResourceKind
@@ -83,7 +84,7 @@ _GROUP_COLUMNS: Final = (
 )
 _PARAMETER_COLUMNS: Final = (
     Column("PARAMETER", lambda row: row.name),
-    Column("VALUE", lambda row: row.value, kind="name"),
+    Column("VALUE", lambda row: _with_unit(row.name, row.value, row.description), kind="name"),
     Column("SET BY", lambda row: row.source, priority=2),
     Column("TYPE", lambda row: row.apply_type, priority=3),
     Column("ALLOWED", lambda row: _short(row.allowed_values), priority=4, kind="name"),
@@ -387,8 +388,8 @@ def diff(
     heading = "SERVER" if live else (other or "defaults").upper()
     columns = (
         Column("PARAMETER", lambda row: row.name, "name"),
-        Column(name.upper(), lambda row: row.left, "left", kind="name"),
-        Column(heading, lambda row: row.right, "right", kind="name"),
+        Column(name.upper(), lambda row: _with_unit(row.name, row.left), "left", kind="name"),
+        Column(heading, lambda row: _with_unit(row.name, row.right), "right", kind="name"),
         Column("TYPE", lambda row: row.apply_type, "apply_type", priority=3),
         Column("NOTE", lambda row: row.note, "note", priority=2, kind="prose"),
     )
@@ -420,6 +421,13 @@ def _differences(
         running = settings.ls(conn, list(left))
     pending = attached is not None and attached.pending_reboot
     return diff.server(left, running, attached.hardware if attached else None, pending_reboot=pending)
+
+
+def _with_unit(name: str, value: str | None, description: str = "") -> str | None:
+    """Return a value for people: ``10240 (10GB)``."""
+    from rdsrepl.parameters import value_units
+
+    return None if value is None else with_unit(value, value_units.unit_of(name, description))
 
 
 def _short(text: str | None) -> str | None:

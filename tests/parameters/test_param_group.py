@@ -138,6 +138,8 @@ def test_set_reset_and_diff(cloud: Cloud, name: str) -> None:
     methods = {item["ParameterName"]: item["ApplyMethod"] for item in done.json["steps"][0]["parameters"]["Parameters"]}
     assert methods == {"max_slot_wal_keep_size": "immediate", "max_wal_senders": "pending-reboot"}
     assert values(cloud, name)["max_slot_wal_keep_size"] == "10240"
+    assert "10240 (10GB)" in cloud("param-group", "show", name).out
+    assert "10240 (10GB)" in cloud("param-group", "diff", name).out
     change = next(one for one in done.json["changes"] if one["name"] == "max_slot_wal_keep_size")
     assert (change["value"], change["unit"]) == ("10240", "MB")
     assert cloud("param-group", "set", name, "max_slot_wal_keep_size=10240", "--check").code == 0
