@@ -11,9 +11,8 @@ stores such a value in the file and returns it again. Warnings and reasons may d
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,11 +23,12 @@ from rdsrepl import __version__, config
 from rdsrepl.cli.context import SELECTORS, SERVER_OPTIONS, apply_options, global_options
 from rdsrepl.config import Target
 from rdsrepl.config.target import SECRETS
-from rdsrepl.errors import AppliedInPart, BadValue, Error, NotFound, OutcomeUnknown, PlanChanged, Refused
+from rdsrepl.errors import AppliedInPart, BadPlanFile, BadValue, Error, NotFound, OutcomeUnknown, PlanChanged, Refused
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.render import document as to_json
 from rdsrepl.state import audit, plan_files
-from rdsrepl.text.escapes import json_text, shown
+from rdsrepl.text.commands import typed
+from rdsrepl.text.escapes import json_text
 from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def require_same_address(ctx: typer.Context, target: Target) -> Target:
         Refused: the config file or the environment now lead to another server.
     """
     file = being_applied(ctx)
-    if file is not None and file.plan.server is not None and file.plan.server["host"] is not None:
+    if file is not None and file.plan.server is not None and file.plan.server.get("host") is not None:
         from rdsrepl.postgres import conninfo
 
         _require_same_server(file, asdict(conninfo.address(target)))
@@ -172,7 +172,8 @@ def marked_applied(ctx: typer.Context) -> Iterator[None]:
     except Error as exc:
         changed = isinstance(exc, OutcomeUnknown) or (isinstance(exc, AppliedInPart) and bool(exc.done or exc.not_done))
         if not changed:
-            file.mark_not_applied()
+            with suppress(BadPlanFile):  # the error of the plan is the one to report
+                file.mark_not_applied()
         raise
 
 
@@ -199,8 +200,8 @@ def _require_same_server(
 
 def _again(file: PlanFile) -> str:
     options = [f"--{name}={value}" for name, value in file.plan.options.items()]
-    line = shlex.join(["rdsrepl", *options, *_before_operands(file.plan.command, f"--out={file.path}")])
-    return f"plan again: {shown(line)}"
+    line = typed((*options, *_before_operands(file.plan.command, f"--out={file.path}")))
+    return "plan again with --out" if line is None else f"plan again: {line}"
 
 
 def _before_operands(words: tuple[str, ...], option: str) -> list[str]:
