@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from rdsrepl.retention.slot_series import Limit, SlotSeries
+from rdsrepl.retention.slot_series import Limit, Line, SlotSeries
 from rdsrepl.units import format_size
 
 # A limit that is further away than this many times the largest value would press the values onto the axis.
@@ -74,6 +74,18 @@ def axes(series: SlotSeries, *, most_sizes: int, most_times: int) -> Axes:
     return Axes(
         series.start, end, high, _size_labels(high, most_sizes), _time_labels(series.start, end, most_times), near, far
     )
+
+
+def thinned(line: Line, groups: int) -> Line:
+    """Return a line with fewer points that looks the same: of each group the first, lowest, highest and last."""
+    if len(line) <= 4 * groups:
+        return line
+    kept: set[int] = set()
+    for number in range(groups):
+        group = range(len(line) * number // groups, len(line) * (number + 1) // groups)
+        sizes = [line[index].size_bytes for index in group]
+        kept |= {group[0], group[-1], group[sizes.index(min(sizes))], group[sizes.index(max(sizes))]}
+    return tuple(line[index] for index in sorted(kept))
 
 
 def _size_labels(high: float, most: int) -> tuple[tuple[int, str], ...]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Final
 
-from rdsrepl.reports.axes import Axes, axes
+from rdsrepl.reports.axes import Axes, axes, thinned
 from rdsrepl.retention.slot_series import Limit, Line, SlotSeries
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.masking import mask
@@ -22,8 +22,8 @@ WIDTH: Final = 720
 HEIGHT: Final = 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 16, 18, 34
 _MOST_SIZES, _MOST_TIMES = 4, 8
-#: A line has at most this many groups of points; of each group the first, lowest, highest and last are drawn.
-_GROUPS: Final = 300
+#: Into how many groups a long line is divided: at least one for each two units of the image.
+_GROUPS: Final = WIDTH // 2
 _LABEL_SPACE: Final = 14
 # Half the width of a time in the font of a phone: a label needs as much room on both sides.
 _HALF_LABEL: Final = 28
@@ -119,19 +119,7 @@ def _area(line: Line, placed: Axes) -> str:
 
 
 def _points(line: Line, placed: Axes) -> str:
-    return " ".join(f"{_x(placed, point.at)},{_y(placed, point.size_bytes)}" for point in _thinned(line))
-
-
-def _thinned(line: Line) -> Line:
-    """Return a line with fewer points, without losing a peak."""
-    if len(line) <= 4 * _GROUPS:
-        return line
-    kept = set()
-    for number in range(_GROUPS):
-        group = range(len(line) * number // _GROUPS, len(line) * (number + 1) // _GROUPS)
-        sizes = {index: line[index].size_bytes for index in group}
-        kept |= {group[0], group[-1], min(group, key=sizes.__getitem__), max(group, key=sizes.__getitem__)}
-    return tuple(line[index] for index in sorted(kept))
+    return " ".join(f"{_x(placed, point.at)},{_y(placed, point.size_bytes)}" for point in thinned(line, _GROUPS))
 
 
 def description(series: SlotSeries) -> str:

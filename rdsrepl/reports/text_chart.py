@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.reports.axes import Axes, axes
+from rdsrepl.reports.axes import Axes, axes, thinned
 from rdsrepl.retention.assessment import SlotRetention
 from rdsrepl.retention.forecast import BREAK_TEXTS
 from rdsrepl.retention.slot_series import Line, SlotSeries
@@ -179,14 +179,13 @@ class _Cells:
 
     def line(self, row: int) -> list[Piece]:
         """Return one line of cells, from the top."""
-        pieces: list[Piece] = []
-        for column in range(self.width):
-            place = column, row
-            if place in self._dots:
-                pieces.append((chr(0x2800 + self._dots[place]), self._styles[place]))
-            else:
-                pieces.append(self._texts.get(place, (" ", "")))
-        return pieces
+        cells = (self._cell((column, row)) for column in range(self.width))
+        return [("".join(text for text, _ in run), style) for style, run in groupby(cells, key=lambda cell: cell[1])]
+
+    def _cell(self, place: tuple[int, int]) -> Piece:
+        if place in self._dots:
+            return chr(0x2800 + self._dots[place]), self._styles[place]
+        return self._texts.get(place, (" ", ""))
 
 
 def _cells(series: SlotSeries, placed: Axes, width: int, height: int, glyphs: Glyphs) -> _Cells:
@@ -194,7 +193,10 @@ def _cells(series: SlotSeries, placed: Axes, width: int, height: int, glyphs: Gl
     wide, high = width * glyphs.columns - 1, height * glyphs.rows - 1
 
     def dots(line: Line, *, every: int = 1) -> Iterator[tuple[int, int]]:
-        places = [(round(placed.x(point.at) * wide), round(placed.y(point.size_bytes) * high)) for point in line]
+        places = [
+            (round(placed.x(point.at) * wide), round(placed.y(point.size_bytes) * high))
+            for point in thinned(line, width)
+        ]
         return _polyline(places, every)
 
     if series.forecast:
@@ -245,7 +247,7 @@ def _polyline(places: Sequence[tuple[int, int]], every: int) -> Iterator[tuple[i
 
 def _area(lines: Iterable[Line], placed: Axes, width: int, steps: int) -> Iterator[tuple[int, int]]:
     """Yield each column below a line, and how many of STEPS of its height are filled."""
-    for line in lines:
+    for line in (thinned(one, width) for one in lines):
         pairs = pairwise(line) if len(line) > 1 else [(line[0], line[0])]
         for before, after in pairs:
             first, last = (round(placed.x(point.at) * (width - 1)) for point in (before, after))
