@@ -18,7 +18,7 @@ from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import LocalCommand, LocalListCommand, LocalWriteCommand
 from rdsrepl.cli.plan_view import MARKS
 from rdsrepl.cli.target_options import TargetKeys, given
-from rdsrepl.config import Target
+from rdsrepl.config import Target, edit
 from rdsrepl.errors import BadValue, ExitCode, NotFound
 from rdsrepl.render import Column, Listing, emit, facts, stacked
 from rdsrepl.text.commands import command, shell
@@ -56,8 +56,8 @@ def _setting(key: str) -> Callable[[Any], object]:
 _TARGETS: Final = Listing(
     TargetRow,
     (
-        Column("CURRENT", lambda row: "*" if row.current else "", "current"),
         Column("NAME", lambda row: row.name, "name", kind="name"),
+        Column("CURRENT", lambda row: "*" if row.current else "", "current"),
         Column("SERVER", lambda row: row.server, "server", kind="name"),
         Column("DATABASE", _setting("dbname"), priority=2),
         Column("USER", _setting("user"), priority=2),
@@ -160,7 +160,7 @@ def use_target(ctx: typer.Context, name: Name) -> None:
 
     Example: rdsrepl config use-target prod
     """
-    _report(ctx, config.use_target(name, dry_run=_dry_run(ctx)), name, "current")
+    _report(ctx, edit.use_target(name, dry_run=_dry_run(ctx)), name, "current")
 
 
 @app.command("set-target", cls=LocalWriteCommand)
@@ -185,7 +185,7 @@ def set_target(
             metavar="KEY",
             help="Remove this key; may be repeated.",
             show_default=False,
-            autocompletion=lambda: list(config.SETTABLE),
+            autocompletion=lambda: list(edit.SETTABLE),
         ),
     ] = None,
     password: Annotated[str | None, typer.Option("--password", hidden=True, help="Refuse a password.")] = None,
@@ -205,9 +205,9 @@ def set_target(
     twice = sorted({*settings, *(["protect"] if protect else [])} & set(removed))
     if twice:
         raise BadValue(f"--unset {twice[0]} and --{twice[0].replace('_', '-')} exclude each other", hint="omit one")
-    update = config.set_target(name, settings, protect=protect, unset=removed, dry_run=_dry_run(ctx))
+    update = edit.set_target(name, settings, protect=protect, unset=removed, dry_run=_dry_run(ctx))
     _report(ctx, update, name, "created" if name not in update.before.targets else "changed")
-    if update.after.current is None:
+    if update.after.current is None and not _dry_run(ctx):
         note(ctx, f"next: {command('config use-target {}', name)}")
 
 
@@ -221,7 +221,7 @@ def rename_target(
 
     Example: rdsrepl config rename-target lab staging
     """
-    _report(ctx, config.rename_target(name, new, dry_run=_dry_run(ctx)), name, f"renamed to {new}")
+    _report(ctx, edit.rename_target(name, new, dry_run=_dry_run(ctx)), name, f"renamed to {new}")
     _warn_about_environment(ctx, name)
 
 
@@ -231,7 +231,7 @@ def delete_target(ctx: typer.Context, name: Name) -> None:
 
     Example: rdsrepl config delete-target lab
     """
-    update = config.delete_target(name, dry_run=_dry_run(ctx))
+    update = edit.delete_target(name, dry_run=_dry_run(ctx))
     _report(ctx, update, name, "deleted")
     if update.before.current is not None and update.after.current is None and not _dry_run(ctx):
         warn(ctx, f"{name} was the current target; now none is: {_choose(update.after)}")
@@ -242,7 +242,7 @@ def _dry_run(ctx: typer.Context) -> bool:
     return apply_options(ctx).dry_run or apply_options(ctx).check
 
 
-def _report(ctx: typer.Context, update: config.Update, name: str, done: str) -> None:
+def _report(ctx: typer.Context, update: edit.Update, name: str, done: str) -> None:
     """Print what an edit changes; with ``--check``, exit 7 if it changes something."""
     changes, dry_run = update.changes, _dry_run(ctx)
     document = {
@@ -261,7 +261,7 @@ def _report(ctx: typer.Context, update: config.Update, name: str, done: str) -> 
         raise typer.Exit(ExitCode.CHANGES_PENDING)
 
 
-def _line(change: config.Change) -> str:
+def _line(change: edit.Change) -> str:
     if not change.before and not change.after:  # a whole target; its keys follow
         return change.key
     if change.effect == "change":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -43,7 +43,7 @@ def _again(ctx: typer.Context, instead: Instead, choice: Mapping[str, str]) -> s
     kept = options.typed - choice.keys() - (_SERVER if _SERVER & choice.keys() else frozenset())
     values: dict[str, Any] = dict(choice)
     chosen = replace(options, **values, typed=kept | choice.keys())
-    return typed([*_selectors(root, chosen, words), *words])
+    return typed([*_selectors(root, chosen, words, chosen=choice.keys()), *words])
 
 
 def _without_selectors(root: Any, words: Sequence[str]) -> tuple[str, list[str]]:
@@ -90,8 +90,8 @@ def server_options(ctx: typer.Context, words: Sequence[str]) -> frozenset[str]:
     return frozenset(getattr(_find_command(root, flags, words)[1], "server_options", SERVER_OPTIONS))
 
 
-def _selectors(root: Any, options: GlobalOptions, command: Sequence[str]) -> list[str]:
-    """Return the selectors that a command uses, does not have, and does not replace."""
+def _selectors(root: Any, options: GlobalOptions, command: Sequence[str], *, chosen: Collection[str] = ()) -> list[str]:
+    """Return the selectors that a command uses, does not have, and does not replace; CHOSEN are always among them."""
     own = command[: command.index("--")] if "--" in command else command
     flags = {flag: option for option in root.params for flag in option.opts}
     given = {str(flags[flag].name) for word in own if (flag := word.partition("=")[0]) in flags}
@@ -100,12 +100,12 @@ def _selectors(root: Any, options: GlobalOptions, command: Sequence[str]) -> lis
     if "target" in given:
         return []
     if given & _SERVER or noun in _NAMES_SERVER:
-        used -= _SERVER
-    chosen: list[str] = []
+        used -= _SERVER - {*chosen}
+    selectors: list[str] = []
     for name in SERVER_OPTIONS:
         if name in used & options.typed and (value := _shown(options, name)) is not None:
-            chosen += ["-t" if name == "target" else f"--{name}", value]
-    return chosen
+            selectors += ["-t" if name == "target" else f"--{name}", value]
+    return selectors
 
 
 def _find_command(root: Any, flags: Mapping[str, Any], words: Sequence[str]) -> tuple[str, Any]:

@@ -13,6 +13,7 @@ import typer
 
 from rdsrepl.cli.console import note, warn
 from rdsrepl.cli.context import global_options, list_options, set_output
+from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, Denied, Error, NotFound, Refused, UsageError
 from rdsrepl.render import (
@@ -190,7 +191,7 @@ class _Printer:
     def _empty(self, found: Rows) -> str:
         """Return what is printed without rows; a condition that hides all of them is not an empty list."""
         if not found.rows:
-            return found.empty or self._shown.empty
+            return with_selectors(self.ctx, found.empty or self._shown.empty)
         return f"no row meets --filter {' and '.join(self._options.filter)} (of {len(found.rows)})"
 
 

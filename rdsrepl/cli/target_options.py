@@ -9,6 +9,7 @@ import typer
 
 from rdsrepl import config
 from rdsrepl.cli.completion import complete_profile
+from rdsrepl.config import edit
 
 _MAIN: Final = {
     "dsn": ("CONNINFO", "Set the libpq connection string or URI, without a password."),
@@ -53,7 +54,7 @@ def _option(key: str) -> tuple[str, Any, Any]:
     return key, Annotated[str | None, declared], None
 
 
-_KEYS: Final = (*_MAIN, *(key for key in config.SETTABLE if key not in _MAIN and key != "protect"))
+_KEYS: Final = (*_MAIN, *(key for key in edit.SETTABLE if key not in _MAIN and key != "protect"))
 
 #: The keys of a target as a dataclass whose fields are options; None where an option is not given.
 TargetKeys: Any = make_dataclass("TargetKeys", [_option(key) for key in _KEYS], frozen=True)

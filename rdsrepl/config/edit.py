@@ -109,12 +109,17 @@ def set_target(
     check_name(name)
     for key, value in settings.items():
         check_value(key, value)
+    if any(not pattern.strip() for pattern in protect or ()):
+        raise BadValue("--protect: the value is empty", hint="to remove the key: --unset protect")
     unknown = [key for key in unset if key not in (*SETTABLE, *SECRETS)]
     if unknown:
         raise BadValue(f"--unset: {unknown[0]!r} is not a key of a target", hint=f"keys: {', '.join(SETTABLE)}")
 
     def edit(text: str, config: Config) -> tuple[str, Config]:
         old = config.targets.get(name)
+        if old is None and not settings and not protect:
+            again = command("config set-target {} --cluster ID", name)
+            raise UsageError(f"target {name} does not exist, and no key is given to create it", hint=again)
         kept = {key: value for key, value in _settings(old).items() if key not in unset}
         new = {**kept, **settings}
         _require_one_server(name, kept, settings)
@@ -125,8 +130,6 @@ def set_target(
         for key, value in settings.items():
             if kept.get(key) != value:
                 text = yaml_edit.put(text, ["targets", name, key], value)
-        if old is None and not new:
-            text = yaml_edit.put(text, ["targets", name], {})
         if protect is not None and (old is None or tuple(protect) != old.protect):
             text = yaml_edit.put(text, ["targets", name, "protect"], list(protect))
         target = replace(target_of(name, new), protect=tuple(patterns))
@@ -221,8 +224,8 @@ def _update(name: str, edit: _Edit, *, dry_run: bool = False) -> Update:
             is_wanted = False
         if not is_wanted:  # a change of an anchor also changes its aliases
             raise ConfigError(
-                f"{path}:{yaml_edit.line_of(text, ['targets', name])}: targets.{name}: it cannot be changed alone: "
-                "other keys of the file use its anchor",
+                f"{path}:{yaml_edit.line_of(text, ['targets', name])}: targets.{name}: could not change it "
+                "without other keys: they share an anchor, or the layout is unusual",
                 hint=f"edit the file; then check it: {command('config check')}",
             )
         made.append(Update(path, before, wanted))

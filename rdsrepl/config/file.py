@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rdsrepl.config.paths import config_path
 from rdsrepl.config.target import AWS_KEYS, KEYWORDS, Aws, Target
 from rdsrepl.errors import BadValue, ConfigError, NotFound
+from rdsrepl.text.escapes import is_plain
 from rdsrepl.text.masking import mask
 from rdsrepl.text.suggestions import did_you_mean
 from rdsrepl.text.yaml_nodes import NotYaml, compose
@@ -212,6 +213,8 @@ def check_value(key: str, value: str) -> None:
     option = "--" + key.replace("_", "-")
     if not value.strip():
         raise BadValue(f"{option}: the value is empty", hint=f"to remove the key: --unset {key}")
+    if not is_plain(value):
+        raise BadValue(f"{option}: {value!r} has characters that a terminal does not show", hint="remove them")
     if (fault := _fault(key, _as_libpq_takes_it(key, value))) is not None:
         raise BadValue(f"{option}: {fault[0]}", hint=fault[1])
     if key == "dsn" and mask(value) != value:

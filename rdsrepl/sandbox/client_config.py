@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl import config
+from rdsrepl.config import edit
 from rdsrepl.errors import Error, Refused
 from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.servers import processes
@@ -148,7 +149,7 @@ def add_target(home: SandboxDirectory, state: State) -> None:
         "cluster": CLUSTER,
     }
     if _own_target() != {**settings, "dsn": ""}:
-        config.replace_target(TARGET, settings)
+        edit.replace_target(TARGET, settings)
 
 
 def remove_target(home: SandboxDirectory, state: State | None) -> bool:
@@ -156,7 +157,7 @@ def remove_target(home: SandboxDirectory, state: State | None) -> bool:
     settings = _own_target()
     if settings is None or settings.get("passfile") != str(home.passfile):
         return False
-    config.delete_target(TARGET)
+    edit.delete_target(TARGET)
     path = config.config_path()
     if state is not None and not state.config_was_there and state.config_file == str(path):
         rest = config.load()

@@ -216,6 +216,10 @@ def test_an_identifier_of_the_other_kind_is_recognized(cloud: Cloud) -> None:
             f"{also}rdsrepl --cluster sandbox --dbname 'a b' --region eu-west-1 slot list, "
             f"or rdsrepl --instance {member} --dbname 'a b' --region eu-west-1 slot list",
         ),
+        (
+            "param-group create x --instance sandbox --region eu-west-1",
+            "sandbox is a cluster: rdsrepl --cluster sandbox --region eu-west-1 param-group create x",
+        ),
         (f"cluster show {member}", f"{also}rdsrepl cluster show sandbox, or rdsrepl instance show {member}"),
         (
             "slot list --cluster nowhere",

@@ -120,9 +120,10 @@ def test_the_commands_of_kubectl(rdsrepl: Program) -> None:
     assert rdsrepl("config", "set-target", "lab", "--host", "db.example.com", "--port", "5432").code == 0
     listed = rdsrepl("config", "get-targets").out.split("\n")
     assert [line.split()[:3] for line in listed[1:3]] == [
-        ["-", "lab", "db.example.com:5432"],
-        ["*", "production", "cluster"],
+        ["lab", "-", "db.example.com:5432"],
+        ["production", "*", "cluster"],
     ]
+    assert rdsrepl("config", "get-targets", "-o", "name").out == "lab\nproduction\n"
     deleted = rdsrepl("config", "delete-target", "production")
     assert "was the current target" in deleted.err and "rdsrepl config use-target lab" in deleted.err
     assert rdsrepl("config", "current-target").code == 3
@@ -138,6 +139,9 @@ def test_the_commands_of_kubectl(rdsrepl: Program) -> None:
         (["x", "--password", "hunter2"], "bad_value", ".pgpass"),
         (["x", "--port", "many"], "bad_value", "--port"),
         (["x", "--sslmode", "maybe"], "bad_value", "verify-full"),
+        (["x"], "usage_error", "no key is given"),
+        (["x", "--protect", " "], "bad_value", "--unset protect"),
+        (["x", "--host", "a\nb"], "bad_value", "does not show"),
         (["x", "--host", ""], "bad_value", "--unset host"),
         (["x", "--unset", "hots"], "bad_value", "'hots'"),
         (["x", "--host", "h", "--unset", "host"], "bad_value", "exclude each other"),

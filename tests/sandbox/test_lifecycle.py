@@ -24,6 +24,7 @@ from psycopg import sql
 from psycopg.errors import InsufficientPrivilege
 
 from rdsrepl import config
+from rdsrepl.config import edit
 from rdsrepl.errors import Error, NotFound, Refused
 from rdsrepl.sandbox import lifecycle, relay, server_registry
 from rdsrepl.sandbox.report import Report
@@ -240,13 +241,13 @@ def test_config_file_is_restored(home: Path) -> None:
     path.write_text(before)
     lifecycle.up(standby=False)
     assert set(config.load().targets) == {"prod", "sandbox"}
-    config.use_target("sandbox")
+    edit.use_target("sandbox")
     lifecycle.down()
     assert path.read_text() == before
 
 
 def test_a_foreign_target_is_not_replaced(home: Path) -> None:
-    config.set_target("sandbox", {"host": "db.example.com"})
+    edit.set_target("sandbox", {"host": "db.example.com"})
     with pytest.raises(Refused, match="does not belong to this sandbox"):
         lifecycle.up()
     assert not home.exists()
