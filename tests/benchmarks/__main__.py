@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.benchmarks import fuzz, identity, kinesis, kinesis_faults, pages, replay_oracle, sandbox_kills
+from tests.benchmarks import fuzz, identity, kinesis, kinesis_faults, pages, repeats, replay_oracle, sandbox_kills
 from tests.benchmarks.measure import SCRIPT, Cost, connect, own_server, run
 
 ROUNDS = 3
@@ -171,6 +171,7 @@ def main() -> None:
         latency(server)
         kinesis.compare(server)
         kinesis_faults.report(server)
+    repeats.report()
     replay_oracle.report()
     identity.report()
     fuzz.report()
