@@ -34,7 +34,7 @@ def doctor(
         list[str] | None,
         typer.Option(
             "--for",
-            metavar="slots=N,…",
+            metavar="slots=N,...",
             help="Check the capacity for this many more: slots=N, subscriptions=N, replicas=N.",
             show_default=False,
         ),

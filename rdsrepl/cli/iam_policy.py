@@ -75,7 +75,7 @@ def iam_policy(
     ] = None,
     resource_id: Annotated[
         str | None,
-        typer.Option("--resource-id", metavar="ID", help="Limit --auth iam to this resource: db-… or cluster-…."),
+        typer.Option("--resource-id", metavar="ID", help="Limit --auth iam to this resource: db-... or cluster-..."),
     ] = None,
 ) -> None:
     """Print the least IAM policy that commands need, as JSON, without calling AWS.

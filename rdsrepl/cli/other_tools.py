@@ -179,7 +179,7 @@ _OUTPUT_ADVICE: Final = {
     "go-template": "for a part of the document: --output json --query EXPRESSION",
     "custom-columns": "for a part of the document: --output json --query EXPRESSION",
     "ut": "to save the plan: --out FILE",
-    "ndjson": "for one object a line: --output json --query '[]'",
+    "ndjson": "for one object a line: --output json, and jq -c '.[]'",
 }
 
 

@@ -211,7 +211,8 @@ def create(
     family: Annotated[
         str | None,
         typer.Option(
-            metavar="FAMILY", help="Create it for this family: postgres16, …; default: that of --cluster or --instance."
+            metavar="FAMILY",
+            help="Create it for this family: postgres16, ...; default: that of --cluster or --instance.",
         ),
     ] = None,
     kind: _Kind = None,

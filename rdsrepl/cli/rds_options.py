@@ -28,12 +28,15 @@ class NewServerOptions:
     """The options that ``cluster create`` and ``instance create`` share."""
 
     instance_class: Annotated[
-        str, typer.Option("--class", metavar="CLASS", help="Use this instance class: db.r6g.large, db.r6gd.large, …")
+        str, typer.Option("--class", metavar="CLASS", help="Use this instance class: db.r6g.large, db.r6gd.large, ...")
     ]
     engine_version: Annotated[
         str | None,
         typer.Option(
-            "--engine-version", metavar="VERSION", help="Use this engine version: 16.4, …", show_default="AWS's default"
+            "--engine-version",
+            metavar="VERSION",
+            help="Use this engine version: 16.4, ...",
+            show_default="AWS's default",
         ),
     ] = None
     param_group: Annotated[
@@ -72,7 +75,7 @@ class NewServerOptions:
         ),
     ] = None
     storage_type: Annotated[
-        str | None, _storage_option("--storage-type", metavar="TYPE", help="Use this storage type: gp3, io1, io2, …")
+        str | None, _storage_option("--storage-type", metavar="TYPE", help="Use this storage type: gp3, io1, io2, ...")
     ] = None
     iops: Annotated[int | None, _storage_option("--iops", min=1, metavar="N", help="Provision this many IOPS.")] = None
     subnet_group: Annotated[

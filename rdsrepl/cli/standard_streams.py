@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TextIO
 
 from rdsrepl.errors import OutputClosed, SinkFailed
+from rdsrepl.render import displays_unicode
 from rdsrepl.text.escapes import escape_unencodable
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def install() -> None:
     """
     sys.stdout = _replaced(sys.stdout, _Stdout(_STDOUT, "w", closefd=False))
     sys.stderr = _replaced(sys.stderr, _Stderr(_STDERR, "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        # Python writes UTF-8 in the C locale; a terminal there has only ASCII, for the boxes of --help as well.
+        if isinstance(stream, io.TextIOWrapper) and stream.isatty() and not displays_unicode(stream):
+            stream.reconfigure(encoding="ascii")
     escape_unencodable(sys.stdout, sys.stderr)
 
 

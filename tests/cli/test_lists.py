@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fixtures.terminal import screen
+from tests.fixtures.terminal import run_on_terminal, screen
 from tests.fixtures.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -179,6 +179,8 @@ def test_a_dumb_terminal_gets_plain_lines_of_its_width(db18: Database, rdsrepl: 
     in_ascii = screen(rdsrepl, *words, columns=60, LC_ALL="C")
     assert in_ascii.isascii() and "..." in in_ascii
     assert len(in_ascii.splitlines()[0]) <= 60
+    code, help_page = run_on_terminal(rdsrepl, "slot", "list", "--help", rows=60, LC_ALL="C")
+    assert code == 0 and help_page.isascii() and "+-" in help_page
 
 
 def test_watch_takes_the_next_word_only_if_it_is_a_duration(rdsrepl: Program) -> None:

@@ -339,7 +339,7 @@ class DebeziumFlags:
         typer.Option(
             "--debezium-keys",
             show_default=False,
-            help='Write {"key":…,"value":…}, and a tombstone after each delete.',
+            help='Write {"key":...,"value":...}, and a tombstone after each delete.',
             rich_help_panel=_DEBEZIUM,
         ),
     ] = False
