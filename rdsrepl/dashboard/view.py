@@ -38,7 +38,9 @@ _REMOVED_SECONDS: Final = 60.0
 _LATE_SECONDS: Final = 3.0
 _FEWEST_ROWS: Final = 4
 _MOST_DETAILS: Final = 8
-# With a picture: its usual height on a small screen, and the height from which the table gets a third of the body.
+# With a picture: the smallest table, the usual height of the picture on a small screen, and the height from which the
+# table gets a third of the body.
+_FEWEST_TABLE_ROWS: Final = 2
 _PICTURE_ROWS: Final = 15
 _TALL: Final = 30
 _KEYS: Final = (
@@ -225,11 +227,12 @@ def _with_picture(
     state: State, snapshot: Snapshot, shown: Sequence[SlotRetention], index: int, width: int, available: int
 ) -> list[Text]:
     """Return some rows of the table, and the picture of the selected slot below them."""
-    table_gets = min(1 + len(shown), max(2, (available - _PICTURE_ROWS) if available < _TALL else available // 3))
-    rows = table(state, snapshot, shown, index, width, table_gets)
+    if available < text_chart.MIN_HEIGHT + _FEWEST_TABLE_ROWS:
+        rows = table(state, snapshot, shown, index, width, min(1 + len(shown), available - 1))
+        return [*rows, line(width, ("the terminal is too low for a picture", "bold"))]
+    table_gets = available // 3 if available >= _TALL else max(_FEWEST_TABLE_ROWS, available - _PICTURE_ROWS)
+    rows = table(state, snapshot, shown, index, width, min(1 + len(shown), table_gets))
     height = available - len(rows)
-    if height < text_chart.MIN_HEIGHT:
-        return [*rows, line(width, ("the terminal is too low for a picture", "bold"))][:available]
     one = shown[index]
     series = slot_series(snapshot.history, snapshot.retention, one, seconds=state.span.seconds)
     title = text_chart.failure(one) + ("" if state.span is Span.all else f" ({state.span})")
