@@ -79,19 +79,9 @@ def confirm_and_apply(
     timing = apply.RetryTiming.from_environment()
     target = target if target is not None else database_target(ctx)
     server = plan_target(plan, target) if plan else None
-    status = "planned" if plan else "unchanged"
     saved_plans.require_same(ctx, plan, server, target)
-    may = apply_options(ctx)
-    if may.plans_only or server is None:
-        if server is not None and global_options(ctx).output.is_table:
-            show(ctx, plan, server, to_stdout=True)
-        elif not is_shown:
-            report(ctx, plan, server, status, [])
-        if may.out is not None:
-            path = saved_plans.save(ctx, plan, server, target)
-            note(ctx, f"the plan is saved; next: {command('apply {}', path)}")
-        if may.check and plan:
-            raise typer.Exit(ExitCode.CHANGES_PENDING)
+    if apply_options(ctx).plans_only or server is None:
+        _plan_only(ctx, plan, server, target, is_shown=is_shown)
         return []
     _confirm(ctx, plan, server, typed)
     results: list[apply.StepResult] = []
@@ -109,6 +99,24 @@ def confirm_and_apply(
         completion_cache.clear()  # so that the next Tab sees the changes
     report(ctx, plan, server, "applied", results, reveal or {})
     return results
+
+
+def _plan_only(ctx: typer.Context, plan: Plan, server: PlanTarget | None, target: Target, *, is_shown: bool) -> None:
+    """Show a plan that is not applied, or that has nothing to do; save it if ``--out`` is given.
+
+    Raises:
+        typer.Exit: ``--check`` found changes pending (7).
+    """
+    may = apply_options(ctx)
+    if server is not None and global_options(ctx).output.is_table:
+        show(ctx, plan, server, to_stdout=True)
+    elif not is_shown:
+        report(ctx, plan, server, "planned" if plan else "unchanged", [])
+    if may.out is not None:
+        path = saved_plans.save(ctx, plan, server, target)
+        note(ctx, f"the plan is saved; next: {command('apply {}', path)}")
+    if may.check and plan:
+        raise typer.Exit(ExitCode.CHANGES_PENDING)
 
 
 def plan_and_apply(ctx: typer.Context, planner: Callable[[Connection], Plan]) -> None:
