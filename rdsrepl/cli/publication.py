@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from rdsrepl.cli.completion import complete_publication
 from rdsrepl.cli.confirm import plan_and_apply
-from rdsrepl.cli.context import global_options
+from rdsrepl.cli.context import global_options, list_options
 from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.lists import Rows, print_database_list
 from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, flag_option
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
-from rdsrepl.render import Column, Listing, emit, facts, listing, stacked
+from rdsrepl.render import Column, Listing, emit, facts, listing, sections, stacked, styled
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
+    from rdsrepl.postgres.publication_checks import PublicationFinding
     from rdsrepl.postgres.publication_objects import RequestedObjects
     from rdsrepl.postgres.publications import PublishedTable
 
@@ -198,25 +199,39 @@ def check(
     from rdsrepl.postgres import publication_checks, publications
     from rdsrepl.postgres.publication_checks import Level, PublicationFinding
 
+    columns = _FINDING_COLUMNS[bool(name) :]
+
     def read(conn: Connection) -> Rows:
         names = [name] if name else [publication.pubname for publication in publications.ls(conn)]
         found = [finding for each in names for finding in publication_checks.check(publications.facts(conn, each))]
         found = [replace(finding, remedy=with_selectors(ctx, finding.remedy)) for finding in found]
-        return Rows(found, empty=_no_findings(names))
+        table = None if list_options(ctx).no_headers else lambda rows: _findings(rows, columns)
+        return Rows(found, empty=_no_findings(names), table=table)
 
-    columns = (
-        *(() if name else (Column("PUBLICATION", lambda row: row.publication, "publication", kind="name"),)),
-        Column("LEVEL", lambda row: row.level.value, "level"),
-        Column("CHECK", lambda row: row.check, "check", priority=3),
-        Column("OBJECT", lambda row: row.object, "object", kind="name"),
-        Column("MESSAGE", lambda row: row.message, "message", kind="prose"),
-        Column("REMEDY", lambda row: row.remedy, "remedy", priority=2, kind="prose"),
-    )
     findings = print_database_list(ctx, Listing(PublicationFinding, columns, "", name="object"), read).rows
     if any(finding.level is Level.critical for finding in findings):
         raise typer.Exit(ExitCode.CRITICAL)
     if findings:
         raise typer.Exit(ExitCode.WARNING)
+
+
+_FINDING_COLUMNS: Final = (
+    Column("PUBLICATION", lambda row: row.publication, "publication", kind="name"),
+    Column("LEVEL", lambda row: row.level.value, "level"),
+    Column("CHECK", lambda row: row.check, "check", priority=3),
+    Column("OBJECT", lambda row: row.object, "object", kind="name"),
+    Column("MESSAGE", lambda row: row.message, "message", kind="prose"),
+    Column("REMEDY", lambda row: row.remedy, "remedy", priority=2, kind="prose"),
+)
+
+
+def _findings(rows: Sequence[PublicationFinding], columns: Sequence[Column]) -> object:
+    return sections(
+        rows,
+        columns[:-3],
+        lambda row: [f"{row.object}: {row.message}", styled(f"→ {row.remedy}", "dim")],
+        wide=listing(rows, columns, empty=""),
+    )
 
 
 def _no_findings(names: Sequence[str]) -> str:

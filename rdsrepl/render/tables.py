@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from rdsrepl.render.console import UNLIMITED
 from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.glyphs import ascii_text
@@ -109,27 +110,45 @@ class _Fitted:
         ]
         shown_cells = _fitting(all_cells, options.max_width)
         yield _table(shown_cells, _widths(shown_cells, options.max_width), headers=self._headers)
-        if hidden := len(all_cells) - len(shown_cells):
+        hidden = len(all_cells) - len(shown_cells)
+        if hidden and self._headers:
             yield styled(f"{counted(hidden, 'column')} hidden; -o wide", "dim")
 
 
 def sections(
-    rows: Sequence[Any], columns: Sequence[Column], heading: str, lines: Callable[[Any], Sequence[object]]
+    rows: Sequence[Any],
+    columns: Sequence[Column],
+    lines: Callable[[Any], Sequence[object]],
+    *,
+    heading: str = "FINDING",
+    wide: object = None,
 ) -> object:
     """Return rows that are mostly prose: a table with the lines of each row in its last column.
 
     On a narrow terminal the columns of a row are one line, and its lines follow indented, so that names stay whole.
+
+    Args:
+        rows: the rows.
+        columns: the short facts about a row.
+        lines: returns the prose of a row.
+        heading: the heading of the prose.
+        wide: what is printed in a pipe and with ``-o wide``; default: the same table.
     """
-    return _Sections(rows, columns, heading, lines)
+    return _Sections(rows, columns, lines, heading, wide)
 
 
 class _Sections:
     """Prose that is a table where the terminal is wide enough."""
 
     def __init__(
-        self, rows: Sequence[Any], columns: Sequence[Column], heading: str, lines: Callable[[Any], Sequence[object]]
+        self,
+        rows: Sequence[Any],
+        columns: Sequence[Column],
+        lines: Callable[[Any], Sequence[object]],
+        heading: str,
+        wide: object,
     ) -> None:
-        self._rows, self._columns, self._heading, self._lines = rows, columns, heading, lines
+        self._rows, self._columns, self._lines, self._heading, self._wide = rows, columns, lines, heading, wide
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         from rich.padding import Padding
@@ -139,6 +158,9 @@ class _Sections:
         def text(value: object) -> Text:
             return _text(value, console, options)
 
+        if options.max_width >= UNLIMITED and self._wide is not None:
+            yield self._wide
+            return
         if options.max_width >= _WIDE_ENOUGH:
             table = Table(box=None, pad_edge=False, header_style="bold")
             for column in self._columns:

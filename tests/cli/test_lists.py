@@ -65,6 +65,18 @@ def test_a_csv_cell_that_a_spreadsheet_would_run_is_a_text(db18: Database, rdsre
     assert rdsrepl("publication", "list", "-o", "name", dsn=db18.dsn).out == "=cmd()\nx\\ny\n"
 
 
+def test_a_remedy_is_below_its_finding_on_a_narrow_terminal(db18: Database, rdsrepl: Program) -> None:
+    db18.run("CREATE TABLE without_a_key (id integer)", "CREATE PUBLICATION p FOR TABLE without_a_key")
+    words = ("publication", "check", "p")
+    narrow = screen(rdsrepl, "--dsn", db18.dsn, *words, columns=60).splitlines()
+    assert narrow[0] == "critical  replica_identity"
+    assert narrow[1].startswith("  public.without_a_key: ") and any(line.startswith("  → ") for line in narrow)
+    piped = rdsrepl(*words, dsn=db18.dsn)
+    assert piped.code == 9 and [line.split()[0] for line in piped.out.splitlines()] == ["LEVEL", "critical"]
+    assert len(rdsrepl(*words, "--no-headers", dsn=db18.dsn).out.splitlines()) == 1
+    assert rdsrepl(*words, "--filter", "level=warning", dsn=db18.dsn).code == 9  # a filter hides no finding from it
+
+
 def test_query_selects_from_the_document_as_the_aws_cli_does(db18: Database, roles: str, rdsrepl: Program) -> None:
     words = (
         "role",
