@@ -26,7 +26,7 @@ Piece = tuple[str, str]
 #: The fewest lines and columns of a chart.
 MIN_HEIGHT: Final = 8
 MIN_WIDTH: Final = 40
-_RETAINED, _UNDELIVERED, _FORECAST, _LIMIT, _AXIS = "bold cyan", "blue", "cyan", "red", "dim"
+_RETAINED, _UNDELIVERED, _FORECAST, _LIMIT, _LIMIT_NAME, _AXIS = "bold cyan", "blue", "cyan", "red", "bold red", "dim"
 _BRAILLE: Final = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 _TIME_LABEL_WIDTH: Final = 10
 
@@ -228,7 +228,7 @@ def _label(cells: _Cells, row: int, text: str) -> None:
         columns = range(first, first + len(text))
         if first >= 0 and all(cells.is_free(column, row) for column in columns):
             for column, character in zip(columns, text, strict=True):
-                cells.put(column, row, character, f"{_LIMIT} ")
+                cells.put(column, row, character, _LIMIT_NAME)
             return
 
 
@@ -293,7 +293,7 @@ def _time_axis(placed: Axes, margin: int, width: int, glyphs: Glyphs) -> list[Te
 def _line(pieces: Sequence[Piece], width: int, glyphs: Glyphs) -> Text:
     from rich.text import Text
 
-    text = Text.assemble(*((words, style.strip()) for words, style in pieces), no_wrap=True, overflow="crop")
+    text = Text.assemble(*pieces, no_wrap=True, overflow="crop")
     if text.cell_len > width:
         text.truncate(width - len(glyphs.ellipsis))
         text.append(glyphs.ellipsis)
