@@ -37,8 +37,8 @@ class Statement:
         protocol: the kind of connection that it needs.
         guard: the error message if the statement returns no row, because its own condition is not met any more.
         timeout_seconds: the statement is cancelled after this time.
-        blockers: a query with ``%(pid)s``, run on a second connection while the statement waits: each row is something
-            that it waits for, with the columns of ``apply.Blocker``.
+        blockers: a query, run on a second connection while the statement waits: each row is something that it waits for
+            besides the locks of other sessions, with the first columns of ``apply.Blocker``.
         undo: run after the statement timed out or was interrupted, to remove what it left.
         effect: what it does to its object.
         reason: why the plan has this step, or a fact to read before it runs, in short.

@@ -32,6 +32,18 @@ _STILL_THERE: Final = """
 SELECT FROM pg_catalog.pg_stat_activity
  WHERE pid = %s AND pid <> pg_catalog.pg_backend_pid() AND usename = current_user
 """
+#: the sessions and prepared transactions whose locks a server process waits for, the oldest first.
+_LOCK_HOLDERS: Final = """
+WITH blocking AS (SELECT DISTINCT unnest(pg_catalog.pg_blocking_pids(%(pid)s)) AS pid)
+SELECT 'PID ' || b.pid, a.usename::text, a.application_name, a.state,
+       extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age, a.query
+  FROM blocking b LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid WHERE b.pid <> 0
+UNION ALL
+SELECT coalesce(format('prepared transaction %%L', p.gid), 'a prepared transaction'), p.owner::text, NULL, NULL,
+       extract(epoch FROM clock_timestamp() - p.prepared)::float8, NULL
+  FROM blocking b LEFT JOIN pg_catalog.pg_prepared_xacts p ON true WHERE b.pid = 0
+ ORDER BY age DESC NULLS LAST
+"""
 _TERMINATE: Final = "SELECT pg_catalog.pg_terminate_backend(%s)"
 
 
@@ -178,11 +190,14 @@ def _blockers(step: Statement, conn: Connection, target: Target) -> list[Blocker
     """Return what the statement waits for, read on a second connection; empty if that fails."""
     from rdsrepl.postgres import connection
 
-    if step.blockers is None:
+    if connection.is_pooled(conn):  # it reports a PID of its own
         return []
     try:
         with connection.open(target, settings={"statement_timeout": "2s"}) as watcher:
-            return [Blocker(*row) for row in watcher.execute(step.blockers, {"pid": conn.info.backend_pid})]
+            rows = watcher.execute(_LOCK_HOLDERS, {"pid": conn.info.backend_pid}).fetchall()
+            if step.blockers is not None:
+                rows += watcher.execute(step.blockers).fetchall()
+            return [Blocker(*row) for row in rows]
     except errors.Error:
         return []
 

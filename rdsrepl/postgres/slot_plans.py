@@ -38,20 +38,9 @@ _MAY_CALL: Final = """
 SELECT bool_or(has_function_privilege(oid, 'EXECUTE')) FROM pg_catalog.pg_proc
  WHERE proname = 'pg_create_logical_replication_slot'
 """
-#: the transactions that the creation of a slot waits for, the oldest first.
+#: what the creation of a slot waits for besides transactions.
 _BLOCKERS: Final = """
-WITH blocking AS (SELECT DISTINCT unnest(pg_catalog.pg_blocking_pids(%(pid)s)) AS pid)
-SELECT 'PID ' || b.pid, a.usename::text, a.application_name, a.state,
-       extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age, a.query
-  FROM blocking b LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid WHERE b.pid <> 0
-UNION ALL
-SELECT coalesce(format('prepared transaction %%L', p.gid), 'a prepared transaction'), p.owner::text, NULL, NULL,
-       extract(epoch FROM clock_timestamp() - p.prepared)::float8, NULL
-  FROM blocking b LEFT JOIN pg_catalog.pg_prepared_xacts p ON true WHERE b.pid = 0
-UNION ALL
-SELECT 'a snapshot of the primary (run SELECT pg_catalog.pg_log_standby_snapshot() there)', NULL, NULL, NULL, NULL, NULL
- WHERE pg_is_in_recovery()
- ORDER BY age DESC NULLS LAST
+SELECT 'a snapshot of the primary (run SELECT pg_catalog.pg_log_standby_snapshot() there)' WHERE pg_is_in_recovery()
 """
 
 

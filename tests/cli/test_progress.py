@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
 from contextlib import closing
 
 import pytest
@@ -90,3 +91,20 @@ def test_a_blocker_on_a_terminal(rdsrepl: Program, db18: Database) -> None:
     assert "application a long application name of a batch job in the shop, idle in" in text
     assert re.search(r"old:? INSERT INTO t VALUES", text)
     assert "waiting" not in person.seen.split("\x1b[J")[-1], "the rows are removed before the error"
+
+
+def test_every_statement_names_the_locks_that_it_waits_for(rdsrepl: Program, db18: Database) -> None:
+    db18.run("CREATE TABLE t (v text)")
+    with closing(db18.connect()) as holder:
+        holder.execute("BEGIN")
+        holder.execute("LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE")
+        process = rdsrepl.start(
+            "publication", "create", "p", "--table", "t", "--yes", dsn=db18.dsn, stderr=subprocess.PIPE
+        )
+        assert process.stderr is not None
+        wanted = f"waiting for PID {holder.info.backend_pid}, user "
+        assert any(wanted in line.decode() and "LOCK TABLE t" in line.decode() for line in process.stderr)
+        holder.execute("COMMIT")
+        process.stderr.read()
+        process.stderr.close()
+    assert process.wait(timeout=60) == 0
