@@ -123,6 +123,7 @@ def keep_password(
             "PutSecretValue",
             put,
             secrets=frozenset({"SecretString"}),
+            reason="so that the password is not lost if the next step fails",
             effect="change",
         ),
         change,

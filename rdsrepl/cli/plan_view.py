@@ -89,13 +89,12 @@ def show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool)
             continue
         condition = f", {step.condition}" if isinstance(step, AwsCall) and step.condition else ""
         view.line(step.summary + condition, 2, mark=MARKS[step.effect], style=_STYLES[step.effect])
-        if step.reason:
-            view.line(step.reason, 6, style="dim")
+        view.reason(step.reason, 6)
         for change in plan.changes:
             if isinstance(step, AwsCall) and step.sets(change.name):
                 listed.add(change.name)
                 view.line(_change(change), 6, mark=MARKS["change"], style=_STYLES["change"])
-                view.line(change.reason, 10, style="dim")
+                view.reason(change.reason, 10)
         if with_texts:
             for line in readable(step).split("\n"):
                 view.line(line, 6, style="cyan")
@@ -103,7 +102,7 @@ def show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool)
         if change.name not in listed:
             state = f"{change.value_text}, already set" if change.value_text else f"{change.default_text}, unchanged"
             view.line(f"{change.name}: {state}", 4)
-            view.line(change.reason, 8, style="dim")
+            view.reason(change.reason, 8)
     view.line(f"Plan: {plan.counts.text}", style="bold")
     for warning in plan.warnings:
         warn(ctx, warning)
@@ -115,6 +114,10 @@ class _View:
     def __init__(self, out: Console, *, colour: bool) -> None:
         self._out = out
         self._colour = colour
+
+    def reason(self, text: str, indent: int) -> None:
+        if text:
+            self.line(text, indent, style="dim")
 
     def line(self, text: str, indent: int = 0, *, mark: str = "", style: str | None = None) -> None:
         style = style if self._colour else None

@@ -189,6 +189,9 @@ def grant_reads(
     used: set[str] = set()
     read: set[tuple[str, str]] = set()
 
+    def grant(privilege: str, statement: Composed, reason: str) -> None:
+        steps.append(Statement(f"grant {privilege} to {name}", statement, reason=reason, effect="change"))
+
     def use(schema: _Schema) -> None:
         if schema.name in used or not schema.lacking:
             return
@@ -196,7 +199,7 @@ def grant_reads(
             raise _not_grantable(me, f"USAGE on schema {schema.name}", schema.owner)
         used.add(schema.name)
         statement = sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(schema.name), role)
-        steps.append(Statement(f"grant USAGE on schema {schema.name} to {name}", statement, effect="change"))
+        grant(f"USAGE on schema {schema.name}", statement, "required to read the tables of the schema")
 
     for schema in {schema.name: schema for schema in (_schema(conn, text, reader) for text in schemas)}.values():
         use(schema)
@@ -208,19 +211,14 @@ def grant_reads(
         identifier = sql.Identifier(schema.name)
         if lacking:
             statement = sql.SQL("GRANT SELECT ON ALL TABLES IN SCHEMA {} TO {}").format(identifier, role)
-            steps.append(
-                Statement(f"grant SELECT on all tables of schema {schema.name} to {name}", statement, effect="change")
-            )
+            reason = f"lacking on {len(lacking)} of {counted(len(inside), 'table')}"
+            grant(f"SELECT on all tables of schema {schema.name}", statement, reason)
         read.update((table.schema, table.name) for table in inside)
         if not schema.has_default:
             statement = sql.SQL("ALTER DEFAULT PRIVILEGES IN SCHEMA {} GRANT SELECT ON TABLES TO {}").format(
                 identifier, role
             )
-            steps.append(
-                Statement(
-                    f"grant SELECT on future tables of schema {schema.name} to {name}", statement, effect="change"
-                )
-            )
+            grant(f"SELECT on future tables of schema {schema.name}", statement, f"for those that {me.name} creates")
             others = sorted({table.owner for table in inside} - {me.name})
             note = f"; for those of {', '.join(others)}, run the command as that role, too" if others else ""
             warnings.append(
@@ -237,7 +235,7 @@ def grant_reads(
         if not table.grantable:
             raise _not_grantable(me, f"SELECT on {table.schema}.{table.name}", table.owner)
         statement = sql.SQL("GRANT SELECT ON TABLE {} TO {}").format(sql.Identifier(table.schema, table.name), role)
-        steps.append(Statement(f"grant SELECT on {table.schema}.{table.name} to {name}", statement, effect="change"))
+        grant(f"SELECT on {table.schema}.{table.name}", statement, "")
     return steps, warnings
 
 
@@ -377,7 +375,8 @@ def revoke_statement(name: str, held: _HeldPrivileges) -> Statement:
         statement = sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {} {}REVOKE ALL ON {} FROM {}").format(
             sql.Identifier(held.name), scope, sql.SQL(held.kind), role
         )
-    return Statement(f"revoke {held.privileges} on {_described(held)}", statement, effect="change")
+    reason = "a role with privileges cannot be dropped"
+    return Statement(f"revoke {held.privileges} on {_described(held)}", statement, reason=reason, effect="change")
 
 
 def first_few(things: Sequence[str]) -> str:

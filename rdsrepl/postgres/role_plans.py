@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 _MASK: Final = "'********'"
+_MAY_REPLICATE: Final = "gives the right to replicate"
 _PASSWORD_LENGTH: Final = 32
 _NAME_BYTES: Final = 63
 _ADMIN: Final = """
@@ -153,7 +154,8 @@ def grant(conn: Connection, name: str, *, tables: Sequence[str] = (), schemas: S
             steps.append(_join_group(name))
         else:
             statement = sql.SQL("ALTER ROLE {} REPLICATION").format(sql.Identifier(name))
-            steps.append(Statement(f"set the REPLICATION attribute of role {name}", statement, effect="change"))
+            summary = f"set the REPLICATION attribute of role {name}"
+            steps.append(Statement(summary, statement, reason=_MAY_REPLICATE, effect="change"))
         if not role.rolcanlogin:
             # Members inherit the membership, but not the attribute.
             effect = "only its members may replicate" if me.has_group else "the attribute has no effect"
@@ -338,7 +340,7 @@ def _join_group(name: str) -> Statement:
     from psycopg import sql
 
     statement = sql.SQL("GRANT {} TO {}").format(sql.Identifier(RDS_GROUP), sql.Identifier(name))
-    return Statement(f"grant {RDS_GROUP} to {name}", statement, effect="change")
+    return Statement(f"grant {RDS_GROUP} to {name}", statement, reason=_MAY_REPLICATE, effect="change")
 
 
 def _require_not_connected(conn: Connection, name: str) -> None:
