@@ -232,6 +232,7 @@ GRANTS: Final[Mapping[str, tuple[Grant | str, ...]]] = {
     "publication check": (_SQL,),
     "role create": (_SQL,),
     "role list": (_SQL,),
+    "role show": (_SQL,),
     "role grant": (_SQL,),
     "role password": (_SQL,),
     "role drop": (_SQL,),

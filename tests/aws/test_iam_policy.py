@@ -22,7 +22,8 @@ ARN = "arn:aws:rds:eu-west-1:123456789012"
 # Actions that are not API operations: https://docs.aws.amazon.com/service-authorization/ lists them.
 NO_OPERATION = {"rds-db:connect"}
 # Commands that use no network.
-LOCAL = ("config", "sandbox", "demo", "help", "iam-policy", "runbook", "stream policy")
+# A saved plan needs the policy of the command that made it, as a runbook needs those of its steps.
+LOCAL = ("config", "sandbox", "demo", "help", "completion", "iam-policy", "runbook", "apply", "stream policy")
 
 
 NOUNS = tuple(dict.fromkeys(command.split()[0] for command in COMMANDS))

@@ -87,6 +87,9 @@ def test_version_and_help(rdsrepl: Program) -> None:
     assert rdsrepl("--version").out == f"rdsrepl {__version__}\n"
     assert "--dry-run" in rdsrepl("slot", "drop", "--help").out
     assert rdsrepl().code == 2
+    for words in ((), ("slot",), ("psql", "-At"), ("config", "path")):
+        helped = rdsrepl(*words, "-h")
+        assert helped.code == 0 and f"Usage: rdsrepl {' '.join(words[:1])}".rstrip() in helped.out, helped
 
 
 def test_completion_installs_as_before_and_is_not_offered(rdsrepl: Program) -> None:
