@@ -208,19 +208,21 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
         standard_streams.discard()
     if isinstance(exc, OutputClosed):
         return
+    if isinstance(exc, Interrupted) and sys.stderr.isatty():
+        from rdsrepl.cli.progress import updates_in_place
+
+        # The terminal has written ^C.
+        sys.stderr.write("\r\x1b[K" if updates_in_place() else "\n")
     if options.log_format is LogFormat.json:
         log("error", exc.message, event="error", **{k: v for k, v in exc.document().items() if k != "message"})
         return
     if options.output is Format.json:
         write_object(exc.document())
         return
-    from rdsrepl.cli.progress import updates_in_place
     from rdsrepl.render import console
 
     out = console(sys.stderr)
     request = f", request {exc.request_id}" if exc.request_id else ""
-    if isinstance(exc, Interrupted) and updates_in_place():
-        sys.stderr.write("\r\x1b[K")  # the terminal has written ^C
     code = f" [{exc.aws_code or exc.sqlstate}{request}]" if exc.aws_code or exc.sqlstate else ""
     out.print(f"error: {exc.message}{code}", style=None if options.no_color else "bold red")
     for name in ("done", "not_done", "differs"):
