@@ -18,7 +18,7 @@ from rdsrepl.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
-    from rich.table import Table
+    from rich.segment import Segment
     from rich.text import Text
 
 _GAP: Final = 2
@@ -109,7 +109,7 @@ class _Fitted:
             for column in self._columns
         ]
         shown_cells = _fitting(all_cells, options.max_width)
-        yield _table(shown_cells, _widths(shown_cells, options.max_width), headers=self._headers)
+        yield from _lines(shown_cells, _widths(shown_cells, options.max_width), console, headers=self._headers)
         hidden = len(all_cells) - len(shown_cells)
         if hidden and self._headers:
             yield styled(f"{counted(hidden, 'column')} hidden; -o wide", "dim")
@@ -206,14 +206,15 @@ class _Cells:
         shrinks = self.column.kind in ("name", "prose")
         return min(self.widest, _NARROWEST_NAME) if shrinks else self.widest
 
-    def fitted(self, text: Text, width: int) -> Text:
-        """Return a text for a column of this width: a name, or a word that is too long, is shortened."""
-        if text.cell_len <= width:
-            return text
-        if self.column.kind != "prose":
-            return _with_plain(text, shortened(text.plain, width, self._mark))
-        words = text.plain.split(" ")
-        return _with_plain(text, " ".join(shortened(word, width, self._mark) for word in words))
+    def fitted(self, text: Text, width: int, console: Console) -> list[str]:
+        """Return the lines of a text, each padded to a width; a name, or a word that is too long, is shortened."""
+        lines = [text.plain]
+        if text.cell_len > width and self.column.kind == "prose":
+            words = " ".join(shortened(word, width, self._mark) for word in text.plain.split(" "))
+            lines = [line.plain.rstrip() for line in _with_plain(text, words).wrap(console, width)]
+        elif text.cell_len > width:
+            lines = [shortened(text.plain, width, self._mark)]
+        return [_padded(line, width, right=self.column.kind == "number") for line in lines]
 
     def _longest_word(self) -> int:
         from rich.cells import cell_len
@@ -252,21 +253,29 @@ def _widths(cells: list[_Cells], width: int) -> list[int]:
     return widths
 
 
-def _table(cells: list[_Cells], widths: list[int], *, headers: bool) -> Table:
-    from rich.table import Table
+def _lines(cells: list[_Cells], widths: list[int], console: Console, *, headers: bool) -> Iterator[Segment]:
+    """Yield the lines of a table; rich's own table takes ten times as long for a list of a thousand rows."""
+    from rich.segment import Segment
+    from rich.style import Style
 
-    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold", show_header=headers)
-    for one, width in zip(cells, widths, strict=True):
-        table.add_column(
-            one.fitted(one.heading, width),
-            width=width,
-            no_wrap=one.column.kind != "prose",
-            overflow="crop",
-            justify="right" if one.column.kind == "number" else "left",
-        )
-    for number in range(len(cells[0].texts)):
-        table.add_row(*(one.fitted(one.texts[number], width) for one, width in zip(cells, widths, strict=True)))
-    return table
+    bold = Style(bold=True)
+    rows = [[one.heading for one in cells]] if headers else []
+    rows += [list(row) for row in zip(*(one.texts for one in cells), strict=True)]
+    for number, row in enumerate(rows):
+        blocks = [one.fitted(text, width, console) for one, text, width in zip(cells, row, widths, strict=True)]
+        styles = [bold if headers and number == 0 else console.get_style(text.style or "none") for text in row]
+        for height in range(max(len(block) for block in blocks)):
+            for at, block in enumerate(blocks):
+                yield Segment(" " * (_GAP if at else 0))
+                yield Segment(block[height] if height < len(block) else " " * widths[at], styles[at])
+            yield Segment.line()
+
+
+def _padded(text: str, width: int, *, right: bool) -> str:
+    from rich.cells import cell_len
+
+    room = " " * (width - cell_len(text))
+    return room + text if right else text + room
 
 
 def shortened(text: str, width: int, mark: str = "…") -> str:
