@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -23,12 +24,14 @@ from psycopg import sql
 
 from rdsrepl import apply, errors
 from rdsrepl.apply import runner, statements
+from rdsrepl.cli.slot import prune_report
 from rdsrepl.config import Target
 from rdsrepl.plan import Plan, Statement, Step
 from rdsrepl.postgres import connection, slot_plans, slots, wal
 from rdsrepl.retention import prune_rules
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.state import audit
+from tests.fixtures.builders import slot
 from tests.fixtures.postgres import Database, find_binaries
 from tests.fixtures.program import Program
 from tests.fixtures.terminal import Terminal
@@ -154,6 +157,29 @@ def test_idle_slots_are_dropped_and_audited(place: Place) -> None:
     lines = [json.loads(line) for line in logged.err.splitlines()]
     outcomes = [line for line in lines if line.get("phase") == "outcome"]
     assert outcomes == [place.audit()[-1]] and "audit: " not in logged.err
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        ([{"lag_bytes": 0}, {"wal_status": "lost"}], ["no changes; they were all consumed, or are already lost"]),
+        ([{"lag_bytes": None}], ["the undelivered changes of 1 slot: old0 (an unknown amount of WAL)"]),
+        (
+            [{"lag_bytes": n << 30} for n in (0, 1, 2, 3, 4)],
+            ["the undelivered changes of 4 slots: old4 (4.0 GB of WAL), old3 (3.0 GB of WAL), old2 (2.0 GB of WAL) "
+             "and 1 more"],
+        ),
+        (
+            [{"lag_bytes": 0}, {"slot_type": "physical"}],
+            ["no changes; they were all consumed, or are already lost",
+             "1 physical slot: its standby must be rebuilt, unless it gets its WAL from an archive"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_lost_is_said_in_few_lines(columns: list[dict[str, Any]], lines: list[str]) -> None:
+    acted_on: Any = [SimpleNamespace(slot=slot(f"old{n}", **each)) for n, each in enumerate(columns)]
+    first, *rest = lines
+    assert prune_report.consequences(acted_on) == (f"permanently lost: {first}", *rest)
 
 
 def test_the_prompt_keeps_what_is_lost_on_a_screen_of_24_rows(place: Place) -> None:
