@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ import typer
 
 from rdsrepl.cli.context import SERVER_OPTIONS, GlobalOptions, global_options, typed_words
 from rdsrepl.errors import Error, Instead
-from rdsrepl.text.commands import find, typed
+from rdsrepl.text.commands import STEP_OPTIONS, find, typed
 from rdsrepl.text.escapes import is_plain
 from rdsrepl.text.masking import mask
 
@@ -32,7 +33,7 @@ def hint_of(ctx: typer.Context, error: Error) -> str | None:
 def _again(ctx: typer.Context, instead: Instead, choice: Mapping[str, str]) -> str | None:
     """Return the command line that was typed, with other selectors; None if it cannot be pasted."""
     root: Any = ctx.find_root().command
-    options = global_options(ctx)
+    options = _as_typed(global_options(ctx))
     noun, words = _without_selectors(root, typed_words(ctx))
     (kind, value), *_ = choice.items()
     if noun in ("cluster", "instance"):  # its argument names the server
@@ -71,8 +72,8 @@ def with_selectors(ctx: typer.Context, text: str) -> str:
     ``rdsrepl slot list`` becomes ``rdsrepl --instance orders slot list`` if ``--instance orders`` was typed. Selectors
     of the environment and of the config file are in effect without it. A password in ``--dsn`` is left out.
     """
-    options = global_options(ctx)
-    if not options.typed - {"output"}:
+    options = _as_typed(global_options(ctx))
+    if not options.typed & {*SERVER_OPTIONS}:
         return text
     root = ctx.find_root().command
     for found in reversed(list(find(text))):
@@ -81,6 +82,11 @@ def with_selectors(ctx: typer.Context, text: str) -> str:
             at = found.start + len("rdsrepl")
             text = f"{text[:at]} {shlex.join(words)}{text[at:]}"
     return text
+
+
+def _as_typed(options: GlobalOptions) -> GlobalOptions:
+    """Return the options with those that a runbook gave to its step in the environment, which ends with the step."""
+    return replace(options, typed=options.typed.union(os.environ.get(STEP_OPTIONS, "").split(",")))
 
 
 def server_options(ctx: typer.Context, words: Sequence[str]) -> frozenset[str]:

@@ -14,6 +14,7 @@ from rdsrepl.errors import BadValue, NotConfirmed
 from rdsrepl.runbooks import commands, model
 from rdsrepl.runbooks.journal import EarlierRun
 from rdsrepl.runbooks.model import Runbook, Step, StepKind
+from rdsrepl.text.commands import STEP_OPTIONS
 from rdsrepl.text.masking import mask
 
 # The options that select a target; a step with one of _TARGET_OPTIONS gets none of the run's options.
@@ -48,7 +49,9 @@ class RunTarget:
         """Return the environment of a command; it contains the target, so that no password is among the arguments."""
         kept = {f"RDSREPL_{name.upper()}" for name in (*_OPTIONS, "output")}
         env = {key: value for key, value in os.environ.items() if key not in kept}
-        return env | {f"RDSREPL_{name.upper()}": value for name, value in self._options(words).items()}
+        given = self._options(words)
+        named = {f"RDSREPL_{name.upper()}": value for name, value in given.items()}
+        return env | named | {STEP_OPTIONS: ",".join(given)}
 
     def shown(self, words: Sequence[str]) -> str:
         """Return a command for a person to copy."""

@@ -14,6 +14,10 @@ from typing import Final
 from rdsrepl.text.escapes import is_plain, shown
 from rdsrepl.text.masking import mask
 
+#: The environment variable in which a runbook tells its step which options it gave in the environment: these hold for
+#: the step only, so the step's hints repeat them.
+STEP_OPTIONS: Final = "_RDSREPL_STEP_OPTIONS"
+
 _PROGRAM: Final = re.compile(r"(?<![\w./'\"-])rdsrepl(?= )")
 # A word of a command line: quoted and unquoted pieces without a space between them.
 _WORD: Final = re.compile(r"""[ ]+((?:'[^'\n]*'|"[^"\n]*"|[^\s'"])+)""")

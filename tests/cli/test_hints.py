@@ -15,6 +15,7 @@ import typer
 
 from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.main import app
+from rdsrepl.text.commands import STEP_OPTIONS
 from tests import ROOT
 from tests.fixtures.hints import wrong_commands
 
@@ -233,4 +234,8 @@ def test_a_typed_selector_is_in_the_hint_and_not_that_of_the_environment(rdsrepl
         typed
         == f"list them: {shlex.join(['rdsrepl', '--dsn', db15.dsn])} slot list; slots do not move to another server"
     )
-    assert "--dsn" not in rdsrepl("slot", "show", "nope", env={"RDSREPL_DSN": db15.dsn}).err
+    in_environment = {"RDSREPL_DSN": db15.dsn}
+    assert "--dsn" not in rdsrepl("slot", "show", "nope", env=in_environment).err
+    # The environment of a runbook's step ends with the step.
+    in_step = rdsrepl("slot", "show", "nope", "-o", "json", env={**in_environment, STEP_OPTIONS: "dsn"})
+    assert in_step.error["hint"] == typed
