@@ -25,7 +25,7 @@ from typing import Final
 from rdsrepl.sandbox.replication_grants import GrantedRole, ReplicationGrants
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.postgres_server import HOST, PORTS, READER_HOST
-from rdsrepl.sandbox.state import EndpointState, RelayState, SandboxDirectory, ServerState, State
+from rdsrepl.sandbox.state import EndpointState, RelayState, SandboxDirectory, ServerState, State, StateReader
 
 log = logging.getLogger("rdsrepl.sandbox.relay")
 
@@ -38,7 +38,7 @@ _HANDSHAKE_SECONDS: Final = 60.0
 # A client that reads slowly has this long to receive the last messages of the server.
 _CLOSE_SECONDS: Final = 30.0
 # How often the state is read for new endpoints.
-_POLL_SECONDS: Final = 0.05
+_POLL_SECONDS: Final = 0.1
 _REVOKE_SECONDS: Final = 1.0
 
 
@@ -112,12 +112,11 @@ class Relay:
         self._directory = directory
         self._grants = ReplicationGrants(directory)
         self._listeners: dict[str, _Listener] = {}
-        self._stamp: tuple[int, int] | None = None
-        self._state: State | None = None
+        self._states = StateReader(directory)
 
     async def run(self) -> None:
         """Listen until SIGTERM, or until the sandbox is removed."""
-        if self._read_state() is None:
+        if self._states.read() is None:
             raise SystemExit(f"no sandbox in {self._directory.path}")
         self._grants.load()
         stop = asyncio.Event()
@@ -127,7 +126,7 @@ class Relay:
         last_revoke = 0.0
         written: dict[str, int] | None = None
         while not stop.is_set() and self._directory.state_file.exists():
-            await self._update_listeners(self._read_state())
+            await self._update_listeners(self._states.read())
             ports = {key: listener.port for key, listener in self._listeners.items()}
             if ports != written:
                 own = RelayState(os.getpid(), processes.start_time(os.getpid()) or "", ports)
@@ -175,17 +174,8 @@ class Relay:
                 return _Listener(server, port, tasks)
         raise SystemExit(f"no free port on {HOST}")
 
-    def _read_state(self) -> State | None:
-        """Return the state; the file is read again when it changed."""
-        with suppress(OSError):
-            stat = self._directory.state_file.stat()
-            stamp = (stat.st_ino, stat.st_mtime_ns)
-            if stamp != self._stamp:
-                self._state, self._stamp = self._directory.read(), stamp
-        return self._state
-
     def _backend(self, endpoint: EndpointState) -> ServerState | None:
-        state = self._read_state()
+        state = self._states.read()
         servers = state.backends(endpoint) if state is not None else ()
         return random.choice(servers) if servers else None
 

@@ -24,6 +24,8 @@ from rdsrepl.sandbox.servers.binaries import Binaries
 
 FORMAT: Final = 2
 LOCK_WAIT_SECONDS: Final = 180.0
+# File systems store times with a resolution of milliseconds; one second is safe on all of them.
+_RECENT_SECONDS: Final = 1.0
 
 Role = Literal["writer", "reader"]
 EndpointKind = Literal["writer", "reader", "instance", "reader-host"]
@@ -484,6 +486,30 @@ class SandboxDirectory:
             for parent in list(self.path.parents)[:2]:
                 if parent.name == "rdsrepl":
                     parent.rmdir()
+
+
+class StateReader:
+    """Reads the state again only after it changed, for a process that needs it many times a second."""
+
+    def __init__(self, directory: SandboxDirectory) -> None:
+        self._directory = directory
+        self._stamp: tuple[int, int] | None = None
+        self._state: State | None = None
+
+    def read(self) -> State | None:
+        """Return the state; the last one if the sandbox was removed, None if there was none.
+
+        Raises:
+            Error: another version wrote the state file.
+            Refused: another user may have written it.
+        """
+        with suppress(OSError):
+            status = self._directory.state_file.stat()
+            stamp = (status.st_ino, status.st_mtime_ns)
+            # A file that was replaced twice in a moment can have the inode and the time of the first one.
+            if stamp != self._stamp or time.time() - status.st_mtime < _RECENT_SECONDS:
+                self._state, self._stamp = self._directory.read(), stamp
+        return self._state
 
 
 def directory() -> SandboxDirectory:

@@ -31,7 +31,7 @@ from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import binaries, postgres_server, processes
 from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from rdsrepl.sandbox.state import directory
+from rdsrepl.sandbox.state import EndpointState, SandboxDirectory, State, StateReader, directory
 
 ALL = sorted([*binaries.installed(), *binaries.from_wheel()], key=lambda found: found.version)
 EACH_VERSION = [pytest.param(found, id=f"pg{found.major}") for found in {b.major: b for b in ALL}.values()]
@@ -199,6 +199,32 @@ def test_up_status_env_and_down(home: Path) -> None:
     assert leftovers(home, report) == []
     nothing = cli("sandbox", "down")
     assert nothing.returncode == 0 and "nothing to do" in nothing.stdout
+
+
+def test_a_state_that_is_replaced_twice_in_a_moment_is_read_again(tmp_path: Path) -> None:
+    """The file then can have the same inode and time as before, on ext4 of Linux before 6.13."""
+    tmp_path.chmod(0o700)
+    place = SandboxDirectory(tmp_path)
+    reader = StateReader(place)
+    assert reader.read() is None
+    ports = []
+    for port in (1, 2):
+        empty = State("ready", "/bin", (16,), "/sockets", "boss", "app", "/config", True)
+        file = place.state_file
+        before = file.stat() if file.exists() else None
+        place.write(empty.with_endpoints(EndpointState("writer", "orders", port)))
+        if before is not None:
+            text = file.read_bytes()
+            (tmp_path / "kept").rename(file)
+            file.write_bytes(text)
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+            after = file.stat()
+            assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        os.link(file, tmp_path / "kept")  # the inode stays
+        state = reader.read()
+        assert state is not None
+        ports.append(state.port("writer", "orders"))
+    assert ports == [1, 2]
 
 
 def test_writer_only(home: Path) -> None:
