@@ -172,7 +172,7 @@ def test_disk_is_filling(cloud: Cloud, cluster: str, slot: str) -> None:
     looked = runbook(cloud, "disk-is-filling", "--cluster", cluster)
     assert status(looked)["drop-the-slot"] == "passed_over"
     assert slot in looked[1]["output"]
-    words = ("--var", f"slot={slot}", "--var", "group=books-logical", "--var", "keep_mb=4096")
+    words = ("--var", f"slot={slot}", "--var", "group=books-logical", "--var", "keep_mb=4 GB")
     completed = status(runbook(cloud, "disk-is-filling", "--cluster", cluster, *words, "--from", "drop-the-slot"))
     assert completed["drop-the-slot"] == completed["limit-what-a-slot-may-hold"] == "done"
     assert sql(cloud, cluster, "SHOW max_slot_wal_keep_size") == "4GB\n"

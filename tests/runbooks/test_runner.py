@@ -261,6 +261,8 @@ def test_list_and_show(rdsrepl: Program) -> None:
         (("abandoned-slot", "--var", "slot=--yes"), 2, "is not valid"),
         (("abandoned-slot", "--var", "slot="), 2, "is not valid"),
         (("abandoned-slot", "--var", "slot=x", "--var", "idle=soon"), 2, "is not valid"),
+        (("disk-is-filling", "--var", "keep_mb=10s"), 2, "give a size such as 10GB, or a number of MB"),
+        (("disk-is-filling", "--var", "keep_mb=1500kB"), 2, "is not valid"),
         (("first-stream-to-kinesis", "--var", "role=a\nb"), 2, "is not valid"),
         (("rotate-password", "--var", "role=-c", "--var", "secret=s"), 2, "is not valid"),
         (("abandoned-slot", "--var", "slot=x", "--from", "drop-itt"), 2, "no step 'drop-itt'"),
