@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
 import stat
 from collections.abc import Iterator
@@ -132,6 +133,10 @@ def damage(path: Path, how: str) -> None:
         path.write_text(text.replace('"rdsrepl_plan": 1', '"rdsrepl_plan": 2'))
     elif how == "writable":
         path.chmod(0o622)
+    elif how == "foreign":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file to another user")
+        os.chown(path, 12345, -1)
     elif how == "confirmed":
         rewrite(path, command=("slot", "create", "--yes", "--", "saved"))
     elif how == "executed":
@@ -152,6 +157,7 @@ def damage(path: Path, how: str) -> None:
         ("edited", "was changed after it was saved"),
         ("newer", "has format 2 of plans; this version reads format 1"),
         ("writable", "another user owns it or can write to it"),
+        ("foreign", "another user owns it or can write to it"),
         ("confirmed", "a command that --out does not save: slot create --yes -- saved"),
         ("executed", "a command that --out does not save"),
         ("untyped", "is damaged"),
