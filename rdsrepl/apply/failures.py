@@ -68,10 +68,9 @@ def failure_of(
 
 
 def interrupted_after(plan: Plan) -> errors.Interrupted:
-    """Return the error of a plan whose last statement was committed before Ctrl-C could cancel it."""
+    """Return the error of a plan whose last step was done before Ctrl-C could cancel it."""
     return errors.Interrupted(
-        f"{plan.title}: interrupted, but the last statement was committed before it could be cancelled; "
-        "all steps are done",
+        f"{plan.title}: interrupted, but the last step was done before it could be cancelled; all steps are done",
         done=[step.summary for step in plan.steps],
     )
 

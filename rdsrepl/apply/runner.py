@@ -123,26 +123,37 @@ def _step(
         else:
             outcome, interrupted = execute(step, connections[step.protocol], target, waiting)
     except BaseException as exc:
-        is_open = isinstance(exc, (errors.Unreachable, KeyboardInterrupt)) and not isinstance(exc, Cancelled)
-        if not is_open or not isinstance(step, Statement) or step.done_if is None:
+        if not isinstance(step, Statement) or step.done_if is None or not _may_be_done(exc):
             recorder.after(step, exc)
             raise
+        interrupted = isinstance(exc, KeyboardInterrupt)
         try:
+            connections[step.protocol].close()  # its server process must have ended
             was_done = was_executed(step, target, pid, waiting)
         except (errors.Error, KeyboardInterrupt):
             was_done = None
         if was_done is None:
+            how = "interrupted" if interrupted else "the connection was lost"
             unknown = errors.OutcomeUnknown(
-                f"{step.summary}: the connection was lost; whether the step was done is unknown",
+                f"{step.summary}: {how}; whether the step was done is unknown",
                 hint="check when the server is available: rdsrepl slot list",
                 sqlstate=exc.sqlstate if isinstance(exc, errors.Error) else None,
             )
             recorder.after(step, unknown)
             raise unknown from exc
-        interrupted = isinstance(exc, KeyboardInterrupt)
         if not was_done:
             recorder.after(step, Cancelled() if interrupted else exc)
             raise
         outcome = StepResult(step)
     recorder.after(step, None)
     return outcome, interrupted
+
+
+def _may_be_done(failure: BaseException) -> bool:
+    """Return whether the server can have executed a statement that ended so.
+
+    The statement may have dropped a slot before it was cancelled: that is not part of its transaction.
+    """
+    return isinstance(failure, errors.Unreachable) or (
+        isinstance(failure, KeyboardInterrupt) and not (isinstance(failure, Cancelled) and not failure.was_sent)
+    )

@@ -106,7 +106,29 @@ def test_a_statement_that_was_committed_before_it_could_be_cancelled(db18: Datab
         return caught.value
 
     last = run(mark(1))
-    assert "committed before it could be cancelled; all steps are done" in last.message
+    assert "done before it could be cancelled; all steps are done" in last.message
     assert (last.done, last.not_done, int(last.exit_code)) == (["mark 1"], [], 130)
     first = run(mark(1), mark(2))
     assert (first.done, first.not_done) == (["mark 1"], ["mark 2: not started"])
+
+
+def test_a_cancelled_statement_is_checked_where_it_can_have_worked(db18: Database) -> None:
+    """The drop of a slot is not part of a transaction: it can be done although the statement was cancelled."""
+    slot = f"s_{db18.name}"
+    db18.run(f"SELECT pg_create_physical_replication_slot('{slot}')")
+    is_gone = f"SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}')"
+    drop = f"SELECT pg_catalog.pg_drop_replication_slot('{slot}'), pg_catalog.pg_sleep(60)"
+
+    def run(text: str) -> errors.Interrupted:
+        def interrupt(*_: object) -> None:
+            wait_until(lambda: db18.value(is_gone) == (text == drop), "it sleeps")
+            raise KeyboardInterrupt
+
+        step = Statement("drop it", sql.SQL(text), done_if=sql.SQL(is_gone), effect="drop")  # type: ignore[arg-type]
+        with pytest.raises(errors.Interrupted) as caught:
+            target = config.Target("here", db18.dsn)
+            apply.run(Plan("drop", (step,)), target, done=lambda _: None, waiting=interrupt)
+        return caught.value
+
+    assert run("SELECT pg_catalog.pg_sleep(60)").message.endswith("the statement was cancelled, nothing was changed")
+    assert run(drop).done == ["drop it"]
