@@ -15,8 +15,13 @@ INSTALLED := $(VENV)/installed
 demo: $(INSTALLED)
 	@$(BIN)/rdsrepl demo
 
-test: $(INSTALLED) postgres lint
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# The lint, which uses one core, runs beside the tests; what it printed follows them.
+test: $(INSTALLED) postgres
+	@mkdir -p build
+	@$(MAKE) --no-print-directory lint > build/lint.txt 2>&1 & lint=$$!; \
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder; tested=$$?; \
+	wait $$lint; linted=$$?; cat build/lint.txt; \
+	if [ $$linted -ne 0 ]; then echo "make lint failed" >&2; fi; exit $$((tested ? tested : linted))
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
