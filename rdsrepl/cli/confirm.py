@@ -108,12 +108,13 @@ def _plan_only(ctx: typer.Context, plan: Plan, server: PlanTarget | None, target
         typer.Exit: ``--check`` found changes pending (7).
     """
     may = apply_options(ctx)
+    # First: the reader of the output may close the pipe.
+    path = None if may.out is None else saved_plans.save(ctx, plan, server, target)
     if server is not None and global_options(ctx).output.is_table:
         show(ctx, plan, server, to_stdout=True)
     elif not is_shown:
         report(ctx, plan, server, "planned" if plan else "unchanged", [])
-    if may.out is not None:
-        path = saved_plans.save(ctx, plan, server, target)
+    if path is not None:
         note(ctx, f"the plan is saved; next: {command('apply {}', path)}")
     if may.check and plan:
         raise typer.Exit(ExitCode.CHANGES_PENDING)

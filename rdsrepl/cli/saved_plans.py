@@ -240,21 +240,23 @@ def _identity(plan: Plan, target: Target) -> dict[str, str | None]:
         with connection.open(target) as conn:
             identity["system_identifier"] = server_identity.system_identifier(conn)
     if target.aws.identifier is not None:
-        identity["resource_id"] = _resource_id(target)
+        identity |= _rds_identity(target)
     if any(not isinstance(step, Statement) for step in plan.steps) and identity.get("resource_id") is None:
         identity["account"] = _account(target)
     return identity
 
 
-def _resource_id(target: Target) -> str | None:
+def _rds_identity(target: Target) -> dict[str, str | None]:
+    """Return the ID that RDS gave the cluster or instance, and the writer of a cluster; None if the plan creates it."""
     from rdsrepl.aws import clusters, instances
 
     try:
-        if target.aws.cluster is not None:
-            return clusters.get(target.aws, target.aws.cluster).resource_id
-        return instances.get(target.aws, str(target.aws.instance)).resource_id
+        if target.aws.cluster is None:
+            return {"resource_id": instances.get(target.aws, str(target.aws.instance)).resource_id}
+        cluster = clusters.get(target.aws, target.aws.cluster)
     except NotFound:
-        return None  # the plan creates it
+        return {"resource_id": None}
+    return {"resource_id": cluster.resource_id, "writer": cluster.writer}
 
 
 def _account(target: Target) -> str | None:

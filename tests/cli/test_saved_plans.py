@@ -251,6 +251,12 @@ def test_a_typed_confirmation_is_asked_for_when_the_plan_is_applied(cloud: Cloud
     assert other.code == 4 and "account 999999999999, now " in other.err
     assert cloud("stream", "delete", "planned", "--out", str(path)).code == 0
     assert cloud("apply", str(path), "--confirm", "planned").code == 0
+    assert cloud("-t", "sandbox", "cluster", "reboot", "sandbox", "--out", str(path)).code == 0
+    identity = saved(path)["identity"]
+    assert identity["resource_id"].startswith("cluster-") and cloud("apply", str(path), "--check").code == 7
+    rewrite(path, identity={**identity, "writer": "another"})
+    failed_over = cloud("apply", str(path), "--yes")
+    assert failed_over.code == 4 and f"writer another, now {identity['writer']}" in failed_over.err
     words = ("param-group", "create", "g", "--family", "postgres15", "--kind", "cluster")
     secret = cloud(*words, "--description", "postgresql://u:geheim@h/d", "--out", str(path))
     assert secret.code == 2 and "contains a secret" in secret.err and "geheim" not in path.read_text()
