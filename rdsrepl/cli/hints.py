@@ -78,7 +78,9 @@ def with_selectors(ctx: typer.Context, text: str) -> str:
     root = ctx.find_root().command
     for found in reversed(list(find(text))):
         words = _selectors(root, options, found.words)
-        if words and all(map(is_plain, words)):
+        if not all(map(is_plain, words)):  # without them, the command would reach another server
+            text = f"{text[: found.start]}(no command is shown: an option cannot be pasted){text[found.end :]}"
+        elif words:
             at = found.start + len("rdsrepl")
             text = f"{text[:at]} {shlex.join(words)}{text[at:]}"
     return text
@@ -109,7 +111,8 @@ def _selectors(root: Any, options: GlobalOptions, command: Sequence[str], *, cho
         used -= _SERVER - {*chosen}
     selectors: list[str] = []
     for name in SERVER_OPTIONS:
-        if name in used & options.typed and (value := _shown(options, name)) is not None:
+        value = _without_secret(getattr(options, name)) if name == "dsn" else getattr(options, name)
+        if name in used & options.typed and value:
             selectors += ["-t" if name == "target" else f"--{name}", value]
     return selectors
 
@@ -130,17 +133,17 @@ def _find_command(root: Any, flags: Mapping[str, Any], words: Sequence[str]) -> 
     return noun, node
 
 
-def _shown(options: GlobalOptions, name: str) -> str | None:
-    value = getattr(options, name)
-    if name != "dsn" or value is None or mask(value) == value:
-        return value if value is None else str(value)
+def _without_secret(dsn: str | None) -> str | None:
+    """Return a connection string without its password; None if it is not a connection string, which is the error."""
+    if dsn is None or mask(dsn) == dsn:
+        return dsn
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
     from rdsrepl.config import SECRETS
 
     try:
-        keywords = conninfo_to_dict(value)
-    except (ProgrammingError, ValueError):  # the error is about this value
+        keywords = conninfo_to_dict(dsn)
+    except (ProgrammingError, ValueError):
         return None
     return make_conninfo(**{key: str(word) for key, word in keywords.items() if key not in SECRETS})

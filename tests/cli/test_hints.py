@@ -217,6 +217,7 @@ _BY_HAND = {
         ("--dsn postgresql://u@h/d", "rdsrepl slot list", "rdsrepl --dsn postgresql://u@h/d slot list"),
         ("--dsn 'not a dsn' --dbname x", "rdsrepl slot list", "rdsrepl --dsn 'not a dsn' --dbname x slot list"),
         ("", "rdsrepl slot list", "rdsrepl slot list"),
+        ("--dbname 'a\x1bb'", "x (rdsrepl slot list), y", "x ((no command is shown: an option cannot be pasted)), y"),
     ],
 )
 def test_hints_have_the_selectors_of_the_command_line(
