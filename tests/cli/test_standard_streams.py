@@ -42,6 +42,21 @@ def test_a_plan_is_applied_when_its_progress_is_not_read(rdsrepl: Program, db18:
         assert db18.run(f"SELECT FROM pg_publication WHERE pubname = 'p_{number}'") == [()], end
 
 
+def test_a_runbook_continues_when_its_output_is_not_read(rdsrepl: Program, db18: Database, tmp_path: Path) -> None:
+    db18.run("CREATE TABLE t (id int PRIMARY KEY)")
+    page = tmp_path / "book.md"
+    steps = [f"### {n}. Make {n}\n\n```sh change\nrdsrepl publication create p{n} --table t\n```\n" for n in (1, 2)]
+    page.write_text(
+        "---\nwhen: now\n---\n# Book\n\n## Checks first\n\n## Steps\n\n"
+        + "\n".join(steps)
+        + "\n## Verify\n\n## Go back\n\nNothing.\n"
+    )
+    code, _, err = shell(rdsrepl, f"rdsrepl runbook run {page} --yes | true", RDSREPL_DSN=db18.dsn)
+    assert code == 0, err
+    assert err.count("warning: the reader closed standard output; the run continues") == 1
+    assert db18.value("SELECT count(*) FROM pg_publication") == 2
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_an_error(rdsrepl: Program) -> None:
     message = "could not write to standard output: No space left on device"
