@@ -36,7 +36,7 @@ def console(stream: TextIO, *, hides_secrets: bool | None = None, fits: bool = T
     terminal = stream.isatty()
     fits = fits and terminal
     hides = stream is sys.stderr if hides_secrets is None else hides_secrets
-    width, height = _terminal_size(stream) if fits else (UNLIMITED, None)
+    width, height = _terminal_size(stream) if fits else (UNLIMITED, 24)
     unicode = displays_unicode(stream)
     safe_console: Console = _console_class()(
         lambda text: displayed(mask(text) if hides else text, unicode=unicode),
@@ -117,16 +117,16 @@ def _is_c_locale() -> bool:
     return characters in _C_LOCALES or (characters in ("", "C.UTF-8") and os.environ.get("LANG") in _C_LOCALES)
 
 
-def _terminal_size(stream: TextIO) -> tuple[int | None, int | None]:
+def _terminal_size(stream: TextIO) -> tuple[int, int]:
     """Return columns and lines; rich assumes 80 columns with ``TERM=dumb``."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError, AttributeError):
-        return None, None
+        size = os.terminal_size((0, 0))
     columns, lines = (os.environ.get(name, "") for name in ("COLUMNS", "LINES"))
     return (
-        int(columns) if columns.isdecimal() else size.columns or None,
-        int(lines) if lines.isdecimal() else size.lines or None,
+        (int(columns) if columns.isdecimal() else size.columns) or 80,
+        (int(lines) if lines.isdecimal() else size.lines) or 24,
     )
 
 

@@ -188,6 +188,7 @@ def test_a_dumb_terminal_gets_plain_lines_of_its_width(db18: Database, rdsrepl: 
     words = ("--dsn", db18.dsn, "publication", "list")
     dumb = screen(rdsrepl, *words, columns=60, TERM="dumb")
     assert dumb == screen(rdsrepl, *words, columns=60)
+    assert dumb == screen(rdsrepl, *words, columns=60, rows=0, TERM="dumb", COLUMNS="60")  # of unknown size
     in_ascii = screen(rdsrepl, *words, columns=60, LC_ALL="C")
     assert in_ascii.isascii() and "..." in in_ascii
     assert len(in_ascii.splitlines()[0]) <= 60
