@@ -36,8 +36,7 @@ def place(server18: PostgresServer, rdsrepl: Program) -> Iterator[Place]:
     made = Place(server18, rdsrepl)
     yield made
     made.run("ALTER SYSTEM RESET idle_replication_slot_timeout", "SELECT pg_reload_conf()")
-    for name in made.names():
-        made.run(f"SELECT pg_drop_replication_slot('{name}')")
+    made.drop_slots()
 
 
 def setting(place: Place, value: str) -> None:

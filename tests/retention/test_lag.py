@@ -38,8 +38,7 @@ def shared_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 def place(shared_server: PostgresServer, rdsrepl: Program) -> Iterator[Place]:
     made = Place(shared_server, rdsrepl)
     yield made
-    for name in made.names():
-        made.run(f"SELECT pg_drop_replication_slot('{name}')")
+    made.drop_slots()
 
 
 def write(place: Place, kilobytes: int) -> None:

@@ -49,8 +49,7 @@ def place(shared_server: PostgresServer, rdsrepl: Program, monkeypatch: pytest.M
     monkeypatch.setenv("RDSREPL_STATE_DIR", str(rdsrepl.home / "state" / "rdsrepl"))
     made = Place(shared_server, rdsrepl)
     yield made
-    for name in made.names():
-        made.run(f"SELECT pg_drop_replication_slot('{name}')")
+    made.drop_slots()
 
 
 def read_part_of_a_large_transaction(place: Place, name: str) -> None:
