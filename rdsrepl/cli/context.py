@@ -166,7 +166,11 @@ def refuse_unusable(ctx: typer.Context, unusable: Collection[str]) -> None:
     if not ctx.resilient_parsing:
         for name in SERVER_OPTIONS:
             if name in unusable and name in options.typed:
-                raise UsageError(f"{ctx.command_path} does not use --{name}", hint=f"omit --{name}")
+                has_own = any(f"--{name}" in option.opts for option in ctx.command.params)
+                raise UsageError(
+                    f"{ctx.command_path} does not use --{name}" + (" in front of it" if has_own else ""),
+                    hint=f"write --{name} after {ctx.info_name}" if has_own else f"omit --{name}",
+                )
     # Without a target, RDSREPL_DSN still decides the account: the config file's current target is then not used.
     keeps_account = "target" not in unusable and options.target is None
     cleared: dict[str, Any] = {name: None for name in unusable if name != "dsn" or not keeps_account}

@@ -162,6 +162,12 @@ def test_a_wrong_target_is_refused(rdsrepl: Program, words: list[str], error: st
     assert path.read_text() == "targets: {prod: {cluster: orders}}"
 
 
+def test_a_key_in_front_of_the_command_is_not_a_key(rdsrepl: Program) -> None:
+    refused = rdsrepl("-o", "json", "--cluster", "orders", "config", "set-target", "x")
+    assert refused.code == 2 and refused.error["hint"] == "write --cluster after set-target"
+    assert rdsrepl("-o", "json", "--cluster", "orders", "config", "list").error["hint"] == "omit --cluster"
+
+
 def test_precedence(rdsrepl: Program, db15: Database) -> None:
     """--dsn overrides --target, which overrides the current target, which overrides PG* and pg_service.conf."""
     bad = {"PGHOST": "127.0.0.1", "PGPORT": "1", "PGUSER": "u", "PGDATABASE": "d"}
