@@ -211,8 +211,9 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
     if isinstance(exc, Interrupted) and sys.stderr.isatty():
         from rdsrepl.cli.progress import updates_in_place
 
-        # The terminal has written ^C.
-        sys.stderr.write("\r\x1b[K" if updates_in_place() else "\n")
+        # The terminal has written ^C. An object for a program stands on a line of its own.
+        is_text = options.log_format is LogFormat.text and options.output is not Format.json
+        sys.stderr.write("\r\x1b[K" if is_text and updates_in_place() else "\n")
     if options.log_format is LogFormat.json:
         log("error", exc.message, event="error", **{k: v for k, v in exc.document().items() if k != "message"})
         return
