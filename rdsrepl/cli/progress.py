@@ -11,7 +11,7 @@ import typer
 
 from rdsrepl.apply import Blocker
 from rdsrepl.cli.console import note
-from rdsrepl.cli.context import global_options
+from rdsrepl.cli.context import LogFormat, global_options
 from rdsrepl.render import line_for_person
 from rdsrepl.units import format_duration
 
@@ -32,7 +32,8 @@ class Progress:
 
     def __init__(self, ctx: typer.Context) -> None:
         self._ctx = ctx
-        self._rows = Rows() if updates_in_place() else None
+        is_text = global_options(ctx).log_format is LogFormat.text
+        self._rows = Rows() if is_text and updates_in_place() else None
         self._lines = StateLines()
 
     def update(self, title: str, seconds: float, states: Sequence[State] = ()) -> None:

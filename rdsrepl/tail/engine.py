@@ -22,7 +22,7 @@ from rdsrepl.tail.ledger import Ledger
 from rdsrepl.tail.model import DecodedBatch
 from rdsrepl.tail.options import TailOptions
 from rdsrepl.tail.pipeline import Pipeline
-from rdsrepl.tail.progress import Observer, Progress, Summary
+from rdsrepl.tail.progress import Observer, Progress, RecentNotes, Summary
 from rdsrepl.tail.receiver import Notice, Receiver
 from rdsrepl.tail.shutdown import ShutdownDetector
 from rdsrepl.tail.signals import StopSignals
@@ -113,7 +113,7 @@ class Tail:
                 self._stop_shutdown_watch()
 
     def _run(self) -> Summary:
-        delay = _FIRST_DELAY_SECONDS
+        delay, retry_notes = _FIRST_DELAY_SECONDS, RecentNotes()
         while True:
             receiver: Receiver | None = None
             connected_at = time.monotonic()
@@ -151,7 +151,8 @@ class Tail:
                 if time.monotonic() - connected_at > _LONGEST_DELAY_SECONDS:
                     delay = _FIRST_DELAY_SECONDS  # the connection was good: this is another failure
                 pause = delay * random.uniform(0.5, 1.0)
-                self._observer.note(f"{exc.message}; connecting again in {pause:.1f}s")
+                if retry_notes.is_due(exc.message, time.monotonic()):
+                    self._observer.note(f"{exc.message}; connecting again in {pause:.1f}s, then repeatedly")
             self._ledger.connection_lost()
             self._reconnects += 1
             self._observer.progress(self._progress())

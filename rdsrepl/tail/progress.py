@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from rdsrepl.lsn import Lsn
+
+_SAME_NOTE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +58,15 @@ class Observer(Protocol):
     def progress(self, progress: Progress) -> None:
         """Report the progress; called many times a second."""
         ...
+
+
+class RecentNotes:
+    """Says whether a note is due: the same text is printed at most every 30 seconds."""
+
+    def __init__(self) -> None:
+        self._printed_at: dict[str, float] = {}
+
+    def is_due(self, text: str, now: float) -> bool:
+        """Return whether to print a note at NOW, in seconds of a monotonic clock."""
+        self._printed_at = {one: at for one, at in self._printed_at.items() if now - at < _SAME_NOTE_SECONDS}
+        return self._printed_at.setdefault(text, now) == now
