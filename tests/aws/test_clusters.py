@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.fixtures.sandbox import Cloud
+from tests.fixtures.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("delayed")
 
@@ -122,6 +123,7 @@ def test_the_identifier_is_typed_at_a_terminal(cloud: Cloud, name: str) -> None:
     )
     again = f"hint: run the command again, it plans only the missing steps: rdsrepl {shlex.join(create)}"
     assert err.splitlines()[-1] == again
+    wait_until(lambda: cloud("instance", "show", name).code == 0, "the API shows what was created")
     made = cloud(*create)
     assert made.code == 0, made.err
     assert typed(cloud, name, "something else") == 4
