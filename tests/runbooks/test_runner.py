@@ -482,7 +482,7 @@ def test_a_missing_variable_is_asked_for(rdsrepl: Program, db18: Database, write
     person.type("Not valid")
     person.wait_for("is not valid; give up to 63 characters")
     person.wait_for("slot (the slot): ")
-    person.type(f"{name[:-2]}\t")  # Tab completes the name of the slot
+    person.complete(name[:-2], name)
     person.wait_for("without questions: rdsrepl --dsn")
     person.wait_for(f"slot create {name}")
     assert person.wait() == 0
