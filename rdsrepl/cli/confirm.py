@@ -20,7 +20,7 @@ from rdsrepl.cli.plan_view import PlanTarget, plan_target, report, show
 from rdsrepl.cli.progress import Progress
 from rdsrepl.cli.targets import database_target
 from rdsrepl.config import Target
-from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed
+from rdsrepl.errors import AppliedInPart, ExitCode, NotConfirmed, OutputClosed, SinkFailed
 from rdsrepl.plan import Plan, Wait
 from rdsrepl.runbooks import journal
 from rdsrepl.state import completion_cache
@@ -97,8 +97,33 @@ def confirm_and_apply(
         raise
     finally:
         completion_cache.clear()  # so that the next Tab sees the changes
-    report(ctx, plan, server, "applied", results, reveal or {})
+    _report_applied(ctx, plan, server, results, reveal or {})
     return results
+
+
+def _report_applied(
+    ctx: typer.Context,
+    plan: Plan,
+    server: PlanTarget,
+    results: list[apply.StepResult],
+    reveal: Mapping[str, str],
+) -> None:
+    """Report a plan that was applied.
+
+    Raises:
+        OutputClosed, SinkFailed: standard output does not take the report; a warning names the values that are lost.
+    """
+    try:
+        report(ctx, plan, server, "applied", results, reveal)
+        sys.stdout.flush()
+    except (OutputClosed, SinkFailed):
+        if reveal:
+            lost = " and ".join(reveal)
+            warn(
+                ctx,
+                f"{plan.title} is done, but the {lost} could not be printed; set another: rdsrepl role password NAME",
+            )
+        raise
 
 
 def _plan_only(ctx: typer.Context, plan: Plan, server: PlanTarget | None, target: Target, *, is_shown: bool) -> None:

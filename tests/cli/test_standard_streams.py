@@ -42,6 +42,15 @@ def test_a_plan_is_applied_when_its_progress_is_not_read(rdsrepl: Program, db18:
         assert db18.run(f"SELECT FROM pg_publication WHERE pubname = 'p_{number}'") == [()], end
 
 
+def test_a_generated_password_that_is_not_read_is_not_lost_silently(rdsrepl: Program, db18: Database) -> None:
+    role = f"r_{db18.name}"
+    for end, code in (("| true", 141), (">/dev/full", 1)):
+        line = f"rdsrepl role create {role}{code} --generate-password --yes {end}"
+        found, out, err = shell(rdsrepl, line, RDSREPL_DSN=db18.dsn)
+        assert (found, out) == (code, ""), err
+        assert f"warning: create role {role}{code} is done, but the password could not be printed; set another" in err
+
+
 def test_a_runbook_continues_when_its_output_is_not_read(rdsrepl: Program, db18: Database, tmp_path: Path) -> None:
     db18.run("CREATE TABLE t (id int PRIMARY KEY)")
     page = tmp_path / "book.md"
