@@ -68,7 +68,7 @@ LISTING = Listing(
         ("idle_seconds>1h30m", "b"),
         ("since>7d", "a"),
         ("since<2d", "b"),
-        (f"since>{(NOW - timedelta(days=2)).isoformat()}", "b"),
+        pytest.param(f"since>{(NOW - timedelta(days=2)).isoformat()}", "b", id="since>TIME"),
         ("lsn>0/FE", "a b"),
         ("schemas=sales", "a =c"),
         ("schemas!=sales", "b"),
