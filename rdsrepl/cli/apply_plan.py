@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rdsrepl.cli import saved_plans
+from rdsrepl.cli.command_classes import WriteCommand
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import SERVER_OPTIONS, LogFormat, apply_options, global_options
-from rdsrepl.cli.options import WriteCommand
 from rdsrepl.errors import BadPlanFile
 from rdsrepl.render import Format
 from rdsrepl.state import plan_files

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli import rds_options
+from rdsrepl.cli.command_classes import AwsListCommand, AwsReadCommand, AwsWriteCommand, WriteCommand
 from rdsrepl.cli.completion import complete_cluster, complete_instance
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_list
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import AwsListCommand, AwsReadCommand, AwsWriteCommand, WriteCommand
 from rdsrepl.cli.targets import aws_target, database_of
 from rdsrepl.errors import Error, UsageError
 from rdsrepl.render import Column, Listing, emit, facts, listing, stacked

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from rdsrepl import config
+from rdsrepl.cli.command_classes import LocalCommand, LocalListCommand, LocalWriteCommand
 from rdsrepl.cli.completion import complete_target
 from rdsrepl.cli.console import note, warn
 from rdsrepl.cli.context import apply_options, global_options
 from rdsrepl.cli.lists import Rows, print_list
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import LocalCommand, LocalListCommand, LocalWriteCommand
 from rdsrepl.cli.plan_view import MARKS
 from rdsrepl.cli.target_options import TargetKeys, given
 from rdsrepl.config import Target, edit

@@ -14,9 +14,10 @@ import typer
 
 from rdsrepl import __version__
 from rdsrepl.cli import completion, standard_streams, usage_errors
+from rdsrepl.cli.command_classes import CommandGroup
 from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options, keep_words
 from rdsrepl.cli.hints import hint_of
-from rdsrepl.cli.options import CommandGroup, root_options
+from rdsrepl.cli.options import root_options
 from rdsrepl.errors import Error, ExitCode, Interrupted, OutputClosed, SinkFailed
 from rdsrepl.render import Format, log, write_object, write_traceback
 from rdsrepl.text.escapes import shown
@@ -25,13 +26,13 @@ from rdsrepl.text.masking import mask
 _NAGIOS_UNKNOWN = 3
 # The function and the class of each command of the root, and the module of each noun, in the order of the help.
 _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
-    "apply": ("apply_plan:apply_plan", "options:ApplyCommand"),
-    "iam-policy": ("iam_policy:iam_policy", "options:ServerReadCommand"),
+    "apply": ("apply_plan:apply_plan", "command_classes:ApplyCommand"),
+    "iam-policy": ("iam_policy:iam_policy", "command_classes:ServerReadCommand"),
     "psql": ("psql:psql", "psql:PsqlCommand"),
-    "doctor": ("doctor:doctor", "options:ReadCommand"),
-    "demo": ("demo:demo", "options:LocalCommand"),
-    "completion": ("completion_script:completion", "options:LocalCommand"),
-    "help": ("help:help_", "options:LocalCommand"),
+    "doctor": ("doctor:doctor", "command_classes:ReadCommand"),
+    "demo": ("demo:demo", "command_classes:LocalCommand"),
+    "completion": ("completion_script:completion", "command_classes:LocalCommand"),
+    "help": ("help:help_", "command_classes:LocalCommand"),
 }
 _NOUNS: Final = {
     "param-group": "param_group",

@@ -1,41 +1,26 @@
-"""Declare the options that several commands share, and the classes of commands that take them.
+"""Declare the options that several commands share, and kinds of options.
 
-``ReadCommand`` is the class of a command that reads, ``WriteCommand`` of one that changes something; ``Aws…``,
-``Server…`` and ``Local…`` variants take fewer options, because they use no database. The global options are accepted
-before the noun and after the verb; the one after the verb wins. Only the root reads the environment variables
-``RDSREPL_*``, so that they never override an option of the command line.
+``command_classes`` adds the shared ones to the commands. Only the root reads the environment variables ``RDSREPL_*``,
+so that they never override an option of the command line.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cache, partial
-from inspect import cleandoc
-from typing import Annotated, Any, ClassVar, Final, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 import typer
-from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperOption
 
 from rdsrepl.cli.completion import complete_cluster, complete_instance, complete_profile, complete_target
 from rdsrepl.cli.context import (
-    SERVER_OPTIONS,
     LogFormat,
-    add_global_options,
-    applied_plan,
-    apply_options,
-    global_options,
-    refuse_unusable,
-    set_apply_options,
-    set_list_options,
 )
-from rdsrepl.cli.option_values import UNKNOWN, converted
-from rdsrepl.cli.saved_plans import keep_verb
-from rdsrepl.cli.usage_errors import unknown_command, unknown_options
-from rdsrepl.errors import BadValue, Interrupted, UsageError
+from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
-from rdsrepl.render import Format, line_for_person
+from rdsrepl.render import Format
 from rdsrepl.units import parse_duration, parse_size
 
 _T = TypeVar("_T")
@@ -81,7 +66,7 @@ def lsn_option(name: str, *, help: str, panel: str | None = None) -> Any:
     return typer.Option(name, parser=option_parser(Lsn.parse), metavar="LSN", help=help, rich_help_panel=panel)
 
 
-def _global_options(
+def declare_global_options(
     target: Annotated[
         str | None,
         _global_option(
@@ -183,7 +168,7 @@ def _global_options(
     """Declare the options; never called."""
 
 
-def _apply_options(
+def declare_apply_options(
     yes: Annotated[
         bool, flag_option("--yes", "-y", help="Apply the plan without asking.", panel=_CHANGE_PANEL)
     ] = False,
@@ -220,7 +205,7 @@ def _apply_options(
 WATCH_SECONDS: Final = 5.0
 
 
-def _list_options(
+def declare_list_options(
     sort_by: Annotated[
         str | None,
         typer.Option(
@@ -266,7 +251,7 @@ def _list_options(
     """Declare the options; never called."""
 
 
-def _out_option(
+def declare_out_option(
     out: Annotated[
         str | None,
         typer.Option(
@@ -280,7 +265,7 @@ def _out_option(
     """Declare the option; never called."""
 
 
-def _preview_options(
+def declare_preview_options(
     dry_run: Annotated[
         bool, flag_option("--dry-run", help="Show the changes and write nothing.", panel=_CHANGE_PANEL)
     ] = False,
@@ -304,304 +289,13 @@ def _declared(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
 
 def root_options() -> Iterable[TyperOption]:
     """Return the global options with their environment variables, for the root command."""
-    return _declared(_global_options)
+    return _declared(declare_global_options)
 
 
 @cache
-def _verb_options(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
+def verb_options(holder: Callable[..., None]) -> tuple[TyperOption, ...]:
+    """Return the options that a function declares, without their environment variables, for a verb."""
     options = tuple(copy.copy(option) for option in _declared(holder))
     for option in options:
         option.envvar = None
     return options
-
-
-class _Option(TyperOption):
-    """An option whose errors quote the value."""
-
-    def process_value(self, ctx: Any, value: Any) -> Any:
-        """Convert the value, unless the shell completes the line."""
-        return _process(self, ctx, value, super().process_value)
-
-    def get_missing_message(self, ctx: Any) -> str:  # noqa: ARG002 - the signature is that of Typer
-        """Return what could be given, in one line."""
-        return _choices(self)
-
-
-class _Argument(TyperArgument):
-    """An argument whose errors quote the value."""
-
-    def process_value(self, ctx: Any, value: Any) -> Any:
-        """Convert the value, unless the shell completes the line."""
-        return _process(self, ctx, value, super().process_value)
-
-    def get_missing_message(self, ctx: Any) -> str:  # noqa: ARG002 - the signature is that of Typer
-        """Return what could be given, in one line."""
-        return _choices(self)
-
-
-def _choices(option: Any) -> str:
-    choices = option.type_descriptor.choices or ()
-    return f"Choose from {', '.join(str(getattr(one, 'value', one)) for one in choices)}" if choices else ""
-
-
-def _process(option: Any, ctx: Any, value: Any, by_typer: Callable[[Any, Any], Any]) -> Any:
-    """Convert a value, and call the callback of its option; while the shell completes a line, values stay text."""
-    if ctx.resilient_parsing:
-        return value
-    result = UNKNOWN if getattr(option, "prompt", None) else converted(option, value)
-    if result is UNKNOWN or (option.required and option.value_is_missing(result)):
-        with plain_refusal():
-            return by_typer(ctx, value)
-    return result if option.callback is None else option.callback(ctx, option, result)
-
-
-@contextmanager
-def plain_refusal() -> Iterator[None]:
-    """Replace pydantic's text of a refused value ("Value error, …", "Input should be …") with one that quotes it."""
-    try:
-        yield
-    except typer.BadParameter as exc:
-        errors = getattr(exc.__cause__, "errors", None)
-        if errors is not None:
-            exc.message = line_for_person(_refusal(errors()[0]))
-        raise
-
-
-def _refusal(error: Any) -> str:
-    """Return why pydantic refused a value, from an item of ``ValidationError.errors()``."""
-    value, limits = error["input"], error.get("ctx", {})
-    if error["type"] == "value_error":
-        return str(limits["error"])
-    if error["type"] == "greater_than_equal":
-        return f"{value} is less than {limits['ge']}"
-    if error["type"] == "less_than_equal":
-        return f"{value} is more than {limits['le']}"
-    return f"{value!r} is not a {'whole number' if error['type'].startswith('int') else 'valid value'}"
-
-
-def simplify(option: Any) -> Any:
-    """Return Typer's option, faster, with shorter help, and with the values of an enumeration in any case."""
-    if type(option) is TyperArgument:
-        option.__class__ = _Argument
-    if isinstance(option, (TyperArgument, TyperOption)):
-        option.type_descriptor.parameter_info.case_sensitive = False
-    if not isinstance(option, TyperOption):
-        return option
-    if option.is_flag or option.count:
-        option.metavar = ""
-    if option.metavar == "DURATION" and isinstance(option.default, float):
-        option.default = f"{option.default:g}s"
-    option.__class__ = _Option
-    return option
-
-
-class CommandGroup(TyperGroup):
-    """A noun: a group of commands."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that ARGS begin with.
-
-        Raises:
-            UsageError: there is none; the hint is the command line that is probably meant.
-        """
-        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
-            raise unknown_command(ctx, args, ctx.find_root().command.commands)
-        return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the options in front of the command."""
-        with unknown_options(ctx):
-            return super().parse_args(ctx, args)
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return all parameters, those of Typer as well, simplified."""
-        return [simplify(parameter) for parameter in super().get_params(ctx)]
-
-
-class ReadCommand(TyperCommand):
-    """A command that changes nothing; takes the global options."""
-
-    _holders: tuple[Callable[..., None], ...] = (_global_options,)
-    #: The server options that the command can use; it refuses the others, and ignores their environment variables.
-    server_options: ClassVar[frozenset[str]] = frozenset(SERVER_OPTIONS)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.help = _paragraphs(self.help)
-        own = {flag for option in self.params for flag in option.opts}
-        # An option of the command replaces the global one: --dbname of `cluster create` names the new database.
-        self._unusable = frozenset(SERVER_OPTIONS) - self.server_options
-        self._added = [
-            option
-            for holder in self._holders
-            for option in _verb_options(holder)
-            if not own & set(option.opts) and option.name not in self._unusable
-        ]
-        self.params = [*self.params, *self._added]
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        """Return all parameters, those of Typer as well, simplified."""
-        return [simplify(parameter) for parameter in super().get_params(ctx)]
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Remove the global options from what the command's function receives, and keep them in the context."""
-        with unknown_options(ctx):
-            rest = super().parse_args(ctx, args)
-        own = {option.name: ctx.params.pop(option.name) for option in self._added}
-        refuse_unusable(ctx, self._unusable)
-        add_global_options(ctx, own)
-        set_apply_options(ctx, own)
-        set_list_options(ctx, own)
-        if not ctx.resilient_parsing:
-            self._check_output(ctx)
-        return rest
-
-    def _check_output(self, ctx: Any) -> None:
-        output = global_options(ctx).output
-        if output in (Format.name, Format.csv):
-            raise UsageError(
-                f"-o {output} is for lists: {ctx.command_path} prints no list", hint="use -o json or -o yaml"
-            )
-
-
-def _paragraphs(text: str | None) -> str | None:
-    """Return a docstring with one line a paragraph, so that the help is as wide as the terminal."""
-    return None if text is None else "\n\n".join(" ".join(part.split()) for part in cleandoc(text).split("\n\n"))
-
-
-class ListCommand(ReadCommand):
-    """A command that prints a list; takes ``--sort-by``, ``--filter``, ``--no-headers``, ``--watch``, ``--query``."""
-
-    _holders = (_global_options, _list_options)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give ``--watch`` its default value where none follows it."""
-        if not ctx.resilient_parsing:
-            args = _with_interval(args)
-        return super().parse_args(ctx, args)
-
-    def _check_output(self, ctx: Any) -> None:
-        """Accept every format."""
-
-
-def _with_interval(args: list[str]) -> list[str]:
-    """Return the arguments with a value attached to ``--watch``: the next word if it is a duration, or the default."""
-    end = args.index("--") if "--" in args else len(args)
-    rest, words = args[:end], list[str]()
-    while rest:
-        word = rest.pop(0)
-        if word in ("--watch", "-w"):
-            word = f"--watch={rest.pop(0) if rest and _is_duration(rest[0]) else f'{WATCH_SECONDS:g}s'}"
-        words.append(word)
-    return words + args[end:]
-
-
-def _is_duration(word: str) -> bool:
-    try:
-        parse_duration(word)
-    except BadValue:
-        return False
-    return True
-
-
-class WriteCommand(ReadCommand):
-    """A command that applies a plan; takes ``--yes``, ``--dry-run``, ``--check`` and ``--out`` as well."""
-
-    _holders: tuple[Callable[..., None], ...] = (_global_options, _apply_options, _out_option)
-
-    @property
-    def own_flags(self) -> frozenset[str]:
-        """The options of this command alone, without its confirmation."""
-        own = [one for one in self.params if one not in self._added and one.name != "confirm"]
-        return frozenset(flag for one in own for flag in (*one.opts, *one.secondary_opts))
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Keep what was typed for the file of ``--out``.
-
-        Raises:
-            typer.BadParameter: ``--out`` has no file, or is used with ``--yes``.
-        """
-        words = list(args)
-        rest = super().parse_args(ctx, args)
-        given = apply_options(ctx)
-        if given.out is None or ctx.resilient_parsing:
-            return rest
-        if given.yes or given.out in ("", "-"):
-            why = (
-                "cannot be used together with --yes: it applies nothing" if given.yes else "requires the name of a file"
-            )
-            raise typer.BadParameter(why, ctx=ctx, param_hint="'--out'")
-        typed, _, _ = self.make_parser(ctx).parse_args(words)
-        keep_verb(ctx, typed, frozenset(str(option.name) for option in self._added))
-        return rest
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; on Ctrl-C outside of a plan's steps, report whether the plan was applied.
-
-        Raises:
-            Interrupted: Ctrl-C.
-        """
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            title = applied_plan(ctx)
-            what = "nothing was changed" if title is None else f"all steps of the plan were applied: {title}"
-            raise Interrupted(f"interrupted; {what}") from None
-
-
-class ApplyCommand(WriteCommand):
-    """``rdsrepl apply``: its server is in the file."""
-
-    _holders = (_global_options, _apply_options)
-    server_options = frozenset()
-
-
-_AWS_OPTIONS: Final = frozenset({"target", "profile", "region"})
-
-
-class AwsReadCommand(ReadCommand):
-    """A command that reads from AWS, and uses no database."""
-
-    server_options = _AWS_OPTIONS
-
-
-class AwsWriteCommand(WriteCommand):
-    """A command that changes something in AWS, and uses no database."""
-
-    server_options = _AWS_OPTIONS
-
-
-class ServerReadCommand(ReadCommand):
-    """A command that takes a cluster or an instance, and does not connect to it."""
-
-    server_options = _AWS_OPTIONS | {"cluster", "instance"}
-
-
-class ServerWriteCommand(WriteCommand):
-    """A command that changes something for a cluster or an instance, and does not connect to it."""
-
-    server_options = _AWS_OPTIONS | {"cluster", "instance"}
-
-
-class AwsListCommand(ListCommand):
-    """A command that prints a list from AWS, and uses no database."""
-
-    server_options = _AWS_OPTIONS
-
-
-class LocalCommand(ReadCommand):
-    """A command that uses neither a database nor AWS."""
-
-    server_options = frozenset()
-
-
-class LocalListCommand(ListCommand):
-    """A command that prints a list of its own."""
-
-    server_options = frozenset()
-
-
-class LocalWriteCommand(LocalCommand):
-    """A command that changes a local file without asking; takes ``--dry-run`` and ``--check``."""
-
-    _holders = (_global_options, _preview_options)

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli import rds_options
-from rdsrepl.cli.completion import complete_param_group
-from rdsrepl.cli.confirm import confirm_and_apply
-from rdsrepl.cli.console import note
-from rdsrepl.cli.context import global_options
-from rdsrepl.cli.lists import print_list
-from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import (
+from rdsrepl.cli.command_classes import (
     AwsListCommand,
     AwsReadCommand,
     AwsWriteCommand,
     ListCommand,
     ServerWriteCommand,
     WriteCommand,
-    flag_option,
 )
+from rdsrepl.cli.completion import complete_param_group
+from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.console import note
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.lists import print_list
+from rdsrepl.cli.option_bundles import with_bundles
+from rdsrepl.cli.options import flag_option
 from rdsrepl.cli.targets import aws_target, database_target
 from rdsrepl.errors import BadValue, UsageError
 from rdsrepl.render import Column, Listing, emit, facts, listing, stacked

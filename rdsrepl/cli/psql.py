@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from rdsrepl.cli.options import ReadCommand
+from rdsrepl.cli.command_classes import ReadCommand
 from rdsrepl.cli.psql_options import split
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import NotFound

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from rdsrepl.cli.command_classes import ListCommand, ReadCommand, WriteCommand
 from rdsrepl.cli.completion import complete_publication
 from rdsrepl.cli.confirm import plan_and_apply
 from rdsrepl.cli.context import global_options, list_options
 from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.lists import Rows, print_database_list
-from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, flag_option
+from rdsrepl.cli.options import flag_option
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import Column, Listing, emit, facts, listing, sections, stacked, styled

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from rdsrepl.cli.command_classes import ListCommand, ReadCommand, WriteCommand
 from rdsrepl.cli.completion import complete_role
 from rdsrepl.cli.confirm import confirm_and_apply, plan_and_apply
 from rdsrepl.cli.console import is_interactive, prompt_password
 from rdsrepl.cli.context import apply_options, global_options
 from rdsrepl.cli.lists import print_database_list
-from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, flag_option
+from rdsrepl.cli.options import flag_option
 from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rdsrepl.cli import hints, standard_streams
+from rdsrepl.cli.command_classes import LocalCommand, LocalListCommand, ReadCommand
 from rdsrepl.cli.console import is_interactive, note, prompt_line, warn
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_list
-from rdsrepl.cli.options import LocalCommand, LocalListCommand, ReadCommand
 from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import AppliedInPart, BadValue, Error, NotConfirmed, NotFound, OutputClosed, Refused, SinkFailed
 from rdsrepl.render import Column, Format, Listing, console, emit, facts, paged, print_lines, stacked

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rdsrepl.cli.command_classes import LocalCommand
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import LocalCommand, flag_option
+from rdsrepl.cli.options import flag_option
 from rdsrepl.errors import Error, Interrupted, NotFound
 from rdsrepl.render import emit, facts, size, stacked
 from rdsrepl.text.commands import command

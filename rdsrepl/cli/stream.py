@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rdsrepl.cli import rds_options
+from rdsrepl.cli.command_classes import AwsListCommand, AwsReadCommand, AwsWriteCommand
 from rdsrepl.cli.completion import complete_stream
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_list
-from rdsrepl.cli.options import AwsListCommand, AwsReadCommand, AwsWriteCommand, duration_option, option_parser
+from rdsrepl.cli.options import duration_option, option_parser
 from rdsrepl.cli.targets import aws_target
 from rdsrepl.errors import BadValue, Error
 from rdsrepl.render import Column, Format, Listing, emit, facts, size

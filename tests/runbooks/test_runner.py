@@ -16,8 +16,8 @@ import typer
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from rdsrepl.cli.command_classes import WriteCommand
 from rdsrepl.cli.main import app
-from rdsrepl.cli.options import WriteCommand
 from rdsrepl.errors import BadPage
 from rdsrepl.runbooks import commands, model, pages, parser
 from rdsrepl.runbooks.model import StepKind

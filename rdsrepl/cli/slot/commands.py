@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rdsrepl.cli.command_classes import ListCommand, ReadCommand, WriteCommand
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_database_list
-from rdsrepl.cli.options import ListCommand, ReadCommand, WriteCommand, duration_option
+from rdsrepl.cli.options import duration_option
 from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.slot import check, lag, prune, tail, watch
 from rdsrepl.cli.slot.drop_audit import SlotAudit, require_unprotected

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli import html_option
+from rdsrepl.cli.command_classes import ListCommand
 from rdsrepl.cli.completion import complete_any_slot
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options, list_options, set_watch_interval
 from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.html_option import HtmlFile
 from rdsrepl.cli.lists import Rows, checked_interval, print_database_list, print_list
-from rdsrepl.cli.options import ListCommand, duration_option, size_option
+from rdsrepl.cli.options import duration_option, size_option
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
 from rdsrepl.cli.targets import database_target
 from rdsrepl.dashboard.slot_table import SEVERITY_STYLES, sparkline

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl import config
+from rdsrepl.cli.command_classes import WriteCommand
 from rdsrepl.cli.completion import complete_slot
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
 from rdsrepl.cli.console import log_event, note, warn
 from rdsrepl.cli.context import LogFormat, apply_options, global_options
 from rdsrepl.cli.hints import with_selectors
-from rdsrepl.cli.options import WriteCommand, duration_option, size_option
+from rdsrepl.cli.options import duration_option, size_option
 from rdsrepl.cli.progress import Progress
 from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.slot.drop_audit import SlotAudit, protected_patterns

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rdsrepl.cli.command_classes import ReadCommand
 from rdsrepl.cli.completion import complete_sink
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options, set_log_format
 from rdsrepl.cli.option_bundles import with_bundles
-from rdsrepl.cli.options import ReadCommand, duration_option
+from rdsrepl.cli.options import duration_option
 from rdsrepl.cli.slot.tail_options import (
     STREAM_PANEL,
     ChangeOptions,

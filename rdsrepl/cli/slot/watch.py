@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from rdsrepl.cli.command_classes import ReadCommand
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
-from rdsrepl.cli.options import ReadCommand, duration_option, size_option
+from rdsrepl.cli.options import duration_option, size_option
 from rdsrepl.cli.slot.server_state import read_rds_metrics
 from rdsrepl.cli.targets import database_target
 from rdsrepl.dashboard.state import Sort
