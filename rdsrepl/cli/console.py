@@ -101,4 +101,5 @@ def _print(ctx: typer.Context, text: str, *, style: str) -> None:
     from rdsrepl.render import console
 
     out = console(sys.stderr)
-    out.print(text, style=None if global_options(ctx).no_color else style)
+    # A line break in a command could not be pasted.
+    out.print(text, style=None if global_options(ctx).no_color else style, soft_wrap="rdsrepl " in text)

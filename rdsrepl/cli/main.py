@@ -231,7 +231,7 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
         for item in getattr(exc, name, ()):
             out.print(f"  {name.replace('_', ' ')}: {item}")
     if exc.hint:
-        out.print(f"hint: {exc.hint}")
+        out.print(f"hint: {exc.hint}", soft_wrap=True)  # a line break in a command could not be pasted
 
 
 def _wants_json(words: list[str]) -> bool:

@@ -15,7 +15,19 @@ from rdsrepl.render.documents import Format, document
 from rdsrepl.render.messages import log, write_object, write_traceback
 from rdsrepl.render.output import emit, emit_csv, emit_names, paged, say
 from rdsrepl.render.selection import Listing, query
-from rdsrepl.render.tables import Column, ago, facts, indented, listing, sections, shortened, size, stacked, styled
+from rdsrepl.render.tables import (
+    Column,
+    ago,
+    facts,
+    indented,
+    listing,
+    pasted,
+    sections,
+    shortened,
+    size,
+    stacked,
+    styled,
+)
 
 __all__ = [
     "Column",
@@ -36,6 +48,7 @@ __all__ = [
     "listing",
     "log",
     "paged",
+    "pasted",
     "print_lines",
     "query",
     "say",

@@ -74,7 +74,7 @@ def _print(renderable: object, stream: TextIO | None = None, *, plain: bool = Fa
     out = console(stream, fits=fits)
     out.no_color = out.no_color or plain
     if stream.isatty() and fits:
-        out.print(renderable)
+        out.print(renderable, crop=False)
         return
     # Remove the padding of the last column for programs that read lines.
     with out.capture() as captured:

@@ -29,8 +29,6 @@ _USUAL_NAME: Final = 28
 _NARROWEST_NAME: Final = 8
 # Less room for the value of a fact is too little.
 _NARROWEST_VALUE: Final = 32
-# On a narrower terminal, prose is not in a column of a table.
-_WIDE_ENOUGH: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +121,10 @@ def sections(
     heading: str = "FINDING",
     wide: object = None,
 ) -> object:
-    """Return rows that are mostly prose: a table with the lines of each row in its last column.
+    """Return rows that are mostly prose: the columns of a row in one line, and its lines below it, indented.
 
-    On a narrow terminal the columns of a row are one line, and its lines follow indented, so that names stay whole.
+    Names stay whole, and a line with a command (``pasted``) is not broken. In a pipe the lines are in the last column
+    of a table.
 
     Args:
         rows: the rows.
@@ -138,7 +137,7 @@ def sections(
 
 
 class _Sections:
-    """Prose that is a table where the terminal is wide enough."""
+    """Prose on a terminal, and a table in a pipe."""
 
     def __init__(
         self,
@@ -161,7 +160,7 @@ class _Sections:
         if options.max_width >= UNLIMITED and self._wide is not None:
             yield self._wide
             return
-        if options.max_width >= _WIDE_ENOUGH:
+        if options.max_width >= UNLIMITED:
             table = Table(box=None, pad_edge=False, header_style="bold")
             for column in self._columns:
                 table.add_column(text(column.heading), no_wrap=True)
@@ -173,8 +172,8 @@ class _Sections:
             return
         for row in self._rows:
             yield Text("  ").join(text(column.value(row)) for column in self._columns)
-            for line in self._lines(row):
-                yield Padding(text(line), (0, 0, 0, 2))
+            for line in map(text, self._lines(row)):
+                yield Text("  ").append_text(line) if line.no_wrap else Padding(line, (0, 0, 0, 2))
 
 
 class _Cells:
@@ -308,7 +307,7 @@ def _text(value: object, console: Console, options: ConsoleOptions) -> Text:
 def _with_plain(text: Text, plain: str) -> Text:
     from rich.text import Text
 
-    return Text(plain, style=text.style)
+    return Text(plain, style=text.style, no_wrap=text.no_wrap, overflow=text.overflow)
 
 
 def indented(text: str) -> object:
@@ -330,6 +329,13 @@ def styled(text: str, style: str) -> Text:
     from rich.text import Text
 
     return Text(shown(text), style=style)
+
+
+def pasted(text: str, style: str) -> Text:
+    """Return one line to be pasted: only the terminal breaks it, which is not a line break in what is copied."""
+    line = styled(text, style)
+    line.no_wrap, line.overflow = True, "ignore"
+    return line
 
 
 def size(size_bytes: int | None) -> str:
