@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Final
 
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import settings
 # Every run checks the same examples, and no example fails because the machine is slow.
 settings.register_profile("tests", derandomize=True, deadline=None)
 settings.load_profile("tests")
+
+# In the background of a shell (make test &) SIGINT is ignored, and the programs that tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A module stands after those that it imports: pytest rewrites the assertions of a module at its first import.
 pytest_plugins = [
