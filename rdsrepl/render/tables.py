@@ -157,6 +157,9 @@ class _Sections:
         def text(value: object) -> Text:
             return _text(value, console, options)
 
+        def indent(line: Text) -> Text:
+            return Text("  ", no_wrap=True, overflow="ignore").append_text(line)
+
         if options.max_width >= UNLIMITED and self._wide is not None:
             yield self._wide
             return
@@ -173,7 +176,7 @@ class _Sections:
         for row in self._rows:
             yield Text("  ").join(text(column.value(row)) for column in self._columns)
             for line in map(text, self._lines(row)):
-                yield Text("  ").append_text(line) if line.no_wrap else Padding(line, (0, 0, 0, 2))
+                yield indent(line) if line.no_wrap else Padding(line, (0, 0, 0, 2))
 
 
 class _Cells:
