@@ -98,8 +98,6 @@ def is_interactive() -> bool:
 
 
 def _print(ctx: typer.Context, text: str, *, style: str) -> None:
-    from rdsrepl.render import console
+    from rdsrepl.render import print_message
 
-    out = console(sys.stderr)
-    # A line break in a command could not be pasted.
-    out.print(text, style=None if global_options(ctx).no_color else style, soft_wrap="rdsrepl " in text)
+    print_message(text, style=None if global_options(ctx).no_color else style)

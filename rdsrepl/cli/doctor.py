@@ -13,7 +13,7 @@ from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.html_option import HtmlFile
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
-from rdsrepl.render import Column, emit, indented, pasted, sections, stacked, styled
+from rdsrepl.render import Column, emit, indented, sections, stacked, styled
 from rdsrepl.text.counts import counted
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _planned_objects(texts: list[str]) -> Planned | None:
 
 
 def _finding_lines(finding: Finding) -> list[object]:
-    return [f"{finding.subject}: {finding.message}", pasted(f"→ {finding.remedy}", "dim")]
+    return [f"{finding.subject}: {finding.message}", styled(f"→ {finding.remedy}", "dim")]
 
 
 def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:

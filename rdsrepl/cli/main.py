@@ -221,7 +221,7 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
     if options.output is Format.json:
         write_object(exc.document())
         return
-    from rdsrepl.render import console
+    from rdsrepl.render import console, print_message
 
     out = console(sys.stderr)
     request = f", request {exc.request_id}" if exc.request_id else ""
@@ -231,7 +231,7 @@ def show_error(exc: Error, options: GlobalOptions) -> None:
         for item in getattr(exc, name, ()):
             out.print(f"  {name.replace('_', ' ')}: {item}")
     if exc.hint:
-        out.print(f"hint: {exc.hint}", soft_wrap=True)  # a line break in a command could not be pasted
+        print_message(f"hint: {exc.hint}")
 
 
 def _wants_json(words: list[str]) -> bool:

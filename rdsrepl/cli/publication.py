@@ -17,7 +17,7 @@ from rdsrepl.cli.lists import Rows, print_database_list
 from rdsrepl.cli.options import flag_option
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue, ExitCode
-from rdsrepl.render import Column, Listing, emit, facts, listing, pasted, sections, stacked
+from rdsrepl.render import Column, Listing, emit, facts, listing, sections, stacked, styled
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
@@ -230,7 +230,7 @@ def _findings(rows: Sequence[PublicationFinding], columns: Sequence[Column]) -> 
     return sections(
         rows,
         columns[:-3],
-        lambda row: [f"{row.object}: {row.message}", pasted(f"→ {row.remedy}", "dim")],
+        lambda row: [f"{row.object}: {row.message}", styled(f"→ {row.remedy}", "dim")],
         wide=listing(rows, columns, empty=""),
     )
 

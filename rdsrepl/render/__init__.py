@@ -10,6 +10,7 @@ from rdsrepl.render.console import (
     is_dumb,
     line_for_person,
     print_lines,
+    print_message,
 )
 from rdsrepl.render.documents import Format, document
 from rdsrepl.render.messages import log, write_object, write_traceback
@@ -21,7 +22,6 @@ from rdsrepl.render.tables import (
     facts,
     indented,
     listing,
-    pasted,
     sections,
     shortened,
     size,
@@ -48,8 +48,8 @@ __all__ = [
     "listing",
     "log",
     "paged",
-    "pasted",
     "print_lines",
+    "print_message",
     "query",
     "say",
     "sections",

@@ -135,6 +135,17 @@ def line_for_person(text: str) -> str:
     return displayed(mask(text), unicode=displays_unicode(sys.stderr))
 
 
+def print_message(text: str, *, style: str | None = None) -> None:
+    """Print one message to stderr, with secrets masked; a command in it is not broken by a line break."""
+    from rich.text import Text
+
+    from rdsrepl.render.wrapping import wrapped
+
+    out = console(sys.stderr)
+    for line in wrapped(line_for_person(text), out.width):
+        out.print(Text(line, style or ""), soft_wrap=True)
+
+
 def print_lines(out: Console, text: str, *, style: str | None = None) -> None:
     """Print a text of several lines whose line breaks are not escaped, such as a page."""
     for line in text.split("\n"):

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rdsrepl.render.console import UNLIMITED
+from rdsrepl.render.wrapping import wrapped
 from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown
 from rdsrepl.text.glyphs import ascii_text
@@ -123,8 +124,7 @@ def sections(
 ) -> object:
     """Return rows that are mostly prose: the columns of a row in one line, and its lines below it, indented.
 
-    Names stay whole, and a line with a command (``pasted``) is not broken. In a pipe the lines are in the last column
-    of a table.
+    Names stay whole, and a command is not broken. In a pipe the lines are in the last column of a table.
 
     Args:
         rows: the rows.
@@ -150,15 +150,11 @@ class _Sections:
         self._rows, self._columns, self._lines, self._heading, self._wide = rows, columns, lines, heading, wide
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
-        from rich.padding import Padding
         from rich.table import Table
         from rich.text import Text
 
         def text(value: object) -> Text:
             return _text(value, console, options)
-
-        def indent(line: Text) -> Text:
-            return Text("  ", no_wrap=True, overflow="ignore").append_text(line)
 
         if options.max_width >= UNLIMITED and self._wide is not None:
             yield self._wide
@@ -176,7 +172,8 @@ class _Sections:
         for row in self._rows:
             yield Text("  ").join(text(column.value(row)) for column in self._columns)
             for line in map(text, self._lines(row)):
-                yield indent(line) if line.no_wrap else Padding(line, (0, 0, 0, 2))
+                for part in wrapped(line.plain, options.max_width - 2):
+                    yield Text(f"  {part}", line.style, no_wrap=True, overflow="ignore")
 
 
 class _Cells:
@@ -310,7 +307,7 @@ def _text(value: object, console: Console, options: ConsoleOptions) -> Text:
 def _with_plain(text: Text, plain: str) -> Text:
     from rich.text import Text
 
-    return Text(plain, style=text.style, no_wrap=text.no_wrap, overflow=text.overflow)
+    return Text(plain, style=text.style)
 
 
 def indented(text: str) -> object:
@@ -332,13 +329,6 @@ def styled(text: str, style: str) -> Text:
     from rich.text import Text
 
     return Text(shown(text), style=style)
-
-
-def pasted(text: str, style: str) -> Text:
-    """Return one line to be pasted: only the terminal breaks it, which is not a line break in what is copied."""
-    line = styled(text, style)
-    line.no_wrap, line.overflow = True, "ignore"
-    return line
 
 
 def size(size_bytes: int | None) -> str:
