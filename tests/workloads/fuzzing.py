@@ -312,7 +312,7 @@ def parsers(directory: Path) -> list[Texts]:
     def identity(kind: str) -> Callable[[str], object]:
         return lambda text: sql_names.parse_columns(text) if kind == "columns" else sql_names.parse_filter(text)
 
-    sizes, durations = ("512MB", "10 GiB", "4096", "1.5TB", "0"), ("90s", "1h30m", "500ms", "2d", "1.5", "2 min")
+    sizes, durations = ("512MB", "10 GiB", "4096kB", "1.5TB", "0"), ("90s", "1h30m", "500ms", "2d", "1.5", "2 min")
     seen = (
         '{"at":"2026-11-21T12:00:00+00:00","started_at":"2026-11-21T11:00:00+00:00","timeline":1,"lsn":"0/1000",'
         '"next_xid":700,"slots":[["orders",true,"0/64","0/C8",7,"psql",4096]]}\n'
