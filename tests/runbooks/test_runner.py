@@ -483,7 +483,8 @@ def test_a_missing_variable_is_asked_for(rdsrepl: Program, db18: Database, write
     person.wait_for("is not valid; give up to 63 characters")
     person.wait_for("slot (the slot): ")
     person.complete(name[:-2], name)
-    person.wait_for("without questions: rdsrepl --dsn")
+    person.wait_for("without questions:")
+    person.wait_for("rdsrepl --dsn")  # on a line of its own, so that it can be pasted
     person.wait_for(f"slot create {name}")
     assert person.wait() == 0
     person = Terminal(rdsrepl, *words)
