@@ -124,6 +124,8 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
     failure: list[BaseException] = []
     # The first holder decides: the worker starts the statement, or Ctrl-C prevents its start.
     start_lock = threading.Lock()
+    # After Ctrl-C in Thread.join, is_alive is False although the thread runs (Python 3.11): an event tells the truth.
+    ended = threading.Event()
 
     def work() -> None:
         if not start_lock.acquire(blocking=False):
@@ -134,6 +136,8 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
                 result.append(cursor.fetchone() if cursor.description else {})
         except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits
             failure.append(exc)
+        finally:
+            ended.set()
 
     started = time.monotonic()
     worker = threading.Thread(target=work, name="statement", daemon=True)
@@ -141,24 +145,24 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
     timed_out = interrupted = False
     try:
         worker.start()
-        while worker.is_alive():
+        while not ended.is_set():
             elapsed = time.monotonic() - started
             left = None if step.timeout_seconds is None else step.timeout_seconds - elapsed
             if left is not None and left <= 0:
                 timed_out = True
                 # Ask for the blockers before the statement ends.
                 blockers = _blockers(step, conn, target) or blockers
-                _cancel(conn, target, worker)
+                _cancel(conn, target, ended)
                 break
-            worker.join(_REPORT_AFTER_SECONDS if left is None else min(left, _REPORT_AFTER_SECONDS))
-            if worker.is_alive() and time.monotonic() - started >= _REPORT_AFTER_SECONDS:
+            ended.wait(_REPORT_AFTER_SECONDS if left is None else min(left, _REPORT_AFTER_SECONDS))
+            if not ended.is_set() and time.monotonic() - started >= _REPORT_AFTER_SECONDS:
                 blockers = _blockers(step, conn, target)
                 waiting(step, time.monotonic() - started, blockers or ["waiting"])
     except KeyboardInterrupt:
         if start_lock.acquire(blocking=False):
             raise Cancelled(was_sent=False) from None
         interrupted = True
-        _cancel(conn, target, worker)
+        _cancel(conn, target, ended)
         if not result:
             _undo(step, target)
             reported = failure and isinstance(failure[0], psycopg.Error) and failure[0].sqlstate
@@ -202,7 +206,7 @@ def _blockers(step: Statement, conn: Connection, target: Target) -> list[Blocker
         return []
 
 
-def _cancel(conn: Connection, target: Target, worker: threading.Thread) -> None:
+def _cancel(conn: Connection, target: Target, ended: threading.Event) -> None:
     """Cancel the statement; terminate a server process that ignores the cancel request."""
     import psycopg
 
@@ -211,13 +215,13 @@ def _cancel(conn: Connection, target: Target, worker: threading.Thread) -> None:
     pid = conn.info.backend_pid
     try:
         conn.cancel_safe(timeout=_CANCEL_SECONDS)
-        worker.join(_CANCEL_SECONDS)
+        ended.wait(_CANCEL_SECONDS)
     except psycopg.Error:
         pass
-    if worker.is_alive() and not connection.is_pooled(conn):  # a pooler reports a PID of its own
+    if not ended.is_set() and not connection.is_pooled(conn):  # a pooler reports a PID of its own
         with connection.open(target) as other:
             other.execute(_TERMINATE, (pid,))
-        worker.join(_CANCEL_SECONDS)
+        ended.wait(_CANCEL_SECONDS)
 
 
 def _undo(step: Statement, target: Target) -> None:
