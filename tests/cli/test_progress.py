@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 from contextlib import closing
 
@@ -81,7 +80,7 @@ def test_a_blocker_on_a_terminal(rdsrepl: Program, db18: Database) -> None:
         person = Terminal(rdsrepl, "--dsn", db18.dsn, "slot", "create", db18.name, "--yes", columns=80)
         person.wait_for(f"create logical replication slot {db18.name} (pgoutput): waiting (")
         shown = person.wait_for("\x1b[J")  # until it is drawn again
-        person.process.send_signal(signal.SIGINT)
+        person.interrupt()
         assert person.wait() == 130
     rows = shown.split("\x1b[")[0].split("\n")
     assert len(rows) == int(shown.split("\x1b[")[-2].removesuffix("A")) + 1, "the cursor returns to the first row"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -213,7 +212,7 @@ def test_ctrl_c_at_the_question_leaves_the_plan_to_apply(
     person = Terminal(rdsrepl, "apply", str(path))
     shown = person.wait_for("Apply this plan on")
     assert "Plan: 1 to create, 0 to change, 0 to drop" in shown and "SELECT" not in shown
-    person.process.send_signal(signal.SIGINT)
+    person.interrupt()
     assert person.wait() == 130 and saved(path)["applied"] is None and not exists(db18, slot)
     agreeing = Terminal(rdsrepl, "apply", str(path), "--show-sql")
     assert "SELECT" in agreeing.wait_for("[y/N]")

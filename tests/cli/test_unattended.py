@@ -44,7 +44,7 @@ def test_ctrl_c_at_a_prompt_changes_nothing(rdsrepl: Program, db18: Database) ->
     for words, question in (((), "Apply this plan"), (("-o", "json"), "Apply this plan")):
         person = Terminal(rdsrepl, "--dsn", db18.dsn, "slot", "create", db18.name, *words)
         person.wait_for(question)
-        person.process.send_signal(signal.SIGINT)
+        person.interrupt()
         assert person.wait() == 130
         assert "interrupted; nothing was changed" in person.seen
         if words:
@@ -92,7 +92,7 @@ def test_ctrl_c_in_a_statement_and_between_the_steps_of_a_runbook(
         for number in (signal.SIGINT, signal.SIGTERM):
             answer = stop("slot", "create", name, "--yes", number=number)
             cancelled = "interrupted; the statement was cancelled, nothing was changed"
-            assert answer["message"] == f"create replication slot {name}: {cancelled}"
+            assert answer["message"] == f"create replication slot {name}: {cancelled}", answer
         answer = stop("runbook", "run", str(page), "--yes")
         assert answer["error"] == "interrupted" and "step 2 of 2, make-2, interrupted" in answer["message"]
         assert (answer["done"], answer["not_done"]) == (["1. Make 1"], ["2. Make 2"])

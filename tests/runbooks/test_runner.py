@@ -489,7 +489,7 @@ def test_a_missing_variable_is_asked_for(rdsrepl: Program, db18: Database, write
     assert person.wait() == 0
     person = Terminal(rdsrepl, *words)
     person.wait_for("slot (the slot): ")
-    person.process.send_signal(signal.SIGINT)
+    person.interrupt()
     person.wait_for("did not start, nothing was changed")
     assert person.wait() == 130
     person = Terminal(rdsrepl, *words)
