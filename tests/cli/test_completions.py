@@ -21,6 +21,7 @@ from rdsrepl.cli import completion
 from rdsrepl.cli.main import app
 from rdsrepl.state import completion_cache
 from tests import ROOT
+from tests.fixtures.missing import missing
 from tests.fixtures.program import complete
 
 if TYPE_CHECKING:
@@ -48,15 +49,14 @@ def test_the_checked_in_script_is_current(rdsrepl: Program, shell: str) -> None:
 @pytest.mark.parametrize("shell", FILES)
 def test_the_checked_in_script_is_valid(shell: str) -> None:
     if shutil.which(shell) is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no {shell}: apt-get install {shell}")
-        pytest.skip(f"no {shell}: apt-get install {shell}")
+        missing(shell, f"apt-get install {shell}")
     done = subprocess.run([shell, "-n", str(KEPT / FILES[shell])], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh: apt-get install zsh")
 def test_zsh_reads_the_script_with_source_and_from_fpath(rdsrepl: Program) -> None:
+    if shutil.which("zsh") is None:
+        missing("zsh", "apt-get install zsh")
     stubs = "compdef() { print -r -- $* }; _arguments() { print -r -- $* }; words=(rdsrepl slo); CURRENT=2\n"
     env = {**rdsrepl.env, "PATH": f"{Path(rdsrepl.command[0]).parent}:{os.environ['PATH']}"}
     for load in (f"source {KEPT}/_rdsrepl; _rdsrepl_completion", f"fpath=({KEPT}); autoload -U _rdsrepl; _rdsrepl"):

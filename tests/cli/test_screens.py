@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 from rdsrepl.retention import prune_rules
+from tests.fixtures.missing import missing
 from tests.fixtures.postgres import find_binaries
 from tests.fixtures.sandbox import Cloud
 from tests.fixtures.terminal import screen
@@ -88,7 +89,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     if find_binaries(16) is None:
-        pytest.skip("PostgreSQL 16 is not installed")
+        missing("PostgreSQL 16", "make test installs it")
     made = Place(tmp_path_factory.mktemp("screens"))
     made.prepare()
     yield made

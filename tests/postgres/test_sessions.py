@@ -16,6 +16,7 @@ import pytest
 from rdsrepl import errors
 from rdsrepl.config import Target
 from rdsrepl.postgres import connection, relations, settings, verification
+from tests.fixtures.missing import missing
 from tests.fixtures.postgres import Database, Servers, drop_database, new_database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -138,9 +139,7 @@ class Pooler:
     def __init__(self, place: Database, mode: str, directory: Path) -> None:
         program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if program is None:
-            if os.environ.get("CI") == "true":
-                pytest.fail("no pgbouncer: apt-get install pgbouncer")
-            pytest.skip("no pgbouncer: apt-get install pgbouncer")
+            missing("pgbouncer", "apt-get install pgbouncer")
         self.directory = directory
         (directory / "users").write_text('"boss" "x"\n')
         # Without a query that resets sessions, so that the test sees what remains set.
