@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 import typer
 
@@ -11,7 +12,10 @@ from rdsrepl.cli.console import note
 from rdsrepl.cli.context import GlobalOptions, global_options
 from rdsrepl.cli.saved_plans import require_same_address
 from rdsrepl.config import Target
-from rdsrepl.errors import UsageError
+from rdsrepl.errors import BadValue, UsageError
+from rdsrepl.text.masking import mask
+
+_ADDRESS: Final = frozenset({"host", "hostaddr", "port", "service"})
 
 
 def database_target(ctx: typer.Context) -> Target:
@@ -65,6 +69,49 @@ def database_of(ctx: typer.Context, *, cluster: str | None = None, instance: str
     dsn = options.dsn if "dsn" in options.typed else None
     target = _resolve(replace(options, cluster=cluster, instance=instance, dsn=dsn))
     return require_same_address(ctx, _with_rds_lookup(target, check=bool(dsn)))
+
+
+def other_target(ctx: typer.Context, words: str, option: str) -> Target:
+    """Return the database of another server that an option names, besides the one that the command works on.
+
+    Args:
+        ctx: the command's context.
+        words: a target of the config file, a connection string, or an instance of the command's AWS account; an
+            instance has the login and the database of the command's own target, as a read replica has.
+        option: the option, for errors: ``--to``.
+
+    Raises:
+        BadValue: it is empty, or it contains a password.
+        ConfigError, NotFound: the config file has an error, or there is no such target.
+    """
+    if not words:
+        raise BadValue(f"{option} is empty", hint="give a target, an instance or a connection string")
+    is_dsn = "=" in words or "://" in words
+    if is_dsn and mask(words) != words:
+        raise BadValue(
+            f"{option}: a password on the command line is visible to other users",
+            hint="put it in ~/.pgpass or PGPASSFILE, or give a target of the config file",
+        )
+    if not is_dsn and words not in config.load().targets:
+        own = aws_target(ctx)
+        if own.aws.identifier or own.aws.profile or own.aws.region:
+            return _with_rds_lookup(_instance_with_login_of(own, words), check=False)
+    found = config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words)
+    return _with_rds_lookup(replace(found, label=option) if is_dsn else found, check=False)
+
+
+def _instance_with_login_of(own: Target, instance_id: str) -> Target:
+    """Return an instance of the same account, with the login and the database of a target."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        given = {key: str(value) for key, value in conninfo_to_dict(own.dsn).items()}
+    except ProgrammingError:
+        given = {}  # reported when the command's own connection is opened
+    login = {key: value for key, value in {**given, **own.keywords}.items() if key not in _ADDRESS}
+    aws = replace(own.aws, cluster=None, instance=instance_id)
+    return Target(f"instance {instance_id}", keywords=login, aws=aws, answer_seconds=own.answer_seconds)
 
 
 def _with_rds_lookup(target: Target, *, check: bool) -> Target:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rdsrepl import config
 from rdsrepl.cli.command_classes import WriteCommand
 from rdsrepl.cli.completion import complete_slot
 from rdsrepl.cli.confirm import TypedConfirmation, confirm_and_apply
@@ -24,7 +23,7 @@ from rdsrepl.cli.saved_plans import pinned
 from rdsrepl.cli.slot.drop_audit import SlotAudit, protected_patterns
 from rdsrepl.cli.slot.prune_report import consequences, document, explain
 from rdsrepl.cli.slot.server_state import read_rds_metrics, read_server_state
-from rdsrepl.cli.targets import database_target
+from rdsrepl.cli.targets import database_target, other_target
 from rdsrepl.errors import BadValue, Error, NotFound, Refused
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Plan
@@ -32,13 +31,11 @@ from rdsrepl.render import document as to_json
 from rdsrepl.render import emit
 from rdsrepl.retention import assessment
 from rdsrepl.text.counts import counted
-from rdsrepl.text.masking import mask
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from rdsrepl.config import Target
     from rdsrepl.plan import Step
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.server_identity import ServerIdentity
@@ -168,7 +165,7 @@ def prune(
     criteria = _criteria(slot, idle_seconds, retaining_over, unprotect, lost, include_physical)
     target = database_target(ctx)
     criteria = replace(
-        criteria, protected=protected_patterns(target), in_use_elsewhere=_subscribed_slots(subscriber or ())
+        criteria, protected=protected_patterns(target), in_use_elsewhere=_subscribed_slots(ctx, subscriber or ())
     )
     metrics = read_rds_metrics(ctx, target, free_space)
     with ExitStack() as stack:
@@ -388,7 +385,7 @@ def _require_not_all(criteria: Criteria, state: ServerState) -> None:
         )
 
 
-def _subscribed_slots(subscribers: Sequence[str]) -> dict[str, str]:
+def _subscribed_slots(ctx: typer.Context, subscribers: Sequence[str]) -> dict[str, str]:
     """Return the slots that subscriptions of other servers use, with a description of the subscription.
 
     Raises:
@@ -398,9 +395,7 @@ def _subscribed_slots(subscribers: Sequence[str]) -> dict[str, str]:
 
     slots_in_use: dict[str, str] = {}
     for words in subscribers:
-        if not words:
-            raise BadValue("--subscriber is empty", hint="give a target or a connection string")
-        target = _subscriber_target(words)
+        target = other_target(ctx, words, "--subscriber")
         try:
             with connection.open(target) as conn:
                 for slot, name, database in subscriptions.slots_in_use(conn):
@@ -410,18 +405,6 @@ def _subscribed_slots(subscribers: Sequence[str]) -> dict[str, str]:
                 f"--subscriber: {exc.message}", hint=exc.hint, sqlstate=exc.sqlstate, aws_code=exc.aws_code
             ) from exc
     return slots_in_use
-
-
-def _subscriber_target(words: str) -> Target:
-    from rdsrepl.aws import locations
-
-    is_dsn = "=" in words or "://" in words
-    if is_dsn and mask(words) != words:
-        raise BadValue(
-            "--subscriber: a password on the command line is visible to other users",
-            hint="put it in ~/.pgpass or PGPASSFILE, or give a target of the config file",
-        )
-    return locations.with_rds_lookup(config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words))
 
 
 def _advance(ctx: typer.Context, one: PruneDecision, server: ServerIdentity, saved: datetime | None) -> Plan:
