@@ -27,6 +27,30 @@ Effect = Literal["create", "change", "drop"]
 
 
 @dataclass(frozen=True, slots=True)
+class Meanwhile:
+    """A statement that is repeated on another server while the statement of a step runs.
+
+    Attributes:
+        target: the other server.
+        sql: the statement.
+        every_seconds: how often it is repeated.
+        otherwise: run instead, every five seconds, if the role may not run ``sql``.
+        blockers: a query of the same form as ``Statement.blockers``, run on the other server.
+    """
+
+    target: Target
+    sql: SQL
+    every_seconds: float
+    otherwise: SQL | None = None
+    blockers: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The server and the statement."""
+        return f"meanwhile on {self.target.label}: {self.sql.as_string(None)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """One SQL statement, or one command of the replication protocol.
 
@@ -45,6 +69,8 @@ class Statement:
         key: what the step acts on, for the caller that looks steps up by it: the name of the slot.
         done_if: a query, run on a new connection after the connection was lost during the statement: was the statement
             executed? One boolean; NULL if the server does not know, for example after a failover.
+        target: the server to run it on; None for the server of the plan.
+        meanwhile: what another server does while the statement runs.
     """
 
     summary: str
@@ -58,6 +84,8 @@ class Statement:
     done_if: SQL | Composed | None = None
     key: str = ""
     reason: str = ""
+    target: Target | None = None
+    meanwhile: Meanwhile | None = None
     effect: Effect = field(kw_only=True)
 
     @property

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
 
+# The open connections, by the label and the database of the step's own server, if it has one, and the protocol.
+_Place = tuple[str | None, str | None, str]
+_Connections = dict[_Place, "Connection"]
 # After one of these no further step is tried, even if it is independent.
 _FATAL_ERRORS: Final = (errors.Unreachable, errors.OutcomeUnknown, KeyboardInterrupt)
 
@@ -54,7 +57,7 @@ def run(
     """
     outcomes: list[StepResult] = []
     failures: list[tuple[int, errors.Error | KeyboardInterrupt]] = []
-    connections: dict[str, Connection] = {}
+    connections: _Connections = {}
     recorder = recorder or NoRecorder()
     cloud = AwsRunner(target, waiting, timing or RetryTiming())
     interrupted = False
@@ -93,24 +96,30 @@ def _step(
     step: Step,
     target: Target,
     stack: ExitStack,
-    connections: dict[str, Connection],
+    connections: _Connections,
     waiting: OnWaiting,
     recorder: StepRecorder,
     cloud: AwsRunner,
 ) -> tuple[StepResult, bool]:
     """Apply one step; return its result, and whether Ctrl-C came after the step was done."""
     pid = 0
+    place: _Place = (None, None, "")
     try:
         if isinstance(step, Statement):
-            if step.protocol not in connections:
-                connections[step.protocol] = connect(stack, target, step.protocol)
-            if connections[step.protocol].closed:
+            if step.target is not None:
+                target = step.target
+                place = (target.label, target.keywords.get("dbname"), step.protocol)
+            else:
+                place = (None, None, step.protocol)
+            if place not in connections:
+                connections[place] = connect(stack, target, step.protocol)
+            if connections[place].closed:
                 # Not sent, so not done. A new connection could reach another server than the one that was planned for.
                 raise errors.ConnectionLost(
                     f"{step.summary}: not sent, because the connection was lost before it", hint="run the command again"
                 )
-            require_own_session(step, connections[step.protocol])
-            pid = connections[step.protocol].info.backend_pid
+            require_own_session(step, connections[place])
+            pid = connections[place].info.backend_pid
         recorder.before(step)
     except KeyboardInterrupt:
         raise Cancelled(was_sent=False) from None
@@ -121,14 +130,14 @@ def _step(
         elif isinstance(step, Wait):
             outcome = cancellable(cloud.wait, step)
         else:
-            outcome, interrupted = execute(step, connections[step.protocol], target, waiting)
+            outcome, interrupted = execute(step, connections[place], target, waiting)
     except BaseException as exc:
         if not isinstance(step, Statement) or step.done_if is None or not _may_be_done(exc):
             recorder.after(step, exc)
             raise
         interrupted = isinstance(exc, KeyboardInterrupt)
         try:
-            connections[step.protocol].close()  # its server process must have ended
+            connections[place].close()  # its server process must have ended
             was_done = was_executed(step, target, pid, waiting)
         except (errors.Error, KeyboardInterrupt):
             was_done = None

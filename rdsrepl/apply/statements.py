@@ -17,7 +17,7 @@ from rdsrepl.apply.results import (
     OnWaiting,
     StepResult,
 )
-from rdsrepl.plan import Statement
+from rdsrepl.plan import Meanwhile, Statement
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ SELECT coalesce(format('prepared transaction %%L', p.gid), 'a prepared transacti
   FROM blocking b LEFT JOIN pg_catalog.pg_prepared_xacts p ON true WHERE b.pid = 0
  ORDER BY age DESC NULLS LAST
 """
+_OTHERWISE_SECONDS: Final = 5.0
 _TERMINATE: Final = "SELECT pg_catalog.pg_terminate_backend(%s)"
 
 
@@ -141,6 +142,8 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
 
     started = time.monotonic()
     worker = threading.Thread(target=work, name="statement", daemon=True)
+    if step.meanwhile is not None:
+        threading.Thread(target=_repeat, args=(step.meanwhile, ended), name="meanwhile", daemon=True).start()
     blockers: list[Blocker] = []
     timed_out = interrupted = False
     try:
@@ -201,9 +204,31 @@ def _blockers(step: Statement, conn: Connection, target: Target) -> list[Blocker
             rows = watcher.execute(_LOCK_HOLDERS, {"pid": conn.info.backend_pid}).fetchall()
             if step.blockers is not None:
                 rows += watcher.execute(step.blockers).fetchall()
-            return [Blocker(*row) for row in rows]
+        if step.meanwhile is not None and step.meanwhile.blockers is not None:
+            with connection.open(step.meanwhile.target, settings={"statement_timeout": "2s"}) as watcher:
+                rows += watcher.execute(step.meanwhile.blockers).fetchall()
+        return [Blocker(*row) for row in rows]
     except errors.Error:
         return []
+
+
+def _repeat(meanwhile: Meanwhile, ended: threading.Event) -> None:
+    """Repeat a statement on another server until ENDED; after an error, try again while there is time."""
+    from rdsrepl.postgres import connection
+
+    sql, pause = meanwhile.sql, meanwhile.every_seconds
+    while not ended.is_set():
+        try:
+            with connection.open(meanwhile.target, settings={"statement_timeout": "5s"}) as conn:
+                while not ended.is_set():
+                    conn.execute(sql)
+                    ended.wait(pause)
+        except errors.Denied:
+            if meanwhile.otherwise is None or sql is meanwhile.otherwise:
+                return
+            sql, pause = meanwhile.otherwise, _OTHERWISE_SECONDS
+        except errors.Error:
+            ended.wait(1.0)
 
 
 def _cancel(conn: Connection, target: Target, ended: threading.Event) -> None:

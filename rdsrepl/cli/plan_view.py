@@ -72,6 +72,12 @@ def plan_target(plan: Plan, target: Target) -> PlanTarget:
     return server
 
 
+def _place(target: Target) -> PlanTarget:
+    from rdsrepl.postgres import conninfo
+
+    return PlanTarget(target.label, **asdict(conninfo.address(target)))
+
+
 def show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool) -> None:
     """Print PLAN, on stderr before a question and on stdout for a dry run: what it costs comes last.
 
@@ -90,6 +96,10 @@ def show(ctx: typer.Context, plan: Plan, server: PlanTarget, *, to_stdout: bool)
         condition = f", {step.condition}" if isinstance(step, AwsCall) and step.condition else ""
         view.line(step.summary + condition, 2, mark=MARKS[step.effect], style=_STYLES[step.effect])
         view.reason(step.reason, 6)
+        if isinstance(step, Statement) and step.target is not None:
+            view.reason(f"on {_place(step.target).text}", 6)
+        if isinstance(step, Statement) and step.meanwhile is not None:
+            view.reason(step.meanwhile.text, 6)
         for change in plan.changes:
             if isinstance(step, AwsCall) and step.sets(change.name):
                 listed.add(change.name)
@@ -140,7 +150,12 @@ def _change(change: ParameterChange) -> str:
 
 def _step_document(step: Step) -> dict[str, Any]:
     if isinstance(step, Statement):
-        return {"protocol": step.protocol, "statement": mask(step.text), **_effect(step)}
+        value = {"protocol": step.protocol, "statement": mask(step.text), **_effect(step)}
+        if step.target is not None:
+            value["server"] = _place(step.target)
+        if step.meanwhile is not None:
+            value["meanwhile"] = step.meanwhile.text
+        return value
     if isinstance(step, AwsCall):
         parameters = {key: MASK if key in step.secrets else value for key, value in step.parameters.items()}
         return {
