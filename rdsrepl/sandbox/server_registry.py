@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 from rdsrepl.sandbox.servers.binaries import Binaries
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from rdsrepl.sandbox.state import SandboxDirectory, ServerState, State
+
+_SYNC_DATABASE: Final = "rds.logical_slot_sync_dbname"
+# A unix socket of this port does not exist, so a connection to it fails at once.
+_CLOSED_PORT: Final = 1
 
 
 def server(home: SandboxDirectory, state: State, entry: ServerState, keep_open: tuple[int, ...] = ()) -> PostgresServer:
@@ -33,7 +38,10 @@ def server(home: SandboxDirectory, state: State, entry: ServerState, keep_open: 
     if source is not None:
         if entry.slot:
             made.settings["primary_slot_name"] = entry.slot
-        made.stream_from(server(home, state, source))
+        primary = server(home, state, source)
+        # RDS has the name of the database from 17 on: slot synchronization connects to it.
+        database = entry.settings.get(_SYNC_DATABASE)
+        made.stream_from(primary, dbname=database, port=_CLOSED_PORT if entry.is_cut_off else None)
     return made
 
 
@@ -44,6 +52,8 @@ def base_settings(programs: Binaries) -> Mapping[str, str]:
         # A standby on the same machine reports its position and reconnects sooner than by default.
         "wal_receiver_status_interval": "1s",
         "wal_retrieve_retry_interval": "200ms",
+        # The default of PostgreSQL and of RDS.
+        "hot_standby_feedback": "off",
     }
     if programs.has_parameter("output_plugin_libraries"):
         settings["output_plugin_libraries"] = "pgoutput,test_decoding,wal2json"

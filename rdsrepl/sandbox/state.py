@@ -45,6 +45,7 @@ class ServerState:
         slot: the physical slot through which it streams when it is a standby.
         port: 0 before the first start.
         settings: its parameters, in addition to ``server_registry.base_settings``.
+        is_cut_off: whether a test keeps this standby from connecting to its source.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ServerState:
     slot: str | None = None
     port: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
+    is_cut_off: bool = False
 
     @property
     def binaries(self) -> Binaries:

@@ -7,10 +7,11 @@ import os
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -145,7 +146,7 @@ class Lab:
     def value(self, endpoint: dict[str, Any], text: str) -> Any:
         return self.query(endpoint, text)[0][0]
 
-    def act(self, name: str, **body: str) -> dict[str, Any]:
+    def act(self, name: str, **body: object) -> dict[str, Any]:
         url = f"{self.report.endpoint_url}/_sandbox/{name}"
         request = signed(self.credentials, url, json.dumps(body).encode())
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -590,6 +591,85 @@ def test_read_replicas_apply_limits_in_the_order_that_postgresql_requires(lab: L
         lab.rds.get_waiter("db_instance_deleted").wait(DBInstanceIdentifier=gone, WaiterConfig=WAIT)
     assert lab.rds.describe_db_snapshots(DBSnapshotIdentifier=last)["DBSnapshots"][0]["Status"] == "available"
     fails("DBSnapshotNotFound", lab.rds.describe_db_snapshots, DBSnapshotIdentifier="none")
+
+
+SYNCED = "SELECT coalesce(bool_and(synced AND NOT temporary), false) FROM pg_replication_slots WHERE slot_name = 'kept'"
+SLOTS = "SELECT slot_name, synced, temporary FROM pg_replication_slots ORDER BY 1"
+
+
+@pytest.mark.skipif(MAJORS[-1] < 17, reason="slot synchronization needs PostgreSQL 17")
+def test_a_replica_synchronizes_slots_as_its_group_says_and_keeps_them_when_it_is_promoted(lab: Lab, name: str) -> None:
+    """It also tests how a standby is made to fall behind, and to lose its connection."""
+    replica = f"{name}-replica"
+    lab.make_group(name, f"postgres{MAJORS[-1]}", "instance", rds__logical_replication="1")
+    lab.rds.create_db_instance(**single(name, MAJORS[-1]), DBParameterGroupName=name)
+    lab.ready(name)
+    lab.rds.create_db_instance_read_replica(DBInstanceIdentifier=replica, SourceDBInstanceIdentifier=name)
+    lab.ready(replica)
+    source, copy = lab.instance(name)["Endpoint"], lab.instance(replica)["Endpoint"]
+    for parameter, default in {"sync_replication_slots": "off", "hot_standby_feedback": "off"}.items():
+        assert lab.value(copy, f"SHOW {parameter}") == default
+    assert "dbname='postgres'" in lab.value(copy, "SHOW primary_conninfo")
+    lab.value(source, "SELECT pg_create_logical_replication_slot('kept', 'pgoutput', false, false, true) IS NOT NULL")
+
+    # It synchronizes with a database that exists, and only then.
+    lab.set(name, "instance", sync_replication_slots="1", hot_standby_feedback="1", rds__logical_slot_sync_dbname="no")
+    assert lab.instance(replica)["DBParameterGroups"][0]["ParameterApplyStatus"] == "in-sync"
+    log = Path(lab.server(replica).log_file)
+    assert processes.wait(lambda: 'database "no" does not exist' in log.read_text(), 60.0)
+    assert lab.query(copy, SLOTS) == []
+    lab.set(name, "instance", rds__logical_slot_sync_dbname="postgres")
+
+    def is_synced() -> bool:
+        lab.value(source, "SELECT pg_logical_emit_message(true, 'x', '') IS NOT NULL")
+        lab.value(source, "SELECT pg_replication_slot_advance('kept', pg_current_wal_lsn()) IS NOT NULL")
+        log_standby_snapshot(name)
+        return bool(lab.value(copy, SYNCED))
+
+    assert processes.wait(is_synced, 60.0, 0.5)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):  # AWS documents no right to call it
+        lab.query(source, "SELECT pg_log_standby_snapshot()")
+
+    # A slot of its own needs a snapshot that the primary logs.
+    make = "SELECT pg_create_logical_replication_slot('own', 'pgoutput')"
+    maker = threading.Thread(target=lab.query, args=(copy, make))
+    maker.start()
+    assert processes.wait(lambda: log_standby_snapshot(name) and not maker.is_alive(), 60.0, 0.2)
+    assert lab.query(copy, SLOTS) == [("kept", True, False), ("own", False, False)]
+
+    # It can fall behind, and lose its connection.
+    lab.act("standby", instance=replica, replays=False)
+    lsn = lab.value(source, "SELECT pg_logical_emit_message(true, 'x', 'y')::text")
+    received = f"SELECT pg_last_wal_receive_lsn() >= '{lsn}', pg_last_wal_replay_lsn() >= '{lsn}'"
+    assert processes.wait(lambda: lab.query(copy, received) == [(True, False)], 60.0)
+    lab.act("standby", instance=replica, replays=True)
+    assert processes.wait(lambda: lab.query(copy, received) == [(True, True)], 60.0)
+    lab.act("standby", instance=replica, streams=False)
+    assert lab.query(copy, "SELECT FROM pg_stat_wal_receiver") == []
+    with pytest.raises(urllib.error.HTTPError):
+        lab.act("standby", instance=name, streams=False)
+    lab.act("standby", instance=replica, streams=True)
+
+    started = lab.value(copy, "SELECT pg_postmaster_start_time()")
+    lab.rds.promote_read_replica(DBInstanceIdentifier=replica)
+    lab.ready(replica)
+    assert lab.value(copy, "SELECT pg_is_in_recovery()") is False
+    assert lab.value(copy, "SELECT pg_postmaster_start_time()") > started, "RDS restarts it"
+    assert {row[0] for row in lab.query(copy, SLOTS)} == {"kept", "own"}
+    lab.query(copy, "CREATE TABLE public.a_new_timeline ()")
+    lab.query(source, "CREATE TABLE public.the_old_primary_goes_on ()")
+    assert {row[0] for row in lab.query(source, SLOTS)} == {"kept"}
+
+
+def log_standby_snapshot(instance: str) -> bool:
+    """Log a snapshot as the superuser of the sandbox; always true."""
+    home = state.SandboxDirectory(Path(os.environ["RDSREPL_SANDBOX_DIR"]))
+    now = home.read()
+    entry = now.server(instance) if now is not None else None
+    assert now is not None and entry is not None
+    with closing(server_registry.server(home, now, entry).administer()) as conn:
+        conn.execute("SELECT pg_log_standby_snapshot()")
+    return True
 
 
 def test_an_instance_is_modified_now_or_later(lab: Lab, name: str) -> None:

@@ -25,6 +25,7 @@ from rdsrepl.sandbox.servers.processes import ProcessIdentity
 # A server that stops waits until consumers of logical slots confirm. After this time they are disconnected.
 _CONSUMERS_SECONDS: Final = 0.3
 _STOP_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 10.0
 
 # The start of pg_control, the same since version 11, with the last checkpoint and its redo position.
 _CONTROL_FILE: Final = struct.Struct("=Q I I i 4x q Q Q")
@@ -170,6 +171,38 @@ def is_streaming(primary: PostgresServer, standby: str) -> bool:
         row = conn.execute(query, [standby]).fetchone()
         return row is not None and bool(row[0])
     return False
+
+
+def disconnect(standby: PostgresServer) -> None:
+    """End the WAL receiver of a standby, which then connects with its current settings.
+
+    Raises:
+        Error: the server refused.
+    """
+    with closing(standby.administer()) as conn:
+        conn.execute("SELECT pg_terminate_backend(pid) FROM pg_catalog.pg_stat_wal_receiver")
+
+
+def set_replay(standby: PostgresServer, *, replays: bool) -> None:
+    """Let a standby replay WAL, or keep it from that until its next restart.
+
+    Raises:
+        Error: the server refused.
+        TimedOut: it still replays.
+    """
+    with closing(standby.administer()) as conn:
+        if replays:
+            conn.execute("SELECT pg_wal_replay_resume()")
+            return
+        conn.execute("SELECT pg_wal_replay_pause()")
+        paused = "SELECT pg_get_wal_replay_pause_state() = 'paused'" if standby.version >= 14 else "SELECT true"
+
+        def has_paused() -> bool:
+            row = conn.execute(paused).fetchone()
+            return row is not None and bool(row[0])
+
+        if not processes.wait(has_paused, _PAUSE_SECONDS, 0.02):
+            raise TimedOut(f"timed out after {_PAUSE_SECONDS:.0f} s: server {standby.data_dir.name} still replays WAL")
 
 
 def _copy_wal(old: Path, new: Path, complete: int, needed: int) -> None:

@@ -103,5 +103,5 @@ def _make_group(groups: ParameterGroups, name: str, family: str) -> StoredGroup:
     changes = {"rds.logical_replication": GroupValue("1", "pending-reboot")}
     if "sync_replication_slots" in engine_catalog.defaults(family, "cluster"):
         # RDS synchronizes the slots of such a cluster to its readers without being asked.
-        changes["sync_replication_slots"] = GroupValue("1", "immediate")
+        changes["sync_replication_slots"] = changes["hot_standby_feedback"] = GroupValue("1", "immediate")
     return groups.create(StoredGroup(name, "cluster", family, "The sandbox's: logical replication is on", changes))

@@ -215,10 +215,11 @@ class ServerActions:
         self._home.update(lambda now: now.without_server(identifier))
 
     def promote(self, identifier: str) -> None:
-        """Promote a read replica.
+        """Promote a read replica and restart it, as RDS does; its source keeps running.
 
         Raises:
             NotFound: the instance has no server.
+            TimedOut: it is still a standby.
         """
         with self.family_lock(identifier):
             state = self.state()
@@ -227,11 +228,49 @@ class ServerActions:
                 raise NotFound(f"server {identifier} not found")
             primary = self._source(state, entry)
             server.promote()
-            self._home.update(lambda now: now.with_server(replace(entry, source=None)))
+            self._home.update(lambda now: now.with_server(replace(entry, source=None, is_cut_off=False)))
             if primary is not None:
                 _drop_slot(primary, entry.slot)
         with self._records.edit(Instance, identifier) as instance:
             instance.source = None
+        self.reboot(identifier)
+
+    def disturb_standby(self, identifier: str, *, replays: bool | None = None, streams: bool | None = None) -> None:
+        """Stop a standby from replaying WAL or from streaming it, or let it continue.
+
+        Args:
+            identifier: the instance.
+            replays: whether it replays what it received, until its next restart; None changes nothing.
+            streams: whether it can connect to its source; None changes nothing.
+
+        Raises:
+            NotFound: the instance has no server.
+            ValueError: it is not a standby.
+            TimedOut: it still streams, or does not stream yet.
+        """
+        with self.family_lock(identifier):
+            state = self.state()
+            entry, standby = state.server(identifier), self.server(identifier)
+            if entry is None or standby is None:
+                raise NotFound(f"instance {identifier} not found")
+            primary = self._source(state, entry)
+            if primary is None:
+                raise ValueError(f"instance {identifier} is not a standby")
+            if replays is not None:
+                failover.set_replay(standby, replays=replays)
+            if streams is not None:
+                changed = replace(entry, is_cut_off=not streams)
+                state = self._home.update(lambda now: now.with_server(changed))
+                server_registry.server(self._home, state, changed).reload()
+                # A standby that does not replay would keep its connection.
+                failover.disconnect(standby)
+
+                def has_changed() -> bool:
+                    return failover.is_streaming(primary, entry.name) is streams
+
+                if not processes.wait(has_changed, _STREAM_SECONDS, _STREAM_POLL_SECONDS):
+                    what = "does not stream yet" if streams else "still streams"
+                    raise TimedOut(f"timed out after {_STREAM_SECONDS:.0f} s: {entry.name} {what}")
 
     def fail_over(self, cluster: str, target: str) -> None:
         """Make the member TARGET the writer of a cluster, and the former writer a reader.
@@ -280,14 +319,11 @@ class ServerActions:
         with self._home.programs() as descriptor:
             primary.keep_open = (descriptor,)
             try:
-                standby = primary.clone(
-                    self._home.servers_dir / entry.name,
-                    slot=entry.slot or "",
-                    settings={**server_registry.base_settings(primary.binaries), **entry.settings},
-                )
+                primary.clone(self._home.servers_dir / entry.name, slot=entry.slot or "")
             except Error as exc:
                 log.error("could not create %s: %s", entry.name, exc)
                 return
+            standby = server_registry.server(self._home, state, entry, (descriptor,))
             try:
                 standby.start()
             except Error as exc:

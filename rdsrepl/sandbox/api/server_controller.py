@@ -69,8 +69,8 @@ class Controller:
     def run_test_action(self, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Do for a test what no operation of RDS does.
 
-        ``crash`` stops the server of an ``instance`` without a checkpoint; ``consistency`` sets the switches of
-        ``consistency.Delays``.
+        ``crash`` stops the server of an ``instance`` without a checkpoint; ``standby`` sets whether an ``instance``
+        ``replays`` and ``streams`` WAL; ``consistency`` sets the switches of ``consistency.Switches``.
 
         Raises:
             NotFound: the action or the instance does not exist.
@@ -78,6 +78,8 @@ class Controller:
         """
         if name == "consistency":
             return self.consistency.configure(body)
+        if name == "standby":
+            return self._disturb_standby(body)
         if name != "crash":
             raise NotFound(f"the action {name} does not exist")
         identifier = str(body.get("instance", ""))
@@ -86,6 +88,15 @@ class Controller:
             raise NotFound(f"instance {identifier} not found")
         server.stop("immediate")
         return {"crashed": identifier}
+
+    def _disturb_standby(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = {key: value for key, value in body.items() if key != "instance"}
+        if unknown := sorted(wanted.keys() - {"replays", "streams"}):
+            raise ValueError(f"unknown switch: {', '.join(unknown)}")
+        if not wanted or not all(isinstance(value, bool) for value in wanted.values()):
+            raise ValueError("replays and streams must be true or false, and one of them is required")
+        self.actions.disturb_standby(str(body.get("instance", "")), **wanted)
+        return dict(body)
 
     # --- what the operations on parameter groups call
 
@@ -216,7 +227,7 @@ class Controller:
             state = self.actions.state()
             entry = state.server(identifier)
             for replica in self.records.replicas(identifier):
-                self.actions.promote(replica.identifier)
+                self._promote(replica.identifier)
             if entry is not None and entry.cluster and entry.source is None:
                 others = [other.name for other in state.members(entry.cluster)[1:]]
                 if others:
@@ -252,6 +263,14 @@ class Controller:
     def promote(self, identifier: str) -> None:
         """Promote a read replica in the background, with the status ``modifying``."""
         self.run_in_background(lambda: self.actions.promote(identifier), "modifying", None, [identifier])
+
+    def _promote(self, identifier: str) -> None:
+        """Promote a read replica, with the status ``modifying`` meanwhile."""
+        self.records.set_status("modifying", None, [identifier])
+        try:
+            self.actions.promote(identifier)
+        finally:
+            self.records.set_status("available", None, [identifier], only="modifying")
 
     def set_password(self, primary: str, user: str, password: str) -> None:
         """Set the password of the master user.

@@ -2,7 +2,8 @@
 
 A server gets every parameter that its version of PostgreSQL knows, except those that do not work on one machine: paths,
 libraries, and sizes for the memory of an instance class. Parameters of RDS (``rds.…``) can only be shown, but
-``rds.logical_replication`` also sets ``wal_level``.
+``rds.logical_replication`` also sets ``wal_level``, and ``rds.logical_slot_sync_dbname`` is in ``primary_conninfo``
+(``server_registry.py``).
 """
 
 from __future__ import annotations

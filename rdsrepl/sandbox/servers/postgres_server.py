@@ -251,14 +251,23 @@ class PostgresServer:
             raise
         return standby
 
-    def stream_from(self, primary: PostgresServer) -> None:
-        """Set the server from which this standby streams, from its next start on."""
+    def stream_from(self, primary: PostgresServer, *, dbname: str | None = "postgres", port: int | None = None) -> None:
+        """Set the server from which this standby streams, from its next start or reload on.
+
+        Args:
+            primary: the server.
+            dbname: the database to which slot synchronization connects (17+); None synchronizes nothing.
+            port: another port than that of the server: the standby cannot connect to it.
+        """
         pairs = {
-            **primary.keywords(),
+            **primary.keywords(dbname=dbname or ""),
             **require_peer(primary.binaries.launcher),
             "application_name": self.data_dir.name,
         }
-        # Slot synchronization needs the name of a database (17+).
+        if not dbname:
+            del pairs["dbname"]
+        if port is not None:
+            pairs["port"] = str(port)
         self.settings["primary_conninfo"] = " ".join(f"{key}={_conninfo_value(value)}" for key, value in pairs.items())
 
     def start(self, *, timeout_seconds: float = 60.0) -> None:

@@ -157,7 +157,6 @@ def apply(server: PostgresServer, password: str, *, user: str = MASTER_USER, dbn
         if server.version >= 16:
             # With the right to grant it, and without being a member: members have to log in with an IAM token.
             conn.execute("GRANT rds_iam TO rds_superuser WITH ADMIN TRUE, INHERIT FALSE, SET FALSE")
-            conn.execute("GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO rds_superuser")
         master = sql.Identifier(user)
         verifier = _verifier(conn, user, password)
         conn.execute(
