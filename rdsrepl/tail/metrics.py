@@ -7,32 +7,20 @@ client.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from rdsrepl.errors import UsageError
+from rdsrepl.tail.metrics_server import MetricsEndpoint
 
 if TYPE_CHECKING:
-    from wsgiref.simple_server import WSGIServer
-
     from prometheus_client.core import Metric
 
     from rdsrepl.tail.progress import Observer, Progress
     from rdsrepl.tail.sinks.kinesis import KinesisCounts
     from rdsrepl.tail.wal_position import WalPositionPoller
-
-# The time limit for receiving a request, and for sending its answer.
-_REQUEST_SECONDS: Final = 5.0
-_MAX_REQUEST_BYTES: Final = 64 << 10
-_MAX_CONNECTIONS: Final = 32
-Start = Callable[[str, list[tuple[str, str]]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +79,9 @@ class Exporter:
         self._progress: Progress | None = None
         self._health.observe(0, None, time.monotonic())
         self._lock = threading.Lock()
-        try:
-            self._server = _server(options.host, options.port, self._application())
-        except OSError as exc:
-            raise UsageError(
-                f"--metrics-port {options.port}: could not listen on {options.host}: {exc.strerror or exc}",
-                hint="choose another port, or stop the process that uses it",
-            ) from exc
+        self._endpoint = MetricsEndpoint(options.host, options.port, self, self._healthz)
         watch.start()
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
-        observer.note(f"metrics: http://{options.host}:{self._server.server_port}/metrics, and /healthz")
+        observer.note(f"metrics: {self._endpoint.address}, and /healthz")
 
     def note(self, text: str) -> None:
         """Pass a note on."""
@@ -117,8 +98,7 @@ class Exporter:
 
     def close(self) -> None:
         """Stop listening, without waiting for requests in progress."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._endpoint.close()
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics as they are now (a collector of prometheus_client)."""
@@ -165,24 +145,7 @@ class Exporter:
                 self._health.observe(progress.confirmed_lsn, self._watch.lag_bytes(progress.confirmed_lsn), now)
             return self._health.stuck_seconds(now)
 
-    def _application(self) -> Callable[[dict[str, Any], Start], Iterable[bytes]]:
-        from prometheus_client import CollectorRegistry, make_wsgi_app
-
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(self)
-        metrics = make_wsgi_app(registry)
-
-        def answer(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
-            if environ["PATH_INFO"] == "/healthz":
-                return self._healthz(start)
-            if environ["PATH_INFO"] == "/metrics":
-                return metrics(environ, start)  # type: ignore[no-any-return]
-            start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"not found; the paths are /metrics and /healthz\n"]
-
-        return answer
-
-    def _healthz(self, start: Start) -> Iterable[bytes]:
+    def _healthz(self) -> tuple[bool, Mapping[str, object]]:
         stuck = self._stuck_seconds()
         progress = self._progress
         document = {
@@ -192,87 +155,4 @@ class Exporter:
             "lag_bytes": None if progress is None else self._watch.lag_bytes(progress.confirmed_lsn),
             "stuck_seconds": None if stuck is None else round(stuck, 1),
         }
-        start("200 OK" if stuck is None else "503 Service Unavailable", [("Content-Type", "application/json")])
-        return [json.dumps(document).encode() + b"\n"]
-
-
-def _server(host: str, port: int, application: Callable[[dict[str, Any], Start], Iterable[bytes]]) -> WSGIServer:
-    """Return a server with a thread and limits for each connection; if there are too many, the oldest ends."""
-    from socketserver import TCPServer, ThreadingMixIn
-    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-
-    class Handler(WSGIRequestHandler):
-        timeout = _REQUEST_SECONDS
-
-        def setup(self) -> None:
-            super().setup()
-            head = _head(self.connection)
-            self.is_too_large = len(head) > _MAX_REQUEST_BYTES
-            self.rfile = io.BufferedReader(io.BytesIO(head))
-
-        def handle(self) -> None:
-            if self.is_too_large:
-                self.requestline, self.request_version, self.command = "", "HTTP/1.0", ""
-                self.send_error(431)
-            else:
-                super().handle()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-        def get_stderr(self) -> Any:
-            return io.StringIO()
-
-    class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
-        block_on_close = False
-        request_queue_size = _MAX_CONNECTIONS
-
-        def server_bind(self) -> None:
-            # Not HTTPServer's: it resolves our own host name, which may take long without a DNS server.
-            TCPServer.server_bind(self)
-            self.socket.setblocking(False)  # do not wait for a client that disconnected before it was accepted
-            self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-            self.setup_environ()
-            self.connections: dict[int, socket.socket] = {}
-            self.lock = threading.Lock()
-
-        def process_request(self, request: Any, client_address: Any) -> None:
-            with self.lock:
-                if len(self.connections) >= _MAX_CONNECTIONS:
-                    oldest = self.connections.pop(next(iter(self.connections)))
-                    with contextlib.suppress(OSError):
-                        oldest.shutdown(socket.SHUT_RDWR)
-                self.connections[id(request)] = request
-            super().process_request(request, client_address)
-
-        def shutdown_request(self, request: Any) -> None:
-            with self.lock:
-                self.connections.pop(id(request), None)
-            super().shutdown_request(request)
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            pass  # the client was too slow, or disconnected
-
-    return make_server(host, port, application, Server, Handler)
-
-
-def _head(connection: socket.socket) -> bytes:
-    """Return a request up to the end of its head, or a little more than the size limit.
-
-    Raises:
-        TimeoutError: it was not complete in time.
-    """
-    deadline = time.monotonic() + _REQUEST_SECONDS
-    head = b""
-    while b"\n\r\n" not in head and b"\n\n" not in head and len(head) <= _MAX_REQUEST_BYTES:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        connection.settimeout(left)
-        piece = connection.recv(8192)
-        if not piece:
-            break
-        head += piece
-    connection.settimeout(_REQUEST_SECONDS)
-    return head
+        return stuck is None, document
