@@ -34,7 +34,6 @@ from rdsrepl.cli.options import (
     verb_options,
 )
 from rdsrepl.cli.parser_parameters import simplify
-from rdsrepl.cli.saved_plans import keep_verb
 from rdsrepl.cli.usage_errors import unknown_command, unknown_options
 from rdsrepl.errors import BadValue, Interrupted, UsageError
 from rdsrepl.render import Format
@@ -177,6 +176,8 @@ class WriteCommand(ReadCommand):
                 "cannot be used together with --yes: it applies nothing" if given.yes else "requires the name of a file"
             )
             raise typer.BadParameter(why, ctx=ctx, param_hint="'--out'")
+        from rdsrepl.cli.saved_plans import keep_verb
+
         typed, _, _ = self.make_parser(ctx).parse_args(words)
         keep_verb(ctx, typed, frozenset(str(option.name) for option in self._added))
         return rest

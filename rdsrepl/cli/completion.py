@@ -21,11 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import typer
 
-from rdsrepl import config
 from rdsrepl.cli.context import GlobalOptions, global_options
-from rdsrepl.cli.targets import aws_target
-from rdsrepl.state import completion_cache
-from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
     from rdsrepl.config import Aws
@@ -49,6 +45,8 @@ _SECRET_VARIABLE: Final = re.compile(r"PASSWORD|SECRET|TOKEN")
 
 def complete_target() -> list[str]:
     """Complete the name of a target."""
+    from rdsrepl import config
+
     try:
         return sorted(config.load().targets)
     except Exception:  # noqa: BLE001 - completion prints no errors
@@ -233,6 +231,8 @@ def _streams(aws: Aws) -> Iterable[str]:
 
 def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], Iterable[str]]) -> list[str]:
     """Return the names that READ returns from the database that the incomplete command names."""
+    from rdsrepl.text.masking import mask
+
     options = _expanded(global_options(ctx))
     identity = {
         "dsn": None if options.dsn is None else mask(options.dsn),
@@ -243,6 +243,7 @@ def _from_database(ctx: typer.Context, kind: str, read: Callable[[Connection], I
 
     def ask() -> Iterable[str]:
         from rdsrepl.aws import locations
+        from rdsrepl.cli.targets import aws_target
         from rdsrepl.postgres import connection
 
         target = locations.with_rds_lookup(aws_target(ctx))
@@ -258,12 +259,20 @@ def _from_aws(ctx: typer.Context, kind: str, read: Callable[[Aws], Iterable[str]
     options = _expanded(global_options(ctx))
     # With a connection string the current target is ignored, and so is its account.
     identity = {"dsn": options.dsn is not None, **_identity_key(options)}
-    return _cached(ctx, options, {"kind": kind, **identity}, lambda: list(read(aws_target(ctx).aws)), _AWS_SECONDS)
+
+    def ask() -> Iterable[str]:
+        from rdsrepl.cli.targets import aws_target
+
+        return list(read(aws_target(ctx).aws))
+
+    return _cached(ctx, options, {"kind": kind, **identity}, ask, _AWS_SECONDS)
 
 
 def _cached(
     ctx: typer.Context, options: GlobalOptions, key: dict[str, Any], ask: Callable[[], Iterable[str]], seconds: float
 ) -> list[str]:
+    from rdsrepl.state import completion_cache
+
     text = json.dumps(key, sort_keys=True)
     names = completion_cache.read(text, now=time.time())
     if names is None:
@@ -301,7 +310,9 @@ def _identity_key(options: GlobalOptions) -> dict[str, Any]:
         for name, value in os.environ.items()
         if name.startswith(("PG", "AWS_")) and not _SECRET_VARIABLE.search(name)
     }
-    path = config.config_path()
+    from rdsrepl.config.paths import config_path
+
+    path = config_path()
     try:
         status = path.stat()
         file: list[Any] = [str(path), status.st_ino, status.st_size, status.st_mtime_ns]

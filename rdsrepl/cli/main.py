@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 import typer
 
 from rdsrepl import __version__
-from rdsrepl.cli import completion, standard_streams, usage_errors
+from rdsrepl.cli import completion, lazy_commands, standard_streams, usage_errors
 from rdsrepl.cli.command_classes import CommandGroup
 from rdsrepl.cli.context import GlobalOptions, LogFormat, add_global_options, global_options, keep_words
 from rdsrepl.cli.hints import hint_of
@@ -48,34 +49,13 @@ _NOUNS: Final = {
 }
 
 
-class Commands(Mapping[str, Any]):
-    """The commands of the root by name, each imported and built when it is first needed.
+def _noun(name: str) -> Any:
+    return lazy_commands.noun(name, f"rdsrepl.cli.{_NOUNS[name]}", CommandGroup)
 
-    A command line needs one of them. To build all takes as long (0.1 s) as everything else that a short command does.
-    """
 
-    def __init__(self) -> None:
-        self._built: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._built:
-            part = typer.Typer(pretty_exceptions_enable=False)
-            if name in _NOUNS:
-                part.add_typer(_imported(f"{_NOUNS[name]}:app"), name=name, cls=CommandGroup)
-            else:
-                function, cls = _COMMANDS[name]
-                part.command(name, cls=_imported(cls))(_imported(function))
-            self._built[name] = typer.main.get_group(part).commands[name]
-        return self._built[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*_COMMANDS, *_NOUNS])
-
-    def __len__(self) -> int:
-        return len(_COMMANDS) + len(_NOUNS)
-
-    def __contains__(self, name: object) -> bool:
-        return name in _COMMANDS or name in _NOUNS
+def _command(name: str) -> Any:
+    function, cls = _COMMANDS[name]
+    return lazy_commands.command(name, _imported(function), _imported(cls))
 
 
 def _imported(path: str) -> Any:
@@ -89,7 +69,9 @@ class Root(CommandGroup):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params = [*self.params, *root_options()]
-        self.commands: Any = Commands()
+        self.commands: Any = lazy_commands.Commands(
+            {name: partial(_command, name) for name in _COMMANDS} | {name: partial(_noun, name) for name in _NOUNS}
+        )
         self._is_plugin = False
 
     def get_params(self, ctx: Any) -> list[Any]:

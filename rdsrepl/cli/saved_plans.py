@@ -24,15 +24,13 @@ from rdsrepl.cli.context import SELECTORS, SERVER_OPTIONS, apply_options, global
 from rdsrepl.config import Target
 from rdsrepl.config.target import SECRETS
 from rdsrepl.errors import AppliedInPart, BadPlanFile, BadValue, Error, NotFound, OutcomeUnknown, PlanChanged, Refused
-from rdsrepl.plan import Plan, Statement
-from rdsrepl.render import document as to_json
-from rdsrepl.state import audit, plan_files
 from rdsrepl.text.commands import typed
 from rdsrepl.text.escapes import json_text
 from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
     from rdsrepl.cli.plan_view import PlanTarget
+    from rdsrepl.plan import Plan
     from rdsrepl.state.plan_files import PlanFile
 
 #: Where a context keeps the file whose plan its command applies.
@@ -95,6 +93,8 @@ def save(ctx: typer.Context, plan: Plan, server: PlanTarget | None, target: Targ
         BadValue: the command line contains a secret.
         BadPlanFile: the file is something else than a plan, or could not be written.
     """
+    from rdsrepl.state import audit, plan_files
+
     path = Path(str(apply_options(ctx).out))
     assert ctx.parent is not None
     words = (str(ctx.parent.info_name), str(ctx.info_name), *ctx.meta[_WORDS])
@@ -233,6 +233,8 @@ def _without_secrets(dsn: str) -> str:
 
 def _identity(plan: Plan, target: Target) -> dict[str, str | None]:
     """Return what tells this server from another one with the same name; None for what is not readable."""
+    from rdsrepl.plan import Statement
+
     identity: dict[str, str | None] = {}
     if any(isinstance(step, Statement) for step in plan.steps):
         from rdsrepl.postgres import connection, server_identity
@@ -271,6 +273,7 @@ def _account(target: Target) -> str | None:
 def _plain(plan: Plan, server: PlanTarget | None) -> dict[str, Any]:
     """Return a plan as the file contains it, so that it can be compared with the file."""
     from rdsrepl.cli.plan_view import document
+    from rdsrepl.render import document as to_json
 
     status = "planned" if plan else "unchanged"
     value: dict[str, Any] = json.loads(json_text(to_json(document(plan, server, status))))

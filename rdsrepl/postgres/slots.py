@@ -96,6 +96,13 @@ class Slot:
     stats_reset: datetime | None = None
 
     @property
+    def xid_age(self) -> int | None:
+        """The age of the older of ``xmin`` and ``catalog_xmin``, in transactions; None for an invalidated slot."""
+        if self.is_lost:
+            return None
+        return max((age for age in (self.xmin_age, self.catalog_xmin_age) if age is not None), default=None)
+
+    @property
     def is_lost(self) -> bool:
         """Whether the server invalidated the slot: nothing can consume it, and the server keeps no WAL for it.
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TextIO
 
-from rdsrepl.render.console import console
 from rdsrepl.render.documents import Format, document
 from rdsrepl.render.fields import Field
+from rdsrepl.render.terminal import console
 from rdsrepl.text.escapes import json_text, shown, yaml_text
 
 # How a formula begins in a spreadsheet (OWASP, CSV injection).

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from rdsrepl.render.console import UNLIMITED
+from rdsrepl.render.terminal import UNLIMITED
 from rdsrepl.render.wrapping import wrapped
 from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown

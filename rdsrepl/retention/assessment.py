@@ -96,7 +96,7 @@ def to_observation(wal: Wal, slots: Iterable[Slot]) -> Observation:
             slot.active,
             slot.held_lsn,
             slot.confirmed_flush_lsn,
-            xid_age(slot),
+            slot.xid_age,
             slot.holder if slot.active else None,
             slot.counters,
         )
@@ -152,7 +152,7 @@ def assess(
             slot=slot,
             retained_bytes=slot.retained_bytes,
             undelivered_bytes=slot.lag_bytes,
-            xid_age=xid_age(slot),
+            xid_age=slot.xid_age,
             growth=growth,
             delivery=delivery,
             inactive_seconds=None if slot.active else idle.seconds,
@@ -209,13 +209,6 @@ def not_freed_by(keeper: str | None, freed_bytes: int, retained_bytes: int, wal:
     if freed_bytes >= retained_bytes or not wal.keep_bytes:
         return ""
     return f"; wal_keep_size ({format_size(wal.keep_bytes)}) retains the rest"
-
-
-def xid_age(slot: Slot) -> int | None:
-    """Return the age of the older of ``xmin`` and ``catalog_xmin`` in transactions; None for an invalidated slot."""
-    if slot.is_lost:
-        return None
-    return max((age for age in (slot.xmin_age, slot.catalog_xmin_age) if age is not None), default=None)
 
 
 def retained_history(

@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from rdsrepl.cli.command_classes import ListCommand, ReadCommand, WriteCommand
 from rdsrepl.cli.completion import complete_any_slot, complete_slot
-from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_database_list
 from rdsrepl.cli.options import duration_option
 from rdsrepl.cli.saved_plans import pinned
-from rdsrepl.cli.slot import check, lag, prune, tail, watch
-from rdsrepl.cli.slot.drop_audit import SlotAudit, require_unprotected
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
@@ -29,6 +26,16 @@ from rdsrepl.text.commands import command
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
     from rdsrepl.postgres.slots import Slot
+
+#: The modules of the other verbs; each is imported when its verb is used.
+VERB_MODULES: Final = {
+    "tail": "rdsrepl.cli.slot.tail",
+    "peek": "rdsrepl.cli.slot.tail",
+    "lag": "rdsrepl.cli.slot.lag",
+    "watch": "rdsrepl.cli.slot.watch",
+    "check": "rdsrepl.cli.slot.check",
+    "prune": "rdsrepl.cli.slot.prune",
+}
 
 app = typer.Typer(no_args_is_help=True, help="Create, show, stream, advance and drop replication slots.")
 
@@ -72,6 +79,7 @@ def create(
 
     Example: rdsrepl slot create orders_cdc --plugin pgoutput --failover
     """
+    from rdsrepl.cli.confirm import confirm_and_apply
     from rdsrepl.postgres import connection, slot_plans
 
     target = database_target(ctx)
@@ -89,12 +97,12 @@ def list_(ctx: typer.Context) -> None:
     Example: rdsrepl slot list --sort-by -retained
     """
     from rdsrepl.postgres.slots import Slot
-    from rdsrepl.retention import server_state
-    from rdsrepl.retention.assessment import xid_age
 
     now = datetime.now(UTC)
 
     def read(conn: Connection) -> Sequence[Slot]:
+        from rdsrepl.retention import server_state
+
         nonlocal now
         state = server_state.read(conn)
         now = state.wal.at
@@ -111,7 +119,7 @@ def list_(ctx: typer.Context) -> None:
         Column("RETAINED", lambda row: size(row.retained_bytes), "retained_bytes", kind="number"),
         Column("LAG", lambda row: size(row.lag_bytes), "lag_bytes", kind="number"),
         Column("WAL", lambda row: row.wal_status, "wal_status"),
-        Column("XMIN AGE", xid_age, priority=5, kind="number"),
+        Column("XMIN AGE", lambda row: row.xid_age, priority=5, kind="number"),
         Column("INACTIVE", inactive, "inactive_since", priority=2),
     )
     print_database_list(ctx, Listing(Slot, columns, "no replication slots"), read)
@@ -158,6 +166,8 @@ def drop(
 
     Example: rdsrepl slot drop old_cdc --dry-run
     """
+    from rdsrepl.cli.confirm import confirm_and_apply
+    from rdsrepl.cli.slot.drop_audit import SlotAudit, require_unprotected
     from rdsrepl.postgres import connection, slot_plans, slots, wal
 
     target = database_target(ctx)
@@ -189,6 +199,8 @@ def advance(
 
     Example: rdsrepl slot advance orders_cdc --to-current
     """
+    from rdsrepl.cli.confirm import confirm_and_apply
+    from rdsrepl.cli.slot.drop_audit import SlotAudit
     from rdsrepl.postgres import connection, slot_plans, slots, wal
 
     if (lsn is None) == (not to_current):
@@ -207,10 +219,3 @@ def advance(
         audit = SlotAudit(ctx, conn, "slot advance", {name: slot}, advances=True)
     with audit:
         confirm_and_apply(ctx, plan, target=target, recorder=audit)
-
-
-tail.register(app)
-lag.register(app)
-watch.register(app)
-check.register(app)
-prune.register(app)
