@@ -40,6 +40,7 @@ _NOUNS: Final = {
     "cluster": "cluster",
     "instance": "instance",
     "slot": "slot.commands",
+    "failover": "failover.commands",
     "publication": "publication",
     "role": "role",
     "stream": "stream",

@@ -101,6 +101,16 @@ def assemble(
     else:
         decoder = TestDecodingDecoder(tables, until_lsn=until_lsn, pretty=name is FormatName.pretty, colour=colour)
         pipeline = Pipeline(decoder, dict(given), {"search_path": checked.search_path})
+    return _with_encoding(pipeline, checked)
+
+
+def for_format(checked: PreflightResult, fmt: Format, catalog: Catalog) -> Pipeline:
+    """Return the pipeline for a slot of pgoutput or wal2json and a format that the command line does not offer."""
+    read = _pgoutput if checked.slot.plugin == "pgoutput" else _wal2json
+    return _with_encoding(read(checked, FormatName.json, fmt, catalog, TableFilter(), {}, None), checked)
+
+
+def _with_encoding(pipeline: Pipeline, checked: PreflightResult) -> Pipeline:
     if checked.lenient_text:
         # Such a server does not convert text, and refuses to send bytes as UTF-8 that are not.
         return replace(pipeline, settings={**pipeline.settings, "client_encoding": "SQL_ASCII"})

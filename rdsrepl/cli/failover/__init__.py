@@ -1,0 +1,1 @@
+"""``rdsrepl failover``: one file per verb."""
