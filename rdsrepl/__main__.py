@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ def run() -> None:
 
         sys.stdout.write(f"rdsrepl {__version__}\n")
         return
+    # Nothing that the imports create is garbage. The root command switches the collector on before it runs a command.
+    gc.disable()
     import threading
 
     from rdsrepl.cli import interrupts, standard_streams

@@ -12,7 +12,7 @@ from inspect import cleandoc
 from typing import Any, ClassVar, Final
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import CompletionItem, TyperCommand, TyperGroup  # type: ignore[attr-defined]
 
 from rdsrepl.cli.context import (
     SERVER_OPTIONS,
@@ -24,6 +24,7 @@ from rdsrepl.cli.context import (
     set_apply_options,
     set_list_options,
 )
+from rdsrepl.cli.lazy_commands import summaries
 from rdsrepl.cli.options import (
     WATCH_SECONDS,
     declare_apply_options,
@@ -61,6 +62,17 @@ class CommandGroup(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
         """Return all parameters, those of Typer as well, simplified."""
         return [simplify(parameter) for parameter in super().get_params(ctx)]
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete the name of a command; a command in the index is neither imported nor built."""
+        known = summaries(self.name)
+        commands: Any = self.commands
+        items = [
+            CompletionItem(name, help=known.get(name) or commands[name].get_short_help_str())
+            for name in commands
+            if name.startswith(incomplete) and (name in known or not commands[name].hidden)
+        ]
+        return [*items, *super(TyperGroup, self).shell_complete(ctx, incomplete)]
 
 
 class ReadCommand(TyperCommand):

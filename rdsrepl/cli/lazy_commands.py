@@ -5,13 +5,18 @@ To import all modules of ``rdsrepl slot`` takes longer than everything else that
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import typer
 from typer.models import CommandInfo
+
+#: The short help of every command that is not hidden, by group and name; ``make docs`` writes it.
+INDEX: Final = Path(__file__).with_name("command_index.json")
 
 
 class Commands(Mapping[str, Any]):
@@ -64,6 +69,12 @@ def command(name: str, function: Callable[..., Any], cls: type[Any]) -> Any:
     holder = typer.Typer(pretty_exceptions_enable=False)
     holder.command(name, cls=cls)(function)
     return _built(holder.registered_commands[0])
+
+
+def summaries(group: str | None) -> Mapping[str, str]:
+    """Return the short help of the commands of a group, for the completion of their names; empty if not known."""
+    index: dict[str, dict[str, str]] = json.loads(INDEX.read_text(encoding="utf-8"))
+    return index.get(group or "", {})
 
 
 def _name(info: CommandInfo) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -92,6 +93,8 @@ class Root(CommandGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; report an error on stderr and exit with its code."""
+        gc.freeze()
+        gc.enable()
         try:
             return super().invoke(ctx)
         except (Error, KeyboardInterrupt) as exc:

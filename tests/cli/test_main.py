@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,45 @@ def test_start_up_imports_no_heavy_module(words: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# What belongs to other commands, or is needed only after the server has answered.
+LATER = (
+    *("boto3", "yaml", "pydantic", "rdsrepl.apply", "rdsrepl.plan", "rdsrepl.tail", "rdsrepl.dashboard"),
+    *("rdsrepl.retention", "rdsrepl.cli.confirm", "rdsrepl.cli.slot.tail", "rdsrepl.cli.slot.prune"),
+)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "late"),
+    [
+        ({}, ["slot", "list", "--dsn", "host=127.0.0.1 port=1"], LATER),
+        (
+            {"_RDSREPL_COMPLETE": "complete_bash", "COMP_WORDS": "rdsrepl slot ", "COMP_CWORD": "2"},
+            [],
+            (*LATER, "rich", "psycopg", "rdsrepl.postgres"),
+        ),
+        (
+            {"_RDSREPL_COMPLETE": "complete_bash", "COMP_WORDS": "rdsrepl ", "COMP_CWORD": "1"},
+            [],
+            (*LATER, "rich", "psycopg", "rdsrepl.postgres", "rdsrepl.cli.doctor", "rdsrepl.cli.slot.commands"),
+        ),
+    ],
+    ids=["slot list", "complete a verb", "complete a noun"],
+)
+def test_a_command_imports_only_what_it_uses(
+    environment: dict[str, str], words: list[str], late: tuple[str, ...]
+) -> None:
+    script = (
+        "import sys\nfrom rdsrepl.__main__ import run\nsys.argv[0] = 'rdsrepl'\n"
+        "try:\n    run()\nexcept SystemExit:\n    pass\n"
+        f"found = [name for name in {late!r} if name in sys.modules]\nassert not found, found"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("could not" in done.stderr or "refused" in done.stderr) if words else done.stdout, done
 
 
 def test_a_value_of_an_option_is_converted_without_pydantic_as_with_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import typer
 
+from rdsrepl.cli import lazy_commands
 from rdsrepl.cli.main import app
 from tests import ROOT
 
@@ -41,6 +43,20 @@ def test_the_reference_is_current() -> None:
     if os.environ.get("RDSREPL_UPDATE"):
         KEPT.write_text(text)
     assert KEPT.read_text() == text, "run make docs to update it"
+
+
+def test_the_index_of_the_commands_is_current() -> None:
+    """Completion takes names and summaries from it, and imports no command."""
+    root: Any = typer.main.get_command(app)
+    groups = [root, *(one for one in root.commands.values() if hasattr(one, "commands"))]
+    index = {
+        group.name: {name: one.get_short_help_str() for name, one in group.commands.items() if not one.hidden}
+        for group in groups
+    }
+    text = json.dumps(index, indent=1) + "\n"
+    if os.environ.get("RDSREPL_UPDATE"):
+        lazy_commands.INDEX.write_text(text)
+    assert lazy_commands.INDEX.read_text() == text, "run make docs to update it"
 
 
 @pytest.mark.parametrize("words", ALL)
