@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+#: the owner of the slots through which a subscription copies its tables for the first time.
+TABLE_COPY: Final = "a subscription's table synchronization"
 _PLUGINS: Final = {"decoderbufs": "Debezium"}
 _NAMES: Final = tuple(
     (re.compile(pattern), owner)
@@ -13,7 +15,7 @@ _NAMES: Final = tuple(
         (r"[a-z0-9]{16}_\d{8}_[0-9a-f]{8}(_[0-9a-f]{4}){3}_[0-9a-f]{12}\Z", "AWS DMS"),
         (r"awsdms_", "AWS DMS"),
         (r"pgl_", "pglogical"),
-        (r"pg_\d+_sync_\d+_\d+\Z", "a subscription's table synchronization"),
+        (r"pg_\d+_sync_\d+_\d+\Z", TABLE_COPY),
         (r"(.*_)?(debezium|dbz)(_|\Z)", "Debezium"),
         (r"(.*_)?fivetran", "Fivetran"),
         (r"(.*_)?airbyte", "Airbyte"),

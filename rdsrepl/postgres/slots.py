@@ -125,6 +125,11 @@ class Slot:
         return slot_owners.by_name(self.slot_name, self.plugin)
 
     @property
+    def is_table_copy(self) -> bool:
+        """Whether a subscription made it for the first copy of one table; it is dropped after that."""
+        return self.owner == slot_owners.TABLE_COPY
+
+    @property
     def held_lsn(self) -> Lsn | None:
         """The position from which the server keeps WAL for the slot; None where it keeps none.
 

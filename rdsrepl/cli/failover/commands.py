@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from rdsrepl.cli.failover import diff
+from rdsrepl.cli.failover import check, diff
 
 app = typer.Typer(no_args_is_help=True, help="Prepare a failover to a replica, do it, and find what it lost.")
 
+check.register(app)
 diff.register(app)

@@ -1,0 +1,50 @@
+"""The commands of remedies, for the server on which they are needed. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rdsrepl.postgres.failover_servers import FailoverServer
+from rdsrepl.text.commands import command
+
+#: a small change that moves the position of every consumer of a database.
+NUDGE: Final = "SELECT pg_catalog.pg_logical_emit_message(true, 'rdsrepl.heartbeat', '')"
+
+
+def on(server: FailoverServer, template: str, *values: object) -> str:
+    """Return a command of this program for a server: ``on(standby, "slot drop {}", name)``."""
+    option, *value = server.selectors or ("",)
+    if not value:
+        return command(template, *values)
+    return command(f"{option} {{}} {template}", *value, *values)
+
+
+def change(server: FailoverServer, name: str, value: str) -> str:
+    """Return the commands that set a parameter of a server; an empty value resets it."""
+    if not server.is_managed:
+        shown = "'" + value.replace("'", "''") + "'"
+        return f"ALTER SYSTEM SET {name} = {shown}, then SELECT pg_catalog.pg_reload_conf()"
+    group, instance_id = server.parameter_group, server.instance_id
+    if group is None or instance_id is None:
+        verb = f"set GROUP {name}={value}" if value else f"reset GROUP {name}"
+        return f"in the parameter group of {server.label}: rdsrepl param-group {verb}"
+    if group.startswith("default."):
+        return own_group(instance_id, f"{name}={value}" if value else None)
+    if not value:
+        return command("param-group reset {} {}", group, name)
+    return command("param-group set {} {}", group, f"{name}={value}")
+
+
+def own_group(instance_id: str, setting: str | None) -> str:
+    """Return the commands that create a parameter group for an instance and attach it."""
+    name = f"{instance_id}-logical"
+    extra = ("", ()) if setting is None else (" --set {}", (setting,))
+    create = command(f"param-group create {{}} --instance {{}}{extra[0]}", name, instance_id, *extra[1])
+    return f"{create}, then {command('param-group attach {} --instance {} --reboot', name, instance_id)}"
+
+
+def restart(server: FailoverServer) -> str:
+    """Return the command that restarts a server."""
+    if server.instance_id is not None:
+        return command("instance reboot {}", server.instance_id)
+    return "reboot it (rdsrepl instance reboot ID)" if server.is_managed else "restart the server"
