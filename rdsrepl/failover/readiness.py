@@ -202,7 +202,7 @@ def _missing_copy(slot: Slot, standby: FailoverServer) -> Finding:
         standby.label,
         slot.slot_name,
         "the standby has no copy of this failover slot yet",
-        "correct the other findings about this standby; if there are none, wait: a new copy takes some seconds",
+        "correct the other findings about this standby; if there are none, wait: a new copy can take 30 s",
     )
 
 

@@ -216,7 +216,7 @@ def capacity(primary: FailoverServer, standby: FailoverServer) -> Iterator[Findi
 
 
 def waiting_for_standbys(primary: FailoverServer) -> Iterator[Finding]:
-    """Find names in ``synchronized_standby_slots`` for which decoding waits for ever."""
+    """Find names in ``synchronized_standby_slots`` for which decoding waits without end."""
     names = standby_names(primary)
     for name in names:
         slot = primary.slot(name)

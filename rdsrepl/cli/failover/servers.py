@@ -62,7 +62,9 @@ def _read(target: Target) -> FailoverServer:
 
     group, instance_id = _instance(target)
     with connection.open(target, settings=_LIMITS) as conn:
-        server = failover_servers.read(conn, target.label)
+        # The label of a connection string is the option, which says nothing in a report.
+        label = f"{conn.info.host}:{conn.info.port}" if target.label.startswith("--") else target.label
+        server = failover_servers.read(conn, label)
     return replace(server, parameter_group=group, instance_id=instance_id)
 
 
