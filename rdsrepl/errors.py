@@ -232,7 +232,7 @@ class NotAvailable(Refused):
 
 
 class InUse(Refused):
-    """Another object still uses what should be deleted."""
+    """Another object still uses what should be deleted, or another process what should be written."""
 
 
 class QuotaExceeded(Refused):

@@ -197,7 +197,7 @@ def append(
         if sync:
             os.fsync(file.fileno())
     if sync and is_new:
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     return text
 
 
@@ -258,7 +258,7 @@ def _open_locked(path: Path, seconds: float) -> tuple[FileIO, bool]:
         is_new = not path.exists()
         file = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
-            _lock(file, path, seconds, deadline)
+            lock(file, path, seconds, deadline)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                     return file, is_new
@@ -268,7 +268,12 @@ def _open_locked(path: Path, seconds: float) -> tuple[FileIO, bool]:
         file.close()  # another process replaced it during the wait for the lock
 
 
-def _lock(file: FileIO, path: Path, seconds: float, deadline: float) -> None:
+def lock(file: FileIO, path: Path, seconds: float, deadline: float) -> None:
+    """Get an exclusive lock on a file, until it is closed; wait until DEADLINE, which is in SECONDS.
+
+    Raises:
+        TimeoutError: another process held it all that time; the text names the process, if the kernel reports it.
+    """
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -291,7 +296,7 @@ def _holder(file: FileIO) -> str:
     return ""
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Write the names of new files to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -92,7 +92,7 @@ def load(system_id: str, slot_name: str) -> StreamedSlot | None:
         if (row["machine"], row["system_id"], row["slot"]) != (_machine(), system_id, slot_name):
             return None  # the state directory was copied from another machine
         streamed = _decoded(row)
-        return streamed if streamed.is_final or row["boot"] == _boot() else None
+        return streamed if streamed.is_final or row["boot"] == boot_id() else None
     except (OSError, Damaged, KeyError, ValueError):
         return None
 
@@ -109,7 +109,7 @@ def save(system_id: str, slot_name: str, streamed: StreamedSlot) -> bool:
         "at": streamed.at.isoformat(),
         "final": streamed.is_final,
         "machine": _machine(),
-        "boot": _boot(),
+        "boot": boot_id(),
         "restart_lsn": mark.restart_lsn,
         "catalog_xmin": mark.catalog_xmin,
         "total_bytes": mark.total_bytes,
@@ -166,7 +166,7 @@ def _machine() -> str:
 
 
 @cache
-def _boot() -> str:
+def boot_id() -> str:
     """Return the identity of this boot of the machine; empty if the system does not report it."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii", errors="replace").strip()

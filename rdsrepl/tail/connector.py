@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rdsrepl.state.streamed_slots import SlotFingerprint
     from rdsrepl.tail.continuity import LastRun
     from rdsrepl.tail.preflight import PreflightResult
+    from rdsrepl.tail.sinks.recorded_file import RecordedFileSink
 
 _ACTIVE_POLL_SECONDS: Final = 0.5
 _ACTIVE_MARGIN_SECONDS: Final = 5.0
@@ -102,6 +103,7 @@ class Connector:
         check: Callable[[bool], PreflightResult],
         pause: Callable[[float], bool],
         last_run: LastRun | None,
+        recorded: RecordedFileSink | None,
     ) -> None:
         """Prepare to connect.
 
@@ -114,6 +116,7 @@ class Connector:
             check: the preflight check, repeated for each connection; takes whether the server must be a primary.
             pause: waits this many seconds; returns whether it is time to stop.
             last_run: what is remembered from run to run; None where positions are not confirmed.
+            recorded: the output file, if it records where the stream continues.
         """
         self._target = target
         self._options = options
@@ -124,6 +127,7 @@ class Connector:
         self._check = check
         self._pause = pause
         self._last_run = last_run
+        self._recorded = recorded
         self._server: _Server | None = None
         self._mark: SlotFingerprint | None = None
         self._plugin: str | None = None
@@ -167,9 +171,13 @@ class Connector:
                 start_lsn = self._from_lsn if self._server is None else 0
                 if is_same_wal:
                     start_lsn = self._ledger.commit_lsn or self._from_lsn
+                recorded_lsn = self._recorded_lsn(receiver, timelines, checked)
+                start_lsn = max(start_lsn, recorded_lsn)
                 receiver.start(self._options.slot_name, start_lsn, self._pipeline.plugin_options)
                 # Only now does this connection hold the slot, so that no other session moves it.
                 checked = self._check(self._was_primary)
+                if self._server is None and recorded_lsn:
+                    self._require_no_gap(checked, recorded_lsn)
                 self._resume(server, checked, is_same_wal, start_lsn, changes)
                 self.start_lsn = max(start_lsn, int(checked.slot.confirmed_flush_lsn or 0))
             except errors.SlotActive as exc:
@@ -198,6 +206,18 @@ class Connector:
             self.claimed_lsn = lsn
             if self._last_run is not None:
                 self._last_run.confirming(lsn)
+
+    def _recorded_lsn(self, receiver: Receiver, timelines: Timelines, checked: PreflightResult) -> int:
+        """Return where the output file says that the stream continues; 0 if it does not.
+
+        Raises:
+            Refused: the file is of another server.
+        """
+        if self._recorded is None:
+            return 0
+        return self._recorded.resume_lsn(
+            receiver.system_id, timelines, receiver.server_lsn, in_recovery=checked.in_recovery
+        )
 
     def finish(self) -> None:
         """Remember the slot for the next run, while the connection still holds it."""
@@ -261,7 +281,7 @@ class Connector:
             self._ledger.begin(at)
             observer.note(f"streaming again from {Lsn(start_lsn) if start_lsn else Lsn(at)}")
         else:
-            self._resume_on_other_wal(server, checked, changes)
+            self._resume_on_other_wal(server, checked, changes, start_lsn)
         self.claimed_lsn = max(self.claimed_lsn, at)
         self._server, self._mark, self._plugin = server, continuity.fingerprint_of(checked), slot.plugin
         self._remember(checked)
@@ -271,8 +291,8 @@ class Connector:
         if self._last_run is not None and self._server is not None:
             self._last_run.connected(self._server.system_id, self._server.timelines, checked, self.claimed_lsn)
 
-    def _resume_on_other_wal(self, server: _Server, checked: PreflightResult, changes: int) -> None:
-        """Go back to the slot's position on another timeline, and report what that means.
+    def _resume_on_other_wal(self, server: _Server, checked: PreflightResult, changes: int, start_lsn: int) -> None:
+        """Go back to START_LSN or the slot's position on another timeline, and report what that means.
 
         Raises:
             SlotMoved: changes are missing between what was received of the history that both have, and the slot.
@@ -299,7 +319,10 @@ class Connector:
                         f"{self._server.timelines.current} after {Lsn(fork)} "
                         f"{form(after_fork, 'does', 'do')} not exist on this server"
                     )
-        observer.note(f"streaming again from {at}, the slot's position: changes after that may come again")
+        if start_lsn:
+            observer.note(f"streaming again from {Lsn(max(start_lsn, at))}, where the output file continues")
+        else:
+            observer.note(f"streaming again from {at}, the slot's position: changes after that may come again")
         self._ledger.history_changed()
         self._ledger.begin(at)
         self.commits = CommitCounts(changes)

@@ -29,11 +29,13 @@ from rdsrepl.tail.signals import StopSignals
 from rdsrepl.tail.silence import SilenceMonitor
 from rdsrepl.tail.sinks.base import Sink
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.tail.continuity import LastRun
     from rdsrepl.tail.preflight import PreflightResult
+    from rdsrepl.tail.sinks.recorded_file import RecordedFileSink
     from rdsrepl.tail.timelines import Timelines
 
 QUEUE_BYTES: Final = 16 << 20
@@ -64,6 +66,7 @@ class Tail:
         check: Callable[[bool], PreflightResult],
         last_run: LastRun | None = None,
         file: AppendedFile | None = None,
+        recorded: RecordedFileSink | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -76,6 +79,7 @@ class Tail:
             check: the preflight check, repeated for each connection; takes whether the server must be a primary.
             last_run: what is remembered from run to run; None where positions are not confirmed.
             file: what the sink appends to, if changes that it has are left out.
+            recorded: the sink, if it records positions; the stream continues at the last one.
         """
         self._options = options
         self._target = target
@@ -83,10 +87,13 @@ class Tail:
         self._decoder = pipeline.decoder
         self._sink = sink
         self._file = file
+        self._recorded = recorded
         self._observer = observer
         self._ledger = Ledger()
         self._signals = StopSignals()
-        self._connector = Connector(target, options, pipeline, self._ledger, observer, check, self._pause, last_run)
+        self._connector = Connector(
+            target, options, pipeline, self._ledger, observer, check, self._pause, last_run, recorded
+        )
         self._silence = SilenceMonitor(options, self._ledger)
         self._notices: set[str] = set()
         self._started = self._last_change = time.monotonic()
@@ -167,7 +174,7 @@ class Tail:
 
     def _connect(self) -> Receiver | None:
         """Return a connection that streams; None when the run was stopped while it waited for the slot."""
-        if self._file is not None and self._await_durable():
+        if (self._file is not None or self._recorded is not None) and self._await_durable():
             return None
         connected = self._connector.connect(self._changes)
         if connected is None:
@@ -176,6 +183,8 @@ class Tail:
         self._decoder.reset(timelines)
         if self._file is not None:
             self._read_file(self._file, receiver, timelines)
+        if self._recorded is not None:
+            self._continue_file(self._recorded, receiver, timelines)
         self._last_status = time.monotonic()
         self._sent_flush = 0
         self._silence.connected()
@@ -194,6 +203,23 @@ class Tail:
             raise
         if not is_known:
             self._observer.warn("the end of the output file is not in this format: changes may be written again")
+
+    def _continue_file(self, file: RecordedFileSink, receiver: Receiver, timelines: Timelines) -> None:
+        """Let the output file end at the position where the stream starts.
+
+        Raises:
+            SinkFailed: the file could not be changed.
+        """
+        try:
+            removed = file.connected(self._connector.start_lsn, receiver.system_id, timelines)
+        except BaseException:
+            receiver.close()
+            raise
+        if removed:
+            self._observer.note(
+                f"removed {counted(removed, 'byte')} from the end of the file, after the last position that was "
+                "recorded; their changes come again"
+            )
 
     def _await_durable(self) -> bool:
         """Wait until the output has everything that was handed over; return whether to stop."""
@@ -234,6 +260,9 @@ class Tail:
                 return reason
             if receiver.take_keepalive():
                 receiver.require_timeline()
+                if self._recorded is not None and not ledger.in_transaction:
+                    number = ledger.hand_over(None, in_transaction=False)
+                    self._recorded.put_until(number, [], receiver.wal_end_lsn)
                 ledger.keepalive(receiver.wal_end_lsn)
                 if self._file is not None and not ledger.in_transaction:
                     self._file.reached(receiver.wal_end_lsn)
@@ -327,11 +356,17 @@ class Tail:
         return None
 
     def _hand_over(self, batch: DecodedBatch, size: int) -> None:
-        number = self._ledger.hand_over(batch.commit_end_lsn, in_transaction=batch.in_transaction)
+        lines, commit_end_lsn = batch.lines, batch.commit_end_lsn
+        if self._recorded is not None and commit_end_lsn is not None:
+            whole = batch.committed_lines
+            number = self._ledger.hand_over(commit_end_lsn, in_transaction=False)
+            self._recorded.put_until(number, lines[:whole], commit_end_lsn)
+            lines, commit_end_lsn = lines[whole:], None
+        number = self._ledger.hand_over(commit_end_lsn, in_transaction=batch.in_transaction)
         now = time.monotonic()
         if not self._handed_over_at or now - self._handed_over_at[-1][1] >= _SAMPLE_SECONDS:
             self._handed_over_at.append((number, now))
-        self._sink.put(number, batch.lines)
+        self._sink.put(number, lines)
         self._bytes += size
         for end_lsn, changes in batch.commits:
             self._connector.commits.add(end_lsn, self._changes + changes)

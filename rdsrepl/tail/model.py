@@ -124,6 +124,7 @@ class DecodedBatch:
         in_transaction: whether a transaction is incomplete after the last message.
         reached_until: whether ``until_lsn`` was reached; messages after it were not decoded.
         error: set when a message was malformed; the lines are those before it.
+        committed_lines: how many of the lines were written up to the last commit; the others belong to what follows it.
     """
 
     lines: list[str] | list[bytes]
@@ -132,6 +133,7 @@ class DecodedBatch:
     in_transaction: bool
     reached_until: bool = False
     error: MalformedMessage | None = None
+    committed_lines: int = 0
 
     @property
     def commit_end_lsn(self) -> int | None:

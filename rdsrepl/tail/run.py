@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import BadValue, Error, Unsupported, WrongPlugin
@@ -30,6 +31,8 @@ from rdsrepl.tail.options import FormatName, KinesisOptions, TailOptions
 from rdsrepl.tail.pipeline import assemble
 from rdsrepl.tail.progress import Observer, Summary
 from rdsrepl.tail.receiver import printable
+from rdsrepl.tail.sinks.output_files import forget_positions, recorded_file
+from rdsrepl.tail.sinks.position_file import StreamSource
 from rdsrepl.tail.sinks.stdout import StdoutSink, remove_torn_line, require_writable
 from rdsrepl.tail.wal_position import WalPositionPoller
 from rdsrepl.text.counts import counted
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from rdsrepl.tail.preflight import PreflightResult
     from rdsrepl.tail.sinks.base import Sink
     from rdsrepl.tail.sinks.kinesis import KinesisCounts, KinesisSink
+    from rdsrepl.tail.sinks.recorded_file import RecordedFileSink
 
 _ANSWER_SECONDS: Final = 30.0
 # The formats whose lines have an identity.
@@ -108,13 +112,16 @@ def run(
             partition_by=None if options.kinesis is None else options.kinesis.partition_by,
             debezium=options.debezium,
         )
-        if options.kinesis is None:
-            _prepare_stdout(options.format, checked, observer)
         if options.metrics is not None:
             exporter = Exporter(options.metrics, options.slot_name, observer, watch or WalPositionPoller(target))
             observer = exporter
         kinesis = None if stream is None else _kinesis_sink(target, options, stream, observer)
-        sink: Sink = kinesis or StdoutSink(is_json=options.format not in (FormatName.raw, FormatName.pretty))
+        recorded = None
+        if kinesis is None:
+            recorded = _recorded_stdout(options, checked, observer)
+        sink: Sink = (
+            kinesis or recorded or StdoutSink(is_json=options.format not in (FormatName.raw, FormatName.pretty))
+        )
         if exporter is not None and kinesis is not None:
             exporter.counts = kinesis.counts
         tail = Tail(
@@ -126,6 +133,7 @@ def run(
             lambda primary: preflight.check(target, options.slot_name, checked.publications, primary=primary),
             _last_run(target, options, checked, observer) if options.confirm else None,
             _appended_file(options),
+            recorded,
         )
         if checked.is_planned and create is not None:
             try:
@@ -148,13 +156,37 @@ def run(
         catalog.close()
 
 
-def _prepare_stdout(format: FormatName, checked: PreflightResult, observer: Observer) -> None:
-    """Make sure that standard output can be written, and remove the rest of a line that a killed run left.
+def _recorded_stdout(options: TailOptions, checked: PreflightResult, observer: Observer) -> RecordedFileSink | None:
+    """Prepare standard output, and return the sink for a file that positions are recorded for; None for other output.
 
     Raises:
         SinkFailed: it cannot be written.
+        Refused: the file is not the one that the last run wrote.
     """
     require_writable()
+    if _is_recorded(options, checked):
+        if not options.at_least_once:
+            source = StreamSource(checked.database, options.slot_name, checked.slot.plugin or "", options.format.value)
+            repair = partial(_repair_end, options.format, checked, observer)
+            recorded = recorded_file(1, source, repair, observer.warn)
+            if recorded is not None:
+                return recorded
+        else:
+            forget_positions(1)
+    _repair_end(options.format, checked, observer)
+    return None
+
+
+def _is_recorded(options: TailOptions, checked: PreflightResult) -> bool:
+    """Return whether positions tell what a file has: its lines have no identity, and its positions are exact."""
+    if not options.confirm or options.format not in (FormatName.wal2json, FormatName.raw):
+        return False
+    # Its messages have the transaction's start, before which other transactions may not have ended.
+    return checked.slot.plugin != "wal2json" or options.plugin_options.get("format-version") != "1"
+
+
+def _repair_end(format: FormatName, checked: PreflightResult, observer: Observer) -> None:
+    """Remove the rest of a line that a killed run left."""
     # pgoutput's own messages are not lines: their bytes may contain newlines.
     is_lines = format is not FormatName.raw or checked.slot.plugin != "pgoutput"
     if is_lines and (size := remove_torn_line()):

@@ -102,7 +102,7 @@ class PgoutputDecoder:
         catalog.batch_received()
         tx, seq = self._tx, self._seq
         commits: list[tuple[int, int]] = []
-        changes, reached_until, error = 0, False, None
+        changes, committed_lines, reached_until, error = 0, 0, False, None
         m = b""
         try:
             for m in messages:
@@ -152,6 +152,7 @@ class PgoutputDecoder:
                     commits.append((self._end(m), changes))
                     if marker := self._format.commit(tx):
                         append(marker)
+                    committed_lines = len(lines)
                     tx, seq, relations = _NO_TRANSACTION, 0, _NO_RELATIONS
                 elif kind == 0x52:  # Relation
                     self._read_relation(m)
@@ -177,12 +178,14 @@ class PgoutputDecoder:
                     catalog.xid = xid
                 elif kind == 0x50:  # Prepare
                     commits.append((self._end(m), changes))
+                    committed_lines = len(lines)
                     tx, seq, relations = _NO_TRANSACTION, 0, _NO_RELATIONS
                 elif kind == 0x4B or kind == 0x72:  # Commit Prepared, Rollback Prepared
                     line, end_lsn = self._resolution(m)
                     append(line)
                     changes += 1
                     commits.append((end_lsn, changes))
+                    committed_lines = len(lines)
                 elif kind == 0x4F:  # Origin: comes after Begin, before the first change
                     if not self._open:
                         raise ValueError("an origin outside of a transaction")
@@ -192,7 +195,7 @@ class PgoutputDecoder:
         except MALFORMED as exc:
             error = self._malformed(m, exc)
         self._tx, self._seq = tx, seq
-        return DecodedBatch(lines, changes, commits, self._open, reached_until, error)
+        return DecodedBatch(lines, changes, commits, self._open, reached_until, error, committed_lines)
 
     def _begin(self, tx: Transaction, commit_lsn: int) -> Transaction:
         if self._open:
@@ -320,7 +323,7 @@ class RawPgoutput:
         """Pass messages through; only the messages of transactions are parsed."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
-        changes, reached_until, error = 0, False, None
+        changes, committed_lines, reached_until, error = 0, 0, False, None
         m = b""
         try:
             for m in messages:
@@ -338,6 +341,7 @@ class RawPgoutput:
                     end_lsn = _COMMIT(m, _AT + 1)[2]
                     _check_end(m, end_lsn)
                     commits.append((end_lsn, changes))
+                    committed_lines = len(lines) + 2
                     self._open = False
                 elif kind != 0x52 and kind != 0x59:
                     if not self._open and kind in b"IUDT":
@@ -348,4 +352,4 @@ class RawPgoutput:
                 lines += [m[_AT:], b"\n"]
         except MALFORMED as exc:
             error = malformed("pgoutput", m, None, exc)
-        return DecodedBatch(lines, changes, commits, self._open, reached_until, error)
+        return DecodedBatch(lines, changes, commits, self._open, reached_until, error, committed_lines)

@@ -38,7 +38,7 @@ class TestDecodingDecoder:
         """Pass messages through."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
-        changes, reached_until, error = 0, False, None
+        changes, committed_lines, reached_until, error = 0, 0, False, None
         m = b""
         try:
             for m in messages:
@@ -46,6 +46,7 @@ class TestDecodingDecoder:
                 if payload.startswith(_ENDS):
                     commit_end = end_of_commit(m)
                     commits.append((commit_end, changes))
+                    committed_lines = len(lines) + 2
                     self._open = False
                     if self._until is not None and commit_end >= self._until:
                         reached_until = True
@@ -67,7 +68,7 @@ class TestDecodingDecoder:
                     break
         except MALFORMED as exc:
             error = malformed("test_decoding", m, None, exc)
-        return DecodedBatch(lines, changes, commits, self._open, reached_until, error)
+        return DecodedBatch(lines, changes, commits, self._open, reached_until, error, committed_lines)
 
     def _wanted(self, payload: bytes) -> bool:
         match = _TABLE.match(payload.decode("utf-8", "surrogateescape"))

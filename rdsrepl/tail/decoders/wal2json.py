@@ -79,7 +79,7 @@ class RawWal2json:
         lines: list[bytes] = []
         append = lines.append
         commits: list[tuple[int, int]] = []
-        markers, reached_until, error = 0, False, None
+        markers, committed, reached_until, error = 0, 0, False, None
         is_open, until, filtered = self._open, self._until, bool(self._tables)
         m = b""
         try:
@@ -92,6 +92,7 @@ class RawWal2json:
                     commits.append((commit_end, len(lines) - markers))
                     is_open = False
                     markers += 1
+                    committed = len(lines) + 1
                     if until is not None and commit_end >= until:
                         append(m[PAYLOAD:])
                         reached_until = True
@@ -115,11 +116,13 @@ class RawWal2json:
         if not lines:
             return DecodedBatch(lines, 0, commits, is_open, reached_until, error)
         changes = len(lines) - markers
-        append(b"")  # so that one join gives every message its newline
+        parts = [self._text(part) for part in (lines[:committed], lines[committed:]) if part]
+        return DecodedBatch(parts, changes, commits, is_open, reached_until, error, 1 if committed else 0)
+
+    def _text(self, lines: list[bytes]) -> bytes:
+        lines.append(b"")  # so that one join gives every message its newline
         text = b"\n".join(lines)
-        if self._as_utf8:
-            text = self._decode(text).encode("utf-8", "surrogateescape")
-        return DecodedBatch([text], changes, commits, is_open, reached_until, error)
+        return self._decode(text).encode("utf-8", "surrogateescape") if self._as_utf8 else text
 
     def _wanted(self, m: bytes) -> bool:
         event = json.loads(self._decode(m[PAYLOAD:]))
@@ -139,19 +142,20 @@ class RawWal2jsonV1:
         """Pass messages through."""
         lines: list[bytes] = []
         commits: list[tuple[int, int]] = []
-        reached_until, error = False, None
+        committed_lines, reached_until, error = 0, False, None
         m = b""
         try:
             for m in messages:
                 commit_end = end_of_commit(m)
                 lines += [m[PAYLOAD:], b"\n"]
                 commits.append((commit_end, len(lines) // 2))
+                committed_lines = len(lines)
                 if self._until is not None and commit_end >= self._until:
                     reached_until = True
                     break
         except MALFORMED as exc:
             error = _malformed(m, exc)
-        return DecodedBatch(lines, len(lines) // 2, commits, False, reached_until, error)
+        return DecodedBatch(lines, len(lines) // 2, commits, False, reached_until, error, committed_lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,7 @@ class ParsedWal2json:
                         raise ValueError(f"its nextlsn {Lsn(end_lsn)} precedes its start")
                     self._transaction_v1(document, end_lsn, lines, batch)
                     batch.commits.append((end_lsn, batch.changes))
+                    batch.committed_lines = len(lines)
                     if self._until is not None and end_lsn >= self._until:
                         batch.reached_until = True
                         break
@@ -265,6 +270,7 @@ class ParsedWal2json:
                 raise ValueError("it ends a transaction that did not begin")
             lines.append(self._format.commit(self._tx))
             batch.commits.append((start, batch.changes))
+            batch.committed_lines = len(lines)
             batch.in_transaction = False
         else:
             if not batch.in_transaction and (action != "M" or event["transactional"]):

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from rdsrepl.errors import Error, OutputClosed, SinkFailed
 from rdsrepl.tail.wakeup import WakeupPipe
@@ -35,6 +35,20 @@ _READER_SECONDS: Final = 0.5
 _WRITE_BYTES: Final = 1 << 20
 _VECTORS: Final = 256
 _TORN_BYTES: Final = 64 << 20
+
+
+class Entry(NamedTuple):
+    """What waits to be written.
+
+    Attributes:
+        number: the batch.
+        data: its bytes.
+        lsn: everything committed before this position ends with the batch; None if that is not known.
+    """
+
+    number: int
+    data: bytes
+    lsn: int | None = None
 
 
 class StdoutSink:
@@ -53,7 +67,7 @@ class StdoutSink:
         self._regular = stat.S_ISREG(mode)
         self._pipe = stat.S_ISFIFO(mode)
         self._has_reader = self._pipe or stat.S_ISSOCK(mode)
-        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queue: deque[Entry] = deque()
         self._changed = threading.Condition()
         self._pending = 0
         self._written = 0
@@ -65,19 +79,24 @@ class StdoutSink:
         self._finishing = self._closing = False
         self._failure: Error | None = None
         self.wakeup = WakeupPipe()
+        # Held while the thread writes or syncs.
+        self._busy = threading.Lock()
         self._thread = threading.Thread(target=self._work, name="stdout", daemon=True)
         self._thread.start()
 
     def put(self, number: int, lines: Sequence[str] | Sequence[bytes]) -> None:
         """Accept batch NUMBER."""
-        if self._failure is not None:
-            raise self._failure
-        data = _joined(lines)
+        data = joined(lines)
         if self._escapes:
             data = json_line(data.decode("utf-8", "surrogateescape")).encode()
+        self._accept(Entry(number, data))
+
+    def _accept(self, entry: Entry) -> None:
+        if self._failure is not None:
+            raise self._failure
         with self._changed:
-            self._queue.append((number, data))
-            self._pending += len(data)
+            self._queue.append(entry)
+            self._pending += len(entry.data)
             self._changed.notify()
 
     @property
@@ -111,30 +130,37 @@ class StdoutSink:
         try:
             while True:
                 chunk, idle, finishing = self._next_chunk(synced_at)
-                if chunk:
-                    self._write([memoryview(data) for _, data in chunk if data])
-                    self._written = chunk[-1][0]
-                    with self._changed:
-                        self._pending -= sum(len(data) for _, data in chunk)
-                if self._pipe:
-                    self._take_read(chunk)
-                elif not self._regular:
-                    self._durable = self._written
-                elif self._written != self._durable and (
-                    time.monotonic() - synced_at >= self._sync_pause or (idle and finishing)
-                ):
-                    self._sync()
-                    synced_at = time.monotonic()
-                if self._has_reader and not (idle and finishing and self._written == self._durable):
-                    self._require_reader()
+                with self._busy:
+                    synced_at = self._handle(chunk, synced_at, ends=idle and finishing)
                 self.wakeup.wake()
                 if finishing and idle and (self._written == self._durable or self._closing):
                     return
         except OSError as exc:
-            self._failure = _failure(exc)
+            self._failure = self._failed(exc)
+            self.wakeup.wake()
+        except Error as exc:
+            self._failure = exc
             self.wakeup.wake()
 
-    def _next_chunk(self, synced_at: float) -> tuple[list[tuple[int, bytes]], bool, bool]:
+    def _handle(self, chunk: Sequence[Entry], synced_at: float, *, ends: bool) -> float:
+        """Write batches, and find out what is durable; return when a file was synced last."""
+        if chunk:
+            self._write_chunk(chunk)
+            self._written = chunk[-1].number
+            with self._changed:
+                self._pending -= sum(len(entry.data) for entry in chunk)
+        if self._pipe:
+            self._take_read(chunk)
+        elif not self._regular:
+            self._durable = self._written
+        elif self._written != self._durable and (time.monotonic() - synced_at >= self._sync_pause or ends):
+            self._sync()
+            synced_at = time.monotonic()
+        if self._has_reader and not (ends and self._written == self._durable):
+            self._require_reader()
+        return synced_at
+
+    def _next_chunk(self, synced_at: float) -> tuple[list[Entry], bool, bool]:
         """Wait for batches, or until a file must be synced or a pipe checked.
 
         Returns:
@@ -145,11 +171,13 @@ class StdoutSink:
                 pause = self._pause(synced_at)
                 if not self._changed.wait(pause):
                     break
-            chunk: list[tuple[int, bytes]] = []
+            chunk: list[Entry] = []
             size = 0
             while self._queue and size < _WRITE_BYTES:
                 chunk.append(self._queue.popleft())
-                size += len(chunk[-1][1])
+                size += len(chunk[-1].data)
+                if self._ends_chunk(chunk[-1], size):
+                    break
             return chunk, not self._queue, self._finishing
 
     def _pause(self, synced_at: float) -> float | None:
@@ -160,11 +188,15 @@ class StdoutSink:
             return None
         return max(0.0, synced_at + self._sync_pause - time.monotonic())
 
-    def _take_read(self, chunk: Sequence[tuple[int, bytes]]) -> None:
+    def _ends_chunk(self, entry: Entry, size: int) -> bool:  # noqa: ARG002
+        """Whether nothing is written together with what precedes it; SIZE bytes were taken up to its end."""
+        return False
+
+    def _take_read(self, chunk: Sequence[Entry]) -> None:
         """Move ``durable`` to what the reader of the pipe has read, after CHUNK was written."""
-        for number, data in chunk:
-            self._written_bytes += len(data)
-            self._unread.append((number, self._written_bytes))
+        for entry in chunk:
+            self._written_bytes += len(entry.data)
+            self._unread.append((entry.number, self._written_bytes))
         if self._unread:
             read_bytes = self._written_bytes - _unread_bytes(self._fd)
             while self._unread and self._unread[0][1] <= read_bytes:
@@ -176,6 +208,9 @@ class StdoutSink:
         poll.register(self._fd, 0)
         if poll.poll(0):
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def _write_chunk(self, chunk: Sequence[Entry]) -> None:
+        self._write([memoryview(entry.data) for entry in chunk if entry.data])
 
     def _write(self, views: list[memoryview]) -> None:
         position = 0
@@ -194,8 +229,15 @@ class StdoutSink:
     def _sync(self) -> None:
         number, started = self._written, time.monotonic()
         os.fsync(self._fd)
+        self._synced()
         self._sync_pause = max(_FSYNC_SECONDS, _FSYNC_SHARE * (time.monotonic() - started))
         self._durable = number
+
+    def _synced(self) -> None:
+        """Do what must follow a sync before anything is confirmed."""
+
+    def _failed(self, exc: OSError) -> Error:
+        return _failure(exc)
 
 
 def require_writable(fd: int = 1) -> None:
@@ -248,7 +290,8 @@ def remove_torn_line(fd: int = 1) -> int:
     return 0
 
 
-def _joined(lines: Sequence[str] | Sequence[bytes]) -> bytes:
+def joined(lines: Sequence[str] | Sequence[bytes]) -> bytes:
+    """Return lines as bytes."""
     if lines and isinstance(lines[0], bytes):
         if len(lines) == 1:
             return lines[0]

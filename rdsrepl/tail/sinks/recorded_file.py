@@ -1,0 +1,227 @@
+"""A regular file as a sink that records beside it which position of the stream its end has (``position_file``).
+
+The order makes it exact: the file is synced, then its position is recorded and synced, then the position is confirmed
+to the server. Whatever a run that was killed left after the recorded size is removed, and the stream starts at the
+recorded position. Only the end of a transaction is recorded, so nothing of a transaction is kept in part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rdsrepl.errors import Error, Refused, SinkFailed
+from rdsrepl.lsn import Lsn
+from rdsrepl.tail.sinks.position_file import START_ANEW, FilePosition, PositionFile, StreamSource, checksum_of
+from rdsrepl.tail.sinks.stdout import Entry, StdoutSink, joined
+from rdsrepl.tail.timelines import Timelines
+from rdsrepl.text.counts import counted
+from rdsrepl.text.escapes import shown
+
+
+class RecordedFileSink(StdoutSink):
+    """Appends to a regular file from its own thread."""
+
+    def __init__(
+        self,
+        fd: int,
+        path: Path,
+        reader: int,
+        positions: PositionFile,
+        source: StreamSource,
+        position: FilePosition | None,
+    ) -> None:
+        """Prepare a sink.
+
+        Args:
+            fd: the file, open for writing at its end.
+            path: its name.
+            reader: the same file, open for reading.
+            positions: where positions are recorded.
+            source: what is written.
+            position: the last position that was recorded, verified; None for a file that begins now.
+        """
+        self._path = path
+        self._positions = positions
+        self._source = source
+        self._position = position
+        self._timelines = Timelines(0)
+        self._system_id = ""
+        # The last position that was written, and the size of the file there; None once it is recorded.
+        self._reached: tuple[int, int] | None = None
+        self._size = os.fstat(fd).st_size
+        self._reader = reader
+        self._released = False
+        super().__init__(fd)
+
+    def resume_lsn(self, system_id: str, timelines: Timelines, server_lsn: int, *, in_recovery: bool) -> int:
+        """Return the position at which the stream continues the file; 0 if the file has none.
+
+        Args:
+            system_id: of the server.
+            timelines: of the server. Where the file goes past its fork, the stream continues at the fork.
+            server_lsn: the end of its WAL.
+            in_recovery: whether it is a standby, which may still receive the WAL.
+
+        Raises:
+            Refused: the file is of another server, or newer than it.
+        """
+        position = self._position
+        if position is None:
+            return 0
+        where = f"{shown(str(self._path))} ends at {Lsn(position.lsn)} of timeline {position.timeline}"
+        end = timelines.end_of(position.timeline)
+        if position.system_id != system_id:
+            reason = f"was written from the database system {position.system_id}, and this one is {system_id}"
+            where = shown(str(self._path))
+        elif end is None:
+            reason = f"and the server on timeline {timelines.current} does not have that timeline"
+        elif min(position.lsn, end) > server_lsn and not in_recovery:
+            reason = f"and the server's WAL ends before that, at {Lsn(server_lsn)}: an older state was restored"
+        else:
+            return min(position.lsn, end)
+        raise Refused(f"{where} {reason}", hint=f"append to another file, {START_ANEW}")
+
+    def connected(self, start_lsn: int, system_id: str, timelines: Timelines) -> int:
+        """Begin with the stream of a new connection, after everything that was accepted is durable.
+
+        Removes what follows the last position, which is sent again, and records where the stream starts.
+
+        Returns:
+            How many bytes were removed.
+
+        Raises:
+            SinkFailed: the file could not be changed.
+        """
+        with self._busy:
+            try:
+                removed = self._remove_incomplete()
+                self._system_id, self._timelines = system_id, timelines
+                os.fsync(self._fd)
+                self._record(start_lsn, self._size)
+            except OSError as exc:
+                raise self._failed(exc) from exc
+        return removed
+
+    def put_until(self, number: int, lines: Sequence[str] | Sequence[bytes], lsn: int) -> None:
+        """Accept batch NUMBER; everything that was committed before a position ends with it."""
+        self._accept(Entry(number, joined(lines), lsn))
+
+    def close(self) -> None:
+        """End the thread, and record that the run has ended; what follows the position stays in the file."""
+        if self._released:
+            return
+        super().close()
+        if not self._thread.is_alive():
+            self._released = True
+            if self._failure is None and self._position is not None:
+                with contextlib.suppress(OSError):  # the record before it is valid
+                    self._positions.store(replace(self._position, end=self._size))
+            self._positions.close()
+            os.close(self._reader)
+
+    def _remove_incomplete(self) -> int:
+        size = self._size if self._position is None else self._position.size
+        removed = self._size - size
+        if removed:
+            os.ftruncate(self._fd, size)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        self._positions.writing_to(size)
+        self._size = size
+        return removed
+
+    def _write_chunk(self, chunk: Sequence[Entry]) -> None:
+        size = self._size
+        for entry in chunk:
+            size += len(entry.data)
+            if entry.lsn is not None:
+                self._reached = entry.lsn, size
+        if size != self._size:
+            self._positions.writing_to(size)
+            super()._write_chunk(chunk)
+            self._size = size
+        if os.fstat(self._fd).st_size != size:
+            raise SinkFailed(
+                f"another program changed {shown(str(self._path))} while it was written",
+                hint="nothing is confirmed that was written since; let no other program truncate the file or append to "
+                "it, and start again",
+            )
+
+    def _synced(self) -> None:
+        if self._reached is not None:
+            self._record(*self._reached)
+
+    def _record(self, lsn: int, size: int) -> None:
+        """Record that the file has everything committed before LSN in its first SIZE bytes."""
+        timeline, before = self._timelines.of_end(lsn), self._position
+        first, started_at = (timeline, lsn), time.time()
+        if before is not None and before.size:
+            first, started_at = (before.first_timeline, before.first_lsn), before.started_at
+        elif before is not None and size:
+            first = before.timeline, before.lsn
+        position = FilePosition(
+            self._source, self._system_id, timeline, lsn, size, checksum_of(self._reader, size), *first, started_at
+        )
+        self._positions.store(position)
+        self._position, self._reached = position, None
+
+    def _failed(self, exc: OSError) -> Error:
+        return SinkFailed(
+            f"could not write to {shown(str(self._path))}: {exc.strerror}",
+            hint="free disk space or repair the disk, then start again: no change is confirmed that was not written",
+        )
+
+
+def verify(path: Path, size: int, reader: int, position: FilePosition, most_written: int | None) -> int:
+    """Make sure that a file is the one whose position was recorded.
+
+    Args:
+        path: its name.
+        size: its size, not 0.
+        reader: the file, open for reading.
+        position: what was recorded.
+        most_written: the size that the last run can have written; None if unknown.
+
+    Returns:
+        How many bytes follow the position; the last run left them.
+
+    Raises:
+        Refused: the file is another one, or another program changed it.
+    """
+    name = shown(str(path))
+    hint = f"append to another file, {START_ANEW}"
+    if size < position.size:
+        raise Refused(
+            f"{name} has {counted(size, 'byte')}, and had {position.size} at {Lsn(position.lsn)}: it was truncated, "
+            "and the changes in between are missing",
+            hint=f"restore it, {hint}",
+        )
+    if checksum_of(reader, position.size) != position.checksum:
+        raise Refused(
+            f"{name} is not the file that the last run wrote: its content before byte {position.size} differs",
+            hint=f"restore it, {hint}",
+        )
+    if most_written is not None and size > most_written:
+        raise Refused(
+            f"another program wrote the last {counted(size - most_written, 'byte')} of {name}",
+            hint=f"remove them: truncate --size={most_written} {shlex.quote(str(path))}; {hint}",
+        )
+    return size - position.size
+
+
+def require_source(path: Path, source: StreamSource, position: FilePosition) -> None:
+    """Make sure that a file continues with what it has.
+
+    Raises:
+        Refused: it is of another slot, or in another format.
+    """
+    if position.source != source:
+        raise Refused(
+            f"{shown(str(path))} is of {position.source}; this run is of {source}",
+            hint=f"append to another file, {START_ANEW}",
+        )
