@@ -78,7 +78,7 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
 
     # AWS refuses a group at the creation of a replica; it is attached afterwards.
     done = ok(cloud("instance", "create", replica, *base, "--replica-of", name, "--param-group", other, "-o", "json"))
-    tidy("instance", "delete", replica, "--confirm", replica)
+    tidy("instance", "delete", replica, "--skip-final-snapshot", "--confirm", replica)
     calls = [step["operation"] for step in done.json["steps"] if "operation" in step]
     assert calls == ["CreateDBInstanceReadReplica", "ModifyDBInstance", "RebootDBInstance"]
     shown = cloud("instance", "show", replica, "-o", "json").json["instance"]
@@ -129,13 +129,33 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     ok(cloud("param-group", "reset", group, "max_wal_senders", "--yes"))
     ok(cloud("param-group", "reset", group, "--all", "--yes"))
     ok(cloud("slot", "drop", "kept", "--instance", name, "--yes"))
+    # A promotion is refused for a moment; its source goes on running, and a second one has nothing to do.
+    cloud.faults(fault("PromoteReadReplica", "InvalidDBInstanceState", BUSY, 2))
+    promote = ("instance", "promote", replica, "--backup-retention", "3", "--yes", "-o", "json")
+    assert cloud(*promote[:-3], "--check").code == 7
+    promoted = ok(cloud(*promote, "--timeout", "60s", env=password(cloud, name)))
+    assert f"{name} goes on running" in promoted.json["warnings"][0]
+    calls = [step["parameters"] for step in promoted.json["steps"] if "operation" in step]
+    assert calls == [{"DBInstanceIdentifier": replica, "BackupRetentionPeriod": 3}]
+    shown = cloud("instance", "show", replica, "-o", "json").json["instance"]
+    assert (shown["replica_of"], shown["status"]) == (None, "available")
+    assert cloud(*promote).json["status"] == "unchanged"
+    members = cloud("cluster", "show", "sandbox", "-o", "json").json["members"]
+    writer = next(one["instance_id"] for one in members if one["role"] == "writer")
+    member = cloud("instance", "promote", writer, "--yes")
+    assert member.code == 4 and "cluster failover sandbox" in member.err
+    assert cloud("instance", "promote", replica, "--backup-window", "3-4").code == 2
+
+
+def password(cloud: Cloud, instance: str) -> dict[str, str]:
+    secret = cloud("instance", "show", instance, "-o", "json").json["instance"]["master_secret"]
+    value = cloud.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
+    return {"PGPASSWORD": json.loads(value)["password"]}
 
 
 def show(cloud: Cloud, instance: str, parameter: str) -> str:
     source = instance.removesuffix("-r")
-    secret = cloud("instance", "show", source, "-o", "json").json["instance"]["master_secret"]
-    value = cloud.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
-    env = {"PGPASSWORD": json.loads(value)["password"]}
+    env = password(cloud, source)
     shown = ok(cloud("psql", "--instance", instance, "--", "-d", "postgres", "-Atc", f"SHOW {parameter}", env=env))
     return shown.out.strip()
 

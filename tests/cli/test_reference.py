@@ -75,7 +75,7 @@ DATABASE = SERVER | {"--dsn", "--dbname", "--user"}
 # The commands that use no database, with the server options that they take. The longest name decides.
 SCOPES = {
     "cluster": AWS, "cluster reboot": DATABASE, "cluster failover": DATABASE, "cluster delete": DATABASE,
-    "instance": AWS, "instance reboot": DATABASE, "instance failover": DATABASE,
+    "instance": AWS, "instance reboot": DATABASE, "instance failover": DATABASE, "instance promote": DATABASE,
     "param-group": AWS, "param-group create": SERVER, "param-group attach": DATABASE, "param-group diff": DATABASE,
     "stream": AWS, "iam-policy": SERVER,
     "runbook list": set(), "runbook show": set(), "config": set(), "sandbox": set(), "demo": set(), "help": set(),
