@@ -70,3 +70,42 @@ def ls(conn: Connection) -> list[Subscription]:
         statistics=sql.SQL(_STATISTICS if new else ""),
     )
     return [Subscription(*row) for row in conn.execute(query).fetchall()]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedTable:
+    """A table that a subscription of this database receives.
+
+    Attributes:
+        slot: the slot on the publisher; None without a slot.
+        publications: the publications on the publisher.
+        is_ready: whether its initial copy is complete and the apply worker applies its changes.
+    """
+
+    subscription: str
+    enabled: bool
+    slot: str | None
+    publications: tuple[str, ...]
+    schema: str
+    name: str
+    is_ready: bool
+
+
+# srsubstate: s is synchronized, r is ready.
+_RECEIVED: Final = """
+SELECT s.subname::text, s.subenabled, s.subslotname::text, s.subpublications, n.nspname::text, c.relname::text,
+       r.srsubstate IN ('s', 'r')
+  FROM pg_catalog.pg_subscription s
+  JOIN pg_catalog.pg_database d ON d.oid = s.subdbid AND d.datname = current_database()
+  JOIN pg_catalog.pg_subscription_rel r ON r.srsubid = s.oid
+  JOIN pg_catalog.pg_class c ON c.oid = r.srrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ ORDER BY 1, 5, 6
+"""
+
+
+def received(conn: Connection) -> list[ReceivedTable]:
+    """Return the tables that the subscriptions of this database receive."""
+    return [
+        ReceivedTable(name, enabled, slot, tuple(publications), schema, table, is_ready)
+        for name, enabled, slot, publications, schema, table, is_ready in conn.execute(_RECEIVED).fetchall()
+    ]

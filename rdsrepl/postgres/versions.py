@@ -18,6 +18,8 @@ PGOUTPUT_MESSAGES_SINCE: Final = 14
 IDLE_SESSION_TIMEOUT_SINCE: Final = 14
 #: ``client_connection_check_interval``.
 CLIENT_CHECK_INTERVAL_SINCE: Final = 14
+#: ``hash_record_extended``.
+RECORD_HASHES_SINCE: Final = 14
 
 #: row filters, column lists and TABLES IN SCHEMA.
 PUBLICATION_FILTERS_SINCE: Final = 15

@@ -1,0 +1,132 @@
+"""``rdsrepl verify``: compare the tables of two databases while both change, and prove each difference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rdsrepl.cli.completion import complete_publication
+from rdsrepl.cli.context import global_options
+from rdsrepl.cli.options import flag_option
+from rdsrepl.cli.progress import Progress
+from rdsrepl.cli.targets import database_target, other_target
+from rdsrepl.errors import ExitCode
+from rdsrepl.render import Column, emit, indented, listing, stacked
+from rdsrepl.text.counts import counted
+from rdsrepl.units import parse_duration
+
+if TYPE_CHECKING:
+    from rdsrepl.verify.results import TableResult, Verification
+
+
+def verify(
+    ctx: typer.Context,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="TARGET", help="The copy: a target, an instance or a connection string.",
+            show_default=False,
+        ),
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source", metavar="TARGET", help="The source; default: the database of the command.", show_default=False
+        ),
+    ] = None,
+    read_from: Annotated[
+        str | None,
+        typer.Option(
+            "--read-from", metavar="TARGET", help="Read the tables of the source from this standby.",
+            show_default=False,
+        ),
+    ] = None,
+    publication: Annotated[
+        str | None,
+        typer.Option(
+            "--publication", metavar="NAME", help="Compare the tables, columns and rows that it sends.",
+            autocompletion=complete_publication, show_default=False,
+        ),
+    ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option("--table", metavar="TABLE", help="Compare only this table; may be repeated.", show_default=False),
+    ] = None,
+    columns: Annotated[bool, flag_option("--columns", help="Name the columns that differ.")] = False,
+    exact_text: Annotated[
+        bool, flag_option("--exact-text", help="Compare all values as text: numeric 1.0 and 1.00 differ.")
+    ] = False,
+    no_changes: Annotated[
+        bool, flag_option("--no-changes", help="Assume that neither side changes; needed without replication.")
+    ] = False,
+    proof_timeout: Annotated[
+        str, typer.Option("--proof-timeout", metavar="DURATION", help="Stop proving a table's differences after this.")
+    ] = "60s",
+) -> None:  # fmt: skip
+    """Compare the tables of two databases, and prove each difference.
+
+    Both sides may go on changing. A row that differs is read again, after the copy has applied what the source had
+    committed, until the difference is gone or proven. The exit code is 0 if all tables are equal, 8 if a difference is
+    not proven in time, 9 with proven differences.
+
+    Example: rdsrepl verify --source orders --to reporting --columns
+    """
+    from rdsrepl.verify import run
+
+    seconds = parse_duration(proof_timeout)
+    options = run.Options(publication, tuple(table or ()), no_changes, exact_text, columns, seconds)
+    primary = database_target(ctx) if source is None else other_target(ctx, source, "--source")
+    copy = other_target(ctx, to, "--to")
+    reader = None if read_from is None else other_target(ctx, read_from, "--read-from")
+    progress = Progress(ctx)
+    try:
+        found = run.verify(primary, copy, options, _shown(progress), read_from=reader)
+    finally:
+        progress.clear()
+    emit(found, global_options(ctx).output, lambda: _table(found))
+    if found.exit_code is not ExitCode.DONE:
+        raise typer.Exit(found.exit_code)
+
+
+def _shown(progress: Progress) -> Callable[[str, int, int], None]:
+    began = time.monotonic()
+
+    def show(table: str, rows: int, estimated: int) -> None:
+        of = f" of about {estimated:,}" if estimated > rows else ""
+        progress.update("comparing", time.monotonic() - began, [f"{table}: {rows:,}{of} rows"])
+
+    return show
+
+
+def _table(found: Verification) -> object:
+    rows = (
+        Column("TABLE", lambda row: row.table, kind="name"),
+        Column("ROWS", lambda row: row.rows, kind="number"),
+        Column("STATE", lambda row: row.state.value),
+        Column("MISSING", lambda row: row.missing, kind="number"),
+        Column("EXTRA", lambda row: row.extra, kind="number"),
+        Column("DIFFERENT", lambda row: row.different, kind="number"),
+        Column("NOT PROVEN", lambda row: row.not_proven, priority=2, kind="number"),
+        Column("CLEARED", lambda row: row.cleared, priority=3, kind="number"),
+    )
+    parts: list[object] = [listing(found.tables, rows, empty="no tables to compare")]
+    parts += [f"{one.table}: {one.message}" for one in found.structure]
+    for result in found.tables:
+        parts += [f"{result.table}: {note}" for note in result.notes]
+        parts += _rows(result)
+    return stacked(*parts)
+
+
+def _rows(result: TableResult) -> list[object]:
+    lines: list[object] = []
+    for row in result.keys:
+        key = ", ".join(f"{name}={value}" for name, value in row.key.items())
+        which = f" in {', '.join(row.columns)}" if row.columns else ""
+        lines.append(indented(f"{key}: {row.state.value}{which}"))
+    proven = result.missing + result.extra + result.different
+    if lines and proven > len(lines):
+        lines.append(indented(f"and {counted(proven - len(lines), 'more row')}"))
+    return [f"{result.table}:", *lines] if lines else []

@@ -1,0 +1,156 @@
+"""Read the structure of tables: columns with their types, unique keys, what a publication sends of each.
+
+Manual, sections 52.7 (``pg_attribute``), 52.26 (``pg_index``), 54.17 (``pg_publication_tables``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.postgres import versions
+from rdsrepl.postgres.connection import server_version
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+#: Schema and name of a table.
+TableName = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """The type of a column.
+
+    Attributes:
+        text: as SQL writes it, with its schema where it is not a built-in type and without a modifier.
+        builtin: its name in ``pg_catalog``, for a domain that of its base type; None for another type.
+    """
+
+    text: str
+    builtin: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TableStructure:
+    """A table.
+
+    Attributes:
+        relkind: ``r`` for an ordinary table, ``p`` for a partitioned table.
+        columns: the types of its columns by name, in the table's order, without generated columns.
+        keys: its valid, immediate, unique indexes on columns that are not null: the primary key first, then the
+            replica identity.
+        estimated_rows: what the last ANALYZE or VACUUM counted; 0 where none ran.
+        published_columns: what the publication sends; None is all columns.
+        row_filter: the publication's row filter, as the server prints it; None without one.
+    """
+
+    schema: str
+    name: str
+    relkind: str
+    columns: dict[str, ColumnType]
+    keys: tuple[tuple[str, ...], ...]
+    estimated_rows: int
+    published_columns: frozenset[str] | None = None
+    row_filter: str | None = None
+
+    @property
+    def full_name(self) -> TableName:
+        """Schema and name."""
+        return self.schema, self.name
+
+
+_TABLES: Final = """
+SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, greatest(c.reltuples, 0)::bigint
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+"""
+_ALL: Final = """
+ WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+   AND n.nspname !~ '^pg_(toast|temp)'
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+ ORDER BY 2, 3
+"""
+_NAMED: Final = """
+  JOIN unnest(%(schemas)s::text[], %(names)s::text[]) w (nspname, relname)
+    ON w.nspname = n.nspname AND w.relname = c.relname
+ WHERE c.relkind IN ('r', 'p') ORDER BY 2, 3
+"""
+_COLUMNS: Final = """
+SELECT a.attrelid, a.attname::text, pg_catalog.format_type(a.atttypid, NULL),
+       (SELECT b.typname::text FROM pg_catalog.pg_type b
+         WHERE b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
+           AND b.typnamespace = 'pg_catalog'::regnamespace AND b.typtype = 'b')
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+ WHERE a.attrelid = ANY (%s) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+ ORDER BY a.attrelid, a.attnum
+"""
+_KEYS: Final = """
+SELECT i.indrelid,
+       (SELECT array_agg(a.attname::text ORDER BY k.place)
+          FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, place)
+          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+         WHERE k.place <= i.indnkeyatts)
+  FROM pg_catalog.pg_index i
+ WHERE i.indrelid = ANY (%s) AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
+   AND i.indexprs IS NULL
+   AND NOT EXISTS (SELECT FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (attnum, place)
+                     JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                    WHERE k.place <= i.indnkeyatts AND NOT a.attnotnull)
+ ORDER BY i.indrelid, i.indisprimary DESC, i.indisreplident DESC, i.indnatts, i.indexrelid
+"""
+_PUBLISHED: Final = """
+SELECT t.schemaname::text, t.tablename::text, {columns}, {filter}
+  FROM pg_catalog.pg_publication_tables t WHERE t.pubname = ANY (%s)
+"""
+
+
+def ls(conn: Connection, names: Sequence[TableName] | None = None) -> list[TableStructure]:
+    """Return tables by schema and name; those that do not exist are left out.
+
+    Args:
+        conn: the database.
+        names: the tables; None is every permanent ordinary table that does not belong to an extension.
+    """
+    if names is None:
+        tables = conn.execute(_TABLES + _ALL).fetchall()
+    else:
+        wanted = {"schemas": [schema for schema, _ in names], "names": [name for _, name in names]}
+        tables = conn.execute(_TABLES + _NAMED, wanted).fetchall()
+    oids = [row[0] for row in tables]
+    columns: dict[int, dict[str, ColumnType]] = {oid: {} for oid in oids}
+    for oid, name, text, builtin in conn.execute(_COLUMNS, (oids,)).fetchall():
+        columns[oid][name] = ColumnType(text, builtin)
+    keys: dict[int, list[tuple[str, ...]]] = {oid: [] for oid in oids}
+    for oid, key in conn.execute(_KEYS, (oids,)).fetchall():
+        keys[oid].append(tuple(key))
+    return [
+        TableStructure(schema, name, relkind, columns[oid], tuple(keys[oid]), rows)
+        for oid, schema, name, relkind, rows in tables
+    ]
+
+
+def published(
+    conn: Connection, publications: Sequence[str]
+) -> dict[TableName, tuple[frozenset[str] | None, str | None]]:
+    """Return what publications send of each of their tables: the columns, None for all, and the row filter.
+
+    A table of several publications is sent if the filter of one of them accepts the row.
+    """
+    from psycopg import sql
+
+    has_lists = server_version(conn) >= versions.PUBLICATION_FILTERS_SINCE
+    query = sql.SQL(_PUBLISHED).format(
+        columns=sql.SQL("t.attnames::text[]" if has_lists else "NULL::text[]"),
+        filter=sql.SQL("t.rowfilter" if has_lists else "NULL::text"),
+    )
+    sent: dict[TableName, tuple[frozenset[str] | None, str | None]] = {}
+    for schema, name, columns, row_filter in conn.execute(query, (list(publications),)).fetchall():
+        these = None if columns is None else frozenset(columns)
+        if (schema, name) in sent:
+            # The server refuses different column lists of one table in one subscription.
+            _, other = sent[schema, name]
+            row_filter = None if row_filter is None or other is None else f"({other}) OR ({row_filter})"
+        sent[schema, name] = these, row_filter
+    return sent

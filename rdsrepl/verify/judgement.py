@@ -1,0 +1,78 @@
+"""Decide about one row that differed: is the difference real, or was a change on its way? Pure functions.
+
+One round reads, in this order: the source; then waits until the target has applied everything that the source had
+committed by then; the target; then waits until every commit that could have been applied so early is visible on the
+source; the source again.
+
+- A row that equals one of the two readings of the source is **cleared**.
+- A row that did not change on the source between the two readings, by value and by version (``xmin``), and differs on
+  the target, is **proven**: the target had applied a state of the source that did not change meanwhile.
+- A row that the source does not have has no version there: it may have been inserted and deleted in between. It is
+  proven by two rounds in which the target has the same version of it: that version is older than the source's reading
+  of the second round, and the target has applied everything up to that reading without removing it.
+- Everything else is read **again**.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What is known about a row that differed."""
+
+    again = "not proven"
+    cleared = "cleared"
+    missing = "missing"
+    extra = "extra"
+    different = "different"
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the row differs, for certain."""
+        return self in (Verdict.missing, Verdict.extra, Verdict.different)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A row as one side had it.
+
+    Attributes:
+        fingerprint: equal for equal rows.
+        version: changes whenever the row changes.
+    """
+
+    fingerprint: int | tuple[int, ...]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The three readings of one round; None is: no such row."""
+
+    before: Reading | None
+    target: Reading | None
+    after: Reading | None
+
+
+def judge(now: Round, last: Round | None) -> Verdict:
+    """Return what a round proves about a row.
+
+    Args:
+        now: the readings of this round.
+        last: those of the round before; None in the first round.
+    """
+    target = _fingerprint(now.target)
+    if target in (_fingerprint(now.before), _fingerprint(now.after)):
+        return Verdict.cleared
+    if now.before is None:
+        stayed = last is not None and now.target is not None and last.target == now.target
+        return Verdict.extra if stayed and now.after is None else Verdict.again
+    if now.before != now.after:
+        return Verdict.again
+    return Verdict.missing if now.target is None else Verdict.different
+
+
+def _fingerprint(reading: Reading | None) -> int | tuple[int, ...] | None:
+    return None if reading is None else reading.fingerprint

@@ -1,0 +1,101 @@
+"""How the target gets the changes of the source, and how to wait until it has applied them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from rdsrepl.lsn import Lsn
+    from rdsrepl.postgres.connection import Connection
+
+_INSERTED: Final = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
+_CONFIRMED: Final = """
+SELECT count(*) = %(count)s AND coalesce(bool_and(confirmed_flush_lsn >= %(lsn)s), true)
+  FROM pg_catalog.pg_replication_slots WHERE slot_name = ANY (%(slots)s)
+"""
+_REPLAYED: Final = "SELECT coalesce(pg_catalog.pg_last_wal_replay_lsn() >= %s, true)"
+# What the stream of this program does not pass on. It makes an idle server write, so that its consumers report.
+_HEARTBEAT: Final = "SELECT pg_catalog.pg_logical_emit_message(true, 'rdsrepl.heartbeat', '')"
+_POLL_SECONDS: Final = 0.02
+_IDLE_SECONDS: Final = 0.5
+
+
+class Link(Protocol):
+    """How the target gets the changes of the source."""
+
+    @property
+    def description(self) -> str:
+        """The link in words: ``subscription reports``."""
+
+    def has_applied(self, lsn: Lsn) -> bool:
+        """Return whether the target has applied every transaction that committed before LSN."""
+
+
+class SubscriptionLink:
+    """Subscriptions of the target, which confirm to slots of the source what they have applied and flushed."""
+
+    def __init__(self, source: Connection, names: Sequence[str], slots: Sequence[str]) -> None:
+        self._source, self._names, self._slots = source, tuple(names), tuple(slots)
+
+    @property
+    def description(self) -> str:
+        """The subscriptions."""
+        return f"subscription {', '.join(self._names)}"
+
+    def has_applied(self, lsn: Lsn) -> bool:
+        """Return whether all of them confirmed LSN."""
+        wanted = {"count": len(self._slots), "lsn": lsn, "slots": list(self._slots)}
+        row = self._source.execute(_CONFIRMED, wanted).fetchone()
+        return row is not None and bool(row[0])
+
+
+class StandbyLink:
+    """The target is a standby of the source."""
+
+    description = "physical replication"
+
+    def __init__(self, target: Connection) -> None:
+        self._target = target
+
+    def has_applied(self, lsn: Lsn) -> bool:
+        """Return whether the standby replayed LSN; after its promotion nothing more arrives."""
+        row = self._target.execute(_REPLAYED, (lsn,)).fetchone()
+        return row is not None and bool(row[0])
+
+
+class NoChanges:
+    """Neither side changes; nothing is on its way."""
+
+    description = "none; neither side changes"
+
+    def has_applied(self, lsn: Lsn) -> bool:  # noqa: ARG002 - the interface
+        """Return True."""
+        return True
+
+
+def wait_until_applied(source: Connection, link: Link, deadline: float) -> bool:
+    """Wait until the target has applied everything that is visible on the source now; return whether it has.
+
+    An idle source writes nothing that its consumers could confirm; after half a second it gets a heartbeat message.
+
+    Args:
+        source: the source, a primary.
+        link: how the target gets the changes.
+        deadline: when to stop waiting, of the monotonic clock.
+    """
+    if isinstance(link, NoChanges):
+        return True
+    row = source.execute(_INSERTED).fetchone()
+    assert row is not None
+    lsn, nudge_at = row[0], time.monotonic() + _IDLE_SECONDS
+    while not link.has_applied(lsn):
+        now = time.monotonic()
+        if now >= deadline:
+            return False
+        if now >= nudge_at:
+            source.execute(_HEARTBEAT)
+            nudge_at = now + 10 * _IDLE_SECONDS
+        time.sleep(_POLL_SECONDS)
+    return True

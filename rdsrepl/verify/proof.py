@@ -1,0 +1,103 @@
+"""Read the rows that differed again, on both sides, until each is cleared or proven; ``judgement`` decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.verify import statements
+from rdsrepl.verify.judgement import Reading, Round, Verdict, judge
+from rdsrepl.verify.links import Link, wait_until_applied
+from rdsrepl.verify.statements import Key, Side
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+#: Returns the rows with these keys that exist.
+Reader = Callable[[Sequence[Key]], Mapping[Key, Reading]]
+
+# A commit is decoded and applied before it is visible here, with synchronous replication long before.
+_COMMITTING: Final = """
+SELECT coalesce(array_agg(pid || ' ' || backend_xid::text), '{}') FROM pg_catalog.pg_stat_activity
+ WHERE wait_event = 'SyncRep' AND backend_xid IS NOT NULL
+"""
+_SEES_ALL: Final = "SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'usage')"
+_VISIBLE_SECONDS: Final = 0.1
+_VISIBLE_SECONDS_UNSEEN: Final = 2.0
+_POLL_SECONDS: Final = 0.02
+_KEYS_PER_STATEMENT: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How rows are read and waited for.
+
+    Attributes:
+        source: a connection to the primary.
+        link: how the target gets the changes.
+        read_source, read_target: return the rows that exist, of those asked for.
+        timeout_seconds: after this time the rows that are left are not proven.
+    """
+
+    source: Connection
+    link: Link
+    read_source: Reader
+    read_target: Reader
+    timeout_seconds: float
+
+    def run(self, suspects: Sequence[Key]) -> dict[Key, Verdict]:
+        """Return the verdict on each suspect."""
+        deadline = time.monotonic() + self.timeout_seconds
+        verdicts: dict[Key, Verdict] = {}
+        last: dict[Key, Round] = {}
+        left = list(suspects)
+        while left:
+            rounds = self._round(left, deadline)
+            if rounds is None:
+                break
+            for suspect, now in rounds.items():
+                verdicts[suspect] = judge(now, last.get(suspect))
+            last = rounds
+            left = [suspect for suspect in left if verdicts[suspect] is Verdict.again]
+            if time.monotonic() >= deadline:
+                break
+        return {suspect: verdicts.get(suspect, Verdict.again) for suspect in suspects}
+
+    def _round(self, suspects: Sequence[Key], deadline: float) -> dict[Key, Round] | None:
+        """Read each suspect three times; None if the target did not apply the changes in time."""
+        before = self.read_source(suspects)
+        if not wait_until_applied(self.source, self.link, deadline):
+            return None
+        target = self.read_target(suspects)
+        self._wait_until_visible(deadline)
+        after = self.read_source(suspects)
+        return {one: Round(before.get(one), target.get(one), after.get(one)) for one in suspects}
+
+    def _wait_until_visible(self, deadline: float) -> None:
+        """Wait until the commits that the target may have applied are visible on the source."""
+        row = self.source.execute(_SEES_ALL).fetchone()
+        time.sleep(_VISIBLE_SECONDS if row is not None and row[0] else _VISIBLE_SECONDS_UNSEEN)
+        waiting = self._committing()
+        while waiting and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            waiting &= self._committing()
+
+    def _committing(self) -> set[str]:
+        row = self.source.execute(_COMMITTING).fetchone()
+        return set(row[0]) if row is not None else set()
+
+
+def by_key(conn: Connection, side: Side) -> Reader:
+    """Return the reader of rows by key."""
+
+    def read(keys: Sequence[Key]) -> dict[Key, Reading]:
+        found: dict[Key, Reading] = {}
+        for start in range(0, len(keys), _KEYS_PER_STATEMENT):
+            some = keys[start : start + _KEYS_PER_STATEMENT]
+            for place, fingerprint, version in conn.execute(statements.lookup(side, some)).fetchall():
+                found[some[place - 1]] = Reading(fingerprint, version)
+        return found
+
+    return read

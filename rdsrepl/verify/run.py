@@ -1,0 +1,91 @@
+"""Compare the tables of two databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from rdsrepl.config import Target
+from rdsrepl.postgres import connection, versions
+from rdsrepl.verify import selection, tables
+from rdsrepl.verify.ranges import Pair
+from rdsrepl.verify.results import TableResult, TableState, Verification
+from rdsrepl.verify.structure import ComparedTable
+from rdsrepl.verify.tables import How, Servers
+
+# A range must use the index of the key: a plan that reads the whole table for each range would take far longer.
+_SETTINGS: Final = {"enable_seqscan": "off", "jit": "off"}
+
+#: Called with the table, the rows compared so far, and the estimated number of its rows.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to compare, and how.
+
+    Attributes:
+        publication: compare the tables, columns and rows that it sends; None is what the target's subscriptions
+            receive, without any all tables.
+        tables: compare only these, as SQL writes them.
+        no_changes: neither side changes.
+        exact_text: compare all values as text.
+        columns: name the columns that differ.
+        proof_seconds: after this time rows that differ are not proven.
+    """
+
+    publication: str | None = None
+    tables: tuple[str, ...] = ()
+    no_changes: bool = False
+    exact_text: bool = False
+    columns: bool = False
+    proof_seconds: float = 60.0
+
+
+def verify(
+    source: Target, target: Target, options: Options, progress: Progress, *, read_from: Target | None = None
+) -> Verification:
+    """Compare the tables of two databases, and prove each difference.
+
+    Args:
+        source: a primary.
+        target: a subscriber or a standby of the source, or a copy that does not change.
+        options: what to compare.
+        progress: called while a table is compared.
+        read_from: a standby of the source, where the ranges are read.
+
+    Raises:
+        BadValue: source and target are one database; ``read_from`` is no standby of the source.
+        NotFound: no such publication or table.
+        Refused: how the target gets the changes is not known, or its subscription is disabled.
+        Error: a statement failed.
+    """
+    with ExitStack() as stack:
+        here, there = (stack.enter_context(connection.open(one, settings=_SETTINGS)) for one in (source, target))
+        selection.require_two_databases(here, there)
+        reader = here
+        if read_from is not None:
+            reader = stack.enter_context(connection.open(read_from, settings=_SETTINGS))
+            selection.require_standby(here, reader)
+        chosen = selection.select(
+            here, there, publication=options.publication, only=options.tables, no_changes=options.no_changes
+        )
+        oldest = min(connection.server_version(conn) for conn in (here, there))
+        how = How(oldest >= versions.RECORD_HASHES_SINCE, options.exact_text, options.columns, options.proof_seconds)
+        pair = Pair(reader, there)
+        stack.callback(pair.close)
+        servers = Servers(pair, here, chosen.link)
+        results = [_compare(servers, table, how, progress, chosen) for table in chosen.tables]
+    return Verification(source.label, target.label, chosen.link.description, tuple(results), chosen.findings)
+
+
+def _compare(
+    servers: Servers, table: ComparedTable, how: How, progress: Progress, chosen: selection.Selection
+) -> TableResult:
+    if (table.schema, table.name) in chosen.unready:
+        return TableResult(
+            table.sql_name, TableState.not_proven, 0, not_proven=1, notes=("its initial copy is not complete",)
+        )
+    return tables.compare(servers, table, how, lambda rows: progress(table.sql_name, rows, table.estimated_rows))

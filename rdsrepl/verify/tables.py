@@ -1,0 +1,192 @@
+"""Compare one table: find the rows that differ, prove each, name the columns."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.text.counts import counted
+from rdsrepl.verify import ranges, statements
+from rdsrepl.verify.judgement import Reading, Verdict
+from rdsrepl.verify.links import Link
+from rdsrepl.verify.proof import Proof, Reader, by_key
+from rdsrepl.verify.ranges import Pair
+from rdsrepl.verify.results import DifferingRow, TableResult, TableState
+from rdsrepl.verify.statements import Key, Side
+from rdsrepl.verify.structure import ComparedTable
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
+
+#: How many rows that differ are named in the result of a table.
+MOST_KEYS: Final = 100
+# 128 MB of a table without a key.
+_PAGES: Final = 16_384
+# Stands for a table without a key.
+_WHOLE: Final[Key] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The connections of a verification.
+
+    Attributes:
+        pair: where ranges are read.
+        source: the primary; proofs are read there.
+        link: how the target gets the changes.
+    """
+
+    pair: Pair
+    source: Connection
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How to compare.
+
+    Attributes:
+        hashes_records: both servers are 14 or later.
+        exact_text: compare all values as text.
+        columns: name the columns that differ.
+        proof_seconds: after this time rows that differ are not proven.
+    """
+
+    hashes_records: bool
+    exact_text: bool
+    columns: bool
+    proof_seconds: float
+
+
+def compare(servers: Servers, table: ComparedTable, how: How, progress: Callable[[int], None]) -> TableResult:
+    """Compare a table on both sides.
+
+    Raises:
+        psycopg.Error: a statement failed.
+    """
+    comparison = _Comparison(servers, table, how)
+    return comparison.with_key(progress) if table.key else comparison.without_key()
+
+
+class _Comparison:
+    """The comparison of one table."""
+
+    def __init__(self, servers: Servers, table: ComparedTable, how: How) -> None:
+        self._servers, self._table, self._how = servers, table, how
+        self._began = time.monotonic()
+        self._hashes_records = how.hashes_records and bool(table.key)
+        self._source, self._target = (
+            statements.side(table, is_source=one, hashes_records=self._hashes_records, exact_text=how.exact_text)
+            for one in (True, False)
+        )
+
+    def with_key(self, progress: Callable[[int], None]) -> TableResult:
+        """Find the rows that differ by ranges of the key, and prove each."""
+        found = ranges.differences(self._servers.pair, self._source, self._target, progress)
+        verdicts = self._proof(
+            by_key(self._servers.source, self._source), by_key(self._servers.pair.target, self._target)
+        ).run(sorted(found.suspects))
+        counts = Counter(verdicts.values())
+        proven = [key for key, verdict in verdicts.items() if verdict.is_proven][:MOST_KEYS]
+        columns = self._differing_columns(proven) if self._how.columns else {}
+        names = [column.name for column in self._table.key]
+        notes = self._table.notes
+        if not found.is_complete:
+            notes += (f"more than {counted(ranges.MOST_SUSPECTS, 'row')} differ; the others were not examined",)
+        return self._result(
+            found.source_rows,
+            counts,
+            rows=tuple(
+                DifferingRow(dict(zip(names, key, strict=True)), verdicts[key], columns.get(key)) for key in proven
+            ),
+            notes=notes,
+            is_complete=found.is_complete,
+        )
+
+    def without_key(self) -> TableResult:
+        """Compare the table as a whole: the number of its rows and the sum of their fingerprints."""
+        sizes: dict[str, int] = {}
+
+        def read(name: str, conn: Connection, side: Side) -> dict[Key, Reading]:
+            count = total = version = 0
+            for rows, hashes, versions in _pages(conn, side):
+                count, total, version = count + rows, total + hashes, version + versions
+            sizes[name] = count
+            return {_WHOLE: Reading((count, total), f"{count} {version}")}
+
+        verdict = self._proof(
+            lambda _: read("source", self._servers.source, self._source),
+            lambda _: read("target", self._servers.pair.target, self._target),
+        ).run([_WHOLE])[_WHOLE]
+        counts = Counter({verdict: 1})
+        if verdict.is_proven and (missing := sizes["source"] - sizes["target"]):
+            counts = Counter({Verdict.missing if missing > 0 else Verdict.extra: abs(missing)})
+        return self._result(sizes["source"], counts, notes=self._table.notes)
+
+    def _proof(self, read_source: Reader, read_target: Reader) -> Proof:
+        servers = self._servers
+        return Proof(servers.source, servers.link, read_source, read_target, self._how.proof_seconds)
+
+    def _differing_columns(self, keys: Sequence[Key]) -> Mapping[Key, tuple[str, ...]]:
+        """Return, for keys that both sides have, the columns whose values differ now."""
+        from psycopg import sql
+
+        columns = self._table.columns
+        exact = self._how.exact_text
+        hashes = [
+            statements.fingerprint([column], hashes_records=self._hashes_records, exact_text=exact)
+            for column in columns
+        ]
+        array = sql.SQL("ARRAY[{}]").format(sql.SQL(", ").join(hashes))
+
+        def read(conn: Connection, side: Side) -> dict[int, Sequence[int]]:
+            found = conn.execute(statements.lookup(side, keys, [array])).fetchall() if keys else []
+            return {place: values for place, _, _, values in found}
+
+        here = read(self._servers.source, self._source)
+        there = read(self._servers.pair.target, self._target)
+        return {
+            keys[place - 1]: tuple(
+                column.name
+                for column, one, other in zip(columns, here[place], there[place], strict=True)
+                if one != other
+            )
+            for place in here.keys() & there.keys()
+        }
+
+    def _result(
+        self,
+        rows_of_source: int,
+        counts: Mapping[Verdict, int],
+        *,
+        rows: tuple[DifferingRow, ...] = (),
+        notes: tuple[str, ...] = (),
+        is_complete: bool = True,
+    ) -> TableResult:
+        proven = any(count and verdict.is_proven for verdict, count in counts.items())
+        not_proven = counts[Verdict.again] + (not is_complete)
+        return TableResult(
+            self._table.sql_name,
+            TableState.different if proven else TableState.not_proven if not_proven else TableState.equal,
+            rows_of_source,
+            counts[Verdict.missing],
+            counts[Verdict.extra],
+            counts[Verdict.different],
+            not_proven,
+            counts[Verdict.cleared],
+            rows,
+            notes,
+            time.monotonic() - self._began,
+        )
+
+
+def _pages(conn: Connection, side: Side) -> Iterator[tuple[int, int, int]]:
+    """Read a table in parts; the last one has no end, because the table may grow."""
+    row = conn.execute(statements.page_count(side)).fetchone()
+    pages = int(row[0]) if row is not None else 0
+    for first in range(0, pages + 1, _PAGES):
+        is_last = first + _PAGES > pages
+        yield from conn.execute(statements.whole_table(side, first, None if is_last else _PAGES)).fetchall()

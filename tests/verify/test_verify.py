@@ -1,0 +1,151 @@
+"""``verify`` on real servers: a subscription from 15 to 18, a standby, two copies."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from tests.fixtures.postgres import Database, Servers, drop_database, new_database
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import wait_until
+
+_SCHEMA = """
+CREATE TYPE mood AS ENUM ({moods});
+CREATE TABLE t (id int PRIMARY KEY, name text, amount numeric, at timestamptz, tags text[], doc jsonb, feeling mood,
+                price money, j json);
+CREATE TABLE "Odd ""one" (a text, b uuid, "n" int, place int, PRIMARY KEY (b, a));
+CREATE TABLE keyless (a int, b text);
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(servers: Servers) -> Iterator[tuple[Database, Database]]:
+    """A database on 15 and its subscriber on 18, with 5,000 rows."""
+    source, target = new_database(servers.get(15)), new_database(servers.get(18))
+    source.run(_SCHEMA.format(moods="'sad', 'happy'"))
+    target.run(_SCHEMA.format(moods="'happy', 'sad'"))
+    source.run(
+        "INSERT INTO t SELECT i, 'name ' || i, i * 1.10, '2026-01-01'::timestamptz + i * '1 s'::interval,"
+        " ARRAY['a', i::text], jsonb_build_object('i', i), 'happy', i::money, '{ \"x\":1}'"
+        " FROM generate_series(1, 5000) i",
+        'INSERT INTO "Odd ""one" SELECT chr(97 + i % 7), md5(i::text)::uuid, i, i FROM generate_series(1, 900) i',
+        "INSERT INTO keyless SELECT i % 50, 'x' FROM generate_series(1, 500) i",
+        "CREATE PUBLICATION p FOR ALL TABLES",
+        "ALTER TABLE keyless REPLICA IDENTITY FULL",
+        f"SELECT pg_create_logical_replication_slot('{source.name}', 'pgoutput')",
+    )
+    target.run(
+        f"CREATE SUBSCRIPTION s CONNECTION '{source.dsn}' PUBLICATION p"
+        f" WITH (create_slot = false, slot_name = '{source.name}')",
+    )
+    wait_until(
+        lambda: target.value("SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'") == 0,
+        "the initial copy is complete",
+    )
+    yield source, target
+    target.run("ALTER SUBSCRIPTION s DISABLE", "ALTER SUBSCRIPTION s SET (slot_name = NONE)", "DROP SUBSCRIPTION s")
+    drop_database(target)
+    drop_database(source)
+
+
+def _verify(rdsrepl: Program, pair: tuple[Database, Database], *more: str) -> Any:
+    return rdsrepl("verify", "--to", pair[1].dsn, "-o", "json", *more, dsn=pair[0].dsn)
+
+
+def _by_table(result: Any) -> dict[str, dict[str, Any]]:
+    return {row["table"]: row for row in result.json["tables"]}
+
+
+def test_equal_tables(pair: tuple[Database, Database], rdsrepl: Program) -> None:
+    result = _verify(rdsrepl, pair)
+    assert result.code == 0, result.err + result.out
+    assert {name: (row["rows"], row["state"]) for name, row in _by_table(result).items()} == {
+        "public.t": (5000, "equal"),
+        'public."Odd ""one"': (900, "equal"),
+        "public.keyless": (500, "equal"),
+    }
+    assert result.json["link"] == "subscription s"
+
+
+def test_each_kind_of_difference_is_found_and_named(pair: tuple[Database, Database], rdsrepl: Program) -> None:
+    target = pair[1]
+    changes = {
+        7: "name = name || ' '",
+        70: "name = NULL",
+        700: "feeling = 'sad'",
+        701: "tags[1] = 'b'",
+        702: "doc = '{}'",
+        703: "price = price + 0.01::money",
+        704: "j = '{\"x\": 1}'",
+        705: "at = at + interval '1 microsecond'",
+        706: "amount = amount + 1e-20",
+    }
+    before = target.run("SELECT * FROM t WHERE id IN (1, 2500, 5000) ORDER BY id")
+    target.run(
+        *(f"UPDATE t SET {change} WHERE id = {key}" for key, change in changes.items()),
+        "DELETE FROM t WHERE id IN (1, 2500, 5000)",
+        "INSERT INTO t (id) VALUES (-3), (5001)",
+        "UPDATE t SET name = CASE id WHEN 801 THEN 'name 802' ELSE 'name 801' END WHERE id IN (801, 802)",
+        """DELETE FROM "Odd ""one" WHERE place = 500""",
+        "DELETE FROM keyless WHERE ctid = '(0,1)'",
+    )
+    result = _verify(rdsrepl, pair, "--columns")
+    assert result.code == 9, result.err
+    tables = _by_table(result)
+    keys = {int(row["key"]["id"]): (row["state"], row["columns"]) for row in tables["public.t"]["keys"]}
+    expected = {key: ("different", [change.split()[0].split("[")[0]]) for key, change in changes.items()}
+    expected |= dict.fromkeys((1, 2500, 5000), ("missing", None)) | dict.fromkeys((-3, 5001), ("extra", None))
+    assert keys == expected | {key: ("different", ["name"]) for key in (801, 802)}
+    assert (tables["public.t"]["missing"], tables["public.t"]["extra"], tables["public.t"]["different"]) == (3, 2, 11)
+    assert [row["key"]["a"] for row in tables['public."Odd ""one"']["keys"]] == [chr(97 + 500 % 7)]
+    assert (tables["public.keyless"]["missing"], tables["public.keyless"]["not_proven"]) == (1, 0)
+    for_person = rdsrepl("verify", "--to", target.dsn, "--table", "t", dsn=pair[0].dsn)
+    assert "id=2500: missing" in for_person.out
+    assert for_person.code == 9
+    assert len(before) == 3
+
+
+def test_a_change_on_its_way_is_no_difference(pair: tuple[Database, Database], rdsrepl: Program) -> None:
+    """Writers go on with hot rows, new keys and removed keys while the tables are compared."""
+    source = pair[0]
+    source.run(
+        "CREATE TABLE hot (id int PRIMARY KEY, n int)", "INSERT INTO hot SELECT i, 0 FROM generate_series(1, 2000) i"
+    )
+    pair[1].run("CREATE TABLE hot (id int PRIMARY KEY, n int)", "ALTER SUBSCRIPTION s REFRESH PUBLICATION")
+    wait_until(
+        lambda: pair[1].value("SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'") == 0,
+        "the initial copy of hot is complete",
+    )
+    pair[1].run("UPDATE hot SET n = -1 WHERE id = 1500", "DELETE FROM hot WHERE id = 1501")
+    stop = threading.Event()
+
+    def write() -> None:
+        with closing(source.connect()) as conn:
+            for number in range(1, 100_000):
+                if stop.is_set():
+                    return
+                conn.execute("UPDATE hot SET n = n + 1 WHERE id = %s", (number % 20 + 1,))
+                conn.execute("INSERT INTO hot VALUES (%s, 1)", (10_000 + number,))
+                conn.execute("DELETE FROM hot WHERE id = %s", (10_000 + number - 5,))
+                conn.execute("DELETE FROM hot WHERE id = 1600")
+                conn.execute("INSERT INTO hot VALUES (1600, %s)", (number,))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        results = [_verify(rdsrepl, pair, "--table", "hot") for _ in range(3)]
+    finally:
+        stop.set()
+        writer.join()
+    for result in results:
+        row = _by_table(result)["public.hot"]
+        assert sorted((key["key"]["id"], key["state"]) for key in row["keys"]) == [
+            ("1500", "different"),
+            ("1501", "missing"),
+        ], row
+        assert result.code == 9
+    assert sum(_by_table(result)["public.hot"]["cleared"] for result in results) > 0, "the writer was too slow"
