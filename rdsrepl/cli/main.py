@@ -31,7 +31,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "apply": ("apply_plan:apply_plan", "command_classes:ApplyCommand"),
     "iam-policy": ("iam_policy:iam_policy", "command_classes:ServerReadCommand"),
     "psql": ("psql:psql", "psql:PsqlCommand"),
-    "verify": ("verify:verify", "command_classes:ReadCommand"),
+    "verify": ("verify:verify", "command_classes:WriteCommand"),
     "doctor": ("doctor:doctor", "command_classes:ReadCommand"),
     "demo": ("demo:demo", "command_classes:LocalCommand"),
     "completion": ("completion_script:completion", "command_classes:LocalCommand"),

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rdsrepl.cli.completion import complete_publication
-from rdsrepl.cli.context import global_options
+from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.console import note
+from rdsrepl.cli.context import apply_options, global_options
 from rdsrepl.cli.options import flag_option
 from rdsrepl.cli.progress import Progress
 from rdsrepl.cli.targets import database_target, other_target
-from rdsrepl.errors import ExitCode
+from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import Column, emit, indented, listing, stacked
 from rdsrepl.text.counts import counted
 from rdsrepl.units import parse_duration
 
 if TYPE_CHECKING:
+    from rdsrepl.plan import Statement
     from rdsrepl.verify.results import TableResult, Verification
 
 
@@ -65,6 +69,7 @@ def verify(
     proof_timeout: Annotated[
         str, typer.Option("--proof-timeout", metavar="DURATION", help="Stop proving a table's differences after this.")
     ] = "60s",
+    repair: Annotated[bool, flag_option("--repair", help="Make the rows equal that are proven to differ.")] = False,
 ) -> None:  # fmt: skip
     """Compare the tables of two databases, and prove each difference.
 
@@ -75,20 +80,42 @@ def verify(
     Example: rdsrepl verify --source orders --to reporting --columns
     """
     from rdsrepl.verify import run
+    from rdsrepl.verify.repair import plan
+    from rdsrepl.verify.results import TableState
 
+    if not repair:
+        _require_no_apply_options(ctx)
     seconds = parse_duration(proof_timeout)
-    options = run.Options(publication, tuple(table or ()), no_changes, exact_text, columns, seconds)
+    options = run.Options(publication, tuple(table or ()), no_changes, exact_text, columns, seconds, repair)
     primary = database_target(ctx) if source is None else other_target(ctx, source, "--source")
     copy = other_target(ctx, to, "--to")
     reader = None if read_from is None else other_target(ctx, read_from, "--read-from")
-    progress = Progress(ctx)
-    try:
-        found = run.verify(primary, copy, options, _shown(progress), read_from=reader)
-    finally:
-        progress.clear()
-    emit(found, global_options(ctx).output, lambda: _table(found))
+
+    def verified(options: run.Options) -> tuple[Verification, tuple[Statement, ...]]:
+        progress = Progress(ctx)
+        try:
+            return run.verify(primary, copy, options, _shown(progress), read_from=reader)
+        finally:
+            progress.clear()
+
+    found, steps = verified(options)
+    output = global_options(ctx).output
+    if not repair or output.is_table:
+        emit(found, output, lambda: _table(found))
+    if repair:
+        results = confirm_and_apply(ctx, plan(steps), target=copy)
+        if results:
+            changed = tuple(one.table for one in found.tables if one.state is TableState.different)
+            found, _ = verified(replace(options, tables=changed, repairs=False))
+            note(ctx, f"after the repair: {', '.join(f'{one.table} {one.state.value}' for one in found.tables)}")
     if found.exit_code is not ExitCode.DONE:
         raise typer.Exit(found.exit_code)
+
+
+def _require_no_apply_options(ctx: typer.Context) -> None:
+    given = apply_options(ctx)
+    if given.yes or given.plans_only:
+        raise BadValue("--yes, --dry-run, --check and --out are for --repair", hint="add --repair, or omit the option")
 
 
 def _shown(progress: Progress) -> Callable[[str, int, int], None]:

@@ -1,12 +1,13 @@
 """Decide about one row that differed: is the difference real, or was a change on its way? Pure functions.
 
-One round reads, in this order: the source; then waits until the target has applied everything that the source had
-committed by then; the target; then waits until every commit that could have been applied so early is visible on the
-source; the source again.
+One round reads the source; waits until the target has applied everything that the source had committed by then; reads
+the source again, for rows that change often, and the target; waits until every commit that could have been applied so
+early is visible on the source; reads the source a last time.
 
-- A row that equals one of the two readings of the source is **cleared**.
-- A row that did not change on the source between the two readings, by value and by version (``xmin``), and differs on
-  the target, is **proven**: the target had applied a state of the source that did not change meanwhile.
+- A row that equals one of the readings of the source is **cleared**.
+- A row that did not change on the source between the first reading and the last one, by value and by version
+  (``xmin``), and differs on the target, is **proven**: the target had applied a state of the source that did not change
+  meanwhile.
 - A row that the source does not have has no version there: it may have been inserted and deleted in between. It is
   proven by two rounds in which the target has the same version of it: that version is older than the source's reading
   of the second round, and the target has applied everything up to that reading without removing it.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Verdict(StrEnum):
@@ -49,11 +51,23 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The three readings of one round; None is: no such row."""
+    """The readings of one round; None is: no such row.
+
+    Attributes:
+        before: the source, first.
+        near: the source, just before the target.
+        target: the target.
+        after: the source, last.
+    """
 
     before: Reading | None
+    near: Reading | None
     target: Reading | None
     after: Reading | None
+
+
+#: The readings of a row before the first round ended.
+NOT_READ: Final = Round(None, None, None, None)
 
 
 def judge(now: Round, last: Round | None) -> Verdict:
@@ -64,7 +78,7 @@ def judge(now: Round, last: Round | None) -> Verdict:
         last: those of the round before; None in the first round.
     """
     target = _fingerprint(now.target)
-    if target in (_fingerprint(now.before), _fingerprint(now.after)):
+    if target in map(_fingerprint, (now.before, now.near, now.after)):
         return Verdict.cleared
     if now.before is None:
         stayed = last is not None and now.target is not None and last.target == now.target

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.verify import statements
-from rdsrepl.verify.judgement import Reading, Round, Verdict, judge
+from rdsrepl.verify.judgement import NOT_READ, Reading, Round, Verdict, judge
 from rdsrepl.verify.links import Link, wait_until_applied
 from rdsrepl.verify.statements import Key, Side
 
@@ -47,10 +47,10 @@ class Proof:
     read_target: Reader
     timeout_seconds: float
 
-    def run(self, suspects: Sequence[Key]) -> dict[Key, Verdict]:
-        """Return the verdict on each suspect."""
+    def run(self, suspects: Sequence[Key]) -> dict[Key, tuple[Verdict, Round]]:
+        """Return the verdict on each suspect, and the readings that led to it."""
         deadline = time.monotonic() + self.timeout_seconds
-        verdicts: dict[Key, Verdict] = {}
+        verdicts: dict[Key, tuple[Verdict, Round]] = {}
         last: dict[Key, Round] = {}
         left = list(suspects)
         while left:
@@ -58,22 +58,23 @@ class Proof:
             if rounds is None:
                 break
             for suspect, now in rounds.items():
-                verdicts[suspect] = judge(now, last.get(suspect))
+                verdicts[suspect] = judge(now, last.get(suspect)), now
             last = rounds
-            left = [suspect for suspect in left if verdicts[suspect] is Verdict.again]
+            left = [suspect for suspect in left if verdicts[suspect][0] is Verdict.again]
             if time.monotonic() >= deadline:
                 break
-        return {suspect: verdicts.get(suspect, Verdict.again) for suspect in suspects}
+        return {suspect: verdicts.get(suspect, (Verdict.again, NOT_READ)) for suspect in suspects}
 
     def _round(self, suspects: Sequence[Key], deadline: float) -> dict[Key, Round] | None:
-        """Read each suspect three times; None if the target did not apply the changes in time."""
+        """Read each suspect four times; None if the target did not apply the changes in time."""
         before = self.read_source(suspects)
         if not wait_until_applied(self.source, self.link, deadline):
             return None
+        near = self.read_source(suspects)
         target = self.read_target(suspects)
         self._wait_until_visible(deadline)
         after = self.read_source(suspects)
-        return {one: Round(before.get(one), target.get(one), after.get(one)) for one in suspects}
+        return {one: Round(before.get(one), near.get(one), target.get(one), after.get(one)) for one in suspects}
 
     def _wait_until_visible(self, deadline: float) -> None:
         """Wait until the commits that the target may have applied are visible on the source."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rdsrepl.config import Target
+from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, versions
 from rdsrepl.verify import selection, tables
 from rdsrepl.verify.ranges import Pair
@@ -34,6 +35,7 @@ class Options:
         exact_text: compare all values as text.
         columns: name the columns that differ.
         proof_seconds: after this time rows that differ are not proven.
+        repairs: return the statements that make the rows equal.
     """
 
     publication: str | None = None
@@ -42,12 +44,13 @@ class Options:
     exact_text: bool = False
     columns: bool = False
     proof_seconds: float = 60.0
+    repairs: bool = False
 
 
 def verify(
     source: Target, target: Target, options: Options, progress: Progress, *, read_from: Target | None = None
-) -> Verification:
-    """Compare the tables of two databases, and prove each difference.
+) -> tuple[Verification, tuple[Statement, ...]]:
+    """Compare the tables of two databases, and prove each difference; return the statements that repair them as well.
 
     Args:
         source: a primary.
@@ -59,7 +62,8 @@ def verify(
     Raises:
         BadValue: source and target are one database; ``read_from`` is no standby of the source.
         NotFound: no such publication or table.
-        Refused: how the target gets the changes is not known, or its subscription is disabled.
+        Refused: how the target gets the changes is not known, its subscription is disabled, or too many rows differ to
+            be repaired.
         Error: a statement failed.
     """
     with ExitStack() as stack:
@@ -73,19 +77,26 @@ def verify(
             here, there, publication=options.publication, only=options.tables, no_changes=options.no_changes
         )
         oldest = min(connection.server_version(conn) for conn in (here, there))
-        how = How(oldest >= versions.RECORD_HASHES_SINCE, options.exact_text, options.columns, options.proof_seconds)
+        how = How(
+            oldest >= versions.RECORD_HASHES_SINCE,
+            options.exact_text,
+            options.columns,
+            options.proof_seconds,
+            options.repairs,
+        )
         pair = Pair(reader, there)
         stack.callback(pair.close)
         servers = Servers(pair, here, chosen.link)
         results = [_compare(servers, table, how, progress, chosen) for table in chosen.tables]
-    return Verification(source.label, target.label, chosen.link.description, tuple(results), chosen.findings)
+    compared = tuple(result for result, _ in results)
+    found = Verification(source.label, target.label, chosen.link.description, compared, chosen.findings)
+    return found, tuple(step for _, steps in results for step in steps)
 
 
 def _compare(
     servers: Servers, table: ComparedTable, how: How, progress: Progress, chosen: selection.Selection
-) -> TableResult:
+) -> tuple[TableResult, tuple[Statement, ...]]:
     if (table.schema, table.name) in chosen.unready:
-        return TableResult(
-            table.sql_name, TableState.not_proven, 0, not_proven=1, notes=("its initial copy is not complete",)
-        )
+        notes = ("its initial copy is not complete",)
+        return TableResult(table.sql_name, TableState.not_proven, 0, not_proven=1, notes=notes), ()
     return tables.compare(servers, table, how, lambda rows: progress(table.sql_name, rows, table.estimated_rows))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from rdsrepl.plan import Statement
 from rdsrepl.text.counts import counted
-from rdsrepl.verify import ranges, statements
+from rdsrepl.verify import ranges, repair, statements
 from rdsrepl.verify.judgement import Reading, Verdict
 from rdsrepl.verify.links import Link
 from rdsrepl.verify.proof import Proof, Reader, by_key
@@ -53,22 +54,27 @@ class How:
         exact_text: compare all values as text.
         columns: name the columns that differ.
         proof_seconds: after this time rows that differ are not proven.
+        repairs: return the statements that make the rows equal.
     """
 
     hashes_records: bool
     exact_text: bool
     columns: bool
     proof_seconds: float
+    repairs: bool = False
 
 
-def compare(servers: Servers, table: ComparedTable, how: How, progress: Callable[[int], None]) -> TableResult:
-    """Compare a table on both sides.
+def compare(
+    servers: Servers, table: ComparedTable, how: How, progress: Callable[[int], None]
+) -> tuple[TableResult, tuple[Statement, ...]]:
+    """Compare a table on both sides; return what was found, and the statements that make the rows equal.
 
     Raises:
+        Refused: too many rows differ to be repaired.
         psycopg.Error: a statement failed.
     """
     comparison = _Comparison(servers, table, how)
-    return comparison.with_key(progress) if table.key else comparison.without_key()
+    return comparison.with_key(progress) if table.key else (comparison.without_key(), ())
 
 
 class _Comparison:
@@ -83,28 +89,31 @@ class _Comparison:
             for one in (True, False)
         )
 
-    def with_key(self, progress: Callable[[int], None]) -> TableResult:
+    def with_key(self, progress: Callable[[int], None]) -> tuple[TableResult, tuple[Statement, ...]]:
         """Find the rows that differ by ranges of the key, and prove each."""
         found = ranges.differences(self._servers.pair, self._source, self._target, progress)
-        verdicts = self._proof(
+        judged = self._proof(
             by_key(self._servers.source, self._source), by_key(self._servers.pair.target, self._target)
         ).run(sorted(found.suspects))
-        counts = Counter(verdicts.values())
-        proven = [key for key, verdict in verdicts.items() if verdict.is_proven][:MOST_KEYS]
-        columns = self._differing_columns(proven) if self._how.columns else {}
+        proven = {key: one for key, one in judged.items() if one[0].is_proven}
+        named = list(proven)[:MOST_KEYS]
+        columns = self._differing_columns(named) if self._how.columns else {}
         names = [column.name for column in self._table.key]
         notes = self._table.notes
         if not found.is_complete:
             notes += (f"more than {counted(ranges.MOST_SUSPECTS, 'row')} differ; the others were not examined",)
-        return self._result(
+        result = self._result(
             found.source_rows,
-            counts,
+            Counter(verdict for verdict, _ in judged.values()),
             rows=tuple(
-                DifferingRow(dict(zip(names, key, strict=True)), verdicts[key], columns.get(key)) for key in proven
+                DifferingRow(dict(zip(names, key, strict=True)), proven[key][0], columns.get(key)) for key in named
             ),
             notes=notes,
             is_complete=found.is_complete,
         )
+        if not self._how.repairs:
+            return result, ()
+        return result, repair.steps(self._servers.source, self._table, (self._source, self._target), proven)
 
     def without_key(self) -> TableResult:
         """Compare the table as a whole: the number of its rows and the sum of their fingerprints."""
@@ -120,7 +129,7 @@ class _Comparison:
         verdict = self._proof(
             lambda _: read("source", self._servers.source, self._source),
             lambda _: read("target", self._servers.pair.target, self._target),
-        ).run([_WHOLE])[_WHOLE]
+        ).run([_WHOLE])[_WHOLE][0]
         counts = Counter({verdict: 1})
         if verdict.is_proven and (missing := sizes["source"] - sizes["target"]):
             counts = Counter({Verdict.missing if missing > 0 else Verdict.extra: abs(missing)})

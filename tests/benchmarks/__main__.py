@@ -13,7 +13,16 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.benchmarks import fuzz, identity, kinesis, kinesis_faults, pages, repeats, replay_oracle, sandbox_kills
+from tests.benchmarks import (
+    fuzz,
+    identity,
+    kinesis,
+    kinesis_faults,
+    pages,
+    repeats,
+    replay_oracle,
+    sandbox_kills,
+)
 from tests.benchmarks.measure import SCRIPT, Cost, connect, own_server, run
 
 ROUNDS = 3

@@ -1,0 +1,146 @@
+"""Compare a table of a publisher and its subscriber: how fast, and whether planted corruptions are found under load.
+
+Ten million rows are compared once, equal, beside ``psql`` that counts both tables. Then, in each round, 50 corruptions
+of all kinds are planted on the subscriber while three writers change hot rows, insert and delete; every one must be
+proven, and nothing else may be. Afterwards they are repaired.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests.benchmarks.measure import SCRIPT, connect, own_server
+
+ROWS = 10_000_000
+LOADED_ROWS = 200_000
+ROUNDS = 20
+CORRUPTIONS = 50
+_TABLE = "(id bigint PRIMARY KEY, name text, amount numeric, at timestamptz, n int, flag bool, doc jsonb)"
+_ROW = "i, 'name ' || i, i * 1.01, '2026-01-01'::timestamptz + i * interval '1 s', i, i % 2 = 0, '{}'"
+# Keys up to here are changed by the writers all the time; corruptions are planted above.
+_HOT = 200
+
+
+def main() -> None:
+    """Run both parts and print the figures."""
+    with own_server() as source, own_server() as target:
+        _speed(source, target)
+        _corruptions(source, target)
+
+
+def _copy(source: PostgresServer, target: PostgresServer, name: str, rows: int) -> None:
+    with closing(connect(source)) as here, closing(connect(target)) as there:
+        here.execute(f"CREATE TABLE {name} {_TABLE}")
+        here.execute(f"INSERT INTO {name} SELECT {_ROW} FROM generate_series(1, {rows}) i")
+        here.execute(f"VACUUM ANALYZE {name}")
+        here.execute(f"CREATE PUBLICATION {name} FOR TABLE {name}")
+        there.execute(f"CREATE TABLE {name} {_TABLE}")
+        there.execute(f"CREATE SUBSCRIPTION {name} CONNECTION '{source.dsn(dbname='bench')}' PUBLICATION {name}")
+        while there.execute("SELECT 1 FROM pg_subscription_rel WHERE srsubstate <> 'r'").fetchone():
+            time.sleep(0.2)
+        there.execute(f"VACUUM ANALYZE {name}")
+
+
+def _verify(source: PostgresServer, target: PostgresServer, *more: str) -> tuple[int, Any, float]:
+    words = [SCRIPT, "verify", "--source", source.dsn(dbname="bench"), "--to", target.dsn(dbname="bench"), *more]
+    began = time.monotonic()
+    done = subprocess.run([*words, "-o", "json"], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 8, 9), done.stderr
+    return done.returncode, json.loads(done.stdout), time.monotonic() - began
+
+
+def _speed(source: PostgresServer, target: PostgresServer) -> None:
+    _copy(source, target, "large", ROWS)
+    began = time.monotonic()
+    for server in (source, target):
+        with closing(connect(server)) as conn:
+            conn.execute("SELECT count(*), sum(hashtext(large::text)) FROM large")
+    peer = time.monotonic() - began
+    code, found, seconds = _verify(source, target, "--table", "large")
+    assert code == 0, found
+    print(f"{ROWS:,} equal rows: verify {seconds:.1f} s; sum(hashtext(row::text)) on both sides {peer:.1f} s")
+    with closing(connect(target)) as there, closing(connect(source)) as here:
+        there.execute("DROP SUBSCRIPTION large")
+        there.execute("DROP TABLE large")
+        here.execute("DROP TABLE large")
+
+
+@contextmanager
+def _load(source: PostgresServer) -> Iterator[list[int]]:
+    over, commits = threading.Event(), [0, 0, 0]
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        with closing(connect(source)) as conn:
+            while not over.is_set():
+                key = chance.randint(1, _HOT)
+                conn.execute("UPDATE loaded SET n = n + 1, name = name || '' WHERE id = %s", (key,))
+                new = -chance.randint(1, 1_000)
+                conn.execute(
+                    f"INSERT INTO loaded SELECT {_ROW} FROM (VALUES (%s)) v (i) ON CONFLICT DO NOTHING", (new,)
+                )
+                conn.execute("DELETE FROM loaded WHERE id = %s", (-chance.randint(1, 1_000),))
+                commits[number] += 3
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield commits
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+_KINDS = (
+    "UPDATE loaded SET name = name || ' ' WHERE id = %s",
+    "UPDATE loaded SET name = NULL WHERE id = %s",
+    "UPDATE loaded SET amount = amount + 0.01 WHERE id = %s",
+    "UPDATE loaded SET at = at + interval '1 microsecond' WHERE id = %s",
+    "UPDATE loaded SET flag = NOT flag WHERE id = %s",
+    "UPDATE loaded SET doc = '{\"a\": null}' WHERE id = %s",
+    "DELETE FROM loaded WHERE id = %s",
+    f"INSERT INTO loaded SELECT {_ROW} FROM (VALUES (%s::bigint)) v (i)",
+)
+
+
+def _corruptions(source: PostgresServer, target: PostgresServer) -> None:
+    chance = random.Random(7)
+    _copy(source, target, "loaded", LOADED_ROWS)
+    missed = wrong = planted = cleared = unproven = 0
+    took: list[float] = []
+    with _load(source) as commits:
+        for _ in range(ROUNDS):
+            keys = chance.sample(range(_HOT + 1, LOADED_ROWS), CORRUPTIONS)
+            expected = set()
+            with closing(connect(target)) as conn:
+                for key in keys:
+                    kind = chance.choice(_KINDS)
+                    used = key + LOADED_ROWS if kind.startswith("INSERT") else key
+                    conn.execute(kind, (used,))
+                    expected.add(used)
+            _, found, seconds = _verify(source, target, "--table", "loaded")
+            (table,) = found["tables"]
+            proven = {int(row["key"]["id"]) for row in table["keys"]}
+            planted += len(expected)
+            missed += len(expected - proven)
+            wrong += len(proven - expected)
+            cleared += table["cleared"]
+            unproven += table["not_proven"]
+            took.append(seconds)
+            _verify(source, target, "--table", "loaded", "--repair", "--yes")
+        done = sum(commits)
+    print(
+        f"{planted} corruptions in {ROUNDS} rounds beside {done:,} commits: {missed} missed, {wrong} false, "
+        f"{unproven} not proven, {cleared} cleared; {min(took):.1f} to {max(took):.1f} s a round"
+    )
+    assert missed == wrong == 0
