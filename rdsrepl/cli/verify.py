@@ -123,7 +123,7 @@ def _shown(progress: Progress) -> Callable[[str, int, int], None]:
 
     def show(table: str, rows: int, estimated: int) -> None:
         of = f" of about {estimated:,}" if estimated > rows else ""
-        progress.update("comparing", time.monotonic() - began, [f"{table}: {rows:,}{of} rows"])
+        progress.update("comparing", time.monotonic() - began, [f"{table}: {counted(rows, 'row')}{of}"])
 
     return show
 

@@ -1,4 +1,4 @@
-"""Read the rows that differed again, on both sides, until each is cleared or proven; ``judgement`` decides."""
+"""Read the rows that differed again, on both sides, until each is cleared or proven; ``row_state`` decides."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.verify import statements
-from rdsrepl.verify.judgement import NOT_READ, Reading, Round, Verdict, judge
 from rdsrepl.verify.links import Link, wait_until_applied
+from rdsrepl.verify.row_state import NOT_READ, Reading, Round, RowState, evaluate
 from rdsrepl.verify.statements import Key, Side
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 #: Returns the rows with these keys that exist.
-Reader = Callable[[Sequence[Key]], Mapping[Key, Reading]]
+ReadRows = Callable[[Sequence[Key]], Mapping[Key, Reading]]
 
 # A commit is decoded and applied before it is visible here, with synchronous replication long before.
 _COMMITTING: Final = """
@@ -43,14 +43,14 @@ class Proof:
 
     source: Connection
     link: Link
-    read_source: Reader
-    read_target: Reader
+    read_source: ReadRows
+    read_target: ReadRows
     timeout_seconds: float
 
-    def run(self, suspects: Sequence[Key]) -> dict[Key, tuple[Verdict, Round]]:
-        """Return the verdict on each suspect, and the readings that led to it."""
+    def run(self, suspects: Sequence[Key]) -> dict[Key, tuple[RowState, Round]]:
+        """Return the state of each suspect, and the readings that led to it."""
         deadline = time.monotonic() + self.timeout_seconds
-        verdicts: dict[Key, tuple[Verdict, Round]] = {}
+        states: dict[Key, tuple[RowState, Round]] = {}
         last: dict[Key, Round] = {}
         left = list(suspects)
         while left:
@@ -58,12 +58,12 @@ class Proof:
             if rounds is None:
                 break
             for suspect, now in rounds.items():
-                verdicts[suspect] = judge(now, last.get(suspect)), now
+                states[suspect] = evaluate(now, last.get(suspect)), now
             last = rounds
-            left = [suspect for suspect in left if verdicts[suspect][0] is Verdict.again]
+            left = [suspect for suspect in left if states[suspect][0] is RowState.again]
             if time.monotonic() >= deadline:
                 break
-        return {suspect: verdicts.get(suspect, (Verdict.again, NOT_READ)) for suspect in suspects}
+        return {suspect: states.get(suspect, (RowState.again, NOT_READ)) for suspect in suspects}
 
     def _round(self, suspects: Sequence[Key], deadline: float) -> dict[Key, Round] | None:
         """Read each suspect four times; None if the target did not apply the changes in time."""
@@ -90,7 +90,7 @@ class Proof:
         return set(row[0]) if row is not None else set()
 
 
-def by_key(conn: Connection, side: Side) -> Reader:
+def by_key(conn: Connection, side: Side) -> ReadRows:
     """Return the reader of rows by key."""
 
     def read(keys: Sequence[Key]) -> dict[Key, Reading]:

@@ -13,7 +13,7 @@ from rdsrepl.errors import Refused
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.text.counts import counted
 from rdsrepl.verify import statements
-from rdsrepl.verify.judgement import Round, Verdict
+from rdsrepl.verify.row_state import Round, RowState
 from rdsrepl.verify.statements import Key, Side
 from rdsrepl.verify.structure import ComparedTable
 
@@ -27,7 +27,7 @@ MOST_ROWS: Final = 1_000
 
 
 def steps(
-    source: Connection, table: ComparedTable, sides: tuple[Side, Side], proven: Mapping[Key, tuple[Verdict, Round]]
+    source: Connection, table: ComparedTable, sides: tuple[Side, Side], proven: Mapping[Key, tuple[RowState, Round]]
 ) -> tuple[Statement, ...]:
     """Return the statements for the proven differences of a table.
 
@@ -48,9 +48,9 @@ def steps(
         )
     values = _values(source, table, sides[0], proven)
     return tuple(
-        _step(table, sides[1], key, verdict, readings, values.get(key))
-        for key, (verdict, readings) in proven.items()
-        if verdict is Verdict.extra or key in values
+        _step(table, sides[1], key, state, readings, values.get(key))
+        for key, (state, readings) in proven.items()
+        if state is RowState.extra or key in values
     )
 
 
@@ -66,12 +66,12 @@ def plan(steps: Sequence[Statement]) -> Plan:
 
 
 def _values(
-    source: Connection, table: ComparedTable, side: Side, proven: Mapping[Key, tuple[Verdict, Round]]
+    source: Connection, table: ComparedTable, side: Side, proven: Mapping[Key, tuple[RowState, Round]]
 ) -> dict[Key, Sequence[str | None]]:
     """Return the values, as text, of the rows of the source that did not change since the proof."""
     from psycopg import sql
 
-    keys = [key for key, (verdict, _) in proven.items() if verdict is not Verdict.extra]
+    keys = [key for key, (state, _) in proven.items() if state is not RowState.extra]
     texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", one.name)) for one in table.columns)
     found: dict[Key, Sequence[str | None]] = {}
     if keys:
@@ -84,13 +84,13 @@ def _values(
 
 
 def _step(
-    table: ComparedTable, side: Side, key: Key, verdict: Verdict, readings: Round, values: Sequence[str | None] | None
+    table: ComparedTable, side: Side, key: Key, state: RowState, readings: Round, values: Sequence[str | None] | None
 ) -> Statement:
     from psycopg import sql
 
     names = [column.name for column in table.key]
     row = f"{table.sql_name} ({', '.join(f'{name}={value}' for name, value in zip(names, key, strict=True))})"
-    if verdict is Verdict.missing and values is not None:
+    if state is RowState.missing and values is not None:
         columns = [column.name for column in table.columns]
         insert = sql.SQL(
             "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE VALUES ({}) ON CONFLICT DO NOTHING RETURNING 1"

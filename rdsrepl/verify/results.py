@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rdsrepl.errors import ExitCode
-from rdsrepl.verify.judgement import Verdict
+from rdsrepl.verify.row_state import RowState
 from rdsrepl.verify.structure import StructureFinding
 
 
@@ -30,7 +30,7 @@ class DifferingRow:
     """
 
     key: Mapping[str, str]
-    state: Verdict
+    state: RowState
     columns: tuple[str, ...] | None = None
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.plan import Statement
 from rdsrepl.text.counts import counted
 from rdsrepl.verify import ranges, repair, statements
-from rdsrepl.verify.judgement import Reading, Verdict
 from rdsrepl.verify.links import Link
-from rdsrepl.verify.proof import Proof, Reader, by_key
+from rdsrepl.verify.proof import Proof, ReadRows, by_key
 from rdsrepl.verify.ranges import Pair
 from rdsrepl.verify.results import DifferingRow, TableResult, TableState
+from rdsrepl.verify.row_state import Reading, RowState
 from rdsrepl.verify.statements import Key, Side
 from rdsrepl.verify.structure import ComparedTable
 
@@ -92,10 +92,10 @@ class _Comparison:
     def with_key(self, progress: Callable[[int], None]) -> tuple[TableResult, tuple[Statement, ...]]:
         """Find the rows that differ by ranges of the key, and prove each."""
         found = ranges.differences(self._servers.pair, self._source, self._target, progress)
-        judged = self._proof(
+        evaluated = self._proof(
             by_key(self._servers.source, self._source), by_key(self._servers.pair.target, self._target)
         ).run(sorted(found.suspects))
-        proven = {key: one for key, one in judged.items() if one[0].is_proven}
+        proven = {key: one for key, one in evaluated.items() if one[0].is_proven}
         named = list(proven)[:MOST_KEYS]
         columns = self._differing_columns(named) if self._how.columns else {}
         names = [column.name for column in self._table.key]
@@ -104,7 +104,7 @@ class _Comparison:
             notes += (f"more than {counted(ranges.MOST_SUSPECTS, 'row')} differ; the others were not examined",)
         result = self._result(
             found.source_rows,
-            Counter(verdict for verdict, _ in judged.values()),
+            Counter(state for state, _ in evaluated.values()),
             rows=tuple(
                 DifferingRow(dict(zip(names, key, strict=True)), proven[key][0], columns.get(key)) for key in named
             ),
@@ -126,16 +126,16 @@ class _Comparison:
             sizes[name] = count
             return {_WHOLE: Reading((count, total), f"{count} {version}")}
 
-        verdict = self._proof(
+        state = self._proof(
             lambda _: read("source", self._servers.source, self._source),
             lambda _: read("target", self._servers.pair.target, self._target),
         ).run([_WHOLE])[_WHOLE][0]
-        counts = Counter({verdict: 1})
-        if verdict.is_proven and (missing := sizes["source"] - sizes["target"]):
-            counts = Counter({Verdict.missing if missing > 0 else Verdict.extra: abs(missing)})
+        counts = Counter({state: 1})
+        if state.is_proven and (missing := sizes["source"] - sizes["target"]):
+            counts = Counter({RowState.missing if missing > 0 else RowState.extra: abs(missing)})
         return self._result(sizes["source"], counts, notes=self._table.notes)
 
-    def _proof(self, read_source: Reader, read_target: Reader) -> Proof:
+    def _proof(self, read_source: ReadRows, read_target: ReadRows) -> Proof:
         servers = self._servers
         return Proof(servers.source, servers.link, read_source, read_target, self._how.proof_seconds)
 
@@ -169,23 +169,23 @@ class _Comparison:
     def _result(
         self,
         rows_of_source: int,
-        counts: Mapping[Verdict, int],
+        counts: Mapping[RowState, int],
         *,
         rows: tuple[DifferingRow, ...] = (),
         notes: tuple[str, ...] = (),
         is_complete: bool = True,
     ) -> TableResult:
-        proven = any(count and verdict.is_proven for verdict, count in counts.items())
-        not_proven = counts[Verdict.again] + (not is_complete)
+        proven = any(count and state.is_proven for state, count in counts.items())
+        not_proven = counts[RowState.again] + (not is_complete)
         return TableResult(
             self._table.sql_name,
             TableState.different if proven else TableState.not_proven if not_proven else TableState.equal,
             rows_of_source,
-            counts[Verdict.missing],
-            counts[Verdict.extra],
-            counts[Verdict.different],
+            counts[RowState.missing],
+            counts[RowState.extra],
+            counts[RowState.different],
             not_proven,
-            counts[Verdict.cleared],
+            counts[RowState.cleared],
             rows,
             notes,
             time.monotonic() - self._began,

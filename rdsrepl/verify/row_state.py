@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Final
 
 
-class Verdict(StrEnum):
+class RowState(StrEnum):
     """What is known about a row that differed."""
 
     again = "not proven"
@@ -33,7 +33,7 @@ class Verdict(StrEnum):
     @property
     def is_proven(self) -> bool:
         """Whether the row differs, for certain."""
-        return self in (Verdict.missing, Verdict.extra, Verdict.different)
+        return self in (RowState.missing, RowState.extra, RowState.different)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Round:
 NOT_READ: Final = Round(None, None, None, None)
 
 
-def judge(now: Round, last: Round | None) -> Verdict:
+def evaluate(now: Round, last: Round | None) -> RowState:
     """Return what a round proves about a row.
 
     Args:
@@ -79,13 +79,13 @@ def judge(now: Round, last: Round | None) -> Verdict:
     """
     target = _fingerprint(now.target)
     if target in map(_fingerprint, (now.before, now.near, now.after)):
-        return Verdict.cleared
+        return RowState.cleared
     if now.before is None:
         stayed = last is not None and now.target is not None and last.target == now.target
-        return Verdict.extra if stayed and now.after is None else Verdict.again
+        return RowState.extra if stayed and now.after is None else RowState.again
     if now.before != now.after:
-        return Verdict.again
-    return Verdict.missing if now.target is None else Verdict.different
+        return RowState.again
+    return RowState.missing if now.target is None else RowState.different
 
 
 def _fingerprint(reading: Reading | None) -> int | tuple[int, ...] | None:
