@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rdsrepl.config import Target
+from rdsrepl.errors import TimedOut
 from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, versions
+from rdsrepl.units import format_duration
 from rdsrepl.verify import selection, tables
+from rdsrepl.verify.links import StandbyLink, wait_until_applied
 from rdsrepl.verify.ranges import Pair
 from rdsrepl.verify.results import TableResult, TableState, Verification
 from rdsrepl.verify.structure import ComparedTable
 from rdsrepl.verify.tables import How, Servers
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.connection import Connection
 
 # A range must use the index of the key: a plan that reads the whole table for each range would take far longer.
 _SETTINGS: Final = {"enable_seqscan": "off", "jit": "off"}
@@ -62,6 +69,7 @@ def verify(
     Raises:
         BadValue: source and target are one database; ``read_from`` is no standby of the source.
         NotFound: no such publication or table.
+        TimedOut: ``read_from`` is too far behind.
         Refused: how the target gets the changes is not known, its subscription is disabled, or too many rows differ to
             be repaired.
         Error: a statement failed.
@@ -73,6 +81,7 @@ def verify(
         if read_from is not None:
             reader = stack.enter_context(connection.open(read_from, settings=_SETTINGS))
             selection.require_standby(here, reader)
+            _wait_for_reader(here, reader, options.proof_seconds)
         chosen = selection.select(
             here, there, publication=options.publication, only=options.tables, no_changes=options.no_changes
         )
@@ -91,6 +100,19 @@ def verify(
     compared = tuple(result for result, _ in results)
     found = Verification(source.label, target.label, chosen.link.description, compared, chosen.findings)
     return found, tuple(step for _, steps in results for step in steps)
+
+
+def _wait_for_reader(source: Connection, reader: Connection, seconds: float) -> None:
+    """Wait until the standby has what the source has now: with an older state, a difference could be missed.
+
+    Raises:
+        TimedOut: the standby is too far behind.
+    """
+    if not wait_until_applied(source, StandbyLink(reader), time.monotonic() + seconds):
+        raise TimedOut(
+            f"--read-from did not replay the WAL of the source within {format_duration(seconds)}",
+            hint="omit --read-from, or wait longer with --proof-timeout",
+        )
 
 
 def _compare(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks import (
+    corruptions,
     fuzz,
     identity,
     kinesis,
@@ -181,6 +182,7 @@ def main() -> None:
         kinesis.compare(server)
         kinesis_faults.report(server)
     repeats.report()
+    corruptions.report()
     replay_oracle.report()
     identity.report()
     fuzz.report()

@@ -24,12 +24,12 @@ LOADED_ROWS = 200_000
 ROUNDS = 20
 CORRUPTIONS = 50
 _TABLE = "(id bigint PRIMARY KEY, name text, amount numeric, at timestamptz, n int, flag bool, doc jsonb)"
-_ROW = "i, 'name ' || i, i * 1.01, '2026-01-01'::timestamptz + i * interval '1 s', i, i % 2 = 0, '{}'"
+_ROW = "i, 'name ' || i, i * 1.01, '2026-01-01'::timestamptz + i * interval '1 s', i, mod(i, 2) = 0, '{}'"
 # Keys up to here are changed by the writers all the time; corruptions are planted above.
 _HOT = 200
 
 
-def main() -> None:
+def report() -> None:
     """Run both parts and print the figures."""
     with own_server() as source, own_server() as target:
         _speed(source, target)

@@ -238,3 +238,42 @@ def test_a_copy_that_stops_applying_proves_nothing(pair: tuple[Database, Databas
     assert result.code == 8, result.out
     assert (_by_table(result)["public.t"]["state"], _by_table(result)["public.t"]["not_proven"]) == ("not proven", 1)
     assert _verify(rdsrepl, pair, "--table", "t").code == 0
+
+
+def test_a_standby_as_copy_and_as_reader(servers: Servers, make_database: Any, tmp_path: Any, rdsrepl: Program) -> None:
+    """A standby that lags is waited for; a restored copy is compared through the standby."""
+    primary = servers.get(18)
+    database = make_database(primary)
+    database.run(
+        "CREATE TABLE t (id int PRIMARY KEY, v text)", "INSERT INTO t SELECT i, 'x' FROM generate_series(1, 9) i"
+    )
+    standby = primary.clone(tmp_path / "standby", slot="verify_standby")
+    try:
+        standby.start()
+        there = standby.dsn(dbname=database.name)
+        wait_until(lambda: rdsrepl("verify", "--to", there, dsn=database.dsn).code == 0, "the standby has the database")
+        with closing(standby.connect()) as conn:
+            conn.execute("SELECT pg_wal_replay_pause()")
+            database.run("UPDATE t SET v = 'y' WHERE id = 3")
+            words = ["verify", "--to", there, "--proof-timeout", "1s", "-o", "json"]
+            late = rdsrepl(*words, dsn=database.dsn)
+            assert (late.code, late.json["link"]) == (8, "physical replication")
+            copy = make_database(servers.get(15))
+            copy.run(
+                "CREATE TABLE t (id int PRIMARY KEY, v text)",
+                "INSERT INTO t SELECT i, 'x' FROM generate_series(1, 9) i",
+            )
+            through = ["verify", "--to", copy.dsn, "--read-from", there, "--no-changes", "--proof-timeout", "1s"]
+            behind = rdsrepl(*through, dsn=database.dsn)
+            assert (behind.code, "--read-from did not replay" in behind.err) == (1, True)
+            conn.execute("SELECT pg_wal_replay_resume()")
+        assert rdsrepl("verify", "--to", there, dsn=database.dsn).code == 0
+        assert "id=3: different" in rdsrepl(*through, dsn=database.dsn).out
+        wrong = rdsrepl("verify", "--source", there, "--to", database.dsn, dsn=database.dsn)
+        assert wrong.code == 2
+        assert "--source is a standby" in wrong.err
+    finally:
+        standby.stop("immediate")
+        standby.remove()
+        with closing(primary.connect()) as conn:
+            conn.execute("SELECT pg_drop_replication_slot('verify_standby')")
