@@ -13,7 +13,7 @@ precedence::
     tables            patterns of the tables to stream
     format            json (default), debezium, wal2json
     partition_by      key (default), table, transaction, or a column's name
-    aggregate         true: send waiting changes of one key as one record
+    aggregate         true: send waiting changes of one shard as one record
     linger, requests, oversize
                       as in ``rdsrepl slot tail --help``
     debezium_keys, debezium_time, debezium_decimal, debezium_binary, debezium_interval, debezium_hstore,

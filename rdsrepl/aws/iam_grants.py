@@ -100,6 +100,7 @@ READER: Final = (
 )
 WRITER: Final = (
     _READ_STREAM,
+    Grant("kinesis:ListShards", ("stream",)),
     Grant("kinesis:PutRecords", ("stream",)),
     Grant("kms:GenerateDataKey", ("kms-key",), conditions=(("StringLike", "kms:ViaService", "kinesis.*"),)),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -47,11 +47,15 @@ class Shard:
     Attributes:
         parents: the shards that it was split or merged from; they may not exist any more.
         is_open: whether it accepts records.
+        first_hash_key: the start of its range, from 0.
+        last_hash_key: the end, inclusive.
     """
 
     shard_id: str
     parents: tuple[str, ...]
     is_open: bool
+    first_hash_key: int
+    last_hash_key: int
 
 
 def ls(aws: Aws) -> tuple[str, ...]:
@@ -70,11 +74,29 @@ def shards(aws: Aws, name: str) -> tuple[Shard, ...]:
         NotFound: the stream does not exist.
     """
     result = []
-    for row in session.pages(aws, "kinesis", "ListShards", "Shards", reference(name)):
+    for row in _listed_shards(aws, name):
         parents = (row.get("ParentShardId"), row.get("AdjacentParentShardId"))
         is_open = "EndingSequenceNumber" not in row["SequenceNumberRange"]
-        result.append(Shard(row["ShardId"], tuple(parent for parent in parents if parent), is_open))
+        keys = row["HashKeyRange"]
+        result.append(
+            Shard(
+                row["ShardId"],
+                tuple(parent for parent in parents if parent),
+                is_open,
+                int(keys["StartingHashKey"]),
+                int(keys["EndingHashKey"]),
+            )
+        )
     return tuple(result)
+
+
+def _listed_shards(aws: Aws, name: str) -> Iterator[Mapping[str, Any]]:
+    request: dict[str, Any] = reference(name)
+    while request:
+        answer = session.call(aws, "kinesis", "ListShards", request)
+        yield from answer["Shards"]
+        # Botocore's paginator repeats the name, which Kinesis refuses together with a token.
+        request = {"NextToken": answer["NextToken"]} if answer.get("NextToken") else {}
 
 
 def create(aws: Aws, name: str, *, shards: int | None, record_kib: int | None, timeout_seconds: float) -> Plan:

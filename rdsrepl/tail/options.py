@@ -66,7 +66,7 @@ class KinesisOptions:
     Attributes:
         stream: its name or ARN.
         partition_by: key, table, transaction, or a column's name.
-        aggregate: whether waiting changes of one key go as one record.
+        aggregate: whether waiting changes of one shard go as one record, in the format of the KPL.
         linger_seconds: the maximum batching delay of a change.
         requests: how many requests are in progress at the same time.
         oversize: what happens to a change that is larger than the stream's limit.

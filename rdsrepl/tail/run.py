@@ -219,8 +219,9 @@ def _last_run(target: Target, options: TailOptions, checked: PreflightResult, ob
 
 
 def _report_counts(counts: KinesisCounts, options: TailOptions, observer: Observer) -> None:
+    aggregated = f", as {counted(counts.stored, 'aggregated record')}" if counts.stored != counts.records else ""
     observer.note(
-        f"{counted(counts.records, 'record')} acknowledged in {counted(counts.requests, 'request')}, "
+        f"{counted(counts.records, 'record')} acknowledged{aggregated} in {counted(counts.requests, 'request')}, "
         f"{counts.retries} sent again ({counts.throttles} throttled)"
     )
     if counts.shortened:
@@ -246,7 +247,7 @@ def _stream(target: Target, kinesis: KinesisOptions) -> KinesisStream:
 
 
 def _kinesis_sink(target: Target, options: TailOptions, stream: KinesisStream, observer: Observer) -> KinesisSink:
-    from rdsrepl.tail.sinks.kinesis import KinesisSink, limits
+    from rdsrepl.tail.sinks.kinesis import KinesisSink
     from rdsrepl.tail.sinks.oversize import Oversize
 
     given = options.kinesis
@@ -254,7 +255,8 @@ def _kinesis_sink(target: Target, options: TailOptions, stream: KinesisStream, o
     return KinesisSink(
         _aws(target, given),
         stream,
-        limits(stream, linger_seconds=given.linger_seconds, aggregate=given.aggregate),
+        linger_seconds=given.linger_seconds,
+        aggregate=given.aggregate,
         requests=given.requests,
         oversize=Oversize(given.oversize, given.dead_letter),
         note=observer.note,

@@ -13,7 +13,6 @@ import boto3
 import pytest
 
 from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.batching import PendingBatch, Record
 from tests.fixtures.sandbox import Cloud
 from tests.workloads.kinesis_server import KinesisServer
 
@@ -120,8 +119,7 @@ def test_resharding_is_followed_parents_before_children(cloud: Cloud, expire: bo
 
 def test_aggregated_records_come_one_by_one(cloud: Cloud, name: str) -> None:
     create(cloud, name, 1)
-    item = [Record("hot", f"part {n}".encode(), PendingBatch(1, 0)) for n in range(3)]
-    put(cloud, name, ("hot", aggregated(item)), ("cold", b"whole"))
+    put(cloud, name, ("a", aggregated([(b"hot", f"part {n}".encode(), 0) for n in range(3)])), ("cold", b"whole"))
     rows = read(cloud, name)
     assert [(row["partition_key"], row["data"]) for row in rows] == [
         ("hot", "part 0"),

@@ -19,6 +19,7 @@ from tests.benchmarks import (
     identity,
     kinesis,
     kinesis_faults,
+    kinesis_shard,
     pages,
     repeats,
     replay_oracle,
@@ -180,6 +181,7 @@ def main() -> None:
         million(server)
         latency(server)
         kinesis.compare(server)
+        kinesis_shard.report(server)
         kinesis_faults.report(server)
     repeats.report()
     corruptions.report()

@@ -20,12 +20,11 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.tail import preflight
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions, TimeMode, debezium_options
 from rdsrepl.tail.formats.debezium_values import DebeziumValues, _geometry, _vector
-from rdsrepl.tail.formats.partition_keys import split
+from rdsrepl.tail.formats.partition_keys import keyed_records
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.options import FormatName
 from rdsrepl.tail.pipeline import assemble
-from rdsrepl.tail.sinks.kinesis import _lines
 from rdsrepl.tail.sinks.oversize import Oversize
 from tests.fixtures.program import run_in_process
 
@@ -566,7 +565,7 @@ def test_to_kinesis(db15: Database) -> None:
         sent: list[list[tuple[str, Any]]] = []
         modes: list[dict[str, Any]] = [{"keys": True}, {}]
         for lines in decoded(db15, *modes, slot=slot, partition_by="key"):
-            sent.append([(key, json.loads(text)) for line in lines for key, text in map(split, _lines(line))])
+            sent.append([(key.decode(), json.loads(text)) for key, text in keyed_records(lines)])
         keyed, plain = sent
         one, two = '{"id":1,"part":"a\\"b"}', '{"id":2,"part":"a\\"b"}'
         keys = [one, one, one, two, two, two, "public.nokey", "public.nokey"]

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from rdsrepl.aws.streams import KinesisStream
 from rdsrepl.config import Aws
-from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
-from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.batching import Dispatch, Item, Limits, PendingBatch, Record
-from rdsrepl.tail.sinks.kinesis import _PutRecordsClient
+from rdsrepl.tail.formats.partition_keys import SEPARATOR, keyed_records
+from rdsrepl.tail.sinks.batching import Limits
+from rdsrepl.tail.sinks.by_key import KeyDispatch, PendingBatch, Record
 from rdsrepl.tail.sinks.oversize import Oversize
+from rdsrepl.tail.sinks.put_records import Answer, PutRecordsClient
 from tests.benchmarks.kinesis_faults import FaultLoad, stream_with_faults
 from tests.fixtures.kinesis import AWS, STREAM, confirmed, events, is_before, slot_of, wal_end, words
 from tests.fixtures.postgres import Database
@@ -37,44 +37,39 @@ class World:
 
     def __init__(self, seed: int, limits: Limits) -> None:
         self.random = random.Random(seed)
-        self.dispatch = Dispatch(limits)
+        self.dispatch = KeyDispatch(limits)
         self.now = 0.0
-        self.arrived: list[tuple[str, bytes]] = []
-        self.on_their_way: list[list[Item]] = []
+        self.arrived: list[tuple[bytes, bytes]] = []
+        self.on_their_way: list[list[Record]] = []
 
     def step(self, flush: bool) -> None:
         if self.on_their_way and self.random.random() < 0.5:
-            items = self.on_their_way.pop(self.random.randrange(len(self.on_their_way)))
-            refused = [item for item in items if self.random.random() < 0.3]
-            kept = [item for item in items if item not in refused]
-            for item in self.random.sample(kept, len(kept)):  # PutRecords guarantees no order
-                self.arrived += [(record.key, record.data) for record in item]
-            self.dispatch.acknowledged(kept, self.now)
-            for item in refused:
-                self.dispatch.refused(item, self.now + self.random.random())
-        elif items := self.dispatch.take(self.now, flush=flush):
-            keys = [item[0].key for item in items]
-            busy = [item[0].key for other in self.on_their_way for item in other]
+            records = self.on_their_way.pop(self.random.randrange(len(self.on_their_way)))
+            again = {n: self.now + self.random.random() for n in range(len(records)) if self.random.random() < 0.3}
+            kept = [record for n, record in enumerate(records) if n not in again]
+            for record in self.random.sample(kept, len(kept)):  # PutRecords guarantees no order
+                self.arrived.append((record.key, record.data))
+            self.dispatch.answered(records, again, [], self.now)
+        elif records := self.dispatch.take(self.now, flush=flush):
+            keys = [record.key for record in records]
+            busy = [record.key for other in self.on_their_way for record in other]
             assert len(keys) == len(set(keys)) and not set(keys) & set(busy), "a key is in one place at a time"
-            self.on_their_way.append(items)
+            self.on_their_way.append(records)
         self.now += self.random.random() / 20
 
 
 @given(
     seed=st.integers(0, 1 << 30),
     batches=st.lists(st.lists(st.integers(0, 6), max_size=30), min_size=1, max_size=12),
-    aggregate=st.sampled_from([None, 60, 10_000]),
     most=st.integers(1, 8),
 )
-def test_order_per_key_and_no_loss_with_any_refusals(
-    seed: int, batches: list[list[int]], aggregate: int | None, most: int
-) -> None:
-    world = World(seed, Limits(records=most, request_bytes=200, linger_seconds=0.01, aggregate_bytes=aggregate))
-    sent: list[tuple[str, bytes]] = []
+def test_order_per_key_and_no_loss_with_any_refusals(seed: int, batches: list[list[int]], most: int) -> None:
+    world = World(seed, Limits(records=most, request_bytes=200, linger_seconds=0.01))
+    sent: list[tuple[bytes, bytes]] = []
     ends: list[int] = []
     number = 0
     for number, keys in enumerate(batches, 1):
-        records = [(f"k{key}", f"{number}.{position}".encode()) for position, key in enumerate(keys)]
+        records = [(f"k{key}".encode(), f"{number}.{position}".encode()) for position, key in enumerate(keys)]
         sent += records
         ends.append(len(sent))
         world.dispatch.accept(number, records, world.now)
@@ -92,52 +87,68 @@ def test_order_per_key_and_no_loss_with_any_refusals(
 
 
 def test_a_single_record_waits_no_longer_than_the_batching_delay() -> None:
-    dispatch = Dispatch(Limits(linger_seconds=0.01))
-    dispatch.accept(1, [("k", b"x")], 5.0)
+    dispatch = KeyDispatch(Limits(linger_seconds=0.01))
+    dispatch.accept(1, [(b"k", b"x")], 5.0)
     assert dispatch.take(5.005) == [] and dispatch.due_in(5.005) == pytest.approx(0.005)
-    assert [record.data for item in dispatch.take(5.011) for record in item] == [b"x"]
+    assert [record.data for record in dispatch.take(5.011)] == [b"x"]
     assert dispatch.due_in(5.011) is None, "the next of its key may not go yet"
 
 
 def test_a_full_request_is_sent_at_once() -> None:
-    dispatch = Dispatch(Limits(records=3))
-    dispatch.accept(1, [(f"k{n}", b"x") for n in range(7)], 0.0)
+    dispatch = KeyDispatch(Limits(records=3))
+    dispatch.accept(1, [(f"k{n}".encode(), b"x") for n in range(7)], 0.0)
     assert [len(dispatch.take(0.0)) for _ in range(2)] == [3, 3]
 
 
 def test_an_empty_batch_is_durable_in_order() -> None:
-    dispatch = Dispatch(Limits())
-    dispatch.accept(1, [("k", b"x")], 0.0)
+    dispatch = KeyDispatch(Limits())
+    dispatch.accept(1, [(b"k", b"x")], 0.0)
     dispatch.accept(2, [], 0.0)
     assert dispatch.durable == 0
-    dispatch.acknowledged(dispatch.take(1.0), 1.0)
+    dispatch.answered(dispatch.take(1.0), {}, [], 1.0)
     assert dispatch.durable == 2
 
 
-def test_the_library_separates_aggregated_records() -> None:
-    from aws_kinesis_agg.deaggregator import deaggregate_records
+def test_refused_records_go_first_and_the_oldest_of_them_before_the_others() -> None:
+    """The confirmed position waits for the oldest record."""
+    dispatch = KeyDispatch(Limits(records=3, linger_seconds=0.0))
+    for number in range(1, 10):
+        dispatch.accept(number, [(f"k{number}".encode(), b"x")], 0.0)
+    first, second = dispatch.take(0.0), dispatch.take(0.0)
+    dispatch.answered(second, {0: 1.0, 1: 1.0}, [], 0.5)
+    dispatch.answered(first, {0: 1.1}, [], 0.5)
+    assert [record.key for record in dispatch.take(1.2)] == [b"k1", b"k4", b"k5"]
 
-    dispatch = Dispatch(Limits(aggregate_bytes=50_000))
-    dispatch.accept(1, [("hot", f"change {n}".encode()) for n in range(100)], 0.0)
-    (first,) = dispatch.take(1.0)
-    assert len(first) == 100
-    record = {"kinesis": {"data": aggregated(first), "partitionKey": "hot", "sequenceNumber": "1",
-                          "kinesisSchemaVersion": "1.0", "approximateArrivalTimestamp": 0}, "eventID": "1",
-              "eventSource": "", "eventVersion": "", "eventName": "", "invokeIdentityArn": "", "awsRegion": "",
-              "eventSourceARN": ""}  # fmt: skip
-    import base64
 
-    record["kinesis"]["data"] = base64.b64encode(record["kinesis"]["data"])  # type: ignore[index]
-    apart = [base64.b64decode(one["kinesis"]["data"]) for one in deaggregate_records([record])]
-    assert apart == [f"change {n}".encode() for n in range(100)]
+def test_a_shard_at_its_limit_is_not_pressed() -> None:
+    """1,000 records a second are accepted; what is refused is about as much."""
+    dispatch = KeyDispatch(Limits(linger_seconds=0.0))
+    dispatch.accept(1, [(str(n).encode(), b"x") for n in range(10_000)], 0.0)
+    now, room, accepted, refused = 0.0, 1000, 0, 0
+    while accepted < 9_000:
+        if int(now + 0.005) > int(now):
+            room = 1000
+        now += 0.005
+        if not (records := dispatch.take(now)):
+            continue
+        again = dict.fromkeys(range(room, len(records)), now + 0.1)
+        room -= len(records) - len(again)
+        accepted += len(records) - len(again)
+        refused += len(again)
+        dispatch.answered(records, again, [], now)
+    assert now < 10 and refused < 1.5 * accepted, (now, refused)
 
 
 def test_a_key_that_kinesis_refuses_is_hashed_never_cut() -> None:
-    long = "x" * 257
-    assert split(f"{'x' * 256}{SEPARATOR}line") == ("x" * 256, "line")
-    key, text = split(f"{long}{SEPARATOR}line")
-    assert len(key) == 64 and text == "line" and key != split(f"{long}y{SEPARATOR}line")[0]
-    assert len(split(f"\udcff{SEPARATOR}line")[0]) == 64
+    def key(text: str) -> bytes:
+        ((found, data),) = keyed_records([f"{text}{SEPARATOR}line\n"])
+        assert data == b"line"
+        return found
+
+    assert key("x" * 256) == b"x" * 256
+    assert key("é" * 256) == "é".encode() * 256
+    assert len(key("x" * 257)) == 64 and key("x" * 257) != key("x" * 257 + "y")
+    assert len(key("\udcff")) == 64
 
 
 def test_drop_columns_takes_the_largest_and_keeps_every_digit() -> None:
@@ -373,9 +384,9 @@ def test_without_an_endpoint_requests_go_to_the_service(monkeypatch: pytest.Monk
         raw.stream = lambda *_, **__: iter([raw.read()])  # type: ignore[attr-defined]
         return AWSResponse(request.url, 200, {}, raw)
 
-    caller = _PutRecordsClient(Aws(region="ap-southeast-2"), stream)
+    caller = PutRecordsClient(Aws(region="ap-southeast-2"), stream, with_shards=False)
     caller._client.meta.events.register("before-send.kinesis.PutRecords", answer)
-    assert caller.put([[Record("k", b"data", PendingBatch(1, 1))]]) == ([], "")
+    assert caller.put([Record(b"k", b"data", PendingBatch(1, 1))]) == Answer()
     (request,) = sent
     assert request.url == "https://123456789012.data-kinesis.ap-southeast-2.amazonaws.com/"
     assert json.loads(request.body) == {"StreamARN": arn, "Records": [{"Data": "ZGF0YQ==", "PartitionKey": "k"}]}

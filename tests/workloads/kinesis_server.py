@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import random
+import re
 import sys
 import threading
 import time
@@ -19,6 +20,9 @@ from typing import Any
 
 REGION = "eu-west-1"
 _HASHES = 1 << 128
+_EXPLICIT = re.compile(rb'"ExplicitHashKey":"(\d+)"')
+#: how many shards a page of ListShards has; AWS's default is 1,000.
+_PAGE = 100
 
 
 @dataclass
@@ -38,6 +42,7 @@ class Faults:
         null: accept and forget.
         expire_iterators: whether now and then a read finds its iterator too old.
         expired_keys: access keys that are no longer good.
+        hidden_shards: how many of the newest shards ListShards does not show yet.
     """
 
     partial: float = 0.0
@@ -52,18 +57,20 @@ class Faults:
     null: bool = False
     expire_iterators: bool = False
     expired_keys: frozenset[str] = frozenset()
+    hidden_shards: int = 0
 
 
 @dataclass
 class Shard:
-    """One shard: its range of hash keys and its records, as (partition key, data)."""
+    """One shard: its range of hash keys, its records as (partition key, data), and when each came."""
 
     number: int
     first: int
     last: int
-    parent: int | None = None
+    parents: tuple[int, ...] = ()
     is_open: bool = True
     records: list[tuple[str, bytes]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     second: int = 0
     taken: int = 0
     taken_bytes: int = 0
@@ -83,6 +90,34 @@ class Shard:
         return True
 
 
+def shards_of(count: int) -> list[Shard]:
+    """Return the open shards of a new stream."""
+    width = _HASHES // count
+    return [Shard(n, n * width, _HASHES if n == count - 1 else (n + 1) * width) for n in range(count)]
+
+
+def split(shards: list[Shard], number: int) -> None:
+    """Split a shard in the middle: it is closed and keeps its records; two child shards receive new ones."""
+    parent = shards[number]
+    middle = (parent.first + parent.last) // 2
+    parent.is_open = False
+    shards.append(Shard(len(shards), parent.first, middle, (number,)))
+    shards.append(Shard(len(shards), middle, parent.last, (number,)))
+
+
+def merge(shards: list[Shard], number: int, adjacent: int) -> None:
+    """Merge a shard with the one after it: both are closed and keep their records; one child receives new ones."""
+    first, second = shards[number], shards[adjacent]
+    assert first.last == second.first and first.is_open and second.is_open
+    first.is_open = second.is_open = False
+    shards.append(Shard(len(shards), first.first, second.last, (number, adjacent)))
+
+
+def shard_for(shards: list[Shard], value: int) -> Shard:
+    """Return the shard that takes a hash key."""
+    return next(shard for shard in shards if shard.is_open and shard.first <= value < shard.last)
+
+
 class KinesisServer:
     """The server, in its own thread, with the streams in ``streams``."""
 
@@ -95,11 +130,7 @@ class KinesisServer:
         self.refused = 0
         self.access_keys: set[str] = set()
         self.random = random.Random(seed)
-        width = _HASHES // shards
-        self.shards = {
-            stream: [Shard(n, n * width, _HASHES if n == shards - 1 else (n + 1) * width) for n in range(shards)]
-            for stream in streams
-        }
+        self.shards = {stream: shards_of(shards) for stream in streams}
         self.port = 0
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -124,13 +155,12 @@ class KinesisServer:
         return [record for shard in self.shards[stream] for record in shard.records]
 
     def split(self, stream: str, number: int) -> None:
-        """Split a shard in the middle: it is closed and keeps its records; two child shards receive new ones."""
-        shards = self.shards[stream]
-        parent = shards[number]
-        middle = (parent.first + parent.last) // 2
-        parent.is_open = False
-        shards.append(Shard(len(shards), parent.first, middle, number))
-        shards.append(Shard(len(shards), middle, parent.last, number))
+        """Split a shard in the middle."""
+        split(self.shards[stream], number)
+
+    def merge(self, stream: str, number: int, adjacent: int) -> None:
+        """Merge a shard with the one after it."""
+        merge(self.shards[stream], number, adjacent)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -176,8 +206,15 @@ class KinesisServer:
         self.requests += 1
         faults = self.faults
         if faults.null and operation.startswith("PutRecord"):
-            one = operation == "PutRecord"
-            return 200, b'{"SequenceNumber":"1"}' if one else b'{"FailedRecordCount":0,"Records":[]}'
+            if operation == "PutRecord":
+                return 200, b'{"SequenceNumber":"1"}'
+            # A client that selects the shard reads where its record went.
+            hashes = [int(found) for found in _EXPLICIT.findall(body)]
+            (stream,) = self.shards
+            stored = [
+                {"SequenceNumber": "1", "ShardId": shard_for(self.shards[stream], value).name} for value in hashes
+            ]
+            return 200, b'{"FailedRecordCount":0,"Records":%b}' % json.dumps(stored).encode()
         if faults.slow_seconds:
             await asyncio.sleep(faults.slow_seconds)
         if faults.down:
@@ -186,7 +223,10 @@ class KinesisServer:
             return faults.page
         request = json.loads(body or b"{}")
         name = request.get("StreamName") or request.get("StreamARN", "").rpartition("/")[2]
-        name = name or request.get("ShardIterator", "").partition(":")[0]
+        if name and "NextToken" in request:
+            return _error("InvalidArgumentException", "NextToken and StreamName cannot be provided together.")
+        token = request.get("ShardIterator") or request.get("NextToken") or ""
+        name = name or token.partition(":")[0]
         if name not in self.shards:
             return _error("ResourceNotFoundException", f"Stream {name} under account 123456789012 not found.")
         if operation == "DescribeStreamSummary":
@@ -215,7 +255,12 @@ class KinesisServer:
     def _read(self, operation: str, name: str, request: dict[str, Any]) -> tuple[int, bytes]:
         shards = self.shards[name]
         if operation == "ListShards":
-            return 200, json.dumps({"Shards": [_listed(shard) for shard in shards]}).encode()
+            shown = shards[: len(shards) - self.faults.hidden_shards]
+            start = int(request.get("NextToken", f"{name}:0").rpartition(":")[2])
+            listed: dict[str, Any] = {"Shards": [_listed(shard) for shard in shown[start : start + _PAGE]]}
+            if start + _PAGE < len(shown):
+                listed["NextToken"] = f"{name}:{start + _PAGE}"
+            return 200, json.dumps(listed).encode()
         if operation == "GetShardIterator":
             shard = next(shard for shard in shards if shard.name == request["ShardId"])
             position = {"TRIM_HORIZON": 0, "LATEST": len(shard.records)}.get(request["ShardIteratorType"])
@@ -255,7 +300,7 @@ class KinesisServer:
             size = len(data) + len(key.encode())
             total += size
             assert size <= self.record_kib * 1024
-            shard = self._shard(name, key)
+            shard = shard_for(self.shards[name], int(record.get("ExplicitHashKey", hash_key(key))))
             refused = self.random.random() < self.faults.partial
             if refused or (self.faults.shard_limits and not shard.has_room(size)):
                 failed += 1
@@ -264,13 +309,10 @@ class KinesisServer:
                 results.append({"ErrorCode": code, "ErrorMessage": "no"})
                 continue
             shard.records.append((key, data))
+            shard.times.append(time.monotonic())
             results.append({"SequenceNumber": str(len(shard.records)), "ShardId": f"shardId-{shard.number:012d}"})
         assert total <= 10 << 20
         return {"FailedRecordCount": failed, "Records": results}
-
-    def _shard(self, name: str, key: str) -> Shard:
-        value = int.from_bytes(hashlib.md5(key.encode()).digest(), "big")
-        return next(s for s in self.shards[name] if s.is_open and s.first <= value < s.last)
 
     def _summary(self, name: str) -> dict[str, Any]:
         return {
@@ -282,16 +324,22 @@ class KinesisServer:
             "StreamCreationTimestamp": 0,
             "EnhancedMonitoring": [],
             "EncryptionType": "NONE",
-            "OpenShardCount": len(self.shards[name]),
+            "OpenShardCount": sum(shard.is_open for shard in self.shards[name]),
             "MaxRecordSizeInKiB": self.record_kib,
         }
+
+
+def hash_key(partition_key: str) -> int:
+    """Return the hash key of a partition key, as Kinesis defines it."""
+    return int.from_bytes(hashlib.md5(partition_key.encode()).digest(), "big")
 
 
 def _listed(shard: Shard) -> dict[str, Any]:
     numbers = {"StartingSequenceNumber": "0"} | ({} if shard.is_open else {"EndingSequenceNumber": "9"})
     hashes = {"StartingHashKey": str(shard.first), "EndingHashKey": str(shard.last - 1)}
-    parent = {} if shard.parent is None else {"ParentShardId": f"shardId-{shard.parent:012d}"}
-    return {"ShardId": shard.name, "HashKeyRange": hashes, "SequenceNumberRange": numbers, **parent}
+    names = ("ParentShardId", "AdjacentParentShardId")
+    parents = {name: f"shardId-{number:012d}" for name, number in zip(names, shard.parents, strict=False)}
+    return {"ShardId": shard.name, "HashKeyRange": hashes, "SequenceNumberRange": numbers, **parents}
 
 
 def _error(code: str, message: str) -> tuple[int, bytes]:

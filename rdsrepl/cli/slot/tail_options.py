@@ -258,7 +258,7 @@ class KinesisFlags:
         bool,
         typer.Option(
             "--aggregate",
-            help="Send waiting changes of one key as one record, in the format of the KPL.",
+            help="Send the waiting changes of a shard as one record, in the format of the KPL.",
             rich_help_panel=_KINESIS,
             show_default=False,
         ),

@@ -6,10 +6,11 @@ key has the new key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from json.encoder import encode_basestring as quote
-from typing import Final
+from typing import Final, cast
 
 from rdsrepl.errors import BadValue
 from rdsrepl.tail.formats.base import Format, RowWriter, Values, key_numbers, members, template, with_old_values
@@ -19,27 +20,41 @@ from rdsrepl.tail.formats.values import Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
 
 SEPARATOR: Final = "\0"
+_SEPARATOR: Final = SEPARATOR.encode()
 # PutRecords takes 1 to 256 characters.
 _LONGEST_KEY: Final = 256
 
 Keys = Callable[[Values], str]
 
 
-def split(line: str) -> tuple[str, str]:
-    """Return a keyed line's partition key and its text; a key that Kinesis refuses is replaced by its SHA-256."""
-    key, _, text = line.partition(SEPARATOR)
+def keyed_records(lines: Sequence[str] | Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return partition key and data of each record in a decoder's keyed lines, in UTF-8.
+
+    A tombstone has no key of its own: it gets that of the delete before it.
+    """
+    if lines and isinstance(lines[0], str):
+        joined = "".join(cast(Sequence[str], lines)).encode("utf-8", "surrogateescape")
+    else:
+        joined = b"".join(cast(Sequence[bytes], lines))
+    records: list[tuple[bytes, bytes]] = []
+    key = b""
+    for line in joined.split(b"\n")[:-1]:
+        first, separator, data = line.partition(_SEPARATOR)
+        if not separator:
+            records.append((key, first))
+            continue
+        key = first if len(first) <= _LONGEST_KEY and first.isascii() else _accepted(first)
+        records.append((key, data))
+    return records
+
+
+def _accepted(key: bytes) -> bytes:
+    """Return a partition key that Kinesis accepts: KEY itself, or else its SHA-256."""
     # A key must be Unicode text, and the bytes of a SQL_ASCII database may not be.
-    if len(key) > _LONGEST_KEY or not (key.isascii() or _is_unicode(key)):
-        key = sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-    return key, text
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    with suppress(UnicodeDecodeError):
+        if len(key.decode()) <= _LONGEST_KEY:
+            return key
+    return sha256(key).hexdigest().encode()
 
 
 class KeyedFormat:

@@ -1,39 +1,43 @@
 """Kinesis as a sink: at least once, and in order for each partition key, also when Kinesis refuses records.
 
-``Dispatch`` decides what to send when; the threads here send it. After throttling, server errors and lost connections
+A dispatch decides what to send when; the threads here send it. After throttling, server errors and lost connections
 the refused records are retried without a limit, with jitter. An error that no retry can fix stops the tail; nothing is
-confirmed that Kinesis has not acknowledged. Botocore signs the requests and provides endpoints and credentials; the
-request's body is written here, and the usual answer (no record failed) is recognised without parsing, because
-botocore's own serialising costs more than everything else together.
+confirmed that Kinesis has not acknowledged.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
-from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from json.encoder import encode_basestring_ascii as quote
 from typing import Any, Final
 
-from rdsrepl.aws import session
+from rdsrepl.aws import streams
 from rdsrepl.aws.streams import KinesisStream
 from rdsrepl.config import Aws
 from rdsrepl.errors import Error, Unreachable
-from rdsrepl.tail.formats.partition_keys import SEPARATOR, split
-from rdsrepl.tail.sinks.aggregation import aggregated
-from rdsrepl.tail.sinks.batching import REQUEST_BYTES, Dispatch, Item, Limits
+from rdsrepl.tail.formats.partition_keys import keyed_records
+from rdsrepl.tail.sinks.batching import REQUEST_BYTES, Dispatch, Entry, Limits
+from rdsrepl.tail.sinks.by_key import KeyDispatch
+from rdsrepl.tail.sinks.by_shard import ShardDispatch
 from rdsrepl.tail.sinks.oversize import Oversize
+from rdsrepl.tail.sinks.put_records import Answer, PutRecordsClient
+from rdsrepl.tail.sinks.shard_map import ShardMap
 from rdsrepl.tail.wakeup import WakeupPipe
 
 _FIRST_DELAY_SECONDS: Final = 0.02
-_LONGEST_DELAY_SECONDS: Final = 5.0
+# Of a record that is refused while Kinesis answers. The confirmed position waits for it, and the limits of a shard are
+# by the second.
+_LONGEST_DELAY_SECONDS: Final = 0.2
+# While requests fail as a whole.
+_LONGEST_OUTAGE_DELAY_SECONDS: Final = 5.0
 _NOTE_EVERY_SECONDS: Final = 10.0
-_NONE_FAILED: Final = b'"FailedRecordCount":0'
-_EMPTY_ANSWER: Final = b'{"FailedRecordCount":0,"Records":[]}'
+# The most bytes that a character of a line has in UTF-8.
+_BYTES_OF_CHARACTER: Final = 4
+# The KPL's default: large enough to save records, small enough for a shard's limit of 1 MiB/s.
+_AGGREGATE_BYTES: Final = 51_200
 
 
 @dataclass(slots=True)
@@ -41,15 +45,17 @@ class KinesisCounts:
     """What was sent so far.
 
     Attributes:
-        records: acknowledged.
+        records: changes that were acknowledged.
+        stored: Kinesis records that were acknowledged; with aggregation, each has several changes.
         requests: sent, answered or not.
-        retries: records that were refused and sent again.
+        retries: changes that were sent again.
         throttles: retries that were throttled.
         shortened: changes whose largest values were left out.
         dead_letters: changes that were written to the dead-letter file.
     """
 
     records: int = 0
+    stored: int = 0
     requests: int = 0
     retries: int = 0
     throttles: int = 0
@@ -64,8 +70,9 @@ class KinesisSink:
         self,
         aws: Aws,
         stream: KinesisStream,
-        limits: Limits,
         *,
+        linger_seconds: float,
+        aggregate: bool,
         requests: int,
         oversize: Oversize,
         note: Callable[[str], None],
@@ -75,14 +82,25 @@ class KinesisSink:
         Args:
             aws: the AWS account and region.
             stream: the data stream.
-            limits: of a request.
+            linger_seconds: the maximum batching delay of a record.
+            aggregate: whether the records of a shard are aggregated.
             requests: how many may be in progress at the same time.
             oversize: handles records that exceed the stream's limit.
             note: called at an interval while Kinesis refuses all records.
+
+        Raises:
+            Error: the shards cannot be listed, which aggregation needs.
         """
+        limits = Limits(
+            linger_seconds=linger_seconds,
+            request_bytes=max(REQUEST_BYTES, stream.record_bytes),
+            aggregate_bytes=min(stream.record_bytes, _AGGREGATE_BYTES),
+        )
         self.counts = KinesisCounts()
-        self._dispatch = Dispatch(limits)
+        self._aws = aws
         self._stream = stream
+        self._by_shard = ShardDispatch(limits, self._shards()) if aggregate else None
+        self._dispatch: Dispatch[Any] = self._by_shard or KeyDispatch(limits)
         self._oversize = oversize
         self._note = note
         self._noted_at = 0.0
@@ -91,7 +109,7 @@ class KinesisSink:
         self._closed = False
         self._changed = threading.Condition()
         self.wakeup = WakeupPipe()
-        self._caller = _PutRecordsClient(aws, stream)
+        self._client = PutRecordsClient(aws, stream, with_shards=aggregate)
         self._threads = [
             threading.Thread(target=self._work, name=f"kinesis-{number}", daemon=True) for number in range(requests)
         ]
@@ -106,25 +124,26 @@ class KinesisSink:
         """
         if self._failure is not None:
             raise self._failure
-        records = []
-        limit = self._stream.record_bytes
-        for line in lines:
-            for one in _lines(line):
-                key, text = split(one)
-                data = text.encode("utf-8", "surrogateescape")
-                if len(data) + len(key) > limit and len(data) + len(key.encode()) > limit:
-                    fitting = self._oversize.fit(key, data, limit)
-                    if fitting is None:
-                        self.counts.dead_letters += 1
-                        continue
-                    self.counts.shortened += 1
-                    data = fitting
-                records.append((key, data))
+        records = keyed_records(lines)
+        if sum(map(len, lines)) > self._stream.record_bytes // _BYTES_OF_CHARACTER:
+            records = list(self._fitting(records))
         with self._changed:
             self._dispatch.accept(number, records, time.monotonic())
             self._changed.notify()
         if not records:
             self.wakeup.wake()
+
+    def _fitting(self, records: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the records as far as the stream takes them; the others are shortened or kept elsewhere."""
+        limit = self._stream.record_bytes
+        for key, data in records:
+            if len(data) + len(key) <= limit:
+                yield key, data
+            elif (fitting := self._oversize.fit(key.decode(), data, limit)) is None:
+                self.counts.dead_letters += 1
+            else:
+                self.counts.shortened += 1
+                yield key, fitting
 
     @property
     def pending_bytes(self) -> int:
@@ -161,58 +180,95 @@ class KinesisSink:
 
     def _work(self) -> None:
         try:
-            while (items := self._next()) is not None:
-                self._send(items)
+            while (entries := self._next()) is not None:
+                if entries:
+                    self._send(entries)
+                else:
+                    self._reshard()
         except Error as exc:
             self._fail(exc)
         except Exception as exc:  # noqa: BLE001 - a thread that ends without an error would block the tail
             self._fail(Error(f"could not write to stream {self._stream.name}: {exc!r}", hint="please report it"))
 
-    def _next(self) -> list[Item] | None:
-        """Wait for the next request's items; None at the end."""
+    def _next(self) -> list[Entry] | None:
+        """Wait for the next request's entries; an empty list asks for the map of the shards, None is the end."""
         with self._changed:
             while not self._closed and self._failure is None:
                 now = time.monotonic()
                 due = self._dispatch.due_in(now)
                 if due is not None and (due == 0.0 or self._finishing):
-                    items = self._dispatch.take(now, flush=self._finishing)
-                    if items:
+                    entries: list[Entry] = self._dispatch.take(now, flush=self._finishing)
+                    if entries:
                         self._changed.notify()  # there may be more for the next thread
-                        return items
+                        return entries
+                    if self._by_shard is not None and self._by_shard.wants_map(now):
+                        return []
                 self._changed.wait(due)
             return None
 
-    def _send(self, items: list[Item]) -> None:
+    def _send(self, entries: list[Entry]) -> None:
         self.counts.requests += 1
+        longest, outage = _LONGEST_DELAY_SECONDS, ""
         try:
-            refused, why = self._caller.put(items)
+            answer = self._client.put(entries)
         except Unreachable as exc:
-            refused, why = list(range(len(items))), exc.aws_code or exc.message
+            outage = exc.aws_code or exc.message
+            answer = Answer(dict.fromkeys(range(len(entries)), outage))
+            longest = _LONGEST_OUTAGE_DELAY_SECONDS
         now = time.monotonic()
-        if not refused:
-            with self._changed:
-                self._dispatch.acknowledged(items, now)
-                self.counts.records += sum(map(len, items))
-                self._changed.notify()
-            self.wakeup.wake()
-            return
-        failed = set(refused)
-        back = [items[position] for position in refused]
+        # Each record has its own delay: other shards may have capacity, and retries must not coincide. After an outage
+        # they go together again.
+        fewest = min(entry.refusals for entry in entries) if outage else 0
+        common = now + _delay(fewest, longest)
+        again = {n: common if outage else now + _delay(entries[n].refusals, longest) for n in answer.refused}
         with self._changed:
-            self._dispatch.acknowledged((item for n, item in enumerate(items) if n not in failed), now)
-            for item in back:
-                # Each item has its own delay: other shards may have capacity, and retries must not coincide.
-                longest = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** min(item[0].refusals, 10))
-                self._dispatch.refused(item, now + random.uniform(longest / 10, longest))
-            again = sum(map(len, back))
-            self.counts.records += sum(map(len, items)) - again
-            self.counts.retries += again
-            if "Throughput" in why or "Throttl" in why:
-                self.counts.throttles += again
+            self._dispatch.answered(entries, again, answer.shard_ids, now)
+            self._count(entries, answer)
             self._changed.notify()
-        if len(back) == len(items) and now - self._noted_at > _NOTE_EVERY_SECONDS:
+        if len(again) == len(entries) and now - self._noted_at > _NOTE_EVERY_SECONDS:
             self._noted_at = now
+            why = outage or ", ".join(sorted(set(answer.refused.values())))
             self._note(f"stream {self._stream.name} refuses all records ({why}); retrying, the slot keeps its WAL")
+        self.wakeup.wake()
+
+    def _count(self, entries: list[Entry], answer: Answer) -> None:
+        counts = self.counts
+        counts.records += sum(map(len, entries))
+        counts.stored += len(entries) - len(answer.refused)
+        for position, code in answer.refused.items():
+            again = len(entries[position])
+            counts.records -= again
+            counts.retries += again
+            if "Throughput" in code or "Throttl" in code:
+                counts.throttles += again
+
+    def _shards(self) -> ShardMap:
+        """Return the map of the stream's shards (ListShards).
+
+        Raises:
+            Unreachable: AWS does not answer, or shows no open shard.
+            Error: AWS refuses.
+        """
+        shards = ShardMap.of(streams.shards(self._aws, self._stream.arn))
+        if not shards.open_ids:
+            raise Unreachable(f"stream {self._stream.name} has no open shard", hint="retry when it is ACTIVE")
+        return shards
+
+    def _reshard(self) -> None:
+        """Read the map of the shards again, and distribute the records that wait."""
+        assert self._by_shard is not None
+        try:
+            shards = self._shards()
+        except Unreachable:
+            with self._changed:
+                self._by_shard.map_failed(time.monotonic() + random.uniform(0.5, 1.0))
+                self._changed.notify()
+            return
+        with self._changed:
+            again = self._by_shard.reshard(shards, time.monotonic())
+            self.counts.records -= again
+            self.counts.retries += again
+            self._changed.notify()
         self.wakeup.wake()
 
     def _fail(self, failure: Error) -> None:
@@ -222,108 +278,7 @@ class KinesisSink:
         self.wakeup.wake()
 
 
-class _PutRecordsClient:
-    """Calls PutRecords through botocore, but writes the bodies and reads the answers itself."""
-
-    def __init__(self, aws: Aws, stream: KinesisStream) -> None:
-        self._aws = aws
-        self._arn = stream.arn
-        self._head = f'{{"StreamARN":{quote(stream.arn)},"Records":['.encode()
-        self._local = threading.local()
-        self._client = session.client_without_retries(aws, "kinesis")
-        events = self._client.meta.events
-        events.register("before-call.kinesis.PutRecords", self._body)
-        events.register("before-parse.kinesis.PutRecords", self._answer)
-
-    def put(self, items: Sequence[Item]) -> tuple[list[int], str]:
-        """Send one request; return the positions of the items that were refused, and why.
-
-        Raises:
-            Unreachable: it failed, or its outcome is unknown; it can be retried.
-            Error: Kinesis refuses it, and a retry cannot succeed.
-        """
-        import botocore.exceptions
-
-        self._local.body = _joined(self._head, items)
-        self._local.answer = b""
-        try:
-            # Botocore does not check the records; it signs and sends the body above, to the endpoint that it derives
-            # from the ARN.
-            self._client.put_records(StreamARN=self._arn, Records=[])
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
-            raise session.translate(exc, "kinesis", "PutRecords", self._aws) from exc
-        finally:
-            self._local.body = b""
-        answer: bytes = self._local.answer
-        if _NONE_FAILED in answer:
-            return [], ""
-        return _refusals(answer, len(items))
-
-    def _body(self, params: dict[str, Any], **_: Any) -> None:
-        params["body"] = self._local.body
-
-    def _answer(self, response_dict: dict[str, Any], **_: Any) -> None:
-        if response_dict["status_code"] < 300:
-            self._local.answer = response_dict["body"]
-            response_dict["body"] = _EMPTY_ANSWER
-
-
-def _refusals(answer: bytes, count: int) -> tuple[list[int], str]:
-    """Return the positions of the records that were refused, and why.
-
-    Raises:
-        Unreachable: this is not an answer of Kinesis to COUNT records, so the outcome is unknown.
-    """
-    try:
-        results = json.loads(answer)["Records"]
-        codes = {n: str(result["ErrorCode"]) for n, result in enumerate(results) if result.get("ErrorCode")}
-        if len(results) == count:
-            return list(codes), ", ".join(sorted(set(codes.values())))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        pass
-    raise Unreachable("PutRecords: the answer is not from Kinesis", hint="check the endpoint, and proxies before it")
-
-
-def _joined(head: bytes, items: Sequence[Item]) -> bytes:
-    """Return a request's body without copying it more than once: it may have megabytes."""
-    parts = [head]
-    for item in items:
-        parts += (_record(item), b",")
-    parts[-1] = b"]}"
-    return b"".join(parts)
-
-
-def _record(item: Item) -> bytes:
-    data = item[0].data if len(item) == 1 else aggregated(item)
-    return b'{"Data":"%b","PartitionKey":%b}' % (b64encode(data), quote(item[0].key).encode())
-
-
-def _lines(line: str | bytes) -> Sequence[str]:
-    """Return the records in a decoder's output: each ends with its own newline."""
-    assert isinstance(line, str)
-    if not line:
-        return ()
-    if line.count("\n") == 1:
-        return (line[:-1],)
-    records: list[str] = []
-    for one in line[:-1].split("\n"):
-        # A tombstone has no partition key: it gets that of the delete before it.
-        records.append(
-            one if SEPARATOR in one or not records else records[-1].partition(SEPARATOR)[0] + SEPARATOR + one
-        )
-    return records
-
-
-def limits(stream: KinesisStream, *, linger_seconds: float, aggregate: bool) -> Limits:
-    """Return the limits of a request to a stream."""
-    return Limits(
-        linger_seconds=linger_seconds,
-        request_bytes=max(REQUEST_BYTES, stream.record_bytes),
-        aggregate_bytes=min(stream.record_bytes, _AGGREGATE_BYTES) - _AGGREGATE_HEAD_BYTES if aggregate else None,
-    )
-
-
-# The KPL's default: large enough to save records, small enough for a shard's limit of 1 MiB/s.
-_AGGREGATE_BYTES: Final = 51_200
-# Magic number, MD5, the table of keys (the key itself is counted with the data).
-_AGGREGATE_HEAD_BYTES: Final = 64
+def _delay(refusals: int, longest: float) -> float:
+    """Return the time until the next attempt, in seconds, with jitter."""
+    delay = min(longest, _FIRST_DELAY_SECONDS * 2 ** min(refusals, 10))
+    return random.uniform(delay / 10, delay)

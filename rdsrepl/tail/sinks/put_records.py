@@ -1,0 +1,107 @@
+"""Calls PutRecords through botocore, but writes the bodies and reads the answers itself.
+
+Botocore signs the requests and provides endpoints and credentials. The request's body is written here, and the usual
+answer (no record failed) is recognised without parsing, because botocore's own serialising costs more than everything
+else together.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any, Final
+
+from rdsrepl.aws import session
+from rdsrepl.aws.streams import KinesisStream
+from rdsrepl.config import Aws
+from rdsrepl.errors import Unreachable
+from rdsrepl.tail.sinks.batching import Entry
+
+_NONE_FAILED: Final = b'"FailedRecordCount":0'
+_EMPTY_ANSWER: Final = b'{"FailedRecordCount":0,"Records":[]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a request.
+
+    Attributes:
+        refused: the error code of each record that was refused, by its position.
+        shard_ids: the shard of each record, "" for a refused one; empty unless it was asked for.
+    """
+
+    refused: Mapping[int, str] = field(default_factory=dict)
+    shard_ids: Sequence[str] = ()
+
+
+class PutRecordsClient:
+    """Calls PutRecords through botocore, but writes the bodies and reads the answers itself."""
+
+    def __init__(self, aws: Aws, stream: KinesisStream, *, with_shards: bool) -> None:
+        """Make a client; WITH_SHARDS, answers name the shard of each record."""
+        self._with_shards = with_shards
+        self._aws = aws
+        self._arn = stream.arn
+        self._head = f'{{"StreamARN":{quote(stream.arn)},"Records":['.encode()
+        self._local = threading.local()
+        self._client = session.client_without_retries(aws, "kinesis")
+        events = self._client.meta.events
+        events.register("before-call.kinesis.PutRecords", self._body)
+        events.register("before-parse.kinesis.PutRecords", self._answer)
+
+    def put(self, entries: Sequence[Entry]) -> Answer:
+        """Send one request.
+
+        Raises:
+            Unreachable: it failed, or its outcome is unknown; it can be retried.
+            Error: Kinesis refuses it, and a retry cannot succeed.
+        """
+        import botocore.exceptions
+
+        parts = [self._head]
+        for entry in entries:
+            parts += (entry.json(), b",")
+        parts[-1] = b"]}"
+        # One copy: it may have megabytes.
+        self._local.body = b"".join(parts)
+        del parts
+        self._local.answer = b""
+        try:
+            # Botocore does not check the records; it signs and sends the body above, to the endpoint that it derives
+            # from the ARN.
+            self._client.put_records(StreamARN=self._arn, Records=[])
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
+            raise session.translate(exc, "kinesis", "PutRecords", self._aws) from exc
+        finally:
+            self._local.body = b""
+        answer: bytes = self._local.answer
+        if _NONE_FAILED in answer and not self._with_shards:
+            return Answer()
+        return _parsed(answer, len(entries))
+
+    def _body(self, params: dict[str, Any], **_: Any) -> None:
+        params["body"] = self._local.body
+
+    def _answer(self, response_dict: dict[str, Any], **_: Any) -> None:
+        if response_dict["status_code"] < 300:
+            self._local.answer = response_dict["body"]
+            response_dict["body"] = _EMPTY_ANSWER
+
+
+def _parsed(answer: bytes, count: int) -> Answer:
+    """Return what an answer says.
+
+    Raises:
+        Unreachable: this is not an answer of Kinesis to COUNT records, so the outcome is unknown.
+    """
+    try:
+        results = json.loads(answer)["Records"]
+        refused = {n: str(result["ErrorCode"]) for n, result in enumerate(results) if result.get("ErrorCode")}
+        if len(results) == count:
+            return Answer(refused, [str(result.get("ShardId") or "") for result in results])
+    except (ValueError, LookupError, TypeError, AttributeError):
+        pass
+    raise Unreachable("PutRecords: the answer is not from Kinesis", hint="check the endpoint, and proxies before it")
