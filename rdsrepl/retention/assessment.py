@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.retention.forecast import Forecast, Rate, Storage, forecasts
@@ -142,11 +143,12 @@ def assess(
     kept = [slot for slot in slots if not slot.temporary]
     oldest = max((slot.retained_bytes or 0 for slot in kept), default=0)
     xids = None if start is None else _rate(start.next_xid, now.next_xid, _seconds_between(start, now))
+    held = _by_held_lsn(slots)
     holdings = []
     for slot in kept:
         before = None if start is None else start.slot(slot.slot_name)
         growth, delivery = _slot_rates(slot, before, start, now, rate)
-        freed, shared = freed_by_dropping([slot.slot_name], slots, wal)
+        freed, shared = _freed(slot.held_lsn, frozenset([slot.slot_name]), held, wal)
         idle = assess_idleness(slot, history, wal, promoted_at=promoted_at, sampled=(sampled or {}).get(slot.slot_name))
         holding = SlotRetention(
             slot=slot,
@@ -187,16 +189,31 @@ def freed_by_dropping(names: Iterable[str], slots: Sequence[Slot], wal: Wal) -> 
 
     The server always keeps ``wal_keep_size``. The name is None if no other slot retains WAL that these slots retain.
     """
-    dropped = set(names)
-    held = {slot.slot_name: slot.held_lsn for slot in slots if slot.held_lsn is not None}
-    ours = [lsn for name, lsn in held.items() if name in dropped]
-    if not ours:
+    dropped, held = frozenset(names), _by_held_lsn(slots)
+    return _freed(next((lsn for name, lsn in held if name in dropped), None), dropped, held, wal)
+
+
+def _by_held_lsn(slots: Iterable[Slot]) -> list[tuple[str, Lsn]]:
+    """Return the slots that retain WAL, with the position from which they do, the oldest first."""
+    held = ((slot.slot_name, slot.held_lsn) for slot in slots)
+    return sorted(((name, lsn) for name, lsn in held if lsn is not None), key=lambda one: one[1])
+
+
+def _freed(
+    oldest: Lsn | None, dropped: frozenset[str], held: Sequence[tuple[str, Lsn]], wal: Wal
+) -> tuple[int, str | None]:
+    """Return the result of ``freed_by_dropping``.
+
+    Args:
+        oldest: the oldest position that the dropped slots hold; None if they hold none.
+        dropped: their names.
+        held: ``_by_held_lsn`` of all slots.
+        wal: the current state of the WAL.
+    """
+    if oldest is None:
         return 0, None
-    oldest = min(ours)
     floor = max(0, wal.lsn - wal.keep_bytes)
-    keeper, kept = min(
-        ((name, lsn) for name, lsn in held.items() if name not in dropped), key=lambda one: one[1], default=(None, None)
-    )
+    keeper, kept = next(((name, lsn) for name, lsn in held if name not in dropped), (None, None))
     if kept is None or kept >= floor:
         return max(0, floor - oldest), None
     return max(0, kept - oldest), keeper

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -23,8 +23,20 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.state import json_lines
 from rdsrepl.state.json_lines import Damaged, parse_time, require_int64, require_type
 
-# Weeks of a check every five minutes with a few slots, a day with 200. Every command reads the whole file.
+# A year of a check every five minutes with ten slots, a day with 200. Each forecast reads the whole file.
 _MAX_BYTES: Final = 2 << 20
+_HOUR_SECONDS, _DAY_SECONDS = 3600, 86_400
+# How long all samples are kept, and then one an hour; before that one a day. The first that fits is used.
+_SCHEDULES: Final = (
+    (_DAY_SECONDS, 30 * _DAY_SECONDS),
+    (6 * _HOUR_SECONDS, 7 * _DAY_SECONDS),
+    (_HOUR_SECONDS, _DAY_SECONDS),
+)
+# How often every second sample of the older half is reduced then.
+_HALVINGS: Final = 4
+# ``retention.idleness`` takes a larger difference between two samples for a clock that was set.
+_SKEW_STEP_SECONDS: Final = 10.0
+_SEGMENT_BYTES: Final = 16 << 20
 # A longer wait would delay the command; the history can do without one sample.
 _LOCK_SECONDS: Final = 1.0
 
@@ -138,7 +150,13 @@ def _is_same(old: SlotObservation, new: SlotObservation) -> bool:
     return old.position == new.position
 
 
-def keep_changes(history: Sequence[Observation], kept: Sequence[bool], *, last_only: bool = False) -> list[Observation]:
+def keep_changes(
+    history: Sequence[Observation],
+    kept: Sequence[bool],
+    *,
+    last_only: bool = False,
+    also: Mapping[int, Collection[str]] | None = None,
+) -> list[Observation]:
     """Return a history in which some samples are reduced to the slots that changed.
 
     Args:
@@ -146,6 +164,7 @@ def keep_changes(history: Sequence[Observation], kept: Sequence[bool], *, last_o
         kept: whether a sample stays complete.
         last_only: keep of the reduced samples only the last change and the last use of each slot: then at most two
             entries a slot remain besides the complete samples.
+        also: slots that reduced samples keep besides, by the number of the sample.
     """
     names = changed_slots(history)
     if last_only:
@@ -162,25 +181,103 @@ def keep_changes(history: Sequence[Observation], kept: Sequence[bool], *, last_o
     for number, one in enumerate(history):
         if kept[number]:
             reduced.append(one)
-        elif rest := tuple(seen for seen in one.slots if seen.slot_name in names[number]):
+            continue
+        here = names[number].union((also or {}).get(number, ()))
+        if rest := tuple(seen for seen in one.slots if seen.slot_name in here):
             reduced.append(replace(one, slots=rest, partial=True))
     return reduced
 
 
+def compact(history: Sequence[Observation], detail_seconds: float, hourly_seconds: float) -> list[Observation]:
+    """Return a history with fewer old samples: after some time one an hour, later one a day.
+
+    Idle times do not change: besides the first sample of each hour or day, every change of a slot is kept, and the
+    first sample of each run of the server and of each setting of a clock. Of the retained WAL of each slot, the largest
+    and the smallest value of each hour or day are kept, if they differ from the first one by more than a WAL segment.
+
+    Args:
+        history: the samples, oldest first.
+        detail_seconds: younger samples are all kept.
+        hourly_seconds: older samples are reduced to one a day.
+    """
+    if not history:
+        return []
+    gone = _disappearances(history)
+    end = history[-1].at
+    kept = [number in gone for number in range(len(history))]
+    periods: dict[tuple[object, ...], list[int]] = {}
+    for number, one in enumerate(history):
+        age = (end - one.at).total_seconds()
+        if age <= detail_seconds:
+            kept[number] = True
+            continue
+        length = _HOUR_SECONDS if age <= hourly_seconds else _DAY_SECONDS
+        # Clocks that differ by more than their tolerance are in different steps of it.
+        skew = one.clock_skew_seconds // _SKEW_STEP_SECONDS
+        key = (length, one.at.timestamp() // length, one.started_at, one.timeline, skew)
+        periods.setdefault(key, []).append(number)
+    extremes: dict[int, set[str]] = {}
+    for numbers in periods.values():
+        first = next((number for number in numbers if not history[number].partial), None)
+        if first is not None:
+            kept[first] = True
+        for name, number in _extremes(history, numbers, first):
+            extremes.setdefault(number, set()).add(name)
+    return keep_changes(history, kept, also=extremes)
+
+
+def _disappearances(history: Sequence[Observation]) -> set[int]:
+    """Return the first complete samples without a slot that existed: only these show that it was dropped."""
+    found: set[int] = set()
+    known: set[str] = set()
+    for number, one in enumerate(history):
+        names = {seen.slot_name for seen in one.slots}
+        if one.partial:
+            known |= names
+        else:
+            if known - names:
+                found.add(number)
+            known = names
+    return found
+
+
+def _extremes(history: Sequence[Observation], numbers: Sequence[int], first: int | None) -> Iterator[tuple[str, int]]:
+    """Yield the slots of some samples, each with the samples in which it retained the most and the least WAL."""
+    values: dict[str, list[tuple[int, int]]] = {}
+    for number in numbers:
+        one = history[number]
+        for seen in one.slots:
+            if seen.restart_lsn is not None:
+                values.setdefault(seen.slot_name, []).append((one.lsn - seen.restart_lsn, number))
+    for name, sizes in values.items():
+        usual = next((size for size, number in sizes if number == first), None)
+        for size, number in (max(sizes), min(sizes)):
+            if usual is None or abs(size - usual) > _SEGMENT_BYTES:
+                yield name, number
+
+
 def _thin(lines: list[bytes]) -> list[bytes]:
-    """Reduce every second sample of the older half to its changes; reduce more until a quarter of the file is free."""
+    """Reduce the history until a quarter of the file is free: old samples first, by ``compact``."""
     samples = []
     for line in lines:
         with contextlib.suppress(Damaged, KeyError):
             samples.append(decode(require_type(json_lines.parse(line), dict)))
-    half = len(samples) // 2
-    kept = _lines(keep_changes(samples, [number >= half or number % 2 == 0 for number in range(len(samples))]))
-    newest = half
-    while sum(map(len, kept)) > _MAX_BYTES * 3 // 4 and newest < len(samples):
+    room = _MAX_BYTES * 3 // 4
+    for detail, hourly in _SCHEDULES:
+        thinned = compact(samples, detail, hourly)
+        if sum(map(len, kept := _lines(thinned))) <= room:
+            return kept
+    for _ in range(_HALVINGS):  # many slots, or samples that are seconds apart
+        half = len(thinned) // 2
+        thinned = keep_changes(thinned, [number >= half or number % 2 == 0 for number in range(len(thinned))])
+        if sum(map(len, kept := _lines(thinned))) <= room:
+            return kept
+    newest = len(samples) // 2
+    while sum(map(len, kept)) > room and newest < len(samples):
         # Too many changes: keep of older samples only the last change of each slot.
         newest = (newest + len(samples) + 1) // 2
         kept = _lines(keep_changes(samples, [number >= newest for number in range(len(samples))], last_only=True))
-    while sum(map(len, kept)) > _MAX_BYTES * 3 // 4:  # thousands of slots that no longer exist
+    while sum(map(len, kept)) > room:  # thousands of slots that no longer exist
         del kept[: len(kept) // 2 + 1]
     return kept
 
