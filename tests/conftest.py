@@ -51,6 +51,7 @@ pytest_plugins = [
     "tests.fixtures.terminal",
     "tests.fixtures.kinesis",
     "tests.fixtures.service",
+    "tests.fixtures.slot_pairs",
 ]
 
 # The files that take longest, the slowest first: a long file that starts last keeps the other workers waiting.

@@ -224,6 +224,8 @@ GRANTS: Final[Mapping[str, tuple[Grant | str, ...]]] = {
     "slot tail": (_SQL,),
     "slot peek": (_SQL,),
     "slot watch": _SERVER_STATE,
+    "slot pairs": (_SQL, _READ_INSTANCE, _READ_CLUSTERS),
+    "slot sync": (_SQL, _READ_INSTANCE, _READ_CLUSTERS),
     "publication create": (_SQL,),
     "publication list": (_SQL,),
     "publication show": (_SQL,),

@@ -55,6 +55,7 @@ def confirm_and_apply(
     typed: TypedConfirmation | None = None,
     recorder: apply.StepRecorder | None = None,
     is_shown: bool = False,
+    reports: bool = True,
 ) -> list[apply.StepResult]:
     """Show PLAN, ask for confirmation on a terminal, apply it, and report each step.
 
@@ -69,6 +70,7 @@ def confirm_and_apply(
         typed: the identifier that must be typed or given as an option; None accepts ``--yes``.
         recorder: called before and after each step.
         is_shown: the command has printed the plan that is not applied.
+        reports: whether to report the plan on stdout after it was applied; otherwise the command prints its result.
 
     Raises:
         NotConfirmed: the plan was not confirmed.
@@ -97,7 +99,8 @@ def confirm_and_apply(
         raise
     finally:
         completion_cache.clear()  # so that the next Tab sees the changes
-    _report_applied(ctx, plan, server, results, reveal or {})
+    if reports:
+        _report_applied(ctx, plan, server, results, reveal or {})
     return results
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
@@ -177,6 +178,17 @@ def translate(exc: psycopg.Error) -> errors.Error:
         text += f" ({_one_line(exc.diag.message_detail)})"
     kind, hint = _classify(state, text)
     return kind(text, hint=hint or _hint(exc), sqlstate=state)
+
+
+@contextmanager
+def translating() -> Iterator[None]:
+    """Raise errors of the server as those of this program."""
+    import psycopg
+
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise translate(exc) from exc
 
 
 def _classify(state: str, text: str) -> tuple[type[errors.Error], str | None]:

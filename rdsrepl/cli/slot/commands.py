@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from rdsrepl.cli.command_classes import ListCommand, ReadCommand, WriteCommand
-from rdsrepl.cli.completion import complete_any_slot, complete_slot
+from rdsrepl.cli.completion import complete_any_slot, complete_slot, complete_target
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_database_list
@@ -35,6 +35,8 @@ VERB_MODULES: Final = {
     "watch": "rdsrepl.cli.slot.watch",
     "check": "rdsrepl.cli.slot.check",
     "prune": "rdsrepl.cli.slot.prune",
+    "pairs": "rdsrepl.cli.slot.pairs",
+    "sync": "rdsrepl.cli.slot.sync",
 }
 
 app = typer.Typer(no_args_is_help=True, help="Create, show, stream, advance and drop replication slots.")
@@ -71,6 +73,15 @@ def create(
         float,
         duration_option("--timeout", help="Time out after this long: the server waits for every running transaction."),
     ] = 60.0,
+    pair: Annotated[
+        str | None,
+        typer.Option(
+            "--pair",
+            metavar="TARGET",
+            help="Create the follower of a slot pair as well, and first, on this other server (16+).",
+            autocompletion=complete_target,
+        ),
+    ] = None,
 ) -> None:
     """Create a logical slot in the connection's database.
 
@@ -80,13 +91,18 @@ def create(
     Example: rdsrepl slot create orders_cdc --plugin pgoutput --failover
     """
     from rdsrepl.cli.confirm import confirm_and_apply
-    from rdsrepl.postgres import connection, slot_plans
+    from rdsrepl.postgres import connection, slot_plans, slots
 
     target = database_target(ctx)
     with connection.open(target) as conn:
         plan = slot_plans.create(
             conn, name, plugin=plugin.value, two_phase=two_phase, failover=failover, timeout_seconds=timeout
         )
+        if pair is not None:
+            from rdsrepl.cli.slot.pairs import creation_of_pair
+
+            wanted = replace(slots.planned(name, plugin.value, conn.info.dbname), two_phase=two_phase)
+            plan = creation_of_pair(ctx, plan, wanted, pair, timeout)
     confirm_and_apply(ctx, plan, target=target)
 
 
