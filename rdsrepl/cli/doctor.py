@@ -115,7 +115,7 @@ def _table(diagnosis: Diagnosis, *, verbose: bool) -> Any:
             Column("SEVERITY", lambda one: styled(one.severity.value, styles[one.severity.value])),
             Column("CHECK", lambda one: one.check),
         )
-        parts.append(sections(diagnosis.findings, columns, _finding_lines))
+        parts.append(sections(diagnosis.findings, columns, _finding_lines, kind=lambda one: one.check))
     passed = [check for check in diagnosis.checks if check.status == "ok"]
     skipped = [check for check in diagnosis.checks if check.status == "skipped"]
     parts.append(f"{counted(len(passed), 'check')} passed")

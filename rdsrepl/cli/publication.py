@@ -232,6 +232,7 @@ def _findings(rows: Sequence[PublicationFinding], columns: Sequence[Column]) -> 
         columns[:-3],
         lambda row: [f"{row.object}: {row.message}", styled(f"→ {row.remedy}", "dim")],
         wide=listing(rows, columns, empty=""),
+        kind=lambda row: row.check,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Final, TypeVar
@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from rdsrepl.dashboard import help_page
 from rdsrepl.postgres.activity import Sender, ServerInfo
 from rdsrepl.retention.assessment import Retention, SlotRetention
+from rdsrepl.retention.slot_series import SlotSeries, slot_series
 from rdsrepl.retention.thresholds import Severity
 from rdsrepl.state.slot_history import Observation
 
@@ -80,6 +81,16 @@ class Snapshot:
     senders: tuple[Sender, ...]
     samples: tuple[Sample, ...] = ()
     history: tuple[Observation, ...] = ()
+    _series: dict[tuple[str, float | None], SlotSeries] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    def series(self, one: SlotRetention, seconds: float | None) -> SlotSeries:
+        """Return the series of a slot; computed once, because the screen is drawn more often than it changes."""
+        key = one.slot.slot_name, seconds
+        if key not in self._series:
+            self._series[key] = slot_series(self.history, self.retention, one, seconds=seconds)
+        return self._series[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from rdsrepl.postgres.activity import Sender
 from rdsrepl.postgres.wal import Wal
 from rdsrepl.reports import text_chart
 from rdsrepl.retention.assessment import SlotRetention, not_freed_by
-from rdsrepl.retention.slot_series import slot_series
 from rdsrepl.retention.thresholds import Severity
 from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown as _shown
@@ -234,7 +233,7 @@ def _with_picture(
     rows = table(state, snapshot, shown, index, width, min(1 + len(shown), table_gets))
     height = available - len(rows)
     one = shown[index]
-    series = slot_series(snapshot.history, snapshot.retention, one, seconds=state.span.seconds)
+    series = snapshot.series(one, state.span.seconds)
     title = text_chart.failure(one) + ("" if state.span is Span.all else f" ({state.span})")
     glyphs = text_chart.ASCII if state.ascii_only else text_chart.UNICODE
     return [*rows, *text_chart.chart(series, title, width=width, height=height, glyphs=glyphs)]

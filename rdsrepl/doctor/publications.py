@@ -10,7 +10,7 @@ from rdsrepl.doctor.findings import Problem, critical, info, warning
 from rdsrepl.postgres import publication_checks
 from rdsrepl.postgres.publication_checks import Level
 from rdsrepl.text.commands import command, ddl
-from rdsrepl.text.counts import counted, form
+from rdsrepl.text.counts import counted, form, named
 
 _MAX_NAMED: Final = 5
 
@@ -35,7 +35,7 @@ def publications(facts: Facts) -> Iterator[Problem]:
     slots = [slot.slot_name for slot in facts.logical_slots if slot.plugin == "pgoutput" and slot.database == database]
     if slots and not facts.publications and not facts.is_standby:
         yield warning(
-            ", ".join(slots),
+            named(slots),
             f"pgoutput needs a publication, but database {database} has none",
             "rdsrepl publication create NAME --table SCHEMA.TABLE; the server cannot decode older changes with it",
         )

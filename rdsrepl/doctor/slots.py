@@ -13,6 +13,7 @@ from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warn
 from rdsrepl.postgres import versions
 from rdsrepl.postgres.slots import Slot, plugin_allowed
 from rdsrepl.text.commands import command, sql
+from rdsrepl.text.counts import named
 from rdsrepl.units import format_duration, format_size
 
 _GIB: Final = 1 << 30
@@ -52,7 +53,7 @@ def output_plugins(facts: Facts) -> Iterator[Problem]:
         if not plugin_allowed(libraries, plugin):
             yield critical(
                 plugin,
-                f"it is not in output_plugin_libraries ({libraries}): the server refuses to decode {', '.join(names)}",
+                f"it is not in output_plugin_libraries ({libraries}): the server refuses to decode {named(names)}",
                 remedies.change(facts, "output_plugin_libraries", f"{libraries}, {plugin}"),
             )
 
@@ -195,7 +196,7 @@ def upgrade_slots(facts: Facts) -> Iterator[Problem]:
     aurora = facts.topology == "aurora"
     if (facts.major or 0) < versions.UPGRADE_KEEPS_SLOTS_SINCE:
         yield info(
-            ", ".join(names),
+            named(names),
             f"PostgreSQL {facts.major} cannot keep logical slots: the check of a major upgrade fails, and AWS does not "
             "create a blue/green deployment with logical replication for a server that publishes to others",
             "before such an upgrade, let the consumers finish and drop the slots (rdsrepl slot drop NAME); create them "
@@ -205,14 +206,14 @@ def upgrade_slots(facts: Facts) -> Iterator[Problem]:
     behind = [slot.slot_name for slot in facts.logical_slots if slot.lag_bytes or slot.is_lost]
     if behind:
         yield info(
-            ", ".join(behind),
+            named(behind),
             "a major upgrade keeps only slots that are fully consumed; others make it fail",
             "before an upgrade, stop writes and let the consumers finish; enable logical replication also in the "
             "parameter group of the new version",
         )
     if facts.is_managed and facts.topology != "multi_az_cluster":  # blue/green deployments do not support those
         yield info(
-            ", ".join(names),
+            named(names),
             "AWS does not create a blue/green deployment with logical replication (on Aurora always, else for a major "
             "upgrade) for a server that publishes to others"
             + ("; the editions of the Aurora guide differ on whether a major upgrade keeps slots" if aurora else ""),
@@ -240,7 +241,7 @@ def failover_slots(facts: Facts) -> Iterator[Problem]:
     make = warning if topology else info
     if (facts.major or 0) < versions.FAILOVER_SLOTS_SINCE:
         yield info(
-            ", ".join(slot.slot_name for slot in facts.logical_slots),
+            named([slot.slot_name for slot in facts.logical_slots]),
             f"PostgreSQL {facts.major} does not copy logical slots to a standby{maybe}",
             "after a promotion, create the slots and copy the tables again; or upgrade to 17",
         )

@@ -5,6 +5,7 @@ Only prose is wrapped, and only at spaces. Output that is not for a terminal has
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +31,9 @@ _USUAL_NAME: Final = 28
 _NARROWEST_NAME: Final = 8
 # Less room for the value of a fact is too little.
 _NARROWEST_VALUE: Final = 32
+
+# How many rows of one kind a terminal shows: a thousand slots without a consumer are one finding to a person.
+_MOST_OF_A_KIND: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +125,12 @@ def sections(
     *,
     heading: str = "FINDING",
     wide: object = None,
+    kind: Callable[[Any], str] | None = None,
 ) -> object:
     """Return rows that are mostly prose: the columns of a row in one line, and its lines below it, indented.
 
-    Names stay whole, and a command is not broken. In a pipe the lines are in the last column of a table.
+    Names stay whole, and a command is not broken. In a pipe the lines are in the last column of a table. On a terminal
+    the first rows of each kind are followed by the number of the others; a pipe gets all.
 
     Args:
         rows: the rows.
@@ -132,8 +138,9 @@ def sections(
         lines: returns the prose of a row.
         heading: the heading of the prose.
         wide: what is printed in a pipe and with ``-o wide``; default: the same table.
+        kind: returns the kind of a row, such as the check that found it; default: all rows are shown.
     """
-    return _Sections(rows, columns, lines, heading, wide)
+    return _Sections(rows, columns, lines, heading, wide, kind)
 
 
 class _Sections:
@@ -146,8 +153,10 @@ class _Sections:
         lines: Callable[[Any], Sequence[object]],
         heading: str,
         wide: object,
+        kind: Callable[[Any], str] | None,
     ) -> None:
         self._rows, self._columns, self._lines, self._heading, self._wide = rows, columns, lines, heading, wide
+        self._kind = kind
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         from rich.table import Table
@@ -169,11 +178,19 @@ class _Sections:
                 table.add_row(*cells, Text("\n").join(text(line) for line in self._lines(row)))
             yield table
             return
+        counts: Counter[str] = Counter()
         for row in self._rows:
+            kind = "" if self._kind is None else self._kind(row)
+            counts[kind] += 1
+            if kind and counts[kind] > _MOST_OF_A_KIND:
+                continue
             yield Text("  ").join(text(column.value(row)) for column in self._columns)
             for line in map(text, self._lines(row)):
                 for part in wrapped(line.plain, options.max_width - 2):
                     yield Text(f"  {part}", line.style, no_wrap=True, overflow="ignore")
+        for kind, count in counts.items():
+            if kind and count > _MOST_OF_A_KIND:
+                yield text(f"and {count - _MOST_OF_A_KIND:,} more of {kind}; -o json prints all")
 
 
 class _Cells:

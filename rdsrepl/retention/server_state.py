@@ -239,8 +239,18 @@ def read(
     wal_rate: Rate | None = None,
     notes: Sequence[str] = (),
     sampler: SlotSampler | None = None,
+    with_history: bool = True,
 ) -> ServerState:
-    """Return the state of the server, and add it to the history; with SAMPLER as its next sample."""
+    """Return the state of the server, and add it to the history.
+
+    Args:
+        conn: the server.
+        storage: see ``ServerState``.
+        wal_rate: see ``ServerState``.
+        notes: see ``ServerState``.
+        sampler: add the state to it as its next sample.
+        with_history: read the earlier samples as well, which an assessment needs.
+    """
     from rdsrepl.postgres import server_identity, slots, wal
 
     key = server_identity.history_key(conn)
@@ -248,7 +258,7 @@ def read(
     promoted_at = None
     if now.timeline is not None and now.timeline > 1:
         promoted_at = wal.promoted_at(conn, now.timeline)
-    past = slot_history.history(key)
+    past = slot_history.history(key) if with_history else ()
     slot_history.record(key, assessment.to_observation(now, rows))
     sampled = sampler.idle_slots if sampler is not None else {}
     server = key.partition(" ")[0]

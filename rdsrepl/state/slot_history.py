@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -355,10 +355,12 @@ def _slot_seen(values: object) -> SlotObservation:
 
 def _counters(values: object) -> tuple[int | str | None, ...]:
     *numbers, reset = require_type(values, list) or [None]
-    return (
-        *(None if number is None else require_int64(number) for number in numbers),
-        None if reset is None else require_type(reset, str),
-    )
+    if not set(map(type, numbers)) <= {int, type(None)}:
+        raise Damaged("expected: integers")
+    known = [number for number in numbers if number is not None]
+    for number in (min(known), max(known)) if known else ():
+        require_int64(number)
+    return (*numbers, None if reset is None else require_type(reset, str))
 
 
 def _text(lsn: Lsn | None) -> str | None:
@@ -366,7 +368,12 @@ def _text(lsn: Lsn | None) -> str | None:
 
 
 def _lsn(text: object) -> Lsn:
+    return _parsed(require_type(text, str))
+
+
+@lru_cache(maxsize=8192)  # slots that are not used have the same positions in each sample
+def _parsed(text: str) -> Lsn:
     try:
-        return Lsn.parse(require_type(text, str))
+        return Lsn.parse(text)
     except BadValue as exc:
         raise Damaged(exc.message) from None

@@ -264,6 +264,8 @@ def test_the_picture_of_the_selected_slot() -> None:
     history, retention = builders.growing_slot()
     both = (*retention.holdings, *builders.growing_slot("other")[1].holdings)
     snapshot = Snapshot(SERVER, replace(retention, holdings=both), (), history=tuple(history))
+    # The screen is drawn each second and at each key; the history changes less often.
+    assert snapshot.series(both[0], None) is snapshot.series(both[0], None) is not snapshot.series(both[0], 3600.0)
     shown = pressed(next_state(State("x"), SnapshotTaken(snapshot, NOW)), "v")
     rows = screen(shown, 80, 24)
     text = "\n".join(rows)

@@ -8,7 +8,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from rdsrepl.render import Column, displays_unicode, facts, listing, shortened
+from rdsrepl.render import Column, displays_unicode, facts, listing, sections, shortened
+from rdsrepl.render.terminal import UNLIMITED
 from rdsrepl.text.glyphs import ascii_text
 
 LONG = "debezium_orders_prod_eu_west_1_customer_orders_connector_012345"
@@ -74,6 +75,17 @@ def test_a_long_fact_is_below_its_name_where_there_is_no_room_beside_it() -> Non
     assert lines(facts(pairs), 120) == [f"{LONG}  {pairs[0][1]}", f"short{' ' * 60}yes"]
     narrow = lines(facts(pairs), 80)
     assert narrow == [LONG, f"      {pairs[0][1]}", "short", "      yes"]
+
+
+def test_of_many_findings_of_a_kind_a_terminal_shows_the_first_and_a_pipe_all() -> None:
+    rows = [("idle", f"slot_{number}") for number in range(1000)] + [("lost", "other")]
+    made = sections(rows, (Column("CHECK", lambda row: row[0]),), lambda row: [row[1]], kind=lambda row: row[0])
+    on_terminal = lines(made, 80)
+    assert on_terminal == [
+        *(line for number in range(10) for line in ("idle", f"  slot_{number}")),
+        *("lost", "  other", "and 990 more of idle; -o json prints all"),
+    ]
+    assert len(lines(made, UNLIMITED)) == 1002
 
 
 def test_symbols_have_an_ascii_form() -> None:

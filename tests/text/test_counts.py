@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rdsrepl.text.counts import counted, form
+from rdsrepl.text.counts import counted, form, named
 from tests import ROOT
 
 NOUNS = {
@@ -34,6 +34,12 @@ def test_a_number_agrees_with_its_noun() -> None:
     assert [counted(number, "slot") for number in (0, 1, 2)] == ["0 slots", "1 slot", "2 slots"]
     assert counted(1_000_000, "transaction", grouped=True) == "1,000,000 transactions"
     assert (form(1, "is", "are"), form(0, "is", "are")) == ("is", "are")
+
+
+def test_of_many_names_only_the_first_are_written() -> None:
+    names = [f"s{number}" for number in range(2000)]
+    assert named(names[:3]) == named(names[:3], most=3) == "s0, s1, s2"
+    assert named(names, most=2) == "s0, s1 and 1,998 more" and named(["a", "b"], most=1) == "a and 1 more"
 
 
 def plurals(path: Path) -> Iterator[str]:

@@ -84,7 +84,7 @@ def table(result: Readiness) -> Any:
             Column("CHECK", lambda one: one.check),
             Column("SERVER", lambda one: one.server, kind="name"),
         )
-        parts += ["", sections(result.findings, heads, _finding_lines)]
+        parts += ["", sections(result.findings, heads, _finding_lines, kind=lambda one: one.check)]
     parts.append(_summary(result))
     return stacked(*parts)
 

@@ -120,7 +120,7 @@ def list_(ctx: typer.Context) -> None:
         from rdsrepl.retention import server_state
 
         nonlocal now
-        state = server_state.read(conn)
+        state = server_state.read(conn, with_history=False)
         now = state.wal.at
         return state.slots
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rdsrepl.retention.server_state import ServerState
 
 _SHOWN_KEPT: Final = 20
+_SHOWN_CANDIDATES: Final = 20
 _NAMED_LOSSES: Final = 3
 
 
@@ -30,8 +31,11 @@ def explain(
     """Print which slots are dropped or advanced, what is lost, and why the other slots are kept."""
     candidates = [one for one in decisions if one.is_candidate]
     parts: list[object] = []
-    for one in candidates:
+    for one in candidates[:_SHOWN_CANDIDATES]:
         parts += [styled(one.slot.slot_name, "bold"), facts(_facts(ctx, one, advance=advance)), ""]
+    if len(candidates) > _SHOWN_CANDIDATES:
+        more = len(candidates) - _SHOWN_CANDIDATES
+        parts += [f"and {more:,} more, which retain less: the plan names them; all with --dry-run -o json", ""]
     if candidates and not advance:
         freed, keeper = assessment.freed_by_dropping([one.slot.slot_name for one in candidates], state.slots, state.wal)
         held = max((one.slot.retained_bytes or 0 for one in candidates), default=0)
