@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli.completion import complete_publication
+from rdsrepl.cli.completion import complete_publication, complete_slot
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import apply_options, global_options
@@ -24,17 +25,34 @@ from rdsrepl.units import parse_duration
 if TYPE_CHECKING:
     from rdsrepl.plan import Statement
     from rdsrepl.verify.results import TableResult, Verification
+    from rdsrepl.verify.stream import StreamOptions
 
 
 def verify(
     ctx: typer.Context,
     to: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--to", metavar="TARGET", help="The copy: a target, an instance or a connection string.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    stream: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--stream", metavar="FILE", help="Compare the output of slot tail instead; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    slot: Annotated[
+        str | None,
+        typer.Option(
+            "--slot", metavar="NAME", help="The slot of --stream.", autocompletion=complete_slot, show_default=False
+        ),
+    ] = None,
+    complete: Annotated[
+        bool, flag_option("--complete", help="Assume that --stream has every row: one that it lacks is missing.")
+    ] = False,
     source: Annotated[
         str | None,
         typer.Option(
@@ -77,6 +95,8 @@ def verify(
     committed, until the difference is gone or proven. The exit code is 0 if all tables are equal, 8 if a difference is
     not proven in time, 9 with proven differences.
 
+    With --stream, compare what the output of slot tail in the format json leaves behind, up to one position.
+
     Example: rdsrepl verify --source orders --to reporting --columns
     """
     from rdsrepl.verify import run
@@ -86,6 +106,15 @@ def verify(
     if not repair:
         _require_no_apply_options(ctx)
     seconds = parse_duration(proof_timeout)
+    if stream:
+        wrong = {"--to": to, "--read-from": read_from, "--repair": repair, "--no-changes": no_changes}
+        _refuse([*(name for name, value in wrong.items() if value), *(["--exact-text"] if exact_text else [])])
+        _verify_stream(ctx, source, _stream_options(stream, slot, publication, table, complete, columns, seconds))
+        return
+    if to is None:
+        raise BadValue("--to is missing", hint="name the copy with --to, or a file of slot tail with --stream")
+    if slot is not None or complete:
+        raise BadValue("--slot and --complete are for --stream", hint="omit them")
     options = run.Options(publication, tuple(table or ()), no_changes, exact_text, columns, seconds, repair)
     primary = database_target(ctx) if source is None else other_target(ctx, source, "--source")
     copy = other_target(ctx, to, "--to")
@@ -108,6 +137,43 @@ def verify(
             changed = tuple(one.table for one in found.tables if one.state is TableState.different)
             found, _ = verified(replace(options, tables=changed, repairs=False))
             note(ctx, f"after the repair: {', '.join(f'{one.table} {one.state.value}' for one in found.tables)}")
+    if found.exit_code is not ExitCode.DONE:
+        raise typer.Exit(found.exit_code)
+
+
+def _refuse(options: Sequence[str]) -> None:
+    if options:
+        raise BadValue(f"{options[0]} cannot be used with --stream", hint="omit one of them")
+
+
+def _stream_options(
+    files: Sequence[Path],
+    slot: str | None,
+    publication: str | None,
+    tables: Sequence[str] | None,
+    is_complete: bool,
+    columns: bool,
+    seconds: float,
+) -> StreamOptions:
+    from rdsrepl.verify.stream import StreamOptions
+
+    if slot is None or publication is None:
+        raise BadValue(
+            "--stream needs the slot and the publication of the stream", hint="add --slot NAME --publication NAME"
+        )
+    return StreamOptions(tuple(files), slot, publication, tuple(tables or ()), is_complete, columns, seconds)
+
+
+def _verify_stream(ctx: typer.Context, source: str | None, options: StreamOptions) -> None:
+    from rdsrepl.verify import stream
+
+    primary = database_target(ctx) if source is None else other_target(ctx, source, "--source")
+    progress = Progress(ctx)
+    try:
+        found = stream.verify(primary, options, _shown(progress))
+    finally:
+        progress.clear()
+    emit(found, global_options(ctx).output, lambda: _table(found))
     if found.exit_code is not ExitCode.DONE:
         raise typer.Exit(found.exit_code)
 

@@ -89,7 +89,12 @@ def wait_until_applied(source: Connection, link: Link, deadline: float) -> bool:
         return True
     row = source.execute(_INSERTED).fetchone()
     assert row is not None
-    lsn, nudge_at = row[0], time.monotonic() + _IDLE_SECONDS
+    return wait_for(source, link, row[0], deadline)
+
+
+def wait_for(source: Connection, link: Link, lsn: Lsn, deadline: float) -> bool:
+    """Wait until the target has applied everything before LSN; return whether it has."""
+    nudge_at = time.monotonic() + _IDLE_SECONDS
     while not link.has_applied(lsn):
         now = time.monotonic()
         if now >= deadline:

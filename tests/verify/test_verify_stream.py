@@ -1,0 +1,150 @@
+"""``verify --stream``: what the output of ``slot tail`` leaves behind, compared with the source while both go on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from rdsrepl.lsn import Lsn
+from rdsrepl.verify.folded_stream import FoldedStream, Number
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import wait_until
+
+_SLOT = ("--slot", "g", "--publication", "p", "--complete")
+
+
+@pytest.fixture
+def source(db18: Database) -> Database:
+    """A database with a slot and a publication, made before its tables have rows."""
+    db18.run(
+        "CREATE TYPE pair AS (a int, b text)",
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric, big text, j jsonb, c pair, a int[], at timestamptz)",
+        "ALTER TABLE t ALTER big SET STORAGE EXTERNAL",
+        "CREATE TABLE moved (a text, b int, PRIMARY KEY (a, b))",
+        "CREATE TABLE cut (id int PRIMARY KEY)",
+        "CREATE PUBLICATION p FOR ALL TABLES",
+        "SELECT pg_create_logical_replication_slot('g', 'pgoutput')",
+    )
+    return db18
+
+
+@contextmanager
+def _tail(rdsrepl: Program, source: Database, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with out.open("wb") as file:
+        process = rdsrepl.start("slot", "tail", "g", "--publication", "p", "-f", "json", dsn=source.dsn, stdout=file)
+    try:
+        wait_until(lambda: source.value("SELECT active FROM pg_replication_slots WHERE slot_name = 'g'"), "it streams")
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _changes(source: Database) -> None:
+    source.run(
+        "INSERT INTO t SELECT i, i * 1.10, repeat(md5(i::text), 200), jsonb_build_object('x', 1.0, 'y', '1'),"
+        " (i, 'b'::text)::pair, ARRAY[i, NULL], '2026-01-01' FROM generate_series(1, 200) i",
+        "UPDATE t SET n = n + 1 WHERE id % 2 = 0",
+        "UPDATE t SET id = id + 1000 WHERE id <= 5",
+        "DELETE FROM t WHERE id BETWEEN 10 AND 14",
+        "INSERT INTO t SELECT 10, 'NaN', NULL, 'null'",
+        "INSERT INTO moved SELECT 'k' || i, i FROM generate_series(1, 9) i",
+        "UPDATE moved SET a = a || 'x', b = b + 100 WHERE b > 5",
+        "INSERT INTO cut SELECT generate_series(1, 9)",
+        "TRUNCATE cut",
+        "INSERT INTO cut VALUES (4)",
+    )
+
+
+def test_a_stream_equals_its_source_while_both_go_on(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    out, stop = tmp_path / "out.jsonl", threading.Event()
+
+    def write() -> None:
+        with closing(source.connect()) as conn:
+            for number in range(100_000):
+                if stop.is_set():
+                    return
+                conn.execute("UPDATE t SET n = %s WHERE id = 100", (number,))
+
+    with _tail(rdsrepl, source, out):
+        _changes(source)
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            result = rdsrepl("verify", "--stream", str(out), *_SLOT, "-o", "json", dsn=source.dsn)
+        finally:
+            stop.set()
+            writer.join()
+        assert result.code == 0, result.out + result.err
+        assert {one["table"]: (one["state"], one["rows"]) for one in result.json["tables"]} == {
+            "public.t": ("equal", 196),
+            "public.moved": ("equal", 9),
+            "public.cut": ("equal", 1),
+        }
+        _each_kind_of_damage(source, rdsrepl, out, tmp_path)
+
+
+def _each_kind_of_damage(source: Database, rdsrepl: Program, out: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.jsonl"
+    lost = (b'{"op":"d","schema":"public","table":"t","key":{"id":12}', b'"key":{"id":150}')
+    lines = [line for line in out.read_bytes().splitlines(keepends=True) if not any(text in line for text in lost)]
+    damaged.write_bytes(b"".join(lines).replace(b'"a":[151,null]', b'"a":[151,0]'))
+    result = rdsrepl(
+        "verify", "--stream", str(damaged), *_SLOT, "--table", "t", "--columns", "-o", "json", dsn=source.dsn
+    )
+    assert result.code == 9, result.err
+    (table,) = result.json["tables"]
+    assert sorted((row["key"]["id"], row["state"], row["columns"]) for row in table["keys"]) == [
+        ("12", "extra", None),
+        ("150", "missing", None),
+        ("151", "different", ["a"]),
+    ]
+
+
+def test_wrong_input(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_bytes(b'{"action":"B"}\n')
+
+    def run(*words: str) -> tuple[int, str]:
+        result = rdsrepl("verify", *words, dsn=source.dsn)
+        return result.code, result.err
+
+    assert run()[0] == 2
+    assert run("--stream", str(out))[0] == 2
+    assert run("--stream", str(out), "--to", "x", *_SLOT)[0] == 2
+    assert run("--stream", str(out) + "x", *_SLOT)[0] == 3
+    code, text = run("--stream", str(out), *_SLOT)
+    assert (code, "slot g is not in use" in text) == (4, True)
+    with _tail(rdsrepl, source, tmp_path / "live"):
+        code, text = run("--stream", str(out), *_SLOT)
+        assert (code, "line 1 is not a change in the format json" in text) == (2, True)
+        with closing(source.connect()) as conn, conn.transaction():
+            conn.execute("INSERT INTO cut VALUES (1)")
+            code, text = run("--stream", str(out), *_SLOT, "--proof-timeout", "1s")
+        assert (code, "transactions that are in progress" in text) == (1, True)
+
+
+def test_lines_that_come_again_change_nothing(tmp_path: Path) -> None:
+    """After a kill the same lines come again; a file may end in the middle of them."""
+
+    def line(op: str, seq: int, after: object, before: object = None) -> bytes:
+        event = {"op": op, "schema": "s", "table": "t", "key": {"id": 1}, "before": before, "after": after}
+        return json.dumps({**event, "timeline": 1, "commit_lsn": "0/10", "seq": seq}).encode() + b"\n"
+
+    lines = [line("c", 1, {"id": 1, "v": "a"}), line("u", 2, {"id": 1, "v": "b"}), line("d", 3, None)]
+    for end in range(4):
+        folded = FoldedStream(tmp_path / str(end))
+        folded.fold([*lines, *lines[:end]], before=Lsn.parse("0/11"), where="x")
+        assert [there for _, _, there, _ in folded.pairs("s.t")] == [None], "it was deleted last"
+        folded.close()
+    early = FoldedStream(tmp_path / "early")
+    early.fold(lines[:2], before=Lsn.parse("0/11"), where="x")
+    assert [there for _, _, there, _ in early.pairs("s.t")] == [{"id": Number("1"), "v": "b"}]
+    early.close()
