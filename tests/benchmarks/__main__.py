@@ -1,4 +1,7 @@
-"""Run all benchmarks on their own PostgreSQL 15 and print figures and ratios."""
+"""Run all benchmarks on their own PostgreSQL 15 and print figures and ratios; with names, only those.
+
+``python -m tests.benchmarks slot_pairs repeats`` runs the functions ``report`` of these modules.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
@@ -24,6 +29,7 @@ from tests.benchmarks import (
     repeats,
     replay_oracle,
     sandbox_kills,
+    slot_pairs,
 )
 from tests.benchmarks.measure import SCRIPT, Cost, connect, own_server, run
 
@@ -172,7 +178,11 @@ def _median(costs: Sequence[Cost]) -> Cost:
 
 
 def main() -> None:
-    """Run all benchmarks."""
+    """Run all benchmarks, or those that are named."""
+    if names := sys.argv[1:]:
+        for name in names:
+            import_module(f"tests.benchmarks.{name}").report()
+        return
     pages.report()
     start_up()
     with own_server() as server, tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory:
@@ -189,6 +199,7 @@ def main() -> None:
     identity.report()
     fuzz.report()
     sandbox_kills.report()
+    slot_pairs.report()
 
 
 if __name__ == "__main__":
