@@ -205,7 +205,9 @@ def _options(given: Mapping[str, Any], allowed: float, margin: float) -> TailOpt
 def _kinesis(given: Mapping[str, Any], format: FormatName) -> KinesisOptions:
     stream = stream_name(str(given["to"]), _name)
     if stream is None:
-        raise BadValue(f"{_name('to')}: a function has no standard output to stream to", hint="to: kinesis:STREAM")
+        raise BadValue(
+            f"{_name('to')}: a function has no standard output and no file to stream to", hint="to: kinesis:STREAM"
+        )
     chosen = {key: given[key] for key in ("partition_by", "requests", "oversize") if given.get(key) is not None}
     requests, oversize = chosen.get("requests", 1), str(chosen.get("oversize", "fail")).lower()
     if not (str(requests).isdigit() and 1 <= int(requests) <= _MAX_REQUESTS):

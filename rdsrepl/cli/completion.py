@@ -96,7 +96,7 @@ def complete_stream(ctx: typer.Context) -> list[str]:
 def complete_sink(ctx: typer.Context, incomplete: str) -> list[str]:
     """Complete the value of ``slot tail --to``; streams are listed once the value begins with ``k``."""
     if not incomplete.startswith("k"):
-        return ["-", "kinesis:"]
+        return ["-", "file:", "kinesis:"]
     return [f"kinesis:{name}" for name in complete_stream(ctx)]
 
 

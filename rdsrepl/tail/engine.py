@@ -105,6 +105,11 @@ class Tail:
         # When batches were handed over: (number, time), at most one in _SAMPLE_SECONDS.
         self._handed_over_at: deque[tuple[int, float]] = deque()
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a signal ended the run."""
+        return self._signals.received is not None
+
     def run(self) -> Summary:
         """Stream until a stop condition, a signal or an error that is not transient.
 

@@ -18,6 +18,7 @@ from rdsrepl.tail.metrics import MetricsOptions
 OptionName = Callable[[str], str]
 
 _KINESIS: Final = "kinesis"
+_FILE: Final = "file"
 # What ``partition_by`` can be besides a column.
 _PARTITION_RULES: Final = frozenset({"key", "table", "transaction"})
 
@@ -30,6 +31,13 @@ class FormatName(StrEnum):
     debezium = "debezium"
     raw = "raw"
     pretty = "pretty"
+
+
+class Compression(StrEnum):
+    """How closed files are compressed."""
+
+    gzip = "gzip"
+    zstd = "zstd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +122,44 @@ class KinesisOptions:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """How changes go to a file by its name.
+
+    Attributes:
+        path: its name.
+        rotate_size: close the file at the first end of a transaction after this many bytes; None is never.
+        rotate_seconds: the same for the time since its first change.
+        compress: how closed files are compressed; None is not.
+    """
+
+    path: Path
+    rotate_size: int | None = None
+    rotate_seconds: float | None = None
+    compress: Compression | None = None
+
+
 def stream_name(sink: str, option_name: OptionName) -> str | None:
-    """Return the stream of the sink ``kinesis:STREAM``; None for ``-``, standard output.
+    """Return the stream of the sink ``kinesis:STREAM``; None for another sink.
 
     Raises:
         BadValue: there is no such sink.
     """
-    if sink == "-":
-        return None
     kind, _, name = sink.partition(":")
+    if sink == "-" or (kind.lower() == _FILE and name):
+        return None
     if kind.lower() != _KINESIS or not name:
         raise BadValue(
-            f"{option_name('to')} {sink} is not a sink", hint="- is standard output, kinesis:STREAM a data stream"
+            f"{option_name('to')} {sink} is not a sink",
+            hint="- is standard output, file:PATH a file, kinesis:STREAM a data stream",
         )
     return name
+
+
+def file_path(sink: str) -> Path | None:
+    """Return the path of the sink ``file:PATH``; None for another sink."""
+    kind, _, name = sink.partition(":")
+    return Path(name) if kind.lower() == _FILE and name else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +178,8 @@ class TailOptions:
         at_least_once: whether changes that a regular file has already may be written to it again.
         active_wait_seconds: how long to wait for a slot that another connection uses; None is a little longer than
             the server's ``wal_sender_timeout``, after which it releases the slot of a dead consumer.
-        kinesis: the stream; None is standard output.
+        kinesis: the stream; None is a file or standard output.
+        file: a file by its name; None is standard output or a stream.
         heartbeat: a heartbeat in the database.
         metrics: metrics over HTTP.
         accept_gap: go on where changes are missing between what was delivered and the slot's position.
@@ -168,6 +201,7 @@ class TailOptions:
     at_least_once: bool = False
     active_wait_seconds: float | None = None
     kinesis: KinesisOptions | None = None
+    file: FileOptions | None = None
     heartbeat: HeartbeatOptions | None = None
     metrics: MetricsOptions | None = None
     accept_gap: bool = False

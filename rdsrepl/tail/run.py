@@ -6,21 +6,13 @@ The command line and the Lambda function both call ``run``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import BadValue, Error, Unsupported, WrongPlugin
 from rdsrepl.postgres import versions
 from rdsrepl.tail import preflight
-from rdsrepl.tail.appended_file import (
-    AppendedFile,
-    Identify,
-    appended_file,
-    identity_in_debezium,
-    identity_in_json,
-)
 from rdsrepl.tail.continuity import LastRun
 from rdsrepl.tail.engine import Tail
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -28,12 +20,10 @@ from rdsrepl.tail.heartbeat import Heartbeat
 from rdsrepl.tail.metrics import Exporter
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.options import FormatName, KinesisOptions, TailOptions
+from rdsrepl.tail.output import Output, check_file, open_output
 from rdsrepl.tail.pipeline import assemble
 from rdsrepl.tail.progress import Observer, Summary
 from rdsrepl.tail.receiver import printable
-from rdsrepl.tail.sinks.output_files import forget_positions, recorded_file
-from rdsrepl.tail.sinks.position_file import StreamSource
-from rdsrepl.tail.sinks.stdout import StdoutSink, remove_torn_line, require_writable
 from rdsrepl.tail.wal_position import WalPositionPoller
 from rdsrepl.text.counts import counted
 from rdsrepl.units import format_size
@@ -42,16 +32,11 @@ if TYPE_CHECKING:
     from rdsrepl.aws.streams import KinesisStream
     from rdsrepl.config import Aws, Target
     from rdsrepl.tail.preflight import PreflightResult
-    from rdsrepl.tail.sinks.base import Sink
+    from rdsrepl.tail.sinks.compression import Compressor
     from rdsrepl.tail.sinks.kinesis import KinesisCounts, KinesisSink
-    from rdsrepl.tail.sinks.recorded_file import RecordedFileSink
 
 _ANSWER_SECONDS: Final = 30.0
-# The formats whose lines have an identity.
-_IDENTITIES: Final[Mapping[FormatName, Identify]] = {
-    FormatName.json: identity_in_json,
-    FormatName.debezium: identity_in_debezium,
-}
+_QUIET_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +70,7 @@ def run(
         Error: the stream or the slot does not exist, is in use or invalidated; an option does not fit; the sink
             failed. What was delivered until then is confirmed as far as the connection still allows.
     """
+    check_file(options)
     stream = None if options.kinesis is None else _stream(target, options.kinesis)
     # The heartbeat's statement may wait for a lock; with a timeout, the next one would only queue behind it.
     heartbeat_target, target = target, replace(target, answer_seconds=_answer_seconds(options))
@@ -116,36 +102,36 @@ def run(
             exporter = Exporter(options.metrics, options.slot_name, observer, watch or WalPositionPoller(target))
             observer = exporter
         kinesis = None if stream is None else _kinesis_sink(target, options, stream, observer)
-        recorded = None
-        if kinesis is None:
-            recorded = _recorded_stdout(options, checked, observer)
-        sink: Sink = (
-            kinesis or recorded or StdoutSink(is_json=options.format not in (FormatName.raw, FormatName.pretty))
-        )
+        output = open_output(options, checked, observer) if kinesis is None else Output(kinesis)
         if exporter is not None and kinesis is not None:
             exporter.counts = kinesis.counts
         tail = Tail(
             target,
             options,
             pipeline,
-            sink,
+            output.sink,
             observer,
             lambda primary: preflight.check(target, options.slot_name, checked.publications, primary=primary),
             _last_run(target, options, checked, observer) if options.confirm else None,
-            _appended_file(options),
-            recorded,
+            output.appended,
+            output.recorded,
         )
         if checked.is_planned and create is not None:
             try:
                 create()
             except BaseException:
-                sink.close()
+                output.sink.close()
                 raise
         if heartbeat is not None:
             heartbeat.start()
         try:
-            return TailResult(tail.run(), None if kinesis is None else kinesis.counts)
+            summary = tail.run()
+            if output.compressor is not None and not tail.was_stopped:
+                _finish_compression(output.compressor, observer)
+            return TailResult(summary, None if kinesis is None else kinesis.counts)
         finally:
+            if output.compressor is not None:
+                output.compressor.stop()
             if kinesis is not None:
                 _report_counts(kinesis.counts, options, observer)
     finally:
@@ -156,51 +142,12 @@ def run(
         catalog.close()
 
 
-def _recorded_stdout(options: TailOptions, checked: PreflightResult, observer: Observer) -> RecordedFileSink | None:
-    """Prepare standard output, and return the sink for a file that positions are recorded for; None for other output.
-
-    Raises:
-        SinkFailed: it cannot be written.
-        Refused: the file is not the one that the last run wrote.
-    """
-    require_writable()
-    if _is_recorded(options, checked):
-        if not options.at_least_once:
-            source = StreamSource(checked.database, options.slot_name, checked.slot.plugin or "", options.format.value)
-            repair = partial(_repair_end, options.format, checked, observer)
-            recorded = recorded_file(1, source, repair, observer.warn)
-            if recorded is not None:
-                return recorded
-        else:
-            forget_positions(1)
-    _repair_end(options.format, checked, observer)
-    return None
-
-
-def _is_recorded(options: TailOptions, checked: PreflightResult) -> bool:
-    """Return whether positions tell what a file has: its lines have no identity, and its positions are exact."""
-    if not options.confirm or options.format not in (FormatName.wal2json, FormatName.raw):
-        return False
-    # Its messages have the transaction's start, before which other transactions may not have ended.
-    return checked.slot.plugin != "wal2json" or options.plugin_options.get("format-version") != "1"
-
-
-def _repair_end(format: FormatName, checked: PreflightResult, observer: Observer) -> None:
-    """Remove the rest of a line that a killed run left."""
-    # pgoutput's own messages are not lines: their bytes may contain newlines.
-    is_lines = format is not FormatName.raw or checked.slot.plugin != "pgoutput"
-    if is_lines and (size := remove_torn_line()):
-        observer.note(
-            f"removed an incomplete line of {counted(size, 'byte')} from the end of the file; its change comes again"
-        )
-
-
-def _appended_file(options: TailOptions) -> AppendedFile | None:
-    """Return what leaves changes out that standard output has; None where they are wanted again."""
-    identify = _IDENTITIES.get(options.format)
-    if options.kinesis is not None or options.at_least_once or not options.confirm or identify is None:
-        return None
-    return appended_file(1, identify, options.slot_name)
+def _finish_compression(compressor: Compressor, observer: Observer) -> None:
+    """Wait until the closed files are compressed, after everything was delivered and confirmed."""
+    if not compressor.finish(_QUIET_SECONDS):
+        observer.note("compressing closed files; Ctrl-C leaves them to the next run")
+        while not compressor.finish(_QUIET_SECONDS):
+            pass
 
 
 def _answer_seconds(options: TailOptions) -> float | None:
@@ -292,7 +239,8 @@ def _check_options(options: TailOptions, checked: PreflightResult, observer: Obs
             "of leaving it out",
             hint="omit it; it is for PostgreSQL 18 and later",
         )
-    if options.format is FormatName.raw and checked.slot.plugin == "pgoutput" and sys.stdout.isatty():
+    is_terminal = options.file is None and sys.stdout.isatty()
+    if options.format is FormatName.raw and checked.slot.plugin == "pgoutput" and is_terminal:
         raise WrongPlugin(
             "pgoutput's messages are binary, and standard output is a terminal",
             hint="--format json, or redirect the output",

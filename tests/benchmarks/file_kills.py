@@ -18,6 +18,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from backports import zstd
+
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import SCRIPT, connect, own_server
 from tests.benchmarks.repeats import load
@@ -53,21 +55,33 @@ class Case:
 
 
 _ROTATE = ("--rotate-size", "300kB", "--rotate-compress", "gzip")
-CASES = (
+_PLAIN = (
     Case("wal2json", "pgoutput"),
     Case("wal2json", "wal2json"),
     Case("raw", "wal2json"),
     Case("raw", "pgoutput"),
 )
+CASES = (
+    *_PLAIN,
+    Case("json", "pgoutput", _ROTATE),
+    Case("debezium", "pgoutput", _ROTATE),
+    Case("wal2json", "pgoutput", (*_ROTATE[:2], "--rotate-every", "1s", "--rotate-compress", "zstd")),
+    Case("raw", "wal2json", _ROTATE),
+    Case("raw", "pgoutput", _ROTATE[:2]),
+)
 
 
 def contents(directory: Path) -> bytes:
     """Return what the files of a directory have, in the order of their names; the current one is the last."""
-    closed = sorted(path for path in directory.iterdir() if path.name.startswith("out."))
-    whole = b"".join(
-        gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in closed
-    )
-    return whole + (directory / "out").read_bytes()
+    closed = sorted(path for path in directory.iterdir() if path.name.startswith("out.") and path.suffix != ".rdsrepl")
+    return b"".join(map(_content, [*closed, directory / "out"]))
+
+
+def _content(path: Path) -> bytes:
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        return gzip.decompress(data)
+    return zstd.decompress(data) if path.suffix == ".zst" else data
 
 
 def run_case(server: PostgresServer, case: Case, directory: Path, kills: int, rng: random.Random) -> None:
@@ -102,7 +116,7 @@ def run_case(server: PostgresServer, case: Case, directory: Path, kills: int, rn
         conn.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
     missing, repeated = len(set(wanted) - set(ids)), len(ids) - len(set(ids))
     files = len(list(directory.iterdir()))
-    print(f"  {case.name:60} kills {kills:4}  changes {len(wanted):9,}  files {files:4}  ", end="")
+    print(f"  {case.name:72} kills {kills:4}  changes {len(wanted):9,}  files {files:4}  ", end="")
     print(f"missing {missing}  repeated {repeated}  in order {ids == sorted(ids)}", flush=True)
     assert ids == wanted, f"{case.name}: {directory}"
 

@@ -317,7 +317,7 @@ def test_names_from_aws(cloud: Cloud) -> None:
         assert complete(program, *words, "") == names(cloud, "param-group", "name")
     assert "completed" in complete(program, "stream", "show", "comp")
     assert complete(program, "slot", "tail", "x", "--to", "kinesis:comp") == ["kinesis:completed"]
-    assert complete(program, "slot", "tail", "x", "--to", "") == ["-", "kinesis:"]
+    assert complete(program, "slot", "tail", "x", "--to", "") == ["-", "file:", "kinesis:"]
     # A cached name is not requested again; with another account it is.
     cloud.faults(
         {"service": "rds", "operation": "DescribeDBClusters", "code": "InternalFailure", "status": 500, "times": None}

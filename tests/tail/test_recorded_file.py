@@ -41,7 +41,7 @@ class Output:
     def open(self, path: Path, mode: str = "ab", source: StreamSource = SOURCE) -> RecordedFileSink:
         file = self._files.enter_context(path.open(mode))
 
-        def repair() -> None:
+        def repair(fd: int) -> None:
             self.repaired += 1
 
         sink = recorded_file(file.fileno(), source, repair, self.warnings.append)
@@ -291,11 +291,11 @@ def test_positions_that_cannot_be_recorded(tmp_path: Path) -> None:
     path, warnings = tmp_path / "out", []
     positions_path(path).mkdir()
     with path.open("ab") as file:
-        assert recorded_file(file.fileno(), SOURCE, lambda: None, warnings.append) is None
+        assert recorded_file(file.fileno(), SOURCE, lambda fd: None, warnings.append) is None
     assert "could not record positions in" in warnings[0]
     with path.open("ab") as file:
         path.unlink()
-        assert recorded_file(file.fileno(), SOURCE, lambda: None, warnings.append) is None
+        assert recorded_file(file.fileno(), SOURCE, lambda fd: None, warnings.append) is None
     assert "has no name" in warnings[1]
 
 

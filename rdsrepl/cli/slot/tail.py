@@ -13,6 +13,7 @@ from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options, set_log_format
 from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import duration_option
+from rdsrepl.cli.slot.tail_file_options import FileFlags
 from rdsrepl.cli.slot.tail_options import (
     STREAM_PANEL,
     ChangeOptions,
@@ -42,7 +43,7 @@ def tail(
         typer.Option(
             "--to",
             metavar="SINK",
-            help="Write to this sink: - is standard output, kinesis:STREAM a data stream (name or ARN).",
+            help="Write to this sink: - is standard output, file:PATH a file, kinesis:STREAM a stream (name or ARN).",
             rich_help_panel=STREAM_PANEL,
             autocompletion=complete_sink,
         ),
@@ -50,11 +51,12 @@ def tail(
     changes: ChangeOptions,
     start: SlotOptions,
     stop: StopOptions,
+    file: FileFlags,
     kinesis: KinesisFlags,
     debezium: DebeziumFlags,
     service: ServiceOptions,
 ) -> None:
-    """Stream a slot's changes to standard output or to Kinesis, at least once and in commit order.
+    """Stream a slot's changes to standard output, a file or Kinesis, at least once and in commit order.
 
     A position is confirmed to the server only when the output has it. After a lost connection, a restart or a failover
     the stream resumes. Ctrl-C stops cleanly: what was received is delivered and confirmed.
@@ -64,10 +66,10 @@ def tail(
     from rdsrepl.tail.options import TailOptions
 
     set_log_format(ctx, service.log_format)
-    to_kinesis = kinesis.options(to, changes.format)
+    to_kinesis, to_file = kinesis.options(to, changes.format), file.options(to)
     options = TailOptions(
         slot,
-        changes.format_or_default(to_stdout=to_kinesis is None),
+        changes.format_or_default(to_stdout=to_kinesis is None and to_file is None),
         publications=tuple(changes.publication or ()),
         plugin_options=changes.plugin_options(),
         tables=tuple(changes.table or ()),
@@ -77,6 +79,7 @@ def tail(
         at_least_once=start.at_least_once,
         active_wait_seconds=start.wait_active,
         kinesis=to_kinesis,
+        file=to_file,
         heartbeat=service.heartbeat_options(),
         metrics=service.metrics_options(),
         accept_gap=start.accept_gap,

@@ -308,7 +308,7 @@ class KinesisFlags:
     ] = None
 
     def options(self, sink: str, format: FormatName | None) -> KinesisOptions | None:
-        """Return how changes go to the stream of ``kinesis:STREAM``; None for ``-``, standard output.
+        """Return how changes go to the stream of ``kinesis:STREAM``; None for another sink.
 
         Raises:
             BadValue: there is no such sink, or an option does not fit the sink or the format.

@@ -66,6 +66,7 @@ class FilePosition:
         checksum: of the last bytes before that (``checksum_of``).
         first_timeline, first_lsn: the position at which the file begins.
         started_at: when its first change was written, in seconds since 1970.
+        is_closing: whether the file is about to get another name, and a new one to be begun.
         end: its size when the run ended; None if the run has not ended.
         boot: of the machine (``boot_id``).
     """
@@ -79,6 +80,7 @@ class FilePosition:
     first_timeline: int
     first_lsn: int
     started_at: float
+    is_closing: bool = False
     end: int | None = None
     boot: str = ""
 
@@ -243,6 +245,7 @@ def _decoded(row: Mapping[str, Any]) -> FilePosition:
         number("first_timeline"),
         int(Lsn.parse(text("first_lsn"))),
         float(row["started_at"]),
+        require_type(row["is_closing"], bool),
         None if row["end"] is None else number("end"),
         text("boot"),
     )

@@ -11,17 +11,57 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rdsrepl.errors import Error, Refused, SinkFailed
 from rdsrepl.lsn import Lsn
+from rdsrepl.state.json_lines import sync_directory
+from rdsrepl.tail.sinks.compression import SUFFIXES
 from rdsrepl.tail.sinks.position_file import START_ANEW, FilePosition, PositionFile, StreamSource, checksum_of
+from rdsrepl.tail.sinks.rotation import Rotation, closed_path
 from rdsrepl.tail.sinks.stdout import Entry, StdoutSink, joined
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """An output file that is open.
+
+    Attributes:
+        path: its name.
+        fd: writes at its end.
+        reader: reads it.
+        positions: where positions are recorded.
+        owns_fd: whether ``fd`` is closed at the end.
+    """
+
+    path: Path
+    fd: int
+    reader: int
+    positions: PositionFile
+    owns_fd: bool
+
+    def continue_in(self, fd: int) -> None:
+        """Take a new file that has the name now.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        reader = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        os.close(self.reader)
+        os.close(self.fd)
+        self.fd, self.reader = fd, reader
+
+    def close(self) -> None:
+        """Close it, and unlock the positions."""
+        self.positions.close()
+        os.close(self.reader)
+        if self.owns_fd:
+            os.close(self.fd)
 
 
 class RecordedFileSink(StdoutSink):
@@ -29,35 +69,36 @@ class RecordedFileSink(StdoutSink):
 
     def __init__(
         self,
-        fd: int,
-        path: Path,
-        reader: int,
-        positions: PositionFile,
+        file: OpenFile,
         source: StreamSource,
         position: FilePosition | None,
+        rotation: Rotation | None = None,
+        closed: Callable[[], None] | None = None,
     ) -> None:
         """Prepare a sink.
 
         Args:
-            fd: the file, open for writing at its end.
-            path: its name.
-            reader: the same file, open for reading.
-            positions: where positions are recorded.
+            file: the file; the sink closes it.
             source: what is written.
             position: the last position that was recorded, verified; None for a file that begins now.
+            rotation: when the file is closed and a new one is begun; None is never.
+            closed: called after that.
         """
-        self._path = path
-        self._positions = positions
+        self._file = file
+        self._path = file.path
+        self._positions = file.positions
         self._source = source
         self._position = position
+        self._rotation = rotation
+        self._closed = closed
+        self._started_at = position.started_at if position is not None and position.size else time.time()
         self._timelines = Timelines(0)
         self._system_id = ""
         # The last position that was written, and the size of the file there; None once it is recorded.
         self._reached: tuple[int, int] | None = None
-        self._size = os.fstat(fd).st_size
-        self._reader = reader
+        self._size = os.fstat(file.fd).st_size
         self._released = False
-        super().__init__(fd)
+        super().__init__(file.fd)
 
     def resume_lsn(self, system_id: str, timelines: Timelines, server_lsn: int, *, in_recovery: bool) -> int:
         """Return the position at which the stream continues the file; 0 if the file has none.
@@ -106,6 +147,8 @@ class RecordedFileSink(StdoutSink):
                 self._record(start_lsn, self._size)
             except OSError as exc:
                 raise self._failed(exc) from exc
+        with self._changed:
+            self._changed.notify()  # from now on the file may be closed after some time
         return removed
 
     def put_until(self, number: int, lines: Sequence[str] | Sequence[bytes], lsn: int) -> None:
@@ -122,8 +165,68 @@ class RecordedFileSink(StdoutSink):
             if self._failure is None and self._position is not None:
                 with contextlib.suppress(OSError):  # the record before it is valid
                     self._positions.store(replace(self._position, end=self._size))
-            self._positions.close()
-            os.close(self._reader)
+            self._file.close()
+
+    def _handle(self, chunk: Sequence[Entry], synced_at: float, *, ends: bool) -> float:
+        synced_at = super()._handle(chunk, synced_at, ends=ends)
+        if self._rotation is None or not self._is_whole or not self._is_due(self._size):
+            return synced_at
+        if self._written != self._durable:
+            self._sync()
+        self._rotate()
+        return time.monotonic()
+
+    def _ends_chunk(self, entry: Entry, size: int) -> bool:
+        return entry.lsn is not None and self._is_due(self._size + size)
+
+    def _pause(self, synced_at: float) -> float | None:
+        pause = super()._pause(synced_at)
+        if self._rotation is None or self._rotation.seconds is None or not self._is_whole or not self._size:
+            return pause
+        left = max(0.0, self._started_at + self._rotation.seconds - time.time())
+        return left if pause is None else min(pause, left)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the file ends with a transaction; before the first connection that is not known."""
+        if not self._system_id:
+            return False
+        if self._reached is not None:
+            return self._reached[1] == self._size
+        return self._position is not None and self._position.size == self._size
+
+    def _is_due(self, size: int) -> bool:
+        return self._rotation is not None and self._rotation.is_due(size, time.time() - self._started_at)
+
+    def _rotate(self) -> None:
+        """Close the file under the name of its first position, and begin a new one.
+
+        What is recorded before says that the file gets its name, so that a crash at any moment leaves either the whole
+        file or no file, and the stream continues at the same position.
+
+        Raises:
+            SinkFailed: the name exists, or another program renamed the file.
+        """
+        position = self._position
+        assert position is not None and position.size == self._size
+        closed, name = closed_path(self._path, position.first_timeline, position.first_lsn), shown(str(self._path))
+        if any(os.path.lexists(f"{closed}{suffix}") for suffix in ("", *SUFFIXES.values())):
+            raise SinkFailed(
+                f"could not close {name}: {shown(closed.name)} exists",
+                hint="move that file to another directory, then start again: no change is missing",
+            )
+        self._positions.store(replace(position, is_closing=True))
+        self._path.rename(closed)
+        mode = os.fstat(self._fd).st_mode & 0o777
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, mode)
+        self._file.continue_in(fd)
+        self._fd = fd
+        sync_directory(self._path.parent)
+        self._size = 0
+        self._positions.writing_to(0)
+        self._record(position.lsn, 0)
+        if self._closed is not None:
+            self._closed()
 
     def _remove_incomplete(self) -> int:
         size = self._size if self._position is None else self._position.size
@@ -142,6 +245,8 @@ class RecordedFileSink(StdoutSink):
             if entry.lsn is not None:
                 self._reached = entry.lsn, size
         if size != self._size:
+            if not self._size:
+                self._started_at = time.time()
             self._positions.writing_to(size)
             super()._write_chunk(chunk)
             self._size = size
@@ -158,17 +263,30 @@ class RecordedFileSink(StdoutSink):
 
     def _record(self, lsn: int, size: int) -> None:
         """Record that the file has everything committed before LSN in its first SIZE bytes."""
-        timeline, before = self._timelines.of_end(lsn), self._position
-        first, started_at = (timeline, lsn), time.time()
-        if before is not None and before.size:
-            first, started_at = (before.first_timeline, before.first_lsn), before.started_at
-        elif before is not None and size:
-            first = before.timeline, before.lsn
-        position = FilePosition(
-            self._source, self._system_id, timeline, lsn, size, checksum_of(self._reader, size), *first, started_at
-        )
+        if self._file.owns_fd:
+            self._require_name()
+        first = self._timelines.of_start(lsn), lsn
+        if size and self._position is not None:  # an empty file has not begun yet
+            first = self._position.first_timeline, self._position.first_lsn
+        timeline, checksum = self._timelines.of_end(lsn), checksum_of(self._file.reader, size)
+        position = FilePosition(self._source, self._system_id, timeline, lsn, size, checksum, *first, self._started_at)
         self._positions.store(position)
         self._position, self._reached = position, None
+
+    def _require_name(self) -> None:
+        """Make sure that the name is still the file's: what is written to a removed file is lost.
+
+        Raises:
+            SinkFailed: it is not.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._path.stat(), os.fstat(self._fd)):
+                return
+        raise SinkFailed(
+            f"another program removed, renamed or replaced {shown(str(self._path))} while it was written",
+            hint="nothing is confirmed that was written since; to close a file after some time use --rotate-every or "
+            "--rotate-size",
+        )
 
     def _failed(self, exc: OSError) -> Error:
         return SinkFailed(
@@ -177,7 +295,7 @@ class RecordedFileSink(StdoutSink):
         )
 
 
-def verify(path: Path, size: int, reader: int, position: FilePosition, most_written: int | None) -> int:
+def verify(path: Path, size: int, reader: int, position: FilePosition, most_written: int | None) -> None:
     """Make sure that a file is the one whose position was recorded.
 
     Args:
@@ -186,9 +304,6 @@ def verify(path: Path, size: int, reader: int, position: FilePosition, most_writ
         reader: the file, open for reading.
         position: what was recorded.
         most_written: the size that the last run can have written; None if unknown.
-
-    Returns:
-        How many bytes follow the position; the last run left them.
 
     Raises:
         Refused: the file is another one, or another program changed it.
@@ -211,7 +326,6 @@ def verify(path: Path, size: int, reader: int, position: FilePosition, most_writ
             f"another program wrote the last {counted(size - most_written, 'byte')} of {name}",
             hint=f"remove them: truncate --size={most_written} {shlex.quote(str(path))}; {hint}",
         )
-    return size - position.size
 
 
 def require_source(path: Path, source: StreamSource, position: FilePosition) -> None:
