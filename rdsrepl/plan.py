@@ -39,7 +39,7 @@ class Meanwhile:
     """
 
     target: Target
-    sql: SQL
+    sql: SQL | Composed
     every_seconds: float
     otherwise: SQL | None = None
     blockers: str | None = None
@@ -61,6 +61,7 @@ class Statement:
         protocol: the kind of connection that it needs.
         guard: the error message if the statement returns no row, because its own condition is not met any more.
         timeout_seconds: the statement is cancelled after this time.
+        timeout_hint: the hint of the error after that time; empty for the usual one.
         blockers: a query, run on a second connection while the statement waits: each row is something that it waits for
             besides the locks of other sessions, with the first columns of ``apply.Blocker``.
         undo: run after the statement timed out or was interrupted, to remove what it left.
@@ -79,6 +80,7 @@ class Statement:
     protocol: Protocol = "sql"
     guard: str | None = None
     timeout_seconds: float | None = None
+    timeout_hint: str = ""
     blockers: str | None = None
     undo: SQL | Composed | None = None
     done_if: SQL | Composed | None = None

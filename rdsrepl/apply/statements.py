@@ -177,7 +177,7 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
         cause = f"; it waited for {'; '.join(one.text for one in blockers)}" if blockers else ""
         raise errors.TimedOut(
             f"{step.summary}: timed out after {format_duration(step.timeout_seconds or 0)}{cause}",
-            hint="end what it waits for, or set a longer --timeout; nothing was changed",
+            hint=step.timeout_hint or "end what it waits for, or set a longer --timeout; nothing was changed",
         )
     if failure:
         if isinstance(failure[0], psycopg.Error):

@@ -22,6 +22,7 @@ class Subscription:
         worker_pid: the PID of its apply worker; None while none runs.
         apply_errors, sync_errors: how often applying changes and copying tables failed; None before 15.
         tables_not_ready: tables that are still being copied; None for a subscription of another database.
+        failover: whether its slot is to be a failover slot; None before 17.
     """
 
     subname: str
@@ -32,6 +33,7 @@ class Subscription:
     apply_errors: int | None
     sync_errors: int | None
     tables_not_ready: int | None
+    failover: bool | None = None
 
 
 _LIST: Final = """
@@ -39,7 +41,8 @@ SELECT s.subname::text, d.datname::text, s.subenabled, s.subslotname::text,
        (SELECT min(w.pid) FROM pg_catalog.pg_stat_subscription w WHERE w.subid = s.oid AND w.relid IS NULL),
        {errors},
        CASE WHEN d.datname = current_database() THEN
-            (SELECT count(*) FROM pg_catalog.pg_subscription_rel r WHERE r.srsubid = s.oid AND r.srsubstate <> 'r') END
+            (SELECT count(*) FROM pg_catalog.pg_subscription_rel r WHERE r.srsubid = s.oid AND r.srsubstate <> 'r') END,
+       {failover}
   FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid {statistics}
  ORDER BY 2, 1
 """
@@ -68,6 +71,7 @@ def ls(conn: Connection) -> list[Subscription]:
     query = sql.SQL(_LIST).format(
         errors=sql.SQL("e.apply_error_count, e.sync_error_count" if new else "NULL::bigint, NULL::bigint"),
         statistics=sql.SQL(_STATISTICS if new else ""),
+        failover=sql.SQL("s.subfailover" if server_version(conn) >= versions.FAILOVER_SLOTS_SINCE else "NULL::boolean"),
     )
     return [Subscription(*row) for row in conn.execute(query).fetchall()]
 

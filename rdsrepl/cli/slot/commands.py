@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 #: The modules of the other verbs; each is imported when its verb is used.
 VERB_MODULES: Final = {
+    "alter": "rdsrepl.cli.slot.alter",
     "tail": "rdsrepl.cli.slot.tail",
     "peek": "rdsrepl.cli.slot.tail",
     "lag": "rdsrepl.cli.slot.lag",
