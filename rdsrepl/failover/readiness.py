@@ -10,15 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from rdsrepl.failover import remedies, server_rules
+from rdsrepl.failover import remedies, server_rules, slot_pairs
 from rdsrepl.failover.findings import Finding, Level, worst
+from rdsrepl.failover.slot_pairs import PairState, SlotPair
 from rdsrepl.postgres import versions
 from rdsrepl.postgres.failover_servers import FailoverServer
 from rdsrepl.postgres.slots import Slot
+from rdsrepl.postgres.standbys import ServerSlots
 from rdsrepl.units import format_size
 
 #: a copy that is further behind is reported, because its consumer would get that much again.
-MAX_REPEAT_BYTES: Final = 64 << 20
+MAX_REPEAT_BYTES: Final = slot_pairs.MAX_REPEAT_BYTES
+
+_PAIR_LEVELS: Final = {PairState.behind: Level.warning}
 
 Protection = Literal["failover", "pair", "own"]
 
@@ -84,6 +88,8 @@ def assess(
         findings += server_rules.decoding(standby)
         if any(not _has_pair(slot, standby) for slot in names):
             findings += server_rules.synchronization(standby)
+        else:
+            findings += server_rules.feedback(standby)
         findings += server_rules.streaming(primary, standby)
         findings += server_rules.capacity(primary, standby)
         findings += server_rules.promoted_standby_waits(primary, standby)
@@ -165,6 +171,8 @@ def _protection(
             yield from _copy(slot, copy, primary, standby, max_repeat_bytes)
     elif copy is None:
         yield _unprotected(slot, primary, standby)
+    elif not copy.active:
+        yield from _follower(slot, primary, standby, max_repeat_bytes)
 
 
 def _unprotected(slot: Slot, primary: FailoverServer, standby: FailoverServer) -> Finding:
@@ -177,7 +185,7 @@ def _unprotected(slot: Slot, primary: FailoverServer, standby: FailoverServer) -
     else:
         remedy = (
             f"PostgreSQL {primary.version} cannot protect it: fence the writers, let the consumer finish, and create "
-            "the slot on the promoted server before anybody writes there; or upgrade"
+            "the slot on the promoted server before applications write there; or upgrade"
         )
     return Finding(
         "unprotected",
@@ -189,6 +197,41 @@ def _unprotected(slot: Slot, primary: FailoverServer, standby: FailoverServer) -
         else f"{standby.label} has no slot of this name: a promoted standby does not have it",
         remedy,
     )
+
+
+def _follower(slot: Slot, primary: FailoverServer, standby: FailoverServer, max_repeat_bytes: int) -> Iterator[Finding]:
+    """Find why the slot of the same name on the standby could not take over: the state of the pair."""
+    if primary.wal is None or standby.wal is None:
+        return
+    here, there = (ServerSlots(one.label, one.wal, one.slots) for one in (primary, standby) if one.wal is not None)
+    pair = slot_pairs.pair_of(slot.slot_name, here, there, max_repeat_bytes=max_repeat_bytes)
+    if pair.state is PairState.ready:
+        return
+    yield Finding(
+        f"pair_{pair.state}",
+        _PAIR_LEVELS.get(pair.state, Level.critical),
+        standby.label,
+        slot.slot_name,
+        f"the pair of slots is {pair.state}: {pair.reason}" + _meaning(pair),
+        _pair_remedy(pair, primary, standby),
+    )
+
+
+def _meaning(pair: SlotPair) -> str:
+    if pair.state is PairState.behind:
+        return ""
+    return "; after a failover now its consumer would miss changes"
+
+
+def _pair_remedy(pair: SlotPair, primary: FailoverServer, standby: FailoverServer) -> str:
+    name = pair.slot_name
+    sync = remedies.on(primary, "slot sync {} --with {}", name, _to(standby))
+    if pair.state is PairState.pending:
+        return f"let its consumer confirm; on an idle database: {sync} --nudge"
+    if pair.state is PairState.behind:
+        return f"{sync}; run it every 10 s, or with --every"
+    drop = remedies.on(standby, "slot drop {}", name)
+    return f"make the slot on the standby again: {drop}, then {sync} --create"
 
 
 def _to(standby: FailoverServer) -> str:

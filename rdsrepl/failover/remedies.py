@@ -26,8 +26,10 @@ def change(server: FailoverServer, name: str, value: str) -> str:
         return f"ALTER SYSTEM SET {name} = {shown}, then SELECT pg_catalog.pg_reload_conf()"
     group, instance_id = server.parameter_group, server.instance_id
     if group is None or instance_id is None:
-        verb = f"set GROUP {name}={value}" if value else f"reset GROUP {name}"
-        return f"in the parameter group of {server.label}: rdsrepl param-group {verb}"
+        known = command("param-group set GROUP {}", f"{name}={value}")
+        return f"GROUP is the parameter group of {server.label}: " + (
+            known if value else command("param-group reset GROUP {}", name)
+        )
     if group.startswith("default."):
         return own_group(instance_id, f"{name}={value}" if value else None)
     if not value:
@@ -38,8 +40,9 @@ def change(server: FailoverServer, name: str, value: str) -> str:
 def own_group(instance_id: str, setting: str | None) -> str:
     """Return the commands that create a parameter group for an instance and attach it."""
     name = f"{instance_id}-logical"
-    extra = ("", ()) if setting is None else (" --set {}", (setting,))
-    create = command(f"param-group create {{}} --instance {{}}{extra[0]}", name, instance_id, *extra[1])
+    create = command("param-group create {} --instance {}", name, instance_id)
+    if setting is not None:
+        create = command("param-group create {} --instance {} --set {}", name, instance_id, setting)
     return f"{create}, then {command('param-group attach {} --instance {} --reboot', name, instance_id)}"
 
 

@@ -32,7 +32,8 @@ def different_servers(primary: FailoverServer, standby: FailoverServer) -> str |
     if primary.in_recovery:
         return f"{primary.label} is a standby: name its primary"
     if not standby.in_recovery:
-        if (primary.system_identifier, primary.started_at) == (standby.system_identifier, standby.started_at):
+        started = [one.wal.started_at for one in (primary, standby) if one.wal is not None]
+        if primary.system_identifier == standby.system_identifier and len(set(started)) == 1:
             return f"{standby.label} and {primary.label} are the same server"
         return f"{standby.label} is not a standby: it was promoted, or it is another primary"
     if primary.system_identifier is None or standby.system_identifier is None:
@@ -106,7 +107,20 @@ def synchronization(standby: FailoverServer) -> Iterator[Finding]:
             label,
             "slotsync worker",
             "it does not run, so the copies of the slots do not follow the primary",
-            "correct the other findings about this standby; the reason is in its log, at 'slot synchronization'",
+            "correct the other findings about this standby; it is started again every 10 s, and logs the reason",
+        )
+
+
+def feedback(standby: FailoverServer) -> Iterator[Finding]:
+    """Find a standby whose own slots can be invalidated by the primary."""
+    if standby.settings.get("hot_standby_feedback") == "off":
+        yield Finding(
+            "hot_standby_feedback",
+            Level.warning,
+            standby.label,
+            "hot_standby_feedback",
+            "it is off: the primary can remove rows that a slot on this standby needs, which then is invalidated",
+            remedies.change(standby, "hot_standby_feedback", "1" if standby.is_managed else "on"),
         )
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import activity, settings, slots, wal
 from rdsrepl.postgres.slots import Slot
+from rdsrepl.postgres.wal import Wal
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
@@ -49,7 +49,7 @@ class FailoverServer:
     Attributes:
         label: its name in messages: ``instance orders-replica``.
         version: the major version.
-        lsn: the end of the WAL; of a standby the last position that it replayed.
+        wal: its position, and what identifies it.
         is_managed: whether it is on RDS.
         is_aurora: whether it is on Aurora.
         settings: the parameters by name, without those that the server does not have or this role may not read.
@@ -71,9 +71,7 @@ class FailoverServer:
     in_recovery: bool
     slots: tuple[Slot, ...]
     settings: Mapping[str, str]
-    lsn: Lsn | None = None
-    system_identifier: str | None = None
-    started_at: datetime | None = None
+    wal: Wal | None = None
     is_managed: bool = False
     is_aurora: bool = False
     databases: frozenset[str] | None = None
@@ -86,6 +84,16 @@ class FailoverServer:
     selectors: tuple[str, ...] = field(default=())
     parameter_group: str | None = None
     instance_id: str | None = None
+
+    @property
+    def lsn(self) -> Lsn | None:
+        """The end of the WAL; of a standby the last position that it replayed."""
+        return None if self.wal is None else self.wal.lsn
+
+    @property
+    def system_identifier(self) -> str | None:
+        """The number that a primary and its standbys share."""
+        return None if self.wal is None else self.wal.system_identifier
 
     def slot(self, name: str) -> Slot | None:
         """Return the slot of this name; None if there is none."""
@@ -114,9 +122,7 @@ def read(conn: Connection, label: str) -> FailoverServer:
         in_recovery=in_recovery,
         slots=rows,
         settings=values,
-        lsn=position.lsn,
-        system_identifier=position.system_identifier,
-        started_at=position.started_at,
+        wal=position,
         is_managed=about.flavour != "postgresql",
         is_aurora=about.flavour == "aurora",
         databases=frozenset(state["databases"]),

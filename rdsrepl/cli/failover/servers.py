@@ -11,6 +11,7 @@ import typer
 from rdsrepl import config
 from rdsrepl.cli.targets import database_target, other_target
 from rdsrepl.errors import Error, Refused
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -89,7 +90,7 @@ def _instance(target: Target) -> tuple[str | None, str | None]:
         )
         raise Refused(
             f"{target.label}: {reason}; failover slots and slot pairs are for read replicas of an instance",
-            hint=f"check its slots: rdsrepl doctor --cluster {server.cluster.cluster_id}",
+            hint=f"check its slots: {command('doctor --cluster {}', server.cluster.cluster_id)}",
         )
     instance = server.instance
     return (None, None) if instance is None else (instance.parameter_group, instance.instance_id)
