@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from heapq import nsmallest
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any, Final
 
 from rdsrepl.aws import session, streams
 from rdsrepl.config import Aws
-from rdsrepl.errors import AwsError, Error
+from rdsrepl.errors import Error, Throttled, Unreachable
 
 _AT_ONCE: Final = 10_000
 # A shard allows five reads a second for all readers together.
-_PAUSE_SECONDS: Final = 0.25
+_SHORTEST_SECONDS: Final = 0.25
+# All shards without records together are read this often, each at least every few seconds.
+_IDLE_READS_PER_SECOND: Final = 80
+_LONGEST_SECONDS: Final = 5.0
+_REFUSED_SECONDS: Final = 1.0
+_OUTAGE_SECONDS: Final = 30.0
+_THREADS: Final = 8
 _AGGREGATED: Final = b"\xf3\x89\x9a\xc2"
 
 
@@ -48,10 +58,11 @@ class Start:
 
 
 def read(aws: Aws, stream: str, start: Start) -> Iterator[list[Received]]:
-    """Yield batches of records without end; an empty batch after each round without records.
+    """Yield batches of records without end; an empty batch after each pause without records.
 
     The records of a shard come in the order of their sequence numbers. A shard is read after its parents were read to
-    their ends. There is no order across other shards.
+    their ends. There is no order across other shards. Several shards are read at the same time, the one first that
+    was not read for the longest time; at most that many answers, of up to 10 MiB each, are in memory.
 
     Args:
         aws: the identity.
@@ -62,44 +73,116 @@ def read(aws: Aws, stream: str, start: Start) -> Iterator[list[Received]]:
         Error: AWS refused.
     """
     reader = _Reader(aws, stream, start)
-    while True:
-        started = time.monotonic()
-        is_empty = True
-        for batch in reader.round():
-            is_empty = False
-            yield batch
-        if is_empty:
-            yield []
-        time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - started)))
+    try:
+        yield from reader.batches()
+    finally:
+        reader.stop()
+
+
+@dataclass(slots=True)
+class _Open:
+    """A shard that is read.
+
+    Attributes:
+        start: where to start if no iterator is valid: the parameters of GetShardIterator.
+        due_at: when to read it next, on the monotonic clock.
+        failed_at: since when reading it fails; None while it succeeds.
+    """
+
+    shard_id: str
+    start: dict[str, Any]
+    iterator: str | None = None
+    due_at: float = 0.0
+    failed_at: float | None = None
 
 
 class _Reader:
+    """Follows the shards; threads make the calls, and only the caller's thread changes the state."""
+
     def __init__(self, aws: Aws, stream: str, start: Start) -> None:
         self._aws = aws
         self._stream = stream
         self._start = start
-        self._iterators: dict[str, str] = {}
-        self._last: dict[str, str] = {}
+        self._client = session.client_without_retries(aws, "kinesis")
+        self._open: dict[str, _Open] = {}
         self._started: set[str] = set()
         self._ended: set[str] = set()
         self._start_shards(streams.shards(aws, stream), first=True)
+        self._wanted: SimpleQueue[tuple[str, str | None, dict[str, Any]] | None] = SimpleQueue()
+        self._answers: SimpleQueue[tuple[str, dict[str, Any] | Error]] = SimpleQueue()
+        self._reading: set[str] = set()
+        self._threads = min(_THREADS, max(1, len(self._open)))
+        for number in range(self._threads):
+            Thread(target=self._work, name=f"shards-{number}", daemon=True).start()
 
-    def round(self) -> Iterator[list[Received]]:
-        """Read each shard once."""
-        for shard_id in list(self._iterators):
-            answer = self._get(shard_id)
-            if answer is None:
-                continue
-            rows = answer["Records"]
-            if rows:
-                self._last[shard_id] = rows[-1]["SequenceNumber"]
-                yield [one for row in rows for one in received(shard_id, row)]
-            if following := answer.get("NextShardIterator"):
-                self._iterators[shard_id] = following
-            else:
-                del self._iterators[shard_id]
-                self._ended.add(shard_id)
-                self._start_shards(streams.shards(self._aws, self._stream), first=False)
+    def stop(self) -> None:
+        """Let the threads end after their current call."""
+        for _ in range(self._threads):
+            self._wanted.put(None)
+
+    def batches(self) -> Iterator[list[Received]]:
+        """Read the shards without end; see ``read``."""
+        paused_at = time.monotonic()
+        while True:
+            self._request()
+            with suppress(Empty):
+                shard_id, answer = self._answers.get(timeout=_SHORTEST_SECONDS / 4)
+                self._reading.discard(shard_id)
+                if batch := self._received(self._open[shard_id], answer):
+                    yield batch
+                    paused_at = time.monotonic()
+            if time.monotonic() - paused_at >= _SHORTEST_SECONDS:
+                yield []
+                paused_at = time.monotonic()
+
+    def _request(self) -> None:
+        """Ask for the shards that are due, as many as there are threads; the longest overdue first."""
+        now = time.monotonic()
+        due = (shard for shard in self._open.values() if shard.due_at <= now and shard.shard_id not in self._reading)
+        for shard in nsmallest(self._threads - len(self._reading), due, key=lambda shard: shard.due_at):
+            self._reading.add(shard.shard_id)
+            self._wanted.put((shard.shard_id, shard.iterator, shard.start))
+
+    def _received(self, shard: _Open, answer: dict[str, Any] | Error) -> list[Received]:
+        """Take the answer of a read: return the records, and say when to read the shard again.
+
+        Raises:
+            Error: AWS refused, and a repetition cannot help.
+        """
+        now = time.monotonic()
+        if isinstance(answer, Error):
+            self._failed(shard, answer, now)
+            return []
+        shard.failed_at = None
+        rows = answer["Records"]
+        if rows:
+            last = rows[-1]["SequenceNumber"]
+            shard.start = {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "StartingSequenceNumber": last}
+        shard.iterator = answer.get("NextShardIterator")
+        behind = rows or answer.get("MillisBehindLatest")
+        shard.due_at = now + (_SHORTEST_SECONDS if behind else self._idle_seconds)
+        batch = [one for row in rows for one in received(shard.shard_id, row)]
+        if shard.iterator is None:
+            del self._open[shard.shard_id]
+            self._ended.add(shard.shard_id)
+            self._start_shards(streams.shards(self._aws, self._stream), first=False)
+        return batch
+
+    @property
+    def _idle_seconds(self) -> float:
+        """The time between two reads of a shard without records: a read costs 2 ms of CPU."""
+        return min(_LONGEST_SECONDS, max(_SHORTEST_SECONDS, len(self._open) / _IDLE_READS_PER_SECOND))
+
+    def _failed(self, shard: _Open, error: Error, now: float) -> None:
+        if error.aws_code == "ExpiredIteratorException":
+            shard.iterator = None
+            return
+        shard.failed_at = since = now if shard.failed_at is None else shard.failed_at
+        # Other readers of the shard use its limits as well; a read of 10 MiB uses that of five seconds.
+        is_throttled = error.aws_code == "ProvisionedThroughputExceededException" or isinstance(error, Throttled)
+        if not is_throttled and (not isinstance(error, Unreachable) or now - since > _OUTAGE_SECONDS):
+            raise error
+        shard.due_at = now + _REFUSED_SECONDS
 
     def _start_shards(self, shards: tuple[streams.Shard, ...], *, first: bool) -> None:
         """Start every shard whose parents are finished."""
@@ -118,27 +201,28 @@ class _Reader:
                 start = Start("TRIM_HORIZON") if self._start.kind == "LATEST" else self._start
             if due:
                 self._started.add(shard.shard_id)
-                self._iterators[shard.shard_id] = self._iterator(shard.shard_id, start.request)
+                self._open[shard.shard_id] = _Open(shard.shard_id, start.request)
 
-    def _get(self, shard_id: str) -> dict[str, Any] | None:
-        request = {"ShardIterator": self._iterators[shard_id], "Limit": _AT_ONCE}
+    def _work(self) -> None:
+        """Read the wanted shards; runs in a thread."""
+        while (wanted := self._wanted.get()) is not None:
+            shard_id, iterator, start = wanted
+            try:
+                self._answers.put((shard_id, self._get(shard_id, iterator, start)))
+            except Error as exc:
+                self._answers.put((shard_id, exc))
+
+    def _get(self, shard_id: str, iterator: str | None, start: Mapping[str, Any]) -> dict[str, Any]:
+        if iterator is None:
+            where = {**streams.reference(self._stream), "ShardId": shard_id, **start}
+            iterator = str(self._call("GetShardIterator", self._client.get_shard_iterator, where)["ShardIterator"])
+        return self._call("GetRecords", self._client.get_records, {"ShardIterator": iterator, "Limit": _AT_ONCE})
+
+    def _call(self, operation: str, method: Callable[..., dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
         try:
-            return session.call(self._aws, "kinesis", "GetRecords", request)
-        except AwsError as exc:
-            if exc.aws_code != "ExpiredIteratorException":
-                raise
-        last = self._last.get(shard_id)
-        resume = (
-            self._start.request
-            if last is None
-            else {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "StartingSequenceNumber": last}
-        )
-        self._iterators[shard_id] = self._iterator(shard_id, resume)
-        return None
-
-    def _iterator(self, shard_id: str, start: Mapping[str, Any]) -> str:
-        request = {**streams.reference(self._stream), "ShardId": shard_id, **start}
-        return str(session.call(self._aws, "kinesis", "GetShardIterator", request)["ShardIterator"])
+            return method(**request)
+        except Exception as exc:
+            raise session.translate(exc, "kinesis", operation, self._aws) from exc
 
 
 def received(shard_id: str, row: Mapping[str, Any]) -> Iterator[Received]:

@@ -117,6 +117,23 @@ def test_resharding_is_followed_parents_before_children(cloud: Cloud, expire: bo
         assert [row["data"] for row in done.lines if row["partition_key"] == key] == ["0", "1", "2"]
 
 
+def test_shards_whose_reads_are_throttled_are_read_later_and_completely(cloud: Cloud) -> None:
+    """A shard answers five reads a second, to all its readers together."""
+    with KinesisServer("busy", shards=30) as server:
+        kinesis = boto3.client(
+            "kinesis", endpoint_url=server.url, region_name="eu-west-1", aws_access_key_id="a",
+            aws_secret_access_key="b",
+        )  # fmt: skip
+        kinesis.put_records(
+            StreamName="busy", Records=[{"PartitionKey": f"k{n}", "Data": f"{n}".encode()} for n in range(240)]
+        )
+        server.faults.read_limits, server.faults.throttled_reads = True, 0.2
+        words = ("stream", "tail", "busy", "--from", "trim-horizon", "--limit", "240", "-o", "json")
+        done = cloud(*words, env={"AWS_ENDPOINT_URL": server.url})
+    assert done.code == 0, done.err
+    assert sorted(int(row["data"]) for row in done.lines) == list(range(240))
+
+
 def test_aggregated_records_come_one_by_one(cloud: Cloud, name: str) -> None:
     create(cloud, name, 1)
     put(cloud, name, ("a", aggregated([(b"hot", f"part {n}".encode(), 0) for n in range(3)])), ("cold", b"whole"))

@@ -41,6 +41,8 @@ class Faults:
         pages: the same for the next PutRecords, one each.
         null: accept and forget.
         expire_iterators: whether now and then a read finds its iterator too old.
+        read_limits: whether a shard answers no more than five reads a second.
+        throttled_reads: the share of reads that are refused, as when other readers use the limits of the shard.
         expired_keys: access keys that are no longer good.
         hidden_shards: how many of the newest shards ListShards does not show yet.
     """
@@ -56,6 +58,8 @@ class Faults:
     pages: list[tuple[int, bytes]] = field(default_factory=list)
     null: bool = False
     expire_iterators: bool = False
+    read_limits: bool = False
+    throttled_reads: float = 0.0
     expired_keys: frozenset[str] = frozenset()
     hidden_shards: int = 0
 
@@ -74,6 +78,7 @@ class Shard:
     second: int = 0
     taken: int = 0
     taken_bytes: int = 0
+    reads: list[float] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -273,6 +278,10 @@ class KinesisServer:
             return _error("ExpiredIteratorException", "Iterator expired.")
         _, number, start = request["ShardIterator"].split(":")
         shard, position = shards[int(number)], int(start)
+        now = time.monotonic()
+        shard.reads = [*(at for at in shard.reads if at > now - 1), now]
+        if (self.faults.read_limits and len(shard.reads) > 5) or self.random.random() < self.faults.throttled_reads:
+            return _error("ProvisionedThroughputExceededException", f"Rate exceeded for shard {shard.name}")
         rows = shard.records[position : position + 3]
         answer: dict[str, Any] = {
             "Records": [
