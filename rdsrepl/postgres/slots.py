@@ -57,6 +57,7 @@ class Slot:
             consumer reads, even if it confirms nothing: the totals at the end of a transaction, the spill and stream
             counters also within a large one.
         walsender: the process that uses it, while it is active.
+        protected: whether a failover keeps it (``failover.protection``); None where that is not known, or not asked.
     """
 
     slot_name: str
@@ -94,6 +95,7 @@ class Slot:
     stream_count: int | None = None
     stream_bytes: int | None = None
     stats_reset: datetime | None = None
+    protected: bool | None = None
 
     @property
     def xid_age(self) -> int | None:

@@ -109,7 +109,7 @@ def create(
 
 @app.command("list", cls=ListCommand)
 def list_(ctx: typer.Context) -> None:
-    """List the slots of the server: their consumer, retained WAL and lag.
+    """List the slots of the server: their consumer, retained WAL and lag, and whether they survive a failover.
 
     Example: rdsrepl slot list --sort-by -retained
     """
@@ -118,12 +118,18 @@ def list_(ctx: typer.Context) -> None:
     now = datetime.now(UTC)
 
     def read(conn: Connection) -> Sequence[Slot]:
+        from rdsrepl.failover import protection
         from rdsrepl.retention import server_state
 
         nonlocal now
         state = server_state.read(conn, with_history=False)
         now = state.wal.at
-        return state.slots
+        return protection.with_protection(
+            state.slots,
+            version=state.wal.version,
+            in_recovery=state.wal.in_recovery,
+            copied_by_aws=_copied_by_aws(ctx, conn),
+        )
 
     def inactive(slot: Slot) -> str:
         return "" if slot.active else ago(slot.inactive_since, now)
@@ -136,10 +142,26 @@ def list_(ctx: typer.Context) -> None:
         Column("RETAINED", lambda row: size(row.retained_bytes), "retained_bytes", kind="number"),
         Column("LAG", lambda row: size(row.lag_bytes), "lag_bytes", kind="number"),
         Column("WAL", lambda row: row.wal_status, "wal_status"),
+        Column("PROTECTED", _protected, "protected", priority=2),
         Column("XMIN AGE", lambda row: row.xid_age, priority=5, kind="number"),
         Column("INACTIVE", inactive, "inactive_since", priority=2),
     )
     print_database_list(ctx, Listing(Slot, columns, "no replication slots"), read)
+
+
+def _protected(slot: Slot) -> str | None:
+    return None if slot.protected is None else "yes" if slot.protected else "no"
+
+
+def _copied_by_aws(ctx: typer.Context, conn: Connection) -> bool | None:
+    """Return whether AWS keeps the slots of the server, from what is known of it already; None where it is not."""
+    from rdsrepl.aws import locations
+
+    target = database_target(ctx)
+    if target.aws.identifier:
+        server = locations.server_of(target)  # described when the connection was opened
+        return server is not None and server.cluster is not None
+    return None if conn.info.host.endswith(".amazonaws.com") else False
 
 
 @app.command(cls=ReadCommand)
