@@ -16,8 +16,10 @@ from hypothesis import settings
 settings.register_profile("tests", derandomize=True, deadline=None)
 settings.load_profile("tests")
 
-# In the background of a shell (make test &) SIGINT is ignored, and the programs that tests start would inherit that.
+# In the background of a shell (make test &, nohup make test) these are ignored, and the programs that tests start would
+# inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _MEMORY: Final = Path("/dev/shm")
 _MEMORY_BYTES: Final = 6 << 30
