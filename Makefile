@@ -16,9 +16,11 @@ demo: $(INSTALLED)
 	@$(BIN)/rdsrepl demo
 
 # The lint, which uses one core, runs beside the tests; what it printed follows them.
+# The first pytest compiles all modules, which otherwise each of the four workers would do.
 test: $(INSTALLED) postgres
 	@mkdir -p build
 	@$(MAKE) --no-print-directory lint > build/lint.txt 2>&1 & lint=$$!; \
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --collect-only -qq > build/collected.txt 2>&1; \
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder; tested=$$?; \
 	wait $$lint; linted=$$?; cat build/lint.txt; \
 	if [ $$linted -ne 0 ]; then echo "make lint failed" >&2; fi; exit $$((tested ? tested : linted))
