@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from json.encoder import encode_basestring as quote
 from typing import Final, Protocol
 
 from rdsrepl.errors import MalformedMessage
-from rdsrepl.lsn import Lsn
 from rdsrepl.tail.timelines import Timelines
 
 #: the prefix of our own heartbeat's messages, which are not written to the output.
 HEARTBEAT_PREFIX: Final = "rdsrepl.heartbeat"
-_PG_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+# Half the time of an f-string with a format specification; both are needed once for each transaction.
+_LSN: Final = "%X/%X"
+_FRACTIONAL: Final = "%s.%06d+00:00"
+_PG_EPOCH_US: Final = 946_684_800_000_000
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 
@@ -66,9 +69,8 @@ class Transaction:
         commit_lsn: where its commit record begins (its PREPARE record, for a prepared transaction); outside of a
             transaction, where the line's own record ends.
         timeline: on which that record was written.
-        commit_time: when it committed, ISO 8601; None if the plugin does not send it.
-        commit_us: the same in microseconds since 1970.
-        suffix: the end of each of its lines in the ``json`` format, up to ``seq``.
+        commit_us: when it committed, in microseconds since 1970; None if the plugin does not send it.
+        gid: the identifier of a prepared transaction.
         as_text: a member of a line, with its comma, that lists the columns written as text; empty without such columns.
         origin, origin_lsn: the replication origin it came from, and the commit's position there; None without one.
     """
@@ -76,41 +78,56 @@ class Transaction:
     xid: int | None
     timeline: int
     commit_lsn: str
-    commit_time: str | None
     commit_us: int | None
-    suffix: str = ""
+    gid: str | None = None
     as_text: str = ""
     origin: str | None = None
     origin_lsn: int | None = None
+    _suffix: str = ""
+
+    @property
+    def commit_time(self) -> str | None:
+        """When it committed, ISO 8601; None if the plugin does not send it."""
+        if self.commit_us is None:
+            return None
+        seconds, microseconds = divmod(self.commit_us, 1_000_000)
+        return _FRACTIONAL % (_iso(seconds), microseconds) if microseconds else f"{_iso(seconds)}+00:00"
+
+    @property
+    def suffix(self) -> str:
+        """The end of each of its lines in the ``json`` format, up to ``seq``."""
+        if not self._suffix:
+            time = "null" if self.commit_us is None else f'"{self.commit_time}"'
+            number = "null" if self.xid is None else self.xid
+            prepared = "" if self.gid is None else f'"gid":{quote(self.gid)},'
+            self._suffix = (
+                f'",{self.as_text}"timeline":{self.timeline},"commit_lsn":"{self.commit_lsn}","commit_time":{time},'
+                f'"xid":{number},{prepared}"seq":'
+            )
+        return self._suffix
 
     def with_text(self, columns: Sequence[str]) -> Transaction:
         """Return the same transaction for a change whose values of these columns are written as the server's text."""
-        member = f'"as_text":[{",".join(map(quote, columns))}],'
-        return replace(self, as_text=member, suffix=f'",{member}{self.suffix[2:]}')
+        return replace(self, as_text=f'"as_text":[{",".join(map(quote, columns))}],', _suffix="")
 
     @classmethod
     def of(
         cls, xid: int | None, timeline: int, commit_lsn: int, microseconds: int | None, gid: str | None = None
     ) -> Transaction:
         """Return a transaction from pgoutput's numbers: LSN, and microseconds since 2000; GID is of a prepared one."""
-        moment = None if microseconds is None else _PG_EPOCH + timedelta(microseconds=microseconds)
-        return cls.at(xid, timeline, str(Lsn(commit_lsn)), moment, gid)
+        position = _LSN % (commit_lsn >> 32, commit_lsn & 0xFFFFFFFF)
+        return cls(xid, timeline, position, None if microseconds is None else microseconds + _PG_EPOCH_US, gid)
 
     @classmethod
-    def at(
-        cls, xid: int | None, timeline: int, commit_lsn: str, moment: datetime | None, gid: str | None = None
-    ) -> Transaction:
+    def at(cls, xid: int | None, timeline: int, commit_lsn: str, moment: datetime | None) -> Transaction:
         """Return a transaction from an LSN as text and a time."""
-        time = None if moment is None else moment.astimezone(UTC).isoformat()
-        quoted = "null" if time is None else f'"{time}"'
-        number = "null" if xid is None else xid
-        prepared = "" if gid is None else f'"gid":{quote(gid)},'
-        suffix = (
-            f'","timeline":{timeline},"commit_lsn":"{commit_lsn}","commit_time":{quoted},"xid":{number},'
-            f'{prepared}"seq":'
-        )
-        microseconds = None if moment is None else (moment - _UNIX_EPOCH) // _MICROSECOND
-        return cls(xid, timeline, commit_lsn, time, microseconds, suffix)
+        return cls(xid, timeline, commit_lsn, None if moment is None else (moment - _UNIX_EPOCH) // _MICROSECOND)
+
+
+@lru_cache(maxsize=8)
+def _iso(seconds: int) -> str:
+    """Return a time without its fraction and offset; transactions come in the order of their commits."""
+    return (_UNIX_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
 
 
 @dataclass(slots=True)

@@ -8,19 +8,24 @@ it is prepared, and a later message says whether it was committed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from rdsrepl.errors import MalformedMessage
 from rdsrepl.lsn import Lsn
-from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter
+from rdsrepl.tail.formats.base import Format, FormatInParts, RowWriter, TextMarkingWriter, WriterInParts
+from rdsrepl.tail.formats.fast_lines import LineParts, Write, compile_line, now_members
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.formats.values import Parse, compile_tuple
+from rdsrepl.tail.formats.values import Conversion, Parse, compile_tuple
 from rdsrepl.tail.model import HEARTBEAT_PREFIX, Column, DecodedBatch, Relation, TableFilter, Transaction
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.xlogdata import LSN_HALVES, MALFORMED, PAYLOAD, end_of_commit, malformed
 
 _AT: Final = PAYLOAD
+_AFTER_OID: Final = PAYLOAD + 5
+#: the bytes of a change that name its kind and its relation.
+_KIND_AND_OID: Final = itemgetter(slice(_AT, _AFTER_OID))
 _OID: Final = Struct(">I").unpack_from
 _BEGIN: Final = Struct(">QqI").unpack_from
 _COMMIT: Final = Struct(">BQQ").unpack_from
@@ -51,6 +56,7 @@ class _CompiledRelation:
 
 
 _NO_RELATIONS: Final[dict[int, _CompiledRelation]] = {}
+_NO_WRITES: Final[dict[bytes, Write]] = {}
 
 
 class PgoutputDecoder:
@@ -81,6 +87,9 @@ class PgoutputDecoder:
         self._lenient = lenient
         self._timelines = _UNKNOWN
         self._relations: dict[int, _CompiledRelation] = {}
+        self._in_parts = fmt if isinstance(fmt, FormatInParts) else None
+        # By a message's kind and relation, as the message has them: the functions that write the usual messages.
+        self._writes: dict[bytes, Write] = {}
         self._tx = _NO_TRANSACTION
         self._seq = 0
         self._open = False
@@ -90,22 +99,43 @@ class PgoutputDecoder:
         """Start a new connection."""
         self._timelines = timelines
         self._relations.clear()
+        self._writes.clear()
         self._tx, self._seq, self._open = _NO_TRANSACTION, 0, False
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Decode messages in order; the first malformed one ends the batch and is its ``error``."""
-        lines: list[str] = []
+        self._catalog.batch_received()
+        if self._in_parts is None:
+            return self._decoded(messages, _NO_WRITES)
+        before = self._tx, self._seq, self._open, self._commit_lsn
+        batch = self._decoded(messages, self._writes)
+        if self._lenient or _is_utf8(batch.lines):
+            return batch
+        # The general way decodes every value, and so finds the message.
+        self._tx, self._seq, self._open, self._commit_lsn = before
+        return self._decoded(messages, _NO_WRITES)
+
+    def _decoded(self, messages: Sequence[bytes], writes: dict[bytes, Write]) -> DecodedBatch:
+        lines: list[Any] = []
         append = lines.append
         # Outside of a transaction no change is valid.
         relations = self._relations if self._open else _NO_RELATIONS
         catalog = self._catalog
-        catalog.batch_received()
         tx, seq = self._tx, self._seq
+        of_transaction = _no_pieces if self._in_parts is None else self._in_parts.of_transaction
+        pieces, now = of_transaction(tx), now_members()
         commits: list[tuple[int, int]] = []
         changes, committed_lines, reached_until, error = 0, 0, False, None
         m = b""
         try:
-            for m in messages:
+            # Most messages are written by the function of their kind and relation, which is looked up without an
+            # operation of Python.
+            for m, write in zip(messages, map(writes.get, map(_KIND_AND_OID, messages)), strict=True):
+                if write is not None and self._open and (line := write(m, pieces, seq + 1, now)) is not None:
+                    seq += 1
+                    changes += 1
+                    append(line)
+                    continue
                 kind = m[_AT]
                 if kind == 0x49:  # Insert: relation, 'N', tuple
                     known = relations[_OID(m, _AT + 1)[0]]
@@ -144,7 +174,7 @@ class PgoutputDecoder:
                         reached_until = True
                         break
                     tx, seq = self._begin(self._transaction(xid, commit_lsn, microseconds), commit_lsn), 0
-                    relations = self._relations
+                    relations, pieces = self._relations, of_transaction(tx)
                     catalog.xid = xid
                     if marker := self._format.begin(tx):
                         append(marker)
@@ -174,15 +204,15 @@ class PgoutputDecoder:
                         break
                     gid = _string(m, _AT + 29)[0]
                     tx, seq = self._begin(self._transaction(xid, prepare_lsn, microseconds, gid), prepare_lsn), 0
-                    relations = self._relations
+                    relations, pieces = self._relations, of_transaction(tx)
                     catalog.xid = xid
                 elif kind == 0x50:  # Prepare
                     commits.append((self._end(m), changes))
                     committed_lines = len(lines)
                     tx, seq, relations = _NO_TRANSACTION, 0, _NO_RELATIONS
                 elif kind == 0x4B or kind == 0x72:  # Commit Prepared, Rollback Prepared
-                    line, end_lsn = self._resolution(m)
-                    append(line)
+                    resolution, end_lsn = self._resolution(m)
+                    append(resolution)
                     changes += 1
                     commits.append((end_lsn, changes))
                     committed_lines = len(lines)
@@ -190,11 +220,14 @@ class PgoutputDecoder:
                     if not self._open:
                         raise ValueError("an origin outside of a transaction")
                     tx.origin_lsn, tx.origin = _ORIGIN(m, _AT + 1)[0], _string(m, _AT + 9)[0]
+                    pieces = of_transaction(tx)
                 else:
                     raise ValueError(f"{chr(kind)!r} is not a message type of the protocol")
         except MALFORMED as exc:
             error = self._malformed(m, exc)
         self._tx, self._seq = tx, seq
+        if self._in_parts is not None:
+            lines = [line if type(line) is bytes else line.encode("utf-8", "surrogateescape") for line in lines]
         return DecodedBatch(lines, changes, commits, self._open, reached_until, error, committed_lines)
 
     def _begin(self, tx: Transaction, commit_lsn: int) -> Transaction:
@@ -257,6 +290,8 @@ class PgoutputDecoder:
             columns.append(Column(name, type_oid, typmod, bool(flags & 1)))
         # An empty namespace means pg_catalog.
         relation = Relation(oid, schema or "pg_catalog", table, identity, tuple(columns))
+        for kind in b"IUD":
+            self._writes.pop(bytes((kind,)) + m[_AT + 1 : _AFTER_OID], None)
         if not self._tables.wants(relation.schema, table):
             self._relations[oid] = _CompiledRelation(relation, None, None)
             return
@@ -265,6 +300,28 @@ class PgoutputDecoder:
             writer = TextMarkingWriter(writer, relation)
         parse = compile_tuple(conversions, self._format.dialect, lenient=self._lenient)
         self._relations[oid] = _CompiledRelation(relation, writer, parse)
+        if self._in_parts is not None and isinstance(writer, WriterInParts):
+            self._compile_lines(m[_AT + 1 : _AFTER_OID], relation, conversions, writer.parts)
+
+    def _compile_lines(
+        self, oid: bytes, relation: Relation, conversions: Sequence[Conversion], parts: LineParts
+    ) -> None:
+        """Compile the usual messages of a relation, if they are changes of a single tuple."""
+        every = range(len(relation.columns))
+        # An old key has only the flagged columns; with FULL the old row has all of them.
+        key = [number for number in every if relation.columns[number].is_key]
+        full = relation.replica_identity == "f"
+        for kind, line, mark, columns in (
+            (b"I", parts.insert, "N", every),
+            (b"U", parts.update, "N", every),
+            (b"D", parts.delete_row if full else parts.delete_key, "O" if full else "K", every if full else key),
+        ):
+            if line is not None:
+                write = compile_line(
+                    line, conversions, self._format.dialect, mark=mark, columns=columns, lenient=self._lenient
+                )
+                if write is not None:
+                    self._writes[kind + oid] = write
 
     def _read_type(self, m: bytes) -> None:
         schema, position = _string(m, _AT + 5)
@@ -301,6 +358,20 @@ class PgoutputDecoder:
 def _string(m: bytes, position: int) -> tuple[str, int]:
     end = m.index(0, position)
     return m[position:end].decode("utf-8", "surrogateescape"), end + 1
+
+
+def _no_pieces(tx: Transaction) -> tuple[bytes, ...]:  # noqa: ARG001
+    return ()
+
+
+def _is_utf8(lines: Sequence[Any]) -> bool:
+    if all(map(bytes.isascii, lines)):
+        return True
+    try:
+        b"".join(lines).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _check_end(m: bytes, end_lsn: int) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from json.encoder import encode_basestring as quote
 from operator import itemgetter
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol, runtime_checkable
 
+from rdsrepl.tail.formats.fast_lines import LineParts
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import AsText, Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
@@ -85,6 +86,26 @@ class Format(Protocol):
     def resolution(self, verb: str, gid: str, lsn: str, tx: Transaction, seq: int) -> str:
         """Write the end of a prepared transaction: ``commit_prepared`` or ``rollback_prepared``."""
         ...
+
+
+@runtime_checkable
+class FormatInParts(Protocol):
+    """A format whose usual lines are compiled (``fast_lines``)."""
+
+    def of_transaction(self, tx: Transaction) -> tuple[bytes, ...]:
+        """Return the pieces that all lines of a transaction share (``fast_lines.Piece``)."""
+        ...
+
+
+@runtime_checkable
+class WriterInParts(Protocol):
+    """The writer of such a format.
+
+    Attributes:
+        parts: the lines that it writes, where they always consist of the same parts.
+    """
+
+    parts: LineParts
 
 
 def template(parts: Sequence[str | int]) -> Callable[[Values], str]:

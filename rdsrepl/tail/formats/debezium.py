@@ -72,7 +72,7 @@ class DebeziumFormat(ChangesOnly):
         images = RowImages(relation, self._catalog)
         placeholders = tuple(self._values.placeholder(column.type_oid) for column in relation.columns)
         events = _EventWriter(self, images, placeholders)
-        return KeyUpdateWriter(events, images.key_columns, len(relation.columns))
+        return KeyUpdateWriter(events, images.key_columns)
 
     def truncate(
         self,
@@ -187,23 +187,21 @@ class _EventWriter:
 class KeyUpdateWriter:
     """Wraps a writer: an update that changes the key becomes a delete and a create (``DebeziumFormat``)."""
 
-    __slots__ = ("_count", "_inner", "_key")
+    __slots__ = ("_inner", "_key")
 
-    def __init__(self, inner: RowWriter, key: Sequence[int], count: int) -> None:
+    def __init__(self, inner: RowWriter, key: Sequence[int]) -> None:
         """Wrap INNER.
 
         Args:
             inner: writes the events.
             key: the numbers of the key's columns.
-            count: the number of columns.
         """
         self._inner = inner
         self._key = key
-        self._count = count
 
     def wrap(self, wrap: Callable[[RowWriter], RowWriter]) -> KeyUpdateWriter:
         """Return this writer with the inner one wrapped, so that the wrapper receives the delete and the create."""
-        return KeyUpdateWriter(wrap(self._inner), self._key, self._count)
+        return KeyUpdateWriter(wrap(self._inner), self._key)
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
         """Write an INSERT."""
@@ -224,5 +222,5 @@ class KeyUpdateWriter:
 
     def _with_key(self, new: Values, old: Values) -> Values:
         return tuple(
-            old[number] if new[number] is None and number in self._key else new[number] for number in range(self._count)
+            old[number] if value is None and number in self._key else value for number, value in enumerate(new)
         )

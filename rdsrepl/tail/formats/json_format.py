@@ -15,6 +15,7 @@ from rdsrepl.tail.formats.base import (
     text_of,
     with_old_values,
 )
+from rdsrepl.tail.formats.fast_lines import Field, LineParts, Piece
 from rdsrepl.tail.model import Relation, Transaction
 
 
@@ -24,6 +25,10 @@ class JsonFormat(ChangesOnly):
     def writer(self, relation: Relation) -> RowWriter:
         """Return the writer of a relation's changes."""
         return _JsonWriter(RowImages(relation, self._catalog))
+
+    def of_transaction(self, tx: Transaction) -> tuple[bytes, ...]:
+        """Return the end of each line, up to its number."""
+        return (tx.suffix.encode("utf-8", "surrogateescape"),)
 
     def truncate(
         self, relation: Relation, cascade: bool, restart_identity: bool, lsn: str, tx: Transaction, seq: int
@@ -54,20 +59,22 @@ class JsonFormat(ChangesOnly):
 
 
 class _JsonWriter:
-    __slots__ = ("_deletes", "_head", "_images", "_insert", "_update")
+    __slots__ = ("_deletes", "_head", "_images", "_insert", "_update", "parts")
 
     def __init__(self, images: RowImages) -> None:
         relation = images.relation
         self._images = images
         self._head = f'"schema":{quote(relation.schema)},"table":{quote(relation.table)},"key":'
-        self._insert = template([*self._start("c"), *images.key, ',"before":null,"after":', *images.after, ',"lsn":"'])
-        self._update = template([*self._start("u"), *images.key, ',"before":null,"after":', *images.after, ',"lsn":"'])
-        self._deletes = {
-            whole: template(
-                [*self._start("d"), *images.key, ',"before":', *images.before(whole), ',"after":null,"lsn":"']
-            )
+        new = [*images.key, ',"before":null,"after":', *images.after, ',"lsn":"']
+        insert, update = [*self._start("c"), *new], [*self._start("u"), *new]
+        deletes = {
+            whole: [*self._start("d"), *images.key, ',"before":', *images.before(whole), ',"after":null,"lsn":"']
             for whole in (False, True)
         }
+        self._insert, self._update = template(insert), template(update)
+        self._deletes = {whole: template(parts) for whole, parts in deletes.items()}
+        end = (Field.LSN, Piece(0), Field.SEQ, "}\n")
+        self.parts = LineParts((*insert, *end), (*update, *end), (*deletes[False], *end), (*deletes[True], *end))
 
     def _start(self, op: str) -> list[str | int]:
         return [f'{{"op":"{op}",{self._head}']

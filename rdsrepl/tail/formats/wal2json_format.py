@@ -7,6 +7,7 @@ from json.encoder import encode_basestring as quote
 from typing import ClassVar
 
 from rdsrepl.tail.formats.base import RowWriter, Values, json_bool, template
+from rdsrepl.tail.formats.fast_lines import LineParts
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Conversion, Dialect, wal2json_conversion
 from rdsrepl.tail.model import Relation, Transaction
@@ -32,6 +33,10 @@ class Wal2jsonFormat:
             [column.type_oid for column in relation.columns], [column.typmod for column in relation.columns]
         )
         return _Wal2jsonWriter(relation, names)
+
+    def of_transaction(self, tx: Transaction) -> tuple[bytes, ...]:  # noqa: ARG002
+        """Return nothing: a line has no member of its transaction."""
+        return ()
 
     def begin(self, tx: Transaction) -> str:  # noqa: ARG002
         """Write the B line."""
@@ -66,7 +71,7 @@ class Wal2jsonFormat:
 
 
 class _Wal2jsonWriter:
-    __slots__ = ("_delete", "_entries", "_full", "_head", "_identity", "_insert", "_key", "_update")
+    __slots__ = ("_entries", "_full", "_head", "_identity", "_insert", "_key", "_update", "parts")
 
     def __init__(self, relation: Relation, type_names: Sequence[str]) -> None:
         self._entries = [
@@ -77,17 +82,17 @@ class _Wal2jsonWriter:
         self._full = relation.replica_identity == "f"
         every = list(range(len(relation.columns)))
         self._key = every if self._full else [n for n, column in enumerate(relation.columns) if column.is_key]
-        self._insert = template([f'{{"action":"I",{self._head},"columns":[', *self._list(every), "]}\n"])
-        self._update = template(
-            [
-                f'{{"action":"U",{self._head},"columns":[',
-                *self._list(every),
-                '],"identity":[',
-                *self._list(self._key),
-                "]}\n",
-            ]
-        )
-        self._delete = template([f'{{"action":"D",{self._head},"identity":[', *self._list(self._key), "]}\n"])
+        insert = [f'{{"action":"I",{self._head},"columns":[', *self._list(every), "]}\n"]
+        update = [
+            f'{{"action":"U",{self._head},"columns":[',
+            *self._list(every),
+            '],"identity":[',
+            *self._list(self._key),
+            "]}\n",
+        ]
+        delete = [f'{{"action":"D",{self._head},"identity":[', *self._list(self._key), "]}\n"]
+        self._insert, self._update = template(insert), template(update)
+        self.parts = LineParts(insert, update, delete, delete)
 
     def _list(self, numbers: Sequence[int]) -> list[str | int]:
         parts: list[str | int] = []
