@@ -182,7 +182,31 @@ class Wait:
         return f"(timeout {format_duration(self.timeout_seconds)})"
 
 
-Step = Statement | AwsCall | Wait
+@dataclass(frozen=True, slots=True)
+class LocalCommand:
+    """A command line of the user, run by the shell of this machine.
+
+    Attributes:
+        summary: one line: ``fence the writers``.
+        command: the command line.
+        timeout_seconds: it is ended after this time.
+        effect: what it does to its object.
+        reason: why the plan has this step, in short.
+    """
+
+    summary: str
+    command: str
+    timeout_seconds: float
+    reason: str = ""
+    effect: Effect = field(kw_only=True)
+
+    @property
+    def text(self) -> str:
+        """The command line."""
+        return f"$ {self.command}"
+
+
+Step = Statement | AwsCall | Wait | LocalCommand
 
 
 def require_same(what: str, compared: Mapping[str, tuple[object, object]], *, hint: str) -> None:

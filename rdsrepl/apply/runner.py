@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl import errors
 from rdsrepl.apply.aws_calls import AwsRunner, cancellable
 from rdsrepl.apply.failures import failure_of, interrupted_after
+from rdsrepl.apply.local_commands import run_command
 from rdsrepl.apply.results import Cancelled, NoRecorder, OnDone, OnWaiting, RetryTiming, StepRecorder, StepResult
 from rdsrepl.apply.statements import connect, execute, require_own_session, was_executed
-from rdsrepl.plan import AwsCall, Plan, Statement, Step, Wait
+from rdsrepl.plan import AwsCall, LocalCommand, Plan, Statement, Step, Wait
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -129,6 +130,8 @@ def _step(
             outcome = cloud.call(step)
         elif isinstance(step, Wait):
             outcome = cancellable(cloud.wait, step)
+        elif isinstance(step, LocalCommand):
+            outcome = run_command(step, waiting)
         else:
             outcome, interrupted = execute(step, connections[place], target, waiting)
     except BaseException as exc:

@@ -199,29 +199,11 @@ def failover(
 
 
 @app.command(cls=WriteCommand)
+@with_bundles
 def promote(
     ctx: typer.Context,
     instance_id: Id,
-    backup_retention: Annotated[
-        int | None,
-        typer.Option(
-            "--backup-retention",
-            min=0,
-            max=35,
-            metavar="DAYS",
-            help="Keep automated backups for this many days; 0 takes none.",
-            show_default="AWS's: 1",
-        ),
-    ] = None,
-    backup_window: Annotated[
-        str | None,
-        typer.Option(
-            "--backup-window",
-            metavar="HH:MM-HH:MM",
-            help="Take automated backups in this time of the day, in UTC.",
-            show_default="AWS's",
-        ),
-    ] = None,
+    backups: rds_options.PromotionOptions,
     timeout: rds_options.Timeout = 3600.0,
 ) -> None:
     """Promote a read replica to a standalone instance, and verify that each logical slot is still there.
@@ -234,8 +216,7 @@ def promote(
 
     target = database_of(ctx, instance=instance_id)
     instance = instances.get(target.aws, instance_id)
-    backups = promotions.Backups(backup_retention, backup_window)
-    plan = promotions.promote(instance, backups=backups, timeout_seconds=timeout)
+    plan = promotions.promote(instance, backups=backups.given(), timeout_seconds=timeout)
     if not plan:
         confirm_and_apply(ctx, plan, target=target)
         return

@@ -12,8 +12,8 @@ import typer
 from rdsrepl import apply
 from rdsrepl.cli.console import warn
 from rdsrepl.cli.context import apply_options, global_options
-from rdsrepl.config import Target
-from rdsrepl.plan import AwsCall, Effect, ParameterChange, Plan, Statement, Step, Wait, readable
+from rdsrepl.config import Aws, Target
+from rdsrepl.plan import AwsCall, Effect, LocalCommand, ParameterChange, Plan, Statement, Step, Wait, readable
 from rdsrepl.render import console, emit, stacked
 from rdsrepl.text.masking import MASK, mask, masked
 
@@ -65,9 +65,12 @@ def plan_target(plan: Plan, target: Target) -> PlanTarget:
     from rdsrepl.postgres import conninfo
 
     server = PlanTarget(target.label)
-    if any(not isinstance(step, Statement) for step in plan.steps):
+    # A wait may ask AWS or a server.
+    uses_aws = any(isinstance(step, (AwsCall, Wait)) for step in plan.steps)
+    uses_aws = uses_aws and (target.aws != Aws() or not target.has_address)
+    if uses_aws:
         server = replace(server, region=session.region(target.aws), profile=target.aws.profile)
-    if any(isinstance(step, Statement) for step in plan.steps):
+    if any(isinstance(step, Statement) for step in plan.steps) or not uses_aws:
         server = replace(server, **asdict(conninfo.address(target)))
     return server
 
@@ -165,10 +168,12 @@ def _step_document(step: Step) -> dict[str, Any]:
             "condition": step.condition or None,
             **_effect(step),
         }
+    if isinstance(step, LocalCommand):
+        return {"command": mask(step.command), **_effect(step)}
     return {"wait_seconds": step.timeout_seconds, "effect": None, "reason": None}
 
 
-def _effect(step: Statement | AwsCall) -> dict[str, Any]:
+def _effect(step: Statement | AwsCall | LocalCommand) -> dict[str, Any]:
     return {"effect": step.effect, "reason": mask(step.reason) or None}
 
 

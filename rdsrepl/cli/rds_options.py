@@ -18,6 +18,7 @@ from rdsrepl.units import parse_size_in
 if TYPE_CHECKING:
     from rdsrepl.aws.clusters import Cluster, NewCluster
     from rdsrepl.aws.instances import Instance
+    from rdsrepl.aws.promotions import Backups
 
 _login_option: Final = partial(typer.Option, rich_help_panel="Master user")
 _storage_option: Final = partial(typer.Option, rich_help_panel="Storage and network")
@@ -109,6 +110,42 @@ class NewServerOptions:
         from rdsrepl.aws import secrets
 
         return None if self.master_secret is None else secrets.get(aws, self.master_secret).password
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionOptions:
+    """The options of a promotion: ``instance promote`` and ``failover run``."""
+
+    backup_retention: Annotated[
+        int | None,
+        typer.Option(
+            "--backup-retention",
+            min=0,
+            max=35,
+            metavar="DAYS",
+            help="Keep automated backups of the promoted instance for this many days; 0 takes none.",
+            show_default="AWS's: 1",
+        ),
+    ] = None
+    backup_window: Annotated[
+        str | None,
+        typer.Option(
+            "--backup-window",
+            metavar="HH:MM-HH:MM",
+            help="Take automated backups in this time of the day, in UTC.",
+            show_default="AWS's",
+        ),
+    ] = None
+
+    def given(self) -> Backups:
+        """Return the backups.
+
+        Raises:
+            BadValue: the window is malformed.
+        """
+        from rdsrepl.aws.promotions import Backups
+
+        return Backups(self.backup_retention, self.backup_window)
 
 
 Timeout = Annotated[float, duration_option("--timeout", help="Time out each wait after this long.")]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from rdsrepl.plan import Statement
 from rdsrepl.postgres import versions
 from rdsrepl.postgres.connection import server_version
+from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
+    from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
 
 
@@ -56,6 +59,79 @@ SELECT s.subslotname::text, s.subname::text, d.datname::text
  WHERE s.subslotname IS NOT NULL
  ORDER BY 3, 2
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Where a subscription of this server gets its changes from.
+
+    Attributes:
+        database: the database of the subscription.
+        slot: its slot on the publisher.
+        conninfo: its connection string, which may contain a password; None if this role may not read it.
+    """
+
+    subname: str
+    database: str
+    slot: str
+    conninfo: str | None = field(repr=False)
+
+
+_MAY_READ: Final = "SELECT has_column_privilege('pg_catalog.pg_subscription', 'subconninfo', 'SELECT')"
+_PUBLISHERS: Final = """
+SELECT s.subname::text, d.datname::text, s.subslotname::text, {conninfo}
+  FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
+ WHERE s.subslotname IS NOT NULL ORDER BY 2, 1
+"""
+
+
+def publishers(conn: Connection) -> list[Publisher]:
+    """Return the subscriptions of this server that have a slot, with their connection strings where readable."""
+    from psycopg import sql
+
+    row = conn.execute(_MAY_READ).fetchone()
+    column = "s.subconninfo" if row is not None and row[0] else "NULL"
+    query = sql.SQL(_PUBLISHERS).format(conninfo=sql.SQL(column))
+    return [Publisher(*one) for one in conn.execute(query).fetchall()]
+
+
+def address(conninfo: str) -> tuple[str, str]:
+    """Return the host and the port of a connection string."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    values = conninfo_to_dict(conninfo)
+    return str(values.get("host") or values.get("hostaddr") or ""), str(values.get("port") or "5432")
+
+
+def at(conninfo: str, host: str, port: str) -> str:
+    """Return a connection string that leads to another server, with the same database and login."""
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+    kept = {key: value for key, value in conninfo_to_dict(conninfo).items() if key not in ("host", "hostaddr", "port")}
+    return make_conninfo("", host=host, port=port, **kept)
+
+
+def repoint(one: Publisher, conninfo: str, subscriber: Target) -> Statement:
+    """Return the statement that makes a subscription connect to another publisher; the password is not shown.
+
+    Args:
+        one: the subscription.
+        conninfo: its new connection string.
+        subscriber: the server of the subscription, in its database.
+    """
+    from psycopg import sql
+
+    statement = sql.SQL("ALTER SUBSCRIPTION {} CONNECTION {}")
+    name = sql.Identifier(one.subname)
+    return Statement(
+        f"point subscription {one.subname} to the new primary",
+        statement.format(name, sql.Literal(conninfo)),
+        shown=statement.format(name, sql.Literal(mask(conninfo))).as_string(None),
+        target=subscriber,
+        key=one.slot,
+        reason=f"it uses slot {one.slot}",
+        effect="change",
+    )
 
 
 def slots_in_use(conn: Connection) -> list[tuple[str, str, str]]:

@@ -37,14 +37,10 @@ def read_servers(
     from rdsrepl.failover import server_rules
 
     targets = [other_target(ctx, words, option) for words in standbys]
-    primary = _read(database_target(ctx))
+    primary = read_server(database_target(ctx))
     found: list[FailoverServer] = []
     for words, target in zip(standbys, targets, strict=True):
-        try:
-            standby = replace(_read(target), selectors=selectors(words))
-        except Error as exc:
-            exc.message = f"{option} {target.label}: {exc.message}" if option not in exc.message else exc.message
-            raise
+        standby = read_server(target, words, option)
         if problem := server_rules.different_servers(primary, standby):
             raise Refused(problem, hint="name the primary with --instance, -t or --dsn, and its replica with --to")
         found.append(standby)
@@ -58,15 +54,31 @@ def selectors(words: str) -> tuple[str, str]:
     return ("-t" if words in config.load().targets else "--instance"), words
 
 
-def _read(target: Target) -> FailoverServer:
+def read_server(target: Target, words: str = "", option: str = "") -> FailoverServer:
+    """Return a server as far as it concerns a failover.
+
+    Args:
+        target: the server.
+        words: what the option names; empty for the command's own server.
+        option: the option, for errors.
+
+    Raises:
+        Refused: AWS itself keeps the slots of this server.
+        Error: the server is not reachable.
+    """
     from rdsrepl.postgres import connection, failover_servers
 
-    group, instance_id = _instance(target)
-    with connection.open(target, settings=_LIMITS) as conn:
-        # The label of a connection string is the option, which says nothing in a report.
-        label = f"{conn.info.host}:{conn.info.port}" if target.label.startswith("--") else target.label
-        server = failover_servers.read(conn, label)
-    return replace(server, parameter_group=group, instance_id=instance_id)
+    try:
+        group, instance_id = _instance(target)
+        with connection.open(target, settings=_LIMITS) as conn:
+            # The label of a connection string is the option, which says nothing in a report.
+            label = f"{conn.info.host}:{conn.info.port}" if target.label.startswith("--") else target.label
+            server = failover_servers.read(conn, label)
+    except Error as exc:
+        exc.message = f"{option} {target.label}: {exc.message}" if option not in exc.message else exc.message
+        raise
+    named = selectors(words) if words else ()
+    return replace(server, parameter_group=group, instance_id=instance_id, selectors=named)
 
 
 def _instance(target: Target) -> tuple[str | None, str | None]:

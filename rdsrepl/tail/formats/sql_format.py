@@ -2,7 +2,7 @@
 
 Values are the server's own text, as untyped literals: the column decides the type. Names and literals are quoted here,
 so that nothing in them is a statement. An UPDATE or a DELETE that finds no row is an error: the row is not there, or
-its key is another one, and somebody has to look.
+its key is another one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,96 @@
+"""Remember the marker of a switchover, so that a run that ended after the promotion can still prove the slots.
+
+One JSON object a line, in ``<state directory>/switchovers.jsonl``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from rdsrepl.config import state_directory
+from rdsrepl.errors import BadValue, Refused
+from rdsrepl.lsn import Lsn
+from rdsrepl.state import json_lines
+
+_MAX_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Switchover:
+    """A switchover whose consumers and standby had reached the marker.
+
+    Attributes:
+        at: when that was.
+        system_identifier: of both servers.
+        new: the label of the server to promote.
+        marker_lsn: the end of the WAL after the last transaction.
+        slots: where each consumer was.
+    """
+
+    at: datetime
+    system_identifier: str
+    new: str
+    marker_lsn: Lsn
+    slots: Mapping[str, Lsn]
+
+
+def path() -> Path:
+    """Return the file."""
+    return state_directory() / "switchovers.jsonl"
+
+
+def save(one: Switchover) -> None:
+    """Write a switchover to disk, before its promotion.
+
+    Raises:
+        Refused: the file is not writable.
+    """
+    row = {
+        "time": one.at.isoformat(),
+        "system_identifier": one.system_identifier,
+        "new": one.new,
+        "marker_lsn": str(one.marker_lsn),
+        "slots": {name: str(lsn) for name, lsn in one.slots.items()},
+    }
+    try:
+        json_lines.append(path(), row, sync=True, max_bytes=_MAX_BYTES, thin=lambda lines: lines[-100:])
+    except OSError as exc:
+        raise Refused(
+            f"could not write {path()}: {exc.strerror or exc}; nothing is promoted without it",
+            hint="make the directory writable, or set RDSREPL_STATE_DIR to another directory",
+        ) from exc
+
+
+def last(system_identifier: str, new: str) -> Switchover | None:
+    """Return the last switchover to a server that this machine prepared; None without one."""
+    try:
+        found = json_lines.read(path(), _decode, _MAX_BYTES)
+    except OSError:
+        return None
+    wanted = [one for one in found if (one.system_identifier, one.new) == (system_identifier, new)]
+    return wanted[-1] if wanted else None
+
+
+def now() -> datetime:
+    """Return this machine's clock."""
+    return datetime.now(UTC)
+
+
+def _decode(row: dict[str, Any]) -> Switchover:
+    try:
+        return Switchover(
+            json_lines.parse_time(row["time"]),
+            json_lines.require_type(row["system_identifier"], str),
+            json_lines.require_type(row["new"], str),
+            Lsn.parse(json_lines.require_type(row["marker_lsn"], str)),
+            {
+                name: Lsn.parse(json_lines.require_type(lsn, str))
+                for name, lsn in json_lines.require_type(row["slots"], dict).items()
+            },
+        )
+    except BadValue as exc:
+        raise json_lines.Damaged(exc.message) from None

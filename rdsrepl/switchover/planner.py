@@ -1,0 +1,184 @@
+"""The plan of a switchover: the steps on both servers, and on the subscribers.
+
+Nothing is stored to resume from but the marker: which steps are left follows from the two servers. A run that was
+killed before the promotion begins again (a second marker does no harm); after it, the rest is proven and done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.aws import promotions
+from rdsrepl.aws.promotions import Backups
+from rdsrepl.plan import LocalCommand, Plan, Statement, Step, Wait
+from rdsrepl.switchover.probes import QUIET_SECONDS, Progress
+from rdsrepl.units import format_duration
+
+if TYPE_CHECKING:
+    from rdsrepl.aws.instances import Instance
+    from rdsrepl.config import Target
+    from rdsrepl.lsn import Lsn
+
+PROOF_SECONDS: Final = 120.0
+_VERIFY_SECONDS: Final = 0.0
+_PROMOTE_SECONDS: Final = 600
+# Decoders of this project leave it out of their output; every other consumer gets one small message, or nothing.
+_MARKER: Final = "SELECT pg_catalog.pg_logical_emit_message(true, 'rdsrepl.heartbeat', 'switchover') AS marker"
+_PROMOTE: Final = (
+    "SELECT pg_catalog.pg_promote(true, 600) AS promoted WHERE pg_catalog.pg_is_in_recovery()"  # waits until it is
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """The two servers of a switchover.
+
+    Attributes:
+        old, new: the primary, and the standby to promote.
+        old_label, new_label: both in messages.
+        instance: the standby as RDS describes it; None for a server that RDS does not run.
+    """
+
+    old: Target
+    new: Target
+    old_label: str
+    new_label: str
+    instance: Instance | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a switchover is done.
+
+    Attributes:
+        fence: the user's command that stops the writers; None waits until they are idle.
+        timeout_seconds: of each wait, and of the command.
+        quiet_seconds: for how long no transaction may write before the marker.
+        backups: of the promoted instance.
+        subscriptions: statements that point subscribers to the new primary.
+    """
+
+    fence: str | None = None
+    timeout_seconds: float = 600.0
+    quiet_seconds: float = QUIET_SECONDS
+    backups: Backups = field(default_factory=Backups)
+    subscriptions: tuple[Statement, ...] = ()
+
+
+def planned(servers: Servers, options: Options, *, consumers: Sequence[str] = ()) -> Plan:
+    """Plan a switchover that loses and repeats nothing.
+
+    Args:
+        servers: the two servers.
+        options: how.
+        consumers: those that read slots of the old primary.
+    """
+    labels, quiet = (servers.old_label, servers.new_label), options.quiet_seconds
+    progress = Progress(servers.old, servers.new, labels, quiet_seconds=quiet)
+    seconds = options.timeout_seconds
+    steps: list[Step] = []
+    if options.fence is not None:
+        steps.append(
+            LocalCommand(
+                "fence the writers",
+                options.fence,
+                seconds,
+                reason="your command; run again if this command is run again",
+                effect="change",
+            )
+        )
+    steps += [
+        Wait(f"wait until no transaction has written for {format_duration(quiet)}", progress.quiet, seconds),
+        _marker(servers),
+        Wait("wait until consumers, standby and slot copies have reached the marker", progress.reached, seconds),
+        Wait("verify that nothing was written after the marker", progress.unwritten, _VERIFY_SECONDS),
+        *_promotion(servers, options),
+        Wait("verify that each slot is where its consumer was", progress.proven, PROOF_SECONDS),
+        Wait("verify that the old primary was not written to meanwhile", progress.unwritten_since, _VERIFY_SECONDS),
+        *options.subscriptions,
+    ]
+    return Plan(
+        f"switch over from {servers.old_label} to {servers.new_label}",
+        tuple(steps),
+        (*_warnings(servers, options), *_to_follow(servers, consumers, options)),
+    )
+
+
+def unplanned(servers: Servers, options: Options, *, lost: Sequence[str], slots: Mapping[str, Lsn]) -> Plan:
+    """Plan to promote the standby as it is.
+
+    Args:
+        servers: the two servers; the old primary need not answer.
+        options: how.
+        lost: what the promotion loses, in words.
+        slots: the usable slots of the standby, and where they are.
+    """
+    progress = Progress(servers.old, servers.new, (servers.old_label, servers.new_label), expected=slots)
+    steps: tuple[Step, ...] = (
+        *_promotion(servers, options),
+        Wait("verify that each slot is still there", progress.proven, PROOF_SECONDS),
+        *options.subscriptions,
+    )
+    title = f"promote {servers.new_label} without a proof"
+    return Plan(title, steps, (*lost, *_warnings(servers, options)))
+
+
+def finish(servers: Servers, options: Options, *, slots: Mapping[str, Lsn], warnings: Sequence[str] = ()) -> Plan:
+    """Plan what is left after the promotion: prove the slots, point the subscribers to the new primary."""
+    progress = Progress(servers.old, servers.new, (servers.old_label, servers.new_label), expected=slots)
+    steps: tuple[Step, ...] = (
+        Wait("verify that each slot is where its consumer was", progress.proven, PROOF_SECONDS),
+        *options.subscriptions,
+    )
+    return Plan(f"finish the switchover to {servers.new_label}", steps, tuple(warnings))
+
+
+def _marker(servers: Servers) -> Statement:
+    from psycopg import sql
+
+    return Statement(
+        "write a marker after the last transaction",
+        sql.SQL(_MARKER),
+        target=servers.old,
+        reason="a consumer that has confirmed it has everything",
+        effect="change",
+        timeout_seconds=30.0,
+    )
+
+
+def _promotion(servers: Servers, options: Options) -> tuple[Step, ...]:
+    if servers.instance is not None:
+        return promotions.steps(servers.instance, backups=options.backups, timeout_seconds=options.timeout_seconds)
+    from psycopg import sql
+
+    return (
+        Statement(
+            f"promote {servers.new_label}",
+            sql.SQL(_PROMOTE),
+            target=servers.new,
+            guard="it is not a standby any more",
+            effect="change",
+            timeout_seconds=_PROMOTE_SECONDS,
+            done_if=sql.SQL("SELECT NOT pg_catalog.pg_is_in_recovery()"),
+        ),
+    )
+
+
+def _warnings(servers: Servers, options: Options) -> tuple[str, ...]:
+    if servers.instance is not None:
+        return promotions.warnings(servers.instance, options.backups)
+    return (f"{servers.old_label} goes on running and accepts writes: keep its writers stopped",)
+
+
+def _to_follow(servers: Servers, consumers: Sequence[str], options: Options) -> tuple[str, ...]:
+    """Say which consumers have to be pointed to the new primary."""
+    named = {step.key for step in options.subscriptions}
+    others = [one for one in consumers if one.partition(":")[0] not in named]
+    if not others:
+        return ()
+    return (
+        f"after the promotion point these consumers to {servers.new_label}, and stop those that cannot follow: "
+        + "; ".join(others),
+    )
