@@ -20,6 +20,7 @@ from rdsrepl.errors import Error, NotAvailable, UsageError
 from rdsrepl.text.commands import command
 
 _DESCRIPTION_SECONDS: Final = 30.0
+_ADDRESS: Final = frozenset({"host", "hostaddr", "port", "service"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,24 @@ def with_rds_lookup(target: Target) -> Target:
     No API call is made here.
     """
     return replace(target, renew=_Lookup(target)) if target.needs_aws else target
+
+
+def instance_with_login_of(target: Target, instance_id: str) -> Target:
+    """Return an instance of the same account, with the login and the database of a target, as its read replica has.
+
+    No API call is made here.
+    """
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    try:
+        given = {key: str(value) for key, value in conninfo_to_dict(target.dsn).items()}
+    except ProgrammingError:
+        given = {}  # reported when the connection of the target is opened
+    login = {key: value for key, value in {**given, **target.keywords}.items() if key not in _ADDRESS}
+    aws = replace(target.aws, cluster=None, instance=instance_id)
+    found = Target(f"instance {instance_id}", keywords=login, aws=aws, answer_seconds=target.answer_seconds)
+    return with_rds_lookup(found)
 
 
 def require_same_server(target: Target) -> None:

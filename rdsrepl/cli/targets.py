@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
 
 import typer
 
@@ -14,8 +13,6 @@ from rdsrepl.cli.saved_plans import require_same_address
 from rdsrepl.config import Target
 from rdsrepl.errors import BadValue, UsageError
 from rdsrepl.text.masking import mask
-
-_ADDRESS: Final = frozenset({"host", "hostaddr", "port", "service"})
 
 
 def database_target(ctx: typer.Context) -> Target:
@@ -95,23 +92,11 @@ def other_target(ctx: typer.Context, words: str, option: str) -> Target:
     if not is_dsn and words not in config.load().targets:
         own = aws_target(ctx)
         if own.aws.identifier or own.aws.profile or own.aws.region:
-            return _with_rds_lookup(_instance_with_login_of(own, words), check=False)
+            from rdsrepl.aws import locations
+
+            return locations.instance_with_login_of(own, words)
     found = config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words)
     return _with_rds_lookup(replace(found, label=option) if is_dsn else found, check=False)
-
-
-def _instance_with_login_of(own: Target, instance_id: str) -> Target:
-    """Return an instance of the same account, with the login and the database of a target."""
-    from psycopg import ProgrammingError
-    from psycopg.conninfo import conninfo_to_dict
-
-    try:
-        given = {key: str(value) for key, value in conninfo_to_dict(own.dsn).items()}
-    except ProgrammingError:
-        given = {}  # reported when the command's own connection is opened
-    login = {key: value for key, value in {**given, **own.keywords}.items() if key not in _ADDRESS}
-    aws = replace(own.aws, cluster=None, instance=instance_id)
-    return Target(f"instance {instance_id}", keywords=login, aws=aws, answer_seconds=own.answer_seconds)
 
 
 def _with_rds_lookup(target: Target, *, check: bool) -> Target:

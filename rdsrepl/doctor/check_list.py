@@ -49,7 +49,7 @@ ALL: Final[tuple[Check, ...]] = (
         (("slots",), ("settings",)),
         slots.idle_slot_timeout,
     ),
-    Check("failover_slots", "slots survive a failover", (("slots",), ("server",)), slots.failover_slots),
+    Check("failover_slots", "slots survive a failover", (("slots",), ("failover", "server")), slots.failover_slots),
     Check("upgrade_slots", "slots survive a major upgrade", (("slots",),), slots.upgrade_slots),
     Check("long_transactions", "no old transaction is open", (("transactions",),), security.long_transactions),
     Check(

@@ -17,8 +17,10 @@ from rdsrepl.aws.parameter_groups import Parameter
 from rdsrepl.aws.release_support import Release
 from rdsrepl.aws.resources import ResourceKind
 from rdsrepl.config import Aws, Target
+from rdsrepl.doctor import failover_pair
 from rdsrepl.postgres import activity, connection, error_mapping, publications, roles, settings, slots, subscriptions
 from rdsrepl.postgres.activity import Sender, ServerInfo, Transaction
+from rdsrepl.postgres.failover_servers import FailoverServer
 from rdsrepl.postgres.publication_checks import PublicationFacts
 from rdsrepl.postgres.roles import Role
 from rdsrepl.postgres.settings import Setting
@@ -71,7 +73,7 @@ _METRICS: Final = (
 )
 _SQL: Final = ("server", "settings", "slots", "senders", "transactions", "roles", "publications", "subscriptions")
 # Only one check uses each of these, and they can be slow.
-_OPTIONAL: Final = frozenset({"publications", "roles", "transactions"})
+_OPTIONAL: Final = frozenset({"failover", "publications", "roles", "transactions"})
 _AWS: Final = ("rds", "parameters", "metrics")
 
 
@@ -142,6 +144,7 @@ class Facts:
     Attributes:
         label: the name of the target in messages.
         planned: the objects of ``--for``; None without it.
+        failover: an instance of RDS with its read replicas, or a replica's source with that replica.
         remedies: the remedies for what is missing, by the same names.
     """
 
@@ -158,6 +161,7 @@ class Facts:
     rds: RdsResource | None = None
     parameters: Mapping[str, Parameter] | None = None
     metrics: Mapping[str, float] | None = None
+    failover: tuple[FailoverServer, tuple[FailoverServer, ...]] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     remedies: Mapping[str, str] = field(default_factory=dict)
 
@@ -265,8 +269,16 @@ def gather(target: Target, *, planned: Planned | None = None, wanted: frozenset[
         for name in _SQL:
             if name not in known:
                 missing.setdefault(name, f"could not connect to the database: {exc.message}")
+    if "failover" in wanted and "server" in known and "rds" in known:
+        _gather_failover(target, known["rds"], gather_one)
     label = target.aws.identifier if "rds" in known else target.label
     return Facts(label=str(label), planned=planned, missing=missing, remedies=remedies, **known)
+
+
+def _gather_failover(target: Target, rds: RdsResource, gather_one: Callable[[str, Callable[[], object]], None]) -> None:
+    """Read the other servers of an instance with read replicas, or of a read replica."""
+    if rds.kind == "instance" and (rds.replicas or rds.replica_of):
+        gather_one("failover", lambda: failover_pair.read(target, rds.replica_of, rds.replicas))
 
 
 def _cloud(target: Target) -> RdsResource:

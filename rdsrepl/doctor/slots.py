@@ -10,7 +10,10 @@ from typing import Final
 from rdsrepl.doctor import remedies
 from rdsrepl.doctor.facts import Facts
 from rdsrepl.doctor.findings import NotApplicable, Problem, critical, info, warning
+from rdsrepl.failover import readiness, server_rules
+from rdsrepl.failover.findings import Level
 from rdsrepl.postgres import versions
+from rdsrepl.postgres.failover_servers import FailoverServer
 from rdsrepl.postgres.slots import Slot, plugin_allowed
 from rdsrepl.text.commands import command, sql
 from rdsrepl.text.counts import named
@@ -227,6 +230,15 @@ def failover_slots(facts: Facts) -> Iterator[Problem]:
     topology = facts.topology
     if topology in ("aurora", "multi_az_cluster"):
         return  # the storage is shared, or RDS copies the slots
+    if facts.failover is not None and not server_rules.different_servers(facts.failover[0], facts.failover[1][0]):
+        yield from _between_servers(*facts.failover)
+        return
+    if "failover" in facts.missing:
+        yield info(
+            facts.label,
+            f"the servers on the other side of a failover could not be read: {facts.missing['failover']}",
+            "check each replica: rdsrepl failover check --to REPLICA",
+        )
     if facts.is_standby:
         yield from _standby_settings(facts)
         return
@@ -243,7 +255,9 @@ def failover_slots(facts: Facts) -> Iterator[Problem]:
         yield info(
             named([slot.slot_name for slot in facts.logical_slots]),
             f"PostgreSQL {facts.major} does not copy logical slots to a standby{maybe}",
-            "after a promotion, create the slots and copy the tables again; or upgrade to 17",
+            "keep a slot of the same name in step on each standby: rdsrepl slot sync --all --with STANDBY --create"
+            if (facts.major or 0) >= versions.STANDBY_DECODING_SINCE
+            else "after a promotion, create the slots and copy the tables again; or upgrade to 17",
         )
         return
     for slot in facts.logical_slots:
@@ -251,8 +265,7 @@ def failover_slots(facts: Facts) -> Iterator[Problem]:
             yield make(
                 slot.slot_name,
                 f"it is not a failover slot: a promoted standby does not have it{maybe}",
-                f'on a replication connection: ALTER_REPLICATION_SLOT "{slot.slot_name}" (FAILOVER true); '
-                "for a new slot: rdsrepl slot create NAME --failover",
+                command("slot alter {} --failover", slot.slot_name),
             )
     yield from _waiting_for_standbys(facts)
     for slot in standbys:
@@ -262,6 +275,27 @@ def failover_slots(facts: Facts) -> Iterator[Problem]:
                 "its standby sends no feedback, so it cannot synchronize slots",
                 f"on the standby: {_standby_change('hot_standby_feedback', facts)}",
             )
+
+
+def _between_servers(primary: FailoverServer, standbys: tuple[FailoverServer, ...]) -> Iterator[Problem]:
+    """Report what ``failover check`` finds.
+
+    Read replicas can be there only for reading: before a slot is protected, that it is not is no critical finding.
+    """
+    if not any(slot.slot_type == "logical" and not slot.temporary for slot in primary.slots):
+        return
+    result = readiness.assess(primary, standbys)
+    is_wanted = any(row.protected_by is not None for row in result.slots)
+    makers = {Level.critical: critical if is_wanted else warning, Level.warning: warning, Level.info: info}
+    for finding in result.findings:
+        make = makers[finding.level]
+        if finding.check in ("slot_lost", "wal_level"):
+            continue  # other checks report it
+        if finding.check == "unprotected":
+            make = warning
+        if finding.check == "synchronized_standby_slots":
+            make = critical
+        yield make(finding.subject, f"{finding.message} ({finding.server})", finding.remedy)
 
 
 def _waiting_for_standbys(facts: Facts) -> Iterator[Problem]:

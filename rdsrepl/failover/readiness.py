@@ -15,8 +15,8 @@ from rdsrepl.failover.findings import Finding, Level, worst
 from rdsrepl.failover.slot_pairs import PairState, SlotPair
 from rdsrepl.postgres import versions
 from rdsrepl.postgres.failover_servers import FailoverServer
+from rdsrepl.postgres.server_slots import ServerSlots
 from rdsrepl.postgres.slots import Slot
-from rdsrepl.postgres.standbys import ServerSlots
 from rdsrepl.units import format_size
 
 #: a copy that is further behind is reported, because its consumer would get that much again.

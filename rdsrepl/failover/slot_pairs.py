@@ -22,8 +22,8 @@ from rdsrepl.postgres import versions
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
+    from rdsrepl.postgres.server_slots import ServerSlots
     from rdsrepl.postgres.slots import Slot
-    from rdsrepl.postgres.standbys import ServerSlots
 
 Place = Literal["here", "there"]
 

@@ -5,7 +5,7 @@ Logical decoding on a standby: PostgreSQL 16 and later (manual, section 47.2.3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
@@ -13,6 +13,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Meanwhile, Plan, Statement
 from rdsrepl.postgres import slot_plans, slots, wal
 from rdsrepl.postgres.connection import setting
+from rdsrepl.postgres.server_slots import ServerSlots
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.postgres.wal import Wal
 
@@ -49,34 +50,6 @@ SELECT a.end_lsn
            AND pg_catalog.pg_postmaster_start_time() = %(started_at)s) s,
        LATERAL pg_catalog.pg_replication_slot_advance(s.slot_name, least(%(lsn)s::pg_lsn, {reached})) a
 """
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSlots:
-    """A server and its slots at one moment.
-
-    Attributes:
-        label: the server's name in messages: ``instance orders-replica``.
-        wal: its position, and what identifies it.
-        slots: all slots.
-        is_aurora: whether it is Aurora.
-        wal_level: its ``wal_level``.
-    """
-
-    label: str
-    wal: Wal
-    slots: tuple[Slot, ...]
-    is_aurora: bool = False
-    wal_level: str = "logical"
-
-    @property
-    def role(self) -> str:
-        """``primary`` or ``standby``."""
-        return "standby" if self.wal.in_recovery else "primary"
-
-    def slot(self, name: str) -> Slot | None:
-        """Return the slot of this name; None if there is none."""
-        return next((slot for slot in self.slots if slot.slot_name == name), None)
 
 
 def read(conn: Connection, label: str) -> ServerSlots:

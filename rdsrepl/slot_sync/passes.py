@@ -17,7 +17,7 @@ from rdsrepl.lsn import Lsn
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
-    from rdsrepl.postgres.standbys import ServerSlots
+    from rdsrepl.postgres.server_slots import ServerSlots
 
 # An advance decodes all WAL in between. In steps, a pass that is interrupted keeps what it has done.
 _STEP_BYTES: Final = 1 << 30

@@ -22,13 +22,14 @@ from rdsrepl.doctor.facts import OLD_TRANSACTION_SECONDS, Facts, Member, Planned
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import activity, subscriptions
 from rdsrepl.postgres.activity import Sender, ServerInfo, Transaction
+from rdsrepl.postgres.failover_servers import FailoverServer
 from rdsrepl.postgres.publication_checks import PublicationFacts, TableFacts
 from rdsrepl.postgres.roles import Role
 from rdsrepl.postgres.settings import Setting
 from rdsrepl.postgres.slots import Slot, Walsender
 from rdsrepl.postgres.subscriptions import Subscription
 from tests import ROOT
-from tests.fixtures import builders
+from tests.fixtures import builders, readiness
 from tests.fixtures.postgres import VERSIONS
 
 if TYPE_CHECKING:
@@ -102,6 +103,14 @@ def slot(name: str = "cdc", **columns: Any) -> Slot:
 
 def idle(name: str = "cdc", **columns: Any) -> Slot:
     return slot(name, active=False, active_pid=None, walsender=None, **columns)
+
+
+def between(problem: str | None = None) -> tuple[FailoverServer, tuple[FailoverServer, ...]]:
+    """Return a primary and its replica with one problem."""
+    pair = readiness.ready_pair()
+    if problem is not None:
+        pair = {**readiness.CRITICAL, **readiness.WARNINGS}[problem](pair)
+    return pair[0], (pair[1],)
 
 
 def physical(name: str = "rds_eu_west_1_db_a", **columns: Any) -> Slot:
@@ -285,6 +294,7 @@ HEALTHY_CASES: list[tuple[str, Facts]] = [
                               synchronized_standby_slots="rds_a")),
     ("failover_slots", having(replace(STANDBY, slots=(idle(synced=True),)), sync_replication_slots="on",
                               primary_slot_name="s")),
+    ("failover_slots", replace(ON_INSTANCE, failover=between())),
     ("upgrade_slots", major(15, replace(HEALTHY, slots=(physical(),)))),
     ("long_transactions", replace(HEALTHY, transactions=(PREPARED, replace(SESSION, age_seconds=200.0)))),
     ("prepared_transactions", replace(HEALTHY, transactions=(SESSION, replace(PREPARED, age_seconds=200.0)))),
@@ -440,12 +450,18 @@ UNHEALTHY_CASES: list[tuple[str, Facts, str, str, str]] = [
      "warning", "at 1d00h", "idle_replication_slot_timeout=0"),
     ("failover_slots", replace(ON_INSTANCE, slots=(slot(failover=False), physical())), "warning",
      "not a failover slot",
-     "ALTER_REPLICATION_SLOT"),
+     "slot alter cdc --failover"),
     ("failover_slots", replace(SQL_ONLY, slots=(slot(failover=False), physical())), "warning", "not a failover slot",
      "--failover"),
     ("failover_slots", replace(SQL_ONLY, server=SERVER, slots=(slot(failover=False), physical())), "info",
      "Multi-AZ DB cluster", "--failover"),
-    ("failover_slots", major(16, ON_INSTANCE), "info", "16 does not copy", "upgrade to 17"),
+    ("failover_slots", major(16, ON_INSTANCE), "info", "16 does not copy", "slot sync --all --with STANDBY"),
+    ("failover_slots", major(15, ON_INSTANCE), "info", "15 does not copy", "upgrade to 17"),
+    ("failover_slots", replace(ON_INSTANCE, failover=between("copy_temporary")), "critical", "vanishes when",
+     "pg_logical_emit_message"),
+    ("failover_slots", replace(ON_INSTANCE, failover=between("copy_behind")), "warning", "sent again", "wait until"),
+    ("failover_slots", replace(ON_INSTANCE, failover=between("unprotected")), "warning", "orders-replica has no slot",
+     "slot alter orders --failover"),
     ("failover_slots", having(replace(ON_INSTANCE, slots=(slot(), physical("rds_a"))),
                               synchronized_standby_slots="rds_a, gone"), "critical", "does not exist",
      "synchronized_standby_slots=rds_a"),

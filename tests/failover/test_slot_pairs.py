@@ -11,7 +11,7 @@ import pytest
 from rdsrepl.failover import slot_pairs
 from rdsrepl.failover.slot_pairs import PairState, pair_of, server_problem
 from rdsrepl.lsn import Lsn
-from rdsrepl.postgres.standbys import ServerSlots
+from rdsrepl.postgres.server_slots import ServerSlots
 from tests.fixtures.builders import GIB, NOW, slot, wal
 from tests.workloads.pair_model import interleave
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from rdsrepl.failover.slot_pairs import PairState, pair_of
 from rdsrepl.lsn import Lsn
-from rdsrepl.postgres.standbys import ServerSlots
+from rdsrepl.postgres.server_slots import ServerSlots
 from tests.fixtures.builders import NOW, slot, wal
 
 _LONGEST_STEP = 1000
