@@ -53,7 +53,7 @@ def run(
             "--fence", metavar="COMMAND", help="Run this shell command, which stops the writers.", show_default=False
         ),
     ] = None,
-    idle: Annotated[bool, flag_option("--idle", help="Wait until no transaction writes; you stop the writers.")] = False,
+    idle: Annotated[bool, flag_option("--idle", help="Wait until no transaction writes.")] = False,
     is_unplanned: Annotated[
         bool, flag_option("--unplanned", help="Promote the standby as it is, after showing what is lost.")
     ] = False,
