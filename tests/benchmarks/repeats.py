@@ -1,4 +1,4 @@
-"""How many changes come again after kill -9 under a steady load: of pg_recvlogical, through a pipe, into a file.
+"""How many changes come again after kill -9 under a steady load: of pg_recvlogical, to a pipe, a file and Kinesis.
 
 Each consumer has a slot of its own on the same changes. It is killed a random time after its first output; what it had
 written then and writes again in the next run is a repeat.
@@ -6,6 +6,8 @@ written then and writes again in the next run is a repeat.
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import re
 import statistics
@@ -19,7 +21,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests.benchmarks.kinesis import AWS
 from tests.benchmarks.measure import SCRIPT, connect, own_server
+from tests.workloads.kcl_consumer import delivered, of_record
+from tests.workloads.kinesis_server import KinesisServer
 
 KILLS = 20
 CHANGES_PER_SECOND = 2000
@@ -83,6 +88,56 @@ def measure(start: Callable[[Path], subprocess.Popen[bytes]], path: Path, kills:
     return found
 
 
+def to_kinesis(server: PostgresServer, kills: int) -> None:
+    """Kill a tail to a Kinesis server that refuses 30 % of the records; print the repeats of each kill."""
+    tail = [SCRIPT, "-q", "--dsn", server.dsn(user="bench", dbname="bench"), "slot", "tail", "kinesis"]
+    for name, more in (("rdsrepl, Kinesis", []), ("rdsrepl, --aggregate", ["--aggregate"])):
+        with closing(connect(server)) as conn:
+            row = conn.execute("SELECT coalesce(max(id), 0) FROM t").fetchone()
+            conn.execute("SELECT pg_create_logical_replication_slot('kinesis', 'pgoutput')")
+        with KinesisServer("changes") as kinesis:
+            kinesis.faults.partial, kinesis.faults.slow_seconds = 0.3, 0.005
+            command = [*tail, "--to", "kinesis:changes", "--accept-gap", "--endpoint-url", kinesis.url, *more]
+            with load(server):
+                found = _measure_kinesis(command, kinesis, kills)
+            subprocess.run([*command, "--until-now"], env={**os.environ, **AWS}, check=True)
+            come = {int(json.loads(data)["key"]["id"]) for _, data in delivered(kinesis.shards["changes"])}
+        _print(f"{name} (30 % refused)", found)
+        with closing(connect(server)) as conn:
+            last = conn.execute("SELECT max(id) FROM t").fetchone()
+            assert row is not None and last is not None and come == set(range(row[0] + 1, last[0] + 1)), "lost"
+            conn.execute("SELECT pg_drop_replication_slot('kinesis')")
+
+
+def _measure_kinesis(command: list[str], kinesis: KinesisServer, kills: int) -> list[int]:
+    rng, found = random.Random(kills), []
+    shards = kinesis.shards["changes"]
+    seen: set[int] = set()
+    for number in range(kills + 1):
+        starts = [len(shard.records) for shard in shards]
+        consumer = subprocess.Popen(command, env={**os.environ, **AWS})
+        while sum(len(shard.records) for shard in shards) <= sum(starts):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(1.5, 3.5))
+        consumer.kill()
+        consumer.wait()
+        time.sleep(0.3)
+        come = [
+            int(json.loads(data)["key"]["id"])
+            for shard, start in zip(shards, starts, strict=True)
+            for one in shard.records[start:]
+            for _, data in of_record(shard, *one)
+        ]
+        if number:
+            found.append(len(set(come) & seen))
+        seen.update(come)
+    return found
+
+
+def _print(name: str, found: list[int]) -> None:
+    print(f"  {name:34} median {statistics.median(found):8,.0f}  most {max(found):8,}  all {sum(found):9,}")
+
+
 def report(kills: int = KILLS) -> None:
     """Measure the consumers in one run, and print repeats a kill."""
     with own_server() as server, tempfile.TemporaryDirectory(prefix="rdsrepl-repeats-") as directory:
@@ -125,7 +180,8 @@ def report(kills: int = KILLS) -> None:
                 found = measure(start, Path(directory) / slot, kills)
             with closing(connect(server)) as conn:
                 conn.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
-            print(f"  {name:24} median {statistics.median(found):8,.0f}  most {max(found):8,}  all {sum(found):9,}")
+            _print(name, found)
+        to_kinesis(server, kills)
 
 
 if __name__ == "__main__":

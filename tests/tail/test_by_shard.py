@@ -17,7 +17,7 @@ from rdsrepl.tail.sinks.batching import Limits
 from rdsrepl.tail.sinks.by_shard import Aggregate, ShardDispatch
 from rdsrepl.tail.sinks.shard_map import ShardMap
 from tests.workloads.kcl_consumer import delivered, of_record
-from tests.workloads.kinesis_server import Shard, hash_key, merge, shard_for, shards_of, split
+from tests.workloads.kinesis_server import Shard, hash_key, merge, reshard, shard_for, shards_of, split
 
 
 def map_of(shards: list[Shard]) -> ShardMap:
@@ -47,7 +47,7 @@ class World:
     def step(self, *, flush: bool = False) -> None:
         self.now += self.random.random() / 20
         if self.random.random() < self.resharding:
-            self.reshard()
+            reshard(self.shards, self.random)
         if self.asked:
             self.answer_map()
         elif self.in_flight and self.random.random() < 0.5:
@@ -80,14 +80,6 @@ class World:
         shard = shard_for(self.shards, int(entry["ExplicitHashKey"]))
         shard.records.append((entry["PartitionKey"], base64.b64decode(entry["Data"])))
         return shard.name
-
-    def reshard(self) -> None:
-        current = sorted((shard for shard in self.shards if shard.is_open), key=lambda shard: shard.first)
-        if len(current) > 1 and self.random.random() < 0.5:
-            position = self.random.randrange(len(current) - 1)
-            merge(self.shards, current[position].number, current[position + 1].number)
-        elif len(current) < 12:
-            split(self.shards, self.random.choice(current).number)
 
     def answer_map(self) -> None:
         self.asked = False

@@ -27,7 +27,9 @@ from tests.fixtures.kinesis import AWS, STREAM, confirmed, events, is_before, sl
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.sandbox import Cloud
-from tests.workloads.kinesis_server import KinesisServer
+from tests.fixtures.waiting import wait_until
+from tests.workloads.kcl_consumer import delivered
+from tests.workloads.kinesis_server import KinesisServer, reshard
 
 # The order of sending: pure.
 
@@ -255,6 +257,39 @@ def test_shard_limits_are_retried(rdsrepl: Program, source: Database, kinesis: K
     done = to_kinesis(rdsrepl, source, kinesis)
     assert done.code == 0 and len(events(kinesis)) == 8000
     assert " 0 of them throttled" not in done.err
+
+
+def test_a_stream_that_is_resharded_during_a_run(
+    rdsrepl: Program, source: Database, kinesis: KinesisServer, tmp_path: Path
+) -> None:
+    """The consumer discards what a KCL discards: user records outside the hash range of their shard."""
+    counts = work(source, 400, 300)
+    kinesis.faults.partial, kinesis.faults.slow_seconds = 0.2, 0.02
+    shards, chosen = kinesis.shards[STREAM], random.Random(3)
+    env = {**AWS, "AWS_ENDPOINT_URL": kinesis.url}
+    with (tmp_path / "err").open("wb") as err:
+        process = rdsrepl.start(
+            *words(source, "--until-now", "--aggregate"), dsn=source.dsn, env=env, stdout=err, stderr=err
+        )
+        for number in range(6):
+            # The answer to ListShards may be older than the answer to PutRecords.
+            kinesis.faults.hidden_shards = number % 2
+            before = sum(len(shard.records) for shard in shards)
+            wait_until(
+                lambda least=before + 3: process.poll() is not None or sum(len(s.records) for s in shards) >= least,
+                "records arrive",
+            )
+            reshard(shards, chosen)
+        kinesis.faults.hidden_shards = 0
+        assert process.wait(120) == 0, (tmp_path / "err").read_text()
+    assert len([shard for shard in shards if shard.records]) > 5, "records came after the stream was resharded"
+    first: dict[int, list[int]] = {}
+    for _, data in delivered(shards):
+        event = json.loads(data)["after"]
+        values = first.setdefault(event["id"], [])
+        if event["n"] not in values:
+            values.append(event["n"])
+    assert {key: list(range(1, count + 1)) for key, count in counts.items()} == first
 
 
 @pytest.mark.slow

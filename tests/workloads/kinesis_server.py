@@ -118,6 +118,16 @@ def merge(shards: list[Shard], number: int, adjacent: int) -> None:
     shards.append(Shard(len(shards), first.first, second.last, (number, adjacent)))
 
 
+def reshard(shards: list[Shard], chosen: random.Random) -> None:
+    """Split a shard that was chosen at random, or merge two."""
+    current = sorted((shard for shard in shards if shard.is_open), key=lambda shard: shard.first)
+    if len(current) < 2 or (len(current) < 12 and chosen.random() < 0.5):
+        split(shards, chosen.choice(current).number)
+    else:
+        position = chosen.randrange(len(current) - 1)
+        merge(shards, current[position].number, current[position + 1].number)
+
+
 def shard_for(shards: list[Shard], value: int) -> Shard:
     """Return the shard that takes a hash key."""
     return next(shard for shard in shards if shard.is_open and shard.first <= value < shard.last)
@@ -357,8 +367,10 @@ def _error(code: str, message: str) -> tuple[int, bytes]:
 
 def main() -> None:
     """Serve a stream called ``changes`` until the end of the input; the first line is the endpoint."""
-    with KinesisServer("changes") as server:
-        server.faults.null = "--null" in sys.argv
+    # A stream that takes everything has a shard for each MiB a second, and more.
+    null = "--null" in sys.argv
+    with KinesisServer("changes", shards=64 if null else 4) as server:
+        server.faults.null = null
         print(server.url, flush=True)
         sys.stdin.read()
 
