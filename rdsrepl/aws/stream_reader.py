@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -84,12 +85,14 @@ class _Open:
     """A shard that is read.
 
     Attributes:
+        hash_keys: those that the shard takes.
         start: where to start if no iterator is valid: the parameters of GetShardIterator.
         due_at: when to read it next, on the monotonic clock.
         failed_at: since when reading it fails; None while it succeeds.
     """
 
     shard_id: str
+    hash_keys: range
     start: dict[str, Any]
     iterator: str | None = None
     due_at: float = 0.0
@@ -161,7 +164,7 @@ class _Reader:
         shard.iterator = answer.get("NextShardIterator")
         behind = rows or answer.get("MillisBehindLatest")
         shard.due_at = now + (_SHORTEST_SECONDS if behind else self._idle_seconds)
-        batch = [one for row in rows for one in received(shard.shard_id, row)]
+        batch = [one for row in rows for one in received(shard.shard_id, row, shard.hash_keys)]
         if shard.iterator is None:
             del self._open[shard.shard_id]
             self._ended.add(shard.shard_id)
@@ -201,7 +204,7 @@ class _Reader:
                 start = Start("TRIM_HORIZON") if self._start.kind == "LATEST" else self._start
             if due:
                 self._started.add(shard.shard_id)
-                self._open[shard.shard_id] = _Open(shard.shard_id, start.request)
+                self._open[shard.shard_id] = _Open(shard.shard_id, shard.hash_keys, start.request)
 
     def _work(self) -> None:
         """Read the wanted shards; runs in a thread."""
@@ -225,8 +228,11 @@ class _Reader:
             raise session.translate(exc, "kinesis", operation, self._aws) from exc
 
 
-def received(shard_id: str, row: Mapping[str, Any]) -> Iterator[Received]:
-    """Yield a record of GetRecords, or the parts of an aggregated record.
+def received(shard_id: str, row: Mapping[str, Any], hash_keys: range) -> Iterator[Received]:
+    """Yield a record of GetRecords, or the parts of an aggregated record whose hash key is one of the shard.
+
+    The KCL discards the other parts as well: while a stream was resharded, a producer stored them in the wrong shard,
+    and then stored them again.
 
     Raises:
         Error: the record is aggregated, and the library for the format is not installed.
@@ -255,4 +261,9 @@ def received(shard_id: str, row: Mapping[str, Any]) -> Iterator[Received]:
     )
     for one in iter_deaggregate_records([{**outer, "kinesis": inner}]):
         part = one["kinesis"]
+        hashed = part.get("explicitHashKey")
+        if hashed is None:
+            hashed = int.from_bytes(hashlib.md5(part["partitionKey"].encode(), usedforsecurity=False).digest(), "big")
+        if int(hashed) not in hash_keys:
+            continue
         yield Received(shard_id, number, arrived, part["partitionKey"], base64.b64decode(part["data"]))

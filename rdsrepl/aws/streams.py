@@ -57,6 +57,11 @@ class Shard:
     first_hash_key: int
     last_hash_key: int
 
+    @property
+    def hash_keys(self) -> range:
+        """The hash keys that it takes."""
+        return range(self.first_hash_key, self.last_hash_key + 1)
+
 
 def ls(aws: Aws) -> tuple[str, ...]:
     """Return the names of the streams in the region (ListStreams).

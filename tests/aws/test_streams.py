@@ -12,9 +12,12 @@ from typing import Any
 import boto3
 import pytest
 
+from rdsrepl.aws import streams
+from rdsrepl.config import Aws
 from rdsrepl.tail.sinks.aggregation import aggregated
+from tests.fixtures.kinesis import AWS
 from tests.fixtures.sandbox import Cloud
-from tests.workloads.kinesis_server import KinesisServer
+from tests.workloads.kinesis_server import KinesisServer, hash_key
 
 
 @pytest.fixture
@@ -97,7 +100,6 @@ def test_every_shard_is_read_in_its_order(cloud: Cloud, name: str) -> None:
 
 @pytest.mark.parametrize("expire", [False, True], ids=["", "iterators expire"])
 def test_resharding_is_followed_parents_before_children(cloud: Cloud, expire: bool) -> None:
-    """On the Kinesis endpoint of the tests: moto moves the records of a split shard and never closes it."""
     with KinesisServer("split", shards=2) as server:
         kinesis = boto3.client(
             "kinesis", endpoint_url=server.url, region_name="eu-west-1", aws_access_key_id="a",
@@ -132,6 +134,55 @@ def test_shards_whose_reads_are_throttled_are_read_later_and_completely(cloud: C
         done = cloud(*words, env={"AWS_ENDPOINT_URL": server.url})
     assert done.code == 0, done.err
     assert sorted(int(row["data"]) for row in done.lines) == list(range(240))
+
+
+def test_the_sandbox_reshards_as_aws_does(cloud: Cloud, name: str) -> None:
+    """A closed shard keeps its records and takes no more; readers come to its end."""
+    create(cloud, name, 2)
+    kinesis = cloud.client("kinesis")
+    keys = [f"k{n}" for n in range(12)]
+
+    def shard_ids(round_: int) -> set[str]:
+        records = [{"PartitionKey": key, "Data": str(round_).encode()} for key in keys]
+        return {row["ShardId"] for row in kinesis.put_records(StreamName=name, Records=records)["Records"]}
+
+    first = sorted(shard_ids(0))
+    kinesis.split_shard(StreamName=name, ShardToSplit=first[0], NewStartingHashKey=str(1 << 126))
+    children = shard_ids(1) - set(first)
+    assert first[0] not in children and len(children) == 2
+    kinesis.merge_shards(StreamName=name, ShardToMerge=sorted(children)[1], AdjacentShardToMerge=first[1])
+    assert shard_ids(2) & set(first) == set()
+    rows = read(cloud, name)
+    for key in keys:
+        assert [row["data"] for row in rows if row["partition_key"] == key] == ["0", "1", "2"]
+    assert {row["shard_id"] for row in rows if row["data"] == "0"} == set(first)
+
+
+def _hash_keys(shard: Any) -> range:
+    keys = shard["HashKeyRange"]
+    return range(int(keys["StartingHashKey"]), int(keys["EndingHashKey"]) + 1)
+
+
+def test_a_stream_with_more_shards_than_a_page_of_list_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kinesis refuses the name of the stream together with a token."""
+    for variable, value in AWS.items():
+        monkeypatch.setenv(variable, value)
+    with KinesisServer("wide", shards=250) as server:
+        aws = Aws(region="eu-west-1", endpoint_url=server.url)
+        shards = streams.shards(aws, "wide")
+    assert len(shards) == 250 and shards[-1].last_hash_key == (1 << 128) - 1
+
+
+def test_parts_that_a_kcl_discards_are_not_shown(cloud: Cloud, name: str) -> None:
+    """A producer stored them in the wrong shard while the stream was resharded, and then again in the right one."""
+    create(cloud, name, 2)
+    first, second = (_hash_keys(shard) for shard in cloud.client("kinesis").list_shards(StreamName=name)["Shards"])
+    here = next(f"k{n}" for n in range(100) if hash_key(f"k{n}") in first)
+    there = next(f"k{n}" for n in range(100) if hash_key(f"k{n}") in second)
+    data = aggregated([(here.encode(), b"kept", 0), (there.encode(), b"discarded", 0)])
+    record = {"PartitionKey": "a", "ExplicitHashKey": str(first.start), "Data": data}
+    cloud.client("kinesis").put_records(StreamName=name, Records=[record])
+    assert [(row["partition_key"], row["data"]) for row in read(cloud, name)] == [(here, "kept")]
 
 
 def test_aggregated_records_come_one_by_one(cloud: Cloud, name: str) -> None:
@@ -198,7 +249,7 @@ def test_bad_arguments(cloud: Cloud, words: tuple[str, ...], code: int, message:
 @pytest.mark.parametrize(
     ("side", "actions"),
     [
-        ("writer", {"kinesis:DescribeStreamSummary", "kinesis:PutRecords"}),
+        ("writer", {"kinesis:DescribeStreamSummary", "kinesis:ListShards", "kinesis:PutRecords"}),
         (
             "reader",
             {"kinesis:DescribeStreamSummary", "kinesis:ListShards", "kinesis:GetShardIterator", "kinesis:GetRecords"},

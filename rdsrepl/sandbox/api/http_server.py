@@ -28,6 +28,7 @@ from rdsrepl.errors import Error
 from rdsrepl.sandbox.api import query_protocol, signatures
 from rdsrepl.sandbox.api.api_errors import Fault, fault
 from rdsrepl.sandbox.api.fault_injection import FaultRules
+from rdsrepl.sandbox.api.kinesis_shards import reshard_like_aws
 from rdsrepl.sandbox.api.parameter_groups import ParameterGroups
 from rdsrepl.sandbox.api.request import DENIED, EXPIRED, Call
 from rdsrepl.sandbox.api.service import Service, dispatch
@@ -115,6 +116,7 @@ class MotoServices:
                 except ImportError as exc:
                     message = "This service needs moto: pip install 'rdsrepl[sandbox]'"
                     raise fault("NotImplemented", message) from exc
+                reshard_like_aws()
                 made: Callable[..., Iterable[bytes]] = DomainDispatcherApplication(create_backend_app)
                 self._made = made
             return self._made
