@@ -153,7 +153,7 @@ def test_a_merge_discards_nothing() -> None:
     assert dispatch.durable == 1 and dispatch.pending_bytes == 0
 
 
-def test_a_refused_aggregate_is_sent_again_unchanged_when_it_is_due() -> None:
+def test_the_first_half_of_a_refused_aggregate_is_sent_again_when_it_is_due() -> None:
     dispatch = ShardDispatch(Limits(linger_seconds=0.01), map_of(shards_of(1)))
     dispatch.accept(1, [(b"k", b"1"), (b"l", b"2")], 0.0)
     assert dispatch.take(0.005) == [] and dispatch.due_in(0.005) == pytest.approx(0.005)
@@ -162,7 +162,13 @@ def test_a_refused_aggregate_is_sent_again_unchanged_when_it_is_due() -> None:
     assert dispatch.due_in(0.5) is None, "one in flight"
     dispatch.answered([first], {0: 1.0}, [""], 0.5)
     assert dispatch.take(0.9, flush=True) == [] and dispatch.due_in(0.9) == pytest.approx(0.1)
-    assert dispatch.take(1.0) == [first] and dispatch.durable == 0
+    (half,) = dispatch.take(1.0)
+    assert half.records == [(b"k", b"1", 1)] and dispatch.durable == 0
+    dispatch.answered([half], {}, [half.shard_id], 1.0)
+    (rest,) = dispatch.take(1.0)
+    assert rest.records == [(b"l", b"2", 1), (b"k", b"3", 2)] and dispatch.durable == 0
+    dispatch.answered([rest], {}, [rest.shard_id], 1.0)
+    assert dispatch.durable == 2 and dispatch.pending_bytes == 0
 
 
 def test_a_single_record_is_not_aggregated() -> None:

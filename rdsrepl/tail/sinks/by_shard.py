@@ -34,11 +34,11 @@ class Aggregate:
 
     __slots__ = ("memory", "records", "refusals", "shard_id")
 
-    def __init__(self, shard_id: str, records: list[UserRecord], memory: int) -> None:
+    def __init__(self, shard_id: str, records: list[UserRecord], memory: int, refusals: int = 0) -> None:
         self.shard_id = shard_id
         self.records = records
         self.memory = memory
-        self.refusals = 0
+        self.refusals = refusals
 
     def __len__(self) -> int:
         return len(self.records)
@@ -177,8 +177,8 @@ class ShardDispatch:
             lane = lanes[aggregate]
             lane.is_sent = False
             if position in again:
-                aggregate.refusals += 1
                 lane.due = again[position]
+                lane.aggregate = self._halved(lane, aggregate)
                 continue
             lane.aggregate = None
             # What waits has waited long enough.
@@ -189,6 +189,14 @@ class ShardDispatch:
                 self._strayed.append((aggregate, stored))
                 self._is_stale = True
         self._advance()
+
+    @staticmethod
+    def _halved(lane: _Lane, refused: Aggregate) -> Aggregate:
+        """Return what is sent again: half of the records, which may still fit into this second of the shard."""
+        count = max(1, len(refused.records) // 2)
+        records = refused.records[:count]
+        lane.queue.extendleft(reversed(refused.records[count:]))
+        return Aggregate(refused.shard_id, records, _memory(records), refused.refusals + 1)
 
     def _advance(self) -> None:
         numbers = [number for lane in self._lanes if (number := lane.first_number) is not None]
