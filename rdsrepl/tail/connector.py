@@ -91,6 +91,7 @@ class Connector:
         commits: counts the changes of each commit; the writer's loop adds to it.
         claimed_lsn: confirmed, or about to be confirmed when a connection was lost.
         start_lsn: where the stream of the last connection starts.
+        undone_changes: delivered, and not on the server any more since a failover.
     """
 
     def __init__(
@@ -136,6 +137,12 @@ class Connector:
         self.commits = CommitCounts()
         self.claimed_lsn = 0
         self.start_lsn = 0
+        self.undone_changes = 0
+
+    @property
+    def timeline(self) -> int:
+        """The timeline of the server; 0 before the first connection, and on Aurora."""
+        return 0 if self._server is None else self._server.timelines.current
 
     @property
     def has_connected(self) -> bool:
@@ -313,9 +320,10 @@ class Connector:
             self._require_no_gap(checked, base)
             if fork is not None and received > fork:
                 after_fork, is_exact = self.commits.after(fork)
+                self.undone_changes += after_fork
                 if after_fork:
                     observer.warn(
-                        f"{'' if is_exact else 'at least '}{counted(after_fork, 'change')} received of timeline "
+                        f"{'' if is_exact else 'at least '}{counted(after_fork, 'change')} delivered of timeline "
                         f"{self._server.timelines.current} after {Lsn(fork)} "
                         f"{form(after_fork, 'does', 'do')} not exist on this server"
                     )

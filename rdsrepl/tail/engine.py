@@ -33,6 +33,7 @@ from rdsrepl.text.counts import counted
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
+    from rdsrepl.tail.commit_gate import CommitGate
     from rdsrepl.tail.continuity import LastRun
     from rdsrepl.tail.preflight import PreflightResult
     from rdsrepl.tail.sinks.recorded_file import RecordedFileSink
@@ -67,6 +68,7 @@ class Tail:
         last_run: LastRun | None = None,
         file: AppendedFile | None = None,
         recorded: RecordedFileSink | None = None,
+        gate: CommitGate | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -80,6 +82,7 @@ class Tail:
             last_run: what is remembered from run to run; None where positions are not confirmed.
             file: what the sink appends to, if changes that it has are left out.
             recorded: the sink, if it records positions; the stream continues at the last one.
+            gate: holds commits back for a standby.
         """
         self._options = options
         self._target = target
@@ -88,6 +91,7 @@ class Tail:
         self._sink = sink
         self._file = file
         self._recorded = recorded
+        self._gate = gate
         self._observer = observer
         self._ledger = Ledger()
         self._signals = StopSignals()
@@ -186,6 +190,8 @@ class Tail:
             return None
         receiver, timelines = connected
         self._decoder.reset(timelines)
+        if self._gate is not None:
+            self._open_gate(self._gate, receiver, timelines)
         if self._file is not None:
             self._read_file(self._file, receiver, timelines)
         if self._recorded is not None:
@@ -194,6 +200,19 @@ class Tail:
         self._sent_flush = 0
         self._silence.connected()
         return receiver
+
+    def _open_gate(self, gate: CommitGate, receiver: Receiver, timelines: Timelines) -> None:
+        """Let the gate compare its standby with the server.
+
+        Raises:
+            Refused: the standby is of another database system, or was promoted.
+        """
+        try:
+            gate.connected(receiver.system_id, timelines)
+            gate.release()
+        except BaseException:
+            receiver.close()
+            raise
 
     def _read_file(self, file: AppendedFile, receiver: Receiver, timelines: Timelines) -> None:
         """Find out what the output file has of the stream that begins.
@@ -229,6 +248,7 @@ class Tail:
     def _await_durable(self) -> bool:
         """Wait until the output has everything that was handed over; return whether to stop."""
         while self._sink.durable < self._ledger.handed_over:
+            self._release()
             if self._pause(_SAMPLE_SECONDS / 5):
                 return True
         return False
@@ -242,6 +262,7 @@ class Tail:
             interval = min(interval, receiver.wal_sender_timeout_seconds / 3)
         while True:
             now = time.monotonic()
+            self._release()
             ledger.deliver(sink.durable)
             self._status(receiver, now, interval)
             progress = self._progress()
@@ -251,7 +272,7 @@ class Tail:
                 return self._signals.reason
             if (reason := self._time_is_up(now)) is not None:
                 return reason
-            if sink.pending_bytes >= QUEUE_BYTES:
+            if self._pending_bytes >= QUEUE_BYTES:
                 receiver.heard()
                 receiver.wait(min(_ASK_SECONDS, interval), wakeups, read=False)
                 sink.wakeup.drain()
@@ -267,7 +288,7 @@ class Tail:
                 receiver.require_timeline()
                 if self._recorded is not None and not ledger.in_transaction:
                     number = ledger.hand_over(None, in_transaction=False)
-                    self._recorded.put_until(number, [], receiver.wal_end_lsn)
+                    self._put(number, [], receiver.wal_end_lsn, 0)
                 ledger.keepalive(receiver.wal_end_lsn)
                 if self._file is not None and not ledger.in_transaction:
                     self._file.reached(receiver.wal_end_lsn)
@@ -362,24 +383,63 @@ class Tail:
 
     def _hand_over(self, batch: DecodedBatch, size: int) -> None:
         lines, commit_end_lsn = batch.lines, batch.commit_end_lsn
-        if self._recorded is not None and commit_end_lsn is not None:
+        commits = [(end_lsn, self._changes + changes) for end_lsn, changes in batch.commits]
+        if (self._recorded is not None or self._gate is not None) and commit_end_lsn is not None:
             whole = batch.committed_lines
             number = self._ledger.hand_over(commit_end_lsn, in_transaction=False)
-            self._recorded.put_until(number, lines[:whole], commit_end_lsn)
-            lines, commit_end_lsn = lines[whole:], None
+            self._put(number, lines[:whole], commit_end_lsn, commit_end_lsn, commits)
+            lines, commit_end_lsn, commits = lines[whole:], None, []
         number = self._ledger.hand_over(commit_end_lsn, in_transaction=batch.in_transaction)
         now = time.monotonic()
         if not self._handed_over_at or now - self._handed_over_at[-1][1] >= _SAMPLE_SECONDS:
             self._handed_over_at.append((number, now))
-        self._sink.put(number, lines)
+        self._put(number, lines, None, None if lines else 0, commits)
         self._bytes += size
-        for end_lsn, changes in batch.commits:
-            self._connector.commits.add(end_lsn, self._changes + changes)
         if batch.changes:
             self._changes += batch.changes
             self._last_change = now
         if batch.error is not None:
             raise batch.error
+
+    def _put(
+        self,
+        number: int,
+        lines: Sequence[str] | Sequence[bytes],
+        until_lsn: int | None,
+        standby_lsn: int | None,
+        commits: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """Give a batch to the sink, or to the gate in front of it.
+
+        Args:
+            number: of the batch.
+            lines: its lines.
+            until_lsn: everything that was committed before this position ends with it; None if that is not known.
+            standby_lsn: what the standby of a gate must have replayed; None if that is not known yet.
+            commits: the end of each commit in it, and how many changes came until then.
+        """
+
+        def put(with_lines: bool) -> None:
+            if with_lines:
+                for end_lsn, changes in commits:
+                    self._connector.commits.add(end_lsn, changes)
+            if self._recorded is not None and until_lsn is not None:
+                self._recorded.put_until(number, lines if with_lines else [], until_lsn)
+            else:
+                self._sink.put(number, lines if with_lines else [])
+
+        if self._gate is None:
+            put(True)
+        else:
+            self._gate.hold(number, sum(map(len, lines)), put, standby_lsn)
+
+    def _release(self) -> None:
+        if self._gate is not None:
+            self._gate.release()
+
+    @property
+    def _pending_bytes(self) -> int:
+        return self._sink.pending_bytes + (0 if self._gate is None else self._gate.held_bytes)
 
     def _confirmable(self) -> int:
         may = self._options.confirm and (self._file is None or self._file.is_verified)
@@ -437,12 +497,15 @@ class Tail:
         Returns:
             Whether the connection still exists.
         """
-        self._sink.finish()
         allowed = self._stop.drain_seconds
         started = time.monotonic()
         deadline = None if allowed is None else started + allowed
-        noted = False
-        while self._sink.durable < self._ledger.handed_over:
+        noted = finished = False
+        while self._sink.durable < (last := self._last_to_drain()) or not finished:
+            if not finished and (self._gate is None or last < (self._gate.first_number or last + 1)):
+                self._sink.finish()  # nothing more comes through the gate
+                finished = True
+                continue
             self._ledger.deliver(self._sink.durable)
             if deadline is not None and time.monotonic() >= deadline:
                 self._observer.warn(
@@ -470,6 +533,19 @@ class Tail:
             self._sink.wakeup.drain()
         self._ledger.deliver(self._sink.durable)
         return receiver is not None
+
+    def _last_to_drain(self) -> int:
+        """Return the number of the last batch that the sink must have.
+
+        ``--until-lsn`` and ``--limit`` wait for what a gate holds back, a signal and ``--duration`` do not.
+        """
+        last = self._ledger.handed_over
+        if self._gate is None:
+            return last
+        self._gate.release()
+        held = self._gate.first_number
+        is_cut_short = self._signals.received is not None or self._duration_is_over(time.monotonic())
+        return held - 1 if held is not None and is_cut_short else last
 
     def _confirm_quietly(self, receiver: Receiver) -> None:
         """Confirm what is durable before an error ends the connection, if that is still possible."""
@@ -502,8 +578,11 @@ class Tail:
             now - self._started,
             self._reconnects,
             self._connected,
-            self._sink.pending_bytes,
+            self._pending_bytes,
             now - waiting[0][1] if waiting else 0.0,
+            None if self._gate is None else self._gate.progress,
+            self._connector.timeline,
+            self._connector.undone_changes,
         )
 
     def _summary(self, reason: str) -> Summary:

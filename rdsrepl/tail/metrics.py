@@ -130,6 +130,12 @@ class Exporter:
             lag = self._watch.lag_bytes(now.confirmed_lsn)
             if lag is not None:
                 yield "gauge", "lag_bytes", "WAL on the server that is not yet confirmed.", lag
+            yield "gauge", "timeline", "Timeline of the server.", now.timeline
+            yield "counter", "undone_changes", "Changes delivered that a failover has undone.", now.undone_changes
+            if now.gate is not None:
+                yield "gauge", "held_bytes", "Bytes held back until the standby has replayed them.", now.gate.held_bytes
+                yield "gauge", "standby_connected", "Whether the standby answers (1) or not (0).", now.gate.is_connected
+                yield "gauge", "standby_lsn", "Position that the standby has replayed, in bytes.", now.gate.replayed_lsn
         if self.counts is not None:
             yield "counter", "records", "Changes acknowledged by Kinesis.", self.counts.records
             yield "counter", "requests", "PutRecords requests.", self.counts.requests

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, Literal
 
+from rdsrepl.config import Target
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
@@ -188,6 +189,7 @@ class TailOptions:
             None is ``wal_sender_timeout``, and half a minute for the answer to a statement.
         debezium: how the format ``debezium`` writes keys and values.
         create: the output plugin of the slot to create if it does not exist.
+        behind: the standby that must have replayed a commit before it is delivered.
     """
 
     slot_name: str
@@ -209,3 +211,4 @@ class TailOptions:
     receive_timeout_seconds: float | None = None
     debezium: DebeziumOptions = field(default_factory=DebeziumOptions)
     create: str | None = None
+    behind: Target | None = None

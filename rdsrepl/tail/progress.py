@@ -11,6 +11,21 @@ _SAME_NOTE_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
+class GateProgress:
+    """What a tail with ``--behind`` holds back.
+
+    Attributes:
+        held_bytes: received, and not replayed by the standby.
+        is_connected: whether the standby answers.
+        replayed_lsn: up to where it has replayed the WAL of the slot's server.
+    """
+
+    held_bytes: int
+    is_connected: bool
+    replayed_lsn: Lsn
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """What a tail has received, delivered and confirmed so far.
 
@@ -23,6 +38,9 @@ class Progress:
         connected: whether the slot is being streamed now.
         pending_bytes: received, not durable, and held in memory.
         oldest_undelivered_seconds: how long the oldest change that is not durable has waited since it was received.
+        gate: what is held back for a standby; None without ``--behind``.
+        timeline: of the server; 0 on Aurora.
+        undone_changes: delivered, and not on the server any more since a failover.
     """
 
     changes: int
@@ -34,6 +52,9 @@ class Progress:
     connected: bool = False
     pending_bytes: int = 0
     oldest_undelivered_seconds: float = 0.0
+    gate: GateProgress | None = None
+    timeline: int = 0
+    undone_changes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from rdsrepl.errors import BadValue, Error, Unsupported, WrongPlugin
 from rdsrepl.postgres import versions
 from rdsrepl.tail import preflight
+from rdsrepl.tail.commit_gate import CommitGate
 from rdsrepl.tail.continuity import LastRun
 from rdsrepl.tail.engine import Tail
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -24,6 +25,7 @@ from rdsrepl.tail.output import Output, check_file, open_output
 from rdsrepl.tail.pipeline import assemble
 from rdsrepl.tail.progress import Observer, Summary
 from rdsrepl.tail.receiver import printable
+from rdsrepl.tail.standby_position import StandbyPoller
 from rdsrepl.tail.wal_position import WalPositionPoller
 from rdsrepl.text.counts import counted
 from rdsrepl.units import format_size
@@ -86,6 +88,7 @@ def run(
         heartbeat.check(checked)
     catalog = Catalog(target, observer.warn)
     exporter: Exporter | None = None
+    poller: StandbyPoller | None = None
     try:
         pipeline = assemble(
             checked,
@@ -101,6 +104,8 @@ def run(
         if options.metrics is not None:
             exporter = Exporter(options.metrics, options.slot_name, observer, watch or WalPositionPoller(target))
             observer = exporter
+        if options.behind is not None:
+            poller = StandbyPoller(options.behind, target)
         kinesis = None if stream is None else _kinesis_sink(target, options, stream, observer)
         output = open_output(options, checked, observer) if kinesis is None else Output(kinesis)
         if exporter is not None and kinesis is not None:
@@ -115,6 +120,7 @@ def run(
             _last_run(target, options, checked, observer) if options.confirm else None,
             output.appended,
             output.recorded,
+            None if poller is None else CommitGate(poller, observer),
         )
         if checked.is_planned and create is not None:
             try:
@@ -124,6 +130,8 @@ def run(
                 raise
         if heartbeat is not None:
             heartbeat.start()
+        if poller is not None:
+            poller.start(output.sink.wakeup.wake)
         try:
             summary = tail.run()
             if output.compressor is not None and not tail.was_stopped:
@@ -135,6 +143,8 @@ def run(
             if kinesis is not None:
                 _report_counts(kinesis.counts, options, observer)
     finally:
+        if poller is not None:
+            poller.stop()
         if heartbeat is not None:
             heartbeat.stop()
         if exporter is not None:

@@ -292,7 +292,7 @@ def test_identities_and_messages_over_a_failover(servers: Servers, rdsrepl: Prog
         begins = re.search(r"on timeline 2 now, which begins at ([0-9A-F/]+)", text)
         assert begins is not None, text
         assert int(Lsn.parse(begins[1])) <= fork
-        assert f"3 changes received of timeline 1 after {begins[1]} do not exist on this server" in text
+        assert f"3 changes delivered of timeline 1 after {begins[1]} do not exist on this server" in text
         assert "the slot's position: changes after that may come again" in text
         assert b"timeline 2 now" in told
         on_standby = {event["after"]["v"]: event["timeline"] for event in read_json_lines(other)}

@@ -25,7 +25,7 @@ from rdsrepl.cli.slot.tail_options import (
     StopOptions,
 )
 from rdsrepl.cli.slot.tail_progress import ProgressReporter, report
-from rdsrepl.cli.targets import database_target
+from rdsrepl.cli.targets import database_target, other_target
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -87,6 +87,7 @@ def tail(
         receive_timeout_seconds=start.receive_timeout,
         debezium=debezium.options(changes.format),
         create=start.create,
+        behind=None if start.behind is None else other_target(ctx, start.behind, "--behind"),
     )
     report(ctx, options, _run(ctx, database_target(ctx), options))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rdsrepl.cli.completion import complete_publication, complete_slot
+from rdsrepl.cli.completion import complete_publication, complete_slot, complete_target
 from rdsrepl.cli.context import LogFormat
 from rdsrepl.cli.options import duration_option, flag_option, lsn_option
 from rdsrepl.errors import BadValue
@@ -147,6 +147,16 @@ class SlotOptions:
             metavar="PLUGIN",
             help="Create the slot with this output plugin if it does not exist.",
             rich_help_panel=STREAM_PANEL,
+        ),
+    ] = None
+    behind: Annotated[
+        str | None,
+        typer.Option(
+            "--behind",
+            metavar="TARGET",
+            help="Deliver a commit only when this standby has replayed it, so that a failover to it keeps it.",
+            rich_help_panel=STREAM_PANEL,
+            autocompletion=complete_target,
         ),
     ] = None
     wait_active: Annotated[
