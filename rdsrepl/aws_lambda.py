@@ -28,26 +28,38 @@ precedence::
                       the database, as in a target
     host, port, dbname, user, sslmode, sslrootcert
                       libpq's parameters; never a password
+
+``rdsrepl.aws_lambda.sync`` makes one pass over slot pairs, as ``rdsrepl slot sync`` does; invoke it every minute. Two
+passes at the same time do no harm. Its keys, besides those of the database::
+
+    with              the other server: a target, or a DB instance of the same account (required)
+    slots             names, comma-separated or a list; by default all logical slots of both servers
+    leader            here, or there (the server of ``with``); by default the primary
+    max_repeat        a pair whose failover repeats more WAL is behind; by default 64MB
+    nudge             true: write a small message, so that a pair of an idle database becomes ready
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rdsrepl import config
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import BadValue, SlotActive
+from rdsrepl.errors import BadValue, Refused, SlotActive
 from rdsrepl.render import document, log
 from rdsrepl.tail import run
 from rdsrepl.tail.formats.debezium_options import debezium_options
 from rdsrepl.tail.options import FormatName, KinesisOptions, StopConditions, TailOptions, stream_name
 from rdsrepl.tail.progress import Progress
 from rdsrepl.text.counts import counted
-from rdsrepl.units import parse_boolean, parse_duration
+from rdsrepl.units import parse_boolean, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from rdsrepl.slot_sync.passes import PairOptions
 
 _AWS: Final = ("cluster", "instance", "region", "secret", "auth", "endpoint_url")
 _LIBPQ: Final = ("host", "port", "dbname", "user", "sslmode", "sslrootcert")
@@ -58,6 +70,8 @@ _OWN: Final = (
     "debezium_keys", *(f"debezium_{name}" for name in _DEBEZIUM),
 )  # fmt: skip
 KEYS: Final = (*_OWN, *_AWS, *_LIBPQ)
+SYNC_KEYS: Final = ("with", "slots", "leader", "max_repeat", "nudge", "target", *_AWS, *_LIBPQ)
+_SYNC_MARGIN_SECONDS: Final = 2.0
 MARGIN_SECONDS: Final = 10.0
 _MIN_RUN_SECONDS: Final = 1.0
 # The run before may be about to end; if it does not end in this time, the next run on the schedule streams.
@@ -85,7 +99,7 @@ def handler(event: Mapping[str, Any] | None, context: Context) -> dict[str, Any]
     Raises:
         Error: the event is not valid, or streaming failed; Lambda counts the run as failed.
     """
-    given = _given(event or {})
+    given = _given(event or {}, KEYS, required=("slot", "to"))
     margin = _seconds(given, "margin", MARGIN_SECONDS)
     allowed = context.get_remaining_time_in_millis() / 1000 - margin
     if allowed < _MIN_RUN_SECONDS:
@@ -120,6 +134,64 @@ def handler(event: Mapping[str, Any] | None, context: Context) -> dict[str, Any]
     return result
 
 
+def sync(event: Mapping[str, Any] | None, context: Context) -> dict[str, Any]:
+    """Make one pass over slot pairs; return their states.
+
+    Returns:
+        ``status`` (``ready``, or ``warning`` if a pair is pending or behind), and ``pairs``, as ``slot pairs -o json``
+        prints them.
+
+    Raises:
+        Refused: a pair is missing, lost or broken, so that an alarm on the function's errors reports it.
+        Error: the event is not valid, or a server does not answer.
+    """
+    from rdsrepl.failover import slot_pairs
+    from rdsrepl.failover.slot_pairs import PairReport
+    from rdsrepl.slot_sync.passes import PairSynchronizer, require_no_cluster
+
+    given = _given(event or {}, SYNC_KEYS, required=("with",))
+    here = _target(given)
+    there = _other_target(here, str(given["with"]))
+    for target in (here, there):
+        require_no_cluster(target)
+    allowed = context.get_remaining_time_in_millis() / 1000 - _SYNC_MARGIN_SECONDS
+    with PairSynchronizer(here, there, _pair_options(given, max(allowed, _MIN_RUN_SECONDS))) as synchronizer:
+        pairs = synchronizer.run()
+        if _bool(given, "nudge"):
+            synchronizer.nudge_pending(pairs)
+    reports = document([PairReport.of(pair) for pair in pairs])
+    rank = slot_pairs.worst(pairs)
+    log("info" if rank == 0 else "warning", slot_pairs.summary(pairs), event="pass", pairs=reports)
+    if rank > 1:
+        bad = [f"{pair.slot_name} {pair.state}: {pair.reason}" for pair in pairs if pair.rank > 1]
+        raise Refused("; ".join(bad), hint="see: rdsrepl help slot-pairs")
+    return {"status": "ready" if rank == 0 else "warning", "pairs": reports}
+
+
+def _pair_options(given: Mapping[str, Any], answer_seconds: float) -> PairOptions:
+    from rdsrepl.failover.slot_pairs import MAX_REPEAT_BYTES
+    from rdsrepl.slot_sync.passes import PairOptions
+
+    leader = given.get("leader")
+    if leader not in (None, "here", "there"):
+        raise BadValue(f"{_name('leader')} {leader!r} is not a server", hint="here or there")
+    size = given.get("max_repeat")
+    return PairOptions(
+        _names(given, "slots"),
+        leader,
+        MAX_REPEAT_BYTES if size is None else parse_size(str(size)),
+        answer_seconds,
+    )
+
+
+def _other_target(own: Target, name: str) -> Target:
+    from rdsrepl.aws import locations
+
+    if name in config.load().targets or not own.aws.identifier:
+        return locations.with_rds_lookup(config.resolve(dsn=None, target=name))
+    return locations.instance_with_login_of(own, name)
+
+
 class _Observer:
     """Writes the function's log: one JSON object a line."""
 
@@ -141,7 +213,7 @@ class _Observer:
             log("info", counted(progress.changes, "change"), event="progress", **document(progress))
 
 
-def _given(event: Mapping[str, Any]) -> dict[str, Any]:
+def _given(event: Mapping[str, Any], keys: Sequence[str], *, required: Sequence[str]) -> dict[str, Any]:
     """Return the values of the environment, replaced by those of the event.
 
     Raises:
@@ -149,14 +221,14 @@ def _given(event: Mapping[str, Any]) -> dict[str, Any]:
             missing.
     """
     for key, value in event.items():
-        if key not in KEYS:
-            raise BadValue(f"the event has an unknown key {key!r}", hint=f"valid keys: {', '.join(KEYS)}")
+        if key not in keys:
+            raise BadValue(f"the event has an unknown key {key!r}", hint=f"valid keys: {', '.join(keys)}")
         plain = isinstance(value, str | bool | int | float)
         if not plain and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             raise BadValue(f"the event's {key} is not a string, a number, a boolean or a list of strings", hint=_HELP)
-    environment = {key: os.environ[name] for key in KEYS if (name := f"RDSREPL_{key.upper()}") in os.environ}
+    environment = {key: os.environ[name] for key in keys if (name := f"RDSREPL_{key.upper()}") in os.environ}
     given = {**environment, **event}
-    for key in ("slot", "to"):
+    for key in required:
         if not given.get(key):
             raise BadValue(f"{key} is missing", hint=f"set {key} in the event, or RDSREPL_{key.upper()}")
     return given

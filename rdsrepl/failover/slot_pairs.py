@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import versions
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
@@ -268,6 +269,13 @@ def names(here: ServerSlots, there: ServerSlots) -> list[str]:
 def worst(pairs: Sequence[SlotPair]) -> int:
     """Return the highest rank of the pairs; 0 without pairs."""
     return max((pair.rank for pair in pairs), default=0)
+
+
+def summary(pairs: Sequence[SlotPair]) -> str:
+    """Return how many pairs have which state: ``20 pairs: 19 ready, 1 pending``."""
+    states = [pair.state for pair in pairs]
+    parts = [f"{states.count(state)} {state}" for state in PairState if state in states]
+    return f"{counted(len(pairs), 'pair')}: {', '.join(parts) or 'none'}"
 
 
 def _problem(pair: SlotPair, lead: ServerSlots, follow: ServerSlots, *, is_named: bool) -> tuple[PairState, str] | None:

@@ -111,19 +111,24 @@ class PairSynchronizer:
         """
         return [self._advance(pair) if pair.target_lsn is not None else pair for pair in self.read()]
 
-    def nudge(self, databases: Sequence[str | None]) -> None:
-        """Write a small message to the WAL of the primary in each of these databases.
+    def nudge_pending(self, pairs: Sequence[SlotPair]) -> bool:
+        """Write a small message for the pairs that are pending and have a consumer; return whether there are any.
+
+        The message goes to the WAL of the primary in the database of each leader, so that the consumer confirms a new
+        position although the database is idle.
 
         Raises:
             Denied, Unreachable: the server does not answer, or refuses the role.
         """
+        waiting = [one.leader for one in pairs if one.state is PairState.pending and one.leader and one.leader.active]
         from rdsrepl.postgres import standbys
         from rdsrepl.postgres.error_mapping import translating
 
         primary = self.primary
         with translating():
-            for database in dict.fromkeys(databases):
+            for database in dict.fromkeys(leader.database for leader in waiting):
                 standbys.nudge(self.connection(primary, database))
+        return bool(waiting)
 
     @property
     def primary(self) -> Place:
@@ -170,7 +175,10 @@ class PairSynchronizer:
             conn = self.connection(place, None)
             before = self._servers.get(place)
             if before is None:
-                self._servers[place] = standbys.read(conn, self.targets[place].label)
+                # The label of a connection string is the option, which says nothing in a report.
+                label, info = self.targets[place].label, conn.info
+                label = f"{info.host}:{info.port}" if label.startswith("--") else label
+                self._servers[place] = standbys.read(conn, label)
                 standbys.require_pairable(self._servers[place], conn)
             else:
                 self._servers[place] = standbys.read_again(conn, before)
@@ -212,3 +220,31 @@ class PairSynchronizer:
         if at == follower.confirmed_flush_lsn:
             return replace(pair, target_lsn=None)
         return slot_pairs.advanced(pair, at, self._options.max_repeat_bytes)
+
+
+def require_no_cluster(target: Target) -> None:
+    """Make sure that a target is no cluster, nor a member of one.
+
+    Raises:
+        Refused: it is; the message says why it needs no slot pairs.
+    """
+    from rdsrepl.aws import locations
+
+    if not target.aws.identifier:
+        return
+    try:
+        server = locations.server_of(target)
+    except errors.Denied:
+        if target.has_address:
+            return  # the server itself says whether it is Aurora
+        raise
+    if server is None or server.cluster is None:
+        return
+    if server.cluster.kind == "aurora":
+        why = "Aurora readers do not decode, and a failover within the cluster keeps the slots"
+    else:
+        why = "AWS copies the slots of a Multi-AZ DB cluster to its readers itself"
+    raise errors.Refused(
+        f"{target.label}: cluster {server.cluster.cluster_id} has no slot pairs: {why}",
+        hint="slot pairs are for a DB instance and its read replicas; see rdsrepl help slot-pairs",
+    )

@@ -13,7 +13,6 @@ from rdsrepl.failover import slot_pairs
 from rdsrepl.failover.slot_pairs import PairState, SlotPair
 from rdsrepl.tail.metrics_server import MetricsEndpoint
 from rdsrepl.tail.signals import StopSignals
-from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration
 
@@ -157,13 +156,6 @@ def run(
         if endpoint is not None:
             endpoint.close()
     return progress.pairs
-
-
-def summary(pairs: Sequence[SlotPair]) -> str:
-    """Return how many pairs have which state: ``20 pairs: 19 ready, 1 pending``."""
-    states = [pair.state for pair in pairs]
-    parts = [f"{states.count(state)} {state}" for state in PairState if state in states]
-    return f"{counted(len(pairs), 'pair')}: {', '.join(parts) or 'none'}"
 
 
 def _report_changes(pairs: Iterable[SlotPair], states: dict[str, PairState], observer: Observer) -> None:

@@ -169,7 +169,7 @@ def test_a_role_without_the_right_is_named(rdsrepl: Program, pair: Pair, sync: A
     create(rdsrepl, pair, "a")
     denied = sync("sync", "a", dsn=pair.primary.dsn(user="reader"), env={"PGPASSWORD": "reader"})
     assert (denied.code, denied.error["error"]) == (5, "denied")
-    assert "--dsn: role reader may not use replication slots" in denied.error["message"]
+    assert f"127.0.0.1:{pair.primary.port}: role reader may not use replication slots" in denied.error["message"]
 
 
 def test_a_plain_replication_role_can_make_and_keep_a_pair(rdsrepl: Program, pair: Pair) -> None:
@@ -215,6 +215,29 @@ def test_a_pair_is_made_follower_first(rdsrepl: Program, pair: Pair) -> None:
     assert follower is not None and leader is not None and follower <= leader
     again = rdsrepl("slot", "create", "a", "--pair", pair.standby.dsn(), "--yes", dsn=pair.primary.dsn())
     assert again.code == 0 and "already exist" in again.out
+
+
+def test_a_slot_that_another_consumer_reads_is_not_taken_for_a_follower(
+    rdsrepl: Program, pair: Pair, sync: Any
+) -> None:
+    create(rdsrepl, pair, "a")
+    insert(pair, 10)
+    pair.wait_until_replayed()
+    read = rdsrepl("slot", "tail", "a", "--publication", "p", "--until-now", dsn=pair.standby.dsn())
+    assert len(read.lines) == 10
+    counted = "SELECT total_bytes FROM pg_catalog.pg_stat_replication_slots WHERE slot_name = 'a'"
+    wait_until(lambda: pair.run(pair.standby, counted)[0][0], "the statistics say so")
+    at = pair.confirmed(pair.standby, "a")
+    with consumer(rdsrepl, pair, "a"):
+        found = sync("sync", "a")
+        assert (found.code, states(found)) == (9, {"a": "broken"})
+        assert "another consumer" in found.json[0]["reason"]
+    assert pair.confirmed(pair.standby, "a") == at
+    assert rdsrepl("slot", "drop", "a", "--yes", dsn=pair.primary.dsn()).code == 0
+    words = ("-o", "json", "slot", "create", "a", "--pair", pair.standby.dsn(), "--yes")
+    refused = rdsrepl(*words, dsn=pair.primary.dsn())
+    assert (refused.code, refused.error["error"]) == (4, "already_exists")
+    assert pair.confirmed(pair.primary, "a") is None
 
 
 def test_a_pair_with_only_its_leader_is_not_completed_by_create(rdsrepl: Program, pair: Pair) -> None:

@@ -17,7 +17,7 @@ from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import duration_option, size_option
 from rdsrepl.cli.targets import database_target, other_target
 from rdsrepl.dashboard.slot_table import SEVERITY_STYLES
-from rdsrepl.errors import ExitCode, Refused
+from rdsrepl.errors import AlreadyExists, ExitCode, Refused
 from rdsrepl.failover import slot_pairs
 from rdsrepl.failover.slot_pairs import PairReport, PairState
 from rdsrepl.plan import Plan, Statement
@@ -27,7 +27,6 @@ from rdsrepl.text.commands import command
 from rdsrepl.text.escapes import shown
 
 if TYPE_CHECKING:
-    from rdsrepl.config import Target
     from rdsrepl.postgres.slots import Slot
     from rdsrepl.slot_sync.passes import PairSynchronizer
 
@@ -116,11 +115,11 @@ def synchronizer(
     Raises:
         Refused: a server is an Aurora cluster, a Multi-AZ DB cluster, or a member of one.
     """
-    from rdsrepl.slot_sync.passes import PairOptions, PairSynchronizer
+    from rdsrepl.slot_sync.passes import PairOptions, PairSynchronizer, require_no_cluster
 
     here, there = database_target(ctx), other_target(ctx, flags.with_, option)
     for target in (here, there):
-        _require_no_cluster(target)
+        require_no_cluster(target)
     options = PairOptions(
         names,
         None if flags.leader is None else flags.leader.value,
@@ -149,6 +148,12 @@ def creation_of_pair(ctx: typer.Context, leader: Plan, slot: Slot, words: str, t
     with synchronizer(ctx, (), flags, option="--pair") as reader:
         reader.read()
         on_standby, label = reader.is_primary_here, reader.server("there").label
+        present = reader.server("there").slot(slot.slot_name)
+        if present is not None and present.total_bytes:  # an advance is not counted
+            raise AlreadyExists(
+                f"slot {slot.slot_name} exists on {label}, and was read there: it may belong to another consumer",
+                hint="choose another name, or drop it there first",
+            )
         here, there = reader.target("here", slot.database), reader.target("there", slot.database)
         follower = standbys.create_follower(
             reader.connection("there", slot.database),
@@ -211,8 +216,6 @@ LISTING: Final = Listing(
 
 def _nagios(reader: PairSynchronizer) -> None:
     """Print the line of a Nagios plugin, and exit."""
-    from rdsrepl.slot_sync.service import summary
-
     try:
         found = reader.read()
     except Refused as exc:  # two primaries: the standby was promoted, and nothing protects the slots
@@ -223,33 +226,9 @@ def _nagios(reader: PairSynchronizer) -> None:
     data = " ".join(
         f"'{shown(pair.slot_name)}_repeat'={pair.repeat_bytes}B" for pair in found if pair.repeat_bytes is not None
     )
-    text = shown("; ".join(bad) or summary(found)).replace("|", "/")
+    text = shown("; ".join(bad) or slot_pairs.summary(found)).replace("|", "/")
     sys.stdout.write(f"PAIRS {_SEVERITIES[rank].name} - {text}" + (f" | {data}" if data else "") + "\n")
     raise typer.Exit(rank)
-
-
-def _require_no_cluster(target: Target) -> None:
-    from rdsrepl.aws import locations
-    from rdsrepl.errors import Denied, NoCredentials
-
-    if not target.aws.identifier:
-        return
-    try:
-        server = locations.server_of(target)
-    except (Denied, NoCredentials):
-        if target.has_address:
-            return  # the server itself says whether it is Aurora
-        raise
-    if server is None or server.cluster is None:
-        return
-    if server.cluster.kind == "aurora":
-        why = "Aurora readers do not decode, and a failover within the cluster keeps the slots"
-    else:
-        why = "AWS copies the slots of a Multi-AZ DB cluster to its readers itself"
-    raise Refused(
-        f"{target.label}: cluster {server.cluster.cluster_id} has no slot pairs: {why}",
-        hint="slot pairs are for a DB instance and its read replicas; see rdsrepl help slot-pairs",
-    )
 
 
 def register(app: typer.Typer) -> None:

@@ -195,8 +195,7 @@ def _creation(pairs: PairSynchronizer, missing: Sequence[SlotPair], timeout_seco
 def _nudge(pairs: PairSynchronizer, done: list[SlotPair], timeout_seconds: float) -> list[SlotPair]:
     """Write a message for each pending pair, and make passes until none is pending, or until the timeout."""
     deadline = time.monotonic() + timeout_seconds
-    while waiting := [pair for pair in done if pair.state is PairState.pending and pair.leader and pair.leader.active]:
-        pairs.nudge([pair.leader.database for pair in waiting if pair.leader])
+    while pairs.nudge_pending(done):
         if time.monotonic() >= deadline:
             break
         time.sleep(_LOOK_SECONDS)
@@ -256,9 +255,10 @@ class _Observer:
 
     def passed(self, pairs: Sequence[SlotPair]) -> None:
         from rdsrepl.render import document
-        from rdsrepl.slot_sync.service import summary
 
-        log_event(self._ctx, summary(pairs), event="pass", pairs=document([PairReport.of(pair) for pair in pairs]))
+        log_event(
+            self._ctx, slot_pairs.summary(pairs), event="pass", pairs=document([PairReport.of(pair) for pair in pairs])
+        )
 
 
 def _serve(
@@ -289,9 +289,8 @@ def _serve(
             next_attempt = time.monotonic() + _CREATE_AGAIN_SECONDS
 
     def after_pass(done: Sequence[SlotPair]) -> None:
-        waiting = [pair for pair in done if pair.state is PairState.pending and pair.leader and pair.leader.active]
-        if nudge and waiting:
-            pairs.nudge([pair.leader.database for pair in waiting if pair.leader])
+        if nudge:
+            pairs.nudge_pending(done)
 
     last = service.run(
         pairs,
