@@ -24,7 +24,7 @@ from rdsrepl.tail.formats import values
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.debezium import DebeziumFormat
 from rdsrepl.tail.formats.json_format import JsonFormat
-from rdsrepl.tail.formats.partition_keys import KeyedFormat
+from rdsrepl.tail.formats.partition_keys import KeyedFormat, keyed_records
 from rdsrepl.tail.formats.pretty import PrettyFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.wal2json_format import Wal2jsonFormat
@@ -236,8 +236,9 @@ def test_types_that_were_dropped(slot: Database, tail: Tail) -> None:
     # Every format for programs has the mark, also with a partition key.
     debezium = DebeziumFormat(tail.catalog, database="d", name="n")
     assert json.loads(tail.of(debezium).feed(messages).lines[0])["as_text"] == first["as_text"]
-    key, line = tail.of(KeyedFormat(JsonFormat(tail.catalog), tail.catalog, "key")).feed(messages).lines[0].split("\0")
-    assert (key, json.loads(line)) == ("public.t:1", first)
+    by_key = KeyedFormat(JsonFormat(tail.catalog), tail.catalog, "key")
+    ((key, line), *_) = keyed_records(tail.of(by_key).feed(messages).lines)
+    assert (key, json.loads(line)) == (b"public.t:1", first)
     assert 'ms="{happy}"' in tail.of(PrettyFormat(tail.catalog, colour=False)).feed(messages).lines[0]
 
 

@@ -286,7 +286,7 @@ def decoded(
             messages = [struct.pack(">cQQq", b"w", int(Lsn.parse(lsn)), int(Lsn.parse(lsn)), 7) + d for lsn, d in rows]
             batch = pipeline.decoder.feed(messages)
             assert batch.error is None
-            lines.append([str(line) for line in batch.lines if line])
+            lines.append([line if isinstance(line, str) else line.decode() for line in batch.lines if line])
     return lines
 
 

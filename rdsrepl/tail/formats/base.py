@@ -144,10 +144,12 @@ def key_numbers(relation: Relation, catalog: Catalog) -> list[int]:
 class TextMarkingWriter:
     """Wraps the writer of a relation whose values may be written as text: each line lists those columns."""
 
-    __slots__ = ("_inner", "_names")
+    __slots__ = ("_inner", "_names", "parts")
 
     def __init__(self, inner: RowWriter, relation: Relation) -> None:
         self._inner = inner
+        if isinstance(inner, WriterInParts):  # a line with a value that is written as text is not compiled
+            self.parts = inner.parts
         self._names = [column.name for column in relation.columns]
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:

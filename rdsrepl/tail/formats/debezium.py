@@ -18,12 +18,14 @@ from rdsrepl.tail.formats.base import (
     RowImages,
     RowWriter,
     Values,
+    WriterInParts,
     null_if_unsent,
     template,
     with_old_values,
 )
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
 from rdsrepl.tail.formats.debezium_values import DebeziumValues
+from rdsrepl.tail.formats.fast_lines import Field, LineParts, Parts, Piece
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Conversion
 from rdsrepl.tail.model import Relation, Transaction
@@ -73,6 +75,10 @@ class DebeziumFormat(ChangesOnly):
         placeholders = tuple(self._values.placeholder(column.type_oid) for column in relation.columns)
         events = _EventWriter(self, images, placeholders)
         return KeyUpdateWriter(events, images.key_columns)
+
+    def of_transaction(self, tx: Transaction) -> tuple[bytes, ...]:
+        """Return the parts of ``source`` that all events of a transaction share."""
+        return tuple(part.encode("utf-8", "surrogateescape") for part in self._of_transaction(tx))
 
     def truncate(
         self,
@@ -146,7 +152,7 @@ def _position(lsn: str) -> int:
 class _EventWriter:
     """Writes each change of a relation as one event with the given number."""
 
-    __slots__ = ("_after", "_format", "_images", "_key", "_placeholders", "_schema", "_table")
+    __slots__ = ("_after", "_format", "_images", "_key", "_placeholders", "_schema", "_table", "parts")
 
     def __init__(self, fmt: DebeziumFormat, images: RowImages, placeholders: Values) -> None:
         self._format = fmt
@@ -156,6 +162,21 @@ class _EventWriter:
         self._table = quote(images.relation.table)
         self._after = template(images.after)
         self._key = template(images.key)
+        insert, update = self._parts("c", ["null"], images.after), self._parts("u", ["null"], images.after)
+        key, row = (self._parts("d", images.before(whole), ["null"]) for whole in (False, True))
+        self.parts = LineParts(insert, update, key, row)
+
+    def _parts(self, op: str, before: Sequence[str | int], after: Sequence[str | int]) -> Parts:
+        """Return the parts of an event's line, as ``_event`` writes it, and of the tombstone of a delete."""
+        keys, key = self._format.options.keys, self._images.key
+        names = f'"schema":{self._schema},"table":{self._table}'
+        source = (Piece(0), Field.POSITION, Piece(1), names, Piece(2), Field.POSITION, Piece(3), Field.DOUBLE_SEQ, "}")
+        rest = (*source, f',"transaction":null,"op":"{op}",', Field.NOW, "}")
+        value = ('{"before":', *before, ',"after":', *after, ",", *rest)
+        if not keys:
+            return (*value, "\n")
+        tombstone = ('{"key":', *key, ',"value":null}\n') if op == "d" and self._images.key_columns else ()
+        return ('{"key":', *key, ',"value":', *value, "}\n", *tombstone)
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
         return self._event("c", new, "null", self._row(new), lsn, tx, seq)
@@ -187,7 +208,7 @@ class _EventWriter:
 class KeyUpdateWriter:
     """Wraps a writer: an update that changes the key becomes a delete and a create (``DebeziumFormat``)."""
 
-    __slots__ = ("_inner", "_key")
+    __slots__ = ("_inner", "_key", "parts")
 
     def __init__(self, inner: RowWriter, key: Sequence[int]) -> None:
         """Wrap INNER.
@@ -198,6 +219,8 @@ class KeyUpdateWriter:
         """
         self._inner = inner
         self._key = key
+        if isinstance(inner, WriterInParts):  # an update without an old row does not change the key
+            self.parts = inner.parts
 
     def wrap(self, wrap: Callable[[RowWriter], RowWriter]) -> KeyUpdateWriter:
         """Return this writer with the inner one wrapped, so that the wrapper receives the delete and the create."""

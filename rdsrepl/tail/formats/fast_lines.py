@@ -25,7 +25,7 @@ from enum import Enum
 from struct import Struct
 from typing import Any, Final
 
-from rdsrepl.tail.formats.values import Conversion, Convert, Dialect, ValueKind
+from rdsrepl.tail.formats.values import AsText, Conversion, Convert, Dialect, ValueKind
 
 #: ``write(message, pieces, seq, now)`` → the line, or None if the message is not a usual one.
 Write = Callable[[bytes, Sequence[bytes], int, bytes], bytes | None]
@@ -37,7 +37,7 @@ class Field(Enum):
     #: the change's position, ``0/15E3D10``.
     LSN = "%X/%X"
     #: the same as a number.
-    POSITION = "position(m, 1)[0]"
+    POSITION = "at"
     #: the change's number, and twice that.
     SEQ = "seq"
     DOUBLE_SEQ = "2 * seq"
@@ -90,7 +90,7 @@ _PLAIN: Final = _Column(rb"([^\0]*)", "%b")
 _NUMBER: Final = _Column(rb"([^\0NI]*)", "%b")  # neither NaN nor an infinity
 _BOOLEAN: Final = _Column(rb"([tf])", "%b", expression="booleans[{}]")
 _TEXT: Final = _Column(rb'([^\0-\x1f"\\]*)', '"%b"')
-_CONVERT: Final = _Column(rb"([^\0]*)", "%b", expression="convert{number}({})")
+_CONVERT: Final = _Column(rb"([^\0]*)", "%b", expression="{}")  # the group is converted before
 _COLUMNS: Final[dict[Dialect, dict[ValueKind, _Column]]] = {
     "json": {
         ValueKind.INTEGER: _PLAIN,
@@ -150,9 +150,9 @@ def compile_line(
         lenient: keep bytes that are not UTF-8 (of a SQL_ASCII database).
 
     Returns:
-        None if the tuple has none of its columns, or a type's conversion may mark its value.
+        None if the tuple has none of its columns.
     """
-    if not columns or any(conversions[number].may_be_text for number in columns):
+    if not columns:
         return None
     kinds = {number: _COLUMNS[dialect][conversions[number].kind] for number in columns}
     pattern = re.escape(mark.encode() + len(conversions).to_bytes(2))
@@ -167,19 +167,6 @@ def compile_line(
     size = " + ".join([*(f"len({name})" for name in groups[last]), str(kinds[last].beside)])
     nulls_behind = len(conversions) - 1 - last
     template, arguments = _template(parts, kinds, groups)
-    position = "high, low = halves(m, 1)" if "high" in arguments else ""
-    source = f"""
-def write(m, pieces, seq, now):
-    match = fullmatch(m, {_MARK_AT})
-    if match is None:
-        return None
-    {", ".join(name for names in groups.values() for name in names)}, = match.groups()
-    size = {size}
-    if m[-1 - size - {nulls_behind}] != size & 255:
-        return None
-    {position}
-    return template % ({"".join(f"{argument}, " for argument in arguments)})
-"""
     namespace: dict[str, Any] = {
         "fullmatch": re.compile(pattern).fullmatch,
         "template": template,
@@ -187,10 +174,27 @@ def write(m, pieces, seq, now):
         "position": _POSITION,
         "halves": _HALVES,
     }
+    lines = [
+        "def write(m, pieces, seq, now):",
+        f"    match = fullmatch(m, {_MARK_AT})",
+        "    if match is None:",
+        "        return None",
+        f"    {', '.join(name for names in groups.values() for name in names)}, = match.groups()",
+        f"    size = {size}",
+        f"    if m[-1 - size - {nulls_behind}] != size & 255:",
+        "        return None",
+    ]
     for number in columns:
         if (convert := conversions[number].convert) is not None:
             namespace[f"convert{number}"] = _on_bytes(convert, "surrogateescape" if lenient else "strict")
-    exec(source, namespace)
+            name = groups[number][0]
+            lines += [f"    {name} = convert{number}({name})", f"    if {name} is None:", "        return None"]
+    if Field.LSN in parts:
+        lines.append("    high, low = halves(m, 1)")
+    if Field.POSITION in parts:
+        lines.append("    at = position(m, 1)[0]")
+    lines.append(f"    return template % ({''.join(f'{argument}, ' for argument in arguments)})")
+    exec("\n".join(lines), namespace)
     write: Write = namespace["write"]
     return write
 
@@ -203,10 +207,11 @@ def _template(parts: Parts, kinds: dict[int, _Column], groups: dict[int, list[st
         if isinstance(part, str):
             template += part.replace("%", "%%")
         elif isinstance(part, int):
-            kind = kinds[part]
-            template += kind.text
-            expression = kind.expression or "{}"
-            arguments += [expression.format(name, number=part) for name in groups[part]]
+            if part not in kinds:
+                template += "null"
+                continue
+            template += kinds[part].text
+            arguments += [(kinds[part].expression or "{}").format(name) for name in groups[part]]
         elif isinstance(part, Piece):
             template += "%b"
             arguments.append(f"pieces[{part.index}]")
@@ -219,5 +224,11 @@ def _template(parts: Parts, kinds: dict[int, _Column], groups: dict[int, list[st
     return template.encode("utf-8", "surrogateescape"), arguments
 
 
-def _on_bytes(convert: Convert, errors: str) -> Callable[[bytes], bytes]:
-    return lambda value: convert(value.decode("utf-8", errors)).encode("utf-8", "surrogateescape")
+def _on_bytes(convert: Convert, errors: str) -> Callable[[bytes], bytes | None]:
+    """Return a conversion on bytes; its result is None for a value that is written as text, which the line lists."""
+
+    def converted(value: bytes) -> bytes | None:
+        text = convert(value.decode("utf-8", errors))
+        return None if type(text) is AsText else text.encode("utf-8", "surrogateescape")
+
+    return converted

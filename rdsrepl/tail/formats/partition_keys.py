@@ -6,15 +6,26 @@ key has the new key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from json.encoder import encode_basestring as quote
 from typing import Final, cast
 
 from rdsrepl.errors import BadValue
-from rdsrepl.tail.formats.base import Format, RowWriter, Values, key_numbers, members, template, with_old_values
+from rdsrepl.tail.formats.base import (
+    Format,
+    FormatInParts,
+    RowWriter,
+    Values,
+    WriterInParts,
+    key_numbers,
+    members,
+    template,
+    with_old_values,
+)
 from rdsrepl.tail.formats.debezium import KeyUpdateWriter
+from rdsrepl.tail.formats.fast_lines import LineParts, Parts, Piece
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Conversion, Dialect
 from rdsrepl.tail.model import Relation, Transaction
@@ -23,8 +34,6 @@ SEPARATOR: Final = "\0"
 _SEPARATOR: Final = SEPARATOR.encode()
 # PutRecords takes 1 to 256 characters.
 _LONGEST_KEY: Final = 256
-
-Keys = Callable[[Values], str]
 
 
 def keyed_records(lines: Sequence[str] | Sequence[bytes]) -> list[tuple[bytes, bytes]]:
@@ -71,6 +80,7 @@ class KeyedFormat:
         """
         self._event_keys = event_keys
         self._inner = inner
+        self._in_parts = inner if isinstance(inner, FormatInParts) else None
         self._catalog = catalog
         self._by = by
 
@@ -102,7 +112,12 @@ class KeyedFormat:
     def _keyed(self, inner: RowWriter, relation: Relation) -> RowWriter:
         if self._by == "transaction":
             return _ByTransaction(inner)
-        return _ByValues(inner, self._keys(relation))
+        return _ByValues(inner, self._key_parts(relation))
+
+    def of_transaction(self, tx: Transaction) -> tuple[bytes, ...]:
+        """Return the inner format's pieces, and the transaction's key as the last one."""
+        pieces = () if self._in_parts is None else self._in_parts.of_transaction(tx)
+        return (*pieces, _transaction(tx).encode())
 
     def begin(self, tx: Transaction) -> str:
         """Write a transaction's begin."""
@@ -138,14 +153,14 @@ class KeyedFormat:
     def _of_transaction(line: str, tx: Transaction) -> str:
         return f"{_transaction(tx)}{SEPARATOR}{line}" if line else line
 
-    def _keys(self, relation: Relation) -> Keys:
+    def _key_parts(self, relation: Relation) -> list[str | int]:
         table = f"{_plain(relation.schema)}.{_plain(relation.table)}"
         if self._by == "table":
-            return lambda values: table
+            return [table]
         if self._by == "key":
             numbers = key_numbers(relation, self._catalog)
             if self._event_keys and numbers:
-                return template(members(relation, numbers))
+                return members(relation, numbers)
         else:
             numbers = [n for n, column in enumerate(relation.columns) if column.name == self._by]
             if not numbers:
@@ -156,14 +171,25 @@ class KeyedFormat:
         parts: list[str | int] = [table]
         for number in numbers:
             parts += [":", number]
-        return template(parts)
+        return parts
+
+
+def _keyed(inner: LineParts, key: Parts) -> LineParts:
+    """Return a writer's lines with the key before each of them."""
+    insert, update, delete_key, delete_row = (
+        None if parts is None else (*key, SEPARATOR, *parts)
+        for parts in (inner.insert, inner.update, inner.delete_key, inner.delete_row)
+    )
+    return LineParts(insert, update, delete_key, delete_row)
 
 
 class _ByTransaction:
-    __slots__ = ("_inner",)
+    __slots__ = ("_inner", "parts")
 
     def __init__(self, inner: RowWriter) -> None:
         self._inner = inner
+        if isinstance(inner, WriterInParts):
+            self.parts = _keyed(inner.parts, [Piece(-1)])
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
         return f"{_transaction(tx)}{SEPARATOR}{self._inner.insert(new, lsn, tx, seq)}"
@@ -176,11 +202,13 @@ class _ByTransaction:
 
 
 class _ByValues:
-    __slots__ = ("_inner", "_keys")
+    __slots__ = ("_inner", "_keys", "parts")
 
-    def __init__(self, inner: RowWriter, keys: Keys) -> None:
+    def __init__(self, inner: RowWriter, key: Sequence[str | int]) -> None:
         self._inner = inner
-        self._keys = keys
+        self._keys = template(key)
+        if isinstance(inner, WriterInParts):
+            self.parts = _keyed(inner.parts, key)
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
         return self._keys(new) + SEPARATOR + self._inner.insert(new, lsn, tx, seq)
