@@ -204,11 +204,13 @@ def _stream(target: Target, kinesis: KinesisOptions) -> KinesisStream:
 
 
 def _kinesis_sink(target: Target, options: TailOptions, stream: KinesisStream, observer: Observer) -> KinesisSink:
+    from rdsrepl.tail.sinks.allocation import return_large_blocks
     from rdsrepl.tail.sinks.kinesis import KinesisSink
     from rdsrepl.tail.sinks.oversize import Oversize
 
     given = options.kinesis
     assert given is not None
+    return_large_blocks()
     return KinesisSink(
         _aws(target, given),
         stream,

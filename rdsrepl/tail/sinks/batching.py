@@ -44,6 +44,11 @@ class Entry(Protocol):
 
     refusals: int
 
+    @property
+    def memory(self) -> int:
+        """The approximate bytes of its keys and data."""
+        ...
+
     def __len__(self) -> int:
         """Return how many changes it has."""
         ...

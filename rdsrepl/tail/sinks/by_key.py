@@ -40,6 +40,11 @@ class Record:
     def __len__(self) -> int:
         return 1
 
+    @property
+    def memory(self) -> int:
+        """The bytes of its key and data."""
+        return len(self.key) + len(self.data)
+
     def json(self) -> bytes:
         """Return it as an entry of PutRecords."""
         return entry(self.data, self.key.decode())

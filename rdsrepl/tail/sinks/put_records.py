@@ -20,6 +20,8 @@ from rdsrepl.config import Aws
 from rdsrepl.errors import Unreachable
 from rdsrepl.tail.sinks.batching import Entry
 
+# Of the records in the requests that are in progress together.
+_IN_PROGRESS_BYTES: Final = 8 << 20
 _NONE_FAILED: Final = b'"FailedRecordCount":0'
 _EMPTY_ANSWER: Final = b'{"FailedRecordCount":0,"Records":[]}'
 
@@ -47,6 +49,8 @@ class PutRecordsClient:
         self._arn = stream.arn
         self._head = f'{{"StreamARN":{quote(stream.arn)},"Records":['.encode()
         self._local = threading.local()
+        self._room = threading.Condition()
+        self._in_progress = 0
         self._client = session.client_without_retries(aws, "kinesis")
         events = self._client.meta.events
         events.register("before-call.kinesis.PutRecords", self._body)
@@ -61,15 +65,11 @@ class PutRecordsClient:
         """
         import botocore.exceptions
 
-        parts = [self._head]
-        for entry in entries:
-            parts += (entry.json(), b",")
-        parts[-1] = b"]}"
-        # One copy: it may have megabytes.
-        self._local.body = b"".join(parts)
-        del parts
+        size = sum(entry.memory for entry in entries)
+        self._begin(size)
         self._local.answer = b""
         try:
+            self._local.body = self._encoded(entries)
             # Botocore does not check the records; it signs and sends the body above, to the endpoint that it derives
             # from the ARN.
             self._client.put_records(StreamARN=self._arn, Records=[])
@@ -77,10 +77,32 @@ class PutRecordsClient:
             raise session.translate(exc, "kinesis", "PutRecords", self._aws) from exc
         finally:
             self._local.body = b""
+            self._end(size)
         answer: bytes = self._local.answer
         if _NONE_FAILED in answer and not self._with_shards:
             return Answer()
         return _parsed(answer, len(entries))
+
+    def _encoded(self, entries: Sequence[Entry]) -> bytes:
+        parts = [self._head]
+        for entry in entries:
+            parts += (entry.json(), b",")
+        parts[-1] = b"]}"
+        return b"".join(parts)
+
+    def _begin(self, size: int) -> None:
+        """Wait until the requests in progress leave room for one of this size; a single one always has room.
+
+        A body in JSON and Base64 takes more memory than its records, which the queue counts.
+        """
+        with self._room:
+            self._room.wait_for(lambda: not self._in_progress or self._in_progress + size <= _IN_PROGRESS_BYTES)
+            self._in_progress += size
+
+    def _end(self, size: int) -> None:
+        with self._room:
+            self._in_progress -= size
+            self._room.notify_all()
 
     def _body(self, params: dict[str, Any], **_: Any) -> None:
         params["body"] = self._local.body
