@@ -31,19 +31,25 @@ def change(server: FailoverServer, name: str, value: str) -> str:
             known if value else command("param-group reset GROUP {}", name)
         )
     if group.startswith("default."):
-        return own_group(instance_id, f"{name}={value}" if value else None)
+        # A default group has no value to reset.
+        create = command("param-group create {} --instance {} --set {}", *_own(server), f"{name}={value}")
+        return f"{create}, then {command('param-group attach {} --instance {} --reboot', *_own(server))}"
     if not value:
         return command("param-group reset {} {}", group, name)
     return command("param-group set {} {}", group, f"{name}={value}")
 
 
-def own_group(instance_id: str, setting: str | None) -> str:
-    """Return the commands that create a parameter group for an instance and attach it."""
-    name = f"{instance_id}-logical"
-    create = command("param-group create {} --instance {}", name, instance_id)
-    if setting is not None:
-        create = command("param-group create {} --instance {} --set {}", name, instance_id, setting)
-    return f"{create}, then {command('param-group attach {} --instance {} --reboot', name, instance_id)}"
+def own_group_without(server: FailoverServer, name: str) -> str:
+    """Return the commands that give an instance a copy of its parameter group, without one parameter."""
+    group, instance_id = _own(server)
+    create = command("param-group create {} --instance {} --copy-from {}", group, instance_id, server.parameter_group)
+    attach = command("param-group attach {} --instance {} --reboot", group, instance_id)
+    return f"{create}, then {command('param-group reset {} {}', group, name)}, then {attach}"
+
+
+def _own(server: FailoverServer) -> tuple[str, str]:
+    instance_id = server.instance_id or "ID"
+    return f"{instance_id}-logical", instance_id
 
 
 def restart(server: FailoverServer) -> str:

@@ -274,7 +274,7 @@ def promoted_standby_waits(primary: FailoverServer, standby: FailoverServer) -> 
         "synchronized_standby_slots of the standby names it: after the promotion no standby streams through it, and "
         "consumers of failover slots get nothing",
         f"it has the parameter group of the primary; give it one of its own: "
-        f"{remedies.own_group(standby.instance_id or standby.label, None)}"
+        f"{remedies.own_group_without(standby, 'synchronized_standby_slots')}"
         if shares
         else remedies.change(standby, "synchronized_standby_slots", kept),
     )
