@@ -101,6 +101,19 @@ def test_what_follows_the_last_transaction_is_removed(output: Output, tmp_path: 
     assert output.warnings == [] and output.repaired == 1
 
 
+def test_a_position_never_goes_back(output: Output, tmp_path: Path) -> None:
+    """The first keepalive of a connection has the position that the slot has confirmed, not the one it starts at."""
+    path = tmp_path / "out"
+    sink = output.start(path)
+    put(sink, 1, "one\n", 100)
+    put(sink, 2, "", 50)
+    put(sink, 3, "message\n")
+    put(sink, 4, "", 100)
+    sink = output.open(killed(path, tmp_path / "killed"))
+    assert resume(sink) == 100
+    assert sink.connected(100, SYSTEM, FIRST) == len("message\n")
+
+
 def test_a_lost_connection_within_a_transaction_removes_its_beginning(output: Output, tmp_path: Path) -> None:
     path = tmp_path / "out"
     sink = output.start(path)
@@ -203,7 +216,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("is_killed", [True, False])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_somebody_changed_is_refused(output: Output, tmp_path: Path, change: str, is_killed: bool) -> None:
+def test_a_file_that_another_program_changed_is_refused(output: Output, tmp_path: Path, change: str, is_killed: bool) -> None:
     path = tmp_path / "out"
     sink = output.start(path)
     put(sink, 1, "one\n", 100)

@@ -227,7 +227,7 @@ def test_a_name_that_exists_ends_the_run(tmp_path: Path, suffix: str) -> None:
 def test_a_file_that_is_removed_or_renamed_ends_the_run(
     tmp_path: Path, closing: ExitStack, change: Callable[[Path], object]
 ) -> None:
-    """Otherwise changes would be confirmed that nobody finds again."""
+    """Otherwise changes would be confirmed that are lost with the file."""
     stream = Stream(tmp_path / "out", 1, Rotation())
     sink = stream.open()
     closing.callback(sink.close)

@@ -94,6 +94,7 @@ class RecordedFileSink(StdoutSink):
         self._started_at = position.started_at if position is not None and position.size else time.time()
         self._timelines = Timelines(0)
         self._system_id = ""
+        self._put_lsn = 0
         # The last position that was written, and the size of the file there; None once it is recorded.
         self._reached: tuple[int, int] | None = None
         self._size = os.fstat(file.fd).st_size
@@ -142,7 +143,7 @@ class RecordedFileSink(StdoutSink):
         with self._busy:
             try:
                 removed = self._remove_incomplete()
-                self._system_id, self._timelines = system_id, timelines
+                self._system_id, self._timelines, self._put_lsn = system_id, timelines, start_lsn
                 os.fsync(self._fd)
                 self._record(start_lsn, self._size)
             except OSError as exc:
@@ -153,7 +154,10 @@ class RecordedFileSink(StdoutSink):
 
     def put_until(self, number: int, lines: Sequence[str] | Sequence[bytes], lsn: int) -> None:
         """Accept batch NUMBER; everything that was committed before a position ends with it."""
-        self._accept(Entry(number, joined(lines), lsn))
+        # The first keepalive of a connection has the position that the slot has confirmed, which may be older.
+        is_new = lsn > self._put_lsn
+        self._put_lsn = max(self._put_lsn, lsn)
+        self._accept(Entry(number, joined(lines), lsn if is_new else None))
 
     def close(self) -> None:
         """End the thread, and record that the run has ended; what follows the position stays in the file."""
