@@ -423,8 +423,8 @@ class Tail:
             if with_lines:
                 for end_lsn, changes in commits:
                     self._connector.commits.add(end_lsn, changes)
-            if self._recorded is not None and until_lsn is not None:
-                self._recorded.put_until(number, lines if with_lines else [], until_lsn)
+            if self._recorded is not None and until_lsn is not None and with_lines:
+                self._recorded.put_until(number, lines, until_lsn)
             else:
                 self._sink.put(number, lines if with_lines else [])
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks import (
     corruptions,
+    file_kills,
     fuzz,
     identity,
     kinesis,
@@ -194,6 +195,7 @@ def main() -> None:
         kinesis_shard.report(server)
         kinesis_faults.report(server)
     repeats.report()
+    file_kills.report()
     corruptions.report()
     replay_oracle.report()
     identity.report()

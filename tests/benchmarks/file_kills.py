@@ -12,19 +12,24 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from backports import zstd
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import SCRIPT, connect, own_server
-from tests.benchmarks.repeats import load
+from tests.fixtures.failover import FailoverPair
+from tests.fixtures.postgres import find_binaries
 
-KILLS = 100
+KILLS = 30
+FAILOVERS = 2
+_ROWS, _LARGE_ROWS = 20, 10_000
 # The id of an inserted row: in JSON, in wal2json's, in pgoutput's own message.
 _IDS = {
     "json": re.compile(rb'"after":{"id":(\d+)'),
@@ -71,6 +76,13 @@ CASES = (
 )
 
 
+FAILOVER_CASES = (
+    Case("wal2json", "pgoutput"),
+    Case("raw", "pgoutput", ("--rotate-size", "20kB")),
+    Case("json", "pgoutput", ("--rotate-size", "20kB", "--rotate-compress", "gzip")),
+)
+
+
 def contents(directory: Path) -> bytes:
     """Return what the files of a directory have, in the order of their names; the current one is the last."""
     closed = sorted(path for path in directory.iterdir() if path.name.startswith("out.") and path.suffix != ".rdsrepl")
@@ -82,6 +94,28 @@ def _content(path: Path) -> bytes:
     if path.suffix == ".gz":
         return gzip.decompress(data)
     return zstd.decompress(data) if path.suffix == ".zst" else data
+
+
+@contextmanager
+def load(server: PostgresServer) -> Iterator[None]:
+    """Commit small transactions, and a large one now and then; the id of a row is its number in the stream."""
+    over = threading.Event()
+
+    def work() -> None:
+        with closing(connect(server)) as conn:
+            for number in count(1):
+                if over.wait(0.01):
+                    return
+                rows = _LARGE_ROWS if number % 500 == 0 else _ROWS
+                conn.execute("INSERT INTO t (v) SELECT repeat('x', 100) FROM generate_series(1, %s)", (rows,))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def run_case(server: PostgresServer, case: Case, directory: Path, kills: int, rng: random.Random) -> None:
@@ -110,18 +144,113 @@ def run_case(server: PostgresServer, case: Case, directory: Path, kills: int, rn
             tail.kill()
             tail.wait()
     assert start("--until-now").wait() == 0
-    ids = [int(found) for found in case.ids.findall(contents(directory))]
     with closing(connect(server)) as conn:
         wanted = [int(row[0]) for row in conn.execute("SELECT id FROM t ORDER BY id").fetchall()]
         conn.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
+    check(case, f"{kills} kills", directory, wanted)
+
+
+def check(case: Case, what: str, directory: Path, wanted: Sequence[int]) -> None:
+    """Compare what the files of a directory have with the ids of the committed rows, and print the result.
+
+    After a failover they may also have rows that only the old primary had.
+    """
+    ids = [int(found) for found in case.ids.findall(contents(directory))]
     missing, repeated = len(set(wanted) - set(ids)), len(ids) - len(set(ids))
-    files = len(list(directory.iterdir()))
-    print(f"  {case.name:72} kills {kills:4}  changes {len(wanted):9,}  files {files:4}  ", end="")
-    print(f"missing {missing}  repeated {repeated}  in order {ids == sorted(ids)}", flush=True)
-    assert ids == wanted, f"{case.name}: {directory}"
+    others, files = len(set(ids) - set(wanted)), len(list(directory.iterdir()))
+    print(f"  {case.name:72} {what}  changes {len(wanted):9,}  files {files:4}  missing {missing}  ", end="")
+    print(f"repeated {repeated}  in order {ids == sorted(ids)}  of the old primary only {others}", flush=True)
+    assert not missing and not repeated and ids == sorted(ids), f"{case.name}: {directory}"
 
 
-def report(kills: int = KILLS) -> None:
+def run_failover(case: Case, rng: random.Random) -> None:
+    """Promote a standby that lacks the last WAL, under load, and kill the tail before and after."""
+    binaries = find_binaries(18)
+    assert binaries is not None
+    with tempfile.TemporaryDirectory(prefix="rdsrepl-files-") as name, ExitStack() as stack:
+        primary = PostgresServer(Path(name) / "primary", binaries, settings={"log_min_messages": "warning"})
+        primary.initdb()
+        primary.start()
+        standby = primary.clone(Path(name) / "standby", slot="standby")
+        for server in (primary, standby):
+            stack.callback(server.remove)
+            stack.callback(server.stop, "immediate")
+        standby.start()
+        with closing(primary.connect()) as conn:
+            conn.execute("CREATE TABLE public.t (id bigint PRIMARY KEY, v text)")
+            conn.execute("CREATE PUBLICATION p FOR TABLE public.t")
+        create = [SCRIPT, "-q", "--dsn", primary.dsn(), "slot", "create", "fo", "--failover", "--yes"]
+        subprocess.run(create, check=True, capture_output=True)
+        directory = Path(name) / "files"
+        directory.mkdir()
+        wanted = _fail_over(case, FailoverPair(primary, standby), directory / "out", rng)
+        check(case, "a failover", directory, wanted)
+
+
+def _fail_over(case: Case, pair: FailoverPair, out: Path, rng: random.Random) -> list[int]:
+    """Return the ids of the new primary's rows."""
+    command = [SCRIPT, "-q", "--dsn", pair.dsn, "slot", "tail", "fo", "--publication", "p", "--format", case.format]
+    command += [*case.rotate, "--to", f"file:{out}"] if case.rotate else []
+
+    def start(*words: str) -> subprocess.Popen[bytes]:
+        with out.open("ab") as file:
+            return subprocess.Popen([*command, *words], stdout=file)
+
+    def restarted(tail: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        tail.kill()
+        tail.wait()
+        return start()
+
+    tail = start()
+    pair.wait_until_synced("SELECT pg_logical_emit_message(false, 'x', '', true)")
+    with _inserting(pair.primary, 1):
+        time.sleep(1 + rng.random())
+        with closing(pair.standby.connect()) as conn:  # from now on it receives nothing
+            conn.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            conn.execute("SELECT pg_reload_conf()")
+        tail = restarted(tail) if rng.random() < 0.5 else tail
+        time.sleep(1)
+        pair.primary.stop("immediate")
+    tail = restarted(tail) if rng.random() < 0.5 else tail
+    pair.standby.promote()
+    with _inserting(pair.standby, 1_000_000):
+        for _ in range(3):
+            time.sleep(0.6 + rng.random())
+            tail = restarted(tail)
+        time.sleep(1)
+    tail.kill()
+    tail.wait()
+    assert start("--until-now").wait() == 0
+    with closing(pair.standby.connect()) as conn:
+        return [int(row[0]) for row in conn.execute("SELECT id FROM public.t ORDER BY id").fetchall()]
+
+
+@contextmanager
+def _inserting(server: PostgresServer, first: int) -> Iterator[None]:
+    """Insert rows one by one, until the end or until the server stops."""
+    over = threading.Event()
+
+    def work() -> None:
+        import psycopg
+
+        with suppress(psycopg.Error), closing(server.connect()) as conn:
+            for number in count(first):
+                if over.wait(0.002):
+                    return
+                conn.execute("INSERT INTO public.t VALUES (%s, 'x')", (number,))
+                if number % 50 == 0:
+                    conn.execute("SELECT pg_log_standby_snapshot()")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def report(kills: int = KILLS, failovers: int = FAILOVERS) -> None:
     """Kill tails in each way to write a file, and print what is missing and repeated."""
     print(f"\nA file after kill -9 under load, {kills} kills each")
     rng = random.Random(kills)
@@ -131,6 +260,9 @@ def report(kills: int = KILLS) -> None:
             conn.execute("CREATE PUBLICATION p FOR TABLE t")
         for number, case in enumerate(CASES):
             run_case(server, case, Path(directory) / str(number), kills, rng)
+    for case in FAILOVER_CASES:
+        for _ in range(failovers):
+            run_failover(case, rng)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,9 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("is_killed", [True, False])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_another_program_changed_is_refused(output: Output, tmp_path: Path, change: str, is_killed: bool) -> None:
+def test_a_file_that_another_program_changed_is_refused(
+    output: Output, tmp_path: Path, change: str, is_killed: bool
+) -> None:
     path = tmp_path / "out"
     sink = output.start(path)
     put(sink, 1, "one\n", 100)
