@@ -228,7 +228,8 @@ class KinesisSink:
         if len(again) == len(entries) and now - self._noted_at > _NOTE_EVERY_SECONDS:
             self._noted_at = now
             why = outage or ", ".join(sorted(set(answer.refused.values())))
-            self._note(f"stream {self._stream.name} refuses all records ({why}); retrying, the slot keeps its WAL")
+            hint = "" if self._by_shard or "Throughput" not in why else "; --aggregate sends fewer records"
+            self._note(f"stream {self._stream.name} refuses all records ({why}); retrying, the slot keeps its WAL{hint}")
         self.wakeup.wake()
 
     def _count(self, entries: list[Entry], answer: Answer) -> None:
