@@ -229,7 +229,8 @@ class KinesisSink:
             self._noted_at = now
             why = outage or ", ".join(sorted(set(answer.refused.values())))
             hint = "" if self._by_shard or "Throughput" not in why else "; --aggregate sends fewer records"
-            self._note(f"stream {self._stream.name} refuses all records ({why}); retrying, the slot keeps its WAL{hint}")
+            note = f"stream {self._stream.name} refuses all records ({why}); retrying, the slot keeps its WAL"
+            self._note(note + hint)
         self.wakeup.wake()
 
     def _count(self, entries: list[Entry], answer: Answer) -> None:
