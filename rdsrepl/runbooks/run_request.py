@@ -20,6 +20,8 @@ from rdsrepl.text.masking import mask
 # The options that select a target; a step with one of _TARGET_OPTIONS gets none of the run's options.
 _OPTIONS: Final = ("target", "dsn", "cluster", "instance", "dbname", "user", "profile", "region")
 _TARGET_OPTIONS: Final = ("--target", "-t", "--dsn")
+# A step that names another server of the same account keeps the run's other options.
+_SERVER_OPTIONS: Final = ("--cluster", "--instance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class RunTarget:
         named = [word.split("=")[0] for word, value in pairwise([*before, "-"]) if word != "-t" or value[:1] != "-"]
         if any(word in _TARGET_OPTIONS for word in named):
             return {}
+        if any(word in _SERVER_OPTIONS for word in named):
+            return {name: value for name, value in self.options.items() if f"--{name}" not in _SERVER_OPTIONS}
         return dict(self.options)
 
 

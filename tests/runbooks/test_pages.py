@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,19 @@ import pytest
 
 from tests.fixtures.program import Program, Result
 from tests.fixtures.sandbox import Cloud
+from tests.fixtures.waiting import wait_until
 
 NEW = ("--engine-version", "16", "--dbname", "app", "--yes")
 IDLE = "60s"
 # The manual steps of each page, which the tests do in another way or skip.
 MANUAL = {
     "abandoned-slot": ("find-its-owner",),
+    "after-an-unplanned-failover": (
+        "isolate-the-old-primary",
+        "save-the-changes",
+        "replay-what-is-needed",
+        "correct-the-consumers",
+    ),
     "consumer-fell-behind": ("fix-the-consumer",),
     "disk-is-filling": ("add-storage", "start-the-consumer"),
     "enable-logical-replication": (),
@@ -29,6 +36,8 @@ MANUAL = {
         "start-the-consumer-then-the-writers",
     ),
     "planned-failover": ("the-consumers-are-back",),
+    "planned-switchover": ("point-consumers-and-writers-to-the-new-primary",),
+    "protect-slots-for-failover": ("keep-the-followers-in-step",),
     "rotate-password": ("who-else-uses-the-password", "restart-one-of-them"),
     "tear-down": ("stop-the-consumer",),
     "unplanned-failover": ("copy-the-tables-again", "bring-the-consumer-back"),
@@ -39,9 +48,11 @@ def skips(name: str) -> list[str]:
     return [word for step in MANUAL[name] for word in ("--skip-manual", step)]
 
 
-def runbook(cloud: Cloud, name: str, *words: str, code: int = 0) -> list[Any]:
+def runbook(
+    cloud: Cloud, name: str, *words: str, code: int = 0, env: Mapping[str, str | None] | None = None
+) -> list[Any]:
     """Run a page to its end; return the result of each step."""
-    done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json")
+    done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json", env=env)
     assert done.code == code, "\n".join((*done.out.splitlines()[-1:], *done.err.splitlines()[-1:]))
     return done.lines
 
@@ -310,3 +321,48 @@ def wait_for_failover(cloud: Cloud, cluster: str, *, other_than: str) -> None:
 
 def journal_files(program: Program) -> list[Path]:
     return sorted((Path(program.env["XDG_STATE_HOME"]) / "rdsrepl" / "runbooks").glob("*.jsonl"))
+
+
+def test_a_replica_of_an_instance_is_protected_promoted_and_compared(cloud: Cloud) -> None:
+    """The three pages about read replicas, one after the other, with failover slots."""
+    name, replica = "shop", "shop-r"
+    single = ("--class", "db.r6g.large", "--yes")
+    group = ("--family", "postgres18", "--kind", "instance", "--set", "rds.logical_replication=1", "--yes")
+    ok(cloud("param-group", "create", name, *group))
+    made = ("--storage", "20", "--engine-version", "18", "--dbname", "app", "--param-group", name)
+    ok(cloud("instance", "create", name, *single, *made))
+    ok(cloud("instance", "create", replica, *single, "--replica-of", name, "--param-group", name))
+    secret = cloud("instance", "show", name, "-o", "json").json["instance"]["master_secret"]
+    value = cloud.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
+    env = {"PGPASSWORD": json.loads(value)["password"]}
+    own = ("--instance", name, "--var", f"replica={replica}")
+
+    def run(statement: str) -> None:
+        ok(cloud("psql", "--instance", name, "--", "-Atqc", statement))
+
+    try:
+        run("CREATE TABLE t (id int PRIMARY KEY)")
+        ok(cloud("publication", "create", "p", "--table", "t", "--instance", name, "--yes"))
+        ok(cloud("slot", "create", "shop", "--instance", name, "--yes"))
+        more = ("--var", "slot=shop", "--var", f"group={name}", "--var", "failover_slot=yes")
+        steps = status(runbook(cloud, "protect-slots-for-failover", *own, *more, env=env))
+        assert steps["make-the-slot-a-failover-slot"] == "done"
+        assert steps["create-a-follower-on-the-replica"] == "passed_over"
+
+        def is_protected() -> bool:
+            run("INSERT INTO t SELECT count(*) FROM t")
+            ok(cloud("slot", "tail", "shop", "--until-now", "--instance", name))
+            cloud.log_standby_snapshot(name)
+            return cloud("failover", "check", "--to", replica, "--instance", name, env=env).code in (0, 8)
+
+        wait_until(is_protected, "the slot has a copy", seconds=120)
+        switched = runbook(cloud, "planned-switchover", *own, "--var", "fence=true", env=env)
+        assert status(switched)["switch-over"] == "done"
+        assert cloud("instance", "show", replica, "-o", "json").json["instance"]["replica_of"] is None
+        run("INSERT INTO t VALUES (-1)")  # the old primary goes on running
+        compared = {step["step"]: step for step in runbook(cloud, "after-an-unplanned-failover", *own, env=env)}
+        assert "lost 1 transaction, 1 change" in " ".join(compared["what-was-lost"]["output"].split())
+    finally:
+        for each in (replica, name):
+            ok(cloud("instance", "delete", each, "--skip-final-snapshot", "--confirm", each))
+        ok(cloud("param-group", "delete", name, "--yes"))
