@@ -90,6 +90,8 @@ def main() -> None:
     identity.report()
     fuzz.report()
     sandbox_kills.report()
+    splits.report()
+    switchovers.report()
     slot_pairs.report()
 
 
