@@ -20,6 +20,8 @@ IDLE_SESSION_TIMEOUT_SINCE: Final = 14
 CLIENT_CHECK_INTERVAL_SINCE: Final = 14
 #: ``hash_record_extended``.
 RECORD_HASHES_SINCE: Final = 14
+#: a condition on ``ctid`` reads only the pages of its range.
+TID_RANGES_SINCE: Final = 14
 
 #: row filters, column lists and TABLES IN SCHEMA.
 PUBLICATION_FILTERS_SINCE: Final = 15

@@ -114,6 +114,10 @@ class Tail:
         """Whether a signal ended the run."""
         return self._signals.received is not None
 
+    def continue_after(self, batches: int) -> None:
+        """Begin with the batch after these, which the sink has already."""
+        self._ledger.continue_after(batches)
+
     def run(self) -> Summary:
         """Stream until a stop condition, a signal or an error that is not transient.
 

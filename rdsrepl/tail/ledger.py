@@ -41,6 +41,10 @@ class Ledger:
         self._in_transaction = False
         self._marks: deque[tuple[int, int]] = deque()
 
+    def continue_after(self, batches: int) -> None:
+        """Begin with the batch after these, which are durable and belong to no position."""
+        self._handed_over = self._delivered = batches
+
     @property
     def handed_over(self) -> int:
         """The number of the last batch."""

@@ -93,7 +93,7 @@ def assemble(
                 f"slot {slot.slot_name} uses {plugin}, whose lines have no partition key",
                 hint="--format json, or a slot with --plugin pgoutput",
             )
-        fmt = KeyedFormat(fmt, catalog, partition_by, event_keys=debezium is not None and debezium.keys)
+        fmt = _keyed(fmt, catalog, partition_by, debezium)
     if plugin == "pgoutput":
         pipeline = _pgoutput(checked, name, fmt, catalog, tables, given, until_lsn)
     elif plugin == "wal2json":
@@ -102,6 +102,31 @@ def assemble(
         decoder = TestDecodingDecoder(tables, until_lsn=until_lsn, pretty=name is FormatName.pretty, colour=colour)
         pipeline = Pipeline(decoder, dict(given), {"search_path": checked.search_path})
     return _with_encoding(pipeline, checked)
+
+
+def snapshot_format(
+    checked: PreflightResult,
+    name: FormatName,
+    catalog: Catalog,
+    *,
+    partition_by: str | None,
+    debezium: DebeziumOptions | None,
+) -> Format:
+    """Return the format for rows that are read from tables; see ``assemble``.
+
+    Raises:
+        WrongPlugin: the format has no form for such rows.
+    """
+    fmt = _format(name, checked, catalog, colour=False, debezium=debezium, is_snapshot=True)
+    if fmt is None or name is FormatName.pretty:
+        raise WrongPlugin(
+            f"--snapshot does not support --format {name.value}", hint="--format json, debezium or wal2json"
+        )
+    return fmt if partition_by is None else _keyed(fmt, catalog, partition_by, debezium)
+
+
+def _keyed(fmt: Format, catalog: Catalog, partition_by: str, debezium: DebeziumOptions | None) -> Format:
+    return KeyedFormat(fmt, catalog, partition_by, event_keys=debezium is not None and debezium.keys)
 
 
 def for_format(checked: PreflightResult, fmt: Format, catalog: Catalog) -> Pipeline:
@@ -118,12 +143,19 @@ def _with_encoding(pipeline: Pipeline, checked: PreflightResult) -> Pipeline:
 
 
 def _format(
-    name: FormatName, checked: PreflightResult, catalog: Catalog, colour: bool, debezium: DebeziumOptions | None
+    name: FormatName,
+    checked: PreflightResult,
+    catalog: Catalog,
+    colour: bool,
+    debezium: DebeziumOptions | None,
+    *,
+    is_snapshot: bool = False,
 ) -> Format | None:
     if name is FormatName.json:
-        return JsonFormat(catalog)
+        return JsonFormat(catalog, is_snapshot=is_snapshot)
     if name is FormatName.debezium:
-        return DebeziumFormat(catalog, database=checked.database, name=checked.slot.slot_name, options=debezium)
+        slot = checked.slot.slot_name
+        return DebeziumFormat(catalog, database=checked.database, name=slot, options=debezium, is_snapshot=is_snapshot)
     if name is FormatName.pretty:
         return PrettyFormat(catalog, colour=colour)
     if name is FormatName.wal2json:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rdsrepl.aws.streams import KinesisStream
     from rdsrepl.config import Aws, Target
     from rdsrepl.tail.preflight import PreflightResult
+    from rdsrepl.tail.sinks.base import Sink
     from rdsrepl.tail.sinks.compression import Compressor
     from rdsrepl.tail.sinks.kinesis import KinesisCounts, KinesisSink
 
@@ -56,7 +57,7 @@ def run(
     *,
     colour: bool = False,
     watch: WalPositionPoller | None = None,
-    create: Callable[[], None] | None = None,
+    create: Callable[[PreflightResult, Sink], int] | None = None,
 ) -> TailResult:
     """Stream until a stop condition, a signal or an error that is not transient.
 
@@ -67,6 +68,7 @@ def run(
         colour: whether the ``pretty`` format is coloured.
         watch: reads the server's WAL position; made here if metrics need one.
         create: creates the slot, where ``options.create`` names a plugin; called after everything else was checked.
+            It may write to the sink, and returns how many batches it wrote.
 
     Raises:
         Error: the stream or the slot does not exist, is in use or invalidated; an option does not fit; the sink
@@ -124,7 +126,7 @@ def run(
         )
         if checked.is_planned and create is not None:
             try:
-                create()
+                tail.continue_after(create(checked, output.sink))
             except BaseException:
                 output.sink.close()
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options, set_log_format
 from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import duration_option
+from rdsrepl.cli.slot.snapshot_options import SnapshotFlags
 from rdsrepl.cli.slot.tail_file_options import FileFlags
 from rdsrepl.cli.slot.tail_options import (
     STREAM_PANEL,
@@ -30,7 +32,9 @@ from rdsrepl.cli.targets import database_target, other_target
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.tail.options import TailOptions
+    from rdsrepl.tail.preflight import PreflightResult
     from rdsrepl.tail.run import TailResult
+    from rdsrepl.tail.sinks.base import Sink
 
 
 @with_bundles
@@ -54,6 +58,7 @@ def tail(
     file: FileFlags,
     kinesis: KinesisFlags,
     debezium: DebeziumFlags,
+    snapshot_with: SnapshotFlags,
     service: ServiceOptions,
 ) -> None:
     """Stream a slot's changes to standard output, a file or Kinesis, at least once and in commit order.
@@ -89,7 +94,9 @@ def tail(
         create=start.create,
         behind=None if start.behind is None else other_target(ctx, start.behind, "--behind"),
     )
-    report(ctx, options, _run(ctx, database_target(ctx), options))
+    target = database_target(ctx)
+    create = snapshot_with.creator(ctx, target, options)
+    report(ctx, options, _run(ctx, target, options, create))
 
 
 @with_bundles
@@ -126,7 +133,12 @@ def peek(
         note(ctx, f"slot {slot}: {'no changes' if is_empty else summary.reason}")
 
 
-def _run(ctx: typer.Context, target: Target, options: TailOptions) -> TailResult:
+def _run(
+    ctx: typer.Context,
+    target: Target,
+    options: TailOptions,
+    create: Callable[[PreflightResult, Sink], int] | None = None,
+) -> TailResult:
     from rdsrepl.render import colours
     from rdsrepl.tail import run
     from rdsrepl.tail.wal_position import WalPositionPoller
@@ -140,13 +152,13 @@ def _run(ctx: typer.Context, target: Target, options: TailOptions) -> TailResult
             reporter,
             colour=colours(sys.stdout) and not global_options(ctx).no_color,
             watch=watch,
-            create=lambda: _create(ctx, target, options.slot_name, options.create or ""),
+            create=create or (lambda checked, sink: _create(ctx, target, options.slot_name, options.create or "")),
         )
     finally:
         reporter.clear()
 
 
-def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> None:
+def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> int:
     from rdsrepl import apply
     from rdsrepl.cli.progress import Progress
     from rdsrepl.postgres import connection, slot_plans
@@ -154,7 +166,7 @@ def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> None:
     with connection.open(target) as conn:
         plan = slot_plans.create(conn, slot, plugin=plugin)
     if not plan.steps:
-        return  # another session created it in the meantime
+        return 0  # another session created it in the meantime
     progress = Progress(ctx)
     try:
         outcomes = apply.run(
@@ -167,6 +179,7 @@ def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> None:
         progress.clear()
     position = outcomes[0].returned.get("lsn", "")
     note(ctx, f"created slot {slot} ({plugin}) at {position}: changes committed from now on are in it")
+    return 0
 
 
 def register(app: typer.Typer) -> None:

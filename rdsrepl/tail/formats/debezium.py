@@ -19,6 +19,7 @@ from rdsrepl.tail.formats.base import (
     RowWriter,
     Values,
     WriterInParts,
+    json_bool,
     null_if_unsent,
     template,
     with_old_values,
@@ -42,7 +43,15 @@ class DebeziumFormat(ChangesOnly):
     has its own number: the odd one before its create's.
     """
 
-    def __init__(self, catalog: Catalog, *, database: str, name: str, options: DebeziumOptions | None = None) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        database: str,
+        name: str,
+        options: DebeziumOptions | None = None,
+        is_snapshot: bool = False,
+    ) -> None:
         """Create the format.
 
         Args:
@@ -50,12 +59,13 @@ class DebeziumFormat(ChangesOnly):
             database: ``source.db``.
             name: ``source.name``, Debezium's ``topic.prefix``; the slot's name.
             options: how keys and values are written; None is Debezium's defaults.
+            is_snapshot: whether rows are read from tables instead of inserted.
         """
-        super().__init__(catalog)
+        super().__init__(catalog, is_snapshot=is_snapshot)
         self.options = options or DebeziumOptions()
         self._values = DebeziumValues(catalog, self.options)
         self._head = f'"source":{{"version":"{__version__}","connector":"postgresql","name":{quote(name)},"ts_ms":'
-        self._database = f',"snapshot":"false","db":{quote(database)},"sequence":"[\\"'
+        self._database = f',"snapshot":"{json_bool(is_snapshot)}","db":{quote(database)},"sequence":"[\\"'
         self._of: Transaction | None = None
         self._parts = ("", "", "", "")
 
@@ -162,7 +172,7 @@ class _EventWriter:
         self._table = quote(images.relation.table)
         self._after = template(images.after)
         self._key = template(images.key)
-        insert, update = self._parts("c", ["null"], images.after), self._parts("u", ["null"], images.after)
+        insert, update = self._parts(fmt.insert_op, ["null"], images.after), self._parts("u", ["null"], images.after)
         key, row = (self._parts("d", images.before(whole), ["null"]) for whole in (False, True))
         self.parts = LineParts(insert, update, key, row)
 
@@ -179,7 +189,7 @@ class _EventWriter:
         return ('{"key":', *key, ',"value":', *value, "}\n", *tombstone)
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:
-        return self._event("c", new, "null", self._row(new), lsn, tx, seq)
+        return self._event(self._format.insert_op, new, "null", self._row(new), lsn, tx, seq)
 
     def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         before = "null" if old is None else template(self._images.before(whole))(old)

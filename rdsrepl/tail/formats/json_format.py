@@ -24,7 +24,7 @@ class JsonFormat(ChangesOnly):
 
     def writer(self, relation: Relation) -> RowWriter:
         """Return the writer of a relation's changes."""
-        return _JsonWriter(RowImages(relation, self._catalog))
+        return _JsonWriter(RowImages(relation, self._catalog), self.insert_op)
 
     def of_transaction(self, tx: Transaction) -> tuple[bytes, ...]:
         """Return the end of each line, up to its number."""
@@ -61,14 +61,25 @@ class JsonFormat(ChangesOnly):
 class _JsonWriter:
     __slots__ = ("_deletes", "_head", "_images", "_insert", "_update", "parts")
 
-    def __init__(self, images: RowImages) -> None:
+    def __init__(self, images: RowImages, insert_op: str) -> None:
         relation = images.relation
         self._images = images
         self._head = f'"schema":{quote(relation.schema)},"table":{quote(relation.table)},"key":'
+<<<<<<< HEAD
         new = [*images.key, ',"before":null,"after":', *images.after, ',"lsn":"']
         insert, update = [*self._start("c"), *new], [*self._start("u"), *new]
         deletes = {
             whole: [*self._start("d"), *images.key, ',"before":', *images.before(whole), ',"after":null,"lsn":"']
+=======
+        self._insert = template(
+            [*self._start(insert_op), *images.key, ',"before":null,"after":', *images.after, ',"lsn":"']
+        )
+        self._update = template([*self._start("u"), *images.key, ',"before":null,"after":', *images.after, ',"lsn":"'])
+        self._deletes = {
+            whole: template(
+                [*self._start("d"), *images.key, ',"before":', *images.before(whole), ',"after":null,"lsn":"']
+            )
+>>>>>>> d14fdbd (tail: copy the tables' rows before the first change (--snapshot))
             for whole in (False, True)
         }
         self._insert, self._update = template(insert), template(update)

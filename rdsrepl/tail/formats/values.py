@@ -129,6 +129,16 @@ _EXPRESSIONS: Final[Mapping[Dialect, Mapping[ValueKind, str]]] = {
     },
 }
 _LENGTH: Final = Struct(">I").unpack_from
+# The fixed expressions for a value that is text already.
+_OF_TEXT: Final = (
+    ("m[p:q].decode()", "{0}"),
+    ("m[p + 2:q].decode()", "{0}[2:]"),
+    ("m[q - 1] < 58", "{0}[-1] < ':'"),
+    ("m[p] == 116", "{0} == 't'"),
+    ("m[q - 3] == 43", "{0}[-3] == '+'"),
+)
+_COPY_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+_COPY_ESCAPES: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
 def wal2json_conversion(type_oid: int) -> Conversion:
@@ -171,6 +181,37 @@ def compile_tuple(conversions: Sequence[Conversion], dialect: Dialect, *, lenien
     exec("\n".join(lines), namespace)
     parse: Parse = namespace["parse"]
     return parse
+
+
+def compile_copy_row(conversions: Sequence[Conversion], dialect: Dialect) -> Callable[[str], tuple[Any, ...]]:
+    """Return a function that reads a line of COPY's text format with these columns (manual, COPY, "Text Format").
+
+    Like ``compile_tuple``, it returns the JSON text of every column; the line has no newline at its end.
+    """
+    names = [f"f{number}" for number in range(len(conversions))]
+    namespace: dict[str, Any] = {"quote": quote, "timestamptz": timestamptz, "unescaped": _unescaped}
+    lines = ["def parse(line):", f"    {', '.join(names)}, = line.split('\\t')", "    if '\\\\' in line:"]
+    lines += [f"        {name} = unescaped({name})" for name in names]
+    for name, conversion in zip(names, conversions, strict=True):
+        if conversion.kind is ValueKind.CONVERT:
+            namespace[f"convert_{name}"] = conversion.convert
+            expression = f"convert_{name}({name})"
+        else:
+            expression = _EXPRESSIONS[dialect][conversion.kind]
+            for of_bytes, of_text in _OF_TEXT:
+                expression = expression.replace(of_bytes, of_text.format(name))
+        lines.append(f"    {name} = 'null' if {name} is None else {expression}")
+    lines.append(f"    return ({', '.join(names)},)")
+    exec("\n".join(lines), namespace)
+    parse: Callable[[str], tuple[Any, ...]] = namespace["parse"]
+    return parse
+
+
+def _unescaped(field: str) -> str | None:
+    """Return the value of a field of COPY's text format; None is NULL."""
+    if field == "\\N":
+        return None
+    return _COPY_ESCAPED.sub(lambda match: _COPY_ESCAPES.get(match[1], match[1]), field) if "\\" in field else field
 
 
 def _unknown(kind: int) -> None:

@@ -1,0 +1,285 @@
+"""Copy the rows that the tables of a stream have, and begin the stream exactly where the copy ends.
+
+A temporary slot exports a snapshot and names its position: what is visible in the snapshot committed before that
+position, and the slot sends everything else. Processes read the tables in that snapshot. When the output has all rows,
+the temporary slot is copied to the permanent one, at its position. Whatever ends the copy before that (a failure, a
+kill, a lost connection) also removes the temporary slot: no slot is left that retains WAL, and the copy begins again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from rdsrepl.config import Target
+from rdsrepl.errors import ConnectionLost, Error, ServerError, TimedOut
+from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import connection, versions
+from rdsrepl.snapshot import tables as snapshot_tables
+from rdsrepl.snapshot.tables import PageRange
+from rdsrepl.snapshot.worker import Block, Job, work
+from rdsrepl.tail.model import TableFilter, Transaction
+from rdsrepl.tail.options import TailOptions
+from rdsrepl.tail.preflight import PreflightResult
+from rdsrepl.tail.sinks.base import Sink
+from rdsrepl.units import format_duration
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection as Pipe
+
+    from rdsrepl.postgres.connection import Connection
+
+_COPY_SLOT: Final = "SELECT lsn FROM pg_catalog.pg_copy_logical_replication_slot(%s, %s, false)"
+_NEXT_XID: Final = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint"
+_SLOT_IS_THERE: Final = "SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = %s AND active_pid = %s"
+# What was accepted and is not yet written may have this size before the workers wait.
+_MOST_PENDING_BYTES: Final = 16 << 20
+_POLL_SECONDS: Final = 0.05
+_CHECK_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a copy is.
+
+    Attributes:
+        rows: rows read so far.
+        ranges, all_ranges: ranges that are complete, and all of them.
+        seconds: since the copy began.
+        table: the table that is read.
+    """
+
+    rows: int
+    ranges: int
+    all_ranges: int
+    seconds: float
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The result of a copy.
+
+    Attributes:
+        rows, tables: how many were copied.
+        position: where the stream begins.
+        batches: how many batches the sink got.
+    """
+
+    rows: int
+    tables: int
+    position: Lsn
+    batches: int
+
+
+def copy(
+    target: Target,
+    options: TailOptions,
+    checked: PreflightResult,
+    sink: Sink,
+    *,
+    workers: int,
+    timeout_seconds: float,
+    progress: Callable[[Progress], None],
+    warn: Callable[[str], None],
+) -> Copied:
+    """Write the rows of the published tables to SINK, wait until it has them, and create the slot behind them.
+
+    Args:
+        target: the database.
+        options: of the stream.
+        checked: the result of the preflight check; its slot is planned.
+        sink: the output; gets batches from number 1.
+        workers: how many processes read.
+        timeout_seconds: how long to wait for transactions that are in progress when the copy begins.
+        progress: called again and again.
+        warn: takes warnings.
+
+    Raises:
+        TimedOut: the server waits for transactions that are in progress.
+        ConnectionLost: the connection that holds the snapshot was lost; nothing is left, and the copy can begin again.
+        Error: the sink failed, or a statement did.
+    """
+    name = f"rdsrepl_snapshot_{os.getpid()}"
+    with _exported(target, checked, name, timeout_seconds) as (exporting, position, snapshot, timeline):
+        with connection.open(target) as control:
+            job, ranges = _job(control, target, options, checked, (position, snapshot, timeline), workers)
+            run = _Copy(job, ranges, sink, progress, warn, lambda: _require_slot(control, name, exporting))
+            run.work(workers)
+            _require_slot(control, name, exporting)
+            control.execute(_COPY_SLOT, (name, options.slot_name))
+        return Copied(run.rows, len(job.tables), position, run.batches)
+
+
+@contextmanager
+def _exported(
+    target: Target, checked: PreflightResult, name: str, seconds: float
+) -> Iterator[tuple[Connection, Lsn, str, int]]:
+    """Yield the connection that holds a snapshot, its position, its name and the server's timeline."""
+    import psycopg
+    from psycopg import sql
+
+    options = "(SNAPSHOT 'export')" if checked.version >= versions.REPLICATION_OPTION_LISTS_SINCE else "EXPORT_SNAPSHOT"
+    create = sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL {} {}").format(
+        sql.Identifier(name), sql.Identifier(checked.slot.plugin or "pgoutput"), sql.SQL(options)
+    )
+    with connection.open(replace(target, answer_seconds=seconds), replication=True) as conn:
+        system = conn.execute("IDENTIFY_SYSTEM").fetchone()
+        try:
+            row = conn.execute(create).fetchone()
+        except psycopg.OperationalError as exc:
+            if not conn.closed:
+                raise
+            raise TimedOut(
+                f"the snapshot was not ready within {format_duration(seconds)}: the server waits for transactions that "
+                "are in progress; nothing is left",
+                hint="find them with: rdsrepl doctor --only long_transactions",
+            ) from exc
+        assert row is not None and system is not None
+        position, snapshot = (connection.text(value) for value in row[1:3])
+        yield conn, Lsn.parse(position), snapshot, int(system[1]) if checked.has_timelines else 0
+
+
+def _job(
+    control: Connection,
+    target: Target,
+    options: TailOptions,
+    checked: PreflightResult,
+    exported: tuple[Lsn, str, int],
+    workers: int,
+) -> tuple[Job, list[PageRange]]:
+    from psycopg import sql
+
+    position, snapshot, timeline = exported
+    with control.transaction():
+        control.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        control.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        found = snapshot_tables.ls(control, checked.publications, TableFilter(options.tables).wants)
+        ranges = snapshot_tables.ranges(control, found, workers)
+        row = control.execute(_NEXT_XID).fetchone()
+    assert row is not None
+    # No commit record begins there: the rows precede every change of the stream, and have identities of their own.
+    before = str(Lsn(position - 1))
+    job = Job(
+        target,
+        checked,
+        snapshot,
+        tuple(found),
+        options.format,
+        None if options.kinesis is None else options.kinesis.partition_by,
+        options.debezium,
+        Transaction.at(None, timeline, before, datetime.now(UTC)),
+        str(position),
+        int(row[0]),
+    )
+    return job, ranges
+
+
+def _require_slot(control: Connection, name: str, exporting: Connection) -> None:
+    """Check that the temporary slot is there: its connection does nothing that would show that it was lost.
+
+    Raises:
+        ConnectionLost: it is not.
+    """
+    if control.execute(_SLOT_IS_THERE, (name, exporting.info.backend_pid)).fetchone() is None:
+        raise ConnectionLost(
+            "the connection that holds the snapshot was lost; no slot is left", hint="run the command again"
+        )
+
+
+class _Copy:
+    """Distributes ranges to workers and hands their lines to the sink."""
+
+    def __init__(
+        self,
+        job: Job,
+        ranges: Sequence[PageRange],
+        sink: Sink,
+        progress: Callable[[Progress], None],
+        warn: Callable[[str], None],
+        check: Callable[[], None],
+    ) -> None:
+        self._job, self._left, self._all = job, list(reversed(ranges)), len(ranges)
+        self._sink, self._progress, self._warn, self._check = sink, progress, warn, check
+        self._began = self._checked_at = time.monotonic()
+        self._busy: list[Pipe[Any, Any]] = []
+        self.rows = self.batches = 0
+
+    def work(self, workers: int) -> None:
+        """Copy everything, and wait until the sink has it."""
+        import multiprocessing
+        from multiprocessing.connection import wait
+
+        context = multiprocessing.get_context("spawn")
+        numbers = context.Value("q", 0)
+        processes = []
+        try:
+            for _ in range(min(workers, max(self._all, 1))):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=work, args=(self._job, theirs, numbers), daemon=True)
+                process.start()
+                theirs.close()
+                processes.append(process)
+                self._give(ours)
+            while self._busy:
+                self._wait_for_sink()
+                ready = wait(self._busy, timeout=_POLL_SECONDS * 10)
+                for pipe in [pipe for pipe in self._busy if pipe in ready]:
+                    self._receive(pipe)
+                self._report()
+            while self._sink.durable < self.batches:
+                time.sleep(_POLL_SECONDS)
+                self._report()
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.join()
+
+    def _give(self, pipe: Pipe[Any, Any]) -> None:
+        if self._left:
+            pipe.send(self._left.pop())
+            self._busy.append(pipe)
+        else:
+            pipe.send(None)
+
+    def _receive(self, pipe: Pipe[Any, Any]) -> None:
+        try:
+            received = pipe.recv()
+        except EOFError:
+            raise ServerError(
+                "a process of the snapshot ended unexpectedly; no slot is left", hint="run the command again"
+            ) from None
+        if isinstance(received, Error):
+            raise received
+        if isinstance(received, str):
+            self._warn(received)
+            return
+        assert isinstance(received, Block)
+        if received.lines:
+            self.batches += 1
+            self.rows += received.rows
+            self._sink.put(self.batches, received.lines)
+        if received.ends_range:
+            self._busy.remove(pipe)
+            self._give(pipe)
+
+    def _wait_for_sink(self) -> None:
+        while self._sink.pending_bytes > _MOST_PENDING_BYTES:
+            time.sleep(_POLL_SECONDS / 5)
+            self._report()
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if now - self._checked_at >= _CHECK_SECONDS:
+            self._check()
+            self._checked_at = now
+        done = self._all - len(self._left) - len(self._busy)
+        following = self._left[-1].table if self._left else len(self._job.tables) - 1
+        table = self._job.tables[following].name if self._job.tables else ""
+        self._progress(Progress(self.rows, done, self._all, now - self._began, table))

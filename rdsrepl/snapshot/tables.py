@@ -1,0 +1,145 @@
+"""The tables of a snapshot: what the publications send of each, and its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rdsrepl.postgres import table_structures, versions
+from rdsrepl.postgres.connection import server_version
+from rdsrepl.postgres.table_structures import TableName
+from rdsrepl.tail.model import Column, Relation
+
+if TYPE_CHECKING:
+    from psycopg.sql import Composed
+
+    from rdsrepl.postgres.connection import Connection
+
+# A range has at least so many pages: 8 MB.
+_FEWEST_PAGES: Final = 1_024
+_RANGES_PER_WORKER: Final = 4
+
+_TABLE: Final = """
+SELECT c.oid::bigint, c.relreplident::text, c.relkind::text FROM pg_catalog.pg_class c
+  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+"""
+# As pgoutput sends them: the key is the index of the replica identity, with FULL every column.
+_COLUMNS: Final = """
+SELECT a.attname::text, a.atttypid::bigint, a.atttypmod,
+       c.relreplident = 'f' OR EXISTS (
+         SELECT FROM pg_catalog.pg_index i
+          WHERE i.indrelid = c.oid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+            AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END),
+       tn.nspname::text, t.typname::text, a.attgenerated = ''
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+  JOIN pg_catalog.pg_type t ON t.oid = a.atttypid JOIN pg_catalog.pg_namespace tn ON tn.oid = t.typnamespace
+ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+"""
+_PARTS: Final = """
+SELECT n.nspname::text, c.relname::text,
+       pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::bigint
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind = 'r' AND (c.oid = %(oid)s
+       OR c.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regclass) p WHERE p.isleaf))
+ ORDER BY 3 DESC
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTable:
+    """A table of a snapshot.
+
+    Attributes:
+        relation: as the stream describes it.
+        types: OID, schema and name of the types of its columns.
+        row_filter: which rows the publications send, as SQL of the server; None is all.
+        parts: the table, or the partitions that have its rows: name and number of pages, the largest first.
+    """
+
+    relation: Relation
+    types: tuple[tuple[int, str, str], ...]
+    row_filter: str | None
+    parts: tuple[tuple[TableName, int], ...]
+
+    @property
+    def name(self) -> str:
+        """Its name for people."""
+        return f"{self.relation.schema}.{self.relation.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """A part of a table that one statement reads.
+
+    Attributes:
+        table: the number of the table in the snapshot.
+        part: the table or partition.
+        first_page: its first page.
+        pages: how many pages; None is all that follow.
+    """
+
+    table: int
+    part: TableName
+    first_page: int
+    pages: int | None
+
+
+def ls(conn: Connection, publications: Sequence[str], wants: Callable[[str, str], bool]) -> list[SnapshotTable]:
+    """Return the tables that publications send, the largest first."""
+    sent = table_structures.published(conn, publications)
+    found = [_table(conn, name, columns, row_filter) for name, (columns, row_filter) in sent.items() if wants(*name)]
+    return sorted(found, key=lambda table: (-sum(pages for _, pages in table.parts), table.name))
+
+
+def _table(conn: Connection, name: TableName, sent: frozenset[str] | None, row_filter: str | None) -> SnapshotTable:
+    row = conn.execute(_TABLE, name).fetchone()
+    assert row is not None
+    oid, identity, _ = row
+    columns: list[Column] = []
+    types: set[tuple[int, str, str]] = set()
+    for column, type_oid, typmod, is_key, type_schema, type_name, is_stored in conn.execute(
+        _COLUMNS, (oid,)
+    ).fetchall():
+        if column in sent if sent is not None else is_stored:
+            columns.append(Column(column, type_oid, typmod, is_key))
+            if type_schema != "pg_catalog":
+                types.add((type_oid, type_schema, type_name))
+    parts = [((schema, part), pages) for schema, part, pages in conn.execute(_PARTS, {"oid": oid}).fetchall()]
+    relation = Relation(oid, name[0], name[1], identity, tuple(columns))
+    return SnapshotTable(relation, tuple(sorted(types)), row_filter, tuple(parts))
+
+
+def ranges(conn: Connection, tables: Sequence[SnapshotTable], workers: int) -> list[PageRange]:
+    """Return the ranges of all tables, those of the largest first.
+
+    Before 14 a range of pages is not read by itself, so a table has one range.
+    """
+    splits = server_version(conn) >= versions.TID_RANGES_SINCE
+    return [one for number, table in enumerate(tables) for one in _ranges(number, table, workers if splits else 0)]
+
+
+def _ranges(number: int, table: SnapshotTable, workers: int) -> Iterator[PageRange]:
+    for part, pages in table.parts:
+        step = max(_FEWEST_PAGES, -(-pages // (_RANGES_PER_WORKER * workers))) if workers else pages + 1
+        starts = list(range(0, max(pages, 1), step))
+        for first in starts[:-1]:
+            yield PageRange(number, part, first, step)
+        yield PageRange(number, part, starts[-1], None)
+
+
+def copy_statement(table: SnapshotTable, wanted: PageRange) -> Composed:
+    """Return the COPY of a range's rows, as text."""
+    from psycopg import sql
+
+    conditions = [sql.SQL("t.ctid >= {}::pg_catalog.tid").format(sql.Literal(f"({wanted.first_page},0)"))]
+    if wanted.pages is not None:
+        end = sql.Literal(f"({wanted.first_page + wanted.pages},0)")
+        conditions.append(sql.SQL("t.ctid < {}::pg_catalog.tid").format(end))
+    if table.row_filter is not None:
+        conditions.append(sql.SQL("({})").format(sql.SQL(table.row_filter)))
+    return sql.SQL("COPY (SELECT {} FROM ONLY {} AS t WHERE {}) TO STDOUT").format(
+        sql.SQL(", ").join(sql.Identifier("t", column.name) for column in table.relation.columns),
+        sql.Identifier(*wanted.part),
+        sql.SQL(" AND ").join(conditions),
+    )

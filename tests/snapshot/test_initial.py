@@ -1,0 +1,154 @@
+"""``slot tail --snapshot``: the rows that the tables have, then the changes, nothing missing and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import wait_until
+
+_TABLES = (
+    "CREATE TYPE mood AS ENUM ('sad', 'happy')",
+    "CREATE TYPE pair AS (a int, b text)",
+    "CREATE TABLE t (id int PRIMARY KEY, n numeric, v text, m mood, c pair, a int[], j jsonb, at timestamptz,"
+    " b bytea, f float8, ok bool, d date)",
+    "INSERT INTO t SELECT i, i * 1.10, E'tab\\t, line\\nback\\\\ \"quote\" ' || i, 'happy', ROW(i, NULL)::pair,"
+    " ARRAY[i, NULL], '{\"x\": 1.0}', '2026-01-01 00:00:00+02'::timestamptz + i * interval '1.5 s',"
+    " decode('00ff', 'hex'), 0.1, i % 2 = 0, '2026-01-31' FROM generate_series(1, 3000) i",
+    "INSERT INTO t VALUES (-1, 'NaN', '', NULL, NULL, '{}', 'null', 'infinity', '', '-Infinity', NULL, NULL)",
+    "INSERT INTO t (id) VALUES (-2)",
+    'CREATE TABLE "Odd ""one" (id int, part text) PARTITION BY LIST (part)',
+    'CREATE TABLE one PARTITION OF "Odd ""one" FOR VALUES IN (\'1\')',
+    'CREATE TABLE two PARTITION OF "Odd ""one" FOR VALUES IN (\'2\')',
+    'INSERT INTO "Odd ""one" SELECT i, 1 + i % 2 FROM generate_series(1, 10) i',
+    "CREATE TABLE hidden (id int PRIMARY KEY, secret text, n int)",
+    "INSERT INTO hidden SELECT i, 'secret', i FROM generate_series(1, 10) i",
+    'CREATE PUBLICATION p FOR TABLE t, "Odd ""one", hidden (id, n) WHERE (n > 7) WITH (publish_via_partition_root)',
+)
+
+
+@pytest.fixture
+def source(db18: Database) -> Database:
+    """A database with tables, rows and a publication."""
+    db18.run(*_TABLES)
+    return db18
+
+
+@contextmanager
+def _tail(rdsrepl: Program, source: Database, out: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = ["slot", "tail", "s", "--create", "pgoutput", "--snapshot", "--publication", "p", "-f", "json", *words]
+    with out.open("ab") as file:
+        process = rdsrepl.start(*command, dsn=source.dsn, stdout=file)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line, parse_float=str) for line in path.read_bytes().splitlines()]
+
+
+def _slots(source: Database) -> list[str]:
+    query = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+    return [name for (name,) in source.run(query)]
+
+
+def test_rows_first_then_changes(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """A writer goes on during the snapshot; what the output leaves behind equals the tables, digit for digit."""
+    out, stop = tmp_path / "out.jsonl", threading.Event()
+
+    def write() -> None:
+        with closing(source.connect()) as conn:
+            for number in range(100_000):
+                if stop.is_set():
+                    return
+                conn.execute("UPDATE t SET n = %s WHERE id = 100", (number,))
+                conn.execute("INSERT INTO t (id) VALUES (%s)", (10_000 + number,))
+                conn.execute("DELETE FROM t WHERE id = %s", (number % 50 + 1,))
+                time.sleep(0.002)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with _tail(rdsrepl, source, out):
+            wait_until(lambda: _slots(source) == ["s"], "the snapshot is complete", seconds=60)
+            words = ("verify", "--stream", str(out), "--slot", "s", "--publication", "p", "--complete", "-o", "json")
+            result = rdsrepl(*words, dsn=source.dsn)
+    finally:
+        stop.set()
+        writer.join()
+    states = {one["table"]: one["state"] for one in result.json["tables"]}
+    assert (states["public.t"], states["public.hidden"]) == ("equal", "equal"), result.out
+    events = _rows(out)
+    copied = [event for event in events if event["op"] == "r"]
+    assert [event["op"] for event in events[: len(copied)]] == ["r"] * len(copied), "the rows come first"
+    assert [event["seq"] for event in copied] and sorted(event["seq"] for event in copied) == list(
+        range(1, len(copied) + 1)
+    )
+    (position,) = {event["lsn"] for event in copied}
+    assert all(event["commit_lsn"] < position for event in copied)
+    assert [e["after"] for e in copied if e["table"] == "hidden"] == [{"id": n, "n": n} for n in (8, 9, 10)]
+    assert len([e for e in copied if e["table"] == 'Odd "one']) == 10
+    again = _tail(rdsrepl, source, out)
+    with again:
+        source.run("INSERT INTO hidden VALUES (99, 'x', 99)")
+        wait_until(lambda: b'"id":99,"n":99' in out.read_bytes(), "the stream continues")
+    assert len([event for event in _rows(out) if event["op"] == "r"]) == len(copied), "the copy is not made again"
+
+
+@pytest.mark.parametrize("format_", ["debezium", "wal2json"])
+def test_other_formats(source: Database, rdsrepl: Program, tmp_path: Path, format_: str) -> None:
+    out = tmp_path / "out.jsonl"
+    command = ["slot", "tail", "s", "--create", "pgoutput", "--snapshot", "--publication", "p", "-f", format_]
+    result = rdsrepl(*command, "--to", f"file:{out}", "--until-now", dsn=source.dsn)
+    assert result.code == 0, result.err
+    rows = [row for row in _rows(out) if row.get("action") not in ("B", "C")]
+    assert len(rows) == 3002 + 10 + 3
+    if format_ == "debezium":
+        assert {(row["op"], row["source"]["snapshot"]) for row in rows} == {("r", "true")}
+    else:
+        assert {row["action"] for row in rows} == {"I"}
+
+
+def test_a_killed_snapshot_leaves_nothing(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """No slot is left, and the file is refused; a new file begins again."""
+    out = tmp_path / "out.jsonl"
+    source.run("INSERT INTO t (id, v) SELECT i, repeat('x', 2000) FROM generate_series(4000, 40000) i")
+    with _tail(rdsrepl, source, out) as process:
+        wait_until(lambda: out.stat().st_size > 1_000_000, "rows are written", seconds=60)
+        process.kill()
+    wait_until(lambda: _slots(source) == [], "no slot is left")
+    refused = rdsrepl(
+        "slot", "tail", "s", "--create", "pgoutput", "--snapshot", "--publication", "p", "--to", f"file:{out}",
+        dsn=source.dsn,
+    )  # fmt: skip
+    assert (refused.code, "the output file is not empty" in refused.err) == (4, True)
+    assert _slots(source) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--snapshot",), "add --create pgoutput"),
+        (("--snapshot", "--create", "pgoutput", "-f", "raw"), "does not support --format raw"),
+        (("--snapshot", "--create", "pgoutput", "--no-confirm", "-f", "json"), "--no-confirm"),
+        (("--workers", "0"), "0"),
+    ],
+    ids=["create", "raw", "no-confirm", "workers"],
+)
+def test_wrong_options(db18: Database, rdsrepl: Program, words: tuple[str, ...], text: str) -> None:
+    result = rdsrepl("slot", "tail", "s", *words, dsn=db18.dsn)
+    assert result.code == 2
+    assert text in result.err
