@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rdsrepl.cli.completion import complete_publication, complete_slot
+from rdsrepl.cli.completion import complete_publication, complete_slot, complete_target
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import apply_options, global_options
@@ -34,10 +34,10 @@ def verify(
         str | None,
         typer.Option(
             "--to", metavar="TARGET", help="The copy: a target, an instance or a connection string.",
-            show_default=False,
+            autocompletion=complete_target, show_default=False,
         ),
     ] = None,
-    stream: Annotated[
+    files: Annotated[
         list[Path] | None,
         typer.Option(
             "--stream", metavar="FILE", help="Compare the output of slot tail instead; may be repeated.",
@@ -56,14 +56,15 @@ def verify(
     source: Annotated[
         str | None,
         typer.Option(
-            "--source", metavar="TARGET", help="The source; default: the database of the command.", show_default=False
+            "--source", metavar="TARGET", help="The source; default: the database of the command.",
+            autocompletion=complete_target, show_default=False
         ),
     ] = None,
     read_from: Annotated[
         str | None,
         typer.Option(
             "--read-from", metavar="TARGET", help="Read the tables of the source from this standby.",
-            show_default=False,
+            autocompletion=complete_target, show_default=False,
         ),
     ] = None,
     publication: Annotated[
@@ -106,10 +107,10 @@ def verify(
     if not repair:
         _require_no_apply_options(ctx)
     seconds = parse_duration(proof_timeout)
-    if stream:
+    if files:
         wrong = {"--to": to, "--read-from": read_from, "--repair": repair, "--no-changes": no_changes}
         _refuse([*(name for name, value in wrong.items() if value), *(["--exact-text"] if exact_text else [])])
-        _verify_stream(ctx, source, _stream_options(stream, slot, publication, table, complete, columns, seconds))
+        _verify_stream(ctx, source, _stream_options(files, slot, publication, table, complete, columns, seconds))
         return
     if to is None:
         raise BadValue("--to is missing", hint="name the copy with --to, or a file of slot tail with --stream")

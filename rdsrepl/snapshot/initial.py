@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.config import Target
-from rdsrepl.errors import ConnectionLost, Error, ServerError, TimedOut
+from rdsrepl.errors import ConnectionLost, Error, ServerError, SlotsExhausted, TimedOut
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import connection, versions
 from rdsrepl.snapshot import tables as snapshot_tables
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 _COPY_SLOT: Final = "SELECT lsn FROM pg_catalog.pg_copy_logical_replication_slot(%s, %s, false)"
 _NEXT_XID: Final = "SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text::bigint"
 _SLOT_IS_THERE: Final = "SELECT 1 FROM pg_catalog.pg_replication_slots WHERE slot_name = %s AND active_pid = %s"
+_FREE_SLOTS: Final = """
+SELECT setting::integer - (SELECT count(*) FROM pg_catalog.pg_replication_slots) FROM pg_catalog.pg_settings
+ WHERE name = 'max_replication_slots'
+"""
 # What was accepted and is not yet written may have this size before the workers wait.
 _MOST_PENDING_BYTES: Final = 16 << 20
 _POLL_SECONDS: Final = 0.05
@@ -102,12 +106,14 @@ def copy(
 
     Raises:
         TimedOut: the server waits for transactions that are in progress.
+        SlotsExhausted: there is no slot for the stream besides the one of the snapshot.
         ConnectionLost: the connection that holds the snapshot was lost; nothing is left, and the copy can begin again.
         Error: the sink failed, or a statement did.
     """
     name = f"rdsrepl_snapshot_{os.getpid()}"
     with _exported(target, checked, name, timeout_seconds) as (exporting, position, snapshot, timeline):
         with connection.open(target) as control:
+            _require_free_slot(control)
             job, ranges = _job(control, target, options, checked, (position, snapshot, timeline), workers)
             run = _Copy(job, ranges, sink, progress, warn, lambda: _require_slot(control, name, exporting))
             run.work(workers)
@@ -178,6 +184,20 @@ def _job(
         int(row[0]),
     )
     return job, ranges
+
+
+def _require_free_slot(control: Connection) -> None:
+    """Check that the permanent slot can be created besides the temporary one: at the end is too late.
+
+    Raises:
+        SlotsExhausted: it cannot.
+    """
+    row = control.execute(_FREE_SLOTS).fetchone()
+    if row is None or row[0] < 1:
+        raise SlotsExhausted(
+            "all max_replication_slots are in use: a snapshot needs two slots, one of them until it ends",
+            hint="drop a slot that is not needed (rdsrepl slot prune --dry-run), or raise max_replication_slots",
+        )
 
 
 def _require_slot(control: Connection, name: str, exporting: Connection) -> None:

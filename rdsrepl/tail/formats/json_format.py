@@ -65,21 +65,10 @@ class _JsonWriter:
         relation = images.relation
         self._images = images
         self._head = f'"schema":{quote(relation.schema)},"table":{quote(relation.table)},"key":'
-<<<<<<< HEAD
         new = [*images.key, ',"before":null,"after":', *images.after, ',"lsn":"']
-        insert, update = [*self._start("c"), *new], [*self._start("u"), *new]
+        insert, update = [*self._start(insert_op), *new], [*self._start("u"), *new]
         deletes = {
             whole: [*self._start("d"), *images.key, ',"before":', *images.before(whole), ',"after":null,"lsn":"']
-=======
-        self._insert = template(
-            [*self._start(insert_op), *images.key, ',"before":null,"after":', *images.after, ',"lsn":"']
-        )
-        self._update = template([*self._start("u"), *images.key, ',"before":null,"after":', *images.after, ',"lsn":"'])
-        self._deletes = {
-            whole: template(
-                [*self._start("d"), *images.key, ',"before":', *images.before(whole), ',"after":null,"lsn":"']
-            )
->>>>>>> d14fdbd (tail: copy the tables' rows before the first change (--snapshot))
             for whole in (False, True)
         }
         self._insert, self._update = template(insert), template(update)
