@@ -22,7 +22,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import connection, versions
 from rdsrepl.snapshot import tables as snapshot_tables
 from rdsrepl.snapshot.tables import PageRange
-from rdsrepl.snapshot.worker import Block, Job, work
+from rdsrepl.snapshot.worker import Block, Snapshot, work
 from rdsrepl.tail.model import TableFilter, Transaction
 from rdsrepl.tail.options import TailOptions
 from rdsrepl.tail.preflight import PreflightResult
@@ -158,7 +158,7 @@ def _job(
     checked: PreflightResult,
     exported: tuple[Lsn, str, int],
     workers: int,
-) -> tuple[Job, list[PageRange]]:
+) -> tuple[Snapshot, list[PageRange]]:
     from psycopg import sql
 
     position, snapshot, timeline = exported
@@ -171,7 +171,7 @@ def _job(
     assert row is not None
     # No commit record begins there: the rows precede every change of the stream, and have identities of their own.
     before = str(Lsn(position - 1))
-    job = Job(
+    job = Snapshot(
         target,
         checked,
         snapshot,
@@ -217,7 +217,7 @@ class _Copy:
 
     def __init__(
         self,
-        job: Job,
+        job: Snapshot,
         ranges: Sequence[PageRange],
         sink: Sink,
         progress: Callable[[Progress], None],

@@ -36,7 +36,7 @@ _BYTES_PER_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Snapshot:
     """What the workers of a snapshot have in common; all of it can be sent to another process.
 
     Attributes:
@@ -81,7 +81,7 @@ class Block:
     ends_range: bool
 
 
-def work(job: Job, pipe: Pipe, numbers: Synchronized[int]) -> None:
+def work(job: Snapshot, pipe: Pipe, numbers: Synchronized[int]) -> None:
     """Read ranges from PIPE until None comes; send a ``Block`` for each part of one, or the ``Error`` that ended it.
 
     Args:
@@ -120,7 +120,9 @@ def _use_snapshot(conn: Connection, snapshot: str) -> None:
 class _Reader:
     """Reads ranges on one connection."""
 
-    def __init__(self, conn: Connection, job: Job, fmt: Format, catalog: Catalog, numbers: Synchronized[int]) -> None:
+    def __init__(
+        self, conn: Connection, job: Snapshot, fmt: Format, catalog: Catalog, numbers: Synchronized[int]
+    ) -> None:
         self._conn, self._job, self._format, self._catalog, self._numbers = conn, job, fmt, catalog, numbers
         self._compiled: dict[int, tuple[RowWriter, Any]] = {}
         self._errors = "surrogateescape" if job.checked.lenient_text else "strict"

@@ -92,6 +92,9 @@ def test_a_stream_equals_its_source_while_both_go_on(source: Database, rdsrepl: 
 
 
 def _each_kind_of_damage(source: Database, rdsrepl: Program, out: Path, tmp_path: Path) -> None:
+    end = source.value("SELECT pg_current_wal_flush_lsn()")
+    confirmed = f"SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = 'g'"
+    wait_until(lambda: source.value(confirmed), "the file has every change")
     damaged = tmp_path / "damaged.jsonl"
     lost = (b'{"op":"d","schema":"public","table":"t","key":{"id":12}', b'"key":{"id":150}')
     lines = [line for line in out.read_bytes().splitlines(keepends=True) if not any(text in line for text in lost)]
