@@ -138,7 +138,7 @@ def instance_with_login_of(target: Target, instance_id: str) -> Target:
     login = {key: value for key, value in {**given, **target.keywords}.items() if key not in _ADDRESS}
     aws = replace(target.aws, cluster=None, instance=instance_id)
     found = Target(f"instance {instance_id}", keywords=login, aws=aws, answer_seconds=target.answer_seconds)
-    return with_rds_lookup(found)
+    return replace(found, renew=_Lookup(found, login_of=target))
 
 
 def require_same_server(target: Target) -> None:
@@ -189,8 +189,10 @@ def at_endpoint(target: Target, host: str, port: int) -> Target:
 class _Lookup:
     """Asks AWS where a target's database is and how to log in to it."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, login_of: Target | None = None) -> None:
+        """Prepare; LOGIN_OF is the target whose master user's secret counts where this one has none."""
         self._target = target
+        self._login_of = login_of
         self._server: RdsServer | None = None
         self._described_at = 0.0
 
@@ -223,7 +225,7 @@ class _Lookup:
             return {**keywords, **_token(target, keywords)}
         secret, location = aws.secret, self._location()
         if secret is None and location is not None and keywords.get("user") == location.user:
-            secret = location.secret
+            secret = location.secret or self._secret_of_login()
         if secret is not None:
             login = secrets.get(aws, secret)
             keywords["password"] = login.password
@@ -231,6 +233,10 @@ class _Lookup:
             if login.username and not chosen:
                 keywords["user"] = login.username
         return keywords
+
+    def _secret_of_login(self) -> str | None:
+        server = None if self._login_of is None else server_of(self._login_of)
+        return None if server is None else location_of(server).secret
 
     def _location(self) -> Location | None:
         server = None if self._target.has_address else self.server()

@@ -84,6 +84,9 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     shown = cloud("instance", "show", replica, "-o", "json").json["instance"]
     assert (shown["parameter_group"], shown["parameter_group_status"]) == (other, "in-sync")
     assert show(cloud, replica, "max_wal_senders") == "50", "and it is in force"
+    # The replica is reached with the login of its source: AWS keeps a secret for the source only.
+    refused = cloud("slot", "pairs", "--instance", name, "--with", replica)
+    assert refused.code == 4 and "is PostgreSQL 15: a standby has logical slots since" in refused.err, refused.err
 
     # Queued modifications are shown, stay queued, and block a reboot.
     cloud.delays()
