@@ -83,12 +83,14 @@ def test_rows_first_then_changes(source: Database, rdsrepl: Program, tmp_path: P
     writer.start()
     try:
         with _tail(rdsrepl, source, out):
-            wait_until(lambda: _slots(source) == ["s"], "the snapshot is complete", seconds=60)
+            streams = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 's' AND active"
+            wait_until(lambda: source.value(streams), "the snapshot is complete, and it streams", seconds=60)
             words = ("verify", "--stream", str(out), "--slot", "s", "--publication", "p", "--complete", "-o", "json")
             result = rdsrepl(*words, dsn=source.dsn)
     finally:
         stop.set()
         writer.join()
+    assert result.out, result.err
     states = {one["table"]: one["state"] for one in result.json["tables"]}
     assert (states["public.t"], states["public.hidden"]) == ("equal", "equal"), result.out
     events = _rows(out)
