@@ -219,6 +219,8 @@ class Receiver:
             MalformedMessage: the server sent neither XLogData nor a keepalive; messages before it were returned.
             Error: the server ended the stream with an error.
         """
+        import psycopg
+
         get, consume, transport = self._pgconn.get_copy_data, self._pgconn.consume_input, self._transport
         assert transport is not None
         messages = self._messages = []
@@ -246,7 +248,10 @@ class Receiver:
                 if message[0] == XLOGDATA:
                     append(message)
                     if ahead:
-                        consume()
+                        try:
+                            consume()
+                        except psycopg.OperationalError:
+                            ahead = False  # first what was read, which may be the server's reason
                     continue
                 if len(message) != _KEEPALIVE.size or message[0] != _KEEPALIVE_KIND:
                     self._malformed = _malformed(message, messages)

@@ -21,7 +21,6 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -90,7 +89,6 @@ class Transport:
             return
         tls, self._tls = self._tls, None
         tls.set_read_ahead(False)
-        self._consume()
         while tls.has_unread():
             self._consume()
 
@@ -101,36 +99,50 @@ class Transport:
 
 
 class _OpenSsl:
-    """The ``SSL`` object of a connection."""
+    """The ``SSL`` object of a connection.
 
-    def __init__(self, set_read_ahead: Callable[[int], None], want: Callable[[], int]) -> None:
-        self._set_read_ahead = set_read_ahead
-        self._want = want
+    libpq frees it when the connection ends, so it is asked for the object each time.
+    """
+
+    def __init__(self, pgconn: PGconn, library: ctypes.CDLL) -> None:
+        """Prepare the functions of LIBRARY.
+
+        Raises:
+            AttributeError: it does not have them.
+        """
+        self._pgconn = pgconn
+        self._struct, self._set_read_ahead, self._want = (
+            library.PQsslStruct,
+            library.SSL_set_read_ahead,
+            library.SSL_want,
+        )
+        self._struct.argtypes, self._struct.restype = (ctypes.c_void_p, ctypes.c_char_p), ctypes.c_void_p
+        self._set_read_ahead.argtypes, self._set_read_ahead.restype = (ctypes.c_void_p, ctypes.c_int), None
+        self._want.argtypes, self._want.restype = (ctypes.c_void_p,), ctypes.c_int
 
     @classmethod
     def of(cls, pgconn: PGconn) -> _OpenSsl | None:
         """Return a connection's; None if it has none, or its library cannot be called."""
         module = getattr(sys.modules.get(type(pgconn).__module__), "__file__", None)
-        pointer: int | None = getattr(pgconn, "pgconn_ptr", None)
-        if not pgconn.ssl_in_use or pointer is None or module is None or module.endswith(".py"):
+        if not pgconn.ssl_in_use or module is None or module.endswith(".py"):
             return None
         try:
-            library = ctypes.CDLL(module)
-            struct_of, set_read_ahead, want = library.PQsslStruct, library.SSL_set_read_ahead, library.SSL_want
+            made = cls(pgconn, ctypes.CDLL(module))
         except (OSError, AttributeError):
             return None
-        struct_of.argtypes, struct_of.restype = (ctypes.c_void_p, ctypes.c_char_p), ctypes.c_void_p
-        set_read_ahead.argtypes, set_read_ahead.restype = (ctypes.c_void_p, ctypes.c_int), None
-        want.argtypes, want.restype = (ctypes.c_void_p,), ctypes.c_int
-        ssl = struct_of(pointer, b"OpenSSL")
-        if not ssl:
-            return None
-        return cls(lambda on: set_read_ahead(ssl, on), lambda: int(want(ssl)))
+        return made if made._object() else None
 
     def set_read_ahead(self, on: bool) -> None:
         """Switch read-ahead on or off; what was read ahead stays."""
-        self._set_read_ahead(on)
+        if ssl := self._object():
+            self._set_read_ahead(ssl, on)
 
     def has_unread(self) -> bool:
         """Return whether the last read ended for another reason than that the socket had no more bytes."""
-        return self._want() != _SSL_READING
+        ssl = self._object()
+        return ssl is not None and self._want(ssl) != _SSL_READING
+
+    def _object(self) -> int | None:
+        pointer: int | None = getattr(self._pgconn, "pgconn_ptr", None)
+        ssl: int | None = None if pointer is None else self._struct(pointer, b"OpenSSL")
+        return ssl
