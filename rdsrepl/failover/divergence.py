@@ -7,7 +7,7 @@ before the fork shows all of them; one whose consumer confirmed more shows only 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import BadValue, NotFound, NotPrimary, Refused, Unsupported
@@ -223,6 +223,14 @@ def choose_slots(
         )
         for one in compared
     ]
+
+
+def without_hidden(slots: Iterable[SlotAtFork]) -> list[SlotAtFork]:
+    """Return the slots when it is proven that the old primary committed nothing after the fork.
+
+    A consumer confirms the end of the WAL, also of records that belong to no transaction.
+    """
+    return [replace(one, sent_bytes=0, hidden_bytes=0) for one in slots]
 
 
 def mark_confirmed(transaction: LostTransaction, slots: Iterable[SlotAtFork]) -> None:

@@ -28,6 +28,7 @@ class Switchover:
         system_identifier: of both servers.
         new: the label of the server to promote.
         marker_lsn: the end of the WAL after the last transaction.
+        next_xid: of the old primary; while it is the same, no transaction that wrote has ended since.
         slots: where each consumer was.
     """
 
@@ -35,6 +36,7 @@ class Switchover:
     system_identifier: str
     new: str
     marker_lsn: Lsn
+    next_xid: int
     slots: Mapping[str, Lsn]
 
 
@@ -54,6 +56,7 @@ def save(one: Switchover) -> None:
         "system_identifier": one.system_identifier,
         "new": one.new,
         "marker_lsn": str(one.marker_lsn),
+        "next_xid": one.next_xid,
         "slots": {name: str(lsn) for name, lsn in one.slots.items()},
     }
     try:
@@ -65,13 +68,25 @@ def save(one: Switchover) -> None:
         ) from exc
 
 
-def last(system_identifier: str, new: str) -> Switchover | None:
-    """Return the last switchover to a server that this machine prepared; None without one."""
+def last(system_identifier: str, *, new: str | None = None, before: Lsn | None = None) -> Switchover | None:
+    """Return the last switchover that this machine prepared; None without one.
+
+    Args:
+        system_identifier: of both servers.
+        new: only to this server.
+        before: only one whose marker is at or before this position.
+    """
     try:
         found = json_lines.read(path(), _decode, _MAX_BYTES)
     except OSError:
         return None
-    wanted = [one for one in found if (one.system_identifier, one.new) == (system_identifier, new)]
+    wanted = [
+        one
+        for one in found
+        if one.system_identifier == system_identifier
+        and new in (None, one.new)
+        and (before is None or one.marker_lsn <= before)
+    ]
     return wanted[-1] if wanted else None
 
 
@@ -87,6 +102,7 @@ def _decode(row: dict[str, Any]) -> Switchover:
             json_lines.require_type(row["system_identifier"], str),
             json_lines.require_type(row["new"], str),
             Lsn.parse(json_lines.require_type(row["marker_lsn"], str)),
+            json_lines.require_int64(row["next_xid"]),
             {
                 name: Lsn.parse(json_lines.require_type(lsn, str))
                 for name, lsn in json_lines.require_type(row["slots"], dict).items()

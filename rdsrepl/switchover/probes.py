@@ -111,6 +111,7 @@ class Progress:
                 primary.system_identifier or "",
                 self._new_label,
                 self._marker.lsn,
+                self._marker.next_xid,
                 self.expected,
             )
         )

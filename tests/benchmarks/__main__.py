@@ -26,7 +26,9 @@ from tests.benchmarks import (
     replay_oracle,
     sandbox_kills,
     slot_pairs,
+    splits,
     streams,
+    switchovers,
 )
 from tests.benchmarks.measure import SCRIPT, connect, own_server, run
 

@@ -22,7 +22,7 @@ from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
-    from rdsrepl.failover.divergence import Fork, LostTransaction, SlotAtFork
+    from rdsrepl.failover.divergence import Fork, LostTransaction, ServerHistory, SlotAtFork
 
 _SHOWN: Final = 20
 _NAMED_TABLES: Final = 3
@@ -108,6 +108,9 @@ def diff(
     server = peek.history(old_target, old_target.label)
     at = divergence.fork(server, peek.history(new_target, new_target.label))
     slots = _chosen(old_target, at, slot or ())
+    if _nothing_since(old_target, server, at):
+        slots = divergence.without_hidden(slots)
+        note(ctx, "the old primary has committed nothing since the marker of the switchover, which is before the fork")
     read = [one for one in slots if one.is_read]
     if changes is not None and len(read) > 1:
         names = ", ".join(f"{one.database} ({one.slot_name})" for one in read)
@@ -148,6 +151,19 @@ def _chosen(target: Target, at: Fork, wanted: Sequence[str]) -> list[SlotAtFork]
     with connection.open(target) as conn:
         row = conn.execute(_HELD_BACK).fetchone()
         return divergence.choose_slots(slots.ls(conn), at, wanted=wanted, hold_back=str(row[0]) if row else "")
+
+
+def _nothing_since(target: Target, server: ServerHistory, at: Fork) -> bool:
+    """Return whether a switchover of this machine proves that the old primary committed nothing after the fork."""
+    from rdsrepl.postgres import connection, write_activity
+    from rdsrepl.state import switchovers
+
+    known = switchovers.last(server.system_identifier, before=at.lsn)
+    if known is None:
+        return False
+    with connection.open(target) as conn:
+        now = write_activity.read(conn)
+    return not now.running and now.next_xid == known.next_xid
 
 
 def _in_database(target: Target, name: str) -> Target:

@@ -217,7 +217,7 @@ def _finish(servers: Servers, options: Options, old: FailoverServer | None, new:
     from rdsrepl.state import switchovers
     from rdsrepl.switchover import planner
 
-    known = switchovers.last(new.system_identifier or "", servers.new_label)
+    known = switchovers.last(new.system_identifier or "", new=servers.new_label)
     if known is not None:
         return planner.finish(servers, options, slots=known.slots)
     names = [slot.slot_name for slot in switchover.streamed(old)] if old is not None else []
