@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import statistics
 import sys
 from contextlib import closing
 from importlib import import_module
@@ -25,8 +23,10 @@ from tests.benchmarks import (
     repeats,
     replay_oracle,
     sandbox_kills,
+    scale,
     slot_pairs,
     splits,
+    start_up,
     streams,
     switchovers,
 )
@@ -56,19 +56,6 @@ def million(server: PostgresServer) -> None:
     print(f"\nOne transaction of 1,000,000 rows: {cost.wall:.2f} s, peak {cost.memory:.1f} MB")
 
 
-def start_up() -> None:
-    """Measure the start-up time of the program."""
-    commands = {"rdsrepl --version": [SCRIPT, "--version"], "rdsrepl slot --help": [SCRIPT, "slot", "--help"]}
-    if aws := shutil.which("aws"):
-        commands["aws --version"] = [aws, "--version"]
-    walls = {name: [run(command).wall for _ in range(11)][1:] for name, command in commands.items()}
-    medians = {name: statistics.median(values) for name, values in walls.items()}
-    print("\nStart-up, median of 10 (s)")
-    for name, value in medians.items():
-        ratio = f"   aws --version takes {medians['aws --version'] / value:.1f} ×" if "aws --version" in medians else ""
-        print(f"  {name:<28} {value:6.3f}{ratio if 'aws' not in name else ''}")
-
-
 def main() -> None:
     """Run all benchmarks, or those that are named."""
     if names := sys.argv[1:]:
@@ -76,7 +63,7 @@ def main() -> None:
             import_module(f"tests.benchmarks.{name}").report()
         return
     pages.report()
-    start_up()
+    start_up.report()
     with own_server() as server:
         print(f"\nPostgreSQL {'.'.join(map(str, server.binaries.version))}, {os.cpu_count()} cores")
         streams.compare(server)
@@ -95,6 +82,7 @@ def main() -> None:
     splits.report()
     switchovers.report()
     slot_pairs.report()
+    scale.report()
 
 
 if __name__ == "__main__":

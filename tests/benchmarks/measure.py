@@ -31,8 +31,8 @@ class Cost:
     memory: float
 
 
-def run(command: Sequence[str], out: Path | None = None) -> Cost:
-    """Run a command to its end and measure it."""
+def run(command: Sequence[str], out: Path | None = None, *, codes: Sequence[int] = (0,)) -> Cost:
+    """Run a command to its end and measure it; it must end with one of these exit codes."""
     with (out or Path(os.devnull)).open("wb") as file:
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.PIPE)
@@ -52,7 +52,7 @@ def run(command: Sequence[str], out: Path | None = None) -> Cost:
     err = process.stderr.read().decode()
     process.stderr.close()
     process.returncode = os.waitstatus_to_exitcode(code)
-    if process.returncode:
+    if process.returncode not in codes:
         raise SystemExit(f"{command}: ended with {process.returncode}: {err}")
     return Cost(wall, usage.ru_utime + usage.ru_stime, peak / 1000)
 
@@ -63,14 +63,16 @@ def connect(server: PostgresServer) -> Connection:
 
 
 @contextmanager
-def own_server() -> Iterator[PostgresServer]:
-    """Start a server with a database ``bench``."""
+def own_server(**more: str) -> Iterator[PostgresServer]:
+    """Start a server with a database ``bench``; MORE are settings of the server."""
     programs = find_binaries(15)
     if programs is None:
         raise SystemExit("PostgreSQL 15 with wal2json is needed: apt-get install postgresql-15 postgresql-15-wal2json")
     with tempfile.TemporaryDirectory(prefix="rdsrepl-bench-") as directory:
         settings = {"max_wal_size": "16GB", "autovacuum": "off", "shared_buffers": "512MB", "synchronous_commit": "off"}
-        server = PostgresServer(Path(directory) / "pg", programs, settings={**settings, **plugin_settings(programs)})
+        server = PostgresServer(
+            Path(directory) / "pg", programs, settings={**settings, **plugin_settings(programs), **more}
+        )
         server.initdb()
         server.start()
         try:
