@@ -5,6 +5,7 @@ A pass may run twice at once, across a restart and across a promotion: every sta
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 # An advance decodes all WAL in between. In steps, a pass that is interrupted keeps what it has done.
 _STEP_BYTES: Final = 1 << 30
+# A pass that runs at the same time uses a follower for some milliseconds: that is no consumer.
+_IN_USE_ATTEMPTS: Final = 3
+_IN_USE_SECONDS: Final = 0.2
 _REMEDY: Final = "name the primary and its standby, one as the command's server, the other with --with"
 
 
@@ -78,6 +82,15 @@ class PairSynchronizer:
             NotFound: a slot that was named is on neither server.
             Denied, Unreachable: a server does not answer, or refuses the role.
         """
+        pairs = self._read()
+        for _ in range(_IN_USE_ATTEMPTS):
+            if not any(pair.follower is not None and pair.follower.active for pair in pairs):
+                break
+            time.sleep(_IN_USE_SECONDS)
+            pairs = self._read()
+        return pairs
+
+    def _read(self) -> list[SlotPair]:
         from rdsrepl.postgres.error_mapping import translating
 
         with translating():
@@ -209,8 +222,8 @@ class PairSynchronizer:
                 if end is None or end <= at:
                     break
                 at = end
-        except psycopg.errors.ObjectInUse as exc:
-            return slot_pairs.broken(pair, f"the follower is in use: {translate(exc).message}")
+        except psycopg.errors.ObjectInUse:
+            pass  # another pass, or a consumer since it was read: the next pass tells
         except psycopg.Error as exc:
             failure = translate(exc)
             if isinstance(failure, errors.Unreachable):
