@@ -395,6 +395,20 @@ def test_no_permission_to_describe_the_stream(cloud: Cloud, source: Database) ->
     assert "rdsrepl iam-policy" in failed.err and is_before(source, before)
 
 
+def test_aggregation_without_permission_to_list_the_shards(cloud: Cloud, source: Database) -> None:
+    before = wal_end(source)
+    source.run("INSERT INTO t VALUES (1, 1, 'a')")
+    cloud.client("kinesis").create_stream(StreamName=STREAM, ShardCount=1)
+    try:
+        cloud.faults({"service": "kinesis", "operation": "ListShards", "code": "AccessDeniedException",
+                      "status": 400, "message": "no"})  # fmt: skip
+        failed = cloud.program(*words(source, "--aggregate"), dsn=source.dsn)
+    finally:
+        cloud.client("kinesis").delete_stream(StreamName=STREAM)
+    assert failed.code == 5 and "the identity lacks kinesis:ListShards" in failed.err
+    assert "rdsrepl iam-policy" in failed.err and is_before(source, before)
+
+
 def test_an_arn_of_another_region(rdsrepl: Program, source: Database) -> None:
     arn = f"arn:aws:kinesis:us-east-1:123456789012:stream/{STREAM}"
     failed = rdsrepl("slot", "tail", slot_of(source), "--to", f"kinesis:{arn}", dsn=source.dsn, env=AWS)

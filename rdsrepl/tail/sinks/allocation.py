@@ -12,7 +12,7 @@ from typing import Final
 
 _M_MMAP_THRESHOLD: Final = -3
 # Larger than the usual requests of small rows, whose memory is used again at once.
-_LARGE_BYTES: Final = 256 << 10
+_LARGE_BYTES: Final = 512 << 10
 
 
 def return_large_blocks() -> None:

@@ -103,11 +103,8 @@ class Dispatch(Protocol[E]):
         ...
 
 
-def entry(data: bytes, partition_key: str, explicit_hash_key: str = "") -> bytes:
+def entry(data: bytes, partition_key: bytes) -> bytes:
     """Return an entry of PutRecords in JSON."""
     # The function that base64.b64encode calls.
     text = b2a_base64(data, newline=False)
-    if explicit_hash_key:
-        key, hashed = quote(partition_key).encode(), explicit_hash_key.encode()
-        return b'{"Data":"%b","PartitionKey":%b,"ExplicitHashKey":"%b"}' % (text, key, hashed)
-    return b'{"Data":"%b","PartitionKey":%b}' % (text, quote(partition_key).encode())
+    return b'{"Data":"%b","PartitionKey":%b}' % (text, quote(partition_key.decode()).encode())

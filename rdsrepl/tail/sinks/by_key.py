@@ -47,7 +47,7 @@ class Record:
 
     def json(self) -> bytes:
         """Return it as an entry of PutRecords."""
-        return entry(self.data, self.key.decode())
+        return entry(self.data, self.key)
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from rdsrepl.tail.sinks.shard_map import ShardMap, hash_key
 # Partition key, data, and the number of the batch.
 UserRecord = tuple[bytes, bytes, int]
 # The KPL's partition key of aggregated records; the explicit hash key selects the shard.
-_KEY: Final = "a"
+_KEY: Final = b"a"
 # The delay after the map did not have the shard that Kinesis named.
 _UNKNOWN_SHARD_SECONDS: Final = 0.5
 
@@ -46,10 +46,8 @@ class Aggregate:
     def json(self) -> bytes:
         """Return it as an entry of PutRecords; a single record is not aggregated."""
         key, data, _ = self.records[0]
-        hashed = str(int.from_bytes(hash_key(key), "big"))
-        if len(self.records) == 1:
-            return entry(data, key.decode(), hashed)
-        return entry(aggregated(self.records), _KEY, hashed)
+        plain = entry(data, key) if len(self.records) == 1 else entry(aggregated(self.records), _KEY)
+        return b'%b,"ExplicitHashKey":"%d"}' % (plain[:-1], int.from_bytes(hash_key(key), "big"))
 
 
 @dataclass(slots=True)
