@@ -188,6 +188,8 @@ GRANTS: Final[Mapping[str, tuple[Grant | str, ...]]] = {
         _READ_VERSIONS,
     ),
     "instance reboot": (_READ_INSTANCES, _READ_CLUSTERS, Grant("rds:RebootDBInstance", ("db",)), _EVENTS, _SQL),
+    "instance promote": (_READ_INSTANCES, Grant("rds:PromoteReadReplica", ("db",)), _SQL),
+    "failover run": (_READ_INSTANCES, Grant("rds:PromoteReadReplica", ("db",)), _SQL),
     "instance failover": (_READ_INSTANCES, _READ_CLUSTERS, Grant("rds:RebootDBInstance", ("db",)), _EVENTS, _SQL),
     "instance delete": (
         _READ_INSTANCE,

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl.aws import promotions
 from rdsrepl.aws.promotions import Backups
+from rdsrepl.errors import Refused
+from rdsrepl.failover.findings import Level
 from rdsrepl.plan import LocalCommand, Plan, Statement, Step, Wait
 from rdsrepl.switchover.probes import QUIET_SECONDS, Progress
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from rdsrepl.aws.instances import Instance
     from rdsrepl.config import Target
+    from rdsrepl.failover.readiness import Readiness
     from rdsrepl.lsn import Lsn
 
 PROOF_SECONDS: Final = 120.0
@@ -67,14 +71,27 @@ class Options:
     subscriptions: tuple[Statement, ...] = ()
 
 
-def planned(servers: Servers, options: Options, *, consumers: Sequence[str] = ()) -> Plan:
+def planned(servers: Servers, options: Options, ready: Readiness, *, consumers: Sequence[str] = ()) -> Plan:
     """Plan a switchover that loses and repeats nothing.
 
     Args:
         servers: the two servers.
         options: how.
+        ready: what ``readiness.assess`` found; warnings are shown with the plan.
         consumers: those that read slots of the old primary.
+
+    Raises:
+        Refused: a finding is critical.
     """
+    critical = [one for one in ready.findings if one.level is Level.critical]
+    if critical:
+        first, more = critical[0], len(critical) - 1
+        raise Refused(
+            f"{counted(len(critical), 'critical finding')}: {first.check}: {first.subject} on {first.server}: "
+            f"{first.message}" + (f" (and {more} more)" if more else "") + "; nothing was changed",
+            hint=first.remedy,
+        )
+    warned = [f"{one.subject}: {one.message}" for one in ready.findings if one.level is Level.warning]
     labels, quiet = (servers.old_label, servers.new_label), options.quiet_seconds
     progress = Progress(servers.old, servers.new, labels, quiet_seconds=quiet)
     seconds = options.timeout_seconds
@@ -102,7 +119,7 @@ def planned(servers: Servers, options: Options, *, consumers: Sequence[str] = ()
     return Plan(
         f"switch over from {servers.old_label} to {servers.new_label}",
         tuple(steps),
-        (*_warnings(servers, options), *_to_follow(servers, consumers, options)),
+        (*_warnings(servers, options), *_to_follow(servers, consumers, options), *warned),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rdsrepl import apply
+from rdsrepl.failover.readiness import Readiness
 from rdsrepl.plan import Plan, Step
 from rdsrepl.switchover import planner
 from tests.fixtures.postgres import Database, Servers
@@ -172,10 +173,12 @@ def test_killed_after_each_step_and_run_again_it_converges(place: Place, monkeyp
     old_target, new_target = replace(old.target, label="--dsn"), replace(new.target, label="--to")
     where = new.server.keywords()
     servers = planner.Servers(old_target, new_target, "old", f"{where['host']}:{where['port']}")
-    steps = planner.planned(servers, planner.Options(fence="true")).steps
+    ready_now = Readiness("old", ("new",), None, True, (), ())
+    steps = planner.planned(servers, planner.Options(fence="true"), ready_now).steps
     promotion = next(n for n, step in enumerate(steps, 1) if step.summary.startswith("promote"))
     for number in range(1, promotion + 1):
-        plan = planner.planned(servers, planner.Options(fence="true", timeout_seconds=20, quiet_seconds=0.1))
+        options = planner.Options(fence="true", timeout_seconds=20, quiet_seconds=0.1)
+        plan = planner.planned(servers, options, ready_now)
         apply_until_killed(plan, place, number)
         assert place.is_promoted() is (number == promotion), number
     finished = place.run("--idle", "--yes", "-o", "json")

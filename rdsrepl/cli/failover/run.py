@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +18,6 @@ from rdsrepl.cli.options import duration_option, flag_option
 from rdsrepl.cli.targets import database_target, other_target
 from rdsrepl.errors import Error, NotPrimary, Refused, Unreachable, UsageError
 from rdsrepl.text.commands import command
-from rdsrepl.text.counts import counted
 from rdsrepl.text.masking import mask
 from rdsrepl.units import format_size
 
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from rdsrepl.plan import Plan
     from rdsrepl.postgres.failover_servers import FailoverServer
     from rdsrepl.switchover.planner import Options, Servers
-
-_NAMED: Final = 5
 
 
 @with_bundles
@@ -89,7 +85,7 @@ def run(
         plan = _unplanned(servers, options, old, new)
     else:
         assert old is not None
-        plan = _planned(ctx, servers, options, old, new)
+        plan = _planned(servers, options, old, new)
     if confirm_and_apply(ctx, plan, target=new_target) and old is not None and not apply_options(ctx).plans_only:
         _next_steps(ctx, servers, old)
 
@@ -172,25 +168,16 @@ def _options(
     return Options(fence, timeout, backups=backups.given(), subscriptions=tuple(repointed))
 
 
-def _planned(ctx: typer.Context, servers: Servers, options: Options, old: FailoverServer, new: FailoverServer) -> Plan:
+def _planned(servers: Servers, options: Options, old: FailoverServer, new: FailoverServer) -> Plan:
     from rdsrepl.failover import readiness, switchover
-    from rdsrepl.failover.findings import Level
     from rdsrepl.switchover import planner
 
-    found = readiness.assess(old, (new,))
-    critical = [one for one in found.findings if one.level is Level.critical]
-    if critical:
-        for one in critical[1 : _NAMED + 1]:
-            warn(ctx, f"{one.check}: {one.subject}: {one.message}")
-        first = critical[0]
-        raise Refused(
-            f"{counted(len(critical), 'critical finding')}: {first.check}: {first.subject} on {first.server}: "
-            f"{first.message}; nothing was changed",
-            hint=f"{first.remedy}; all findings: {command('failover check --to {}', _words(servers.new))}",
-        )
-    plan = planner.planned(servers, options, consumers=switchover.consumers(old))
-    others = tuple(f"{one.subject}: {one.message}" for one in found.findings if one.level is Level.warning)
-    return replace(plan, warnings=(*plan.warnings, *others))
+    ready = readiness.assess(old, (new,))
+    try:
+        return planner.planned(servers, options, ready, consumers=switchover.consumers(old))
+    except Refused as exc:
+        exc.hint = f"{exc.hint}; all findings: {command('failover check --to {}', _words(servers.new))}"
+        raise
 
 
 def _unplanned(servers: Servers, options: Options, old: FailoverServer | None, new: FailoverServer) -> Plan:

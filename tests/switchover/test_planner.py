@@ -1,0 +1,202 @@
+"""The decisions of a switchover: what stops it, what it waits for, what it must prove."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rdsrepl.apply.local_commands import run_command
+from rdsrepl.config import Target
+from rdsrepl.errors import Error, Refused, StepFailed, TimedOut
+from rdsrepl.failover import readiness, switchover
+from rdsrepl.failover.switchover import Marker
+from rdsrepl.lsn import Lsn
+from rdsrepl.plan import LocalCommand
+from rdsrepl.postgres import connection, subscriptions, write_activity
+from rdsrepl.postgres.subscriptions import Publisher
+from rdsrepl.postgres.write_activity import WriteActivity, end_of_record
+from rdsrepl.switchover import planner
+from tests.fixtures.postgres import Database
+from tests.fixtures.readiness import CRITICAL, WARNINGS, ready_pair, with_slot, without_slot
+
+AT = Lsn(10 << 30)
+NOW = WriteActivity((), 100, AT)
+SERVERS = planner.Servers(Target("old"), Target("new"), "old", "new")
+
+
+@pytest.mark.parametrize("name", CRITICAL)
+def test_each_critical_finding_alone_stops_it(name: str) -> None:
+    primary, standby = CRITICAL[name](ready_pair())
+    with pytest.raises(Refused, match="nothing was changed"):
+        planner.planned(SERVERS, planner.Options(), readiness.assess(primary, (standby,)))
+
+
+@pytest.mark.parametrize("name", WARNINGS)
+def test_each_warning_is_shown_with_the_plan(name: str) -> None:
+    primary, standby = WARNINGS[name](ready_pair())
+    found = readiness.assess(primary, (standby,))
+    plan = planner.planned(SERVERS, planner.Options(), found)
+    assert any(found.findings[0].message in warning for warning in plan.warnings)
+
+
+def test_nothing_is_promoted_before_it_is_proven() -> None:
+    plan = planner.planned(SERVERS, planner.Options(fence="true"), readiness.assess(*_one(ready_pair())))
+    steps = [step.summary for step in plan.steps]
+    promotion = steps.index("promote new")
+    assert steps.index("fence the writers") == 0
+    assert steps.index("verify that nothing was written after the marker") == promotion - 1
+
+
+def _one(pair: Any) -> Any:
+    return pair[0], (pair[1],)
+
+
+def test_a_ready_pair_waits_for_nothing() -> None:
+    primary, standby = ready_pair()
+    assert switchover.waiting_for(Marker(AT, 100), NOW, primary, standby) == switchover.Waiting()
+    assert switchover.positions(primary, Marker(AT, 100)) == {"orders": AT}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda p, s: (with_slot(p, "orders", confirmed_flush_lsn=Lsn(AT - 10)), s), "before the marker"),
+        (lambda p, s: (p, with_slot(s, "orders", confirmed_flush_lsn=Lsn(AT - 10))), "its copy is at"),
+        (lambda p, s: (p, with_slot(s, "orders", temporary=True)), "its copy is not complete"),
+        (lambda p, s: (p, with_slot(s, "orders", wal_status="lost")), "its copy is invalidated"),
+        (lambda p, s: (p, without_slot(s, "orders")), "the standby has no copy"),
+        (lambda p, s: (p, replace(s, wal=replace(s.wal, lsn=Lsn(AT - 10)))), "has replayed"),
+    ],
+)
+def test_it_waits_for_consumers_copies_and_the_replay(change: Any, reason: str) -> None:
+    primary, standby = change(*ready_pair())
+    (found,) = switchover.waiting_for(Marker(AT, 100), NOW, primary, standby).reasons
+    assert reason in found
+
+
+def test_a_slot_without_a_consumer_needs_only_its_copy_in_step() -> None:
+    primary, standby = ready_pair()
+    behind = {"active": False, "active_pid": None, "confirmed_flush_lsn": Lsn(AT - 10)}
+    marker = Marker(AT, 100)
+    inactive = with_slot(primary, "orders", **behind)
+    assert switchover.waiting_for(marker, NOW, inactive, with_slot(standby, "orders", **behind)).reasons == ()
+    assert "its copy is at" in switchover.waiting_for(marker, NOW, inactive, standby).reasons[0], "a gap"
+
+
+def test_a_transaction_after_the_marker_moves_it() -> None:
+    marker = switchover.moved(None, NOW)
+    assert switchover.moved(marker, NOW) is marker
+    assert switchover.moved(marker, replace(NOW, next_xid=101, lsn=Lsn(AT + 8))) == Marker(Lsn(AT + 8), 101)
+    running = switchover.waiting_for(marker, replace(NOW, running=("PID 7",)), *ready_pair())
+    assert running.reasons == ("still writing: PID 7",)
+
+
+def test_a_promotion_by_another_ends_the_wait() -> None:
+    primary, standby = ready_pair()
+    promoted = replace(standby, in_recovery=False)
+    assert "promoted meanwhile" in str(switchover.waiting_for(Marker(AT, 1), NOW, primary, promoted).failed)
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem"),
+    [
+        ({}, None),
+        ({"confirmed_flush_lsn": Lsn(AT - 1)}, "changes come again"),
+        ({"wal_status": "lost"}, "is invalidated"),
+        ({"temporary": True}, "does not exist"),
+    ],
+)
+def test_the_proof_after_the_promotion(columns: dict[str, Any], problem: str | None) -> None:
+    promoted = replace(with_slot(ready_pair()[1], "orders", **columns), in_recovery=False)
+    failed = switchover.unproven({"orders": AT}, promoted).failed
+    assert failed is None if problem is None else problem in str(failed)
+    assert "does not exist" in str(switchover.unproven({"gone": AT}, promoted).failed)
+
+
+def test_what_an_unplanned_promotion_loses() -> None:
+    primary, standby = ready_pair()
+    ahead = with_slot(replace(primary, wal=replace(primary.wal, lsn=Lsn(AT + 50))), "orders")
+    found = switchover.unplanned(standby, ahead)
+    assert (found.missing_bytes, found.slots[0].usable, found.slots[0].repeat_bytes) == (50, True, 0)
+    alone = switchover.unplanned(with_slot(standby, "orders", temporary=True), None)
+    assert (alone.missing_bytes, alone.slots[0].usable) == (None, False)
+
+
+# --- who writes
+
+
+def test_a_running_writer_is_found_without_a_privilege(database: Database) -> None:
+    role = f"plain_{database.name}"
+    database.run("CREATE TABLE t (id int)", f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    target = database.server.target(user=role, dbname=database.name)
+    target = replace(target, keywords={**target.keywords, "password": "x"})
+    with connection.open(target) as plain, database.connect() as writer:
+        before = write_activity.read(plain)
+        assert not any(f"PID {writer.info.backend_pid}" in one for one in before.running)
+        writer.execute("BEGIN")
+        writer.execute("INSERT INTO t VALUES (1)")
+        during = write_activity.read(plain)
+        assert any(f"PID {writer.info.backend_pid}" in one for one in during.running)
+        writer.execute("COMMIT")
+        after = write_activity.read(plain)
+    assert after.next_xid > during.next_xid and after.lsn > before.lsn
+
+
+@pytest.mark.parametrize(("lsn", "end"), [(8192 + 24, 8192), (40, 0), (8192 + 48, 8192 + 48), (500, 500)])
+def test_the_header_of_an_empty_page_is_not_awaited(lsn: int, end: int) -> None:
+    assert end_of_record(lsn) == end
+
+
+# --- the user's command
+
+
+def command(text: str, seconds: float = 30) -> LocalCommand:
+    return LocalCommand("fence the writers", text, seconds, effect="change")
+
+
+def test_a_command_that_does_not_end_is_ended_with_its_children(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+    with pytest.raises(TimedOut):
+        run_command(command(f"sleep 300 & echo $! > {mark}; wait", 0.5), lambda *given: None)
+    pid = int(mark.read_text())
+    status = Path(f"/proc/{pid}/status")
+    assert not status.exists() or "zombie" in status.read_text()
+
+
+@pytest.mark.parametrize(("text", "how"), [("exit 7", "code 7"), (f"kill -{int(signal.SIGKILL)} $$", "signal 9")])
+def test_a_command_that_fails_says_how(text: str, how: str) -> None:
+    with pytest.raises(StepFailed, match=how):
+        run_command(command(text), lambda *given: None)
+
+
+def test_a_command_gets_no_input() -> None:
+    words = "from rdsrepl.apply.local_commands import run_command; from rdsrepl.plan import LocalCommand; "
+    words += "run_command(LocalCommand('x', 'read a && exit 1; exit 0', 9, effect='change'), lambda *g: None)"
+    assert subprocess.run([sys.executable, "-c", words], input="y\n", text=True, check=False).returncode == 0
+
+
+# --- subscriptions
+
+
+def test_a_subscription_follows_with_its_login_and_its_password_is_not_shown() -> None:
+    one = Publisher("s'\"", "app", "orders", "host=old hostaddr=10.0.0.1 port=1 user=u password='geheim x' dbname=d")
+    moved = subscriptions.at(str(one.conninfo), "new", "5432")
+    assert subscriptions.address(moved) == ("new", "5432")
+    assert "hostaddr" not in moved and "geheim x" in moved and "user=u" in moved
+    step = subscriptions.repoint(one, moved, Target("subscriber"))
+    assert "geheim" not in step.text and "geheim" in step.sql.as_string(None)
+    assert step.sql.as_string(None).startswith('ALTER SUBSCRIPTION "s\'""" CONNECTION \'')
+    assert "geheim" not in repr(one)
+
+
+def test_errors_keep_their_remedies() -> None:
+    primary, standby = CRITICAL[next(iter(CRITICAL))](ready_pair())
+    with pytest.raises(Error) as failure:
+        planner.planned(SERVERS, planner.Options(), readiness.assess(primary, (standby,)))
+    assert failure.value.hint
