@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,20 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    directory = tmp_path_factory.mktemp("switchover")
+    """A pair that no test promotes: the tests share it, in any order."""
+    with made_place(servers, tmp_path_factory.mktemp("switchover")) as made:
+        yield made
+
+
+@pytest.fixture
+def promoted(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A pair of its own for a test that promotes the standby."""
+    with made_place(servers, tmp_path_factory.mktemp("promoted")) as made:
+        yield made
+
+
+@contextmanager
+def made_place(servers: Servers, directory: Path) -> Iterator[Place]:
     program = Program(directory)
     program.env["RDSREPL_POLL_INTERVAL"] = "100ms"
     settings = {"hot_standby_feedback": "on", "wal_receiver_status_interval": "1s", "max_prepared_transactions": "2"}
@@ -166,7 +179,8 @@ def apply_until_killed(plan: Plan, place: Place, steps: int) -> None:
         )
 
 
-def test_killed_after_each_step_and_run_again_it_converges(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_after_each_step_and_run_again_it_converges(promoted: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = promoted
     monkeypatch.setenv("XDG_STATE_HOME", place.program.env["XDG_STATE_HOME"])
     ready(place)
     old, new = place.servers.before, place.servers.after
