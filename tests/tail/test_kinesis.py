@@ -297,7 +297,7 @@ def test_kills_refusals_and_a_failover_lose_nothing_and_reorder_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """Nothing is confirmed that Kinesis has not acknowledged. ``make bench`` runs 200,000 changes and 20 kills."""
-    size = FaultLoad(changes=3000, per_second=600, keys=1000, kills=4, life_seconds=(0.6, 1.2))
+    size = FaultLoad(changes=2000, per_second=600, keys=1000, kills=2, life_seconds=(0.6, 1.2))
     came = stream_with_faults(tmp_path, size)
     said = f"{came.changes} changes, {came.kills} kills, {came.refused} refusals, {came.repeats} repeats"
     record_property("kinesis", said)
