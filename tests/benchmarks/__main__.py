@@ -14,6 +14,7 @@ from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks import (
     corruptions,
     file_kills,
+    flips,
     fuzz,
     identity,
     kinesis,
@@ -83,6 +84,7 @@ def main() -> None:
     switchovers.report()
     slot_pairs.report()
     scale.report()
+    flips.report()
 
 
 if __name__ == "__main__":
