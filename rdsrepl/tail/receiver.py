@@ -221,6 +221,8 @@ class Receiver:
         """
         import psycopg
 
+        if self._malformed is not None:
+            raise self._malformed
         get, consume, transport = self._pgconn.get_copy_data, self._pgconn.consume_input, self._transport
         assert transport is not None
         messages = self._messages = []
@@ -229,7 +231,7 @@ class Receiver:
         # A TLS record has one message in most cases: reading one for each message saves a question in between.
         ahead = transport.reads_ahead
         with _translating():
-            while size < _READ_BYTES and self._malformed is None:
+            while size < _READ_BYTES:
                 length, view = get(1)
                 if length == 0:
                     if self._last_bytes:

@@ -90,7 +90,7 @@ def test_the_end_of_a_stream(db15: Database, secure: str, rdsrepl: Program) -> N
 
 
 def test_a_connection_that_is_lost(db15: Database, secure: str, rdsrepl: Program, tmp_path: Path) -> None:
-    """libpq frees OpenSSL's object when the connection ends; nobody may use it after that."""
+    """libpq frees OpenSSL's object when the connection ends; it must not be used after that."""
     out = tmp_path / "out"
     with out.open("ab") as file:
         process = rdsrepl.start("-q", "slot", "tail", "g", "--publication", "p", dsn=secure, stdout=file)

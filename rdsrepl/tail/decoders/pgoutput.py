@@ -107,12 +107,12 @@ class PgoutputDecoder:
         self._catalog.batch_received()
         if self._in_parts is None:
             return self._decoded(messages, _NO_WRITES)
-        before = self._tx, self._seq, self._open, self._commit_lsn
+        before = self._tx, self._seq, self._open, self._commit_lsn, self._catalog.xid
         batch = self._decoded(messages, self._writes)
         if self._lenient or _is_utf8(batch.lines):
             return batch
         # The general way decodes every value, and so finds the message.
-        self._tx, self._seq, self._open, self._commit_lsn = before
+        self._tx, self._seq, self._open, self._commit_lsn, self._catalog.xid = before
         return self._decoded(messages, _NO_WRITES)
 
     def _decoded(self, messages: Sequence[bytes], writes: dict[bytes, Write]) -> DecodedBatch:
