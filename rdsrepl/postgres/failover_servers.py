@@ -110,11 +110,16 @@ def read(conn: Connection, label: str) -> FailoverServer:
     about = activity.server(conn)
     position = wal.get(conn)
     values = {name: one.setting for name, one in settings.ls(conn, _SETTINGS).items()}
+    conninfo = values.pop("primary_conninfo", None)  # it may contain a password
     rows = tuple(slots.ls(conn))
+    if about.flavour == "aurora":  # without standbys that stream; some of the functions below fail there
+        return FailoverServer(
+            label=label, version=position.version, in_recovery=position.in_recovery, slots=rows, settings=values,
+            wal=position, is_managed=True, is_aurora=True,
+        )  # fmt: skip
     with conn.cursor(row_factory=dict_row) as cursor:
         state = cursor.execute(_STATE).fetchone()
     assert state is not None
-    conninfo = values.pop("primary_conninfo", None)  # it may contain a password
     in_recovery = position.in_recovery
     return FailoverServer(
         label=label,

@@ -72,6 +72,7 @@ def _flip(database: Database, out: Path) -> None:
     over.set()
     for writer in writers:
         writer.join()
+    wrote = time.monotonic() - started
     end = database.value("SELECT pg_current_wal_lsn()")
     caught_up = f"SELECT 1 FROM pg_replication_slots WHERE slot_name = 'orders' AND confirmed_flush_lsn >= '{end}'"
     wait_until(lambda: database.run(caught_up), "the tail confirmed everything", seconds=600)
@@ -79,7 +80,7 @@ def _flip(database: Database, out: Path) -> None:
     tail.send_signal(signal.SIGINT)
     assert tail.wait(timeout=60) == 0
     assert reader.wait(timeout=60) == 0
-    _compare(out, written, seconds, interrupted)
+    _compare(out, written, (wrote, seconds), interrupted)
 
 
 def _write(database: Database, number: int, written: list[int], over: threading.Event) -> None:
@@ -93,7 +94,7 @@ def _write(database: Database, number: int, written: list[int], over: threading.
             written[number] = first + _BATCH
 
 
-def _compare(out: Path, written: list[int], seconds: float, interrupted: int) -> None:
+def _compare(out: Path, written: list[int], seconds: tuple[float, float], interrupted: int) -> None:
     seen = bytearray(max(written) * _WRITERS)
     lines = 0
     with out.open("rb") as file:
@@ -107,7 +108,8 @@ def _compare(out: Path, written: list[int], seconds: float, interrupted: int) ->
     total = sum(written)
     lost = sum(not seen[i * _WRITERS + number] for number in range(_WRITERS) for i in range(written[number]))
     print(
-        f"{interrupted} of {FLIPS} flips under load: {total:,} rows, {total / seconds:,.0f} changes/s, "
+        f"{interrupted} of {FLIPS} flips under load: {total:,} rows, written at {total / seconds[0]:,.0f}/s and read at "
+        f"{total / seconds[1]:,.0f}/s, "
         f"{lost} lost, {lines - (total - lost):,} repeated"
     )
     assert interrupted == FLIPS
