@@ -110,6 +110,7 @@ class _Reader:
         self._open: dict[str, _Open] = {}
         self._started: set[str] = set()
         self._ended: set[str] = set()
+        self._unread: set[str] = set()
         self._start_shards(streams.shards(aws, stream), first=True)
         self._wanted: SimpleQueue[tuple[str, str | None, dict[str, Any]] | None] = SimpleQueue()
         self._answers: SimpleQueue[tuple[str, dict[str, Any] | Error]] = SimpleQueue()
@@ -134,7 +135,9 @@ class _Reader:
                 if batch := self._received(self._open[shard_id], answer):
                     yield batch
                     paused_at = time.monotonic()
-            if time.monotonic() - paused_at >= _SHORTEST_SECONDS:
+            pause = time.monotonic() - paused_at
+            # Not before each shard was read once: the caller may stop when no more records come.
+            if pause >= (_LONGEST_SECONDS if self._unread else _SHORTEST_SECONDS):
                 yield []
                 paused_at = time.monotonic()
 
@@ -157,6 +160,7 @@ class _Reader:
             self._failed(shard, answer, now)
             return []
         shard.failed_at = None
+        self._unread.discard(shard.shard_id)
         rows = answer["Records"]
         if rows:
             last = rows[-1]["SequenceNumber"]
@@ -204,6 +208,7 @@ class _Reader:
                 start = Start("TRIM_HORIZON") if self._start.kind == "LATEST" else self._start
             if due:
                 self._started.add(shard.shard_id)
+                self._unread.add(shard.shard_id)
                 self._open[shard.shard_id] = _Open(shard.shard_id, shard.hash_keys, start.request)
 
     def _work(self) -> None:

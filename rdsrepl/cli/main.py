@@ -94,8 +94,9 @@ class Root(CommandGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; report an error on stderr and exit with its code."""
-        gc.freeze()
-        gc.enable()
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
         try:
             return super().invoke(ctx)
         except (Error, KeyboardInterrupt) as exc:
