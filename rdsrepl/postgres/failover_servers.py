@@ -129,7 +129,6 @@ def read(conn: Connection, label: str) -> FailoverServer:
         settings=values,
         wal=position,
         is_managed=about.flavour != "postgresql",
-        is_aurora=about.flavour == "aurora",
         databases=frozenset(state["databases"]),
         sync_database=state["sync_database"] or _database(conninfo),
         has_sync_worker=state["has_sync_worker"] if about.sees_sessions else None,

@@ -108,9 +108,8 @@ def _compare(out: Path, written: list[int], seconds: tuple[float, float], interr
     total = sum(written)
     lost = sum(not seen[i * _WRITERS + number] for number in range(_WRITERS) for i in range(written[number]))
     print(
-        f"{interrupted} of {FLIPS} flips under load: {total:,} rows, written at {total / seconds[0]:,.0f}/s and read at "
-        f"{total / seconds[1]:,.0f}/s, "
-        f"{lost} lost, {lines - (total - lost):,} repeated"
+        f"{interrupted} of {FLIPS} flips under load: {total:,} rows, written at {total / seconds[0]:,.0f}/s, "
+        f"read at {total / seconds[1]:,.0f}/s, {lost} lost, {lines - (total - lost):,} repeated"
     )
     assert interrupted == FLIPS
     assert lost == 0
