@@ -195,6 +195,16 @@ def test_text_that_is_not_utf8(catalog: Catalog) -> None:
     assert compiled == general and not compiled[3] and b"a\xff" in compiled[0][2]
 
 
+def test_a_commit_time_out_of_range(catalog: Catalog) -> None:
+    """The time is formatted when it is needed; a transaction whose time is not one does not begin."""
+    decoder = PgoutputDecoder(JsonFormat(catalog), TableFilter(), catalog)
+    decoder.reset(Timelines(1))
+    begin = _message(b"B" + struct.pack(">QqI", 900, 2**63 - 1, 77))
+    for _ in range(2):
+        batch = decoder.feed([begin])
+        assert batch.error is not None and not batch.in_transaction
+
+
 def test_usual_rows_are_compiled() -> None:
     """Without this the other tests would compare the general way with itself."""
     conversions = [Conversion(ValueKind.INTEGER), Conversion(ValueKind.TEXT)]

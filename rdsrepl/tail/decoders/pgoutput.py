@@ -173,8 +173,9 @@ class PgoutputDecoder:
                     if self._until is not None and commit_lsn >= self._until:
                         reached_until = True
                         break
-                    tx, seq = self._begin(self._transaction(xid, commit_lsn, microseconds), commit_lsn), 0
-                    relations, pieces = self._relations, of_transaction(tx)
+                    begun = self._transaction(xid, commit_lsn, microseconds)
+                    pieces = of_transaction(begun)
+                    tx, seq, relations = self._begin(begun, commit_lsn), 0, self._relations
                     catalog.xid = xid
                     if marker := self._format.begin(tx):
                         append(marker)
@@ -203,8 +204,9 @@ class PgoutputDecoder:
                         reached_until = True
                         break
                     gid = _string(m, _AT + 29)[0]
-                    tx, seq = self._begin(self._transaction(xid, prepare_lsn, microseconds, gid), prepare_lsn), 0
-                    relations, pieces = self._relations, of_transaction(tx)
+                    begun = self._transaction(xid, prepare_lsn, microseconds, gid)
+                    pieces = of_transaction(begun)
+                    tx, seq, relations = self._begin(begun, prepare_lsn), 0, self._relations
                     catalog.xid = xid
                 elif kind == 0x50:  # Prepare
                     commits.append((self._end(m), changes))
