@@ -6,7 +6,6 @@ a file or compresses one. Then the files are read in the order of their names.
 
 from __future__ import annotations
 
-import gzip
 import random
 import re
 import subprocess
@@ -20,9 +19,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from backports import zstd
-
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from rdsrepl.tail.sinks.compression import SUFFIXES, opener
 from tests.benchmarks.measure import SCRIPT, connect, own_server
 from tests.fixtures.failover import FailoverPair
 from tests.fixtures.postgres import find_binaries
@@ -90,10 +88,11 @@ def contents(directory: Path) -> bytes:
 
 
 def _content(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        return gzip.decompress(data)
-    return zstd.decompress(data) if path.suffix == ".zst" else data
+    methods = [method for method, suffix in SUFFIXES.items() if path.suffix == suffix]
+    if not methods:
+        return path.read_bytes()
+    with path.open("rb") as file, opener(methods[0])(file, "rb") as compressed:
+        return compressed.read()
 
 
 @contextmanager
