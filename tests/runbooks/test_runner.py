@@ -229,9 +229,9 @@ def test_the_kind_of_each_step_matches_its_command(name: str) -> None:
 def test_list_and_show(rdsrepl: Program) -> None:
     listed = rdsrepl("runbook", "list", "-o", "json").json
     assert [row["name"] for row in listed] == [
-        "abandoned-slot", "consumer-fell-behind", "disk-is-filling", "enable-logical-replication",
-        "first-stream-to-kinesis", "major-upgrade", "planned-failover", "rotate-password", "tear-down",
-        "unplanned-failover",
+        "abandoned-slot", "after-an-unplanned-failover", "consumer-fell-behind", "disk-is-filling",
+        "enable-logical-replication", "first-stream-to-kinesis", "major-upgrade", "planned-failover",
+        "planned-switchover", "protect-slots-for-failover", "rotate-password", "tear-down", "unplanned-failover",
     ]  # fmt: skip
     assert all(row["when"] and row["title"] and row["steps"] for row in listed)
     shown = rdsrepl("runbook", "show", "abandoned-slot")
