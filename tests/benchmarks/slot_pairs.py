@@ -21,6 +21,7 @@ from tests.workloads.promotions import Outcome, PreparedPair, promote_once
 
 _MEMORY = Path("/dev/shm")
 _NAIVE_RUNS = 5
+_CUT_OFF_RUNS = 5
 _INTERLEAVINGS = 100_000
 _PAIRS = 20
 _SAFE = (PairState.ready, PairState.behind)
@@ -46,15 +47,26 @@ def promotions(directory: Path) -> None:
     try:
         outcomes = [promote_once(prepared, rdsrepl, seed) for seed in range(wanted)]
         naive = [promote_once(prepared, rdsrepl, 10_000 + seed, naive=True) for seed in range(_NAIVE_RUNS)]
+        cut_off, behind = (
+            [
+                promote_once(prepared, rdsrepl, seed, cut_off_seconds=0.6, behind=is_behind, pause_seconds=0.02)
+                for seed in range(20_000, 20_000 + _CUT_OFF_RUNS)
+            ]
+            for is_behind in (False, True)
+        )
     finally:
         template.stop()
     print(f"\n{wanted} promotions of a pair on 16 under load, primary and consumer killed with SIGKILL")
     _print("slot sync", outcomes)
     _print("naive: advance to the current position", naive)
+    _print("standby cut off before the kill", cut_off)
+    _print("the same, consumer with --behind", behind)
     unsafe = [one for one in outcomes if one.state not in _SAFE]
     assert not unsafe, unsafe
     assert sum(one.lost for one in outcomes) == 0
     assert sum(one.lost for one in naive) > 0, "the harness does not detect a wrong advance"
+    assert sum(one.phantoms for one in cut_off) > 0, "the harness does not make changes that a failover undoes"
+    assert sum(one.phantoms + one.lost for one in behind) == 0
 
 
 def interleavings() -> None:

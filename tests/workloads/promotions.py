@@ -184,7 +184,14 @@ class _Passes:
 
 
 def promote_once(
-    prepared: PreparedPair, rdsrepl: Program, seed: int, *, naive: bool = False, pause_seconds: float = 0.0
+    prepared: PreparedPair,
+    rdsrepl: Program,
+    seed: int,
+    *,
+    naive: bool = False,
+    pause_seconds: float = 0.0,
+    cut_off_seconds: float = 0.0,
+    behind: bool = False,
 ) -> Outcome:
     """Run the load, kill primary and consumer at a random moment, promote, and read the follower.
 
@@ -194,15 +201,18 @@ def promote_once(
         seed: of everything that is random.
         naive: advance with a naive script instead.
         pause_seconds: the pause of a writer after each transaction.
+        cut_off_seconds: for how long before the kill the standby receives nothing.
+        behind: whether the first consumer delivers only what the standby has replayed.
     """
     rng = random.Random(seed)
     pair = prepared.copy()
     try:
         first, second = rdsrepl.home / "first.jsonl", rdsrepl.home / "second.jsonl"
-        state = rdsrepl.home / f"state-{seed}"
+        state = rdsrepl.home / f"state-{seed}{'-behind' if behind else ''}"
         with first.open("wb") as out:
             consumer = rdsrepl.start(
                 *("-q", "slot", "tail", _SLOT, "--publication", "p", "--at-least-once"),
+                *(("--behind", pair.standby.dsn()) if behind else ()),
                 dsn=pair.primary.dsn(),
                 stdout=out,
                 stderr=subprocess.DEVNULL,
@@ -215,6 +225,15 @@ def promote_once(
             if rng.random() < 0.2:  # a consumer that stands still: its position stays, and the standby's goes on
                 os.kill(consumer.pid, signal.SIGSTOP)
                 time.sleep(rng.uniform(0.1, 0.4))
+            if cut_off_seconds:
+                pair.run(pair.standby, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_catalog.pg_reload_conf()")
+                gone = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver)"
+                wait_until(lambda: pair.run(pair.standby, gone)[0][0], "the standby receives no more")
+                received = "SELECT pg_catalog.pg_last_wal_receive_lsn() - '0/0'"
+                fork = int(pair.run(pair.standby, received)[0][0])
+                time.sleep(cut_off_seconds)
+                if not behind:
+                    wait_until(lambda: any(lsn > fork for _, lsn in _rows(first)[-1:]), "the consumer is ahead")
             for kill in rng.sample([consumer.kill, pair.primary.kill], 2):
                 kill()
             consumer.wait()
