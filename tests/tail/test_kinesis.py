@@ -227,6 +227,25 @@ def test_changes_arrive_with_their_keys_and_are_confirmed(
     assert confirmed(source) != before
 
 
+@pytest.mark.parametrize("aggregate", [False, True])
+def test_names_with_newlines_do_not_split_a_record(
+    rdsrepl: Program, db15: Database, kinesis: KinesisServer, aggregate: bool
+) -> None:
+    db15.run(
+        'CREATE TABLE "two\nlines" (id int PRIMARY KEY)',
+        'CREATE PUBLICATION p FOR TABLE "two\nlines"',
+        f"SELECT pg_create_logical_replication_slot('{slot_of(db15)}', 'pgoutput')",
+        'INSERT INTO "two\nlines" VALUES (1), (2)',
+        "SELECT pg_logical_emit_message(true, E'a\\nb', 'text')",
+        'TRUNCATE "two\nlines"',
+    )
+    done = to_kinesis(rdsrepl, db15, kinesis, *(["--aggregate"] if aggregate else []))
+    assert done.code == 0, done.err
+    found = events(kinesis)
+    assert sorted(event["op"] for _, event in found) == ["c", "c", "m", "t"]
+    assert all("\n" not in key and key for key, _ in found)
+
+
 @pytest.mark.parametrize(
     ("by", "expected"), [("table", {"public.t"}), ("v", {'public.t:"a"', "public.t:null"}), ("transaction", None)]
 )

@@ -134,7 +134,7 @@ class KeyedFormat:
         line = self._inner.truncate(relation, cascade, restart_identity, lsn, tx, seq)
         if self._by == "transaction":
             return self._of_transaction(line, tx)
-        return f"{relation.schema}.{relation.table}{SEPARATOR}{line}"
+        return f"{_plain(relation.schema)}.{_plain(relation.table)}{SEPARATOR}{line}"
 
     def message(self, prefix: str, content: bytes, transactional: bool, lsn: str, tx: Transaction, seq: int) -> str:
         """Write a message; the key is its prefix."""
@@ -229,4 +229,4 @@ def _transaction(tx: Transaction) -> str:
 
 
 def _plain(name: str) -> str:
-    return name.replace(SEPARATOR, "")
+    return name.replace("\n", " ").replace(SEPARATOR, "")
