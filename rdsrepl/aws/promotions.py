@@ -13,6 +13,7 @@ from rdsrepl.config import Target
 from rdsrepl.errors import BadValue, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 
 # Describe calls can still return the replica as it was before the call.
 _CONFIRMATIONS: Final = 3
@@ -91,7 +92,11 @@ def warnings(instance: Instance, backups: Backups) -> tuple[str, ...]:
     """
     source = _source(instance)
     days = backups.retention_days
-    kept = "AWS keeps automated backups for 1 day" if days is None else f"automated backups are kept for {days} days"
+    kept = (
+        "AWS keeps automated backups for 1 day"
+        if days is None
+        else f"automated backups are kept for {counted(days, 'day')}"
+    )
     return (
         f"{source} goes on running and accepts writes: stop any transactions from being written to it, and wait for "
         "all updates to be made to the read replica; what it commits afterwards is on it alone",

@@ -13,6 +13,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Condition
 from rdsrepl.state import switchovers
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Progress:
                 primary, standby = self._read(self._old, self._old_label), self._read(self._new, self._new_label)
                 waiting = switchover.waiting_for(marker, now, primary, standby)
             if waiting.reasons:
-                wrote = f"; {self._remarked} transactions wrote after the marker" if self._remarked else ""
+                wrote = f"; {counted(self._remarked, 'transaction')} wrote after the marker" if self._remarked else ""
                 return Condition(False, "; ".join(waiting.reasons) + wrote)
         self.expected = switchover.positions(primary, marker)
         return Condition(True, f"at {marker.lsn}", facts={"marker": str(marker.lsn)})
@@ -101,7 +102,7 @@ class Progress:
         assert self._marker is not None
         now = self._activity()
         if now.running or now.next_xid != self._marker.next_xid:
-            wrote = now.text if now.running else f"{now.next_xid - self._marker.next_xid} transactions"
+            wrote = now.text if now.running else counted(now.next_xid - self._marker.next_xid, "transaction")
             failed = f"the primary was written to after {self._marker.lsn}: {wrote}"
             return Condition(False, failed, failed=failed, remedy=_AGAIN)
         primary = self._read(self._old, self._old_label)
@@ -131,7 +132,7 @@ class Progress:
         if waiting.reasons:
             return Condition(False, "; ".join(waiting.reasons))
         facts = {name: f"at {slot.confirmed_flush_lsn}" for name in self.expected if (slot := promoted.slot(name))}
-        return Condition(True, f"all {len(facts)} slots are there", facts=facts)
+        return Condition(True, f"{counted(len(facts), 'slot')} verified", facts=facts)
 
     def unwritten_since(self, target: Target) -> Condition:  # noqa: ARG002
         """Return whether the old primary committed nothing between the proof and the promotion, if it answers."""

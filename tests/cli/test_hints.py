@@ -31,7 +31,7 @@ HOLE = "\ufffc"
 _COMMAND = re.compile(rf"\brdsrepl((?:[ ]+(?:'[^']*'|[\w\-./:=…{HOLE}\[\]|]+))+)")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 # The commands of other programs, up to the end of the sentence.
-_FOREIGN = re.compile(r"\b(?:aws|pip|curl|apt-get|psql) [^;()]*")
+_FOREIGN = re.compile(r"\b(?:aws|pip|curl|apt-get|psql|truncate) [^;()]*")
 
 
 @dataclass(frozen=True)

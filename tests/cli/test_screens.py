@@ -62,6 +62,7 @@ class Place:
                 ) as elsewhere:
                     elsewhere.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
                 self._write(conn, slot, megabytes)
+            conn.execute("SELECT pg_current_xact_id()")  # every slot holds back VACUUM, with and without autovacuum
         made = self.cloud(
             "param-group", "create", "orders-logical", "--family", "postgres16", "--kind", "cluster", "-y"
         )

@@ -96,9 +96,7 @@ def test_a_statement_is_escaped_when_shown_and_not_when_run() -> None:
 
 def test_pretty_escapes_names_and_values() -> None:
     fmt = PrettyFormat(SimpleNamespace(), colour=False)  # type: ignore[arg-type]
-    tx: Any = Transaction.__new__(Transaction)
-    for name, value in (("commit_time", ""), ("xid", 7)):
-        object.__setattr__(tx, name, value)
+    tx = Transaction(7, 1, "0/1", None)
     line = fmt.line("INSERT", f"public.{HOSTILE}", f"a={HOSTILE}", "0/1", tx)
     assert line.count("\n") == 1 and clean(line) and r"\x1b[2J" in line and "[red]" in line
 

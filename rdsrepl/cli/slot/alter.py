@@ -115,7 +115,7 @@ def _subscription(subscriber: Target, slot: str) -> tuple[Target, Subscription]:
     if len(found) > 1:
         names = ", ".join(f"{one.subname} in {one.database}" for one in found)
         raise Refused(
-            f"--subscriber: {len(found)} subscriptions use a slot {slot}, of different publishers: {names}",
+            f"--subscriber: more than one subscription uses a slot {slot}, of different publishers: {names}",
             hint="on the subscriber: ALTER SUBSCRIPTION NAME DISABLE, SET (failover = true), ENABLE",
         )
     return replace(subscriber, keywords={**subscriber.keywords, "dbname": found[0].database}), found[0]
