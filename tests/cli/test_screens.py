@@ -33,7 +33,7 @@ _MASKED: Final = re.compile(
     r"|\d{4}-\d\d-\d\d|\d\d:\d\d:\d\d(\.\d{6})?"
     r"|(?<!for )\b\d\.\ds\b|\d+(?= samples)"  # how long the slots were sampled
     r"|\b\d+\.\d(?=\s+MB)"  # autovacuum writes WAL as well
-    r"|(?<=reserved         )\d\b"  # the age of xmin
+    r"|(?<=reserved  -                 )\d\b"  # the age of xmin
     r"|\b\d{19}\b|\b\d{4,5}(?=(')?::(oid|xid))"  # identifiers
 )
 
