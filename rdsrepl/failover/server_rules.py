@@ -186,7 +186,7 @@ def streaming(primary: FailoverServer, standby: FailoverServer) -> Iterator[Find
             standby.label,
             standby.label,
             "the replay of WAL is paused: a failover first replays what the standby received",
-            "SELECT pg_catalog.pg_wal_replay_resume()",
+            sql("SELECT pg_catalog.pg_wal_replay_resume()"),
         )
     has_copies = any(one.synced for one in standby.slots)
     feeds_back = standby.settings.get("hot_standby_feedback") == "on"

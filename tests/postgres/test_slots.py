@@ -34,6 +34,7 @@ KEYS = {
     "inactive_since", "conflicting", "invalidation_reason", "failover", "synced", "retained_bytes", "lag_bytes",
     "xmin_age", "catalog_xmin_age", "total_txns", "total_bytes", "walsender",
     "spill_txns", "spill_count", "spill_bytes", "stream_txns", "stream_count", "stream_bytes", "stats_reset",
+    "protected",
 }  # fmt: skip
 
 

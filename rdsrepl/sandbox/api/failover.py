@@ -192,10 +192,14 @@ def set_replay(standby: PostgresServer, *, replays: bool) -> None:
     """
     with closing(standby.administer()) as conn:
         if replays:
-            conn.execute("SELECT pg_wal_replay_resume()")
+            conn.execute("SELECT pg_wal_replay_resume() WHERE pg_is_in_recovery()")
             return
-        conn.execute("SELECT pg_wal_replay_pause()")
-        paused = "SELECT pg_get_wal_replay_pause_state() = 'paused'" if standby.version >= 14 else "SELECT true"
+        conn.execute("SELECT pg_wal_replay_pause() WHERE pg_is_in_recovery()")
+        paused = (
+            "SELECT pg_get_wal_replay_pause_state() = 'paused' WHERE pg_is_in_recovery()"
+            if standby.version >= 14
+            else "SELECT true"
+        )
 
         def has_paused() -> bool:
             row = conn.execute(paused).fetchone()

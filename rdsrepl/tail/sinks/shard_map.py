@@ -10,6 +10,9 @@ from typing import Final
 
 from rdsrepl.aws.streams import Shard
 
+#: stands for a shard that ListShards does not show yet: no answer names it, so what is sent there is looked at again.
+NOT_LISTED: Final = ""
+_HASH_KEYS: Final = 1 << 128
 # A copy of it costs half of a new hash. Kinesis maps keys with it; it protects nothing.
 _EMPTY_MD5: Final = hashlib.md5(usedforsecurity=False)
 
@@ -26,7 +29,8 @@ class ShardMap:
     """The shards of a stream at one time.
 
     Attributes:
-        open_ids: the shards that accept records, in the order of their hash keys.
+        open_ids: the shards that accept records, in the order of their hash keys; ``NOT_LISTED`` for the hash keys of
+            shards that ListShards does not show yet.
         first_keys: the first hash key of each.
         ranges: the first and the last hash key of every shard, also of closed ones.
     """
@@ -45,9 +49,18 @@ class ShardMap:
             (shard for shard in listed if shard.is_open and shard.shard_id not in parents),
             key=lambda shard: shard.first_hash_key,
         )
+        lanes: list[tuple[int, str]] = []
+        covered = 0
+        for shard in current:
+            if shard.first_hash_key > covered:
+                lanes.append((covered, NOT_LISTED))
+            lanes.append((shard.first_hash_key, shard.shard_id))
+            covered = shard.last_hash_key + 1
+        if covered < _HASH_KEYS:
+            lanes.append((covered, NOT_LISTED))
         return cls(
-            tuple(shard.shard_id for shard in current),
-            tuple(_digest(shard.first_hash_key) for shard in current),
+            tuple(shard_id for _, shard_id in lanes),
+            tuple(_digest(first) for first, _ in lanes),
             {shard.shard_id: (_digest(shard.first_hash_key), _digest(shard.last_hash_key)) for shard in listed},
         )
 
@@ -65,4 +78,4 @@ class ShardMap:
 
 
 def _digest(hash_key: int) -> bytes:
-    return min(hash_key, (1 << 128) - 1).to_bytes(16, "big")
+    return min(hash_key, _HASH_KEYS - 1).to_bytes(16, "big")
