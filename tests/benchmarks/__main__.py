@@ -26,6 +26,7 @@ from tests.benchmarks import (
     sandbox_kills,
     scale,
     slot_pairs,
+    snapshot,
     splits,
     start_up,
     streams,
@@ -76,6 +77,7 @@ def main() -> None:
     repeats.report()
     file_kills.report()
     corruptions.report()
+    snapshot.report()
     replay_oracle.report()
     identity.report()
     fuzz.report()

