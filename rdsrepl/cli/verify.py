@@ -14,13 +14,12 @@ from rdsrepl.cli.completion import complete_publication, complete_slot, complete
 from rdsrepl.cli.confirm import confirm_and_apply
 from rdsrepl.cli.console import note
 from rdsrepl.cli.context import apply_options, global_options
-from rdsrepl.cli.options import flag_option
+from rdsrepl.cli.options import duration_option, flag_option
 from rdsrepl.cli.progress import Progress
 from rdsrepl.cli.targets import database_target, other_target
 from rdsrepl.errors import BadValue, ExitCode
 from rdsrepl.render import Column, emit, indented, listing, stacked
 from rdsrepl.text.counts import counted
-from rdsrepl.units import parse_duration
 
 if TYPE_CHECKING:
     from rdsrepl.plan import Statement
@@ -86,8 +85,8 @@ def verify(
         bool, flag_option("--no-changes", help="Assume that neither side changes; needed without replication.")
     ] = False,
     proof_timeout: Annotated[
-        str, typer.Option("--proof-timeout", metavar="DURATION", help="Stop proving a table's differences after this.")
-    ] = "60s",
+        float, duration_option("--proof-timeout", help="Stop proving a table's differences after this.")
+    ] = 60.0,
     repair: Annotated[bool, flag_option("--repair", help="Make the rows equal that are proven to differ.")] = False,
 ) -> None:  # fmt: skip
     """Compare the tables of two databases, and prove each difference.
@@ -106,17 +105,16 @@ def verify(
 
     if not repair:
         _require_no_apply_options(ctx)
-    seconds = parse_duration(proof_timeout)
     if files:
         wrong = {"--to": to, "--read-from": read_from, "--repair": repair, "--no-changes": no_changes}
         _refuse([*(name for name, value in wrong.items() if value), *(["--exact-text"] if exact_text else [])])
-        _verify_stream(ctx, source, _stream_options(files, slot, publication, table, complete, columns, seconds))
+        _verify_stream(ctx, source, _stream_options(files, slot, publication, table, complete, columns, proof_timeout))
         return
     if to is None:
         raise BadValue("--to is missing", hint="name the copy with --to, or a file of slot tail with --stream")
     if slot is not None or complete:
         raise BadValue("--slot and --complete are for --stream", hint="omit them")
-    options = run.Options(publication, tuple(table or ()), no_changes, exact_text, columns, seconds, repair)
+    options = run.Options(publication, tuple(table or ()), no_changes, exact_text, columns, proof_timeout, repair)
     primary = database_target(ctx) if source is None else other_target(ctx, source, "--source")
     copy = other_target(ctx, to, "--to")
     reader = None if read_from is None else other_target(ctx, read_from, "--read-from")
@@ -135,9 +133,11 @@ def verify(
     if repair:
         results = confirm_and_apply(ctx, plan(steps), target=copy)
         if results:
-            changed = tuple(one.table for one in found.tables if one.state is TableState.different)
-            found, _ = verified(replace(options, tables=changed, repairs=False))
-            note(ctx, f"after the repair: {', '.join(f'{one.table} {one.state.value}' for one in found.tables)}")
+            changed = {one.table for one in found.tables if one.state is TableState.different}
+            # All tables again: what the repair does not touch is a part of the exit code.
+            found, _ = verified(replace(options, repairs=False))
+            after = [f"{one.table} {one.state.value}" for one in found.tables if one.table in changed]
+            note(ctx, f"after the repair: {', '.join(after)}")
     if found.exit_code is not ExitCode.DONE:
         raise typer.Exit(found.exit_code)
 
