@@ -34,6 +34,7 @@ from rdsrepl.sandbox.api.supervisor import Supervisor
 from rdsrepl.sandbox.credentials import Credentials
 from rdsrepl.sandbox.report import Report
 from rdsrepl.sandbox.servers import binaries, processes
+from tests.fixtures.missing import missing
 from tests.fixtures.sandbox import signed
 
 PASSWORD = "open-sesame-1"
@@ -597,9 +598,10 @@ SYNCED = "SELECT coalesce(bool_and(synced AND NOT temporary), false) FROM pg_rep
 SLOTS = "SELECT slot_name, synced, temporary FROM pg_replication_slots ORDER BY 1"
 
 
-@pytest.mark.skipif(MAJORS[-1] < 17, reason="slot synchronization needs PostgreSQL 17")
 def test_a_replica_synchronizes_slots_as_its_group_says_and_keeps_them_when_it_is_promoted(lab: Lab, name: str) -> None:
     """It also tests how a standby is made to fall behind, and to lose its connection."""
+    if MAJORS[-1] < 17:
+        missing("PostgreSQL 17 or later", "pip install -e '.[sandbox]'")
     replica = f"{name}-replica"
     lab.make_group(name, f"postgres{MAJORS[-1]}", "instance", rds__logical_replication="1")
     lab.rds.create_db_instance(**single(name, MAJORS[-1]), DBParameterGroupName=name)

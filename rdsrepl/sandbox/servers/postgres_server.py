@@ -2,6 +2,8 @@
 
 The sandbox and the tests use it for all their servers. A server listens on 127.0.0.1 with SCRAM passwords, and on a
 unix socket in a directory that only its owner may enter. There the superuser needs no password.
+
+It is long because all operations share one state: the data directory, the port, and the process.
 """
 
 from __future__ import annotations
