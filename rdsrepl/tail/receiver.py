@@ -121,6 +121,7 @@ class Receiver:
         self.longest_silence_seconds = 0.0
         self._keepalive = False
         self._malformed: MalformedMessage | None = None
+        self._lost: Exception | None = None
 
     def timelines(self) -> Timelines:
         """Return the server's timeline and its ancestors; may be called only before ``start``.
@@ -234,6 +235,8 @@ class Receiver:
             while size < _READ_BYTES:
                 length, view = get(1)
                 if length == 0:
+                    if self._lost is not None:
+                        raise self._lost
                     if self._last_bytes:
                         transport.gather(self._last_bytes)
                         self._last_bytes = 0
@@ -252,8 +255,9 @@ class Receiver:
                     if ahead:
                         try:
                             consume()
-                        except psycopg.OperationalError:
-                            ahead = False  # first what was read, which may be the server's reason
+                        except psycopg.OperationalError as exc:
+                            # First what was read, which may be the server's reason.
+                            ahead, self._lost = False, exc
                     continue
                 if len(message) != _KEEPALIVE.size or message[0] != _KEEPALIVE_KIND:
                     self._malformed = _malformed(message, messages)
@@ -281,13 +285,19 @@ class Receiver:
         return seen
 
     def wait(self, seconds: float, wakeups: Sequence[WakeupPipe], *, read: bool = True) -> None:
-        """Wait until the server sends something, one of the pipes is readable, or time is up."""
+        """Wait until the server sends something, one of the pipes is readable, or time is up.
+
+        Raises:
+            ConnectionLost: the connection ended.
+        """
         if read and self._transport is not None and self._transport.has_unread():
             return
-        reading: list[WakeupPipe | int] = [*wakeups, self._pgconn.socket] if read else list(wakeups)
-        writing = [self._pgconn.socket] if self._flush() else []
+        with _translating():
+            socket = self._pgconn.socket
+            writing = [socket] if self._flush() else []
+        reading: list[WakeupPipe | int] = [*wakeups, socket] if read else list(wakeups)
         # Also parts of a message: a large one may take long to arrive.
-        if self._pgconn.socket in select.select(reading, writing, [], max(0.0, seconds))[0]:
+        if socket in select.select(reading, writing, [], max(0.0, seconds))[0]:
             self.heard()
 
     def send_status(self, written_lsn: int, flushed_lsn: int, *, reply: bool = False) -> None:

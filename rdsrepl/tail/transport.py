@@ -51,7 +51,7 @@ class Transport:
             pgconn: the connection.
             is_unix: whether it is a unix socket.
         """
-        self._fd = pgconn.socket
+        self._pgconn = pgconn
         self._consume = pgconn.consume_input
         self._rest_seconds = _REST_UNIX_SECONDS if is_unix else _REST_TCP_SECONDS
         self._enough_bytes = _ENOUGH_BYTES
@@ -69,6 +69,9 @@ class Transport:
 
         After a large read the server has a backlog to send: then rest until enough waits on the socket, or no more
         bytes arrive because the socket's buffer is full, or for about 10 ms.
+
+        Raises:
+            psycopg.OperationalError: the connection was lost.
         """
         if last_bytes < _BACKLOG_BYTES:
             time.sleep(self._rest_seconds)
@@ -98,8 +101,8 @@ class Transport:
             self._consume()
 
     def _waiting_bytes(self) -> int:
-        """Return how many bytes the socket has."""
-        waiting: int = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, _NO_BYTES))[0]
+        """Return how many bytes the socket has; libpq closes it when the connection is lost."""
+        waiting: int = struct.unpack("i", fcntl.ioctl(self._pgconn.socket, termios.FIONREAD, _NO_BYTES))[0]
         return waiting
 
 

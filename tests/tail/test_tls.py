@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
+from rdsrepl.config import Target
+from rdsrepl.errors import ConnectionLost, Error
+from rdsrepl.tail.receiver import Receiver
 from rdsrepl.tail.transport import Transport
 from tests.fixtures.waiting import wait_until
 from tests.workloads.tls import tls
@@ -101,6 +104,27 @@ def test_a_connection_that_is_lost(db15: Database, secure: str, rdsrepl: Program
         wait_until(lambda wanted=3_000 * number: _ids(out) >= set(range(1, wanted + 1)), "every change, after all")
     process.terminate()
     assert process.wait(_SECONDS) == 0
+
+
+def test_libpq_has_closed_the_socket_before_the_next_read(db15: Database, secure: str) -> None:
+    """The first read notices the loss and has messages before it; the next one must not use the socket's number."""
+    receiver = Receiver(Target("test", secure), {})
+    receiver.start("g", 0, {"proto_version": "1", "publication_names": "p"})
+    db15.run("INSERT INTO t (v) SELECT repeat('x', 500) FROM generate_series(1, 300)")
+    wait_until(receiver.read, "the first changes")
+    db15.run("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active")
+    with pytest.raises(psycopg.OperationalError):
+        while True:
+            receiver._pgconn.consume_input()
+    assert receiver._transport is not None
+    with pytest.raises(psycopg.OperationalError):
+        receiver._transport.gather(1 << 20)
+    with pytest.raises(ConnectionLost):
+        receiver.wait(0.0, [])
+    with pytest.raises(Error):
+        while True:
+            receiver.read()
+    receiver.close(polite=True)
 
 
 def _ids(path: Path) -> set[int]:
