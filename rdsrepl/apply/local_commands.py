@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.apply.results import OnWaiting, StepResult
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
 _REPORT_SECONDS: Final = 1.0
 _END_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.05
 
 
-def run_command(step: LocalCommand, waiting: OnWaiting) -> StepResult:
+def run_command(step: LocalCommand, waiting: OnWaiting, *, end_seconds: float = _END_SECONDS) -> StepResult:
     """Run a command with the shell, without input; what it prints goes to stderr.
 
-    At its timeout and at Ctrl-C it is ended with every process that it started.
+    At its timeout and at Ctrl-C it is ended with every process of its process group: what still runs ``end_seconds``
+    after SIGTERM gets SIGKILL.
 
     Raises:
         StepFailed: it exited with another code than 0.
@@ -45,15 +48,16 @@ def run_command(step: LocalCommand, waiting: OnWaiting) -> StepResult:
             except subprocess.TimeoutExpired:
                 elapsed = time.monotonic() - started
                 if elapsed >= step.timeout_seconds:
-                    _end(process)
+                    ended = _end(process, end_seconds)
+                    outcome = "it was ended" if ended else f"processes of its group {process.pid} still run"
                     raise TimedOut(
-                        f"{step.summary}: the command did not end within {format_duration(step.timeout_seconds)}; it "
-                        "was ended, and what it did until then stays",
+                        f"{step.summary}: the command did not end within {format_duration(step.timeout_seconds)}; "
+                        f"{outcome}, and what it did until then stays",
                         hint="check what it did, then run the command again, or with a longer --timeout",
                     ) from None
                 waiting(step, elapsed, ["the command runs"])
     except KeyboardInterrupt:
-        _end(process)
+        _end(process, end_seconds)
         raise
     if code != 0:
         how = f"signal {-code}" if code < 0 else f"code {code}"
@@ -72,11 +76,42 @@ def _stderr() -> int:
         return 2
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the command and its children: politely, then at once."""
+def _end(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """End the command and its children: politely, then at once. Return True if none of them runs any more."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_END_SECONDS)
-            return
+        deadline = time.monotonic() + seconds
+        while True:
+            if not _runs(process.pid):
+                process.wait()
+                return True
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _runs(group: int) -> bool:
+    """Tell whether a process of the group runs.
+
+    A process that ended and that nobody reaps keeps its group: in a container, often no process takes in orphans.
+    Linux names the states of processes in /proc (proc(5)); elsewhere such a process counts as running.
+    """
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # Processes of another user, such as those of sudo.
+        pass
+    processes = (_stat(path) for path in Path("/proc").glob("[0-9]*/stat"))
+    states = [fields[0] for fields in processes if fields and fields[2] == str(group)]
+    return not states or any(state not in "ZX" for state in states)
+
+
+def _stat(path: Path) -> list[str]:
+    """Return the state, the parent and the process group of a process, and what follows; nothing if it ended."""
+    try:
+        return path.read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -24,6 +24,7 @@ from rdsrepl.postgres.write_activity import WriteActivity, end_of_record
 from rdsrepl.switchover import planner
 from tests.fixtures.postgres import Database
 from tests.fixtures.readiness import CRITICAL, WARNINGS, ready_pair, with_slot, without_slot
+from tests.fixtures.waiting import wait_until
 
 AT = Lsn(10 << 30)
 NOW = WriteActivity((), 100, AT)
@@ -160,13 +161,39 @@ def command(text: str, seconds: float = 30) -> LocalCommand:
     return LocalCommand("fence the writers", text, seconds, effect="change")
 
 
-def test_a_command_that_does_not_end_is_ended_with_its_children(tmp_path: Path) -> None:
+def child(mark: Path, first: str = "") -> str:
+    """Return a command that starts a child, which writes its PID, and waits for it."""
+    return f"sh -c '{first}echo $$ > {mark}.new; mv {mark}.new {mark}; exec sleep 300' & wait"
+
+
+def is_running(mark: Path) -> bool:
+    status = Path(f"/proc/{mark.read_text().strip()}/status")
+    try:
+        return "zombie" not in status.read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("first", ["", 'trap "" TERM; '], ids=["", "ignores SIGTERM"])
+def test_a_command_that_does_not_end_is_ended_with_its_children(tmp_path: Path, first: str) -> None:
     mark = tmp_path / "pid"
-    with pytest.raises(TimedOut):
-        run_command(command(f"sleep 300 & echo $! > {mark}; wait", 0.5), lambda *given: None)
-    pid = int(mark.read_text())
-    status = Path(f"/proc/{pid}/status")
-    assert not status.exists() or "zombie" in status.read_text()
+    with pytest.raises(TimedOut, match="it was ended"):
+        run_command(
+            command(child(mark, first), 1.5), lambda *given: wait_until(mark.exists, "the child runs"), end_seconds=0.5
+        )
+    assert not is_running(mark)
+
+
+def test_ctrl_c_ends_a_child_that_ignores_sigterm(tmp_path: Path) -> None:
+    mark = tmp_path / "pid"
+
+    def interrupt(*given: object) -> None:
+        wait_until(mark.exists, "the child runs")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_command(command(child(mark, 'trap "" TERM; ')), interrupt, end_seconds=0.5)
+    assert not is_running(mark)
 
 
 @pytest.mark.parametrize(("text", "how"), [("exit 7", "code 7"), (f"kill -{int(signal.SIGKILL)} $$", "signal 9")])
