@@ -527,13 +527,13 @@ class Tail:
             try:
                 self._status(receiver, time.monotonic(), min(interval, _STATUS_SECONDS))
                 self._leave_at_shutdown(self._progress())
+                receiver.wait(0.5, [self._sink.wakeup], read=False)
             except errors.Unreachable as exc:
                 self._observer.warn(f"{exc.message}; changes delivered from now on are not confirmed, and come again")
                 self._confirm_quietly(receiver)
                 receiver.close()
                 receiver = None
                 continue
-            receiver.wait(0.5, [self._sink.wakeup], read=False)
             self._sink.wakeup.drain()
         self._ledger.deliver(self._sink.durable)
         return receiver is not None

@@ -284,6 +284,34 @@ def test_a_file_that_cannot_be_compressed_stays(tmp_path: Path) -> None:
     assert len(warnings) == 1 and f"{first.name}.gz exists with other content; it stays" in warnings[0]
 
 
+def test_a_damaged_compressed_file_does_not_end_the_compression(tmp_path: Path) -> None:
+    """The library's own error is no OSError; a thread that ends with it would leave every later file as it is."""
+    path, warnings = tmp_path / "out", []
+    first, second = closed_path(path, 1, 1), closed_path(path, 1, 2)
+    first.write_text("1")
+    second.write_text("2")
+    (tmp_path / f"{first.name}.gz").write_bytes(gzip.compress(b"1")[:10] + b"\xff" * 20)
+    compressor = Compressor(path, Compression.gzip, warnings.append)
+    assert compressor.finish(30)
+    assert first.read_text() == "1" and not second.exists()
+    assert len(warnings) == 1 and f"could not compress {first}: " in warnings[0]
+
+
+def test_an_unexpected_error_of_the_writing_thread_ends_the_run(tmp_path: Path, closing: ExitStack) -> None:
+    """Otherwise the tail would wait for its output without end, and the slot would retain WAL."""
+
+    def fail() -> None:
+        raise ValueError("unexpected")
+
+    stream = Stream(tmp_path / "out", 1, Rotation(size=1))
+    sink = stream.open(closed=fail)
+    closing.callback(sink.close)
+    sink.connected(50, SYSTEM, FIRST)
+    sink.put_until(1, ["1\n"], 100)
+    with pytest.raises(ValueError, match="unexpected"):
+        wait_until(lambda: sink.durable > 1, "it fails")
+
+
 def test_a_full_disk_while_compressing(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk; the stream goes on, and nothing is left over."""
     path = tmp_path / "out"

@@ -106,14 +106,14 @@ class Compressor:
             elif not self._has(target, closed):
                 raise FileExistsError(errno.EEXIST, f"{target.name} exists with other content")
             closed.unlink()
-        except (OSError, EOFError) as exc:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            self._report(closed, exc)
         except _Stopped:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+        except Exception as exc:  # noqa: BLE001 - a damaged file has an error of its library: zlib.error, ZstdError
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            self._report(closed, exc)
 
     def _write(self, closed: Path, temporary: Path) -> None:
         with closed.open("rb") as source, temporary.open("wb") as file:

@@ -77,7 +77,7 @@ class StdoutSink:
         self._unread: deque[tuple[int, int]] = deque()
         self._written_bytes = 0
         self._finishing = self._closing = False
-        self._failure: Error | None = None
+        self._failure: Exception | None = None
         self.wakeup = WakeupPipe()
         # Held while the thread writes or syncs.
         self._busy = threading.Lock()
@@ -135,11 +135,8 @@ class StdoutSink:
                 self.wakeup.wake()
                 if finishing and idle and (self._written == self._durable or self._closing):
                     return
-        except OSError as exc:
-            self._failure = self._failed(exc)
-            self.wakeup.wake()
-        except Error as exc:
-            self._failure = exc
+        except Exception as exc:  # noqa: BLE001 - a thread that ends without an error would block the tail
+            self._failure = self._failed(exc) if isinstance(exc, OSError) else exc
             self.wakeup.wake()
 
     def _handle(self, chunk: Sequence[Entry], synced_at: float, *, ends: bool) -> float:
