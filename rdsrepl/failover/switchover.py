@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rdsrepl.failover import server_rules
 from rdsrepl.failover.findings import Level
 from rdsrepl.lsn import Lsn
+from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_size
 
@@ -28,11 +29,21 @@ class Marker:
 
     Attributes:
         lsn: everything was committed before this position.
-        next_xid: no transaction that wrote has ended while this is the same.
+        next_xid, prepared: no transaction that wrote has ended while both are the same (``WriteActivity``).
     """
 
     lsn: Lsn
     next_xid: int
+    prepared: tuple[int, ...] = ()
+
+    def written_after(self, now: WriteActivity) -> str | None:
+        """Return what was written after the marker, in words; None if nothing was."""
+        if now.running:
+            return now.text
+        if not now.has_ended_since(self.next_xid, self.prepared):
+            return None
+        ended = now.next_xid - self.next_xid
+        return counted(ended, "transaction") if ended else "a transaction was prepared, or a prepared one ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +103,9 @@ def streamed(server: FailoverServer) -> list[Slot]:
 
 def moved(marker: Marker | None, now: WriteActivity) -> Marker:
     """Return the marker: a new one if a transaction that wrote has ended since."""
-    if marker is not None and marker.next_xid == now.next_xid:
+    if marker is not None and not now.has_ended_since(marker.next_xid, marker.prepared):
         return marker
-    return Marker(now.lsn, now.next_xid)
+    return Marker(now.lsn, now.next_xid, now.prepared)
 
 
 def waiting_for(marker: Marker, now: WriteActivity, primary: FailoverServer, standby: FailoverServer) -> Waiting:

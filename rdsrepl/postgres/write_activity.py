@@ -2,8 +2,8 @@
 
 A transaction gets its number with its first write, and holds a lock on it until it ends; every role may read
 ``pg_locks`` (manual, section 52.12). The end of a transaction moves the upper limit of ``pg_current_snapshot``; its
-beginning does not, so that both are needed. A prepared transaction is left out: it is on the standby as well, and can
-be committed there.
+beginning does not, so that both are needed. A prepared transaction does not count as running: it is on the standby as
+well, and can be ended there. But its end is a write that moves no limit, so that the prepared ones are compared, too.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ SELECT DISTINCT 'PID ' || l.pid || coalesce(' (' || nullif(concat_ws(', ', a.use
 """
 # The position last: everything that ended before is in front of it.
 _ENDED: Final = """
-SELECT pg_catalog.pg_snapshot_xmax(s.now)::text::bigint, pg_catalog.pg_current_wal_insert_lsn()
-  FROM (SELECT pg_catalog.pg_current_snapshot() AS now OFFSET 0) s
+SELECT pg_catalog.pg_snapshot_xmax(s.now)::text::bigint, s.prepared, pg_catalog.pg_current_wal_insert_lsn()
+  FROM (SELECT ARRAY(SELECT p.transaction::text::bigint FROM pg_catalog.pg_prepared_xacts p ORDER BY 1) AS prepared,
+               pg_catalog.pg_current_snapshot() AS now OFFSET 0) s
 """
 
 
@@ -43,17 +44,23 @@ class WriteActivity:
         running: those that have written and not ended, in words.
         next_xid: it moves when a transaction that has written ends; 64 bits.
         lsn: the end of the WAL, read last.
+        prepared: the XIDs of the prepared transactions (32 bits).
     """
 
     running: tuple[str, ...]
     next_xid: int
     lsn: Lsn
+    prepared: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:
         """The running transactions in words."""
         more = len(self.running) - _NAMED
         return ", ".join(map(shown, self.running[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+    def has_ended_since(self, next_xid: int, prepared: tuple[int, ...]) -> bool:
+        """Return whether a transaction that had written has ended since another moment, with these values."""
+        return self.next_xid != next_xid or self.prepared != prepared
 
 
 def end_of_record(insert_lsn: int) -> Lsn:
@@ -71,4 +78,4 @@ def read(conn: Connection) -> WriteActivity:
     running = [str(one) for (one,) in conn.execute(_RUNNING).fetchall()]
     row = conn.execute(_ENDED).fetchone()
     assert row is not None
-    return WriteActivity(tuple(running), int(row[0]), end_of_record(row[1]))
+    return WriteActivity(tuple(running), int(row[0]), end_of_record(row[2]), tuple(row[1]))

@@ -28,7 +28,7 @@ class Switchover:
         system_identifier: of both servers.
         new: the label of the server to promote.
         marker_lsn: the end of the WAL after the last transaction.
-        next_xid: of the old primary; while it is the same, no transaction that wrote has ended since.
+        next_xid, prepared: of the old primary; while both are the same, no transaction that wrote has ended since.
         slots: where each consumer was.
     """
 
@@ -38,6 +38,7 @@ class Switchover:
     marker_lsn: Lsn
     next_xid: int
     slots: Mapping[str, Lsn]
+    prepared: tuple[int, ...] = ()
 
 
 def path() -> Path:
@@ -58,6 +59,7 @@ def save(one: Switchover) -> None:
         "marker_lsn": str(one.marker_lsn),
         "next_xid": one.next_xid,
         "slots": {name: str(lsn) for name, lsn in one.slots.items()},
+        "prepared": list(one.prepared),
     }
     try:
         json_lines.append(path(), row, sync=True, max_bytes=_MAX_BYTES, thin=lambda lines: lines[-100:])
@@ -107,6 +109,7 @@ def _decode(row: dict[str, Any]) -> Switchover:
                 name: Lsn.parse(json_lines.require_type(lsn, str))
                 for name, lsn in json_lines.require_type(row["slots"], dict).items()
             },
+            tuple(json_lines.require_int64(xid) for xid in json_lines.require_type(row.get("prepared", []), list)),
         )
     except BadValue as exc:
         raise json_lines.Damaged(exc.message) from None

@@ -59,17 +59,18 @@ class Progress:
         self._clock = clock
         self._marker: Marker | None = None
         self._quiet_since: float | None = None
-        self._next_xid: int | None = None
+        self._seen: WriteActivity | None = None
         self._remarked = 0
         self.expected: dict[str, Lsn] = dict(expected or {})
 
     def quiet(self, target: Target) -> Condition:  # noqa: ARG002 - it knows both servers
         """Return whether no transaction has written for some time."""
         now = self._activity()
-        if now.running or now.next_xid != self._next_xid:
-            began = self._next_xid is not None and now.next_xid != self._next_xid
-            self._next_xid, self._quiet_since = now.next_xid, None if now.running else self._clock()
-            state = f"still writing: {now.text}" if now.running else "a transaction wrote" if began else "checking"
+        before, self._seen = self._seen, now
+        has_ended = before is not None and now.has_ended_since(before.next_xid, before.prepared)
+        if now.running or has_ended or before is None:
+            self._quiet_since = None if now.running else self._clock()
+            state = f"still writing: {now.text}" if now.running else "a transaction wrote" if has_ended else "checking"
             return Condition(False, state)
         if self._quiet_since is None:
             self._quiet_since = self._clock()
@@ -101,8 +102,7 @@ class Progress:
         """Return whether nothing was written since the marker; then record the marker."""
         assert self._marker is not None
         now = self._activity()
-        if now.running or now.next_xid != self._marker.next_xid:
-            wrote = now.text if now.running else counted(now.next_xid - self._marker.next_xid, "transaction")
+        if (wrote := self._marker.written_after(now)) is not None:
             failed = f"the primary was written to after {self._marker.lsn}: {wrote}"
             return Condition(False, failed, failed=failed, remedy=_AGAIN)
         primary = self._read(self._old, self._old_label)
@@ -114,6 +114,7 @@ class Progress:
                 self._marker.lsn,
                 self._marker.next_xid,
                 self.expected,
+                self._marker.prepared,
             )
         )
         return Condition(True, "nothing was written")
@@ -142,7 +143,7 @@ class Progress:
             now = self._activity()
         except Error as exc:
             return Condition(True, f"not known: {exc.message}", facts={"old primary": "does not answer"})
-        if now.running or now.next_xid != self._marker.next_xid:
+        if self._marker.written_after(now) is not None:
             old, new = self._old_label.rpartition(" ")[2], self._new_label.rpartition(" ")[2]
             failed = f"{self._old_label} was written to after the promotion; {self._new_label} does not have it"
             remedy = f"stop its writers; what they wrote: {command('failover diff --old {} --new {}', old, new)}"

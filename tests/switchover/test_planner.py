@@ -96,6 +96,10 @@ def test_a_transaction_after_the_marker_moves_it() -> None:
     assert switchover.moved(marker, replace(NOW, next_xid=101, lsn=Lsn(AT + 8))) == Marker(Lsn(AT + 8), 101)
     running = switchover.waiting_for(marker, replace(NOW, running=("PID 7",)), *ready_pair())
     assert running.reasons == ("still writing: PID 7",)
+    prepared = replace(NOW, prepared=(7,))
+    held = switchover.moved(None, prepared)
+    assert switchover.moved(held, prepared) is held, "it is on the standby, too"
+    assert switchover.moved(held, NOW) == marker
 
 
 def test_a_promotion_by_another_ends_the_wait() -> None:
@@ -147,6 +151,22 @@ def test_a_running_writer_is_found_without_a_privilege(database: Database) -> No
         writer.execute("COMMIT")
         after = write_activity.read(plain)
     assert after.next_xid > during.next_xid and after.lsn > before.lsn
+
+
+def test_the_end_of_a_prepared_transaction_is_a_write(database: Database) -> None:
+    """It moves no limit: the transaction's number is older than others that have ended."""
+    database.run("CREATE TABLE t (id int)")
+    with connection.open(database.target) as conn:
+        database.run("BEGIN; INSERT INTO t VALUES (1)", f"PREPARE TRANSACTION '{database.name}'")
+        try:
+            database.run("INSERT INTO t VALUES (2)")
+            before = write_activity.read(conn)
+            assert switchover.moved(None, before).written_after(write_activity.read(conn)) is None
+        finally:
+            database.run(f"COMMIT PREPARED '{database.name}'")
+        after = write_activity.read(conn)
+    assert after.has_ended_since(before.next_xid, before.prepared)
+    assert "a prepared one ended" in str(switchover.moved(None, before).written_after(after))
 
 
 @pytest.mark.parametrize(("lsn", "end"), [(8192 + 24, 8192), (40, 0), (8192 + 48, 8192 + 48), (500, 500)])

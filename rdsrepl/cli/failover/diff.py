@@ -163,7 +163,7 @@ def _nothing_since(target: Target, server: ServerHistory, at: Fork) -> bool:
         return False
     with connection.open(target) as conn:
         now = write_activity.read(conn)
-    return not now.running and now.next_xid == known.next_xid
+    return not now.running and not now.has_ended_since(known.next_xid, known.prepared)
 
 
 def _in_database(target: Target, name: str) -> Target:
