@@ -7,6 +7,7 @@
     │   ├── BadValue                  a malformed LSN, size, duration, name or pattern
     │   ├── ConfigError               the config file: names file, line and key
     │   ├── BadPlanFile               a saved plan that is damaged or not the user's own
+    │   ├── BadState                  the state of snapshots: damaged, or of another slot or server
     │   ├── BadPage                   a runbook page: names file and line
     │   └── WrongPlugin               a format or option that the output plugin of the slot does not support
     ├── NotFound                  3   a slot, publication, role, target … does not exist
@@ -153,6 +154,10 @@ class BadPage(UsageError):
 
 class BadPlanFile(UsageError):
     """The file of a saved plan is damaged, of another format, or not the user's own."""
+
+
+class BadState(UsageError):
+    """The stored state of snapshots is damaged, or belongs to another slot, database or server."""
 
 
 class WrongPlugin(UsageError):

@@ -20,10 +20,13 @@ import pytest
 from psycopg import sql
 
 import rdsrepl as package
+from rdsrepl import apply
 from rdsrepl.config import Target
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, slot_plans, slots, verification, wal
+from rdsrepl.snapshot import table_store
+from rdsrepl.snapshot.state import StreamIdentity, TablePlace
 from tests.fixtures.postgres import Database, Servers, drop_database, new_database
 from tests.fixtures.program import Program
 
@@ -288,6 +291,17 @@ def victim(request: pytest.FixtureRequest, servers: Servers) -> Iterator[Databas
     drop_database(made)
 
 
+def _snapshot_state(victim: Database) -> None:
+    """Create, write and read a table with the state of snapshots."""
+    place, owner = TablePlace("rdsrepl", "snapshots"), StreamIdentity("1", victim.name, "s")
+    with connection.open(victim.target) as conn:
+        apply.run(table_store.creation(conn, place), victim.target, done=lambda _: None, waiting=lambda *_: None)
+        with closing(table_store.open_store(place, owner, victim.target)) as store:
+            store.load()
+            store.save(())
+        assert table_store.read(conn, place, owner) == ()
+
+
 def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
     """A superuser runs every statement of the package in the database of another role."""
     start = victim.server.log_file.stat().st_size
@@ -355,6 +369,7 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
             if step.blockers is not None:
                 conn.execute(step.blockers.encode())
         _statements_about_two_servers(conn, name)
+    _snapshot_state(victim)
     run("slot", "drop", name, "--yes")
     run("role", "drop", name, "--yes")
     copy = new_database(victim.server)

@@ -1,0 +1,80 @@
+"""What a signal does to the snapshots of a slot: one rule for the receiver and for the command that sends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from rdsrepl.snapshot.requests import Control, Signal, Verb
+from rdsrepl.snapshot.state import MAX_UNFINISHED, SnapshotState, Status
+
+NO_CONDITIONS: Final = "its condition needs slot tail --allow-snapshot-conditions"
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """The effect of a signal.
+
+    Attributes:
+        snapshots: all snapshots of the slot after it.
+        message: what happened, or why nothing did, for people.
+        is_refused: nothing happened.
+    """
+
+    snapshots: tuple[SnapshotState, ...]
+    message: str
+    is_refused: bool = False
+
+
+def after(
+    snapshots: Sequence[SnapshotState], signal: Signal, *, now: datetime, allows_conditions: bool = True
+) -> Transition:
+    """Return what a signal does.
+
+    Args:
+        snapshots: those of the slot.
+        signal: a signal for this slot.
+        now: the time.
+        allows_conditions: whether the process runs the SQL condition of a request, which any role may have written.
+    """
+    before = tuple(snapshots)
+    found = next((one for one in before if one.request.id == signal.id), None)
+    if isinstance(signal, Control):
+        if found is None:
+            return Transition(before, f"snapshot {signal.id} does not exist", is_refused=True)
+        changed, message = _controlled(found, signal.verb, now, allows_conditions=allows_conditions)
+        if changed is None:
+            return Transition(before, message, is_refused=True)
+        return Transition(tuple(changed if one is found else one for one in before), message)
+    if found is not None:
+        return Transition(before, f"snapshot {signal.id} exists already", is_refused=True)
+    if sum(not one.status.has_ended for one in before) >= MAX_UNFINISHED:
+        message = f"snapshot {signal.id} is not started: the slot has {MAX_UNFINISHED} that have not ended"
+        return Transition(before, message, is_refused=True)
+    new = SnapshotState.new(signal)
+    if signal.where is not None and not allows_conditions:
+        new = replace(new, status=Status.failed, reason=NO_CONDITIONS, ended_at=now)
+        return Transition((*before, new), f"snapshot {signal.id} is refused: {NO_CONDITIONS}")
+    return Transition((*before, new), f"snapshot {signal.id} is requested")
+
+
+def _controlled(
+    found: SnapshotState, verb: Verb, now: datetime, *, allows_conditions: bool
+) -> tuple[SnapshotState | None, str]:
+    """Return the changed snapshot, or None, and the message."""
+    name, status = f"snapshot {found.request.id}", found.status
+    if verb is Verb.resume and status in (Status.paused, Status.failed):
+        if found.request.where is not None and not allows_conditions:
+            return None, f"{name} is not resumed: {NO_CONDITIONS}"
+        again = Status.requested if found.started_at is None else Status.running
+        return replace(found, status=again, reason=None, ended_at=None), f"{name} is resumed"
+    if status.has_ended:
+        return None, f"{name} is {status} already"
+    if verb is Verb.cancel:
+        return replace(found, status=Status.cancelled, ended_at=now), f"{name} is cancelled"
+    if verb is Verb.pause and status is not Status.paused:
+        return replace(found, status=Status.paused), f"{name} is paused"
+    already = "paused" if verb is Verb.pause else "running"
+    return None, f"{name} is {already} already"
