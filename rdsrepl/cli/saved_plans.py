@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 APPLYING: Final = "rdsrepl.plan_file"
 _PINS: Final = "rdsrepl.pins"
 _WORDS: Final = "rdsrepl.verb_words"
+_OWN: Final = "rdsrepl.own_target"
 _ADDRESS: Final = ("host", "port", "dbname", "user", "region", "profile")
 # Keys of a step that may differ between two plannings, and those that a step has after it was applied.
 _NOT_COMPARED: Final = frozenset({"reason", "returned"})
@@ -110,6 +111,7 @@ def save(ctx: typer.Context, plan: Plan, server: PlanTarget | None, target: Targ
         identity=_identity(plan, target),
         pins=dict(ctx.meta.get(_PINS, {})),
         plan=_plain(plan, server),
+        own=_own_address(ctx, target),
     )
     plan_files.write(path, saved)
     return path
@@ -121,11 +123,13 @@ def require_same_address(ctx: typer.Context, target: Target) -> Target:
     Raises:
         Refused: the config file or the environment now lead to another server.
     """
+    ctx.meta[_OWN] = target
     file = being_applied(ctx)
-    if file is not None and file.plan.server is not None and file.plan.server.get("host") is not None:
+    own = None if file is None else file.plan.own or file.plan.server
+    if file is not None and own is not None and own.get("host") is not None:
         from rdsrepl.postgres import conninfo
 
-        _require_same_server(file, asdict(conninfo.address(target)))
+        _require_same_server(file, asdict(conninfo.address(target)), saved=own)
     return target
 
 
@@ -196,6 +200,16 @@ def _require_same_server(
             f"the plan in {file.path} is for another server: {differing}",
             hint="unset PGHOST and similar variables, or check the target in the config file; or plan again with --out",
         )
+
+
+def _own_address(ctx: typer.Context, target: Target) -> dict[str, str | None] | None:
+    """Return the address of the command's own server; None if the plan is applied to that server."""
+    own: Target = ctx.meta.get(_OWN, target)
+    if own == target:
+        return None
+    from rdsrepl.postgres import conninfo
+
+    return asdict(conninfo.address(own))
 
 
 def _again(file: PlanFile) -> str:

@@ -41,6 +41,7 @@ class SavedPlan:
         identity: what tells this server from another one with the same name.
         pins: the values that the planner chose, and that it has to choose again.
         plan: the plan as ``-o json`` prints it.
+        own: the address of the command's own server, where the plan is applied to another one.
     """
 
     created_at: str
@@ -52,6 +53,7 @@ class SavedPlan:
     identity: Mapping[str, str | None]
     pins: Mapping[str, str]
     plan: Mapping[str, Any]
+    own: Mapping[str, str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,7 @@ def _decoded(path: Path, content: bytes) -> tuple[SavedPlan, Applied | None]:
         applied = document.pop("applied")
         if document.pop("checksum") != _checksum(document):
             raise BadPlanFile(f"{path} was changed after it was saved, or is damaged", hint=again)
+        document.setdefault("own", None)
         plan = SavedPlan(**{one.name: document[one.name] for one in fields(SavedPlan)})
         _require_types(plan)
         return replace(plan, command=tuple(plan.command)), None if applied is None else Applied(**applied)
@@ -184,7 +187,7 @@ def _require_types(plan: SavedPlan) -> None:
     values = [*json_lines.require_type(plan.command, list), *plan.options.values(), *plan.pins.values()]
     if len(plan.command) < 2 or not all(isinstance(value, str) for value in values):
         raise json_lines.Damaged("expected: texts")
-    for mapping in (plan.identity, plan.plan, {} if plan.server is None else plan.server):
+    for mapping in (plan.identity, plan.plan, plan.server or {}, plan.own or {}):
         json_lines.require_type(mapping, dict)
     for step in json_lines.require_type(plan.plan["steps"], list):
         json_lines.require_type(step["summary"], str)

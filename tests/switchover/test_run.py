@@ -149,6 +149,20 @@ def test_an_unplanned_promotion_shows_what_it_would_lose(place: Place) -> None:
     assert planned.code == 5 and "--unplanned" in planned.err
 
 
+def test_a_saved_plan_is_for_both_servers(place: Place, tmp_path: Path) -> None:
+    """The plan promotes the one server; the command's own server is the other one, and must be the same again."""
+    ready(place)
+    old, new, path = place.servers.old.keywords(), place.servers.after.dsn, str(tmp_path / "plan.json")
+    own = {f"PG{name}": str(old[key]) for name, key in (("HOST", "host"), ("PORT", "port"), ("USER", "user"))}
+    own["PGDATABASE"] = place.servers.name
+    saved = place.program("failover", "run", "--to", new, "--idle", "--out", path, env=own)
+    assert saved.code == 0, saved.err
+    seen = place.program("apply", path, "--check", "-o", "json", env=own)
+    assert seen.code == 7 and seen.json["title"].startswith("switch over"), seen.err
+    swapped = place.program("apply", path, "--yes", env={**own, "PGPORT": str(place.servers.new.keywords()["port"])})
+    assert swapped.code == 4 and "is for another server: port" in swapped.err, swapped.err
+
+
 class Killed(BaseException):
     """The process ended here."""
 
