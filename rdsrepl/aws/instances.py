@@ -61,6 +61,11 @@ class Instance:
     pending_modifications: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def source_id(self) -> str | None:
+        """The identifier of the source of a read replica, also of one in another region; None for others."""
+        return None if self.replica_of is None else self.replica_of.rsplit(":", 1)[-1]
+
+    @property
     def topology(self) -> Topology:
         """The topology that the instance runs in."""
         return engines.topology(self.engine, in_cluster=self.cluster_id is not None)
@@ -226,7 +231,7 @@ def _require_same(existing: Instance, new: NewInstance, *, engine: object) -> No
         "engine": (existing.engine, engine),
         "version": (version_as_requested(existing.engine_version, new.engine_version), new.engine_version),
         "class": (existing.instance_class, new.instance_class),
-        "source": ((existing.replica_of or "none").rsplit(":", 1)[-1], new.replica_of or "none"),
+        "source": (existing.source_id or "none", new.replica_of or "none"),
         "cluster": (existing.cluster_id or "none", new.cluster_id or "none"),
         "storage": (existing.allocated_storage_gib, new.storage_gib if standalone else None),
         "storage type": (existing.storage_type, new.storage_type),

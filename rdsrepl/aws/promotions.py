@@ -107,7 +107,7 @@ def warnings(instance: Instance, backups: Backups) -> tuple[str, ...]:
 
 
 def _source(instance: Instance) -> str:
-    return (instance.replica_of or "its former source").rsplit(":", 1)[-1]
+    return instance.source_id or "its former source"
 
 
 def _is_replica(target: Target, *, instance_id: str) -> bool:

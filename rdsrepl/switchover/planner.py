@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl.aws import promotions
 from rdsrepl.aws.promotions import Backups
-from rdsrepl.errors import Refused
+from rdsrepl.errors import BadValue, Refused
 from rdsrepl.failover.findings import Level
 from rdsrepl.plan import LocalCommand, Plan, Statement, Step, Wait
 from rdsrepl.switchover.probes import QUIET_SECONDS, Progress
+from rdsrepl.text.commands import command
 from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration
 
@@ -42,7 +43,8 @@ class Servers:
     Attributes:
         old, new: the primary, and the standby to promote.
         old_label, new_label: both in messages.
-        instance: the standby as RDS describes it; None for a server that RDS does not run.
+        instance: the standby as RDS describes it; None where the target does not name an instance.
+        is_managed: whether RDS runs the standby.
     """
 
     old: Target
@@ -50,6 +52,7 @@ class Servers:
     old_label: str
     new_label: str
     instance: Instance | None = None
+    is_managed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,7 @@ def planned(servers: Servers, options: Options, ready: Readiness, *, consumers: 
 
     Raises:
         Refused: a finding is critical.
+        BadValue: RDS runs the standby, and its instance is not named.
     """
     critical = [one for one in ready.findings if one.level is Level.critical]
     if critical:
@@ -123,7 +127,9 @@ def planned(servers: Servers, options: Options, ready: Readiness, *, consumers: 
     )
 
 
-def unplanned(servers: Servers, options: Options, *, lost: Sequence[str], slots: Mapping[str, Lsn]) -> Plan:
+def unplanned(
+    servers: Servers, options: Options, *, lost: Sequence[str], slots: Mapping[str, Lsn], is_compared: bool
+) -> Plan:
     """Plan to promote the standby as it is.
 
     Args:
@@ -131,7 +137,14 @@ def unplanned(servers: Servers, options: Options, *, lost: Sequence[str], slots:
         options: how.
         lost: what the promotion loses, in words.
         slots: the usable slots of the standby, and where they are.
+        is_compared: whether the old primary answered, and is the primary of the standby.
+
+    Raises:
+        Refused: the standby is a read replica of another instance.
+        BadValue: RDS runs the standby, and its instance is not named.
     """
+    if not is_compared:
+        _require_replica_of_old(servers)
     progress = Progress(servers.old, servers.new, (servers.old_label, servers.new_label), expected=slots)
     steps: tuple[Step, ...] = (
         *_promotion(servers, options),
@@ -152,6 +165,22 @@ def finish(servers: Servers, options: Options, *, slots: Mapping[str, Lsn], warn
     return Plan(f"finish the switchover to {servers.new_label}", steps, tuple(warnings))
 
 
+def _require_replica_of_old(servers: Servers) -> None:
+    """Make sure, where the old primary does not answer, that RDS names it as the source of the standby.
+
+    Raises:
+        Refused: the standby is a read replica of another instance.
+    """
+    old, instance = servers.old.aws.instance, servers.instance
+    if old is None or instance is None or instance.source_id in (None, old.lower()):
+        return
+    raise Refused(
+        f"{servers.new_label} is a read replica of {instance.source_id}, not of {old}, which does not answer",
+        hint=f"name a replica of {old} with --to; to promote this one in spite of that: "
+        f"{command('instance promote {}', instance.instance_id)}",
+    )
+
+
 def _marker(servers: Servers) -> Statement:
     from psycopg import sql
 
@@ -168,6 +197,11 @@ def _marker(servers: Servers) -> Statement:
 def _promotion(servers: Servers, options: Options) -> tuple[Step, ...]:
     if servers.instance is not None:
         return promotions.steps(servers.instance, backups=options.backups, timeout_seconds=options.timeout_seconds)
+    if servers.is_managed:
+        raise BadValue(
+            f"RDS runs {servers.new_label}, and does not let pg_promote be called; only the instance can be promoted",
+            hint="name it with --to INSTANCE, and the primary with --instance",
+        )
     from psycopg import sql
 
     return (

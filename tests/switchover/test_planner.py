@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from rdsrepl.apply.local_commands import run_command
-from rdsrepl.config import Target
-from rdsrepl.errors import Error, Refused, StepFailed, TimedOut
+from rdsrepl.aws.instances import Instance
+from rdsrepl.config import Aws, Target
+from rdsrepl.errors import BadValue, Error, Refused, StepFailed, TimedOut
 from rdsrepl.failover import readiness, switchover
 from rdsrepl.failover.switchover import Marker
 from rdsrepl.lsn import Lsn
@@ -131,6 +132,33 @@ def test_what_an_unplanned_promotion_loses() -> None:
     assert (found.missing_bytes, found.slots[0].usable, found.slots[0].repeat_bytes) == (50, True, 0)
     alone = switchover.unplanned(with_slot(standby, "orders", temporary=True), None)
     assert (alone.missing_bytes, alone.slots[0].usable) == (None, False)
+
+
+def replica_of(source: str) -> Instance:
+    return Instance("orders-replica", "postgres", "18.4", "available", "db.r6g.large", replica_of=source)
+
+
+@pytest.mark.parametrize("source", ["orders", "arn:aws:rds:eu-west-1:123456789012:db:orders"])
+def test_a_replica_of_the_lost_instance_is_promoted(source: str) -> None:
+    servers = replace(SERVERS, old=Target("old", aws=Aws(instance="Orders")), instance=replica_of(source))
+    assert planner.unplanned(servers, planner.Options(), lost=(), slots={}, is_compared=False)
+
+
+def test_a_replica_of_another_instance_is_not_promoted() -> None:
+    """The primary does not answer, so that the servers themselves cannot be compared."""
+    servers = replace(SERVERS, old=Target("old", aws=Aws(instance="orders")), instance=replica_of("billing"))
+    with pytest.raises(Refused, match="new is a read replica of billing, not of orders") as refused:
+        planner.unplanned(servers, planner.Options(), lost=(), slots={}, is_compared=False)
+    assert refused.value.hint is not None and "instance promote orders-replica" in refused.value.hint
+
+
+def test_a_replica_of_rds_must_be_named_as_an_instance() -> None:
+    """RDS does not let pg_promote be called: the plan would stop after the writers were stopped."""
+    servers = replace(SERVERS, is_managed=True)
+    with pytest.raises(BadValue, match="RDS runs new"):
+        planner.planned(servers, planner.Options(), readiness.assess(*_one(ready_pair())))
+    with pytest.raises(BadValue, match="RDS runs new"):
+        planner.unplanned(servers, planner.Options(), lost=(), slots={}, is_compared=True)
 
 
 # --- who writes

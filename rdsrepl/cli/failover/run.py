@@ -146,7 +146,8 @@ def _servers(old_target: Target, new_target: Target, old: FailoverServer | None,
 
     found = locations.server_of(new_target) if new_target.aws.identifier else None
     label = old.label if old is not None else old_target.label
-    return Servers(old_target, new_target, label, new.label, None if found is None else found.instance)
+    instance = None if found is None else found.instance
+    return Servers(old_target, new_target, label, new.label, instance, is_managed=new.is_managed)
 
 
 def _options(
@@ -186,12 +187,14 @@ def _unplanned(servers: Servers, options: Options, old: FailoverServer | None, n
 
     found = switchover.unplanned(new, old)
     usable = {one.slot_name: one.at for one in found.slots if one.usable and one.at is not None}
-    return planner.unplanned(servers, options, lost=_losses(found, servers), slots=usable)
+    return planner.unplanned(servers, options, lost=_losses(found, servers), slots=usable, is_compared=old is not None)
 
 
 def _losses(found: Unplanned, servers: Servers) -> list[str]:
     if found.missing_bytes is None:
         lost = f"{servers.old_label} does not answer: what it committed after {found.received_lsn} is lost, if anything"
+        if servers.instance is None:
+            lost += f"; whether {servers.new_label} is its standby was not checked"
     elif found.missing_bytes:
         lost = f"{servers.old_label} has {format_size(found.missing_bytes)} of WAL that {servers.new_label} never got"
     else:
@@ -212,6 +215,7 @@ def _finish(servers: Servers, options: Options, old: FailoverServer | None, new:
     warning = (
         f"{servers.new_label} was promoted, and this machine has no record of a switchover to it: the positions of its "
         "slots are not compared; failover diff says what was lost"
+        + ("" if old is not None else f"; whether it was a standby of {servers.old_label} was not checked")
     )
     slots = {name: lsn for name, lsn in present.items() if lsn is not None}
     return planner.finish(servers, options, slots=slots, warnings=(warning,))
