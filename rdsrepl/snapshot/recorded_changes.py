@@ -8,6 +8,15 @@ is each row as of the marker: no row is older than what was written before it, a
 Applying a change that the rows already contain does no harm: values are absolute, and a key that another row takes over
 leaves the chunk when it is deleted, moved or inserted. That is why changes may be forgotten late, and why rows may come
 from a standby, whose snapshot is only known to be at least as new as a position.
+
+What must hold around it (``tests/workloads/snapshot_model.py`` is the whole protocol, and shows what breaks otherwise):
+
+- Recording begins before the first chunk's snapshot, and everything committed before its beginning is visible in it. On
+  a standby: its replay has reached the primary's position at that moment, and never falls below an earlier chunk's.
+- Changes are recorded as long as a chunk waits for its marker, also if nothing else is left to read.
+- A key that is put on the list of those to read again stays there if a chunk that was written before names it, even if
+  the output stores that chunk later.
+- Snapshots that read from different servers do not share the recorded changes.
 """
 
 from __future__ import annotations
