@@ -12,6 +12,7 @@ from rdsrepl.text.masking import mask
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
+    from rdsrepl.lsn import Lsn
     from rdsrepl.postgres.connection import Connection
 
 
@@ -69,29 +70,46 @@ class Publisher:
         database: the database of the subscription.
         slot: its slot on the publisher.
         conninfo: its connection string, which may contain a password; None if this role may not read it.
+        applied_lsn: the end of the last transaction of the publisher that it applied; None if it has applied none, or
+            this role may not read it. From there it continues, also on another publisher.
+        knows_applied: whether this role may read that.
     """
 
     subname: str
     database: str
     slot: str
     conninfo: str | None = field(repr=False)
+    applied_lsn: Lsn | None = None
+    knows_applied: bool = False
 
 
-_MAY_READ: Final = "SELECT has_column_privilege('pg_catalog.pg_subscription', 'subconninfo', 'SELECT')"
+_MAY_READ: Final = """
+SELECT has_column_privilege('pg_catalog.pg_subscription', 'subconninfo', 'SELECT'),
+       has_table_privilege('pg_catalog.pg_replication_origin_status', 'SELECT')
+       AND has_function_privilege('pg_catalog.pg_show_replication_origin_status()', 'EXECUTE')
+"""
+# The origin of the apply worker, and those of the workers that copy a table (worker_internal.h).
+_APPLIED: Final = """
+(SELECT nullif(max(o.remote_lsn), '0/0') FROM pg_catalog.pg_replication_origin_status o
+  WHERE o.external_id = 'pg_' || s.oid OR starts_with(o.external_id, 'pg_' || s.oid || '_'))
+"""
 _PUBLISHERS: Final = """
-SELECT s.subname::text, d.datname::text, s.subslotname::text, {conninfo}
+SELECT s.subname::text, d.datname::text, s.subslotname::text, {conninfo}, {applied}, {knows_applied}
   FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid
  WHERE s.subslotname IS NOT NULL ORDER BY 2, 1
 """
 
 
 def publishers(conn: Connection) -> list[Publisher]:
-    """Return the subscriptions of this server that have a slot, with their connection strings where readable."""
+    """Return the subscriptions of this server that have a slot, with what this role may read of them."""
     from psycopg import sql
 
-    row = conn.execute(_MAY_READ).fetchone()
-    column = "s.subconninfo" if row is not None and row[0] else "NULL"
-    query = sql.SQL(_PUBLISHERS).format(conninfo=sql.SQL(column))
+    reads_conninfo, reads_applied = conn.execute(_MAY_READ).fetchone() or (False, False)
+    query = sql.SQL(_PUBLISHERS).format(
+        conninfo=sql.SQL("s.subconninfo" if reads_conninfo else "NULL"),
+        applied=sql.SQL(_APPLIED if reads_applied else "NULL::pg_lsn"),
+        knows_applied=sql.Literal(bool(reads_applied)),
+    )
     return [Publisher(*one) for one in conn.execute(query).fetchall()]
 
 

@@ -64,14 +64,14 @@ class Options:
         timeout_seconds: of each wait, and of the command.
         quiet_seconds: for how long no transaction may write before the marker.
         backups: of the promoted instance.
-        subscriptions: statements that point subscribers to the new primary.
+        subscriptions: what points subscribers to the new primary, after a verification.
     """
 
     fence: str | None = None
     timeout_seconds: float = 600.0
     quiet_seconds: float = QUIET_SECONDS
     backups: Backups = field(default_factory=Backups)
-    subscriptions: tuple[Statement, ...] = ()
+    subscriptions: tuple[Step, ...] = ()
 
 
 def planned(servers: Servers, options: Options, ready: Readiness, *, consumers: Sequence[str] = ()) -> Plan:
@@ -225,7 +225,7 @@ def _warnings(servers: Servers, options: Options) -> tuple[str, ...]:
 
 def _to_follow(servers: Servers, consumers: Sequence[str], options: Options) -> tuple[str, ...]:
     """Say which consumers have to be pointed to the new primary."""
-    named = {step.key for step in options.subscriptions}
+    named = {step.key for step in options.subscriptions if isinstance(step, Statement)}
     others = [one for one in consumers if one.partition(":")[0] not in named]
     if not others:
         return ()

@@ -17,6 +17,7 @@ from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import duration_option, flag_option
 from rdsrepl.cli.targets import database_target, other_target
 from rdsrepl.errors import Error, NotPrimary, Refused, Unreachable, UsageError
+from rdsrepl.lsn import Lsn
 from rdsrepl.text.commands import command
 from rdsrepl.text.masking import mask
 from rdsrepl.units import format_size
@@ -78,7 +79,8 @@ def run(
     new = read_server(new_target, to, "--to")
     old = _old(old_target, new, is_unplanned=is_unplanned)
     servers = _servers(old_target, new_target, old, new)
-    options = _options(ctx, servers, old or new, fence, backups, timeout, subscriber or ())
+    received = max(new.received_lsn or Lsn(0), new.lsn or Lsn(0)) if is_unplanned and new.in_recovery else None
+    options = _options(ctx, servers, old or new, fence, backups, timeout, subscriber or (), received)
     if not new.in_recovery:
         plan = _finish(servers, options, old, new)
     elif is_unplanned:
@@ -158,12 +160,13 @@ def _options(
     backups: rds_options.PromotionOptions,
     timeout: float,
     subscribers: tuple[str, ...] | list[str],
+    received: Lsn | None,
 ) -> Options:
     from rdsrepl.switchover import subscribers as subscriber_steps
     from rdsrepl.switchover.planner import Options
 
     targets = [other_target(ctx, words, "--subscriber") for words in subscribers]
-    repointed, warnings = subscriber_steps.repoint(targets, servers, publisher)
+    repointed, warnings = subscriber_steps.repoint(targets, servers, publisher, received=received)
     for warning in warnings:
         warn(ctx, warning)
     return Options(fence, timeout, backups=backups.given(), subscriptions=tuple(repointed))
