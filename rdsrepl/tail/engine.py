@@ -19,7 +19,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.tail.appended_file import AppendedFile
 from rdsrepl.tail.connector import Connector
 from rdsrepl.tail.ledger import Ledger
-from rdsrepl.tail.model import DecodedBatch
+from rdsrepl.tail.model import DecodedBatch, StreamHook
 from rdsrepl.tail.options import TailOptions
 from rdsrepl.tail.pipeline import Pipeline
 from rdsrepl.tail.progress import Observer, Progress, RecentNotes, Summary
@@ -69,6 +69,7 @@ class Tail:
         file: AppendedFile | None = None,
         recorded: RecordedFileSink | None = None,
         gate: CommitGate | None = None,
+        hook: StreamHook | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -83,6 +84,7 @@ class Tail:
             file: what the sink appends to, if changes that it has are left out.
             recorded: the sink, if it records positions; the stream continues at the last one.
             gate: holds commits back for a standby.
+            hook: takes part in the stream; the decoder calls it, and here it learns what is delivered.
         """
         self._options = options
         self._target = target
@@ -92,6 +94,7 @@ class Tail:
         self._file = file
         self._recorded = recorded
         self._gate = gate
+        self._hook = hook
         self._observer = observer
         self._ledger = Ledger()
         self._signals = StopSignals()
@@ -268,6 +271,8 @@ class Tail:
             now = time.monotonic()
             self._release()
             ledger.deliver(sink.durable)
+            if self._hook is not None:
+                self._hook.delivered(ledger.flush_lsn)
             self._status(receiver, now, interval)
             progress = self._progress()
             self._leave_at_shutdown(progress)
@@ -492,7 +497,10 @@ class Tail:
 
     def _finish(self, receiver: Receiver) -> None:
         """Deliver and confirm what was received."""
-        if self._drain(receiver):
+        is_connected = self._drain(receiver)
+        if self._hook is not None:
+            self._hook.delivered(self._ledger.flush_lsn)
+        if is_connected:
             self._confirm(receiver)
 
     def _drain(self, receiver: Receiver | None) -> bool:

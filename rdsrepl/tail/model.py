@@ -8,13 +8,18 @@ from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from json.encoder import encode_basestring as quote
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rdsrepl.errors import MalformedMessage
 from rdsrepl.tail.timelines import Timelines
 
-#: the prefix of our own heartbeat's messages, which are not written to the output.
+if TYPE_CHECKING:
+    from rdsrepl.tail.formats.base import RowWriter
+
+#: the prefix of our own heartbeat's messages.
 HEARTBEAT_PREFIX: Final = "rdsrepl.heartbeat"
+#: messages whose prefix begins so are this program's own, and are not written to the output.
+OWN_PREFIX: Final = "rdsrepl."
 # Half the time of an f-string with a format specification; both are needed once for each transaction.
 _LSN: Final = "%X/%X"
 _FRACTIONAL: Final = "%s.%06d+00:00"
@@ -72,6 +77,7 @@ class Transaction:
         commit_us: when it committed, in microseconds since 1970; None if the plugin does not send it.
         gid: the identifier of a prepared transaction.
         as_text: a member of a line, with its comma, that lists the columns written as text; empty without such columns.
+        extra: more members of each of its lines in the ``json`` format, each with its comma.
         origin, origin_lsn: the replication origin it came from, and the commit's position there; None without one.
     """
 
@@ -81,6 +87,7 @@ class Transaction:
     commit_us: int | None
     gid: str | None = None
     as_text: str = ""
+    extra: str = ""
     origin: str | None = None
     origin_lsn: int | None = None
     _suffix: str = ""
@@ -101,7 +108,7 @@ class Transaction:
             number = "null" if self.xid is None else self.xid
             prepared = "" if self.gid is None else f'"gid":{quote(self.gid)},'
             self._suffix = (
-                f'",{self.as_text}"timeline":{self.timeline},"commit_lsn":"{self.commit_lsn}","commit_time":{time},'
+                f'",{self.as_text}{self.extra}"timeline":{self.timeline},"commit_lsn":"{self.commit_lsn}","commit_time":{time},'
                 f'"xid":{number},{prepared}"seq":'
             )
         return self._suffix
@@ -142,6 +149,8 @@ class DecodedBatch:
         reached_until: whether ``until_lsn`` was reached; messages after it were not decoded.
         error: set when a message was malformed; the lines are those before it.
         committed_lines: how many of the lines were written up to the last commit; the others belong to what follows it.
+        own_messages: timeline and position of the transactions with messages of this program. Lines that stood in the
+            place of such a message may not come a second time.
     """
 
     lines: list[str] | list[bytes]
@@ -151,6 +160,7 @@ class DecodedBatch:
     reached_until: bool = False
     error: MalformedMessage | None = None
     committed_lines: int = 0
+    own_messages: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def commit_end_lsn(self) -> int | None:
@@ -167,6 +177,45 @@ class Decoder(Protocol):
 
     def reset(self, timelines: Timelines) -> None:
         """Start a new connection, to a server with these timelines, which sends incomplete transactions again."""
+        ...
+
+
+class StreamHook(Protocol):
+    """Takes part in a stream of pgoutput: reads this program's own messages, and the changes of some tables.
+
+    All methods are called in the thread of the stream.
+    """
+
+    def batch_begins(self) -> bool:
+        """Prepare for messages; return whether ``writer`` has to be asked again for every relation."""
+        ...
+
+    def batch_ends(self) -> None:
+        """Save what must be saved before anything that was decoded can be confirmed.
+
+        Raises:
+            Error: it could not be saved.
+        """
+        ...
+
+    def writer(self, relation: Relation, writer: RowWriter) -> RowWriter:
+        """Return WRITER, or one that calls it and reads the changes of the relation."""
+        ...
+
+    def truncate(self, relation: Relation, tx: Transaction) -> None:
+        """Read a TRUNCATE of a table."""
+        ...
+
+    def message(self, prefix: str, content: bytes, lsn: str, tx: Transaction, seq: int) -> list[str]:
+        """Return the lines that stand in the place of a message of a transaction; the first one has the number SEQ."""
+        ...
+
+    def reset(self, timelines: Timelines) -> None:
+        """Start a new connection, to a server with these timelines."""
+        ...
+
+    def delivered(self, lsn: int) -> None:
+        """Take note that the output has everything that was committed before a position."""
         ...
 
 

@@ -20,7 +20,7 @@ from rdsrepl.tail.formats.partition_keys import KeyedFormat
 from rdsrepl.tail.formats.pretty import PrettyFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.wal2json_format import Wal2jsonFormat
-from rdsrepl.tail.model import Decoder, TableFilter
+from rdsrepl.tail.model import Decoder, StreamHook, TableFilter
 from rdsrepl.tail.options import FormatName
 from rdsrepl.units import parse_boolean
 
@@ -60,6 +60,7 @@ def assemble(
     colour: bool,
     partition_by: str | None = None,
     debezium: DebeziumOptions | None = None,
+    hook: StreamHook | None = None,
 ) -> Pipeline:
     """Return the pipeline for a slot and a format.
 
@@ -73,6 +74,7 @@ def assemble(
         colour: whether ``pretty`` is coloured.
         partition_by: lines start with a partition key made of this (``partition_keys.KeyedFormat``).
         debezium: how ``debezium`` writes keys and values; None is Debezium's defaults.
+        hook: takes part in the stream of a pgoutput slot.
 
     Raises:
         WrongPlugin: the slot's plugin does not support the format or an option.
@@ -95,7 +97,7 @@ def assemble(
             )
         fmt = _keyed(fmt, catalog, partition_by, debezium)
     if plugin == "pgoutput":
-        pipeline = _pgoutput(checked, name, fmt, catalog, tables, given, until_lsn)
+        pipeline = _pgoutput(checked, name, fmt, catalog, tables, given, until_lsn, hook)
     elif plugin == "wal2json":
         pipeline = _wal2json(checked, name, fmt, catalog, tables, given, until_lsn)
     else:
@@ -111,13 +113,15 @@ def snapshot_format(
     *,
     partition_by: str | None,
     debezium: DebeziumOptions | None,
+    is_incremental: bool = False,
 ) -> Format:
-    """Return the format for rows that are read from tables; see ``assemble``.
+    """Return the format for rows that are read from tables, for ``is_incremental`` in a stream; see ``assemble``.
 
     Raises:
         WrongPlugin: the format has no form for such rows.
     """
-    fmt = _format(name, checked, catalog, colour=False, debezium=debezium, is_snapshot=True)
+    snapshot = "incremental" if is_incremental else "true"
+    fmt = _format(name, checked, catalog, colour=False, debezium=debezium, snapshot=snapshot)
     if fmt is None or name is FormatName.pretty:
         raise WrongPlugin(
             f"--snapshot does not support --format {name.value}", hint="--format json, debezium or wal2json"
@@ -149,13 +153,13 @@ def _format(
     colour: bool,
     debezium: DebeziumOptions | None,
     *,
-    is_snapshot: bool = False,
+    snapshot: str | None = None,
 ) -> Format | None:
     if name is FormatName.json:
-        return JsonFormat(catalog, is_snapshot=is_snapshot)
+        return JsonFormat(catalog, snapshot=snapshot)
     if name is FormatName.debezium:
         slot = checked.slot.slot_name
-        return DebeziumFormat(catalog, database=checked.database, name=slot, options=debezium, is_snapshot=is_snapshot)
+        return DebeziumFormat(catalog, database=checked.database, name=slot, options=debezium, snapshot=snapshot)
     if name is FormatName.pretty:
         return PrettyFormat(catalog, colour=colour)
     if name is FormatName.wal2json:
@@ -171,6 +175,7 @@ def _pgoutput(
     tables: TableFilter,
     given: Mapping[str, str],
     until_lsn: int | None,
+    hook: StreamHook | None = None,
 ) -> Pipeline:
     from psycopg import sql
 
@@ -201,7 +206,7 @@ def _pgoutput(
     options.update(given)
     if fmt is None:
         return Pipeline(RawPgoutput(until_lsn=until_lsn), options, {})
-    decoder = PgoutputDecoder(fmt, tables, catalog, until_lsn=until_lsn, lenient=checked.lenient_text)
+    decoder = PgoutputDecoder(fmt, tables, catalog, until_lsn=until_lsn, lenient=checked.lenient_text, hook=hook)
     return Pipeline(decoder, options, dict(fmt.settings))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from rdsrepl.errors import BadValue, Error, Unsupported, WrongPlugin
 from rdsrepl.postgres import versions
@@ -19,7 +19,7 @@ from rdsrepl.tail.engine import Tail
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.heartbeat import Heartbeat
 from rdsrepl.tail.metrics import Exporter
-from rdsrepl.tail.model import TableFilter
+from rdsrepl.tail.model import StreamHook, TableFilter
 from rdsrepl.tail.options import FormatName, KinesisOptions, TailOptions
 from rdsrepl.tail.output import Output, check_file, open_output
 from rdsrepl.tail.pipeline import assemble
@@ -42,6 +42,18 @@ _ANSWER_SECONDS: Final = 30.0
 _QUIET_SECONDS: Final = 3.0
 
 
+class HookSession(StreamHook, Protocol):
+    """A hook that works beside the stream."""
+
+    def start(self) -> None:
+        """Begin to work."""
+        ...
+
+    def stop(self) -> None:
+        """End the work; the stream has ended."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TailResult:
     """How a run ended; ``counts`` says what went to Kinesis, None for standard output."""
@@ -58,6 +70,7 @@ def run(
     colour: bool = False,
     watch: WalPositionPoller | None = None,
     create: Callable[[PreflightResult, Sink], int] | None = None,
+    open_hook: Callable[[PreflightResult], HookSession | None] | None = None,
 ) -> TailResult:
     """Stream until a stop condition, a signal or an error that is not transient.
 
@@ -69,6 +82,7 @@ def run(
         watch: reads the server's WAL position; made here if metrics need one.
         create: creates the slot, where ``options.create`` names a plugin; called after everything else was checked.
             It may write to the sink, and returns how many batches it wrote.
+        open_hook: returns what takes part in the stream, or None; called after everything else was checked.
 
     Raises:
         Error: the stream or the slot does not exist, is in use or invalidated; an option does not fit; the sink
@@ -91,7 +105,10 @@ def run(
     catalog = Catalog(target, observer.warn)
     exporter: Exporter | None = None
     poller: StandbyPoller | None = None
+    hook: HookSession | None = None
     try:
+        if open_hook is not None:
+            hook = open_hook(checked)
         pipeline = assemble(
             checked,
             options.format,
@@ -102,6 +119,7 @@ def run(
             colour=colour,
             partition_by=None if options.kinesis is None else options.kinesis.partition_by,
             debezium=options.debezium,
+            hook=hook,
         )
         if options.metrics is not None:
             exporter = Exporter(options.metrics, options.slot_name, observer, watch or WalPositionPoller(target))
@@ -123,6 +141,7 @@ def run(
             output.appended,
             output.recorded,
             None if poller is None else CommitGate(poller, observer),
+            hook,
         )
         if checked.is_planned and create is not None:
             try:
@@ -134,6 +153,8 @@ def run(
             heartbeat.start()
         if poller is not None:
             poller.start(output.sink.wakeup.wake)
+        if hook is not None:
+            hook.start()
         try:
             summary = tail.run()
             if output.compressor is not None and not tail.was_stopped:
@@ -145,6 +166,8 @@ def run(
             if kinesis is not None:
                 _report_counts(kinesis.counts, options, observer)
     finally:
+        if hook is not None:
+            hook.stop()
         if poller is not None:
             poller.stop()
         if heartbeat is not None:

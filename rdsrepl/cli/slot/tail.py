@@ -14,6 +14,7 @@ from rdsrepl.cli.console import note
 from rdsrepl.cli.context import global_options, set_log_format
 from rdsrepl.cli.option_bundles import with_bundles
 from rdsrepl.cli.options import duration_option
+from rdsrepl.cli.slot.requested_snapshot_options import RequestedSnapshotFlags
 from rdsrepl.cli.slot.snapshot_options import SnapshotFlags
 from rdsrepl.cli.slot.tail_file_options import FileFlags
 from rdsrepl.cli.slot.tail_options import (
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.tail.options import TailOptions
     from rdsrepl.tail.preflight import PreflightResult
-    from rdsrepl.tail.run import TailResult
+    from rdsrepl.tail.progress import Observer
+    from rdsrepl.tail.run import HookSession, TailResult
     from rdsrepl.tail.sinks.base import Sink
 
 
@@ -59,6 +61,7 @@ def tail(
     kinesis: KinesisFlags,
     debezium: DebeziumFlags,
     snapshot_with: SnapshotFlags,
+    requested: RequestedSnapshotFlags,
     service: ServiceOptions,
 ) -> None:
     """Stream a slot's changes to standard output, a file or Kinesis, at least once and in commit order.
@@ -96,7 +99,12 @@ def tail(
     )
     target = database_target(ctx)
     create = snapshot_with.creator(ctx, target, options)
-    report(ctx, options, _run(ctx, target, options, create))
+    place = requested.place()
+    report(
+        ctx,
+        options,
+        _run(ctx, target, options, create, lambda observer: requested.opener(ctx, target, options, observer, place)),
+    )
 
 
 @with_bundles
@@ -138,6 +146,7 @@ def _run(
     target: Target,
     options: TailOptions,
     create: Callable[[PreflightResult, Sink], int] | None = None,
+    hook: Callable[[Observer], Callable[[PreflightResult], HookSession | None]] | None = None,
 ) -> TailResult:
     from rdsrepl.render import colours
     from rdsrepl.tail import run
@@ -153,6 +162,7 @@ def _run(
             colour=colours(sys.stdout) and not global_options(ctx).no_color,
             watch=watch,
             create=create or (lambda checked, sink: _create(ctx, target, options.slot_name, options.create or "")),
+            open_hook=None if hook is None else hook(reporter),
         )
     finally:
         reporter.clear()

@@ -18,7 +18,16 @@ from rdsrepl.tail.formats.base import Format, FormatInParts, RowWriter, TextMark
 from rdsrepl.tail.formats.fast_lines import LineParts, Write, compile_line, now_members
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Conversion, Parse, compile_tuple
-from rdsrepl.tail.model import HEARTBEAT_PREFIX, Column, DecodedBatch, Relation, TableFilter, Transaction
+from rdsrepl.tail.model import (
+    HEARTBEAT_PREFIX,
+    OWN_PREFIX,
+    Column,
+    DecodedBatch,
+    Relation,
+    StreamHook,
+    TableFilter,
+    Transaction,
+)
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.xlogdata import LSN_HALVES, MALFORMED, PAYLOAD, end_of_commit, malformed
 
@@ -38,6 +47,7 @@ _TRUNCATE: Final = Struct(">IB").unpack_from
 _ORIGIN: Final = Struct(">Q").unpack_from
 
 _HEARTBEAT: Final = HEARTBEAT_PREFIX.encode() + b"\0"
+_OWN: Final = OWN_PREFIX.encode()
 _KEY, _OLD = 0x4B, 0x4F
 _WRONG_LENGTH: Final = "its values do not end at its end"
 _NO_TRANSACTION: Final = Transaction.of(None, 0, 0, None)
@@ -45,14 +55,20 @@ _UNKNOWN: Final = Timelines(0)
 
 
 class _CompiledRelation:
-    """A relation with its compiled parser and writer; None if the relation is filtered out."""
+    """A relation with its compiled parser and writer; None if the relation is filtered out.
 
-    __slots__ = ("parse", "relation", "writer")
+    Attributes:
+        own_writer: the format's writer, which a hook may have wrapped.
+        writes: the compiled functions that write its usual messages; used where no hook reads its changes.
+    """
+
+    __slots__ = ("own_writer", "parse", "relation", "writer", "writes")
 
     def __init__(self, relation: Relation, writer: RowWriter | None, parse: Parse | None) -> None:
         self.relation = relation
-        self.writer = writer
+        self.writer = self.own_writer = writer
         self.parse = parse
+        self.writes: dict[bytes, Write] = {}
 
 
 _NO_RELATIONS: Final[dict[int, _CompiledRelation]] = {}
@@ -70,6 +86,7 @@ class PgoutputDecoder:
         *,
         until_lsn: int | None = None,
         lenient: bool = False,
+        hook: StreamHook | None = None,
     ) -> None:
         """Make a decoder.
 
@@ -79,8 +96,12 @@ class PgoutputDecoder:
             catalog: receives the type names of the stream.
             until_lsn: stop before the first transaction whose commit record starts there or later.
             lenient: the database's text may not be UTF-8.
+            hook: reads this program's own messages, and the changes of some tables.
         """
         self._format = fmt
+        self._hook = hook
+        # The lines that stood in the place of messages, if their batch is decoded a second time.
+        self._hooked: dict[bytes, list[str]] = {}
         self._tables = tables
         self._catalog = catalog
         self._until = until_lsn
@@ -101,10 +122,24 @@ class PgoutputDecoder:
         self._relations.clear()
         self._writes.clear()
         self._tx, self._seq, self._open = _NO_TRANSACTION, 0, False
+        if self._hook is not None:
+            self._hook.reset(timelines)
 
     def feed(self, messages: Sequence[bytes]) -> DecodedBatch:
         """Decode messages in order; the first malformed one ends the batch and is its ``error``."""
         self._catalog.batch_received()
+        if self._hook is None:
+            return self._fed(messages)
+        if self._hook.batch_begins():
+            for known in self._relations.values():
+                self._choose_writer(known)
+        try:
+            return self._fed(messages)
+        finally:
+            self._hooked.clear()
+            self._hook.batch_ends()
+
+    def _fed(self, messages: Sequence[bytes]) -> DecodedBatch:
         if self._in_parts is None:
             return self._decoded(messages, _NO_WRITES)
         before = self._tx, self._seq, self._open, self._commit_lsn, self._catalog.xid
@@ -125,6 +160,7 @@ class PgoutputDecoder:
         of_transaction = _no_pieces if self._in_parts is None else self._in_parts.of_transaction
         pieces, now = of_transaction(tx), now_members()
         commits: list[tuple[int, int]] = []
+        own_messages: list[tuple[int, str]] = []
         changes, committed_lines, reached_until, error = 0, 0, False, None
         m = b""
         try:
@@ -195,9 +231,15 @@ class PgoutputDecoder:
                     changes += len(written)
                 elif kind == 0x4D:  # Message
                     seq += m[_AT + 1] & 1  # a message that is not transactional has no number
-                    if not m.startswith(_HEARTBEAT, _AT + 10):
+                    if not m.startswith(_OWN, _AT + 10):
                         append(self._message(m, tx, seq))
                         changes += 1
+                    elif self._open and not m.startswith(_HEARTBEAT, _AT + 10):
+                        own_messages.append((tx.timeline, tx.commit_lsn))
+                        written = self._hook_message(m, tx, seq)
+                        lines += written
+                        changes += len(written)
+                        seq += max(len(written) - 1, 0)
                 elif kind == 0x62:  # Begin Prepare: a two-phase slot sends the changes when they are prepared
                     prepare_lsn, _, microseconds, xid = _BEGIN_PREPARE(m, _AT + 1)
                     if self._until is not None and prepare_lsn >= self._until:
@@ -230,7 +272,7 @@ class PgoutputDecoder:
         self._tx, self._seq = tx, seq
         if self._in_parts is not None:
             lines = [line if type(line) is bytes else line.encode("utf-8", "surrogateescape") for line in lines]
-        return DecodedBatch(lines, changes, commits, self._open, reached_until, error, committed_lines)
+        return DecodedBatch(lines, changes, commits, self._open, reached_until, error, committed_lines, own_messages)
 
     def _begin(self, tx: Transaction, commit_lsn: int) -> Transaction:
         if self._open:
@@ -301,14 +343,27 @@ class PgoutputDecoder:
         if any(conversion.may_be_text for conversion in conversions):
             writer = TextMarkingWriter(writer, relation)
         parse = compile_tuple(conversions, self._format.dialect, lenient=self._lenient)
-        self._relations[oid] = _CompiledRelation(relation, writer, parse)
+        known = self._relations[oid] = _CompiledRelation(relation, writer, parse)
         if self._in_parts is not None and isinstance(writer, WriterInParts):
-            self._compile_lines(m[_AT + 1 : _AFTER_OID], relation, conversions, writer.parts)
+            known.writes = self._compiled_lines(m[_AT + 1 : _AFTER_OID], relation, conversions, writer.parts)
+        self._choose_writer(known)
 
-    def _compile_lines(
+    def _choose_writer(self, known: _CompiledRelation) -> None:
+        """Ask the hook whether it reads the relation's changes; then none of them is written by a compiled line."""
+        known.writer = known.own_writer
+        if self._hook is not None and known.own_writer is not None:
+            known.writer = self._hook.writer(known.relation, known.own_writer)
+        if known.writer is known.own_writer:
+            self._writes.update(known.writes)
+        else:
+            for name in known.writes:
+                self._writes.pop(name, None)
+
+    def _compiled_lines(
         self, oid: bytes, relation: Relation, conversions: Sequence[Conversion], parts: LineParts
-    ) -> None:
+    ) -> dict[bytes, Write]:
         """Compile the usual messages of a relation, if they are changes of a single tuple."""
+        writes: dict[bytes, Write] = {}
         every = range(len(relation.columns))
         # An old key has only the flagged columns; with FULL the old row has all of them.
         key = [number for number in every if relation.columns[number].is_key]
@@ -323,7 +378,8 @@ class PgoutputDecoder:
                     line, conversions, self._format.dialect, mark=mark, columns=columns, lenient=self._lenient
                 )
                 if write is not None:
-                    self._writes[kind + oid] = write
+                    writes[kind + oid] = write
+        return writes
 
     def _read_type(self, m: bytes) -> None:
         schema, position = _string(m, _AT + 5)
@@ -339,16 +395,23 @@ class PgoutputDecoder:
             seq += 1
             known = self._relations[_OID(m, _AT + 6 + 4 * number)[0]]
             if known.writer is not None:
+                if self._hook is not None:
+                    self._hook.truncate(known.relation, tx)
                 lines.append(self._format.truncate(known.relation, bool(flags & 1), bool(flags & 2), lsn, tx, seq))
         return lines, seq
 
+    def _hook_message(self, m: bytes, tx: Transaction, seq: int) -> list[str]:
+        """Return what stands in the place of a message of this program; the hook reads each message once."""
+        if self._hook is None or not m[_AT + 1] & 1:
+            return []
+        if m not in self._hooked:
+            prefix, content = _prefix_and_content(m)
+            self._hooked[m] = self._hook.message(prefix, content, "%X/%X" % LSN_HALVES(m, 1), tx, seq)
+        return self._hooked[m]
+
     def _message(self, m: bytes, tx: Transaction, seq: int) -> str:
         flags, lsn = _MESSAGE(m, _AT + 1)
-        prefix, position = _string(m, _AT + 10)
-        length = int.from_bytes(m[position : position + 4])
-        content = m[position + 4 :]
-        if len(content) != length:
-            raise ValueError(_WRONG_LENGTH)
+        prefix, content = _prefix_and_content(m)
         if flags & 1 and not self._open:
             raise ValueError("a change outside of a transaction")
         if not flags & 1:  # outside of any transaction: the end of its own record identifies it
@@ -360,6 +423,14 @@ class PgoutputDecoder:
 def _string(m: bytes, position: int) -> tuple[str, int]:
     end = m.index(0, position)
     return m[position:end].decode("utf-8", "surrogateescape"), end + 1
+
+
+def _prefix_and_content(m: bytes) -> tuple[str, bytes]:
+    prefix, position = _string(m, _AT + 10)
+    content = m[position + 4 :]
+    if len(content) != int.from_bytes(m[position : position + 4]):
+        raise ValueError(_WRONG_LENGTH)
+    return prefix, content
 
 
 def _no_pieces(tx: Transaction) -> tuple[bytes, ...]:  # noqa: ARG001

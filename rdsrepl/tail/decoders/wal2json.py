@@ -20,7 +20,7 @@ from rdsrepl.tail.decoders.encodings import Decode, utf8
 from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter, Values
 from rdsrepl.tail.formats.type_catalog import Catalog, ReplicaIdentity
 from rdsrepl.tail.formats.values import Convert, to_json
-from rdsrepl.tail.model import HEARTBEAT_PREFIX, Column, DecodedBatch, Relation, TableFilter, Transaction
+from rdsrepl.tail.model import OWN_PREFIX, Column, DecodedBatch, Relation, TableFilter, Transaction
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.xlogdata import MALFORMED, PAYLOAD, end_of_commit, malformed, start_lsn
 
@@ -310,7 +310,7 @@ class ParsedWal2json:
         action = event["action"]
         if action == "M":
             self._seq += event["transactional"]
-            if event["prefix"] == HEARTBEAT_PREFIX:
+            if event["prefix"].startswith(OWN_PREFIX):
                 return
             content = event["content"].encode("utf-8", "surrogateescape")
             tx, seq = self._tx, self._seq

@@ -227,15 +227,15 @@ class ChangesOnly:
     dialect: ClassVar[Dialect] = "json"
     settings: ClassVar[Mapping[str, str]] = ISO_SETTINGS
 
-    def __init__(self, catalog: Catalog, *, is_snapshot: bool = False) -> None:
+    def __init__(self, catalog: Catalog, *, snapshot: str | None = None) -> None:
         """Create the format.
 
         Args:
             catalog: looks up types.
-            is_snapshot: whether rows are read from tables (``op`` is ``r``) instead of inserted (``c``).
+            snapshot: the kind of snapshot, if rows are read from tables (``op`` is ``r``) instead of inserted (``c``).
         """
         self._catalog = catalog
-        self.insert_op = "r" if is_snapshot else "c"
+        self.insert_op = "c" if snapshot is None else "r"
 
     def conversions(self, relation: Relation) -> list[Conversion]:
         """Return each column's conversion to JSON."""

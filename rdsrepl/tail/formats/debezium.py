@@ -19,7 +19,6 @@ from rdsrepl.tail.formats.base import (
     RowWriter,
     Values,
     WriterInParts,
-    json_bool,
     null_if_unsent,
     template,
     with_old_values,
@@ -50,7 +49,7 @@ class DebeziumFormat(ChangesOnly):
         database: str,
         name: str,
         options: DebeziumOptions | None = None,
-        is_snapshot: bool = False,
+        snapshot: str | None = None,
     ) -> None:
         """Create the format.
 
@@ -59,13 +58,13 @@ class DebeziumFormat(ChangesOnly):
             database: ``source.db``.
             name: ``source.name``, Debezium's ``topic.prefix``; the slot's name.
             options: how keys and values are written; None is Debezium's defaults.
-            is_snapshot: whether rows are read from tables instead of inserted.
+            snapshot: ``source.snapshot`` of rows that are read from tables; None for changes.
         """
-        super().__init__(catalog, is_snapshot=is_snapshot)
+        super().__init__(catalog, snapshot=snapshot)
         self.options = options or DebeziumOptions()
         self._values = DebeziumValues(catalog, self.options)
         self._head = f'"source":{{"version":"{__version__}","connector":"postgresql","name":{quote(name)},"ts_ms":'
-        self._database = f',"snapshot":"{json_bool(is_snapshot)}","db":{quote(database)},"sequence":"[\\"'
+        self._database = f',"snapshot":"{snapshot or "false"}","db":{quote(database)},"sequence":"[\\"'
         self._of: Transaction | None = None
         self._parts = ("", "", "", "")
 

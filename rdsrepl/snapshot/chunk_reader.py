@@ -1,0 +1,500 @@
+"""Read the chunks of incremental snapshots and write their markers, in a thread beside the stream.
+
+Two connections: one reads rows, on the primary or on a replica of it; the other one writes the markers, always on the
+primary. A chunk waits for the one before the last, so that a slow output slows the snapshot and not the stream.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from rdsrepl.errors import BadState, Denied, Error, InUse, NotFound, NotPrimary, Refused, SinkFailed, Unreachable
+from rdsrepl.lsn import Lsn
+from rdsrepl.postgres import commit_visibility, connection, server_identity
+from rdsrepl.postgres.error_mapping import translating
+from rdsrepl.snapshot import chunks
+from rdsrepl.snapshot.chunks import ChunkTable, Cursor, Stopped
+from rdsrepl.snapshot.incremental import MARKER_PREFIX, Chunk, IncrementalSnapshots, Restarted
+from rdsrepl.snapshot.recorded_changes import Key, Row
+from rdsrepl.snapshot.requests import table_text
+from rdsrepl.snapshot.state import SnapshotState, Status, TableState
+from rdsrepl.snapshot.visibility import ServerSnapshot
+from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter
+from rdsrepl.tail.formats.type_catalog import Catalog
+from rdsrepl.tail.formats.values import compile_copy_row
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.postgres.connection import Connection
+    from rdsrepl.tail.preflight import PreflightResult
+
+_CURRENT_SNAPSHOT: Final = "SELECT pg_catalog.pg_current_snapshot()::text"
+_REPLAYED: Final = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()"
+_WRITTEN: Final = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
+_MARKER: Final = "SELECT pg_catalog.pg_logical_emit_message(true, %s, %s)"
+# Walsenders of logical slots report what their consumers confirm.
+_STANDBY_LAG: Final = """
+SELECT max(extract(epoch FROM r.replay_lag))::float8 FROM pg_catalog.pg_stat_replication r
+ WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s
+                    WHERE s.slot_type = 'logical' AND s.active_pid = r.pid)
+"""
+# The marker needs no standby: what it names is read again if it is lost.
+_PRIMARY_SETTINGS: Final = {"synchronous_commit": "local", "default_transaction_read_only": "off"}
+_MOST_BYTES: Final = 4 << 20
+_FEWEST_ROWS: Final = 100
+_FEWEST_AFTER_OVERFLOW: Final = 1
+_SLOW_SECONDS: Final = 1.0
+_QUICK_SECONDS: Final = 0.3
+_KEYS_PER_CHUNK: Final = 500
+_SAVE_SECONDS: Final = 0.5
+_LAG_CHECK_SECONDS: Final = 2.0
+_MOST_LAG_SECONDS: Final = 10.0
+_FIRST_RETRY_SECONDS: Final = 0.5
+_LONGEST_RETRY_SECONDS: Final = 30.0
+_REPLAY_POLL_SECONDS: Final = 0.05
+
+
+class _Altered(Exception):
+    """The table is not as it was described."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A table with the functions that convert and write its rows."""
+
+    table: ChunkTable
+    parse: Callable[[str], tuple[Any, ...]]
+    writer: RowWriter
+    key: Callable[[Row], Any]
+
+
+class ChunkReader:
+    """The thread that reads chunks."""
+
+    def __init__(
+        self,
+        snapshots: IncrementalSnapshots,
+        target: Target,
+        checked: PreflightResult,
+        make_format: Callable[[Catalog], Format],
+        wants: Callable[[str, str], bool],
+        replica: Callable[[str], Target],
+        note: Callable[[str], None],
+    ) -> None:
+        """Prepare the thread.
+
+        Args:
+            snapshots: what to read.
+            target: the primary.
+            checked: the result of the preflight check of the stream.
+            make_format: returns the format for rows of a snapshot.
+            wants: whether the stream has a table.
+            replica: returns the server that a request names.
+            note: takes notes for people.
+        """
+        self._snapshots = snapshots
+        self._target = target
+        self._checked = checked
+        self._wants = wants
+        self._replica = replica
+        self._note = note
+        self._catalog = Catalog(target, note)
+        self._format = make_format(self._catalog)
+        self._settings = {**self._format.settings, **chunks.SETTINGS}
+        if checked.lenient_text:
+            self._settings["client_encoding"] = "SQL_ASCII"
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._work, name="snapshot", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread."""
+        self._snapshots.end()
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+        self._catalog.close()
+
+    def _work(self) -> None:
+        delay = _FIRST_RETRY_SECONDS
+        while (found := self._snapshots.next()) is not None:
+            run, state = found
+            try:
+                _Session(self, run, state.request.id).read()
+                delay = _FIRST_RETRY_SECONDS
+                continue
+            except (Restarted, Stopped):
+                continue
+            except (InUse, BadState, SinkFailed) as exc:
+                self._snapshots.fail(exc)
+                return
+            except Error as exc:
+                if not _is_transient(exc):
+                    self._fail(run, state.request.id, exc)
+                    continue
+                self._note(f"snapshot {state.request.id}: {exc.message}; trying again")
+            except Exception as exc:  # the stream must not go on as if the snapshot did
+                self._snapshots.fail(Error(f"the reader of snapshot {state.request.id} failed: {exc!r}"))
+                raise
+            self._ended.wait(delay)
+            delay = min(2 * delay, _LONGEST_RETRY_SECONDS)
+
+    def _fail(self, run: str, snapshot_id: str, exc: Error) -> None:
+        reason = exc.message if exc.hint is None else f"{exc.message}; {exc.hint}"
+        self._note(f"snapshot {snapshot_id} failed: {reason}")
+        with suppress(Restarted):
+            self._snapshots.record(run, frozenset())
+            self._snapshots.update(
+                run,
+                snapshot_id,
+                lambda one: replace(one, status=Status.failed, reason=reason, ended_at=datetime.now(UTC)),
+            )
+
+
+class _Session:
+    """Reads one snapshot in one run."""
+
+    def __init__(self, reader: ChunkReader, run: str, snapshot_id: str) -> None:
+        self._reader = reader
+        self._snapshots = reader._snapshots
+        self._run = run
+        self._id = snapshot_id
+        self._number = 0
+        self._limit = 0
+        self._compiled: dict[tuple[str, str], _Compiled] = {}
+        self._due = time.monotonic()
+        self._saved_at = self._counted_at = self._lag_checked_at = time.monotonic()
+
+    def _is_over(self) -> bool:
+        return self._snapshots.is_over(self._run)
+
+    def read(self) -> None:
+        """Read every table that is not done.
+
+        Raises:
+            Restarted, Stopped: the run has ended.
+            Error: a table cannot be read, or a connection was lost.
+        """
+        reader = self._reader
+        if reader._checked.in_recovery:
+            raise Refused("the stream comes from a standby, which cannot write the markers of chunks")
+        with (
+            closing(connection.connect(reader._target, settings=_PRIMARY_SETTINGS)) as primary,
+            translating(),
+        ):
+            self._primary = primary
+            state = self._begun()
+            with closing(self._connect_rows(state.request.read_from)) as rows:
+                self._rows = rows
+                self._require_condition(state)
+                self._snapshots.record(
+                    self._run,
+                    frozenset(
+                        name
+                        for name, table in zip(state.request.table_names, state.tables, strict=True)
+                        if not table.is_done
+                    ),
+                )
+                self._wait_until_visible(state)
+                self._limit = self._most(state)
+                for place, table in enumerate(state.tables):
+                    if not table.is_done:
+                        self._read_table(state, place)
+        self._snapshots.record(self._run, frozenset())
+        done = self._changed(lambda one: replace(one, status=Status.done, ended_at=datetime.now(UTC)))
+        rows_read = sum(table.rows for table in done.tables)
+        reader._note(f"snapshot {self._id} is complete: {rows_read:,} rows")
+
+    def _changed(self, change: Callable[[SnapshotState], SnapshotState]) -> SnapshotState:
+        """Change the state, and count how long the snapshot ran."""
+        now = time.monotonic()
+        seconds, self._counted_at = now - self._counted_at, now
+        return self._snapshots.update(
+            self._run, self._id, lambda one: change(replace(one, running_seconds=one.running_seconds + seconds))
+        )
+
+    def _begun(self) -> SnapshotState:
+        """Name the tables that are read, and set the state to running."""
+        reader = self._reader
+
+        def begun(one: SnapshotState) -> SnapshotState:
+            tables = {table.table: table for table in one.tables}
+            texts = tuple(table_text(*name) for name in names)
+            return replace(
+                one,
+                request=replace(one.request, tables=texts),
+                status=Status.running,
+                started_at=one.started_at or datetime.now(UTC),
+                tables=tuple(tables.get(text, TableState(text)) for text in texts),
+            )
+
+        one = self._snapshots.update(self._run, self._id, lambda one: one)
+        names = chunks.expanded(self._primary, one.request.table_names, reader._checked.publications)
+        for name in names:
+            if not reader._wants(*name):
+                raise Refused(f"table {table_text(*name)} is not in the stream: --table of slot tail leaves it out")
+            chunks.describe(self._primary, name, reader._checked.publications)
+        return self._changed(begun)
+
+    def _connect_rows(self, read_from: str | None) -> Connection:
+        import psycopg
+
+        reader = self._reader
+        target = reader._target if read_from is None else reader._replica(read_from)
+        conn = connection.connect(target, settings=reader._settings)
+        try:
+            if connection.is_pooled(conn):
+                raise Refused(
+                    "a snapshot does not read through a connection pooler", hint="connect to the server itself"
+                )
+            if read_from is not None:
+                self._require_replica(conn, read_from)
+            conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            conn.read_only = True
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    def _require_replica(self, conn: Connection, read_from: str) -> None:
+        """Make sure that a server is a standby of the primary.
+
+        Raises:
+            Refused: it is not.
+        """
+        ours, theirs = (server_identity.system_identifier(one) for one in (self._primary, conn))
+        row = conn.execute(_REPLAYED).fetchone()
+        assert row is not None
+        if not row[0]:
+            raise Refused(f"--read-from {read_from} is not a standby", hint="name a read replica, or omit --read-from")
+        if ours is None or ours != theirs:
+            raise Refused(f"--read-from {read_from} is not a replica of this server")
+
+    def _require_condition(self, state: SnapshotState) -> None:
+        """Make sure that the condition of a request is one condition on each table.
+
+        Raises:
+            Refused: it is not.
+        """
+        where = state.request.where
+        if where is None:
+            return
+        from psycopg import pq
+        from psycopg.errors import error_from_result
+
+        for name in state.request.table_names:
+            table = chunks.describe(self._rows, name, self._reader._checked.publications)
+            with self._rows.transaction(force_rollback=True):
+                self._rows.execute("SELECT 1")
+                # Sent alone: the server refuses a second statement behind it.
+                result = self._rows.pgconn.exec_params(chunks.check_statement(table, where).as_bytes(self._rows), None)
+                if result.status != pq.ExecStatus.TUPLES_OK:
+                    reason = str(error_from_result(result)).splitlines()[0]
+                    raise Refused(f"the condition does not fit table {table_text(*name)}: {reason}")
+
+    def _wait_until_visible(self, state: SnapshotState) -> None:
+        """Wait until the rows contain every change that was decoded before recording began."""
+        if state.request.read_from is None:
+            commit_visibility.wait_until_visible(self._primary, self._is_over)
+            return
+        row = self._primary.execute(_WRITTEN).fetchone()
+        assert row is not None
+        while not self._is_over() and self._replayed() < row[0]:
+            time.sleep(_REPLAY_POLL_SECONDS)
+
+    def _replayed(self) -> Lsn:
+        row = self._rows.execute(_REPLAYED).fetchone()
+        assert row is not None
+        in_recovery, lsn = row
+        if not in_recovery:
+            raise NotPrimary("the replica was promoted", hint="start the snapshot again, from another replica")
+        return Lsn(lsn)
+
+    def _read_table(self, state: SnapshotState, place: int) -> None:
+        name = state.request.table_names[place]
+        cursor = self._snapshots.table(self._id, place).cursor
+        is_last = False
+        while True:
+            self._pace(state)
+            now = self._snapshots.table(self._id, place)
+            if now.read_again:
+                self._snapshots.wait(self._run, chunks=0)
+                now = self._snapshots.table(self._id, place)
+            keys = now.read_again[:_KEYS_PER_CHUNK]
+            if is_last and not keys:
+                self._snapshots.wait(self._run, chunks=0)
+                if not self._snapshots.table(self._id, place).read_again:
+                    break
+                continue
+            chunk = self._chunk(state, place, name, cursor, keys)
+            began = time.monotonic()
+            self._snapshots.offer(self._run, chunk)
+            content = {"run": self._run, "id": self._id, "chunk": chunk.number}
+            self._primary.execute(_MARKER, (MARKER_PREFIX, json.dumps(content)))
+            cursor, is_last = chunk.cursor or cursor, is_last or chunk.is_last
+            rows = len(chunk.rows)
+            self._snapshots.wait(self._run)
+            self._adapt(state, time.monotonic() - began)
+            self._save()
+            if state.request.rows_per_second is not None:
+                self._due = max(self._due, began) + rows / state.request.rows_per_second
+        self._changed(
+            lambda one: replace(
+                one,
+                tables=tuple(
+                    replace(table, is_done=True) if number == place else table
+                    for number, table in enumerate(one.tables)
+                ),
+            )
+        )
+
+    def _chunk(
+        self, state: SnapshotState, place: int, name: tuple[str, str], cursor: Cursor | None, keys: Sequence[Cursor]
+    ) -> Chunk:
+        """Read one chunk; describe the table again if it was altered."""
+        while True:
+            if name not in self._compiled:
+                self._compiled[name] = self._compile(name)
+                self._estimate(place, self._compiled[name].table)
+            try:
+                return self._read_chunk(state, place, self._compiled[name], cursor, keys)
+            except _Altered:
+                del self._compiled[name]
+
+    def _read_chunk(
+        self, state: SnapshotState, place: int, compiled: _Compiled, cursor: Cursor | None, keys: Sequence[Cursor]
+    ) -> Chunk:
+        table, where, limit = compiled.table, state.request.where, self._limit
+        statement = (
+            chunks.keys_statement(table, _in_order(table, keys), where)
+            if keys
+            else chunks.chunk_statement(table, cursor, limit, where)
+        )
+        replayed = None if state.request.read_from is None else self._replayed()
+        lines: list[bytes] = []
+        size, is_cut = 0, False
+        conn = self._rows
+        with conn.transaction():
+            # The lock first: TRUNCATE and some forms of ALTER TABLE change what older snapshots see.
+            conn.execute(chunks.lock_statement(table))
+            row = conn.execute(_CURRENT_SNAPSHOT).fetchone()
+            assert row is not None
+            if not chunks.is_unchanged(conn, table):
+                raise _Altered
+            copied = chunks.copied(conn, statement, self._is_over)
+            with closing(copied):
+                for line in copied:
+                    lines.append(line)
+                    size += len(line)
+                    if size > _MOST_BYTES and not keys and len(lines) < limit:
+                        is_cut = True
+                        break
+        snapshot = ServerSnapshot.parse(row[0])
+        catalog = self._reader._catalog
+        catalog.xid = snapshot.xmax & 0xFFFFFFFF
+        catalog.batch_received()
+        errors = "surrogateescape" if self._reader._checked.lenient_text else "strict"
+        texts = b"".join(lines).decode("utf-8", errors).split("\n")[:-1]
+        rows = list(map(compiled.parse, texts))
+        if is_cut:
+            self._limit = max(_FEWEST_AFTER_OVERFLOW, len(rows))
+        self._number += 1
+        return Chunk(
+            self._id,
+            place,
+            self._number,
+            table,
+            dict(zip(map(compiled.key, rows), rows, strict=True)),
+            snapshot if replayed is None else replayed,
+            chunks.cursor_of(table, texts[-1]) if texts and not keys else None,
+            tuple(keys),
+            not keys and not is_cut and len(rows) < limit,
+            compiled.writer,
+        )
+
+    def _compile(self, name: tuple[str, str]) -> _Compiled:
+        reader = self._reader
+        with self._rows.transaction():
+            table = chunks.describe(self._rows, name, reader._checked.publications)
+        for oid, schema, type_name in table.types:
+            reader._catalog.type_named(oid, schema, type_name)
+        reader._catalog.batch_received()
+        conversions, writer = reader._format.conversions(table.relation), reader._format.writer(table.relation)
+        if any(conversion.may_be_text for conversion in conversions):
+            writer = TextMarkingWriter(writer, table.relation)
+        # In the order of the columns, as the writers of the stream have the key.
+        numbers = sorted(table.key_numbers)
+        pick = itemgetter(*numbers)
+        key: Callable[[Row], Key] = pick if len(numbers) > 1 else lambda row: (pick(row),)
+        return _Compiled(table, compile_copy_row(conversions, reader._format.dialect), writer, key)
+
+    def _estimate(self, place: int, table: ChunkTable) -> None:
+        if self._snapshots.table(self._id, place).estimated_rows is None and table.estimated_rows is not None:
+            self._changed(
+                lambda one: replace(
+                    one,
+                    tables=tuple(
+                        replace(other, estimated_rows=table.estimated_rows) if number == place else other
+                        for number, other in enumerate(one.tables)
+                    ),
+                )
+            )
+
+    def _adapt(self, state: SnapshotState, seconds: float) -> None:
+        """Make chunks smaller while the output is slow, and larger again when it is not."""
+        most = self._most(state)
+        if seconds > _SLOW_SECONDS:
+            self._limit = max(min(_FEWEST_ROWS, most), self._limit // 2)
+        elif seconds < _QUICK_SECONDS and self._limit < most:
+            self._limit = min(most, self._limit * 2)
+
+    def _most(self, state: SnapshotState) -> int:
+        """Return how many rows a chunk may have: those of a second, if there is a rate; fewer after an overflow."""
+        rows = min(state.request.chunk_rows, state.request.rows_per_second or state.request.chunk_rows)
+        return max(1, rows >> self._snapshots.overflows)
+
+    def _pace(self, state: SnapshotState) -> None:
+        """Wait as long as the rate demands, and while a standby is far behind."""
+        if state.request.rows_per_second is not None and (left := self._due - time.monotonic()) > 0:
+            self._snapshots.wait(self._run, left)
+        now = time.monotonic()
+        if now - self._lag_checked_at < _LAG_CHECK_SECONDS:
+            return
+        while True:
+            self._lag_checked_at = time.monotonic()
+            row = self._primary.execute(_STANDBY_LAG).fetchone()
+            if row is None or row[0] is None or row[0] < _MOST_LAG_SECONDS:
+                return
+            self._snapshots.wait(self._run, _LAG_CHECK_SECONDS)
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        if now - self._saved_at >= _SAVE_SECONDS:
+            self._saved_at = now
+            self._changed(lambda one: one)
+
+
+def _in_order(table: ChunkTable, keys: Sequence[Cursor]) -> list[Cursor]:
+    """Return keys in the order of the index; the stream has them in the order of the table's columns."""
+    places = [sorted(table.key_numbers).index(number) for number in table.key_numbers]
+    return [tuple(key[place] for place in places) for key in keys]
+
+
+def _is_transient(exc: Error) -> bool:
+    """Return whether another attempt may succeed: a lost connection, a conflict with recovery, a shortage."""
+    if isinstance(exc, (NotFound, Denied)):
+        return False
+    state = exc.sqlstate or ""
+    return isinstance(exc, (Unreachable, NotPrimary)) or state[:2] in ("40", "53", "57", "58") or state == "55P03"

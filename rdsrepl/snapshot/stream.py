@@ -1,0 +1,141 @@
+"""Let a running tail write the snapshots that are requested in its stream; the command line calls ``opener``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rdsrepl.errors import BadValue
+from rdsrepl.postgres import connection, server_identity, versions
+from rdsrepl.snapshot import table_store
+from rdsrepl.snapshot.chunk_reader import ChunkReader
+from rdsrepl.snapshot.incremental import IncrementalSnapshots
+from rdsrepl.snapshot.state import FilePlace, Place, Store, StreamIdentity
+from rdsrepl.tail.formats.type_catalog import Catalog
+from rdsrepl.tail.model import TableFilter
+from rdsrepl.tail.options import FormatName, TailOptions
+from rdsrepl.tail.pipeline import snapshot_format
+from rdsrepl.units import parse_boolean
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+    from rdsrepl.tail.formats.base import Format
+    from rdsrepl.tail.preflight import PreflightResult
+    from rdsrepl.tail.progress import Observer
+
+_FORMATS = (FormatName.json, FormatName.debezium, FormatName.wal2json)
+
+
+class StreamSnapshots(IncrementalSnapshots):
+    """The snapshots of a stream, with the thread that reads them."""
+
+    def __init__(
+        self,
+        target: Target,
+        options: TailOptions,
+        checked: PreflightResult,
+        store: Store,
+        observer: Observer,
+        replica: Callable[[str], Target],
+        *,
+        allows_conditions: bool,
+        needs_state: bool,
+    ) -> None:
+        def make_format(catalog: Catalog) -> Format:
+            by = None if options.kinesis is None else options.kinesis.partition_by
+            return snapshot_format(
+                checked, options.format, catalog, partition_by=by, debezium=options.debezium, is_incremental=True
+            )
+
+        self._own_catalog = Catalog(target, observer.warn)
+        fmt = make_format(self._own_catalog)
+        super().__init__(
+            options.slot_name,
+            store,
+            self._own_catalog,
+            fmt.dialect,
+            observer.note,
+            allows_conditions=allows_conditions,
+            is_plain=options.format is not FormatName.debezium,
+            needs_state=needs_state,
+        )
+        wants = TableFilter(options.tables).wants
+        self._reader = ChunkReader(self, target, checked, make_format, wants, replica, observer.note)
+
+    def start(self) -> None:
+        """Start the thread; it begins to work with the first connection of the stream."""
+        self._reader.start()
+
+    def stop(self) -> None:
+        """Stop the thread, save how far the snapshots are, and release the state."""
+        self._reader.stop()
+        self._own_catalog.close()
+        self.close()
+
+
+def opener(
+    target: Target,
+    options: TailOptions,
+    observer: Observer,
+    place: Place,
+    replica: Callable[[str], Target],
+    *,
+    allows_conditions: bool,
+    is_given: bool,
+) -> Callable[[PreflightResult], StreamSnapshots | None]:
+    """Return what ``tail.run`` calls to let snapshots take part in its stream.
+
+    Args:
+        target: the database.
+        options: of the stream.
+        observer: takes notes and warnings.
+        place: where the state is.
+        replica: returns the server that a request names.
+        allows_conditions: whether the SQL condition of a request is run.
+        is_given: whether the user named a place for the state, or allowed conditions.
+    """
+
+    def open_snapshots(checked: PreflightResult) -> StreamSnapshots | None:
+        """Return the snapshots of a stream; None if this stream cannot have any.
+
+        Raises:
+            BadValue: the user asked for snapshots, and this stream cannot have any.
+            BadState: the state is damaged, or of another slot, database or server.
+        """
+        if (reason := _unsupported(options, checked)) is not None:
+            if is_given:
+                raise BadValue(f"--state and --allow-snapshot-conditions do not fit: {reason}", hint="omit them")
+            return None
+        with connection.open(target) as conn:
+            identifier = server_identity.system_identifier(conn) or "unknown"
+            owner = StreamIdentity(identifier, checked.database, options.slot_name)
+            table_store.read(conn, place, owner)
+        return StreamSnapshots(
+            target,
+            options,
+            checked,
+            table_store.open_store(place, owner, target),
+            observer,
+            replica,
+            allows_conditions=allows_conditions,
+            needs_state=place != FilePlace(),
+        )
+
+    return open_snapshots
+
+
+def _unsupported(options: TailOptions, checked: PreflightResult) -> str | None:
+    """Return why a stream cannot have snapshots; None if it can."""
+    if checked.slot.plugin != "pgoutput":
+        return f"snapshots need a slot with the plugin pgoutput, and this one has {checked.slot.plugin}"
+    if checked.version < versions.PGOUTPUT_MESSAGES_SINCE:
+        return f"snapshots need PostgreSQL {versions.PGOUTPUT_MESSAGES_SINCE} or later"
+    if checked.slot.two_phase:
+        return "the slot decodes prepared transactions when they are prepared"
+    if options.format not in _FORMATS:
+        return f"snapshots are not supported with --format {options.format.value}"
+    if not options.confirm:
+        return "--no-confirm reads changes again"
+    if parse_boolean(options.plugin_options.get("messages", "true")) is not True:
+        return "--plugin-option messages is off"
+    return None
