@@ -116,7 +116,8 @@ def policy(names: Sequence[str], scope: PolicyScope) -> Policy:
 
     Args:
         names: commands or nouns: ``param-group create``, ``slot``; empty means every command.
-        scope: the resources; a stream allows ``slot tail`` to write to it, a secret allows ``role password``.
+        scope: the resources; a stream allows ``slot tail`` to write to it and ``verify`` to read it, a
+            secret allows ``role password``.
 
     Raises:
         BadValue: a command does not exist, or a value of SCOPE is malformed.
@@ -125,8 +126,9 @@ def policy(names: Sequence[str], scope: PolicyScope) -> Policy:
     wanted = dict.fromkeys(name for given in names or _nouns() for name in commands(given))
     by_action: dict[tuple[str, tuple[tuple[str, str, str], ...]], dict[str, None]] = {}
     to_kinesis = WRITER if scope.stream is not None and "slot tail" in wanted else ()
+    from_kinesis = READER if scope.stream is not None and "verify" in wanted else ()
     to_secret = KEEP_PASSWORD if scope.secret is not None and "role password" in wanted else ()
-    for grant in (*_grants(wanted, scope), *to_kinesis, *to_secret):
+    for grant in (*_grants(wanted, scope), *to_kinesis, *from_kinesis, *to_secret):
         arns = [arn for kind in grant.on for arn in _arns(kind, scope)]
         if arns:
             by_action.setdefault((grant.action, grant.conditions), {}).update(dict.fromkeys(arns))

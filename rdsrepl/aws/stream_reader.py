@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from heapq import nsmallest
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from rdsrepl.aws import session, streams
 from rdsrepl.config import Aws
-from rdsrepl.errors import Error, Throttled, Unreachable
+from rdsrepl.errors import BadValue, Error, Throttled, Unreachable
 
 _AT_ONCE: Final = 10_000
 # A shard allows five reads a second for all readers together.
@@ -27,6 +28,8 @@ _LONGEST_SECONDS: Final = 5.0
 _REFUSED_SECONDS: Final = 1.0
 _OUTAGE_SECONDS: Final = 30.0
 _THREADS: Final = 8
+# A record may be read so long after PutRecords returned: "typically less than 1 second" (Kinesis developer guide).
+_PUT_TO_GET_SECONDS: Final = 2.0
 _AGGREGATED: Final = b"\xf3\x89\x9a\xc2"
 
 
@@ -57,13 +60,29 @@ class Start:
         """The parameters of GetShardIterator."""
         return {"ShardIteratorType": self.kind, **({"Timestamp": self.moment} if self.moment else {})}
 
+    @classmethod
+    def parse(cls, text: str, option: str) -> Start:
+        """Return where an option says to start: ``latest``, ``trim-horizon`` or a time, UTC if it names no zone.
 
-def read(aws: Aws, stream: str, start: Start) -> Iterator[list[Received]]:
-    """Yield batches of records without end; an empty batch after each pause without records.
+        Raises:
+            BadValue: it is none of them.
+        """
+        word = text.lower().replace("_", "-")  # TRIM_HORIZON of the Kinesis API
+        if word in ("latest", "trim-horizon"):
+            return cls(text.upper().replace("-", "_"))
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise BadValue(
+                f"{option} {text} is not latest, trim-horizon or a time",
+                hint="for example 2026-01-31T12:00:00+00:00",
+            ) from None
+        return cls("AT_TIMESTAMP", moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
-    The records of a shard come in the order of their sequence numbers. A shard is read after its parents were read to
-    their ends. There is no order across other shards. Several shards are read at the same time, the one first that
-    was not read for the longest time; at most that many answers, of up to 10 MiB each, are in memory.
+
+@contextmanager
+def opened(aws: Aws, stream: str, start: Start) -> Iterator[ShardReader]:
+    """Yield a reader of all shards of a stream.
 
     Args:
         aws: the identity.
@@ -73,9 +92,9 @@ def read(aws: Aws, stream: str, start: Start) -> Iterator[list[Received]]:
     Raises:
         Error: AWS refused.
     """
-    reader = _Reader(aws, stream, start)
+    reader = ShardReader(aws, stream, start)
     try:
-        yield from reader.batches()
+        yield reader
     finally:
         reader.stop()
 
@@ -89,6 +108,7 @@ class _Open:
         start: where to start if no iterator is valid: the parameters of GetShardIterator.
         due_at: when to read it next, on the monotonic clock.
         failed_at: since when reading it fails; None while it succeeds.
+        current_at: when the last read began that came to the end of the shard as it was; on the same clock.
     """
 
     shard_id: str
@@ -97,10 +117,17 @@ class _Open:
     iterator: str | None = None
     due_at: float = 0.0
     failed_at: float | None = None
+    current_at: float = -math.inf
 
 
-class _Reader:
-    """Follows the shards; threads make the calls, and only the caller's thread changes the state."""
+class ShardReader:
+    """Reads all shards; threads make the calls, and only the caller's thread changes the state.
+
+    The records of a shard come in the order of their sequence numbers. A shard is read after its parents were read to
+    their ends. There is no order across other shards. Several shards are read at the same time, the one first that
+    was not read for the longest time; at most that many answers, of up to 10 MiB each, are in memory. A batch has the
+    records of one shard.
+    """
 
     def __init__(self, aws: Aws, stream: str, start: Start) -> None:
         self._aws = aws
@@ -111,9 +138,10 @@ class _Reader:
         self._started: set[str] = set()
         self._ended: set[str] = set()
         self._unread: set[str] = set()
+        self._passed: set[str] = set()
         self._start_shards(streams.shards(aws, stream), first=True)
         self._wanted: SimpleQueue[tuple[str, str | None, dict[str, Any]] | None] = SimpleQueue()
-        self._answers: SimpleQueue[tuple[str, dict[str, Any] | Error]] = SimpleQueue()
+        self._answers: SimpleQueue[tuple[str, float, dict[str, Any] | Error]] = SimpleQueue()
         self._reading: set[str] = set()
         self._threads = min(_THREADS, max(1, len(self._open)))
         for number in range(self._threads):
@@ -125,21 +153,69 @@ class _Reader:
             self._wanted.put(None)
 
     def batches(self) -> Iterator[list[Received]]:
-        """Read the shards without end; see ``read``."""
+        """Yield batches of records without end; an empty batch after each pause without records.
+
+        Raises:
+            Error: AWS refused.
+        """
         paused_at = time.monotonic()
         while True:
-            self._request()
-            with suppress(Empty):
-                shard_id, answer = self._answers.get(timeout=_SHORTEST_SECONDS / 4)
-                self._reading.discard(shard_id)
-                if batch := self._received(self._open[shard_id], answer):
-                    yield batch
-                    paused_at = time.monotonic()
+            if batch := self._next():
+                yield batch
+                paused_at = time.monotonic()
             pause = time.monotonic() - paused_at
             # Not before each shard was read once: the caller may stop when no more records come.
             if pause >= (_LONGEST_SECONDS if self._unread else _SHORTEST_SECONDS):
                 yield []
                 paused_at = time.monotonic()
+
+    def stored_before(self, moment: float = -math.inf) -> Iterator[list[Received]]:
+        """Yield batches until all records were yielded whose PutRecords was answered before a moment; later ones too.
+
+        A shard has them when a read that began later than the moment, and later than the time in which a record
+        becomes readable, came to the end of the shard (``MillisBehindLatest`` is 0), or when the caller found a later
+        record in it (``pass_by``). A closed shard has them at its end. The shards that were read must take all hash
+        keys together: the children of a closed shard may not be listed yet.
+
+        Args:
+            moment: on the monotonic clock; by default each shard is read once to its end.
+
+        Raises:
+            Error: AWS refused.
+        """
+        self._passed.clear()
+        while True:
+            if batch := self._next():
+                yield batch
+            if self._has_all(moment):
+                self._start_shards(streams.shards(self._aws, self._stream), first=False)
+                if self._has_all(moment):
+                    return
+
+    def pass_by(self, shard_id: str) -> None:
+        """Take note that a record was yielded that was stored in a shard after the moment of ``stored_before``."""
+        self._passed.add(shard_id)
+
+    def _has_all(self, moment: float) -> bool:
+        readable = moment + _PUT_TO_GET_SECONDS
+        shards = self._open.values()
+        if any(shard.current_at <= readable and shard.shard_id not in self._passed for shard in shards):
+            return False
+        end = 0
+        for keys in sorted((shard.hash_keys for shard in shards), key=lambda keys: keys.start):
+            if keys.start > end:
+                return False
+            end = max(end, keys.stop)
+        return end == streams.HASH_KEYS
+
+    def _next(self) -> list[Received]:
+        """Return the records of the next answer; none if there is no answer for a moment."""
+        self._request()
+        with suppress(Empty):
+            shard_id, began, answer = self._answers.get(timeout=_SHORTEST_SECONDS / 4)
+            self._reading.discard(shard_id)
+            return self._received(self._open[shard_id], began, answer)
+        return []
 
     def _request(self) -> None:
         """Ask for the shards that are due, as many as there are threads; the longest overdue first."""
@@ -149,7 +225,7 @@ class _Reader:
             self._reading.add(shard.shard_id)
             self._wanted.put((shard.shard_id, shard.iterator, shard.start))
 
-    def _received(self, shard: _Open, answer: dict[str, Any] | Error) -> list[Received]:
+    def _received(self, shard: _Open, began: float, answer: dict[str, Any] | Error) -> list[Received]:
         """Take the answer of a read: return the records, and say when to read the shard again.
 
         Raises:
@@ -167,12 +243,16 @@ class _Reader:
             shard.start = {"ShardIteratorType": "AFTER_SEQUENCE_NUMBER", "StartingSequenceNumber": last}
         shard.iterator = answer.get("NextShardIterator")
         behind = rows or answer.get("MillisBehindLatest")
+        if not answer.get("MillisBehindLatest"):
+            shard.current_at = began
         shard.due_at = now + (_SHORTEST_SECONDS if behind else self._idle_seconds)
         batch = [one for row in rows for one in received(shard.shard_id, row, shard.hash_keys)]
         if shard.iterator is None:
             del self._open[shard.shard_id]
             self._ended.add(shard.shard_id)
-            self._start_shards(streams.shards(self._aws, self._stream), first=False)
+            children = [streams.child_shard(row) for row in answer.get("ChildShards") or ()]
+            listed = {one.shard_id: one for one in (*children, *streams.shards(self._aws, self._stream))}
+            self._start_shards(listed.values(), first=False)
         return batch
 
     @property
@@ -191,8 +271,9 @@ class _Reader:
             raise error
         shard.due_at = now + _REFUSED_SECONDS
 
-    def _start_shards(self, shards: tuple[streams.Shard, ...], *, first: bool) -> None:
+    def _start_shards(self, shards: Iterable[streams.Shard], *, first: bool) -> None:
         """Start every shard whose parents are finished."""
+        shards = tuple(shards)
         existing = {shard.shard_id for shard in shards}
         for shard in shards:
             if shard.shard_id in self._started:
@@ -215,10 +296,11 @@ class _Reader:
         """Read the wanted shards; runs in a thread."""
         while (wanted := self._wanted.get()) is not None:
             shard_id, iterator, start = wanted
+            began = time.monotonic()
             try:
-                self._answers.put((shard_id, self._get(shard_id, iterator, start)))
+                self._answers.put((shard_id, began, self._get(shard_id, iterator, start)))
             except Error as exc:
-                self._answers.put((shard_id, exc))
+                self._answers.put((shard_id, began, exc))
 
     def _get(self, shard_id: str, iterator: str | None, start: Mapping[str, Any]) -> dict[str, Any]:
         if iterator is None:

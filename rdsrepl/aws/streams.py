@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from rdsrepl.text.counts import counted
 
 # The largest record if the stream does not set MaxRecordSizeInKiB.
 _RECORD_KIB: Final = 1024
+#: How many hash keys there are; the open shards of a stream take all of them.
+HASH_KEYS: Final = 1 << 128
 _USABLE: Final = frozenset({"ACTIVE", "UPDATING"})
 
 
@@ -27,7 +30,9 @@ class KinesisStream:
     Attributes:
         mode: ``PROVISIONED`` or ``ON_DEMAND``.
         record_bytes: the largest record, with its partition key.
+        retention_hours: how long a record is kept.
         encryption: ``NONE`` or ``KMS``.
+        created_at: when the stream was created.
     """
 
     name: str
@@ -38,6 +43,7 @@ class KinesisStream:
     record_bytes: int
     retention_hours: int
     encryption: str
+    created_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +84,28 @@ def shards(aws: Aws, name: str) -> tuple[Shard, ...]:
     Raises:
         NotFound: the stream does not exist.
     """
-    result = []
-    for row in _listed_shards(aws, name):
-        parents = (row.get("ParentShardId"), row.get("AdjacentParentShardId"))
-        is_open = "EndingSequenceNumber" not in row["SequenceNumberRange"]
-        keys = row["HashKeyRange"]
-        result.append(
-            Shard(
-                row["ShardId"],
-                tuple(parent for parent in parents if parent),
-                is_open,
-                int(keys["StartingHashKey"]),
-                int(keys["EndingHashKey"]),
-            )
+    return tuple(
+        _shard(
+            row,
+            parents=(row.get("ParentShardId"), row.get("AdjacentParentShardId")),
+            is_open="EndingSequenceNumber" not in row["SequenceNumberRange"],
         )
-    return tuple(result)
+        for row in _listed_shards(aws, name)
+    )
+
+
+def child_shard(row: Mapping[str, Any]) -> Shard:
+    """Return a child of a closed shard, as GetRecords returns it at the end of the shard (``ChildShards``).
+
+    ListShards may show it later.
+    """
+    return _shard(row, parents=row["ParentShards"], is_open=True)
+
+
+def _shard(row: Mapping[str, Any], *, parents: Iterable[str | None], is_open: bool) -> Shard:
+    keys = row["HashKeyRange"]
+    first, last = int(keys["StartingHashKey"]), int(keys["EndingHashKey"])
+    return Shard(row["ShardId"], tuple(parent for parent in parents if parent), is_open, first, last)
 
 
 def _listed_shards(aws: Aws, name: str) -> Iterator[Mapping[str, Any]]:
@@ -236,4 +249,5 @@ def _stream(row: Mapping[str, Any]) -> KinesisStream:
         record_bytes=(row.get("MaxRecordSizeInKiB") or _RECORD_KIB) * 1024,
         retention_hours=row.get("RetentionPeriodHours", 0),
         encryption=row.get("EncryptionType") or "NONE",
+        created_at=row.get("StreamCreationTimestamp"),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import sys
 import time
-from contextlib import suppress
-from datetime import UTC, datetime
+from contextlib import ExitStack, suppress
+from datetime import UTC
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +22,7 @@ from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import print_list
 from rdsrepl.cli.options import duration_option, option_parser
 from rdsrepl.cli.targets import aws_target
-from rdsrepl.errors import BadValue, Error
+from rdsrepl.errors import Error
 from rdsrepl.render import Column, Format, Listing, emit, facts, size
 from rdsrepl.text.commands import command
 from rdsrepl.text.counts import counted
@@ -30,7 +30,7 @@ from rdsrepl.text.escapes import json_text, shown
 from rdsrepl.units import parse_size_in
 
 if TYPE_CHECKING:
-    from rdsrepl.aws.stream_reader import Received, Start
+    from rdsrepl.aws.stream_reader import Received
 
 app = typer.Typer(no_args_is_help=True, help="Kinesis data streams: the destination of slot tail --to kinesis:STREAM.")
 
@@ -169,14 +169,15 @@ def tail(
     """
     from rdsrepl.aws import stream_reader, streams
 
-    start = _start(from_)
+    start = stream_reader.Start.parse(from_, "--from")
     aws = aws_target(ctx).aws
     described = streams.get(aws, stream)
     as_json = not global_options(ctx).output.is_table
     started = last_record = time.monotonic()
     count = 0
-    with suppress(KeyboardInterrupt):
-        for batch in stream_reader.read(aws, stream, start):
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        reader = stack.enter_context(stream_reader.opened(aws, stream, start))
+        for batch in reader.batches():
             wanted = batch if limit is None else batch[: limit - count]
             for record in wanted:
                 _print(record, as_json=as_json)
@@ -235,18 +236,3 @@ def _print(record: Received, *, as_json: bool) -> None:
     except UnicodeDecodeError:
         document["data_base64"] = base64.b64encode(record.data).decode()
     sys.stdout.write(json_text(document) + "\n")
-
-
-def _start(text: str) -> Start:
-    from rdsrepl.aws.stream_reader import Start
-
-    word = text.lower().replace("_", "-")  # TRIM_HORIZON of the Kinesis API
-    if word in ("latest", "trim-horizon"):
-        return Start(text.upper().replace("-", "_"))
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadValue(
-            f"--from {text} is not latest, trim-horizon or a time", hint="for example 2026-01-31T12:00:00+00:00"
-        ) from None
-    return Start("AT_TIMESTAMP", moment if moment.tzinfo else moment.replace(tzinfo=UTC))

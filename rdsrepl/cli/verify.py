@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,8 +23,10 @@ from rdsrepl.render import Column, emit, indented, listing, stacked
 from rdsrepl.text.counts import counted
 
 if TYPE_CHECKING:
+    from rdsrepl.config import Target
     from rdsrepl.plan import Statement
     from rdsrepl.verify.results import TableResult, Verification
+    from rdsrepl.verify.run import Options
     from rdsrepl.verify.stream import StreamOptions
 
 
@@ -36,11 +39,18 @@ def verify(
             autocompletion=complete_target, show_default=False,
         ),
     ] = None,
-    files: Annotated[
-        list[Path] | None,
+    inputs: Annotated[
+        list[str] | None,
         typer.Option(
-            "--stream", metavar="FILE", help="Compare the output of slot tail instead; may be repeated.",
+            "--stream", metavar="FILE", help="Compare the output of slot tail: files, or kinesis:STREAM.",
             show_default=False,
+        ),
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="TIME", help="Read the records of kinesis:STREAM from this time on.",
+            show_default="trim-horizon",
         ),
     ] = None,
     slot: Annotated[
@@ -99,84 +109,115 @@ def verify(
 
     Example: rdsrepl verify --source orders --to reporting --columns
     """
-    from rdsrepl.verify import run
-    from rdsrepl.verify.repair import plan
-    from rdsrepl.verify.results import TableState
+    from rdsrepl.verify.run import Options
 
     if not repair:
         _require_no_apply_options(ctx)
-    if files:
-        wrong = {"--to": to, "--read-from": read_from, "--repair": repair, "--no-changes": no_changes}
-        _refuse([*(name for name, value in wrong.items() if value), *(["--exact-text"] if exact_text else [])])
-        _verify_stream(ctx, source, _stream_options(files, slot, publication, table, complete, columns, proof_timeout))
-        return
-    if to is None:
-        raise BadValue("--to is missing", hint="name the copy with --to, or a file of slot tail with --stream")
-    if slot is not None or complete:
-        raise BadValue("--slot and --complete are for --stream", hint="omit them")
-    options = run.Options(publication, tuple(table or ()), no_changes, exact_text, columns, proof_timeout, repair)
-    primary = database_target(ctx) if source is None else other_target(ctx, source, "--source")
-    copy = other_target(ctx, to, "--to")
-    reader = None if read_from is None else other_target(ctx, read_from, "--read-from")
-
-    def verified(options: run.Options) -> tuple[Verification, tuple[Statement, ...]]:
-        progress = Progress(ctx)
-        try:
-            return run.verify(primary, copy, options, _shown(progress), read_from=reader)
-        finally:
-            progress.clear()
-
-    found, steps = verified(options)
-    output = global_options(ctx).output
-    if not repair or output.is_table:
-        emit(found, output, lambda: _table(found))
-    if repair:
-        results = confirm_and_apply(ctx, plan(steps), target=copy)
-        if results:
-            changed = {one.table for one in found.tables if one.state is TableState.different}
-            # All tables again: what the repair does not touch is a part of the exit code.
-            found, _ = verified(replace(options, repairs=False))
-            after = [f"{one.table} {one.state.value}" for one in found.tables if one.table in changed]
-            note(ctx, f"after the repair: {', '.join(after)}")
+    if inputs:
+        of_copy = {"--to": to, "--read-from": read_from, "--repair": repair, "--no-changes": no_changes,
+                   "--exact-text": exact_text}  # fmt: skip
+        _refuse(of_copy, "cannot be used with --stream")
+        chosen = _stream_options(inputs, from_, slot, publication)
+        chosen = replace(
+            chosen, tables=tuple(table or ()), is_complete=complete, columns=columns, seconds=proof_timeout
+        )
+        found = _verify_stream(ctx, source, chosen)
+    else:
+        if to is None:
+            raise BadValue("--to is missing", hint="name the copy with --to, or a file of slot tail with --stream")
+        _refuse({"--slot": slot, "--complete": complete, "--from": from_}, "is for --stream")
+        options = Options(publication, tuple(table or ()), no_changes, exact_text, columns, proof_timeout, repair)
+        found = _verify_copy(ctx, source, to, read_from, options)
     if found.exit_code is not ExitCode.DONE:
         raise typer.Exit(found.exit_code)
 
 
-def _refuse(options: Sequence[str]) -> None:
-    if options:
-        raise BadValue(f"{options[0]} cannot be used with --stream", hint="omit one of them")
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Refuse the first option that was given."""
+    for name, value in options.items():
+        if value:
+            raise BadValue(f"{name} {why}", hint="omit it")
+
+
+def _verify_copy(
+    ctx: typer.Context, source: str | None, to: str, read_from: str | None, options: Options
+) -> Verification:
+    from rdsrepl.verify import run
+    from rdsrepl.verify.repair import plan
+    from rdsrepl.verify.results import TableState
+
+    primary, copy = _primary(ctx, source), other_target(ctx, to, "--to")
+    reader = None if read_from is None else other_target(ctx, read_from, "--read-from")
+
+    def verified(options: Options) -> tuple[Verification, tuple[Statement, ...]]:
+        with _progress(ctx) as shown:
+            return run.verify(primary, copy, options, shown, read_from=reader)
+
+    found, steps = verified(options)
+    if not options.repairs or global_options(ctx).output.is_table:
+        _print(ctx, found)
+    if options.repairs and confirm_and_apply(ctx, plan(steps), target=copy):
+        changed = {one.table for one in found.tables if one.state is TableState.different}
+        # All tables again: what the repair does not touch is a part of the exit code.
+        found, _ = verified(replace(options, repairs=False))
+        after = [f"{one.table} {one.state.value}" for one in found.tables if one.table in changed]
+        note(ctx, f"after the repair: {', '.join(after)}")
+    return found
+
+
+def _verify_stream(ctx: typer.Context, source: str | None, options: StreamOptions) -> Verification:
+    from rdsrepl.verify import stream
+
+    primary = _primary(ctx, source)
+    with _progress(ctx) as shown:
+        found = stream.verify(primary, options, shown)
+    _print(ctx, found)
+    return found
 
 
 def _stream_options(
-    files: Sequence[Path],
-    slot: str | None,
-    publication: str | None,
-    tables: Sequence[str] | None,
-    is_complete: bool,
-    columns: bool,
-    seconds: float,
+    inputs: Sequence[str], from_: str | None, slot: str | None, publication: str | None
 ) -> StreamOptions:
+    """Return which stream to compare.
+
+    Raises:
+        BadValue: the slot or the publication is missing; files and a data stream are named, or several data streams;
+            there is a start, and it is none of a data stream.
+    """
+    from rdsrepl.aws.stream_reader import Start
+    from rdsrepl.tail.options import file_path, stream_name
     from rdsrepl.verify.stream import StreamOptions
 
     if slot is None or publication is None:
         raise BadValue(
             "--stream needs the slot and the publication of the stream", hint="add --slot NAME --publication NAME"
         )
-    return StreamOptions(tuple(files), slot, publication, tuple(tables or ()), is_complete, columns, seconds)
+    names = [one for one in inputs if one.lower().startswith("kinesis:")]
+    if names and len(inputs) > 1:
+        raise BadValue("--stream names more than one data stream, or files as well", hint="name one data stream")
+    start = None if from_ is None else Start.parse(from_, "--from")
+    if start is not None and (not names or start.kind == "LATEST"):
+        raise BadValue("--from is trim-horizon or a time, for --stream kinesis:STREAM", hint="omit it")
+    if names:
+        return StreamOptions(slot, publication, kinesis=stream_name(names[0], lambda _: "--stream"), start=start)
+    return StreamOptions(slot, publication, tuple(file_path(one) or Path(one) for one in inputs))
 
 
-def _verify_stream(ctx: typer.Context, source: str | None, options: StreamOptions) -> None:
-    from rdsrepl.verify import stream
+def _primary(ctx: typer.Context, source: str | None) -> Target:
+    return database_target(ctx) if source is None else other_target(ctx, source, "--source")
 
-    primary = database_target(ctx) if source is None else other_target(ctx, source, "--source")
+
+@contextmanager
+def _progress(ctx: typer.Context) -> Iterator[Callable[[str, int, int], None]]:
     progress = Progress(ctx)
     try:
-        found = stream.verify(primary, options, _shown(progress))
+        yield _shown(progress)
     finally:
         progress.clear()
+
+
+def _print(ctx: typer.Context, found: Verification) -> None:
     emit(found, global_options(ctx).output, lambda: _table(found))
-    if found.exit_code is not ExitCode.DONE:
-        raise typer.Exit(found.exit_code)
 
 
 def _require_no_apply_options(ctx: typer.Context) -> None:

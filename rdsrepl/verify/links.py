@@ -87,9 +87,15 @@ def wait_until_applied(source: Connection, link: Link, deadline: float) -> bool:
     """
     if isinstance(link, NoChanges):
         return True
+    return wait_for(source, link, inserted_lsn(source), deadline)
+
+
+def inserted_lsn(source: Connection) -> Lsn:
+    """Return the end of the WAL of a primary: whatever commits later commits behind it."""
     row = source.execute(_INSERTED).fetchone()
     assert row is not None
-    return wait_for(source, link, row[0], deadline)
+    lsn: Lsn = row[0]
+    return lsn
 
 
 def wait_for(source: Connection, link: Link, lsn: Lsn, deadline: float) -> bool:

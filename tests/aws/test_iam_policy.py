@@ -349,3 +349,17 @@ def test_slot_tail_may_write_only_to_a_named_stream() -> None:
     }
     assert "kms:GenerateDataKey" in actions(stream="changes", kms_key="1234")
     assert not any("kinesis" in action for action in actions())
+
+
+def test_verify_may_read_only_a_named_stream() -> None:
+    def actions(**scope: str) -> set[str]:
+        return {action for one in policy(["verify"], PolicyScope(**HERE, **scope)).statements for action in one.actions}
+
+    assert actions(stream="changes") - actions() == {
+        "kinesis:DescribeStreamSummary",
+        "kinesis:GetRecords",
+        "kinesis:GetShardIterator",
+        "kinesis:ListShards",
+    }
+    assert "kms:Decrypt" in actions(stream="changes", kms_key="1234")
+    assert not any("kinesis" in action for action in actions())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from rdsrepl.lsn import Lsn
-from rdsrepl.verify.folded_stream import FoldedStream, Number
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -123,31 +120,16 @@ def test_wrong_input(source: Database, rdsrepl: Program, tmp_path: Path) -> None
     assert run("--stream", str(out))[0] == 2
     assert run("--stream", str(out), "--to", "x", *_SLOT)[0] == 2
     assert run("--stream", str(out) + "x", *_SLOT)[0] == 3
+    assert run("--stream", str(out), "--from", "2026-01-01", *_SLOT)[0] == 2
+    assert run("--stream", str(out), "--stream", "kinesis:x", *_SLOT)[0] == 2
+    assert run("--to", "x", "--from", "2026-01-01")[0] == 2
     code, text = run("--stream", str(out), *_SLOT)
     assert (code, "slot g is not in use" in text) == (4, True)
     with _tail(rdsrepl, source, tmp_path / "live"):
         code, text = run("--stream", str(out), *_SLOT)
         assert (code, "line 1 is not a change in the format json" in text) == (2, True)
+        out.write_bytes(b"")
         with closing(source.connect()) as conn, conn.transaction():
             conn.execute("INSERT INTO cut VALUES (1)")
             code, text = run("--stream", str(out), *_SLOT, "--proof-timeout", "1s")
         assert (code, "transactions that are in progress" in text) == (1, True)
-
-
-def test_lines_that_come_again_change_nothing(tmp_path: Path) -> None:
-    """After a kill the same lines come again; a file may end in the middle of them."""
-
-    def line(op: str, seq: int, after: object, before: object = None) -> bytes:
-        event = {"op": op, "schema": "s", "table": "t", "key": {"id": 1}, "before": before, "after": after}
-        return json.dumps({**event, "timeline": 1, "commit_lsn": "0/10", "seq": seq}).encode() + b"\n"
-
-    lines = [line("c", 1, {"id": 1, "v": "a"}), line("u", 2, {"id": 1, "v": "b"}), line("d", 3, None)]
-    for end in range(4):
-        folded = FoldedStream(tmp_path / str(end))
-        folded.fold([*lines, *lines[:end]], before=Lsn.parse("0/11"), where="x")
-        assert [there for _, _, there, _ in folded.pairs("s.t")] == [None], "it was deleted last"
-        folded.close()
-    early = FoldedStream(tmp_path / "early")
-    early.fold(lines[:2], before=Lsn.parse("0/11"), where="x")
-    assert [there for _, _, there, _ in early.pairs("s.t")] == [{"id": Number("1"), "v": "b"}]
-    early.close()

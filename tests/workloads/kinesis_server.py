@@ -21,6 +21,7 @@ from typing import Any
 REGION = "eu-west-1"
 _HASHES = 1 << 128
 _EXPLICIT = re.compile(rb'"ExplicitHashKey":"(\d+)"')
+_PARENTS = ("ParentShardId", "AdjacentParentShardId")
 #: how many shards a page of ListShards has; AWS's default is 1,000.
 _PAGE = 100
 
@@ -45,6 +46,7 @@ class Faults:
         throttled_reads: the share of reads that are refused, as when other readers use the limits of the shard.
         expired_keys: access keys that are no longer good.
         hidden_shards: how many of the newest shards ListShards does not show yet.
+        read_records: how many records an answer of GetRecords has.
     """
 
     partial: float = 0.0
@@ -62,6 +64,7 @@ class Faults:
     throttled_reads: float = 0.0
     expired_keys: frozenset[str] = frozenset()
     hidden_shards: int = 0
+    read_records: int = 3
 
 
 @dataclass
@@ -140,6 +143,7 @@ class KinesisServer:
         self.faults = Faults()
         self.status = "ACTIVE"
         self.record_kib = record_kib
+        self.created_at = time.time()
         self.requests = 0
         #: how many records were refused, at random or at a shard's limit.
         self.refused = 0
@@ -279,6 +283,9 @@ class KinesisServer:
         if operation == "GetShardIterator":
             shard = next(shard for shard in shards if shard.name == request["ShardId"])
             position = {"TRIM_HORIZON": 0, "LATEST": len(shard.records)}.get(request["ShardIteratorType"])
+            if request["ShardIteratorType"] == "AT_TIMESTAMP":
+                moment = request["Timestamp"] - time.time() + time.monotonic()
+                position = sum(at < moment for at in shard.times)
             if position is None:
                 position = int(request["StartingSequenceNumber"]) + 1
             return 200, json.dumps({"ShardIterator": f"{name}:{shard.number}:{position}"}).encode()
@@ -292,20 +299,29 @@ class KinesisServer:
         shard.reads = [*(at for at in shard.reads if at > now - 1), now]
         if (self.faults.read_limits and len(shard.reads) > 5) or self.random.random() < self.faults.throttled_reads:
             return _error("ProvisionedThroughputExceededException", f"Rate exceeded for shard {shard.name}")
-        rows = shard.records[position : position + 3]
+        rows = shard.records[position : position + self.faults.read_records]
         answer: dict[str, Any] = {
             "Records": [
                 {
                     "SequenceNumber": str(position + offset),
-                    "ApproximateArrivalTimestamp": 0,
+                    "ApproximateArrivalTimestamp": time.time() - now + shard.times[position + offset],
                     "PartitionKey": key,
                     "Data": base64.b64encode(data).decode(),
                 }
                 for offset, (key, data) in enumerate(rows)
             ]
         }
-        if shard.is_open or position + len(rows) < len(shard.records):
+        # The real one says how old the next record is.
+        answer["MillisBehindLatest"] = len(shard.records) - position - len(rows)
+        if shard.is_open or answer["MillisBehindLatest"]:
             answer["NextShardIterator"] = f"{name}:{number}:{position + len(rows)}"
+        else:
+            children = (_listed(child) for child in shards if int(number) in child.parents)
+            answer["ChildShards"] = [
+                {name: row[name] for name in ("ShardId", "HashKeyRange")}
+                | {"ParentShards": [row[name] for name in _PARENTS if name in row]}
+                for row in children
+            ]
         return 200, json.dumps(answer).encode()
 
     def _put(self, name: str, records: list[dict[str, str]]) -> dict[str, Any]:
@@ -340,7 +356,7 @@ class KinesisServer:
             "StreamStatus": self.status,
             "StreamModeDetails": {"StreamMode": "PROVISIONED"},
             "RetentionPeriodHours": 24,
-            "StreamCreationTimestamp": 0,
+            "StreamCreationTimestamp": self.created_at,
             "EnhancedMonitoring": [],
             "EncryptionType": "NONE",
             "OpenShardCount": sum(shard.is_open for shard in self.shards[name]),
@@ -356,8 +372,7 @@ def hash_key(partition_key: str) -> int:
 def _listed(shard: Shard) -> dict[str, Any]:
     numbers = {"StartingSequenceNumber": "0"} | ({} if shard.is_open else {"EndingSequenceNumber": "9"})
     hashes = {"StartingHashKey": str(shard.first), "EndingHashKey": str(shard.last - 1)}
-    names = ("ParentShardId", "AdjacentParentShardId")
-    parents = {name: f"shardId-{number:012d}" for name, number in zip(names, shard.parents, strict=False)}
+    parents = {name: f"shardId-{number:012d}" for name, number in zip(_PARENTS, shard.parents, strict=False)}
     return {"ShardId": shard.name, "HashKeyRange": hashes, "SequenceNumberRange": numbers, **parents}
 
 
