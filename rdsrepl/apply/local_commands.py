@@ -95,7 +95,7 @@ def _end(process: subprocess.Popen[bytes], seconds: float) -> bool:
 def _runs(group: int) -> bool:
     """Tell whether a process of the group runs.
 
-    A process that ended and that nobody reaps keeps its group: in a container, often no process takes in orphans.
+    A process that ended keeps its group until its parent has read its exit status: in a container, often none does.
     Linux names the states of processes in /proc (proc(5)); elsewhere such a process counts as running.
     """
     try:
