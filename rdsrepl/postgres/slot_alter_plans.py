@@ -165,7 +165,8 @@ def alter_subscription(
         step(f"enable subscription {text}", sql.SQL("ALTER SUBSCRIPTION {} ENABLE").format(name)),
     )
     warnings.append(
-        f'if this command is killed after the first step, enable the subscription: ALTER SUBSCRIPTION "{text}" ENABLE'
+        "if this command is killed after the first step, enable the subscription: "
+        f"ALTER SUBSCRIPTION {name.as_string(None)} ENABLE"
     )
     # The last step also runs if the change fails.
     return Plan(title, steps, tuple(warnings), independent=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 QUIET_SECONDS: Final = 2.0
 _LIMITS: Final = {"statement_timeout": "15s", "lock_timeout": "2s"}
 _AGAIN: Final = "stop every writer, then run the command again; nothing was promoted"
+_FINISH: Final = "run the command again: it verifies the slots and does what is left; keep the writers stopped"
 
 
 class Progress:
@@ -87,7 +88,8 @@ class Progress:
         primary, standby = self._read(self._old, self._old_label), self._read(self._new, self._new_label)
         waiting = switchover.waiting_for(marker, now, primary, standby)
         if waiting.failed is not None:
-            return Condition(False, waiting.failed, failed=waiting.failed, remedy=_AGAIN)
+            remedy = _AGAIN if standby.in_recovery else _FINISH
+            return Condition(False, waiting.failed, failed=waiting.failed, remedy=remedy)
         if waiting.reasons:
             if self._advance_pairs(primary, standby):
                 primary, standby = self._read(self._old, self._old_label), self._read(self._new, self._new_label)

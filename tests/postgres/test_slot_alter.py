@@ -145,7 +145,7 @@ def test_a_subscription_keeps_the_same_setting_as_its_slot(
     other = make_database(db18.server)
     other.run(
         "CREATE TABLE public.t (id int PRIMARY KEY)",
-        f"CREATE SUBSCRIPTION \"My sub\" CONNECTION '{db18.dsn}' PUBLICATION p "
+        f'CREATE SUBSCRIPTION "My ""sub" CONNECTION \'{db18.dsn}\' PUBLICATION p '
         f"WITH (create_slot = false, slot_name = '{slot}', copy_data = false)",
     )
     state = f"SELECT subenabled, subfailover FROM pg_subscription WHERE subslotname = '{slot}'"
@@ -153,15 +153,16 @@ def test_a_subscription_keeps_the_same_setting_as_its_slot(
         wait_until(lambda: active_pid(db18, slot), "the subscription streams")
         elsewhere = db18.server.dsn()  # another database of the subscriber
         words = ("-o", "json", "slot", "alter", slot, "--failover", "--subscriber", elsewhere, "--yes")
-        assert rdsrepl(*words, dsn=db18.dsn).code == 0
+        done = rdsrepl(*words, dsn=db18.dsn)
+        assert done.code == 0 and 'ALTER SUBSCRIPTION "My ""sub" ENABLE' in done.err, done.err
         assert other.run(state) == [(True, True)] and is_failover(db18, slot)
         assert rdsrepl(*words[:-1], "--check", dsn=db18.dsn).code == 0
         db18.run("INSERT INTO public.t VALUES (1)")
         wait_until(lambda: other.run("SELECT id FROM public.t") == [(1,)], "the row is applied")
-        other.run('ALTER SUBSCRIPTION "My sub" DISABLE')
+        other.run('ALTER SUBSCRIPTION "My ""sub" DISABLE')
         back = rdsrepl(*words[:5], "--no-failover", *words[6:], dsn=db18.dsn)
         assert back.code == 0 and "stays disabled" in back.err
         assert other.run(state) == [(False, False)] and not is_failover(db18, slot)
     finally:
-        other.run('ALTER SUBSCRIPTION "My sub" DISABLE', 'ALTER SUBSCRIPTION "My sub" SET (slot_name = NONE)')
-        other.run('DROP SUBSCRIPTION "My sub"')
+        other.run('ALTER SUBSCRIPTION "My ""sub" DISABLE', 'ALTER SUBSCRIPTION "My ""sub" SET (slot_name = NONE)')
+        other.run('DROP SUBSCRIPTION "My ""sub"')

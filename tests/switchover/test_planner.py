@@ -23,6 +23,7 @@ from rdsrepl.postgres import connection, subscriptions, write_activity
 from rdsrepl.postgres.subscriptions import Publisher
 from rdsrepl.postgres.write_activity import WriteActivity, end_of_record
 from rdsrepl.switchover import planner
+from rdsrepl.switchover.probes import Progress
 from tests.fixtures.postgres import Database
 from tests.fixtures.readiness import CRITICAL, WARNINGS, ready_pair, with_slot, without_slot
 from tests.fixtures.waiting import wait_until
@@ -159,6 +160,14 @@ def test_a_replica_of_rds_must_be_named_as_an_instance() -> None:
         planner.planned(servers, planner.Options(), readiness.assess(*_one(ready_pair())))
     with pytest.raises(BadValue, match="RDS runs new"):
         planner.unplanned(servers, planner.Options(), lost=(), slots={}, is_compared=True)
+
+
+def test_what_to_do_after_a_promotion_by_another(db18: Database) -> None:
+    """A second operator was faster: what is left is to be done, and it is wrong that nothing was promoted."""
+    primary = db18.target
+    ended = Progress(primary, primary, ("old", "new")).reached(primary)
+    assert ended.failed is not None and "promoted meanwhile" in ended.failed
+    assert ended.remedy is not None and "does what is left" in ended.remedy
 
 
 # --- who writes
