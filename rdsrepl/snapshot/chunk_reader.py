@@ -40,10 +40,11 @@ _CURRENT_SNAPSHOT: Final = "SELECT pg_catalog.pg_current_snapshot()::text"
 _REPLAYED: Final = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()"
 _WRITTEN: Final = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
 _MARKER: Final = "SELECT pg_catalog.pg_logical_emit_message(true, %s, %s)"
-# Walsenders of logical slots report what their consumers confirm.
+# Walsenders of logical slots report what their consumers confirm. pg_receivewal replays nothing: its lag only grows.
 _STANDBY_LAG: Final = """
 SELECT max(extract(epoch FROM r.replay_lag))::float8 FROM pg_catalog.pg_stat_replication r
- WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s
+ WHERE r.replay_lsn IS NOT NULL
+   AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s
                     WHERE s.slot_type = 'logical' AND s.active_pid = r.pid)
 """
 # The marker needs no standby: what it names is read again if it is lost.
