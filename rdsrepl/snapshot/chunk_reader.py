@@ -331,11 +331,11 @@ class _Session:
             self._pace(state)
             now = self._snapshots.table(self._id, place)
             if now.read_again:
-                self._snapshots.wait(self._run, chunks=0)
+                self._snapshots.wait(self._run, for_all=True)
                 now = self._snapshots.table(self._id, place)
             keys = now.read_again[:_KEYS_PER_CHUNK]
             if is_last and not keys:
-                self._snapshots.wait(self._run, chunks=0)
+                self._snapshots.wait(self._run, for_all=True)
                 if not self._snapshots.table(self._id, place).read_again:
                     break
                 continue
@@ -420,6 +420,7 @@ class _Session:
             dict(zip(map(compiled.key, rows), rows, strict=True)),
             snapshot if replayed is None else replayed,
             chunks.cursor_of(table, texts[-1]) if texts and not keys else None,
+            size,
             tuple(keys),
             not keys and not is_cut and len(rows) < limit,
             compiled.writer,
@@ -469,7 +470,7 @@ class _Session:
     def _pace(self, state: SnapshotState) -> None:
         """Wait as long as the rate demands, and while a standby is far behind."""
         if state.request.rows_per_second is not None and (left := self._due - time.monotonic()) > 0:
-            self._snapshots.wait(self._run, left)
+            self._snapshots.pause(self._run, left)
         now = time.monotonic()
         if now - self._lag_checked_at < _LAG_CHECK_SECONDS:
             return
@@ -478,7 +479,7 @@ class _Session:
             row = self._primary.execute(_STANDBY_LAG).fetchone()
             if row is None or row[0] is None or row[0] < _MOST_LAG_SECONDS:
                 return
-            self._snapshots.wait(self._run, _LAG_CHECK_SECONDS)
+            self._snapshots.pause(self._run, _LAG_CHECK_SECONDS)
 
     def _save(self) -> None:
         now = time.monotonic()

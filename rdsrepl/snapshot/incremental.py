@@ -41,8 +41,9 @@ from rdsrepl.tail.timelines import Timelines
 MARKER_PREFIX: Final = "rdsrepl.snapshot"
 # Recorded changes may occupy so many bytes before the chunks in progress are discarded.
 _MOST_RECORDED_BYTES: Final = 64 << 20
-# Chunks that are read or written and not yet in the output.
-_MOST_CHUNKS: Final = 2
+# Chunks that are read or written and not yet in the output: so many, or one that is larger.
+_MOST_CHUNKS: Final = 8
+_MOST_CHUNK_BYTES: Final = 2 << 20
 # How many signals that change nothing are reported: every role can send them.
 _MOST_NOTES: Final = 100
 # Delivered chunks that a failover may undo.
@@ -66,6 +67,7 @@ class Chunk:
         rows: by key.
         seen: what the rows contain: the server's snapshot; on a replica a position up to which it had replayed.
         cursor: the last key; None for a chunk by keys, or without rows.
+        size: of the rows in bytes, as the server sent them.
         keys: of a chunk by keys.
         is_last: whether no row comes after them.
         writer: writes them.
@@ -78,6 +80,7 @@ class Chunk:
     rows: dict[Key, Row]
     seen: ServerSnapshot | Lsn
     cursor: Cursor | None
+    size: int
     keys: tuple[Cursor, ...]
     is_last: bool
     writer: RowWriter
@@ -92,6 +95,7 @@ class _Written:
     snapshot_id: str
     place: int
     rows: int
+    size: int
     conflicts: int
     cursor: Cursor | None
     done_keys: frozenset[Cursor]
@@ -368,6 +372,7 @@ class IncrementalSnapshots:
                     chunk.snapshot_id,
                     chunk.place,
                     len(lines),
+                    chunk.size,
                     applied.conflicts,
                     chunk.cursor,
                     done_keys,
@@ -443,21 +448,31 @@ class IncrementalSnapshots:
             self._waiting[chunk.number] = chunk
             self._oldest = self._oldest or chunk
 
-    def wait(self, run: str, seconds: float | None = None, *, chunks: int = _MOST_CHUNKS - 1) -> None:
-        """Wait for a time, or until at most so many chunks are in progress; save what the output has.
+    def pause(self, run: str, seconds: float) -> None:
+        """Wait for a time.
 
         Raises:
             Restarted: the run has ended.
         """
         with self._changed:
-            if seconds is not None:
-                self._changed.wait_for(lambda: self._run != run, seconds)
-            while len(self._waiting) + len(self._written) > chunks:
-                self._require(run)
-                if not self._take_delivered():
-                    self._changed.wait(1.0)
-            self._take_delivered()
+            self._changed.wait_for(lambda: self._run != run, seconds)
             self._require(run)
+
+    def wait(self, run: str, *, for_all: bool = False) -> None:
+        """Wait until another chunk may be read, or until the output has all chunks.
+
+        Raises:
+            Restarted: the run has ended.
+        """
+        with self._changed:
+            while True:
+                self._require(run)
+                self._take_delivered()
+                sizes = [chunk.size for chunk in self._waiting.values()] + [chunk.size for chunk in self._written]
+                is_little = len(sizes) < _MOST_CHUNKS and sum(sizes) < _MOST_CHUNK_BYTES
+                if not sizes or (not for_all and is_little):
+                    return
+                self._changed.wait(1.0)
 
     def table(self, snapshot_id: str, place: int) -> TableState:
         """Return how far a table is."""
@@ -496,9 +511,8 @@ class IncrementalSnapshots:
         if self._run != run:
             raise Restarted
 
-    def _take_delivered(self) -> bool:
-        """Move the state behind the chunks that the output has; return whether there was one. The lock is held."""
-        found = False
+    def _take_delivered(self) -> None:
+        """Move the state behind the chunks that the output has. The lock is held."""
         while self._written and self._written[0].commit_lsn < self._flushed_lsn:
             chunk = self._written.popleft()
             before = self._get(chunk.snapshot_id).tables[chunk.place]
@@ -512,8 +526,7 @@ class IncrementalSnapshots:
                 read_again=tuple(key for key in before.read_again if key not in chunk.done_keys),
             )
             self._set_table(chunk.snapshot_id, chunk.place, after)
-            self._must_save = found = True
-        return found
+            self._must_save = True
 
     def _get(self, snapshot_id: str) -> SnapshotState:
         return next(one for one in self._snapshots if one.request.id == snapshot_id)

@@ -27,6 +27,7 @@ from tests.benchmarks import (
     scale,
     slot_pairs,
     snapshot,
+    snapshot_stream,
     splits,
     start_up,
     streams,
@@ -78,6 +79,7 @@ def main() -> None:
     file_kills.report()
     corruptions.report()
     snapshot.report()
+    snapshot_stream.report()
     replay_oracle.report()
     identity.report()
     fuzz.report()
