@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.verify import statements
+from rdsrepl.verify import limited, statements
 from rdsrepl.verify.links import Link, wait_until_applied
 from rdsrepl.verify.row_state import NOT_READ, Reading, Round, RowState, evaluate
 from rdsrepl.verify.statements import Key, Side
@@ -97,8 +98,8 @@ def by_key(conn: Connection, side: Side) -> ReadRows:
         found: dict[Key, Reading] = {}
         for start in range(0, len(keys), _KEYS_PER_STATEMENT):
             some = keys[start : start + _KEYS_PER_STATEMENT]
-            for place, fingerprint, version in conn.execute(statements.lookup(side, some)).fetchall():
-                found[some[place - 1]] = Reading(fingerprint, version)
+            for part, rows in limited.in_parts(conn, some, partial(statements.lookup, side)):
+                found |= {part[place - 1]: Reading(fingerprint, version) for place, fingerprint, version in rows}
         return found
 
     return read

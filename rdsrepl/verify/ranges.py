@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from rdsrepl.verify import statements
+from rdsrepl.verify import limited, statements
 from rdsrepl.verify.statements import Key, Range, Side
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ MOST_SUSPECTS: Final = 100_000
 # A range of so many rows is read row by row.
 _FEW_ROWS: Final = 500
 _PARTS: Final = 8
-_FIRST_STEP: Final = 2_000
+_FIRST_STEP: Final = 250
 _LONGEST_STEP: Final = 100_000
 # A statement takes about so long on the slower side.
 _SECONDS: Final = 1.0
@@ -41,13 +41,18 @@ class Pair:
     target: Connection
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    def both(self, of_source: Composed, of_target: Composed) -> tuple[list[Any], list[Any]]:
-        """Return the rows of one query on each side."""
-        there = self._pool.submit(_fetch, self.target, of_target)
+    def both(self, of_source: Composed, of_target: Composed, *, is_limited: bool) -> tuple[list[Any], list[Any]]:
+        """Return the rows of one query on each side.
+
+        Raises:
+            TookTooLongError: one of them took too long.
+        """
+        there = self._pool.submit(limited.fetch, self.target, of_target, is_limited=is_limited)
         try:
-            here = _fetch(self.source, of_source)
+            here = limited.fetch(self.source, of_source, is_limited=is_limited)
         except BaseException:
             self.target.cancel()
+            there.exception()
             raise
         return here, there.result()
 
@@ -55,10 +60,6 @@ class Pair:
         """End a query of the target and its thread."""
         self.target.cancel()
         self._pool.shutdown()
-
-
-def _fetch(conn: Connection, query: Composed) -> list[Any]:
-    return conn.execute(query).fetchall()
 
 
 @dataclass(slots=True)
@@ -80,8 +81,8 @@ class Differences:
 def differences(pair: Pair, source: Side, target: Side, progress: Callable[[int], None]) -> Differences:
     """Compare all rows of a table by ranges of its key.
 
-    No statement on the source takes much longer than a second, nothing is locked, and there is no snapshot: a row that
-    changes meanwhile may be among the suspects.
+    A statement takes about a second, and is ended after four (``limited``); nothing is locked, and there is no
+    snapshot: a row that changes meanwhile may be among the suspects.
 
     Args:
         pair: the connections.
@@ -93,14 +94,14 @@ def differences(pair: Pair, source: Side, target: Side, progress: Callable[[int]
     step, low = _FIRST_STEP, None
     while True:
         began = time.monotonic()
-        chain = _bounds(pair.source, source, Range(low, None), step, _PARTS)
+        chain = comparison.bounds(Range(low, None), step)
         is_last = len(chain) < _PARTS
-        comparison.add(_chained(low, chain, None if is_last else chain[-1]))
+        comparison.add(_chained(low, chain, None if is_last else chain[-1]), step)
         progress(comparison.found.source_rows)
         if is_last:
             return comparison.found
         low = chain[-1]
-        step = _next_step(step, time.monotonic() - began)
+        step = _next_step(step, time.monotonic() - began) if comparison.has_index else _LONGEST_STEP
 
 
 def _next_step(step: int, seconds: float) -> int:
@@ -117,43 +118,69 @@ class _Comparison:
     source: Side
     target: Side
     found: Differences = field(default_factory=Differences)
+    has_index: bool = True
 
-    def add(self, chain: Sequence[Range]) -> None:
-        """Compare a chain of ranges, and count their rows."""
-        for one, here, there in self._totals(chain):
+    def add(self, chain: Sequence[Range], step: int) -> None:
+        """Compare a chain of ranges of about STEP rows, and count their rows."""
+        for one, here, there in self._totals(chain, step):
             self.found.source_rows += here.rows
             self.found.target_rows += there.rows
             self._examine(one, here, there)
+
+    def bounds(self, wanted: Range, step: int, *, of_source: bool = True) -> list[Key]:
+        """Return up to ``_PARTS`` keys of one side in a range, about STEP rows apart.
+
+        A statement that takes too long even for few rows has no index to use: it takes as long as it needs.
+        """
+        conn, side = (self.pair.source, self.source) if of_source else (self.pair.target, self.target)
+        while True:
+            try:
+                return limited.fetch(conn, statements.bounds(side, wanted, step, _PARTS), is_limited=self.has_index)
+            except limited.TookTooLongError:
+                self.has_index = step > _FEW_ROWS
+                step = max(step // _PARTS, _FEW_ROWS)
 
     def _examine(self, one: Range, here: Total, there: Total) -> None:
         """Add the rows of a range that differ to the suspects: split it until it is small, then read it."""
         if here == there or not self.found.is_complete:
             return
-        parts = self._parts(one, here.rows, there.rows)
-        for part, of_source, of_target in self._totals(parts):
-            self._examine(part, of_source, of_target)
-        if not parts:
+        rows = max(here.rows, there.rows)
+        step = -(-rows // _PARTS)
+        parts: Sequence[Range] = ()
+        if rows > _FEW_ROWS:
+            inner = self.bounds(one, step, of_source=here.rows >= there.rows)
+            parts = _chained(one.low, inner, one.high)
+        if len(parts) < 2:
             self._read(one)
-
-    def _parts(self, one: Range, source_rows: int, target_rows: int) -> Sequence[Range]:
-        """Return the parts of a range with many rows, by the side that has more; none for a small one."""
-        rows = max(source_rows, target_rows)
-        if rows <= _FEW_ROWS:
-            return ()
-        larger = (self.pair.source, self.source) if source_rows >= target_rows else (self.pair.target, self.target)
-        parts = _chained(one.low, _bounds(*larger, one, -(-rows // _PARTS), _PARTS), one.high)
-        return parts if len(parts) > 1 else ()
-
-    def _totals(self, chain: Sequence[Range]) -> Iterator[tuple[Range, Total, Total]]:
-        if not chain:
             return
-        both = self.pair.both(statements.totals(self.source, chain), statements.totals(self.target, chain))
+        for part, of_source, of_target in self._totals(parts, step):
+            self._examine(part, of_source, of_target)
+
+    def _totals(self, chain: Sequence[Range], step: int) -> Iterator[tuple[Range, Total, Total]]:
+        """Yield ranges of about STEP rows, with their totals; smaller ones where that takes too long."""
+        queries = (statements.totals(side, chain) for side in (self.source, self.target))
+        try:
+            both = self.pair.both(*queries, is_limited=len(chain) > 1 or step > 1)
+        except limited.TookTooLongError:
+            yield from self._smaller_totals(chain, step)
+            return
         here, there = ({place: Total(count, total) for place, count, total in rows} for rows in both)
         for place, one in enumerate(chain):
             yield one, here[place], there[place]
 
+    def _smaller_totals(self, chain: Sequence[Range], step: int) -> Iterator[tuple[Range, Total, Total]]:
+        if len(chain) == 1:
+            (one,) = chain
+            step = max(step // _PARTS, 1)
+            chain = _chained(one.low, self.bounds(one, step), one.high)
+        half = -(-len(chain) // 2)
+        for some in (chain[:half], chain[half:]):
+            if some:
+                yield from self._totals(some, step)
+
     def _read(self, one: Range) -> None:
-        both = self.pair.both(statements.rows(self.source, one), statements.rows(self.target, one))
+        queries = (statements.rows(side, one) for side in (self.source, self.target))
+        both = self.pair.both(*queries, is_limited=False)
         here, there = ({row[:-1]: row[-1] for row in rows} for rows in both)
         self.found.suspects.update(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
         self.found.is_complete = len(self.found.suspects) <= MOST_SUSPECTS
@@ -165,10 +192,6 @@ class Total:
 
     rows: int
     fingerprint: int
-
-
-def _bounds(conn: Connection, side: Side, wanted: Range, step: int, count: int) -> list[Key]:
-    return _fetch(conn, statements.bounds(side, wanted, step, count))
 
 
 def _chained(low: Key | None, inner: Sequence[Key], high: Key | None) -> list[Range]:

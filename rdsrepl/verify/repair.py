@@ -7,12 +7,13 @@ source row of the same proof; a row of the source that changed since is left out
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import Refused
 from rdsrepl.plan import Plan, Statement
 from rdsrepl.text.counts import counted
-from rdsrepl.verify import statements
+from rdsrepl.verify import limited, statements
 from rdsrepl.verify.row_state import Round, RowState
 from rdsrepl.verify.statements import Key, Side
 from rdsrepl.verify.structure import ComparedTable
@@ -74,12 +75,12 @@ def _values(
     keys = [key for key, (state, _) in proven.items() if state is not RowState.extra]
     texts = sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier("t", one.name)) for one in table.columns)
     found: dict[Key, Sequence[str | None]] = {}
-    if keys:
-        query = statements.lookup(side, keys, [sql.SQL("ARRAY[{}]").format(texts)])
-        for place, fingerprint, version, values in source.execute(query).fetchall():
-            read = proven[keys[place - 1]][1].after
+    query = partial(statements.lookup, side, extra=[sql.SQL("ARRAY[{}]").format(texts)])
+    for some, rows in limited.in_parts(source, keys, query) if keys else ():
+        for place, fingerprint, version, values in rows:
+            read = proven[some[place - 1]][1].after
             if read is not None and (read.fingerprint, read.version) == (fingerprint, version):
-                found[keys[place - 1]] = values
+                found[some[place - 1]] = values
     return found
 
 

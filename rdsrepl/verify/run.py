@@ -13,7 +13,7 @@ from rdsrepl.errors import TimedOut
 from rdsrepl.plan import Statement
 from rdsrepl.postgres import connection, versions
 from rdsrepl.units import format_duration
-from rdsrepl.verify import selection, tables
+from rdsrepl.verify import limited, selection, tables
 from rdsrepl.verify.links import StandbyLink, wait_until_applied
 from rdsrepl.verify.ranges import Pair
 from rdsrepl.verify.results import TableResult, TableState, Verification
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 # A range must use the index of the key: a plan that reads the whole table for each range would take far longer.
-_SETTINGS: Final = {"enable_seqscan": "off", "jit": "off"}
+_SETTINGS: Final = {"enable_seqscan": "off", "jit": "off", **limited.SETTINGS}
 
 #: Called with the table, the rows compared so far, and the estimated number of its rows.
 Progress = Callable[[str, int, int], None]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rdsrepl.errors import BadValue, Refused
+from rdsrepl.errors import BadValue, NotFound, Refused
 from rdsrepl.postgres import (
     connection,
     publications,
@@ -17,7 +17,7 @@ from rdsrepl.postgres import (
     table_structures,
 )
 from rdsrepl.postgres.table_structures import TableName, TableStructure
-from rdsrepl.text.commands import ddl
+from rdsrepl.text.commands import command, ddl
 from rdsrepl.verify import structure
 from rdsrepl.verify.links import Link, NoChanges, StandbyLink, SubscriptionLink
 from rdsrepl.verify.structure import ComparedTable, StructureFinding
@@ -103,6 +103,12 @@ def select(
     if publication is not None:
         pubs = [publication]
     sent = table_structures.published(source, pubs) if pubs else None
+    if sent is not None and not (no_changes and publication is None):
+        for name in sorted(wanted - sent.keys()):
+            raise NotFound(
+                f"no table {structure.sql_name(name)} in publication {', '.join(pubs)}: the target does not get it",
+                hint=f"list its tables: {command('publication show {}', pubs[0])}",
+            )
     names = None if sent is None else list(sent)
     if wanted:
         names = sorted(wanted)

@@ -6,11 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.plan import Statement
 from rdsrepl.text.counts import counted
-from rdsrepl.verify import ranges, repair, statements
+from rdsrepl.verify import limited, ranges, repair, statements
 from rdsrepl.verify.links import Link
 from rdsrepl.verify.proof import Proof, ReadRows, by_key
 from rdsrepl.verify.ranges import Pair
@@ -151,19 +152,20 @@ class _Comparison:
         ]
         array = sql.SQL("ARRAY[{}]").format(sql.SQL(", ").join(hashes))
 
-        def read(conn: Connection, side: Side) -> dict[int, Sequence[int]]:
-            found = conn.execute(statements.lookup(side, keys, [array])).fetchall() if keys else []
-            return {place: values for place, _, _, values in found}
+        def read(conn: Connection, side: Side) -> dict[Key, Sequence[int]]:
+            found: dict[Key, Sequence[int]] = {}
+            query = partial(statements.lookup, side, extra=[array])
+            for some, rows in limited.in_parts(conn, keys, query) if keys else ():
+                found |= {some[place - 1]: values for place, _, _, values in rows}
+            return found
 
         here = read(self._servers.source, self._source)
         there = read(self._servers.pair.target, self._target)
         return {
-            keys[place - 1]: tuple(
-                column.name
-                for column, one, other in zip(columns, here[place], there[place], strict=True)
-                if one != other
+            key: tuple(
+                column.name for column, one, other in zip(columns, here[key], there[key], strict=True) if one != other
             )
-            for place in here.keys() & there.keys()
+            for key in here.keys() & there.keys()
         }
 
     def _result(
@@ -196,6 +198,12 @@ def _pages(conn: Connection, side: Side) -> Iterator[tuple[int, int, int]]:
     """Read a table in parts; the last one has no end, because the table may grow."""
     row = conn.execute(statements.page_count(side)).fetchone()
     pages = int(row[0]) if row is not None else 0
-    for first in range(0, pages + 1, _PAGES):
-        is_last = first + _PAGES > pages
-        yield from conn.execute(statements.whole_table(side, first, None if is_last else _PAGES)).fetchall()
+    first, size = 0, _PAGES
+    while first <= pages:
+        count = None if first + size > pages else size
+        try:
+            yield from limited.fetch(conn, statements.whole_table(side, first, count), is_limited=size > 1)
+        except limited.TookTooLongError:
+            size //= 2
+            continue
+        first += size
