@@ -22,7 +22,8 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import connection, versions
 from rdsrepl.snapshot import tables as snapshot_tables
 from rdsrepl.snapshot.tables import PageRange
-from rdsrepl.snapshot.worker import Block, Snapshot, work
+from rdsrepl.snapshot.worker import Block, Snapshot, read_lines
+from rdsrepl.snapshot.workers import Workers
 from rdsrepl.tail.model import TableFilter, Transaction
 from rdsrepl.tail.options import TailOptions
 from rdsrepl.tail.preflight import PreflightResult
@@ -87,7 +88,7 @@ def copy(
     checked: PreflightResult,
     sink: Sink,
     *,
-    workers: int,
+    workers: Workers,
     timeout_seconds: float,
     progress: Callable[[Progress], None],
     warn: Callable[[str], None],
@@ -99,7 +100,7 @@ def copy(
         options: of the stream.
         checked: the result of the preflight check; its slot is planned.
         sink: the output; gets batches from number 1.
-        workers: how many processes read.
+        workers: the processes that read; ``copy`` ends them.
         timeout_seconds: how long to wait for transactions that are in progress when the copy begins.
         progress: called again and again.
         warn: takes warnings.
@@ -114,7 +115,7 @@ def copy(
     with _exported(target, checked, name, timeout_seconds) as (exporting, position, snapshot, timeline):
         with connection.open(target) as control:
             _require_free_slot(control)
-            job, ranges = _job(control, target, options, checked, (position, snapshot, timeline), workers)
+            job, ranges = _job(control, target, options, checked, (position, snapshot, timeline), len(workers.pipes))
             run = _Copy(job, ranges, sink, progress, warn, lambda: _require_slot(control, name, exporting))
             run.work(workers)
             _require_slot(control, name, exporting)
@@ -230,36 +231,28 @@ class _Copy:
         self._busy: list[Pipe[Any, Any]] = []
         self.rows = self.batches = 0
 
-    def work(self, workers: int) -> None:
+    def work(self, workers: Workers) -> None:
         """Copy everything, and wait until the sink has it."""
-        import multiprocessing
         from multiprocessing.connection import wait
 
-        context = multiprocessing.get_context("spawn")
-        numbers = context.Value("q", 0)
-        processes = []
         try:
-            for _ in range(min(workers, max(self._all, 1))):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=work, args=(self._job, theirs, numbers), daemon=True)
-                process.start()
-                theirs.close()
-                processes.append(process)
-                self._give(ours)
+            for pipe in workers.pipes:
+                pipe.send(self._job)
+                self._give(pipe)
             while self._busy:
                 self._wait_for_sink()
                 ready = wait(self._busy, timeout=_POLL_SECONDS * 10)
                 for pipe in [pipe for pipe in self._busy if pipe in ready]:
                     self._receive(pipe)
                 self._report()
-            while self._sink.durable < self.batches:
-                time.sleep(_POLL_SECONDS)
-                self._report()
-        finally:
-            for process in processes:
-                process.terminate()
-            for process in processes:
-                process.join()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise ServerError(
+                "a process of the snapshot ended unexpectedly; no slot is left", hint="run the command again"
+            ) from None
+        workers.close()
+        while self._sink.durable < self.batches:
+            time.sleep(_POLL_SECONDS)
+            self._report()
 
     def _give(self, pipe: Pipe[Any, Any]) -> None:
         if self._left:
@@ -269,22 +262,17 @@ class _Copy:
             pipe.send(None)
 
     def _receive(self, pipe: Pipe[Any, Any]) -> None:
-        try:
-            received = pipe.recv()
-        except EOFError:
-            raise ServerError(
-                "a process of the snapshot ended unexpectedly; no slot is left", hint="run the command again"
-            ) from None
+        received = pipe.recv()
         if isinstance(received, Error):
             raise received
         if isinstance(received, str):
             self._warn(received)
             return
         assert isinstance(received, Block)
-        if received.lines:
+        if received.rows:
             self.batches += 1
             self.rows += received.rows
-            self._sink.put(self.batches, received.lines)
+            self._sink.put(self.batches, read_lines(pipe, received.size))
         if received.ends_range:
             self._busy.remove(pipe)
             self._give(pipe)

@@ -5,23 +5,28 @@ A process each, because turning values into lines takes most of the time, and th
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rdsrepl.config import Target
-from rdsrepl.errors import Error
+from rdsrepl.errors import Error, MalformedMessage
+from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.error_mapping import translate
 from rdsrepl.snapshot.tables import PageRange, SnapshotTable, copy_statement
-from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter
+from rdsrepl.tail.formats.base import Format, FormatInParts, TextMarkingWriter, WriterInParts
+from rdsrepl.tail.formats.copy_lines import BlockFields, CopyLines
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
+from rdsrepl.tail.formats.fast_lines import now_members
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import compile_copy_row
-from rdsrepl.tail.model import Transaction
+from rdsrepl.tail.model import Relation, Transaction
 from rdsrepl.tail.options import FormatName
 from rdsrepl.tail.pipeline import snapshot_format
 from rdsrepl.tail.preflight import PreflightResult
+from rdsrepl.tail.xlogdata import MALFORMED
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
@@ -31,8 +36,11 @@ if TYPE_CHECKING:
 
     from rdsrepl.postgres.connection import Connection
 
+# ``write(rows of COPY, number of the first row)`` → lines.
+_Write = Callable[[bytes, int], bytes]
 _ROWS_PER_BLOCK: Final = 2_000
-_BYTES_PER_BLOCK: Final = 1 << 20
+_BYTES_PER_BLOCK: Final = 512 << 10
+_READ_BYTES: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +74,39 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of one range as lines.
+    """Rows of one range; their lines follow it in the pipe, as bytes.
 
     Attributes:
         table: the number of the table.
-        lines: the lines of the output; without partition keys all in one text.
-        rows: how many rows they have.
+        rows: how many rows.
+        size: how many bytes the lines have.
         ends_range: whether the range is complete.
     """
 
     table: int
-    lines: list[str]
     rows: int
+    size: int
     ends_range: bool
 
 
-def work(job: Snapshot, pipe: Pipe, numbers: Synchronized[int]) -> None:
-    """Read ranges from PIPE until None comes; send a ``Block`` for each part of one, or the ``Error`` that ended it.
+def work(pipe: Pipe, numbers: Synchronized[int]) -> None:
+    """Take a ``Snapshot`` from PIPE, then ranges until None comes; send blocks, or the ``Error`` that ended it.
 
     Args:
-        job: the snapshot.
         pipe: to the process that writes the output.
         numbers: the number of rows that have got their ``seq``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all processes; the first one ends the rest
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        _work(pipe.recv(), pipe, numbers)
+    except Error as exc:
+        pipe.send(exc)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the other process has ended, or needs none
+
+
+def _work(job: Snapshot, pipe: Pipe, numbers: Synchronized[int]) -> None:
     from rdsrepl.postgres import connection
 
     catalog = Catalog(job.target, lambda text: pipe.send(text))
@@ -100,14 +117,35 @@ def work(job: Snapshot, pipe: Pipe, numbers: Synchronized[int]) -> None:
             _use_snapshot(conn, job.snapshot)
             reader = _Reader(conn, job, fmt, catalog, numbers)
             while (wanted := pipe.recv()) is not None:
-                for block in reader.blocks(wanted):
+                for block, lines in reader.blocks(wanted):
                     pipe.send(block)
-    except Error as exc:
-        pipe.send(exc)
-    except (EOFError, BrokenPipeError):
-        return  # the other process has ended
+                    _write(pipe.fileno(), lines)
     finally:
         catalog.close()
+
+
+def read_lines(pipe: Pipe, size: int) -> list[bytes]:
+    """Return the lines that follow a block in the pipe, in several parts.
+
+    ``Connection.recv_bytes`` takes five times as long for messages of this size.
+
+    Raises:
+        EOFError: the process ended.
+    """
+    parts: list[bytes] = []
+    while size:
+        part = os.read(pipe.fileno(), min(size, _READ_BYTES))
+        if not part:
+            raise EOFError
+        parts.append(part)
+        size -= len(part)
+    return parts
+
+
+def _write(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
 
 
 def _use_snapshot(conn: Connection, snapshot: str) -> None:
@@ -124,26 +162,20 @@ class _Reader:
         self, conn: Connection, job: Snapshot, fmt: Format, catalog: Catalog, numbers: Synchronized[int]
     ) -> None:
         self._conn, self._job, self._format, self._catalog, self._numbers = conn, job, fmt, catalog, numbers
-        self._compiled: dict[int, tuple[RowWriter, Any]] = {}
-        self._errors = "surrogateescape" if job.checked.lenient_text else "strict"
+        self._compiled: dict[int, _Write] = {}
         catalog.xid = job.xid
 
-    def blocks(self, wanted: PageRange) -> Iterator[Block]:
-        """Yield the rows of a range."""
+    def blocks(self, wanted: PageRange) -> Iterator[tuple[Block, bytes]]:
+        """Yield the rows of a range, and their lines."""
         table = self._job.tables[wanted.table]
-        writer, parse = self._writer(wanted.table)
-        lines: list[bytes] = []
-        size = 0
-        for line in self._copied(copy_statement(table, wanted)):
-            lines.append(line)
-            size += len(line)
-            if len(lines) >= _ROWS_PER_BLOCK or size >= _BYTES_PER_BLOCK:
-                yield self._block(wanted.table, writer, parse, lines, ends_range=False)
-                lines, size = [], 0
-        yield self._block(wanted.table, writer, parse, lines, ends_range=True)
+        write = self._writer(wanted.table)
+        for copied, ends in self._copied(copy_statement(table, wanted)):
+            rows = copied.count(b"\n")
+            lines = self._lines(table, write, copied, rows)
+            yield Block(wanted.table, rows, len(lines), ends), lines
 
-    def _copied(self, statement: Composed) -> Iterator[bytes]:
-        """Yield the lines of a COPY, each with its newline: the server sends one a message.
+    def _copied(self, statement: Composed) -> Iterator[tuple[bytes, bool]]:
+        """Yield the rows of a COPY in blocks, and whether it is the last one.
 
         libpq is called directly: the iterator of psycopg takes more than twice as long for a row.
         """
@@ -155,10 +187,16 @@ class _Reader:
         if result.status != pq.ExecStatus.COPY_OUT:
             raise translate(error_from_result(result))
         get = pgconn.get_copy_data
-        length, line = get(0)
+        rows: list[bytes] = []
+        size = 0
+        length, row = get(0)  # the server sends one a message
         while length > 0:
-            yield bytes(line)
-            length, line = get(0)
+            rows.append(row.tobytes())
+            size += length
+            if size >= _BYTES_PER_BLOCK or len(rows) >= _ROWS_PER_BLOCK:
+                yield b"".join(rows), False
+                rows, size = [], 0
+            length, row = get(0)
         ended = pgconn.get_result()
         if ended is None:
             raise translate(errors.OperationalError("the server ended COPY early"))
@@ -166,36 +204,55 @@ class _Reader:
             raise translate(error_from_result(ended))
         while pgconn.get_result() is not None:
             pass
+        yield b"".join(rows), True
 
-    def _writer(self, number: int) -> tuple[RowWriter, Any]:
+    def _lines(self, table: SnapshotTable, write: _Write, copied: bytes, rows: int) -> bytes:
+        if not rows:
+            return b""
+        with self._numbers.get_lock():
+            first = self._numbers.value + 1
+            self._numbers.value += rows
+        try:
+            if not self._job.checked.lenient_text and not copied.isascii():
+                copied.decode()
+            lines = write(copied, first)
+        except MALFORMED as exc:
+            raise MalformedMessage(
+                f"could not read the rows of {table.name} that COPY sent: {exc}"[:300],
+                hint="is a value not valid UTF-8? the server sends what is stored: repair the rows, then run it again",
+            ) from exc
+        tx = self._job.transaction
+        begin, commit = (
+            text.encode("utf-8", "surrogateescape") for text in (self._format.begin(tx), self._format.commit(tx))
+        )
+        return b"".join((begin, lines, commit)) if begin or commit else lines
+
+    def _writer(self, number: int) -> _Write:
         if number not in self._compiled:
             table = self._job.tables[number]
             for oid, schema, name in table.types:
                 self._catalog.type_named(oid, schema, name)
             self._catalog.batch_received()
-            conversions, writer = self._format.conversions(table.relation), self._format.writer(table.relation)
-            if any(conversion.may_be_text for conversion in conversions):
-                writer = TextMarkingWriter(writer, table.relation)
-            self._compiled[number] = writer, compile_copy_row(conversions, self._format.dialect)
+            self._compiled[number] = self._compile(table.relation)
         return self._compiled[number]
 
-    def _block(
-        self,
-        table: int,
-        writer: RowWriter,
-        parse: Callable[[str], tuple[Any, ...]],
-        copied: Sequence[bytes],
-        *,
-        ends_range: bool,
-    ) -> Block:
-        with self._numbers.get_lock():
-            first = self._numbers.value + 1
-            self._numbers.value += len(copied)
-        tx, lsn, insert = self._job.transaction, self._job.lsn, writer.insert
-        # A newline of a value is escaped.
-        texts = b"".join(copied).decode("utf-8", self._errors).split("\n")[:-1]
-        lines = [insert(parse(text), lsn, tx, seq) for seq, text in enumerate(texts, first)]
-        begin, commit = (self._format.begin(tx), self._format.commit(tx)) if lines else ("", "")
-        if self._job.partition_by is None:
-            return Block(table, [f"{begin}{''.join(lines)}{commit}"] if lines else [], len(texts), ends_range)
-        return Block(table, [line for line in (begin, *lines, commit) if line], len(texts), ends_range)
+    def _compile(self, relation: Relation) -> _Write:
+        """Return what writes rows of a relation: by columns, unless a line says which values are text."""
+        fmt, tx, lsn, lenient = self._format, self._job.transaction, self._job.lsn, self._job.checked.lenient_text
+        conversions, writer = fmt.conversions(relation), fmt.writer(relation)
+        if any(conversion.may_be_text for conversion in conversions):
+            insert = TextMarkingWriter(writer, relation).insert
+            parse = compile_copy_row(conversions, fmt.dialect)
+            errors = "surrogateescape" if lenient else "strict"
+
+            def by_rows(copied: bytes, first: int) -> bytes:
+                # A newline of a value is escaped.
+                rows = enumerate(copied.decode("utf-8", errors).split("\n")[:-1], first)
+                lines = "".join([insert(parse(row), lsn, tx, seq) for seq, row in rows])
+                return lines.encode("utf-8", "surrogateescape")
+
+            return by_rows
+        assert isinstance(fmt, FormatInParts) and isinstance(writer, WriterInParts) and writer.parts.insert
+        lines = CopyLines(writer.parts.insert, conversions, fmt.dialect, lenient=lenient).lines
+        pieces, position = fmt.of_transaction(tx), int(Lsn.parse(lsn))
+        return lambda copied, first: lines(copied, first, BlockFields(lsn, position, pieces, now_members()))

@@ -54,6 +54,18 @@ class HookSession(StreamHook, Protocol):
         ...
 
 
+class SlotCreation(Protocol):
+    """Creates the slot of a stream."""
+
+    def create(self, checked: PreflightResult, sink: Sink) -> int:
+        """Create the slot; may write to the sink, and returns how many batches it wrote."""
+        ...
+
+    def close(self) -> None:
+        """Release what the creation needs: the slot is there, or something failed before."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TailResult:
     """How a run ended; ``counts`` says what went to Kinesis, None for standard output."""
@@ -69,7 +81,7 @@ def run(
     *,
     colour: bool = False,
     watch: WalPositionPoller | None = None,
-    create: Callable[[PreflightResult, Sink], int] | None = None,
+    creation: SlotCreation | None = None,
     open_hook: Callable[[PreflightResult], HookSession | None] | None = None,
 ) -> TailResult:
     """Stream until a stop condition, a signal or an error that is not transient.
@@ -80,8 +92,7 @@ def run(
         observer: receives notes, warnings and the progress.
         colour: whether the ``pretty`` format is coloured.
         watch: reads the server's WAL position; made here if metrics need one.
-        create: creates the slot, where ``options.create`` names a plugin; called after everything else was checked.
-            It may write to the sink, and returns how many batches it wrote.
+        creation: creates the slot, where ``options.create`` names a plugin; called after everything else was checked.
         open_hook: returns what takes part in the stream, or None; called after everything else was checked.
 
     Raises:
@@ -143,12 +154,15 @@ def run(
             None if poller is None else CommitGate(poller, observer),
             hook,
         )
-        if checked.is_planned and create is not None:
+        if creation is not None:
             try:
-                tail.continue_after(create(checked, output.sink))
+                if checked.is_planned:
+                    tail.continue_after(creation.create(checked, output.sink))
             except BaseException:
                 output.sink.close()
                 raise
+            finally:
+                creation.close()
         if heartbeat is not None:
             heartbeat.start()
         if poller is not None:

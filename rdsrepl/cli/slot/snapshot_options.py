@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from rdsrepl.tail.options import TailOptions
     from rdsrepl.tail.preflight import PreflightResult
     from rdsrepl.tail.sinks.base import Sink
-
-Creator = Callable[["PreflightResult", "Sink"], int]
 
 _TIMEOUT_SECONDS: Final = 60.0
 
@@ -54,7 +51,7 @@ class SnapshotFlags:
         ),
     ] = 2
 
-    def creator(self, ctx: typer.Context, target: Target, options: TailOptions) -> Creator | None:
+    def creation(self, ctx: typer.Context, target: Target, options: TailOptions) -> Creation | None:
         """Return what creates the slot behind a snapshot; None without ``--snapshot``.
 
         Raises:
@@ -74,23 +71,38 @@ class SnapshotFlags:
             )
         if not options.confirm:
             raise BadValue("--snapshot creates a slot, and --no-confirm reads one again", hint="omit one of them")
-        return lambda checked, sink: self._copy(ctx, target, options, checked, sink)
+        return Creation(ctx, target, options, self.workers)
 
-    def _copy(
-        self, ctx: typer.Context, target: Target, options: TailOptions, checked: PreflightResult, sink: Sink
-    ) -> int:
+
+class Creation:
+    """Creates the slot behind a snapshot."""
+
+    def __init__(self, ctx: typer.Context, target: Target, options: TailOptions, workers: int) -> None:
+        """Start the processes; nothing else is done before ``create``."""
+        from rdsrepl.snapshot.workers import Workers
+
+        self._ctx, self._target, self._options = ctx, target, options
+        self._workers = Workers(workers)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._workers.close()
+
+    def create(self, checked: PreflightResult, sink: Sink) -> int:
+        """Copy the tables and create the slot; return how many batches the sink got."""
         from rdsrepl.snapshot import initial
 
+        ctx, options = self._ctx, self._options
         if not options.at_least_once:
             _require_empty(options)
         progress = Progress(ctx)
         try:
             copied = initial.copy(
-                target,
+                self._target,
                 options,
                 checked,
                 sink,
-                workers=self.workers,
+                workers=self._workers,
                 timeout_seconds=_TIMEOUT_SECONDS,
                 progress=lambda now: progress.update("snapshot", now.seconds, [_state(now)]),
                 warn=lambda text: warn(ctx, text),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from rdsrepl.tail.options import TailOptions
     from rdsrepl.tail.preflight import PreflightResult
     from rdsrepl.tail.progress import Observer
-    from rdsrepl.tail.run import HookSession, TailResult
+    from rdsrepl.tail.run import HookSession, SlotCreation, TailResult
     from rdsrepl.tail.sinks.base import Sink
 
 
@@ -98,12 +99,12 @@ def tail(
         behind=None if start.behind is None else other_target(ctx, start.behind, "--behind"),
     )
     target = database_target(ctx)
-    create = snapshot_with.creator(ctx, target, options)
     place = requested.place()
+    creation = snapshot_with.creation(ctx, target, options) or _WithoutSnapshot(ctx, target, options)
     report(
         ctx,
         options,
-        _run(ctx, target, options, create, lambda observer: requested.opener(ctx, target, options, observer, place)),
+        _run(ctx, target, options, creation, lambda observer: requested.opener(ctx, target, options, observer, place)),
     )
 
 
@@ -145,7 +146,7 @@ def _run(
     ctx: typer.Context,
     target: Target,
     options: TailOptions,
-    create: Callable[[PreflightResult, Sink], int] | None = None,
+    creation: SlotCreation | None = None,
     hook: Callable[[Observer], Callable[[PreflightResult], HookSession | None]] | None = None,
 ) -> TailResult:
     from rdsrepl.render import colours
@@ -161,11 +162,28 @@ def _run(
             reporter,
             colour=colours(sys.stdout) and not global_options(ctx).no_color,
             watch=watch,
-            create=create or (lambda checked, sink: _create(ctx, target, options.slot_name, options.create or "")),
+            creation=creation,
             open_hook=None if hook is None else hook(reporter),
         )
     finally:
+        if creation is not None:
+            creation.close()
         reporter.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _WithoutSnapshot:
+    """Creates the slot of ``--create``."""
+
+    ctx: typer.Context
+    target: Target
+    options: TailOptions
+
+    def create(self, checked: PreflightResult, sink: Sink) -> int:  # noqa: ARG002
+        return _create(self.ctx, self.target, self.options.slot_name, self.options.create or "")
+
+    def close(self) -> None:
+        pass
 
 
 def _create(ctx: typer.Context, target: Target, slot: str, plugin: str) -> int:

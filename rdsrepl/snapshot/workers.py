@@ -1,0 +1,68 @@
+"""The processes that read a snapshot, and the pipes to them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from rdsrepl.snapshot.worker import work
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection as Pipe
+    from multiprocessing.sharedctypes import Synchronized
+
+
+class Workers:
+    """Processes that wait for a snapshot.
+
+    They are started first of all: a process without threads can be forked, and then nothing is imported again, which
+    takes longer than to read a small table. Elsewhere each process starts anew.
+
+    Attributes:
+        pipes: one for each process.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Start COUNT processes."""
+        import psycopg  # noqa: F401 - once, for all of them
+
+        forks = sys.platform == "linux" and threading.active_count() == 1
+        context: Any = multiprocessing.get_context("fork" if forks else "spawn")
+        # Kept: a process that starts anew opens its lock by name, which goes with the object.
+        self._numbers = context.Value("q", 0)
+        pairs = [context.Pipe() for _ in range(count)]
+        self.pipes: list[Pipe[Any, Any]] = [ours for ours, _ in pairs]
+        # A process closes its copies of the other ends: it shall see that this process has ended.
+        self._processes = [
+            context.Process(
+                target=_run,
+                args=(
+                    theirs,
+                    [end for pair in pairs for end in pair if end is not theirs] if forks else [],
+                    self._numbers,
+                ),
+                daemon=True,
+            )
+            for _, theirs in pairs
+        ]
+        for process in self._processes:
+            process.start()
+        for _, theirs in pairs:
+            theirs.close()
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join()
+
+
+def _run(pipe: Pipe[Any, Any], others: list[Pipe[Any, Any]], numbers: Synchronized[int]) -> None:
+    for other in others:
+        other.close()
+    work(pipe, numbers)
