@@ -300,10 +300,11 @@ class _Session:
             with self._rows.transaction(force_rollback=True):
                 self._rows.execute("SELECT 1")
                 # Sent alone: the server refuses a second statement behind it.
-                result = self._rows.pgconn.exec_params(chunks.check_statement(table, where).as_bytes(self._rows), None)
-                if result.status != pq.ExecStatus.TUPLES_OK:
-                    reason = str(error_from_result(result)).splitlines()[0]
-                    raise Refused(f"the condition does not fit table {table_text(*name)}: {reason}")
+                for check in chunks.condition_checks(table, where):
+                    result = self._rows.pgconn.exec_params(check.as_bytes(self._rows), None)
+                    if result.status != pq.ExecStatus.TUPLES_OK:
+                        reason = str(error_from_result(result)).splitlines()[0]
+                        raise Refused(f"the condition does not fit table {table_text(*name)}: {reason}")
 
     def _wait_until_visible(self, state: SnapshotState) -> None:
         """Wait until the rows contain every change that was decoded before recording began."""

@@ -262,16 +262,22 @@ def keys_statement(table: ChunkTable, keys: Sequence[Cursor], where: str | None)
     )
 
 
-def check_statement(table: ChunkTable, where: str) -> Composed:
-    """Return a statement that is an error unless WHERE is one condition on the table's rows.
+def condition_checks(table: ChunkTable, where: str) -> tuple[Composed, ...]:
+    """Return statements of which one is an error unless WHERE is one condition on the table's rows.
 
-    Parentheses that end early, and a comment that hides what follows, are syntax errors here; so COPY's own words
-    cannot be replaced by a condition's.
+    A comment that hides what follows, and text after the end of the condition, are syntax errors in the first. In the
+    second, parentheses that end early are: ``a) OR (b`` would be read with another precedence in a chunk's statement.
+    Two statements, because a string could begin in the first half of a single one and end in the second.
     """
     from psycopg import sql
 
-    return sql.SQL("SELECT (\n{}\n)::pg_catalog.bool FROM {}{} AS t LIMIT 0").format(
-        sql.SQL(where), _only(table), sql.Identifier(*table.name)
+    table_sql = sql.SQL("{}{}").format(_only(table), sql.Identifier(*table.name))
+    return tuple(
+        sql.SQL(text).format(sql.SQL(where), table_sql)
+        for text in (
+            "SELECT (\n{}\n)::pg_catalog.bool FROM {} AS t LIMIT 0",
+            "SELECT CASE WHEN\n{}\nTHEN true END FROM {} AS t LIMIT 0",
+        )
     )
 
 
