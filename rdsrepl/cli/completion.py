@@ -68,6 +68,16 @@ def complete_publication(ctx: typer.Context) -> list[str]:
     return _from_database(ctx, "publications", _publications)
 
 
+def complete_table(ctx: typer.Context) -> list[str]:
+    """Complete the full name of a published table."""
+    return _from_database(ctx, "published tables", _published_tables)
+
+
+def complete_snapshot(ctx: typer.Context) -> list[str]:
+    """Complete the ID of a snapshot, from the state on this machine."""
+    return _from_database(ctx, "snapshots", _snapshots)
+
+
 def complete_role(ctx: typer.Context) -> list[str]:
     """Complete the name of a role."""
     return _from_database(ctx, "roles", _roles)
@@ -197,6 +207,22 @@ def _publications(conn: Connection) -> Iterable[str]:
     from rdsrepl.postgres import publications
 
     return (publication.pubname for publication in publications.ls(conn))
+
+
+def _published_tables(conn: Connection) -> Iterable[str]:
+    from rdsrepl.postgres import publications, table_structures
+    from rdsrepl.snapshot.requests import table_text
+
+    names = [publication.pubname for publication in publications.ls(conn)]
+    return (table_text(*name) for name in table_structures.published(conn, names))
+
+
+def _snapshots(conn: Connection) -> Iterable[str]:
+    from rdsrepl.snapshot import table_store
+    from rdsrepl.snapshot.state import FilePlace
+
+    known = table_store.read_slots(conn, FilePlace(), None)
+    return (one.request.id for states in known.values() for one in states or ())
 
 
 def _roles(conn: Connection) -> Iterable[str]:

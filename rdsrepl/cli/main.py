@@ -42,6 +42,7 @@ _NOUNS: Final = {
     "cluster": "cluster",
     "instance": "instance",
     "slot": "slot.commands",
+    "snapshot": "snapshot.commands",
     "failover": "failover.commands",
     "publication": "publication",
     "role": "role",

@@ -94,9 +94,10 @@ class Control:
 Signal = Request | Control
 
 
-def new_id() -> str:
-    """Return a name for a snapshot that no other one has."""
-    return secrets.token_hex(4)
+def new_id(table: str = "") -> str:
+    """Return a name for a snapshot that no other one has: ``orders-3f9a12`` for a table ``sales.orders``."""
+    words = re.sub(r"[^a-z0-9]+", "-", table.lower().rpartition(".")[2]).strip("-")
+    return f"{words[:20].strip('-') or 'snapshot'}-{secrets.token_hex(3)}"
 
 
 def table_text(schema: str, name: str) -> str:

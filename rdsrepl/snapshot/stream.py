@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rdsrepl.errors import BadValue
-from rdsrepl.postgres import connection, server_identity, versions
+from rdsrepl.postgres import connection, versions
 from rdsrepl.snapshot import table_store
 from rdsrepl.snapshot.chunk_reader import ChunkReader
 from rdsrepl.snapshot.incremental import IncrementalSnapshots
-from rdsrepl.snapshot.state import FilePlace, Place, Store, StreamIdentity
+from rdsrepl.snapshot.state import FilePlace, Place, Store
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.options import FormatName, TailOptions
@@ -107,8 +107,7 @@ def opener(
                 raise BadValue(f"--state and --allow-snapshot-conditions do not fit: {reason}", hint="omit them")
             return None
         with connection.open(target) as conn:
-            identifier = server_identity.system_identifier(conn) or "unknown"
-            owner = StreamIdentity(identifier, checked.database, options.slot_name)
+            owner = table_store.owner_of(conn, options.slot_name)
             table_store.read(conn, place, owner)
         return StreamSnapshots(
             target,

@@ -17,6 +17,7 @@ from rdsrepl.plan import Plan, Statement
 from rdsrepl.snapshot import state
 from rdsrepl.snapshot.requests import table_text
 from rdsrepl.snapshot.state import SnapshotState, StreamIdentity, TablePlace
+from rdsrepl.text.commands import command
 from rdsrepl.text.escapes import shown
 
 if TYPE_CHECKING:
@@ -138,6 +139,31 @@ def read(conn: Connection, place: state.Place, owner: StreamIdentity) -> tuple[S
     return None if row is None else _decoded(row[0], place, owner)
 
 
+def owner_of(conn: Connection, slot_name: str) -> StreamIdentity:
+    """Return whose state it is: a slot of the database and the server of a connection."""
+    from rdsrepl.postgres import server_identity
+
+    return StreamIdentity(server_identity.system_identifier(conn) or "unknown", conn.info.dbname, slot_name)
+
+
+def read_slots(
+    conn: Connection, place: state.Place, slot_name: str | None
+) -> dict[str, tuple[SnapshotState, ...] | None]:
+    """Return the state of each pgoutput slot of the database, or of one slot; None where there is none; see ``read``.
+
+    Raises:
+        BadValue: the place is a file of one slot, and no slot was named.
+    """
+    from rdsrepl.postgres import slots
+
+    if isinstance(place, state.FilePlace) and place.path is not None and slot_name is None:
+        raise errors.BadValue(f"--state {place} is the state of one slot", hint="add --slot NAME")
+    names = [slot_name] if slot_name is not None else [
+        one.slot_name for one in slots.ls(conn) if one.plugin == "pgoutput" and one.database == conn.info.dbname
+    ]  # fmt: skip
+    return {name: read(conn, place, owner_of(conn, name)) for name in names}
+
+
 def creation(conn: Connection, place: TablePlace) -> Plan:
     """Return the plan that creates the table, and its schema where it does not exist; empty if the table exists.
 
@@ -187,7 +213,7 @@ def _require_own(conn: Connection, place: TablePlace) -> None:
     if row is None:
         raise errors.NotFound(
             f"--state {name}: the table does not exist",
-            hint=f"create it: rdsrepl snapshot create-table {table_text(place.schema, place.table)}",
+            hint=f"create it: {command('snapshot create-table {}', table_text(place.schema, place.table))}",
         )
     kind, persistence, owner, is_trusted, has_more, columns = row
     other = "give another name, or drop it if nothing needs it"

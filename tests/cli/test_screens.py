@@ -10,13 +10,20 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import psycopg
 import pytest
 
+from rdsrepl import apply
+from rdsrepl.config import Target
+from rdsrepl.postgres import connection, server_identity
 from rdsrepl.retention import prune_rules
+from rdsrepl.snapshot import table_store
+from rdsrepl.snapshot.requests import Request
+from rdsrepl.snapshot.state import SnapshotState, Status, StreamIdentity, TablePlace, TableState
 from tests.fixtures.missing import missing
 from tests.fixtures.postgres import find_binaries
 from tests.fixtures.sandbox import Cloud
@@ -63,10 +70,36 @@ class Place:
                     elsewhere.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (slot,))
                 self._write(conn, slot, megabytes)
             conn.execute("SELECT pg_current_xact_id()")  # every slot holds back VACUUM, with and without autovacuum
+        self._save_snapshots()
         made = self.cloud(
             "param-group", "create", "orders-logical", "--family", "postgres16", "--kind", "cluster", "-y"
         )
         assert made.code == 0, made.err
+
+    def _save_snapshots(self) -> None:
+        """Write the state of two snapshots into a table of the database, as ``slot tail`` does."""
+        target, began = Target("app", f"{self.dsn} passfile={self.program.env['PGPASSFILE']}"), datetime(2026, 1, 1, 3)
+        place = TablePlace("rdsrepl", "snapshots")
+        with connection.open(target) as conn:
+            apply.run(table_store.creation(conn, place), target, done=lambda _: None, waiting=lambda *_: None)
+            owner = StreamIdentity(server_identity.identifier(conn), "app", "orders_cdc")
+        wide = Request("orders-3f9a12", "orders_cdc", ("public.orders", 'public."Customer orders of 2025"', "public.t"))
+        tables = (
+            TableState(wide.tables[0], ("18250000",), 18_250_000, 18_250_112, 1825, 312, (), is_done=True),
+            TableState(wide.tables[1], ("eu-west-1", "4711"), 1_200_000, 9_600_000, 120, 0),
+            TableState(wide.tables[2]),
+        )
+        small = Request("add-items", "orders_cdc", ("public.items",))
+        why, ended = "role cdc may not read public.items", began.replace(hour=4, tzinfo=UTC)
+        failed = TableState("public.items", None, 0, 1_000)
+        with closing(table_store.open_store(place, owner, target)) as store:
+            store.load()
+            store.save(
+                (
+                    SnapshotState(wide, Status.running, None, tables, began.replace(tzinfo=UTC), None, 420.0),
+                    SnapshotState(small, Status.failed, why, (failed,), began.replace(tzinfo=UTC), ended),
+                )
+            )
 
     def _write(self, conn: psycopg.Connection[tuple[int]], slot: str, megabytes: float) -> None:
         """Write WAL until a slot retains this much."""
@@ -104,6 +137,7 @@ SCREENS: Final = {
         *("--dsn", "DSN", "slot", "prune", "--slot", "orders_cdc", "--slot", "feed_warehouse"),
         *("--retaining-over", "10MB", "--inactive-for", "200ms", "--observe", "200ms", "--dry-run"),
     ),
+    "snapshot-list": ("--dsn", "DSN", "snapshot", "list", "--state", "table:rdsrepl.snapshots"),
     "doctor": ("-t", "sandbox", "doctor"),
     "cluster-show": ("cluster", "show", "sandbox"),
     "param-group-diff": ("param-group", "diff", "orders-logical"),

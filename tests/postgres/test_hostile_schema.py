@@ -347,7 +347,12 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
     beat = ("--heartbeat", "1s", "--heartbeat-table", "beats")
     tail = ("slot", "tail", name, "--publication", "shop", "--until-now")
     run(*tail, "--no-confirm", "--format", "wal2json", *beat)
+    request = ("snapshot", "start", "--slot", name, "--table", "orders", "--where", "n > 3")
+    run(*request, dry)
+    run(*request, "--yes", "--id", "hostile")
     run(*tail, "--heartbeat", "1s")
+    run("snapshot", "list")
+    run("snapshot", "cancel", "hostile", "--slot", name, dry, allowed=(0, 4))
     run("slot", "advance", name, "--to-current", "--yes")
     assert verification.settings({"wal_level": "logical"}).probe(victim.target).met
     assert verification.ServerProbe({"wal_level": "logical"}).needs_restart(victim.target) is False
@@ -403,8 +408,9 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
 
 def _statements_about_two_servers(conn: Any, name: str) -> None:
     """Send what is sent when two servers or a consumer are there."""
-    from rdsrepl.postgres import slot_alter_plans, standbys, subscriptions, table_structures
-    from rdsrepl.verify import stream
+    from rdsrepl.postgres import commit_visibility, slot_alter_plans, standbys, subscriptions, table_structures
+    from rdsrepl.snapshot import chunks
+    from rdsrepl.verify import stream_rows
 
     here, slot = wal.get(conn), slots.get(conn, name)
     subscriptions.publishers(conn)
@@ -419,8 +425,11 @@ def _statements_about_two_servers(conn: Any, name: str) -> None:
         done_if = slot_alter_plans.alter(conn, slot, failover=True, server=here, target=Target("x")).steps[0].done_if
         conn.execute(done_if)
     with conn.transaction():
+        for check in chunks.condition_checks(chunks.describe(conn, ("public", "orders"), ["shop"]), "n > 3"):
+            conn.execute(check)
+        commit_visibility.wait_until_visible(conn, lambda: True)
         (table,) = table_structures.ls(conn, [("public", "orders")])
-        assert list(stream._source_rows(conn, table, ("id",), lambda rows: None))
+        assert list(stream_rows._source_rows(conn, table, ("id",), lambda rows: None))
 
 
 def test_what_runs_on_a_foreign_path_names_every_schema(victim: Database) -> None:

@@ -1,0 +1,266 @@
+"""``snapshot start``: request a snapshot of tables, and wait for its end if wanted."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from rdsrepl.cli.command_classes import WriteCommand
+from rdsrepl.cli.completion import complete_publication, complete_slot, complete_table, complete_target
+from rdsrepl.cli.confirm import confirm_and_apply
+from rdsrepl.cli.console import note
+from rdsrepl.cli.context import apply_options
+from rdsrepl.cli.options import flag_option, option_parser
+from rdsrepl.cli.progress import Progress
+from rdsrepl.cli.saved_plans import pinned
+from rdsrepl.cli.snapshot.listing import print_snapshot
+from rdsrepl.cli.snapshot.states import StateOption, known_snapshots
+from rdsrepl.cli.targets import database_target, other_target
+from rdsrepl.errors import BadValue, Error, Interrupted, NotFound, Unreachable
+from rdsrepl.lsn import Lsn
+from rdsrepl.snapshot import requests
+from rdsrepl.snapshot.overview import progress
+from rdsrepl.snapshot.requests import Request
+from rdsrepl.snapshot.state import SnapshotState, Status
+from rdsrepl.text.commands import command
+from rdsrepl.units import format_duration
+
+if TYPE_CHECKING:
+    from rdsrepl.config import Target
+
+_POLL_SECONDS: Final = 0.5
+_RATE: Final = re.compile(r"([1-9]\d{0,9})([kKmM]?)(?:/s)?")
+
+
+def _parse_rate(text: str) -> int:
+    """Return the rows per second of ``20000/s``, ``20000`` or ``20k``.
+
+    Raises:
+        BadValue: it is not a rate.
+    """
+    match = _RATE.fullmatch(text.replace(",", "").strip())
+    rows = int(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2].lower()] if match else 0
+    if not 1 <= rows <= requests.MAX_ROWS_PER_SECOND:
+        raise BadValue(f"{text!r} is not a number of rows per second", hint="for example 20000/s")
+    return rows
+
+
+def start(
+    ctx: typer.Context,
+    slot: Annotated[
+        str,
+        typer.Option(
+            "--slot",
+            metavar="SLOT",
+            help="Name the slot into whose stream the rows are written.",
+            autocompletion=complete_slot,
+            show_default=False,
+        ),
+    ],
+    table: Annotated[
+        list[str],
+        typer.Option(
+            "--table",
+            metavar="TABLE",
+            help="Write the rows of this table; may be repeated.",
+            autocompletion=complete_table,
+            show_default=False,
+        ),
+    ],
+    where: Annotated[
+        str | None,
+        typer.Option(
+            "--where",
+            metavar="SQL",
+            help="Write only the rows that meet this condition; allow it with slot tail --allow-snapshot-conditions.",
+        ),
+    ] = None,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            "--chunk", metavar="N", min=1, max=requests.MAX_CHUNK_ROWS, help="Read N rows with one statement."
+        ),
+    ] = requests.DEFAULT_CHUNK_ROWS,
+    rate: Annotated[
+        int | None,
+        typer.Option(
+            "--rate",
+            metavar="N/s",
+            parser=option_parser(_parse_rate),
+            help="Read at most N rows per second.",
+            show_default=False,
+        ),
+    ] = None,
+    read_from: Annotated[
+        str | None,
+        typer.Option(
+            "--read-from",
+            metavar="TARGET",
+            help="Read the rows from this replica: a target of slot tail's config file, or an instance of its account.",
+            autocompletion=complete_target,
+        ),
+    ] = None,
+    publication: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--publication",
+            metavar="NAME",
+            help="Check that this publication, which slot tail streams, has the tables; default: any publication.",
+            autocompletion=complete_publication,
+        ),
+    ] = None,
+    id_: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", help="Give the snapshot this ID; default: a new one.", show_default=False),
+    ] = None,
+    state: StateOption = None,
+    wait: Annotated[
+        bool, flag_option("--wait", help="Show the progress until the snapshot ends; needs the state.")
+    ] = False,
+) -> None:
+    """Write the rows that tables have into the stream of a slot, while it goes on.
+
+    The request is a message in the stream itself: the process of slot tail that reads it writes the rows as op r
+    between the changes. It needs no pause, no new slot and no lock. The slot is of pgoutput on PostgreSQL 14 or later;
+    each table is published and has a primary key.
+
+    Example: rdsrepl snapshot start --slot orders_cdc --table public.items --rate 20000/s --wait
+    """
+    from rdsrepl.postgres import connection
+    from rdsrepl.snapshot import plans
+
+    replica = _replica(ctx, read_from)
+    snapshot = pinned(ctx, "id", id_ or requests.new_id(table[0]))
+    if not requests.is_id(snapshot):
+        raise BadValue(
+            f"--id {snapshot} is not an ID", hint="up to 63 lower-case letters, digits, hyphens and underscores"
+        )
+    request = Request(snapshot, slot, tuple(table), where, chunk, rate, read_from)
+    target = database_target(ctx)
+    with connection.open(target) as conn:
+        known = known_snapshots(conn, slot, state)[slot]
+        plan = plans.start(conn, request, publications=publication or (), known=known)
+        if replica is not None and read_from is not None:
+            with connection.open(replica) as other:
+                plans.require_replica(conn, other, read_from)
+    waits = wait and not apply_options(ctx).plans_only
+    results = confirm_and_apply(ctx, plan, target=target, reports=not waits)
+    if waits:
+        _wait(ctx, target, request, state, is_sent=bool(results))
+
+
+def _replica(ctx: typer.Context, read_from: str | None) -> Target | None:
+    """Return the replica that the process of the slot will read.
+
+    Raises:
+        BadValue: it is not the name of a target or an instance.
+    """
+    if read_from is None:
+        return None
+    if not requests.is_target_name(read_from):
+        raise BadValue(
+            "--read-from takes a name, because the request is readable for everybody who reads the stream",
+            hint="give a target of the config file, or an instance of the account",
+        )
+    return other_target(ctx, read_from, "--read-from")
+
+
+def _wait(ctx: typer.Context, target: Target, request: Request, state: str | None, *, is_sent: bool) -> None:
+    """Show the progress until the snapshot ends, then print it.
+
+    Raises:
+        Interrupted: Ctrl-C; the snapshot goes on.
+        Error: the snapshot failed or was cancelled, or its state is not here.
+    """
+    shown, began = Progress(ctx), time.monotonic()
+    reader = _Reader(target, request, state, is_sent=is_sent)
+    try:
+        while True:
+            one, why = reader.read()
+            if one is not None and one.status.has_ended:
+                break
+            states = [why] if one is None else _states(one)
+            shown.update(f"snapshot {request.id}", time.monotonic() - began, states)
+            time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; snapshot {request.id} goes on",
+            hint=f"see it: {command('snapshot show {}', request.id)}; "
+            f"end it: {command('snapshot cancel {}', request.id)}",
+        ) from None
+    finally:
+        shown.clear()
+    print_snapshot(ctx, one)
+    if one.status is not Status.done:
+        reason = f": {one.reason}" if one.reason else ""
+        raise Error(
+            f"snapshot {request.id} is {one.status}{reason}",
+            hint=f"resume it at its cursor: {command('snapshot resume {}', request.id)}"
+            if one.status is Status.failed
+            else None,
+        )
+    note(ctx, f"snapshot {request.id} is done")
+
+
+class _Reader:
+    """Reads the state of a snapshot that was requested."""
+
+    def __init__(self, target: Target, request: Request, state: str | None, *, is_sent: bool) -> None:
+        self._target = target
+        self._request = request
+        self._state = state
+        self._is_sent = is_sent
+        self._sent_before: Lsn | None = None
+
+    def read(self) -> tuple[SnapshotState | None, str]:
+        """Return the snapshot, or None and why there is none yet.
+
+        Raises:
+            NotFound: the slot's process has read the request, and there is no state of it.
+        """
+        from rdsrepl.postgres import connection, slots
+
+        request = self._request
+        try:
+            with connection.open(self._target) as conn:
+                if self._is_sent and self._sent_before is None:
+                    self._sent_before = connection.current_lsn(conn)
+                # Before the state: a request that the slot's process confirmed is in the state.
+                slot = slots.get(conn, request.slot)
+                states = known_snapshots(conn, request.slot, self._state)[request.slot]
+        except Unreachable as exc:
+            return None, f"{exc.message}; trying again"
+        for one in states or ():
+            if one.request.id == request.id:
+                return one, ""
+        confirmed = slot.confirmed_flush_lsn
+        if self._sent_before is not None and confirmed is not None and confirmed >= self._sent_before:
+            raise NotFound(
+                f"the process that streams slot {request.slot} has read the request, and there is no state of it here",
+                hint="give the place where slot tail keeps it: --state FILE or table:SCHEMA.NAME; "
+                "another consumer than slot tail makes no snapshot",
+            )
+        return None, "slot tail has not read the request yet" if slot.active else f"slot {request.slot} is not active"
+
+
+def _states(one: SnapshotState) -> Sequence[str]:
+    if one.status in (Status.paused, Status.requested):
+        return [one.status.value]
+    return [
+        f"{row.table}: {row.rows:,}"
+        + (f" of about {row.estimated_rows:,}" if (row.estimated_rows or 0) > row.rows else "")
+        + " rows"
+        + (f", {row.rows_per_second:,.0f} rows/s" if row.rows_per_second else "")
+        + (f", about {format_duration(row.left_seconds)} left" if row.left_seconds is not None else "")
+        for row in progress([one])
+        if row.state == "running"
+    ]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to ``rdsrepl snapshot``."""
+    app.command("start", cls=WriteCommand)(start)
