@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rdsrepl.snapshot import requests
-from rdsrepl.snapshot.requests import PREFIX, Control, Request, encode
+from rdsrepl.snapshot.requests import PREFIX, Control, Request, Verb, encode
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -236,3 +236,146 @@ def test_every_kind_of_table_and_key(db15: Database, rdsrepl: Program, tmp_path:
         seen = [event["after"] for event in found if (event["schema"], event["table"]) == (schema, name)]
         as_texts = sorted(json.dumps(row) for row in seen)
         assert as_texts == sorted(json.dumps(json.loads(row, parse_float=str)) for row in expected), name
+
+
+def test_requests_that_cannot_be_met_say_why_and_others_go_on(
+    source: Database, rdsrepl: Program, tmp_path: Path
+) -> None:
+    source.run(
+        "CREATE TABLE keyless (v text)",
+        "CREATE TABLE hidden (id int PRIMARY KEY)",
+        "CREATE TABLE unidentified (id int PRIMARY KEY)",
+        "ALTER TABLE unidentified REPLICA IDENTITY NOTHING",
+        "CREATE TABLE unpublished (id int PRIMARY KEY)",
+        "CREATE TABLE part (id int PRIMARY KEY, v int)",
+        "DROP PUBLICATION p",
+        "CREATE PUBLICATION p FOR TABLE t, keyless, hidden, unidentified, part (v) WITH (publish = 'insert')",
+    )
+    reasons = {
+        "keyless": "has no primary key",
+        "hidden": "--table of slot tail leaves it out",
+        "unidentified": "has no primary key",
+        "unpublished": "is not published",
+        "part": "do not send the column id",
+        "absent": "does not exist",
+    }
+    tail = Tail(rdsrepl, source, tmp_path)
+    with tail.running(*(word for name in (*reasons, "t") if name != "hidden" for word in ("--table", name))):
+        signal(source, Request("conditional", "s", ("public.t",), where="true"))
+        signal(source, Request("another", "other_slot", ("public.t",)))
+        source.value(f"SELECT pg_logical_emit_message(true, '{PREFIX}', '{{')")
+        source.value("SELECT pg_logical_emit_message(true, 'rdsrepl.snapshot', '[]')")
+        for name in reasons:
+            signal(source, Request(name, "s", ("public.t", f"public.{name}")))
+        signal(source, Control(Verb.cancel, "never", "s"))
+        signal(source, Request("replica", "s", ("public.t",), read_from="nowhere"))
+        signal(source, Request("last", "s", ("public.t",)))
+        tail.wait_for("last")
+    found = tail.snapshots()
+    assert {name: found[name]["status"] for name in reasons} == dict.fromkeys(reasons, "failed")
+    assert {name: found[name]["reason"] for name in reasons if reasons[name] not in found[name]["reason"]} == {}
+    assert "--allow-snapshot-conditions" in found["conditional"]["reason"]
+    assert "nowhere" in found["replica"]["reason"]
+    assert "another" not in found and len(tail.events()) == 1000
+
+
+def test_pause_resume_cancel_and_a_kill(source: Database, tail: Tail) -> None:
+    """A slow snapshot is paused, the process killed, the snapshot resumed and, with another one, completed."""
+    slow = Request("slow", "s", ("public.t",), chunk_rows=50, rows_per_second=500)
+    with tail.running() as process:
+        signal(source, slow)
+        wait_until(lambda: len(tail.events()) >= 100, "some chunks are written")
+        signal(source, Control(Verb.pause, "slow", "s"))
+        tail.wait_for("slow", "paused")
+        signal(source, Request("gone", "s", ("public.t",), chunk_rows=50, rows_per_second=100))
+        wait_until(lambda: tail.events()[-1]["snapshot"]["id"] == "gone", "another one is written")
+        signal(source, Control(Verb.cancel, "gone", "s"))
+        tail.wait_for("gone", "cancelled")
+        source.run("UPDATE t SET v = 'new' WHERE id <= 500", "DELETE FROM t WHERE id = 999")
+        signal(source, Control(Verb.resume, "slow", "s"))
+        count = len(tail.events())
+        wait_until(lambda: len(tail.events()) >= count + 100, "some chunks more are written")
+        process.kill()
+        process.wait()
+    resumed_at = tail.snapshots()["slow"]["tables"][0]["cursor"]
+    assert resumed_at is not None and int(resumed_at[0]) < 1000
+    with tail.running():
+        source.run("INSERT INTO t VALUES (5000, 1, 'x')")
+        tail.wait_for("slow")
+        signal(source, slow)
+        signal(source, Request("empty", "s", ("public.t",)))
+        state = tail.wait_for("empty")
+    assert state["tables"][0]["rows"] == 1000
+    found = tail.events()
+    copied = [event["after"]["id"] for event in found if event["op"] == "r" and event["snapshot"]["id"] == "slow"]
+    assert set(copied) == {*range(1, 999), 1000, 5000} and len(copied) < 1000 + 10 * 50
+    assert len({(event["commit_lsn"], event["seq"]) for event in found}) == len(found)
+    expected = source.run("SELECT id, n, v FROM t")
+    assert sorted((row["id"], row["n"], row["v"]) for row in folded(found, "t").values()) == sorted(expected)
+
+
+def _sorted(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return sorted(json.dumps(row, sort_keys=True) for row in rows)
+
+
+@contextmanager
+def in_the_middle(tail: Tail, source: Database, table: str) -> Iterator[None]:
+    """Start a slow snapshot of a table, run the block when a part of it is written, and wait for the end."""
+    signal(source, Request(table, "s", (f"public.{table}",), chunk_rows=50, rows_per_second=500))
+    wait_until(
+        lambda: len([one for one in tail.events() if one["table"] == table and one["op"] == "r"]) >= 100,
+        f"a part of {table} is written",
+    )
+    assert tail.status(table) == "running"
+    yield
+    tail.wait_for(table)
+
+
+def test_tables_that_change_in_the_middle_of_a_snapshot(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """Moved keys with large values that the stream leaves out, DDL, TRUNCATE, and lost connections."""
+    source.run(
+        "CREATE TABLE moved (id int PRIMARY KEY, v text, n int)",
+        "ALTER TABLE moved ALTER v SET STORAGE EXTERNAL",
+        "INSERT INTO moved SELECT i, repeat(md5(i::text), 100), i FROM generate_series(1, 1000) i",
+        "CREATE TABLE altered AS SELECT * FROM t",
+        "ALTER TABLE altered ADD PRIMARY KEY (id)",
+        "CREATE TABLE truncated (LIKE altered INCLUDING ALL)",
+        "INSERT INTO truncated SELECT * FROM t",
+        "CREATE TABLE lost (LIKE altered INCLUDING ALL)",
+        "INSERT INTO lost SELECT * FROM t",
+        "CREATE TABLE dropped (LIKE altered INCLUDING ALL)",
+        "INSERT INTO dropped SELECT * FROM t",
+    )
+    tail = Tail(rdsrepl, source, tmp_path)
+    with tail.running():
+        with in_the_middle(tail, source, "moved"):
+            source.run(
+                "UPDATE moved SET id = -id WHERE id IN (900, 901)", "UPDATE moved SET id = -1000 WHERE id = -900"
+            )
+            source.run("UPDATE moved SET id = 5000 WHERE id = 1", "DELETE FROM moved WHERE id = -901")
+        with in_the_middle(tail, source, "altered"):
+            source.run(
+                "ALTER TABLE altered ADD COLUMN more int DEFAULT 7, DROP COLUMN n", "UPDATE altered SET v = v || '!'"
+            )
+        with in_the_middle(tail, source, "truncated"):
+            source.run("TRUNCATE truncated", "INSERT INTO truncated VALUES (1, 1, 'new'), (2000, 1, 'new')")
+        with in_the_middle(tail, source, "lost"):
+            for query in ("backend_type = 'walsender'", "query LIKE '%emit_message%'", "query ~ '^(COPY|COMMIT)'"):
+                count = len(tail.events())
+                source.run(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                    f" AND pid <> pg_backend_pid() AND {query}",
+                    "UPDATE lost SET v = v || '+' WHERE id % 2 = 0",
+                )
+                wait_until(lambda count=count: len(tail.events()) >= count + 600, "it goes on")
+        signal(source, Request("dropped", "s", ("public.dropped",), chunk_rows=50, rows_per_second=500))
+        wait_until(lambda: tail.events()[-1]["table"] == "dropped", "a part is written")
+        source.run("ALTER TABLE dropped RENAME TO renamed")
+        assert "does not exist" in tail.wait_for("dropped", "failed")["reason"]
+    found = tail.events()
+    for table in ("moved", "altered", "truncated", "lost"):
+        expected = [json.loads(row) for (row,) in source.run(f"SELECT to_json(x)::text FROM {table} x")]
+        rows = folded(found, table)
+        columns = set(expected[0])
+        seen = [{name: value for name, value in row.items() if name in columns} for row in rows.values()]
+        assert _sorted(seen) == _sorted(expected), table
