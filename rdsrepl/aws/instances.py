@@ -10,9 +10,9 @@ from typing import Any, Final
 from rdsrepl.aws import engines, identifiers, resources, session, statuses
 from rdsrepl.aws.engines import Topology
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import NotFound
+from rdsrepl.errors import NotFound, Refused
 from rdsrepl.plan import AwsCall, Condition, Plan, Wait, require_same, version_as_requested
-from rdsrepl.text.commands import command
+from rdsrepl.text.commands import command, shell
 
 # Describe calls can still return the old state.
 _ATTACH_CONFIRMATIONS: Final = 3
@@ -135,6 +135,30 @@ def check_name(name: str) -> str:
         BadValue: it is not valid.
     """
     return identifiers.check(name, "an instance", longest=63)
+
+
+def require_replicable(aws: Aws, source: str) -> None:
+    """Make sure that AWS creates a read replica of an instance.
+
+    It does not if RDS manages the password of the master user (RDS User Guide, "Limitations for Secrets Manager
+    integration with Amazon RDS"; all engines except SQL Server).
+
+    Raises:
+        NotFound: there is no such instance.
+        Refused: RDS manages the password.
+    """
+    if ":" in source:  # the ARN of an instance in another region
+        return
+    if get(aws, source).master_secret is not None:
+        raise Refused(
+            f"AWS creates no read replica of instance {source}: RDS manages the password of its master user",
+            hint="set a password of your own, which deletes the secret of RDS: "
+            + shell(
+                "aws rds modify-db-instance --db-instance-identifier {} --no-manage-master-user-password "
+                "--master-user-password PASSWORD --apply-immediately",
+                source,
+            ),
+        )
 
 
 def require_available(instance: Instance) -> None:

@@ -135,6 +135,8 @@ def create(
         deletion_protection=options.deletion_protection,
     )
     there = instances.existing(target.aws, new)
+    if replica_of and there is None:
+        instances.require_replicable(target.aws, replica_of)
     plan = instances.create(new, existing=there, timeout_seconds=timeout)
     group = options.param_group
     has_group = there is not None and (there.parameter_group, there.parameter_group_status) == (group, "in-sync")

@@ -277,13 +277,14 @@ def test_a_plan_that_fails_lists_what_was_done(cloud: Cloud, name: str) -> None:
     assert (complete.code, complete.json["status"]) == (0, "unchanged"), "and then there is nothing left to make"
 
 
-def test_attach_reboots_replicas_first_and_verifies_it(cloud: Cloud, name: str) -> None:
+def test_attach_reboots_replicas_first_and_verifies_it(cloud: Cloud, name: str, own_password: tuple[str, str]) -> None:
     """An instance with a read replica: refused alone, safe together, and lowered in the other order."""
     replica = f"{name}-r"
     big, small = f"{name}-big", f"{name}-small"
     version = "15"
     base = ("--class", "db.r6g.large", "--yes")
-    assert cloud("instance", "create", name, *base, "--storage", "20", "--engine-version", version).code == 0
+    words = ("--storage", "20", "--engine-version", version, *own_password)
+    assert cloud("instance", "create", name, *base, *words).code == 0
     made = cloud("instance", "create", replica, *base, "--replica-of", name)
     assert made.code == 0, made.err
     try:
@@ -311,6 +312,14 @@ def test_attach_reboots_replicas_first_and_verifies_it(cloud: Cloud, name: str) 
         assert misfit.code == 4 and "needs one for postgres15" in misfit.err
         used = cloud("param-group", "delete", small, "--yes")
         assert used.code == 4 and f"instance {name}" in used.err
+        # As AWS does, for every engine but SQL Server.
+        cloud.client("rds").modify_db_instance(DBInstanceIdentifier=name, ManageMasterUserPassword=True)
+        wait_until(
+            lambda: cloud("instance", "show", name, "-o", "json").json["instance"]["master_secret"], "RDS manages it"
+        )
+        managed = cloud("instance", "create", f"{name}-2", *base, "--replica-of", name)
+        assert managed.code == 4 and "RDS manages the password of its master user" in managed.err
+        assert f"modify-db-instance --db-instance-identifier {name} --no-manage-master" in managed.err
     finally:
         cloud("instance", "delete", replica, "--confirm", replica)
         cloud("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)

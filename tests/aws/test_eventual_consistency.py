@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -62,7 +61,9 @@ def skipped(done: Result) -> list[str]:
 # The life of an instance.
 
 
-def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., None]) -> None:
+def test_the_life_of_an_instance(
+    cloud: Cloud, name: str, tidy: Callable[..., None], own_password: tuple[str, str]
+) -> None:
     group, other, replica = f"{name}-g", f"{name}-o", f"{name}-r"
     for one, value in ((group, "40"), (other, "50")):
         words = ("--family", "postgres15", "--kind", "instance", "--set", f"max_wal_senders={value}", "--yes")
@@ -72,7 +73,7 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     # The instance is not found and the call is refused for a moment: both are retried.
     cloud.faults(fault("CreateDBInstance", "InvalidDBInstanceState", BUSY, 2))
     made = ("--storage", "20", "--engine-version", "15", "--multi-az", "--param-group", group)
-    ok(cloud("instance", "create", name, *base, *made))
+    ok(cloud("instance", "create", name, *base, *made, *own_password))
     tidy("instance", "delete", name, "--skip-final-snapshot", "--confirm", name)
     ok(cloud("slot", "create", "kept", "--instance", name, "--yes"))
 
@@ -84,7 +85,7 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     shown = cloud("instance", "show", replica, "-o", "json").json["instance"]
     assert (shown["parameter_group"], shown["parameter_group_status"]) == (other, "in-sync")
     assert show(cloud, replica, "max_wal_senders") == "50", "and it is in force"
-    # The replica is reached with the login of its source: AWS keeps a secret for the source only.
+    # The replica is reached with the login of its source.
     refused = cloud("slot", "pairs", "--instance", name, "--with", replica)
     assert refused.code == 4 and "is PostgreSQL 15: a standby has logical slots since" in refused.err, refused.err
 
@@ -136,7 +137,7 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     cloud.faults(fault("PromoteReadReplica", "InvalidDBInstanceState", BUSY, 2))
     promote = ("instance", "promote", replica, "--backup-retention", "3", "--yes", "-o", "json")
     assert cloud(*promote[:-3], "--check").code == 7
-    promoted = ok(cloud(*promote, "--timeout", "60s", env=password(cloud, name)))
+    promoted = ok(cloud(*promote, "--timeout", "60s"))
     assert f"{name} goes on running" in promoted.json["warnings"][0]
     calls = [step["parameters"] for step in promoted.json["steps"] if "operation" in step]
     assert calls == [{"DBInstanceIdentifier": replica, "BackupRetentionPeriod": 3}]
@@ -150,16 +151,8 @@ def test_the_life_of_an_instance(cloud: Cloud, name: str, tidy: Callable[..., No
     assert cloud("instance", "promote", replica, "--backup-window", "3-4").code == 2
 
 
-def password(cloud: Cloud, instance: str) -> dict[str, str]:
-    secret = cloud("instance", "show", instance, "-o", "json").json["instance"]["master_secret"]
-    value = cloud.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
-    return {"PGPASSWORD": json.loads(value)["password"]}
-
-
 def show(cloud: Cloud, instance: str, parameter: str) -> str:
-    source = instance.removesuffix("-r")
-    env = password(cloud, source)
-    shown = ok(cloud("psql", "--instance", instance, "--", "-d", "postgres", "-Atc", f"SHOW {parameter}", env=env))
+    shown = ok(cloud("psql", "--instance", instance, "--", "-d", "postgres", "-Atc", f"SHOW {parameter}"))
     return shown.out.strip()
 
 

@@ -240,7 +240,7 @@ def test_sql_commands_converge_after_a_kill(rdsrepl: Program, db18: Database) ->
         run("role", "drop", name)
 
 
-def test_aws_commands_converge_after_a_kill(cloud: Cloud) -> None:
+def test_aws_commands_converge_after_a_kill(cloud: Cloud, own_password: tuple[str, str]) -> None:
     cloud.delays()
     single = ("db.r6g.large", "--engine-version", "16")
 
@@ -269,7 +269,7 @@ def test_aws_commands_converge_after_a_kill(cloud: Cloud) -> None:
         others = {"master_user": ("--master-user", "other"), "version": ("--engine-version", "12")}
         converges(cluster, (), **others, first_database=("--dbname", "other"))
         assert run(*cluster).json["status"] == "unchanged"
-        source = ("instance", "create", "again-1x", "--class", *single, "--storage", "20")
+        source = ("instance", "create", "again-1x", "--class", *single, "--storage", "20", *own_password)
         converges(source, (1,), **{"class": ("--class", "db.r6g.xlarge")}, storage=("--storage", "30"))
         cloud.client("rds").create_db_parameter_group(
             DBParameterGroupName="again-group", DBParameterGroupFamily="postgres16", Description="empty: no reboot"

@@ -52,7 +52,7 @@ def runbook(
     cloud: Cloud, name: str, *words: str, code: int = 0, env: Mapping[str, str | None] | None = None
 ) -> list[Any]:
     """Run a page to its end; return the result of each step."""
-    done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json", env=env)
+    done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json")
     assert done.code == code, "\n".join((*done.out.splitlines()[-1:], *done.err.splitlines()[-1:]))
     return done.lines
 
@@ -323,18 +323,17 @@ def journal_files(program: Program) -> list[Path]:
     return sorted((Path(program.env["XDG_STATE_HOME"]) / "rdsrepl" / "runbooks").glob("*.jsonl"))
 
 
-def test_a_replica_of_an_instance_is_protected_promoted_and_compared(cloud: Cloud) -> None:
+def test_a_replica_of_an_instance_is_protected_promoted_and_compared(
+    cloud: Cloud, own_password: tuple[str, str]
+) -> None:
     """The three pages about read replicas, one after the other, with failover slots."""
     name, replica = "shop", "shop-r"
     single = ("--class", "db.r6g.large", "--yes")
     group = ("--family", "postgres18", "--kind", "instance", "--set", "rds.logical_replication=1", "--yes")
     ok(cloud("param-group", "create", name, *group))
     made = ("--storage", "20", "--engine-version", "18", "--dbname", "app", "--param-group", name)
-    ok(cloud("instance", "create", name, *single, *made))
+    ok(cloud("instance", "create", name, *single, *made, *own_password))
     ok(cloud("instance", "create", replica, *single, "--replica-of", name, "--param-group", name))
-    secret = cloud("instance", "show", name, "-o", "json").json["instance"]["master_secret"]
-    value = cloud.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"]
-    env = {"PGPASSWORD": json.loads(value)["password"]}
     own = ("--instance", name, "--var", f"replica={replica}")
 
     def run(statement: str) -> None:
@@ -345,7 +344,7 @@ def test_a_replica_of_an_instance_is_protected_promoted_and_compared(cloud: Clou
         ok(cloud("publication", "create", "p", "--table", "t", "--instance", name, "--yes"))
         ok(cloud("slot", "create", "shop", "--instance", name, "--yes"))
         more = ("--var", "slot=shop", "--var", f"group={name}", "--var", "failover_slot=yes")
-        steps = status(runbook(cloud, "protect-slots-for-failover", *own, *more, env=env))
+        steps = status(runbook(cloud, "protect-slots-for-failover", *own, *more))
         assert steps["make-the-slot-a-failover-slot"] == "done"
         assert steps["create-a-follower-on-the-replica"] == "passed_over"
 
@@ -353,14 +352,14 @@ def test_a_replica_of_an_instance_is_protected_promoted_and_compared(cloud: Clou
             run("INSERT INTO t SELECT count(*) FROM t")
             ok(cloud("slot", "tail", "shop", "--until-now", "--instance", name))
             cloud.log_standby_snapshot(name)
-            return cloud("failover", "check", "--to", replica, "--instance", name, env=env).code in (0, 8)
+            return cloud("failover", "check", "--to", replica, "--instance", name).code in (0, 8)
 
         wait_until(is_protected, "the slot has a copy", seconds=120)
-        switched = runbook(cloud, "planned-switchover", *own, "--var", "fence=true", env=env)
+        switched = runbook(cloud, "planned-switchover", *own, "--var", "fence=true")
         assert status(switched)["switch-over"] == "done"
         assert cloud("instance", "show", replica, "-o", "json").json["instance"]["replica_of"] is None
         run("INSERT INTO t VALUES (-1)")  # the old primary goes on running
-        compared = {step["step"]: step for step in runbook(cloud, "after-an-unplanned-failover", *own, env=env)}
+        compared = {step["step"]: step for step in runbook(cloud, "after-an-unplanned-failover", *own)}
         assert "lost 1 transaction, 1 change" in " ".join(compared["what-was-lost"]["output"].split())
     finally:
         for each in (replica, name):

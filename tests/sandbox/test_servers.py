@@ -755,6 +755,9 @@ def test_the_master_secret_contains_the_password(lab: Lab, name: str) -> None:
     assert secret.keys() == {"username", "password"}
     login = {"user": secret["username"], "password": secret["password"]}
     assert lab.query(instance["Endpoint"], "SELECT current_user", **login) == [("boss",)]
+    replica = {"DBInstanceIdentifier": f"{name}-r", "SourceDBInstanceIdentifier": name}
+    refusal = fails("InvalidParameterValue", lab.rds.create_db_instance_read_replica, **replica)
+    assert "where ManageMasterUserPassword is enabled is not supported" in refusal
     lab.rds.delete_db_instance(DBInstanceIdentifier=name, SkipFinalSnapshot=True)
 
 

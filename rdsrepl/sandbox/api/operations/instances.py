@@ -125,6 +125,12 @@ def create_replica(service: Service, p: Parameters) -> Result:
         if source.backup_days == 0:
             message = f"Automated backups are not enabled for this database instance: {source.identifier}."
             raise fault("InvalidDBInstanceStateFault", message)
+        if source.secret_arn is not None:
+            message = (
+                f"Creating read replicas for source instance with engine {source.engine} where "
+                "ManageMasterUserPassword is enabled is not supported."
+            )
+            raise fault("InvalidParameterValue", message)
         release = same_major(source.engine, source.version, None)
         group = attachable_group(service, "instance", source.parameter_group, release)
         zone = _zone(service, p) if "AvailabilityZone" in p else _other_zone(service, source.zone)
