@@ -51,19 +51,22 @@ def folded(found: Sequence[dict[str, Any]], table: str) -> dict[str, dict[str, A
 class Tail:
     """A running tail that writes to a file, with a state file of its own."""
 
-    def __init__(self, rdsrepl: Program, source: Database, directory: Path) -> None:
-        self._rdsrepl, self._source = rdsrepl, source
+    def __init__(
+        self, rdsrepl: Program, source: Database, directory: Path, *, slot: str = "s", dsn: str | None = None
+    ) -> None:
+        self._rdsrepl, self._source, self._slot, self._dsn = rdsrepl, source, slot, dsn or source.dsn
         self.out, self.state = directory / "out.jsonl", directory / "state.json"
 
     @contextmanager
     def running(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-        command = ["slot", "tail", "s", "--create", "pgoutput", "--publication", "p", "--state", str(self.state)]
+        command = ["slot", "tail", self._slot, "--create", "pgoutput", "--publication", "p"]
+        command += ["--state", str(self.state)]
         with self.out.open("ab") as file:
-            process = self._rdsrepl.start(*command, "-f", "json", *words, dsn=self._source.dsn, stdout=file)
+            process = self._rdsrepl.start(*command, "-f", "json", *words, dsn=self._dsn, stdout=file)
         try:
             wait_until(
                 lambda: self._source.value(
-                    "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 's' AND active"
+                    f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{self._slot}' AND active"
                     " AND database = current_database()"
                 ),
                 "the slot is streamed",

@@ -1,0 +1,56 @@
+"""Snapshots into a running stream with a replica: rows that come from it, and its promotion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rdsrepl.snapshot.requests import Request
+from tests.fixtures.failover import failover_pair
+from tests.fixtures.postgres import Database, Servers
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import wait_until
+from tests.snapshot.test_incremental import Tail, folded, signal
+
+
+def test_rows_of_a_replica_that_lags_and_is_promoted(servers: Servers, rdsrepl: Program, tmp_path: Path) -> None:
+    config = Path(rdsrepl.env["XDG_CONFIG_HOME"]) / "rdsrepl" / "config.yaml"
+    with failover_pair(servers, rdsrepl, tmp_path, "id int PRIMARY KEY, v text, n int") as pair:
+        config.parent.mkdir(parents=True, exist_ok=True)
+        dsns = {"replica": pair.standby.dsn(dbname="postgres"), "itself": pair.primary.dsn(dbname="postgres")}
+        config.write_text("targets:\n" + "".join(f'  {name}: {{dsn: "{dsn}"}}\n' for name, dsn in dsns.items()))
+        primary, standby = Database(pair.primary, "postgres"), Database(pair.standby, "postgres")
+        primary.run("INSERT INTO t SELECT i, repeat('x', 20), i FROM generate_series(1, 1000) i")
+        tail = Tail(rdsrepl, primary, tmp_path, slot="fo", dsn=pair.dsn)
+        with tail.running():
+            signal(primary, Request("itself", "fo", ("public.t",), read_from="itself"))
+            assert "is not a standby" in tail.wait_for("itself", "failed")["reason"]
+            signal(
+                primary, Request("far", "fo", ("public.t",), chunk_rows=50, rows_per_second=500, read_from="replica")
+            )
+            wait_until(lambda: tail.out.read_bytes().count(b'"op":"r"') >= 100, "a part is written")
+            standby.run("SELECT pg_wal_replay_pause()")
+            primary.run("UPDATE t SET n = -n", "DELETE FROM t WHERE id % 7 = 0", "INSERT INTO t VALUES (2000, 'y', 1)")
+            state = tail.wait_for("far")
+            assert state["tables"][0]["conflicts"] > 0, "the replica had not replayed the changes"
+            standby.run("SELECT pg_wal_replay_resume()")
+            assert _rows(tail) == primary.run("SELECT id, v, n FROM t ORDER BY id")
+            pair.wait_until_synced("INSERT INTO public.t SELECT max(id) + 1, 'z', 0 FROM public.t")
+            signal(primary, Request("over", "fo", ("public.t",), chunk_rows=50, rows_per_second=500))
+            wait_until(lambda: len(_copied(tail, "over")) >= 100, "a part is written")
+            pair.primary.stop("immediate")
+            standby.run("SELECT pg_promote()", "UPDATE t SET v = 'promoted' WHERE id % 2 = 0")
+            tail.wait_for("over")
+            wait_until(lambda: _rows(tail) == standby.run("SELECT id, v, n FROM t ORDER BY id"), "all is there")
+        found = tail.events()
+        assert {event["timeline"] for event in found if event["op"] == "r"} == {1, 2}
+        assert len({(event["timeline"], event["commit_lsn"], event["seq"]) for event in found}) == len(found)
+
+
+def _rows(tail: Tail) -> list[tuple[int, str, int]]:
+    return sorted((row["id"], row["v"], row["n"]) for row in folded(tail.events(), "t").values())
+
+
+def _copied(tail: Tail, snapshot_id: str) -> list[int]:
+    return [
+        event["key"]["id"] for event in tail.events() if event["op"] == "r" and event["snapshot"]["id"] == snapshot_id
+    ]
