@@ -17,6 +17,7 @@ from rdsrepl.snapshot.requests import Control, Request, Signal, Verb, table_text
 from rdsrepl.snapshot.state import SnapshotState
 from rdsrepl.snapshot.transitions import after
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted, named
 from rdsrepl.text.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -71,10 +72,9 @@ def start(
     sent = list(publications) or present
     names = tuple(_table_name(conn, text) for text in request.tables)
     request = replace(request, tables=tuple(dict.fromkeys(table_text(*name) for name in names)))
-    for name in chunks.expanded(conn, names, sent):
-        table = chunks.describe(conn, name, sent)
-        if request.where is not None:
-            _require_condition(conn, table, request.where)
+    tables = [chunks.describe(conn, name, sent) for name in chunks.expanded(conn, names, sent)]
+    for table in tables if request.where is not None else ():
+        _require_condition(conn, table, request.where or "")
     if existing := next((one for one in known or () if one.request.id == request.id), None):
         if existing.request != request:
             raise errors.AlreadyExists(
@@ -84,9 +84,21 @@ def start(
     refused = after(known or (), request, now=datetime.now(UTC))
     if refused.is_refused:
         raise errors.Refused(refused.message, hint="list them: rdsrepl snapshot list")
-    of = ", ".join(request.tables[:3]) + (f" and {len(request.tables) - 3} more" if len(request.tables) > 3 else "")
-    title = f"start snapshot {request.id} of {of}"
-    return Plan(title, (_step(conn, slot, request, title),), tuple(_warnings(slot, request, known)))
+    step = _step(conn, slot, request, f"request snapshot {request.id}", _contents(tables))
+    title = f"start snapshot {request.id} of {named(request.tables, most=3)}"
+    return Plan(title, (step,), tuple(_warnings(slot, request, known)))
+
+
+def _contents(tables: Sequence[chunks.ChunkTable]) -> str:
+    """Return what a snapshot reads, in words."""
+    return named(
+        [
+            table_text(*one.name)
+            + (f" (about {counted(one.estimated_rows, 'row', grouped=True)})" if one.estimated_rows else "")
+            for one in tables
+        ],
+        most=3,
+    )
 
 
 def control(conn: Connection, control: Control, *, known: Sequence[SnapshotState] | None = None) -> Plan:
@@ -240,12 +252,12 @@ def _consumer_warnings(slot: Slot) -> list[str]:
     return []
 
 
-def _step(conn: Connection, slot: Slot, signal: Signal, summary: str) -> Statement:
+def _step(conn: Connection, slot: Slot, signal: Signal, summary: str, reason: str = "") -> Statement:
     return Statement(
         summary,
         _statement(wal.get(conn), slot, signal),
         guard=f"slot {slot.slot_name} is not as it was, or the server restarted or failed over",
-        reason=f"a message of {requests.PREFIX} in the stream of slot {slot.slot_name}",
+        reason="; ".join(filter(None, (reason, f"a message in the stream of slot {slot.slot_name}"))),
         key=signal.id,
         effect="create" if isinstance(signal, Request) else "change",
     )

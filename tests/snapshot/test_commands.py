@@ -94,7 +94,7 @@ def place(db18: Database, rdsrepl: Program, tmp_path: Path) -> Place:
 def test_the_request_is_in_the_stream_and_nowhere_else(place: Place) -> None:
     dry = place.start("--table", "orders", "--dry-run", "--id", "a1")
     assert dry.code == 0
-    assert "+ start snapshot a1 of public.orders" in dry.out
+    assert "+ request snapshot a1" in dry.out
     assert "pg_logical_emit_message(true, 'rdsrepl.signal'" in dry.out
     assert place.sent() == []
 
@@ -260,6 +260,7 @@ def test_the_list_has_the_figures(place: Place) -> None:
     text = place("list", *where).out
     assert "SNAPSHOT" in text.splitlines()[0]
     assert "b2 failed: column " in text and "\x1b" not in text
+    assert f"slot {place.slot} is not active: its snapshots go on when slot tail streams it" in text
     shown = place("show", "a1", *where)
     assert "150/s" in shown.out and "50.0s" in shown.out
     assert place("show", "a1", *where, "-o", "json").json["tables"][0]["cursor"] == ["1500"]

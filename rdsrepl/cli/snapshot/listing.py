@@ -66,14 +66,24 @@ def list_(ctx: typer.Context, slot: SlotOption = None, state: StateOption = None
     def read(conn: Connection) -> Rows:
         known = known_snapshots(conn, slot, state)
         rows = progress(one for states in known.values() for one in states or ())
-        return Rows(rows, below=_reasons)
+        waiting = _unread(conn, {row.slot for row in rows if row.state in ("requested", "running")})
+        return Rows(rows, below=lambda left: _below(left, waiting))
 
     print_database_list(ctx, Listing(TableProgress, COLUMNS, _EMPTY), read)
 
 
-def _reasons(rows: Sequence[TableProgress]) -> list[object]:
-    reasons = {row.snapshot: f"{row.snapshot} {row.state}: {row.reason}" for row in rows if row.reason is not None}
-    return ["", *reasons.values()] if reasons else []
+def _unread(conn: Connection, names: set[str]) -> list[str]:
+    """Return which of the slots no process streams."""
+    from rdsrepl.postgres import slots
+
+    return [slot.slot_name for slot in slots.ls(conn) if slot.slot_name in names and not slot.active] if names else []
+
+
+def _below(rows: Sequence[TableProgress], waiting: Sequence[str]) -> list[object]:
+    """Return why a snapshot does not go on."""
+    lines = {row.snapshot: f"{row.snapshot} {row.state}: {row.reason}" for row in rows if row.reason is not None}
+    lines |= {name: f"slot {name} is not active: its snapshots go on when slot tail streams it" for name in waiting}
+    return ["", *lines.values()] if lines else []
 
 
 def show(ctx: typer.Context, snapshot: Id, slot: SlotOption = None, state: StateOption = None) -> None:

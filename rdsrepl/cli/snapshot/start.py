@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -23,7 +22,7 @@ from rdsrepl.cli.targets import database_target, other_target
 from rdsrepl.errors import BadValue, Error, Interrupted, NotFound, Unreachable
 from rdsrepl.lsn import Lsn
 from rdsrepl.snapshot import requests
-from rdsrepl.snapshot.overview import progress
+from rdsrepl.snapshot.overview import TableProgress, progress
 from rdsrepl.snapshot.requests import Request
 from rdsrepl.snapshot.state import SnapshotState, Status
 from rdsrepl.text.commands import command
@@ -183,7 +182,7 @@ def _wait(ctx: typer.Context, target: Target, request: Request, state: str | Non
             one, why = reader.read()
             if one is not None and one.status.has_ended:
                 break
-            states = [why] if one is None else _states(one)
+            states = [*([] if one is None else _states(one)), *([why] if why else [])]
             shown.update(f"snapshot {request.id}", time.monotonic() - began, states)
             time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
@@ -217,7 +216,7 @@ class _Reader:
         self._sent_before: Lsn | None = None
 
     def read(self) -> tuple[SnapshotState | None, str]:
-        """Return the snapshot, or None and why there is none yet.
+        """Return the snapshot, None if there is none yet, and why nothing happens.
 
         Raises:
             NotFound: the slot's process has read the request, and there is no state of it.
@@ -234,9 +233,10 @@ class _Reader:
                 states = known_snapshots(conn, request.slot, self._state)[request.slot]
         except Unreachable as exc:
             return None, f"{exc.message}; trying again"
+        inactive = "" if slot.active else f"slot {request.slot} is not active"
         for one in states or ():
             if one.request.id == request.id:
-                return one, ""
+                return one, inactive
         confirmed = slot.confirmed_flush_lsn
         if self._sent_before is not None and confirmed is not None and confirmed >= self._sent_before:
             raise NotFound(
@@ -244,21 +244,20 @@ class _Reader:
                 hint="give the place where slot tail keeps it: --state FILE or table:SCHEMA.NAME; "
                 "another consumer than slot tail makes no snapshot",
             )
-        return None, "slot tail has not read the request yet" if slot.active else f"slot {request.slot} is not active"
+        return None, inactive or "slot tail has not read the request yet"
 
 
-def _states(one: SnapshotState) -> Sequence[str]:
+def _states(one: SnapshotState) -> list[str]:
     if one.status in (Status.paused, Status.requested):
         return [one.status.value]
-    return [
-        f"{row.table}: {row.rows:,}"
-        + (f" of about {row.estimated_rows:,}" if (row.estimated_rows or 0) > row.rows else "")
-        + " rows"
-        + (f", {row.rows_per_second:,.0f} rows/s" if row.rows_per_second else "")
-        + (f", about {format_duration(row.left_seconds)} left" if row.left_seconds is not None else "")
-        for row in progress([one])
-        if row.state == "running"
-    ]
+    return [_state(row) for row in progress([one]) if row.state == Status.running]
+
+
+def _state(row: TableProgress) -> str:
+    of = f" of {row.estimated_rows:,}" if (row.estimated_rows or 0) > row.rows else ""
+    rate = f", {row.rows_per_second:,.0f}/s" if row.rows_per_second else ""
+    left = f", {format_duration(row.left_seconds)} left" if row.left_seconds is not None else ""
+    return f"{row.table}: {row.rows:,}{of} rows{rate}{left}"
 
 
 def register(app: typer.Typer) -> None:
