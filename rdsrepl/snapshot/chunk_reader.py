@@ -146,6 +146,7 @@ class ChunkReader:
                     self._fail(run, state.request.id, exc)
                     continue
                 self._note(f"snapshot {state.request.id}: {exc.message}; trying again")
+                self._snapshots.give_up(run)
             except Exception as exc:  # the stream must not go on as if the snapshot did
                 self._snapshots.fail(Error(f"the reader of snapshot {state.request.id} failed: {exc!r}"))
                 raise
@@ -156,12 +157,12 @@ class ChunkReader:
         reason = exc.message if exc.hint is None else f"{exc.message}; {exc.hint}"
         self._note(f"snapshot {snapshot_id} failed: {reason}")
         with suppress(Restarted):
-            self._snapshots.record(run, frozenset())
             self._snapshots.update(
                 run,
                 snapshot_id,
                 lambda one: replace(one, status=Status.failed, reason=reason, ended_at=datetime.now(UTC)),
             )
+        self._snapshots.give_up(run)
 
 
 class _Session:

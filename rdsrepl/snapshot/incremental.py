@@ -50,6 +50,8 @@ _MOST_NOTES: Final = 100
 _MOST_DELIVERED: Final = 1_000
 
 _NOTHING: Final[frozenset[TableName]] = frozenset()
+# A failed snapshot that is resumed reads its unfinished tables from the start.
+_UNFINISHED: Final = (Status.running, Status.paused)
 
 
 class Restarted(Exception):
@@ -161,6 +163,9 @@ class IncrementalSnapshots:
         self._timelines = Timelines(0)
         # Which tables are to be recorded, which are, and whether the stream is decoding.
         self._wanted = self._recorded = _NOTHING
+        # The tables whose moved rows are noted, and the state from which that was computed.
+        self._watched = self._unfinished = _NOTHING
+        self._watched_of: tuple[SnapshotState, ...] = ()
         self._is_decoding = False
         self._changes = RecordedChanges()
         self._tx: Transaction | None = None
@@ -182,10 +187,24 @@ class IncrementalSnapshots:
         """Begin or end to record tables; see ``StreamHook``."""
         with self._changed:
             self._is_decoding = True
-            if self._wanted is self._recorded:
+            watched = self._unfinished_tables()
+            if self._wanted is self._recorded and watched == self._watched:
                 return False
-            self._recorded = self._wanted
+            self._recorded, self._watched = self._wanted, watched
         return True
+
+    def _unfinished_tables(self) -> frozenset[TableName]:
+        """Return the tables that are read in part: a row may move to the part that was read, also during a pause."""
+        if self._watched_of is not self._snapshots:
+            self._watched_of = self._snapshots
+            self._unfinished = frozenset(
+                name
+                for one in self._snapshots
+                if one.status in _UNFINISHED
+                for name, table in zip(one.request.table_names, one.tables, strict=True)
+                if not table.is_done
+            )
+        return self._unfinished
 
     def batch_ends(self) -> None:
         """Save signals and moved keys, and discard what was recorded if it is too much; see ``StreamHook``."""
@@ -201,10 +220,12 @@ class IncrementalSnapshots:
 
     def writer(self, relation: Relation, writer: RowWriter) -> RowWriter:
         """Wrap the writer of a table that is recorded; see ``StreamHook``."""
-        if (relation.schema, relation.table) not in self._recorded:
+        name = relation.schema, relation.table
+        if name not in self._recorded and name not in self._watched:
             return writer
         key = key_numbers(relation, self._catalog)
-        return RecordingWriter(writer, relation, key, self._changes, self._is_needed, self._moved)
+        is_needed = self._is_needed if name in self._recorded else _never
+        return RecordingWriter(writer, relation, key, self._changes, is_needed, self._moved)
 
     def truncate(self, relation: Relation, tx: Transaction) -> None:
         """Record a TRUNCATE; see ``StreamHook``."""
@@ -293,7 +314,7 @@ class IncrementalSnapshots:
         keys = [server_text(key, types, self._dialect, is_plain=self._is_plain) for key in (new, old)]
         with self._changed:
             for one in self._snapshots:
-                if one.status is not Status.running:
+                if one.status not in _UNFINISHED:
                     continue
                 for place, table in enumerate(one.tables):
                     if one.request.table_names[place] != name or table.is_done:
@@ -304,10 +325,17 @@ class IncrementalSnapshots:
                         # The key's text is not known, so the whole table is read again.
                         self._set_table(one.request.id, place, replace(table, cursor=None))
                         self._begin_run()
-                    elif keys[0] not in table.read_again:
-                        again = (*table.read_again, keys[0])
+                    else:
+                        again = (*(key for key in table.read_again if key != keys[0]), keys[0])
                         self._set_table(one.request.id, place, replace(table, read_again=again))
+                        self._keep(one.request.id, place, keys[0])
                     self._must_save = True
+
+    def _keep(self, snapshot_id: str, place: int, key: Cursor) -> None:
+        """Keep a key on the list of those to read again: the chunks that are written were read before its move."""
+        for number, chunk in enumerate(self._written):
+            if (chunk.snapshot_id, chunk.place) == (snapshot_id, place):
+                self._written[number] = replace(chunk, done_keys=chunk.done_keys - {key})
 
     def _signal(self, content: bytes) -> None:
         try:
@@ -433,9 +461,16 @@ class IncrementalSnapshots:
         with self._changed:
             self._require(run)
             self._wanted = tables
+            self._all_written.clear()
             while self._is_decoding and self._recorded is not tables:
                 self._changed.wait(1.0)
                 self._require(run)
+
+    def give_up(self, run: str) -> None:
+        """End a run whose reader failed: its markers may still come, and nothing of its chunks can be used."""
+        with self._changed:
+            if self._run == run:
+                self._begin_run()
 
     def offer(self, run: str, chunk: Chunk) -> None:
         """Let a chunk wait for its marker, which is written after this.
@@ -547,6 +582,10 @@ class IncrementalSnapshots:
             except BaseException:
                 self._must_save = True
                 raise
+
+
+def _never(tx: Transaction) -> bool:  # noqa: ARG001
+    return False
 
 
 def _sees(seen: ServerSnapshot | Lsn, tx: Transaction) -> bool:

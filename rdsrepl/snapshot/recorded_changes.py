@@ -14,8 +14,9 @@ What must hold around it (``tests/workloads/snapshot_model.py`` is the whole pro
 - Recording begins before the first chunk's snapshot, and everything committed before its beginning is visible in it. On
   a standby: its replay has reached the primary's position at that moment, and never falls below an earlier chunk's.
 - Changes are recorded as long as a chunk waits for its marker, also if nothing else is left to read.
-- A key that is put on the list of those to read again stays there if a chunk that was written before names it, even if
-  the output stores that chunk later.
+- Every moved row with a missing value is put on the list of those to read again, whether or not it must be recorded.
+- A key that is put on that list stays there if a chunk that was written before names it, even if the output stores that
+  chunk later.
 - Snapshots that read from different servers do not share the recorded changes.
 """
 
@@ -37,6 +38,19 @@ Row: TypeAlias = tuple[str | None, ...]
 # What the objects of a change and of a transaction occupy besides their texts, about.
 _BYTES_OF_CHANGE: Final = 200
 _BYTES_OF_TRANSACTION: Final = 300
+
+
+def must_read_again(key: Key, old_key: Key, new: Row) -> bool:
+    """Return whether an updated row must be read again by its key: the key was moved, and a value is missing.
+
+    A consumer that does not have the old row would never get that value: the new key may be in a part of the table that
+    was read already. This holds for every such update while a snapshot runs, also if a chunk in progress sees it. Save
+    KEY in the list of the table before anything behind the update can be confirmed. (If all chunks of the table are
+    written, it is only needed if OLD_KEY is on the list: a consumer has every other row.) Remove KEY from the list when
+    a chunk that was asked for it is in the output, ``Applied.read_again`` of that chunk does not name it, and no later
+    update has put it there again.
+    """
+    return old_key != key and None in new
 
 
 class ColumnsChanged(Exception):
@@ -99,8 +113,8 @@ class RecordedChanges:
         """Record an inserted row. The stream wrote it whole, so a row of the chunk with its key is of no use."""
         self._record(tx, _Change(relation, (key,)))
 
-    def update(self, relation: Relation, tx: Transaction, key: Key, old_key: Key | None, new: Row) -> bool:
-        """Record an updated row.
+    def update(self, relation: Relation, tx: Transaction, key: Key, old_key: Key | None, new: Row) -> None:
+        """Record an updated row; see also ``must_read_again``, whose answer does not depend on what is recorded.
 
         Args:
             relation: its table, as the stream describes it now.
@@ -108,21 +122,12 @@ class RecordedChanges:
             key: its key after the update.
             old_key: its key before the update, if the stream has it; the same key or None if it was not moved.
             new: all its columns; None for a value that the stream does not have.
-
-        Returns:
-            Whether the row with KEY must be read again, as one of a chunk by keys: its key was moved, and a value is
-            missing. A consumer that does not have the old row would never get that value, because the new key may be
-            in a part of the table that was read already. Save KEY in the list of the table before anything behind
-            this change can be confirmed. (If all chunks of the table are written, it is only needed if OLD_KEY is on
-            the list: a consumer has every other row.) Remove KEY from the list when a chunk that was asked for it is
-            written, and ``Applied.read_again`` of that chunk does not name it.
         """
         if old_key is None or old_key == key:
             self._record(tx, _Change(relation, (), key, new))
-            return False
-        is_incomplete = None in new
-        self._record(tx, _Change(relation, (old_key, key), read_again=key if is_incomplete else None))
-        return is_incomplete
+        else:
+            again = key if must_read_again(key, old_key, new) else None
+            self._record(tx, _Change(relation, (old_key, key), read_again=again))
 
     def delete(self, relation: Relation, tx: Transaction, key: Key) -> None:
         """Record a deleted row."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from rdsrepl.snapshot.recorded_changes import Key, RecordedChanges, Row
+from rdsrepl.snapshot.recorded_changes import Key, RecordedChanges, Row, must_read_again
 from rdsrepl.tail.formats.base import RowWriter, Values, with_old_values
 from rdsrepl.tail.formats.values import BUILT_IN, PLAIN, Dialect, ValueKind
 from rdsrepl.tail.model import Relation, Transaction
@@ -57,8 +57,10 @@ class RecordingWriter:
 
     def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
         """Record and write an UPDATE."""
-        if self._is_recorded(tx):
-            self._update(new, old, whole, tx)
+        is_recorded = self._is_recorded(tx)
+        # A chunk that sees the move has not the row if its new key is before the chunk.
+        if is_recorded or (old is not None and None in new):
+            self._update(new, old, whole, tx, is_recorded)
         return self._inner.update(new, old, whole, lsn, tx, seq)
 
     def delete(self, old: Values, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:
@@ -67,15 +69,16 @@ class RecordingWriter:
             self._changes.delete(self._relation, tx, self._key_of(old))
         return self._inner.delete(old, whole, lsn, tx, seq)
 
-    def _update(self, new: Values, old: Values | None, whole: bool, tx: Transaction) -> None:
+    def _update(self, new: Values, old: Values | None, whole: bool, tx: Transaction, is_recorded: bool) -> None:
         old_key: Key | None = None
         if old is not None:
             old_key = self._key_of(old)
             # The old row is complete with FULL; otherwise it has the key, and null for everything else.
             new = with_old_values(self._row(new), self._row(old)) if whole else self._with_key(new, old)
-        key = self._key_of(new)
-        if self._changes.update(self._relation, tx, key, old_key, self._row(new)):
-            assert old_key is not None, "only a key that was moved is read again"
+        key, row = self._key_of(new), self._row(new)
+        if is_recorded:
+            self._changes.update(self._relation, tx, key, old_key, row)
+        if old_key is not None and must_read_again(key, old_key, row):
             self._moved(self._relation, old_key, key)
 
     def _key_of(self, values: Values) -> Key:

@@ -69,7 +69,10 @@ def _controlled(
         if found.request.where is not None and not allows_conditions:
             return None, f"{name} is not resumed: {NO_CONDITIONS}"
         again = Status.requested if found.started_at is None else Status.running
-        return replace(found, status=again, reason=None, ended_at=None), f"{name} is resumed"
+        tables = found.tables
+        if status is Status.failed:  # rows may have moved to the part that was read, and nothing noted it
+            tables = tuple(one if one.is_done else replace(one, cursor=None, read_again=()) for one in tables)
+        return replace(found, status=again, reason=None, ended_at=None, tables=tables), f"{name} is resumed"
     if status.has_ended:
         return None, f"{name} is {status} already"
     if verb is Verb.cancel:

@@ -13,7 +13,14 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rdsrepl.snapshot.recorded_changes import Applied, ColumnsChanged, Key, RecordedChanges, Row
+from rdsrepl.snapshot.recorded_changes import (
+    Applied,
+    ColumnsChanged,
+    Key,
+    RecordedChanges,
+    Row,
+    must_read_again,
+)
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.model import Column, Relation, Transaction
 
@@ -91,10 +98,10 @@ class RenamingChanges(RecordedChanges):
                 rows[key] = row
         return replace(applied, read_again=applied.read_again - kept.keys())
 
-    def update(self, relation: Relation, tx: Transaction, key: Key, old_key: Key | None, new: Row) -> bool:
+    def update(self, relation: Relation, tx: Transaction, key: Key, old_key: Key | None, new: Row) -> None:
         if old_key is not None:
             self.moves.append((tx, key, old_key, new))
-        return super().update(relation, tx, key, old_key, new)
+        super().update(relation, tx, key, old_key, new)
 
     def forget_before(self, lsn: int) -> None:
         super().forget_before(lsn)
@@ -487,7 +494,10 @@ class Stream:
         assert change.sent is not None
         if change.op == "i":
             recorded.insert(relation, tx, key, change.sent)
-        elif recorded.update(relation, tx, key, change.old_key, change.sent) and self._rules.reads_moved:
+            return
+        recorded.update(relation, tx, key, change.old_key, change.sent)
+        is_moved = change.old_key is not None and must_read_again(key, change.old_key, change.sent)
+        if is_moved and self._rules.reads_moved:
             memory = self._memory
             if not memory.is_complete or change.old_key in memory.read_again:
                 memory.read_again |= {key}
