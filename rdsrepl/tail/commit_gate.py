@@ -33,14 +33,14 @@ class _Held:
     Attributes:
         number: of the batch.
         size: in bytes.
-        put: gives the lines to the sink; with False, gives it an empty batch of the same number.
+        put: gives the lines to the sink.
         end_lsn: what the standby must have replayed; None while that is not known.
         held_at: since when, by the monotonic clock.
     """
 
     number: int
     size: int
-    put: Callable[[bool], None]
+    put: Callable[[], None]
     end_lsn: int | None
     held_at: float
 
@@ -83,34 +83,39 @@ class CommitGate:
         return self._poller.position.on(self._timelines)
 
     def connected(self, system_id: str, timelines: Timelines) -> None:
-        """Begin with the stream of a new connection; forget what its server does not have.
+        """Begin with the stream of a new connection.
 
         Raises:
             Refused: the standby belongs to another database system.
         """
-        position, before, self._timelines = self._poller.position, self._timelines, timelines
+        position, self._timelines = self._poller.position, timelines
         if position.system_id != system_id:
             raise Refused(
                 f"--behind: {self._poller.label} is of the database system {position.system_id}, and the slot's server "
                 f"of {system_id}",
                 hint="name a standby of the server that is read",
             )
-        fork = before.common_end(timelines) if before.current and before != timelines else None
-        if fork is None:
-            return
-        for one in self._held:
-            if one.end_lsn is None or one.end_lsn > fork:
-                # The server sends again what it has of it; the sink's numbers stay without a gap.
-                one.put, one.end_lsn = _without_lines(one.put), 0
-        self.release()
 
-    def hold(self, number: int, size: int, put: Callable[[bool], None], end_lsn: int | None) -> None:
+    def discard(self) -> int | None:
+        """Forget everything that is held back, because the connection was lost: the server sends it again.
+
+        Held commits are neither confirmed nor in the output, and perhaps the next server does not have them.
+
+        Returns:
+            The number of the first batch that was held back; None if none was.
+        """
+        first = self.first_number
+        self._held.clear()
+        self.held_bytes = 0
+        return first
+
+    def hold(self, number: int, size: int, put: Callable[[], None], end_lsn: int | None) -> None:
         """Hold a batch back.
 
         Args:
             number: of the batch.
             size: in bytes.
-            put: gives its lines to the sink, or with False an empty batch.
+            put: gives its lines to the sink.
             end_lsn: the end of its last commit; None if it is a part of a transaction, 0 if it has no lines.
         """
         if end_lsn:
@@ -133,7 +138,7 @@ class CommitGate:
         while self._held and self._may_pass(self._held[0], reached):
             first = self._held.popleft()
             self.held_bytes -= first.size
-            first.put(True)
+            first.put()
 
     def _may_pass(self, first: _Held, reached: int) -> bool:
         if first.end_lsn is None and time.monotonic() - first.held_at >= _ASK_SECONDS:
@@ -172,7 +177,3 @@ class CommitGate:
                 "delivered until it follows that server"
             )
         self._holds_other_wal = has_other_wal
-
-
-def _without_lines(put: Callable[[bool], None]) -> Callable[[bool], None]:
-    return lambda _: put(False)

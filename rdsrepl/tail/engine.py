@@ -105,6 +105,8 @@ class Tail:
         self._notices: set[str] = set()
         self._started = self._last_change = time.monotonic()
         self._changes = self._bytes = self._reconnects = 0
+        # How many changes the sink was given; a gate may hold more back.
+        self._put_changes = 0
         self._last_status = self._asked = 0.0
         self._sent_flush = 0
         self._shutdown_watch: ShutdownDetector | None = None
@@ -176,12 +178,23 @@ class Tail:
                 pause = delay * random.uniform(0.5, 1.0)
                 if retry_notes.is_due(exc.message, time.monotonic()):
                     self._observer.note(f"{exc.message}; connecting again in {pause:.1f}s, then repeatedly")
-            self._ledger.connection_lost()
+            self._connection_lost()
             self._reconnects += 1
             self._observer.progress(self._progress())
             if self._pause(pause):
                 return self._stop_unconnected()
             delay = min(delay * 2, _LONGEST_DELAY_SECONDS)
+
+    def _connection_lost(self) -> None:
+        """Forget what the server sends again: an incomplete transaction, and what the gate holds back."""
+        held = None if self._gate is None else self._gate.discard()
+        if held is None:
+            self._ledger.connection_lost(self._ledger.handed_over)
+            return
+        self._ledger.connection_lost(held - 1)
+        self._changes = self._put_changes
+        while self._handed_over_at and self._handed_over_at[-1][0] >= held:
+            self._handed_over_at.pop()
 
     def _stop_unconnected(self) -> Summary:
         """Stop without a connection: what the sink still gets is not confirmed, and comes again."""
@@ -190,6 +203,7 @@ class Tail:
 
     def _connect(self) -> Receiver | None:
         """Return a connection that streams; None when the run was stopped while it waited for the slot."""
+        self._release()
         if (self._file is not None or self._recorded is not None) and self._await_durable():
             return None
         connected = self._connector.connect(self._changes)
@@ -255,7 +269,6 @@ class Tail:
     def _await_durable(self) -> bool:
         """Wait until the output has everything that was handed over; return whether to stop."""
         while self._sink.durable < self._ledger.handed_over:
-            self._release()
             if self._pause(_SAMPLE_SECONDS / 5):
                 return True
         return False
@@ -402,11 +415,11 @@ class Tail:
         now = time.monotonic()
         if not self._handed_over_at or now - self._handed_over_at[-1][1] >= _SAMPLE_SECONDS:
             self._handed_over_at.append((number, now))
-        self._put(number, lines, None, None if lines else 0, commits)
-        self._bytes += size
         if batch.changes:
             self._changes += batch.changes
             self._last_change = now
+        self._put(number, lines, None, None if lines else 0, commits)
+        self._bytes += size
         if batch.error is not None:
             raise batch.error
 
@@ -427,18 +440,19 @@ class Tail:
             standby_lsn: what the standby of a gate must have replayed; None if that is not known yet.
             commits: the end of each commit in it, and how many changes came until then.
         """
+        changes = commits[-1][1] if commits else self._changes
 
-        def put(with_lines: bool) -> None:
-            if with_lines:
-                for end_lsn, changes in commits:
-                    self._connector.commits.add(end_lsn, changes)
-            if self._recorded is not None and until_lsn is not None and with_lines:
+        def put() -> None:
+            self._put_changes = changes
+            for end_lsn, until in commits:
+                self._connector.commits.add(end_lsn, until)
+            if self._recorded is not None and until_lsn is not None:
                 self._recorded.put_until(number, lines, until_lsn)
             else:
-                self._sink.put(number, lines if with_lines else [])
+                self._sink.put(number, lines)
 
         if self._gate is None:
-            put(True)
+            put()
         else:
             self._gate.hold(number, sum(map(len, lines)), put, standby_lsn)
 
@@ -508,6 +522,9 @@ class Tail:
 
         Returns:
             Whether the connection still exists.
+
+        Raises:
+            Unreachable: the connection was lost while commits are held back for a standby.
         """
         allowed = self._stop.drain_seconds
         started = time.monotonic()
@@ -537,6 +554,8 @@ class Tail:
                 self._leave_at_shutdown(self._progress())
                 receiver.wait(0.5, [self._sink.wakeup], read=False)
             except errors.Unreachable as exc:
+                if self._waits_for_gate:
+                    raise  # only a new connection tells whether its server has what is held back
                 self._observer.warn(f"{exc.message}; changes delivered from now on are not confirmed, and come again")
                 self._confirm_quietly(receiver)
                 receiver.close()
@@ -551,13 +570,16 @@ class Tail:
 
         ``--until-lsn`` and ``--limit`` wait for what a gate holds back, a signal and ``--duration`` do not.
         """
-        last = self._ledger.handed_over
         if self._gate is None:
-            return last
+            return self._ledger.handed_over
         self._gate.release()
         held = self._gate.first_number
+        return self._ledger.handed_over if held is None or self._waits_for_gate else held - 1
+
+    @property
+    def _waits_for_gate(self) -> bool:
         is_cut_short = self._signals.received is not None or self._duration_is_over(time.monotonic())
-        return held - 1 if held is not None and is_cut_short else last
+        return self._gate is not None and self._gate.first_number is not None and not is_cut_short
 
     def _confirm_quietly(self, receiver: Receiver) -> None:
         """Confirm what is durable before an error ends the connection, if that is still possible."""

@@ -17,6 +17,7 @@ class Ledger:
     """
 
     __slots__ = (
+        "_begun",
         "_delivered",
         "_handed_over",
         "_in_transaction",
@@ -36,6 +37,7 @@ class Ledger:
         self.received_lsn = 0
         #: the position up to which the server has sent.
         self.sent_lsn = 0
+        self._begun = 0
         self._handed_over = 0
         self._delivered = 0
         self._in_transaction = False
@@ -99,9 +101,21 @@ class Ledger:
             self._delivered = number
             self._release()
 
-    def connection_lost(self) -> None:
-        """Forget the incomplete transaction: the server sends it again."""
+    def connection_lost(self, last: int) -> None:
+        """Forget the incomplete transaction and every batch after LAST, which no sink has: the server sends them again.
+
+        The numbers after LAST are given again.
+        """
         self._in_transaction = False
+        if last >= self._handed_over:
+            return
+        self._handed_over = last
+        marks = self._marks
+        while marks and marks[-1][0] > last:
+            marks.pop()
+        reached = marks[-1][1] if marks else self.flush_lsn
+        self.commit_lsn = min(self.commit_lsn, reached)
+        self.received_lsn = max(reached, self._begun)
 
     def history_changed(self) -> None:
         """Forget all positions: they belong to another WAL than the server has now.
@@ -110,11 +124,12 @@ class Ledger:
         """
         self._in_transaction = False
         self._marks.clear()
-        self.flush_lsn = self.commit_lsn = self.received_lsn = self.sent_lsn = 0
+        self.flush_lsn = self.commit_lsn = self.received_lsn = self.sent_lsn = self._begun = 0
 
     def begin(self, lsn: int) -> None:
         """Record the slot's position: changes before it were delivered earlier, or are skipped."""
-        self.received_lsn = max(self.received_lsn, lsn)
+        if lsn > self.received_lsn:
+            self.received_lsn = self._begun = lsn
 
     def _mark(self, lsn: int) -> None:
         if self._marks and self._marks[-1][0] == self._handed_over:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ class Notes:
         pass
 
 
-def gate_at(lsn: int, timeline: int = 1) -> tuple[CommitGate, Standby, list[tuple[int, bool]], Notes]:
+def gate_at(lsn: int, timeline: int = 1) -> tuple[CommitGate, Standby, list[int], Notes]:
     """Return a gate behind a standby that has replayed up to LSN, and the list of what it let pass."""
     standby, notes = Standby(StandbyPosition("7", timeline, lsn, in_recovery=True)), Notes()
     gate = CommitGate(standby, notes)  # type: ignore[arg-type]
@@ -61,8 +62,8 @@ def gate_at(lsn: int, timeline: int = 1) -> tuple[CommitGate, Standby, list[tupl
     return gate, standby, [], notes
 
 
-def hold(gate: CommitGate, passed: list[tuple[int, bool]], number: int, end_lsn: int | None) -> None:
-    gate.hold(number, 10, lambda with_lines: passed.append((number, with_lines)), end_lsn)
+def hold(gate: CommitGate, passed: list[int], number: int, end_lsn: int | None) -> None:
+    gate.hold(number, 10, lambda: passed.append(number), end_lsn)
 
 
 def move(standby: Standby, lsn: int, **fields: Any) -> None:
@@ -74,11 +75,11 @@ def test_batches_pass_in_order_when_the_standby_has_their_commit() -> None:
     hold(gate, passed, 1, 100)
     hold(gate, passed, 2, 200)
     hold(gate, passed, 3, 0)  # it has no lines, and keeps its place
-    assert passed == [(1, True)]
+    assert passed == [1]
     assert (gate.held_bytes, gate.first_number) == (20, 2)
     move(standby, 200)
     gate.release()
-    assert passed == [(1, True), (2, True), (3, True)]
+    assert passed == [1, 2, 3]
     assert gate.held_bytes == 0
 
 
@@ -91,7 +92,7 @@ def test_the_parts_of_a_transaction_wait_for_its_commit() -> None:
     assert passed == []
     move(standby, 600)
     gate.release()
-    assert [number for number, _ in passed] == [1, 2, 3]
+    assert passed == [1, 2, 3]
 
 
 def test_a_transaction_that_does_not_fit_into_memory_passes_behind_a_later_position_of_the_server() -> None:
@@ -102,18 +103,20 @@ def test_a_transaction_that_does_not_fit_into_memory_passes_behind_a_later_posit
     assert passed == []
     move(standby, 700)
     gate.release()
-    assert passed == [(1, True)]
+    assert passed == [1]
 
 
-def test_what_the_promoted_server_does_not_have_is_forgotten() -> None:
+def test_what_is_held_back_when_the_connection_is_lost_is_forgotten() -> None:
     gate, standby, passed, _ = gate_at(100)
-    for number, end_lsn in ((1, 150), (2, 250), (3, None)):
+    for number, end_lsn in ((1, 100), (2, 250), (3, None)):
         hold(gate, passed, number, end_lsn)
+    assert (gate.discard(), gate.discard(), gate.held_bytes) == (2, None, 0)
     gate.connected("7", Timelines(2, ((1, 200),)))
-    assert passed == []
-    move(standby, 210, timeline=2)
+    move(standby, 300, timeline=2)
     gate.release()
-    assert passed == [(1, True), (2, False), (3, False)]
+    assert passed == [1]
+    hold(gate, passed, 2, 290)
+    assert passed == [1, 2]
 
 
 def test_a_standby_on_another_timeline_lets_only_the_common_history_pass() -> None:
@@ -123,10 +126,10 @@ def test_a_standby_on_another_timeline_lets_only_the_common_history_pass() -> No
     hold(gate, passed, 2, 250)
     move(standby, 900)  # it goes on with the old primary's WAL
     gate.release()
-    assert passed == [(1, True)]
+    assert passed == [1]
     move(standby, 900, timeline=3)
     gate.release()
-    assert passed == [(1, True)]
+    assert passed == [1]
     assert any("is on timeline 3" in text for text in notes.texts)
 
 
@@ -204,6 +207,41 @@ def test_nothing_is_delivered_or_confirmed_before_the_standby_has_it(
         assert process.wait(timeout=60) == 0
         assert process.stderr is not None
         process.stderr.close()
+
+
+@pytest.mark.parametrize("fmt", ["json", "wal2json"])
+def test_a_file_gets_held_commits_once_when_the_connection_was_lost_in_between(
+    rdsrepl: Program, pair: Pair, tmp_path: Path, fmt: str
+) -> None:
+    """The end of a json file is compared with the stream, a wal2json file has its position beside it."""
+    out = tmp_path / "out"
+    process = tail_behind(rdsrepl, pair, out, "--metrics-port", "0", "--format", fmt)
+    address = stderr_of(process)("metrics: ").split("metrics: ")[1].split("/metrics")[0]
+    backend = "FROM pg_catalog.pg_replication_slots WHERE slot_name = 'a' AND active_pid IS NOT NULL"
+    try:
+        pair.run(pair.primary, "INSERT INTO public.t VALUES (1, 'x')")
+        wait_until(lambda: out.stat().st_size > 0, "the first row is delivered")
+        pair.wait_until_replayed()
+        pair.run(pair.standby, "SELECT pg_catalog.pg_wal_replay_pause()")
+        pair.run(pair.primary, "INSERT INTO public.t VALUES (2, 'x')")
+        wait_until(lambda: scrape(address).get("held_bytes", 0) > 0, "the second row is held back")
+        ((before,),) = pair.run(pair.primary, f"SELECT active_pid {backend}")
+        pair.run(pair.primary, f"SELECT pg_catalog.pg_terminate_backend(active_pid) {backend}")
+        wait_until(
+            lambda: pair.run(pair.primary, f"SELECT active_pid {backend} AND active_pid <> {before}"),
+            "the slot is streamed again",
+        )
+        pair.run(pair.primary, "INSERT INTO public.t VALUES (3, 'x')")
+        pair.run(pair.standby, "SELECT pg_catalog.pg_wal_replay_resume()")
+        wait_until(lambda: out.read_bytes().count(b'"x"') >= 3, "every row is delivered")
+    finally:
+        pair.run(pair.standby, "SELECT pg_catalog.pg_wal_replay_resume()")
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+        assert process.stderr is not None
+        process.stderr.close()
+    rows = re.findall(rb'"id":(\d),"v"|"id"[^}]*"value":(\d)', out.read_bytes())
+    assert [b"".join(row) for row in rows] == [b"1", b"2", b"3"]
 
 
 def test_a_transaction_of_any_size_passes(rdsrepl: Program, pair: Pair, tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_what_was_received_is_no_more_than_was_handed_over(events: list[tuple[st
             ledger.keepalive(lsn)
             sure = sure if is_open else lsn
         else:
-            ledger.connection_lost()
+            ledger.connection_lost(ledger.handed_over)
             is_open, lsn = False, sure
         assert ledger.received_lsn == sure
 

@@ -52,9 +52,29 @@ def test_a_keepalive_within_a_transaction_has_no_effect() -> None:
 def test_a_lost_connection_ends_the_incomplete_transaction() -> None:
     ledger = Ledger()
     ledger.deliver(ledger.hand_over(None, in_transaction=True))
-    ledger.connection_lost()
+    ledger.connection_lost(ledger.handed_over)
     ledger.keepalive(500)
     assert ledger.flush_lsn == 500
+
+
+def test_a_lost_connection_takes_back_what_no_sink_has() -> None:
+    ledger = Ledger()
+    ledger.begin(50)
+    first = ledger.hand_over(100, in_transaction=False)
+    ledger.hand_over(200, in_transaction=False)
+    ledger.keepalive(300)
+    ledger.connection_lost(first)
+    assert (ledger.handed_over, ledger.commit_lsn, ledger.received_lsn) == (first, 100, 100)
+    ledger.deliver(first)
+    assert ledger.flush_lsn == 100
+    assert ledger.hand_over(200, in_transaction=False) == first + 1
+    ledger.connection_lost(first)
+    assert (ledger.commit_lsn, ledger.received_lsn) == (100, 100)
+    before = Ledger()
+    before.begin(50)
+    before.hand_over(100, in_transaction=False)
+    before.connection_lost(0)
+    assert (before.commit_lsn, before.received_lsn, before.all_delivered) == (0, 50, True)
 
 
 def test_another_history_forgets_every_position() -> None:
@@ -73,7 +93,10 @@ def test_the_sink_cannot_deliver_what_it_was_not_given() -> None:
         Ledger().deliver(1)
 
 
-@given(st.lists(st.sampled_from(["change", "commit", "keepalive", "deliver", "lose"]), max_size=60), st.randoms())
+EVENTS = ["change", "commit", "keepalive", "deliver", "lose", "discard"]
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=60), st.randoms())
 def test_never_past_an_undelivered_change(events: list[str], random) -> None:  # type: ignore[no-untyped-def]
     """Model: each change has the LSN of its transaction's commit; the smallest undelivered one limits the position."""
     ledger = Ledger()
@@ -95,11 +118,19 @@ def test_never_past_an_undelivered_change(events: list[str], random) -> None:  #
         elif event == "keepalive":
             ledger.keepalive(lsn)
         elif event == "lose":
-            ledger.connection_lost()
+            ledger.connection_lost(ledger.handed_over)
             # The server sends the open transaction again: its changes so far do not matter.
             for number in open_batches:
                 undelivered.pop(number, None)
             is_open, open_batches = False, []
+        elif event == "discard":
+            # Nothing after some batch reached the sink: the server sends everything again that was committed later.
+            kept = random.randint(delivered, ledger.handed_over)
+            ledger.connection_lost(kept)
+            for number in [n for n in undelivered if n > kept or n in open_batches]:
+                assert number in open_batches or ledger.received_lsn <= min(undelivered[number])
+                del undelivered[number]
+            lsn, is_open, open_batches = ledger.received_lsn, False, []
         elif ledger.handed_over > delivered:
             delivered = random.randint(delivered + 1, ledger.handed_over)
             ledger.deliver(delivered)
