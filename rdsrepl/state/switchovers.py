@@ -5,6 +5,7 @@ One JSON object a line, in ``<state directory>/switchovers.jsonl``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,10 +65,27 @@ def save(one: Switchover) -> None:
     try:
         json_lines.append(path(), row, sync=True, max_bytes=_MAX_BYTES, thin=lambda lines: lines[-100:])
     except OSError as exc:
-        raise Refused(
-            f"could not write {path()}: {exc.strerror or exc}; nothing is promoted without it",
-            hint="make the directory writable, or set RDSREPL_STATE_DIR to another directory",
-        ) from exc
+        raise _not_writable(exc) from exc
+
+
+def require_writable() -> None:
+    """Make sure, before the writers are stopped, that a switchover can be recorded; create the file.
+
+    Raises:
+        Refused: it cannot.
+    """
+    try:
+        path().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        json_lines.open_regular(path(), os.O_RDWR | os.O_CREAT | os.O_APPEND).close()
+    except OSError as exc:
+        raise _not_writable(exc) from exc
+
+
+def _not_writable(exc: OSError) -> Refused:
+    return Refused(
+        f"could not write {path()}: {exc.strerror or exc}; nothing is promoted without it",
+        hint="make the directory writable, or set RDSREPL_STATE_DIR to another directory",
+    )
 
 
 def last(system_identifier: str, *, new: str | None = None, before: Lsn | None = None) -> Switchover | None:

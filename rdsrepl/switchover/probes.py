@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import Error
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from rdsrepl.postgres.write_activity import WriteActivity
 
 QUIET_SECONDS: Final = 2.0
+_ANSWER_SECONDS: Final = 30.0
 _LIMITS: Final = {"statement_timeout": "15s", "lock_timeout": "2s"}
 _AGAIN: Final = "stop every writer, then run the command again; nothing was promoted"
 _FINISH: Final = "run the command again: it verifies the slots and does what is left; keep the writers stopped"
@@ -54,7 +56,8 @@ class Progress:
             quiet_seconds: for how long no transaction may write.
             clock: a monotonic clock.
         """
-        self._old, self._new = old, new
+        # A server that hangs must not hold up the time limit of the wait.
+        self._old, self._new = (replace(one, answer_seconds=_ANSWER_SECONDS) for one in (old, new))
         self._old_label, self._new_label = labels
         self._quiet_seconds = quiet_seconds
         self._clock = clock

@@ -118,6 +118,15 @@ def test_a_critical_finding_stops_it_before_anything_is_changed(place: Place, tm
     assert not fenced.exists() and not place.is_promoted()
 
 
+def test_what_cannot_be_recorded_stops_it_before_the_writers_are_stopped(place: Place, tmp_path: Path) -> None:
+    ready(place)
+    fenced, new = tmp_path / "fenced", place.servers.after.dsn
+    words = ("failover", "run", "--to", new, "--fence", f"touch {fenced}", "--yes")
+    done = place.program(*words, dsn=place.servers.before.dsn, env={"RDSREPL_STATE_DIR": "/dev/null/x"})
+    assert done.code == 4 and "nothing is promoted without it" in done.err, done.err
+    assert not fenced.exists()
+
+
 def test_a_fence_that_fails_stops_it(place: Place) -> None:
     ready(place)
     done = place.run("--fence", "echo no >&2; exit 3", "--yes")

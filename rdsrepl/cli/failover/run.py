@@ -74,6 +74,8 @@ def run(
 
     Example: rdsrepl failover run --instance orders --to orders-replica --fence ./stop-writers.sh
     """
+    from rdsrepl.state import switchovers
+
     _check_options(fence, idle=idle, is_unplanned=is_unplanned)
     new_target, old_target = other_target(ctx, to, "--to"), database_target(ctx)
     new = read_server(new_target, to, "--to")
@@ -88,6 +90,8 @@ def run(
     else:
         assert old is not None
         plan = _planned(servers, options, old, new)
+        if not apply_options(ctx).plans_only:
+            switchovers.require_writable()
     if confirm_and_apply(ctx, plan, target=new_target) and old is not None and not apply_options(ctx).plans_only:
         _next_steps(ctx, servers, old)
 
