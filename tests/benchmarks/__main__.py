@@ -27,6 +27,8 @@ from tests.benchmarks import (
     scale,
     slot_pairs,
     snapshot,
+    snapshot_kills,
+    snapshot_rules,
     snapshot_stream,
     splits,
     start_up,
@@ -79,6 +81,8 @@ def main() -> None:
     file_kills.report()
     corruptions.report()
     snapshot.report()
+    snapshot_rules.report()
+    snapshot_kills.report()
     snapshot_stream.report()
     replay_oracle.report()
     identity.report()

@@ -1,0 +1,96 @@
+"""Kill -9 at random points of a snapshot and of the stream behind it: what a new consumer has at the end.
+
+Four writers change the tables all the time: rows are inserted and deleted, keys move, of five changes four leave the
+large value alone. The process is killed while it starts, copies rows, and streams; each time it starts again with the
+same command. At the end the tables of a consumer that begins with nothing must be the source's, and the lines of each
+key must be in order.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests.benchmarks.measure import own_server
+from tests.fixtures.postgres import Database
+from tests.fixtures.waiting import wait_until
+from tests.workloads import changing_rows, stream_consumer
+from tests.workloads.snapshot_tail import SnapshotTail
+from tests.workloads.stream_consumer import Consumer, compare, source_rows
+
+KILLS = 100
+_KILLS_OF_A_RUN = 10
+_ROWS = 4_000
+_KEYS = {"items": ("id",), "places": ("area", "name")}
+
+
+def report(kills: int = KILLS) -> None:
+    """Kill tails whose snapshot is requested, and tails that begin with a snapshot; half of the kills each."""
+    print(f"\nA snapshot and its stream after {kills} kill -9, 4 writers")
+    rng = random.Random(kills)
+    with own_server(synchronous_commit="on") as server, tempfile.TemporaryDirectory(prefix="rdsrepl-kills-") as name:
+        for number in range(max(1, kills // _KILLS_OF_A_RUN)):
+            is_initial = number % 2 == 1
+            _run(server, Path(name), f"run{number}", is_initial, rng)
+
+
+def _run(server: PostgresServer, directory: Path, name: str, is_initial: bool, rng: random.Random) -> None:
+    with closing(server.connect(dbname="postgres")) as conn:
+        conn.execute(f"CREATE DATABASE {name}".encode())
+    source = Database(server, name)
+    changing_rows.create(source, _ROWS)
+    create = ["--create", "pgoutput", *(["--snapshot"] if is_initial else [])]
+    tail = SnapshotTail(source, name, directory / name, *create, targets={})
+    started = 0
+    with changing_rows.writers(source, _ROWS, pause_seconds=0.01) as load:
+        for kill in range(_KILLS_OF_A_RUN):
+            tail.start()
+            if not is_initial and kill == 0:
+                _wait_for_slot(source, name)
+                tail.request("first", rng.choice([50, 200]))
+            if not is_initial and kill == _KILLS_OF_A_RUN // 2:
+                tail.request("second", 100)
+            # Starting takes about half a second: some kills come before the first row.
+            time.sleep(rng.choice([rng.uniform(0.0, 0.5), rng.uniform(0.5, 1.2), rng.uniform(0.5, 3.0)]))
+            started += tail.out.stat().st_size > 0
+            tail.kill()
+        tail.start()
+        _wait_for_slot(source, name)
+        if not is_initial:
+            tail.wait_until_done("first")
+            tail.wait_until_done("second")
+        else:
+            wait_until(lambda: _has_streamed(source, name), "the rows are copied")
+    tail.wait_until_confirmed()
+    tail.stop()
+    events = stream_consumer.read(tail.out)
+    consumer = Consumer().fold(events)
+    kind = "slot tail --snapshot" if is_initial else "snapshot start"
+    print(
+        f"  {kind:22} {_KILLS_OF_A_RUN} kills  transactions {load.transactions:6,}  lines {len(events):7,}  rows copied"
+        f" {consumer.copied:6,}  repeats {consumer.repeats}  out of order {len(consumer.out_of_order)}  ",
+        end="",
+    )
+    differences = [compare(consumer.tables[table], source_rows(source, table, key)) for table, key in _KEYS.items()]
+    print("; ".join(map(str, differences)), flush=True)
+    assert not any(differences) and not consumer.out_of_order, (name, differences)
+    source.run(f"SELECT pg_drop_replication_slot('{name}')")
+
+
+def _wait_for_slot(source: Database, name: str) -> None:
+    query = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND active"
+    wait_until(lambda: source.value(query), "the slot is streamed")
+
+
+def _has_streamed(source: Database, name: str) -> bool:
+    query = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{name}' AND confirmed_flush_lsn IS NOT NULL"
+    return bool(source.value(query))
+
+
+if __name__ == "__main__":
+    report(*map(int, sys.argv[1:]))
