@@ -219,8 +219,24 @@ def _promotion(servers: Servers, options: Options) -> tuple[Step, ...]:
 
 def _warnings(servers: Servers, options: Options) -> tuple[str, ...]:
     if servers.instance is not None:
-        return promotions.warnings(servers.instance, options.backups)
+        return (*_other_address(servers), *promotions.warnings(servers.instance, options.backups))
     return (f"{servers.old_label} goes on running and accepts writes: keep its writers stopped",)
+
+
+def _other_address(servers: Servers) -> tuple[str, ...]:
+    """Warn where the checks go to another address than the promotion: it can be a tunnel, or another server."""
+    from rdsrepl.postgres import conninfo
+
+    instance = servers.instance
+    if instance is None or instance.endpoint is None:
+        return ()
+    checked = conninfo.address(servers.new)
+    if (checked.host.lower(), checked.port) == (instance.endpoint.lower(), str(instance.port)):
+        return ()
+    return (
+        f"instance {instance.instance_id} is promoted, whose endpoint is {instance.endpoint}:{instance.port}; what is "
+        f"checked is {checked.host}:{checked.port}: make sure that this is the same server",
+    )
 
 
 def _to_follow(servers: Servers, consumers: Sequence[str], options: Options) -> tuple[str, ...]:

@@ -153,6 +153,19 @@ def test_a_replica_of_another_instance_is_not_promoted() -> None:
     assert refused.value.hint is not None and "instance promote orders-replica" in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "warns"), [("r.example", "5432", False), ("R.example", "5432", False), ("127.0.0.1", "6432", True)]
+)
+def test_checks_at_another_address_than_the_instance_are_named(host: str, port: str, warns: bool) -> None:
+    """A target can have a host of its own beside the instance: a tunnel, or a mistake."""
+    instance = replace(replica_of("orders"), endpoint="r.example", port=5432)
+    new = Target("new", keywords={"host": host, "port": port})
+    plan = planner.unplanned(
+        replace(SERVERS, new=new, instance=instance), planner.Options(), lost=(), slots={}, is_compared=True
+    )
+    assert any("make sure that this is the same server" in one for one in plan.warnings) is warns
+
+
 def test_a_replica_of_rds_must_be_named_as_an_instance() -> None:
     """RDS does not let pg_promote be called: the plan would stop after the writers were stopped."""
     servers = replace(SERVERS, is_managed=True)
