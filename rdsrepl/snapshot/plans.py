@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
-from rdsrepl.postgres import relations, server_identity, slots, versions, wal
+from rdsrepl.postgres import relations, server_identity, slots, table_structures, versions, wal
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY
 from rdsrepl.snapshot import chunks, requests
@@ -51,7 +51,7 @@ def start(
 
     Args:
         conn: the slot's database, on the primary.
-        request: what to request; its tables as a user named them.
+        request: what to request; its tables as a user named them, or none for all that the publications have.
         publications: those that the slot's process streams; empty is any of the database.
         known: the snapshots of the slot, if their state can be read here.
 
@@ -70,13 +70,19 @@ def start(
             hint=did_you_mean(missing, present, otherwise="list them: rdsrepl publication list"),
         )
     sent = list(publications) or present
-    names = tuple(_table_name(conn, text) for text in request.tables)
+    names = [_table_name(conn, text) for text in request.tables] or sorted(table_structures.published(conn, sent))
+    if not names:
+        raise errors.NotFound(
+            "no table is published", hint="publish one: rdsrepl publication create NAME --table TABLE"
+        )
     request = replace(request, tables=tuple(dict.fromkeys(table_text(*name) for name in names)))
-    tables = [chunks.describe(conn, name, sent) for name in chunks.expanded(conn, names, sent)]
+    expanded = chunks.expanded(conn, names, sent)
+    tables = [chunks.describe(conn, name, sent) for name in expanded]
     for table in tables if request.where is not None else ():
         _require_condition(conn, table, request.where or "")
     if existing := next((one for one in known or () if one.request.id == request.id), None):
-        if existing.request != request:
+        # The state names the partitions of a partitioned table that is published by them.
+        if existing.request not in (request, replace(request, tables=tuple(table_text(*name) for name in expanded))):
             raise errors.AlreadyExists(
                 f"slot {slot.slot_name} has another snapshot {request.id}", hint="give another --id, or omit it"
             )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fixtures.program import Program, Result
+from tests.fixtures.program import Program, Result, read_json_lines
 from tests.fixtures.sandbox import Cloud
 from tests.fixtures.waiting import wait_until
 
@@ -18,6 +19,8 @@ NEW = ("--engine-version", "16", "--dbname", "app", "--yes")
 IDLE = "60s"
 # The manual steps of each page, which the tests do in another way or skip.
 MANUAL = {
+    "add-a-table-to-a-stream": ("prepare-the-consumer",),
+    "rebuild-a-consumer": ("empty-the-tables-of-the-consumer",),
     "abandoned-slot": ("find-its-owner",),
     "after-an-unplanned-failover": (
         "isolate-the-old-primary",
@@ -176,6 +179,29 @@ def test_first_stream(cloud: Cloud, cluster: str) -> None:
         "is-the-instance-deleted": "passed_over",
     }
     assert cloud("slot", "show", "first_cdc", "--cluster", cluster).code == 3
+
+
+def test_a_table_is_added_and_the_consumer_rebuilt(cloud: Cloud, cluster: str, slot: str, tmp_path: Path) -> None:
+    """A process streams the slot into a file; the pages write rows into it, and compare the file with the tables."""
+    sql(cloud, cluster, "CREATE TABLE added (id int PRIMARY KEY, v text)")
+    sql(cloud, cluster, "INSERT INTO added SELECT n, 'v' FROM generate_series(1, 100) n; INSERT INTO orders VALUES (1)")
+    out = tmp_path / "out.jsonl"
+    words = ("--publication", "books", "-f", "json", "--to", f"file:{out}", "--cluster", cluster, "--quiet")
+    process = cloud.program.start("slot", "tail", slot, *words)
+    given = ("--cluster", cluster, "--var", f"slot={slot}", "--var", "publication=books", "--var", f"output={out}")
+    try:
+        wait_until(lambda: cloud("slot", "show", slot, "--cluster", cluster, "-o", "json").json["active"], "it streams")
+        steps = status(runbook(cloud, "add-a-table-to-a-stream", *given, "--var", "table=added"))
+        assert steps["let-the-role-read-the-table"] == "passed_over"
+        assert steps["the-output-has-every-row"] == "done"
+        assert status(runbook(cloud, "rebuild-a-consumer", *given))["the-output-has-every-row"] == "done"
+    finally:
+        process.terminate()
+        process.wait()
+    rows = [row for row in read_json_lines(out) if row["op"] == "r"]
+    counts = Counter((row["snapshot"]["id"], row["table"]) for row in rows)
+    assert counts == {("add-a-table", "added"): 100, ("rebuild", "added"): 100, ("rebuild", "orders"): 1}
+    sql(cloud, cluster, "DROP TABLE added; TRUNCATE orders")
 
 
 def test_disk_is_filling(cloud: Cloud, cluster: str, slot: str) -> None:

@@ -122,6 +122,9 @@ def test_an_id_is_made_from_the_table(place: Place) -> None:
 
 
 _REFUSED: Final = (
+    ((), 2, "name the tables, or give --all"),
+    (("--all", "--table", "orders"), 2, "name the tables, or give --all"),
+    (("--all",), 4, "has no primary key or replica identity index"),
     (("--table", "nothing"), 3, "no table nothing"),
     (("--table", "a.b.c"), 2, "is not the name of a table"),
     (("--table", "seen"), 4, "public.seen is not a table"),
@@ -148,6 +151,11 @@ def test_what_cannot_be_in_a_snapshot_is_refused_first(place: Place) -> None:
         assert (result.code, text in result.err) == (code, True), (words, result.err)
     assert place.sent() == []
     assert place.database.value("SELECT count(*) FROM orders") == 0
+
+
+def test_all_tables_of_a_publication(place: Place) -> None:
+    assert place.start("--all", "--publication", "other", "--id", "a1", "--yes").code == 0
+    assert place.sent() == [Request("a1", place.slot, ("public.hidden",))]
 
 
 def test_a_condition_is_sent_with_a_warning(place: Place) -> None:

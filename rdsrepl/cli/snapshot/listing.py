@@ -16,7 +16,6 @@ from rdsrepl.errors import NotFound
 from rdsrepl.render import Column, Listing, emit, facts, listing, stacked, styled
 from rdsrepl.snapshot.overview import TableProgress, progress, rows_per_second
 from rdsrepl.snapshot.state import SnapshotState
-from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def print_snapshot(ctx: typer.Context, one: SnapshotState) -> None:
         ("read from", request.read_from),
         ("started", one.started_at),
         ("ended", one.ended_at),
-        ("rows", f"{sum(row.rows for row in rows):,} of {counted(len(rows), 'table')}"),
+        ("rows", _count(sum(row.rows for row in rows))),
         ("rate", _rate(rows_per_second(one))),
     ]
     shown = [(label, value) for label, value in pairs if value is not None]

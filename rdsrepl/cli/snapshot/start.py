@@ -61,7 +61,7 @@ def start(
         ),
     ],
     table: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--table",
             metavar="TABLE",
@@ -69,7 +69,8 @@ def start(
             autocompletion=complete_table,
             show_default=False,
         ),
-    ],
+    ] = None,
+    all_: Annotated[bool, flag_option("--all", help="Write the rows of all tables of the publications.")] = False,
     where: Annotated[
         str | None,
         typer.Option(
@@ -132,13 +133,16 @@ def start(
     from rdsrepl.postgres import connection
     from rdsrepl.snapshot import plans
 
+    if bool(table) == all_:
+        raise BadValue("name the tables, or give --all", hint="rdsrepl snapshot start --slot SLOT --table TABLE")
+    tables = tuple(table or ())
     replica = _replica(ctx, read_from)
-    snapshot = pinned(ctx, "id", id_ or requests.new_id(table[0]))
+    snapshot = pinned(ctx, "id", id_ or requests.new_id(tables[0] if tables else "all"))
     if not requests.is_id(snapshot):
         raise BadValue(
             f"--id {snapshot} is not an ID", hint="up to 63 lower-case letters, digits, hyphens and underscores"
         )
-    request = Request(snapshot, slot, tuple(table), where, chunk, rate, read_from)
+    request = Request(snapshot, slot, tables, where, chunk, rate, read_from)
     target = database_target(ctx)
     with connection.open(target) as conn:
         known = known_snapshots(conn, slot, state)[slot]
