@@ -11,7 +11,6 @@ has a random name, which is in its markers: a marker of another run is ignored, 
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 from collections import deque
@@ -31,6 +30,7 @@ from rdsrepl.snapshot.recording import RecordingWriter, server_text
 from rdsrepl.snapshot.requests import Control
 from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState
 from rdsrepl.snapshot.visibility import ServerSnapshot
+from rdsrepl.state import json_lines
 from rdsrepl.tail.formats.base import RowWriter, key_numbers
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Dialect
@@ -367,7 +367,7 @@ class IncrementalSnapshots:
 
     def _marker(self, content: bytes, lsn: str, tx: Transaction, seq: int) -> list[str]:
         try:
-            fields = json.loads(content)
+            fields = json_lines.parse(content)  # every role can write a message, nested as deep as it likes
             run, number = fields["run"], fields["chunk"]
         except (ValueError, TypeError, KeyError):
             return []

@@ -111,6 +111,30 @@ def tail(rdsrepl: Program, source: Database, tmp_path: Path) -> Tail:
     return Tail(rdsrepl, source, tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["rdsrepl.snapshot", "rdsrepl.signal", "rdsrepl.heartbeat", "rdsrepl.other"])
+def test_no_message_of_a_stranger_stops_the_stream(db15: Database, rdsrepl: Program, prefix: str) -> None:
+    """Every role may write a message, and the server sends it again to each run."""
+    db15.run("CREATE TABLE t (id int PRIMARY KEY)", "CREATE PUBLICATION p FOR TABLE t")
+    db15.run("SELECT pg_create_logical_replication_slot('odd', 'pgoutput')")
+    contents = (
+        "repeat('[', 100000)",
+        "'null'",
+        "'[]'",
+        "'{}'",
+        '\'{"run": {}, "chunk": []}\'',
+        "repeat('9', 9999)",
+        "E'\\x1b[2J'",
+    )
+    try:
+        db15.run(*(f"SELECT pg_logical_emit_message(true, '{prefix}', {one})" for one in contents))
+        db15.run(f"SELECT pg_logical_emit_message(true, '{prefix}', '\\xff00'::bytea)", "INSERT INTO t VALUES (1)")
+        done = rdsrepl("slot", "tail", "odd", "--until-now", "-f", "json", dsn=db15.dsn)
+        assert done.code == 0 and "\x1b" not in done.err, done.err
+        assert [line["table"] for line in done.lines] == ["t"]
+    finally:
+        db15.run("SELECT pg_drop_replication_slot('odd')")
+
+
 def test_the_rows_come_in_chunks_with_the_identity_of_their_markers(source: Database, tail: Tail) -> None:
     with tail.running():
         signal(source, Request("one", "s", ("public.t",), chunk_rows=300))
