@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from rdsrepl.errors import Refused
+from rdsrepl.errors import BadValue, Refused
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.model import DecodedBatch
 from rdsrepl.tail.timelines import Timelines
 
 _BLOCK_BYTES: Final = 1 << 20
+# How deep the fields of an identity are: in ``source`` of ``value`` of an event of debezium with its key.
+_IDENTITY_DEPTH: Final = 3
+_NESTING: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,10 +64,32 @@ def identity_in_debezium(line: str | bytes) -> LineIdentity | None:
 
 def _object(line: str | bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        try:
+            found = json.loads(line)
+        except RecursionError:  # a value of the row is nested deeper than the parser goes
+            found = json.loads(_without_deep_values(line))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _without_deep_values(line: str | bytes) -> str:
+    """Return a JSON text with null for each object and array that is nested deeper than any field of an identity."""
+    text = line if isinstance(line, str) else line.decode("utf-8", "replace")
+    parts: list[str] = []
+    depth = position = 0
+    for found in _NESTING.finditer(text):
+        mark = found.group()
+        if mark in "[{":
+            depth += 1
+            if depth == _IDENTITY_DEPTH + 1:
+                parts.append(text[position : found.start()])
+        elif mark in "]}":
+            if depth == _IDENTITY_DEPTH + 1:
+                parts.append("null")
+                position = found.end()
+            depth -= 1
+    return "".join((*parts, text[position:]))
 
 
 def _identity(fields: dict[str, Any]) -> LineIdentity | None:
@@ -72,7 +98,7 @@ def _identity(fields: dict[str, Any]) -> LineIdentity | None:
         return LineIdentity(
             int(fields["timeline"]), int(Lsn.parse(lsn)) if isinstance(lsn, str) else int(lsn), int(fields["seq"])
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, BadValue):
         return None
 
 

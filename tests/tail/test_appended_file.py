@@ -112,6 +112,23 @@ def test_a_change_that_does_not_come_ends_the_run(open_file: Opener) -> None:
         open_file(foreign).connected(Timelines(1), 10, 80)
 
 
+@pytest.mark.parametrize("opening", ["[", '{"[{\\"": '])
+def test_a_value_that_is_nested_deeper_than_the_parser_goes(open_file: Opener, opening: str) -> None:
+    """PostgreSQL's jsonb nests thousands of values; such a row must not end each run that appends to the file."""
+    nested = opening * 5000 + "1" + ("]" if opening == "[" else "}") * 5000
+    fields = '{"after":{"v":%},"timeline":1,"commit_lsn":"0/C8","seq":1}'
+    deep = fields.replace("%", nested) + "\n"
+    event = '{"key":{},"value":{"after":%,"source":{"timeline":1,"commit_lsn":200,"seq":1}}}'.replace("%", nested)
+    with pytest.raises(RecursionError):
+        json.loads(deep)
+    assert identity_in_json(deep) == identity_in_debezium(event.encode()) == LineIdentity(1, 200, 1)
+    assert identity_in_json(deep[:-3]) is None
+    assert identity_in_json(fields.replace("%", "1").replace("0/C8", "none")) is None
+    file = open_file(line(100, 1) + deep)
+    assert file.connected(Timelines(1), 50, FAR)
+    assert left(file, line(100, 1), deep, line(300, 1)) == [line(300, 1)]
+
+
 def test_a_file_in_another_format_is_unknown(open_file: Opener) -> None:
     for text in ("one\ntwo\n", line(100, 1) + '{"a": 1}\n[]\n', line(100, 1) + "nope\n{}\n"):
         file = open_file(text)

@@ -88,7 +88,7 @@ class Oversize:
 def _event(data: bytes) -> dict[str, Any] | None:
     try:
         event = json.loads(data, parse_float=lambda digits: f"\0{digits}\0")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) else None
 
