@@ -54,10 +54,17 @@ class SnapshotTail:
         self.process.terminate()
         assert self.process.wait() == 0, (self.directory / "err").read_text()
 
-    def request(self, snapshot_id: str, chunk_rows: int, read_from: str | None = None) -> None:
-        """Start a snapshot of both tables, as ``rdsrepl snapshot start`` does."""
-        tables = ("public.items", "public.places")
-        request = Request(snapshot_id, self.slot, tables, chunk_rows=chunk_rows, read_from=read_from)
+    def request(
+        self,
+        snapshot_id: str,
+        chunk_rows: int,
+        read_from: str | None = None,
+        *,
+        tables: tuple[str, ...] = ("public.items", "public.places"),
+        where: str | None = None,
+    ) -> None:
+        """Start a snapshot, as ``rdsrepl snapshot start`` does."""
+        request = Request(snapshot_id, self.slot, tables, where, chunk_rows=chunk_rows, read_from=read_from)
         with closing(self.source.connect()) as conn:
             conn.execute("SELECT pg_logical_emit_message(true, %s, %s)", (PREFIX, encode(request)))
 
