@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+BENCH_INSTALLED := $(VENV)/installed-bench
 
 .PHONY: demo test lint bench docs lambda postgres clean
 .DELETE_ON_ERROR:
@@ -31,7 +32,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(INSTALLED) postgres
+bench: $(BENCH_INSTALLED) postgres
 	@sh tests/install-chromium.sh
 	$(BIN)/python -m tests.benchmarks
 
@@ -59,6 +60,10 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "venv is missing; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox,dev]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[sandbox,dev,bench]'
 	@touch $@
 
 clean:

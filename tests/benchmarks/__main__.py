@@ -12,6 +12,7 @@ from importlib import import_module
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks import (
+    aws_cli,
     corruptions,
     file_kills,
     flips,
@@ -68,6 +69,7 @@ def main() -> None:
             import_module(f"tests.benchmarks.{name}").report()
         return
     pages.report()
+    aws_cli.report()
     start_up.report()
     with own_server() as server:
         print(f"\nPostgreSQL {'.'.join(map(str, server.binaries.version))}, {os.cpu_count()} cores")

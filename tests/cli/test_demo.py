@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures.program import Program
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 COMMANDS = (
     "sandbox up --default-group",
@@ -39,7 +39,7 @@ COMMANDS = (
 def test_the_whole_path_on_a_fresh_sandbox(rdsrepl: Program, tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    done = rdsrepl("demo", "--duration", "4s", env={"TMPDIR": str(temporary)}, timeout=150)
+    done = rdsrepl("demo", "--duration", "4s", env={"TMPDIR": str(temporary)}, timeout=500)
     assert done.code == 0, done.out + done.err
     position = 0
     for command in COMMANDS:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -1051,71 +1050,3 @@ def test_a_restarted_process_keeps_its_port_and_groups_and_ends_with_the_sandbox
     command = [sys.executable, "-m", "rdsrepl.sandbox.api", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1 and done.stderr == f"no sandbox in {tmp_path}\n"
-
-
-# For us-east-1, version 1 of the aws CLI ignores the endpoint_url of a profile and of the environment, and sends
-# requests for RDS to AWS; only its option changes the endpoint.
-@pytest.mark.parametrize("region", [REGION, "us-east-1"])
-def test_the_aws_cli_works(tmp_path: Path, region: str) -> None:
-    (tmp_path / "state.json").write_text("{}")
-    api = start(tmp_path, region)
-    try:
-        use_aws_cli(api, region, ["--endpoint-url", api.url] if region == "us-east-1" else [])
-    finally:
-        api.process.terminate()
-        api.process.wait(120)
-
-
-def use_aws_cli(api: Api, region: str, options: list[str]) -> None:
-    aws = Path(sys.executable).with_name("aws")
-    config = api.path / "config"
-    config.write_text(
-        f"[profile sandbox]\nregion = {region}\nendpoint_url = {api.url}\noutput = json\n"
-        f"aws_access_key_id = {api.credentials.access_key}\naws_secret_access_key = {api.credentials.secret_key}\n"
-    )
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(api.path),
-        "AWS_CONFIG_FILE": str(config),
-        "AWS_SHARED_CREDENTIALS_FILE": str(api.path / "none"),
-        "AWS_PROFILE": "sandbox",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "1",
-        # So that no request leaves this machine if the endpoint is ignored.
-        "HTTPS_PROXY": "http://127.0.0.1:1",
-        "NO_PROXY": "127.0.0.1",
-    }
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(aws), *options, *words]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-
-    def answer(*words: str) -> Any:
-        done = run(*words)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    group = ("--db-cluster-parameter-group-name", "from-cli")
-    family = ("--db-parameter-group-family", "postgres16")
-    made = answer("rds", "create-db-cluster-parameter-group", *group, *family, "--description", "by the aws CLI")
-    assert made["DBClusterParameterGroup"]["DBClusterParameterGroupName"] == "from-cli"
-    answer(
-        "rds",
-        "modify-db-cluster-parameter-group",
-        *group,
-        "--parameters",
-        "ParameterName=rds.logical_replication,ParameterValue=1,ApplyMethod=pending-reboot",
-        "ParameterName=wal_sender_timeout,ParameterValue=60000,ApplyMethod=immediate",
-    )
-    own = answer("rds", "describe-db-cluster-parameters", *group, "--source", "user")["Parameters"]
-    assert {one["ParameterName"]: one["ParameterValue"] for one in own} == {
-        "rds.logical_replication": "1",
-        "wal_sender_timeout": "60000",
-    }
-    # The CLI reads all pages.
-    every = answer("rds", "describe-db-cluster-parameters", *group)["Parameters"]
-    assert len(every) == len(engine_catalog.defaults("postgres16", "cluster"))
-    refused_by_cli = run("rds", "describe-db-parameters", "--db-parameter-group-name", "gone")
-    assert refused_by_cli.returncode != 0 and "(DBParameterGroupNotFound)" in refused_by_cli.stderr
-    assert answer("sts", "get-caller-identity")["Account"] == "123456789012"
-    assert names(api.client("rds", region=region), "cluster").count("from-cli") == 1
