@@ -19,6 +19,7 @@ from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import tables as snapshot_tables
 from rdsrepl.snapshot.requests import table_text
 from rdsrepl.tail.model import Relation
+from rdsrepl.text.commands import command
 
 if TYPE_CHECKING:
     from psycopg.sql import Composable, Composed
@@ -165,7 +166,7 @@ def expanded(conn: Connection, names: Sequence[TableName], publications: Sequenc
             continue
         if conn.execute(_ABOUT, name).fetchone() is None:
             raise NotFound(f"table {table_text(*name)} does not exist")
-        raise Refused(f"table {table_text(*name)} is not published", hint="add it to the publication of the stream")
+        raise _not_published(name)
     return list(dict.fromkeys(found))
 
 
@@ -183,7 +184,7 @@ def describe(conn: Connection, name: TableName, publications: Sequence[str]) -> 
     kind, rows = about
     found = next(iter(snapshot_tables.ls(conn, publications, lambda *other: other == name)), None)
     if found is None:
-        raise Refused(f"table {text} is not published", hint="add it to the publication of the stream")
+        raise _not_published(name)
     key = tuple(
         KeyColumn(
             column,
@@ -210,6 +211,14 @@ def describe(conn: Connection, name: TableName, publications: Sequence[str]) -> 
     if relation.replica_identity == "f":
         relation = replace(relation, key=frozenset(column.name for column in key))
     return ChunkTable(relation, found.types, found.row_filter, key, kind == "p", rows or None, definition)
+
+
+def _not_published(name: TableName) -> Refused:
+    text = table_text(*name)
+    return Refused(
+        f"table {text} is not published in this stream",
+        hint=f"add it: {command('publication add NAME --table {}', text)}",
+    )
 
 
 def is_unchanged(conn: Connection, table: ChunkTable) -> bool:

@@ -117,21 +117,29 @@ def control(conn: Connection, control: Control, *, known: Sequence[SnapshotState
 
     Raises:
         NotFound, Refused, WrongPlugin, SlotInvalidated, Unsupported, NotPrimary: the slot cannot have a snapshot.
+        NotFound: the slot has no such snapshot, and its process has read all requests.
         Refused: the snapshot has ended.
         Denied: the role may not write a message.
     """
     slot = _require_slot(conn, control.slot)
     title = f"{control.verb} snapshot {control.id}"
-    warnings: list[str] = []
+    warnings = _consumer_warnings(slot)
     if known is None:
         warnings.append(
             f"the state of slot {slot.slot_name} is not on this machine: whether the snapshot exists is not checked"
         )
-    else:
-        result = after(known, control, now=datetime.now(UTC))
-        if result.is_refused:
-            return _refused(control, title, known, result.message)
-    return Plan(title, (_step(conn, slot, control, title),), (*warnings, *_consumer_warnings(slot)))
+    elif not any(one.request.id == control.id for one in known):
+        if slot.active:
+            raise errors.NotFound(
+                f"slot {slot.slot_name} has no snapshot {control.id}",
+                hint=did_you_mean(
+                    control.id, [one.request.id for one in known], otherwise="list them: rdsrepl snapshot list"
+                ),
+            )
+        warnings.append(f"the state has no snapshot {control.id}: its request may not have been read yet")
+    elif (result := after(known, control, now=datetime.now(UTC))).is_refused:
+        return _refused(control, title, known, result.message)
+    return Plan(title, (_step(conn, slot, control, title),), tuple(warnings))
 
 
 def _refused(control: Control, title: str, known: Sequence[SnapshotState], message: str) -> Plan:

@@ -172,6 +172,8 @@ def creation(conn: Connection, place: TablePlace) -> Plan:
     """
     from psycopg import sql
 
+    name = table_text(place.schema, place.table)
+    title = f"create the table {name} for the state of snapshots"
     try:
         _require_own(conn, place)
     except errors.NotFound:
@@ -181,10 +183,9 @@ def creation(conn: Connection, place: TablePlace) -> Plan:
         if not row[0]:
             statement = sql.SQL(_CREATE_SCHEMA).format(sql.Identifier(place.schema))
             steps.append(Statement(f"create schema {place.schema}", statement, effect="create"))
-        name = table_text(place.schema, place.table)
         steps.append(Statement(f"create table {name}", _sql(_CREATE_TABLE.strip(), place), effect="create"))
-        return Plan(f"create the table {name} for the state of snapshots", tuple(steps))
-    return Plan("", (), unchanged=f"the table {place.schema}.{place.table} exists")
+        return Plan(title, tuple(steps))
+    return Plan(title, (), unchanged="it exists")
 
 
 @contextmanager

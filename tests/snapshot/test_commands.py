@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from rdsrepl.snapshot.requests import Control, Request, Verb
 from rdsrepl.snapshot.state import FileStore, SnapshotState, Status, StreamIdentity, TableState, default_file
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program, Result, complete
+from tests.fixtures.waiting import wait_until
 
 _TABLES: Final = (
     "CREATE TABLE orders (id int PRIMARY KEY, amount int)",
@@ -58,6 +60,19 @@ class Place:
             if match := re.match(rb"M.{9}rdsrepl\.signal\0.{4}", bytes(data), re.DOTALL):
                 found.append(requests.parse(bytes(data)[match.end() :]))
         return found
+
+    @contextmanager
+    def streamed(self) -> Iterator[None]:
+        """Let a process stream the slot."""
+        words = ("--publication", "shop", "--no-confirm", "--quiet", "-f", "raw")
+        process = self.program.start("slot", "tail", self.slot, *words, dsn=self.database.dsn)
+        query = f"SELECT active FROM pg_replication_slots WHERE slot_name = '{self.slot}'"
+        try:
+            wait_until(lambda: self.database.value(query), "the slot is streamed")
+            yield
+        finally:
+            process.terminate()
+            process.wait()
 
     def default_file(self, program: Program) -> Path:
         """Return the file in which ``slot tail`` keeps the state."""
@@ -129,7 +144,11 @@ _REFUSED: Final = (
     (("--table", "a.b.c"), 2, "is not the name of a table"),
     (("--table", "seen"), 4, "public.seen is not a table"),
     (("--table", "keyless"), 4, "has no primary key or replica identity index"),
-    (("--table", "hidden", "--publication", "shop"), 4, "table public.hidden is not published"),
+    (
+        ("--table", "hidden", "--publication", "shop"),
+        4,
+        "table public.hidden is not published in this stream",
+    ),
     (("--table", "orders", "--publication", "nothing"), 3, "publication nothing does not exist"),
     (("--table", "orders", "--where", "nothing > 1"), 2, 'column "nothing" does not exist'),
     (("--table", "orders", "--where", "id > 1) OR (true"), 2, "--where is not a condition on the rows"),
@@ -207,8 +226,12 @@ def test_a_replica_must_be_of_the_same_server(place: Place, pg15: PostgresServer
 def test_verbs_name_what_they_cannot_do(place: Place) -> None:
     """Nothing is written that would do nothing."""
     where = place.save(place.state(), place.state("b2", Status.done), place.state("c3", Status.cancelled))
-    assert place("pause", "zz", *where, "--yes").code == 3
-    assert "did you mean a1?" in place("pause", "a11", *where, "--yes").err
+    unread = place("pause", "zz", *where, "--dry-run")
+    assert (unread.code, "its request may not have been read yet" in unread.err) == (0, True)
+    with place.streamed():
+        assert place("pause", "zz", *where, "--yes").code == 3
+        assert "did you mean a1?" in place("pause", "a11", *where, "--yes").err
+    assert place("show", "zz", *where).code == 3
     for verb, name, code, text in (
         ("pause", "b2", 4, "snapshot b2 is done already"),
         ("resume", "b2", 4, "snapshot b2 is done already"),
@@ -284,7 +307,7 @@ def test_waiting_ends_with_the_snapshot(place: Place) -> None:
     assert re.search(r"^status +done$", done.out, re.M)
     where = place.save(place.state(request=Request("a1", place.slot, ("public.orders",)), status=Status.failed))
     failed = place.start(*words, *where[2:])
-    assert (failed.code, "error: snapshot a1 is failed" in failed.err) == (1, True)
+    assert (failed.code, "error: snapshot a1 failed" in failed.err) == (1, True)
 
 
 def test_names_are_completed(place: Place) -> None:

@@ -10,7 +10,7 @@ import typer
 from rdsrepl.cli.command_classes import ListCommand, ReadCommand
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.lists import Rows, print_database_list
-from rdsrepl.cli.snapshot.states import Id, SlotOption, StateOption, found, known_snapshots
+from rdsrepl.cli.snapshot.states import Id, SlotOption, StateOption, found, known_snapshots, not_found
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import NotFound
 from rdsrepl.render import Column, Listing, emit, facts, listing, stacked, styled
@@ -96,6 +96,8 @@ def show(ctx: typer.Context, snapshot: Id, slot: SlotOption = None, state: State
         known = known_snapshots(conn, slot, state)
     name, states = found(known, snapshot, slot)
     one = next((each for each in states or () if each.request.id == snapshot), None)
+    if one is None and states is not None:
+        raise not_found(snapshot, known)
     if one is None:
         raise NotFound(
             f"no state of slot {name} on this machine",

@@ -198,14 +198,11 @@ def _wait(ctx: typer.Context, target: Target, request: Request, state: str | Non
     finally:
         shown.clear()
     print_snapshot(ctx, one)
-    if one.status is not Status.done:
-        reason = f": {one.reason}" if one.reason else ""
-        raise Error(
-            f"snapshot {request.id} is {one.status}{reason}",
-            hint=f"resume it at its cursor: {command('snapshot resume {}', request.id)}"
-            if one.status is Status.failed
-            else None,
-        )
+    if one.status is Status.cancelled:
+        raise Error(f"snapshot {request.id} was cancelled")
+    if one.status is Status.failed:
+        again = command("snapshot resume {}", request.id)
+        raise Error(f"snapshot {request.id} failed: {one.reason}", hint=f"then continue at its cursor: {again}")
     note(ctx, f"snapshot {request.id} is done")
 
 

@@ -56,10 +56,10 @@ def known_snapshots(
 def found(
     known: Mapping[str, tuple[SnapshotState, ...] | None], snapshot: str, slot: str | None
 ) -> tuple[str, tuple[SnapshotState, ...] | None]:
-    """Return the slot of a snapshot, and the snapshots of that slot; None if only the slot is known.
+    """Return the slot of a snapshot, and the snapshots of that slot, which may lack it; None without a state.
 
     Raises:
-        NotFound: no slot has such a snapshot.
+        NotFound: no slot was named, and no slot has such a snapshot.
         BadValue: several slots have one.
     """
     have = [name for name, states in known.items() if any(one.request.id == snapshot for one in states or ())]
@@ -67,10 +67,15 @@ def found(
         return have[0], known[have[0]]
     if len(have) > 1:
         raise BadValue(f"slots {', '.join(have)} have a snapshot {snapshot}", hint=f"add --slot {have[0]}")
-    if slot is not None and known.get(slot) is None:
-        return slot, None
+    if slot is not None:
+        return slot, known[slot]
+    raise not_found(snapshot, known)
+
+
+def not_found(snapshot: str, known: Mapping[str, tuple[SnapshotState, ...] | None]) -> NotFound:
+    """Return the error for a snapshot that no state has."""
     others = [one.request.id for states in known.values() for one in states or ()]
-    raise NotFound(
+    return NotFound(
         f"no snapshot {snapshot}",
         hint=did_you_mean(
             snapshot,
