@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl.aws.stream_reader import Start
 from rdsrepl.config import Target
-from rdsrepl.errors import NotFound, Refused, TimedOut
+from rdsrepl.errors import NotFound, Refused, TimedOut, Unsupported
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import connection, publications, relations, slots, table_structures, versions
 from rdsrepl.postgres.table_structures import TableStructure
@@ -74,9 +74,10 @@ def verify(source: Target, options: StreamOptions, progress: Callable[[str, int,
         Refused: the slot is not in use by a stream.
         TimedOut: the snapshot or the stream's position took too long.
         BadValue: a line is not in the format ``json``.
+        Unsupported: a row has a JSON value that is nested deeper than Python goes.
         Error: a statement failed.
     """
-    with ExitStack() as stack:
+    with _limited_nesting(), ExitStack() as stack:
         lines = _input(stack, source, options)
         control = stack.enter_context(connection.open(source))
         tables = _tables(control, options)
@@ -101,6 +102,17 @@ def verify(source: Target, options: StreamOptions, progress: Callable[[str, int,
         )
     link = f"slot {options.slot} up to {position.lsn}"
     return Verification(source.label, lines.label, link, results, ())
+
+
+@contextmanager
+def _limited_nesting() -> Iterator[None]:
+    """Name the reason where a value is nested too deep: about 300 levels of PostgreSQL's thousands can be compared."""
+    try:
+        yield
+    except RecursionError:
+        raise Unsupported(
+            "a row has a JSON value that is nested too deep to be compared", hint="name the other tables with --table"
+        ) from None
 
 
 def _input(stack: ExitStack, source: Target, options: StreamOptions) -> StreamInput:

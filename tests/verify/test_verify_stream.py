@@ -92,6 +92,13 @@ def _each_kind_of_damage(source: Database, rdsrepl: Program, out: Path, tmp_path
     end = source.value("SELECT pg_current_wal_flush_lsn()")
     confirmed = f"SELECT confirmed_flush_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = 'g'"
     wait_until(lambda: source.value(confirmed), "the file has every change")
+    deep = tmp_path / "deep.jsonl"
+    row = '{"op":"c","schema":"public","table":"t","key":{"id":7},"before":null,"after":{"id":7,"j":%s},"lsn":"0/1",'
+    row += '"timeline":1,"commit_lsn":"0/1","commit_time":null,"xid":1,"seq":1}\n'
+    for levels in (700, 5000):
+        deep.write_text(row.replace("%s", "[" * levels + "]" * levels))
+        result = rdsrepl("verify", "--stream", str(deep), *_SLOT, "--table", "t", dsn=source.dsn)
+        assert result.code == 4 and "nested too deep" in result.err, result.err
     damaged = tmp_path / "damaged.jsonl"
     lost = (b'{"op":"d","schema":"public","table":"t","key":{"id":12}', b'"key":{"id":150}')
     lines = [line for line in out.read_bytes().splitlines(keepends=True) if not any(text in line for text in lost)]
