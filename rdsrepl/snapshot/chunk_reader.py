@@ -11,25 +11,35 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from rdsrepl.errors import BadState, Denied, Error, InUse, NotFound, NotPrimary, Refused, SinkFailed, Unreachable
+from rdsrepl.errors import (
+    BadState,
+    Denied,
+    Error,
+    InUse,
+    MalformedMessage,
+    NotFound,
+    NotPrimary,
+    Refused,
+    SinkFailed,
+    Unreachable,
+)
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import commit_visibility, connection, server_identity
 from rdsrepl.postgres.error_mapping import translating
 from rdsrepl.snapshot import chunks
+from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunks import ChunkTable, Cursor, Stopped
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, Chunk, IncrementalSnapshots, Restarted
-from rdsrepl.snapshot.recorded_changes import Key, Row
 from rdsrepl.snapshot.requests import table_text
 from rdsrepl.snapshot.state import SnapshotState, Status, TableState
 from rdsrepl.snapshot.visibility import ServerSnapshot
-from rdsrepl.tail.formats.base import Format, RowWriter, TextMarkingWriter
+from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.formats.values import compile_copy_row
+from rdsrepl.tail.xlogdata import MALFORMED
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -65,16 +75,6 @@ _REPLAY_POLL_SECONDS: Final = 0.05
 
 class _Altered(Exception):
     """The table is not as it was described."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Compiled:
-    """A table with the functions that convert and write its rows."""
-
-    table: ChunkTable
-    parse: Callable[[str], tuple[Any, ...]]
-    writer: RowWriter
-    key: Callable[[Row], Any]
 
 
 class ChunkReader:
@@ -175,7 +175,7 @@ class _Session:
         self._id = snapshot_id
         self._number = 0
         self._limit = 0
-        self._compiled: dict[tuple[str, str], _Compiled] = {}
+        self._formats: dict[tuple[str, str], RowFormat] = {}
         self._due = time.monotonic()
         self._saved_at = self._counted_at = self._lag_checked_at = time.monotonic()
 
@@ -347,7 +347,7 @@ class _Session:
             content = {"run": self._run, "id": self._id, "chunk": chunk.number}
             self._primary.execute(_MARKER, (MARKER_PREFIX, json.dumps(content)))
             cursor, is_last = chunk.cursor or cursor, is_last or chunk.is_last
-            rows = len(chunk.rows)
+            rows = len(chunk.rows.places)
             self._snapshots.wait(self._run)
             self._adapt(state, time.monotonic() - began)
             self._save()
@@ -368,18 +368,18 @@ class _Session:
     ) -> Chunk:
         """Read one chunk; describe the table again if it was altered."""
         while True:
-            if name not in self._compiled:
-                self._compiled[name] = self._compile(name)
-                self._estimate(place, self._compiled[name].table)
+            if name not in self._formats:
+                self._formats[name] = self._row_format(name)
+                self._estimate(place, self._formats[name].table)
             try:
-                return self._read_chunk(state, place, self._compiled[name], cursor, keys)
+                return self._read_chunk(state, place, self._formats[name], cursor, keys)
             except _Altered:
-                del self._compiled[name]
+                del self._formats[name]
 
     def _read_chunk(
-        self, state: SnapshotState, place: int, compiled: _Compiled, cursor: Cursor | None, keys: Sequence[Cursor]
+        self, state: SnapshotState, place: int, fmt: RowFormat, cursor: Cursor | None, keys: Sequence[Cursor]
     ) -> Chunk:
-        table, where, limit = compiled.table, state.request.where, self._limit
+        table, where, limit = fmt.table, state.request.where, self._limit
         statement = (
             chunks.keys_statement(table, _in_order(table, keys), where)
             if keys
@@ -408,41 +408,35 @@ class _Session:
         catalog = self._reader._catalog
         catalog.xid = snapshot.xmax & 0xFFFFFFFF
         catalog.batch_received()
-        errors = "surrogateescape" if self._reader._checked.lenient_text else "strict"
-        texts = b"".join(lines).decode("utf-8", errors).split("\n")[:-1]
-        rows = list(map(compiled.parse, texts))
+        try:
+            rows = ChunkRows.of(fmt, lines)
+            if not self._reader._checked.lenient_text and not rows.copied.isascii():
+                rows.copied.decode()
+        except MALFORMED as exc:
+            raise MalformedMessage(f"could not read the rows of {table_text(*table.name)}: {exc}"[:300]) from exc
         if is_cut:
-            self._limit = max(_FEWEST_AFTER_OVERFLOW, len(rows))
+            self._limit = max(_FEWEST_AFTER_OVERFLOW, len(lines))
         self._number += 1
         return Chunk(
             self._id,
             place,
             self._number,
-            table,
-            dict(zip(map(compiled.key, rows), rows, strict=True)),
+            rows,
             snapshot if replayed is None else replayed,
-            chunks.cursor_of(table, texts[-1]) if texts and not keys else None,
+            chunks.cursor_of(table, lines[-1][:-1].decode("utf-8", "surrogateescape")) if lines and not keys else None,
             size,
             tuple(keys),
-            not keys and not is_cut and len(rows) < limit,
-            compiled.writer,
+            not keys and not is_cut and len(lines) < limit,
         )
 
-    def _compile(self, name: tuple[str, str]) -> _Compiled:
+    def _row_format(self, name: tuple[str, str]) -> RowFormat:
         reader = self._reader
         with self._rows.transaction():
             table = chunks.describe(self._rows, name, reader._checked.publications)
         for oid, schema, type_name in table.types:
             reader._catalog.type_named(oid, schema, type_name)
         reader._catalog.batch_received()
-        conversions, writer = reader._format.conversions(table.relation), reader._format.writer(table.relation)
-        if any(conversion.may_be_text for conversion in conversions):
-            writer = TextMarkingWriter(writer, table.relation)
-        # In the order of the columns, as the writers of the stream have the key.
-        numbers = sorted(table.key_numbers)
-        pick = itemgetter(*numbers)
-        key: Callable[[Row], Key] = pick if len(numbers) > 1 else lambda row: (pick(row),)
-        return _Compiled(table, compile_copy_row(conversions, reader._format.dialect), writer, key)
+        return RowFormat(table, reader._format, lenient=reader._checked.lenient_text)
 
     def _estimate(self, place: int, table: ChunkTable) -> None:
         if self._snapshots.table(self._id, place).estimated_rows is None and table.estimated_rows is not None:

@@ -24,8 +24,9 @@ from rdsrepl.errors import Error, SinkFailed
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import requests, transitions
+from rdsrepl.snapshot.chunk_rows import ChunkRows
 from rdsrepl.snapshot.chunks import ChunkTable, Cursor
-from rdsrepl.snapshot.recorded_changes import ColumnsChanged, Key, RecordedChanges, Row
+from rdsrepl.snapshot.recorded_changes import ColumnsChanged, Key, RecordedChanges
 from rdsrepl.snapshot.recording import RecordingWriter, server_text
 from rdsrepl.snapshot.requests import Control
 from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState
@@ -34,7 +35,7 @@ from rdsrepl.state import json_lines
 from rdsrepl.tail.formats.base import RowWriter, key_numbers
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.formats.values import Dialect
-from rdsrepl.tail.model import Relation, Transaction
+from rdsrepl.tail.model import InPlace, Relation, Transaction
 from rdsrepl.tail.timelines import Timelines
 
 #: the prefix of a chunk's marker.
@@ -52,6 +53,7 @@ _MOST_DELIVERED: Final = 1_000
 _NOTHING: Final[frozenset[TableName]] = frozenset()
 # A failed snapshot that is resumed reads its unfinished tables from the start.
 _UNFINISHED: Final = (Status.running, Status.paused)
+_NO_ROWS: Final = InPlace()
 
 
 class Restarted(Exception):
@@ -65,27 +67,28 @@ class Chunk:
     Attributes:
         snapshot_id, place: whose chunk it is: the snapshot, and the table's place in it.
         number: of the chunk in the run.
-        table: the table as it was when they were read.
-        rows: by key.
+        rows: what was read.
         seen: what the rows contain: the server's snapshot; on a replica a position up to which it had replayed.
         cursor: the last key; None for a chunk by keys, or without rows.
         size: of the rows in bytes, as the server sent them.
         keys: of a chunk by keys.
         is_last: whether no row comes after them.
-        writer: writes them.
     """
 
     snapshot_id: str
     place: int
     number: int
-    table: ChunkTable
-    rows: dict[Key, Row]
+    rows: ChunkRows
     seen: ServerSnapshot | Lsn
     cursor: Cursor | None
     size: int
     keys: tuple[Cursor, ...]
     is_last: bool
-    writer: RowWriter
+
+    @property
+    def table(self) -> ChunkTable:
+        """The table as it was when the rows were read."""
+        return self.rows.format.table
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,13 +235,13 @@ class IncrementalSnapshots:
         if (relation.schema, relation.table) in self._recorded and self._is_needed(tx):
             self._changes.truncate(relation, tx)
 
-    def message(self, prefix: str, content: bytes, lsn: str, tx: Transaction, seq: int) -> list[str]:
+    def message(self, prefix: str, content: bytes, lsn: str, tx: Transaction, seq: int) -> InPlace:
         """Obey a signal, or write the rows of a chunk; see ``StreamHook``."""
         if prefix == MARKER_PREFIX:
             return self._marker(content, lsn, tx, seq)
         if prefix == requests.PREFIX:
             self._signal(content)
-        return []
+        return _NO_ROWS
 
     def reset(self, timelines: Timelines) -> None:
         """Begin a new run: the server sends again what was not delivered; see ``StreamHook``.
@@ -365,29 +368,26 @@ class IncrementalSnapshots:
         if self._notes <= _MOST_NOTES:
             self._note(text)
 
-    def _marker(self, content: bytes, lsn: str, tx: Transaction, seq: int) -> list[str]:
+    def _marker(self, content: bytes, lsn: str, tx: Transaction, seq: int) -> InPlace:
         try:
             fields = json_lines.parse(content)  # every role can write a message, nested as deep as it likes
             run, number = fields["run"], fields["chunk"]
         except (ValueError, TypeError, KeyError):
-            return []
+            return _NO_ROWS
         with self._changed:
             if run != self._run or not isinstance(number, int) or (chunk := self._waiting.pop(number, None)) is None:
-                return []
+                return _NO_ROWS
             self._oldest = next(iter(self._waiting.values()), None)
         self._forget(chunk)
         relation = chunk.table.relation
+        marked = replace(tx, extra=f'"snapshot":{{"id":{quote(chunk.snapshot_id)},"chunk":{number}}},', _suffix="")
         try:
-            applied = self._changes.apply(relation, chunk.rows)
+            in_place, applied = chunk.rows.written(self._changes, lsn, marked, seq)
         except ColumnsChanged:
             with self._changed:
                 self._begin_run()
-            return []
-        marked = replace(tx, extra=f'"snapshot":{{"id":{quote(chunk.snapshot_id)},"chunk":{number}}},', _suffix="")
-        insert = chunk.writer.insert
-        lines = [insert(row, lsn, marked, place) for place, row in enumerate(chunk.rows.values(), seq)]
-        types = [column.type_oid for column in relation.columns]
-        of_key = [types[place] for place in key_numbers(relation, self._catalog)]
+            return _NO_ROWS
+        of_key = [relation.columns[place].type_oid for place in chunk.rows.format.key_numbers]
         again = {server_text(key, of_key, self._dialect, is_plain=self._is_plain) for key in applied.read_again}
         with self._changed:
             if chunk.is_last:
@@ -399,7 +399,7 @@ class IncrementalSnapshots:
                     int(Lsn.parse(tx.commit_lsn)),
                     chunk.snapshot_id,
                     chunk.place,
-                    len(lines),
+                    in_place.rows,
                     chunk.size,
                     applied.conflicts,
                     chunk.cursor,
@@ -409,7 +409,7 @@ class IncrementalSnapshots:
             )
             self.overflows = 0
             self._changed.notify_all()
-        return lines
+        return in_place
 
     def _undo(self, chunk: _Delivered) -> None:
         self._set_table(chunk.snapshot_id, chunk.place, chunk.before)

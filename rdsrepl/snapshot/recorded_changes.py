@@ -159,12 +159,7 @@ class RecordedChanges:
             ColumnsChanged: a recorded change has other columns; ROWS is unchanged.
         """
         definition = _definition(relation)
-        changes = [
-            change
-            for recorded in self._transactions
-            for change in recorded.changes
-            if change.relation.oid == relation.oid
-        ]
+        changes = self._changes_of(relation)
         if any(_definition(other) != definition for other in {id(c.relation): c.relation for c in changes}.values()):
             raise ColumnsChanged(f"{relation.schema}.{relation.table}")
         touched: set[Key] = set()
@@ -183,10 +178,25 @@ class RecordedChanges:
                 read_again.add(change.read_again)
         return Applied(len(touched), frozenset(read_again))
 
+    def keys(self, relation: Relation) -> set[Key] | None:
+        """Return the keys of rows that ``apply`` may change; None is every key, after a TRUNCATE."""
+        changes = self._changes_of(relation)
+        if any(change.gone is None for change in changes):
+            return None
+        return {key for change in changes for key in (change.key, *(change.gone or ())) if key}
+
     def clear(self) -> None:
         """Forget everything: recording begins again."""
         self._transactions.clear()
         self.size = 0
+
+    def _changes_of(self, relation: Relation) -> list[_Change]:
+        return [
+            change
+            for recorded in self._transactions
+            for change in recorded.changes
+            if change.relation.oid == relation.oid
+        ]
 
     def _record(self, tx: Transaction, change: _Change) -> None:
         if not self._transactions or self._transactions[-1].commit != tx.commit_lsn:

@@ -180,6 +180,19 @@ class Decoder(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """What stands in the place of a message of this program.
+
+    Attributes:
+        lines: texts of one or more lines, each with its newline.
+        rows: how many lines.
+    """
+
+    lines: Sequence[bytes] = ()
+    rows: int = 0
+
+
 class StreamHook(Protocol):
     """Takes part in a stream of pgoutput: reads this program's own messages, and the changes of some tables.
 
@@ -206,8 +219,8 @@ class StreamHook(Protocol):
         """Read a TRUNCATE of a table."""
         ...
 
-    def message(self, prefix: str, content: bytes, lsn: str, tx: Transaction, seq: int) -> list[str]:
-        """Return the lines that stand in the place of a message of a transaction; the first one has the number SEQ."""
+    def message(self, prefix: str, content: bytes, lsn: str, tx: Transaction, seq: int) -> InPlace:
+        """Return what stands in the place of a message of a transaction; its first line has the number SEQ."""
         ...
 
     def reset(self, timelines: Timelines) -> None:

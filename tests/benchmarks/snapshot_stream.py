@@ -37,6 +37,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         with closing(connect(self._server)) as conn:
+            conn.execute("SET synchronous_commit = on")  # otherwise the WAL is sent up to 200 ms later
             began = time.monotonic()
             while not self.stopped.is_set():
                 first = self.transactions * 7_919 % (ROWS - PER_TRANSACTION) + 1

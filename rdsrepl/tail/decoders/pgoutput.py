@@ -23,6 +23,7 @@ from rdsrepl.tail.model import (
     OWN_PREFIX,
     Column,
     DecodedBatch,
+    InPlace,
     Relation,
     StreamHook,
     TableFilter,
@@ -71,6 +72,7 @@ class _CompiledRelation:
         self.writes: dict[bytes, Write] = {}
 
 
+_NOTHING: Final = InPlace()
 _NO_RELATIONS: Final[dict[int, _CompiledRelation]] = {}
 _NO_WRITES: Final[dict[bytes, Write]] = {}
 
@@ -101,7 +103,7 @@ class PgoutputDecoder:
         self._format = fmt
         self._hook = hook
         # The lines that stood in the place of messages, if their batch is decoded a second time.
-        self._hooked: dict[bytes, list[str]] = {}
+        self._hooked: dict[bytes, InPlace] = {}
         self._tables = tables
         self._catalog = catalog
         self._until = until_lsn
@@ -236,10 +238,10 @@ class PgoutputDecoder:
                         changes += 1
                     elif self._open and not m.startswith(_HEARTBEAT, _AT + 10):
                         own_messages.append((tx.timeline, tx.commit_lsn))
-                        written = self._hook_message(m, tx, seq)
-                        lines += written
-                        changes += len(written)
-                        seq += max(len(written) - 1, 0)
+                        in_place = self._hook_message(m, tx, seq)
+                        lines += in_place.lines
+                        changes += in_place.rows
+                        seq += max(in_place.rows - 1, 0)
                 elif kind == 0x62:  # Begin Prepare: a two-phase slot sends the changes when they are prepared
                     prepare_lsn, _, microseconds, xid = _BEGIN_PREPARE(m, _AT + 1)
                     if self._until is not None and prepare_lsn >= self._until:
@@ -400,10 +402,10 @@ class PgoutputDecoder:
                 lines.append(self._format.truncate(known.relation, bool(flags & 1), bool(flags & 2), lsn, tx, seq))
         return lines, seq
 
-    def _hook_message(self, m: bytes, tx: Transaction, seq: int) -> list[str]:
+    def _hook_message(self, m: bytes, tx: Transaction, seq: int) -> InPlace:
         """Return what stands in the place of a message of this program; the hook reads each message once."""
         if self._hook is None or not m[_AT + 1] & 1:
-            return []
+            return _NOTHING
         if m not in self._hooked:
             prefix, content = _prefix_and_content(m)
             self._hooked[m] = self._hook.message(prefix, content, "%X/%X" % LSN_HALVES(m, 1), tx, seq)
