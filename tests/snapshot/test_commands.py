@@ -244,8 +244,9 @@ def test_verbs_name_what_they_cannot_do(place: Place) -> None:
         assert (result.code, text in result.err + result.out) == (code, True), (verb, name, result)
     assert place.sent() == []
 
-    for verb in ("pause", "cancel"):
-        assert place(verb, "a1", *where, "--yes").code == 0
+    assert place("pause", "a1", *where, "--yes").code == 0
+    several = place("cancel", "a1", "c3", "a1", *where, "--yes", "-o", "json")
+    assert (several.json["title"], len(several.json["steps"])) == ("cancel 2 snapshots", 1)
     where = place.save(place.state(status=Status.failed, reason="permission denied"))
     assert place("resume", "a1", *where, "--yes").code == 0
     assert place.sent() == [Control(verb, "a1", place.slot) for verb in (Verb.pause, Verb.cancel, Verb.resume)]

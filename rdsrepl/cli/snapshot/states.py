@@ -19,6 +19,10 @@ Id = Annotated[
     str,
     typer.Argument(metavar="ID", help="The snapshot.", autocompletion=complete_snapshot, show_default=False),
 ]
+Ids = Annotated[
+    list[str],
+    typer.Argument(metavar="ID...", help="The snapshots.", autocompletion=complete_snapshot, show_default=False),
+]
 SlotOption = Annotated[
     str | None,
     typer.Option(
