@@ -17,6 +17,7 @@ from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.benchmarks.measure import own_server
 from tests.fixtures.postgres import Database
 from tests.workloads import changing_rows, stream_consumer
+from tests.workloads.hooked_stream import run as run_hooked
 from tests.workloads.prototype_chunks import (
     ANCHORED,
     BY_SNAPSHOT,
@@ -51,6 +52,11 @@ def _model(model_runs: int) -> None:
         wrong = sum(not run_model(seed, rules).is_right for seed in range(runs))
         print(f"  {rules.name:44} {wrong:6} of {runs:,}", flush=True)
         assert (wrong == 0) is is_ours
+    for from_standby in (False, True):
+        wrong = sum(not run_hooked(seed, from_standby=from_standby).is_right for seed in range(model_runs))
+        name = f"the program's side of the stream{', from a standby' if from_standby else ''}"
+        print(f"  {name:44} {wrong:6} of {model_runs:,}", flush=True)
+        assert wrong == 0
 
 
 def _servers(rounds: int) -> None:

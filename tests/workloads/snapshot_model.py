@@ -140,7 +140,7 @@ class Entry:
     next_xid: int
     changes: list[Change]
     rows: dict[Key, Row]
-    marker: tuple[str, int, int] | None = None
+    marker: tuple[str | int, ...] | None = None
 
 
 def _apply(rows: dict[Key, Row], change: Change) -> None:
@@ -171,12 +171,13 @@ class Server:
         self.wal: list[Entry] = []
         self.open: list[Tx] = []
         self.replayed = 0
-        self.append(Tx(self._xid()), [], None)
+        self.append(Tx(self.new_xid()), [], None)
 
     def _key(self, number: int) -> Key:
         return (str(number),)
 
-    def _xid(self) -> int:
+    def new_xid(self) -> int:
+        """Return the next transaction id."""
         self.next_xid += 1
         return self.next_xid - 1
 
@@ -187,7 +188,7 @@ class Server:
     def _row(self, key: Key) -> Row:
         return (key[0], *(self._value() for _ in self.relation.columns[1:]))
 
-    def append(self, tx: Tx, changes: list[Change], marker: tuple[str, int, int] | None) -> None:
+    def append(self, tx: Tx, changes: list[Change], marker: tuple[str | int, ...] | None) -> None:
         """Write a commit record."""
         begin = 0x1000 + len(self.wal) * 0x100
         for change in changes:
@@ -211,13 +212,13 @@ class Server:
 
     def mark(self, run: str, number: int, half: int) -> None:
         """Write a marker, which does not wait for synchronous replication."""
-        self.append(Tx(self._xid()), [], (run, number, half))
+        self.append(Tx(self.new_xid()), [], (run, number, half))
 
     def work(self) -> None:
         """Let one transaction do something."""
         rng = self._rng
         if len(self.open) < 4 and rng.random() < 0.35:
-            self.open.append(Tx(self._xid()))
+            self.open.append(Tx(self.new_xid()))
         if not self.open:
             return
         tx = rng.choice(self.open)
@@ -511,6 +512,7 @@ class Stream:
         run, number, half = entry.marker
         if run != self._run:
             return
+        assert isinstance(number, int)
         if half == 0:
             self._window[number] = set()
             return
@@ -618,13 +620,18 @@ def run(seed: int, rules: Rules = OURS, steps: int = 150) -> Outcome:
         stream.confirm()
         if stream.saved.is_done:
             break
-    table = fold(stream.lines)
-    wrong = tuple(
+    wrong = differences(stream.lines, server)
+    return Outcome(wrong, stream.stale, stream.saved.is_done, stream.restarts, len(stream.lines))
+
+
+def differences(lines: list[Line], server: Server) -> tuple[tuple[Key, Row | None, Row | None], ...]:
+    """Return the rows of a new consumer that differ from the source's, with both."""
+    table = fold(lines)
+    return tuple(
         (key, table.get(key), server.rows.get(key))
         for key in sorted(table.keys() | server.rows.keys())
         if _padded(table.get(key), len(server.relation.columns)) != server.rows.get(key)
     )
-    return Outcome(wrong, stream.stale, stream.saved.is_done, stream.restarts, len(stream.lines))
 
 
 def fold(lines: list[Line]) -> dict[Key, Row]:
