@@ -18,7 +18,7 @@ class Workers:
     """Processes that wait for a snapshot.
 
     They are started first of all: a process without threads can be forked, and then nothing is imported again, which
-    takes longer than to read a small table. Elsewhere each process starts anew.
+    takes longer than to read a small table. Elsewhere each process imports everything again.
 
     Attributes:
         pipes: one for each process.
@@ -30,11 +30,11 @@ class Workers:
 
         forks = sys.platform == "linux" and threading.active_count() == 1
         context: Any = multiprocessing.get_context("fork" if forks else "spawn")
-        # Kept: a process that starts anew opens its lock by name, which goes with the object.
+        # Kept: a process that imports everything again opens its lock by name, which goes with the object.
         self._numbers = context.Value("q", 0)
         pairs = [context.Pipe() for _ in range(count)]
         self.pipes: list[Pipe[Any, Any]] = [ours for ours, _ in pairs]
-        # A process closes its copies of the other ends: it shall see that this process has ended.
+        # A process closes its copies of the other ends: it must see that this process has ended.
         self._processes = [
             context.Process(
                 target=_run,
