@@ -180,7 +180,7 @@ class IncrementalSnapshots:
         self._delivered: deque[_Delivered] = deque(maxlen=_MOST_DELIVERED)
         self._all_written: set[TableName] = set()
         self._flushed_lsn = 0
-        self._notes = 0
+        self._noted: set[str] = set()
         #: how many times the recorded changes had to be discarded in a row; chunks are smaller after each.
         self.overflows = 0
 
@@ -361,11 +361,15 @@ class IncrementalSnapshots:
                 if isinstance(signal, Control):
                     self._begin_run()
                 self._changed.notify_all()
-        self._note_once(result.message)
+        if result.is_refused:
+            self._note_once(result.message)
+        else:
+            self._note(result.message)
 
     def _note_once(self, text: str) -> None:
-        self._notes += 1
-        if self._notes <= _MOST_NOTES:
+        """Note what every role can cause as often as it likes: each text once, and a limited number of texts."""
+        if text not in self._noted and len(self._noted) < _MOST_NOTES:
+            self._noted.add(text)
             self._note(text)
 
     def _marker(self, content: bytes, lsn: str, tx: Transaction, seq: int) -> InPlace:

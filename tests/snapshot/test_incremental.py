@@ -130,6 +130,8 @@ def test_no_message_of_a_stranger_stops_the_stream(db15: Database, rdsrepl: Prog
         db15.run(f"SELECT pg_logical_emit_message(true, '{prefix}', '\\xff00'::bytea)", "INSERT INTO t VALUES (1)")
         done = rdsrepl("slot", "tail", "odd", "--until-now", "-f", "json", dsn=db15.dsn)
         assert done.code == 0 and "\x1b" not in done.err, done.err
+        text = "a signal for snapshots is ignored: it is not a JSON object of the expected form"
+        assert done.err.count(text) == (prefix == "rdsrepl.signal"), "a flood of them does not fill the log"
         assert [line["table"] for line in done.lines] == ["t"]
     finally:
         db15.run("SELECT pg_drop_replication_slot('odd')")
