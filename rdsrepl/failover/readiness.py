@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from rdsrepl.failover import remedies, server_rules, slot_pairs
 from rdsrepl.failover.findings import Finding, Level, worst
@@ -18,6 +18,9 @@ from rdsrepl.postgres.failover_servers import FailoverServer
 from rdsrepl.postgres.server_slots import ServerSlots
 from rdsrepl.postgres.slots import Slot
 from rdsrepl.units import format_size
+
+if TYPE_CHECKING:
+    from rdsrepl.postgres.subscriptions import Publisher
 
 #: a copy that is further behind is reported, because its consumer would get that much again.
 MAX_REPEAT_BYTES: Final = slot_pairs.MAX_REPEAT_BYTES
@@ -70,7 +73,11 @@ class Readiness:
 
 
 def assess(
-    primary: FailoverServer, standbys: Sequence[FailoverServer], *, max_repeat_bytes: int = MAX_REPEAT_BYTES
+    primary: FailoverServer,
+    standbys: Sequence[FailoverServer],
+    *,
+    max_repeat_bytes: int = MAX_REPEAT_BYTES,
+    subscriptions: Sequence[Publisher] = (),
 ) -> Readiness:
     """Return what a failover from a primary to each of its standbys would do to the logical slots.
 
@@ -78,6 +85,7 @@ def assess(
         primary: read before its standbys.
         standbys: of each ``server_rules.different_servers`` is None.
         max_repeat_bytes: a copy that is further behind its slot is reported.
+        subscriptions: of the subscribers, read before the standbys.
     """
     findings = [*server_rules.decoding(primary), *server_rules.waiting_for_standbys(primary)]
     rows: list[SlotReadiness] = []
@@ -100,6 +108,7 @@ def assess(
             findings += problems
             rows.append(_row(slot, standby, is_ready=not _critical(problems) and not slot.is_lost))
         findings += _ahead(names, primary, standby)
+        findings += _subscriptions_ahead(subscriptions, primary, standby)
     findings.sort(key=lambda finding: -finding.level.rank)
     level = worst(findings)
     labels = tuple(standby.label for standby in standbys)
@@ -332,6 +341,45 @@ def _ahead(names: Sequence[Slot], primary: FailoverServer, standby: FailoverServ
             "after a failover now the new primary would not have them",
             _hold_back(slot, primary, standby),
         )
+
+
+def _subscriptions_ahead(
+    subscriptions: Sequence[Publisher], primary: FailoverServer, standby: FailoverServer
+) -> Iterator[Finding]:
+    """Find subscriptions that have applied changes which the standby does not have yet.
+
+    A subscription continues after what it applied, also on the new primary, which assigns these positions again.
+    """
+    for one in subscriptions:
+        slot = primary.slot(one.slot)
+        if slot is None or slot.slot_type != "logical":
+            continue
+        if not one.knows_applied:
+            yield Finding(
+                "subscriber_unknown",
+                Level.info,
+                primary.label,
+                one.subname,
+                "how far this subscription has applied changes is not known: this role may not read "
+                "pg_replication_origin_status of the subscriber",
+                "compare, on the subscriber: SELECT * FROM pg_catalog.pg_replication_origin_status",
+            )
+        elif one.applied_lsn is not None and standby.lsn is not None:
+            received = max(standby.received_lsn or standby.lsn, standby.lsn)
+            if one.applied_lsn <= received:
+                continue
+            yield Finding(
+                "subscriber_ahead",
+                Level.warning,
+                primary.label,
+                one.subname,
+                f"this subscription has applied changes that the standby has not received "
+                f"({format_size(one.applied_lsn - received)} of WAL): after a failover now it would leave out what the "
+                "new primary writes in their place",
+                _hold_back(slot, primary, standby)
+                if slot.failover
+                else "disable the subscription before a failover, and enable it when the standby has what it applied",
+            )
 
 
 def _hold_back(slot: Slot, primary: FailoverServer, standby: FailoverServer) -> str:

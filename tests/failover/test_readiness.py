@@ -17,6 +17,7 @@ from rdsrepl.failover import readiness, server_rules
 from rdsrepl.failover.findings import Level
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.failover_servers import FailoverServer
+from rdsrepl.postgres.subscriptions import Publisher
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.builders import wal
 from tests.fixtures.failover import FailoverPair, failover_pair
@@ -55,6 +56,30 @@ def test_each_warning_alone(name: str) -> None:
     assert [(one.check, one.level) for one in result.findings] == [(name, Level.warning)]
     assert (result.level, result.ready) == (Level.warning, True)
     assert all(row.ready for row in result.slots)
+
+
+@pytest.mark.parametrize(
+    ("more", "knows", "checks"),
+    [
+        (-8, True, []),
+        (0, True, []),
+        (8, True, ["subscriber_ahead"]),
+        (None, True, []),
+        (None, False, ["subscriber_unknown"]),
+    ],
+)
+def test_a_subscription_that_has_applied_more_than_the_standby_has(
+    more: int | None, knows: bool, checks: list[str]
+) -> None:
+    primary, standby = ready_pair()
+    assert standby.lsn is not None
+    applied = None if more is None else Lsn(standby.lsn + more)
+    found = [
+        Publisher("s", "app", slot, "host=orders", applied, knows_applied=knows)
+        for slot in ("orders", "a slot of another publisher", PHYSICAL)
+    ]
+    result = readiness.assess(primary, (standby,), subscriptions=found)
+    assert [one.check for one in result.findings] == checks and result.ready
 
 
 @pytest.mark.parametrize("managed", [False, True])

@@ -27,6 +27,8 @@ def test_a_subscription_that_is_ahead_of_the_new_primary_is_not_pointed_there(
         made.cut_off()
         old.run("INSERT INTO t SELECT generate_series(1, 1000)")
         wait_until(lambda: db18.value("SELECT count(*) FROM t") == 1000, "the subscription has applied it")
+        checked = rdsrepl("failover", "check", "--to", new.dsn, "--subscriber", db18.dsn, "-o", "json", dsn=old.dsn)
+        assert ("subscriber_ahead", "s") in [(one["check"], one["subject"]) for one in checked.json["findings"]]
         words = ("failover", "run", "--to", new.dsn, "--subscriber", db18.dsn)
         unplanned = rdsrepl(*words, "--unplanned", "--dry-run", dsn=old.dsn)
         assert "subscription s has applied changes up to" in unplanned.err

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from rdsrepl.cli.command_classes import ReadCommand
+from rdsrepl.cli.completion import complete_target
 from rdsrepl.cli.context import global_options
 from rdsrepl.cli.failover.servers import read_servers
 from rdsrepl.cli.hints import with_selectors
 from rdsrepl.cli.options import size_option
+from rdsrepl.cli.targets import other_target
 from rdsrepl.errors import ExitCode
 from rdsrepl.render import Column, emit, listing, sections, size, stacked, styled
 from rdsrepl.text.counts import counted
@@ -21,6 +23,7 @@ from rdsrepl.text.escapes import shown
 if TYPE_CHECKING:
     from rdsrepl.failover.findings import Finding
     from rdsrepl.failover.readiness import Readiness, SlotReadiness
+    from rdsrepl.postgres.subscriptions import Publisher
 
 _EXIT: Final = (ExitCode.DONE, ExitCode.WARNING, ExitCode.CRITICAL)
 _STATES: Final = ("OK", "WARNING", "CRITICAL")
@@ -39,6 +42,16 @@ def check(
             show_default=False,
         ),
     ],
+    subscriber: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subscriber",
+            metavar="TARGET",
+            help="Also check how far the subscriptions of this server are; may be repeated.",
+            autocompletion=complete_target,
+            show_default=False,
+        ),
+    ] = None,
     max_repeat: Annotated[
         int | None, size_option("--max-repeat", help="Report a copy that repeats more WAL than this; default: 64MB.")
     ] = None,
@@ -55,9 +68,10 @@ def check(
     """
     from rdsrepl.failover import readiness
 
+    subscriptions = [one for words in subscriber or () for one in _subscriptions(ctx, words)]
     primary, standbys = read_servers(ctx, to)
     limit = readiness.MAX_REPEAT_BYTES if max_repeat is None else max_repeat
-    result = readiness.assess(primary, standbys, max_repeat_bytes=limit)
+    result = readiness.assess(primary, standbys, max_repeat_bytes=limit, subscriptions=subscriptions)
     reachable = tuple(replace(one, remedy=with_selectors(ctx, one.remedy)) for one in result.findings)
     result = replace(result, findings=reachable)
     rank = 0 if result.level is None else result.level.rank
@@ -66,6 +80,13 @@ def check(
         raise typer.Exit(rank)
     emit(result, global_options(ctx).output, lambda: table(result))
     raise typer.Exit(_EXIT[rank])
+
+
+def _subscriptions(ctx: typer.Context, words: str) -> list[Publisher]:
+    from rdsrepl.postgres import connection, subscriptions
+
+    with connection.open(other_target(ctx, words, "--subscriber")) as conn:
+        return subscriptions.publishers(conn)
 
 
 def table(result: Readiness) -> Any:
