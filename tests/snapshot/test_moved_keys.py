@@ -16,7 +16,8 @@ import pytest
 
 from rdsrepl.config import Target
 from rdsrepl.snapshot import requests, transitions
-from rdsrepl.snapshot.chunks import ChunkTable
+from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
+from rdsrepl.snapshot.chunks import ChunkTable, KeyColumn
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, Chunk, IncrementalSnapshots
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
 from rdsrepl.snapshot.state import FileStore, SnapshotState, Status, StreamIdentity
@@ -37,6 +38,9 @@ class Stream:
     def __init__(self, path: Path) -> None:
         self.catalog = Catalog(Target("no server", "host=127.0.0.1 port=1"))
         self.format = JsonFormat(self.catalog)
+        operator = ("pg_catalog", "=")
+        key = KeyColumn("id", "integer", operator, operator, operator, None)
+        self.rows = RowFormat(ChunkTable(ITEMS, (), None, (key,), False, None, None), self.format, lenient=False)
         self.notes: list[str] = []
         self.hook = IncrementalSnapshots(
             "s",
@@ -75,7 +79,7 @@ class Stream:
         tx = self.tx()
         lines = self.hook.message(prefix, content.encode(), "0/0", tx, 1)
         self.hook.batch_ends()
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in b"".join(lines.lines).splitlines()]
 
     def move(self, old: int, new: int) -> None:
         """Decode an update that moves a key and leaves the large value alone."""
@@ -86,23 +90,20 @@ class Stream:
 
     def offer(self, run: str, snapshot_id: str, number: int, ids: range, *, keys: tuple[int, ...] = ()) -> None:
         """Let a chunk wait whose snapshot sees everything up to now."""
-        rows = {(str(n),): (str(n), '"read"', '"big"') for n in ids}
-        table = ChunkTable(ITEMS, (), None, (), False, None, None)
-        cursor = None if keys or not rows else (str(ids[-1]),)
+        rows = ChunkRows.of(self.rows, [b"%d\tread\tbig\n" % n for n in ids])
+        cursor = None if keys or not ids else (str(ids[-1]),)
         self.hook.offer(
             run,
             Chunk(
                 snapshot_id=snapshot_id,
                 place=0,
                 number=number,
-                table=table,
                 rows=rows,
                 seen=ServerSnapshot(self.xid + 1, self.xid + 1, frozenset()),
                 cursor=cursor,
                 size=1,
                 keys=tuple((str(key),) for key in keys),
-                is_last=not keys and len(rows) < 10,
-                writer=self.format.writer(ITEMS),
+                is_last=not keys and len(ids) < 10,
             ),
         )
 

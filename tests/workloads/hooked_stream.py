@@ -19,19 +19,23 @@ from unittest import mock
 from rdsrepl.config import Target
 from rdsrepl.lsn import Lsn
 from rdsrepl.snapshot import incremental, requests
-from rdsrepl.snapshot.chunks import ChunkTable
+from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
+from rdsrepl.snapshot.chunks import ChunkTable, KeyColumn
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, Chunk, IncrementalSnapshots, Restarted
 from rdsrepl.snapshot.recorded_changes import Key, Row
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
 from rdsrepl.snapshot.state import SnapshotState, Status
 from rdsrepl.tail.formats.base import Values
+from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.model import Relation, Transaction
+from rdsrepl.tail.model import Column, Relation, Transaction
 from rdsrepl.tail.timelines import Timelines
 from tests.workloads.snapshot_model import EPOCH, Change, Entry, Line, Outcome, Server, Tx, differences
 
 T = TypeVar("T")
 _NAME = ("public", "items")
+# Compiling a format takes longer than a run.
+_FORMATS: dict[tuple[Column, ...], RowFormat] = {}
 
 
 class Blocked(Exception):
@@ -60,14 +64,14 @@ class _Store:
 
 
 class _Writer:
-    """Takes the lines of changes, or of chunks."""
+    """Takes the lines of changes."""
 
-    def __init__(self, lines: list[Line], op: str) -> None:
-        self._lines, self._op = lines, op
+    def __init__(self, lines: list[Line]) -> None:
+        self._lines = lines
 
     def insert(self, new: Values, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
         row = tuple(new)
-        self._lines.append((int(Lsn.parse(tx.commit_lsn)), seq, self._op, (str(row[0]),), None, row))
+        self._lines.append((int(Lsn.parse(tx.commit_lsn)), seq, "i", (str(row[0]),), None, row))
         return ""
 
     def update(self, new: Values, old: Values | None, whole: bool, lsn: str, tx: Transaction, seq: int) -> str:  # noqa: ARG002
@@ -92,7 +96,7 @@ class HookedStream:
         self._start()
 
     def _start(self) -> None:
-        catalog = Catalog(Target("no server", "host=127.0.0.1 port=1"))
+        self._catalog = catalog = Catalog(Target("no server", "host=127.0.0.1 port=1"))
         self.hook = IncrementalSnapshots(
             "s", self._store, catalog, "json", lambda _: None, allows_conditions=False, is_plain=True, needs_state=True
         )
@@ -168,12 +172,14 @@ class HookedStream:
     def _decode(self, entry: Entry) -> None:
         tx = Transaction.of(entry.xid % EPOCH, 1, entry.begin, 0)
         if entry.marker is not None:
-            begin = len(self.lines)
             prefix, content = entry.marker
-            self.hook.message(str(prefix), str(content).encode(), "0/0", tx, 1)
-            for _, _, _, key, _, row in self.lines[begin:]:
-                truth = entry.rows.get(key or ())
-                self.stale += truth is None or any(a != b for a, b in zip(row or (), truth, strict=False))
+            written = self.hook.message(str(prefix), str(content).encode(), str(Lsn(entry.begin)), tx, 1)
+            for text in b"".join(written.lines).splitlines():
+                event = json.loads(text)
+                row = tuple(map(json.dumps, event["after"].values()))
+                truth = entry.rows.get(row[:1])
+                self.stale += truth is None or any(a != b for a, b in zip(row, truth, strict=False))
+                self.lines.append((entry.begin, event["seq"], "r", row[:1], None, row))
         for seq, change in enumerate(entry.changes, 1):
             self._change(tx, seq, change)
 
@@ -184,7 +190,7 @@ class HookedStream:
             self.lines.append((int(Lsn.parse(tx.commit_lsn)), seq, "t", None, None, None))
             return
         assert key is not None
-        writer = self.hook.writer(relation, _Writer(self.lines, "i"))
+        writer = self.hook.writer(relation, _Writer(self.lines))
         nulls = ("null",) * (len(relation.columns) - 1)
         if change.op == "d":
             writer.delete((*key, *nulls), False, "0/0", tx, seq)
@@ -282,15 +288,22 @@ class HookedStream:
             snapshot_id=name,
             place=0,
             number=number,
-            table=_table_of(relation),
-            rows=found,
+            rows=ChunkRows.of(self._format(relation), list(map(_copied, found.values()))),
             seen=seen,
             cursor=None if keys or not found else chosen[:size][-1],
             size=1,
             keys=keys,
             is_last=not keys and len(found) < size,
-            writer=_Writer(self.lines, "r"),
         )
+
+    def _format(self, relation: Relation) -> RowFormat:
+        if relation.columns not in _FORMATS:
+            operator = ("pg_catalog", "=")
+            table = ChunkTable(
+                relation, (), None, (KeyColumn("id", "bigint", operator, operator, operator, None),), False, None, None
+            )
+            _FORMATS[relation.columns] = RowFormat(table, JsonFormat(self._catalog), lenient=False)
+        return _FORMATS[relation.columns]
 
     @property
     def is_done(self) -> bool:
@@ -302,8 +315,9 @@ class HookedStream:
         )
 
 
-def _table_of(relation: Relation) -> ChunkTable:
-    return ChunkTable(relation, (), None, (), False, None, None)
+def _copied(row: Row) -> bytes:
+    """Return a row as COPY sends it; the values need no escapes."""
+    return "\t".join(str(json.loads(value or "null")) for value in row).encode() + b"\n"
 
 
 def _until(action: Callable[[], T]) -> Generator[None, None, T]:
