@@ -62,7 +62,9 @@ class Tail:
         command = ["slot", "tail", self._slot, "--create", "pgoutput", "--publication", "p"]
         command += ["--state", str(self.state)]
         with self.out.open("ab") as file:
-            process = self._rdsrepl.start(*command, "-f", "json", *words, dsn=self._dsn, stdout=file)
+            process = self._rdsrepl.start(
+                *command, *(() if "-f" in words else ("-f", "json")), *words, dsn=self._dsn, stdout=file
+            )
         try:
             wait_until(
                 lambda: self._source.value(
@@ -408,3 +410,29 @@ def test_tables_that_change_in_the_middle_of_a_snapshot(source: Database, rdsrep
         columns = set(expected[0])
         seen = [{name: value for name, value in row.items() if name in columns} for row in rows.values()]
         assert _sorted(seen) == _sorted(expected), table
+
+
+@pytest.mark.parametrize("format_", ["debezium", "wal2json"])
+def test_rows_in_the_other_formats(source: Database, rdsrepl: Program, tmp_path: Path, format_: str) -> None:
+    """Without a condition that the process allows, a request with one is refused; with it, only such rows come."""
+    tail = Tail(rdsrepl, source, tmp_path)
+    source.run("CREATE TABLE other (at timestamptz PRIMARY KEY, v int)", "INSERT INTO other VALUES ('2026-01-01', 1)")
+    with tail.running("-f", format_, "--allow-snapshot-conditions"):
+        signal(source, Request("bad", "s", ("public.t",), where="id > 5) OR (true"))
+        assert "condition does not fit" in tail.wait_for("bad", "failed")["reason"]
+        signal(source, Request("one", "s", ("public.t",), chunk_rows=2, where="id > 995"))
+        tail.wait_for("one")
+        signal(source, Request("two", "s", ("public.other",)))
+        source.run("UPDATE other SET at = '2026-01-02'")
+        tail.wait_for("two")
+    found = tail.events()
+    if format_ == "wal2json":
+        rows = [event for event in found if event["action"] == "I" and event["table"] == "t"]
+        assert [row["columns"][0]["value"] for row in rows] == [996, 997, 998, 999, 1000]
+        return
+    rows = [event for event in found if event["op"] == "r" and event["source"]["table"] == "t"]
+    assert [row["after"]["id"] for row in rows] == [996, 997, 998, 999, 1000]
+    assert {row["source"]["snapshot"] for row in rows} == {"incremental"}
+    assert all(row["before"] is None and row["source"]["txId"] and row["source"]["lsn"] for row in rows)
+    others = [event for event in found if event["source"]["table"] == "other" and event["op"] in "rcu"]
+    assert others[-1]["after"]["at"].startswith("2026-01-02")
