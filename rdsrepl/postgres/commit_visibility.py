@@ -24,13 +24,16 @@ _VISIBLE_SECONDS_UNSEEN: Final = 2.0
 _POLL_SECONDS: Final = 0.02
 
 
-def wait_until_visible(conn: Connection, is_over: Callable[[], bool]) -> None:
+def wait_until_visible(conn: Connection, is_over: Callable[[], bool]) -> bool:
     """Wait until the commits are visible that were in the WAL when this was called.
 
     Args:
         conn: the primary. Without the rights of ``pg_read_all_stats`` the wait events of other roles are hidden; then
             a longer time passes.
         is_over: whether to end the wait early.
+
+    Returns:
+        Whether they are visible.
     """
     row = conn.execute(_SEES_ALL).fetchone()
     until = time.monotonic() + (_VISIBLE_SECONDS if row is not None and row[0] else _VISIBLE_SECONDS_UNSEEN)
@@ -40,6 +43,7 @@ def wait_until_visible(conn: Connection, is_over: Callable[[], bool]) -> None:
     while waiting and not is_over():
         time.sleep(_POLL_SECONDS)
         waiting &= _committing(conn)
+    return not waiting and not is_over()
 
 
 def _committing(conn: Connection) -> set[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from rdsrepl.postgres.commit_visibility import wait_until_visible
 from rdsrepl.verify import limited, statements
 from rdsrepl.verify.links import Link, wait_until_applied
 from rdsrepl.verify.row_state import NOT_READ, Reading, Round, RowState, evaluate
@@ -19,15 +20,6 @@ if TYPE_CHECKING:
 #: Returns the rows with these keys that exist.
 ReadRows = Callable[[Sequence[Key]], Mapping[Key, Reading]]
 
-# A commit is decoded and applied before it is visible here, with synchronous replication long before.
-_COMMITTING: Final = """
-SELECT coalesce(array_agg(pid || ' ' || backend_xid::text), '{}') FROM pg_catalog.pg_stat_activity
- WHERE wait_event = 'SyncRep' AND backend_xid IS NOT NULL
-"""
-_SEES_ALL: Final = "SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'usage')"
-_VISIBLE_SECONDS: Final = 0.1
-_VISIBLE_SECONDS_UNSEEN: Final = 2.0
-_POLL_SECONDS: Final = 0.02
 _KEYS_PER_STATEMENT: Final = 1_000
 
 
@@ -73,22 +65,11 @@ class Proof:
             return None
         near = self.read_source(suspects)
         target = self.read_target(suspects)
-        self._wait_until_visible(deadline)
+        # The target may have applied commits that are not yet visible on the source.
+        if not wait_until_visible(self.source, lambda: time.monotonic() >= deadline):
+            return None
         after = self.read_source(suspects)
         return {one: Round(before.get(one), near.get(one), target.get(one), after.get(one)) for one in suspects}
-
-    def _wait_until_visible(self, deadline: float) -> None:
-        """Wait until the commits that the target may have applied are visible on the source."""
-        row = self.source.execute(_SEES_ALL).fetchone()
-        time.sleep(_VISIBLE_SECONDS if row is not None and row[0] else _VISIBLE_SECONDS_UNSEEN)
-        waiting = self._committing()
-        while waiting and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-            waiting &= self._committing()
-
-    def _committing(self) -> set[str]:
-        row = self.source.execute(_COMMITTING).fetchone()
-        return set(row[0]) if row is not None else set()
 
 
 def by_key(conn: Connection, side: Side) -> ReadRows:
