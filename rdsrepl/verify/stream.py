@@ -111,7 +111,8 @@ def _limited_nesting() -> Iterator[None]:
         yield
     except RecursionError:
         raise Unsupported(
-            "a row has a JSON value that is nested too deep to be compared", hint="name the other tables with --table"
+            "a row has a JSON value that is nested too deep to be compared",
+            hint="leave its table out of the stream (slot tail --table), and compare the other tables",
         ) from None
 
 
