@@ -49,8 +49,8 @@ class TableProgress:
 
 
 def progress(snapshots: Iterable[SnapshotState]) -> list[TableProgress]:
-    """Return the rows of snapshots, those of each in the order of its tables."""
-    return [row for one in snapshots for row in _rows(one)]
+    """Return the rows of snapshots, those that have not ended first, each in the order of its tables."""
+    return [row for one in sorted(snapshots, key=lambda one: one.status.has_ended) for row in _rows(one)]
 
 
 def _rows(one: SnapshotState) -> list[TableProgress]:

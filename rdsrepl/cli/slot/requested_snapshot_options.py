@@ -29,7 +29,7 @@ class RequestedSnapshotFlags:
         str | None,
         typer.Option(
             "--state",
-            metavar="FILE|table:NAME",
+            metavar="FILE|table:SCHEMA.NAME",
             help="Keep the state of requested snapshots in this file or table, instead of a file of this host.",
             rich_help_panel=STREAM_PANEL,
         ),

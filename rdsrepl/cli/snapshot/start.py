@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -192,8 +193,8 @@ def _wait(ctx: typer.Context, target: Target, request: Request, state: str | Non
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted; snapshot {request.id} goes on",
-            hint=f"see it: {command('snapshot show {}', request.id)}; "
-            f"end it: {command('snapshot cancel {}', request.id)}",
+            hint=f"see it: {command('snapshot show {}', request.id)}{_place(request, state)}; "
+            f"end it: {command('snapshot cancel {}', request.id)}{_place(request, state)}",
         ) from None
     finally:
         shown.clear()
@@ -201,9 +202,14 @@ def _wait(ctx: typer.Context, target: Target, request: Request, state: str | Non
     if one.status is Status.cancelled:
         raise Error(f"snapshot {request.id} was cancelled")
     if one.status is Status.failed:
-        again = command("snapshot resume {}", request.id)
+        again = command("snapshot resume {}", request.id) + _place(request, state)
         raise Error(f"snapshot {request.id} failed: {one.reason}", hint=f"then continue at its cursor: {again}")
     note(ctx, f"snapshot {request.id} is done")
+
+
+def _place(request: Request, state: str | None) -> str:
+    """Return the options that a command about the snapshot needs besides its ID."""
+    return "" if state is None else f" --slot {request.slot} --state {shlex.quote(state)}"
 
 
 class _Reader:
