@@ -24,6 +24,14 @@ def require_writable(path: Path, option: str) -> None:
         BadValue: it is a directory or another special file, or its directory does not exist or is not writable.
     """
     name = f"{option} {shown(str(path))}"
+    try:
+        _require_writable(path, option, name)
+    except (OSError, RuntimeError) as exc:  # too long; a loop of symbolic links
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        raise BadValue(f"{name} cannot be used: {reason}", hint="name another file") from exc
+
+
+def _require_writable(path: Path, option: str, name: str) -> None:
     if path.is_dir():
         raise BadValue(f"{name} is a directory", hint=f"name a file in it, or give {option} - for stdout")
     if path.exists() and not path.is_file():

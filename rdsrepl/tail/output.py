@@ -5,6 +5,7 @@ Decides which sink takes the lines, and what keeps changes from being written tw
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -14,13 +15,14 @@ from rdsrepl.state import output_file
 from rdsrepl.tail.appended_file import AppendedFile, Identify, appended_file, identity_in_debezium, identity_in_json
 from rdsrepl.tail.options import FileOptions, FormatName, TailOptions
 from rdsrepl.tail.progress import Observer
-from rdsrepl.tail.sinks.compression import Compressor, opener
+from rdsrepl.tail.sinks.compression import Compressor, compressing_name, opener
 from rdsrepl.tail.sinks.output_files import forget_positions, named_file, recorded_file
 from rdsrepl.tail.sinks.position_file import StreamSource
 from rdsrepl.tail.sinks.recorded_file import RecordedFileSink
-from rdsrepl.tail.sinks.rotation import Rotation
+from rdsrepl.tail.sinks.rotation import Rotation, closed_path
 from rdsrepl.tail.sinks.stdout import StdoutSink, remove_torn_line, require_writable
 from rdsrepl.text.counts import counted
+from rdsrepl.text.escapes import shown
 
 if TYPE_CHECKING:
     from rdsrepl.tail.preflight import PreflightResult
@@ -65,8 +67,25 @@ def check_file(options: TailOptions) -> None:
             "--no-confirm is not supported with --to file:PATH, which records what is confirmed",
             hint="omit it, or redirect standard output: > FILE",
         )
+    if file.rotate_size is not None or file.rotate_seconds is not None:
+        _require_short(file)
     if file.compress is not None:
         opener(file.compress)
+
+
+def _require_short(file: FileOptions) -> None:
+    """Make sure that the file can be closed: its name then becomes longer.
+
+    Raises:
+        BadValue: the name would be too long.
+    """
+    path = file.path.resolve()
+    longest = len(os.fsencode(compressing_name(closed_path(path, 0, 0))))
+    if longest > (most := os.pathconf(path.parent, "PC_NAME_MAX")):
+        raise BadValue(
+            f"--to file:{shown(path.name)}: a closed file would have a name of {longest} bytes; {most} are possible",
+            hint=f"choose a name that is shorter by {counted(longest - most, 'byte')}",
+        )
 
 
 def open_output(options: TailOptions, checked: PreflightResult, observer: Observer) -> Output:

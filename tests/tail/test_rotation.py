@@ -368,6 +368,8 @@ def test_rotating_files_of_a_slot(db15: Database, rdsrepl: Program, tmp_path: Pa
         (["--to", "file:/dev/null"], "--to /dev/null is not a regular file"),
         (["--to", "file:out", "--no-confirm"], "--no-confirm is not supported with --to file:PATH"),
         (["--to", "file:"], "--to file: is not a sink"),
+        (["--to", f"file:{'n' * 300}"], "cannot be used: File name too long"),
+        (["--to", f"file:{'n' * 220}", "--rotate-size", "1MB"], "a name that is shorter by 1 byte"),
     ],
 )
 def test_options_that_do_not_fit(rdsrepl: Program, words: list[str], message: str) -> None:

@@ -96,8 +96,7 @@ class Compressor:
 
     def _compress(self, closed: Path) -> None:
         target = closed.with_name(closed.name + SUFFIXES[self._method])
-        # The name begins with a dot, so that patterns for the files do not match it.
-        temporary = closed.with_name(f".{target.name}.tmp")
+        temporary = closed.with_name(compressing_name(closed, self._method))
         try:
             if not os.path.lexists(target):
                 self._write(closed, temporary)
@@ -144,6 +143,14 @@ class Compressor:
         if text not in self._warned:
             self._warned.add(text)
             self._warn(text)
+
+
+def compressing_name(closed: Path, method: Compression = Compression.zstd) -> str:
+    """Return the name of the compressed file while it is written.
+
+    It begins with a dot, so that patterns for the files do not match it.
+    """
+    return f".{closed.name}{SUFFIXES[method]}.tmp"
 
 
 def opener(method: Compression) -> Callable[[IO[bytes], Literal["rb", "wb"]], IO[bytes]]:
