@@ -2,7 +2,7 @@
 
 Four writers change the tables all the time: rows are inserted and deleted, keys move, of five changes four leave the
 large value alone. The process is killed while it starts, copies rows, and streams; each time it starts again with the
-same command. At the end the tables of a consumer that begins with nothing must be the source's, and the lines of each
+same command. Sometimes its connections are terminated before. At the end the tables of a consumer that begins with nothing must be the source's, and the lines of each
 key must be in order.
 """
 
@@ -26,6 +26,12 @@ from tests.workloads.stream_consumer import Consumer, compare, source_rows
 KILLS = 100
 _KILLS_OF_A_RUN = 10
 _ROWS = 4_000
+# The connections that receive the stream, read rows and write markers.
+_TERMINATE = """
+SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
+ WHERE datname = current_database() AND pid <> pg_backend_pid()
+   AND (backend_type = 'walsender' OR query LIKE 'COPY (SELECT%' OR query LIKE '%pg_logical_emit_message%')
+"""
 _KEYS = {"items": ("id",), "places": ("area", "name")}
 
 
@@ -46,7 +52,7 @@ def _run(server: PostgresServer, directory: Path, name: str, is_initial: bool, r
     changing_rows.create(source, _ROWS)
     create = ["--create", "pgoutput", *(["--snapshot"] if is_initial else [])]
     tail = SnapshotTail(source, name, directory / name, *create, targets={})
-    started = 0
+    lost = 0
     with changing_rows.writers(source, _ROWS, pause_seconds=0.01) as load:
         for kill in range(_KILLS_OF_A_RUN):
             tail.start()
@@ -57,7 +63,9 @@ def _run(server: PostgresServer, directory: Path, name: str, is_initial: bool, r
                 tail.request("second", 100)
             # Starting takes about half a second: some kills come before the first row.
             time.sleep(rng.choice([rng.uniform(0.0, 0.5), rng.uniform(0.5, 1.2), rng.uniform(0.5, 3.0)]))
-            started += tail.out.stat().st_size > 0
+            if rng.random() < 0.5:
+                lost += source.value(_TERMINATE)
+                time.sleep(rng.uniform(0.0, 2.0))
             tail.kill()
         tail.start()
         _wait_for_slot(source, name)
@@ -72,7 +80,7 @@ def _run(server: PostgresServer, directory: Path, name: str, is_initial: bool, r
     consumer = Consumer().fold(events)
     kind = "slot tail --snapshot" if is_initial else "snapshot start"
     print(
-        f"  {kind:22} {_KILLS_OF_A_RUN} kills  transactions {load.transactions:6,}  lines {len(events):7,}  rows copied"
+        f"  {kind:22} {_KILLS_OF_A_RUN} kills  connections lost {lost:2}  transactions {load.transactions:6,}  lines {len(events):7,}  rows copied"
         f" {consumer.copied:6,}  repeats {consumer.repeats}  out of order {len(consumer.out_of_order)}  ",
         end="",
     )
