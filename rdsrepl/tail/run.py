@@ -243,13 +243,14 @@ def _stream(target: Target, kinesis: KinesisOptions) -> KinesisStream:
 
 
 def _kinesis_sink(target: Target, options: TailOptions, stream: KinesisStream, observer: Observer) -> KinesisSink:
-    from rdsrepl.tail.sinks.allocation import return_large_blocks
+    from rdsrepl.tail.sinks.allocation import collect_less_often, return_large_blocks
     from rdsrepl.tail.sinks.kinesis import KinesisSink
     from rdsrepl.tail.sinks.oversize import Oversize
 
     given = options.kinesis
     assert given is not None
     return_large_blocks()
+    collect_less_often()
     return KinesisSink(
         _aws(target, given),
         stream,

@@ -71,7 +71,8 @@ def compare(server: PostgresServer) -> None:
 def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
     with kinesis_server("--null") as url:
         print(
-            f"\nTo a Kinesis server that accepts everything at once: {CHANGES:,} rows of 200 bytes (changes/s, peak MB)"
+            f"\nTo a Kinesis server that accepts everything at once: {CHANGES:,} rows of 200 bytes "
+            "(changes/s, our CPU in µs a change, peak MB)"
         )
         for name, words, count in (
             ("own keys", ["--until-now"], CHANGES),
@@ -81,7 +82,7 @@ def _compare(dsn: str, ours: list[str], pg2kinesis: Pg2kinesis) -> None:
             ("one key", ["--partition-by", "table", "--limit", "3000"], 3_000),
         ):
             cost = run([*ours, url, *words])
-            print(f"  {name:<28} {count / cost.wall:9,.0f} {cost.memory:6.1f}")
+            print(f"  {name:<28} {count / cost.wall:9,.0f} {cost.cpu * 1e6 / count:6.1f} {cost.memory:6.1f}")
         print(pg2kinesis.line(pg2kinesis.rate(url, CHANGES // 2)))
     with kinesis_server() as url:
         copied = run([sys.executable, "-m", "tests.benchmarks.psycopg2_script", dsn, "kw", url, str(SCRIPT_CHANGES)])

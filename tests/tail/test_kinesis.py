@@ -452,7 +452,7 @@ def test_without_an_endpoint_requests_go_to_the_service(monkeypatch: pytest.Monk
         raw.stream = lambda *_, **__: iter([raw.read()])  # type: ignore[attr-defined]
         return AWSResponse(request.url, 200, {}, raw)
 
-    caller = PutRecordsClient(Aws(region="ap-southeast-2"), stream, with_shards=False)
+    caller = PutRecordsClient(Aws(region="ap-southeast-2"), stream, KeyDispatch(Limits()), with_shards=False)
     caller._client.meta.events.register("before-send.kinesis.PutRecords", answer)
     assert caller.put([Record(b"k", b"data", PendingBatch(1, 1))]) == Answer()
     (request,) = sent

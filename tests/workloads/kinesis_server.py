@@ -21,6 +21,8 @@ from typing import Any
 REGION = "eu-west-1"
 _HASHES = 1 << 128
 _EXPLICIT = re.compile(rb'"ExplicitHashKey":"(\d+)"')
+# A result of PutRecords, as long as those of AWS.
+_STORED = b'{"SequenceNumber":"%056d","ShardId":"shardId-000000000000"}' % 1
 _PARENTS = ("ParentShardId", "AdjacentParentShardId")
 #: how many shards a page of ListShards has; AWS's default is 1,000.
 _PAGE = 100
@@ -230,6 +232,9 @@ class KinesisServer:
             # A client that selects the shard reads where its record went.
             hashes = [int(found) for found in _EXPLICIT.findall(body)]
             (stream,) = self.shards
+            if not hashes:
+                results = b",".join([_STORED] * body.count(b'"PartitionKey":'))
+                return 200, b'{"FailedRecordCount":0,"Records":[%b]}' % results
             stored = [
                 {"SequenceNumber": "1", "ShardId": shard_for(self.shards[stream], value).name} for value in hashes
             ]

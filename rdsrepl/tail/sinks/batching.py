@@ -39,29 +39,34 @@ class Entry(Protocol):
     """One record of a request.
 
     Attributes:
+        changes: how many changes it has.
         refusals: how often Kinesis refused it.
     """
 
-    refusals: int
+    @property
+    def changes(self) -> int: ...  # noqa: D102
 
     @property
-    def memory(self) -> int:
-        """The approximate bytes of its keys and data."""
-        ...
-
-    def __len__(self) -> int:
-        """Return how many changes it has."""
-        ...
-
-    def json(self) -> bytes:
-        """Return it as an entry of PutRecords."""
-        ...
+    def refusals(self) -> int: ...  # noqa: D102
 
 
 E = TypeVar("E", bound=Entry)
+E_contra = TypeVar("E_contra", bound=Entry, contravariant=True)
 
 
-class Dispatch(Protocol[E]):
+class Encoder(Protocol[E_contra]):
+    """Writes the entries of a request. Keeps nothing, so that several threads may use it."""
+
+    def memory(self, entries: Sequence[E_contra], /) -> int:
+        """Return the approximate bytes of their keys and data."""
+        ...
+
+    def encoded(self, entries: Sequence[E_contra], /) -> bytes:
+        """Return them in JSON, as ``Records`` of PutRecords has them, without the brackets."""
+        ...
+
+
+class Dispatch(Encoder[E], Protocol[E]):
     """Holds the records that were accepted and are not acknowledged.
 
     Attributes:

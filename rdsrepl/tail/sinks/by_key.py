@@ -7,47 +7,71 @@ sent again stays before the later ones of its key. Different keys do not wait fo
 from __future__ import annotations
 
 import heapq
-from collections import deque
-from collections.abc import Mapping, Sequence
+import re
+from binascii import b2a_base64
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from functools import partial
+from itertools import count, islice, repeat
+from json.encoder import encode_basestring_ascii as quote
+from operator import itemgetter
+from typing import Final, NamedTuple
 
-from rdsrepl.tail.sinks.batching import RECORD_OVERHEAD_BYTES, Limits, entry
+from rdsrepl.tail.sinks.batching import RECORD_OVERHEAD_BYTES, Limits
 from rdsrepl.tail.sinks.pacing import Pace
+
+# Keys that are the same in JSON.
+_PLAIN: Final = re.compile(rb"[ !#-\[\]-~]*").fullmatch
+_base64: Final = partial(b2a_base64, newline=False)
 
 
 class PendingBatch:
-    """A batch that was handed over: its number, and how many of its records are not acknowledged yet."""
+    """A batch that was handed over.
 
-    __slots__ = ("left", "number")
+    Attributes:
+        number: its number.
+        left: how many of its records are not acknowledged yet.
+        refusals: how often the record of a key was refused that is in flight or is to be sent again.
+    """
+
+    __slots__ = ("left", "number", "refusals")
 
     def __init__(self, number: int, left: int) -> None:
         self.number = number
         self.left = left
+        self.refusals: dict[bytes, int] = {}
 
 
-class Record:
-    """One line to send: partition key, data, the batch it belongs to, how often it was refused."""
+class _Line(NamedTuple):
+    key: bytes
+    data: bytes
+    batch: PendingBatch
 
-    __slots__ = ("batch", "data", "key", "refusals")
 
-    def __init__(self, key: bytes, data: bytes, batch: PendingBatch) -> None:
-        self.key = key
-        self.data = data
-        self.batch = batch
-        self.refusals = 0
+class Record(_Line):
+    """One line to send: partition key, data, the batch it belongs to."""
 
-    def __len__(self) -> int:
-        return 1
+    __slots__ = ()
+
+    changes: Final = 1
 
     @property
-    def memory(self) -> int:
-        """The bytes of its key and data."""
-        return len(self.key) + len(self.data)
+    def refusals(self) -> int:
+        """How often it was refused."""
+        return self.batch.refusals.get(self.key, 0)
 
-    def json(self) -> bytes:
-        """Return it as an entry of PutRecords."""
-        return entry(self.data, self.key)
+
+# These run for each change, without an operation of Python.
+_record: Final = partial(tuple.__new__, Record)
+_key: Final = itemgetter(0)
+_data: Final = itemgetter(1)
+_batch: Final = itemgetter(2)
+
+
+def _bytes(records: Sequence[tuple[bytes, bytes] | Record]) -> int:
+    """Return the bytes of keys and data."""
+    return sum(map(len, map(_key, records))) + sum(map(len, map(_data, records)))
 
 
 @dataclass(slots=True)
@@ -79,10 +103,26 @@ class KeyDispatch:
         """Accept a batch; its records are (partition key, data) in commit order."""
         batch = PendingBatch(number, len(records))
         ready, behind = self._ready, self._behind
-        size = 0
-        for key, data in records:
-            record = Record(key, data, batch)
-            size += len(data) + len(key)
+        keys = list(map(_key, records))
+        made: Iterable[Record] = map(_record, zip(keys, map(_data, records), repeat(batch)))
+        new = dict.fromkeys(keys)
+        if len(new) == len(keys) and behind.keys().isdisjoint(new):
+            behind.update(new)
+            ready.extend(made)
+        else:
+            self._accept_each(made)
+        self.pending_bytes += _bytes(records) + len(records) * RECORD_OVERHEAD_BYTES
+        self._batches.append(batch)
+        if ready and self._due is None:
+            self._due = now + self.limits.linger_seconds
+        if not records:
+            self._advance()
+
+    def _accept_each(self, records: Iterable[Record]) -> None:
+        """Accept records of which some wait for others of their key."""
+        ready, behind = self._ready, self._behind
+        for record in records:
+            key = record.key
             if key not in behind:
                 behind[key] = None
                 ready.append(record)
@@ -90,12 +130,6 @@ class KeyDispatch:
                 behind[key] = deque((record,))
             else:
                 waiting.append(record)
-        self.pending_bytes += size + len(records) * RECORD_OVERHEAD_BYTES
-        self._batches.append(batch)
-        if ready and self._due is None:
-            self._due = now + self.limits.linger_seconds
-        if not records:
-            self._advance()
 
     def due_in(self, now: float) -> float | None:
         """Return in how many seconds a record is to be sent; None if none waits."""
@@ -128,6 +162,12 @@ class KeyDispatch:
         early = self._due is not None and now < self._due and len(ready) < most
         if early and not flush and not records:
             return records
+        first = list(islice(ready, most - len(records)))
+        if size + (first_bytes := _bytes(first)) <= most_bytes:
+            size += first_bytes
+            records += first
+            for _ in first:
+                ready.popleft()
         while ready and len(records) < most:
             record = ready[0]
             size += len(record.data) + len(record.key)
@@ -144,31 +184,43 @@ class KeyDispatch:
     ) -> None:
         """Record the answer: the next records of the acknowledged keys may be sent, the refused ones are sent again."""
         ready, behind = self._ready, self._behind
-        size = 0
-        finished = False
-        for position, record in enumerate(entries):
-            if again and position in again:
-                record.refusals += 1
-                heapq.heappush(self._again, (again[position], next(self._serial), record))
-                continue
-            key = record.key
-            size += len(record.data) + len(key)
-            batch = record.batch
-            batch.left -= 1
-            if not batch.left:
-                finished = True
-            if waiting := behind[key]:
+        acknowledged = entries
+        if again:
+            for position, due in again.items():
+                record = entries[position]
+                record.batch.refusals[record.key] = record.refusals + 1
+                heapq.heappush(self._again, (due, next(self._serial), record))
+            acknowledged = [record for position, record in enumerate(entries) if position not in again]
+        for batch, records in Counter(map(_batch, acknowledged)).items():
+            batch.left -= records
+            if batch.refusals:
+                for record in acknowledged:
+                    batch.refusals.pop(record.key, None)
+        keys = list(map(_key, acknowledged))
+        for key, waiting in zip(keys, map(behind.pop, keys), strict=True):
+            if waiting:
                 ready.append(waiting.popleft())
-            else:
-                del behind[key]
-        acknowledged = len(entries) - len(again)
-        self.pending_bytes -= size + acknowledged * RECORD_OVERHEAD_BYTES
-        self._pace.answered(acknowledged, len(again), now)
+                behind[key] = waiting
+        self.pending_bytes -= _bytes(acknowledged) + len(acknowledged) * RECORD_OVERHEAD_BYTES
+        self._pace.answered(len(acknowledged), len(again), now)
         if ready and self._due is None:
             # These have waited already.
             self._due = now
-        if finished:
-            self._advance()
+        self._advance()
+
+    @staticmethod
+    def memory(entries: Sequence[Record], /) -> int:
+        """Return the bytes of their keys and data."""
+        return _bytes(entries)
+
+    @staticmethod
+    def encoded(entries: Sequence[Record], /) -> bytes:
+        """Return them as PutRecords has them."""
+        keys = list(map(_key, entries))
+        if not _PLAIN(b"".join(keys)):
+            keys = [quote(key.decode())[1:-1].encode() for key in keys]
+        fields = zip(map(_base64, map(_data, entries)), keys, strict=True)
+        return b'{"Data":"%b"}' % b'"},{"Data":"'.join(map(b'","PartitionKey":"'.join, fields))
 
     def _advance(self) -> None:
         batches = self._batches

@@ -40,7 +40,9 @@ class Aggregate:
         self.memory = memory
         self.refusals = refusals
 
-    def __len__(self) -> int:
+    @property
+    def changes(self) -> int:
+        """The number of its records."""
         return len(self.records)
 
     def json(self) -> bytes:
@@ -195,6 +197,16 @@ class ShardDispatch:
         records = refused.records[:count]
         lane.queue.extendleft(reversed(refused.records[count:]))
         return Aggregate(refused.shard_id, records, _memory(records), refused.refusals + 1)
+
+    @staticmethod
+    def memory(entries: Sequence[Aggregate], /) -> int:
+        """Return the approximate bytes of their records."""
+        return sum(aggregate.memory for aggregate in entries)
+
+    @staticmethod
+    def encoded(entries: Sequence[Aggregate], /) -> bytes:
+        """Return them as PutRecords has them."""
+        return b",".join(aggregate.json() for aggregate in entries)
 
     def _advance(self) -> None:
         numbers = [number for lane in self._lanes if (number := lane.first_number) is not None]

@@ -109,7 +109,7 @@ class KinesisSink:
         self._closed = False
         self._changed = threading.Condition()
         self.wakeup = WakeupPipe()
-        self._client = PutRecordsClient(aws, stream, with_shards=aggregate)
+        self._client = PutRecordsClient(aws, stream, self._dispatch, with_shards=aggregate)
         self._threads = [
             threading.Thread(target=self._work, name=f"kinesis-{number}", daemon=True) for number in range(requests)
         ]
@@ -125,7 +125,7 @@ class KinesisSink:
         if self._failure is not None:
             raise self._failure
         records = keyed_records(lines)
-        if sum(map(len, lines)) > self._stream.record_bytes // _BYTES_OF_CHARACTER:
+        if max(map(len, lines), default=0) > self._stream.record_bytes // _BYTES_OF_CHARACTER:
             records = list(self._fitting(records))
         with self._changed:
             self._dispatch.accept(number, records, time.monotonic())
@@ -235,10 +235,10 @@ class KinesisSink:
 
     def _count(self, entries: list[Entry], answer: Answer) -> None:
         counts = self.counts
-        counts.records += sum(map(len, entries))
+        counts.records += sum(entry.changes for entry in entries)
         counts.stored += len(entries) - len(answer.refused)
         for position, code in answer.refused.items():
-            again = len(entries[position])
+            again = entries[position].changes
             counts.records -= again
             counts.retries += again
             if "Throughput" in code or "Throttl" in code:

@@ -18,7 +18,7 @@ from rdsrepl.aws import session
 from rdsrepl.aws.streams import KinesisStream
 from rdsrepl.config import Aws
 from rdsrepl.errors import Unreachable
-from rdsrepl.tail.sinks.batching import Entry
+from rdsrepl.tail.sinks.batching import Encoder, Entry
 
 # Of the records in the requests that are in progress together.
 _IN_PROGRESS_BYTES: Final = 8 << 20
@@ -42,8 +42,9 @@ class Answer:
 class PutRecordsClient:
     """Calls PutRecords through botocore, but writes the bodies and reads the answers itself."""
 
-    def __init__(self, aws: Aws, stream: KinesisStream, *, with_shards: bool) -> None:
-        """Make a client; WITH_SHARDS, answers name the shard of each record."""
+    def __init__(self, aws: Aws, stream: KinesisStream, encoder: Encoder[Any], *, with_shards: bool) -> None:
+        """Make a client; ENCODER writes the records, and WITH_SHARDS answers name the shard of each."""
+        self._encoder = encoder
         self._with_shards = with_shards
         self._aws = aws
         self._arn = stream.arn
@@ -65,11 +66,11 @@ class PutRecordsClient:
         """
         import botocore.exceptions
 
-        size = sum(entry.memory for entry in entries)
+        size = self._encoder.memory(entries)
         self._begin(size)
         self._local.answer = b""
         try:
-            self._local.body = self._encoded(entries)
+            self._local.body = b"%b%b]}" % (self._head, self._encoder.encoded(entries))
             # Botocore does not check the records; it signs and sends the body above, to the endpoint that it derives
             # from the ARN.
             self._client.put_records(StreamARN=self._arn, Records=[])
@@ -82,13 +83,6 @@ class PutRecordsClient:
         if _NONE_FAILED in answer and not self._with_shards:
             return Answer()
         return _parsed(answer, len(entries))
-
-    def _encoded(self, entries: Sequence[Entry]) -> bytes:
-        parts = [self._head]
-        for entry in entries:
-            parts += (entry.json(), b",")
-        parts[-1] = b"]}"
-        return b"".join(parts)
 
     def _begin(self, size: int) -> None:
         """Wait until the requests in progress leave room for one of this size; a single one always has room.
