@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from rdsrepl.aws.streams import KinesisStream
 from rdsrepl.config import Aws
+from rdsrepl.errors import Refused
 from rdsrepl.tail.formats.partition_keys import SEPARATOR, keyed_records
 from rdsrepl.tail.sinks.batching import Limits
 from rdsrepl.tail.sinks.by_key import KeyDispatch, PendingBatch, Record
@@ -160,6 +161,15 @@ def test_drop_columns_takes_the_largest_and_keeps_every_digit() -> None:
     assert fitted is not None and b'"n":1.10' in fitted
     smaller = json.loads(fitted)
     assert smaller["dropped"] == ["big"] and set(smaller["after"]) == {"id", "n", "mid"}
+
+
+def test_a_large_change_whose_values_are_nested_deeply_goes_to_the_dead_letters(tmp_path: Path) -> None:
+    event = '{"op":"c","key":{"id":1},"before":null,"after":{"j":%}}'.replace("%", "[" * 5000 + "]" * 5000)
+    kept = Oversize("drop-columns", str(tmp_path / "dead"))
+    assert kept.fit("k", event.encode(), 1000) is None
+    kept.close()
+    with pytest.raises(Refused, match="an unknown table"):
+        Oversize("drop-columns", None).fit("k", event.encode(), 1000)
 
 
 # Calls before the stream.

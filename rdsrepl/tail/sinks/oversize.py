@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -51,9 +52,10 @@ class Oversize:
         """
         event = _event(data)
         if self._policy == "drop-columns" and event is not None:
-            smaller = _without_largest(event, limit - len(key.encode()))
-            if smaller is not None:
-                return smaller
+            with suppress(RecursionError):  # a value is nested too deep
+                smaller = _without_largest(event, limit - len(key.encode()))
+                if smaller is not None:
+                    return smaller
         if self._fd is not None:
             self._write(key, data)
             return None
