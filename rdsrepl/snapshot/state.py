@@ -204,7 +204,7 @@ class FileStore:
     """The state in a file, which is replaced in one step; ``FILE.lock`` beside it is locked by this process."""
 
     def __init__(self, path: Path, owner: StreamIdentity) -> None:
-        self.path = path
+        self.path = path.resolve()  # a symbolic link stays one
         self._owner = owner
         self._lock: FileIO | None = None
 

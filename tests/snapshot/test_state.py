@@ -68,6 +68,16 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     assert state.read_file(tmp_path / "none", _OWNER) is None
 
 
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "volume" / "state.json")
+    with closing(FileStore(tmp_path / "link", _OWNER)) as store:
+        store.load()
+        store.save(_STATES)
+    assert (tmp_path / "link").is_symlink()
+    assert state.read_file(tmp_path / "volume" / "state.json", _OWNER) == _STATES
+
+
 def test_each_changed_byte_is_detected(tmp_path: Path) -> None:
     """Not one state with another cursor or count: that would leave out rows."""
     content = state.encode(_OWNER, _STATES).encode()
