@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.snapshot.requests import Request
@@ -28,8 +29,20 @@ def test_rows_of_a_replica_that_lags_and_is_promoted(servers: Servers, rdsrepl: 
                 primary, Request("far", "fo", ("public.t",), chunk_rows=50, rows_per_second=500, read_from="replica")
             )
             wait_until(lambda: tail.out.read_bytes().count(b'"op":"r"') >= 100, "a part is written")
-            standby.run("SELECT pg_wal_replay_pause()")
-            primary.run("UPDATE t SET n = -n", "DELETE FROM t WHERE id % 7 = 0", "INSERT INTO t VALUES (2000, 'y', 1)")
+            with closing(primary.connect()) as conn:
+                # The replica knows a later transaction, and not that this one has not ended.
+                conn.execute("BEGIN")
+                conn.execute("UPDATE public.t SET v = 'open' WHERE id BETWEEN 900 AND 950")
+                primary.run("INSERT INTO t VALUES (3000, 'later', 1)")
+                there = "SELECT count(*) FROM public.t WHERE id = 3000"
+                wait_until(lambda: standby.value(there), "the replica has it")
+                standby.run("SELECT pg_wal_replay_pause()")
+                conn.execute("COMMIT")
+            primary.run(
+                "UPDATE t SET n = -n WHERE id < 900",
+                "DELETE FROM t WHERE id % 7 = 0",
+                "INSERT INTO t VALUES (2000, 'y', 1)",
+            )
             state = tail.wait_for("far")
             assert state["tables"][0]["conflicts"] > 0, "the replica had not replayed the changes"
             standby.run("SELECT pg_wal_replay_resume()")
