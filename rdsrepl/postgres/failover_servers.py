@@ -36,7 +36,8 @@ SELECT ARRAY(SELECT d.datname::text FROM pg_catalog.pg_database d WHERE d.datall
               WHERE a.wait_event = 'WaitForStandbyConfirmation' ORDER BY 1) AS waiting_slots,
        (SELECT r.status FROM pg_catalog.pg_stat_wal_receiver r) AS receiver_status,
        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END AS received_lsn,
-       CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END AS replay_paused
+       CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END AS replay_paused,
+       has_function_privilege('pg_catalog.pg_promote(boolean, integer)', 'EXECUTE') AS may_promote
 """
 
 
@@ -60,6 +61,7 @@ class FailoverServer:
         is_streaming: of a standby: whether it is connected to its source.
         received_lsn: of a standby: the WAL that it has, replayed or not; None before it has streamed.
         replay_paused: of a standby: whether the replay is paused.
+        may_promote: whether this role may call ``pg_promote``; None where that is not known.
         selectors: the words that select this server in a command: ``("--instance", "orders-replica")``; empty for the
             server of the command itself.
         parameter_group: of an instance of RDS; None where that is not known.
@@ -81,6 +83,7 @@ class FailoverServer:
     is_streaming: bool | None = None
     received_lsn: Lsn | None = None
     replay_paused: bool | None = None
+    may_promote: bool | None = None
     selectors: tuple[str, ...] = field(default=())
     parameter_group: str | None = None
     instance_id: str | None = None
@@ -136,6 +139,7 @@ def read(conn: Connection, label: str) -> FailoverServer:
         is_streaming=state["receiver_status"] == "streaming" if in_recovery and about.sees_sessions else None,
         received_lsn=state["received_lsn"],
         replay_paused=state["replay_paused"],
+        may_promote=state["may_promote"],
     )
 
 

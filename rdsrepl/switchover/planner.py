@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl.aws import promotions
 from rdsrepl.aws.promotions import Backups
-from rdsrepl.errors import BadValue, Refused
+from rdsrepl.errors import BadValue, Denied, Refused
 from rdsrepl.failover.findings import Level
 from rdsrepl.plan import LocalCommand, Plan, Statement, Step, Wait
 from rdsrepl.switchover.probes import QUIET_SECONDS, Progress
@@ -45,6 +45,7 @@ class Servers:
         old_label, new_label: both in messages.
         instance: the standby as RDS describes it; None where the target does not name an instance.
         is_managed: whether RDS runs the standby.
+        may_promote: whether this role may call ``pg_promote`` there; None where that is not known.
     """
 
     old: Target
@@ -53,6 +54,7 @@ class Servers:
     new_label: str
     instance: Instance | None = None
     is_managed: bool = False
+    may_promote: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def planned(servers: Servers, options: Options, ready: Readiness, *, consumers: 
     Raises:
         Refused: a finding is critical.
         BadValue: RDS runs the standby, and its instance is not named.
+        Denied: this role may not promote it.
     """
     critical = [one for one in ready.findings if one.level is Level.critical]
     if critical:
@@ -142,6 +145,7 @@ def unplanned(
     Raises:
         Refused: the standby is a read replica of another instance.
         BadValue: RDS runs the standby, and its instance is not named.
+        Denied: this role may not promote it.
     """
     if not is_compared:
         _require_replica_of_old(servers)
@@ -201,6 +205,12 @@ def _promotion(servers: Servers, options: Options) -> tuple[Step, ...]:
         raise BadValue(
             f"RDS runs {servers.new_label}, and does not let pg_promote be called; only the instance can be promoted",
             hint="name it with --to INSTANCE, and the primary with --instance",
+        )
+    if servers.may_promote is False:
+        raise Denied(
+            f"this role may not promote {servers.new_label}: it may not call pg_promote",
+            hint="connect there as a superuser, or: GRANT EXECUTE ON FUNCTION pg_catalog.pg_promote TO NAME",
+            sqlstate="42501",
         )
     from psycopg import sql
 

@@ -14,12 +14,12 @@ import pytest
 from rdsrepl.apply.local_commands import run_command
 from rdsrepl.aws.instances import Instance
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import BadValue, Error, Refused, StepFailed, TimedOut
+from rdsrepl.errors import BadValue, Denied, Error, Refused, StepFailed, TimedOut
 from rdsrepl.failover import readiness, switchover
 from rdsrepl.failover.switchover import Marker
 from rdsrepl.lsn import Lsn
 from rdsrepl.plan import LocalCommand
-from rdsrepl.postgres import connection, subscriptions, write_activity
+from rdsrepl.postgres import connection, failover_servers, subscriptions, write_activity
 from rdsrepl.postgres.subscriptions import Publisher
 from rdsrepl.postgres.write_activity import WriteActivity, end_of_record
 from rdsrepl.switchover import planner
@@ -181,6 +181,18 @@ def test_what_to_do_after_a_promotion_by_another(db18: Database) -> None:
     ended = Progress(primary, primary, ("old", "new")).reached(primary)
     assert ended.failed is not None and "promoted meanwhile" in ended.failed
     assert ended.remedy is not None and "does what is left" in ended.remedy
+
+
+def test_a_role_that_may_not_promote_is_refused_before_anything(db18: Database) -> None:
+    role = f"no_promote_{db18.name}"
+    db18.run(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    target = db18.server.target(user=role, dbname=db18.name)
+    target = replace(target, keywords={**target.keywords, "password": "x"})
+    with connection.open(target) as plain, connection.open(db18.target) as administrator:
+        assert failover_servers.read(plain, "x").may_promote is False
+        assert failover_servers.read(administrator, "x").may_promote is True
+    with pytest.raises(Denied, match="this role may not promote new"):
+        planner.planned(replace(SERVERS, may_promote=False), planner.Options(), readiness.assess(*_one(ready_pair())))
 
 
 # --- who writes

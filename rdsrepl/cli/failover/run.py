@@ -153,7 +153,7 @@ def _servers(old_target: Target, new_target: Target, old: FailoverServer | None,
     found = locations.server_of(new_target) if new_target.aws.identifier else None
     label = old.label if old is not None else old_target.label
     instance = None if found is None else found.instance
-    return Servers(old_target, new_target, label, new.label, instance, is_managed=new.is_managed)
+    return Servers(old_target, new_target, label, new.label, instance, new.is_managed, new.may_promote)
 
 
 def _options(
