@@ -158,7 +158,9 @@ def add(conn: Connection, name: str, scope: RequestedObjects) -> Plan:
     _require_owned(new)
     statement = sql.SQL("ALTER PUBLICATION {} ADD ").format(sql.Identifier(name)) + objects(new, schemas)
     what = ", ".join([*(entry.relation.quoted for entry in new), *(f"schema {schema}" for schema in schemas)])
-    warnings = ["only future changes are published; existing rows are not copied"]
+    warnings = [
+        "only future changes are published; to write the existing rows into a stream: rdsrepl snapshot start --help"
+    ]
     warnings += _failure_warnings(conn, publication, new, schemas)
     return Plan(title, (Statement(f"add {what} to {name}", statement, effect="change"),), tuple(warnings))
 

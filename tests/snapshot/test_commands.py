@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -62,10 +63,12 @@ class Place:
         return found
 
     @contextmanager
-    def streamed(self) -> Iterator[None]:
-        """Let a process stream the slot."""
-        words = ("--publication", "shop", "--no-confirm", "--quiet", "-f", "raw")
-        process = self.program.start("slot", "tail", self.slot, *words, dsn=self.database.dsn)
+    def streamed(self, *words: str) -> Iterator[None]:
+        """Let a process stream the slot; without options, one that cannot have snapshots."""
+        words = ("--publication", "shop", "--quiet", *(words or ("--no-confirm", "-f", "raw")))
+        process = self.program.start(
+            "slot", "tail", self.slot, *words, dsn=self.database.dsn, stdout=subprocess.DEVNULL
+        )
         query = f"SELECT active FROM pg_replication_slots WHERE slot_name = '{self.slot}'"
         try:
             wait_until(lambda: self.database.value(query), "the slot is streamed")
@@ -300,7 +303,6 @@ def test_the_list_has_the_figures(place: Place) -> None:
 
 
 def test_waiting_ends_with_the_snapshot(place: Place) -> None:
-    """The slot's process has confirmed the request, and there is no state of it: it is elsewhere, or ignored."""
     words = ("--table", "orders", "--id", "a1", "--wait", "--yes")
     where = place.save(place.state(request=Request("a1", place.slot, ("public.orders",)), status=Status.done))
     done = place.start(*words, *where[2:])
@@ -309,6 +311,15 @@ def test_waiting_ends_with_the_snapshot(place: Place) -> None:
     where = place.save(place.state(request=Request("a1", place.slot, ("public.orders",)), status=Status.failed))
     failed = place.start(*words, *where[2:])
     assert (failed.code, "error: snapshot a1 failed" in failed.err) == (1, True)
+
+
+def test_waiting_ends_if_the_state_is_elsewhere(place: Place, tmp_path: Path) -> None:
+    """The slot's process has confirmed the request, and there is no state of it where the command looks."""
+    with place.streamed("-f", "json", "--state", str(tmp_path / "elsewhere.json")):
+        lost = place.start("--table", "orders", "--wait", "--yes")
+        assert (lost.code, "has read the request, and there is no state of it here" in lost.err) == (3, True), lost.err
+        found = place.start("--table", "orders", "--wait", "--yes", "--state", str(tmp_path / "elsewhere.json"))
+        assert (found.code, "is done" in found.err) == (0, True), found.err
 
 
 def test_names_are_completed(place: Place) -> None:
