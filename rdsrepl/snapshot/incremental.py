@@ -28,8 +28,8 @@ from rdsrepl.snapshot.chunk_rows import ChunkRows
 from rdsrepl.snapshot.chunks import ChunkTable, Cursor
 from rdsrepl.snapshot.recorded_changes import ColumnsChanged, Key, RecordedChanges
 from rdsrepl.snapshot.recording import RecordingWriter, server_text
-from rdsrepl.snapshot.requests import Control
-from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState
+from rdsrepl.snapshot.requests import Control, Request
+from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState, without_old
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.state import json_lines
 from rdsrepl.tail.formats.base import RowWriter, key_numbers
@@ -270,7 +270,13 @@ class IncrementalSnapshots:
             self._unavailable = exc.message
 
     def delivered(self, lsn: int) -> None:
-        """Wake the reader if the output has a chunk; see ``StreamHook``."""
+        """Wake the reader if the output has a chunk; see ``StreamHook``.
+
+        Raises:
+            Error: the reader has failed.
+        """
+        if self._error is not None:
+            raise self._error
         if self._written and self._flushed_lsn != lsn:
             with self._changed:
                 self._flushed_lsn = lsn
@@ -356,12 +362,13 @@ class IncrementalSnapshots:
                 self._snapshots, signal, now=datetime.now(UTC), allows_conditions=self._allows_conditions
             )
             if not result.is_refused:
-                self._snapshots = result.snapshots
+                self._snapshots = without_old(result.snapshots)
                 self._must_save = True
                 if isinstance(signal, Control):
                     self._begin_run()
                 self._changed.notify_all()
-        if result.is_refused:
+        is_condition = isinstance(signal, Request) and signal.where is not None
+        if result.is_refused or (is_condition and not self._allows_conditions):
             self._note_once(result.message)
         else:
             self._note(result.message)
@@ -416,6 +423,8 @@ class IncrementalSnapshots:
         return in_place
 
     def _undo(self, chunk: _Delivered) -> None:
+        if not self._has(chunk.snapshot_id):
+            return
         self._set_table(chunk.snapshot_id, chunk.place, chunk.before)
         for one in self._snapshots:
             if one.request.id == chunk.snapshot_id and one.status is Status.done:
@@ -554,6 +563,8 @@ class IncrementalSnapshots:
         """Move the state behind the chunks that the output has. The lock is held."""
         while self._written and self._written[0].commit_lsn < self._flushed_lsn:
             chunk = self._written.popleft()
+            if not self._has(chunk.snapshot_id):
+                continue
             before = self._get(chunk.snapshot_id).tables[chunk.place]
             self._delivered.append(_Delivered(chunk.timeline, chunk.commit_lsn, chunk.snapshot_id, chunk.place, before))
             after = replace(
@@ -567,8 +578,15 @@ class IncrementalSnapshots:
             self._set_table(chunk.snapshot_id, chunk.place, after)
             self._must_save = True
 
+    def _has(self, snapshot_id: str) -> bool:
+        """Return whether a snapshot is known; one that ended long ago is not."""
+        return any(one.request.id == snapshot_id for one in self._snapshots)
+
     def _get(self, snapshot_id: str) -> SnapshotState:
-        return next(one for one in self._snapshots if one.request.id == snapshot_id)
+        for one in self._snapshots:
+            if one.request.id == snapshot_id:
+                return one
+        raise Restarted
 
     def _set(self, changed: SnapshotState) -> None:
         self._snapshots = tuple(changed if one.request.id == changed.request.id else one for one in self._snapshots)

@@ -277,16 +277,21 @@ def read_file(path: Path, owner: StreamIdentity) -> tuple[SnapshotState, ...] | 
     return decode(content, owner, where=name)
 
 
-def encode(owner: StreamIdentity, snapshots: Sequence[SnapshotState]) -> str:
-    """Return the document of a state; snapshots that ended long ago are left out."""
+def without_old(snapshots: Sequence[SnapshotState]) -> tuple[SnapshotState, ...]:
+    """Return snapshots without those that ended long ago: every role can request any number of them."""
     ended = [one for one in snapshots if one.status.has_ended]
     left_out = {one.request.id for one in ended[: max(0, len(ended) - _MAX_ENDED)]}
+    return tuple(one for one in snapshots if one.request.id not in left_out)
+
+
+def encode(owner: StreamIdentity, snapshots: Sequence[SnapshotState]) -> str:
+    """Return the document of a state; snapshots that ended long ago are left out."""
     document: dict[str, Any] = {
         "version": _VERSION,
         "system_identifier": owner.system_identifier,
         "database": owner.database,
         "slot": owner.slot_name,
-        "snapshots": [_encoded(one) for one in snapshots if one.request.id not in left_out],
+        "snapshots": [_encoded(one) for one in without_old(snapshots)],
     }
     return json.dumps({**document, "checksum": _checksum(document)}) + "\n"
 

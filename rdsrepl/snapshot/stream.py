@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rdsrepl.errors import BadValue
+from rdsrepl.errors import BadValue, Error
 from rdsrepl.postgres import connection, versions
 from rdsrepl.snapshot import table_store
 from rdsrepl.snapshot.chunk_reader import ChunkReader
@@ -47,6 +47,7 @@ class StreamSnapshots(IncrementalSnapshots):
                 checked, options.format, catalog, partition_by=by, debezium=options.debezium, is_incremental=True
             )
 
+        self._warn = observer.warn
         self._own_catalog = Catalog(target, observer.warn)
         fmt = make_format(self._own_catalog)
         super().__init__(
@@ -70,7 +71,11 @@ class StreamSnapshots(IncrementalSnapshots):
         """Stop the thread, save how far the snapshots are, and release the state."""
         self._reader.stop()
         self._own_catalog.close()
-        self.close()
+        try:
+            self.close()
+        except Error as exc:
+            # Nothing is lost: the chunks behind the saved cursor come again.
+            self._warn(f"could not save how far the snapshots are: {exc.message}")
 
 
 def opener(
