@@ -47,6 +47,8 @@ _MOST_CHUNKS: Final = 8
 _MOST_CHUNK_BYTES: Final = 2 << 20
 # How many signals that change nothing are reported: every role can send them.
 _MOST_NOTES: Final = 100
+# Keys to read again that the state of a table has before the table is read from the start.
+_MOST_READ_AGAIN: Final = 5_000
 # Delivered chunks that a failover may undo.
 _MOST_DELIVERED: Final = 1_000
 
@@ -330,15 +332,22 @@ class IncrementalSnapshots:
                         continue
                     if name in self._all_written and keys[1] not in table.read_again:
                         continue
-                    if keys[0] is None:
-                        # The key's text is not known, so the whole table is read again.
-                        self._set_table(one.request.id, place, replace(table, cursor=None))
-                        self._begin_run()
+                    if table.cursor is None and name not in self._recorded:
+                        continue  # nothing is read: the first chunk sees the move, because it waits until it is visible
+                    if keys[0] is None or len(table.read_again) >= _MOST_READ_AGAIN:
+                        self._read_from_start(one.request.id, place, table)
                     else:
                         again = (*(key for key in table.read_again if key != keys[0]), keys[0])
                         self._set_table(one.request.id, place, replace(table, read_again=again))
                         self._keep(one.request.id, place, keys[0])
                     self._must_save = True
+
+    def _read_from_start(self, snapshot_id: str, place: int, table: TableState) -> None:
+        """Read a table again: the text of a moved key is not known, or there are too many."""
+        self._set_table(snapshot_id, place, replace(table, cursor=None, read_again=()))
+        written = [chunk for chunk in self._written if (chunk.snapshot_id, chunk.place) != (snapshot_id, place)]
+        self._written = deque(written)  # a chunk that the output has later would bring the cursor back
+        self._begin_run()
 
     def _keep(self, snapshot_id: str, place: int, key: Cursor) -> None:
         """Keep a key on the list of those to read again: the chunks that are written were read before its move."""

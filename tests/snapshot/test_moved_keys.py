@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from rdsrepl.config import Target
-from rdsrepl.snapshot import requests, transitions
+from rdsrepl.snapshot import incremental, requests, transitions
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunks import ChunkTable, KeyColumn
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, Chunk, IncrementalSnapshots
@@ -217,3 +217,30 @@ def test_the_chunks_of_a_failed_reader_are_not_written(stream: Stream) -> None:
     stream.offer(again, "one", 1, range(1, 6))
     assert stream.marker(run, "one", 1) == [], "a marker of the reader that failed"
     assert len(stream.marker(again, "one", 1)) == 5
+
+
+def test_a_table_with_too_many_moves_is_read_from_the_start(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incremental, "_MOST_READ_AGAIN", 3)
+    run = stream.begin("one")
+    stream.offer(run, "one", 1, range(1, 11))
+    stream.marker(run, "one", 1)
+    for number in range(4):
+        stream.move(20 + number, -number)
+    stream.hook.delivered((stream.xid + 1) * 0x1000)
+    again = stream.go_on("one")
+    assert again != run
+    table = stream.state("one").tables[0]
+    assert (table.cursor, table.read_again) == (None, ()), "the chunk that the output has now does not count"
+
+
+def test_a_move_before_the_first_chunk_is_not_noted(stream: Stream) -> None:
+    """Its transaction was decoded before recording began, and the first chunk waits until that is visible."""
+    stream.begin("one", records=False)
+    found = stream.hook.next()
+    assert found is not None
+    stream.hook.update(found[0], "one", lambda one: replace(one, status=Status.running))
+    stream.move(25, 0)
+    assert stream.read_again() == ()
+    stream.hook.record(found[0], frozenset({TABLE}))
+    stream.move(26, 1)
+    assert stream.read_again() == (("1",),)

@@ -329,10 +329,11 @@ def _until(action: Callable[[], T]) -> Generator[None, None, T]:
 
 
 @contextmanager
-def _in_one_thread(most_bytes: int) -> Iterator[None]:
+def _in_one_thread(most_bytes: int, most_keys: int) -> Iterator[None]:
     with (
         mock.patch.object(incremental.threading, "Condition", _Condition),
         mock.patch.object(incremental, "_MOST_RECORDED_BYTES", most_bytes),
+        mock.patch.object(incremental, "_MOST_READ_AGAIN", most_keys),
     ):
         yield
 
@@ -340,7 +341,7 @@ def _in_one_thread(most_bytes: int) -> Iterator[None]:
 def run(seed: int, *, from_standby: bool = False, steps: int = 200) -> Outcome:
     """Run one random interleaving with the program's own stream side."""
     rng = random.Random(seed)
-    with _in_one_thread(rng.choice([64 << 20, 64 << 20, 2_500])):
+    with _in_one_thread(rng.choice([64 << 20, 64 << 20, 2_500]), rng.choice([5_000, 2])):
         return _run(rng, from_standby, steps)
 
 
