@@ -257,6 +257,7 @@ class IncrementalSnapshots:
             self._timelines = timelines
             while self._delivered and (last := self._delivered[-1]).timeline != timelines.of_start(last.commit_lsn):
                 self._undo(self._delivered.pop())
+            self._undo_unknown(timelines)
             self._written.clear()
             self._flushed_lsn = 0
             self._is_decoding = False
@@ -434,10 +435,23 @@ class IncrementalSnapshots:
     def _undo(self, chunk: _Delivered) -> None:
         if not self._has(chunk.snapshot_id):
             return
-        self._set_table(chunk.snapshot_id, chunk.place, chunk.before)
+        again = self._get(chunk.snapshot_id).tables[chunk.place].read_again
+        keys = tuple(dict.fromkeys((*chunk.before.read_again, *again)))
+        self._go_back(chunk.snapshot_id, chunk.place, replace(chunk.before, read_again=keys))
+
+    def _undo_unknown(self, timelines: Timelines) -> None:
+        """Read tables again whose last chunk this server does not have; an earlier process wrote the chunks before."""
         for one in self._snapshots:
-            if one.request.id == chunk.snapshot_id and one.status is Status.done:
-                self._set(replace(one, status=Status.running, ended_at=None))
+            for place, table in enumerate(one.tables):
+                if table.marker and timelines.of_start(table.marker) != table.timeline:
+                    again = TableState(table.table, estimated_rows=table.estimated_rows, read_again=table.read_again)
+                    self._go_back(one.request.id, place, again)
+
+    def _go_back(self, snapshot_id: str, place: int, table: TableState) -> None:
+        self._set_table(snapshot_id, place, table)
+        one = self._get(snapshot_id)
+        if one.status is Status.done:
+            self._set(replace(one, status=Status.running, ended_at=None))
         self._must_save = True
 
     # The reader's thread.
@@ -583,6 +597,8 @@ class IncrementalSnapshots:
                 chunks=before.chunks + 1,
                 conflicts=before.conflicts + chunk.conflicts,
                 read_again=tuple(key for key in before.read_again if key not in chunk.done_keys),
+                timeline=chunk.timeline,
+                marker=chunk.commit_lsn,
             )
             self._set_table(chunk.snapshot_id, chunk.place, after)
             self._must_save = True

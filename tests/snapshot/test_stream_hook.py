@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import pytest
 
@@ -11,7 +12,7 @@ from rdsrepl.config import Target
 from rdsrepl.errors import Error, SinkFailed
 from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots, Restarted
 from rdsrepl.snapshot.requests import PREFIX, Control, Request, Verb, encode
-from rdsrepl.snapshot.state import SnapshotState, Status
+from rdsrepl.snapshot.state import SnapshotState, Status, TableState
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import Column, Relation, Transaction
@@ -172,3 +173,20 @@ def test_an_error_of_the_reader_ends_the_stream(hook: IncrementalSnapshots) -> N
         send(hook, "rdsrepl.unknown", b"")
     with pytest.raises(Error, match="the reader failed"):
         hook.delivered(1)
+
+
+@pytest.mark.parametrize(("fork", "is_read_again"), [(0x3000, False), (0x2000, True)])
+def test_a_table_is_read_again_if_the_server_lost_its_last_marker(
+    store: Memory, notes: list[str], fork: int, is_read_again: bool
+) -> None:
+    """The process that wrote the chunks has ended: only the state knows their positions."""
+    done = TableState("public.items", cursor=("9",), rows=9, chunks=1, is_done=True, timeline=1, marker=0x2000)
+    request = Request("one", "s", ("public.items",))
+    store.saved = (SnapshotState(request, Status.done, tables=(done,), ended_at=datetime.now(UTC)),)
+    hook = made(store, notes)
+    hook.reset(Timelines(2, ((1, fork),)))
+    hook.batch_begins()
+    hook.batch_ends()
+    (one,) = store.saved
+    assert (one.status is Status.running) == is_read_again
+    assert (one.tables[0].cursor is None) == is_read_again == (not one.tables[0].is_done)
