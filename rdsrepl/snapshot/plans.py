@@ -12,9 +12,10 @@ from rdsrepl.plan import Plan, Statement
 from rdsrepl.postgres import relations, server_identity, slots, table_structures, versions, wal
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY
+from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import chunks, requests
 from rdsrepl.snapshot.requests import Control, Request, Signal, Verb, table_text
-from rdsrepl.snapshot.state import SnapshotState
+from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState, TablePlace
 from rdsrepl.snapshot.transitions import after
 from rdsrepl.text.commands import command
 from rdsrepl.text.counts import counted, named
@@ -46,6 +47,7 @@ def start(
     *,
     publications: Sequence[str] = (),
     known: Sequence[SnapshotState] | None = None,
+    state: Place = FilePlace(),  # noqa: B008 - frozen
 ) -> Plan:
     """Return the plan that requests a snapshot.
 
@@ -54,6 +56,7 @@ def start(
         request: what to request; its tables as a user named them, or none for all that the publications have.
         publications: those that the slot's process streams; empty is any of the database.
         known: the snapshots of the slot, if their state can be read here.
+        state: where that is; its table is not one of all tables.
 
     Raises:
         NotFound, Refused, WrongPlugin, SlotInvalidated, Unsupported, NotPrimary: the slot cannot have a snapshot.
@@ -70,7 +73,7 @@ def start(
             hint=did_you_mean(missing, present, otherwise="list them: rdsrepl publication list"),
         )
     sent = list(publications) or present
-    names = [_table_name(conn, text) for text in request.tables] or sorted(table_structures.published(conn, sent))
+    names = [_table_name(conn, text) for text in request.tables] or _all_tables(conn, sent, state)
     if not names:
         raise errors.NotFound(
             "no table is published", hint="publish one: rdsrepl publication create NAME --table TABLE"
@@ -93,6 +96,11 @@ def start(
     step = _step(conn, slot, request, f"request snapshot {request.id}", _contents(tables))
     title = f"start snapshot {request.id} of {named(request.tables, most=3)}"
     return Plan(title, (step,), tuple(_warnings(slot, request, known)))
+
+
+def _all_tables(conn: Connection, publications: Sequence[str], state: Place) -> list[TableName]:
+    own = (state.schema, state.table) if isinstance(state, TablePlace) else None
+    return sorted(name for name in table_structures.published(conn, publications) if name != own)
 
 
 def _contents(tables: Sequence[chunks.ChunkTable]) -> str:

@@ -7,6 +7,7 @@ read again, so a document that is damaged, or of another slot, database or serve
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -203,6 +204,15 @@ def default_file(owner: StreamIdentity) -> Path:
     return state_directory() / "snapshots" / f"{server[:16]}-{database[:8]}-{owner.slot_name}.json"
 
 
+def forget(owner: StreamIdentity) -> None:
+    """Remove the default file of a slot that was dropped: a slot that is created later with its name has other changes.
+
+    A cursor of the old slot would leave out rows whose changes nothing has sent.
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        default_file(owner).unlink(missing_ok=True)
+
+
 class FileStore:
     """The state in a file, which is replaced in one step; ``FILE.lock`` beside it is locked by this process."""
 
@@ -299,13 +309,16 @@ def encode(owner: StreamIdentity, snapshots: Sequence[SnapshotState]) -> str:
     return json.dumps({**document, "checksum": _checksum(document)}) + "\n"
 
 
-def decode(content: bytes | str, owner: StreamIdentity, *, where: str) -> tuple[SnapshotState, ...]:
+def decode(
+    content: bytes | str, owner: StreamIdentity, *, where: str, remedy: str = "move it away, or give another --state"
+) -> tuple[SnapshotState, ...]:
     """Return the state of a document.
 
     Args:
         content: the document.
         owner: whose it must be.
         where: the file or table, for errors.
+        remedy: how to begin without it.
 
     Raises:
         BadState: it is damaged, of another slot, database or server, or a newer version wrote it.
@@ -326,14 +339,14 @@ def decode(content: bytes | str, owner: StreamIdentity, *, where: str) -> tuple[
         if found != owner:
             raise BadState(
                 f"{where} is the snapshot state of {shown(str(found))}, not of {shown(str(owner))}",
-                hint="give the state of this slot, or one that does not exist yet: --state FILE",
+                hint=f"if nothing needs its snapshots: {remedy}",
             )
         return tuple(_decoded(require_type(row, dict), owner) for row in require_type(document["snapshots"], list))
     except (Damaged, Malformed, KeyError) as exc:
         reason = f"{exc.args[0]} is missing" if isinstance(exc, KeyError) else str(exc)
         raise BadState(
             f"{where} is damaged: {shown(reason)}; how far its snapshots are is not known",
-            hint="restore it from a backup, or move it away and start the snapshots again",
+            hint=f"start the snapshots again after this: {remedy}",
         ) from None
 
 

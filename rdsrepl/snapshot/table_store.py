@@ -230,7 +230,8 @@ def _require_own(conn: Connection, place: TablePlace) -> None:
 
 
 def _decoded(content: str, place: TablePlace, owner: StreamIdentity) -> tuple[SnapshotState, ...]:
-    return state.decode(content, owner, where=f"the row of slot {owner.slot_name} in {place}")
+    row = f"the row of slot {owner.slot_name} in {place}"
+    return state.decode(content, owner, where=row, remedy="delete that row, or give another --state")
 
 
 def _sql(text: str, place: TablePlace) -> Composed:

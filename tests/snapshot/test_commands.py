@@ -180,6 +180,29 @@ def test_all_tables_of_a_publication(place: Place) -> None:
     assert place.sent() == [Request("a1", place.slot, ("public.hidden",))]
 
 
+def test_the_table_of_the_state_is_not_one_of_all(place: Place) -> None:
+    """A publication for all tables has it; it changes with each chunk."""
+    assert place("create-table", "kept.snapshots", "--yes").code == 0
+    assert place("create-table", "kept.snapshots", "--yes").out.endswith(": it exists\n")
+    place.database.run("DROP TABLE keyless CASCADE", "CREATE PUBLICATION everything FOR ALL TABLES")
+    words = ("--all", "--publication", "everything", "--id", "a1", "--yes")
+    assert place.program("snapshot", "start", "--slot", place.slot, *words, "--dry-run", dsn=dsn).out.count(
+        "kept.snapshots"
+    )
+    assert place.start(*words, "--state", "table:kept.snapshots", "--yes").code == 0
+    (request,) = place.sent()
+    assert isinstance(request, Request)
+    assert "kept.snapshots" not in request.tables
+
+
+def test_the_state_goes_with_its_slot(place: Place) -> None:
+    """A slot that is created later with the same name has not sent the changes behind the cursor."""
+    place.path = place.default_file(place.program)
+    place.save(place.state())
+    assert place.program("slot", "drop", place.slot, "--yes", dsn=place.database.dsn).code == 0
+    assert not place.path.exists()
+
+
 def test_a_condition_is_sent_with_a_warning(place: Place) -> None:
     done = place.start("--table", "orders", "--where", "amount > 5 AND id <> 7", "--yes")
     assert done.code == 0

@@ -25,7 +25,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.snapshot import requests
 from rdsrepl.snapshot.overview import TableProgress, progress
 from rdsrepl.snapshot.requests import Request
-from rdsrepl.snapshot.state import SnapshotState, Status
+from rdsrepl.snapshot.state import SnapshotState, Status, parse_place
 from rdsrepl.text.commands import command
 from rdsrepl.units import format_duration
 
@@ -147,7 +147,7 @@ def start(
     target = database_target(ctx)
     with connection.open(target) as conn:
         known = known_snapshots(conn, slot, state)[slot]
-        plan = plans.start(conn, request, publications=publication or (), known=known)
+        plan = plans.start(conn, request, publications=publication or (), known=known, state=parse_place(state))
         if replica is not None and read_from is not None:
             with connection.open(replica) as other:
                 plans.require_replica(conn, other, read_from)
