@@ -114,6 +114,7 @@ class ChunkRows:
         """
         keys = changes.keys(self.format.table.relation)
         touched = list(self.places) if keys is None else [key for key in keys if key in self.places]
+        touched.sort(key=self.places.__getitem__)
         copied, count, rows = self.copied, len(self.places), dict[Key, Row]()
         if self.converted is not None:
             rows, count = dict(zip(self.places, self.converted, strict=True)), 0

@@ -436,3 +436,38 @@ def test_rows_in_the_other_formats(source: Database, rdsrepl: Program, tmp_path:
     assert all(row["before"] is None and row["source"]["txId"] and row["source"]["lsn"] for row in rows)
     others = [event for event in found if event["source"]["table"] == "other" and event["op"] in "rcu"]
     assert others[-1]["after"]["at"].startswith("2026-01-02")
+
+
+def test_a_state_that_does_not_fit_ends_the_command_before_anything_is_read(
+    db15: Database, rdsrepl: Program, tmp_path: Path
+) -> None:
+    """Another slot's state, a damaged one, and streams that cannot have snapshots."""
+    db15.run("CREATE PUBLICATION p FOR ALL TABLES", "CREATE TABLE t (id int PRIMARY KEY)")
+    names = {"s": "pgoutput", "other": "pgoutput", "w": "wal2json"}
+    db15.run(*(f"SELECT pg_create_logical_replication_slot('{name}', '{plugin}')" for name, plugin in names.items()))
+    db15.run("INSERT INTO t VALUES (1)")
+    state = tmp_path / "state.json"
+    words = ("slot", "tail", "s", "--until-now", "--state", str(state))
+    assert rdsrepl(*words, dsn=db15.dsn).code == 0
+    assert not state.exists(), "nothing was requested"
+    signal(db15, Request("one", "s", ("public.t",)))
+    assert rdsrepl(*words, dsn=db15.dsn).code == 0 and state.exists()
+    position = db15.value("SELECT string_agg(confirmed_flush_lsn::text, ' ') FROM pg_replication_slots")
+    whole = state.read_text()
+    for slot, content, more, reason in (
+        ("other", whole, (), "is the snapshot state of slot s"),
+        ("s", whole[:-9], (), "is damaged"),
+        ("s", whole.replace('"rows": 0', '"rows": 7'), (), "is damaged"),
+        ("s", "", (), "is damaged"),
+        ("w", whole, (), "plugin pgoutput"),
+        ("s", whole, ("--no-confirm",), "--no-confirm"),
+        ("s", whole, ("-f", "pretty"), "--format pretty"),
+        ("s", whole, ("--plugin-option", "messages=false"), "messages is off"),
+    ):
+        state.write_text(content)
+        result = rdsrepl("slot", "tail", slot, "--until-now", "--state", str(state), *more, dsn=db15.dsn)
+        assert (result.code, result.out) == (2, "") and reason in result.err, (reason, result.err)
+        assert state.read_text() == content
+    assert position == db15.value("SELECT string_agg(confirmed_flush_lsn::text, ' ') FROM pg_replication_slots")
+    result = rdsrepl("slot", "tail", "s", "--until-now", "--state", "table:t", dsn=db15.dsn)
+    assert result.code == 2 and "names no schema" in result.err
