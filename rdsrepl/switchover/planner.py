@@ -100,7 +100,7 @@ def planned(servers: Servers, options: Options, ready: Readiness, *, consumers: 
         )
     warned = [f"{one.subject}: {one.message}" for one in ready.findings if one.level is Level.warning]
     labels, quiet = (servers.old_label, servers.new_label), options.quiet_seconds
-    progress = Progress(servers.old, servers.new, labels, quiet_seconds=quiet)
+    progress = Progress(servers.old, servers.new, labels, quiet_seconds=quiet, is_managed=servers.is_managed)
     seconds = options.timeout_seconds
     steps: list[Step] = []
     if options.fence is not None:
@@ -120,8 +120,8 @@ def planned(servers: Servers, options: Options, ready: Readiness, *, consumers: 
         Wait("verify that nothing was written after the marker", progress.unwritten, _VERIFY_SECONDS),
         *_promotion(servers, options),
         Wait("verify that each slot is where its consumer was", progress.proven, PROOF_SECONDS),
-        Wait("verify that the old primary was not written to meanwhile", progress.unwritten_since, _VERIFY_SECONDS),
         *options.subscriptions,
+        Wait("verify that the old primary was not written to meanwhile", progress.unwritten_since, _VERIFY_SECONDS),
     ]
     return Plan(
         f"switch over from {servers.old_label} to {servers.new_label}",

@@ -175,6 +175,18 @@ def test_a_replica_of_rds_must_be_named_as_an_instance() -> None:
         planner.unplanned(servers, planner.Options(), lost=(), slots={}, is_compared=True)
 
 
+@pytest.mark.parametrize("is_managed", [False, True])
+def test_a_write_to_the_old_primary_during_the_promotion(db18: Database, is_managed: bool) -> None:
+    """RDS writes every five minutes to a database of its own; elsewhere a write is a client's."""
+    db18.run("CREATE TABLE t (id int)")
+    progress = Progress(db18.target, db18.target, ("old", "new"), is_managed=is_managed)
+    progress.reached(db18.target)
+    db18.run("INSERT INTO t VALUES (1)")
+    condition = progress.unwritten_since(db18.target)
+    assert condition.met is is_managed
+    assert ("failover diff" in condition.facts.get("old primary", "")) is is_managed
+
+
 def test_what_to_do_after_a_promotion_by_another(db18: Database) -> None:
     """A second operator was faster: what is left is to be done, and it is wrong that nothing was promoted."""
     primary = db18.target
