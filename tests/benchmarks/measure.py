@@ -57,6 +57,12 @@ def run(command: Sequence[str], out: Path | None = None, *, codes: Sequence[int]
     return Cost(wall, usage.ru_utime + usage.ru_stime, peak / 1000)
 
 
+def ended_sessions_cpu(server: PostgresServer) -> float:
+    """Return the CPU seconds of the server's processes that have ended, each of which was a session."""
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")  # cutime and cstime of proc(5)
+
+
 def connect(server: PostgresServer) -> Connection:
     """Open a connection to the database ``bench`` with the server's own settings; the caller closes it."""
     return Database(server, "bench").connect()

@@ -4,6 +4,10 @@ The programs take turns, and the least of several runs counts: another program o
 faster. The ratios are those of the issue: raw wal2json against pg_recvlogical at most 1.0 of its time and 0.55 of its
 CPU, json from pgoutput at most 0.85 and 1.0. pg_recvlogical's own CPU depends on how often it is woken up: on a machine
 that is busy it is woken up for more messages at once and needs up to a half less.
+
+The CPU of the server's wal sender is the lower limit of the time. It is measured as well, because it depends on the
+reader: while a slow reader keeps the connection's window closed, the kernel sends many messages in one segment, and a
+fast one gets a segment for each.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
-from tests.benchmarks.measure import SCRIPT, Cost, connect, own_server, run
+from tests.benchmarks.measure import SCRIPT, Cost, connect, ended_sessions_cpu, own_server, run
 from tests.workloads.tls import tls
 
 ROUNDS = 4
@@ -67,20 +71,24 @@ def compare(server: PostgresServer) -> None:
         for mode, sslmode in MODES.items():
             costs = _costs(server, f"sslmode={sslmode}", end, Path(directory))
             print(
-                f"\nBacklog of {messages:,} messages to a file, {mode}, least of {ROUNDS} runs (wall s, user+sys s, MB)"
+                f"\nBacklog of {messages:,} messages to a file, {mode}, least of {ROUNDS} runs "
+                "(wall s, user+sys s, MB, the server's user+sys s)"
             )
-            base = costs[BASE]
-            for name, cost in costs.items():
+            base, _ = costs[BASE]
+            for name, (cost, server_cpu) in costs.items():
                 wall, cpu = cost.wall / base.wall, cost.cpu / base.cpu
                 wanted = "" if name not in WANTED else " (wanted: {:.2f}, {:.2f})".format(*WANTED[name])
                 print(
-                    f"  {name:<28} {cost.wall:6.2f} {cost.cpu:6.2f} {cost.memory:6.1f}   "
+                    f"  {name:<28} {cost.wall:6.2f} {cost.cpu:6.2f} {cost.memory:6.1f} {server_cpu:6.2f}   "
                     f"wall × {wall:.2f}, CPU × {cpu:.2f} of pg_recvlogical{wanted}"
                 )
 
 
-def _costs(server: PostgresServer, sslmode: str, end: str, directory: Path) -> dict[str, Cost]:
-    """Return the least cost of each program; the outputs of the same plugin are the same."""
+def _costs(server: PostgresServer, sslmode: str, end: str, directory: Path) -> dict[str, tuple[Cost, float]]:
+    """Return the least cost of each program, and the CPU seconds of the server's sessions meanwhile.
+
+    The outputs of the same plugin are the same.
+    """
     dsn = f"{server.dsn(user='bench', dbname='bench')} {sslmode}"
     recvlogical = [server.binaries.program("pg_recvlogical"), "-d", dsn, "--start", "--no-loop", "--endpos", end]
     ours = [SCRIPT, "-q", "--dsn", dsn, "slot", "tail", "--until-lsn", end]
@@ -92,6 +100,7 @@ def _costs(server: PostgresServer, sslmode: str, end: str, directory: Path) -> d
         "rdsrepl debezium, pgoutput": lambda slot, out: run([*ours, slot, "-f", "debezium"], out),
     }
     costs: dict[str, list[Cost]] = {name: [] for name in runs}
+    sessions: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(ROUNDS):
         written: dict[str, int] = {}
         for index, (name, measure) in enumerate(runs.items()):
@@ -99,15 +108,18 @@ def _costs(server: PostgresServer, sslmode: str, end: str, directory: Path) -> d
             with closing(connect(server)) as conn:
                 conn.execute("SELECT pg_copy_logical_replication_slot(%s, %s)", (source, slot))
             out = directory / slot
+            before = ended_sessions_cpu(server)
             costs[name].append(measure(slot, out))
             with out.open("rb") as file:
                 written[name] = sum(b'"table":' in line for line in file)
             out.unlink()
             with closing(connect(server)) as conn:
                 conn.execute("SELECT pg_drop_replication_slot(%s)", (slot,))
+            sessions[name].append(ended_sessions_cpu(server) - before)
         assert set(written.values()) == {CHANGES}, written
+    fields = ("wall", "cpu", "memory")
     return {
-        name: Cost(*(min(getattr(cost, field) for cost in measured) for field in ("wall", "cpu", "memory")))
+        name: (Cost(*(min(getattr(cost, field) for cost in measured) for field in fields)), min(sessions[name]))
         for name, measured in costs.items()
     }
 
