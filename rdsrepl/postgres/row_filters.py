@@ -72,8 +72,20 @@ def _tokens(predicate: str) -> list[str]:
     return words
 
 
-def check_predicate(conn: Connection, relation: Relation, predicate: str) -> tuple[str, ...]:
-    """Make sure that a filter is one boolean expression and nothing else; return the columns that it reads."""
+def check_predicate(
+    conn: Connection, relation: Relation, predicate: str, *, is_immutable: bool = True
+) -> tuple[str, ...]:
+    """Make sure that a filter is one boolean expression and nothing else; return the columns that it reads.
+
+    Args:
+        conn: the database.
+        relation: the table.
+        predicate: the filter.
+        is_immutable: whether it may call immutable functions only, as PostgreSQL requires of a publication's.
+
+    Raises:
+        BadValue: it is something else.
+    """
     import psycopg
     from psycopg import sql
 
@@ -88,7 +100,7 @@ def check_predicate(conn: Connection, relation: Relation, predicate: str) -> tup
             raise cause from exc
         raise _bad_predicate(relation, cause.message, predicate, cause.sqlstate) from exc
     mutable = [name for (name,) in conn.execute(_NOT_IMMUTABLE, (sorted(called),))]
-    if mutable:
+    if mutable and is_immutable:
         reason = f"a row filter may call built-in immutable functions only, not {', '.join(mutable)}"
         raise _bad_predicate(relation, reason, predicate)
     columns = [name for (name, _) in conn.execute(COLUMNS, (relation.oid,))]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from rdsrepl import errors
 from rdsrepl.plan import Plan, Statement
-from rdsrepl.postgres import relations, server_identity, slots, table_structures, versions, wal
+from rdsrepl.postgres import relations, row_filters, server_identity, slots, table_structures, versions, wal
 from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY
 from rdsrepl.postgres.table_structures import TableName
@@ -226,15 +226,17 @@ def _table_name(conn: Connection, text: str) -> tuple[str, str]:
 
 
 def _require_condition(conn: Connection, table: chunks.ChunkTable, where: str) -> None:
-    """Let the server parse a condition, without running it.
+    """Let the server parse a condition, without running it or code of other roles.
 
     Raises:
-        BadValue: it is not one condition on the rows of the table.
+        BadValue: it is not one condition on the rows of the table, or does not only use what is built in.
     """
     import psycopg
 
     from rdsrepl.postgres.error_mapping import translate
 
+    relation = relations.find(conn, table_text(*table.name))
+    row_filters.check_predicate(conn, relation, where, is_immutable=False)
     try:
         with conn.transaction(force_rollback=True):
             conn.execute("SET TRANSACTION READ ONLY")
