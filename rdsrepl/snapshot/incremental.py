@@ -333,8 +333,8 @@ class IncrementalSnapshots:
                         continue
                     if name in self._all_written and keys[1] not in table.read_again:
                         continue
-                    if table.cursor is None and name not in self._recorded:
-                        continue  # nothing is read: the first chunk sees the move, because it waits until it is visible
+                    if name not in self._recorded and not self._has_rows(one.request.id, place, table):
+                        continue  # the first chunk sees the move, because it waits until it is visible
                     if keys[0] is None or len(table.read_again) >= _MOST_READ_AGAIN:
                         self._read_from_start(one.request.id, place, table)
                     else:
@@ -342,6 +342,11 @@ class IncrementalSnapshots:
                         self._set_table(one.request.id, place, replace(table, read_again=again))
                         self._keep(one.request.id, place, keys[0])
                     self._must_save = True
+
+    def _has_rows(self, snapshot_id: str, place: int, table: TableState) -> bool:
+        """Return whether the output has rows of a table, or will have them."""
+        of_table = (snapshot_id, place)
+        return table.cursor is not None or any((one.snapshot_id, one.place) == of_table for one in self._written)
 
     def _read_from_start(self, snapshot_id: str, place: int, table: TableState) -> None:
         """Read a table again: the text of a moved key is not known, or there are too many."""

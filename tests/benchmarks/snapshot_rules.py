@@ -33,7 +33,7 @@ from tests.workloads.stream_consumer import Consumer, Difference, compare, sourc
 
 ROUNDS = 3
 SITUATIONS = ("quiet", "delayed", "standby")
-MODEL_RUNS = 20_000
+MODEL_RUNS = 10_000
 _ROWS = 3_000
 _KEYS = {"items": ("id",), "places": ("area", "name")}
 

@@ -244,3 +244,13 @@ def test_a_move_before_the_first_chunk_is_not_noted(stream: Stream) -> None:
     stream.hook.record(found[0], frozenset({TABLE}))
     stream.move(26, 1)
     assert stream.read_again() == (("1",),)
+
+
+def test_a_move_behind_a_chunk_that_the_output_has_later_is_noted(stream: Stream) -> None:
+    run = stream.begin("one")
+    stream.offer(run, "one", 1, range(1, 11))
+    stream.marker(run, "one", 1)
+    stream.message(requests.PREFIX, encode(Control(Verb.pause, "one", "s")))
+    stream.move(25, 0)
+    assert stream.state("one").tables[0].cursor is None
+    assert stream.read_again() == (("0",),)
