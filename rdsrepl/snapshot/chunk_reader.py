@@ -40,6 +40,7 @@ from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.xlogdata import MALFORMED
+from rdsrepl.text.counts import form
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -217,7 +218,7 @@ class _Session:
         self._snapshots.record(self._run, frozenset())
         done = self._changed(lambda one: replace(one, status=Status.done, ended_at=datetime.now(UTC)))
         rows_read = sum(table.rows for table in done.tables)
-        reader._note(f"snapshot {self._id} is complete: {rows_read:,} rows")
+        reader._note(f"snapshot {self._id} is complete: {rows_read:,} {form(rows_read, 'row', 'rows')}")
 
     def _changed(self, change: Callable[[SnapshotState], SnapshotState]) -> SnapshotState:
         """Change the state, and count how long the snapshot ran."""

@@ -98,7 +98,7 @@ def _proof(subscriber: Target, names: frozenset[str], servers: Servers) -> Wait:
         if ahead:
             failed = "; ".join(_ahead(one, servers.new_label, fork) for one in ahead)
             return Condition(False, failed, failed=failed, remedy=_COPY_AGAIN)
-        facts = {one.subname: f"applied up to {one.applied_lsn}" for one in found if one.applied_lsn is not None}
+        facts = {shown(one.subname): f"applied up to {one.applied_lsn}" for one in found if one.applied_lsn is not None}
         return Condition(True, "nothing else was applied", facts=facts)
 
     return Wait(f"verify that the subscriptions of {subscriber.label} have only what the new primary has", probe, 0.0)
