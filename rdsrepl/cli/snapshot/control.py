@@ -46,7 +46,7 @@ def pause(ctx: typer.Context, snapshots: Ids, slot: SlotOption = None, state: St
 
 
 def resume(ctx: typer.Context, snapshots: Ids, slot: SlotOption = None, state: StateOption = None) -> None:
-    """Resume paused or failed snapshots at their cursors.
+    """Resume snapshots: paused ones at their cursors, failed ones at the start of their unfinished tables.
 
     Example: rdsrepl snapshot resume orders-3f9a --yes
     """

@@ -203,7 +203,7 @@ def _wait(ctx: typer.Context, target: Target, request: Request, state: str | Non
         raise Error(f"snapshot {request.id} was cancelled")
     if one.status is Status.failed:
         again = command("snapshot resume {}", request.id) + _place(request, state)
-        raise Error(f"snapshot {request.id} failed: {one.reason}", hint=f"then continue at its cursor: {again}")
+        raise Error(f"snapshot {request.id} failed: {one.reason}", hint=f"correct that, then resume it: {again}")
     note(ctx, f"snapshot {request.id} is done")
 
 
