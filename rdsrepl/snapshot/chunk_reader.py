@@ -60,6 +60,8 @@ SELECT max(extract(epoch FROM r.replay_lag))::float8 FROM pg_catalog.pg_stat_rep
 """
 # The marker needs no standby: what it names is read again if it is lost.
 _PRIMARY_SETTINGS: Final = {"synchronous_commit": "local", "default_transaction_read_only": "off"}
+# A chunk is written into the stream at once: the changes behind it wait so long.
+_WANTED_BYTES: Final = 512 << 10
 _MOST_BYTES: Final = 4 << 20
 _FEWEST_ROWS: Final = 100
 _FEWEST_AFTER_OVERFLOW: Final = 1
@@ -175,7 +177,7 @@ class _Session:
         self._run = run
         self._id = snapshot_id
         self._number = 0
-        self._limit = 0
+        self._limit = self._fitting = 0
         self._formats: dict[tuple[str, str], RowFormat] = {}
         self._due = time.monotonic()
         self._saved_at = self._counted_at = self._lag_checked_at = time.monotonic()
@@ -415,6 +417,8 @@ class _Session:
                 rows.copied.decode()
         except MALFORMED as exc:
             raise MalformedMessage(f"could not read the rows of {table_text(*table.name)}: {exc}"[:300]) from exc
+        if lines:
+            self._fitting = max(1, _WANTED_BYTES * len(lines) // size)
         if is_cut:
             self._limit = max(_FEWEST_AFTER_OVERFLOW, len(lines))
         self._number += 1
@@ -457,7 +461,8 @@ class _Session:
         if seconds > _SLOW_SECONDS:
             self._limit = max(min(_FEWEST_ROWS, most), self._limit // 2)
         elif seconds < _QUICK_SECONDS and self._limit < most:
-            self._limit = min(most, self._limit * 2)
+            self._limit = self._limit * 2
+        self._limit = min(most, self._limit, self._fitting or most)
 
     def _most(self, state: SnapshotState) -> int:
         """Return how many rows a chunk may have: those of a second, if there is a rate; fewer after an overflow."""
