@@ -25,7 +25,8 @@ from tests.workloads.stream_consumer import Consumer, compare, source_rows
 
 KILLS = 100
 _KILLS_OF_A_RUN = 10
-_ROWS = 4_000
+# A copy of the second number takes some seconds, so that kills meet it.
+_ROWS, _INITIAL_ROWS = 4_000, 20_000
 # The connections that receive the stream, read rows and write markers.
 _TERMINATE = """
 SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -49,11 +50,12 @@ def _run(server: PostgresServer, directory: Path, name: str, is_initial: bool, r
     with closing(server.connect(dbname="postgres")) as conn:
         conn.execute(f"CREATE DATABASE {name}".encode())
     source = Database(server, name)
-    changing_rows.create(source, _ROWS)
+    rows = _INITIAL_ROWS if is_initial else _ROWS
+    changing_rows.create(source, rows)
     create = ["--create", "pgoutput", *(["--snapshot"] if is_initial else [])]
     tail = SnapshotTail(source, name, directory / name, *create, targets={})
     lost = 0
-    with changing_rows.writers(source, _ROWS, pause_seconds=0.01) as load:
+    with changing_rows.writers(source, rows, pause_seconds=0.01) as load:
         for kill in range(_KILLS_OF_A_RUN):
             tail.start()
             if not is_initial and kill == 0:
