@@ -373,7 +373,7 @@ class _Session:
         while True:
             if name not in self._formats:
                 self._formats[name] = self._row_format(name)
-                self._estimate(place, self._formats[name].table)
+                self._note_key(place, self._formats[name].table)
             try:
                 return self._read_chunk(state, place, self._formats[name], cursor, keys)
             except _Altered:
@@ -443,17 +443,27 @@ class _Session:
         reader._catalog.batch_received()
         return RowFormat(table, reader._format, lenient=reader._checked.lenient_text)
 
-    def _estimate(self, place: int, table: ChunkTable) -> None:
-        if self._snapshots.table(self._id, place).estimated_rows is None and table.estimated_rows is not None:
-            self._changed(
-                lambda one: replace(
-                    one,
-                    tables=tuple(
-                        replace(other, estimated_rows=table.estimated_rows) if number == place else other
-                        for number, other in enumerate(one.tables)
-                    ),
-                )
-            )
+    def _note_key(self, place: int, table: ChunkTable) -> None:
+        """Note which key the cursor is of, and how many rows the table has; with another key, read it from the start.
+
+        Raises:
+            Restarted: the table has another key than the cursor.
+        """
+        self._snapshots.wait(self._run, for_all=True)
+        described = tuple(map(str, table.key))
+        is_other = self._snapshots.table(self._id, place).key not in ((), described)
+
+        def noted(one: SnapshotState) -> SnapshotState:
+            before = one.tables[place]
+            after = replace(before, key=described, estimated_rows=before.estimated_rows or table.estimated_rows)
+            if is_other:
+                after = replace(after, cursor=None, read_again=())
+            return replace(one, tables=(*one.tables[:place], after, *one.tables[place + 1 :]))
+
+        self._changed(noted)
+        if is_other:
+            self._snapshots.give_up(self._run)
+            raise Restarted
 
     def _adapt(self, state: SnapshotState, seconds: float) -> None:
         """Make chunks smaller while the output is slow, and larger again when it is not."""

@@ -12,9 +12,10 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.errors import BadState, NotFound, Refused
+from rdsrepl.errors import NotFound, Refused
 from rdsrepl.postgres import table_structures
 from rdsrepl.postgres.error_mapping import translate
+from rdsrepl.postgres.sql_names import quote_if_needed
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import tables as snapshot_tables
 from rdsrepl.snapshot.requests import table_text
@@ -111,6 +112,10 @@ class KeyColumn:
     equal: tuple[str, str]
     greater: tuple[str, str]
     collation: tuple[str, str] | None
+
+    def __str__(self) -> str:
+        collation = "" if self.collation is None else f" COLLATE {table_text(*self.collation)}"
+        return f"{quote_if_needed(self.name)} {self.type}{collation} {'.'.join(self.less)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +301,7 @@ def cursor_of(table: ChunkTable, line: str) -> Cursor:
     key: list[str] = []
     for number in table.key_numbers:
         if fields[number] == "\\N":
-            raise BadState(f"a row of {table_text(*table.name)} has a null in its key")
+            raise Refused(f"a row of {table_text(*table.name)} has a null in its key")
         key.append(_FIELD.sub(lambda match: _ESCAPES.get(match[1], match[1]), fields[number]))
     return tuple(key)
 
@@ -406,7 +411,7 @@ def _after(table: ChunkTable, cursor: Cursor) -> Composable:
     from psycopg import sql
 
     if len(cursor) != len(table.key):
-        raise BadState(f"the cursor of {table_text(*table.name)} has not as many values as its key has columns")
+        raise Refused(f"the cursor of {table_text(*table.name)} has not as many values as its key has columns")
     if len({column.greater for column in table.key}) == 1:
         return sql.SQL("ROW({}) {} ROW({})").format(
             sql.SQL(", ").join(map(_column, table.key)),

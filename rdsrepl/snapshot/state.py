@@ -69,6 +69,7 @@ class TableState:
         conflicts: how many rows of chunks were changed by the stream between their reading and their marker.
         read_again: keys of rows that a chunk by keys reads again.
         is_done: whether all rows were written.
+        key: the columns of the cursor, with what defines their order.
         timeline, marker: of the last chunk's marker: a server that does not have it has undone what the chunk contains.
     """
 
@@ -80,6 +81,7 @@ class TableState:
     conflicts: int = 0
     read_again: tuple[tuple[str, ...], ...] = ()
     is_done: bool = False
+    key: tuple[str, ...] = ()
     timeline: int = 0
     marker: int = 0
 
@@ -372,6 +374,7 @@ def _encoded(one: SnapshotState) -> dict[str, Any]:
                 "conflicts": table.conflicts,
                 "read_again": [list(key) for key in table.read_again],
                 "is_done": table.is_done,
+                "key": list(table.key),
                 "timeline": table.timeline,
                 "marker": table.marker,
             }
@@ -407,6 +410,7 @@ def _decoded_table(row: dict[str, Any]) -> TableState:
         conflicts=require_int64(row["conflicts"]),
         read_again=tuple(_key(key) for key in require_type(row["read_again"], list)),
         is_done=require_type(row["is_done"], bool),
+        key=_key(row["key"]),
         timeline=require_int64(row["timeline"]),
         marker=require_int64(row["marker"]),
     )

@@ -372,6 +372,8 @@ def test_tables_that_change_in_the_middle_of_a_snapshot(source: Database, rdsrep
         "ALTER TABLE altered ADD PRIMARY KEY (id)",
         "CREATE TABLE truncated (LIKE altered INCLUDING ALL)",
         "INSERT INTO truncated SELECT * FROM t",
+        "CREATE TABLE rekeyed AS SELECT id, 1000 - id AS n, v FROM t",
+        "ALTER TABLE rekeyed ADD PRIMARY KEY (id)",
         "CREATE TABLE lost (LIKE altered INCLUDING ALL)",
         "INSERT INTO lost SELECT * FROM t",
         "CREATE TABLE dropped (LIKE altered INCLUDING ALL)",
@@ -387,6 +389,11 @@ def test_tables_that_change_in_the_middle_of_a_snapshot(source: Database, rdsrep
         with in_the_middle(tail, source, "altered"):
             source.run(
                 "ALTER TABLE altered ADD COLUMN more int DEFAULT 7, DROP COLUMN n", "UPDATE altered SET v = v || '!'"
+            )
+        with in_the_middle(tail, source, "rekeyed"):
+            source.run(
+                "ALTER TABLE rekeyed DROP CONSTRAINT rekeyed_pkey, ADD PRIMARY KEY (n)",
+                "UPDATE rekeyed SET v = 'new' WHERE id % 10 = 0",
             )
         with in_the_middle(tail, source, "truncated"):
             source.run("TRUNCATE truncated", "INSERT INTO truncated VALUES (1, 1, 'new'), (2000, 1, 'new')")
@@ -404,6 +411,9 @@ def test_tables_that_change_in_the_middle_of_a_snapshot(source: Database, rdsrep
         source.run("ALTER TABLE dropped RENAME TO renamed")
         assert "does not exist" in tail.wait_for("dropped", "failed")["reason"]
     found = tail.events()
+    again = [event for event in found if event["table"] == "rekeyed" and "n" in event["key"] and event["op"] == "r"]
+    rekeyed = {event["key"]["n"]: event["after"]["v"] for event in again}
+    assert rekeyed == dict(source.run("SELECT n, v FROM rekeyed")), "it was read from the start"
     for table in ("moved", "altered", "truncated", "lost"):
         expected = [json.loads(row) for (row,) in source.run(f"SELECT to_json(x)::text FROM {table} x")]
         rows = folded(found, table)
