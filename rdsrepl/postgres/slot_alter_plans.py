@@ -145,8 +145,12 @@ def alter_subscription(
             "such setting",
             hint=f"change only the slot: {_interrupting(slot, failover=failover)}",
         )
+    enable = f"ALTER SUBSCRIPTION {name.as_string(None)} ENABLE"
+    disabled = (
+        "" if subscription.enabled else f"subscription {text} is disabled, and stays disabled; to enable it: {enable}"
+    )
     if unchanged and subscription.failover is failover:
-        return Plan(title, (), unchanged=unchanged)
+        return Plan(title, (), unchanged="; ".join(filter(None, (unchanged, disabled))))
 
     def step(summary: str, statement: Composed, seconds: float | None = None) -> Statement:
         return Statement(summary, statement, target=subscriber, timeout_seconds=seconds, effect="change")
@@ -157,17 +161,14 @@ def alter_subscription(
         timeout_seconds,
     )
     warnings = list(_warnings(slot, failover=failover, interrupts=False))
-    if not subscription.enabled:
-        return Plan(title, (change,), (*warnings, f"subscription {text} is disabled, and stays disabled"))
+    if disabled:
+        return Plan(title, (change,), (*warnings, disabled))
     steps = (
         step(f"disable subscription {text}", sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(name)),
         change,
         step(f"enable subscription {text}", sql.SQL("ALTER SUBSCRIPTION {} ENABLE").format(name)),
     )
-    warnings.append(
-        "if this command is killed after the first step, enable the subscription: "
-        f"ALTER SUBSCRIPTION {name.as_string(None)} ENABLE"
-    )
+    warnings.append(f"if this command is killed after the first step, enable the subscription: {enable}")
     # The last step also runs if the change fails.
     return Plan(title, steps, tuple(warnings), independent=True)
 

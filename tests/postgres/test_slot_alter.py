@@ -163,6 +163,9 @@ def test_a_subscription_keeps_the_same_setting_as_its_slot(
         back = rdsrepl(*words[:5], "--no-failover", *words[6:], dsn=db18.dsn)
         assert back.code == 0 and "stays disabled" in back.err
         assert other.run(state) == [(False, False)] and not is_failover(db18, slot)
+        # As after a kill between DISABLE and ENABLE.
+        again = rdsrepl(*words[2:5], "--no-failover", *words[6:], dsn=db18.dsn)
+        assert again.code == 0 and 'to enable it: ALTER SUBSCRIPTION "My ""sub" ENABLE' in " ".join(again.out.split())
     finally:
         other.run('ALTER SUBSCRIPTION "My ""sub" DISABLE', 'ALTER SUBSCRIPTION "My ""sub" SET (slot_name = NONE)')
         other.run('DROP SUBSCRIPTION "My ""sub"')
