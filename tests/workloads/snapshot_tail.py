@@ -25,7 +25,7 @@ class SnapshotTail:
         """Create the directory; TARGETS are names and connection strings for ``--read-from``."""
         directory.mkdir()
         self.source, self.slot, self.directory = source, slot, directory
-        self.out, self.state = directory / "out.jsonl", directory / "state.json"
+        self.out, self.state, self.errors = directory / "out.jsonl", directory / "state.json", directory / "err"
         self._words = words
         config = directory / "config.yaml"
         lines = ["targets:", *(f"  {name}:\n    dsn: {json.dumps(dsn)}" for name, dsn in targets.items())]
@@ -37,14 +37,14 @@ class SnapshotTail:
         """Start the process."""
         command = [SCRIPT, "-q", "--dsn", self.source.dsn, "slot", "tail", self.slot, "--publication", "items"]
         command += ["-f", "json", "--state", str(self.state), *self._words, *words]
-        with self.out.open("ab") as out, (self.directory / "err").open("ab") as err:
+        with self.out.open("ab") as out, self.errors.open("ab") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env=self.env)
         return self.process
 
-    def kill(self) -> None:
+    def kill(self, *, may_have_ended: bool = False) -> None:
         """Kill the process with SIGKILL."""
         assert self.process is not None
-        assert self.process.poll() is None, (self.directory / "err").read_text()
+        assert may_have_ended or self.process.poll() is None, self.errors.read_text()
         self.process.kill()
         self.process.wait()
 
@@ -52,7 +52,7 @@ class SnapshotTail:
         """Let the process end."""
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait() == 0, (self.directory / "err").read_text()
+        assert self.process.wait() == 0, self.errors.read_text()
 
     def request(
         self,
@@ -80,7 +80,7 @@ class SnapshotTail:
 
         def state() -> dict[str, Any] | None:
             assert self.process is not None
-            assert self.process.poll() is None, (self.directory / "err").read_text()
+            assert self.process.poll() is None, self.errors.read_text()
             one = self.snapshot(snapshot_id)
             return one if one is not None and one["status"] in ("done", "failed", "cancelled") else None
 
