@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, LiteralString, Protocol
 
 if TYPE_CHECKING:
     from rdsrepl.lsn import Lsn
@@ -14,6 +14,12 @@ _INSERTED: Final = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
 _CONFIRMED: Final = """
 SELECT count(*) = %(count)s AND coalesce(bool_and(confirmed_flush_lsn >= %(lsn)s), true)
   FROM pg_catalog.pg_replication_slots WHERE slot_name = ANY (%(slots)s)
+"""
+# What a subscription has applied is visible there; it confirms it when it is flushed, up to 0.6 s later.
+_APPLIED: Final = """
+SELECT count(*) = %(count)s AND coalesce(bool_and(greatest(s.confirmed_flush_lsn, r.replay_lsn) >= %(lsn)s), true)
+  FROM pg_catalog.pg_replication_slots s LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid
+ WHERE s.slot_name = ANY (%(slots)s)
 """
 _REPLAYED: Final = "SELECT coalesce(pg_catalog.pg_last_wal_replay_lsn() >= %s, true)"
 # What the stream of this program does not pass on. It makes an idle server write, so that its consumers report.
@@ -33,11 +39,36 @@ class Link(Protocol):
         """Return whether the target has applied every transaction that committed before LSN."""
 
 
-class SubscriptionLink:
-    """Subscriptions of the target, which confirm to slots of the source what they have applied and flushed."""
+class SlotLink:
+    """Consumers, which confirm to slots of the source what they have stored."""
+
+    def __init__(self, source: Connection, slots: Sequence[str]) -> None:
+        self._source, self._slots = source, tuple(slots)
+
+    @property
+    def description(self) -> str:
+        """The slots."""
+        return f"slot {', '.join(self._slots)}"
+
+    def has_applied(self, lsn: Lsn) -> bool:
+        """Return whether all of them confirmed LSN."""
+        return self._is_true(_CONFIRMED, lsn)
+
+    def _is_true(self, query: LiteralString, lsn: Lsn) -> bool:
+        wanted = {"count": len(self._slots), "lsn": lsn, "slots": list(self._slots)}
+        row = self._source.execute(query, wanted).fetchone()
+        return row is not None and bool(row[0])
+
+
+class SubscriptionLink(SlotLink):
+    """Subscriptions of the target, which report to the source what they have applied (``pg_stat_replication``).
+
+    A role that may not see the reports of others waits for what they have flushed as well, and confirmed.
+    """
 
     def __init__(self, source: Connection, names: Sequence[str], slots: Sequence[str]) -> None:
-        self._source, self._names, self._slots = source, tuple(names), tuple(slots)
+        super().__init__(source, slots)
+        self._names = tuple(names)
 
     @property
     def description(self) -> str:
@@ -45,10 +76,8 @@ class SubscriptionLink:
         return f"subscription {', '.join(self._names)}"
 
     def has_applied(self, lsn: Lsn) -> bool:
-        """Return whether all of them confirmed LSN."""
-        wanted = {"count": len(self._slots), "lsn": lsn, "slots": list(self._slots)}
-        row = self._source.execute(_CONFIRMED, wanted).fetchone()
-        return row is not None and bool(row[0])
+        """Return whether all of them applied everything before LSN."""
+        return self._is_true(_APPLIED, lsn)
 
 
 class StandbyLink:

@@ -77,7 +77,7 @@ def _values(
     found: dict[Key, Sequence[str | None]] = {}
     query = partial(statements.lookup, side, extra=[sql.SQL("ARRAY[{}]").format(texts)])
     for some, rows in limited.in_parts(source, keys, query) if keys else ():
-        for place, fingerprint, version, values in rows:
+        for place, fingerprint, version, _, values in rows:
             read = proven[some[place - 1]][1].after
             if read is not None and (read.fingerprint, read.version) == (fingerprint, version):
                 found[some[place - 1]] = values

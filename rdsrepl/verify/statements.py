@@ -227,7 +227,7 @@ def rows(table: Side, wanted: Range) -> Composed:
 
 
 def lookup(table: Side, keys: Sequence[Key], extra: Sequence[Composable] = ()) -> Composed:
-    """Return the query for the rows with these keys: place of the key, fingerprint, version of the row, EXTRA."""
+    """Return the query for the rows with these keys: place of the key, fingerprint, version, is_settled, EXTRA."""
     from psycopg import sql
 
     names = [sql.Identifier(f"k{number}") for number in range(len(table.key))]
@@ -239,7 +239,7 @@ def lookup(table: Side, keys: Sequence[Key], extra: Sequence[Composable] = ()) -
     ]
     if table.row_filter is not None:
         same.append(table.row_filter)
-    found = [table.fingerprint, sql.SQL("t.xmin::text"), *extra]
+    found = [table.fingerprint, sql.SQL("t.xmin::text"), sql.SQL("t.xmax::text = '0'"), *extra]
     aliases = [sql.Identifier(f"v{number}") for number in range(len(found))]
     return sql.SQL(
         "SELECT r.place, found.* FROM ROWS FROM ({arrays}) WITH ORDINALITY AS r ({names}, place),"

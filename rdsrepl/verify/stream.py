@@ -28,7 +28,7 @@ from rdsrepl.text.commands import command
 from rdsrepl.units import format_duration
 from rdsrepl.verify import stream_rows, structure
 from rdsrepl.verify.folded_stream import FoldedStream, Position
-from rdsrepl.verify.links import SubscriptionLink, inserted_lsn, wait_for
+from rdsrepl.verify.links import SlotLink, inserted_lsn, wait_for
 from rdsrepl.verify.results import Verification
 from rdsrepl.verify.stream_input import FileInput, KinesisInput, StreamInput
 
@@ -129,7 +129,7 @@ def _confirmed(control: Connection, position: Position, options: StreamOptions) 
     Raises:
         TimedOut: it did not.
     """
-    link = SubscriptionLink(control, (), (options.slot,))
+    link = SlotLink(control, (options.slot,))
     if not wait_for(control, link, position.lsn, time.monotonic() + options.seconds):
         raise TimedOut(
             f"slot {options.slot} did not confirm {position.lsn} within {format_duration(options.seconds)}",

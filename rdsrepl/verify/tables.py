@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -127,10 +127,11 @@ class _Comparison:
             sizes[name] = count
             return {_WHOLE: Reading((count, total), f"{count} {version}")}
 
-        state = self._proof(
+        proof = self._proof(
             lambda _: read("source", self._servers.source, self._source),
             lambda _: read("target", self._servers.pair.target, self._target),
-        ).run([_WHOLE])[_WHOLE][0]
+        )
+        state = replace(proof, rounds=(True,)).run([_WHOLE])[_WHOLE][0]
         counts = Counter({state: 1})
         if state.is_proven and (missing := sizes["source"] - sizes["target"]):
             counts = Counter({RowState.missing if missing > 0 else RowState.extra: abs(missing)})
@@ -156,7 +157,7 @@ class _Comparison:
             found: dict[Key, Sequence[int]] = {}
             query = partial(statements.lookup, side, extra=[array])
             for some, rows in limited.in_parts(conn, keys, query) if keys else ():
-                found |= {some[place - 1]: values for place, _, _, values in rows}
+                found |= {some[place - 1]: values for place, *_, values in rows}
             return found
 
         here = read(self._servers.source, self._source)
