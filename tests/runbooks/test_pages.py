@@ -146,22 +146,26 @@ def slot(cloud: Cloud, cluster: str, request: pytest.FixtureRequest) -> Iterator
 def test_first_stream(cloud: Cloud, cluster: str) -> None:
     sql(cloud, cluster, "CREATE TABLE parcels (id int PRIMARY KEY)")
     words = ("table=parcels", "slot=first_cdc", "publication=first", "role=first", "secret=books/first", "stream=first")
-    steps = runbook(
-        cloud, "first-stream-to-kinesis", "--cluster", cluster, *(word for each in words for word in ("--var", each))
-    )
+    variables = [word for each in words for word in ("--var", each)]
+    steps = runbook(cloud, "first-stream-to-kinesis", "--cluster", cluster, *variables, code=6)
     assert status(steps)["start-the-service"] == "passed_over"
-    sql(cloud, cluster, "INSERT INTO parcels VALUES (7)")
-    ok(
-        cloud(
-            "slot", "tail", "first_cdc", "--publication", "first", "--to", "kinesis:first", "--until-now",
-            "--cluster", cluster,
+    assert status(steps)["the-stream-is-equal-to-the-table"] == "failed", "the service does not run"
+    tail = ("slot", "tail", "first_cdc", "--publication", "first", "--to", "kinesis:first", "--cluster", cluster)
+    service = cloud.program.start(*tail, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        sql(cloud, cluster, "INSERT INTO parcels VALUES (7)")
+        streams = "SELECT active FROM pg_replication_slots WHERE slot_name = 'first_cdc'"
+        wait_until(lambda: sql(cloud, cluster, streams) == "t\n", "the service streams")
+        read = ("stream", "tail", "first", "--from", "trim-horizon", "--limit", "1")
+        assert '"id":7' in ok(cloud(*read)).out
+        again = runbook(
+            cloud, "first-stream-to-kinesis", "--cluster", cluster, "--from", "the-changes-arrive", *variables
         )
-    )  # fmt: skip
-    again = runbook(
-        cloud, "first-stream-to-kinesis", "--cluster", cluster, "--from", "the-changes-arrive",
-        *(word for each in words for word in ("--var", each)),
-    )  # fmt: skip
+    finally:
+        service.terminate()
+        service.wait()
     assert '"id":7' in again[0]["output"].replace(" ", "").replace("\\", "")
+    assert "public.parcels" in again[1]["output"]
 
     gone = ("slot=first_cdc", "publication=first", "role=first", "stream=first")
     steps = runbook(cloud, "tear-down", "--cluster", cluster, *(word for each in gone for word in ("--var", each)))
@@ -229,9 +233,10 @@ def test_consumer_fell_behind(cloud: Cloud, cluster: str, slot: str) -> None:
 
 def test_planned_failover(cloud: Cloud, cluster: str, slot: str) -> None:
     before = writer(cloud, cluster)
-    steps = runbook(cloud, "planned-failover", "--cluster", cluster)
+    steps = runbook(cloud, "planned-failover", "--cluster", cluster, "--var", f"copy={before}")
     assert status(steps)["fail-over-the-instance"] == "passed_over"
     assert writer(cloud, cluster) != before
+    assert (status(steps)["the-copy-is-equal"], status(steps)["the-stream-is-equal"]) == ("done", "passed_over")
     assert slot in next(step["output"] for step in steps if step["step"] == "the-slots-are-there")
 
 
