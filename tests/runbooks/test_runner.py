@@ -222,17 +222,19 @@ def test_the_kind_of_each_step_matches_its_command(name: str) -> None:
         words = [part for word in step.command for part in word[:1] if len(word) == 1 and isinstance(part, str)]
         words = [word for word in words if not word.startswith("-")]
         command = COMMANDS.get(" ".join(words[:2])) or COMMANDS[words[0]]
-        # A change has a plan; a check has none. That of verify is for --repair.
-        has_plan = isinstance(command, WriteCommand) and words[0] != "verify"
+        # A change has a plan; a check has none, or only shows it. That of verify is for --repair.
+        only_reads = words[0] == "verify" or ("--dry-run",) in step.command
+        has_plan = isinstance(command, WriteCommand) and not only_reads
         assert has_plan == (step.kind is StepKind.change), step.name
 
 
 def test_list_and_show(rdsrepl: Program) -> None:
     listed = rdsrepl("runbook", "list", "-o", "json").json
     assert [row["name"] for row in listed] == [
-        "abandoned-slot", "after-an-unplanned-failover", "consumer-fell-behind", "disk-is-filling",
-        "enable-logical-replication", "first-stream-to-kinesis", "major-upgrade", "planned-failover",
-        "planned-switchover", "protect-slots-for-failover", "rotate-password", "tear-down", "unplanned-failover",
+        "abandoned-slot", "add-a-table-to-a-stream", "after-an-unplanned-failover", "consumer-fell-behind",
+        "disk-is-filling", "enable-logical-replication", "first-stream-to-kinesis", "major-upgrade", "planned-failover",
+        "planned-switchover", "protect-slots-for-failover", "rebuild-a-consumer", "rotate-password", "tear-down",
+        "unplanned-failover",
     ]  # fmt: skip
     assert all(row["when"] and row["title"] and row["steps"] for row in listed)
     shown = rdsrepl("runbook", "show", "abandoned-slot")
