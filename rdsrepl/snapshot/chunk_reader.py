@@ -145,7 +145,7 @@ class ChunkReader:
                 self._snapshots.fail(exc)
                 return
             except Error as exc:
-                if not _is_transient(exc):
+                if not is_transient(exc):
                     self._fail(run, state.request.id, exc)
                     continue
                 self._note(f"snapshot {state.request.id}: {exc.message}; trying again")
@@ -506,7 +506,7 @@ def _in_order(table: ChunkTable, keys: Sequence[Cursor]) -> list[Cursor]:
     return [tuple(key[place] for place in places) for key in keys]
 
 
-def _is_transient(exc: Error) -> bool:
+def is_transient(exc: Error) -> bool:
     """Return whether another attempt may succeed: a lost connection, a conflict with recovery, a shortage."""
     if isinstance(exc, (NotFound, Denied)):
         return False

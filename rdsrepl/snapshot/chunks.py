@@ -89,6 +89,7 @@ SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relreplident::text,
 _FIELD: Final = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 _POLL_SECONDS: Final = 0.2
+_CANCEL_SECONDS: Final = 10.0
 
 
 class Stopped(Exception):
@@ -309,7 +310,8 @@ def cursor_of(table: ChunkTable, line: str) -> Cursor:
 def copied(conn: Connection, statement: Composed, is_stopped: Callable[[], bool]) -> Generator[bytes, None, None]:
     """Yield the lines of a COPY, each with its newline; nothing here waits longer than a moment within libpq.
 
-    The statement is sent alone: the server refuses a second one behind it.
+    The statement is sent alone: the server refuses a second one behind it. Closing the generator before its end cancels
+    the statement: the connection can be used again, after its transaction is rolled back.
 
     Raises:
         Stopped: the reader was asked to end; the connection cannot be used again.
@@ -340,7 +342,16 @@ def copied(conn: Connection, statement: Composed, is_stopped: Callable[[], bool]
         length, line = get(1)
         while length >= 0:
             if length:
-                yield bytes(line)
+                try:
+                    yield bytes(line)
+                except GeneratorExit:
+                    conn.cancel_safe(timeout=_CANCEL_SECONDS)
+                    while (length := get(1)[0]) >= 0:
+                        if not length:
+                            receive()
+                    while pgconn.get_result() is not None:
+                        pass
+                    raise
             else:
                 receive()
             length, line = get(1)

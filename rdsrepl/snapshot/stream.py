@@ -10,11 +10,14 @@ from rdsrepl.postgres import connection, versions
 from rdsrepl.snapshot import table_store
 from rdsrepl.snapshot.chunk_reader import ChunkReader
 from rdsrepl.snapshot.incremental import IncrementalSnapshots
-from rdsrepl.snapshot.state import FilePlace, Place, Store
+from rdsrepl.snapshot.initial_state import is_initial
+from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState, Status, Store
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.options import FormatName, TailOptions
 from rdsrepl.tail.pipeline import snapshot_format
+from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 from rdsrepl.units import parse_boolean
 
 if TYPE_CHECKING:
@@ -87,6 +90,7 @@ def opener(
     *,
     allows_conditions: bool,
     is_given: bool,
+    was_copied: bool = False,
 ) -> Callable[[PreflightResult], StreamSnapshots | None]:
     """Return what ``tail.run`` calls to let snapshots take part in its stream.
 
@@ -98,6 +102,7 @@ def opener(
         replica: returns the server that a request names.
         allows_conditions: whether the SQL condition of a request is run.
         is_given: whether the user named a place for the state, or allowed conditions.
+        was_copied: whether the slot, if it exists, was created by an initial copy.
     """
 
     def open_snapshots(checked: PreflightResult) -> StreamSnapshots | None:
@@ -107,13 +112,15 @@ def opener(
             BadValue: the user asked for snapshots, and this stream cannot have any.
             BadState: the state is damaged, or of another slot, database or server.
         """
-        if (reason := _unsupported(options, checked)) is not None:
+        if (reason := unsupported(options, checked)) is not None:
             if is_given:
                 raise BadValue(f"--state and --allow-snapshot-conditions do not fit: {reason}", hint="omit them")
             return None
         with connection.open(target) as conn:
             owner = table_store.owner_of(conn, options.slot_name)
-            table_store.read(conn, place, owner)
+            found = table_store.read(conn, place, owner)
+        if not checked.is_planned:
+            _say(found, options.slot_name, observer, was_copied=was_copied)
         return StreamSnapshots(
             target,
             options,
@@ -128,7 +135,21 @@ def opener(
     return open_snapshots
 
 
-def _unsupported(options: TailOptions, checked: PreflightResult) -> str | None:
+def _say(found: tuple[SnapshotState, ...] | None, slot_name: str, observer: Observer, *, was_copied: bool) -> None:
+    """Say which snapshots go on, and that it is not known whether the initial copy is complete."""
+    for one in found or ():
+        if one.status in (Status.requested, Status.running):
+            left = sum(not table.is_done for table in one.tables)
+            observer.note(f"snapshot {one.request.id} goes on: {counted(left, 'table')} of {len(one.tables)} to read")
+    if was_copied and not any(is_initial(one.request.id) for one in found or ()):
+        observer.warn(
+            f"slot {slot_name} exists, and this state does not have its --snapshot: if that did not end, rows are "
+            "missing. Use the state of that run (--state), or read the tables again "
+            f"({command('snapshot start --slot {} --table TABLE', slot_name)})"
+        )
+
+
+def unsupported(options: TailOptions, checked: PreflightResult) -> str | None:
     """Return why a stream cannot have snapshots; None if it can."""
     if checked.slot.plugin != "pgoutput":
         return f"snapshots need a slot with the plugin pgoutput, and this one has {checked.slot.plugin}"

@@ -44,6 +44,16 @@ SELECT n.nspname::text, c.relname::text,
        OR c.oid IN (SELECT p.relid FROM pg_catalog.pg_partition_tree(%(oid)s::oid::regclass) p WHERE p.isleaf))
  ORDER BY 3 DESC
 """
+# The keys by which chunks are read (``chunks``).
+_KEYS: Final = """
+SELECT c.oid::bigint,
+       (SELECT array_agg(a.attname::text) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a
+            ON a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+         WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
+           AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'f' THEN i.indisprimary
+               WHEN 'i' THEN i.indisreplident ELSE false END)
+  FROM pg_catalog.pg_class c WHERE c.oid = ANY (%s)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,11 @@ class SnapshotTable:
     types: tuple[tuple[int, str, str], ...]
     row_filter: str | None
     parts: tuple[tuple[TableName, int], ...]
+
+    @property
+    def full_name(self) -> TableName:
+        """Schema and name."""
+        return self.relation.schema, self.relation.table
 
     @property
     def name(self) -> str:
@@ -108,6 +123,17 @@ def _table(conn: Connection, name: TableName, sent: frozenset[str] | None, row_f
     parts = [((schema, part), pages) for schema, part, pages in conn.execute(_PARTS, {"oid": oid}).fetchall()]
     relation = Relation(oid, name[0], name[1], identity, tuple(columns))
     return SnapshotTable(relation, tuple(sorted(types)), row_filter, tuple(parts))
+
+
+def without_key(conn: Connection, tables: Sequence[SnapshotTable]) -> list[SnapshotTable]:
+    """Return the tables that cannot be read in chunks: they have no key, or the publications do not send it."""
+    rows = conn.execute(_KEYS, ([table.relation.oid for table in tables],)).fetchall()
+    keys = {oid: key for oid, key in rows if key}
+    return [
+        table
+        for table in tables
+        if not {column.name for column in table.relation.columns} >= set(keys.get(table.relation.oid, [""]))
+    ]
 
 
 def ranges(conn: Connection, tables: Sequence[SnapshotTable], workers: int) -> list[PageRange]:

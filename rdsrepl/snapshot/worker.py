@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.config import Target
-from rdsrepl.errors import Error, MalformedMessage
+from rdsrepl.errors import ConnectionLost, Error, MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.error_mapping import translate
 from rdsrepl.snapshot.tables import PageRange, SnapshotTable, copy_statement
@@ -149,10 +149,18 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _use_snapshot(conn: Connection, snapshot: str) -> None:
-    from psycopg import sql
+    """Begin a transaction that reads in an exported snapshot.
+
+    Raises:
+        ConnectionLost: the snapshot has ended with the connection that exported it.
+    """
+    from psycopg import errors, sql
 
     conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+    try:
+        conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+    except (errors.InvalidParameterValue, errors.UndefinedObject, errors.ObjectNotInPrerequisiteState) as exc:
+        raise ConnectionLost("the connection that holds the snapshot was lost", hint="run the command again") from exc
 
 
 class _Reader:

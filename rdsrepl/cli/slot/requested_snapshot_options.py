@@ -54,7 +54,14 @@ class RequestedSnapshotFlags:
         return parse_place(self.state)
 
     def opener(
-        self, ctx: typer.Context, target: Target, options: TailOptions, observer: Observer, place: Place
+        self,
+        ctx: typer.Context,
+        target: Target,
+        options: TailOptions,
+        observer: Observer,
+        place: Place,
+        *,
+        was_copied: bool,
     ) -> Callable[[PreflightResult], StreamSnapshots | None]:
         """Return what lets requested snapshots take part in the stream."""
         from rdsrepl.snapshot import stream
@@ -67,4 +74,5 @@ class RequestedSnapshotFlags:
             lambda name: other_target(ctx, name, "--read-from"),
             allows_conditions=self.allow_snapshot_conditions,
             is_given=self.state is not None or self.allow_snapshot_conditions,
+            was_copied=was_copied,
         )

@@ -20,11 +20,13 @@ from rdsrepl.units import format_duration
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.snapshot import initial
+    from rdsrepl.snapshot.state import Place
     from rdsrepl.tail.options import TailOptions
     from rdsrepl.tail.preflight import PreflightResult
     from rdsrepl.tail.sinks.base import Sink
 
 _TIMEOUT_SECONDS: Final = 60.0
+_MOST_NAMES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class SnapshotFlags:
         ),
     ] = 2
 
-    def creation(self, ctx: typer.Context, target: Target, options: TailOptions) -> Creation | None:
+    def creation(self, ctx: typer.Context, target: Target, options: TailOptions, place: Place) -> Creation | None:
         """Return what creates the slot behind a snapshot; None without ``--snapshot``.
 
         Raises:
@@ -71,17 +73,17 @@ class SnapshotFlags:
             )
         if not options.confirm:
             raise BadValue("--snapshot creates a slot, and --no-confirm reads one again", hint="omit one of them")
-        return Creation(ctx, target, options, self.workers)
+        return Creation(ctx, target, options, place, self.workers)
 
 
 class Creation:
     """Creates the slot behind a snapshot."""
 
-    def __init__(self, ctx: typer.Context, target: Target, options: TailOptions, workers: int) -> None:
+    def __init__(self, ctx: typer.Context, target: Target, options: TailOptions, place: Place, workers: int) -> None:
         """Start the processes; nothing else is done before ``create``."""
         from rdsrepl.snapshot.workers import Workers
 
-        self._ctx, self._target, self._options = ctx, target, options
+        self._ctx, self._target, self._options, self._place = ctx, target, options, place
         self._workers = Workers(workers)
 
     def close(self) -> None:
@@ -103,6 +105,7 @@ class Creation:
                 checked,
                 sink,
                 workers=self._workers,
+                place=self._place,
                 timeout_seconds=_TIMEOUT_SECONDS,
                 progress=lambda now: progress.update("snapshot", now.seconds, [_state(now)]),
                 warn=lambda text: warn(ctx, text),
@@ -114,6 +117,12 @@ class Creation:
             f"snapshot of {counted(copied.tables, 'table')}: {counted(copied.rows, 'row')}; "
             f"slot {options.slot_name} begins at {copied.position}",
         )
+        if copied.failure is not None:
+            warn(
+                ctx,
+                f"{copied.failure}: the stream begins, and reads {counted(len(copied.left), 'table')} beside it in "
+                f"chunks: {', '.join(copied.left[:_MOST_NAMES])}{' …' if len(copied.left) > _MOST_NAMES else ''}",
+            )
         return copied.batches
 
 

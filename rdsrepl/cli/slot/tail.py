@@ -100,11 +100,17 @@ def tail(
     )
     target = database_target(ctx)
     place = requested.place()
-    creation = snapshot_with.creation(ctx, target, options) or _WithoutSnapshot(ctx, target, options)
+    creation = snapshot_with.creation(ctx, target, options, place) or _WithoutSnapshot(ctx, target, options)
     report(
         ctx,
         options,
-        _run(ctx, target, options, creation, lambda observer: requested.opener(ctx, target, options, observer, place)),
+        _run(
+            ctx,
+            target,
+            options,
+            creation,
+            lambda observer: requested.opener(ctx, target, options, observer, place, was_copied=snapshot_with.snapshot),
+        ),
     )
 
 
