@@ -19,6 +19,7 @@ from rdsrepl.errors import BadValue
 from rdsrepl.postgres.sql_names import parse_name, quote_if_needed
 from rdsrepl.state import json_lines
 from rdsrepl.state.json_lines import require_type
+from rdsrepl.text.counts import counted
 
 PREFIX: Final = "rdsrepl.signal"
 DEFAULT_CHUNK_ROWS: Final = 10_000
@@ -141,7 +142,7 @@ def parse(content: bytes) -> Signal:
         Malformed: it is not one.
     """
     if len(content) > MAX_BYTES:
-        raise Malformed(f"it is larger than {MAX_BYTES:,} bytes")
+        raise Malformed(f"it is larger than {counted(MAX_BYTES, 'byte', grouped=True)}")
     try:
         fields = require_type(json_lines.parse(content), dict)
         if require_type(fields.pop("version"), int) != _VERSION:
@@ -183,7 +184,9 @@ def request_of(fields: Mapping[str, Any]) -> Request:
     _require_keys(fields, {"id", "slot", "tables", "where", "chunk_rows", "rows_per_second", "read_from"})
     where = fields["where"]
     if where is not None and not (0 < len(require_type(where, str)) <= _MAX_WHERE and _is_text(where)):
-        raise Malformed(f"its condition is empty, not text, or has more than {_MAX_WHERE:,} characters")
+        raise Malformed(
+            f"its condition is empty, not text, or has more than {counted(_MAX_WHERE, 'character', grouped=True)}"
+        )
     return Request(
         id=_matching(fields["id"], _ID, "id"),
         slot=_matching(fields["slot"], _SLOT, "slot"),

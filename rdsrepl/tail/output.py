@@ -83,7 +83,8 @@ def _require_short(file: FileOptions) -> None:
     longest = len(os.fsencode(compressing_name(closed_path(path, 0, 0))))
     if longest > (most := os.pathconf(path.parent, "PC_NAME_MAX")):
         raise BadValue(
-            f"--to file:{shown(path.name)}: a closed file would have a name of {longest} bytes; {most} are possible",
+            f"--to file:{shown(path.name)}: a closed file would have a name of {counted(longest, 'byte')}; {most} are "
+            "possible",
             hint=f"choose a name that is shorter by {counted(longest - most, 'byte')}",
         )
 

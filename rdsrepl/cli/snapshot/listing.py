@@ -16,6 +16,7 @@ from rdsrepl.errors import NotFound
 from rdsrepl.render import Column, Listing, emit, facts, listing, stacked, styled
 from rdsrepl.snapshot.overview import TableProgress, progress, rows_per_second
 from rdsrepl.snapshot.state import SnapshotState
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def print_snapshot(ctx: typer.Context, one: SnapshotState) -> None:
         ("status", one.status.value),
         ("reason", one.reason),
         ("where", request.where),
-        ("chunk", f"{request.chunk_rows:,} rows"),
+        ("chunk", counted(request.chunk_rows, "row", grouped=True)),
         ("limit", None if request.rows_per_second is None else f"{_count(request.rows_per_second)} rows/s"),
         ("read from", request.read_from),
         ("started", one.started_at),

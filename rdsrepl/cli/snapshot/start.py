@@ -27,6 +27,7 @@ from rdsrepl.snapshot.overview import TableProgress, progress
 from rdsrepl.snapshot.requests import Request
 from rdsrepl.snapshot.state import SnapshotState, Status, parse_place
 from rdsrepl.text.commands import command
+from rdsrepl.text.counts import counted
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
@@ -261,10 +262,12 @@ def _states(one: SnapshotState) -> list[str]:
 
 
 def _state(row: TableProgress) -> str:
-    of = f" of {row.estimated_rows:,}" if (row.estimated_rows or 0) > row.rows else ""
+    rows, all_rows = counted(row.rows, "row", grouped=True), row.estimated_rows or 0
+    if all_rows > row.rows:
+        rows = f"{row.rows:,} of {counted(all_rows, 'row', grouped=True)}"
     rate = f", {row.rows_per_second:,.0f}/s" if row.rows_per_second else ""
     left = f", {format_duration(row.left_seconds)} left" if row.left_seconds is not None else ""
-    return f"{row.table}: {row.rows:,}{of} rows{rate}{left}"
+    return f"{row.table}: {rows}{rate}{left}"
 
 
 def register(app: typer.Typer) -> None:

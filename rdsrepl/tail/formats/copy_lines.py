@@ -20,6 +20,7 @@ from typing import Final
 
 from rdsrepl.tail.formats.fast_lines import Field, Parts, Piece
 from rdsrepl.tail.formats.values import Conversion, Dialect, ValueKind, compile_copy_row
+from rdsrepl.text.counts import counted
 
 _NULL: Final = rb"\N"
 # Without those that separate fields and rows: within values both are escaped.
@@ -96,7 +97,9 @@ class CopyLines:
             return []
         values = block.replace(b"\n", b"\t").split(b"\t")
         if len(values) != width * count + 1:
-            raise ValueError(f"rows of {width} columns have {len(values) - 1} values in {count} rows")
+            raise ValueError(
+                f"{counted(count, 'row')} of {counted(width, 'column')}: {counted(len(values) - 1, 'value')}"
+            )
         values.pop()
         is_clean = b"\\" not in block and b'"' not in block and _has_no_controls(block)
         columns: list[Converted] = []
