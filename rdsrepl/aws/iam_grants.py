@@ -226,6 +226,18 @@ GRANTS: Final[Mapping[str, tuple[Grant | str, ...]]] = {
     "slot tail": (_SQL,),
     "slot peek": (_SQL,),
     "slot watch": _SERVER_STATE,
+    **dict.fromkeys(
+        (
+            "snapshot start",
+            "snapshot list",
+            "snapshot show",
+            "snapshot pause",
+            "snapshot resume",
+            "snapshot cancel",
+            "snapshot create-table",
+        ),
+        (_SQL,),
+    ),
     "verify": (_SQL,),
     "slot alter": (_SQL,),
     "failover check": (_SQL, _READ_INSTANCE, _READ_CLUSTERS),
