@@ -31,7 +31,7 @@ from rdsrepl.snapshot.chunk_reader import is_transient
 from rdsrepl.snapshot.initial_state import InitialState
 from rdsrepl.snapshot.state import FilePlace, Place
 from rdsrepl.snapshot.stream import unsupported
-from rdsrepl.snapshot.tables import PageRange
+from rdsrepl.snapshot.tables import TableRange
 from rdsrepl.snapshot.worker import Block, Snapshot, read_lines
 from rdsrepl.snapshot.workers import Workers
 from rdsrepl.tail.model import TableFilter, Transaction
@@ -176,7 +176,7 @@ def copy(
 def _open_state(
     control: Connection,
     job: Snapshot,
-    ranges: Sequence[PageRange],
+    ranges: Sequence[TableRange],
     options: TailOptions,
     place: Place,
     warn: Callable[[str], None],
@@ -270,7 +270,7 @@ def _job(
     checked: PreflightResult,
     exported: tuple[Lsn, str, int],
     workers: int,
-) -> tuple[Snapshot, list[PageRange]]:
+) -> tuple[Snapshot, list[TableRange]]:
     from psycopg import sql
 
     position, snapshot, timeline = exported
@@ -348,7 +348,7 @@ class _Copy:
     def __init__(
         self,
         job: Snapshot,
-        ranges: Sequence[PageRange],
+        ranges: Sequence[TableRange],
         sink: Sink,
         progress: Callable[[Progress], None],
         warn: Callable[[str], None],

@@ -15,7 +15,7 @@ from typing import Final
 
 from rdsrepl.snapshot.requests import MAX_TABLES, Request, table_text
 from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState
-from rdsrepl.snapshot.tables import PageRange, SnapshotTable
+from rdsrepl.snapshot.tables import SnapshotTable, TableRange
 
 _ID: Final = "initial"
 _SAVE_SECONDS: Final = 1.0
@@ -38,7 +38,7 @@ class InitialState:
         store: Store,
         slot_name: str,
         tables: Sequence[SnapshotTable],
-        ranges: Sequence[PageRange],
+        ranges: Sequence[TableRange],
         *,
         goes_on: bool,
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +12,7 @@ from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.tail.model import Column, Relation
 
 if TYPE_CHECKING:
-    from psycopg.sql import Composed
+    from psycopg.sql import Composable, Composed
 
     from rdsrepl.postgres.connection import Connection
 
@@ -54,6 +54,14 @@ SELECT c.oid::bigint,
                WHEN 'i' THEN i.indisreplident ELSE false END)
   FROM pg_catalog.pg_class c WHERE c.oid = ANY (%s)
 """
+_INTEGER_KEY: Final = """
+SELECT a.attname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisprimary AND i.indisvalid AND i.indnkeyatts = 1
+  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+ WHERE n.nspname = %s AND c.relname = %s
+   AND a.atttypid IN ('pg_catalog.int2'::regtype, 'pg_catalog.int4'::regtype, 'pg_catalog.int8'::regtype)
+"""
+_LIMITS: Final = "SELECT pg_catalog.min({key}), pg_catalog.max({key}) FROM ONLY {part}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +92,21 @@ class SnapshotTable:
 
 
 @dataclass(frozen=True, slots=True)
-class PageRange:
-    """A part of a table that one statement reads.
+class TableRange:
+    """A part of a table that one statement reads: of pages, or of the values of an integer key.
 
     Attributes:
         table: the number of the table in the snapshot.
         part: the table or partition.
-        first_page: its first page.
-        pages: how many pages; None is all that follow.
+        first, end: its first page or value, and the first one behind it; None is no limit.
+        key: the column with the values; None is pages.
     """
 
     table: int
     part: TableName
-    first_page: int
-    pages: int | None
+    first: int | None = None
+    end: int | None = None
+    key: str | None = None
 
 
 def ls(conn: Connection, publications: Sequence[str], wants: Callable[[str, str], bool]) -> list[SnapshotTable]:
@@ -136,32 +145,57 @@ def without_key(conn: Connection, tables: Sequence[SnapshotTable]) -> list[Snaps
     ]
 
 
-def ranges(conn: Connection, tables: Sequence[SnapshotTable], workers: int) -> list[PageRange]:
+def ranges(
+    conn: Connection, tables: Sequence[SnapshotTable], workers: int, *, by_pages: bool | None = None
+) -> list[TableRange]:
     """Return the ranges of all tables, those of the largest first.
 
-    Before 14 a range of pages is not read by itself, so a table has one range.
+    Args:
+        conn: the server, in the snapshot.
+        tables: the tables.
+        workers: how many processes read them.
+        by_pages: whether the server reads a range of pages by itself; None asks its version. Before 14 it reads the
+            whole table for each: then the ranges are of a primary key with one integer column, or of the whole table.
     """
-    splits = server_version(conn) >= versions.TID_RANGES_SINCE
-    return [one for number, table in enumerate(tables) for one in _ranges(number, table, workers if splits else 0)]
+    if by_pages is None:
+        by_pages = server_version(conn) >= versions.TID_RANGES_SINCE
+    found: list[TableRange] = []
+    for number, table in enumerate(tables):
+        for part, pages in table.parts:
+            most = _RANGES_PER_WORKER * workers
+            count = max(1, min(most, -(-pages // _FEWEST_PAGES)))
+            key, low, high = (None, 0, pages) if by_pages or count == 1 else _integer_key(conn, table, part)
+            edges = sorted({low + (high - low) * place // count for place in range(1, count)} - {low})
+            for first, end in zip([None, *edges], [*edges, None], strict=True):
+                found.append(TableRange(number, part, first, end, key))
+    return found
 
 
-def _ranges(number: int, table: SnapshotTable, workers: int) -> Iterator[PageRange]:
-    for part, pages in table.parts:
-        step = max(_FEWEST_PAGES, -(-pages // (_RANGES_PER_WORKER * workers))) if workers else pages + 1
-        starts = list(range(0, max(pages, 1), step))
-        for first in starts[:-1]:
-            yield PageRange(number, part, first, step)
-        yield PageRange(number, part, starts[-1], None)
+def _integer_key(conn: Connection, table: SnapshotTable, part: TableName) -> tuple[str | None, int, int]:
+    """Return a primary key of one integer column that is sent, its least value and the one behind its greatest."""
+    from psycopg import sql
+
+    row = conn.execute(_INTEGER_KEY, part).fetchone()
+    if row is None or row[0] not in {column.name for column in table.relation.columns}:
+        return None, 0, 0
+    limits = sql.SQL(_LIMITS).format(key=sql.Identifier(row[0]), part=sql.Identifier(*part))
+    limit = conn.execute(limits).fetchone()
+    return (None, 0, 0) if limit is None or limit[0] is None else (row[0], int(limit[0]), int(limit[1]) + 1)
 
 
-def copy_statement(table: SnapshotTable, wanted: PageRange) -> Composed:
+def copy_statement(table: SnapshotTable, wanted: TableRange) -> Composed:
     """Return the COPY of a range's rows, as text."""
     from psycopg import sql
 
-    conditions = [sql.SQL("t.ctid >= {}::pg_catalog.tid").format(sql.Literal(f"({wanted.first_page},0)"))]
-    if wanted.pages is not None:
-        end = sql.Literal(f"({wanted.first_page + wanted.pages},0)")
-        conditions.append(sql.SQL("t.ctid < {}::pg_catalog.tid").format(end))
+    conditions: list[Composable] = [sql.SQL("true")]
+    for operator, limit in ((">=", wanted.first), ("<", wanted.end)):
+        if limit is None:
+            continue
+        if wanted.key is None:
+            column, value = sql.Identifier("t", "ctid"), sql.SQL("{}::pg_catalog.tid").format(f"({limit},0)")
+        else:
+            column, value = sql.Identifier("t", wanted.key), sql.SQL("{}::pg_catalog.int8").format(limit)
+        conditions.append(sql.SQL("{} {} {}").format(column, sql.SQL(operator), value))
     if table.row_filter is not None:
         conditions.append(sql.SQL("({})").format(sql.SQL(table.row_filter)))
     return sql.SQL("COPY (SELECT {} FROM ONLY {} AS t WHERE {}) TO STDOUT").format(

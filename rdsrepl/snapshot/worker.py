@@ -15,7 +15,7 @@ from rdsrepl.config import Target
 from rdsrepl.errors import ConnectionLost, Error, MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres.error_mapping import translate
-from rdsrepl.snapshot.tables import PageRange, SnapshotTable, copy_statement
+from rdsrepl.snapshot.tables import SnapshotTable, TableRange, copy_statement
 from rdsrepl.tail.formats.base import Format, FormatInParts, TextMarkingWriter, WriterInParts
 from rdsrepl.tail.formats.copy_lines import BlockFields, CopyLines
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
@@ -173,7 +173,7 @@ class _Reader:
         self._compiled: dict[int, _Write] = {}
         catalog.xid = job.xid
 
-    def blocks(self, wanted: PageRange) -> Iterator[tuple[Block, bytes]]:
+    def blocks(self, wanted: TableRange) -> Iterator[tuple[Block, bytes]]:
         """Yield the rows of a range, and their lines."""
         table = self._job.tables[wanted.table]
         write = self._writer(wanted.table)

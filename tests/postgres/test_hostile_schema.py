@@ -409,7 +409,7 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
 def _statements_about_two_servers(conn: Any, name: str) -> None:
     """Send what is sent when two servers or a consumer are there."""
     from rdsrepl.postgres import commit_visibility, slot_alter_plans, standbys, subscriptions, table_structures
-    from rdsrepl.snapshot import chunks
+    from rdsrepl.snapshot import chunks, tables
     from rdsrepl.verify import stream_rows
 
     here, slot = wal.get(conn), slots.get(conn, name)
@@ -428,6 +428,8 @@ def _statements_about_two_servers(conn: Any, name: str) -> None:
         for check in chunks.condition_checks(chunks.describe(conn, ("public", "orders"), ["shop"]), "n > 3"):
             conn.execute(check)
         commit_visibility.wait_until_visible(conn, lambda: True)
+        found = tables.ls(conn, ["shop"], lambda *name: name == ("public", "orders"))
+        tables.ranges(conn, [replace(one, parts=((("public", "orders"), 9_999),)) for one in found], 2, by_pages=False)
         (table,) = table_structures.ls(conn, [("public", "orders")])
         assert list(stream_rows._source_rows(conn, table, ("id",), lambda rows: None))
 

@@ -6,13 +6,16 @@ import json
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rdsrepl.snapshot import tables
 from tests.fixtures.postgres import Database
 from tests.fixtures.program import Program
 from tests.fixtures.waiting import wait_until
@@ -122,6 +125,42 @@ def test_other_formats(source: Database, rdsrepl: Program, tmp_path: Path, forma
         assert {(row["op"], row["source"]["snapshot"]) for row in rows} == {("r", "true")}
     else:
         assert {row["action"] for row in rows} == {"I"}
+
+
+@pytest.mark.parametrize("by_pages", [True, False], ids=["pages", "keys"])
+def test_each_row_is_in_one_range(db15: Database, by_pages: bool) -> None:
+    """Before 14 ranges are of keys: an integer key of one column, negative, with gaps; other tables have one range."""
+    db15.run(
+        'CREATE TABLE one ("Od""d %s" smallint PRIMARY KEY, v text)',
+        "INSERT INTO one SELECT i, repeat('x', 500) FROM generate_series(-32768, 32767, 1023) i",
+        "CREATE TABLE two (id bigint PRIMARY KEY)",
+        "INSERT INTO two VALUES (-9223372036854775808), (-1), (0), (5), (9223372036854775807)",
+        "CREATE TABLE three (a int, b int, PRIMARY KEY (a, b))",
+        "INSERT INTO three SELECT i, i FROM generate_series(1, 1000) i",
+        "CREATE TABLE four (id text PRIMARY KEY)",
+        "INSERT INTO four VALUES ('a'), ('b')",
+        "CREATE TABLE none (id int PRIMARY KEY)",
+        "CREATE TABLE hidden_key (id int PRIMARY KEY, v int)",
+        "INSERT INTO hidden_key VALUES (1, 1), (2, 2)",
+        "CREATE PUBLICATION p FOR TABLE one, two, three, four, none, hidden_key (v) WITH (publish = 'insert')",
+    )
+    with closing(db15.connect()) as conn:
+        found = tables.ls(conn, ["p"], lambda *name: True)
+        # As if each had 10,000 pages.
+        large = [replace(one, parts=tuple((part, 10_000) for part, _ in one.parts)) for one in found]
+        ranges = tables.ranges(conn, large, 2, by_pages=by_pages)
+        rows: dict[str, list[bytes]] = {one.relation.table: [] for one in large}
+        for wanted in ranges:
+            with conn.cursor() as cursor, cursor.copy(tables.copy_statement(large[wanted.table], wanted)) as copied:
+                rows[large[wanted.table].relation.table] += [bytes(block) for block in copied]
+        for name, copies in rows.items():
+            lines = b"".join(copies).splitlines()
+            assert len(lines) == db15.value(f"SELECT count(*) FROM {name}"), name
+            assert len(set(lines)) == len(lines), name
+    counts = Counter(large[wanted.table].relation.table for wanted in ranges)
+    assert counts["one"] == 8 and counts["three"] == (8 if by_pages else 1)
+    assert {counts[name] for name in ("four", "none", "hidden_key")} == {8 if by_pages else 1}
+    assert {wanted.key for wanted in ranges} == ({None} if by_pages else {None, 'Od"d %s', "id"})
 
 
 def test_a_killed_snapshot_leaves_nothing(source: Database, rdsrepl: Program, tmp_path: Path) -> None:

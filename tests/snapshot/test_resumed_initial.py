@@ -18,7 +18,7 @@ from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot.initial_state import InitialState
 from rdsrepl.snapshot.requests import Request
 from rdsrepl.snapshot.state import FileStore, SnapshotState, Status, StreamIdentity
-from rdsrepl.snapshot.tables import PageRange, SnapshotTable
+from rdsrepl.snapshot.tables import SnapshotTable, TableRange
 from rdsrepl.tail.model import Relation
 from tests.fixtures.hints import require_commands_parse
 from tests.fixtures.postgres import Database
@@ -156,7 +156,7 @@ def test_a_table_is_complete_when_the_output_has_its_last_batch(tmp_path: Path) 
     tables = [_table(("public", name)) for name in ("a", "b", "C")]
     name: Any = ("public", "a")
     state = InitialState(
-        store, "s", tables, [PageRange(0, name, 0, 1), PageRange(0, name, 1, None), PageRange(1, name, 0, None)],
+        store, "s", tables, [TableRange(0, name, None, 1), TableRange(0, name, 1, None), TableRange(1, name)],
         goes_on=True,
     )  # fmt: skip
     state.received(0, 10, 1, ends_range=True)
