@@ -1,4 +1,4 @@
-"""The aws CLI against the API of the sandbox: it makes, changes and reads a parameter group, in two regions."""
+"""The aws CLI against the API of the sandbox: parameter groups in two regions, and the commands of the walkthrough."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 from rdsrepl.sandbox import credentials
 from rdsrepl.sandbox.api import engine_catalog
 from rdsrepl.sandbox.state import SandboxDirectory
+from tests.fixtures.sandbox import Cloud
 from tests.fixtures.waiting import wait_until
+from tests.fixtures.walkthrough import blocks, run
 
 _REGIONS = ("eu-west-1", "us-east-1")
 
@@ -24,6 +26,13 @@ def report() -> None:
     for region in _REGIONS:
         with tempfile.TemporaryDirectory() as name:
             print(f"  {region}: {_count(Path(name), region)} commands answered as by AWS")
+    with tempfile.TemporaryDirectory() as name:
+        cloud = Cloud(Path(name), "--default-group")
+        try:
+            _walk(cloud, Path(name))
+        finally:
+            cloud("sandbox", "down")
+    print("  its commands in docs/walkthrough.md do the same as those of rdsrepl, and each sees what the other does")
 
 
 def _count(path: Path, region: str) -> int:
@@ -65,14 +74,14 @@ def _use(path: Path, region: str, port: int) -> int:
     options = ["--endpoint-url", url] if region == "us-east-1" else []
     commands = 0
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
         nonlocal commands
         commands += 1
         command = [sys.executable, str(Path(sys.executable).with_name("aws")), *options, *words]
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
 
     def answer(*words: str) -> Any:
-        done = run(*words)
+        done = call(*words)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -94,9 +103,50 @@ def _use(path: Path, region: str, port: int) -> int:
     # The CLI reads all pages.
     every = answer("rds", "describe-db-cluster-parameters", *group)["Parameters"]
     assert len(every) == len(engine_catalog.defaults("postgres16", "cluster"))
-    refused = run("rds", "describe-db-parameters", "--db-parameter-group-name", "gone")
+    refused = call("rds", "describe-db-parameters", "--db-parameter-group-name", "gone")
     assert refused.returncode != 0 and "(DBParameterGroupNotFound)" in refused.stderr
     assert answer("sts", "get-caller-identity")["Account"] == "123456789012"
     groups = answer("rds", "describe-db-cluster-parameter-groups")["DBClusterParameterGroups"]
     assert [one["DBClusterParameterGroupName"] for one in groups].count("from-cli") == 1
     return commands
+
+
+def _walk(cloud: Cloud, directory: Path) -> None:
+    """Run the page's commands from a parameter group to the deleted cluster; read the result with rdsrepl."""
+    group, failover, delete, tidy = blocks("aws-cli")
+    run(cloud, group, directory)
+    before = _available(cloud)
+    assert before["cluster"]["parameter_group"] == "orders-logical"
+    assert before["cluster"]["engine_version"].startswith("16.")
+    assert len(before["members"]) == 3
+    values = {
+        row["name"]: row["value"]
+        for row in cloud("param-group", "show", "orders-logical", "-o", "json").json["parameters"]
+        if row["source"] == "user"
+    }
+    assert values == {"rds.logical_replication": "1", "max_wal_senders": "40"}
+    shown = cloud("psql", "--cluster", "orders", "--", "-Atc", "SHOW wal_level")
+    assert shown.out == "logical\n", shown.err
+
+    run(cloud, failover, directory)
+    after = _available(cloud, other_than=before["members"][0]["instance_id"])
+    assert after["members"][0]["role"] == "writer"
+    run(cloud, delete, directory)
+    wait_until(lambda: cloud("cluster", "show", "orders").code == 3, "the cluster is deleted")
+    run(cloud, tidy, directory)
+    assert cloud("param-group", "show", "orders-logical").code == 3
+    cloud.client("rds").delete_db_cluster_snapshot(DBClusterSnapshotIdentifier="orders-final")
+
+
+def _available(cloud: Cloud, other_than: str | None = None) -> Any:
+    """Wait until the cluster is available with another writer; return the output of ``cluster show``."""
+
+    def shown() -> Any:
+        done = cloud("cluster", "show", "orders", "-o", "json")
+        if done.code != 0:
+            return None
+        states = {done.json["cluster"]["status"], *(member["status"] for member in done.json["members"])}
+        is_other = done.json["members"][0]["instance_id"] != other_than
+        return done.json if states == {"available"} and is_other else None
+
+    return wait_until(shown, "the cluster is available")
