@@ -13,6 +13,7 @@ import pytest
 
 from tests.fixtures.program import Program, Result, read_json_lines
 from tests.fixtures.sandbox import Cloud
+from tests.fixtures.steps import steps_in_process
 from tests.fixtures.waiting import wait_until
 
 NEW = ("--engine-version", "16", "--dbname", "app", "--yes")
@@ -55,7 +56,8 @@ def runbook(
     cloud: Cloud, name: str, *words: str, code: int = 0, env: Mapping[str, str | None] | None = None
 ) -> list[Any]:
     """Run a page to its end; return the result of each step."""
-    done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json")
+    with steps_in_process():
+        done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json")
     assert done.code == code, "\n".join((*done.out.splitlines()[-1:], *done.err.splitlines()[-1:]))
     return done.lines
 
