@@ -187,7 +187,9 @@ ADVANCE = "SELECT pg_replication_slot_advance('fo', pg_current_wal_lsn())"
 
 @pytest.fixture
 def checked(pair: FailoverPair, rdsrepl: Program) -> Callable[..., Result]:
-    """Run ``failover check`` for the pair."""
+    """Run ``failover check`` for the pair, which sends its feedback again after a test that switched it off."""
+    feedback = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'standby' AND catalog_xmin IS NOT NULL"
+    wait_until(lambda: run(pair.primary, feedback), "the standby sends its feedback")
 
     def check(*words: str) -> Result:
         return rdsrepl("-o", "json", "failover", "check", "--to", pair.standby.dsn(), *words, dsn=pair.primary.dsn())
@@ -228,8 +230,6 @@ def drop(server: PostgresServer, name: str) -> None:
 def test_a_standby_with_synchronized_slots_is_ready(pair: FailoverPair, checked: Callable[..., Result]) -> None:
     worker = "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'slotsync worker'"
     wait_until(lambda: run(pair.standby, worker), "the worker runs")  # after an error it is started again after 10 s
-    feedback = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'standby' AND catalog_xmin IS NOT NULL"
-    wait_until(lambda: run(pair.primary, feedback), "the standby sends its feedback")
     result = checked()
     assert (result.json["ready"], result.json["level"], result.json["findings"]) == (True, None, [])
     (row,) = result.json["slots"]

@@ -16,6 +16,7 @@ import pytest
 
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
+from tests.fixtures.missing import missing
 from tests.fixtures.postgres import Database, find_binaries
 from tests.fixtures.waiting import wait_until
 from tests.workloads import stream_consumer
@@ -51,7 +52,7 @@ def wrapping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
     """A server some transactions before the id of 32 bits begins again."""
     programs = find_binaries(15)
     if programs is None:
-        pytest.skip("PostgreSQL 15 is needed")
+        missing("PostgreSQL 15", "make postgres")
     server = PostgresServer(tmp_path_factory.mktemp("wrapping") / "pg", programs, settings={"autovacuum": "off"})
     server.initdb()
     server.start()
