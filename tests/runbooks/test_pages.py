@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,7 @@ def skips(name: str) -> list[str]:
     return [word for step in MANUAL[name] for word in ("--skip-manual", step)]
 
 
-def runbook(
-    cloud: Cloud, name: str, *words: str, code: int = 0, env: Mapping[str, str | None] | None = None
-) -> list[Any]:
+def runbook(cloud: Cloud, name: str, *words: str, code: int = 0) -> list[Any]:
     """Run a page to its end; return the result of each step."""
     with steps_in_process():
         done = cloud("runbook", "run", name, *words, *skips(name), "--yes", "-o", "json")
