@@ -12,22 +12,21 @@ begins again.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.config import Target
-from rdsrepl.errors import ConnectionLost, Error, ServerError, SinkFailed, SlotInvalidated, SlotsExhausted, TimedOut
+from rdsrepl.errors import ConnectionLost, Error, ServerError, SinkFailed, SlotInvalidated, SlotsExhausted
 from rdsrepl.lsn import Lsn
-from rdsrepl.postgres import connection, versions
+from rdsrepl.postgres import connection
 from rdsrepl.postgres.error_mapping import translating
 from rdsrepl.snapshot import table_store
 from rdsrepl.snapshot import tables as snapshot_tables
 from rdsrepl.snapshot.chunk_reader import is_transient
+from rdsrepl.snapshot.exported_snapshot import ExportedSnapshot, exported
 from rdsrepl.snapshot.initial_state import InitialState
 from rdsrepl.snapshot.state import FilePlace, Place
 from rdsrepl.snapshot.stream import unsupported
@@ -39,7 +38,6 @@ from rdsrepl.tail.options import TailOptions
 from rdsrepl.tail.preflight import PreflightResult
 from rdsrepl.tail.sinks.base import Sink
 from rdsrepl.text.commands import command
-from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
@@ -132,13 +130,12 @@ def copy(
         ConnectionLost: the connection that holds the snapshot was lost; nothing is left, and the copy can begin again.
         Error: the sink failed, or a statement did; the hint says whether the slot is there.
     """
-    name = f"rdsrepl_snapshot_{os.getpid()}"
     with (
-        _exported(target, checked, name, timeout_seconds) as (exporting, position, snapshot, timeline),
+        exported(target, checked, timeout_seconds) as source,
         connection.open(target) as control,
     ):
         _require_free_slot(control)
-        job, ranges = _job(control, target, options, checked, (position, snapshot, timeline), len(workers.pipes))
+        job, ranges = _job(control, target, options, checked, source, len(workers.pipes))
         state = _open_state(control, job, ranges, options, place, warn)
         goes_on = state is not None and state.goes_on
 
@@ -147,13 +144,13 @@ def copy(
                 if goes_on:
                     _require_valid(control, options.slot_name)
                 else:
-                    _require_slot(control, name, exporting)
+                    _require_slot(control, source)
 
         run = _Copy(job, ranges, sink, progress, warn, check, state)
         try:
             if state is not None and goes_on:
                 state.save()
-                control.execute(_COPY_SLOT, (name, options.slot_name))
+                control.execute(_COPY_SLOT, (source.slot_name, options.slot_name))
             failure = None
             if goes_on:
                 failure = _work(run, workers, options, warn)
@@ -165,12 +162,12 @@ def copy(
                 state.stored(sink.durable)
                 state.save()
             if not goes_on:
-                control.execute(_COPY_SLOT, (name, options.slot_name))
+                control.execute(_COPY_SLOT, (source.slot_name, options.slot_name))
             left = tuple(state.left) if state is not None else ()
         finally:
             if state is not None:
                 state.close()
-    return Copied(run.rows, len(job.tables), position, run.batches, failure, left)
+    return Copied(run.rows, len(job.tables), source.position, run.batches, failure, left)
 
 
 def _open_state(
@@ -234,65 +231,33 @@ def _work(run: _Copy, workers: Workers, options: TailOptions, warn: Callable[[st
     return None
 
 
-@contextmanager
-def _exported(
-    target: Target, checked: PreflightResult, name: str, seconds: float
-) -> Iterator[tuple[Connection, Lsn, str, int]]:
-    """Yield the connection that holds a snapshot, its position, its name and the server's timeline."""
-    import psycopg
-    from psycopg import sql
-
-    options = "(SNAPSHOT 'export')" if checked.version >= versions.REPLICATION_OPTION_LISTS_SINCE else "EXPORT_SNAPSHOT"
-    create = sql.SQL("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL {} {}").format(
-        sql.Identifier(name), sql.Identifier(checked.slot.plugin or "pgoutput"), sql.SQL(options)
-    )
-    with connection.open(replace(target, answer_seconds=seconds), replication=True) as conn:
-        system = conn.execute("IDENTIFY_SYSTEM").fetchone()
-        try:
-            row = conn.execute(create).fetchone()
-        except psycopg.OperationalError as exc:
-            if not conn.closed:
-                raise
-            raise TimedOut(
-                f"the snapshot was not ready within {format_duration(seconds)}: the server waits for transactions that "
-                "are in progress; nothing is left",
-                hint="find them with: rdsrepl doctor --only long_transactions",
-            ) from exc
-        assert row is not None and system is not None
-        position, snapshot = (connection.text(value) for value in row[1:3])
-        yield conn, Lsn.parse(position), snapshot, int(system[1]) if checked.has_timelines else 0
-
-
 def _job(
     control: Connection,
     target: Target,
     options: TailOptions,
     checked: PreflightResult,
-    exported: tuple[Lsn, str, int],
+    source: ExportedSnapshot,
     workers: int,
 ) -> tuple[Snapshot, list[TableRange]]:
-    from psycopg import sql
-
-    position, snapshot, timeline = exported
     with control.transaction():
         control.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        control.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        control.execute(source.take_over_statement())
         found = snapshot_tables.ls(control, checked.publications, TableFilter(options.tables).wants)
         ranges = snapshot_tables.ranges(control, found, workers)
         row = control.execute(_NEXT_XID).fetchone()
     assert row is not None
     # No commit record begins there: the rows precede every change of the stream, and have identities of their own.
-    before = str(Lsn(position - 1))
+    before = str(Lsn(source.position - 1))
     job = Snapshot(
         target,
         checked,
-        snapshot,
+        source.name,
         tuple(found),
         options.format,
         None if options.kinesis is None else options.kinesis.partition_by,
         options.debezium,
-        Transaction.at(None, timeline, before, datetime.now(UTC)),
-        str(position),
+        Transaction.at(None, source.timeline, before, datetime.now(UTC)),
+        str(source.position),
         int(row[0]),
     )
     return job, ranges
@@ -330,13 +295,13 @@ def _require_valid(control: Connection, slot_name: str) -> None:
         )
 
 
-def _require_slot(control: Connection, name: str, exporting: Connection) -> None:
+def _require_slot(control: Connection, source: ExportedSnapshot) -> None:
     """Check that the temporary slot is there: its connection does nothing that would show that it was lost.
 
     Raises:
         ConnectionLost: it is not.
     """
-    if control.execute(_SLOT_IS_THERE, (name, exporting.info.backend_pid)).fetchone() is None:
+    if control.execute(_SLOT_IS_THERE, (source.slot_name, source.exporting.info.backend_pid)).fetchone() is None:
         raise ConnectionLost(
             "the connection that holds the snapshot was lost", hint="no slot is left; run the command again"
         )
