@@ -4,7 +4,7 @@ Entry points: ``resolve``, ``load``. ``edit`` changes the file; only the command
 """
 
 from rdsrepl.config.file import VALUES, Config, load
-from rdsrepl.config.paths import config_path, state_directory
+from rdsrepl.config.paths import config_path, home_directory, state_directory
 from rdsrepl.config.selection import resolve
 from rdsrepl.config.target import SECRETS, Aws, Lookup, Target
 
@@ -16,6 +16,7 @@ __all__ = [
     "Lookup",
     "Target",
     "config_path",
+    "home_directory",
     "load",
     "resolve",
     "state_directory",

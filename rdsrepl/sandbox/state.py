@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from rdsrepl.config import home_directory
 from rdsrepl.errors import Error, Refused, TimedOut
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.binaries import Binaries
@@ -519,4 +520,4 @@ def directory() -> SandboxDirectory:
     if explicit := os.environ.get("RDSREPL_SANDBOX_DIR"):
         return SandboxDirectory(Path(explicit).absolute())
     base = os.environ.get("XDG_STATE_HOME")
-    return SandboxDirectory((Path(base) if base else Path.home() / ".local" / "state") / "rdsrepl" / "sandbox")
+    return SandboxDirectory((Path(base) if base else home_directory() / ".local" / "state") / "rdsrepl" / "sandbox")

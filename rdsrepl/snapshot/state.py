@@ -211,7 +211,7 @@ def forget(owner: StreamIdentity) -> None:
 
     A cursor of the old slot would leave out rows whose changes nothing has sent.
     """
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError):
         default_file(owner).unlink(missing_ok=True)
 
 

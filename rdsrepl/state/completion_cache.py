@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from rdsrepl.config import home_directory
 from rdsrepl.state.json_lines import Damaged, parse, read_tail, replace_file, require_type
 
 # No entry is valid for longer, whatever it contains.
@@ -23,13 +24,9 @@ _MAX_BYTES: Final = 1 << 20
 
 
 def directory() -> Path:
-    """Return the directory of the cache, under ``XDG_CACHE_HOME``.
-
-    Raises:
-        RuntimeError: the user has no home directory.
-    """
+    """Return the directory of the cache, under ``XDG_CACHE_HOME``."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "rdsrepl" / "names"
+    return (Path(base) if base else home_directory() / ".cache") / "rdsrepl" / "names"
 
 
 def read(key: str, *, now: float) -> list[str] | None:
@@ -39,7 +36,7 @@ def read(key: str, *, now: float) -> list[str] | None:
         key: identifies the query and the server.
         now: seconds since the epoch.
     """
-    with contextlib.suppress(OSError, RuntimeError, Damaged, KeyError):
+    with contextlib.suppress(OSError, Damaged, KeyError):
         entry = require_type(parse(read_tail(_path(key), _MAX_BYTES)), dict)
         names = [require_type(name, str) for name in require_type(entry["names"], list)]
         # Limits the time also after a clock was set back.
@@ -51,7 +48,7 @@ def read(key: str, *, now: float) -> list[str] | None:
 
 def write(key: str, names: Sequence[str], *, seconds: float, now: float) -> bool:
     """Store names for a time; return whether that succeeded."""
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError):
         path = _path(key)
         entry = {"until": now + min(seconds, MAX_SECONDS), "names": list(names)}
         replace_file(path, json.dumps(entry).encode())
@@ -62,7 +59,7 @@ def write(key: str, names: Sequence[str], *, seconds: float, now: float) -> bool
 
 def clear() -> None:
     """Remove all names after a change, so that the next completion reads them again."""
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError):
         for path in directory().iterdir():
             path.unlink(missing_ok=True)
 
