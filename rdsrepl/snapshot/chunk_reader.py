@@ -33,8 +33,9 @@ from rdsrepl.postgres.error_mapping import translating
 from rdsrepl.snapshot import chunks
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunks import ChunkTable, Cursor, Stopped
-from rdsrepl.snapshot.incremental import MARKER_PREFIX, Chunk, IncrementalSnapshots, Restarted
+from rdsrepl.snapshot.incremental import MARKER_PREFIX
 from rdsrepl.snapshot.requests import table_text
+from rdsrepl.snapshot.shared_state import Chunk, Restarted, SharedState
 from rdsrepl.snapshot.state import SnapshotState, Status, TableState
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.formats.base import Format
@@ -85,7 +86,7 @@ class ChunkReader:
 
     def __init__(
         self,
-        snapshots: IncrementalSnapshots,
+        snapshots: SharedState,
         target: Target,
         checked: PreflightResult,
         make_format: Callable[[Catalog], Format],

@@ -64,7 +64,7 @@ class StreamSnapshots(IncrementalSnapshots):
             needs_state=needs_state,
         )
         wants = TableFilter(options.tables).wants
-        self._reader = ChunkReader(self, target, checked, make_format, wants, replica, observer.note)
+        self._reader = ChunkReader(self.shared, target, checked, make_format, wants, replica, observer.note)
 
     def start(self) -> None:
         """Start the thread; it begins to work with the first connection of the stream."""
@@ -75,7 +75,7 @@ class StreamSnapshots(IncrementalSnapshots):
         self._reader.stop()
         self._own_catalog.close()
         try:
-            self.close()
+            self.shared.close()
         except Error as exc:
             # Nothing is lost: the chunks behind the saved cursor come again.
             self._warn(f"could not save how far the snapshots are: {exc.message}")

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from rdsrepl.config import Target
-from rdsrepl.snapshot import incremental, requests, transitions
+from rdsrepl.snapshot import requests, shared_state, transitions
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunks import ChunkTable, KeyColumn
-from rdsrepl.snapshot.incremental import MARKER_PREFIX, Chunk, IncrementalSnapshots
+from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
+from rdsrepl.snapshot.shared_state import Chunk
 from rdsrepl.snapshot.state import FileStore, SnapshotState, Status, StreamIdentity
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.formats.json_format import JsonFormat
@@ -65,13 +66,13 @@ class Stream:
         return self.go_on(snapshot_id) if records else ""
 
     def go_on(self, snapshot_id: str) -> str:
-        found = self.hook.next()
+        found = self.hook.shared.next()
         assert found is not None and found[1].request.id == snapshot_id
         run = found[0]
-        self.hook.update(
+        self.hook.shared.update(
             run, snapshot_id, lambda one: replace(one, status=Status.running, started_at=datetime.now(UTC))
         )
-        self.hook.record(run, frozenset({TABLE}))
+        self.hook.shared.record(run, frozenset({TABLE}))
         return run
 
     def message(self, prefix: str, content: str) -> list[Any]:
@@ -92,7 +93,7 @@ class Stream:
         """Let a chunk wait whose snapshot sees everything up to now."""
         rows = ChunkRows.of(self.rows, [b"%d\tread\tbig\n" % n for n in ids])
         cursor = None if keys or not ids else (str(ids[-1]),)
-        self.hook.offer(
+        self.hook.shared.offer(
             run,
             Chunk(
                 snapshot_id=snapshot_id,
@@ -111,7 +112,7 @@ class Stream:
         return self.message(MARKER_PREFIX, json.dumps({"run": run, "id": snapshot_id, "chunk": number}))
 
     def state(self, snapshot_id: str) -> SnapshotState:
-        return next(one for one in self.hook._snapshots if one.request.id == snapshot_id)
+        return next(one for one in self.hook.shared._snapshots if one.request.id == snapshot_id)
 
     def read_again(self, snapshot_id: str = "one") -> tuple[Any, ...]:
         return self.state(snapshot_id).tables[0].read_again
@@ -121,8 +122,8 @@ class Stream:
 def stream(tmp_path: Path) -> Iterator[Stream]:
     made = Stream(tmp_path / "state.json")
     yield made
-    made.hook.end()
-    made.hook.close()
+    made.hook.shared.end()
+    made.hook.shared.close()
 
 
 def test_a_move_is_noted_before_it_can_be_confirmed(stream: Stream, tmp_path: Path) -> None:
@@ -154,12 +155,12 @@ def test_a_move_to_a_key_that_is_being_read_again_stays_noted(stream: Stream) ->
     assert len(stream.marker(run, "one", 1)) == 1
     stream.move(26, 0)
     stream.hook.delivered((stream.xid + 1) * 0x1000)
-    stream.hook.wait(run, for_all=True)
+    stream.hook.shared.wait(run, for_all=True)
     assert stream.read_again() == (("0",),)
     stream.offer(run, "one", 2, range(1), keys=(0,))
     stream.marker(run, "one", 2)
     stream.hook.delivered((stream.xid + 1) * 0x1000)
-    stream.hook.wait(run, for_all=True)
+    stream.hook.shared.wait(run, for_all=True)
     assert stream.read_again() == ()
 
 
@@ -169,13 +170,13 @@ def test_a_move_is_noted_while_no_chunk_is_read(stream: Stream, what: str) -> No
     stream.offer(run, "one", 1, range(1, 11))
     stream.marker(run, "one", 1)
     stream.hook.delivered((stream.xid + 1) * 0x1000)
-    stream.hook.wait(run, for_all=True)
+    stream.hook.shared.wait(run, for_all=True)
     if what == "reconnected":
         stream.hook.reset(Timelines(1))
     elif what == "paused":
         stream.message(requests.PREFIX, encode(Control(Verb.pause, "one", "s")))
     else:
-        stream.hook.give_up(run)
+        stream.hook.shared.give_up(run)
     stream.move(25, 0)
     assert stream.read_again() == (("0",),)
 
@@ -185,10 +186,10 @@ def test_a_second_snapshot_of_the_table_notes_its_own_moves(stream: Stream) -> N
     stream.offer(run, "one", 1, range(1, 4))
     stream.marker(run, "one", 1)
     stream.hook.delivered((stream.xid + 1) * 0x1000)
-    stream.hook.wait(run, for_all=True)
+    stream.hook.shared.wait(run, for_all=True)
     stream.move(2, 20)
     assert stream.read_again() == (), "a consumer has every row"
-    stream.hook.update(run, "one", lambda one: replace(one, status=Status.done))
+    stream.hook.shared.update(run, "one", lambda one: replace(one, status=Status.done))
     run = stream.begin("two")
     stream.move(25, 0)
     assert stream.read_again("two") == (("0",),)
@@ -200,7 +201,7 @@ def test_a_failed_snapshot_is_read_from_the_start(stream: Stream) -> None:
     stream.offer(run, "one", 1, range(1, 11))
     stream.marker(run, "one", 1)
     stream.hook.delivered((stream.xid + 1) * 0x1000)
-    stream.hook.wait(run, for_all=True)
+    stream.hook.shared.wait(run, for_all=True)
     failed = replace(stream.state("one"), status=Status.failed)
     assert failed.tables[0].cursor == ("10",)
     resumed = transitions.after([failed], Control(Verb.resume, "one", "s"), now=datetime.now(UTC)).snapshots[0]
@@ -211,7 +212,7 @@ def test_a_failed_snapshot_is_read_from_the_start(stream: Stream) -> None:
 def test_the_chunks_of_a_failed_reader_are_not_written(stream: Stream) -> None:
     run = stream.begin("one")
     stream.offer(run, "one", 1, range(1, 11))
-    stream.hook.give_up(run)
+    stream.hook.shared.give_up(run)
     again = stream.go_on("one")
     assert again != run
     stream.offer(again, "one", 1, range(1, 6))
@@ -220,7 +221,7 @@ def test_the_chunks_of_a_failed_reader_are_not_written(stream: Stream) -> None:
 
 
 def test_a_table_with_too_many_moves_is_read_from_the_start(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incremental, "_MOST_READ_AGAIN", 3)
+    monkeypatch.setattr(shared_state, "_MOST_READ_AGAIN", 3)
     run = stream.begin("one")
     stream.offer(run, "one", 1, range(1, 11))
     stream.marker(run, "one", 1)
@@ -236,12 +237,12 @@ def test_a_table_with_too_many_moves_is_read_from_the_start(stream: Stream, monk
 def test_a_move_before_the_first_chunk_is_not_noted(stream: Stream) -> None:
     """Its transaction was decoded before recording began, and the first chunk waits until that is visible."""
     stream.begin("one", records=False)
-    found = stream.hook.next()
+    found = stream.hook.shared.next()
     assert found is not None
-    stream.hook.update(found[0], "one", lambda one: replace(one, status=Status.running))
+    stream.hook.shared.update(found[0], "one", lambda one: replace(one, status=Status.running))
     stream.move(25, 0)
     assert stream.read_again() == ()
-    stream.hook.record(found[0], frozenset({TABLE}))
+    stream.hook.shared.record(found[0], frozenset({TABLE}))
     stream.move(26, 1)
     assert stream.read_again() == (("1",),)
 

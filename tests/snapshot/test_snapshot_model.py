@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from rdsrepl.snapshot import recording
-from rdsrepl.snapshot.incremental import IncrementalSnapshots
+from rdsrepl.snapshot.shared_state import SharedState
 from tests.workloads import hooked_stream
 from tests.workloads.snapshot_model import OURS, OURS_FROM_STANDBY, WRONG, Rules, run
 
@@ -41,5 +41,5 @@ def test_the_model_finds_a_wrong_side_of_the_stream(monkeypatch: pytest.MonkeyPa
     if what == "moved rows are not noted":
         monkeypatch.setattr(recording, "must_read_again", lambda *_: False)
     else:
-        monkeypatch.setattr(IncrementalSnapshots, "give_up", lambda *_: None)
+        monkeypatch.setattr(SharedState, "give_up", lambda *_: None)
     assert any(not hooked_stream.run(seed).is_right for seed in range(_MOST_RUNS))

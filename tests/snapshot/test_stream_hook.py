@@ -10,8 +10,9 @@ import pytest
 
 from rdsrepl.config import Target
 from rdsrepl.errors import Error, SinkFailed
-from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots, Restarted
+from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.requests import PREFIX, Control, Request, Verb, encode
+from rdsrepl.snapshot.shared_state import Restarted
 from rdsrepl.snapshot.state import SnapshotState, Status, TableState
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -89,9 +90,9 @@ def started(hook: IncrementalSnapshots) -> str:
     """Begin a snapshot as the reader does; return the run."""
     hook.reset(Timelines(1))
     send(hook, PREFIX, encode(Request("one", "s", ("public.items",))))
-    found = hook.next()
+    found = hook.shared.next()
     assert found is not None
-    hook.record(found[0], TABLES)
+    hook.shared.record(found[0], TABLES)
     assert hook.batch_begins(), "the writers are to be asked again"
     hook.batch_ends()
     return found[0]
@@ -118,15 +119,15 @@ def test_too_many_recorded_changes_end_the_run_and_make_chunks_smaller(hook: Inc
     writer = hook.writer(ITEMS, JsonFormat(Catalog(Target("no server", ""))).writer(ITEMS))
     large = '"' + "x" * 1_000_000 + '"'
     for number in range(70):
-        assert not hook.is_over(run)
+        assert not hook.shared.is_over(run)
         hook.batch_begins()
         writer.update((str(number), large, 0), None, False, "0/1", tx(number + 10), 1)
         hook.batch_ends()
-        if hook.is_over(run):
+        if hook.shared.is_over(run):
             break
-    assert hook.is_over(run) and hook.overflows == 1 and 60 < number < 69
+    assert hook.shared.is_over(run) and hook.shared.overflows == 1 and 60 < number < 69
     with pytest.raises(Restarted):
-        hook.record(run, TABLES)
+        hook.shared.record(run, TABLES)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_a_marker_of_others_is_ignored(hook: IncrementalSnapshots, content: byte
     assert send(hook, MARKER_PREFIX, content) == 0
     assert send(hook, MARKER_PREFIX, json.dumps({"run": run, "chunk": True})) == 0
     assert send(hook, "rdsrepl.unknown", content) == 0
-    assert not hook.is_over(run)
+    assert not hook.shared.is_over(run)
 
 
 def test_every_role_may_send_signals_and_none_is_reported_without_end(
@@ -168,7 +169,7 @@ def test_without_a_place_for_the_state_only_snapshots_are_refused(store: Memory,
 
 def test_an_error_of_the_reader_ends_the_stream(hook: IncrementalSnapshots) -> None:
     started(hook)
-    hook.fail(Error("the reader failed"))
+    hook.shared.fail(Error("the reader failed"))
     with pytest.raises(Error, match="the reader failed"):
         send(hook, "rdsrepl.unknown", b"")
     with pytest.raises(Error, match="the reader failed"):

@@ -18,12 +18,13 @@ from unittest import mock
 
 from rdsrepl.config import Target
 from rdsrepl.lsn import Lsn
-from rdsrepl.snapshot import incremental, requests
+from rdsrepl.snapshot import incremental, requests, shared_state
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
 from rdsrepl.snapshot.chunks import ChunkTable, KeyColumn
-from rdsrepl.snapshot.incremental import MARKER_PREFIX, Chunk, IncrementalSnapshots, Restarted
+from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.recorded_changes import Key, Row
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
+from rdsrepl.snapshot.shared_state import Chunk, Restarted
 from rdsrepl.snapshot.state import SnapshotState, Status
 from rdsrepl.tail.formats.base import Values
 from rdsrepl.tail.formats.json_format import JsonFormat
@@ -141,7 +142,7 @@ class HookedStream:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-            self.hook.give_up(self._run)
+            self.hook.shared.give_up(self._run)
 
     def store(self) -> None:
         """Let the output store some lines, and confirm them."""
@@ -215,13 +216,13 @@ class HookedStream:
 
     def _session(self) -> Generator[None, None, None]:
         hook, server = self.hook, self._server
-        found = hook.next()
+        found = hook.shared.next()
         assert found is not None
         run, one = found
         self._run, name = run, one.request.id
-        hook.update(run, name, lambda one: replace(one, status=Status.running, started_at=datetime.now(UTC)))
+        hook.shared.update(run, name, lambda one: replace(one, status=Status.running, started_at=datetime.now(UTC)))
         yield
-        yield from _until(lambda: hook.record(run, frozenset({_NAME})))
+        yield from _until(lambda: hook.shared.record(run, frozenset({_NAME})))
         if self._from_standby:
             written = server.end
             while self._replayed() < written:
@@ -232,40 +233,40 @@ class HookedStream:
             while server.waiting() & invisible:
                 yield
         yield from self._table(run, name)
-        hook.record(run, frozenset())
-        hook.update(run, name, lambda one: replace(one, status=Status.done))
+        hook.shared.record(run, frozenset())
+        hook.shared.update(run, name, lambda one: replace(one, status=Status.done))
 
     def _table(self, run: str, name: str) -> Generator[None, None, None]:
         hook, number, is_last = self.hook, 0, False
-        cursor = hook.table(name, 0).cursor
+        cursor = hook.shared.table(name, 0).cursor
         while True:
             yield
-            now = hook.table(name, 0)
+            now = hook.shared.table(name, 0)
             if now.read_again:
-                yield from _until(lambda: hook.wait(run, for_all=True))
-                now = hook.table(name, 0)
+                yield from _until(lambda: hook.shared.wait(run, for_all=True))
+                now = hook.shared.table(name, 0)
             keys = now.read_again[:2]
             if is_last and not keys:
-                yield from _until(lambda: hook.wait(run, for_all=True))
-                if not hook.table(name, 0).read_again:
+                yield from _until(lambda: hook.shared.wait(run, for_all=True))
+                if not hook.shared.table(name, 0).read_again:
                     break
                 continue
             if self._from_standby and self._replayed() < self._least:
-                hook.give_up(run)  # it restarted, and the connection was lost
+                hook.shared.give_up(run)  # it restarted, and the connection was lost
                 return
             self._least = self._replayed()
             chunk = self._chunk(name, number := number + 1, cursor, keys)
             if chunk is None:
                 continue
             yield
-            hook.offer(run, chunk)
+            hook.shared.offer(run, chunk)
             yield
-            hook._require(run)
+            hook.shared._require(run)
             content = {"run": run, "id": name, "chunk": number}
             self._server.append(Tx(self._server.new_xid()), [], (MARKER_PREFIX, json.dumps(content)))
             cursor, is_last = chunk.cursor or cursor, is_last or chunk.is_last
-            yield from _until(lambda: hook.wait(run))
-        hook.update(run, name, lambda one: replace(one, tables=(replace(one.tables[0], is_done=True),)))
+            yield from _until(lambda: hook.shared.wait(run))
+        hook.shared.update(run, name, lambda one: replace(one, tables=(replace(one.tables[0], is_done=True),)))
 
     def _replayed(self) -> int:
         return self._server.wal[self._server.replayed - 1].end if self._server.replayed else 0
@@ -331,9 +332,9 @@ def _until(action: Callable[[], T]) -> Generator[None, None, T]:
 @contextmanager
 def _in_one_thread(most_bytes: int, most_keys: int) -> Iterator[None]:
     with (
-        mock.patch.object(incremental.threading, "Condition", _Condition),
+        mock.patch.object(shared_state.threading, "Condition", _Condition),
         mock.patch.object(incremental, "_MOST_RECORDED_BYTES", most_bytes),
-        mock.patch.object(incremental, "_MOST_READ_AGAIN", most_keys),
+        mock.patch.object(shared_state, "_MOST_READ_AGAIN", most_keys),
     ):
         yield
 
