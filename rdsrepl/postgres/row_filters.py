@@ -101,7 +101,7 @@ def check_predicate(
         raise _bad_predicate(relation, cause.message, predicate, cause.sqlstate) from exc
     mutable = [name for (name,) in conn.execute(_NOT_IMMUTABLE, (sorted(called),))]
     if mutable and is_immutable:
-        reason = f"a row filter may call built-in immutable functions only, not {', '.join(mutable)}"
+        reason = f"the condition may call built-in immutable functions only, not {', '.join(mutable)}"
         raise _bad_predicate(relation, reason, predicate)
     columns = [name for (name, _) in conn.execute(COLUMNS, (relation.oid,))]
     read: list[str] = []
@@ -136,18 +136,18 @@ def _require_built_in(conn: Connection, relation: Relation, paths: set[tuple[str
     own: dict[str, str | None] = dict(conn.execute(_COLUMN_TYPES, (relation.oid,)))
     for path in sorted(paths):
         if path == (relation.name,) and relation.name not in own:
-            raise _bad_predicate(relation, "a row filter cannot read a whole row", predicate)
+            raise _bad_predicate(relation, "the condition cannot read a whole row", predicate)
         if path[-1] == "" and path != ("pg_catalog", ""):
             raise _bad_predicate(relation, f"{'.'.join(path[:-1])} with a dot is not followed by a name", predicate)
         column = own.get(path[-1]) if len(path) == 1 or path[-2] == relation.name else None
         if column is not None:
-            reason = f"a row filter may use built-in types only, and column {path[-1]} is of type {column}"
+            reason = f"the condition may use built-in types only, and column {path[-1]} is of type {column}"
             raise _bad_predicate(relation, reason, predicate)
     pairs = sorted(path for path in paths if len(path) == 2)
     given = {"schemas": [schema for schema, _ in pairs], "names": [name for _, name in pairs]}
     if pairs and (row := conn.execute(_USER_DEFINED, given).fetchone()):
         raise _bad_predicate(
-            relation, f"a row filter may use built-in types, functions and operators only, not {row[0]}", predicate
+            relation, f"the condition may use built-in types, functions and operators only, not {row[0]}", predicate
         )
 
 
@@ -205,9 +205,9 @@ def _words(relation: Relation, predicate: str) -> tuple[set[str], set[str], set[
             paths.append((*paths.pop()[:-1], last) if may_go_on and paths[-1][-1] == "" else (last,))
             words.add(last)
             if last in _SYSTEM_COLUMNS:
-                raise _bad_predicate(relation, f"a row filter cannot read the system column {last}", predicate)
+                raise _bad_predicate(relation, f"the condition cannot read the system column {last}", predicate)
             if kind == "word" and last == "select":
-                raise _bad_predicate(relation, "a row filter cannot contain a subquery", predicate)
+                raise _bad_predicate(relation, "the condition cannot contain a subquery", predicate)
         elif token[0] == "." and may_go_on:
             paths[-1] = (*paths[-1], "")
         may_go_on = kind in ("word", "quoted") or (token[0] == "." and may_go_on)
@@ -218,5 +218,5 @@ def _words(relation: Relation, predicate: str) -> tuple[set[str], set[str], set[
 
 def _bad_predicate(relation: Relation, reason: str, predicate: str, sqlstate: str | None = None) -> errors.BadValue:
     return errors.BadValue(
-        f"--where {relation.quoted}: {reason}", hint=f"correct the row filter: {predicate}", sqlstate=sqlstate
+        f"--where {relation.quoted}: {reason}", hint=f"correct the condition: {predicate}", sqlstate=sqlstate
     )

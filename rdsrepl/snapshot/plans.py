@@ -39,6 +39,7 @@ SELECT pg_catalog.pg_logical_emit_message(true, {prefix}, {content}::text) AS ls
  WHERE slot_name = {slot} AND plugin = 'pgoutput' AND database = current_database() AND {same_server}
 """
 _APPLICATION: Final = "rdsrepl"
+_CONDITION_WARNING: Final = "--where is refused unless slot tail runs with --allow-snapshot-conditions"
 
 
 def start(
@@ -147,6 +148,8 @@ def control(conn: Connection, control: Control, *, known: Sequence[SnapshotState
         warnings.append(f"the state has no snapshot {control.id}: its request may not have been read yet")
     elif (result := after(known, control, now=datetime.now(UTC))).is_refused:
         return _refused(control, title, known, result.message)
+    elif control.verb is Verb.resume and any(one.request.id == control.id and one.request.where for one in known):
+        warnings.append(_CONDITION_WARNING)
     return Plan(title, (_step(conn, slot, control, title),), tuple(warnings))
 
 
@@ -258,7 +261,7 @@ def _require_condition(conn: Connection, table: chunks.ChunkTable, where: str) -
 def _warnings(slot: Slot, request: Request, known: Sequence[SnapshotState] | None) -> list[str]:
     warnings = _consumer_warnings(slot)
     if request.where is not None:
-        warnings.append("--where is refused unless slot tail runs with --allow-snapshot-conditions")
+        warnings.append(_CONDITION_WARNING)
     for one in known or ():
         both = set(one.request.tables) & set(request.tables)
         if both and not one.status.has_ended:

@@ -191,13 +191,25 @@ def parse_place(text: str | None) -> Place:
     if text is None:
         return FilePlace()
     if text.startswith("table:"):
-        parts = parse_name(text.removeprefix("table:"))
-        if len(parts) != 2:
-            raise BadValue(f"--state {text} names no schema", hint="for example --state table:rdsrepl.snapshots")
-        return TablePlace(parts[0], parts[1])
+        return parse_table(text.removeprefix("table:"))
     if not text or "\0" in text or Path(text).is_dir():
         raise BadValue(f"--state {text} is not a file", hint="give a file, or table:SCHEMA.NAME")
     return FilePlace(Path(text).absolute())
+
+
+def parse_table(text: str) -> TablePlace:
+    """Return the table that SCHEMA.NAME names.
+
+    Raises:
+        BadValue: it is not such a name.
+    """
+    parts = parse_name(text)
+    if len(parts) != 2:
+        raise BadValue(
+            f"the table {text} for the state of snapshots has no schema",
+            hint="name it with its schema, for example rdsrepl.snapshots",
+        )
+    return TablePlace(parts[0], parts[1])
 
 
 def default_file(owner: StreamIdentity) -> Path:

@@ -157,7 +157,10 @@ def read_slots(
     from rdsrepl.postgres import slots
 
     if isinstance(place, state.FilePlace) and place.path is not None and slot_name is None:
-        raise errors.BadValue(f"--state {place} is the state of one slot", hint="add --slot NAME")
+        table = "" if place.path.exists() else f"; if it is a table: --state table:{place.path.name}"
+        raise errors.BadValue(
+            f"--state {place} is a file, which has the state of one slot", hint=f"add --slot NAME{table}"
+        )
     names = [slot_name] if slot_name is not None else [
         one.slot_name for one in slots.ls(conn) if one.plugin == "pgoutput" and one.database == conn.info.dbname
     ]  # fmt: skip

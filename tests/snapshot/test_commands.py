@@ -141,8 +141,8 @@ def test_an_id_is_made_from_the_table(place: Place) -> None:
 
 
 _REFUSED: Final = (
-    ((), 2, "name the tables, or give --all"),
-    (("--all", "--table", "orders"), 2, "name the tables, or give --all"),
+    ((), 2, "no table is named"),
+    (("--all", "--table", "orders"), 2, "--table and --all cannot be used together"),
     (("--all",), 4, "has no primary key or replica identity index"),
     (("--table", "nothing"), 3, "no table nothing"),
     (("--table", "a.b.c"), 2, "is not the name of a table"),
@@ -166,7 +166,7 @@ _REFUSED: Final = (
     (("--table", "orders", "--read-from", "host=a"), 2, "--read-from takes a name"),
     (("--table", "orders", "--read-from", "nothing"), 3, "nothing"),
     (("--table", "orders", "--state", "table:rdsrepl.none"), 3, "the table does not exist"),
-    (("--table", "orders", "--state", "table:none"), 2, "names no schema"),
+    (("--table", "orders", "--state", "table:none"), 2, "the table none for the state of snapshots has no schema"),
 )
 
 
@@ -211,6 +211,10 @@ def test_a_condition_is_sent_with_a_warning(place: Place) -> None:
     (request,) = place.sent()
     assert isinstance(request, Request)
     assert request.where == "amount > 5 AND id < pg_backend_pid()"
+    assert "next: rdsrepl" in done.err and "snapshot list --watch" in done.err
+    where = place.save(place.state(request=replace(request, id="a1"), status=Status.failed, reason="no condition"))
+    again = place("resume", "a1", *where, "--dry-run")
+    assert "--where is refused unless slot tail runs with --allow-snapshot-conditions" in again.err + again.out
 
 
 def test_other_slots_are_refused(db15: Database, rdsrepl: Program, tmp_path: Path) -> None:
@@ -296,7 +300,9 @@ def test_a_damaged_state_ends_every_verb(place: Place, tmp_path: Path) -> None:
     for words in (("list",), ("show", "a1"), ("cancel", "a1", "--yes"), ("start", "--table", "orders", "--yes")):
         result = place(*words, *where)
         assert (result.code, "state.json is damaged: its checksum is not right" in result.err) == (2, True)
-    assert "is the state of one slot" in place("list", *where[2:]).err
+    assert "has the state of one slot" in place("list", *where[2:]).err
+    table = place("list", "--state", "rdsrepl.snapshots")
+    assert (table.code, "--state table:rdsrepl.snapshots" in table.err) == (2, True), table.err
     assert file.read_bytes() == before
     assert place.sent() == []
 
@@ -324,6 +330,9 @@ def test_the_list_has_the_figures(place: Place) -> None:
     assert "150/s" in shown.out and "50.0s" in shown.out
     assert place("show", "a1", *where, "-o", "json").json["tables"][0]["cursor"] == ["1500"]
     assert place("list").out.startswith("no snapshots in the state on this machine")
+    assert place("list", "--slot", place.slot, "--state", "none.json").out == "--state none.json has no snapshots\n"
+    wrong = place("list", "--slot", f"{place.slot}x")
+    assert (wrong.code, f"did you mean {place.slot}?" in wrong.err) == (3, True), wrong.err
 
 
 def test_waiting_ends_with_the_snapshot(place: Place) -> None:

@@ -489,4 +489,4 @@ def test_a_state_that_does_not_fit_ends_the_command_before_anything_is_read(
         assert state.read_text() == content
     assert position == db15.value("SELECT string_agg(confirmed_flush_lsn::text, ' ') FROM pg_replication_slots")
     result = rdsrepl("slot", "tail", "s", "--until-now", "--state", "table:t", dsn=db15.dsn)
-    assert result.code == 2 and "names no schema" in result.err
+    assert result.code == 2 and "has no schema" in result.err

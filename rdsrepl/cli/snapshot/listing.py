@@ -17,13 +17,14 @@ from rdsrepl.render import Column, Listing, emit, facts, listing, stacked, style
 from rdsrepl.snapshot.overview import TableProgress, progress, rows_per_second
 from rdsrepl.snapshot.state import SnapshotState
 from rdsrepl.text.counts import counted
+from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from rdsrepl.postgres.connection import Connection
 
 _STYLES: Final = {"failed": "bold red", "paused": "yellow", "running": "green"}
-_EMPTY: Final = (
+_EMPTY_HERE: Final = (
     "no snapshots in the state on this machine; if slot tail --state keeps it elsewhere, give the same --state here"
 )
 
@@ -62,14 +63,18 @@ def list_(ctx: typer.Context, slot: SlotOption = None, state: StateOption = None
 
     Example: rdsrepl snapshot list --watch
     """
+    from rdsrepl.postgres import slots
 
     def read(conn: Connection) -> Rows:
         known = known_snapshots(conn, slot, state)
+        if slot is not None and known[slot] is None:
+            slots.get(conn, slot)  # the name may be wrong
         rows = progress(one for states in known.values() for one in states or ())
         waiting = _unread(conn, {row.slot for row in rows if row.state in ("requested", "running")})
         return Rows(rows, below=lambda left: _below(left, waiting))
 
-    print_database_list(ctx, Listing(TableProgress, COLUMNS, _EMPTY), read)
+    empty = _EMPTY_HERE if state is None else f"--state {shown(state)} has no snapshots"
+    print_database_list(ctx, Listing(TableProgress, COLUMNS, empty), read)
 
 
 def _unread(conn: Connection, names: set[str]) -> list[str]:
@@ -125,11 +130,11 @@ def print_snapshot(ctx: typer.Context, one: SnapshotState) -> None:
         ("rows", _count(sum(row.rows for row in rows))),
         ("rate", _rate(rows_per_second(one))),
     ]
-    shown = [(label, value) for label, value in pairs if value is not None]
+    known = [(label, value) for label, value in pairs if value is not None]
     emit(
         one,
         global_options(ctx).output,
-        lambda: stacked(facts(shown), "", listing(rows, columns, empty="no tables")),
+        lambda: stacked(facts(known), "", listing(rows, columns, empty="no tables")),
     )
 
 

@@ -84,7 +84,7 @@ def start(
     chunk: Annotated[
         int,
         typer.Option(
-            "--chunk", metavar="N", min=1, max=requests.MAX_CHUNK_ROWS, help="Read N rows with one statement."
+            "--chunk", metavar="N", min=1, max=requests.MAX_CHUNK_ROWS, help="Read at most N rows with one statement."
         ),
     ] = requests.DEFAULT_CHUNK_ROWS,
     rate: Annotated[
@@ -135,8 +135,10 @@ def start(
     from rdsrepl.postgres import connection
     from rdsrepl.snapshot import plans
 
-    if bool(table) == all_:
-        raise BadValue("name the tables, or give --all", hint="rdsrepl snapshot start --slot SLOT --table TABLE")
+    if table and all_:
+        raise BadValue("--table and --all cannot be used together", hint="omit one of them")
+    if not table and not all_:
+        raise BadValue("no table is named", hint="add --table TABLE, or --all for all tables of the publications")
     tables = tuple(table or ())
     replica = _replica(ctx, read_from)
     snapshot = pinned(ctx, "id", id_ or requests.new_id(tables[0] if tables else "all"))
@@ -156,6 +158,8 @@ def start(
     results = confirm_and_apply(ctx, plan, target=target, reports=not waits)
     if waits:
         _wait(ctx, target, request, state, is_sent=bool(results))
+    elif results:
+        note(ctx, f"next: {command('snapshot list')}{_place(request, state)} --watch")
 
 
 def _replica(ctx: typer.Context, read_from: str | None) -> Target | None:

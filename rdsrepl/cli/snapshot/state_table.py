@@ -8,7 +8,7 @@ import typer
 
 from rdsrepl.cli.command_classes import WriteCommand
 from rdsrepl.cli.confirm import plan_and_apply
-from rdsrepl.snapshot.state import TablePlace, parse_place
+from rdsrepl.snapshot.state import parse_table
 
 
 def create_table(
@@ -26,8 +26,7 @@ def create_table(
     """
     from rdsrepl.snapshot import table_store
 
-    place = parse_place(f"table:{table}")
-    assert isinstance(place, TablePlace)
+    place = parse_table(table)
     plan_and_apply(ctx, lambda conn: table_store.creation(conn, place))
 
 

@@ -28,7 +28,7 @@ SlotOption = Annotated[
     typer.Option(
         "--slot",
         metavar="SLOT",
-        help="Name the slot; by default that of the snapshot, from the state.",
+        help="Use only the snapshots of this slot; default: of all slots of the database.",
         autocompletion=complete_slot,
         show_default=False,
     ),
