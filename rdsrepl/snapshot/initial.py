@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.config import Target
-from rdsrepl.errors import ConnectionLost, Error, ServerError, SinkFailed, SlotInvalidated, SlotsExhausted
+from rdsrepl.errors import ConnectionLost, Error, NotFound, ServerError, SinkFailed, SlotInvalidated, SlotsExhausted
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import connection
 from rdsrepl.postgres.error_mapping import translating
@@ -242,7 +242,13 @@ def _job(
     with control.transaction():
         control.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         control.execute(source.take_over_statement())
-        found = snapshot_tables.ls(control, checked.publications, TableFilter(options.tables).wants)
+        wanted = TableFilter(options.tables)
+        found = snapshot_tables.ls(control, checked.publications, wanted.wants)
+        if missing := wanted.unmatched([table.full_name for table in found]):
+            raise NotFound(
+                f"--table {', '.join(missing)}: no published table to copy",
+                hint="correct the name, or omit it; the slot was not created",
+            )
         ranges = snapshot_tables.ranges(control, found, workers)
         row = control.execute(_NEXT_XID).fetchone()
     assert row is not None

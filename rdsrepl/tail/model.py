@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -246,3 +246,7 @@ class TableFilter:
         if not self.patterns:
             return True
         return any(fnmatchcase(f"{schema}.{table}" if "." in p else table, p) for p in self.patterns)
+
+    def unmatched(self, tables: Collection[tuple[str, str]]) -> list[str]:
+        """Return the patterns that match none of the tables, each given as schema and name."""
+        return [p for p in self.patterns if not any(TableFilter((p,)).wants(*table) for table in tables)]

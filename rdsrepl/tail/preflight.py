@@ -13,7 +13,9 @@ from rdsrepl import errors
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import versions
 from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY, WAL_LEVEL_REMEDY
+from rdsrepl.tail.model import TableFilter
 from rdsrepl.text.commands import command
+from rdsrepl.text.suggestions import closest
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
@@ -35,6 +37,15 @@ SELECT DISTINCT o.schemaname || '.' || o.tablename FROM pg_catalog.pg_publicatio
        SELECT FROM pg_catalog.pg_publication_tables n
         WHERE n.pubname = ANY (%(now)s) AND n.schemaname = o.schemaname AND n.tablename = o.tablename)
  ORDER BY 1
+"""
+_PUBLISHED_TABLES: Final = """
+SELECT DISTINCT schemaname::pg_catalog.text, tablename::pg_catalog.text FROM pg_catalog.pg_publication_tables
+ WHERE pubname = ANY (%s)
+"""
+_TABLES: Final = """
+SELECT n.nspname::pg_catalog.text, c.relname::pg_catalog.text
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p')
 """
 _PUBLICATIONS: Final = "SELECT pubname FROM pg_catalog.pg_publication ORDER BY pubname"
 
@@ -169,6 +180,28 @@ def discarded(target: Target, before: Sequence[str], now: Sequence[str]) -> list
     with connection.open(target) as conn:
         rows = conn.execute(_DISCARDED, {"before": list(before), "now": list(now)})
         return [row[0] for row in rows]
+
+
+def unmatched(target: Target, checked: PreflightResult, tables: TableFilter) -> list[str]:
+    """Return why a pattern of ``--table`` selects nothing: no table whose changes the slot sends has such a name.
+
+    Raises:
+        Error: the server is unreachable or refuses the query.
+    """
+    if not tables:
+        return []
+    from rdsrepl.postgres import connection
+
+    with connection.open(target) as conn:
+        rows = conn.execute(_PUBLISHED_TABLES, (list(checked.publications),)) if checked.publications else None
+        present: list[tuple[str, str]] = (rows or conn.execute(_TABLES)).fetchall()
+    which = "published table" if checked.publications else "table of the database"
+    names = [name for schema, table in present for name in (table, f"{schema}.{table}")]
+    found: list[str] = []
+    for pattern in tables.unmatched(present):
+        near = closest(pattern, names)
+        found.append(f"--table {pattern} matches no {which}" + (f"; did you mean {near}?" if near else ""))
+    return found
 
 
 def published(conn: Connection, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -109,6 +109,8 @@ def run(
     if options.stop.until_now:
         options = replace(options, stop=replace(options.stop, until_lsn=int(checked.current_lsn)))
     _check_options(options, checked, observer)
+    for reason in preflight.unmatched(target, checked, TableFilter(options.tables)):
+        observer.warn(printable(reason))
     heartbeat: Heartbeat | None = None
     if options.heartbeat is not None:
         heartbeat = Heartbeat(heartbeat_target, options.slot_name, options.heartbeat, observer.note)

@@ -350,7 +350,7 @@ def test_no_hostile_code_runs(victim: Database, rdsrepl: Program) -> None:
     request = ("snapshot", "start", "--slot", name, "--table", "orders", "--where", "n > 3")
     run(*request, dry)
     run(*request, "--yes", "--id", "hostile")
-    run(*tail, "--heartbeat", "1s")
+    run(*tail, "--heartbeat", "1s", "--table", "order")
     run("snapshot", "list")
     run("snapshot", "cancel", "hostile", "--slot", name, dry, allowed=(0, 4))
     run("slot", "advance", name, "--to-current", "--yes")

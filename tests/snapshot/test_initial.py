@@ -113,6 +113,20 @@ def test_rows_first_then_changes(source: Database, rdsrepl: Program, tmp_path: P
     assert len([event for event in _rows(out) if event["op"] == "r"]) == len(copied), "the copy is not made again"
 
 
+def test_a_table_that_is_not_published(source: Database, rdsrepl: Program) -> None:
+    """A wrong name would leave out the rows of a table without a word; the stream alone may wait for a new table."""
+    tail = ("slot", "tail", "s", "--create", "pgoutput", "--publication", "p", "--until-now")
+    refused = rdsrepl(*tail, "--snapshot", "--table", "t", "--table", "hiden", dsn=source.dsn)
+    assert (refused.code, refused.out) == (3, ""), refused.err
+    assert "did you mean hidden?" in refused.err and "error: --table hiden: no published table" in refused.err
+    assert _slots(source) == []
+    streamed = rdsrepl(*tail, "--table", "public.hiden", "--table", "pub*.t", dsn=source.dsn)
+    assert streamed.code == 0
+    assert "--table public.hiden matches no published table; did you mean public.hidden?" in streamed.err
+    assert "pub*.t" not in streamed.err
+    rdsrepl("slot", "drop", "s", "--yes", dsn=source.dsn)
+
+
 @pytest.mark.parametrize("format_", ["debezium", "wal2json"])
 def test_other_formats(source: Database, rdsrepl: Program, tmp_path: Path, format_: str) -> None:
     out = tmp_path / "out.jsonl"
