@@ -10,6 +10,7 @@ from rdsrepl.postgres import connection, versions
 from rdsrepl.snapshot import table_store
 from rdsrepl.snapshot.chunk_reader import ChunkReader
 from rdsrepl.snapshot.incremental import IncrementalSnapshots
+from rdsrepl.snapshot.initial_slot import require_not_copied
 from rdsrepl.snapshot.initial_state import is_initial
 from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState, Status, Store
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -111,12 +112,14 @@ def opener(
         Raises:
             BadValue: the user asked for snapshots, and this stream cannot have any.
             BadState: the state is damaged, or of another slot, database or server.
+            InUse: another process copies the tables of the slot at present.
         """
         if (reason := unsupported(options, checked)) is not None:
             if is_given:
                 raise BadValue(f"--state and --allow-snapshot-conditions do not fit: {reason}", hint="omit them")
             return None
         with connection.open(target) as conn:
+            require_not_copied(conn, options.slot_name)
             owner = table_store.owner_of(conn, options.slot_name)
             found = table_store.read(conn, place, owner)
         if not checked.is_planned:

@@ -6,7 +6,6 @@ A process each, because turning values into lines takes most of the time, and th
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -96,8 +95,6 @@ def work(pipe: Pipe, numbers: Synchronized[int]) -> None:
         pipe: to the process that writes the output.
         numbers: the number of rows that have got their ``seq``.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all processes; the first one ends the rest
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         _work(pipe.recv(), pipe, numbers)
     except Error as exc:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from rdsrepl.snapshot.worker import work
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection as Pipe
     from multiprocessing.sharedctypes import Synchronized
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Workers:
@@ -47,8 +53,9 @@ class Workers:
             )
             for _, theirs in pairs
         ]
-        for process in self._processes:
-            process.start()
+        with _without_signals():
+            for process in self._processes:
+                process.start()
         for _, theirs in pairs:
             theirs.close()
 
@@ -62,7 +69,29 @@ class Workers:
             process.join()
 
 
+@contextmanager
+def _without_signals() -> Iterator[None]:
+    """Let signals wait, also those of the processes that are started: they have this process's handlers at first."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run(pipe: Pipe[Any, Any], others: list[Pipe[Any, Any]], numbers: Synchronized[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all processes; the first one ends the rest
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     for other in others:
         other.close()
     work(pipe, numbers)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended: it may wait for the server, for a lock for example."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -19,7 +19,7 @@ from rdsrepl.units import format_duration
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
-    from rdsrepl.snapshot import initial
+    from rdsrepl.snapshot import initial_copy
     from rdsrepl.snapshot.state import Place
     from rdsrepl.tail.options import TailOptions
     from rdsrepl.tail.preflight import PreflightResult
@@ -126,7 +126,7 @@ class Creation:
         return copied.batches
 
 
-def _state(now: initial.Progress) -> str:
+def _state(now: initial_copy.Progress) -> str:
     rate = f", {now.rows / now.seconds:,.0f} rows/s" if now.seconds else ""
     left = now.seconds * (now.all_ranges - now.ranges) / now.ranges if now.ranges else None
     rest = f", about {format_duration(left)} left" if left is not None else ""

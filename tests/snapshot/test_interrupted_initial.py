@@ -1,0 +1,215 @@
+"""``slot tail --snapshot`` that is stopped in the middle of the copy: what is left, and what the output says of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import wait_until
+
+_COMMAND = (
+    "slot", "tail", "s", "--create", "pgoutput", "--snapshot", "--workers", "1", "--publication", "p", "-f", "json",
+)  # fmt: skip
+_SLOTS = "SELECT slot_name FROM pg_replication_slots WHERE database = current_database()"
+_READERS = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'COPY%'"
+_HOLDER = "FROM pg_replication_slots WHERE database = current_database() AND temporary"
+_ROWS = 22
+
+
+@pytest.fixture
+def source(db18: Database) -> Database:
+    """Two tables; the rows of the larger one are more than the output may have pending."""
+    db18.run(
+        "CREATE TABLE big (id int PRIMARY KEY, v text)",
+        f"INSERT INTO big SELECT i, repeat('x', 1000000) FROM generate_series(1, {_ROWS}) i",
+        "CREATE TABLE small (id int PRIMARY KEY)",
+        "INSERT INTO small SELECT generate_series(1, 5)",
+        "CREATE PUBLICATION p FOR TABLE big, small",
+    )
+    return db18
+
+
+@pytest.fixture
+def without_key(source: Database) -> Database:
+    """The same with a table that the stream cannot read in chunks: the slot is created at the end."""
+    source.run("ALTER TABLE small DROP CONSTRAINT small_pkey")
+    return source
+
+
+@contextmanager
+def _copying(
+    rdsrepl: Program, source: Database, log: Path, *words: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], bytes]]]:
+    """Yield a copy that waits for the reader of its output, and what reads that to the end."""
+    with log.open("wb") as err:
+        process = rdsrepl.start(*_COMMAND, *words, dsn=source.dsn, stdout=subprocess.PIPE, stderr=err)
+    assert process.stdout is not None
+    try:
+        wait_until(lambda: source.run(f"SELECT 1 {_READERS} AND wait_event = 'ClientWrite'"), "the copy waits")
+        yield process, process.stdout.read
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _children(process: subprocess.Popen[bytes]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def _has_ended(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] == "Z"  # nobody may wait for an orphan's status
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
+def test_a_signal_leaves_the_slot_and_says_so(
+    source: Database, rdsrepl: Program, tmp_path: Path, number: signal.Signals
+) -> None:
+    log = tmp_path / "log"
+    with _copying(rdsrepl, source, log) as (process, _):
+        (child,) = _children(process)
+        process.send_signal(number)
+        assert process.wait(60) == 130
+        assert _has_ended(child)
+    text = log.read_text()
+    assert "slot s is there and retains WAL: run the command again" in text
+    assert "slot drop s" in text
+    assert "Traceback" not in text
+    assert source.run(_SLOTS) == [("s",)]
+    states = rdsrepl("snapshot", "list", "--slot", "s", "-o", "json", dsn=source.dsn).json
+    assert {one["table"] for one in states} == {"public.big", "public.small"}
+
+
+def test_a_signal_before_there_is_a_slot_leaves_nothing(
+    without_key: Database, rdsrepl: Program, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with _copying(rdsrepl, without_key, log) as (process, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert "no slot is left; run the command again, with a new file" in log.read_text()
+    wait_until(lambda: without_key.run(_SLOTS) == [], "no slot is left")
+
+
+def test_a_process_that_waits_for_the_server_ends_with_the_command(
+    source: Database, rdsrepl: Program, tmp_path: Path
+) -> None:
+    """After kill -9 a process that waits for a lock would wait as long as the lock is held."""
+    with _copying(rdsrepl, source, tmp_path / "log") as (process, read), closing(source.connect()) as conn:
+        conn.execute("BEGIN; LOCK TABLE small")
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_until(lambda: source.run(f"SELECT 1 {_READERS} AND wait_event_type = 'Lock'"), "it waits for the lock")
+        (child,) = _children(process)
+        process.kill()
+        wait_until(lambda: _has_ended(child), "the process has ended")
+        reader.join()
+
+
+_DROPPED = ("SELECT pg_drop_replication_slot('s')",)
+_READ = ("INSERT INTO small VALUES (99)", "SELECT pg_replication_slot_advance('s', pg_current_wal_lsn())")
+
+
+@pytest.mark.parametrize(
+    ("statements", "code", "message", "is_left"),
+    [
+        (_DROPPED, 4, "slot s was dropped during the snapshot", False),
+        (_READ, 4, "another process has read slot s during the snapshot", True),
+        ((f"SELECT pg_terminate_backend(pid) {_READERS}",), 5, "slot s is there and retains WAL", True),
+        ((f"SELECT pg_terminate_backend(active_pid) {_HOLDER}",), 0, "caught up", True),
+    ],
+    ids=["dropped", "read", "lost-reader", "lost-holder"],
+)
+def test_what_happens_to_the_slot_and_the_connections(
+    source: Database,
+    rdsrepl: Program,
+    tmp_path: Path,
+    statements: tuple[str, ...],
+    code: int,
+    message: str,
+    is_left: bool,
+) -> None:
+    """The connection that holds the snapshot is not needed any more: the reader has taken it over."""
+    log = tmp_path / "log"
+    with _copying(rdsrepl, source, log, "--until-now") as (process, read):
+        source.run(*statements)
+        out = read()
+        assert process.wait(60) == code, log.read_text()
+    assert message in log.read_text()
+    assert source.run(_SLOTS) == [("s",)] * is_left
+    rows = [json.loads(line) for line in out.splitlines()] if code == 0 else []
+    assert len(rows) in ({_ROWS + 5} if code == 0 else {0})
+
+
+def test_a_lost_holder_ends_a_copy_that_has_no_slot(without_key: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with _copying(rdsrepl, without_key, log, "--until-now") as (process, read):
+        without_key.run(f"SELECT pg_terminate_backend(active_pid) {_HOLDER}")
+        read()
+        assert process.wait(60) == 5
+    text = log.read_text()
+    assert "the connection that holds the snapshot was lost" in text
+    assert text.count("no slot is left; run the command again, with a new file") == 1
+    assert without_key.run(_SLOTS) == []
+
+
+def test_a_slot_of_the_same_name_ends_a_copy_that_has_no_slot(
+    without_key: Database, rdsrepl: Program, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with _copying(rdsrepl, without_key, log) as (process, read):
+        without_key.run("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
+        read()
+        assert process.wait(60) == 4
+    assert "another process has created slot s since this command began" in log.read_text()
+
+
+def test_a_lost_reader_lets_the_stream_begin(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with _copying(rdsrepl, source, log) as (process, read):
+        source.run(f"SELECT pg_terminate_backend(pid) {_READERS}")
+        reader = threading.Thread(target=read)
+        reader.start()
+        wait_until(lambda: "the stream begins, and reads 2 tables beside it" in log.read_text(), "it says so")
+        process.terminate()
+        reader.join()
+
+
+def test_an_invalidated_slot_ends_the_copy(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with _copying(rdsrepl, source, log) as (process, read):
+        try:
+            source.run(
+                "ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'",
+                "SELECT pg_reload_conf()",
+                *["SELECT pg_logical_emit_message(false, 'x', 'x')", "SELECT pg_switch_wal()"] * 3,
+                "CHECKPOINT",
+            )
+        finally:
+            source.run("ALTER SYSTEM RESET max_slot_wal_keep_size", "SELECT pg_reload_conf()")
+        read()
+        assert process.wait(60) == 4, log.read_text()
+    text = log.read_text()
+    assert "slot s is invalidated (wal_removed): the changes since the snapshot are gone" in text
+    assert "raise max_slot_wal_keep_size" in text
+
+
+def test_a_second_command_does_not_read_the_slot_of_a_copy(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
+    """Its changes belong behind the rows of the first command, in the output of that."""
+    with _copying(rdsrepl, source, tmp_path / "log"):
+        for words in (_COMMAND, ("slot", "tail", "s", "--publication", "p", "-f", "json")):
+            result = rdsrepl(*words, "--until-now", "--to", f"file:{tmp_path / 'second'}", dsn=source.dsn)
+            assert result.code == 4, result.err
+            assert "another process writes the rows of the tables of slot s" in result.err
