@@ -190,7 +190,9 @@ def execute(step: Statement, conn: Connection, target: Target, waiting: OnWaitin
             f"{step.summary}: {step.guard}",
             hint="this step changed nothing; check the object, then run the command again",
         )
-    return StepResult(step, result[0] or {}, time.monotonic() - started), interrupted
+    # RETURNING 1 only says whether the guard holds.
+    returned = {name: value for name, value in (result[0] or {}).items() if name != "?column?"}
+    return StepResult(step, returned, time.monotonic() - started), interrupted
 
 
 def _blockers(step: Statement, conn: Connection, target: Target) -> list[Blocker]:

@@ -16,7 +16,7 @@ from rdsrepl.aws import clusters, instances, secrets, session
 from rdsrepl.aws.clusters import Cluster
 from rdsrepl.aws.instances import Instance
 from rdsrepl.config import Aws, Target
-from rdsrepl.errors import Error, NotAvailable, UsageError
+from rdsrepl.errors import Error, NotAvailable, NotFound, UsageError
 from rdsrepl.text.commands import command
 
 _DESCRIPTION_SECONDS: Final = 30.0
@@ -123,10 +123,10 @@ def with_rds_lookup(target: Target) -> Target:
     return replace(target, renew=_Lookup(target)) if target.needs_aws else target
 
 
-def instance_with_login_of(target: Target, instance_id: str) -> Target:
+def instance_with_login_of(target: Target, instance_id: str, unknown: NotFound | None = None) -> Target:
     """Return an instance of the same account, with the login and the database of a target, as its read replica has.
 
-    No API call is made here.
+    No API call is made here. If there is no such instance, the first one raises UNKNOWN, with what AWS says.
     """
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
@@ -138,7 +138,7 @@ def instance_with_login_of(target: Target, instance_id: str) -> Target:
     login = {key: value for key, value in {**given, **target.keywords}.items() if key not in _ADDRESS}
     aws = replace(target.aws, cluster=None, instance=instance_id)
     found = Target(f"instance {instance_id}", keywords=login, aws=aws, answer_seconds=target.answer_seconds)
-    return replace(found, renew=_Lookup(found, login_of=target))
+    return replace(found, renew=_Lookup(found, login_of=target, unknown=unknown))
 
 
 def require_same_server(target: Target) -> None:
@@ -189,17 +189,31 @@ def at_endpoint(target: Target, host: str, port: int) -> Target:
 class _Lookup:
     """Asks AWS where a target's database is and how to log in to it."""
 
-    def __init__(self, target: Target, login_of: Target | None = None) -> None:
-        """Prepare; LOGIN_OF is the target whose master user's secret counts where this one has none."""
+    def __init__(self, target: Target, login_of: Target | None = None, unknown: NotFound | None = None) -> None:
+        """Prepare.
+
+        Args:
+            target: names the cluster or instance.
+            login_of: the target whose master user's secret counts where this one has none.
+            unknown: the error if there is no such cluster or instance; None is that of AWS.
+        """
         self._target = target
         self._login_of = login_of
+        self._unknown = unknown
         self._server: RdsServer | None = None
         self._described_at = 0.0
 
     def server(self) -> RdsServer | None:
         """Return the cluster or instance that the target names; describe it at most once in 30 seconds."""
         if self._server is None or time.monotonic() - self._described_at > _DESCRIPTION_SECONDS:
-            self._server, self._described_at = describe(self._target.aws), time.monotonic()
+            try:
+                self._server, self._described_at = describe(self._target.aws), time.monotonic()
+            except NotFound as exc:
+                if self._unknown is None:
+                    raise
+                unknown = self._unknown
+                hint = "; ".join(filter(None, (unknown.hint, exc.hint)))
+                raise NotFound(unknown.message, hint=hint, aws_code=exc.aws_code, request_id=exc.request_id) from exc
         return self._server
 
     def address(self) -> Mapping[str, str]:

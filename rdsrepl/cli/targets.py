@@ -11,8 +11,9 @@ from rdsrepl.cli.console import note
 from rdsrepl.cli.context import GlobalOptions, global_options
 from rdsrepl.cli.saved_plans import require_same_address
 from rdsrepl.config import Target
-from rdsrepl.errors import BadValue, UsageError
+from rdsrepl.errors import BadValue, NotFound, UsageError
 from rdsrepl.text.masking import mask
+from rdsrepl.text.suggestions import did_you_mean
 
 
 def database_target(ctx: typer.Context) -> Target:
@@ -89,12 +90,17 @@ def other_target(ctx: typer.Context, words: str, option: str) -> Target:
             f"{option}: a password on the command line is visible to other users",
             hint="put it in ~/.pgpass or PGPASSFILE, or give a target of the config file",
         )
-    if not is_dsn and words not in config.load().targets:
+    targets = config.load().targets
+    if not is_dsn and words not in targets:
         own = aws_target(ctx)
         if own.aws.identifier or own.aws.profile or own.aws.region:
             from rdsrepl.aws import locations
 
-            return locations.instance_with_login_of(own, words)
+            unknown = NotFound(
+                f"{option} {words} is neither a target of the config file nor an instance",
+                hint=did_you_mean(words, targets, otherwise="list the targets: rdsrepl config get-targets"),
+            )
+            return locations.instance_with_login_of(own, words, unknown)
     found = config.resolve(dsn=words if is_dsn else None, target=None if is_dsn else words)
     return _with_rds_lookup(replace(found, label=option) if is_dsn else found, check=False)
 

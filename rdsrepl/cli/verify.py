@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from rdsrepl.verify.results import TableResult, Verification
     from rdsrepl.verify.run import Options
     from rdsrepl.verify.stream import StreamOptions
+
+_SHOWN_SECONDS: Final = 0.5
 
 
 def verify(
@@ -124,7 +127,10 @@ def verify(
         found = _verify_stream(ctx, source, chosen)
     else:
         if to is None:
-            raise BadValue("--to is missing", hint="name the copy with --to, or a file of slot tail with --stream")
+            raise BadValue(
+                "neither --to nor --stream is given",
+                hint="name the copy with --to TARGET, or the output of slot tail with --stream FILE",
+            )
         _refuse({"--slot": slot, "--complete": complete, "--from": from_}, "is for --stream")
         options = Options(publication, tuple(table or ()), no_changes, exact_text, columns, proof_timeout, repair)
         found = _verify_copy(ctx, source, to, read_from, options)
@@ -208,12 +214,28 @@ def _primary(ctx: typer.Context, source: str | None) -> Target:
 
 
 @contextmanager
-def _progress(ctx: typer.Context) -> Iterator[Callable[[str, int, int], None]]:
-    progress = Progress(ctx)
+def _progress(ctx: typer.Context) -> Iterator[Callable[[str, str], None]]:
+    """Show what is done, with the time since the command began; the time goes on while nothing else changes."""
+    shown, began, current, ended = Progress(ctx), time.monotonic(), ("connecting", ""), threading.Event()
+
+    def report(what: str, state: str) -> None:
+        nonlocal current
+        current = what, state
+
+    def show() -> None:
+        while not ended.wait(_SHOWN_SECONDS):
+            what, state = current
+            with suppress(OSError):  # stderr may be closed
+                shown.update(what, time.monotonic() - began, [state] if state else [])
+
+    thread = threading.Thread(target=show, name="progress", daemon=True)
+    thread.start()
     try:
-        yield _shown(progress)
+        yield report
     finally:
-        progress.clear()
+        ended.set()
+        thread.join()
+        shown.clear()
 
 
 def _print(ctx: typer.Context, found: Verification) -> None:
@@ -226,26 +248,16 @@ def _require_no_apply_options(ctx: typer.Context) -> None:
         raise BadValue("--yes, --dry-run, --check and --out are for --repair", hint="add --repair, or omit the option")
 
 
-def _shown(progress: Progress) -> Callable[[str, int, int], None]:
-    began = time.monotonic()
-
-    def show(table: str, rows: int, estimated: int) -> None:
-        of = f" of about {estimated:,}" if estimated > rows else ""
-        progress.update("comparing", time.monotonic() - began, [f"{table}: {counted(rows, 'row')}{of}"])
-
-    return show
-
-
 def _table(found: Verification) -> object:
     rows = (
         Column("TABLE", lambda row: row.table, kind="name"),
-        Column("ROWS", lambda row: row.rows, kind="number"),
+        Column("ROWS", lambda row: f"{row.rows:,}", kind="number"),
         Column("STATE", lambda row: row.state.value),
-        Column("MISSING", lambda row: row.missing, kind="number"),
-        Column("EXTRA", lambda row: row.extra, kind="number"),
-        Column("DIFFERENT", lambda row: row.different, kind="number"),
-        Column("NOT PROVEN", lambda row: row.not_proven, priority=2, kind="number"),
-        Column("CLEARED", lambda row: row.cleared, priority=3, kind="number"),
+        Column("MISSING", lambda row: f"{row.missing:,}", kind="number"),
+        Column("EXTRA", lambda row: f"{row.extra:,}", kind="number"),
+        Column("DIFFERENT", lambda row: f"{row.different:,}", kind="number"),
+        Column("NOT PROVEN", lambda row: f"{row.not_proven:,}", priority=2, kind="number"),
+        Column("CLEARED", lambda row: f"{row.cleared:,}", priority=3, kind="number"),
     )
     parts: list[object] = [listing(found.tables, rows, empty="no tables to compare")]
     parts += [f"{one.table}: {one.message}" for one in found.structure]
@@ -263,5 +275,5 @@ def _rows(result: TableResult) -> list[object]:
         lines.append(indented(f"{key}: {row.state.value}{which}"))
     proven = result.missing + result.extra + result.different
     if lines and proven > len(lines):
-        lines.append(indented(f"and {counted(proven - len(lines), 'more row')}"))
+        lines.append(indented(f"and {counted(proven - len(lines), 'more row', grouped=True)}"))
     return [f"{result.table}:", *lines] if lines else []

@@ -33,6 +33,7 @@ class Proof:
         link: how the target gets the changes.
         read_source, read_target: return the rows that exist, of those asked for.
         timeout_seconds: after this time the rows that are left are not proven.
+        progress: called before each round with the number of rows that are left.
         rounds: which rounds are long, again and again. A row that only the target has needs two of them; one that
             changes often needs short ones.
     """
@@ -42,6 +43,7 @@ class Proof:
     read_source: ReadRows
     read_target: ReadRows
     timeout_seconds: float
+    progress: Callable[[int], None]
     rounds: tuple[bool, ...] = (False, True, True, False, False, False)
 
     def run(self, suspects: Sequence[Key]) -> dict[Key, tuple[RowState, Round]]:
@@ -51,6 +53,8 @@ class Proof:
         last: dict[Key, Round] = {}
         left = list(suspects)
         for is_long in cycle(self.rounds):
+            if left:
+                self.progress(len(left))
             rounds = self._round(left, deadline, is_long=is_long) if left else None
             if rounds is None:
                 break

@@ -58,10 +58,10 @@ def steps(
 def plan(steps: Sequence[Statement]) -> Plan:
     """Return the plan for the statements of all tables."""
     return Plan(
-        f"repair {counted(len(steps), 'row')}",
+        f"repair {counted(len(steps), 'row', grouped=True)}" if steps else "repair",
         tuple(steps),
         ("triggers and foreign keys of the target act on these statements, unlike on replicated changes",),
-        unchanged="no row to repair",
+        unchanged="no row is proven to differ",
         independent=True,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +17,10 @@ class TableState(StrEnum):
     equal = "equal"
     different = "different"
     not_proven = "not proven"
+
+
+#: Called while something takes long: with what is done ("comparing"), and how far it is.
+Progress = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,7 +15,7 @@ from rdsrepl.units import format_duration
 from rdsrepl.verify import limited, selection, tables
 from rdsrepl.verify.links import StandbyLink, wait_until_applied
 from rdsrepl.verify.ranges import Pair
-from rdsrepl.verify.results import TableResult, TableState, Verification
+from rdsrepl.verify.results import Progress, TableResult, TableState, Verification
 from rdsrepl.verify.structure import ComparedTable
 from rdsrepl.verify.tables import How, Servers
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 # A range must use the index of the key: a plan that reads the whole table for each range would take far longer.
 _SETTINGS: Final = {"enable_seqscan": "off", "jit": "off", **limited.SETTINGS}
-
-#: Called with the table, the rows compared so far, and the estimated number of its rows.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ def verify(
         source: a primary.
         target: a subscriber or a standby of the source, or a copy that does not change.
         options: what to compare.
-        progress: called while a table is compared.
+        progress: called while something takes long.
         read_from: a standby of the source, where the ranges are read.
 
     Raises:
@@ -81,6 +77,7 @@ def verify(
         if read_from is not None:
             reader = stack.enter_context(connection.open(read_from, settings=_SETTINGS))
             selection.require_standby(here, reader)
+            progress("waiting", "until --read-from has replayed the WAL of the source")
             _wait_for_reader(here, reader, options.proof_seconds)
         chosen = selection.select(
             here, there, publication=options.publication, only=options.tables, no_changes=options.no_changes
@@ -121,4 +118,4 @@ def _compare(
     if (table.schema, table.name) in chosen.unready:
         notes = ("its initial copy is not complete",)
         return TableResult(table.sql_name, TableState.not_proven, 0, not_proven=1, notes=notes), ()
-    return tables.compare(servers, table, how, lambda rows: progress(table.sql_name, rows, table.estimated_rows))
+    return tables.compare(servers, table, how, progress)

@@ -148,7 +148,7 @@ def _link(
     if not received:
         raise Refused(
             "no subscription of the target receives changes from the source, and the target is not its standby: "
-            "a difference cannot be told from a change on its way",
+            "a difference and a change on its way look the same",
             hint="if neither side changes, add --no-changes",
         )
     disabled = sorted({table.subscription for table in received if not table.enabled})

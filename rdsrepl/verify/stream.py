@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from rdsrepl.units import format_duration
 from rdsrepl.verify import stream_rows, structure
 from rdsrepl.verify.folded_stream import FoldedStream, Position
 from rdsrepl.verify.links import SlotLink, inserted_lsn, wait_for
-from rdsrepl.verify.results import Verification
+from rdsrepl.verify.results import Progress, Verification
 from rdsrepl.verify.stream_input import FileInput, KinesisInput, StreamInput
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class StreamOptions:
     seconds: float = 60.0
 
 
-def verify(source: Target, options: StreamOptions, progress: Callable[[str, int, int], None]) -> Verification:
+def verify(source: Target, options: StreamOptions, progress: Progress) -> Verification:
     """Compare the rows that a stream leaves behind with the source.
 
     Raises:
@@ -85,10 +85,13 @@ def verify(source: Target, options: StreamOptions, progress: Callable[[str, int,
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="rdsrepl-verify-"))
         folded = FoldedStream(Path(directory) / "rows", in_one_order=options.kinesis is None)
         stack.callback(folded.close)
-        lines.read_present(folded)
+        lines.read_present(folded, progress)
+        progress("waiting", "for a snapshot of the source")
         conn = stack.enter_context(connection.open(source, settings=_SETTINGS))
         position = stack.enter_context(_snapshot(source, conn, options.seconds))
-        lines.read_before(folded, position, _confirmed(control, position, options))
+        progress("waiting", f"until slot {options.slot} has confirmed {position.lsn}")
+        now = _confirmed(control, position, options)
+        lines.read_before(folded, position, now, progress)
         if folded.latest.timeline > position.timeline:
             raise Refused(
                 f"the stream has changes of timeline {folded.latest.timeline}, the source is on timeline "

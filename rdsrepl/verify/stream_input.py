@@ -14,12 +14,15 @@ from typing import IO, TYPE_CHECKING, Final, Protocol, cast
 from rdsrepl.aws import streams
 from rdsrepl.errors import NotFound, Refused
 from rdsrepl.text.counts import counted
+from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
     from rdsrepl.aws.stream_reader import Received, ShardReader, Start
     from rdsrepl.config import Aws
     from rdsrepl.verify.folded_stream import FoldedStream, Position
+    from rdsrepl.verify.results import Progress
 
+_LINES_PER_REPORT: Final = 10_000
 # The clocks of the database and of Kinesis differ by less.
 _CLOCKS_DIFFER: Final = timedelta(minutes=5)
 
@@ -31,16 +34,17 @@ class StreamInput(Protocol):
     def label(self) -> str:
         """Its name in the result."""
 
-    def read_present(self, folded: FoldedStream) -> None:
+    def read_present(self, folded: FoldedStream, progress: Progress) -> None:
         """Fold what is there now."""
 
-    def read_before(self, folded: FoldedStream, position: Position, now: Position) -> None:
+    def read_before(self, folded: FoldedStream, position: Position, now: Position, progress: Progress) -> None:
         """Fold what else committed before a position that the consumer of the slot has confirmed.
 
         Args:
             folded: where the lines go.
             position: the position.
             now: the end of the source's WAL, read after the position was confirmed.
+            progress: called again and again.
         """
 
     def known_since(self) -> str:
@@ -68,17 +72,17 @@ class FileInput:
         """Its name in the result."""
         return ", ".join(map(str, self._paths))
 
-    def read_present(self, folded: FoldedStream) -> None:
+    def read_present(self, folded: FoldedStream, progress: Progress) -> None:
         """Fold what is there now."""
-        self._read(folded, None)
+        self._read(folded, None, progress)
 
-    def read_before(self, folded: FoldedStream, position: Position, now: Position) -> None:  # noqa: ARG002 - the interface
+    def read_before(self, folded: FoldedStream, position: Position, now: Position, progress: Progress) -> None:  # noqa: ARG002 - the interface
         """Fold what else committed before a position.
 
         Raises:
             Refused: a file was closed and replaced meanwhile: what followed is in a file that was not named.
         """
-        self._read(folded, position)
+        self._read(folded, position, progress)
         for path, file in zip(self._paths, self._files, strict=True):
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 raise Refused(
@@ -90,20 +94,32 @@ class FileInput:
         """Return no limit: a file has the changes in their order."""
         return ""
 
-    def _read(self, folded: FoldedStream, before: Position | None) -> None:
+    def _read(self, folded: FoldedStream, before: Position | None, progress: Progress) -> None:
         for number, (path, file) in enumerate(zip(self._paths, self._files, strict=True)):
             first = self._lines[number]
 
             def where(place: int, path: Path = path, first: int = first) -> str:
                 return f"{path}, line {first + place}"
 
-            self._lines[number] += folded.fold(_complete(file), before=before, where=where).lines
+            lines = _reported(_complete(file), path, file, progress)
+            self._lines[number] += folded.fold(lines, before=before, where=where).lines
 
 
 def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return cast("IO[bytes]", gzip.open(path, "rb"))
     return path.open("rb")
+
+
+def _reported(lines: Iterator[bytes], path: Path, file: IO[bytes], progress: Progress) -> Iterator[bytes]:
+    """Report now and then how much of a file was read."""
+    size = os.fstat(file.fileno()).st_size
+    for number, line in enumerate(lines):
+        if number % _LINES_PER_REPORT == 0:
+            # Of a compressed file the position says how much text was read, not how much of the file.
+            of = f" of {format_size(size)}" if path.suffix != ".gz" else ""
+            progress("reading", f"{path}: {format_size(file.tell())}{of}")
+        yield line
 
 
 def _complete(file: IO[bytes]) -> Iterator[bytes]:
@@ -143,6 +159,7 @@ class KinesisInput:
 
         self._stream = streams.get(aws, name)
         self._start, self._is_complete = start, is_complete
+        self._records = 0
         self._require_kept()
         self._reader: ShardReader = stack.enter_context(stream_reader.opened(aws, name, start))
 
@@ -151,12 +168,12 @@ class KinesisInput:
         """Its name in the result."""
         return f"kinesis:{self._stream.name}"
 
-    def read_present(self, folded: FoldedStream) -> None:
+    def read_present(self, folded: FoldedStream, progress: Progress) -> None:
         """Fold what is there now."""
         for batch in self._reader.stored_before():
-            self._fold(folded, batch, None)
+            self._fold(folded, batch, None, progress)
 
-    def read_before(self, folded: FoldedStream, position: Position, now: Position) -> None:
+    def read_before(self, folded: FoldedStream, position: Position, now: Position, progress: Progress) -> None:
         """Fold what else committed before a position.
 
         Raises:
@@ -164,7 +181,7 @@ class KinesisInput:
             Error: AWS refused.
         """
         for batch in self._reader.stored_before(time.monotonic()):
-            if self._fold(folded, batch, position) >= now:
+            if self._fold(folded, batch, position, progress) >= now:
                 self._reader.pass_by(batch[0].shard_id)
         self._require_kept()
 
@@ -179,11 +196,15 @@ class KinesisInput:
         oldest = max(self._oldest_kept(), self._start.moment or datetime.min.replace(tzinfo=UTC))
         return (oldest + _CLOCKS_DIFFER).astimezone(UTC).isoformat()
 
-    def _fold(self, folded: FoldedStream, batch: Sequence[Received], before: Position | None) -> Position:
+    def _fold(
+        self, folded: FoldedStream, batch: Sequence[Received], before: Position | None, progress: Progress
+    ) -> Position:
         def where(place: int) -> str:
             record = batch[place - 1]
             return f"stream {self._stream.name}, {record.shard_id}, record {record.sequence_number}"
 
+        self._records += len(batch)
+        progress("reading", f"{self.label}: {counted(self._records, 'record', grouped=True)}")
         return folded.fold((record.data for record in batch), before=before, where=where).latest
 
     def _oldest_kept(self) -> datetime:

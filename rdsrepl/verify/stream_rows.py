@@ -10,7 +10,7 @@ from rdsrepl.postgres.table_structures import TableStructure
 from rdsrepl.text.counts import counted
 from rdsrepl.verify import structure
 from rdsrepl.verify.folded_stream import FoldedStream, key_text, parsed
-from rdsrepl.verify.results import DifferingRow, TableResult, TableState
+from rdsrepl.verify.results import DifferingRow, Progress, TableResult, TableState
 from rdsrepl.verify.row_state import RowState
 from rdsrepl.verify.tables import MOST_KEYS
 
@@ -27,7 +27,7 @@ def compare(
     *,
     since: str | None,
     names_columns: bool,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> TableResult:
     """Compare the rows of one table.
 
@@ -38,7 +38,7 @@ def compare(
         since: compare the rows that the stream changed since this time, as lines write it; None compares all rows: one
             that the stream lacks is missing.
         names_columns: name the columns that differ.
-        progress: called with the table, the rows read so far, and 0.
+        progress: called again and again.
     """
     began = time.monotonic()
     sql_name = structure.sql_name(table.full_name)
@@ -47,7 +47,12 @@ def compare(
     if key is None:
         notes = ("it has no unique key that all lines of the stream have: its rows are not compared",)
         return TableResult(sql_name, TableState.not_proven, 0, not_proven=1, notes=notes)
-    rows = folded.add_source(name, _source_rows(conn, table, key, lambda count: progress(sql_name, count, 0)))
+
+    def read(rows: int) -> None:
+        progress("reading the source", f"{sql_name}: {counted(rows, 'row', grouped=True)}")
+
+    rows = folded.add_source(name, _source_rows(conn, table, key, read))
+    progress("comparing", sql_name)
     counts = dict.fromkeys(RowState, 0)
     not_in_stream = 0
     named: list[DifferingRow] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -15,7 +15,7 @@ from rdsrepl.verify import limited, ranges, repair, statements
 from rdsrepl.verify.links import Link
 from rdsrepl.verify.proof import Proof, ReadRows, by_key
 from rdsrepl.verify.ranges import Pair
-from rdsrepl.verify.results import DifferingRow, TableResult, TableState
+from rdsrepl.verify.results import DifferingRow, Progress, TableResult, TableState
 from rdsrepl.verify.row_state import Reading, RowState
 from rdsrepl.verify.statements import Key, Side
 from rdsrepl.verify.structure import ComparedTable
@@ -66,7 +66,7 @@ class How:
 
 
 def compare(
-    servers: Servers, table: ComparedTable, how: How, progress: Callable[[int], None]
+    servers: Servers, table: ComparedTable, how: How, progress: Progress
 ) -> tuple[TableResult, tuple[Statement, ...]]:
     """Compare a table on both sides; return what was found, and the statements that make the rows equal.
 
@@ -74,15 +74,15 @@ def compare(
         Refused: too many rows differ to be repaired.
         psycopg.Error: a statement failed.
     """
-    comparison = _Comparison(servers, table, how)
-    return comparison.with_key(progress) if table.key else (comparison.without_key(), ())
+    comparison = _Comparison(servers, table, how, progress)
+    return comparison.with_key() if table.key else (comparison.without_key(), ())
 
 
 class _Comparison:
     """The comparison of one table."""
 
-    def __init__(self, servers: Servers, table: ComparedTable, how: How) -> None:
-        self._servers, self._table, self._how = servers, table, how
+    def __init__(self, servers: Servers, table: ComparedTable, how: How, progress: Progress) -> None:
+        self._servers, self._table, self._how, self._progress = servers, table, how, progress
         self._began = time.monotonic()
         self._hashes_records = how.hashes_records and bool(table.key)
         self._source, self._target = (
@@ -90,9 +90,9 @@ class _Comparison:
             for one in (True, False)
         )
 
-    def with_key(self, progress: Callable[[int], None]) -> tuple[TableResult, tuple[Statement, ...]]:
+    def with_key(self) -> tuple[TableResult, tuple[Statement, ...]]:
         """Find the rows that differ by ranges of the key, and prove each."""
-        found = ranges.differences(self._servers.pair, self._source, self._target, progress)
+        found = ranges.differences(self._servers.pair, self._source, self._target, self._compared)
         evaluated = self._proof(
             by_key(self._servers.source, self._source), by_key(self._servers.pair.target, self._target)
         ).run(sorted(found.suspects))
@@ -124,6 +124,7 @@ class _Comparison:
             count = total = version = 0
             for rows, hashes, versions in _pages(conn, side):
                 count, total, version = count + rows, total + hashes, version + versions
+                self._compared(count)
             sizes[name] = count
             return {_WHOLE: Reading((count, total), f"{count} {version}")}
 
@@ -139,7 +140,16 @@ class _Comparison:
 
     def _proof(self, read_source: ReadRows, read_target: ReadRows) -> Proof:
         servers = self._servers
-        return Proof(servers.source, servers.link, read_source, read_target, self._how.proof_seconds)
+        return Proof(servers.source, servers.link, read_source, read_target, self._how.proof_seconds, self._proved)
+
+    def _compared(self, rows: int) -> None:
+        about = self._table.estimated_rows
+        of = f" of about {about:,}" if about > rows else ""
+        self._progress("comparing", f"{self._table.sql_name}: {counted(rows, 'row', grouped=True)}{of}")
+
+    def _proved(self, left: int) -> None:
+        what = "row that may differ" if left == 1 else "rows that may differ"
+        self._progress("reading again", f"{self._table.sql_name}: {left:,} {what}")
 
     def _differing_columns(self, keys: Sequence[Key]) -> Mapping[Key, tuple[str, ...]]:
         """Return, for keys that both sides have, the columns whose values differ now."""

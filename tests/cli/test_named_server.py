@@ -114,3 +114,14 @@ def test_the_account_of_a_target_option_overrides_the_environment(
     assert config.resolve(dsn=None, target="a", aws=Aws(profile="typed"), defaults=environment).aws.profile == "typed"
     with pytest.raises(UsageError, match="both name a server"):
         config.resolve(dsn="host=x", target="a")
+
+
+def test_another_server_that_does_not_exist(cloud: Cloud) -> None:
+    """The name may be meant as a target or as an instance, so the error names both; the first typing error is named."""
+    login = cloud("sandbox", "env", "-o", "json").json
+    unknown = cloud("--cluster", "sandbox", "verify", "--to", "nowhere", "-o", "json", env=login)
+    assert (unknown.code, unknown.error["aws_code"]) == (3, "DBInstanceNotFound"), unknown.err
+    assert unknown.error["message"] == "--to nowhere is neither a target of the config file nor an instance"
+    assert "rdsrepl config get-targets" in unknown.error["hint"] and "instance list" in unknown.error["hint"]
+    near = cloud("--cluster", "sandbox", "verify", "--to", "sandbx", env=login)
+    assert (near.code, "did you mean sandbox?" in near.err) == (3, True), near.err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 
 from rdsrepl.errors import BadValue
 from rdsrepl.lsn import Lsn
+from rdsrepl.units import format_size
 from rdsrepl.verify.folded_stream import FoldedStream, Number, Pair, Position, parsed
+from rdsrepl.verify.stream_input import FileInput
 
 
 def _line(op: str, key: int, commit: int, after: object = None, **more: object) -> bytes:
@@ -41,6 +45,21 @@ def _rows(pairs: Iterator[Pair]) -> list[Any]:
     rows = [pair.there for pair in pairs if pair.there is not None]
     return [{name: int(value.text) if isinstance(value, Number) else value for name, value in row.items()}
             for row in sorted(rows, key=lambda row: int(row["id"].text))]  # fmt: skip
+
+
+def test_how_much_of_a_file_was_read(folded: FoldedStream, tmp_path: Path) -> None:
+    """A stream of some gigabytes takes minutes; what is shown meanwhile has the size of the file, if that is known."""
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
+    lines = [_line("c", 1, 16, {"id": 1}), _line("c", 2, 16, {"id": 2})]
+    plain.write_bytes(b"".join(lines))
+    packed.write_bytes(gzip.compress(lines[1]))
+    shown: list[tuple[str, str]] = []
+    with ExitStack() as stack:
+        FileInput(stack, [plain, packed]).read_present(folded, lambda what, state: shown.append((what, state)))
+    length, half = (format_size(sum(map(len, some))) for some in (lines, lines[1:]))
+    assert [what for what, _ in shown] == ["reading", "reading"]
+    assert shown[0][1].startswith(f"{plain}: ") and shown[0][1].endswith(f" of {length}")
+    assert shown[1][1] == f"{packed}: {half}"
 
 
 def test_lines_that_come_again_change_nothing(tmp_path: Path) -> None:
