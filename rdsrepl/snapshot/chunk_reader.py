@@ -25,18 +25,20 @@ from rdsrepl.errors import (
     NotPrimary,
     Refused,
     SinkFailed,
+    TimedOut,
     Unreachable,
 )
 from rdsrepl.lsn import Lsn
 from rdsrepl.postgres import commit_visibility, connection, server_identity
 from rdsrepl.postgres.error_mapping import translating
-from rdsrepl.snapshot import chunks
+from rdsrepl.snapshot import chunks, table_copy
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
-from rdsrepl.snapshot.chunks import ChunkTable, Cursor, Stopped
+from rdsrepl.snapshot.chunks import Altered, ChunkTable, Cursor, Stopped
 from rdsrepl.snapshot.incremental import MARKER_PREFIX
-from rdsrepl.snapshot.requests import table_text
-from rdsrepl.snapshot.shared_state import Chunk, Restarted, SharedState
+from rdsrepl.snapshot.requests import Method, Request, table_text
+from rdsrepl.snapshot.shared_state import Chunk, Restarted, SharedState, TableBlock
 from rdsrepl.snapshot.state import SnapshotState, Status, TableState
+from rdsrepl.snapshot.table_copy import CopiedRows
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -77,10 +79,6 @@ _LONGEST_RETRY_SECONDS: Final = 30.0
 _REPLAY_POLL_SECONDS: Final = 0.05
 
 
-class _Altered(Exception):
-    """The table is not as it was described."""
-
-
 class ChunkReader:
     """The thread that reads chunks."""
 
@@ -93,6 +91,8 @@ class ChunkReader:
         wants: Callable[[str, str], bool],
         replica: Callable[[str], Target],
         note: Callable[[str], None],
+        *,
+        keeps_table_order: bool,
     ) -> None:
         """Prepare the thread.
 
@@ -104,7 +104,9 @@ class ChunkReader:
             wants: whether the stream has a table.
             replica: returns the server that a request names.
             note: takes notes for people.
+            keeps_table_order: whether the output keeps the order of a table's changes, also without a key.
         """
+        self._keeps_table_order = keeps_table_order
         self._snapshots = snapshots
         self._target = target
         self._checked = checked
@@ -205,19 +207,18 @@ class _Session:
             with closing(self._connect_rows(state.request.read_from)) as rows:
                 self._rows = rows
                 self._require_condition(state)
-                self._snapshots.record(
-                    self._run,
-                    frozenset(
-                        name
-                        for name, table in zip(state.request.table_names, state.tables, strict=True)
-                        if not table.is_done
-                    ),
-                )
-                self._wait_until_visible(state)
                 self._limit = self._most(state)
-                for place, table in enumerate(state.tables):
-                    if not table.is_done:
+                left = [place for place, table in enumerate(state.tables) if not table.is_done]
+                if by_key := [place for place in left if state.tables[place].method is Method.chunks]:
+                    names = frozenset(state.request.table_names[place] for place in by_key)
+                    self._snapshots.record(self._run, names)
+                    self._wait_until_visible(state)
+                    for place in by_key:
                         self._read_table(state, place)
+                # After the others: nothing else is recorded while a table is copied, which takes long.
+                for place in left:
+                    if place not in by_key:
+                        self._copy_table(state, place)
         self._snapshots.record(self._run, frozenset())
         done = self._changed(lambda one: replace(one, status=Status.done, ended_at=datetime.now(UTC)))
         rows_read = sum(table.rows for table in done.tables)
@@ -236,23 +237,45 @@ class _Session:
         reader = self._reader
 
         def begun(one: SnapshotState) -> SnapshotState:
-            tables = {table.table: table for table in one.tables}
+            tables = {
+                table.table: replace(table, method=Method.slot if table.method is Method.slot else methods[table.table])
+                for table in one.tables
+                if table.table in methods
+            }
             texts = tuple(table_text(*name) for name in names)
             return replace(
                 one,
                 request=replace(one.request, tables=texts),
                 status=Status.running,
                 started_at=one.started_at or datetime.now(UTC),
-                tables=tuple(tables.get(text, TableState(text)) for text in texts),
+                tables=tuple(tables.get(text, TableState(text, method=methods[text])) for text in texts),
             )
 
         one = self._snapshots.update(self._run, self._id, lambda one: one)
         names = chunks.expanded(self._primary, one.request.table_names, reader._checked.publications)
+        methods = {}
         for name in names:
             if not reader._wants(*name):
                 raise Refused(f"table {table_text(*name)} is not in the stream: --table of slot tail leaves it out")
-            chunks.describe(self._primary, name, reader._checked.publications)
+            table = chunks.describe(self._primary, name, reader._checked.publications, one.request.method)
+            methods[table_text(*name)] = Method.chunks if table.key else Method.slot
+        if Method.slot in methods.values():
+            self._require_whole(one.request)
         return self._changed(begun)
+
+    def _require_whole(self, request: Request) -> None:
+        """Make sure that a table without a key can be written whole.
+
+        Raises:
+            Refused: it cannot.
+        """
+        if request.read_from is not None:
+            raise Refused("a table without a key is read in the snapshot of a slot, which a replica does not have")
+        if not self._reader._keeps_table_order:
+            raise Refused(
+                "the TRUNCATE and the rows of a table without a key would be in different shards",
+                hint="slot tail --partition-by key or table",
+            )
 
     def _connect_rows(self, read_from: str | None) -> Connection:
         import psycopg
@@ -301,7 +324,7 @@ class _Session:
         from psycopg.errors import error_from_result
 
         for name in state.request.table_names:
-            table = chunks.describe(self._rows, name, self._reader._checked.publications)
+            table = chunks.describe(self._rows, name, self._reader._checked.publications, state.request.method)
             with self._rows.transaction(force_rollback=True):
                 self._rows.execute("SELECT 1")
                 # Sent alone: the server refuses a second statement behind it.
@@ -346,17 +369,62 @@ class _Session:
                     break
                 continue
             chunk = self._chunk(state, place, name, cursor, keys)
-            began = time.monotonic()
-            self._snapshots.offer(self._run, chunk)
-            content = {"run": self._run, "id": self._id, "chunk": chunk.number}
-            self._primary.execute(_MARKER, (MARKER_PREFIX, json.dumps(content)))
             cursor, is_last = chunk.cursor or cursor, is_last or chunk.is_last
-            rows = len(chunk.rows.places)
-            self._snapshots.wait(self._run)
-            self._adapt(state, time.monotonic() - began)
-            self._save()
-            if state.request.rows_per_second is not None:
-                self._due = max(self._due, began) + rows / state.request.rows_per_second
+            self._adapt(state, self._send(state, chunk))
+        self._done(place)
+
+    def _send(self, state: SnapshotState, chunk: Chunk | TableBlock) -> float:
+        """Write the marker of a chunk or block, and wait until another one may be read; return how long it took."""
+        began = time.monotonic()
+        self._snapshots.offer(self._run, chunk)
+        content = {"run": self._run, "id": self._id, "chunk": chunk.number}
+        self._primary.execute(_MARKER, (MARKER_PREFIX, json.dumps(content)))
+        rows = chunk.rows.count
+        self._snapshots.wait(self._run)
+        self._save()
+        if state.request.rows_per_second is not None:
+            self._due = max(self._due, began) + rows / state.request.rows_per_second
+        return time.monotonic() - began
+
+    def _copy_table(self, state: SnapshotState, place: int) -> None:
+        """Write a table without a key: a TRUNCATE, its rows, and the changes that were kept meanwhile."""
+        reader, name = self._reader, state.request.table_names[place]
+        fmt = self._row_format(name, state.tables[place].method)
+        self._note_key(place, fmt.table)
+        found = table_copy.read(
+            self._rows,
+            reader._target,
+            reader._checked,
+            fmt.table,
+            state.request.where,
+            most_rows=self._most(state),
+            record=lambda held: self._snapshots.record(self._run, frozenset(), held),
+            is_stopped=self._is_over,
+        )
+        try:
+            for copied in found:
+                self._pace(state)
+                self._send_block(state, place, fmt, copied)
+        except Altered:
+            raise Restarted from None
+        while not copied.held.is_over:  # what changed while the rows were written
+            self._send_block(state, place, fmt, replace(copied, lines=[], size=0, is_first=False))
+        if copied.held.failure is not None:
+            raise Refused(copied.held.failure)
+        self._snapshots.wait(self._run, for_all=True)
+        self._done(place)
+
+    def _send_block(self, state: SnapshotState, place: int, fmt: RowFormat, copied: CopiedRows) -> None:
+        self._number += 1
+        self._reader._catalog.xid = copied.xid
+        self._reader._catalog.batch_received()
+        rows = self._chunk_rows(fmt, copied.lines)
+        block = TableBlock(
+            self._id, place, self._number, rows, copied.size, copied.held, copied.is_first, copied.is_last
+        )
+        self._send(state, block)
+
+    def _done(self, place: int) -> None:
         self._changed(
             lambda one: replace(
                 one,
@@ -377,7 +445,7 @@ class _Session:
                 self._note_key(place, self._formats[name].table)
             try:
                 return self._read_chunk(state, place, self._formats[name], cursor, keys)
-            except _Altered:
+            except Altered:
                 del self._formats[name]
 
     def _read_chunk(
@@ -399,7 +467,7 @@ class _Session:
             row = conn.execute(_CURRENT_SNAPSHOT).fetchone()
             assert row is not None
             if not chunks.is_unchanged(conn, table):
-                raise _Altered
+                raise Altered
             copied = chunks.copied(conn, statement, self._is_over)
             with closing(copied):
                 for line in copied:
@@ -412,12 +480,7 @@ class _Session:
         catalog = self._reader._catalog
         catalog.xid = snapshot.xmax & 0xFFFFFFFF
         catalog.batch_received()
-        try:
-            rows = ChunkRows.of(fmt, lines)
-            if not self._reader._checked.lenient_text and not rows.copied.isascii():
-                rows.copied.decode()
-        except MALFORMED as exc:
-            raise MalformedMessage(f"could not read the rows of {table_text(*table.name)}: {exc}"[:300]) from exc
+        rows = self._chunk_rows(fmt, lines)
         if lines:
             self._fitting = max(1, _WANTED_BYTES * len(lines) // size)
         if is_cut:
@@ -435,10 +498,24 @@ class _Session:
             not keys and not is_cut and len(lines) < limit,
         )
 
-    def _row_format(self, name: tuple[str, str]) -> RowFormat:
+    def _chunk_rows(self, fmt: RowFormat, lines: Sequence[bytes]) -> ChunkRows:
+        """Return the rows of COPY's lines.
+
+        Raises:
+            MalformedMessage: a value is not valid text.
+        """
+        try:
+            rows = ChunkRows.of(fmt, lines)
+            if not self._reader._checked.lenient_text and not rows.copied.isascii():
+                rows.copied.decode()
+        except MALFORMED as exc:
+            raise MalformedMessage(f"could not read the rows of {table_text(*fmt.table.name)}: {exc}"[:300]) from exc
+        return rows
+
+    def _row_format(self, name: tuple[str, str], method: Method = Method.chunks) -> RowFormat:
         reader = self._reader
         with self._rows.transaction():
-            table = chunks.describe(self._rows, name, reader._checked.publications)
+            table = chunks.describe(self._rows, name, reader._checked.publications, method)
         for oid, schema, type_name in table.types:
             reader._catalog.type_named(oid, schema, type_name)
         reader._catalog.batch_received()
@@ -511,5 +588,7 @@ def is_transient(exc: Error) -> bool:
     """Return whether another attempt may succeed: a lost connection, a conflict with recovery, a shortage."""
     if isinstance(exc, (NotFound, Denied)):
         return False
+    if isinstance(exc, (Unreachable, NotPrimary, TimedOut)):
+        return True
     state = exc.sqlstate or ""
-    return isinstance(exc, (Unreachable, NotPrimary)) or state[:2] in ("40", "53", "57", "58") or state == "55P03"
+    return state[:2] in ("40", "53", "57", "58") or state == "55P03"

@@ -44,6 +44,8 @@ class RowFormat:
         self._width = len(relation.columns)
         self._parse = compile_copy_row(conversions, fmt.dialect)
         self._parse_key = compile_copy_row([conversions[number] for number in self.key_numbers], fmt.dialect)
+        #: writes a TRUNCATE: relation, cascade, restart identity, position, transaction and number.
+        self.truncate = fmt.truncate
         self._in_parts = fmt if isinstance(fmt, FormatInParts) else None
         self._by_columns: CopyLines | None = None
         self.needs_catalog = any(conversion.may_be_text for conversion in conversions)
@@ -68,6 +70,11 @@ class RowFormat:
         """Return the line of a row."""
         return self._insert(row, lsn, tx, seq).encode("utf-8", "surrogateescape")
 
+    def truncate_line(self, lsn: str, tx: Transaction, seq: int) -> bytes:
+        """Return the line of a TRUNCATE of the table."""
+        line = self.truncate(self.table.relation, False, False, lsn, tx, seq)
+        return line.encode("utf-8", "surrogateescape")
+
     def lines(self, copied: bytes, lsn: str, tx: Transaction, first: int) -> bytes:
         """Return the lines of rows, each with its newline; the first one has the number FIRST."""
         if self._by_columns is None or self._in_parts is None:
@@ -84,12 +91,14 @@ class ChunkRows:
     Attributes:
         format: of the table.
         copied: as COPY sent them, each with its newline.
-        places: which row has which key.
+        count: how many rows.
+        places: which row has which key; empty for a table without a key.
         converted: all rows, if the format needs the catalog.
     """
 
     format: RowFormat
     copied: bytes
+    count: int
     places: dict[Key, int]
     converted: list[Row] | None
 
@@ -97,8 +106,16 @@ class ChunkRows:
     def of(cls, fmt: RowFormat, lines: Sequence[bytes]) -> ChunkRows:
         """Return the rows of COPY's lines."""
         copied = b"".join(lines)
-        places = dict(zip(fmt.keys(copied), range(len(lines)), strict=True))
-        return cls(fmt, copied, places, [fmt.row(line[:-1]) for line in lines] if fmt.needs_catalog else None)
+        places = dict(zip(fmt.keys(copied), range(len(lines)), strict=True)) if fmt.key_numbers else {}
+        converted = [fmt.row(line[:-1]) for line in lines] if fmt.needs_catalog else None
+        return cls(fmt, copied, len(lines), places, converted)
+
+    def unchanged(self, lsn: str, tx: Transaction, first: int) -> InPlace:
+        """Return the lines of all rows as they are; see ``written``."""
+        if self.converted is not None:
+            rows = enumerate(self.converted, first)
+            return InPlace([self.format.line(row, lsn, tx, seq) for seq, row in rows], self.count)
+        return InPlace([self.format.lines(self.copied, lsn, tx, first)] if self.count else [], self.count)
 
     def written(self, changes: RecordedChanges, lsn: str, tx: Transaction, first: int) -> tuple[InPlace, Applied]:
         """Apply recorded changes and return the lines of what is left.

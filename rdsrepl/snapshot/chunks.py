@@ -18,7 +18,7 @@ from rdsrepl.postgres.error_mapping import translate
 from rdsrepl.postgres.sql_names import quote_if_needed
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import tables as snapshot_tables
-from rdsrepl.snapshot.requests import table_text
+from rdsrepl.snapshot.requests import Method, table_text
 from rdsrepl.tail.model import Relation
 from rdsrepl.text.commands import command
 
@@ -96,6 +96,10 @@ class Stopped(Exception):
     """The reader was asked to end."""
 
 
+class Altered(Exception):
+    """The table is not as it was described."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyColumn:
     """A column of the key, and how its index compares it.
@@ -127,7 +131,7 @@ class ChunkTable:
         relation: as the stream describes it.
         types: OID, schema and name of the types of its columns that are not built in.
         row_filter: which rows the publications send, as SQL of the server; None is all.
-        key: the columns of the key, in the order of its index.
+        key: the columns of the key, in the order of its index; empty without one.
         is_partitioned: whether its partitions have the rows.
         estimated_rows: by its statistics; None is unknown.
         definition: what shows that the table or its publication was altered.
@@ -176,8 +180,16 @@ def expanded(conn: Connection, names: Sequence[TableName], publications: Sequenc
     return list(dict.fromkeys(found))
 
 
-def describe(conn: Connection, name: TableName, publications: Sequence[str]) -> ChunkTable:
+def describe(
+    conn: Connection, name: TableName, publications: Sequence[str], method: Method = Method.chunks
+) -> ChunkTable:
     """Return how a table is read.
+
+    Args:
+        conn: the server.
+        name: schema and name.
+        publications: those of the stream.
+        method: ``slot`` allows a table without a key.
 
     Raises:
         NotFound: it does not exist.
@@ -204,17 +216,21 @@ def describe(conn: Connection, name: TableName, publications: Sequence[str]) -> 
             _KEY, (found.relation.oid,)
         ).fetchall()
     )
-    if not key:
+    names = {column.name for column in found.relation.columns}
+    missing = [column.name for column in key if column.name not in names]
+    if method is Method.slot and missing:
+        key = ()
+    elif missing:
+        raise Refused(f"table {text}: the publications do not send the column {missing[0]} of its key")
+    elif not key and method is Method.chunks:
         raise Refused(
             f"table {text} has no primary key or replica identity index",
-            hint=f"ALTER TABLE {text} ADD PRIMARY KEY (…), or REPLICA IDENTITY USING INDEX",
+            hint=f"ALTER TABLE {text} ADD PRIMARY KEY (…), or REPLICA IDENTITY USING INDEX; --method slot writes it "
+            "whole, after a TRUNCATE in the output",
         )
-    names = {column.name for column in found.relation.columns}
-    if missing := [column.name for column in key if column.name not in names]:
-        raise Refused(f"table {text}: the publications do not send the column {missing[0]} of its key")
     definition = _definition(conn, found.relation.oid)
     relation = found.relation
-    if relation.replica_identity == "f":
+    if key and relation.replica_identity == "f":
         relation = replace(relation, key=frozenset(column.name for column in key))
     return ChunkTable(relation, found.types, found.row_filter, key, kind == "p", rows or None, definition)
 
@@ -258,6 +274,15 @@ def chunk_statement(table: ChunkTable, after: Cursor | None, rows: int, where: s
         _where(table, conditions, where),
         order,
         sql.Literal(rows),
+    )
+
+
+def whole_statement(table: ChunkTable, where: str | None) -> Composed:
+    """Return the COPY of all rows."""
+    from psycopg import sql
+
+    return sql.SQL("COPY (SELECT {} FROM {}{} AS t{}) TO STDOUT").format(
+        _columns(table), _only(table), sql.Identifier(*table.name), _where(table, (), where)
     )
 
 

@@ -19,8 +19,9 @@ from rdsrepl.snapshot import requests
 from rdsrepl.snapshot.recorded_changes import ColumnsChanged, Key, RecordedChanges
 from rdsrepl.snapshot.recording import RecordingWriter, server_text
 from rdsrepl.snapshot.requests import Request
-from rdsrepl.snapshot.shared_state import Chunk, Recording, SharedState
+from rdsrepl.snapshot.shared_state import Chunk, Recording, SharedState, TableBlock
 from rdsrepl.snapshot.state import Store
+from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.state import json_lines
 from rdsrepl.tail.formats.base import RowWriter, key_numbers
@@ -33,6 +34,8 @@ from rdsrepl.tail.timelines import Timelines
 MARKER_PREFIX: Final = "rdsrepl.snapshot"
 # Recorded changes may occupy so many bytes before the chunks in progress are discarded.
 _MOST_RECORDED_BYTES: Final = 64 << 20
+# A marker behind the rows of a table without a key writes so much of its changes.
+_MOST_RELEASED_BYTES: Final = 512 << 10
 # How many signals that change nothing are reported: every role can send them.
 _MOST_NOTES: Final = 100
 
@@ -54,7 +57,7 @@ class IncrementalSnapshots:
         dialect: Dialect,
         note: Callable[[str], None],
         *,
-        allows_conditions: bool,
+        allowed: Allowed,
         is_plain: bool,
         needs_state: bool,
     ) -> None:
@@ -66,7 +69,7 @@ class IncrementalSnapshots:
             catalog: looks up primary keys.
             dialect: of the format.
             note: takes notes for people.
-            allows_conditions: whether the SQL condition of a request is run.
+            allowed: what requests may ask for.
             is_plain: whether the format writes values as the server does.
             needs_state: whether a state that cannot be written ends the stream; otherwise it ends only snapshots.
         """
@@ -75,7 +78,7 @@ class IncrementalSnapshots:
         self._catalog = catalog
         self._dialect: Dialect = dialect
         self._note = note
-        self._allows_conditions = allows_conditions
+        self._allowed = allowed
         self._is_plain = is_plain
         self._recording = Recording("")
         # The tables whose moved rows are noted.
@@ -92,6 +95,8 @@ class IncrementalSnapshots:
         if recording.run != before.run or not recording.tables:
             self._changes.clear()
             self._tx = None
+        if before.held is not None and recording.held is not before.held:
+            before.held.close()
         return recording is not before or unfinished != watched
 
     def batch_ends(self) -> None:
@@ -106,6 +111,9 @@ class IncrementalSnapshots:
     def writer(self, relation: Relation, writer: RowWriter) -> RowWriter:
         """Wrap the writer of a table that is recorded; see ``StreamHook``."""
         name = relation.schema, relation.table
+        held = self._recording.held
+        if held is not None and held.name == name:
+            return held.writer(relation, writer)
         is_recorded = name in self._recording.tables
         if not is_recorded and name not in self._watched:
             return writer
@@ -113,10 +121,14 @@ class IncrementalSnapshots:
         is_needed = self._is_needed if is_recorded else _never
         return RecordingWriter(writer, relation, key, self._changes, is_needed, self._moved)
 
-    def truncate(self, relation: Relation, tx: Transaction) -> None:
+    def truncate(self, relation: Relation, cascade: bool, restart_identity: bool, tx: Transaction) -> bool:
         """Record a TRUNCATE; see ``StreamHook``."""
-        if (relation.schema, relation.table) in self._recording.tables and self._is_needed(tx):
+        name, held = (relation.schema, relation.table), self._recording.held
+        if held is not None and held.name == name:
+            return held.truncate(relation, cascade, restart_identity, tx)
+        if name in self._recording.tables and self._is_needed(tx):
             self._changes.truncate(relation, tx)
+        return False
 
     def message(self, prefix: str, content: bytes, lsn: str, tx: Transaction, seq: int) -> InPlace:
         """Obey a signal, or write the rows of a chunk; see ``StreamHook``."""
@@ -173,9 +185,8 @@ class IncrementalSnapshots:
         if self.shared.unavailable is not None:
             self._note_once(f"signals for snapshots are ignored: {self.shared.unavailable}; name a file with --state")
             return
-        result = self.shared.obey(signal, allows_conditions=self._allows_conditions)
-        is_condition = isinstance(signal, Request) and signal.where is not None
-        if result.is_refused or (is_condition and not self._allows_conditions):
+        result = self.shared.obey(signal, self._allowed)
+        if result.is_refused or (isinstance(signal, Request) and self._allowed.reason_against(signal) is not None):
             self._note_once(result.message)
         else:
             self._note(result.message)
@@ -194,18 +205,40 @@ class IncrementalSnapshots:
             return _NO_ROWS
         if chunk is None:
             return _NO_ROWS
-        self._forget(chunk)
-        relation = chunk.table.relation
         marked = replace(tx, extra=f'"snapshot":{{"id":{quote(chunk.snapshot_id)},"chunk":{number}}},', _suffix="")
+        if isinstance(chunk, TableBlock):
+            return self._block(chunk, lsn, marked, seq)
+        self._forget(chunk)
         try:
             in_place, applied = chunk.rows.written(self._changes, lsn, marked, seq)
         except ColumnsChanged:
             self.shared.begin_run()
             return _NO_ROWS
+        relation = chunk.table.relation
         of_key = [relation.columns[place].type_oid for place in chunk.rows.format.key_numbers]
         again = {server_text(key, of_key, self._dialect, is_plain=self._is_plain) for key in applied.read_again}
         self.shared.wrote(chunk, tx, in_place.rows, applied.conflicts, frozenset(chunk.keys) - again)
         return in_place
+
+    def _block(self, block: TableBlock, lsn: str, tx: Transaction, seq: int) -> InPlace:
+        """Write rows of a table without a key; behind the last ones the changes that were withheld."""
+        held, fmt, lines, rows = block.held, block.rows.format, list[bytes](), 0
+        changes = 0
+        if not held.is_over:
+            if block.is_first:
+                held.is_withheld = True
+                lines.append(fmt.truncate_line(lsn, tx, seq))
+            in_place = block.rows.unchanged(lsn, tx, seq + len(lines))
+            count, rows = len(lines) + in_place.rows, in_place.rows
+            lines += in_place.lines
+            if block.is_last:
+                written = held.written(fmt.truncate, lsn, tx, seq + count, _MOST_RELEASED_BYTES)
+                lines += written
+                changes = len(written)
+                if held.is_empty:
+                    held.close()
+        self.shared.wrote(block, tx, rows, changes)
+        return InPlace(lines, rows + changes + (block.is_first and bool(lines)))
 
 
 def _never(tx: Transaction) -> bool:  # noqa: ARG001

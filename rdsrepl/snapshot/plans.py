@@ -81,7 +81,13 @@ def start(
         )
     request = replace(request, tables=tuple(dict.fromkeys(table_text(*name) for name in names)))
     expanded = chunks.expanded(conn, names, sent)
-    tables = [chunks.describe(conn, name, sent) for name in expanded]
+    tables = [chunks.describe(conn, name, sent, request.method) for name in expanded]
+    whole = [table_text(*table.name) for table in tables if not table.key]
+    if whole and request.read_from is not None:
+        raise errors.BadValue(
+            f"table {whole[0]} has no key: it is read in the snapshot of a slot, which a replica does not have",
+            hint="omit --read-from, or name only tables with a key",
+        )
     for table in tables if request.where is not None else ():
         _require_condition(conn, table, request.where or "")
     if existing := next((one for one in known or () if one.request.id == request.id), None):
@@ -96,7 +102,7 @@ def start(
         raise errors.Refused(refused.message, hint="list them: rdsrepl snapshot list")
     step = _step(conn, slot, request, f"request snapshot {request.id}", _contents(tables))
     title = f"start snapshot {request.id} of {named(request.tables, most=3)}"
-    return Plan(title, (step,), tuple(_warnings(slot, request, known)))
+    return Plan(title, (step,), tuple(_warnings(slot, request, whole, known)))
 
 
 def _all_tables(conn: Connection, publications: Sequence[str], state: Place) -> list[TableName]:
@@ -258,10 +264,16 @@ def _require_condition(conn: Connection, table: chunks.ChunkTable, where: str) -
         ) from exc
 
 
-def _warnings(slot: Slot, request: Request, known: Sequence[SnapshotState] | None) -> list[str]:
+def _warnings(slot: Slot, request: Request, whole: Sequence[str], known: Sequence[SnapshotState] | None) -> list[str]:
     warnings = _consumer_warnings(slot)
     if request.where is not None:
         warnings.append(_CONDITION_WARNING)
+    if whole:
+        warnings.append(
+            f"without a key: {named(whole, most=3)}; the output gets a TRUNCATE of each, then all rows. Until its end, "
+            "one transaction keeps dead rows of the database from being removed"
+        )
+        warnings.append("--method slot is refused unless slot tail runs with --allow-snapshot-truncate")
     for one in known or ():
         both = set(one.request.tables) & set(request.tables)
         if both and not one.status.has_ended:

@@ -41,6 +41,18 @@ class Malformed(ValueError):
     """The content of a message is not a signal; the text says why, without the content."""
 
 
+class Method(StrEnum):
+    """How a table without a key may be read.
+
+    Attributes:
+        chunks: not at all; only the keys of rows connect chunks with the changes of the stream.
+        slot: in one statement, in the snapshot of a temporary slot, after a TRUNCATE in the output.
+    """
+
+    chunks = "chunks"
+    slot = "slot"
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A snapshot to start.
@@ -53,6 +65,7 @@ class Request:
         chunk_rows: how many rows one statement reads.
         rows_per_second: the limit; None is none.
         read_from: the target, of the config file or the AWS account of the streaming process, of a replica to read.
+        method: how tables without a key are read; the others are always read in chunks.
     """
 
     id: str
@@ -62,6 +75,7 @@ class Request:
     chunk_rows: int = DEFAULT_CHUNK_ROWS
     rows_per_second: int | None = None
     read_from: str | None = None
+    method: Method = Method.chunks
 
     @property
     def table_names(self) -> tuple[tuple[str, str], ...]:
@@ -170,6 +184,7 @@ def request_fields(request: Request) -> dict[str, Any]:
         "chunk_rows": request.chunk_rows,
         "rows_per_second": request.rows_per_second,
         "read_from": request.read_from,
+        "method": request.method.value,
     }
 
 
@@ -181,7 +196,10 @@ def request_of(fields: Mapping[str, Any]) -> Request:
         Damaged: a value is of another type.
         KeyError: a value is missing.
     """
-    _require_keys(fields, {"id", "slot", "tables", "where", "chunk_rows", "rows_per_second", "read_from"})
+    fields = {"method": Method.chunks.value, **fields}  # an earlier version did not write it
+    _require_keys(fields, {"id", "slot", "tables", "where", "chunk_rows", "rows_per_second", "read_from", "method"})
+    if (method := require_type(fields["method"], str)) not in Method.__members__:
+        raise Malformed("its method is not known")
     where = fields["where"]
     if where is not None and not (0 < len(require_type(where, str)) <= _MAX_WHERE and _is_text(where)):
         raise Malformed(
@@ -197,6 +215,7 @@ def request_of(fields: Mapping[str, Any]) -> Request:
         if fields["rows_per_second"] is None
         else _between(fields["rows_per_second"], MAX_ROWS_PER_SECOND, "rows_per_second"),
         read_from=None if fields["read_from"] is None else _matching(fields["read_from"], _TARGET, "read_from"),
+        method=Method(method),
     )
 
 

@@ -20,9 +20,10 @@ from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import transitions
 from rdsrepl.snapshot.chunk_rows import ChunkRows
 from rdsrepl.snapshot.chunks import ChunkTable, Cursor
-from rdsrepl.snapshot.requests import Control, Signal
+from rdsrepl.snapshot.held_changes import HeldChanges
+from rdsrepl.snapshot.requests import Control, Method, Signal
 from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState, without_old
-from rdsrepl.snapshot.transitions import Transition
+from rdsrepl.snapshot.transitions import Allowed, Transition
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.model import Transaction
 from rdsrepl.tail.timelines import Timelines
@@ -74,9 +75,30 @@ class Chunk:
         return self.rows.format.table
 
 
+@dataclass(slots=True)
+class TableBlock:
+    """Rows of a table without a key that wait for their marker.
+
+    Attributes:
+        snapshot_id, place, number, rows, size: see ``Chunk``.
+        held: the changes of the table.
+        is_first: whether a truncate comes before them.
+        is_last: whether no row comes after them; then the changes follow.
+    """
+
+    snapshot_id: str
+    place: int
+    number: int
+    rows: ChunkRows
+    size: int
+    held: HeldChanges
+    is_first: bool
+    is_last: bool
+
+
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A chunk that the stream has, and the output not yet."""
+    """A chunk or block that the stream has, and the output not yet; ``begins`` the rows of its table."""
 
     timeline: int
     commit_lsn: int
@@ -87,7 +109,7 @@ class _Written:
     conflicts: int
     cursor: Cursor | None
     done_keys: frozenset[Cursor]
-    is_last: bool
+    begins: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +129,13 @@ class Recording:
 
     Attributes:
         run: for which run of the reader; another run needs nothing of what was recorded before.
-        tables: whose changes.
+        tables: whose changes, to apply them to chunks.
+        held: the changes of the table without a key that is copied; None without one.
     """
 
     run: str
     tables: frozenset[TableName] = frozenset()
+    held: HeldChanges | None = None
 
 
 class SharedState:
@@ -139,7 +163,7 @@ class SharedState:
         # The tables that are read in part, and the state from which that was computed.
         self._unfinished = frozenset[TableName]()
         self._unfinished_of: tuple[SnapshotState, ...] = ()
-        self._waiting: dict[int, Chunk] = {}
+        self._waiting: dict[int, Chunk | TableBlock] = {}
         #: the first of the chunks that wait for their markers.
         self.oldest: Chunk | None = None
         self._error: Error | None = None
@@ -194,7 +218,7 @@ class SharedState:
                 for one in self._snapshots
                 if one.status in _UNFINISHED
                 for name, table in zip(one.request.table_names, one.tables, strict=True)
-                if not table.is_done
+                if not table.is_done and table.method is Method.chunks
             )
         return self._unfinished
 
@@ -235,12 +259,10 @@ class SharedState:
             self._wanted = Recording(self._run)
             self._changed.notify_all()
 
-    def obey(self, signal: Signal, *, allows_conditions: bool) -> Transition:
+    def obey(self, signal: Signal, allowed: Allowed) -> Transition:
         """Change the snapshots as a signal says, and return what happened."""
         with self._changed:
-            result = transitions.after(
-                self._snapshots, signal, now=datetime.now(UTC), allows_conditions=allows_conditions
-            )
+            result = transitions.after(self._snapshots, signal, now=datetime.now(UTC), allowed=allowed)
             if not result.is_refused:
                 self._snapshots = without_old(result.snapshots)
                 self._must_save = True
@@ -249,26 +271,33 @@ class SharedState:
                 self._changed.notify_all()
         return result
 
-    def take(self, run: object, number: object) -> Chunk | None:
-        """Return the chunk of a marker; None if it is not one of this run."""
+    def take(self, run: object, number: object) -> Chunk | TableBlock | None:
+        """Return the chunk or block of a marker; None if it is not one of this run."""
         with self._changed:
-            if run != self._run or not isinstance(number, int) or (chunk := self._waiting.pop(number, None)) is None:
+            if run != self._run or not isinstance(number, int) or (found := self._waiting.pop(number, None)) is None:
                 return None
-            self.oldest = next(iter(self._waiting.values()), None)
-            return chunk
+            self.oldest = next((one for one in self._waiting.values() if isinstance(one, Chunk)), None)
+            return found
 
-    def wrote(self, chunk: Chunk, tx: Transaction, rows: int, conflicts: int, done_keys: frozenset[Cursor]) -> None:
-        """Note that the stream has a chunk; the output will have it later.
+    def wrote(
+        self,
+        chunk: Chunk | TableBlock,
+        tx: Transaction,
+        rows: int,
+        conflicts: int,
+        done_keys: frozenset[Cursor] = frozenset(),
+    ) -> None:
+        """Note that the stream has a chunk or block; the output will have it later.
 
         Args:
-            chunk: the chunk.
+            chunk: the chunk or block.
             tx: the transaction of its marker.
             rows: how many were written.
-            conflicts: how many were changed or left the chunk.
+            conflicts: how many rows were changed or left the chunk; behind a block, how many changes follow.
             done_keys: those of the chunk's keys that need not be read again.
         """
         with self._changed:
-            if chunk.is_last:
+            if isinstance(chunk, Chunk) and chunk.is_last:
                 self._all_written.add(chunk.table.name)
             self._written.append(
                 _Written(
@@ -279,9 +308,9 @@ class SharedState:
                     rows,
                     chunk.size,
                     conflicts,
-                    chunk.cursor,
+                    chunk.cursor if isinstance(chunk, Chunk) else None,
                     done_keys,
-                    chunk.is_last,
+                    isinstance(chunk, TableBlock) and chunk.is_first,
                 )
             )
             self.overflows = 0
@@ -344,7 +373,7 @@ class SharedState:
         for one in self._snapshots:
             for place, table in enumerate(one.tables):
                 if table.marker and timelines.of_start(table.marker) != table.timeline:
-                    again = TableState(table.table, estimated_rows=table.estimated_rows, read_again=table.read_again)
+                    again = replace(table, cursor=None, rows=0, chunks=0, conflicts=0, is_done=False, key=(), marker=0)
                     self._go_back(one.request.id, place, again)
 
     def _go_back(self, snapshot_id: str, place: int, table: TableState) -> None:
@@ -387,15 +416,20 @@ class SharedState:
         """Return whether a run has ended."""
         return self._run != run
 
-    def record(self, run: str, tables: frozenset[TableName]) -> None:
+    def record(self, run: str, tables: frozenset[TableName], held: HeldChanges | None = None) -> None:
         """Wait until every change of some tables, and of no other one, is recorded that is decoded from now on.
+
+        Args:
+            run: the run.
+            tables: those that are read in chunks.
+            held: what keeps the changes of the table without a key that is copied.
 
         Raises:
             Restarted: the run has ended.
         """
         with self._changed:
             self._require(run)
-            self._wanted = wanted = Recording(run, tables)
+            self._wanted = wanted = Recording(run, tables, held)
             self._all_written.clear()
             while self._is_decoding and self._recorded is not wanted:
                 self._changed.wait(1.0)
@@ -407,8 +441,8 @@ class SharedState:
             if self._run == run:
                 self.begin_run()
 
-    def offer(self, run: str, chunk: Chunk) -> None:
-        """Let a chunk wait for its marker, which is written after this.
+    def offer(self, run: str, chunk: Chunk | TableBlock) -> None:
+        """Let a chunk or block wait for its marker, which is written after this.
 
         Raises:
             Restarted: the run has ended.
@@ -416,7 +450,8 @@ class SharedState:
         with self._changed:
             self._require(run)
             self._waiting[chunk.number] = chunk
-            self.oldest = self.oldest or chunk
+            if isinstance(chunk, Chunk):
+                self.oldest = self.oldest or chunk
 
     def pause(self, run: str, seconds: float) -> None:
         """Wait for a time.
@@ -489,6 +524,8 @@ class SharedState:
                 continue
             before = self._get(chunk.snapshot_id).tables[chunk.place]
             self._delivered.append(_Delivered(chunk.timeline, chunk.commit_lsn, chunk.snapshot_id, chunk.place, before))
+            if chunk.begins:
+                before = replace(before, rows=0, chunks=0, conflicts=0)
             after = replace(
                 before,
                 cursor=chunk.cursor or before.cursor,

@@ -25,7 +25,7 @@ from rdsrepl.config import state_directory
 from rdsrepl.errors import BadState, BadValue, InUse, SinkFailed
 from rdsrepl.postgres.sql_names import parse_name
 from rdsrepl.snapshot import requests
-from rdsrepl.snapshot.requests import Malformed, Request
+from rdsrepl.snapshot.requests import Malformed, Method, Request
 from rdsrepl.state import json_lines
 from rdsrepl.state.json_lines import Damaged, require_int64, require_type
 from rdsrepl.text.escapes import shown
@@ -71,6 +71,7 @@ class TableState:
         is_done: whether all rows were written.
         key: the columns of the cursor, with what defines their order.
         timeline, marker: of the last chunk's marker: a server that does not have it has undone what the chunk contains.
+        method: how it is read; ``slot`` is only for a table without a key.
     """
 
     table: str
@@ -84,6 +85,12 @@ class TableState:
     key: tuple[str, ...] = ()
     timeline: int = 0
     marker: int = 0
+    method: Method = Method.chunks
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether the output has a TRUNCATE of the table, and not all rows and changes since."""
+        return self.method is Method.slot and self.marker > 0 and not self.is_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +396,7 @@ def _encoded(one: SnapshotState) -> dict[str, Any]:
                 "key": list(table.key),
                 "timeline": table.timeline,
                 "marker": table.marker,
+                "method": table.method.value,
             }
             for table in one.tables
         ],
@@ -425,7 +433,14 @@ def _decoded_table(row: dict[str, Any]) -> TableState:
         key=_key(row["key"]),
         timeline=require_int64(row["timeline"]),
         marker=require_int64(row["marker"]),
+        method=_method(row.get("method", Method.chunks.value)),  # an earlier version did not write it
     )
+
+
+def _method(value: object) -> Method:
+    if (name := require_type(value, str)) not in Method.__members__:
+        raise Damaged("it has a method that is not known")
+    return Method(name)
 
 
 def _key(value: object) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from rdsrepl.snapshot.incremental import IncrementalSnapshots
 from rdsrepl.snapshot.initial_slot import require_not_copied
 from rdsrepl.snapshot.initial_state import is_initial
 from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState, Status, Store
+from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import TableFilter
 from rdsrepl.tail.options import FormatName, TailOptions
@@ -42,7 +43,7 @@ class StreamSnapshots(IncrementalSnapshots):
         observer: Observer,
         replica: Callable[[str], Target],
         *,
-        allows_conditions: bool,
+        allowed: Allowed,
         needs_state: bool,
     ) -> None:
         def make_format(catalog: Catalog) -> Format:
@@ -60,12 +61,22 @@ class StreamSnapshots(IncrementalSnapshots):
             self._own_catalog,
             fmt.dialect,
             observer.note,
-            allows_conditions=allows_conditions,
+            allowed=allowed,
             is_plain=options.format is not FormatName.debezium,
             needs_state=needs_state,
         )
         wants = TableFilter(options.tables).wants
-        self._reader = ChunkReader(self.shared, target, checked, make_format, wants, replica, observer.note)
+        partition_by = None if options.kinesis is None else options.kinesis.partition_by
+        self._reader = ChunkReader(
+            self.shared,
+            target,
+            checked,
+            make_format,
+            wants,
+            replica,
+            observer.note,
+            keeps_table_order=partition_by in (None, "key", "table"),
+        )
 
     def start(self) -> None:
         """Start the thread; it begins to work with the first connection of the stream."""
@@ -89,7 +100,7 @@ def opener(
     place: Place,
     replica: Callable[[str], Target],
     *,
-    allows_conditions: bool,
+    allowed: Allowed,
     is_given: bool,
     was_copied: bool = False,
 ) -> Callable[[PreflightResult], StreamSnapshots | None]:
@@ -101,8 +112,8 @@ def opener(
         observer: takes notes and warnings.
         place: where the state is.
         replica: returns the server that a request names.
-        allows_conditions: whether the SQL condition of a request is run.
-        is_given: whether the user named a place for the state, or allowed conditions.
+        allowed: what requests may ask for.
+        is_given: whether the user named a place for the state, or allowed something.
         was_copied: whether the slot, if it exists, was created by an initial copy.
     """
 
@@ -116,7 +127,7 @@ def opener(
         """
         if (reason := unsupported(options, checked)) is not None:
             if is_given:
-                raise BadValue(f"--state and --allow-snapshot-conditions do not fit: {reason}", hint="omit them")
+                raise BadValue(f"--state and --allow-snapshot-… do not fit: {reason}", hint="omit them")
             return None
         with connection.open(target) as conn:
             require_not_copied(conn, options.slot_name)
@@ -131,7 +142,7 @@ def opener(
             table_store.open_store(place, owner, target),
             observer,
             replica,
-            allows_conditions=allows_conditions,
+            allowed=allowed,
             needs_state=place != FilePlace(),
         )
 

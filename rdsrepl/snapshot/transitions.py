@@ -7,10 +7,34 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from rdsrepl.snapshot.requests import Control, Signal, Verb
+from rdsrepl.snapshot.requests import Control, Method, Request, Signal, Verb
 from rdsrepl.snapshot.state import MAX_UNFINISHED, SnapshotState, Status
+from rdsrepl.text.counts import named
 
 NO_CONDITIONS: Final = "its condition needs slot tail --allow-snapshot-conditions"
+NO_TRUNCATE: Final = "its --method slot needs slot tail --allow-snapshot-truncate"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a request may ask for; every role of the database can write one.
+
+    Attributes:
+        conditions: an SQL condition, which is run.
+        truncate: tables without a key, which begin with a TRUNCATE in the output.
+    """
+
+    conditions: bool = False
+    truncate: bool = False
+
+    def reason_against(self, request: Request) -> str | None:
+        """Return why a request is refused; None if it is not."""
+        if request.where is not None and not self.conditions:
+            return NO_CONDITIONS
+        return NO_TRUNCATE if request.method is Method.slot and not self.truncate else None
+
+
+_EVERYTHING: Final = Allowed(conditions=True, truncate=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +53,7 @@ class Transition:
 
 
 def after(
-    snapshots: Sequence[SnapshotState], signal: Signal, *, now: datetime, allows_conditions: bool = True
+    snapshots: Sequence[SnapshotState], signal: Signal, *, now: datetime, allowed: Allowed = _EVERYTHING
 ) -> Transition:
     """Return what a signal does.
 
@@ -37,14 +61,14 @@ def after(
         snapshots: those of the slot.
         signal: a signal for this slot.
         now: the time.
-        allows_conditions: whether the process runs the SQL condition of a request, which any role may have written.
+        allowed: what the process allows requests to ask for; the command that sends one does not know.
     """
     before = tuple(snapshots)
     found = next((one for one in before if one.request.id == signal.id), None)
     if isinstance(signal, Control):
         if found is None:
             return Transition(before, f"snapshot {signal.id} does not exist", is_refused=True)
-        changed, message = _controlled(found, signal.verb, now, allows_conditions=allows_conditions)
+        changed, message = _controlled(found, signal.verb, now, allowed)
         if changed is None:
             return Transition(before, message, is_refused=True)
         return Transition(tuple(changed if one is found else one for one in before), message)
@@ -54,20 +78,18 @@ def after(
         message = f"snapshot {signal.id} is not started: the slot has {MAX_UNFINISHED} that have not ended"
         return Transition(before, message, is_refused=True)
     new = SnapshotState.new(signal)
-    if signal.where is not None and not allows_conditions:
-        new = replace(new, status=Status.failed, reason=NO_CONDITIONS, ended_at=now)
-        return Transition((*before, new), f"snapshot {signal.id} is refused: {NO_CONDITIONS}")
+    if (reason := allowed.reason_against(signal)) is not None:
+        new = replace(new, status=Status.failed, reason=reason, ended_at=now)
+        return Transition((*before, new), f"snapshot {signal.id} is refused: {reason}")
     return Transition((*before, new), f"snapshot {signal.id} is requested")
 
 
-def _controlled(
-    found: SnapshotState, verb: Verb, now: datetime, *, allows_conditions: bool
-) -> tuple[SnapshotState | None, str]:
+def _controlled(found: SnapshotState, verb: Verb, now: datetime, allowed: Allowed) -> tuple[SnapshotState | None, str]:
     """Return the changed snapshot, or None, and the message."""
     name, status = f"snapshot {found.request.id}", found.status
     if verb is Verb.resume and status in (Status.paused, Status.failed):
-        if found.request.where is not None and not allows_conditions:
-            return None, f"{name} is not resumed: {NO_CONDITIONS}"
+        if (reason := allowed.reason_against(found.request)) is not None:
+            return None, f"{name} is not resumed: {reason}"
         again = Status.requested if found.started_at is None else Status.running
         tables = found.tables
         if status is Status.failed:  # rows may have moved to the part that was read, and nothing noted it
@@ -76,7 +98,9 @@ def _controlled(
     if status.has_ended:
         return None, f"{name} is {status} already"
     if verb is Verb.cancel:
-        return replace(found, status=Status.cancelled, ended_at=now), f"{name} is cancelled"
+        left = [table.table for table in found.tables if table.is_incomplete]
+        message = f"{name} is cancelled" + (f"; the output has not all rows of {named(left, most=3)}" if left else "")
+        return replace(found, status=Status.cancelled, ended_at=now), message
     if verb is Verb.pause and status is not Status.paused:
         return replace(found, status=Status.paused), f"{name} is paused"
     already = "paused" if verb is Verb.pause else "running"

@@ -212,11 +212,11 @@ class StreamHook(Protocol):
         ...
 
     def writer(self, relation: Relation, writer: RowWriter) -> RowWriter:
-        """Return WRITER, or one that calls it and reads the changes of the relation."""
+        """Return WRITER, or one that reads the changes of the relation, and returns "" for one that is not written."""
         ...
 
-    def truncate(self, relation: Relation, tx: Transaction) -> None:
-        """Read a TRUNCATE of a table."""
+    def truncate(self, relation: Relation, cascade: bool, restart_identity: bool, tx: Transaction) -> bool:
+        """Read a TRUNCATE of a table; return whether it is not to be written."""
         ...
 
     def message(self, prefix: str, content: bytes, lsn: str, tx: Transaction, seq: int) -> InPlace:

@@ -22,6 +22,7 @@ from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
 from rdsrepl.snapshot.shared_state import Chunk
 from rdsrepl.snapshot.state import FileStore, SnapshotState, Status, StreamIdentity
+from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.snapshot.visibility import ServerSnapshot
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -49,7 +50,7 @@ class Stream:
             self.catalog,
             self.format.dialect,
             self.notes.append,
-            allows_conditions=False,
+            allowed=Allowed(),
             is_plain=True,
             needs_state=True,
         )

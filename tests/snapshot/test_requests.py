@@ -89,7 +89,13 @@ def test_a_value_outside_of_the_form_is_malformed(field: str, value: Any) -> Non
         parse(json.dumps({**fields, field: value}).encode())
 
 
-@pytest.mark.parametrize("field", json.loads(encode(_REQUEST)))
+def test_a_request_of_an_earlier_version_has_no_method() -> None:
+    fields = json.loads(encode(_REQUEST))
+    del fields["method"]
+    assert parse(json.dumps(fields).encode()) == _REQUEST
+
+
+@pytest.mark.parametrize("field", sorted(json.loads(encode(_REQUEST)).keys() - {"method"}))
 def test_a_missing_field_is_malformed(field: str) -> None:
     fields = json.loads(encode(_REQUEST))
     del fields[field]

@@ -30,7 +30,7 @@ from rdsrepl.snapshot.state import (
     parse_place,
 )
 from rdsrepl.snapshot.table_store import TableStore
-from rdsrepl.snapshot.transitions import after
+from rdsrepl.snapshot.transitions import Allowed, after
 from tests.fixtures.postgres import Database
 
 _OWNER = StreamIdentity("7301", "shop", "orders_cdc")
@@ -198,12 +198,12 @@ def test_what_signals_do() -> None:
 def test_a_condition_needs_permission() -> None:
     """Any role can write a signal; its SQL would run with the rights of the streaming role."""
     request = replace(_STATES[0].request, where="evil()")
-    refused = after((), request, now=_NOW, allows_conditions=False)
+    refused = after((), request, now=_NOW, allowed=Allowed())
     assert (refused.snapshots[0].status, refused.snapshots[0].reason) == (
         "failed",
         "its condition needs slot tail --allow-snapshot-conditions",
     )
-    again = after(refused.snapshots, Control(Verb.resume, "a1", "s"), now=_NOW, allows_conditions=False)
+    again = after(refused.snapshots, Control(Verb.resume, "a1", "s"), now=_NOW, allowed=Allowed())
     assert again.is_refused
     assert after(refused.snapshots, Control(Verb.resume, "a1", "s"), now=_NOW).snapshots[0].status == "requested"
 

@@ -14,6 +14,7 @@ from rdsrepl.snapshot.incremental import MARKER_PREFIX, IncrementalSnapshots
 from rdsrepl.snapshot.requests import PREFIX, Control, Request, Verb, encode
 from rdsrepl.snapshot.shared_state import Restarted
 from rdsrepl.snapshot.state import SnapshotState, Status, TableState
+from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.model import Column, Relation, Transaction
@@ -66,7 +67,7 @@ def made(store: Memory, notes: list[str], *, needs_state: bool = True) -> Increm
         Catalog(Target("no server", "")),
         "json",
         notes.append,
-        allows_conditions=False,
+        allowed=Allowed(),
         is_plain=True,
         needs_state=needs_state,
     )

@@ -26,6 +26,7 @@ from rdsrepl.snapshot.recorded_changes import Key, Row
 from rdsrepl.snapshot.requests import Control, Request, Verb, encode
 from rdsrepl.snapshot.shared_state import Chunk, Restarted
 from rdsrepl.snapshot.state import SnapshotState, Status
+from rdsrepl.snapshot.transitions import Allowed
 from rdsrepl.tail.formats.base import Values
 from rdsrepl.tail.formats.json_format import JsonFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -99,7 +100,14 @@ class HookedStream:
     def _start(self) -> None:
         self._catalog = catalog = Catalog(Target("no server", "host=127.0.0.1 port=1"))
         self.hook = IncrementalSnapshots(
-            "s", self._store, catalog, "json", lambda _: None, allows_conditions=False, is_plain=True, needs_state=True
+            "s",
+            self._store,
+            catalog,
+            "json",
+            lambda _: None,
+            allowed=Allowed(),
+            is_plain=True,
+            needs_state=True,
         )
         self._reader: Generator[None, None, None] | None = None
         self._run, self._least = "", 0
@@ -187,7 +195,7 @@ class HookedStream:
     def _change(self, tx: Transaction, seq: int, change: Change) -> None:
         relation, key = change.relation, change.key
         if change.op == "t":
-            self.hook.truncate(relation, tx)
+            self.hook.truncate(relation, False, False, tx)
             self.lines.append((int(Lsn.parse(tx.commit_lsn)), seq, "t", None, None, None))
             return
         assert key is not None

@@ -43,6 +43,15 @@ class RequestedSnapshotFlags:
         ),
     ] = False
 
+    allow_snapshot_truncate: Annotated[
+        bool,
+        flag_option(
+            "--allow-snapshot-truncate",
+            help="Write tables without a key if requested (--method slot): a TRUNCATE comes first; every role can ask.",
+            panel=STREAM_PANEL,
+        ),
+    ] = False
+
     def place(self) -> Place:
         """Return where the state is.
 
@@ -64,7 +73,7 @@ class RequestedSnapshotFlags:
         was_copied: bool,
     ) -> Callable[[PreflightResult], StreamSnapshots | None]:
         """Return what lets requested snapshots take part in the stream."""
-        from rdsrepl.snapshot import stream
+        from rdsrepl.snapshot import stream, transitions
 
         return stream.opener(
             target,
@@ -72,7 +81,7 @@ class RequestedSnapshotFlags:
             observer,
             place,
             lambda name: other_target(ctx, name, "--read-from"),
-            allows_conditions=self.allow_snapshot_conditions,
-            is_given=self.state is not None or self.allow_snapshot_conditions,
+            allowed=transitions.Allowed(self.allow_snapshot_conditions, self.allow_snapshot_truncate),
+            is_given=self.state is not None or self.allow_snapshot_conditions or self.allow_snapshot_truncate,
             was_copied=was_copied,
         )

@@ -24,7 +24,7 @@ from rdsrepl.errors import BadValue, Error, Interrupted, NotFound, Unreachable
 from rdsrepl.lsn import Lsn
 from rdsrepl.snapshot import requests
 from rdsrepl.snapshot.overview import TableProgress, progress
-from rdsrepl.snapshot.requests import Request
+from rdsrepl.snapshot.requests import Method, Request
 from rdsrepl.snapshot.state import SnapshotState, Status, parse_place
 from rdsrepl.text.commands import command
 from rdsrepl.text.counts import counted
@@ -106,6 +106,13 @@ def start(
             autocompletion=complete_target,
         ),
     ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            "--method",
+            help="Read tables without a key whole by a temporary slot, after a TRUNCATE in the output (slot).",
+        ),
+    ] = Method.chunks,
     publication: Annotated[
         list[str] | None,
         typer.Option(
@@ -128,7 +135,7 @@ def start(
 
     The request is a message in the stream itself: the process of slot tail that reads it writes the rows as op r
     between the changes. It needs no pause, no new slot and no lock. The slot is of pgoutput on PostgreSQL 14 or later;
-    each table is published and has a primary key.
+    each table is published and has a primary key, or is written whole (--method slot).
 
     Example: rdsrepl snapshot start --slot orders_cdc --table public.items --rate 20000/s --wait
     """
@@ -146,7 +153,7 @@ def start(
         raise BadValue(
             f"--id {snapshot} is not an ID", hint="up to 63 lower-case letters, digits, hyphens and underscores"
         )
-    request = Request(snapshot, slot, tables, where, chunk, rate, read_from)
+    request = Request(snapshot, slot, tables, where, chunk, rate, read_from, method)
     target = database_target(ctx)
     with connection.open(target) as conn:
         known = known_snapshots(conn, slot, state)[slot]

@@ -182,8 +182,9 @@ class PgoutputDecoder:
                         new = known.parse(m, _AT + 8)
                         if new[-1] != len(m):
                             raise ValueError(_WRONG_LENGTH)
-                        append(known.writer.insert(new, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
-                        changes += 1
+                        if text := known.writer.insert(new, "%X/%X" % LSN_HALVES(m, 1), tx, seq):
+                            append(text)
+                            changes += 1
                 elif kind == 0x55:  # Update: relation, maybe 'K' or 'O' and a tuple, 'N', tuple
                     known = relations[_OID(m, _AT + 1)[0]]
                     seq += 1
@@ -195,8 +196,9 @@ class PgoutputDecoder:
                         new = known.parse(m, position)
                         if new[-1] != len(m):
                             raise ValueError(_WRONG_LENGTH)
-                        append(known.writer.update(new, old, mark == _OLD, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
-                        changes += 1
+                        if text := known.writer.update(new, old, mark == _OLD, "%X/%X" % LSN_HALVES(m, 1), tx, seq):
+                            append(text)
+                            changes += 1
                 elif kind == 0x44:  # Delete: relation, 'K' or 'O', tuple
                     known = relations[_OID(m, _AT + 1)[0]]
                     seq += 1
@@ -204,8 +206,9 @@ class PgoutputDecoder:
                         old = known.parse(m, _AT + 8)
                         if old[-1] != len(m):
                             raise ValueError(_WRONG_LENGTH)
-                        append(known.writer.delete(old, m[_AT + 5] == _OLD, "%X/%X" % LSN_HALVES(m, 1), tx, seq))
-                        changes += 1
+                        if text := known.writer.delete(old, m[_AT + 5] == _OLD, "%X/%X" % LSN_HALVES(m, 1), tx, seq):
+                            append(text)
+                            changes += 1
                 elif kind == 0x42:  # Begin
                     commit_lsn, microseconds, xid = _BEGIN(m, _AT + 1)
                     if self._until is not None and commit_lsn >= self._until:
@@ -396,10 +399,11 @@ class PgoutputDecoder:
         for number in range(count):
             seq += 1
             known = self._relations[_OID(m, _AT + 6 + 4 * number)[0]]
-            if known.writer is not None:
-                if self._hook is not None:
-                    self._hook.truncate(known.relation, tx)
-                lines.append(self._format.truncate(known.relation, bool(flags & 1), bool(flags & 2), lsn, tx, seq))
+            if known.writer is None:
+                continue
+            cascade, restarts = bool(flags & 1), bool(flags & 2)
+            if self._hook is None or not self._hook.truncate(known.relation, cascade, restarts, tx):
+                lines.append(self._format.truncate(known.relation, cascade, restarts, lsn, tx, seq))
         return lines, seq
 
     def _hook_message(self, m: bytes, tx: Transaction, seq: int) -> InPlace:

@@ -188,6 +188,8 @@ def compile_copy_row(conversions: Sequence[Conversion], dialect: Dialect) -> Cal
 
     Like ``compile_tuple``, it returns the JSON text of every column; the line has no newline at its end.
     """
+    if not conversions:
+        return lambda line: ()
     names = [f"f{number}" for number in range(len(conversions))]
     namespace: dict[str, Any] = {"quote": quote, "timestamptz": timestamptz, "unescaped": _unescaped}
     lines = ["def parse(line):", f"    {', '.join(names)}, = line.split('\\t')", "    if '\\\\' in line:"]

@@ -1,0 +1,137 @@
+"""Tables without a key in a running stream: a TRUNCATE, all rows, then the changes since, on real servers."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from rdsrepl.snapshot.requests import Method, Request
+from tests.fixtures.postgres import Database
+from tests.fixtures.program import Program
+from tests.fixtures.waiting import wait_until
+from tests.snapshot.test_incremental import Tail, folded, signal
+
+ALLOW = "--allow-snapshot-truncate"
+WRITES = (
+    "INSERT INTO log SELECT i %% 3, 'new ' || (i %% 2), null FROM generate_series(1, 1 + %(n)s %% 3) i",
+    "UPDATE log SET v = v || '+' WHERE ctid = (SELECT ctid FROM log OFFSET %(n)s LIMIT 1)",
+    "DELETE FROM log WHERE ctid = (SELECT ctid FROM log OFFSET %(n)s LIMIT 1)",
+    "INSERT INTO t VALUES (2000 + %(n)s, 0, 'x') ON CONFLICT (id) DO UPDATE SET n = t.n + 1",
+)
+
+
+def request(name: str = "one", tables: tuple[str, ...] = ("public.log",), **values: Any) -> Request:
+    return Request(name, "s", tables, method=Method.slot, **values)
+
+
+def rows_of(found: Sequence[dict[str, Any]], table: str = "log") -> Counter[str]:
+    """Return the rows of a consumer that has no keys: a change names the whole old row."""
+    rows: Counter[str] = Counter()
+    of_table = [event for event in found if event["table"] == table]
+    begin = next(number for number, event in enumerate(of_table) if event["op"] == "t")
+    for event in of_table[begin:]:
+        if event["op"] == "t":
+            rows.clear()
+        if event["before"] is not None:
+            before = json.dumps(event["before"], sort_keys=True)
+            rows[before] -= 1
+            assert rows[before] >= 0, f"a change of a row that the consumer does not have: {event}"
+        if event["after"] is not None:
+            rows[json.dumps(event["after"], sort_keys=True)] += 1
+    return +rows
+
+
+def truth(source: Database, table: str = "log") -> Counter[str]:
+    found = source.value(f"SELECT coalesce(json_agg(r), '[]')::text FROM {table} r")
+    return Counter(json.dumps(row, sort_keys=True) for row in json.loads(found))
+
+
+@contextmanager
+def writing(source: Database, seed: int) -> Iterator[None]:
+    """Change the tables until the end."""
+    ended = threading.Event()
+    failures: list[psycopg.Error] = []
+
+    def work() -> None:
+        rng = random.Random(seed)
+        try:
+            with psycopg.connect(source.dsn) as conn:
+                while not ended.wait(0.002):
+                    conn.execute(rng.choice(WRITES), {"n": rng.randrange(400)}, prepare=False)
+                    if rng.random() < 0.1:
+                        conn.rollback()
+                    elif rng.random() < 0.5:
+                        conn.commit()
+        except psycopg.Error as exc:
+            failures.append(exc)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert failures == []
+
+
+@pytest.fixture
+def source(db18: Database) -> Database:
+    db18.run(
+        "CREATE TABLE t (id int PRIMARY KEY, n int, v text)",
+        "INSERT INTO t SELECT i, i, 'row ' || i FROM generate_series(1, 1000) i",
+        "CREATE TABLE log (a int, v text, x numeric)",
+        "ALTER TABLE log REPLICA IDENTITY FULL",
+        "INSERT INTO log SELECT i % 100, 'row ' || (i % 50), null FROM generate_series(1, 2000) i",
+        "CREATE PUBLICATION p FOR ALL TABLES",
+    )
+    return db18
+
+
+@pytest.fixture
+def tail(rdsrepl: Program, source: Database, tmp_path: Path) -> Tail:
+    return Tail(rdsrepl, source, tmp_path)
+
+
+def caught_up(source: Database) -> None:
+    """Wait until the slot has confirmed everything that is written now."""
+    lsn = source.value("SELECT pg_logical_emit_message(true, 'test', 'x')")
+    wait_until(
+        lambda: source.value(f"SELECT confirmed_flush_lsn > '{lsn}' FROM pg_replication_slots WHERE slot_name = 's'"),
+        "the stream is confirmed",
+    )
+
+
+@pytest.mark.parametrize("format_", ["json"])
+def test_a_table_without_a_key_is_written_whole_while_it_changes(source: Database, tail: Tail, format_: str) -> None:
+    with writing(source, 1), tail.running("-f", format_, ALLOW):
+        signal(source, request(tables=("public.log", "public.t"), chunk_rows=100, rows_per_second=2_000))
+        state = tail.wait_for("one")
+        signal(source, request("again", chunk_rows=500))
+        tail.wait_for("again")
+    with tail.running():
+        caught_up(source)
+    found = tail.events()
+    assert rows_of(found) == truth(source)
+    assert {json.dumps(row, sort_keys=True) for row in folded(found, "t").values()} == set(truth(source, "t"))
+    of_log = [event for event in found if event["table"] == "log"]
+    assert [event["op"] for event in of_log].count("t") == 2
+    assert {table["table"]: table["method"] for table in state["tables"]} == {
+        "public.log": "slot",
+        "public.t": "chunks",
+    }
+    later = [event for event in of_log if "snapshot" in event and event["op"] in "ciud"]
+    assert later, "no change came while the rows were written"
+    places = [
+        (event["timeline"], tuple(int(n, 16) for n in event["commit_lsn"].split("/")), event["seq"]) for event in found
+    ]
+    assert places == sorted(set(places)), "an identity is not unique, or not in order"
