@@ -14,7 +14,7 @@ from rdsrepl.postgres.connection import server_version
 from rdsrepl.postgres.error_mapping import PRIMARY_REMEDY
 from rdsrepl.postgres.table_structures import TableName
 from rdsrepl.snapshot import chunks, requests
-from rdsrepl.snapshot.requests import Control, Request, Signal, Verb, table_text
+from rdsrepl.snapshot.requests import Control, Method, Request, Signal, Verb, table_text
 from rdsrepl.snapshot.state import FilePlace, Place, SnapshotState, TablePlace
 from rdsrepl.snapshot.transitions import after
 from rdsrepl.text.commands import command
@@ -40,6 +40,7 @@ SELECT pg_catalog.pg_logical_emit_message(true, {prefix}, {content}::text) AS ls
 """
 _APPLICATION: Final = "rdsrepl"
 _CONDITION_WARNING: Final = "--where is refused unless slot tail runs with --allow-snapshot-conditions"
+_TRUNCATE_WARNING: Final = "--method slot is refused unless slot tail runs with --allow-snapshot-truncate"
 
 
 def start(
@@ -154,8 +155,8 @@ def control(conn: Connection, control: Control, *, known: Sequence[SnapshotState
         warnings.append(f"the state has no snapshot {control.id}: its request may not have been read yet")
     elif (result := after(known, control, now=datetime.now(UTC))).is_refused:
         return _refused(control, title, known, result.message)
-    elif control.verb is Verb.resume and any(one.request.id == control.id and one.request.where for one in known):
-        warnings.append(_CONDITION_WARNING)
+    elif control.verb is Verb.resume:
+        warnings += _permission_warnings(next(one.request for one in known if one.request.id == control.id))
     return Plan(title, (_step(conn, slot, control, title),), tuple(warnings))
 
 
@@ -265,20 +266,23 @@ def _require_condition(conn: Connection, table: chunks.ChunkTable, where: str) -
 
 
 def _warnings(slot: Slot, request: Request, whole: Sequence[str], known: Sequence[SnapshotState] | None) -> list[str]:
-    warnings = _consumer_warnings(slot)
-    if request.where is not None:
-        warnings.append(_CONDITION_WARNING)
+    warnings = _consumer_warnings(slot) + _permission_warnings(request)
     if whole:
         warnings.append(
             f"without a key: {named(whole, most=3)}; the output gets a TRUNCATE of each, then all rows. Until its end, "
             "one transaction keeps dead rows of the database from being removed"
         )
-        warnings.append("--method slot is refused unless slot tail runs with --allow-snapshot-truncate")
     for one in known or ():
         both = set(one.request.tables) & set(request.tables)
         if both and not one.status.has_ended:
             warnings.append(f"snapshot {one.request.id}, which is {one.status}, has {min(both)} as well")
     return warnings
+
+
+def _permission_warnings(request: Request) -> list[str]:
+    """Return what the process that streams the slot must allow."""
+    conditions = [] if request.where is None else [_CONDITION_WARNING]
+    return conditions + ([_TRUNCATE_WARNING] if request.method is Method.slot else [])
 
 
 def _consumer_warnings(slot: Slot) -> list[str]:
