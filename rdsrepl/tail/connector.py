@@ -88,7 +88,6 @@ class Connector:
     """Connects to the slot and compares it with what this run received before.
 
     Attributes:
-        commits: counts the changes of each commit; the writer's loop adds to it.
         claimed_lsn: confirmed, or about to be confirmed when a connection was lost.
         start_lsn: where the stream of the last connection starts.
         undone_changes: delivered, and not on the server any more since a failover.
@@ -134,7 +133,7 @@ class Connector:
         self._plugin: str | None = None
         self._was_primary = False
         self._denials = 0
-        self.commits = CommitCounts()
+        self._commits = CommitCounts()
         self.claimed_lsn = 0
         self.start_lsn = 0
         self.undone_changes = 0
@@ -206,6 +205,10 @@ class Connector:
             self._was_primary = not checked.in_recovery
             self._denials = 0
             return receiver, timelines
+
+    def committed(self, end_lsn: int, changes: int) -> None:
+        """Record a commit that was handed over, by its end, and how many changes came until then."""
+        self._commits.add(end_lsn, changes)
 
     def confirming(self, lsn: int) -> None:
         """Record that everything up to LSN is about to be confirmed."""
@@ -319,7 +322,7 @@ class Connector:
             base = received if fork is None else min(received, fork)
             self._require_no_gap(checked, base)
             if fork is not None and received > fork:
-                after_fork, is_exact = self.commits.after(fork)
+                after_fork, is_exact = self._commits.after(fork)
                 self.undone_changes += after_fork
                 if after_fork:
                     observer.warn(
@@ -333,7 +336,7 @@ class Connector:
             observer.note(f"streaming again from {at}, the slot's position: changes after that may come again")
         self._ledger.history_changed()
         self._ledger.begin(at)
-        self.commits = CommitCounts(changes)
+        self._commits = CommitCounts(changes)
         self.claimed_lsn = 0
 
     def _require_no_gap(self, checked: PreflightResult, received: int) -> None:

@@ -20,7 +20,7 @@ from rdsrepl.lsn import Lsn
 from rdsrepl.state import streamed_slots
 from rdsrepl.state.streamed_slots import SlotFingerprint, StreamedSlot
 from rdsrepl.tail.progress import Observer
-from rdsrepl.tail.receiver import printable
+from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
@@ -149,13 +149,13 @@ class LastRun:
             )
 
     def _warn_publications(self, before: StreamedSlot, checked: PreflightResult) -> None:
-        tables = [printable(table) for table in self._discarded(before.publications)]
+        tables = [shown(table) for table in self._discarded(before.publications)]
         lost = "the earlier publications have no other table"
         if tables:
             named = ", ".join(tables[:_TABLES_NAMED]) + (", …" if len(tables) > _TABLES_NAMED else "")
             lost = f"changes of {named} are not streamed, and are lost once later positions are confirmed"
         self._observer.warn(
-            f"slot {self._slot_name} was streamed with publications {printable(', '.join(before.publications))}; "
+            f"slot {self._slot_name} was streamed with publications {shown(', '.join(before.publications))}; "
             f"from {checked.slot.confirmed_flush_lsn} on it is streamed with "
-            f"{printable(', '.join(checked.publications)) or 'none'}: {lost}"
+            f"{shown(', '.join(checked.publications)) or 'none'}: {lost}"
         )

@@ -14,11 +14,11 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rdsrepl.errors import ConnectionLost, MalformedMessage
 from rdsrepl.lsn import Lsn
+from rdsrepl.tail.server_notices import Notice
 from rdsrepl.tail.timelines import Timelines
 from rdsrepl.tail.transport import Transport
 from rdsrepl.tail.wakeup import WakeupPipe
@@ -36,39 +36,6 @@ _KEEPALIVE: Final = struct.Struct(">cQQB")
 _STATUS: Final = struct.Struct(">cQQQQB")
 _UNIX_TO_PG_EPOCH_SECONDS: Final = 946_684_800
 _READ_BYTES: Final = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """A warning or notice from the server.
-
-    Attributes:
-        severity: WARNING, NOTICE, INFO, LOG; never translated.
-        sqlstate: its code.
-        message, detail, hint: the server's text, which may be translated and may contain any character.
-        source: the function of the server that reports it; never translated.
-    """
-
-    severity: str
-    sqlstate: str
-    message: str
-    detail: str | None
-    hint: str | None
-    source: str
-
-    @property
-    def skips_publication(self) -> bool:
-        """Whether it reports that changes are left out that are older than a publication (18).
-
-        Older servers end the stream with an error instead.
-        """
-        return self.sqlstate == "55000" and self.source == "LoadPublications"
-
-    @property
-    def text(self) -> str:
-        """The message, detail and hint on one line, without control characters."""
-        text = self.message + (f" ({self.detail})" if self.detail else "") + (f"; {self.hint}" if self.hint else "")
-        return printable(" ".join(text.split()))
 
 
 class Receiver:
@@ -350,15 +317,7 @@ class Receiver:
 
     def _take_notice(self, diag: Diagnostic) -> None:
         """Store a notice, with its place among the messages; libpq calls this while it reads the stream."""
-        notice = Notice(
-            diag.severity_nonlocalized or diag.severity or "NOTICE",
-            diag.sqlstate or "",
-            diag.message_primary or "",
-            diag.message_detail,
-            diag.message_hint,
-            diag.source_function or "",
-        )
-        self.notices.append((len(self._messages), notice))
+        self.notices.append((len(self._messages), Notice.of(diag)))
 
     def _flush(self) -> bool:
         """Send what libpq has buffered; return whether something is left."""
@@ -410,11 +369,6 @@ def _translating() -> Iterator[None]:
         yield
     except psycopg.Error as exc:
         raise translate(exc) from exc
-
-
-def printable(text: str) -> str:
-    """Return a server's text with ``?`` for each control character."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _seconds(text: str) -> float:

@@ -24,10 +24,10 @@ from rdsrepl.tail.options import FormatName, KinesisOptions, TailOptions
 from rdsrepl.tail.output import Output, check_file, open_output
 from rdsrepl.tail.pipeline import assemble
 from rdsrepl.tail.progress import Observer, Summary
-from rdsrepl.tail.receiver import printable
 from rdsrepl.tail.standby_position import StandbyPoller
 from rdsrepl.tail.wal_position import WalPositionPoller
 from rdsrepl.text.counts import counted
+from rdsrepl.text.escapes import shown
 from rdsrepl.units import format_size
 
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ def run(
     heartbeat_target, target = target, replace(target, answer_seconds=_answer_seconds(options))
     checked = preflight.check(target, options.slot_name, options.publications, create=options.create)
     if len(checked.publications) == 1 and not options.publications:
-        observer.note(f"using publication {printable(checked.publications[0])} (the only one in this database)")
+        observer.note(f"using publication {shown(checked.publications[0])} (the only one in this database)")
     if options.stop.until_now:
         options = replace(options, stop=replace(options.stop, until_lsn=int(checked.current_lsn)))
     _check_options(options, checked, observer)
     for reason in preflight.unmatched(target, checked, TableFilter(options.tables)):
-        observer.warn(printable(reason))
+        observer.warn(shown(reason))
     heartbeat: Heartbeat | None = None
     if options.heartbeat is not None:
         heartbeat = Heartbeat(heartbeat_target, options.slot_name, options.heartbeat, observer.note)
@@ -147,12 +147,10 @@ def run(
             target,
             options,
             pipeline,
-            output.sink,
+            output,
             observer,
             lambda primary: preflight.check(target, options.slot_name, checked.publications, primary=primary),
             _last_run(target, options, checked, observer) if options.confirm else None,
-            output.appended,
-            output.recorded,
             None if poller is None else CommitGate(poller, observer),
             hook,
         )

@@ -14,17 +14,53 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from rdsrepl.errors import Error, Unreachable
+from rdsrepl.errors import ConnectionLost, Error, Unreachable
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
     from rdsrepl.postgres.connection import Connection
 
+# Output that has not taken a change for this long is slow enough to hold up a shutdown of the server.
+BLOCKED_SECONDS: Final = 3.0
 _ANSWER_SECONDS: Final = 10.0
 _POLL_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 5.0
 # cannot_connect_now: the server is shutting down or starting.
 _CANNOT_CONNECT_NOW: Final = "57P03"
+
+
+class ShutdownWatch:
+    """Looks for a shutdown while the output is blocked."""
+
+    def __init__(self, target: Target) -> None:
+        """Prepare, without a session on the server."""
+        self._target = target
+        self._detector: ShutdownDetector | None = None
+
+    def check(self, waiting_seconds: float) -> None:
+        """Start or end to look for a shutdown.
+
+        Args:
+            waiting_seconds: how long the output has not taken a change.
+
+        Raises:
+            ConnectionLost: the server is shutting down, and would wait for this client.
+        """
+        if waiting_seconds < BLOCKED_SECONDS:
+            self.stop()
+        elif self._detector is None:
+            self._detector = ShutdownDetector(self._target)
+        elif self._detector.seen:
+            self.stop()
+            raise ConnectionLost(
+                "the server is shutting down, and the output is blocked: disconnecting without waiting for it"
+            )
+
+    def stop(self) -> None:
+        """End the session, if there is one."""
+        if self._detector is not None:
+            self._detector.stop()
+            self._detector = None
 
 
 class ShutdownDetector:
