@@ -120,12 +120,13 @@ def _table(conn: Connection, name: TableName, sent: frozenset[str] | None, row_f
     row = conn.execute(_TABLE, name).fetchone()
     assert row is not None
     oid, identity, _ = row
+    sends_generated = server_version(conn) >= versions.GENERATED_COLUMNS_SINCE  # before, 15 lists them nevertheless
     columns: list[Column] = []
     types: set[tuple[int, str, str]] = set()
     for column, type_oid, typmod, is_key, type_schema, type_name, is_stored in conn.execute(
         _COLUMNS, (oid,)
     ).fetchall():
-        if column in sent if sent is not None else is_stored:
+        if (is_stored or sends_generated) and (sent is None or column in sent):
             columns.append(Column(column, type_oid, typmod, is_key))
             if type_schema != "pg_catalog":
                 types.add((type_oid, type_schema, type_name))

@@ -177,6 +177,29 @@ def test_each_row_is_in_one_range(db15: Database, by_pages: bool) -> None:
     assert {wanted.key for wanted in ranges} == ({None} if by_pages else {None, 'Od"d %s', "id"})
 
 
+@pytest.mark.parametrize(
+    ("fixture", "option", "columns"),
+    [
+        ("db15", "publish = insert", ["a", "c"]),
+        ("db18", "publish_generated_columns = none", ["a", "c"]),
+        ("db18", "publish_generated_columns = stored", ["a", "b", "c"]),
+    ],
+    ids=["15", "none", "stored"],
+)
+def test_generated_columns_are_those_of_the_stream(
+    request: pytest.FixtureRequest, fixture: str, option: str, columns: list[str]
+) -> None:
+    """The view of 15 lists generated columns, which pgoutput sends from 18 on, if the publication says so."""
+    database: Database = request.getfixturevalue(fixture)
+    database.run(
+        "CREATE TABLE t (a int PRIMARY KEY, b int GENERATED ALWAYS AS (a * 2) STORED, c text)",
+        f"CREATE PUBLICATION p FOR TABLE t WITH ({option})",
+    )
+    with closing(database.connect()) as conn:
+        (found,) = tables.ls(conn, ["p"], lambda *name: True)
+    assert [column.name for column in found.relation.columns] == columns
+
+
 def test_a_killed_snapshot_leaves_nothing(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """No slot is left, and the file is refused; a new file begins again."""
     out = tmp_path / "out.jsonl"
