@@ -101,8 +101,18 @@ SELECT i.indrelid,
  ORDER BY i.indrelid, i.indisprimary DESC, i.indisreplident DESC, i.indnatts, i.indexrelid
 """
 _PUBLISHED: Final = """
-SELECT t.schemaname::text, t.tablename::text, {columns}, {filter}
-  FROM pg_catalog.pg_publication_tables t WHERE t.pubname = ANY (%s)
+SELECT t.schemaname::text, t.tablename::text, {columns}, {filter}, p.pubviaroot
+  FROM pg_catalog.pg_publication_tables t JOIN pg_catalog.pg_publication p ON p.pubname = t.pubname
+ WHERE t.pubname = ANY (%s)
+"""
+_ANCESTORS: Final = """
+SELECT n.nspname::text, c.relname::text, an.nspname::text, a.relname::text
+  FROM unnest(%s::text[], %s::text[]) w (nspname, relname)
+  JOIN pg_catalog.pg_namespace n ON n.nspname = w.nspname
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.relname AND c.relispartition
+ CROSS JOIN LATERAL pg_catalog.pg_partition_ancestors(c.oid) p (relid)
+  JOIN pg_catalog.pg_class a ON a.oid = p.relid AND a.oid <> c.oid
+  JOIN pg_catalog.pg_namespace an ON an.oid = a.relnamespace
 """
 
 
@@ -136,7 +146,8 @@ def published(
 ) -> dict[TableName, tuple[frozenset[str] | None, str | None]]:
     """Return what publications send of each of their tables: the columns, None for all, and the row filter.
 
-    A table of several publications is sent if the filter of one of them accepts the row.
+    A table of several publications is sent if the filter of one of them accepts the row. A partition that one of them
+    sends under the name of a partitioned table is left out: the server then sends it under no other name.
     """
     from psycopg import sql
 
@@ -146,11 +157,19 @@ def published(
         filter=sql.SQL("t.rowfilter" if has_lists else "NULL::text"),
     )
     sent: dict[TableName, tuple[frozenset[str] | None, str | None]] = {}
-    for schema, name, columns, row_filter in conn.execute(query, (list(publications),)).fetchall():
+    roots: set[TableName] = set()
+    for schema, name, columns, row_filter, via_root in conn.execute(query, (list(publications),)).fetchall():
+        if via_root:
+            roots.add((schema, name))
         these = None if columns is None else frozenset(columns)
         if (schema, name) in sent:
             # The server refuses different column lists of one table in one subscription.
             _, other = sent[schema, name]
             row_filter = None if row_filter is None or other is None else f"({other}) OR ({row_filter})"
         sent[schema, name] = these, row_filter
+    if roots and len(publications) > 1:  # one publication does not list both
+        names = [list(part) for part in zip(*sent, strict=True)]
+        for schema, name, *ancestor in conn.execute(_ANCESTORS, names).fetchall():
+            if tuple(ancestor) in roots:
+                sent.pop((schema, name), None)
     return sent

@@ -200,6 +200,33 @@ def test_generated_columns_are_those_of_the_stream(
     assert [column.name for column in found.relation.columns] == columns
 
 
+def test_a_partition_has_the_name_that_the_stream_gives_it(db15: Database) -> None:
+    """Of several publications, the one that sends it under the name of a partitioned table decides."""
+    db15.run(
+        "CREATE TABLE t (id int, r text, PRIMARY KEY (id, r)) PARTITION BY LIST (r)",
+        "CREATE TABLE t_a PARTITION OF t FOR VALUES IN ('a')",
+        "CREATE TABLE t_b PARTITION OF t FOR VALUES IN ('b') PARTITION BY RANGE (id)",
+        "CREATE TABLE t_b1 PARTITION OF t_b FOR VALUES FROM (1) TO (10)",
+        "CREATE PUBLICATION root FOR TABLE t WITH (publish_via_partition_root)",
+        "CREATE PUBLICATION leaves FOR TABLE t",
+        "CREATE PUBLICATION leaf FOR TABLE t_a",
+        "CREATE PUBLICATION middle FOR TABLE t_b WITH (publish_via_partition_root)",
+    )
+    expected = {
+        "root": {"t"},
+        "leaves": {"t_a", "t_b1"},
+        "root leaves": {"t"},
+        "root leaf": {"t"},
+        "leaves middle": {"t_a", "t_b"},
+        "leaves middle root": {"t"},
+        "leaves leaf": {"t_a", "t_b1"},
+    }
+    with closing(db15.connect()) as conn:
+        for names, sent in expected.items():
+            found = tables.ls(conn, names.split(), lambda *name: True)
+            assert {table.relation.table for table in found} == sent, names
+
+
 def test_a_killed_snapshot_leaves_nothing(source: Database, rdsrepl: Program, tmp_path: Path) -> None:
     """No slot is left, and the file is refused; a new file begins again."""
     out = tmp_path / "out.jsonl"
