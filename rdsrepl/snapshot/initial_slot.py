@@ -154,5 +154,6 @@ def require_not_copied(conn: Connection, slot_name: str) -> None:
     if row is not None:
         raise InUse(
             f"another process writes the rows of the tables of slot {slot_name}, and its stream begins after them",
-            hint=f"wait until it ends; if it was lost, end its connection: SELECT pg_catalog.pg_terminate_backend({row[0]})",
+            hint="wait until it ends; if it was lost, end its connection: "
+            f"SELECT pg_catalog.pg_terminate_backend({row[0]})",
         )

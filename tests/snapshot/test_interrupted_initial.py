@@ -68,7 +68,7 @@ def _children(process: subprocess.Popen[bytes]) -> list[int]:
 def _has_ended(pid: int) -> bool:
     status = Path(f"/proc/{pid}/stat")
     try:
-        return status.read_text().rpartition(")")[2].split()[0] == "Z"  # nobody may wait for an orphan's status
+        return status.read_text().rpartition(")")[2].split()[0] == "Z"  # an orphan may stay a zombie
     except (FileNotFoundError, ProcessLookupError):
         return True
 
