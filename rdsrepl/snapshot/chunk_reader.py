@@ -29,7 +29,7 @@ from rdsrepl.errors import (
     Unreachable,
 )
 from rdsrepl.lsn import Lsn
-from rdsrepl.postgres import commit_visibility, connection, server_identity
+from rdsrepl.postgres import commit_visibility, connection, server_identity, standby_lag
 from rdsrepl.postgres.error_mapping import translating
 from rdsrepl.snapshot import chunks, table_copy
 from rdsrepl.snapshot.chunk_rows import ChunkRows, RowFormat
@@ -40,6 +40,7 @@ from rdsrepl.snapshot.shared_state import Chunk, Restarted, SharedState, TableBl
 from rdsrepl.snapshot.state import SnapshotState, Status, TableState
 from rdsrepl.snapshot.table_copy import CopiedRows
 from rdsrepl.snapshot.visibility import ServerSnapshot
+from rdsrepl.snapshot.waiting import WaitReport
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.type_catalog import Catalog
 from rdsrepl.tail.xlogdata import MALFORMED
@@ -52,15 +53,10 @@ if TYPE_CHECKING:
 
 _CURRENT_SNAPSHOT: Final = "SELECT pg_catalog.pg_current_snapshot()::text"
 _REPLAYED: Final = "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.pg_last_wal_replay_lsn()"
-_WRITTEN: Final = "SELECT pg_catalog.pg_current_wal_insert_lsn()"
+# Only flushed WAL is decoded and sent to standbys. The insert position can be behind the header of a page that has no
+# record yet, which no standby reaches.
+_FLUSHED: Final = "SELECT pg_catalog.pg_current_wal_flush_lsn()"
 _MARKER: Final = "SELECT pg_catalog.pg_logical_emit_message(true, %s, %s)"
-# Walsenders of logical slots report what their consumers confirm. pg_receivewal replays nothing: its lag only grows.
-_STANDBY_LAG: Final = """
-SELECT max(extract(epoch FROM r.replay_lag))::float8 FROM pg_catalog.pg_stat_replication r
- WHERE r.replay_lsn IS NOT NULL
-   AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s
-                    WHERE s.slot_type = 'logical' AND s.active_pid = r.pid)
-"""
 # The marker needs no standby: what it names is read again if it is lost.
 _PRIMARY_SETTINGS: Final = {"synchronous_commit": "local", "default_transaction_read_only": "off"}
 # A chunk is written into the stream at once: the changes behind it wait so long.
@@ -184,6 +180,7 @@ class _Session:
         self._formats: dict[tuple[str, str], RowFormat] = {}
         self._due = time.monotonic()
         self._saved_at = self._counted_at = self._lag_checked_at = time.monotonic()
+        self._wait_report = WaitReport(lambda text: reader._note(f"snapshot {snapshot_id} {text}"), self._save_wait)
 
     def _is_over(self) -> bool:
         return self._snapshots.is_over(self._run)
@@ -247,6 +244,7 @@ class _Session:
                 one,
                 request=replace(one.request, tables=texts),
                 status=Status.running,
+                waits_for=None,
                 started_at=one.started_at or datetime.now(UTC),
                 tables=tuple(tables.get(text, TableState(text, method=methods[text])) for text in texts),
             )
@@ -336,13 +334,18 @@ class _Session:
 
     def _wait_until_visible(self, state: SnapshotState) -> None:
         """Wait until the rows contain every change that was decoded before recording began."""
-        if state.request.read_from is None:
-            commit_visibility.wait_until_visible(self._primary, self._is_over)
-            return
-        row = self._primary.execute(_WRITTEN).fetchone()
-        assert row is not None
-        while not self._is_over() and self._replayed() < row[0]:
-            time.sleep(_REPLAY_POLL_SECONDS)
+        name = state.request.read_from
+        if name is None:
+            commit_visibility.wait_until_visible(
+                self._primary, self._is_over, lambda blocked: self._wait_report.waits(blocked.what, blocked.remedy)
+            )
+        else:
+            row = self._primary.execute(_FLUSHED).fetchone()
+            assert row is not None
+            while not self._is_over() and self._replayed() < row[0]:
+                self._wait_report.waits(f"the replica {name} to replay {row[0]}")
+                time.sleep(_REPLAY_POLL_SECONDS)
+        self._wait_report.ends()
 
     def _replayed(self) -> Lsn:
         row = self._rows.execute(_REPLAYED).fetchone()
@@ -350,6 +353,11 @@ class _Session:
         in_recovery, lsn = row
         if not in_recovery:
             raise NotPrimary("the replica was promoted", hint="start the snapshot again, from another replica")
+        if lsn is None:
+            raise Refused(
+                "the replica does not report what it has replayed (pg_last_wal_replay_lsn() is null)",
+                hint="start the snapshot again, without --read-from",
+            )
         return Lsn(lsn)
 
     def _read_table(self, state: SnapshotState, place: int) -> None:
@@ -564,12 +572,14 @@ class _Session:
         now = time.monotonic()
         if now - self._lag_checked_at < _LAG_CHECK_SECONDS:
             return
-        while True:
-            self._lag_checked_at = time.monotonic()
-            row = self._primary.execute(_STANDBY_LAG).fetchone()
-            if row is None or row[0] is None or row[0] < _MOST_LAG_SECONDS:
-                return
+        while (lag := standby_lag.longest(self._primary)) is not None and lag.seconds >= _MOST_LAG_SECONDS:
+            self._wait_report.waits(f"standby {lag.name}, which is more than {_MOST_LAG_SECONDS:.0f} seconds behind")
             self._snapshots.pause(self._run, _LAG_CHECK_SECONDS)
+        self._lag_checked_at = time.monotonic()
+        self._wait_report.ends()
+
+    def _save_wait(self, text: str | None) -> None:
+        self._changed(lambda one: replace(one, waits_for=text))
 
     def _save(self) -> None:
         now = time.monotonic()

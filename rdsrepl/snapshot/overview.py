@@ -29,6 +29,7 @@ class TableProgress:
         slot: whose stream has the rows.
         reason: why the snapshot failed or was paused; None otherwise.
         started_at, ended_at: of the snapshot.
+        waits_for: what the snapshot waits for while it runs, and what ends that; None otherwise.
     """
 
     snapshot: str
@@ -46,6 +47,7 @@ class TableProgress:
     reason: str | None
     started_at: datetime | None
     ended_at: datetime | None
+    waits_for: str | None = None
 
 
 def progress(snapshots: Iterable[SnapshotState]) -> list[TableProgress]:
@@ -86,4 +88,10 @@ def _row(one: SnapshotState, table: TableState, *, is_current: bool) -> TablePro
         reason=one.reason,
         started_at=one.started_at,
         ended_at=one.ended_at,
+        waits_for=waits_for(one),
     )
+
+
+def waits_for(one: SnapshotState) -> str | None:
+    """Return what a running snapshot waits for; what the state of another one says is from before it stopped."""
+    return one.waits_for if one.status is Status.running else None

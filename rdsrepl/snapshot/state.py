@@ -106,6 +106,7 @@ class SnapshotState:
         started_at: when its first chunk was read (UTC).
         ended_at: when it ended (UTC).
         running_seconds: for how long it ran, without pauses and stops.
+        waits_for: what the streaming process waits for before it reads on, and what ends that; None otherwise.
     """
 
     request: Request
@@ -115,6 +116,7 @@ class SnapshotState:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     running_seconds: float = 0.0
+    waits_for: str | None = None
 
     @classmethod
     def new(cls, request: Request) -> SnapshotState:
@@ -383,6 +385,7 @@ def _encoded(one: SnapshotState) -> dict[str, Any]:
         "started_at": None if one.started_at is None else one.started_at.isoformat(),
         "ended_at": None if one.ended_at is None else one.ended_at.isoformat(),
         "running_seconds": float(one.running_seconds),
+        "waits_for": one.waits_for,
         "tables": [
             {
                 "table": table.table,
@@ -417,6 +420,7 @@ def _decoded(row: dict[str, Any], owner: StreamIdentity) -> SnapshotState:
         _optional(row["started_at"], json_lines.parse_time),
         _optional(row["ended_at"], json_lines.parse_time),
         require_type(row["running_seconds"], float),
+        _optional(row.get("waits_for"), lambda value: require_type(value, str)),  # added later
     )
 
 

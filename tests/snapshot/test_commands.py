@@ -310,12 +310,18 @@ def test_a_damaged_state_ends_every_verb(place: Place, tmp_path: Path) -> None:
 def test_the_list_has_the_figures(place: Place) -> None:
     where = place.save(
         place.state(),
+        place.state("w3", waits_for="the replica r to replay 0/1"),
+        place.state("p4", Status.paused, waits_for="what it waited for before it was paused"),
         place.state("b2", Status.failed, reason="column \x1b[31m is gone", ended_at=_NOW + timedelta(hours=1)),
     )
     rows = place("list", *where, "-o", "json").json
     assert [(row["snapshot"], row["table"], row["state"]) for row in rows] == [
         ("a1", "public.orders", "running"),
         ("a1", 'public."Odd.name"', "waiting"),
+        ("w3", "public.orders", "running"),
+        ("w3", 'public."Odd.name"', "waiting"),
+        ("p4", "public.orders", "paused"),
+        ("p4", 'public."Odd.name"', "paused"),
         ("b2", "public.orders", "failed"),
         ("b2", 'public."Odd.name"', "failed"),
     ]
@@ -325,6 +331,8 @@ def test_the_list_has_the_figures(place: Place) -> None:
     text = place("list", *where).out
     assert "SNAPSHOT" in text.splitlines()[0]
     assert "b2 failed: column " in text and "\x1b" not in text
+    assert "\nw3 waits for the replica r to replay 0/1\n" in text and "p4 waits" not in text
+    assert re.search(r"^waits for +the replica r to replay 0/1$", place("show", "w3", *where).out, re.M)
     assert f"slot {place.slot} is not active: its snapshots go on when slot tail streams it" in text
     shown = place("show", "a1", *where)
     assert "150/s" in shown.out and "50.0s" in shown.out

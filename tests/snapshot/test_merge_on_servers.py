@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rdsrepl.postgres.commit_visibility import wait_until_visible
 from rdsrepl.sandbox.servers import processes
 from rdsrepl.sandbox.servers.postgres_server import PostgresServer
 from tests.fixtures.missing import missing
@@ -29,9 +30,6 @@ _LOCK = 4294966
 # At this row the reader waits for the test.
 _AT = "CASE WHEN id::text = '{}' THEN pg_advisory_xact_lock_shared(" + str(_LOCK) + ")::text = '' ELSE true END"
 _WAITING = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = {_LOCK} AND NOT granted"
-_LOOKS = (
-    "SELECT query_start FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%wait_event = ''SyncRep''%'"
-)
 _FIRST_XID = 4_294_966_000
 _CREATE = (
     "CREATE TABLE gate (id int PRIMARY KEY)",
@@ -178,16 +176,16 @@ def test_commits_that_become_visible_late(source: Database, tmp_path: Path) -> N
                 threading.Thread(
                     target=tail.request, args=("one", 10), kwargs={"tables": TABLES, "where": _AT.format(1)}
                 ).start()
-                looks: set[Any] = set()
 
-                def is_waiting() -> bool:
-                    looks.update(conn.execute(_LOOKS).fetchall())
-                    return len(looks) > 2 or bool(source.value(_WAITING))
+                def waits_for() -> Any:
+                    assert not source.value(_WAITING), "it reads rows"
+                    return (tail.snapshot("one") or {}).get("waits_for")
 
-                wait_until(is_waiting, "the reader looks again and again whether the commit is visible")
-                assert not source.value(_WAITING), "it reads rows"
+                assert "that no synchronous standby has acknowledged: PID " in wait_until(waits_for, "it says so")
+                _require_the_same_of_a_role_without_rights(source)
                 standby.acknowledge()
                 wait_until(lambda: source.value(_WAITING), "the reader is at the first table")
+                assert tail.snapshot("one")["waits_for"] is None  # type: ignore[index]
                 standby.hold()
                 commit("UPDATE items SET a = 'late' WHERE id = 4", tail, "late")
                 conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
@@ -205,3 +203,14 @@ def test_commits_that_become_visible_late(source: Database, tmp_path: Path) -> N
     }
     assert (rows[3]["a"], rows[4]["a"]) == ("before", "late")
     assert len(rows[4]["big"]) == 90 * 32
+
+
+def _require_the_same_of_a_role_without_rights(source: Database) -> None:
+    """It does not see which transactions wait for the standby: none may be left that it found in progress."""
+    blocked: list[str] = []
+    with closing(source.connect()) as conn:
+        conn.execute("SET synchronous_commit = local")
+        conn.execute("CREATE ROLE sees_nothing")
+        conn.execute("SET ROLE sees_nothing")
+        assert not wait_until_visible(conn, lambda: bool(blocked), lambda one: blocked.append(one.what))
+    assert "that may have committed" in blocked[0] and "PID " in blocked[0]

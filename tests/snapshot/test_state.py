@@ -44,6 +44,7 @@ _STATES = (
         (TableState("public.items", ("1", 'tab\tü"'), 200, 10**12, 2, 1, (("7", "x"),)),),
         _NOW,
         running_seconds=1.5,
+        waits_for="the replica to replay 0/1",
     ),
     SnapshotState(
         Request("c3", "orders_cdc", ("public.t",)),

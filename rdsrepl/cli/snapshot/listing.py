@@ -14,7 +14,7 @@ from rdsrepl.cli.snapshot.states import Id, SlotOption, StateOption, found, know
 from rdsrepl.cli.targets import database_target
 from rdsrepl.errors import NotFound
 from rdsrepl.render import Column, Listing, emit, facts, listing, stacked, styled
-from rdsrepl.snapshot.overview import TableProgress, progress, rows_per_second
+from rdsrepl.snapshot.overview import TableProgress, progress, rows_per_second, waits_for
 from rdsrepl.snapshot.state import SnapshotState
 from rdsrepl.text.counts import counted
 from rdsrepl.text.escapes import shown
@@ -87,6 +87,7 @@ def _unread(conn: Connection, names: set[str]) -> list[str]:
 def _below(rows: Sequence[TableProgress], waiting: Sequence[str]) -> list[object]:
     """Return why a snapshot does not go on."""
     lines = {row.snapshot: f"{row.snapshot} {row.state}: {row.reason}" for row in rows if row.reason is not None}
+    lines |= {row.snapshot: f"{row.snapshot} waits for {row.waits_for}" for row in rows if row.waits_for is not None}
     lines |= {name: f"slot {name} is not active: its snapshots go on when slot tail streams it" for name in waiting}
     return ["", *lines.values()] if lines else []
 
@@ -121,6 +122,7 @@ def print_snapshot(ctx: typer.Context, one: SnapshotState) -> None:
         ("slot", request.slot),
         ("status", one.status.value),
         ("reason", one.reason),
+        ("waits for", waits_for(one)),
         ("where", request.where),
         ("chunk", counted(request.chunk_rows, "row", grouped=True)),
         ("limit", None if request.rows_per_second is None else f"{_count(request.rows_per_second)} rows/s"),

@@ -23,7 +23,7 @@ from rdsrepl.cli.targets import database_target, other_target
 from rdsrepl.errors import BadValue, Error, Interrupted, NotFound, Unreachable
 from rdsrepl.lsn import Lsn
 from rdsrepl.snapshot import requests
-from rdsrepl.snapshot.overview import TableProgress, progress
+from rdsrepl.snapshot.overview import TableProgress, progress, waits_for
 from rdsrepl.snapshot.requests import Method, Request
 from rdsrepl.snapshot.state import SnapshotState, Status, parse_place
 from rdsrepl.text.commands import command
@@ -269,6 +269,8 @@ class _Reader:
 def _states(one: SnapshotState) -> list[str]:
     if one.status in (Status.paused, Status.requested):
         return [one.status.value]
+    if (what := waits_for(one)) is not None:
+        return [f"waits for {what}"]
     return [_state(row) for row in progress([one]) if row.state == Status.running]
 
 
