@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import os
+import signal as signals
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from rdsrepl.snapshot.requests import Request
+from rdsrepl.lsn import Lsn
+from rdsrepl.snapshot.requests import PREFIX, Request, encode
 from tests.fixtures.failover import failover_pair
 from tests.fixtures.postgres import Database, Servers
 from tests.fixtures.program import Program
@@ -23,12 +27,24 @@ def test_rows_of_a_replica_that_lags_and_is_promoted(servers: Servers, rdsrepl: 
         primary.run("INSERT INTO t SELECT i, repeat('x', 20), i FROM generate_series(1, 1000) i")
         tail = Tail(rdsrepl, primary, tmp_path, slot="fo", dsn=pair.dsn)
         with tail.running():
+            standby.run("SELECT pg_wal_replay_pause()")
+            with unflushed_wal(primary):
+                first = encode(Request("first", "fo", ("public.t",), read_from="replica"))
+                ((unflushed,),) = primary.run(
+                    f"BEGIN; SELECT pg_logical_emit_message(true, '{PREFIX}', '{first}'); COMMIT;"
+                    "SET synchronous_commit = off; UPDATE t SET n = n WHERE id = 1",
+                    "SELECT pg_current_wal_insert_lsn()",
+                )
+                text = wait_until(lambda: tail.snapshots().get("first", {}).get("waits_for"), "the state says why")
+            assert Lsn.parse(text.removeprefix("the replica replica to replay ")) < unflushed
+            standby.run("SELECT pg_wal_replay_resume()")
+            tail.wait_for("first")
             signal(primary, Request("itself", "fo", ("public.t",), read_from="itself"))
             assert "is not a standby" in tail.wait_for("itself", "failed")["reason"]
             signal(
                 primary, Request("far", "fo", ("public.t",), chunk_rows=50, rows_per_second=500, read_from="replica")
             )
-            wait_until(lambda: tail.out.read_bytes().count(b'"op":"r"') >= 100, "a part is written")
+            wait_until(lambda: len(_copied(tail, "far")) >= 100, "a part is written")
             with closing(primary.connect()) as conn:
                 # The replica knows a later transaction, and not that this one has not ended.
                 conn.execute("BEGIN")
@@ -57,6 +73,17 @@ def test_rows_of_a_replica_that_lags_and_is_promoted(servers: Servers, rdsrepl: 
         found = tail.events()
         assert {event["timeline"] for event in found if event["op"] == "r"} == {1, 2}
         assert len({(event["timeline"], event["commit_lsn"], event["seq"]) for event in found}) == len(found)
+
+
+@contextmanager
+def unflushed_wal(primary: Database) -> Iterator[None]:
+    """Stop the process that flushes what transactions leave to it (``synchronous_commit = off``)."""
+    pid = primary.value("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
+    os.kill(pid, signals.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signals.SIGCONT)
 
 
 def _rows(tail: Tail) -> list[tuple[int, str, int]]:
