@@ -15,7 +15,7 @@ from rdsrepl.snapshot.recorded_changes import Applied, Key, RecordedChanges, Row
 from rdsrepl.tail.formats.base import Format, FormatInParts, TextMarkingWriter, WriterInParts
 from rdsrepl.tail.formats.copy_lines import BlockFields, CopyLines
 from rdsrepl.tail.formats.fast_lines import now_members
-from rdsrepl.tail.formats.values import compile_copy_row
+from rdsrepl.tail.formats.row_parsers import compile_copy_row
 from rdsrepl.tail.model import InPlace, Transaction
 
 

@@ -19,8 +19,8 @@ from rdsrepl.tail.formats.base import Format, FormatInParts, TextMarkingWriter, 
 from rdsrepl.tail.formats.copy_lines import BlockFields, CopyLines
 from rdsrepl.tail.formats.debezium_options import DebeziumOptions
 from rdsrepl.tail.formats.fast_lines import now_members
+from rdsrepl.tail.formats.row_parsers import compile_copy_row
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.formats.values import compile_copy_row
 from rdsrepl.tail.model import Relation, Transaction
 from rdsrepl.tail.options import FormatName
 from rdsrepl.tail.pipeline import snapshot_format

@@ -24,6 +24,7 @@ from rdsrepl.tail.formats import values
 from rdsrepl.tail.formats.base import Format
 from rdsrepl.tail.formats.debezium import DebeziumFormat
 from rdsrepl.tail.formats.json_format import JsonFormat
+from rdsrepl.tail.formats.nested_values import array, composite
 from rdsrepl.tail.formats.partition_keys import KeyedFormat, keyed_records
 from rdsrepl.tail.formats.pretty import PrettyFormat
 from rdsrepl.tail.formats.type_catalog import Catalog
@@ -292,14 +293,14 @@ def test_names_that_are_not_utf8(pg15: PostgresServer, rdsrepl: Program, plugin:
             conn.execute(f"DROP DATABASE {made.name} WITH (FORCE)")
 
 
-_INNER = values.composite([("n", values.checked(values.Conversion(values.ValueKind.NUMBER)))])
-_EVERY = values.composite(
+_INNER = composite([("n", values.checked(values.Conversion(values.ValueKind.NUMBER)))])
+_EVERY = composite(
     [
         (kind.name, values.checked(values.Conversion(kind)))
         for kind in values.ValueKind
         if kind is not values.ValueKind.CONVERT
     ]
-    + [("array", values.array(_INNER)), ("vector", values.vector), ("oids", values.oidvector)]
+    + [("array", array(_INNER)), ("vector", values.vector), ("oids", values.oidvector)]
 )
 _SCRAPS = st.sampled_from([*'(){}[],:"\\ =tf01-+.eE\n', '""', "NaN", "NULL", "null", "2026-01-31 00:00:00+00", "\\x00"])
 _FIELD = st.one_of(st.text(max_size=8), st.lists(_SCRAPS, max_size=8).map("".join))
@@ -314,7 +315,7 @@ def test_any_composite_text_gives_json(fields: list[str], quoted: bool) -> None:
     if quoted:
         fields = ['"' + field.replace("\\", "\\\\").replace('"', '""') + '"' for field in fields]
     text = "(" + ",".join(fields) + ")"
-    for convert, names in ((_EVERY, 13), (values.array(_EVERY), None), (_INNER, 1)):
+    for convert, names in ((_EVERY, 13), (array(_EVERY), None), (_INNER, 1)):
         try:
             found = convert(text)
         except (ValueError, IndexError, RecursionError):

@@ -10,7 +10,9 @@ import pytest
 
 from rdsrepl.tail.formats.copy_lines import BlockFields, CopyLines
 from rdsrepl.tail.formats.fast_lines import Field, Piece
-from rdsrepl.tail.formats.values import Conversion, Dialect, ValueKind, array, compile_copy_row
+from rdsrepl.tail.formats.nested_values import array
+from rdsrepl.tail.formats.row_parsers import compile_copy_row
+from rdsrepl.tail.formats.values import Conversion, Dialect, ValueKind
 
 _FIELDS: Final = BlockFields("1/2", (1 << 32) + 2, [b'"piece"'], b'"now"')
 _TEXTS: Final = (

@@ -13,6 +13,7 @@ import pytest
 from psycopg import sql
 
 from rdsrepl.tail.formats import values
+from rdsrepl.tail.formats.nested_values import array
 from tests.fixtures.program import exact
 from tests.workloads.tables import (
     HOSTILE_COLUMNS,
@@ -406,7 +407,7 @@ def test_table_patterns(db15: Database, rdsrepl: Program) -> None:
 
 
 def test_array_text_with_special_characters() -> None:
-    convert = values.array(values.quote)
+    convert = array(values.quote)
     assert json.loads(convert('{"a,b",NULL,"NULL",{}}'.replace(",{}", ""))) == ["a,b", None, "NULL"]
     assert json.loads(convert('[0:1][5:5]={{"x"},{y}}')) == [["x"], ["y"]]
     assert json.loads(convert("{}")) == []

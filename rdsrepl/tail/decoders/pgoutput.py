@@ -16,8 +16,9 @@ from rdsrepl.errors import MalformedMessage
 from rdsrepl.lsn import Lsn
 from rdsrepl.tail.formats.base import Format, FormatInParts, RowWriter, TextMarkingWriter, WriterInParts
 from rdsrepl.tail.formats.fast_lines import LineParts, Write, compile_line, now_members
+from rdsrepl.tail.formats.row_parsers import Parse, compile_tuple
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.formats.values import Conversion, Parse, compile_tuple
+from rdsrepl.tail.formats.values import Conversion
 from rdsrepl.tail.model import (
     HEARTBEAT_PREFIX,
     OWN_PREFIX,

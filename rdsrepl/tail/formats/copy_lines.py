@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from rdsrepl.tail.formats.fast_lines import Field, Parts, Piece
-from rdsrepl.tail.formats.values import Conversion, Dialect, ValueKind, compile_copy_row
+from rdsrepl.tail.formats.row_parsers import compile_copy_row
+from rdsrepl.tail.formats.values import Conversion, Dialect, ValueKind
 from rdsrepl.text.counts import counted
 
 _NULL: Final = rb"\N"

@@ -43,8 +43,9 @@ from rdsrepl.tail.formats.debezium_times import (
     timestamptz,
     timetz,
 )
+from rdsrepl.tail.formats.nested_values import array
 from rdsrepl.tail.formats.type_catalog import Catalog
-from rdsrepl.tail.formats.values import AsText, Conversion, Convert, ValueKind, array, as_text
+from rdsrepl.tail.formats.values import AsText, Conversion, Convert, ValueKind, as_text
 
 _BOOL, _BYTEA, _CHAR, _OID, _JSON, _JSONB = 16, 17, 18, 26, 114, 3802
 _POINT, _MONEY, _BIT, _VARBIT, _UUID = 600, 790, 1560, 1562, 2950

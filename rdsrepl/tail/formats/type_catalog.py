@@ -3,38 +3,35 @@
 pgoutput sends only the OID of a column's type. That is enough for the common built-in types; for others (arrays,
 domains, composites, the type names that wal2json prints) a short query on an ordinary connection is needed.
 
-The catalogue has the present state; a change may be older. An array's element type and a domain's base type never
-change, but a composite type's attributes do, and any type may be dropped. So
-
-- a composite type that was altered after its creation is used only for transactions that are newer than that: the
-  newest ``xmin`` of its ``pg_attribute`` rows is compared with the transaction's id;
-- once for each batch of messages, after they were received, the ``pg_attribute`` rows are compared with the ones that
-  were read before, so that the definition in use is never older than a change;
-- a value is written as text (``AsText``) if its type was dropped, its definition is newer, or its text does not fit.
+The catalogue has the present state; what that means for composite types, which may change, is in ``composite_types``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rdsrepl.errors import Denied, ServerError
-from rdsrepl.tail.formats import values
-from rdsrepl.tail.formats.values import BUILT_IN, PLAIN, Conversion, Convert, ValueKind, as_text
+from rdsrepl.tail.formats.catalog_session import CatalogSession
+from rdsrepl.tail.formats.composite_types import TYPE, CompositeTypes
+from rdsrepl.tail.formats.nested_values import array
+from rdsrepl.tail.formats.values import (
+    BUILT_IN,
+    PLAIN,
+    Conversion,
+    ValueKind,
+    as_text,
+    checked,
+    oidvector,
+    to_json,
+    vector,
+)
 
 if TYPE_CHECKING:
     from rdsrepl.config import Target
-    from rdsrepl.postgres.connection import Connection
 
-_TYPE = """
-SELECT t.typtype::text, t.typelem, t.typbasetype, t.typrelid, e.typdelim::text,
-       t.typlen = -1 AND t.typelem <> 0 AND t.typcategory = 'A'
-  FROM pg_catalog.pg_type t LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem
- WHERE t.oid = %s
-"""
 _DESCRIPTION = """
 SELECT t.typname, t.typtype::text, t.typbasetype, t.typtypmod, t.typelem, e.typdelim::text,
        t.typlen = -1 AND t.typelem <> 0 AND t.typcategory = 'A'
@@ -48,22 +45,6 @@ SELECT a.attname, a.atttypid, a.atttypmod
  WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped
 """
 _NO_MONEY = "SELECT 0::pg_catalog.int4::pg_catalog.money::text"
-# The transaction id is null if CREATE TYPE wrote the row, in one command with the type itself, and if it is more than
-# 2^31 transactions old: every change that is still to be streamed is newer.
-_ATTRIBUTES = """
-SELECT a.attname, a.atttypid, a.attisdropped,
-       CASE WHEN pg_catalog.age(a.xmin) BETWEEN 0 AND 2147483646
-             AND NOT (a.xmin = t.xmin AND a.cmin = t.cmin AND a.xmax = '0' AND t.xmax = '0')
-            THEN a.xmin::text::bigint END,
-       a.attnum, a.xmin::text, a.ctid::text
-  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.typrelid = a.attrelid
- WHERE a.attrelid = %s AND a.attnum > 0 ORDER BY a.attnum
-"""
-# The versions of the rows: every ALTER TYPE writes new ones.
-_ROW_VERSIONS = """
-SELECT attrelid, attnum, xmin::text, ctid::text FROM pg_catalog.pg_attribute
- WHERE attrelid = ANY (%s) AND attnum > 0 ORDER BY attrelid, attnum
-"""
 # Runs with the role's own search_path, because its schemas are omitted from the names: no name may be looked up there.
 _TYPE_NAMES = """
 SELECT pg_catalog.format_type(c.oid, c.typmod)
@@ -111,8 +92,6 @@ _NO_TYPE = "???"
 _INT2VECTOR, _OIDVECTOR = 22, 30
 
 
-# (attnum, xmin, ctid) of each attribute
-_Versions = tuple[tuple[int, str, str], ...]
 _UNKNOWN_TYPE = Conversion(ValueKind.CONVERT, as_text, may_be_text=True)
 
 
@@ -133,7 +112,7 @@ class ReplicaIdentity:
 
 @dataclass(frozen=True, slots=True)
 class TypeDescription:
-    """The properties of a type that never change; composite types have a ``_Definition`` as well.
+    """The properties of a type that never change: not the attributes of a composite type.
 
     Attributes:
         name: without its schema.
@@ -153,21 +132,6 @@ class TypeDescription:
     delimiter: str = ","
 
 
-@dataclass(frozen=True, slots=True)
-class _Definition:
-    """The definition of a type that contains composite types, when it was looked up.
-
-    Attributes:
-        convert: converts and checks text.
-        altered_by: the newest transaction that altered one of the composite types; None if none was altered.
-        versions: for each composite type (``pg_class.oid``), the versions of its attributes' rows that were read.
-    """
-
-    convert: Convert
-    altered_by: int | None
-    versions: Mapping[int, _Versions]
-
-
 class Catalog:
     """A connection to the catalogue, opened at the first query, and a cache of the answers."""
 
@@ -178,14 +142,13 @@ class Catalog:
             target: the database.
             warn: called once if the role may not read the catalogue's types.
         """
-        self._target = target
+        self._session = CatalogSession(target)
+        self._query = self._session.query
         self._warn = warn
-        self._conn: Connection | None = None
         self._conversions: dict[int, Conversion] = {}
-        self._definitions: dict[int, _Definition | None] = {}
         self._descriptions: dict[int, TypeDescription] = {}
         self._money_digits: int | None = None
-        self._current = False
+        self._composites = CompositeTypes(self._session, self.conversion, lambda: self.xid, self._warn_denied)
         self._names: dict[int, tuple[str, str]] = {}
         self._identities: dict[tuple[str, str], ReplicaIdentity | None] = {}
         #: the transaction that is being decoded; set by the decoder.
@@ -193,7 +156,7 @@ class Catalog:
 
     def batch_received(self) -> None:
         """Record that more messages were received: their types may be newer than what was looked up."""
-        self._current = False
+        self._composites.batch_received()
         self._identities.clear()
 
     def type_named(self, oid: int, schema: str, name: str) -> None:
@@ -296,9 +259,7 @@ class Catalog:
 
     def close(self) -> None:
         """Close the connection if it is open."""
-        if self._conn is not None:
-            self._conn.close()
-            self._conn = None
+        self._session.close()
 
     def _look_up(self, oid: int) -> Conversion:
         try:
@@ -321,10 +282,10 @@ class Catalog:
 
     def _conversion_of(self, oid: int) -> Conversion:
         if oid == _INT2VECTOR:
-            return Conversion(ValueKind.CONVERT, values.vector)
+            return Conversion(ValueKind.CONVERT, vector)
         if oid == _OIDVECTOR:
-            return Conversion(ValueKind.CONVERT, values.oidvector)
-        rows = self._query(_TYPE, (oid,))
+            return Conversion(ValueKind.CONVERT, oidvector)
+        rows = self._query(TYPE, (oid,))
         if not rows:
             base = self._built_in(*self._names.get(oid, ("", "")))
             return _UNKNOWN_TYPE if base is None else self.conversion(base)
@@ -334,8 +295,8 @@ class Catalog:
             if not inner.may_be_text:
                 return Conversion(
                     ValueKind.CONVERT,
-                    values.array(values.to_json(inner), delimiter),
-                    values.array(values.checked(inner), delimiter),
+                    array(to_json(inner), delimiter),
+                    array(checked(inner), delimiter),
                 )
         elif typtype == "d":
             inner = self.conversion(base_type)
@@ -343,76 +304,7 @@ class Catalog:
                 return inner
         elif typtype != "c":
             return Conversion(ValueKind.TEXT)
-        return Conversion(ValueKind.CONVERT, self._converter(oid), may_be_text=True)
-
-    def _converter(self, oid: int) -> Convert:
-        """Return the conversion of a type that contains composite types; it uses their present definitions."""
-
-        def convert(text: str) -> str:
-            definition = self._definition(oid)
-            if definition is None or not _follows(self.xid, definition.altered_by):
-                return as_text(text)
-            try:
-                return definition.convert(text)
-            except (ValueError, IndexError, RecursionError):
-                return as_text(text)
-
-        return convert
-
-    def _definition(self, oid: int) -> _Definition | None:
-        """Return a type's present definition; None if it was dropped."""
-        if not self._current:
-            self._forget_altered()
-            self._current = True
-        if oid not in self._definitions:
-            try:
-                self._definitions[oid] = self._define(oid)
-            except Denied as exc:
-                self._warn_denied(exc)
-                self._definitions[oid] = None
-        return self._definitions[oid]
-
-    def _forget_altered(self) -> None:
-        """Discard the definitions of types that were altered or dropped since they were looked up."""
-        relations = {relation for found in self._definitions.values() if found for relation in found.versions}
-        now: dict[int, _Versions] = dict.fromkeys(relations, ())
-        if relations:
-            for relation, *version in self._query(_ROW_VERSIONS, (list(relations),)):
-                now[relation] += (tuple(version),)
-        self._definitions = {
-            oid: found
-            for oid, found in self._definitions.items()
-            if found is not None and all(now[relation] == known for relation, known in found.versions.items())
-        }
-
-    def _define(self, oid: int) -> _Definition | None:
-        conversion = self.conversion(oid)
-        if not conversion.may_be_text:
-            return _Definition(values.checked(conversion), None, {})
-        rows = self._query(_TYPE, (oid,))
-        if not rows:
-            return None
-        typtype, element, base_type, relation, delimiter, is_array = rows[0]
-        if is_array:
-            inner = self._define(element)
-            return None if inner is None else replace(inner, convert=values.array(inner.convert, delimiter))
-        if typtype == "d":
-            return self._define(base_type)
-        attributes: list[tuple[str, Convert]] = []
-        altered_by: int | None = None
-        found = self._query(_ATTRIBUTES, (relation,))
-        versions: dict[int, _Versions] = {relation: tuple((row[4], row[5], row[6]) for row in found)}
-        for name, type_oid, is_dropped, xid, *_ in found:
-            altered_by = _newer(altered_by, xid)
-            if is_dropped:
-                continue
-            attribute = self._define(type_oid)
-            if attribute is None:
-                return None
-            attributes.append((name, attribute.convert))
-            altered_by = _newer(altered_by, attribute.altered_by)
-            versions |= attribute.versions
-        return _Definition(values.composite(attributes), altered_by, versions)
+        return Conversion(ValueKind.CONVERT, self._composites.converter(oid), may_be_text=True)
 
     def _built_in(self, schema: str, name: str) -> int | None:
         """Return the OID of a type in pg_catalog, for which the stream has an empty schema."""
@@ -420,40 +312,3 @@ class Catalog:
             return None
         rows = self._query(_BUILT_IN_BY_NAME, (name,))
         return rows[0][0] if rows else None
-
-    def _query(
-        self, query: str, parameters: Sequence[Any] | Mapping[str, Any], *, own_path: bool = False
-    ) -> list[tuple[Any, ...]]:
-        import psycopg
-
-        from rdsrepl.postgres import connection, error_mapping, relations
-        from rdsrepl.postgres.types import AnyTextDumper
-
-        is_new = self._conn is None
-        if self._conn is None:
-            self._conn = connection.connect(self._target)
-            if self._conn.info.parameter_status("server_encoding") == "SQL_ASCII":
-                # Names may not be UTF-8, and the server refuses to send them to a client whose encoding is UTF-8.
-                self._conn.execute("SET client_encoding = 'SQL_ASCII'")
-                self._conn.adapters.register_dumper(str, AnyTextDumper)
-        try:
-            with relations.own_path(self._conn) if own_path else nullcontext():
-                rows = self._conn.execute(query, parameters).fetchall()
-        except psycopg.Error as exc:
-            was_closed = self._conn.closed and not is_new
-            self.close()
-            if was_closed:  # idle_session_timeout, for example: between two queries days may pass
-                return self._query(query, parameters, own_path=own_path)
-            raise error_mapping.translate(exc) from exc
-        return [tuple(connection.text(value) if type(value) is bytes else value for value in row) for row in rows]
-
-
-def _follows(xid: int | None, earlier: int | None) -> bool:
-    """Return whether a transaction started after another one; ids wrap around (manual, section 25.1.5)."""
-    return earlier is None or (xid is not None and (earlier - xid) & 0xFFFFFFFF >= 0x80000000)
-
-
-def _newer(one: int | None, other: int | None) -> int | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return one if _follows(one, other) else other
