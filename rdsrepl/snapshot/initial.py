@@ -5,8 +5,8 @@ position, and the slot sends everything else. The temporary slot is copied to th
 processes read the tables in that snapshot. The state says which tables the output has. Whatever ends the copy early (a
 lost connection, a kill), the stream begins at the slot's position and reads the other tables in chunks.
 
-Where the stream cannot do that (a table has no key, for example), the temporary slot is copied when the output has all
-rows. What ends the copy before that also removes the temporary slot: no slot is left that retains WAL, and the copy
+Where the stream cannot do that (before PostgreSQL 14, for example), the temporary slot is copied when the output has
+all rows. What ends the copy before that also removes the temporary slot: no slot is left that retains WAL, and the copy
 begins again.
 """
 
@@ -30,7 +30,7 @@ from rdsrepl.snapshot.initial_copy import InitialCopy, Progress
 from rdsrepl.snapshot.initial_slot import InitialSlot
 from rdsrepl.snapshot.initial_state import InitialState
 from rdsrepl.snapshot.state import FilePlace, Place
-from rdsrepl.snapshot.stream import unsupported
+from rdsrepl.snapshot.stream import keeps_table_order, unsupported
 from rdsrepl.snapshot.tables import TableRange
 from rdsrepl.snapshot.worker import Snapshot
 from rdsrepl.snapshot.workers import Workers
@@ -183,15 +183,15 @@ def _open_state(
     """
     reason, state = unsupported(options, job.checked), None
     if reason is None:
-        keyless = [table.name for table in snapshot_tables.without_key(control, job.tables)]
+        whole = snapshot_tables.without_key(control, job.tables)
         if job.checked.in_recovery:
             reason = "the server is a standby"
-        elif keyless:
-            reason = f"table {keyless[0]} has no key that the publications send"
+        elif whole and not keeps_table_order(options):
+            reason = f"table {whole[0].name} has no key, and --partition-by spreads its rows"
         owner = table_store.owner_of(control, options.slot_name)
         store = table_store.open_store(place, owner, job.target)
         try:
-            state = InitialState(store, options.slot_name, job.tables, ranges, goes_on=reason is None)
+            state = InitialState(store, options.slot_name, job.tables, ranges, whole=whole, goes_on=reason is None)
         except SinkFailed as exc:
             if place != FilePlace():
                 raise

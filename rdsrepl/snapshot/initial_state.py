@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from rdsrepl.snapshot.requests import MAX_TABLES, Request, table_text
+from rdsrepl.snapshot.requests import MAX_TABLES, Method, Request, table_text
 from rdsrepl.snapshot.state import SnapshotState, Status, Store, TableState
 from rdsrepl.snapshot.tables import SnapshotTable, TableRange
 
@@ -40,6 +40,7 @@ class InitialState:
         tables: Sequence[SnapshotTable],
         ranges: Sequence[TableRange],
         *,
+        whole: Sequence[SnapshotTable] = (),
         goes_on: bool,
     ) -> None:
         """Claim the state of the slot, and change nothing.
@@ -49,6 +50,7 @@ class InitialState:
             slot_name: the slot that is created.
             tables: those to copy.
             ranges: their parts.
+            whole: those without a key, which the stream reads whole.
             goes_on: whether the stream can read what the copy leaves.
 
         Raises:
@@ -59,7 +61,10 @@ class InitialState:
         # What did not end belongs to an older slot of this name, and this copy has all tables.
         self._others = [one for one in store.load() if one.status.has_ended and not is_initial(one.request.id)]
         self._slot_name = slot_name
-        self._tables = [TableState(table_text(*table.full_name)) for table in tables]
+        self._tables = [
+            TableState(table_text(*table.full_name), method=Method.slot if table in whole else Method.chunks)
+            for table in tables
+        ]
         self._ranges = Counter(one.table for one in ranges)
         self._last_batch = [0] * len(tables)
         self._rows = [0] * len(tables)
@@ -98,10 +103,11 @@ class InitialState:
         for first in range(0, len(self._tables), MAX_TABLES):
             tables = tuple(self._tables[first : first + MAX_TABLES])
             name = f"{_ID}-{first // MAX_TABLES + 1}" if first else _ID
+            method = Method.slot if any(table.method is Method.slot for table in tables) else Method.chunks
             is_done = all(table.is_done for table in tables)
             snapshots.append(
                 SnapshotState(
-                    Request(name, self._slot_name, tuple(table.table for table in tables)),
+                    Request(name, self._slot_name, tuple(table.table for table in tables), method=method),
                     Status.done if is_done else Status.running,
                     tables=tables,
                     started_at=self._began,

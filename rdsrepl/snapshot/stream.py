@@ -66,7 +66,6 @@ class StreamSnapshots(IncrementalSnapshots):
             needs_state=needs_state,
         )
         wants = TableFilter(options.tables).wants
-        partition_by = None if options.kinesis is None else options.kinesis.partition_by
         self._reader = ChunkReader(
             self.shared,
             target,
@@ -75,7 +74,7 @@ class StreamSnapshots(IncrementalSnapshots):
             wants,
             replica,
             observer.note,
-            keeps_table_order=partition_by in (None, "key", "table"),
+            keeps_table_order=keeps_table_order(options),
         )
 
     def start(self) -> None:
@@ -161,6 +160,11 @@ def _say(found: tuple[SnapshotState, ...] | None, slot_name: str, observer: Obse
             "missing. Use the state of that run (--state), or read the tables again "
             f"({command('snapshot start --slot {} --table TABLE', slot_name)})"
         )
+
+
+def keeps_table_order(options: TailOptions) -> bool:
+    """Return whether the output keeps the order of a table's changes, also of a table without a key."""
+    return options.kinesis is None or options.kinesis.partition_by in ("key", "table")
 
 
 def unsupported(options: TailOptions, checked: PreflightResult) -> str | None:
