@@ -92,10 +92,11 @@ def other_target(ctx: typer.Context, words: str, option: str) -> Target:
         )
     targets = config.load().targets
     if not is_dsn and words not in targets:
-        own = aws_target(ctx)
-        if own.aws.identifier or own.aws.profile or own.aws.region:
-            from rdsrepl.aws import locations
+        from rdsrepl.aws import locations, session
 
+        own = aws_target(ctx)
+        # Without a region AWS is not in use here, and the name is that of a target.
+        if session.region(own.aws) is not None:
             unknown = NotFound(
                 f"{option} {words} is neither a target of the config file nor an instance",
                 hint=did_you_mean(words, targets, otherwise="list the targets: rdsrepl config get-targets"),

@@ -339,10 +339,10 @@ def _in_unit(parameters: Mapping[str, Parameter], name: str, value: str) -> str:
 def _with_changes(plan: Plan, changes: Sequence[ParameterChange], users: Sequence[str]) -> Plan:
     warnings = list(plan.warnings)
     static = [change.name for change in changes if change.apply_type == "static"]
-    if users and static:
-        warnings.append(f"{', '.join(static)} takes effect after a reboot of {', '.join(users)}")
-    if users and len(static) < len(changes):
-        warnings.append(f"the rest takes effect at once on {', '.join(users)}")
+    dynamic = [change.name for change in changes if change.apply_type != "static"]
+    for names, when in ((static, f"after a reboot of {', '.join(users)}"), (dynamic, f"at once on {', '.join(users)}")):
+        if users and names:
+            warnings.append(f"{', '.join(names)} {'takes' if len(names) == 1 else 'take'} effect {when}")
     return replace(plan, changes=tuple(changes), warnings=tuple(warnings))
 
 

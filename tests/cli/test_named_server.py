@@ -118,6 +118,8 @@ def test_the_account_of_a_target_option_overrides_the_environment(
 
 def test_another_server_that_does_not_exist(cloud: Cloud) -> None:
     """The name may be meant as a target or as an instance, so the error names both; the first typing error is named."""
+    alone = cloud("failover", "diff", "--old", "nowhere", "--new", "nowhere-replica", "-o", "json")
+    assert (alone.code, alone.error["aws_code"]) == (3, "DBInstanceNotFound"), "AWS_REGION is enough to look it up"
     login = cloud("sandbox", "env", "-o", "json").json
     unknown = cloud("--cluster", "sandbox", "verify", "--to", "nowhere", "-o", "json", env=login)
     assert (unknown.code, unknown.error["aws_code"]) == (3, "DBInstanceNotFound"), unknown.err
