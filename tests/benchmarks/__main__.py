@@ -35,6 +35,7 @@ from tests.benchmarks import (
     start_up,
     streams,
     switchovers,
+    walkthrough,
 )
 from tests.benchmarks.measure import SCRIPT, connect, own_server, run
 
@@ -70,6 +71,7 @@ def main() -> None:
         return
     pages.report()
     aws_cli.report()
+    walkthrough.report()
     start_up.report()
     with own_server() as server:
         print(f"\nPostgreSQL {'.'.join(map(str, server.binaries.version))}, {os.cpu_count()} cores")
